@@ -1,0 +1,328 @@
+"""One frozen experiment, checked whole before anything starts: unknown keys are refused, parts agree.
+
+Presets return one; files hold one as JSON; `ExperimentConfig.model_json_schema()` documents every field.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dml.errors import InvalidSetting
+
+
+class Part(BaseModel):
+    """A section of the configuration: immutable, and a misspelled key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --- what goes into a dataset ---------------------------------------------------------------------------
+
+
+class OfficialSplit(Part):
+    """The split the source brings itself: CUB, CARS and SOP's class halves, a manifest's `split` column."""
+
+    kind: Literal["official"] = "official"
+
+
+class ClassSplit(Part):
+    """The last classes in sorted order are the test split."""
+
+    kind: Literal["classes"] = "classes"
+    test_fraction: float = Field(0.5, ge=0, le=1, description="share of the classes held out for test")
+
+
+class AttributeSplit(Part):
+    """Whole groups of classes are held out: the last values, in sorted order, of an attribute."""
+
+    kind: Literal["attribute"] = "attribute"
+    name: str = Field(description="attribute that every class has one value of")
+    test_values: int | tuple[str, ...] = Field(description="how many of the last values, or which values")
+
+
+SplitConfig = Annotated[OfficialSplit | ClassSplit | AttributeSplit, Field(discriminator="kind")]
+
+SourceLayout = Literal[
+    "auto", "folder", "omniglot", "cars196", "cub200", "sop", "mnist", "manifest", "glyphs"
+]
+
+
+class IngestConfig(Part):
+    """How a source of labelled images becomes a dataset version."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="the dataset's name in the store")
+    source: str = Field(description="folder, zip, manifest file, or `glyphs:` for drawn characters")
+    layout: SourceLayout = "auto"
+    split: SplitConfig | None = Field(None, description="None: what the layout's field uses")
+    max_pixels: int = Field(64_000_000, gt=0, description="larger images go to quarantine")
+    max_bytes: int = Field(64 << 20, gt=0, description="larger files go to quarantine")
+    rows_per_fragment: int = Field(1024, gt=0, description="rows of one Parquet file, one unit of work")
+    rows_per_group: int = Field(128, gt=0, description="rows of one Parquet row group")
+    num_workers: int | None = Field(None, ge=1, description="None: one for a small source, else all cores")
+
+
+# --- what an image becomes before it is embedded --------------------------------------------------------
+
+
+class PreprocessingConfig(Part):
+    """The deterministic way from an image to a tensor; it is part of the package."""
+
+    color: Literal["RGB", "L"] = "RGB"
+    resize: int = Field(256, gt=0, description="shorter side in pixels")
+    crop: int = Field(224, gt=0, description="side of the centre crop, in pixels")
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    @property
+    def channels(self) -> int:
+        return len(self.color)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.crop > self.resize:
+            raise ValueError(f"crop must not exceed resize; got {self.crop} and {self.resize}.")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(
+                f"mean and std need one value for each of {self.color!r}'s {self.channels} channels; "
+                f"got {len(self.mean)} and {len(self.std)}."
+            )
+        return self
+
+
+class AugmentationConfig(Part):
+    """What training does to an image beyond preprocessing; everything off by default."""
+
+    random_resized_crop: tuple[float, float] | None = Field(
+        None, description="area range of the crop, (0, 1]"
+    )
+    horizontal_flip: bool = False
+    rotation: float = Field(0.0, ge=0, le=180, description="degrees, drawn from [-rotation, rotation]")
+    translation: float = Field(0.0, ge=0, le=0.5, description="share of the side")
+    scaling: tuple[float, float] | None = Field(None, description="range of the zoom factor")
+
+
+# --- what embeds it -------------------------------------------------------------------------------------
+
+
+class Conv4Config(Part):
+    """Four blocks of convolution, batch norm, ReLU and pooling, for 28-pixel images."""
+
+    kind: Literal["conv4"] = "conv4"
+    width: int = Field(64, gt=0, description="channels of every block")
+
+
+class TorchvisionConfig(Part):
+    """A torchvision classification network without its classifier."""
+
+    kind: Literal["torchvision"] = "torchvision"
+    name: Literal["squeezenet1_1", "googlenet", "resnet18", "resnet50"] = "squeezenet1_1"
+    pretrained: bool = Field(False, description="fetch ImageNet weights from the hub")
+    weights: Path | None = Field(None, description="a local safetensors file in torchvision's key names")
+
+
+class TimmConfig(Part):
+    """Any backbone of timm."""
+
+    kind: Literal["timm"] = "timm"
+    name: str = "resnet50"
+    pretrained: bool = Field(False, description="fetch weights from the hub")
+    weights: Path | None = Field(None, description="a local safetensors file in timm's key names")
+
+
+BackboneConfig = Annotated[Conv4Config | TorchvisionConfig | TimmConfig, Field(discriminator="kind")]
+
+
+class EncoderConfig(Part):
+    """Backbone, pooling and a linear head onto the unit sphere."""
+
+    backbone: BackboneConfig = Conv4Config()
+    pooling: Literal["avg", "max", "avg+max", "gem"] = "avg"
+    dim: int = Field(128, gt=0, description="length of the embedding")
+    layer_norm: bool = Field(False, description="normalise pooled features before the head")
+    freeze_batch_norm: bool = Field(False, description="keep the backbone's running statistics and affine")
+
+
+# --- what is learnt from it -----------------------------------------------------------------------------
+
+
+class SamplerConfig(Part):
+    """P classes with K images each make one global batch."""
+
+    classes_per_batch: int = Field(28, ge=2, description="P")
+    samples_per_class: int = Field(4, ge=1, description="K")
+
+    @property
+    def batch_size(self) -> int:
+        return self.classes_per_batch * self.samples_per_class
+
+
+class ContrastiveConfig(Part):
+    kind: Literal["contrastive"] = "contrastive"
+    positive_margin: float = Field(0.0, ge=0, description="distance below which positives rest")
+    negative_margin: float = Field(1.0, gt=0, le=2, description="distance beyond which negatives rest")
+
+
+class TripletConfig(Part):
+    kind: Literal["triplet"] = "triplet"
+    mining: Literal["all", "batch-hard", "semi-hard"] = "semi-hard"
+    margin: float | None = Field(0.2, gt=0, le=4, description="None: soft margin, log(1 + exp)")
+    squared: bool = Field(True, description="squared Euclidean distance, as FaceNet")
+
+
+class MultiSimilarityConfig(Part):
+    kind: Literal["multi-similarity"] = "multi-similarity"
+    alpha: float = Field(2.0, gt=0)
+    beta: float = Field(50.0, gt=0)
+    base: float = Field(0.5, ge=-1, le=1)
+    epsilon: float | None = Field(0.1, ge=0, description="the miner's slack; None: no mining")
+
+
+class ProxyAnchorConfig(Part):
+    kind: Literal["proxy-anchor"] = "proxy-anchor"
+    margin: float = Field(0.1, ge=0, le=1)
+    scale: float = Field(32.0, gt=0)
+
+
+LossConfig = Annotated[
+    ContrastiveConfig | TripletConfig | MultiSimilarityConfig | ProxyAnchorConfig,
+    Field(discriminator="kind"),
+]
+
+
+class OptimizerConfig(Part):
+    """One optimiser with separate rates for backbone, head and the loss's own parameters."""
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(1e-4, gt=0, description="of the backbone")
+    head_learning_rate: float | None = Field(None, gt=0, description="None: as the backbone")
+    loss_learning_rate: float | None = Field(None, gt=0, description="None: 100 times the backbone's")
+    weight_decay: float = Field(1e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    warmup_steps: int = Field(0, ge=0, description="linear from zero")
+    schedule: Literal["constant", "cosine"] = "cosine"
+    clip_norm: float | None = Field(None, gt=0, description="None: gradients are not clipped")
+
+
+class TrainingConfig(Part):
+    """How long, on how many workers, and what is kept on the way."""
+
+    num_steps: int = Field(1000, gt=0)
+    num_workers: int = Field(1, ge=1, description="1: in this process; more: a Ray Train worker group")
+    use_gpu: bool | None = Field(None, description="None: where there is one")
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = True
+    threads_per_worker: int | None = Field(None, ge=1, description="None: this machine's cores over workers")
+    checkpoint_every_steps: int = Field(200, gt=0)
+    log_every_steps: int = Field(20, gt=0)
+    max_failures: int = Field(2, ge=0, description="how often a killed worker group is started again")
+
+
+# --- how it is judged and served ------------------------------------------------------------------------
+
+
+class EvaluationConfig(Part):
+    recall_at: tuple[int, ...] = (1, 2, 4, 8)
+    nmi: bool = Field(True, description="k-means is the slow part of an evaluation")
+    baselines: bool = Field(
+        True, description="raw pixels, and the encoder before training, in the same table"
+    )
+
+
+class GateConfig(Part):
+    """When a new version becomes the champion."""
+
+    metric: str = "recall_at_1"
+    min_gain: float = Field(0.0, description="how much better than the champion it must be, strictly")
+
+
+class IndexConfig(Part):
+    factory: str = Field("auto", description="auto: Flat below 100,000 rows, IVF beyond; or a Faiss string")
+    num_probes: int | None = Field(None, gt=0, description="IVF lists searched; None: chosen by recall")
+    recall_queries: int = Field(1000, gt=0, description="queries of the recall measurement")
+
+
+class ExperimentConfig(Part):
+    """Everything that decides what a training run does, except the dataset version."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$", description="the registered model's name")
+    seed: int = Field(0, ge=0, lt=2**31)
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    loss: LossConfig = MultiSimilarityConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        workers, classes = self.training.num_workers, self.sampler.classes_per_batch
+        if classes % workers:
+            raise ValueError(
+                f"classes_per_batch must be a multiple of num_workers, so that every worker gets whole "
+                f"classes; got {classes} and {workers}. Nearest below: {classes - classes % workers}."
+            )
+        if self.sampler.samples_per_class < 2 and self.loss.kind != "proxy-anchor":
+            raise ValueError(
+                f"The {self.loss.kind} loss learns from pairs of the same class, so samples_per_class must "
+                f"be at least 2; got {self.sampler.samples_per_class}."
+            )
+        needed = "L" if self.encoder.backbone.kind == "conv4" else "RGB"
+        if needed == "RGB" and self.preprocessing.color != "RGB":
+            raise ValueError(
+                f"The {self.encoder.backbone.kind} backbones take RGB; got color {self.preprocessing.color!r}."
+            )
+        return self
+
+    def overridden(self, assignments: list[str]) -> "ExperimentConfig":
+        """A copy with settings replaced, each `path.to.key=value` with the value in JSON (or plain text).
+
+        Raises:
+            InvalidSetting: an unknown key, or values that do not fit together.
+        """
+        tree: dict[str, Any] = json.loads(self.model_dump_json())
+        for assignment in assignments:
+            path, equals, text = assignment.partition("=")
+            if not equals:
+                raise InvalidSetting(f"A setting must read path.to.key=value; got {assignment!r}.")
+            *parents, key = path.split(".")
+            part = tree
+            for parent in parents:
+                part = part.setdefault(parent, {})
+                if not isinstance(part, dict):
+                    raise InvalidSetting(f"{path!r} is not a setting: {parent!r} has no parts.")
+            try:
+                part[key] = json.loads(text)
+            except json.JSONDecodeError:
+                part[key] = text
+        return parse_experiment(tree)
+
+
+def parse_experiment(tree: Any) -> ExperimentConfig:
+    """The experiment a JSON tree describes; raises InvalidSetting naming every setting that is wrong."""
+    try:
+        return ExperimentConfig.model_validate(tree)
+    except ValidationError as error:
+        raise invalid_setting(error) from None
+
+
+def read_experiment(path: str | Path) -> ExperimentConfig:
+    """The experiment in a JSON file; raises InvalidSetting when it cannot be read or followed."""
+    try:
+        return parse_experiment(json.loads(Path(path).read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InvalidSetting(f"An experiment file must be readable JSON; {path}: {error}.") from error
+
+
+def invalid_setting(error: ValidationError) -> InvalidSetting:
+    """pydantic's findings as one sentence each, without its jargon."""
+    findings = []
+    for finding in error.errors():
+        where = ".".join(str(part) for part in finding["loc"]) or "settings"
+        came = f"; got {finding['input']!r}" if finding["type"] != "value_error" else ""
+        findings.append(f"{where}: {finding['msg'].removeprefix('Value error, ')}{came}")
+    return InvalidSetting("Settings must fit their schema. " + " | ".join(findings))

@@ -1,0 +1,95 @@
+"""What the stages hand to each other: tiny, immutable, fingerprinted names of published artefacts.
+
+Tasks pass refs, never tensors or tables. A ref holds its parents' refs, so the lineage of an index, down to
+the dataset its model was trained on, is read and not looked up. Refs serialise to JSON (`model_dump_json`).
+"""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+AttributeType = str
+"""One of "string", "int64", "double", "bool": the type of an attribute column."""
+
+
+class Ref(BaseModel):
+    """Where a published artefact is, and the digest of what it must contain."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uri: str = Field(description="absolute local path or s3:// URI of the artefact's folder")
+    fingerprint: str = Field(description="hex SHA-256 of the content, independent of where it is stored")
+
+    @property
+    def version(self) -> str:
+        """The first twelve digits of the fingerprint: what people read, type and see in folder names."""
+        return self.fingerprint[:12]
+
+
+class SplitSize(BaseModel):
+    """How much of a dataset one split holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int
+    classes: int
+
+
+class DatasetRef(Ref):
+    """A validated Parquet dataset version; every row decodes, train and test share no class."""
+
+    name: str
+    rows: int
+    classes: int
+    splits: dict[str, SplitSize]
+    quarantined: int
+    attributes: dict[str, AttributeType] = {}
+    schema_version: int = 1
+
+
+class PackageRef(Ref):
+    """The model we ship: safetensors weights, encoder config and preprocessing; holds no pickle."""
+
+    dim: int = Field(gt=0, description="length of one embedding")
+    dataset: DatasetRef | None = Field(None, description="what it was trained on; None for an untrained one")
+
+
+class CheckpointRef(Ref):
+    """A complete training state at one step; resuming from it equals never having stopped."""
+
+    step: int = Field(ge=0)
+
+
+class ModelRef(BaseModel):
+    """One version of a registered model, and the package inside it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: int
+    alias: str | None = Field(None, description="`champion` where this version passed the gate")
+    package: PackageRef
+    metrics: dict[str, float] = {}
+    reason: str = Field("", description="why the version was promoted, or was not")
+
+    @property
+    def promoted(self) -> bool:
+        return self.alias == "champion"
+
+
+class EmbeddingsRef(Ref):
+    """A Parquet table made by one package from one dataset: exactly one row per sample id."""
+
+    package: PackageRef
+    dataset: DatasetRef
+    dim: int
+    rows: int
+
+
+class IndexRef(Ref):
+    """A Faiss index of one embeddings table, with ids, labels and attributes beside the vectors."""
+
+    name: str
+    embeddings: EmbeddingsRef
+    factory: str = Field(description="the Faiss index_factory string it was built with")
+    metric: str = "cosine"
+    rows: int
+    recall: float = Field(description="recall@10 against exact search, measured when it was built")

@@ -1,0 +1,34 @@
+"""The settings that live in the environment: `DML_STORE` (default `./dml-store`) and `MLFLOW_TRACKING_URI`
+(default a SQLite file inside a local store). `DML_CACHE` is read by `storage.cache_dir`; Prefect's, Ray's and
+AWS's own variables are read by those libraries.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+from dml.storage import cache_dir, is_remote, join, resolve
+
+
+def store_uri(explicit: str | None = None) -> str:
+    """The store's absolute URI: the given one, else `DML_STORE`, else `./dml-store`."""
+    return resolve(explicit or os.environ.get("DML_STORE") or "dml-store")
+
+
+def tracking_uri(store: str) -> str:
+    """`MLFLOW_TRACKING_URI`, else a SQLite database in the store; for a remote store, in the cache beside it."""
+    configured = os.environ.get("MLFLOW_TRACKING_URI")
+    if configured:
+        return configured
+    if is_remote(store):
+        digest = hashlib.sha256(store.encode()).hexdigest()[:12]
+        folder = cache_dir() / "mlflow" / digest
+    else:
+        folder = Path(store)
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def artifact_root(store: str) -> str:
+    """Where MLflow puts artefacts when no tracking server decides it."""
+    return join(store, "mlflow-artifacts")

@@ -1,0 +1,36 @@
+"""Inner products of unit vectors, and the one place that decides their precision."""
+
+import torch
+from torch import Tensor
+
+
+def cosine_similarities(anchors: Tensor, references: Tensor) -> Tensor:
+    """All pairwise cosine similarities of unit vectors.
+
+    Args:
+        anchors: (A, D) float, unit length.
+        references: (R, D) float, unit length.
+
+    Returns:
+        (A, R) float32, or float64 where the input is float64; larger is closer.
+    """
+    # Similarities in float32: just below 1.0 bfloat16 steps by 0.0039, so closer neighbours would tie.
+    with torch.autocast(device_type=anchors.device.type, enabled=False):
+        return at_least_float32(anchors) @ at_least_float32(references).T
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision widened to float32; float32 and float64 as they came."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def squared_distances(similarities: Tensor) -> Tensor:
+    """Squared Euclidean distances of unit vectors, 2 - 2s, in [0, 4]; same shape."""
+    return (2.0 - 2.0 * similarities).clamp_min(0.0)
+
+
+def distances(similarities: Tensor) -> Tensor:
+    """Euclidean distances of unit vectors; same shape. The gradient at distance 0 is 0, not infinite."""
+    squared = squared_distances(similarities)
+    positive = squared > 0
+    return torch.where(positive, squared, torch.ones_like(squared)).sqrt() * positive

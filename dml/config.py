@@ -271,11 +271,9 @@ class ExperimentConfig(Part):
                 f"The {self.loss.kind} loss learns from pairs of the same class, so samples_per_class must "
                 f"be at least 2; got {self.sampler.samples_per_class}."
             )
-        needed = "L" if self.encoder.backbone.kind == "conv4" else "RGB"
-        if needed == "RGB" and self.preprocessing.color != "RGB":
-            raise ValueError(
-                f"The {self.encoder.backbone.kind} backbones take RGB; got color {self.preprocessing.color!r}."
-            )
+        kind, color = self.encoder.backbone.kind, self.preprocessing.color
+        if kind != "conv4" and color != "RGB":
+            raise ValueError(f"The {kind} backbones take RGB images; got color {color!r}.")
         return self
 
     def overridden(self, assignments: list[str]) -> "ExperimentConfig":

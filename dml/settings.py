@@ -16,7 +16,7 @@ def store_uri(explicit: str | None = None) -> str:
 
 
 def tracking_uri(store: str) -> str:
-    """`MLFLOW_TRACKING_URI`, else a SQLite database in the store; for a remote store, in the cache beside it."""
+    """`MLFLOW_TRACKING_URI`, else a SQLite database in the store (in the cache for a remote one)."""
     configured = os.environ.get("MLFLOW_TRACKING_URI")
     if configured:
         return configured

@@ -32,7 +32,7 @@ def is_remote(uri: str) -> bool:
 
 
 def resolve(uri: str) -> str:
-    """The absolute form of a path or URI: `~` and relative parts of local paths are worked out, no trailing slash."""
+    """The absolute form of a path or URI, without trailing slash."""
     if is_remote(uri):
         scheme = uri.split("://", 1)[0]
         if scheme != "s3":
@@ -241,8 +241,10 @@ def cache_dir() -> Path:
 
 
 def fetch(uri: str, fingerprint: str) -> Path:
-    """A local folder with the artefact's files: the artefact itself where it is local, else a verified copy in
-    the cache, made once per fingerprint."""
+    """A local folder with the artefact's files.
+
+    The artefact itself where it is local, else a verified copy in the cache, made once per fingerprint.
+    """
     if not is_remote(uri):
         read_manifest(uri)
         return Path(resolve(uri))

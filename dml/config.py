@@ -138,7 +138,7 @@ class EncoderConfig(Part):
     """Backbone, pooling and a linear head onto the unit sphere."""
 
     backbone: BackboneConfig = Conv4Config()
-    pooling: Literal["avg", "max", "avg+max", "gem"] = "avg"
+    pooling: Literal["avg", "max", "avg+max", "gem", "own"] = Field("avg", description="own: timm's, as CLS")
     dim: int = Field(128, gt=0, description="length of the embedding")
     layer_norm: bool = Field(False, description="normalise pooled features before the head")
     freeze_batch_norm: bool = Field(False, description="keep the backbone's running statistics and affine")

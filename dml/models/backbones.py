@@ -1,0 +1,132 @@
+"""Backbones without their classifiers: images (B, c, H, W) to feature maps (B, C, h, w).
+
+torchvision and timm are imported only when one of theirs is built: they cost seconds.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dml.config import BackboneConfig, Conv4Config, TimmConfig, TorchvisionConfig
+from dml.errors import IncompatibleArtifact, MissingArtifact
+
+
+class Backbone(NamedTuple):
+    module: nn.Module
+    num_features: int
+    """C, the channels of the feature map (or the length of pooled features)."""
+
+
+# torchvision's network -> (the module whose output is the feature map, its channels)
+_TORCHVISION_TRUNKS = {
+    "squeezenet1_1": ("features", 512),
+    "googlenet": ("inception5b", 1024),
+    "resnet18": ("layer4", 512),
+    "resnet50": ("layer4", 2048),
+}
+_CLASSIFIER_KEYS = ("classifier.", "fc.", "aux1.", "aux2.", "head.")
+
+
+def build_backbone(
+    config: BackboneConfig, *, channels: int, initialise: bool = True, own_pooling: bool = False
+) -> Backbone:
+    """Build the backbone a configuration names.
+
+    Args:
+        config: which one, and where its weights come from.
+        channels: of the images, 1 or 3.
+        initialise: load the configured weights; False when a package's weights follow anyway.
+        own_pooling: pooled features (B, C) as the backbone's authors pool them; timm only.
+
+    Raises:
+        MissingArtifact: a weights file that is not there.
+        IncompatibleArtifact: a weights file for another network.
+    """
+    match config:
+        case Conv4Config(width=width):
+            return Backbone(_conv4(channels, width), width)
+        case TorchvisionConfig():
+            backbone = _torchvision(config, pretrained=config.pretrained and initialise)
+        case TimmConfig():
+            backbone = _timm(config, channels, config.pretrained and initialise, own_pooling)
+    if initialise and config.weights is not None:
+        _load_weights(backbone.module, config.weights)
+    return backbone
+
+
+def _conv4(channels: int, width: int) -> nn.Module:
+    """Vinyals et al. 2016, arXiv:1606.04080, sec. 4.1: 3x3 convolution, batch norm, ReLU, pool."""
+    blocks: list[nn.Module] = []
+    for inputs in (channels, width, width, width):
+        blocks += [
+            nn.Conv2d(inputs, width, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+        ]
+    return nn.Sequential(*blocks)
+
+
+def _torchvision(config: TorchvisionConfig, *, pretrained: bool) -> Backbone:
+    from torchvision import models
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    weights = models.get_model_weights(config.name).DEFAULT if pretrained else None
+    options = {}
+    if (
+        config.name == "googlenet" and not pretrained
+    ):  # with its own weights torchvision insists on its settings
+        options = {"aux_logits": False, "init_weights": False}
+    network = models.get_model(config.name, weights=weights, **options)
+    node, num_features = _TORCHVISION_TRUNKS[config.name]
+    return Backbone(_FeatureMap(create_feature_extractor(network, {node: "features"})), num_features)
+
+
+class _FeatureMap(nn.Module):
+    """A torchvision feature extractor that returns its one output instead of a dictionary of it."""
+
+    def __init__(self, extractor: nn.Module) -> None:
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.extractor(images)["features"]
+        return features
+
+
+def _timm(config: TimmConfig, channels: int, pretrained: bool, own_pooling: bool) -> Backbone:
+    import timm
+
+    pooling = {} if own_pooling else {"global_pool": ""}
+    network = timm.create_model(
+        config.name, pretrained=pretrained, num_classes=0, in_chans=channels, **pooling
+    )
+    return Backbone(network, network.num_features)
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    """Strictly load a safetensors file; entries of the classifier that was cut off are left out."""
+    if not path.exists():
+        raise MissingArtifact(f"The backbone's weights must be a safetensors file; there is none at {path}.")
+    target = module.extractor if isinstance(module, _FeatureMap) else module
+    wanted = target.state_dict()
+    loaded = {k: v for k, v in load_file(path).items() if k in wanted or not k.startswith(_CLASSIFIER_KEYS)}
+    missing = sorted(k for k in wanted.keys() - loaded.keys() if not k.endswith("num_batches_tracked"))
+    unknown = sorted(loaded.keys() - wanted.keys())
+    reshaped = sorted(k for k in wanted.keys() & loaded.keys() if wanted[k].shape != loaded[k].shape)
+    if missing or unknown or reshaped:
+        raise IncompatibleArtifact(
+            f"The weights in {path} must belong to this backbone; missing {missing[:3]}, unknown "
+            f"{unknown[:3]}, of another shape {reshaped[:3]}. Name the network these weights were saved from."
+        )
+    target.load_state_dict(loaded, strict=False)
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Keep running statistics and affine parameters of every batch norm as they are (Roth et al. 2020)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.eval()
+            layer.requires_grad_(False)

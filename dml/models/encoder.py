@@ -1,0 +1,89 @@
+"""The encoder: backbone, pooling, and a linear head onto the unit sphere."""
+
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dml.config import EncoderConfig
+from dml.errors import InvalidSetting
+from dml.models.backbones import build_backbone, freeze_batch_norm
+
+_GEM_EPSILON = 1e-6
+
+
+class GeneralisedMeanPooling(nn.Module):
+    """(mean x^p)^(1/p) over positions, p learnt. Radenovic et al. 2018, arXiv:1711.02512, sec. 3.2."""
+
+    def __init__(self, power: float = 3.0) -> None:
+        super().__init__()
+        self.power = nn.Parameter(torch.tensor(power))
+
+    def forward(self, features: Tensor) -> Tensor:
+        raised = features.float().clamp_min(_GEM_EPSILON).pow(self.power)
+        return raised.mean((2, 3)).pow(1.0 / self.power)
+
+
+def _pool(features: Tensor, pooling: str) -> Tensor:
+    if pooling == "avg":
+        return features.mean((2, 3))
+    if pooling == "max":
+        return features.amax((2, 3))
+    return features.mean((2, 3)) + features.amax((2, 3))  # as Kim et al.'s code of Proxy-Anchor
+
+
+class Encoder(nn.Module):
+    """Images (B, c, H, W) to unit-length float32 embeddings (B, D), also under autocast.
+
+    Args:
+        config: backbone, pooling and dimension.
+        channels: of the images, 1 or 3.
+        seed: decides the new weights, and nothing else does.
+        initialise: load the weights the configuration names; False when a package's weights follow.
+    """
+
+    def __init__(
+        self, config: EncoderConfig, *, channels: int, seed: int = 0, initialise: bool = True
+    ) -> None:
+        super().__init__()
+        self.config = config
+        own_pooling = config.pooling == "own"
+        if own_pooling and config.backbone.kind != "timm":
+            raise InvalidSetting(
+                f"pooling 'own' is what a timm backbone brings; got backbone {config.backbone.kind!r}. "
+                "Choose avg, max, avg+max or gem."
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.backbone, num_features = build_backbone(
+                config.backbone, channels=channels, initialise=initialise, own_pooling=own_pooling
+            )
+            self.gem = GeneralisedMeanPooling() if config.pooling == "gem" else None
+            self.norm = nn.LayerNorm(num_features) if config.layer_norm else None
+            self.head = nn.Linear(num_features, config.dim)
+        if config.freeze_batch_norm:
+            freeze_batch_norm(self.backbone)
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module, but a frozen batch norm stays in evaluation mode."""
+        super().train(mode)
+        if mode and self.config.freeze_batch_norm:
+            freeze_batch_norm(self.backbone)
+        return self
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled backbone features, (B, C), before the head."""
+        features: Tensor = self.backbone(images)
+        if self.config.pooling != "own":
+            if features.ndim != 4:
+                raise InvalidSetting(
+                    f"pooling {self.config.pooling!r} needs a feature map (B, C, h, w); this backbone gives "
+                    f"{tuple(features.shape)}. Set encoder.pooling to 'own'."
+                )
+            features = self.gem(features) if self.gem else _pool(features, self.config.pooling)
+        return self.norm(features) if self.norm else features
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Length one must hold to float32's precision, so the division leaves autocast.
+        return F.normalize(self.head(self.features(images)).float(), dim=1)

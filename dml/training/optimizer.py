@@ -1,0 +1,53 @@
+"""One optimiser with separate rates for backbone, head and the loss's own parameters, and its schedule."""
+
+import math
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from dml.config import OptimizerConfig
+from dml.models.encoder import Encoder
+
+_LOSS_RATE_FACTOR = 100.0  # proxies learn this much faster: Kim et al. 2020, arXiv:2003.13911, sec. 4.1
+
+
+def build_optimizer(config: OptimizerConfig, encoder: Encoder, loss: nn.Module) -> Optimizer:
+    """The optimiser over encoder and loss; each group keeps its full rate as `base_lr`."""
+    head_rate = config.head_learning_rate or config.learning_rate
+    loss_rate = config.loss_learning_rate or config.learning_rate * _LOSS_RATE_FACTOR
+    backbone = set(encoder.backbone.parameters())
+    groups = [
+        (config.learning_rate, [p for p in encoder.backbone.parameters() if p.requires_grad]),
+        (head_rate, [p for p in encoder.parameters() if p.requires_grad and p not in backbone]),
+        (loss_rate, list(loss.parameters())),
+    ]
+    parameters = [{"params": params, "lr": rate, "base_lr": rate} for rate, params in groups if params]
+    if config.kind == "sgd":
+        return SGD(parameters, momentum=config.momentum, weight_decay=config.weight_decay)
+    return AdamW(parameters, weight_decay=config.weight_decay)
+
+
+def rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> float:
+    """What the base rates are multiplied by at a step: a pure function, so that resuming needs no scheduler.
+
+    Linear warm-up to 1, then constant, or a cosine to 0 over the remaining steps.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    progress = (step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def set_rates(optimizer: Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def clip_gradients(optimizer: Optimizer, max_norm: float | None) -> None:
+    """Scale all gradients down to a common norm, if there is one to keep to."""
+    if max_norm is not None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)

@@ -1,0 +1,214 @@
+"""Train on any number of workers: one in this process, more as a Ray Train worker group.
+
+Both write the same things to the same places, so that a killed run of either kind goes on where it was:
+`STORE/runs/RUN/` holds the experiment, the checkpoints and, at the end, `result.json`.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from dml import storage
+from dml.cluster import ray_session
+from dml.config import ExperimentConfig
+from dml.data.dataset import open_mapped
+from dml.errors import TrainingFailed
+from dml.models.encoder import Encoder
+from dml.models.package import save_package
+from dml.refs import DatasetRef, PackageRef
+from dml.training.loop import Hooks, Progress, Worker, initial_encoder, run_identity, train_loop
+
+logger = logging.getLogger(__name__)
+
+_KEPT_CHECKPOINTS = 2
+OnProgress = Callable[[Progress], None]
+"""Receives rank 0's progress; picklable, since with several workers it travels to one."""
+
+
+def train(
+    config: ExperimentConfig, dataset: DatasetRef, store: str, on_progress: OnProgress | None = None
+) -> PackageRef:
+    """Train a package, resuming a run of the same identity; a finished run's package is returned at once.
+
+    Args:
+        config: the experiment.
+        dataset: a dataset version with a split `train`.
+        store: the store's URI; with several machines one that all of them reach.
+        on_progress: called every `log_every_steps`.
+
+    Raises:
+        TrainingFailed: the loss stopped being a number, or the workers died more often than `max_failures`.
+        InvalidData: the dataset cannot be trained on.
+    """
+    run = storage.join(store, "runs", run_identity(config, dataset))
+    result = storage.join(run, "result.json")
+    if not storage.exists(result):
+        storage.write_json(storage.join(run, "experiment.json"), config.model_dump(mode="json"))
+        if config.training.num_workers == 1:
+            _train_here(config, dataset, store, run, on_progress)
+        else:
+            _train_with_ray(config, dataset, store, run, on_progress)
+    return PackageRef.model_validate(storage.read_json(result))
+
+
+def initial_package(config: ExperimentConfig, store: str) -> PackageRef:
+    """The encoder before any training, as a package: the baseline a trained one is compared with."""
+    return save_package(store, initial_encoder(config), config.preprocessing)
+
+
+def _train_here(
+    config: ExperimentConfig, dataset: DatasetRef, store: str, run: str, on_progress: OnProgress | None
+) -> None:
+    _set_threads(config, here=1)
+    checkpoints = storage.join(run, "checkpoints")
+    device = torch.device("cuda" if _use_gpu(config) else "cpu")
+
+    def save(step: int, folder: Path | None) -> None:
+        assert folder is not None
+        _publish_checkpoint(checkpoints, step, folder)
+
+    names = storage.list_names(checkpoints)
+    complete = [name for name in names if storage.is_complete(storage.join(checkpoints, name))]
+    with TemporaryDirectory() as restored:
+        restore = _download(storage.join(checkpoints, complete[-1]), restored) if complete else None
+        hooks = Hooks(report=_log_and(on_progress), save=save, restore=restore)
+        encoder = train_loop(config, dataset, Worker(device=device), hooks)
+    _publish_result(config, dataset, store, run, encoder)
+
+
+def _publish_checkpoint(checkpoints: str, step: int, folder: Path) -> None:
+    final = storage.join(checkpoints, f"step-{step:08d}")
+    staged = storage.staging(final)
+    for file in folder.iterdir():
+        storage.write_bytes(storage.join(staged, file.name), file.read_bytes())
+    storage.publish(staged, final, {"step": step})
+    for old in storage.list_names(checkpoints)[:-_KEPT_CHECKPOINTS]:
+        storage.delete(storage.join(checkpoints, old))
+
+
+def _download(checkpoint: str, folder: str) -> Path:
+    for name in storage.read_manifest(checkpoint)["files"]:
+        (Path(folder) / name).write_bytes(storage.read_bytes(storage.join(checkpoint, name)))
+    return Path(folder)
+
+
+def _train_with_ray(
+    config: ExperimentConfig, dataset: DatasetRef, store: str, run: str, on_progress: OnProgress | None
+) -> None:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    training, use_gpu = config.training, _use_gpu(config)
+    filesystem, runs = storage.filesystem(storage.make_folder(storage.join(store, "runs")))
+    open_mapped(dataset)  # on one machine the workers find the cache made, instead of racing to make it
+    with ray_session(num_cpus=max(training.num_workers, os.cpu_count() or 1)):
+        trainer = TorchTrainer(
+            _ray_worker,
+            train_loop_config={
+                "config": config.model_dump(mode="json"),
+                "dataset": dataset.model_dump(mode="json"),
+                "store": store,
+                "run": run,
+                "on_progress": on_progress,
+            },
+            scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=use_gpu),
+            run_config=RunConfig(
+                name=run.rsplit("/", 1)[-1],
+                storage_path=runs,
+                storage_filesystem=filesystem,
+                failure_config=FailureConfig(max_failures=training.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise TrainingFailed(
+                f"The {training.num_workers} workers must finish; they failed more often than max_failures, "
+                f"{training.max_failures}, last with: {error}. Started again, the run goes on from its last "
+                "checkpoint."
+            ) from error
+    failure = storage.join(run, "failure.json")
+    if storage.exists(failure):
+        message = storage.read_json(failure)["message"]
+        storage.delete(failure)
+        raise TrainingFailed(message)
+
+
+def _ray_worker(arguments: dict[str, Any]) -> None:
+    """What one worker of the group runs."""
+    import ray.train
+    import ray.train.torch
+    from ray.train import Checkpoint
+
+    config = ExperimentConfig.model_validate(arguments["config"])
+    dataset = DatasetRef.model_validate(arguments["dataset"])
+    logging.basicConfig(level=logging.INFO)
+    context = ray.train.get_context()
+    worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    _set_threads(config, here=context.get_local_world_size())
+
+    def save(step: int, folder: Path | None) -> None:
+        checkpoint = Checkpoint.from_directory(str(folder)) if folder else None
+        ray.train.report({"step": step}, checkpoint=checkpoint)
+
+    def run_loop(restore: Path | None) -> None:
+        hooks = Hooks(report=_log_and(arguments["on_progress"]), save=save, restore=restore)
+        encoder = train_loop(config, dataset, worker, hooks)
+        if worker.rank == 0:
+            _publish_result(config, dataset, arguments["store"], arguments["run"], encoder)
+
+    try:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            run_loop(None)
+        else:
+            with checkpoint.as_directory() as folder:
+                run_loop(Path(folder))
+    except TrainingFailed as error:
+        # Every rank sees the same loss and ends here: Ray would only repeat a failure that cannot heal.
+        if worker.rank == 0:
+            storage.write_json(storage.join(arguments["run"], "failure.json"), {"message": str(error)})
+
+
+def _publish_result(
+    config: ExperimentConfig, dataset: DatasetRef, store: str, run: str, encoder: Encoder
+) -> None:
+    package = save_package(
+        store,
+        encoder,
+        config.preprocessing,
+        dataset=dataset,
+        experiment=config.model_dump(mode="json"),
+    )
+    storage.write_json(storage.join(run, "result.json"), package.model_dump(mode="json"))
+
+
+def _log_and(on_progress: OnProgress | None) -> OnProgress:
+    def report(progress: Progress) -> None:
+        logger.info(
+            "step %d: loss %.4f, %.0f images/s, %.0f %% of the time waiting for data",
+            progress.step,
+            progress.loss,
+            progress.images_per_second,
+            100 * progress.data_wait,
+        )
+        if on_progress is not None:
+            on_progress(progress)
+
+    return report
+
+
+def _use_gpu(config: ExperimentConfig) -> bool:
+    return torch.cuda.is_available() if config.training.use_gpu is None else config.training.use_gpu
+
+
+def _set_threads(config: ExperimentConfig, *, here: int) -> None:
+    """Share the machine's cores: more OpenMP threads than cores are many times slower than fewer."""
+    torch.set_num_threads(config.training.threads_per_worker or max((os.cpu_count() or 1) // here, 1))

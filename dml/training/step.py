@@ -1,0 +1,59 @@
+"""What one worker computes of a global batch, and one optimiser step of it."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dml.models.encoder import Encoder
+from dml.training.gather import gather
+from dml.training.optimizer import clip_gradients
+
+
+class Learner(nn.Module):
+    """Encoder and loss as one module, so that data parallelism synchronises the gradients of both."""
+
+    def __init__(self, encoder: Encoder, loss: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.loss = loss
+        self.precision = precision
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """This worker's part of the loss: the mean over workers is the loss of the global batch.
+
+        Args:
+            images: (b, c, H, W) float32, this worker's share.
+            labels: (b,) int64 class ids.
+        """
+        with self._autocast(images.device):
+            embeddings = self.encoder(images)
+        loss: Tensor = self.loss(embeddings, labels, gather(embeddings, labels))
+        return loss
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        if self.precision == "bfloat16":
+            return torch.autocast(device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+
+def train_step(
+    learner: nn.Module, optimizer: Optimizer, images: Tensor, labels: Tensor, *, clip_norm: float | None
+) -> float:
+    """Forward, backward and update; returns the loss of the global batch, the same number on every worker."""
+    optimizer.zero_grad(set_to_none=True)
+    loss = learner(images, labels)
+    loss.backward()
+    clip_gradients(optimizer, clip_norm)
+    optimizer.step()
+    return mean_over_workers(loss.detach())
+
+
+def mean_over_workers(value: Tensor) -> float:
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return float(value)

@@ -50,12 +50,25 @@ class PackageRef(Ref):
 
     dim: int = Field(gt=0, description="length of one embedding")
     dataset: DatasetRef | None = Field(None, description="what it was trained on; None for an untrained one")
+    initial: "PackageRef | None" = Field(None, description="the same encoder before that training")
 
 
 class CheckpointRef(Ref):
     """A complete training state at one step; resuming from it equals never having stopped."""
 
     step: int = Field(ge=0)
+
+
+class TrainedRef(BaseModel):
+    """What a finished training run leaves: its package, and how the training went."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str = Field(description="identity of configuration, dataset and code")
+    package: PackageRef
+    loss: float = Field(description="mean of the last steps")
+    images_per_second: float = Field(description="all workers together, over all steps of the last start")
+    data_wait: float = Field(description="share of that time spent waiting for images, [0, 1]")
 
 
 class ModelRef(BaseModel):
@@ -93,3 +106,41 @@ class IndexRef(Ref):
     metric: str = "cosine"
     rows: int
     recall: float = Field(description="recall@10 against exact search, measured when it was built")
+
+
+class EvaluationReport(BaseModel):
+    """How a package does on a dataset's test split, beside its baselines."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: DatasetRef
+    package: PackageRef
+    metrics: dict[str, float]
+    baselines: dict[str, dict[str, float]] = {}
+
+    def table(self) -> list[dict[str, str | float]]:
+        """One row per contestant, the trained package last."""
+        contestants = {**self.baselines, "trained": self.metrics}
+        return [{"embedding": name, **metrics} for name, metrics in contestants.items()]
+
+
+class TrainingReport(BaseModel):
+    """A training flow's result: the version, how training went, and how it was judged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelRef
+    trained: TrainedRef
+    evaluation: EvaluationReport
+
+
+class RoadReport(BaseModel):
+    """The whole road's result, and the seconds of each of its stages."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: DatasetRef
+    training: TrainingReport
+    index: IndexRef
+    gallery: str = Field(description="path or URI of the picture of queries and their answers")
+    seconds: dict[str, float]

@@ -70,6 +70,7 @@ def save_package(
     preprocessing: PreprocessingConfig,
     *,
     dataset: DatasetRef | None = None,
+    initial: PackageRef | None = None,
     experiment: dict[str, Any] | None = None,
 ) -> PackageRef:
     """Publish an encoder as a package in the store; the same encoder gives the same package.
@@ -79,6 +80,7 @@ def save_package(
         encoder: its weights are copied as float32.
         preprocessing: what an image must become before this encoder sees it.
         dataset: what it was trained on; None for an untrained encoder.
+        initial: the same encoder before that training.
         experiment: the configuration it came from, kept for the reader.
     """
     weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
@@ -93,7 +95,9 @@ def save_package(
     }
     fingerprint = storage.digest_of(description, storage.digest_of_bytes(weights_bytes))
     uri = storage.join(store, "packages", fingerprint[:12])
-    ref = PackageRef(uri=uri, fingerprint=fingerprint, dim=encoder.config.dim, dataset=dataset)
+    ref = PackageRef(
+        uri=uri, fingerprint=fingerprint, dim=encoder.config.dim, dataset=dataset, initial=initial
+    )
     if storage.is_complete(uri):
         return ref
     staged = storage.staging(uri)
@@ -106,6 +110,12 @@ def save_package(
 def find_package(uri: str) -> PackageRef:
     """The ref of a published package; raises MissingArtifact where there is none."""
     return PackageRef(uri=uri, **storage.read_manifest(uri)["ref"])
+
+
+def read_preprocessing(ref: PackageRef) -> PreprocessingConfig:
+    """What a package makes of an image before embedding it, without loading its weights."""
+    description = storage.read_json(storage.join(ref.uri, _DESCRIPTION))
+    return PreprocessingConfig.model_validate(description["preprocessing"])
 
 
 def load_package(uri: str, *, device: str | None = None) -> Package:

@@ -62,6 +62,16 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What training leaves on every worker: equal weights, and how it went since this start."""
+
+    encoder: Encoder
+    loss: float
+    images_per_second: float
+    data_wait: float
+
+
+@dataclass(frozen=True)
 class Hooks:
     """Where the loop's news go."""
 
@@ -107,7 +117,7 @@ def initial_encoder(config: ExperimentConfig) -> Encoder:
     return Encoder(config.encoder, channels=config.preprocessing.channels, seed=config.seed)
 
 
-def train_loop(config: ExperimentConfig, dataset: DatasetRef, worker: Worker, hooks: Hooks) -> Encoder:
+def train_loop(config: ExperimentConfig, dataset: DatasetRef, worker: Worker, hooks: Hooks) -> Outcome:
     """Train an encoder; every worker of a group calls this with the same configuration.
 
     Args:
@@ -117,7 +127,7 @@ def train_loop(config: ExperimentConfig, dataset: DatasetRef, worker: Worker, ho
         hooks: where progress and checkpoints go, and what to resume from.
 
     Returns:
-        The trained encoder, with equal weights on every worker.
+        The trained encoder, with equal weights on every worker, and the speed of the steps of this start.
 
     Raises:
         TrainingFailed: the loss stopped being a number; the message names the step and the images.
@@ -134,7 +144,7 @@ def train_loop(config: ExperimentConfig, dataset: DatasetRef, worker: Worker, ho
         logger.info("resuming after step %d", done)
     learner.train()
     batches = _batches(config, dataset, rows, worker, first_step=done)
-    meter = _Meter(config.sampler.batch_size)
+    meter, whole = _Meter(config.sampler.batch_size), _Meter(config.sampler.batch_size)
     training = config.training
     try:
         for step, (images, labels, positions) in enumerate(batches, start=done):
@@ -151,15 +161,18 @@ def train_loop(config: ExperimentConfig, dataset: DatasetRef, worker: Worker, ho
             )
             _refuse_nan(value, step, dataset, positions)
             meter.add(value)
+            whole.add(value)
             done = step + 1
             last = done == training.num_steps
             if worker.rank == 0 and (done % training.log_every_steps == 0 or last):
                 hooks.report(meter.progress(done, batches.wait_s))
             if done % training.checkpoint_every_steps == 0 and not last:
                 _save(hooks, worker, done, run, modules, optimizer)
+        final_loss = float(np.mean(whole.losses[-training.log_every_steps :]))
+        overall = whole.progress(done, batches.wait_s)
     finally:
         batches.close()
-    return encoder
+    return Outcome(encoder, final_loss, overall.images_per_second, overall.data_wait)
 
 
 def _build(

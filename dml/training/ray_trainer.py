@@ -18,10 +18,9 @@ from dml.cluster import ray_session
 from dml.config import ExperimentConfig
 from dml.data.dataset import open_mapped
 from dml.errors import TrainingFailed
-from dml.models.encoder import Encoder
 from dml.models.package import save_package
-from dml.refs import DatasetRef, PackageRef
-from dml.training.loop import Hooks, Progress, Worker, initial_encoder, run_identity, train_loop
+from dml.refs import DatasetRef, TrainedRef
+from dml.training.loop import Hooks, Outcome, Progress, Worker, initial_encoder, run_identity, train_loop
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +31,8 @@ OnProgress = Callable[[Progress], None]
 
 def train(
     config: ExperimentConfig, dataset: DatasetRef, store: str, on_progress: OnProgress | None = None
-) -> PackageRef:
-    """Train a package, resuming a run of the same identity; a finished run's package is returned at once.
+) -> TrainedRef:
+    """Train a package, resuming a run of the same identity; a finished run's result is returned at once.
 
     Args:
         config: the experiment.
@@ -53,12 +52,7 @@ def train(
             _train_here(config, dataset, store, run, on_progress)
         else:
             _train_with_ray(config, dataset, store, run, on_progress)
-    return PackageRef.model_validate(storage.read_json(result))
-
-
-def initial_package(config: ExperimentConfig, store: str) -> PackageRef:
-    """The encoder before any training, as a package: the baseline a trained one is compared with."""
-    return save_package(store, initial_encoder(config), config.preprocessing)
+    return TrainedRef.model_validate(storage.read_json(result))
 
 
 def _train_here(
@@ -77,8 +71,8 @@ def _train_here(
     with TemporaryDirectory() as restored:
         restore = _download(storage.join(checkpoints, complete[-1]), restored) if complete else None
         hooks = Hooks(report=_log_and(on_progress), save=save, restore=restore)
-        encoder = train_loop(config, dataset, Worker(device=device), hooks)
-    _publish_result(config, dataset, store, run, encoder)
+        outcome = train_loop(config, dataset, Worker(device=device), hooks)
+    _publish_result(config, dataset, store, run, outcome)
 
 
 def _publish_checkpoint(checkpoints: str, step: int, folder: Path) -> None:
@@ -160,9 +154,9 @@ def _ray_worker(arguments: dict[str, Any]) -> None:
 
     def run_loop(restore: Path | None) -> None:
         hooks = Hooks(report=_log_and(arguments["on_progress"]), save=save, restore=restore)
-        encoder = train_loop(config, dataset, worker, hooks)
+        outcome = train_loop(config, dataset, worker, hooks)
         if worker.rank == 0:
-            _publish_result(config, dataset, arguments["store"], arguments["run"], encoder)
+            _publish_result(config, dataset, arguments["store"], arguments["run"], outcome)
 
     try:
         checkpoint = ray.train.get_checkpoint()
@@ -178,16 +172,24 @@ def _ray_worker(arguments: dict[str, Any]) -> None:
 
 
 def _publish_result(
-    config: ExperimentConfig, dataset: DatasetRef, store: str, run: str, encoder: Encoder
+    config: ExperimentConfig, dataset: DatasetRef, store: str, run: str, outcome: Outcome
 ) -> None:
     package = save_package(
         store,
-        encoder,
+        outcome.encoder,
         config.preprocessing,
         dataset=dataset,
+        initial=save_package(store, initial_encoder(config), config.preprocessing),
         experiment=config.model_dump(mode="json"),
     )
-    storage.write_json(storage.join(run, "result.json"), package.model_dump(mode="json"))
+    trained = TrainedRef(
+        package=package,
+        run=run_identity(config, dataset),
+        loss=outcome.loss,
+        images_per_second=outcome.images_per_second,
+        data_wait=outcome.data_wait,
+    )
+    storage.write_json(storage.join(run, "result.json"), trained.model_dump(mode="json"))
 
 
 def _log_and(on_progress: OnProgress | None) -> OnProgress:

@@ -1,0 +1,1 @@
+"""The only room that knows MLflow: runs and metrics (tracking), model versions and the gate (catalog)."""

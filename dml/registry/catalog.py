@@ -1,0 +1,154 @@
+"""Model versions in MLflow's registry, and the gate a new one must pass to become the champion."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dml import storage
+from dml.config import GateConfig
+from dml.errors import InvalidSetting, MissingArtifact
+from dml.refs import ModelRef, PackageRef
+from dml.registry.tracking import Run, connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+_PACKAGE_TAG, _METRICS_TAG, _REASON_TAG = "dml.package", "dml.metrics", "dml.reason"
+_REQUIREMENTS = ["torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "pyarrow", "pydantic"]
+
+
+def register(run: Run, name: str, package: PackageRef, metrics: Mapping[str, float]) -> ModelRef:
+    """Make a package a version of a registered model; the same package of the same run is registered once.
+
+    Args:
+        run: the MLflow run that made it.
+        name: the registered model's name.
+        package: what `mlflow.pyfunc.load_model` will load, image bytes in and embeddings out.
+        metrics: how it does on the test split of the dataset it was trained on.
+    """
+    client = connect(run.tracking_uri)
+    for model in _versions(client, name):
+        if model.package.fingerprint == package.fingerprint and model.package.dataset == package.dataset:
+            return model
+    model_uri = _log_model(run, package)
+    import mlflow
+
+    tags = {_PACKAGE_TAG: package.model_dump_json(), _METRICS_TAG: json.dumps(dict(metrics))}
+    created = mlflow.register_model(model_uri, name, tags=tags)
+    return _model_ref(client.get_model_version(name, created.version))
+
+
+def _log_model(run: Run, package: PackageRef) -> str:
+    import mlflow.pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, package.dim), "embedding")]),
+    )
+    code = Path(__file__).parents[1]
+    with mlflow.start_run(run_id=run.id):
+        logged = mlflow.pyfunc.log_model(
+            name="package",
+            loader_module="dml.registry.pyfunc",
+            data_path=str(storage.fetch(package.uri, package.fingerprint)),
+            code_paths=[str(code)],
+            signature=signature,
+            pip_requirements=_REQUIREMENTS,
+        )
+    return str(logged.model_uri)
+
+
+def judge(
+    tracking_uri: str, model: ModelRef, gate: GateConfig, champion_metrics: Mapping[str, float] | None
+) -> ModelRef:
+    """Move the alias `champion` to a version if it passes the gate, else `challenger`, and say why.
+
+    Args:
+        model: the new version.
+        gate: which metric must be better, and by how much.
+        champion_metrics: the present champion's on the same test split; None where there is no champion.
+
+    Raises:
+        InvalidSetting: the gate's metric is not among the metrics that were measured.
+    """
+    if gate.metric not in model.metrics:
+        raise InvalidSetting(
+            f"gate.metric must be one of the measured metrics {sorted(model.metrics)}; got {gate.metric!r}."
+        )
+    if model.promoted:
+        return model
+    client = connect(tracking_uri)
+    value = model.metrics[gate.metric]
+    if champion_metrics is None:
+        passed, reason = True, f"first champion: {gate.metric} {value:.4f}"
+    else:
+        former = champion_metrics[gate.metric]
+        passed = value > former + gate.min_gain
+        reason = f"{gate.metric} {value:.4f} against the champion's {former:.4f}"
+        reason += f" (must gain more than {gate.min_gain:g})"
+    alias = CHAMPION if passed else CHALLENGER
+    client.set_model_version_tag(model.name, str(model.version), _REASON_TAG, reason)
+    client.set_registered_model_alias(model.name, alias, str(model.version))
+    return model.model_copy(update={"alias": alias, "reason": reason})
+
+
+def find_champion(tracking_uri: str, name: str) -> ModelRef | None:
+    """The version the alias `champion` names, or None before the first."""
+    return next((m for m in _versions(connect(tracking_uri), name) if m.promoted), None)
+
+
+def find_model(tracking_uri: str, name: str) -> ModelRef:
+    """A model version by `NAME` or `NAME@champion` (the alias) or `NAME/3` (the version).
+
+    Raises:
+        MissingArtifact: there is none, with those there are.
+    """
+    base, slash, version = name.partition("/")
+    base, _, alias = base.partition("@")
+    versions = _versions(connect(tracking_uri), base)
+    for model in versions:
+        if str(model.version) == version if slash else model.alias == (alias or CHAMPION):
+            return model
+    have = [f"{m.name}/{m.version}" + (f" (@{m.alias})" if m.alias else "") for m in versions]
+    names = sorted({m.name for m in list_models(tracking_uri)})
+    raise MissingArtifact(
+        f"Model {name!r} must be in the registry; it has {have or names}. Train one: dml train."
+    )
+
+
+def list_models(tracking_uri: str) -> list[ModelRef]:
+    """Every version of every registered model of ours, newest first within a name."""
+    client = connect(tracking_uri)
+    names = sorted(registered.name for registered in client.search_registered_models())
+    return [model for name in names for model in _versions(client, name)]
+
+
+def _versions(client: "MlflowClient", name: str) -> list[ModelRef]:
+    found = client.search_model_versions(f"name = '{name}'")
+    aliases = _aliases(client, name) if found else {}
+    ours = [_model_ref(v, aliases.get(str(v.version))) for v in found if _PACKAGE_TAG in v.tags]
+    return sorted(ours, key=lambda model: -model.version)
+
+
+def _aliases(client: "MlflowClient", name: str) -> dict[str, str]:
+    """Version to alias; a version that is both counts as champion."""
+    by_alias: dict[str, Any] = client.get_registered_model(name).aliases
+    return {str(version): alias for alias, version in sorted(by_alias.items())}
+
+
+def _model_ref(version: "ModelVersion", alias: str | None = None) -> ModelRef:
+    return ModelRef(
+        name=version.name,
+        version=int(version.version),
+        alias=alias,
+        package=PackageRef.model_validate_json(version.tags[_PACKAGE_TAG]),
+        metrics=json.loads(version.tags.get(_METRICS_TAG, "{}")),
+        reason=version.tags.get(_REASON_TAG, ""),
+    )

@@ -1,0 +1,120 @@
+"""Runs in MLflow: one per run identity, found again after a crash, fed live while training goes on."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+RUN_TAG = "dml.run"
+_MAX_PARAM_LENGTH = 500
+
+
+class HasMetrics(Protocol):
+    """What a training step reports."""
+
+    @property
+    def step(self) -> int: ...
+
+    def metrics(self) -> dict[str, float]: ...
+
+
+def connect(tracking_uri: str) -> "MlflowClient":
+    """An MLflow client; models that would need unpickling are refused from here on."""
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_registry_uri(tracking_uri)
+    return mlflow.MlflowClient(tracking_uri)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in MLflow, as a value that can travel to another process."""
+
+    tracking_uri: str
+    id: str
+
+    def __call__(self, progress: HasMetrics) -> None:
+        """Log a training step's metrics."""
+        self.log_metrics(progress.metrics(), step=progress.step)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        import mlflow.entities
+
+        entries = [mlflow.entities.Metric(k, v, _now_ms(), step) for k, v in metrics.items()]
+        connect(self.tracking_uri).log_batch(self.id, metrics=entries)
+
+    def log_file(self, path: Path) -> None:
+        connect(self.tracking_uri).log_artifact(self.id, str(path))
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """The run's state in MLflow: finished if the body ends well, failed if it raises."""
+        try:
+            yield
+        except BaseException:
+            connect(self.tracking_uri).set_terminated(self.id, status="FAILED")
+            raise
+        connect(self.tracking_uri).set_terminated(self.id, status="FINISHED")
+
+
+def start_run(
+    tracking_uri: str,
+    *,
+    experiment: str,
+    identity: str,
+    params: Mapping[str, Any],
+    artifact_root: str | None = None,
+) -> Run:
+    """The MLflow run of a run identity: a new one, or the one that a killed process left.
+
+    Args:
+        tracking_uri: a server, or `sqlite:///` file.
+        experiment: MLflow's experiment, made when it is missing.
+        identity: what `training.run_identity` gives; the same identity continues the same run.
+        params: a nested configuration, logged with dotted names.
+        artifact_root: where artefacts go when no server decides it.
+    """
+    client = connect(tracking_uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        location = None if tracking_uri.startswith("http") else artifact_root
+        experiment_id = client.create_experiment(experiment, artifact_location=location)
+    else:
+        experiment_id = found.experiment_id
+    earlier = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
+    if earlier:
+        client.update_run(earlier[0].info.run_id, status="RUNNING")
+        return Run(tracking_uri, earlier[0].info.run_id)
+    created = client.create_run(experiment_id, tags={RUN_TAG: identity}, run_name=identity)
+    run = Run(tracking_uri, created.info.run_id)
+    from mlflow.entities import Param
+
+    flat = [Param(k, str(v)[:_MAX_PARAM_LENGTH]) for k, v in _flatten(params)]
+    client.log_batch(run.id, params=flat)
+    return run
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            pairs += _flatten(value, f"{prefix}{key}.")
+        else:
+            pairs.append((f"{prefix}{key}", value))
+    return pairs
+
+
+def _now_ms() -> int:
+    from mlflow.utils.time import get_current_time_millis
+
+    return int(get_current_time_millis())

@@ -1,0 +1,30 @@
+"""A registered model and a dataset become an embeddings table."""
+
+from prefect import flow
+
+from dml.data import dataset as datasets
+from dml.refs import EmbeddingsRef
+from dml.registry import catalog
+from dml.retrieval import embed
+from dml.settings import store_uri, tracking_uri
+from flows.policy import say, stage
+
+
+@flow(name="embed-flow")
+def embed_flow(
+    model: str, dataset: str, store: str | None = None, num_workers: int | None = None
+) -> EmbeddingsRef:
+    """Embed a whole dataset; a killed run goes on at the fragment it had reached.
+
+    Args:
+        model: NAME (its champion), NAME@ALIAS or NAME/VERSION.
+        dataset: NAME (its current version) or NAME@VERSION.
+        store: the store's URI; None: `DML_STORE`, else `./dml-store`.
+        num_workers: embedding actors; None: as the dataset's size asks.
+    """
+    root = store_uri(store)
+    version = stage(catalog.find_model)(tracking_uri(root), model)
+    source = stage(datasets.find_dataset)(root, dataset)
+    embeddings = stage(embed.embed, heals=True)(root, version.package, source, num_workers=num_workers)
+    say(f"{embeddings.rows} embeddings of {embeddings.dim} dimensions in {embeddings.uri}")
+    return embeddings

@@ -1,0 +1,39 @@
+"""The whole road on one screen: images in, answers out."""
+
+from prefect import flow
+
+from dml.config import ExperimentConfig, IngestConfig
+from dml.refs import RoadReport
+from dml.serving import answers
+from dml.settings import store_uri
+from flows.index import index_flow
+from flows.ingest import ingest_flow
+from flows.policy import Stopwatch, run, show_picture, stage
+from flows.train import train_flow
+
+
+@flow(name="end-to-end-flow")
+def end_to_end_flow(
+    source: IngestConfig, experiment: ExperimentConfig, store: str | None = None
+) -> RoadReport:
+    """Ingest, train, evaluate, register, embed, index and search, each stage resumable on its own.
+
+    Args:
+        source: name, source, layout and split of the dataset.
+        experiment: what to train; its name is the model's and the index's.
+        store: the store's URI; None: `DML_STORE`, else `./dml-store`.
+    """
+    root, watch = store_uri(store), Stopwatch()
+    with watch("ingest"):
+        dataset = run(ingest_flow, source, root)
+    with watch("train and evaluate"):
+        name = f"{dataset.name}@{dataset.version}"
+        training = run(train_flow, name, config=experiment, store=root)
+    with watch("embed and index"):
+        index = run(index_flow, experiment.name, experiment.name, name, store=root)
+    with watch("search"):
+        gallery, picture = stage(answers.draw_sample)(root, index)
+    show_picture("gallery", picture, f"queries of the test split and their answers, {index.name}")
+    return RoadReport(
+        dataset=dataset, training=training, index=index, gallery=gallery, seconds=watch.seconds
+    )

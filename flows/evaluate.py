@@ -1,0 +1,55 @@
+"""How well a package finds its own kind, beside raw pixels and the same encoder before training."""
+
+from prefect import flow
+
+from dml.config import EvaluationConfig
+from dml.data import dataset as datasets
+from dml.models.package import read_preprocessing
+from dml.refs import DatasetRef, EvaluationReport, PackageRef
+from dml.registry import catalog
+from dml.retrieval import embed, evaluate
+from dml.settings import store_uri, tracking_uri
+from flows.policy import show_table, stage
+
+_DEFAULT = EvaluationConfig()
+
+
+@flow(name="evaluate-flow")
+def evaluate_flow(
+    model: str, dataset: str, config: EvaluationConfig = _DEFAULT, store: str | None = None
+) -> EvaluationReport:
+    """Evaluate a registered model on the test split of any dataset.
+
+    Args:
+        model: NAME (its champion), NAME@ALIAS or NAME/VERSION.
+        dataset: NAME (its current version) or NAME@VERSION.
+        config: which metrics.
+        store: the store's URI; None: `DML_STORE`, else `./dml-store`.
+    """
+    root = store_uri(store)
+    version = stage(catalog.find_model)(tracking_uri(root), model)
+    source = stage(datasets.find_dataset)(root, dataset)
+    return evaluate_package(root, version.package, source, config)
+
+
+def evaluate_package(
+    store: str, package: PackageRef, dataset: DatasetRef, config: EvaluationConfig
+) -> EvaluationReport:
+    """Embed and judge. Embeddings are made once per package and dataset, so baselines cost one time."""
+    baselines = {}
+    if config.baselines:
+        pixels = stage(evaluate.raw_pixel_baseline)
+        baselines["raw pixels"] = pixels(dataset, read_preprocessing(package), config)
+    if config.baselines and package.initial is not None:
+        baselines["before training"] = _embed_and_judge(store, package.initial, dataset, config)
+    metrics = _embed_and_judge(store, package, dataset, config)
+    report = EvaluationReport(dataset=dataset, package=package, metrics=metrics, baselines=baselines)
+    show_table("evaluation", report.table(), f"{dataset.name}@{dataset.version}, split test")
+    return report
+
+
+def _embed_and_judge(
+    store: str, package: PackageRef, dataset: DatasetRef, config: EvaluationConfig
+) -> dict[str, float]:
+    embeddings = stage(embed.embed, heals=True)(store, package, dataset)
+    return stage(evaluate.evaluate)(embeddings, config)

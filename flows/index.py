@@ -1,0 +1,42 @@
+"""An embeddings table becomes the index that searches are answered from."""
+
+from prefect import flow
+
+from dml.config import IndexConfig
+from dml.refs import EmbeddingsRef, IndexRef
+from dml.retrieval import index
+from dml.settings import store_uri
+from flows.embed import embed_flow
+from flows.policy import run, say, show_table, stage
+
+
+@flow(name="index-flow")
+def index_flow(
+    name: str,
+    model: str,
+    dataset: str,
+    config: IndexConfig = IndexConfig(),  # noqa: B008 - frozen
+    store: str | None = None,
+    num_workers: int | None = None,
+) -> IndexRef:
+    """Embed what is not embedded yet, build an index, and make it the one that searches use.
+
+    Args:
+        name: the index's name.
+        model: NAME (its champion), NAME@ALIAS or NAME/VERSION.
+        dataset: NAME (its current version) or NAME@VERSION.
+        config: the Faiss factory string and probes; by default chosen by size.
+        store: the store's URI; None: `DML_STORE`, else `./dml-store`.
+        num_workers: embedding actors; None: as the dataset's size asks.
+    """
+    embeddings = run(embed_flow, model, dataset, store, num_workers)
+    return publish_index_of(embeddings, name, config, store_uri(store))
+
+
+def publish_index_of(embeddings: EmbeddingsRef, name: str, config: IndexConfig, store: str) -> IndexRef:
+    """Build first, publish after: until then searches are answered from the former index."""
+    built = stage(index.build_index, heals=True)(store, name, embeddings, config)
+    stage(index.publish_index)(store, built)
+    show_table("index", [{"index": built.name, "rows": built.rows, "recall@10": built.recall}])
+    say(f"index {built.name}@{built.version}: {built.rows} rows, {built.factory}, recall {built.recall:.3f}")
+    return built

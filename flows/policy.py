@@ -1,0 +1,123 @@
+"""How stages run under Prefect, and that they cost nothing without it.
+
+A flow's body calls `stage(function)(...)`. Inside a flow run that is a Prefect task with its own row in the
+UI; outside (the command line without a Prefect server, a test, a notebook) it is the plain function.
+"""
+
+import base64
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import Flow, get_run_logger, task
+from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+from prefect.events import emit_event
+from prefect.settings import get_current_settings
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TELL_EVERY_S = 5.0
+RETRY_DELAYS_S = [10.0, 60.0]
+"""For stages that read and write remote stores and go on where they stopped; the others repeat nothing."""
+
+
+def stage(function: Callable[P, R], *, heals: bool = False) -> Callable[P, R]:
+    """A room's function as one step of a flow.
+
+    Args:
+        function: takes and returns refs and settings, never tensors or tables.
+        heals: a retry can help, because it resumes; retried after `RETRY_DELAYS_S`.
+    """
+    if not is_orchestrated():
+        return function
+    name = f"{function.__module__.rsplit('.', 1)[-1]}.{function.__name__}"
+    delays = RETRY_DELAYS_S if heals else []
+    wrapped: Callable[P, R] = task(
+        name=name,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=len(delays),
+        retry_delay_seconds=delays,
+        retry_condition_fn=_may_heal,
+    )(function)
+    return wrapped
+
+
+def _may_heal(_task: Any, _run: Any, state: Any) -> bool:
+    """A user's mistake stays one however often it is tried."""
+    from dml.errors import DmlError
+
+    return not isinstance(state.result(raise_on_failure=False), DmlError)
+
+
+def is_orchestrated() -> bool:
+    return FlowRunContext.get() is not None
+
+
+def run(flow: Flow[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a flow as a (sub)flow run where a Prefect server is configured, else as the function it wraps."""
+    if is_orchestrated() or get_current_settings().api.url is not None:
+        return flow(*args, **kwargs)
+    return flow.fn(*args, **kwargs)
+
+
+def say(message: str) -> None:
+    """One line for whoever watches the flow."""
+    if is_orchestrated():
+        get_run_logger().info(message)
+    else:
+        logging.getLogger("dml.flows").info(message)
+
+
+def show_table(key: str, rows: Sequence[Mapping[str, Any]], description: str = "") -> None:
+    if is_orchestrated():
+        create_table_artifact(table=[dict(row) for row in rows], key=key, description=description)
+
+
+def show_link(key: str, link: str, text: str) -> None:
+    if is_orchestrated():
+        create_link_artifact(link=link, link_text=text, key=key)
+
+
+def show_picture(key: str, png: bytes, description: str) -> None:
+    """The picture travels inside the artefact, so that the UI needs no access to the store."""
+    if is_orchestrated():
+        url = "data:image/png;base64," + base64.b64encode(png).decode()
+        create_image_artifact(image_url=url, key=key, description=description)
+
+
+def announce(event: str, resource: str, payload: Mapping[str, Any]) -> None:
+    """Emit an event that automations can act on, such as `dml.model.promoted`."""
+    if is_orchestrated():
+        emit_event(event, resource={"prefect.resource.id": resource}, payload=dict(payload))
+
+
+def tell(what: str) -> Callable[[int, int], None]:
+    """A progress callback (units done, units in all): a line at most every `TELL_EVERY_S`, and at the end."""
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last >= TELL_EVERY_S:
+            last = time.monotonic()
+            say(f"{what}: {done} of {total} units")
+
+    return progress
+
+
+class Stopwatch:
+    """Seconds of each named stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - start, 2)

@@ -1,0 +1,54 @@
+"""Keep an index fresh: ingest what is new, embed what is new with the champion, build, publish."""
+
+from prefect import flow
+
+from dml.config import IndexConfig, IngestConfig
+from dml.data import dataset as datasets
+from dml.refs import IndexRef
+from dml.registry import catalog
+from dml.retrieval import embed, index
+from dml.settings import store_uri, tracking_uri
+from flows.index import publish_index_of
+from flows.ingest import ingest_flow
+from flows.policy import run, say, stage
+
+_DEFAULT = IndexConfig()
+
+
+@flow(name="reindex-flow")
+def reindex_flow(
+    name: str,
+    model: str,
+    dataset: str,
+    source: IngestConfig | None = None,
+    config: IndexConfig = _DEFAULT,
+    store: str | None = None,
+    num_workers: int | None = None,
+) -> IndexRef:
+    """Refresh an index; nothing new means nothing is embedded and the index stays.
+
+    Args:
+        name: the index's name.
+        model: NAME (its champion), NAME@ALIAS or NAME/VERSION.
+        dataset: NAME (its current version) or NAME@VERSION; read again first if `source` says from where.
+        source: how to ingest the dataset; None: take it as it stands.
+        config: the Faiss factory string and probes; by default chosen by size.
+        store: the store's URI; None: `DML_STORE`, else `./dml-store`.
+        num_workers: embedding actors; None: as the amount of new images asks.
+    """
+    root = store_uri(store)
+    if source is not None:
+        run(ingest_flow, source, root)
+    fresh = stage(datasets.find_dataset)(root, dataset)
+    package = stage(catalog.find_model)(tracking_uri(root), model).package
+    former = next((ref for ref in stage(index.list_indexes)(root) if ref.name == name), None)
+    same_package = former is not None and former.embeddings.package.fingerprint == package.fingerprint
+    embeddings = stage(embed.embed, heals=True)(
+        root,
+        package,
+        fresh,
+        previous=former.embeddings if former is not None and same_package else None,
+        num_workers=num_workers,
+    )
+    say(f"{embeddings.rows} embeddings of {fresh.name}@{fresh.version} by package {package.version}")
+    return publish_index_of(embeddings, name, config, root)

@@ -1,0 +1,65 @@
+"""A dataset and an experiment become a registered model version, promoted only if it is better."""
+
+from prefect import flow
+
+from dml.config import EvaluationConfig, ExperimentConfig
+from dml.data import dataset as datasets
+from dml.presets import experiment
+from dml.refs import DatasetRef, ModelRef, TrainingReport
+from dml.registry import catalog, tracking
+from dml.settings import artifact_root, store_uri, tracking_uri
+from dml.training import loop, ray_trainer
+from flows.evaluate import evaluate_package
+from flows.policy import announce, say, show_table, stage
+
+
+@flow(name="train-flow")
+def train_flow(
+    dataset: str,
+    preset: str = "smoke",
+    settings: list[str] | None = None,
+    config: ExperimentConfig | None = None,
+    store: str | None = None,
+) -> TrainingReport:
+    """Train, evaluate, register, and let the gate decide; ends well also when the champion stays.
+
+    Args:
+        dataset: NAME (its current version) or NAME@VERSION.
+        preset: where the experiment starts from; see `dml train --help`.
+        settings: changes to it, each `path.to.key=value`.
+        config: a whole experiment instead of a preset.
+        store: the store's URI; None: `DML_STORE`, else `./dml-store`.
+    """
+    root = store_uri(store)
+    chosen = (config or experiment(preset)).overridden(settings or [])
+    source = stage(datasets.find_dataset)(root, dataset)
+    run = stage(tracking.start_run)(
+        tracking_uri(root),
+        experiment=chosen.name,
+        identity=loop.run_identity(chosen, source),
+        params=chosen.model_dump(mode="json"),
+        artifact_root=artifact_root(root),
+    )
+    with run.recording():
+        trained = stage(ray_trainer.train, heals=True)(chosen, source, root, run)
+        report = evaluate_package(root, trained.package, source, chosen.evaluation)
+        run.log_metrics(report.metrics)
+        version = stage(catalog.register)(run, chosen.name, trained.package, report.metrics)
+    model = _promote_if_better(root, chosen, version, source)
+    show_table("model", [{"model": model.name, "version": model.version, "alias": model.alias}], model.reason)
+    say(f"model {model.name}/{model.version} is {model.alias}: {model.reason}")
+    return TrainingReport(model=model, trained=trained, evaluation=report)
+
+
+def _promote_if_better(store: str, config: ExperimentConfig, new: ModelRef, dataset: DatasetRef) -> ModelRef:
+    """Champion and newcomer are judged on the same test split, that of the newcomer's dataset."""
+    uri = tracking_uri(store)
+    champion = stage(catalog.find_champion)(uri, config.name)
+    metrics = None if champion is None else champion.metrics
+    if champion is not None and champion.package.dataset != dataset:
+        alone = EvaluationConfig(**{**config.evaluation.model_dump(), "baselines": False})
+        metrics = evaluate_package(store, champion.package, dataset, alone).metrics
+    model = stage(catalog.judge)(uri, new, config.gate, metrics)
+    if model.promoted and new != model:
+        announce("dml.model.promoted", f"mlflow.model.{model.name}", model.model_dump(mode="json"))
+    return model

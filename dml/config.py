@@ -300,6 +300,14 @@ class ExperimentConfig(Part):
         return parse_experiment(tree)
 
 
+def parse_ingest(tree: Any) -> IngestConfig:
+    """The ingest a JSON tree describes; raises InvalidSetting naming every setting that is wrong."""
+    try:
+        return IngestConfig.model_validate(tree)
+    except ValidationError as error:
+        raise invalid_setting(error) from None
+
+
 def parse_experiment(tree: Any) -> ExperimentConfig:
     """The experiment a JSON tree describes; raises InvalidSetting naming every setting that is wrong."""
     try:

@@ -1,0 +1,87 @@
+"""The configuration refuses what cannot be followed, before anything starts."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from dml.config import (
+    EncoderConfig,
+    ExperimentConfig,
+    PreprocessingConfig,
+    SamplerConfig,
+    TimmConfig,
+    TrainingConfig,
+    parse_experiment,
+    parse_ingest,
+    read_experiment,
+)
+from dml.errors import InvalidSetting
+from dml.presets import experiment, names
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_preset_is_valid_and_survives_json(name):
+    config = experiment(name)
+    assert parse_experiment(json.loads(config.model_dump_json())) == config
+
+
+def test_an_unknown_preset_names_those_there_are():
+    with pytest.raises(InvalidSetting, match="smoke"):
+        experiment("no-such")
+
+
+def test_a_misspelled_key_is_refused_by_name():
+    with pytest.raises(InvalidSetting, match=r"loss\.triplet\.margn"):
+        parse_experiment({"name": "x", "loss": {"kind": "triplet", "margn": 0.2}})
+
+
+def test_a_setting_is_replaced_by_its_path_and_the_original_stays():
+    config = experiment("smoke")
+    changed = config.overridden(["training.num_steps=7", 'loss={"kind":"triplet","margin":null}'])
+    assert (changed.training.num_steps, changed.loss.kind) == (7, "triplet")
+    assert changed.loss.margin is None
+    assert config.training.num_steps == 30
+
+
+@pytest.mark.parametrize("assignment", ["training.num_steps", "training.num_step=3", "name.x=1"])
+def test_an_assignment_that_names_no_setting_is_refused(assignment):
+    with pytest.raises(InvalidSetting):
+        experiment("smoke").overridden([assignment])
+
+
+def test_workers_that_cannot_share_the_classes_are_refused():
+    with pytest.raises(ValidationError, match="Nearest below: 6"):
+        ExperimentConfig(
+            name="x",
+            sampler=SamplerConfig(classes_per_batch=8),
+            training=TrainingConfig(num_workers=3),
+        )
+
+
+def test_pair_losses_need_pairs():
+    with pytest.raises(ValidationError, match="at least 2"):
+        ExperimentConfig(name="x", sampler=SamplerConfig(samples_per_class=1))
+
+
+def test_a_grey_image_for_a_colour_backbone_is_refused():
+    grey = PreprocessingConfig(color="L", mean=(0.5,), std=(0.5,))
+    with pytest.raises(ValidationError, match="RGB"):
+        ExperimentConfig(name="x", preprocessing=grey, encoder=EncoderConfig(backbone=TimmConfig()))
+
+
+def test_a_crop_larger_than_the_image_is_refused():
+    with pytest.raises(ValidationError, match="must not exceed"):
+        PreprocessingConfig(resize=100, crop=224)
+
+
+def test_an_unreadable_experiment_file_is_the_users_mistake(tmp_path):
+    (tmp_path / "broken.json").write_text("{")
+    for path in (tmp_path / "broken.json", tmp_path / "missing.json"):
+        with pytest.raises(InvalidSetting, match="readable JSON"):
+            read_experiment(path)
+
+
+def test_a_dataset_name_that_is_no_folder_name_is_refused():
+    with pytest.raises(InvalidSetting, match="name"):
+        parse_ingest({"name": "../x", "source": "y"})

@@ -34,6 +34,4 @@ def end_to_end_flow(
     with watch("search"):
         gallery, picture = stage(answers.draw_sample)(root, index)
     show_picture("gallery", picture, f"queries of the test split and their answers, {index.name}")
-    return RoadReport(
-        dataset=dataset, training=training, index=index, gallery=gallery, seconds=watch.seconds
-    )
+    return RoadReport(dataset=dataset, training=training, index=index, gallery=gallery, seconds=watch.seconds)

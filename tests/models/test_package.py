@@ -1,0 +1,85 @@
+"""A package is what it says: fingerprinted, verified, free of pickle, loadable without training code."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dml import storage
+from dml.config import EncoderConfig, PreprocessingConfig
+from dml.errors import CorruptArtifact, IncompatibleArtifact, MissingArtifact
+from dml.models.encoder import Encoder
+from dml.models.package import load_package, read_preprocessing, save_package
+
+GREY = PreprocessingConfig(color="L", resize=28, crop=28, mean=(0.5,), std=(0.5,))
+
+
+def image(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (32, 30), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def package(tmp_path):
+    return save_package(str(tmp_path), Encoder(EncoderConfig(dim=16), channels=1, seed=3), GREY)
+
+
+def test_a_loaded_package_embeds_as_the_encoder_did(package, tmp_path):
+    loaded = load_package(package.uri)
+    embeddings = loaded.embed([image(i) for i in range(5)], batch_size=2)
+    assert embeddings.shape == (5, 16)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(embeddings[3:4], loaded.embed([image(3)]), atol=1e-6)
+    assert loaded.embed([]).shape == (0, 16)
+
+
+def test_the_same_encoder_gives_the_same_package_and_no_second_copy(package, tmp_path):
+    again = save_package(str(tmp_path), Encoder(EncoderConfig(dim=16), channels=1, seed=3), GREY)
+    other = save_package(str(tmp_path), Encoder(EncoderConfig(dim=16), channels=1, seed=4), GREY)
+    assert again == package
+    assert other.fingerprint != package.fingerprint
+    assert len(storage.list_names(str(tmp_path / "packages"))) == 2
+
+
+def test_the_preprocessing_decides_the_fingerprint_too(package, tmp_path):
+    darker = GREY.model_copy(update={"mean": (0.4,)})
+    other = save_package(str(tmp_path), Encoder(EncoderConfig(dim=16), channels=1, seed=3), darker)
+    assert other.fingerprint != package.fingerprint
+    assert read_preprocessing(other) == darker
+
+
+def test_one_changed_byte_is_noticed(package):
+    path = f"{package.uri}/weights.safetensors"
+    content = bytearray(storage.read_bytes(path))
+    content[-1] ^= 1
+    storage.write_bytes(path, bytes(content))
+    with pytest.raises(CorruptArtifact, match="fingerprint"):
+        load_package(package.uri)
+
+
+def test_a_package_of_a_newer_format_is_refused(package):
+    path = f"{package.uri}/package.json"
+    storage.write_json(path, {**json.loads(storage.read_bytes(path)), "format_version": 99})
+    with pytest.raises(IncompatibleArtifact, match="99"):
+        load_package(package.uri)
+
+
+def test_a_missing_package_is_named(tmp_path):
+    with pytest.raises(MissingArtifact, match="nothing-here"):
+        load_package(str(tmp_path / "nothing-here"))
+
+
+def test_loading_needs_neither_training_nor_flows_nor_registry(package):
+    code = (
+        "import sys; from dml.models.package import load_package; load_package(sys.argv[1]); "
+        "heavy = {'dml.training', 'flows', 'mlflow', 'ray', 'prefect', 'torchvision', 'timm'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code, package.uri], check=True)

@@ -58,6 +58,7 @@ class IngestConfig(Part):
     split: SplitConfig | None = Field(None, description="None: what the layout's field uses")
     max_pixels: int = Field(64_000_000, gt=0, description="larger images go to quarantine")
     max_bytes: int = Field(64 << 20, gt=0, description="larger files go to quarantine")
+    quarantine_contradictions: bool = Field(False, description="the same bytes under several labels")
     rows_per_fragment: int = Field(1024, gt=0, description="rows of one Parquet file, one unit of work")
     rows_per_group: int = Field(128, gt=0, description="rows of one Parquet row group")
     num_workers: int | None = Field(None, ge=1, description="None: one for a small source, else all cores")

@@ -1,0 +1,105 @@
+"""The dataset table: one row per image, its bytes untouched, its label, split, size and attributes.
+
+Row groups are small and their image column is stored plainly, so that one row costs one small read
+(measured with 4,000 rows: 0.22 ms in groups of 256 without compression, 15.6 ms with Parquet's defaults).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from dml import storage
+from dml.errors import InvalidData
+from dml.refs import AttributeType
+
+SCHEMA_VERSION = 1
+BASE_COLUMNS = ("id", "label", "class_index", "split", "width", "height", "sha256")
+IMAGE = "image"
+_RESERVED = {*BASE_COLUMNS, IMAGE, "position", "similarity", "embedding"}
+_TYPES = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
+
+
+def attribute_types(rows: Sequence[Mapping[str, Any]]) -> dict[str, AttributeType]:
+    """The type of each attribute over all rows; None is a missing value and fits any type.
+
+    Raises:
+        InvalidData: a reserved name, or values of different types.
+    """
+    found: dict[str, AttributeType] = {}
+    for row in rows:
+        for name, value in row.items():
+            kind = _type_of(name, value)
+            if kind is None:
+                found.setdefault(name, "")
+            elif found.get(name) in (None, "", kind):
+                found[name] = kind
+            elif {found[name], kind} == {"int64", "double"}:
+                found[name] = "double"
+            else:
+                raise InvalidData(
+                    f"All values of attribute {name!r} must be of one type; got {found[name]} and {kind} "
+                    f"({value!r}). Write them alike in the source."
+                )
+    for name in found:
+        if name in _RESERVED or not name.isidentifier():
+            raise InvalidData(
+                f"An attribute's name must be letters, digits and underscores, and none of "
+                f"{sorted(_RESERVED)}; got {name!r}. Rename it in the source."
+            )
+    return {name: kind or "string" for name, kind in sorted(found.items())}
+
+
+def _type_of(name: str, value: Any) -> AttributeType | None:
+    match value:
+        case None:
+            return None
+        case bool():
+            return "bool"
+        case int():
+            return "int64"
+        case float():
+            return "double"
+        case str():
+            return "string"
+    raise InvalidData(
+        f"Attribute {name!r} must be text, number, truth value or missing; got "
+        f"{type(value).__name__} {value!r}."
+    )
+
+
+def dataset_schema(attributes: Mapping[str, AttributeType], *, images: bool = True) -> pa.Schema:
+    """The table's columns; the image comes last, so that readers of the others stop before it."""
+    integer = {"class_index", "width", "height"}
+    fields = [
+        pa.field(name, pa.int32() if name in integer else pa.string(), nullable=False)
+        for name in BASE_COLUMNS
+    ]
+    fields += [pa.field(name, _TYPES[kind]) for name, kind in attributes.items()]
+    return pa.schema([*fields, pa.field(IMAGE, pa.binary(), nullable=False)] if images else fields)
+
+
+QUARANTINE_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("id", "label", "locator", "reason", "detail")]
+)
+
+
+def write_fragment(table: pa.Table, uri: str, *, rows_per_group: int) -> None:
+    """Write one Parquet file of a dataset: image bytes plain, the rest compressed."""
+    plain = [IMAGE] if IMAGE in table.column_names else []
+    repeated = [
+        field.name
+        for field in table.schema
+        if field.type == pa.string() and field.name not in ("id", "sha256")
+    ]
+    filesystem, path = storage.filesystem(uri)
+    parquet.write_table(
+        table,
+        path,
+        filesystem=filesystem,
+        row_group_size=rows_per_group,
+        compression={name: "NONE" if name in plain else "ZSTD" for name in table.column_names},
+        use_dictionary=repeated,
+        write_page_checksum=True,
+    )

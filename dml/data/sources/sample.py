@@ -1,0 +1,50 @@
+"""What every source lists: samples that can be read again, and what it found wrong while listing."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from dml.config import SplitConfig
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+
+class Sample(NamedTuple):
+    """One image as a source names it."""
+
+    id: str
+    """Stable across re-reads of the same source, unique within it."""
+    locator: str
+    """What `Source.read` needs to find the bytes."""
+    label: str
+    split: str | None = None
+    """"train" or "test" where the source has a split of its own."""
+    attributes: dict[str, Any] = {}  # noqa: RUF012 - never changed
+
+
+class Problem(NamedTuple):
+    """Something that cannot become a row, found while listing or reading."""
+
+    id: str
+    label: str
+    locator: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All samples of a source, the split its field uses, and what is wrong with it."""
+
+    samples: list[Sample]
+    split: SplitConfig
+    problems: list[Problem] = field(default_factory=list)
+
+
+class Source(Protocol):
+    """A layout of labelled images; small, immutable, picklable."""
+
+    def scan(self) -> Listing:
+        """Every sample, without reading an image."""
+
+    def read(self, locator: str) -> bytes:
+        """The image file's bytes; raises MissingArtifact or InvalidData."""

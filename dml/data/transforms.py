@@ -1,0 +1,84 @@
+"""Augmentation for training: what is drawn depends on (seed, step, row) alone, not on who draws it."""
+
+import math
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from dml.config import AugmentationConfig, PreprocessingConfig
+from dml.preprocessing import resize_and_crop, to_tensor
+
+_ASPECT = (3 / 4, 4 / 3)  # of random crops: Szegedy et al. 2015, arXiv:1409.4842, sec. 6
+_ATTEMPTS = 10
+
+
+def augment(
+    image: Image.Image,
+    augmentation: AugmentationConfig,
+    preprocessing: PreprocessingConfig,
+    chance: np.random.Generator,
+) -> Tensor:
+    """One training view of an image.
+
+    Args:
+        image: decoded, in the preprocessing's colours.
+        augmentation: what may happen to it.
+        preprocessing: final size and normalisation.
+        chance: where the draws come from.
+
+    Returns:
+        (C, H, W) float32.
+    """
+    if augmentation.random_resized_crop is None:
+        image = resize_and_crop(image, preprocessing)
+    else:
+        image = _random_resized_crop(image, augmentation.random_resized_crop, preprocessing.crop, chance)
+    if augmentation.horizontal_flip and chance.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if augmentation.rotation or augmentation.translation or augmentation.scaling:
+        image = _random_affine(image, augmentation, chance)
+    return to_tensor(image, preprocessing)
+
+
+def _random_resized_crop(
+    image: Image.Image, area: tuple[float, float], side: int, chance: np.random.Generator
+) -> Image.Image:
+    """A random part of the image at the final size, as torchvision's transform of this name draws it."""
+    width, height = image.size
+    for _ in range(_ATTEMPTS):
+        pixels = width * height * chance.uniform(*area)
+        aspect = math.exp(chance.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
+        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(chance.integers(width - w + 1)), int(chance.integers(height - h + 1))
+            break
+    else:  # no part of that shape fits: the largest centred one that does
+        w, h = min(width, round(height * _ASPECT[1])), min(height, round(width / _ASPECT[0]))
+        left, top = (width - w) // 2, (height - h) // 2
+    return image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + w, top + h))
+
+
+def _random_affine(
+    image: Image.Image, augmentation: AugmentationConfig, chance: np.random.Generator
+) -> Image.Image:
+    """Rotate and zoom about the centre, then shift; what comes in from outside repeats the top left pixel."""
+    angle = math.radians(chance.uniform(-augmentation.rotation, augmentation.rotation))
+    zoom = chance.uniform(*(augmentation.scaling or (1.0, 1.0)))
+    shift = chance.uniform(-augmentation.translation, augmentation.translation, 2) * image.size
+    cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
+    x, y = image.width / 2, image.height / 2
+    offset_x = x - cos * (x + shift[0]) - sin * (y + shift[1])
+    offset_y = y + sin * (x + shift[0]) - cos * (y + shift[1])
+    return image.transform(
+        image.size,
+        Image.Transform.AFFINE,
+        (cos, sin, offset_x, -sin, cos, offset_y),
+        Image.Resampling.BILINEAR,
+        fillcolor=image.getpixel((0, 0)),
+    )
+
+
+def chance_of(seed: int, step: int, row: int) -> np.random.Generator:
+    """The randomness of one row at one step of a run."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, step, row))))

@@ -1,0 +1,119 @@
+"""A query image in, answers and their picture out: search, data and report meet here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dml import storage
+from dml.data.dataset import read_images, read_rows
+from dml.errors import MissingArtifact
+from dml.models.package import load_package
+from dml.refs import IndexRef
+from dml.report.gallery import GalleryRow, Tile, draw_gallery
+from dml.retrieval.index import find_index, list_indexes
+from dml.retrieval.search import Answer, open_index
+
+_SAMPLE_QUERIES, _SAMPLE_ANSWERS = 8, 8
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found, and what it did to find it."""
+
+    index: IndexRef
+    answers: Sequence[Answer]
+    plan: str
+
+    def to_json(self) -> dict[str, Any]:
+        package = self.index.embeddings.package
+        return {
+            "answers": self.rows(),
+            "index": f"{self.index.name}@{self.index.version}",
+            "model": package.version,
+            "plan": self.plan,
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per answer: id, label, similarity, then its attributes."""
+        return [
+            {
+                "id": answer.id,
+                "label": answer.label,
+                "similarity": round(answer.similarity, 6),
+                **answer.attributes,
+            }
+            for answer in self.answers
+        ]
+
+
+def only_index(store: str) -> str:
+    """The name of the store's only index; raises MissingArtifact where there is none or a choice."""
+    names = [ref.name for ref in list_indexes(store)]
+    if len(names) != 1:
+        raise MissingArtifact(f"--index must name one of the store's indexes {names}; none was given.")
+    return names[0]
+
+
+def answer(store: str, index_name: str | None, image: bytes, *, k: int, where: Sequence[str]) -> Found:
+    """Embed an image with exactly the package that made the index, and search.
+
+    Args:
+        store: the store's URI.
+        index_name: NAME or NAME@VERSION; None: the store's only index.
+        image: a file's bytes.
+        k: how many answers are wanted.
+        where: conditions on attributes, all of which must hold.
+
+    Raises:
+        MissingArtifact, InvalidData, InvalidSetting: no such index; no image; a condition that says nothing.
+    """
+    ref = find_index(store, index_name or only_index(store))
+    package = load_package(ref.embeddings.package.uri)
+    vectors = package.embed([image])
+    result = open_index(ref).search(vectors, k, where=where, package=package.ref.fingerprint)
+    return Found(ref, result.answers[0], result.plan)
+
+
+def draw(found: Found, query: bytes) -> bytes:
+    """The query and its answers as one row of pictures, PNG."""
+    images = read_images(found.index.embeddings.dataset, [answer.position for answer in found.answers])
+    return draw_gallery([_row(Tile(query, "query"), found.answers, images, label=None)])
+
+
+def draw_sample(store: str, index: IndexRef) -> tuple[str, bytes]:
+    """Queries spread over the test split with their answers, each query itself left out; (URI, PNG)."""
+    dataset = index.embeddings.dataset
+    rows = read_rows(dataset, split="test", columns=["id", "label"])
+    chosen = np.linspace(0, len(rows) - 1, _SAMPLE_QUERIES).astype(int)
+    queries = rows.take(np.unique(chosen)).to_pylist()
+    images = read_images(dataset, [query["position"] for query in queries])
+    package = load_package(index.embeddings.package.uri)
+    result = open_index(index).search(
+        package.embed(images),
+        _SAMPLE_ANSWERS,
+        where=["split=test"],
+        package=package.ref.fingerprint,
+        exclude_ids=[query["id"] for query in queries],
+    )
+    gallery = []
+    for query, image, answers in zip(queries, images, result.answers, strict=True):
+        pictures = read_images(dataset, [answer.position for answer in answers])
+        gallery.append(_row(Tile(image, query["label"]), answers, pictures, label=query["label"]))
+    png = draw_gallery(gallery)
+    uri = storage.join(store, "galleries", f"{index.name}-{index.version}.png")
+    storage.write_bytes(uri, png)
+    return uri, png
+
+
+def _row(query: Tile, answers: Sequence[Answer], images: Sequence[bytes], label: str | None) -> GalleryRow:
+    tiles = [
+        Tile(
+            image,
+            f"{answer.label} {answer.similarity:.2f}",
+            right=None if label is None else answer.label == label,
+        )
+        for answer, image in zip(answers, images, strict=True)
+    ]
+    return GalleryRow(query, tiles)

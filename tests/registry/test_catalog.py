@@ -1,0 +1,126 @@
+"""Model versions in a real MLflow store: registered once, promoted only when better, loadable anywhere."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dml.config import EncoderConfig, GateConfig, PreprocessingConfig
+from dml.errors import InvalidSetting, MissingArtifact
+from dml.models.encoder import Encoder
+from dml.models.package import load_package, save_package
+from dml.registry import catalog, tracking
+
+GREY = PreprocessingConfig(color="L", resize=28, crop=28, mean=(0.5,), std=(0.5,))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(store):
+    return f"sqlite:///{store}/mlflow.db"
+
+
+def new_version(store: str, tracking_uri: str, name: str, seed: int, recall: float):
+    run = tracking.start_run(
+        tracking_uri,
+        experiment=name,
+        identity=f"{name}-{seed}",
+        params={"seed": seed, "encoder": {"dim": 16}},
+        artifact_root=f"{store}/mlflow-artifacts",
+    )
+    package = save_package(store, Encoder(EncoderConfig(dim=16), channels=1, seed=seed), GREY)
+    with run.recording():
+        return catalog.register(run, name, package, {"recall_at_1": recall})
+
+
+def test_the_champion_moves_only_to_a_better_version(store, tracking_uri):
+    gate = GateConfig(min_gain=0.01)
+    first = new_version(store, tracking_uri, "gated", 1, 0.50)
+    assert catalog.judge(tracking_uri, first, gate, None).promoted
+
+    worse = new_version(store, tracking_uri, "gated", 2, 0.505)
+    judged = catalog.judge(tracking_uri, worse, gate, {"recall_at_1": 0.50})
+    assert judged.alias == "challenger"
+    assert "0.5050 against the champion's 0.5000" in judged.reason
+    assert catalog.find_champion(tracking_uri, "gated").version == first.version
+
+    better = new_version(store, tracking_uri, "gated", 3, 0.52)
+    assert catalog.judge(tracking_uri, better, gate, {"recall_at_1": 0.50}).promoted
+    champion = catalog.find_model(tracking_uri, "gated")
+    assert (champion.version, champion.package) == (better.version, better.package)
+    assert catalog.find_model(tracking_uri, f"gated/{first.version}").package == first.package
+    assert [model.version for model in catalog.list_models(tracking_uri) if model.name == "gated"] == [3, 2, 1]
+
+
+def test_registering_the_same_package_again_adds_no_version(store, tracking_uri):
+    first = new_version(store, tracking_uri, "once", 1, 0.5)
+    again = new_version(store, tracking_uri, "once", 1, 0.5)
+    assert again == first
+
+
+def test_a_model_that_is_not_there_is_named_with_those_that_are(tracking_uri):
+    with pytest.raises(MissingArtifact, match="no-such-model"):
+        catalog.find_model(tracking_uri, "no-such-model")
+
+
+def test_a_gate_on_a_metric_nobody_measured_is_refused(store, tracking_uri):
+    version = new_version(store, tracking_uri, "unmeasured", 1, 0.5)
+    with pytest.raises(InvalidSetting, match="recall_at_1"):
+        catalog.judge(tracking_uri, version, GateConfig(metric="recal"), None)
+
+
+def test_a_killed_run_is_continued_and_a_failed_one_is_marked(tracking_uri):
+    def start():
+        return tracking.start_run(tracking_uri, experiment="runs", identity="same", params={"a": {"b": 1}})
+
+    run = start()
+    with pytest.raises(RuntimeError, match="boom"), run.recording():
+        raise RuntimeError("boom")
+    client = tracking.connect(tracking_uri)
+    assert client.get_run(run.id).info.status == "FAILED"
+    assert start() == run
+    run.log_metrics({"loss": 0.5}, step=3)
+    with run.recording():
+        pass
+    finished = client.get_run(run.id)
+    assert finished.info.status == "FINISHED"
+    assert finished.data.params == {"a.b": "1"}
+    assert finished.data.metrics == {"loss": 0.5}
+
+
+def test_mlflow_loads_the_champion_in_a_process_that_knows_no_flows(store, tracking_uri, tmp_path):
+    version = new_version(store, tracking_uri, "loadable", 5, 0.5)
+    catalog.judge(tracking_uri, version, GateConfig(), None)
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30), dtype=np.uint8)).save(out, "PNG")
+    (tmp_path / "query.png").write_bytes(out.getvalue())
+    code = """
+import json, sys
+import mlflow, pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/loadable@champion")
+image = open(sys.argv[2], "rb").read()
+embeddings = model.predict(pd.DataFrame({"image": [image, image]}))
+assert "flows" not in sys.modules and "dml.training" not in sys.modules and "prefect" not in sys.modules
+print(json.dumps({"embeddings": embeddings.tolist(), "signature": model.metadata.signature.to_dict()}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, tracking_uri, str(tmp_path / "query.png")],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    answer = json.loads(done.stdout.splitlines()[-1])
+    expected = load_package(version.package.uri).embed([out.getvalue()])
+    np.testing.assert_allclose(answer["embeddings"], np.repeat(expected, 2, axis=0), atol=1e-6)
+    assert '"binary"' in answer["signature"]["inputs"]
+    assert "float32" in answer["signature"]["outputs"]

@@ -163,6 +163,7 @@ class ContrastiveConfig(Part):
     kind: Literal["contrastive"] = "contrastive"
     positive_margin: float = Field(0.0, ge=0, description="distance below which positives rest")
     negative_margin: float = Field(1.0, gt=0, le=2, description="distance beyond which negatives rest")
+    squared: bool = Field(True, description="squared hinges, as Hadsell et al.")
 
 
 class TripletConfig(Part):
@@ -170,6 +171,14 @@ class TripletConfig(Part):
     mining: Literal["all", "batch-hard", "semi-hard"] = "semi-hard"
     margin: float | None = Field(0.2, gt=0, le=4, description="None: soft margin, log(1 + exp)")
     squared: bool = Field(True, description="squared Euclidean distance, as FaceNet")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.mining == "semi-hard" and self.margin is None:
+            raise ValueError(
+                "Semi-hard triplets are those within the margin, so margin must be a number; got None."
+            )
+        return self
 
 
 class MultiSimilarityConfig(Part):

@@ -1,27 +1,12 @@
-"""Losses as torch modules: `loss(embeddings, labels)` in anybody's loop, the same object on any number of workers.
+"""The losses of deep metric learning as torch modules; nothing but torch is needed.
 
-Needs torch alone. Mathematics is a function, a module holds settings and weights and calls it.
+`loss(embeddings, labels)` in anybody's loop; on W workers `loss(embeddings, labels, references)` with the
+references of `dml.training.gather.gather`, and the mean over workers is the loss of the one big batch.
 """
 
-from dml.losses.pair import (
-    Contrastive,
-    MultiSimilarity,
-    TripletMargin,
-    contrastive_loss,
-    multi_similarity_loss,
-    triplet_margin_loss,
-)
-from dml.losses.proxy import ProxyAnchor, proxy_anchor_loss
+from dml.losses.pair import Contrastive, MultiSimilarity
+from dml.losses.proxy import ProxyAnchor
 from dml.losses.references import References
+from dml.losses.triplet import TripletMargin
 
-__all__ = [
-    "Contrastive",
-    "MultiSimilarity",
-    "ProxyAnchor",
-    "References",
-    "TripletMargin",
-    "contrastive_loss",
-    "multi_similarity_loss",
-    "proxy_anchor_loss",
-    "triplet_margin_loss",
-]
+__all__ = ["Contrastive", "MultiSimilarity", "ProxyAnchor", "References", "TripletMargin"]

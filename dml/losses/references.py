@@ -1,72 +1,60 @@
-"""The global batch as one worker sees it: whom its own rows are compared with."""
+"""What anchors are compared with: the whole batch, of which a worker may hold only its own rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 
-def _of_one_worker(value: Tensor) -> Tensor:
+def alone(value: Tensor) -> Tensor:
+    """The mean over the ranks of one worker."""
     return value
 
 
 @dataclass(frozen=True)
 class References:
-    """All workers' rows, in rank order, so that a loss of local anchors against them is exact on W workers.
+    """The global batch of W workers: in rank order, and gradient flows to every rank.
 
-    The contract every loss keeps: with L_r computed on rank r, the mean of L_r over the ranks is the loss of the
-    one big batch, in value and in gradient. A sum over local anchors is therefore divided by the *mean over
-    ranks* of the local counts; nobody multiplies by W.
+    Each rank computes the loss of its own anchors against all references such that the mean over ranks is the
+    loss of the global batch; averaging gradients over ranks is then exact, and nobody multiplies by W.
     """
 
     embeddings: Tensor
-    """(W * b, D), unit length; gradients flow back to every rank."""
+    """(W*B, D) float, unit length."""
     labels: Tensor
-    """(W * b,) int64."""
+    """(W*B,) int64 class ids."""
     first_row: int = 0
-    """Where the local anchors begin among the references."""
-    mean_over_ranks: Callable[[Tensor], Tensor] = _of_one_worker
-    """The mean of a tensor over the ranks, without gradient."""
+    """Where this rank's first anchor stands among the references."""
+    mean_over_ranks: Callable[[Tensor], Tensor] = alone
+    """Averages a tensor over ranks, without gradient; every rank must call it equally often."""
 
     @classmethod
-    def of_batch(cls, embeddings: Tensor, labels: Tensor) -> "References":
-        """One worker's batch is its own global batch.
+    def of(cls, embeddings: Tensor, labels: Tensor, given: Self | None) -> Self:
+        """The given references, else the batch itself.
 
         Raises:
-            ValueError: embeddings and labels differ in length, or are no matrix and vector.
+            ValueError: embeddings and labels, or the given references, do not fit together.
         """
         if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
             raise ValueError(
                 f"embeddings must be (B, D) and labels (B,); got {tuple(embeddings.shape)} and "
-                f"{tuple(labels.shape)}."
+                f"{tuple(labels.shape)}. Pass one label for each row."
             )
-        return cls(embeddings, labels)
+        if given is None:
+            return cls(embeddings, labels)
+        if given.first_row + len(labels) > len(given.labels):
+            raise ValueError(
+                f"references must contain the anchors; got {len(labels)} anchors at row {given.first_row} of "
+                f"{len(given.labels)}. Build them with dml.training.gather.gather."
+            )
+        return given
 
-    def pairs(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Masks (b, W * b) of the positives and the negatives of local anchors with these labels (b,).
+    def average(self, total: Tensor, count: Tensor) -> Tensor:
+        """`total / count` where both are summed over ranks first, as this rank's part of a mean over ranks.
 
-        An anchor is never its own positive: itself is left out by its place, not by its distance, so that
-        duplicates of it count.
+        0 with zero gradient where nothing is counted. The count carries no gradient.
         """
-        same = labels[:, None] == self.labels[None, :]
-        negatives = ~same
-        rows = torch.arange(len(labels), device=labels.device)
-        same[rows, rows + self.first_row] = False
-        return same, negatives
-
-    def mean_count(self, count: Tensor) -> Tensor:
-        """The mean over ranks of a count, never 0: what a local sum is divided by."""
-        mean = self.mean_over_ranks(count.detach().float())
-        return torch.where(mean > 0, mean, torch.ones_like(mean))
-
-    def share_of(self, num_items: int, num_anchors: int) -> slice:
-        """This rank's consecutive share of items that every rank holds, such as proxies.
-
-        Args:
-            num_items: to be shared among the ranks.
-            num_anchors: b, this rank's rows.
-        """
-        world_size = len(self.labels) // num_anchors
-        rank = self.first_row // num_anchors
-        return slice(num_items * rank // world_size, num_items * (rank + 1) // world_size)
+        count = self.mean_over_ranks(count.detach().to(total.dtype))
+        return total / torch.where(count > 0, count, torch.ones_like(count))

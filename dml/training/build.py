@@ -1,28 +1,29 @@
-"""From a loss's configuration to the module; its first weights depend on the seed alone."""
+"""The loss a configuration names."""
 
 import torch
 from torch import nn
 
-from dml.config import ContrastiveConfig, LossConfig, MultiSimilarityConfig, ProxyAnchorConfig, TripletConfig
-from dml.losses import Contrastive, MultiSimilarity, ProxyAnchor, TripletMargin
+from dml import config as configs
+from dml import losses
 
 
-def build_loss(config: LossConfig, *, dim: int, num_classes: int, seed: int) -> nn.Module:
-    """The loss a configuration names.
+def build_loss(config: configs.LossConfig, *, dim: int, num_classes: int, seed: int) -> nn.Module:
+    """The loss with its initial weights, which depend on the seed alone.
 
     Args:
-        config: which one, with its settings.
-        dim: D, length of the embeddings.
-        num_classes: C of the training split; labels are in [0, C).
-        seed: of the proxies' first values.
+        config: which loss, and its settings.
+        dim: length of an embedding.
+        num_classes: C, classes of the training split, labelled 0 to C - 1.
+        seed: of the initial weights.
     """
-    match config:
-        case ContrastiveConfig():
-            return Contrastive(config.positive_margin, config.negative_margin)
-        case TripletConfig():
-            return TripletMargin(config.margin, mining=config.mining, squared=config.squared)
-        case MultiSimilarityConfig():
-            return MultiSimilarity(config.alpha, config.beta, config.base, config.epsilon)
-        case ProxyAnchorConfig():
+    settings = config.model_dump(exclude={"kind"})
+    match config.kind:
+        case "contrastive":
+            return losses.Contrastive(**settings)
+        case "triplet":
+            return losses.TripletMargin(**settings)
+        case "multi-similarity":
+            return losses.MultiSimilarity(**settings)
+        case "proxy-anchor":
             generator = torch.Generator().manual_seed(seed)
-            return ProxyAnchor(num_classes, dim, config.margin, config.scale, generator=generator)
+            return losses.ProxyAnchor(num_classes, dim, generator=generator, **settings)

@@ -1,4 +1,4 @@
-"""Every worker's embeddings for every worker, with gradients that go back to where each row came from."""
+"""The global batch on every worker, with gradients flowing back to the worker each row came from."""
 
 from typing import Any
 
@@ -6,57 +6,71 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dml.losses.references import References
-
-
-class _AllGather(torch.autograd.Function):
-    """(b, D) on each rank to (W * b, D) on all; backward sums what all ranks want of one's rows."""
-
-    @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:
-        local = local.contiguous()
-        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, local)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
+from dml.losses import References
 
 
 def gather(embeddings: Tensor, labels: Tensor) -> References:
-    """The global batch of the default process group; the batch itself where there is one worker.
+    """All workers' rows in rank order, as references for this worker's anchors.
+
+    Two collectives forward, one backward, over the default group; without one, or alone, the batch itself.
 
     Args:
-        embeddings: (b, D) float, unit length; b must be equal on all ranks.
-        labels: (b,) int64.
-
-    Returns:
-        References in rank order. A rank's rows receive the sum over ranks of their gradients, so that after
-        data parallelism's mean the gradient is that of one worker on the whole batch.
+        embeddings: (B, D) float, equally many rows on every rank.
+        labels: (B,) int64 class ids.
 
     Raises:
-        ValueError: the ranks' batches differ in size.
+        ValueError: the ranks hold different numbers of rows; raised on every rank.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return References.of_batch(embeddings, labels)
-    world_size, size = dist.get_world_size(), len(labels)
-    sizes = torch.tensor([size, -size], device=labels.device)
-    dist.all_reduce(sizes, op=dist.ReduceOp.MAX)
-    if sizes[0] != -sizes[1]:
+        return References(embeddings, labels)
+    labels = labels.to(torch.int64)
+    _check_equal_rows(len(labels), labels.device)
+    all_embeddings, all_labels = _GatherRows.apply(embeddings, labels)
+    return References(
+        embeddings=all_embeddings,
+        labels=all_labels,
+        first_row=dist.get_rank() * len(labels),
+        mean_over_ranks=mean_over_ranks,
+    )
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of a tensor over all workers, without gradient; every worker must call it."""
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value / dist.get_world_size()
+
+
+def _check_equal_rows(num_rows: int, device: torch.device) -> None:
+    counts = _gather_rows(torch.tensor([num_rows], device=device)).tolist()
+    if len(set(counts)) > 1:
         raise ValueError(
-            f"All ranks must bring equally many rows; they bring {int(-sizes[1])} to {int(sizes[0])}. "
-            "Drop the last, smaller batch, or use the P x K sampler."
+            f"Every rank must hold equally many rows; got {counts} in rank order. Use a batch sampler that "
+            "gives each rank an equal share, and drop the last incomplete batch."
         )
-    all_labels = [torch.empty_like(labels) for _ in range(world_size)]
-    dist.all_gather(all_labels, labels.contiguous())
-    gathered: Tensor = _AllGather.apply(embeddings)
-    return References(gathered, torch.cat(all_labels), dist.get_rank() * size, _mean_over_ranks)
 
 
-def _mean_over_ranks(value: Tensor) -> Tensor:
-    total = value.detach().clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.num_rows = len(embeddings)
+        # As bytes both travel in one collective, whatever their types.
+        parts = [part.contiguous().view(torch.uint8) for part in (embeddings, labels[:, None])]
+        widths = [part.shape[1] for part in parts]
+        rows, classes = torch.split(_gather_rows(torch.cat(parts, 1)), widths, 1)
+        all_labels = classes.contiguous().view(labels.dtype)[:, 0]
+        ctx.mark_non_differentiable(all_labels)
+        return rows.contiguous().view(embeddings.dtype), all_labels
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor, None]:
+        """The sum over ranks of their gradients for this rank's rows."""
+        own = gradient.new_empty(ctx.num_rows, gradient.shape[1])
+        dist.reduce_scatter_tensor(own, gradient.contiguous())
+        return own, None
+
+
+def _gather_rows(rows: Tensor) -> Tensor:
+    everybody = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
+    dist.all_gather_into_tensor(everybody, rows)
+    return everybody

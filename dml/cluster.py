@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 _OBJECT_STORE_BYTES = 1 << 30
 
@@ -25,32 +26,29 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Workers keep the caller's folder, and one OpenMP thread each: more than cores is many times slower.
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean the same in every process
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM) if main_thread else None
-    address = os.environ.get("RAY_ADDRESS")
-    local = (
-        {}
-        if address
-        else {
-            "num_cpus": num_cpus or os.cpu_count(),
-            "object_store_memory": _OBJECT_STORE_BYTES,
-            "include_dashboard": False,
-        }
-    )
-    ray.init(
-        address=address or "local",
-        logging_level=logging.WARNING,
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}},
-        **local,
-    )
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(**_cluster(num_cpus), logging_level=logging.WARNING)
     try:
-        if main_thread:
+        if on_main_thread:
             signal.signal(signal.SIGTERM, handler)
         yield
     finally:
         ray.shutdown()
-        if main_thread:
+        if on_main_thread:
             signal.signal(signal.SIGTERM, handler)
+
+
+def _cluster(num_cpus: int | None) -> dict[str, Any]:
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        return {"address": address}
+    # "local" by name: after a hard kill Ray would else look for the cluster that is no more.
+    return {
+        "address": "local",
+        "num_cpus": num_cpus or os.cpu_count(),
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        "include_dashboard": False,
+    }

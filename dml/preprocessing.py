@@ -4,71 +4,102 @@ Pillow and torch only: a search must not wait for torchvision.
 """
 
 import io
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from dml.config import PreprocessingConfig
 from dml.errors import InvalidData
 
-# The size of an image is checked where it is trusted (ingest's max_pixels); Pillow's own guard only warns.
-Image.MAX_IMAGE_PIXELS = None
+Encoded = bytes | memoryview
+"""An image file's bytes, or a view of them in a memory-mapped table."""
+
 _BYTE_MAX = 255.0
 
 
-def decode(content: bytes, color: str) -> Image.Image:
+class OversizedImage(InvalidData):
+    """More pixels than Pillow agrees to decode, 179 millions: most likely a decompression bomb."""
+
+
+def image_size(content: Encoded) -> tuple[int, int]:
+    """(width, height) in pixels, as the file's header says, without decoding; raises as `decode`."""
+    return _open(content).size
+
+
+def decode(content: Encoded, color: str) -> Image.Image:
     """Decode an image file whole, upright, as RGB or L.
 
     Args:
-        content: the file's bytes, in any format Pillow reads.
+        content: the file's bytes, in any format Pillow reads; of an animation the first frame.
         color: "RGB" or "L". Transparency is laid on white, 16-bit grey is scaled to 8 bits.
 
     Raises:
-        InvalidData: the bytes are no image, or a truncated one.
+        InvalidData: the bytes are no image, or a truncated one; OversizedImage, which is one, a bomb.
     """
+    image = _open(content)
     try:
-        with Image.open(io.BytesIO(content)) as opened:
-            opened.load()
-            image = ImageOps.exif_transpose(opened)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        image.load()
+        return _flat(ImageOps.exif_transpose(image)).convert(color)
+    except Exception as error:  # Pillow's decoders raise whatever the damage hits: struct.error, IndexError
         raise InvalidData(
-            f"An image must decode whole; these {len(content)} bytes do not: {error}."
+            f"An image must decode whole; this {image.format} of {len(content)} bytes does not: {error}."
         ) from error
-    if image.mode.startswith("I;16") or image.mode == "I":
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+
+
+def _open(content: Encoded) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(content))
+    except Image.DecompressionBombError as error:
+        raise OversizedImage(f"An image must have at most 179 million pixels: {error}") from error
+    except Exception as error:
+        raise InvalidData(
+            f"An image must be in a format that Pillow reads; these {len(content)} bytes are not: {error}."
+        ) from error
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """Eight bits a channel, nothing transparent."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).clip(0, 0xFFFF).astype(np.uint16)
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    if image.has_transparency_data:
         layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert(color)
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image
 
 
 def resize_and_crop(image: Image.Image, config: PreprocessingConfig) -> Image.Image:
-    """The shorter side to `config.resize` by antialiased bilinear interpolation, then the centre crop."""
-    scale = config.resize / min(image.size)
-    width, height = (max(round(side * scale), config.crop) for side in image.size)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - config.crop) // 2, (height - config.crop) // 2
-    return image.crop((left, top, left + config.crop, top + config.crop))
+    """The shorter side to `config.resize` by antialiased bilinear interpolation, then the centre crop.
+
+    Only what the crop shows is computed, so that a long strip costs no more than a square.
+    """
+    scale = min(image.size) / config.resize
+    side = config.crop * scale
+    # On the grid of the resized image, so that an image of the final size stays as it is, to the bit.
+    left, top = (int((length / scale - config.crop) / 2) * scale for length in image.size)
+    box = (left, top, min(left + side, image.width), min(top + side, image.height))
+    return image.resize((config.crop, config.crop), Image.Resampling.BILINEAR, box=box)
 
 
 def to_tensor(image: Image.Image, config: PreprocessingConfig) -> Tensor:
     """An image of the final size as (C, H, W) float32, normalised by the configured mean and deviation."""
-    # A copy: torch warns of memory it must not write to.
-    pixels = torch.from_numpy(np.array(image, dtype=np.float32, copy=True))
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
-    return (pixels / _BYTE_MAX - mean) / std
+    pixels = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, config.channels)
+    mean, std = (np.asarray(values, dtype=np.float32) for values in (config.mean, config.std))
+    normalised = (pixels / _BYTE_MAX - mean) / std
+    return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
 
 
-def preprocess(content: bytes, config: PreprocessingConfig) -> Tensor:
+def preprocess(content: Encoded, config: PreprocessingConfig) -> Tensor:
     """An image file's bytes as (C, H, W) float32; raises InvalidData as `decode`."""
     return to_tensor(resize_and_crop(decode(content, config.color), config), config)
 
 
-def preprocess_batch(contents: Sequence[bytes], config: PreprocessingConfig) -> Tensor:
+def preprocess_batch(contents: Sequence[Encoded], config: PreprocessingConfig) -> Tensor:
     """N image files' bytes as (N, C, H, W) float32, in their order."""
     return torch.stack([preprocess(content, config) for content in contents])

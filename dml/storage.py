@@ -15,6 +15,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,17 @@ def staging(final_uri: str) -> str:
     """A new, private folder next to where an artefact will be published."""
     parent, name = final_uri.rstrip("/").rsplit("/", 1)
     return make_folder(join(parent, f".{name}-{uuid.uuid4().hex[:8]}"))
+
+
+def delete_abandoned(parent_uri: str, *, older_than_s: float) -> None:
+    """Remove the staging folders in which nothing was written for so long: their makers were killed."""
+    filesystem_, path = filesystem(parent_uri)
+    oldest = datetime.now(UTC) - timedelta(seconds=older_than_s)
+    for entry in filesystem_.get_file_info(fs.FileSelector(path, allow_not_found=True)):
+        if entry.type == fs.FileType.Directory and entry.base_name.startswith("."):
+            below = filesystem_.get_file_info(fs.FileSelector(entry.path, recursive=True))
+            if all(file.mtime is None or file.mtime < oldest for file in [entry, *below]):
+                filesystem_.delete_dir(entry.path)
 
 
 def _files_below(uri: str) -> Iterator[tuple[str, int]]:

@@ -24,7 +24,7 @@ Batch = tuple[Tensor, Tensor, NDArray[np.int64]]
 
 
 class TrainingBatches:
-    """Iterates a sampler's batches; decoding runs in threads (Pillow and torch release the interpreter's lock).
+    """Iterates a sampler's batches, decoded in threads: Pillow and torch release the interpreter's lock.
 
     Args:
         mapped: where the images are.

@@ -1,165 +1,192 @@
-"""Reading a published dataset: its rows without images, a few images, or all of them memory-mapped."""
+"""The read side of a dataset: its refs, its rows, and its images by position.
 
-import shutil
+A row's position is its number in the dataset, counted through the fragments in order.
+"""
+
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import parquet
+from pyarrow import compute, parquet
 
 from dml import storage
-from dml.data.schema import IMAGE, dataset_schema
-from dml.errors import MissingArtifact
+from dml.data.schema import IMAGE, SCHEMA_VERSION
+from dml.errors import IncompatibleArtifact, InvalidSetting
 from dml.refs import DatasetRef
+
+_READ_THREADS = 8
 
 
 def find_dataset(store: str, name: str) -> DatasetRef:
-    """The dataset of a name (its current version) or `NAME@VERSION`.
+    """A published dataset version.
+
+    Args:
+        store: the store's URI.
+        name: NAME for its current version, or NAME@VERSION.
 
     Raises:
-        MissingArtifact: there is none, with those there are.
+        MissingArtifact: there is no such dataset or version.
+        IncompatibleArtifact: it was written by a newer version of this project.
     """
-    base, _, version = name.partition("@")
-    folder = storage.join(store, "datasets", base)
-    return _read_ref(storage.find_version(folder, version or None, "dataset"))
+    name, _, version = name.partition("@")
+    return _read_ref(storage.find_version(storage.join(store, "datasets", name), version or None, "dataset"))
 
 
 def list_datasets(store: str) -> list[DatasetRef]:
-    """Every version of every dataset in the store."""
-    root = storage.join(store, "datasets")
-    folders = [storage.join(root, name) for name in storage.list_names(root)]
-    versions = [storage.join(folder, name) for folder in folders for name in storage.list_names(folder)]
-    return [_read_ref(uri) for uri in versions if storage.is_complete(uri)]
+    """Every published version, by name, then by version."""
+    parent = storage.join(store, "datasets")
+    folders = [
+        storage.join(parent, name, version)
+        for name in storage.list_names(parent)
+        for version in storage.list_names(storage.join(parent, name))
+    ]
+    return [_read_ref(folder) for folder in folders if storage.is_complete(folder)]
 
 
 def _read_ref(uri: str) -> DatasetRef:
-    return DatasetRef(uri=uri, **storage.read_manifest(uri)["ref"])
+    ref = DatasetRef(uri=uri, **storage.read_manifest(uri)["ref"])
+    if ref.schema_version > SCHEMA_VERSION:
+        raise IncompatibleArtifact(
+            f"A dataset's schema version must be at most {SCHEMA_VERSION} for this program; {uri} has "
+            f"{ref.schema_version}. Update the program."
+        )
+    return ref
 
 
-def fragments(ref: DatasetRef) -> dict[str, int]:
-    """URI of each Parquet fragment to its number of rows, in the order of the dataset's rows."""
-    counts: dict[str, int] = storage.read_manifest(ref.uri)["fragments"]
-    return {storage.join(ref.uri, name): rows for name, rows in sorted(counts.items())}
+def fragments(ref: DatasetRef) -> list[str]:
+    """The URIs of a dataset's Parquet files, in the order that positions count."""
+    return [storage.join(ref.uri, entry["name"]) for entry in storage.read_manifest(ref.uri)["fragments"]]
 
 
 def read_rows(ref: DatasetRef, *, split: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-    """The dataset's rows in order, with their `position`.
+    """Rows in the order of their positions.
 
     Args:
         ref: the dataset.
-        split: only the rows of this one; positions still count the whole dataset's rows.
-        columns: which of the schema's columns; None: all but the image.
+        split: only rows of this split; None: all.
+        columns: the columns wanted; None: all but the image.
+
+    Returns:
+        The columns, and `position` (int64).
+
+    Raises:
+        InvalidSetting: a split or column that the dataset does not have.
     """
-    wanted = list(columns) if columns is not None else dataset_schema(ref.attributes, images=False).names
-    read = [*wanted, *(["split"] if split is not None and "split" not in wanted else [])]
-    parts = [_read_fragment(uri, read) for uri in fragments(ref)]
-    table = pa.concat_tables(parts).append_column("position", pa.array(np.arange(ref.rows)))
+    if split is not None and split not in ref.splits:
+        raise InvalidSetting(f"split must be one of {sorted(ref.splits)}; got {split!r}.")
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        wanted = None if columns is None else [*columns, "split"]
+        table = pa.concat_tables(pool.map(lambda uri: _read_fragment(uri, wanted), fragments(ref)))
+    table = table.append_column("position", pa.array(np.arange(len(table), dtype=np.int64)))
     if split is not None:
-        table = table.filter(pa.compute.equal(table["split"], split)).select([*wanted, "position"])
-    return table
+        table = table.filter(compute.equal(table["split"], split))
+    return table if columns is None else table.select(dict.fromkeys([*columns, "position"]))
 
 
-def _read_fragment(uri: str, columns: Sequence[str]) -> pa.Table:
+def _read_fragment(uri: str, columns: Sequence[str] | None) -> pa.Table:
     filesystem, path = storage.filesystem(uri)
-    return parquet.read_table(path, columns=list(columns), filesystem=filesystem, partitioning=None)
-
-
-def read_fragment(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """One fragment of a dataset: all columns with the images, or the named ones."""
-    if columns is not None:
-        return _read_fragment(uri, columns)
-    filesystem, path = storage.filesystem(uri)
-    return parquet.read_table(path, filesystem=filesystem, partitioning=None)
+    with parquet.ParquetFile(path, filesystem=filesystem) as file:
+        have = file.schema_arrow.names
+        wanted = [name for name in have if name != IMAGE] if columns is None else list(dict.fromkeys(columns))
+        unknown = sorted(set(wanted) - set(have))
+        if unknown:
+            raise InvalidSetting(f"columns must be among {have}; got {unknown}.")
+        return file.read(columns=wanted)
 
 
 def read_images(ref: DatasetRef, positions: Sequence[int]) -> list[bytes]:
-    """The files of a handful of rows, each read from its row group; no cache is made.
-
-    Args:
-        ref: the dataset.
-        positions: row numbers in the dataset, in any order.
-    """
-    ends = np.cumsum(list(fragments(ref).values()))
-    uris = list(fragments(ref))
+    """The image files of a handful of rows, straight from Parquet, in the order asked for."""
+    sizes = [entry["rows"] for entry in storage.read_manifest(ref.uri)["fragments"]]
+    starts, uris = np.cumsum([0, *sizes]), fragments(ref)
     found: dict[int, bytes] = {}
-    for number in np.unique(np.searchsorted(ends, positions, side="right")):
-        filesystem, path = storage.filesystem(uris[number])
-        start = int(ends[number - 1]) if number else 0
-        inside = [p - start for p in positions if start <= p < ends[number]]
-        with parquet.ParquetFile(path, filesystem=filesystem) as file:
-            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            group_ends = np.cumsum(sizes)
-            for group in np.unique(np.searchsorted(group_ends, inside, side="right")):
-                first = int(group_ends[group]) - sizes[group]
-                images = file.read_row_group(int(group), columns=[IMAGE])[IMAGE]
-                for row in inside:
-                    if first <= row < first + sizes[group]:
-                        found[start + row] = images[row - first].as_py()
-    return [found[position] for position in positions]
+    order = np.unique(np.asarray(positions, dtype=np.int64))
+    _check_positions(order, ref.rows)
+    for number in np.unique(np.searchsorted(starts, order, side="right") - 1):
+        own = order[(order >= starts[number]) & (order < starts[number + 1])]
+        images = _read_images_of(uris[number], own - starts[number])
+        found.update(zip(own.tolist(), images, strict=True))
+    return [found[int(position)] for position in positions]
+
+
+def _read_images_of(uri: str, rows: NDArray[np.int64]) -> list[bytes]:
+    """The images of a fragment's rows, ascending; only the row groups that hold them are read."""
+    filesystem, path = storage.filesystem(uri)
+    images: list[bytes] = []
+    with parquet.ParquetFile(path, filesystem=filesystem) as file:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        starts = np.cumsum([0, *sizes])
+        for group in range(file.num_row_groups):
+            own = rows[(rows >= starts[group]) & (rows < starts[group + 1])] - starts[group]
+            if len(own):
+                images += file.read_row_group(group, columns=[IMAGE])[IMAGE].take(own).to_pylist()
+    return images
+
+
+def _check_positions(positions: NDArray[np.int64], num_rows: int) -> None:
+    if len(positions) and not 0 <= positions.min() <= positions.max() < num_rows:
+        raise ValueError(
+            f"positions must lie in [0, {num_rows}); got {positions.min()} to {positions.max()}."
+        )
 
 
 class MappedDataset:
-    """A dataset's image files in one memory-mapped Arrow file: reading one is a slice, not a parse.
+    """A dataset's images in a memory-mapped file on this machine: one costs microseconds, and no copy."""
 
-    The operating system shares the pages between a machine's workers and drops them when memory is short.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with pa.memory_map(str(path)) as source:
-            batches = pa.ipc.open_file(source)
-            columns = [batches.get_batch(i).column(0) for i in range(batches.num_record_batches)]
-        self._columns = columns
-        self._ends = np.cumsum([len(column) for column in columns])
+    def __init__(self, ref: DatasetRef, path: Path) -> None:
+        self.ref = ref
+        source = pa.memory_map(str(path))
+        reader = pa.ipc.open_file(source)
+        batches = [reader.get_batch(number).column(IMAGE) for number in range(reader.num_record_batches)]
+        self._starts = np.cumsum([0, *map(len, batches)])
+        self._offsets = [np.frombuffer(b.buffers()[1], dtype=np.int32)[: len(b) + 1] for b in batches]
+        self._bytes = [memoryview(batch.buffers()[2]) for batch in batches]
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._starts[-1])
 
-    def image(self, position: int) -> bytes:
-        """The file of one row; IndexError beyond the last."""
+    def image(self, position: int) -> memoryview:
+        """A view of the image file's bytes; valid as long as this object is."""
         if not 0 <= position < len(self):
-            raise IndexError(f"position must be within [0, {len(self)}); got {position}.")
-        part = int(np.searchsorted(self._ends, position, side="right"))
-        start = int(self._ends[part - 1]) if part else 0
-        content: bytes = self._columns[part][position - start].as_py()
-        return content
+            raise ValueError(f"position must lie in [0, {len(self)}); got {position}.")
+        number = int(np.searchsorted(self._starts, position, side="right")) - 1
+        row = int(position) - int(self._starts[number])
+        begin, end = self._offsets[number][row : row + 2]
+        return self._bytes[number][begin:end]
 
-    def images(self, positions: Sequence[int] | NDArray[np.int64]) -> list[bytes]:
+    def images(self, positions: Sequence[int] | NDArray[np.int64]) -> list[memoryview]:
+        """Views of several image files' bytes, in the order asked for."""
         return [self.image(int(position)) for position in positions]
 
 
 def open_mapped(ref: DatasetRef) -> MappedDataset:
-    """The dataset's images, copied once per machine into the cache and then mapped.
-
-    Raises:
-        MissingArtifact: the dataset is gone.
-    """
-    path = storage.cache_dir() / "rows" / f"{ref.fingerprint}.arrow"
-    if not path.exists():
-        _copy_images(ref, path)
-    return MappedDataset(path)
+    """A dataset's images, memory-mapped; copied to `storage.cache_dir()` once per machine and content."""
+    target = storage.cache_dir() / "rows" / ref.fingerprint / "images.arrow"
+    if not target.exists():
+        _copy_images(ref, target)
+    return MappedDataset(ref, target)
 
 
-def _copy_images(ref: DatasetRef, path: Path) -> None:
-    """Several processes may do this at once: each writes aside, and the last rename wins with the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    needed = sum(file["size_bytes"] for file in storage.read_manifest(ref.uri)["files"].values())
-    free = shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise MissingArtifact(
-            f"The cache in {path.parent} needs {needed >> 20} MiB for {ref.name}@{ref.version}; "
-            f"{free >> 20} MiB are free. Make room, or set DML_CACHE to a larger disk."
-        )
-    aside = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
-    schema = pa.schema([(IMAGE, pa.large_binary())])
+def _copy_images(ref: DatasetRef, target: Path) -> None:
+    """Write aside, then rename: processes that race make equal files, and readers see a whole one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{uuid.uuid4().hex}.arrow")
     try:
+        schema = pa.schema([pa.field(IMAGE, pa.binary(), nullable=False)])
         with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for uri in fragments(ref):
-                images = _read_fragment(uri, [IMAGE]).cast(schema).combine_chunks()
-                writer.write_table(images)
-        aside.rename(path)
+                for batch in _image_batches(uri):
+                    writer.write_batch(batch)
+        aside.rename(target)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _image_batches(uri: str) -> Iterator[pa.RecordBatch]:
+    filesystem, path = storage.filesystem(uri)
+    with parquet.ParquetFile(path, filesystem=filesystem) as file:
+        for group in range(file.num_row_groups):
+            yield from file.read_row_group(group, columns=[IMAGE]).to_batches()

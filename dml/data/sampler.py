@@ -11,6 +11,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from dml.errors import InvalidSetting
+
 Integers = NDArray[np.int64]
 _CLASSES, _IMAGES = 1, 2  # what a permutation is of, so that the two never share their chance
 
@@ -45,7 +47,7 @@ class PKBatchSampler:
         first_step: where iteration starts; going on at step k costs no more than starting.
 
     Raises:
-        ValueError: P is not a multiple of W, or there are fewer than P classes.
+        InvalidSetting: P is not a multiple of W, or there are fewer than P classes.
     """
 
     def __init__(
@@ -61,13 +63,14 @@ class PKBatchSampler:
         first_step: int = 0,
     ) -> None:
         if classes_per_batch % world_size:
-            raise ValueError(
-                f"classes_per_batch must be a multiple of world_size; got {classes_per_batch} and {world_size}."
+            raise InvalidSetting(
+                f"classes_per_batch must be a multiple of world_size; got {classes_per_batch} and "
+                f"{world_size}. Nearest below: {classes_per_batch - classes_per_batch % world_size}."
             )
         self.sizes = np.bincount(class_ids)
         self.classes = np.flatnonzero(self.sizes)
         if len(self.classes) < classes_per_batch:
-            raise ValueError(
+            raise InvalidSetting(
                 f"A batch of {classes_per_batch} classes needs as many in the data; there are "
                 f"{len(self.classes)}. Lower classes_per_batch."
             )
@@ -104,8 +107,9 @@ class PKBatchSampler:
         return classes, passes
 
     def _permute_classes(self, number: int) -> Integers:
-        """The classes in the order of one pass; none of a batch that straddles two passes is in both parts."""
-        order = self.classes[np.argsort(_keys(_CLASSES, self.seed, number, self.classes), kind="stable")]
+        """The classes in the order of one pass; a batch that straddles two passes has none of them twice."""
+        keys = _keys(_CLASSES, self.seed, number, self.classes)
+        order: Integers = self.classes[np.argsort(keys, kind="stable")]
         before = number * len(order) % self.classes_per_batch
         if before == 0:
             return order

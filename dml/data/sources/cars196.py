@@ -1,93 +1,88 @@
-"""Stanford Cars (CARS196, Krause et al. 2013) in its official layouts.
+"""Stanford Cars (CARS196) in the layouts it is handed on in.
 
-Either `cars_train/` and `cars_test/` with `devkit/cars_train_annos.mat` and
-`devkit/cars_test_annos_withlabels.mat`, or one of the two alone, or `car_ims/` with `cars_annos.mat`.
-The metric-learning split is by class: 1-98 train, 99-196 test (Oh Song et al. 2016, sec. 6).
+- the devkit's: `cars_train/*.jpg` with `cars_train_annos.mat`, `cars_test/*.jpg` with
+  `cars_test_annos_withlabels.mat`, and `cars_meta.mat`; either half may be missing;
+- the whole: `car_ims/*.jpg` with `cars_annos.mat`, 16,185 images.
+
+Source: Krause et al. 2013, 3DRR. The split of metric learning, classes 1-98 against 99-196, is that of Song
+et al. 2016, arXiv:1511.06452. Images are taken whole: boxes are not applied.
 """
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dml.config import OfficialSplit
-from dml.data.sources.files import Files
-from dml.data.sources.sample import Listing, Problem, Sample
-from dml.errors import InvalidData
+import numpy as np
 
-NUM_TRAIN_CLASSES = 98
-_ANNOTATIONS = {
-    "cars_annos.mat": "",
-    "cars_train_annos.mat": "cars_train/",
-    "cars_test_annos_withlabels.mat": "cars_test/",
-}
-_BODIES = ("SUV", "Sedan", "Coupe", "Convertible", "Hatchback", "Wagon", "Minivan", "Van", "Cab")
+from dml.config import OfficialSplit
+from dml.data.sources.files import Files, Tree
+from dml.data.sources.sample import Listing, Problem, Sample
+
+_LAST_TRAIN_CLASS = 98
+_HALVES = {"cars_train_annos.mat": "cars_train", "cars_test_annos_withlabels.mat": "cars_test"}
+_WHOLE = "cars_annos.mat"
+_MAKES_OF_TWO_WORDS = ("AM General", "Aston Martin", "Land Rover")
+_BODIES = ("Cab", "Convertible", "Coupe", "Hatchback", "Minivan", "Sedan", "SUV", "Van", "Wagon")
 
 
 @dataclass(frozen=True)
 class Cars196Source:
+    """One class per make, model and year; attributes `make`, `body` (missing for some) and `year`."""
+
     files: Files
 
-    def scan(self) -> Listing:
-        names = self.files.names()
-        root = _root_of(names)
-        present = set(names)
-        labels = self._class_names(names)
+    def list(self) -> Listing:
+        tree = self.files.tree()
+        paths = {"/".join(path.split("/")[-2:]): path for path in tree.files}
         samples, problems = [], []
-        for annotations, folder in _ANNOTATIONS.items():
-            for path in [name for name in names if name.rsplit("/", 1)[-1] == annotations]:
-                for file, class_id in self._annotations(path):
-                    name = f"{root}{folder}{file}"
-                    sample_id = f"{folder}{file}"
-                    if not 1 <= class_id <= len(labels):
-                        detail = f"class {class_id} is not one of the {len(labels)} classes of cars_meta.mat"
-                        problems.append(Problem(sample_id, str(class_id), name, "no label", detail))
-                        continue
-                    label = labels[class_id - 1]
-                    if name not in present:
-                        detail = "the annotations name a file that is not there"
-                        problems.append(Problem(sample_id, label, name, "missing file", detail))
-                        continue
-                    split = "train" if class_id <= NUM_TRAIN_CLASSES else "test"
-                    samples.append(Sample(sample_id, name, label, split, _attributes(label)))
+        for image, class_id, label in self._annotations(tree):
+            split = "train" if class_id <= _LAST_TRAIN_CLASS else "test"
+            if image in paths:
+                samples.append(Sample(image, paths[image], label, split, _attributes(label)))
+            else:
+                problems.append(Problem(image, label, image, "missing file", "annotated, but not there"))
         return Listing(samples, OfficialSplit(), problems)
-
-    def _class_names(self, names: list[str]) -> list[str]:
-        meta = next((name for name in names if name.endswith(("cars_meta.mat", "cars_annos.mat"))), None)
-        if meta is None:
-            raise InvalidData(
-                "CARS196 must bring its class names in devkit/cars_meta.mat; there is no such file."
-            )
-        return [str(name) for name in _read_mat(self.files.read(meta))["class_names"].ravel()]
-
-    def _annotations(self, path: str) -> list[tuple[str, int]]:
-        rows = _read_mat(self.files.read(path))["annotations"].ravel()
-        key = "relative_im_path" if "relative_im_path" in rows.dtype.names else "fname"
-        return [(str(row[key]), int(row["class"])) for row in rows]
 
     def read(self, locator: str) -> bytes:
         return self.files.read(locator)
 
+    def _annotations(self, tree: Tree) -> Iterator[tuple[str, int, str]]:
+        """(folder/file, class id from 1, class name) of every annotated image."""
+        whole = tree.named(_WHOLE)
+        if whole is not None:
+            matrix = self._matrix(whole)
+            names = [str(name) for name in matrix["class_names"]]
+            for row in np.atleast_1d(matrix["annotations"]):
+                yield str(row["relative_im_path"]), int(row["class"]), names[int(row["class"]) - 1]
+            return
+        meta = tree.named("cars_meta.mat")
+        assert meta is not None, "recognise() asks for it"
+        names = [str(name) for name in self._matrix(meta)["class_names"]]
+        for file_name, folder in _HALVES.items():
+            annotations = tree.named(file_name)
+            if annotations is not None:
+                for row in np.atleast_1d(self._matrix(annotations)["annotations"]):
+                    yield f"{folder}/{row['fname']}", int(row["class"]), names[int(row["class"]) - 1]
 
-def _read_mat(content: bytes) -> dict[str, Any]:
-    from scipy.io import loadmat
+    def _matrix(self, path: str) -> dict[str, Any]:
+        from scipy.io import loadmat
 
-    loaded: dict[str, Any] = loadmat(io.BytesIO(content), squeeze_me=True)
-    return loaded
+        matrix: dict[str, Any] = loadmat(io.BytesIO(self.files.read(path)), squeeze_me=True)
+        return matrix
 
 
-def _root_of(names: list[str]) -> str:
-    """What stands before `cars_train/`, `cars_test/` or `car_ims/`: empty, or the folder inside a zip."""
-    for name in names:
-        for folder in ("cars_train/", "cars_test/", "car_ims/"):
-            if folder in name:
-                return name[: name.index(folder)]
-    raise InvalidData("CARS196 must hold cars_train/, cars_test/ or car_ims/; none of them is there.")
+def recognise(tree: Tree) -> bool:
+    return bool(tree.named(_WHOLE) or (tree.named(*_HALVES) and tree.named("cars_meta.mat")))
 
 
 def _attributes(label: str) -> dict[str, Any]:
-    """ "AM General Hummer SUV 2000" tells maker, body and year; what a name does not tell is missing."""
-    words = label.split()
-    year = int(words[-1]) if words[-1].isdigit() else None
-    body = next((word for word in words if word in _BODIES), None)
-    maker = " ".join(words[:2]) if words[0] in ("AM", "Aston", "Land") else words[0]
-    return {"maker": maker, "body": body, "year": year}
+    """What a class name says: "AM General Hummer SUV 2000" is make AM General, body SUV, year 2000."""
+    *words, year = label.split()
+    two = " ".join(words[:2])
+    body = next((body for body in _BODIES if words[-1].endswith(body)), None)
+    return {
+        "make": two if two in _MAKES_OF_TWO_WORDS else words[0],
+        "body": body,
+        "year": int(year) if year.isdigit() else None,
+    }

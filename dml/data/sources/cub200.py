@@ -1,48 +1,51 @@
-"""CUB-200-2011 (Wah et al. 2011): `images.txt`, `image_class_labels.txt`, `classes.txt`, `images/`.
+"""Caltech-UCSD Birds: `images.txt`, `image_class_labels.txt`, `classes.txt` and `images/CLASS/*.jpg`.
 
-The metric-learning split is by class: the first 100 train, the last 100 test (Oh Song et al. 2016, sec. 6).
+Source: Wah et al. 2011, CNS-TR-2011-001. The split of metric learning, classes 1-100 against 101-200, is that
+of Song et al. 2016, arXiv:1511.06452. Images are taken whole: boxes are not applied.
 """
 
 from dataclasses import dataclass
 
 from dml.config import OfficialSplit
-from dml.data.sources.files import Files
+from dml.data.sources.files import Files, Tree
 from dml.data.sources.sample import Listing, Problem, Sample
 
-NUM_TRAIN_CLASSES = 100
+_LABELS = "image_class_labels.txt"
+_LAST_TRAIN_CLASS = 100
 
 
 @dataclass(frozen=True)
 class Cub200Source:
+    """One class per species, labelled as `classes.txt` says."""
+
     files: Files
 
-    def scan(self) -> Listing:
-        names = self.files.names()
-        root = next(name for name in names if name.endswith("images.txt"))[: -len("images.txt")]
-        present = set(names)
-        classes = self._table(f"{root}classes.txt")
-        class_of = self._table(f"{root}image_class_labels.txt")
+    def list(self) -> Listing:
+        tree = self.files.tree()
+        labels = tree.named(_LABELS)
+        assert labels is not None, "recognise() asks for it"
+        root = labels.removesuffix(_LABELS)
+        paths, names = self._pairs(root + "images.txt"), self._pairs(root + "classes.txt")
+        class_ids, there = self._pairs(labels), set(tree.files)
         samples, problems = [], []
-        for image_id, path in self._table(f"{root}images.txt").items():
-            name = f"{root}images/{path}"
-            class_id = class_of.get(image_id, "")
-            if class_id not in classes:
-                detail = (
-                    f"image_class_labels.txt gives it class {class_id!r}, which classes.txt does not know"
-                )
-                problems.append(Problem(path, class_id, name, "no label", detail))
-            elif name not in present:
-                detail = "images.txt names a file that is not there"
-                problems.append(Problem(path, classes[class_id], name, "missing file", detail))
+        for image, path in paths.items():
+            locator, class_id = f"{root}images/{path}", class_ids.get(image, "")
+            label = names.get(class_id, "")
+            if locator in there:
+                split = "train" if class_id and int(class_id) <= _LAST_TRAIN_CLASS else "test"
+                samples.append(Sample(path, locator, label, split))
             else:
-                split = "train" if int(class_id) <= NUM_TRAIN_CLASSES else "test"
-                samples.append(Sample(path, name, classes[class_id], split))
+                problems.append(Problem(path, label, locator, "missing file", "listed, but not there"))
         return Listing(samples, OfficialSplit(), problems)
-
-    def _table(self, name: str) -> dict[str, str]:
-        """A text file of `ID VALUE` lines."""
-        lines = self.files.read_text(name).splitlines()
-        return dict(line.split(" ", 1) for line in lines if " " in line)
 
     def read(self, locator: str) -> bytes:
         return self.files.read(locator)
+
+    def _pairs(self, path: str) -> dict[str, str]:
+        """Lines of `NUMBER VALUE`."""
+        lines = self.files.read_text(path).splitlines()
+        return {line.split()[0]: line.split()[1] for line in lines if line.strip()}
+
+
+def recognise(tree: Tree) -> bool:
+    return tree.named(_LABELS) is not None

@@ -1,70 +1,71 @@
-"""Which layout a source has."""
+"""From what a user typed to a source: the layout is named, or recognised by its files."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from dml import storage
 from dml.config import SourceLayout
+from dml.data.sources import cars196, cub200, glyphs, manifest, mnist, omniglot, sop
 from dml.data.sources.cars196 import Cars196Source
 from dml.data.sources.cub200 import Cub200Source
-from dml.data.sources.files import Files, open_files
+from dml.data.sources.files import Files, Tree, open_files
 from dml.data.sources.folder import FolderSource
-from dml.data.sources.glyphs import PREFIX, parse_glyphs
-from dml.data.sources.manifest import SUFFIXES, ManifestSource
-from dml.data.sources.mnist import PARTS, MnistSource
-from dml.data.sources.omniglot import ROOTS, OmniglotSource
+from dml.data.sources.manifest import ManifestSource
+from dml.data.sources.mnist import MnistSource
+from dml.data.sources.omniglot import OmniglotSource
 from dml.data.sources.sample import IMAGE_SUFFIXES, Source
-from dml.data.sources.sop import LISTS, SopSource
-from dml.errors import InvalidData, MissingArtifact
+from dml.data.sources.sop import SopSource
+from dml.errors import InvalidData
 
-_OF_FILES: dict[str, Callable[[Files], Source]] = {
-    "omniglot": OmniglotSource,
-    "cars196": Cars196Source,
-    "cub200": Cub200Source,
-    "sop": SopSource,
-    "mnist": MnistSource,
-    "folder": FolderSource,
+
+class _Layout(NamedTuple):
+    source: Callable[[Files], Source]
+    recognise: Callable[[Tree], bool]
+    marks: str
+
+
+def _has_class_folders(tree: Tree) -> bool:
+    return any("/" in path and path.lower().endswith(IMAGE_SUFFIXES) for path in tree.files)
+
+
+# In the order they are tried: class folders fit almost everything, so they come last.
+_LAYOUTS: dict[str, _Layout] = {
+    "cub200": _Layout(Cub200Source, cub200.recognise, "image_class_labels.txt"),
+    "cars196": _Layout(
+        Cars196Source, cars196.recognise, "cars_annos.mat, or cars_meta.mat with cars_train_annos.mat"
+    ),
+    "sop": _Layout(SopSource, sop.recognise, "Ebay_train.txt"),
+    "mnist": _Layout(MnistSource, mnist.recognise, "train-images-idx3-ubyte, or .gz"),
+    "omniglot": _Layout(OmniglotSource, omniglot.recognise, "ALPHABET/characterNN/*.png"),
+    "folder": _Layout(FolderSource, _has_class_folders, f"CLASS/* ending in {' '.join(IMAGE_SUFFIXES)}"),
 }
 
 
 def open_source(uri: str, layout: SourceLayout = "auto") -> Source:
-    """The source at a URI.
+    """The source at a place.
 
     Args:
-        uri: a folder (local or s3://), a zip, a manifest (.csv, .parquet), or `glyphs:`.
-        layout: how it is laid out; "auto" looks at the names of its files.
+        uri: a folder, zip, manifest file or `s3://` folder, or `glyphs:`.
+        layout: how it is laid out; "auto" recognises it by its files.
 
     Raises:
         MissingArtifact: there is nothing.
-        InvalidData: no layout fits.
+        InvalidData: what is there is not laid out so, or in no known way.
+        InvalidSetting: a `glyphs:` that cannot be followed.
     """
-    if layout == "glyphs" or (layout == "auto" and uri.startswith(PREFIX)):
-        return parse_glyphs(uri)
-    if layout == "manifest" or (layout == "auto" and uri.lower().endswith(SUFFIXES)):
-        resolved = storage.resolve(uri)
-        if not storage.exists(resolved):
-            raise MissingArtifact(f"The manifest must be a file; there is none at {resolved}.")
-        return ManifestSource(resolved)
+    if layout == "glyphs" or (layout == "auto" and uri.startswith(glyphs.SCHEME)):
+        return glyphs.open_glyphs(uri)
+    if layout == "manifest" or (layout == "auto" and manifest.recognise(uri)):
+        return ManifestSource(storage.resolve(uri))
     files = open_files(uri)
-    return _OF_FILES[_detect(files) if layout == "auto" else layout](files)
-
-
-def _detect(files: Files) -> str:
-    names = files.names()
-    ends = {name.rsplit("/", 1)[-1] for name in names}
-    folders = {folder for name in names for folder in name.split("/")[:-1]}
-    if ends & {"cars_annos.mat", "cars_train_annos.mat", "cars_test_annos_withlabels.mat"}:
-        return "cars196"
-    if {"images.txt", "image_class_labels.txt", "classes.txt"} <= ends:
-        return "cub200"
-    if ends & set(LISTS):
-        return "sop"
-    if any(end.startswith(f"{part}-images-idx3") for end in ends for part in PARTS):
-        return "mnist"
-    if folders & set(ROOTS):
-        return "omniglot"
-    if any("/" in name and name.lower().endswith(IMAGE_SUFFIXES) for name in names):
-        return "folder"
+    tree = files.tree()
+    candidates = _LAYOUTS if layout == "auto" else {layout: _LAYOUTS[layout]}
+    for candidate in candidates.values():
+        if candidate.recognise(tree):
+            return candidate.source(files)
+    wanted = "; ".join(f"{name}: {candidate.marks}" for name, candidate in candidates.items())
     raise InvalidData(
-        f"{files.uri} must be laid out as class folders with images, or as CARS196, CUB200, SOP, MNIST or "
-        f"Omniglot are published; none of that is there among {names[:5]}. Name the layout with --layout."
+        f"{files.uri} must hold images in a known layout ({wanted}, or be a .csv or .parquet manifest); its "
+        f"{len(tree.files)} files are none of these, such as {tree.files[:3]}. Check the path, or write a "
+        "manifest."
     )

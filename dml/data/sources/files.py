@@ -1,7 +1,9 @@
 """One way to list and read a local folder, a zip file or an `s3://` folder."""
 
+import os
 import threading
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +12,25 @@ from pyarrow import fs
 from dml import storage
 from dml.errors import InvalidData, MissingArtifact
 
+_ADDED_BY_SYSTEMS = ("__MACOSX", "Thumbs.db", "desktop.ini")
 _open = threading.local()
 
 
 @dataclass(frozen=True)
+class Tree:
+    """Paths relative to a root, sorted, without hidden ones and what operating systems add."""
+
+    files: list[str]
+    folders: list[str]
+
+    def named(self, *names: str) -> str | None:
+        """The first file with one of these names, in whatever folder, or None."""
+        return next((path for path in self.files if path.rsplit("/", 1)[-1] in names), None)
+
+
+@dataclass(frozen=True)
 class Files:
-    """The files below a folder or in a zip; a value that travels to workers and opens its files there."""
+    """The files below a folder or inside a zip; travels to workers and opens there what it needs."""
 
     uri: str
 
@@ -23,26 +38,22 @@ class Files:
     def is_zip(self) -> bool:
         return self.uri.lower().endswith(".zip")
 
-    def names(self) -> list[str]:
-        """Every file's path relative to the root, sorted, without hidden files and what systems add."""
+    def tree(self) -> Tree:
+        """Every file and folder there is; on S3, and in most zips, folders exist only by their files."""
         if self.is_zip:
-            found = [info.filename for info in self._zip().infolist() if not info.is_dir()]
+            entries = [(info.filename.rstrip("/"), info.is_dir()) for info in self._zip().infolist()]
         else:
             filesystem, path = storage.filesystem(self.uri)
-            entries = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
             root = path.rstrip("/") + "/"
-            found = [e.path.removeprefix(root) for e in entries if e.type == fs.FileType.File]
-        return sorted(name for name in found if not _hidden(name))
-
-    def folders(self) -> list[str]:
-        """Every folder's path relative to the root, sorted; also empty ones, where the storage knows them."""
-        if self.is_zip:
-            return sorted(i.filename.rstrip("/") for i in self._zip().infolist() if i.is_dir())
-        filesystem, path = storage.filesystem(self.uri)
-        entries = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-        root = path.rstrip("/") + "/"
-        found = [e.path.removeprefix(root) for e in entries if e.type == fs.FileType.Directory]
-        return sorted(name for name in found if not _hidden(name))
+            entries = [
+                (str(entry.path).removeprefix(root), entry.type == fs.FileType.Directory)
+                for entry in filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+            ]
+        shown = [(name, is_folder) for name, is_folder in entries if not _hidden(name)]
+        return Tree(
+            files=sorted(name for name, is_folder in shown if not is_folder),
+            folders=sorted(name for name, is_folder in shown if is_folder),
+        )
 
     def read(self, name: str) -> bytes:
         """A file's bytes; raises MissingArtifact when there is no such file."""
@@ -52,18 +63,19 @@ class Files:
             return self._zip().read(name)
         except KeyError as error:
             raise MissingArtifact(f"{self.uri} must hold {name}; it does not.") from error
-        except (zipfile.BadZipFile, EOFError, OSError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
             raise InvalidData(f"{name} in {self.uri} must unpack; it does not: {error}.") from error
 
     def read_text(self, name: str) -> str:
         return self.read(name).decode("utf-8", errors="replace")
 
     def _zip(self) -> zipfile.ZipFile:
-        """One open zip per thread: reading seeks, so threads must not share it."""
-        opened: dict[str, zipfile.ZipFile] = _open.__dict__.setdefault("zips", {})
-        if self.uri not in opened:
-            opened[self.uri] = zipfile.ZipFile(self.uri)
-        return opened[self.uri]
+        """One open zip per thread and process: reading seeks, so nobody may share it."""
+        opened: dict[tuple[int, str], zipfile.ZipFile] = _open.__dict__.setdefault("zips", {})
+        key = (os.getpid(), self.uri)
+        if key not in opened:
+            opened[key] = zipfile.ZipFile(self.uri)
+        return opened[key]
 
 
 def open_files(uri: str) -> Files:
@@ -86,6 +98,4 @@ def open_files(uri: str) -> Files:
 
 
 def _hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")) or name.endswith(
-        ("Thumbs.db", "desktop.ini")
-    )
+    return any(part.startswith(".") or part in _ADDED_BY_SYSTEMS for part in name.split("/"))

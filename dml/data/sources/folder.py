@@ -1,4 +1,4 @@
-"""Class folders: every folder that holds images is a class, named by its path."""
+"""Class folders: the path of the folder is the label, however deep."""
 
 from dataclasses import dataclass
 
@@ -9,34 +9,33 @@ from dml.data.sources.sample import IMAGE_SUFFIXES, Listing, Problem, Sample
 
 @dataclass(frozen=True)
 class FolderSource:
-    """`CLASS/image.jpg`, or deeper: `MAKER/MODEL/image.jpg` has the class `MAKER/MODEL`."""
+    """`CLASS/anything.jpg`, `GROUP/CLASS/anything.png`."""
 
     files: Files
 
-    def scan(self) -> Listing:
+    def list(self) -> Listing:
+        tree = self.files.tree()
         samples, problems = [], []
-        for name in self.files.names():
-            label, slash, _ = name.rpartition("/")
-            if not slash:
-                detail = "a file outside every class folder has no class"
-                problems.append(Problem(name, "", name, "no label", detail))
-            elif name.lower().endswith(IMAGE_SUFFIXES):
-                samples.append(Sample(id=name, locator=name, label=label))
-            else:
-                detail = f"not one of the image file endings {', '.join(IMAGE_SUFFIXES)}"
-                problems.append(Problem(name, label, name, "no image file name", detail))
-        return Listing(samples, ClassSplit(), problems + self._empty_classes(samples))
-
-    def _empty_classes(self, samples: list[Sample]) -> list[Problem]:
-        folders = self.files.folders()
-        parents = {folder.rpartition("/")[0] for folder in folders}
-        filled = {sample.label for sample in samples}
-        detail = "a class folder without an image"
-        return [
-            Problem(folder, folder, folder, "empty class", detail)
-            for folder in folders
-            if folder not in filled and folder not in parents
+        for path in tree.files:
+            label, _, name = path.rpartition("/")
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                samples.append(Sample(id=path, locator=path, label=label))
+            elif label:
+                problems.append(Problem(path, label, path, "not an image", "a file of another kind"))
+        used = {parent for path in tree.files for parent in _parents(path)}
+        used |= {parent for path in tree.folders for parent in _parents(path)}
+        problems += [
+            Problem("", folder, folder, "empty class", "a folder without files")
+            for folder in tree.folders
+            if folder not in used
         ]
+        return Listing(samples, ClassSplit(), problems)
 
     def read(self, locator: str) -> bytes:
         return self.files.read(locator)
+
+
+def _parents(path: str) -> list[str]:
+    """`a/b/c` lies in `a/b` and in `a`."""
+    parts = path.split("/")
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]

@@ -1,8 +1,7 @@
-"""`glyphs:`, images for a machine without any: characters of many scripts drawn from matplotlib's own fonts.
+"""Drawn characters: a labelled image collection that needs nothing but the installed fonts.
 
-Every image is a pure function of (seed, class, number): a random affine change and noise over one of the
-fonts' renderings. Characters that look the same, such as Latin A and Greek Alpha, are one class too many and
-left out.
+`glyphs:` or `glyphs:classes=300,per_class=20,seed=0`. A class is a character; its images are drawn with the
+twelve DejaVu faces that come with matplotlib, each under its own random affine change, contrast and noise.
 """
 
 import hashlib
@@ -10,156 +9,190 @@ import importlib.util
 import io
 import unicodedata
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from dml.config import ClassSplit
 from dml.data.sources.sample import Listing, Sample
 from dml.errors import InvalidSetting
 
-PREFIX = "glyphs:"
-SIDE = 32
-_FONT_SIZE, _CANVAS = 46, 64
-_STYLES = {
-    "sans": "DejaVuSans.ttf",
-    "sans bold": "DejaVuSans-Bold.ttf",
-    "sans oblique": "DejaVuSans-Oblique.ttf",
-    "serif": "DejaVuSerif.ttf",
-    "serif bold": "DejaVuSerif-Bold.ttf",
-    "mono": "DejaVuSansMono.ttf",
+SCHEME = "glyphs:"
+
+_FACES = {
+    f"{family} {style}".strip(): f"DejaVu{family}{'-' if style else ''}{style.replace(' ', '')}.ttf"
+    for family, styles in {
+        "Sans": ("", "Bold", "Oblique", "Bold Oblique"),
+        "Serif": ("", "Bold", "Italic", "Bold Italic"),
+        "SansMono": ("", "Bold", "Oblique", "Bold Oblique"),
+    }.items()
+    for style in styles
 }
-# Blocks whose letters the fonts draw in at least two styles.
 _SCRIPTS = {
-    "Latin": [(0x41, 0x5A), (0x61, 0x7A), (0xDE, 0xDF), (0x180, 0x24F), (0x250, 0x2AF)],
-    "Digits": [(0x30, 0x39)],
-    "Greek": [(0x391, 0x3A9), (0x3B1, 0x3C9)],
-    "Cyrillic": [(0x410, 0x44F), (0x460, 0x481)],
-    "Armenian": [(0x531, 0x556), (0x561, 0x586)],
-    "Georgian": [(0x10D0, 0x10F6)],
-    "Hebrew": [(0x5D0, 0x5EA)],
-    "Arabic": [(0x621, 0x64A)],
-    "Mathematics": [(0x2200, 0x22FF)],
-    "Arrows": [(0x2190, 0x21FF)],
+    "Latin": range(0x21, 0x250),
+    "Greek": range(0x370, 0x400),
+    "Cyrillic": range(0x400, 0x530),
+    "Armenian": range(0x531, 0x590),
+    "Hebrew": range(0x5D0, 0x5EB),
+    "Arabic": range(0x621, 0x700),
+    "Nko": range(0x7C0, 0x800),
+    "Lao": range(0xE80, 0xF00),
+    "Georgian": range(0x10A0, 0x1100),
+    "Canadian": range(0x1400, 0x1680),
+    "Ogham": range(0x1680, 0x16A0),
+    "Arrows": range(0x2190, 0x2200),
+    "Mathematics": range(0x2200, 0x2300),
+    "Tifinagh": range(0x2D30, 0x2D70),
 }
+_CATEGORIES = ("Lu", "Ll", "Lo", "Nd", "Sm", "So")
+_NOT_A_CHARACTER = "\uffff"
+_SIDE, _FONT_SIZE = 48, 30
+_COMPARED_SIDE = 16
+# Cosine of two undistorted drawings scaled to one size; above it people, too, confuse them (o O, x X, - _).
+_SAME_LOOK = 0.9
 
 
 @dataclass(frozen=True)
 class GlyphsSource:
+    """Characters, labelled as `U+03B1 GREEK SMALL LETTER ALPHA`; attributes `script` and `style`."""
+
     classes: int = 400
     per_class: int = 20
     seed: int = 0
 
-    def scan(self) -> Listing:
-        drawable = _characters()
-        if not 2 <= self.classes <= len(drawable) or self.per_class < 1:
+    def list(self) -> Listing:
+        characters = distinct_characters()
+        if not 2 <= self.classes <= len(characters) or self.per_class < 1:
             raise InvalidSetting(
-                f"glyphs: has 2 to {len(drawable)} classes and at least one image of each; "
-                f"got classes={self.classes}, per_class={self.per_class}."
+                f"glyphs: takes 2 to {len(characters)} classes and at least 1 per_class; "
+                f"got {self.classes} and {self.per_class}."
             )
-        # Spread over the scripts, and in an order in which the held-out half is as mixed as the other.
-        order = sorted(drawable, key=lambda c: hashlib.sha256(f"{self.seed} {ord(c)}".encode()).digest())
+        # Evenly over all scripts, however many are asked for.
+        chosen = [characters[i * len(characters) // self.classes] for i in range(self.classes)]
         samples = []
-        for rank, character in enumerate(order[: self.classes]):
-            label = f"{rank:03d} U+{ord(character):04X} {unicodedata.name(character)}"
-            styles = drawable[character]
+        for character in chosen:
+            code = f"U+{ord(character):04X}"
+            label, script = f"{code} {unicodedata.name(character)}", _script(character)
+            faces = _faces_with(character)
             for number in range(self.per_class):
-                style = styles[number % len(styles)]
-                attributes = {"script": _script_of(character), "style": style}
-                locator = f"{ord(character)}/{style}/{number}"
+                face = faces[number % len(faces)]
                 samples.append(
-                    Sample(f"U+{ord(character):04X}/{number:03d}", locator, label, None, attributes)
+                    Sample(
+                        id=f"{code}/{number:04d}",
+                        locator=f"{code}/{number:04d}/{face}",
+                        label=label,
+                        attributes={"script": script, "style": face.replace("SansMono", "Mono")},
+                    )
                 )
         return Listing(samples, ClassSplit())
 
     def read(self, locator: str) -> bytes:
-        code, style, _ = locator.split("/")
-        chance = hashlib.sha256(f"{self.seed} {locator}".encode()).digest()
-        image = _distort(_render(chr(int(code)), style), np.random.default_rng(list(chance)))
-        out = io.BytesIO()
-        image.save(out, "PNG")
-        return out.getvalue()
+        code, number, face = locator.split("/")
+        digest = hashlib.sha256(f"{self.seed}/{code}/{number}".encode()).digest()
+        return _draw(chr(int(code[2:], 16)), face, np.random.default_rng(list(digest)))
 
 
-def parse_glyphs(uri: str) -> GlyphsSource:
-    """`glyphs:` or `glyphs:classes=200,per_class=10,seed=1`; raises InvalidSetting for anything else."""
-    settings = {}
-    for assignment in filter(None, uri.removeprefix(PREFIX).split(",")):
-        name, _, value = assignment.partition("=")
-        if name not in ("classes", "per_class", "seed") or not value.isdigit():
-            raise InvalidSetting(
-                f"glyphs: takes classes=N, per_class=N and seed=N, with commas between; got {assignment!r}."
-            )
-        settings[name] = int(value)
-    return GlyphsSource(**settings)
+def open_glyphs(uri: str) -> GlyphsSource:
+    """The source a `glyphs:` URI asks for; raises InvalidSetting for anything but its three numbers."""
+    assignments = [part.split("=", 1) for part in uri.removeprefix(SCHEME).split(",") if part]
+    known = ("classes", "per_class", "seed")
+    if any(len(pair) != 2 or pair[0] not in known or not pair[1].isdecimal() for pair in assignments):
+        raise InvalidSetting(f"{SCHEME} takes whole numbers for {', '.join(known)}; got {uri!r}.")
+    return GlyphsSource(**{name: int(value) for name, value in assignments})
 
 
-@lru_cache(maxsize=len(_STYLES))
-def _font(style: str) -> ImageFont.FreeTypeFont:
-    matplotlib = importlib.util.find_spec("matplotlib")
-    assert matplotlib is not None
-    assert matplotlib.origin is not None
-    folder = Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf"
-    return ImageFont.truetype(str(folder / _STYLES[style]), _FONT_SIZE)
+@cache
+def distinct_characters() -> tuple[str, ...]:
+    """Every character that the fonts draw and that looks like none before it, by code point."""
+    candidates = [
+        chr(code)
+        for script in _SCRIPTS.values()
+        for code in script
+        if unicodedata.category(chr(code)) in _CATEGORIES
+    ]
+    shown = [character for character in candidates if _has_glyph("Sans", character)]
+    looks = np.stack([_look(character) for character in shown])
+    alike = np.tril(looks @ looks.T > _SAME_LOOK, k=-1)
+    kept = np.ones(len(shown), dtype=bool)
+    for row in np.flatnonzero(alike.any(axis=1)):
+        kept[row] = not (alike[row] & kept).any()
+    return tuple(character for character, keep in zip(shown, kept, strict=True) if keep)
 
 
-def _render(character: str, style: str) -> Image.Image:
-    """The character in the middle of a white canvas, by its own bounds."""
-    font = _font(style)
+def _script(character: str) -> str:
+    return next(script for script, codes in _SCRIPTS.items() if ord(character) in codes)
+
+
+@cache
+def _font(face: str) -> ImageFont.FreeTypeFont:
+    spec = importlib.util.find_spec("matplotlib")  # found, not imported: that would take longer than drawing
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
+    return ImageFont.truetype(str(folder / _FACES[face]), _FONT_SIZE)
+
+
+@cache
+def _missing_glyph(face: str) -> bytes:
+    return bytes(_font(face).getmask(_NOT_A_CHARACTER))
+
+
+def _has_glyph(face: str, character: str) -> bool:
+    drawn = bytes(_font(face).getmask(character))
+    return any(drawn) and drawn != _missing_glyph(face)
+
+
+def _faces_with(character: str) -> list[str]:
+    return [face for face in _FACES if _has_glyph(face, character)]
+
+
+def _ink(character: str, face: str) -> Image.Image:
+    """The character alone, bright on black, cropped to its ink."""
+    font = _font(face)
     left, top, right, bottom = font.getbbox(character)
-    image = Image.new("L", (_CANVAS, _CANVAS), 255)
-    offset = ((_CANVAS - right - left) / 2, (_CANVAS - bottom - top) / 2)
-    ImageDraw.Draw(image).text(offset, character, font=font, fill=0)
-    return image
+    ink = Image.new("L", (int(right - left), int(bottom - top)))
+    ImageDraw.Draw(ink).text((-left, -top), character, fill=255, font=font)
+    return ink.crop(ink.getbbox())
 
 
-def _distort(image: Image.Image, chance: np.random.Generator) -> Image.Image:
-    """A random rotation, shear, scale and shift, then noise, at the final size."""
+def _look(character: str) -> NDArray[np.float32]:
+    """(256,) the character scaled into a small square, unit length."""
+    ink = _ink(character, "Sans")
+    ink.thumbnail((_COMPARED_SIDE, _COMPARED_SIDE))
+    square = Image.new("L", (_COMPARED_SIDE, _COMPARED_SIDE))
+    square.paste(ink, ((_COMPARED_SIDE - ink.width) // 2, (_COMPARED_SIDE - ink.height) // 2))
+    values = np.asarray(square, dtype=np.float32).ravel()
+    unit: NDArray[np.float32] = values / np.linalg.norm(values)
+    return unit
+
+
+def _draw(character: str, face: str, chance: np.random.Generator) -> bytes:
+    """One PNG of the character: dark on light, turned, sheared, scaled, shifted, noisy."""
+    ink = _ink(character, face)
+    canvas = Image.new("L", (_SIDE, _SIDE))
+    fit = min(1.0, 0.75 * _SIDE / max(ink.size))
+    ink = ink.resize((max(1, round(ink.width * fit)), max(1, round(ink.height * fit))))
+    canvas.paste(ink, ((_SIDE - ink.width) // 2, (_SIDE - ink.height) // 2))
+    turned = canvas.transform(
+        canvas.size, Image.Transform.AFFINE, _random_affine(chance), Image.Resampling.BILINEAR
+    )
+    paper, contrast = chance.uniform(170, 255), chance.uniform(90, 170)
+    noise = chance.normal(0.0, chance.uniform(4, 20), (_SIDE, _SIDE))
+    pixels = paper - contrast * np.asarray(turned, dtype=np.float64) / 255 + noise
+    encoded = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(encoded, "PNG", compress_level=1)
+    return encoded.getvalue()
+
+
+def _random_affine(chance: np.random.Generator) -> tuple[float, ...]:
+    """Pillow's six numbers, from output to input pixels, around the centre."""
     angle, shear = chance.uniform(-0.35, 0.35), chance.uniform(-0.25, 0.25)
-    scale_x, scale_y = chance.uniform(0.75, 1.15, 2)
-    cos, sin = np.cos(angle), np.sin(angle)
-    matrix = np.array([[cos, -sin], [sin, cos]]) @ np.array([[1, shear], [0, 1]]) / [[scale_x], [scale_y]]
-    centre = np.full(2, _CANVAS / 2)
-    offset = centre - matrix @ centre + chance.uniform(-4, 4, 2)
-    coefficients = (matrix[0, 0], matrix[0, 1], offset[0], matrix[1, 0], matrix[1, 1], offset[1])
-    moved = image.transform(
-        image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR, fillcolor=255
-    )
-    small = np.asarray(moved.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float64)
-    noisy = small * chance.uniform(0.6, 1.0) + chance.normal(0, 24, small.shape)
-    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-
-
-@lru_cache(maxsize=1)
-def _characters() -> dict[str, list[str]]:
-    """Every character with a look of its own, and the styles that draw it."""
-    missing = {style: _shape("\U000fffff", style) for style in _STYLES}
-    seen: set[bytes] = set()
-    found: dict[str, list[str]] = {}
-    for ranges in _SCRIPTS.values():
-        for code in (code for first, last in ranges for code in range(first, last + 1)):
-            character = chr(code)
-            if not unicodedata.name(character, "") or unicodedata.combining(character):
-                continue
-            shapes = {style: _shape(character, style) for style in _STYLES}
-            styles = [style for style, shape in shapes.items() if shape != missing[style]]
-            look = shapes["sans"]
-            if len(styles) >= 2 and "sans" in styles and look not in seen:
-                seen.add(look)
-                found[character] = styles
-    return found
-
-
-def _shape(character: str, style: str) -> bytes:
-    """What a rendering looks like, wherever it stands: the pixels in its bounds, and their size."""
-    mask = _font(style).getmask(character)
-    return bytes(mask) + repr(mask.size).encode()
-
-
-def _script_of(character: str) -> str:
-    code = ord(character)
-    return next(
-        script for script, ranges in _SCRIPTS.items() if any(first <= code <= last for first, last in ranges)
-    )
+    scale = chance.uniform(0.8, 1.25, 2)
+    shift = chance.uniform(-4, 4, 2)
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = rotation @ np.array([[1.0, shear], [0.0, 1.0]]) / scale
+    offset = _SIDE / 2 - matrix @ (np.full(2, _SIDE / 2) + shift)
+    return (*matrix[0], offset[0], *matrix[1], offset[1])

@@ -1,7 +1,12 @@
-"""MNIST's idx files (LeCun et al. 1998), gzipped or not; each digit becomes a PNG, which loses nothing."""
+"""MNIST and what is packed like it: pairs of idx files, gzipped or not; images become PNG files.
+
+Source: LeCun, Cortes and Burges, yann.lecun.com/exdb/mnist. The halves `train` and `t10k` share their
+classes, so here they are an attribute; classes 0-4 train and 5-9 test by default.
+"""
 
 import gzip
 import io
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,59 +15,72 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dml.config import ClassSplit
-from dml.data.sources.files import Files
-from dml.data.sources.sample import Listing, Sample
+from dml.data.sources.files import Files, Tree
+from dml.data.sources.sample import Listing, Problem, Sample
 from dml.errors import InvalidData
 
-PARTS = ("train", "t10k")
+_FILE = re.compile(r"(?:.*/)?(?P<part>[^/]+)-(?P<what>images|labels)[-.]idx[13]-ubyte(?:\.gz)?")
+_UINT8 = 0x08
 
 
 @dataclass(frozen=True)
 class MnistSource:
-    """Digits 0-4 train, 5-9 test by default; the official halves are the attribute `part`."""
+    """One class per digit; attribute `part`, "train" or "t10k"."""
 
     files: Files
 
-    def scan(self) -> Listing:
-        samples = []
-        for part in PARTS:
-            labels = _read_part(self.files, part, "labels-idx1")
-            if labels is not None:
-                for row, digit in enumerate(labels):
-                    name = f"{part}/{row:05d}"
-                    samples.append(Sample(name, name, str(digit), attributes={"part": part}))
-        return Listing(samples, ClassSplit())
+    def list(self) -> Listing:
+        found: dict[str, dict[str, str]] = {}
+        for path in self.files.tree().files:
+            if match := _FILE.fullmatch(path):
+                found.setdefault(match["part"], {})[match["what"]] = path
+        samples, problems = [], []
+        for part, paths in sorted(found.items()):
+            if len(paths) < 2:
+                detail = f"only the {next(iter(paths))} file is there"
+                problems.append(Problem(part, "", part, "missing file", detail))
+                continue
+            labels = _read_idx(self.files, paths["labels"])
+            num_images = len(_read_idx(self.files, paths["images"]))
+            if len(labels) != num_images:
+                raise InvalidData(
+                    f"{paths['images']} and {paths['labels']} must be equally long; got {num_images} and "
+                    f"{len(labels)}. Download them again."
+                )
+            samples += [
+                Sample(f"{part}/{row:06d}", f"{paths['images']}#{row}", str(label), None, {"part": part})
+                for row, label in enumerate(labels)
+            ]
+        return Listing(samples, ClassSplit(), problems)
 
     def read(self, locator: str) -> bytes:
-        part, row = locator.split("/")
-        images = _read_part(self.files, part, "images-idx3")
-        if images is None or int(row) >= len(images):
-            raise InvalidData(
-                f"MNIST's {part} images must include number {row}; the file is missing or shorter."
-            )
-        out = io.BytesIO()
-        Image.fromarray(images[int(row)]).save(out, "PNG")
-        return out.getvalue()
+        path, _, row = locator.rpartition("#")
+        encoded = io.BytesIO()
+        Image.fromarray(_read_idx(self.files, path)[int(row)]).save(encoded, "PNG")
+        return encoded.getvalue()
+
+
+def recognise(tree: Tree) -> bool:
+    return any(_FILE.fullmatch(path) for path in tree.files)
 
 
 @lru_cache(maxsize=4)
-def _read_part(files: Files, part: str, kind: str) -> NDArray[np.uint8] | None:
-    """One of the four files, whole and kept, since its rows are read one by one; None if it is missing."""
-    names = [name for name in files.names() if name.rsplit("/", 1)[-1].startswith(f"{part}-{kind}")]
-    return _read_idx(files, names[0]) if names else None
-
-
-def _read_idx(files: Files, name: str) -> NDArray[np.uint8]:
-    """An idx file of bytes: two zeros, 8, the number of dimensions, the big-endian sizes, the values."""
-    content = files.read(name)
-    content = gzip.decompress(content) if name.endswith(".gz") else content
-    if content[:3] != b"\0\0\x08":
-        raise InvalidData(
-            f"{name} must be an idx file of bytes (it starts 00 00 08); got {content[:3].hex(' ')}."
-        )
+def _read_idx(files: Files, path: str) -> NDArray[np.uint8]:
+    """The array in an idx file: two zero bytes, type, number of dimensions, their sizes, then the values."""
+    content = files.read(path)
+    if path.endswith(".gz"):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError) as error:
+            raise InvalidData(f"{path} must unzip; it does not: {error}. Download it again.") from error
+    if content[:3] != bytes((0, 0, _UINT8)):
+        raise InvalidData(f"{path} must be an idx file of bytes; it begins with {content[:4].hex()}.")
     dimensions = content[3]
-    sizes = np.frombuffer(content, ">u4", dimensions, 4)
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
-    if values.size != sizes.prod():
-        raise InvalidData(f"{name} must hold {sizes.prod()} values as its head says; it holds {values.size}.")
-    return values.reshape(sizes)
+    start = 4 + 4 * dimensions
+    shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4"))
+    if len(content) != start + int(np.prod(shape)):
+        raise InvalidData(
+            f"{path} must hold {shape} values after its header; got {len(content) - start} bytes. "
+            "Download it again."
+        )
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)

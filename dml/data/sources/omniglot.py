@@ -1,37 +1,37 @@
-"""Omniglot (Lake et al. 2015): handwritten characters, `images_background/ALPHABET/CHARACTER/`."""
+"""Omniglot: handwritten characters, `images_background/ALPHABET/characterNN/*.png`.
 
+Source: Lake, Salakhutdinov and Tenenbaum 2015, Science 350(6266). Whole alphabets are held out, so that a
+test character's relatives were never seen either.
+"""
+
+import re
 from dataclasses import dataclass
 
 from dml.config import AttributeSplit
-from dml.data.sources.files import Files
-from dml.data.sources.sample import Listing, Problem, Sample
+from dml.data.sources.files import Files, Tree
+from dml.data.sources.sample import Listing, Sample
 
-ROOTS = ("images_background", "images_evaluation")
-_TEST_ALPHABETS = 10
+_DRAWING = re.compile(r"(?:.*/)?(?P<alphabet>[^/]+)/(?P<character>character\d+)/(?P<drawing>[^/]+)\.png")
 
 
 @dataclass(frozen=True)
 class OmniglotSource:
-    """A class is one character of one alphabet; the last ten alphabets are held out."""
+    """One class per character, labelled `ALPHABET/characterNN`; attribute `alphabet`."""
 
     files: Files
 
-    def scan(self) -> Listing:
-        samples, problems = [], []
-        for name in self.files.names():
-            parts = name.split("/")
-            if len(parts) < 3 or not name.endswith(".png"):
-                continue
-            parts = parts[-3:]  # the same ids whether the zip, its folder or `images_background` was named
-            alphabet, character, file = parts
-            if not character.startswith("character"):
-                problems.append(
-                    Problem(name, "", name, "no label", "expected ALPHABET/characterNN/drawing.png")
-                )
-                continue
-            label = f"{alphabet}/{character}"
-            samples.append(Sample(f"{label}/{file}", name, label, attributes={"alphabet": alphabet}))
-        return Listing(samples, AttributeSplit(name="alphabet", test_values=_TEST_ALPHABETS), problems)
+    def list(self) -> Listing:
+        samples = []
+        for path in self.files.tree().files:
+            if match := _DRAWING.fullmatch(path):
+                alphabet, character, drawing = match.groups()
+                label = f"{alphabet}/{character}"
+                samples.append(Sample(f"{label}/{drawing}", path, label, attributes={"alphabet": alphabet}))
+        return Listing(samples, AttributeSplit(name="alphabet", test_values=10))
 
     def read(self, locator: str) -> bytes:
         return self.files.read(locator)
+
+
+def recognise(tree: Tree) -> bool:
+    return any(_DRAWING.fullmatch(path) for path in tree.files)

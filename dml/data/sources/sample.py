@@ -22,7 +22,7 @@ class Sample(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Something that cannot become a row, found while listing or reading."""
+    """Something that cannot become a row: one line of the quarantine table."""
 
     id: str
     label: str
@@ -43,7 +43,7 @@ class Listing:
 class Source(Protocol):
     """A layout of labelled images; small, immutable, picklable."""
 
-    def scan(self) -> Listing:
+    def list(self) -> Listing:
         """Every sample, without reading an image."""
 
     def read(self, locator: str) -> bytes:

@@ -76,7 +76,8 @@ def write_bytes(uri: str, content: bytes) -> None:
         with filesystem_.open_output_stream(path) as stream:
             stream.write(content)
         return
-    aside = Path(f"{path}.{uuid.uuid4().hex}.tmp")
+    folder, _, name = path.rpartition("/")
+    aside = Path(folder, f".{name}.{uuid.uuid4().hex}")
     aside.parent.mkdir(parents=True, exist_ok=True)
     with aside.open("wb") as stream:
         stream.write(content)
@@ -137,11 +138,11 @@ def delete_abandoned(parent_uri: str, *, older_than_s: float) -> None:
 
 
 def _files_below(uri: str) -> Iterator[tuple[str, int]]:
-    """(path relative to the folder, size in bytes) of every file, sorted."""
+    """(path relative to the folder, size in bytes) of every file, sorted; without unfinished ones."""
     filesystem_, path = filesystem(uri)
     selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
     for entry in sorted(filesystem_.get_file_info(selector), key=lambda entry: str(entry.path)):
-        if entry.type == fs.FileType.File:
+        if entry.type == fs.FileType.File and not entry.base_name.startswith("."):
             yield str(entry.path).removeprefix(path.rstrip("/") + "/"), int(entry.size)
 
 
@@ -166,28 +167,39 @@ def publish(staged_uri: str, final_uri: str, description: Mapping[str, Any]) -> 
     if is_complete(final_uri):
         delete(staged_uri)
         return
-    names = [name for name, _ in _files_below(staged_uri)]
-    with ThreadPoolExecutor(8) as pool:
-        digests = list(pool.map(lambda name: file_digest(join(staged_uri, name)), names))
-    sizes = dict(_files_below(staged_uri))
-    files = {
-        name: {"size_bytes": sizes[name], "sha256": digest}
-        for name, digest in zip(names, digests, strict=True)
-    }
-    manifest = {**description, "files": files}
+    manifest = {**description, "files": _describe_files(staged_uri)}
     if is_remote(final_uri):
         filesystem_, staged_path = filesystem(staged_uri)
         _, final_path = filesystem(final_uri)
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda n: filesystem_.copy_file(f"{staged_path}/{n}", f"{final_path}/{n}"), names))
+            list(
+                pool.map(
+                    lambda n: filesystem_.copy_file(f"{staged_path}/{n}", f"{final_path}/{n}"),
+                    manifest["files"],
+                )
+            )
         write_json(join(final_uri, MANIFEST), manifest)
         delete(staged_uri)
         return
     write_json(join(staged_uri, MANIFEST), manifest)
-    delete(
-        final_uri
-    )  # what a crash between two renames of an older layout, or a user's copy, left unfinished
+    delete(final_uri)  # a folder without manifest: somebody's unfinished copy
     os.rename(resolve(staged_uri), resolve(final_uri))
+
+
+def seal(uri: str, description: Mapping[str, Any]) -> None:
+    """Make a folder that was filled in place an artefact: from now on it is complete and does not change."""
+    write_json(join(uri, MANIFEST), {**description, "files": _describe_files(uri)})
+
+
+def _describe_files(uri: str) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file below a folder."""
+    sizes = dict(_files_below(uri))
+    with ThreadPoolExecutor(8) as pool:
+        digests = list(pool.map(lambda name: file_digest(join(uri, name)), sizes))
+    return {
+        name: {"size_bytes": size, "sha256": digest}
+        for (name, size), digest in zip(sizes.items(), digests, strict=True)
+    }
 
 
 def is_complete(uri: str) -> bool:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -394,19 +393,12 @@ def main() -> None:
     logging.getLogger("dml").setLevel(logging.INFO)
     as_json = "--json" in sys.argv
     try:
-        status = app(standalone_mode=False)
+        app()
     except DmlError as error:
         print(f"error: {error}", file=sys.stderr)
         if as_json:
             _print_json({"error": str(error)})
-        status = 2
-    except click.ClickException as error:
-        error.show()
-        status = 2
-    except (KeyboardInterrupt, click.Abort):
-        print("stopped", file=sys.stderr)
-        status = 130
-    sys.exit(status if isinstance(status, int) else 0)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

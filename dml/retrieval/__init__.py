@@ -1,0 +1,1 @@
+"""From a package and a dataset to answers: embed, index, filter, search, evaluate."""

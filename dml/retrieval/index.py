@@ -1,0 +1,163 @@
+"""Build a Faiss index of one embeddings table, measure it, publish it whole, find it again.
+
+A version is a folder with `index.faiss` and `items.arrow`: row i of one is row i of the other, so a position
+means nothing outside its version, and ids, labels and attributes never come apart from their vectors.
+"""
+
+import math
+import os
+
+import faiss
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dml import storage
+from dml.config import IndexConfig
+from dml.data.dataset import read_rows
+from dml.errors import InvalidData, InvalidSetting
+from dml.refs import EmbeddingsRef, IndexRef
+from dml.retrieval.embed import read_embeddings
+
+INDEX_FILE, ITEMS_FILE = "index.faiss", "items.arrow"
+_FLAT_BELOW = 100_000
+_ADD_ROWS = 1 << 17
+_RECALL_AT = 10
+_WANTED_RECALL = 0.95
+_TRAIN_ROWS_PER_LIST = 100  # 30 to 256 by Faiss' guidelines
+
+
+def build_index(store: str, name: str, embeddings: EmbeddingsRef, config: IndexConfig) -> IndexRef:
+    """Build and store an index version; searches go on using the current one until `publish_index`.
+
+    The same embeddings and settings give the same version, built once.
+
+    Args:
+        store: the store's URI.
+        name: the index's name.
+        embeddings: the table to index, whole.
+        config: factory string ("auto": Flat below 100,000 rows, IVF beyond), probes, recall measurement.
+
+    Raises:
+        InvalidSetting: a factory string Faiss does not know.
+        InvalidData: the table and its dataset have different rows.
+    """
+    factory = _choose_factory(embeddings.rows) if config.factory == "auto" else config.factory
+    fingerprint = storage.digest_of(embeddings.fingerprint, factory, config.num_probes, config.recall_queries)
+    uri = storage.join(store, "indexes", name, fingerprint[:12])
+    if storage.is_complete(uri):
+        return _read_ref(uri)
+    table = read_embeddings(embeddings)
+    items = read_rows(embeddings.dataset)
+    if items["id"].to_pylist() != table.ids:
+        raise InvalidData(
+            f"Embeddings and dataset must have the same rows in the same order; {embeddings.uri} and "
+            f"{embeddings.dataset.uri} do not. Delete the embeddings and embed again."
+        )
+    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    index = _fill(factory, table.vectors)
+    recall = _tune(index, table.vectors, config)
+    ref = IndexRef(
+        uri=uri,
+        fingerprint=fingerprint,
+        name=name,
+        embeddings=embeddings,
+        factory=factory,
+        rows=len(table.ids),
+        recall=recall,
+    )
+    staged = storage.staging(uri)
+    storage.write_bytes(storage.join(staged, INDEX_FILE), faiss.serialize_index(index).tobytes())
+    storage.write_bytes(storage.join(staged, ITEMS_FILE), _as_arrow(items))
+    storage.publish(staged, uri, {"ref": ref.model_dump(mode="json", exclude={"uri"})})
+    return ref
+
+
+def _choose_factory(num_rows: int) -> str:
+    """Exact while that is cheap; then inverted lists, as many as Faiss' guidelines give for the size."""
+    if num_rows < _FLAT_BELOW:
+        return "Flat"
+    if num_rows < 1_000_000:
+        return f"IVF{2 ** round(math.log2(4 * math.sqrt(num_rows)))},Flat"
+    return f"IVF{16_384 if num_rows < 4_000_000 else 65_536},SQfp16"
+
+
+def _fill(factory: str, vectors: NDArray[np.float32]) -> faiss.Index:
+    try:
+        index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise InvalidSetting(
+            f"index.factory must be a Faiss index_factory string; got {factory!r}: {error}"
+        ) from None
+    if not index.is_trained:
+        lists = getattr(faiss.try_extract_index_ivf(index), "nlist", 1)
+        wanted = min(len(vectors), max(lists * _TRAIN_ROWS_PER_LIST, 1 << 16))
+        if lists > len(vectors):
+            raise InvalidSetting(
+                f"{factory} has {lists} lists, more than the {len(vectors)} rows. Use Flat, or fewer lists."
+            )
+        chosen = np.random.default_rng(0).choice(len(vectors), wanted, replace=False)
+        index.train(vectors[np.sort(chosen)])
+    for start in range(0, len(vectors), _ADD_ROWS):
+        index.add(vectors[start : start + _ADD_ROWS])
+    return index
+
+
+def _tune(index: faiss.Index, vectors: NDArray[np.float32], config: IndexConfig) -> float:
+    """Set the probes, by hand or by doubling until the recall is there; returns recall@10 against exact search."""
+    number = min(config.recall_queries, len(vectors))
+    queries = vectors[np.random.default_rng(1).choice(len(vectors), number, replace=False)]
+    k = min(_RECALL_AT, len(vectors))
+    exact = faiss.IndexFlatIP(vectors.shape[1])
+    exact.add(vectors)
+    _, truth = exact.search(queries, k)
+    lists = faiss.try_extract_index_ivf(index)
+    if lists is None:
+        return _recall(index, queries, truth, k)
+    lists.nprobe = min(config.num_probes or 8, lists.nlist)
+    recall = _recall(index, queries, truth, k)
+    while config.num_probes is None and recall < _WANTED_RECALL and lists.nprobe < lists.nlist:
+        lists.nprobe = min(lists.nprobe * 2, lists.nlist)
+        recall = _recall(index, queries, truth, k)
+    return recall
+
+
+def _recall(index: faiss.Index, queries: NDArray[np.float32], truth: NDArray[np.int64], k: int) -> float:
+    _, found = index.search(queries, k)
+    return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(found, truth, strict=True)]))
+
+
+def _as_arrow(items: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, items.schema) as writer:
+        writer.write_table(items.combine_chunks())
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def publish_index(store: str, ref: IndexRef) -> None:
+    """Make a built version the one that searches use; one small file is replaced, so readers see either."""
+    storage.read_manifest(ref.uri)
+    storage.point(storage.join(store, "indexes", ref.name), ref.version)
+
+
+def find_index(store: str, name: str) -> IndexRef:
+    """The index of a name (its published version) or `NAME@VERSION`.
+
+    Raises:
+        MissingArtifact: there is none, with those there are.
+    """
+    base, _, version = name.partition("@")
+    folder = storage.join(store, "indexes", base)
+    return _read_ref(storage.find_version(folder, version or None, "index"))
+
+
+def list_indexes(store: str) -> list[IndexRef]:
+    """The published version of every index in the store."""
+    root = storage.join(store, "indexes")
+    versions = {name: storage.current(storage.join(root, name)) for name in storage.list_names(root)}
+    return [_read_ref(storage.join(root, name, v)) for name, v in versions.items() if v is not None]
+
+
+def _read_ref(uri: str) -> IndexRef:
+    return IndexRef(uri=uri, **storage.read_manifest(uri)["ref"])

@@ -46,7 +46,7 @@ up: $(READY) ## Prefect, a worker, the deployments and MLflow, here
 	$(BIN)/dml up
 
 lock: pyproject.toml | $(UV) ## pin what pyproject.toml asks for, naming no registry
-	$(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --group dev \
+	$(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --all-extras --group dev \
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean: ## remove what `make` made; stores stay

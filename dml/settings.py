@@ -18,15 +18,17 @@ def store_uri(explicit: str | None = None) -> str:
 def tracking_uri(store: str) -> str:
     """`MLFLOW_TRACKING_URI`, else a SQLite database in the store (in the cache for a remote one)."""
     configured = os.environ.get("MLFLOW_TRACKING_URI")
-    if configured:
-        return configured
+    return configured or f"sqlite:///{local_folder(store) / 'mlflow.db'}"
+
+
+def local_folder(store: str) -> Path:
+    """What must lie on a local disk, such as databases: in the store, or for a remote one in the cache."""
     if is_remote(store):
-        digest = hashlib.sha256(store.encode()).hexdigest()[:12]
-        folder = cache_dir() / "mlflow" / digest
+        folder = cache_dir() / "stores" / hashlib.sha256(store.encode()).hexdigest()[:12]
     else:
         folder = Path(store)
     folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{folder / 'mlflow.db'}"
+    return folder
 
 
 def artifact_root(store: str) -> str:

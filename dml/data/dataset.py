@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pyarrow import compute, parquet
 
 from dml import storage
-from dml.data.schema import IMAGE, SCHEMA_VERSION
+from dml.data.schema import IMAGE, SCHEMA_VERSION, TEST, TRAIN
 from dml.errors import IncompatibleArtifact, InvalidSetting
 from dml.refs import DatasetRef
 
@@ -67,27 +67,28 @@ def read_rows(ref: DatasetRef, *, split: str | None = None, columns: Sequence[st
 
     Args:
         ref: the dataset.
-        split: only rows of this split; None: all.
+        split: only rows of this split, which may be none; None: all.
         columns: the columns wanted; None: all but the image.
 
     Returns:
         The columns, and `position` (int64).
 
     Raises:
-        InvalidSetting: a split or column that the dataset does not have.
+        InvalidSetting: a split that is neither train nor test, or a column that the dataset does not have.
     """
-    if split is not None and split not in ref.splits:
-        raise InvalidSetting(f"split must be one of {sorted(ref.splits)}; got {split!r}.")
+    if split not in (None, TRAIN, TEST):
+        raise InvalidSetting(f"split must be {TRAIN} or {TEST}; got {split!r}.")
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         wanted = None if columns is None else [*columns, "split"]
-        table = pa.concat_tables(pool.map(lambda uri: _read_fragment(uri, wanted), fragments(ref)))
+        table = pa.concat_tables(pool.map(lambda uri: read_fragment(uri, wanted), fragments(ref)))
     table = table.append_column("position", pa.array(np.arange(len(table), dtype=np.int64)))
     if split is not None:
         table = table.filter(compute.equal(table["split"], split))
     return table if columns is None else table.select(dict.fromkeys([*columns, "position"]))
 
 
-def _read_fragment(uri: str, columns: Sequence[str] | None) -> pa.Table:
+def read_fragment(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The named columns of one fragment, its images among them if asked for; None: all but the image."""
     filesystem, path = storage.filesystem(uri)
     with parquet.ParquetFile(path, filesystem=filesystem) as file:
         have = file.schema_arrow.names

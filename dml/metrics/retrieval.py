@@ -1,8 +1,8 @@
 """Recall@K, R-precision and MAP@R in one pass over blocks of queries.
 
-Policy: a query never meets itself (it is left out by its place, not by its distance, so duplicates count); equal
-similarities rank by place; a query whose class has no other member can find nothing and is left out of every
-mean, as in pytorch-metric-learning, and counted apart.
+Policy: a query never meets itself (it is left out by its place, not by its distance, so duplicates count);
+equal similarities rank by place; a query whose class has no other member can find nothing and is left out of
+every mean, as in pytorch-metric-learning, and counted apart.
 """
 
 from collections.abc import Sequence
@@ -93,7 +93,7 @@ def _hits(embeddings: Tensor, labels: Tensor, rows: slice, depth: int) -> Tensor
     queries = torch.arange(len(similarities), device=similarities.device)
     similarities[queries, queries + rows.start] = -torch.inf
     values, order = similarities.topk(min(depth + 1, similarities.shape[1]), dim=1)
-    # topk leaves the order of ties open: restore it inside, and redo the rows where one reaches over the edge.
+    # topk leaves the order of ties open: restore it inside, redo the rows where one reaches over the edge.
     order = order.gather(1, order.argsort(1))
     order = order.gather(1, similarities.gather(1, order).argsort(dim=1, descending=True, stable=True))
     if values.shape[1] > depth:

@@ -1,7 +1,7 @@
 """Embed a whole dataset with one package: one Parquet part per fragment, finished parts never made again.
 
-The table's folder is named by package and dataset. A part's name appears only once it is whole, and the manifest
-only once every part is there, so after any number of crashes the table has exactly one row per sample.
+The table's folder is named by package and dataset. A part's name appears only once it is whole, the manifest
+only once every part is there: after any number of crashes the table has exactly one row per sample.
 """
 
 import os
@@ -63,8 +63,8 @@ def embed(
     """
     if previous is not None and previous.package.fingerprint != package.fingerprint:
         raise IncompatibleArtifact(
-            f"Embeddings can be reused only within one package, {package.version}; {previous.uri} was made by "
-            f"{previous.package.version}. Leave `previous` out to embed everything."
+            f"Embeddings can be reused only within one package, {package.version}; {previous.uri} was made "
+            f"by {previous.package.version}. Leave `previous` out to embed everything."
         )
     uri = storage.join(store, "embeddings", f"{package.version}-{dataset.version}")
     ref = EmbeddingsRef(
@@ -78,14 +78,15 @@ def embed(
     if storage.is_complete(uri):
         return ref
     storage.make_folder(uri)
-    names = [f"part-{i:05d}.parquet" for i in range(len(fragments(dataset)))]
+    sources = fragments(dataset)
+    names = [f"part-{i:05d}.parquet" for i in range(len(sources))]
     finished = set(storage.list_names(uri))
     units = [
         _Unit(i, fragment, storage.join(uri, name))
-        for i, (fragment, name) in enumerate(zip(fragments(dataset), names, strict=True))
+        for i, (fragment, name) in enumerate(zip(sources, names, strict=True))
         if name not in finished
     ]
-    rows_left = sum(rows for i, rows in enumerate(fragments(dataset).values()) if names[i] not in finished)
+    rows_left = dataset.rows * len(units) // len(names)
     workers = num_workers or (1 if rows_left <= _SMALL_DATASET else os.cpu_count() or 1)
     done = len(names) - len(units)
     for _ in (

@@ -49,7 +49,7 @@ def _split_rows(dataset: DatasetRef, split: str) -> tuple[NDArray[np.int64], NDA
     rows = read_rows(dataset, split=split, columns=["class_index"])
     if not len(rows):
         raise InvalidData(
-            f"An evaluation needs rows in the split {split!r}; dataset {dataset.name}@{dataset.version} has the "
+            f"An evaluation needs rows in the split {split!r}; {dataset.name}@{dataset.version} has the "
             f"splits {sorted(dataset.splits)}. Ingest it with another --split."
         )
     return rows["position"].to_numpy(), rows["class_index"].to_numpy().astype(np.int64)

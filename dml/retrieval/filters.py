@@ -1,4 +1,4 @@
-"""What is known beforehand, as conditions on an item's columns: `script=Greek|Latin`, `year>=2010`, `split!=train`."""
+"""What is known beforehand, as conditions on an item's columns: `script=Greek|Latin`, `year>=2010`."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -26,8 +26,8 @@ def matching_rows(items: pa.Table, where: Sequence[str]) -> NDArray[np.bool_]:
 
     Args:
         items: the index's items.
-        where: each `column=value`, `column=a|b` (any of them), `column!=...`, or `<`, `<=`, `>`, `>=` on numbers.
-            A missing value satisfies nothing but `!=`.
+        where: each `column=value`, `column=a|b` (any of them), `column!=...`, or `<`, `<=`, `>`, `>=` on
+            numbers. A missing value satisfies nothing but `!=`.
 
     Returns:
         (N,) bool.

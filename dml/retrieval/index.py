@@ -104,7 +104,7 @@ def _fill(factory: str, vectors: NDArray[np.float32]) -> faiss.Index:
 
 
 def _tune(index: faiss.Index, vectors: NDArray[np.float32], config: IndexConfig) -> float:
-    """Set the probes, by hand or by doubling until the recall is there; returns recall@10 against exact search."""
+    """Set the probes, by hand or by doubling until the recall is there; returns recall@10."""
     number = min(config.recall_queries, len(vectors))
     queries = vectors[np.random.default_rng(1).choice(len(vectors), number, replace=False)]
     k = min(_RECALL_AT, len(vectors))

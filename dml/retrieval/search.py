@@ -129,10 +129,10 @@ class Index:
         selector = faiss.IDSelectorBatch(matching)
         lists = faiss.try_extract_index_ivf(self._index)
         if lists is None:
-            return faiss.SearchParameters(sel=selector)
+            return faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
         # As many more lists as the filter leaves fewer items in each.
         probes = min(lists.nlist, int(lists.nprobe * self.ref.rows / len(matching)) + 1)
-        return faiss.SearchParametersIVF(sel=selector, nprobe=probes)
+        return faiss.SearchParametersIVF(sel=selector, nprobe=probes)  # type: ignore[call-arg]
 
     def _scan(
         self, vectors: NDArray[np.float32], k: int, matching: NDArray[np.int64]

@@ -32,7 +32,8 @@ class Learner(nn.Module):
             embeddings = self.encoder(images)
         loss: Tensor = self.loss(embeddings, labels, gather(embeddings, labels))
         # A mask can hide an embedding that is no number from the loss; zero times it is no number either.
-        return loss + 0.0 * embeddings.sum()
+        checked: Tensor = loss + 0.0 * embeddings.sum()
+        return checked
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         if self.precision == "bfloat16":

@@ -12,19 +12,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dml.config import AugmentationConfig, PreprocessingConfig
-from dml.data.dataset import MappedDataset
+from dml.data.dataset import MappedDataset, read_rows
 from dml.data.sampler import PKBatchSampler
 from dml.data.transforms import augment, chance_of
+from dml.errors import InvalidData
 from dml.preprocessing import decode
 
-_AHEAD = 3
+_THREADS_AT_MOST = 8
 
 Batch = tuple[Tensor, Tensor, NDArray[np.int64]]
 """Images (B, C, H, W) float32, labels (B,) int64, positions (B,) of the rows in the dataset."""
 
 
 class TrainingBatches:
-    """Iterates a sampler's batches, decoded in threads: Pillow and torch release the interpreter's lock.
+    """Iterates a sampler's batches, each decoded by a thread: Pillow releases the interpreter's lock.
+
+    What a batch holds does not depend on the number of threads, nor on which of W workers makes it.
 
     Args:
         mapped: where the images are.
@@ -34,6 +37,7 @@ class TrainingBatches:
         preprocessing: size, colours, normalisation.
         augmentation: what training adds to it.
         seed: of the augmentation.
+        num_threads: None: this machine's cores, at most 8.
     """
 
     def __init__(
@@ -46,39 +50,48 @@ class TrainingBatches:
         preprocessing: PreprocessingConfig,
         augmentation: AugmentationConfig,
         seed: int,
+        num_threads: int | None = None,
     ) -> None:
         self.mapped, self.positions, self.class_ids = mapped, positions, class_ids
         self.sampler, self.preprocessing = sampler, preprocessing
         self.augmentation, self.seed = augmentation, seed
         self.wait_s = 0.0
         """Seconds that `__iter__` has waited for a batch so far."""
-        self._pool = ThreadPoolExecutor(max(os.cpu_count() or 1, 2), thread_name_prefix="batches")
+        self.num_threads = num_threads or min(os.cpu_count() or 1, _THREADS_AT_MOST)
+        self._pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="batches")
 
     def __iter__(self) -> Iterator[Batch]:
-        waiting: deque[Future[Batch]] = deque()
-        steps = iter(range(self.sampler.first_step, self.sampler.num_steps))
-        for step in steps:
-            waiting.append(self._pool.submit(self._make, step))
-            if len(waiting) >= _AHEAD:
-                break
-        while waiting:
+        first, end = self.sampler.first_step, self.sampler.num_steps
+        num_ahead = self.num_threads + 1  # one for each thread, and one that is done
+        ahead = deque(self._begin(step) for step in range(first, min(first + num_ahead, end)))
+        for step in range(first, end):
             began = time.perf_counter()
-            batch = waiting.popleft().result()
+            batch = ahead.popleft().result()
             self.wait_s += time.perf_counter() - began
-            for step in steps:
-                waiting.append(self._pool.submit(self._make, step))
-                break
+            if step + num_ahead < end:
+                ahead.append(self._begin(step + num_ahead))
             yield batch
 
-    def _make(self, step: int) -> Batch:
-        rows = self.sampler.batch(step)
-        images = [self._image(step, int(row)) for row in rows]
-        return torch.stack(images), torch.from_numpy(self.class_ids[rows]), self.positions[rows]
+    def _begin(self, step: int) -> Future[Batch]:
+        return self._pool.submit(self._make, step, self.sampler.batch(step))
 
-    def _image(self, step: int, row: int) -> Tensor:
-        image = decode(self.mapped.image(int(self.positions[row])), self.preprocessing.color)
-        return augment(image, self.augmentation, self.preprocessing, chance_of(self.seed, step, row))
+    def _make(self, step: int, rows: NDArray[np.int64]) -> Batch:
+        first_place = self.sampler.rank * len(rows)
+        positions = self.positions[rows]
+        images = [
+            self._image(int(position), chance_of(self.seed, step, place))
+            for place, position in enumerate(positions, start=first_place)
+        ]
+        return torch.stack(images), torch.from_numpy(self.class_ids[rows]), positions
+
+    def _image(self, position: int, chance: np.random.Generator) -> Tensor:
+        try:
+            image = decode(self.mapped.image(position), self.preprocessing.color)
+        except InvalidData as error:
+            id_ = read_rows(self.mapped.ref, columns=["id"])["id"][position].as_py()
+            raise InvalidData(f"Image {id_!r} of {self.mapped.ref.uri}: {error}") from error
+        return augment(image, self.augmentation, self.preprocessing, chance)
 
     def close(self) -> None:
-        """Stop making batches; those begun are dropped."""
+        """Stop making batches, and wait for the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)

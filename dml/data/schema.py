@@ -17,6 +17,7 @@ from dml.refs import AttributeType
 SCHEMA_VERSION = 1
 BASE_COLUMNS = ("id", "label", "class_index", "split", "width", "height", "sha256")
 IMAGE = "image"
+TRAIN, TEST = "train", "test"
 _RESERVED = {*BASE_COLUMNS, IMAGE, "position", "similarity", "embedding"}
 _TYPES = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
 

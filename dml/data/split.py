@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from dml.config import AttributeSplit, ClassSplit, SplitConfig
+from dml.data.schema import TEST, TRAIN
 from dml.data.sources.sample import Sample
 from dml.errors import InvalidData, InvalidSetting
 
-TRAIN, TEST = "train", "test"
 _NAMED_AT_MOST = 5
 
 

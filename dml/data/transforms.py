@@ -1,4 +1,7 @@
-"""Augmentation for training: what is drawn depends on (seed, step, row) alone, not on who draws it."""
+"""Augmentation for training: what is drawn depends on (seed, step, place in the global batch) alone.
+
+Pillow's own operations on drawn parameters: nothing else to import, and the same on any worker and thread.
+"""
 
 import math
 
@@ -79,6 +82,6 @@ def _random_affine(
     )
 
 
-def chance_of(seed: int, step: int, row: int) -> np.random.Generator:
-    """The randomness of one row at one step of a run."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, step, row))))
+def chance_of(seed: int, step: int, place: int) -> np.random.Generator:
+    """The randomness of one place in the global batch of one step of a run."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, step, place))))

@@ -68,8 +68,8 @@ class Cars196Source:
     def _matrix(self, path: str) -> dict[str, Any]:
         from scipy.io import loadmat
 
-        matrix: dict[str, Any] = loadmat(io.BytesIO(self.files.read(path)), squeeze_me=True)
-        return matrix
+        content: Any = io.BytesIO(self.files.read(path))
+        return dict(loadmat(content, squeeze_me=True))
 
 
 def recognise(tree: Tree) -> bool:

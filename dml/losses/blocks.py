@@ -6,7 +6,6 @@ are recomputed in backward, so that memory is O(block * R) and not O(B * R).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,15 +26,10 @@ class Pairs:
     """(A, R) float32 or float64."""
     negatives: Tensor
     """(A, R) bool."""
-    positive_columns: Tensor
-    """(A, P) int64: the references of the anchor's class, padded to the largest class."""
+    positive_similarities: Tensor
+    """(A, P) similarities to the references of the anchor's class, padded to the largest class."""
     positives: Tensor
     """(A, P) bool: False for padding and for the anchor itself."""
-
-    @cached_property
-    def positive_similarities(self) -> Tensor:
-        """(A, P) similarities to the references of the anchor's class; read with `positives`."""
-        return self.similarities.gather(1, self.positive_columns)
 
 
 def sum_over_anchors(
@@ -68,10 +62,11 @@ def sum_over_anchors(
     def block(rows: slice) -> Tensor:
         places = first[rows, None] + width
         columns = order[places.clamp_max(len(order) - 1)]
+        similarities = cosine_similarities(anchors[rows], references.embeddings)
         pairs = Pairs(
-            similarities=cosine_similarities(anchors[rows], references.embeddings),
+            similarities=similarities,
             negatives=labels[rows, None] != references.labels,
-            positive_columns=columns,
+            positive_similarities=similarities.gather(1, columns),
             positives=(places < last[rows, None]) & (columns != own[rows, None]),
         )
         return terms(pairs)
@@ -91,6 +86,6 @@ def _classes(labels: Tensor, reference_labels: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def log_one_plus_sum_exp(values: Tensor) -> Tensor:
-    """log(1 + sum exp(values)) of every row, (A, R) to (A,); entries of -inf add nothing and get no gradient."""
+    """log(1 + sum exp(values)) of every row, (A, R) to (A,); -inf adds nothing and gets no gradient."""
     peak = values.detach().amax(1, keepdim=True).clamp_min(0)
     return ((values - peak).exp().sum(1) + (-peak[:, 0]).exp()).log() + peak[:, 0]

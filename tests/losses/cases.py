@@ -1,0 +1,131 @@
+"""Every loss with its plain-loop twin, and the batches they are compared on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dml import losses
+from tests import reference
+
+DIM = 16
+NUM_CLASSES = 12
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss, and the same in plain loops from the embeddings, labels and the loss's own parameters."""
+
+    make: Callable[[], nn.Module]
+    twin: Callable[..., Tensor]
+
+
+def _contrastive(**settings) -> Case:
+    return Case(
+        lambda: losses.Contrastive(**settings),
+        lambda x, y: reference.contrastive(
+            x, y, **{"positive_margin": 0.0, "negative_margin": 1.0, "squared": True, **settings}
+        ),
+    )
+
+
+def _triplet(**settings) -> Case:
+    return Case(
+        lambda: losses.TripletMargin(**settings),
+        lambda x, y: reference.triplet(
+            x, y, **{"mining": "semi-hard", "margin": 0.2, "squared": True, **settings}
+        ),
+    )
+
+
+def _multi_similarity(**settings) -> Case:
+    return Case(
+        lambda: losses.MultiSimilarity(**settings),
+        lambda x, y: reference.multi_similarity(
+            x, y, **{"alpha": 2.0, "beta": 50.0, "base": 0.5, "epsilon": 0.1, **settings}
+        ),
+    )
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
+
+
+CASES = {
+    "Contrastive": _contrastive(),
+    "Contrastive, plain hinges": _contrastive(positive_margin=0.2, negative_margin=1.2, squared=False),
+    "TripletMargin": _triplet(),
+    "TripletMargin, semi-hard, plain": _triplet(squared=False),
+    "TripletMargin, all": _triplet(mining="all"),
+    "TripletMargin, all, plain": _triplet(mining="all", squared=False),
+    "TripletMargin, all, soft": _triplet(mining="all", margin=None),
+    "TripletMargin, batch-hard": _triplet(mining="batch-hard"),
+    "TripletMargin, batch-hard, plain, soft": _triplet(mining="batch-hard", margin=None, squared=False),
+    "MultiSimilarity": _multi_similarity(),
+    "MultiSimilarity, no mining": _multi_similarity(epsilon=None, base=1.0),
+    "ProxyAnchor": Case(
+        lambda: losses.ProxyAnchor(NUM_CLASSES, DIM, generator=_generator()),
+        lambda x, y, proxies: reference.proxy_anchor(x, y, proxies, margin=0.1, scale=32.0),
+    ),
+}
+
+
+def balanced() -> Tensor:
+    return torch.arange(12) // 3
+
+
+def uneven() -> Tensor:
+    return torch.tensor([7, 0, 0, 3, 0, 0, 3, 5, 0, 1, 1, 1])
+
+
+def one_class() -> Tensor:
+    return torch.full((12,), 2)
+
+
+def all_alone() -> Tensor:
+    return torch.arange(12).flip(0)
+
+
+def pairs() -> Tensor:
+    return torch.arange(12) % 6
+
+
+LABELS = [balanced, uneven, one_class, all_alone, pairs]
+
+
+def scattered(seed: int = 0) -> Tensor:
+    rows = torch.randn(12, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.normalize(rows + 0.7 * rows[:1])
+
+
+def duplicates() -> Tensor:
+    """Four directions, each thrice; the entries +-1/4 make every similarity, and so every tie, exact."""
+    return _signs(4).repeat(3, 1)
+
+
+def antipodal() -> Tensor:
+    rows = _signs(3)
+    return torch.cat([rows, -rows]).repeat(2, 1)
+
+
+def _signs(num_rows: int) -> Tensor:
+    signs = torch.randint(0, 2, (num_rows, DIM), generator=torch.Generator().manual_seed(1))
+    return (signs * 2 - 1).double() / 4
+
+
+EMBEDDINGS = [scattered, duplicates, antipodal]
+
+
+def value_and_gradients(loss: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -> list[Tensor]:
+    """The loss at x and its gradients at x and the parameters; a gradient that does not exist is zero."""
+    x = x.detach().clone().requires_grad_()
+    value = loss(x)
+    gradients = torch.autograd.grad(value, [x, *parameters], allow_unused=True)
+    return [
+        value.detach(),
+        *(
+            torch.zeros_like(at) if g is None else g
+            for g, at in zip(gradients, [x, *parameters], strict=True)
+        ),
+    ]

@@ -1,0 +1,90 @@
+"""Every loss is its formula, in value and in gradient, and stays finite at the formula's limits."""
+
+import pytest
+import torch
+from torch import nn
+
+from dml import losses
+from tests.losses.cases import CASES, EMBEDDINGS, LABELS, balanced, scattered, uneven, value_and_gradients
+
+every_loss = pytest.mark.parametrize("name", CASES)
+
+
+def compare(name: str, x: torch.Tensor, labels: torch.Tensor) -> None:
+    module = CASES[name].make().double()
+    parameters = list(module.parameters())
+    ours = value_and_gradients(lambda x: module(x, labels), x, *parameters)
+    twin = value_and_gradients(lambda x: CASES[name].twin(x, labels, *parameters), x, *parameters)
+    torch.testing.assert_close(ours, twin, rtol=1e-9, atol=1e-11)
+
+
+def test_every_exported_loss_has_a_twin():
+    exported = {name for name in losses.__all__ if issubclass(getattr(losses, name), nn.Module)}
+    assert exported == {name.partition(",")[0] for name in CASES}
+
+
+@every_loss
+@pytest.mark.parametrize("labels", LABELS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("embeddings", EMBEDDINGS, ids=lambda f: f.__name__)
+def test_value_and_gradient_match_the_plain_loop(name, embeddings, labels):
+    compare(name, embeddings(), labels())
+
+
+@every_loss
+@pytest.mark.parametrize("seed", range(4))
+def test_value_and_gradient_match_the_plain_loop_on_random_labels(name, seed):
+    generator = torch.Generator().manual_seed(seed)
+    compare(name, scattered(seed), torch.randint(0, 3 + 2 * seed, (12,), generator=generator))
+
+
+@every_loss
+@pytest.mark.parametrize("labels", LABELS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("embeddings", EMBEDDINGS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_low_precision_gives_finite_gradients_and_a_float32_value(name, embeddings, labels, dtype):
+    x = embeddings().to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = CASES[name].make()(x, labels())
+    value.backward()
+    assert value.dtype == torch.float32
+    assert value.isfinite()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+@every_loss
+def test_blocks_of_anchors_change_neither_value_nor_gradient(name, monkeypatch):
+    module = CASES[name].make().double()
+    parameters = list(module.parameters())
+
+    def results():
+        return value_and_gradients(lambda x: module(x, uneven()), scattered(), *parameters)
+
+    whole = results()
+    monkeypatch.setattr("dml.losses.blocks._BLOCK_SIMILARITIES", 5 * 12)
+    torch.testing.assert_close(results(), whole, rtol=1e-12, atol=1e-14)
+
+
+@every_loss
+def test_order_of_the_batch_does_not_matter(name):
+    module = CASES[name].make().double()
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
+    x, labels = scattered(), uneven()
+    torch.testing.assert_close(module(x[order], labels[order]), module(x, labels))
+
+
+@every_loss
+def test_labels_of_another_length_are_refused(name):
+    with pytest.raises(ValueError, match="Pass one label for each row"):
+        CASES[name].make()(scattered().float(), balanced()[:-1])
+
+
+def test_semi_hard_mining_needs_a_margin():
+    with pytest.raises(ValueError, match="Give a margin"):
+        losses.TripletMargin(None, mining="semi-hard")
+
+
+def test_a_label_without_a_proxy_is_refused():
+    loss = losses.ProxyAnchor(3, 16)
+    with pytest.raises(ValueError, match="got 0 to 3"):
+        loss(scattered().float(), balanced())

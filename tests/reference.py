@@ -1,0 +1,109 @@
+"""The losses in plain loops over Python lists of scalars: slow, and right by reading.
+
+Every function takes embeddings (B, D) float64 and labels (B,), and returns a scalar with its gradient.
+"""
+
+import torch
+from torch import Tensor
+
+
+def similarity(x: Tensor, y: Tensor) -> Tensor:
+    return (x * y).sum()
+
+
+def squared_distance(x: Tensor, y: Tensor) -> Tensor:
+    """The gradient at coincident points is 0: along the sphere it is, and off the sphere nothing moves."""
+    return hinge(2 - 2 * similarity(x, y))
+
+
+def distance(x: Tensor, y: Tensor) -> Tensor:
+    """The root has no gradient at coincident points; there it is 0."""
+    squared = squared_distance(x, y)
+    return squared.sqrt() if squared > 0 else squared
+
+
+def hinge(value: Tensor) -> Tensor:
+    return value if value > 0 else value * 0
+
+
+def positives(labels: Tensor, anchor: int) -> list[int]:
+    return [j for j in range(len(labels)) if j != anchor and labels[j] == labels[anchor]]
+
+
+def negatives(labels: Tensor, anchor: int) -> list[int]:
+    return [j for j in range(len(labels)) if labels[j] != labels[anchor]]
+
+
+def mean(values: list[Tensor], embeddings: Tensor) -> Tensor:
+    """The mean, or a zero that depends on the embeddings."""
+    return sum(values) / len(values) if values else 0 * embeddings.sum()
+
+
+def log_one_plus_sum_exp(values: list[Tensor]) -> Tensor:
+    return (1 + sum(value.exp() for value in values)).log() if values else torch.zeros(())
+
+
+def contrastive(
+    x: Tensor, labels: Tensor, *, positive_margin: float, negative_margin: float, squared: bool
+) -> Tensor:
+    attracted, repelled = [], []
+    for i in range(len(x)):
+        attracted += [hinge(distance(x[i], x[j]) - positive_margin) for j in positives(labels, i)]
+        repelled += [hinge(negative_margin - distance(x[i], x[j])) for j in negatives(labels, i)]
+    kinds = [[value for value in kind if value > 0] for kind in (attracted, repelled)]
+    return sum(mean([value**2 if squared else value for value in kind], x) for kind in kinds)
+
+
+def triplet(x: Tensor, labels: Tensor, *, mining: str, margin: float | None, squared: bool) -> Tensor:
+    measure = squared_distance if squared else distance
+    penalties = []
+    for i in range(len(x)):
+        to_positives = [measure(x[i], x[p]) for p in positives(labels, i)]
+        to_negatives = [measure(x[i], x[n]) for n in negatives(labels, i)]
+        if mining == "batch-hard" and to_positives and to_negatives:
+            to_positives = [torch.stack(to_positives).amax()]
+            to_negatives = [torch.stack(to_negatives).amin()]
+        for positive in to_positives:
+            for negative in to_negatives:
+                gap = positive - negative
+                if margin is None:
+                    penalties.append(torch.log(1 + gap.exp()))
+                elif mining == "batch-hard":
+                    penalties.append(hinge(gap + margin))
+                elif gap + margin > 0 and (mining == "all" or gap < 0):
+                    penalties.append(gap + margin)
+    return mean(penalties, x)
+
+
+def multi_similarity(
+    x: Tensor, labels: Tensor, *, alpha: float, beta: float, base: float, epsilon: float | None
+) -> Tensor:
+    losses = []
+    for i in range(len(x)):
+        near = [similarity(x[i], x[p]) for p in positives(labels, i)]
+        far = [similarity(x[i], x[n]) for n in negatives(labels, i)]
+        if epsilon is not None:
+            hard_near = [s for s in near if far and s < max(far) + epsilon]
+            hard_far = [s for s in far if near and s > min(near) - epsilon]
+            near, far = hard_near, hard_far
+        losses.append(
+            log_one_plus_sum_exp([-alpha * (s - base) for s in near]) / alpha
+            + log_one_plus_sum_exp([beta * (s - base) for s in far]) / beta
+        )
+    return mean(losses, x) + 0 * x.sum()
+
+
+def proxy_anchor(x: Tensor, labels: Tensor, proxies: Tensor, *, margin: float, scale: float) -> Tensor:
+    attracting, repelling = [], []
+    for label, proxy in enumerate(proxies):
+        direction = proxy / proxy.norm()
+        of_class = [
+            -scale * (similarity(x[i], direction) - margin) for i in range(len(x)) if labels[i] == label
+        ]
+        of_others = [
+            scale * (similarity(x[i], direction) + margin) for i in range(len(x)) if labels[i] != label
+        ]
+        if of_class:
+            attracting.append(log_one_plus_sum_exp(of_class))
+        repelling.append(log_one_plus_sum_exp(of_others))
+    return mean(attracting, x) + mean(repelling, x)

@@ -2,12 +2,12 @@
 
 from prefect import flow
 
-from dml.data import dataset as datasets
+from dml.data.dataset import find_dataset
 from dml.refs import EmbeddingsRef
-from dml.registry import catalog
-from dml.retrieval import embed
+from dml.registry.catalog import find_model
+from dml.retrieval.embed import embed
 from dml.settings import store_uri, tracking_uri
-from flows.policy import say, stage
+from flows.policy import say, stage, tell
 
 
 @flow(name="embed-flow")
@@ -23,8 +23,10 @@ def embed_flow(
         num_workers: embedding actors; None: as the dataset's size asks.
     """
     root = store_uri(store)
-    version = stage(catalog.find_model)(tracking_uri(root), model)
-    source = stage(datasets.find_dataset)(root, dataset)
-    embeddings = stage(embed.embed, heals=True)(root, version.package, source, num_workers=num_workers)
+    version = stage(find_model)(tracking_uri(root), model)
+    source = stage(find_dataset)(root, dataset)
+    embeddings = stage(embed, heals=True)(
+        root, version.package, source, num_workers=num_workers, progress=tell("embed")
+    )
     say(f"{embeddings.rows} embeddings of {embeddings.dim} dimensions in {embeddings.uri}")
     return embeddings

@@ -4,7 +4,7 @@ from prefect import flow
 
 from dml.config import ExperimentConfig, IngestConfig
 from dml.refs import RoadReport
-from dml.serving import answers
+from dml.serving.answers import draw_sample
 from dml.settings import store_uri
 from flows.index import index_flow
 from flows.ingest import ingest_flow
@@ -32,6 +32,6 @@ def end_to_end_flow(
     with watch("embed and index"):
         index = run(index_flow, experiment.name, experiment.name, name, store=root)
     with watch("search"):
-        gallery, picture = stage(answers.draw_sample)(root, index)
+        gallery, picture = stage(draw_sample)(root, index)
     show_picture("gallery", picture, f"queries of the test split and their answers, {index.name}")
     return RoadReport(dataset=dataset, training=training, index=index, gallery=gallery, seconds=watch.seconds)

@@ -3,13 +3,14 @@
 from prefect import flow
 
 from dml.config import EvaluationConfig
-from dml.data import dataset as datasets
+from dml.data.dataset import find_dataset
 from dml.models.package import read_preprocessing
 from dml.refs import DatasetRef, EvaluationReport, PackageRef
-from dml.registry import catalog
-from dml.retrieval import embed, evaluate
+from dml.registry.catalog import find_model
+from dml.retrieval.embed import embed
+from dml.retrieval.evaluate import evaluate, raw_pixel_baseline
 from dml.settings import store_uri, tracking_uri
-from flows.policy import show_table, stage
+from flows.policy import show_table, stage, tell
 
 _DEFAULT = EvaluationConfig()
 
@@ -27,8 +28,8 @@ def evaluate_flow(
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
     """
     root = store_uri(store)
-    version = stage(catalog.find_model)(tracking_uri(root), model)
-    source = stage(datasets.find_dataset)(root, dataset)
+    version = stage(find_model)(tracking_uri(root), model)
+    source = stage(find_dataset)(root, dataset)
     return evaluate_package(root, version.package, source, config)
 
 
@@ -38,7 +39,7 @@ def evaluate_package(
     """Embed and judge. Embeddings are made once per package and dataset, so baselines cost one time."""
     baselines = {}
     if config.baselines:
-        pixels = stage(evaluate.raw_pixel_baseline)
+        pixels = stage(raw_pixel_baseline)
         baselines["raw pixels"] = pixels(dataset, read_preprocessing(package), config)
     if config.baselines and package.initial is not None:
         baselines["before training"] = _embed_and_judge(store, package.initial, dataset, config)
@@ -51,5 +52,5 @@ def evaluate_package(
 def _embed_and_judge(
     store: str, package: PackageRef, dataset: DatasetRef, config: EvaluationConfig
 ) -> dict[str, float]:
-    embeddings = stage(embed.embed, heals=True)(store, package, dataset)
-    return stage(evaluate.evaluate)(embeddings, config)
+    embeddings = stage(embed, heals=True)(store, package, dataset, progress=tell("embed"))
+    return stage(evaluate)(embeddings, config)

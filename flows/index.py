@@ -4,10 +4,12 @@ from prefect import flow
 
 from dml.config import IndexConfig
 from dml.refs import EmbeddingsRef, IndexRef
-from dml.retrieval import index
+from dml.retrieval.index import build_index, publish_index
 from dml.settings import store_uri
 from flows.embed import embed_flow
 from flows.policy import run, say, show_table, stage
+
+_DEFAULT = IndexConfig()
 
 
 @flow(name="index-flow")
@@ -15,7 +17,7 @@ def index_flow(
     name: str,
     model: str,
     dataset: str,
-    config: IndexConfig = IndexConfig(),  # noqa: B008 - frozen
+    config: IndexConfig = _DEFAULT,
     store: str | None = None,
     num_workers: int | None = None,
 ) -> IndexRef:
@@ -35,8 +37,8 @@ def index_flow(
 
 def publish_index_of(embeddings: EmbeddingsRef, name: str, config: IndexConfig, store: str) -> IndexRef:
     """Build first, publish after: until then searches are answered from the former index."""
-    built = stage(index.build_index, heals=True)(store, name, embeddings, config)
-    stage(index.publish_index)(store, built)
+    built = stage(build_index, heals=True)(store, name, embeddings, config)
+    stage(publish_index)(store, built)
     show_table("index", [{"index": built.name, "rows": built.rows, "recall@10": built.recall}])
     say(f"index {built.name}@{built.version}: {built.rows} rows, {built.factory}, recall {built.recall:.3f}")
     return built

@@ -3,10 +3,10 @@
 from prefect import flow
 
 from dml.config import IngestConfig
-from dml.data import ingest
+from dml.data.ingest import ingest
 from dml.refs import DatasetRef
 from dml.settings import store_uri
-from flows.policy import say, show_table, stage
+from flows.policy import say, show_table, stage, tell
 
 
 @flow(name="ingest-flow", log_prints=False)
@@ -17,7 +17,7 @@ def ingest_flow(config: IngestConfig, store: str | None = None) -> DatasetRef:
         config: name, source, layout and split of the dataset.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
     """
-    dataset = stage(ingest.ingest, heals=True)(config, store_uri(store))
+    dataset = stage(ingest, heals=True)(config, store_uri(store), tell("ingest"))
     rows = [{"split": name, **size.model_dump()} for name, size in dataset.splits.items()]
     show_table("dataset", rows, f"{dataset.name}@{dataset.version}, {dataset.quarantined} in quarantine")
     say(f"dataset {dataset.name}@{dataset.version}: {dataset.rows} rows of {dataset.classes} classes")

@@ -35,7 +35,7 @@ def stage(function: Callable[P, R], *, heals: bool = False) -> Callable[P, R]:
     """
     if not is_orchestrated():
         return function
-    name = f"{function.__module__.rsplit('.', 1)[-1]}.{function.__name__}"
+    name = function.__name__.replace("_", "-")
     delays = RETRY_DELAYS_S if heals else []
     wrapped: Callable[P, R] = task(
         name=name,

@@ -3,14 +3,15 @@
 from prefect import flow
 
 from dml.config import IndexConfig, IngestConfig
-from dml.data import dataset as datasets
+from dml.data.dataset import find_dataset
 from dml.refs import IndexRef
-from dml.registry import catalog
-from dml.retrieval import embed, index
+from dml.registry.catalog import find_model
+from dml.retrieval.embed import embed
+from dml.retrieval.index import list_indexes
 from dml.settings import store_uri, tracking_uri
 from flows.index import publish_index_of
 from flows.ingest import ingest_flow
-from flows.policy import run, say, stage
+from flows.policy import run, say, stage, tell
 
 _DEFAULT = IndexConfig()
 
@@ -39,16 +40,17 @@ def reindex_flow(
     root = store_uri(store)
     if source is not None:
         run(ingest_flow, source, root)
-    fresh = stage(datasets.find_dataset)(root, dataset)
-    package = stage(catalog.find_model)(tracking_uri(root), model).package
-    former = next((ref for ref in stage(index.list_indexes)(root) if ref.name == name), None)
+    fresh = stage(find_dataset)(root, dataset)
+    package = stage(find_model)(tracking_uri(root), model).package
+    former = next((ref for ref in stage(list_indexes)(root) if ref.name == name), None)
     same_package = former is not None and former.embeddings.package.fingerprint == package.fingerprint
-    embeddings = stage(embed.embed, heals=True)(
+    embeddings = stage(embed, heals=True)(
         root,
         package,
         fresh,
         previous=former.embeddings if former is not None and same_package else None,
         num_workers=num_workers,
+        progress=tell("embed"),
     )
     say(f"{embeddings.rows} embeddings of {fresh.name}@{fresh.version} by package {package.version}")
     return publish_index_of(embeddings, name, config, root)

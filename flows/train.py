@@ -3,12 +3,14 @@
 from prefect import flow
 
 from dml.config import EvaluationConfig, ExperimentConfig
-from dml.data import dataset as datasets
+from dml.data.dataset import find_dataset
 from dml.presets import experiment
 from dml.refs import DatasetRef, ModelRef, TrainingReport
-from dml.registry import catalog, tracking
+from dml.registry.catalog import find_champion, judge, register
+from dml.registry.tracking import start_run
 from dml.settings import artifact_root, store_uri, tracking_uri
-from dml.training import loop, ray_trainer
+from dml.training.loop import run_identity
+from dml.training.ray_trainer import train
 from flows.evaluate import evaluate_package
 from flows.policy import announce, say, show_table, stage
 
@@ -32,19 +34,19 @@ def train_flow(
     """
     root = store_uri(store)
     chosen = (config or experiment(preset)).overridden(settings or [])
-    source = stage(datasets.find_dataset)(root, dataset)
-    run = stage(tracking.start_run)(
+    source = stage(find_dataset)(root, dataset)
+    run = stage(start_run)(
         tracking_uri(root),
         experiment=chosen.name,
-        identity=loop.run_identity(chosen, source),
+        identity=run_identity(chosen, source),
         params=chosen.model_dump(mode="json"),
         artifact_root=artifact_root(root),
     )
     with run.recording():
-        trained = stage(ray_trainer.train, heals=True)(chosen, source, root, run)
+        trained = stage(train, heals=True)(chosen, source, root, run)
         report = evaluate_package(root, trained.package, source, chosen.evaluation)
         run.log_metrics(report.metrics)
-        version = stage(catalog.register)(run, chosen.name, trained.package, report.metrics)
+        version = stage(register)(run, chosen.name, trained.package, report.metrics)
     model = _promote_if_better(root, chosen, version, source)
     show_table("model", [{"model": model.name, "version": model.version, "alias": model.alias}], model.reason)
     say(f"model {model.name}/{model.version} is {model.alias}: {model.reason}")
@@ -54,12 +56,12 @@ def train_flow(
 def _promote_if_better(store: str, config: ExperimentConfig, new: ModelRef, dataset: DatasetRef) -> ModelRef:
     """Champion and newcomer are judged on the same test split, that of the newcomer's dataset."""
     uri = tracking_uri(store)
-    champion = stage(catalog.find_champion)(uri, config.name)
+    champion = stage(find_champion)(uri, config.name)
     metrics = None if champion is None else champion.metrics
     if champion is not None and champion.package.dataset != dataset:
         alone = EvaluationConfig(**{**config.evaluation.model_dump(), "baselines": False})
         metrics = evaluate_package(store, champion.package, dataset, alone).metrics
-    model = stage(catalog.judge)(uri, new, config.gate, metrics)
+    model = stage(judge)(uri, new, config.gate, metrics)
     if model.promoted and new != model:
         announce("dml.model.promoted", f"mlflow.model.{model.name}", model.model_dump(mode="json"))
     return model

@@ -63,7 +63,7 @@ def read_bytes(uri: str) -> bytes:
     """The whole file; raises MissingArtifact when there is none."""
     filesystem_, path = filesystem(uri)
     try:
-        with filesystem_.open_input_stream(path) as stream:
+        with filesystem_.open_input_stream(path, compression=None) as stream:
             return bytes(stream.read())
     except FileNotFoundError as error:
         raise MissingArtifact(f"A file was expected at {uri}; there is none.") from error
@@ -73,7 +73,7 @@ def write_bytes(uri: str, content: bytes) -> None:
     """Replace a file in one step: a reader sees the old content or the new, also after a crash."""
     filesystem_, path = filesystem(uri)
     if is_remote(uri):
-        with filesystem_.open_output_stream(path) as stream:
+        with filesystem_.open_output_stream(path, compression=None) as stream:
             stream.write(content)
         return
     folder, _, name = path.rpartition("/")
@@ -150,7 +150,7 @@ def file_digest(uri: str) -> str:
     """Hex SHA-256 of a file, read in blocks."""
     filesystem_, path = filesystem(uri)
     digest = hashlib.sha256()
-    with filesystem_.open_input_stream(path) as stream:
+    with filesystem_.open_input_stream(path, compression=None) as stream:
         while block := stream.read(_HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()

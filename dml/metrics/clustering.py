@@ -1,41 +1,74 @@
-"""How well clusters agree with classes."""
+"""How well clusters agree with classes: exact counts, float64."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 
-def normalised_mutual_information(labels: Tensor, clusters: Tensor, *, average: str = "arithmetic") -> float:
+def normalised_mutual_information(
+    labels: Tensor, clusters: Tensor, *, average: Literal["arithmetic", "geometric"] = "arithmetic"
+) -> float:
     """Mutual information of two labelings over the mean of their entropies, in [0, 1].
 
     Args:
         labels: (N,) int64.
         clusters: (N,) int64.
         average: of the two entropies: "arithmetic" (scikit-learn since 0.22, and who calls it) or "geometric"
-            (Manning et al. 2008, as the field's older papers).
+            (Strehl and Ghosh 2002, as the field's older papers).
 
     Returns:
         1 where both say the same or each has one value, 0 where one tells nothing of the other.
 
     Raises:
-        ValueError: different lengths, or another average.
+        ValueError: no items, different lengths, or another average.
     """
-    if len(labels) != len(clusters):
-        raise ValueError(f"labels and clusters must be equally long; got {len(labels)} and {len(clusters)}.")
     if average not in ("arithmetic", "geometric"):
         raise ValueError(f"average must be arithmetic or geometric; got {average!r}.")
+    classes, groups, joint = _counts(labels, clusters)
+    entropy, cluster_entropy = _entropy(classes), _entropy(groups)
+    if entropy == cluster_entropy == 0:
+        return 1.0
+    mean = (entropy + cluster_entropy) / 2 if average == "arithmetic" else (entropy * cluster_entropy) ** 0.5
+    information = entropy + cluster_entropy - _entropy(joint)
+    return min(max(information / mean, 0.0), 1.0) if mean > 0 else 0.0
+
+
+def pairwise_f1(labels: Tensor, clusters: Tensor) -> float:
+    """Harmonic mean of precision and recall over all pairs of items: is a pair of one cluster of one class?
+
+    Args:
+        labels: (N,) int64.
+        clusters: (N,) int64.
+
+    Returns:
+        [0, 1]; 1 where neither labeling has a pair.
+
+    Raises:
+        ValueError: no items, or different lengths.
+
+    Source: Manning et al. 2008, Introduction to Information Retrieval, sec. 16.3.
+    """
+    classes, groups, joint = (_num_pairs(sizes) for sizes in _counts(labels, clusters))
+    return 2 * joint / (classes + groups) if classes + groups else 1.0
+
+
+def _counts(labels: Tensor, clusters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sizes of the classes, of the clusters, and of their intersections that are not empty."""
+    if len(labels) != len(clusters) or not len(labels):
+        raise ValueError(
+            f"labels and clusters must be equally long, one or more; got {len(labels)} and {len(clusters)}."
+        )
     _, classes, class_sizes = torch.unique(labels, return_inverse=True, return_counts=True)
     _, groups, group_sizes = torch.unique(clusters, return_inverse=True, return_counts=True)
-    joint, joint_sizes = torch.unique(torch.stack([classes, groups]), dim=1, return_counts=True)
-    total = float(len(labels))
-    expected = class_sizes[joint[0]].double() * group_sizes[joint[1]].double() / total
-    information = float((joint_sizes / total * (joint_sizes / expected).log()).sum())
-    entropies = [_entropy(sizes) for sizes in (class_sizes, group_sizes)]
-    if max(entropies) == 0:
-        return 1.0
-    mean = sum(entropies) / 2 if average == "arithmetic" else (entropies[0] * entropies[1]) ** 0.5
-    return max(information / mean, 0.0) if mean > 0 else 0.0
+    _, joint_sizes = torch.unique(classes * len(group_sizes) + groups, return_counts=True)
+    return class_sizes, group_sizes, joint_sizes
 
 
 def _entropy(sizes: Tensor) -> float:
     shares = sizes.double() / sizes.sum()
     return float(-(shares * shares.log()).sum())
+
+
+def _num_pairs(sizes: Tensor) -> int:
+    return int((sizes * (sizes - 1)).sum()) // 2

@@ -5,6 +5,7 @@ equal similarities rank by place; a query whose class has no other member can fi
 every mean, as in pytorch-metric-learning, and counted apart.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from dml.similarity import cosine_similarities
 
 _BLOCK_ELEMENTS = 1 << 25  # similarities held at a time: 128 MiB of float32
+_SMALLEST_GROUP = 4  # below, ranking whole groups costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def retrieval_metrics(
     if num_queries == 0:
         return RetrievalMetrics(dict.fromkeys(recall_at, 0.0), 0.0, 0.0, 0, num_lone)
     depth = min(max(*recall_at, int(relevant.max())), len(labels) - 1)
-    recalls = torch.zeros(len(recall_at), dtype=torch.float64)
+    recalls = torch.zeros(len(recall_at), dtype=torch.int64)
     r_precision = map_at_r = 0.0
     block = max(_BLOCK_ELEMENTS // len(labels), 1)
     for start in range(0, len(labels), block):
@@ -72,14 +74,13 @@ def retrieval_metrics(
         asked = wanted > 0
         hits, wanted = hits[asked], wanted[asked]
         found = hits.cumsum(1)
-        recalls += torch.stack([(found[:, min(k, depth) - 1] > 0).sum() for k in recall_at]).double()
+        recalls += torch.stack([(found[:, min(k, depth) - 1] > 0).sum() for k in recall_at]).cpu()
         ranks = torch.arange(1, depth + 1, device=hits.device)
-        within = ranks <= wanted[:, None]
-        r_precision += float(((hits & within).sum(1) / wanted).double().sum())
-        precisions = (found / ranks) * (hits & within)
-        map_at_r += float((precisions.sum(1) / wanted).double().sum())
+        relevant_hits = (hits & (ranks <= wanted[:, None])).double()
+        r_precision += float((relevant_hits.sum(1) / wanted).sum())
+        map_at_r += float(((found / ranks.double() * relevant_hits).sum(1) / wanted).sum())
     return RetrievalMetrics(
-        recall_at={k: float(value) / num_queries for k, value in zip(recall_at, recalls, strict=True)},
+        recall_at={k: int(value) / num_queries for k, value in zip(recall_at, recalls, strict=True)},
         r_precision=r_precision / num_queries,
         map_at_r=map_at_r / num_queries,
         num_queries=num_queries,
@@ -92,13 +93,36 @@ def _hits(embeddings: Tensor, labels: Tensor, rows: slice, depth: int) -> Tensor
     similarities = cosine_similarities(embeddings[rows], embeddings)
     queries = torch.arange(len(similarities), device=similarities.device)
     similarities[queries, queries + rows.start] = -torch.inf
-    values, order = similarities.topk(min(depth + 1, similarities.shape[1]), dim=1)
+    values, order = _nearest(similarities, min(depth + 1, similarities.shape[1]))
     # topk leaves the order of ties open: restore it inside, redo the rows where one reaches over the edge.
-    order = order.gather(1, order.argsort(1))
-    order = order.gather(1, similarities.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    order, by_place = order.sort(1)
+    values, by_value = values.gather(1, by_place).sort(dim=1, descending=True, stable=True)
+    order = order.gather(1, by_value)
     if values.shape[1] > depth:
         tied = values[:, depth - 1] == values[:, depth]
         if tied.any():
             full = similarities[tied].argsort(dim=1, descending=True, stable=True)
             order[tied] = full[:, : order.shape[1]]
     return labels[order[:, :depth]] == labels[rows, None]
+
+
+def _nearest(similarities: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`similarities.topk(count)` in unspecified order, several times faster for few among many.
+
+    The columns are dealt into groups. The `count` largest values lie in the `count` groups of largest maxima
+    (and the columns left over), so only those are ranked: a pass of maxima, not a selection over every column.
+    """
+    num_columns = similarities.shape[1]
+    size = math.isqrt(num_columns // count)
+    if size < _SMALLEST_GROUP:
+        return similarities.topk(count, dim=1, sorted=False)
+    num_groups = num_columns // size
+    dealt = num_groups * size
+    maxima = similarities[:, :dealt].view(-1, size, num_groups).amax(1)
+    groups = maxima.topk(count, dim=1, sorted=False).indices
+    members = torch.arange(0, dealt, num_groups, device=groups.device)
+    columns = (groups[:, :, None] + members).flatten(1)
+    left_over = torch.arange(dealt, num_columns, device=groups.device).expand(len(columns), -1)
+    columns = torch.cat([columns, left_over], dim=1)
+    values, chosen = similarities.gather(1, columns).topk(count, dim=1, sorted=False)
+    return values, columns.gather(1, chosen)

@@ -1,0 +1,174 @@
+"""The blocked metrics are the definitions on whatever case: ties, duplicates, lone classes, one class."""
+
+import math
+
+import pytest
+import torch
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+from dml.metrics import retrieval
+from dml.metrics.retrieval import retrieval_metrics
+
+RECALL_AT = (1, 2, 5, 30)
+
+
+def plain(embeddings, labels, recall_at):
+    """The definitions in loops, on similarities in float64."""
+    similarities = (embeddings.double() @ embeddings.double().T).tolist()
+    recall, r_precision, map_at_r, lone = {k: [] for k in recall_at}, [], [], 0
+    for query, label in enumerate(labels.tolist()):
+        others = [i for i in range(len(labels)) if i != query]
+        wanted = sum(int(labels[i]) == label for i in others)
+        if not wanted:
+            lone += 1
+            continue
+        others.sort(key=lambda i, query=query: (-similarities[query][i], i))
+        hits = [int(labels[i]) == label for i in others]
+        for k in recall_at:
+            recall[k].append(any(hits[:k]))
+        r_precision.append(sum(hits[:wanted]) / wanted)
+        map_at_r.append(sum(sum(hits[: i + 1]) / (i + 1) for i in range(wanted) if hits[i]) / wanted)
+    mean = lambda values: math.fsum(values) / len(values) if values else 0.0  # noqa: E731
+    return {k: mean(v) for k, v in recall.items()}, mean(r_precision), mean(map_at_r), lone
+
+
+def unit(rows, dim, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(rows, dim, generator=generator, dtype=torch.float64))
+
+
+def on_a_grid(rows, dim, seed):
+    """Unit vectors with four entries of one half: similarities are exact, and most of them tie."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.zeros(rows, dim, dtype=torch.float64)
+    for vector in vectors:
+        places = torch.randperm(dim, generator=generator)[:4]
+        vector[places] = torch.randint(0, 2, (4,), generator=generator).double() - 0.5
+    return vectors
+
+
+def balanced(seed):
+    return unit(60, 8, seed), torch.arange(60) // 4
+
+
+def uneven(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return unit(80, 8, seed), (torch.rand(80, generator=generator) ** 3 * 12).long() * 7 - 3
+
+
+def ties(seed):
+    return on_a_grid(70, 6, seed), torch.arange(70) % 9
+
+
+def duplicates(seed):
+    return on_a_grid(12, 8, seed).repeat(5, 1), torch.arange(60) % 7
+
+
+def all_the_same(seed):
+    return on_a_grid(1, 8, seed).repeat(30, 1), torch.arange(30) % 4
+
+
+def lone_classes(seed):
+    return unit(40, 8, seed), torch.cat([torch.arange(25), torch.arange(15) % 3 + 100])
+
+
+def one_class(seed):
+    return unit(20, 8, seed), torch.zeros(20, dtype=torch.long)
+
+
+def two_rows(seed):
+    return unit(2, 8, seed), torch.zeros(2, dtype=torch.long)
+
+
+CASES = [balanced, uneven, ties, duplicates, all_the_same, lone_classes, one_class, two_rows]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("block_elements", [1, 333, 1 << 25], ids=["by row", "by block", "at once"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_every_number_is_that_of_the_plain_loop(case, block_elements, seed, monkeypatch):
+    monkeypatch.setattr(retrieval, "_BLOCK_ELEMENTS", block_elements)
+    embeddings, labels = case(seed)
+    found = retrieval_metrics(embeddings, labels, recall_at=RECALL_AT)
+    recall, r_precision, map_at_r, lone = plain(embeddings, labels, RECALL_AT)
+    assert found.recall_at == pytest.approx(recall, abs=1e-12)
+    assert found.r_precision == pytest.approx(r_precision, abs=1e-12)
+    assert found.map_at_r == pytest.approx(map_at_r, abs=1e-12)
+    assert (found.num_lone, found.num_queries) == (lone, len(labels) - lone)
+
+
+@pytest.mark.parametrize("make", [unit, on_a_grid], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("columns", [997, 1024, 4001])
+def test_ranking_by_groups_keeps_the_values_of_topk(columns, make):
+    similarities = (make(50, 16, seed=1) @ make(columns, 16, seed=2).T).float()
+    similarities[:, 3] = -torch.inf
+    assert math.isqrt(columns // 11) >= retrieval._SMALLEST_GROUP
+    values, order = retrieval._nearest(similarities, 11)
+    expected = similarities.topk(11, dim=1).values
+    torch.testing.assert_close(values.sort(descending=True).values, expected, rtol=0, atol=0)
+    torch.testing.assert_close(similarities.gather(1, order), values, rtol=0, atol=0)
+    assert all(len(set(row)) == 11 for row in order.tolist())
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_ties_over_many_groups_rank_by_place_too(seed):
+    embeddings, labels = on_a_grid(700, 6, seed), torch.arange(700) // 3
+    found = retrieval_metrics(embeddings.float(), labels, recall_at=(1, 4))
+    recall, r_precision, map_at_r, _ = plain(embeddings, labels, (1, 4))
+    assert found.recall_at == pytest.approx(recall, abs=1e-12)
+    assert (found.r_precision, found.map_at_r) == pytest.approx((r_precision, map_at_r), abs=1e-12)
+
+
+@pytest.mark.parametrize("case", [balanced, uneven, lone_classes], ids=lambda case: case.__name__)
+def test_they_are_pytorch_metric_learnings_numbers(case):
+    embeddings, labels = case(5)
+    names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
+    theirs = AccuracyCalculator(include=names, k="max_bin_count", knn_func=_exact_knn).get_accuracy(
+        embeddings, labels
+    )
+    ours = retrieval_metrics(embeddings, labels)
+    assert [ours.recall_at[1], ours.r_precision, ours.map_at_r] == pytest.approx(
+        [theirs[name] for name in names]
+    )
+
+
+def _exact_knn(query, k, reference, ref_includes_query):
+    similarities = query @ reference.T
+    if ref_includes_query:
+        similarities.fill_diagonal_(-torch.inf)
+    values, order = similarities.topk(k, dim=1)
+    return 2 - 2 * values, order
+
+
+def test_duplicates_of_a_query_are_found_though_the_query_itself_is_not():
+    embeddings = torch.eye(4, dtype=torch.float64)[[0, 0, 1, 2]]
+    alone = retrieval_metrics(embeddings, torch.tensor([0, 1, 1, 2]), recall_at=(1,))
+    assert alone.recall_at[1] == 0.0
+    together = retrieval_metrics(embeddings, torch.tensor([0, 0, 1, 2]), recall_at=(1,))
+    assert together.recall_at[1] == 1.0
+    assert together.num_lone == 2
+
+
+def test_half_precision_is_ranked_in_float32():
+    embeddings, labels = balanced(0)
+    half = embeddings.half()
+    assert retrieval_metrics(half, labels) == retrieval_metrics(half.float(), labels)
+
+
+def test_nobody_to_find_is_zero_and_counted():
+    found = retrieval_metrics(unit(5, 8, seed=0), torch.arange(5))
+    assert found.as_dict() == dict.fromkeys(found.as_dict(), 0.0)
+    assert (found.num_queries, found.num_lone) == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "recall_at", "message"),
+    [
+        (torch.zeros(4), (1,), "equally long"),
+        (torch.zeros(5), (), "at least one"),
+        (torch.zeros(5), (0,), "0"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(labels, recall_at, message):
+    with pytest.raises(ValueError, match=message):
+        retrieval_metrics(unit(5, 8, seed=0), labels, recall_at=recall_at)

@@ -110,7 +110,7 @@ def _nearest(similarities: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """`similarities.topk(count)` in unspecified order, several times faster for few among many.
 
     The columns are dealt into groups. The `count` largest values lie in the `count` groups of largest maxima
-    (and the columns left over), so only those are ranked: a pass of maxima, not a selection over every column.
+    (and the columns left over), so only those are ranked: a pass of maxima, not a selection over all columns.
     """
     num_columns = similarities.shape[1]
     size = math.isqrt(num_columns // count)

@@ -1,0 +1,168 @@
+"""The real stack of `dml up`: Prefect's server and worker, the deployments, MLflow's server."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+PROJECT = Path(__file__).parents[2]
+DATASET = {"name": "tiny", "source": "glyphs:classes=40,per_class=8"}
+
+
+@dataclass(frozen=True)
+class LocalStack:
+    process: subprocess.Popen[str]
+    env: Mapping[str, str]
+    folder: Path
+
+    def prefect(self, *arguments: str, cwd: Path = PROJECT) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+        return subprocess.run(command, cwd=cwd, env=self.env, capture_output=True, text=True, timeout=300)
+
+    def run(self, deployment: str, **parameters: Any) -> subprocess.CompletedProcess[str]:
+        text = json.dumps(parameters)
+        return self.prefect("deployment", "run", deployment, "--watch", "--params", text)
+
+    def why(self) -> str:
+        """The end of the worker's log, where a failed run says what happened."""
+        return (self.folder / "store" / "logs" / "worker.log").read_text()[-3000:]
+
+    def post(self, route: str, body: Mapping[str, Any]) -> Any:
+        request = urllib.request.Request(
+            self.env["PREFECT_API_URL"] + route,
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        return json.load(urllib.request.urlopen(request))
+
+    def runs_of(self, flow: str) -> list[dict[str, Any]]:
+        found = self.post(
+            "/flow_runs/filter", {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_DESC"}
+        )
+        return [run for run in found if run["state_type"] != "SCHEDULED"]
+
+    def mlflow(self, route: str) -> Any:
+        return json.load(urllib.request.urlopen(f"{self.env['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/{route}"))
+
+    def processes(self) -> list[str]:
+        """Command lines of everything that knows the stack's folder, Ray's processes among them."""
+        listing = subprocess.run(["ps", "-A", "-ww", "-o", "args="], capture_output=True, text=True).stdout
+        return [line for line in listing.splitlines() if str(self.folder) in line]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], Any], timeout_s: float = 180.0) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.5)
+    return found
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[LocalStack]:
+    folder = Path(tempfile.mkdtemp(prefix="dml-up-", dir="/tmp"))  # Ray's sockets need a short path
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    env |= {
+        "DML_CACHE": str(folder / "cache"),
+        "RAY_TMPDIR": str(folder / "ray"),
+        "PREFECT_HOME": str(folder / "client"),
+        "OMP_NUM_THREADS": "1",
+    }
+    ports = ["--prefect-port", str(free_port()), "--mlflow-port", str(free_port())]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dml.cli", "up", "--store", str(folder / "store"), *ports],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if line.startswith("Ctrl-C"):
+            break
+    env |= dict(re.findall(r"^export (\w+)=(.+)$", printed, re.MULTILINE))
+    assert "PREFECT_API_URL" in env, f"dml up said: {printed}"
+    stack = LocalStack(process, env, folder)
+    try:
+        yield stack
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert stack.processes() == []
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+        shutil.rmtree(folder)
+
+
+def test_a_deployment_trains_registers_and_promotes_and_the_promotion_makes_an_index(stack: LocalStack):
+    ingested = stack.run("ingest-flow/default", config=DATASET)
+    assert ingested.returncode == 0, stack.why()
+    trained = stack.run("train-flow", dataset="tiny", preset="smoke")
+    assert trained.returncode == 0, stack.why()
+
+    model = stack.mlflow("registered-models/get?name=smoke")["registered_model"]
+    assert [alias["alias"] for alias in model["aliases"]] == ["champion"]
+
+    reindexed = until(
+        lambda: [run for run in stack.runs_of("reindex-flow") if run["state_type"] == "COMPLETED"]
+    )
+    assert reindexed[0]["parameters"] == {"name": "smoke", "model": "smoke", "dataset": "tiny"}
+    assert (stack.folder / "store" / "indexes" / "smoke" / "current.json").exists()
+
+
+def test_outside_the_project_a_bare_name_is_refused_and_the_full_one_works(stack: LocalStack):
+    assert stack.prefect("deployment", "inspect", "train-flow").returncode == 0
+    assert stack.prefect("deployment", "inspect", "train-flow", cwd=stack.folder).returncode != 0
+    assert stack.prefect("deployment", "inspect", "train-flow/default", cwd=stack.folder).returncode == 0
+
+
+def test_a_mistake_fails_at_once_and_is_not_retried(stack: LocalStack):
+    done = stack.run("train-flow/default", dataset="nowhere")
+    assert done.returncode == 1
+    run = stack.runs_of("train-flow")[0]
+    assert run["state_name"] == "Failed"
+    assert run["total_run_time"] < 10, "a retry waits 10 s"
+
+
+def test_a_cancelled_training_leaves_no_ray_process(stack: LocalStack):
+    if not (stack.folder / "store" / "datasets" / "tiny").exists():
+        assert stack.run("ingest-flow/default", config=DATASET).returncode == 0
+    settings = ["training.num_steps=1000000", "training.num_workers=2", "name=endless"]
+    parameters = json.dumps({"dataset": "tiny", "preset": "smoke", "settings": settings})
+    started = stack.prefect("deployment", "run", "train-flow/default", "--params", parameters)
+    assert started.returncode == 0, started.stdout
+    until(lambda: any("raylet" in line for line in stack.processes()))
+    run = stack.runs_of("train-flow")[0]
+    assert stack.prefect("flow-run", "cancel", run["id"]).returncode == 0
+
+    until(
+        lambda: (
+            stack.post("/flow_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})[0]["state_name"]
+            == "Cancelled"
+        )
+    )
+    until(lambda: not any("ray" in Path(line.split()[0]).name for line in stack.processes()), 60)

@@ -58,8 +58,10 @@ def _open(content: Encoded) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise OversizedImage(f"An image must have at most 179 million pixels: {error}") from error
     except Exception as error:
+        # Without Pillow's own text: it names an address in memory, another one each time.
         raise InvalidData(
-            f"An image must be in a format that Pillow reads; these {len(content)} bytes are not: {error}."
+            f"An image must be in a format that Pillow reads; these {len(content)} bytes are not, and begin "
+            f"with {bytes(content[:8])!r}."
         ) from error
 
 

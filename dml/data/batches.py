@@ -52,7 +52,8 @@ class TrainingBatches:
         seed: int,
         num_threads: int | None = None,
     ) -> None:
-        self.mapped, self.positions, self.class_ids = mapped, positions, class_ids
+        self.mapped, self.positions = mapped, positions
+        self.class_ids = class_ids.astype(np.int64)
         self.sampler, self.preprocessing = sampler, preprocessing
         self.augmentation, self.seed = augmentation, seed
         self.wait_s = 0.0

@@ -301,6 +301,7 @@ def _by_ray(units: Sequence[_Unit], num_workers: int | None) -> Iterator[_Result
 
     with ray_session(num_workers):
         ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         # Pickled, since Arrow would make tables of what is ours; one block a unit, so that each is a task.
         items = [{"unit": pickle.dumps(unit)} for unit in units]
         done = ray.data.from_items(items, override_num_blocks=len(items)).map(_make_pickled)

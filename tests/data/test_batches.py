@@ -1,0 +1,152 @@
+"""What a training step gets does not depend on threads, workers or where it resumes."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dml import storage
+from dml.config import AugmentationConfig, IngestConfig, PreprocessingConfig
+from dml.data.batches import TrainingBatches
+from dml.data.dataset import open_mapped, read_rows
+from dml.data.ingest import ingest
+from dml.data.sampler import PKBatchSampler
+from dml.data.transforms import augment, chance_of
+from dml.errors import InvalidData
+from dml.preprocessing import preprocess, resize_and_crop, to_tensor
+
+PREPROCESSING = PreprocessingConfig(color="L", resize=28, crop=28, mean=(0.5,), std=(0.5,))
+EVERYTHING = AugmentationConfig(
+    random_resized_crop=(0.5, 1.0), horizontal_flip=True, rotation=15, translation=0.1, scaling=(0.8, 1.2)
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    config = IngestConfig(name="d", source="glyphs:classes=16,per_class=5")
+    return ingest(config, str(tmp_path_factory.mktemp("store")))
+
+
+def batches(dataset, *, rank=0, world_size=1, first_step=0, augmentation=EVERYTHING, num_threads=2):
+    rows = read_rows(dataset, split="test", columns=["class_index"])
+    class_ids = rows["class_index"].to_numpy() - 8
+    sampler = PKBatchSampler(
+        class_ids,
+        classes_per_batch=4,
+        samples_per_class=3,
+        rank=rank,
+        world_size=world_size,
+        num_steps=6,
+        first_step=first_step,
+    )
+    return TrainingBatches(
+        open_mapped(dataset),
+        positions=rows["position"].to_numpy(),
+        class_ids=class_ids,
+        sampler=sampler,
+        preprocessing=PREPROCESSING,
+        augmentation=augmentation,
+        seed=3,
+        num_threads=num_threads,
+    )
+
+
+def taken(made):
+    try:
+        return list(made)
+    finally:
+        made.close()
+
+
+def assert_equal(got, want):
+    assert len(got) == len(want)
+    for (images, labels, positions), (images_, labels_, positions_) in zip(got, want, strict=True):
+        torch.testing.assert_close(images, images_, rtol=0, atol=0)
+        torch.testing.assert_close(labels, labels_)
+        np.testing.assert_array_equal(positions, positions_)
+
+
+def test_a_batch_is_its_rows_preprocessed(dataset):
+    for images, labels, positions in taken(batches(dataset, augmentation=AugmentationConfig())):
+        assert images.dtype == torch.float32
+        assert labels.dtype == torch.int64
+        rows = read_rows(dataset)
+        mapped = open_mapped(dataset)
+        for image, label, position in zip(images, labels, positions, strict=True):
+            assert rows["class_index"][int(position)].as_py() == int(label) + 8
+            want = preprocess(mapped.image(int(position)), PREPROCESSING)
+            torch.testing.assert_close(image, want, rtol=0, atol=0)
+
+
+def test_threads_do_not_change_a_batch(dataset):
+    assert_equal(taken(batches(dataset, num_threads=1)), taken(batches(dataset, num_threads=5)))
+
+
+def test_going_on_equals_never_having_stopped(dataset):
+    assert_equal(taken(batches(dataset, first_step=4)), taken(batches(dataset))[4:])
+
+
+def test_two_workers_share_the_batches_of_one(dataset):
+    whole = taken(batches(dataset))
+    parts = [taken(batches(dataset, rank=rank, world_size=2)) for rank in (0, 1)]
+    for step, (images, labels, _) in enumerate(whole):
+        torch.testing.assert_close(torch.cat([part[step][0] for part in parts]), images, rtol=0, atol=0)
+        torch.testing.assert_close(torch.cat([part[step][1] for part in parts]), labels)
+
+
+def test_waiting_is_measured_and_closing_leaves_no_thread(dataset):
+    made = batches(dataset)
+    next(iter(made))
+    assert made.wait_s > 0
+    made.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+def test_an_image_that_does_not_decode_is_named(dataset, monkeypatch):
+    made = batches(dataset)
+    monkeypatch.setattr(made.mapped, "image", lambda position: b"broken")
+    with pytest.raises(InvalidData, match=r"Image 'U\+.*' of .*datasets/d"):
+        taken(made)
+    assert storage.exists(dataset.uri)
+
+
+def test_no_augmentation_is_preprocessing():
+    image = Image.effect_noise((40, 33), 80)
+    got = augment(image, AugmentationConfig(), PREPROCESSING, chance_of(0, 0, 0))
+    want = to_tensor(resize_and_crop(image, PREPROCESSING), PREPROCESSING)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+def test_augmentation_is_a_function_of_seed_step_and_place():
+    image = Image.effect_noise((40, 33), 80)
+
+    def view(*where):
+        return augment(image, EVERYTHING, PREPROCESSING, chance_of(*where))
+
+    torch.testing.assert_close(view(1, 2, 3), view(1, 2, 3), rtol=0, atol=0)
+    for other in ((0, 2, 3), (1, 0, 3), (1, 2, 0)):
+        assert not torch.equal(view(1, 2, 3), view(*other))
+
+
+def test_rotation_of_a_quarter_and_shift_of_nothing_turn_the_image(monkeypatch):
+    image = Image.effect_noise((28, 28), 80)
+    chance = chance_of(0, 0, 0)
+    monkeypatch.setattr("math.radians", lambda degrees: np.pi / 2)
+    got = augment(image, AugmentationConfig(rotation=90), PREPROCESSING, chance)
+    want = to_tensor(image.transpose(Image.Transpose.ROTATE_270), PREPROCESSING)
+    torch.testing.assert_close(got, want, rtol=0, atol=0.02)
+
+
+def test_random_crops_cover_the_area_asked_for():
+    side = 64
+    y, x = np.mgrid[:side, :side].astype(np.uint8)
+    ranges = []
+    config = AugmentationConfig(random_resized_crop=(0.25, 0.36))
+    plain = PreprocessingConfig(color="L", resize=32, crop=32, mean=(0,), std=(1,))
+    for place in range(40):
+        width = augment(Image.fromarray(x), config, plain, chance_of(0, 0, place)) * 255
+        height = augment(Image.fromarray(y), config, plain, chance_of(0, 0, place)) * 255
+        ranges.append(float(np.ptp(width.numpy()) * np.ptp(height.numpy())) / (side - 1) ** 2)
+    assert 0.2 < min(ranges) < max(ranges) < 0.4

@@ -1,0 +1,112 @@
+"""Rows and images by position, from Parquet and from the map, are what was ingested."""
+
+import multiprocessing
+
+import numpy as np
+import pytest
+
+from dml import storage
+from dml.config import IngestConfig
+from dml.data.dataset import find_dataset, fragments, open_mapped, read_images, read_rows
+from dml.data.ingest import ingest
+from dml.errors import IncompatibleArtifact, InvalidSetting, MissingArtifact
+from tests.data.pictures import class_folders
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    root = tmp_path_factory.mktemp("dataset")
+    source = str(class_folders(root / "source", classes=6, per_class=7))
+    config = IngestConfig(name="d", source=source, rows_per_fragment=10, rows_per_group=4)
+    return ingest(config, str(root / "store"))
+
+
+@pytest.fixture(scope="module")
+def contents(dataset):
+    """The bytes of every row, by the files they came from."""
+    source = storage.read_manifest(dataset.uri)["ingest"]["source"]
+    ids = read_rows(dataset, columns=["id"])["id"].to_pylist()
+    return [storage.read_bytes(storage.join(source, id_)) for id_ in ids]
+
+
+def test_mapped_images_are_the_files_at_every_position(dataset, contents):
+    mapped = open_mapped(dataset)
+    assert len(mapped) == dataset.rows == len(contents)
+    assert [bytes(image) for image in mapped.images(range(len(mapped)))] == contents
+    assert bytes(mapped.image(np.int64(41))) == contents[41]
+    assert isinstance(mapped.image(0), memoryview), "no copy"
+
+
+def test_images_read_from_parquet_come_in_the_order_asked_for(dataset, contents):
+    positions = [41, 0, 9, 10, 0, 23, 24]
+    assert read_images(dataset, positions) == [contents[position] for position in positions]
+    assert read_images(dataset, []) == []
+
+
+@pytest.mark.parametrize("position", [-1, 42, 10_000])
+def test_a_position_beyond_the_rows_is_refused(dataset, position):
+    with pytest.raises(ValueError, match="must lie in"):
+        open_mapped(dataset).image(position)
+    with pytest.raises(ValueError, match="must lie in"):
+        read_images(dataset, [0, position])
+
+
+def test_rows_of_a_split_keep_their_positions(dataset):
+    everything = read_rows(dataset).to_pylist()
+    test = read_rows(dataset, split="test").to_pylist()
+    assert test == [row for row in everything if row["split"] == "test"]
+    only = read_rows(dataset, split="test", columns=["label"])
+    assert only.column_names == ["label", "position"]
+    assert only["position"].to_pylist() == [row["position"] for row in test]
+    assert "image" not in read_rows(dataset).column_names
+    assert read_rows(dataset, columns=["image"])["image"][5].as_py() == read_images(dataset, [5])[0]
+
+
+def test_a_column_that_is_not_there_is_refused(dataset):
+    with pytest.raises(InvalidSetting, match=r"\['colour'\]"):
+        read_rows(dataset, columns=["colour"])
+
+
+def test_fragments_come_in_the_order_of_positions(dataset):
+    assert [uri.rsplit("/", 1)[1] for uri in fragments(dataset)] == [
+        f"fragment-0000{i}.parquet" for i in range(5)
+    ]
+
+
+def _map_and_read(ref):
+    return bytes(open_mapped(ref).image(3))
+
+
+def test_processes_that_race_to_map_read_the_same(dataset, contents, monkeypatch, tmp_path):
+    monkeypatch.setenv("DML_CACHE", str(tmp_path))
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(_map_and_read, [dataset] * 4) == [contents[3]] * 4
+    assert [path.name for path in (tmp_path / "rows" / dataset.fingerprint).iterdir()] == ["images.arrow"]
+
+
+def test_a_copy_that_was_cut_short_is_never_read(dataset, monkeypatch, tmp_path):
+    monkeypatch.setenv("DML_CACHE", str(tmp_path))
+    monkeypatch.setattr("dml.data.dataset._image_batches", lambda uri: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        open_mapped(dataset)
+    assert list((tmp_path / "rows" / dataset.fingerprint).iterdir()) == []
+
+
+def test_what_is_not_there_or_too_new_is_refused(dataset):
+    store = dataset.uri.rsplit("/datasets/", 1)[0]
+    with pytest.raises(MissingArtifact, match=r"\['d'\]"):
+        find_dataset(store, "e")
+    with pytest.raises(MissingArtifact, match=dataset.version):
+        find_dataset(store, "d@123")
+    newer = storage.join(store, "datasets", "newer", "v1")
+    ref = dataset.model_copy(update={"schema_version": 99})
+    storage.publish(storage.staging(newer), newer, {"ref": ref.model_dump(mode="json", exclude={"uri"})})
+    with pytest.raises(IncompatibleArtifact, match="Update the program"):
+        find_dataset(store, "newer@v1")
+
+
+def test_a_map_is_made_from_s3_too(s3_store, tmp_path):
+    source = str(class_folders(tmp_path / "source"))
+    ref = ingest(IngestConfig(name="d", source=source), s3_store)
+    mapped = open_mapped(ref)
+    assert [bytes(image) for image in mapped.images([0, 7])] == read_images(ref, [0, 7])

@@ -1,0 +1,286 @@
+"""A source becomes a dataset whole, once, and whatever is wrong with it is in quarantine with a reason."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+
+from dml import storage
+from dml.config import AttributeSplit, ClassSplit, IngestConfig
+from dml.data.dataset import find_dataset, fragments, list_datasets, read_images, read_rows
+from dml.data.ingest import QUARANTINE, ingest
+from dml.errors import InvalidData, InvalidSetting, MissingArtifact
+from dml.refs import SplitSize
+from tests.data.pictures import class_folders, huge_png, picture, write
+
+
+def config(source, **others) -> IngestConfig:
+    return IngestConfig(name="d", source=str(source), **others)
+
+
+def quarantine(ref) -> list[dict[str, str]]:
+    filesystem, path = storage.filesystem(storage.join(ref.uri, QUARANTINE))
+    return parquet.read_table(path, filesystem=filesystem).to_pylist()
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request, tmp_path):
+    return str(tmp_path / "store") if request.param == "local" else request.getfixturevalue("s3_store")
+
+
+def test_every_row_says_what_the_source_says(store, tmp_path):
+    source = class_folders(tmp_path / "source")
+    done = []
+    ref = ingest(config(source, rows_per_fragment=6), store, lambda n, of: done.append((n, of)))
+    assert (ref.rows, ref.classes, ref.quarantined) == (20, 4, 0)
+    assert ref.splits == {"train": SplitSize(rows=10, classes=2), "test": SplitSize(rows=10, classes=2)}
+    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    rows = read_rows(ref).to_pylist()
+    assert [row["position"] for row in rows] == list(range(20))
+    assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
+    for row in rows:
+        content = (source / row["id"]).read_bytes()
+        assert row["label"] == row["id"].split("/")[0]
+        assert (row["width"], row["height"]) == (12, 9)
+        assert row["sha256"] == storage.digest_of_bytes(content)
+        assert read_images(ref, [row["position"]]) == [content], "bytes untouched"
+    assert find_dataset(store, "d") == find_dataset(store, f"d@{ref.version}") == ref
+    assert list_datasets(store) == [ref]
+    storage.verify(ref.uri)
+
+
+def test_the_same_content_is_the_same_version_and_no_second_copy(tmp_path):
+    source, store = class_folders(tmp_path / "source"), str(tmp_path / "store")
+    first = ingest(config(source), store)
+    moved = tmp_path / "elsewhere"
+    source.rename(moved)
+    assert ingest(config(moved, rows_per_fragment=3, num_workers=1), store) == first
+    assert sorted(os.listdir(tmp_path / "store" / "datasets" / "d")) == sorted(
+        [first.version, "current.json"]
+    )
+
+
+def test_other_content_is_another_version_and_the_first_stays(tmp_path):
+    source, store = class_folders(tmp_path / "source"), str(tmp_path / "store")
+    first = ingest(config(source), store)
+    write(source, {"class0/more.png": picture(999)})
+    second = ingest(config(source), store)
+    assert second.fingerprint != first.fingerprint
+    assert find_dataset(store, "d") == second
+    assert find_dataset(store, f"d@{first.version}") == first
+    other_split = ingest(config(source, split=ClassSplit(test_fraction=0.25)), store)
+    assert other_split.fingerprint != second.fingerprint
+
+
+def test_a_corrupt_source_is_counted_and_never_fatal(tmp_path):
+    source = class_folders(tmp_path / "source")
+    jpeg = picture(50, size=(200, 150), form="JPEG")
+    shared = picture(77)
+    write(
+        source,
+        {
+            "class0/truncated.jpg": jpeg[: len(jpeg) // 2],
+            "class0/text.png": b"this is no image",
+            "class1/bomb.png": huge_png(30_000),
+            "class1/large.png": huge_png(9_000),
+            "class1/nothing.png": b"",
+            "class2/heavy.png": picture(5, size=(300, 300)),
+            "class2/twice.png": shared,
+            "class3/twice.png": shared,
+            "stray.png": picture(78),
+        },
+    )
+    (source / "hollow").mkdir()
+    ref = ingest(
+        config(source, max_bytes=250_000, max_pixels=64_000_000, quarantine_contradictions=True),
+        str(tmp_path / "store"),
+    )
+    assert (ref.rows, ref.classes) == (20, 4)
+    reasons = {row["locator"]: row["reason"] for row in quarantine(ref)}
+    assert reasons == {
+        "class0/truncated.jpg": "truncated or damaged",
+        "class0/text.png": "not an image",
+        "class1/bomb.png": "too many pixels",
+        "class1/large.png": "too many pixels",
+        "class1/nothing.png": "empty file",
+        "class2/heavy.png": "too many bytes",
+        "class2/twice.png": "contradictory label",
+        "class3/twice.png": "contradictory label",
+        "stray.png": "missing label",
+        "hollow": "empty class",
+    }
+    assert ref.quarantined == len(reasons)
+    assert all(row["detail"] for row in quarantine(ref))
+
+
+def test_contradictory_labels_are_kept_by_default_as_published_data_sets_have_them(tmp_path, caplog):
+    source = write(class_folders(tmp_path / "source"), {f"class{c}/same.png": picture(77) for c in (0, 1)})
+    assert ingest(config(source), str(tmp_path / "store")).rows == 22
+    assert "1 images stand under several labels" in caplog.text
+
+
+def test_a_class_that_loses_all_its_rows_leaves_no_hole(tmp_path):
+    source = write(class_folders(tmp_path / "source"), {"class0b/bad.png": b"x"})
+    ref = ingest(config(source, rows_per_fragment=7), str(tmp_path / "store"))
+    rows = read_rows(ref).to_pylist()
+    assert ref.classes == 4
+    assert {row["label"]: row["class_index"] for row in rows} == {f"class{i}": i for i in range(4)}
+    clean = class_folders(tmp_path / "clean")
+    again = ingest(config(clean, split=ClassSplit(test_fraction=0.5)), str(tmp_path / "store"))
+    assert again.rows == ref.rows
+
+
+def test_rows_without_an_id_of_their_own_go_to_quarantine(tmp_path):
+    write(tmp_path, {f"{name}.png": picture(i) for i, name in enumerate("abcd")})
+    lines = ["image,label,id", "a.png,x,1", "b.png,y,2", "c.png,x,1", "d.png,x,3", "d.png,y,3", "e.png,y,4"]
+    (tmp_path / "m.csv").write_text("\n".join(lines))
+    ref = ingest(config(tmp_path / "m.csv"), str(tmp_path / "store"))
+    assert sorted(read_rows(ref)["id"].to_pylist()) == ["1", "2"]
+    assert Counter(row["reason"] for row in quarantine(ref)) == {
+        "duplicate id": 1,
+        "contradictory label": 2,
+        "missing file": 1,
+    }
+
+
+def test_attributes_keep_their_types(tmp_path):
+    write(tmp_path, {f"{name}.png": picture(i) for i, name in enumerate("abcd")})
+    (tmp_path / "m.csv").write_text(
+        "image,label,year,price,sold,camera\n"
+        "a.png,x,1999,1.5,true,left\nb.png,x,,2,false,right\nc.png,y,2001,,true,left\nd.png,y,1,3,true,\n"
+    )
+    ref = ingest(config(tmp_path / "m.csv"), str(tmp_path / "store"))
+    assert ref.attributes == {"camera": "string", "price": "double", "sold": "bool", "year": "int64"}
+    rows = read_rows(ref, columns=["year", "price"]).to_pylist()
+    assert rows[1] == {"year": None, "price": 2.0, "position": 1}
+
+
+@pytest.mark.parametrize("name", ["label x", "position", "sha256"])
+def test_an_attribute_with_a_name_that_cannot_be_is_refused(tmp_path, name):
+    write(tmp_path, {"a.png": picture()})
+    (tmp_path / "m.csv").write_text(f"image,label,{name}\na.png,x,1\n")
+    with pytest.raises(InvalidData, match="Rename it"):
+        ingest(config(tmp_path / "m.csv", split=ClassSplit(test_fraction=0)), str(tmp_path / "store"))
+
+
+def test_a_source_without_one_valid_image_is_refused_and_leaves_nothing(tmp_path):
+    source, store = write(tmp_path / "source", {"a/x.png": b"1", "b/y.png": b"2"}), tmp_path / "store"
+    with pytest.raises(InvalidData, match=r"not an image.*a/x\.png"):
+        ingest(config(source), str(store))
+    assert list((store / "datasets" / "d").iterdir()) == []
+    with pytest.raises(MissingArtifact):
+        find_dataset(str(store), "d")
+
+
+def test_a_split_that_quarantine_emptied_is_refused(tmp_path):
+    source = write(tmp_path / "source", {"a/x.png": picture(), "b/y.png": b"2"})
+    with pytest.raises(InvalidData, match="each of its splits"):
+        ingest(config(source), str(tmp_path / "store"))
+
+
+def test_a_storage_that_fails_ends_the_ingest_instead_of_filling_the_quarantine(tmp_path, monkeypatch):
+    source = class_folders(tmp_path / "source")
+
+    def unreachable(uri):
+        raise OSError("AWS Error NETWORK_CONNECTION")
+
+    monkeypatch.setattr(storage, "read_bytes", unreachable)
+    with pytest.raises(OSError, match="NETWORK"):
+        ingest(config(source), str(tmp_path / "store"))
+    assert list((tmp_path / "store" / "datasets" / "d").iterdir()) == []
+
+
+def test_fragments_hold_whole_classes_in_small_plain_row_groups(tmp_path):
+    source = class_folders(tmp_path / "source", classes=4, per_class=8)
+    ref = ingest(config(source, rows_per_fragment=16, rows_per_group=8), str(tmp_path / "store"))
+    for uri in fragments(ref):
+        file = parquet.ParquetFile(uri)
+        assert file.schema_arrow.names[-1] == "image"
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+            assert columns["image"].compression == "UNCOMPRESSED"
+            assert columns["id"].compression == "ZSTD"
+            assert not any("DICTIONARY" in encoding for encoding in columns["image"].encodings)
+            assert len(set(file.read_row_group(number, columns=["label"])["label"].to_pylist())) == 1
+
+
+KILLED = """
+import os, signal, sys
+from dml import storage
+from dml.config import IngestConfig
+from dml.data.ingest import ingest
+storage.publish = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+ingest(IngestConfig(name="d", source=sys.argv[1]), sys.argv[2])
+"""
+
+
+def test_an_ingest_killed_before_publishing_leaves_nothing_visible(tmp_path):
+    source, store = class_folders(tmp_path / "source"), tmp_path / "store"
+    died = subprocess.run([sys.executable, "-c", KILLED, str(source), str(store)], check=False)
+    assert died.returncode == -signal.SIGKILL
+    leftovers = list((store / "datasets" / "d").iterdir())
+    assert len(leftovers) == 1, "its staging folder"
+    with pytest.raises(MissingArtifact):
+        find_dataset(str(store), "d")
+    assert list_datasets(str(store)) == []
+    for path in [*leftovers[0].iterdir(), leftovers[0]]:
+        os.utime(path, (0, 0))
+    ref = ingest(config(source), str(store))
+    assert not leftovers[0].exists(), "the next ingest of that name removes it"
+    undisturbed = ingest(config(source), str(tmp_path / "other"))
+    assert ref.fingerprint == undisturbed.fingerprint
+
+
+@pytest.mark.slow
+def test_ray_writes_the_same_bytes_as_this_process(tmp_path):
+    source = write(class_folders(tmp_path / "source", classes=6), {"class0/bad.png": b"x"})
+    here = ingest(config(source, rows_per_fragment=4, num_workers=1), str(tmp_path / "here"))
+    there = ingest(config(source, rows_per_fragment=4, num_workers=2), str(tmp_path / "there"))
+    assert there.fingerprint == here.fingerprint
+    files = [storage.read_manifest(ref.uri)["files"] for ref in (here, there)]
+    assert files[0] == files[1]
+
+
+def test_omniglot_has_its_known_size(shared_data, tmp_path):
+    ref = ingest(config(shared_data / "omniglot_background.zip"), str(tmp_path))
+    assert (ref.rows, ref.classes, ref.quarantined) == (19_280, 964, 0)
+    rows = read_rows(ref, columns=["alphabet", "split"]).to_pydict()
+    assert len(set(rows["alphabet"])) == 30
+    held_out = {a for a, s in zip(rows["alphabet"], rows["split"], strict=True) if s == "test"}
+    assert held_out == set(sorted(set(rows["alphabet"]))[-10:])
+    all_train = config(shared_data / "omniglot_background.zip", split=AttributeSplit(name="x", test_values=1))
+    with pytest.raises(InvalidData, match="attribute 'x'"):
+        ingest(all_train, str(tmp_path))
+
+
+def test_the_cars_half_has_its_known_size(shared_data, tmp_path):
+    ref = ingest(config(shared_data / "cars196_trainhalf_96px.zip"), str(tmp_path))
+    assert (ref.rows, ref.classes, ref.quarantined) == (8_144, 196, 0)
+    assert ref.splits == {
+        "train": SplitSize(rows=4_052, classes=98),
+        "test": SplitSize(rows=4_092, classes=98),
+    }
+
+
+def test_a_split_that_is_no_split_is_refused(tmp_path):
+    source = class_folders(tmp_path / "source")
+    with pytest.raises(InvalidSetting, match="split must be"):
+        read_rows(ingest(config(source), str(tmp_path / "store")), split="val")
+
+
+def test_the_manifest_tells_how_the_dataset_was_made(tmp_path):
+    source = class_folders(tmp_path / "source")
+    ref = ingest(config(source, rows_per_fragment=7), str(tmp_path / "store"))
+    manifest = json.loads((Path(ref.uri) / "manifest.json").read_text())
+    assert [entry["rows"] for entry in manifest["fragments"]] == [7, 7, 6]
+    assert manifest["ingest"]["source"] == str(source)
+    shutil.rmtree(source)
+    assert read_rows(ref).num_rows == 20, "the source is not needed any more"

@@ -1,0 +1,158 @@
+"""From an image file to a tensor: any kind of file, upright, opaque, to the bit where nothing is to do."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dml.config import PreprocessingConfig
+from dml.errors import InvalidData
+from dml.preprocessing import (
+    OversizedImage,
+    decode,
+    image_size,
+    preprocess,
+    preprocess_batch,
+    resize_and_crop,
+)
+from tests.data.pictures import huge_png, picture
+
+PLAIN = PreprocessingConfig(resize=12, crop=12, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
+    content = io.BytesIO()
+    image.save(content, form, **options)
+    return content.getvalue()
+
+
+def gradient(width: int = 40, height: int = 30) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x * 5, y * 7, x + y], -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+@pytest.mark.parametrize("color", ["RGB", "L"])
+def test_every_mode_becomes_what_is_asked_for(mode, color):
+    form = "TIFF" if mode in ("CMYK", "I", "F") else "PNG"
+    source = (
+        gradient().convert("L").convert("I").convert("I;16") if mode == "I;16" else gradient().convert(mode)
+    )
+    image = decode(encoded(source, form), color)
+    assert image.mode == color
+    assert image.size == (40, 30)
+
+
+def test_sixteen_bits_become_eight_and_keep_their_order():
+    values = np.arange(0, 65_536, 64, dtype=np.uint16).reshape(32, 32)
+    got = np.asarray(decode(encoded(Image.fromarray(values)), "L"))
+    np.testing.assert_array_equal(got, (values >> 8).astype(np.uint8))
+
+
+def test_transparency_is_laid_on_white():
+    image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    image.putpixel((0, 0), (255, 0, 0, 255))
+    got = np.asarray(decode(encoded(image), "RGB"))
+    assert got[0, 0].tolist() == [255, 0, 0]
+    assert got[1, 1].tolist() == [255, 255, 255]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    got = np.asarray(decode(encoded(palette, transparency=0), "RGB"))
+    assert got[0].tolist() == [[255, 255, 255], [40, 50, 60]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_upright(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = decode(encoded(gradient(), exif=exif), "RGB")
+    assert image.size == ((30, 40) if orientation >= 5 else (40, 30))
+    if orientation == 3:
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(gradient())[::-1, ::-1])
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_a_truncated_file_never_decodes_to_half_an_image(form):
+    content = picture(size=(64, 64), form=form)
+    for share in (0.3, 0.6, 0.9):
+        with pytest.raises(InvalidData):
+            decode(content[: int(len(content) * share)], "RGB")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", bytes(1000)])
+def test_what_is_no_image_is_refused(content):
+    with pytest.raises(InvalidData, match="An image must"):
+        decode(content, "RGB")
+
+
+def test_random_damage_is_refused_or_decodes_but_never_escapes():
+    chance = np.random.default_rng(0)
+    for form in ("PNG", "JPEG", "GIF", "TIFF", "WEBP"):
+        for _ in range(40):
+            content = bytearray(picture(size=(24, 24), form=form))
+            for place in chance.integers(0, len(content), 3):
+                content[place] = chance.integers(256)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    assert decode(bytes(content), "RGB").mode == "RGB"
+                except InvalidData:
+                    continue
+
+
+def test_a_decompression_bomb_is_refused_from_its_header():
+    with pytest.raises(OversizedImage, match="179 million"):
+        image_size(huge_png(30_000))
+    assert image_size(huge_png(9_500)) == (9_500, 9_500)
+
+
+def test_an_image_of_the_final_size_is_not_touched():
+    image = gradient(12, 12)
+    tensor = preprocess(encoded(image), PLAIN)
+    want = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    torch.testing.assert_close(tensor, want, rtol=0, atol=0)
+    wide = preprocess(encoded(gradient(17, 12)), PLAIN)
+    torch.testing.assert_close(
+        wide, torch.from_numpy(np.array(gradient(17, 12)))[:, 2:14].permute(2, 0, 1) / 255, rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("size", [(100, 100), (97, 64), (31, 200), (20, 20), (1, 500), (3000, 2)])
+def test_resize_and_crop_equals_resizing_all_of_it_and_cropping(size):
+    config = PreprocessingConfig(resize=32, crop=28)
+    coarse = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize(size)
+    got = resize_and_crop(image, config)
+    scale = 32 / min(size)
+    whole = image.resize((round(size[0] * scale), round(size[1] * scale)), Image.Resampling.BILINEAR)
+    left, top = (whole.width - 28) // 2, (whole.height - 28) // 2
+    want = whole.crop((left, top, left + 28, top + 28))
+    assert got.size == (28, 28)
+    difference = np.abs(np.asarray(got, dtype=int) - np.asarray(want, dtype=int))
+    assert difference.mean() < 4, "sides are rounded to whole pixels there, and not here"
+
+
+def test_a_very_long_strip_costs_no_more_memory_than_its_crop():
+    strip = Image.new("L", (1_000_000, 2))
+    config = PreprocessingConfig(color="L", resize=256, crop=224, mean=(0.5,), std=(0.5,))
+    assert preprocess(encoded(strip), config).shape == (1, 224, 224)
+
+
+def test_pixels_are_normalised_by_channel():
+    config = PreprocessingConfig(resize=4, crop=4, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
+    tensor = preprocess(encoded(Image.new("RGB", (4, 4), (255, 0, 255))), config)
+    assert tensor.dtype == torch.float32
+    assert tensor.is_contiguous()
+    assert tensor[:, 0, 0].tolist() == [1.0, -1.0, 0.5]
+
+
+def test_a_batch_is_its_images_in_order_also_from_views():
+    contents = [picture(seed) for seed in range(3)]
+    batch = preprocess_batch([memoryview(content) for content in contents], PLAIN)
+    assert batch.shape == (3, 3, 12, 12)
+    for row, content in zip(batch, contents, strict=True):
+        torch.testing.assert_close(row, preprocess(content, PLAIN), rtol=0, atol=0)

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import parquet
 
 from dml import storage
 from dml.cluster import ray_session
 from dml.data.dataset import fragments, read_fragment
 from dml.data.schema import IMAGE
 from dml.errors import IncompatibleArtifact, InvalidData
-from dml.models.package import Package, load_package
+from dml.models.package import load_package
 from dml.refs import DatasetRef, EmbeddingsRef, PackageRef
+from dml.retrieval.table import KnownVectors, part_name, part_uris, read_part, write_part
 
 _SMALL_DATASET = 10_000
 """Up to so many images to embed this process is done before Ray has started."""
@@ -33,7 +33,6 @@ OnProgress = Callable[[int, int], None]
 class _Unit:
     """One fragment and where its embeddings go."""
 
-    number: int
     fragment: str
     part: str
 
@@ -54,12 +53,13 @@ def embed(
         package: embeds.
         dataset: is embedded.
         previous: another table of the same package; images it knows are copied from it, not embedded.
-        num_workers: Ray actors; None: none for a small dataset, else one per core.
+        num_workers: Ray actors; None: none where few images are to be embedded, else one per core.
         progress: called with (fragments done, fragments in all).
 
     Raises:
         IncompatibleArtifact: `previous` was made by another package.
         MissingArtifact, CorruptArtifact: package or dataset are not what their refs say.
+        InvalidData: the package gives vectors that are no numbers, or not of unit length.
     """
     if previous is not None and previous.package.fingerprint != package.fingerprint:
         raise IncompatibleArtifact(
@@ -69,7 +69,7 @@ def embed(
     uri = storage.join(store, "embeddings", f"{package.version}-{dataset.version}")
     ref = EmbeddingsRef(
         uri=uri,
-        fingerprint=storage.digest_of(package.fingerprint, dataset.fingerprint),
+        fingerprint=storage.digest_of(package.fingerprint, dataset.fingerprint, dataset.rows),
         package=package,
         dataset=dataset,
         dim=package.dim,
@@ -78,26 +78,32 @@ def embed(
     if storage.is_complete(uri):
         return ref
     storage.make_folder(uri)
-    sources = fragments(dataset)
-    names = [f"part-{i:05d}.parquet" for i in range(len(sources))]
-    finished = set(storage.list_names(uri))
     units = [
-        _Unit(i, fragment, storage.join(uri, name))
-        for i, (fragment, name) in enumerate(zip(sources, names, strict=True))
-        if name not in finished
+        _Unit(fragment, storage.join(uri, part_name(number)))
+        for number, fragment in enumerate(fragments(dataset))
     ]
-    rows_left = dataset.rows * len(units) // len(names)
-    workers = num_workers or (1 if rows_left <= _SMALL_DATASET else os.cpu_count() or 1)
-    done = len(names) - len(units)
-    for _ in (
-        _here(units, package, previous) if workers == 1 else _with_ray(units, package, previous, workers)
-    ):
-        done += 1
+    finished = set(part_uris(uri))
+    left = [unit for unit in units if unit.part not in finished]
+    embedded = _embed_units(left, package, previous, num_workers or _choose_workers(left, dataset, previous))
+    for done, _ in enumerate(embedded, start=len(units) - len(left) + 1):
         if progress is not None:
-            progress(done, len(names))
-    _refuse_wrong(ref, names)
+            progress(done, len(units))
+    _refuse_other_rows(units)
     storage.seal(uri, {"ref": ref.model_dump(mode="json", exclude={"uri"})})
     return ref
+
+
+def _choose_workers(units: list[_Unit], dataset: DatasetRef, previous: EmbeddingsRef | None) -> int:
+    if dataset.rows <= _SMALL_DATASET or _num_new(units, previous) <= _SMALL_DATASET:
+        return 1
+    return os.cpu_count() or 1
+
+
+def _num_new(units: list[_Unit], previous: EmbeddingsRef | None) -> int:
+    """How many images must be embedded, not copied."""
+    known = None if previous is None else KnownVectors(previous)
+    digests = (read_fragment(unit.fragment, ["sha256"])["sha256"] for unit in units)
+    return sum(len(own) if known is None else int((known.rows_of(own) < 0).sum()) for own in digests)
 
 
 class _Embedder:
@@ -105,65 +111,37 @@ class _Embedder:
 
     def __init__(self, package: PackageRef, previous: EmbeddingsRef | None) -> None:
         self.package = load_package(package.uri)
-        self.known = _Known(previous)
+        self.known = None if previous is None else KnownVectors(previous)
 
-    def __call__(self, unit: _Unit) -> int:
+    def __call__(self, unit: _Unit) -> None:
         rows = read_fragment(unit.fragment, ["id", "sha256", IMAGE])
-        vectors = self._embed(rows, self.package)
-        table = pa.table(
-            {
-                "id": rows["id"],
-                "sha256": rows["sha256"],
-                "embedding": pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1]),
-            },
-            schema=_schema(vectors.shape[1]),
+        vectors = np.empty((len(rows), self.package.ref.dim), dtype=np.float32)
+        known = np.full(len(rows), -1) if self.known is None else self.known.rows_of(rows["sha256"])
+        if self.known is not None:
+            self.known.copy(known, into=vectors)
+        new = np.flatnonzero(known < 0)
+        vectors[new] = self.package.embed(rows[IMAGE].take(pa.array(new)).to_pylist())
+        _refuse_wrong_length(vectors, unit, self.package.ref)
+        write_part(unit.part, rows["id"], rows["sha256"], vectors)
+
+
+def _refuse_wrong_length(vectors: NDArray[np.float32], unit: _Unit, package: PackageRef) -> None:
+    wrong = ~(np.abs(np.linalg.norm(vectors, axis=1) - 1) <= _LENGTH_TOLERANCE)
+    if wrong.any():
+        raise InvalidData(
+            f"Embeddings must be of unit length; {int(wrong.sum())} of {len(vectors)} that package "
+            f"{package.uri} made of {unit.fragment} are not, the first in row {int(wrong.argmax())}. "
+            "Train a package whose weights are numbers."
         )
-        sink = pa.BufferOutputStream()
-        compression = {"id": "ZSTD", "sha256": "ZSTD", "embedding": "NONE"}
-        parquet.write_table(
-            table, sink, compression=compression, use_dictionary=False, write_page_checksum=True
-        )
-        storage.write_bytes(unit.part, sink.getvalue().to_pybytes())
-        return unit.number
-
-    def _embed(self, rows: pa.Table, package: Package) -> NDArray[np.float32]:
-        digests = rows["sha256"].to_pylist()
-        vectors = np.empty((len(digests), package.ref.dim), dtype=np.float32)
-        new = [i for i, digest in enumerate(digests) if not self.known.copy(digest, vectors[i])]
-        vectors[new] = package.embed(rows[IMAGE].take(pa.array(new, pa.int64())).to_pylist())
-        return vectors
 
 
-class _Known:
-    """Vectors of images that were embedded before, by the images' digest."""
-
-    def __init__(self, previous: EmbeddingsRef | None) -> None:
-        self.rows: dict[str, int] = {}
-        if previous is not None:
-            table = read_embeddings(previous)
-            self.vectors = table.vectors
-            self.rows = {digest: row for row, digest in enumerate(table.digests)}
-
-    def copy(self, digest: str, into: NDArray[np.float32]) -> bool:
-        row = self.rows.get(digest)
-        if row is None:
-            return False
-        into[:] = self.vectors[row]
-        return True
-
-
-def _schema(dim: int) -> pa.Schema:
-    return pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("sha256", pa.string(), nullable=False),
-            pa.field("embedding", pa.list_(pa.float32(), dim), nullable=False),
-        ]
-    )
-
-
-def _here(units: list[_Unit], package: PackageRef, previous: EmbeddingsRef | None) -> Iterator[int]:
-    if units:
+def _embed_units(
+    units: list[_Unit], package: PackageRef, previous: EmbeddingsRef | None, workers: int
+) -> Iterator[None]:
+    """Yields after each unit."""
+    if workers > 1 and len(units) > 1:
+        yield from _with_ray(units, package, previous, min(workers, len(units)))
+    elif units:
         yield from map(_Embedder(package, previous), units)
 
 
@@ -174,14 +152,13 @@ class _Actor:
         self.embedder, self.units = _Embedder(package, previous), units
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"number": self.embedder(self.units[row["item"]])}
+        self.embedder(self.units[row["item"]])
+        return row
 
 
 def _with_ray(
     units: list[_Unit], package: PackageRef, previous: EmbeddingsRef | None, workers: int
-) -> Iterator[int]:
-    if not units:
-        return
+) -> Iterator[None]:
     # One logical CPU more than actors: Ray Data waits for ever when its pool holds them all.
     with ray_session(num_cpus=workers + 1):
         import ray.data
@@ -191,48 +168,18 @@ def _with_ray(
         embedded = numbers.map(
             _Actor,
             fn_constructor_args=(package, previous, units),
-            compute=ray.data.ActorPoolStrategy(size=min(workers, len(units))),
+            compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=1,
         )
-        for row in embedded.iter_rows():
-            yield row["number"]
+        for _ in embedded.iter_rows():
+            yield
 
 
-def _refuse_wrong(ref: EmbeddingsRef, names: list[str]) -> None:
-    table = read_embeddings(ref)
-    lengths = np.linalg.norm(table.vectors, axis=1)
-    off = np.abs(lengths - 1) > _LENGTH_TOLERANCE
-    if len(table.ids) != ref.rows or len(set(table.ids)) != ref.rows or off.any() or np.isnan(lengths).any():
-        raise InvalidData(
-            f"Embeddings must have one unit-length row for each of {ref.rows} samples; {ref.uri} has "
-            f"{len(table.ids)} rows of {len(set(table.ids))} samples, {int(off.sum())} of another length, in "
-            f"{len(names)} parts. Delete the folder and embed again."
-        )
-
-
-@dataclass(frozen=True)
-class EmbeddingTable:
-    """An embeddings table in memory, in the order of the dataset's rows."""
-
-    ids: list[str]
-    digests: list[str]
-    vectors: NDArray[np.float32]
-    """(N, D), unit length."""
-
-
-def read_embeddings(ref: EmbeddingsRef) -> EmbeddingTable:
-    """Read a table; memory: its vectors once."""
-    filesystem, path = storage.filesystem(ref.uri)
-    names = [name for name in storage.list_names(ref.uri) if name.endswith(".parquet")]
-    vectors = np.empty((ref.rows, ref.dim), dtype=np.float32)
-    ids: list[str] = []
-    digests: list[str] = []
-    for name in names:
-        part = parquet.read_table(f"{path}/{name}", filesystem=filesystem, partitioning=None)
-        values = part["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, ref.dim)
-        if len(ids) + len(part) > ref.rows:
-            raise InvalidData(f"{ref.uri} must have {ref.rows} rows; it has more. Delete it and embed again.")
-        vectors[len(ids) : len(ids) + len(part)] = values
-        ids += part["id"].to_pylist()
-        digests += part["sha256"].to_pylist()
-    return EmbeddingTable(ids, digests, vectors[: len(ids)])
+def _refuse_other_rows(units: list[_Unit]) -> None:
+    """Each part must have its fragment's samples, and with that the table each sample exactly once."""
+    for unit in units:
+        if not read_part(unit.part, ["id"])["id"].equals(read_fragment(unit.fragment, ["id"])["id"]):
+            raise InvalidData(
+                f"{unit.part} must have the samples of {unit.fragment}, in their order; it has others. "
+                "Delete it and embed again."
+            )

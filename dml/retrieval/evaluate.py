@@ -8,18 +8,18 @@ from numpy.typing import NDArray
 from dml.config import EvaluationConfig, PreprocessingConfig
 from dml.data.dataset import open_mapped, read_rows
 from dml.errors import InvalidData
-from dml.metrics.clustering import normalised_mutual_information
+from dml.metrics.clustering import normalised_mutual_information, pairwise_f1
 from dml.metrics.retrieval import retrieval_metrics
 from dml.preprocessing import decode, resize_and_crop
 from dml.refs import DatasetRef, EmbeddingsRef
-from dml.retrieval.embed import read_embeddings
+from dml.retrieval.table import read_embeddings
 
 _KMEANS_ITERATIONS = 20
 _RAW_SIDE = 32
 
 
 def evaluate(embeddings: EmbeddingsRef, config: EvaluationConfig, *, split: str = "test") -> dict[str, float]:
-    """Recall@K, R-precision, MAP@R and NMI of one split, every row a query among the others, exact.
+    """Recall@K, R-precision, MAP@R, NMI and pairwise F1 of one split, every row a query among the others.
 
     Raises:
         InvalidData: the split has no rows.
@@ -63,6 +63,7 @@ def _judge(
     if config.nmi:
         clusters = torch.from_numpy(_clusters(vectors, len(np.unique(labels))))
         metrics["nmi"] = normalised_mutual_information(classes, clusters)
+        metrics["pairwise_f1"] = pairwise_f1(classes, clusters)
     return metrics
 
 

@@ -5,7 +5,6 @@ means nothing outside its version, and ids, labels and attributes never come apa
 """
 
 import math
-import os
 
 import faiss
 import numpy as np
@@ -17,13 +16,14 @@ from dml.config import IndexConfig
 from dml.data.dataset import read_rows
 from dml.errors import InvalidData, InvalidSetting
 from dml.refs import EmbeddingsRef, IndexRef
-from dml.retrieval.embed import read_embeddings
+from dml.retrieval.table import read_embeddings
 
 INDEX_FILE, ITEMS_FILE = "index.faiss", "items.arrow"
 _FLAT_BELOW = 100_000
 _ADD_ROWS = 1 << 17
 _RECALL_AT = 10
 _WANTED_RECALL = 0.95
+_FEWEST_PROBES = 8
 _TRAIN_ROWS_PER_LIST = 100  # 30 to 256 by Faiss' guidelines
 
 
@@ -39,7 +39,7 @@ def build_index(store: str, name: str, embeddings: EmbeddingsRef, config: IndexC
         config: factory string ("auto": Flat below 100,000 rows, IVF beyond), probes, recall measurement.
 
     Raises:
-        InvalidSetting: a factory string Faiss does not know.
+        InvalidSetting: a factory string that Faiss cannot follow with these rows.
         InvalidData: the table and its dataset have different rows.
     """
     factory = _choose_factory(embeddings.rows) if config.factory == "auto" else config.factory
@@ -49,12 +49,11 @@ def build_index(store: str, name: str, embeddings: EmbeddingsRef, config: IndexC
         return _read_ref(uri)
     table = read_embeddings(embeddings)
     items = read_rows(embeddings.dataset)
-    if items["id"].to_pylist() != table.ids:
+    if not items["id"].equals(table.ids):
         raise InvalidData(
             f"Embeddings and dataset must have the same rows in the same order; {embeddings.uri} and "
             f"{embeddings.dataset.uri} do not. Delete the embeddings and embed again."
         )
-    faiss.omp_set_num_threads(os.cpu_count() or 1)
     index = _fill(factory, table.vectors)
     recall = _tune(index, table.vectors, config)
     ref = IndexRef(
@@ -63,12 +62,11 @@ def build_index(store: str, name: str, embeddings: EmbeddingsRef, config: IndexC
         name=name,
         embeddings=embeddings,
         factory=factory,
-        rows=len(table.ids),
+        rows=len(items),
         recall=recall,
     )
     staged = storage.staging(uri)
-    storage.write_bytes(storage.join(staged, INDEX_FILE), faiss.serialize_index(index).tobytes())
-    storage.write_bytes(storage.join(staged, ITEMS_FILE), _as_arrow(items))
+    _write(staged, index, items)
     storage.publish(staged, uri, {"ref": ref.model_dump(mode="json", exclude={"uri"})})
     return ref
 
@@ -83,56 +81,84 @@ def _choose_factory(num_rows: int) -> str:
 
 
 def _fill(factory: str, vectors: NDArray[np.float32]) -> faiss.Index:
+    """Train and fill; an index that cannot give its vectors back could not be filtered, and is refused."""
     try:
         index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        if not index.is_trained:
+            index.train(_training_rows(index, vectors, factory))
+        for start in range(0, len(vectors), _ADD_ROWS):
+            index.add(vectors[start : start + _ADD_ROWS])
+        lists = faiss.try_extract_index_ivf(index)
+        if lists is not None:
+            lists.make_direct_map()  # stored with the index: where each vector is
+        index.reconstruct_batch(np.zeros(1, dtype=np.int64))
     except RuntimeError as error:
         raise InvalidSetting(
-            f"index.factory must be a Faiss index_factory string; got {factory!r}: {error}"
-        ) from None
-    if not index.is_trained:
-        lists = getattr(faiss.try_extract_index_ivf(index), "nlist", 1)
-        wanted = min(len(vectors), max(lists * _TRAIN_ROWS_PER_LIST, 1 << 16))
-        if lists > len(vectors):
-            raise InvalidSetting(
-                f"{factory} has {lists} lists, more than the {len(vectors)} rows. Use Flat, or fewer lists."
-            )
-        chosen = np.random.default_rng(0).choice(len(vectors), wanted, replace=False)
-        index.train(vectors[np.sort(chosen)])
-    for start in range(0, len(vectors), _ADD_ROWS):
-        index.add(vectors[start : start + _ADD_ROWS])
+            f"index.factory must be a Faiss index_factory string for inner products, whose vectors can be "
+            f"read back; got {factory!r}: {str(error).rsplit(': ', 1)[-1]}"
+        ) from error
     return index
 
 
+def _training_rows(index: faiss.Index, vectors: NDArray[np.float32], factory: str) -> NDArray[np.float32]:
+    lists = getattr(faiss.try_extract_index_ivf(index), "nlist", 1)
+    if lists > len(vectors):
+        raise InvalidSetting(
+            f"{factory} has {lists} lists, more than the {len(vectors)} rows. Use Flat, or fewer lists."
+        )
+    wanted = min(len(vectors), max(lists * _TRAIN_ROWS_PER_LIST, 1 << 16))
+    chosen = np.random.default_rng(0).choice(len(vectors), wanted, replace=False)
+    return vectors[np.sort(chosen)]
+
+
 def _tune(index: faiss.Index, vectors: NDArray[np.float32], config: IndexConfig) -> float:
-    """Set the probes, by hand or by doubling until the recall is there; returns recall@10."""
+    """Set the probes, by hand or by doubling until the recall is there; returns recall@10.
+
+    Queries are rows of the table, each without itself: finding oneself is no merit.
+    """
+    k = min(_RECALL_AT, len(vectors) - 1)
+    if k == 0:
+        return 1.0
     number = min(config.recall_queries, len(vectors))
-    queries = vectors[np.random.default_rng(1).choice(len(vectors), number, replace=False)]
-    k = min(_RECALL_AT, len(vectors))
-    exact = faiss.IndexFlatIP(vectors.shape[1])
-    exact.add(vectors)
-    _, truth = exact.search(queries, k)
+    rows = np.random.default_rng(1).choice(len(vectors), number, replace=False)
+    _, nearest = faiss.knn(vectors[rows], vectors, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
+    truth = _without_itself(nearest, rows, k)
     lists = faiss.try_extract_index_ivf(index)
     if lists is None:
-        return _recall(index, queries, truth, k)
-    lists.nprobe = min(config.num_probes or 8, lists.nlist)
-    recall = _recall(index, queries, truth, k)
+        return _recall(index, vectors, rows, truth)
+    lists.nprobe = min(config.num_probes or _FEWEST_PROBES, lists.nlist)
+    recall = _recall(index, vectors, rows, truth)
     while config.num_probes is None and recall < _WANTED_RECALL and lists.nprobe < lists.nlist:
         lists.nprobe = min(lists.nprobe * 2, lists.nlist)
-        recall = _recall(index, queries, truth, k)
+        recall = _recall(index, vectors, rows, truth)
     return recall
 
 
-def _recall(index: faiss.Index, queries: NDArray[np.float32], truth: NDArray[np.int64], k: int) -> float:
-    _, found = index.search(queries, k)
+def _recall(
+    index: faiss.Index, vectors: NDArray[np.float32], rows: NDArray[np.int64], truth: NDArray[np.int64]
+) -> float:
+    k = truth.shape[1]
+    _, nearest = index.search(vectors[rows], k + 1)
+    found = _without_itself(nearest, rows, k)
     return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(found, truth, strict=True)]))
 
 
-def _as_arrow(items: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, items.schema) as writer:
+def _without_itself(nearest: NDArray[np.int64], rows: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+    """(Q, k): the k best of k + 1 neighbours that are not the query."""
+    others = np.argsort(nearest == rows[:, None], axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(nearest, others, axis=1)
+
+
+def _write(folder: str, index: faiss.Index, items: pa.Table) -> None:
+    """Stream both files to wherever the store is."""
+    filesystem, path = storage.filesystem(folder)
+    with filesystem.open_output_stream(f"{path}/{INDEX_FILE}") as stream:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write))  # type: ignore[attr-defined]
+    with (
+        filesystem.open_output_stream(f"{path}/{ITEMS_FILE}") as stream,
+        pa.ipc.new_file(stream, items.schema) as writer,
+    ):
         writer.write_table(items.combine_chunks())
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
 
 
 def publish_index(store: str, ref: IndexRef) -> None:

@@ -1,0 +1,86 @@
+"""A small real dataset and package, and embeddings tables with given vectors."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from dml import storage
+from dml.config import EncoderConfig, IngestConfig, PreprocessingConfig
+from dml.data.dataset import fragments, read_fragment
+from dml.data.ingest import ingest
+from dml.models.encoder import Encoder
+from dml.models.package import save_package
+from dml.refs import DatasetRef, EmbeddingsRef, PackageRef
+from dml.retrieval.table import part_name, write_part
+
+GREY = PreprocessingConfig(color="L", resize=28, crop=28, mean=(0.5,), std=(0.5,))
+ROWS, ROWS_PER_FRAGMENT = 120, 30
+
+
+def make_dataset(folder: Path, store: str, *, rows: int = ROWS, first: int = 0) -> DatasetRef:
+    """Images number `first` to `first + rows`, ten classes, with attributes of every type, some missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "images.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "label", "split", "shelf", "year", "weight", "sold"])
+        for i in range(first, first + rows):
+            (folder / f"{i:05d}.png").write_bytes(png(i))
+            label = i % 10
+            shelf = "" if i % 17 == 0 else ["top", "middle", "bottom"][i % 3]
+            row = [f"{i:05d}.png", f"class {label}", "train" if label < 5 else "test", shelf]
+            writer.writerow([*row, 1990 + i % 40, "" if i % 5 == 0 else i / 8, i % 2 == 0])
+    config = IngestConfig(
+        name="shelves",
+        source=str(folder / "images.csv"),
+        rows_per_fragment=ROWS_PER_FRAGMENT,
+        num_workers=1,
+    )
+    return ingest(config, store)
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (12, 10), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def make_package(store: str, *, seed: int = 3, dim: int = 16) -> PackageRef:
+    return save_package(store, Encoder(EncoderConfig(dim=dim), channels=1, seed=seed), GREY)
+
+
+def unit_vectors(rows: int, dim: int, seed: int) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def table_of(store: str, package: PackageRef, dataset: DatasetRef, vectors: np.ndarray) -> EmbeddingsRef:
+    """A published embeddings table that holds these vectors, whatever the package would say."""
+    fingerprint = storage.digest_of("given", vectors.tobytes().hex())
+    uri = storage.make_folder(storage.join(store, "embeddings", fingerprint[:12]))
+    start = 0
+    for number, fragment in enumerate(fragments(dataset)):
+        rows = read_fragment(fragment, ["id", "sha256"])
+        part = np.ascontiguousarray(vectors[start : start + len(rows)])
+        write_part(storage.join(uri, part_name(number)), rows["id"], rows["sha256"], part)
+        start += len(rows)
+    ref = EmbeddingsRef(
+        uri=uri,
+        fingerprint=fingerprint,
+        package=package,
+        dataset=dataset,
+        dim=vectors.shape[1],
+        rows=len(vectors),
+    )
+    storage.seal(uri, {"ref": ref.model_dump(mode="json", exclude={"uri"})})
+    return ref
+
+
+def ids_of(dataset: DatasetRef) -> list[str]:
+    parts = [read_fragment(fragment, ["id"]) for fragment in fragments(dataset)]
+    ids: list[str] = pa.concat_tables(parts)["id"].to_pylist()
+    return ids

@@ -185,7 +185,8 @@ def _build(
     if config.training.channels_last:
         encoder = encoder.to(memory_format=torch.channels_last)
     loss = build_loss(config.loss, dim=config.encoder.dim, num_classes=num_classes, seed=config.seed)
-    learner: nn.Module = Learner(encoder, loss.to(worker.device), config.training.precision)
+    precision = config.training.precision or ("bfloat16" if worker.device.type == "cuda" else "float32")
+    learner: nn.Module = Learner(encoder, loss.to(worker.device), precision)
     if worker.world_size > 1:
         learner = DistributedDataParallel(learner)
     return encoder, loss, learner

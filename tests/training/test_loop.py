@@ -1,4 +1,4 @@
-"""Training is a pure function of its configuration: killed and resumed, or on several workers, it ends the same."""
+"""Training is a pure function of its configuration: killed and resumed, it ends the same."""
 
 import pytest
 import torch
@@ -47,9 +47,7 @@ def test_a_killed_run_resumes_and_ends_bitwise_as_the_undisturbed_one(dataset, t
     resumed = ray_trainer.train(config, dataset, str(tmp_path / "b"), lambda p: again.append(p.step))
     assert seen[-1] == 7
     assert again[0] == 5, "the checkpoint after step 4 is where it goes on"
-    torch.testing.assert_close(
-        weights(resumed.package.uri), weights(undisturbed.package.uri), rtol=0, atol=0
-    )
+    torch.testing.assert_close(weights(resumed.package.uri), weights(undisturbed.package.uri), rtol=0, atol=0)
     assert resumed.package.fingerprint == undisturbed.package.fingerprint
 
 

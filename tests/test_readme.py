@@ -1,0 +1,132 @@
+"""The README is true: its blocks run, in order, in an empty folder; and the verbs keep their word."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dml import storage
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+ENV = {
+    **{
+        key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "DML_"))
+    },
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "OMP_NUM_THREADS": "2",
+}
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every block of the README has run."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    for language, code in BLOCKS:
+        command = (
+            ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
+        )
+        done = subprocess.run(command, cwd=folder, env=ENV, capture_output=True, text=True)
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    return folder
+
+
+def dml(folder: Path, *arguments: str, status: int = 0) -> dict:
+    """One verb with --json: exactly one object on stdout."""
+    command = [str(Path(sys.executable).parent / "dml"), *arguments, "--json"]
+    done = subprocess.run(command, cwd=folder, env=ENV, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    answer = json.loads(done.stdout)
+    assert isinstance(answer, dict)
+    return answer
+
+
+def test_the_readme_has_blocks_of_both_kinds():
+    assert {language for language, _ in BLOCKS} == {"bash", "python"}
+
+
+def test_ingesting_the_same_again_gives_the_same_version(folder):
+    again = dml(folder, "ingest", "glyphs:classes=40,per_class=8", "--name", "shop")
+    assert {"dataset", "rows", "classes", "splits", "quarantined", "fingerprint"} <= again.keys()
+    assert (again["rows"], again["classes"], again["quarantined"]) == (320, 40, 0)
+    assert again["splits"]["train"]["classes"] == again["splits"]["test"]["classes"] == 20
+    assert len(storage.list_names(str(folder / "dml-store" / "datasets" / "shop"))) == 2, (
+        "version and pointer"
+    )
+    assert dml(folder, "datasets")["datasets"][0]["fingerprint"] == again["fingerprint"]
+
+
+def test_training_the_same_again_computes_nothing_and_adds_no_version(folder):
+    before = dml(folder, "models")["models"]
+    again = dml(folder, "train", "shop", "--preset", "smoke")
+    assert {"model", "version", "promoted", "metrics", "images_per_second"} <= again.keys()
+    assert dml(folder, "models")["models"] == before
+    assert again["metrics"]["recall_at_1"] > again["baselines"]["before training"]["recall_at_1"]
+
+
+def test_the_champion_stays_where_a_newcomer_is_not_better(folder):
+    worse = dml(
+        folder, "train", "shop", "--set", "training.num_steps=1", "--set", "optimizer.learning_rate=1e-9"
+    )
+    assert not worse["promoted"]
+    assert "against the champion's" in worse["reason"]
+    champions = [model for model in dml(folder, "models")["models"] if model["alias"] == "champion"]
+    assert len(champions) == 1
+    assert champions[0]["version"] != worse["version"]
+
+
+def test_evaluating_shows_the_baselines(folder):
+    report = dml(folder, "evaluate", "smoke", "shop")
+    assert set(report["baselines"]) == {"raw pixels", "before training"}
+    assert {"recall_at_1", "recall_at_8", "map_at_r", "nmi"} <= report["metrics"].keys()
+
+
+def test_searching_finds_the_query_itself_first_and_obeys_the_filter(folder):
+    found = dml(folder, "search", "query.png", "--index", "shop", "-k", "7", "--where", "split=train")
+    assert {"answers", "index", "model"} <= found.keys()
+    assert len(found["answers"]) == 7
+    assert {"id", "label", "similarity", "script", "style"} <= found["answers"][0].keys()
+    similarities = [answer["similarity"] for answer in found["answers"]]
+    assert similarities == sorted(similarities, reverse=True)
+    assert similarities[0] == pytest.approx(1, abs=1e-5)
+    assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["search", "missing.png", "--index", "shop"], "missing.png"),
+        (["search", "query.png", "--index", "none"], "'none'"),
+        (["search", "query.png", "--index", "shop", "--where", "colour=red"], "colour"),
+        (["search", "dml-store/mlflow.db", "--index", "shop"], "image"),
+        (["ingest", "no-such-folder"], "no-such-folder"),
+        (["ingest", "glyphs:", "--split", "nonsense"], "nonsense"),
+        (["train", "nowhere"], "nowhere"),
+        (["train", "shop", "--preset", "none"], "smoke"),
+        (["train", "shop", "--set", "loss.margn=1"], "margn"),
+        (["evaluate", "nobody", "shop"], "nobody"),
+        (["index", "shop", "--model", "smoke", "--dataset", "shop", "--factory", "Nonsense"], "Nonsense"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value[:2]),
+)
+def test_a_users_mistake_is_one_clear_message_and_status_2(folder, arguments, says):
+    assert says in dml(folder, *arguments, status=2)["error"]
+
+
+def test_searching_imports_nothing_it_does_not_need(folder):
+    code = (
+        "import sys; sys.argv = ['dml', 'search', 'query.png', '--index', 'shop', '--json']\n"
+        "from dml.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as done: assert not done.code, done.code\n"
+        "heavy = {'ray', 'mlflow', 'prefect', 'timm', 'torchvision', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=folder, env=ENV, check=True, capture_output=True)

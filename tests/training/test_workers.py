@@ -1,0 +1,117 @@
+"""A Ray Train worker group: the same model as one process, whatever is killed on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dml.cluster import ray_session
+from dml.config import IngestConfig
+from dml.data.ingest import ingest
+from dml.errors import TrainingFailed
+from dml.presets import experiment
+from dml.training.ray_trainer import train
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+# A gentle SGD: Adam would blow gradients of rounding size up to full steps, and a rough one their effects.
+SETTINGS = [
+    "training.num_steps=20",
+    "training.log_every_steps=1",
+    "training.checkpoint_every_steps=5",
+    "optimizer.kind=sgd",
+    "optimizer.learning_rate=0.005",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_cluster():
+    with ray_session(num_cpus=4):
+        yield
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    store = str(tmp_path_factory.mktemp("store"))
+    return ingest(IngestConfig(name="tiny", source="glyphs:classes=24,per_class=6", num_workers=1), store)
+
+
+class Recorder:
+    """Writes each step's loss to a file; kills its own process once, after a step, if asked to."""
+
+    def __init__(self, folder: Path, kill_at: int | None = None) -> None:
+        self.folder, self.kill_at = folder, kill_at
+
+    def __call__(self, progress) -> None:
+        with (self.folder / "losses.txt").open("a") as file:
+            file.write(f"{progress.step} {progress.loss!r}\n")
+        marker = self.folder / "killed"
+        if progress.step == self.kill_at and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def losses(self) -> dict[int, float]:
+        lines = (self.folder / "losses.txt").read_text().split("\n")
+        return {int(step): float(loss) for step, loss in (line.split() for line in lines if line)}
+
+    def steps(self) -> list[int]:
+        return [int(line.split()[0]) for line in (self.folder / "losses.txt").read_text().splitlines()]
+
+
+def run(dataset, folder: Path, num_workers: int, *settings: str, kill_at: int | None = None):
+    folder.mkdir(exist_ok=True)
+    recorder = Recorder(folder, kill_at)
+    config = experiment("smoke").overridden([*SETTINGS, *settings, f"training.num_workers={num_workers}"])
+    return train(config, dataset, str(folder), recorder), recorder
+
+
+# Both are continuous: a mined tuple that rounding lets in or out would move the curve by more than rounding.
+@pytest.mark.parametrize("loss", ["contrastive", "proxy-anchor"])
+def test_two_workers_give_the_loss_curve_of_one(loss, dataset, tmp_path):
+    setting = f'loss={{"kind":"{loss}"}}'
+    _, one = run(dataset, tmp_path / "one", 1, setting)
+    _, two = run(dataset, tmp_path / "two", 2, setting)
+    assert two.losses().keys() == set(range(1, 21))
+    for step, value in one.losses().items():
+        assert two.losses()[step] == pytest.approx(value, abs=1e-4), f"step {step}"
+
+
+def test_a_killed_worker_restarts_by_itself_and_ends_as_the_undisturbed_run(dataset, tmp_path):
+    undisturbed, _ = run(dataset, tmp_path / "a", 2)
+    disturbed, recorder = run(dataset, tmp_path / "b", 2, kill_at=12)
+    steps = recorder.steps()
+    assert steps.count(20) == 1
+    first_again = next(step for before, step in pairwise(steps) if step <= before)
+    assert first_again <= 11, "it goes on from a checkpoint at or before the kill, never after"
+    for name, value in load_file(f"{undisturbed.package.uri}/weights.safetensors").items():
+        other = load_file(f"{disturbed.package.uri}/weights.safetensors")[name]
+        torch.testing.assert_close(other, value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_that_is_no_number_is_reported_once_and_not_retried(dataset, tmp_path):
+    with pytest.raises(TrainingFailed, match="learning rate"):
+        run(dataset, tmp_path / "nan", 2, "optimizer.learning_rate=1e30")
+
+
+def test_a_killed_driver_leaves_a_run_that_goes_on(dataset, tmp_path):
+    """The whole process is gone without a chance to clean up; the next one finds the last checkpoint."""
+    undisturbed, _ = run(dataset, tmp_path / "a", 1)
+    code = (
+        "import sys; from pathlib import Path; "
+        "from tests.training.test_workers import run; from dml.data.dataset import find_dataset; "
+        "store, name, folder = sys.argv[1:]; "
+        "run(find_dataset(store, name), Path(folder), 1, kill_at=13)"
+    )
+    store = dataset.uri.rsplit("/datasets/", 1)[0]
+    folder = tmp_path / "b"
+    killed = subprocess.run([sys.executable, "-c", code, store, "tiny", str(folder)], cwd=Path.cwd())
+    assert killed.returncode == -signal.SIGKILL
+    resumed, recorder = run(dataset, folder, 1)
+    assert recorder.steps() == [*range(1, 14), *range(11, 21)]
+    assert resumed.package.fingerprint == undisturbed.package.fingerprint

@@ -195,8 +195,36 @@ class ProxyAnchorConfig(Part):
     scale: float = Field(32.0, gt=0)
 
 
+class SupConConfig(Part):
+    kind: Literal["sup-con"] = "sup-con"
+    temperature: float = Field(0.1, gt=0)
+
+
+class NTXentConfig(Part):
+    kind: Literal["nt-xent"] = "nt-xent"
+    temperature: float = Field(0.1, gt=0)
+
+
+class CircleConfig(Part):
+    kind: Literal["circle"] = "circle"
+    margin: float = Field(0.4, ge=0, le=1)
+    scale: float = Field(80.0, gt=0)
+
+
+class GeneralisedLiftedConfig(Part):
+    kind: Literal["generalised-lifted"] = "generalised-lifted"
+    margin: float = Field(1.0, gt=0, le=2, description="gap of Euclidean distance")
+
+
 LossConfig = Annotated[
-    ContrastiveConfig | TripletConfig | MultiSimilarityConfig | ProxyAnchorConfig,
+    ContrastiveConfig
+    | TripletConfig
+    | MultiSimilarityConfig
+    | SupConConfig
+    | NTXentConfig
+    | CircleConfig
+    | GeneralisedLiftedConfig
+    | ProxyAnchorConfig,
     Field(discriminator="kind"),
 ]
 
@@ -221,7 +249,7 @@ class TrainingConfig(Part):
     num_steps: int = Field(1000, gt=0)
     num_workers: int = Field(1, ge=1, description="1: in this process; more: a Ray Train worker group")
     use_gpu: bool | None = Field(None, description="None: where there is one")
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16"] | None = Field(None, description="None: bfloat16 on a GPU")
     channels_last: bool = True
     threads_per_worker: int | None = Field(None, ge=1, description="None: this machine's cores over workers")
     checkpoint_every_steps: int = Field(200, gt=0)

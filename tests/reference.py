@@ -93,6 +93,48 @@ def multi_similarity(
     return mean(losses, x) + 0 * x.sum()
 
 
+def supervised_contrastive(x: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
+    losses = []
+    for i in range(len(x)):
+        others = sum((similarity(x[i], x[a]) / temperature).exp() for a in range(len(x)) if a != i)
+        of_pairs = [others.log() - similarity(x[i], x[p]) / temperature for p in positives(labels, i)]
+        if of_pairs:
+            losses.append(mean(of_pairs, x))
+    return mean(losses, x)
+
+
+def nt_xent(x: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
+    losses = []
+    for i in range(len(x)):
+        far = sum((similarity(x[i], x[n]) / temperature).exp() for n in negatives(labels, i))
+        for p in positives(labels, i):
+            near = (similarity(x[i], x[p]) / temperature).exp()
+            losses.append(-(near / (near + far)).log())
+    return mean(losses, x)
+
+
+def circle(x: Tensor, labels: Tensor, *, margin: float, scale: float) -> Tensor:
+    losses = []
+    for i in range(len(x)):
+        near = [similarity(x[i], x[p]) for p in positives(labels, i)]
+        far = [similarity(x[i], x[n]) for n in negatives(labels, i)]
+        if near and far:
+            attracting = [-scale * hinge(1 + margin - s.detach()) * (s - (1 - margin)) for s in near]
+            repelling = [scale * hinge(s.detach() + margin) * (s - margin) for s in far]
+            losses.append(log_one_plus_sum_exp([p + n for p in attracting for n in repelling]))
+    return mean(losses, x)
+
+
+def generalised_lifted(x: Tensor, labels: Tensor, *, margin: float) -> Tensor:
+    losses = []
+    for i in range(len(x)):
+        near = [distance(x[i], x[p]).exp() for p in positives(labels, i)]
+        far = [(margin - distance(x[i], x[n])).exp() for n in negatives(labels, i)]
+        if near and far:
+            losses.append(hinge(sum(near).log() + sum(far).log()))
+    return mean(losses, x)
+
+
 def proxy_anchor(x: Tensor, labels: Tensor, proxies: Tensor, *, margin: float, scale: float) -> Tensor:
     attracting, repelling = [], []
     for label, proxy in enumerate(proxies):

@@ -7,6 +7,17 @@ references of `dml.training.gather.gather`, and the mean over workers is the los
 from dml.losses.pair import Contrastive, MultiSimilarity
 from dml.losses.proxy import ProxyAnchor
 from dml.losses.references import References
+from dml.losses.soft import Circle, GeneralisedLifted, NTXent, SupCon
 from dml.losses.triplet import TripletMargin
 
-__all__ = ["Contrastive", "MultiSimilarity", "ProxyAnchor", "References", "TripletMargin"]
+__all__ = [
+    "Circle",
+    "Contrastive",
+    "GeneralisedLifted",
+    "MultiSimilarity",
+    "NTXent",
+    "ProxyAnchor",
+    "References",
+    "SupCon",
+    "TripletMargin",
+]

@@ -85,6 +85,19 @@ def _classes(labels: Tensor, reference_labels: Tensor) -> tuple[Tensor, Tensor, 
     return order, torch.searchsorted(in_order, labels), torch.searchsorted(in_order, labels, right=True)
 
 
+def log_sum_exp(values: Tensor) -> Tensor:
+    """log(sum exp(values)) of every row, (A, R) to (A,); -inf adds nothing, a row of nothing else is 0."""
+    peak = values.detach().amax(1, keepdim=True)
+    peak = torch.where(peak.isfinite(), peak, 0.0)
+    total = (values - peak).exp().sum(1)
+    return torch.where(total > 0, total, 1.0).log() + peak[:, 0]
+
+
+def softplus(values: Tensor) -> Tensor:
+    """log(1 + exp(values)); same shape. torch's own is linear above 20, which float64 can see."""
+    return -torch.nn.functional.logsigmoid(-values)
+
+
 def log_one_plus_sum_exp(values: Tensor) -> Tensor:
     """log(1 + sum exp(values)) of every row, (A, R) to (A,); -inf adds nothing and gets no gradient."""
     peak = values.detach().amax(1, keepdim=True).clamp_min(0)

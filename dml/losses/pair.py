@@ -51,8 +51,10 @@ def contrastive_loss(
 def _contrastive_terms(
     pairs: Pairs, *, positive_margin: float, negative_margin: float, squared: bool
 ) -> Tensor:
-    attracted = (distances(pairs.positive_similarities) - positive_margin).clamp_min(0) * pairs.positives
-    repelled = (negative_margin - distances(pairs.similarities)).clamp_min(0) * pairs.negatives
+    # Most negatives are at rest: only those that may not be are looked at, a hair more than will count.
+    near = pairs.negatives & (pairs.similarities > 1 - 0.5 * negative_margin**2 - 1e-6)
+    attracted = (distances(pairs.positive_similarities[pairs.positives]) - positive_margin).clamp_min(0)
+    repelled = (negative_margin - distances(pairs.similarities[near])).clamp_min(0)
     num_active = [torch.count_nonzero(hinge).to(hinge.dtype) for hinge in (attracted, repelled)]
     hinges = [(hinge.square() if squared else hinge).sum() for hinge in (attracted, repelled)]
     return torch.stack(hinges + num_active)

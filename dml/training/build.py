@@ -24,6 +24,14 @@ def build_loss(config: configs.LossConfig, *, dim: int, num_classes: int, seed: 
             return losses.TripletMargin(**settings)
         case "multi-similarity":
             return losses.MultiSimilarity(**settings)
+        case "sup-con":
+            return losses.SupCon(**settings)
+        case "nt-xent":
+            return losses.NTXent(**settings)
+        case "circle":
+            return losses.Circle(**settings)
+        case "generalised-lifted":
+            return losses.GeneralisedLifted(**settings)
         case "proxy-anchor":
             generator = torch.Generator().manual_seed(seed)
             return losses.ProxyAnchor(num_classes, dim, generator=generator, **settings)

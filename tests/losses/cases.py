@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,10 @@ CASES = {
     "TripletMargin, batch-hard, plain, soft": _triplet(mining="batch-hard", margin=None, squared=False),
     "MultiSimilarity": _multi_similarity(),
     "MultiSimilarity, no mining": _multi_similarity(epsilon=None, base=1.0),
+    "SupCon": Case(losses.SupCon, partial(reference.supervised_contrastive, temperature=0.1)),
+    "NTXent": Case(losses.NTXent, partial(reference.nt_xent, temperature=0.1)),
+    "Circle": Case(losses.Circle, partial(reference.circle, margin=0.4, scale=80.0)),
+    "GeneralisedLifted": Case(losses.GeneralisedLifted, partial(reference.generalised_lifted, margin=1.0)),
     "ProxyAnchor": Case(
         lambda: losses.ProxyAnchor(NUM_CLASSES, DIM, generator=_generator()),
         lambda x, y, proxies: reference.proxy_anchor(x, y, proxies, margin=0.1, scale=32.0),

@@ -65,6 +65,14 @@ def test_blocks_of_anchors_change_neither_value_nor_gradient(name, monkeypatch):
     torch.testing.assert_close(results(), whole, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("labels", LABELS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("embeddings", EMBEDDINGS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("name", ["TripletMargin", "TripletMargin, all", "TripletMargin, all, plain"])
+def test_triplets_are_counted_by_sort_as_well(name, embeddings, labels, monkeypatch):
+    monkeypatch.setattr("dml.losses.triplet._FEW_POSITIVES", 0)
+    compare(name, embeddings(), labels())
+
+
 @every_loss
 def test_order_of_the_batch_does_not_matter(name):
     module = CASES[name].make().double()

@@ -1,0 +1,222 @@
+"""Losses that weigh an anchor's pairs by a softmax: the hardest count most, all count a little."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from dml.losses.blocks import Pairs, log_sum_exp, softplus, sum_over_anchors
+from dml.losses.references import References
+from dml.similarity import distances
+
+
+def supervised_contrastive_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    references: References | None = None,
+    *,
+    temperature: float = 0.1,
+    block_rows: int | None = None,
+) -> Tensor:
+    """Each positive is told from all other images; averaged over an anchor's positives, then over anchors.
+
+    Args:
+        embeddings: (B, D) float, unit length.
+        labels: (B,) int64 class ids.
+        references: the global batch; None: the batch itself.
+        temperature: divides similarities, > 0.
+        block_rows: anchors at a time; None chooses.
+
+    Returns:
+        Scalar, the mean over anchors that have a positive. 0 with zero gradient when none has.
+
+    Source: Khosla et al. 2020, arXiv:2004.11362, eq. 2 (L_out).
+    """
+    references = References.of(embeddings, labels, references)
+    terms = partial(_supervised_contrastive_terms, temperature=temperature)
+    total, count = sum_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
+    return references.average(total, count)
+
+
+def _supervised_contrastive_terms(pairs: Pairs, *, temperature: float) -> Tensor:
+    near = pairs.positive_similarities / temperature
+    others = torch.cat(
+        [
+            near.masked_fill(~pairs.positives, -torch.inf),
+            (pairs.similarities / temperature).masked_fill(~pairs.negatives, -torch.inf),
+        ],
+        dim=1,
+    )
+    num_positives = pairs.positives.sum(1)
+    mean_near = (near * pairs.positives).sum(1) / num_positives.clamp_min(1)
+    valid = num_positives > 0
+    return _total_and_count(log_sum_exp(others) - mean_near, valid)
+
+
+def nt_xent_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    references: References | None = None,
+    *,
+    temperature: float = 0.1,
+    block_rows: int | None = None,
+) -> Tensor:
+    """Each positive is told from the anchor's negatives only; averaged over positive pairs. Also: InfoNCE.
+
+    With one positive per anchor it is `supervised_contrastive_loss`.
+
+    Args:
+        embeddings: (B, D) float, unit length.
+        labels: (B,) int64 class ids.
+        references: the global batch; None: the batch itself.
+        temperature: divides similarities, > 0.
+        block_rows: anchors at a time; None chooses.
+
+    Returns:
+        Scalar. 0 with zero gradient when no pair is positive.
+
+    Source: Chen et al. 2020, arXiv:2002.05709, eq. 1; temperature of their table 5.
+    """
+    references = References.of(embeddings, labels, references)
+    terms = partial(_nt_xent_terms, temperature=temperature)
+    total, count = sum_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
+    return references.average(total, count)
+
+
+def _nt_xent_terms(pairs: Pairs, *, temperature: float) -> Tensor:
+    far = (pairs.similarities / temperature).masked_fill(~pairs.negatives, -torch.inf)
+    gap = log_sum_exp(far)[:, None] - pairs.positive_similarities / temperature
+    # A positive without negatives is certain: its loss is 0, yet it is a pair and counts.
+    losses = softplus(gap) * pairs.negatives.any(1, keepdim=True)
+    return _total_and_count(losses, pairs.positives)
+
+
+def circle_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    references: References | None = None,
+    *,
+    margin: float = 0.4,
+    scale: float = 80.0,
+    block_rows: int | None = None,
+) -> Tensor:
+    """Every similarity is pushed the harder, the farther it is from its optimum: 1 + m, or -m.
+
+    Args:
+        embeddings: (B, D) float, unit length.
+        labels: (B,) int64 class ids.
+        references: the global batch; None: the batch itself.
+        margin: m; the paper has 0.4 for retrieval and 0.25 for faces.
+        scale: gamma; the paper has 80 for retrieval and 256 for faces.
+        block_rows: anchors at a time; None chooses.
+
+    Returns:
+        Scalar, the mean over anchors that have a positive and a negative. 0 with zero gradient when none has.
+
+    Source: Sun et al. 2020, arXiv:2002.10857, eq. 6-8; the weights carry no gradient, as in sec. 3.2.
+    """
+    references = References.of(embeddings, labels, references)
+    terms = partial(_circle_terms, margin=margin, scale=scale)
+    total, count = sum_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
+    return references.average(total, count)
+
+
+def _circle_terms(pairs: Pairs, *, margin: float, scale: float) -> Tensor:
+    near, far = pairs.positive_similarities, pairs.similarities
+    attracting = -scale * (1 + margin - near.detach()).clamp_min(0) * (near - (1 - margin))
+    repelling = scale * (far.detach() + margin).clamp_min(0) * (far - margin)
+    return _both_kinds(pairs, attracting, repelling, softplus)
+
+
+def generalised_lifted_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    references: References | None = None,
+    *,
+    margin: float = 1.0,
+    block_rows: int | None = None,
+) -> Tensor:
+    """Hinge on the soft maximum of an anchor's positive distances less the soft minimum of its negative ones.
+
+    Args:
+        embeddings: (B, D) float, unit length.
+        labels: (B,) int64 class ids.
+        references: the global batch; None: the batch itself.
+        margin: wanted gap of Euclidean distance.
+        block_rows: anchors at a time; None chooses.
+
+    Returns:
+        Scalar, the mean over anchors that have a positive and a negative. 0 with zero gradient when none has.
+
+    Source: Hermans et al. 2017, arXiv:1703.07737, eq. 8, after Oh Song et al. 2016, arXiv:1511.06452.
+    """
+    references = References.of(embeddings, labels, references)
+    terms = partial(_generalised_lifted_terms, margin=margin)
+    total, count = sum_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
+    return references.average(total, count)
+
+
+def _generalised_lifted_terms(pairs: Pairs, *, margin: float) -> Tensor:
+    return _both_kinds(
+        pairs, distances(pairs.positive_similarities), margin - distances(pairs.similarities), torch.relu
+    )
+
+
+def _both_kinds(
+    pairs: Pairs, attracting: Tensor, repelling: Tensor, penalty: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """`penalty` of the two soft maxima's sum, of anchors that have a positive and a negative."""
+    attraction = log_sum_exp(attracting.masked_fill(~pairs.positives, -torch.inf))
+    repulsion = log_sum_exp(repelling.masked_fill(~pairs.negatives, -torch.inf))
+    valid = pairs.positives.any(1) & pairs.negatives.any(1)
+    return _total_and_count(penalty(attraction + repulsion), valid)
+
+
+def _total_and_count(losses: Tensor, valid: Tensor) -> Tensor:
+    return torch.stack([(losses * valid).sum(), valid.sum().to(losses.dtype)])
+
+
+class SupCon(nn.Module):
+    """`supervised_contrastive_loss` as a module."""
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+        return supervised_contrastive_loss(embeddings, labels, references, temperature=self.temperature)
+
+
+class NTXent(nn.Module):
+    """`nt_xent_loss` as a module."""
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+        return nt_xent_loss(embeddings, labels, references, temperature=self.temperature)
+
+
+class Circle(nn.Module):
+    """`circle_loss` as a module."""
+
+    def __init__(self, margin: float = 0.4, scale: float = 80.0) -> None:
+        super().__init__()
+        self.margin = margin
+        self.scale = scale
+
+    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+        return circle_loss(embeddings, labels, references, margin=self.margin, scale=self.scale)
+
+
+class GeneralisedLifted(nn.Module):
+    """`generalised_lifted_loss` as a module."""
+
+    def __init__(self, margin: float = 1.0) -> None:
+        super().__init__()
+        self.margin = margin
+
+    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+        return generalised_lifted_loss(embeddings, labels, references, margin=self.margin)

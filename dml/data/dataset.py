@@ -3,6 +3,7 @@
 A row's position is its number in the dataset, counted through the fragments in order.
 """
 
+import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -164,7 +165,11 @@ class MappedDataset:
 
 
 def open_mapped(ref: DatasetRef) -> MappedDataset:
-    """A dataset's images, memory-mapped; copied to `storage.cache_dir()` once per machine and content."""
+    """A dataset's images, memory-mapped; copied to `storage.cache_dir()` once per machine and content.
+
+    Raises:
+        InvalidSetting: the disk of the cache is too small.
+    """
     target = storage.cache_dir() / "rows" / ref.fingerprint / "images.arrow"
     if not target.exists():
         _copy_images(ref, target)
@@ -174,6 +179,13 @@ def open_mapped(ref: DatasetRef) -> MappedDataset:
 def _copy_images(ref: DatasetRef, target: Path) -> None:
     """Write aside, then rename: processes that race make equal files, and readers see a whole one."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    needed = sum(file["size_bytes"] for file in storage.read_manifest(ref.uri)["files"].values())
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise InvalidSetting(
+            f"Reading {ref.name}@{ref.version} by position needs {needed >> 20} MiB in {target.parent}; "
+            f"{free >> 20} MiB are free. Make room, or set DML_CACHE to a folder on a larger disk."
+        )
     aside = target.with_name(f".{uuid.uuid4().hex}.arrow")
     try:
         schema = pa.schema([pa.field(IMAGE, pa.binary(), nullable=False)])

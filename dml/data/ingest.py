@@ -30,9 +30,9 @@ from dml.data.schema import (
     write_fragment,
 )
 from dml.data.sources.detect import open_source
-from dml.data.sources.sample import Problem, Sample, Source
+from dml.data.sources.sample import Listing, Problem, Sample, Source
 from dml.data.split import split_of_classes
-from dml.errors import InvalidData, MissingArtifact
+from dml.errors import DmlError, InvalidData, MissingArtifact
 from dml.preprocessing import OversizedImage, decode, image_size
 from dml.refs import AttributeType, DatasetRef, SplitSize
 
@@ -65,7 +65,7 @@ def ingest(config: IngestConfig, store: str, progress: OnProgress | None = None)
         InvalidSetting: the split or the source cannot be followed.
     """
     source = open_source(config.source, config.layout)
-    listing = source.list()
+    listing = _list(source, config)
     samples, problems = _screen(listing.samples)
     problems += listing.problems
     if not samples:
@@ -112,6 +112,18 @@ def ingest(config: IngestConfig, store: str, progress: OnProgress | None = None)
         raise
     storage.point(parent, ref.version)
     return find_dataset(store, f"{ref.name}@{ref.version}")
+
+
+def _list(source: Source, config: IngestConfig) -> Listing:
+    try:
+        return source.list()
+    except DmlError:
+        raise
+    except (LookupError, ValueError) as error:
+        raise InvalidData(
+            f"The lists of {config.source} must be as its layout has them; reading them failed: {error!r}. "
+            "Download it again, or name another layout."
+        ) from error
 
 
 def _screen(samples: Sequence[Sample]) -> tuple[list[Sample], list[Problem]]:

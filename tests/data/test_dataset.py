@@ -1,6 +1,7 @@
 """Rows and images by position, from Parquet and from the map, are what was ingested."""
 
 import multiprocessing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,6 +91,13 @@ def test_a_copy_that_was_cut_short_is_never_read(dataset, monkeypatch, tmp_path)
     with pytest.raises(ZeroDivisionError):
         open_mapped(dataset)
     assert list((tmp_path / "rows" / dataset.fingerprint).iterdir()) == []
+
+
+def test_a_disk_too_small_for_the_map_is_told_before_it_is_full(dataset, monkeypatch, tmp_path):
+    monkeypatch.setenv("DML_CACHE", str(tmp_path))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
+    with pytest.raises(InvalidSetting, match="set DML_CACHE"):
+        open_mapped(dataset)
 
 
 def test_what_is_not_there_or_too_new_is_refused(dataset):

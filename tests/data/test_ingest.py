@@ -179,6 +179,12 @@ def test_a_source_without_one_valid_image_is_refused_and_leaves_nothing(tmp_path
         find_dataset(str(store), "d")
 
 
+def test_lists_that_are_not_as_their_layout_has_them_are_refused(tmp_path):
+    files = {"Ebay_train.txt": "header\n1 2 3\n", "a_final/1.JPG": picture(form="JPEG")}
+    with pytest.raises(InvalidData, match="name another layout"):
+        ingest(config(write(tmp_path / "source", files)), str(tmp_path / "store"))
+
+
 def test_a_split_that_quarantine_emptied_is_refused(tmp_path):
     source = write(tmp_path / "source", {"a/x.png": picture(), "b/y.png": b"2"})
     with pytest.raises(InvalidData, match="each of its splits"):

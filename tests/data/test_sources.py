@@ -15,6 +15,7 @@ import pytest
 from pyarrow import parquet
 from scipy.io import savemat
 
+from dml import storage
 from dml.config import AttributeSplit, ClassSplit, OfficialSplit
 from dml.data.sources.detect import open_source
 from dml.data.sources.glyphs import GlyphsSource, distinct_characters
@@ -257,6 +258,23 @@ def test_a_manifest_may_bring_its_split_and_ids_default_to_the_image(tmp_path):
     assert [(s.id, s.split) for s in listing.samples] == [("a.png", "train"), ("b.png", "test")]
     assert [p.reason for p in listing.problems] == ["unknown split", "missing file"]
     assert listing.split == OfficialSplit()
+
+
+def test_folders_and_manifests_may_lie_on_s3(s3_store):
+    for number, label in enumerate(("cat", "cat", "dog")):
+        uri = storage.join(s3_store, "raw", label, f"{number}.png")
+        storage.write_bytes(uri, picture(number))
+    folder = open_source(storage.join(s3_store, "raw"))
+    assert {s.id: s.label for s in folder.list().samples} == {
+        "cat/0.png": "cat",
+        "cat/1.png": "cat",
+        "dog/2.png": "dog",
+    }
+    assert folder.read("dog/2.png") == picture(2)
+    lines = f"image,label\nraw/cat/0.png,cat\n{s3_store}/raw/dog/2.png,dog\n"
+    storage.write_bytes(storage.join(s3_store, "m.csv"), lines.encode())
+    manifest = open_source(storage.join(s3_store, "m.csv"))
+    assert [manifest.read(s.locator) for s in manifest.list().samples] == [picture(0), picture(2)]
 
 
 def test_a_manifest_without_label_is_refused(tmp_path):

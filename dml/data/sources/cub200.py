@@ -44,7 +44,7 @@ class Cub200Source:
     def _pairs(self, path: str) -> dict[str, str]:
         """Lines of `NUMBER VALUE`."""
         lines = self.files.read_text(path).splitlines()
-        return {line.split()[0]: line.split()[1] for line in lines if line.strip()}
+        return dict(line.strip().split(maxsplit=1) for line in lines if line.strip())
 
 
 def recognise(tree: Tree) -> bool:

@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from dml.settings import artifact_root, local_folder
 
 HOST = "127.0.0.1"
 WORK_POOL = "local-process"
+ZOMBIES = "crash zombie runs"
 START_TIMEOUT_S = 120.0
 STOP_GRACE_S = 20.0
 _POLL_S = 0.25
@@ -52,16 +53,14 @@ def run_local_stack(store: str, *, prefect_port: int = 4200, mlflow_port: int = 
     with _sigterm_as_interrupt(), stack.running():
         try:
             stack.start("mlflow", _mlflow_server(store, folder, mlflow_port))
-            stack.start(
-                "prefect", ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]
-            )
+            stack.start("prefect", f"prefect server start --host {HOST} --port {prefect_port}")
             stack.wait_until_ready("mlflow", f"{mlflow}/api/2.0/mlflow/experiments/search?max_results=1")
             stack.wait_until_ready("prefect", f"{prefect}/api/ready")
-            stack.do(
-                "deploy", ["prefect", "work-pool", "create", WORK_POOL, "--type", "process", "--overwrite"]
-            )
-            stack.do("deploy", ["prefect", "--no-prompt", "deploy", "--all"])
-            stack.start("worker", ["prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process"])
+            stack.do("deploy", f"prefect work-pool create {WORK_POOL} --type process --overwrite")
+            stack.do("deploy", "prefect --no-prompt deploy --all")
+            if not stack.succeeds("deploy", f"prefect automation inspect {shlex.quote(ZOMBIES)}"):
+                stack.do("deploy", "prefect automation create --from-file infra/prefect/zombies.yaml")
+            stack.start("worker", f"prefect worker start --pool {WORK_POOL} --type process")
             _print_addresses(addresses, prefect, mlflow, stack.logs)
             stack.hold()
         except KeyboardInterrupt:
@@ -99,11 +98,11 @@ class Stack:
         self._parts: list[Part] = []
         logs.mkdir(parents=True, exist_ok=True)
 
-    def start(self, name: str, command: Sequence[str]) -> None:
+    def start(self, name: str, command: str) -> None:
         log = self.logs / f"{name}.log"
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                [sys.executable, "-m", *command],
+                [sys.executable, "-m", *shlex.split(command)],
                 cwd=self.project,
                 env=self._env,
                 stdin=subprocess.DEVNULL,
@@ -113,22 +112,23 @@ class Stack:
             )
         self._parts.append(Part(name, process, log))
 
-    def do(self, name: str, command: Sequence[str]) -> None:
-        """Run a command to its end."""
-        log = self.logs / f"{name}.log"
-        with log.open("ab") as stream:
+    def do(self, name: str, command: str) -> None:
+        """Run a command to its end, which must be a good one."""
+        if not self.succeeds(name, command):
+            raise RuntimeError(f"`{command}` must succeed. {_end_of(self.logs / f'{name}.log')}")
+
+    def succeeds(self, name: str, command: str) -> bool:
+        """Run a command to its end, whatever it is."""
+        with (self.logs / f"{name}.log").open("ab") as stream:
             done = subprocess.run(
-                [sys.executable, "-m", *command],
+                [sys.executable, "-m", *shlex.split(command)],
                 cwd=self.project,
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
             )
-        if done.returncode:
-            raise RuntimeError(
-                f"`{' '.join(command)}` must succeed; status {done.returncode}. {_end_of(log)}"
-            )
+        return done.returncode == 0
 
     def wait_until_ready(self, name: str, url: str) -> None:
         """Until a route of the API answers; a health page alone can be green while clients are refused."""
@@ -222,12 +222,12 @@ def _project_folder() -> Path:
     return folder
 
 
-def _mlflow_server(store: str, folder: Path, port: int) -> list[str]:
-    database = f"sqlite:///{folder / 'mlflow.db'}"
-    return [
-        *("mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", database, "--artifacts-destination", artifact_root(store)),
-    ]
+def _mlflow_server(store: str, folder: Path, port: int) -> str:
+    database, artifacts = f"sqlite:///{folder / 'mlflow.db'}", artifact_root(store)
+    return (
+        f"mlflow server --host {HOST} --port {port} --workers 1 "
+        f"--backend-store-uri {shlex.quote(database)} --artifacts-destination {shlex.quote(artifacts)}"
+    )
 
 
 def _own_variables(folder: Path) -> dict[str, str]:

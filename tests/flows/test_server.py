@@ -135,9 +135,10 @@ def test_a_deployment_trains_registers_and_promotes_and_the_promotion_makes_an_i
 
 
 def test_outside_the_project_a_bare_name_is_refused_and_the_full_one_works(stack: LocalStack):
-    assert stack.prefect("deployment", "inspect", "train-flow").returncode == 0
-    assert stack.prefect("deployment", "inspect", "train-flow", cwd=stack.folder).returncode != 0
-    assert stack.prefect("deployment", "inspect", "train-flow/default", cwd=stack.folder).returncode == 0
+    tomorrow = ("deployment", "run", "--start-in", "1 day", "--param", "dataset=tiny")
+    assert stack.prefect(*tomorrow, "train-flow").returncode == 0
+    assert stack.prefect(*tomorrow, "train-flow", cwd=stack.folder).returncode == 1
+    assert stack.prefect(*tomorrow, "train-flow/default", cwd=stack.folder).returncode == 0
 
 
 def test_a_mistake_fails_at_once_and_is_not_retried(stack: LocalStack):

@@ -83,7 +83,10 @@ def test_reindexing_is_nightly_and_on_promotion():
 def test_the_zombie_automation_is_one_that_prefect_takes():
     from prefect.events.schemas.automations import AutomationCore
 
+    from dml.up import ZOMBIES
+
     (content,) = yaml.safe_load((FILE.parent / "infra/prefect/zombies.yaml").read_text())["automations"]
     automation = AutomationCore.model_validate(content)
+    assert automation.name == ZOMBIES
     assert automation.trigger.within.total_seconds() == 540, "three heartbeats of 180 s"
     assert [action.type for action in automation.actions] == ["change-flow-run-state"]

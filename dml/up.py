@@ -234,6 +234,7 @@ def _own_variables(folder: Path) -> dict[str, str]:
     return {
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",  # a user waits for it; the default is 10
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job runner takes 0.6 GB and is not used
         "PYTHONUNBUFFERED": "1",  # logs are read while they grow
     }

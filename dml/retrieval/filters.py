@@ -1,5 +1,6 @@
 """What is known beforehand, as conditions on an item's columns: `script=Greek|Latin`, `year>=2010`."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,18 +50,24 @@ def _satisfied(items: pa.Table, condition: str) -> NDArray[np.bool_]:
     if name not in items.column_names:
         raise InvalidSetting(f"A condition must name one of the columns {items.column_names}; got {name!r}.")
     column = items[name]
+    try:
+        result = _compare(column, name, sign, text, condition)
+    except (pa.ArrowInvalid, OverflowError):
+        raise InvalidSetting(f"The value must fit the column's {column.type}; got {condition!r}.") from None
+    satisfied: NDArray[np.bool_] = result.combine_chunks().fill_null(False).to_numpy(zero_copy_only=False)
+    return satisfied
+
+
+def _compare(column: pa.ChunkedArray, name: str, sign: str, text: str, condition: str) -> pa.ChunkedArray:
     if sign in _ORDERED:
         if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
             raise InvalidSetting(
                 f"{sign} compares numbers; column {name!r} holds {column.type}. Use = or !=."
             )
-        result = _ORDERED[sign](column, pa.scalar(_number(text, condition)))
-    else:
-        values = pa.array([_value(part, column.type, condition) for part in text.split("|")], column.type)
-        result = pc.is_in(column, value_set=values)
-        result = pc.invert(result) if sign == "!=" else result
-    satisfied: NDArray[np.bool_] = result.combine_chunks().fill_null(False).to_numpy(zero_copy_only=False)
-    return satisfied
+        return _ORDERED[sign](column, pa.scalar(_number(text, condition)))
+    values = pa.array([_value(part, column.type, condition) for part in text.split("|")], column.type)
+    found = pc.is_in(column, value_set=values)
+    return pc.invert(found) if sign == "!=" else found
 
 
 def _value(text: str, kind: pa.DataType, condition: str) -> Any:
@@ -72,12 +79,17 @@ def _value(text: str, kind: pa.DataType, condition: str) -> Any:
         number = _number(text, condition)
         if pa.types.is_integer(kind) and number != int(number):
             raise InvalidSetting(f"The column holds whole numbers; got {condition!r}.")
-        return int(number) if pa.types.is_integer(kind) else number
+        return int(number) if pa.types.is_integer(kind) else float(number)
     return text
 
 
-def _number(text: str, condition: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InvalidSetting(f"The value must be a number; got {condition!r}.") from None
+def _number(text: str, condition: str) -> int | float:
+    """A whole number stays one: a float would confuse neighbours beyond 2**53."""
+    for parse in (int, float):
+        try:
+            number = parse(text)
+        except ValueError:
+            continue
+        if math.isfinite(number):
+            return number
+    raise InvalidSetting(f"The value must be a finite number; got {condition!r}.")

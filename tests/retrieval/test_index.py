@@ -1,0 +1,138 @@
+"""Building an index: equal inputs give one version, whole or not at all, and its recall is measured."""
+
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dml import storage
+from dml.config import IndexConfig
+from dml.errors import InvalidData, InvalidSetting, MissingArtifact
+from dml.retrieval import index as index_room
+from dml.retrieval.index import build_index, find_index, list_indexes, publish_index
+from tests.retrieval.parts import ROWS, table_of, unit_vectors
+
+KILLED_BEFORE_PUBLISHING = """
+import os, signal, sys
+from dml import storage
+from dml.config import IndexConfig
+from dml.refs import EmbeddingsRef
+from dml.retrieval.index import build_index
+
+storage.publish = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+build_index(sys.argv[1], "shelves", EmbeddingsRef.model_validate_json(sys.argv[2]), IndexConfig())
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A store of indexes alone."""
+    return str(tmp_path / "indexes-only")
+
+
+def test_the_same_inputs_give_the_same_version_built_once(place, embeddings):
+    first = build_index(place, "shelves", embeddings, IndexConfig())
+    modified = storage.read_manifest(first.uri)
+    assert build_index(place, "shelves", embeddings, IndexConfig()) == first
+    assert storage.read_manifest(first.uri) == modified
+    assert storage.list_names(f"{place}/indexes/shelves") == [first.version]
+    assert (first.factory, first.rows, first.recall) == ("Flat", ROWS, 1.0)
+    storage.verify(first.uri)
+
+
+@pytest.mark.parametrize("config", [IndexConfig(factory="HNSW8"), IndexConfig(num_probes=3)])
+def test_other_settings_give_another_version(place, embeddings, config):
+    plain = build_index(place, "shelves", embeddings, IndexConfig())
+    assert build_index(place, "shelves", embeddings, config).version != plain.version
+
+
+def test_building_publishes_nothing(place, embeddings):
+    ref = build_index(place, "shelves", embeddings, IndexConfig())
+    assert list_indexes(place) == []
+    with pytest.raises(MissingArtifact, match=ref.version):
+        find_index(place, "shelves")
+    assert find_index(place, f"shelves@{ref.version}") == ref
+    publish_index(place, ref)
+    assert list_indexes(place) == [ref] == [find_index(place, "shelves")]
+
+
+def test_killed_right_before_publishing_the_former_index_stays_and_a_retry_ends_the_same(
+    place, embeddings, store, package, dataset
+):
+    former = build_index(
+        place, "shelves", table_of(store, package, dataset, unit_vectors(ROWS, 16, 1)), IndexConfig()
+    )
+    publish_index(place, former)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_BEFORE_PUBLISHING, place, embeddings.model_dump_json()], check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert find_index(place, "shelves") == former
+    assert storage.list_names(f"{place}/indexes/shelves") == sorted([former.version, storage.POINTER])
+    retried = build_index(place, "shelves", embeddings, IndexConfig())
+    publish_index(place, retried)
+    undisturbed = build_index(f"{place}-2", "shelves", embeddings, IndexConfig())
+    assert find_index(place, "shelves") == retried
+    assert storage.read_manifest(retried.uri) == storage.read_manifest(undisturbed.uri)
+
+
+def test_an_index_that_was_not_built_cannot_be_published(place, embeddings):
+    ref = build_index(place, "shelves", embeddings, IndexConfig())
+    storage.delete(ref.uri)
+    with pytest.raises(MissingArtifact):
+        publish_index(place, ref)
+    assert list_indexes(place) == []
+
+
+def test_probes_are_raised_until_the_recall_is_there(place, store, package, dataset, monkeypatch):
+    import faiss
+
+    monkeypatch.setattr(index_room, "_FEWEST_PROBES", 1)
+    table = table_of(store, package, dataset, unit_vectors(ROWS, 32, 2))
+    by_hand = build_index(place, "few", table, IndexConfig(factory="IVF12,Flat", num_probes=1))
+    chosen = build_index(place, "enough", table, IndexConfig(factory="IVF12,Flat"))
+    assert by_hand.recall < 0.6
+    assert chosen.recall >= 0.95
+    probes = [faiss.read_index(f"{ref.uri}/index.faiss").nprobe for ref in (by_hand, chosen)]
+    assert probes[0] == 1 < probes[1]
+
+
+def test_finding_oneself_does_not_count_as_recall():
+    nearest = np.array([[4, 1, 2], [0, 3, 9], [7, 8, 9]])
+    others = index_room._without_itself(nearest, np.array([4, 3, 5]), 2)
+    assert others.tolist() == [[1, 2], [0, 9], [7, 8]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "factory"),
+    [
+        (0, "Flat"),
+        (99_999, "Flat"),
+        (100_000, "IVF1024,Flat"),
+        (999_999, "IVF4096,Flat"),
+        (2_000_000, "SQfp16"),
+    ],
+)
+def test_auto_is_exact_while_that_is_cheap(rows, factory):
+    assert index_room._choose_factory(rows).endswith(factory)
+
+
+@pytest.mark.parametrize("factory", ["Flt", "IVF500,Flat", "LSH", "IDMap,Flat", "IVF0,Flat", ""])
+def test_a_factory_that_cannot_be_followed_is_refused(place, embeddings, factory):
+    with pytest.raises(InvalidSetting, match=r"Flat|factory"):
+        build_index(place, "shelves", embeddings, IndexConfig(factory=factory))
+    assert storage.list_names(f"{place}/indexes/shelves") == []
+
+
+def test_a_table_of_other_rows_than_its_dataset_is_refused(place, embeddings, dataset):
+    short = embeddings.model_copy(update={"rows": ROWS - 1})
+    with pytest.raises(InvalidData, match=str(ROWS)):
+        build_index(place, "shelves", short, IndexConfig())
+
+
+def test_a_missing_index_is_named_with_those_there_are(place, embeddings):
+    publish_index(place, build_index(place, "shelves", embeddings, IndexConfig()))
+    with pytest.raises(MissingArtifact, match="shelves"):
+        find_index(place, "boards")

@@ -1,0 +1,198 @@
+"""Searching: whatever the plan, the answers are those of comparing with every item that matches."""
+
+import numpy as np
+import pytest
+
+from dml.config import IndexConfig
+from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting
+from dml.models.package import load_package
+from dml.retrieval import search as search_room
+from dml.retrieval.index import build_index
+from dml.retrieval.search import open_index
+from tests.retrieval.parts import ROWS, png, table_of, unit_vectors
+
+FACTORIES = [
+    "Flat",
+    "IVF12,Flat",
+    "IVF12,SQ8",
+    "IVF12,SQfp16",
+    "HNSW8",
+    "SQ8",
+    "PCA16,IVF12,Flat",
+    "IVF12,PQ4x4fs,RFlat",
+    "NSG8",
+]
+EXACT = ["Flat", "HNSW8", "NSG8", "IVF12,Flat"]
+"""Those that keep their vectors as they came."""
+CONDITIONS = [
+    ["shelf=nowhere"],
+    ["year=2003", "sold=false", "weight<10"],
+    ["label=class 3"],
+    ["shelf=top|middle", "year>=2000"],
+    ["split=test"],
+    ["year>=1900"],
+    [],
+]
+
+
+def with_twins(seed):
+    """Unit vectors of which many are equal: similarities tie."""
+    vectors = unit_vectors(ROWS, 16, seed)
+    vectors[60:] = vectors[: ROWS - 60]
+    return vectors
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return with_twins(5)
+
+
+@pytest.fixture(scope="module")
+def opened(store, package, dataset, vectors):
+    """An index of each factory; IVF with a single probe, where the planner has most to mend."""
+    table = table_of(store, package, dataset, vectors)
+    return {
+        factory: open_index(
+            build_index(store, f"by-{number}", table, IndexConfig(factory=factory, num_probes=1))
+        )
+        for number, factory in enumerate(FACTORIES)
+    }
+
+
+def holds(item, condition):
+    """One condition on one item, as a person reads it."""
+    for sign, compare in {
+        ">=": lambda a, b: a is not None and a >= float(b),
+        "<": lambda a, b: a is not None and a < float(b),
+        "=": lambda a, b: a is not None and str(a).lower() in b.lower().split("|"),
+    }.items():
+        if sign in condition:
+            name, value = condition.split(sign)
+            return compare(item[name], value)
+    raise AssertionError(condition)
+
+
+def brute_force(index, vectors, query, k, where):
+    items = index.items.to_pylist()
+    matching = [i for i, item in enumerate(items) if all(holds(item, condition) for condition in where)]
+    return sorted(matching, key=lambda i: (-float(vectors[i] @ query), i))[:k]
+
+
+@pytest.mark.parametrize("scan_rows", [0, 10_000], ids=["by the index", "by scan"])
+@pytest.mark.parametrize("where", CONDITIONS, ids=" ".join)
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_exactly_k_matching_answers_unless_fewer_match(
+    opened, vectors, package, factory, where, scan_rows, monkeypatch
+):
+    monkeypatch.setattr(search_room, "_SCAN_ROWS", scan_rows)
+    monkeypatch.setattr(search_room, "_SCAN_SHARE", 0.0)
+    monkeypatch.setattr(search_room, "_SCAN_BLOCK_ROWS", 32)
+    index = opened[factory]
+    queries = unit_vectors(5, 16, seed=8)
+    for k in (1, 7, 100, 500):
+        result = index.search(queries, k, where=where, package=package.fingerprint)
+        for query, answers in zip(queries, result.answers, strict=True):
+            expected = brute_force(index, vectors, query, k, where)
+            assert len(answers) == len(expected)
+            assert len({answer.id for answer in answers}) == len(expected)
+            assert {answer.position for answer in answers} <= set(
+                brute_force(index, vectors, query, ROWS, where)
+            )
+            order = [(-answer.similarity, answer.position) for answer in answers]
+            assert order == sorted(order)
+            assert ("no more match" in result.plan) == (len(expected) < k)
+            if len(answers) == ROWS or (factory in EXACT and scan_rows and where) or factory == "Flat":
+                assert_same_answers(index, vectors, query, answers, expected)
+
+
+def assert_same_answers(index, vectors, query, answers, expected):
+    """Equal similarities at the last place may be told apart either way; everything else is exact."""
+    if index.ref.factory not in EXACT:
+        return
+    found = [answer.position for answer in answers]
+    np.testing.assert_allclose(vectors[found] @ query, vectors[expected] @ query, atol=1e-6)
+    similarities = [answer.similarity for answer in answers]
+    np.testing.assert_allclose(similarities, vectors[expected] @ query, atol=1e-6)
+
+
+def test_equal_similarities_rank_by_position(opened, vectors, package):
+    result = opened["Flat"].search(vectors[:10], 2, where=["year>=1900"], package=package.fingerprint)
+    assert [[a.position for a in answers] for answers in result.answers] == [[i, i + 60] for i in range(10)]
+
+
+def test_an_answer_brings_what_is_known_of_its_item(opened, vectors, package):
+    index = opened["Flat"]
+    item = index.items["id"].to_pylist().index("00003.png")
+    where = ["weight<0.5", "sold=false"]
+    answers = index.search(vectors[item : item + 1], 9, where=where, package=package.fingerprint).answers[0]
+    answer = next(answer for answer in answers if answer.position == item)
+    assert (answer.id, answer.label, answer.split) == ("00003.png", "class 3", "train")
+    assert answer.similarity == pytest.approx(1.0, abs=1e-6)
+    assert answer.attributes == {"shelf": "top", "sold": False, "weight": 0.375, "year": 1993}
+
+
+def test_each_query_can_leave_itself_out(opened, vectors, package):
+    index = opened["Flat"]
+    ids = index.items["id"].to_pylist()
+    result = index.search(vectors[:60], 1, package=package.fingerprint, exclude_ids=ids[:60])
+    assert [answers[0].position for answers in result.answers] == list(range(60, 120))
+    same_year = index.search(
+        vectors[:1], 4, where=["year=1993"], package=package.fingerprint, exclude_ids=["00003.png"]
+    )
+    assert {answer.id for answer in same_year.answers[0]} == {"00043.png", "00083.png"}
+    assert "2 of 4 answers" in same_year.plan
+    with pytest.raises(ValueError, match="one item per query"):
+        index.search(vectors[:2], 1, package=package.fingerprint, exclude_ids=["00003.png"])
+
+
+def test_the_plan_says_what_was_done(opened, vectors, package, monkeypatch):
+    search = opened["IVF12,Flat"].search
+    few = {"k": 5, "package": package.fingerprint}
+    assert search(vectors[:1], **few).plan == "IVF12,Flat over 120 items"
+    assert search(vectors[:1], where=["sold=true"], **few).plan == (
+        "60 of 120 items match, compared with all of them"
+    )
+    monkeypatch.setattr(search_room, "_SCAN_ROWS", 10)
+    assert search(vectors[:1], where=["sold=true"], **few).plan == (
+        "60 of 120 items match, IVF12,Flat among them"
+    )
+    assert "too few there" in search(vectors[:1], 100, package=package.fingerprint).plan
+
+
+def test_no_query_gives_no_answers(opened, package):
+    assert opened["Flat"].search(np.empty((0, 16), np.float32), 3, package=package.fingerprint).answers == []
+
+
+def test_a_query_of_another_package_is_refused(opened, vectors, package):
+    with pytest.raises(
+        IncompatibleArtifact, match=f"holds vectors of package {package.version}.*0badbadbad00"
+    ):
+        opened["Flat"].search(vectors[:1], 1, package="0badbadbad00" + "f" * 52)
+
+
+@pytest.mark.parametrize(
+    ("queries", "k", "error", "message"),
+    [
+        (np.ones((1, 8), np.float32), 1, InvalidData, r"\(Q, 16\)"),
+        (np.ones(16, np.float32), 1, InvalidData, r"\(Q, 16\)"),
+        (np.full((1, 16), 0.5, np.float32), 1, InvalidData, "length 1"),
+        (np.full((1, 16), np.nan, np.float32), 1, InvalidData, "length 1"),
+        (unit_vectors(1, 16, 0), 0, InvalidSetting, "k must be"),
+    ],
+)
+def test_queries_that_cannot_be_answered_are_refused(opened, package, queries, k, error, message):
+    with pytest.raises(error, match=message):
+        opened["Flat"].search(queries, k, package=package.fingerprint)
+
+
+def test_an_unknown_attribute_is_refused_with_those_there_are(opened, vectors, package):
+    with pytest.raises(InvalidSetting, match="shelf"):
+        opened["Flat"].search(vectors[:1], 1, where=["shelv=top"], package=package.fingerprint)
+
+
+def test_an_image_of_the_dataset_finds_itself_through_a_remote_store(embeddings, package, s3_store):
+    ref = build_index(s3_store, "shelves", embeddings, IndexConfig())
+    loaded = load_package(ref.embeddings.package.uri)
+    result = open_index(ref).search(loaded.embed([png(42)]), 3, package=loaded.ref.fingerprint)
+    assert result.answers[0][0].id == "00042.png"
+    assert result.answers[0][0].similarity == pytest.approx(1.0, abs=1e-5)

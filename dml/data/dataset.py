@@ -85,7 +85,7 @@ def read_rows(ref: DatasetRef, *, split: str | None = None, columns: Sequence[st
     table = table.append_column("position", pa.array(np.arange(len(table), dtype=np.int64)))
     if split is not None:
         table = table.filter(compute.equal(table["split"], split))
-    return table if columns is None else table.select(dict.fromkeys([*columns, "position"]))
+    return table if columns is None else table.select(list(dict.fromkeys([*columns, "position"])))
 
 
 def read_fragment(uri: str, columns: Sequence[str] | None = None) -> pa.Table:

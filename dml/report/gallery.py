@@ -1,17 +1,24 @@
 """Queries and their answers as a picture: green is right, red is wrong, grey nobody knows."""
 
+import importlib.util
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from dml.preprocessing import decode
 
-_SIDE, _FRAME, _GAP, _TEXT = 112, 4, 12, 32
-_COLOURS = {True: "#2e9e4f", False: "#d03b3b", None: "#9aa0a6"}
-_QUERY_COLOUR = "#2962b8"
-_CHARACTERS_PER_LINE = 18
+_SIDE, _FRAME, _GAP = 128, 4, 14
+_LINE, _NUM_LINES = 15, 2
+_CELL_WIDTH = _SIDE + 2 * _FRAME + _GAP
+_CELL_HEIGHT = _CELL_WIDTH + _NUM_LINES * _LINE + 6
+_ANSWERS_PER_LINE = 10
+_COLOURS = {True: "#1e8e3e", False: "#d93025", None: "#80868b"}
+_QUERY_COLOUR, _INK, _PAPER, _EMPTY = "#1a73e8", "#202124", "white", "#f1f3f4"
+
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,8 @@ class Tile:
 
     image: bytes
     text: str
+    similarity: float | None = None
+    """To the query, written into the corner."""
     right: bool | None = None
     """Whether it is of the query's class; None where that is not known."""
 
@@ -33,40 +42,77 @@ class GalleryRow:
 
 
 def draw_gallery(rows: Sequence[GalleryRow]) -> bytes:
-    """One line per query, the query at the left; a PNG file's bytes."""
-    columns = 1 + max((len(row.answers) for row in rows), default=0)
-    cell = _SIDE + 2 * _FRAME + _GAP
-    height = cell + _TEXT
-    picture = Image.new("RGB", (columns * cell + 2 * _GAP, max(len(rows), 1) * height + _GAP), "white")
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(11)
-    for number, row in enumerate(rows):
-        top = _GAP + number * height
-        for column, tile in enumerate([row.query, *row.answers]):
-            left = _GAP + column * cell + (_GAP if column else 0)
-            colour = _COLOURS[tile.right] if column else _QUERY_COLOUR
-            outer = _SIDE + 2 * _FRAME
-            draw.rectangle((left, top, left + outer - 1, top + outer - 1), fill=colour)
-            picture.paste(_fitted(tile.image), (left + _FRAME, top + _FRAME))
-            draw.text((left, top + outer + 3), _two_lines(tile.text), fill="#202124", font=font, spacing=2)
+    """Each query at the left of its answers, ten of them to a line; a PNG file's bytes."""
+    lines = [line for row in rows for line in _lines(row)]
+    columns = max((1 + len(answers) for _, answers in lines), default=1)
+    size = (columns * _CELL_WIDTH + 2 * _GAP, max(len(lines), 1) * _CELL_HEIGHT + _GAP)
+    picture = Image.new("RGB", size, _PAPER)
+    for number, (query, answers) in enumerate(lines):
+        top = _GAP + number * _CELL_HEIGHT
+        if query is not None:
+            _draw_tile(picture, (_GAP, top), query, _QUERY_COLOUR)
+        for column, tile in enumerate(answers, start=1):
+            _draw_tile(picture, (2 * _GAP + column * _CELL_WIDTH, top), tile, _COLOURS[tile.right])
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=True)
     return out.getvalue()
 
 
+def _lines(row: GalleryRow) -> list[tuple[Tile | None, Sequence[Tile]]]:
+    """The answers in lines; the query leads the first."""
+    starts = range(0, max(len(row.answers), 1), _ANSWERS_PER_LINE)
+    return [
+        (row.query if start == 0 else None, row.answers[start : start + _ANSWERS_PER_LINE])
+        for start in starts
+    ]
+
+
+def _draw_tile(picture: Image.Image, corner: tuple[int, int], tile: Tile, colour: str) -> None:
+    draw, (left, top) = ImageDraw.Draw(picture), corner
+    outer = _SIDE + 2 * _FRAME
+    draw.rectangle((left, top, left + outer - 1, top + outer - 1), fill=colour)
+    picture.paste(_fitted(tile.image), (left + _FRAME, top + _FRAME))
+    if tile.similarity is not None:
+        font, text = _font(12), f"{tile.similarity:.2f}"
+        right, bottom = left + outer - _FRAME, top + outer - _FRAME
+        draw.rectangle((right - font.getlength(text) - 8, bottom - 18, right, bottom), fill=colour)
+        draw.text((right - 4, bottom - 9), text, fill=_PAPER, font=font, anchor="rm")
+    for number, line in enumerate(_wrapped(tile.text, _font(11), outer)):
+        draw.text((left, top + outer + 4 + number * _LINE), line, fill=_INK, font=_font(11))
+
+
 def _fitted(content: bytes) -> Image.Image:
-    """The whole image inside the tile, on light grey."""
+    """The whole image inside the tile, on light grey; small ones keep their pixels sharp."""
     image = decode(content, "RGB")
     scale = _SIDE / max(image.size)
     width, height = (max(round(side * scale), 1) for side in image.size)
     image = image.resize((width, height), Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
-    tile = Image.new("RGB", (_SIDE, _SIDE), "#f1f3f4")
+    tile = Image.new("RGB", (_SIDE, _SIDE), _EMPTY)
     tile.paste(image, ((_SIDE - width) // 2, (_SIDE - height) // 2))
     return tile
 
 
-def _two_lines(text: str) -> str:
-    """The end of a text says most (`MAKER MODEL 2012 0.93`): keep it when there is too much."""
-    room = 2 * _CHARACTERS_PER_LINE
-    text = text if len(text) <= room else "…" + text[-(room - 1) :]
-    return text[:_CHARACTERS_PER_LINE] + "\n" + text[_CHARACTERS_PER_LINE:]
+def _wrapped(text: str, font: _Font, width: int) -> list[str]:
+    """At most two lines, broken between words where that is possible; the rest is an ellipsis."""
+    lines: list[str] = []
+    rest = " ".join(text.split())
+    while rest and len(lines) < _NUM_LINES:
+        fits = next(n for n in range(len(rest), 0, -1) if n == 1 or font.getlength(rest[:n]) <= width)
+        space = rest.rfind(" ", 0, fits + 1)
+        cut = space if fits < len(rest) and space > 0 else fits
+        lines.append(rest[:cut])
+        rest = rest[cut:].lstrip()
+    if rest:
+        last = lines[-1]
+        while last and font.getlength(last + "…") > width:
+            last = last[:-1]
+        lines[-1] = last.rstrip() + "…"
+    return lines
+
+
+def _font(size: int) -> _Font:
+    """DejaVu Sans, which comes with matplotlib and has most alphabets; found without importing it."""
+    found = importlib.util.find_spec("matplotlib")
+    if found is None or found.origin is None:
+        return ImageFont.load_default(size)
+    return ImageFont.truetype(Path(found.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf", size)

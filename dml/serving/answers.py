@@ -111,7 +111,8 @@ def _row(query: Tile, answers: Sequence[Answer], images: Sequence[bytes], label:
     tiles = [
         Tile(
             image,
-            f"{answer.label} {answer.similarity:.2f}",
+            answer.label,
+            similarity=answer.similarity,
             right=None if label is None else answer.label == label,
         )
         for answer, image in zip(answers, images, strict=True)

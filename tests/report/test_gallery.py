@@ -1,0 +1,69 @@
+"""The picture of queries and answers: everything is on it, whatever the images and their names are."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from dml.report import gallery
+from dml.report.gallery import GalleryRow, Tile, draw_gallery
+
+
+def png(size=(20, 20), colour="white", mode="RGB"):
+    out = io.BytesIO()
+    Image.new(mode, size, colour).save(out, "PNG")
+    return out.getvalue()
+
+
+def drawn(rows):
+    return Image.open(io.BytesIO(draw_gallery(rows)))
+
+
+def pixels_of(picture, colour):
+    return int((np.asarray(picture) == ImageColor.getrgb(colour)).all(axis=2).sum())
+
+
+def test_frames_tell_right_wrong_and_unknown():
+    for right, colour in gallery._COLOURS.items():
+        picture = drawn([GalleryRow(Tile(png(), "query"), [Tile(png(), "answer", right=right)])])
+        others = set(gallery._COLOURS.values()) - {colour}
+        assert pixels_of(picture, colour) > 1000
+        assert [pixels_of(picture, other) for other in others] == [0, 0]
+        assert pixels_of(picture, gallery._QUERY_COLOUR) > 1000
+
+
+def test_many_answers_go_on_in_the_next_line():
+    tile = Tile(png(), "an answer", similarity=0.5)
+    widths = {count: drawn([GalleryRow(tile, [tile] * count)]).size for count in (1, 10, 11, 25)}
+    assert widths[10][0] == widths[11][0] == widths[25][0] > widths[1][0]
+    assert widths[1][1] == widths[10][1] < widths[11][1] < widths[25][1]
+
+
+@pytest.mark.parametrize("rows", [[], [GalleryRow(Tile(png(), "nobody found"), [])]])
+def test_no_answers_are_a_picture_too(rows):
+    assert drawn(rows).format == "PNG"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4000, 3), (3, 4000), (105, 105)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "1"])
+def test_images_of_any_shape_fit_into_their_tile(size, mode):
+    tile = gallery._fitted(png(size, "white", mode))
+    assert tile.size == (gallery._SIDE, gallery._SIDE)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "cat", "Cyrillic capital letter Zhe with breve", "x" * 200, "日本 Ж " * 40, " spaced  out\n"]
+)
+def test_text_stays_within_its_tile(text):
+    font = gallery._font(11)
+    lines = gallery._wrapped(text, font, 136)
+    assert len(lines) <= 2
+    assert all(font.getlength(line) <= 136 for line in lines)
+    kept = "".join(lines).replace(" ", "")
+    assert kept.endswith("…") or kept == "".join(text.split())
+
+
+def test_words_are_not_broken_where_they_need_not_be():
+    lines = gallery._wrapped("Georgian capital letter Las", gallery._font(11), 136)
+    assert lines == ["Georgian capital letter", "Las"]

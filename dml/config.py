@@ -216,6 +216,30 @@ class GeneralisedLiftedConfig(Part):
     margin: float = Field(1.0, gt=0, le=2, description="gap of Euclidean distance")
 
 
+class NormalisedSoftmaxConfig(Part):
+    kind: Literal["normalised-softmax"] = "normalised-softmax"
+    temperature: float = Field(0.05, gt=0)
+
+
+class CosFaceConfig(Part):
+    kind: Literal["cosface"] = "cosface"
+    margin: float = Field(0.35, ge=0, le=2, description="of cosine")
+    scale: float = Field(64.0, gt=0)
+
+
+class ArcFaceConfig(Part):
+    kind: Literal["arcface"] = "arcface"
+    margin: float = Field(0.5, ge=0, le=3.14, description="radians")
+    scale: float = Field(64.0, gt=0)
+
+
+class ProxyNCAConfig(Part):
+    kind: Literal["proxy-nca"] = "proxy-nca"
+    scale: float = Field(9.0, gt=0, description="of squared distances")
+    positive_in_denominator: bool = Field(True, description="True: Proxy-NCA++; False: Proxy-NCA")
+
+
+ProxyLossConfig = NormalisedSoftmaxConfig | CosFaceConfig | ArcFaceConfig | ProxyNCAConfig | ProxyAnchorConfig
 LossConfig = Annotated[
     ContrastiveConfig
     | TripletConfig
@@ -224,7 +248,7 @@ LossConfig = Annotated[
     | NTXentConfig
     | CircleConfig
     | GeneralisedLiftedConfig
-    | ProxyAnchorConfig,
+    | ProxyLossConfig,
     Field(discriminator="kind"),
 ]
 
@@ -304,7 +328,7 @@ class ExperimentConfig(Part):
                 f"classes_per_batch must be a multiple of num_workers, so that every worker gets whole "
                 f"classes; got {classes} and {workers}. Nearest below: {classes - classes % workers}."
             )
-        if self.sampler.samples_per_class < 2 and self.loss.kind != "proxy-anchor":
+        if self.sampler.samples_per_class < 2 and not isinstance(self.loss, ProxyLossConfig):
             raise ValueError(
                 f"The {self.loss.kind} loss learns from pairs of the same class, so samples_per_class must "
                 f"be at least 2; got {self.sampler.samples_per_class}."

@@ -3,6 +3,8 @@
 Every function takes embeddings (B, D) float64 and labels (B,), and returns a scalar with its gradient.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -149,3 +151,34 @@ def proxy_anchor(x: Tensor, labels: Tensor, proxies: Tensor, *, margin: float, s
             attracting.append(log_one_plus_sum_exp(of_class))
         repelling.append(log_one_plus_sum_exp(of_others))
     return mean(attracting, x) + mean(repelling, x)
+
+
+def proxy_softmax(
+    x: Tensor,
+    labels: Tensor,
+    proxies: Tensor,
+    *,
+    scale: float,
+    cosine_margin: float = 0.0,
+    angular_margin: float = 0.0,
+) -> Tensor:
+    losses = []
+    for i, label in enumerate(labels.tolist()):
+        cosines = [similarity(x[i], proxy / proxy.norm()) for proxy in proxies]
+        angle = cosines[label].acos()
+        if angle + angular_margin <= math.pi:
+            cosines[label] = (angle + angular_margin).cos() - cosine_margin
+        else:
+            cosines[label] = cosines[label] - angular_margin * math.sin(angular_margin) - cosine_margin
+        exponentials = [(scale * cosine).exp() for cosine in cosines]
+        losses.append(-(exponentials[label] / sum(exponentials)).log())
+    return mean(losses, x)
+
+
+def proxy_nca(x: Tensor, labels: Tensor, proxies: Tensor, *, scale: float, ratio: bool) -> Tensor:
+    losses = []
+    for i, label in enumerate(labels.tolist()):
+        near = [(-scale * squared_distance(x[i], proxy / proxy.norm())).exp() for proxy in proxies]
+        among = [value for c, value in enumerate(near) if not (ratio and c == label)]
+        losses.append(-(near[label] / sum(among)).log())
+    return mean(losses, x)

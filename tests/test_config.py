@@ -38,7 +38,9 @@ def test_a_misspelled_key_is_refused_by_name():
 
 def test_a_setting_is_replaced_by_its_path_and_the_original_stays():
     config = experiment("smoke")
-    changed = config.overridden(["training.num_steps=7", 'loss={"kind":"triplet","margin":null}'])
+    changed = config.overridden(
+        ["training.num_steps=7", 'loss={"kind":"triplet","mining":"batch-hard","margin":null}']
+    )
     assert (changed.training.num_steps, changed.loss.kind) == (7, "triplet")
     assert changed.loss.margin is None
     assert config.training.num_steps == 30

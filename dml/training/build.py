@@ -17,6 +17,7 @@ def build_loss(config: configs.LossConfig, *, dim: int, num_classes: int, seed: 
         seed: of the initial weights.
     """
     settings = config.model_dump(exclude={"kind"})
+    generator = torch.Generator().manual_seed(seed)
     match config.kind:
         case "contrastive":
             return losses.Contrastive(**settings)
@@ -32,6 +33,13 @@ def build_loss(config: configs.LossConfig, *, dim: int, num_classes: int, seed: 
             return losses.Circle(**settings)
         case "generalised-lifted":
             return losses.GeneralisedLifted(**settings)
+        case "normalised-softmax":
+            return losses.NormalisedSoftmax(num_classes, dim, generator=generator, **settings)
+        case "cosface":
+            return losses.CosFace(num_classes, dim, generator=generator, **settings)
+        case "arcface":
+            return losses.ArcFace(num_classes, dim, generator=generator, **settings)
+        case "proxy-nca":
+            return losses.ProxyNCA(num_classes, dim, generator=generator, **settings)
         case "proxy-anchor":
-            generator = torch.Generator().manual_seed(seed)
             return losses.ProxyAnchor(num_classes, dim, generator=generator, **settings)

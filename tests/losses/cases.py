@@ -49,8 +49,8 @@ def _multi_similarity(**settings) -> Case:
     )
 
 
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(5)
+def _proxy(make: Callable[..., nn.Module], twin: Callable[..., Tensor]) -> Case:
+    return Case(lambda: make(NUM_CLASSES, DIM, generator=torch.Generator().manual_seed(5)), twin)
 
 
 CASES = {
@@ -69,10 +69,19 @@ CASES = {
     "NTXent": Case(losses.NTXent, partial(reference.nt_xent, temperature=0.1)),
     "Circle": Case(losses.Circle, partial(reference.circle, margin=0.4, scale=80.0)),
     "GeneralisedLifted": Case(losses.GeneralisedLifted, partial(reference.generalised_lifted, margin=1.0)),
-    "ProxyAnchor": Case(
-        lambda: losses.ProxyAnchor(NUM_CLASSES, DIM, generator=_generator()),
-        lambda x, y, proxies: reference.proxy_anchor(x, y, proxies, margin=0.1, scale=32.0),
+    "NormalisedSoftmax": _proxy(losses.NormalisedSoftmax, partial(reference.proxy_softmax, scale=20.0)),
+    "CosFace": _proxy(losses.CosFace, partial(reference.proxy_softmax, scale=64.0, cosine_margin=0.35)),
+    "ArcFace": _proxy(losses.ArcFace, partial(reference.proxy_softmax, scale=64.0, angular_margin=0.5)),
+    "ArcFace, beyond pi": _proxy(
+        partial(losses.ArcFace, margin=2.0, scale=4.0),
+        partial(reference.proxy_softmax, scale=4.0, angular_margin=2.0),
     ),
+    "ProxyNCA": _proxy(losses.ProxyNCA, partial(reference.proxy_nca, scale=9.0, ratio=False)),
+    "ProxyNCA, the original": _proxy(
+        partial(losses.ProxyNCA, positive_in_denominator=False),
+        partial(reference.proxy_nca, scale=9.0, ratio=True),
+    ),
+    "ProxyAnchor": _proxy(losses.ProxyAnchor, partial(reference.proxy_anchor, margin=0.1, scale=32.0)),
 }
 
 

@@ -1,6 +1,7 @@
 """N workers compute the loss, the gradients and the training of one worker on the whole batch."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from dml.training.gather import gather
 from tests.losses.cases import CASES, DIM, balanced, one_class, scattered, uneven
 from tests.spawn import run_ranks
 
-STEPS = 20
 BATCHES = [uneven(), balanced(), one_class()]
 
 
@@ -29,25 +29,25 @@ class _Learner(nn.Module):
         return self.loss(embeddings, labels, gather(embeddings, labels))
 
 
-def results(labels: list[Tensor]) -> dict[str, list[Tensor]]:
-    """Of every loss: its value and all gradients on each batch, and the weights after some steps."""
-    return {name: _results(name, labels) for name in CASES}
+def results(num_steps: int) -> dict[str, list[Tensor]]:
+    """Of every loss: its value and all gradients on each batch, and the weights after all steps."""
+    return {name: _results(name, num_steps) for name in CASES}
 
 
-def _results(name: str, batches: list[Tensor]) -> list[Tensor]:
+def _results(name: str, num_steps: int) -> list[Tensor]:
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     rank = dist.get_rank() if world_size > 1 else 0
     module = _Learner(name)
     learner = DistributedDataParallel(module, find_unused_parameters=False) if world_size > 1 else module
     optimizer = torch.optim.SGD(learner.parameters(), lr=0.05)
     found = []
-    for step in range(STEPS):
-        labels = batches[step % len(batches)].chunk(world_size)[rank]
+    for step in range(num_steps):
+        labels = BATCHES[step % len(BATCHES)].chunk(world_size)[rank]
         images = scattered(seed=step).chunk(world_size)[rank]
         optimizer.zero_grad()
         value = learner(images, labels)
         value.backward()
-        if step < len(batches):
+        if step < len(BATCHES):
             mean = value.detach().clone()
             if world_size > 1:
                 dist.all_reduce(mean)
@@ -56,15 +56,17 @@ def _results(name: str, batches: list[Tensor]) -> list[Tensor]:
     return [*found, *(p.detach() for p in module.parameters())]
 
 
-@pytest.fixture(scope="module")
-def alone() -> dict[str, list[Tensor]]:
-    return run_ranks(1, results, BATCHES)[0]
+@cache
+def alone(num_steps: int) -> dict[str, list[Tensor]]:
+    return run_ranks(1, results, num_steps)[0]
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_workers_equal_one_process_in_value_gradients_and_trained_weights(world_size, alone):
-    for of_rank in run_ranks(world_size, results, BATCHES):
-        torch.testing.assert_close(of_rank, alone, rtol=1e-7, atol=1e-10)
+@pytest.mark.parametrize(
+    ("world_size", "num_steps"), [(2, 5), (3, 5), pytest.param(4, 20, marks=pytest.mark.slow)]
+)
+def test_workers_equal_one_process_in_value_gradients_and_trained_weights(world_size, num_steps):
+    for of_rank in run_ranks(world_size, results, num_steps):
+        torch.testing.assert_close(of_rank, alone(num_steps), rtol=1e-7, atol=1e-10)
 
 
 def _gather_unequal() -> str:

@@ -1,0 +1,60 @@
+"""Judging a table: the split's rows alone, exact, with the numbers of the metrics room."""
+
+import numpy as np
+import pytest
+import torch
+
+from dml.config import EvaluationConfig
+from dml.data.dataset import read_rows
+from dml.errors import InvalidData
+from dml.metrics.retrieval import retrieval_metrics
+from dml.retrieval.evaluate import evaluate, raw_pixel_baseline
+from tests.retrieval.parts import GREY, ROWS, make_dataset, table_of, unit_vectors
+
+CONFIG = EvaluationConfig(recall_at=(1, 4))
+
+
+def test_only_the_splits_rows_are_queries_and_answers(store, dataset, package):
+    vectors = unit_vectors(ROWS, 16, 11)
+    found = evaluate(table_of(store, package, dataset, vectors), CONFIG)
+    rows = read_rows(dataset, split="test", columns=["class_index"])
+    own = torch.from_numpy(vectors[rows["position"].to_numpy()])
+    expected = retrieval_metrics(
+        own, torch.from_numpy(rows["class_index"].to_numpy()).long(), recall_at=(1, 4)
+    )
+    assert {name: found[name] for name in expected.as_dict()} == expected.as_dict()
+    assert set(found) - set(expected.as_dict()) == {"nmi", "pairwise_f1"}
+
+
+def test_an_embedding_that_knows_the_classes_is_perfect(store, dataset, package):
+    classes = read_rows(dataset, columns=["class_index"])["class_index"].to_numpy()
+    found = evaluate(table_of(store, package, dataset, np.eye(16, dtype=np.float32)[classes]), CONFIG)
+    assert {name: value for name, value in found.items() if name not in ("nmi", "pairwise_f1")} == {
+        "recall_at_1": 1.0,
+        "recall_at_4": 1.0,
+        "r_precision": 1.0,
+        "map_at_r": 1.0,
+    }
+    assert found["nmi"] > 0.8
+
+
+def test_judging_twice_gives_the_same_numbers(store, dataset, package):
+    table = table_of(store, package, dataset, unit_vectors(ROWS, 16, 12))
+    assert evaluate(table, CONFIG) == evaluate(table, CONFIG)
+
+
+def test_clusters_are_left_out_when_nobody_asks(embeddings):
+    assert "nmi" not in evaluate(embeddings, EvaluationConfig(nmi=False))
+
+
+def test_raw_pixels_are_judged_by_the_same_protocol(dataset):
+    found = raw_pixel_baseline(dataset, GREY, CONFIG)
+    assert set(found) == {"recall_at_1", "recall_at_4", "r_precision", "map_at_r", "nmi", "pairwise_f1"}
+    assert found["recall_at_1"] < 0.5  # the images are noise
+
+
+def test_a_split_without_rows_is_refused(package, tmp_path):
+    train_only = make_dataset(tmp_path / "images", str(tmp_path), rows=5)
+    table = table_of(str(tmp_path), package, train_only, unit_vectors(5, 16, 0))
+    with pytest.raises(InvalidData, match="test"):
+        evaluate(table, CONFIG)

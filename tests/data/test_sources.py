@@ -64,10 +64,17 @@ def test_class_folders_may_be_nested_and_hidden_files_do_not_count(tmp_path):
 def test_a_zip_and_its_folder_are_the_same_source(tmp_path):
     folder = class_folders(tmp_path / "data")
     from_zip, from_folder = open_source(str(zipped(folder, tmp_path / "d.zip"))), open_source(str(folder))
-    names = {sample.id.removeprefix("data/") for sample in from_zip.list().samples}
-    assert names == set(by_id(from_folder))
+    assert {id_: s.label for id_, s in by_id(from_zip).items()} == {
+        id_: s.label for id_, s in by_id(from_folder).items()
+    }
+    assert by_id(from_zip)["class1/2.png"].locator == "data/class1/2.png"
     assert from_zip.read("data/class1/2.png") == from_folder.read("class1/2.png")
     assert pickle.loads(pickle.dumps(from_zip)).read("data/class1/2.png") == from_folder.read("class1/2.png")
+
+
+def test_a_zip_of_one_class_keeps_its_label(tmp_path):
+    folder = write(tmp_path / "cat", {"1.png": picture(1), "2.png": picture(2)})
+    assert {s.label for s in open_source(str(zipped(folder, tmp_path / "z.zip"))).list().samples} == {"cat"}
 
 
 def test_omniglot_ids_do_not_depend_on_how_it_is_packed(tmp_path):
@@ -108,7 +115,7 @@ def test_cars196_is_read_from_its_devkit(tmp_path):
         {
             f"{half}/0000{i}.jpg": picture(i, form="JPEG")
             for half in ("cars_train", "cars_test")
-            for i in (1, 2)
+            for i in (1, 2, 3)
         },
     )
     devkit = tmp_path / "devkit"
@@ -127,7 +134,12 @@ def test_cars196_is_read_from_its_devkit(tmp_path):
     ]
     assert listing.samples[0].label == "AM General Hummer SUV 2000"
     assert listing.samples[0].attributes == {"make": "AM General", "body": "SUV", "year": 2000}
-    assert [(p.reason, p.id) for p in listing.problems] == [("missing file", "cars_test/00009.jpg")]
+    assert [(p.reason, p.id) for p in listing.problems] == [
+        ("missing file", "cars_test/00009.jpg"),
+        ("missing label", "cars_test/00002.jpg"),
+        ("missing label", "cars_test/00003.jpg"),
+        ("missing label", "cars_train/00003.jpg"),
+    ]
     assert listing.split == OfficialSplit()
 
 

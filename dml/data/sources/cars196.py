@@ -22,6 +22,7 @@ from dml.data.sources.sample import Listing, Problem, Sample
 _LAST_TRAIN_CLASS = 98
 _HALVES = {"cars_train_annos.mat": "cars_train", "cars_test_annos_withlabels.mat": "cars_test"}
 _WHOLE = "cars_annos.mat"
+_IMAGE_FOLDERS = ("cars_train/", "cars_test/", "car_ims/")
 _MAKES_OF_TWO_WORDS = ("AM General", "Aston Martin", "Land Rover")
 _BODIES = ("Cab", "Convertible", "Coupe", "Hatchback", "Minivan", "Sedan", "SUV", "Van", "Wagon")
 
@@ -42,6 +43,12 @@ class Cars196Source:
                 samples.append(Sample(image, paths[image], label, split, _attributes(label)))
             else:
                 problems.append(Problem(image, label, image, "missing file", "annotated, but not there"))
+        annotated = {sample.locator for sample in samples}
+        problems += [
+            Problem(image, "", path, "missing label", "there, but not annotated")
+            for image, path in paths.items()
+            if image.startswith(_IMAGE_FOLDERS) and path not in annotated
+        ]
         return Listing(samples, OfficialSplit(), problems)
 
     def read(self, locator: str) -> bytes:

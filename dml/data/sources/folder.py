@@ -3,29 +3,31 @@
 from dataclasses import dataclass
 
 from dml.config import ClassSplit
-from dml.data.sources.files import Files
+from dml.data.sources.files import Files, Tree
 from dml.data.sources.sample import IMAGE_SUFFIXES, Listing, Problem, Sample
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """`CLASS/anything.jpg`, `GROUP/CLASS/anything.png`."""
+    """`CLASS/anything.jpg`, `GROUP/CLASS/anything.png`; in a zip perhaps all in one folder more."""
 
     files: Files
 
     def list(self) -> Listing:
         tree = self.files.tree()
+        wrapper = _wrapper(tree) if self.files.is_zip else ""
         samples, problems = [], []
         for path in tree.files:
-            label, _, name = path.rpartition("/")
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                samples.append(Sample(id=path, locator=path, label=label))
+            id_ = path.removeprefix(wrapper)
+            label, _, name = id_.rpartition("/")
+            if _is_image(name):
+                samples.append(Sample(id_, path, label))
             elif label:
-                problems.append(Problem(path, label, path, "not an image", "a file of another kind"))
+                problems.append(Problem(id_, label, path, "not an image", "a file of another kind"))
         used = {parent for path in tree.files for parent in _parents(path)}
         used |= {parent for path in tree.folders for parent in _parents(path)}
         problems += [
-            Problem("", folder, folder, "empty class", "a folder without files")
+            Problem("", folder.removeprefix(wrapper), folder, "empty class", "a folder without files")
             for folder in tree.folders
             if folder not in used
         ]
@@ -33,6 +35,18 @@ class FolderSource:
 
     def read(self, locator: str) -> bytes:
         return self.files.read(locator)
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _wrapper(tree: Tree) -> str:
+    """The folder that was zipped, with its slash, if it holds all files and no image of its own; else ""."""
+    tops = {path.split("/", 1)[0] + "/" for path in tree.files}
+    top = tops.pop()
+    is_class = any(_is_image(path) and path.count("/") == 1 for path in tree.files)
+    return "" if tops or is_class or top.rstrip("/") in tree.files else top
 
 
 def _parents(path: str) -> list[str]:

@@ -124,7 +124,8 @@ def _read_images_of(uri: str, rows: NDArray[np.int64]) -> list[bytes]:
         for group in range(file.num_row_groups):
             own = rows[(rows >= starts[group]) & (rows < starts[group + 1])] - starts[group]
             if len(own):
-                images += file.read_row_group(group, columns=[IMAGE])[IMAGE].take(own).to_pylist()
+                column = file.read_row_group(group, columns=[IMAGE])[IMAGE]
+                images += [column[row].as_py() for row in own.tolist()]
     return images
 
 

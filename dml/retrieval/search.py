@@ -177,8 +177,13 @@ class Index:
         order = np.lexsort((rows, -similarities), axis=1)
         similarities = np.take_along_axis(similarities, order, axis=1)
         rows = np.take_along_axis(rows, order, axis=1)
-        items = iter(self.items.take(rows.ravel()).to_pylist())
+        items = iter(self.items.take(_row_numbers(rows)).to_pylist())
         return [[_answer(float(value), next(items)) for value in values] for values in similarities]
+
+
+def _row_numbers(rows: NDArray[np.int64]) -> pa.Array:
+    """As Arrow, by hand: `pa.array` imports pandas, a third of a second that one search would wait for."""
+    return pa.Array.from_buffers(pa.int64(), rows.size, [None, pa.py_buffer(np.ascontiguousarray(rows))])
 
 
 def _answer(similarity: float, item: dict[str, Any]) -> Answer:

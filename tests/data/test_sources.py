@@ -72,6 +72,16 @@ def test_a_zip_and_its_folder_are_the_same_source(tmp_path):
     assert pickle.loads(pickle.dumps(from_zip)).read("data/class1/2.png") == from_folder.read("class1/2.png")
 
 
+def test_folders_train_and_test_are_the_split_and_no_part_of_the_label(tmp_path):
+    write(tmp_path, {"train/cat/1.png": picture(1), "test/dog/2.png": picture(2), "readme.txt": b"x"})
+    listing = open_source(str(tmp_path)).list()
+    assert [(s.id, s.label, s.split) for s in listing.samples] == [
+        ("test/dog/2.png", "dog", "test"),
+        ("train/cat/1.png", "cat", "train"),
+    ]
+    assert listing.split == OfficialSplit()
+
+
 def test_a_zip_of_one_class_keeps_its_label(tmp_path):
     folder = write(tmp_path / "cat", {"1.png": picture(1), "2.png": picture(2)})
     assert {s.label for s in open_source(str(zipped(folder, tmp_path / "z.zip"))).list().samples} == {"cat"}

@@ -2,36 +2,39 @@
 
 from dataclasses import dataclass
 
-from dml.config import ClassSplit
+from dml.config import ClassSplit, OfficialSplit
+from dml.data.schema import TEST, TRAIN
 from dml.data.sources.files import Files, Tree
 from dml.data.sources.sample import IMAGE_SUFFIXES, Listing, Problem, Sample
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """`CLASS/anything.jpg`, `GROUP/CLASS/anything.png`; in a zip perhaps all in one folder more."""
+    """`CLASS/anything.jpg`, `GROUP/CLASS/anything.png`; in a zip perhaps all in one folder more.
+
+    Where all of it lies in the two folders `train` and `test`, these are the source's own split.
+    """
 
     files: Files
 
     def list(self) -> Listing:
         tree = self.files.tree()
         wrapper = _wrapper(tree) if self.files.is_zip else ""
+        ids = {path.removeprefix(wrapper): path for path in tree.files}
+        is_split = {id_.split("/")[0] for id_ in ids if "/" in id_} == {TRAIN, TEST}
         samples, problems = [], []
-        for path in tree.files:
-            id_ = path.removeprefix(wrapper)
-            label, _, name = id_.rpartition("/")
+        for id_, path in ids.items():
+            folder, _, name = id_.rpartition("/")
+            split, _, label = folder.partition("/") if is_split else (None, "", folder)
             if _is_image(name):
-                samples.append(Sample(id_, path, label))
-            elif label:
+                samples.append(Sample(id_, path, label, split))
+            elif folder:
                 problems.append(Problem(id_, label, path, "not an image", "a file of another kind"))
-        used = {parent for path in tree.files for parent in _parents(path)}
-        used |= {parent for path in tree.folders for parent in _parents(path)}
         problems += [
             Problem("", folder.removeprefix(wrapper), folder, "empty class", "a folder without files")
-            for folder in tree.folders
-            if folder not in used
+            for folder in _empty_folders(tree)
         ]
-        return Listing(samples, ClassSplit(), problems)
+        return Listing(samples, OfficialSplit() if is_split else ClassSplit(), problems)
 
     def read(self, locator: str) -> bytes:
         return self.files.read(locator)
@@ -47,6 +50,11 @@ def _wrapper(tree: Tree) -> str:
     top = tops.pop()
     is_class = any(_is_image(path) and path.count("/") == 1 for path in tree.files)
     return "" if tops or is_class or top.rstrip("/") in tree.files else top
+
+
+def _empty_folders(tree: Tree) -> list[str]:
+    used = {parent for path in [*tree.files, *tree.folders] for parent in _parents(path)}
+    return [folder for folder in tree.folders if folder not in used]
 
 
 def _parents(path: str) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dml import storage
+from dml.cli import main
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
@@ -37,59 +38,68 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def dml(folder: Path, *arguments: str, status: int = 0) -> dict:
-    """One verb with --json: exactly one object on stdout."""
-    command = [str(Path(sys.executable).parent / "dml"), *arguments, "--json"]
-    done = subprocess.run(command, cwd=folder, env=ENV, capture_output=True, text=True)
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
-    answer = json.loads(done.stdout)
-    assert isinstance(answer, dict)
-    return answer
+@pytest.fixture
+def dml(folder, monkeypatch, capsys):
+    """One verb with --json, in that folder: its exit status is as expected, and it prints one object."""
+
+    def call(*arguments: str, status: int = 0) -> dict:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["dml", *arguments, "--json"])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as done:
+            main()
+        printed = capsys.readouterr()
+        assert (done.value.code or 0) == status, printed.err
+        answer = json.loads(printed.out)
+        assert isinstance(answer, dict)
+        assert status == 0 or printed.err.endswith(f"error: {answer['error']}\n")
+        return answer
+
+    return call
 
 
 def test_the_readme_has_blocks_of_both_kinds():
     assert {language for language, _ in BLOCKS} == {"bash", "python"}
 
 
-def test_ingesting_the_same_again_gives_the_same_version(folder):
-    again = dml(folder, "ingest", "glyphs:classes=40,per_class=8", "--name", "shop")
+def test_ingesting_the_same_again_gives_the_same_version(folder, dml):
+    again = dml("ingest", "glyphs:classes=40,per_class=8", "--name", "shop")
     assert {"dataset", "rows", "classes", "splits", "quarantined", "fingerprint"} <= again.keys()
     assert (again["rows"], again["classes"], again["quarantined"]) == (320, 40, 0)
     assert again["splits"]["train"]["classes"] == again["splits"]["test"]["classes"] == 20
     assert len(storage.list_names(str(folder / "dml-store" / "datasets" / "shop"))) == 2, (
         "version and pointer"
     )
-    assert dml(folder, "datasets")["datasets"][0]["fingerprint"] == again["fingerprint"]
+    assert dml("datasets")["datasets"][0]["fingerprint"] == again["fingerprint"]
 
 
-def test_training_the_same_again_computes_nothing_and_adds_no_version(folder):
-    before = dml(folder, "models")["models"]
-    again = dml(folder, "train", "shop", "--preset", "smoke")
+def test_training_the_same_again_computes_nothing_and_adds_no_version(folder, dml):
+    versions = [model["version"] for model in dml("models")["models"]]
+    again = dml("train", "shop", "--preset", "smoke")
     assert {"model", "version", "promoted", "metrics", "images_per_second"} <= again.keys()
-    assert dml(folder, "models")["models"] == before
+    assert [model["version"] for model in dml("models")["models"]] == versions
     assert again["metrics"]["recall_at_1"] > again["baselines"]["before training"]["recall_at_1"]
 
 
-def test_the_champion_stays_where_a_newcomer_is_not_better(folder):
+def test_the_champion_stays_where_a_newcomer_is_not_better(folder, dml):
     worse = dml(
         folder, "train", "shop", "--set", "training.num_steps=1", "--set", "optimizer.learning_rate=1e-9"
     )
     assert not worse["promoted"]
     assert "against the champion's" in worse["reason"]
-    champions = [model for model in dml(folder, "models")["models"] if model["alias"] == "champion"]
+    champions = [model for model in dml("models")["models"] if model["alias"] == "champion"]
     assert len(champions) == 1
     assert champions[0]["version"] != worse["version"]
 
 
-def test_evaluating_shows_the_baselines(folder):
-    report = dml(folder, "evaluate", "smoke", "shop")
+def test_evaluating_shows_the_baselines(folder, dml):
+    report = dml("evaluate", "smoke", "shop")
     assert set(report["baselines"]) == {"raw pixels", "before training"}
     assert {"recall_at_1", "recall_at_8", "map_at_r", "nmi"} <= report["metrics"].keys()
 
 
-def test_searching_finds_the_query_itself_first_and_obeys_the_filter(folder):
-    found = dml(folder, "search", "query.png", "--index", "shop", "-k", "7", "--where", "split=train")
+def test_searching_finds_the_query_itself_first_and_obeys_the_filter(folder, dml):
+    found = dml("search", "query.png", "--index", "shop", "-k", "7", "--where", "split=train")
     assert {"answers", "index", "model"} <= found.keys()
     assert len(found["answers"]) == 7
     assert {"id", "label", "similarity", "script", "style"} <= found["answers"][0].keys()
@@ -116,8 +126,8 @@ def test_searching_finds_the_query_itself_first_and_obeys_the_filter(folder):
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value[:2]),
 )
-def test_a_users_mistake_is_one_clear_message_and_status_2(folder, arguments, says):
-    assert says in dml(folder, *arguments, status=2)["error"]
+def test_a_users_mistake_is_one_clear_message_and_status_2(folder, dml, arguments, says):
+    assert says in dml(*arguments, status=2)["error"]
 
 
 def test_searching_imports_nothing_it_does_not_need(folder):

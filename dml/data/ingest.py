@@ -27,7 +27,7 @@ from dml.data.schema import (
     SCHEMA_VERSION,
     attribute_types,
     dataset_schema,
-    write_fragment,
+    open_fragment,
 )
 from dml.data.sources.detect import open_source
 from dml.data.sources.sample import Listing, Problem, Sample, Source
@@ -179,6 +179,10 @@ class _Unit:
     def fragment(self) -> str:
         return f"fragment-{self.number:05d}.parquet"
 
+    @property
+    def uri(self) -> str:
+        return storage.join(self.staged, self.fragment)
+
 
 class _Row(NamedTuple):
     """What is remembered of a written row."""
@@ -228,9 +232,27 @@ def _units(
 
 
 def _make_fragment(unit: _Unit) -> _Result:
-    """Validate a unit's samples and write the good ones; a unit without any writes nothing."""
-    rows, problems, columns = [], [], []
-    for sample, class_index in zip(unit.samples, unit.class_indices, strict=True):
+    """Validate a unit's samples and write the good ones, holding one row group's images at a time."""
+    rows: list[_Row] = []
+    problems: list[Problem] = []
+    size, schema = unit.config.rows_per_group, dataset_schema(unit.attributes)
+    with open_fragment(unit.uri, schema) as writer:
+        for start in range(0, len(unit.samples), size):
+            group = _read_group(unit, range(start, min(start + size, len(unit.samples))), rows, problems)
+            if group:
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
+    if not rows:
+        storage.delete(unit.uri)
+    return _Result(unit.number, rows, problems)
+
+
+def _read_group(
+    unit: _Unit, numbers: range, rows: list[_Row], problems: list[Problem]
+) -> list[dict[str, Any]]:
+    """The records of those of a unit's samples that are valid; adds to its rows and problems."""
+    records = []
+    for number in numbers:
+        sample, class_index = unit.samples[number], unit.class_indices[number]
         try:
             content, (width, height) = _validated(unit.source, sample, unit.config)
         except _Refused as refusal:
@@ -238,7 +260,7 @@ def _make_fragment(unit: _Unit) -> _Result:
             continue
         row = _Row(sample, class_index, hashlib.sha256(content).hexdigest())
         rows.append(row)
-        columns.append(
+        records.append(
             {
                 **{name: sample.attributes.get(name) for name in unit.attributes},
                 "id": sample.id,
@@ -251,15 +273,7 @@ def _make_fragment(unit: _Unit) -> _Result:
                 "image": content,
             }
         )
-    if rows:
-        table = pa.Table.from_pylist(columns, schema=dataset_schema(unit.attributes))
-        _write(unit, table)
-    return _Result(unit.number, rows, problems)
-
-
-def _write(unit: _Unit, table: pa.Table) -> None:
-    uri = storage.join(unit.staged, unit.fragment)
-    write_fragment(table, uri, rows_per_group=unit.config.rows_per_group)
+    return records
 
 
 def _validated(source: Source, sample: Sample, config: IngestConfig) -> tuple[bytes, tuple[int, int]]:
@@ -364,15 +378,16 @@ def _contradictions(results: Sequence[_Result]) -> dict[str, list[str]]:
 
 
 def _rewrite(unit: _Unit, rows: Sequence[_Row], class_index: Mapping[str, int]) -> None:
-    uri = storage.join(unit.staged, unit.fragment)
-    filesystem, path = storage.filesystem(uri)
+    filesystem, path = storage.filesystem(unit.uri)
     table = parquet.read_table(path, filesystem=filesystem)
-    storage.delete(uri)
+    storage.delete(unit.uri)
     if rows:
         table = table.filter(compute.is_in(table["id"], pa.array([row.sample.id for row in rows])))
         column = table.schema.get_field_index("class_index")
         indices = pa.array([class_index[row.label] for row in rows], pa.int32())
-        _write(unit, table.set_column(column, table.schema.field(column), indices))
+        table = table.set_column(column, table.schema.field(column), indices)
+        with open_fragment(unit.uri, table.schema) as writer:
+            writer.write_table(table, row_group_size=unit.config.rows_per_group)
 
 
 def _write_quarantine(uri: str, problems: Sequence[Problem]) -> None:

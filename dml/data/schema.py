@@ -70,7 +70,7 @@ def _type_of(name: str, value: Any) -> AttributeType | None:
     )
 
 
-def dataset_schema(attributes: Mapping[str, AttributeType], *, images: bool = True) -> pa.Schema:
+def dataset_schema(attributes: Mapping[str, AttributeType]) -> pa.Schema:
     """The table's columns; the image comes last, so that readers of the others stop before it."""
     integer = {"class_index", "width", "height"}
     fields = [
@@ -78,7 +78,7 @@ def dataset_schema(attributes: Mapping[str, AttributeType], *, images: bool = Tr
         for name in BASE_COLUMNS
     ]
     fields += [pa.field(name, _TYPES[kind]) for name, kind in attributes.items()]
-    return pa.schema([*fields, pa.field(IMAGE, pa.binary(), nullable=False)] if images else fields)
+    return pa.schema([*fields, pa.field(IMAGE, pa.binary(), nullable=False)])
 
 
 QUARANTINE_SCHEMA = pa.schema(
@@ -86,21 +86,15 @@ QUARANTINE_SCHEMA = pa.schema(
 )
 
 
-def write_fragment(table: pa.Table, uri: str, *, rows_per_group: int) -> None:
-    """Write one Parquet file of a dataset: image bytes plain, the rest compressed."""
-    plain = [IMAGE] if IMAGE in table.column_names else []
-    repeated = [
-        field.name
-        for field in table.schema
-        if field.type == pa.string() and field.name not in ("id", "sha256")
-    ]
+def open_fragment(uri: str, schema: pa.Schema) -> parquet.ParquetWriter:
+    """A writer of one Parquet file of a dataset: image bytes plain, the rest compressed."""
+    repeated = [f.name for f in schema if f.type == pa.string() and f.name not in ("id", "sha256")]
     filesystem, path = storage.filesystem(uri)
-    parquet.write_table(
-        table,
+    return parquet.ParquetWriter(
         path,
+        schema,
         filesystem=filesystem,
-        row_group_size=rows_per_group,
-        compression={name: "NONE" if name in plain else "ZSTD" for name in table.column_names},
+        compression={name: "NONE" if name == IMAGE else "ZSTD" for name in schema.names},
         use_dictionary=repeated,
         write_page_checksum=True,
     )

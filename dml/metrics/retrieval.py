@@ -118,11 +118,11 @@ def _nearest(similarities: Tensor, count: int) -> tuple[Tensor, Tensor]:
         return similarities.topk(count, dim=1, sorted=False)
     num_groups = num_columns // size
     dealt = num_groups * size
-    maxima = similarities[:, :dealt].view(-1, size, num_groups).amax(1)
-    groups = maxima.topk(count, dim=1, sorted=False).indices
-    members = torch.arange(0, dealt, num_groups, device=groups.device)
-    columns = (groups[:, :, None] + members).flatten(1)
-    left_over = torch.arange(dealt, num_columns, device=groups.device).expand(len(columns), -1)
-    columns = torch.cat([columns, left_over], dim=1)
-    values, chosen = similarities.gather(1, columns).topk(count, dim=1, sorted=False)
-    return values, columns.gather(1, chosen)
+    dealt_out = similarities[:, :dealt].view(-1, size, num_groups)
+    groups = dealt_out.amax(1).topk(count, dim=1, sorted=False).indices
+    members = dealt_out.gather(2, groups[:, None, :].expand(-1, size, -1)).flatten(1)
+    candidates = torch.cat([members, similarities[:, dealt:]], dim=1)
+    values, chosen = candidates.topk(count, dim=1, sorted=False)
+    in_group = chosen // count * num_groups + groups.gather(1, chosen % count)
+    left_over = chosen - members.shape[1] + dealt
+    return values, torch.where(chosen < members.shape[1], in_group, left_over)

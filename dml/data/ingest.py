@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
-from pyarrow import compute, parquet
+from pyarrow import parquet
 
 from dml import storage
 from dml.cluster import ray_session
@@ -26,14 +26,12 @@ from dml.data.schema import (
     QUARANTINE_SCHEMA,
     SCHEMA_VERSION,
     attribute_types,
-    dataset_schema,
-    open_fragment,
 )
 from dml.data.sources.detect import open_source
 from dml.data.sources.sample import Listing, Problem, Sample, Source
 from dml.data.split import split_of_classes
-from dml.errors import DmlError, InvalidData, MissingArtifact
-from dml.preprocessing import OversizedImage, decode, image_size
+from dml.data.unit import Result, Row, Unit, make_fragment, problem_of, rewrite
+from dml.errors import DmlError, InvalidData
 from dml.refs import AttributeType, DatasetRef, SplitSize
 
 logger = logging.getLogger(__name__)
@@ -135,19 +133,15 @@ def _screen(samples: Sequence[Sample]) -> tuple[list[Sample], list[Problem]]:
     problems = []
     for sample in samples:
         if not sample.label.strip():
-            problems.append(_problem(sample, "missing label", "the label is blank"))
+            problems.append(problem_of(sample, "missing label", "the label is blank"))
         elif len(labels_of[sample.id]) > 1:
             detail = f"this id also has the labels {sorted(labels_of[sample.id] - {sample.label})}"
-            problems.append(_problem(sample, "contradictory label", detail))
+            problems.append(problem_of(sample, "contradictory label", detail))
         elif sample.id in kept:
-            problems.append(_problem(sample, "duplicate id", f"as {kept[sample.id].locator}"))
+            problems.append(problem_of(sample, "duplicate id", f"as {kept[sample.id].locator}"))
         else:
             kept[sample.id] = sample
     return sorted(kept.values(), key=lambda sample: (sample.label, sample.id)), problems
-
-
-def _problem(sample: Sample, reason: str, detail: str) -> Problem:
-    return Problem(sample.id, sample.label, sample.locator, reason, detail)
 
 
 def _nothing_valid(config: IngestConfig, problems: Sequence[Problem]) -> InvalidData:
@@ -159,61 +153,6 @@ def _nothing_valid(config: IngestConfig, problems: Sequence[Problem]) -> Invalid
     )
 
 
-# --- one unit -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """What a worker needs to make one fragment."""
-
-    number: int
-    source: Source
-    samples: Sequence[Sample]
-    """With the split that was decided for their class."""
-    class_indices: Sequence[int]
-    attributes: Mapping[str, AttributeType]
-    staged: str
-    config: IngestConfig
-
-    @property
-    def fragment(self) -> str:
-        return f"fragment-{self.number:05d}.parquet"
-
-    @property
-    def uri(self) -> str:
-        return storage.join(self.staged, self.fragment)
-
-
-class _Row(NamedTuple):
-    """What is remembered of a written row."""
-
-    sample: Sample
-    class_index: int
-    sha256: str
-
-    @property
-    def label(self) -> str:
-        return self.sample.label
-
-    @property
-    def split(self) -> str:
-        assert self.sample.split is not None
-        return self.sample.split
-
-
-class _Result(NamedTuple):
-    number: int
-    rows: list[_Row]
-    problems: list[Problem]
-
-
-class _Refused(Exception):
-    """A sample that cannot become a row."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        self.reason, self.detail = reason, detail
-
-
 def _units(
     config: IngestConfig,
     source: Source,
@@ -221,93 +160,19 @@ def _units(
     split_of: Mapping[str, str],
     attributes: Mapping[str, AttributeType],
     staged: str,
-) -> list[_Unit]:
+) -> list[Unit]:
     class_index = {label: index for index, label in enumerate(sorted(split_of))}
     units = []
     for number, start in enumerate(range(0, len(samples), config.rows_per_fragment)):
         own = [s._replace(split=split_of[s.label]) for s in samples[start : start + config.rows_per_fragment]]
         indices = [class_index[sample.label] for sample in own]
-        units.append(_Unit(number, source, own, indices, attributes, staged, config))
+        units.append(Unit(number, source, own, indices, attributes, staged, config))
     return units
 
 
-def _make_fragment(unit: _Unit) -> _Result:
-    """Validate a unit's samples and write the good ones, holding one row group's images at a time."""
-    rows: list[_Row] = []
-    problems: list[Problem] = []
-    size, schema = unit.config.rows_per_group, dataset_schema(unit.attributes)
-    with open_fragment(unit.uri, schema) as writer:
-        for start in range(0, len(unit.samples), size):
-            group = _read_group(unit, range(start, min(start + size, len(unit.samples))), rows, problems)
-            if group:
-                writer.write_table(pa.Table.from_pylist(group, schema=schema))
-    if not rows:
-        storage.delete(unit.uri)
-    return _Result(unit.number, rows, problems)
-
-
-def _read_group(
-    unit: _Unit, numbers: range, rows: list[_Row], problems: list[Problem]
-) -> list[dict[str, Any]]:
-    """The records of those of a unit's samples that are valid; adds to its rows and problems."""
-    records = []
-    for number in numbers:
-        sample, class_index = unit.samples[number], unit.class_indices[number]
-        try:
-            content, (width, height) = _validated(unit.source, sample, unit.config)
-        except _Refused as refusal:
-            problems.append(_problem(sample, refusal.reason, refusal.detail))
-            continue
-        row = _Row(sample, class_index, hashlib.sha256(content).hexdigest())
-        rows.append(row)
-        records.append(
-            {
-                **{name: sample.attributes.get(name) for name in unit.attributes},
-                "id": sample.id,
-                "label": sample.label,
-                "class_index": class_index,
-                "split": sample.split,
-                "width": width,
-                "height": height,
-                "sha256": row.sha256,
-                "image": content,
-            }
-        )
-    return records
-
-
-def _validated(source: Source, sample: Sample, config: IngestConfig) -> tuple[bytes, tuple[int, int]]:
-    """The file's bytes and the upright (width, height); raises _Refused. An unreachable storage raises on."""
-    try:
-        content = source.read(sample.locator)
-    except (MissingArtifact, FileNotFoundError) as error:
-        raise _Refused("missing file", str(error)) from error
-    except (InvalidData, PermissionError, IsADirectoryError) as error:
-        raise _Refused("unreadable file", str(error)) from error
-    if not content:
-        raise _Refused("empty file", "0 bytes")
-    if len(content) > config.max_bytes:
-        raise _Refused("too many bytes", f"{len(content)} bytes; max_bytes is {config.max_bytes}")
-    try:
-        width, height = image_size(content)
-    except OversizedImage as error:
-        raise _Refused("too many pixels", str(error)) from error
-    except InvalidData as error:
-        raise _Refused("not an image", str(error)) from error
-    if width * height > config.max_pixels:
-        raise _Refused("too many pixels", f"{width} x {height}; max_pixels is {config.max_pixels}")
-    try:
-        return content, decode(content, "RGB").size
-    except InvalidData as error:
-        raise _Refused("truncated or damaged", str(error)) from error
-
-
-# --- all units ------------------------------------------------------------------------------------------
-
-
 def _results(
-    units: Sequence[_Unit], num_workers: int | None, num_samples: int, progress: OnProgress | None
-) -> list[_Result]:
+    units: Sequence[Unit], num_workers: int | None, num_samples: int, progress: OnProgress | None
+) -> list[Result]:
     here = num_workers == 1 or (num_workers is None and num_samples < _SMALL_SOURCE_ROWS)
     results = []
     for result in _by_threads(units) if here else _by_ray(units, num_workers):
@@ -317,12 +182,12 @@ def _results(
     return sorted(results)
 
 
-def _by_threads(units: Sequence[_Unit]) -> Iterator[_Result]:
+def _by_threads(units: Sequence[Unit]) -> Iterator[Result]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(_make_fragment, units)
+        yield from pool.map(make_fragment, units)
 
 
-def _by_ray(units: Sequence[_Unit], num_workers: int | None) -> Iterator[_Result]:
+def _by_ray(units: Sequence[Unit], num_workers: int | None) -> Iterator[Result]:
     import ray
 
     with ray_session(num_workers):
@@ -336,16 +201,16 @@ def _by_ray(units: Sequence[_Unit], num_workers: int | None) -> Iterator[_Result
 
 
 def _make_pickled(row: dict[str, bytes]) -> dict[str, bytes]:
-    return {"result": pickle.dumps(_make_fragment(pickle.loads(row["unit"])))}
+    return {"result": pickle.dumps(make_fragment(pickle.loads(row["unit"])))}
 
 
 @dataclass(frozen=True)
 class _Fragment:
     name: str
-    rows: Sequence[_Row]
+    rows: Sequence[Row]
 
 
-def _reconcile(units: Sequence[_Unit], results: Sequence[_Result]) -> tuple[list[_Fragment], list[Problem]]:
+def _reconcile(units: Sequence[Unit], results: Sequence[Result]) -> tuple[list[_Fragment], list[Problem]]:
     """Settle what only the whole shows: one image under two labels, and classes that lost all their rows."""
     others = _contradictions(results)
     problems = []
@@ -355,17 +220,17 @@ def _reconcile(units: Sequence[_Unit], results: Sequence[_Result]) -> tuple[list
     for digest, row in ((row.sha256, row) for result in results for row in result.rows):
         if digest in others:
             detail = f"the same bytes have the labels {others[digest]}"
-            problems.append(_problem(row.sample, "contradictory label", detail))
+            problems.append(problem_of(row.sample, "contradictory label", detail))
     kept = [[row for row in result.rows if row.sha256 not in others] for result in results]
     class_index = {label: i for i, label in enumerate(sorted({row.label for rows in kept for row in rows}))}
     for unit, result, rows in zip(units, results, kept, strict=True):
         if rows != result.rows or any(row.class_index != class_index[row.label] for row in rows):
-            _rewrite(unit, rows, class_index)
+            rewrite(unit, rows, class_index)
     fragments = [_Fragment(unit.fragment, rows) for unit, rows in zip(units, kept, strict=True) if rows]
     return fragments, problems
 
 
-def _contradictions(results: Sequence[_Result]) -> dict[str, list[str]]:
+def _contradictions(results: Sequence[Result]) -> dict[str, list[str]]:
     """The labels of each image (by digest) that has more than one: one is wrong, and nobody can tell which.
 
     Published data sets have them (22 rows of CARS196's training half), and results are compared with them in.
@@ -377,32 +242,19 @@ def _contradictions(results: Sequence[_Result]) -> dict[str, list[str]]:
     return {digest: sorted(labels) for digest, labels in labels_of.items() if len(labels) > 1}
 
 
-def _rewrite(unit: _Unit, rows: Sequence[_Row], class_index: Mapping[str, int]) -> None:
-    filesystem, path = storage.filesystem(unit.uri)
-    table = parquet.read_table(path, filesystem=filesystem)
-    storage.delete(unit.uri)
-    if rows:
-        table = table.filter(compute.is_in(table["id"], pa.array([row.sample.id for row in rows])))
-        column = table.schema.get_field_index("class_index")
-        indices = pa.array([class_index[row.label] for row in rows], pa.int32())
-        table = table.set_column(column, table.schema.field(column), indices)
-        with open_fragment(unit.uri, table.schema) as writer:
-            writer.write_table(table, row_group_size=unit.config.rows_per_group)
-
-
 def _write_quarantine(uri: str, problems: Sequence[Problem]) -> None:
     rows = [problem._asdict() for problem in sorted(problems)]
     filesystem, path = storage.filesystem(uri)
     parquet.write_table(pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA), path, filesystem=filesystem)
 
 
-def _split_sizes(rows: Sequence[_Row]) -> dict[str, SplitSize]:
+def _split_sizes(rows: Sequence[Row]) -> dict[str, SplitSize]:
     num_rows = Counter(row.split for row in rows)
     num_classes = Counter(split for split, _ in {(row.split, row.label) for row in rows})
     return {name: SplitSize(rows=num_rows[name], classes=num_classes[name]) for name in sorted(num_rows)}
 
 
-def _fingerprint(rows: Iterable[_Row], attributes: Mapping[str, AttributeType]) -> str:
+def _fingerprint(rows: Iterable[Row], attributes: Mapping[str, AttributeType]) -> str:
     """SHA-256 of what the rows say, by id: the same for any order, place and number of workers."""
     digest = hashlib.sha256(storage.digest_of(SCHEMA_VERSION, dict(attributes)).encode())
     for row in sorted(rows, key=lambda row: row.sample.id):

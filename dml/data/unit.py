@@ -1,0 +1,156 @@
+"""One unit of an ingest: a fragment's samples are read, validated and written, on any worker alike."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+from pyarrow import compute, parquet
+
+from dml import storage
+from dml.config import IngestConfig
+from dml.data.schema import dataset_schema, open_fragment
+from dml.data.sources.sample import Problem, Sample, Source
+from dml.errors import InvalidData, MissingArtifact
+from dml.preprocessing import OversizedImage, decode, image_size
+from dml.refs import AttributeType
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a worker needs to make one fragment."""
+
+    number: int
+    source: Source
+    samples: Sequence[Sample]
+    """With the split that was decided for their class."""
+    class_indices: Sequence[int]
+    attributes: Mapping[str, AttributeType]
+    staged: str
+    config: IngestConfig
+
+    @property
+    def fragment(self) -> str:
+        return f"fragment-{self.number:05d}.parquet"
+
+    @property
+    def uri(self) -> str:
+        return storage.join(self.staged, self.fragment)
+
+
+class Row(NamedTuple):
+    """What is remembered of a written row."""
+
+    sample: Sample
+    class_index: int
+    sha256: str
+
+    @property
+    def label(self) -> str:
+        return self.sample.label
+
+    @property
+    def split(self) -> str:
+        assert self.sample.split is not None
+        return self.sample.split
+
+
+class Result(NamedTuple):
+    number: int
+    rows: list[Row]
+    problems: list[Problem]
+
+
+class _Refused(Exception):
+    """A sample that cannot become a row."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason, self.detail = reason, detail
+
+
+def make_fragment(unit: Unit) -> Result:
+    """Validate a unit's samples and write the good ones, holding one row group's images at a time."""
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    size, schema = unit.config.rows_per_group, dataset_schema(unit.attributes)
+    with open_fragment(unit.uri, schema) as writer:
+        for start in range(0, len(unit.samples), size):
+            group = _read_group(unit, range(start, min(start + size, len(unit.samples))), rows, problems)
+            if group:
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
+    if not rows:
+        storage.delete(unit.uri)
+    return Result(unit.number, rows, problems)
+
+
+def _read_group(unit: Unit, numbers: range, rows: list[Row], problems: list[Problem]) -> list[dict[str, Any]]:
+    """The records of those of a unit's samples that are valid; adds to its rows and problems."""
+    records = []
+    for number in numbers:
+        sample, class_index = unit.samples[number], unit.class_indices[number]
+        try:
+            content, (width, height) = _validated(unit.source, sample, unit.config)
+        except _Refused as refusal:
+            problems.append(problem_of(sample, refusal.reason, refusal.detail))
+            continue
+        row = Row(sample, class_index, hashlib.sha256(content).hexdigest())
+        rows.append(row)
+        records.append(
+            {
+                **{name: sample.attributes.get(name) for name in unit.attributes},
+                "id": sample.id,
+                "label": sample.label,
+                "class_index": class_index,
+                "split": sample.split,
+                "width": width,
+                "height": height,
+                "sha256": row.sha256,
+                "image": content,
+            }
+        )
+    return records
+
+
+def _validated(source: Source, sample: Sample, config: IngestConfig) -> tuple[bytes, tuple[int, int]]:
+    """The file's bytes and the upright (width, height); raises _Refused. An unreachable storage raises on."""
+    try:
+        content = source.read(sample.locator)
+    except (MissingArtifact, FileNotFoundError) as error:
+        raise _Refused("missing file", str(error)) from error
+    except (InvalidData, PermissionError, IsADirectoryError) as error:
+        raise _Refused("unreadable file", str(error)) from error
+    if not content:
+        raise _Refused("empty file", "0 bytes")
+    if len(content) > config.max_bytes:
+        raise _Refused("too many bytes", f"{len(content)} bytes; max_bytes is {config.max_bytes}")
+    try:
+        width, height = image_size(content)
+    except OversizedImage as error:
+        raise _Refused("too many pixels", str(error)) from error
+    except InvalidData as error:
+        raise _Refused("not an image", str(error)) from error
+    if width * height > config.max_pixels:
+        raise _Refused("too many pixels", f"{width} x {height}; max_pixels is {config.max_pixels}")
+    try:
+        return content, decode(content, "RGB").size
+    except InvalidData as error:
+        raise _Refused("truncated or damaged", str(error)) from error
+
+
+def rewrite(unit: Unit, rows: Sequence[Row], class_index: Mapping[str, int]) -> None:
+    """Keep only these rows of a fragment, with other class indices; without any, remove it."""
+    filesystem, path = storage.filesystem(unit.uri)
+    table = parquet.read_table(path, filesystem=filesystem)
+    storage.delete(unit.uri)
+    if rows:
+        table = table.filter(compute.is_in(table["id"], pa.array([row.sample.id for row in rows])))
+        column = table.schema.get_field_index("class_index")
+        indices = pa.array([class_index[row.label] for row in rows], pa.int32())
+        table = table.set_column(column, table.schema.field(column), indices)
+        with open_fragment(unit.uri, table.schema) as writer:
+            writer.write_table(table, row_group_size=unit.config.rows_per_group)
+
+
+def problem_of(sample: Sample, reason: str, detail: str) -> Problem:
+    return Problem(sample.id, sample.label, sample.locator, reason, detail)

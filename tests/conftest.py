@@ -1,10 +1,15 @@
 """What several rooms' tests stand on: the real data, and a store on an S3 server."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+# pytorch-metric-learning imports it, and it would replace Faiss's own `search` for the whole test process.
+sys.modules["faiss.contrib.torch_utils"] = ModuleType("faiss.contrib.torch_utils")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -79,7 +79,7 @@ def test_a_missing_package_is_named(tmp_path):
 def test_loading_needs_neither_training_nor_flows_nor_registry(package):
     code = (
         "import sys; from dml.models.package import load_package; load_package(sys.argv[1]); "
-        "heavy = {'dml.training', 'flows', 'mlflow', 'ray', 'prefect', 'torchvision', 'timm'} & set(sys.modules); "
-        "assert not heavy, heavy"
+        "heavy = {'dml.training', 'flows', 'mlflow', 'ray', 'prefect', 'torchvision', 'timm'}; "
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, package.uri], check=True)

@@ -57,7 +57,11 @@ def test_the_champion_moves_only_to_a_better_version(store, tracking_uri):
     champion = catalog.find_model(tracking_uri, "gated")
     assert (champion.version, champion.package) == (better.version, better.package)
     assert catalog.find_model(tracking_uri, f"gated/{first.version}").package == first.package
-    assert [model.version for model in catalog.list_models(tracking_uri) if model.name == "gated"] == [3, 2, 1]
+    assert [model.version for model in catalog.list_models(tracking_uri) if model.name == "gated"] == [
+        3,
+        2,
+        1,
+    ]
 
 
 def test_registering_the_same_package_again_adds_no_version(store, tracking_uri):

@@ -11,7 +11,7 @@ from dml import storage
 from dml.config import GateConfig
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.refs import ModelRef, PackageRef
-from dml.registry.tracking import Run, connect
+from dml.registry.tracking import Run, as_default, connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,11 +35,11 @@ def register(run: Run, name: str, package: PackageRef, metrics: Mapping[str, flo
     for model in _versions(client, name):
         if model.package.fingerprint == package.fingerprint and model.package.dataset == package.dataset:
             return model
-    model_uri = _log_model(run, package)
-    import mlflow
-
     tags = {_PACKAGE_TAG: package.model_dump_json(), _METRICS_TAG: json.dumps(dict(metrics))}
-    created = mlflow.register_model(model_uri, name, tags=tags)
+    with as_default(run.tracking_uri):
+        import mlflow
+
+        created = mlflow.register_model(_log_model(run, package), name, tags=tags)
     return _model_ref(client.get_model_version(name, created.version))
 
 

@@ -31,9 +31,27 @@ def connect(tracking_uri: str) -> "MlflowClient":
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     import mlflow
 
+    return mlflow.MlflowClient(tracking_uri, registry_uri=tracking_uri)
+
+
+@contextmanager
+def as_default(tracking_uri: str) -> Iterator[None]:
+    """For MLflow's functions that take no URI; afterwards the process and its environment are as before.
+
+    MLflow writes the URI it is given into `MLFLOW_TRACKING_URI`, where another store would find it.
+    """
+    import mlflow
+
+    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)
-    return mlflow.MlflowClient(tracking_uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before["MLFLOW_TRACKING_URI"])
+        mlflow.set_registry_uri(before["MLFLOW_REGISTRY_URI"] or "")
+        if before["MLFLOW_REGISTRY_URI"] is None:
+            os.environ.pop("MLFLOW_REGISTRY_URI", None)
 
 
 @dataclass(frozen=True)

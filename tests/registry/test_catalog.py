@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -128,3 +129,11 @@ print(json.dumps({"embeddings": embeddings.tolist(), "signature": model.metadata
     np.testing.assert_allclose(answer["embeddings"], np.repeat(expected, 2, axis=0), atol=1e-6)
     assert '"binary"' in answer["signature"]["inputs"]
     assert "float32" in answer["signature"]["outputs"]
+
+
+def test_registering_leaves_the_environment_as_it_was(store, tracking_uri, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////elsewhere.db")
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    new_version(store, tracking_uri, "tidy", 6, 0.5)
+    assert os.environ["MLFLOW_TRACKING_URI"] == "sqlite:////elsewhere.db"
+    assert "MLFLOW_REGISTRY_URI" not in os.environ

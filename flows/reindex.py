@@ -4,6 +4,7 @@ from prefect import flow
 
 from dml.config import IndexConfig, IngestConfig
 from dml.data.dataset import find_dataset
+from dml.data.ingest import ingest_config_of
 from dml.refs import IndexRef
 from dml.registry.catalog import find_model
 from dml.retrieval.embed import embed
@@ -26,20 +27,21 @@ def reindex_flow(
     store: str | None = None,
     num_workers: int | None = None,
 ) -> IndexRef:
-    """Refresh an index; nothing new means nothing is embedded and the index stays.
+    """Refresh an index: only images that are new are embedded, and nothing new leaves the index as it is.
 
     Args:
         name: the index's name.
         model: NAME (its champion), NAME@ALIAS or NAME/VERSION.
-        dataset: NAME (its current version) or NAME@VERSION; read again first if `source` says from where.
-        source: how to ingest the dataset; None: take it as it stands.
+        dataset: NAME, whose source is read again first, or NAME@VERSION, taken as it is.
+        source: where NAME comes from; None: from where, and as, it came before.
         config: the Faiss factory string and probes; by default chosen by size.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
         num_workers: embedding actors; None: as the amount of new images asks.
     """
     root = store_uri(store)
-    if source is not None:
-        run(ingest_flow, source, root)
+    if "@" not in dataset:
+        recorded = source or ingest_config_of(stage(find_dataset)(root, dataset))
+        run(ingest_flow, recorded.model_copy(update={"name": dataset}), root)
     fresh = stage(find_dataset)(root, dataset)
     package = stage(find_model)(tracking_uri(root), model).package
     former = next((ref for ref in stage(list_indexes)(root) if ref.name == name), None)

@@ -27,7 +27,7 @@ from dml.data.schema import (
     SCHEMA_VERSION,
     attribute_types,
 )
-from dml.data.sources.detect import open_source
+from dml.data.sources.detect import absolute, open_source
 from dml.data.sources.sample import Listing, Problem, Sample, Source
 from dml.data.split import split_of_classes
 from dml.data.unit import Result, Row, Unit, make_fragment, problem_of, rewrite
@@ -102,7 +102,7 @@ def ingest(config: IngestConfig, store: str, progress: OnProgress | None = None)
             {
                 "ref": ref.model_dump(mode="json", exclude={"uri"}),
                 "fragments": [{"name": f.name, "rows": len(f.rows)} for f in fragments],
-                "ingest": config.model_dump(mode="json"),
+                "ingest": {**config.model_dump(mode="json"), "source": absolute(config.source)},
             },
         )
     except BaseException:
@@ -110,6 +110,11 @@ def ingest(config: IngestConfig, store: str, progress: OnProgress | None = None)
         raise
     storage.point(parent, ref.version)
     return find_dataset(store, f"{ref.name}@{ref.version}")
+
+
+def ingest_config_of(ref: DatasetRef) -> IngestConfig:
+    """How a dataset version was ingested, to do the same again."""
+    return IngestConfig.model_validate(storage.read_manifest(ref.uri)["ingest"])
 
 
 def _list(source: Source, config: IngestConfig) -> Listing:

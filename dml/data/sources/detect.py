@@ -69,3 +69,8 @@ def open_source(uri: str, layout: SourceLayout = "auto") -> Source:
         f"{len(tree.files)} files are none of these, such as {tree.files[:3]}. Check the path, or write a "
         "manifest."
     )
+
+
+def absolute(uri: str) -> str:
+    """A source's place as any folder's processes find it."""
+    return uri if uri.startswith(glyphs.SCHEME) else storage.resolve(uri)

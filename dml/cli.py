@@ -336,11 +336,12 @@ def up(
     prefect_port: Annotated[int, typer.Option(help="of Prefect's server")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="of MLflow's server")] = 5000,
     store: Store = None,
+    as_json: Json = False,
 ) -> None:
     """Start Prefect (server, worker, deployments) and MLflow here; Ctrl-C stops it all."""
     from dml.up import run_local_stack
 
-    run_local_stack(store_uri(store), prefect_port=prefect_port, mlflow_port=mlflow_port)
+    run_local_stack(store_uri(store), prefect_port=prefect_port, mlflow_port=mlflow_port, as_json=as_json)
 
 
 def _name_of(source: str) -> str:

@@ -4,6 +4,7 @@ Everything it keeps lies in the store's local folder (Prefect's home and databas
 logs), so nothing of it reaches the user's own Prefect profile, and the next start finds it all again.
 """
 
+import json
 import os
 import shlex
 import signal
@@ -30,13 +31,16 @@ _POLL_S = 0.25
 _TAIL_LINES = 20
 
 
-def run_local_stack(store: str, *, prefect_port: int = 4200, mlflow_port: int = 5000) -> None:
+def run_local_stack(
+    store: str, *, prefect_port: int = 4200, mlflow_port: int = 5000, as_json: bool = False
+) -> None:
     """Start the stack, print where it is, and hold it until Ctrl-C or SIGTERM; then stop all of it.
 
     Args:
         store: the store's absolute URI.
         prefect_port: of Prefect's server and pages.
         mlflow_port: of MLflow's server and pages.
+        as_json: print the addresses as one JSON object.
 
     Raises:
         InvalidSetting: a port is taken.
@@ -61,10 +65,13 @@ def run_local_stack(store: str, *, prefect_port: int = 4200, mlflow_port: int = 
             if not stack.succeeds("deploy", f"prefect automation inspect {shlex.quote(ZOMBIES)}"):
                 stack.do("deploy", "prefect automation create --from-file infra/prefect/zombies.yaml")
             stack.start("worker", f"prefect worker start --pool {WORK_POOL} --type process")
-            _print_addresses(addresses, prefect, mlflow, stack.logs)
+            if as_json:
+                print(json.dumps({**addresses, "logs": str(stack.logs)}), flush=True)
+            else:
+                _print_addresses(addresses, prefect, mlflow, stack.logs)
             stack.hold()
         except KeyboardInterrupt:
-            print("stopping", flush=True)
+            print("stopping", file=sys.stderr)
 
 
 @dataclass(frozen=True)

@@ -167,3 +167,29 @@ def test_a_cancelled_training_leaves_no_ray_process(stack: LocalStack):
         )
     )
     until(lambda: not any("ray" in Path(line.split()[0]).name for line in stack.processes()), 60)
+
+
+def test_a_verb_shows_up_as_a_flow_run_where_a_server_is_configured(stack: LocalStack):
+    before = len(stack.runs_of("ingest-flow"))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "dml.cli",
+            "ingest",
+            "glyphs:classes=6,per_class=2",
+            "--name",
+            "seen",
+            "--json",
+        ],
+        cwd=stack.folder,
+        env=stack.env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 12
+    runs = stack.runs_of("ingest-flow")
+    assert len(runs) == before + 1
+    assert runs[0]["state_type"] == "COMPLETED"

@@ -6,10 +6,13 @@ not imported: searching must not wait for Ray, MLflow or Prefect.
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -17,6 +20,8 @@ from rich.table import Table
 
 from dml.errors import DmlError, InvalidSetting, MissingArtifact
 from dml.settings import store_uri, tracking_uri
+
+_output: ContextVar[TextIO | None] = ContextVar("output", default=None)
 
 app = typer.Typer(
     help="Deep metric learning end to end: labelled images in, a similarity search out.",
@@ -45,12 +50,12 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Run the whole road: ingest, train, evaluate, register, embed, index, search."""
-    from dml.config import IngestConfig
+    from dml.config import parse_ingest
     from dml.presets import experiment
     from flows.end_to_end import end_to_end_flow
     from flows.policy import run
 
-    ingest_config = IngestConfig(name=_name_of(source), source=source)
+    ingest_config = parse_ingest({"name": _name_of(source), "source": source})
     config = experiment(preset).overridden(settings or [])
     report = run(end_to_end_flow, ingest_config, config, store_uri(store))
     if as_json:
@@ -246,7 +251,12 @@ def search(
         ) from error
     found = answers.answer(store_uri(store), name, content, k=k, where=where or [])
     target = picture or Path("dml-search.png")
-    target.write_bytes(answers.draw(found, content))
+    try:
+        target.write_bytes(answers.draw(found, content))
+    except OSError as error:
+        raise InvalidSetting(
+            f"--picture must be a file that can be written; {target}: {error.strerror}."
+        ) from error
     if as_json:
         _print_json({**found.to_json(), "picture": str(target.resolve())})
         return
@@ -347,7 +357,7 @@ def up(
 def _name_of(source: str) -> str:
     """A dataset name from a source: `images/Omniglot_v1.zip` gives `omniglot_v1`, `glyphs:...` `glyphs`."""
     stem = source.split(":")[0] if source.startswith("glyphs:") else Path(source.rstrip("/")).stem
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem.lower()).strip("._-")
+    name = re.sub(r"[^a-z0-9._-]", "-", stem.lower()).strip("._-")
     if not name:
         raise InvalidSetting(f"The dataset needs a name, and {source!r} suggests none. Give one with --name.")
     return name
@@ -370,7 +380,7 @@ def _parse_split(text: str | None) -> dict[str, Any] | None:
 
 
 def _print_json(content: Mapping[str, Any]) -> None:
-    print(json.dumps(content))
+    print(json.dumps(content), file=_output.get())
 
 
 def _print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -393,8 +403,11 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("dml").setLevel(logging.INFO)
     as_json = "--json" in sys.argv
+    _output.set(sys.stdout)
     try:
-        app()
+        # Stdout is for the answer alone: what libraries and Ray's workers print goes where the logs go.
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+            app()
     except DmlError as error:
         print(f"error: {error}", file=sys.stderr)
         if as_json:

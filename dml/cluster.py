@@ -52,3 +52,15 @@ def _cluster(num_cpus: int | None) -> dict[str, Any]:
         "object_store_memory": _OBJECT_STORE_BYTES,
         "include_dashboard": False,
     }
+
+
+def is_remote() -> bool:
+    """Whether work belongs on a cluster that is already there, not on this machine."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def num_gpus() -> int:
+    """How many GPUs the open session's cluster has."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))

@@ -103,6 +103,14 @@ class AugmentationConfig(Part):
     translation: float = Field(0.0, ge=0, le=0.5, description="share of the side")
     scaling: tuple[float, float] | None = Field(None, description="range of the zoom factor")
 
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        for name, most in (("random_resized_crop", 1.0), ("scaling", 10.0)):
+            bounds = getattr(self, name)
+            if bounds is not None and not 0 < bounds[0] <= bounds[1] <= most:
+                raise ValueError(f"{name} must be a range within (0, {most:g}]; got {list(bounds)}.")
+        return self
+
 
 # --- what embeds it -------------------------------------------------------------------------------------
 
@@ -285,11 +293,17 @@ class TrainingConfig(Part):
 
 
 class EvaluationConfig(Part):
-    recall_at: tuple[int, ...] = (1, 2, 4, 8)
+    recall_at: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4, 8), min_length=1)
     nmi: bool = Field(True, description="k-means is the slow part of an evaluation")
     baselines: bool = Field(
         True, description="raw pixels, and the encoder before training, in the same table"
     )
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of the numbers an evaluation gives."""
+        clustering = ["nmi", "pairwise_f1"] if self.nmi else []
+        return [*(f"recall_at_{k}" for k in self.recall_at), "r_precision", "map_at_r", *clustering]
 
 
 class GateConfig(Part):
@@ -303,6 +317,9 @@ class IndexConfig(Part):
     factory: str = Field("auto", description="auto: Flat below 100,000 rows, IVF beyond; or a Faiss string")
     num_probes: int | None = Field(None, gt=0, description="IVF lists searched; None: chosen by recall")
     recall_queries: int = Field(1000, gt=0, description="queries of the recall measurement")
+
+
+_CONV4_LEAST_SIDE = 16
 
 
 class ExperimentConfig(Part):
@@ -336,6 +353,18 @@ class ExperimentConfig(Part):
         kind, color = self.encoder.backbone.kind, self.preprocessing.color
         if kind != "conv4" and color != "RGB":
             raise ValueError(f"The {kind} backbones take RGB images; got color {color!r}.")
+        if kind == "conv4" and self.preprocessing.crop < _CONV4_LEAST_SIDE:
+            raise ValueError(
+                f"conv4 halves the image four times, so crop must be at least {_CONV4_LEAST_SIDE}; got "
+                f"{self.preprocessing.crop}."
+            )
+        if kind != "timm" and self.encoder.pooling == "own":
+            raise ValueError(f"pooling 'own' is what a timm backbone brings; got backbone {kind!r}.")
+        if self.gate.metric not in self.evaluation.metrics:
+            raise ValueError(
+                f"gate.metric must be one of what the evaluation measures, {self.evaluation.metrics}; got "
+                f"{self.gate.metric!r}."
+            )
         return self
 
     def overridden(self, assignments: list[str]) -> "ExperimentConfig":

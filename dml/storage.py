@@ -182,8 +182,14 @@ def publish(staged_uri: str, final_uri: str, description: Mapping[str, Any]) -> 
         delete(staged_uri)
         return
     write_json(join(staged_uri, MANIFEST), manifest)
-    delete(final_uri)  # a folder without manifest: somebody's unfinished copy
-    os.rename(resolve(staged_uri), resolve(final_uri))
+    try:
+        os.rename(resolve(staged_uri), resolve(final_uri))
+    except OSError:
+        if not is_complete(final_uri):  # somebody's unfinished copy
+            delete(final_uri)
+            os.rename(resolve(staged_uri), resolve(final_uri))
+        else:  # another process published the same a moment ago
+            delete(staged_uri)
 
 
 def seal(uri: str, description: Mapping[str, Any]) -> None:
@@ -250,13 +256,13 @@ def find_version(parent_uri: str, version: str | None, kind: str) -> str:
     """
     name = parent_uri.rsplit("/", 1)[-1]
     chosen = version or current(parent_uri)
+    if chosen is not None and is_complete(join(parent_uri, chosen)):
+        return join(parent_uri, chosen)
     published = [v for v in list_names(parent_uri) if v != POINTER and is_complete(join(parent_uri, v))]
-    if chosen is None or chosen not in published:
-        siblings = list_names(parent_uri.rsplit("/", 1)[0])
-        have = f"{kind} {name!r} has versions {published}" if published else f"there are {siblings}"
-        wanted = f"{name}@{version}" if version else name
-        raise MissingArtifact(f"{kind} {wanted!r} must exist in the store; {have}.")
-    return join(parent_uri, chosen)
+    siblings = list_names(parent_uri.rsplit("/", 1)[0])
+    have = f"{kind} {name!r} has versions {published}" if published else f"there are {siblings}"
+    wanted = f"{name}@{version}" if version else name
+    raise MissingArtifact(f"{kind} {wanted!r} must exist in the store; {have}.")
 
 
 def cache_dir() -> Path:

@@ -233,7 +233,9 @@ def _mlflow_server(store: str, folder: Path, port: int) -> str:
     database, artifacts = f"sqlite:///{folder / 'mlflow.db'}", artifact_root(store)
     return (
         f"mlflow server --host {HOST} --port {port} --workers 1 "
-        f"--backend-store-uri {shlex.quote(database)} --artifacts-destination {shlex.quote(artifacts)}"
+        f"--backend-store-uri {shlex.quote(database)} "
+        # Artefacts by their own address: models made here load without this server too.
+        f"--no-serve-artifacts --default-artifact-root {shlex.quote(artifacts)}"
     )
 
 
@@ -243,6 +245,7 @@ def _own_variables(folder: Path) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "2",  # a user waits for it; the default is 10
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job runner takes 0.6 GB and is not used
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "dml",  # training's progress in the run's own log
         "PYTHONUNBUFFERED": "1",  # logs are read while they grow
     }
 

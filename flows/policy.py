@@ -21,6 +21,8 @@ from prefect.settings import get_current_settings
 P = ParamSpec("P")
 R = TypeVar("R")
 
+logging.getLogger("dml").setLevel(logging.INFO)  # training's progress, also in a run's log
+
 TELL_EVERY_S = 5.0
 RETRY_DELAYS_S = [10.0, 60.0]
 """For stages that read and write remote stores and go on where they stopped; the others repeat nothing."""

@@ -8,13 +8,11 @@ from dml.data.ingest import ingest_config_of
 from dml.refs import IndexRef
 from dml.registry.catalog import find_model
 from dml.retrieval.embed import embed
-from dml.retrieval.index import list_indexes
+from dml.retrieval.index import index_config_of, list_indexes
 from dml.settings import store_uri, tracking_uri
 from flows.index import publish_index_of
 from flows.ingest import ingest_flow
 from flows.policy import run, say, stage, tell
-
-_DEFAULT = IndexConfig()
 
 
 @flow(name="reindex-flow")
@@ -23,7 +21,7 @@ def reindex_flow(
     model: str,
     dataset: str,
     source: IngestConfig | None = None,
-    config: IndexConfig = _DEFAULT,
+    config: IndexConfig | None = None,
     store: str | None = None,
     num_workers: int | None = None,
 ) -> IndexRef:
@@ -34,7 +32,7 @@ def reindex_flow(
         model: NAME (its champion), NAME@ALIAS or NAME/VERSION.
         dataset: NAME, whose source is read again first, or NAME@VERSION, taken as it is.
         source: where NAME comes from; None: from where, and as, it came before.
-        config: the Faiss factory string and probes; by default chosen by size.
+        config: the Faiss factory string and probes; None: as the index was asked for before.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
         num_workers: embedding actors; None: as the amount of new images asks.
     """
@@ -55,4 +53,5 @@ def reindex_flow(
         progress=tell("embed"),
     )
     say(f"{embeddings.rows} embeddings of {fresh.name}@{fresh.version} by package {package.version}")
-    return publish_index_of(embeddings, name, config, root)
+    asked = config or (index_config_of(former) if former is not None else IndexConfig())
+    return publish_index_of(embeddings, name, asked, root)

@@ -12,7 +12,7 @@ from dml.settings import artifact_root, store_uri, tracking_uri
 from dml.training.loop import run_identity
 from dml.training.ray_trainer import train
 from flows.evaluate import evaluate_package
-from flows.policy import announce, say, show_table, stage
+from flows.policy import announce, say, show_link, show_table, stage
 
 
 @flow(name="train-flow")
@@ -49,6 +49,10 @@ def train_flow(
         version = stage(register)(run, chosen.name, trained.package, report.metrics)
     model = _promote_if_better(root, chosen, version, source)
     show_table("model", [{"model": model.name, "version": model.version, "alias": model.alias}], model.reason)
+    if tracking_uri(root).startswith("http"):
+        show_link(
+            "registry", f"{tracking_uri(root)}/#/models/{model.name}/versions/{model.version}", model.name
+        )
     say(f"model {model.name}/{model.version} is {model.alias}: {model.reason}")
     return TrainingReport(model=model, trained=trained, evaluation=report)
 
@@ -58,10 +62,18 @@ def _promote_if_better(store: str, config: ExperimentConfig, new: ModelRef, data
     uri = tracking_uri(store)
     champion = stage(find_champion)(uri, config.name)
     metrics = None if champion is None else champion.metrics
-    if champion is not None and champion.package.dataset != dataset:
+    if champion is not None and not _is_comparable(champion, config.gate.metric, dataset):
         alone = EvaluationConfig(**{**config.evaluation.model_dump(), "baselines": False})
         metrics = evaluate_package(store, champion.package, dataset, alone).metrics
     model = stage(judge)(uri, new, config.gate, metrics)
     if model.promoted and new != model:
         announce("dml.model.promoted", f"mlflow.model.{model.name}", model.model_dump(mode="json"))
     return model
+
+
+def _is_comparable(champion: ModelRef, metric: str, dataset: DatasetRef) -> bool:
+    """Whether the champion's recorded metrics are of this dataset, and have the one the gate asks for."""
+    judged_on = champion.package.dataset
+    return (
+        metric in champion.metrics and judged_on is not None and judged_on.fingerprint == dataset.fingerprint
+    )

@@ -83,7 +83,7 @@ def ingest(config: IngestConfig, store: str, progress: OnProgress | None = None)
         if {row.split for row in rows} != set(split_of.values()) or not rows:
             raise _nothing_valid(config, problems)
         _write_quarantine(storage.join(staged, QUARANTINE), problems)
-        fingerprint = _fingerprint(rows, attributes)
+        fingerprint = _fingerprint(rows, attributes, problems)
         final = storage.join(parent, fingerprint[:12])
         ref = DatasetRef(
             uri=final,
@@ -259,12 +259,15 @@ def _split_sizes(rows: Sequence[Row]) -> dict[str, SplitSize]:
     return {name: SplitSize(rows=num_rows[name], classes=num_classes[name]) for name in sorted(num_rows)}
 
 
-def _fingerprint(rows: Iterable[Row], attributes: Mapping[str, AttributeType]) -> str:
-    """SHA-256 of what the rows say, by id: the same for any order, place and number of workers."""
+def _fingerprint(
+    rows: Iterable[Row], attributes: Mapping[str, AttributeType], problems: Iterable[Problem]
+) -> str:
+    """SHA-256 of the rows and of what was refused: the same for any order, place and number of workers."""
     digest = hashlib.sha256(storage.digest_of(SCHEMA_VERSION, dict(attributes)).encode())
     for row in sorted(rows, key=lambda row: row.sample.id):
         values = [_value(row.sample.attributes.get(name), kind) for name, kind in attributes.items()]
         digest.update(storage.digest_of(row.sample.id, row.sha256, row.label, row.split, values).encode())
+    digest.update(storage.digest_of(sorted([problem.id, problem.reason] for problem in problems)).encode())
     return digest.hexdigest()
 
 

@@ -118,7 +118,7 @@ def _validated(source: Source, sample: Sample, config: IngestConfig) -> tuple[by
         content = source.read(sample.locator)
     except (MissingArtifact, FileNotFoundError) as error:
         raise _Refused("missing file", str(error)) from error
-    except (InvalidData, PermissionError, IsADirectoryError) as error:
+    except (InvalidData, PermissionError, IsADirectoryError, NotADirectoryError, ValueError) as error:
         raise _Refused("unreadable file", str(error)) from error
     if not content:
         raise _Refused("empty file", "0 bytes")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dml.config import BackboneConfig, Conv4Config, TimmConfig, TorchvisionConfig
 from dml.errors import IncompatibleArtifact, MissingArtifact
+from dml.storage import file_digest
 
 
 class Backbone(NamedTuple):
@@ -103,13 +104,24 @@ def _timm(config: TimmConfig, channels: int, pretrained: bool, own_pooling: bool
     network = timm.create_model(
         config.name, pretrained=pretrained, num_classes=0, in_chans=channels, **pooling
     )
-    return Backbone(network, network.num_features)
+    # Some networks, such as MobileNetV3, have a convolution between the last features and the classifier.
+    return Backbone(network, getattr(network, "head_hidden_size", network.num_features))
+
+
+def weights_digest(path: Path) -> str:
+    """Hex SHA-256 of a weights file; raises MissingArtifact when there is none."""
+    _require_weights(path)
+    return file_digest(str(path))
+
+
+def _require_weights(path: Path) -> None:
+    if not path.is_file():
+        raise MissingArtifact(f"The backbone's weights must be a safetensors file; there is none at {path}.")
 
 
 def _load_weights(module: nn.Module, path: Path) -> None:
     """Strictly load a safetensors file; entries of the classifier that was cut off are left out."""
-    if not path.exists():
-        raise MissingArtifact(f"The backbone's weights must be a safetensors file; there is none at {path}.")
+    _require_weights(path)
     target = module.extractor if isinstance(module, _FeatureMap) else module
     wanted = target.state_dict()
     loaded = {k: v for k, v in load_file(path).items() if k in wanted or not k.startswith(_CLASSIFIER_KEYS)}

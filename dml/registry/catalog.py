@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+_MOST_MODELS = 1000
 CHAMPION, CHALLENGER = "champion", "challenger"
 _PACKAGE_TAG, _METRICS_TAG, _REASON_TAG = "dml.package", "dml.metrics", "dml.reason"
 _REQUIREMENTS = ["torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "pyarrow", "pydantic"]
@@ -34,7 +35,8 @@ def register(run: Run, name: str, package: PackageRef, metrics: Mapping[str, flo
     client = connect(run.tracking_uri)
     for model in _versions(client, name):
         if model.package.fingerprint == package.fingerprint and model.package.dataset == package.dataset:
-            return model
+            client.set_model_version_tag(name, str(model.version), _METRICS_TAG, json.dumps(dict(metrics)))
+            return model.model_copy(update={"metrics": dict(metrics)})
     tags = {_PACKAGE_TAG: package.model_dump_json(), _METRICS_TAG: json.dumps(dict(metrics))}
     with as_default(run.tracking_uri):
         import mlflow
@@ -112,9 +114,12 @@ def find_model(tracking_uri: str, name: str) -> ModelRef:
     """
     base, slash, version = name.partition("/")
     base, _, alias = base.partition("@")
-    versions = _versions(connect(tracking_uri), base)
+    client = connect(tracking_uri)
+    versions = _versions(client, base)
+    if versions and not slash:
+        version = str(client.get_registered_model(base).aliases.get(alias or CHAMPION, ""))
     for model in versions:
-        if str(model.version) == version if slash else model.alias == (alias or CHAMPION):
+        if str(model.version) == version:
             return model
     have = [f"{m.name}/{m.version}" + (f" (@{m.alias})" if m.alias else "") for m in versions]
     names = sorted({m.name for m in list_models(tracking_uri)})
@@ -126,7 +131,9 @@ def find_model(tracking_uri: str, name: str) -> ModelRef:
 def list_models(tracking_uri: str) -> list[ModelRef]:
     """Every version of every registered model of ours, newest first within a name."""
     client = connect(tracking_uri)
-    names = sorted(registered.name for registered in client.search_registered_models())
+    names = sorted(
+        registered.name for registered in client.search_registered_models(max_results=_MOST_MODELS)
+    )
     return [model for name in names for model in _versions(client, name)]
 
 
@@ -138,9 +145,11 @@ def _versions(client: "MlflowClient", name: str) -> list[ModelRef]:
 
 
 def _aliases(client: "MlflowClient", name: str) -> dict[str, str]:
-    """Version to alias; a version that is both counts as champion."""
+    """Version to alias; of several, champion comes before challenger, and both before a user's own."""
     by_alias: dict[str, Any] = client.get_registered_model(name).aliases
-    return {str(version): alias for alias, version in sorted(by_alias.items())}
+    rank = {CHAMPION: 2, CHALLENGER: 1}
+    ordered = sorted(by_alias.items(), key=lambda pair: (rank.get(pair[0], 0), pair[0]))
+    return {str(version): alias for alias, version in ordered}
 
 
 def _model_ref(version: "ModelVersion", alias: str | None = None) -> ModelRef:

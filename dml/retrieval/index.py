@@ -67,7 +67,11 @@ def build_index(store: str, name: str, embeddings: EmbeddingsRef, config: IndexC
     )
     staged = storage.staging(uri)
     _write(staged, index, items)
-    storage.publish(staged, uri, {"ref": ref.model_dump(mode="json", exclude={"uri"})})
+    storage.publish(
+        staged,
+        uri,
+        {"ref": ref.model_dump(mode="json", exclude={"uri"}), "config": config.model_dump(mode="json")},
+    )
     return ref
 
 
@@ -176,6 +180,11 @@ def find_index(store: str, name: str) -> IndexRef:
     base, _, version = name.partition("@")
     folder = storage.join(store, "indexes", base)
     return _read_ref(storage.find_version(folder, version or None, "index"))
+
+
+def index_config_of(ref: IndexRef) -> IndexConfig:
+    """How an index version was asked for, to build the next one alike."""
+    return IndexConfig.model_validate(storage.read_manifest(ref.uri)["config"])
 
 
 def list_indexes(store: str) -> list[IndexRef]:

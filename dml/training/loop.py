@@ -19,6 +19,7 @@ from dml.data.batches import TrainingBatches
 from dml.data.dataset import open_mapped, read_rows
 from dml.data.sampler import PKBatchSampler
 from dml.errors import InvalidData, TrainingFailed
+from dml.models.backbones import weights_digest
 from dml.models.encoder import Encoder
 from dml.refs import DatasetRef
 from dml.storage import digest_of
@@ -32,6 +33,13 @@ logger = logging.getLogger(__name__)
 
 CODE_VERSION = 1
 """Part of a run's identity: raise it when the same configuration would train another model."""
+_INDECISIVE = {
+    "num_workers",
+    "threads_per_worker",
+    "checkpoint_every_steps",
+    "log_every_steps",
+    "max_failures",
+}
 
 
 @dataclass(frozen=True)
@@ -84,8 +92,18 @@ class Hooks:
 
 
 def run_identity(config: ExperimentConfig, dataset: DatasetRef) -> str:
-    """Names a run by all that decides its result: equal identity means equal model."""
-    return digest_of(config.model_dump(mode="json"), dataset.fingerprint, CODE_VERSION)[:16]
+    """Names a run by all that decides its result, and by nothing else: equal identity means equal model.
+
+    How it is judged, logged or spread over workers does not decide it; the content of a weights file does,
+    its path does not.
+    """
+    decisive = config.model_dump(
+        mode="json", exclude={"name": True, "evaluation": True, "gate": True, "training": _INDECISIVE}
+    )
+    backbone = config.encoder.backbone
+    if backbone.kind != "conv4" and backbone.weights is not None:
+        decisive["encoder"]["backbone"]["weights"] = weights_digest(backbone.weights)
+    return digest_of(decisive, dataset.fingerprint, CODE_VERSION)[:16]
 
 
 @dataclass(frozen=True)
@@ -180,8 +198,8 @@ def _build(
 ) -> tuple[Encoder, nn.Module, nn.Module]:
     torch.manual_seed(config.seed)
     encoder = initial_encoder(config).to(worker.device)
-    if worker.world_size > 1:
-        synchronise_batch_norm(encoder, worker.device)
+    if worker.world_size > 1 and not config.encoder.freeze_batch_norm:
+        synchronise_batch_norm(encoder)
     if config.training.channels_last:
         encoder = encoder.to(memory_format=torch.channels_last)
     loss = build_loss(config.loss, dim=config.encoder.dim, num_classes=num_classes, seed=config.seed)

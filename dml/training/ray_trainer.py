@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from dml import storage
-from dml.cluster import ray_session
+from dml.cluster import is_remote, num_gpus, ray_session
 from dml.config import ExperimentConfig
 from dml.data.dataset import open_mapped
-from dml.errors import TrainingFailed
+from dml.errors import DmlError, TrainingFailed
 from dml.models.package import save_package
 from dml.refs import DatasetRef, TrainedRef
 from dml.training.loop import Hooks, Outcome, Progress, Worker, initial_encoder, run_identity, train_loop
@@ -41,14 +41,15 @@ def train(
         on_progress: called every `log_every_steps`.
 
     Raises:
-        TrainingFailed: the loss stopped being a number, or the workers died more often than `max_failures`.
+        TrainingFailed: the loss stopped being a number, or the workers refused their settings.
+        RuntimeError: the workers died more often than `max_failures`; starting again goes on.
         InvalidData: the dataset cannot be trained on.
     """
     run = storage.join(store, "runs", run_identity(config, dataset))
     result = storage.join(run, "result.json")
     if not storage.exists(result):
         storage.write_json(storage.join(run, "experiment.json"), config.model_dump(mode="json"))
-        if config.training.num_workers == 1:
+        if config.training.num_workers == 1 and not is_remote():
             _train_here(config, dataset, store, run, on_progress)
         else:
             _train_with_ray(config, dataset, store, run, on_progress)
@@ -98,10 +99,14 @@ def _train_with_ray(
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    training, use_gpu = config.training, _use_gpu(config)
+    training, failure = config.training, storage.join(run, "failure.json")
+    storage.delete(failure)  # of an earlier start whose driver did not live to read it
     filesystem, runs = storage.filesystem(storage.make_folder(storage.join(store, "runs")))
     open_mapped(dataset)  # on one machine the workers find the cache made, instead of racing to make it
     with ray_session(num_cpus=max(training.num_workers, os.cpu_count() or 1)):
+        use_gpu = training.use_gpu
+        if use_gpu is None:  # the cluster's GPUs count, not this machine's
+            use_gpu = num_gpus() >= training.num_workers
         trainer = TorchTrainer(
             _ray_worker,
             train_loop_config={
@@ -123,12 +128,12 @@ def _train_with_ray(
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            raise TrainingFailed(
+            # Not the user's mistake, and a new start may heal it.
+            raise RuntimeError(
                 f"The {training.num_workers} workers must finish; they failed more often than max_failures, "
                 f"{training.max_failures}, last with: {error}. Started again, the run goes on from its last "
                 "checkpoint."
             ) from error
-    failure = storage.join(run, "failure.json")
     if storage.exists(failure):
         message = storage.read_json(failure)["message"]
         storage.delete(failure)
@@ -165,8 +170,8 @@ def _ray_worker(arguments: dict[str, Any]) -> None:
         else:
             with checkpoint.as_directory() as folder:
                 run_loop(Path(folder))
-    except TrainingFailed as error:
-        # Every rank sees the same loss and ends here: Ray would only repeat a failure that cannot heal.
+    except DmlError as error:
+        # Every rank sees the same loss and settings, and ends here: Ray would repeat what cannot heal.
         if worker.rank == 0:
             storage.write_json(storage.join(arguments["run"], "failure.json"), {"message": str(error)})
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, autograd, nn
 
 from dml.errors import InvalidSetting
+from dml.similarity import at_least_float32
 
 
 class _SumOverRanks(autograd.Function):
@@ -47,7 +48,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training and dist.is_initialized() and dist.get_world_size() > 1:
-            normalised = self._normalise(images.float()).to(images.dtype)
+            normalised = self._normalise(at_least_float32(images)).to(images.dtype)
         else:
             normalised = super().forward(images)
         activated: Tensor = self.act(self.drop(normalised))

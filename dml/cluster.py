@@ -61,6 +61,15 @@ def is_remote() -> bool:
 
 def num_gpus() -> int:
     """How many GPUs the open session's cluster has."""
+    return _resource("GPU")
+
+
+def num_cpus() -> int:
+    """How many logical CPUs the open session's cluster has."""
+    return _resource("CPU")
+
+
+def _resource(name: str) -> int:
     import ray
 
-    return int(ray.cluster_resources().get("GPU", 0))
+    return int(ray.cluster_resources().get(name, 0))

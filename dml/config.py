@@ -270,7 +270,7 @@ class OptimizerConfig(Part):
     loss_learning_rate: float | None = Field(None, gt=0, description="None: 100 times the backbone's")
     weight_decay: float = Field(1e-4, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    warmup_steps: int = Field(0, ge=0, description="linear from zero")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear growth to the full rate")
     schedule: Literal["constant", "cosine"] = "cosine"
     clip_norm: float | None = Field(None, gt=0, description="None: gradients are not clipped")
 

@@ -67,7 +67,10 @@ def cars196_squeezenet() -> ExperimentConfig:
         augmentation=AugmentationConfig(random_resized_crop=(0.3, 1.0), horizontal_flip=True),
         encoder=EncoderConfig(backbone=TorchvisionConfig(name="squeezenet1_1"), pooling="avg+max", dim=128),
         sampler=SamplerConfig(classes_per_batch=28, samples_per_class=4),
-        optimizer=OptimizerConfig(learning_rate=1e-4, head_learning_rate=1e-3, warmup_steps=50),
+        loss=ProxyAnchorConfig(),
+        optimizer=OptimizerConfig(
+            learning_rate=4e-4, head_learning_rate=2e-3, loss_learning_rate=1e-2, warmup_steps=50
+        ),
         training=TrainingConfig(num_steps=600),
     )
 

@@ -53,12 +53,6 @@ class PackageRef(Ref):
     initial: "PackageRef | None" = Field(None, description="the same encoder before that training")
 
 
-class CheckpointRef(Ref):
-    """A complete training state at one step; resuming from it equals never having stopped."""
-
-    step: int = Field(ge=0)
-
-
 class TrainedRef(BaseModel):
     """What a finished training run leaves: its package, and how the training went."""
 

@@ -23,6 +23,7 @@ from pyarrow import fs
 
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 
+_ABANDONED_AFTER_S = 24 * 3600.0
 MANIFEST = "manifest.json"
 POINTER = "current.json"
 _HASH_BLOCK_BYTES = 1 << 20
@@ -121,8 +122,12 @@ def make_folder(uri: str) -> str:
 
 
 def staging(final_uri: str) -> str:
-    """A new, private folder next to where an artefact will be published."""
+    """A new, private folder next to where an artefact will be published.
+
+    Staging folders there in which nothing was written for a day are removed: their makers were killed.
+    """
     parent, name = final_uri.rstrip("/").rsplit("/", 1)
+    delete_abandoned(parent, older_than_s=_ABANDONED_AFTER_S)
     return make_folder(join(parent, f".{name}-{uuid.uuid4().hex[:8]}"))
 
 
@@ -132,7 +137,9 @@ def delete_abandoned(parent_uri: str, *, older_than_s: float) -> None:
     oldest = datetime.now(UTC) - timedelta(seconds=older_than_s)
     for entry in filesystem_.get_file_info(fs.FileSelector(path, allow_not_found=True)):
         if entry.type == fs.FileType.Directory and entry.base_name.startswith("."):
-            below = filesystem_.get_file_info(fs.FileSelector(entry.path, recursive=True))
+            below = filesystem_.get_file_info(
+                fs.FileSelector(entry.path, recursive=True, allow_not_found=True)
+            )
             if all(file.mtime is None or file.mtime < oldest for file in [entry, *below]):
                 filesystem_.delete_dir(entry.path)
 

@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 QUARANTINE = "quarantine.parquet"
 # Ray takes some 12 s to start on 2 cores; two threads validate and write that many small images meanwhile.
 _SMALL_SOURCE_ROWS = 25_000
-_ABANDONED_AFTER_S = 24 * 3600
 
 OnProgress = Callable[[int, int], None]
 """Receives how many units are done, and how many there are."""
@@ -72,7 +71,6 @@ def ingest(config: IngestConfig, store: str, progress: OnProgress | None = None)
     attributes = attribute_types([sample.attributes for sample in samples])
 
     parent = storage.join(store, "datasets", config.name)
-    storage.delete_abandoned(parent, older_than_s=_ABANDONED_AFTER_S)
     staged = storage.staging(storage.join(parent, "ingest"))
     try:
         units = _units(config, source, samples, split_of, attributes, staged)

@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -70,9 +69,6 @@ class Run:
 
         entries = [mlflow.entities.Metric(k, v, _now_ms(), step) for k, v in metrics.items()]
         connect(self.tracking_uri).log_batch(self.id, metrics=entries)
-
-    def log_file(self, path: Path) -> None:
-        connect(self.tracking_uri).log_artifact(self.id, str(path))
 
     @contextmanager
     def recording(self) -> Iterator[None]:

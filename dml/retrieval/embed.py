@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dml import storage
-from dml.cluster import ray_session
+from dml.cluster import num_cpus, num_gpus, ray_session
 from dml.data.dataset import fragments, read_fragment
 from dml.data.schema import IMAGE
 from dml.errors import IncompatibleArtifact, InvalidData
@@ -163,13 +163,17 @@ def _with_ray(
     with ray_session(num_cpus=workers + 1):
         import ray.data
 
+        gpus = num_gpus()
+        actors = min(workers, gpus or max(num_cpus() - 1, 1))
+
         ray.data.DataContext.get_current().enable_progress_bars = False
         numbers = ray.data.from_items(list(range(len(units))), override_num_blocks=len(units))
         embedded = numbers.map(
             _Actor,
             fn_constructor_args=(package, previous, units),
-            compute=ray.data.ActorPoolStrategy(size=workers),
+            compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=1,
+            num_gpus=1 if gpus else None,
         )
         for _ in embedded.iter_rows():
             yield

@@ -37,6 +37,8 @@ def gather(embeddings: Tensor, labels: Tensor) -> References:
 def mean_over_ranks(value: Tensor) -> Tensor:
     """The mean of a tensor over all workers, without gradient; every worker must call it."""
     value = value.detach().clone()
+    if not dist.is_initialized():
+        return value
     dist.all_reduce(value)
     return value / dist.get_world_size()
 

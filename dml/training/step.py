@@ -3,12 +3,11 @@
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dml.models.encoder import Encoder
-from dml.training.gather import gather
+from dml.training.gather import gather, mean_over_ranks
 from dml.training.optimizer import clip_gradients
 
 
@@ -50,12 +49,4 @@ def train_step(
     loss.backward()
     clip_gradients(optimizer, clip_norm)
     optimizer.step()
-    return mean_over_workers(loss.detach())
-
-
-def mean_over_workers(value: Tensor) -> float:
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        value = value.clone()
-        dist.all_reduce(value)
-        value /= dist.get_world_size()
-    return float(value)
+    return float(mean_over_ranks(loss.detach()))

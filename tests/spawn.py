@@ -48,10 +48,10 @@ def run_ranks(
 
 def _results(ranks: list[Any], folder: Path, timeout_s: float) -> list[Any]:
     end = time.monotonic() + timeout_s
-    while any(process.is_alive() for process in ranks) and time.monotonic() < end:
+    while (alive := [process for process in ranks if process.is_alive()]) and time.monotonic() < end:
         if any(process.exitcode for process in ranks):
             break  # the others would wait for it until the group's timeout
-        wait([process.sentinel for process in ranks if process.is_alive()], timeout=end - time.monotonic())
+        wait([process.sentinel for process in alive], timeout=max(end - time.monotonic(), 0))
     errors = [path.read_text() for path in sorted(folder.glob("error-*"))]
     missing = [rank for rank in range(len(ranks)) if not (folder / f"result-{rank}").exists()]
     if missing:

@@ -81,6 +81,10 @@ class ModelRef(BaseModel):
     def promoted(self) -> bool:
         return self.alias == "champion"
 
+    def __str__(self) -> str:
+        """As users type it: NAME/VERSION."""
+        return f"{self.name}/{self.version}"
+
 
 class EmbeddingsRef(Ref):
     """A Parquet table made by one package from one dataset: exactly one row per sample id."""
@@ -96,6 +100,7 @@ class IndexRef(Ref):
 
     name: str
     embeddings: EmbeddingsRef
+    model: str = Field("", description="the registered version NAME/VERSION whose package embedded it")
     factory: str = Field(description="the Faiss index_factory string it was built with")
     metric: str = "cosine"
     rows: int

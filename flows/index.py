@@ -4,8 +4,9 @@ from prefect import flow
 
 from dml.config import IndexConfig
 from dml.refs import EmbeddingsRef, IndexRef
+from dml.registry.catalog import find_model
 from dml.retrieval.index import build_index, publish_index
-from dml.settings import store_uri
+from dml.settings import store_uri, tracking_uri
 from flows.embed import embed_flow
 from flows.policy import run, say, show_table, stage
 
@@ -31,13 +32,17 @@ def index_flow(
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
         num_workers: embedding actors; None: as the dataset's size asks.
     """
-    embeddings = run(embed_flow, model, dataset, store, num_workers)
-    return publish_index_of(embeddings, name, config, store_uri(store))
+    root = store_uri(store)
+    version = str(stage(find_model)(tracking_uri(root), model))  # fixed here: the champion may move meanwhile
+    embeddings = run(embed_flow, version, dataset, root, num_workers)
+    return publish_index_of(embeddings, name, config, root, version)
 
 
-def publish_index_of(embeddings: EmbeddingsRef, name: str, config: IndexConfig, store: str) -> IndexRef:
+def publish_index_of(
+    embeddings: EmbeddingsRef, name: str, config: IndexConfig, store: str, model: str
+) -> IndexRef:
     """Build first, publish after: until then searches are answered from the former index."""
-    built = stage(build_index, heals=True)(store, name, embeddings, config)
+    built = stage(build_index, heals=True)(store, name, embeddings, config, model=model)
     stage(publish_index)(store, built)
     show_table("index", [{"index": built.name, "rows": built.rows, "recall@10": built.recall}])
     say(f"index {built.name}@{built.version}: {built.rows} rows, {built.factory}, recall {built.recall:.3f}")

@@ -41,7 +41,8 @@ def reindex_flow(
         recorded = source or ingest_config_of(stage(find_dataset)(root, dataset))
         run(ingest_flow, recorded.model_copy(update={"name": dataset}), root)
     fresh = stage(find_dataset)(root, dataset)
-    package = stage(find_model)(tracking_uri(root), model).package
+    version = stage(find_model)(tracking_uri(root), model)
+    package = version.package
     former = next((ref for ref in stage(list_indexes)(root) if ref.name == name), None)
     same_package = former is not None and former.embeddings.package.fingerprint == package.fingerprint
     embeddings = stage(embed, heals=True)(
@@ -54,4 +55,4 @@ def reindex_flow(
     )
     say(f"{embeddings.rows} embeddings of {fresh.name}@{fresh.version} by package {package.version}")
     asked = config or (index_config_of(former) if former is not None else IndexConfig())
-    return publish_index_of(embeddings, name, asked, root)
+    return publish_index_of(embeddings, name, asked, root, str(version))

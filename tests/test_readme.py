@@ -99,6 +99,7 @@ def test_evaluating_shows_the_baselines(folder, dml):
 def test_searching_finds_the_query_itself_first_and_obeys_the_filter(folder, dml):
     found = dml("search", "query.png", "--index", "shop", "-k", "7", "--where", "split=train")
     assert {"answers", "index", "model"} <= found.keys()
+    assert found["model"].startswith("smoke/")
     assert len(found["answers"]) == 7
     assert {"id", "label", "similarity", "script", "style"} <= found["answers"][0].keys()
     similarities = [answer["similarity"] for answer in found["answers"]]

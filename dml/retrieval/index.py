@@ -27,7 +27,9 @@ _FEWEST_PROBES = 8
 _TRAIN_ROWS_PER_LIST = 100  # 30 to 256 by Faiss' guidelines
 
 
-def build_index(store: str, name: str, embeddings: EmbeddingsRef, config: IndexConfig) -> IndexRef:
+def build_index(
+    store: str, name: str, embeddings: EmbeddingsRef, config: IndexConfig, *, model: str = ""
+) -> IndexRef:
     """Build and store an index version; searches go on using the current one until `publish_index`.
 
     The same embeddings and settings give the same version, built once.
@@ -37,6 +39,7 @@ def build_index(store: str, name: str, embeddings: EmbeddingsRef, config: IndexC
         name: the index's name.
         embeddings: the table to index, whole.
         config: factory string ("auto": Flat below 100,000 rows, IVF beyond), probes, recall measurement.
+        model: the registered version whose package embedded the table, for the reader.
 
     Raises:
         InvalidSetting: a factory string that Faiss cannot follow with these rows.
@@ -61,6 +64,7 @@ def build_index(store: str, name: str, embeddings: EmbeddingsRef, config: IndexC
         fingerprint=fingerprint,
         name=name,
         embeddings=embeddings,
+        model=model,
         factory=factory,
         rows=len(items),
         recall=recall,

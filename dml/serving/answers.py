@@ -31,7 +31,8 @@ class Found:
         return {
             "answers": self.rows(),
             "index": f"{self.index.name}@{self.index.version}",
-            "model": package.version,
+            "model": self.index.model,
+            "package": package.version,
             "plan": self.plan,
         }
 

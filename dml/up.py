@@ -54,7 +54,7 @@ def run_local_stack(
     prefect, mlflow = f"http://{HOST}:{prefect_port}", f"http://{HOST}:{mlflow_port}"
     addresses = {"PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": mlflow, "DML_STORE": store}
     stack = Stack(project, folder / "logs", {**addresses, **_own_variables(folder)})
-    with _sigterm_as_interrupt(), stack.running():
+    with _stopped_by_signals(), stack.running():
         try:
             stack.start("mlflow", _mlflow_server(store, folder, mlflow_port))
             stack.start("prefect", f"prefect server start --host {HOST} --port {prefect_port}")
@@ -199,12 +199,16 @@ def _signal_all(groups: Iterable[int], number: signal.Signals) -> None:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM interrupt; also where a shell started us in the background, deaf to SIGINT."""
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in former:
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def _require_free(port: int, option: str) -> None:

@@ -104,7 +104,7 @@ def test_a_part_that_ignores_sigterm_is_killed_after_the_grace(
 
 def test_sigterm_ends_the_body_like_ctrl_c():
     former = signal.getsignal(signal.SIGTERM)
-    with up._sigterm_as_interrupt(), pytest.raises(KeyboardInterrupt):
+    with up._stopped_by_signals(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is former
 

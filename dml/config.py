@@ -167,16 +167,23 @@ class SamplerConfig(Part):
         return self.classes_per_batch * self.samples_per_class
 
 
+Mining = Literal[
+    "all", "random", "batch-hard", "semi-hard", "soft-hard", "distance-weighted", "n-pair", "multi-similarity"
+]
+"""How a batch's tuples are chosen; `dml.losses.mining` describes each."""
+
+
 class ContrastiveConfig(Part):
     kind: Literal["contrastive"] = "contrastive"
     positive_margin: float = Field(0.0, ge=0, description="distance below which positives rest")
     negative_margin: float = Field(1.0, gt=0, le=2, description="distance beyond which negatives rest")
     squared: bool = Field(True, description="squared hinges, as Hadsell et al.")
+    mining: Mining = "all"
 
 
 class TripletConfig(Part):
     kind: Literal["triplet"] = "triplet"
-    mining: Literal["all", "batch-hard", "semi-hard"] = "semi-hard"
+    mining: Mining = "semi-hard"
     margin: float | None = Field(0.2, gt=0, le=4, description="None: soft margin, log(1 + exp)")
     squared: bool = Field(True, description="squared Euclidean distance, as FaceNet")
 

@@ -57,14 +57,15 @@ def contrastive(
 
 
 def triplet(x: Tensor, labels: Tensor, *, mining: str, margin: float | None, squared: bool) -> Tensor:
-    measure = squared_distance if squared else distance
+    # Squared without a hinge: its gradient at coincident points runs along them, and moves nothing.
+    measure = (lambda a, b: 2 - 2 * similarity(a, b)) if squared else distance
     penalties = []
     for i in range(len(x)):
         to_positives = [measure(x[i], x[p]) for p in positives(labels, i)]
         to_negatives = [measure(x[i], x[n]) for n in negatives(labels, i)]
         if mining == "batch-hard" and to_positives and to_negatives:
-            to_positives = [torch.stack(to_positives).amax()]
-            to_negatives = [torch.stack(to_negatives).amin()]
+            to_positives = [max(to_positives)]  # of equals the first
+            to_negatives = [min(to_negatives)]
         for positive in to_positives:
             for negative in to_negatives:
                 gap = positive - negative

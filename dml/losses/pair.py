@@ -1,11 +1,19 @@
 """Losses over pairs: every anchor against its positives and its negatives."""
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
-from dml.losses.blocks import Pairs, log_one_plus_sum_exp, sum_over_anchors
+from dml.losses.blocks import Pairs, Totals, average_over_anchors, log_one_plus_sum_exp
+from dml.losses.mining import (
+    Chance,
+    KeepMultiSimilarity,
+    MinedLoss,
+    Miner,
+    Mining,
+    Tuples,
+    keep_all,
+    miner_of,
+)
 from dml.losses.references import References
 from dml.similarity import distances
 
@@ -18,6 +26,8 @@ def contrastive_loss(
     positive_margin: float = 0.0,
     negative_margin: float = 1.0,
     squared: bool = True,
+    mining: Mining | Miner = "all",
+    chance: Chance | None = None,
     block_rows: int | None = None,
 ) -> Tensor:
     """Positives are drawn within one margin, negatives pushed beyond another; each kind's mean, summed.
@@ -32,6 +42,8 @@ def contrastive_loss(
         positive_margin: Euclidean distance below which positives rest.
         negative_margin: Euclidean distance beyond which negatives rest, (0, 2].
         squared: squares the hinges, as the paper; False is pytorch-metric-learning's.
+        mining: which pairs count: a name of `dml.losses.mining.MINING`, or a miner.
+        chance: of the miners that draw; None: always the same draws.
         block_rows: anchors at a time; None chooses.
 
     Returns:
@@ -41,23 +53,28 @@ def contrastive_loss(
     without its halves.
     """
     references = References.of(embeddings, labels, references)
-    terms = partial(
-        _contrastive_terms, positive_margin=positive_margin, negative_margin=negative_margin, squared=squared
-    )
-    totals = sum_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
-    return references.average(totals[:2], totals[2:]).sum()
+    miner = miner_of(mining, dim=embeddings.shape[1])
+    chance = chance or Chance.of_first_call(labels)
+
+    def terms(pairs: Pairs) -> Totals:
+        tuples = miner(pairs, chance)
+        near = pairs.positives[tuples.is_kept]
+        hinges = [
+            (distances(near) - positive_margin).clamp_min(0),
+            (negative_margin - distances(_within(tuples, negative_margin))).clamp_min(0),
+        ]
+        counts = torch.stack([torch.count_nonzero(hinge).to(hinge.dtype) for hinge in hinges])
+        return Totals(torch.stack([(h.square() if squared else h).sum() for h in hinges]), counts)
+
+    return average_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
 
 
-def _contrastive_terms(
-    pairs: Pairs, *, positive_margin: float, negative_margin: float, squared: bool
-) -> Tensor:
-    # Most negatives are at rest: only those that may not be are looked at, a hair more than will count.
-    near = pairs.negatives & (pairs.similarities > 1 - 0.5 * negative_margin**2 - 1e-6)
-    attracted = (distances(pairs.positive_similarities[pairs.positives]) - positive_margin).clamp_min(0)
-    repelled = (negative_margin - distances(pairs.similarities[near])).clamp_min(0)
-    num_active = [torch.count_nonzero(hinge).to(hinge.dtype) for hinge in (attracted, repelled)]
-    hinges = [(hinge.square() if squared else hinge).sum() for hinge in (attracted, repelled)]
-    return torch.stack(hinges + num_active)
+def _within(tuples: Tuples, distance: float) -> Tensor:
+    """The similarities of the kept negatives that may be closer than a distance, a hair more than are."""
+    if tuples.paired:
+        return tuples.negatives[tuples.is_kept]
+    # Most negatives of a batch are at rest, and the few others are quickly gathered.
+    return tuples.negatives[tuples.negatives > 1 - 0.5 * distance**2 - 1e-6]
 
 
 def multi_similarity_loss(
@@ -90,43 +107,33 @@ def multi_similarity_loss(
     Source: Wang et al. 2019, arXiv:1904.06627, eq. 11-15; github.com/msight-tech/research-ms-loss.
     """
     references = References.of(embeddings, labels, references)
-    terms = partial(_multi_similarity_terms, alpha=alpha, beta=beta, base=base, epsilon=epsilon)
-    totals = sum_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
-    return totals[0] / len(labels)
+    miner = keep_all if epsilon is None else KeepMultiSimilarity(epsilon)
+    chance = Chance.of_first_call(labels)
+
+    def terms(pairs: Pairs) -> Totals:
+        tuples = miner(pairs, chance)
+        attracting = (-alpha * (pairs.positives - base)).masked_fill(~tuples.is_kept, -torch.inf)
+        repelling = beta * (tuples.negatives - base)
+        losses = log_one_plus_sum_exp(attracting) / alpha + log_one_plus_sum_exp(repelling) / beta
+        return Totals(losses.sum()[None], losses.new_tensor([len(losses)]))
+
+    return average_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
 
 
-def _multi_similarity_terms(
-    pairs: Pairs, *, alpha: float, beta: float, base: float, epsilon: float | None
-) -> Tensor:
-    positives, negatives = pairs.positives, pairs.negatives
-    if epsilon is not None:
-        positives, negatives = _mine_pairs(pairs, epsilon)
-    attracting = (-alpha * (pairs.positive_similarities - base)).masked_fill(~positives, -torch.inf)
-    repelling = (beta * (pairs.similarities - base)).masked_fill(~negatives, -torch.inf)
-    losses = log_one_plus_sum_exp(attracting) / alpha + log_one_plus_sum_exp(repelling) / beta
-    return losses.sum()[None]
-
-
-@torch.no_grad()
-def _mine_pairs(pairs: Pairs, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Masks of the positives and negatives that are hard relative to the anchor's other pairs."""
-    farthest_positive = pairs.positive_similarities.masked_fill(~pairs.positives, torch.inf).amin(1, True)
-    closest_negative = pairs.similarities.masked_fill(~pairs.negatives, -torch.inf).amax(1, True)
-    positives = pairs.positives & (pairs.positive_similarities < closest_negative + epsilon)
-    negatives = pairs.negatives & (pairs.similarities > farthest_positive - epsilon)
-    return positives, negatives
-
-
-class Contrastive(nn.Module):
+class Contrastive(MinedLoss):
     """`contrastive_loss` as a module."""
 
     def __init__(
-        self, positive_margin: float = 0.0, negative_margin: float = 1.0, *, squared: bool = True
+        self,
+        positive_margin: float = 0.0,
+        negative_margin: float = 1.0,
+        *,
+        squared: bool = True,
+        mining: Mining | Miner = "all",
+        seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.positive_margin = positive_margin
-        self.negative_margin = negative_margin
-        self.squared = squared
+        super().__init__(mining, seed)
+        self.positive_margin, self.negative_margin, self.squared = positive_margin, negative_margin, squared
 
     def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
         return contrastive_loss(
@@ -136,6 +143,8 @@ class Contrastive(nn.Module):
             positive_margin=self.positive_margin,
             negative_margin=self.negative_margin,
             squared=self.squared,
+            mining=self.mining,
+            chance=self.next_chance(),
         )
 
 

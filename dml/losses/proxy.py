@@ -1,12 +1,13 @@
 """Losses with one learnt proxy per class."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from dml.losses.blocks import Pairs, log_one_plus_sum_exp, log_sum_exp, sum_over_anchors
+from dml.losses.blocks import Pairs, Totals, average_over_anchors, log_one_plus_sum_exp, log_sum_exp
 from dml.losses.references import References
 from dml.similarity import at_least_float32, cosine_similarities, squared_distances
 
@@ -46,23 +47,20 @@ def proxy_anchor_loss(
     rank = references.first_row // len(labels)
     classes = torch.arange(len(proxies), device=proxies.device).tensor_split(world_size)[rank]
     anchors = nn.functional.normalize(at_least_float32(proxies[classes]))
-    totals = sum_over_anchors(
+    return average_over_anchors(
         partial(_proxy_anchor_terms, margin=margin, scale=scale),
         anchors,
         classes,
-        references,
-        anchors_are_references=False,
+        replace(references, contain_anchors=False),
         block_rows=block_rows,
     )
-    return references.average(totals[:2], totals[2:]).sum()
 
 
-def _proxy_anchor_terms(pairs: Pairs, *, margin: float, scale: float) -> Tensor:
-    attracting = (-scale * (pairs.positive_similarities - margin)).masked_fill(~pairs.positives, -torch.inf)
-    repelling = (scale * (pairs.similarities + margin)).masked_fill(~pairs.negatives, -torch.inf)
+def _proxy_anchor_terms(pairs: Pairs, *, margin: float, scale: float) -> Totals:
+    attracting = (-scale * (pairs.positives - margin)).masked_fill(~pairs.is_positive, -torch.inf)
+    repelling = scale * (pairs.negatives + margin)
     losses = torch.stack([log_one_plus_sum_exp(attracting).sum(), log_one_plus_sum_exp(repelling).sum()])
-    num_proxies = losses.new_tensor([pairs.positives.any(1).sum(), len(pairs.negatives)])
-    return torch.cat([losses, num_proxies])
+    return Totals(losses, losses.new_tensor([pairs.is_positive.any(1).sum(), len(pairs.negatives)]))
 
 
 def proxy_softmax_loss(

@@ -26,7 +26,9 @@ class References:
     labels: Tensor
     """(W*B,) int64 class ids."""
     first_row: int = 0
-    """Where this rank's first anchor stands among the references."""
+    """Where this rank's first anchor stands among all ranks' anchors."""
+    contain_anchors: bool = True
+    """Whether all ranks' anchors are the references; False for strangers to them, as a memory's."""
     mean_over_ranks: Callable[[Tensor], Tensor] = alone
     """Averages a tensor over ranks, without gradient; every rank must call it equally often."""
 
@@ -44,7 +46,7 @@ class References:
             )
         if given is None:
             return cls(embeddings, labels)
-        if given.first_row + len(labels) > len(given.labels):
+        if given.contain_anchors and given.first_row + len(labels) > len(given.labels):
             raise ValueError(
                 f"references must contain the anchors; got {len(labels)} anchors at row {given.first_row} of "
                 f"{len(given.labels)}. Build them with dml.training.gather.gather."

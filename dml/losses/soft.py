@@ -6,7 +6,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from dml.losses.blocks import Pairs, log_sum_exp, softplus, sum_over_anchors
+from dml.losses.blocks import (
+    Pairs,
+    Totals,
+    average_over_anchors,
+    log_sum_exp,
+    softplus,
+    total_and_count,
+)
 from dml.losses.references import References
 from dml.similarity import distances
 
@@ -35,23 +42,18 @@ def supervised_contrastive_loss(
     """
     references = References.of(embeddings, labels, references)
     terms = partial(_supervised_contrastive_terms, temperature=temperature)
-    total, count = sum_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
-    return references.average(total, count)
+    return average_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
 
 
-def _supervised_contrastive_terms(pairs: Pairs, *, temperature: float) -> Tensor:
-    near = pairs.positive_similarities / temperature
-    others = torch.cat(
-        [
-            near.masked_fill(~pairs.positives, -torch.inf),
-            (pairs.similarities / temperature).masked_fill(~pairs.negatives, -torch.inf),
-        ],
-        dim=1,
-    )
-    num_positives = pairs.positives.sum(1)
-    mean_near = (near * pairs.positives).sum(1) / num_positives.clamp_min(1)
-    valid = num_positives > 0
-    return _total_and_count(log_sum_exp(others) - mean_near, valid)
+def _supervised_contrastive_terms(pairs: Pairs, *, temperature: float) -> Totals:
+    near = pairs.positives / temperature
+    of_positives = log_sum_exp(near.masked_fill(~pairs.is_positive, -torch.inf))
+    of_negatives = log_sum_exp(pairs.negatives / temperature)
+    # Of all others: log(e^a + e^b) = a + log(1 + e^(b - a)).
+    of_others = of_positives + softplus(of_negatives - of_positives) * (pairs.num_negatives > 0)
+    num_positives = pairs.is_positive.sum(1)
+    mean_near = (near * pairs.is_positive).sum(1) / num_positives.clamp_min(1)
+    return total_and_count(of_others - mean_near, num_positives > 0)
 
 
 def nt_xent_loss(
@@ -80,16 +82,14 @@ def nt_xent_loss(
     """
     references = References.of(embeddings, labels, references)
     terms = partial(_nt_xent_terms, temperature=temperature)
-    total, count = sum_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
-    return references.average(total, count)
+    return average_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
 
 
-def _nt_xent_terms(pairs: Pairs, *, temperature: float) -> Tensor:
-    far = (pairs.similarities / temperature).masked_fill(~pairs.negatives, -torch.inf)
-    gap = log_sum_exp(far)[:, None] - pairs.positive_similarities / temperature
+def _nt_xent_terms(pairs: Pairs, *, temperature: float) -> Totals:
+    gap = log_sum_exp(pairs.negatives / temperature)[:, None] - pairs.positives / temperature
     # A positive without negatives is certain: its loss is 0, yet it is a pair and counts.
-    losses = softplus(gap) * pairs.negatives.any(1, keepdim=True)
-    return _total_and_count(losses, pairs.positives)
+    losses = softplus(gap) * (pairs.num_negatives > 0)[:, None]
+    return total_and_count(losses, pairs.is_positive)
 
 
 def circle_loss(
@@ -118,15 +118,15 @@ def circle_loss(
     """
     references = References.of(embeddings, labels, references)
     terms = partial(_circle_terms, margin=margin, scale=scale)
-    total, count = sum_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
-    return references.average(total, count)
+    return average_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
 
 
-def _circle_terms(pairs: Pairs, *, margin: float, scale: float) -> Tensor:
-    near, far = pairs.positive_similarities, pairs.similarities
+def _circle_terms(pairs: Pairs, *, margin: float, scale: float) -> Totals:
+    near, far = pairs.positives, pairs.negatives
     attracting = -scale * (1 + margin - near.detach()).clamp_min(0) * (near - (1 - margin))
-    repelling = scale * (far.detach() + margin).clamp_min(0) * (far - margin)
-    return _both_kinds(pairs, attracting, repelling, softplus)
+    # Not 0 where a negative is at its optimum: 0 times the -inf at rest is no number.
+    weights = (far.detach() + margin).clamp_min_(1e-30).mul_(scale)
+    return _both_kinds(pairs, attracting, weights * (far - margin), softplus)
 
 
 def generalised_lifted_loss(
@@ -153,28 +153,21 @@ def generalised_lifted_loss(
     """
     references = References.of(embeddings, labels, references)
     terms = partial(_generalised_lifted_terms, margin=margin)
-    total, count = sum_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
-    return references.average(total, count)
+    return average_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
 
 
-def _generalised_lifted_terms(pairs: Pairs, *, margin: float) -> Tensor:
-    return _both_kinds(
-        pairs, distances(pairs.positive_similarities), margin - distances(pairs.similarities), torch.relu
-    )
+def _generalised_lifted_terms(pairs: Pairs, *, margin: float) -> Totals:
+    return _both_kinds(pairs, distances(pairs.positives), margin - distances(pairs.negatives), torch.relu)
 
 
 def _both_kinds(
     pairs: Pairs, attracting: Tensor, repelling: Tensor, penalty: Callable[[Tensor], Tensor]
-) -> Tensor:
+) -> Totals:
     """`penalty` of the two soft maxima's sum, of anchors that have a positive and a negative."""
-    attraction = log_sum_exp(attracting.masked_fill(~pairs.positives, -torch.inf))
-    repulsion = log_sum_exp(repelling.masked_fill(~pairs.negatives, -torch.inf))
-    valid = pairs.positives.any(1) & pairs.negatives.any(1)
-    return _total_and_count(penalty(attraction + repulsion), valid)
-
-
-def _total_and_count(losses: Tensor, valid: Tensor) -> Tensor:
-    return torch.stack([(losses * valid).sum(), valid.sum().to(losses.dtype)])
+    attraction = log_sum_exp(attracting.masked_fill(~pairs.is_positive, -torch.inf))
+    repulsion = log_sum_exp(repelling)
+    valid = pairs.is_positive.any(1) & (pairs.num_negatives > 0)
+    return total_and_count(penalty(attraction + repulsion), valid)
 
 
 class SupCon(nn.Module):

@@ -1,0 +1,312 @@
+"""Which pairs and triplets of a block a loss learns from, without listing them.
+
+A miner keeps some positives and negatives of every anchor, or draws one negative for each kept positive.
+What is drawn depends on the seed, the number of the call and the anchor's place in the global batch alone:
+any number of workers draws the same tuples.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+
+from dml.losses.blocks import AT_REST, Pairs
+from dml.similarity import distances
+
+Mining = Literal[
+    "all", "random", "batch-hard", "semi-hard", "soft-hard", "distance-weighted", "n-pair", "multi-similarity"
+]
+MINING: tuple[Mining, ...] = get_args(Mining)
+"""The names of all miners."""
+
+
+@dataclass(frozen=True)
+class Chance:
+    """Uniform numbers as a function of (seed, call, anchor, slot): the same for any W and when recomputed."""
+
+    seed: int
+    call: Tensor
+    """() int64, how many times the loss has drawn before."""
+
+    @classmethod
+    def of_first_call(cls, like: Tensor) -> Self:
+        """The chance of a loss that has not drawn yet, on the device of a tensor."""
+        return cls(0, torch.zeros((), dtype=torch.int64, device=like.device))
+
+    def uniform(self, anchors: Tensor, num_slots: int, purpose: int) -> Tensor:
+        """(A, num_slots) float32 in [0, 1), multiples of 2**-24, for the anchors' global rows (A,)."""
+        slots = torch.arange(num_slots, device=anchors.device)
+        state = _mix(torch.full_like(slots[:1], self.seed) + self.call * 0x632BE59BD9B4E019 + purpose)
+        bits = _mix(_mix(state + anchors * -0x61C8864680B583EB)[:, None] + slots)
+        return ((bits >> 40) & 0xFFFFFF).float() * 2.0**-24
+
+
+def _mix(values: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64, whose products wrap; Steele, Lea and Flood 2014, OOPSLA, sec. 4."""
+    values = (values ^ ((values >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    values = (values ^ ((values >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return values ^ ((values >> 31) & 0x1FFFFFFFF)
+
+
+@dataclass(frozen=True)
+class Tuples:
+    """What a miner keeps of a block."""
+
+    negatives: Tensor
+    """(A, R) similarities, -inf where there is no kept negative; or (A, P) with `paired`."""
+    is_kept: Tensor
+    """(A, P) bool, the kept positives."""
+    paired: bool
+    """Whether `negatives` holds one negative for each positive, instead of all for all."""
+
+
+Miner = Callable[[Pairs, Chance], Tuples]
+"""A custom miner: from a block and its chance to the tuples it keeps; differentiable in the similarities."""
+
+
+def keep_all(pairs: Pairs, _: Chance) -> Tuples:
+    """Naive sampling: every positive with every negative."""
+    return Tuples(pairs.negatives, pairs.is_positive, paired=False)
+
+
+def draw_random(pairs: Pairs, chance: Chance) -> Tuples:
+    """Naive sampling, thinned: each positive with one negative, drawn uniformly."""
+    return _paired(pairs, pairs.is_positive, _draw(_is_negative(pairs), pairs, chance))
+
+
+def keep_batch_hard(pairs: Pairs, _: Chance) -> Tuples:
+    """Each anchor's farthest positive and closest negative. Hermans et al. 2017, arXiv:1703.07737, eq. 5."""
+    farthest = pairs.positives.detach().masked_fill(~pairs.is_positive, torch.inf).argmin(1, keepdim=True)
+    closest = pairs.negatives.detach().argmax(1, keepdim=True)
+    return _paired(pairs, _only(farthest, pairs), closest.expand_as(pairs.columns))
+
+
+@dataclass(frozen=True)
+class DrawSemiHard:
+    """Each positive with one negative that is farther, but within the margin; no such negative, no tuple.
+
+    Schroff et al. 2015, arXiv:1503.03832, sec. 3.2, with a uniform draw among the semi-hard.
+
+    Args:
+        margin: of distance.
+        squared: whether the margin is one of squared Euclidean distances.
+    """
+
+    margin: float = 0.2
+    squared: bool = True
+
+    def __call__(self, pairs: Pairs, chance: Chance) -> Tuples:
+        near = pairs.positives.detach()
+        far = beyond_margin(near, self.margin, squared=self.squared)
+        drawn, found = [], []
+        for slot in range(near.shape[1]):
+            between = _sign_of_positive(pairs.negatives.detach() - far[:, slot, None])
+            between *= _sign_of_positive(near[:, slot, None] - pairs.negatives.detach())
+            column, some = _draw_weighted(between, chance.uniform(pairs.rows, near.shape[1], slot)[:, :1])
+            drawn.append(column)
+            found.append(some)
+        kept = pairs.is_positive & torch.stack(found, 1)
+        return _paired(pairs, kept, torch.cat(drawn, 1))
+
+
+def draw_soft_hard(pairs: Pairs, chance: Chance) -> Tuples:
+    """One triplet an anchor: uniform among the hard, not the hardest.
+
+    The negative is drawn from those closer than the farthest positive, the positive from those farther than
+    the closest negative; where there are none, from all. Roth et al. 2020, arXiv:2002.08473, app. on mining.
+    """
+    positives = pairs.positives.detach()
+    farthest = positives.masked_fill(~pairs.is_positive, torch.inf).amin(1, keepdim=True)
+    closest = pairs.negatives.detach().amax(1, keepdim=True)
+    hard = pairs.is_positive & (positives < closest)
+    hard = torch.where(hard.any(1, keepdim=True), hard, pairs.is_positive)
+    uniform = chance.uniform(pairs.rows, 2, 0)
+    positive, _ = _draw_weighted(hard.to(positives.dtype), uniform[:, :1])
+    hard_negatives = _or_all(_sign_of_positive(pairs.negatives.detach() - farthest), pairs)
+    negative, _ = _draw_weighted(hard_negatives, uniform[:, 1:])
+    return _paired(pairs, _only(positive, pairs), negative.expand_as(pairs.columns))
+
+
+@dataclass(frozen=True)
+class DrawDistanceWeighted:
+    """Each positive with one negative, drawn so that all distances are equally likely.
+
+    The chance is 1 / q(d), q(d) = d^(D-2) (1 - d^2/4)^((D-3)/2), the density of distances on the sphere; no
+    closer than `cutoff`, none beyond `farthest`; uniform among all where every negative is beyond. Each
+    anchor's weights are relative to its own largest: relative to the batch's, at D >= 512 those of most
+    anchors vanish in float32.
+
+    Args:
+        dim: D.
+        cutoff: smaller distances count as this one.
+        farthest: negatives beyond it are not drawn; 2: all may be.
+
+    Source: Wu et al. 2017, arXiv:1706.07567, sec. 3.3 (0.5 and 1.4 in the authors' code).
+    """
+
+    dim: int
+    cutoff: float = 0.5
+    farthest: float = 1.4
+
+    def __call__(self, pairs: Pairs, chance: Chance) -> Tuples:
+        least, most = 1 - self.farthest**2 / 2, 1 - self.cutoff**2 / 2
+        similarities = pairs.negatives.detach()
+        log_weights = self._log_weights(similarities.clamp(max(least, -1 + 1e-6), most))
+        weights = log_weights.sub_(log_weights.amax(1, keepdim=True)).exp_()
+        # At or beyond the farthest, weight 0; what is no negative is farther than everything.
+        weights *= _sign_of_positive(similarities - least)
+        return _paired(pairs, pairs.is_positive, _draw(_or_all(weights, pairs), pairs, chance))
+
+    def _log_weights(self, similarities: Tensor) -> Tensor:
+        # d^2 = 2 - 2s and 1 - d^2/4 = (1 + s) / 2, both up to a factor.
+        near = (1 - similarities).log_().mul_(-0.5 * (self.dim - 2))
+        return near.add_((1 + similarities).log_(), alpha=-0.5 * (self.dim - 3))
+
+
+def keep_n_pairs(pairs: Pairs, _: Chance) -> Tuples:
+    """N-pair tuples: of each class the first image with the second, against the seconds of other classes.
+
+    With K images of a class likewise the third with the fourth, and so on. Sohn 2016, NIPS, sec. 3.2.
+    """
+    turns = pairs.turns()
+    turn = turns[pairs.rows, None]
+    kept = pairs.is_positive & (turn % 2 == 0) & (turns[pairs.columns] == turn + 1)
+    allowed = (turns == turn + 1) & kept.any(1, keepdim=True)
+    return Tuples(pairs.negatives + allowed.to(pairs.negatives.dtype).log_(), kept, paired=False)
+
+
+@dataclass(frozen=True)
+class KeepMultiSimilarity:
+    """Positives farther than the closest negative, negatives closer than the farthest positive, with slack.
+
+    Wang et al. 2019, arXiv:1904.06627, eq. 11 and 12.
+
+    Args:
+        epsilon: the slack, of cosine similarity.
+    """
+
+    epsilon: float = 0.1
+
+    def __call__(self, pairs: Pairs, _: Chance) -> Tuples:
+        with torch.no_grad():
+            closest = pairs.negatives.amax(1, keepdim=True)
+            least = pairs.positives.masked_fill(~pairs.is_positive, torch.inf).amin(1, keepdim=True)
+            least = (least - self.epsilon).clamp(-3, 3)  # beyond any similarity, yet finite
+        # What is not above `least` is at rest; in threshold's terms, so that no mask is made of the matrix.
+        kept = nn.functional.threshold(pairs.negatives - least, 0.0, AT_REST) + least
+        return Tuples(kept, pairs.is_positive & (pairs.positives < closest + self.epsilon), paired=False)
+
+
+def miner_of(mining: Mining | Miner, *, dim: int, margin: float | None = 0.2, squared: bool = True) -> Miner:
+    """The miner of a name with its paper's settings; a miner is itself.
+
+    Args:
+        mining: a name of `MINING`, or a miner.
+        dim: D, for distance-weighted sampling.
+        margin: of semi-hard negatives.
+        squared: whether that margin is one of squared distances.
+
+    Raises:
+        ValueError: no such name, or semi-hard mining without a margin.
+    """
+    if callable(mining):
+        return mining
+    if mining not in MINING:
+        raise ValueError(f"mining must be one of {', '.join(MINING)}, or a miner; got {mining!r}.")
+    if mining == "semi-hard":
+        if margin is None:
+            raise ValueError(
+                "Semi-hard negatives are those within the margin, so it must be a number; got None. "
+                'Give a margin, or mine "batch-hard" or "all".'
+            )
+        return DrawSemiHard(margin, squared)
+    named: dict[str, Miner] = {
+        "all": keep_all,
+        "random": draw_random,
+        "batch-hard": keep_batch_hard,
+        "soft-hard": draw_soft_hard,
+        "distance-weighted": DrawDistanceWeighted(dim),
+        "n-pair": keep_n_pairs,
+        "multi-similarity": KeepMultiSimilarity(),
+    }
+    return named[mining]
+
+
+class MinedLoss(nn.Module):
+    """A loss whose miner may draw: it counts its calls, and `state_dict` resumes the count.
+
+    Args:
+        mining: a name of `MINING`, or a miner.
+        seed: of what is drawn.
+        margin: of semi-hard negatives.
+    """
+
+    num_calls: Tensor
+
+    def __init__(self, mining: Mining | Miner, seed: int, *, margin: float | None = 0.2) -> None:
+        super().__init__()
+        miner_of(mining, dim=4, margin=margin)  # refuses now what it would refuse at the first batch
+        self.mining, self.seed = mining, seed
+        self.register_buffer("num_calls", torch.zeros((), dtype=torch.int64))
+
+    def next_chance(self) -> Chance:
+        """The chance of this call; in training the next call has another."""
+        chance = Chance(self.seed, self.num_calls.clone())
+        if self.training:
+            self.num_calls += 1
+        return chance
+
+
+def beyond_margin(similarities: Tensor, margin: float, *, squared: bool) -> Tensor:
+    """The similarity at which a negative is farther than a positive of such similarity by the margin."""
+    if squared:
+        return similarities - 0.5 * margin
+    return 1 - 0.5 * (distances(similarities) + margin).square()
+
+
+def _paired(pairs: Pairs, kept: Tensor, columns: Tensor) -> Tuples:
+    """Each kept positive with the negative of its column; anchors without negatives keep nothing."""
+    kept = kept & (pairs.num_negatives > 0)[:, None]
+    return Tuples(pairs.negatives.gather(1, columns), kept, paired=True)
+
+
+def _only(slot: Tensor, pairs: Pairs) -> Tensor:
+    """(A, P) bool: the positives of the slots (A, 1) and no other."""
+    return torch.zeros_like(pairs.is_positive).scatter_(1, slot, True) & pairs.is_positive
+
+
+def _is_negative(pairs: Pairs) -> Tensor:
+    """(A, R) 1 where there is a negative, else 0."""
+    return _sign_of_positive(pairs.negatives.detach() + 2)
+
+
+def _or_all(weights: Tensor, pairs: Pairs) -> Tensor:
+    """The weights; in rows without any, equal ones for all negatives."""
+    none = ~(weights.amax(1) > 0)
+    if none.any():
+        weights[none] = _is_negative(pairs)[none]
+    return weights
+
+
+def _sign_of_positive(values: Tensor) -> Tensor:
+    """1 where positive, else 0, of the values' own memory; a comparison costs three times as much."""
+    return values.relu_().sign_()
+
+
+def _draw(weights: Tensor, pairs: Pairs, chance: Chance) -> Tensor:
+    """(A, P) columns, one for each positive, drawn by the weights (A, R)."""
+    return _draw_weighted(weights, chance.uniform(pairs.rows, pairs.columns.shape[1], 0))[0]
+
+
+def _draw_weighted(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns (A, S) drawn by weights (A, R) >= 0 with uniform numbers (A, S), and which rows have any (A,).
+
+    A column of weight 0 is never drawn while the row has another.
+    """
+    sums = weights.cumsum(1)
+    total = sums[:, -1:]
+    # Below the total even after rounding: else the draw would fall behind the last weight.
+    target = torch.minimum(uniform.to(sums.dtype) * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(sums, target, right=True).clamp_max(weights.shape[1] - 1), total[:, 0] > 0

@@ -196,6 +196,50 @@ class TripletConfig(Part):
         return self
 
 
+class MarginConfig(Part):
+    kind: Literal["margin"] = "margin"
+    alpha: float = Field(0.2, gt=0, le=2, description="half the gap, of Euclidean distance")
+    beta: float = Field(1.2, gt=0, le=2, description="the boundary to start from")
+    nu: float = Field(0.0, ge=0, description="weight of the boundaries")
+    per_class: bool = Field(False, description="a boundary for each class, instead of one")
+    learn_beta: bool = True
+    mining: Mining = "distance-weighted"
+
+
+class NPairConfig(Part):
+    kind: Literal["n-pair"] = "n-pair"
+    scale: float = Field(
+        16.0,
+        gt=0,
+        description="of inner products; the paper's 1 is for embeddings of any length, not unit ones",
+    )
+
+
+class LiftedStructureConfig(Part):
+    kind: Literal["lifted-structure"] = "lifted-structure"
+    margin: float = Field(1.0, gt=0, le=2, description="of Euclidean distance")
+
+
+class RankedListConfig(Part):
+    kind: Literal["ranked-list"] = "ranked-list"
+    boundary: float = Field(1.2, gt=0, le=2, description="negatives rest beyond this distance")
+    margin: float = Field(0.4, ge=0, le=2, description="positives rest within boundary - margin")
+    temperature: float = Field(10.0, ge=0)
+    negative_weight: float = Field(1.0, ge=0)
+
+
+class SmoothAPConfig(Part):
+    kind: Literal["smooth-ap"] = "smooth-ap"
+    temperature: float = Field(0.01, gt=0)
+
+
+class RecallAtKConfig(Part):
+    kind: Literal["recall-at-k"] = "recall-at-k"
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4, 8, 16), min_length=1)
+    rank_temperature: float = Field(0.01, gt=0)
+    cut_temperature: float = Field(1.0, gt=0)
+
+
 class MultiSimilarityConfig(Part):
     kind: Literal["multi-similarity"] = "multi-similarity"
     alpha: float = Field(2.0, gt=0)
@@ -255,9 +299,16 @@ class ProxyNCAConfig(Part):
 
 
 ProxyLossConfig = NormalisedSoftmaxConfig | CosFaceConfig | ArcFaceConfig | ProxyNCAConfig | ProxyAnchorConfig
+_WithinBatchConfig = NPairConfig | LiftedStructureConfig
 LossConfig = Annotated[
     ContrastiveConfig
     | TripletConfig
+    | MarginConfig
+    | NPairConfig
+    | LiftedStructureConfig
+    | RankedListConfig
+    | SmoothAPConfig
+    | RecallAtKConfig
     | MultiSimilarityConfig
     | SupConConfig
     | NTXentConfig
@@ -266,6 +317,14 @@ LossConfig = Annotated[
     | ProxyLossConfig,
     Field(discriminator="kind"),
 ]
+
+
+class MemoryConfig(Part):
+    """Former batches' embeddings as further references (XBM)."""
+
+    size: int = Field(8192, gt=0, description="embeddings remembered")
+    start_after: int = Field(1000, ge=0, description="steps before the memory is used")
+    weight: float = Field(1.0, gt=0, description="of the loss against the memory")
 
 
 class OptimizerConfig(Part):
@@ -339,6 +398,7 @@ class ExperimentConfig(Part):
     encoder: EncoderConfig = EncoderConfig()
     sampler: SamplerConfig = SamplerConfig()
     loss: LossConfig = MultiSimilarityConfig()
+    memory: MemoryConfig | None = Field(None, description="None: the loss sees its batch alone")
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -356,6 +416,11 @@ class ExperimentConfig(Part):
             raise ValueError(
                 f"The {self.loss.kind} loss learns from pairs of the same class, so samples_per_class must "
                 f"be at least 2; got {self.sampler.samples_per_class}."
+            )
+        if self.memory is not None and isinstance(self.loss, ProxyLossConfig | _WithinBatchConfig):
+            raise ValueError(
+                f"A memory serves losses of pairs whose other ends may be of former batches; got the "
+                f"{self.loss.kind} loss. Set memory to null, or choose another loss."
             )
         kind, color = self.encoder.backbone.kind, self.preprocessing.color
         if kind != "conv4" and color != "RGB":

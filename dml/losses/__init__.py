@@ -4,24 +4,40 @@
 references of `dml.training.gather.gather`, and the mean over workers is the loss of the one big batch.
 """
 
+from dml.losses.margin import Margin
+from dml.losses.memory import CrossBatchMemory
+from dml.losses.mining import MINING, DrawDistanceWeighted, DrawSemiHard, KeepMultiSimilarity
 from dml.losses.pair import Contrastive, MultiSimilarity
 from dml.losses.proxy import ArcFace, CosFace, NormalisedSoftmax, ProxyAnchor, ProxyNCA
+from dml.losses.rank import RecallAtK, SmoothAP
 from dml.losses.references import References
 from dml.losses.soft import Circle, GeneralisedLifted, NTXent, SupCon
+from dml.losses.structured import LiftedStructure, NPair, RankedList
 from dml.losses.triplet import TripletMargin
 
 __all__ = [
+    "MINING",
     "ArcFace",
     "Circle",
     "Contrastive",
     "CosFace",
+    "CrossBatchMemory",
+    "DrawDistanceWeighted",
+    "DrawSemiHard",
     "GeneralisedLifted",
+    "KeepMultiSimilarity",
+    "LiftedStructure",
+    "Margin",
     "MultiSimilarity",
+    "NPair",
     "NTXent",
     "NormalisedSoftmax",
     "ProxyAnchor",
     "ProxyNCA",
+    "RankedList",
+    "RecallAtK",
     "References",
+    "SmoothAP",
     "SupCon",
     "TripletMargin",
 ]

@@ -63,17 +63,16 @@ class Totals(NamedTuple):
     """Each sum's gradient, of a loss that knows it; None: autograd finds it."""
 
 
-def average_over_anchors(
+def sum_over_anchors(
     terms: Callable[[Pairs], Totals],
     anchors: Tensor,
     labels: Tensor,
     references: References,
     *,
     own: tuple[Tensor, ...] = (),
-    by_positive: bool = False,
     block_rows: int | None = None,
-) -> Tensor:
-    """The sum over T of (total sum / total count), both over all blocks and all ranks.
+) -> tuple[Tensor, Tensor]:
+    """The sums and counts, each (T,), over all blocks of this rank's anchors.
 
     Args:
         terms: a block's sums and counts; sums may depend on `negatives`, `positives` and `own`.
@@ -81,21 +80,58 @@ def average_over_anchors(
         labels: (A,) int64 class ids.
         references: what the anchors are compared with.
         own: each (A, ...), differentiable: handed to `terms` in the anchors' blocks.
-        by_positive: whether `terms` keeps a matrix for each positive, so that blocks must be smaller.
         block_rows: anchors at a time; None: as many as stay in the cache.
+    """
+    totals: tuple[Tensor, Tensor] = _Sums.apply(
+        terms,
+        _Cut(labels, references, block_rows),
+        at_least_float32(anchors),
+        at_least_float32(references.embeddings),
+        *(at_least_float32(value) for value in own),
+    )
+    return totals
+
+
+def average_over_anchors(
+    terms: Callable[[Pairs], Totals],
+    anchors: Tensor,
+    labels: Tensor,
+    references: References,
+    *,
+    own: tuple[Tensor, ...] = (),
+    block_rows: int | None = None,
+) -> Tensor:
+    """The sum over T of sum / count, both of all blocks of all ranks; arguments as of `sum_over_anchors`.
 
     Returns:
         Scalar: this rank's part, of which the mean over ranks is the average over the global batch. 0 with
         zero gradient where nothing is counted.
     """
-    cut = _Cut(terms, labels, references, by_positive, block_rows)
-    sums, counts = _Averages.apply(
-        cut,
-        at_least_float32(anchors),
-        at_least_float32(references.embeddings),
-        *(at_least_float32(value) for value in own),
-    )
+    sums, counts = sum_over_anchors(terms, anchors, labels, references, own=own, block_rows=block_rows)
     return references.average(sums, counts).sum()
+
+
+@torch.no_grad()
+def of_every_anchor(
+    value: Callable[[Pairs], Tensor],
+    anchors: Tensor,
+    labels: Tensor,
+    references: References,
+    *,
+    block_rows: int | None = None,
+) -> Tensor:
+    """(A,) what `value` gives for each block, (rows,), without gradient."""
+    cut = _Cut(labels, references, block_rows)
+    anchors, compared = at_least_float32(anchors), at_least_float32(references.embeddings)
+    with torch.autocast(anchors.device.type, enabled=False):
+        return torch.cat([value(cut.pairs(rows, anchors, compared, ())) for rows in cut.slices()])
+
+
+def turns_of(labels: Tensor) -> Tensor:
+    """(N,) int64: whether a row is its class's first (0), second (1) and so on."""
+    in_order, order = labels.sort(stable=True)
+    places = torch.arange(len(labels), device=labels.device)
+    return torch.empty_like(places).scatter_(0, order, places - torch.searchsorted(in_order, in_order))
 
 
 class _Cut:
@@ -103,20 +139,17 @@ class _Cut:
 
     def __init__(
         self,
-        terms: Callable[[Pairs], Totals],
         labels: Tensor,
         references: References,
-        by_positive: bool,
         block_rows: int | None,
     ) -> None:
-        self.terms = terms
-        self.in_order, self.order = references.labels.sort(stable=True)
-        self.first = torch.searchsorted(self.in_order, labels)
-        self.last = torch.searchsorted(self.in_order, labels, right=True)
+        self.classes = references.labels
+        in_order, self.order = self.classes.sort(stable=True)
+        self.first = torch.searchsorted(in_order, labels)
+        self.last = torch.searchsorted(in_order, labels, right=True)
         self.most = max(int((self.last - self.first).max()), 1) if len(labels) else 1
-        depth = self.most if by_positive else 1
-        in_cache = _BLOCK_SIMILARITIES // (max(len(self.order), 1) * depth)
-        self.block_rows = block_rows or max(in_cache, _LEAST_ROWS // depth, 1)
+        in_cache = _BLOCK_SIMILARITIES // max(len(self.order), 1)
+        self.block_rows = block_rows or max(in_cache, _LEAST_ROWS)
         own = torch.arange(len(labels), device=labels.device)
         self.rows = own + references.first_row
         self.contain_anchors = references.contain_anchors
@@ -153,28 +186,31 @@ class _Cut:
                 "N-pair tuples are formed within a batch, so the anchors must be among the references; got "
                 "others, such as a memory's. Mine otherwise, or train without the memory."
             )
-        starts = torch.searchsorted(self.in_order, self.in_order)
-        places = torch.arange(len(starts), device=starts.device)
-        return torch.empty_like(starts).scatter_(0, self.order, places - starts)
+        return turns_of(self.classes)
 
 
-class _Averages(torch.autograd.Function):
+class _Sums(torch.autograd.Function):
     """All blocks' totals; each block's gradients are taken in forward, apart for every sum."""
 
     @staticmethod
     def forward(
-        ctx: Any, cut: _Cut, anchors: Tensor, references: Tensor, *own: Tensor
+        ctx: Any,
+        terms: Callable[[Pairs], Totals],
+        cut: _Cut,
+        anchors: Tensor,
+        references: Tensor,
+        *own: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        _, of_anchors, of_references, *of_own = ctx.needs_input_grad
+        _, _, of_anchors, of_references, *of_own = ctx.needs_input_grad
         gradients: list[_Gradients] = []
         blocks: list[Totals] = []
         with torch.autocast(anchors.device.type, enabled=False):
             for rows in cut.slices():
                 pairs = cut.pairs(rows, anchors, references, tuple(value[rows] for value in own))
                 if not (of_anchors or of_references or any(of_own)):
-                    blocks.append(cut.terms(pairs))
+                    blocks.append(terms(pairs))
                     continue
-                totals, slopes = _with_slopes(cut.terms, pairs)
+                totals, slopes = _with_slopes(terms, pairs)
                 blocks.append(totals)
                 gradients = gradients or [
                     _Gradients(anchors, references if of_references else None, own) for _ in slopes
@@ -194,7 +230,7 @@ class _Averages(torch.autograd.Function):
         size = 2 + ctx.num_own
         parts = [ctx.saved_tensors[at::size] for at in range(size)]
         of_anchors, of_references, *of_own = (_weighted(of_sums, of_each) for of_each in parts)
-        return None, of_anchors, of_references if ctx.needs_input_grad[2] else None, *of_own
+        return None, None, of_anchors, of_references if ctx.needs_input_grad[3] else None, *of_own
 
 
 def _weighted(weights: Tensor, values: tuple[Tensor, ...]) -> Tensor:

@@ -166,15 +166,18 @@ class DrawDistanceWeighted:
 
 
 def keep_n_pairs(pairs: Pairs, _: Chance) -> Tuples:
-    """N-pair tuples: of each class the first image with the second, against the seconds of other classes.
+    """N-pair tuples: a class's first image with its second, against the seconds of all other classes.
 
-    With K images of a class likewise the third with the fourth, and so on. Sohn 2016, NIPS, sec. 3.2.
+    With K images of a class likewise its third with its fourth, and so on; then "seconds" are all even ones.
+    Sohn 2016, NIPS, sec. 3.2.
     """
     turns = pairs.turns()
     turn = turns[pairs.rows, None]
     kept = pairs.is_positive & (turn % 2 == 0) & (turns[pairs.columns] == turn + 1)
-    allowed = (turns == turn + 1) & kept.any(1, keepdim=True)
-    return Tuples(pairs.negatives + allowed.to(pairs.negatives.dtype).log_(), kept, paired=False)
+    # 0 where allowed, else -inf.
+    allowed = (turns % 2).to(pairs.negatives.dtype).log_()
+    has_pair = kept.any(1, keepdim=True).to(pairs.negatives.dtype).log_()
+    return Tuples(pairs.negatives + allowed + has_pair, kept, paired=False)
 
 
 @dataclass(frozen=True)

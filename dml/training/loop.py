@@ -202,11 +202,18 @@ def _build(
         synchronise_batch_norm(encoder)
     if config.training.channels_last:
         encoder = encoder.to(memory_format=torch.channels_last)
-    loss = build_loss(config.loss, dim=config.encoder.dim, num_classes=num_classes, seed=config.seed)
+    loss = build_loss(
+        config.loss,
+        dim=config.encoder.dim,
+        num_classes=num_classes,
+        seed=config.seed,
+        memory=config.memory,
+    )
     precision = config.training.precision or ("bfloat16" if worker.device.type == "cuda" else "float32")
     learner: nn.Module = Learner(encoder, loss.to(worker.device), precision)
     if worker.world_size > 1:
-        learner = DistributedDataParallel(learner)
+        # Buffers (batch norm's, a memory's) are equal on all ranks by their making: none is sent around.
+        learner = DistributedDataParallel(learner, broadcast_buffers=False)
     return encoder, loss, learner
 
 

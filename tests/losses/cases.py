@@ -26,7 +26,9 @@ def _contrastive(**settings) -> Case:
     return Case(
         lambda: losses.Contrastive(**settings),
         lambda x, y: reference.contrastive(
-            x, y, **{"positive_margin": 0.0, "negative_margin": 1.0, "squared": True, **settings}
+            x,
+            y,
+            **{"positive_margin": 0.0, "negative_margin": 1.0, "squared": True, "mining": "all", **settings},
         ),
     )
 
@@ -49,9 +51,20 @@ def _multi_similarity(**settings) -> Case:
     )
 
 
+def _margin(num_classes: int | None = None, **settings) -> Case:
+    return Case(
+        lambda: losses.Margin(num_classes, **settings),
+        lambda x, y, beta: reference.margin_based(
+            x, y, beta, **{"alpha": 0.2, "nu": 0.0, "mining": "distance-weighted", **settings}
+        ),
+    )
+
+
 def _proxy(make: Callable[..., nn.Module], twin: Callable[..., Tensor]) -> Case:
     return Case(lambda: make(NUM_CLASSES, DIM, generator=torch.Generator().manual_seed(5)), twin)
 
+
+TRIPLET_MINING = [name for name in losses.MINING if name not in ("all", "semi-hard")]
 
 CASES = {
     "Contrastive": _contrastive(),
@@ -65,6 +78,28 @@ CASES = {
     "TripletMargin, batch-hard, plain, soft": _triplet(mining="batch-hard", margin=None, squared=False),
     "MultiSimilarity": _multi_similarity(),
     "MultiSimilarity, no mining": _multi_similarity(epsilon=None, base=1.0),
+    "Margin": _margin(),
+    "Margin, of each class, nu": _margin(NUM_CLASSES, nu=0.01, alpha=0.5),
+    **{f"TripletMargin, {mining}": _triplet(mining=mining) for mining in TRIPLET_MINING},
+    **{
+        f"TripletMargin, {mining}, plain, soft": _triplet(mining=mining, margin=None, squared=False)
+        for mining in TRIPLET_MINING
+    },
+    **{f"Contrastive, {mining}": _contrastive(mining=mining) for mining in losses.MINING[1:]},
+    **{f"Margin, {mining}": _margin(mining=mining) for mining in losses.MINING},
+    "NPair": Case(losses.NPair, partial(reference.n_pair, scale=1.0, l2=0.005)),
+    "NPair, scaled": Case(lambda: losses.NPair(16.0, l2=0), partial(reference.n_pair, scale=16.0, l2=0)),
+    "LiftedStructure": Case(losses.LiftedStructure, partial(reference.lifted_structure, margin=1.0)),
+    "RankedList": Case(
+        losses.RankedList,
+        partial(reference.ranked_list, boundary=1.2, margin=0.4, temperature=10, negative_weight=1),
+    ),
+    "SmoothAP": Case(losses.SmoothAP, partial(reference.smooth_ap, temperature=0.01)),
+    "SmoothAP, warm": Case(lambda: losses.SmoothAP(0.1), partial(reference.smooth_ap, temperature=0.1)),
+    "RecallAtK": Case(
+        losses.RecallAtK,
+        partial(reference.recall_at_k, ks=(1, 2, 4, 8, 16), rank_temperature=0.01, cut_temperature=1.0),
+    ),
     "SupCon": Case(losses.SupCon, partial(reference.supervised_contrastive, temperature=0.1)),
     "NTXent": Case(losses.NTXent, partial(reference.nt_xent, temperature=0.1)),
     "Circle": Case(losses.Circle, partial(reference.circle, margin=0.4, scale=80.0)),

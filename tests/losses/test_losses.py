@@ -18,8 +18,12 @@ def compare(name: str, x: torch.Tensor, labels: torch.Tensor) -> None:
     torch.testing.assert_close(ours, twin, rtol=1e-9, atol=1e-11)
 
 
+def _is_module(exported: object) -> bool:
+    return isinstance(exported, type) and issubclass(exported, nn.Module)
+
+
 def test_every_exported_loss_has_a_twin():
-    exported = {name for name in losses.__all__ if issubclass(getattr(losses, name), nn.Module)}
+    exported = {name for name in losses.__all__ if _is_module(getattr(losses, name))} - {"CrossBatchMemory"}
     assert exported == {name.partition(",")[0] for name in CASES}
 
 
@@ -54,7 +58,7 @@ def test_low_precision_gives_finite_gradients_and_a_float32_value(name, embeddin
 
 @every_loss
 def test_blocks_of_anchors_change_neither_value_nor_gradient(name, monkeypatch):
-    module = CASES[name].make().double()
+    module = CASES[name].make().double().eval()
     parameters = list(module.parameters())
 
     def results():
@@ -74,7 +78,14 @@ def test_triplets_are_counted_by_sort_as_well(name, embeddings, labels, monkeypa
     compare(name, embeddings(), labels())
 
 
-@every_loss
+def _depends_on_order(name: str) -> bool:
+    """Draws depend on an anchor's place, N-pairs on who comes first in a class."""
+    draws = ("random", "soft-hard", "distance-weighted", "n-pair")
+    named = name in ("Margin", "Margin, of each class, nu") or name.startswith("NPair")
+    return named or any(draw in name for draw in draws) or (", semi-hard" in name and "Triplet" not in name)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not _depends_on_order(name)])
 def test_order_of_the_batch_does_not_matter(name):
     module = CASES[name].make().double()
     order = torch.randperm(12, generator=torch.Generator().manual_seed(3))

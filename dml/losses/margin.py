@@ -1,0 +1,113 @@
+"""The margin loss: distances of positives below, of negatives above a boundary that is learnt."""
+
+import torch
+from torch import Tensor, nn
+
+from dml.losses.blocks import Pairs, Totals, average_over_anchors
+from dml.losses.mining import Chance, MinedLoss, Miner, Mining, miner_of
+from dml.losses.references import References
+from dml.similarity import distances
+
+
+def margin_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    beta: Tensor,
+    references: References | None = None,
+    *,
+    alpha: float = 0.2,
+    nu: float = 0.0,
+    mining: Mining | Miner = "distance-weighted",
+    chance: Chance | None = None,
+    block_rows: int | None = None,
+) -> Tensor:
+    """Hinges on positives farther than beta - alpha and negatives closer than beta + alpha.
+
+    Args:
+        embeddings: (B, D) float, unit length.
+        labels: (B,) int64 class ids.
+        beta: () or (B,) float, the boundary of each anchor, in Euclidean distance.
+        references: the global batch; None: the batch itself.
+        alpha: half the gap between positives and negatives.
+        nu: weight of the sum of the kept positives' boundaries, which keeps beta from growing.
+        mining: which pairs count: a name of `dml.losses.mining.MINING`, or a miner.
+        chance: of the miners that draw; None: always the same draws.
+        block_rows: anchors at a time; None chooses.
+
+    Returns:
+        Scalar, the sum over the number of hinges that are not at rest. 0 with zero gradient when all are.
+
+    Source: Wu et al. 2017, arXiv:1706.07567, eq. 4-6. A positive and a negative of one triplet count as two,
+    as in the authors' code; codes that add bools count them as one, and their loss is up to twice this.
+    """
+    references = References.of(embeddings, labels, references)
+    miner = miner_of(mining, dim=embeddings.shape[1])
+    chance = chance or Chance.of_first_call(labels)
+
+    def terms(pairs: Pairs) -> Totals:
+        tuples = miner(pairs, chance)
+        boundary = pairs.own[0][:, None]
+        attracted = (alpha + distances(pairs.positives) - boundary).clamp_min(0) * tuples.is_kept
+        repelled = (alpha + boundary - distances(tuples.negatives)).clamp_min(0)
+        if tuples.paired:
+            repelled = repelled * tuples.is_kept
+        total = attracted.sum() + repelled.sum()
+        if nu:
+            total = total + nu * (boundary * tuples.is_kept).sum()
+        num_active = torch.count_nonzero(attracted) + torch.count_nonzero(repelled)
+        return Totals(total[None], num_active.to(total.dtype)[None])
+
+    own = (beta.expand(len(labels)),)
+    return average_over_anchors(terms, embeddings, labels, references, own=own, block_rows=block_rows)
+
+
+class Margin(MinedLoss):
+    """`margin_loss` with its boundary.
+
+    Args:
+        num_classes: C, a boundary for each class; None: one for all.
+        alpha: half the gap between positives and negatives.
+        beta: the boundary to start from; Wu et al. have 1.2.
+        nu: weight of the boundaries.
+        learn_beta: whether the boundary is a parameter; it wants a rate of its own, 5e-4 with Adam at 1e-5.
+        mining: which pairs count.
+        seed: of what is drawn.
+    """
+
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        *,
+        alpha: float = 0.2,
+        beta: float = 1.2,
+        nu: float = 0.0,
+        learn_beta: bool = True,
+        mining: Mining | Miner = "distance-weighted",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(mining, seed)
+        self.alpha, self.nu = alpha, nu
+        start = torch.full(() if num_classes is None else (num_classes,), beta)
+        self.beta = nn.Parameter(start, requires_grad=learn_beta)
+
+    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+        References.of(embeddings, labels, references)
+        return margin_loss(
+            embeddings,
+            labels,
+            self.beta if self.beta.ndim == 0 else self.beta[self._known(labels)],
+            references,
+            alpha=self.alpha,
+            nu=self.nu,
+            mining=self.mining,
+            chance=self.next_chance(),
+        )
+
+    def _known(self, labels: Tensor) -> Tensor:
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.beta):
+            raise ValueError(
+                f"labels must be class ids in [0, {len(self.beta)}), one boundary each; got "
+                f"{int(labels.min())} to {int(labels.max())}. Number the training classes from 0, or give "
+                "num_classes."
+            )
+        return labels

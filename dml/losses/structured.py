@@ -1,0 +1,228 @@
+"""Losses that look at a class or the whole batch at once: N-pair, lifted structure and ranked list."""
+
+import torch
+from torch import Tensor, nn
+
+from dml.losses.blocks import (
+    Pairs,
+    Totals,
+    average_over_anchors,
+    log_sum_exp,
+    of_every_anchor,
+    softplus,
+    sum_over_anchors,
+    total_and_count,
+    turns_of,
+)
+from dml.losses.references import References
+from dml.similarity import at_least_float32, distances
+
+
+def n_pair_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    references: References | None = None,
+    *,
+    scale: float = 1.0,
+    l2: float = 0.005,
+    block_rows: int | None = None,
+) -> Tensor:
+    """An anchor's one positive is told from one positive of every other class.
+
+    A class's first image is the anchor of its second, its third of its fourth, and so on: with K = 2 the
+    paper's batch. Negatives are all even images of other classes. Only these similarities are computed.
+
+    Args:
+        embeddings: (B, D) float, of any length: the paper does not normalise.
+        labels: (B,) int64 class ids.
+        references: the global batch; None: the batch itself.
+        scale: multiplies inner products. 1 leaves unit vectors an almost flat loss; they want 16 to 32.
+        l2: weight of the mean squared length; the authors' code has 0.02 / 4.
+        block_rows: anchors at a time; None chooses.
+
+    Returns:
+        Scalar, the mean over anchors, and the penalty.
+
+    Raises:
+        ValueError: references that do not contain the anchors, such as a memory's.
+
+    Source: Sohn 2016, "Improved deep metric learning with multi-class N-pair loss objective", NIPS, eq. 11.
+    """
+    references = _with_anchors(References.of(embeddings, labels, references), "N-pair")
+    turns = turns_of(references.labels)
+    first = references.first_row
+    of_own = turns[first : first + len(labels)]
+    anchors = torch.nonzero(of_own % 2 == 0)[:, 0]
+    partners = torch.nonzero(turns % 2)[:, 0]
+    # Its partner is the (turn / 2)-th of the class among the even ones, if the class has as many.
+    places = of_own[anchors] // 2
+
+    def terms(pairs: Pairs) -> Totals:
+        slots = torch.arange(pairs.positives.shape[1], device=places.device)
+        is_partner = pairs.is_positive & (slots == places[pairs.rows, None])
+        gap = log_sum_exp(scale * pairs.negatives)[:, None] - scale * pairs.positives
+        losses = softplus(gap) * (pairs.num_negatives > 0)[:, None]
+        return total_and_count(losses, is_partner)
+
+    penalty = l2 * at_least_float32(embeddings).square().sum(1).mean()
+    if len(partners) == 0:
+        return penalty
+    among = References(references.embeddings[partners], references.labels[partners], contain_anchors=False)
+    sums, counts = sum_over_anchors(terms, embeddings[anchors], labels[anchors], among, block_rows=block_rows)
+    return references.average(sums, counts).sum() + penalty
+
+
+def lifted_structure_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    references: References | None = None,
+    *,
+    margin: float = 1.0,
+    block_rows: int | None = None,
+) -> Tensor:
+    """Every positive pair against all negatives of both its ends, softly the closest; squared hinge.
+
+    Args:
+        embeddings: (B, D) float, unit length.
+        labels: (B,) int64 class ids.
+        references: the global batch; None: the batch itself.
+        margin: alpha in the paper, of Euclidean distance.
+        block_rows: anchors at a time; None chooses.
+
+    Returns:
+        Scalar, half the mean over positive pairs. 0 with zero gradient when there is none with negatives.
+
+    Raises:
+        ValueError: references that do not contain the anchors, such as a memory's.
+
+    Source: Oh Song et al. 2016, arXiv:1511.06452, eq. 4.
+    """
+    references = _with_anchors(References.of(embeddings, labels, references), "Lifted structure")
+
+    def closest(pairs: Pairs) -> Tensor:
+        return log_sum_exp(margin - distances(pairs.negatives))
+
+    own = of_every_anchor(closest, embeddings, labels, references, block_rows=block_rows)
+    of_all = _from_all_ranks(own, references)
+
+    def terms(pairs: Pairs) -> Totals:
+        of_anchor = closest(pairs)
+        # A pair stands in two anchors' rows, in the other with this anchor's part as a constant: hence twice.
+        of_anchor = (2 * of_anchor - of_anchor.detach())[:, None]
+        of_other = of_all[pairs.columns]
+        hinge = (torch.logaddexp(of_anchor, of_other) + distances(pairs.positives)).clamp_min(0)
+        losses = 0.5 * hinge.square() * (pairs.num_negatives > 0)[:, None]
+        return total_and_count(losses, pairs.is_positive)
+
+    return average_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
+
+
+def _from_all_ranks(own: Tensor, references: References) -> Tensor:
+    """(W*B,) every rank's values (B,), in rank order."""
+    world_size = len(references.labels) // max(len(own), 1)
+    everybody = own.new_zeros(len(references.labels))
+    everybody[references.first_row : references.first_row + len(own)] = own
+    return references.mean_over_ranks(everybody) * world_size
+
+
+def _with_anchors(references: References, name: str) -> References:
+    if not references.contain_anchors:
+        raise ValueError(
+            f"{name} looks at both ends of a pair, so the anchors must be among the references; got others, "
+            "such as a memory's. Use it without the memory, or another loss with it."
+        )
+    return references
+
+
+def ranked_list_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    references: References | None = None,
+    *,
+    boundary: float = 1.2,
+    margin: float = 0.4,
+    temperature: float = 10.0,
+    negative_weight: float = 1.0,
+    block_rows: int | None = None,
+) -> Tensor:
+    """Positives are drawn into a sphere, negatives pushed out of a larger one, the closest hardest.
+
+    Args:
+        embeddings: (B, D) float, unit length.
+        labels: (B,) int64 class ids.
+        references: the global batch; None: the batch itself.
+        boundary: alpha in the paper: negatives rest beyond this Euclidean distance.
+        margin: positives rest within boundary - margin.
+        temperature: T in the paper: a negative's weight is exp(T (alpha - d)), without gradient; 10 for
+            Stanford Online Products and CUB200-2011.
+        negative_weight: lambda in the paper; pytorch-metric-learning weighs both sides with 1/2.
+        block_rows: anchors at a time; None chooses.
+
+    Returns:
+        Scalar, the mean over all anchors of the mean over their positives and the weighted mean over their
+        negatives that are not at rest.
+
+    Source: Wang et al. 2019, arXiv:1903.03238, eq. 6-12.
+    """
+    references = References.of(embeddings, labels, references)
+
+    def terms(pairs: Pairs) -> Totals:
+        attracted = (distances(pairs.positives) - (boundary - margin)).clamp_min(0) * pairs.is_positive
+        num_attracted = torch.count_nonzero(attracted, 1).clamp_min(1)
+        repelled = (boundary - distances(pairs.negatives)).clamp_min(0)
+        with torch.no_grad():
+            weights = (temperature * repelled).exp_().mul_(repelled.sign())
+            weights /= weights.sum(1, keepdim=True).clamp_min_(torch.finfo(weights.dtype).tiny)
+        losses = attracted.sum(1) / num_attracted + negative_weight * (weights * repelled).sum(1)
+        return Totals(losses.sum()[None], losses.new_tensor([len(losses)]))
+
+    return average_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
+
+
+class NPair(nn.Module):
+    """`n_pair_loss` as a module."""
+
+    def __init__(self, scale: float = 1.0, *, l2: float = 0.005) -> None:
+        super().__init__()
+        self.scale, self.l2 = scale, l2
+
+    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+        return n_pair_loss(embeddings, labels, references, scale=self.scale, l2=self.l2)
+
+
+class LiftedStructure(nn.Module):
+    """`lifted_structure_loss` as a module."""
+
+    def __init__(self, margin: float = 1.0) -> None:
+        super().__init__()
+        self.margin = margin
+
+    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+        return lifted_structure_loss(embeddings, labels, references, margin=self.margin)
+
+
+class RankedList(nn.Module):
+    """`ranked_list_loss` as a module."""
+
+    def __init__(
+        self,
+        boundary: float = 1.2,
+        margin: float = 0.4,
+        *,
+        temperature: float = 10.0,
+        negative_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.boundary, self.margin = boundary, margin
+        self.temperature, self.negative_weight = temperature, negative_weight
+
+    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+        return ranked_list_loss(
+            embeddings,
+            labels,
+            references,
+            boundary=self.boundary,
+            margin=self.margin,
+            temperature=self.temperature,
+            negative_weight=self.negative_weight,
+        )

@@ -1,0 +1,87 @@
+"""A memory adds the loss against former batches, remembers in order and survives a restart."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from dml import losses
+from tests.losses.cases import DIM, balanced, scattered, uneven
+
+
+def memory(loss: nn.Module | None = None, **settings) -> losses.CrossBatchMemory:
+    made = losses.CrossBatchMemory(loss or losses.Contrastive(), dim=DIM, **{"start_after": 0, **settings})
+    return made.double()
+
+
+def batches(num: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(scattered(seed), (balanced, uneven)[seed % 2]()) for seed in range(num)]
+
+
+def by_hand(x, labels, former, former_labels) -> torch.Tensor:
+    """The contrastive loss of the batch against former rows, each kind's mean over its active pairs."""
+    hinges = {True: [], False: []}
+    for i in range(len(x)):
+        for j in range(len(former)):
+            distance = (2 - 2 * (x[i] * former[j]).sum()).clamp_min(0).sqrt()
+            same = bool(labels[i] == former_labels[j])
+            hinge = distance if same else 1.0 - distance
+            if hinge > 0:
+                hinges[same].append(hinge.square())
+    return sum(torch.stack(kind).mean() if kind else 0 for kind in hinges.values())
+
+
+def test_the_loss_is_the_batch_s_and_the_weighted_loss_against_what_came_before():
+    module, plain = memory(size=18, weight=0.5), losses.Contrastive()
+    rows, labels = torch.zeros(0, DIM, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
+    for x, y in batches(4):
+        x = x.requires_grad_()
+        value = module(x, y)
+        expected = plain(x, y)
+        if len(rows):
+            expected = expected + 0.5 * by_hand(x, y, rows[-18:], labels[-18:])
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(v, x)[0] for v in (value, expected)))
+        rows, labels = torch.cat([rows, x.detach()]), torch.cat([labels, y])
+
+
+def test_nothing_is_used_before_its_time_and_nothing_is_remembered_in_evaluation():
+    module, plain = memory(size=100, start_after=2), losses.Contrastive()
+    used = [not torch.equal(module(x, y), plain(x, y)) for x, y in batches(4)]
+    assert used == [False, False, True, True]
+    module.eval()
+    before = copy.deepcopy(module.state_dict())
+    module(*batches(1)[0])
+    torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_resumed_memory_goes_on_as_if_never_stopped():
+    undisturbed, stopped = memory(size=30), memory(size=30)
+    for x, y in batches(3):
+        undisturbed(x, y), stopped(x, y)
+    resumed = memory(size=30)
+    resumed.load_state_dict(stopped.state_dict())
+    for x, y in batches(6)[3:]:
+        assert torch.equal(resumed(x, y), undisturbed(x, y))
+
+
+def test_a_batch_larger_than_the_memory_leaves_its_last_rows():
+    module = memory(size=5)
+    x, y = batches(1)[0]
+    module(x, y)
+    order = module.labels.argsort(stable=True)
+    assert module.labels[order].tolist() == sorted(y[-5:].tolist())
+
+
+@pytest.mark.parametrize("loss", [losses.NPair(), losses.LiftedStructure()])
+def test_losses_that_need_both_ends_in_the_batch_are_refused(loss):
+    module = memory(loss)
+    module(*batches(1)[0])
+    with pytest.raises(ValueError, match="anchors must be among the references"):
+        module(*batches(1)[0])
+
+
+def test_an_empty_memory_is_refused():
+    with pytest.raises(ValueError, match="size must be at least 1"):
+        memory(size=0)

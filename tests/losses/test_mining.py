@@ -1,0 +1,88 @@
+"""Miners draw what they say, as often as they say, and again after a restart."""
+
+import pytest
+import torch
+from torch import nn
+
+from dml import losses
+from dml.losses.mining import Chance, miner_of
+from tests.losses.cases import balanced, scattered
+
+
+def test_draws_are_uniform_and_differ_between_calls_anchors_and_slots():
+    rows = torch.arange(4000)
+    first = Chance(3, torch.tensor(0)).uniform(rows, 3, 0)
+    second = Chance(3, torch.tensor(1)).uniform(rows, 3, 0)
+    for numbers in (first, second):
+        assert numbers.min() >= 0
+        assert numbers.max() < 1
+        counts = torch.histc(numbers, 20, 0, 1)
+        assert ((counts - 600).abs() < 6 * 600**0.5).all()
+    columns = torch.cat([first, second], 1).T
+    correlations = torch.corrcoef(columns) - torch.eye(6)
+    assert correlations.abs().max() < 0.08
+
+
+def test_a_draw_does_not_depend_on_which_other_anchors_are_there():
+    whole = Chance(1, torch.tensor(5)).uniform(torch.arange(100), 4, 0)
+    part = Chance(1, torch.tensor(5)).uniform(torch.arange(40, 60), 4, 0)
+    assert torch.equal(whole[40:60], part)
+
+
+@pytest.mark.parametrize("mining", ["random", "soft-hard", "distance-weighted", "semi-hard"])
+def test_another_call_draws_anew_and_a_resumed_one_draws_the_same(mining):
+    def new() -> losses.Margin:
+        return losses.Margin(mining=mining, alpha=1.0).double()
+
+    x, y = scattered(), balanced()
+    loss = new()
+    values = [float(loss(x, y)) for _ in range(6)]
+    assert len(set(values)) > 1
+    resumed = new()
+    resumed.load_state_dict({**resumed.state_dict(), "num_calls": torch.tensor(3)})
+    assert [float(resumed(x, y)) for _ in range(3)] == values[3:]
+    loss.eval()
+    assert float(loss(x, y)) == float(loss(x, y)), "in evaluation nothing moves on"
+
+
+def test_distances_drawn_by_their_weight_are_nearly_uniform():
+    """Of random vectors in 128 dimensions nearly all are at 1.41; drawn ones spread down to the closest."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.rand(2000, 1, generator=generator)
+    anchor = nn.functional.normalize(torch.randn(1, 128, generator=generator))
+    others = nn.functional.normalize(torch.randn(2000, 128, generator=generator) * 0.09 + spread * anchor)
+    x = torch.cat([anchor, anchor, others]).requires_grad_()
+    labels = torch.cat([torch.zeros(2, dtype=torch.int64), 1 + torch.arange(2000)])
+
+    def mean_distance_drawn(mining: str) -> float:
+        drawn = []
+        loss = losses.TripletMargin(4.0, mining=mining, squared=False)
+        for _ in range(40):
+            (gradient,) = torch.autograd.grad(loss(x, labels), x)
+            drawn += [int(n) for n in gradient[2:].abs().sum(1).nonzero()[:, 0]]
+        return float((others[drawn] - anchor).norm(dim=1).mean())
+
+    assert mean_distance_drawn("distance-weighted") < mean_distance_drawn("random") - 0.1
+
+
+def test_weights_do_not_vanish_in_high_dimensions():
+    """One confusable pair of classes must not take the draws of all other anchors (D = 512, float32)."""
+    generator = torch.Generator().manual_seed(0)
+    x = nn.functional.normalize(torch.randn(64, 512, generator=generator) + 0.6)
+    x[4:8] = x[0:4]
+    labels = torch.arange(64) // 4
+    kept = []
+    miner = miner_of("distance-weighted", dim=512)
+
+    def spy(pairs, chance):
+        kept.append(miner(pairs, chance))
+        return kept[-1]
+
+    losses.TripletMargin(mining=spy)(x, labels)
+    assert torch.cat([tuples.is_kept.any(1) for tuples in kept]).all()
+    assert all((tuples.negatives[tuples.is_kept] > -1).all() for tuples in kept)
+
+
+def test_a_name_that_is_no_miner_is_refused_with_the_names_there_are():
+    with pytest.raises(ValueError, match="distance-weighted"):
+        losses.Contrastive(mining="semihard")

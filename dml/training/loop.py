@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dml.config import ExperimentConfig
 from dml.data.batches import TrainingBatches
 from dml.data.dataset import open_mapped, read_rows
-from dml.data.sampler import PKBatchSampler
+from dml.data.sampling import PKBatchSampler
 from dml.errors import InvalidData, TrainingFailed
 from dml.models.backbones import weights_digest
 from dml.models.encoder import Encoder
@@ -31,7 +31,7 @@ from dml.training.step import Learner, train_step
 
 logger = logging.getLogger(__name__)
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Part of a run's identity: raise it when the same configuration would train another model."""
 _INDECISIVE = {
     "num_workers",

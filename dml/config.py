@@ -4,10 +4,11 @@ Presets return one; files hold one as JSON; `ExperimentConfig.model_json_schema(
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from dml.errors import InvalidSetting
 
@@ -156,7 +157,7 @@ class EncoderConfig(Part):
 # --- what is learnt from it -----------------------------------------------------------------------------
 
 
-class SamplerConfig(Part):
+class _ClassBatches(Part):
     """P classes with K images each make one global batch."""
 
     classes_per_batch: int = Field(28, ge=2, description="P")
@@ -165,6 +166,68 @@ class SamplerConfig(Part):
     @property
     def batch_size(self) -> int:
         return self.classes_per_batch * self.samples_per_class
+
+
+class SamplerConfig(_ClassBatches):
+    """P x K: every class once per pass, every image once per round of its class."""
+
+    kind: Literal["pk"] = "pk"
+
+
+class AttributeSamplerConfig(_ClassBatches):
+    """P x K, all classes of a batch with one value of an attribute of the dataset."""
+
+    kind: Literal["attribute"] = "attribute"
+    attribute: str = Field(description="a column of the dataset, such as category or camera")
+    small_values: Literal["pool", "refuse"] = Field("pool", description="values of fewer than P classes")
+    several_values: Literal["refuse", "majority", "split"] = Field(
+        "refuse", description="classes of several values; split: under each with its rows of that one"
+    )
+
+
+class SimilarSamplerConfig(_ClassBatches):
+    """P x K, each batch some seed classes and those most similar to them."""
+
+    kind: Literal["similar"] = "similar"
+    seeds_per_batch: int = Field(1, ge=1, description="divides P; more seeds, easier batches")
+    refresh_every_steps: int = Field(
+        100,
+        gt=0,
+        description="batches dealt from the same class vectors; plain P x K until the first refresh",
+    )
+    momentum: float = Field(0.5, ge=0, lt=1, description="of running class means; proxies have none")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.classes_per_batch % self.seeds_per_batch:
+            raise ValueError(
+                f"classes_per_batch must be a multiple of seeds_per_batch; got {self.classes_per_batch} and "
+                f"{self.seeds_per_batch}."
+            )
+        return self
+
+
+class ShuffledSamplerConfig(Part):
+    """Every image once per epoch, whatever its class; for proxy losses."""
+
+    kind: Literal["shuffled"] = "shuffled"
+    batch_size: int = Field(112, ge=2, description="of the global batch")
+
+
+def _sampler_kind(sampler: Any) -> Any:
+    """The kind of a sampler, P x K where it names none, as experiments did before there were others."""
+    if isinstance(sampler, dict):
+        return sampler.get("kind", "pk")
+    return getattr(sampler, "kind", None)
+
+
+BatchesConfig = Annotated[
+    Annotated[SamplerConfig, Tag("pk")]
+    | Annotated[AttributeSamplerConfig, Tag("attribute")]
+    | Annotated[SimilarSamplerConfig, Tag("similar")]
+    | Annotated[ShuffledSamplerConfig, Tag("shuffled")],
+    Discriminator(_sampler_kind),
+]
 
 
 Mining = Literal[
@@ -396,7 +459,7 @@ class ExperimentConfig(Part):
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     encoder: EncoderConfig = EncoderConfig()
-    sampler: SamplerConfig = SamplerConfig()
+    sampler: BatchesConfig = SamplerConfig()
     loss: LossConfig = MultiSimilarityConfig()
     memory: MemoryConfig | None = Field(None, description="None: the loss sees its batch alone")
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -406,22 +469,33 @@ class ExperimentConfig(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        workers, classes = self.training.num_workers, self.sampler.classes_per_batch
-        if classes % workers:
+        workers, sampler = self.training.num_workers, self.sampler
+        if sampler.batch_size % workers:
+            if isinstance(sampler, ShuffledSamplerConfig):
+                what, number, unit = "batch_size", sampler.batch_size, workers
+            else:
+                what, number = "classes_per_batch", sampler.classes_per_batch
+                unit = workers // math.gcd(workers, sampler.samples_per_class)
             raise ValueError(
-                f"classes_per_batch must be a multiple of num_workers, so that every worker gets whole "
-                f"classes; got {classes} and {workers}. Nearest below: {classes - classes % workers}."
-            )
-        if self.sampler.samples_per_class < 2 and not isinstance(self.loss, ProxyLossConfig):
-            raise ValueError(
-                f"The {self.loss.kind} loss learns from pairs of the same class, so samples_per_class must "
-                f"be at least 2; got {self.sampler.samples_per_class}."
+                f"Every worker gets equally many images of a batch, so {what} must be a multiple of {unit} "
+                f"for {workers} workers; got {number}. Nearest below: {number - number % unit}."
             )
         if self.memory is not None and isinstance(self.loss, ProxyLossConfig | _WithinBatchConfig):
             raise ValueError(
                 f"A memory serves losses of pairs whose other ends may be of former batches; got the "
                 f"{self.loss.kind} loss. Set memory to null, or choose another loss."
             )
+        if not isinstance(self.loss, ProxyLossConfig):
+            if isinstance(sampler, ShuffledSamplerConfig):
+                raise ValueError(
+                    f"The {self.loss.kind} loss learns from pairs of the same class, which a shuffled batch "
+                    "need not hold; got sampler kind 'shuffled'. Take kind 'pk', or a proxy loss."
+                )
+            if sampler.samples_per_class < 2:
+                raise ValueError(
+                    f"The {self.loss.kind} loss learns from pairs of the same class, so samples_per_class "
+                    f"must be at least 2; got {sampler.samples_per_class}."
+                )
         kind, color = self.encoder.backbone.kind, self.preprocessing.color
         if kind != "conv4" and color != "RGB":
             raise ValueError(f"The {kind} backbones take RGB images; got color {color!r}.")

@@ -9,7 +9,9 @@ from dml.config import (
     EncoderConfig,
     ExperimentConfig,
     PreprocessingConfig,
+    ProxyAnchorConfig,
     SamplerConfig,
+    ShuffledSamplerConfig,
     TimmConfig,
     TrainingConfig,
     parse_experiment,
@@ -61,9 +63,65 @@ def test_workers_that_cannot_share_the_classes_are_refused():
         )
 
 
+def test_workers_that_share_the_images_of_a_batch_but_not_its_classes_are_allowed():
+    sampler = SamplerConfig(classes_per_batch=7, samples_per_class=4)
+    assert ExperimentConfig(name="x", sampler=sampler, training=TrainingConfig(num_workers=4))
+    with pytest.raises(ValidationError, match=r"multiple of 2 for 8 workers; got 7\. Nearest below: 6"):
+        ExperimentConfig(name="x", sampler=sampler, training=TrainingConfig(num_workers=8))
+    shuffled = ShuffledSamplerConfig(batch_size=64)
+    with pytest.raises(ValidationError, match="batch_size must be a multiple of 3"):
+        ExperimentConfig(
+            name="x", sampler=shuffled, loss=ProxyAnchorConfig(), training=TrainingConfig(num_workers=3)
+        )
+
+
 def test_pair_losses_need_pairs():
     with pytest.raises(ValidationError, match="at least 2"):
         ExperimentConfig(name="x", sampler=SamplerConfig(samples_per_class=1))
+
+
+def test_pair_losses_refuse_shuffled_batches_and_proxy_losses_take_them():
+    tree = {"name": "x", "sampler": {"kind": "shuffled", "batch_size": 180}}
+    with pytest.raises(
+        InvalidSetting, match=r"triplet loss learns from pairs.*Take kind 'pk', or a proxy loss"
+    ):
+        parse_experiment({**tree, "loss": {"kind": "triplet"}})
+    assert parse_experiment({**tree, "loss": {"kind": "proxy-anchor"}}).sampler.batch_size == 180
+
+
+def test_a_sampler_of_no_kind_is_p_x_k_as_it_was():
+    tree = {"name": "x", "sampler": {"classes_per_batch": 6, "samples_per_class": 3}}
+    assert parse_experiment(tree).sampler == SamplerConfig(classes_per_batch=6, samples_per_class=3)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {"kind": "pk", "classes_per_batch": 6},
+        {"kind": "attribute", "attribute": "camera", "several_values": "split"},
+        {"kind": "similar", "seeds_per_batch": 7, "refresh_every_steps": 50},
+    ],
+    ids=lambda sampler: sampler["kind"],
+)
+def test_every_kind_of_sampler_survives_json(sampler):
+    config = parse_experiment({"name": "x", "sampler": sampler})
+    assert config.sampler.kind == sampler["kind"]
+    assert parse_experiment(json.loads(config.model_dump_json())) == config
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        ({"kind": "attribute"}, r"sampler\.attribute\.attribute: Field required"),
+        ({"kind": "similar", "seeds_per_batch": 3}, "multiple of seeds_per_batch; got 28 and 3"),
+        ({"kind": "shuffled", "classes_per_batch": 4}, "classes_per_batch: Extra inputs"),
+        ({"kind": "sorted"}, "'pk', 'attribute', 'similar', 'shuffled'"),
+    ],
+    ids=lambda value: value.get("kind", "") if isinstance(value, dict) else "",
+)
+def test_a_sampler_that_cannot_be_followed_is_refused(sampler, message):
+    with pytest.raises(InvalidSetting, match=message):
+        parse_experiment({"name": "x", "sampler": sampler})
 
 
 def test_a_grey_image_for_a_colour_backbone_is_refused():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dml.config import AugmentationConfig, PreprocessingConfig
 from dml.data.dataset import MappedDataset, read_rows
-from dml.data.sampler import PKBatchSampler
+from dml.data.sampling import BatchStream
 from dml.data.transforms import augment, chance_of
 from dml.errors import InvalidData
 from dml.preprocessing import decode
@@ -46,7 +46,7 @@ class TrainingBatches:
         *,
         positions: NDArray[np.int64],
         class_ids: NDArray[np.int64],
-        sampler: PKBatchSampler,
+        sampler: BatchStream,
         preprocessing: PreprocessingConfig,
         augmentation: AugmentationConfig,
         seed: int,
@@ -64,13 +64,13 @@ class TrainingBatches:
     def __iter__(self) -> Iterator[Batch]:
         first, end = self.sampler.first_step, self.sampler.num_steps
         num_ahead = self.num_threads + 1  # one for each thread, and one that is done
-        ahead = deque(self._begin(step) for step in range(first, min(first + num_ahead, end)))
+        ahead: deque[Future[Batch]] = deque()
         for step in range(first, end):
             began = time.perf_counter()
+            known = min(step + num_ahead, self.sampler.known_until(step))
+            ahead.extend(self._begin(later) for later in range(step + len(ahead), known))
             batch = ahead.popleft().result()
             self.wait_s += time.perf_counter() - began
-            if step + num_ahead < end:
-                ahead.append(self._begin(step + num_ahead))
             yield batch
 
     def _begin(self, step: int) -> Future[Batch]:

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -86,6 +87,16 @@ def read_rows(ref: DatasetRef, *, split: str | None = None, columns: Sequence[st
     if split is not None:
         table = table.filter(compute.equal(table["split"], split))
     return table if columns is None else table.select(list(dict.fromkeys([*columns, "position"])))
+
+
+def read_values(ref: DatasetRef, name: str, *, split: str) -> tuple[NDArray[np.int64], list[Any]]:
+    """A column as numbers: for each row of a split the number of its value, and the values.
+
+    A missing value is a value, None. Raises InvalidSetting as `read_rows`.
+    """
+    column = read_rows(ref, split=split, columns=[name])[name].combine_chunks()
+    encoded = column.dictionary_encode(null_encoding="encode")
+    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
 
 
 def read_fragment(uri: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -1,10 +1,18 @@
-"""The loss a configuration names."""
+"""The loss and the sampler a configuration names."""
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from dml import config as configs
 from dml import losses
+from dml.data import sampling
+from dml.data.dataset import read_values
+from dml.data.schema import TRAIN
+from dml.refs import DatasetRef
 
 
 def build_loss(
@@ -69,3 +77,45 @@ def _build_alone(config: configs.LossConfig, dim: int, num_classes: int, seed: i
             return losses.ProxyNCA(num_classes, dim, generator=generator, **settings)
         case "proxy-anchor":
             return losses.ProxyAnchor(num_classes, dim, generator=generator, **settings)
+
+
+def build_sampler(
+    config: configs.BatchesConfig,
+    dataset: DatasetRef,
+    class_ids: NDArray[np.int64],
+    *,
+    seed: int,
+    rank: int,
+    world_size: int,
+    num_steps: int,
+    first_step: int,
+) -> sampling.BatchStream:
+    """The batches of a run.
+
+    Args:
+        config: which sampler, and its settings.
+        dataset: where attributes of the training rows are read.
+        class_ids: (N,) the classes of the training rows.
+        seed, rank, world_size, num_steps, first_step: as `sampling.BatchStream`.
+
+    Raises:
+        InvalidSetting: the data or the workers do not allow such batches.
+    """
+    run: dict[str, Any] = {
+        "seed": seed,
+        "rank": rank,
+        "world_size": world_size,
+        "num_steps": num_steps,
+        "first_step": first_step,
+    }
+    settings = config.model_dump(exclude={"kind", "attribute", "momentum"})
+    match config.kind:
+        case "pk":
+            return sampling.PKBatchSampler(class_ids, **settings, **run)
+        case "attribute":
+            values, names = read_values(dataset, config.attribute, split=TRAIN)
+            return sampling.AttributeBatchSampler(class_ids, values, value_names=names, **settings, **run)
+        case "similar":
+            return sampling.SimilarClassBatchSampler(class_ids, **settings, **run)
+        case "shuffled":
+            return sampling.ShuffledBatchSampler(len(class_ids), **settings, **run)

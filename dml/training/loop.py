@@ -17,21 +17,22 @@ from torch.nn.parallel import DistributedDataParallel
 from dml.config import ExperimentConfig
 from dml.data.batches import TrainingBatches
 from dml.data.dataset import open_mapped, read_rows
-from dml.data.sampler import PKBatchSampler
+from dml.data.sampling import BatchStream, SimilarClassBatchSampler
 from dml.errors import InvalidData, TrainingFailed
 from dml.models.backbones import weights_digest
 from dml.models.encoder import Encoder
 from dml.refs import DatasetRef
 from dml.storage import digest_of
 from dml.training.batch_norm import synchronise_batch_norm
-from dml.training.build import build_loss
+from dml.training.build import build_loss, build_sampler
 from dml.training.checkpoint import read_checkpoint, write_checkpoint
+from dml.training.class_vectors import WithClassVectors
 from dml.training.optimizer import build_optimizer, rate_factor, set_rates
 from dml.training.step import Learner, train_step
 
 logger = logging.getLogger(__name__)
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Part of a run's identity: raise it when the same configuration would train another model."""
 _INDECISIVE = {
     "num_workers",
@@ -162,6 +163,7 @@ def train_loop(config: ExperimentConfig, dataset: DatasetRef, worker: Worker, ho
         logger.info("resuming after step %d", done)
     learner.train()
     batches = _batches(config, dataset, rows, worker, first_step=done)
+    _show_classes(batches.sampler, loss, done, resumed=True)
     meter, whole = _Meter(config.sampler.batch_size), _Meter(config.sampler.batch_size)
     training = config.training
     try:
@@ -181,6 +183,7 @@ def train_loop(config: ExperimentConfig, dataset: DatasetRef, worker: Worker, ho
             meter.add(value)
             whole.add(value)
             done = step + 1
+            _show_classes(batches.sampler, loss, done)
             last = done == training.num_steps
             if worker.rank == 0 and (done % training.log_every_steps == 0 or last):
                 hooks.report(meter.progress(done, batches.wait_s))
@@ -209,10 +212,12 @@ def _build(
         seed=config.seed,
         memory=config.memory,
     )
+    if config.sampler.kind == "similar":
+        loss = WithClassVectors(loss, num_classes, config.encoder.dim, momentum=config.sampler.momentum)
     precision = config.training.precision or ("bfloat16" if worker.device.type == "cuda" else "float32")
     learner: nn.Module = Learner(encoder, loss.to(worker.device), precision)
     if worker.world_size > 1:
-        # Buffers (batch norm's, a memory's) are equal on all ranks by their making: none is sent around.
+        # Every rank computes equal buffers (batch statistics, a memory): none needs rank 0's each step.
         learner = DistributedDataParallel(learner, broadcast_buffers=False)
     return encoder, loss, learner
 
@@ -220,10 +225,10 @@ def _build(
 def _batches(
     config: ExperimentConfig, dataset: DatasetRef, rows: TrainingRows, worker: Worker, *, first_step: int
 ) -> TrainingBatches:
-    sampler = PKBatchSampler(
+    sampler = build_sampler(
+        config.sampler,
+        dataset,
         rows.class_ids,
-        classes_per_batch=config.sampler.classes_per_batch,
-        samples_per_class=config.sampler.samples_per_class,
         seed=config.seed,
         rank=worker.rank,
         world_size=worker.world_size,
@@ -239,6 +244,18 @@ def _batches(
         augmentation=config.augmentation,
         seed=config.seed,
     )
+
+
+def _show_classes(sampler: BatchStream, loss: nn.Module, done: int, *, resumed: bool = False) -> None:
+    """Let a sampler of similar classes see them when its batches of old vectors are used up, or again."""
+    if isinstance(sampler, SimilarClassBatchSampler):
+        assert isinstance(loss, WithClassVectors)
+        n = sampler.refresh_every_steps
+        if resumed and done >= n:
+            sampler.set_class_vectors(loss.class_vectors())  # a checkpoint holds those of the step it is of
+        elif not resumed and done % n == 0:
+            loss.freeze()
+            sampler.set_class_vectors(loss.class_vectors())
 
 
 def _refuse_nan(value: float, step: int, dataset: DatasetRef, positions: NDArray[np.int64]) -> None:

@@ -12,7 +12,7 @@ from dml.config import AugmentationConfig, IngestConfig, PreprocessingConfig
 from dml.data.batches import TrainingBatches
 from dml.data.dataset import open_mapped, read_rows
 from dml.data.ingest import ingest
-from dml.data.sampler import PKBatchSampler
+from dml.data.sampling import PKBatchSampler
 from dml.data.transforms import augment, chance_of
 from dml.errors import InvalidData
 from dml.preprocessing import preprocess, resize_and_crop, to_tensor

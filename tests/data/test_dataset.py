@@ -8,7 +8,7 @@ import pytest
 
 from dml import storage
 from dml.config import IngestConfig
-from dml.data.dataset import find_dataset, fragments, open_mapped, read_images, read_rows
+from dml.data.dataset import find_dataset, fragments, open_mapped, read_images, read_rows, read_values
 from dml.data.ingest import ingest
 from dml.errors import IncompatibleArtifact, InvalidSetting, MissingArtifact
 from tests.data.pictures import class_folders
@@ -118,3 +118,20 @@ def test_a_map_is_made_from_s3_too(s3_store, tmp_path):
     ref = ingest(IngestConfig(name="d", source=source), s3_store)
     mapped = open_mapped(ref)
     assert [bytes(image) for image in mapped.images([0, 7])] == read_images(ref, [0, 7])
+
+
+def test_values_of_a_column_are_numbered_and_a_missing_one_is_a_value(tmp_path):
+    root = class_folders(tmp_path / "images", classes=2, per_class=2)
+    images = sorted(path.relative_to(tmp_path).as_posix() for path in root.rglob("*.*"))
+    cameras = ["north", "", "south", "north"]
+    lines = [f"{images[row]},{row % 2},{cameras[row]}" for row in range(4)]
+    (tmp_path / "list.csv").write_text("\n".join(["image,label,camera", *lines]))
+    source = str(tmp_path / "list.csv")
+    everything = {"kind": "classes", "test_fraction": 0}
+    ref = ingest(IngestConfig(name="m", source=source, split=everything), str(tmp_path / "store"))
+    numbers, values = read_values(ref, "camera", split="train")
+    want = [row["camera"] for row in read_rows(ref).to_pylist()]
+    assert [values[number] for number in numbers] == want
+    assert sorted(values, key=str) == sorted({*want}, key=str)
+    with pytest.raises(InvalidSetting, match="'lens'"):
+        read_values(ref, "lens", split="train")

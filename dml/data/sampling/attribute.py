@@ -1,0 +1,181 @@
+"""P x K batches whose classes share one value of an attribute: a category, a camera, a region."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from dml.data.sampling.permutations import Integers, hash_of, random_bits
+from dml.data.sampling.pk import OF_CLASSES, ClassBatches, Groups, refuse_too_few
+from dml.errors import InvalidSetting
+
+_OF_VALUES = 4
+
+
+class AttributeBatchSampler(ClassBatches):
+    """Every batch holds P classes of one value, so its negatives differ in what the attribute does not tell.
+
+    Values take turns in proportion to their classes: a cycle gives each value as many batches as it has
+    classes (divided by what all these numbers have in common), spread evenly over the cycle. Within a value
+    every class appears once per pass, every image once per round, as in `PKBatchSampler`; at the end of each
+    cycle no class has appeared twice more than any other.
+
+    Args:
+        class_ids: (N,) int, the class of each row.
+        values: (N,) int, the value of each row, from 0.
+        classes_per_batch: P, of the global batch.
+        samples_per_class: K.
+        small_values: values with fewer than P classes; "pool" joins them into one group whose batches mix
+            them; one with fewer than P classes itself takes in the smallest of the other values.
+        several_values: classes with more than one value; "majority" gives all rows of a class to its most
+            frequent value (of equals the first), "split" lets it appear under each with the rows of that one.
+        value_names: what messages call the values.
+        seed, rank, world_size, num_steps, first_step: as `BatchStream`.
+
+    Raises:
+        InvalidSetting: as `BatchStream`; fewer than P classes; or what `small_values` and `several_values`
+            refuse.
+
+    Source: the category-balanced sampling of OML's examples, whose stream depends on the number of workers.
+    """
+
+    def __init__(
+        self,
+        class_ids: Integers,
+        values: Integers,
+        *,
+        classes_per_batch: int,
+        samples_per_class: int,
+        small_values: Literal["pool", "refuse"] = "pool",
+        several_values: Literal["refuse", "majority", "split"] = "refuse",
+        value_names: Sequence[object] | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_steps: int,
+        first_step: int = 0,
+    ) -> None:
+        if len(class_ids) != len(values):
+            raise ValueError(
+                f"Every row needs one class and one value; got {len(class_ids)} and {len(values)}."
+            )
+        class_ids, values = (numbers.astype(np.int64, copy=False) for numbers in (class_ids, values))
+        num_classes, num_values = int(class_ids.max()) + 1, int(values.max()) + 1
+        names = value_names if value_names is not None else range(num_values)
+        units = Groups(values * num_classes + class_ids)
+        changed = _one_value_each(units, num_classes, several_values, names)
+        if changed is not None:
+            values = changed[class_ids]
+            units = Groups(values * num_classes + class_ids)
+        # The value whose batches a value's classes are in; a pool goes by its first member.
+        self.pooled_into = _pools(units, num_classes, classes_per_batch, small_values, names)
+        if (self.pooled_into != np.arange(len(self.pooled_into))).any():
+            units = Groups(self.pooled_into[values] * num_classes + class_ids)
+        super().__init__(
+            units,
+            classes_per_batch=classes_per_batch,
+            samples_per_class=samples_per_class,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            num_steps=num_steps,
+            first_step=first_step,
+        )
+        self._classes: Integers = units.names % num_classes
+        self._values, sizes = np.unique(units.names // num_classes, return_counts=True)
+        self._starts: Integers = np.cumsum(np.append(0, sizes))
+        self._cycle = _Cycle(sizes // math.gcd(*sizes.tolist()))
+
+    def value(self, step: int) -> int:
+        """The value that all classes of a step's global batch share; of a pool, its first member."""
+        return int(self._values[self._cycle.turn(self.seed, step)[0]])
+
+    def global_classes(self, step: int) -> Integers:
+        """(P,) the distinct classes of a step's global batch."""
+        return self._classes[self._turns(step)[0]]
+
+    def _turns(self, step: int) -> tuple[Integers, Integers]:
+        p = self.classes_per_batch
+        number, turn = self._cycle.turn(self.seed, step)
+        start, end = self._starts[number : number + 2].tolist()
+        key = hash_of(self.seed, OF_CLASSES, int(self._values[number]))
+        numbers = start + self._permutations.window(end - start, p, turn, key)
+        return numbers, (turn * p + np.arange(p)) // (end - start)
+
+
+class _Cycle:
+    """Endless cycles in which value v has `shares[v]` places, spread evenly, anew in each cycle."""
+
+    def __init__(self, shares: Integers) -> None:
+        self.shares = shares
+        self._of = np.repeat(np.arange(len(shares)), shares)
+        self._before: Integers = np.cumsum(shares) - shares
+        self._drawn: tuple[int, int, Integers] | None = None
+
+    def turn(self, seed: int, step: int) -> tuple[int, int]:
+        """(v, t): whose batch a step's is, and how many v has had before."""
+        cycle, place = divmod(step, len(self._of))
+        entry = int(self._order(seed, cycle)[place])
+        value = int(self._of[entry])
+        return value, cycle * int(self.shares[value]) + entry - int(self._before[value])
+
+    def _order(self, seed: int, cycle: int) -> Integers:
+        """Entry j of value v comes at a random time in [j, j + 1) / shares[v]: one in each such interval."""
+        if self._drawn is not None and self._drawn[:2] == (seed, cycle):
+            return self._drawn[2]
+        chance = (random_bits(len(self._of), hash_of(seed, _OF_VALUES, cycle)) >> np.uint64(11)) * 2.0**-53
+        entry = np.arange(len(self._of)) - self._before[self._of]
+        order: Integers = np.argsort((entry + chance) / self.shares[self._of], kind="stable")
+        self._drawn = (seed, cycle, order)
+        return order
+
+
+def _one_value_each(
+    units: Groups, num_classes: int, several_values: str, names: Sequence[object]
+) -> Integers | None:
+    """(num_classes,) the value that each class is to have, where that changes anything."""
+    values, classes = np.divmod(units.names, num_classes)
+    counts = np.bincount(classes)
+    if several_values == "split" or counts.max() == 1:
+        return None
+    if several_values == "refuse":
+        first = int(np.argmax(counts > 1))
+        found = [names[value] for value in values[classes == first].tolist()]
+        raise InvalidSetting(
+            f"Every class must have one value of the attribute; {np.count_nonzero(counts > 1)} classes have "
+            f"several, such as class {first} with {found[:5]}. Set several_values to 'majority' (the most "
+            "frequent one) or 'split' (the class appears under each, with the rows of that one)."
+        )
+    # The last written wins: the largest unit, of equals the one with the first value.
+    order = np.lexsort((-values, units.sizes))
+    most = np.zeros(num_classes, dtype=np.int64)
+    most[classes[order]] = values[order]
+    return most
+
+
+def _pools(
+    units: Groups, num_classes: int, classes_per_batch: int, small_values: str, names: Sequence[object]
+) -> Integers:
+    """(V,) the value that each value's classes go to: itself, or the pool's first member."""
+    values, classes = np.divmod(units.names, num_classes)
+    refuse_too_few(len(np.unique(classes)), classes_per_batch)
+    sizes = np.bincount(values)
+    pooled_into = np.arange(len(sizes))
+    small = np.flatnonzero((sizes > 0) & (sizes < classes_per_batch))
+    if not len(small):
+        return pooled_into
+    if small_values == "refuse":
+        found = {str(names[value]): int(sizes[value]) for value in small[:5].tolist()}
+        raise InvalidSetting(
+            f"Every value of the attribute must have {classes_per_batch} classes, a batch's worth; "
+            f"{len(small)} have fewer, such as {found}. Lower classes_per_batch, or set small_values to "
+            "'pool'."
+        )
+    by_size = np.argsort(sizes, kind="stable")
+    large = by_size[sizes[by_size] >= classes_per_batch]
+    pool = small
+    if len(np.unique(classes[np.isin(values, pool)])) < classes_per_batch:
+        pool = np.append(pool, large[:1])  # which alone has enough, so there is one: C >= P
+    pooled_into[pool] = pool.min()
+    return pooled_into

@@ -1,0 +1,168 @@
+"""P x K batches of classes that resemble each other: the hard negatives are in the batch."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dml.data.sampling.permutations import Integers
+from dml.data.sampling.pk import PKBatchSampler
+from dml.errors import InvalidSetting
+
+# Coordinates in units of 1/2048: products of unit vectors and all their partial sums stay below 2^24, so
+# float32 holds them exactly, in whatever order a machine adds them up. Every rank gets the same batches.
+_UNITS = 2048
+_BLOCK_ELEMENTS = 1 << 22
+
+
+class SimilarClassBatchSampler(PKBatchSampler):
+    """`PKBatchSampler`'s classes, every `refresh_every_steps` batches dealt anew into similar ones.
+
+    The classes that the next n batches would hold anyway are cut into n batches so: the first class still
+    free is a seed and takes the most similar free ones with it, until all are dealt. So every class still
+    appears once per pass, and a step costs at most what planning its n batches costs, (n P / S) x (n P) x D.
+    A batch that straddles two passes stays as it is, at most one per pass.
+
+    A pure function of (seed, step, class vectors), where vectors may change at multiples of n: those set when
+    a batch of the n is asked for first hold for all of them. Until vectors are set it is `PKBatchSampler`.
+
+    Args:
+        class_ids: (N,) int, the class of each row, from 0; ids without rows are left out.
+        classes_per_batch: P, of the global batch; there must be at least 2 P classes.
+        samples_per_class: K.
+        refresh_every_steps: n; a seed's neighbours are sought among P n classes, those of one pass at a time.
+            Below a pass, C / P, some neighbours are missed; beyond it, vectors only get older.
+        seeds_per_batch: S, divides P: each brings P/S - 1 neighbours. More seeds, easier batches.
+        class_vectors: as `set_class_vectors`.
+        seed, rank, world_size, num_steps, first_step: as `BatchStream`.
+
+    Raises:
+        InvalidSetting: as `PKBatchSampler`, fewer than 2 P classes, or S does not divide P.
+
+    Source: Ge et al. 2018, arXiv:1810.06951, sec. 3.3 (anchor neighbourhood: random classes and the nearest
+    of each); dealing out a whole permutation instead of drawing with replacement is ours.
+    """
+
+    def __init__(
+        self,
+        class_ids: Integers,
+        *,
+        classes_per_batch: int,
+        samples_per_class: int,
+        refresh_every_steps: int,
+        seeds_per_batch: int = 1,
+        class_vectors: ArrayLike | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_steps: int,
+        first_step: int = 0,
+    ) -> None:
+        super().__init__(
+            class_ids,
+            classes_per_batch=classes_per_batch,
+            samples_per_class=samples_per_class,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            num_steps=num_steps,
+            first_step=first_step,
+        )
+        if len(self.classes) < 2 * classes_per_batch:
+            raise InvalidSetting(
+                f"Similar classes are chosen among at least two batches of them, {2 * classes_per_batch}; "
+                f"there are {len(self.classes)}. Lower classes_per_batch."
+            )
+        if classes_per_batch % seeds_per_batch:
+            raise InvalidSetting(
+                f"classes_per_batch must be a multiple of seeds_per_batch; got {classes_per_batch} and "
+                f"{seeds_per_batch}."
+            )
+        self.refresh_every_steps, self.seeds_per_batch = refresh_every_steps, seeds_per_batch
+        self._vectors: NDArray[np.int16] | None = None
+        self._plan: tuple[int, dict[int, Integers]] | None = None
+        if class_vectors is not None:
+            self.set_class_vectors(class_vectors)
+
+    def set_class_vectors(self, vectors: ArrayLike) -> None:
+        """Use these from the next n batches on; those n of which one was asked for already stay as they are.
+
+        Args:
+            vectors: (C, D) float, row c of class id c, any length; zeros for a class not seen yet.
+
+        Raises:
+            ValueError: fewer rows than class ids, or a coordinate that is no number.
+        """
+        vectors = np.asarray(vectors)
+        if vectors.ndim != 2 or len(vectors) <= self.classes[-1]:
+            raise ValueError(
+                f"vectors must be (C, D) with a row for each class id up to {self.classes[-1]}; got "
+                f"{vectors.shape}."
+            )
+        self._vectors = _quantised(vectors, self.classes)
+
+    def known_until(self, step: int) -> int:
+        """The end of the n batches that a step is in: those after it want the vectors of then."""
+        n = self.refresh_every_steps
+        return min((step // n + 1) * n, self.num_steps)
+
+    def _turns(self, step: int) -> tuple[Integers, Integers]:
+        numbers, turns = super()._turns(step)
+        round_ = step // self.refresh_every_steps
+        if self._plan is None or self._plan[0] != round_:
+            self._plan = (round_, self._planned(round_))
+        return self._plan[1].get(step, numbers), turns
+
+    def _planned(self, round_: int) -> dict[int, Integers]:
+        """The classes of each of a round's batches, as numbers, but for those that straddle two passes."""
+        if self._vectors is None:
+            return {}
+        passes: dict[int, list[int]] = {}
+        for step in range(round_ * self.refresh_every_steps, (round_ + 1) * self.refresh_every_steps):
+            first = step * self.classes_per_batch
+            number = first // len(self.classes)
+            if number == (first + self.classes_per_batch - 1) // len(self.classes):
+                passes.setdefault(number, []).append(step)
+        plan: dict[int, Integers] = {}
+        for steps in passes.values():
+            pool = np.concatenate([super(SimilarClassBatchSampler, self)._turns(step)[0] for step in steps])
+            batches = _dealt(self._vectors[pool], self.classes_per_batch, self.seeds_per_batch)
+            plan.update(zip(steps, pool[batches], strict=True))
+        return plan
+
+
+def _dealt(vectors: NDArray[np.int16], size: int, num_seeds: int) -> Integers:
+    """(M / size, size) the numbers 0 to M - 1 in batches of `num_seeds` seeds and their nearest."""
+    exact = vectors.astype(np.float32)
+    m = len(exact)
+    places = np.arange(m)
+    free = np.ones(m, dtype=bool)
+    num_nearest = size // num_seeds - 1
+    dealt: list[NDArray[np.int64]] = []
+    seed = 0
+    for _ in range(m // size * num_seeds):
+        seed += int(np.argmax(free[seed:]))
+        free[seed] = False
+        dealt.append(places[seed : seed + 1])
+        if num_nearest:
+            similarities = (exact @ exact[seed]).astype(np.int64)
+            # Distinct, so that which are smallest does not depend on how a machine breaks ties.
+            distances = np.where(free, _UNITS**2 * 4 - similarities, _UNITS**2 * 16) * m + places
+            nearest = np.sort(np.partition(distances, num_nearest - 1)[:num_nearest]) % m
+            free[nearest] = False
+            dealt.append(nearest)
+    return np.concatenate(dealt).reshape(-1, size)
+
+
+def _quantised(vectors: NDArray[np.floating], rows: Integers) -> NDArray[np.int16]:
+    """(len(rows), D) unit vectors in units of 1/2048, by operations that round alike on every machine."""
+    quantised = np.empty((len(rows), vectors.shape[1]), dtype=np.int16)
+    step = max(_BLOCK_ELEMENTS // max(vectors.shape[1], 1), 1)
+    for start in range(0, len(rows), step):
+        block = vectors[rows[start : start + step]].astype(np.float64)
+        if not np.isfinite(block).all():
+            raise ValueError("vectors must be finite numbers. Look at the loss that learnt them.")
+        largest = np.abs(block).max(axis=1, keepdims=True, initial=0)
+        # Whole numbers up to 2^15, whose squares add up exactly; a zero vector stays one.
+        whole = np.rint(block / np.where(largest > 0, largest, 1) * 2**15)
+        length = np.sqrt(np.square(whole).sum(axis=1, keepdims=True))
+        quantised[start : start + step] = np.rint(whole * _UNITS / np.where(length > 0, length, 1))
+    return quantised

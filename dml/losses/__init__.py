@@ -11,8 +11,8 @@ from dml.losses.pair import Contrastive, MultiSimilarity
 from dml.losses.proxy import ArcFace, CosFace, NormalisedSoftmax, ProxyAnchor, ProxyNCA
 from dml.losses.rank import RecallAtK, SmoothAP
 from dml.losses.references import References
-from dml.losses.soft import Circle, GeneralisedLifted, NTXent, SupCon
-from dml.losses.structured import LiftedStructure, NPair, RankedList
+from dml.losses.soft import Circle, GeneralisedLifted, NPair, NTXent, SupCon
+from dml.losses.structured import LiftedStructure, RankedList
 from dml.losses.triplet import TripletMargin
 
 __all__ = [

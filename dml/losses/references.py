@@ -53,6 +53,19 @@ class References:
             )
         return given
 
+    def with_anchors(self, loss: str) -> Self:
+        """These references, for a loss that looks at both ends of a pair.
+
+        Raises:
+            ValueError: they do not contain the anchors, such as a memory's.
+        """
+        if not self.contain_anchors:
+            raise ValueError(
+                f"{loss} looks at both ends of a pair, so the anchors must be among the references; got "
+                "others, such as a memory's. Use it without the memory, or another loss with it."
+            )
+        return self
+
     def average(self, total: Tensor, count: Tensor) -> Tensor:
         """`total / count` where both are summed over ranks first, as this rank's part of a mean over ranks.
 

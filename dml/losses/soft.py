@@ -12,10 +12,12 @@ from dml.losses.blocks import (
     average_over_anchors,
     log_sum_exp,
     softplus,
+    sum_over_anchors,
     total_and_count,
+    turns_of,
 )
 from dml.losses.references import References
-from dml.similarity import distances
+from dml.similarity import at_least_float32, distances
 
 
 def supervised_contrastive_loss(
@@ -81,15 +83,77 @@ def nt_xent_loss(
     Source: Chen et al. 2020, arXiv:2002.05709, eq. 1; temperature of their table 5.
     """
     references = References.of(embeddings, labels, references)
-    terms = partial(_nt_xent_terms, temperature=temperature)
+
+    def terms(pairs: Pairs) -> Totals:
+        return _told_apart(pairs, pairs.is_positive, 1 / temperature)
+
     return average_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
 
 
-def _nt_xent_terms(pairs: Pairs, *, temperature: float) -> Totals:
-    gap = log_sum_exp(pairs.negatives / temperature)[:, None] - pairs.positives / temperature
-    # A positive without negatives is certain: its loss is 0, yet it is a pair and counts.
-    losses = softplus(gap) * (pairs.num_negatives > 0)[:, None]
-    return total_and_count(losses, pairs.is_positive)
+@torch.no_grad()
+def _told_apart(pairs: Pairs, counted: Tensor, scale: float) -> Totals:
+    """-log of the softmax of each counted positive (A, P) among itself and the anchor's negatives."""
+    peak = pairs.negatives.amax(1, keepdim=True)
+    peak = torch.where(peak.isfinite(), peak, 0.0)
+    exponentials = (pairs.negatives - peak).mul_(scale).exp_()
+    total = exponentials.sum(1, keepdim=True)
+    # Without negatives the gap is -inf: a certain positive, of loss 0, that is a pair and counts.
+    gap = total.log() + scale * (peak - pairs.positives)
+    weights = scale * gap.sigmoid() * counted
+    of_negatives = weights.sum(1, keepdim=True) / total.clamp_min(torch.finfo(total.dtype).tiny)
+    sums, counts, _ = total_and_count(softplus(gap), counted)
+    return Totals(sums, counts, ((exponentials.mul_(of_negatives), -weights),))
+
+
+def n_pair_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    references: References | None = None,
+    *,
+    scale: float = 1.0,
+    l2: float = 0.005,
+    block_rows: int | None = None,
+) -> Tensor:
+    """An anchor's one positive is told from one positive of every other class.
+
+    A class's first image is the anchor of its second, its third of its fourth, and so on: with K = 2 the
+    paper's batch. Negatives are all even images of other classes. Only these similarities are computed.
+
+    Args:
+        embeddings: (B, D) float, of any length: the paper does not normalise.
+        labels: (B,) int64 class ids.
+        references: the global batch; None: the batch itself.
+        scale: multiplies inner products. 1 leaves unit vectors an almost flat loss; they want 16 to 32.
+        l2: weight of the mean squared length; the authors' code has 0.02 / 4.
+        block_rows: anchors at a time; None chooses.
+
+    Returns:
+        Scalar, the mean over anchors, and the penalty.
+
+    Raises:
+        ValueError: references that do not contain the anchors, such as a memory's.
+
+    Source: Sohn 2016, "Improved deep metric learning with multi-class N-pair loss objective", NIPS, eq. 11.
+    """
+    references = References.of(embeddings, labels, references).with_anchors("N-pair")
+    turns = turns_of(references.labels)
+    first = references.first_row
+    of_own = turns[first : first + len(labels)]
+    anchors = torch.nonzero(of_own % 2 == 0)[:, 0]
+    partners = torch.nonzero(turns % 2)[:, 0]
+    # Its partner is the (turn / 2)-th of the class among the even ones, if the class has as many.
+    places = of_own[anchors] // 2
+
+    def terms(pairs: Pairs) -> Totals:
+        slots = torch.arange(pairs.positives.shape[1], device=places.device)
+        return _told_apart(pairs, pairs.is_positive & (slots == places[pairs.rows, None]), scale)
+
+    penalty = l2 * at_least_float32(embeddings).square().sum(1).mean()
+    if len(partners) == 0:
+        return penalty
+    among = References(references.embeddings[partners], references.labels[partners], contain_anchors=False)
+    sums, counts = sum_over_anchors(terms, embeddings[anchors], labels[anchors], among, block_rows=block_rows)
+    return references.average(sums, counts).sum() + penalty
 
 
 def circle_loss(
@@ -190,6 +254,17 @@ class NTXent(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
         return nt_xent_loss(embeddings, labels, references, temperature=self.temperature)
+
+
+class NPair(nn.Module):
+    """`n_pair_loss` as a module."""
+
+    def __init__(self, scale: float = 1.0, *, l2: float = 0.005) -> None:
+        super().__init__()
+        self.scale, self.l2 = scale, l2
+
+    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+        return n_pair_loss(embeddings, labels, references, scale=self.scale, l2=self.l2)
 
 
 class Circle(nn.Module):

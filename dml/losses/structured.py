@@ -1,4 +1,4 @@
-"""Losses that look at a class or the whole batch at once: N-pair, lifted structure and ranked list."""
+"""Losses over what surrounds a pair or an anchor: lifted structure and ranked list."""
 
 import torch
 from torch import Tensor, nn
@@ -9,67 +9,10 @@ from dml.losses.blocks import (
     average_over_anchors,
     log_sum_exp,
     of_every_anchor,
-    softplus,
-    sum_over_anchors,
     total_and_count,
-    turns_of,
 )
 from dml.losses.references import References
-from dml.similarity import at_least_float32, distances
-
-
-def n_pair_loss(
-    embeddings: Tensor,
-    labels: Tensor,
-    references: References | None = None,
-    *,
-    scale: float = 1.0,
-    l2: float = 0.005,
-    block_rows: int | None = None,
-) -> Tensor:
-    """An anchor's one positive is told from one positive of every other class.
-
-    A class's first image is the anchor of its second, its third of its fourth, and so on: with K = 2 the
-    paper's batch. Negatives are all even images of other classes. Only these similarities are computed.
-
-    Args:
-        embeddings: (B, D) float, of any length: the paper does not normalise.
-        labels: (B,) int64 class ids.
-        references: the global batch; None: the batch itself.
-        scale: multiplies inner products. 1 leaves unit vectors an almost flat loss; they want 16 to 32.
-        l2: weight of the mean squared length; the authors' code has 0.02 / 4.
-        block_rows: anchors at a time; None chooses.
-
-    Returns:
-        Scalar, the mean over anchors, and the penalty.
-
-    Raises:
-        ValueError: references that do not contain the anchors, such as a memory's.
-
-    Source: Sohn 2016, "Improved deep metric learning with multi-class N-pair loss objective", NIPS, eq. 11.
-    """
-    references = _with_anchors(References.of(embeddings, labels, references), "N-pair")
-    turns = turns_of(references.labels)
-    first = references.first_row
-    of_own = turns[first : first + len(labels)]
-    anchors = torch.nonzero(of_own % 2 == 0)[:, 0]
-    partners = torch.nonzero(turns % 2)[:, 0]
-    # Its partner is the (turn / 2)-th of the class among the even ones, if the class has as many.
-    places = of_own[anchors] // 2
-
-    def terms(pairs: Pairs) -> Totals:
-        slots = torch.arange(pairs.positives.shape[1], device=places.device)
-        is_partner = pairs.is_positive & (slots == places[pairs.rows, None])
-        gap = log_sum_exp(scale * pairs.negatives)[:, None] - scale * pairs.positives
-        losses = softplus(gap) * (pairs.num_negatives > 0)[:, None]
-        return total_and_count(losses, is_partner)
-
-    penalty = l2 * at_least_float32(embeddings).square().sum(1).mean()
-    if len(partners) == 0:
-        return penalty
-    among = References(references.embeddings[partners], references.labels[partners], contain_anchors=False)
-    sums, counts = sum_over_anchors(terms, embeddings[anchors], labels[anchors], among, block_rows=block_rows)
-    return references.average(sums, counts).sum() + penalty
+from dml.similarity import distances
 
 
 def lifted_structure_loss(
@@ -97,7 +40,7 @@ def lifted_structure_loss(
 
     Source: Oh Song et al. 2016, arXiv:1511.06452, eq. 4.
     """
-    references = _with_anchors(References.of(embeddings, labels, references), "Lifted structure")
+    references = References.of(embeddings, labels, references).with_anchors("Lifted structure")
 
     def closest(pairs: Pairs) -> Tensor:
         return log_sum_exp(margin - distances(pairs.negatives))
@@ -123,15 +66,6 @@ def _from_all_ranks(own: Tensor, references: References) -> Tensor:
     everybody = own.new_zeros(len(references.labels))
     everybody[references.first_row : references.first_row + len(own)] = own
     return references.mean_over_ranks(everybody) * world_size
-
-
-def _with_anchors(references: References, name: str) -> References:
-    if not references.contain_anchors:
-        raise ValueError(
-            f"{name} looks at both ends of a pair, so the anchors must be among the references; got others, "
-            "such as a memory's. Use it without the memory, or another loss with it."
-        )
-    return references
 
 
 def ranked_list_loss(
@@ -177,17 +111,6 @@ def ranked_list_loss(
         return Totals(losses.sum()[None], losses.new_tensor([len(losses)]))
 
     return average_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
-
-
-class NPair(nn.Module):
-    """`n_pair_loss` as a module."""
-
-    def __init__(self, scale: float = 1.0, *, l2: float = 0.005) -> None:
-        super().__init__()
-        self.scale, self.l2 = scale, l2
-
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
-        return n_pair_loss(embeddings, labels, references, scale=self.scale, l2=self.l2)
 
 
 class LiftedStructure(nn.Module):

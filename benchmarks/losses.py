@@ -2,7 +2,8 @@
 
 Time is CPU time on one thread, which others on the machine disturb least: forward and backward, over the
 floor of X @ X.T and its backward. Memory is the peak beyond what was there before, over a B x B matrix of
-float32. Each measurement is a process of its own, the median of several runs after one to warm up.
+float32. Each measurement is a process of its own of at most 8 GiB, the median of several runs after one to
+warm up. `--sizes 65536 --ours` shows that the losses fit where a matrix of similarities would not.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from dml import losses
 DIM = 128
 SAMPLES_PER_CLASS = 4
 NUM_THREADS = 1
+SIZE_LIMIT_BYTES = 8 << 30
 
 
 class Floor(nn.Module):
@@ -38,11 +40,21 @@ def ours(num_classes: int) -> dict[str, Callable[[], nn.Module]]:
         "triplet, all": lambda: losses.TripletMargin(mining="all"),
         "triplet, semi-hard": losses.TripletMargin,
         "triplet, batch-hard": lambda: losses.TripletMargin(mining="batch-hard"),
-        "multi-similarity": losses.MultiSimilarity,
+        "triplet, soft-hard": lambda: losses.TripletMargin(mining="soft-hard"),
+        "margin, distance-weighted": losses.Margin,
+        "N-pair": losses.NPair,
+        "lifted structure": losses.LiftedStructure,
+        "generalised lifted": losses.GeneralisedLifted,
+        "ranked list": losses.RankedList,
+        "multi-similarity, mined": losses.MultiSimilarity,
         "SupCon": losses.SupCon,
         "NT-Xent": losses.NTXent,
         "circle": losses.Circle,
-        "generalised lifted": losses.GeneralisedLifted,
+        "Smooth-AP": losses.SmoothAP,
+        "Recall@k": losses.RecallAtK,
+        "normalised softmax": lambda: losses.NormalisedSoftmax(num_classes, DIM),
+        "ArcFace": lambda: losses.ArcFace(num_classes, DIM),
+        "Proxy-NCA": lambda: losses.ProxyNCA(num_classes, DIM),
         "Proxy-Anchor": lambda: losses.ProxyAnchor(num_classes, DIM),
     }
 
@@ -65,13 +77,21 @@ def peers(num_classes: int) -> dict[str, Callable[[], nn.Module]]:
         "triplet, all": lambda: triplet("all"),
         "triplet, semi-hard": lambda: triplet("semi-hard"),
         "triplet, batch-hard": lambda: triplet("batch-hard"),
-        "multi-similarity": lambda: Mined(
+        "margin, distance-weighted": lambda: Mined(losses.MarginLoss(), miners.DistanceWeightedMiner()),
+        "N-pair": losses.NPairsLoss,
+        "lifted structure": losses.LiftedStructureLoss,
+        "generalised lifted": losses.GeneralizedLiftedStructureLoss,
+        "ranked list": lambda: losses.RankedListLoss(0.4, 10, alpha=1.2),
+        "multi-similarity, mined": lambda: Mined(
             losses.MultiSimilarityLoss(2, 50, 0.5), miners.MultiSimilarityMiner(0.1)
         ),
         "SupCon": lambda: losses.SupConLoss(0.1),
         "NT-Xent": lambda: losses.NTXentLoss(0.1),
         "circle": lambda: losses.CircleLoss(0.4, 80),
-        "generalised lifted": losses.GeneralizedLiftedStructureLoss,
+        "Smooth-AP": lambda: losses.SmoothAPLoss(0.01),
+        "normalised softmax": lambda: losses.NormalizedSoftmaxLoss(num_classes, DIM),
+        "ArcFace": lambda: losses.ArcFaceLoss(num_classes, DIM),
+        "Proxy-NCA": lambda: losses.ProxyNCALoss(num_classes, DIM, softmax_scale=9),
         "Proxy-Anchor": lambda: losses.ProxyAnchorLoss(num_classes, DIM),
     }
 
@@ -113,10 +133,18 @@ def measure_apart(
     """`measure` in a fresh process, so that one loss's peak does not hide another's; or why there is none."""
     command = [sys.executable, "-m", "benchmarks.losses", "--one", library, name, str(size), str(repeats)]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+        found = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_s, preexec_fn=_limit_memory
+        )
     except subprocess.TimeoutExpired:
         return f"> {timeout_s:.0f} s"
-    return json.loads(found.stdout) if found.returncode == 0 else "failed"
+    if found.returncode == 0:
+        return json.loads(found.stdout)
+    return "out of memory" if "memory" in found.stderr else found.stderr.strip().rsplit("\n", 1)[-1][:30]
+
+
+def _limit_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (SIZE_LIMIT_BYTES, SIZE_LIMIT_BYTES))
 
 
 def show(found: dict[str, float] | str, floor_s: float, size: int) -> str:
@@ -129,6 +157,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 1024, 4096])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--ours", action="store_true", help="leave the peer out")
+    parser.add_argument("--only", nargs="+", help="losses whose name contains one of these words")
     parser.add_argument("--timeout-s", type=float, default=120)
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -147,15 +177,18 @@ def main() -> None:
         assert not isinstance(floor, str), floor
         print(f"\nB = {size}: floor {floor['seconds'] * 1000:.1f} ms")
         for name in ours(1):
+            if arguments.only and not any(word in name for word in arguments.only):
+                continue
+            libraries = ["ours", "peers"] if name in peers(1) and not arguments.ours else ["ours"]
             row = [
                 show(
                     measure_apart(library, name, size, arguments.repeats, arguments.timeout_s),
                     floor["seconds"],
                     size,
                 )
-                for library in ("ours", "peers")
+                for library in libraries
             ]
-            print(f"{name:20} {' | '.join(row)}", flush=True)
+            print(f"{name:26} {' | '.join(row)}", flush=True)
 
 
 if __name__ == "__main__":

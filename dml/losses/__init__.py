@@ -5,11 +5,12 @@ references of `dml.training.gather.gather`, and the mean over workers is the los
 """
 
 from dml.losses.classification import ArcFace, CosFace, NormalisedSoftmax, Softmax
+from dml.losses.growth import append_classes
 from dml.losses.margin import Margin
 from dml.losses.memory import CrossBatchMemory
 from dml.losses.mining import MINING, DrawDistanceWeighted, DrawSemiHard, KeepMultiSimilarity
 from dml.losses.pair import Contrastive, MultiSimilarity
-from dml.losses.proxies import keep_shards_local, shards_of
+from dml.losses.proxies import keep_shards_local, sharded_parameters, shards_of
 from dml.losses.proxy_anchor import ProxyAnchor
 from dml.losses.proxy_nca import ProxyNCA, ProxyNCAPlusPlus
 from dml.losses.rank import RecallAtK, SmoothAP
@@ -47,6 +48,8 @@ __all__ = [
     "Softmax",
     "SupCon",
     "TripletMargin",
+    "append_classes",
     "keep_shards_local",
+    "sharded_parameters",
     "shards_of",
 ]

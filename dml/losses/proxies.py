@@ -120,6 +120,11 @@ def shards_of(module: nn.Module) -> dict[str, Shard]:
     }
 
 
+def sharded_parameters(module: nn.Module) -> dict[nn.Parameter, Shard]:
+    """The same by parameter: for a norm of gradients, or an optimiser's state."""
+    return {module.get_parameter(name): shard for name, shard in shards_of(module).items()}
+
+
 def keep_shards_local(module: nn.Module) -> None:
     """Have DistributedDataParallel leave a module's shards alone; call it on what will be wrapped.
 

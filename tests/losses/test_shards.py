@@ -160,7 +160,7 @@ def test_shards_without_the_global_batch_are_refused():
 
 
 @pytest.mark.parametrize("name", MAKERS)
-@pytest.mark.parametrize("block", [1, 12 * 4, 12 * 10])
+@pytest.mark.parametrize("block", [1, 4 * (12 + DIM), 10 * (12 + DIM)])
 def test_blocks_of_classes_change_neither_value_nor_gradient(name, block, monkeypatch):
     module = MAKERS[name](NUM_CLASSES, DIM, seed=5).double()
 
@@ -172,8 +172,8 @@ def test_blocks_of_classes_change_neither_value_nor_gradient(name, block, monkey
         return [value.detach(), embeddings.grad, *(p.grad for p in once.parameters())]
 
     one_piece = value_and_gradients()
-    monkeypatch.setattr("dml.losses.class_blocks._KEPT_LOGITS", 0)
-    monkeypatch.setattr("dml.losses.class_blocks._BLOCK_LOGITS", block)
+    monkeypatch.setattr("dml.losses.class_blocks._KEPT_VALUES", 0)
+    monkeypatch.setattr("dml.losses.class_blocks._BLOCK_VALUES", block)
     torch.testing.assert_close(value_and_gradients(), one_piece, rtol=1e-12, atol=1e-14)
 
 

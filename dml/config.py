@@ -533,6 +533,11 @@ class ExperimentConfig(Part):
                     f"The {self.loss.kind} loss learns from pairs of the same class, so samples_per_class "
                     f"must be at least 2; got {sampler.samples_per_class}."
                 )
+        if self.sampler.kind == "similar" and isinstance(self.loss, ProxyLossConfig) and self.loss.sharded:
+            raise ValueError(
+                "The similar sampler compares the proxies of all classes, so every worker must hold them; "
+                "got loss.sharded. Take another sampler, or sharded=false."
+            )
         kind, color = self.encoder.backbone.kind, self.preprocessing.color
         if kind != "conv4" and color != "RGB":
             raise ValueError(f"The {kind} backbones take RGB images; got color {color!r}.")

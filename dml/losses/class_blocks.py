@@ -17,8 +17,8 @@ Logits = Callable[..., Tensor]
 """From anchors (B, D) and the rows of c classes, one or several tensors (c, ...), to fresh logits (B, c)."""
 
 # Logits and rows together: kept in one piece up to 16 MiB of float32; beyond, computed again in pieces of 4,
-# which stay in the cache. One thread, B = 1024, C = 11,318, D = 128, forward and backward: kept 148 ms, pieces
-# of 1 MiB 146 ms, 2 MiB 122 ms, 4 MiB 110 ms, 8 MiB 111 ms; B = 4096, C = 1024: kept 36 ms, 4 MiB 43 ms.
+# which stay in the cache. One thread, D = 128, forward, backward: B = 1024, C = 11,318: kept 148 ms, pieces
+# of 1 MiB 146 ms, 2 MiB 122 ms, 4 MiB 110 ms, 8 MiB 111 ms. B = 4096, C = 1024: kept 36 ms, 4 MiB 43 ms.
 _KEPT_VALUES = 1 << 22
 _BLOCK_VALUES = 1 << 20
 

@@ -54,7 +54,7 @@ def ours(num_classes: int) -> dict[str, Callable[[], nn.Module]]:
         "Recall@k": losses.RecallAtK,
         "normalised softmax": lambda: losses.NormalisedSoftmax(num_classes, DIM),
         "ArcFace": lambda: losses.ArcFace(num_classes, DIM),
-        "Proxy-NCA": lambda: losses.ProxyNCA(num_classes, DIM),
+        "Proxy-NCA++": lambda: losses.ProxyNCAPlusPlus(num_classes, DIM),
         "Proxy-Anchor": lambda: losses.ProxyAnchor(num_classes, DIM),
     }
 
@@ -91,7 +91,7 @@ def peers(num_classes: int) -> dict[str, Callable[[], nn.Module]]:
         "Smooth-AP": lambda: losses.SmoothAPLoss(0.01),
         "normalised softmax": lambda: losses.NormalizedSoftmaxLoss(num_classes, DIM),
         "ArcFace": lambda: losses.ArcFaceLoss(num_classes, DIM),
-        "Proxy-NCA": lambda: losses.ProxyNCALoss(num_classes, DIM, softmax_scale=9),
+        "Proxy-NCA++": lambda: losses.ProxyNCALoss(num_classes, DIM, softmax_scale=9),
         "Proxy-Anchor": lambda: losses.ProxyAnchorLoss(num_classes, DIM),
     }
 

@@ -311,12 +311,6 @@ class MultiSimilarityConfig(Part):
     epsilon: float | None = Field(0.1, ge=0, description="the miner's slack; None: no mining")
 
 
-class ProxyAnchorConfig(Part):
-    kind: Literal["proxy-anchor"] = "proxy-anchor"
-    margin: float = Field(0.1, ge=0, le=1)
-    scale: float = Field(32.0, gt=0)
-
-
 class SupConConfig(Part):
     kind: Literal["sup-con"] = "sup-con"
     temperature: float = Field(0.1, gt=0)
@@ -338,30 +332,73 @@ class GeneralisedLiftedConfig(Part):
     margin: float = Field(1.0, gt=0, le=2, description="gap of Euclidean distance")
 
 
-class NormalisedSoftmaxConfig(Part):
+class ProxyLossPart(Part):
+    """What every loss with a proxy for each class can be told."""
+
+    sharded: bool = Field(False, description="each worker holds only its share of the proxies")
+
+
+class ContestPart(ProxyLossPart):
+    sample_rate: float | None = Field(None, gt=0, le=1, description="Partial-FC; None: all classes")
+
+
+class SoftmaxConfig(ContestPart):
+    kind: Literal["softmax"] = "softmax"
+
+
+class NormalisedSoftmaxConfig(ContestPart):
     kind: Literal["normalised-softmax"] = "normalised-softmax"
     temperature: float = Field(0.05, gt=0)
 
 
-class CosFaceConfig(Part):
+class CosFaceConfig(ContestPart):
     kind: Literal["cosface"] = "cosface"
     margin: float = Field(0.35, ge=0, le=2, description="of cosine")
     scale: float = Field(64.0, gt=0)
 
 
-class ArcFaceConfig(Part):
+class ArcFaceConfig(ContestPart):
     kind: Literal["arcface"] = "arcface"
     margin: float = Field(0.5, ge=0, le=3.14, description="radians")
     scale: float = Field(64.0, gt=0)
+    beyond_pi: Literal["linear", "cosine"] = Field("linear", description="where the cosine would rise again")
 
 
-class ProxyNCAConfig(Part):
+class ProxyNCAConfig(ContestPart):
     kind: Literal["proxy-nca"] = "proxy-nca"
     scale: float = Field(9.0, gt=0, description="of squared distances")
-    positive_in_denominator: bool = Field(True, description="True: Proxy-NCA++; False: Proxy-NCA")
 
 
-ProxyLossConfig = NormalisedSoftmaxConfig | CosFaceConfig | ArcFaceConfig | ProxyNCAConfig | ProxyAnchorConfig
+class ProxyNCAPlusPlusConfig(ContestPart):
+    kind: Literal["proxy-nca++"] = "proxy-nca++"
+    temperature: float = Field(1 / 9, gt=0, description="of squared distances")
+
+
+class SoftTripleConfig(ContestPart):
+    kind: Literal["soft-triple"] = "soft-triple"
+    centres: int = Field(10, ge=1, description="K; the paper has 10 for CUB and CARS, 2 for SOP")
+    scale: float = Field(20.0, gt=0, description="lambda")
+    gamma: float = Field(0.1, gt=0, description="temperature of the choice among centres")
+    margin: float = Field(0.01, ge=0, le=2, description="delta")
+    tau: float = Field(0.2, ge=0, description="weight of the regulariser")
+
+
+class ProxyAnchorConfig(ProxyLossPart):
+    kind: Literal["proxy-anchor"] = "proxy-anchor"
+    margin: float = Field(0.1, ge=0, le=1)
+    scale: float = Field(32.0, gt=0)
+
+
+ProxyLossConfig = (
+    SoftmaxConfig
+    | NormalisedSoftmaxConfig
+    | CosFaceConfig
+    | ArcFaceConfig
+    | ProxyNCAConfig
+    | ProxyNCAPlusPlusConfig
+    | SoftTripleConfig
+    | ProxyAnchorConfig
+)
 _WithinBatchConfig = NPairConfig | LiftedStructureConfig
 LossConfig = Annotated[
     ContrastiveConfig
@@ -496,6 +533,11 @@ class ExperimentConfig(Part):
                     f"The {self.loss.kind} loss learns from pairs of the same class, so samples_per_class "
                     f"must be at least 2; got {sampler.samples_per_class}."
                 )
+        if self.sampler.kind == "similar" and isinstance(self.loss, ProxyLossConfig) and self.loss.sharded:
+            raise ValueError(
+                "The similar sampler compares the proxies of all classes, so every worker must hold them; "
+                "got loss.sharded. Take another sampler, or sharded=false."
+            )
         kind, color = self.encoder.backbone.kind, self.preprocessing.color
         if kind != "conv4" and color != "RGB":
             raise ValueError(f"The {kind} backbones take RGB images; got color {color!r}.")

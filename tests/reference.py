@@ -324,6 +324,14 @@ def proxy_anchor(x: Tensor, labels: Tensor, proxies: Tensor, *, margin: float, s
     return mean(attracting, x) + mean(repelling, x)
 
 
+def softmax(x: Tensor, labels: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+    losses = []
+    for i, label in enumerate(labels.tolist()):
+        exponentials = [(similarity(x[i], weights[c]) + bias[c]).exp() for c in range(len(weights))]
+        losses.append(-(exponentials[label] / sum(exponentials)).log())
+    return mean(losses, x)
+
+
 def proxy_softmax(
     x: Tensor,
     labels: Tensor,
@@ -332,12 +340,13 @@ def proxy_softmax(
     scale: float,
     cosine_margin: float = 0.0,
     angular_margin: float = 0.0,
+    linear_beyond_pi: bool = True,
 ) -> Tensor:
     losses = []
     for i, label in enumerate(labels.tolist()):
         cosines = [similarity(x[i], proxy / proxy.norm()) for proxy in proxies]
         angle = cosines[label].acos()
-        if angle + angular_margin <= math.pi:
+        if angle + angular_margin <= math.pi or not linear_beyond_pi:
             cosines[label] = (angle + angular_margin).cos() - cosine_margin
         else:
             cosines[label] = cosines[label] - angular_margin * math.sin(angular_margin) - cosine_margin
@@ -353,3 +362,29 @@ def proxy_nca(x: Tensor, labels: Tensor, proxies: Tensor, *, scale: float, ratio
         among = [value for c, value in enumerate(near) if not (ratio and c == label)]
         losses.append(-(near[label] / sum(among)).log())
     return mean(losses, x)
+
+
+def soft_triple(
+    x: Tensor, labels: Tensor, proxies: Tensor, *, scale: float, gamma: float, margin: float, tau: float
+) -> Tensor:
+    num_classes, num_centres = proxies.shape[:2]
+    centres = [[centre / centre.norm() for centre in of_class] for of_class in proxies]
+    losses = []
+    for i, label in enumerate(labels.tolist()):
+        relaxed = []
+        for of_class in centres:
+            cosines = [similarity(x[i], centre) for centre in of_class]
+            weights = [(cosine / gamma).exp() for cosine in cosines]
+            relaxed.append(sum(w * s for w, s in zip(weights, cosines, strict=True)) / sum(weights))
+        relaxed[label] = relaxed[label] - margin
+        exponentials = [(scale * value).exp() for value in relaxed]
+        losses.append(-(exponentials[label] / sum(exponentials)).log())
+    apart = [
+        distance(of_class[s], of_class[t])
+        for of_class in centres
+        for s in range(num_centres)
+        for t in range(s + 1, num_centres)
+    ]
+    if not apart:
+        return mean(losses, x)
+    return mean(losses, x) + tau * sum(apart) / (num_classes * num_centres * (num_centres - 1))

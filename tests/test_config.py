@@ -54,6 +54,12 @@ def test_an_assignment_that_names_no_setting_is_refused(assignment):
         experiment("smoke").overridden([assignment])
 
 
+def test_similar_classes_cannot_be_told_from_a_share_of_the_proxies():
+    settings = ["sampler.kind=similar", 'loss={"kind":"cosface","sharded":true}']
+    with pytest.raises(InvalidSetting, match="sharded=false"):
+        experiment("smoke").overridden(settings)
+
+
 def test_workers_that_cannot_share_the_classes_are_refused():
     with pytest.raises(ValidationError, match="Nearest below: 6"):
         ExperimentConfig(

@@ -4,14 +4,19 @@
 references of `dml.training.gather.gather`, and the mean over workers is the loss of the one big batch.
 """
 
+from dml.losses.classification import ArcFace, CosFace, NormalisedSoftmax, Softmax
+from dml.losses.growth import append_classes
 from dml.losses.margin import Margin
 from dml.losses.memory import CrossBatchMemory
 from dml.losses.mining import MINING, DrawDistanceWeighted, DrawSemiHard, KeepMultiSimilarity
 from dml.losses.pair import Contrastive, MultiSimilarity
-from dml.losses.proxy import ArcFace, CosFace, NormalisedSoftmax, ProxyAnchor, ProxyNCA
+from dml.losses.proxies import keep_shards_local, sharded_parameters, shards_of
+from dml.losses.proxy_anchor import ProxyAnchor
+from dml.losses.proxy_nca import ProxyNCA, ProxyNCAPlusPlus
 from dml.losses.rank import RecallAtK, SmoothAP
 from dml.losses.references import References
 from dml.losses.soft import Circle, GeneralisedLifted, NPair, NTXent, SupCon
+from dml.losses.soft_triple import SoftTriple
 from dml.losses.structured import LiftedStructure, RankedList
 from dml.losses.triplet import TripletMargin
 
@@ -34,10 +39,17 @@ __all__ = [
     "NormalisedSoftmax",
     "ProxyAnchor",
     "ProxyNCA",
+    "ProxyNCAPlusPlus",
     "RankedList",
     "RecallAtK",
     "References",
     "SmoothAP",
+    "SoftTriple",
+    "Softmax",
     "SupCon",
     "TripletMargin",
+    "append_classes",
+    "keep_shards_local",
+    "sharded_parameters",
+    "shards_of",
 ]

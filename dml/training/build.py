@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -38,7 +37,6 @@ def build_loss(
 
 def _build_alone(config: configs.LossConfig, dim: int, num_classes: int, seed: int) -> nn.Module:
     settings = config.model_dump(exclude={"kind"})
-    generator = torch.Generator().manual_seed(seed)
     match config.kind:
         case "contrastive":
             return losses.Contrastive(seed=seed, **settings)
@@ -67,16 +65,22 @@ def _build_alone(config: configs.LossConfig, dim: int, num_classes: int, seed: i
             return losses.Circle(**settings)
         case "generalised-lifted":
             return losses.GeneralisedLifted(**settings)
+        case "softmax":
+            return losses.Softmax(num_classes, dim, seed=seed, **settings)
         case "normalised-softmax":
-            return losses.NormalisedSoftmax(num_classes, dim, generator=generator, **settings)
+            return losses.NormalisedSoftmax(num_classes, dim, seed=seed, **settings)
         case "cosface":
-            return losses.CosFace(num_classes, dim, generator=generator, **settings)
+            return losses.CosFace(num_classes, dim, seed=seed, **settings)
         case "arcface":
-            return losses.ArcFace(num_classes, dim, generator=generator, **settings)
+            return losses.ArcFace(num_classes, dim, seed=seed, **settings)
         case "proxy-nca":
-            return losses.ProxyNCA(num_classes, dim, generator=generator, **settings)
+            return losses.ProxyNCA(num_classes, dim, seed=seed, **settings)
+        case "proxy-nca++":
+            return losses.ProxyNCAPlusPlus(num_classes, dim, seed=seed, **settings)
+        case "soft-triple":
+            return losses.SoftTriple(num_classes, dim, seed=seed, **settings)
         case "proxy-anchor":
-            return losses.ProxyAnchor(num_classes, dim, generator=generator, **settings)
+            return losses.ProxyAnchor(num_classes, dim, seed=seed, **settings)
 
 
 def build_sampler(

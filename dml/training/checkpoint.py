@@ -1,50 +1,72 @@
 """A complete training state in a folder: safetensors and JSON, independent of the number of workers.
 
+What all ranks hold alike, rank 0 writes; of parameters that are cut over ranks by rows (`dml.losses.shards`),
+and of the optimiser's moments for them, every rank writes its rows, with the number of the first. The ranks'
+files together are the checkpoint, and a rank of any other cut, or of none, reads the rows it holds.
+
 Learning rates, batches and augmentation are pure functions of the step: of them, only the step is kept.
 """
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dml.errors import IncompatibleArtifact
+from dml.losses import sharded_parameters, shards_of
+from dml.losses.shards import Shard
 
 _STATE = "state.json"
+_OPTIMIZER = "optimizer"
+
+
+def has_part(rank: int, modules: dict[str, nn.Module]) -> bool:
+    """Whether a rank holds something that no rank before it does, and has files to write."""
+    return rank == 0 or any(shards_of(module) for module in modules.values())
 
 
 def write_checkpoint(
-    folder: Path, *, step: int, run: str, modules: dict[str, nn.Module], optimizer: Optimizer
+    folder: Path, *, step: int, run: str, modules: dict[str, nn.Module], optimizer: Optimizer, rank: int = 0
 ) -> None:
-    """Write everything that resuming at `step` needs into an empty folder.
+    """Write this rank's part of everything that resuming at `step` needs into an empty folder.
 
     Args:
-        folder: somewhere private; making it visible whole is the caller's.
+        folder: somewhere private; making the ranks' files visible, together and whole, is the caller's.
         step: steps already done.
         run: identity of the run (`training.run_identity`); a checkpoint resumes no other.
-        modules: name to module, each one file of weights.
+        modules: name to module, each a file of weights.
         optimizer: its per-parameter tensors; rates follow from the step.
+        rank: whose part this is; the ranks that `has_part` names must all write theirs.
     """
     for name, module in modules.items():
-        save_file({k: v.contiguous() for k, v in module.state_dict().items()}, folder / f"{name}.safetensors")
-    moments = {
-        f"{index}.{name}": torch.as_tensor(value).contiguous()
-        for index, state in optimizer.state_dict()["state"].items()
-        for name, value in state.items()
-        if value is not None
-    }
-    save_file(moments, folder / "optimizer.safetensors")
-    (folder / _STATE).write_text(json.dumps({"step": step, "run": run}))
+        _write(folder, name, module.state_dict(), shards_of(module), rank)
+    parameter_shards = _shard_of_each(optimizer, modules)
+    moments: dict[str, Tensor] = {}
+    cut: dict[str, Shard] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        shard = parameter_shards[index]
+        for name, value in state.items():
+            if value is not None:
+                moments[f"{index}.{name}"] = value = torch.as_tensor(value)
+                if shard is not None and value.ndim:
+                    cut[f"{index}.{name}"] = shard
+    _write(folder, _OPTIMIZER, moments, cut, rank)
+    if rank == 0:
+        (folder / _STATE).write_text(json.dumps({"step": step, "run": run}))
 
 
 def read_checkpoint(folder: Path, *, run: str, modules: dict[str, nn.Module], optimizer: Optimizer) -> int:
-    """Put a checkpoint's state into modules and optimiser, and return the steps already done.
+    """Put a checkpoint's state into this rank's modules and optimiser, and return the steps already done.
 
     Raises:
-        IncompatibleArtifact: the checkpoint is of another run (another configuration or dataset).
+        IncompatibleArtifact: the checkpoint is of another run (another configuration or dataset), or some of
+            its ranks' files are not there.
     """
     state = json.loads((folder / _STATE).read_text())
     if state["run"] != run:
@@ -53,10 +75,94 @@ def read_checkpoint(folder: Path, *, run: str, modules: dict[str, nn.Module], op
             "Another configuration, dataset or version starts a run of its own."
         )
     for name, module in modules.items():
-        module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        shards = shards_of(module)
+        with _Stored(folder, name) as stored:
+            module.load_state_dict({key: stored.read(key, shards.get(key)) for key in stored.keys})
     moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_file(folder / "optimizer.safetensors").items():
-        index, name = key.split(".", 1)
-        moments.setdefault(int(index), {})[name] = value
+    parameter_shards = _shard_of_each(optimizer, modules)
+    with _Stored(folder, _OPTIMIZER) as stored:
+        for key in stored.keys:
+            index, name = key.split(".", 1)
+            value = stored.read(key, parameter_shards[int(index)])
+            moments.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     return int(state["step"])
+
+
+def _shard_of_each(optimizer: Optimizer, modules: dict[str, nn.Module]) -> list[Shard | None]:
+    """Of each parameter in the optimiser's order, which of its rows this rank holds; None: all, as others."""
+    shards: dict[nn.Parameter, Shard] = {}
+    for module in modules.values():
+        shards |= sharded_parameters(module)
+    return [shards.get(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _write(folder: Path, name: str, values: dict[str, Tensor], cut: dict[str, Shard], rank: int) -> None:
+    """Rank 0's file of what all hold alike, and a file of this rank's rows of what is cut."""
+    values = {key: value.contiguous() for key, value in values.items()}
+    if rank == 0:
+        save_file(
+            {key: value for key, value in values.items() if key not in cut}, folder / f"{name}.safetensors"
+        )
+    if cut:
+        rows = {key: [shard.first, shard.num_rows] for key, shard in cut.items()}
+        path = folder / f"{name}.rank-{rank:05d}.safetensors"
+        save_file({key: values[key] for key in cut}, path, metadata={"rows": json.dumps(rows)})
+
+
+class _Stored:
+    """A name's tensors in a checkpoint, whether one rank wrote them or many."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self._files = ExitStack()
+        self._whole: dict[str, Any] = {}
+        self._parts: dict[str, list[tuple[int, Any]]] = {}
+        self._num_rows: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        whole = self._open(self.folder / f"{self.name}.safetensors")
+        self._whole = dict.fromkeys(whole.keys(), whole)
+        for path in sorted(self.folder.glob(f"{self.name}.rank-*.safetensors")):
+            part = self._open(path)
+            for key, (first, num_rows) in json.loads(part.metadata()["rows"]).items():
+                self._parts.setdefault(key, []).append((first, part))
+                self._num_rows[key] = num_rows
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def _open(self, path: Path) -> Any:
+        return self._files.enter_context(safe_open(path, framework="pt"))
+
+    @property
+    def keys(self) -> list[str]:
+        return [*self._whole, *self._parts]
+
+    def read(self, key: str, shard: Shard | None) -> Tensor:
+        """A tensor, or a shard's rows of it; scalars are whole."""
+        if key in self._whole:
+            stored = self._whole[key].get_slice(key)
+            if shard is None or not stored.get_shape():
+                return _tensor(self._whole[key].get_tensor(key))
+            return _tensor(stored[shard.first : shard.last])
+        first, last = (0, self._num_rows[key]) if shard is None else (shard.first, shard.last)
+        rows = [self._parts[key][0][1].get_slice(key)[:0]]
+        for start, part in self._parts[key]:
+            stored = part.get_slice(key)
+            begin, end = max(first - start, 0), min(last - start, stored.get_shape()[0])
+            if begin < end:
+                rows.append(stored[begin:end])
+        found = torch.cat(rows)
+        if len(found) != last - first:
+            raise IncompatibleArtifact(
+                f"A checkpoint must hold the files of all its ranks; {self.folder} has {len(found)} of the "
+                f"rows {first} to {last} of {key}. Resume from another checkpoint."
+            )
+        return found
+
+
+def _tensor(value: Any) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value

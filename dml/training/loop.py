@@ -19,13 +19,14 @@ from dml.data.batches import TrainingBatches
 from dml.data.dataset import open_mapped, read_rows
 from dml.data.sampling import BatchStream, SimilarClassBatchSampler
 from dml.errors import InvalidData, TrainingFailed
+from dml.losses import keep_shards_local
 from dml.models.backbones import weights_digest
 from dml.models.encoder import Encoder
 from dml.refs import DatasetRef
 from dml.storage import digest_of
 from dml.training.batch_norm import synchronise_batch_norm
 from dml.training.build import build_loss, build_sampler
-from dml.training.checkpoint import read_checkpoint, write_checkpoint
+from dml.training.checkpoint import has_part, read_checkpoint, write_checkpoint
 from dml.training.class_vectors import WithClassVectors
 from dml.training.optimizer import build_optimizer, rate_factor, set_rates
 from dml.training.step import Learner, train_step
@@ -87,7 +88,8 @@ class Hooks:
     report: Callable[[Progress], None]
     """Called by rank 0 every `log_every_steps`."""
     save: Callable[[int, Path | None], None]
-    """Called by every rank at every checkpoint with the steps done and, on rank 0, a folder to publish."""
+    """Called by every rank at every checkpoint with the steps done and, on ranks that have some, a folder of
+    files; the files of all ranks are the checkpoint, to be published whole."""
     restore: Path | None = None
     """A checkpoint's folder to go on from."""
 
@@ -99,7 +101,14 @@ def run_identity(config: ExperimentConfig, dataset: DatasetRef) -> str:
     its path does not.
     """
     decisive = config.model_dump(
-        mode="json", exclude={"name": True, "evaluation": True, "gate": True, "training": _INDECISIVE}
+        mode="json",
+        exclude={
+            "name": True,
+            "evaluation": True,
+            "gate": True,
+            "training": _INDECISIVE,
+            "loss": {"sharded"},
+        },
     )
     backbone = config.encoder.backbone
     if backbone.kind != "conv4" and backbone.weights is not None:
@@ -217,6 +226,7 @@ def _build(
     precision = config.training.precision or ("bfloat16" if worker.device.type == "cuda" else "float32")
     learner: nn.Module = Learner(encoder, loss.to(worker.device), precision)
     if worker.world_size > 1:
+        keep_shards_local(learner)
         # Every rank computes equal buffers (batch statistics, a memory): none needs rank 0's each step.
         learner = DistributedDataParallel(learner, broadcast_buffers=False)
     return encoder, loss, learner
@@ -276,11 +286,13 @@ def _save(
     modules: dict[str, nn.Module],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    if worker.rank != 0:
+    if not has_part(worker.rank, modules):
         hooks.save(step, None)
         return
     with TemporaryDirectory() as folder:
-        write_checkpoint(Path(folder), step=step, run=run, modules=modules, optimizer=optimizer)
+        write_checkpoint(
+            Path(folder), step=step, run=run, modules=modules, optimizer=optimizer, rank=worker.rank
+        )
         hooks.save(step, Path(folder))
 
 

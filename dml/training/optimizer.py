@@ -1,12 +1,14 @@
 """One optimiser with separate rates for backbone, head and the loss's own parameters, and its schedule."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from dml.config import OptimizerConfig
+from dml.losses.shards import Shard, sum_over_shards
 from dml.models.encoder import Encoder
 
 _LOSS_RATE_FACTOR = 100.0  # proxies learn this much faster: Kim et al. 2020, arXiv:2003.13911, sec. 4.1
@@ -46,8 +48,23 @@ def set_rates(optimizer: Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def clip_gradients(optimizer: Optimizer, max_norm: float | None) -> None:
-    """Scale all gradients down to a common norm, if there is one to keep to."""
-    if max_norm is not None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+def clip_gradients(
+    optimizer: Optimizer, max_norm: float | None, shards: Mapping[nn.Parameter, Shard] | None = None
+) -> None:
+    """Scale all gradients down to a common norm, if there is one to keep to.
+
+    Args:
+        optimizer: of all parameters.
+        max_norm: of all gradients together; None: they stay as they are.
+        shards: parameters of which every rank has other rows; their squares are summed over ranks, so that
+            the norm is that of the whole, and the same on every rank.
+    """
+    if max_norm is None:
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p not in (shards or {})])
+    if shards:
+        of_rows = torch.nn.utils.get_total_norm([p.grad for p in parameters if p in shards])
+        world_size = next(iter(shards.values())).world_size
+        norm = (norm.square() + sum_over_shards(of_rows.square(), world_size)).sqrt()
+    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dml.losses import sharded_parameters
 from dml.models.encoder import Encoder
 from dml.training.gather import gather, mean_over_ranks
 from dml.training.optimizer import clip_gradients
@@ -47,6 +48,6 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     loss = learner(images, labels)
     loss.backward()
-    clip_gradients(optimizer, clip_norm)
+    clip_gradients(optimizer, clip_norm, sharded_parameters(learner))
     optimizer.step()
     return float(mean_over_ranks(loss.detach()))

@@ -61,7 +61,7 @@ def _margin(num_classes: int | None = None, **settings) -> Case:
 
 
 def _proxy(make: Callable[..., nn.Module], twin: Callable[..., Tensor]) -> Case:
-    return Case(lambda: make(NUM_CLASSES, DIM, generator=torch.Generator().manual_seed(5)), twin)
+    return Case(lambda: make(NUM_CLASSES, DIM, seed=5), twin)
 
 
 TRIPLET_MINING = [name for name in losses.MINING if name not in ("all", "semi-hard")]
@@ -104,6 +104,7 @@ CASES = {
     "NTXent": Case(losses.NTXent, partial(reference.nt_xent, temperature=0.1)),
     "Circle": Case(losses.Circle, partial(reference.circle, margin=0.4, scale=80.0)),
     "GeneralisedLifted": Case(losses.GeneralisedLifted, partial(reference.generalised_lifted, margin=1.0)),
+    "Softmax": _proxy(losses.Softmax, reference.softmax),
     "NormalisedSoftmax": _proxy(losses.NormalisedSoftmax, partial(reference.proxy_softmax, scale=20.0)),
     "CosFace": _proxy(losses.CosFace, partial(reference.proxy_softmax, scale=64.0, cosine_margin=0.35)),
     "ArcFace": _proxy(losses.ArcFace, partial(reference.proxy_softmax, scale=64.0, angular_margin=0.5)),
@@ -111,12 +112,21 @@ CASES = {
         partial(losses.ArcFace, margin=2.0, scale=4.0),
         partial(reference.proxy_softmax, scale=4.0, angular_margin=2.0),
     ),
-    "ProxyNCA": _proxy(losses.ProxyNCA, partial(reference.proxy_nca, scale=9.0, ratio=False)),
-    "ProxyNCA, the original": _proxy(
-        partial(losses.ProxyNCA, positive_in_denominator=False),
-        partial(reference.proxy_nca, scale=9.0, ratio=True),
+    "ArcFace, beyond pi as printed": _proxy(
+        partial(losses.ArcFace, margin=2.0, scale=4.0, beyond_pi="cosine"),
+        partial(reference.proxy_softmax, scale=4.0, angular_margin=2.0, linear_beyond_pi=False),
     ),
+    "ProxyNCA": _proxy(losses.ProxyNCA, partial(reference.proxy_nca, scale=9.0, ratio=True)),
+    "ProxyNCAPlusPlus": _proxy(losses.ProxyNCAPlusPlus, partial(reference.proxy_nca, scale=9.0, ratio=False)),
     "ProxyAnchor": _proxy(losses.ProxyAnchor, partial(reference.proxy_anchor, margin=0.1, scale=32.0)),
+    "SoftTriple": _proxy(
+        losses.SoftTriple,
+        partial(reference.soft_triple, scale=20.0, gamma=0.1, margin=0.01, tau=0.2),
+    ),
+    "SoftTriple, one centre": _proxy(
+        partial(losses.SoftTriple, centres=1),
+        partial(reference.soft_triple, scale=20.0, gamma=0.1, margin=0.01, tau=0.2),
+    ),
 }
 
 

@@ -74,7 +74,18 @@ def test_training_lowers_the_loss(dataset, tmp_path):
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("kind", ["contrastive", "triplet", "multi-similarity", "proxy-anchor"])
+KINDS = [
+    "contrastive",
+    "triplet",
+    "multi-similarity",
+    "proxy-anchor",
+    "softmax",
+    "proxy-nca++",
+    "soft-triple",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_loss_trains(kind, dataset, tmp_path):
     config = experiment("smoke").overridden([*FAST, f'loss={{"kind":"{kind}"}}'])
     losses = []

@@ -1,9 +1,11 @@
 """A Ray Train worker group: the same model as one process, whatever is killed on the way."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -92,6 +94,17 @@ def test_a_killed_worker_restarts_by_itself_and_ends_as_the_undisturbed_run(data
     for name, value in load_file(f"{undisturbed.package.uri}/weights.safetensors").items():
         other = load_file(f"{disturbed.package.uri}/weights.safetensors")[name]
         torch.testing.assert_close(other, value, rtol=1e-4, atol=1e-5)
+
+
+def test_two_workers_with_half_of_the_proxies_each_are_killed_and_end_as_one_with_all(dataset, tmp_path):
+    loss = {"kind": "cosface", "scale": 8, "sample_rate": 0.5}
+    whole, one = run(dataset, tmp_path / "a", 1, f"loss={json.dumps(loss)}")
+    setting = f"loss={json.dumps({**loss, 'sharded': True})}"
+    halves, two = run(dataset, tmp_path / "b", 2, setting, kill_at=12)
+    assert halves.run == whole.run, "how proxies are spread does not decide the model"
+    assert max(Counter(two.steps()).values()) == 2, "it was killed, and went on from a checkpoint"
+    for step, value in one.losses().items():
+        assert two.losses()[step] == pytest.approx(value, rel=1e-4, abs=1e-4), f"step {step}"
 
 
 def test_a_loss_that_is_no_number_is_reported_once_and_not_retried(dataset, tmp_path):

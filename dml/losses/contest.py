@@ -1,0 +1,126 @@
+"""Proxy losses in which each anchor's own class must win against all others, or against a sample of them."""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from dml.losses.class_blocks import Logits, target_and_rivals
+from dml.losses.proxies import ProxyLoss, ProxyOptions
+from dml.losses.references import References
+from dml.losses.shards import combine_contests
+from dml.similarity import at_least_float32
+
+
+class ContestOptions(ProxyOptions, total=False):
+    """`ProxyOptions`, and the share of the other classes that each batch meets; `Contest` says more."""
+
+    sample_rate: float | None
+
+
+class Contest(ProxyLoss):
+    """Proxies of which every anchor meets its own class's and the others', or a sample of the others'.
+
+    Args:
+        num_classes: C; labels are 0 to C - 1.
+        dim: D, length of an embedding.
+        centres: see `ProxyLoss`, as deviation, seed and sharded.
+        sample_rate: Partial-FC (An et al. 2022, arXiv:2203.15565): a training batch meets its own classes and
+            each other class with this probability, in (0, 1]; only their rows have a gradient. Which they are
+            is a function of the seed and of the number of batches before, which `state_dict` keeps, and not
+            of the ranks. The paper fills each shard up to an exact number; here it varies by a binomial's
+            deviation. None: all classes, always.
+    """
+
+    calls: Tensor
+    """() int64, with a sample rate: training batches seen."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        centres: int | None = None,
+        deviation: float | None = None,
+        seed: int | None = None,
+        sharded: bool = False,
+        sample_rate: float | None = None,
+    ) -> None:
+        super().__init__(num_classes, dim, centres=centres, deviation=deviation, seed=seed, sharded=sharded)
+        if sample_rate is not None and not 0 < sample_rate <= 1:
+            raise ValueError(
+                f"sample_rate must be in (0, 1], the share of classes to meet; got {sample_rate}. "
+                "None meets all."
+            )
+        self.sample_rate = sample_rate
+        if sample_rate is not None:
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def contest(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        references: References | None,
+        logits: Logits,
+        *,
+        values_per_logit: int = 1,
+    ) -> tuple[Tensor, Tensor]:
+        """Every anchor's logit to its own class, and the log-sum-exp of those to the others it meets.
+
+        The anchors are this rank's, or with shards those of all ranks: either way the mean over anchors, and
+        then over ranks, is that over the global batch.
+
+        Args:
+            embeddings: (B, D) float.
+            labels: (B,) int64 class ids, [0, C).
+            references: the global batch; None: the batch itself.
+            logits: from anchors and the rows of some classes, one tensor per parameter.
+            values_per_logit: see `target_and_rivals`.
+        """
+        batch = self.global_batch(embeddings, labels, references)
+        chosen = self._sample(batch.labels)
+        if self.shard.world_size > 1:
+            embeddings, labels = batch.embeddings, batch.labels
+        target, rivals = target_and_rivals(
+            logits,
+            embeddings,
+            _places(labels - self.shard.first, chosen, len(self.shard)),
+            tuple(self.parameters(recurse=False)),
+            chosen=chosen,
+            values_per_logit=values_per_logit,
+        )
+        return combine_contests(target, rivals, self.shard.world_size)
+
+    @torch.no_grad()
+    def _sample(self, labels: Tensor) -> Tensor | None:
+        """The rows of this shard that the global batch with these labels meets, ascending; None: all."""
+        if self.sample_rate is None or not self.training:
+            return None
+        first, last = self.shard.first, self.shard.last
+        met = _drawn(first, last, self.sample_rate, f"{self.seed} {int(self.calls)}", labels.device)
+        self.calls += 1
+        met[labels[(labels >= first) & (labels < last)] - first] = True
+        return met.nonzero()[:, 0]
+
+
+def _drawn(first: int, last: int, rate: float, key: str, device: torch.device) -> Tensor:
+    """(last - first,) bool: classes drawn with the probability `rate`, each by its id and the key alone."""
+    mixed = torch.arange(first, last, device=device)
+    mixed += int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big", signed=True)
+    # Murmur3's finaliser, whose products wrap around at 64 bits; its shifts bring no sign along.
+    for factor in (-49064778989728563, -4265267296055464877, 1):
+        mixed ^= (mixed >> 33) & ((1 << 31) - 1)
+        mixed *= factor
+    return (mixed & ((1 << 53) - 1)) < rate * (1 << 53)
+
+
+def _places(rows: Tensor, chosen: Tensor | None, num_rows: int) -> Tensor:
+    """Where among the chosen rows each of these is; -1 for rows of another shard."""
+    here = (rows >= 0) & (rows < num_rows)
+    places = rows if chosen is None else torch.searchsorted(chosen, rows)
+    return torch.where(here, places, -1)
+
+
+def cosine_logits(anchors: Tensor, proxies: Tensor, *, scale: float) -> Tensor:
+    """(B, c) scaled cosines of unit anchors (B, D) to proxies (c, D) of any length."""
+    return (scale * anchors) @ nn.functional.normalize(at_least_float32(proxies), dim=-1).T

@@ -1,0 +1,80 @@
+"""New classes for a loss that already knows some."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dml.losses.proxies import ProxyLoss, initial_rows
+from dml.losses.shards import Shard, recut
+
+
+@torch.no_grad()
+def append_classes(
+    loss: ProxyLoss,
+    num_new: int,
+    *,
+    directions: Tensor | None = None,
+    optimizer: Optimizer | None = None,
+) -> None:
+    """Give a proxy loss `num_new` classes behind those it has, which keep their proxies and their ids.
+
+    With shards every rank must call it, and holds its rows of the new cut afterwards. Wrap the loss in
+    DistributedDataParallel anew: its parameters are others.
+
+    Args:
+        loss: any proxy loss.
+        num_new: N more classes; they get the ids C to C + N - 1.
+        directions: (N, D), or (N, K, D) of a loss with K centres, such as the mean embeddings of the new
+            classes, equal on all ranks; each is scaled to the mean length of the proxies there are, so that
+            it learns at their pace (Qi et al. 2018, arXiv:1712.07136). None: drawn as the first ones were.
+        optimizer: what trains the loss: it goes on with the new parameters and with the moments of the old
+            classes, those of the new ones at 0. None: the caller makes another.
+
+    Raises:
+        ValueError: no new class, or directions of another shape.
+    """
+    shape = loss.proxies.shape[1:]
+    if num_new < 1 or (directions is not None and directions.shape != (num_new, *shape)):
+        came = None if directions is None else tuple(directions.shape)
+        raise ValueError(
+            f"New classes must be one or more, with directions {('N', *shape)} or None; got {num_new} "
+            f"classes and {came}. Pass one direction for each new class, or for each of its centres."
+        )
+    old = loss.shard
+    new = Shard(old.num_rows + num_new, old.rank, old.world_size)
+    first = max(new.first, old.num_rows)  # of this rank's rows, those from here on are new
+    if directions is None:
+        rows = initial_rows(first, max(new.last, first), shape, seed=loss.seed) * loss.deviation
+    else:
+        chosen = directions[first - old.num_rows : max(new.last - old.num_rows, 0)]
+        rows = nn.functional.normalize(chosen, dim=-1) * _mean_length(loss.proxies, old)
+    for name, parameter in list(loss.named_parameters(recurse=False)):
+        grown = nn.Parameter(recut(parameter.detach(), old, new), requires_grad=parameter.requires_grad)
+        if parameter is loss.proxies and len(rows):
+            grown[-len(rows) :] = rows.to(grown)
+        if optimizer is not None:
+            _replace(optimizer, parameter, grown, old, new)
+        setattr(loss, name, grown)
+    loss.shard = new
+
+
+def _mean_length(proxies: Tensor, shard: Shard) -> Tensor:
+    lengths = proxies.norm(dim=-1)
+    total = torch.stack([lengths.sum(), torch.full_like(lengths.sum(), lengths.numel())])
+    if shard.world_size > 1:
+        dist.all_reduce(total)
+    return total[0] / total[1]
+
+
+def _replace(
+    optimizer: Optimizer, parameter: nn.Parameter, grown: nn.Parameter, old: Shard, new: Shard
+) -> None:
+    """Put the grown parameter in the place of the old one, and cut its moments as its rows."""
+    for group in optimizer.param_groups:
+        group["params"] = [grown if each is parameter else each for each in group["params"]]
+    if parameter in optimizer.state:
+        optimizer.state[grown] = {
+            name: recut(value, old, new) if isinstance(value, Tensor) and value.ndim else value
+            for name, value in optimizer.state.pop(parameter).items()
+        }

@@ -1,0 +1,82 @@
+"""Partial-FC: a batch meets its own classes and a sample of the others, the same wherever it is drawn."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dml import losses
+from dml.losses.contest import _drawn
+from tests import reference
+from tests.losses.cases import DIM, scattered, uneven, value_and_gradients
+
+NUM_CLASSES = 40
+
+
+def touched(loss: losses.CosFace) -> Tensor:
+    """Which proxies the next batch gives a gradient."""
+    loss.proxies.grad = None
+    loss(scattered(), uneven()).backward()
+    return loss.proxies.grad.any(1)
+
+
+def make(**settings) -> losses.CosFace:
+    return losses.CosFace(NUM_CLASSES, DIM, **{"seed": 5, "sample_rate": 0.3, **settings}).double()
+
+
+def test_it_is_the_loss_over_the_rows_it_meets_and_no_other_row_has_a_gradient():
+    x, labels = scattered(), uneven()
+    met = touched(make()).nonzero()[:, 0]
+    assert len(labels.unique()) < len(met) < NUM_CLASSES
+    loss = make()
+    ours = value_and_gradients(lambda x: loss(x, labels), x, loss.proxies)
+    places = torch.searchsorted(met, labels)
+
+    def twin(x: Tensor) -> Tensor:
+        return reference.proxy_softmax(x, places, loss.proxies[met], scale=64.0, cosine_margin=0.35)
+
+    torch.testing.assert_close(ours, value_and_gradients(twin, x, loss.proxies))
+
+
+def test_every_batch_meets_its_own_classes_and_another_sample_that_the_state_resumes():
+    loss = make()
+    samples = [touched(loss) for _ in range(6)]
+    assert all(sample[uneven()].all() for sample in samples)
+    assert len({tuple(sample.tolist()) for sample in samples}) == 6
+    again = make()
+    for _ in range(3):
+        touched(again)
+    resumed = make(seed=5)
+    resumed.load_state_dict(again.state_dict())
+    assert torch.equal(touched(resumed), samples[3])
+
+
+def test_evaluation_meets_all_classes_and_leaves_the_count():
+    loss = make().eval()
+    assert touched(loss).all()
+    assert loss.calls == 0
+
+
+def test_a_rate_of_one_is_the_whole_loss():
+    torch.testing.assert_close(
+        make(sample_rate=1.0)(scattered(), uneven()), make(sample_rate=None)(scattered(), uneven())
+    )
+
+
+def test_draws_have_the_rate_and_are_independent_between_calls_and_neighbours():
+    first, second = (_drawn(0, 200_000, 0.1, key, torch.device("cpu")).double() for key in ("1 0", "1 1"))
+    for sample in (first, second):
+        assert abs(float(sample.mean()) - 0.1) < 0.003
+    assert abs(float((first * second).mean()) - 0.01) < 0.001
+    assert abs(float((first[1:] * first[:-1]).mean()) - 0.01) < 0.001
+    assert torch.equal(_drawn(500, 900, 0.1, "1 0", torch.device("cpu")).double(), first[500:900])
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.5, -1.0])
+def test_a_rate_that_is_no_share_is_refused(rate):
+    with pytest.raises(ValueError, match="None meets all"):
+        make(sample_rate=rate)
+
+
+def test_a_ratio_to_no_other_class_is_refused():
+    with pytest.raises(ValueError, match="ProxyNCAPlusPlus takes one"):
+        losses.ProxyNCA(1, DIM)

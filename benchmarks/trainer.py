@@ -192,7 +192,7 @@ def main() -> None:
         real = Path(os.environ.get("DML_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
         for preset, name, layout in (
             ("omniglot", "omniglot_background.zip", "omniglot"),
-            ("cars196-squeezenet", "cars196_trainhalf_96px.zip", "folder"),
+            ("cars196-squeezenet", "cars196_trainhalf_96px.zip", "auto"),
         ):
             if (real / name).exists():
                 waiting(preset, str(real / name), layout, 20)

@@ -25,7 +25,7 @@ _TRY = "Try a lower learning rate, optimizer.clip_norm=1, more warmup_steps, or 
 
 @dataclass(frozen=True)
 class _Pending:
-    """One step's loss and its parameters' largest gradients, on their way from the device."""
+    """One step's loss and the norms of its parameters' gradients, on their way from the device."""
 
     step: int
     positions: NDArray[np.int64]
@@ -38,7 +38,8 @@ class Guard:
     """Watches the loss and every gradient of a run.
 
     It sees the mean loss and the synchronised gradients, which are equal on all workers: either all of them
-    stop at a step, or none. What it reads costs one pass over the gradients.
+    stop at a step, or none. What it reads costs one pass over the gradients. Those beyond 1e19, whose norm
+    float32 cannot hold, count as no numbers.
 
     Args:
         learner: the module whose named parameters' gradients are watched.
@@ -59,9 +60,9 @@ class Guard:
         """
         graded = [(name, p.grad) for name, p in self._parameters if p.grad is not None]
         names, gradients = [name for name, _ in graded], [gradient for _, gradient in graded]
-        # The largest and not the squared norm: that of finite gradients can overflow.
-        largest = torch._foreach_norm(gradients, torch.inf) if gradients else ()
-        numbers = torch.stack([loss.detach().float(), *(value.float() for value in largest)])
+        # Of ResNet50 in 8 ms on one thread; their largest elements take 62 ms.
+        norms = torch._foreach_norm(gradients) if gradients else ()
+        numbers = torch.stack([loss.detach().float(), *(norm.float() for norm in norms)])
         settled = self.settle()
         arrived = None
         if numbers.is_cuda:
@@ -78,13 +79,15 @@ class Guard:
             return []
         if pending.arrived is not None:
             pending.arrived.synchronize()
-        loss, *largest = pending.numbers.tolist()
+        loss, *norms = pending.numbers.tolist()
         if not math.isfinite(loss):
             self._stop(pending, f"The loss must stay a number; it is {loss}")
-        for name, value in zip(pending.names, largest, strict=True):
-            if not math.isfinite(value):
+        for name, norm in zip(pending.names, norms, strict=True):
+            if not math.isfinite(norm):
                 self._stop(
-                    pending, f"Gradients must stay numbers; with a loss of {loss:.4g} that of {name} is not"
+                    pending,
+                    f"The norms of gradients must stay numbers; with a loss of {loss:.4g} that of {name} is "
+                    f"{norm}",
                 )
         return [loss]
 

@@ -110,8 +110,8 @@ class TrainingState:
             self.encoder.backbone.eval()
         if self.worker.world_size == 1:
             return self.learner
-        # Anew in each phase: it takes note of who has gradients once, when it is made. Buffers (batch norm's, a
-        # memory's) are equal on all ranks by their making: none is sent around.
+        # Anew in each phase: it takes note of who has gradients once, when it is made.
+        # Buffers (batch norm's, a memory's) are equal on all ranks by their making: none is sent around.
         return DistributedDataParallel(self.learner, broadcast_buffers=False)
 
     def show_classes(self, sampler: BatchStream | None, done: int, *, resumed: bool = False) -> None:

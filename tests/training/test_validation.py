@@ -1,12 +1,14 @@
 """Held-out training classes judge the steps, alike for any number of workers; the best step is kept."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from dml.config import EncoderConfig, IngestConfig, ValidationConfig
+from dml.config import EncoderConfig, ExperimentConfig, IngestConfig, ValidationConfig
 from dml.data.dataset import read_rows
 from dml.data.ingest import ingest
 from dml.errors import InvalidSetting
@@ -14,8 +16,10 @@ from dml.metrics.retrieval import retrieval_metrics
 from dml.models.encoder import Encoder
 from dml.models.package import load_package
 from dml.presets import experiment
-from dml.refs import DatasetRef
+from dml.refs import BestStep, DatasetRef
 from dml.training import ray_trainer
+from dml.training.loop import Hooks, train_on
+from dml.training.meter import Progress
 from dml.training.supply import DatasetSupply
 from dml.training.validation import ValidationSet, held_out_classes, validate
 from dml.training.worker import Worker
@@ -112,37 +116,54 @@ def test_validation_leaves_the_modes_of_training_as_they_were():
     assert not any(module.training for module in encoder.backbone.modules())
 
 
-class Killed(Exception):
-    pass
+class Fading(DatasetSupply):
+    """The held-out classes look as different as day and night at first, and alike from then on."""
+
+    def __init__(self, config: ExperimentConfig, dataset: DatasetRef, clear: int) -> None:
+        super().__init__(config, dataset)
+        class_ids, self.clear = self.validation.class_ids, clear
+        self.validation = ValidationSet(class_ids, self.images)
+
+    def images(self, rows: np.ndarray) -> torch.Tensor:
+        self.clear -= 1
+        noise = torch.randn(len(rows), 1, 28, 28, generator=torch.Generator().manual_seed(0))
+        if self.clear < 0:
+            return noise
+        return 0.1 * noise + torch.from_numpy(self.validation.class_ids[rows])[:, None, None, None]
 
 
-def test_the_package_holds_the_best_step_also_after_a_kill(dataset: DatasetRef, tmp_path: Path):
-    # A rate that soon makes things worse, so that the best step is not the last one.
-    config = experiment("smoke").overridden([*SETTINGS, "optimizer.learning_rate=0.3"])
-    found = {}
+def test_the_best_step_is_kept_shipped_and_remembered_after_a_kill(dataset: DatasetRef, tmp_path: Path):
+    config = experiment("smoke").overridden([*SETTINGS, "encoder.backbone.width=8"])
+    kept, found = {}, {}
 
-    def watch(progress):
+    def save(step: int, folder: Path) -> None:
+        kept[step] = shutil.copytree(folder, tmp_path / str(step))
+
+    def watch(progress: Progress) -> None:
         if progress.validation:
             found[progress.step] = progress.validation.value
 
-    trained = ray_trainer.train(config, dataset, str(tmp_path / "a"), watch)
+    hooks = Hooks(report=watch, save=save)
+    whole = train_on(Fading(config, dataset, clear=1), config, Worker(), hooks, run="a")
     assert list(found) == [3, 6, 9, 12]
-    assert trained.best.step == max(found, key=found.get) < 12
-    assert trained.best.value == max(found.values())
-    supply = DatasetSupply(config, dataset)
+    assert whole.best == BestStep(step=3, metric="map_at_r", value=found[3])
+    assert found[3] > max(found[6], found[9], found[12])
+    hooks = Hooks(report=watch, save=lambda step, folder: None, restore=kept[8])
+    resumed = train_on(Fading(config, dataset, clear=0), config, Worker(), hooks, run="a")
+    assert resumed.best == whole.best
+    torch.testing.assert_close(resumed.encoder.state_dict(), whole.encoder.state_dict(), rtol=0, atol=0)
+    assert int(whole.encoder.state_dict()["backbone.1.num_batches_tracked"]) == 3
+    last = load_file(kept[12] / "encoder.safetensors")
+    assert not torch.equal(whole.encoder.head.weight, last["head.weight"])
+
+
+def test_the_package_gives_the_value_of_the_best_step(dataset, tmp_path):
+    config = experiment("smoke").overridden(SETTINGS)
+    trained = ray_trainer.train(config, dataset, str(tmp_path))
     package = load_package(trained.package.uri)
-    again = validate(package.encoder, config.training.validation, supply.validation, 0, Worker())
+    held_out = DatasetSupply(config, dataset).validation
+    again = validate(package.encoder, config.training.validation, held_out, 0, Worker())
     assert again.value == trained.best.value
-
-    def die(progress):
-        if progress.step == 11:
-            raise Killed
-
-    with pytest.raises(Killed):
-        ray_trainer.train(config, dataset, str(tmp_path / "b"), die)
-    resumed = ray_trainer.train(config, dataset, str(tmp_path / "b"))
-    assert resumed.best == trained.best
-    assert resumed.package.fingerprint == trained.package.fingerprint
 
 
 def test_progress_names_the_best_step_for_the_curves(dataset, tmp_path):

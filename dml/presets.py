@@ -19,6 +19,7 @@ from dml.config import (
     ProxyAnchorConfig,
     ProxyNCAConfig,
     SamplerConfig,
+    ShuffledSamplerConfig,
     TorchvisionConfig,
     TrainingConfig,
     TripletConfig,
@@ -138,11 +139,13 @@ class _Baseline:
     loss_rate: float
     epochs: dict[str, tuple[int, int]]
     """How many there are, and the one after which the rates fall."""
+    shuffled: bool = False
+    """Batches of images without regard to their classes, instead of P x K."""
 
 
 # After the repository's defaults and its sample_training_runs.sh, where Proxy-NCA on SOP is missing for the
 # time its loops would take, and triplets are semi-hard in name only (CVPR2020_PADS issue 1). What differs:
-# inner products of N-pair are of unit vectors, and Proxy-NCA's batches have K = 4 like the rest, there 1.
+# inner products of N-pair are of unit vectors, and Proxy-NCA sees every image once per epoch, there chance.
 _USUAL = {"cub200": (50, 30), "cars196": (70, 45), "sop": (40, 25)}
 _BASELINES = {
     "margin-distance": _Baseline(
@@ -162,6 +165,7 @@ _BASELINES = {
         ProxyNCAConfig(positive_in_denominator=False),
         loss_rate=1e-5,
         epochs=dict.fromkeys(_USUAL, (40, 25)),
+        shuffled=True,
     ),
 }
 
@@ -182,15 +186,17 @@ def _baseline(name: str, dataset: str, row: _Baseline) -> ExperimentConfig:
         milestones=(fall / epochs,),
         gamma=0.3,
     )
-    training = TrainingConfig(num_steps=_steps(dataset, epochs, base.sampler.batch_size))
-    return base.model_copy(update={"loss": row.loss, "optimizer": optimizer, "training": training})
+    sampler = ShuffledSamplerConfig(batch_size=112) if row.shuffled else base.sampler
+    training = TrainingConfig(num_steps=_steps(dataset, epochs, sampler.batch_size))
+    changes = {"loss": row.loss, "sampler": sampler, "optimizer": optimizer, "training": training}
+    return base.model_copy(update=changes)
 
 
 def _proxy_anchor(name: str, dataset: str) -> ExperimentConfig:
     """Kim et al. 2020, arXiv:2003.13911, and their repository's runs with ResNet50.
 
-    Batches of 120 images; there they are drawn without regard to classes. AdamW halves its rate every so many
-    of 60 epochs; head and proxies learn alone for five. SOP is published with Inception only: its settings.
+    Batches of 120 images without regard to classes. AdamW halves its rate every so many of 60 epochs; head
+    and proxies learn alone for five. SOP is published with Inception only: its settings, on ResNet50.
     """
     rate, fall_every, gamma, alone, frozen = {
         "cub200": (1e-4, 5, 0.5, 5, True),
@@ -198,7 +204,7 @@ def _proxy_anchor(name: str, dataset: str) -> ExperimentConfig:
         "sop": (6e-4, 20, 0.25, 1, False),
     }[dataset]
     base, epochs = _resnet50(name, 512), 60
-    sampler = SamplerConfig(classes_per_batch=30, samples_per_class=4)
+    sampler = ShuffledSamplerConfig(batch_size=120)
     return base.model_copy(
         update={
             "loss": ProxyAnchorConfig(),
@@ -266,6 +272,8 @@ def smoke_of(config: ExperimentConfig) -> ExperimentConfig:
     def shrunk(steps: int) -> int:
         return -(-steps * _SMOKE_STEPS // config.training.num_steps)
 
+    shuffled = isinstance(config.sampler, ShuffledSamplerConfig)
+    small_batch = {"batch_size": 32} if shuffled else {"classes_per_batch": 8}
     validation = config.training.validation
     changes: dict[str, Any] = {
         "name": f"smoke-{config.name}",
@@ -276,7 +284,7 @@ def smoke_of(config: ExperimentConfig) -> ExperimentConfig:
             "dim": 32,
             "pooling": "avg" if config.encoder.pooling == "own" else config.encoder.pooling,
         },
-        "sampler": {**config.sampler.model_dump(), "classes_per_batch": 8},
+        "sampler": config.sampler.model_dump() | small_batch,
         "optimizer": {
             **config.optimizer.model_dump(),
             "warmup_steps": shrunk(config.optimizer.warmup_steps),

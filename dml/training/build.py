@@ -116,7 +116,9 @@ def build_sampler(
             return sampling.PKBatchSampler(class_ids, **settings, **run)
         case "attribute":
             values, names = read_values(dataset, config.attribute, split=TRAIN)
-            return sampling.AttributeBatchSampler(class_ids, values[learnt], value_names=names, **settings, **run)
+            return sampling.AttributeBatchSampler(
+                class_ids, values[learnt], value_names=names, **settings, **run
+            )
         case "similar":
             return sampling.SimilarClassBatchSampler(class_ids, **settings, **run)
         case "shuffled":

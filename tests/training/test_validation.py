@@ -77,6 +77,23 @@ def test_held_out_classes_are_training_classes_that_are_not_learnt(dataset):
     assert (split[supply.rows.positions] == "train").all()
 
 
+def test_batches_of_one_attribute_are_of_learnt_classes_and_still_of_one_attribute(dataset):
+    # A class is drawn in each style: whose rows the values are shows in every batch.
+    sampler = (
+        '{"kind":"attribute","attribute":"style","several_values":"split","classes_per_batch":2,'
+        '"samples_per_class":2}'
+    )
+    config = experiment("smoke").overridden([*SETTINGS, "training.num_steps=6", f"sampler={sampler}"])
+    supply = DatasetSupply(config, dataset)
+    style = read_rows(dataset, columns=["style"])["style"].to_pylist()
+    batches = supply.batches(Worker(), 0)
+    for _, labels, positions in batches:
+        assert set(positions) <= set(supply.rows.positions)
+        assert labels.max() < supply.num_classes
+        assert len({style[position] for position in positions}) == 1
+    batches.close()
+
+
 def noise_set() -> ValidationSet:
     images = torch.randn(150, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     class_ids = np.arange(150) % 30

@@ -53,6 +53,16 @@ class PackageRef(Ref):
     initial: "PackageRef | None" = Field(None, description="the same encoder before that training")
 
 
+class BestStep(BaseModel):
+    """What validation on held-out training classes gave at a step."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int = Field(description="steps done when it was measured")
+    metric: str
+    value: float
+
+
 class TrainedRef(BaseModel):
     """What a finished training run leaves: its package, and how the training went."""
 
@@ -63,6 +73,9 @@ class TrainedRef(BaseModel):
     loss: float = Field(description="mean of the last steps")
     images_per_second: float = Field(description="all workers together, over all steps of the last start")
     data_wait: float = Field(description="share of that time spent waiting for images, [0, 1]")
+    best: BestStep | None = Field(
+        None, description="the step the package holds; None: the last, nothing was held out"
+    )
 
 
 class ModelRef(BaseModel):

@@ -28,6 +28,49 @@ def test_every_preset_is_valid_and_survives_json(name):
     assert parse_experiment(json.loads(config.model_dump_json())) == config
 
 
+@pytest.mark.parametrize("name", names())
+def test_every_preset_has_a_small_one_that_keeps_what_it_learns_by(name):
+    whole, small = experiment(name), experiment(f"smoke:{name}")
+    assert small.loss == whole.loss
+    assert small.training.num_steps == 30
+    assert small.preprocessing.crop == 28
+    assert (
+        small.optimizer.model_copy(
+            update={
+                key: getattr(whole.optimizer, key)
+                for key in ("warmup_steps", "freeze_backbone_steps", "milestones")
+            }
+        )
+        == whole.optimizer
+    )
+    assert small.optimizer.freeze_backbone_steps < 30
+    assert bool(small.optimizer.freeze_backbone_steps) == bool(whole.optimizer.freeze_backbone_steps)
+
+
+def test_the_baselines_follow_the_published_schedule():
+    config = experiment("cub200-proxy-nca")
+    assert config.training.num_steps == 40 * 52, "40 epochs of 5,864 images in whole batches of 112"
+    assert config.optimizer.milestones == (25 / 40,)
+    assert (config.encoder.dim, config.sampler.batch_size, config.optimizer.gamma) == (128, 112, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"schedule": "step"}, "at least one"),
+        ({"milestones": [0.5]}, "belong to the schedule 'step'"),
+        ({"schedule": "step", "milestones": [0.7, 0.5]}, "ascend"),
+        ({"schedule": "step", "milestones": [0.5, 20]}, "all of them steps"),
+        ({"schedule": "step", "milestones": [10.5]}, "whole"),
+        ({"schedule": "step", "milestones": [5000]}, "before the last step"),
+    ],
+    ids=str,
+)
+def test_milestones_that_cannot_be_followed_are_refused(settings, match):
+    with pytest.raises(InvalidSetting, match=match):
+        parse_experiment({"name": "x", "optimizer": settings})
+
+
 def test_an_unknown_preset_names_those_there_are():
     with pytest.raises(InvalidSetting, match="smoke"):
         experiment("no-such")

@@ -61,6 +61,7 @@ class Encoder(nn.Module):
             )
             self.gem = GeneralisedMeanPooling() if config.pooling == "gem" else None
             self.norm = nn.LayerNorm(num_features) if config.layer_norm else None
+            self.dropout = nn.Dropout(config.dropout) if config.dropout else None
             self.head = nn.Linear(num_features, config.dim)
         if config.freeze_batch_norm:
             freeze_batch_norm(self.backbone)
@@ -86,4 +87,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         # Length one must hold to float32's precision, so the division leaves autocast.
-        return F.normalize(self.head(self.features(images)).float(), dim=1)
+        features = self.features(images)
+        if self.dropout:
+            features = self.dropout(features)
+        return F.normalize(self.head(features).float(), dim=1)

@@ -88,6 +88,7 @@ def build_sampler(
     dataset: DatasetRef,
     class_ids: NDArray[np.int64],
     *,
+    learnt: NDArray[np.bool_],
     seed: int,
     rank: int,
     world_size: int,
@@ -99,7 +100,8 @@ def build_sampler(
     Args:
         config: which sampler, and its settings.
         dataset: where attributes of the training rows are read.
-        class_ids: (N,) the classes of the training rows.
+        class_ids: (N,) the classes of the rows learnt from.
+        learnt: which of the training split's rows they are.
         seed, rank, world_size, num_steps, first_step: as `sampling.BatchStream`.
 
     Raises:
@@ -118,7 +120,9 @@ def build_sampler(
             return sampling.PKBatchSampler(class_ids, **settings, **run)
         case "attribute":
             values, names = read_values(dataset, config.attribute, split=TRAIN)
-            return sampling.AttributeBatchSampler(class_ids, values, value_names=names, **settings, **run)
+            return sampling.AttributeBatchSampler(
+                class_ids, values[learnt], value_names=names, **settings, **run
+            )
         case "similar":
             return sampling.SimilarClassBatchSampler(class_ids, **settings, **run)
         case "shuffled":

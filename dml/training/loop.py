@@ -1,39 +1,32 @@
 """The training loop as one worker runs it: it neither knows who started it nor where its reports go."""
 
 import logging
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from dml.config import ExperimentConfig
-from dml.data.batches import TrainingBatches
-from dml.data.dataset import open_mapped, read_rows
-from dml.data.sampling import BatchStream, SimilarClassBatchSampler
-from dml.errors import InvalidData, TrainingFailed
-from dml.losses import keep_shards_local
 from dml.models.backbones import weights_digest
 from dml.models.encoder import Encoder
-from dml.refs import DatasetRef
+from dml.refs import BestStep, DatasetRef
 from dml.storage import digest_of
-from dml.training.batch_norm import synchronise_batch_norm
-from dml.training.build import build_loss, build_sampler
-from dml.training.checkpoint import has_part, read_checkpoint, write_checkpoint
-from dml.training.class_vectors import WithClassVectors
-from dml.training.optimizer import build_optimizer, rate_factor, set_rates
-from dml.training.step import Learner, train_step
+from dml.training.guard import Guard
+from dml.training.meter import Meter, Progress
+from dml.training.optimizer import rate_factor, set_rates
+from dml.training.state import TrainingState
+from dml.training.step import train_step
+from dml.training.supply import DatasetSupply, Supply
+from dml.training.validation import validate
+from dml.training.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Part of a run's identity: raise it when the same configuration would train another model."""
 _INDECISIVE = {
     "num_workers",
@@ -45,40 +38,15 @@ _INDECISIVE = {
 
 
 @dataclass(frozen=True)
-class Worker:
-    """Which of how many workers this is, and where it computes."""
-
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a step reports: `step` steps are done, and the means since the last report."""
-
-    step: int
-    loss: float
-    images_per_second: float
-    data_wait: float
-    """Share of the time spent waiting for images, [0, 1]."""
-
-    def metrics(self) -> dict[str, float]:
-        return {
-            "loss": self.loss,
-            "images_per_second": self.images_per_second,
-            "data_wait": self.data_wait,
-        }
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What training leaves on every worker: equal weights, and how it went since this start."""
 
     encoder: Encoder
+    """Of the best step where steps were judged; else the moving average, or the last weights."""
     loss: float
     images_per_second: float
     data_wait: float
+    best: BestStep | None
 
 
 @dataclass(frozen=True)
@@ -88,8 +56,7 @@ class Hooks:
     report: Callable[[Progress], None]
     """Called by rank 0 every `log_every_steps`."""
     save: Callable[[int, Path | None], None]
-    """Called by every rank at every checkpoint with the steps done and, on ranks that have some, a folder of
-    files; the files of all ranks are the checkpoint, to be published whole."""
+    """Called by every rank at every checkpoint with the steps done and, on rank 0, a folder to publish."""
     restore: Path | None = None
     """A checkpoint's folder to go on from."""
 
@@ -116,35 +83,6 @@ def run_identity(config: ExperimentConfig, dataset: DatasetRef) -> str:
     return digest_of(decisive, dataset.fingerprint, CODE_VERSION)[:16]
 
 
-@dataclass(frozen=True)
-class TrainingRows:
-    """The train split: rows' positions in the dataset, and class ids counted from 0."""
-
-    positions: NDArray[np.int64]
-    class_ids: NDArray[np.int64]
-
-    @property
-    def num_classes(self) -> int:
-        return int(self.class_ids.max()) + 1 if len(self.class_ids) else 0
-
-
-def read_training_rows(dataset: DatasetRef) -> TrainingRows:
-    """Positions and contiguous class ids of a dataset's train split; raises InvalidData when it is empty."""
-    rows = read_rows(dataset, split="train", columns=["class_index"])
-    if not len(rows):
-        raise InvalidData(
-            f"Training needs rows in the split 'train'; dataset {dataset.name}@{dataset.version} has the "
-            f"splits {sorted(dataset.splits)}. Ingest it with another split."
-        )
-    _, class_ids = np.unique(rows["class_index"].to_numpy(), return_inverse=True)
-    return TrainingRows(rows["position"].to_numpy(), class_ids.astype(np.int64))
-
-
-def initial_encoder(config: ExperimentConfig) -> Encoder:
-    """The encoder a run starts from, the same on every worker."""
-    return Encoder(config.encoder, channels=config.preprocessing.channels, seed=config.seed)
-
-
 def train_loop(config: ExperimentConfig, dataset: DatasetRef, worker: Worker, hooks: Hooks) -> Outcome:
     """Train an encoder; every worker of a group calls this with the same configuration.
 
@@ -158,165 +96,99 @@ def train_loop(config: ExperimentConfig, dataset: DatasetRef, worker: Worker, ho
         The trained encoder, with equal weights on every worker, and the speed of the steps of this start.
 
     Raises:
-        TrainingFailed: the loss stopped being a number; the message names the step and the images.
+        TrainingFailed: the loss or a gradient stopped being a number; the message names the step and images.
         InvalidData: nothing to train on, or fewer classes than a batch needs.
     """
-    rows = read_training_rows(dataset)
-    encoder, loss, learner = _build(config, rows.num_classes, worker)
-    optimizer = build_optimizer(config.optimizer, encoder, loss)
-    run = run_identity(config, dataset)
-    modules = {"encoder": encoder, "loss": loss}
+    return train_on(DatasetSupply(config, dataset), config, worker, hooks, run=run_identity(config, dataset))
+
+
+def train_on(supply: Supply, config: ExperimentConfig, worker: Worker, hooks: Hooks, *, run: str) -> Outcome:
+    """`train_loop` on images from anywhere; `run` is the identity that checkpoints bear."""
+    state = TrainingState(config, supply.num_classes, worker, run)
     done = 0
     if hooks.restore is not None:
-        done = read_checkpoint(hooks.restore, run=run, modules=modules, optimizer=optimizer)
+        done = state.read(hooks.restore)
         logger.info("resuming after step %d", done)
-    learner.train()
-    batches = _batches(config, dataset, rows, worker, first_step=done)
-    _show_classes(batches.sampler, loss, done, resumed=True)
-    meter, whole = _Meter(config.sampler.batch_size), _Meter(config.sampler.batch_size)
-    training = config.training
+    training, thaw = config.training, config.optimizer.freeze_backbone_steps
+    learner = state.begin(done)
+    guard = Guard(state.learner, worker, supply.ids)
+    batches = supply.batches(worker, done)
+    state.show_classes(batches.sampler, done, resumed=True)
+    meter, whole = Meter(config.sampler.batch_size), Meter(config.sampler.batch_size)
+    found: BestStep | None = None
     try:
         for step, (images, labels, positions) in enumerate(batches, start=done):
-            set_rates(optimizer, rate_factor(config.optimizer, step, training.num_steps))
+            if step == thaw:
+                learner = state.begin(step)
+            set_rates(state.optimizer, rate_factor(config.optimizer, step, training.num_steps))
             images = images.to(worker.device, non_blocking=True)
             if training.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            value = train_step(
+            _seed_chance(config.seed, step, worker.rank)
+            loss = train_step(
                 learner,
-                optimizer,
+                state.optimizer,
                 images,
-                labels.to(worker.device),
+                labels.to(worker.device, non_blocking=True),
                 clip_norm=config.optimizer.clip_norm,
             )
-            _refuse_nan(value, step, dataset, positions)
-            meter.add(value)
-            whole.add(value)
+            losses = guard.see(step, positions, loss)
+            if state.average is not None:
+                state.average.update(state.encoder, step)
             done = step + 1
-            _show_classes(batches.sampler, loss, done)
+            state.show_classes(batches.sampler, done)
             last = done == training.num_steps
-            if worker.rank == 0 and (done % training.log_every_steps == 0 or last):
-                hooks.report(meter.progress(done, batches.wait_s))
-            if done % training.checkpoint_every_steps == 0 and not last:
-                _save(hooks, worker, done, run, modules, optimizer)
-        final_loss = float(np.mean(whole.losses[-training.log_every_steps :]))
+            judged = training.validation is not None and (done % training.validation.every_steps == 0 or last)
+            reported = done % training.log_every_steps == 0 or last
+            saved = done % training.checkpoint_every_steps == 0 or last
+            if judged or reported or saved:
+                losses += guard.settle()
+            meter.losses += losses
+            whole.losses += losses
+            if judged:
+                began = time.perf_counter()
+                found = _judge(state, supply, worker, done)
+                for each in (meter, whole):
+                    each.leave_out(time.perf_counter() - began)
+            if reported and worker.rank == 0:
+                hooks.report(meter.progress(done, batches.wait_s, found, state.best_step))
+                found = None
+            if last:
+                state.numbers.loss.fill_(float(np.mean(whole.losses[-training.log_every_steps :])))
+            if saved:
+                _save(hooks, state, done)
         overall = whole.progress(done, batches.wait_s)
     finally:
         batches.close()
-    return Outcome(encoder, final_loss, overall.images_per_second, overall.data_wait)
-
-
-def _build(
-    config: ExperimentConfig, num_classes: int, worker: Worker
-) -> tuple[Encoder, nn.Module, nn.Module]:
-    torch.manual_seed(config.seed)
-    encoder = initial_encoder(config).to(worker.device)
-    if worker.world_size > 1 and not config.encoder.freeze_batch_norm:
-        synchronise_batch_norm(encoder)
-    if config.training.channels_last:
-        encoder = encoder.to(memory_format=torch.channels_last)
-    loss = build_loss(
-        config.loss,
-        dim=config.encoder.dim,
-        num_classes=num_classes,
-        seed=config.seed,
-        memory=config.memory,
-    )
-    if config.sampler.kind == "similar":
-        loss = WithClassVectors(loss, num_classes, config.encoder.dim, momentum=config.sampler.momentum)
-    precision = config.training.precision or ("bfloat16" if worker.device.type == "cuda" else "float32")
-    learner: nn.Module = Learner(encoder, loss.to(worker.device), precision)
-    if worker.world_size > 1:
-        keep_shards_local(learner)
-        # Every rank computes equal buffers (batch statistics, a memory): none needs rank 0's each step.
-        learner = DistributedDataParallel(learner, broadcast_buffers=False)
-    return encoder, loss, learner
-
-
-def _batches(
-    config: ExperimentConfig, dataset: DatasetRef, rows: TrainingRows, worker: Worker, *, first_step: int
-) -> TrainingBatches:
-    sampler = build_sampler(
-        config.sampler,
-        dataset,
-        rows.class_ids,
-        seed=config.seed,
-        rank=worker.rank,
-        world_size=worker.world_size,
-        num_steps=config.training.num_steps,
-        first_step=first_step,
-    )
-    return TrainingBatches(
-        open_mapped(dataset),
-        positions=rows.positions,
-        class_ids=rows.class_ids,
-        sampler=sampler,
-        preprocessing=config.preprocessing,
-        augmentation=config.augmentation,
-        seed=config.seed,
+    return Outcome(
+        encoder=state.shipped,
+        loss=float(state.numbers.loss),
+        images_per_second=overall.images_per_second,
+        data_wait=overall.data_wait,
+        best=state.best_step,
     )
 
 
-def _show_classes(sampler: BatchStream, loss: nn.Module, done: int, *, resumed: bool = False) -> None:
-    """Let a sampler of similar classes see them when its batches of old vectors are used up, or again."""
-    if isinstance(sampler, SimilarClassBatchSampler):
-        assert isinstance(loss, WithClassVectors)
-        n = sampler.refresh_every_steps
-        if resumed and done >= n:
-            sampler.set_class_vectors(loss.class_vectors())  # a checkpoint holds those of the step it is of
-        elif not resumed and done % n == 0:
-            loss.freeze()
-            sampler.set_class_vectors(loss.class_vectors())
+def _seed_chance(seed: int, step: int, rank: int) -> None:
+    """What a backbone draws, such as dropout, depends on this alone, and not on where the run was resumed."""
+    state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]))
 
 
-def _refuse_nan(value: float, step: int, dataset: DatasetRef, positions: NDArray[np.int64]) -> None:
-    if math.isfinite(value):
-        return
-    ids = read_rows(dataset, columns=["id"])["id"].take(positions[:8]).to_pylist()
-    raise TrainingFailed(
-        f"The loss must stay a number; it is {value} at step {step}, on the batch that begins with {ids}. "
-        "Try a lower learning rate, optimizer.clip_norm=1, more warmup_steps, or precision float32."
-    )
+def _judge(state: TrainingState, supply: Supply, worker: Worker, step: int) -> BestStep:
+    config = state.config.training.validation
+    assert config is not None
+    assert supply.validation is not None
+    assert state.best is not None
+    found = validate(state.current, config, supply.validation, step, worker)
+    state.best.offer(state.current, step, found.value)
+    return found
 
 
-def _save(
-    hooks: Hooks,
-    worker: Worker,
-    step: int,
-    run: str,
-    modules: dict[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    if not has_part(worker.rank, modules):
+def _save(hooks: Hooks, state: TrainingState, step: int) -> None:
+    if not state.has_part():
         hooks.save(step, None)
         return
     with TemporaryDirectory() as folder:
-        write_checkpoint(
-            Path(folder), step=step, run=run, modules=modules, optimizer=optimizer, rank=worker.rank
-        )
+        state.write(Path(folder), step)
         hooks.save(step, Path(folder))
-
-
-class _Meter:
-    """Means since the last report."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self.losses: list[float] = []
-        self.since = time.perf_counter()
-        self.waited_s = 0.0
-
-    def add(self, loss: float) -> None:
-        self.losses.append(loss)
-
-    def progress(self, step: int, wait_s: float) -> Progress:
-        """The means up to now; `wait_s` is the total waited since the start of training."""
-        now = time.perf_counter()
-        elapsed_s = max(now - self.since, 1e-9)
-        progress = Progress(
-            step=step,
-            loss=float(np.mean(self.losses)),
-            images_per_second=len(self.losses) * self.batch_size / elapsed_s,
-            data_wait=min((wait_s - self.waited_s) / elapsed_s, 1.0),
-        )
-        self.losses, self.since, self.waited_s = [], now, wait_s
-        return progress

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from dml.config import OptimizerConfig
 from dml.losses.shards import Shard, sum_over_shards
@@ -18,29 +18,45 @@ def build_optimizer(config: OptimizerConfig, encoder: Encoder, loss: nn.Module) 
     """The optimiser over encoder and loss; each group keeps its full rate as `base_lr`."""
     head_rate = config.head_learning_rate or config.learning_rate
     loss_rate = config.loss_learning_rate or config.learning_rate * _LOSS_RATE_FACTOR
+    decay = config.weight_decay
+    loss_decay = decay if config.loss_weight_decay is None else config.loss_weight_decay
     backbone = set(encoder.backbone.parameters())
     groups = [
-        (config.learning_rate, [p for p in encoder.backbone.parameters() if p.requires_grad]),
-        (head_rate, [p for p in encoder.parameters() if p.requires_grad and p not in backbone]),
-        (loss_rate, list(loss.parameters())),
+        (config.learning_rate, decay, [p for p in encoder.backbone.parameters() if p.requires_grad]),
+        (head_rate, decay, [p for p in encoder.parameters() if p.requires_grad and p not in backbone]),
+        (loss_rate, loss_decay, list(loss.parameters())),
     ]
-    parameters = [{"params": params, "lr": rate, "base_lr": rate} for rate, params in groups if params]
-    if config.kind == "sgd":
-        return SGD(parameters, momentum=config.momentum, weight_decay=config.weight_decay)
-    return AdamW(parameters, weight_decay=config.weight_decay)
+    parameters = [
+        {"params": params, "lr": rate, "base_lr": rate, "weight_decay": weight_decay}
+        for rate, weight_decay, params in groups
+        if params
+    ]
+    match config.kind:
+        case "sgd":
+            return SGD(parameters, momentum=config.momentum)
+        case "adam":
+            return Adam(parameters)
+        case "adamw":
+            return AdamW(parameters)
 
 
 def rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> float:
     """What the base rates are multiplied by at a step: a pure function, so that resuming needs no scheduler.
 
-    Linear warm-up to 1, then constant, or a cosine to 0 over the remaining steps.
+    Linear warm-up to 1; then constant, or a cosine to 0 over the remaining steps, or a power of gamma, one
+    for each milestone reached.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return 1.0
-    progress = (step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
+    match config.schedule:
+        case "constant":
+            return 1.0
+        case "cosine":
+            progress = (step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)
+            return 0.5 * (1.0 + math.cos(math.pi * progress))
+        case "step":
+            stones = [round(stone * num_steps) if stone < 1 else stone for stone in config.milestones]
+            return float(config.gamma ** sum(step >= stone for stone in stones))
 
 
 def set_rates(optimizer: Optimizer, factor: float) -> None:
@@ -52,6 +68,9 @@ def clip_gradients(
     optimizer: Optimizer, max_norm: float | None, shards: Mapping[nn.Parameter, Shard] | None = None
 ) -> None:
     """Scale all gradients down to a common norm, if there is one to keep to.
+
+    Gradients without a finite norm stay as they are: scaled, all of them would be NaN, and the one that
+    began it could not be named.
 
     Args:
         optimizer: of all parameters.
@@ -67,4 +86,4 @@ def clip_gradients(
         of_rows = torch.nn.utils.get_total_norm([p.grad for p in parameters if p in shards])
         world_size = next(iter(shards.values())).world_size
         norm = (norm.square() + sum_over_shards(of_rows.square(), world_size)).sqrt()
-    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, torch.where(norm.isfinite(), norm, 0.0))

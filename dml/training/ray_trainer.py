@@ -20,7 +20,10 @@ from dml.data.dataset import open_mapped
 from dml.errors import DmlError, TrainingFailed
 from dml.models.package import save_package
 from dml.refs import DatasetRef, TrainedRef
-from dml.training.loop import Hooks, Outcome, Progress, Worker, initial_encoder, run_identity, train_loop
+from dml.training.loop import Hooks, Outcome, run_identity, train_loop
+from dml.training.meter import Progress
+from dml.training.state import initial_encoder
+from dml.training.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -193,6 +196,7 @@ def _publish_result(
         loss=outcome.loss,
         images_per_second=outcome.images_per_second,
         data_wait=outcome.data_wait,
+        best=outcome.best,
     )
     storage.write_json(storage.join(run, "result.json"), trained.model_dump(mode="json"))
 

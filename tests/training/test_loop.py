@@ -1,5 +1,7 @@
 """Training is a pure function of its configuration: killed and resumed, it ends the same."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,9 +13,17 @@ from dml.errors import InvalidData, InvalidSetting, TrainingFailed
 from dml.models.package import load_package
 from dml.presets import experiment
 from dml.training import ray_trainer
-from dml.training.loop import Hooks, Worker, run_identity, train_loop
+from dml.training.loop import Hooks, run_identity, train_loop
+from dml.training.state import initial_encoder
+from dml.training.worker import Worker
 
-FAST = ["training.num_steps=12", "training.checkpoint_every_steps=4", "training.log_every_steps=1"]
+ONE_THREAD = "training.threads_per_worker=1"  # two wait for each other where the machine is busy
+FAST = [
+    "training.num_steps=12",
+    "training.checkpoint_every_steps=4",
+    "training.log_every_steps=1",
+    ONE_THREAD,
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +41,25 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_run_resumes_and_ends_bitwise_as_the_undisturbed_one(dataset, tmp_path):
-    config = experiment("smoke").overridden([*FAST, "augmentation.rotation=10"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["training.ema_decay=0.9", "optimizer.clip_norm=0.5"],
+        [
+            "optimizer.kind=sgd",
+            "encoder.dropout=0.3",
+            "optimizer.milestones=[0.5]",
+            "optimizer.schedule=step",
+        ],
+        ["training.precision=bfloat16", "encoder.layer_norm=true", "encoder.pooling=gem"],
+        ["optimizer.freeze_backbone_steps=3", "optimizer.kind=adam"],
+        ["optimizer.freeze_backbone_steps=6", 'loss={"kind":"proxy-anchor"}'],
+    ],
+    ids=["plain", "average", "momentum-dropout-steps", "bfloat16", "thawed-before", "thawed-after"],
+)
+def test_a_killed_run_resumes_and_ends_bitwise_as_the_undisturbed_one(settings, dataset, tmp_path):
+    config = experiment("smoke").overridden([*FAST, "augmentation.rotation=10", *settings])
     undisturbed = ray_trainer.train(config, dataset, str(tmp_path / "a"))
     seen = []
 
@@ -69,7 +96,9 @@ def test_the_package_names_its_dataset_and_the_encoder_before_training(dataset, 
 
 def test_training_lowers_the_loss(dataset, tmp_path):
     losses = []
-    config = experiment("smoke").overridden(["training.num_steps=40", "training.log_every_steps=10"])
+    config = experiment("smoke").overridden(
+        ["training.num_steps=40", "training.log_every_steps=10", ONE_THREAD]
+    )
     ray_trainer.train(config, dataset, str(tmp_path), lambda p: losses.append(p.loss))
     assert losses[-1] < 0.8 * losses[0]
 
@@ -122,11 +151,13 @@ def test_another_configuration_or_dataset_is_another_run(dataset):
     assert run_identity(config, dataset) != run_identity(config, other)
 
 
-def test_checkpoints_are_whole_and_only_the_last_two_stay(dataset, tmp_path):
-    config = experiment("smoke").overridden(["training.num_steps=13", "training.checkpoint_every_steps=3"])
+def test_checkpoints_are_whole_the_end_has_one_and_only_the_last_two_stay(dataset, tmp_path):
+    config = experiment("smoke").overridden(
+        ["training.num_steps=13", "training.checkpoint_every_steps=3", ONE_THREAD]
+    )
     ray_trainer.train(config, dataset, str(tmp_path))
     folder = str(tmp_path / "runs" / run_identity(config, dataset) / "checkpoints")
-    assert storage.list_names(folder) == ["step-00000009", "step-00000012"]
+    assert storage.list_names(folder) == ["step-00000012", "step-00000013"]
     for name in storage.list_names(folder):
         storage.verify(f"{folder}/{name}")
 
@@ -139,3 +170,79 @@ def test_the_loop_alone_needs_no_store(dataset):
     assert [progress.step for progress in reported] == list(range(1, 13))
     assert 0 <= outcome.data_wait <= 1
     assert outcome.images_per_second > 0
+
+
+def test_a_run_killed_after_its_last_step_ends_without_another(dataset, tmp_path):
+    config = experiment("smoke").overridden([*FAST, "training.ema_decay=0.9"])
+    saved = {}
+
+    def save(step, folder):
+        saved[step] = shutil.copytree(folder, tmp_path / str(step))
+
+    whole = train_loop(config, dataset, Worker(), Hooks(report=lambda p: None, save=save))
+    assert list(saved) == [4, 8, 12]
+    steps = []
+    hooks = Hooks(report=lambda p: steps.append(p.step), save=save, restore=saved[12])
+    again = train_loop(config, dataset, Worker(), hooks)
+    assert steps == []
+    assert again.loss == whole.loss
+    torch.testing.assert_close(again.encoder.state_dict(), whole.encoder.state_dict(), rtol=0, atol=0)
+
+
+def test_the_package_holds_the_moving_average(dataset, tmp_path):
+    config = experiment("smoke").overridden(FAST)
+    kept = {}
+
+    def save(step, folder):
+        kept.update({file.stem: load_file(file) for file in folder.glob("*.safetensors")})
+
+    hooks = Hooks(report=lambda p: None, save=save)
+    plain = train_loop(config, dataset, Worker(), hooks)
+    assert "average" not in kept
+    averaged = train_loop(config.overridden(["training.ema_decay=0.9"]), dataset, Worker(), hooks)
+    last = kept["encoder"]["head.weight"]
+    torch.testing.assert_close(last, plain.encoder.head.weight.detach(), rtol=0, atol=0)
+    torch.testing.assert_close(averaged.encoder.head.weight, kept["average"]["encoder.head.weight"])
+    assert not torch.equal(averaged.encoder.head.weight, last)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_a_frozen_backbone_rests_whole_and_then_moves(kind, dataset, tmp_path):
+    config = experiment("smoke").overridden(
+        [*FAST, "optimizer.freeze_backbone_steps=8", "optimizer.weight_decay=0.1", f"optimizer.kind={kind}"]
+    )
+    kept = {}
+
+    def save(step, folder):
+        kept[step] = load_file(folder / "encoder.safetensors")
+
+    train_loop(config, dataset, Worker(), Hooks(report=lambda p: None, save=save))
+    start = initial_encoder(config).state_dict()
+    for name, value in start.items():
+        rests = torch.equal(kept[8][name], value)
+        assert rests == name.startswith("backbone."), name
+        assert not torch.equal(kept[12][name], kept[8][name]), name
+
+
+def test_dropout_draws_from_seed_step_and_rank_alone(dataset):
+    config = experiment("smoke").overridden([*FAST, "training.num_steps=3", "encoder.dropout=0.5"])
+    losses = []
+    hooks = Hooks(report=lambda p: losses.append(p.loss), save=lambda step, folder: None)
+    train_loop(config, dataset, Worker(), hooks)
+    torch.manual_seed(99)
+    train_loop(config, dataset, Worker(), hooks)
+    assert losses[:3] == losses[3:]
+    train_loop(config.overridden(["encoder.dropout=0"]), dataset, Worker(), hooks)
+    assert losses[0] != losses[6]
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_trains_alike_and_keeps_its_weights_names(dataset):
+    config = experiment("smoke").overridden([*FAST, "training.num_steps=4", "training.ema_decay=0.9"])
+    losses = []
+    hooks = Hooks(report=lambda p: losses.append(p.loss), save=lambda step, folder: None)
+    plain = train_loop(config, dataset, Worker(), hooks)
+    compiled = train_loop(config.overridden(["training.compile=true"]), dataset, Worker(), hooks)
+    assert losses[4:] == pytest.approx(losses[:4], rel=1e-3)
+    assert compiled.encoder.state_dict().keys() == plain.encoder.state_dict().keys()
+    assert initial_encoder(config).state_dict().keys() == plain.encoder.state_dict().keys()

@@ -26,7 +26,35 @@ def test_a_constant_schedule_is_constant():
     assert {rate_factor(config, step, 10) for step in range(10)} == {1.0}
 
 
-@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+@pytest.mark.parametrize("milestones", [(0.4, 0.75), (8, 15)], ids=["shares", "steps"])
+def test_steps_multiply_by_gamma_at_each_milestone_after_the_warm_up(milestones):
+    config = OptimizerConfig(schedule="step", milestones=milestones, gamma=0.3, warmup_steps=2)
+    factors = [rate_factor(config, step, 20) for step in range(20)]
+    assert factors == pytest.approx([0.5, 1.0] + [1.0] * 6 + [0.3] * 7 + [0.09] * 5)
+
+
+def test_the_losss_parameters_may_have_a_decay_of_their_own():
+    encoder, loss = Encoder(EncoderConfig(dim=4), channels=1), nn.Linear(4, 3)
+    for decay, expected in ((None, 0.1), (0.0, 0.0)):
+        config = OptimizerConfig(weight_decay=0.1, loss_weight_decay=decay)
+        groups = build_optimizer(config, encoder, loss).param_groups
+        assert [group["weight_decay"] for group in groups] == [0.1, 0.1, expected]
+
+
+def test_adam_decays_through_the_gradient_and_adamw_beside_it():
+    weights = {}
+    for kind in ("adam", "adamw"):
+        encoder, loss = Encoder(EncoderConfig(dim=4), channels=1), nn.Linear(4, 3)
+        nn.init.ones_(loss.weight)
+        config = OptimizerConfig(kind=kind, loss_learning_rate=0.01, weight_decay=0.1)
+        loss.weight.grad = torch.zeros_like(loss.weight)
+        build_optimizer(config, encoder, loss).step()
+        weights[kind] = float(loss.weight.detach()[0, 0])
+    assert weights["adam"] == pytest.approx(1 - 0.01), "a full step, however small the decay"
+    assert weights["adamw"] == pytest.approx(1 - 0.01 * 0.1)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
 def test_backbone_head_and_loss_have_rates_of_their_own(kind):
     encoder = Encoder(EncoderConfig(dim=4, layer_norm=True), channels=1)
     loss = nn.Linear(4, 3)

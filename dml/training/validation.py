@@ -1,0 +1,106 @@
+"""How well an encoder retrieves classes it does not learn from: some of the training classes, held out.
+
+The test classes take no part. Which are held out is a function of the seed and the training classes alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dml.config import ValidationConfig
+from dml.data.sampling.permutations import permutation
+from dml.errors import InvalidSetting
+from dml.metrics.retrieval import retrieval_metrics
+from dml.models.encoder import Encoder
+from dml.refs import BestStep
+from dml.training.worker import Worker
+
+# Embedded at a time. Workers share out whole chunks, so that an image has the same neighbours in its batch,
+# and to the last bit the same embedding, for any number of workers.
+_CHUNK_ROWS = 64
+_OF_VALIDATION = 0x56414C  # keeps its draw apart from the sampler's
+
+
+def held_out_classes(num_classes: int, fraction: float, seed: int) -> NDArray[np.bool_]:
+    """(C,) whether a training class is held out: a share of them, at least two.
+
+    Raises:
+        InvalidSetting: fewer than two classes would be left to learn from.
+    """
+    count = max(round(fraction * num_classes), 2)
+    if num_classes - count < 2:
+        raise InvalidSetting(
+            f"Validation takes at least two training classes and leaves two; this split has {num_classes}. "
+            "Set training.validation to null, or train on more classes."
+        )
+    held_out = np.zeros(num_classes, dtype=np.bool_)
+    held_out[permutation(num_classes, (seed << 24) + _OF_VALIDATION)[:count]] = True
+    return held_out
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """Images of held-out classes.
+
+    Args:
+        class_ids: (N,) the classes.
+        images: rows of this set, ascending, to images (n, c, H, W) float32, preprocessed as the package does.
+    """
+
+    class_ids: NDArray[np.int64]
+    images: Callable[[NDArray[np.int64]], Tensor]
+
+    def __post_init__(self) -> None:
+        if not (np.bincount(self.class_ids) > 1).any():
+            raise InvalidSetting(
+                "Validation looks for a second image of a class; none of the held-out classes has two. Raise "
+                "training.validation.fraction, or set training.validation to null."
+            )
+
+
+def validate(
+    encoder: Encoder, config: ValidationConfig, validation: ValidationSet, step: int, worker: Worker
+) -> BestStep:
+    """The metric of an encoder, in evaluation mode and full precision; every worker must call it.
+
+    Args:
+        encoder: equal on all workers; its mode is restored.
+        config: which metric.
+        validation: what is embedded, shared out over the workers.
+        step: steps done.
+        worker: this process's place.
+
+    Returns:
+        The same on every worker: one ranks the embeddings, and tells the others.
+    """
+    embeddings = _embed(encoder, validation, worker)
+    value = torch.zeros((), dtype=torch.float64, device=worker.device)
+    if worker.rank == 0:
+        labels = torch.from_numpy(validation.class_ids).to(worker.device)
+        value.fill_(retrieval_metrics(embeddings, labels, recall_at=(1,)).as_dict()[config.metric])
+    if worker.world_size > 1:
+        dist.broadcast(value, src=0)
+    return BestStep(step=step, metric=config.metric, value=float(value))
+
+
+@torch.no_grad()
+def _embed(encoder: Encoder, validation: ValidationSet, worker: Worker) -> Tensor:
+    """(N, D) embeddings of the whole set on every worker."""
+    num_rows = len(validation.class_ids)
+    embeddings = torch.zeros(num_rows, encoder.config.dim, device=worker.device)
+    was_training = [module for module in encoder.modules() if module.training]
+    encoder.eval()
+    for start in worker.share(range(0, num_rows, _CHUNK_ROWS)):
+        rows = np.arange(start, min(start + _CHUNK_ROWS, num_rows))
+        images = validation.images(rows).to(worker.device, memory_format=torch.channels_last)
+        embeddings[rows[0] : rows[-1] + 1] = encoder(images)
+    for module in was_training:
+        module.training = True
+    if worker.world_size > 1:
+        dist.all_reduce(embeddings)  # every row is zero but on one worker, and adding zero is exact
+    return embeddings

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,8 +26,10 @@ from dml.refs import DatasetRef
 from dml.storage import digest_of
 from dml.training.batch_norm import synchronise_batch_norm
 from dml.training.build import build_loss, build_sampler
+from dml.training.cached_step import cached_train_step
 from dml.training.checkpoint import read_checkpoint, write_checkpoint
 from dml.training.class_vectors import WithClassVectors
+from dml.training.ghost_batch_norm import refuse_training_batch_norm
 from dml.training.optimizer import build_optimizer, rate_factor, set_rates
 from dml.training.step import Learner, train_step
 
@@ -166,13 +169,16 @@ def train_loop(config: ExperimentConfig, dataset: DatasetRef, worker: Worker, ho
     _show_classes(batches.sampler, loss, done, resumed=True)
     meter, whole = _Meter(config.sampler.batch_size), _Meter(config.sampler.batch_size)
     training = config.training
+    take_step: Callable[..., float] = train_step
+    if training.chunk_rows is not None:
+        take_step = partial(cached_train_step, chunk_rows=training.chunk_rows)
     try:
         for step, (images, labels, positions) in enumerate(batches, start=done):
             set_rates(optimizer, rate_factor(config.optimizer, step, training.num_steps))
             images = images.to(worker.device, non_blocking=True)
             if training.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            value = train_step(
+            value = take_step(
                 learner,
                 optimizer,
                 images,
@@ -201,7 +207,10 @@ def _build(
 ) -> tuple[Encoder, nn.Module, nn.Module]:
     torch.manual_seed(config.seed)
     encoder = initial_encoder(config).to(worker.device)
-    if worker.world_size > 1 and not config.encoder.freeze_batch_norm:
+    chunked = config.training.chunk_rows is not None
+    if chunked and not config.training.ghost_batch_norm:
+        refuse_training_batch_norm(encoder)
+    if worker.world_size > 1 and not (chunked or config.encoder.freeze_batch_norm):
         synchronise_batch_norm(encoder)
     if config.training.channels_last:
         encoder = encoder.to(memory_format=torch.channels_last)
@@ -216,7 +225,7 @@ def _build(
         loss = WithClassVectors(loss, num_classes, config.encoder.dim, momentum=config.sampler.momentum)
     precision = config.training.precision or ("bfloat16" if worker.device.type == "cuda" else "float32")
     learner: nn.Module = Learner(encoder, loss.to(worker.device), precision)
-    if worker.world_size > 1:
+    if worker.world_size > 1 and not chunked:  # a cached step synchronises by itself, once
         # Every rank computes equal buffers (batch statistics, a memory): none needs rank 0's each step.
         learner = DistributedDataParallel(learner, broadcast_buffers=False)
     return encoder, loss, learner

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from dml import storage
@@ -12,7 +13,9 @@ from dml.models.package import load_package
 from dml.presets import experiment
 from dml.training import ray_trainer
 from dml.training.loop import Hooks, Worker, run_identity, train_loop
+from dml.training.spawn import run_ranks
 
+RGB = '{"color":"RGB","resize":32,"crop":32}'
 FAST = ["training.num_steps=12", "training.checkpoint_every_steps=4", "training.log_every_steps=1"]
 
 
@@ -128,3 +131,38 @@ def test_the_loop_alone_needs_no_store(dataset):
     assert [progress.step for progress in reported] == list(range(1, 13))
     assert 0 <= outcome.data_wait <= 1
     assert outcome.images_per_second > 0
+
+
+# A gentle SGD: Adam would blow gradients of rounding size up to full steps.
+CHUNKED = [*FAST, "training.chunk_rows=8", "optimizer.kind=sgd", "optimizer.learning_rate=0.01"]
+
+
+def loss_curve(settings: list[str], dataset) -> list[float]:
+    """Rank 0's losses; no other rank reports."""
+    worker = Worker()
+    if dist.is_initialized():
+        worker = Worker(dist.get_rank(), dist.get_world_size())
+    losses = []
+    hooks = Hooks(report=lambda progress: losses.append(progress.loss), save=lambda step, folder: None)
+    train_loop(experiment("smoke").overridden(settings), dataset, worker, hooks)
+    return losses
+
+
+def test_chunks_give_the_loss_curve_of_whole_steps_where_batch_norm_is_frozen(dataset):
+    frozen = [*CHUNKED, "encoder.freeze_batch_norm=true", 'loss={"kind":"proxy-anchor"}']
+    whole = loss_curve([*frozen, "training.chunk_rows=null"], dataset)
+    assert loss_curve(frozen, dataset) == pytest.approx(whole, rel=1e-4)
+    assert whole[-1] != pytest.approx(whole[0], rel=1e-4), "something was learnt"
+
+
+def test_two_workers_in_chunks_give_the_loss_curve_of_one(dataset):
+    ghost = [*CHUNKED, "training.ghost_batch_norm=true"]
+    one = loss_curve(ghost, dataset)
+    two = run_ranks(2, loss_curve, [*ghost, "training.num_workers=2"], dataset)
+    assert two == [pytest.approx(one, rel=1e-4), []]
+
+
+def test_chunks_of_a_backbone_that_trains_batch_norm_are_refused_when_it_is_built(dataset):
+    mobile = ["preprocessing=" + RGB, 'encoder.backbone={"kind":"timm","name":"mobilenetv3_small_050"}']
+    with pytest.raises(InvalidSetting, match="this encoder trains"):
+        loss_curve([*CHUNKED, *mobile], dataset)

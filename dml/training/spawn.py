@@ -5,7 +5,8 @@ import pickle
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -35,15 +36,28 @@ def run_ranks(
             context.Process(target=_run_rank, args=(rank, world_size, folder, function, arguments, timeout_s))
             for rank in range(world_size)
         ]
-        os.environ["OMP_NUM_THREADS"] = "1"
-        for process in ranks:
-            process.start()
+        with _environment("OMP_NUM_THREADS", "1"):  # read once, when a process first needs it
+            for process in ranks:
+                process.start()
         try:
             return _results(ranks, Path(folder), timeout_s)
         finally:
             for process in ranks:
                 process.kill()
                 process.join()
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """A variable that the processes started meanwhile inherit."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def _results(ranks: list[Any], folder: Path, timeout_s: float) -> list[Any]:

@@ -1,14 +1,15 @@
 """The losses of `dml.losses` as the conformance suite runs them: every one, with all it combines with."""
 
 import inspect
-import typing
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from dml import losses
+from dml.losses.mining import MINING
 
 DIM = 16
 NUM_CLASSES = 12
@@ -87,26 +88,22 @@ def _remember(loss: nn.Module) -> nn.Module:
 def _combinations(loss: str) -> Iterator[tuple[str, Recipe]]:
     factory = getattr(losses, loss)
     for variant, settings in _SETTINGS[loss].items():
-        for mining in _minings(factory, settings):
-            chosen = {**settings, **({"mining": mining} if mining else {})}
-            name = ", ".join(part for part in (loss, mining, variant) if part)
+        for extra in _minings(factory, settings):
+            name = ", ".join(part for part in (loss, extra.get("mining", ""), variant) if part)
+            chosen = {**settings, **extra}
             yield name, Recipe(factory, chosen)
             if hasattr(losses, _WRAPPER) and "num_classes" not in required(factory):
                 yield f"{name}, memory", Recipe(factory, chosen, in_memory=True)
 
 
-def _minings(factory: type[nn.Module], settings: Mapping[str, Any]) -> list[str | None]:
-    """The names the loss takes, less those it refuses together with these settings."""
-    hint = typing.get_type_hints(factory.__init__).get("mining")
-    names = [name for name in typing.get_args(hint) if isinstance(name, str)]
-    if hint is None or "mining" in settings:
-        return [None]
-    accepted: list[str | None] = []
-    for name in names:
-        try:
+def _minings(factory: type[nn.Module], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The minings the loss takes, less those it refuses together with these settings; nothing else is one."""
+    if "mining" not in inspect.signature(factory).parameters or "mining" in settings:
+        return [{}]
+    accepted = []
+    for name in MINING:
+        with suppress(ValueError):
             Recipe(factory, {**settings, "mining": name}).make()
-        except ValueError:
-            continue
-        accepted.append(name)
-    assert accepted, f"{factory.__name__} must take a mining, of {names}"
+            accepted.append({"mining": name})
+    assert accepted, f"{factory.__name__} must take a mining, of {MINING}"
     return accepted

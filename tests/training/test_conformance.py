@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dml import losses
 from dml.losses import References
+from dml.losses.mining import MINING
 from dml.training.conformance import Finding, Report, conformance, main
 from dml.training.conformance_table import DIM, table
 
@@ -117,6 +118,12 @@ def test_what_differs_between_workers_is_found(loss, wrong, world_size, findings
 def test_a_loss_that_does_nothing_proves_nothing(findings):
     assert not findings["Nothing", 2].passed
     assert str(Report((findings["Nothing", 2],))).endswith("idle")
+
+
+def test_every_miner_meets_every_loss_that_mines_but_what_makes_no_sense():
+    variants = {"Contrastive": ["", ", plain hinges"], "TripletMargin": ["", ", plain", ", soft"]}
+    wanted = {f"{loss}, {m}{variant}" for loss in variants for m in MINING for variant in variants[loss]}
+    assert wanted - set(table()) == {"TripletMargin, semi-hard, soft"}
 
 
 def test_a_loss_added_without_a_row_in_the_table_is_named(monkeypatch):

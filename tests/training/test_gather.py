@@ -55,8 +55,9 @@ def similarities_in_memory() -> int:
 
 
 def test_a_rank_compares_its_own_anchors_alone_with_all():
-    # Positives and negatives stand side by side, each anchor's 3 * 2 positives first.
-    assert run_ranks(3, similarities_in_memory) == [64 * (3 * 64 + 3 * 2)] * 3
+    own_with_all = 64 * (3 * 64)
+    for largest in run_ranks(3, similarities_in_memory):
+        assert own_with_all <= largest < 2 * own_with_all, "all with all would be thrice"
 
 
 def gather_unequal() -> str:

@@ -186,8 +186,8 @@ def _trace(recipe: Recipe, dtype: torch.dtype, num_steps: int, rate: float) -> T
         module = _Learner(recipe).to(dtype).train()
     learner: nn.Module = module
     if dist.is_initialized():
-        # It begins a step with rank 0's buffers everywhere; where ranks part, the last step still shows it.
-        learner = DistributedDataParallel(module)
+        # As the trainer: buffers are not evened out by rank 0's, and must agree by themselves.
+        learner = DistributedDataParallel(module, broadcast_buffers=False)
     optimizer = torch.optim.SGD(module.parameters(), lr=rate)
     trace: Trace = {"value": [], "backbone": [], "own": [], "trained": []}
     for step in range(num_steps):

@@ -2,18 +2,19 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from dml import losses
-from dml.losses.mining import MINING
 
 DIM = 16
 NUM_CLASSES = 12
-_MEMORY = {"size": 40, "start_after": 1}  # not a multiple of the batch's 24 rows: the queue wraps within one
+_MEMORY: dict[str, int] = {
+    "size": 40,
+    "start_after": 1,
+}  # not a multiple of the batch's 24 rows: the queue wraps within one
 
 _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "ArcFace": {"": {}},
@@ -24,15 +25,23 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "CosFace": {"": {}},
     "GeneralisedLifted": {"": {}},
+    "LiftedStructure": {"": {}},
+    "Margin": {"": {}, "of each class": {"num_classes": NUM_CLASSES, "nu": 0.01}},
     "MultiSimilarity": {"": {}, "no mining": {"epsilon": None}},
+    "NPair": {"": {}},
     "NTXent": {"": {}},
     "NormalisedSoftmax": {"": {}},
     "ProxyAnchor": {"": {}},
     "ProxyNCA": {"": {}, "the original": {"positive_in_denominator": False}},
+    "RankedList": {"": {}},
+    "RecallAtK": {"": {}},
+    "SmoothAP": {"": {}},
     "SupCon": {"": {}},
-    "TripletMargin": {"": {}, "plain": {"squared": False}, "soft": {"margin": None}},
+    "TripletMargin": {"": {}, "plain": {"squared": False}, "soft": {"margin": None, "mining": "all"}},
 }
-"""Loss to variants by name to what they are made with; minings and memories are added to each."""
+"""Loss to variants by name to what they are made with; the first meets every mining, all a memory."""
+_WITHIN_BATCH = {"LiftedStructure", "NPair", "n-pair"}
+"""Pair losses, and a mining, whose anchors must be among the references: a memory cannot serve them."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Recipe:
         sizes = {"num_classes": NUM_CLASSES, "dim": DIM}
         wanted = {name: sizes[name] for name in required(self.factory) if name in sizes}
         loss = self.factory(**wanted, **self.settings)
-        return _remember(loss) if self.in_memory else loss
+        return losses.CrossBatchMemory(loss, dim=DIM, **_MEMORY) if self.in_memory else loss
 
 
 def required(factory: Callable[..., nn.Module]) -> set[str]:
@@ -74,36 +83,17 @@ def table() -> dict[str, Recipe]:
 
 
 def _is_loss(exported: Any) -> bool:
-    return isinstance(exported, type) and issubclass(exported, nn.Module) and exported.__name__ != _WRAPPER
-
-
-_WRAPPER = "CrossBatchMemory"
-
-
-def _remember(loss: nn.Module) -> nn.Module:
-    memory: nn.Module = getattr(losses, _WRAPPER)(loss, dim=DIM, **_MEMORY)
-    return memory
+    is_module = isinstance(exported, type) and issubclass(exported, nn.Module)
+    return is_module and exported is not losses.CrossBatchMemory
 
 
 def _combinations(loss: str) -> Iterator[tuple[str, Recipe]]:
     factory = getattr(losses, loss)
-    for variant, settings in _SETTINGS[loss].items():
-        for extra in _minings(factory, settings):
-            name = ", ".join(part for part in (loss, extra.get("mining", ""), variant) if part)
-            chosen = {**settings, **extra}
-            yield name, Recipe(factory, chosen)
-            if hasattr(losses, _WRAPPER) and "num_classes" not in required(factory):
-                yield f"{name}, memory", Recipe(factory, chosen, in_memory=True)
-
-
-def _minings(factory: type[nn.Module], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The minings the loss takes, less those it refuses together with these settings; nothing else is one."""
-    if "mining" not in inspect.signature(factory).parameters or "mining" in settings:
-        return [{}]
-    accepted = []
-    for name in MINING:
-        with suppress(ValueError):
-            Recipe(factory, {**settings, "mining": name}).make()
-            accepted.append({"mining": name})
-    assert accepted, f"{factory.__name__} must take a mining, of {MINING}"
-    return accepted
+    variants = dict(_SETTINGS[loss])
+    if "mining" in inspect.signature(factory).parameters:
+        variants |= {mining: {"mining": mining} for mining in losses.MINING}
+    for variant, settings in variants.items():
+        name = f"{loss}, {variant}" if variant else loss
+        yield name, Recipe(factory, settings)
+        if not _WITHIN_BATCH & {loss, variant} and "num_classes" not in required(factory):
+            yield f"{name}, memory", Recipe(factory, settings, in_memory=True)

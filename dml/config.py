@@ -498,6 +498,12 @@ class TrainingConfig(Part):
     validation: ValidationConfig | None = Field(
         None, description="keep the step best on held-out classes; None: train on all, keep the last"
     )
+    chunk_rows: int | None = Field(
+        None,
+        ge=1,
+        description="images a worker embeds at a time, in two passes; None: its whole share in one",
+    )
+    ghost_batch_norm: bool = Field(False, description="batch norm by each chunk's own statistics")
     threads_per_worker: int | None = Field(None, ge=1, description="None: this machine's cores over workers")
     checkpoint_every_steps: int = Field(200, gt=0)
     log_every_steps: int = Field(20, gt=0)
@@ -587,6 +593,7 @@ class ExperimentConfig(Part):
                 "The similar sampler compares the proxies of all classes, so every worker must hold them; "
                 "got loss.sharded. Take another sampler, or sharded=false."
             )
+        self._check_chunks(self.sampler.batch_size // workers)
         kind, color = self.encoder.backbone.kind, self.preprocessing.color
         if kind != "conv4" and color != "RGB":
             raise ValueError(f"The {kind} backbones take RGB images; got color {color!r}.")
@@ -609,6 +616,27 @@ class ExperimentConfig(Part):
                 f"{self.gate.metric!r}."
             )
         return self
+
+    def _check_chunks(self, share: int) -> None:
+        chunk_rows, ghost = self.training.chunk_rows, self.training.ghost_batch_norm
+        if ghost and chunk_rows is None:
+            raise ValueError("ghost_batch_norm normalises chunks, so chunk_rows must be a number; got None.")
+        if ghost and self.encoder.freeze_batch_norm:
+            raise ValueError("A batch norm is either ghost_batch_norm or freeze_batch_norm; got both.")
+        if ghost and chunk_rows is not None and share % chunk_rows:
+            raise ValueError(
+                f"With ghost_batch_norm chunk_rows must divide a worker's share of the batch, so that any "
+                f"number of workers cuts the same chunks; got {chunk_rows} and a share of {share}."
+            )
+        backbone = self.encoder.backbone
+        normalises = backbone.kind == "conv4" or (
+            backbone.kind == "torchvision" and backbone.name != "squeezenet1_1"
+        )
+        if chunk_rows is not None and normalises and not (ghost or self.encoder.freeze_batch_norm):
+            raise ValueError(
+                f"chunk_rows changes what batch norm does, and {backbone.kind} has batch norms. Set "
+                "encoder.freeze_batch_norm, or training.ghost_batch_norm to normalise each chunk by itself."
+            )
 
     def overridden(self, assignments: list[str]) -> "ExperimentConfig":
         """A copy with settings replaced, each `path.to.key=value` with the value in JSON (or plain text).

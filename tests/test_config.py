@@ -173,6 +173,31 @@ def test_a_sampler_that_cannot_be_followed_is_refused(sampler, message):
         parse_experiment({"name": "x", "sampler": sampler})
 
 
+@pytest.mark.parametrize(
+    ("training", "says"),
+    [
+        ({"chunk_rows": 16}, "conv4 has batch norms"),
+        ({"ghost_batch_norm": True}, "must be a number"),
+        ({"chunk_rows": 5, "ghost_batch_norm": True}, "must divide"),
+        ({"chunk_rows": 32, "ghost_batch_norm": True, "num_workers": 2}, "share of 16"),
+    ],
+)
+def test_chunks_that_would_train_another_model_unasked_are_refused(training, says):
+    with pytest.raises(ValidationError, match=says):
+        ExperimentConfig(
+            name="x", sampler=SamplerConfig(classes_per_batch=8), training=TrainingConfig(**training)
+        )
+
+
+def test_a_batch_norm_cannot_be_frozen_and_normalise_chunks():
+    with pytest.raises(ValidationError, match="got both"):
+        ExperimentConfig(
+            name="x",
+            encoder=EncoderConfig(freeze_batch_norm=True),
+            training=TrainingConfig(chunk_rows=4, ghost_batch_norm=True),
+        )
+
+
 def test_a_grey_image_for_a_colour_backbone_is_refused():
     grey = PreprocessingConfig(color="L", mean=(0.5,), std=(0.5,))
     with pytest.raises(ValidationError, match="RGB"):

@@ -4,17 +4,20 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dml.config import ExperimentConfig
 from dml.models.backbones import weights_digest
 from dml.models.encoder import Encoder
 from dml.refs import BestStep, DatasetRef
 from dml.storage import digest_of
+from dml.training.cached_step import cached_train_step
 from dml.training.guard import Guard
 from dml.training.meter import Meter, Progress
 from dml.training.optimizer import rate_factor, set_rates
@@ -116,6 +119,9 @@ def train_on(supply: Supply, config: ExperimentConfig, worker: Worker, hooks: Ho
     state.show_classes(batches.sampler, done, resumed=True)
     meter, whole = Meter(config.sampler.batch_size), Meter(config.sampler.batch_size)
     found: BestStep | None = None
+    take_step: Callable[..., Tensor] = train_step
+    if training.chunk_rows is not None:
+        take_step = partial(cached_train_step, chunk_rows=training.chunk_rows)
     try:
         for step, (images, labels, positions) in enumerate(batches, start=done):
             if step == thaw:
@@ -125,7 +131,7 @@ def train_on(supply: Supply, config: ExperimentConfig, worker: Worker, hooks: Ho
             if training.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             _seed_chance(config.seed, step, worker.rank)
-            loss = train_step(
+            loss = take_step(
                 learner,
                 state.optimizer,
                 images,

@@ -16,6 +16,7 @@ from dml.training.batch_norm import synchronise_batch_norm
 from dml.training.build import build_loss
 from dml.training.checkpoint import has_part, read_checkpoint, write_checkpoint
 from dml.training.class_vectors import WithClassVectors
+from dml.training.ghost_batch_norm import refuse_training_batch_norm
 from dml.training.optimizer import build_optimizer
 from dml.training.step import Learner
 from dml.training.worker import Worker
@@ -51,7 +52,10 @@ class TrainingState:
         training = config.training
         torch.manual_seed(config.seed)
         self.encoder = initial_encoder(config).to(worker.device)
-        if worker.world_size > 1 and not config.encoder.freeze_batch_norm:
+        chunked = training.chunk_rows is not None
+        if chunked and not training.ghost_batch_norm:
+            refuse_training_batch_norm(self.encoder)
+        if worker.world_size > 1 and not (chunked or config.encoder.freeze_batch_norm):
             synchronise_batch_norm(self.encoder)
         if training.channels_last:
             self.encoder = self.encoder.to(memory_format=torch.channels_last)
@@ -109,8 +113,8 @@ class TrainingState:
             parameter.requires_grad_(not frozen)
         if frozen:
             self.encoder.backbone.eval()
-        if self.worker.world_size == 1:
-            return self.learner
+        if self.worker.world_size == 1 or self.config.training.chunk_rows is not None:
+            return self.learner  # alone, or in cached steps, which synchronise by themselves, once
         # Anew in each phase: it takes note of who has gradients once, when it is made.
         keep_shards_local(self.learner)
         # Buffers (batch norm's, a memory's) are equal on all ranks by their making: none is sent around.

@@ -28,8 +28,16 @@ class Learner(nn.Module):
             images: (b, c, H, W) float32, this worker's share.
             labels: (b,) int64 class ids.
         """
+        return self.loss_of(self.embed(images), labels)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(b, c, H, W) images to (b, D) embeddings, in the precision of training."""
         with self._autocast(images.device):
-            embeddings = self.encoder(images)
+            embeddings: Tensor = self.encoder(images)
+        return embeddings
+
+    def loss_of(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """`forward` from embeddings (b, D) on; every worker must call it."""
         loss: Tensor = self.loss(embeddings, labels, gather(embeddings, labels))
         # A mask can hide an embedding that is no number from the loss; zero times it is no number either.
         checked: Tensor = loss + 0.0 * embeddings.sum()

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from dml import storage
@@ -14,9 +15,11 @@ from dml.models.package import load_package
 from dml.presets import experiment
 from dml.training import ray_trainer
 from dml.training.loop import Hooks, run_identity, train_loop
+from dml.training.spawn import run_ranks
 from dml.training.state import initial_encoder
 from dml.training.worker import Worker
 
+RGB = '{"color":"RGB","resize":32,"crop":32}'
 ONE_THREAD = "training.threads_per_worker=1"  # two wait for each other where the machine is busy
 FAST = [
     "training.num_steps=12",
@@ -246,3 +249,38 @@ def test_a_compiled_encoder_trains_alike_and_keeps_its_weights_names(dataset):
     assert losses[4:] == pytest.approx(losses[:4], rel=1e-3)
     assert compiled.encoder.state_dict().keys() == plain.encoder.state_dict().keys()
     assert initial_encoder(config).state_dict().keys() == plain.encoder.state_dict().keys()
+
+
+# A gentle SGD: Adam would blow gradients of rounding size up to full steps.
+CHUNKED = [*FAST, "training.chunk_rows=8", "optimizer.kind=sgd", "optimizer.learning_rate=0.01"]
+
+
+def loss_curve(settings: list[str], dataset) -> list[float]:
+    """Rank 0's losses; no other rank reports."""
+    worker = Worker()
+    if dist.is_initialized():
+        worker = Worker(dist.get_rank(), dist.get_world_size())
+    losses = []
+    hooks = Hooks(report=lambda progress: losses.append(progress.loss), save=lambda step, folder: None)
+    train_loop(experiment("smoke").overridden(settings), dataset, worker, hooks)
+    return losses
+
+
+def test_chunks_give_the_loss_curve_of_whole_steps_where_batch_norm_is_frozen(dataset):
+    frozen = [*CHUNKED, "encoder.freeze_batch_norm=true", 'loss={"kind":"proxy-anchor"}']
+    whole = loss_curve([*frozen, "training.chunk_rows=null"], dataset)
+    assert loss_curve(frozen, dataset) == pytest.approx(whole, rel=1e-4)
+    assert whole[-1] != pytest.approx(whole[0], rel=1e-4), "something was learnt"
+
+
+def test_two_workers_in_chunks_give_the_loss_curve_of_one(dataset):
+    ghost = [*CHUNKED, "training.ghost_batch_norm=true"]
+    one = loss_curve(ghost, dataset)
+    two = run_ranks(2, loss_curve, [*ghost, "training.num_workers=2"], dataset)
+    assert two == [pytest.approx(one, rel=1e-4), []]
+
+
+def test_chunks_of_a_backbone_that_trains_batch_norm_are_refused_when_it_is_built(dataset):
+    mobile = ["preprocessing=" + RGB, 'encoder.backbone={"kind":"timm","name":"mobilenetv3_small_050"}']
+    with pytest.raises(InvalidSetting, match="this encoder trains"):
+        loss_curve([*CHUNKED, *mobile], dataset)

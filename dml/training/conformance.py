@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dml.losses import keep_shards_local, shards_of
+from dml.losses.shards import Shard, recut
 from dml.training.conformance_table import DIM, Recipe, table
 from dml.training.gather import gather, mean_over_ranks
 from dml.training.spawn import run_ranks
@@ -186,6 +188,7 @@ def _trace(recipe: Recipe, dtype: torch.dtype, num_steps: int, rate: float) -> T
         module = _Learner(recipe).to(dtype).train()
     learner: nn.Module = module
     if dist.is_initialized():
+        keep_shards_local(module)
         # As the trainer: buffers are not evened out by rank 0's, and must agree by themselves.
         learner = DistributedDataParallel(module, broadcast_buffers=False)
     optimizer = torch.optim.SGD(module.parameters(), lr=rate)
@@ -198,10 +201,10 @@ def _trace(recipe: Recipe, dtype: torch.dtype, num_steps: int, rate: float) -> T
         value = learner(images.chunk(world_size)[rank], labels.chunk(world_size)[rank])
         torch.autograd.backward(value)
         trace["value"].append(mean_over_ranks(value))
-        trace["backbone"].append(_flat(_gradients(module.backbone)))
-        trace["own"].append(_flat(_gradients(module.loss)))
+        trace["backbone"].append(_flat(_gradients(module.backbone), {}))
+        trace["own"].append(_flat(_gradients(module.loss), shards_of(module.loss)))
         optimizer.step()
-    trace["trained"].append(_flat([tensor.detach() for tensor in module.state_dict().values()]))
+    trace["trained"].append(_flat(module.state_dict(), shards_of(module)))
     return trace
 
 
@@ -219,13 +222,18 @@ class _Learner(nn.Module):
         return value + 0.0 * embeddings.sum()
 
 
-def _gradients(module: nn.Module) -> list[Tensor]:
+def _gradients(module: nn.Module) -> dict[str, Tensor]:
     """A gradient that does not exist is zero."""
-    return [torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()]
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in module.named_parameters()}
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([torch.empty(0), *(tensor.double().flatten() for tensor in tensors)])
+def _flat(tensors: Mapping[str, Tensor], shards: Mapping[str, Shard]) -> Tensor:
+    """All numbers in a row; of what is cut over ranks, those of all ranks."""
+    whole = [
+        recut(tensor.detach(), shards[name], Shard(shards[name].num_rows)) if name in shards else tensor
+        for name, tensor in tensors.items()
+    ]
+    return torch.cat([torch.empty(0), *(tensor.detach().double().flatten() for tensor in whole)])
 
 
 def _import(path: str) -> Callable[..., nn.Module]:

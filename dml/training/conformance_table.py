@@ -8,16 +8,15 @@ from typing import Any
 from torch import nn
 
 from dml import losses
+from dml.losses.contest import Contest
+from dml.losses.proxies import ProxyLoss
 
 DIM = 16
-NUM_CLASSES = 12
-_MEMORY: dict[str, int] = {
-    "size": 40,
-    "start_after": 1,
-}  # not a multiple of the batch's 24 rows: the queue wraps within one
+NUM_CLASSES = 13  # no multiple of 2, 3 or 4 workers; the batches have classes 0 to 11
+_MEMORY = {"size": 40, "start_after": 1}  # not a multiple of the batch's 24 rows: the queue wraps within one
 
 _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "ArcFace": {"": {}},
+    "ArcFace": {"": {}, "beyond pi": {"margin": 2.0, "scale": 4.0}},
     "Circle": {"": {}},
     "Contrastive": {
         "": {},
@@ -32,10 +31,13 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "NTXent": {"": {}},
     "NormalisedSoftmax": {"": {}},
     "ProxyAnchor": {"": {}},
-    "ProxyNCA": {"": {}, "the original": {"positive_in_denominator": False}},
+    "ProxyNCA": {"": {}},
+    "ProxyNCAPlusPlus": {"": {}},
     "RankedList": {"": {}},
     "RecallAtK": {"": {}},
     "SmoothAP": {"": {}},
+    "SoftTriple": {"": {}},
+    "Softmax": {"": {}},
     "SupCon": {"": {}},
     "TripletMargin": {"": {}, "plain": {"squared": False}, "soft": {"margin": None, "mining": "all"}},
 }
@@ -92,8 +94,22 @@ def _combinations(loss: str) -> Iterator[tuple[str, Recipe]]:
     variants = dict(_SETTINGS[loss])
     if "mining" in inspect.signature(factory).parameters:
         variants |= {mining: {"mining": mining} for mining in losses.MINING}
+    variants |= _shardings(factory)
     for variant, settings in variants.items():
         name = f"{loss}, {variant}" if variant else loss
         yield name, Recipe(factory, settings)
         if not _WITHIN_BATCH & {loss, variant} and "num_classes" not in required(factory):
             yield f"{name}, memory", Recipe(factory, settings, in_memory=True)
+
+
+def _shardings(factory: type[nn.Module]) -> dict[str, dict[str, Any]]:
+    """Ways of holding and meeting the proxies."""
+    if not issubclass(factory, ProxyLoss):
+        return {}
+    if not issubclass(factory, Contest):
+        return {"sharded": {"sharded": True}}
+    return {
+        "sharded": {"sharded": True},
+        "sampled": {"sample_rate": 0.5},
+        "sharded, sampled": {"sharded": True, "sample_rate": 0.5},
+    }

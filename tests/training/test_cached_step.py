@@ -12,6 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 from dml import losses
 from dml.config import Conv4Config, EncoderConfig
 from dml.errors import InvalidSetting
+from dml.losses import shards_of
+from dml.losses.shards import Shard, recut
 from dml.models.encoder import Encoder
 from dml.training.cached_step import cached_train_step
 from dml.training.ghost_batch_norm import refuse_training_batch_norm
@@ -24,7 +26,8 @@ LOSSES = {
     "pairs": losses.MultiSimilarity,
     "memory": lambda: losses.CrossBatchMemory(losses.MultiSimilarity(), dim=DIM, size=20, start_after=1),
     "tuples": lambda: losses.TripletMargin(mining="all"),
-    "proxies": lambda: losses.ProxyAnchor(NUM_CLASSES, DIM, generator=torch.Generator().manual_seed(2)),
+    "proxies": lambda: losses.ProxyAnchor(NUM_CLASSES, DIM, seed=2),
+    "shards": lambda: losses.ArcFace(NUM_CLASSES, DIM, seed=2, sharded=True),
 }
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
 every_loss = pytest.mark.parametrize("loss", LOSSES)
@@ -74,9 +77,17 @@ def sgd(learner: nn.Module) -> torch.optim.Optimizer:
 
 
 def outcome(learner: nn.Module, value: float) -> dict[str, Tensor]:
-    found = {"value": torch.tensor(value)}
-    found |= {f"gradient of {name}": p.grad for name, p in learner.named_parameters() if p.grad is not None}
-    return found | {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    """The step's value, all gradients and the state after it, whole where a rank has a part."""
+    found = {"value": value}
+    shards = shards_of(learner)
+    for name, parameter in learner.named_parameters():
+        if parameter.grad is not None:
+            found[f"gradient of {name}"] = whole(parameter.grad, shards.get(name))
+    return found | {name: whole(tensor, shards.get(name)) for name, tensor in learner.state_dict().items()}
+
+
+def whole(tensor: Tensor, shard: Shard | None) -> Tensor:
+    return tensor.clone() if shard is None else recut(tensor, shard, Shard(shard.num_rows))
 
 
 def one_graph_step(learner: Learner, images: Tensor, labels: Tensor, chunk_rows: int) -> float:

@@ -45,7 +45,7 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
     """
     if not 0 <= successes <= trials or not trials:
         raise ValueError(
-            f"successes must be among one trial or more; got {successes} of {trials}. Give pairs of this kind."
+            f"successes must be of one trial or more; got {successes} of {trials}. Give some trials."
         )
     z = NormalDist().inv_cdf((1 + _checked(confidence)) / 2)
     share, wide = successes / trials, z * z / trials
@@ -160,7 +160,7 @@ def _by_class(table: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
         return table, torch.ones(len(table), dtype=torch.float64)
     if len(classes) != len(table):
         raise ValueError(f"values and classes must be equally long; got {len(table)} and {len(classes)}.")
-    dense, sizes = classes.cpu().unique(return_inverse=True, return_counts=True)[1:]
+    dense, sizes = torch.unique(classes.cpu(), return_inverse=True, return_counts=True)[1:]
     sums = torch.zeros(len(sizes), table.shape[1], dtype=torch.float64).index_add_(0, dense, table)
     return sums, sizes.double()
 

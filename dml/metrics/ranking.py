@@ -109,7 +109,7 @@ class _Matches:
     """Which pairs of a query and a gallery item have equal keys, without looking at all pairs."""
 
     def __init__(self, query_keys: Tensor, gallery_keys: Tensor) -> None:
-        both = torch.cat([query_keys, gallery_keys]).unique(return_inverse=True)[1]
+        both = torch.unique(torch.cat([query_keys, gallery_keys]), return_inverse=True)[1]
         self.query_keys, self.gallery_keys = both[: len(query_keys)], both[len(query_keys) :]
         ordered, self._order = self.gallery_keys.sort(stable=True)
         self._first = torch.searchsorted(ordered, self.query_keys)

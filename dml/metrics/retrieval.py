@@ -17,8 +17,8 @@ MapDenominator = Literal["relevant", "attainable", "retrieved"]
 """What the sum of precisions at the K nearest's hits is divided by; R is how many there are to find.
 
 "relevant": R, so 1 is out of reach where K < R (pytorch-metric-learning's `mean_average_precision`);
-"attainable": min(K, R), TREC's and open-metric-learning's until its version 2;
-"retrieved": the hits among the K, so one hit at rank 1 is 1 whatever R (open-metric-learning since version 3).
+"attainable": min(K, R), so a perfect ranking gets 1 (open-metric-learning, from a distance matrix);
+"retrieved": the hits among the K, so one hit at rank 1 is 1 whatever R (the same, from retrieved ids).
 """
 
 
@@ -66,7 +66,7 @@ class QueryMetrics:
         """Every class weighs the same, however many queries it has (macro); 0 where there is none."""
         if not len(self.labels):
             return dict.fromkeys(self.values, 0.0)
-        classes, sizes = self.labels.unique(return_inverse=True, return_counts=True)[1:]
+        classes, sizes = torch.unique(self.labels, return_inverse=True, return_counts=True)[1:]
         return {
             name: float((torch.zeros(len(sizes)).to(v).index_add_(0, classes, v) / sizes).mean())
             for name, v in self.values.items()
@@ -118,8 +118,8 @@ def query_metrics(
         precision_at: K of `precision_at_K`: share of the K nearest that are of the query's label.
         map_at: K of `map_at_K_by_DENOMINATOR`.
         map_denominators: see `MapDenominator`.
-        full_map: also `map`, average precision over the whole ranking (Market-1501's, without the trapezoids of
-            its first evaluation code); ranks the whole gallery, several times the cost.
+        full_map: also `map`, average precision over the whole ranking (Market-1501's, without the trapezoids
+            of its first evaluation code); ranks the whole gallery, several times the cost.
 
     Returns:
         `recall_at_K...`, `r_precision`, `map_at_r` and what else was asked for, per query. Ranks the

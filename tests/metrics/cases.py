@@ -1,4 +1,4 @@
-"""Seeded embeddings and labels on which metrics must agree with plain loops: ties, duplicates, lone classes."""
+"""Seeded embeddings and labels on which metrics must be their plain loops: ties, duplicates, lone classes."""
 
 import torch
 

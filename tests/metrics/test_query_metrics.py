@@ -102,16 +102,15 @@ def test_every_number_of_every_query_is_that_of_the_plain_loop(case, kept, block
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_a_gallery_apart_answers_as_the_plain_loop(case, seed, kept):
     embeddings, labels, ids, groups = drawn(case, seed)
-    sides = []
-    for chosen in (torch.arange(len(labels)) % 3 == 0, torch.arange(len(labels)) % 3 > 0):
-        sides.append(
-            Items(
-                embeddings[chosen],
-                labels[chosen],
-                ids[chosen] if kept in ("ids", "both") else None,
-                groups[chosen] if kept in ("groups", "both") else None,
-            )
+    sides = [
+        Items(
+            embeddings[chosen],
+            labels[chosen],
+            ids[chosen] if kept in ("ids", "both") else None,
+            groups[chosen] if kept in ("groups", "both") else None,
         )
+        for chosen in (torch.arange(len(labels)) % 3 == 0, torch.arange(len(labels)) % 3 > 0)
+    ]
     assert_same(query_metrics(*sides, **ASKED), plain(*sides, ASKED))
 
 

@@ -16,6 +16,7 @@ from dml.similarity import cosine_similarities
 
 _BLOCK_ELEMENTS = 1 << 25  # similarities held at a time: 128 MiB of float32
 _ELEMENTS_PER_RANK = 4  # what ranking and counting hold per answer, in similarities
+_ROWS_COUNTED = 16  # at a time: 4 MiB of SOP's gallery
 _SMALLEST_GROUP = 4  # below, ranking whole groups costs more than it saves
 
 
@@ -50,6 +51,8 @@ class Ranked:
     """(B, depth) bool: whether the r-th nearest is of the query's label."""
     relevant: Tensor
     """(B,) int64: how many answers of its label each query could have found."""
+    first_hit: Tensor
+    """(B,) int64: rank of the nearest of its label, from 1; beyond `depth` it is `depth + 1`, or exact."""
 
 
 class Ranking:
@@ -76,7 +79,7 @@ class Ranking:
             if not torch.isfinite(items.embeddings.sum(dtype=torch.float64)):
                 raise ValueError("embeddings must be finite; got infinity or NaN. Look at what made them.")
         self.queries, self.gallery = queries, gallery
-        labels = _Matches(queries.labels, gallery.labels)
+        labels = self._of_label = _Matches(queries.labels, gallery.labels)
         self._query_labels, self._gallery_labels = labels.query_keys, labels.gallery_keys
         self.relevant = labels.counts.clone()
         self._excluded: list[_Matches] = []
@@ -91,8 +94,13 @@ class Ranking:
                 self.relevant += in_group.joined(ids_).counts
             self._excluded.append(in_group)
 
-    def blocks(self, depth: int) -> Iterator[Ranked]:
-        """The `depth` nearest of every query, in blocks; memory: one block's similarities, and its ranks."""
+    def blocks(self, depth: int, *, every_first_hit: bool = False) -> Iterator[Ranked]:
+        """The `depth` nearest of every query, in blocks; memory: one block's similarities, and its ranks.
+
+        Args:
+            depth: how many answers to rank.
+            every_first_hit: count how many answers come before a first hit that lies beyond.
+        """
         size, depth = len(self.gallery.labels), min(depth, len(self.gallery.labels))
         block = max(_BLOCK_ELEMENTS // (size + _ELEMENTS_PER_RANK * depth), 1)
         for start in range(0, len(self.queries.labels), block):
@@ -102,7 +110,37 @@ class Ranking:
                 similarities[excluded.pairs(rows)] = -torch.inf
             values, order = ranked(similarities, depth)
             hits = self._gallery_labels[order] == self._query_labels[rows, None]
-            yield Ranked(rows, hits & (values > -torch.inf), self.relevant[rows])
+            hits &= values > -torch.inf
+            first_hit = torch.where(hits.any(1), hits.to(torch.uint8).argmax(1) + 1, depth + 1)
+            if every_first_hit:
+                late = (first_hit > depth) & (self.relevant[rows] > 0)
+                if late.any():
+                    first_hit[late] = self._counted_first_hits(similarities, rows, late)
+            yield Ranked(rows, hits, self.relevant[rows], first_hit)
+
+    def _counted_first_hits(self, similarities: Tensor, rows: slice, late: Tensor) -> Tensor:
+        """Ranks of the first hits of a block's late queries, without ranking what comes before them."""
+        asked, places = self._of_label.pairs(rows)
+        values = similarities[asked, places]
+        best = similarities.new_full((len(late),), -torch.inf).scatter_reduce(0, asked, values, "amax")
+        size = similarities.shape[1]
+        tied = torch.where(values == best[asked], places, size)
+        first = torch.full_like(asked, size)[:1].expand(len(late)).scatter_reduce(0, asked, tied, "amin")
+        columns = torch.arange(size, device=places.device)
+        ranks = []
+        for part in torch.split(late.nonzero()[:, 0], _ROWS_COUNTED):
+            own, to_beat = similarities[part], best[part, None]
+            before = _count(own > to_beat)
+            equal = own == to_beat
+            if int(_count(equal).max()) > 1:  # by place among equals
+                before += _count(equal & (columns < first[part, None]))
+            ranks.append(before + 1)
+        return torch.cat(ranks)
+
+
+def _count(chosen: Tensor) -> Tensor:
+    """(rows,) int64 how many of each row; half the time of summing truth values."""
+    return chosen.view(torch.int8).sum(1, dtype=torch.int32).long()
 
 
 class _Matches:

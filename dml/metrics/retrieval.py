@@ -13,6 +13,8 @@ from torch import Tensor
 
 from dml.metrics.ranking import Items, Ranked, Ranking
 
+_RECALL_RANKED = 64
+
 MapDenominator = Literal["relevant", "attainable", "retrieved"]
 """What the sum of precisions at the K nearest's hits is divided by; R is how many there are to find.
 
@@ -54,7 +56,7 @@ class QueryMetrics:
     first_hit: Tensor
     """(M,) int64: rank of the nearest of its label, from 1; `depth + 1` where it lies beyond."""
     depth: int
-    """How many ranks were looked at."""
+    """Up to which rank first hits are known."""
     num_lone: int
     """Queries that have nobody to find."""
 
@@ -123,7 +125,7 @@ def query_metrics(
 
     Returns:
         `recall_at_K...`, `r_precision`, `map_at_r` and what else was asked for, per query. Ranks the
-        max(K, R_max) nearest. Memory O(Q x metrics) beyond one block of similarities.
+        max(K, R_max) nearest, but no more than 64 for recall. Memory O(Q x metrics) beyond one block.
 
     Raises:
         ValueError: no K at all, a K below 1, an unknown denominator, or what `Items` and `Ranking` refuse.
@@ -142,10 +144,12 @@ def query_metrics(
     asked = ranking.relevant > 0
     size = len(ranking.gallery.labels)
     most = int(ranking.relevant.max()) if len(asked) else 0
-    depth = size if full_map else min(max(*recall_at, *precision_at, *map_at, most), size)
+    # Recall needs first hits alone: most lie near, and what comes before the others is counted, not ranked.
+    reach = max(recall_at)
+    depth = size if full_map else min(max([*precision_at, *map_at, most, min(reach, _RECALL_RANKED)]), size)
 
     def judged(found: "_Found") -> dict[str, Tensor]:
-        values = {f"recall_at_{k}": (found.hits_at(k) > 0).double() for k in recall_at}
+        values = {f"recall_at_{k}": (found.first_hit <= k).double() for k in recall_at}
         values |= {f"precision_at_{k}": found.hits_at(k) / k for k in precision_at}
         values["r_precision"] = found.hits_at(found.relevant) / found.relevant
         values["map_at_r"] = found.gain_at(found.relevant) / found.relevant
@@ -157,20 +161,20 @@ def query_metrics(
         return values | ({"map": found.gain_at(size) / found.relevant} if full_map else {})
 
     parts, first_hits = [], []
-    for block in ranking.blocks(depth) if asked.any() else ():
+    for block in ranking.blocks(depth, every_first_hit=reach > depth) if asked.any() else ():
         found = _Found(block)
         parts.append(judged(found))
-        first_hits.append(found.first_hit())
+        first_hits.append(found.first_hit)
     device = asked.device
     if not parts:
-        nobody = Ranked(slice(0), asked.new_zeros(0, 1), ranking.relevant[:0])
+        nobody = Ranked(slice(0), asked.new_zeros(0, 1), ranking.relevant[:0], ranking.relevant[:0])
         parts, first_hits = [judged(_Found(nobody))], [ranking.relevant[:0]]
     return QueryMetrics(
         values={name: torch.cat([part[name] for part in parts]) for name in parts[0]},
         labels=queries.labels[asked],
         rows=torch.arange(len(asked), device=device)[asked],
         first_hit=torch.cat(first_hits),
-        depth=depth,
+        depth=size if reach > depth else depth,
         num_lone=int((~asked).sum()),
     )
 
@@ -180,7 +184,8 @@ class _Found:
 
     def __init__(self, block: Ranked) -> None:
         asked = block.relevant > 0
-        self.relevant, self._hits = block.relevant[asked], block.hits[asked]
+        self.relevant, self.first_hit = block.relevant[asked], block.first_hit[asked]
+        self._hits = block.hits[asked]
         self._found = self._hits.cumsum(1, dtype=torch.float64)
         ranks = torch.arange(1, self._hits.shape[1] + 1, device=self._hits.device)
         self._gains = (self._found / ranks * self._hits).cumsum(1)
@@ -197,11 +202,6 @@ class _Found:
         if name == "relevant":
             return self.relevant
         return self.relevant.clamp(max=k) if name == "attainable" else self.hits_at(k).clamp(min=1)
-
-    def first_hit(self) -> Tensor:
-        depth = self._hits.shape[1]
-        nearest = self._hits.to(torch.uint8).argmax(1) + 1
-        return torch.where(self._hits.any(1), nearest, depth + 1)
 
 
 def _at(cumulative: Tensor, rank: int | Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from dml.metrics.intervals import Interval, wilson_interval
 from dml.similarity import cosine_similarities, squared_distances
 
-_BLOCK_ELEMENTS = 1 << 22
+_BLOCK_ELEMENTS = 1 << 20  # what a core keeps near: at 1 << 22 histograms of 10,000 rows took 1.6x
 _BINS = 1 << 16  # of similarity, each 2 / 65536 = 0.00003 wide
 
 
@@ -128,6 +128,7 @@ def roc_of_all_pairs(
             f"embeddings, labels and ids must be equally long; got {len(embeddings)}, {len(labels)}"
             f"{'' if ids is None else f', {len(ids)}'}."
         )
+    left_out = 2 * bins
     counts = torch.zeros(2 * bins, dtype=torch.int64, device=embeddings.device)
     num_rows = len(labels)
     block = max(_BLOCK_ELEMENTS // max(num_rows, 1), 1)
@@ -136,10 +137,11 @@ def roc_of_all_pairs(
         places = cosine_similarities(embeddings[own], embeddings[others])
         places = places.mul_(bins / 2).floor_().clamp_(-bins / 2, bins / 2 - 1).int().add_(bins // 2)
         places += (labels[own, None] == labels[None, others]).int().mul_(bins)
-        later = torch.ones_like(places, dtype=torch.bool).triu_(1)
         if ids is not None:
-            later &= ids[own, None] != ids[None, others]
-        counts += torch.bincount(places[later], minlength=2 * bins)
+            places.masked_fill_(ids[own, None] == ids[None, others], left_out)
+        own_square = places[:, : len(places)]  # of which each pair is seen twice, and each row with itself
+        own_square.masked_fill_(torch.ones_like(own_square, dtype=torch.bool).tril_(), left_out)
+        counts += torch.bincount(places.view(-1), minlength=2 * bins + 1)[:left_out]
     edges = (torch.arange(bins, dtype=torch.float64, device=counts.device) - bins / 2) / (bins / 2)
     return _curve(edges, counts[bins:], counts[:bins])
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dml.metrics import ranking
+from dml.metrics import ranking, retrieval
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import query_metrics
 from tests.metrics.cases import CASES, balanced, on_a_grid, unit
@@ -95,6 +95,21 @@ def test_every_number_of_every_query_is_that_of_the_plain_loop(case, kept, block
     asked = {**ASKED, "full_map": full}
     with_ids = Items(embeddings, labels, own if items.ids is None else items.ids, items.groups)
     assert_same(query_metrics(items, **asked), plain(with_ids, with_ids, asked))
+
+
+@pytest.mark.parametrize("ranked", [1, 3])
+@pytest.mark.parametrize("kept", ["neither", "both"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_first_hits_beyond_what_is_ranked_are_counted_exactly(case, kept, ranked, monkeypatch):
+    monkeypatch.setattr(retrieval, "_RECALL_RANKED", ranked)
+    monkeypatch.setattr(ranking, "_ROWS_COUNTED", 7)
+    embeddings, labels, ids, groups = drawn(case, 2)
+    own = torch.arange(len(labels))
+    items = Items(embeddings, labels, ids if kept == "both" else own, groups if kept == "both" else None)
+    asked = {"recall_at": (1, 5, 20, 500), "precision_at": (), "map_at": (), "full_map": False}
+    found = query_metrics(items, recall_at=asked["recall_at"])
+    assert_same(found, plain(items, items, asked))
+    assert found.depth == len(labels)
 
 
 @pytest.mark.parametrize("kept", ["neither", "ids", "groups", "both"])

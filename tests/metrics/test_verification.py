@@ -65,7 +65,7 @@ def test_streamed_histograms_hold_exactly_the_pairs_above_each_edge(
         sum(same for _, same in pairs),
         sum(not same for _, same in pairs),
     )
-    for place in range(1, len(curve.thresholds) - 1, max(bins // 40, 1)):
+    for place in range(1, len(curve.thresholds) - 1, max(bins // 12, 1)):
         # The loop's sums and the blocks' differ by rounding: only pairs that far from the edge can be told.
         low, high = (counted(pairs, float(curve.thresholds[place]) + by) for by in (1e-12, -1e-12))
         assert low[0] <= int(curve.genuine[place]) <= high[0]

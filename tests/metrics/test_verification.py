@@ -41,7 +41,7 @@ def as_tensors(pairs):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_every_threshold_accepts_the_pairs_counted_one_by_one(case):
-    pairs = all_pairs(*case(0))
+    pairs = all_pairs(*few(case, 0))
     curve = roc_of_pairs(*as_tensors(pairs))
     assert curve.thresholds.tolist() == sorted({s for s, _ in pairs} | {math.inf}, reverse=True)
     for place in range(0, len(curve.thresholds), 7):
@@ -57,7 +57,7 @@ def test_streamed_histograms_hold_exactly_the_pairs_above_each_edge(
     case, bins, block_elements, with_ids, monkeypatch
 ):
     monkeypatch.setattr(verification, "_BLOCK_ELEMENTS", block_elements)
-    embeddings, labels = case(1)
+    embeddings, labels = few(case, 1)
     ids = torch.arange(len(labels)) // 2 if with_ids else None
     curve = roc_of_all_pairs(embeddings, labels, ids=ids, bins=bins)
     pairs = all_pairs(embeddings, labels, ids)

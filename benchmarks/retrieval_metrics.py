@@ -1,7 +1,9 @@
-"""What the retrieval metrics cost beyond the similarities they need, beside pytorch-metric-learning.
+"""What the metrics cost beyond the similarities they need, beside pytorch-metric-learning and Faiss.
 
 `python -m benchmarks.retrieval_metrics [ROWS DIM]`; by default the size of SOP's test set and one that
-pytorch-metric-learning can do. Each line is a process of its own: seconds, and memory beyond the embeddings.
+pytorch-metric-learning can do. Each line is a process of its own: seconds by the clock, seconds of all cores
+together (which others on the machine disturb less) over the bare product's, and memory beyond the embeddings.
+k-means is set apart, over Faiss' own training and assignment.
 """
 
 import multiprocessing
@@ -15,7 +17,11 @@ from collections.abc import Callable
 
 import torch
 
-from dml.metrics import retrieval
+from dml.metrics import ranking
+from dml.metrics.intervals import bootstrap_intervals
+from dml.metrics.ranking import Items
+from dml.metrics.retrieval import query_metrics, retrieval_metrics
+from dml.metrics.verification import roc_of_all_pairs
 from dml.similarity import cosine_similarities
 
 _ROWS_PER_CLASS = 5
@@ -38,14 +44,36 @@ def embeddings_and_labels(rows: int, dim: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def bare_product(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
-    """The similarities in the same blocks, nothing made of them."""
-    block = retrieval._BLOCK_ELEMENTS // len(labels)
+    """The similarities in blocks of the same size, nothing made of them."""
+    block = ranking._BLOCK_ELEMENTS // len(labels)
     for start in range(0, len(labels), block):
         cosine_similarities(embeddings[start : start + block], embeddings)
 
 
-def ours(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
-    retrieval.retrieval_metrics(embeddings, labels)
+def usual(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
+    """Recall@1, 2, 4, 8, R-precision, MAP@R."""
+    retrieval_metrics(embeddings, labels)
+
+
+def all_retrieval_metrics(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
+    """Those, precisions, MAP@K in three spellings, CMC, micro and macro means, and intervals by class."""
+    found = query_metrics(
+        Items(embeddings, labels),
+        precision_at=(1, 5, 10),
+        map_at=(5, 10),
+        map_denominators=("relevant", "attainable", "retrieved"),
+    )
+    found.means(), found.class_means(), found.cmc(10)
+    bootstrap_intervals(found.values, found.labels)
+
+
+def recall_at_1000(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
+    """SOP's protocol: Recall@1, 10, 100, 1000."""
+    retrieval_metrics(embeddings, labels, recall_at=(1, 10, 100, min(1000, len(labels) - 1)))
+
+
+def verification_of_all_pairs(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
+    roc_of_all_pairs(embeddings, labels).at_false_accept_rate(1e-3)
 
 
 def pytorch_metric_learning(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
@@ -58,17 +86,55 @@ def pytorch_metric_learning(embeddings: torch.Tensor, labels: torch.Tensor) -> N
     )
 
 
-def _measure(function: Callable[..., None], rows: int, dim: int) -> tuple[float, float]:
-    """(seconds, MiB at the peak beyond what stood before)."""
+def k_means_of_faiss(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
+    import faiss
+
+    from dml.retrieval.clusters import ITERATIONS
+
+    kmeans = faiss.Clustering(embeddings.shape[1], int(labels.max()) + 1)
+    kmeans.niter, kmeans.min_points_per_centroid, kmeans.max_points_per_centroid = ITERATIONS, 1, len(labels)
+    index = faiss.IndexFlatL2(embeddings.shape[1])
+    kmeans.train(embeddings.numpy(), index)
+    index.search(embeddings.numpy(), 1)
+
+
+def k_means_with_nmi_f1_and_ami(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
+    from dml.metrics import clustering
+    from dml.retrieval.clusters import k_means
+
+    clusters = torch.from_numpy(k_means(embeddings.numpy(), int(labels.max()) + 1))
+    clustering.normalised_mutual_information(labels, clusters)
+    clustering.pairwise_f1(labels, clusters)
+    clustering.adjusted_mutual_information(labels, clusters)
+
+
+def _measure(function: Callable[..., None], rows: int, dim: int) -> tuple[float, float, float]:
+    """(seconds, seconds of all cores, MiB at the peak beyond what stood before)."""
     embeddings, labels = embeddings_and_labels(rows, dim)
     function(embeddings[:512].clone(), labels[:512].clone())  # imports and thread pools
     with open("/proc/self/statm") as file:
         before = int(file.read().split()[1]) * resource.getpagesize()
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     function(embeddings, labels)
-    seconds = time.perf_counter() - start
+    seconds, seconds_cpu = time.perf_counter() - start, time.process_time() - start_cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return seconds, max(peak - before, 0) / _MEBI
+    return seconds, seconds_cpu, max(peak - before, 0) / _MEBI
+
+
+def _print_block(functions: list[Callable[..., None]], rows: int, dim: int) -> None:
+    """One line each, over the first."""
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        heading = f"{rows} x {dim}"
+        print(f"\n{heading:<30}{'seconds':>9}{'of cores':>10}{'/ first':>9}{'MiB beyond':>12}")
+        first = None
+        for function in functions:
+            seconds, seconds_cpu, mebibytes = pool.apply(_measure, (function, rows, dim))
+            first = first or seconds_cpu
+            ratio = seconds_cpu / first
+            line = (
+                f"{function.__name__:<30}{seconds:>9.2f}{seconds_cpu:>10.2f}{ratio:>9.2f}{mebibytes:>12.0f}"
+            )
+            print(line, flush=True)
 
 
 def main() -> None:
@@ -78,16 +144,13 @@ def main() -> None:
     load = os.getloadavg()[0]
     print(f"commit {commit.stdout.strip()}, {platform.machine()}, {os.cpu_count()} cores, load {load:.1f}")
     sizes = [(int(sys.argv[1]), int(sys.argv[2]))] if len(sys.argv) == 3 else _SIZES
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for rows, dim in sizes:
-            functions = [bare_product, ours]
-            if rows <= _PEER_UP_TO_ROWS:
-                functions.append(pytorch_metric_learning)
-            measured = [pool.apply(_measure, (function, rows, dim)) for function in functions]
-            print(f"\n{rows} x {dim}{'seconds':>24}{'/ product':>12}{'MiB beyond':>12}")
-            for function, (seconds, mebibytes) in zip(functions, measured, strict=True):
-                ratio = seconds / measured[0][0]
-                print(f"{function.__name__:<24}{seconds:>15.2f}{ratio:>12.2f}{mebibytes:>12.0f}")
+    for rows, dim in sizes:
+        functions = [bare_product, usual, all_retrieval_metrics, recall_at_1000, verification_of_all_pairs]
+        if rows <= _PEER_UP_TO_ROWS:
+            functions.append(pytorch_metric_learning)
+        _print_block(functions, rows, dim)
+    for rows, dim in sizes:
+        _print_block([k_means_of_faiss, k_means_with_nmi_f1_and_ami], rows, dim)
 
 
 if __name__ == "__main__":

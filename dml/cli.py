@@ -169,18 +169,26 @@ def train(
 def evaluate(
     model: Annotated[str, typer.Argument(help="NAME (its champion), NAME@ALIAS or NAME/VERSION")],
     dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value, as recall_at=[1,10] or few_shot.ways=5; repeatable"),
+    ] = None,
     store: Store = None,
     as_json: Json = False,
 ) -> None:
     """Judge a registered model on a dataset's test split, beside its baselines."""
+    from dml.config import EvaluationConfig
     from flows.evaluate import evaluate_flow
     from flows.policy import run
 
-    report = run(evaluate_flow, model, dataset, store=store_uri(store))
+    config = EvaluationConfig().overridden(settings or [])
+    report = run(evaluate_flow, model, dataset, config, store=store_uri(store))
     if as_json:
         _print_json({"model": model, "metrics": report.metrics, "baselines": report.baselines})
         return
     _print_table(f"{model} on {dataset}, split test", report.table())
+    if report.slices():
+        _print_table("by slice of the queries", report.slices())
 
 
 @app.command()

@@ -513,18 +513,96 @@ class TrainingConfig(Part):
 # --- how it is judged and served ------------------------------------------------------------------------
 
 
+Rank = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class FewShotConfig(Part):
+    """N-way K-shot episodes: accuracy by nearest class mean and by nearest example, with 95 % intervals."""
+
+    ways: int = Field(20, ge=2, description="classes of an episode")
+    shots: tuple[Rank, ...] = Field((1, 5), min_length=1, description="examples of each class")
+    queries_per_class: int = Field(5, ge=1)
+    episodes: int = Field(1000, ge=2)
+    within: str | None = Field(
+        None, description="an episode's classes share this attribute, as Omniglot's alphabet"
+    )
+
+    @property
+    def metrics(self) -> list[str]:
+        return [f"{self.ways}_way_{k}_shot_{by}" for k in self.shots for by in ("class_mean", "nearest")]
+
+
+class BootstrapConfig(Part):
+    """Intervals of every retrieval number, beside it as NAME.low and NAME.high."""
+
+    resamples: int = Field(1000, ge=1)
+    by: Literal["class", "query"] = Field(
+        "class", description="what is drawn; queries of one class err together, so `query` is too narrow"
+    )
+    confidence: Rate = 0.95
+
+
 class EvaluationConfig(Part):
-    recall_at: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4, 8), min_length=1)
+    """Which numbers an evaluation gives, and who searches whom; by default every row all the others."""
+
+    recall_at: tuple[Rank, ...] = Field((1, 2, 4, 8), min_length=1)
+    precision_at: tuple[Rank, ...] = ()
+    map_at: tuple[Rank, ...] = Field((), description="K of MAP@K, once per denominator")
+    map_denominators: tuple[Literal["relevant", "attainable", "retrieved"], ...] = ("relevant", "attainable")
+    full_map: bool = Field(False, description="average precision over the whole ranking; slower")
+    macro: bool = Field(False, description="also the means of the classes' means, as NAME_macro")
+    slices: tuple[str, ...] = Field((), description="attributes by whose values the queries are also judged")
+    role_attribute: str | None = Field(
+        None, description="attribute that says `query` or `gallery`; None: every row is both"
+    )
+    same_camera_attribute: str | None = Field(
+        None, description="answers of the query's class with its value of this are no pair (Market-1501)"
+    )
+    bootstrap: BootstrapConfig | None = None
+    false_accept_rates: tuple[Rate, ...] = Field(
+        (), description="verification on all pairs: EER, TAR at these"
+    )
+    few_shot: FewShotConfig | None = None
     nmi: bool = Field(True, description="k-means is the slow part of an evaluation")
+    nmi_average: Literal["arithmetic", "geometric"] = "arithmetic"
+    ami: bool = Field(False, description="with nmi: also adjusted for chance")
+    kmeans_seeds: int = Field(1, ge=1, description="runs of k-means, averaged")
     baselines: bool = Field(
         True, description="raw pixels, and the encoder before training, in the same table"
     )
 
     @property
+    def query_metrics(self) -> list[str]:
+        """The names of the numbers that every single query has."""
+        maps = [f"map_at_{k}_by_{by}" for k in self.map_at for by in self.map_denominators]
+        return [
+            *(f"recall_at_{k}" for k in self.recall_at),
+            *(f"precision_at_{k}" for k in self.precision_at),
+            *("r_precision", "map_at_r"),
+            *maps,
+            *(["map"] if self.full_map else []),
+        ]
+
+    @property
     def metrics(self) -> list[str]:
-        """The names of the numbers an evaluation gives."""
-        clustering = ["nmi", "pairwise_f1"] if self.nmi else []
-        return [*(f"recall_at_{k}" for k in self.recall_at), "r_precision", "map_at_r", *clustering]
+        """The names of the numbers an evaluation gives, without those of slices and intervals."""
+        rates = [f"tar_at_far_{rate:g}" for rate in self.false_accept_rates]
+        clustering = ["nmi", "pairwise_f1", *(["ami"] if self.ami else [])] if self.nmi else []
+        return [
+            *self.query_metrics,
+            *(f"{name}_macro" for name in (self.query_metrics if self.macro else [])),
+            *(["eer", *rates] if rates else []),
+            *(self.few_shot.metrics if self.few_shot else []),
+            *clustering,
+        ]
+
+    def overridden(self, assignments: list[str]) -> "EvaluationConfig":
+        """A copy with settings replaced, each `key=value`, as `ExperimentConfig.overridden`."""
+        try:
+            return EvaluationConfig.model_validate(_assigned(self, assignments))
+        except ValidationError as error:
+            raise invalid_setting(error) from None
 
 
 class GateConfig(Part):
@@ -532,6 +610,10 @@ class GateConfig(Part):
 
     metric: str = "recall_at_1"
     min_gain: float = Field(0.0, description="how much better than the champion it must be, strictly")
+    confidence: Rate | None = Field(
+        None,
+        description="that the gain is beyond noise, by a paired test of classes; None: no test",
+    )
 
 
 class IndexConfig(Part):
@@ -615,6 +697,11 @@ class ExperimentConfig(Part):
                 f"gate.metric must be one of what the evaluation measures, {self.evaluation.metrics}; got "
                 f"{self.gate.metric!r}."
             )
+        if self.gate.confidence is not None and self.gate.metric not in self.evaluation.query_metrics:
+            raise ValueError(
+                f"gate.confidence compares query by query, so gate.metric must be one of "
+                f"{self.evaluation.query_metrics}; got {self.gate.metric!r}."
+            )
         return self
 
     def _check_chunks(self, share: int) -> None:
@@ -644,22 +731,29 @@ class ExperimentConfig(Part):
         Raises:
             InvalidSetting: an unknown key, or values that do not fit together.
         """
-        tree: dict[str, Any] = json.loads(self.model_dump_json())
-        for assignment in assignments:
-            path, equals, text = assignment.partition("=")
-            if not equals:
-                raise InvalidSetting(f"A setting must read path.to.key=value; got {assignment!r}.")
-            *parents, key = path.split(".")
-            part = tree
-            for parent in parents:
-                part = part.setdefault(parent, {})
-                if not isinstance(part, dict):
-                    raise InvalidSetting(f"{path!r} is not a setting: {parent!r} has no parts.")
-            try:
-                part[key] = json.loads(text)
-            except json.JSONDecodeError:
-                part[key] = text
-        return parse_experiment(tree)
+        return parse_experiment(_assigned(self, assignments))
+
+
+def _assigned(config: Part, assignments: list[str]) -> dict[str, Any]:
+    """A configuration's JSON tree with values replaced by `path.to.key=value`."""
+    tree: dict[str, Any] = json.loads(config.model_dump_json())
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise InvalidSetting(f"A setting must read path.to.key=value; got {assignment!r}.")
+        *parents, key = path.split(".")
+        part = tree
+        for parent in parents:
+            if part.get(parent) is None:  # a part that is off is turned on by any setting of it
+                part[parent] = {}
+            part = part[parent]
+            if not isinstance(part, dict):
+                raise InvalidSetting(f"{path!r} is not a setting: {parent!r} has no parts.")
+        try:
+            part[key] = json.loads(text)
+        except json.JSONDecodeError:
+            part[key] = text
+    return tree
 
 
 def parse_ingest(tree: Any) -> IngestConfig:

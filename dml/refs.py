@@ -120,6 +120,20 @@ class IndexRef(Ref):
     recall: float = Field(description="recall@10 against exact search, measured when it was built")
 
 
+class Comparison(BaseModel):
+    """One model against another on the same queries: its gain, and how sure that is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str
+    gain: float = Field(description="mean over the queries")
+    low: float = Field(description="of the gain's 95 % interval, classes resampled")
+    high: float
+    p_value: float = Field(description="how often chance alone exceeds the gate's min_gain by as much")
+    num_queries: int
+    num_classes: int
+
+
 class EvaluationReport(BaseModel):
     """How a package does on a dataset's test split, beside its baselines."""
 
@@ -131,9 +145,34 @@ class EvaluationReport(BaseModel):
     baselines: dict[str, dict[str, float]] = {}
 
     def table(self) -> list[dict[str, str | float]]:
-        """One row per contestant, the trained package last."""
-        contestants = {**self.baselines, "trained": self.metrics}
-        return [{"embedding": name, **metrics} for name, metrics in contestants.items()]
+        """One row per contestant, the trained package last; intervals stand in brackets."""
+        return [
+            {"embedding": name, **_with_intervals(metrics)} for name, metrics in self._contestants().items()
+        ]
+
+    def slices(self) -> list[dict[str, str | float]]:
+        """One row per slice of the queries and contestant; empty where nobody asked for slices."""
+        rows: dict[tuple[str, str], dict[str, str | float]] = {}
+        for name, metrics in self._contestants().items():
+            for key, value in metrics.items():
+                attribute, *rest = key.split("/")
+                if rest:
+                    row = rows.setdefault((key.rpartition("/")[0], name), {})
+                    row |= {"slice": f"{attribute} {rest[0]}", "embedding": name, rest[1]: value}
+        return [rows[key] for key in sorted(rows, key=lambda key: key[0])]
+
+    def _contestants(self) -> dict[str, dict[str, float]]:
+        return {**self.baselines, "trained": self.metrics}
+
+
+def _with_intervals(metrics: dict[str, float]) -> dict[str, str | float]:
+    shown: dict[str, str | float] = {}
+    for name, value in metrics.items():
+        if "/" in name or (name.endswith((".low", ".high")) and name.rpartition(".")[0] in metrics):
+            continue
+        low, high = metrics.get(f"{name}.low"), metrics.get(f"{name}.high")
+        shown[name] = value if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return shown
 
 
 class TrainingReport(BaseModel):

@@ -2,13 +2,13 @@
 
 from prefect import flow
 
-from dml.config import EvaluationConfig
+from dml.config import EvaluationConfig, GateConfig
 from dml.data.dataset import find_dataset
 from dml.models.package import read_preprocessing
-from dml.refs import DatasetRef, EvaluationReport, PackageRef
+from dml.refs import Comparison, DatasetRef, EvaluationReport, PackageRef
 from dml.registry.catalog import find_model
 from dml.retrieval.embed import embed
-from dml.retrieval.evaluate import evaluate, raw_pixel_baseline
+from dml.retrieval.evaluate import compare, evaluate, raw_pixel_baseline
 from dml.settings import store_uri, tracking_uri
 from flows.policy import show_table, stage, tell
 
@@ -45,8 +45,26 @@ def evaluate_package(
         baselines["before training"] = _embed_and_judge(store, package.initial, dataset, config)
     metrics = _embed_and_judge(store, package, dataset, config)
     report = EvaluationReport(dataset=dataset, package=package, metrics=metrics, baselines=baselines)
-    show_table("evaluation", report.table(), f"{dataset.name}@{dataset.version}, split test")
+    where = f"{dataset.name}@{dataset.version}, split test"
+    show_table("evaluation", report.table(), where)
+    if report.slices():
+        show_table("evaluation-slices", report.slices(), where)
     return report
+
+
+def compare_packages(
+    store: str,
+    package: PackageRef,
+    former: PackageRef,
+    dataset: DatasetRef,
+    config: EvaluationConfig,
+    gate: GateConfig,
+) -> Comparison:
+    """Both on the same queries, from the embeddings that judging them has left."""
+    ours, theirs = (
+        stage(embed, heals=True)(store, each, dataset, progress=tell("embed")) for each in (package, former)
+    )
+    return stage(compare)(ours, theirs, config, gate)
 
 
 def _embed_and_judge(

@@ -11,7 +11,7 @@ from dml.registry.tracking import start_run
 from dml.settings import artifact_root, store_uri, tracking_uri
 from dml.training.loop import run_identity
 from dml.training.ray_trainer import train
-from flows.evaluate import evaluate_package
+from flows.evaluate import compare_packages, evaluate_package
 from flows.policy import announce, say, show_link, show_table, stage
 
 
@@ -65,7 +65,11 @@ def _promote_if_better(store: str, config: ExperimentConfig, new: ModelRef, data
     if champion is not None and not _is_comparable(champion, config.gate.metric, dataset):
         alone = EvaluationConfig(**{**config.evaluation.model_dump(), "baselines": False})
         metrics = evaluate_package(store, champion.package, dataset, alone).metrics
-    model = stage(judge)(uri, new, config.gate, metrics)
+    comparison = None
+    if champion is not None and config.gate.confidence is not None:
+        packages = new.package, champion.package
+        comparison = compare_packages(store, *packages, dataset, config.evaluation, config.gate)
+    model = stage(judge)(uri, new, config.gate, metrics, comparison)
     if model.promoted and new != model:
         announce("dml.model.promoted", f"mlflow.model.{model.name}", model.model_dump(mode="json"))
     return model

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from dml.config import (
     EncoderConfig,
+    EvaluationConfig,
     ExperimentConfig,
     PreprocessingConfig,
     ProxyAnchorConfig,
@@ -89,6 +90,21 @@ def test_a_setting_is_replaced_by_its_path_and_the_original_stays():
     assert (changed.training.num_steps, changed.loss.kind) == (7, "triplet")
     assert changed.loss.margin is None
     assert config.training.num_steps == 30
+
+
+def test_a_part_that_is_off_is_turned_on_by_a_setting_of_it():
+    config = EvaluationConfig().overridden(["few_shot.ways=5", "recall_at=[1,10]", "bootstrap.by=query"])
+    assert config.few_shot.ways == 5
+    assert config.recall_at == (1, 10)
+    assert (config.bootstrap.by, config.bootstrap.resamples) == ("query", 1000)
+    with pytest.raises(InvalidSetting, match="few_shot"):
+        EvaluationConfig().overridden(["few_shot.way=5"])
+
+
+def test_confidence_needs_a_number_of_every_query():
+    tree = {"name": "x", "gate": {"metric": "nmi", "confidence": 0.95}}
+    with pytest.raises(InvalidSetting, match="query by query"):
+        parse_experiment(tree)
 
 
 @pytest.mark.parametrize("assignment", ["training.num_steps", "training.num_step=3", "name.x=1"])

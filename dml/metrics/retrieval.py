@@ -1,21 +1,27 @@
-"""Recall@K, R-precision and MAP@R in one pass over blocks of queries.
+"""Recall@K, precision, R-precision, MAP in all its spellings and CMC: one pass, one value per query.
 
-Policy: a query never meets itself (it is left out by its place, not by its distance, so duplicates count);
-equal similarities rank by place; a query whose class has no other member can find nothing and is left out of
-every mean, as in pytorch-metric-learning, and counted apart.
+Policy: what a query may find is said in `ranking`; a query that has nobody to find is left out of every mean,
+as in pytorch-metric-learning, and counted apart (`num_lone`). A K beyond the gallery means all of it.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from dml.similarity import cosine_similarities
+from dml.metrics.ranking import Items, Ranked, Ranking
 
-_BLOCK_ELEMENTS = 1 << 25  # similarities held at a time: 128 MiB of float32
-_SMALLEST_GROUP = 4  # below, ranking whole groups costs more than it saves
+_RECALL_RANKED = 64
+
+MapDenominator = Literal["relevant", "attainable", "retrieved"]
+"""What the sum of precisions at the K nearest's hits is divided by; R is how many there are to find.
+
+"relevant": R, so 1 is out of reach where K < R (pytorch-metric-learning's `mean_average_precision`);
+"attainable": min(K, R), so a perfect ranking gets 1 (open-metric-learning, from a distance matrix);
+"retrieved": the hits among the K, so one hit at rank 1 is 1 whatever R (the same, from retrieved ids).
+"""
 
 
 @dataclass(frozen=True)
@@ -37,10 +43,178 @@ class RetrievalMetrics:
         return {**recalls, "r_precision": self.r_precision, "map_at_r": self.map_at_r}
 
 
+@dataclass(frozen=True)
+class QueryMetrics:
+    """Every metric of every query that has somebody to find; M of them among the Q that asked."""
+
+    values: dict[str, Tensor]
+    """Name to (M,) float64, in [0, 1]."""
+    labels: Tensor
+    """(M,) int64."""
+    rows: Tensor
+    """(M,) int64: which of the queries given, ascending."""
+    first_hit: Tensor
+    """(M,) int64: rank of the nearest of its label, from 1; `depth + 1` where it lies beyond."""
+    depth: int
+    """Up to which rank first hits are known."""
+    num_lone: int
+    """Queries that have nobody to find."""
+
+    def means(self) -> dict[str, float]:
+        """Every query weighs the same; 0 where there is none."""
+        return {name: float(v.mean()) if len(v) else 0.0 for name, v in self.values.items()}
+
+    def class_means(self) -> dict[str, float]:
+        """Every class weighs the same, however many queries it has (macro); 0 where there is none."""
+        if not len(self.labels):
+            return dict.fromkeys(self.values, 0.0)
+        classes, sizes = torch.unique(self.labels, return_inverse=True, return_counts=True)[1:]
+        return {
+            name: float((torch.zeros(len(sizes)).to(v).index_add_(0, classes, v) / sizes).mean())
+            for name, v in self.values.items()
+        }
+
+    def of(self, chosen: Tensor) -> "QueryMetrics":
+        """The queries of a slice. Args: (Q,) bool over all that asked, the lone ones among them."""
+        kept = chosen[self.rows]
+        return QueryMetrics(
+            {name: values[kept] for name, values in self.values.items()},
+            self.labels[kept],
+            self.rows[kept],
+            self.first_hit[kept],
+            self.depth,
+            int(chosen.sum()) - int(kept.sum()),
+        )
+
+    def cmc(self, max_rank: int) -> Tensor:
+        """(max_rank,) float64 cumulative matching characteristic: share of queries answered by rank r.
+
+        Raises:
+            ValueError: ranks that were not looked at.
+        """
+        if not 1 <= max_rank <= self.depth:
+            raise ValueError(
+                f"max_rank must lie in [1, {self.depth}], what was ranked; got {max_rank}. Ask for a larger "
+                "recall_at."
+            )
+        counts = torch.bincount(self.first_hit, minlength=max_rank + 1)[1 : max_rank + 1]
+        return counts.cumsum(0).double() / max(len(self.first_hit), 1)
+
+
+def query_metrics(
+    queries: Items,
+    gallery: Items | None = None,
+    *,
+    recall_at: Sequence[int] = (1, 2, 4, 8),
+    precision_at: Sequence[int] = (),
+    map_at: Sequence[int] = (),
+    map_denominators: Sequence[MapDenominator] = ("relevant", "attainable"),
+    full_map: bool = False,
+) -> QueryMetrics:
+    """Every query against the gallery, or against all the other queries.
+
+    Args:
+        queries: who asks.
+        gallery: who answers; None: the queries themselves, each without itself.
+        recall_at: K of `recall_at_K`, which is also CMC at rank K; P@1 is `recall_at_1`.
+        precision_at: K of `precision_at_K`: share of the K nearest that are of the query's label.
+        map_at: K of `map_at_K_by_DENOMINATOR`.
+        map_denominators: see `MapDenominator`.
+        full_map: also `map`, average precision over the whole ranking (Market-1501's, without the trapezoids
+            of its first evaluation code); ranks the whole gallery, several times the cost.
+
+    Returns:
+        `recall_at_K...`, `r_precision`, `map_at_r` and what else was asked for, per query. Ranks the
+        max(K, R_max) nearest, but no more than 64 for recall. Memory O(Q x metrics) beyond one block.
+
+    Raises:
+        ValueError: no K at all, a K below 1, an unknown denominator, or what `Items` and `Ranking` refuse.
+
+    Source: Musgrave et al. 2020, arXiv:2003.08505, sec. 3.2; Zheng et al. 2015 (Market-1501).
+    """
+    if not recall_at or min([*recall_at, *precision_at, *map_at]) < 1:
+        raise ValueError(
+            "recall_at must name at least one K, and every K must be 1 or more; got "
+            f"{list(recall_at)}, precision_at {list(precision_at)}, map_at {list(map_at)}."
+        )
+    unknown = set(map_denominators) - set(get_args(MapDenominator))
+    if unknown:
+        raise ValueError(f"map_denominators must be among {get_args(MapDenominator)}; got {sorted(unknown)}.")
+    ranking = Ranking(queries, gallery)
+    asked = ranking.relevant > 0
+    size = len(ranking.gallery.labels)
+    most = int(ranking.relevant.max()) if len(asked) else 0
+    # Recall needs first hits alone: most lie near, and what comes before the others is counted, not ranked.
+    reach = max(recall_at)
+    depth = size if full_map else min(max([*precision_at, *map_at, most, min(reach, _RECALL_RANKED)]), size)
+
+    def judged(found: "_Found") -> dict[str, Tensor]:
+        values = {f"recall_at_{k}": (found.first_hit <= k).double() for k in recall_at}
+        values |= {f"precision_at_{k}": found.hits_at(k) / k for k in precision_at}
+        values["r_precision"] = found.hits_at(found.relevant) / found.relevant
+        values["map_at_r"] = found.gain_at(found.relevant) / found.relevant
+        values |= {
+            f"map_at_{k}_by_{denominator}": found.gain_at(k) / found.denominator(k, denominator)
+            for k in map_at
+            for denominator in map_denominators
+        }
+        return values | ({"map": found.gain_at(size) / found.relevant} if full_map else {})
+
+    parts, first_hits = [], []
+    for block in ranking.blocks(depth, every_first_hit=reach > depth) if asked.any() else ():
+        found = _Found(block)
+        parts.append(judged(found))
+        first_hits.append(found.first_hit)
+    device = asked.device
+    if not parts:
+        nobody = Ranked(slice(0), asked.new_zeros(0, 1), ranking.relevant[:0], ranking.relevant[:0])
+        parts, first_hits = [judged(_Found(nobody))], [ranking.relevant[:0]]
+    return QueryMetrics(
+        values={name: torch.cat([part[name] for part in parts]) for name in parts[0]},
+        labels=queries.labels[asked],
+        rows=torch.arange(len(asked), device=device)[asked],
+        first_hit=torch.cat(first_hits),
+        depth=size if reach > depth else depth,
+        num_lone=int((~asked).sum()),
+    )
+
+
+class _Found:
+    """A block's cumulative hits and gains, from which every metric is one look-up; without lone queries."""
+
+    def __init__(self, block: Ranked) -> None:
+        asked = block.relevant > 0
+        self.relevant, self.first_hit = block.relevant[asked], block.first_hit[asked]
+        self._hits = block.hits[asked]
+        self._found = self._hits.cumsum(1, dtype=torch.float64)
+        ranks = torch.arange(1, self._hits.shape[1] + 1, device=self._hits.device)
+        self._gains = (self._found / ranks * self._hits).cumsum(1)
+
+    def hits_at(self, rank: int | Tensor) -> Tensor:
+        """(B,) float64: how many hits among the nearest; one rank for all queries, or (B,) one for each."""
+        return _at(self._found, rank)
+
+    def gain_at(self, rank: int | Tensor) -> Tensor:
+        """(B,) float64: the sum of the precisions at the hits among the nearest."""
+        return _at(self._gains, rank)
+
+    def denominator(self, k: int, name: MapDenominator) -> Tensor:
+        if name == "relevant":
+            return self.relevant
+        return self.relevant.clamp(max=k) if name == "attainable" else self.hits_at(k).clamp(min=1)
+
+
+def _at(cumulative: Tensor, rank: int | Tensor) -> Tensor:
+    depth = cumulative.shape[1]
+    if isinstance(rank, int):
+        return cumulative[:, min(rank, depth) - 1]
+    return cumulative.gather(1, (rank.clamp(max=depth) - 1)[:, None])[:, 0]
+
+
 def retrieval_metrics(
     embeddings: Tensor, labels: Tensor, *, recall_at: Sequence[int] = (1, 2, 4, 8)
 ) -> RetrievalMetrics:
-    """Every row is a query among all the others.
+    """The usual means, every row a query among all the others.
 
     Args:
         embeddings: (N, D) float, unit length.
@@ -53,76 +227,12 @@ def retrieval_metrics(
     Raises:
         ValueError: embeddings and labels differ in length, or a K is below 1.
     """
-    if len(embeddings) != len(labels):
-        raise ValueError(f"embeddings and labels must be equally long; got {len(embeddings)}, {len(labels)}.")
-    if not recall_at or min(recall_at) < 1:
-        raise ValueError(f"recall_at must name at least one K, all of them 1 or more; got {list(recall_at)}.")
-    _, dense, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
-    relevant = sizes[dense] - 1
-    num_lone = int((relevant == 0).sum())
-    num_queries = len(labels) - num_lone
-    if num_queries == 0:
-        return RetrievalMetrics(dict.fromkeys(recall_at, 0.0), 0.0, 0.0, 0, num_lone)
-    depth = min(max(*recall_at, int(relevant.max())), len(labels) - 1)
-    recalls = torch.zeros(len(recall_at), dtype=torch.int64)
-    r_precision = map_at_r = 0.0
-    block = max(_BLOCK_ELEMENTS // len(labels), 1)
-    for start in range(0, len(labels), block):
-        rows = slice(start, start + block)
-        hits = _hits(embeddings, dense, rows, depth)
-        wanted = relevant[rows]
-        asked = wanted > 0
-        hits, wanted = hits[asked], wanted[asked]
-        found = hits.cumsum(1)
-        recalls += torch.stack([(found[:, min(k, depth) - 1] > 0).sum() for k in recall_at]).cpu()
-        ranks = torch.arange(1, depth + 1, device=hits.device)
-        relevant_hits = (hits & (ranks <= wanted[:, None])).double()
-        r_precision += float((relevant_hits.sum(1) / wanted).sum())
-        map_at_r += float(((found / ranks.double() * relevant_hits).sum(1) / wanted).sum())
+    found = query_metrics(Items(embeddings, labels), recall_at=recall_at)
+    means = found.means()
     return RetrievalMetrics(
-        recall_at={k: int(value) / num_queries for k, value in zip(recall_at, recalls, strict=True)},
-        r_precision=r_precision / num_queries,
-        map_at_r=map_at_r / num_queries,
-        num_queries=num_queries,
-        num_lone=num_lone,
+        recall_at={k: means[f"recall_at_{k}"] for k in recall_at},
+        r_precision=means["r_precision"],
+        map_at_r=means["map_at_r"],
+        num_queries=len(found.rows),
+        num_lone=found.num_lone,
     )
-
-
-def _hits(embeddings: Tensor, labels: Tensor, rows: slice, depth: int) -> Tensor:
-    """(block, depth) bool: whether the query's r-th nearest is of its class; ties by place."""
-    similarities = cosine_similarities(embeddings[rows], embeddings)
-    queries = torch.arange(len(similarities), device=similarities.device)
-    similarities[queries, queries + rows.start] = -torch.inf
-    values, order = _nearest(similarities, min(depth + 1, similarities.shape[1]))
-    # topk leaves the order of ties open: restore it inside, redo the rows where one reaches over the edge.
-    order, by_place = order.sort(1)
-    values, by_value = values.gather(1, by_place).sort(dim=1, descending=True, stable=True)
-    order = order.gather(1, by_value)
-    if values.shape[1] > depth:
-        tied = values[:, depth - 1] == values[:, depth]
-        if tied.any():
-            full = similarities[tied].argsort(dim=1, descending=True, stable=True)
-            order[tied] = full[:, : order.shape[1]]
-    return labels[order[:, :depth]] == labels[rows, None]
-
-
-def _nearest(similarities: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`similarities.topk(count)` in unspecified order, several times faster for few among many.
-
-    The columns are dealt into groups. The `count` largest values lie in the `count` groups of largest maxima
-    (and the columns left over), so only those are ranked: a pass of maxima, not a selection over all columns.
-    """
-    num_columns = similarities.shape[1]
-    size = math.isqrt(num_columns // count)
-    if size < _SMALLEST_GROUP:
-        return similarities.topk(count, dim=1, sorted=False)
-    num_groups = num_columns // size
-    dealt = num_groups * size
-    dealt_out = similarities[:, :dealt].view(-1, size, num_groups)
-    groups = dealt_out.amax(1).topk(count, dim=1, sorted=False).indices
-    members = dealt_out.gather(2, groups[:, None, :].expand(-1, size, -1)).flatten(1)
-    candidates = torch.cat([members, similarities[:, dealt:]], dim=1)
-    values, chosen = candidates.topk(count, dim=1, sorted=False)
-    in_group = chosen // count * num_groups + groups.gather(1, chosen % count)
-    left_over = chosen - members.shape[1] + dealt
-    return values, torch.where(chosen < members.shape[1], in_group, left_over)

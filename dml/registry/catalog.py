@@ -10,7 +10,7 @@ import numpy as np
 from dml import storage
 from dml.config import GateConfig
 from dml.errors import InvalidSetting, MissingArtifact
-from dml.refs import ModelRef, PackageRef
+from dml.refs import Comparison, ModelRef, PackageRef
 from dml.registry.tracking import Run, as_default, connect
 
 if TYPE_CHECKING:
@@ -68,7 +68,11 @@ def _log_model(run: Run, package: PackageRef) -> str:
 
 
 def judge(
-    tracking_uri: str, model: ModelRef, gate: GateConfig, champion_metrics: Mapping[str, float] | None
+    tracking_uri: str,
+    model: ModelRef,
+    gate: GateConfig,
+    champion_metrics: Mapping[str, float] | None,
+    comparison: Comparison | None = None,
 ) -> ModelRef:
     """Move the alias `champion` to a version if it passes the gate, else `challenger`, and say why.
 
@@ -76,10 +80,17 @@ def judge(
         model: the new version.
         gate: which metric must be better, and by how much.
         champion_metrics: the present champion's on the same test split; None where there is no champion.
+        comparison: of the two, query by query, where the gate asks for confidence.
 
     Raises:
         InvalidSetting: the gate's metric is not among the metrics that were measured.
+        ValueError: a gate that asks for confidence, a champion, and no comparison.
     """
+    if gate.confidence is not None and champion_metrics is not None and comparison is None:
+        raise ValueError(
+            f"gate.confidence {gate.confidence:g} needs a comparison with the champion; got none. Make one "
+            "with retrieval.evaluate.compare."
+        )
     if gate.metric not in model.metrics:
         raise InvalidSetting(
             f"gate.metric must be one of the measured metrics {sorted(model.metrics)}; got {gate.metric!r}."
@@ -95,6 +106,13 @@ def judge(
         passed = value > former + gate.min_gain
         reason = f"{gate.metric} {value:.4f} against the champion's {former:.4f}"
         reason += f" (must gain more than {gate.min_gain:g})"
+        if gate.confidence is not None and comparison is not None:
+            passed = passed and comparison.p_value <= 1 - gate.confidence
+            reason += (
+                f"; gain {comparison.gain:+.4f} [{comparison.low:+.4f}, {comparison.high:+.4f}] on "
+                f"{comparison.num_queries} queries of {comparison.num_classes} classes, p "
+                f"{comparison.p_value:.4f} (must be at most {1 - gate.confidence:.4g})"
+            )
     alias = CHAMPION if passed else CHALLENGER
     client.set_model_version_tag(model.name, str(model.version), _REASON_TAG, reason)
     client.set_registered_model_alias(model.name, alias, str(model.version))

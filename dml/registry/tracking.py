@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 RUN_TAG = "dml.run"
 _MAX_PARAM_LENGTH = 500
+_MAX_METRICS_PER_BATCH = 1000  # MLflow refuses more
 
 
 class HasMetrics(Protocol):
@@ -68,7 +69,9 @@ class Run:
         import mlflow.entities
 
         entries = [mlflow.entities.Metric(k, v, _now_ms(), step) for k, v in metrics.items()]
-        connect(self.tracking_uri).log_batch(self.id, metrics=entries)
+        for start in range(0, len(entries), _MAX_METRICS_PER_BATCH):
+            own = entries[start : start + _MAX_METRICS_PER_BATCH]
+            connect(self.tracking_uri).log_batch(self.id, metrics=own)
 
     @contextmanager
     def recording(self) -> Iterator[None]:

@@ -1,38 +1,92 @@
 """Judge an embeddings table on a split of its dataset, and raw pixels as the floor to compare with."""
 
-import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dml.config import EvaluationConfig, PreprocessingConfig
+from dml.config import EvaluationConfig, GateConfig, PreprocessingConfig
 from dml.data.dataset import open_mapped, read_rows
-from dml.errors import InvalidData
-from dml.metrics.clustering import normalised_mutual_information, pairwise_f1
-from dml.metrics.retrieval import retrieval_metrics
+from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting
+from dml.metrics.intervals import compare_paired
 from dml.preprocessing import decode, resize_and_crop
-from dml.refs import DatasetRef, EmbeddingsRef
+from dml.refs import Comparison, DatasetRef, EmbeddingsRef
+from dml.retrieval.protocol import Rows, attributes_of, measure, query_values
 from dml.retrieval.table import read_embeddings
 
-_KMEANS_ITERATIONS = 20
 _RAW_SIDE = 32
 
 
 def evaluate(embeddings: EmbeddingsRef, config: EvaluationConfig, *, split: str = "test") -> dict[str, float]:
-    """Recall@K, R-precision, MAP@R, NMI and pairwise F1 of one split, every row a query among the others.
+    """Every number that `config.metrics` names, of one split; intervals and slices beside them.
 
     Raises:
-        InvalidData: the split has no rows.
+        InvalidData: the split has no rows, or none of a role.
+        InvalidSetting: an attribute that the dataset does not have.
     """
-    positions, labels = _split_rows(embeddings.dataset, split)
-    return _judge(read_embeddings(embeddings).vectors[positions], labels, config)
+    positions, rows = _split_rows(embeddings.dataset, config, split)
+    return measure(read_embeddings(embeddings).vectors[positions], rows, config)
+
+
+def compare(
+    embeddings: EmbeddingsRef,
+    former: EmbeddingsRef,
+    config: EvaluationConfig,
+    gate: GateConfig,
+    *,
+    split: str = "test",
+) -> Comparison:
+    """Whether one model's embeddings are better than another's by more than `gate.min_gain`, beyond noise.
+
+    Both tables' queries are judged again, which costs one matrix product each and cannot be out of date.
+
+    Args:
+        embeddings: of the model that should be better.
+        former: of the other, from the same dataset.
+        config: who searches whom.
+        gate: which metric, and the gain to exceed.
+        split: whose rows.
+
+    Raises:
+        IncompatibleArtifact: tables of different datasets.
+        InvalidSetting: a metric that single queries don't have.
+        InvalidData: the split has no rows, or no query has anybody to find.
+    """
+    if embeddings.dataset.fingerprint != former.dataset.fingerprint:
+        one, other = embeddings.dataset, former.dataset
+        raise IncompatibleArtifact(
+            f"Both models must be judged on one dataset; got {one.name}@{one.version} and "
+            f"{other.name}@{other.version}. Embed one of them again."
+        )
+    if gate.metric not in config.query_metrics:
+        raise InvalidSetting(
+            f"A paired test needs a number of every query, one of {config.query_metrics}; got "
+            f"{gate.metric!r}."
+        )
+    positions, rows = _split_rows(embeddings.dataset, config, split)
+    found = [
+        query_values(torch.from_numpy(read_embeddings(table).vectors[positions]), rows, config)
+        for table in (embeddings, former)
+    ]
+    if not len(found[0].rows):
+        raise InvalidData(f"No query of the split {split!r} has anybody to find, so nothing can be compared.")
+    ours, theirs = (queries.values[gate.metric] for queries in found)
+    tested = compare_paired(ours, theirs, found[0].labels, margin=gate.min_gain)
+    return Comparison(
+        metric=gate.metric,
+        gain=tested.gain,
+        low=tested.interval.low,
+        high=tested.interval.high,
+        p_value=tested.p_value,
+        num_queries=len(found[0].rows),
+        num_classes=len(torch.unique(found[0].labels)),
+    )
 
 
 def raw_pixel_baseline(
     dataset: DatasetRef, preprocessing: PreprocessingConfig, config: EvaluationConfig, *, split: str = "test"
 ) -> dict[str, float]:
     """The same metrics on the images' own pixels, at most 32 x 32, centred and of unit length."""
-    positions, labels = _split_rows(dataset, split)
+    positions, rows = _split_rows(dataset, config, split)
     mapped = open_mapped(dataset)
     side = min(preprocessing.crop, _RAW_SIDE)
     pixels = np.empty((len(positions), side * side * preprocessing.channels), dtype=np.float32)
@@ -41,44 +95,21 @@ def raw_pixel_baseline(
         pixels[row] = np.asarray(image.resize((side, side)), dtype=np.float32).ravel()
     pixels -= pixels.mean(1, keepdims=True)
     pixels /= np.maximum(np.linalg.norm(pixels, axis=1, keepdims=True), 1e-6)
-    return _judge(pixels, labels, config)
+    return measure(pixels, rows, config)
 
 
-def _split_rows(dataset: DatasetRef, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions and class ids of a split's rows."""
-    rows = read_rows(dataset, split=split, columns=["class_index"])
+def _split_rows(dataset: DatasetRef, config: EvaluationConfig, split: str) -> tuple[NDArray[np.int64], Rows]:
+    """Positions of a split's rows, and what the configuration asks of them."""
+    attributes = attributes_of(config)
+    rows = read_rows(dataset, split=split, columns=["class_index", *attributes])
     if not len(rows):
         raise InvalidData(
             f"An evaluation needs rows in the split {split!r}; {dataset.name}@{dataset.version} has the "
             f"splits {sorted(dataset.splits)}. Ingest it with another --split."
         )
-    return rows["position"].to_numpy(), rows["class_index"].to_numpy().astype(np.int64)
-
-
-def _judge(
-    vectors: NDArray[np.float32], labels: NDArray[np.int64], config: EvaluationConfig
-) -> dict[str, float]:
-    classes = torch.from_numpy(labels)
-    metrics = retrieval_metrics(torch.from_numpy(vectors), classes, recall_at=config.recall_at).as_dict()
-    if config.nmi:
-        clusters = torch.from_numpy(_clusters(vectors, len(np.unique(labels))))
-        metrics["nmi"] = normalised_mutual_information(classes, clusters)
-        metrics["pairwise_f1"] = pairwise_f1(classes, clusters)
-    return metrics
-
-
-def _clusters(vectors: NDArray[np.float32], num_clusters: int) -> NDArray[np.int64]:
-    """k-means of the field: as many clusters as classes, 20 iterations, on all points."""
-    vectors = np.ascontiguousarray(vectors)
-    kmeans = faiss.Kmeans(
-        vectors.shape[1],
-        num_clusters,
-        niter=_KMEANS_ITERATIONS,
-        seed=1,
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(vectors),
-    )
-    kmeans.train(vectors)
-    _, clusters = kmeans.index.search(vectors, 1)
-    found: NDArray[np.int64] = clusters[:, 0]
-    return found
+    labels = rows["class_index"].to_numpy().astype(np.int64)
+    # A blank text in a table of images is a missing value too.
+    values = {
+        name: [None if value == "" else value for value in rows[name].to_pylist()] for name in attributes
+    }
+    return rows["position"].to_numpy(), Rows(labels, values)

@@ -1,12 +1,14 @@
 """Agreement of clusters and classes: as scikit-learn and as the plain count of pairs."""
 
 import itertools
+import math
 
 import pytest
 import torch
-from sklearn.metrics import normalized_mutual_info_score
+from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
-from dml.metrics.clustering import normalised_mutual_information, pairwise_f1
+from dml.metrics import clustering
+from dml.metrics.clustering import adjusted_mutual_information, normalised_mutual_information, pairwise_f1
 
 
 def drawn(seed, num_classes, num_clusters, rows=200):
@@ -26,6 +28,44 @@ def test_nmi_is_scikit_learns(case, average):
     assert normalised_mutual_information(*case, average=average) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("terms_at_a_time", [1, 1 << 20])
+@pytest.mark.parametrize("case", CASES)
+def test_ami_is_scikit_learns(case, terms_at_a_time, monkeypatch):
+    monkeypatch.setattr(clustering, "_TERMS_AT_A_TIME", terms_at_a_time)
+    expected = adjusted_mutual_info_score(*(part.numpy() for part in case))
+    assert adjusted_mutual_information(*case) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_expected_information_is_the_mean_over_every_dealing():
+    labels, clusters = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 1, 1]
+    informations = [
+        sum(
+            n / 6 * math.log(6 * n / (labels.count(c) * clusters.count(g)))
+            for c in range(3)
+            for g in range(2)
+            if (n := sum(pair == (c, g) for pair in zip(labels, dealing, strict=True)))
+        )
+        for dealing in itertools.permutations(clusters)
+    ]
+    sizes = torch.tensor([3, 2, 1]), torch.tensor([2, 4])
+    expected = math.fsum(informations) / len(informations)
+    assert clustering._expected_information(*sizes) == pytest.approx(expected, abs=1e-12)
+
+
+def test_ami_of_the_size_of_sop_takes_seconds_and_clusters_at_random_get_nothing():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60_502) // 5
+    clusters = torch.randint(0, 11_316, (60_502,), generator=generator)
+    assert abs(adjusted_mutual_information(labels, clusters)) < 0.01
+    assert normalised_mutual_information(labels, clusters) > 0.75  # what chance alone gives NMI
+
+
+def test_ami_beyond_what_can_be_summed_is_refused_with_what_to_use(monkeypatch):
+    monkeypatch.setattr(clustering, "MOST_AMI_TERMS", 7)
+    with pytest.raises(ValueError, match="normalised mutual information"):
+        adjusted_mutual_information(torch.arange(40) // 8, torch.arange(40) // 10)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_f1_is_that_of_all_pairs_counted_one_by_one(case):
     labels, clusters = (part[:60].tolist() for part in case)
@@ -42,13 +82,14 @@ def test_f1_is_that_of_all_pairs_counted_one_by_one(case):
 def test_two_names_for_the_same_partition_agree_entirely(same):
     assert normalised_mutual_information(same, 7 - same) == pytest.approx(1.0, abs=1e-12)
     assert pairwise_f1(same, 7 - same) == 1.0
+    assert adjusted_mutual_information(same, 7 - same) == 1.0
 
 
 def test_one_cluster_of_everything_tells_nothing():
     assert normalised_mutual_information(torch.arange(6) // 2, torch.zeros(6, dtype=torch.long)) == 0.0
 
 
-@pytest.mark.parametrize("metric", [normalised_mutual_information, pairwise_f1])
+@pytest.mark.parametrize("metric", [normalised_mutual_information, adjusted_mutual_information, pairwise_f1])
 def test_labelings_of_other_things_are_refused(metric):
     with pytest.raises(ValueError, match="equally long"):
         metric(torch.arange(3), torch.arange(4))

@@ -6,8 +6,9 @@ import pytest
 import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-from dml.metrics import retrieval
+from dml.metrics import ranking
 from dml.metrics.retrieval import retrieval_metrics
+from tests.metrics.cases import CASES, balanced, lone_classes, on_a_grid, uneven, unit
 
 RECALL_AT = (1, 2, 5, 30)
 
@@ -32,62 +33,11 @@ def plain(embeddings, labels, recall_at):
     return {k: mean(v) for k, v in recall.items()}, mean(r_precision), mean(map_at_r), lone
 
 
-def unit(rows, dim, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.nn.functional.normalize(torch.randn(rows, dim, generator=generator, dtype=torch.float64))
-
-
-def on_a_grid(rows, dim, seed):
-    """Unit vectors with four entries of one half: similarities are exact, and most of them tie."""
-    generator = torch.Generator().manual_seed(seed)
-    vectors = torch.zeros(rows, dim, dtype=torch.float64)
-    for vector in vectors:
-        places = torch.randperm(dim, generator=generator)[:4]
-        vector[places] = torch.randint(0, 2, (4,), generator=generator).double() - 0.5
-    return vectors
-
-
-def balanced(seed):
-    return unit(60, 8, seed), torch.arange(60) // 4
-
-
-def uneven(seed):
-    generator = torch.Generator().manual_seed(seed)
-    return unit(80, 8, seed), (torch.rand(80, generator=generator) ** 3 * 12).long() * 7 - 3
-
-
-def ties(seed):
-    return on_a_grid(70, 6, seed), torch.arange(70) % 9
-
-
-def duplicates(seed):
-    return on_a_grid(12, 8, seed).repeat(5, 1), torch.arange(60) % 7
-
-
-def all_the_same(seed):
-    return on_a_grid(1, 8, seed).repeat(30, 1), torch.arange(30) % 4
-
-
-def lone_classes(seed):
-    return unit(40, 8, seed), torch.cat([torch.arange(25), torch.arange(15) % 3 + 100])
-
-
-def one_class(seed):
-    return unit(20, 8, seed), torch.zeros(20, dtype=torch.long)
-
-
-def two_rows(seed):
-    return unit(2, 8, seed), torch.zeros(2, dtype=torch.long)
-
-
-CASES = [balanced, uneven, ties, duplicates, all_the_same, lone_classes, one_class, two_rows]
-
-
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("block_elements", [1, 333, 1 << 25], ids=["by row", "by block", "at once"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_every_number_is_that_of_the_plain_loop(case, block_elements, seed, monkeypatch):
-    monkeypatch.setattr(retrieval, "_BLOCK_ELEMENTS", block_elements)
+    monkeypatch.setattr(ranking, "_BLOCK_ELEMENTS", block_elements)
     embeddings, labels = case(seed)
     found = retrieval_metrics(embeddings, labels, recall_at=RECALL_AT)
     recall, r_precision, map_at_r, lone = plain(embeddings, labels, RECALL_AT)
@@ -102,8 +52,8 @@ def test_every_number_is_that_of_the_plain_loop(case, block_elements, seed, monk
 def test_ranking_by_groups_keeps_the_values_of_topk(columns, make):
     similarities = (make(50, 16, seed=1) @ make(columns, 16, seed=2).T).float()
     similarities[:, 3] = -torch.inf
-    assert math.isqrt(columns // 11) >= retrieval._SMALLEST_GROUP
-    values, order = retrieval._nearest(similarities, 11)
+    assert math.isqrt(columns // 11) >= ranking._SMALLEST_GROUP
+    values, order = ranking._nearest(similarities, 11)
     expected = similarities.topk(11, dim=1).values
     torch.testing.assert_close(values.sort(descending=True).values, expected, rtol=0, atol=0)
     torch.testing.assert_close(similarities.gather(1, order), values, rtol=0, atol=0)

@@ -14,6 +14,7 @@ from dml.config import EncoderConfig, GateConfig, PreprocessingConfig
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.models.encoder import Encoder
 from dml.models.package import load_package, save_package
+from dml.refs import Comparison
 from dml.registry import catalog, tracking
 
 GREY = PreprocessingConfig(color="L", resize=28, crop=28, mean=(0.5,), std=(0.5,))
@@ -63,6 +64,24 @@ def test_the_champion_moves_only_to_a_better_version(store, tracking_uri):
         2,
         1,
     ]
+
+
+def test_a_gain_within_noise_does_not_move_the_champion(store, tracking_uri):
+    gate = GateConfig(confidence=0.95)
+    first = new_version(store, tracking_uri, "sure", 1, 0.50)
+    assert catalog.judge(tracking_uri, first, gate, None).promoted
+
+    better = new_version(store, tracking_uri, "sure", 2, 0.52)
+    with pytest.raises(ValueError, match="comparison"):
+        catalog.judge(tracking_uri, better, gate, {"recall_at_1": 0.50})
+    compared = {"metric": "recall_at_1", "gain": 0.02, "num_queries": 60, "num_classes": 5}
+    luck = Comparison(low=-0.03, high=0.07, p_value=0.2, **compared)
+    judged = catalog.judge(tracking_uri, better, gate, {"recall_at_1": 0.50}, luck)
+    assert judged.alias == "challenger"
+    assert "[-0.0300, +0.0700] on 60 queries of 5 classes, p 0.2000 (must be at most 0.05)" in judged.reason
+
+    sure = Comparison(low=0.01, high=0.03, p_value=0.04, **compared)
+    assert catalog.judge(tracking_uri, better, gate, {"recall_at_1": 0.50}, sure).promoted
 
 
 def test_registering_the_same_package_again_adds_no_version(store, tracking_uri):

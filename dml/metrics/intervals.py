@@ -1,0 +1,192 @@
+"""How sure a number is: intervals of shares and of means, and whether one model beats another beyond noise.
+
+Queries of one class share its images, so they err together; resampling classes, the default wherever classes
+are given, keeps that in the interval. Resampling queries pretends they are independent, and is narrower.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+_BLOCK_ELEMENTS = 1 << 22  # resampled classes held at a time
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where the true number lies, at a confidence."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One model against another on the same queries."""
+
+    gain: float
+    """Mean over the queries of the first's value minus the second's."""
+    interval: Interval
+    """Of the gain: two-sided, by bootstrap."""
+    p_value: float
+    """How often chance alone gains as much: one-sided, by flipping signs."""
+
+
+def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
+    """Of a share of independent trials, by Wilson's score; sensible also at 0, at 1 and for few trials.
+
+    Raises:
+        ValueError: no trials, more successes than trials, or a confidence outside (0, 1).
+
+    Source: Wilson 1927, JASA 22(158), the score interval without continuity correction.
+    """
+    if not 0 <= successes <= trials or not trials:
+        raise ValueError(
+            f"successes must be of one trial or more; got {successes} of {trials}. Give some trials."
+        )
+    z = NormalDist().inv_cdf((1 + _checked(confidence)) / 2)
+    share, wide = successes / trials, z * z / trials
+    middle = (share + wide / 2) / (1 + wide)
+    half = math.sqrt(share * (1 - share) * wide + wide * wide / 4) / (1 + wide)
+    return Interval(0.0 if successes == 0 else middle - half, 1.0 if successes == trials else middle + half)
+
+
+def mean_interval(values: Tensor, *, confidence: float = 0.95) -> Interval:
+    """Of the mean of independent values (E,), by the normal approximation: 1.96 standard errors at 0.95.
+
+    Raises:
+        ValueError: fewer than two values, or a confidence outside (0, 1).
+    """
+    if len(values) < 2:
+        raise ValueError(f"An interval needs two values or more; got {len(values)}. Draw more episodes.")
+    z = NormalDist().inv_cdf((1 + _checked(confidence)) / 2)
+    mean, half = float(values.mean()), z * float(values.std()) / math.sqrt(len(values))
+    return Interval(mean - half, mean + half)
+
+
+def bootstrap_intervals(
+    values: Mapping[str, Tensor],
+    classes: Tensor | None,
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Percentile bootstrap of the mean over queries, of every metric on the same resamples.
+
+    Args:
+        values: name to (Q,) float64, one value per query.
+        classes: (Q,) int64: whole classes are drawn, with replacement; None: single queries are.
+        resamples: how many draws; the interval's own noise falls with their root.
+        confidence: of the two-sided interval.
+        seed: of the draws; they are the same on every device.
+
+    Returns:
+        Name to interval; both ends are the mean where all queries agree.
+
+    Raises:
+        ValueError: no query, fewer than one resample, or a confidence outside (0, 1).
+
+    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, ch. 13; classes as clusters: ch. 8.
+    """
+    table = torch.stack([column.cpu().double() for column in values.values()], dim=1)
+    sums, sizes = _by_class(table, classes)
+    means = _resampled_means(sums, sizes, resamples, seed)
+    tail = (1 - _checked(confidence)) / 2
+    ends = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
+    return {
+        name: Interval(low, high)
+        for name, low, high in zip(values, ends[0].tolist(), ends[1].tolist(), strict=True)
+    }
+
+
+def compare_paired(
+    first: Tensor,
+    second: Tensor,
+    classes: Tensor | None,
+    *,
+    margin: float = 0.0,
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Whether the first model is better than the second on the same queries by more than `margin`.
+
+    The p-value is of the sign-flip test: were the gain no more than `margin`, each class's surplus over it
+    could as well have come with the other sign. It is the share of random signs with a surplus as large, the
+    one observed among them, so it is never 0.
+
+    Args:
+        first: (Q,) float, one value per query.
+        second: (Q,) float, the other model's on the same queries in the same order.
+        classes: (Q,) int64: a class's queries keep or change their sign together; None: each alone.
+        margin: the gain to exceed.
+        resamples: random signs, and bootstrap draws.
+        confidence: of the interval.
+        seed: of both.
+
+    Raises:
+        ValueError: different lengths, no query, or what `bootstrap_intervals` refuses.
+
+    Source: Smucker et al. 2007, CIKM, "A comparison of statistical significance tests for IR evaluation".
+    """
+    if len(first) != len(second):
+        raise ValueError(
+            f"Both models must have answered the same queries; got {len(first)} and {len(second)} values."
+        )
+    gains = (first.double() - second.double()).cpu()
+    interval = bootstrap_intervals(
+        {"gain": gains}, classes, resamples=resamples, confidence=confidence, seed=seed
+    )["gain"]
+    surplus = _by_class(gains[:, None] - margin, classes)[0][:, 0]
+    generator, observed = torch.Generator().manual_seed(seed), float(surplus.sum())
+    as_large = 0
+    for count in _blocks(resamples, len(surplus)):
+        signs = torch.randint(0, 2, (count, len(surplus)), generator=generator, dtype=torch.int8)
+        flipped = (signs.double() * 2 - 1) @ surplus
+        # Equal sums in another order differ by rounding; a tie counts as as large.
+        as_large += int((flipped >= observed - 1e-12 * len(gains)).sum())
+    return Comparison(float(gains.mean()), interval, (1 + as_large) / (1 + resamples))
+
+
+def _by_class(table: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(C, M) sums and (C,) sizes of the classes; every query its own where there are none."""
+    if not len(table):
+        raise ValueError("An interval needs one query or more; got none. Every query was lone.")
+    if classes is None:
+        return table, torch.ones(len(table), dtype=torch.float64)
+    if len(classes) != len(table):
+        raise ValueError(f"values and classes must be equally long; got {len(table)} and {len(classes)}.")
+    dense, sizes = torch.unique(classes.cpu(), return_inverse=True, return_counts=True)[1:]
+    sums = torch.zeros(len(sizes), table.shape[1], dtype=torch.float64).index_add_(0, dense, table)
+    return sums, sizes.double()
+
+
+def _resampled_means(sums: Tensor, sizes: Tensor, resamples: int, seed: int) -> Tensor:
+    """(resamples, M): means over the queries of as many classes, drawn with replacement."""
+    generator, num_classes = torch.Generator().manual_seed(seed), len(sizes)
+    parts = []
+    for count in _blocks(resamples, num_classes):
+        drawn = torch.randint(0, num_classes, (count, num_classes), generator=generator)
+        own = torch.arange(count)[:, None] * num_classes
+        weights = torch.bincount((drawn + own).flatten(), minlength=count * num_classes)
+        weights = weights.view(count, num_classes).double()
+        parts.append(weights @ sums / (weights @ sizes)[:, None])
+    return torch.cat(parts)
+
+
+def _blocks(resamples: int, num_classes: int) -> Iterator[int]:
+    if resamples < 1:
+        raise ValueError(f"resamples must be 1 or more; got {resamples}. 1000 is usual.")
+    block = max(_BLOCK_ELEMENTS // num_classes, 1)
+    for start in range(0, resamples, block):
+        yield min(block, resamples - start)
+
+
+def _checked(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie in (0, 1); got {confidence}. 0.95 is usual.")
+    return confidence

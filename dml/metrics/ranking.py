@@ -1,0 +1,206 @@
+"""The nearest gallery items of every query, a block of queries at a time: exact, and with a stated policy.
+
+An item never meets itself: pairs of equal `ids` are left out by their ids, never by their distance or by
+dropping the first answer, so duplicates of a query count. Pairs of one label and one group (the same camera)
+are left out too where groups are given. Equal similarities rank by place in the gallery.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dml.similarity import cosine_similarities
+
+_BLOCK_ELEMENTS = 1 << 25  # similarities held at a time: 128 MiB of float32
+_ELEMENTS_PER_RANK = 4  # what ranking and counting hold per answer, in similarities
+_ROWS_COUNTED = 16  # at a time: 4 MiB of SOP's gallery
+_SMALLEST_GROUP = 4  # below, ranking whole groups costs more than it saves
+
+
+@dataclass(frozen=True)
+class Items:
+    """Labelled embeddings that ask or answer."""
+
+    embeddings: Tensor
+    """(N, D) float, unit length."""
+    labels: Tensor
+    """(N,) int64 class ids."""
+    ids: Tensor | None = None
+    """(N,) int64; a query and an answer of equal id are one item, and that pair is left out."""
+    groups: Tensor | None = None
+    """(N,) int64; a query and an answer of one label *and* one group are no pair: neither right nor wrong."""
+
+    def __post_init__(self) -> None:
+        for name, column in (("labels", self.labels), ("ids", self.ids), ("groups", self.groups)):
+            if column is not None and len(column) != len(self.embeddings):
+                raise ValueError(
+                    f"embeddings and {name} must be equally long; got {len(self.embeddings)}, {len(column)}."
+                )
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What a block of queries found."""
+
+    rows: slice
+    """Which of the queries."""
+    hits: Tensor
+    """(B, depth) bool: whether the r-th nearest is of the query's label."""
+    relevant: Tensor
+    """(B,) int64: how many answers of its label each query could have found."""
+    first_hit: Tensor
+    """(B,) int64: rank of the nearest of its label, from 1; beyond `depth` it is `depth + 1`, or exact."""
+
+
+class Ranking:
+    """All queries against one gallery.
+
+    Args:
+        queries: who asks.
+        gallery: who answers; None: the queries themselves, each without the rows of its own id (without ids:
+            without its own row).
+
+    Raises:
+        ValueError: ids or groups on one side only, or an embedding that is not finite.
+    """
+
+    def __init__(self, queries: Items, gallery: Items | None = None) -> None:
+        if gallery is None:
+            own = torch.arange(len(queries.labels), device=queries.labels.device)
+            ids = own if queries.ids is None else queries.ids
+            queries = gallery = Items(queries.embeddings, queries.labels, ids, queries.groups)
+        for name in ("ids", "groups"):
+            if (getattr(queries, name) is None) != (getattr(gallery, name) is None):
+                raise ValueError(f"{name} must be given for queries and gallery, or for neither.")
+        for items in (queries, gallery):
+            if not torch.isfinite(items.embeddings.sum(dtype=torch.float64)):
+                raise ValueError("embeddings must be finite; got infinity or NaN. Look at what made them.")
+        self.queries, self.gallery = queries, gallery
+        labels = self._of_label = _Matches(queries.labels, gallery.labels)
+        self._query_labels, self._gallery_labels = labels.query_keys, labels.gallery_keys
+        self.relevant = labels.counts.clone()
+        self._excluded: list[_Matches] = []
+        if queries.ids is not None and gallery.ids is not None:
+            ids_ = _Matches(queries.ids, gallery.ids)
+            self._excluded.append(ids_)
+            self.relevant -= labels.joined(ids_).counts
+        if queries.groups is not None and gallery.groups is not None:
+            in_group = labels.joined(_Matches(queries.groups, gallery.groups))
+            self.relevant -= in_group.counts
+            for ids_ in self._excluded:  # both reasons at once: left out once
+                self.relevant += in_group.joined(ids_).counts
+            self._excluded.append(in_group)
+
+    def blocks(self, depth: int, *, every_first_hit: bool = False) -> Iterator[Ranked]:
+        """The `depth` nearest of every query, in blocks; memory: one block's similarities, and its ranks.
+
+        Args:
+            depth: how many answers to rank.
+            every_first_hit: count how many answers come before a first hit that lies beyond.
+        """
+        size, depth = len(self.gallery.labels), min(depth, len(self.gallery.labels))
+        block = max(_BLOCK_ELEMENTS // (size + _ELEMENTS_PER_RANK * depth), 1)
+        for start in range(0, len(self.queries.labels), block):
+            rows = slice(start, start + block)
+            similarities = cosine_similarities(self.queries.embeddings[rows], self.gallery.embeddings)
+            for excluded in self._excluded:
+                similarities[excluded.pairs(rows)] = -torch.inf
+            values, order = ranked(similarities, depth)
+            hits = self._gallery_labels[order] == self._query_labels[rows, None]
+            hits &= values > -torch.inf
+            first_hit = torch.where(hits.any(1), hits.to(torch.uint8).argmax(1) + 1, depth + 1)
+            if every_first_hit:
+                late = (first_hit > depth) & (self.relevant[rows] > 0)
+                if late.any():
+                    first_hit[late] = self._counted_first_hits(similarities, rows, late)
+            yield Ranked(rows, hits, self.relevant[rows], first_hit)
+
+    def _counted_first_hits(self, similarities: Tensor, rows: slice, late: Tensor) -> Tensor:
+        """Ranks of the first hits of a block's late queries, without ranking what comes before them."""
+        asked, places = self._of_label.pairs(rows)
+        values = similarities[asked, places]
+        best = similarities.new_full((len(late),), -torch.inf).scatter_reduce(0, asked, values, "amax")
+        size = similarities.shape[1]
+        tied = torch.where(values == best[asked], places, size)
+        first = torch.full_like(asked, size)[:1].expand(len(late)).scatter_reduce(0, asked, tied, "amin")
+        columns = torch.arange(size, device=places.device)
+        ranks = []
+        for part in torch.split(late.nonzero()[:, 0], _ROWS_COUNTED):
+            own, to_beat = similarities[part], best[part, None]
+            before = _count(own > to_beat)
+            equal = own == to_beat
+            if int(_count(equal).max()) > 1:  # by place among equals
+                before += _count(equal & (columns < first[part, None]))
+            ranks.append(before + 1)
+        return torch.cat(ranks)
+
+
+def _count(chosen: Tensor) -> Tensor:
+    """(rows,) int64 how many of each row; half the time of summing truth values."""
+    return chosen.view(torch.int8).sum(1, dtype=torch.int32).long()
+
+
+class _Matches:
+    """Which pairs of a query and a gallery item have equal keys, without looking at all pairs."""
+
+    def __init__(self, query_keys: Tensor, gallery_keys: Tensor) -> None:
+        both = torch.unique(torch.cat([query_keys, gallery_keys]), return_inverse=True)[1]
+        self.query_keys, self.gallery_keys = both[: len(query_keys)], both[len(query_keys) :]
+        ordered, self._order = self.gallery_keys.sort(stable=True)
+        self._first = torch.searchsorted(ordered, self.query_keys)
+        self.counts = torch.searchsorted(ordered, self.query_keys, right=True) - self._first
+
+    def joined(self, other: "_Matches") -> "_Matches":
+        """The pairs that match in both."""
+        most = int(max(other.query_keys.max(), other.gallery_keys.max())) + 1
+        return _Matches(
+            self.query_keys * most + other.query_keys, self.gallery_keys * most + other.gallery_keys
+        )
+
+    def pairs(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """(row within the block, place in the gallery) of every matching pair."""
+        counts, first = self.counts[rows], self._first[rows]
+        asked = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        before = (counts.cumsum(0) - counts)[asked]
+        nth = torch.arange(len(asked), device=counts.device) - before
+        return asked, self._order[first[asked] + nth]
+
+
+def ranked(similarities: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """The `depth` largest of each row, descending, ties by place; (rows, depth) values and columns."""
+    values, order = _nearest(similarities, min(depth + 1, similarities.shape[1]))
+    # topk leaves the order of ties open: restore it inside, redo the rows where one reaches over the edge.
+    order, by_place = order.sort(1)
+    values, by_value = values.gather(1, by_place).sort(dim=1, descending=True, stable=True)
+    order = order.gather(1, by_value)
+    if values.shape[1] > depth:
+        tied = (values[:, depth - 1] == values[:, depth]) & (values[:, depth] > -torch.inf)
+        if tied.any():
+            full = similarities[tied].argsort(dim=1, descending=True, stable=True)
+            order[tied] = full[:, : order.shape[1]]
+    return values[:, :depth], order[:, :depth]
+
+
+def _nearest(similarities: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`similarities.topk(count)` in unspecified order, several times faster for few among many.
+
+    The columns are dealt into groups. The `count` largest values lie in the `count` groups of largest maxima
+    (and the columns left over), so only those are ranked: a pass of maxima, not a selection over all columns.
+    """
+    num_columns = similarities.shape[1]
+    size = math.isqrt(num_columns // count)
+    if size < _SMALLEST_GROUP:
+        return similarities.topk(count, dim=1, sorted=False)
+    num_groups = num_columns // size
+    dealt = num_groups * size
+    dealt_out = similarities[:, :dealt].view(-1, size, num_groups)
+    groups = dealt_out.amax(1).topk(count, dim=1, sorted=False).indices
+    members = dealt_out.gather(2, groups[:, None, :].expand(-1, size, -1)).flatten(1)
+    candidates = torch.cat([members, similarities[:, dealt:]], dim=1)
+    values, chosen = candidates.topk(count, dim=1, sorted=False)
+    in_group = chosen // count * num_groups + groups.gather(1, chosen % count)
+    left_over = chosen - members.shape[1] + dealt
+    return values, torch.where(chosen < members.shape[1], in_group, left_over)

@@ -1,0 +1,97 @@
+"""Few-shot accuracy is that of episodes judged one query at a time, and chance where nothing is known."""
+
+import pytest
+import torch
+
+from dml.metrics import fewshot
+from dml.metrics.fewshot import few_shot
+from tests.metrics.cases import duplicates, ties, uneven, unit
+
+
+def plain_episode(embeddings, rows, shots):
+    """Accuracies by class mean and by nearest example, in loops; the first drawn of equally near classes."""
+    right = {"class_mean": 0, "nearest": 0}
+    asked = 0
+    for truth, own in enumerate(rows):
+        for query in own[shots:]:
+            x = embeddings[query]
+            to_means, to_nearest = [], []
+            for other in rows:
+                examples = [embeddings[row] for row in other[:shots]]
+                mean = sum(examples) / shots
+                to_means.append(round(float(((x - mean) ** 2).sum()), 10))
+                to_nearest.append(round(min(float(((x - e) ** 2).sum()) for e in examples), 10))
+            right["class_mean"] += to_means.index(min(to_means)) == truth
+            right["nearest"] += to_nearest.index(min(to_nearest)) == truth
+            asked += 1
+    return {name: count / asked for name, count in right.items()}
+
+
+@pytest.mark.parametrize("shots", [1, 3])
+@pytest.mark.parametrize("case", [uneven, duplicates, ties], ids=lambda case: case.__name__)
+def test_every_episode_is_that_of_the_plain_loop(case, shots):
+    embeddings, labels = case(1)
+    asked = {"ways": 4, "episodes": 30, "seed": 5}
+    found = few_shot(embeddings, labels, shots=shots, queries_per_class=2, **asked)
+    pools = fewshot._pools(labels, None, 4, shots + 2)
+    for number, rows in enumerate(fewshot._episodes(pools, size=shots + 2, **asked)):
+        expected = plain_episode(embeddings, rows.tolist(), shots)
+        assert float(found.class_mean[number]) == pytest.approx(expected["class_mean"])
+        assert float(found.nearest[number]) == pytest.approx(expected["nearest"])
+
+
+def test_an_episodes_classes_differ_and_its_items_are_drawn_once():
+    labels = torch.arange(60) % 6
+    pools = fewshot._pools(labels, None, 5, 4)
+    for rows in fewshot._episodes(pools, ways=5, size=4, episodes=50, seed=0):
+        assert len(rows.unique()) == 20
+        assert (labels[rows] == labels[rows][:, :1]).all()
+        assert len(labels[rows[:, 0]].unique()) == 5
+
+
+def test_classes_of_an_episode_share_their_alphabet():
+    labels = torch.arange(80) // 4
+    alphabets = labels % 3 * 7
+    pools = fewshot._pools(labels, alphabets, 3, 2)
+    seen = set()
+    for rows in fewshot._episodes(pools, ways=3, size=2, episodes=60, seed=0):
+        assert len(alphabets[rows].unique()) == 1
+        seen.add(int(alphabets[rows[0, 0]]))
+    assert seen == {0, 7, 14}
+
+
+def test_one_shot_is_the_same_by_mean_and_by_neighbour():
+    found = few_shot(unit(100, 16, 0), torch.arange(100) // 5, ways=10, episodes=50)
+    torch.testing.assert_close(found.class_mean, found.nearest)
+    assert found.means()["class_mean"] == pytest.approx(found.means()["nearest"])
+
+
+def test_an_embedding_that_says_nothing_gets_chance_and_one_that_knows_gets_all():
+    labels = torch.arange(100) // 5
+    nothing = few_shot(torch.ones(100, 4) / 2, labels, ways=20, episodes=10)
+    assert nothing.class_mean.tolist() == pytest.approx([1 / 20] * 10)
+    knows = few_shot(torch.eye(20)[labels], labels, ways=20, shots=2, episodes=10)
+    assert knows.means() == {"class_mean": 1.0, "nearest": 1.0}
+
+
+def test_the_interval_narrows_as_episodes_are_added():
+    embeddings, labels = unit(200, 4, 0), torch.arange(200) // 10
+    few, many = (few_shot(embeddings, labels, ways=5, episodes=n).intervals()["nearest"] for n in (50, 800))
+    assert many.high - many.low < (few.high - few.low) / 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"ways": 30}, "Lower ways"),
+        ({"ways": 5, "shots": 4}, "got 0"),
+        ({"ways": 1}, "ways must be 2"),
+        ({"ways": 5, "episodes": 0}, "episodes"),
+        ({"ways": 5, "within": torch.arange(80)}, "one value"),
+        ({"ways": 5, "within": torch.arange(79)}, "equally long"),
+        ({"ways": 15, "within": torch.arange(80) // 4 % 2}, "with one value"),
+    ],
+)
+def test_episodes_that_cannot_be_drawn_are_refused(asked, message):
+    with pytest.raises(ValueError, match=message):
+        few_shot(unit(80, 4, 0), torch.arange(80) // 4, **asked)

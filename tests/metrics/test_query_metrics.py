@@ -1,0 +1,229 @@
+"""Every spelling of a retrieval metric, per query, is its plain loop: galleries, ids, cameras, slices."""
+
+import math
+
+import pytest
+import torch
+
+from dml.metrics import ranking, retrieval
+from dml.metrics.ranking import Items
+from dml.metrics.retrieval import query_metrics
+from tests.metrics.cases import CASES, balanced, on_a_grid, unit
+
+ASKED = {
+    "recall_at": (1, 3, 50),
+    "precision_at": (1, 4, 200),
+    "map_at": (1, 3, 100),
+    "map_denominators": ("relevant", "attainable", "retrieved"),
+    "full_map": True,
+}
+
+
+def plain(queries, gallery, asked):
+    """The definitions in loops; one dict per query, None for a lone one."""
+    similarities = (queries.embeddings.double() @ gallery.embeddings.double().T).tolist()
+    rows = []
+    for q, label in enumerate(queries.labels.tolist()):
+        answers = []
+        for g in range(len(gallery.labels)):
+            same_item = queries.ids is not None and int(queries.ids[q]) == int(gallery.ids[g])
+            same_view = (
+                queries.groups is not None
+                and int(queries.groups[q]) == int(gallery.groups[g])
+                and label == int(gallery.labels[g])
+            )
+            if not same_item and not same_view:
+                answers.append(g)
+        answers.sort(key=lambda g, q=q: (-similarities[q][g], g))
+        hits = [int(gallery.labels[g]) == label for g in answers]
+        rows.append(numbers(hits, asked) if any(hits) else None)
+    return rows
+
+
+def numbers(hits, asked):
+    relevant = sum(hits)
+
+    def gain(k):
+        return math.fsum(sum(hits[: i + 1]) / (i + 1) for i in range(min(k, len(hits))) if hits[i])
+
+    found = {f"recall_at_{k}": float(any(hits[:k])) for k in asked["recall_at"]}
+    found |= {f"precision_at_{k}": sum(hits[:k]) / k for k in asked["precision_at"]}
+    found["r_precision"] = sum(hits[:relevant]) / relevant
+    found["map_at_r"] = gain(relevant) / relevant
+    for k in asked["map_at"]:
+        over = {"relevant": relevant, "attainable": min(k, relevant), "retrieved": max(sum(hits[:k]), 1)}
+        found |= {f"map_at_{k}_by_{name}": gain(k) / over[name] for name in asked["map_denominators"]}
+    if asked["full_map"]:
+        found["map"] = gain(len(hits)) / relevant
+    return found | {"first hit": hits.index(True) + 1}
+
+
+def assert_same(found, rows):
+    kept = [row for row, values in enumerate(rows) if values is not None]
+    assert found.rows.tolist() == kept
+    assert found.num_lone == len(rows) - len(kept)
+    assert found.first_hit.clamp(max=found.depth + 1).tolist() == [
+        min(rows[row]["first hit"], found.depth + 1) for row in kept
+    ]
+    for name, values in found.values.items():
+        assert values.dtype == torch.float64
+        assert values.tolist() == pytest.approx([rows[row][name] for row in kept], abs=1e-12), name
+
+
+def drawn(case, seed):
+    embeddings, labels = case(seed)
+    generator = torch.Generator().manual_seed(seed + 100)
+    ids = torch.randint(0, max(len(labels) * 2 // 3, 1), (len(labels),), generator=generator) * 5 - 7
+    groups = torch.randint(0, 3, (len(labels),), generator=generator)
+    return embeddings, labels, ids, groups
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["whole ranking", "nearest only"])
+@pytest.mark.parametrize("block_elements", [1, 999, 1 << 25], ids=["by row", "by block", "at once"])
+@pytest.mark.parametrize("kept", ["neither", "ids", "groups", "both"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_every_number_of_every_query_is_that_of_the_plain_loop(case, kept, block_elements, full, monkeypatch):
+    monkeypatch.setattr(ranking, "_BLOCK_ELEMENTS", block_elements)
+    embeddings, labels, ids, groups = drawn(case, 1)
+    own = torch.arange(len(labels))
+    items = Items(
+        embeddings,
+        labels,
+        ids if kept in ("ids", "both") else None,
+        groups if kept in ("groups", "both") else None,
+    )
+    asked = {**ASKED, "full_map": full}
+    with_ids = Items(embeddings, labels, own if items.ids is None else items.ids, items.groups)
+    assert_same(query_metrics(items, **asked), plain(with_ids, with_ids, asked))
+
+
+@pytest.mark.parametrize("ranked", [1, 3])
+@pytest.mark.parametrize("kept", ["neither", "both"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_first_hits_beyond_what_is_ranked_are_counted_exactly(case, kept, ranked, monkeypatch):
+    monkeypatch.setattr(retrieval, "_RECALL_RANKED", ranked)
+    monkeypatch.setattr(ranking, "_ROWS_COUNTED", 7)
+    embeddings, labels, ids, groups = drawn(case, 2)
+    own = torch.arange(len(labels))
+    items = Items(embeddings, labels, ids if kept == "both" else own, groups if kept == "both" else None)
+    asked = {"recall_at": (1, 5, 20, 500), "precision_at": (), "map_at": (), "full_map": False}
+    found = query_metrics(items, recall_at=asked["recall_at"])
+    assert_same(found, plain(items, items, asked))
+    assert found.depth == len(labels)
+
+
+@pytest.mark.parametrize("kept", ["neither", "ids", "groups", "both"])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_a_gallery_apart_answers_as_the_plain_loop(case, seed, kept):
+    embeddings, labels, ids, groups = drawn(case, seed)
+    sides = [
+        Items(
+            embeddings[chosen],
+            labels[chosen],
+            ids[chosen] if kept in ("ids", "both") else None,
+            groups[chosen] if kept in ("groups", "both") else None,
+        )
+        for chosen in (torch.arange(len(labels)) % 3 == 0, torch.arange(len(labels)) % 3 > 0)
+    ]
+    assert_same(query_metrics(*sides, **ASKED), plain(*sides, ASKED))
+
+
+def test_market_1501_a_view_by_the_querys_own_camera_is_neither_right_nor_wrong():
+    embeddings = torch.eye(4, dtype=torch.float64)[[0, 0, 1, 2]]
+    gallery = Items(embeddings, torch.tensor([7, 7, 8, 7]), groups=torch.tensor([1, 2, 1, 1]))
+    query = Items(embeddings[:1], torch.tensor([7]), groups=torch.tensor([1]))
+    found = query_metrics(query, gallery, recall_at=(1,), full_map=True)
+    assert found.means() == {"recall_at_1": 1.0, "r_precision": 1.0, "map_at_r": 1.0, "map": 1.0}
+    other = Items(embeddings[:1], torch.tensor([7]), groups=torch.tensor([2]))
+    # Its own camera's copy (place 1) is left out; place 0 is right, place 2 another person, place 3 right.
+    assert query_metrics(other, gallery, full_map=True).means()["map"] == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_macro_means_weigh_classes_and_micro_means_weigh_queries():
+    embeddings = torch.eye(4, dtype=torch.float64)[[0, 0, 0, 0, 1, 2]]
+    found = query_metrics(Items(embeddings, torch.tensor([5, 5, 5, 5, 9, 9])), recall_at=(1,))
+    assert found.means()["recall_at_1"] == pytest.approx(4 / 6)
+    assert found.class_means()["recall_at_1"] == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_macro_means_are_means_of_the_classes_means(case):
+    embeddings, labels = case(3)
+    found = query_metrics(Items(embeddings, labels))
+    for name, values in found.values.items():
+        by_class = [float(values[found.labels == label].mean()) for label in found.labels.unique()]
+        assert found.class_means()[name] == pytest.approx(math.fsum(by_class) / len(by_class))
+
+
+def test_slices_part_the_queries_and_not_the_gallery():
+    embeddings, labels = balanced(2)
+    chosen = torch.arange(60) % 3 == 1
+    whole = query_metrics(Items(embeddings, labels))
+    part = whole.of(chosen)
+    assert part.rows.tolist() == [row for row in range(60) if row % 3 == 1]
+    alone = query_metrics(
+        Items(embeddings[chosen], labels[chosen], torch.arange(60)[chosen]),
+        Items(embeddings, labels, torch.arange(60)),
+    )
+    assert part.means() == alone.means()
+
+
+def test_lone_queries_are_counted_in_their_slice():
+    found = query_metrics(Items(unit(5, 4, 0), torch.tensor([1, 1, 2, 3, 4])))
+    assert found.of(torch.tensor([True, False, True, True, False])).num_lone == 2
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_cmc_at_rank_k_is_recall_at_k(case):
+    embeddings, labels = case(4)
+    found = query_metrics(Items(embeddings, labels), recall_at=tuple(range(1, len(labels) + 1)))
+    curve = found.cmc(found.depth)
+    expected = [found.means()[f"recall_at_{k}"] for k in range(1, found.depth + 1)]
+    assert curve.tolist() == pytest.approx(expected)
+
+
+def test_ranks_nobody_looked_at_have_no_cmc():
+    with pytest.raises(ValueError, match="max_rank"):
+        query_metrics(Items(*balanced(0)), recall_at=(1,)).cmc(30)
+
+
+def test_an_item_embedded_twice_is_not_its_own_answer():
+    """Two views of one item share its id; dropping the first column would keep one of them."""
+    embeddings = on_a_grid(6, 8, 0).repeat_interleave(2, 0)
+    labels = torch.arange(12) // 4
+    twice = query_metrics(Items(embeddings, labels, torch.arange(12) // 2)).means()
+    once = query_metrics(Items(embeddings[::2], labels[::2])).means()
+    assert twice["recall_at_1"] == once["recall_at_1"] < 1
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_embeddings_that_are_not_finite_are_refused(broken):
+    embeddings, labels = balanced(0)
+    embeddings[17, 3] = broken
+    with pytest.raises(ValueError, match="finite"):
+        query_metrics(Items(embeddings, labels))
+
+
+def test_ids_on_one_side_only_are_refused():
+    embeddings, labels = balanced(0)
+    with pytest.raises(ValueError, match="ids"):
+        query_metrics(Items(embeddings, labels, torch.arange(60)), Items(embeddings, labels))
+
+
+def test_columns_of_another_length_are_refused():
+    embeddings, labels = balanced(0)
+    with pytest.raises(ValueError, match="groups"):
+        Items(embeddings, labels, groups=torch.arange(59))
+
+
+def test_an_unknown_denominator_is_refused():
+    with pytest.raises(ValueError, match="attainable"):
+        query_metrics(Items(*balanced(0)), map_at=(5,), map_denominators=("all",))
+
+
+def test_a_gallery_without_the_querys_class_leaves_it_lone():
+    embeddings, labels = balanced(0)
+    found = query_metrics(Items(embeddings, labels), Items(embeddings, labels + 100))
+    assert (found.num_lone, len(found.rows)) == (60, 0)
+    assert set(found.means().values()) == {0.0} == set(found.class_means().values())

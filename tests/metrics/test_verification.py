@@ -1,0 +1,183 @@
+"""Verification is what counting pairs one by one gives, exactly, however they are streamed."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from dml.metrics import verification
+from dml.metrics.intervals import wilson_interval
+from dml.metrics.verification import k_fold_accuracy, roc_of_all_pairs, roc_of_pairs
+from tests.metrics.cases import balanced, duplicates, lone_classes, ties, uneven
+
+CASES = [balanced, uneven, ties, duplicates, lone_classes]
+
+
+def few(case, seed):
+    """What loops over thresholds and pairs can do in a moment."""
+    embeddings, labels = case(seed)
+    return embeddings[:40], labels[:40]
+
+
+def all_pairs(embeddings, labels, ids=None):
+    similarities = embeddings @ embeddings.T
+    return [
+        (float(similarities[i, j]), bool(labels[i] == labels[j]))
+        for i, j in itertools.combinations(range(len(labels)), 2)
+        if ids is None or ids[i] != ids[j]
+    ]
+
+
+def counted(pairs, threshold):
+    """Genuine and impostor pairs accepted."""
+    return tuple(sum(s >= threshold and same == kind for s, same in pairs) for kind in (True, False))
+
+
+def as_tensors(pairs):
+    return torch.tensor([s for s, _ in pairs], dtype=torch.float64), torch.tensor([k for _, k in pairs])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_every_threshold_accepts_the_pairs_counted_one_by_one(case):
+    pairs = all_pairs(*few(case, 0))
+    curve = roc_of_pairs(*as_tensors(pairs))
+    assert curve.thresholds.tolist() == sorted({s for s, _ in pairs} | {math.inf}, reverse=True)
+    for place in range(0, len(curve.thresholds), 7):
+        threshold = float(curve.thresholds[place])
+        assert (int(curve.genuine[place]), int(curve.impostor[place])) == counted(pairs, threshold)
+
+
+@pytest.mark.parametrize("with_ids", [False, True])
+@pytest.mark.parametrize("block_elements", [1, 500, 1 << 22], ids=["by row", "by block", "at once"])
+@pytest.mark.parametrize("bins", [2, 64, 1 << 16])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_streamed_histograms_hold_exactly_the_pairs_above_each_edge(
+    case, bins, block_elements, with_ids, monkeypatch
+):
+    monkeypatch.setattr(verification, "_BLOCK_ELEMENTS", block_elements)
+    embeddings, labels = few(case, 1)
+    ids = torch.arange(len(labels)) // 2 if with_ids else None
+    curve = roc_of_all_pairs(embeddings, labels, ids=ids, bins=bins)
+    pairs = all_pairs(embeddings, labels, ids)
+    assert (int(curve.genuine[-1]), int(curve.impostor[-1])) == (
+        sum(same for _, same in pairs),
+        sum(not same for _, same in pairs),
+    )
+    for place in range(1, len(curve.thresholds) - 1, max(bins // 12, 1)):
+        # The loop's sums and the blocks' differ by rounding: only pairs that far from the edge can be told.
+        low, high = (counted(pairs, float(curve.thresholds[place]) + by) for by in (1e-12, -1e-12))
+        assert low[0] <= int(curve.genuine[place]) <= high[0]
+        assert low[1] <= int(curve.impostor[place]) <= high[1]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_the_area_is_scikit_learns(case):
+    similarities, same = as_tensors(all_pairs(*few(case, 2)))
+    assert roc_of_pairs(similarities, same).area() == pytest.approx(roc_auc_score(same, similarities))
+
+
+def plain_equal_error_rate(pairs):
+    num_genuine = sum(same for _, same in pairs)
+    points = [(0.0, 1.0)]
+    for threshold in sorted({s for s, _ in pairs}, reverse=True):
+        genuine, impostor = counted(pairs, threshold)
+        points.append((impostor / (len(pairs) - num_genuine), 1 - genuine / num_genuine))
+    for (far, frr), (next_far, next_frr) in itertools.pairwise(points):
+        if next_far >= next_frr:
+            # On the straight line between the points, where both errors are equal.
+            share = (frr - far) / ((frr - far) + (next_far - next_frr))
+            return far + share * (next_far - far)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_the_equal_error_rate_is_that_of_the_plain_loop(case):
+    pairs = all_pairs(*few(case, 3))
+    expected = plain_equal_error_rate(pairs)
+    assert roc_of_pairs(*as_tensors(pairs)).equal_error_rate() == pytest.approx(expected, abs=1e-12)
+    streamed = roc_of_all_pairs(*few(case, 3)).equal_error_rate()
+    assert streamed == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("rate", [1e-5, 0.01, 0.1, 0.5])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_the_threshold_accepts_as_many_genuine_pairs_as_the_rate_allows(case, rate):
+    pairs = all_pairs(*few(case, 4))
+    num_genuine = sum(same for _, same in pairs)
+    num_impostor = len(pairs) - num_genuine
+    allowed = [
+        threshold
+        for threshold in [math.inf, *{s for s, _ in pairs}]
+        if counted(pairs, threshold)[1] <= rate * num_impostor
+    ]
+    genuine, impostor = counted(pairs, min(allowed))
+    found = roc_of_pairs(*as_tensors(pairs)).at_false_accept_rate(rate)
+    assert found.threshold == min(allowed)
+    assert (found.true_accept_rate, found.false_accept_rate) == (
+        genuine / num_genuine,
+        impostor / num_impostor,
+    )
+    assert found.true_accept_interval == wilson_interval(genuine, num_genuine)
+    assert found.false_accept_interval == wilson_interval(impostor, num_impostor)
+
+
+def test_ten_of_a_thousand_impostors_are_allowed_at_one_in_a_hundred():
+    similarities = torch.cat([torch.tensor([0.95]), torch.linspace(1, 0, 1000)])
+    same = torch.arange(1001) == 0
+    assert roc_of_pairs(similarities, same).at_false_accept_rate(0.01).false_accept_rate == 0.01
+
+
+def plain_folds(similarities, same, folds):
+    """LFW's protocol in loops."""
+    rows = list(zip((2 - 2 * s for s in similarities), same, folds, strict=True))
+
+    def right(chosen, threshold):
+        return sum((d < threshold) == kind for d, kind, _ in chosen)
+
+    accuracies = []
+    for fold in sorted(set(folds)):
+        others = [row for row in rows if row[2] != fold]
+        mine = [row for row in rows if row[2] == fold]
+        best = max(range(400), key=lambda step, others=others: (right(others, step / 100), -step))
+        accuracies.append(right(mine, best / 100) / len(mine))
+    return accuracies
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["in order", "folds given"])
+@pytest.mark.parametrize("seed", range(3))
+def test_ten_fold_accuracy_is_that_of_the_plain_loop(seed, given):
+    generator = torch.Generator().manual_seed(seed)
+    same = torch.rand(103, generator=generator) < 0.5
+    similarities = (same * 0.3 + torch.randn(103, generator=generator, dtype=torch.float64) * 0.3).clamp(
+        -1, 1
+    )
+    parts = [len(part) for part in torch.arange(103).tensor_split(10)]
+    folds = [number for number, size in enumerate(parts) for _ in range(size)]
+    if given:
+        folds = torch.randint(3, 9, (103,), generator=generator).tolist()
+    found = k_fold_accuracy(similarities, same, folds=torch.tensor(folds) if given else None)
+    expected = plain_folds(similarities.tolist(), same.tolist(), folds)
+    assert found.folds == pytest.approx(expected)
+    assert found.mean == pytest.approx(sum(expected) / len(expected))
+    variance = sum((value - found.mean) ** 2 for value in expected) / len(expected)
+    assert found.deviation == pytest.approx(variance**0.5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: roc_of_pairs(torch.ones(3), torch.ones(2).bool()), "equally long"),
+        (lambda: roc_of_pairs(torch.ones(3), torch.ones(3).bool()), "0 impostor"),
+        (lambda: roc_of_all_pairs(torch.eye(3), torch.arange(3)), "0 genuine"),
+        (lambda: roc_of_all_pairs(torch.eye(3), torch.arange(2)), "equally long"),
+        (lambda: roc_of_all_pairs(torch.eye(3), torch.zeros(3), bins=100), "power of two"),
+        (lambda: roc_of_all_pairs(*balanced(0)).at_false_accept_rate(0), "false-accept"),
+        (lambda: k_fold_accuracy(torch.ones(5), torch.ones(5).bool()), "num_folds"),
+        (lambda: k_fold_accuracy(torch.ones(5), torch.ones(5).bool(), folds=torch.zeros(5)), "two folds"),
+    ],
+)
+def test_what_cannot_be_verified_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

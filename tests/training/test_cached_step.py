@@ -76,7 +76,7 @@ def sgd(learner: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(learner.parameters(), lr=0.05, momentum=0.9)
 
 
-def outcome(learner: nn.Module, value: float) -> dict[str, Tensor]:
+def outcome(learner: nn.Module, value: Tensor) -> dict[str, Tensor]:
     """The step's value, all gradients and the state after it, whole where a rank has a part."""
     found = {"value": value}
     shards = shards_of(learner)
@@ -90,14 +90,14 @@ def whole(tensor: Tensor, shard: Shard | None) -> Tensor:
     return tensor.clone() if shard is None else recut(tensor, shard, Shard(shard.num_rows))
 
 
-def one_graph_step(learner: Learner, images: Tensor, labels: Tensor, chunk_rows: int) -> float:
+def one_graph_step(learner: Learner, images: Tensor, labels: Tensor, chunk_rows: int) -> Tensor:
     """The twin: the chunks' embeddings in one graph, so that chance and batch norm see the same chunks."""
     optimizer = sgd(learner)
     embeddings = torch.cat([learner.embed(chunk) for chunk in images.split(chunk_rows)])
     loss = learner.loss_of(embeddings, labels)
     loss.backward()
     optimizer.step()
-    return float(loss.detach())
+    return loss.detach()
 
 
 @every_loss

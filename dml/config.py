@@ -237,6 +237,20 @@ Mining = Literal[
 """How a batch's tuples are chosen; `dml.losses.mining` describes each."""
 
 
+class WithoutMining(Part):
+    """A loss that weighs all pairs or proxies itself."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_mining(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "mining" in values:
+            raise ValueError(
+                f"The {values.get('kind')} loss weighs all pairs or proxies by its formula, so none are mined; "
+                f"got mining {values['mining']!r}. Leave it out, or take contrastive, triplet or margin."
+            )
+        return values
+
+
 class ContrastiveConfig(Part):
     kind: Literal["contrastive"] = "contrastive"
     positive_margin: float = Field(0.0, ge=0, description="distance below which positives rest")
@@ -270,7 +284,7 @@ class MarginConfig(Part):
     mining: Mining = "distance-weighted"
 
 
-class NPairConfig(Part):
+class NPairConfig(WithoutMining):
     kind: Literal["n-pair"] = "n-pair"
     scale: float = Field(
         16.0,
@@ -279,12 +293,12 @@ class NPairConfig(Part):
     )
 
 
-class LiftedStructureConfig(Part):
+class LiftedStructureConfig(WithoutMining):
     kind: Literal["lifted-structure"] = "lifted-structure"
     margin: float = Field(1.0, gt=0, le=2, description="of Euclidean distance")
 
 
-class RankedListConfig(Part):
+class RankedListConfig(WithoutMining):
     kind: Literal["ranked-list"] = "ranked-list"
     boundary: float = Field(1.2, gt=0, le=2, description="negatives rest beyond this distance")
     margin: float = Field(0.4, ge=0, le=2, description="positives rest within boundary - margin")
@@ -292,19 +306,19 @@ class RankedListConfig(Part):
     negative_weight: float = Field(1.0, ge=0)
 
 
-class SmoothAPConfig(Part):
+class SmoothAPConfig(WithoutMining):
     kind: Literal["smooth-ap"] = "smooth-ap"
     temperature: float = Field(0.01, gt=0)
 
 
-class RecallAtKConfig(Part):
+class RecallAtKConfig(WithoutMining):
     kind: Literal["recall-at-k"] = "recall-at-k"
     ks: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4, 8, 16), min_length=1)
     rank_temperature: float = Field(0.01, gt=0)
     cut_temperature: float = Field(1.0, gt=0)
 
 
-class MultiSimilarityConfig(Part):
+class MultiSimilarityConfig(WithoutMining):
     kind: Literal["multi-similarity"] = "multi-similarity"
     alpha: float = Field(2.0, gt=0)
     beta: float = Field(50.0, gt=0)
@@ -312,28 +326,28 @@ class MultiSimilarityConfig(Part):
     epsilon: float | None = Field(0.1, ge=0, description="the miner's slack; None: no mining")
 
 
-class SupConConfig(Part):
+class SupConConfig(WithoutMining):
     kind: Literal["sup-con"] = "sup-con"
     temperature: float = Field(0.1, gt=0)
 
 
-class NTXentConfig(Part):
+class NTXentConfig(WithoutMining):
     kind: Literal["nt-xent"] = "nt-xent"
     temperature: float = Field(0.1, gt=0)
 
 
-class CircleConfig(Part):
+class CircleConfig(WithoutMining):
     kind: Literal["circle"] = "circle"
     margin: float = Field(0.4, ge=0, le=1)
     scale: float = Field(80.0, gt=0)
 
 
-class GeneralisedLiftedConfig(Part):
+class GeneralisedLiftedConfig(WithoutMining):
     kind: Literal["generalised-lifted"] = "generalised-lifted"
     margin: float = Field(1.0, gt=0, le=2, description="gap of Euclidean distance")
 
 
-class ProxyLossPart(Part):
+class ProxyLossPart(WithoutMining):
     """What every loss with a proxy for each class can be told."""
 
     sharded: bool = Field(False, description="each worker holds only its share of the proxies")

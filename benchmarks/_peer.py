@@ -16,8 +16,9 @@ from dml.data.transforms import augment
 from dml.models.encoder import Encoder
 from dml.preprocessing import decode
 from dml.refs import DatasetRef
-from dml.training.loop import initial_encoder, read_training_rows
 from dml.training.optimizer import build_optimizer, rate_factor, set_rates
+from dml.training.state import initial_encoder
+from dml.training.supply import read_training_rows
 
 NUM_LOADERS = 2
 

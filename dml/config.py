@@ -245,7 +245,7 @@ class WithoutMining(Part):
     def _no_mining(cls, values: Any) -> Any:
         if isinstance(values, dict) and "mining" in values:
             raise ValueError(
-                f"The {values.get('kind')} loss weighs all pairs or proxies by its formula, so none are mined; "
+                f"The {values.get('kind')} loss weighs all pairs or proxies itself, so none are mined; "
                 f"got mining {values['mining']!r}. Leave it out, or take contrastive, triplet or margin."
             )
         return values

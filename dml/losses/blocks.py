@@ -63,35 +63,6 @@ class Totals(NamedTuple):
     """Each sum's gradient, of a loss that knows it; None: autograd finds it."""
 
 
-def sum_over_anchors(
-    terms: Callable[[Pairs], Totals],
-    anchors: Tensor,
-    labels: Tensor,
-    references: References,
-    *,
-    own: tuple[Tensor, ...] = (),
-    block_rows: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The sums and counts, each (T,), over all blocks of this rank's anchors.
-
-    Args:
-        terms: a block's sums and counts; sums may depend on `negatives`, `positives` and `own`.
-        anchors: (A, D) float, unit length; the references' rows from `first_row`, or strangers to them.
-        labels: (A,) int64 class ids.
-        references: what the anchors are compared with.
-        own: each (A, ...), differentiable: handed to `terms` in the anchors' blocks.
-        block_rows: anchors at a time; None: as many as stay in the cache.
-    """
-    totals: tuple[Tensor, Tensor] = _Sums.apply(
-        terms,
-        _Cut(labels, references, block_rows),
-        at_least_float32(anchors),
-        at_least_float32(references.embeddings),
-        *(at_least_float32(value) for value in own),
-    )
-    return totals
-
-
 def average_over_anchors(
     terms: Callable[[Pairs], Totals],
     anchors: Tensor,
@@ -101,13 +72,27 @@ def average_over_anchors(
     own: tuple[Tensor, ...] = (),
     block_rows: int | None = None,
 ) -> Tensor:
-    """The sum over T of sum / count, both of all blocks of all ranks; arguments as of `sum_over_anchors`.
+    """The sum over T of sum / count, both of all blocks of all ranks.
+
+    Args:
+        terms: a block's sums and counts; sums may depend on `negatives`, `positives` and `own`.
+        anchors: (A, D) float, unit length; the references' rows from `first_row`, or strangers to them.
+        labels: (A,) int64 class ids.
+        references: what the anchors are compared with.
+        own: each (A, ...), differentiable: handed to `terms` in the anchors' blocks.
+        block_rows: anchors at a time; None: as many as stay in the cache.
 
     Returns:
         Scalar: this rank's part, of which the mean over ranks is the average over the global batch. 0 with
         zero gradient where nothing is counted.
     """
-    sums, counts = sum_over_anchors(terms, anchors, labels, references, own=own, block_rows=block_rows)
+    sums, counts = _Sums.apply(
+        terms,
+        _Cut(labels, references, block_rows),
+        at_least_float32(anchors),
+        at_least_float32(references.embeddings),
+        *(at_least_float32(value) for value in own),
+    )
     return references.average(sums, counts).sum()
 
 
@@ -125,13 +110,6 @@ def of_every_anchor(
     anchors, compared = at_least_float32(anchors), at_least_float32(references.embeddings)
     with torch.autocast(anchors.device.type, enabled=False):
         return torch.cat([value(cut.pairs(rows, anchors, compared, ())) for rows in cut.slices()])
-
-
-def turns_of(labels: Tensor) -> Tensor:
-    """(N,) int64: whether a row is its class's first (0), second (1) and so on."""
-    in_order, order = labels.sort(stable=True)
-    places = torch.arange(len(labels), device=labels.device)
-    return torch.empty_like(places).scatter_(0, order, places - torch.searchsorted(in_order, in_order))
 
 
 class _Cut:
@@ -186,7 +164,11 @@ class _Cut:
                 "N-pair tuples are formed within a batch, so the anchors must be among the references; got "
                 "others, such as a memory's. Mine otherwise, or train without the memory."
             )
-        return turns_of(self.classes)
+        in_order = self.classes[self.order]
+        places = torch.arange(len(in_order), device=in_order.device)
+        return torch.empty_like(places).scatter_(
+            0, self.order, places - torch.searchsorted(in_order, in_order)
+        )
 
 
 class _Sums(torch.autograd.Function):

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dml.losses.blocks import (
     Pairs,
@@ -12,12 +13,13 @@ from dml.losses.blocks import (
     average_over_anchors,
     log_sum_exp,
     softplus,
-    sum_over_anchors,
     total_and_count,
-    turns_of,
 )
 from dml.losses.references import References
 from dml.similarity import at_least_float32, distances
+
+# 16 MiB of float32: N-pair keeps its logits for backward up to here.
+_BLOCK_LOGITS, _LEAST_ROWS = 1 << 22, 32
 
 
 def supervised_contrastive_loss(
@@ -136,24 +138,39 @@ def n_pair_loss(
     Source: Sohn 2016, "Improved deep metric learning with multi-class N-pair loss objective", NIPS, eq. 11.
     """
     references = References.of(embeddings, labels, references).with_anchors("N-pair")
-    turns = turns_of(references.labels)
-    first = references.first_row
-    of_own = turns[first : first + len(labels)]
-    anchors = torch.nonzero(of_own % 2 == 0)[:, 0]
-    partners = torch.nonzero(turns % 2)[:, 0]
-    # Its partner is the (turn / 2)-th of the class among the even ones, if the class has as many.
-    places = of_own[anchors] // 2
+    firsts, seconds = _pairs_in_turn(references.labels)
+    local = firsts - references.first_row
+    places = ((local >= 0) & (local < len(labels))).nonzero()[:, 0]
+    with torch.autocast(embeddings.device.type, enabled=False):
+        anchors = scale * at_least_float32(embeddings).index_select(0, local[places])
+        among = at_least_float32(references.embeddings).index_select(0, seconds)
+        classes = references.labels[seconds]
 
-    def terms(pairs: Pairs) -> Totals:
-        slots = torch.arange(pairs.positives.shape[1], device=places.device)
-        return _told_apart(pairs, pairs.is_positive & (slots == places[pairs.rows, None]), scale)
+        def of_block(rows: slice) -> Tensor:
+            own = places[rows, None]
+            # Of its own class an anchor meets its partner alone.
+            left_out = (classes[own] == classes).scatter(1, own, False)
+            logits = (anchors[rows] @ among.T).masked_fill(left_out, -torch.inf)
+            return nn.functional.cross_entropy(logits, places[rows], reduction="sum")
 
-    penalty = l2 * at_least_float32(embeddings).square().sum(1).mean()
-    if len(partners) == 0:
-        return penalty
-    among = References(references.embeddings[partners], references.labels[partners], contain_anchors=False)
-    sums, counts = sum_over_anchors(terms, embeddings[anchors], labels[anchors], among, block_rows=block_rows)
-    return references.average(sums, counts).sum() + penalty
+        size = block_rows or max(_BLOCK_LOGITS // max(len(seconds), 1), _LEAST_ROWS)
+        blocks = [slice(start, start + size) for start in range(0, len(places), size)]
+        if len(blocks) == 1:
+            total = of_block(blocks[0])
+        else:  # of several, each is computed again in backward
+            parts = [checkpoint(of_block, rows, use_reentrant=False) for rows in blocks]
+            total = sum(parts, anchors.new_zeros(()))
+        penalty = l2 * at_least_float32(embeddings).square().sum(1).mean()
+    return references.average(total, total.new_tensor(len(places))) + penalty
+
+
+def _pairs_in_turn(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the firsts and of the seconds (M,): a class's first with its second, third with fourth."""
+    in_order, order = labels.sort(stable=True)
+    places = torch.arange(len(labels), device=labels.device)
+    is_even = (places - torch.searchsorted(in_order, in_order)) % 2 == 0
+    has_next = (is_even[:-1] & (in_order[1:] == in_order[:-1])).nonzero()[:, 0]
+    return order[has_next], order[has_next + 1]
 
 
 def circle_loss(

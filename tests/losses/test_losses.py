@@ -67,6 +67,8 @@ def test_blocks_of_anchors_change_neither_value_nor_gradient(name, monkeypatch):
     whole = results()
     monkeypatch.setattr("dml.losses.blocks._BLOCK_SIMILARITIES", 5 * 12)
     monkeypatch.setattr("dml.losses.blocks._LEAST_ROWS", 1)
+    monkeypatch.setattr("dml.losses.soft._LEAST_ROWS", 2)
+    monkeypatch.setattr("dml.losses.soft._BLOCK_LOGITS", 1)
     torch.testing.assert_close(results(), whole, rtol=1e-12, atol=1e-14)
 
 

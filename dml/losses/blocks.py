@@ -143,7 +143,7 @@ class _Cut:
         references: References,
         block_rows: int | None,
     ) -> None:
-        self.classes = references.labels
+        self.references, self.classes = references, references.labels
         in_order, self.order = self.classes.sort(stable=True)
         self.first = torch.searchsorted(in_order, labels)
         self.last = torch.searchsorted(in_order, labels, right=True)
@@ -152,8 +152,7 @@ class _Cut:
         self.block_rows = block_rows or max(in_cache, _LEAST_ROWS)
         own = torch.arange(len(labels), device=labels.device)
         self.rows = own + references.first_row
-        self.contain_anchors = references.contain_anchors
-        self.own_columns = self.rows if self.contain_anchors else torch.full_like(own, -1)
+        self.own_columns = self.rows if references.contain_anchors else torch.full_like(own, -1)
 
     def slices(self) -> list[slice]:
         starts = range(0, max(len(self.rows), 1), self.block_rows)
@@ -181,12 +180,7 @@ class _Cut:
         )
 
     def turns(self) -> Tensor:
-        if not self.contain_anchors:
-            raise ValueError(
-                "N-pair tuples are formed within a batch, so the anchors must be among the references; got "
-                "others, such as a memory's. Mine otherwise, or train without the memory."
-            )
-        return turns_of(self.classes)
+        return turns_of(self.references.with_anchors("N-pair mining").labels)
 
 
 class _Sums(torch.autograd.Function):

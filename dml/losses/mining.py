@@ -252,6 +252,7 @@ class MinedLoss(nn.Module):
         super().__init__()
         miner_of(mining, dim=4, margin=margin)  # refuses now what it would refuse at the first batch
         self.mining, self.seed = mining, seed
+        self.within_batch = mining == "n-pair"
         self.register_buffer("num_calls", torch.zeros((), dtype=torch.int64))
 
     def next_chance(self) -> Chance:

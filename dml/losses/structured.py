@@ -116,6 +116,8 @@ def ranked_list_loss(
 class LiftedStructure(nn.Module):
     """`lifted_structure_loss` as a module."""
 
+    within_batch = True
+
     def __init__(self, margin: float = 1.0) -> None:
         super().__init__()
         self.margin = margin

@@ -20,7 +20,7 @@ from dml.config import (
     read_experiment,
 )
 from dml.errors import InvalidSetting
-from dml.presets import experiment, names
+from dml.presets import experiment, names, smoke_of
 
 
 @pytest.mark.parametrize("name", names())
@@ -203,6 +203,37 @@ def test_chunks_that_would_train_another_model_unasked_are_refused(training, say
         ExperimentConfig(
             name="x", sampler=SamplerConfig(classes_per_batch=8), training=TrainingConfig(**training)
         )
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"kind": "proxy-anchor"},
+        {"kind": "n-pair"},
+        {"kind": "lifted-structure"},
+        {"kind": "triplet", "mining": "n-pair"},
+    ],
+    ids=str,
+)
+def test_a_memory_around_a_loss_that_learns_within_the_batch_is_refused(loss):
+    with pytest.raises(InvalidSetting, match="Set memory to null"):
+        parse_experiment({"name": "x", "loss": loss, "memory": {"start_after": 10}})
+
+
+def test_a_memory_that_the_run_is_too_short_for_is_refused():
+    with pytest.raises(InvalidSetting, match="got 1000 and 1000"):
+        parse_experiment({"name": "x", "memory": {}, "training": {"num_steps": 1000}})
+
+
+def test_a_small_run_of_any_experiment_still_meets_what_begins_late():
+    late = {"memory": {"start_after": 999}, "optimizer": {"schedule": "step", "milestones": [999]}}
+    small = smoke_of(parse_experiment({"name": "x", **late}))
+    assert small.memory.start_after == small.optimizer.milestones[0] == small.training.num_steps - 1
+
+
+def test_ami_without_the_clusters_it_judges_is_refused():
+    with pytest.raises(InvalidSetting, match="nmi must be on"):
+        EvaluationConfig().overridden(["ami=true", "nmi=false"])
 
 
 def test_a_batch_norm_cannot_be_frozen_and_normalise_chunks():

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from dml.losses.blocks import Pairs, Totals, average_over_anchors
-from dml.losses.mining import Chance, MinedLoss, Miner, Mining, miner_of
+from dml.losses.chance import Chance
+from dml.losses.mining import MinedLoss, Miner, Mining, miner_of
 from dml.losses.references import References, check_class_ids
 from dml.similarity import distances
 

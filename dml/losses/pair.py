@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from dml.losses.blocks import Pairs, Totals, average_over_anchors, log_one_plus_sum_exp
+from dml.losses.chance import Chance
 from dml.losses.mining import (
-    Chance,
     KeepMultiSimilarity,
     MinedLoss,
     Miner,

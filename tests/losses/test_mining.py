@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from dml import losses
-from dml.losses.mining import Chance, miner_of
+from dml.losses.chance import Chance
+from dml.losses.mining import miner_of
 from tests.losses.cases import balanced, scattered
 
 
@@ -27,6 +28,18 @@ def test_a_draw_does_not_depend_on_which_other_anchors_are_there():
     whole = Chance(1, torch.tensor(5)).uniform(torch.arange(100), 4, 0)
     part = Chance(1, torch.tensor(5)).uniform(torch.arange(40, 60), 4, 0)
     assert torch.equal(whole[40:60], part)
+
+
+def test_any_seed_of_torch_draws():
+    rows, call = torch.arange(8), torch.tensor(0)
+    assert not torch.equal(
+        Chance(2**64 - 1, call).uniform(rows, 1, 0), Chance(2**63 - 1, call).uniform(rows, 1, 0)
+    )
+
+
+def test_the_first_slots_are_the_same_however_many_follow():
+    rows, chance = torch.arange(50), Chance(4, torch.tensor(2))
+    assert torch.equal(chance.uniform(rows, 5, 3)[:, :1], chance.uniform(rows, 1, 3))
 
 
 @pytest.mark.parametrize("mining", ["random", "soft-hard", "distance-weighted", "semi-hard"])

@@ -57,7 +57,7 @@ def test_low_precision_gives_finite_gradients_and_a_float32_value(name, embeddin
 
 
 @every_loss
-def test_blocks_of_anchors_change_neither_value_nor_gradient(name, monkeypatch):
+def test_blocks_of_anchors_or_classes_change_neither_value_nor_gradient(name, monkeypatch):
     module = CASES[name].make().double().eval()
     parameters = list(module.parameters())
 
@@ -67,6 +67,8 @@ def test_blocks_of_anchors_change_neither_value_nor_gradient(name, monkeypatch):
     whole = results()
     monkeypatch.setattr("dml.losses.blocks._BLOCK_SIMILARITIES", 5 * 12)
     monkeypatch.setattr("dml.losses.blocks._LEAST_ROWS", 1)
+    monkeypatch.setattr("dml.losses.class_blocks._KEPT_VALUES", 0)
+    monkeypatch.setattr("dml.losses.class_blocks._BLOCK_VALUES", 100)
     torch.testing.assert_close(results(), whole, rtol=1e-12, atol=1e-14)
 
 

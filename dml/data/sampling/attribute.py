@@ -27,9 +27,10 @@ class AttributeBatchSampler(ClassBatches):
         classes_per_batch: P, of the global batch.
         samples_per_class: K.
         small_values: values with fewer than P classes; "pool" joins them into one group whose batches mix
-            them; one with fewer than P classes itself takes in the smallest of the other values.
-        several_values: classes with more than one value; "majority" gives all rows of a class to its most
-            frequent value (of equals the first), "split" lets it appear under each with the rows of that one.
+            them; one with fewer than P classes itself takes in the smallest of the other values. "refuse".
+        several_values: classes with more than one value; "refuse"; "majority" gives all rows of a class to its
+            most frequent value (of equals the first), "split" lets it appear under each with the rows of that
+            one.
         value_names: what messages call the values.
         seed, rank, world_size, num_steps, first_step: as `BatchStream`.
 

@@ -271,8 +271,3 @@ def test_a_dataset_name_that_is_no_folder_name_is_refused():
 def test_mining_is_refused_where_a_loss_weighs_all_pairs_itself():
     with pytest.raises(InvalidSetting, match=r"sup-con loss weighs all pairs .* take contrastive"):
         experiment("smoke").overridden(['loss={"kind":"sup-con","mining":"semi-hard"}'])
-
-
-def test_a_memory_is_refused_where_both_ends_must_be_in_the_batch():
-    with pytest.raises(InvalidSetting, match=r"memory serves losses of pairs .* n-pair"):
-        experiment("smoke").overridden(['loss={"kind":"n-pair"}', "memory.size=100"])

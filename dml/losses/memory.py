@@ -59,8 +59,9 @@ class CrossBatchMemory(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
         references = References.of(embeddings, labels, references)
         total: Tensor = self.loss(embeddings, labels, references)
-        size = min(int(self.num_seen), len(self.labels))
-        if size and int(self.num_calls) >= self.start_after:
+        num_seen, num_calls = torch.stack([self.num_seen, self.num_calls]).tolist()  # one wait for a GPU
+        size = min(num_seen, len(self.labels))
+        if size and num_calls >= self.start_after:
             remembered = replace(
                 references,
                 # In float64 where the batch is: a loss of pairs has no precision of its own.

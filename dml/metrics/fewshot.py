@@ -20,6 +20,7 @@ class FewShot:
     """By the most similar single example; the same as `class_mean` for one shot."""
 
     def means(self) -> dict[str, float]:
+        """Over the episodes: accuracies in [0, 1] by the names of the methods."""
         return {"class_mean": float(self.class_mean.mean()), "nearest": float(self.nearest.mean())}
 
     def intervals(self, confidence: float = 0.95) -> dict[str, Interval]:

@@ -42,10 +42,12 @@ class RocCurve:
 
     @property
     def true_accept_rates(self) -> Tensor:
+        """(T,) float64, ascending from 0 to 1."""
         return self.genuine.double() / self.genuine[-1]
 
     @property
     def false_accept_rates(self) -> Tensor:
+        """(T,) float64, ascending from 0 to 1."""
         return self.impostor.double() / self.impostor[-1]
 
     def area(self) -> float:

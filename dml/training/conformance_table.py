@@ -55,6 +55,7 @@ class Recipe:
     """Behind a cross-batch memory."""
 
     def make(self) -> nn.Module:
+        """The loss for `NUM_CLASSES` classes and embeddings of `DIM`, with new weights."""
         sizes = {"num_classes": NUM_CLASSES, "dim": DIM}
         wanted = {name: sizes[name] for name in required(self.factory) if name in sizes}
         loss = self.factory(**wanted, **self.settings)

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dml import losses
 from dml.training.gather import gather
-from tests.spawn import run_ranks
+from dml.training.spawn import run_ranks
 
 DIM = 128
 BATCH_SIZE = 128

@@ -586,6 +586,12 @@ class EvaluationConfig(Part):
         True, description="raw pixels, and the encoder before training, in the same table"
     )
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.ami and not self.nmi:
+            raise ValueError("ami judges the clusters that nmi finds, so nmi must be on; got ami alone.")
+        return self
+
     @property
     def query_metrics(self) -> list[str]:
         """The names of the numbers that every single query has."""
@@ -668,11 +674,8 @@ class ExperimentConfig(Part):
                 f"Every worker gets equally many images of a batch, so {what} must be a multiple of {unit} "
                 f"for {workers} workers; got {number}. Nearest below: {number - number % unit}."
             )
-        if self.memory is not None and isinstance(self.loss, ProxyLossConfig | _WithinBatchConfig):
-            raise ValueError(
-                f"A memory serves losses of pairs whose other ends may be of former batches; got the "
-                f"{self.loss.kind} loss. Set memory to null, or choose another loss."
-            )
+        if self.memory is not None:
+            self._check_memory(self.memory)
         if not isinstance(self.loss, ProxyLossConfig):
             if isinstance(sampler, ShuffledSamplerConfig):
                 raise ValueError(
@@ -717,6 +720,20 @@ class ExperimentConfig(Part):
                 f"{self.evaluation.query_metrics}; got {self.gate.metric!r}."
             )
         return self
+
+    def _check_memory(self, memory: MemoryConfig) -> None:
+        mines_n_pairs = getattr(self.loss, "mining", None) == "n-pair"
+        if mines_n_pairs or isinstance(self.loss, ProxyLossConfig | _WithinBatchConfig):
+            what = "n-pair mining" if mines_n_pairs else f"the {self.loss.kind} loss"
+            raise ValueError(
+                f"A memory serves losses of pairs whose other ends may be of former batches; got {what}. Set "
+                "memory to null, or choose another."
+            )
+        if memory.start_after >= self.training.num_steps:
+            raise ValueError(
+                f"memory.start_after must be less than num_steps, or the memory is never used; got "
+                f"{memory.start_after} and {self.training.num_steps}."
+            )
 
     def _check_chunks(self, share: int) -> None:
         chunk_rows, ghost = self.training.chunk_rows, self.training.ghost_batch_norm

@@ -270,11 +270,11 @@ def smoke_of(config: ExperimentConfig) -> ExperimentConfig:
     """
 
     def shrunk(steps: int) -> int:
-        return -(-steps * _SMOKE_STEPS // config.training.num_steps)
+        return min(-(-steps * _SMOKE_STEPS // config.training.num_steps), _SMOKE_STEPS - 1)
 
     shuffled = isinstance(config.sampler, ShuffledSamplerConfig)
     small_batch = {"batch_size": 32} if shuffled else {"classes_per_batch": 8}
-    validation = config.training.validation
+    memory, validation = config.memory, config.training.validation
     changes: dict[str, Any] = {
         "name": f"smoke-{config.name}",
         "preprocessing": {**config.preprocessing.model_dump(), "resize": 28, "crop": 28},
@@ -285,6 +285,7 @@ def smoke_of(config: ExperimentConfig) -> ExperimentConfig:
             "pooling": "avg" if config.encoder.pooling == "own" else config.encoder.pooling,
         },
         "sampler": config.sampler.model_dump() | small_batch,
+        "memory": memory and {**memory.model_dump(), "start_after": shrunk(memory.start_after)},
         "optimizer": {
             **config.optimizer.model_dump(),
             "warmup_steps": shrunk(config.optimizer.warmup_steps),

@@ -20,7 +20,7 @@ from dml.config import (
     read_experiment,
 )
 from dml.errors import InvalidSetting
-from dml.presets import experiment, names
+from dml.presets import experiment, names, smoke_of
 
 
 @pytest.mark.parametrize("name", names())
@@ -205,6 +205,37 @@ def test_chunks_that_would_train_another_model_unasked_are_refused(training, say
         )
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"kind": "proxy-anchor"},
+        {"kind": "n-pair"},
+        {"kind": "lifted-structure"},
+        {"kind": "triplet", "mining": "n-pair"},
+    ],
+    ids=str,
+)
+def test_a_memory_around_a_loss_that_learns_within_the_batch_is_refused(loss):
+    with pytest.raises(InvalidSetting, match="Set memory to null"):
+        parse_experiment({"name": "x", "loss": loss, "memory": {"start_after": 10}})
+
+
+def test_a_memory_that_the_run_is_too_short_for_is_refused():
+    with pytest.raises(InvalidSetting, match="got 1000 and 1000"):
+        parse_experiment({"name": "x", "memory": {}, "training": {"num_steps": 1000}})
+
+
+def test_a_small_run_of_any_experiment_still_meets_what_begins_late():
+    late = {"memory": {"start_after": 999}, "optimizer": {"schedule": "step", "milestones": [999]}}
+    small = smoke_of(parse_experiment({"name": "x", **late}))
+    assert small.memory.start_after == small.optimizer.milestones[0] == small.training.num_steps - 1
+
+
+def test_ami_without_the_clusters_it_judges_is_refused():
+    with pytest.raises(InvalidSetting, match="nmi must be on"):
+        EvaluationConfig().overridden(["ami=true", "nmi=false"])
+
+
 def test_a_batch_norm_cannot_be_frozen_and_normalise_chunks():
     with pytest.raises(ValidationError, match="got both"):
         ExperimentConfig(
@@ -240,8 +271,3 @@ def test_a_dataset_name_that_is_no_folder_name_is_refused():
 def test_mining_is_refused_where_a_loss_weighs_all_pairs_itself():
     with pytest.raises(InvalidSetting, match=r"sup-con loss weighs all pairs .* take contrastive"):
         experiment("smoke").overridden(['loss={"kind":"sup-con","mining":"semi-hard"}'])
-
-
-def test_a_memory_is_refused_where_both_ends_must_be_in_the_batch():
-    with pytest.raises(InvalidSetting, match=r"memory serves losses of pairs .* n-pair"):
-        experiment("smoke").overridden(['loss={"kind":"n-pair"}', "memory.size=100"])

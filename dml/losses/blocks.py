@@ -121,8 +121,8 @@ class _Cut:
         references: References,
         block_rows: int | None,
     ) -> None:
-        self.classes = references.labels
-        in_order, self.order = self.classes.sort(stable=True)
+        self.references = references
+        in_order, self.order = references.labels.sort(stable=True)
         self.first = torch.searchsorted(in_order, labels)
         self.last = torch.searchsorted(in_order, labels, right=True)
         self.most = max(int((self.last - self.first).max()), 1) if len(labels) else 1
@@ -130,8 +130,7 @@ class _Cut:
         self.block_rows = block_rows or max(in_cache, _LEAST_ROWS)
         own = torch.arange(len(labels), device=labels.device)
         self.rows = own + references.first_row
-        self.contain_anchors = references.contain_anchors
-        self.own_columns = self.rows if self.contain_anchors else torch.full_like(own, -1)
+        self.own_columns = self.rows if references.contain_anchors else torch.full_like(own, -1)
 
     def slices(self) -> list[slice]:
         starts = range(0, max(len(self.rows), 1), self.block_rows)
@@ -159,16 +158,11 @@ class _Cut:
         )
 
     def turns(self) -> Tensor:
-        if not self.contain_anchors:
-            raise ValueError(
-                "N-pair tuples are formed within a batch, so the anchors must be among the references; got "
-                "others, such as a memory's. Mine otherwise, or train without the memory."
-            )
-        in_order = self.classes[self.order]
-        places = torch.arange(len(in_order), device=in_order.device)
-        return torch.empty_like(places).scatter_(
-            0, self.order, places - torch.searchsorted(in_order, in_order)
-        )
+        labels = self.references.with_anchors("N-pair mining").labels
+        in_order = labels[self.order]
+        places = torch.arange(len(labels), device=labels.device)
+        turns = places - torch.searchsorted(in_order, in_order)
+        return torch.empty_like(places).scatter_(0, self.order, turns)
 
 
 class _Sums(torch.autograd.Function):

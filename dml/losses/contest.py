@@ -1,10 +1,9 @@
 """Proxy losses in which each anchor's own class must win against all others, or against a sample of them."""
 
-import hashlib
-
 import torch
 from torch import Tensor, nn
 
+from dml.losses.chance import Chance
 from dml.losses.class_blocks import Logits, target_and_rivals
 from dml.losses.proxies import ProxyLoss, ProxyOptions
 from dml.losses.references import References
@@ -32,7 +31,7 @@ class Contest(ProxyLoss):
             deviation. None: all classes, always.
     """
 
-    calls: Tensor
+    num_calls: Tensor
     """() int64, with a sample rate: training batches seen."""
 
     def __init__(
@@ -54,7 +53,7 @@ class Contest(ProxyLoss):
             )
         self.sample_rate = sample_rate
         if sample_rate is not None:
-            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("num_calls", torch.zeros((), dtype=torch.int64))
 
     def contest(
         self,
@@ -97,21 +96,11 @@ class Contest(ProxyLoss):
         if self.sample_rate is None or not self.training:
             return None
         first, last = self.shard.first, self.shard.last
-        met = _drawn(first, last, self.sample_rate, f"{self.seed} {int(self.calls)}", labels.device)
-        self.calls += 1
+        classes = torch.arange(first, last, device=labels.device)
+        met = Chance(self.seed, self.num_calls).uniform(classes, 1, 0)[:, 0] < self.sample_rate
+        self.num_calls += 1
         met[labels[(labels >= first) & (labels < last)] - first] = True
         return met.nonzero()[:, 0]
-
-
-def _drawn(first: int, last: int, rate: float, key: str, device: torch.device) -> Tensor:
-    """(last - first,) bool: classes drawn with the probability `rate`, each by its id and the key alone."""
-    mixed = torch.arange(first, last, device=device)
-    mixed += int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big", signed=True)
-    # Murmur3's finaliser, whose products wrap around at 64 bits; its shifts bring no sign along.
-    for factor in (-49064778989728563, -4265267296055464877, 1):
-        mixed ^= (mixed >> 33) & ((1 << 31) - 1)
-        mixed *= factor
-    return (mixed & ((1 << 53) - 1)) < rate * (1 << 53)
 
 
 def _places(rows: Tensor, chosen: Tensor | None, num_rows: int) -> Tensor:

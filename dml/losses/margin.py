@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from dml.losses.blocks import Pairs, Totals, average_over_anchors
-from dml.losses.mining import Chance, MinedLoss, Miner, Mining, miner_of
-from dml.losses.references import References
+from dml.losses.chance import Chance
+from dml.losses.mining import MinedLoss, Miner, Mining, miner_of
+from dml.losses.references import References, check_class_ids
 from dml.similarity import distances
 
 
@@ -91,23 +92,16 @@ class Margin(MinedLoss):
         self.beta = nn.Parameter(start, requires_grad=learn_beta)
 
     def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
-        References.of(embeddings, labels, references)
+        references = References.of(embeddings, labels, references)
+        if self.beta.ndim:
+            check_class_ids(labels, len(self.beta), "boundary")
         return margin_loss(
             embeddings,
             labels,
-            self.beta if self.beta.ndim == 0 else self.beta[self._known(labels)],
+            self.beta[labels] if self.beta.ndim else self.beta,
             references,
             alpha=self.alpha,
             nu=self.nu,
             mining=self.mining,
             chance=self.next_chance(),
         )
-
-    def _known(self, labels: Tensor) -> Tensor:
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.beta):
-            raise ValueError(
-                f"labels must be class ids in [0, {len(self.beta)}), one boundary each; got "
-                f"{int(labels.min())} to {int(labels.max())}. Number the training classes from 0, or give "
-                "num_classes."
-            )
-        return labels

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dml.losses.references import References
+from dml.similarity import at_least_float32
 
 
 class CrossBatchMemory(nn.Module):
@@ -17,11 +18,15 @@ class CrossBatchMemory(nn.Module):
     them. A batch is remembered after its loss: no image meets its own copy.
 
     Args:
-        loss: a loss of pairs that takes references it does not contain the anchors of.
+        loss: a loss of pairs whose references need not contain its anchors. Ours that want them there say so
+            by an attribute `within_batch`, and are refused.
         dim: D, length of an embedding.
         size: how many embeddings are remembered; the paper remembers the whole data set.
         start_after: calls before the memory is used; it fills meanwhile.
         weight: of the loss against the memory.
+
+    Raises:
+        ValueError: no size, a negative start, or a loss that learns within the batch.
 
     Source: Wang et al. 2020, arXiv:1912.06798, alg. 1; there the batch is remembered before its loss.
     """
@@ -35,6 +40,11 @@ class CrossBatchMemory(nn.Module):
         self, loss: nn.Module, *, dim: int, size: int = 8192, start_after: int = 1000, weight: float = 1.0
     ) -> None:
         super().__init__()
+        if getattr(loss, "within_batch", False):
+            raise ValueError(
+                "A memory serves losses of pairs whose other ends may be of former batches; got "
+                f"{type(loss).__name__}, which learns within the batch. Use it alone, or another loss here."
+            )
         if size < 1 or start_after < 0:
             raise ValueError(
                 f"size must be at least 1 and start_after at least 0; got {size} and {start_after}. Without "
@@ -49,11 +59,13 @@ class CrossBatchMemory(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
         references = References.of(embeddings, labels, references)
         total: Tensor = self.loss(embeddings, labels, references)
-        size = min(int(self.num_seen), len(self.labels))
-        if size and int(self.num_calls) >= self.start_after:
+        num_seen, num_calls = torch.stack([self.num_seen, self.num_calls]).tolist()  # one wait for a GPU
+        size = min(num_seen, len(self.labels))
+        if size and num_calls >= self.start_after:
             remembered = replace(
                 references,
-                embeddings=self.embeddings[:size],
+                # In float64 where the batch is: a loss of pairs has no precision of its own.
+                embeddings=self.embeddings[:size].to(at_least_float32(embeddings).dtype),
                 labels=self.labels[:size],
                 contain_anchors=False,
             )

@@ -1,18 +1,18 @@
 """Which pairs and triplets of a block a loss learns from, without listing them.
 
-A miner keeps some positives and negatives of every anchor, or draws one negative for each kept positive.
-What is drawn depends on the seed, the number of the call and the anchor's place in the global batch alone:
-any number of workers draws the same tuples.
+A miner keeps some positives and negatives of every anchor, or draws one negative for each kept positive, by
+the chance of the anchor's place in the global batch: any number of workers draws the same tuples.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from dml.losses.blocks import AT_REST, Pairs
+from dml.losses.chance import Chance
 from dml.similarity import distances
 
 Mining = Literal[
@@ -20,34 +20,6 @@ Mining = Literal[
 ]
 MINING: tuple[Mining, ...] = get_args(Mining)
 """The names of all miners."""
-
-
-@dataclass(frozen=True)
-class Chance:
-    """Uniform numbers as a function of (seed, call, anchor, slot): the same for any W and when recomputed."""
-
-    seed: int
-    call: Tensor
-    """() int64, how many times the loss has drawn before."""
-
-    @classmethod
-    def of_first_call(cls, like: Tensor) -> Self:
-        """The chance of a loss that has not drawn yet, on the device of a tensor."""
-        return cls(0, torch.zeros((), dtype=torch.int64, device=like.device))
-
-    def uniform(self, anchors: Tensor, num_slots: int, purpose: int) -> Tensor:
-        """(A, num_slots) float32 in [0, 1), multiples of 2**-24, for the anchors' global rows (A,)."""
-        slots = torch.arange(num_slots, device=anchors.device)
-        state = _mix(torch.full_like(slots[:1], self.seed) + self.call * 0x632BE59BD9B4E019 + purpose)
-        bits = _mix(_mix(state + anchors * -0x61C8864680B583EB)[:, None] + slots)
-        return ((bits >> 40) & 0xFFFFFF).float() * 2.0**-24
-
-
-def _mix(values: Tensor) -> Tensor:
-    """SplitMix64's finaliser on int64, whose products wrap; Steele, Lea and Flood 2014, OOPSLA, sec. 4."""
-    values = (values ^ ((values >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-    values = (values ^ ((values >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-    return values ^ ((values >> 31) & 0x1FFFFFFFF)
 
 
 @dataclass(frozen=True)
@@ -104,7 +76,7 @@ class DrawSemiHard:
         for slot in range(near.shape[1]):
             between = _sign_of_positive(pairs.negatives.detach() - far[:, slot, None])
             between *= _sign_of_positive(near[:, slot, None] - pairs.negatives.detach())
-            column, some = _draw_weighted(between, chance.uniform(pairs.rows, near.shape[1], slot)[:, :1])
+            column, some = _draw_weighted(between, chance.uniform(pairs.rows, 1, slot))
             drawn.append(column)
             found.append(some)
         kept = pairs.is_positive & torch.stack(found, 1)
@@ -252,6 +224,7 @@ class MinedLoss(nn.Module):
         super().__init__()
         miner_of(mining, dim=4, margin=margin)  # refuses now what it would refuse at the first batch
         self.mining, self.seed = mining, seed
+        self.within_batch = mining == "n-pair"
         self.register_buffer("num_calls", torch.zeros((), dtype=torch.int64))
 
     def next_chance(self) -> Chance:

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from dml.losses.blocks import Pairs, Totals, average_over_anchors, log_one_plus_sum_exp
+from dml.losses.chance import Chance
 from dml.losses.mining import (
-    Chance,
     KeepMultiSimilarity,
     MinedLoss,
     Miner,
@@ -115,7 +115,7 @@ def multi_similarity_loss(
         attracting = (-alpha * (pairs.positives - base)).masked_fill(~tuples.is_kept, -torch.inf)
         repelling = beta * (tuples.negatives - base)
         losses = log_one_plus_sum_exp(attracting) / alpha + log_one_plus_sum_exp(repelling) / beta
-        return Totals(losses.sum()[None], losses.new_tensor([len(losses)]))
+        return Totals(losses.sum()[None], losses.new_full((1,), len(losses)))
 
     return average_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
 

@@ -9,7 +9,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from dml.losses.references import References
+from dml.losses.references import References, check_class_ids
 from dml.losses.shards import Shard, of_all_shards
 
 _ROWS_PER_DRAW = 1024
@@ -38,6 +38,8 @@ class ProxyLoss(nn.Module):
             holds the state of its rows.
     """
 
+    within_batch = True
+    """Its tuples are of the batch and the proxies: former batches cannot serve."""
     proxies: nn.Parameter
     """(C, D) or (C, K, D) float; with `sharded` only this rank's rows."""
 
@@ -68,15 +70,11 @@ class ProxyLoss(nn.Module):
         """The batch of all ranks, ready for this rank's shard; the batch itself where none is given.
 
         Raises:
-            ValueError: a label without a proxy, or shards without the global batch.
+            ValueError: a label without a proxy, references without the anchors, or shards without the global
+                batch.
         """
-        batch = References.of(embeddings, labels, references)
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-            raise ValueError(
-                f"labels must be class ids in [0, {self.num_classes}), one proxy each; got "
-                f"{int(labels.min())} to {int(labels.max())}. Number the training classes from 0, or give "
-                "num_classes."
-            )
+        batch = References.of(embeddings, labels, references).with_anchors("A proxy loss")
+        check_class_ids(labels, self.num_classes, "proxy")
         if self.shard.world_size == 1:
             return batch
         if len(batch.labels) != self.shard.world_size * len(labels):

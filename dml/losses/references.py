@@ -37,12 +37,18 @@ class References:
         """The given references, else the batch itself.
 
         Raises:
-            ValueError: embeddings and labels, or the given references, do not fit together.
+            ValueError: no batch, or embeddings and labels, or the given references, do not fit together.
         """
         if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
             raise ValueError(
                 f"embeddings must be (B, D) and labels (B,); got {tuple(embeddings.shape)} and "
                 f"{tuple(labels.shape)}. Pass one label for each row."
+            )
+        if labels.dtype != torch.int64:
+            raise ValueError(f"labels must be int64 class ids; got {labels.dtype}. Pass labels.long().")
+        if not len(labels):
+            raise ValueError(
+                "A batch must hold one image or more; got none. Leave out a step without images."
             )
         if given is None:
             return cls(embeddings, labels)
@@ -54,15 +60,15 @@ class References:
         return given
 
     def with_anchors(self, loss: str) -> Self:
-        """These references, for a loss that looks at both ends of a pair.
+        """These references, for a loss whose tuples lie within the batch.
 
         Raises:
             ValueError: they do not contain the anchors, such as a memory's.
         """
         if not self.contain_anchors:
             raise ValueError(
-                f"{loss} looks at both ends of a pair, so the anchors must be among the references; got "
-                "others, such as a memory's. Use it without the memory, or another loss with it."
+                f"{loss} learns within the batch, so the anchors must be among the references; got others, "
+                "such as a memory's. Use it without the memory, or another loss with it."
             )
         return self
 
@@ -73,3 +79,13 @@ class References:
         """
         count = self.mean_over_ranks(count.detach().to(total.dtype))
         return total / torch.where(count > 0, count, torch.ones_like(count))
+
+
+def check_class_ids(labels: Tensor, num_classes: int, of_each: str) -> None:
+    """Raise ValueError for labels, (B,) int64 with B > 0, beyond the C classes that have one `of_each`."""
+    least, most = torch.stack(labels.aminmax()).tolist()  # one wait for a GPU, not two
+    if least < 0 or most >= num_classes:
+        raise ValueError(
+            f"labels must be class ids in [0, {num_classes}), one {of_each} each; got {least} to {most}. "
+            "Number the training classes from 0, or give num_classes."
+        )

@@ -33,6 +33,7 @@ class Shard:
 
     @property
     def first(self) -> int:
+        """The first row; behind the last one of a rank that holds none."""
         return self._start(self.rank)
 
     @property
@@ -44,6 +45,7 @@ class Shard:
         return self.last - self.first
 
     def of(self, rank: int) -> "Shard":
+        """Another rank's shard of the same rows."""
         return Shard(self.num_rows, rank, self.world_size)
 
     def _start(self, rank: int) -> int:

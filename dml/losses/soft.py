@@ -276,6 +276,8 @@ class NTXent(nn.Module):
 class NPair(nn.Module):
     """`n_pair_loss` as a module."""
 
+    within_batch = True
+
     def __init__(self, scale: float = 1.0, *, l2: float = 0.005) -> None:
         super().__init__()
         self.scale, self.l2 = scale, l2

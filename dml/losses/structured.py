@@ -105,16 +105,20 @@ def ranked_list_loss(
         num_attracted = torch.count_nonzero(attracted, 1).clamp_min(1)
         repelled = (boundary - distances(pairs.negatives)).clamp_min(0)
         with torch.no_grad():
-            weights = (temperature * repelled).exp_().mul_(repelled.sign())
+            # Relative to the row's largest: from a temperature of 74 on, exp(T alpha) itself is infinite.
+            weights = repelled - repelled.amax(1, keepdim=True)
+            weights.mul_(temperature).exp_().mul_(repelled.sign())
             weights /= weights.sum(1, keepdim=True).clamp_min_(torch.finfo(weights.dtype).tiny)
         losses = attracted.sum(1) / num_attracted + negative_weight * (weights * repelled).sum(1)
-        return Totals(losses.sum()[None], losses.new_tensor([len(losses)]))
+        return Totals(losses.sum()[None], losses.new_full((1,), len(losses)))
 
     return average_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
 
 
 class LiftedStructure(nn.Module):
     """`lifted_structure_loss` as a module."""
+
+    within_batch = True
 
     def __init__(self, margin: float = 1.0) -> None:
         super().__init__()

@@ -13,7 +13,8 @@ from dml.losses.blocks import (
     softplus,
     total_and_count,
 )
-from dml.losses.mining import Chance, MinedLoss, Miner, Mining, Tuples, beyond_margin, miner_of
+from dml.losses.chance import Chance
+from dml.losses.mining import MinedLoss, Miner, Mining, Tuples, beyond_margin, miner_of
 from dml.losses.references import References
 from dml.similarity import distances, inverse_or_zero
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dml.metrics.intervals import Interval, mean_interval
+from dml.metrics.ranking import check_finite
 from dml.similarity import at_least_float32
 
 
@@ -20,6 +21,7 @@ class FewShot:
     """By the most similar single example; the same as `class_mean` for one shot."""
 
     def means(self) -> dict[str, float]:
+        """Over the episodes: accuracies in [0, 1] by the names of the methods."""
         return {"class_mean": float(self.class_mean.mean()), "nearest": float(self.nearest.mean())}
 
     def intervals(self, confidence: float = 0.95) -> dict[str, Interval]:
@@ -59,8 +61,8 @@ def few_shot(
         seed: of the episodes; they are the same on every device.
 
     Raises:
-        ValueError: different lengths, a number below 1 (ways: 2), a class of several values of `within`, or
-            too few classes that are large enough.
+        ValueError: different lengths, an embedding that is no number, a count below 1 (ways: 2), a class of
+            several values of `within`, or too few classes that are large enough.
 
     Source: Snell et al. 2017, arXiv:1703.05175 (class means); Vinyals et al. 2016, arXiv:1606.04080.
     """
@@ -74,6 +76,7 @@ def few_shot(
             f"ways must be 2 or more, shots, queries_per_class and episodes 1 or more; got {ways}, {shots}, "
             f"{queries_per_class}, {episodes}."
         )
+    check_finite(embeddings, "embeddings")
     vectors = at_least_float32(embeddings)
     pools = _pools(labels.cpu(), None if within is None else within.cpu(), ways, shots + queries_per_class)
     right: dict[str, list[float]] = {"class_mean": [], "nearest": []}

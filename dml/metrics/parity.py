@@ -39,7 +39,7 @@ def pytorch_metric_learning(
     ranking = Ranking(queries, gallery)
     itself = 0 if queries.ids is None and gallery is not None else 1
     if k == "max_bin_count":
-        k = int(ranking.relevant.max())
+        k = max(int(ranking.relevant.max()), 1)
     depth = len(ranking.gallery.labels) - itself if k is None else k
     found: dict[str, list[Tensor]] = {}
     for block in ranking.blocks(depth):

@@ -76,8 +76,7 @@ class Ranking:
             if (getattr(queries, name) is None) != (getattr(gallery, name) is None):
                 raise ValueError(f"{name} must be given for queries and gallery, or for neither.")
         for items in (queries, gallery):
-            if not torch.isfinite(items.embeddings.sum(dtype=torch.float64)):
-                raise ValueError("embeddings must be finite; got infinity or NaN. Look at what made them.")
+            check_finite(items.embeddings, "embeddings")
         self.queries, self.gallery = queries, gallery
         labels = self._of_label = _Matches(queries.labels, gallery.labels)
         self._query_labels, self._gallery_labels = labels.query_keys, labels.gallery_keys
@@ -141,6 +140,12 @@ class Ranking:
 def _count(chosen: Tensor) -> Tensor:
     """(rows,) int64 how many of each row; half the time of summing truth values."""
     return chosen.view(torch.int8).sum(1, dtype=torch.int32).long()
+
+
+def check_finite(values: Tensor, name: str) -> None:
+    """Raise ValueError for values that are not all numbers, which no comparison would notice."""
+    if not torch.isfinite(values.sum(dtype=torch.float64)):
+        raise ValueError(f"{name} must be finite; got infinity or NaN. Look at what made them.")
 
 
 class _Matches:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dml.metrics.intervals import Interval, wilson_interval
+from dml.metrics.ranking import check_finite
 from dml.similarity import cosine_similarities, squared_distances
 
 _BLOCK_ELEMENTS = 1 << 20  # what a core keeps near: at 1 << 22 histograms of 10,000 rows took 1.6x
@@ -42,10 +43,12 @@ class RocCurve:
 
     @property
     def true_accept_rates(self) -> Tensor:
+        """(T,) float64, ascending from 0 to 1."""
         return self.genuine.double() / self.genuine[-1]
 
     @property
     def false_accept_rates(self) -> Tensor:
+        """(T,) float64, ascending from 0 to 1."""
         return self.impostor.double() / self.impostor[-1]
 
     def area(self) -> float:
@@ -93,12 +96,13 @@ def roc_of_pairs(similarities: Tensor, same: Tensor) -> RocCurve:
         One threshold per different similarity, and infinity.
 
     Raises:
-        ValueError: different lengths, or no genuine or no impostor pair.
+        ValueError: different lengths, a similarity that is no number, or no genuine or no impostor pair.
     """
     if len(similarities) != len(same):
         raise ValueError(
             f"similarities and same must be equally long; got {len(similarities)} and {len(same)}."
         )
+    check_finite(similarities, "similarities")
     levels, place = torch.unique(similarities.double(), return_inverse=True)
     counts = [torch.bincount(place[kind], minlength=len(levels)) for kind in (same.bool(), ~same.bool())]
     return _curve(levels, *counts)
@@ -119,7 +123,8 @@ def roc_of_all_pairs(
         bins: of similarity over [-1, 1], a power of two.
 
     Raises:
-        ValueError: different lengths, bins no power of two, or no genuine or no impostor pair.
+        ValueError: different lengths, an embedding that is no number, bins no power of two, or no genuine or
+            no impostor pair.
     """
     if bins < 2 or bins & (bins - 1):
         raise ValueError(f"bins must be a power of two, 2 or more; got {bins}. {_BINS} is usual.")
@@ -128,6 +133,7 @@ def roc_of_all_pairs(
             f"embeddings, labels and ids must be equally long; got {len(embeddings)}, {len(labels)}"
             f"{'' if ids is None else f', {len(ids)}'}."
         )
+    check_finite(embeddings, "embeddings")
     left_out = 2 * bins
     counts = torch.zeros(2 * bins, dtype=torch.int64, device=embeddings.device)
     num_rows = len(labels)
@@ -185,7 +191,7 @@ def k_fold_accuracy(
         num_folds: where `folds` is None.
 
     Raises:
-        ValueError: different lengths, or fewer than two folds or pairs.
+        ValueError: different lengths, a similarity that is no number, or fewer than two folds or pairs.
 
     Source: Huang et al. 2007, Labeled Faces in the Wild, image-restricted.
     """
@@ -201,6 +207,7 @@ def k_fold_accuracy(
             f"similarities, same and folds must be equally long; got {len(similarities)}, {len(same)}, "
             f"{len(folds)}."
         )
+    check_finite(similarities, "similarities")
     thresholds = torch.arange(400, dtype=torch.float64, device=similarities.device) / 100
     distances = squared_distances(similarities.double())
     right, sizes = [], []

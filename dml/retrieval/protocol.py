@@ -213,10 +213,15 @@ def _slices(rows: Rows, found: QueryMetrics, config: EvaluationConfig) -> Iterat
                 f"An attribute to slice by must have at most {MOST_SLICES} values; {attribute!r} has "
                 f"{len(different)}. Slice by another."
             )
+        taken: set[str] = set()
         for value in [*different, None]:
+            name = _as_name(value)
+            while name in taken:  # values may differ in what a name cannot hold, and one may say "missing"
+                name += "_"
+            taken.add(name)
             chosen = torch.from_numpy(names == value).to(found.rows.device)
             if chosen[found.rows].any():
-                yield f"{attribute}/{_as_name(value)}", chosen
+                yield f"{attribute}/{name}", chosen
 
 
 def _as_name(value: str | None) -> str:

@@ -46,7 +46,7 @@ def _build_alone(config: configs.LossConfig, dim: int, num_classes: int, seed: i
             per_class = settings.pop("per_class")
             return losses.Margin(num_classes if per_class else None, seed=seed, **settings)
         case "n-pair":
-            return losses.NPair(l2=0.0, **settings)
+            return losses.NPair(l2=0.0, **settings)  # an encoder's embeddings have length 1 already
         case "lifted-structure":
             return losses.LiftedStructure(**settings)
         case "ranked-list":

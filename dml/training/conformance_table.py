@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -42,8 +42,6 @@ _SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "TripletMargin": {"": {}, "plain": {"squared": False}, "soft": {"margin": None, "mining": "all"}},
 }
 """Loss to variants by name to what they are made with; the first meets every mining, all a memory."""
-_WITHIN_BATCH = {"LiftedStructure", "NPair", "n-pair"}
-"""Pair losses, and a mining, whose anchors must be among the references: a memory cannot serve them."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,7 @@ class Recipe:
     """Behind a cross-batch memory."""
 
     def make(self) -> nn.Module:
+        """The loss for `NUM_CLASSES` classes and embeddings of `DIM`, with new weights."""
         sizes = {"num_classes": NUM_CLASSES, "dim": DIM}
         wanted = {name: sizes[name] for name in required(self.factory) if name in sizes}
         loss = self.factory(**wanted, **self.settings)
@@ -97,9 +96,10 @@ def _combinations(loss: str) -> Iterator[tuple[str, Recipe]]:
     variants |= _shardings(factory)
     for variant, settings in variants.items():
         name = f"{loss}, {variant}" if variant else loss
-        yield name, Recipe(factory, settings)
-        if not _WITHIN_BATCH & {loss, variant} and "num_classes" not in required(factory):
-            yield f"{name}, memory", Recipe(factory, settings, in_memory=True)
+        recipe = Recipe(factory, settings)
+        yield name, recipe
+        if not getattr(recipe.make(), "within_batch", False):
+            yield f"{name}, memory", replace(recipe, in_memory=True)
 
 
 def _shardings(factory: type[nn.Module]) -> dict[str, dict[str, Any]]:

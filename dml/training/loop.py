@@ -47,8 +47,11 @@ class Outcome:
     encoder: Encoder
     """Of the best step where steps were judged; else the moving average, or the last weights."""
     loss: float
+    """Mean of the last `log_every_steps` steps."""
     images_per_second: float
+    """Of all workers together, since this start."""
     data_wait: float
+    """Share of that time spent waiting for images, [0, 1]."""
     best: BestStep | None
 
 
@@ -112,8 +115,7 @@ def train_on(supply: Supply, config: ExperimentConfig, worker: Worker, hooks: Ho
     if hooks.restore is not None:
         done = state.read(hooks.restore)
         logger.info("resuming after step %d", done)
-    training, thaw = config.training, config.optimizer.freeze_backbone_steps
-    learner = state.begin(done)
+    training, first, num_known = config.training, done, done
     guard = Guard(state.learner, worker, supply.ids)
     batches = supply.batches(worker, done)
     state.show_classes(batches.sampler, done, resumed=True)
@@ -124,7 +126,7 @@ def train_on(supply: Supply, config: ExperimentConfig, worker: Worker, hooks: Ho
         take_step = partial(cached_train_step, chunk_rows=training.chunk_rows)
     try:
         for step, (images, labels, positions) in enumerate(batches, start=done):
-            if step == thaw:
+            if step in (first, config.optimizer.freeze_backbone_steps):
                 learner = state.begin(step)
             set_rates(state.optimizer, rate_factor(config.optimizer, step, training.num_steps))
             images = images.to(worker.device, non_blocking=True)
@@ -151,6 +153,10 @@ def train_on(supply: Supply, config: ExperimentConfig, worker: Worker, hooks: Ho
                 losses += guard.settle()
             meter.losses += losses
             whole.losses += losses
+            state.numbers.losses[num_known : num_known + len(losses)] = torch.tensor(
+                losses, dtype=torch.float64
+            )
+            num_known += len(losses)
             if judged:
                 began = time.perf_counter()
                 found = _judge(state, supply, worker, done)
@@ -159,8 +165,6 @@ def train_on(supply: Supply, config: ExperimentConfig, worker: Worker, hooks: Ho
             if reported and worker.rank == 0:
                 hooks.report(meter.progress(done, batches.wait_s, found, state.best_step))
                 found = None
-            if last:
-                state.numbers.loss.fill_(float(np.mean(whole.losses[-training.log_every_steps :])))
             if saved:
                 _save(hooks, state, done)
         overall = whole.progress(done, batches.wait_s)
@@ -168,7 +172,7 @@ def train_on(supply: Supply, config: ExperimentConfig, worker: Worker, hooks: Ho
         batches.close()
     return Outcome(
         encoder=state.shipped,
-        loss=float(state.numbers.loss),
+        loss=float(np.mean(state.numbers.losses[-training.log_every_steps :].numpy())),
         images_per_second=overall.images_per_second,
         data_wait=overall.data_wait,
         best=state.best_step,

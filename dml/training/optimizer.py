@@ -60,6 +60,7 @@ def rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> float:
 
 
 def set_rates(optimizer: Optimizer, factor: float) -> None:
+    """Every group's rate becomes `factor` times its base rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 

@@ -28,13 +28,14 @@ def initial_encoder(config: ExperimentConfig) -> Encoder:
 
 
 class _Numbers(nn.Module):
-    """Numbers that a finished run reports, and a checkpoint at its end therefore keeps."""
+    """Numbers of the steps so far that a run reports at its end, wherever it was resumed."""
 
-    loss: Tensor
+    losses: Tensor
+    """(num_steps,) float64 of each step; NaN of those to come."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_steps: int) -> None:
         super().__init__()
-        self.register_buffer("loss", torch.tensor(torch.nan, dtype=torch.float64))
+        self.register_buffer("losses", torch.full((num_steps,), torch.nan, dtype=torch.float64))
 
 
 class TrainingState:
@@ -72,7 +73,7 @@ class TrainingState:
         precision = training.precision or ("bfloat16" if worker.device.type == "cuda" else "float32")
         self.learner = Learner(self.encoder, self.loss, precision)
         self.optimizer = build_optimizer(config.optimizer, self.encoder, self.loss)
-        self.numbers = _Numbers()
+        self.numbers = _Numbers(training.num_steps)
         self.average: AveragedEncoder | None = None
         if training.ema_decay is not None:
             self.average = AveragedEncoder(self.encoder, training.ema_decay)

@@ -94,6 +94,10 @@ CASES = {
         losses.RankedList,
         partial(reference.ranked_list, boundary=1.2, margin=0.4, temperature=10, negative_weight=1),
     ),
+    "RankedList, steep": Case(
+        lambda: losses.RankedList(temperature=200.0),
+        partial(reference.ranked_list, boundary=1.2, margin=0.4, temperature=200, negative_weight=1),
+    ),
     "SmoothAP": Case(losses.SmoothAP, partial(reference.smooth_ap, temperature=0.01)),
     "SmoothAP, warm": Case(lambda: losses.SmoothAP(0.1), partial(reference.smooth_ap, temperature=0.1)),
     "RecallAtK": Case(

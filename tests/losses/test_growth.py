@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from dml import losses
+from dml.training.spawn import run_ranks
 from tests.losses.cases import DIM, scattered, uneven
 from tests.losses.test_shards import Learner, place, whole, wrapped
-from tests.spawn import run_ranks
 
 MAKERS = {
     "CosFace": losses.CosFace,

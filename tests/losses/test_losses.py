@@ -57,7 +57,7 @@ def test_low_precision_gives_finite_gradients_and_a_float32_value(name, embeddin
 
 
 @every_loss
-def test_blocks_of_anchors_change_neither_value_nor_gradient(name, monkeypatch):
+def test_blocks_of_anchors_or_classes_change_neither_value_nor_gradient(name, monkeypatch):
     module = CASES[name].make().double().eval()
     parameters = list(module.parameters())
 
@@ -69,6 +69,8 @@ def test_blocks_of_anchors_change_neither_value_nor_gradient(name, monkeypatch):
     monkeypatch.setattr("dml.losses.blocks._LEAST_ROWS", 1)
     monkeypatch.setattr("dml.losses.soft._LEAST_ROWS", 2)
     monkeypatch.setattr("dml.losses.soft._BLOCK_LOGITS", 1)
+    monkeypatch.setattr("dml.losses.class_blocks._KEPT_VALUES", 0)
+    monkeypatch.setattr("dml.losses.class_blocks._BLOCK_VALUES", 100)
     torch.testing.assert_close(results(), whole, rtol=1e-12, atol=1e-14)
 
 
@@ -101,12 +103,28 @@ def test_labels_of_another_length_are_refused(name):
         CASES[name].make()(scattered().float(), balanced()[:-1])
 
 
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.float32])
+def test_labels_of_another_type_are_refused(name, dtype):
+    """uint8 would index as a mask; int32 fails on W workers, where the gathered labels are int64."""
+    with pytest.raises(ValueError, match=r"Pass labels\.long"):
+        CASES[name].make()(scattered().float(), balanced().to(dtype))
+
+
+@every_loss
+def test_a_batch_without_images_is_refused(name):
+    with pytest.raises(ValueError, match="one image or more"):
+        CASES[name].make()(scattered().float()[:0], balanced()[:0])
+
+
 def test_semi_hard_mining_needs_a_margin():
     with pytest.raises(ValueError, match="Give a margin"):
         losses.TripletMargin(None, mining="semi-hard")
 
 
-def test_a_label_without_a_proxy_is_refused():
-    loss = losses.ProxyAnchor(3, 16)
-    with pytest.raises(ValueError, match="got 0 to 3"):
+@pytest.mark.parametrize(
+    ("loss", "noun"), [(losses.ProxyAnchor(3, 16), "proxy"), (losses.Margin(3), "boundary")]
+)
+def test_a_label_without_a_proxy_or_boundary_is_refused(loss, noun):
+    with pytest.raises(ValueError, match=f"one {noun} each; got 0 to 3"):
         loss(scattered().float(), balanced())

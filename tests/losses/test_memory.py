@@ -74,12 +74,37 @@ def test_a_batch_larger_than_the_memory_leaves_its_last_rows():
     assert module.labels[order].tolist() == sorted(y[-5:].tolist())
 
 
-@pytest.mark.parametrize("loss", [losses.NPair(), losses.LiftedStructure()])
-def test_losses_that_need_both_ends_in_the_batch_are_refused(loss):
-    module = memory(loss)
-    module(*batches(1)[0])
+WITHIN_BATCH = {
+    "n-pair": losses.NPair(),
+    "lifted structure": losses.LiftedStructure(),
+    "n-pair mining": losses.TripletMargin(mining="n-pair"),
+    "proxies": losses.ProxyAnchor(12, DIM),
+}
+
+
+@pytest.mark.parametrize("loss", WITHIN_BATCH.values(), ids=WITHIN_BATCH)
+def test_losses_that_learn_within_the_batch_are_refused_before_the_first_step(loss):
+    with pytest.raises(ValueError, match="learns within the batch"):
+        memory(loss)
+
+
+@pytest.mark.parametrize("loss", WITHIN_BATCH.values(), ids=WITHIN_BATCH)
+def test_losses_that_learn_within_the_batch_refuse_strangers_as_references(loss):
+    (x, y), (former, former_labels) = ((x.float(), y) for x, y in batches(2))
     with pytest.raises(ValueError, match="anchors must be among the references"):
-        module(*batches(1)[0])
+        loss(x, y, losses.References(former, former_labels, contain_anchors=False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_memory_in_float32_serves_batches_of_any_precision(dtype):
+    module = losses.CrossBatchMemory(losses.Contrastive(), dim=DIM, size=24, start_after=0)
+    for x, y in batches(3):
+        rows = x.to(dtype).requires_grad_()
+        value = module(rows, y)
+        value.backward()
+        assert rows.grad.isfinite().all()
+    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert module.embeddings.dtype == torch.float32
 
 
 def test_an_empty_memory_is_refused():

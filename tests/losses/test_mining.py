@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from dml import losses
-from dml.losses.mining import Chance, miner_of
+from dml.losses.chance import Chance
+from dml.losses.mining import miner_of
 from tests.losses.cases import balanced, scattered
 
 
@@ -29,6 +30,18 @@ def test_a_draw_does_not_depend_on_which_other_anchors_are_there():
     assert torch.equal(whole[40:60], part)
 
 
+def test_any_seed_of_torch_draws():
+    rows, call = torch.arange(8), torch.tensor(0)
+    assert not torch.equal(
+        Chance(2**64 - 1, call).uniform(rows, 1, 0), Chance(2**63 - 1, call).uniform(rows, 1, 0)
+    )
+
+
+def test_the_first_slots_are_the_same_however_many_follow():
+    rows, chance = torch.arange(50), Chance(4, torch.tensor(2))
+    assert torch.equal(chance.uniform(rows, 5, 3)[:, :1], chance.uniform(rows, 1, 3))
+
+
 @pytest.mark.parametrize("mining", ["random", "soft-hard", "distance-weighted", "semi-hard"])
 def test_another_call_draws_anew_and_a_resumed_one_draws_the_same(mining):
     def new() -> losses.Margin:
@@ -36,13 +49,13 @@ def test_another_call_draws_anew_and_a_resumed_one_draws_the_same(mining):
 
     x, y = scattered(), balanced()
     loss = new()
-    values = [float(loss(x, y)) for _ in range(6)]
+    values = [float(loss(x, y).detach()) for _ in range(6)]
     assert len(set(values)) > 1
     resumed = new()
     resumed.load_state_dict({**resumed.state_dict(), "num_calls": torch.tensor(3)})
-    assert [float(resumed(x, y)) for _ in range(3)] == values[3:]
+    assert [float(resumed(x, y).detach()) for _ in range(3)] == values[3:]
     loss.eval()
-    assert float(loss(x, y)) == float(loss(x, y)), "in evaluation nothing moves on"
+    assert torch.equal(loss(x, y), loss(x, y)), "in evaluation nothing moves on"
 
 
 def test_distances_drawn_by_their_weight_are_nearly_uniform():

@@ -13,8 +13,8 @@ from dml import losses
 from dml.losses.proxies import ProxyLoss, initial_rows
 from dml.losses.shards import Shard, recut
 from dml.training.gather import gather
+from dml.training.spawn import run_ranks
 from tests.losses.cases import DIM, LABELS, scattered, uneven
-from tests.spawn import run_ranks
 
 NUM_CLASSES = 13  # W = 3 cuts them into 5, 5 and 3
 

@@ -95,3 +95,8 @@ def test_the_interval_narrows_as_episodes_are_added():
 def test_episodes_that_cannot_be_drawn_are_refused(asked, message):
     with pytest.raises(ValueError, match=message):
         few_shot(unit(80, 4, 0), torch.arange(80) // 4, **asked)
+
+
+def test_an_embedding_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="finite"):
+        few_shot(unit(80, 4, 0).fill_diagonal_(torch.nan), torch.arange(80) // 4, ways=5)

@@ -75,9 +75,10 @@ def test_searched_deep_enough_its_numbers_are_ours_too(case):
     )
 
 
-def test_nobody_to_find_is_not_a_number_there():
+@pytest.mark.parametrize("k", [2, None, "max_bin_count"])
+def test_nobody_to_find_is_not_a_number_there(k):
     items = Items(balanced(0)[0][:5], torch.arange(5))
-    assert all(math.isnan(value) for value in parity.pytorch_metric_learning(items, k=2).values())
+    assert all(math.isnan(value) for value in parity.pytorch_metric_learning(items, k=k).values())
 
 
 def plain_confusezius(embeddings, labels, recall_at):

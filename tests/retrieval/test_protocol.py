@@ -85,6 +85,14 @@ def test_slices_are_named_as_mlflow_allows_and_count_their_queries():
         assert found[f"shelf/{name}/recall_at_1"] == queries.of(chosen).means()["recall_at_1"]
 
 
+def test_values_that_a_name_cannot_tell_apart_stay_apart():
+    shelves = [["low/er", "low:er", "low?er", "missing", None][i % 5] for i in range(90)]
+    found = measure(VECTORS, Rows(LABELS, {"shelf": shelves}), EvaluationConfig(slices=("shelf",), nmi=False))
+    counts = {key: value for key, value in found.items() if key.endswith("num_queries")}
+    names = ["low_er", "low:er", "low_er_", "missing", "missing_"]
+    assert counts == {f"shelf/{name}/num_queries": 18 for name in names}
+
+
 def test_queries_search_the_gallery_alone_where_the_rows_have_roles():
     found = measure(VECTORS, ROWS_, EvaluationConfig(role_attribute="role", slices=("shelf",), nmi=False))
     asks, answers = (torch.tensor([role == each for role in ROLES]) for each in ("query", "gallery"))

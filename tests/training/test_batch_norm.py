@@ -12,7 +12,7 @@ from dml.config import EncoderConfig, TimmConfig
 from dml.errors import InvalidSetting
 from dml.models.encoder import Encoder
 from dml.training.batch_norm import GlobalBatchNorm2d, synchronise_batch_norm
-from tests.spawn import run_ranks
+from dml.training.spawn import run_ranks
 
 
 def network() -> nn.Module:

@@ -9,7 +9,7 @@ from torch import nn
 from dml.losses import ProxyAnchor, SupCon
 from dml.training.class_vectors import WithClassVectors
 from dml.training.gather import gather
-from tests.spawn import run_ranks
+from dml.training.spawn import run_ranks
 
 C, D = 6, 4
 

@@ -10,8 +10,8 @@ from dml.errors import TrainingFailed
 from dml.models.encoder import Encoder
 from dml.training.guard import Guard
 from dml.training.optimizer import build_optimizer, clip_gradients
+from dml.training.spawn import run_ranks
 from dml.training.worker import Worker
-from tests.spawn import run_ranks
 
 
 class Pair(nn.Module):

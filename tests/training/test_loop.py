@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -190,6 +191,20 @@ def test_a_run_killed_after_its_last_step_ends_without_another(dataset, tmp_path
     assert steps == []
     assert again.loss == whole.loss
     torch.testing.assert_close(again.encoder.state_dict(), whole.encoder.state_dict(), rtol=0, atol=0)
+
+
+def test_the_loss_at_the_end_is_that_of_the_last_steps_wherever_the_run_was_resumed(dataset, tmp_path):
+    config = experiment("smoke").overridden([*FAST, "training.log_every_steps=10"])
+    saved = {}
+
+    def save(step, folder):
+        saved[step] = shutil.copytree(folder, tmp_path / str(step), dirs_exist_ok=True)
+
+    whole = train_loop(config, dataset, Worker(), Hooks(report=lambda p: None, save=save))
+    assert whole.loss == pytest.approx(np.mean(loss_curve(FAST, dataset)[-10:]), rel=1e-12)
+    for step in (4, 8, 12):
+        hooks = Hooks(report=lambda p: None, save=save, restore=saved[step])
+        assert train_loop(config, dataset, Worker(), hooks).loss == whole.loss, f"after step {step}"
 
 
 def test_the_package_holds_the_moving_average(dataset, tmp_path):

@@ -12,8 +12,8 @@ from dml.data.ingest import ingest
 from dml.presets import experiment
 from dml.refs import DatasetRef
 from dml.training.loop import Hooks, train_loop
+from dml.training.spawn import run_ranks
 from dml.training.worker import Worker
-from tests.spawn import run_ranks
 
 # A gentle SGD: Adam would blow gradients of rounding size up to full steps, and a rough one their effects.
 SETTINGS = [

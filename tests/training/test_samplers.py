@@ -10,7 +10,7 @@ from dml.errors import InvalidSetting
 from dml.presets import experiment
 from dml.refs import DatasetRef
 from dml.training.loop import Hooks, Worker, train_loop
-from tests.spawn import run_ranks
+from dml.training.spawn import run_ranks
 
 NUM_STEPS = 10
 SMALL = [

@@ -15,8 +15,8 @@ from dml.errors import IncompatibleArtifact
 from dml.training.checkpoint import has_part, read_checkpoint, write_checkpoint
 from dml.training.gather import gather
 from dml.training.optimizer import clip_gradients
+from dml.training.spawn import run_ranks
 from tests.losses.cases import DIM, LABELS, scattered
-from tests.spawn import run_ranks
 
 MAKERS = {
     "CosFace, sampled": partial(losses.CosFace, 13, DIM, seed=5, sample_rate=0.4),

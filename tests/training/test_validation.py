@@ -20,10 +20,10 @@ from dml.refs import BestStep, DatasetRef
 from dml.training import ray_trainer
 from dml.training.loop import Hooks, train_on
 from dml.training.meter import Progress
+from dml.training.spawn import run_ranks
 from dml.training.supply import DatasetSupply
 from dml.training.validation import ValidationSet, held_out_classes, validate
 from dml.training.worker import Worker
-from tests.spawn import run_ranks
 
 SETTINGS = [
     "training.threads_per_worker=1",

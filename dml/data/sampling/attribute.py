@@ -26,10 +26,12 @@ class AttributeBatchSampler(ClassBatches):
         values: (N,) int, the value of each row, from 0.
         classes_per_batch: P, of the global batch.
         samples_per_class: K.
-        small_values: values with fewer than P classes; "pool" joins them into one group whose batches mix
-            them; one with fewer than P classes itself takes in the smallest of the other values.
-        several_values: classes with more than one value; "majority" gives all rows of a class to its most
-            frequent value (of equals the first), "split" lets it appear under each with the rows of that one.
+        small_values: what becomes of values with fewer than P classes: "pool" joins them into one group whose
+            batches mix them (if it has fewer than P classes itself, it takes in the smallest of the other
+            values); "refuse" raises.
+        several_values: what becomes of classes with more than one value: "refuse" raises; "majority" gives
+            all rows of a class to its most frequent value (of equals the first); "split" lets it appear under
+            each with the rows of that one.
         value_names: what messages call the values.
         seed, rank, world_size, num_steps, first_step: as `BatchStream`.
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from dml.errors import InvalidSetting
+from dml.training.spawn import run_ranks
 from tests.data.sampling import cases
 from tests.data.sampling.cases import CLASS_MAKERS, MAKERS, uneven
-from tests.spawn import run_ranks
 
 every_sampler = pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 every_class_sampler = pytest.mark.parametrize("make", CLASS_MAKERS, ids=lambda make: make.__name__)

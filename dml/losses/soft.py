@@ -154,7 +154,8 @@ def n_pair_loss(
             return nn.functional.cross_entropy(logits, places[rows], reduction="sum")
 
         size = block_rows or max(_BLOCK_LOGITS // max(len(seconds), 1), _LEAST_ROWS)
-        blocks = [slice(start, start + size) for start in range(0, len(places), size)]
+        # A rank without anchors has a block of none: the others wait for it in the gather's backward.
+        blocks = [slice(start, start + size) for start in range(0, max(len(places), 1), size)]
         if len(blocks) == 1:
             total = of_block(blocks[0])
         else:  # of several, each is computed again in backward

@@ -128,7 +128,9 @@ class TorchvisionConfig(Part):
 
     kind: Literal["torchvision"] = "torchvision"
     name: Literal["squeezenet1_1", "googlenet", "resnet18", "resnet50"] = "squeezenet1_1"
-    pretrained: bool = Field(False, description="fetch ImageNet weights from the hub")
+    pretrained: bool | Literal["IMAGENET1K_V1", "IMAGENET1K_V2"] = Field(
+        False, description="fetch ImageNet weights from the hub; True: torchvision's latest"
+    )
     weights: Path | None = Field(None, description="a local safetensors file in torchvision's key names")
 
 

@@ -4,9 +4,11 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+R = TypeVar("R")
 
 _OBJECT_STORE_BYTES = 1 << 30
 
@@ -73,3 +75,18 @@ def _resource(name: str) -> int:
     import ray
 
     return int(ray.cluster_resources().get(name, 0))
+
+
+def call_apart(function: Callable[..., R], *arguments: Any, num_cpus: int, num_gpus: int) -> R:
+    """Call a function in a process of its own, where and when so much is free; needs an open session.
+
+    Its errors are raised here as they were raised there.
+    """
+    import ray
+
+    remote = ray.remote(function).options(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0)
+    try:
+        result: R = ray.get(remote.remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    return result

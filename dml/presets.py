@@ -95,7 +95,9 @@ def _resnet50(name: str, dim: int) -> ExperimentConfig:
         name=name,
         augmentation=AugmentationConfig(random_resized_crop=(0.08, 1.0), horizontal_flip=True),
         encoder=EncoderConfig(
-            backbone=TorchvisionConfig(name="resnet50", pretrained=True), dim=dim, freeze_batch_norm=True
+            backbone=TorchvisionConfig(name="resnet50", pretrained="IMAGENET1K_V1"),  # the papers' weights
+            dim=dim,
+            freeze_batch_norm=True,
         ),
         sampler=SamplerConfig(classes_per_batch=28, samples_per_class=4),
         optimizer=OptimizerConfig(learning_rate=1e-5, weight_decay=4e-4, schedule="constant"),
@@ -187,7 +189,8 @@ def _baseline(name: str, dataset: str, row: _Baseline) -> ExperimentConfig:
         gamma=0.3,
     )
     sampler = ShuffledSamplerConfig(batch_size=112) if row.shuffled else base.sampler
-    training = TrainingConfig(num_steps=_steps(dataset, epochs, sampler.batch_size))
+    steps = _steps(dataset, epochs, sampler.batch_size)
+    training = TrainingConfig(num_steps=steps, precision="float32")
     changes = {"loss": row.loss, "sampler": sampler, "optimizer": optimizer, "training": training}
     return base.model_copy(update=changes)
 

@@ -195,3 +195,29 @@ class RoadReport(BaseModel):
     index: IndexRef
     gallery: str = Field(description="path or URI of the picture of queries and their answers")
     seconds: dict[str, float]
+
+
+class CellReport(BaseModel):
+    """One cell of a bench: one run's numbers on a test split, or those of the images' own pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fingerprint: str = Field(description="of all that decides the numbers")
+    metrics: dict[str, float]
+    trained: TrainedRef | None = Field(None, description="None: nothing was trained")
+    embeddings: EmbeddingsRef | None = Field(None, description="what was judged; None: raw pixels")
+    seconds: float | None = Field(None, description="of training, evaluation apart; None: unknown")
+    hardware: str = Field(description="what it ran on")
+
+
+class BenchReport(Ref):
+    """A finished grid: its cells, and the tables that `table.md` and `table.csv` in its folder show."""
+
+    cells: list[CellReport]
+    tables: dict[str, list[dict[str, str]]] = Field(
+        description="dataset version to its rows, percent and text"
+    )
+    notes: dict[str, list[str]] = Field(
+        description="dataset version to published numbers that are not beside ours, and why"
+    )
+    comparisons: list[dict[str, str]] = []

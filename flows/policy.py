@@ -8,7 +8,9 @@ import base64
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Flow, get_run_logger, task
@@ -20,6 +22,7 @@ from prefect.settings import get_current_settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 logging.getLogger("dml").setLevel(logging.INFO)  # training's progress, also in a run's log
 
@@ -66,6 +69,23 @@ def run(flow: Flow[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     if is_orchestrated() or get_current_settings().api.url is not None:
         return flow(*args, **kwargs)
     return flow.fn(*args, **kwargs)
+
+
+def side_by_side(function: Callable[[T], R], items: Sequence[T], most: int) -> list[R]:
+    """A function's results of every item in order, up to `most` items at a time.
+
+    After an error no further item is begun; those under way are finished, and the first error is raised.
+    """
+    if most == 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(most) as pool:
+        # A thread sees the flow run it works for only in a copy of its context.
+        futures = [pool.submit(copy_context().run, function, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def say(message: str) -> None:

@@ -1,10 +1,12 @@
 """A Ray session leaves the process, and the machine, as it found them."""
 
+import os
 import signal
 
 import pytest
 
-from dml.cluster import ray_session
+from dml.cluster import call_apart, ray_session
+from dml.errors import InvalidSetting
 
 
 def fail_in_a_session(handler):
@@ -33,3 +35,21 @@ def test_a_session_restores_the_signal_handler_and_ends_with_its_body():
         assert signal.getsignal(signal.SIGTERM) is handler
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def process_id() -> int:
+    return os.getpid()
+
+
+def refuse(what: str) -> None:
+    raise InvalidSetting(f"{what} in {os.getpid()}")
+
+
+@pytest.mark.slow
+def test_a_call_apart_runs_in_another_process_and_its_errors_come_back_as_they_are():
+    with ray_session(1):
+        assert call_apart(process_id, num_cpus=1, num_gpus=0) != os.getpid()
+        with pytest.raises(InvalidSetting, match="no such setting in") as refused:
+            call_apart(refuse, "no such setting", num_cpus=1, num_gpus=0)
+    assert type(refused.value) is InvalidSetting, "a flow tells the user's mistakes by their class"
+    assert str(os.getpid()) not in str(refused.value)

@@ -4,13 +4,13 @@ torchvision and timm are imported only when one of theirs is built: they cost se
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dml.config import BackboneConfig, Conv4Config, TimmConfig, TorchvisionConfig
-from dml.errors import IncompatibleArtifact, MissingArtifact
+from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
 from dml.storage import file_digest
 
 
@@ -49,7 +49,7 @@ def build_backbone(
         case Conv4Config(width=width):
             return Backbone(_conv4(channels, width), width)
         case TorchvisionConfig():
-            backbone = _torchvision(config, pretrained=config.pretrained and initialise)
+            backbone = _torchvision(config, pretrained=bool(config.pretrained) and initialise)
         case TimmConfig():
             backbone = _timm(config, channels, config.pretrained and initialise, own_pooling)
     if initialise and config.weights is not None:
@@ -70,11 +70,60 @@ def _conv4(channels: int, width: int) -> nn.Module:
     return nn.Sequential(*blocks)
 
 
+def require_weights(config: BackboneConfig) -> None:
+    """Make sure that a backbone's weights are on this machine, fetching torchvision's where they can be.
+
+    timm's are fetched when the backbone is built.
+
+    Raises:
+        MissingArtifact: a weights file that is not there, or a hub that cannot be reached.
+        CorruptArtifact: a file in the hub's cache that is another than its name says.
+    """
+    if config.kind == "conv4":
+        return
+    if config.weights is not None:
+        _require_weights(config.weights)
+    elif config.kind == "torchvision" and config.pretrained:
+        import torch
+
+        weights = _hub_weights(config)
+        name = weights.url.rpartition("/")[2]
+        cached = Path(torch.hub.get_dir(), "checkpoints", name)
+        if not cached.exists():
+            try:
+                weights.get_state_dict(progress=False, check_hash=True)
+            except OSError as error:
+                raise MissingArtifact(
+                    f"The ImageNet weights {weights} must be fetched or lie at {cached}; fetching "
+                    f"{weights.url} failed: {error}. Put the file there from a machine that reaches it."
+                ) from error
+        digits = name.rpartition("-")[2].partition(".")[0]  # torchvision names files by their digests
+        if not file_digest(str(cached)).startswith(digits):
+            raise CorruptArtifact(
+                f"{cached} must have a SHA-256 that begins with {digits}; it has another. Delete the file."
+            )
+
+
+def _hub_weights(config: TorchvisionConfig) -> Any:
+    """torchvision's entry for the weights a configuration names."""
+    from torchvision import models
+
+    there_are = models.get_model_weights(config.name)
+    if config.pretrained is True:
+        return there_are.DEFAULT
+    if config.pretrained not in there_are.__members__:
+        raise InvalidSetting(
+            f"encoder.backbone.pretrained must be one of {list(there_are.__members__)} for {config.name}; "
+            f"got {config.pretrained!r}."
+        )
+    return there_are[config.pretrained]
+
+
 def _torchvision(config: TorchvisionConfig, *, pretrained: bool) -> Backbone:
     from torchvision import models
     from torchvision.models.feature_extraction import create_feature_extractor
 
-    weights = models.get_model_weights(config.name).DEFAULT if pretrained else None
+    weights = _hub_weights(config) if pretrained else None
     options = {}
     if (
         config.name == "googlenet" and not pretrained

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 RUN_TAG = "dml.run"
 _MAX_PARAM_LENGTH = 500
 _MAX_METRICS_PER_BATCH = 1000  # MLflow refuses more
+_STARTING = threading.Lock()  # the first to come makes the database's tables, and two at once collide
 
 
 class HasMetrics(Protocol):
@@ -91,6 +93,7 @@ def start_run(
     identity: str,
     params: Mapping[str, Any],
     artifact_root: str | None = None,
+    name: str | None = None,
 ) -> Run:
     """The MLflow run of a run identity: a new one, or the one that a killed process left.
 
@@ -100,25 +103,37 @@ def start_run(
         identity: what `training.run_identity` gives; the same identity continues the same run.
         params: a nested configuration, logged with dotted names.
         artifact_root: where artefacts go when no server decides it.
+        name: the run's name in MLflow's pages; None: the identity.
     """
-    client = connect(tracking_uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        location = None if tracking_uri.startswith("http") else artifact_root
-        experiment_id = client.create_experiment(experiment, artifact_location=location)
-    else:
-        experiment_id = found.experiment_id
-    earlier = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
-    if earlier:
-        client.update_run(earlier[0].info.run_id, status="RUNNING")
-        return Run(tracking_uri, earlier[0].info.run_id)
-    created = client.create_run(experiment_id, tags={RUN_TAG: identity}, run_name=identity)
+    with _STARTING:
+        client = connect(tracking_uri)
+        experiment_id = _experiment_id(client, tracking_uri, experiment, artifact_root)
+        earlier = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
+        if earlier:
+            client.update_run(earlier[0].info.run_id, status="RUNNING")
+            return Run(tracking_uri, earlier[0].info.run_id)
+        created = client.create_run(experiment_id, tags={RUN_TAG: identity}, run_name=name or identity)
     run = Run(tracking_uri, created.info.run_id)
     from mlflow.entities import Param
 
     flat = [Param(k, str(v)[:_MAX_PARAM_LENGTH]) for k, v in _flatten(params)]
     client.log_batch(run.id, params=flat)
     return run
+
+
+def _experiment_id(client: "MlflowClient", tracking_uri: str, name: str, artifact_root: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        location = None if tracking_uri.startswith("http") else artifact_root
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:  # another run of the experiment was first
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,16 @@ def run_identity(config: ExperimentConfig, dataset: DatasetRef) -> str:
     How it is judged, logged or spread over workers does not decide it; the content of a weights file does,
     its path does not.
     """
-    decisive = config.model_dump(
+    decisive = decisive_settings(config)
+    backbone = config.encoder.backbone
+    if backbone.kind != "conv4" and backbone.weights is not None:
+        decisive["encoder"]["backbone"]["weights"] = weights_digest(backbone.weights)
+    return digest_of(decisive, dataset.fingerprint, CODE_VERSION)[:16]
+
+
+def decisive_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """The settings that decide what a run learns, as a JSON tree."""
+    return config.model_dump(
         mode="json",
         exclude={
             "name": True,
@@ -83,10 +93,6 @@ def run_identity(config: ExperimentConfig, dataset: DatasetRef) -> str:
             "loss": {"sharded"},
         },
     )
-    backbone = config.encoder.backbone
-    if backbone.kind != "conv4" and backbone.weights is not None:
-        decisive["encoder"]["backbone"]["weights"] = weights_digest(backbone.weights)
-    return digest_of(decisive, dataset.fingerprint, CODE_VERSION)[:16]
 
 
 def train_loop(config: ExperimentConfig, dataset: DatasetRef, worker: Worker, hooks: Hooks) -> Outcome:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -28,6 +29,22 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tracking_uri(store):
     return f"sqlite:///{store}/mlflow.db"
+
+
+def test_runs_started_at_once_share_a_new_database_and_experiment(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+
+    def start(identity: str) -> tracking.Run:
+        return tracking.start_run(
+            uri, experiment="grid", identity=identity, params={}, name=f"cell {identity}"
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        runs = list(pool.map(start, "abcda"))
+    assert runs[0] == runs[4], "the same identity continues the same run"
+    client = tracking.connect(uri)
+    found = client.search_runs([client.get_experiment_by_name("grid").experiment_id])
+    assert sorted(run.info.run_name for run in found) == ["cell a", "cell b", "cell c", "cell d"]
 
 
 def new_version(store: str, tracking_uri: str, name: str, seed: int, recall: float):

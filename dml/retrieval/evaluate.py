@@ -98,9 +98,7 @@ def raw_pixel_baseline(
     return measure(pixels, rows, config)
 
 
-def split_rows(
-    dataset: DatasetRef, config: EvaluationConfig, split: str
-) -> tuple[NDArray[np.int64], Rows]:
+def split_rows(dataset: DatasetRef, config: EvaluationConfig, split: str) -> tuple[NDArray[np.int64], Rows]:
     """Positions of a split's rows, and what the configuration asks of them."""
     attributes = attributes_of(config)
     rows = read_rows(dataset, split=split, columns=["class_index", *attributes])

@@ -7,7 +7,7 @@ from dml.data.dataset import find_dataset
 from dml.presets import circle
 from dml.refs import ReportRef
 from dml.report.circles import draw_circles
-from dml.report.report import read_picture
+from dml.report.page import read_picture
 from dml.retrieval.embed import embed
 from dml.settings import store_uri
 from dml.training.ray_trainer import train

@@ -7,7 +7,8 @@ from dml.data.dataset import find_dataset
 from dml.refs import DatasetRef, ModelRef, ReportRef
 from dml.registry.catalog import find_model
 from dml.registry.history import attach_report
-from dml.report.report import read_picture, write_report
+from dml.report.page import read_picture
+from dml.report.report import write_report
 from dml.retrieval.embed import embed
 from dml.settings import store_uri, tracking_uri
 from flows.policy import say, show_picture, show_text, stage, tell

@@ -1,6 +1,7 @@
 """The charts of a report, each a PNG file's bytes: similarities, ROC, training curves, the map."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,8 +11,11 @@ from dml.metrics.verification import OperatingPoint, RocCurve
 from dml.report import style
 from dml.report.projection import Map
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LEAST_SHARE_SEEN = 1e-6  # a bin below this is no visible line
 _HISTOGRAM_BINS = 128  # of similarity; a power of two, so that the curve's counts add up exactly
-_ROC_POINTS = 400
 
 Curve = Sequence[tuple[int, float]]
 """(step, value), steps ascending."""
@@ -43,54 +47,53 @@ def pair_histograms(
 
 def draw_similarities(curve: RocCurve, points: Mapping[float, OperatingPoint]) -> bytes:
     """How similar positive and negative pairs are, and the thresholds at the given false-accept rates."""
-    edges, positives, negatives = pair_histograms(curve)
     with style.figure(8.6, 4.0) as (figure, out):
-        axes = figure.add_subplot()
-        for name, shares, total, colour in (
-            ("same class", positives, curve.genuine, style.POSITIVE),
-            ("other class", negatives, curve.impostor, style.NEGATIVE),
-        ):
-            label = f"{name}: {int(total[-1]):,} pairs"
-            axes.stairs(shares, edges, fill=True, alpha=0.35, color=colour, label=label)
-            axes.stairs(shares, edges, color=colour, linewidth=1.2)
-        top = max(positives.max(), negatives.max())
-        axes.set_ylim(0, top * (1.04 + 0.09 * len(points)))
-        seen = np.flatnonzero(positives + negatives > 1e-6)
-        low, high = edges[seen[0]] - 0.03, edges[seen[-1] + 1] + 0.03
-        axes.set_xlim(low, high)
-        for place, (rate, point) in enumerate(points.items(), start=1):
-            height = top * (1.04 + 0.09 * (len(points) - place) + 0.03)
-            axes.vlines(point.threshold, 0, height, color=style.INK, linewidth=0.9, linestyle=(0, (4, 3)))
-            text = (
-                f"≥ {point.threshold:.3f}: false accepts {style.rate_text(rate)}, "
-                f"finds {point.true_accept_rate:.0%}"
-            )
-            right = point.threshold < (low + high) / 2
-            axes.annotate(
-                text,
-                (point.threshold, height),
-                xytext=(5 if right else -5, 0),
-                textcoords="offset points",
-                ha="left" if right else "right",
-                va="center",
-                fontsize=9,
-            )
-        style.whole_percent_axis(axes)
-        axes.set_xlabel("cosine similarity of a pair")
-        axes.set_ylabel("share of its kind of pairs")
-        axes.legend(loc="upper left" if _mean(edges, positives) > (low + high) / 2 else "upper right")
+        plot_similarities(figure.add_subplot(), curve, points)
     return out.getvalue()
 
 
-def _mean(edges: NDArray[np.float64], shares: NDArray[np.float64]) -> float:
-    return float(((edges[:-1] + edges[1:]) / 2 * shares).sum())
+def plot_similarities(axes: "Axes", curve: RocCurve, points: Mapping[float, OperatingPoint]) -> None:
+    """Two histograms, and a dashed line with its words at each threshold, the strictest on top."""
+    edges, positives, negatives = pair_histograms(curve)
+    for name, shares, total, colour in (
+        ("same class", positives, curve.genuine, style.POSITIVE),
+        ("other class", negatives, curve.impostor, style.NEGATIVE),
+    ):
+        label = f"{name}: {int(total[-1]):,} pairs"
+        axes.stairs(shares, edges, fill=True, alpha=0.35, color=colour, label=label)
+        axes.stairs(shares, edges, color=colour, linewidth=1.2)
+    top, step = float(max(positives.max(), negatives.max())), 0.09
+    seen = np.flatnonzero(positives + negatives > _LEAST_SHARE_SEEN)
+    low, high = edges[seen[0]] - 0.03, edges[seen[-1] + 1] + 0.03
+    axes.set_xlim(low, high)
+    axes.set_ylim(0, top * (1.04 + step * len(points)))
+    for number, (rate, point) in enumerate(points.items(), start=1):
+        height = top * (1.07 + step * (len(points) - number))
+        axes.vlines(point.threshold, 0, height, color=style.INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        right = point.threshold < (low + high) / 2
+        axes.annotate(
+            f"≥ {point.threshold:.3f}: false accepts {style.rate_text(rate)}, "
+            f"finds {point.true_accept_rate:.0%}",
+            (point.threshold, height),
+            xytext=(5 if right else -5, 0),
+            textcoords="offset points",
+            ha="left" if right else "right",
+            va="center",
+            fontsize=9,
+        )
+    style.whole_percent_axis(axes)
+    axes.set_xlabel("cosine similarity of a pair")
+    axes.set_ylabel("share of its kind of pairs")
+    # Where the words are not: they lean away from the nearer edge.
+    strict_is_right = all(point.threshold >= (low + high) / 2 for point in points.values())
+    axes.legend(loc="upper left" if strict_is_right else "upper right")
 
 
 def draw_roc(curve: RocCurve, points: Mapping[float, OperatingPoint]) -> bytes:
     """True accepts over false accepts, the latter on a logarithmic axis, where thresholds are chosen."""
     false, true = curve.false_accept_rates.cpu().numpy(), curve.true_accept_rates.cpu().numpy()
     first = int((curve.impostor > 0).int().argmax())
-    least = 10 ** np.floor(np.log10(max(false[first], 1e-12)))
+    least = 10 ** np.floor(np.log10(min([false[first], *points, 0.1])))
     # Before the first impostor there is no logarithm; the curve comes in from the left at that height.
     kept = np.arange(first, len(false))
     changes = np.flatnonzero(np.diff(false[kept], prepend=-1) > 0)
@@ -136,10 +139,11 @@ def draw_curves(curves: Mapping[str, Curve]) -> bytes:
             axes.annotate(
                 f"{values[-1]:.3g}",
                 (steps[-1], values[-1]),
-                xytext=(0, 7),
+                xytext=(6, 0),
                 textcoords="offset points",
-                ha="right",
+                va="center",
                 fontsize=9,
+                annotation_clip=False,
             )
             axes.set_title(name)
             axes.set_xlabel("steps")
@@ -160,7 +164,7 @@ def draw_map(
         shown: class ids in the legend's order.
     """
     own = labels[found.rows]
-    with style.figure(8.6, 5.6) as (figure, out):
+    with style.figure(9.2, 5.6) as (figure, out):
         axes = figure.add_subplot()
         others = ~np.isin(own, shown)
         if others.any():
@@ -177,7 +181,7 @@ def draw_map(
                 marker=marker,
                 linewidths=0.4,
                 edgecolors="white",
-                label=style.short(names[int(label)]),
+                label=style.short(names[int(label)], 30),
             )
         axes.set_aspect("equal", adjustable="datalim")
         axes.set_axis_off()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 
 from dml import storage
@@ -9,12 +10,17 @@ from dml.data.dataset import read_rows
 from dml.errors import IncompatibleArtifact
 from dml.metrics.retrieval import retrieval_metrics
 from dml.refs import EmbeddingsRef, ReportRef
-from dml.report.page import Picture, Section, render
-from dml.report.report import PAGE, described
+from dml.report.page import Page, Picture, Section, find_report, page_uri, publish_page
 from dml.report.roses import Rose, draw_roses
 from dml.retrieval.table import read_embeddings
 
 _CODE_VERSION = 1
+_TEXT = (
+    "Embeddings have length one, so in two dimensions they are points on a circle, also those of softmax, "
+    "which the literature draws unnormalised, as rays over the plane. Bars outside the circle: the square "
+    "root of how many images lie in that direction, stacked by class. Spokes inside: the mean direction of "
+    "each class, as long as the class is of one mind."
+)
 
 
 def draw_circles(store: str, embeddings: Mapping[str, EmbeddingsRef], trained_on: str) -> ReportRef:
@@ -37,40 +43,27 @@ def draw_circles(store: str, embeddings: Mapping[str, EmbeddingsRef], trained_on
                 f"A circle needs an embedding of 2 dimensions; that of {name!r} has {table.dim}. Train it "
                 "with encoder.dim=2, or look at it with dml report."
             )
-    parents = {name: table.fingerprint for name, table in embeddings.items()}
-    fingerprint = storage.digest_of("circles", _CODE_VERSION, list(parents.items()), trained_on)
-    uri = storage.join(store, "reports", fingerprint[:12])
-    if not storage.is_complete(uri):
-        _publish(uri, fingerprint, embeddings, trained_on)
-    return ReportRef(uri=uri, **described(uri))
-
-
-def _publish(uri: str, fingerprint: str, embeddings: Mapping[str, EmbeddingsRef], trained_on: str) -> None:
-    roses, rows = [], []
-    for name, table in embeddings.items():
-        vectors, columns = (
-            read_embeddings(table).vectors,
-            read_rows(table.dataset, columns=["class_index", "label"]),
-        )
-        labels = columns["class_index"].to_numpy().astype("int64")
-        names = dict(zip(labels.tolist(), columns["label"].to_pylist(), strict=True))
-        metrics = retrieval_metrics(torch.from_numpy(vectors), torch.from_numpy(labels)).as_dict()
-        title = f"{name}\nrecall@1 {metrics['recall_at_1']:.2f}, MAP@R {metrics['map_at_r']:.2f}"
-        roses.append(Rose(title, vectors, labels, names))
-        rows.append({"loss": name, **metrics})
+    parents = [(name, table.fingerprint) for name, table in embeddings.items()]
+    fingerprint = storage.digest_of("circles", _CODE_VERSION, parents, trained_on)
+    uri = page_uri(store, fingerprint)
+    if storage.is_complete(uri):
+        return find_report(uri)
     shown = next(iter(embeddings.values())).dataset
     where = f"{shown.rows:,} images of {shown.name}@{shown.version}, encoders trained on {trained_on}"
-    picture = Picture("circles", draw_roses(roses), f"{', '.join(embeddings)}: {where}")
-    text = (
-        "Embeddings have length one, so in two dimensions they are points on a circle, also softmax's, which "
-        "the literature draws unnormalised as rays over the plane. Bars outside the circle: the square root "
-        "of how many images lie in that direction, stacked by class. Spokes inside: each class's mean "
-        "direction, as long as the class is of one mind."
-    )
-    sections = [Section("The circles", text, [picture], rows)]
-    title = "What does a loss do to an embedding?"
-    staged = storage.staging(uri)
-    storage.write_bytes(storage.join(staged, "circles.png"), picture.png)
-    storage.write_bytes(storage.join(staged, PAGE), render(title, where, sections).encode())
-    ref = {"fingerprint": fingerprint, "title": title, "pictures": {"circles.png": picture.caption}}
-    storage.publish(staged, uri, {"ref": ref})
+    roses = {name: _rose(name, table) for name, table in embeddings.items()}
+    png = draw_roses([rose for rose, _ in roses.values()])
+    picture = Picture("circles", png, f"{', '.join(embeddings)}: {where}")
+    rows = [{"loss": name, **metrics} for name, (_, metrics) in roses.items()]
+    sections = [Section("The circles", _TEXT, [picture], rows)]
+    return publish_page(uri, fingerprint, Page("What does a loss do to an embedding?", where, sections))
+
+
+def _rose(name: str, table: EmbeddingsRef) -> tuple[Rose, dict[str, float]]:
+    """One circle, and the numbers of what is on it."""
+    vectors = read_embeddings(table).vectors
+    columns = read_rows(table.dataset, columns=["class_index", "label"])
+    labels = columns["class_index"].to_numpy().astype(np.int64)
+    names = dict(zip(labels.tolist(), columns["label"].to_pylist(), strict=True))
+    metrics = retrieval_metrics(torch.from_numpy(vectors), torch.from_numpy(labels)).as_dict()
+    title = f"{name}\nrecall@1 {metrics['recall_at_1']:.2f}, MAP@R {metrics['map_at_r']:.2f}"
+    return Rose(title, vectors, labels, names), metrics

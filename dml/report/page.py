@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from dml import storage
+from dml.refs import ReportRef
+
+PAGE = "index.html"
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #202124; background: #fff;
        max-width: 1500px; margin: 2rem auto; padding: 0 1.5rem; }
@@ -41,16 +45,62 @@ class Section:
     table: Sequence[Mapping[str, Any]] = field(default=())
 
 
-def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """The page; equal arguments give equal text."""
+@dataclass(frozen=True)
+class Page:
+    title: str
+    subtitle: str
+    sections: Sequence[Section]
+
+
+def page_uri(store: str, fingerprint: str) -> str:
+    """Where a report is published."""
+    return storage.join(store, "reports", fingerprint[:12])
+
+
+def publish_page(
+    uri: str, fingerprint: str, page: Page, beside: Mapping[str, bytes] | None = None
+) -> ReportRef:
+    """Write a page, its pictures and what lies beside them, whole or not at all.
+
+    Args:
+        uri: as `page_uri` says.
+        fingerprint: digest of all that decides the page.
+        page: what to write.
+        beside: further files, name to content.
+    """
+    pictures = {f"{picture.name}.png": picture for section in page.sections for picture in section.pictures}
+    files = {name: picture.png for name, picture in pictures.items()}
+    staged = storage.staging(uri)
+    for name, content in {**files, **(beside or {}), PAGE: render(page).encode()}.items():
+        storage.write_bytes(storage.join(staged, name), content)
+    captions = {name: picture.caption for name, picture in pictures.items()}
+    description = {"fingerprint": fingerprint, "title": page.title, "pictures": captions}
+    storage.publish(staged, uri, {"ref": description})
+    return find_report(uri)
+
+
+def find_report(uri: str) -> ReportRef:
+    """The ref of a published report; raises MissingArtifact where there is none."""
+    return ReportRef(uri=uri, page=storage.join(uri, PAGE), **storage.read_manifest(uri)["ref"])
+
+
+def read_picture(report: ReportRef, name: str) -> bytes:
+    """A picture's PNG file's bytes, by its name among `report.pictures`."""
+    return storage.read_bytes(storage.join(report.uri, name))
+
+
+def render(page: Page) -> str:
+    """The page as HTML; equal pages give equal text."""
     links = " ".join(
-        f'<a href="#section-{number}">{escape(section.title)}</a>' for number, section in enumerate(sections)
+        f'<a href="#section-{number}">{escape(section.title)}</a>'
+        for number, section in enumerate(page.sections)
     )
-    body = "\n".join(_section(number, section) for number, section in enumerate(sections))
+    body = "\n".join(_section(number, section) for number, section in enumerate(page.sections))
+    title, subtitle = escape(page.title), escape(page.subtitle)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width">\n<title>{escape(title)}</title>\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n<p>{escape(subtitle)}</p>\n"
+        f'<meta name="viewport" content="width=device-width">\n<title>{title}</title>\n'
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n<p>{subtitle}</p>\n"
         f"<nav>{links}</nav>\n{body}\n</body>\n</html>\n"
     )
 

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,13 @@ from dml.refs import EmbeddingsRef, ModelRef, ReportRef
 from dml.registry.history import training_curves
 from dml.report import charts, style
 from dml.report.findings import Suspect, confident_mistakes, worst_queries
-from dml.report.page import Picture, Section, render
+from dml.report.page import Page, Picture, Section, find_report, page_uri, publish_page
 from dml.report.projection import map_of
 from dml.report.roses import Rose, draw_roses
 from dml.report.view import View
 
 _CODE_VERSION = 1  # part of a report's identity: raise it when the same inputs would give another page
-PAGE, SUSPECTS = "index.html", "suspects.csv"
+SUSPECTS = "suspects.csv"
 
 
 def write_report(
@@ -49,12 +49,11 @@ def write_report(
     fingerprint = storage.digest_of(
         "report", _CODE_VERSION, str(model), embeddings.fingerprint, settings, curves
     )
-    uri = storage.join(store, "reports", fingerprint[:12])
+    uri = page_uri(store, fingerprint)
     if storage.is_complete(uri):
-        return ReportRef(uri=uri, **described(uri))
+        return find_report(uri)
     view = View(embeddings, config)
     dataset = embeddings.dataset
-    title = f"What did {model} learn, and where does it fail?"
     subtitle = (
         f"{dataset.name}@{dataset.version}, split {config.split}: {len(view.labels):,} items of "
         f"{len(view.names):,} classes, embedded in {embeddings.dim} dimensions by package "
@@ -70,29 +69,8 @@ def write_report(
         *_verification(view),
         *_training(curves),
     ]
-    pictures = {f"{p.name}.png": p for section in sections for p in section.pictures}
-    staged = storage.staging(uri)
-    for name, picture in pictures.items():
-        storage.write_bytes(storage.join(staged, name), picture.png)
-    storage.write_bytes(storage.join(staged, SUSPECTS), _suspects_csv(view).encode())
-    storage.write_bytes(storage.join(staged, PAGE), render(title, subtitle, sections).encode())
-    description = {
-        "fingerprint": fingerprint,
-        "title": title,
-        "pictures": {name: picture.caption for name, picture in pictures.items()},
-    }
-    storage.publish(staged, uri, {"ref": description})
-    return ReportRef(uri=uri, **described(uri))
-
-
-def described(uri: str) -> dict[str, Any]:
-    """What a published report's ref says beside its place."""
-    return {**storage.read_manifest(uri)["ref"], "page": storage.join(uri, PAGE)}
-
-
-def read_picture(report: ReportRef, name: str) -> bytes:
-    """A picture's PNG file's bytes, by its name among `report.pictures`."""
-    return storage.read_bytes(storage.join(report.uri, name))
+    page = Page(f"What did {model} learn, and where does it fail?", subtitle, sections)
+    return publish_page(uri, fingerprint, page, beside={SUSPECTS: _suspects_csv(view).encode()})
 
 
 @dataclass(frozen=True)
@@ -105,14 +83,20 @@ class _Asked:
 
 
 def _gallery_section(
-    view: View, name: str, asked: _Asked, queries: Sequence[int], *, answers: int, table: Iterable[Any]
+    view: View,
+    name: str,
+    asked: _Asked,
+    queries: Sequence[int],
+    *,
+    answers: int,
+    table: Iterable[Mapping[str, Any]],
 ) -> Section:
     if not queries:
         return Section(asked.title, asked.nobody)
-    caption = f"{asked.title}: each row a query and its {answers} nearest; green is right, red is wrong"
-    return Section(
-        asked.title, asked.text, [Picture(name, view.gallery(queries, answers=answers), caption)], list(table)
-    )
+    caption = f"{asked.title}: each row a query and its {answers} nearest; ✓ green is right, ✗ red is wrong"
+    picture = Picture(name, view.gallery(queries, answers=answers), caption)
+    rows = [{"query": number, **row} for number, row in enumerate(table, start=1)]
+    return Section(asked.title, asked.text, [picture], rows)
 
 
 def _numbers(view: View) -> Section:
@@ -255,7 +239,7 @@ def _threshold_row(rate: float, point: OperatingPoint | None, num_impostor: int)
     }
 
 
-def _training(curves: Any) -> list[Section]:
+def _training(curves: Mapping[str, charts.Curve]) -> list[Section]:
     shown = {
         name.removeprefix("validation_").replace("_", " ") + (", validation" if name != "loss" else ""): curve
         for name, curve in curves.items()

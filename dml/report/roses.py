@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dml.report import style
 
-_BINS = 180  # of two degrees each
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_BINS = 120  # of three degrees each
 _TALLEST = 0.75  # of the circle's radius
 _MOST_NAMED = 16  # names around one circle
 
@@ -33,60 +36,61 @@ def draw_roses(roses: Sequence[Rose]) -> bytes:
     A bar is stacked of the classes in it; a class is written where its mean direction points.
     """
     classes = sorted({int(label) for rose in roses for label in rose.labels})
-    look = {label: style.COLOURS[number % len(style.COLOURS)] for number, label in enumerate(classes)}
-    hatched = {label for number, label in enumerate(classes) if number // len(style.COLOURS) % 2}
     columns = min(len(roses), 4)
     lines = -(-len(roses) // columns)
-    with style.figure(3.6 * columns, 3.9 * lines) as (figure, out):
+    with style.figure(3.5 * columns, 4.0 * lines) as (figure, out):
         for number, rose in enumerate(roses, start=1):
-            _draw(figure.add_subplot(lines, columns, number, projection="polar"), rose, look, hatched)
+            axes = figure.add_subplot(lines, columns, number)
+            _draw_bars(axes, rose, classes)
+            _draw_names(axes, rose, classes)
+            reach = 1 + _TALLEST + 0.02
+            axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+            axes.set_axis_off()
+            axes.set_title(rose.title, loc="center")
     return out.getvalue()
 
 
-def _draw(axes: Any, rose: Rose, look: Mapping[int, str], hatched: set[int]) -> None:
-    angles = np.arctan2(rose.vectors[:, 1], rose.vectors[:, 0]) % (2 * np.pi)
+def _colour(label: int, classes: Sequence[int]) -> str:
+    return style.RING_COLOURS[classes.index(label) % len(style.RING_COLOURS)]
+
+
+def _draw_bars(axes: "Axes", rose: Rose, classes: Sequence[int]) -> None:
+    from matplotlib.collections import PolyCollection
+
+    angles = np.angle(rose.vectors[:, 0] + 1j * rose.vectors[:, 1]) % (2 * np.pi)
     bins = np.minimum((angles / (2 * np.pi) * _BINS).astype(int), _BINS - 1)
-    counts = {int(label): np.bincount(bins[rose.labels == label], minlength=_BINS) for label in look}
-    totals = np.sum(list(counts.values()), axis=0)
-    heights = _TALLEST * np.sqrt(totals / max(totals.max(), 1))
-    share = heights / np.maximum(totals, 1)
-    centres, width = (np.arange(_BINS) + 0.5) * 2 * np.pi / _BINS, 2 * np.pi / _BINS
+    totals = np.bincount(bins, minlength=_BINS)
+    share = _TALLEST * np.sqrt(totals / max(totals.max(), 1)) / np.maximum(totals, 1)
     bottom = np.ones(_BINS)
-    for label, count in counts.items():
-        axes.bar(
-            centres,
-            count * share,
-            width=width,
-            bottom=bottom,
-            color=look[label],
-            linewidth=0,
-            hatch="////" if label in hatched else None,
-            edgecolor="white",
-        )
-        bottom = bottom + count * share
-    axes.plot(np.linspace(0, 2 * np.pi, 200), np.ones(200), color=style.INK, linewidth=0.8)
-    _write_names(axes, rose, angles, look)
-    axes.set_ylim(0, 1 + _TALLEST + 0.25)
-    axes.set_axis_off()
-    axes.set_title(rose.title, loc="center")
+    for label in classes:
+        top = bottom + share * np.bincount(bins[rose.labels == label], minlength=_BINS)
+        shapes = [_wedge(place, bottom[place], top[place]) for place in np.flatnonzero(top > bottom).tolist()]
+        bars = PolyCollection(shapes, facecolor=_colour(label, classes), edgecolor="white", linewidth=0)
+        if classes.index(label) // len(style.RING_COLOURS) % 2:  # the colour's second class
+            bars.set_hatch("////")
+        axes.add_collection(bars, autolim=False)
+        bottom = top
+    around = np.exp(1j * np.linspace(0, 2 * np.pi, 200))
+    axes.plot(around.real, around.imag, color=style.INK, linewidth=0.8)
 
 
-def _write_names(axes: Any, rose: Rose, angles: NDArray[np.floating], look: Mapping[int, str]) -> None:
+def _wedge(place: int, low: float, high: float) -> NDArray[np.float64]:
+    """(4, 2) corners of a bar; at three degrees chord and arc cannot be told apart."""
+    ends = np.exp(2j * np.pi * np.array([place, place + 1]) / _BINS)
+    corners = np.concatenate([low * ends, high * ends[::-1]])
+    return np.stack([corners.real, corners.imag], axis=1)
+
+
+def _draw_names(axes: "Axes", rose: Rose, classes: Sequence[int]) -> None:
     """Inside the circle, on a spoke that is as long as the class is of one mind."""
     present = np.unique(rose.labels)
     if len(present) > _MOST_NAMED:
         return
-    for label in present:
-        mean = np.exp(1j * angles[rose.labels == label]).mean()
-        direction, length = np.angle(mean), abs(mean)
-        axes.plot([direction] * 2, [0, 0.8 * length], color=look[int(label)], linewidth=1.4)
-        axes.text(
-            direction,
-            0.8 * length + 0.1,
-            style.short(rose.names[int(label)], 10),
-            color=look[int(label)],
-            ha="center",
-            va="center",
-            fontsize=9,
-            fontweight="bold",
-        )
+    for label in present.tolist():
+        mean = rose.vectors[rose.labels == label].mean(0)
+        end = 0.8 * mean
+        x, y = end + 0.1 * mean / max(float(np.linalg.norm(mean)), 1e-12)
+        colour = _colour(label, classes)
+        axes.plot([0, end[0]], [0, end[1]], color=colour, linewidth=1.4)
+        name = style.short(rose.names[label], 10)
+        axes.text(x, y, name, color=colour, ha="center", va="center", fontsize=9, fontweight="bold")

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 # Okabe, Ito 2008, "Color universal design", without its yellow, which white paper swallows; then a grey.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#6A3D9A", "#595959")
 MARKERS = ("o", "^", "s")
+# Tol's "muted" (personal.sron.nl/~pault), ten where no markers help: as many as there are digits.
+RING_COLOURS = (
+    *("#332288", "#DDCC77", "#117733", "#CC6677", "#88CCEE"),
+    *("#882255", "#44AA99", "#999933", "#AA4499", "#8a8d91"),
+)
 POSITIVE, NEGATIVE = COLOURS[0], COLOURS[5]
 INK, FAINT = "#202124", "#c4c7c5"
 _DPI = 120

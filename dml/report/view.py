@@ -1,6 +1,6 @@
 """A split seen through an embedding: what the sections of a report ask of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -71,32 +71,33 @@ class View:
         return self.names[int(self.neighbours.labels[query])]
 
     def gallery(self, queries: Sequence[int], *, answers: int) -> bytes:
-        """Queries with their nearest answers, PNG."""
-        near = self.neighbours
-        present = (near.similarities[:, :answers] > -torch.inf).sum(1)
+        """Queries, numbered from 1, with their nearest answers; PNG."""
+        places = {query: self._answers_of(query, answers) for query in queries}
         rows = [self.row_of(query) for query in queries]
-        for query in queries:
-            rows += near.answers[query, : int(present[query])].tolist()
-        images = iter(read_images(self.dataset, self.positions[rows].tolist()))
-        shown = [
-            Tile(next(images), f"{self.name_of(query)} · {self.ids[self.row_of(query)]}") for query in queries
-        ]
+        rows += [int(self.neighbours.answers[place]) for found in places.values() for place in found]
+        images = dict(zip(rows, read_images(self.dataset, self.positions[rows].tolist()), strict=True))
         return draw_gallery(
             [
                 GalleryRow(
-                    tile,
-                    [
-                        Tile(
-                            next(images),
-                            self.names[int(near.answer_labels[query, rank])],
-                            similarity=float(near.similarities[query, rank]),
-                            right=bool(near.right[query, rank]),
-                        )
-                        for rank in range(int(present[query]))
-                    ],
+                    Tile(images[self.row_of(query)], f"{number}: {self.name_of(query)}"),
+                    [self._answer(images, place) for place in places[query]],
                 )
-                for query, tile in zip(queries, shown, strict=True)
+                for number, query in enumerate(queries, start=1)
             ]
+        )
+
+    def _answers_of(self, query: int, count: int) -> list[tuple[int, int]]:
+        """(query, rank from 0) of the nearest that there are."""
+        present = self.neighbours.similarities[query, :count] > -torch.inf
+        return [(query, rank) for rank in range(int(present.sum()))]
+
+    def _answer(self, images: Mapping[int, bytes], place: tuple[int, int]) -> Tile:
+        near = self.neighbours
+        return Tile(
+            images[int(near.answers[place])],
+            self.names[int(near.answer_labels[place])],
+            similarity=float(near.similarities[place]),
+            right=bool(near.right[place]),
         )
 
     def row(self, query: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ _FEWEST_AGREEING = 2  # one neighbour of another label is a mistake of the embed
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest answers of every query; Q queries, in rows of the table that was judged."""
+    """The nearest answers of every query, on the CPU; Q queries, in rows of the table that was judged."""
 
     rows: Tensor
     """(Q,) int64: the queries."""
@@ -65,13 +65,13 @@ def nearest(sides: Sequence[Items], depth: int) -> Neighbours:
     blocks = list(ranking.blocks(depth))
     places = torch.cat([block.answers for block in blocks])
     return Neighbours(
-        rows=queries.ids,
-        labels=queries.labels,
-        answers=gallery.ids[places],
-        answer_labels=gallery.labels[places],
-        similarities=torch.cat([block.similarities for block in blocks]),
-        relevant=ranking.relevant,
-        gallery_labels=gallery.labels,
+        rows=queries.ids.cpu(),
+        labels=queries.labels.cpu(),
+        answers=gallery.ids[places].cpu(),
+        answer_labels=gallery.labels[places].cpu(),
+        similarities=torch.cat([block.similarities for block in blocks]).cpu(),
+        relevant=ranking.relevant.cpu(),
+        gallery_labels=gallery.labels.cpu(),
     )
 
 
@@ -80,17 +80,16 @@ def worst_queries(found: QueryMetrics, neighbours: Neighbours, count: int) -> li
 
     Queries that have nobody to find cannot fail, and are left out.
     """
-    values = found.values["map_at_r"].cpu()
-    sure = neighbours.similarities[found.rows, 0].double().cpu()
-    by_surety = sure.argsort(descending=True, stable=True)
+    rows, values = found.rows.cpu(), found.values["map_at_r"].cpu()
+    by_surety = neighbours.similarities[rows, 0].argsort(descending=True, stable=True)
     order = by_surety[values[by_surety].argsort(stable=True)]
-    return [int(query) for query in found.rows.cpu()[order[:count]]]
+    return [int(query) for query in rows[order[:count]]]
 
 
 def confident_mistakes(neighbours: Neighbours, count: int) -> list[int]:
     """The queries whose first answer is wrong, the most similar of those first; without lone queries."""
-    wrong = (~neighbours.right[:, 0] & (neighbours.relevant > 0)).nonzero()[:, 0].cpu()
-    order = neighbours.similarities[:, 0].cpu()[wrong].argsort(descending=True, stable=True)
+    wrong = (~neighbours.right[:, 0] & (neighbours.relevant > 0)).nonzero()[:, 0]
+    order = neighbours.similarities[wrong, 0].argsort(descending=True, stable=True)
     return [int(query) for query in wrong[order[:count]]]
 
 

@@ -107,7 +107,7 @@ def _numbers(view: View) -> Section:
 
 
 def _answers(view: View) -> Section:
-    asked = view.found.rows
+    asked = view.found.rows.cpu()
     spread = np.linspace(0, len(asked) - 1, min(view.config.queries, len(asked))).astype(np.int64)
     text = "Spread evenly over the split, not chosen for how they look. In the corner: cosine similarity."
     return _gallery_section(

@@ -38,14 +38,15 @@ def draw_roses(roses: Sequence[Rose]) -> bytes:
     classes = sorted({int(label) for rose in roses for label in rose.labels})
     columns = min(len(roses), 4)
     lines = -(-len(roses) // columns)
-    with style.figure(3.5 * columns, 4.0 * lines) as (figure, out):
+    with style.figure(3.5 * columns, 4.1 * lines) as (figure, out):
         for number, rose in enumerate(roses, start=1):
             axes = figure.add_subplot(lines, columns, number)
             _draw_bars(axes, rose, classes)
             _draw_names(axes, rose, classes)
             reach = 1 + _TALLEST + 0.02
             axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-            axes.set_axis_off()
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)  # an axis that is off would not make room for its title
             axes.set_title(rose.title, loc="center")
     return out.getvalue()
 
@@ -65,9 +66,9 @@ def _draw_bars(axes: "Axes", rose: Rose, classes: Sequence[int]) -> None:
     for label in classes:
         top = bottom + share * np.bincount(bins[rose.labels == label], minlength=_BINS)
         shapes = [_wedge(place, bottom[place], top[place]) for place in np.flatnonzero(top > bottom).tolist()]
-        bars = PolyCollection(shapes, facecolor=_colour(label, classes), edgecolor="white", linewidth=0)
+        bars = PolyCollection(shapes, facecolor=_colour(label, classes), edgecolor="face", linewidth=0.3)
         if classes.index(label) // len(style.RING_COLOURS) % 2:  # the colour's second class
-            bars.set_hatch("////")
+            bars.set(hatch="////", edgecolor="white", linewidth=0)
         axes.add_collection(bars, autolim=False)
         bottom = top
     around = np.exp(1j * np.linspace(0, 2 * np.pi, 200))

@@ -16,7 +16,7 @@ from dml.refs import EmbeddingsRef
 from dml.report.findings import Neighbours, Suspect, label_suspects, nearest
 from dml.report.gallery import GalleryRow, Tile, draw_gallery
 from dml.retrieval.evaluate import split_rows
-from dml.retrieval.protocol import query_values, sides
+from dml.retrieval.protocol import device_for, query_values, sides
 from dml.retrieval.table import read_embeddings
 
 
@@ -36,7 +36,7 @@ class View:
 
     @cached_property
     def _embeddings(self) -> torch.Tensor:
-        return torch.from_numpy(self.vectors)
+        return torch.from_numpy(self.vectors).to(device_for(self.vectors.nbytes))
 
     @cached_property
     def found(self) -> QueryMetrics:
@@ -62,7 +62,7 @@ class View:
         sizes = np.unique(self.labels, return_counts=True)[1]
         if len(sizes) < 2 or sizes.max() < 2:
             return None
-        return roc_of_all_pairs(self._embeddings, torch.from_numpy(self.labels))
+        return roc_of_all_pairs(self._embeddings, torch.from_numpy(self.labels).to(self._embeddings.device))
 
     def row_of(self, query: int) -> int:
         return int(self.neighbours.rows[query])

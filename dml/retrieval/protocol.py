@@ -58,7 +58,7 @@ def measure(vectors: NDArray[np.float32], rows: Rows, config: EvaluationConfig) 
         InvalidData: no query or no gallery item where roles are asked for, or too many slices.
         InvalidSetting: what cannot be measured on these rows, as episodes of more classes than there are.
     """
-    embeddings = torch.from_numpy(np.ascontiguousarray(vectors)).to(_device(vectors.nbytes))
+    embeddings = torch.from_numpy(np.ascontiguousarray(vectors)).to(device_for(vectors.nbytes))
     labels = torch.from_numpy(rows.labels).to(embeddings.device)
     found = query_values(embeddings, rows, config)
     numbers = found.means()
@@ -237,7 +237,7 @@ def _as_name(value: str | None) -> str:
     return "missing" if value is None else re.sub(r"[^\w. :-]", "_", value).strip(".") or "_"
 
 
-def _device(size_bytes: int) -> torch.device:
+def device_for(size_bytes: int) -> torch.device:
     """A GPU that holds the vectors and a block of similarities, else the CPU."""
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()

@@ -71,7 +71,7 @@ def test_the_flow_takes_the_parameters_of_its_deployment(deployment: dict[str, A
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["entrypoint"].split(":")[1])
 def test_prefects_server_takes_the_parameters_by_their_schema(deployment: dict[str, Any]):
-    # The server validates JSON schema, which knows no default of a union: a part without `kind` may be several.
+    # The server validates by JSON schema, which knows no default of a union: without `kind` several may fit.
     from prefect.utilities.schema_tools import validate
 
     path, name = deployment["entrypoint"].split(":")

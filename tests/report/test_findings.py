@@ -68,6 +68,20 @@ def test_answers_of_the_querys_own_camera_are_not_shown():
     assert found.similarities[0].tolist().count(-math.inf) == 2, "itself, and its neighbour of one camera"
 
 
+def test_where_queries_and_gallery_are_apart_answers_are_rows_of_the_gallery():
+    vectors, labels = clusters([4, 4])
+    asking, answering = torch.tensor([1, 6]), torch.tensor([0, 2, 3, 4, 5, 7])
+    given = labels.clone()
+    given[6] = 0
+    sides = [Items(vectors[rows], given[rows], rows) for rows in (asking, answering)]
+    found = nearest(sides, 3)
+    assert found.rows.tolist() == [1, 6]
+    assert set(found.answers[0].tolist()) == {0, 2, 3}
+    assert set(found.answers[1].tolist()) == {4, 5, 7}
+    (suspect,) = label_suspects(found, agreeing=3)
+    assert (suspect.query, suspect.label, suspect.agreed) == (1, 0, 1)
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("agreeing", [2, 3, 5])
 def test_suspects_are_those_of_plain_loops(seed, agreeing):

@@ -3,6 +3,7 @@
 import base64
 import re
 
+from dml import storage
 from dml.refs import ReportRef
 from dml.report.page import (
     Page,
@@ -59,3 +60,11 @@ def test_a_report_is_published_whole_with_its_pictures_beside_it(tmp_path):
     assert {path.name for path in folder.iterdir()} == {"index.html", "list.csv", "one.png", "manifest.json"}
     assert (folder / "index.html").read_text() == render(PAGE)
     assert report.page == str(folder / "index.html")
+
+
+def test_a_report_on_s3_is_fetched_as_it_was_written(s3_store):
+    fingerprint = "1" * 64
+    report = publish_page(page_uri(s3_store, fingerprint), fingerprint, PAGE)
+    assert report.page == f"{s3_store}/reports/{'1' * 12}/index.html"
+    assert read_picture(report, "one.png") == PNG
+    assert (storage.fetch(report.uri, report.fingerprint) / "index.html").read_text() == render(PAGE)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _BINS = 120  # of three degrees each
 _TALLEST = 0.75  # of the circle's radius
+_TITLE_ROOM = 0.55  # of two lines above a circle, in its radius; a title of matplotlib's is cut off
 _MOST_NAMED = 16  # names around one circle
 
 
@@ -44,10 +45,9 @@ def draw_roses(roses: Sequence[Rose]) -> bytes:
             _draw_bars(axes, rose, classes)
             _draw_names(axes, rose, classes)
             reach = 1 + _TALLEST + 0.02
-            axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)  # an axis that is off would not make room for its title
-            axes.set_title(rose.title, loc="center")
+            axes.set(xlim=(-reach, reach), ylim=(-reach, reach + _TITLE_ROOM), aspect="equal")
+            axes.text(0, reach + 0.05, rose.title, ha="center", va="bottom", fontsize=11)
+            axes.set_axis_off()
     return out.getvalue()
 
 

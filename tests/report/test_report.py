@@ -135,6 +135,24 @@ def test_the_report_lies_beside_the_models_run(report, store, model):
     assert names == {"index.html", "suspects.csv", *report.pictures}
 
 
+@pytest.mark.parametrize("num_classes", [2, 5], ids=["one item", "lone items"])
+def test_a_split_in_which_nobody_can_be_found_is_a_page_too(store, tmp_path, num_classes):
+    for label in range(num_classes):
+        (tmp_path / f"class{label}").mkdir()
+        picture_of(label, 0).save(tmp_path / f"class{label}" / "only.png")
+    ingest_flow.fn(IngestConfig(name=f"lone{num_classes}", source=str(tmp_path)), store)
+    html = page_of(report_flow.fn("smoke", f"lone{num_classes}", store=store))
+    for words in (
+        "Means over 0 queries",
+        "No query has anybody to find.",
+        "No query fails",
+        "first answer is wrong.",
+        "neighbours agree on a label that is not its own.",
+        "Verification needs pairs of one class and of two",
+    ):
+        assert words in html
+
+
 def test_a_misspelled_setting_is_refused():
     with pytest.raises(InvalidSetting, match="failurs"):
         ReportConfig().overridden(["failurs=3"])

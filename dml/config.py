@@ -627,6 +627,28 @@ class EvaluationConfig(Part):
             raise invalid_setting(error) from None
 
 
+class ReportConfig(Part):
+    """What a report shows, and how much of it."""
+
+    split: Literal["train", "test"] = Field("test", description="train: to look for wrong labels there")
+    queries: int = Field(8, ge=0, description="spread evenly over the split, shown with their answers")
+    answers: int = Field(8, ge=1, description="shown of each query")
+    failures: int = Field(12, ge=0, description="worst queries shown, and as many most confident mistakes")
+    suspects: int = Field(24, ge=0, description="suspected labels shown; suspects.csv lists all")
+    agreeing: int = Field(5, ge=2, description="nearest neighbours that must agree on another label")
+    false_accept_rates: tuple[Rate, ...] = Field((0.001, 0.01, 0.1), description="thresholds to draw")
+    map_points: int = Field(1000, ge=10, description="items on the map of the embedding; t-SNE is slow")
+    map_classes: int = Field(16, ge=1, le=24, description="classes with a colour of their own on it")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="who searches whom, which numbers")
+
+    def overridden(self, assignments: list[str]) -> "ReportConfig":
+        """A copy with settings replaced, each `path.to.key=value`, as `ExperimentConfig.overridden`."""
+        try:
+            return ReportConfig.model_validate(_assigned(self, assignments))
+        except ValidationError as error:
+            raise invalid_setting(error) from None
+
+
 class GateConfig(Part):
     """When a new version becomes the champion."""
 

@@ -175,6 +175,14 @@ def _with_intervals(metrics: dict[str, float]) -> dict[str, str | float]:
     return shown
 
 
+class ReportRef(Ref):
+    """A page of pictures for people, with each picture beside it as a file."""
+
+    title: str
+    page: str = Field(description="path or URI of the page; it holds its pictures, so it can be sent alone")
+    pictures: dict[str, str] = Field({}, description="file in the report's folder to what it shows")
+
+
 class TrainingReport(BaseModel):
     """A training flow's result: the version, how training went, and how it was judged."""
 

@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from dml.config import EvaluationConfig, GateConfig
+from dml.config import EvaluationConfig, GateConfig, ReportConfig
 from dml.data.dataset import find_dataset
 from dml.models.package import read_preprocessing
 from dml.refs import Comparison, DatasetRef, EvaluationReport, PackageRef
@@ -10,7 +10,8 @@ from dml.registry.catalog import find_model
 from dml.retrieval.embed import embed
 from dml.retrieval.evaluate import compare, evaluate, raw_pixel_baseline
 from dml.settings import store_uri, tracking_uri
-from flows.policy import show_table, stage, tell
+from flows.policy import is_orchestrated, show_table, stage, tell
+from flows.report import report_on
 
 _DEFAULT = EvaluationConfig()
 
@@ -19,7 +20,7 @@ _DEFAULT = EvaluationConfig()
 def evaluate_flow(
     model: str, dataset: str, config: EvaluationConfig = _DEFAULT, store: str | None = None
 ) -> EvaluationReport:
-    """Evaluate a registered model on the test split of any dataset.
+    """Evaluate a registered model on the test split of any dataset; where Prefect watches, with pictures.
 
     Args:
         model: NAME (its champion), NAME@ALIAS or NAME/VERSION.
@@ -30,7 +31,10 @@ def evaluate_flow(
     root = store_uri(store)
     version = stage(find_model)(tracking_uri(root), model)
     source = stage(find_dataset)(root, dataset)
-    return evaluate_package(root, version.package, source, config)
+    report = evaluate_package(root, version.package, source, config)
+    if is_orchestrated():
+        report_on(root, version, source, ReportConfig(evaluation=config))
+    return report
 
 
 def evaluate_package(

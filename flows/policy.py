@@ -14,7 +14,12 @@ from contextvars import copy_context
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Flow, get_run_logger, task
-from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect.events import emit_event
@@ -104,6 +109,11 @@ def show_table(key: str, rows: Sequence[Mapping[str, Any]], description: str = "
 def show_link(key: str, link: str, text: str) -> None:
     if is_orchestrated():
         create_link_artifact(link=link, link_text=text, key=key)
+
+
+def show_text(key: str, markdown: str) -> None:
+    if is_orchestrated():
+        create_markdown_artifact(markdown=markdown, key=key)
 
 
 def show_picture(key: str, png: bytes, description: str) -> None:

@@ -53,6 +53,10 @@ class Ranked:
     """(B,) int64: how many answers of its label each query could have found."""
     first_hit: Tensor
     """(B,) int64: rank of the nearest of its label, from 1; beyond `depth` it is `depth + 1`, or exact."""
+    answers: Tensor
+    """(B, depth) int64: places in the gallery, the nearest first."""
+    similarities: Tensor
+    """(B, depth), theirs; -inf where no pair is left, and what `answers` says there means nothing."""
 
 
 class Ranking:
@@ -115,7 +119,7 @@ class Ranking:
                 late = (first_hit > depth) & (self.relevant[rows] > 0)
                 if late.any():
                     first_hit[late] = self._counted_first_hits(similarities, rows, late)
-            yield Ranked(rows, hits, self.relevant[rows], first_hit)
+            yield Ranked(rows, hits, self.relevant[rows], first_hit, order, values)
 
     def _counted_first_hits(self, similarities: Tensor, rows: slice, late: Tensor) -> Tensor:
         """Ranks of the first hits of a block's late queries, without ranking what comes before them."""

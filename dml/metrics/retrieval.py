@@ -167,7 +167,8 @@ def query_metrics(
         first_hits.append(found.first_hit)
     device = asked.device
     if not parts:
-        nobody = Ranked(slice(0), asked.new_zeros(0, 1), ranking.relevant[:0], ranking.relevant[:0])
+        none, empty = ranking.relevant[:0], asked.new_zeros(0, 1)
+        nobody = Ranked(slice(0), empty, none, none, empty.long(), empty.float())
         parts, first_hits = [judged(_Found(nobody))], [ranking.relevant[:0]]
     return QueryMetrics(
         values={name: torch.cat([part[name] for part in parts]) for name in parts[0]},

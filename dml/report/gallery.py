@@ -1,4 +1,4 @@
-"""Queries and their answers as a picture: green is right, red is wrong, grey nobody knows."""
+"""Queries and their answers as a picture: green and ✓ is right, red and ✗ wrong, grey nobody knows."""
 
 import importlib.util
 import io
@@ -16,6 +16,7 @@ _CELL_WIDTH = _SIDE + 2 * _FRAME + _GAP
 _CELL_HEIGHT = _CELL_WIDTH + _NUM_LINES * _LINE + 6
 _ANSWERS_PER_LINE = 10
 _COLOURS = {True: "#1e8e3e", False: "#d93025", None: "#80868b"}
+_MARKS = {True: "✓ ", False: "✗ ", None: ""}  # for eyes that tell no red from green
 _QUERY_COLOUR, _INK, _PAPER, _EMPTY = "#1a73e8", "#202124", "white", "#f1f3f4"
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -73,7 +74,7 @@ def _draw_tile(picture: Image.Image, corner: tuple[int, int], tile: Tile, colour
     draw.rectangle((left, top, left + outer - 1, top + outer - 1), fill=colour)
     picture.paste(_fitted(tile.image), (left + _FRAME, top + _FRAME))
     if tile.similarity is not None:
-        font, text = _font(12), f"{tile.similarity:.2f}"
+        font, text = _font(12), f"{_MARKS[tile.right]}{tile.similarity:.2f}"
         right, bottom = left + outer - _FRAME, top + outer - _FRAME
         draw.rectangle((right - font.getlength(text) - 8, bottom - 18, right, bottom), fill=colour)
         draw.text((right - 4, bottom - 9), text, fill=_PAPER, font=font, anchor="rm")

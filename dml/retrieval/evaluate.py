@@ -23,7 +23,7 @@ def evaluate(embeddings: EmbeddingsRef, config: EvaluationConfig, *, split: str 
         InvalidData: the split has no rows, or none of a role.
         InvalidSetting: an attribute that the dataset does not have.
     """
-    positions, rows = _split_rows(embeddings.dataset, config, split)
+    positions, rows = split_rows(embeddings.dataset, config, split)
     return measure(read_embeddings(embeddings).vectors[positions], rows, config)
 
 
@@ -62,7 +62,7 @@ def compare(
             f"A paired test needs a number of every query, one of {config.query_metrics}; got "
             f"{gate.metric!r}."
         )
-    positions, rows = _split_rows(embeddings.dataset, config, split)
+    positions, rows = split_rows(embeddings.dataset, config, split)
     found = [
         query_values(torch.from_numpy(read_embeddings(table).vectors[positions]), rows, config)
         for table in (embeddings, former)
@@ -86,7 +86,7 @@ def raw_pixel_baseline(
     dataset: DatasetRef, preprocessing: PreprocessingConfig, config: EvaluationConfig, *, split: str = "test"
 ) -> dict[str, float]:
     """The same metrics on the images' own pixels, at most 32 x 32, centred and of unit length."""
-    positions, rows = _split_rows(dataset, config, split)
+    positions, rows = split_rows(dataset, config, split)
     mapped = open_mapped(dataset)
     side = min(preprocessing.crop, _RAW_SIDE)
     pixels = np.empty((len(positions), side * side * preprocessing.channels), dtype=np.float32)
@@ -98,7 +98,7 @@ def raw_pixel_baseline(
     return measure(pixels, rows, config)
 
 
-def _split_rows(dataset: DatasetRef, config: EvaluationConfig, split: str) -> tuple[NDArray[np.int64], Rows]:
+def split_rows(dataset: DatasetRef, config: EvaluationConfig, split: str) -> tuple[NDArray[np.int64], Rows]:
     """Positions of a split's rows, and what the configuration asks of them."""
     attributes = attributes_of(config)
     rows = read_rows(dataset, split=split, columns=["class_index", *attributes])

@@ -58,7 +58,7 @@ def measure(vectors: NDArray[np.float32], rows: Rows, config: EvaluationConfig) 
         InvalidData: no query or no gallery item where roles are asked for, or too many slices.
         InvalidSetting: what cannot be measured on these rows, as episodes of more classes than there are.
     """
-    embeddings = torch.from_numpy(np.ascontiguousarray(vectors)).to(_device(vectors.nbytes))
+    embeddings = torch.from_numpy(np.ascontiguousarray(vectors)).to(device_for(vectors.nbytes))
     labels = torch.from_numpy(rows.labels).to(embeddings.device)
     found = query_values(embeddings, rows, config)
     numbers = found.means()
@@ -79,22 +79,30 @@ def measure(vectors: NDArray[np.float32], rows: Rows, config: EvaluationConfig) 
 
 def query_values(embeddings: Tensor, rows: Rows, config: EvaluationConfig) -> QueryMetrics:
     """Every retrieval metric of every query; its `rows` count the queries alone where there are roles."""
-    labels = torch.from_numpy(rows.labels).to(embeddings.device)
-    ids, groups = torch.arange(len(labels), device=labels.device), None
-    if config.same_camera_attribute is not None:
-        groups = _codes(rows.attributes[config.same_camera_attribute]).to(labels.device)
-    sides = [
-        Items(embeddings[own], labels[own], ids[own], None if groups is None else groups[own])
-        for own in _roles(rows, config)
-    ]
     return query_metrics(
-        *sides,
+        *sides(embeddings, rows, config),
         recall_at=config.recall_at,
         precision_at=config.precision_at,
         map_at=config.map_at,
         map_denominators=config.map_denominators,
         full_map=config.full_map,
     )
+
+
+def sides(embeddings: Tensor, rows: Rows, config: EvaluationConfig) -> list[Items]:
+    """Who asks and who answers, or one side where everybody is both; an item's id is its row.
+
+    Raises:
+        InvalidData: no query or no gallery item where roles are asked for.
+    """
+    labels = torch.from_numpy(rows.labels).to(embeddings.device)
+    ids, groups = torch.arange(len(labels), device=labels.device), None
+    if config.same_camera_attribute is not None:
+        groups = _codes(rows.attributes[config.same_camera_attribute]).to(labels.device)
+    return [
+        Items(embeddings[own], labels[own], ids[own], None if groups is None else groups[own])
+        for own in _roles(rows, config)
+    ]
 
 
 def _roles(rows: Rows, config: EvaluationConfig) -> list[slice | NDArray[np.int64]]:
@@ -229,7 +237,7 @@ def _as_name(value: str | None) -> str:
     return "missing" if value is None else re.sub(r"[^\w. :-]", "_", value).strip(".") or "_"
 
 
-def _device(size_bytes: int) -> torch.device:
+def device_for(size_bytes: int) -> torch.device:
     """A GPU that holds the vectors and a block of similarities, else the CPU."""
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()

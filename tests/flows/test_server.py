@@ -134,6 +134,26 @@ def test_a_deployment_trains_registers_and_promotes_and_the_promotion_makes_an_i
     assert (stack.folder / "store" / "indexes" / "smoke" / "current.json").exists()
 
 
+def test_an_evaluation_shows_its_pictures_in_prefect_and_lays_them_in_mlflow(stack: LocalStack):
+    if not (stack.folder / "store" / "datasets" / "tiny").exists():
+        assert stack.run("ingest-flow/default", config=DATASET).returncode == 0
+    assert stack.run("train-flow", dataset="tiny", preset="smoke").returncode == 0
+    done = stack.run("evaluate-flow", model="smoke", dataset="tiny")
+    assert done.returncode == 0, stack.why()
+
+    run = stack.runs_of("evaluate-flow")[0]["id"]
+    found = stack.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
+    types = {artifact["key"]: artifact["type"] for artifact in found}
+    assert {"report-map", "report-roc", "report-answers", "report-similarities"} <= types.keys()
+    assert types["report-map"] == "image"
+    assert types["report"] == "markdown"
+
+    version = stack.mlflow("model-versions/get?name=smoke&version=1")["model_version"]
+    folders = stack.mlflow(f"artifacts/list?run_id={version['run_id']}&path=reports")["files"]
+    (page,) = (stack.folder / "store" / "reports").glob("*/index.html")
+    assert [folder["path"] for folder in folders] == [f"reports/{page.parent.name}"]
+
+
 def test_outside_the_project_a_bare_name_is_refused_and_the_full_one_works(stack: LocalStack):
     tomorrow = ("deployment", "run", "--start-in", "1 day", "--param", "dataset=tiny")
     assert stack.prefect(*tomorrow, "train-flow").returncode == 0

@@ -69,6 +69,17 @@ def test_the_flow_takes_the_parameters_of_its_deployment(deployment: dict[str, A
         assert set(trigger["parameters"]) <= set(flow.parameters.properties)
 
 
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["entrypoint"].split(":")[1])
+def test_prefects_server_takes_the_parameters_by_their_schema(deployment: dict[str, Any]):
+    # The server validates by JSON schema, which knows no default of a union: without `kind` several may fit.
+    from prefect.utilities.schema_tools import validate
+
+    path, name = deployment["entrypoint"].split(":")
+    flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
+    schema = flow.parameters.model_dump_for_openapi()
+    validate(deployment["parameters"], schema, raise_on_error=True, preprocess=True, ignore_required=True)
+
+
 def test_the_whole_road_is_deployed_with_the_preset_of_the_demo():
     (road,) = (d for d in DEPLOYMENTS if "end_to_end" in d["entrypoint"])
     assert ExperimentConfig.model_validate(road["parameters"]["experiment"]) == experiment("glyphs")

@@ -1,0 +1,189 @@
+"""The charts of a report, each a PNG file's bytes: similarities, ROC, training curves, the map."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dml.metrics.verification import OperatingPoint, RocCurve
+from dml.report import style
+from dml.report.projection import Map
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LEAST_SHARE_SEEN = 1e-6  # a bin below this is no visible line
+_HISTOGRAM_BINS = 128  # of similarity; a power of two, so that the curve's counts add up exactly
+
+Curve = Sequence[tuple[int, float]]
+"""(step, value), steps ascending."""
+
+
+def operating_points(curve: RocCurve, rates: Sequence[float]) -> dict[float, OperatingPoint]:
+    """What each asked false-accept rate allows; without those that even the first impostor pair exceeds."""
+    points = {rate: curve.at_false_accept_rate(rate) for rate in sorted(rates)}
+    return {rate: point for rate, point in points.items() if np.isfinite(point.threshold)}
+
+
+def pair_histograms(
+    curve: RocCurve, *, bins: int = _HISTOGRAM_BINS
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Edges (bins + 1,) of similarity over [-1, 1], and the share of positive and of negative pairs in each.
+
+    Exact: they are sums of the bins in which `roc_of_all_pairs` has counted.
+    """
+    edges = np.linspace(-1, 1, bins + 1)
+    thresholds = curve.thresholds.cpu().double()
+    # Thresholds descend, so pairs at or above an edge are those accepted by the last threshold not below it.
+    last = (thresholds[None, :] >= torch.from_numpy(edges)[:-1, None]).sum(1) - 1
+    shares = []
+    for accepted in (curve.genuine, curve.impostor):
+        at_least = accepted.cpu()[last].double().numpy() / int(accepted[-1])
+        shares.append(at_least - np.append(at_least[1:], 0.0))
+    return edges, shares[0], shares[1]
+
+
+def draw_similarities(curve: RocCurve, points: Mapping[float, OperatingPoint]) -> bytes:
+    """How similar positive and negative pairs are, and the thresholds at the given false-accept rates."""
+    with style.figure(8.6, 4.0) as (figure, out):
+        plot_similarities(figure.add_subplot(), curve, points)
+    return out.getvalue()
+
+
+def plot_similarities(axes: "Axes", curve: RocCurve, points: Mapping[float, OperatingPoint]) -> None:
+    """Two histograms, and a dashed line with its words at each threshold, the strictest on top."""
+    edges, positives, negatives = pair_histograms(curve)
+    for name, shares, total, colour in (
+        ("same class", positives, curve.genuine, style.POSITIVE),
+        ("other class", negatives, curve.impostor, style.NEGATIVE),
+    ):
+        label = f"{name}: {int(total[-1]):,} pairs"
+        axes.stairs(shares, edges, fill=True, alpha=0.35, color=colour, label=label)
+        axes.stairs(shares, edges, color=colour, linewidth=1.2)
+    top, step = float(max(positives.max(), negatives.max())), 0.09
+    seen = np.flatnonzero(positives + negatives > _LEAST_SHARE_SEEN)
+    low, high = edges[seen[0]] - 0.03, edges[seen[-1] + 1] + 0.03
+    axes.set_xlim(low, high)
+    axes.set_ylim(0, top * (1.04 + step * len(points)))
+    for number, (rate, point) in enumerate(points.items(), start=1):
+        height = top * (1.07 + step * (len(points) - number))
+        axes.vlines(point.threshold, 0, height, color=style.INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        right = point.threshold < (low + high) / 2
+        axes.annotate(
+            f"≥ {point.threshold:.3f}: false accepts {style.rate_text(rate)}, "
+            f"finds {point.true_accept_rate:.0%}",
+            (point.threshold, height),
+            xytext=(5 if right else -5, 0),
+            textcoords="offset points",
+            ha="left" if right else "right",
+            va="center",
+            fontsize=9,
+        )
+    style.whole_percent_axis(axes)
+    axes.set_xlabel("cosine similarity of a pair")
+    axes.set_ylabel("share of its kind of pairs")
+    # Where the words are not: they lean away from the nearer edge.
+    strict_is_right = all(point.threshold >= (low + high) / 2 for point in points.values())
+    axes.legend(loc="upper left" if strict_is_right else "upper right")
+
+
+def draw_roc(curve: RocCurve, points: Mapping[float, OperatingPoint]) -> bytes:
+    """True accepts over false accepts, the latter on a logarithmic axis, where thresholds are chosen."""
+    false, true = curve.false_accept_rates.cpu().numpy(), curve.true_accept_rates.cpu().numpy()
+    first = int((curve.impostor > 0).int().argmax())
+    least = 10 ** np.floor(np.log10(min([false[first], *points, 0.1])))
+    # Before the first impostor there is no logarithm; the curve comes in from the left at that height.
+    kept = np.arange(first, len(false))
+    changes = np.flatnonzero(np.diff(false[kept], prepend=-1) > 0)
+    kept = np.append(kept[changes], len(false) - 1)
+    x, y = np.append(least, false[kept]), np.append(true[max(first - 1, 0)], true[kept])
+    with style.figure(5.2, 4.0) as (figure, out):
+        axes = figure.add_subplot()
+        axes.plot(x, y, color=style.POSITIVE, linewidth=1.8, drawstyle="steps-post")
+        axes.set_xscale("log")
+        axes.set_xlim(least, 1)
+        axes.set_ylim(0, 1.02)
+        for rate, point in points.items():
+            place = (max(point.false_accept_rate, least), point.true_accept_rate)
+            axes.plot(*place, "o", color=style.INK, markersize=5, clip_on=False, zorder=3)
+            axes.annotate(
+                f"{style.rate_text(rate)}: {point.true_accept_rate:.0%}",
+                place,
+                xytext=(7, -11),
+                textcoords="offset points",
+                fontsize=9,
+            )
+        style.whole_percent_axis(axes)
+        axes.set_xlabel("false accepts: share of pairs of other classes taken for one")
+        axes.set_ylabel("true accepts: share of pairs of one class found")
+        axes.set_title(f"equal error rate {curve.equal_error_rate():.1%}, area {curve.area():.4f}")
+        axes.grid(which="major", color="#eceff1", linewidth=0.8)
+        axes.set_axisbelow(True)
+    return out.getvalue()
+
+
+def draw_curves(curves: Mapping[str, Curve]) -> bytes:
+    """Each number of a training over its steps, in a panel of its own.
+
+    Args:
+        curves: what a panel shows to its curve; at least one.
+    """
+    with style.figure(4.3 * len(curves), 3.2) as (figure, out):
+        panels = figure.subplots(1, len(curves), squeeze=False)[0]
+        for number, (axes, (name, curve)) in enumerate(zip(panels, curves.items(), strict=True)):
+            steps, values = [step for step, _ in curve], [value for _, value in curve]
+            colour = style.COLOURS[number % len(style.COLOURS)]
+            axes.plot(steps, values, color=colour, linewidth=1.8, marker="o", markersize=3.5)
+            axes.annotate(
+                f"{values[-1]:.3g}",
+                (steps[-1], values[-1]),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+                annotation_clip=False,
+            )
+            axes.set_title(name)
+            axes.set_xlabel("steps")
+            axes.set_xlim(left=0)
+            axes.margins(y=0.12)
+    return out.getvalue()
+
+
+def draw_map(
+    found: Map, labels: NDArray[np.int64], names: Mapping[int, str], shown: NDArray[np.int64]
+) -> bytes:
+    """The items on a plane; the shown classes in colours of their own, the others grey.
+
+    Args:
+        found: places of some items.
+        labels: (N,) class ids of all items.
+        names: of the shown classes, for the legend.
+        shown: class ids in the legend's order.
+    """
+    own = labels[found.rows]
+    with style.figure(9.2, 5.6) as (figure, out):
+        axes = figure.add_subplot()
+        others = ~np.isin(own, shown)
+        if others.any():
+            x, y = found.points[others].T
+            axes.scatter(x, y, s=9, color=style.FAINT, linewidths=0, label="other classes")
+        for number, label in enumerate(shown):
+            colour, marker = style.colour_and_marker(number)
+            x, y = found.points[own == label].T
+            axes.scatter(
+                x,
+                y,
+                s=22,
+                color=colour,
+                marker=marker,
+                linewidths=0.4,
+                edgecolors="white",
+                label=style.short(names[int(label)], 30),
+            )
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_axis_off()
+        figure.legend(loc="outside right upper", handletextpad=0.3)
+    return out.getvalue()

@@ -1,0 +1,69 @@
+"""The same images in two dimensions, one circle for each loss: what does a loss do to an embedding?"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from dml import storage
+from dml.data.dataset import read_rows
+from dml.errors import IncompatibleArtifact
+from dml.metrics.retrieval import retrieval_metrics
+from dml.refs import EmbeddingsRef, ReportRef
+from dml.report.page import Page, Picture, Section, find_report, page_uri, publish_page
+from dml.report.roses import Rose, draw_roses
+from dml.retrieval.table import read_embeddings
+
+_CODE_VERSION = 1
+_TEXT = (
+    "Embeddings have length one, so in two dimensions they are points on a circle, also those of softmax, "
+    "which the literature draws unnormalised, as rays over the plane. Bars outside the circle: the square "
+    "root of how many images lie in that direction, stacked by class. Spokes inside: the mean direction of "
+    "each class, as long as the class is of one mind."
+)
+
+
+def draw_circles(store: str, embeddings: Mapping[str, EmbeddingsRef], trained_on: str) -> ReportRef:
+    """Draw embeddings of two dimensions side by side, and publish the picture and its page.
+
+    Args:
+        store: the store's URI; the report is in `reports/` there.
+        embeddings: by what is written above each circle, such as the loss; all rows are drawn.
+        trained_on: the dataset the encoders learnt from, as NAME@VERSION, for the text.
+
+    Returns:
+        The report, whose only picture is `circles.png`; the same one for the same tables.
+
+    Raises:
+        IncompatibleArtifact: an embedding that has not two dimensions.
+    """
+    for name, table in embeddings.items():
+        if table.dim != 2:
+            raise IncompatibleArtifact(
+                f"A circle needs an embedding of 2 dimensions; that of {name!r} has {table.dim}. Train it "
+                "with encoder.dim=2, or look at it with dml report."
+            )
+    parents = [(name, table.fingerprint) for name, table in embeddings.items()]
+    fingerprint = storage.digest_of("circles", _CODE_VERSION, parents, trained_on)
+    uri = page_uri(store, fingerprint)
+    if storage.is_complete(uri):
+        return find_report(uri)
+    shown = next(iter(embeddings.values())).dataset
+    where = f"{shown.rows:,} images of {shown.name}@{shown.version}, encoders trained on {trained_on}"
+    roses = {name: _rose(name, table) for name, table in embeddings.items()}
+    png = draw_roses([rose for rose, _ in roses.values()])
+    picture = Picture("circles", png, f"{', '.join(embeddings)}: {where}")
+    rows = [{"loss": name, **metrics} for name, (_, metrics) in roses.items()]
+    sections = [Section("The circles", _TEXT, [picture], rows)]
+    return publish_page(uri, fingerprint, Page("What does a loss do to an embedding?", where, sections))
+
+
+def _rose(name: str, table: EmbeddingsRef) -> tuple[Rose, dict[str, float]]:
+    """One circle, and the numbers of what is on it."""
+    vectors = read_embeddings(table).vectors
+    columns = read_rows(table.dataset, columns=["class_index", "label"])
+    labels = columns["class_index"].to_numpy().astype(np.int64)
+    names = dict(zip(labels.tolist(), columns["label"].to_pylist(), strict=True))
+    metrics = retrieval_metrics(torch.from_numpy(vectors), torch.from_numpy(labels)).as_dict()
+    title = f"{name}\nrecall@1 {metrics['recall_at_1']:.2f}, MAP@R {metrics['map_at_r']:.2f}"
+    return Rose(title, vectors, labels, names), metrics

@@ -1,0 +1,130 @@
+"""What is worth looking at: queries that fail, and items whose neighbours say that their label is wrong."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dml.metrics.ranking import Items, Ranking
+from dml.metrics.retrieval import QueryMetrics
+
+_FEWEST_AGREEING = 2  # one neighbour of another label is a mistake of the embedding, not evidence
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest answers of every query, on the CPU; Q queries, in rows of the table that was judged."""
+
+    rows: Tensor
+    """(Q,) int64: the queries."""
+    labels: Tensor
+    """(Q,) int64: theirs."""
+    answers: Tensor
+    """(Q, depth) int64: rows, the nearest first."""
+    answer_labels: Tensor
+    """(Q, depth) int64."""
+    similarities: Tensor
+    """(Q, depth) float; -inf where there is no answer any more."""
+    relevant: Tensor
+    """(Q,) int64: how many answers of its label a query could find."""
+    gallery_labels: Tensor
+    """(G,) int64: of all that could answer."""
+
+    @property
+    def right(self) -> Tensor:
+        """(Q, depth) bool."""
+        return (self.answer_labels == self.labels[:, None]) & (self.similarities > -torch.inf)
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An item whose nearest neighbours agree on a label that is not its own."""
+
+    query: int
+    """Which of the queries, not which row."""
+    label: int
+    agreed: int
+    """The neighbours' label."""
+    num_agreeing: int
+    similarity: float
+    """Mean to the neighbours that agree."""
+
+
+def nearest(sides: Sequence[Items], depth: int) -> Neighbours:
+    """The `depth` nearest of every query, by the same exclusions as the metrics.
+
+    Args:
+        sides: queries and gallery, or one side that is both; their ids are rows.
+        depth: how many answers; fewer where the gallery is smaller.
+    """
+    queries, gallery = sides[0], sides[-1]
+    assert queries.ids is not None
+    assert gallery.ids is not None
+    ranking = Ranking(*sides)
+    blocks = list(ranking.blocks(depth))
+    places = torch.cat([block.answers for block in blocks])
+    return Neighbours(
+        rows=queries.ids.cpu(),
+        labels=queries.labels.cpu(),
+        answers=gallery.ids[places].cpu(),
+        answer_labels=gallery.labels[places].cpu(),
+        similarities=torch.cat([block.similarities for block in blocks]).cpu(),
+        relevant=ranking.relevant.cpu(),
+        gallery_labels=gallery.labels.cpu(),
+    )
+
+
+def worst_queries(found: QueryMetrics, neighbours: Neighbours, count: int) -> list[int]:
+    """The queries of lowest MAP@R; among equals first those that are most sure of their first answer.
+
+    Queries that have nobody to find cannot fail, and are left out.
+    """
+    rows, values = found.rows.cpu(), found.values["map_at_r"].cpu()
+    by_surety = neighbours.similarities[rows, 0].argsort(descending=True, stable=True)
+    order = by_surety[values[by_surety].argsort(stable=True)]
+    return [int(query) for query in rows[order[:count]]]
+
+
+def confident_mistakes(neighbours: Neighbours, count: int) -> list[int]:
+    """The queries whose first answer is wrong, the most similar of those first; without lone queries."""
+    wrong = (~neighbours.right[:, 0] & (neighbours.relevant > 0)).nonzero()[:, 0]
+    order = neighbours.similarities[wrong, 0].argsort(descending=True, stable=True)
+    return [int(query) for query in wrong[order[:count]]]
+
+
+def label_suspects(neighbours: Neighbours, *, agreeing: int = 5) -> list[Suspect]:
+    """Every item whose nearest neighbours all carry one label that is not its own, the most similar first.
+
+    The first `agreeing` answers must agree; where the other class has fewer items, all of those it has, two
+    at least. A lone item has nobody who could vouch for its label, so it is never suspected.
+
+    Args:
+        neighbours: at least `agreeing` deep, or as deep as the gallery.
+        agreeing: how many neighbours must agree, 2 or more.
+
+    Raises:
+        ValueError: fewer than 2, since one neighbour of another label proves nothing.
+    """
+    if agreeing < _FEWEST_AGREEING:
+        raise ValueError(f"agreeing must be {_FEWEST_AGREEING} or more; got {agreeing}. 5 is usual.")
+    present = neighbours.similarities[:, :agreeing] > -torch.inf
+    labels = neighbours.answer_labels[:, :agreeing]
+    agreed = labels[:, 0].contiguous()
+    # A run of equal labels from the nearest on: cumulative product of agreement is 1 as long as it lasts.
+    run = ((labels == agreed[:, None]) & present).long().cumprod(1).sum(1)
+    classes, sizes = torch.unique(neighbours.gallery_labels, return_counts=True)
+    needed = sizes[torch.searchsorted(classes, agreed)].clamp(max=agreeing)
+    chosen = (run >= needed) & (run >= _FEWEST_AGREEING)
+    chosen &= (agreed != neighbours.labels) & (neighbours.relevant > 0)
+    suspects = [
+        Suspect(
+            query=query,
+            label=int(neighbours.labels[query]),
+            agreed=int(agreed[query]),
+            num_agreeing=int(run[query]),
+            similarity=float(neighbours.similarities[query, : int(run[query])].mean()),
+        )
+        for query in chosen.nonzero()[:, 0].tolist()
+    ]
+    return sorted(suspects, key=lambda suspect: (-suspect.similarity, suspect.query))

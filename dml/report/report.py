@@ -1,0 +1,252 @@
+"""What did a model learn, and where does it fail? One page per model, dataset and split, in the store."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dml import storage
+from dml.config import ReportConfig
+from dml.metrics.verification import OperatingPoint
+from dml.refs import EmbeddingsRef, ModelRef, ReportRef
+from dml.registry.history import training_curves
+from dml.report import charts, style
+from dml.report.findings import Suspect, confident_mistakes, worst_queries
+from dml.report.page import Page, Picture, Section, find_report, page_uri, publish_page
+from dml.report.projection import map_of
+from dml.report.roses import Rose, draw_roses
+from dml.report.view import View
+
+_CODE_VERSION = 1  # part of a report's identity: raise it when the same inputs would give another page
+SUSPECTS = "suspects.csv"
+
+
+def write_report(
+    store: str, model: ModelRef, embeddings: EmbeddingsRef, config: ReportConfig, tracking_uri: str
+) -> ReportRef:
+    """Look at a split through a model's embeddings, and publish what there is to see.
+
+    Args:
+        store: the store's URI; the report is in `reports/` there.
+        model: the registered version whose package made the embeddings.
+        embeddings: of the dataset to look at.
+        config: which split, and how much of everything.
+        tracking_uri: of the MLflow that knows how the model's training went.
+
+    Returns:
+        The published report, the same one for the same inputs, written once.
+
+    Raises:
+        InvalidData: the split has no rows, or none of a role.
+        InvalidSetting: an attribute that the dataset does not have.
+    """
+    curves = training_curves(tracking_uri, model)
+    settings = config.model_dump(mode="json")
+    fingerprint = storage.digest_of(
+        "report", _CODE_VERSION, str(model), embeddings.fingerprint, settings, curves
+    )
+    uri = page_uri(store, fingerprint)
+    if storage.is_complete(uri):
+        return find_report(uri)
+    view = View(embeddings, config)
+    dataset = embeddings.dataset
+    subtitle = (
+        f"{dataset.name}@{dataset.version}, split {config.split}: {len(view.labels):,} items of "
+        f"{len(view.names):,} classes, embedded in {embeddings.dim} dimensions by package "
+        f"{embeddings.package.version}."
+    )
+    sections = [
+        _numbers(view),
+        _answers(view),
+        _failures(view),
+        _mistakes(view),
+        _suspects(view),
+        _map(view),
+        *_verification(view),
+        *_training(curves),
+    ]
+    page = Page(f"What did {model} learn, and where does it fail?", subtitle, sections)
+    return publish_page(uri, fingerprint, page, beside={SUSPECTS: _suspects_csv(view).encode()})
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A gallery section's text where it has queries, and where it has none."""
+
+    title: str
+    text: str
+    nobody: str
+
+
+def _gallery_section(
+    view: View,
+    name: str,
+    asked: _Asked,
+    queries: Sequence[int],
+    *,
+    answers: int,
+    table: Iterable[Mapping[str, Any]],
+) -> Section:
+    if not queries:
+        return Section(asked.title, asked.nobody)
+    caption = f"{asked.title}: each row a query and its {answers} nearest; ✓ green is right, ✗ red is wrong"
+    picture = Picture(name, view.gallery(queries, answers=answers), caption)
+    rows = [{"query": number, **row} for number, row in enumerate(table, start=1)]
+    return Section(asked.title, asked.text, [picture], rows)
+
+
+def _numbers(view: View) -> Section:
+    found = view.found
+    text = f"Means over {len(found.rows):,} queries that have somebody to find"
+    text += f"; {found.num_lone:,} more have nobody and are left out." if found.num_lone else "."
+    return Section("In numbers", text, table=[found.means()])
+
+
+def _answers(view: View) -> Section:
+    asked = view.found.rows.cpu()
+    spread = np.linspace(0, len(asked) - 1, min(view.config.queries, len(asked))).astype(np.int64)
+    text = "Spread evenly over the split, not chosen for how they look. In the corner: cosine similarity."
+    return _gallery_section(
+        view,
+        "answers",
+        _Asked("Queries and answers", text, "No query has anybody to find."),
+        asked[torch.from_numpy(spread)].tolist(),
+        answers=view.config.answers,
+        table=(),
+    )
+
+
+def _failures(view: View) -> Section:
+    chosen = [
+        query
+        for query in worst_queries(view.found, view.neighbours, view.config.failures)
+        if view.map_at_r[query] < 1
+    ]
+    text = (
+        "The queries of lowest MAP@R, of equal ones those that are surest of their first answer. Look for "
+        "what they share: a viewpoint, a background, a class that is really two."
+    )
+    asked = _Asked("Worst failures", text, "No query fails: every one finds all of its class first.")
+    rows = map(view.row, chosen)
+    return _gallery_section(view, "failures", asked, chosen, answers=view.config.answers, table=rows)
+
+
+def _mistakes(view: View) -> Section:
+    chosen = confident_mistakes(view.neighbours, view.config.failures)
+    text = "The queries whose first answer is wrong, the most similar first: no threshold would refuse these."
+    asked = _Asked("Most confident mistakes", text, "No query's first answer is wrong.")
+    rows = map(view.row, chosen)
+    return _gallery_section(view, "mistakes", asked, chosen, answers=view.config.answers, table=rows)
+
+
+def _suspects(view: View) -> Section:
+    suspects, agreeing = view.suspects, view.config.agreeing
+    shown = suspects[: view.config.suspects]
+    text = (
+        f"{len(suspects):,} items whose {agreeing} nearest neighbours all carry one label that is not their "
+        f"own (fewer where that class is smaller); {len(shown):,} are shown, all are in {SUSPECTS}. Either "
+        "the label is wrong or the embedding is: only a person can tell."
+    )
+    nobody = f"No item's {agreeing} nearest neighbours agree on a label that is not its own."
+    return _gallery_section(
+        view,
+        "suspects",
+        _Asked("Suspected labels", text, nobody),
+        [suspect.query for suspect in shown],
+        answers=agreeing,
+        table=[_suspect_row(view, suspect) for suspect in shown],
+    )
+
+
+def _suspect_row(view: View, suspect: Suspect) -> dict[str, Any]:
+    return {
+        "id": view.ids[view.row_of(suspect.query)],
+        "label": view.names[suspect.label],
+        "neighbours' label": view.names[suspect.agreed],
+        "neighbours": suspect.num_agreeing,
+        "mean similarity": suspect.similarity,
+    }
+
+
+def _suspects_csv(view: View) -> str:
+    out = io.StringIO()
+    columns = ["id", "label", "neighbours' label", "neighbours", "mean similarity"]
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_suspect_row(view, suspect) for suspect in view.suspects)
+    return out.getvalue()
+
+
+def _map(view: View) -> Section:
+    classes = np.unique(view.labels)
+    if view.vectors.shape[1] == 2:
+        png = draw_roses([Rose("", view.vectors, view.labels, view.names)])
+        text = (
+            "Embeddings have length one, so two dimensions are a circle; bars say how many items lie where."
+        )
+        return Section("The embedding itself", text, [Picture("map", png, "The embedding on its circle")])
+    most = view.config.map_classes
+    shown = classes if len(classes) <= most else classes[np.arange(most) * len(classes) // most]
+    found = map_of(view.vectors, view.labels, shown=shown, most=view.config.map_points)
+    png = charts.draw_map(found, view.labels, view.names, shown)
+    text = (
+        f"{len(found.rows):,} items, {found.how}. Who lies beside whom can be trusted; how far groups are "
+        "from each other, and how large they are, cannot."
+    )
+    caption = f"Map of the embedding: {len(shown)} of {len(classes)} classes coloured"
+    return Section("Map of the embedding", text, [Picture("map", png, caption)])
+
+
+def _verification(view: View) -> list[Section]:
+    title, curve, rates = (
+        "Same or not: similarities and thresholds",
+        view.curve,
+        view.config.false_accept_rates,
+    )
+    if curve is None:
+        return [Section(title, "Verification needs pairs of one class and of two; this split has not both.")]
+    points = charts.operating_points(curve, rates)
+    text = (
+        f"All {int(curve.genuine[-1] + curve.impostor[-1]):,} pairs of different items. A pair is accepted "
+        "where its similarity is at least the threshold; a rate's threshold is the lowest that keeps it."
+    )
+    table = [_threshold_row(rate, points.get(rate), int(curve.impostor[-1])) for rate in sorted(rates)]
+    pictures = [
+        Picture(
+            "similarities",
+            charts.draw_similarities(curve, points),
+            "Similarities of pairs of the same and of different classes, with thresholds",
+        ),
+        Picture("roc", charts.draw_roc(curve, points), "ROC: true accepts over false accepts, logarithmic"),
+    ]
+    return [Section(title, text, pictures, table)]
+
+
+def _threshold_row(rate: float, point: OperatingPoint | None, num_impostor: int) -> dict[str, Any]:
+    if point is None:
+        why = f"none: the most similar of {num_impostor:,} negative pairs is already too many"
+        return {"false accepts": style.rate_text(rate), "threshold": why}
+    low, high = point.true_accept_interval.low, point.true_accept_interval.high
+    return {
+        "false accepts": style.rate_text(rate),
+        "threshold": point.threshold,
+        "true accepts": f"{point.true_accept_rate:.3f} [{low:.3f}, {high:.3f}]",
+        "false accepts it really gives": f"{point.false_accept_rate:.2g}",
+    }
+
+
+def _training(curves: Mapping[str, charts.Curve]) -> list[Section]:
+    shown = {
+        name.removeprefix("validation_").replace("_", " ") + (", validation" if name != "loss" else ""): curve
+        for name, curve in curves.items()
+        if len(curve) > 1
+    }
+    if not shown:
+        return [Section("Training", "MLflow has no curve of this version's training.")]
+    text = "As it was logged to MLflow; after a crash the repeated steps count once."
+    picture = Picture("training", charts.draw_curves(shown), "Training: " + "; ".join(shown))
+    return [Section("Training", text, [picture])]

@@ -1,0 +1,97 @@
+"""Embeddings of two dimensions: unit vectors are points on a circle, drawn as a histogram of directions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dml.report import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_BINS = 120  # of three degrees each
+_TALLEST = 0.75  # of the circle's radius
+_TITLE_ROOM = 0.55  # of two lines above a circle, in its radius; a title of matplotlib's is cut off
+_MOST_NAMED = 16  # names around one circle
+
+
+@dataclass(frozen=True)
+class Rose:
+    """One circle: what is on it and what is written above."""
+
+    title: str
+    vectors: NDArray[np.float32]
+    """(N, 2), unit length."""
+    labels: NDArray[np.int64]
+    """(N,) class ids."""
+    names: Mapping[int, str]
+    """Of every class."""
+
+
+def draw_roses(roses: Sequence[Rose]) -> bytes:
+    """Circles side by side, PNG: bars grow outward with the square root of how many items look that way.
+
+    A bar is stacked of the classes in it; a class is written where its mean direction points.
+    """
+    classes = sorted({int(label) for rose in roses for label in rose.labels})
+    columns = min(len(roses), 4)
+    lines = -(-len(roses) // columns)
+    with style.figure(3.5 * columns, 4.1 * lines) as (figure, out):
+        for number, rose in enumerate(roses, start=1):
+            axes = figure.add_subplot(lines, columns, number)
+            _draw_bars(axes, rose, classes)
+            _draw_names(axes, rose, classes)
+            reach = 1 + _TALLEST + 0.02
+            axes.set(xlim=(-reach, reach), ylim=(-reach, reach + _TITLE_ROOM), aspect="equal")
+            axes.text(0, reach + 0.05, rose.title, ha="center", va="bottom", fontsize=11)
+            axes.set_axis_off()
+    return out.getvalue()
+
+
+def _colour(label: int, classes: Sequence[int]) -> str:
+    return style.RING_COLOURS[classes.index(label) % len(style.RING_COLOURS)]
+
+
+def _draw_bars(axes: "Axes", rose: Rose, classes: Sequence[int]) -> None:
+    from matplotlib.collections import PolyCollection
+
+    angles = np.angle(rose.vectors[:, 0] + 1j * rose.vectors[:, 1]) % (2 * np.pi)
+    bins = np.minimum((angles / (2 * np.pi) * _BINS).astype(int), _BINS - 1)
+    totals = np.bincount(bins, minlength=_BINS)
+    share = _TALLEST * np.sqrt(totals / max(totals.max(), 1)) / np.maximum(totals, 1)
+    bottom = np.ones(_BINS)
+    for label in classes:
+        top = bottom + share * np.bincount(bins[rose.labels == label], minlength=_BINS)
+        shapes = [_wedge(place, bottom[place], top[place]) for place in np.flatnonzero(top > bottom).tolist()]
+        bars = PolyCollection(shapes, facecolor=_colour(label, classes), edgecolor="face", linewidth=0.3)
+        if classes.index(label) // len(style.RING_COLOURS) % 2:  # the colour's second class
+            bars.set(hatch="////", edgecolor="white", linewidth=0)
+        axes.add_collection(bars, autolim=False)
+        bottom = top
+    around = np.exp(1j * np.linspace(0, 2 * np.pi, 200))
+    axes.plot(around.real, around.imag, color=style.INK, linewidth=0.8)
+
+
+def _wedge(place: int, low: float, high: float) -> NDArray[np.float64]:
+    """(4, 2) corners of a bar; at three degrees chord and arc cannot be told apart."""
+    ends = np.exp(2j * np.pi * np.array([place, place + 1]) / _BINS)
+    corners = np.concatenate([low * ends, high * ends[::-1]])
+    return np.stack([corners.real, corners.imag], axis=1)
+
+
+def _draw_names(axes: "Axes", rose: Rose, classes: Sequence[int]) -> None:
+    """Inside the circle, on a spoke that is as long as the class is of one mind."""
+    present = np.unique(rose.labels)
+    if len(present) > _MOST_NAMED:
+        return
+    for label in present.tolist():
+        mean = rose.vectors[rose.labels == label].mean(0)
+        end = 0.8 * mean
+        x, y = end + 0.1 * mean / max(float(np.linalg.norm(mean)), 1e-12)
+        colour = _colour(label, classes)
+        axes.plot([0, end[0]], [0, end[1]], color=colour, linewidth=1.4)
+        name = style.short(rose.names[label], 10)
+        axes.text(x, y, name, color=colour, ha="center", va="center", fontsize=9, fontweight="bold")

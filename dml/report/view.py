@@ -1,0 +1,114 @@
+"""A split seen through an embedding: what the sections of a report ask of it."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dml.config import ReportConfig
+from dml.data.dataset import read_images, read_rows
+from dml.metrics.retrieval import QueryMetrics
+from dml.metrics.verification import RocCurve, roc_of_all_pairs
+from dml.refs import EmbeddingsRef
+from dml.report.findings import Neighbours, Suspect, label_suspects, nearest
+from dml.report.gallery import GalleryRow, Tile, draw_gallery
+from dml.retrieval.evaluate import split_rows
+from dml.retrieval.protocol import device_for, query_values, sides
+from dml.retrieval.table import read_embeddings
+
+
+class View:
+    """A split's rows as the page needs them, each thing computed once and only where a section asks."""
+
+    def __init__(self, embeddings: EmbeddingsRef, config: ReportConfig) -> None:
+        self.config, self.dataset = config, embeddings.dataset
+        self.positions, self._rows = split_rows(self.dataset, config.evaluation, config.split)
+        self.vectors: NDArray[np.float32] = read_embeddings(embeddings).vectors[self.positions]
+        self.labels = self._rows.labels
+        columns = read_rows(self.dataset, split=config.split, columns=["id", "label"])
+        self.ids: list[str] = columns["id"].to_pylist()
+        self.names: dict[int, str] = dict(
+            zip(self.labels.tolist(), columns["label"].to_pylist(), strict=True)
+        )
+
+    @cached_property
+    def _embeddings(self) -> torch.Tensor:
+        return torch.from_numpy(self.vectors).to(device_for(self.vectors.nbytes))
+
+    @cached_property
+    def found(self) -> QueryMetrics:
+        return query_values(self._embeddings, self._rows, self.config.evaluation)
+
+    @cached_property
+    def neighbours(self) -> Neighbours:
+        depth = max(self.config.answers, self.config.agreeing)
+        return nearest(sides(self._embeddings, self._rows, self.config.evaluation), depth)
+
+    @cached_property
+    def map_at_r(self) -> dict[int, float]:
+        """By query; of those that have somebody to find."""
+        return dict(zip(self.found.rows.tolist(), self.found.values["map_at_r"].tolist(), strict=True))
+
+    @cached_property
+    def suspects(self) -> list[Suspect]:
+        return label_suspects(self.neighbours, agreeing=self.config.agreeing)
+
+    @cached_property
+    def curve(self) -> RocCurve | None:
+        """None where verification has no pair of one class, or none of two."""
+        sizes = np.unique(self.labels, return_counts=True)[1]
+        if len(sizes) < 2 or sizes.max() < 2:
+            return None
+        return roc_of_all_pairs(self._embeddings, torch.from_numpy(self.labels).to(self._embeddings.device))
+
+    def row_of(self, query: int) -> int:
+        return int(self.neighbours.rows[query])
+
+    def name_of(self, query: int) -> str:
+        return self.names[int(self.neighbours.labels[query])]
+
+    def gallery(self, queries: Sequence[int], *, answers: int) -> bytes:
+        """Queries, numbered from 1, with their nearest answers; PNG."""
+        places = {query: self._answers_of(query, answers) for query in queries}
+        rows = [self.row_of(query) for query in queries]
+        rows += [int(self.neighbours.answers[place]) for found in places.values() for place in found]
+        images = dict(zip(rows, read_images(self.dataset, self.positions[rows].tolist()), strict=True))
+        return draw_gallery(
+            [
+                GalleryRow(
+                    Tile(images[self.row_of(query)], f"{number}: {self.name_of(query)}"),
+                    [self._answer(images, place) for place in places[query]],
+                )
+                for number, query in enumerate(queries, start=1)
+            ]
+        )
+
+    def _answers_of(self, query: int, count: int) -> list[tuple[int, int]]:
+        """(query, rank from 0) of the nearest that there are."""
+        present = self.neighbours.similarities[query, :count] > -torch.inf
+        return [(query, rank) for rank in range(int(present.sum()))]
+
+    def _answer(self, images: Mapping[int, bytes], place: tuple[int, int]) -> Tile:
+        near = self.neighbours
+        return Tile(
+            images[int(near.answers[place])],
+            self.names[int(near.answer_labels[place])],
+            similarity=float(near.similarities[place]),
+            right=bool(near.right[place]),
+        )
+
+    def row(self, query: int) -> dict[str, Any]:
+        """A query's line of a table."""
+        near = self.neighbours
+        wrong = (~near.right[query] & (near.similarities[query] > -torch.inf)).nonzero()[:, 0].tolist()
+        line: dict[str, Any] = {"id": self.ids[self.row_of(query)], "label": self.name_of(query)}
+        if query in self.map_at_r:
+            line["MAP@R"] = self.map_at_r[query]
+        if wrong:
+            line["first wrong answer"] = self.names[int(near.answer_labels[query, wrong[0]])]
+            line["its rank"] = wrong[0] + 1
+            line["its similarity"] = float(near.similarities[query, wrong[0]])
+        return line

@@ -1,0 +1,49 @@
+"""The same images in two dimensions under several losses, side by side."""
+
+from prefect import flow
+
+from dml.config import ExperimentConfig
+from dml.data.dataset import find_dataset
+from dml.presets import circle
+from dml.refs import ReportRef
+from dml.report.circles import draw_circles
+from dml.report.page import read_picture
+from dml.retrieval.embed import embed
+from dml.settings import store_uri
+from dml.training.ray_trainer import train
+from flows.policy import say, show_picture, stage, tell
+
+
+@flow(name="circles-flow")
+def circles_flow(
+    dataset: str,
+    losses: list[str] | None = None,
+    settings: list[str] | None = None,
+    show: str | None = None,
+    store: str | None = None,
+) -> ReportRef:
+    """Train a two-dimensional embedding for each loss, and draw them as circles.
+
+    Args:
+        dataset: NAME or NAME@VERSION, with the classes to learn in its split `train`.
+        losses: kinds of loss; None: softmax, arcface, triplet and margin.
+        settings: changes to every one of the experiments, each `path.to.key=value`.
+        show: the dataset whose rows are drawn; None: the same.
+        store: the store's URI; None: `DML_STORE`, else `./dml-store`.
+    """
+    root = store_uri(store)
+    learnt = stage(find_dataset)(root, dataset)
+    shown = learnt if show is None else stage(find_dataset)(root, show)
+    experiments: dict[str, ExperimentConfig] = {
+        kind: circle(kind).overridden(settings or [])
+        for kind in losses or ["softmax", "arcface", "triplet", "margin"]
+    }
+    tables = {}
+    for kind, config in experiments.items():
+        trained = stage(train, heals=True)(config, learnt, root)
+        tables[kind] = stage(embed, heals=True)(root, trained.package, shown, progress=tell(f"embed {kind}"))
+    report = stage(draw_circles)(root, tables, f"{learnt.name}@{learnt.version}")
+    for name, caption in report.pictures.items():
+        show_picture("circles", read_picture(report, name), caption)
+    say(f"circles of {', '.join(tables)}: {report.page}")
+    return report

@@ -1,0 +1,163 @@
+"""Charts draw the numbers of the metrics room; those that nobody could read are not drawn."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from dml.metrics.verification import roc_of_all_pairs
+from dml.report import charts, style
+from dml.report.projection import Map, map_of
+from dml.report.roses import Rose, draw_roses
+
+RATES = (0.001, 0.01, 0.1)
+
+
+def case(num_items=60, num_classes=6, dim=8, seed=0):
+    chance = np.random.default_rng(seed)
+    labels = np.arange(num_items) % num_classes
+    vectors = chance.standard_normal((num_classes, dim))[labels] + chance.standard_normal((num_items, dim))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors.astype(np.float32), labels
+
+
+def curve_of(vectors, labels):
+    return roc_of_all_pairs(torch.from_numpy(vectors), torch.from_numpy(labels))
+
+
+def picture(png):
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def has_colour(png, colour):
+    wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+    return bool((np.abs(picture(png).astype(int) - wanted).max(axis=2) <= 2).any())
+
+
+def test_histograms_count_every_pair_once():
+    vectors, labels = case()
+    edges, positives, negatives = charts.pair_histograms(curve_of(vectors, labels), bins=32)
+    above = np.triu_indices(len(labels), 1)
+    similarities = (vectors.astype(np.float64) @ vectors.T)[above]
+    same = labels[above[0]] == labels[above[1]]
+    for shares, chosen in ((positives, same), (negatives, ~same)):
+        counts = np.histogram(similarities[chosen], edges)[0]
+        np.testing.assert_allclose(shares, counts / chosen.sum(), rtol=0, atol=1e-12)
+
+
+def test_the_thresholds_drawn_are_those_of_verification():
+    curve = curve_of(*case())
+    axes = Figure().add_subplot()
+    charts.plot_similarities(axes, curve, charts.operating_points(curve, RATES))
+    drawn = [float(segment[0, 0]) for lines in axes.collections for segment in lines.get_segments()]
+    measured = [curve.at_false_accept_rate(rate).threshold for rate in sorted(RATES)]
+    finite = [threshold for threshold in measured if np.isfinite(threshold)]
+    assert drawn == finite
+    assert len(finite) >= 2
+    words = [text.get_text() for text in axes.texts]
+    assert words[-1].startswith(f"≥ {finite[-1]:.3f}: false accepts 1 in 10, finds ")
+
+
+def test_a_rate_that_no_threshold_keeps_is_left_out():
+    vectors, labels = case(num_items=12, num_classes=3)
+    vectors[1] = vectors[0]  # the most similar pair of all is of two classes
+    points = charts.operating_points(curve_of(vectors, labels), [1e-6, 0.5])
+    assert list(points) == [0.5]
+
+
+@pytest.mark.parametrize("separate", [False, True], ids=["overlapping", "separable"])
+def test_similarities_and_roc_are_drawn(separate):
+    vectors, labels = case()
+    if separate:
+        vectors = np.eye(8, dtype=np.float32)[labels]
+    curve = curve_of(vectors, labels)
+    points = charts.operating_points(curve, RATES)
+    assert has_colour(charts.draw_similarities(curve, points), style.POSITIVE)
+    assert has_colour(charts.draw_roc(curve, points), style.POSITIVE)
+
+
+def test_equal_inputs_give_equal_bytes():
+    vectors, labels = case()
+    curve = curve_of(vectors, labels)
+    points = charts.operating_points(curve, RATES)
+    assert charts.draw_roc(curve, points) == charts.draw_roc(curve, points)
+    shown = np.unique(labels)
+    names = {int(label): f"class {label}" for label in shown}
+    draws = [
+        charts.draw_map(map_of(vectors, labels, shown=shown, most=100), labels, names, shown)
+        for _ in range(2)
+    ]
+    assert draws[0] == draws[1]
+
+
+def test_training_curves_get_a_panel_each():
+    one = picture(charts.draw_curves({"loss": [(10, 1.0), (20, 0.5)]}))
+    two = picture(charts.draw_curves({"loss": [(10, 1.0), (20, 0.5)], "recall": [(20, 0.25), (40, 0.5)]}))
+    assert two.shape[1] == 2 * one.shape[1]
+
+
+def test_a_map_keeps_half_of_its_places_for_the_classes_shown():
+    vectors, labels = case(num_items=3000, num_classes=300)
+    shown = np.array([7, 150])
+    found = map_of(
+        vectors[:, :2] / np.linalg.norm(vectors[:, :2], axis=1)[:, None], labels, shown=shown, most=40
+    )
+    assert len(found.rows) == len(np.unique(found.rows)) == 40
+    assert np.isin(labels[found.rows], shown).sum() == 20
+    assert (np.diff(found.rows) > 0).all()
+
+
+def test_two_dimensions_are_shown_as_they_are():
+    vectors, labels = case(dim=2)
+    found = map_of(vectors, labels, shown=np.unique(labels), most=1000)
+    np.testing.assert_array_equal(found.points, vectors)
+    assert "itself" in found.how
+
+
+def test_neighbours_on_the_map_are_neighbours_in_the_embedding():
+    vectors, labels = case(num_items=120, num_classes=4, dim=32)
+    vectors = vectors + 3 * np.eye(32, dtype=np.float32)[labels]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    found = map_of(vectors, labels, shown=np.unique(labels), most=1000)
+    distances = np.linalg.norm(found.points[:, None] - found.points[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    assert (labels[distances.argmin(1)] == labels).mean() > 0.95
+
+
+@pytest.mark.parametrize("num_items", [1, 2, 3])
+def test_very_few_items_are_a_map_too(num_items):
+    vectors, labels = case(num_items=num_items, num_classes=2)
+    found = map_of(vectors, labels, shown=np.unique(labels), most=10)
+    assert found.points.shape == (num_items, 2)
+    assert np.isfinite(found.points).all()
+
+
+def test_many_classes_are_grey_beside_those_shown():
+    labels = np.arange(30) // 3
+    found = Map(np.arange(30), np.random.default_rng(0).standard_normal((30, 2)), "given")
+    png = charts.draw_map(found, labels, {0: "zero"}, np.array([0]))
+    assert has_colour(png, style.COLOURS[0])
+    assert has_colour(png, style.FAINT)
+    assert not has_colour(png, style.COLOURS[1])
+
+
+@pytest.mark.parametrize("num_classes", [1, 10, 30])
+def test_circles_are_drawn_of_any_number_of_classes(num_classes):
+    chance = np.random.default_rng(0)
+    labels = np.arange(60) % num_classes
+    vectors = chance.standard_normal((60, 2)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    names = {label: f"class {label}" for label in range(num_classes)}
+    png = draw_roses([Rose(f"loss {number}", vectors, labels, names) for number in range(5)])
+    for colour in style.RING_COLOURS[: min(num_classes, 10)]:
+        assert has_colour(png, colour)
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(0.001, "1 in 1,000"), (1e-6, "1 in 1,000,000"), (0.5, "1 in 2"), (0.3, "0.3")]
+)
+def test_rates_are_said_as_people_say_them(rate, text):
+    assert style.rate_text(rate) == text

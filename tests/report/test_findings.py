@@ -1,0 +1,144 @@
+"""What is worth looking at, against plain loops, and on vectors whose wrong labels we planted."""
+
+import math
+
+import pytest
+import torch
+
+from dml.metrics.ranking import Items
+from dml.metrics.retrieval import query_metrics
+from dml.report.findings import confident_mistakes, label_suspects, nearest, worst_queries
+
+
+def items(vectors, labels, groups=None):
+    labels = torch.as_tensor(labels)
+    return Items(torch.as_tensor(vectors), labels, torch.arange(len(labels)), groups)
+
+
+def random_items(seed, num_items=40, num_classes=6, dim=4):
+    chance = torch.Generator().manual_seed(seed)
+    vectors = torch.nn.functional.normalize(torch.randn(num_items, dim, generator=chance).double(), dim=1)
+    vectors[5] = vectors[9]  # duplicates, which tie everywhere
+    return items(vectors, torch.randint(num_classes, (num_items,), generator=chance))
+
+
+def clusters(sizes, spread=0.02, seed=0):
+    """Tight clusters around the axes, and their labels."""
+    chance = torch.Generator().manual_seed(seed)
+    labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    centres = torch.eye(len(sizes), dtype=torch.float64)[labels]
+    noise = spread * torch.randn(len(labels), len(sizes), generator=chance, dtype=torch.float64)
+    return torch.nn.functional.normalize(centres + noise, dim=1), labels
+
+
+def neighbours_in_loops(all_items, query):
+    """Every other row, the nearest first, ties by place."""
+    vectors = all_items.embeddings
+    others = [row for row in range(len(vectors)) if row != query]
+    return sorted(others, key=lambda row: (-float(vectors[query] @ vectors[row]), row))
+
+
+def suspects_in_loops(all_items, agreeing):
+    labels = all_items.labels.tolist()
+    found = {}
+    for query, label in enumerate(labels):
+        order = neighbours_in_loops(all_items, query)
+        other = labels[order[0]]
+        needed = max(min(agreeing, labels.count(other)), 2)
+        near = order[:needed]
+        if other != label and labels.count(label) > 1 and all(labels[row] == other for row in near):
+            found[query] = other
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_neighbours_are_those_of_plain_loops(seed):
+    case = random_items(seed)
+    found = nearest([case], 7)
+    for query in range(len(case.labels)):
+        assert found.answers[query].tolist() == neighbours_in_loops(case, query)[:7]
+        own = case.labels[query]
+        assert found.right[query].tolist() == [bool(case.labels[r] == own) for r in found.answers[query]]
+
+
+def test_answers_of_the_querys_own_camera_are_not_shown():
+    vectors, labels = clusters([3, 3])
+    found = nearest([items(vectors, labels, groups=torch.tensor([0, 0, 1, 0, 0, 1]))], 6)
+    assert found.answers[0, 0] == 2
+    assert found.similarities[0].tolist().count(-math.inf) == 2, "itself, and its neighbour of one camera"
+
+
+def test_where_queries_and_gallery_are_apart_answers_are_rows_of_the_gallery():
+    vectors, labels = clusters([4, 4])
+    asking, answering = torch.tensor([1, 6]), torch.tensor([0, 2, 3, 4, 5, 7])
+    given = labels.clone()
+    given[6] = 0
+    sides = [Items(vectors[rows], given[rows], rows) for rows in (asking, answering)]
+    found = nearest(sides, 3)
+    assert found.rows.tolist() == [1, 6]
+    assert set(found.answers[0].tolist()) == {0, 2, 3}
+    assert set(found.answers[1].tolist()) == {4, 5, 7}
+    (suspect,) = label_suspects(found, agreeing=3)
+    assert (suspect.query, suspect.label, suspect.agreed) == (1, 0, 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("agreeing", [2, 3, 5])
+def test_suspects_are_those_of_plain_loops(seed, agreeing):
+    case = random_items(seed, num_items=60, num_classes=3, dim=2)
+    found = label_suspects(nearest([case], agreeing), agreeing=agreeing)
+    assert {suspect.query: suspect.agreed for suspect in found} == suspects_in_loops(case, agreeing)
+    similarities = [suspect.similarity for suspect in found]
+    assert similarities == sorted(similarities, reverse=True)
+    if agreeing == 2:
+        assert found, "the case must have some"
+
+
+def test_planted_wrong_labels_are_found_and_nothing_else():
+    vectors, truth = clusters([8, 8, 8, 8])
+    given = truth.clone()
+    given[[3, 12, 30]] = torch.tensor([1, 3, 0])
+    found = label_suspects(nearest([items(vectors, given)], 5))
+    planted = {3: (1, 0), 12: (3, 1), 30: (0, 3)}
+    assert {suspect.query: (suspect.label, suspect.agreed) for suspect in found} == planted
+    assert all(suspect.num_agreeing == 5 for suspect in found)
+
+
+def test_where_a_class_is_small_all_of_it_must_agree():
+    vectors, truth = clusters([4, 8])
+    given = truth.clone()
+    given[0] = 1  # three are left of class 0, and all three are nearest
+    (suspect,) = label_suspects(nearest([items(vectors, given)], 5))
+    assert (suspect.query, suspect.agreed, suspect.num_agreeing) == (0, 0, 3)
+
+
+def test_lone_items_and_single_neighbours_prove_nothing():
+    vectors, truth = clusters([1, 6, 2])
+    assert label_suspects(nearest([items(vectors, truth)], 5)) == [], "item 0 has nobody of its class"
+    given = truth.clone()
+    given[7] = 1  # one item is left of class 2, and it is nearest: a mistake, not evidence
+    assert all(suspect.query != 7 for suspect in label_suspects(nearest([items(vectors, given)], 5)))
+
+
+def test_one_agreeing_neighbour_is_refused():
+    with pytest.raises(ValueError, match="2 or more"):
+        label_suspects(nearest([random_items(0)], 5), agreeing=1)
+
+
+def test_the_worst_queries_come_first_and_of_equals_the_surest():
+    case = random_items(3)
+    found, near = query_metrics(case), nearest([case], 5)
+    values = dict(zip(found.rows.tolist(), found.values["map_at_r"].tolist(), strict=True))
+    expected = sorted(values, key=lambda query: (values[query], -float(near.similarities[query, 0]), query))
+    assert worst_queries(found, near, len(values)) == expected
+    assert worst_queries(found, near, 3) == expected[:3]
+
+
+def test_confident_mistakes_are_wrong_first_answers_by_similarity():
+    case = random_items(4)
+    near = nearest([case], 5)
+    found = confident_mistakes(near, 100)
+    wrong = [query for query in range(len(case.labels)) if not near.right[query, 0] and near.relevant[query]]
+    assert found == sorted(wrong, key=lambda query: (-float(near.similarities[query, 0]), query))
+    perfect = items(*clusters([4, 4]))
+    assert confident_mistakes(nearest([perfect], 3), 10) == []

@@ -1,0 +1,208 @@
+"""Reports of real small runs: planted wrong labels are found, the page names what it shows, and it is one."""
+
+import csv
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from dml import storage
+from dml.config import IngestConfig, ReportConfig
+from dml.data.dataset import find_dataset
+from dml.errors import IncompatibleArtifact, InvalidSetting
+from dml.refs import ModelRef, ReportRef
+from dml.registry.catalog import find_model
+from dml.registry.history import attach_report, training_curves
+from dml.registry.tracking import connect
+from dml.report.circles import draw_circles
+from dml.report.gallery import _font
+from dml.retrieval.embed import embed
+from dml.settings import tracking_uri
+from flows.circles import circles_flow
+from flows.ingest import ingest_flow
+from flows.report import report_flow
+from flows.train import train_flow
+
+CLASSES, PER_CLASS = 12, 8
+PLANTED = {"class10/wrong.png": (7, 10), "class06/wrong.png": (9, 6)}  # place: what it shows, its label
+
+
+def picture_of(label: int, number: int) -> Image.Image:
+    """A noisy picture of the pattern that is the class."""
+    pixels = np.random.default_rng(label).integers(0, 200, (28, 28))
+    noisy = pixels + np.random.default_rng((label, number)).integers(0, 15, (28, 28))
+    return Image.fromarray(noisy.astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A trained model, and a dataset with two wrong labels among its six unseen classes."""
+    folder, store = tmp_path_factory.mktemp("images"), str(tmp_path_factory.mktemp("store"))
+    for label in range(CLASSES):
+        (folder / f"class{label:02d}").mkdir()
+        for number in range(PER_CLASS):
+            picture_of(label, number).save(folder / f"class{label:02d}" / f"{number}.png")
+    for place, (truth, _) in PLANTED.items():
+        picture_of(truth, 99).save(folder / place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DML_CACHE", store + "/cache")
+        ingest_flow.fn(IngestConfig(name="shop", source=str(folder)), store)
+        settings = [
+            "sampler.classes_per_batch=4",
+            "training.num_steps=8",
+            "training.log_every_steps=2",
+            "evaluation.baselines=false",
+        ]
+        train_flow.fn("shop", "smoke", settings, store=store)
+    return store
+
+
+@pytest.fixture(scope="module")
+def model(store: str) -> ModelRef:
+    return find_model(tracking_uri(store), "smoke")
+
+
+@pytest.fixture
+def report(store: str) -> ReportRef:
+    return report_flow.fn("smoke", "shop", store=store)
+
+
+def page_of(report: ReportRef) -> str:
+    return Path(report.page).read_text()
+
+
+def test_the_page_names_what_it_shows(report, store, model):
+    html, dataset = page_of(report), find_dataset(store, "shop")
+    assert "What did smoke/1 learn, and where does it fail?" in html
+    assert f"shop@{dataset.version}, split test: 50 items of 6 classes" in html
+    assert model.package.version in html
+    for word in (
+        "Queries and answers",
+        "Worst failures",
+        "Suspected labels",
+        "t-SNE",
+        "1 in 1,000",
+        "Training",
+    ):
+        assert word in html
+    assert set(report.pictures) >= {"answers.png", "map.png", "roc.png", "similarities.png", "training.png"}
+    for name in report.pictures:
+        assert Image.open(Path(report.uri) / name).format == "PNG"
+
+
+def test_planted_wrong_labels_are_suspected_and_no_others(report):
+    rows = list(csv.DictReader(io.StringIO((Path(report.uri) / "suspects.csv").read_text())))
+    assert {(row["id"], row["label"], row["neighbours' label"]) for row in rows} == {
+        (place, f"class{label:02d}", f"class{truth:02d}") for place, (truth, label) in PLANTED.items()
+    }
+    assert "suspects.png" in report.pictures
+    assert "2 items whose 5 nearest" in page_of(report)
+
+
+def test_the_training_split_can_be_looked_at_too(store):
+    config = ReportConfig(split="train", map_points=40, failures=0)
+    html = page_of(report_flow.fn("smoke", "shop", config, store=store))
+    assert "split train: 48 items" in html
+    assert "No item&#x27;s 5 nearest neighbours agree" in html
+
+
+def test_the_same_inputs_give_the_same_bytes_and_are_looked_at_once(report, store):
+    assert report_flow.fn("smoke", "shop", store=store) == report
+    before = {path.name: path.read_bytes() for path in Path(report.uri).iterdir()}
+    storage.delete(report.uri)
+    assert report_flow.fn("smoke", "shop", store=store) == report
+    assert {path.name: path.read_bytes() for path in Path(report.uri).iterdir()} == before
+
+
+def test_training_curves_are_what_was_logged_and_a_repeated_step_counts_once(store, model):
+    curves = training_curves(tracking_uri(store), model)
+    assert [step for step, _ in curves["loss"]] == [2, 4, 6, 8]
+    client = connect(tracking_uri(store))
+    run = client.get_model_version("smoke", "1").run_id
+    later = max(entry.timestamp for entry in client.get_metric_history(run, "loss")) + 1
+    client.log_metric(run, "loss", 0.125, timestamp=later, step=8)
+    assert training_curves(tracking_uri(store), model)["loss"][-1] == (8, 0.125)
+
+
+def test_the_report_lies_beside_the_models_run(report, store, model):
+    folder = attach_report(tracking_uri(store), model, report)
+    client = connect(tracking_uri(store))
+    run = client.get_model_version("smoke", "1").run_id
+    names = {Path(file.path).name for file in client.list_artifacts(run, folder)}
+    assert names == {"index.html", "suspects.csv", *report.pictures}
+
+
+@pytest.mark.parametrize("num_classes", [2, 5], ids=["one item", "lone items"])
+def test_a_split_in_which_nobody_can_be_found_is_a_page_too(store, tmp_path, num_classes):
+    for label in range(num_classes):
+        (tmp_path / f"class{label}").mkdir()
+        picture_of(label, 0).save(tmp_path / f"class{label}" / "only.png")
+    ingest_flow.fn(IngestConfig(name=f"lone{num_classes}", source=str(tmp_path)), store)
+    html = page_of(report_flow.fn("smoke", f"lone{num_classes}", store=store))
+    for words in (
+        "Means over 0 queries",
+        "No query has anybody to find.",
+        "No query fails",
+        "first answer is wrong.",
+        "neighbours agree on a label that is not its own.",
+        "Verification needs pairs of one class and of two",
+    ):
+        assert words in html
+
+
+def test_a_misspelled_setting_is_refused():
+    with pytest.raises(InvalidSetting, match="failurs"):
+        ReportConfig().overridden(["failurs=3"])
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def write_digits(folder: Path, part: str, *, digits: int, per_digit: int, seed: int) -> None:
+    """An idx pair as MNIST's: drawn digits, bright on black, shifted and noisy."""
+    chance = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(digits, dtype=np.uint8), per_digit)
+    images = np.zeros((len(labels), 28, 28), np.uint8)
+    for row, label in enumerate(labels):
+        canvas = Image.new("L", (28, 28))
+        place = tuple(14 + chance.integers(-2, 3, 2))
+        ImageDraw.Draw(canvas).text(place, str(label), fill=255, font=_font(18), anchor="mm")
+        images[row] = np.clip(np.asarray(canvas) + chance.integers(0, 30, (28, 28)), 0, 255)
+    folder.mkdir()
+    (folder / f"{part}-images-idx3-ubyte").write_bytes(idx(images))
+    (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels))
+
+
+def test_four_losses_are_drawn_side_by_side_from_an_idx_file(tmp_path):
+    store = str(tmp_path / "store")
+    for part, seed in (("train", 0), ("t10k", 1)):
+        write_digits(tmp_path / part, part, digits=4, per_digit=8, seed=seed)
+        all_train = {"kind": "classes", "test_fraction": 0}
+        source = {"name": f"mnist-{part}", "source": str(tmp_path / part), "split": all_train}
+        ingest_flow.fn(IngestConfig.model_validate(source), store)
+    small = [
+        "training.num_steps=2",
+        "sampler.classes_per_batch=4",
+        "sampler.samples_per_class=4",
+        "encoder.backbone.width=8",
+    ]
+    report = circles_flow.fn("mnist-train", settings=small, show="mnist-t10k", store=store)
+    caption = report.pictures["circles.png"]
+    assert caption.startswith("softmax, arcface, triplet, margin: 32 images of mnist-t10k@")
+    assert f"trained on mnist-train@{find_dataset(store, 'mnist-train').version}" in caption
+    width, height = Image.open(Path(report.uri) / "circles.png").size
+    assert width > 3 * height
+    html = page_of(report)
+    assert "they are points on a circle" in html
+    assert all(f"<td>{loss}</td>" in html for loss in ("softmax", "arcface", "triplet", "margin"))
+    assert circles_flow.fn("mnist-train", settings=small, show="mnist-t10k", store=store) == report
+
+
+def test_more_than_two_dimensions_are_no_circle(store, model):
+    table = embed(store, model.package, find_dataset(store, "shop"))
+    with pytest.raises(IncompatibleArtifact, match="2 dimensions; that of 'softmax' has 32"):
+        draw_circles(store, {"softmax": table}, "shop")

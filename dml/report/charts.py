@@ -14,8 +14,9 @@ from dml.report.projection import Map
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_LEAST_SHARE_SEEN = 1e-6  # a bin below this is no visible line
-_HISTOGRAM_BINS = 128  # of similarity; a power of two, so that the curve's counts add up exactly
+_UNSEEN_SHARE = 5e-4  # of a kind of pairs, at either end of its histogram
+_BINS_SEEN = 50
+_FEWEST_BINS, _MOST_BINS = 7, 16  # powers of two, so that the curve's counts add up exactly
 
 Curve = Sequence[tuple[int, float]]
 """(step, value), steps ascending."""
@@ -28,21 +29,43 @@ def operating_points(curve: RocCurve, rates: Sequence[float]) -> dict[float, Ope
 
 
 def pair_histograms(
-    curve: RocCurve, *, bins: int = _HISTOGRAM_BINS
+    curve: RocCurve, *, bins: int = 2**_FEWEST_BINS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Edges (bins + 1,) of similarity over [-1, 1], and the share of positive and of negative pairs in each.
 
     Exact: they are sums of the bins in which `roc_of_all_pairs` has counted.
     """
     edges = np.linspace(-1, 1, bins + 1)
-    thresholds = curve.thresholds.cpu().double()
-    # Thresholds descend, so pairs at or above an edge are those accepted by the last threshold not below it.
-    last = (thresholds[None, :] >= torch.from_numpy(edges)[:-1, None]).sum(1) - 1
+    ascending = curve.thresholds.cpu().double().flip(0).numpy()
+    # Pairs at or above an edge are those that the last threshold not below it has accepted.
+    last = len(ascending) - np.searchsorted(ascending, edges[:-1]) - 1
     shares = []
-    for accepted in (curve.genuine, curve.impostor):
-        at_least = accepted.cpu()[last].double().numpy() / int(accepted[-1])
+    for accepted in (curve.genuine.cpu(), curve.impostor.cpu()):
+        at_least = accepted[torch.from_numpy(last)].double().numpy() / int(accepted[-1])
         shares.append(at_least - np.append(at_least[1:], 0.0))
     return edges, shares[0], shares[1]
+
+
+def _seen(edges: NDArray[np.float64], *kinds: NDArray[np.float64]) -> tuple[float, float]:
+    """From where to where there is something to see of some kind of pairs."""
+    ends = []
+    for shares in kinds:
+        below = shares.cumsum()
+        first, last = np.searchsorted(below, [_UNSEEN_SHARE, 1 - _UNSEEN_SHARE])
+        ends.append((edges[first], edges[min(last, len(shares) - 1) + 1]))
+    return min(low for low, _ in ends), max(high for _, high in ends)
+
+
+def _readable_histograms(
+    curve: RocCurve,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """`pair_histograms` of as many bins as it takes to show a shape, where similarities crowd together."""
+    for bins in (2**power for power in range(_FEWEST_BINS, _MOST_BINS + 1)):
+        found = pair_histograms(curve, bins=bins)
+        low, high = _seen(*found)
+        if (high - low) / 2 * bins >= _BINS_SEEN:
+            break
+    return found
 
 
 def draw_similarities(curve: RocCurve, points: Mapping[float, OperatingPoint]) -> bytes:
@@ -54,7 +77,7 @@ def draw_similarities(curve: RocCurve, points: Mapping[float, OperatingPoint]) -
 
 def plot_similarities(axes: "Axes", curve: RocCurve, points: Mapping[float, OperatingPoint]) -> None:
     """Two histograms, and a dashed line with its words at each threshold, the strictest on top."""
-    edges, positives, negatives = pair_histograms(curve)
+    edges, positives, negatives = _readable_histograms(curve)
     for name, shares, total, colour in (
         ("same class", positives, curve.genuine, style.POSITIVE),
         ("other class", negatives, curve.impostor, style.NEGATIVE),
@@ -63,9 +86,10 @@ def plot_similarities(axes: "Axes", curve: RocCurve, points: Mapping[float, Oper
         axes.stairs(shares, edges, fill=True, alpha=0.35, color=colour, label=label)
         axes.stairs(shares, edges, color=colour, linewidth=1.2)
     top, step = float(max(positives.max(), negatives.max())), 0.09
-    seen = np.flatnonzero(positives + negatives > _LEAST_SHARE_SEEN)
-    low, high = edges[seen[0]] - 0.03, edges[seen[-1] + 1] + 0.03
-    axes.set_xlim(low, high)
+    low, high = _seen(edges, positives, negatives)
+    thresholds = [point.threshold for point in points.values()]
+    low, high = min([low, *thresholds]), max([high, *thresholds])
+    axes.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
     axes.set_ylim(0, top * (1.04 + step * len(points)))
     for number, (rate, point) in enumerate(points.items(), start=1):
         height = top * (1.07 + step * (len(points) - number))

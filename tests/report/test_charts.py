@@ -48,6 +48,17 @@ def test_histograms_count_every_pair_once():
         np.testing.assert_allclose(shares, counts / chosen.sum(), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("offset", [0.0, 5.0, 20.0], ids=["wide", "narrow", "very narrow"])
+def test_similarities_that_crowd_together_get_finer_bins(offset):
+    vectors, labels = case()
+    vectors = vectors + offset * np.eye(8, dtype=np.float32)[0]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    _, positives, negatives = charts._readable_histograms(curve_of(vectors, labels))
+    assert (positives > 0).sum() + (negatives > 0).sum() > 40
+    assert positives.sum() == pytest.approx(1)
+    assert negatives.sum() == pytest.approx(1)
+
+
 def test_the_thresholds_drawn_are_those_of_verification():
     curve = curve_of(*case())
     axes = Figure().add_subplot()

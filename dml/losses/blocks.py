@@ -179,15 +179,19 @@ class _Sums(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         _, _, of_anchors, of_references, *of_own = ctx.needs_input_grad
         gradients: list[_Gradients] = []
-        blocks: list[Totals] = []
+        sums: list[Tensor] = []
+        counts: list[Tensor] = []
         with torch.autocast(anchors.device.type, enabled=False):
             for rows in cut.slices():
                 pairs = cut.pairs(rows, anchors, references, tuple(value[rows] for value in own))
-                if not (of_anchors or of_references or any(of_own)):
-                    blocks.append(terms(pairs))
-                    continue
-                totals, slopes = _with_slopes(terms, pairs)
-                blocks.append(totals)
+                slopes: Sequence[Slope] = ()
+                if of_anchors or of_references or any(of_own):
+                    totals, slopes = _with_slopes(terms, pairs)
+                else:
+                    totals = terms(pairs)
+                # The numbers alone: kept whole, the totals would keep their slopes, and all blocks with them.
+                sums.append(totals.sums.detach())
+                counts.append(totals.counts)
                 gradients = gradients or [
                     _Gradients(anchors, references if of_references else None, own) for _ in slopes
                 ]
@@ -195,10 +199,9 @@ class _Sums(torch.autograd.Function):
                     gradient.add(rows, slope, pairs, anchors, references)
         ctx.num_own = len(own)
         ctx.save_for_backward(*(part for gradient in gradients for part in gradient.parts()))
-        sums = torch.stack([totals.sums.detach() for totals in blocks]).sum(0)
-        counts = torch.stack([totals.counts for totals in blocks]).sum(0)
-        ctx.mark_non_differentiable(counts)
-        return sums, counts
+        total_counts = torch.stack(counts).sum(0)
+        ctx.mark_non_differentiable(total_counts)
+        return torch.stack(sums).sum(0), total_counts
 
     @staticmethod
     @once_differentiable

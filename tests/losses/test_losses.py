@@ -1,11 +1,23 @@
 """Every loss is its formula, in value and in gradient, and stays finite at the formula's limits."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
 
 from dml import losses
-from tests.losses.cases import CASES, EMBEDDINGS, LABELS, balanced, scattered, uneven, value_and_gradients
+from dml.losses import blocks
+from tests.losses.cases import (
+    CASES,
+    DIM,
+    EMBEDDINGS,
+    LABELS,
+    balanced,
+    scattered,
+    uneven,
+    value_and_gradients,
+)
 
 every_loss = pytest.mark.parametrize("name", CASES)
 
@@ -80,6 +92,31 @@ def test_blocks_of_anchors_or_classes_change_neither_value_nor_gradient(name, mo
 def test_triplets_are_counted_by_sort_as_well(name, embeddings, labels, monkeypatch):
     monkeypatch.setattr("dml.losses.triplet._FEW_POSITIVES", 0)
     compare(name, embeddings(), labels())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Contrastive", "TripletMargin", "Margin", "MultiSimilarity", "NTXent", "LiftedStructure", "SmoothAP"],
+)
+def test_no_block_outlives_the_next(name, monkeypatch):
+    alive, cut = [], blocks._Cut.pairs
+
+    def spy(*arguments):
+        pairs = cut(*arguments)
+        alive.append(sum(tensor.shape == pairs.negatives.shape for tensor in _tensors()))
+        return pairs
+
+    monkeypatch.setattr(blocks._Cut, "pairs", spy)
+    monkeypatch.setattr("dml.losses.blocks._BLOCK_SIMILARITIES", 1)
+    monkeypatch.setattr("dml.losses.blocks._LEAST_ROWS", 4)
+    x = torch.randn(40, DIM).requires_grad_()
+    CASES[name].make()(nn.functional.normalize(x), torch.arange(40) % 10)
+    assert len(alive) >= 10
+    assert alive[9] <= alive[3], "the tenth block finds no more matrices of its size than the fourth"
+
+
+def _tensors() -> list[torch.Tensor]:
+    return [found for found in gc.get_objects() if type(found) is torch.Tensor]
 
 
 def _depends_on_order(name: str) -> bool:

@@ -179,19 +179,21 @@ class _Sums(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         _, _, of_anchors, of_references, *of_own = ctx.needs_input_grad
         gradients: list[_Gradients] = []
-        sums: list[Tensor] = []
-        counts: list[Tensor] = []
+        slices = cut.slices()
+        numbers: Tensor | None = None
         with torch.autocast(anchors.device.type, enabled=False):
-            for rows in cut.slices():
+            for block, rows in enumerate(slices):
                 pairs = cut.pairs(rows, anchors, references, tuple(value[rows] for value in own))
                 slopes: Sequence[Slope] = ()
                 if of_anchors or of_references or any(of_own):
                     totals, slopes = _with_slopes(terms, pairs)
                 else:
                     totals = terms(pairs)
-                # The numbers alone: kept whole, the totals would keep their slopes, and all blocks with them.
-                sums.append(totals.sums.detach())
-                counts.append(totals.counts)
+                # The numbers alone, in a place made once: totals would keep their slopes, and small tensors
+                # of each block, lying between freed blocks, would keep that memory from being used again.
+                if numbers is None:
+                    numbers = totals.sums.new_empty(len(slices), 2, len(totals.sums))
+                numbers[block, 0], numbers[block, 1] = totals.sums.detach(), totals.counts
                 gradients = gradients or [
                     _Gradients(anchors, references if of_references else None, own) for _ in slopes
                 ]
@@ -199,9 +201,10 @@ class _Sums(torch.autograd.Function):
                     gradient.add(rows, slope, pairs, anchors, references)
         ctx.num_own = len(own)
         ctx.save_for_backward(*(part for gradient in gradients for part in gradient.parts()))
-        total_counts = torch.stack(counts).sum(0)
-        ctx.mark_non_differentiable(total_counts)
-        return torch.stack(sums).sum(0), total_counts
+        assert numbers is not None, "there is at least one block"
+        sums, counts = numbers.detach().sum(0)
+        ctx.mark_non_differentiable(counts)
+        return sums, counts
 
     @staticmethod
     @once_differentiable

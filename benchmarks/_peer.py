@@ -20,18 +20,8 @@ from dml.training.optimizer import build_optimizer, rate_factor, set_rates
 from dml.training.state import initial_encoder
 from dml.training.supply import read_training_rows
 
-NUM_LOADERS = 2
-
 Choice = tuple[float, dict[str, Any]]
-"""A factor of all learning rates, and settings of a loss of PML."""
-
-# PML's defaults first. Multi-similarity and Proxy-Anchor have the same, the papers', on both sides.
-PEER_SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
-    "triplet": ({}, {"margin": 0.1}, {"margin": 0.2}),
-    "multi-similarity": ({},),
-    "proxy-anchor": ({},),
-    "margin": ({}, {"learn_beta": True}, {"learn_beta": True, "per_class": True}),
-}
+"""A factor of all learning rates, and settings of a loss."""
 
 
 def peer_loss(name: str, num_classes: int, dim: int, settings: dict[str, Any]) -> nn.Module:
@@ -52,7 +42,7 @@ def peer_loss(name: str, num_classes: int, dim: int, settings: dict[str, Any]) -
             return Mined(
                 losses.MarginLoss(learn_beta=learn_beta, num_classes=betas), miners.DistanceWeightedMiner()
             )
-    raise ValueError(f"loss must be one of {', '.join(PEER_SETTINGS)}; got {name!r}.")
+    raise ValueError(f"loss must be triplet, multi-similarity, proxy-anchor or margin; got {name!r}.")
 
 
 class TrainingImages(Dataset[tuple[Tensor, int]]):
@@ -76,7 +66,12 @@ class TrainingImages(Dataset[tuple[Tensor, int]]):
 
 
 def train_theirs(
-    config: ExperimentConfig, dataset: DatasetRef, loss_name: str, settings: dict[str, Any]
+    config: ExperimentConfig,
+    dataset: DatasetRef,
+    loss_name: str,
+    settings: dict[str, Any],
+    *,
+    num_loaders: int,
 ) -> tuple[Encoder, float]:
     """The plain loop: (encoder, images per second), with the images decoded before the clock starts."""
     from pytorch_metric_learning.samplers import MPerClassSampler
@@ -88,7 +83,7 @@ def train_theirs(
     sampler = MPerClassSampler(
         images.class_ids, config.sampler.samples_per_class, batch_size, num_steps * batch_size
     )
-    loader = DataLoader(images, batch_size, sampler=sampler, num_workers=NUM_LOADERS)
+    loader = DataLoader(images, batch_size, sampler=sampler, num_workers=num_loaders)
     encoder = initial_encoder(config).to(memory_format=torch.channels_last).train()
     loss = peer_loss(loss_name, images.num_classes, config.encoder.dim, settings)
     optimizer = build_optimizer(config.optimizer, encoder, loss)

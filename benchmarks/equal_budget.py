@@ -2,12 +2,12 @@
 
 Same encoder with the same first weights, images, augmentation, batch size, steps, AdamW and schedule; what
 differs is the sampler, the loss with its mining, and the loop. Ours is `dml.training.ray_trainer.train` with
-a preset and the loss as it comes; theirs is `benchmarks._peer.train_theirs`. A short budget, for two cores:
+a preset; theirs is `benchmarks._peer.train_theirs`. A short budget, for two cores:
 400 steps of 128 on Omniglot (first 20 alphabets against the last 10), 200 steps of 112 on CARS196 at 96
 pixels (classes 1-98 against 99-196; its training half alone, so not comparable with published numbers).
 
-Both sides choose one factor of all learning rates from RATES and theirs, after that, among its loss's
-PEER_SETTINGS: by MAP@R on the last quarter of the training classes, after a third of the steps on the other
+Both sides choose one factor of all learning rates from RATES and, after that, among as many SETTINGS of
+their loss: by MAP@R on the last quarter of the training classes, after a third of the steps on the other
 three quarters, seed 0. Test classes are looked at by the final runs alone, once each.
 
 Images per second: ours decode every image again, theirs are decoded before its clock starts.
@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._peer import PEER_SETTINGS, Choice, train_theirs
+from benchmarks._peer import Choice, train_theirs
 from dml import presets
 from dml.config import ClassSplit, ExperimentConfig, IngestConfig, SplitConfig
 from dml.data.dataset import read_images, read_rows
@@ -47,7 +47,6 @@ from dml.refs import DatasetRef
 from dml.training.ray_trainer import train
 
 PML = "pytorch-metric-learning"
-NUM_THREADS = 2
 RATES = (1 / 3, 1.0, 3.0)
 TUNING_CLASSES = 0.75  # of the training classes; the others choose
 TUNING_STEPS = 1 / 3  # of the final runs' steps
@@ -63,6 +62,17 @@ EXPERIMENTS: dict[str, Callable[[], ExperimentConfig]] = {
     ),
 }
 LOSSES = ("triplet", "multi-similarity", "proxy-anchor", "margin")
+# Each side's defaults first. Multi-similarity and Proxy-Anchor have the same, the papers', on both.
+SETTINGS: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
+    "ours": {
+        "triplet": ({}, {"margin": 0.1}, {"margin": 0.05, "squared": False}),
+        "margin": ({}, {"learn_beta": False}, {"per_class": True}),
+    },
+    "theirs": {
+        "triplet": ({}, {"margin": 0.1}, {"margin": 0.2}),
+        "margin": ({}, {"learn_beta": True}, {"learn_beta": True, "per_class": True}),
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,7 @@ class Protocol:
     positions: list[int]
     labels: Tensor
     num_steps: int
+    num_threads: int
     config: ExperimentConfig
 
     @cached_property
@@ -95,17 +106,17 @@ class Protocol:
         config = self.config.overridden(
             [
                 f"seed={seed}",
-                f'loss={{"kind": "{loss}"}}',
+                f"loss={json.dumps({'kind': loss, **(settings if side == 'ours' else {})})}",
                 f"optimizer.learning_rate={rate * optimizer.learning_rate}",
                 f"optimizer.head_learning_rate={rate * head_rate}",
                 f"optimizer.loss_learning_rate={rate * optimizer.loss_learning_rate}",
                 f"optimizer.warmup_steps={self.num_steps // 12}",
                 f"training.num_steps={self.num_steps}",
-                f"training.threads_per_worker={NUM_THREADS}",
+                f"training.threads_per_worker={self.num_threads}",
                 "training.use_gpu=false",
             ]
         )
-        torch.set_num_threads(NUM_THREADS)
+        torch.set_num_threads(self.num_threads)
         if side == "ours":
             trained = train(config, self.dataset, store)
             encoder, speed = (
@@ -113,7 +124,7 @@ class Protocol:
                 trained.images_per_second,
             )
         else:
-            encoder, speed = train_theirs(config, self.dataset, loss, settings)
+            encoder, speed = train_theirs(config, self.dataset, loss, settings, num_loaders=self.num_threads)
         return {
             **self.judge(encoder),
             "images_per_second": speed,
@@ -127,7 +138,7 @@ def steps_of(name: str, stage: str, share: float) -> int:
 
 
 @cache
-def protocols(name: str, store: str, share: float) -> dict[str, Protocol]:
+def protocols(name: str, store: str, share: float, num_threads: int) -> dict[str, Protocol]:
     """`tuning` judges by the last of the training classes, `final` by the test classes."""
     whole = _ingest(name, name, store, None)
     labels = {split: set(_labels(whole, split)) for split in ("train", "test")}
@@ -141,9 +152,8 @@ def protocols(name: str, store: str, share: float) -> dict[str, Protocol]:
         kept = np.flatnonzero([label in judges for label in rows["label"].to_pylist()])
         positions, classes = (rows[column].to_numpy()[kept] for column in ("position", "class_index"))
         class_ids = torch.from_numpy(classes.astype(np.int64))
-        return Protocol(
-            dataset, positions.tolist(), class_ids, steps_of(name, stage, share), EXPERIMENTS[name]()
-        )
+        num_steps = steps_of(name, stage, share)
+        return Protocol(dataset, positions.tolist(), class_ids, num_steps, num_threads, EXPERIMENTS[name]())
 
     return {
         "tuning": protocol("tuning", part, labels["train"]),
@@ -168,15 +178,15 @@ def commit() -> str:
 class Results:
     """Every run there is, in a file that is whole at any time; a run that is missing is done."""
 
-    def __init__(self, path: Path, store: str, share: float) -> None:
-        self.path, self.store, self.share = path, store, share
+    def __init__(self, path: Path, store: str, share: float, num_threads: int) -> None:
+        self.path, self.store, self.share, self.num_threads = path, store, share, num_threads
         self.runs: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
 
     def of(self, name: str, stage: str, side: str, loss: str, choice: Choice, seed: int) -> dict[str, Any]:
         num_steps = steps_of(name, stage, self.share)
         key = f"{name} {stage}, {num_steps} steps, {loss}, {side}, {told(choice)}, seed {seed}"
         if key not in self.runs:
-            protocol = protocols(name, self.store, self.share)[stage]
+            protocol = protocols(name, self.store, self.share, self.num_threads)[stage]
             found = self.runs[key] = protocol.run(side, loss, choice, seed, self.store)
             aside = self.path.with_name(f".{self.path.name}.aside")
             aside.write_text(json.dumps(self.runs, indent=1))
@@ -185,12 +195,12 @@ class Results:
         return self.runs[key]
 
     def tuned(self, name: str, side: str, loss: str) -> Choice:
-        """The best factor of the rates, then, for theirs, the best settings at it."""
+        """The best factor of the rates, then the best settings at it."""
 
         def quality(choice: Choice) -> float:
             return float(self.of(name, "tuning", side, loss, choice, seed=0)["map_at_r"])
 
-        settings = PEER_SETTINGS[loss] if side == "theirs" else ({},)
+        settings = SETTINGS[side].get(loss, ({},))
         rate, _ = max(((rate, settings[0]) for rate in RATES), key=quality)
         return max(((rate, setting) for setting in settings), key=quality)
 
@@ -233,17 +243,18 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--share", type=float, default=1.0, help="of the steps; 0.02 tries whether all works")
+    parser.add_argument("--threads", type=int, default=2, help="of torch, and their DataLoader's workers")
     parser.add_argument("--out", type=Path, default=Path("equal_budget.json"))
     parser.add_argument("--store", help="where datasets and packages go; a temporary folder otherwise")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        results = Results(arguments.out, arguments.store or temporary, arguments.share)
+        results = Results(arguments.out, arguments.store or temporary, arguments.share, arguments.threads)
         cells = [(name, loss) for name in arguments.datasets for loss in arguments.losses]
         lines = [show(results, name, loss, arguments.seeds) for name, loss in cells]
     commits = sorted({run["commit"] for run in results.runs.values()})
     print(
         f"\ncommit {', '.join(commits)}; torch {torch.__version__}, pytorch-metric-learning {version(PML)}, "
-        f"{platform.machine()}, {os.cpu_count()} cores, {NUM_THREADS} threads; {arguments.seeds} seeds; "
+        f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} threads; {arguments.seeds} seeds; "
         f"ours | pytorch-metric-learning, difference\n"
         f"{'':27} {'Recall@1, %':36} {'MAP@R, %':36} {'images/s':15} chosen\n" + "\n".join(lines)
     )

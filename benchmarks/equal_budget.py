@@ -253,9 +253,9 @@ def main() -> None:
         lines = [show(results, name, loss, arguments.seeds) for name, loss in cells]
     commits = sorted({run["commit"] for run in results.runs.values()})
     print(
-        f"\ncommit {', '.join(commits)}; torch {torch.__version__}, pytorch-metric-learning {version(PML)}, "
-        f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} threads; {arguments.seeds} seeds; "
-        f"ours | pytorch-metric-learning, difference\n"
+        f"\ncommit {', '.join(commits)}; torch {torch.__version__}, pytorch-metric-learning {version(PML)}; "
+        f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} threads; "
+        f"{arguments.seeds} seeds; ours | pytorch-metric-learning, difference\n"
         f"{'':27} {'Recall@1, %':36} {'MAP@R, %':36} {'images/s':15} chosen\n" + "\n".join(lines)
     )
 

@@ -10,7 +10,7 @@ from dml.errors import InvalidSetting
 # Coordinates in units of 1/2048: products of unit vectors and all their partial sums stay below 2^24, so
 # float32 holds them exactly, in whatever order a machine adds them up. Every rank gets the same batches.
 _UNITS = 2048
-_BLOCK_ELEMENTS = 1 << 22
+_BLOCK_ROWS = 1 << 14
 
 
 class SimilarClassBatchSampler(PKBatchSampler):
@@ -77,7 +77,7 @@ class SimilarClassBatchSampler(PKBatchSampler):
                 f"{seeds_per_batch}."
             )
         self.refresh_every_steps, self.seeds_per_batch = refresh_every_steps, seeds_per_batch
-        self._vectors: NDArray[np.int16] | None = None
+        self._vectors: NDArray[np.floating] | None = None
         self._plan: tuple[int, dict[int, Integers]] | None = None
         if class_vectors is not None:
             self.set_class_vectors(class_vectors)
@@ -86,7 +86,8 @@ class SimilarClassBatchSampler(PKBatchSampler):
         """Use these from the next n batches on; those n of which one was asked for already stay as they are.
 
         Args:
-            vectors: (C, D) float, row c of class id c, any length; zeros for a class not seen yet.
+            vectors: (C, D) float, row c of class id c, any length; zeros for a class not seen yet. Kept, not
+                copied: they must stay as they are until the next are set.
 
         Raises:
             ValueError: fewer rows than class ids, or a coordinate that is no number.
@@ -97,7 +98,10 @@ class SimilarClassBatchSampler(PKBatchSampler):
                 f"vectors must be (C, D) with a row for each class id up to {self.classes[-1]}; got "
                 f"{vectors.shape}."
             )
-        self._vectors = _quantised(vectors, self.classes)
+        for start in range(0, len(vectors), _BLOCK_ROWS):
+            if not np.isfinite(vectors[start : start + _BLOCK_ROWS]).all():
+                raise ValueError("vectors must be finite numbers. Look at the loss that learnt them.")
+        self._vectors = vectors
 
     def known_until(self, step: int) -> int:
         """The end of the n batches that a step is in: those after it want the vectors of then."""
@@ -124,14 +128,14 @@ class SimilarClassBatchSampler(PKBatchSampler):
         plan: dict[int, Integers] = {}
         for steps in passes.values():
             pool = np.concatenate([super(SimilarClassBatchSampler, self)._turns(step)[0] for step in steps])
-            batches = _dealt(self._vectors[pool], self.classes_per_batch, self.seeds_per_batch)
+            exact = _in_units(self._vectors[self.classes[pool]])
+            batches = _dealt(exact, self.classes_per_batch, self.seeds_per_batch)
             plan.update(zip(steps, pool[batches], strict=True))
         return plan
 
 
-def _dealt(vectors: NDArray[np.int16], size: int, num_seeds: int) -> Integers:
+def _dealt(exact: NDArray[np.float32], size: int, num_seeds: int) -> Integers:
     """(M / size, size) the numbers 0 to M - 1 in batches of `num_seeds` seeds and their nearest."""
-    exact = vectors.astype(np.float32)
     m = len(exact)
     places = np.arange(m)
     free = np.ones(m, dtype=bool)
@@ -152,17 +156,11 @@ def _dealt(vectors: NDArray[np.int16], size: int, num_seeds: int) -> Integers:
     return np.concatenate(dealt).reshape(-1, size)
 
 
-def _quantised(vectors: NDArray[np.floating], rows: Integers) -> NDArray[np.int16]:
-    """(len(rows), D) unit vectors in units of 1/2048, by operations that round alike on every machine."""
-    quantised = np.empty((len(rows), vectors.shape[1]), dtype=np.int16)
-    step = max(_BLOCK_ELEMENTS // max(vectors.shape[1], 1), 1)
-    for start in range(0, len(rows), step):
-        block = vectors[rows[start : start + step]].astype(np.float64)
-        if not np.isfinite(block).all():
-            raise ValueError("vectors must be finite numbers. Look at the loss that learnt them.")
-        largest = np.abs(block).max(axis=1, keepdims=True, initial=0)
-        # Whole numbers up to 2^15, whose squares add up exactly; a zero vector stays one.
-        whole = np.rint(block / np.where(largest > 0, largest, 1) * 2**15)
-        length = np.sqrt(np.square(whole).sum(axis=1, keepdims=True))
-        quantised[start : start + step] = np.rint(whole * _UNITS / np.where(length > 0, length, 1))
-    return quantised
+def _in_units(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+    """(M, D) the vectors at unit length, in whole 1/2048, by operations that round alike on every machine."""
+    vectors = vectors.astype(np.float64)
+    largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0)
+    # Whole numbers up to 2^15, whose squares add up exactly; a zero vector stays one.
+    whole = np.rint(vectors / np.where(largest > 0, largest, 1) * 2**15)
+    length = np.sqrt(np.square(whole).sum(axis=1, keepdims=True))
+    return np.rint(whole * _UNITS / np.where(length > 0, length, 1)).astype(np.float32)

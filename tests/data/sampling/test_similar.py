@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dml.data.sampling import SimilarClassBatchSampler
-from dml.data.sampling.similar import _dealt, _quantised
+from dml.data.sampling.similar import _dealt, _in_units
 from dml.errors import InvalidSetting
 from tests.data.sampling.cases import pk, unit_vectors
 
@@ -36,7 +36,7 @@ def dealt_in_plain_loops(vectors, size, num_seeds):
 @given(num_batches=st.integers(1, 8), num_seeds=st.sampled_from([1, 2, 3, 6]), seed=st.integers(0, 999))
 @settings(max_examples=40, deadline=None)
 def test_dealing_is_what_plain_loops_deal(num_batches, num_seeds, seed):
-    exact = _quantised(unit_vectors(6 * num_batches, seed), np.arange(6 * num_batches))
+    exact = _in_units(unit_vectors(6 * num_batches, seed))
     want = dealt_in_plain_loops(exact.astype(np.float64), 6, num_seeds)
     np.testing.assert_array_equal(_dealt(exact, 6, num_seeds), want)
 
@@ -113,7 +113,7 @@ def test_batches_are_known_until_the_next_refresh():
 @pytest.mark.parametrize("dim", [1, 3, 128, 4096])
 def test_similarities_are_the_same_in_whatever_order_they_are_added(dim):
     random = np.random.default_rng(0)
-    exact = _quantised(random.normal(size=(50, dim)).astype(np.float32), np.arange(50)).astype(np.float32)
+    exact = _in_units(random.normal(size=(50, dim)).astype(np.float32))
     want = exact.astype(np.float64) @ exact.astype(np.float64).T
     for _ in range(3):
         order = random.permutation(dim)
@@ -123,11 +123,8 @@ def test_similarities_are_the_same_in_whatever_order_they_are_added(dim):
 def test_any_length_of_the_vectors_will_do_and_zeros_are_like_nobody():
     vectors = unit_vectors(20)
     lengths = np.random.default_rng(2).uniform(1e-20, 1e20, (20, 1))
-    near = np.abs(
-        _quantised(vectors * lengths, np.arange(20)).astype(int) - _quantised(vectors, np.arange(20))
-    )
-    assert near.max() <= 1
-    assert not _quantised(np.zeros((2, 3)), np.arange(2)).any()
+    assert np.abs(_in_units(vectors * lengths) - _in_units(vectors)).max() <= 1
+    assert not _in_units(np.zeros((2, 3))).any()
     for step in range(10):
         assert len(set(sampler(20, class_vectors=np.zeros((20, 8))).global_classes(step))) == P
 

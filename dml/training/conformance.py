@@ -165,7 +165,7 @@ def _trace(recipe: Recipe, dtype: torch.dtype, num_steps: int, rate: float) -> T
     if dist.is_initialized():
         keep_shards_local(module)
         # As the trainer: buffers are not evened out by rank 0's, and must agree by themselves.
-        learner = DistributedDataParallel(module, broadcast_buffers=False)
+        learner = DistributedDataParallel(module, forward_sync_buffers=False)
     optimizer = torch.optim.SGD(module.parameters(), lr=rate)
     trace: Trace = {"value": [], "backbone": [], "own": [], "trained": []}
     for step in range(num_steps):

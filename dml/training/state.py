@@ -119,7 +119,7 @@ class TrainingState:
         # Anew in each phase: it takes note of who has gradients once, when it is made.
         keep_shards_local(self.learner)
         # Buffers (batch norm's, a memory's) are equal on all ranks by their making: none is sent around.
-        return DistributedDataParallel(self.learner, broadcast_buffers=False)
+        return DistributedDataParallel(self.learner, forward_sync_buffers=False)
 
     def show_classes(self, sampler: BatchStream | None, done: int, *, resumed: bool = False) -> None:
         """Let a sampler of similar classes see them when its batches of old vectors are used up, or again."""

@@ -3,6 +3,7 @@
 1. Images/s of `train_on` over those of a loop of only forward, loss, backward and update, with the same
    encoder, loss and optimiser, and decoded images in memory. They take turns step by step in one process;
    the ratio is the median over steps, of CPU time (which other programs disturb least) and of wall time.
+   The same with torch.compile, which the bare loop does without.
 2. Forward and backward with channels-last memory and without.
 3. With decoding: the share of the time that the loop waits for images, from drawn characters and the real
    data of DML_TEST_DATA where there are any.
@@ -168,7 +169,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=60, help="of the quickest backbone")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--parts", nargs="*", default=["loop", "layout", "waiting"])
+    parser.add_argument("--parts", nargs="*", default=["loop", "compiled", "layout", "waiting"])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     commit = subprocess.run(
@@ -184,6 +185,13 @@ def main() -> None:
         compare("conv4", arguments.steps, ["training.ema_decay=0.999", "optimizer.clip_norm=1"])
         compare("squeezenet1_1", arguments.steps // 2)
         compare("resnet50", arguments.steps // 4, ["sampler.classes_per_batch=8"])
+    if "compiled" in arguments.parts:
+        print(
+            f"\n{'compiled, the bare loop is not':<60}{'images/s':>10}{'/ bare, CPU':>14}{'/ bare, wall':>14}"
+        )
+        compare("conv4", arguments.steps, ["training.compile=true"])
+        compare("squeezenet1_1", arguments.steps // 2, ["training.compile=true"])
+        compare("resnet50", arguments.steps // 4, ["sampler.classes_per_batch=8", "training.compile=true"])
     if "layout" in arguments.parts:
         print(f"\n{'CPU s a step':<60}{'contiguous':>10}{'channels-last':>14}{'gain':>14}")
         for backbone in ("squeezenet1_1", "resnet50"):

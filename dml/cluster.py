@@ -4,11 +4,13 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+P = TypeVar("P")
 R = TypeVar("R")
+S = TypeVar("S")
 
 _OBJECT_STORE_BYTES = 1 << 30
 
@@ -90,3 +92,24 @@ def call_apart(function: Callable[..., R], *arguments: Any, num_cpus: int, num_g
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     return result
+
+
+def map_apart(function: Callable[[S, P], R], shared: S, parts: Sequence[P]) -> Iterator[R]:
+    """`function(shared, part)` of each part, in processes of a CPU (and, where there are any, a GPU) each.
+
+    Needs an open session, whose size says how many parts are under way. `shared` lies once on each machine:
+    NumPy arrays in it are looked at where they lie, and cannot be written to. A part that a lost machine had
+    is done again; its errors are raised here as they were raised there. Yields in the order of the parts.
+    """
+    import ray
+
+    def of_part(shared: S, part: P) -> R:  # Ray takes functions alone, not what can be called like one
+        return function(shared, part)
+
+    remote = ray.remote(of_part).options(num_cpus=1, num_gpus=1 if num_gpus() else 0)
+    kept = ray.put(shared)
+    for result in [remote.remote(kept, part) for part in parts]:
+        try:
+            yield ray.get(result)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None

@@ -154,7 +154,7 @@ def _measure(store: str, cell: Cell, on_progress: Callable[[Progress], None] | N
     speed = trained.images_per_second
     return CellReport(
         fingerprint=cell.fingerprint,
-        metrics=evaluate(embeddings, experiment.evaluation),
+        metrics=evaluate(embeddings, experiment.evaluation, num_workers=here),
         trained=trained,
         embeddings=embeddings,
         seconds=images / speed if speed > 0 else None,

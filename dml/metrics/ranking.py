@@ -40,6 +40,15 @@ class Items:
                     f"embeddings and {name} must be equally long; got {len(self.embeddings)}, {len(column)}."
                 )
 
+    def of(self, rows: slice | Tensor) -> "Items":
+        """Some of them; views of these where `rows` is a slice."""
+        return Items(
+            self.embeddings[rows],
+            self.labels[rows],
+            None if self.ids is None else self.ids[rows],
+            None if self.groups is None else self.groups[rows],
+        )
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -164,7 +173,7 @@ class _Matches:
 
     def joined(self, other: "_Matches") -> "_Matches":
         """The pairs that match in both."""
-        most = int(max(other.query_keys.max(), other.gallery_keys.max())) + 1
+        most = int(torch.cat([other.query_keys, other.gallery_keys]).max()) + 1
         return _Matches(
             self.query_keys * most + other.query_keys, self.gallery_keys * most + other.gallery_keys
         )

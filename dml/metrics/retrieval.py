@@ -86,6 +86,17 @@ class QueryMetrics:
             int(chosen.sum()) - int(kept.sum()),
         )
 
+    def cpu(self) -> "QueryMetrics":
+        """The same, off the GPU."""
+        return QueryMetrics(
+            {name: values.cpu() for name, values in self.values.items()},
+            self.labels.cpu(),
+            self.rows.cpu(),
+            self.first_hit.cpu(),
+            self.depth,
+            self.num_lone,
+        )
+
     def cmc(self, max_rank: int) -> Tensor:
         """(max_rank,) float64 cumulative matching characteristic: share of queries answered by rank r.
 
@@ -99,6 +110,25 @@ class QueryMetrics:
             )
         counts = torch.bincount(self.first_hit, minlength=max_rank + 1)[1 : max_rank + 1]
         return counts.cumsum(0).double() / max(len(self.first_hit), 1)
+
+
+def joined(parts: Sequence[QueryMetrics], sizes: Sequence[int]) -> QueryMetrics:
+    """One answer of several, where stretches of the queries asked one gallery apart.
+
+    Args:
+        parts: each stretch's, in the queries' order, asked with the same K.
+        sizes: how many queries asked in each, the lone ones among them.
+    """
+    depth = min(part.depth for part in parts)
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    return QueryMetrics(
+        values={name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values},
+        labels=torch.cat([part.labels for part in parts]),
+        rows=torch.cat([part.rows + start for part, start in zip(parts, starts, strict=True)]),
+        first_hit=torch.cat([part.first_hit for part in parts]).clamp(max=depth + 1),
+        depth=depth,
+        num_lone=sum(part.num_lone for part in parts),
+    )
 
 
 def query_metrics(

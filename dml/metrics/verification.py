@@ -114,7 +114,6 @@ def roc_of_all_pairs(
     """All N(N-1)/2 pairs of different items, streamed into histograms of similarity.
 
     The counts at the bins' edges are exact: bins are powers of two, so no rounding moves a pair over an edge.
-    Memory: one block and the histograms, whatever N; half the work of a whole matrix product.
 
     Args:
         embeddings: (N, D) float, unit length.
@@ -123,8 +122,30 @@ def roc_of_all_pairs(
         bins: of similarity over [-1, 1], a power of two.
 
     Raises:
-        ValueError: different lengths, an embedding that is no number, bins no power of two, or no genuine or
-            no impostor pair.
+        ValueError: as `count_pairs`, or no genuine or no impostor pair.
+    """
+    return roc_of_counts(count_pairs(embeddings, labels, slice(0, len(labels)), ids=ids, bins=bins))
+
+
+def count_pairs(
+    embeddings: Tensor, labels: Tensor, rows: slice, *, ids: Tensor | None = None, bins: int = _BINS
+) -> Tensor:
+    """Some of all pairs: those of each of `rows` with what comes after it. Stretches' counts add up.
+
+    Memory: one block and the histograms, whatever N; over all rows half the work of a whole matrix product.
+
+    Args:
+        embeddings: (N, D) float, unit length.
+        labels: (N,) int64 class ids.
+        rows: a stretch of the N, start and stop given.
+        ids: (N,) int64, or None, as `roc_of_all_pairs`.
+        bins: of similarity over [-1, 1], a power of two.
+
+    Returns:
+        (2, bins) int64: impostor and genuine pairs by similarity.
+
+    Raises:
+        ValueError: different lengths, an embedding that is no number, or bins no power of two.
     """
     if bins < 2 or bins & (bins - 1):
         raise ValueError(f"bins must be a power of two, 2 or more; got {bins}. {_BINS} is usual.")
@@ -138,8 +159,8 @@ def roc_of_all_pairs(
     counts = torch.zeros(2 * bins, dtype=torch.int64, device=embeddings.device)
     num_rows = len(labels)
     block = max(_BLOCK_ELEMENTS // max(num_rows, 1), 1)
-    for start in range(0, num_rows, block):
-        own, others = slice(start, start + block), slice(start, num_rows)
+    for start in range(rows.start, rows.stop, block):
+        own, others = slice(start, min(start + block, rows.stop)), slice(start, num_rows)
         places = cosine_similarities(embeddings[own], embeddings[others])
         places = places.mul_(bins / 2).floor_().clamp_(-bins / 2, bins / 2 - 1).int().add_(bins // 2)
         places += (labels[own, None] == labels[None, others]).int().mul_(bins)
@@ -148,8 +169,15 @@ def roc_of_all_pairs(
         own_square = places[:, : len(places)]  # of which each pair is seen twice, and each row with itself
         own_square.masked_fill_(torch.ones_like(own_square, dtype=torch.bool).tril_(), left_out)
         counts += torch.bincount(places.view(-1), minlength=2 * bins + 1)[:left_out]
+    return counts.view(2, bins)
+
+
+def roc_of_counts(counts: Tensor) -> RocCurve:
+    """From (2, bins) pairs of `count_pairs`; raises ValueError for no genuine or no impostor pair."""
+    bins = counts.shape[1]
     edges = (torch.arange(bins, dtype=torch.float64, device=counts.device) - bins / 2) / (bins / 2)
-    return _curve(edges, counts[bins:], counts[:bins])
+    impostor, genuine = counts
+    return _curve(edges, genuine, impostor)
 
 
 def _curve(levels: Tensor, genuine: Tensor, impostor: Tensor) -> RocCurve:

@@ -16,7 +16,8 @@ from dml.refs import EmbeddingsRef
 from dml.report.findings import Neighbours, Suspect, label_suspects, nearest
 from dml.report.gallery import GalleryRow, Tile, draw_gallery
 from dml.retrieval.evaluate import split_rows
-from dml.retrieval.protocol import device_for, query_values, sides
+from dml.retrieval.pairs import device_for, query_values
+from dml.retrieval.roles import sides
 from dml.retrieval.table import read_embeddings
 
 

@@ -10,21 +10,39 @@ from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting
 from dml.metrics.intervals import compare_paired
 from dml.preprocessing import decode, resize_and_crop
 from dml.refs import Comparison, DatasetRef, EmbeddingsRef
-from dml.retrieval.protocol import Rows, attributes_of, measure, query_values
+from dml.retrieval.pairs import OnProgress, query_values
+from dml.retrieval.protocol import measure
+from dml.retrieval.roles import Rows, attributes_of
 from dml.retrieval.table import read_embeddings
 
 _RAW_SIDE = 32
 
 
-def evaluate(embeddings: EmbeddingsRef, config: EvaluationConfig, *, split: str = "test") -> dict[str, float]:
+def evaluate(
+    embeddings: EmbeddingsRef,
+    config: EvaluationConfig,
+    *,
+    split: str = "test",
+    num_workers: int | None = None,
+    progress: OnProgress | None = None,
+) -> dict[str, float]:
     """Every number that `config.metrics` names, of one split; intervals and slices beside them.
+
+    Args:
+        embeddings: of the dataset to judge on.
+        config: which numbers, and who searches whom.
+        split: whose rows.
+        num_workers: Ray workers that share the pairs out; None: one per GPU, or on a cluster per core, where
+            there are many rows; else this process alone.
+        progress: called with (parts done, parts in all) of each pass over all pairs.
 
     Raises:
         InvalidData: the split has no rows, or none of a role.
         InvalidSetting: an attribute that the dataset does not have.
     """
     positions, rows = split_rows(embeddings.dataset, config, split)
-    return measure(read_embeddings(embeddings).vectors[positions], rows, config)
+    vectors = read_embeddings(embeddings).vectors[positions]
+    return measure(vectors, rows, config, num_workers=num_workers, progress=progress)
 
 
 def compare(

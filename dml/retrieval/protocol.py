@@ -1,10 +1,8 @@
-"""Who searches whom, and every number an evaluation's configuration asks of one embedding."""
+"""Every number that an evaluation's configuration asks of one embedding."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,52 +18,48 @@ from dml.metrics.clustering import (
 )
 from dml.metrics.fewshot import few_shot
 from dml.metrics.intervals import Interval, bootstrap_intervals
-from dml.metrics.ranking import Items
-from dml.metrics.retrieval import QueryMetrics, query_metrics
-from dml.metrics.verification import roc_of_all_pairs
+from dml.metrics.retrieval import QueryMetrics
+from dml.metrics.verification import RocCurve
 from dml.retrieval.clusters import k_means
+from dml.retrieval.pairs import OnProgress, device_for, query_values, roc_of_rows, workers_for
+from dml.retrieval.roles import Rows, codes_of, roles_of
 
 MOST_SLICES = 100
-QUERY, GALLERY = "query", "gallery"
 
 
-@dataclass(frozen=True)
-class Rows:
-    """What is known of the items to judge, beside their vectors."""
-
-    labels: NDArray[np.int64]
-    """(N,) class ids."""
-    attributes: Mapping[str, Sequence[Any]]
-    """Name to N values, None where one is missing; those that `attributes_of` the configuration names."""
-
-
-def attributes_of(config: EvaluationConfig) -> list[str]:
-    """The attributes that an evaluation needs."""
-    single = [config.role_attribute, config.same_camera_attribute]
-    single.append(config.few_shot.within if config.few_shot else None)
-    return list(dict.fromkeys([*config.slices, *(name for name in single if name is not None)]))
-
-
-def measure(vectors: NDArray[np.float32], rows: Rows, config: EvaluationConfig) -> dict[str, float]:
+def measure(
+    vectors: NDArray[np.float32],
+    rows: Rows,
+    config: EvaluationConfig,
+    *,
+    num_workers: int | None = None,
+    progress: OnProgress | None = None,
+) -> dict[str, float]:
     """All the numbers of `config.metrics`; NAME.low and NAME.high of intervals; A/VALUE/NAME of slices.
 
     Args:
         vectors: (N, D), unit length.
         rows: theirs, in the same order.
         config: what to measure.
+        num_workers: Ray workers that share the pairs out; None: as `workers_for`.
+        progress: called with (parts done, parts in all) of each pass over all pairs.
 
     Raises:
         InvalidData: no query or no gallery item where roles are asked for, or too many slices.
         InvalidSetting: what cannot be measured on these rows, as episodes of more classes than there are.
     """
+    workers = num_workers or workers_for(len(vectors))
     embeddings = torch.from_numpy(np.ascontiguousarray(vectors)).to(device_for(vectors.nbytes))
     labels = torch.from_numpy(rows.labels).to(embeddings.device)
-    found = query_values(embeddings, rows, config)
+    found = query_values(embeddings, rows, config, num_workers=workers, progress=progress)
     numbers = found.means()
     if config.macro:
         numbers |= {f"{name}_macro": value for name, value in found.class_means().items()}
     numbers |= _retrieval_intervals(found, config)
-    numbers |= _verification(embeddings, labels, config)
+    if config.false_accept_rates:
+        with _named("false_accept_rates"):
+            curve = roc_of_rows(embeddings, rows, num_workers=workers, progress=progress)
+        numbers |= _verification(curve, config.false_accept_rates)
     if config.few_shot is not None:
         numbers |= _few_shot(embeddings, labels, rows, config.few_shot)
     if config.nmi:
@@ -75,57 +69,6 @@ def measure(vectors: NDArray[np.float32], rows: Rows, config: EvaluationConfig) 
         numbers |= {f"{name}/{metric}": value for metric, value in part.means().items()}
         numbers[f"{name}/num_queries"] = len(part.rows)
     return numbers
-
-
-def query_values(embeddings: Tensor, rows: Rows, config: EvaluationConfig) -> QueryMetrics:
-    """Every retrieval metric of every query; its `rows` count the queries alone where there are roles."""
-    return query_metrics(
-        *sides(embeddings, rows, config),
-        recall_at=config.recall_at,
-        precision_at=config.precision_at,
-        map_at=config.map_at,
-        map_denominators=config.map_denominators,
-        full_map=config.full_map,
-    )
-
-
-def sides(embeddings: Tensor, rows: Rows, config: EvaluationConfig) -> list[Items]:
-    """Who asks and who answers, or one side where everybody is both; an item's id is its row.
-
-    Raises:
-        InvalidData: no query or no gallery item where roles are asked for.
-    """
-    labels = torch.from_numpy(rows.labels).to(embeddings.device)
-    ids, groups = torch.arange(len(labels), device=labels.device), None
-    if config.same_camera_attribute is not None:
-        groups = _codes(rows.attributes[config.same_camera_attribute]).to(labels.device)
-    return [
-        Items(embeddings[own], labels[own], ids[own], None if groups is None else groups[own])
-        for own in _roles(rows, config)
-    ]
-
-
-def _roles(rows: Rows, config: EvaluationConfig) -> list[slice | NDArray[np.int64]]:
-    """The rows of the queries and of the gallery; all of them once, where everybody is both."""
-    if config.role_attribute is None:
-        return [slice(None)]
-    roles = np.asarray(rows.attributes[config.role_attribute], dtype=object)
-    chosen = {role: np.flatnonzero(roles == role) for role in (QUERY, GALLERY)}
-    if not all(map(len, chosen.values())):
-        counts = {role: len(own) for role, own in chosen.items()}
-        raise InvalidData(
-            f"Attribute {config.role_attribute!r} must say {QUERY!r} of some rows and {GALLERY!r} of others; "
-            f"it does of {counts}. Leave evaluation.role_attribute out, or correct the attribute."
-        )
-    return list(chosen.values())
-
-
-def _codes(values: Sequence[Any]) -> Tensor:
-    """Equal numbers for equal values; a missing value equals no other."""
-    codes: dict[Any, int] = {}
-    return torch.tensor(
-        [-1 - row if v is None else codes.setdefault(v, len(codes)) for row, v in enumerate(values)]
-    )
 
 
 def _retrieval_intervals(found: QueryMetrics, config: EvaluationConfig) -> dict[str, float]:
@@ -148,19 +91,15 @@ def _ends(intervals: Mapping[str, Interval]) -> dict[str, float]:
     }
 
 
-def _verification(embeddings: Tensor, labels: Tensor, config: EvaluationConfig) -> dict[str, float]:
-    if not config.false_accept_rates:
-        return {}
-    with _named("false_accept_rates"):
-        curve = roc_of_all_pairs(embeddings, labels)
-    points = {f"tar_at_far_{r:g}": curve.at_false_accept_rate(r) for r in config.false_accept_rates}
-    rates = {name: point.true_accept_rate for name, point in points.items()}
+def _verification(curve: RocCurve, rates: Sequence[float]) -> dict[str, float]:
+    points = {f"tar_at_far_{rate:g}": curve.at_false_accept_rate(rate) for rate in rates}
+    accepted = {name: point.true_accept_rate for name, point in points.items()}
     intervals = _ends({name: point.true_accept_interval for name, point in points.items()})
-    return {"eer": curve.equal_error_rate(), **rates, **intervals}
+    return {"eer": curve.equal_error_rate(), **accepted, **intervals}
 
 
 def _few_shot(embeddings: Tensor, labels: Tensor, rows: Rows, config: FewShotConfig) -> dict[str, float]:
-    within = None if config.within is None else _codes(rows.attributes[config.within])
+    within = None if config.within is None else codes_of(rows.attributes[config.within])
     numbers: dict[str, float] = {}
     for shots in config.shots:
         with _named("few_shot"):
@@ -211,7 +150,7 @@ def _named(setting: str) -> Iterator[None]:
 
 def _slices(rows: Rows, found: QueryMetrics, config: EvaluationConfig) -> Iterator[tuple[str, Tensor]]:
     """`attribute/value` and the queries that have it, those where some query has somebody to find."""
-    queries = _roles(rows, config)[0]
+    queries = roles_of(rows, config)[0]
     for attribute in config.slices:
         values = [None if value is None else str(value) for value in rows.attributes[attribute]]
         names = np.asarray(values, dtype=object)[queries]
@@ -235,12 +174,3 @@ def _slices(rows: Rows, found: QueryMetrics, config: EvaluationConfig) -> Iterat
 def _as_name(value: str | None) -> str:
     """An attribute's value as part of a metric's name that MLflow takes."""
     return "missing" if value is None else re.sub(r"[^\w. :-]", "_", value).strip(".") or "_"
-
-
-def device_for(size_bytes: int) -> torch.device:
-    """A GPU that holds the vectors and a block of similarities, else the CPU."""
-    if torch.cuda.is_available():
-        free, _ = torch.cuda.mem_get_info()
-        if 2 * size_bytes + (4 << 30) < free:
-            return torch.device("cuda")
-    return torch.device("cpu")

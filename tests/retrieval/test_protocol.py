@@ -17,7 +17,8 @@ from dml.refs import EvaluationReport
 from dml.retrieval import protocol
 from dml.retrieval.clusters import k_means
 from dml.retrieval.evaluate import compare, evaluate
-from dml.retrieval.protocol import Rows, measure
+from dml.retrieval.protocol import measure
+from dml.retrieval.roles import Rows
 from tests.retrieval.parts import ROWS, make_dataset, table_of, unit_vectors
 
 LABELS = np.arange(90) // 6

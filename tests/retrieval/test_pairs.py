@@ -1,0 +1,129 @@
+"""A pass in stretches, here or on Ray's workers, gives what one pass gives."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from dml.config import EvaluationConfig
+from dml.errors import InvalidData
+from dml.metrics.ranking import Items
+from dml.metrics.retrieval import joined, query_metrics
+from dml.metrics.verification import count_pairs, roc_of_all_pairs, roc_of_counts
+from dml.retrieval import pairs
+from dml.retrieval.pairs import query_values, roc_of_rows, workers_for
+from dml.retrieval.protocol import measure
+from dml.retrieval.roles import Rows
+from tests.retrieval.parts import unit_vectors
+
+CONFIGS = {
+    "all": EvaluationConfig(precision_at=(5,), map_at=(5,), macro=True, false_accept_rates=(0.1,)),
+    "roles": EvaluationConfig(role_attribute="role", recall_at=(1, 100), slices=("camera",), nmi=False),
+    "cameras": EvaluationConfig(same_camera_attribute="camera", full_map=True, nmi=False),
+}
+
+
+def split(case: int) -> tuple[np.ndarray, Rows]:
+    """Uneven classes, some alone, duplicates, and attributes that are missing here and there."""
+    random = np.random.default_rng(case)
+    labels = np.sort(random.integers(0, 60, size=211))
+    vectors = unit_vectors(len(labels), 8, case)
+    vectors[50:60] = vectors[40:50]
+    roles = random.choice(["query", "gallery", None], size=len(labels), p=[0.3, 0.6, 0.1]).tolist()
+    cameras = random.choice(["a", "b", None], size=len(labels)).tolist()
+    return vectors, Rows(labels, {"role": roles, "camera": cameras})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("per_stretch", [1, 5_000])
+def test_stretches_give_the_numbers_of_one_pass(monkeypatch, name, per_stretch):
+    vectors, rows = split(1)
+    whole = measure(vectors, rows, CONFIGS[name])
+    monkeypatch.setattr(pairs, "_PAIRS_PER_STRETCH", per_stretch)
+    done = []
+    parts = measure(vectors, rows, CONFIGS[name], progress=lambda *at: done.append(at))
+    assert parts == pytest.approx(whole, rel=1e-12), "sums of many means round otherwise, no more"
+    assert set(parts) == set(whole)
+    first = done[0][1]
+    assert first > 1
+    assert done[:first] == [(n, first) for n in range(1, first + 1)]
+
+
+@pytest.mark.parametrize("sizes", [[211], [1, 0, 210], [100, 11, 100]])
+def test_what_queries_found_apart_is_what_they_found_together(sizes):
+    vectors, rows = split(2)
+    items = Items(torch.from_numpy(vectors), torch.from_numpy(rows.labels), torch.arange(211))
+    whole = query_metrics(items, recall_at=(1, 3))
+    ends = np.cumsum([0, *sizes])
+    parts = [
+        query_metrics(items.of(slice(start, stop)), items, recall_at=(1, 3)) for start, stop in pairwise(ends)
+    ]
+    found = joined(parts, sizes)
+    assert found.values.keys() == whole.values.keys()
+    assert all(torch.equal(found.values[name], whole.values[name]) for name in whole.values)
+    assert torch.equal(found.rows, whole.rows)
+    assert torch.equal(found.labels, whole.labels)
+    assert found.num_lone == whole.num_lone > 0
+    # A stretch of small classes looks less deep: first hits are known as deep as the shallowest has looked.
+    assert 3 <= found.depth <= whole.depth
+    assert torch.equal(found.cmc(found.depth), whole.cmc(found.depth))
+
+
+def test_counts_of_stretches_add_up_to_all_pairs():
+    vectors, rows = split(3)
+    items, labels = torch.from_numpy(vectors), torch.from_numpy(rows.labels)
+    counts = [count_pairs(items, labels, slice(start, min(start + 13, 211))) for start in range(0, 211, 13)]
+    whole, found = roc_of_all_pairs(items, labels), roc_of_counts(torch.stack(counts).sum(0))
+    assert torch.equal(found.genuine, whole.genuine)
+    assert torch.equal(found.impostor, whole.impostor)
+    assert int(whole.genuine[-1] + whole.impostor[-1]) == 211 * 210 // 2
+
+
+def test_stretches_of_equal_area_have_like_many_pairs():
+    stretches = pairs._of_equal_area(10_000, 8)
+    assert (stretches[0].start, stretches[-1].stop) == (0, 10_000)
+    met = [sum(10_000 - 1 - row for row in range(s.start, s.stop)) for s in stretches]
+    assert max(met) < 1.01 * min(met)
+
+
+def test_workers_are_called_for_where_rows_are_many_and_a_cluster_is_there(monkeypatch):
+    monkeypatch.setattr(pairs, "is_remote", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert workers_for(10**7) == 1, "one process uses all cores already"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert workers_for(10**7) == 4
+    assert workers_for(60_502) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_workers_give_the_numbers_of_one_process(name):
+    vectors, rows = split(4)
+    done = []
+    found = measure(vectors, rows, CONFIGS[name], num_workers=2, progress=lambda *at: done.append(at))
+    assert found == pytest.approx(measure(vectors, rows, CONFIGS[name], num_workers=1), rel=1e-12)
+    assert (8, 8) in done, "four stretches for each worker"
+
+
+@pytest.mark.slow
+def test_workers_share_out_queries_and_pairs_exactly():
+    vectors, rows = split(5)
+    embeddings = torch.from_numpy(vectors)
+    here, apart = (query_values(embeddings, rows, CONFIGS["all"], num_workers=n) for n in (1, 2))
+    assert all(torch.equal(here.values[name], apart.values[name]) for name in here.values)
+    assert torch.equal(here.rows, apart.rows)
+    one, other = (roc_of_rows(embeddings, rows, num_workers=n) for n in (1, 2))
+    assert torch.equal(one.genuine, other.genuine)
+    assert torch.equal(one.impostor, other.impostor)
+
+
+@pytest.mark.slow
+def test_what_a_worker_refuses_is_raised_as_it_is():
+    vectors, rows = split(6)
+    alone = Rows(rows.labels, {"role": ["query"] * 211})
+    with pytest.raises(InvalidData, match="must say 'query' of some rows"):
+        measure(vectors, alone, CONFIGS["roles"], num_workers=2)
+    vectors[7] = np.nan
+    with pytest.raises(ValueError, match="must be finite"):
+        measure(vectors, rows, CONFIGS["all"], num_workers=2)

@@ -1,23 +1,29 @@
-"""What the metrics cost beyond the similarities they need, beside pytorch-metric-learning and Faiss.
+"""What the metrics cost beyond the similarities they need, beside pytorch-metric-learning, OML and Faiss.
 
-`python -m benchmarks.retrieval_metrics [ROWS DIM]`; by default the size of SOP's test set and one that
-pytorch-metric-learning can do. Each line is a process of its own: seconds by the clock, seconds of all cores
-together (which others on the machine disturb less) over the bare product's, and memory beyond the embeddings.
-k-means is set apart, over Faiss' own training and assignment.
+`python -m benchmarks.retrieval_metrics [ROWS DIM]`; by default the size of SOP's test set and one that the
+peers can do. Each line is a process of its own: seconds by the clock, seconds of all cores together (which
+others on the machine disturb less) over the bare product's, and memory beyond the embeddings. k-means is set
+apart, over Faiss' own training and assignment. open-metric-learning (OML) wants NumPy below 2 and so an
+environment of its own; where that is missing its line says how to make it. Its numbers are also compared with
+those that our parity mode gives.
 """
 
+import json
 import multiprocessing
 import os
 import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 
-from dml.metrics import ranking
+from dml.metrics import parity, ranking
 from dml.metrics.intervals import bootstrap_intervals
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import query_metrics, retrieval_metrics
@@ -28,6 +34,10 @@ _ROWS_PER_CLASS = 5
 _SIZES = [(20_000, 128), (60_502, 512)]
 _PEER_UP_TO_ROWS = 20_000
 _MEBI = 1 << 20
+_OML_PYTHON = Path(".cache/oml/bin/python")
+_HOW_TO_GET_OML = (
+    "uv venv .cache/oml && uv pip install --python .cache/oml/bin/python open-metric-learning omegaconf"
+)
 
 
 def embeddings_and_labels(rows: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,6 +96,12 @@ def pytorch_metric_learning(embeddings: torch.Tensor, labels: torch.Tensor) -> N
     )
 
 
+def open_metric_learning_as_parity(embeddings: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """What its own code gives, by ours."""
+    items = Items(embeddings, labels, torch.arange(len(labels)))
+    return parity.open_metric_learning(items, top_k=(1, 5, 10))
+
+
 def k_means_of_faiss(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
     import faiss
 
@@ -108,7 +124,7 @@ def k_means_with_nmi_f1_and_ami(embeddings: torch.Tensor, labels: torch.Tensor) 
     clustering.adjusted_mutual_information(labels, clusters)
 
 
-def _measure(function: Callable[..., None], rows: int, dim: int) -> tuple[float, float, float]:
+def _measure(function: Callable[..., object], rows: int, dim: int) -> tuple[float, float, float]:
     """(seconds, seconds of all cores, MiB at the peak beyond what stood before)."""
     embeddings, labels = embeddings_and_labels(rows, dim)
     function(embeddings[:512].clone(), labels[:512].clone())  # imports and thread pools
@@ -121,20 +137,41 @@ def _measure(function: Callable[..., None], rows: int, dim: int) -> tuple[float,
     return seconds, seconds_cpu, max(peak - before, 0) / _MEBI
 
 
-def _print_block(functions: list[Callable[..., None]], rows: int, dim: int) -> None:
+def _print_block(functions: list[Callable[..., object]], rows: int, dim: int, *, oml: bool = False) -> None:
     """One line each, over the first."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         heading = f"{rows} x {dim}"
         print(f"\n{heading:<30}{'seconds':>9}{'of cores':>10}{'/ first':>9}{'MiB beyond':>12}")
-        first = None
+        first = 0.0
         for function in functions:
-            seconds, seconds_cpu, mebibytes = pool.apply(_measure, (function, rows, dim))
-            first = first or seconds_cpu
-            ratio = seconds_cpu / first
-            line = (
-                f"{function.__name__:<30}{seconds:>9.2f}{seconds_cpu:>10.2f}{ratio:>9.2f}{mebibytes:>12.0f}"
-            )
-            print(line, flush=True)
+            measured = pool.apply(_measure, (function, rows, dim))
+            first = first or measured[1]
+            print(_line(function.__name__, measured, first), flush=True)
+    if oml:
+        print(_line_of_oml(rows, dim, first), flush=True)
+
+
+def _line(name: str, measured: tuple[float, float, float], first: float) -> str:
+    seconds, seconds_cpu, mebibytes = measured
+    return f"{name:<30}{seconds:>9.2f}{seconds_cpu:>10.2f}{seconds_cpu / first:>9.2f}{mebibytes:>12.0f}"
+
+
+def _line_of_oml(rows: int, dim: int, first: float) -> str:
+    if not _OML_PYTHON.exists():
+        return f"open_metric_learning: not measured; there is no {_OML_PYTHON}. {_HOW_TO_GET_OML}"
+    embeddings, labels = embeddings_and_labels(rows, dim)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder, name)) for name in ("embeddings.npy", "labels.npy")]
+        for file, column in zip(files, (embeddings, labels), strict=True):
+            np.save(file, column.numpy())
+        script = Path(__file__).with_name("_oml.py")
+        command = [str(_OML_PYTHON), str(script), *files, str(torch.get_num_threads())]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    theirs = json.loads(out.splitlines()[-1])
+    ours = open_metric_learning_as_parity(embeddings, labels)
+    apart = max(abs(ours[name] - value) for name, value in theirs["metrics"].items())
+    line = _line("open_metric_learning", theirs["measured"], first)
+    return f"{line}\n  its {len(ours)} numbers by our parity mode: at most {apart:.1e} apart"
 
 
 def main() -> None:
@@ -145,10 +182,16 @@ def main() -> None:
     print(f"commit {commit.stdout.strip()}, {platform.machine()}, {os.cpu_count()} cores, load {load:.1f}")
     sizes = [(int(sys.argv[1]), int(sys.argv[2]))] if len(sys.argv) == 3 else _SIZES
     for rows, dim in sizes:
-        functions = [bare_product, usual, all_retrieval_metrics, recall_at_1000, verification_of_all_pairs]
+        functions: list[Callable[..., object]] = [
+            bare_product,
+            usual,
+            all_retrieval_metrics,
+            recall_at_1000,
+            verification_of_all_pairs,
+        ]
         if rows <= _PEER_UP_TO_ROWS:
             functions.append(pytorch_metric_learning)
-        _print_block(functions, rows, dim)
+        _print_block(functions, rows, dim, oml=rows <= _PEER_UP_TO_ROWS)
     for rows, dim in sizes:
         _print_block([k_means_of_faiss, k_means_with_nmi_f1_and_ami], rows, dim)
 

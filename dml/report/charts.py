@@ -115,20 +115,10 @@ def plot_similarities(axes: "Axes", curve: RocCurve, points: Mapping[float, Oper
 
 def draw_roc(curve: RocCurve, points: Mapping[float, OperatingPoint]) -> bytes:
     """True accepts over false accepts, the latter on a logarithmic axis, where thresholds are chosen."""
-    false, true = curve.false_accept_rates.cpu().numpy(), curve.true_accept_rates.cpu().numpy()
-    first = int((curve.impostor > 0).int().argmax())
-    least = 10 ** np.floor(np.log10(min([false[first], *points, 0.1])))
-    # Before the first impostor there is no logarithm; the curve comes in from the left at that height.
-    kept = np.arange(first, len(false))
-    changes = np.flatnonzero(np.diff(false[kept], prepend=-1) > 0)
-    kept = np.append(kept[changes], len(false) - 1)
-    x, y = np.append(least, false[kept]), np.append(true[max(first - 1, 0)], true[kept])
     with style.figure(5.2, 4.0) as (figure, out):
         axes = figure.add_subplot()
-        axes.plot(x, y, color=style.POSITIVE, linewidth=1.8, drawstyle="steps-post")
-        axes.set_xscale("log")
-        axes.set_xlim(least, 1)
-        axes.set_ylim(0, 1.02)
+        least = _prepare_roc(axes, [curve], list(points))
+        axes.plot(*_roc_line(curve, least), color=style.POSITIVE, linewidth=1.8, drawstyle="steps-post")
         for rate, point in points.items():
             place = (max(point.false_accept_rate, least), point.true_accept_rate)
             axes.plot(*place, "o", color=style.INK, markersize=5, clip_on=False, zorder=3)
@@ -139,13 +129,68 @@ def draw_roc(curve: RocCurve, points: Mapping[float, OperatingPoint]) -> bytes:
                 textcoords="offset points",
                 fontsize=9,
             )
-        style.whole_percent_axis(axes)
-        axes.set_xlabel("false accepts: share of pairs of other classes taken for one")
-        axes.set_ylabel("true accepts: share of pairs of one class found")
-        axes.set_title(f"equal error rate {curve.equal_error_rate():.1%}, area {curve.area():.4f}")
-        axes.grid(which="major", color="#eceff1", linewidth=0.8)
-        axes.set_axisbelow(True)
+        axes.set_title(_roc_summary(curve))
     return out.getvalue()
+
+
+def draw_both_rocs(curves: Mapping[str, RocCurve], rates: Sequence[float]) -> bytes:
+    """The ROC of two embeddings on the same pairs; dots at the given false-accept rates."""
+    with style.figure(7.2, 4.6) as (figure, out):
+        axes = figure.add_subplot()
+        least = _prepare_roc(axes, list(curves.values()), rates)
+        looks = ((style.FIRST, 3.2), (style.SECOND, 1.6))  # where both are one, both are seen
+        for (name, curve), (colour, width) in zip(curves.items(), looks, strict=True):
+            label = f"{style.short(name, 40)}: {_roc_summary(curve)}"
+            line = _roc_line(curve, least)
+            axes.plot(*line, color=colour, linewidth=width, drawstyle="steps-post", label=label)
+            for point in operating_points(curve, rates).values():
+                place = (max(point.false_accept_rate, least), point.true_accept_rate)
+                axes.plot(*place, "o", color=colour, markersize=5, clip_on=False, zorder=3)
+        figure.legend(loc="outside upper left")
+    return out.getvalue()
+
+
+def draw_both_similarities(curves: Mapping[str, RocCurve], rates: Sequence[float]) -> bytes:
+    """`plot_similarities` of two embeddings, one above the other; each on its own scale."""
+    with style.figure(8.6, 7.6) as (figure, out):
+        panels = figure.subplots(2, 1)
+        for axes, (name, curve) in zip(panels, curves.items(), strict=True):
+            plot_similarities(axes, curve, operating_points(curve, rates))
+            axes.set_title(style.short(name, 60))
+    return out.getvalue()
+
+
+def _roc_summary(curve: RocCurve) -> str:
+    return f"equal error rate {curve.equal_error_rate():.1%}, area {curve.area():.4f}"
+
+
+def _first_impostor(curve: RocCurve) -> int:
+    return int((curve.impostor > 0).int().argmax())
+
+
+def _prepare_roc(axes: "Axes", curves: Sequence[RocCurve], rates: Sequence[float]) -> float:
+    """Axes, their words and the grid; returns the smallest rate of false accepts that is on them."""
+    smallest = [float(curve.false_accept_rates[_first_impostor(curve)]) for curve in curves]
+    least = float(10 ** np.floor(np.log10(min([*smallest, *rates, 0.1]))))
+    axes.set_xscale("log")
+    axes.set_xlim(least, 1)
+    axes.set_ylim(0, 1.02)
+    style.whole_percent_axis(axes)
+    axes.set_xlabel("false accepts: share of pairs of other classes taken for one")
+    axes.set_ylabel("true accepts: share of pairs of one class found")
+    axes.grid(which="major", color="#eceff1", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return least
+
+
+def _roc_line(curve: RocCurve, least: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """False and true accepts; from the left up to the first impostor, which has no logarithm."""
+    false, true = curve.false_accept_rates.cpu().numpy(), curve.true_accept_rates.cpu().numpy()
+    first = _first_impostor(curve)
+    kept = np.arange(first, len(false))
+    changes = np.flatnonzero(np.diff(false[kept], prepend=-1) > 0)
+    kept = np.append(kept[changes], len(false) - 1)
+    return np.append(least, false[kept]), np.append(true[max(first - 1, 0)], true[kept])
 
 
 def draw_curves(curves: Mapping[str, Curve]) -> bytes:

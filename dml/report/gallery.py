@@ -3,7 +3,8 @@
 import importlib.util
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -14,10 +15,11 @@ _SIDE, _FRAME, _GAP = 128, 4, 14
 _LINE, _NUM_LINES = 15, 2
 _CELL_WIDTH = _SIDE + 2 * _FRAME + _GAP
 _CELL_HEIGHT = _CELL_WIDTH + _NUM_LINES * _LINE + 6
+_TITLE_HEIGHT = 30
 _ANSWERS_PER_LINE = 10
 _COLOURS = {True: "#1e8e3e", False: "#d93025", None: "#80868b"}
 _MARKS = {True: "✓ ", False: "✗ ", None: ""}  # for eyes that tell no red from green
-_QUERY_COLOUR, _INK, _PAPER, _EMPTY = "#1a73e8", "#202124", "white", "#f1f3f4"
+_QUERY_COLOUR, _INK, _PAPER, _EMPTY, _RULE = "#1a73e8", "#202124", "white", "#f1f3f4", "#dadce0"
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -38,34 +40,49 @@ class Tile:
 class GalleryRow:
     """A query and its answers, the most similar first."""
 
-    query: Tile
+    query: Tile | None
+    """None: that of the row above."""
     answers: Sequence[Tile]
+    title: str = ""
+    """Written above, where several rows answer one query."""
+    colour: str = _INK
+    """Of the title."""
 
 
 def draw_gallery(rows: Sequence[GalleryRow]) -> bytes:
     """Each query at the left of its answers, ten of them to a line; a PNG file's bytes."""
     lines = [line for row in rows for line in _lines(row)]
-    columns = max((1 + len(answers) for _, answers in lines), default=1)
-    size = (columns * _CELL_WIDTH + 2 * _GAP, max(len(lines), 1) * _CELL_HEIGHT + _GAP)
-    picture = Image.new("RGB", size, _PAPER)
-    for number, (query, answers) in enumerate(lines):
-        top = _GAP + number * _CELL_HEIGHT
-        if query is not None:
-            _draw_tile(picture, (_GAP, top), query, _QUERY_COLOUR)
-        for column, tile in enumerate(answers, start=1):
+    columns = max((1 + len(line.answers) for line in lines), default=1)
+    heights = [_CELL_HEIGHT + (_TITLE_HEIGHT if line.title else 0) for line in lines]
+    width = columns * _CELL_WIDTH + 2 * _GAP
+    picture = Image.new("RGB", (width, (sum(heights) or _CELL_HEIGHT) + _GAP), _PAPER)
+    for line, below in zip(lines, accumulate(heights), strict=True):
+        top = _GAP + below - _CELL_HEIGHT
+        if line.title:
+            _draw_title(picture, top, line)
+        if line.query is not None:
+            _draw_tile(picture, (_GAP, top), line.query, _QUERY_COLOUR)
+        for column, tile in enumerate(line.answers, start=1):
             _draw_tile(picture, (2 * _GAP + column * _CELL_WIDTH, top), tile, _COLOURS[tile.right])
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=True)
     return out.getvalue()
 
 
-def _lines(row: GalleryRow) -> list[tuple[Tile | None, Sequence[Tile]]]:
-    """The answers in lines; the query leads the first."""
-    starts = range(0, max(len(row.answers), 1), _ANSWERS_PER_LINE)
-    return [
-        (row.query if start == 0 else None, row.answers[start : start + _ANSWERS_PER_LINE])
-        for start in starts
-    ]
+def _lines(row: GalleryRow) -> list[GalleryRow]:
+    """The answers in lines; query and title lead the first."""
+    first, rest = row.answers[:_ANSWERS_PER_LINE], row.answers[_ANSWERS_PER_LINE:]
+    return [replace(row, answers=first), *(_lines(GalleryRow(None, rest)) if rest else [])]
+
+
+def _draw_title(picture: Image.Image, top: int, line: GalleryRow) -> None:
+    """Above the answers, and a rule where a query begins."""
+    draw, bottom = ImageDraw.Draw(picture), top - 7
+    if line.query is not None:
+        draw.line((_GAP, top - _TITLE_HEIGHT, picture.width - _GAP, top - _TITLE_HEIGHT), fill=_RULE)
+    left = 2 * _GAP + _CELL_WIDTH
+    draw.rectangle((left, bottom - 11, left + 11, bottom), fill=line.colour)
+    draw.text((left + 18, bottom - 5), line.title, fill=_INK, font=_font(13), anchor="lm")
 
 
 def _draw_tile(picture: Image.Image, corner: tuple[int, int], tile: Tile, colour: str) -> None:

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,14 @@ import torch
 
 from dml import storage
 from dml.config import ReportConfig
-from dml.metrics.verification import OperatingPoint
 from dml.refs import EmbeddingsRef, ModelRef, ReportRef
 from dml.registry.history import training_curves
-from dml.report import charts, style
+from dml.report import charts
 from dml.report.findings import Suspect, confident_mistakes, worst_queries
 from dml.report.page import Page, Picture, Section, find_report, page_uri, publish_page
 from dml.report.projection import map_of
 from dml.report.roses import Rose, draw_roses
+from dml.report.sections import VERIFICATION, Asked, every_pair, gallery_section, no_pairs, threshold_row
 from dml.report.view import View
 
 _CODE_VERSION = 1  # part of a report's identity: raise it when the same inputs would give another page
@@ -73,30 +73,17 @@ def write_report(
     return publish_page(uri, fingerprint, page, beside={SUSPECTS: _suspects_csv(view).encode()})
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A gallery section's text where it has queries, and where it has none."""
-
-    title: str
-    text: str
-    nobody: str
-
-
-def _gallery_section(
+def _gallery(
     view: View,
     name: str,
-    asked: _Asked,
+    asked: Asked,
     queries: Sequence[int],
     *,
     answers: int,
     table: Iterable[Mapping[str, Any]],
 ) -> Section:
-    if not queries:
-        return Section(asked.title, asked.nobody)
-    caption = f"{asked.title}: each row a query and its {answers} nearest; ✓ green is right, ✗ red is wrong"
-    picture = Picture(name, view.gallery(queries, answers=answers), caption)
-    rows = [{"query": number, **row} for number, row in enumerate(table, start=1)]
-    return Section(asked.title, asked.text, [picture], rows)
+    draw, shown = partial(view.gallery, answers=answers), f"each row a query and its {answers} nearest"
+    return gallery_section(name, asked, queries, draw, shown, table)
 
 
 def _numbers(view: View) -> Section:
@@ -110,10 +97,10 @@ def _answers(view: View) -> Section:
     asked = view.found.rows.cpu()
     spread = np.linspace(0, len(asked) - 1, min(view.config.queries, len(asked))).astype(np.int64)
     text = "Spread evenly over the split, not chosen for how they look. In the corner: cosine similarity."
-    return _gallery_section(
+    return _gallery(
         view,
         "answers",
-        _Asked("Queries and answers", text, "No query has anybody to find."),
+        Asked("Queries and answers", text, "No query has anybody to find."),
         asked[torch.from_numpy(spread)].tolist(),
         answers=view.config.answers,
         table=(),
@@ -130,17 +117,17 @@ def _failures(view: View) -> Section:
         "The queries of lowest MAP@R, of equal ones those that are surest of their first answer. Look for "
         "what they share: a viewpoint, a background, a class that is really two."
     )
-    asked = _Asked("Worst failures", text, "No query fails: every one finds all of its class first.")
+    asked = Asked("Worst failures", text, "No query fails: every one finds all of its class first.")
     rows = map(view.row, chosen)
-    return _gallery_section(view, "failures", asked, chosen, answers=view.config.answers, table=rows)
+    return _gallery(view, "failures", asked, chosen, answers=view.config.answers, table=rows)
 
 
 def _mistakes(view: View) -> Section:
     chosen = confident_mistakes(view.neighbours, view.config.failures)
     text = "The queries whose first answer is wrong, the most similar first: no threshold would refuse these."
-    asked = _Asked("Most confident mistakes", text, "No query's first answer is wrong.")
+    asked = Asked("Most confident mistakes", text, "No query's first answer is wrong.")
     rows = map(view.row, chosen)
-    return _gallery_section(view, "mistakes", asked, chosen, answers=view.config.answers, table=rows)
+    return _gallery(view, "mistakes", asked, chosen, answers=view.config.answers, table=rows)
 
 
 def _suspects(view: View) -> Section:
@@ -152,10 +139,10 @@ def _suspects(view: View) -> Section:
         "the label is wrong or the embedding is: only a person can tell."
     )
     nobody = f"No item's {agreeing} nearest neighbours agree on a label that is not its own."
-    return _gallery_section(
+    return _gallery(
         view,
         "suspects",
-        _Asked("Suspected labels", text, nobody),
+        Asked("Suspected labels", text, nobody),
         [suspect.query for suspect in shown],
         answers=agreeing,
         table=[_suspect_row(view, suspect) for suspect in shown],
@@ -202,19 +189,11 @@ def _map(view: View) -> Section:
 
 
 def _verification(view: View) -> list[Section]:
-    title, curve, rates = (
-        "Same or not: similarities and thresholds",
-        view.curve,
-        view.config.false_accept_rates,
-    )
+    curve, rates = view.curve, view.config.false_accept_rates
     if curve is None:
-        return [Section(title, "Verification needs pairs of one class and of two; this split has not both.")]
+        return [no_pairs()]
     points = charts.operating_points(curve, rates)
-    text = (
-        f"All {int(curve.genuine[-1] + curve.impostor[-1]):,} pairs of different items. A pair is accepted "
-        "where its similarity is at least the threshold; a rate's threshold is the lowest that keeps it."
-    )
-    table = [_threshold_row(rate, points.get(rate), int(curve.impostor[-1])) for rate in sorted(rates)]
+    table = [threshold_row(rate, points.get(rate), int(curve.impostor[-1])) for rate in sorted(rates)]
     pictures = [
         Picture(
             "similarities",
@@ -223,20 +202,7 @@ def _verification(view: View) -> list[Section]:
         ),
         Picture("roc", charts.draw_roc(curve, points), "ROC: true accepts over false accepts, logarithmic"),
     ]
-    return [Section(title, text, pictures, table)]
-
-
-def _threshold_row(rate: float, point: OperatingPoint | None, num_impostor: int) -> dict[str, Any]:
-    if point is None:
-        why = f"none: the most similar of {num_impostor:,} negative pairs is already too many"
-        return {"false accepts": style.rate_text(rate), "threshold": why}
-    low, high = point.true_accept_interval.low, point.true_accept_interval.high
-    return {
-        "false accepts": style.rate_text(rate),
-        "threshold": point.threshold,
-        "true accepts": f"{point.true_accept_rate:.3f} [{low:.3f}, {high:.3f}]",
-        "false accepts it really gives": f"{point.false_accept_rate:.2g}",
-    }
+    return [Section(VERIFICATION, every_pair(curve), pictures, table)]
 
 
 def _training(curves: Mapping[str, charts.Curve]) -> list[Section]:

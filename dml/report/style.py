@@ -19,6 +19,7 @@ RING_COLOURS = (
     *("#882255", "#44AA99", "#999933", "#AA4499", "#8a8d91"),
 )
 POSITIVE, NEGATIVE = COLOURS[0], COLOURS[5]
+FIRST, SECOND = COLOURS[6], COLOURS[1]  # two models side by side: neither is the positive one
 INK, FAINT = "#202124", "#c4c7c5"
 _DPI = 120
 _SETTINGS = {

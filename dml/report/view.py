@@ -73,19 +73,21 @@ class View:
 
     def gallery(self, queries: Sequence[int], *, answers: int) -> bytes:
         """Queries, numbered from 1, with their nearest answers; PNG."""
+        return draw_gallery(self.gallery_rows(queries, answers=answers))
+
+    def gallery_rows(self, queries: Sequence[int], *, answers: int) -> list[GalleryRow]:
+        """What `gallery` draws."""
         places = {query: self._answers_of(query, answers) for query in queries}
         rows = [self.row_of(query) for query in queries]
         rows += [int(self.neighbours.answers[place]) for found in places.values() for place in found]
         images = dict(zip(rows, read_images(self.dataset, self.positions[rows].tolist()), strict=True))
-        return draw_gallery(
-            [
-                GalleryRow(
-                    Tile(images[self.row_of(query)], f"{number}: {self.name_of(query)}"),
-                    [self._answer(images, place) for place in places[query]],
-                )
-                for number, query in enumerate(queries, start=1)
-            ]
-        )
+        return [
+            GalleryRow(
+                Tile(images[self.row_of(query)], f"{number}: {self.name_of(query)}"),
+                [self._answer(images, place) for place in places[query]],
+            )
+            for number, query in enumerate(queries, start=1)
+        ]
 
     def _answers_of(self, query: int, count: int) -> list[tuple[int, int]]:
         """(query, rank from 0) of the nearest that there are."""

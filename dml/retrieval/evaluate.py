@@ -8,6 +8,7 @@ from dml.config import EvaluationConfig, GateConfig, PreprocessingConfig
 from dml.data.dataset import open_mapped, read_rows
 from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting
 from dml.metrics.intervals import compare_paired
+from dml.metrics.retrieval import QueryMetrics
 from dml.preprocessing import decode, resize_and_crop
 from dml.refs import Comparison, DatasetRef, EmbeddingsRef
 from dml.retrieval.pairs import OnProgress, query_values
@@ -69,12 +70,7 @@ def compare(
         InvalidSetting: a metric that single queries don't have.
         InvalidData: the split has no rows, or no query has anybody to find.
     """
-    if embeddings.dataset.fingerprint != former.dataset.fingerprint:
-        one, other = embeddings.dataset, former.dataset
-        raise IncompatibleArtifact(
-            f"Both models must be judged on one dataset; got {one.name}@{one.version} and "
-            f"{other.name}@{other.version}. Embed one of them again."
-        )
+    require_one_dataset(embeddings, former)
     if gate.metric not in config.query_metrics:
         raise InvalidSetting(
             f"A paired test needs a number of every query, one of {config.query_metrics}; got "
@@ -87,16 +83,39 @@ def compare(
     ]
     if not len(found[0].rows):
         raise InvalidData(f"No query of the split {split!r} has anybody to find, so nothing can be compared.")
-    ours, theirs = (queries.values[gate.metric] for queries in found)
-    tested = compare_paired(ours, theirs, found[0].labels, margin=gate.min_gain)
+    return paired_test(found[0], found[1], gate.metric, min_gain=gate.min_gain)
+
+
+def require_one_dataset(embeddings: EmbeddingsRef, former: EmbeddingsRef) -> None:
+    """Raise IncompatibleArtifact where two tables are of different datasets."""
+    if embeddings.dataset.fingerprint != former.dataset.fingerprint:
+        one, other = embeddings.dataset, former.dataset
+        raise IncompatibleArtifact(
+            f"Both models must be judged on one dataset; got {one.name}@{one.version} and "
+            f"{other.name}@{other.version}. Embed one of them again."
+        )
+
+
+def paired_test(
+    ours: QueryMetrics, theirs: QueryMetrics, metric: str, *, min_gain: float = 0.0
+) -> Comparison:
+    """One model against another by a metric of the same queries, of which there is at least one.
+
+    Args:
+        ours: of the model that should be better.
+        theirs: the other's, of the same queries in the same order.
+        metric: one that both have.
+        min_gain: the gain to exceed.
+    """
+    tested = compare_paired(ours.values[metric], theirs.values[metric], ours.labels, margin=min_gain)
     return Comparison(
-        metric=gate.metric,
+        metric=metric,
         gain=tested.gain,
         low=tested.interval.low,
         high=tested.interval.high,
         p_value=tested.p_value,
-        num_queries=len(found[0].rows),
-        num_classes=len(torch.unique(found[0].labels)),
+        num_queries=len(ours.rows),
+        num_classes=len(torch.unique(ours.labels)),
     )
 
 

@@ -40,6 +40,16 @@ def test_many_answers_go_on_in_the_next_line():
     assert widths[1][1] == widths[10][1] < widths[11][1] < widths[25][1]
 
 
+def test_a_second_row_for_a_query_is_titled_and_shows_no_query_again():
+    tile, colour = Tile(png(), "an answer", right=True), "#6a3d9a"
+    plain = drawn([GalleryRow(tile, [tile]), GalleryRow(tile, [tile])])
+    titled = drawn([GalleryRow(tile, [tile], "one", colour), GalleryRow(None, [tile], "other", colour)])
+    assert pixels_of(titled, gallery._QUERY_COLOUR) == pixels_of(plain, gallery._QUERY_COLOUR) / 2
+    assert pixels_of(titled, gallery._COLOURS[True]) == pixels_of(plain, gallery._COLOURS[True])
+    assert pixels_of(titled, colour) == 2 * 12 * 12
+    assert titled.size == (plain.width, plain.height + 2 * gallery._TITLE_HEIGHT)
+
+
 @pytest.mark.parametrize("rows", [[], [GalleryRow(Tile(png(), "nobody found"), [])]])
 def test_no_answers_are_a_picture_too(rows):
     assert drawn(rows).format == "PNG"

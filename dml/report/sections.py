@@ -1,0 +1,72 @@
+"""Sections that several pages have: a gallery with its table, and verification."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dml.metrics.verification import OperatingPoint, RocCurve
+from dml.report import style
+from dml.report.page import Picture, Section
+
+VERIFICATION = "Same or not: similarities and thresholds"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A gallery section's text where it has queries, and where it has none."""
+
+    title: str
+    text: str
+    nobody: str
+
+
+def gallery_section(
+    name: str,
+    asked: Asked,
+    queries: Sequence[int],
+    draw: Callable[[Sequence[int]], bytes],
+    shown: str,
+    table: Iterable[Mapping[str, Any]],
+) -> Section:
+    """A picture of queries and their answers, and a table line for each.
+
+    Args:
+        name: of the picture.
+        asked: what to say.
+        queries: to show; where there are none the section is `asked.nobody` alone.
+        draw: makes the PNG file of them.
+        shown: what a row of it is.
+        table: a line per query, in the gallery's order; or none.
+    """
+    if not queries:
+        return Section(asked.title, asked.nobody)
+    caption = f"{asked.title}: {shown}; ✓ green is right, ✗ red is wrong"
+    rows = [{"query": number, **row} for number, row in enumerate(table, start=1)]
+    return Section(asked.title, asked.text, [Picture(name, draw(queries), caption)], rows)
+
+
+def no_pairs() -> Section:
+    """Where there is no pair of one class, or none of two."""
+    return Section(VERIFICATION, "Verification needs pairs of one class and of two; this split has not both.")
+
+
+def every_pair(curve: RocCurve) -> str:
+    """What is counted, in words."""
+    return (
+        f"All {int(curve.genuine[-1] + curve.impostor[-1]):,} pairs of different items. A pair is accepted "
+        "where its similarity is at least the threshold; a rate's threshold is the lowest that keeps it."
+    )
+
+
+def threshold_row(rate: float, point: OperatingPoint | None, num_impostor: int) -> dict[str, Any]:
+    """A false-accept rate's line of a table; without a point, why there is none."""
+    if point is None:
+        why = f"none: the most similar of {num_impostor:,} negative pairs is already too many"
+        return {"false accepts": style.rate_text(rate), "threshold": why}
+    low, high = point.true_accept_interval.low, point.true_accept_interval.high
+    return {
+        "false accepts": style.rate_text(rate),
+        "threshold": point.threshold,
+        "true accepts": f"{point.true_accept_rate:.3f} [{low:.3f}, {high:.3f}]",
+        "false accepts it really gives": f"{point.false_accept_rate:.2g}",
+    }

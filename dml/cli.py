@@ -280,7 +280,10 @@ def bench(
         for note in report.notes[name]:
             print(f"published, {note}")
     if report.comparisons:
-        _print_table("paired tests on the same queries", report.comparisons)
+        tests = [{key: value for key, value in row.items() if key != "page"} for row in report.comparisons]
+        _print_table("paired tests on the same queries", tests)
+        for row in report.comparisons:
+            print(f"open {row['page']}")
     print(f"{len(report.cells)} cells: {report.uri}/table.md, table.csv")
 
 
@@ -288,6 +291,9 @@ def bench(
 def report(
     model: Annotated[str, typer.Argument(help="NAME (its champion), NAME@ALIAS or NAME/VERSION")],
     dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
+    against: Annotated[
+        str | None, typer.Option(help="another model: which is better on the same queries, and where?")
+    ] = None,
     split: Annotated[str, typer.Option(help="test, or train to look for wrong labels there")] = "test",
     settings: Annotated[
         list[str] | None,
@@ -296,16 +302,24 @@ def report(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Write a page of pictures: answers, failures, suspected labels, map, thresholds, training."""
+    """Write a page of pictures: answers, failures, suspected labels, map, thresholds, training.
+
+    With --against it compares two models: the paired tests, and the classes and queries that decide them.
+    """
     from dml.config import ReportConfig
     from flows.policy import run
     from flows.report import report_flow
 
     config = ReportConfig().overridden([f"split={split}", *(settings or [])])
-    ref = run(report_flow, model, dataset, config, store=store_uri(store))
+    ref = run(report_flow, model, dataset, config, store=store_uri(store), against=against)
     if as_json:
         _print_json(ref.model_dump(mode="json"))
         return
+    if against is not None:
+        from dml.report.versus import duel_row, read_duels
+
+        rows = [duel_row(duel, ("first", "second")) for duel in read_duels(ref)]
+        _print_table(f"{model} (first) and {against} (second) on the same queries", rows)
     _print_table(ref.title, [{"picture": name, "shows": text} for name, text in ref.pictures.items()])
     print(f"open {ref.page}")
 

@@ -633,7 +633,11 @@ class ReportConfig(Part):
     split: Literal["train", "test"] = Field("test", description="train: to look for wrong labels there")
     queries: int = Field(8, ge=0, description="spread evenly over the split, shown with their answers")
     answers: int = Field(8, ge=1, description="shown of each query")
-    failures: int = Field(12, ge=0, description="worst queries shown, and as many most confident mistakes")
+    failures: int = Field(
+        12,
+        ge=0,
+        description="shown of the worst queries, of confident mistakes, of what one model alone finds",
+    )
     suspects: int = Field(24, ge=0, description="suspected labels shown; suspects.csv lists all")
     agreeing: int = Field(5, ge=2, description="nearest neighbours that must agree on another label")
     false_accept_rates: tuple[Rate, ...] = Field((0.001, 0.01, 0.1), description="thresholds to draw")

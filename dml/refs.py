@@ -134,6 +134,28 @@ class Comparison(BaseModel):
     num_classes: int
 
 
+class Tally(BaseModel):
+    """How many of something a model wins, loses and ties against another."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    won: int
+    lost: int
+    tied: int
+
+
+class Duel(BaseModel):
+    """Two models by one metric of the same queries."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    first: float = Field(description="mean over the queries")
+    second: float = Field(description="the other's")
+    tested: Comparison = Field(description="first against second")
+    queries: Tally = Field(description="of single queries, by their value")
+    classes: Tally = Field(description="of classes, by their mean")
+
+
 class EvaluationReport(BaseModel):
     """How a package does on a dataset's test split, beside its baselines."""
 

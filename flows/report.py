@@ -1,14 +1,15 @@
-"""Pictures of what a registered model learnt, and where it fails, for everybody who should look."""
+"""Pictures of what a registered model learnt, where it fails, and where another is better, for everybody."""
 
 from prefect import flow
 
 from dml.config import ReportConfig
 from dml.data.dataset import find_dataset
-from dml.refs import DatasetRef, ModelRef, ReportRef
+from dml.refs import DatasetRef, EmbeddingsRef, ModelRef, ReportRef
 from dml.registry.catalog import find_model
 from dml.registry.history import attach_report
 from dml.report.page import read_picture
 from dml.report.report import write_report
+from dml.report.versus import Contestant, write_versus
 from dml.retrieval.embed import embed
 from dml.settings import store_uri, tracking_uri
 from flows.policy import say, show_picture, show_text, stage, tell
@@ -18,31 +19,61 @@ _DEFAULT = ReportConfig()
 
 @flow(name="report-flow")
 def report_flow(
-    model: str, dataset: str, config: ReportConfig = _DEFAULT, store: str | None = None
+    model: str,
+    dataset: str,
+    config: ReportConfig = _DEFAULT,
+    store: str | None = None,
+    against: str | None = None,
 ) -> ReportRef:
-    """Look at a split of a dataset through a registered model.
+    """Look at a split of a dataset through a registered model, or through two of them.
 
     Args:
         model: NAME (its champion), NAME@ALIAS or NAME/VERSION.
         dataset: NAME (its current version) or NAME@VERSION.
         config: which split, and how much of everything.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
+        against: another model, to compare with on the same queries; None: the page of `model` alone.
     """
     root = store_uri(store)
     version = stage(find_model)(tracking_uri(root), model)
-    return report_on(root, version, stage(find_dataset)(root, dataset), config)
+    source = stage(find_dataset)(root, dataset)
+    if against is None:
+        return report_on(root, version, source, config)
+    other = stage(find_model)(tracking_uri(root), against)
+    ours, theirs = (Contestant(str(each), _embedded(root, each, source)) for each in (version, other))
+    report = stage(write_versus)(root, ours, theirs, config)
+    return _laid_beside(root, version, report, "versus")
 
 
 def report_on(store: str, model: ModelRef, dataset: DatasetRef, config: ReportConfig) -> ReportRef:
     """Write the report, lay it beside the model's run in MLflow, and show its pictures in Prefect."""
-    embeddings = stage(embed, heals=True)(store, model.package, dataset, progress=tell("embed"))
+    embeddings = _embedded(store, model, dataset)
     report = stage(write_report)(store, model, embeddings, config, tracking_uri(store))
-    folder = stage(attach_report)(tracking_uri(store), model, report)
+    return _laid_beside(store, model, report, "report")
+
+
+def show_report(report: ReportRef, key: str, folder: str | None = None) -> None:
+    """Show a page's pictures in Prefect, and say where it is.
+
+    Args:
+        report: published.
+        key: what its artifacts' names begin with.
+        folder: where it lies beside a run in MLflow; None: nowhere.
+    """
     for name, caption in report.pictures.items():
-        show_picture(f"report-{name.removesuffix('.png')}", read_picture(report, name), caption)
+        show_picture(f"{key}-{name.removesuffix('.png')}", read_picture(report, name), caption)
     lines = [f"# {report.title}", f"The page: `{report.page}`"]
     if folder is not None:
-        lines.append(f"In MLflow, beside the run of {model}: `{folder}`")
-    show_text("report", "\n\n".join(lines))
+        lines.append(f"In MLflow, beside the model's run: `{folder}`")
+    show_text(key, "\n\n".join(lines))
     say(f"{report.title} {report.page}")
+
+
+def _embedded(store: str, model: ModelRef, dataset: DatasetRef) -> EmbeddingsRef:
+    return stage(embed, heals=True)(store, model.package, dataset, progress=tell("embed"))
+
+
+def _laid_beside(store: str, model: ModelRef, report: ReportRef, key: str) -> ReportRef:
+    folder = stage(attach_report)(tracking_uri(store), model, report)
+    show_report(report, key, folder)
     return report

@@ -1,6 +1,6 @@
-"""What is worth looking at: queries that fail, and items whose neighbours say that their label is wrong."""
+"""What is worth looking at: failures, suspected labels, and what one embedding finds and another does not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,9 @@ from torch import Tensor
 
 from dml.metrics.ranking import Items, Ranking
 from dml.metrics.retrieval import QueryMetrics
+from dml.refs import Tally
 
+_TIE = 1e-9  # values are shares of small counts: what differs by less, rounding made
 _FEWEST_AGREEING = 2  # one neighbour of another label is a mistake of the embedding, not evidence
 
 
@@ -128,3 +130,55 @@ def label_suspects(neighbours: Neighbours, *, agreeing: int = 5) -> list[Suspect
         for query in chosen.nonzero()[:, 0].tolist()
     ]
     return sorted(suspects, key=lambda suspect: (-suspect.similarity, suspect.query))
+
+
+@dataclass(frozen=True)
+class ClassGain:
+    """One class by two embeddings' MAP@R."""
+
+    label: int
+    num_queries: int
+    first: float
+    """Mean over its queries."""
+    second: float
+
+    @property
+    def gain(self) -> float:
+        return self.first - self.second
+
+
+def tally(gains: Sequence[float]) -> Tally:
+    """How many gains are above 0, below and neither, rounding apart."""
+    won, lost = sum(gain > _TIE for gain in gains), sum(gain < -_TIE for gain in gains)
+    return Tally(won=won, lost=lost, tied=len(gains) - won - lost)
+
+
+def class_gains(first: QueryMetrics, second: QueryMetrics, metric: str = "map_at_r") -> list[ClassGain]:
+    """Every class that has a query, the largest gain first, of equal ones the smallest class id.
+
+    Args:
+        first: of one embedding.
+        second: of the other, on the same queries in the same order.
+        metric: one that both have.
+    """
+    labels, places, sizes = torch.unique(first.labels.cpu(), return_inverse=True, return_counts=True)
+    means = [
+        torch.zeros(len(labels), dtype=torch.float64).index_add_(0, places, found.values[metric].cpu())
+        / sizes
+        for found in (first, second)
+    ]
+    columns = zip(labels.tolist(), sizes.tolist(), means[0].tolist(), means[1].tolist(), strict=True)
+    return sorted((ClassGain(*column) for column in columns), key=lambda each: (-each.gain, each.label))
+
+
+def only_right(ours: Neighbours, theirs: Neighbours, gains: Mapping[int, float], count: int) -> list[int]:
+    """The queries whose first answer is right here and wrong there, the largest gain first.
+
+    Args:
+        ours: of the embedding that finds them.
+        theirs: of the other, for the same queries and gallery.
+        gains: by query, what ours is better by; of all queries that have somebody to find.
+        count: how many at most.
+    """
+    chosen = (ours.right[:, 0] & ~theirs.right[:, 0]).nonzero()[:, 0].tolist()
+    return sorted(chosen, key=lambda query: (-gains[query], query))[:count]

@@ -10,6 +10,8 @@ from PIL import Image
 
 from dml.metrics.verification import roc_of_all_pairs
 from dml.report import charts, style
+from dml.report.findings import ClassGain
+from dml.report.gains import draw_class_gains, plot_bars
 from dml.report.projection import Map, map_of
 from dml.report.roses import Rose, draw_roses
 
@@ -88,6 +90,38 @@ def test_similarities_and_roc_are_drawn(separate):
     points = charts.operating_points(curve, RATES)
     assert has_colour(charts.draw_similarities(curve, points), style.POSITIVE)
     assert has_colour(charts.draw_roc(curve, points), style.POSITIVE)
+
+
+def test_two_embeddings_are_drawn_in_one_picture_on_axes_that_hold_both():
+    vectors, labels = case()
+    curves = {
+        "ours": curve_of(np.eye(8, dtype=np.float32)[labels], labels),
+        "theirs": curve_of(vectors, labels),
+    }
+    png = charts.draw_both_rocs(curves, RATES)
+    assert has_colour(png, style.FIRST)
+    assert has_colour(png, style.SECOND)
+    one = charts.draw_similarities(curves["theirs"], charts.operating_points(curves["theirs"], RATES))
+    both = charts.draw_both_similarities(curves, RATES)
+    assert picture(both).shape[0] > 1.8 * picture(one).shape[0]
+    least = charts._prepare_roc(Figure().add_subplot(), list(curves.values()), [0.1])
+    assert least <= min(float(c.false_accept_rates[c.impostor > 0][0]) for c in curves.values())
+
+
+@pytest.mark.parametrize("num_classes", [1, 12, 400])
+def test_a_bar_is_a_classs_gain_and_few_classes_have_their_names(num_classes):
+    shares = np.random.default_rng(0).random((num_classes, 2))
+    gains = [ClassGain(label, 1 + label % 3, *each) for label, each in enumerate(shares.tolist())]
+    names = {each.label: f"class {each.label}" for each in gains}
+    axes = Figure().add_subplot()
+    plot_bars(axes, gains, names, ("ours", "theirs"))
+    assert [bar.get_height() for bar in axes.patches] == [each.gain for each in gains]
+    mean = sum(each.gain * each.num_queries for each in gains) / sum(each.num_queries for each in gains)
+    assert [text.get_text() for text in axes.texts] == [f"all queries {mean:+.3f}"]
+    words = [text.get_text() for text in axes.get_xticklabels()]
+    assert (words == list(names.values())) == (num_classes <= 40)
+    colours = {style.FIRST if each.gain > 0 else style.SECOND for each in gains}
+    assert all(has_colour(draw_class_gains(gains, names, ("ours", "theirs")), colour) for colour in colours)
 
 
 def test_equal_inputs_give_equal_bytes():

@@ -7,7 +7,16 @@ import torch
 
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import query_metrics
-from dml.report.findings import confident_mistakes, label_suspects, nearest, worst_queries
+from dml.refs import Tally
+from dml.report.findings import (
+    class_gains,
+    confident_mistakes,
+    label_suspects,
+    nearest,
+    only_right,
+    tally,
+    worst_queries,
+)
 
 
 def items(vectors, labels, groups=None):
@@ -142,3 +151,52 @@ def test_confident_mistakes_are_wrong_first_answers_by_similarity():
     assert found == sorted(wrong, key=lambda query: (-float(near.similarities[query, 0]), query))
     perfect = items(*clusters([4, 4]))
     assert confident_mistakes(nearest([perfect], 3), 10) == []
+
+
+def test_gains_by_class_are_those_of_plain_loops_the_largest_first():
+    case, other = random_items(5), random_items(6)
+    other = items(other.embeddings, case.labels)
+    first, second = query_metrics(case), query_metrics(other)
+    labels, values = first.labels.tolist(), [found.values["map_at_r"].tolist() for found in (first, second)]
+    expected = []
+    for label in set(labels):
+        own = [query for query, each in enumerate(labels) if each == label]
+        means = [sum(column[query] for query in own) / len(own) for column in values]
+        expected.append((label, len(own), pytest.approx(means[0]), pytest.approx(means[1])))
+    found = class_gains(first, second)
+    assert sorted(found, key=lambda each: -each.gain) == found
+    found = sorted(found, key=lambda each: each.label)
+    assert [(each.label, each.num_queries, each.first, each.second) for each in found] == sorted(
+        expected, key=lambda each: each[0]
+    )
+
+
+def test_equal_gains_are_in_the_order_of_class_ids():
+    found = query_metrics(random_items(5))
+    gains = class_gains(found, found)
+    assert [each.label for each in gains] == sorted(each.label for each in gains)
+    assert {each.gain for each in gains} == {0.0}
+
+
+def test_rounding_wins_nothing():
+    assert tally([0.1 + 0.2 - 0.3, -1e-15, 0.0]) == Tally(won=0, lost=0, tied=3)
+    assert tally([0.01, -0.01, 0.5, 0.0]) == Tally(won=2, lost=1, tied=1)
+    assert tally([]) == Tally(won=0, lost=0, tied=0)
+
+
+def test_only_right_are_first_answers_that_one_embedding_alone_gets_right():
+    case = random_items(7, num_classes=3)
+    other = items(random_items(8).embeddings, case.labels)
+    ours, theirs = nearest([case], 1), nearest([other], 1)
+    gains = {query: math.sin(query // 2) for query in range(len(case.labels))}  # with ties
+    expected = [
+        query
+        for query, label in enumerate(case.labels)
+        if case.labels[neighbours_in_loops(case, query)[0]] == label
+        and case.labels[neighbours_in_loops(other, query)[0]] != label
+    ]
+    expected.sort(key=lambda query: (-gains[query], query))
+    assert len(expected) > 3
+    assert only_right(ours, theirs, gains, 100) == expected
+    assert only_right(ours, theirs, gains, 2) == expected[:2]
+    assert only_right(ours, ours, gains, 100) == []

@@ -3,6 +3,7 @@
 import csv
 import io
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from dml import storage
+from dml.cli import main
 from dml.config import IngestConfig, ReportConfig
 from dml.data.dataset import find_dataset
 from dml.errors import IncompatibleArtifact, InvalidSetting
@@ -133,6 +135,27 @@ def test_the_report_lies_beside_the_models_run(report, store, model):
     run = client.get_model_version("smoke", "1").run_id
     names = {Path(file.path).name for file in client.list_artifacts(run, folder)}
     assert names == {"index.html", "suspects.csv", *report.pictures}
+
+
+def test_two_models_are_compared_on_a_page_beside_the_run_of_the_first(store, monkeypatch, capsys):
+    settings = ["sampler.classes_per_batch=4", "training.num_steps=1", "evaluation.baselines=false", "seed=5"]
+    train_flow.fn("shop", "smoke", [*settings, "evaluation.nmi=false"], store=store)
+    words = "dml report smoke/2 shop --against smoke/1 --set failures=2 --store"
+    monkeypatch.setattr(sys, "argv", [*words.split(), store])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert not done.value.code
+    page = capsys.readouterr().out.rpartition("open ")[2].strip()
+    config = ReportConfig(failures=2)
+    report = report_flow.fn("smoke/2", "shop", config, store=store, against="smoke/1")
+    assert page == report.page
+    assert "Is smoke/2 better than smoke/1, and where?" in page_of(report)
+    client = connect(tracking_uri(store))
+    run = client.get_model_version("smoke", "2").run_id
+    names = {Path(file.path).name for file in client.list_artifacts(run, f"reports/{report.version}")}
+    assert names == {"index.html", "duels.json", "classes.csv", *report.pictures}
+    with pytest.raises(IncompatibleArtifact, match=r"smoke/2 and smoke/2 are both those"):
+        report_flow.fn("smoke/2", "shop", config, store=store, against="smoke/2")
 
 
 @pytest.mark.parametrize("num_classes", [2, 5], ids=["one item", "lone items"])

@@ -1,0 +1,290 @@
+"""Is one embedding better than another, where, and is that more than noise? One page per pair and split."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from dml import storage
+from dml.config import ReportConfig
+from dml.errors import IncompatibleArtifact, InvalidData
+from dml.metrics.verification import RocCurve
+from dml.refs import Duel, EmbeddingsRef, ReportRef
+from dml.report import charts, style
+from dml.report.findings import ClassGain, class_gains, only_right, tally
+from dml.report.gains import draw_class_gains
+from dml.report.gallery import GalleryRow, draw_gallery
+from dml.report.page import Page, Picture, Section, find_report, page_uri, publish_page
+from dml.report.sections import VERIFICATION, Asked, every_pair, gallery_section, no_pairs, threshold_row
+from dml.report.view import View
+from dml.retrieval.evaluate import paired_test, require_one_dataset
+
+_CODE_VERSION = 1  # part of a page's identity: raise it when the same inputs would give another page
+_LED_BY = "map_at_r"  # the metric of classes and galleries: it sees every rank that matters
+_EXTREMES = 8  # classes named at either end
+DUELS, CLASSES = "duels.json", "classes.csv"
+_DUELS = TypeAdapter(list[Duel])
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """An embedding and what people call it: a model's version, a cell of a bench."""
+
+    name: str
+    embeddings: EmbeddingsRef
+
+
+def write_versus(store: str, first: Contestant, second: Contestant, config: ReportConfig) -> ReportRef:
+    """Compare two embeddings on the same queries of a split, and publish what there is to see.
+
+    Args:
+        store: the store's URI; the page is in `reports/` there.
+        first: should be better.
+        second: what it is compared with, of the same dataset.
+        config: which split, who searches whom, and how much of everything.
+
+    Returns:
+        The published page, the same one for the same inputs, written once. Beside it `classes.csv`, every
+        class by both, and `duels.json`, which `read_duels` reads.
+
+    Raises:
+        IncompatibleArtifact: embeddings of different datasets, or twice the same.
+        InvalidData: the split has no rows, none of a role, or no query has anybody to find.
+        InvalidSetting: an attribute that the dataset does not have.
+        ValueError: both have one name.
+    """
+    require_one_dataset(first.embeddings, second.embeddings)
+    if first.embeddings.fingerprint == second.embeddings.fingerprint:
+        raise IncompatibleArtifact(
+            f"A comparison needs two different embeddings; {first.name} and {second.name} are both those of "
+            f"package {first.embeddings.package.version}. Name another model or cell."
+        )
+    if first.name == second.name:
+        raise ValueError(f"Two embeddings must be named apart; got {first.name!r} twice. Name the versions.")
+    parents = [(each.name, each.embeddings.fingerprint) for each in (first, second)]
+    fingerprint = storage.digest_of("versus", _CODE_VERSION, parents, config.model_dump(mode="json"))
+    uri = page_uri(store, fingerprint)
+    if storage.is_complete(uri):
+        return find_report(uri)
+    pair = _Pair(first, second, config)
+    dataset = first.embeddings.dataset
+    subtitle = (
+        f"{dataset.name}@{dataset.version}, split {config.split}: {len(pair.ours.labels):,} items of "
+        f"{len(pair.ours.names):,} classes, embedded in {first.embeddings.dim} dimensions by package "
+        f"{first.embeddings.package.version} and in {second.embeddings.dim} by "
+        f"{second.embeddings.package.version}."
+    )
+    sections = [
+        _numbers(pair),
+        _classes(pair),
+        _only(pair, pair.ours, pair.theirs),
+        _only(pair, pair.theirs, pair.ours),
+        _verification(pair),
+    ]
+    title = f"Is {first.name} better than {second.name}, and where?"
+    beside = {DUELS: _DUELS.dump_json(pair.duels, indent=1), CLASSES: _classes_csv(pair)}
+    return publish_page(uri, fingerprint, Page(title, subtitle, sections), beside)
+
+
+def read_duels(report: ReportRef) -> list[Duel]:
+    """The paired tests of a published page, in the order of `EvaluationConfig.query_metrics`."""
+    return _DUELS.validate_json(storage.read_bytes(storage.join(report.uri, DUELS)))
+
+
+class _Pair:
+    """Two views of the same queries, each thing computed once."""
+
+    def __init__(self, first: Contestant, second: Contestant, config: ReportConfig) -> None:
+        self.config, self.names = config, (first.name, second.name)
+        self.ours, self.theirs = (View(each.embeddings, config) for each in (first, second))
+        if not len(self.ours.found.rows):
+            raise InvalidData(
+                f"No query of the split {config.split!r} has anybody to find, so nothing can be compared. "
+                "Name another split, or a dataset whose classes have two images."
+            )
+
+    def name_of(self, view: View) -> str:
+        return self.names[0] if view is self.ours else self.names[1]
+
+    @cached_property
+    def class_gains(self) -> list[ClassGain]:
+        return class_gains(self.ours.found, self.theirs.found, _LED_BY)
+
+    @cached_property
+    def duels(self) -> list[Duel]:
+        return [self._duel(metric) for metric in self.config.evaluation.query_metrics]
+
+    def _duel(self, metric: str) -> Duel:
+        ours, theirs = self.ours.found, self.theirs.found
+        first, second = ours.values[metric], theirs.values[metric]
+        return Duel(
+            first=float(first.mean()),
+            second=float(second.mean()),
+            tested=paired_test(ours, theirs, metric),
+            queries=tally((first - second).tolist()),
+            classes=tally([each.gain for each in class_gains(ours, theirs, metric)]),
+        )
+
+    def gallery(self, queries: Sequence[int]) -> bytes:
+        """Each query with the answers of the first embedding, and below them those of the second; PNG."""
+        ours = self._titled_rows(self.ours, queries, style.FIRST)
+        theirs = [replace(row, query=None) for row in self._titled_rows(self.theirs, queries, style.SECOND)]
+        return draw_gallery([row for both in zip(ours, theirs, strict=True) for row in both])
+
+    def _titled_rows(self, view: View, queries: Sequence[int], colour: str) -> list[GalleryRow]:
+        rows = zip(queries, view.gallery_rows(queries, answers=self.config.answers), strict=True)
+        name = self.name_of(view)
+        return [
+            replace(row, title=f"{name}: MAP@R {view.map_at_r[query]:.2f}", colour=colour)
+            for query, row in rows
+        ]
+
+
+def _numbers(pair: _Pair) -> Section:
+    led = next(duel.tested for duel in pair.duels if duel.tested.metric == _LED_BY)
+    first, second = pair.names
+    verdict = f"cannot be told from {second}: the interval of its gain holds 0"
+    if led.low > 0 or led.high < 0:
+        verdict = f"is {'better' if led.gain > 0 else 'worse'} than {second}"
+    text = (
+        f"By MAP@R {first} {verdict}; gain {_gain(led.gain)} {_interval(led.low, led.high)}. Both answer the "
+        f"same {led.num_queries:,} queries of {led.num_classes:,} classes. Intervals: 95 %, whole classes "
+        "resampled. p: how often chance alone gains as much, the signs of whole classes flipped; near 1 "
+        f"where {second} is better. Choose one metric before you look: among many, some p is small by chance."
+    )
+    return Section("In numbers", text, table=[duel_row(duel, pair.names) for duel in pair.duels])
+
+
+def duel_row(duel: Duel, names: tuple[str, str]) -> dict[str, Any]:
+    """A metric's line of a table; what is won, lost and tied is said of the first."""
+    tested, queries, classes = duel.tested, duel.queries, duel.classes
+    return {
+        "metric": tested.metric,
+        names[0]: duel.first,
+        names[1]: duel.second,
+        "gain": _gain(tested.gain),
+        "95 %": _interval(tested.low, tested.high),
+        "p": f"{tested.p_value:.4f}",
+        "queries won / lost / tied": f"{queries.won:,} / {queries.lost:,} / {queries.tied:,}",
+        "classes won / lost / tied": f"{classes.won:,} / {classes.lost:,} / {classes.tied:,}",
+    }
+
+
+def _gain(value: float) -> str:
+    return f"{value:+.4f}"
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{_gain(low)}, {_gain(high)}]"
+
+
+def _classes(pair: _Pair) -> Section:
+    gains, (first, second) = pair.class_gains, pair.names
+    counted = tally([each.gain for each in gains])
+    text = (
+        f"Of {len(gains):,} classes {counted.won:,} won, {counted.lost:,} lost, {counted.tied:,} tied by "
+        f"{first}. {_concentration(gains)}All are in {CLASSES}; the table has the {_EXTREMES} at either end."
+    )
+    caption = f"MAP@R of every class, {first} against {second}, the mean over its queries"
+    png = draw_class_gains(gains, pair.ours.names, pair.names)
+    ends = gains if len(gains) <= 2 * _EXTREMES else [*gains[:_EXTREMES], *gains[-_EXTREMES:]]
+    rows = [_class_row(pair, each) for each in ends]
+    return Section("Is it a few classes?", text, [Picture("classes", png, caption)], rows)
+
+
+def _concentration(gains: Sequence[ClassGain]) -> str:
+    """In how few classes half of what is won lies, and half of what is lost."""
+    words = []
+    for what, sign in (("won", 1), ("lost", -1)):
+        shares = sorted((sign * each.gain * each.num_queries for each in gains), reverse=True)
+        shares = [share for share in shares if share > 0]
+        total = sum(shares)
+        if total > 0:
+            few = next(n for n in range(1, len(shares) + 1) if sum(shares[:n]) >= total / 2)
+            words.append(f"half of what is {what} lies in {few:,} of them")
+    return f"{'; '.join(words).capitalize()}. " if words else ""
+
+
+def _class_row(pair: _Pair, each: ClassGain) -> dict[str, Any]:
+    return {
+        "class": pair.ours.names[each.label],
+        "queries": each.num_queries,
+        f"MAP@R, {pair.names[0]}": each.first,
+        f"MAP@R, {pair.names[1]}": each.second,
+        "gain": each.gain,
+    }
+
+
+def _classes_csv(pair: _Pair) -> bytes:
+    rows = [_class_row(pair, each) for each in pair.class_gains]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().encode()
+
+
+def _only(pair: _Pair, winner: View, loser: View) -> Section:
+    name, other = pair.name_of(winner), pair.name_of(loser)
+    gains = {query: value - loser.map_at_r[query] for query, value in winner.map_at_r.items()}
+    chosen = only_right(winner.neighbours, loser.neighbours, gains, len(gains))
+    shown = chosen[: pair.config.failures]
+    text = (
+        f"{len(chosen):,} queries have a right first answer with {name} and a wrong one with {other}; "
+        f"{len(shown):,} are shown, the largest difference in MAP@R first. Look for what they share."
+    )
+    nobody = text if chosen else f"No query's first answer is right with {name} and wrong with {other}."
+    return gallery_section(
+        "only-first" if winner is pair.ours else "only-second",
+        Asked(f"Right with {name} alone", text, nobody),
+        shown,
+        pair.gallery,
+        f"each query with the {pair.config.answers} nearest by {pair.names[0]}, then by {pair.names[1]}",
+        [_query_row(pair, query, loser) for query in shown],
+    )
+
+
+def _query_row(pair: _Pair, query: int, loser: View) -> dict[str, Any]:
+    line = loser.row(query)
+    return {
+        "id": line["id"],
+        "label": line["label"],
+        f"MAP@R, {pair.names[0]}": pair.ours.map_at_r[query],
+        f"MAP@R, {pair.names[1]}": pair.theirs.map_at_r[query],
+        f"first answer with {pair.name_of(loser)}": line["first wrong answer"],
+        "its similarity": line["its similarity"],
+    }
+
+
+def _verification(pair: _Pair) -> Section:
+    ours, theirs, rates = pair.ours.curve, pair.theirs.curve, pair.config.false_accept_rates
+    if ours is None or theirs is None:
+        return no_pairs()
+    curves = dict(zip(pair.names, (ours, theirs), strict=True))
+    text = (
+        f"{every_pair(ours)} The two have scales of their own: a threshold of one says nothing of the other, "
+        "and must be set anew when a model is replaced."
+    )
+    pictures = [
+        Picture("roc", charts.draw_both_rocs(curves, rates), "ROC of both; dots at the rates of the table"),
+        Picture(
+            "similarities",
+            charts.draw_both_similarities(curves, rates),
+            "Similarities of pairs of the same and of different classes, each embedding on its own scale",
+        ),
+    ]
+    return Section(VERIFICATION, text, pictures, _threshold_rows(curves, rates))
+
+
+def _threshold_rows(curves: Mapping[str, RocCurve], rates: Sequence[float]) -> list[dict[str, Any]]:
+    """A line per rate and embedding."""
+    points = {name: charts.operating_points(curve, rates) for name, curve in curves.items()}
+    return [
+        {"embedding": name, **threshold_row(rate, points[name].get(rate), int(curve.impostor[-1]))}
+        for rate in sorted(rates)
+        for name, curve in curves.items()
+    ]

@@ -1,0 +1,317 @@
+"""Two embeddings of one dataset: the page's numbers are plain ones, and it shows what one alone finds."""
+
+import csv
+import io
+import re
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dml import storage
+from dml.config import EvaluationConfig, ReportConfig
+from dml.data.dataset import read_rows
+from dml.errors import IncompatibleArtifact, InvalidData
+from dml.metrics.intervals import compare_paired
+from dml.metrics.ranking import Items
+from dml.metrics.retrieval import query_metrics
+from dml.metrics.verification import roc_of_all_pairs
+from dml.refs import DatasetRef, PackageRef, ReportRef
+from dml.report import versus
+from dml.report.findings import ClassGain
+from dml.report.versus import CLASSES, Contestant, read_duels, write_versus
+from tests.retrieval.parts import ROWS, ids_of, make_dataset, make_package, table_of, unit_vectors
+
+CONFIG = ReportConfig(
+    failures=5, answers=3, evaluation=EvaluationConfig(recall_at=(1, 4), precision_at=(3,), full_map=True)
+)
+NAMES = ("ours/2", "theirs/1")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def dataset(store: str, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
+    return make_dataset(Path(tmp_path_factory.mktemp("images")), store)
+
+
+@pytest.fixture(scope="module")
+def package(store: str) -> PackageRef:
+    return make_package(store)
+
+
+def knowing(dataset: DatasetRef, classes: list[int], *, seed: int) -> np.ndarray:
+    """Noise around the axis of the class for those of `classes`, noise alone for the others."""
+    own = read_rows(dataset, columns=["class_index"])["class_index"].to_numpy()
+    centres = np.where(np.isin(own, classes)[:, None], np.eye(16, dtype=np.float32)[own], 0)
+    vectors = 1.2 * centres + unit_vectors(ROWS, 16, seed)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def vectors(dataset: DatasetRef) -> tuple[np.ndarray, np.ndarray]:
+    """Of five test classes the first embedding knows three, the second another two, one of them both."""
+    labels = sorted(set(read_rows(dataset, split="test", columns=["class_index"])["class_index"].to_pylist()))
+    return knowing(dataset, labels[:3], seed=1), knowing(dataset, labels[2:4], seed=2)
+
+
+@pytest.fixture(scope="module")
+def contestants(store, dataset, package, vectors) -> tuple[Contestant, Contestant]:
+    first, second = (
+        Contestant(name, table_of(store, package, dataset, each))
+        for name, each in zip(NAMES, vectors, strict=True)
+    )
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def report(store, contestants) -> ReportRef:
+    return write_versus(store, *contestants, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def judged(dataset, vectors):
+    """The metrics room's values of both, and the classes."""
+    rows = read_rows(dataset, split="test", columns=["class_index"])
+    positions, labels = rows["position"].to_numpy(), torch.from_numpy(rows["class_index"].to_numpy()).long()
+    found = [
+        query_metrics(
+            Items(torch.from_numpy(each[positions]), labels),
+            recall_at=(1, 4),
+            precision_at=(3,),
+            full_map=True,
+        )
+        for each in vectors
+    ]
+    return found, labels, positions
+
+
+def page_of(report: ReportRef) -> str:
+    return unescape(Path(report.page).read_text())
+
+
+def tables_of(report: ReportRef) -> list[list[list[str]]]:
+    """Every table's lines, the head first, as text."""
+    return [
+        [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in re.findall(r"<tr>(.*?)</tr>", table)]
+        for table in re.findall(r"<table>(.*?)</table>", page_of(report), re.DOTALL)
+    ]
+
+
+def test_every_metrics_test_is_the_plain_one(report, judged):
+    (ours, theirs), labels, _ = judged
+    duels = read_duels(report)
+    assert [duel.tested.metric for duel in duels] == CONFIG.evaluation.query_metrics
+    for duel, shown in zip(duels, tables_of(report)[0][1:], strict=True):
+        first, second = ours.values[duel.tested.metric], theirs.values[duel.tested.metric]
+        plain = compare_paired(first, second, labels)
+        tested = duel.tested
+        assert (tested.gain, tested.p_value) == (plain.gain, plain.p_value)
+        assert (tested.low, tested.high) == (plain.interval.low, plain.interval.high)
+        assert (tested.num_queries, tested.num_classes) == (60, 5)
+        assert (duel.first, duel.second) == (float(first.mean()), float(second.mean()))
+        assert shown[:4] == [tested.metric, f"{duel.first:.4f}", f"{duel.second:.4f}", f"{plain.gain:+.4f}"]
+        assert shown[5] == f"{plain.p_value:.4f}"
+
+
+def test_won_lost_and_tied_are_counted_by_query_and_by_class(report, judged):
+    (ours, theirs), labels, _ = judged
+    for duel in read_duels(report):
+        pairs = list(
+            zip(
+                ours.values[duel.tested.metric].tolist(),
+                theirs.values[duel.tested.metric].tolist(),
+                strict=True,
+            )
+        )
+        assert duel.queries.won == sum(a > b + 1e-12 for a, b in pairs)
+        assert duel.queries.lost == sum(b > a + 1e-12 for a, b in pairs)
+        assert duel.queries.won + duel.queries.lost + duel.queries.tied == 60
+        by_class = {
+            label: sum(a - b for (a, b), own in zip(pairs, labels.tolist(), strict=True) if own == label)
+            for label in set(labels.tolist())
+        }
+        assert duel.classes.won == sum(gain > 1e-9 for gain in by_class.values())
+        assert duel.classes.lost == sum(gain < -1e-9 for gain in by_class.values())
+        assert duel.classes.won + duel.classes.lost + duel.classes.tied == 5
+    led = read_duels(report)[-2]
+    assert led.tested.metric == "map_at_r"
+    assert led.classes.won >= 2, "the case must have some"
+    assert led.classes.lost >= 1, "the case must have some"
+
+
+def test_the_classes_are_listed_by_gain_with_both_means(report, judged, dataset):
+    (ours, theirs), labels, _ = judged
+    rows = list(csv.DictReader(io.StringIO((Path(report.uri) / CLASSES).read_text())))
+    names = read_rows(dataset, split="test", columns=["label"])["label"].to_pylist()
+    expected = {
+        names[own.nonzero()[0, 0]]: (
+            float(ours.values["map_at_r"][own].mean()),
+            float(theirs.values["map_at_r"][own].mean()),
+        )
+        for own in (labels == label for label in labels.unique())
+    }
+    gains = [float(row["gain"]) for row in rows]
+    assert gains == sorted(gains, reverse=True)
+    assert {row["class"] for row in rows} == expected.keys()
+    for row, gain in zip(rows, gains, strict=True):
+        first, second = expected[row["class"]]
+        assert float(row["MAP@R, ours/2"]) == pytest.approx(first, abs=1e-12)
+        assert float(row["MAP@R, theirs/1"]) == pytest.approx(second, abs=1e-12)
+        assert gain == pytest.approx(first - second, abs=1e-12)
+    assert tables_of(report)[1][1][0] == rows[0]["class"]
+
+
+def test_the_galleries_are_of_queries_that_one_alone_gets_right(report, judged, dataset, vectors):
+    (ours, theirs), labels, positions = judged
+    ids = [ids_of(dataset)[position] for position in positions]
+    right = []
+    for each in vectors:
+        similarities = each[positions] @ each[positions].T
+        np.fill_diagonal(similarities, -np.inf)
+        right.append(labels.numpy()[similarities.argmax(1)] == labels.numpy())
+    gains = (ours.values["map_at_r"] - theirs.values["map_at_r"]).numpy()
+    for table, won, sign in ((2, right[0] & ~right[1], 1), (3, right[1] & ~right[0], -1)):
+        expected = sorted(
+            np.flatnonzero(won).tolist(), key=lambda query, sign=sign: (-sign * gains[query], query)
+        )
+        assert len(expected) > CONFIG.failures, "the case must have more than are shown"
+        assert [line[1] for line in tables_of(report)[table][1:]] == [
+            ids[q] for q in expected[: CONFIG.failures]
+        ]
+        assert f"{len(expected)} queries have a right first answer" in page_of(report)
+
+
+def test_the_page_names_both_and_holds_its_pictures(report, dataset):
+    html = page_of(report)
+    assert "<title>Is ours/2 better than theirs/1, and where?</title>" in html
+    assert f"shelves@{dataset.version}, split test: 60 items of 5 classes" in html
+    assert "Right with ours/2 alone" in html
+    assert "Right with theirs/1 alone" in html
+    assert set(report.pictures) == {
+        f"{name}.png" for name in ("classes", "only-first", "only-second", "roc", "similarities")
+    }
+    for name in report.pictures:
+        assert Image.open(Path(report.uri) / name).format == "PNG"
+
+
+def test_the_thresholds_are_those_of_each_embeddings_own_curve(report, judged, vectors):
+    _, labels, positions = judged
+    lines = tables_of(report)[4][1:]
+    assert [line[0] for line in lines] == list(NAMES) * len(CONFIG.false_accept_rates)
+    for name, each in zip(NAMES, vectors, strict=True):
+        curve = roc_of_all_pairs(torch.from_numpy(each[positions]), labels)
+        shown = [line[2] for line in lines if line[0] == name]
+        points = [curve.at_false_accept_rate(rate) for rate in sorted(CONFIG.false_accept_rates)]
+        assert shown == [f"{point.threshold:.4f}" for point in points]
+
+
+@pytest.mark.parametrize(("order", "verdict"), [((0, 1), "is better than"), ((1, 0), "is worse than")])
+def test_the_verdict_is_that_of_the_interval(store, package, dataset, order, verdict):
+    labels = sorted(set(read_rows(dataset, columns=["class_index"])["class_index"].to_pylist()))
+    sides = [
+        Contestant(name, table_of(store, package, dataset, knowing(dataset, known, seed=seed)))
+        for name, known, seed in (("all", labels, 3), ("none", [], 4))
+    ]
+    first, second = (sides[place] for place in order)
+    html = page_of(write_versus(store, first, second, CONFIG))
+    assert f"By MAP@R {first.name} {verdict} {second.name}; gain" in html
+
+
+def test_a_gain_within_noise_is_no_verdict(report):
+    led = read_duels(report)[-2].tested
+    assert led.low < 0 < led.high
+    assert "By MAP@R ours/2 cannot be told from theirs/1" in page_of(report)
+
+
+def test_the_same_inputs_are_compared_once_and_give_the_same_bytes(report, store, contestants):
+    def written() -> dict[str, tuple[int, bytes]]:
+        return {
+            each.name: (each.stat().st_mtime_ns, each.read_bytes()) for each in Path(report.uri).iterdir()
+        }
+
+    before = written()
+    assert write_versus(store, *contestants, CONFIG) == report
+    assert written() == before
+    storage.delete(report.uri)
+    assert write_versus(store, *contestants, CONFIG) == report
+    assert {name: content for name, (_, content) in written().items()} == {
+        name: content for name, (_, content) in before.items()
+    }
+
+
+def test_the_other_way_round_is_another_page_with_the_sign_turned(report, store, contestants):
+    turned = write_versus(store, *reversed(contestants), CONFIG)
+    assert turned.uri != report.uri
+    for one, other in zip(read_duels(report), read_duels(turned), strict=True):
+        assert one.tested.gain == pytest.approx(-other.tested.gain, abs=1e-12)
+        assert (one.queries.won, one.queries.lost) == (other.queries.lost, other.queries.won)
+
+
+def test_where_one_finds_all_that_the_other_does_there_is_no_gallery(store, dataset, package, contestants):
+    own = read_rows(dataset, columns=["class_index"])["class_index"].to_numpy()
+    perfect = table_of(store, package, dataset, np.eye(16, dtype=np.float32)[own])
+    report = write_versus(store, Contestant("perfect", perfect), contestants[1], CONFIG)
+    assert "only-first.png" in report.pictures
+    assert "only-second.png" not in report.pictures
+    assert "No query's first answer is right with theirs/1 and wrong with perfect." in page_of(report)
+
+
+def test_what_cannot_be_compared_is_refused_and_nothing_is_written(store, package, contestants, tmp_path):
+    first, second = contestants
+    other = make_dataset(tmp_path / "images", str(tmp_path), rows=30, first=7)
+    elsewhere = Contestant("other", table_of(str(tmp_path), package, other, unit_vectors(30, 16, 1)))
+    before = sorted(Path(store, "reports").iterdir()) if Path(store, "reports").exists() else []
+    with pytest.raises(IncompatibleArtifact, match="one dataset"):
+        write_versus(store, first, elsewhere, CONFIG)
+    with pytest.raises(
+        IncompatibleArtifact, match="two different embeddings; ours/2 and again are both those"
+    ):
+        write_versus(store, first, Contestant("again", first.embeddings), CONFIG)
+    with pytest.raises(ValueError, match="named apart; got 'ours/2' twice"):
+        write_versus(store, first, Contestant("ours/2", second.embeddings), CONFIG)
+    assert (sorted(Path(store, "reports").iterdir()) if Path(store, "reports").exists() else []) == before
+
+
+def test_a_split_in_which_nobody_can_be_found_cannot_be_compared(store, package, tmp_path):
+    alone = make_dataset(tmp_path / "images", store, rows=10, first=200)
+    sides = [
+        Contestant(name, table_of(store, package, alone, unit_vectors(10, 16, seed)))
+        for name, seed in (("a", 1), ("b", 2))
+    ]
+    with pytest.raises(InvalidData, match="No query of the split 'test' has anybody to find"):
+        write_versus(store, *sides, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("gains", "says"),
+    [
+        (
+            [0.4, 0.1, 0.1, 0.1, -0.2, -0.2],
+            "Half of what is won lies in 1 of them; half of what is lost lies in 1",
+        ),
+        ([0.1, 0.1, 0.1], "Half of what is won lies in 2 of them. "),
+        ([0.0, 0.0], ""),
+    ],
+)
+def test_the_page_says_in_how_few_classes_a_gain_lies(gains, says):
+    classes = [ClassGain(label, 10, 0.5 + gain, 0.5) for label, gain in enumerate(gains)]
+    found = versus._concentration(classes)
+    assert found.startswith(says)
+    assert bool(found) == bool(says)
+    assert ("lost" in found) == (min(gains) < 0)
+
+
+def test_a_class_with_more_queries_weighs_more_in_a_gain():
+    assert (
+        "half of what is won lies in 1 of"
+        in versus._concentration(
+            [ClassGain(0, 1, 0.9, 0.1), ClassGain(1, 1, 0.9, 0.1), ClassGain(2, 40, 0.6, 0.5)]
+        ).lower()
+    )

@@ -6,13 +6,14 @@ from prefect import flow
 
 from dml.bench.cell import Cell, find_report, keep_report, lanes, measure_cell, refuse_failures
 from dml.bench.grid import plan
-from dml.bench.table import write_table
+from dml.bench.table import write_pages, write_table
 from dml.config import BenchConfig
 from dml.errors import TrainingFailed
 from dml.refs import BenchReport, CellReport
 from dml.registry.tracking import start_run
 from dml.settings import artifact_root, store_uri, tracking_uri
 from flows.policy import say, show_table, side_by_side, stage
+from flows.report import show_report
 
 
 @flow(name="bench-flow")
@@ -32,12 +33,16 @@ def bench_flow(config: BenchConfig, store: str | None = None) -> BenchReport:
         failures = side_by_side(partial(_failure_of, root, count), missing, count)
     refuse_failures([failure for failure in failures if failure is not None])
     reports = [find_report(root, cell) for cell in cells]
-    table = stage(write_table)(root, config, cells, [report for report in reports if report is not None])
+    done = [report for report in reports if report is not None]
+    pages = stage(write_pages)(root, config, cells, done)
+    table = stage(write_table)(root, config, cells, done, pages)
     for name, rows in table.tables.items():
         notes = "\n".join(f"- {note}" for note in table.notes[name])
         show_table(f"bench-{name.partition('@')[0]}".replace("_", "-").replace(".", "-"), rows, notes)
     if table.comparisons:
         show_table("bench-paired-tests", table.comparisons)
+    for page in pages:
+        show_report(page, f"versus-{page.version}")
     say(f"table: {table.uri}/table.md")
     return table
 

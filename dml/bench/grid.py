@@ -3,6 +3,7 @@
 from dml import presets
 from dml.bench import published
 from dml.bench.cell import RAW_PIXELS, Cell, Row, find_report, make_cell
+from dml.bench.pairs import check_comparisons
 from dml.bench.reproduce import REPRODUCTIONS
 from dml.config import BenchConfig, ExperimentConfig, Mining, loss_kinds, takes_mining
 from dml.data.dataset import find_dataset
@@ -37,45 +38,8 @@ def plan(config: BenchConfig, store: str) -> list[Cell]:
         _check_weights_are_published(config.reproduce, cells)
     for backbone in {cell.experiment.encoder.backbone for cell in cells if not find_report(store, cell)}:
         require_weights(backbone)
-    _check_comparisons(config, cells)
+    check_comparisons(config, cells)
     return cells
-
-
-def cells_named(cells: list[Cell], wish: str) -> list[Cell]:
-    """The cells of the only row that a wish names, on every dataset: all its seeds, or @SEED alone.
-
-    Args:
-        cells: of `plan`.
-        wish: KIND/MINING, KIND or PRESET, whichever names one row; each may end in @SEED.
-
-    Raises:
-        InvalidSetting: it names no row, several, or one that has no embeddings.
-    """
-    name, at, seed = wish.partition("@")
-    trained = [cell for cell in cells if cell.trains]
-    found: list[Cell] = []
-    for key in ("name", "preset", "loss"):
-        found = found or [cell for cell in trained if getattr(cell.row, key) == name]
-    chosen = [cell for cell in found if not at or str(cell.seed) == seed]
-    rows = {(cell.row.dataset.fingerprint, cell.row.preset, cell.row.name) for cell in chosen}
-    if not chosen or len(rows) > len({cell.row.dataset.fingerprint for cell in chosen}):
-        have = ", ".join(dict.fromkeys(cell.row.name for cell in trained))
-        raise InvalidSetting(
-            f"--compare needs rows of this grid, each named so that it is one: {have}, with @SEED for one "
-            f"seed; got {wish!r}, which names {len(rows)}."
-        )
-    return chosen
-
-
-def _check_comparisons(config: BenchConfig, cells: list[Cell]) -> None:
-    for wish in (wish for pair in config.compare for wish in pair):
-        for cell in cells_named(cells, wish):
-            have = cell.experiment.evaluation.query_metrics
-            if config.compare_metric not in have:
-                raise InvalidSetting(
-                    f"A paired test needs a number of every query, one of {have}; got --compare-metric "
-                    f"{config.compare_metric!r}."
-                )
 
 
 Entry = tuple[tuple[str, str, str | None], ExperimentConfig]

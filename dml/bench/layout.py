@@ -2,6 +2,7 @@
 
 import csv
 import io
+import posixpath
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,7 +117,8 @@ def markdown(command: str, report: BenchReport, datasets: Mapping[str, Sequence[
             text += ["Published:", "", *(f"- {note}" for note in report.notes[name]), ""]
     if report.comparisons:
         text += ["## Paired tests", "", "Same queries; whole classes resampled and sign-flipped.", ""]
-        text += [_table(report.comparisons), ""]
+        rows = [{**row, "page": _link(report, row["page"])} for row in report.comparisons]
+        text += [_table(rows), ""]
     return "\n".join(text)
 
 
@@ -153,6 +155,11 @@ def _table(rows: Sequence[Mapping[str, str]]) -> str:
         *("| " + " | ".join(row.get(column, "") for column in columns) + " |" for row in rows),
     ]
     return "\n".join(lines)
+
+
+def _link(report: BenchReport, page: str) -> str:
+    """To a page of the same store, from the table's folder."""
+    return f"[{posixpath.basename(posixpath.dirname(page))}]({posixpath.relpath(page, report.uri)})"
 
 
 def _record(line: Line) -> dict[str, str]:

@@ -1,22 +1,56 @@
-"""A finished grid as one table: Markdown to read, CSV to compute with; `STORE/bench/tables/VERSION/`."""
+"""A finished grid as one table, `STORE/bench/tables/VERSION/`: Markdown to read, CSV to compute with.
+
+Before it come the pages of the pairs of cells that it compares, which it names.
+"""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from dml import storage
 from dml.bench.cell import Cell
-from dml.bench.grid import cells_named
 from dml.bench.layout import Line, csv_of, heading, lines_of, markdown, notes_on, shown_line
-from dml.config import BenchConfig, GateConfig
-from dml.refs import BenchReport, CellReport
-from dml.retrieval.evaluate import compare
+from dml.bench.pairs import Pair, pairs_of
+from dml.config import BenchConfig, ReportConfig
+from dml.refs import BenchReport, CellReport, ReportRef
+from dml.report.versus import Contestant, read_duels, write_versus
 
 LAYOUT_VERSION = 1
 _REPORT, _MARKDOWN, _CSV = "bench.json", "table.md", "table.csv"
 
 
-def write_table(
+def write_pages(
     store: str, config: BenchConfig, cells: Sequence[Cell], reports: Sequence[CellReport]
+) -> list[ReportRef]:
+    """The page of each pair of cells that are compared, in the order of `pairs_of`; each is made once.
+
+    Args:
+        store: the store's URI.
+        config: the bench.
+        cells: of `plan`.
+        reports: theirs, in the same order.
+
+    Raises:
+        IncompatibleArtifact: two cells that train alike, so that their embeddings are the same.
+    """
+    made = {cell.fingerprint: report.embeddings for cell, report in zip(cells, reports, strict=True)}
+    pages = []
+    for pair in pairs_of(config, cells):
+        contestants = []
+        for name, cell in zip(pair.names, (pair.first, pair.second), strict=True):
+            embeddings = made[cell.fingerprint]
+            assert embeddings is not None, "only trained cells are named"
+            contestants.append(Contestant(name, embeddings))
+        asked = ReportConfig(evaluation=pair.first.experiment.evaluation)
+        pages.append(write_versus(store, contestants[0], contestants[1], asked))
+    return pages
+
+
+def write_table(
+    store: str,
+    config: BenchConfig,
+    cells: Sequence[Cell],
+    reports: Sequence[CellReport],
+    pages: Sequence[ReportRef],
 ) -> BenchReport:
     """Lay out a finished grid; the same grid's table is made once.
 
@@ -25,9 +59,11 @@ def write_table(
         config: the bench.
         cells: of `plan`.
         reports: theirs, in the same order.
+        pages: of `write_pages`.
     """
     command = command_of(config)
-    fingerprint = storage.digest_of([cell.fingerprint for cell in cells], command, LAYOUT_VERSION)
+    parents = [cell.fingerprint for cell in cells] + [page.fingerprint for page in pages]
+    fingerprint = storage.digest_of(parents, command, LAYOUT_VERSION)
     uri = storage.join(store, "bench", "tables", fingerprint[:12])
     if storage.is_complete(uri):
         return BenchReport.model_validate(storage.read_json(storage.join(uri, _REPORT)))
@@ -41,7 +77,7 @@ def write_table(
         cells=list(reports),
         tables={name: [shown_line(line, lines) for line in lines] for name, lines in datasets.items()},
         notes={name: notes_on(lines) for name, lines in datasets.items()},
-        comparisons=_comparisons(config, cells, reports),
+        comparisons=_comparisons(config, pairs_of(config, cells), pages),
     )
     staged = storage.staging(uri)
     # Not write_json, which sorts keys: the order of a row's columns is the table's.
@@ -76,39 +112,24 @@ def command_of(config: BenchConfig) -> str:
 
 
 def _comparisons(
-    config: BenchConfig, cells: Sequence[Cell], reports: Sequence[CellReport]
+    config: BenchConfig, pairs: Sequence[Pair], pages: Sequence[ReportRef]
 ) -> list[dict[str, str]]:
-    """The paired test of each pair of rows asked for, dataset by dataset and seed by seed."""
+    """The paired test of each pair of cells, as its page has it."""
     found = []
-    by_cell = {cell.fingerprint: report for cell, report in zip(cells, reports, strict=True)}
-    gate = GateConfig(metric=config.compare_metric)
-    for one, other in config.compare:
-        ours, theirs = cells_named(list(cells), one), cells_named(list(cells), other)
-        for first, second in _paired(ours, theirs):
-            own, others = (by_cell[cell.fingerprint].embeddings for cell in (first, second))
-            assert own is not None, "only trained cells are named"
-            assert others is not None, "only trained cells are named"
-            tested = compare(own, others, first.experiment.evaluation, gate)
-            found.append(
-                {
-                    "dataset": first.row.dataset.name,
-                    "row": f"{first.row.name}@{first.seed}",
-                    "against": f"{second.row.name}@{second.seed}",
-                    f"gain in {heading(tested.metric)}": f"{100 * tested.gain:+.2f}",
-                    "95 %": f"[{100 * tested.low:+.2f}, {100 * tested.high:+.2f}]",
-                    "p": f"{tested.p_value:.4f}",
-                    "queries": str(tested.num_queries),
-                    "classes": str(tested.num_classes),
-                }
-            )
+    for pair, page in zip(pairs, pages, strict=True):
+        tests = {duel.tested.metric: duel.tested for duel in read_duels(page)}
+        tested, (row, against) = tests[config.compare_metric], pair.names
+        found.append(
+            {
+                "dataset": pair.first.row.dataset.name,
+                "row": row,
+                "against": against,
+                f"gain in {heading(tested.metric)}": f"{100 * tested.gain:+.2f}",
+                "95 %": f"[{100 * tested.low:+.2f}, {100 * tested.high:+.2f}]",
+                "p": f"{tested.p_value:.4f}",
+                "queries": str(tested.num_queries),
+                "classes": str(tested.num_classes),
+                "page": page.page,
+            }
+        )
     return found
-
-
-def _paired(ours: Sequence[Cell], theirs: Sequence[Cell]) -> Iterator[tuple[Cell, Cell]]:
-    """On the same dataset; of equal seeds where a side has several, else its only one."""
-    for first in ours:
-        others = [cell for cell in theirs if cell.row.dataset == first.row.dataset]
-        same = [cell for cell in others if cell.seed == first.seed]
-        alone = len(others) == 1 or len([c for c in ours if c.row.dataset == first.row.dataset]) == 1
-        for second in same or (others if alone else []):
-            yield first, second

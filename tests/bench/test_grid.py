@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dml.bench.cell import RAW_PIXELS, lanes
-from dml.bench.grid import cells_named, plan
+from dml.bench.grid import plan
+from dml.bench.pairs import cells_named, pairs_of
 from dml.bench.reproduce import REPRODUCTIONS, reproduction
 from dml.config import BenchConfig, ClassSplit, IngestConfig, parse_bench
 from dml.data.ingest import ingest
@@ -127,6 +128,7 @@ def test_the_same_cell_in_another_grid_has_the_same_fingerprint_and_other_judgin
         ({"settings": ["training.num_step=3"]}, "num_step"),
         ({"compare": [["margin", "triplet"]]}, "names 0"),
         ({"compare": [["margin", "raw pixels"]]}, "names 0"),
+        ({"compare": [["margin", "margin"]]}, "two different cells of one dataset; 'margin' and 'margin'"),
         ({"compare": [["margin", "softmax"]], "compare_metric": "nmi"}, "number of every query.*got .*'nmi'"),
         (
             {"losses": ["margin/all", "margin/random"], "compare": [["margin", "softmax"]]},
@@ -163,6 +165,31 @@ def test_a_row_is_named_by_its_loss_where_that_is_enough(store):
     presets = plan(bench(losses=[], presets=["smoke", "smoke:sop-multi-similarity"]), store)
     (one, two) = cells_named(presets, "smoke:sop-multi-similarity")
     assert {one.row.preset, two.row.preset} == {"smoke:sop-multi-similarity"}, "its loss names two rows"
+
+
+def test_cells_are_paired_seed_by_seed_and_never_with_themselves(store):
+    def paired(*compare):
+        config = bench(losses=["margin", "triplet"], datasets=["shop", "other"], compare=compare, seeds=3)
+        return [
+            (pair.first.row.dataset.name, *pair.names)
+            for pair in pairs_of(config, plan(config, store))
+            if pair.first.row.dataset == pair.second.row.dataset
+        ]
+
+    margin, triplet = "margin/distance-weighted", "triplet/semi-hard"
+    assert paired(["triplet", "margin"]) == [
+        (name, f"{triplet}@{seed}", f"{margin}@{seed}") for name in ("shop", "other") for seed in range(3)
+    ]
+    assert paired(["margin", "margin@0"]) == [
+        (name, f"{margin}@{seed}", f"{margin}@0") for name in ("shop", "other") for seed in (1, 2)
+    ]
+
+
+def test_rows_of_one_name_are_told_apart_by_their_presets(store):
+    presets = ["smoke", "smoke:sop-multi-similarity"]
+    config = bench(losses=[], presets=presets, compare=[presets], seeds=1, baselines=[])
+    (pair,) = pairs_of(config, plan(config, store))
+    assert pair.names == tuple(f"{preset} multi-similarity@0" for preset in presets)
 
 
 def test_cells_that_spread_over_workers_go_one_at_a_time(store):

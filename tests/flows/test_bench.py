@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shlex
 import signal
 import statistics
@@ -173,6 +174,37 @@ def test_two_rows_are_compared_on_the_same_queries_seed_by_seed(finished):
         gain = 100 * (ours.metrics["recall_at_1"] - theirs.metrics["recall_at_1"])
         assert float(tested["gain in R@1"]) == pytest.approx(gain, abs=0.006)
         assert (tested["queries"], tested["classes"]) == ("40", "10")
+    assert len(finished.comparisons) == 2
+
+
+def test_every_comparison_has_a_page_that_the_table_links_to(finished):
+    table = Path(finished.uri, "table.md").read_text()
+    links = re.findall(r"\| \[\w+\]\((\S+?/index\.html)\) \|", table)
+    assert [Path(finished.uri, link).resolve() for link in links] == [
+        Path(tested["page"]).resolve() for tested in finished.comparisons
+    ]
+    for tested in finished.comparisons:
+        title = f"Is {tested['row']} better than {tested['against']}, and where?"
+        assert title in Path(tested["page"]).read_text()
+    assert len(set(links)) == 2
+
+
+def test_any_two_cells_of_a_finished_grid_are_compared_without_another_training(killed, finished):
+    store, _ = killed
+    before = (
+        written_at(store / "bench" / "cells") | written_at(store / "packages") | written_at(store / "runs")
+    )
+    pairs = (("margin@0", "margin@1"), ("softmax@0", "margin@0"))
+    report = bench_flow.fn(GRID.model_copy(update={"compare": pairs}), str(store))
+    after = (
+        written_at(store / "bench" / "cells") | written_at(store / "packages") | written_at(store / "runs")
+    )
+    assert after == before
+    assert report.cells == finished.cells
+    named = [(tested["row"], tested["against"]) for tested in report.comparisons]
+    name = "margin/distance-weighted"
+    assert named == [(f"{name}@0", f"{name}@1"), ("softmax@0", f"{name}@0")]
+    assert all(Path(tested["page"]).is_file() for tested in report.comparisons)
 
 
 @pytest.mark.slow

@@ -1,0 +1,176 @@
+"""What to ingest, how images are prepared, and which of them make a batch."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+
+from dml.config.part import Part, invalid_setting
+
+
+class OfficialSplit(Part):
+    """The split the source brings itself: CUB, CARS and SOP's class halves, a manifest's `split` column."""
+
+    kind: Literal["official"] = "official"
+
+
+class ClassSplit(Part):
+    """The last classes in sorted order are the test split."""
+
+    kind: Literal["classes"] = "classes"
+    test_fraction: float = Field(0.5, ge=0, le=1, description="share of the classes held out for test")
+
+
+class AttributeSplit(Part):
+    """Whole groups of classes are held out: the last values, in sorted order, of an attribute."""
+
+    kind: Literal["attribute"] = "attribute"
+    name: str = Field(description="attribute that every class has one value of")
+    test_values: int | tuple[str, ...] = Field(description="how many of the last values, or which values")
+
+
+SplitConfig = Annotated[OfficialSplit | ClassSplit | AttributeSplit, Field(discriminator="kind")]
+
+SourceLayout = Literal[
+    "auto", "folder", "omniglot", "cars196", "cub200", "sop", "mnist", "manifest", "glyphs"
+]
+
+
+class IngestConfig(Part):
+    """How a source of labelled images becomes a dataset version."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="the dataset's name in the store")
+    source: str = Field(description="folder, zip, manifest file, or `glyphs:` for drawn characters")
+    layout: SourceLayout = "auto"
+    split: SplitConfig | None = Field(None, description="None: what the layout's field uses")
+    max_pixels: int = Field(64_000_000, gt=0, description="larger images go to quarantine")
+    max_bytes: int = Field(64 << 20, gt=0, description="larger files go to quarantine")
+    quarantine_contradictions: bool = Field(False, description="the same bytes under several labels")
+    rows_per_fragment: int = Field(1024, gt=0, description="rows of one Parquet file, one unit of work")
+    rows_per_group: int = Field(128, gt=0, description="rows of one Parquet row group")
+    num_workers: int | None = Field(None, ge=1, description="None: one for a small source, else all cores")
+
+
+class PreprocessingConfig(Part):
+    """The deterministic way from an image to a tensor; it is part of the package."""
+
+    color: Literal["RGB", "L"] = "RGB"
+    resize: int = Field(256, gt=0, description="shorter side in pixels")
+    crop: int = Field(224, gt=0, description="side of the centre crop, in pixels")
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    @property
+    def channels(self) -> int:
+        return len(self.color)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.crop > self.resize:
+            raise ValueError(f"crop must not exceed resize; got {self.crop} and {self.resize}.")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(
+                f"mean and std need one value for each of {self.color!r}'s {self.channels} channels; "
+                f"got {len(self.mean)} and {len(self.std)}."
+            )
+        return self
+
+
+class AugmentationConfig(Part):
+    """What training does to an image beyond preprocessing; everything off by default."""
+
+    random_resized_crop: tuple[float, float] | None = Field(
+        None, description="area range of the crop, (0, 1]"
+    )
+    horizontal_flip: bool = False
+    rotation: float = Field(0.0, ge=0, le=180, description="degrees, drawn from [-rotation, rotation]")
+    translation: float = Field(0.0, ge=0, le=0.5, description="share of the side")
+    scaling: tuple[float, float] | None = Field(None, description="range of the zoom factor")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        for name, most in (("random_resized_crop", 1.0), ("scaling", 10.0)):
+            bounds = getattr(self, name)
+            if bounds is not None and not 0 < bounds[0] <= bounds[1] <= most:
+                raise ValueError(f"{name} must be a range within (0, {most:g}]; got {list(bounds)}.")
+        return self
+
+
+class _ClassBatches(Part):
+    """P classes with K images each make one global batch."""
+
+    classes_per_batch: int = Field(28, ge=2, description="P")
+    samples_per_class: int = Field(4, ge=1, description="K")
+
+    @property
+    def batch_size(self) -> int:
+        return self.classes_per_batch * self.samples_per_class
+
+
+class SamplerConfig(_ClassBatches):
+    """P x K: every class once per pass, every image once per round of its class."""
+
+    kind: Literal["pk"] = "pk"
+
+
+class AttributeSamplerConfig(_ClassBatches):
+    """P x K, all classes of a batch with one value of an attribute of the dataset."""
+
+    kind: Literal["attribute"] = "attribute"
+    attribute: str = Field(description="a column of the dataset, such as category or camera")
+    small_values: Literal["pool", "refuse"] = Field("pool", description="values of fewer than P classes")
+    several_values: Literal["refuse", "majority", "split"] = Field(
+        "refuse", description="classes of several values; split: under each with its rows of that one"
+    )
+
+
+class SimilarSamplerConfig(_ClassBatches):
+    """P x K, each batch some seed classes and those most similar to them."""
+
+    kind: Literal["similar"] = "similar"
+    seeds_per_batch: int = Field(1, ge=1, description="divides P; more seeds, easier batches")
+    refresh_every_steps: int = Field(
+        100,
+        gt=0,
+        description="batches dealt from the same class vectors; plain P x K until the first refresh",
+    )
+    momentum: float = Field(0.5, ge=0, lt=1, description="of running class means; proxies have none")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.classes_per_batch % self.seeds_per_batch:
+            raise ValueError(
+                f"classes_per_batch must be a multiple of seeds_per_batch; got {self.classes_per_batch} and "
+                f"{self.seeds_per_batch}."
+            )
+        return self
+
+
+class ShuffledSamplerConfig(Part):
+    """Every image once per epoch, whatever its class; for proxy losses."""
+
+    kind: Literal["shuffled"] = "shuffled"
+    batch_size: int = Field(112, ge=2, description="of the global batch")
+
+
+def _sampler_kind(sampler: Any) -> Any:
+    """The kind of a sampler, P x K where it names none, as experiments did before there were others."""
+    if isinstance(sampler, dict):
+        return sampler.get("kind", "pk")
+    return getattr(sampler, "kind", None)
+
+
+BatchesConfig = Annotated[
+    Annotated[SamplerConfig, Tag("pk")]
+    | Annotated[AttributeSamplerConfig, Tag("attribute")]
+    | Annotated[SimilarSamplerConfig, Tag("similar")]
+    | Annotated[ShuffledSamplerConfig, Tag("shuffled")],
+    Discriminator(_sampler_kind),
+]
+
+
+def parse_ingest(tree: Any) -> IngestConfig:
+    """The ingest a JSON tree describes; raises InvalidSetting naming every setting that is wrong."""
+    try:
+        return IngestConfig.model_validate(tree)
+    except ValidationError as error:
+        raise invalid_setting(error) from None

@@ -1,0 +1,49 @@
+"""Which network makes the embedding."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dml.config.part import Part
+
+
+class Conv4Config(Part):
+    """Four blocks of convolution, batch norm, ReLU and pooling, for 28-pixel images."""
+
+    kind: Literal["conv4"] = "conv4"
+    width: int = Field(64, gt=0, description="channels of every block")
+
+
+class TorchvisionConfig(Part):
+    """A torchvision classification network without its classifier."""
+
+    kind: Literal["torchvision"] = "torchvision"
+    name: Literal["squeezenet1_1", "googlenet", "resnet18", "resnet50"] = "squeezenet1_1"
+    pretrained: bool | Literal["IMAGENET1K_V1", "IMAGENET1K_V2"] = Field(
+        False, description="fetch ImageNet weights from the hub; True: torchvision's latest"
+    )
+    weights: Path | None = Field(None, description="a local safetensors file in torchvision's key names")
+
+
+class TimmConfig(Part):
+    """Any backbone of timm."""
+
+    kind: Literal["timm"] = "timm"
+    name: str = "resnet50"
+    pretrained: bool = Field(False, description="fetch weights from the hub")
+    weights: Path | None = Field(None, description="a local safetensors file in timm's key names")
+
+
+BackboneConfig = Annotated[Conv4Config | TorchvisionConfig | TimmConfig, Field(discriminator="kind")]
+
+
+class EncoderConfig(Part):
+    """Backbone, pooling and a linear head onto the unit sphere."""
+
+    backbone: BackboneConfig = Conv4Config()
+    pooling: Literal["avg", "max", "avg+max", "gem", "own"] = Field("avg", description="own: timm's, as CLS")
+    dim: int = Field(128, gt=0, description="length of the embedding")
+    layer_norm: bool = Field(False, description="normalise pooled features before the head")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of pooled features dropped while training")
+    freeze_batch_norm: bool = Field(False, description="keep the backbone's running statistics and affine")

@@ -1,0 +1,147 @@
+"""What is judged and shown of an embedding, what promotes a model, and how its index is built."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from dml.config.part import Part, assigned, invalid_setting
+
+Rank = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class FewShotConfig(Part):
+    """N-way K-shot episodes: accuracy by nearest class mean and by nearest example, with 95 % intervals."""
+
+    ways: int = Field(20, ge=2, description="classes of an episode")
+    shots: tuple[Rank, ...] = Field((1, 5), min_length=1, description="examples of each class")
+    queries_per_class: int = Field(5, ge=1)
+    episodes: int = Field(1000, ge=2)
+    within: str | None = Field(
+        None, description="an episode's classes share this attribute, as Omniglot's alphabet"
+    )
+
+    @property
+    def metrics(self) -> list[str]:
+        return [f"{self.ways}_way_{k}_shot_{by}" for k in self.shots for by in ("class_mean", "nearest")]
+
+
+class BootstrapConfig(Part):
+    """Intervals of every retrieval number, beside it as NAME.low and NAME.high."""
+
+    resamples: int = Field(1000, ge=1)
+    by: Literal["class", "query"] = Field(
+        "class", description="what is drawn; queries of one class err together, so `query` is too narrow"
+    )
+    confidence: Rate = 0.95
+
+
+class EvaluationConfig(Part):
+    """Which numbers an evaluation gives, and who searches whom; by default every row all the others."""
+
+    recall_at: tuple[Rank, ...] = Field((1, 2, 4, 8), min_length=1)
+    precision_at: tuple[Rank, ...] = ()
+    map_at: tuple[Rank, ...] = Field((), description="K of MAP@K, once per denominator")
+    map_denominators: tuple[Literal["relevant", "attainable", "retrieved"], ...] = ("relevant", "attainable")
+    full_map: bool = Field(False, description="average precision over the whole ranking; slower")
+    macro: bool = Field(False, description="also the means of the classes' means, as NAME_macro")
+    slices: tuple[str, ...] = Field((), description="attributes by whose values the queries are also judged")
+    role_attribute: str | None = Field(
+        None, description="attribute that says `query` or `gallery`; None: every row is both"
+    )
+    same_camera_attribute: str | None = Field(
+        None, description="answers of the query's class with its value of this are no pair (Market-1501)"
+    )
+    bootstrap: BootstrapConfig | None = None
+    false_accept_rates: tuple[Rate, ...] = Field(
+        (), description="verification on all pairs: EER, TAR at these"
+    )
+    few_shot: FewShotConfig | None = None
+    nmi: bool = Field(True, description="k-means is the slow part of an evaluation")
+    nmi_average: Literal["arithmetic", "geometric"] = "arithmetic"
+    ami: bool = Field(False, description="with nmi: also adjusted for chance")
+    kmeans_seeds: int = Field(1, ge=1, description="runs of k-means, averaged")
+    baselines: bool = Field(
+        True, description="raw pixels, and the encoder before training, in the same table"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.ami and not self.nmi:
+            raise ValueError("ami judges the clusters that nmi finds, so nmi must be on; got ami alone.")
+        return self
+
+    @property
+    def query_metrics(self) -> list[str]:
+        """The names of the numbers that every single query has."""
+        maps = [f"map_at_{k}_by_{by}" for k in self.map_at for by in self.map_denominators]
+        return [
+            *(f"recall_at_{k}" for k in self.recall_at),
+            *(f"precision_at_{k}" for k in self.precision_at),
+            *("r_precision", "map_at_r"),
+            *maps,
+            *(["map"] if self.full_map else []),
+        ]
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of the numbers an evaluation gives, without those of slices and intervals."""
+        rates = [f"tar_at_far_{rate:g}" for rate in self.false_accept_rates]
+        clustering = ["nmi", "pairwise_f1", *(["ami"] if self.ami else [])] if self.nmi else []
+        return [
+            *self.query_metrics,
+            *(f"{name}_macro" for name in (self.query_metrics if self.macro else [])),
+            *(["eer", *rates] if rates else []),
+            *(self.few_shot.metrics if self.few_shot else []),
+            *clustering,
+        ]
+
+    def overridden(self, assignments: list[str]) -> "EvaluationConfig":
+        """A copy with settings replaced, each `key=value`, as `ExperimentConfig.overridden`."""
+        try:
+            return EvaluationConfig.model_validate(assigned(self, assignments))
+        except ValidationError as error:
+            raise invalid_setting(error) from None
+
+
+class ReportConfig(Part):
+    """What a report shows, and how much of it."""
+
+    split: Literal["train", "test"] = Field("test", description="train: to look for wrong labels there")
+    queries: int = Field(8, ge=0, description="spread evenly over the split, shown with their answers")
+    answers: int = Field(8, ge=1, description="shown of each query")
+    failures: int = Field(
+        12,
+        ge=0,
+        description="shown of the worst queries, of confident mistakes, of what one model alone finds",
+    )
+    suspects: int = Field(24, ge=0, description="suspected labels shown; suspects.csv lists all")
+    agreeing: int = Field(5, ge=2, description="nearest neighbours that must agree on another label")
+    false_accept_rates: tuple[Rate, ...] = Field((0.001, 0.01, 0.1), description="thresholds to draw")
+    map_points: int = Field(1000, ge=10, description="items on the map of the embedding; t-SNE is slow")
+    map_classes: int = Field(16, ge=1, le=24, description="classes with a colour of their own on it")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="who searches whom, which numbers")
+
+    def overridden(self, assignments: list[str]) -> "ReportConfig":
+        """A copy with settings replaced, each `path.to.key=value`, as `ExperimentConfig.overridden`."""
+        try:
+            return ReportConfig.model_validate(assigned(self, assignments))
+        except ValidationError as error:
+            raise invalid_setting(error) from None
+
+
+class GateConfig(Part):
+    """When a new version becomes the champion."""
+
+    metric: str = "recall_at_1"
+    min_gain: float = Field(0.0, description="how much better than the champion it must be, strictly")
+    confidence: Rate | None = Field(
+        None,
+        description="that the gain is beyond noise, by a paired test of classes; None: no test",
+    )
+
+
+class IndexConfig(Part):
+    factory: str = Field("auto", description="auto: Flat below 100,000 rows, IVF beyond; or a Faiss string")
+    num_probes: int | None = Field(None, gt=0, description="IVF lists searched; None: chosen by recall")
+    recall_queries: int = Field(1000, gt=0, description="queries of the recall measurement")

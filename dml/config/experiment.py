@@ -1,0 +1,166 @@
+"""One experiment, checked whole."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from dml.config.data import (
+    AugmentationConfig,
+    BatchesConfig,
+    PreprocessingConfig,
+    SamplerConfig,
+    ShuffledSamplerConfig,
+)
+from dml.config.encoder import EncoderConfig
+from dml.config.evaluation import EvaluationConfig, GateConfig
+from dml.config.losses import (
+    LossConfig,
+    MemoryConfig,
+    MultiSimilarityConfig,
+    ProxyLossConfig,
+    WithinBatchConfig,
+)
+from dml.config.part import Part, assigned, invalid_setting
+from dml.config.training import OptimizerConfig, TrainingConfig
+from dml.errors import InvalidSetting
+
+_CONV4_LEAST_SIDE = 16
+
+
+class ExperimentConfig(Part):
+    """Everything that decides what a training run does, except the dataset version."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$", description="the registered model's name")
+    seed: int = Field(0, ge=0, lt=2**31)
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    sampler: BatchesConfig = SamplerConfig()
+    loss: LossConfig = MultiSimilarityConfig()
+    memory: MemoryConfig | None = Field(None, description="None: the loss sees its batch alone")
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        workers, sampler = self.training.num_workers, self.sampler
+        if sampler.batch_size % workers:
+            if isinstance(sampler, ShuffledSamplerConfig):
+                what, number, unit = "batch_size", sampler.batch_size, workers
+            else:
+                what, number = "classes_per_batch", sampler.classes_per_batch
+                unit = workers // math.gcd(workers, sampler.samples_per_class)
+            raise ValueError(
+                f"Every worker gets equally many images of a batch, so {what} must be a multiple of {unit} "
+                f"for {workers} workers; got {number}. Nearest below: {number - number % unit}."
+            )
+        if self.memory is not None:
+            self._check_memory(self.memory)
+        if not isinstance(self.loss, ProxyLossConfig):
+            if isinstance(sampler, ShuffledSamplerConfig):
+                raise ValueError(
+                    f"The {self.loss.kind} loss learns from pairs of the same class, which a shuffled batch "
+                    "need not hold; got sampler kind 'shuffled'. Take kind 'pk', or a proxy loss."
+                )
+            if sampler.samples_per_class < 2:
+                raise ValueError(
+                    f"The {self.loss.kind} loss learns from pairs of the same class, so samples_per_class "
+                    f"must be at least 2; got {sampler.samples_per_class}."
+                )
+        if self.sampler.kind == "similar" and isinstance(self.loss, ProxyLossConfig) and self.loss.sharded:
+            raise ValueError(
+                "The similar sampler compares the proxies of all classes, so every worker must hold them; "
+                "got loss.sharded. Take another sampler, or sharded=false."
+            )
+        self._check_chunks(self.sampler.batch_size // workers)
+        kind, color = self.encoder.backbone.kind, self.preprocessing.color
+        if kind != "conv4" and color != "RGB":
+            raise ValueError(f"The {kind} backbones take RGB images; got color {color!r}.")
+        if kind == "conv4" and self.preprocessing.crop < _CONV4_LEAST_SIDE:
+            raise ValueError(
+                f"conv4 halves the image four times, so crop must be at least {_CONV4_LEAST_SIDE}; got "
+                f"{self.preprocessing.crop}."
+            )
+        if kind != "timm" and self.encoder.pooling == "own":
+            raise ValueError(f"pooling 'own' is what a timm backbone brings; got backbone {kind!r}.")
+        late = [stone for stone in self.optimizer.milestones if stone >= self.training.num_steps]
+        if late:
+            raise ValueError(
+                f"optimizer.milestones must come before the last step; got {late} of "
+                f"{self.training.num_steps} steps. Shares of num_steps, below 1, follow it by themselves."
+            )
+        if self.gate.metric not in self.evaluation.metrics:
+            raise ValueError(
+                f"gate.metric must be one of what the evaluation measures, {self.evaluation.metrics}; got "
+                f"{self.gate.metric!r}."
+            )
+        if self.gate.confidence is not None and self.gate.metric not in self.evaluation.query_metrics:
+            raise ValueError(
+                f"gate.confidence compares query by query, so gate.metric must be one of "
+                f"{self.evaluation.query_metrics}; got {self.gate.metric!r}."
+            )
+        return self
+
+    def _check_memory(self, memory: MemoryConfig) -> None:
+        mines_n_pairs = getattr(self.loss, "mining", None) == "n-pair"
+        if mines_n_pairs or isinstance(self.loss, ProxyLossConfig | WithinBatchConfig):
+            what = "n-pair mining" if mines_n_pairs else f"the {self.loss.kind} loss"
+            raise ValueError(
+                f"A memory serves losses of pairs whose other ends may be of former batches; got {what}. Set "
+                "memory to null, or choose another."
+            )
+        if memory.start_after >= self.training.num_steps:
+            raise ValueError(
+                f"memory.start_after must be less than num_steps, or the memory is never used; got "
+                f"{memory.start_after} and {self.training.num_steps}."
+            )
+
+    def _check_chunks(self, share: int) -> None:
+        chunk_rows, ghost = self.training.chunk_rows, self.training.ghost_batch_norm
+        if ghost and chunk_rows is None:
+            raise ValueError("ghost_batch_norm normalises chunks, so chunk_rows must be a number; got None.")
+        if ghost and self.encoder.freeze_batch_norm:
+            raise ValueError("A batch norm is either ghost_batch_norm or freeze_batch_norm; got both.")
+        if ghost and chunk_rows is not None and share % chunk_rows:
+            raise ValueError(
+                f"With ghost_batch_norm chunk_rows must divide a worker's share of the batch, so that any "
+                f"number of workers cuts the same chunks; got {chunk_rows} and a share of {share}."
+            )
+        backbone = self.encoder.backbone
+        normalises = backbone.kind == "conv4" or (
+            backbone.kind == "torchvision" and backbone.name != "squeezenet1_1"
+        )
+        if chunk_rows is not None and normalises and not (ghost or self.encoder.freeze_batch_norm):
+            raise ValueError(
+                f"chunk_rows changes what batch norm does, and {backbone.kind} has batch norms. Set "
+                "encoder.freeze_batch_norm, or training.ghost_batch_norm to normalise each chunk by itself."
+            )
+
+    def overridden(self, assignments: list[str]) -> "ExperimentConfig":
+        """A copy with settings replaced, each `path.to.key=value` with the value in JSON (or plain text).
+
+        Raises:
+            InvalidSetting: an unknown key, or values that do not fit together.
+        """
+        return parse_experiment(assigned(self, assignments))
+
+
+def parse_experiment(tree: Any) -> ExperimentConfig:
+    """The experiment a JSON tree describes; raises InvalidSetting naming every setting that is wrong."""
+    try:
+        return ExperimentConfig.model_validate(tree)
+    except ValidationError as error:
+        raise invalid_setting(error) from None
+
+
+def read_experiment(path: str | Path) -> ExperimentConfig:
+    """The experiment in a JSON file; raises InvalidSetting when it cannot be read or followed."""
+    try:
+        return parse_experiment(json.loads(Path(path).read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InvalidSetting(f"An experiment file must be readable JSON; {path}: {error}.") from error

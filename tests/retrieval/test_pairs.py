@@ -127,3 +127,28 @@ def test_what_a_worker_refuses_is_raised_as_it_is():
     vectors[7] = np.nan
     with pytest.raises(ValueError, match="must be finite"):
         measure(vectors, rows, CONFIGS["all"], num_workers=2)
+
+
+@pytest.fixture
+def two_nodes(monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        yield
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_there_is_used_where_rows_are_many(two_nodes, monkeypatch):
+    vectors, rows = split(7)
+    assert workers_for(len(vectors)) == 1
+    monkeypatch.setattr(pairs, "_PAIRS_HERE", 40_000)
+    assert workers_for(len(vectors)) == 2, "a worker per core of both nodes"
+    done = []
+    found = measure(vectors, rows, CONFIGS["all"], progress=lambda *at: done.append(at))
+    assert (8, 8) in done
+    assert found == pytest.approx(measure(vectors, rows, CONFIGS["all"], num_workers=1), rel=1e-12)

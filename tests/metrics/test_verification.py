@@ -50,13 +50,14 @@ def test_every_threshold_accepts_the_pairs_counted_one_by_one(case):
 
 
 @pytest.mark.parametrize("with_ids", [False, True])
-@pytest.mark.parametrize("block_elements", [1, 500, 1 << 22], ids=["by row", "by block", "at once"])
+@pytest.mark.parametrize(
+    "tile", [(1, 100), (7, 3), (5, 13), (100, 100)], ids=["by row", "tall tiles", "wide tiles", "at once"]
+)
 @pytest.mark.parametrize("bins", [2, 64, 1 << 16])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_streamed_histograms_hold_exactly_the_pairs_above_each_edge(
-    case, bins, block_elements, with_ids, monkeypatch
-):
-    monkeypatch.setattr(verification, "_BLOCK_ELEMENTS", block_elements)
+def test_streamed_histograms_hold_exactly_the_pairs_above_each_edge(case, bins, tile, with_ids, monkeypatch):
+    monkeypatch.setattr(verification, "_TILE_ROWS", tile[0])
+    monkeypatch.setattr(verification, "_TILE_COLUMNS", tile[1])
     embeddings, labels = few(case, 1)
     ids = torch.arange(len(labels)) // 2 if with_ids else None
     curve = roc_of_all_pairs(embeddings, labels, ids=ids, bins=bins)

@@ -1,0 +1,5 @@
+"""`python -m dml.cli`."""
+
+from dml.cli import main
+
+main()

@@ -1,0 +1,114 @@
+"""`dml embed`, `dml index`, `dml search` and `dml indexes`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dml.cli.app import Json, Store, Workers, app, print_json, print_table
+from dml.errors import InvalidSetting, MissingArtifact
+from dml.settings import store_uri
+
+
+@app.command()
+def embed(
+    model: Annotated[str, typer.Argument(help="NAME (its champion), NAME@ALIAS or NAME/VERSION")],
+    dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
+    workers: Workers = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Embed a whole dataset with a registered model."""
+    from flows.embed import embed_flow
+    from flows.policy import run
+
+    ref = run(embed_flow, model, dataset, store_uri(store), workers)
+    if as_json:
+        print_json(ref.model_dump(mode="json"))
+        return
+    print(f"{ref.rows} embeddings of {ref.dim} dimensions: {ref.uri}")
+
+
+@app.command()
+def index(
+    name: Annotated[str, typer.Argument(help="the index's name")],
+    model: Annotated[str, typer.Option(help="NAME (its champion), NAME@ALIAS or NAME/VERSION")],
+    dataset: Annotated[str, typer.Option(help="NAME or NAME@VERSION")],
+    factory: Annotated[str, typer.Option(help="auto, or any Faiss index_factory string")] = "auto",
+    workers: Workers = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Build an index over a dataset's embeddings and make it the one that searches use."""
+    from dml.config import IndexConfig
+    from flows.index import index_flow
+    from flows.policy import run
+
+    config = IndexConfig(factory=factory)
+    ref = run(index_flow, name, model, dataset, config, store_uri(store), workers)
+    if as_json:
+        print_json(ref.model_dump(mode="json"))
+        return
+    print(f"{ref.name}@{ref.version}: {ref.rows} rows, {ref.factory}, recall@10 {ref.recall:.3f}: {ref.uri}")
+
+
+@app.command()
+def search(
+    image: Annotated[Path, typer.Argument(help="the query's image file")],
+    name: Annotated[str | None, typer.Option("--index", help="default: the store's only index")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="how many answers")] = 10,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="attribute=value, a=x|y, a!=x, a>=1, a<2; repeatable, all must hold"),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="where to write the picture of query and answers")
+    ] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Find the most similar items of an index, embedded by exactly the package that made it."""
+    from dml.serving import answers
+
+    try:
+        content = image.read_bytes()
+    except OSError as error:
+        raise MissingArtifact(
+            f"The query must be a readable image file; {image}: {error.strerror}."
+        ) from error
+    found = answers.answer(store_uri(store), name, content, k=k, where=where or [])
+    target = picture or Path("dml-search.png")
+    try:
+        target.write_bytes(answers.draw(found, content))
+    except OSError as error:
+        raise InvalidSetting(
+            f"--picture must be a file that can be written; {target}: {error.strerror}."
+        ) from error
+    if as_json:
+        print_json({**found.to_json(), "picture": str(target.resolve())})
+        return
+    print_table(f"{found.index.name}@{found.index.version}: {found.plan}", found.rows())
+    print(f"picture: {target}")
+
+
+@app.command()
+def indexes(store: Store = None, as_json: Json = False) -> None:
+    """List the indexes that searches use."""
+    from dml.retrieval.index import list_indexes
+
+    refs = list_indexes(store_uri(store))
+    if as_json:
+        print_json({"indexes": [ref.model_dump(mode="json") for ref in refs]})
+        return
+    rows = [
+        {
+            "index": f"{ref.name}@{ref.version}",
+            "rows": ref.rows,
+            "factory": ref.factory,
+            "recall@10": ref.recall,
+            "dataset": f"{ref.embeddings.dataset.name}@{ref.embeddings.dataset.version}",
+            "package": ref.embeddings.package.version,
+        }
+        for ref in refs
+    ]
+    print_table("indexes", rows)

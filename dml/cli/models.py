@@ -1,0 +1,111 @@
+"""`dml train`, `dml evaluate`, `dml models` and `dml presets`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dml.cli.app import Json, Preset, Settings, Store, app, print_json, print_table
+from dml.settings import store_uri, tracking_uri
+
+
+@app.command()
+def train(
+    dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
+    preset: Preset = "smoke",
+    config: Annotated[Path | None, typer.Option(help="a JSON file with a whole experiment")] = None,
+    settings: Settings = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="training workers; default: the preset's")
+    ] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Train an embedding, evaluate and register it; it becomes champion only if it is better."""
+    from dml.config import read_experiment
+    from dml.presets import experiment
+    from flows.policy import run
+    from flows.train import train_flow
+
+    start = read_experiment(config) if config else experiment(preset)
+    changes = [*(settings or []), *([f"training.num_workers={workers}"] if workers else [])]
+    report = run(train_flow, dataset, config=start.overridden(changes), store=store_uri(store))
+    model, trained = report.model, report.trained
+    if as_json:
+        print_json(
+            {
+                "model": model.name,
+                "version": model.version,
+                "promoted": model.promoted,
+                "alias": model.alias,
+                "reason": model.reason,
+                "metrics": report.evaluation.metrics,
+                "baselines": report.evaluation.baselines,
+                "images_per_second": trained.images_per_second,
+                "data_wait": trained.data_wait,
+                "loss": trained.loss,
+                "package": trained.package.uri,
+            }
+        )
+        return
+    print_table(f"{dataset}, split test", report.evaluation.table())
+    print(f"{trained.images_per_second:.0f} images/s, {trained.data_wait:.0%} of the time waiting for data")
+    print(f"model {model.name}/{model.version} is {model.alias}: {model.reason}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="NAME (its champion), NAME@ALIAS or NAME/VERSION")],
+    dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value, as recall_at=[1,10] or few_shot.ways=5; repeatable"),
+    ] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a registered model on a dataset's test split, beside its baselines."""
+    from dml.config import EvaluationConfig
+    from flows.evaluate import evaluate_flow
+    from flows.policy import run
+
+    config = EvaluationConfig().overridden(settings or [])
+    report = run(evaluate_flow, model, dataset, config, store=store_uri(store))
+    if as_json:
+        print_json({"model": model, "metrics": report.metrics, "baselines": report.baselines})
+        return
+    print_table(f"{model} on {dataset}, split test", report.table())
+    if report.slices():
+        print_table("by slice of the queries", report.slices())
+
+
+@app.command()
+def models(store: Store = None, as_json: Json = False) -> None:
+    """List the registry's model versions."""
+    from dml.registry.catalog import list_models
+
+    refs = list_models(tracking_uri(store_uri(store)))
+    if as_json:
+        print_json({"models": [ref.model_dump(mode="json") for ref in refs]})
+        return
+    rows = [
+        {
+            "model": f"{ref.name}/{ref.version}",
+            "alias": ref.alias or "",
+            **{key: ref.metrics[key] for key in ("recall_at_1", "map_at_r") if key in ref.metrics},
+            "reason": ref.reason,
+        }
+        for ref in refs
+    ]
+    print_table("models", rows)
+
+
+@app.command()
+def presets(as_json: Json = False) -> None:
+    """List the experiments to start from."""
+    from dml.presets import names
+
+    if as_json:
+        print_json({"presets": names()})
+        return
+    print_table("presets", [{"preset": name, "what for": text} for name, text in names().items()])

@@ -1,0 +1,68 @@
+"""`dml report` and `dml circles`."""
+
+from typing import Annotated
+
+import typer
+
+from dml.cli.app import Json, Settings, Store, app, print_json, print_table
+from dml.settings import store_uri
+
+
+@app.command()
+def report(
+    model: Annotated[str, typer.Argument(help="NAME (its champion), NAME@ALIAS or NAME/VERSION")],
+    dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
+    against: Annotated[
+        str | None, typer.Option(help="another model: which is better on the same queries, and where?")
+    ] = None,
+    split: Annotated[str, typer.Option(help="test, or train to look for wrong labels there")] = "test",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value, as failures=30 or evaluation.role_attribute=role; repeatable"),
+    ] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Write a page of pictures: answers, failures, suspected labels, map, thresholds, training.
+
+    With --against it compares two models: the paired tests, and the classes and queries that decide them.
+    """
+    from dml.config import ReportConfig
+    from flows.policy import run
+    from flows.report import report_flow
+
+    config = ReportConfig().overridden([f"split={split}", *(settings or [])])
+    ref = run(report_flow, model, dataset, config, store=store_uri(store), against=against)
+    if as_json:
+        print_json(ref.model_dump(mode="json"))
+        return
+    if against is not None:
+        from dml.report.versus import duel_row, read_duels
+
+        rows = [duel_row(duel, ("first", "second")) for duel in read_duels(ref)]
+        print_table(f"{model} (first) and {against} (second) on the same queries", rows)
+    print_table(ref.title, [{"picture": name, "shows": text} for name, text in ref.pictures.items()])
+    print(f"open {ref.page}")
+
+
+@app.command()
+def circles(
+    dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION; its split train is learnt")],
+    losses: Annotated[
+        list[str] | None,
+        typer.Option("--loss", help="repeatable; default: softmax, arcface, triplet, margin"),
+    ] = None,
+    show: Annotated[str | None, typer.Option(help="draw this dataset's rows; default: the same")] = None,
+    settings: Settings = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Train a two-dimensional embedding for each loss, and draw them side by side as circles."""
+    from flows.circles import circles_flow
+    from flows.policy import run
+
+    ref = run(circles_flow, dataset, losses=losses, settings=settings, show=show, store=store_uri(store))
+    if as_json:
+        print_json(ref.model_dump(mode="json"))
+        return
+    print(f"open {ref.page}")

@@ -1,0 +1,55 @@
+"""`dml demo` and `dml up`."""
+
+from typing import Annotated
+
+import typer
+
+from dml.cli.app import Json, Preset, Settings, Store, app, print_json, print_table
+from dml.cli.datasets import name_of
+from dml.settings import store_uri
+
+
+@app.command()
+def demo(
+    source: Annotated[str, typer.Option(help="any source that `dml ingest` takes")] = "glyphs:",
+    preset: Preset = "glyphs",
+    settings: Settings = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Run the whole road: ingest, train, evaluate, register, embed, index, search."""
+    from dml.config import parse_ingest
+    from dml.presets import experiment
+    from flows.end_to_end import end_to_end_flow
+    from flows.policy import run
+
+    ingest_config = parse_ingest({"name": name_of(source), "source": source})
+    config = experiment(preset).overridden(settings or [])
+    report = run(end_to_end_flow, ingest_config, config, store_uri(store))
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+        return
+    evaluation = report.training.evaluation
+    print_table("recall on classes never seen in training", evaluation.table())
+    print_table("seconds", [report.seconds])
+    print(f"index {report.index.name}: recall@10 {report.index.recall:.3f} against exact search")
+    print(f"model {report.training.model.name}/{report.training.model.version}: ", end="")
+    print(f"{report.training.model.alias} ({report.training.model.reason})")
+    print(f"gallery of queries and answers: {report.gallery}")
+    print("\nnext:")
+    print(f"  dml search IMAGE --index {report.index.name}")
+    print(f"  dml train {report.dataset.name} --preset {preset} --set training.num_steps=2000")
+    print("  dml up    # the same road under Prefect and MLflow, with their pages")
+
+
+@app.command()
+def up(
+    prefect_port: Annotated[int, typer.Option(help="of Prefect's server")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="of MLflow's server")] = 5000,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Start Prefect (server, worker, deployments) and MLflow here; Ctrl-C stops it all."""
+    from dml.up import run_local_stack
+
+    run_local_stack(store_uri(store), prefect_port=prefect_port, mlflow_port=mlflow_port, as_json=as_json)

@@ -75,4 +75,4 @@ def _embed_and_judge(
     store: str, package: PackageRef, dataset: DatasetRef, config: EvaluationConfig
 ) -> dict[str, float]:
     embeddings = stage(embed, heals=True)(store, package, dataset, progress=tell("embed"))
-    return stage(evaluate)(embeddings, config, progress=tell("judge"))
+    return stage(evaluate)(embeddings, config, progress=tell("judge", "parts"))

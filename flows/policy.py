@@ -25,13 +25,14 @@ from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.settings import get_current_settings
 
+from dml.progress import Progress
+
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
 logging.getLogger("dml").setLevel(logging.INFO)  # training's progress, also in a run's log
 
-TELL_EVERY_S = 5.0
 RETRY_DELAYS_S = [10.0, 60.0]
 """For stages that read and write remote stores and go on where they stopped; the others repeat nothing."""
 
@@ -129,17 +130,9 @@ def announce(event: str, resource: str, payload: Mapping[str, Any]) -> None:
         emit_event(event, resource={"prefect.resource.id": resource}, payload=dict(payload))
 
 
-def tell(what: str) -> Callable[[int, int], None]:
-    """A progress callback (units done, units in all): a line at most every `TELL_EVERY_S`, and at the end."""
-    last = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal last
-        if done == total or time.monotonic() - last >= TELL_EVERY_S:
-            last = time.monotonic()
-            say(f"{what}: {done} of {total} units")
-
-    return progress
+def tell(what: str, units: str = "fragments") -> Callable[[int, int], None]:
+    """A progress callback (units done, units in all) whose lines the flow's watcher sees."""
+    return Progress(what, units, say)
 
 
 class Stopwatch:

@@ -56,7 +56,7 @@ def test_class_folders_may_be_nested_and_hidden_files_do_not_count(tmp_path):
         "lost.png": "",
     }
     assert {(p.reason, p.locator) for p in listing.problems} == {
-        ("not an image", "cat/notes.txt"),
+        ("another kind of file", "cat/notes.txt"),
         ("empty class", "empty/deeper"),
     }
 

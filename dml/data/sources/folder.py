@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from dml.config import ClassSplit, OfficialSplit
 from dml.data.schema import TEST, TRAIN
 from dml.data.sources.files import Files, Tree
-from dml.data.sources.sample import IMAGE_SUFFIXES, Listing, Problem, Sample
+from dml.data.sources.sample import EMPTY_CLASS, IMAGE_SUFFIXES, OTHER_KIND, Listing, Problem, Sample
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class FolderSource:
             if _is_image(name):
                 samples.append(Sample(id_, path, label, split))
             elif folder:
-                problems.append(Problem(id_, label, path, "not an image", "a file of another kind"))
+                problems.append(Problem(id_, label, path, OTHER_KIND, "its name does not end as an image's"))
         problems += [
-            Problem("", folder.removeprefix(wrapper), folder, "empty class", "a folder without files")
+            Problem("", folder.removeprefix(wrapper), folder, EMPTY_CLASS, "a folder without files")
             for folder in _empty_folders(tree)
         ]
         return Listing(samples, OfficialSplit() if is_split else ClassSplit(), problems)

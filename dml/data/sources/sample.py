@@ -8,6 +8,10 @@ from dml.config import SplitConfig
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
+OTHER_KIND, EMPTY_CLASS = "another kind of file", "empty class"
+"""Reasons of problems that are no rows: a text file beside the images does not make a source a bad one."""
+
+
 class Sample(NamedTuple):
     """One image as a source names it."""
 

@@ -20,7 +20,7 @@ def end_to_end_flow(
 
     Args:
         source: name, source, layout and split of the dataset.
-        experiment: what to train; its name is the model's and the index's.
+        experiment: what to train; model and index are named after the dataset.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
     """
     root, watch = store_uri(store), Stopwatch()
@@ -30,7 +30,7 @@ def end_to_end_flow(
         name = f"{dataset.name}@{dataset.version}"
         training = run(train_flow, name, config=experiment, store=root)
     with watch("embed and index"):
-        index = run(index_flow, experiment.name, experiment.name, name, store=root)
+        index = run(index_flow, dataset.name, training.model.name, name, store=root)
     with watch("search"):
         gallery, picture = stage(draw_sample)(root, index)
     show_picture("gallery", picture, f"queries of the test split and their answers, {index.name}")

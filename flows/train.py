@@ -6,7 +6,7 @@ from dml.config import EvaluationConfig, ExperimentConfig
 from dml.data.dataset import find_dataset
 from dml.presets import experiment
 from dml.refs import DatasetRef, ModelRef, TrainingReport
-from dml.registry.catalog import find_champion, judge, register
+from dml.registry.catalog import find_champion, judge, model_name, register
 from dml.registry.tracking import start_run
 from dml.settings import artifact_root, store_uri, tracking_uri
 from dml.training.loop import run_identity
@@ -22,6 +22,7 @@ def train_flow(
     settings: list[str] | None = None,
     config: ExperimentConfig | None = None,
     store: str | None = None,
+    name: str | None = None,
 ) -> TrainingReport:
     """Train, evaluate, register, and let the gate decide; ends well also when the champion stays.
 
@@ -31,13 +32,15 @@ def train_flow(
         settings: changes to it, each `path.to.key=value`.
         config: a whole experiment instead of a preset.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
+        name: the registered model's; None: the dataset's, so that one dataset's versions compete.
     """
     root = store_uri(store)
     chosen = (config or experiment(preset)).overridden(settings or [])
     source = stage(find_dataset)(root, dataset)
+    name = model_name(name or source.name)
     run = stage(start_run)(
         tracking_uri(root),
-        experiment=chosen.name,
+        experiment=name,
         identity=run_identity(chosen, source),
         params=chosen.model_dump(mode="json"),
         artifact_root=artifact_root(root),
@@ -46,7 +49,7 @@ def train_flow(
         trained = stage(train, heals=True)(chosen, source, root, run)
         report = evaluate_package(root, trained.package, source, chosen.evaluation)
         run.log_metrics(report.metrics)
-        version = stage(register)(run, chosen.name, trained.package, report.metrics)
+        version = stage(register)(run, name, trained.package, report.metrics)
     model = _promote_if_better(root, chosen, version, source)
     show_table("model", [{"model": model.name, "version": model.version, "alias": model.alias}], model.reason)
     if tracking_uri(root).startswith("http"):
@@ -60,7 +63,7 @@ def train_flow(
 def _promote_if_better(store: str, config: ExperimentConfig, new: ModelRef, dataset: DatasetRef) -> ModelRef:
     """Champion and newcomer are judged on the same test split, that of the newcomer's dataset."""
     uri = tracking_uri(store)
-    champion = stage(find_champion)(uri, config.name)
+    champion = stage(find_champion)(uri, new.name)
     metrics = None if champion is None else champion.metrics
     if champion is not None and not _is_comparable(champion, config.gate.metric, dataset):
         alone = EvaluationConfig(**{**config.evaluation.model_dump(), "baselines": False})

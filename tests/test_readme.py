@@ -91,15 +91,15 @@ def test_the_champion_stays_where_a_newcomer_is_not_better(folder, dml):
 
 
 def test_evaluating_shows_the_baselines(folder, dml):
-    report = dml("evaluate", "smoke", "shop")
+    report = dml("evaluate", "shop", "shop")
     assert set(report["baselines"]) == {"raw pixels", "before training"}
     assert {"recall_at_1", "recall_at_8", "map_at_r", "nmi"} <= report["metrics"].keys()
 
 
 def test_a_report_is_a_page_to_open_and_circles_are_one_too(folder, dml):
-    report = dml("report", "smoke", "shop", "--set", "map_points=60")
+    report = dml("report", "shop", "shop", "--set", "map_points=60")
     assert report["page"].startswith(str(folder / "dml-store" / "reports"))
-    assert "smoke/" in Path(report["page"]).read_text()
+    assert "shop/" in Path(report["page"]).read_text()
     assert {"answers.png", "roc.png"} <= report["pictures"].keys()
     small = ("--set", "training.num_steps=1", "--set", "encoder.backbone.width=8")
     circles = dml("circles", "shop", "--loss", "softmax", "--loss", "triplet", *small)
@@ -109,7 +109,7 @@ def test_a_report_is_a_page_to_open_and_circles_are_one_too(folder, dml):
 def test_searching_finds_the_query_itself_first_and_obeys_the_filter(folder, dml):
     found = dml("search", "query.png", "--index", "shop", "-k", "7", "--where", "split=train")
     assert {"answers", "index", "model"} <= found.keys()
-    assert found["model"].startswith("smoke/")
+    assert found["model"].startswith("shop/")
     assert len(found["answers"]) == 7
     assert {"id", "label", "similarity", "script", "style"} <= found["answers"][0].keys()
     similarities = [answer["similarity"] for answer in found["answers"]]
@@ -132,9 +132,9 @@ def test_searching_finds_the_query_itself_first_and_obeys_the_filter(folder, dml
         (["train", "shop", "--set", "loss.margn=1"], "margn"),
         (["evaluate", "nobody", "shop"], "nobody"),
         (["report", "nobody", "shop"], "nobody"),
-        (["report", "smoke", "shop", "--split", "nonsense"], "nonsense"),
+        (["report", "shop", "shop", "--split", "nonsense"], "nonsense"),
         (["circles", "shop", "--loss", "nonsense"], "nonsense"),
-        (["index", "shop", "--model", "smoke", "--dataset", "shop", "--factory", "Nonsense"], "Nonsense"),
+        (["index", "shop", "--factory", "Nonsense"], "Nonsense"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value[:2]),
 )

@@ -31,11 +31,11 @@ def test_the_road_on_s3(s3_store, num_workers):
     found = answers.answer(s3_store, None, image, k=3, where=["style!=none"])
     assert found.rows()[0]["similarity"] == pytest.approx(1, abs=1e-5)
     assert io.BytesIO(answers.draw(found, image)).read(4) == b"\x89PNG"
-    assert set(list_names(f"{s3_store}/indexes/smoke")) == {"current.json", report.index.version}
+    assert set(list_names(f"{s3_store}/indexes/tiny")) == {"current.json", report.index.version}
 
     code = (
         "import sys, mlflow; mlflow.set_tracking_uri(sys.argv[1]); "
-        "model = mlflow.pyfunc.load_model('models:/smoke@champion'); "
+        "model = mlflow.pyfunc.load_model('models:/tiny@champion'); "
         "assert 'flows' not in sys.modules; print(model.metadata.signature)"
     )
     subprocess.run([sys.executable, "-c", code, tracking_uri(s3_store)], check=True)

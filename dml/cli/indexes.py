@@ -32,8 +32,13 @@ def embed(
 @app.command()
 def index(
     name: Annotated[str, typer.Argument(help="the index's name")],
-    model: Annotated[str, typer.Option(help="NAME (its champion), NAME@ALIAS or NAME/VERSION")],
-    dataset: Annotated[str, typer.Option(help="NAME or NAME@VERSION")],
+    dataset: Annotated[
+        str | None, typer.Option(help="NAME or NAME@VERSION; default: the index's name")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="NAME (its champion), NAME@ALIAS or NAME/VERSION; default: the dataset's champion"),
+    ] = None,
     factory: Annotated[str, typer.Option(help="auto, or any Faiss index_factory string")] = "auto",
     workers: Workers = None,
     store: Store = None,
@@ -45,6 +50,8 @@ def index(
     from flows.policy import run
 
     config = IndexConfig(factory=factory)
+    dataset = dataset or name
+    model = model or dataset.partition("@")[0]
     ref = run(index_flow, name, model, dataset, config, store_uri(store), workers)
     if as_json:
         print_json(ref.model_dump(mode="json"))

@@ -15,6 +15,7 @@ def train(
     preset: Preset = "smoke",
     config: Annotated[Path | None, typer.Option(help="a JSON file with a whole experiment")] = None,
     settings: Settings = None,
+    name: Annotated[str | None, typer.Option(help="the model's; default: the dataset's")] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="training workers; default: the preset's")
     ] = None,
@@ -29,7 +30,7 @@ def train(
 
     start = read_experiment(config) if config else experiment(preset)
     changes = [*(settings or []), *([f"training.num_workers={workers}"] if workers else [])]
-    report = run(train_flow, dataset, config=start.overridden(changes), store=store_uri(store))
+    report = run(train_flow, dataset, config=start.overridden(changes), store=store_uri(store), name=name)
     model, trained = report.model, report.trained
     if as_json:
         print_json(

@@ -33,7 +33,7 @@ _CONV4_LEAST_SIDE = 16
 class ExperimentConfig(Part):
     """Everything that decides what a training run does, except the dataset version."""
 
-    name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$", description="the registered model's name")
+    name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$", description="a label, which names the runs")
     seed: int = Field(0, ge=0, lt=2**31)
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     augmentation: AugmentationConfig = AugmentationConfig()

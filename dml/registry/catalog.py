@@ -1,6 +1,7 @@
 """Model versions in MLflow's registry, and the gate a new one must pass to become the champion."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,20 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _MOST_MODELS = 1000
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 CHAMPION, CHALLENGER = "champion", "challenger"
 _PACKAGE_TAG, _METRICS_TAG, _REASON_TAG = "dml.package", "dml.metrics", "dml.reason"
 _REQUIREMENTS = ["torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "pyarrow", "pydantic"]
+
+
+def model_name(name: str) -> str:
+    """The name, if it can be one of a registered model; raises InvalidSetting."""
+    if not _NAME.fullmatch(name):
+        raise InvalidSetting(
+            f"A model's name must be of a-z, 0-9, '.', '_' and '-', and begin with a letter or digit; got "
+            f"{name!r}. Give another with --name."
+        )
+    return name
 
 
 def register(run: Run, name: str, package: PackageRef, metrics: Mapping[str, float]) -> ModelRef:

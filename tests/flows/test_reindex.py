@@ -49,21 +49,21 @@ def test_new_images_are_found_and_only_they_are_embedded(images, embedded, tmp_p
     ingest_flow.fn(IngestConfig(name="shop", source=str(images)), store)
     settings = ["training.num_steps=2", "sampler.classes_per_batch=4", "evaluation.baselines=false"]
     train_flow.fn("shop", "smoke", settings, store=store)
-    first = index_flow.fn("shop", "smoke", "shop", store=store)
+    first = index_flow.fn("shop", "shop", "shop", store=store)
     assert first.rows == 40
 
     embedded.clear()
-    assert reindex_flow.fn("shop", "smoke", "shop", store=store) == first
+    assert reindex_flow.fn("shop", "shop", "shop", store=store) == first
     assert sum(embedded) == 0, "nothing is new"
 
     add_image(images, 3, 5)
     add_image(images, 8, 0)
-    refreshed = reindex_flow.fn("shop", "smoke", "shop", store=store)
+    refreshed = reindex_flow.fn("shop", "shop", "shop", store=store)
     assert sum(embedded) == 2
     assert refreshed.rows == 42
     assert find_index(store, "shop") == refreshed
     assert find_index(store, f"shop@{first.version}") == first
 
     pinned = f"shop@{first.embeddings.dataset.version}"
-    assert reindex_flow.fn("shop", "smoke", pinned, store=store) == first
+    assert reindex_flow.fn("shop", "shop", pinned, store=store) == first
     assert find_index(store, "shop") == first, "a pinned version is taken as it is"

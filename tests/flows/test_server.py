@@ -124,21 +124,21 @@ def test_a_deployment_trains_registers_and_promotes_and_the_promotion_makes_an_i
     trained = stack.run("train-flow", dataset="tiny", preset="smoke")
     assert trained.returncode == 0, stack.why()
 
-    model = stack.mlflow("registered-models/get?name=smoke")["registered_model"]
+    model = stack.mlflow("registered-models/get?name=tiny")["registered_model"]
     assert [alias["alias"] for alias in model["aliases"]] == ["champion"]
 
     reindexed = until(
         lambda: [run for run in stack.runs_of("reindex-flow") if run["state_type"] == "COMPLETED"]
     )
-    assert reindexed[0]["parameters"] == {"name": "smoke", "model": "smoke", "dataset": "tiny"}
-    assert (stack.folder / "store" / "indexes" / "smoke" / "current.json").exists()
+    assert reindexed[0]["parameters"] == {"name": "tiny", "model": "tiny", "dataset": "tiny"}
+    assert (stack.folder / "store" / "indexes" / "tiny" / "current.json").exists()
 
 
 def test_an_evaluation_shows_its_pictures_in_prefect_and_lays_them_in_mlflow(stack: LocalStack):
     if not (stack.folder / "store" / "datasets" / "tiny").exists():
         assert stack.run("ingest-flow/default", config=DATASET).returncode == 0
     assert stack.run("train-flow", dataset="tiny", preset="smoke").returncode == 0
-    done = stack.run("evaluate-flow", model="smoke", dataset="tiny")
+    done = stack.run("evaluate-flow", model="tiny", dataset="tiny")
     assert done.returncode == 0, stack.why()
 
     run = stack.runs_of("evaluate-flow")[0]["id"]
@@ -148,7 +148,7 @@ def test_an_evaluation_shows_its_pictures_in_prefect_and_lays_them_in_mlflow(sta
     assert types["report-map"] == "image"
     assert types["report"] == "markdown"
 
-    version = stack.mlflow("model-versions/get?name=smoke&version=1")["model_version"]
+    version = stack.mlflow("model-versions/get?name=tiny&version=1")["model_version"]
     folders = stack.mlflow(f"artifacts/list?run_id={version['run_id']}&path=reports")["files"]
     (page,) = (stack.folder / "store" / "reports").glob("*/index.html")
     assert [folder["path"] for folder in folders] == [f"reports/{page.parent.name}"]

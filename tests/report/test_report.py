@@ -64,12 +64,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def model(store: str) -> ModelRef:
-    return find_model(tracking_uri(store), "smoke")
+    return find_model(tracking_uri(store), "shop")
 
 
 @pytest.fixture
 def report(store: str) -> ReportRef:
-    return report_flow.fn("smoke", "shop", store=store)
+    return report_flow.fn("shop", "shop", store=store)
 
 
 def page_of(report: ReportRef) -> str:
@@ -78,7 +78,7 @@ def page_of(report: ReportRef) -> str:
 
 def test_the_page_names_what_it_shows(report, store, model):
     html, dataset = page_of(report), find_dataset(store, "shop")
-    assert "What did smoke/1 learn, and where does it fail?" in html
+    assert "What did shop/1 learn, and where does it fail?" in html
     assert f"shop@{dataset.version}, split test: 50 items of 6 classes" in html
     assert model.package.version in html
     for word in (
@@ -106,16 +106,16 @@ def test_planted_wrong_labels_are_suspected_and_no_others(report):
 
 def test_the_training_split_can_be_looked_at_too(store):
     config = ReportConfig(split="train", map_points=40, failures=0)
-    html = page_of(report_flow.fn("smoke", "shop", config, store=store))
+    html = page_of(report_flow.fn("shop", "shop", config, store=store))
     assert "split train: 48 items" in html
     assert "No item&#x27;s 5 nearest neighbours agree" in html
 
 
 def test_the_same_inputs_give_the_same_bytes_and_are_looked_at_once(report, store):
-    assert report_flow.fn("smoke", "shop", store=store) == report
+    assert report_flow.fn("shop", "shop", store=store) == report
     before = {path.name: path.read_bytes() for path in Path(report.uri).iterdir()}
     storage.delete(report.uri)
-    assert report_flow.fn("smoke", "shop", store=store) == report
+    assert report_flow.fn("shop", "shop", store=store) == report
     assert {path.name: path.read_bytes() for path in Path(report.uri).iterdir()} == before
 
 
@@ -123,7 +123,7 @@ def test_training_curves_are_what_was_logged_and_a_repeated_step_counts_once(sto
     curves = training_curves(tracking_uri(store), model)
     assert [step for step, _ in curves["loss"]] == [2, 4, 6, 8]
     client = connect(tracking_uri(store))
-    run = client.get_model_version("smoke", "1").run_id
+    run = client.get_model_version("shop", "1").run_id
     later = max(entry.timestamp for entry in client.get_metric_history(run, "loss")) + 1
     client.log_metric(run, "loss", 0.125, timestamp=later, step=8)
     assert training_curves(tracking_uri(store), model)["loss"][-1] == (8, 0.125)
@@ -132,7 +132,7 @@ def test_training_curves_are_what_was_logged_and_a_repeated_step_counts_once(sto
 def test_the_report_lies_beside_the_models_run(report, store, model):
     folder = attach_report(tracking_uri(store), model, report)
     client = connect(tracking_uri(store))
-    run = client.get_model_version("smoke", "1").run_id
+    run = client.get_model_version("shop", "1").run_id
     names = {Path(file.path).name for file in client.list_artifacts(run, folder)}
     assert names == {"index.html", "suspects.csv", *report.pictures}
 
@@ -140,22 +140,22 @@ def test_the_report_lies_beside_the_models_run(report, store, model):
 def test_two_models_are_compared_on_a_page_beside_the_run_of_the_first(store, monkeypatch, capsys):
     settings = ["sampler.classes_per_batch=4", "training.num_steps=1", "evaluation.baselines=false", "seed=5"]
     train_flow.fn("shop", "smoke", [*settings, "evaluation.nmi=false"], store=store)
-    words = "dml report smoke/2 shop --against smoke/1 --set failures=2 --store"
+    words = "dml report shop/2 shop --against shop/1 --set failures=2 --store"
     monkeypatch.setattr(sys, "argv", [*words.split(), store])
     with pytest.raises(SystemExit) as done:
         main()
     assert not done.value.code
     page = capsys.readouterr().out.rpartition("open ")[2].strip()
     config = ReportConfig(failures=2)
-    report = report_flow.fn("smoke/2", "shop", config, store=store, against="smoke/1")
+    report = report_flow.fn("shop/2", "shop", config, store=store, against="shop/1")
     assert page == report.page
-    assert "Is smoke/2 better than smoke/1, and where?" in page_of(report)
+    assert "Is shop/2 better than shop/1, and where?" in page_of(report)
     client = connect(tracking_uri(store))
-    run = client.get_model_version("smoke", "2").run_id
+    run = client.get_model_version("shop", "2").run_id
     names = {Path(file.path).name for file in client.list_artifacts(run, f"reports/{report.version}")}
     assert names == {"index.html", "duels.json", "classes.csv", *report.pictures}
-    with pytest.raises(IncompatibleArtifact, match=r"smoke/2 and smoke/2 are both those"):
-        report_flow.fn("smoke/2", "shop", config, store=store, against="smoke/2")
+    with pytest.raises(IncompatibleArtifact, match=r"shop/2 and shop/2 are both those"):
+        report_flow.fn("shop/2", "shop", config, store=store, against="shop/2")
 
 
 @pytest.mark.parametrize("num_classes", [2, 5], ids=["one item", "lone items"])
@@ -164,7 +164,7 @@ def test_a_split_in_which_nobody_can_be_found_is_a_page_too(store, tmp_path, num
         (tmp_path / f"class{label}").mkdir()
         picture_of(label, 0).save(tmp_path / f"class{label}" / "only.png")
     ingest_flow.fn(IngestConfig(name=f"lone{num_classes}", source=str(tmp_path)), store)
-    html = page_of(report_flow.fn("smoke", f"lone{num_classes}", store=store))
+    html = page_of(report_flow.fn("shop", f"lone{num_classes}", store=store))
     for words in (
         "Means over 0 queries",
         "No query has anybody to find.",

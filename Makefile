@@ -5,7 +5,7 @@ READY := .venv/.ready
 UV := $(or $(shell command -v uv 2>/dev/null),.cache/uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-slow bench up lock clean
+.PHONY: help setup demo check test test-slow test-gpu bench up lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -38,6 +38,9 @@ test: $(READY) ## the tests
 
 test-slow: $(READY) ## real servers, clusters and longer trainings
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(READY) ## what a GPU computes, beside the CPU
+	$(BIN)/python -m pytest -m gpu
 
 bench: $(READY) ## figures, with the hardware they were taken on
 	$(BIN)/python -m benchmarks

@@ -1,5 +1,6 @@
 """What several rooms' tests stand on: the real data, and a store on an S3 server."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,23 @@ import pytest
 sys.modules["faiss.contrib.torch_utils"] = ModuleType("faiss.contrib.torch_utils")
 
 ROOT = Path(__file__).resolve().parent.parent
+GPU_TESTS = ROOT / "tests" / "gpu"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    if importlib.util.find_spec("pytest_timeout") is None:  # as on a machine that has little but torch
+        parser.addini("timeout", "seconds a test may take, where pytest-timeout is installed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == "gpu":
+        config.option.reportchars += "s"  # why they are skipped, where they are
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m gpu` imports no other test: what they import a machine with a GPU need not have."""
+    elsewhere = collection_path not in GPU_TESTS.parents and not collection_path.is_relative_to(GPU_TESTS)
+    return True if config.option.markexpr == "gpu" and elsewhere else None
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,26 @@
+"""A Python without most of our libraries, as on a machine with a GPU: `python -m tests.bare MODULE ...`."""
+
+import runpy
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
+from typing import Any
+
+MISSING = {
+    *("boto3", "faiss", "fastapi", "hypothesis", "matplotlib", "mlflow", "moto", "pandas", "prefect"),
+    *("pytest_timeout", "pytorch_metric_learning", "ray", "rich", "s3fs", "scipy", "sklearn", "torchvision"),
+    "typer",
+}
+
+
+class _Without:
+    """Finds what Python finds, but for the missing packages."""
+
+    @staticmethod
+    def find_spec(name: str, *arguments: Any) -> ModuleSpec | None:
+        return None if name.partition(".")[0] in MISSING else PathFinder.find_spec(name, *arguments)
+
+
+if __name__ == "__main__":
+    sys.meta_path[:] = [_Without if finder is PathFinder else finder for finder in sys.meta_path]
+    sys.argv = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -7,7 +7,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from dml.storage import cache_dir, is_remote, join, resolve
+from dml.storage import cache_dir, is_remote, join, mark_store, resolve
 
 
 def store_uri(explicit: str | None = None) -> str:
@@ -26,6 +26,7 @@ def local_folder(store: str) -> Path:
     if is_remote(store):
         folder = cache_dir() / "stores" / hashlib.sha256(store.encode()).hexdigest()[:12]
     else:
+        mark_store(store)
         folder = Path(store)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

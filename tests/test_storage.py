@@ -1,16 +1,16 @@
 """An artefact appears whole or not at all, on a local disk and on S3."""
 
-import datetime
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from dml import storage
-from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
+from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -18,11 +18,20 @@ def store(request, tmp_path):
     return str(tmp_path / "store") if request.param == "local" else request.getfixturevalue("s3_store")
 
 
-def publish(final, **files):
-    staged = storage.staging(final)
-    for name, content in files.items():
-        storage.write_bytes(storage.join(staged, name), content)
-    storage.publish(staged, final, {"kind": "test"})
+def publish(final, description=None, **files):
+    with storage.staged(final) as staged:
+        for name, content in files.items():
+            storage.write_bytes(storage.join(staged, name), content)
+        storage.publish(staged, final, description or {"kind": "test"})
+
+
+def flip_byte(path, position=0):
+    """Change one byte, and give the file its former times back."""
+    before = os.stat(path)
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(bytes(content))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def test_an_artefact_is_not_there_until_it_is_published_whole(store):
@@ -66,7 +75,7 @@ def test_a_changed_byte_is_noticed(store):
     final = storage.join(store, "things", "one", "v1")
     publish(final, a=b"1")
     storage.write_bytes(storage.join(final, "a"), b"2")
-    with pytest.raises(CorruptArtifact, match="Delete the folder"):
+    with pytest.raises(CorruptArtifact, match=r"a\. They were changed"):
         storage.verify(final)
 
 
@@ -100,21 +109,6 @@ def test_what_is_not_there_is_missing(store):
         storage.resolve("ftp://somewhere/store")
 
 
-def test_only_staging_folders_that_nobody_writes_to_are_abandoned(tmp_path):
-    parent = str(tmp_path / "one")
-    old, new = (storage.staging(storage.join(parent, "v")) for _ in range(2))
-    publish(storage.join(parent, "v1"), a=b"1")
-    for folder in (old, new):
-        storage.write_bytes(storage.join(folder, "a"), b"1")
-    two_days_ago = time.time() - datetime.timedelta(days=2).total_seconds()
-    for path in (old, storage.join(old, "a"), new):
-        os.utime(path, (two_days_ago, two_days_ago))
-    storage.delete_abandoned(parent, older_than_s=24 * 3600)
-    assert not storage.exists(old)
-    assert storage.exists(new)
-    assert storage.is_complete(storage.join(parent, "v1"))
-
-
 def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path):
     target = tmp_path / "current.json"
     storage.write_bytes(str(target), b"old")
@@ -127,3 +121,209 @@ def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path):
     assert died == -signal.SIGKILL
     assert target.read_bytes() == b"old"
     assert storage.list_names(str(tmp_path)) == ["current.json"]
+
+
+def test_a_staging_folder_goes_when_its_maker_fails(store):
+    final = storage.join(store, "things", "one", "v1")
+
+    def fail(staged):
+        storage.write_bytes(storage.join(staged, "a"), b"1")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"), storage.staged(final) as staged:
+        fail(staged)
+    assert storage.list_entries(storage.join(store, "things", "one")) == []
+
+
+def test_staging_removes_nothing_of_others(tmp_path):
+    others = [".git", ".venv", ".staging", ".v1-0123abcd", ".staging-v1-0123456"]
+    for name in others:
+        (tmp_path / "one" / name).mkdir(parents=True)
+    publish(str(tmp_path / "one" / "v1"), a=b"1")
+    assert sorted(os.listdir(tmp_path / "one")) == sorted([*others, "v1"])
+    assert not any(storage.is_staging(name) for name in others)
+    assert storage.is_staging(os.path.basename(storage.staging(str(tmp_path / "one" / "v2"))))
+
+
+@pytest.mark.parametrize("key", ["a b", "a#b", "a?b", "50%", "a%20b", "grün", "a+b", "日本", "a&b=c;d"])
+def test_a_key_is_what_it_is(store, key):
+    uri = storage.join(store, "raw", key, "x.jpg")
+    storage.write_bytes(uri, key.encode())
+    assert storage.read_bytes(uri) == key.encode()
+    assert storage.list_names(storage.join(store, "raw")) == [key]
+    assert storage.files_below(storage.join(store, "raw")).__next__().path == f"{key}/x.jpg"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIAKEY:topsecret@bucket/store",
+        "s3://bucket/store?endpoint_override=http://u:topsecret@h",
+        "s3://topsecret@bucket",
+        "https://topsecret@host/store",
+    ],
+)
+def test_a_uri_with_credentials_or_a_query_is_refused_and_not_repeated(uri):
+    with pytest.raises(InvalidSetting) as error:
+        storage.resolve(uri)
+    assert "topsecret" not in str(error.value)
+    assert "AKIAKEY" not in str(error.value)
+
+
+def test_bytes_flipped_after_publishing_are_noticed_at_the_next_opening(tmp_path):
+    final = tmp_path / "things" / "v1"
+    publish(str(final), a=b"12345", b=b"1")
+    storage.verify_opened(str(final))
+    storage.verify_opened(str(final), digests=False)
+    flip_byte(final / "a", 3)
+    with pytest.raises(CorruptArtifact, match=r"1 are not: a\."):
+        storage.verify_opened(str(final))
+    assert not storage.is_intact(str(final))
+
+
+@pytest.mark.parametrize("damage", ["shorter", "empty", "gone"])
+def test_a_file_of_another_size_is_noticed_without_reading(store, damage):
+    final = storage.join(store, "things", "v1")
+    publish(final, a=b"12345", b=b"1")
+    if damage == "gone":
+        storage.delete(storage.join(final, "a"))
+    else:
+        storage.write_bytes(storage.join(final, "a"), b"1234" if damage == "shorter" else b"")
+    with pytest.raises(CorruptArtifact, match=r"1 are not: a\."):
+        storage.verify_opened(final, digests=False)
+
+
+def test_what_was_hashed_once_is_not_hashed_again(tmp_path):
+    final = tmp_path / "things" / "v1"
+    publish(str(final), a=b"12345")
+    manifest = storage.verify_opened(str(final))
+    assert storage.verified.unknown_files(str(final), manifest["files"]) == []
+    shutil.copytree(final, tmp_path / "copy")
+    assert storage.verified.unknown_files(str(tmp_path / "copy"), manifest["files"]) == ["a"]
+    storage.verify_opened(str(tmp_path / "copy"))
+    assert storage.verified.unknown_files(str(tmp_path / "copy"), manifest["files"]) == []
+
+
+def test_publishing_over_a_damaged_artefact_heals_it(store):
+    final = storage.join(store, "things", "one", "v1")
+    publish(final, a=b"1")
+    storage.write_bytes(storage.join(final, "a"), b"")
+    publish(final, a=b"1")
+    assert storage.read_bytes(storage.join(final, "a")) == b"1"
+    storage.verify(final)
+
+
+def test_all_damaged_files_are_named_at_once(store):
+    final = storage.join(store, "things", "v1")
+    publish(final, a=b"1", b=b"1", c=b"1")
+    storage.write_bytes(storage.join(final, "a"), b"2")
+    storage.write_bytes(storage.join(final, "c"), b"3")
+    with pytest.raises(CorruptArtifact, match=r"2 are not: a, c\."):
+        storage.verify(final)
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again(s3_store):
+    final = storage.join(s3_store, "things", "v1")
+    publish(final, a=b"12345")
+    flip_byte(storage.fetch(final, "d" * 64) / "a")
+    assert (storage.fetch(final, "d" * 64) / "a").read_bytes() == b"12345"
+
+
+def test_references_follow_a_store_that_moves(tmp_path):
+    store = tmp_path / "store"
+    package = storage.join(str(store), "packages", "p1")
+    publish(
+        storage.join(str(store), "indexes", "one", "v1"),
+        {
+            "ref": {
+                "parents": [{"uri": package, "initial": {"uri": f"{package}0"}}],
+                "page": f"{package}/x.html",
+            }
+        },
+        a=b"1",
+    )
+    assert str(tmp_path) not in (store / "indexes" / "one" / "v1" / "manifest.json").read_text()
+    moved = tmp_path / "somewhere" / "deeper" / "moved"
+    moved.parent.mkdir(parents=True)
+    store.rename(moved)
+    ref = storage.read_manifest(str(moved / "indexes" / "one" / "v1"))["ref"]
+    assert ref["parents"][0]["uri"] == str(moved / "packages" / "p1")
+    assert ref["parents"][0]["initial"]["uri"] == str(moved / "packages" / "p10")
+    assert ref["page"] == str(moved / "packages" / "p1" / "x.html")
+
+
+def test_references_on_s3_stay_in_their_bucket(s3_store):
+    final = storage.join(s3_store, "indexes", "one", "v1")
+    near, far = storage.join(s3_store, "packages", "a b#1"), "s3://another-bucket/packages/p1"
+    publish(final, {"ref": {"near": {"uri": near}, "far": {"uri": far}}}, a=b"1")
+    ref = storage.read_manifest(final)["ref"]
+    assert ref == {"near": {"uri": near}, "far": {"uri": far}}
+    assert b"../../../packages/a b#1" in storage.read_bytes(storage.join(final, "manifest.json"))
+
+
+def test_a_pointer_goes_back_the_way_it_came(store):
+    parent = storage.join(store, "things", "one")
+    for version in ("v1", "v2", "v3"):
+        publish(storage.join(parent, version), a=b"1")
+        storage.point(parent, version)
+    storage.point(parent, "v3")
+    assert storage.former_versions(parent) == ["v2", "v1"]
+    assert storage.point_back(parent) == "v2"
+    assert storage.point_back(parent) == "v1"
+    with pytest.raises(MissingArtifact, match="former version"):
+        storage.point_back(parent)
+    assert storage.current(parent) == "v1"
+    storage.point(parent, "v3")
+    assert storage.point_back(parent, "v1") == "v1"
+
+
+def test_going_back_skips_a_version_that_was_removed(store):
+    parent = storage.join(store, "things", "one")
+    for version in ("v1", "v2", "v3"):
+        publish(storage.join(parent, version), a=b"1")
+        storage.point(parent, version)
+    storage.delete(storage.join(parent, "v2"))
+    assert storage.point_back(parent) == "v1"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 3}', b'{"version": "../../x"}', b"\xff"])
+def test_a_damaged_pointer_is_said_to_be_one(store, content):
+    parent = storage.join(store, "things", "one")
+    publish(storage.join(parent, "v1"), a=b"1")
+    storage.write_bytes(storage.join(parent, "current.json"), content)
+    with pytest.raises(CorruptArtifact, match=r"current\.json must name the current version.*'v1'"):
+        storage.find_version(parent, None, "thing")
+    assert storage.find_version(parent, "v1", "thing")
+
+
+def test_a_file_among_the_folders_is_no_version(store):
+    storage.write_bytes(storage.join(store, "things", "README.txt"), b"hello")
+    publish(storage.join(store, "things", "one", "v1"), a=b"1")
+    assert storage.list_folders(storage.join(store, "things")) == ["one"]
+    assert storage.list_names(storage.join(store, "things", "README.txt")) == []
+    assert storage.list_versions(storage.join(store, "things", "README.txt")) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "", "a/b", "x@y", ".hidden", "../../x", "/etc", "a\n", "A", "é", "7", "null"]
+)
+def test_what_is_no_name_does_not_become_a_folder(name):
+    with pytest.raises(InvalidSetting, match="must start with a letter"):
+        storage.named_folder("store", "indexes", name)
+
+
+def test_a_store_of_another_format_is_refused(store):
+    storage.mark_store(store)
+    storage.mark_store(store)
+    storage.require_store(store)
+    storage.write_bytes(storage.join(store, "dml-store.json"), json.dumps({"format": 99}).encode())
+    with pytest.raises(IncompatibleArtifact, match="format 1"):
+        storage.mark_store(store)
+
+
+def test_a_folder_without_the_marker_is_no_store(tmp_path):
+    with pytest.raises(MissingArtifact, match=r"dml-store\.json"):
+        storage.require_store(str(tmp_path))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidSetting, match="is a file"):
+        storage.mark_store(str(tmp_path / "file"))

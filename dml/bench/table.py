@@ -79,14 +79,13 @@ def write_table(
         notes={name: notes_on(lines) for name, lines in datasets.items()},
         comparisons=_comparisons(config, pairs_of(config, cells), pages),
     )
-    staged = storage.staging(uri)
-    # Not write_json, which sorts keys: the order of a row's columns is the table's.
-    storage.write_bytes(storage.join(staged, _REPORT), report.model_dump_json(indent=1).encode())
     page = markdown(command, report, datasets)
-    storage.write_bytes(storage.join(staged, _MARKDOWN), page.encode())
     lines = [line for each in datasets.values() for line in each]
-    storage.write_bytes(storage.join(staged, _CSV), csv_of(lines).encode())
-    storage.publish(staged, uri, {"command": command})
+    with storage.staged(uri) as staged:
+        storage.write_json(storage.join(staged, _REPORT), report.model_dump(mode="json"))
+        storage.write_bytes(storage.join(staged, _MARKDOWN), page.encode())
+        storage.write_bytes(storage.join(staged, _CSV), csv_of(lines).encode())
+        storage.publish(staged, uri, {"command": command})
     return report
 
 

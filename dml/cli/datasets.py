@@ -1,6 +1,5 @@
 """`dml ingest` and `dml datasets`."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +7,7 @@ import typer
 
 from dml.cli.app import Json, Store, Workers, app, print_json, print_table
 from dml.errors import InvalidSetting
+from dml.names import suggest_name
 from dml.settings import store_uri
 
 
@@ -83,8 +83,8 @@ def datasets(store: Store = None, as_json: Json = False) -> None:
 def name_of(source: str) -> str:
     """A dataset name from a source: `images/Omniglot_v1.zip` gives `omniglot_v1`, `glyphs:...` `glyphs`."""
     stem = source.split(":")[0] if source.startswith("glyphs:") else Path(source.rstrip("/")).stem
-    name = re.sub(r"[^a-z0-9._-]", "-", stem.lower()).strip("._-")
-    if not name:
+    name = suggest_name(stem)
+    if name is None:
         raise InvalidSetting(f"The dataset needs a name, and {source!r} suggests none. Give one with --name.")
     return name
 

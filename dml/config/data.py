@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from dml.config.part import Part, invalid_setting
+from dml.names import Name
 
 
 class OfficialSplit(Part):
@@ -38,7 +39,7 @@ SourceLayout = Literal[
 class IngestConfig(Part):
     """How a source of labelled images becomes a dataset version."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="the dataset's name in the store")
+    name: Name = Field(description="the dataset's name in the store")
     source: str = Field(description="folder, zip, manifest file, or `glyphs:` for drawn characters")
     layout: SourceLayout = "auto"
     split: SplitConfig | None = Field(None, description="None: what the layout's field uses")

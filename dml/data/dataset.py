@@ -18,6 +18,7 @@ from pyarrow import compute, parquet
 from dml import storage
 from dml.data.schema import IMAGE, SCHEMA_VERSION, TEST, TRAIN
 from dml.errors import IncompatibleArtifact, InvalidSetting
+from dml.names import split_version
 from dml.refs import DatasetRef
 
 _READ_THREADS = 8
@@ -31,11 +32,13 @@ def find_dataset(store: str, name: str) -> DatasetRef:
         name: NAME for its current version, or NAME@VERSION.
 
     Raises:
+        InvalidSetting: that is no name.
         MissingArtifact: there is no such dataset or version.
+        CorruptArtifact: files of it are missing or have other sizes.
         IncompatibleArtifact: it was written by a newer version of this project.
     """
-    name, _, version = name.partition("@")
-    return _read_ref(storage.find_version(storage.join(store, "datasets", name), version or None, "dataset"))
+    name, version = split_version(name, "dataset")
+    return _read_ref(storage.find_version(storage.named_folder(store, "datasets", name), version, "dataset"))
 
 
 def list_datasets(store: str) -> list[DatasetRef]:
@@ -43,10 +46,10 @@ def list_datasets(store: str) -> list[DatasetRef]:
     parent = storage.join(store, "datasets")
     folders = [
         storage.join(parent, name, version)
-        for name in storage.list_names(parent)
-        for version in storage.list_names(storage.join(parent, name))
+        for name in storage.list_folders(parent)
+        for version in storage.list_versions(storage.join(parent, name))
     ]
-    return [_read_ref(folder) for folder in folders if storage.is_complete(folder)]
+    return [_read_ref(folder) for folder in folders]
 
 
 def _read_ref(uri: str) -> DatasetRef:

@@ -70,7 +70,8 @@ def ingest(config: IngestConfig, store: str, progress: OnProgress | None = None)
     split_of = split_of_classes(samples, config.split or listing.split)
     attributes = attribute_types([sample.attributes for sample in samples])
 
-    parent = storage.join(store, "datasets", config.name)
+    storage.mark_store(store)
+    parent = storage.named_folder(store, "datasets", config.name)
     staged = storage.staging(storage.join(parent, "ingest"))
     try:
         units = _units(config, source, samples, split_of, attributes, staged)

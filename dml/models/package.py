@@ -98,12 +98,12 @@ def save_package(
     ref = PackageRef(
         uri=uri, fingerprint=fingerprint, dim=encoder.config.dim, dataset=dataset, initial=initial
     )
-    if storage.is_complete(uri):
+    if storage.is_intact(uri):
         return ref
-    staged = storage.staging(uri)
-    storage.write_bytes(storage.join(staged, _WEIGHTS), weights_bytes)
-    storage.write_json(storage.join(staged, _DESCRIPTION), {**description, "experiment": experiment})
-    storage.publish(staged, uri, {"ref": ref.model_dump(mode="json", exclude={"uri"})})
+    with storage.staged(uri) as staged:
+        storage.write_bytes(storage.join(staged, _WEIGHTS), weights_bytes)
+        storage.write_json(storage.join(staged, _DESCRIPTION), {**description, "experiment": experiment})
+        storage.publish(staged, uri, {"ref": ref.model_dump(mode="json", exclude={"uri"})})
     return ref
 
 

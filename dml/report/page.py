@@ -70,12 +70,12 @@ def publish_page(
     """
     pictures = {f"{picture.name}.png": picture for section in page.sections for picture in section.pictures}
     files = {name: picture.png for name, picture in pictures.items()}
-    staged = storage.staging(uri)
-    for name, content in {**files, **(beside or {}), PAGE: render(page).encode()}.items():
-        storage.write_bytes(storage.join(staged, name), content)
     captions = {name: picture.caption for name, picture in pictures.items()}
     description = {"fingerprint": fingerprint, "title": page.title, "pictures": captions}
-    storage.publish(staged, uri, {"ref": description})
+    with storage.staged(uri) as staged:
+        for name, content in {**files, **(beside or {}), PAGE: render(page).encode()}.items():
+            storage.write_bytes(storage.join(staged, name), content)
+        storage.publish(staged, uri, {"ref": description})
     return find_report(uri)
 
 

@@ -15,6 +15,7 @@ from dml import storage
 from dml.config import IndexConfig
 from dml.data.dataset import read_rows
 from dml.errors import InvalidData, InvalidSetting
+from dml.names import split_version
 from dml.refs import EmbeddingsRef, IndexRef
 from dml.retrieval.table import read_embeddings
 
@@ -47,8 +48,8 @@ def build_index(
     """
     factory = _choose_factory(embeddings.rows) if config.factory == "auto" else config.factory
     fingerprint = storage.digest_of(embeddings.fingerprint, factory, config.num_probes, config.recall_queries)
-    uri = storage.join(store, "indexes", name, fingerprint[:12])
-    if storage.is_complete(uri):
+    uri = storage.join(storage.named_folder(store, "indexes", name), fingerprint[:12])
+    if storage.is_intact(uri):
         return _read_ref(uri)
     table = read_embeddings(embeddings)
     items = read_rows(embeddings.dataset)
@@ -69,13 +70,13 @@ def build_index(
         rows=len(items),
         recall=recall,
     )
-    staged = storage.staging(uri)
-    _write(staged, index, items)
-    storage.publish(
-        staged,
-        uri,
-        {"ref": ref.model_dump(mode="json", exclude={"uri"}), "config": config.model_dump(mode="json")},
-    )
+    with storage.staged(uri) as staged:
+        _write(staged, index, items)
+        storage.publish(
+            staged,
+            uri,
+            {"ref": ref.model_dump(mode="json", exclude={"uri"}), "config": config.model_dump(mode="json")},
+        )
     return ref
 
 
@@ -172,18 +173,18 @@ def _write(folder: str, index: faiss.Index, items: pa.Table) -> None:
 def publish_index(store: str, ref: IndexRef) -> None:
     """Make a built version the one that searches use; one small file is replaced, so readers see either."""
     storage.read_manifest(ref.uri)
-    storage.point(storage.join(store, "indexes", ref.name), ref.version)
+    storage.point(storage.named_folder(store, "indexes", ref.name), ref.version)
 
 
 def find_index(store: str, name: str) -> IndexRef:
     """The index of a name (its published version) or `NAME@VERSION`.
 
     Raises:
+        InvalidSetting: that is no name.
         MissingArtifact: there is none, with those there are.
     """
-    base, _, version = name.partition("@")
-    folder = storage.join(store, "indexes", base)
-    return _read_ref(storage.find_version(folder, version or None, "index"))
+    base, version = split_version(name, "index")
+    return _read_ref(storage.find_version(storage.named_folder(store, "indexes", base), version, "index"))
 
 
 def index_config_of(ref: IndexRef) -> IndexConfig:
@@ -194,7 +195,7 @@ def index_config_of(ref: IndexRef) -> IndexConfig:
 def list_indexes(store: str) -> list[IndexRef]:
     """The published version of every index in the store."""
     root = storage.join(store, "indexes")
-    versions = {name: storage.current(storage.join(root, name)) for name in storage.list_names(root)}
+    versions = {name: storage.current(storage.join(root, name)) for name in storage.list_folders(root)}
     return [_read_ref(storage.join(root, name, v)) for name, v in versions.items() if v is not None]
 
 

@@ -233,14 +233,11 @@ def test_an_ingest_killed_before_publishing_leaves_nothing_visible(tmp_path):
     died = subprocess.run([sys.executable, "-c", KILLED, str(source), str(store)], check=False)
     assert died.returncode == -signal.SIGKILL
     leftovers = list((store / "datasets" / "d").iterdir())
-    assert len(leftovers) == 1, "its staging folder"
+    assert [storage.is_staging(folder.name) for folder in leftovers] == [True]
     with pytest.raises(MissingArtifact):
         find_dataset(str(store), "d")
     assert list_datasets(str(store)) == []
-    for path in [*leftovers[0].iterdir(), leftovers[0]]:
-        os.utime(path, (0, 0))
     ref = ingest(config(source), str(store))
-    assert not leftovers[0].exists(), "the next ingest of that name removes it"
     undisturbed = ingest(config(source), str(tmp_path / "other"))
     assert ref.fingerprint == undisturbed.fingerprint
 

@@ -13,7 +13,7 @@ from dml import storage
 from dml.config import EncoderConfig, PreprocessingConfig
 from dml.errors import CorruptArtifact, IncompatibleArtifact, MissingArtifact
 from dml.models.encoder import Encoder
-from dml.models.package import load_package, read_preprocessing, save_package
+from dml.models.package import load_package, read_package, read_preprocessing, save_package
 
 GREY = PreprocessingConfig(color="L", resize=28, crop=28, mean=(0.5,), std=(0.5,))
 
@@ -60,15 +60,17 @@ def test_one_changed_byte_is_noticed(package):
     content = bytearray(storage.read_bytes(path))
     content[-1] ^= 1
     storage.write_bytes(path, bytes(content))
-    with pytest.raises(CorruptArtifact, match="fingerprint"):
+    with pytest.raises(CorruptArtifact, match=r"weights\.safetensors"):
         load_package(package.uri)
+    with pytest.raises(CorruptArtifact, match="fingerprint"):
+        read_package(package.uri, package)
 
 
 def test_a_package_of_a_newer_format_is_refused(package):
     path = f"{package.uri}/package.json"
     storage.write_json(path, {**json.loads(storage.read_bytes(path)), "format_version": 99})
     with pytest.raises(IncompatibleArtifact, match="99"):
-        load_package(package.uri)
+        read_package(package.uri, package)
 
 
 def test_a_missing_package_is_named(tmp_path):

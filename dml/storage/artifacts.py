@@ -1,0 +1,355 @@
+"""How an artefact appears: written aside, then published whole, then pointed at.
+
+An artefact is a folder. It exists if and only if it holds `manifest.json`, which is written last and names
+every other file with its size and SHA-256. A folder of versions (`datasets/NAME`, `indexes/NAME`) has a
+`current.json` that names the version in use and those before it; replacing that one small file is the only
+way anything changes.
+"""
+
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
+from dml.names import check_name, is_version
+from dml.storage import verified
+from dml.storage.files import (
+    Entry,
+    delete,
+    exists,
+    file_digest,
+    files_below,
+    filesystem,
+    is_remote,
+    join,
+    list_entries,
+    list_folders,
+    make_folder,
+    read_json,
+    resolve,
+    write_json,
+)
+
+MANIFEST = "manifest.json"
+POINTER = "current.json"
+MARKER = "dml-store.json"
+STORE_FORMAT = 1
+KIND_OF_FOLDER = {"datasets": "dataset", "indexes": "index"}
+_MOST_FORMER_VERSIONS = 100
+_STAGING = re.compile(r"\.staging-.+-[0-9a-f]{8}")
+_HASHING_THREADS = 8
+
+
+def mark_store(store: str) -> None:
+    """Make a folder a store: a marker file says so, and nothing is ever removed where there is none.
+
+    Raises:
+        IncompatibleArtifact: it is a store of another format.
+        InvalidSetting: there is a file in its place.
+    """
+    if not is_remote(store) and Path(resolve(store)).exists() and not Path(resolve(store)).is_dir():
+        raise InvalidSetting(f"A store must be a folder; {store} is a file. Give another with --store.")
+    marker = join(store, MARKER)
+    if not exists(marker):
+        write_json(marker, {"format": STORE_FORMAT})
+    require_store(store)
+
+
+def require_store(store: str) -> None:
+    """Raise MissingArtifact where there is no store, IncompatibleArtifact where it has another format."""
+    marker = join(store, MARKER)
+    if not exists(marker):
+        raise MissingArtifact(f"A store must hold {MARKER}; {store} does not. Check --store or DML_STORE.")
+    held = read_json(marker).get("format")
+    if held != STORE_FORMAT:
+        raise IncompatibleArtifact(
+            f"A store must have format {STORE_FORMAT} for this program; {store} has {held!r}. Use the "
+            "version of this project that made it, or another store."
+        )
+
+
+def named_folder(store: str, folder: str, name: str) -> str:
+    """Where the versions of a dataset or an index lie.
+
+    Args:
+        store: the store's URI.
+        folder: "datasets" or "indexes".
+        name: as the user gave it.
+
+    Raises:
+        InvalidSetting: it is no name, and must not become a path.
+    """
+    return join(store, folder, check_name(name, KIND_OF_FOLDER[folder]))
+
+
+def staging(final_uri: str) -> str:
+    """A new, private folder next to where an artefact will be published."""
+    parent, name = final_uri.rstrip("/").rsplit("/", 1)
+    return make_folder(join(parent, f".staging-{name}-{uuid.uuid4().hex[:8]}"))
+
+
+@contextmanager
+def staged(final_uri: str) -> Iterator[str]:
+    """`staging`, removed if the body fails: a full disk does not get fuller by each try."""
+    folder = staging(final_uri)
+    try:
+        yield folder
+    except BaseException:
+        with suppress(OSError):
+            delete(folder)
+        raise
+
+
+def is_staging(name: str) -> bool:
+    """Whether a folder's name is one that `staging` gives."""
+    return _STAGING.fullmatch(name) is not None
+
+
+def publish(staged_uri: str, final_uri: str, description: Mapping[str, Any]) -> None:
+    """Make a staged folder visible at its final place, whole or not at all.
+
+    Args:
+        staged_uri: a folder of `staged(final_uri)`, holding every file of the artefact.
+        final_uri: where readers look. An intact artefact already there was made from the same inputs and
+            stays; a damaged one is replaced.
+        description: what the manifest says beyond the list of files.
+    """
+    if is_intact(final_uri):
+        delete(staged_uri)
+        return
+    manifest = {**description, "files": _describe_files(staged_uri)}
+    if is_remote(final_uri):
+        _publish_remote(staged_uri, final_uri, manifest)
+        return
+    write_json(join(staged_uri, MANIFEST), manifest)
+    source, target = resolve(staged_uri), resolve(final_uri)
+    try:
+        os.rename(source, target)
+    except OSError:
+        if is_intact(final_uri):  # another process published the same a moment ago
+            delete(staged_uri)
+            return
+        delete(final_uri)  # unfinished or damaged
+        os.rename(source, target)
+    verified.remember(final_uri, manifest["files"])
+
+
+def _publish_remote(staged_uri: str, final_uri: str, manifest: Mapping[str, Any]) -> None:
+    filesystem_, staged_path = filesystem(staged_uri)
+    _, final_path = filesystem(final_uri)
+
+    def copy(name: str) -> None:
+        filesystem_.copy_file(f"{staged_path}/{name}", f"{final_path}/{name}")
+
+    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        list(pool.map(copy, manifest["files"]))
+    write_json(join(final_uri, MANIFEST), manifest)
+    delete(staged_uri)
+
+
+def seal(uri: str, description: Mapping[str, Any]) -> None:
+    """Make a folder that was filled in place an artefact: from now on it is complete and does not change."""
+    files = _describe_files(uri)
+    write_json(join(uri, MANIFEST), {**description, "files": files})
+    verified.remember(uri, files)
+
+
+def _describe_files(uri: str) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file below a folder."""
+    entries = [entry for entry in files_below(uri) if entry.path != MANIFEST]
+    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        digests = list(pool.map(lambda entry: file_digest(join(uri, entry.path)), entries))
+    return {
+        entry.path: {"size_bytes": entry.size_bytes, "sha256": digest}
+        for entry, digest in zip(entries, digests, strict=True)
+    }
+
+
+def is_complete(uri: str) -> bool:
+    """Whether an artefact was published there."""
+    return exists(join(uri, MANIFEST))
+
+
+def is_intact(uri: str) -> bool:
+    """Whether an artefact was published there and is what its manifest says, as `verify_opened` sees it."""
+    try:
+        verify_opened(uri)
+    except (MissingArtifact, CorruptArtifact):
+        return False
+    return True
+
+
+def read_manifest(uri: str) -> dict[str, Any]:
+    """What was published there.
+
+    Raises:
+        MissingArtifact: nothing complete is there.
+        CorruptArtifact: its manifest cannot be read.
+    """
+    try:
+        manifest = read_json(join(uri, MANIFEST))
+    except MissingArtifact as error:
+        raise MissingArtifact(
+            f"A published artefact must hold {MANIFEST}; {uri} has none. "
+            "It was never finished, was deleted, or the path is wrong."
+        ) from error
+    if not isinstance(manifest.get("files"), dict):
+        raise CorruptArtifact(f"{join(uri, MANIFEST)} must name the artefact's files. Make it again.")
+    return manifest
+
+
+def verify(uri: str) -> None:
+    """Compare every byte of an artefact with its manifest.
+
+    Raises:
+        MissingArtifact: nothing complete is there.
+        CorruptArtifact: files differ or are missing, all of them named.
+    """
+    files = read_manifest(uri)["files"]
+    _require_sizes(uri, files)
+    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        digests = list(pool.map(lambda name: file_digest(join(uri, name)), files))
+    _refuse_damaged(uri, [n for n, found in zip(files, digests, strict=True) if found != files[n]["sha256"]])
+    verified.remember(uri, files)
+
+
+def verify_opened(uri: str, *, digests: bool = True) -> dict[str, Any]:
+    """The manifest of an artefact whose files are what it says; what readers call before they trust it.
+
+    Sizes are compared always. Bytes are hashed once per version and machine, and again when a file's size or
+    times change; not on S3, where `fetch` hashes what it copies.
+
+    Args:
+        uri: the artefact's folder.
+        digests: False for Parquet data, whose pages carry checksums of their own.
+
+    Raises:
+        MissingArtifact, CorruptArtifact: as `verify`.
+    """
+    manifest = read_manifest(uri)
+    files = manifest["files"]
+    _require_sizes(uri, files)
+    if digests and not is_remote(uri):
+        unknown = verified.unknown_files(uri, files)
+        _refuse_damaged(uri, [n for n in unknown if file_digest(join(uri, n)) != files[n]["sha256"]])
+        if unknown:
+            verified.remember(uri, files)
+    return manifest
+
+
+def _require_sizes(uri: str, files: Mapping[str, Any]) -> None:
+    sizes = {entry.path: entry.size_bytes for entry in files_below(uri)}
+    _refuse_damaged(uri, [name for name in files if sizes.get(name) != files[name]["size_bytes"]])
+
+
+def _refuse_damaged(uri: str, names: list[str]) -> None:
+    if names:
+        raise CorruptArtifact(
+            f"Every file of an artefact must be as it was published; in {uri} {len(names)} are not: "
+            f"{', '.join(names[:5])}. They were changed, cut short or removed. `dml verify` names all that "
+            "is damaged; `dml verify --heal` removes it, so that it is made again."
+        )
+
+
+def point(parent_uri: str, version: str) -> None:
+    """Make a version the current one; readers see the former or this, never neither."""
+    former = _history(parent_uri)
+    if former[:1] == [version]:
+        return
+    former = [name for name in former if name != version]
+    _write_pointer(parent_uri, [version, *former])
+
+
+def point_back(parent_uri: str, version: str | None = None) -> str:
+    """Make a former version the current one again, and forget that the later ones were current.
+
+    Args:
+        parent_uri: the folder of versions.
+        version: which; None: the one before the current.
+
+    Returns:
+        The version that is current now.
+
+    Raises:
+        MissingArtifact: there is no such former version.
+    """
+    history = _history(parent_uri)
+    whole = [name for name in history[1:] if is_complete(join(parent_uri, name))]
+    if version is None and whole:
+        version = whole[0]
+    if version is None or version not in whole:
+        raise MissingArtifact(
+            f"{parent_uri.rsplit('/', 1)[-1]} must have a former version to go back to; wanted "
+            f"{version or 'the one before'}, there are {whole or 'none'}."
+        )
+    _write_pointer(parent_uri, history[history.index(version) :])
+    return version
+
+
+def current(parent_uri: str) -> str | None:
+    """The current version's name, or None before the first; raises CorruptArtifact for a damaged pointer."""
+    return next(iter(_history(parent_uri)), None)
+
+
+def former_versions(parent_uri: str) -> list[str]:
+    """The versions that were current before the current one, the latest first."""
+    return _history(parent_uri)[1:]
+
+
+def _write_pointer(parent_uri: str, history: list[str]) -> None:
+    content = {"version": history[0], "former": history[1 : _MOST_FORMER_VERSIONS + 1]}
+    write_json(join(parent_uri, POINTER), content)
+
+
+def _history(parent_uri: str) -> list[str]:
+    uri = join(parent_uri, POINTER)
+    try:
+        content = read_json(uri)
+    except MissingArtifact:
+        return []
+    except CorruptArtifact as error:
+        raise _damaged_pointer(uri) from error
+    history = [content.get("version"), *content.get("former", [])]
+    if not all(isinstance(name, str) and is_version(name) for name in history):
+        raise _damaged_pointer(uri)
+    return [str(name) for name in history]
+
+
+def _damaged_pointer(uri: str) -> CorruptArtifact:
+    versions = [name for name in list_folders(uri.rpartition("/")[0]) if is_version(name)]
+    return CorruptArtifact(
+        f"{uri} must name the current version; it is damaged. Remove the file and make the version again, "
+        f"or name one of {versions} with NAME@VERSION."
+    )
+
+
+def find_version(parent_uri: str, version: str | None, kind: str) -> str:
+    """The URI of a version (or of the current one), for messages a user can act on.
+
+    Raises:
+        MissingArtifact: no such version, with the list of those there are.
+    """
+    parent, name = parent_uri.rsplit("/", 1)
+    chosen = version or current(parent_uri)
+    if chosen is not None and is_version(chosen) and is_complete(join(parent_uri, chosen)):
+        return join(parent_uri, chosen)
+    published = list_versions(parent_uri)
+    siblings = [sibling for sibling in list_folders(parent) if list_versions(join(parent, sibling))]
+    have = f"{kind} {name!r} has versions {published}" if published else f"there are {siblings}"
+    wanted = f"{name}@{version}" if version else name
+    raise MissingArtifact(f"{kind} {wanted!r} must exist in the store; {have}.")
+
+
+def list_versions(parent_uri: str) -> list[str]:
+    """The complete versions in a folder of versions, sorted by name."""
+    return [v for v in list_folders(parent_uri) if is_version(v) and is_complete(join(parent_uri, v))]
+
+
+def unfinished_below(uri: str) -> Iterator[Entry]:
+    """Staging folders directly in a folder: of processes at work, and of those that were killed."""
+    yield from (entry for entry in list_entries(uri) if entry.is_folder and is_staging(entry.name))

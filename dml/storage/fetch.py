@@ -1,0 +1,57 @@
+"""An artefact's files on this machine."""
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+
+from pyarrow import fs
+
+from dml.errors import CorruptArtifact
+from dml.storage.artifacts import MANIFEST, is_intact, read_manifest, verify_opened
+from dml.storage.cache import cache_dir
+from dml.storage.files import file_digest, filesystem, is_remote, join, resolve
+
+
+def fetch(uri: str, fingerprint: str) -> Path:
+    """A local folder with the artefact's files, verified.
+
+    The artefact itself where it is local, else a copy in the cache, made once per fingerprint and again
+    when it was damaged.
+
+    Raises:
+        MissingArtifact, CorruptArtifact: as `verify_opened`.
+    """
+    if not is_remote(uri):
+        verify_opened(uri)
+        return Path(resolve(uri))
+    target = cache_dir() / "artifacts" / fingerprint
+    if (target / MANIFEST).exists():
+        if is_intact(str(target)):
+            return target
+        shutil.rmtree(target, ignore_errors=True)
+    _copy(uri, target)
+    return target
+
+
+def _copy(uri: str, target: Path) -> None:
+    manifest = read_manifest(uri)
+    aside = target.with_name(f".staging-{target.name}-{uuid.uuid4().hex[:8]}")
+    filesystem_, path = filesystem(uri)
+    try:
+        for name, expected in manifest["files"].items():
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            fs.copy_files(f"{path}/{name}", str(aside / name), filesystem_, fs.LocalFileSystem())
+            if file_digest(str(aside / name)) != expected["sha256"]:
+                raise CorruptArtifact(
+                    f"{join(uri, name)} must have the SHA-256 of its manifest; it has another. "
+                    "Make the artefact again."
+                )
+        (aside / MANIFEST).write_text(json.dumps(manifest))
+        aside.rename(target)
+    except OSError:
+        if not is_intact(str(target)):
+            raise
+        # another process was first; its copy was verified too
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

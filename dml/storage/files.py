@@ -1,0 +1,265 @@
+"""Files and folders by path or URI, on a local disk or on S3.
+
+Local paths and `s3://` URIs go through Arrow's own filesystems: no listing cache, nothing to lose at a fork,
+`AWS_ENDPOINT_URL` and the usual AWS variables honoured. A key is taken as it is, never decoded: `a b#1%.jpg`.
+"""
+
+import hashlib
+import json
+import os
+import posixpath
+import re
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pyarrow import fs
+
+from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_HASH_BLOCK_BYTES = 1 << 20
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{32}")
+_REFERENCES = ("uri", "page")
+"""Keys of JSON objects whose values name other files of the store."""
+
+
+def is_remote(uri: str) -> bool:
+    return _SCHEME.match(uri) is not None and not uri.startswith("file://")
+
+
+def resolve(uri: str) -> str:
+    """The absolute form of a path or URI, without trailing slash.
+
+    Raises:
+        InvalidSetting: a URI other than `s3://`, or one that holds credentials or a query: it would end in
+            manifests, logs and the registry.
+    """
+    if not is_remote(uri):
+        return str(Path(uri.removeprefix("file://")).expanduser().resolve())
+    scheme, _, rest = uri.partition("://")
+    bucket = rest.split("/", 1)[0]
+    if "@" in bucket or ":" in bucket:
+        raise InvalidSetting(
+            "An s3:// URI must hold no credentials and no port; got "
+            f"{scheme}://***@{bucket.rpartition('@')[2]}. Set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
+            "AWS_ENDPOINT_URL."
+        )
+    if scheme != "s3" or not bucket:
+        raise InvalidSetting(f"A store must be a local folder or s3://BUCKET/PREFIX; got {uri!r}.")
+    if "?" in rest:
+        raise InvalidSetting(
+            f"An s3:// URI must hold no query; got {uri.partition('?')[0]}?***. Set AWS_ENDPOINT_URL and "
+            "AWS_DEFAULT_REGION instead."
+        )
+    return uri.rstrip("/")
+
+
+def join(uri: str, *names: str) -> str:
+    return "/".join([uri.rstrip("/"), *names])
+
+
+def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """The Arrow filesystem a URI lives on, and the path there."""
+    if not is_remote(uri):
+        return fs.LocalFileSystem(), resolve(uri)
+    path = uri.partition("://")[2]
+    bucket = resolve(f"{uri.partition('://')[0]}://{path.split('/', 1)[0]}")
+    # Only the bucket is read as a URI: in a key "#", "?" and "%" are characters like others.
+    filesystem_, _ = fs.FileSystem.from_uri(bucket)
+    return filesystem_, path
+
+
+def exists(uri: str) -> bool:
+    filesystem_, path = filesystem(uri)
+    return bool(filesystem_.get_file_info(path).type != fs.FileType.NotFound)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file; raises MissingArtifact when there is none."""
+    filesystem_, path = filesystem(uri)
+    try:
+        with filesystem_.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read())
+    except FileNotFoundError as error:
+        raise MissingArtifact(f"A file must exist at {uri}; there is none.") from error
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Replace a file in one step: a reader sees the old content or the new, also after a crash."""
+    filesystem_, path = filesystem(uri)
+    if is_remote(uri):
+        with filesystem_.open_output_stream(path, compression=None) as stream:
+            stream.write(content)
+        return
+    folder, _, name = path.rpartition("/")
+    aside = Path(folder, f".{name}.{uuid.uuid4().hex}")
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with aside.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def is_aside(name: str) -> bool:
+    """Whether a file's name is one that `write_bytes` gives to what it has not finished."""
+    return _ASIDE.fullmatch(name) is not None
+
+
+def read_json(uri: str) -> dict[str, Any]:
+    """A JSON object as `write_json` wrote it, its references absolute again.
+
+    Raises:
+        MissingArtifact: there is no such file.
+        CorruptArtifact: it is no JSON object.
+    """
+    try:
+        content = json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise CorruptArtifact(
+            f"{uri} must hold a JSON object; {error}. Make it again, or remove it."
+        ) from error
+    if not isinstance(content, dict):
+        raise CorruptArtifact(f"{uri} must hold a JSON object; got {type(content).__name__}. Make it again.")
+    result: dict[str, Any] = absolute_references(content, uri.rpartition("/")[0])
+    return result
+
+
+def write_json(uri: str, content: Mapping[str, Any]) -> None:
+    """Write a JSON object; references to files of the same store are kept relative to its folder.
+
+    So a store that was copied or moved refers to itself.
+    """
+    kept = relative_references(content, uri.rpartition("/")[0])
+    write_bytes(uri, json.dumps(kept, indent=1).encode())
+
+
+def relative_references(content: Any, folder: str) -> Any:
+    """A JSON tree whose values under "uri" and "page" are relative to a folder, `../../packages/4f0c...`.
+
+    A reference to another bucket, or from S3 to a local disk, stays absolute.
+    """
+    return _map_references(content, lambda uri: _relative(uri, folder))
+
+
+def absolute_references(content: Any, folder: str) -> Any:
+    """The opposite of `relative_references`, wherever the folder lies now."""
+    return _map_references(content, lambda uri: _absolute(uri, folder))
+
+
+def _map_references(content: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(content, Mapping):
+        return {
+            key: change(value)
+            if key in _REFERENCES and isinstance(value, str)
+            else _map_references(value, change)
+            for key, value in content.items()
+        }
+    if isinstance(content, list | tuple):
+        return [_map_references(value, change) for value in content]
+    return content
+
+
+def _root(uri: str) -> tuple[str, str]:
+    """What a relative reference cannot leave (the disk, or the bucket), and the path from there."""
+    if not is_remote(uri):
+        return "", resolve(uri)
+    bucket, _, key = uri.partition("://")[2].partition("/")
+    return f"{uri.partition('://')[0]}://{bucket}", f"/{key}"
+
+
+def _relative(uri: str, folder: str) -> str:
+    (root, path), (own_root, start) = _root(uri), _root(folder)
+    return posixpath.relpath(path, start) if root == own_root else uri
+
+
+def _absolute(uri: str, folder: str) -> str:
+    if _SCHEME.match(uri) or uri.startswith("/"):
+        return uri
+    root, start = _root(folder)
+    return root + posixpath.normpath(posixpath.join(start, uri))
+
+
+class Entry(NamedTuple):
+    """A file or folder below another."""
+
+    path: str
+    """Relative to the folder that was listed."""
+    is_folder: bool
+    size_bytes: int
+    modified: datetime | None
+    """None where the filesystem keeps none, as for S3's folders."""
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+
+def list_entries(uri: str, *, recursive: bool = False) -> list[Entry]:
+    """What a folder holds, sorted by path; nothing when there is no such folder, or a file in its place."""
+    filesystem_, path = filesystem(uri)
+    try:
+        entries = filesystem_.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+    except NotADirectoryError:
+        return []
+    root = path.rstrip("/") + "/"
+    return sorted(
+        Entry(
+            str(entry.path).removeprefix(root),
+            entry.type == fs.FileType.Directory,
+            0 if entry.type == fs.FileType.Directory else int(entry.size),
+            entry.mtime,
+        )
+        for entry in entries
+    )
+
+
+def list_names(uri: str) -> list[str]:
+    """The names directly in a folder, sorted; without those starting with ".", which are unfinished work."""
+    return [entry.name for entry in list_entries(uri) if not entry.name.startswith(".")]
+
+
+def list_folders(uri: str) -> list[str]:
+    """The names of the folders directly in a folder, as `list_names`."""
+    return [e.name for e in list_entries(uri) if e.is_folder and not e.name.startswith(".")]
+
+
+def files_below(uri: str) -> Iterator[Entry]:
+    """Every file below a folder, sorted by path; without unfinished ones."""
+    yield from (
+        e for e in list_entries(uri, recursive=True) if not e.is_folder and not e.name.startswith(".")
+    )
+
+
+def delete(uri: str) -> None:
+    """Remove a folder or file, if it is there."""
+    filesystem_, path = filesystem(uri)
+    kind = filesystem_.get_file_info(path).type
+    if kind == fs.FileType.Directory:
+        filesystem_.delete_dir(path)
+    elif kind == fs.FileType.File:
+        filesystem_.delete_file(path)
+
+
+def make_folder(uri: str) -> str:
+    """Make sure a folder can be written to (S3 needs none); returns the URI."""
+    if not is_remote(uri):
+        Path(resolve(uri)).mkdir(parents=True, exist_ok=True)
+    return uri
+
+
+def file_digest(uri: str) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
+    filesystem_, path = filesystem(uri)
+    digest = hashlib.sha256()
+    with filesystem_.open_input_stream(path, compression=None) as stream:
+        while block := stream.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

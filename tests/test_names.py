@@ -1,0 +1,53 @@
+"""What may become a folder, and what may not."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dml.errors import InvalidSetting
+from dml.names import check_name, split_version, suggest_name
+
+
+@pytest.mark.parametrize("name", ["shop", "cub200-2011", "a.b_c-d", "x", "d-2024"])
+def test_a_name_is_itself(name):
+    assert check_name(name) == name
+    assert split_version(name) == (name, None)
+    assert split_version(f"{name}@0123456789ab") == (name, "0123456789ab")
+
+
+@pytest.mark.parametrize(
+    "text", ["shop@", "shop@..", "shop@../../x", "shop@a/b", "shop@a@b", "shop@.x", "shop@A"]
+)
+def test_a_version_that_is_none_is_refused(text):
+    with pytest.raises(InvalidSetting, match="A version must be"):
+        split_version(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("My Shop (2)", "my-shop-2"),
+        ("2024", "d-2024"),
+        ("../..", None),
+        ("", None),
+        ("Omniglot_v1", "omniglot_v1"),
+    ],
+)
+def test_a_text_suggests_a_name(text, name):
+    assert suggest_name(text) == name
+
+
+@given(st.text(max_size=150))
+def test_what_is_suggested_is_a_name(text):
+    suggested = suggest_name(text)
+    assert suggested is None or check_name(suggested) == suggested
+
+
+@given(st.text(max_size=20))
+def test_no_name_leaves_its_folder(text):
+    try:
+        name = check_name(text)
+    except InvalidSetting:
+        return
+    assert "/" not in name
+    assert not name.startswith(".")

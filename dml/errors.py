@@ -4,6 +4,11 @@ Programming mistakes stay `ValueError` and `AssertionError`; these are for artef
 user can put right, so the command line turns them into one clear line and exit status 2.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+_NEAR = 0.6  # difflib's own default: `lerning_rate` is near `learning_rate`, `margin` is not near `triplet`
+
 
 class DmlError(Exception):
     """Something the user can put right."""
@@ -31,3 +36,19 @@ class CorruptArtifact(DmlError):
 
 class TrainingFailed(DmlError):
     """A training run that cannot go on, such as a loss that is no longer a number."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a misspelt name: the nearest of those there are, or nothing.
+
+    Args:
+        word: as it was typed.
+        known: what it could have been.
+
+    Example:
+        >>> did_you_mean("semihard", ["random", "semi-hard"])
+        " Did you mean 'semi-hard'?"
+    """
+    by_lower = {name.lower(): name for name in known}
+    near = get_close_matches(word.lower(), by_lower, n=3, cutoff=_NEAR)
+    return f" Did you mean {' or '.join(repr(by_lower[name]) for name in near)}?" if near else ""

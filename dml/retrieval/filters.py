@@ -1,4 +1,15 @@
-"""What is known beforehand, as conditions on an item's columns: `script=Greek|Latin`, `year>=2010`."""
+r"""What is known beforehand, as conditions on an item's columns: `script=Greek|Latin`, `year>=2010`.
+
+| condition | an item satisfies it if its value |
+|---|---|
+| `a=x`, `a=x\|y` | is x; is x or y |
+| `a!=x`, `a!=x\|y` | is not x; is neither: also where it is missing |
+| `a>=x`, `a>x`, `a<=x`, `a<x` | compares so, as a number or ISO date (`2024-03-01`, `2024-03-01T12:30`) |
+| `a=`, `a!=` | is missing; is not missing |
+
+Values are written as they are, without quotes; `\|` is a bar that belongs to the value. Several conditions
+must all hold. A value that no item has is refused, with the nearest that there are: as a rule it is misspelt.
+"""
 
 import math
 import re
@@ -10,9 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dml.errors import InvalidSetting
+from dml.errors import InvalidSetting, did_you_mean
 
-_CONDITION = re.compile(r"^\s*(?P<column>\w+)\s*(?P<operator>!=|>=|<=|=|>|<)\s*(?P<value>.*?)\s*$")
+_CONDITION = re.compile(r"^\s*(?P<column>.+?)\s*(?P<operator>!=|>=|<=|=|>|<)\s*(?P<value>.*?)\s*$", re.DOTALL)
 _ORDERED: dict[str, Callable[[Any, Any], Any]] = {
     ">=": pc.greater_equal,
     "<=": pc.less_equal,
@@ -20,6 +31,10 @@ _ORDERED: dict[str, Callable[[Any, Any], Any]] = {
     "<": pc.less,
 }
 _TRUTH = {"true": True, "false": False}
+_BAR = re.compile(r"(?P<backslashes>\\*)\|")
+_SEVERAL = re.compile(r"(\band\b|\bor\b|&|,|;).*\w\s*(!=|>=|<=|=|>|<)", re.IGNORECASE | re.DOTALL)
+_QUOTES = "'\"`"
+_SHOWN_VALUES, _COMPARED_VALUES = 5, 10_000
 
 
 def matching_rows(items: pa.Table, where: Sequence[str]) -> NDArray[np.bool_]:
@@ -27,14 +42,14 @@ def matching_rows(items: pa.Table, where: Sequence[str]) -> NDArray[np.bool_]:
 
     Args:
         items: the index's items.
-        where: each `column=value`, `column=a|b` (any of them), `column!=...`, or `<`, `<=`, `>`, `>=` on
-            numbers. A missing value satisfies nothing but `!=`.
+        where: conditions as above.
 
     Returns:
         (N,) bool.
 
     Raises:
-        InvalidSetting: a condition that does not parse, an unknown column, or a value of another type.
+        InvalidSetting: a condition that does not parse, an unknown column, a value of another type, or one
+            that no item has.
     """
     mask = np.ones(len(items), dtype=np.bool_)
     for condition in where:
@@ -48,7 +63,10 @@ def _satisfied(items: pa.Table, condition: str) -> NDArray[np.bool_]:
         raise InvalidSetting(f"A condition must read COLUMN=VALUE (or !=, <, <=, >, >=); got {condition!r}.")
     name, sign, text = parsed["column"], parsed["operator"], parsed["value"]
     if name not in items.column_names:
-        raise InvalidSetting(f"A condition must name one of the columns {items.column_names}; got {name!r}.")
+        raise InvalidSetting(
+            f"A condition must name one of the columns {items.column_names}; got {name!r}."
+            f"{did_you_mean(name, items.column_names)}"
+        )
     column = items[name]
     try:
         result = _compare(column, name, sign, text, condition)
@@ -59,21 +77,81 @@ def _satisfied(items: pa.Table, condition: str) -> NDArray[np.bool_]:
 
 
 def _compare(column: pa.ChunkedArray, name: str, sign: str, text: str, condition: str) -> pa.ChunkedArray:
-    if sign in _ORDERED:
-        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-            raise InvalidSetting(
-                f"{sign} compares numbers; column {name!r} holds {column.type}. Use = or !=."
-            )
+    if sign not in _ORDERED:
+        found = _among(column, name, _values(text), condition)
+        return pc.invert(found) if sign == "!=" else found
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         return _ORDERED[sign](column, pa.scalar(_number(text, condition)))
-    values = pa.array([_value(part, column.type, condition) for part in text.split("|")], column.type)
-    found = pc.is_in(column, value_set=values)
-    return pc.invert(found) if sign == "!=" else found
+    if pa.types.is_string(column.type):
+        return _ORDERED[sign](*_instants(column, name, text, condition))
+    raise InvalidSetting(
+        f"{sign} compares numbers and ISO dates; column {name!r} holds {column.type}. Use = or !=."
+    )
+
+
+def _among(column: pa.ChunkedArray, name: str, texts: Sequence[str], condition: str) -> pa.ChunkedArray:
+    """(N,) bool without nulls: whose value is one of these; an empty text is a missing value."""
+    wanted = [_value(text, column.type, condition) for text in texts if text]
+    places = pc.index_in(column, value_set=pa.array(wanted, column.type), skip_nulls=True)
+    if not pa.types.is_boolean(column.type):
+        present = set(pc.unique(places).to_pylist())
+        for place, value in enumerate(wanted):
+            if place not in present and value not in wanted[:place]:
+                raise InvalidSetting(_no_item_has(column, name, value, condition))
+    found = pc.is_valid(places)
+    if len(wanted) == len(texts):
+        return found
+    missing = pc.is_null(column, nan_is_null=True)
+    if pa.types.is_string(column.type):
+        missing = pc.or_(missing, pc.equal(pc.fill_null(column, ""), ""))
+    return pc.or_(found, missing)
+
+
+def _values(text: str) -> list[str]:
+    """The values between bars; of the backslashes before a bar a pair is one, a single one makes the bar part
+    of the value."""
+    values, start = [""], 0
+    for bar in _BAR.finditer(text):
+        backslashes = len(bar["backslashes"])
+        values[-1] += text[start : bar.start()] + "\\" * (backslashes // 2)
+        if backslashes % 2:
+            values[-1] += "|"
+        else:
+            values.append("")
+        start = bar.end()
+    values[-1] += text[start:]
+    return [value.strip() for value in values]
+
+
+def _instants(
+    column: pa.ChunkedArray, name: str, text: str, condition: str
+) -> tuple[pa.ChunkedArray, pa.Scalar]:
+    """ISO dates in a column of text, and the one to compare them with; those with a zone compare in UTC."""
+    filled = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+    for kind, zone in ((pa.timestamp("us"), ""), (pa.timestamp("us", "UTC"), "Z")):
+        try:
+            instants = pc.cast(filled, kind)
+        except pa.ArrowInvalid:
+            continue
+        for spelt in (text, text + zone):
+            try:
+                return instants, pa.scalar(spelt).cast(kind)
+            except pa.ArrowInvalid:
+                continue
+        raise InvalidSetting(
+            f"The column {name!r} holds ISO dates, so the value must be one, such as 2024-03-01 or "
+            f"2024-03-01T12:30; got {condition!r}.{_hint(condition)}"
+        )
+    raise InvalidSetting(
+        f"<, <=, > and >= compare numbers and ISO dates; column {name!r} holds text that is neither, such as "
+        f"{next((value for value in column.to_pylist() if value), '')!r}. Use = or !=."
+    )
 
 
 def _value(text: str, kind: pa.DataType, condition: str) -> Any:
     if pa.types.is_boolean(kind):
         if text.lower() not in _TRUTH:
-            raise InvalidSetting(f"A truth value must be true or false; got {condition!r}.")
+            raise InvalidSetting(f"A truth value must be true or false; got {condition!r}.{_hint(condition)}")
         return _TRUTH[text.lower()]
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         number = _number(text, condition)
@@ -92,4 +170,35 @@ def _number(text: str, condition: str) -> int | float:
             continue
         if math.isfinite(number):
             return number
-    raise InvalidSetting(f"The value must be a finite number; got {condition!r}.")
+    raise InvalidSetting(f"The value must be a finite number; got {condition!r}.{_hint(condition)}")
+
+
+def _no_item_has(column: pa.ChunkedArray, name: str, value: Any, condition: str) -> str:
+    values = pc.unique(column).drop_null()
+    if isinstance(value, str):
+        texts = values.slice(0, _COMPARED_VALUES).to_pylist()
+        near = did_you_mean(value.strip("= " + _QUOTES), texts)
+        have = ", ".join(map(repr, sorted(texts)[:_SHOWN_VALUES]))
+    else:
+        distances = pc.abs(pc.subtract(pc.cast(values, pa.float64()), pa.scalar(float(value))))
+        nearest = values.take(pc.sort_indices(distances)[:_SHOWN_VALUES])
+        near, have = "", ", ".join(map(str, sorted(nearest.to_pylist())))
+    more = f", ... ({len(values)} in all)" if len(values) > _SHOWN_VALUES else ""
+    return (
+        f"A value must be one that an item has; no item has {name} {value!r}, as {condition!r} asks. "
+        f"There are {have or 'none'}{more}.{near}{_hint(condition)}"
+    )
+
+
+def _hint(condition: str) -> str:
+    """What those write who know another language of filters, and how it is said here."""
+    parsed = _CONDITION.match(condition)
+    text = parsed["value"] if parsed is not None else ""
+    hints = []
+    if text.startswith("="):
+        hints.append("Compare with a single =.")
+    if _SEVERAL.search(text):
+        hints.append("Give every condition a --where of its own; several must all hold.")
+    if text.lstrip("= ").startswith(tuple(_QUOTES)):
+        hints.append("Write the value without quotes.")
+    return "".join(f" {hint}" for hint in hints)

@@ -12,7 +12,13 @@ ROWS = [
     {"script": None, "year": None, "weight": None, "sold": None, "label": "c"},
     {"script": "Old Norse", "year": 2010, "weight": -3.0, "sold": True, "label": "d|e"},
 ]
-ITEMS = pa.Table.from_pylist(ROWS)
+MORE = {
+    "path": ["C:\\new", "D:\\", "x", "y"],
+    "day": ["2024-02-29", "2024-03-01", None, "2024-03-02T08:00:00"],
+    "seen": ["2024-03-01T12:00:00Z", "2024-03-01T12:00:01Z", None, ""],
+    "unit price": [1, 2, None, None],
+}
+ITEMS = pa.Table.from_pydict({**pa.Table.from_pylist(ROWS).to_pydict(), **MORE})
 
 
 @pytest.mark.parametrize(
@@ -24,7 +30,8 @@ ITEMS = pa.Table.from_pylist(ROWS)
         (["script=Greek|Latin"], [0, 1]),
         (["script!=Greek"], [1, 2, 3]),
         (["script!=Greek|Latin"], [2, 3]),
-        (["script=nowhere"], []),
+        (["script=Greek", "script=Latin"], []),
+        (["script=Greek | Latin"], [0, 1]),
         (["label=a=b"], [0]),
         (["year=2001"], [1]),
         (["year!=2001"], [0, 2, 3]),
@@ -38,6 +45,22 @@ ITEMS = pa.Table.from_pylist(ROWS)
         (["sold=true"], [0, 3]),
         (["sold!=True"], [1, 2]),
         (["year>=1990", "year<2010", "sold=false"], [1]),
+        ([r"label=d\|e"], [3]),
+        ([r"label=b|d\|e"], [1, 3]),
+        ([r"path=C:\new|D:\\|x"], [0, 1, 2]),
+        (["weight="], [2]),
+        (["weight!="], [0, 1, 3]),
+        (["script="], [2]),
+        (["script=Greek|"], [0, 2]),
+        (["script!=Greek|"], [1, 3]),
+        (["day>=2024-03-01"], [1, 3]),
+        (["day>2024-02-29"], [1, 3]),
+        (["day<2024-03-01"], [0]),
+        (["day>=2024-03-01T12:30"], [3]),
+        (["day=2024-03-01"], [1]),
+        (["seen>2024-03-01T12:00"], [1]),
+        (["seen>2024-03-01T14:00+02:00"], [1]),
+        (["unit price>=2"], [1]),
     ],
 )
 def test_rows_that_satisfy_every_condition(where, expected):
@@ -51,7 +74,9 @@ def test_rows_that_satisfy_every_condition(where, expected):
         ("", "COLUMN=VALUE"),
         ("=Greek", "COLUMN=VALUE"),
         ("alphabet=Greek", "script.*year.*weight.*got 'alphabet'"),
-        ("script>Greek", "compares numbers"),
+        ("script>Greek", "neither, such as 'Greek'"),
+        ("day>=2024", "ISO dates, so the value must be one"),
+        ("day>=soon", "ISO dates"),
         ("sold<true", "compares numbers"),
         ("year=soon", "number"),
         ("year>=", "number"),
@@ -66,6 +91,42 @@ def test_rows_that_satisfy_every_condition(where, expected):
 def test_what_says_nothing_is_refused_and_named(condition, message):
     with pytest.raises(InvalidSetting, match=message):
         matching_rows(ITEMS, [condition])
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        (
+            "script=Greeek",
+            r"no item has script 'Greeek'.*There are 'Greek', 'Latin', 'Old Norse'.*mean 'Greek'",
+        ),
+        ("script=greek", "mean 'Greek'"),
+        ("script!=Greeek", "mean 'Greek'"),
+        ("script=Greek|Latn", "no item has script 'Latn'.*mean 'Latin'"),
+        ("script='Greek'", "mean 'Greek'.*without quotes"),
+        ('script=="Greek"', "mean 'Greek'.*single =.*without quotes"),
+        ("script==Greek", "mean 'Greek'.*single ="),
+        ("year==2001", "number.*single ="),
+        ("script=Greek AND year>2000", "a --where of its own"),
+        ("year=1990,weight>0", "number.*a --where of its own"),
+        ("label=d|e", r"no item has label 'd'"),
+        ("year=2000", "no item has year 2000.*There are 1990, 2001, 2010"),
+        ("scirpt=Greek", "mean 'script'"),
+    ],
+)
+def test_a_value_that_no_item_has_is_refused_with_what_was_probably_meant(condition, message):
+    with pytest.raises(InvalidSetting, match=message):
+        matching_rows(ITEMS, [condition])
+
+
+def test_a_comma_or_a_quote_that_belongs_to_a_value_is_no_reason_to_refuse():
+    items = pa.table({"name": ["a=1,b=2", "'quoted'", "=x", "x and y=z"]})
+    for place, name in enumerate(items["name"].to_pylist()):
+        assert matching_rows(items, [f"name={name}"]).nonzero()[0].tolist() == [place]
+
+
+def test_truth_values_that_no_item_has_match_nothing():
+    assert not matching_rows(pa.table({"sold": [True, None]}), ["sold=false"]).any()
 
 
 def test_conditions_hold_over_several_chunks():

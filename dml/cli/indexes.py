@@ -1,13 +1,16 @@
 """`dml embed`, `dml index`, `dml search` and `dml indexes`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dml.cli.app import Json, Store, Workers, app, print_json, print_table
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.settings import store_uri
+
+if TYPE_CHECKING:
+    from dml.serving.searcher import Found
 
 
 @app.command()
@@ -66,16 +69,18 @@ def search(
     k: Annotated[int, typer.Option("-k", min=1, help="how many answers")] = 10,
     where: Annotated[
         list[str] | None,
-        typer.Option(help="attribute=value, a=x|y, a!=x, a>=1, a<2; repeatable, all must hold"),
+        typer.Option(
+            help="a=x, a=x|y (either), a!=x, a= (missing), a>=1, a<2024-03-01; repeatable: all must hold"
+        ),
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="where to write the picture of query and answers")
+        Path | None, typer.Option(help="write a picture of query and answers into this PNG file")
     ] = None,
     store: Store = None,
     as_json: Json = False,
 ) -> None:
     """Find the most similar items of an index, embedded by exactly the package that made it."""
-    from dml.serving import answers
+    from dml.serving.searcher import Searcher
 
     try:
         content = image.read_bytes()
@@ -83,19 +88,26 @@ def search(
         raise MissingArtifact(
             f"The query must be a readable image file; {image}: {error.strerror}."
         ) from error
-    found = answers.answer(store_uri(store), name, content, k=k, where=where or [])
-    target = picture or Path("dml-search.png")
+    (found,) = Searcher.open(store_uri(store), name).search([content], k=k, where=where or [])
+    if picture is not None:
+        _write_picture(picture, found, content)
+    if as_json:
+        print_json(found.to_json() | ({"picture": str(picture.resolve())} if picture is not None else {}))
+        return
+    print_table(f"{found.index.name}@{found.index.version}: {found.plan}", found.rows())
+    if picture is not None:
+        print(f"picture: {picture}")
+
+
+def _write_picture(target: Path, found: "Found", query: bytes) -> None:
+    from dml.serving.answers import draw
+
     try:
-        target.write_bytes(answers.draw(found, content))
+        target.write_bytes(draw(found, query))
     except OSError as error:
         raise InvalidSetting(
             f"--picture must be a file that can be written; {target}: {error.strerror}."
         ) from error
-    if as_json:
-        print_json({**found.to_json(), "picture": str(target.resolve())})
-        return
-    print_table(f"{found.index.name}@{found.index.version}: {found.plan}", found.rows())
-    print(f"picture: {target}")
 
 
 @app.command()

@@ -1,64 +1,24 @@
 """A query image in, answers and their picture out: search, data and report meet here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from dml import storage
 from dml.data.dataset import read_images, read_rows
-from dml.errors import MissingArtifact
 from dml.models.package import load_package
 from dml.refs import IndexRef
 from dml.report.gallery import GalleryRow, Tile, draw_gallery
-from dml.retrieval.index import find_index, list_indexes
 from dml.retrieval.search import Answer, open_index
+from dml.serving.searcher import Found, Searcher
 
 _SAMPLE_QUERIES, _SAMPLE_ANSWERS = 8, 8
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a search found, and what it did to find it."""
-
-    index: IndexRef
-    answers: Sequence[Answer]
-    plan: str
-
-    def to_json(self) -> dict[str, Any]:
-        package = self.index.embeddings.package
-        return {
-            "answers": self.rows(),
-            "index": f"{self.index.name}@{self.index.version}",
-            "model": self.index.model,
-            "package": package.version,
-            "plan": self.plan,
-        }
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per answer: id, label, similarity, then its attributes."""
-        return [
-            {
-                "id": answer.id,
-                "label": answer.label,
-                "similarity": round(answer.similarity, 6),
-                **answer.attributes,
-            }
-            for answer in self.answers
-        ]
-
-
-def only_index(store: str) -> str:
-    """The name of the store's only index; raises MissingArtifact where there is none or a choice."""
-    names = [ref.name for ref in list_indexes(store)]
-    if len(names) != 1:
-        raise MissingArtifact(f"--index must name one of the store's indexes {names}; none was given.")
-    return names[0]
-
-
 def answer(store: str, index_name: str | None, image: bytes, *, k: int, where: Sequence[str]) -> Found:
     """Embed an image with exactly the package that made the index, and search.
+
+    It opens the index for this one query; keep a `Searcher` open where there are several.
 
     Args:
         store: the store's URI.
@@ -70,11 +30,8 @@ def answer(store: str, index_name: str | None, image: bytes, *, k: int, where: S
     Raises:
         MissingArtifact, InvalidData, InvalidSetting: no such index; no image; a condition that says nothing.
     """
-    ref = find_index(store, index_name or only_index(store))
-    package = load_package(ref.embeddings.package.uri)
-    vectors = package.embed([image])
-    result = open_index(ref).search(vectors, k, where=where, package=package.ref.fingerprint)
-    return Found(ref, result.answers[0], result.plan)
+    (found,) = Searcher.open(store, index_name).search([image], k=k, where=where)
+    return found
 
 
 def draw(found: Found, query: bytes) -> bytes:

@@ -1,0 +1,131 @@
+"""An index that stays open: image files in, the most similar items out.
+
+Opening costs seconds (libraries, the package's weights, the index); a query in an open searcher milliseconds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from dml.errors import MissingArtifact
+from dml.models.package import Package, load_package
+from dml.refs import IndexRef
+from dml.retrieval.index import find_index, list_indexes
+from dml.retrieval.search import Answer, Index, open_index
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found for one query, and what it did to find it."""
+
+    index: IndexRef
+    answers: Sequence[Answer]
+    plan: str
+
+    def to_json(self) -> dict[str, Any]:
+        package = self.index.embeddings.package
+        return {
+            "answers": self.rows(),
+            "index": f"{self.index.name}@{self.index.version}",
+            "model": self.index.model,
+            "package": package.version,
+            "plan": self.plan,
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per answer: id, label, similarity, then its attributes."""
+        return [
+            {
+                "id": answer.id,
+                "label": answer.label,
+                "similarity": round(answer.similarity, 6),
+                **answer.attributes,
+            }
+            for answer in self.answers
+        ]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    index: Index
+    package: Package
+
+
+class Searcher:
+    """An open index with exactly the package that made it; threads may share one.
+
+    Example:
+        searcher = Searcher.open("dml-store", "shop")
+        for found in searcher.search([image], k=3, where=["script=Greek"]):
+            print(found.answers[0].label, found.answers[0].similarity)
+    """
+
+    def __init__(self, store: str, name: str, opened: _Opened) -> None:
+        self._store, self._name, self._opened = store, name, opened
+
+    @classmethod
+    def open(cls, store: str, index: str | None = None) -> Self:
+        """Open an index of a store.
+
+        Args:
+            store: the store's URI.
+            index: NAME (the version in use) or NAME@VERSION; None: the store's only index.
+
+        Raises:
+            MissingArtifact: no such index, or several and none was named.
+            CorruptArtifact: the package's files are not those that were published.
+        """
+        ref = find_index(store, index or _only_index(store))
+        package = load_package(ref.embeddings.package.uri)
+        return cls(store, index or ref.name, _Opened(open_index(ref), package))
+
+    @property
+    def index(self) -> IndexRef:
+        """The version that answers."""
+        return self._opened.index.ref
+
+    def search(self, images: Sequence[bytes], *, k: int = 10, where: Sequence[str] = ()) -> list[Found]:
+        """Embed images and find the most similar items of each.
+
+        Args:
+            images: Q files' bytes, in any format Pillow reads.
+            k: how many answers are wanted of each.
+            where: conditions on attributes, all of which must hold; see `dml.retrieval.filters`.
+
+        Returns:
+            Q results in the order of the images, all of the same index version.
+
+        Raises:
+            InvalidData: bytes that are no image.
+            InvalidSetting: a condition that cannot be followed, or k below 1.
+        """
+        opened = self._opened  # `refresh` may replace it meanwhile
+        vectors = opened.package.embed(images)
+        result = opened.index.search(vectors, k, where=where, package=opened.package.ref.fingerprint)
+        return [Found(opened.index.ref, answers, result.plan) for answers in result.answers]
+
+    def refresh(self) -> bool:
+        """Take the version of the index that is in use now; whether it is another than before.
+
+        Searches under way end on the version they began with. A searcher of NAME@VERSION stays as it is.
+        """
+        former = self._opened
+        ref = find_index(self._store, self._name)
+        if ref.fingerprint == former.index.ref.fingerprint:
+            return False
+        same = ref.embeddings.package.fingerprint == former.package.ref.fingerprint
+        package = former.package if same else load_package(ref.embeddings.package.uri)
+        self._opened = _Opened(open_index(ref), package)
+        return True
+
+
+def _only_index(store: str) -> str:
+    names = [ref.name for ref in list_indexes(store)]
+    if not names:
+        raise MissingArtifact(
+            f"A search needs an index; the store {store} has none. Make one: "
+            "dml index NAME --model MODEL --dataset DATASET."
+        )
+    if len(names) > 1:
+        raise MissingArtifact(f"--index must name one of the store's indexes {names}; none was given.")
+    return names[0]

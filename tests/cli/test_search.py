@@ -1,0 +1,54 @@
+"""`dml search`: what it prints, what it writes, and what it refuses."""
+
+import pytest
+
+
+def test_nothing_is_written_unless_a_picture_is_asked_for(dml, store, query, tmp_path, monkeypatch):
+    monkeypatch.chdir("/proc")  # where nobody can write, root neither
+    done = dml("search", query, "--store", store, "--json")
+    assert done.status == 0, done.err
+    assert set(done.json) == {"answers", "index", "model", "package", "plan"}
+    target = tmp_path / "answers.png"
+    drawn = dml("search", query, "--store", store, "--json", "--picture", str(target))
+    assert drawn.json["picture"] == str(target)
+    assert target.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("where", "ids"),
+    [
+        (["brand=Nike"], ["[0]", "[4]", "[8]", "[12]"]),
+        ([r"brand=Acme \| Sons"], ["[2]", "[6]", "[10]"]),
+        (["price="], ["[0]", "[4]", "[8]", "[12]"]),
+        (["day>=2024-08-01"], ["[7]", "[8]"]),
+        (["brand=Nike", "price!="], []),
+    ],
+    ids=" ".join,
+)
+def test_conditions_narrow_the_answers(dml, store, query, where, ids):
+    conditions = [word for each in where for word in ("--where", each)]
+    done = dml("search", query, "--store", store, "--json", *conditions)
+    assert sorted(answer["id"] for answer in done.json["answers"]) == sorted(ids)
+    assert ("no more match" in done.json["plan"]) == (len(ids) < 10)
+
+
+@pytest.mark.parametrize(
+    ("condition", "says"),
+    [
+        ("brand='Nike'", "without quotes"),
+        ("brand==Nike", "single ="),
+        ("brand=Nike AND price>2", "--where of its own"),
+        ("brand=Nike,price>2", "--where of its own"),
+        ("brand=Nkie", "Did you mean 'Nike'"),
+    ],
+)
+def test_a_condition_that_nothing_can_satisfy_is_refused(dml, store, query, condition, says):
+    done = dml("search", query, "--store", store, "--where", condition, "--json")
+    assert done.status == 2
+    assert says in done.json["error"]
+
+
+def test_no_index_says_how_to_make_one(dml, tmp_path, query):
+    done = dml("search", query, "--store", str(tmp_path))
+    assert done.status == 2
+    assert "dml index" in done.err

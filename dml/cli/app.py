@@ -2,6 +2,7 @@
 
 import json
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Annotated, Any, TextIO
@@ -9,6 +10,9 @@ from typing import Annotated, Any, TextIO
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+import dml
 
 output: ContextVar[TextIO | None] = ContextVar("output", default=None)
 """Where the one JSON object goes."""
@@ -17,7 +21,6 @@ app = typer.Typer(
     help="Deep metric learning end to end: labelled images in, a similarity search out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 Store = Annotated[
@@ -30,21 +33,66 @@ Settings = Annotated[
 Preset = Annotated[str, typer.Option(help="experiment to start from; `dml presets` lists them")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="default: as the size asks")]
 
+_WIDTH_IN_FILES = 160
+_UNSEEN = {"Cc", "Cs", "Zl", "Zp"}
+"""Unicode's control characters, surrogates and separators of lines and paragraphs."""
+_TURNING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+"""What makes a terminal write the rest of a line from right to left."""
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"dml {dml.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _dml(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="the version, and no more", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Deep metric learning end to end: labelled images in, a similarity search out."""
+
 
 def print_json(content: Mapping[str, Any]) -> None:
     print(json.dumps(content), file=output.get())
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    table = Table(title=title, title_justify="left")
+    """A table as its cells are: nothing in them is markup, and control characters are made visible."""
+    if not rows:
+        print(f"{visible(title)}: none")
+        return
+    table = Table(title=Text(visible(title)), title_justify="left")
     columns = list(dict.fromkeys(column for row in rows for column in row))
     for column in columns:
         numeric = all(isinstance(row.get(column), int | float) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(visible(column)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row.get(column, "")) for column in columns))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        table.add_row(*(Text(_cell(row.get(column, ""))) for column in columns))
+    Console(width=None if sys.stdout.isatty() else _WIDTH_IN_FILES).print(table)
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else visible(str(value))
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    r"""Text that a terminal shows and does not obey: control characters are written as Python escapes them.
+
+    Args:
+        text: such as a label of somebody's dataset.
+        keep: control characters to leave as they are.
+
+    Example:
+        >>> print(visible("a\x1b[31mb\n"))
+        a\x1b[31mb\n
+    """
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if char not in keep and (unicodedata.category(char) in _UNSEEN or ord(char) in _TURNING)
+        else char
+        for char in text
+    )

@@ -1,0 +1,85 @@
+"""The exit status says whose it is: 0 done, 2 the user's mistake, 1 ours or the machine's, 130 Ctrl-C."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import dml as package
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["serch"], "Did you mean 'search'"),
+        (["search"], "IMAGE"),
+        (["search", "x.png", "--wher", "a=b"], "--where"),
+        (["search", "x.png", "-k", "none"], "integer"),
+        (["index", "x"], "--model"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_a_command_that_cannot_be_read_is_the_users_mistake(dml, arguments, says, as_json):
+    done = dml(*arguments, *(["--json"] if as_json and len(arguments) > 1 else []))
+    assert done.status == 2
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert says.lower() in done.err.lower()
+    if as_json and len(arguments) > 1:
+        assert says.lower() in done.json["error"].lower()
+
+
+def test_no_verb_shows_the_help(dml):
+    done = dml()
+    assert done.status == 2
+    assert "search" in done.out + done.err
+
+
+def test_the_version_is_the_packages(dml):
+    assert dml("--version").out == f"dml {package.__version__}\n"
+
+
+def test_completion_is_offered(dml):
+    assert "--install-completion" in dml("--help").out
+
+
+def test_a_picture_that_cannot_be_written_is_one_line_with_the_path(dml, store, query):
+    done = dml("search", query, "--store", store, "--picture", "/dev/full")
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert "/dev/full: No space left" in done.err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_store_that_cannot_be_written_is_one_line_with_the_path(dml, tmp_path):
+    tmp_path.chmod(0o500)
+    done = dml("ingest", "glyphs:classes=4,per_class=2", "--store", str(tmp_path / "store"))
+    assert (done.status, done.err.count("Traceback")) == (1, 0)
+    assert str(tmp_path / "store") in done.err
+
+
+def test_an_error_that_nobody_expected_keeps_its_traceback_and_is_ours(dml, tmp_path, monkeypatch):
+    monkeypatch.setattr("dml.presets.names", lambda: {}[0])
+    done = dml("presets", "--json")
+    assert (done.status, done.json) == (1, {"error": "KeyError: 0"})
+    assert done.err.startswith("Traceback")
+
+
+@pytest.mark.slow
+def test_a_verb_that_takes_long_gives_a_sign_of_life_and_can_be_interrupted():
+    environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
+    code = "import sys, time; sys.argv = ['dml', 'presets']\nimport dml.presets, dml.cli\n"
+    code += "dml.presets.names = lambda: time.sleep(30)\ndml.cli.main()"
+    start = time.monotonic()
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment
+    ) as run:
+        assert run.stderr.readline() == "dml presets: at work\n"
+        assert time.monotonic() - start < 10
+        run.send_signal(signal.SIGINT)
+        assert run.stderr.read() == "error: Interrupted.\n"
+        assert run.wait(10) == 130

@@ -1,0 +1,59 @@
+"""What is printed is what the data says: no markup, no control characters obeyed, nothing cut."""
+
+import re
+
+import pytest
+
+from dml.cli.app import print_table, visible
+from tests.cli.conftest import LABELS
+
+
+def flat(text):
+    """Without the table's lines and folds."""
+    return re.sub(r"[\s│┃]", "", text)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_label_is_printed_as_it_is(dml, store, query, label):
+    done = dml("search", query, "--store", store, "-k", "14")
+    assert done.status == 0, done.err
+    assert flat(visible(label)) in flat(done.out)
+    assert "\x1b" not in done.out
+
+
+def test_a_long_id_is_folded_and_not_cut(dml, store, query):
+    done = dml("search", query, "--store", store, "-k", "14")
+    assert max(map(len, done.out.splitlines())) <= 160
+    assert done.out.count("-very") + done.out.count("long") > 0
+    letters = [line.split("│")[1].strip() for line in done.out.splitlines() if line.startswith("│")]
+    assert "[3]" + "-very-long" * 30 in "".join(letters)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("two\nlines\r\t", r"two\nlines\r\t"),
+        ("\u202egnp.exe", r"\u202egnp.exe"),
+        ("\x9b31m", r"\x9b31m"),
+        ("line\u2028line", r"line\u2028line"),
+        ("\udc80", r"\udc80"),
+        ("plain: café ‍ 日本　語 \\n", "plain: café ‍ 日本　語 \\n"),
+    ],
+)
+def test_control_characters_are_shown_and_letters_of_any_alphabet_stay(text, shown):
+    assert visible(text) == shown
+
+
+def test_titles_columns_and_emoji_codes_are_no_markup(capsys):
+    print_table("of [red]this[/red]", [{"[bold]column": ":smile: [/nothing]"}])
+    printed = capsys.readouterr().out
+    assert "of [red]this[/red]" in printed
+    assert "[bold]column" in printed
+    assert ":smile: [/nothing]" in printed
+
+
+def test_an_error_shows_control_characters_of_what_was_typed(dml, store):
+    done = dml("search", "x.png", "--index", "\x1b[31mred", "--store", store)
+    assert done.status == 2
+    assert "\x1b" not in done.err

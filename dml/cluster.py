@@ -1,18 +1,33 @@
-"""One Ray session: a local cluster, or the one that `RAY_ADDRESS` names, left as it was found."""
+"""One Ray session: a local cluster, or the one that `RAY_ADDRESS` names, left as it was found.
 
+A cluster may grow: it has no GPU while nobody asks for one. How many it can have is said by
+`DML_CLUSTER_GPUS` and `DML_CLUSTER_CPUS`, else by the cluster, else by its autoscaler's answer to a request.
+"""
+
+import json
 import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, TypeVar
+
+from dml.errors import InvalidSetting
+
+logger = logging.getLogger(__name__)
 
 P = TypeVar("P")
 R = TypeVar("R")
 S = TypeVar("S")
 
 _OBJECT_STORE_BYTES = 1 << 30
+_AUTOSCALER_ANSWERS_S = 20.0
+"""Its default interval is 5 s, and it takes two to see a request and to say what it starts."""
+_SETTINGS = {"GPU": "DML_CLUSTER_GPUS", "CPU": "DML_CLUSTER_CPUS"}
 
 
 @contextmanager
@@ -63,20 +78,128 @@ def is_remote() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def num_gpus() -> int:
-    """How many GPUs the open session's cluster has."""
-    return _resource("GPU")
+@dataclass(frozen=True)
+class Capacity:
+    """How much of a resource the open session's cluster has, or can grow to."""
+
+    resource: Literal["CPU", "GPU"]
+    now: int
+    most: int
+    reason: str
+    """What says so."""
+    is_certain: bool = True
+    """Whether it cannot be more."""
+
+    def __str__(self) -> str:
+        more = f", at most {self.most}" if self.most > self.now else ""
+        return f"{self.now} {self.resource}s{more} ({self.reason})"
 
 
-def num_cpus() -> int:
-    """How many logical CPUs the open session's cluster has."""
-    return _resource("CPU")
+def capacity(resource: Literal["CPU", "GPU"], *, wanted: int = 1) -> Capacity:
+    """How many GPUs or CPUs the open session's cluster can have.
+
+    Args:
+        resource: which.
+        wanted: where nothing says how far the cluster grows, it is asked for so many GPUs.
+
+    Raises:
+        InvalidSetting: `DML_CLUSTER_GPUS` or `DML_CLUSTER_CPUS` is not a whole number.
+    """
+    import ray
+    from ray._private import state
+
+    now = int(ray.cluster_resources().get(resource, 0))
+    if not is_remote():
+        return Capacity(resource, now, now, "on this machine")
+    setting = _SETTINGS[resource]
+    text = os.environ.get(setting)
+    if text:
+        if not text.isdecimal():
+            raise InvalidSetting(f"{setting} must be a whole number; got {text!r}.")
+        return Capacity(resource, now, max(now, int(text)), f"by {setting}")
+    reported = state.state.get_max_resources_from_cluster_config()
+    if reported is not None:
+        return Capacity(resource, now, max(now, int(reported.get(resource, 0))), "by its configuration")
+    if resource == "GPU" and now < wanted and _is_autoscaled():
+        context = ray.get_runtime_context()
+        found = _ask_for_gpus(context.gcs_address, context.get_job_id(), wanted)
+        return Capacity(
+            resource, now, max(now, found), f"by its autoscaler's answer; {setting} would say", False
+        )
+    return Capacity(resource, now, now, f"by its nodes; {setting} says how far it grows", False)
 
 
-def _resource(name: str) -> int:
+def use_gpu(what: str, num_workers: int = 1, *, setting: bool | None = None) -> bool:
+    """Whether each worker gets a GPU; says so in one log line. Needs an open session.
+
+    Args:
+        what: is done, for the log.
+        num_workers: how many workers there are to be.
+        setting: the user's; None: where the cluster has so many GPUs, or can grow to them.
+
+    Raises:
+        InvalidSetting: GPUs are asked for, and the cluster cannot have so many.
+    """
+    if setting is False:
+        return False
+    gpus = capacity("GPU", wanted=num_workers)
+    if setting is None:
+        chosen = gpus.most >= num_workers
+        logger.info("%s: %d workers on %ss; of GPUs there are %s", what, num_workers, _name(chosen), gpus)
+        return chosen
+    if gpus.is_certain and gpus.most < num_workers:
+        raise InvalidSetting(
+            f"use_gpu needs a GPU for each of {num_workers} workers; got {gpus}. Set use_gpu=false, fewer "
+            f"workers, or {_SETTINGS['GPU']} where the cluster of RAY_ADDRESS grows further."
+        )
+    return True
+
+
+def _name(is_gpu: bool) -> str:
+    return "GPU" if is_gpu else "CPU"
+
+
+def _is_autoscaled() -> bool:
+    """Whether nodes come and go by an autoscaler; one that only watches gives each node a type of its own."""
+    types = (_autoscaler_status().get("autoscaler_report") or {}).get("active_nodes") or {}
+    return any(not name.startswith("node_") for name in types)
+
+
+def _autoscaler_status() -> dict[str, Any]:
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    status: dict[str, Any] = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
+    return status
+
+
+@cache
+def _ask_for_gpus(address: str, job: str, wanted: int) -> int:
+    """How many GPUs are there or being started once so many were asked for; once per session and number."""
     import ray
 
-    return int(ray.cluster_resources().get(name, 0))
+    group = ray.util.placement_group([{"GPU": 1}] * wanted)
+    found = before = 0
+    until, seen = time.monotonic() + _AUTOSCALER_ANSWERS_S, None
+    try:
+        while found < wanted and time.monotonic() < until:
+            if group.wait(1):
+                return wanted
+            status = _autoscaler_status()
+            # A node that has just come may be counted twice in one report, not in two.
+            if status.get("time") != seen:
+                seen, total = status.get("time"), _gpus_of(status)
+                found, before = max(found, min(before, total)), total
+    finally:
+        ray.util.remove_placement_group(group)
+    return found
+
+
+def _gpus_of(status: dict[str, Any]) -> int:
+    """Those that are there and those that are being started."""
+    _, there = ((status.get("load_metrics_report") or {}).get("usage") or {}).get("GPU", (0, 0))
+    starting = ((status.get("autoscaler_report") or {}).get("pending_resources") or {}).get("GPU", 0)
+    return int(there + starting)
 
 
 def call_apart(function: Callable[..., R], *arguments: Any, num_cpus: int, num_gpus: int) -> R:
@@ -106,7 +229,7 @@ def map_apart(function: Callable[[S, P], R], shared: S, parts: Sequence[P]) -> I
     def of_part(shared: S, part: P) -> R:  # Ray takes functions alone, not what can be called like one
         return function(shared, part)
 
-    remote = ray.remote(of_part).options(num_cpus=1, num_gpus=1 if num_gpus() else 0)
+    remote = ray.remote(of_part).options(num_cpus=1, num_gpus=1 if capacity("GPU").most else 0)
     kept = ray.put(shared)
     for result in [remote.remote(kept, part) for part in parts]:
         try:

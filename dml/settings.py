@@ -1,6 +1,6 @@
 """The settings that live in the environment: `DML_STORE` (default `./dml-store`) and `MLFLOW_TRACKING_URI`
-(default a SQLite file inside a local store). `DML_CACHE` is read by `storage.cache_dir`; Prefect's, Ray's and
-AWS's own variables are read by those libraries.
+(default a SQLite file inside a local store). `DML_CACHE` is read by `storage.cache_dir`, `DML_CLUSTER_GPUS`
+and `DML_CLUSTER_CPUS` by `cluster`; Prefect's, Ray's and AWS's own variables are read by those libraries.
 """
 
 import hashlib

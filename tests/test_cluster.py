@@ -6,8 +6,15 @@ import signal
 import numpy as np
 import pytest
 
-from dml.cluster import call_apart, map_apart, ray_session
+from dml.cluster import call_apart, capacity, map_apart, ray_session, use_gpu
 from dml.errors import InvalidSetting
+from tests.growing_cluster import growing_cluster
+
+GPU_NODES = {"gpu": {"resources": {"CPU": 2, "GPU": 1}, "max_workers": 1}}
+CPU_NODES = {"cpu": {"resources": {"CPU": 2}, "max_workers": 1}}
+needs_proc = pytest.mark.skipif(
+    not os.path.exists("/proc/self"), reason="finds the cluster's processes there"
+)
 
 
 def fail_in_a_session(handler):
@@ -78,3 +85,48 @@ def test_parts_share_one_array_and_a_killed_one_is_done_again(tmp_path):
         assert os.getpid() not in {process for _, _, process in found}
         assert list(map_apart(die_once, str(tmp_path / "died"), [0, 1, 2])) == [0, 1, 2]
         assert (tmp_path / "died").exists()
+
+
+@pytest.mark.slow
+@needs_proc
+@pytest.mark.parametrize(("nodes", "gpus"), [(GPU_NODES, 1), (CPU_NODES, 0)], ids=["gpu nodes", "cpu nodes"])
+def test_a_cluster_that_has_no_gpu_now_is_asked_for_one(nodes, gpus, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="dml.cluster")
+    with growing_cluster(nodes) as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with ray_session():
+            found = capacity("GPU")
+            assert (found.now, found.most) == (0, gpus)
+            assert use_gpu("train") is bool(gpus)
+            assert use_gpu("train", setting=True), "whoever sets it knows a cluster that does not say"
+            assert not use_gpu("train", setting=False)
+    (line,) = (record.message for record in caplog.records if record.message.startswith("train"))
+    assert f"1 workers on {'GPU' if gpus else 'CPU'}s" in line
+    assert "DML_CLUSTER_GPUS" in line
+
+
+@pytest.mark.slow
+@needs_proc
+def test_what_the_settings_say_of_a_cluster_is_believed_without_asking(monkeypatch):
+    with growing_cluster(GPU_NODES) as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        monkeypatch.setenv("DML_CLUSTER_GPUS", "3")
+        monkeypatch.setenv("DML_CLUSTER_CPUS", "24")
+        with ray_session():
+            gpus, cpus = capacity("GPU", wanted=3), capacity("CPU")
+            assert (gpus.now, gpus.most, cpus.now, cpus.most) == (0, 3, 1, 24)
+            assert use_gpu("train", 3)
+            assert not use_gpu("train", 4)
+            with pytest.raises(InvalidSetting, match="for each of 4 workers"):
+                use_gpu("train", 4, setting=True)
+            monkeypatch.setenv("DML_CLUSTER_GPUS", "many")
+            with pytest.raises(InvalidSetting, match="DML_CLUSTER_GPUS must be a whole number; got 'many'"):
+                capacity("GPU")
+
+
+@pytest.mark.slow
+def test_this_machine_has_what_it_has(monkeypatch):
+    monkeypatch.setenv("DML_CLUSTER_GPUS", "3")
+    with ray_session(2):
+        assert capacity("CPU").most == 2
+        assert capacity("GPU").most == capacity("GPU").now, "the setting is about the cluster of RAY_ADDRESS"

@@ -4,6 +4,7 @@ The table's folder is named by package and dataset. A part's name appears only o
 only once every part is there: after any number of crashes the table has exactly one row per sample.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dml import storage
-from dml.cluster import num_cpus, num_gpus, ray_session
+from dml.cluster import capacity, is_remote, ray_session
 from dml.data.dataset import fragments, read_fragment
 from dml.data.schema import IMAGE
 from dml.errors import IncompatibleArtifact, InvalidData
@@ -25,6 +26,10 @@ from dml.retrieval.table import KnownVectors, part_name, part_uris, read_part, w
 _SMALL_DATASET = 10_000
 """Up to so many images to embed this process is done before Ray has started."""
 _LENGTH_TOLERANCE = 1e-3
+_MOST_GPUS_ASKED_FOR = 8
+"""Of a cluster that grows and does not say how far."""
+
+logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[int, int], None]
 
@@ -53,7 +58,8 @@ def embed(
         package: embeds.
         dataset: is embedded.
         previous: another table of the same package; images it knows are copied from it, not embedded.
-        num_workers: Ray actors; None: none where few images are to be embedded, else one per core.
+        num_workers: Ray actors; None: none where few images are to be embedded, else one for each GPU that
+            the cluster has or can grow to, or without any for each core.
         progress: called with (fragments done, fragments in all).
 
     Raises:
@@ -96,7 +102,7 @@ def embed(
 def _choose_workers(units: list[_Unit], dataset: DatasetRef, previous: EmbeddingsRef | None) -> int:
     if dataset.rows <= _SMALL_DATASET or _num_new(units, previous) <= _SMALL_DATASET:
         return 1
-    return os.cpu_count() or 1
+    return len(units) if is_remote() else os.cpu_count() or 1
 
 
 def _num_new(units: list[_Unit], previous: EmbeddingsRef | None) -> int:
@@ -163,17 +169,21 @@ def _with_ray(
     with ray_session(num_cpus=workers + 1):
         import ray.data
 
-        gpus = num_gpus()
-        actors = min(workers, gpus or max(num_cpus() - 1, 1))
+        gpus = capacity("GPU", wanted=min(workers, _MOST_GPUS_ASKED_FOR))
+        cpus = capacity("CPU")
+        now, most = (gpus.now, gpus.most) if gpus.most else (max(cpus.now - 1, 1), max(cpus.most - 1, 1))
+        actors = min(workers, most)
+        kind = "GPU" if gpus.most else "CPU"
+        logger.info("embed: up to %d actors with a %s each; there are %s and %s", actors, kind, gpus, cpus)
 
         ray.data.DataContext.get_current().enable_progress_bars = False
         numbers = ray.data.from_items(list(range(len(units))), override_num_blocks=len(units))
         embedded = numbers.map(
             _Actor,
             fn_constructor_args=(package, previous, units),
-            compute=ray.data.ActorPoolStrategy(size=actors),
+            compute=ray.data.ActorPoolStrategy(min_size=min(max(now, 1), actors), max_size=actors),
             num_cpus=1,
-            num_gpus=1 if gpus else None,
+            num_gpus=1 if gpus.most else None,
         )
         for _ in embedded.iter_rows():
             yield

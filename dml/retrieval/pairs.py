@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dml.cluster import is_remote, map_apart, num_cpus, num_gpus, ray_session
+from dml.cluster import capacity, is_remote, map_apart, ray_session
 from dml.config import EvaluationConfig
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import QueryMetrics, joined, query_metrics
@@ -47,7 +47,7 @@ def workers_for(num_rows: int) -> int:
     if not is_remote():
         return max(torch.cuda.device_count(), 1)
     with ray_session():
-        return max(num_gpus() or num_cpus(), 1)
+        return max(capacity("GPU").most or capacity("CPU").most, 1)
 
 
 def query_values(

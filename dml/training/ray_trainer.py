@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dml import storage
-from dml.cluster import is_remote, num_gpus, ray_session
+from dml.cluster import is_remote, ray_session, use_gpu
 from dml.config import ExperimentConfig
 from dml.data.dataset import open_mapped
 from dml.errors import DmlError, TrainingFailed
@@ -107,9 +107,7 @@ def _train_with_ray(
     filesystem, runs = storage.filesystem(storage.make_folder(storage.join(store, "runs")))
     open_mapped(dataset)  # on one machine the workers find the cache made, instead of racing to make it
     with ray_session(num_cpus=max(training.num_workers, os.cpu_count() or 1)):
-        use_gpu = training.use_gpu
-        if use_gpu is None:  # the cluster's GPUs count, not this machine's
-            use_gpu = num_gpus() >= training.num_workers
+        on_gpu = use_gpu("train", training.num_workers, setting=training.use_gpu)
         trainer = TorchTrainer(
             _ray_worker,
             train_loop_config={
@@ -119,7 +117,7 @@ def _train_with_ray(
                 "run": run,
                 "on_progress": on_progress,
             },
-            scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=use_gpu),
+            scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=on_gpu),
             run_config=RunConfig(
                 name=run.rsplit("/", 1)[-1],
                 storage_path=runs,

@@ -15,6 +15,7 @@ from dml.errors import IncompatibleArtifact, InvalidData, MissingArtifact
 from dml.models.package import Package, load_package
 from dml.retrieval.embed import embed
 from dml.retrieval.table import KnownVectors, part_uris, read_embeddings, read_part
+from tests.growing_cluster import growing_cluster
 from tests.retrieval.parts import ROWS, ids_of, make_dataset, make_package
 
 KILLED_AFTER_TWO = """
@@ -170,6 +171,20 @@ def test_a_killed_actor_changes_nothing(embeddings, package, dataset, tmp_path):
     found, expected = read_embeddings(table), read_embeddings(embeddings)
     assert found.ids.equals(expected.ids)
     np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the cluster's processes in /proc")
+def test_a_cluster_that_grows_from_no_gpu_embeds_on_the_one_it_starts(
+    embeddings, package, dataset, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO", logger="dml.retrieval.embed")
+    kinds = {"gpu": {"resources": {"CPU": 2, "GPU": 1}, "max_workers": 1}}
+    with growing_cluster(kinds) as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        table = embed(str(tmp_path), package, dataset, num_workers=2)
+    assert "up to 1 actors with a GPU each" in caplog.text
+    assert read_embeddings(table).ids.equals(read_embeddings(embeddings).ids)
 
 
 def own_actors():

@@ -1,0 +1,96 @@
+"""A Ray cluster on this machine whose autoscaler starts nodes when asked, and says nothing before."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def growing_cluster(node_types: Mapping[str, Mapping[str, Any]], *, head_cpus: int = 1) -> Iterator[str]:
+    """The address of a head without a GPU, and an autoscaler that knows these types of node.
+
+    Args:
+        node_types: each with its `resources` and `max_workers`.
+        head_cpus: logical CPUs of the head.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: sockets lie below
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    config = {
+        "cluster_name": "growing",
+        "max_workers": 8,
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 5,
+        "provider": {
+            "type": "fake_multinode",
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+            "use_node_id_as_ip": True,
+            "gcs_address": address,
+            "head_node_id": "f" * 51 + "0" * 5,
+        },
+        "auth": {},
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": head_cpus}, "node_config": {}, "max_workers": 0},
+            **{name: {"min_workers": 0, "node_config": {}, **kind} for name, kind in node_types.items()},
+        },
+        **{name: {} for name in ("docker", "file_mounts")},
+        **{
+            name: []
+            for name in (
+                "initialization_commands",
+                "setup_commands",
+                "head_setup_commands",
+                "worker_setup_commands",
+                "head_start_ray_commands",
+                "worker_start_ray_commands",
+                "cluster_synced_files",
+                "rsync_exclude",
+                "rsync_filter",
+            )
+        },
+        "file_mounts_sync_continuously": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        *("start", "--head", "--node-ip-address=127.0.0.1", f"--port={address.split(':')[1]}"),
+        *(f"--num-cpus={head_cpus}", "--num-gpus=0", "--include-dashboard=false", "--disable-usage-stats"),
+        *(f"--autoscaling-config={folder / 'config.json'}", f"--temp-dir={folder}"),
+        "--object-store-memory=200000000",
+    ]
+    environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    environment["RAY_AUTH_MODE"] = "disabled"  # else by a token, once a local session has left one at home
+    try:
+        subprocess.run(command, check=True, env=environment, capture_output=True, timeout=120)
+        yield address
+    finally:
+        for stop in (signal.SIGTERM, signal.SIGKILL):
+            for process in _processes_of(folder):
+                os.kill(process, stop)
+            time.sleep(1)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _processes_of(folder: Path) -> list[int]:
+    """Those of this cluster alone, known by its folder in their command lines."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder).encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue  # ended meanwhile
+    return found

@@ -38,6 +38,10 @@ class TrainingFailed(DmlError):
     """A training run that cannot go on, such as a loss that is no longer a number."""
 
 
+class ServiceUnreachable(DmlError):
+    """A server that was configured, such as Prefect's or MLflow's, and does not answer."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a message about a misspelt name: the nearest of those there are, or nothing.
 

@@ -4,6 +4,7 @@ Everything it keeps lies in the store's local folder (Prefect's home and databas
 logs), so nothing of it reaches the user's own Prefect profile, and the next start finds it all again.
 """
 
+import fcntl
 import json
 import os
 import shlex
@@ -14,19 +15,24 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
+from dml import processes
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.settings import artifact_root, local_folder
+from dml.storage import is_remote
 
 HOST = "127.0.0.1"
 WORK_POOL = "local-process"
 ZOMBIES = "crash zombie runs"
 START_TIMEOUT_S = 120.0
 STOP_GRACE_S = 20.0
+GUARD = "guard"
+LOCK, STATE = "up.lock", "up.json"
 _POLL_S = 0.25
 _TAIL_LINES = 20
 
@@ -47,31 +53,90 @@ def run_local_stack(
         MissingArtifact: the project's folder with `prefect.yaml` is not there.
         RuntimeError: a part of the stack ended by itself, or was not ready in `START_TIMEOUT_S`.
     """
-    _require_free(prefect_port, "--prefect-port")
-    _require_free(mlflow_port, "--mlflow-port")
     project = _project_folder()
     folder = local_folder(store)
     prefect, mlflow = f"http://{HOST}:{prefect_port}", f"http://{HOST}:{mlflow_port}"
     addresses = {"PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": mlflow, "DML_STORE": store}
-    stack = Stack(project, folder / "logs", {**addresses, **_own_variables(folder)})
-    with _stopped_by_signals(), stack.running():
+    stack = Stack(project, folder, {**addresses, **_own_variables(folder)})
+    with _stopped_by_signals(), _only_one(store, folder, addresses):
+        stack.stop_leftovers()
+        _require_free(prefect_port, "--prefect-port")
+        _require_free(mlflow_port, "--mlflow-port")
+        with stack.running():
+            try:
+                stack.start("mlflow", _mlflow_server(store, folder, mlflow_port))
+                stack.start("prefect", f"prefect server start --host {HOST} --port {prefect_port}")
+                stack.wait_until_ready("mlflow", f"{mlflow}/api/2.0/mlflow/experiments/search?max_results=1")
+                stack.wait_until_ready("prefect", f"{prefect}/api/ready")
+                stack.do("deploy", f"prefect work-pool create {WORK_POOL} --type process --overwrite")
+                stack.do("deploy", "prefect --no-prompt deploy --all")
+                if not stack.succeeds("deploy", f"prefect automation inspect {shlex.quote(ZOMBIES)}"):
+                    stack.do("deploy", "prefect automation create --from-file infra/prefect/zombies.yaml")
+                if not stack.succeeds("schedules", f"dml.cli schedule --store {shlex.quote(store)}"):
+                    print(
+                        f"schedules are not followed. {_end_of(stack.logs / 'schedules.log')}",
+                        file=sys.stderr,
+                    )
+                stack.start("worker", f"prefect worker start --pool {WORK_POOL} --type process")
+                if as_json:
+                    print(json.dumps({**addresses, "logs": str(stack.logs)}), flush=True)
+                else:
+                    _print_addresses(addresses, prefect, mlflow, stack.logs)
+                stack.hold()
+            except KeyboardInterrupt:
+                print("stopping", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A `dml up` that runs now."""
+
+    pid: int
+    since: str
+    addresses: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"`dml up` of {self.addresses['DML_STORE']}, pid {self.pid}, since {self.since}"
+
+
+def running_stack(store: str) -> Running | None:
+    """The `dml up` that runs for a store on this machine; None: there is none.
+
+    Args:
+        store: the store's absolute URI.
+    """
+    # Asking makes no store.
+    return _running_in(local_folder(store) if is_remote(store) else Path(store))
+
+
+def _running_in(folder: Path) -> Running | None:
+    try:
+        with (folder / LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except BlockingIOError:
+        return Running(**json.loads((folder / STATE).read_text()))
+    return None
+
+
+@contextmanager
+def _only_one(store: str, folder: Path, addresses: Mapping[str, str]) -> Iterator[None]:
+    """Hold the folder's lock, which ends with this process however it ends, and say who holds it."""
+    with (folder / LOCK).open("ab") as lock:
         try:
-            stack.start("mlflow", _mlflow_server(store, folder, mlflow_port))
-            stack.start("prefect", f"prefect server start --host {HOST} --port {prefect_port}")
-            stack.wait_until_ready("mlflow", f"{mlflow}/api/2.0/mlflow/experiments/search?max_results=1")
-            stack.wait_until_ready("prefect", f"{prefect}/api/ready")
-            stack.do("deploy", f"prefect work-pool create {WORK_POOL} --type process --overwrite")
-            stack.do("deploy", "prefect --no-prompt deploy --all")
-            if not stack.succeeds("deploy", f"prefect automation inspect {shlex.quote(ZOMBIES)}"):
-                stack.do("deploy", "prefect automation create --from-file infra/prefect/zombies.yaml")
-            stack.start("worker", f"prefect worker start --pool {WORK_POOL} --type process")
-            if as_json:
-                print(json.dumps({**addresses, "logs": str(stack.logs)}), flush=True)
-            else:
-                _print_addresses(addresses, prefect, mlflow, stack.logs)
-            stack.hold()
-        except KeyboardInterrupt:
-            print("stopping", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            running = _running_in(folder)
+            raise InvalidSetting(
+                f"One stack runs for a store; {running or 'one of ' + store} runs already, with its pages at "
+                f"{running.addresses['PREFECT_API_URL'].removesuffix('/api') if running else '?'}. "
+                'Use it from any terminal (`eval "$(dml env)"`), or stop it with Ctrl-C there'
+                f"{f' or `kill {running.pid}`' if running else ''}."
+            ) from None
+        since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        (folder / STATE).write_text(json.dumps(asdict(Running(os.getpid(), since, dict(addresses)))))
+        yield
 
 
 @dataclass(frozen=True)
@@ -95,15 +160,19 @@ class Stack:
 
     Args:
         project: the folder the commands run in.
-        logs: a folder; every part writes `NAME.log`.
+        folder: what the stack keeps lies here; its processes are found by it.
         env: variables on top of our own.
+        grace_s: seconds for the parts to end by themselves when they are stopped.
     """
 
-    def __init__(self, project: Path, logs: Path, env: Mapping[str, str]) -> None:
-        self.project, self.logs = project, logs
+    def __init__(
+        self, project: Path, folder: Path, env: Mapping[str, str], *, grace_s: float = STOP_GRACE_S
+    ) -> None:
+        self.project, self.folder, self.logs = project, folder, folder / "logs"
         self._env = {**os.environ, **env}
+        self._grace_s = grace_s
         self._parts: list[Part] = []
-        logs.mkdir(parents=True, exist_ok=True)
+        self.logs.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, command: str) -> None:
         log = self.logs / f"{name}.log"
@@ -111,8 +180,8 @@ class Stack:
             process = subprocess.Popen(
                 [sys.executable, "-m", *shlex.split(command)],
                 cwd=self.project,
-                env=self._env,
-                stdin=subprocess.DEVNULL,
+                env={**self._env, **processes.mark(name, self.folder)},
+                stdin=subprocess.PIPE if name == GUARD else subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches us alone; we stop the parts in order
@@ -130,7 +199,7 @@ class Stack:
             done = subprocess.run(
                 [sys.executable, "-m", *shlex.split(command)],
                 cwd=self.project,
-                env=self._env,
+                env={**self._env, **processes.mark(name, self.folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -156,52 +225,39 @@ class Stack:
                 part.require_alive()
             time.sleep(_POLL_S)
 
+    def stop_leftovers(self) -> None:
+        """Stop what another stack of this folder has left, whose `dml up` and guard were killed."""
+        left = processes.find(self.folder)
+        if left:
+            names = ", ".join(sorted({f"{process.part} (pid {process.pid})" for process in left}))
+            print(f"stopping what a killed `dml up` of this store has left: {names}", file=sys.stderr)
+            processes.stop(self.folder, self._grace_s)
+
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Whatever ends the body, nothing that was started here goes on."""
+        """Whatever ends the body, or kills this process, nothing that was started here goes on."""
+        self.start(GUARD, shlex.join(["dml.processes", str(self.folder), str(self._grace_s)]))
         try:
             yield
         finally:
             self._stop()
 
     def _stop(self) -> None:
-        groups = [_groups_below(part.process.pid) for part in self._parts]
-        deadline = time.monotonic() + STOP_GRACE_S
-        try:
-            for part, below in zip(reversed(self._parts), reversed(groups), strict=True):
-                _signal_all(below, signal.SIGTERM)
-                part.process.wait(max(0.0, deadline - time.monotonic()))
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            pass  # the grace is over, or the user does not grant it
-        finally:
-            for part, below in zip(self._parts, groups, strict=True):
-                _signal_all(below, signal.SIGKILL)
-                part.process.wait()
+        processes.stop(self.folder, self._grace_s, spare=(GUARD,), reap=self._reap)
+        for part in self._parts:
+            if part.process.stdin is not None:
+                part.process.stdin.close()  # the guard finds nothing left to stop
+            part.process.wait()
 
-
-def _groups_below(root: int) -> set[int]:
-    """The process groups of a process and all its descendants: each flow run is a group of its own."""
-    listing = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid=,pgid="], capture_output=True, text=True, check=True
-    ).stdout
-    rows = [tuple(int(column) for column in line.split()) for line in listing.splitlines()]
-    found, new = {root}, {root}
-    while new:
-        new = {pid for pid, parent, _ in rows if parent in new} - found
-        found |= new
-    return {group for pid, _, group in rows if pid in found}
-
-
-def _signal_all(groups: Iterable[int], number: signal.Signals) -> None:
-    for group in groups:
-        with suppress(ProcessLookupError):
-            os.killpg(group, number)
+    def _reap(self) -> None:
+        for part in self._parts:
+            part.process.poll()
 
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM interrupt; also where a shell started us in the background, deaf to SIGINT."""
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """These signals interrupt; also SIGINT where a shell started us in the background, deaf to it."""
+    former = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     for number in former:
         signal.signal(number, signal.default_int_handler)
     try:
@@ -218,9 +274,19 @@ def _require_free(port: int, option: str) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             raise InvalidSetting(
-                f"Port {port} must be free; {error.strerror}. Stop what listens there, or give another with "
-                f"{option}."
+                f"Port {port} must be free; {_who_listens(port) or error.strerror}. Stop what listens there, "
+                f"or give another with {option}."
             ) from error
+
+
+def _who_listens(port: int) -> str:
+    """Who holds a port, as far as this machine shows it; empty: it does not."""
+    pid = processes.listener(port)
+    if pid is None:
+        return ""
+    folder = processes.environment(pid).get(processes.MARK, "").partition(":")[2]
+    stack = _running_in(Path(folder)) if folder else None
+    return f"pid {pid} listens there ({stack or processes.command_of(pid) or 'its command cannot be read'})"
 
 
 def _project_folder() -> Path:
@@ -269,6 +335,13 @@ def _end_of(log: Path) -> str:
 
 def _print_addresses(addresses: Mapping[str, str], prefect: str, mlflow: str, logs: Path) -> None:
     print(f"Prefect  {prefect}\nMLflow   {mlflow}\nlogs     {logs}\n\nIn another terminal:\n")
-    for name, value in addresses.items():
-        print(f"export {name}={shlex.quote(value)}")
-    print("prefect deployment run train-flow/default --watch\n\nCtrl-C stops it all.", flush=True)
+    print(export_lines(addresses))
+    print(
+        "prefect deployment run train-flow/default --watch -p dataset=NAME\n\nCtrl-C stops it all.",
+        flush=True,
+    )
+
+
+def export_lines(variables: Mapping[str, str]) -> str:
+    """What a shell must read to have these variables."""
+    return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())

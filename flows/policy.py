@@ -6,6 +6,7 @@ UI; outside (the command line without a Prefect server, a test, a notebook) it i
 
 import base64
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +22,18 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 from prefect.cache_policies import NO_CACHE
-from prefect.context import FlowRunContext
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext, get_settings_context
 from prefect.events import emit_event
-from prefect.settings import get_current_settings
+from prefect.settings import (
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    get_current_settings,
+    temporary_settings,
+)
 
+from dml.errors import ServiceUnreachable
 from dml.progress import Progress
 
 P = ParamSpec("P")
@@ -33,6 +42,7 @@ T = TypeVar("T")
 
 logging.getLogger("dml").setLevel(logging.INFO)  # training's progress, also in a run's log
 
+ANSWER_WITHIN_S = 5.0
 RETRY_DELAYS_S = [10.0, 60.0]
 """For stages that read and write remote stores and go on where they stopped; the others repeat nothing."""
 
@@ -72,9 +82,59 @@ def is_orchestrated() -> bool:
 
 def run(flow: Flow[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Call a flow as a (sub)flow run where a Prefect server is configured, else as the function it wraps."""
-    if is_orchestrated() or get_current_settings().api.url is not None:
+    if is_orchestrated():
         return flow(*args, **kwargs)
-    return flow.fn(*args, **kwargs)
+    if prefect_url() is None:
+        return flow.fn(*args, **kwargs)
+    require_answer()
+    return flow(*args, **kwargs)
+
+
+def prefect_url() -> str | None:
+    """The API of the Prefect server that is configured: by a variable, a profile or a settings file."""
+    return get_current_settings().api.url
+
+
+def require_answer() -> None:
+    """Refuse to go on without the Prefect server that is configured.
+
+    Raises:
+        ServiceUnreachable: it does not answer in `ANSWER_WITHIN_S`; says where its address comes from.
+    """
+    with (
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: ANSWER_WITHIN_S}),
+        get_client(sync_client=True) as client,
+    ):
+        problem = client.api_healthcheck()
+    if problem is not None:
+        raise ServiceUnreachable(
+            f"The Prefect server at {prefect_url()} must answer; {type(problem).__name__}: {problem}. Its "
+            f"address comes from {_where_prefect_url_is_set()}. Start it (`dml up`), or {_how_to_unset()} to "
+            "go on without Prefect."
+        )
+
+
+def _profile_with_url() -> str | None:
+    """The active Prefect profile's name, if it is what sets the address."""
+    if os.environ.get("PREFECT_API_URL"):
+        return None
+    profile = get_settings_context().profile
+    return profile.name if PREFECT_API_URL in profile.settings else None
+
+
+def _where_prefect_url_is_set() -> str:
+    if os.environ.get("PREFECT_API_URL"):
+        return "the variable PREFECT_API_URL"
+    profile = _profile_with_url()
+    return f"Prefect's profile {profile!r}" if profile else "a settings file of Prefect's in this folder"
+
+
+def _how_to_unset() -> str:
+    if os.environ.get("PREFECT_API_URL"):
+        return "`unset PREFECT_API_URL`"
+    if _profile_with_url():
+        return "`prefect config unset PREFECT_API_URL`"
+    return "take it out"
 
 
 def side_by_side(function: Callable[[T], R], items: Sequence[T], most: int) -> list[R]:

@@ -9,6 +9,7 @@ from dml.refs import IndexRef
 from dml.registry.catalog import find_model
 from dml.retrieval.embed import embed
 from dml.retrieval.index import index_config_of, list_indexes
+from dml.retrieval.refresh import refreshed_from
 from dml.settings import store_uri, tracking_uri
 from flows.index import publish_index_of
 from flows.ingest import ingest_flow
@@ -18,8 +19,8 @@ from flows.policy import run, say, stage, tell
 @flow(name="reindex-flow")
 def reindex_flow(
     name: str,
-    model: str,
-    dataset: str,
+    model: str | None = None,
+    dataset: str | None = None,
     source: IngestConfig | None = None,
     config: IndexConfig | None = None,
     store: str | None = None,
@@ -29,14 +30,18 @@ def reindex_flow(
 
     Args:
         name: the index's name.
-        model: NAME (its champion), NAME@ALIAS or NAME/VERSION.
-        dataset: NAME, whose source is read again first, or NAME@VERSION, taken as it is.
+        model: NAME (its champion), NAME@ALIAS or NAME/VERSION; None: as `dml schedule` was told, else the
+            champion of the name it was made with.
+        dataset: NAME, whose source is read again first, or NAME@VERSION, taken as it is; None: likewise.
         source: where NAME comes from; None: from where, and as, it came before.
         config: the Faiss factory string and probes; None: as the index was asked for before.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
         num_workers: embedding actors; None: as the amount of new images asks.
     """
     root = store_uri(store)
+    if model is None or dataset is None:
+        own_model, own_dataset = stage(refreshed_from)(root, name)
+        model, dataset = model or own_model, dataset or own_dataset
     if "@" not in dataset:
         recorded = source or ingest_config_of(stage(find_dataset)(root, dataset))
         run(ingest_flow, recorded.model_copy(update={"name": dataset}), root)

@@ -3,16 +3,18 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from dml import up
+from dml import processes, up
 from dml.errors import InvalidSetting
 
 SLEEP = "import time; time.sleep(600)"
+PYTHONPATH = str(Path(__file__).parents[1])
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def alive(pid: int) -> bool:
 
 
 def stack_in(folder: Path) -> up.Stack:
-    return up.Stack(folder, folder / "logs", {"GREETING": "hello"})
+    return up.Stack(folder, folder, {"GREETING": "hello", "PYTHONPATH": PYTHONPATH})
 
 
 def test_a_port_in_use_is_the_users_to_free(tmp_path: Path):
@@ -43,7 +45,9 @@ def test_a_port_in_use_is_the_users_to_free(tmp_path: Path):
         taken.bind((up.HOST, 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(InvalidSetting, match=f"Port {port} must be free.*--prefect-port"):
+        with pytest.raises(
+            InvalidSetting, match=rf"Port {port} must be free; pid {os.getpid()} .*--prefect-port"
+        ):
             up.run_local_stack(str(tmp_path), prefect_port=port)
 
 
@@ -88,12 +92,101 @@ time.sleep(600)
         time.sleep(0.05)
 
 
-def test_a_part_that_ignores_sigterm_is_killed_after_the_grace(
-    tmp_path: Path, program, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(up, "STOP_GRACE_S", 0.5)
+def wait_for(condition, timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def killed_up(tmp_path: Path, program):
+    """Start a stack of a part with a child in a session of its own, and say how to kill which process."""
+    child = (
+        f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=True)"
+    )
+    program("parent", f"{child}; {SLEEP}")
+    holder = f"""
+from pathlib import Path
+from dml import processes, up
+folder = Path({str(tmp_path)!r})
+stack = up.Stack(folder, folder, {{"PYTHONPATH": {PYTHONPATH!r}}}, grace_s=5)
+with stack.running():
+    stack.start("parent", "parent")
+    stack.hold()
+"""
+    held = subprocess.Popen(
+        [sys.executable, "-c", holder],
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(lambda: sorted(p.part for p in processes.find(tmp_path)) == ["guard", "parent", "parent"])
+    yield held
+    held.kill()
+    held.wait()
+    processes.stop(tmp_path, 0.0)
+
+
+def test_nothing_outlives_a_killed_dml_up(tmp_path: Path, killed_up):
+    killed_up.kill()
+    wait_for(lambda: processes.find(tmp_path) == [])
+
+
+def test_a_killed_part_ends_all_and_its_orphans_too(tmp_path: Path, killed_up):
+    parent = min(p.pid for p in processes.find(tmp_path) if p.part == "parent")
+    os.kill(parent, signal.SIGKILL)
+    assert killed_up.wait(30) == 1
+    assert processes.find(tmp_path) == []
+
+
+def test_where_the_guard_was_killed_too_the_next_start_takes_over(tmp_path: Path, killed_up, capsys):
+    guard = next(p.pid for p in processes.find(tmp_path) if p.part == "guard")
+    killed_up.send_signal(signal.SIGSTOP)
+    os.kill(guard, signal.SIGKILL)
+    killed_up.kill()
+    killed_up.wait()
+    assert [p.part for p in processes.find(tmp_path)] == ["parent", "parent"]
+    stack_in(tmp_path).stop_leftovers()
+    assert processes.find(tmp_path) == []
+    assert "a killed `dml up` of this store has left: parent (pid" in capsys.readouterr().err
+
+
+def test_processes_of_another_folder_are_left_alone(tmp_path: Path, killed_up):
+    processes.stop(tmp_path.with_name(tmp_path.name + "-2"), 0.0)
+    processes.stop(tmp_path.parent, 0.0)
+    assert len(processes.find(tmp_path)) == 3
+
+
+def test_processes_are_found_alike_where_there_is_no_proc(tmp_path: Path, killed_up):
+    assert sorted(processes.find_by_ps(tmp_path)) == sorted(processes.find_by_proc(tmp_path))
+
+
+def test_a_second_start_says_who_runs_already_and_where(tmp_path: Path):
+    addresses = {"PREFECT_API_URL": "http://127.0.0.1:4200/api", "DML_STORE": str(tmp_path)}
+    assert up.running_stack(str(tmp_path)) is None
+    with up._only_one(str(tmp_path), tmp_path, addresses):
+        running = up.running_stack(str(tmp_path))
+        assert running is not None
+        assert (running.pid, running.addresses) == (os.getpid(), addresses)
+        with pytest.raises(InvalidSetting, match=rf"pid {os.getpid()}, since 20.*http://127.0.0.1:4200"):
+            up.run_local_stack(str(tmp_path))
+    assert up.running_stack(str(tmp_path)) is None
+
+
+def test_addresses_are_quoted_for_a_shell():
+    folder = "/a folder/with 'quotes' & $HOME"
+    printed = subprocess.run(
+        ["bash", "-c", up.export_lines({"DML_STORE": folder}) + '; printf %s "$DML_STORE"'],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert printed == folder
+
+
+def test_a_part_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path, program):
     source = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); open('deaf', 'w'); {SLEEP}"
-    stack = stack_in(tmp_path)
+    stack = up.Stack(tmp_path, tmp_path, {"PYTHONPATH": PYTHONPATH}, grace_s=0.5)
     start = time.monotonic()
     with stack.running():
         stack.start("deaf", program("deaf", source))

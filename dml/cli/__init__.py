@@ -17,11 +17,11 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 
 import typer
 
-from dml.cli import bench, datasets, indexes, models, reports, stack
+from dml.cli import bench, datasets, indexes, models, reports, schedules, stack
 from dml.cli.app import app, output, print_json, visible
 from dml.errors import DmlError
 
-__all__ = ["app", "bench", "datasets", "indexes", "main", "models", "reports", "stack"]
+__all__ = ["app", "bench", "datasets", "indexes", "main", "models", "reports", "schedules", "stack"]
 
 _USERS_MISTAKE, _OURS, _INTERRUPTED = 2, 1, 130
 _QUIET_S = 1.5  # importing torch alone takes as long

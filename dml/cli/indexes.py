@@ -114,10 +114,14 @@ def _write_picture(target: Path, found: "Found", query: bytes) -> None:
 def indexes(store: Store = None, as_json: Json = False) -> None:
     """List the indexes that searches use."""
     from dml.retrieval.index import list_indexes
+    from dml.retrieval.refresh import find_refresh
 
-    refs = list_indexes(store_uri(store))
+    root = store_uri(store)
+    refs = list_indexes(root)
+    refresh = {ref.name: find_refresh(root, ref.name) for ref in refs}
     if as_json:
-        print_json({"indexes": [ref.model_dump(mode="json") for ref in refs]})
+        asked = {name: config.model_dump() if config else None for name, config in refresh.items()}
+        print_json({"indexes": [{**ref.model_dump(mode="json"), "refresh": asked[ref.name]} for ref in refs]})
         return
     rows = [
         {
@@ -127,6 +131,7 @@ def indexes(store: Store = None, as_json: Json = False) -> None:
             "recall@10": ref.recall,
             "dataset": f"{ref.embeddings.dataset.name}@{ref.embeddings.dataset.version}",
             "package": ref.embeddings.package.version,
+            "refreshed": config.cron if (config := refresh[ref.name]) else "",
         }
         for ref in refs
     ]

@@ -1,4 +1,4 @@
-"""`dml demo` and `dml up`."""
+"""`dml demo`, `dml up` and `dml env`."""
 
 from typing import Annotated
 
@@ -6,6 +6,7 @@ import typer
 
 from dml.cli.app import Json, Preset, Settings, Store, app, print_json, print_table
 from dml.cli.datasets import name_of
+from dml.errors import MissingArtifact
 from dml.settings import store_uri
 
 
@@ -53,3 +54,18 @@ def up(
     from dml.up import run_local_stack
 
     run_local_stack(store_uri(store), prefect_port=prefect_port, mlflow_port=mlflow_port, as_json=as_json)
+
+
+@app.command()
+def env(store: Store = None, as_json: Json = False) -> None:
+    """Print what another terminal needs to use this store's `dml up`: eval "$(dml env)"."""
+    from dml.up import export_lines, running_stack
+
+    root = store_uri(store)
+    running = running_stack(root)
+    if running is None:
+        raise MissingArtifact(f"A stack must run for {root} on this machine; none does. Start it: dml up.")
+    if as_json:
+        print_json(running.addresses)
+    else:
+        print(export_lines(running.addresses))

@@ -29,6 +29,7 @@ from dml.config.evaluation import (
     IndexConfig,
     Rank,
     Rate,
+    RefreshConfig,
     ReportConfig,
 )
 from dml.config.experiment import ExperimentConfig, parse_experiment, read_experiment
@@ -113,6 +114,7 @@ __all__ = [
     "RankedListConfig",
     "Rate",
     "RecallAtKConfig",
+    "RefreshConfig",
     "ReportConfig",
     "SamplerConfig",
     "ShuffledSamplerConfig",

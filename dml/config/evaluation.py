@@ -145,3 +145,12 @@ class IndexConfig(Part):
     factory: str = Field("auto", description="auto: Flat below 100,000 rows, IVF beyond; or a Faiss string")
     num_probes: int | None = Field(None, gt=0, description="IVF lists searched; None: chosen by recall")
     recall_queries: int = Field(1000, gt=0, description="queries of the recall measurement")
+
+
+class RefreshConfig(Part):
+    """That an index is refreshed by itself: when, and from what."""
+
+    cron: str = Field(description="five fields: minute, hour, day of month, month, day of week")
+    timezone: str = Field("UTC", description="IANA name of the time zone that `cron` is in")
+    model: str = Field(description="NAME (its champion at that time), NAME@ALIAS or NAME/VERSION")
+    dataset: str = Field(description="NAME, whose source is read again first, or NAME@VERSION")

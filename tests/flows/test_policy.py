@@ -1,10 +1,25 @@
-"""Steps of a flow that go side by side."""
+"""How flows are run: side by side, and not without the Prefect that is configured."""
 
+import os
+import socket
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
 from flows.policy import side_by_side
+
+RUN = """
+from prefect import flow
+from dml.errors import ServiceUnreachable
+from flows.policy import run
+try:
+    run(flow(lambda: print('ran'), name='f'))
+except ServiceUnreachable as error:
+    print(error)
+"""
 
 
 def test_as_many_items_as_allowed_are_under_way_and_results_keep_their_order():
@@ -35,3 +50,60 @@ def test_after_an_error_no_further_item_is_begun():
         side_by_side(fail, list(range(50)), 2)
     assert set(begun) >= {0, 1}
     assert len(begun) < 10
+
+
+@pytest.fixture
+def run_a_flow(tmp_path):
+    """Run a flow in a process with a Prefect home of its own; returns what it printed, and the seconds."""
+
+    def call(profile: str = "", **variables: str) -> tuple[str, float]:
+        home = tmp_path / "prefect"
+        home.mkdir()
+        (home / "profiles.toml").write_text(profile)
+        env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", RUN],
+            env={**env, "PREFECT_HOME": str(home), "PYTHONPATH": os.getcwd(), **variables},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout, time.monotonic() - start
+
+    return call
+
+
+@pytest.fixture
+def silent_server():
+    """An address that takes connections and never answers."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+
+
+def test_a_flow_runs_as_its_function_where_no_prefect_is_configured(run_a_flow):
+    assert run_a_flow()[0] == "ran\n"
+
+
+def test_a_prefect_that_is_down_is_said_within_ten_seconds_with_the_variable_that_names_it(run_a_flow):
+    printed, seconds = run_a_flow(PREFECT_API_URL="http://127.0.0.1:1/api")
+    assert "http://127.0.0.1:1/api must answer" in printed
+    assert "the variable PREFECT_API_URL" in printed
+    assert "unset PREFECT_API_URL" in printed
+    assert seconds < 10
+
+
+def test_a_prefect_that_never_answers_is_not_waited_for(run_a_flow, silent_server):
+    printed, seconds = run_a_flow(PREFECT_API_URL=silent_server)
+    assert f"{silent_server} must answer" in printed
+    assert seconds < 15, "of which five are waited"
+
+
+def test_a_stale_profile_is_named(run_a_flow):
+    profile = 'active = "office"\n[profiles.office]\nPREFECT_API_URL = "http://127.0.0.1:1/api"\n'
+    printed, _ = run_a_flow(profile)
+    assert "Prefect's profile 'office'" in printed
+    assert "prefect config unset PREFECT_API_URL" in printed

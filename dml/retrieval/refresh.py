@@ -1,0 +1,112 @@
+"""Which indexes are to be refreshed by themselves: `refresh.json` beside an index's versions, in the store.
+
+The file is the wish itself, so it moves with the store and ends with the index; a scheduler is told of it.
+"""
+
+from pydantic import ValidationError
+
+from dml import storage
+from dml.config import RefreshConfig
+from dml.errors import CorruptArtifact, InvalidData, InvalidSetting, MissingArtifact
+from dml.retrieval.index import find_index
+
+REFRESH_FILE = "refresh.json"
+
+
+def ask_refresh(
+    store: str,
+    name: str,
+    *,
+    cron: str,
+    timezone: str = "UTC",
+    model: str | None = None,
+    dataset: str | None = None,
+) -> RefreshConfig:
+    """From now on the index is to be refreshed so; replaces what was asked before.
+
+    Args:
+        store: the store's URI.
+        name: the index's name.
+        cron: when; see `RefreshConfig`.
+        timezone: that of `cron`.
+        model: None: the champion of the name that the index was made with.
+        dataset: None: the name of the dataset that the index was made of.
+
+    Raises:
+        MissingArtifact: there is no such index.
+        InvalidSetting: a version, not a name; or no model is given and the index names none.
+    """
+    own_model, own_dataset = _made_with(store, name)
+    config = RefreshConfig(
+        cron=cron, timezone=timezone, model=model or own_model, dataset=dataset or own_dataset
+    )
+    _require_model(name, config.model)
+    storage.write_json(_file(store, name), config.model_dump(mode="json"))
+    return config
+
+
+def end_refresh(store: str, name: str) -> None:
+    """From now on the index stays as it is.
+
+    Raises:
+        MissingArtifact: there is no such index.
+    """
+    _made_with(store, name)
+    storage.delete(_file(store, name))
+
+
+def names_to_refresh(store: str) -> list[str]:
+    """The indexes that ask to be refreshed, sorted."""
+    root = storage.join(store, "indexes")
+    return [
+        name for name in storage.list_folders(root) if storage.exists(storage.join(root, name, REFRESH_FILE))
+    ]
+
+
+def find_refresh(store: str, name: str) -> RefreshConfig | None:
+    """How an index asks to be refreshed; None: it does not.
+
+    Raises:
+        InvalidData: the file is not what `ask_refresh` writes.
+    """
+    uri = _file(store, name)
+    try:
+        return RefreshConfig.model_validate(storage.read_json(uri))
+    except MissingArtifact:
+        return None
+    except (ValidationError, CorruptArtifact) as error:
+        raise InvalidData(
+            f"{uri} must say when and from what the index is refreshed; it does not "
+            f"({str(error).splitlines()[0]}). Ask again: dml schedule {name} --cron ..., or --off."
+        ) from error
+
+
+def refreshed_from(store: str, name: str) -> tuple[str, str]:
+    """Model and dataset that refresh an index: as it asks, else the names it was made with.
+
+    Raises:
+        MissingArtifact: there is no such index.
+        InvalidSetting: a version, not a name; or it does not ask and names no model.
+    """
+    made_with = _made_with(store, name)
+    asked = find_refresh(store, name)
+    model, dataset = made_with if asked is None else (asked.model, asked.dataset)
+    _require_model(name, model)
+    return model, dataset
+
+
+def _made_with(store: str, name: str) -> tuple[str, str]:
+    """The names of an index's model ("" where it names none) and dataset, without their versions."""
+    ref = find_index(store, name)
+    if ref.name != name:
+        raise InvalidSetting(f"What is refreshed must be an index's name; got {name!r}. Say {ref.name}.")
+    return ref.model.partition("/")[0], ref.embeddings.dataset.name
+
+
+def _require_model(name: str, model: str) -> None:
+    if not model:
+        raise InvalidSetting(f"Index {name!r} names no model to refresh it with. Give one with --model.")
+
+
+def _file(store: str, name: str) -> str:
+    return storage.join(storage.named_folder(store, "indexes", name), REFRESH_FILE)

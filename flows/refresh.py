@@ -1,0 +1,58 @@
+"""Every index that asks for it is refreshed; one that fails does not keep the others from it."""
+
+from prefect import flow
+
+from dml.refs import IndexRef
+from dml.retrieval.refresh import names_to_refresh
+from dml.settings import store_uri
+from flows.policy import run, say, show_table, stage
+from flows.reindex import reindex_flow
+
+
+class RefreshFailed(RuntimeError):
+    """Some indexes could not be refreshed.
+
+    Attributes:
+        failed: index name to what is wrong.
+        refreshed: the others.
+    """
+
+    def __init__(self, failed: dict[str, Exception], refreshed: list[IndexRef]) -> None:
+        self.failed, self.refreshed = failed, refreshed
+        reasons = "; ".join(f"{name} ({type(error).__name__}: {error})" for name, error in failed.items())
+        super().__init__(f"{len(failed)} of {len(failed) + len(refreshed)} were not refreshed: {reasons}")
+
+
+@flow(name="refresh-flow")
+def refresh_flow(
+    names: list[str] | None = None, store: str | None = None, num_workers: int | None = None
+) -> list[IndexRef]:
+    """Refresh the indexes that ask for it (`dml schedule`), one after another.
+
+    Args:
+        names: only these; one that no longer asks is left as it is. None: all that ask.
+        store: the store's URI; None: `DML_STORE`, else `./dml-store`.
+        num_workers: embedding actors; None: as the amount of new images asks.
+
+    Raises:
+        RefreshFailed: after all others were refreshed.
+    """
+    root = store_uri(store)
+    asking = stage(names_to_refresh)(root)
+    chosen = [name for name in asking if names is None or name in names]
+    if not chosen:
+        say("nothing asks to be refreshed")
+    refreshed: list[IndexRef] = []
+    failed: dict[str, Exception] = {}
+    for name in chosen:
+        try:
+            refreshed.append(run(reindex_flow, name, store=root, num_workers=num_workers))
+        except Exception as error:
+            failed[name] = error
+            say(f"index {name} was not refreshed: {error}")
+    if chosen:
+        rows = [{"index": ref.name, "rows": ref.rows, "recall@10": ref.recall} for ref in refreshed]
+        show_table("refreshed", rows + [{"index": n, "error": str(e)} for n, e in failed.items()])
+    if failed:
+        raise RefreshFailed(failed, refreshed)
+    return refreshed

@@ -1,0 +1,98 @@
+"""Prefect is told which indexes ask to be refreshed, and when. The store says it; Prefect follows."""
+
+import asyncio
+import hashlib
+from datetime import datetime
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from dml.config import RefreshConfig
+from dml.errors import InvalidSetting, MissingArtifact
+from dml.retrieval.refresh import find_refresh, names_to_refresh
+from flows.policy import prefect_url, require_answer
+
+DEPLOYMENT = "refresh-flow/default"
+
+
+def next_refresh(cron: str, timezone: str) -> datetime:
+    """When Prefect would next run what is scheduled so.
+
+    Raises:
+        InvalidSetting: it is no cron of five fields, never comes, or its time zone is unknown.
+    """
+    from prefect.server.schemas.schedules import CronSchedule as ServerSchedule  # takes 2 s to import
+
+    try:
+        if len(cron.split()) != 5:
+            raise ValueError("not five fields")
+        (coming,) = asyncio.run(ServerSchedule(cron=cron, timezone=timezone).get_dates(1))
+    except Exception as error:  # the cron parser's own classes lie in a private place
+        raise InvalidSetting(
+            '--cron must have five fields, minute hour day month weekday, as "0 3 * * *", that come true on '
+            f"some day, and --timezone must be a name as Europe/Rome; got {cron!r} and {timezone!r}."
+        ) from error
+    return datetime.fromisoformat(coming.isoformat())
+
+
+def prefect_of(stack: str | None) -> str | None:
+    """The Prefect to tell: the configured one, else that of the store's running `dml up`, else none.
+
+    Args:
+        stack: address of the latter's API.
+
+    Raises:
+        ServiceUnreachable: the configured one does not answer.
+    """
+    if prefect_url() is None:
+        return stack
+    require_answer()
+    return prefect_url()
+
+
+def follow_store(store: str, prefect: str) -> None:
+    """Make Prefect's schedules of a store those that its indexes ask for; other stores' stay as they are.
+
+    Args:
+        store: the store's URI.
+        prefect: address of Prefect's API.
+
+    Raises:
+        MissingArtifact: Prefect has no deployment of `refresh-flow`.
+    """
+    wanted = {name: config for name in names_to_refresh(store) if (config := find_refresh(store, name))}
+    with temporary_settings({PREFECT_API_URL: prefect}), get_client(sync_client=True) as client:
+        try:
+            deployment = client.read_deployment_by_name(DEPLOYMENT).id
+        except ObjectNotFound as error:
+            raise MissingArtifact(
+                f"Prefect must have the deployment {DEPLOYMENT} to schedule; {prefect} has none. Run "
+                "`dml up`, or `prefect deploy --all` in the project's folder."
+            ) from error
+        for former in client.read_deployment_schedules(deployment):
+            if former.parameters.get("store") != store:
+                continue
+            name = next(iter(former.parameters.get("names", [])), "")
+            if name in wanted and former.schedule == _schedule(wanted[name]):
+                del wanted[name]
+            else:
+                client.delete_deployment_schedule(deployment, former.id)
+        if wanted:
+            client.create_deployment_schedules(
+                deployment,
+                [
+                    DeploymentScheduleCreate(
+                        schedule=_schedule(config),
+                        parameters={"names": [name], "store": store},
+                        slug=f"{name}-{hashlib.sha256(store.encode()).hexdigest()[:8]}",
+                    )
+                    for name, config in wanted.items()
+                ],
+            )
+
+
+def _schedule(config: RefreshConfig) -> CronSchedule:
+    return CronSchedule(cron=config.cron, timezone=config.timezone)

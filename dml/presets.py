@@ -212,7 +212,7 @@ def _baseline(name: str, dataset: str, row: _Baseline) -> ExperimentConfig:
     )
     sampler = ShuffledSamplerConfig(batch_size=112) if row.shuffled else base.sampler
     steps = _steps(dataset, epochs, sampler.batch_size)
-    training = TrainingConfig(num_steps=steps, precision="float32")
+    training = TrainingConfig(num_steps=steps, precision="tf32")
     changes = {"loss": row.loss, "sampler": sampler, "optimizer": optimizer, "training": training}
     return base.model_copy(update=changes)
 

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from dml.config.part import Part
 
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+"""Of the encoder's products; losses are float32 in all of them."""
+
 
 class OptimizerConfig(Part):
     """One optimiser with separate rates for backbone, head and the loss's own parameters."""
@@ -68,7 +71,11 @@ class TrainingConfig(Part):
     num_steps: int = Field(1000, gt=0)
     num_workers: int = Field(1, ge=1, description="1: in this process; more: a Ray Train worker group")
     use_gpu: bool | None = Field(None, description="None: where there is one")
-    precision: Literal["float32", "bfloat16"] | None = Field(None, description="None: bfloat16 on a GPU")
+    precision: Precision = Field(
+        "auto",
+        description="of the encoder; auto: bfloat16 on a GPU that has units for it, else float32; tf32: "
+        "float32, but for a GPU's convolutions",
+    )
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile the encoder; minutes before the first step")
     ema_decay: float | None = Field(

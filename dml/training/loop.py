@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from dml.config import ExperimentConfig
 from dml.models.backbones import weights_digest
 from dml.models.encoder import Encoder
+from dml.models.precision import convolutions_in
 from dml.refs import BestStep, DatasetRef
 from dml.storage import digest_of
 from dml.training.cached_step import cached_train_step
@@ -130,7 +132,7 @@ def train_on(supply: Supply, config: ExperimentConfig, worker: Worker, hooks: Ho
     take_step: Callable[..., Tensor] = train_step
     if training.chunk_rows is not None:
         take_step = partial(cached_train_step, chunk_rows=training.chunk_rows)
-    try:
+    with closing(batches), convolutions_in(state.precision):
         for step, (images, labels, positions) in enumerate(batches, start=done):
             if step in (first, config.optimizer.freeze_backbone_steps):
                 learner = state.begin(step)
@@ -174,8 +176,6 @@ def train_on(supply: Supply, config: ExperimentConfig, worker: Worker, hooks: Ho
             if saved:
                 _save(hooks, state, done)
         overall = whole.progress(done, batches.wait_s)
-    finally:
-        batches.close()
     return Outcome(
         encoder=state.shipped,
         loss=float(np.mean(state.numbers.losses[-training.log_every_steps :].numpy())),
@@ -196,7 +196,9 @@ def _judge(state: TrainingState, supply: Supply, worker: Worker, step: int) -> B
     assert config is not None
     assert supply.validation is not None
     assert state.best is not None
-    found = validate(state.current, config, supply.validation, step, worker)
+    # As its package will embed: on a GPU in the precision of training, on a CPU exactly.
+    precision = state.precision if worker.device.type == "cuda" else "float32"
+    found = validate(state.current, config, supply.validation, step, worker, precision=precision)
     state.best.offer(state.current, step, found.value)
     return found
 

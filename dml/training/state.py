@@ -10,6 +10,7 @@ from dml.config import ExperimentConfig
 from dml.data.sampling import BatchStream, SimilarClassBatchSampler
 from dml.losses import keep_shards_local
 from dml.models.encoder import Encoder
+from dml.models.precision import choose_precision
 from dml.refs import BestStep
 from dml.training.averages import AveragedEncoder, BestEncoder
 from dml.training.batch_norm import synchronise_batch_norm
@@ -70,8 +71,8 @@ class TrainingState:
         if config.sampler.kind == "similar":
             loss = WithClassVectors(loss, num_classes, config.encoder.dim, momentum=config.sampler.momentum)
         self.loss = loss.to(worker.device)
-        precision = training.precision or ("bfloat16" if worker.device.type == "cuda" else "float32")
-        self.learner = Learner(self.encoder, self.loss, precision)
+        self.precision = choose_precision(training.precision, worker.device)
+        self.learner = Learner(self.encoder, self.loss, self.precision)
         self.optimizer = build_optimizer(config.optimizer, self.encoder, self.loss)
         self.numbers = _Numbers(training.num_steps)
         self.average: AveragedEncoder | None = None

@@ -1,13 +1,12 @@
 """What one worker computes of a global batch, and one optimiser step of it."""
 
-from contextlib import AbstractContextManager, nullcontext
-
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dml.config.training import Precision
 from dml.losses import sharded_parameters
 from dml.models.encoder import Encoder
+from dml.models.precision import autocast
 from dml.training.gather import gather, mean_over_ranks
 from dml.training.optimizer import clip_gradients
 
@@ -15,7 +14,7 @@ from dml.training.optimizer import clip_gradients
 class Learner(nn.Module):
     """Encoder and loss as one module, so that data parallelism synchronises the gradients of both."""
 
-    def __init__(self, encoder: Encoder, loss: nn.Module, precision: str) -> None:
+    def __init__(self, encoder: Encoder, loss: nn.Module, precision: Precision) -> None:
         super().__init__()
         self.encoder = encoder
         self.loss = loss
@@ -32,7 +31,7 @@ class Learner(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """(b, c, H, W) images to (b, D) embeddings, in the precision of training."""
-        with self._autocast(images.device):
+        with autocast(self.precision, images.device):
             embeddings: Tensor = self.encoder(images)
         return embeddings
 
@@ -42,11 +41,6 @@ class Learner(nn.Module):
         # A mask can hide an embedding that is no number from the loss; zero times it is no number either.
         checked: Tensor = loss + 0.0 * embeddings.sum()
         return checked
-
-    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        if self.precision == "bfloat16":
-            return torch.autocast(device.type, dtype=torch.bfloat16)
-        return nullcontext()
 
 
 def train_step(

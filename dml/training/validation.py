@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dml.config import ValidationConfig
+from dml.config.training import Precision
 from dml.data.sampling.permutations import permutation
 from dml.errors import InvalidSetting
 from dml.metrics.retrieval import retrieval_metrics
 from dml.models.encoder import Encoder
+from dml.models.precision import autocast
 from dml.refs import BestStep
 from dml.training.worker import Worker
 
@@ -64,9 +66,15 @@ class ValidationSet:
 
 
 def validate(
-    encoder: Encoder, config: ValidationConfig, validation: ValidationSet, step: int, worker: Worker
+    encoder: Encoder,
+    config: ValidationConfig,
+    validation: ValidationSet,
+    step: int,
+    worker: Worker,
+    *,
+    precision: Precision = "float32",
 ) -> BestStep:
-    """The metric of an encoder, in evaluation mode and full precision; every worker must call it.
+    """The metric of an encoder, in evaluation mode; every worker must call it.
 
     Args:
         encoder: equal on all workers; its mode is restored.
@@ -74,11 +82,12 @@ def validate(
         validation: what is embedded, shared out over the workers.
         step: steps done.
         worker: this process's place.
+        precision: of the encoder.
 
     Returns:
         The same on every worker: one ranks the embeddings, and tells the others.
     """
-    embeddings = _embed(encoder, validation, worker)
+    embeddings = _embed(encoder, validation, worker, precision)
     value = torch.zeros((), dtype=torch.float64, device=worker.device)
     if worker.rank == 0:
         labels = torch.from_numpy(validation.class_ids).to(worker.device)
@@ -89,7 +98,7 @@ def validate(
 
 
 @torch.no_grad()
-def _embed(encoder: Encoder, validation: ValidationSet, worker: Worker) -> Tensor:
+def _embed(encoder: Encoder, validation: ValidationSet, worker: Worker, precision: Precision) -> Tensor:
     """(N, D) embeddings of the whole set on every worker."""
     num_rows = len(validation.class_ids)
     embeddings = torch.zeros(num_rows, encoder.config.dim, device=worker.device)
@@ -98,7 +107,8 @@ def _embed(encoder: Encoder, validation: ValidationSet, worker: Worker) -> Tenso
     for start in worker.share(range(0, num_rows, _CHUNK_ROWS)):
         rows = np.arange(start, min(start + _CHUNK_ROWS, num_rows))
         images = validation.images(rows).to(worker.device, memory_format=torch.channels_last)
-        embeddings[rows[0] : rows[-1] + 1] = encoder(images)
+        with autocast(precision, worker.device):
+            embeddings[rows[0] : rows[-1] + 1] = encoder(images)
     for module in was_training:
         module.training = True
     if worker.world_size > 1:

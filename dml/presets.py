@@ -25,7 +25,7 @@ from dml.config import (
     TrainingConfig,
     TripletConfig,
 )
-from dml.errors import InvalidSetting
+from dml.errors import InvalidSetting, did_you_mean
 
 _GLYPHS_28 = PreprocessingConfig(color="L", resize=28, crop=28, mean=(0.5,), std=(0.5,))
 _SMALL_AFFINE = AugmentationConfig(rotation=10, translation=0.08, scaling=(0.9, 1.1))
@@ -358,6 +358,7 @@ def experiment(name: str) -> ExperimentConfig:
     if found is None:
         raise InvalidSetting(
             f"preset must be one of {', '.join(names())}, or {_SMOKE} and one of them; got {name!r}."
+            f"{did_you_mean(name, [*names(), *(_SMOKE + each for each in names())])}"
         )
     config = found[1]()
     return smoke_of(config) if name.startswith(_SMOKE) else config

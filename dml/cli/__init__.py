@@ -17,11 +17,22 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 
 import typer
 
-from dml.cli import bench, datasets, indexes, models, reports, schedules, stack
+from dml.cli import bench, datasets, indexes, models, presets, reports, schedules, stack
 from dml.cli.app import app, output, print_json, visible
 from dml.errors import DmlError
 
-__all__ = ["app", "bench", "datasets", "indexes", "main", "models", "reports", "schedules", "stack"]
+__all__ = [
+    "app",
+    "bench",
+    "datasets",
+    "indexes",
+    "main",
+    "models",
+    "presets",
+    "reports",
+    "schedules",
+    "stack",
+]
 
 _USERS_MISTAKE, _OURS, _INTERRUPTED = 2, 1, 130
 _QUIET_S = 1.5  # importing torch alone takes as long

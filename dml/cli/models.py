@@ -1,19 +1,24 @@
-"""`dml train`, `dml evaluate`, `dml models` and `dml presets`."""
+"""`dml train`, `dml evaluate` and `dml models`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dml.cli.app import Json, Preset, Settings, Store, app, print_json, print_table
+from dml.cli.app import Json, Settings, Store, app, print_json, print_table
+from dml.errors import InvalidSetting
 from dml.settings import store_uri, tracking_uri
 
 
 @app.command()
 def train(
     dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
-    preset: Preset = "smoke",
-    config: Annotated[Path | None, typer.Option(help="a JSON file with a whole experiment")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="experiment to start from; `dml presets` lists them; default: smoke")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="a YAML or JSON file with a whole experiment, instead of a preset")
+    ] = None,
     settings: Settings = None,
     name: Annotated[str | None, typer.Option(help="the model's; default: the dataset's")] = None,
     workers: Annotated[
@@ -28,7 +33,12 @@ def train(
     from flows.policy import run
     from flows.train import train_flow
 
-    start = read_experiment(config) if config else experiment(preset)
+    if config is not None and preset is not None:
+        raise InvalidSetting(
+            f"--config is a whole experiment and --preset another; got {config} and {preset!r}. Leave one "
+            "out: `dml presets show NAME` prints a preset as a file to change."
+        )
+    start = experiment(preset or "smoke") if config is None else read_experiment(config)
     changes = [*(settings or []), *([f"training.num_workers={workers}"] if workers else [])]
     report = run(train_flow, dataset, config=start.overridden(changes), store=store_uri(store), name=name)
     model, trained = report.model, report.trained
@@ -99,14 +109,3 @@ def models(store: Store = None, as_json: Json = False) -> None:
         for ref in refs
     ]
     print_table("models", rows)
-
-
-@app.command()
-def presets(as_json: Json = False) -> None:
-    """List the experiments to start from."""
-    from dml.presets import names
-
-    if as_json:
-        print_json({"presets": names()})
-        return
-    print_table("presets", [{"preset": name, "what for": text} for name, text in names().items()])

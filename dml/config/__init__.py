@@ -1,6 +1,7 @@
 """One frozen experiment, checked whole before anything starts: unknown keys are refused, parts agree.
 
-Presets return one; files hold one as JSON; `ExperimentConfig.model_json_schema()` documents every field.
+Presets return one; files hold one as YAML or JSON;
+`ExperimentConfig.model_json_schema()` documents every field.
 """
 
 from dml.config.bench import BenchConfig, parse_bench
@@ -66,7 +67,8 @@ from dml.config.losses import (
     loss_kinds,
     takes_mining,
 )
-from dml.config.part import Part, assigned, invalid_setting
+from dml.config.part import Part
+from dml.config.text import to_yaml
 from dml.config.training import OptimizerConfig, TrainingConfig, ValidationConfig
 
 __all__ = [
@@ -132,12 +134,11 @@ __all__ = [
     "ValidationConfig",
     "WithinBatchConfig",
     "WithoutMining",
-    "assigned",
-    "invalid_setting",
     "loss_kinds",
     "parse_bench",
     "parse_experiment",
     "parse_ingest",
     "read_experiment",
     "takes_mining",
+    "to_yaml",
 ]

@@ -2,10 +2,10 @@
 
 from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from dml.config.losses import Mining, loss_kinds, takes_mining
-from dml.config.part import Part, invalid_setting
+from dml.config.part import Part, parse
 from dml.errors import InvalidSetting
 
 
@@ -68,7 +68,4 @@ class BenchConfig(Part):
 
 def parse_bench(tree: Any) -> BenchConfig:
     """The grid a JSON tree describes; raises InvalidSetting naming every setting that is wrong."""
-    try:
-        return BenchConfig.model_validate(tree)
-    except ValidationError as error:
-        raise invalid_setting(error) from None
+    return parse(BenchConfig, tree)

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from dml.config.part import Part, invalid_setting
+from dml.config.part import Part, parse
 from dml.names import Name
 
 
@@ -171,7 +171,4 @@ BatchesConfig = Annotated[
 
 def parse_ingest(tree: Any) -> IngestConfig:
     """The ingest a JSON tree describes; raises InvalidSetting naming every setting that is wrong."""
-    try:
-        return IngestConfig.model_validate(tree)
-    except ValidationError as error:
-        raise invalid_setting(error) from None
+    return parse(IngestConfig, tree)

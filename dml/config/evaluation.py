@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from dml.config.part import Part, assigned, invalid_setting
+from dml.config.part import Part
 
 Rank = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -96,13 +96,6 @@ class EvaluationConfig(Part):
             *clustering,
         ]
 
-    def overridden(self, assignments: list[str]) -> "EvaluationConfig":
-        """A copy with settings replaced, each `key=value`, as `ExperimentConfig.overridden`."""
-        try:
-            return EvaluationConfig.model_validate(assigned(self, assignments))
-        except ValidationError as error:
-            raise invalid_setting(error) from None
-
 
 class ReportConfig(Part):
     """What a report shows, and how much of it."""
@@ -121,13 +114,6 @@ class ReportConfig(Part):
     map_points: int = Field(1000, ge=10, description="items on the map of the embedding; t-SNE is slow")
     map_classes: int = Field(16, ge=1, le=24, description="classes with a colour of their own on it")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="who searches whom, which numbers")
-
-    def overridden(self, assignments: list[str]) -> "ReportConfig":
-        """A copy with settings replaced, each `path.to.key=value`, as `ExperimentConfig.overridden`."""
-        try:
-            return ReportConfig.model_validate(assigned(self, assignments))
-        except ValidationError as error:
-            raise invalid_setting(error) from None
 
 
 class GateConfig(Part):

@@ -1,11 +1,10 @@
 """One experiment, checked whole."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from dml.config.data import (
     AugmentationConfig,
@@ -23,9 +22,9 @@ from dml.config.losses import (
     ProxyLossConfig,
     WithinBatchConfig,
 )
-from dml.config.part import Part, assigned, invalid_setting
+from dml.config.part import Part, parse
+from dml.config.text import read_tree
 from dml.config.training import OptimizerConfig, TrainingConfig
-from dml.errors import InvalidSetting
 
 _CONV4_LEAST_SIDE = 16
 
@@ -141,26 +140,12 @@ class ExperimentConfig(Part):
                 "encoder.freeze_batch_norm, or training.ghost_batch_norm to normalise each chunk by itself."
             )
 
-    def overridden(self, assignments: list[str]) -> "ExperimentConfig":
-        """A copy with settings replaced, each `path.to.key=value` with the value in JSON (or plain text).
-
-        Raises:
-            InvalidSetting: an unknown key, or values that do not fit together.
-        """
-        return parse_experiment(assigned(self, assignments))
-
 
 def parse_experiment(tree: Any) -> ExperimentConfig:
     """The experiment a JSON tree describes; raises InvalidSetting naming every setting that is wrong."""
-    try:
-        return ExperimentConfig.model_validate(tree)
-    except ValidationError as error:
-        raise invalid_setting(error) from None
+    return parse(ExperimentConfig, tree)
 
 
 def read_experiment(path: str | Path) -> ExperimentConfig:
-    """The experiment in a JSON file; raises InvalidSetting when it cannot be read or followed."""
-    try:
-        return parse_experiment(json.loads(Path(path).read_text()))
-    except (OSError, json.JSONDecodeError) as error:
-        raise InvalidSetting(f"An experiment file must be readable JSON; {path}: {error}.") from error
+    """The experiment in a YAML or JSON file; raises InvalidSetting when it cannot be read or followed."""
+    return parse_experiment(read_tree(path, ExperimentConfig))

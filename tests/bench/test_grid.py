@@ -145,7 +145,7 @@ def test_what_cannot_be_followed_is_refused_and_nothing_runs(store, changes, say
 
 
 def test_a_mining_that_does_not_exist_is_refused_by_its_name():
-    with pytest.raises(InvalidSetting, match=r"minings.0: .*'semi-hrad'"):
+    with pytest.raises(InvalidSetting, match=r"minings\.0 must be .*'semi-hrad'.*mean 'semi-hard'"):
         bench(minings=["semi-hrad"])
 
 

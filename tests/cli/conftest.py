@@ -86,8 +86,12 @@ def query(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def dml(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """A verb as typed; with its exit status, and what it printed."""
+def dml(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Done]:
+    """A verb as typed in an empty folder; with its exit status, and what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DML_STORE", raising=False)
 
     def call(*arguments: str) -> Done:
         monkeypatch.setattr(sys, "argv", ["dml", *arguments])

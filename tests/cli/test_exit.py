@@ -19,7 +19,7 @@ import dml as package
         (["search"], "IMAGE"),
         (["search", "x.png", "--wher", "a=b"], "--where"),
         (["search", "x.png", "-k", "none"], "integer"),
-        (["index", "x"], "--model"),
+        (["train"], "DATASET"),
     ],
     ids=" ".join,
 )

@@ -1,0 +1,39 @@
+"""`dml presets` and `dml presets show`."""
+
+from typing import Annotated
+
+import typer
+
+from dml.cli.app import Json, app, print_json, print_table
+
+presets = typer.Typer()
+app.add_typer(presets, name="presets")
+
+
+@presets.callback(invoke_without_command=True)
+def list_presets(context: typer.Context, as_json: Json = False) -> None:
+    """List the experiments to start from; `dml presets show NAME` prints one."""
+    from dml.presets import names
+
+    if context.invoked_subcommand is not None:
+        return
+    if as_json:
+        print_json({"presets": names()})
+        return
+    print_table("presets", [{"preset": name, "what for": text} for name, text in names().items()])
+
+
+@presets.command()
+def show(
+    name: Annotated[str, typer.Argument(help="a preset's name, or smoke:NAME for a small one")],
+    as_json: Json = False,
+) -> None:
+    """Print a preset in YAML, or in JSON, as a file that `dml train --config FILE` takes back."""
+    from dml.config import to_yaml
+    from dml.presets import experiment
+
+    config = experiment(name)
+    if as_json:
+        print_json(config.model_dump(mode="json"))
+        return
+    print(to_yaml(config), end="")

@@ -119,6 +119,10 @@ class IndexRef(Ref):
     rows: int
     recall: float = Field(description="recall@10 against exact search, measured when it was built")
 
+    def __str__(self) -> str:
+        """As users type it: NAME@VERSION."""
+        return f"{self.name}@{self.version}"
+
 
 class Comparison(BaseModel):
     """One model against another on the same queries: its gain, and how sure that is."""

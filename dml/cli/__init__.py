@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 
 import typer
 
-from dml.cli import bench, datasets, indexes, models, presets, reports, schedules, stack
+from dml.cli import bench, datasets, indexes, models, presets, reports, schedules, stack, store
 from dml.cli.app import app, output, print_json, visible
 from dml.errors import DmlError
 
@@ -32,6 +32,7 @@ __all__ = [
     "reports",
     "schedules",
     "stack",
+    "store",
 ]
 
 _USERS_MISTAKE, _OURS, _INTERRUPTED = 2, 1, 130

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 _MOST_MODELS = 1000
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 CHAMPION, CHALLENGER = "champion", "challenger"
-_PACKAGE_TAG, _METRICS_TAG, _REASON_TAG = "dml.package", "dml.metrics", "dml.reason"
+_PACKAGE_TAG, _METRICS_TAG, REASON_TAG = "dml.package", "dml.metrics", "dml.reason"
+PROMOTED_TAG = "dml.promoted_at"
+"""When a version became champion: what a rollback goes back to."""
 _REQUIREMENTS = ["torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "pyarrow", "pydantic"]
 
 
@@ -126,9 +129,16 @@ def judge(
                 f"{comparison.p_value:.4f} (must be at most {1 - gate.confidence:.4g})"
             )
     alias = CHAMPION if passed else CHALLENGER
-    client.set_model_version_tag(model.name, str(model.version), _REASON_TAG, reason)
+    client.set_model_version_tag(model.name, str(model.version), REASON_TAG, reason)
+    if passed:
+        client.set_model_version_tag(model.name, str(model.version), PROMOTED_TAG, utc_now())
     client.set_registered_model_alias(model.name, alias, str(model.version))
     return model.model_copy(update={"alias": alias, "reason": reason})
+
+
+def utc_now() -> str:
+    """Now, to the microsecond, in a form that sorts as text."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def find_champion(tracking_uri: str, name: str) -> ModelRef | None:
@@ -189,5 +199,5 @@ def _model_ref(version: "ModelVersion", alias: str | None = None) -> ModelRef:
         alias=alias,
         package=PackageRef.model_validate_json(version.tags[_PACKAGE_TAG]),
         metrics=json.loads(version.tags.get(_METRICS_TAG, "{}")),
-        reason=version.tags.get(_REASON_TAG, ""),
+        reason=version.tags.get(REASON_TAG, ""),
     )

@@ -176,6 +176,21 @@ def publish_index(store: str, ref: IndexRef) -> None:
     storage.point(storage.named_folder(store, "indexes", ref.name), ref.version)
 
 
+def rollback_index(store: str, name: str) -> IndexRef:
+    """Make a former version of an index the one that searches use again.
+
+    Args:
+        store: the store's URI.
+        name: NAME, the version before the current one; or NAME@VERSION, a former one.
+
+    Raises:
+        MissingArtifact: there is no such former version.
+    """
+    base, version = split_version(name, "index")
+    folder = storage.named_folder(store, "indexes", base)
+    return _read_ref(storage.join(folder, storage.point_back(folder, version)))
+
+
 def find_index(store: str, name: str) -> IndexRef:
     """The index of a name (its published version) or `NAME@VERSION`.
 

@@ -19,7 +19,6 @@ from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, Mi
 from dml.names import check_name, is_version
 from dml.storage import verified
 from dml.storage.files import (
-    Entry,
     delete,
     exists,
     file_digest,
@@ -27,7 +26,6 @@ from dml.storage.files import (
     filesystem,
     is_remote,
     join,
-    list_entries,
     list_folders,
     make_folder,
     read_json,
@@ -210,12 +208,22 @@ def verify(uri: str) -> None:
         MissingArtifact: nothing complete is there.
         CorruptArtifact: files differ or are missing, all of them named.
     """
+    _refuse_damaged(uri, damaged_files(uri))
+
+
+def damaged_files(uri: str) -> list[str]:
+    """The files of an artefact that are not as published, every byte compared; raises as `verify`."""
     files = read_manifest(uri)["files"]
-    _require_sizes(uri, files)
+    damaged = set(_other_sizes(uri, files))
+
+    def differs(name: str) -> bool:
+        return name in damaged or file_digest(join(uri, name)) != files[name]["sha256"]
+
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        digests = list(pool.map(lambda name: file_digest(join(uri, name)), files))
-    _refuse_damaged(uri, [n for n, found in zip(files, digests, strict=True) if found != files[n]["sha256"]])
-    verified.remember(uri, files)
+        found = [name for name, wrong in zip(files, pool.map(differs, files), strict=True) if wrong]
+    if not found:
+        verified.remember(uri, files)
+    return found
 
 
 def verify_opened(uri: str, *, digests: bool = True) -> dict[str, Any]:
@@ -233,7 +241,7 @@ def verify_opened(uri: str, *, digests: bool = True) -> dict[str, Any]:
     """
     manifest = read_manifest(uri)
     files = manifest["files"]
-    _require_sizes(uri, files)
+    _refuse_damaged(uri, _other_sizes(uri, files))
     if digests and not is_remote(uri):
         unknown = verified.unknown_files(uri, files)
         _refuse_damaged(uri, [n for n in unknown if file_digest(join(uri, n)) != files[n]["sha256"]])
@@ -242,9 +250,9 @@ def verify_opened(uri: str, *, digests: bool = True) -> dict[str, Any]:
     return manifest
 
 
-def _require_sizes(uri: str, files: Mapping[str, Any]) -> None:
+def _other_sizes(uri: str, files: Mapping[str, Any]) -> list[str]:
     sizes = {entry.path: entry.size_bytes for entry in files_below(uri)}
-    _refuse_damaged(uri, [name for name in files if sizes.get(name) != files[name]["size_bytes"]])
+    return [name for name in files if sizes.get(name) != files[name]["size_bytes"]]
 
 
 def _refuse_damaged(uri: str, names: list[str]) -> None:
@@ -350,6 +358,14 @@ def list_versions(parent_uri: str) -> list[str]:
     return [v for v in list_folders(parent_uri) if is_version(v) and is_complete(join(parent_uri, v))]
 
 
-def unfinished_below(uri: str) -> Iterator[Entry]:
-    """Staging folders directly in a folder: of processes at work, and of those that were killed."""
-    yield from (entry for entry in list_entries(uri) if entry.is_folder and is_staging(entry.name))
+def remove(uri: str) -> None:
+    """Remove an artefact, folder or file; readers see it whole or not at all, also after a crash."""
+    if is_complete(uri):
+        if is_remote(uri):
+            delete(join(uri, MANIFEST))
+        else:
+            parent, name = resolve(uri).rsplit("/", 1)
+            aside = join(parent, f".staging-{name}-{uuid.uuid4().hex[:8]}")
+            os.rename(resolve(uri), aside)
+            uri = aside
+    delete(uri)

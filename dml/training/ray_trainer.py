@@ -52,6 +52,7 @@ def train(
     result = storage.join(run, "result.json")
     if not storage.exists(result):
         storage.write_json(storage.join(run, "experiment.json"), config.model_dump(mode="json"))
+        storage.write_json(storage.join(run, "dataset.json"), dataset.model_dump(mode="json"))
         if config.training.num_workers == 1 and not is_remote():
             _train_here(config, dataset, store, run, on_progress)
         else:

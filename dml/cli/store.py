@@ -1,0 +1,146 @@
+"""What concerns a store as a whole: `dml verify`, `dml gc`, `dml rm` and `dml rollback`."""
+
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from dml.cli.app import Json, Store, app, print_json, print_table
+from dml.errors import CorruptArtifact
+from dml.settings import store_uri, tracking_uri
+
+
+class Removable(StrEnum):
+    """What `dml rm` removes."""
+
+    DATASET = "dataset"
+    INDEX = "index"
+    MODEL = "model"
+    RUN = "run"
+
+
+class Pointed(StrEnum):
+    """What has a current version that can be taken back."""
+
+    INDEX = "index"
+    MODEL = "model"
+
+
+@app.command()
+def verify(
+    name: Annotated[
+        str | None, typer.Argument(help="a dataset or index, NAME or NAME@VERSION; default: everything")
+    ] = None,
+    heal: Annotated[bool, typer.Option("--heal", help="make again what is damaged, where it can be")] = False,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Compare every byte of the store with what was published; exit status 2 where something is damaged."""
+    from flows.policy import run
+    from flows.verify import verify_flow
+
+    rows = run(verify_flow, name, heal, store_uri(store))
+    if as_json:
+        print_json({"artefacts": rows})
+    else:
+        for row in rows:
+            if row["state"] != "ok":
+                print(f"{row['kind']} {row['artefact']}: {row['damaged']}: {row['state']}")
+        print(f"{len(rows)} artefacts, {sum(row['state'] == 'ok' for row in rows)} as they were published")
+    if any(str(row["state"]).startswith("damaged") for row in rows):
+        raise CorruptArtifact(
+            "Some artefacts are damaged, see above. `dml verify --heal` makes again what can be."
+        )
+
+
+@app.command()
+def gc(
+    keep: Annotated[
+        int, typer.Option(min=1, help="versions of each dataset and index, current included")
+    ] = 2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would go")] = False,
+    grace_hours: Annotated[
+        float, typer.Option(min=0, help="what was made within it stays: somebody may be about to use it")
+    ] = 1.0,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Remove what nothing needs: old versions, what killed processes left, finished runs' checkpoints."""
+    from dml.lineage import remove, unneeded
+    from dml.registry.catalog import list_models
+
+    root = store_uri(store)
+    registered = [
+        model.package.model_dump(mode="json", exclude=None if model.alias else {"dataset"})
+        for model in list_models(tracking_uri(root))
+    ]
+    removals = unneeded(root, registered, keep=keep, grace=timedelta(hours=grace_hours))
+    if not dry_run:
+        remove(removals)
+    size = sum(removal.size_bytes for removal in removals)
+    if as_json:
+        shown = [{"uri": r.uri, "kind": r.kind, "why": r.why, "size_bytes": r.size_bytes} for r in removals]
+        print_json({"removed": shown, "size_bytes": size, "dry_run": dry_run})
+        return
+    if not removals:
+        print("nothing to remove: everything is needed")
+        return
+    print_table(
+        "would go" if dry_run else "removed", [_shown(r.uri, r.kind, r.why, r.size_bytes) for r in removals]
+    )
+    print(f"{len(removals)} things, {size / 2**20:,.1f} MiB" + (", nothing removed yet" if dry_run else ""))
+
+
+def _shown(uri: str, kind: str, why: str, size_bytes: int) -> dict[str, Any]:
+    return {"kind": kind, "what": uri, "why": why, "MiB": round(size_bytes / 2**20, 2)}
+
+
+@app.command()
+def rm(
+    kind: Annotated[Removable, typer.Argument(help="what it is")],
+    name: Annotated[str, typer.Argument(help="NAME for all of it, NAME@VERSION, NAME/VERSION of a model")],
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Remove a dataset, an index, a model or a run; refused while something else needs it."""
+    root = store_uri(store)
+    if kind == Removable.MODEL:
+        from dml.registry.aliases import remove_model
+
+        removed = remove_model(tracking_uri(root), name)
+    else:
+        from dml.lineage import remove_named
+
+        removed = remove_named(root, kind.value, name)
+    if as_json:
+        print_json({"removed": removed})
+        return
+    for each in removed:
+        print(f"removed {kind.value} {each}")
+    print("`dml gc` removes what nothing needs any more")
+
+
+@app.command()
+def rollback(
+    kind: Annotated[Pointed, typer.Argument(help="what it is")],
+    name: Annotated[
+        str, typer.Argument(help="NAME for the version before, NAME@VERSION, NAME/VERSION of a model")
+    ],
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Make the version before the current one current again: of an index, or the champion of a model."""
+    root = store_uri(store)
+    if kind == Pointed.MODEL:
+        from dml.registry.aliases import rollback_champion
+
+        version = str(rollback_champion(tracking_uri(root), name))
+    else:
+        from dml.retrieval.index import rollback_index
+
+        version = str(rollback_index(root, name))
+    if as_json:
+        print_json({kind.value: version})
+        return
+    print(f"{kind.value} {version} is current")

@@ -1,0 +1,89 @@
+"""Is everything in a store as it was published? Every byte of every artefact against its manifest."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from pydantic import ValidationError
+
+from dml import storage
+from dml.errors import CorruptArtifact, MissingArtifact
+from dml.lineage import places
+from dml.refs import Ref
+
+R = TypeVar("R", bound=Ref)
+
+OnProgress = Callable[[int, int], None]
+
+
+class Checked(NamedTuple):
+    """One artefact, and which of its files are damaged; `manifest.json` where that cannot be read."""
+
+    kind: str
+    name: str
+    version: str
+    uri: str
+    damaged: list[str]
+
+    @property
+    def title(self) -> str:
+        return self.version if self.name == self.version else f"{self.name}@{self.version}"
+
+
+def check_store(store: str, name: str | None = None, progress: OnProgress | None = None) -> list[Checked]:
+    """Compare all artefacts of a store, checkpoints among them, with their manifests.
+
+    Args:
+        store: the store's URI.
+        name: only datasets and indexes of this name, NAME or NAME@VERSION; None: everything.
+        progress: called with (artefacts done, artefacts in all).
+
+    Raises:
+        MissingArtifact: no store, or nothing of that name.
+    """
+    storage.require_store(store)
+    wanted, _, version = (name or "").partition("@")
+    found: list[tuple[str, str, str, str]] = [(k, n, v, uri) for k, uri, n, v in places(store)]
+    found += _checkpoints(store)
+    chosen = [p for p in found if name is None or (p[1] == wanted and version in ("", p[2]))]
+    if name is not None and not chosen:
+        names = sorted({n for _, n, v, _ in found if n != v})
+        raise MissingArtifact(f"A dataset or index {name!r} must exist in the store; there are {names}.")
+    checked = []
+    for number, (kind, own, own_version, uri) in enumerate(chosen, start=1):
+        try:
+            damaged = storage.damaged_files(uri)
+        except (CorruptArtifact, MissingArtifact):
+            damaged = [storage.MANIFEST]
+        checked.append(Checked(kind, own, own_version, uri, damaged))
+        if progress is not None:
+            progress(number, len(chosen))
+    return checked
+
+
+def _checkpoints(store: str) -> list[tuple[str, str, str, str]]:
+    runs = storage.join(store, "runs")
+    found = []
+    for run in storage.list_folders(runs):
+        folder = storage.join(runs, run, "checkpoints")
+        found += [("checkpoint", run, v, storage.join(folder, v)) for v in storage.list_versions(folder)]
+    return found
+
+
+def ref_of(checked: Checked, kind: type[R]) -> R:
+    """The ref in a damaged artefact's manifest; raises CorruptArtifact where that is damaged itself."""
+    try:
+        return kind.model_validate({"uri": checked.uri, **storage.read_manifest(checked.uri)["ref"]})
+    except (KeyError, ValidationError) as error:
+        raise CorruptArtifact(
+            f"{checked.uri}/{storage.MANIFEST} must say what the artefact was made of; it does not. Remove "
+            "it with `dml rm`, or restore it from a copy."
+        ) from error
+
+
+def remove_damaged(checked: Checked) -> None:
+    """Remove an artefact's damaged files, and its manifest: what is left is known to be unfinished."""
+    storage.delete(storage.join(checked.uri, storage.MANIFEST))
+    for name in checked.damaged:
+        storage.delete(storage.join(checked.uri, name))
+    if checked.kind != "embeddings":
+        storage.delete(checked.uri)

@@ -1,0 +1,333 @@
+"""What a store holds, what was made from what, and what nothing needs any more.
+
+Every manifest names the artefacts that its artefact was made from, so lineage is read, never guessed. An
+artefact is needed when a pointer, a registered model, an unfinished run or a finished bench leads to it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from dml import storage
+from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
+from dml.names import split_version
+
+Kind = Literal["dataset", "index", "package", "embeddings", "report", "bench"]
+
+_VERSIONED: dict[Kind, str] = {"dataset": "datasets", "index": "indexes"}
+_PLAIN: dict[Kind, str] = {
+    "package": "packages",
+    "embeddings": "embeddings",
+    "report": "reports",
+    "bench": "bench/tables",
+}
+_PARENTS = ("embeddings", "dataset", "package", "embedder", "items", "initial")
+_OWN_FOLDERS = (*_VERSIONED.values(), "packages", "embeddings", "reports", "bench", "runs", "galleries")
+"""Where a store keeps what this project made; MLflow's and Prefect's folders are theirs."""
+
+ABANDONED_AFTER = timedelta(days=1)
+"""A staging folder or unsealed table that nobody wrote to for so long is a killed process's."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published artefact of the store."""
+
+    kind: Kind
+    uri: str
+    name: str
+    """Of the dataset or index; the version for others."""
+    version: str
+    size_bytes: int
+    created: datetime
+    parents: tuple[str, ...]
+    """URIs of what it was made from and cannot be used without."""
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}" if self.kind in _VERSIONED else self.version
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Something that nothing needs."""
+
+    uri: str
+    kind: str
+    why: str
+    size_bytes: int
+    fingerprint: str = ""
+    """Under which the machine's cache may hold a copy."""
+
+
+def list_artifacts(store: str) -> list[Artifact]:
+    """Every artefact of a store whose manifest can be read, by kind, name and version."""
+    found = (_read(*place) for place in places(store))
+    return [artifact for artifact in found if artifact is not None]
+
+
+def places(store: str) -> Iterator[tuple[Kind, str, str, str]]:
+    """Kind, URI, name and version of every published artefact."""
+    for kind, folder in _VERSIONED.items():
+        root = storage.join(store, folder)
+        for name in storage.list_folders(root):
+            for version in storage.list_versions(storage.join(root, name)):
+                yield kind, storage.join(root, name, version), name, version
+    for kind, folder in _PLAIN.items():
+        root = storage.join(store, *folder.split("/"))
+        for version in storage.list_versions(root):
+            yield kind, storage.join(root, version), version, version
+
+
+def _read(kind: Kind, uri: str, name: str, version: str) -> Artifact | None:
+    try:
+        manifest = storage.read_manifest(uri)
+    except (CorruptArtifact, MissingArtifact):
+        return None
+    entries = storage.list_entries(uri, recursive=True)
+    ref = manifest.get("ref", {})
+    times = [entry.modified for entry in entries if entry.path == storage.MANIFEST and entry.modified]
+    return Artifact(
+        kind=kind,
+        uri=uri,
+        name=name,
+        version=version,
+        size_bytes=sum(entry.size_bytes for entry in entries),
+        created=times[0] if times else datetime.now(UTC),
+        parents=tuple(_parents(ref)),
+        fingerprint=str(ref.get("fingerprint", "")),
+    )
+
+
+def _parents(ref: Mapping[str, Any]) -> Iterator[str]:
+    """What a ref's artefact needs. A package embeds without the dataset it was trained on."""
+    is_package = "initial" in ref
+    for key in _PARENTS:
+        parent = ref.get(key)
+        if isinstance(parent, Mapping) and "uri" in parent and not (is_package and key == "dataset"):
+            yield str(parent["uri"])
+            yield from _parents(parent)
+
+
+def unneeded(
+    store: str,
+    registered: Iterable[Mapping[str, Any]],
+    *,
+    keep: int = 2,
+    grace: timedelta = timedelta(hours=1),
+    now: datetime | None = None,
+) -> list[Removal]:
+    """What can go: nothing points to it, no kept artefact was made from it.
+
+    Args:
+        store: the store's URI.
+        registered: JSON of the refs of all registered packages; those of a version with an alias with their
+            dataset, the others without.
+        keep: versions of each dataset and index to keep, the current one among them; at least 1.
+        grace: what was made within it may be about to be pointed to, and stays.
+        now: the time; None: now.
+
+    Raises:
+        InvalidSetting: keep below 1.
+        MissingArtifact: there is no store.
+    """
+    if keep < 1:
+        raise InvalidSetting(f"keep must be 1 or more, since the current version stays; got {keep}.")
+    storage.require_store(store)
+    now = now or datetime.now(UTC)
+    artifacts = {artifact.uri: artifact for artifact in list_artifacts(store)}
+    wanted = _marked(artifacts, _roots(store, artifacts, registered, keep, grace, now))
+    removals = [
+        Removal(a.uri, a.kind, "nothing needs it", a.size_bytes, a.fingerprint)
+        for uri, a in artifacts.items()
+        if uri not in wanted
+    ]
+    removals += _finished_checkpoints(store)
+    removals += _galleries(store, {f"{a.name}-{a.version}" for u, a in artifacts.items() if u in wanted})
+    removals += _abandoned(store, now)
+    inside = {removal.uri for removal in removals}
+    return [r for r in removals if not any(_is_below(r.uri, uri) for uri in inside if uri != r.uri)]
+
+
+def _is_below(uri: str, folder: str) -> bool:
+    return uri.startswith(folder.rstrip("/") + "/")
+
+
+def _roots(
+    store: str,
+    artifacts: Mapping[str, Artifact],
+    registered: Iterable[Mapping[str, Any]],
+    keep: int,
+    grace: timedelta,
+    now: datetime,
+) -> Iterator[str]:
+    for kind, folder in _VERSIONED.items():
+        for name in sorted({a.name for a in artifacts.values() if a.kind == kind}):
+            parent = storage.join(store, folder, name)
+            current = storage.current(parent)
+            former = [v for v in storage.former_versions(parent) if storage.join(parent, v) in artifacts]
+            for version in [current, *former[: keep - 1]]:
+                if version is not None:
+                    yield storage.join(parent, version)
+    for package in registered:
+        yield from _all_references(package)
+    for artifact in artifacts.values():
+        superseded = artifact.kind in _VERSIONED and artifact.version in storage.former_versions(
+            artifact.uri.rpartition("/")[0]
+        )
+        if artifact.kind in ("report", "bench") or (now - artifact.created < grace and not superseded):
+            yield artifact.uri
+    for cell in storage.list_names(storage.join(store, "bench", "cells")):
+        yield from _all_references(storage.read_json(storage.join(store, "bench", "cells", cell)))
+    for run in storage.list_folders(storage.join(store, "runs")):
+        folder = storage.join(store, "runs", run)
+        if not storage.exists(storage.join(folder, "result.json")):
+            for entry in storage.list_entries(folder):
+                if not entry.is_folder and entry.name.endswith(".json"):
+                    yield from _all_references(storage.read_json(storage.join(folder, entry.name)))
+
+
+def _all_references(content: Any) -> Iterator[str]:
+    """Every URI in a JSON tree."""
+    if isinstance(content, Mapping):
+        if isinstance(content.get("uri"), str):
+            yield content["uri"]
+        for value in content.values():
+            yield from _all_references(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _all_references(value)
+
+
+def _marked(artifacts: Mapping[str, Artifact], roots: Iterable[str]) -> set[str]:
+    """The roots and all that they were made from."""
+    wanted: set[str] = set()
+    todo = list(roots)
+    while todo:
+        uri = todo.pop()
+        if uri not in wanted:
+            wanted.add(uri)
+            if uri in artifacts:
+                todo += artifacts[uri].parents
+    return wanted
+
+
+def _finished_checkpoints(store: str) -> Iterator[Removal]:
+    """Checkpoints of finished runs; what a run gave and how it was asked for stay."""
+    for run in storage.list_folders(storage.join(store, "runs")):
+        folder = storage.join(store, "runs", run)
+        if storage.exists(storage.join(folder, "result.json")):
+            for name in storage.list_folders(folder):
+                yield _removal(storage.join(folder, name), "checkpoints", "the run is finished")
+
+
+def _galleries(store: str, kept: set[str]) -> Iterator[Removal]:
+    folder = storage.join(store, "galleries")
+    for entry in storage.list_entries(folder):
+        if not entry.is_folder and entry.name.removesuffix(".png") not in kept:
+            uri = storage.join(folder, entry.name)
+            yield Removal(uri, "gallery", "of an index version that is gone", entry.size_bytes)
+
+
+def _abandoned(store: str, now: datetime) -> Iterator[Removal]:
+    """What killed processes left: staging folders, files written aside, tables that were never sealed."""
+    oldest = now - ABANDONED_AFTER
+    for folder in _OWN_FOLDERS:
+        root = storage.join(store, folder)
+        entries = storage.list_entries(root, recursive=True)
+        unfinished: dict[str, list[storage.Entry]] = {}
+        for entry in entries:
+            parts = entry.path.split("/")
+            depth = next((n for n, part in enumerate(parts) if storage.is_staging(part)), None)
+            if depth is not None:
+                unfinished.setdefault("/".join(parts[: depth + 1]), []).append(entry)
+            elif not entry.is_folder and storage.is_aside(entry.name):
+                unfinished.setdefault(entry.path, []).append(entry)
+        if folder == "embeddings":
+            for name in storage.list_folders(root):
+                if not storage.is_complete(storage.join(root, name)):
+                    unfinished[name] = [e for e in entries if e.path.split("/")[0] == name]
+        for path, below in unfinished.items():
+            if all(entry.modified is None or entry.modified < oldest for entry in below):
+                size = sum(entry.size_bytes for entry in below)
+                yield Removal(storage.join(root, path), "unfinished", "its maker was killed", size)
+    for upload in storage.open_uploads(store):
+        if upload.initiated < oldest:
+            yield Removal(upload.uri, "upload", "its maker was killed", 0)
+
+
+def _removal(uri: str, kind: str, why: str) -> Removal:
+    size = sum(entry.size_bytes for entry in storage.list_entries(uri, recursive=True))
+    return Removal(uri, kind, why, size)
+
+
+def remove(removals: Sequence[Removal]) -> None:
+    """Remove what `unneeded` found, and this machine's cached copies; each is whole or gone at any time."""
+    for removal in removals:
+        if removal.kind == "upload":
+            storage.abort_uploads(removal.uri)
+        else:
+            storage.remove(removal.uri)
+        if removal.fingerprint:
+            for folder in ("rows", "artifacts"):
+                storage.delete(str(storage.cache_dir() / folder / removal.fingerprint))
+
+
+def users_of(store: str, uri: str) -> list[Artifact]:
+    """The artefacts of a store that were made from one and cannot be used without it."""
+    return [artifact for artifact in list_artifacts(store) if uri in artifact.parents]
+
+
+def remove_named(store: str, kind: str, name: str) -> list[str]:
+    """Remove a dataset or index with all its versions, one former version of it, or a run.
+
+    Args:
+        store: the store's URI.
+        kind: "dataset", "index" or "run".
+        name: NAME, or NAME@VERSION for a version that is not the current one.
+
+    Returns:
+        What was removed, as NAME@VERSION.
+
+    Raises:
+        MissingArtifact: there is no such thing.
+        InvalidSetting: another artefact was made from it and needs it, or it is the current version.
+    """
+    storage.require_store(store)
+    if kind == "run":
+        return [_remove_run(store, name)]
+    base, version = split_version(name, kind)
+    folder = storage.named_folder(store, _VERSIONED["dataset" if kind == "dataset" else "index"], base)
+    chosen = [version] if version else storage.list_versions(folder)
+    if not storage.exists(folder) or (version and version not in storage.list_versions(folder)):
+        raise MissingArtifact(
+            f"{kind} {name!r} must exist in the store; versions: {storage.list_versions(folder) or 'none'}."
+        )
+    if version is not None and version == storage.current(folder):
+        raise InvalidSetting(
+            f"{name} must not be the current version; it is. Go back first (`dml rollback {kind} {base}`), "
+            f"or remove all of {base}: `dml rm {kind} {base}`."
+        )
+    chosen_uris = [storage.join(folder, own) for own in chosen]
+    users = {str(user) for uri in chosen_uris for user in users_of(store, uri) if user.kind == "index"}
+    if users:
+        raise InvalidSetting(
+            f"{kind} {name} must not be needed; the indexes {sorted(users)} were made from it. "
+            "Remove them first."
+        )
+    for uri in chosen_uris:
+        storage.remove(uri)
+    if version is None:
+        storage.delete(folder)
+    return [f"{base}@{own}" for own in chosen] or [base]
+
+
+def _remove_run(store: str, name: str) -> str:
+    runs = storage.join(store, "runs")
+    if name not in storage.list_folders(runs):
+        raise MissingArtifact(
+            f"run {name!r} must exist in the store; there are {storage.list_folders(runs)}."
+        )
+    storage.delete(storage.join(runs, name))
+    return name

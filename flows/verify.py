@@ -1,0 +1,91 @@
+"""Every byte of a store against its manifests, and what is damaged made again where it can be."""
+
+from collections.abc import Callable, Sequence
+
+from prefect import flow
+
+from dml.data.ingest import ingest, ingest_config_of
+from dml.errors import DmlError
+from dml.integrity import Checked, check_store, ref_of, remove_damaged
+from dml.refs import DatasetRef, EmbeddingsRef, IndexRef
+from dml.retrieval.embed import embed
+from dml.retrieval.index import build_index, index_config_of
+from dml.settings import store_uri
+from flows.policy import say, show_table, stage, tell
+
+
+@flow(name="verify-flow")
+def verify_flow(
+    name: str | None = None, heal: bool = False, store: str | None = None
+) -> list[dict[str, str | int]]:
+    """Compare all files with their manifests; one row per artefact, with its state.
+
+    Args:
+        name: a dataset or index, NAME or NAME@VERSION; None: everything, checkpoints too.
+        heal: make damaged artefacts again from what they were made of.
+        store: the store's URI; None: `DML_STORE`, else `./dml-store`.
+    """
+    root = store_uri(store)
+    checked = stage(check_store)(root, name, tell("verify", "artefacts"))
+    states = heal_all(root, checked) if heal else {}
+    rows: list[dict[str, str | int]] = [
+        {
+            "kind": each.kind,
+            "artefact": each.title,
+            "damaged": ", ".join(each.damaged),
+            "state": states.get(each.uri, "damaged" if each.damaged else "ok"),
+            "uri": each.uri,
+        }
+        for each in checked
+    ]
+    show_table("verify", [row for row in rows if row["state"] != "ok"], f"{len(rows)} artefacts")
+    return rows
+
+
+def heal_all(store: str, checked: Sequence[Checked]) -> dict[str, str]:
+    """URI to what became of each damaged artefact; those that others are made from come first."""
+    order = ["dataset", "package", "embeddings", "index"]
+    damaged = [each for each in checked if each.damaged]
+    states = {}
+    for each in sorted(damaged, key=lambda e: order.index(e.kind) if e.kind in order else len(order)):
+        try:
+            states[each.uri] = _heal(store, each)
+        except DmlError as error:
+            states[each.uri] = f"damaged, and cannot be made again: {error}"
+        say(f"{each.kind} {each.title}: {states[each.uri]}")
+    return states
+
+
+def _heal(store: str, damaged: Checked) -> str:
+    healers: dict[str, Callable[[str, Checked], str]] = {
+        "dataset": _ingest_again,
+        "embeddings": _embed_again,
+        "index": _build_again,
+    }
+    if damaged.kind in healers:
+        return healers[damaged.kind](store, damaged)
+    if damaged.kind == "package":
+        return "damaged, and cannot be made again: train it again, or restore the folder from a copy"
+    stage(remove_damaged)(damaged)
+    return "removed; made again when it is asked for"
+
+
+def _ingest_again(store: str, damaged: Checked) -> str:
+    config = ingest_config_of(ref_of(damaged, DatasetRef))
+    made = stage(ingest)(config, store)
+    if made.version == damaged.version:
+        return "made again"
+    return f"damaged, and cannot be made again: its source gives {made.name}@{made.version} now"
+
+
+def _embed_again(store: str, damaged: Checked) -> str:
+    ref = ref_of(damaged, EmbeddingsRef)
+    stage(remove_damaged)(damaged)
+    stage(embed)(store, ref.package, ref.dataset)
+    return "made again"
+
+
+def _build_again(store: str, damaged: Checked) -> str:
+    ref = ref_of(damaged, IndexRef)
+    stage(build_index)(store, ref.name, ref.embeddings, index_config_of(ref), model=ref.model)
+    return "made again"

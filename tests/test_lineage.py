@@ -1,0 +1,193 @@
+"""What nothing needs goes, and nothing else."""
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+
+from dml import storage
+from dml.config import IndexConfig
+from dml.data.dataset import find_dataset, list_datasets
+from dml.errors import InvalidSetting, MissingArtifact
+from dml.integrity import check_store
+from dml.lineage import list_artifacts, remove, remove_named, unneeded, users_of
+from dml.retrieval.embed import embed
+from dml.retrieval.index import build_index, find_index, publish_index, rollback_index
+from dml.retrieval.search import open_index
+from flows.verify import heal_all
+from tests.retrieval.parts import make_dataset, make_package
+
+NO_GRACE = timedelta(0)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return str(tmp_path / "store")
+
+
+def grow(store, folder, package, rows):
+    """A dataset version of so many rows, embedded, indexed and published."""
+    dataset = make_dataset(folder, store, rows=rows)
+    ref = build_index(store, "shelves", embed(store, package, dataset), IndexConfig(), model="shelves/1")
+    publish_index(store, ref)
+    return ref
+
+
+def collect(store, *registered, **options):
+    options = {"grace": NO_GRACE, **options}
+    return unneeded(store, [package.model_dump(mode="json") for package in registered], **options)
+
+
+def make_old(path, days=2.0):
+    then = time.time() - days * 24 * 3600
+    for each in [path, *Path(path).rglob("*")]:
+        os.utime(each, (then, then))
+
+
+def test_superseded_versions_go_with_all_that_only_they_needed(store, tmp_path):
+    package = make_package(store)
+    versions = [grow(store, tmp_path / "images", package, rows) for rows in (30, 60, 90)]
+    removals = collect(store, package, keep=1)
+    assert {r.uri for r in removals} == {
+        uri for ref in versions[:2] for uri in (ref.uri, ref.embeddings.uri, ref.embeddings.dataset.uri)
+    }
+    remove(removals)
+    assert find_index(store, "shelves") == versions[2]
+    assert [ref.version for ref in list_datasets(store)] == [versions[2].embeddings.dataset.version]
+    vectors = np.eye(16, dtype=np.float32)[:1]
+    assert len(open_index(versions[2]).search(vectors, 3, package=package.fingerprint).answers[0]) == 3
+    assert all(not each.damaged for each in check_store(store))
+    assert collect(store, package, keep=1) == []
+
+
+def test_as_many_versions_as_asked_for_stay(store, tmp_path):
+    package = make_package(store)
+    versions = [grow(store, tmp_path / "images", package, rows) for rows in (30, 60, 90)]
+    removals = collect(store, package, keep=2)
+    assert {r.uri for r in removals if r.kind == "index"} == {versions[0].uri}
+    with pytest.raises(InvalidSetting, match="1 or more"):
+        collect(store, keep=0)
+
+
+def test_a_package_stays_as_long_as_it_is_registered_or_an_index_holds_its_vectors(store, tmp_path):
+    used, registered, loose = (make_package(store, seed=seed) for seed in (1, 2, 3))
+    grow(store, tmp_path / "images", used, 30)
+    assert {r.uri for r in collect(store, registered)} == {loose.uri}
+
+
+def test_what_was_made_a_moment_ago_may_be_about_to_be_used(store):
+    storage.mark_store(store)
+    make_package(store)
+    assert collect(store, grace=timedelta(hours=1)) == []
+    assert len(collect(store)) == 1
+
+
+def test_an_unfinished_run_keeps_what_it_was_started_on(store, tmp_path):
+    first = make_dataset(tmp_path / "images", store, rows=30)
+    make_dataset(tmp_path / "images", store, rows=60)
+    run = storage.join(store, "runs", "run1")
+    storage.write_json(storage.join(run, "dataset.json"), first.model_dump(mode="json"))
+    storage.write_bytes(storage.join(run, "checkpoints", "step-00000001", "state"), b"1")
+    assert collect(store, keep=1) == []
+    storage.write_json(storage.join(run, "result.json"), {})
+    assert {r.uri for r in collect(store, keep=1)} == {first.uri, storage.join(run, "checkpoints")}
+
+
+def test_only_what_nobody_wrote_to_for_a_day_is_abandoned(store, tmp_path):
+    make_dataset(tmp_path / "images", store, rows=30)
+    old, new = (storage.staging(storage.join(store, "datasets", "shelves", "v")) for _ in range(2))
+    table = storage.make_folder(storage.join(store, "embeddings", "a-b"))
+    storage.write_bytes(storage.join(table, "part"), b"1")
+    aside = Path(store, "datasets", f".current.json.{'0' * 32}")
+    foreign = [
+        Path(store, "datasets", ".git"),
+        Path(store, "datasets", "shelves", ".venv"),
+        Path(store, ".x"),
+    ]
+    for folder in foreign:
+        (folder / "inside").mkdir(parents=True)
+        make_old(folder)
+    aside.write_bytes(b"1")
+    for path in (old, table, aside):
+        make_old(path)
+    removals = collect(store)
+    assert {r.uri for r in removals} == {old, table, str(aside)}
+    remove(removals)
+    assert all(folder.exists() for folder in foreign)
+    assert Path(new).exists()
+
+
+def test_a_folder_that_is_no_store_is_left_alone(tmp_path):
+    (tmp_path / "datasets" / "mine" / "v1").mkdir(parents=True)
+    with pytest.raises(MissingArtifact, match=r"dml-store\.json"):
+        collect(str(tmp_path))
+    with pytest.raises(MissingArtifact, match=r"dml-store\.json"):
+        remove_named(str(tmp_path), "dataset", "mine")
+
+
+def test_removing_names_who_needs_it(store, tmp_path):
+    package = make_package(store)
+    first, second = (grow(store, tmp_path / "images", package, rows) for rows in (30, 60))
+    dataset = second.embeddings.dataset
+    assert {str(user) for user in users_of(store, dataset.uri) if user.kind == "index"} == {str(second)}
+    with pytest.raises(InvalidSetting, match=rf"{second}.*Remove them first"):
+        remove_named(store, "dataset", "shelves")
+    with pytest.raises(InvalidSetting, match="must not be the current version"):
+        remove_named(store, "index", str(second))
+    with pytest.raises(InvalidSetting, match="must start with a letter"):
+        remove_named(store, "index", "../../x")
+    with pytest.raises(MissingArtifact, match="must exist"):
+        remove_named(store, "index", "other")
+    assert remove_named(store, "index", str(first)) == [str(first)]
+    assert remove_named(store, "index", "shelves") == [str(second)]
+    assert len(remove_named(store, "dataset", "shelves")) == 2
+    assert not [a for a in list_artifacts(store) if a.kind in ("dataset", "index")]
+
+
+def test_an_index_goes_back_to_its_former_version(store, tmp_path):
+    package = make_package(store)
+    first, second = (grow(store, tmp_path / "images", package, rows) for rows in (30, 60))
+    assert find_index(store, "shelves") == second
+    assert rollback_index(store, "shelves") == first
+    assert find_index(store, "shelves") == first
+    with pytest.raises(MissingArtifact, match="former version"):
+        rollback_index(store, "shelves")
+
+
+@pytest.mark.parametrize("victim", ["index.faiss", "items.arrow", "part", "fragment", "weights.safetensors"])
+def test_a_flipped_byte_anywhere_is_named_and_what_can_be_made_again_is(store, tmp_path, victim):
+    package = make_package(store)
+    ref = grow(store, tmp_path / "images", package, 30)
+    path = next(p for p in sorted(Path(store).rglob(f"{victim}*")) if p.is_file())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    damaged = [each for each in check_store(store) if each.damaged]
+    assert [each.damaged for each in damaged] == [[path.name]]
+    states = heal_all(store, damaged)
+    if victim.startswith("weights"):
+        assert "cannot be made again" in states[package.uri]
+    else:
+        assert list(states.values()) == ["made again"]
+        assert not any(each.damaged for each in check_store(store))
+        assert find_index(store, "shelves") == ref
+        assert find_dataset(store, "shelves") == ref.embeddings.dataset
+
+
+def test_open_uploads_of_killed_writers_are_aborted(s3_store):
+    storage.mark_store(s3_store)
+    bucket, _, prefix = s3_store.removeprefix("s3://").partition("/")
+    client = boto3.client("s3")
+    client.create_multipart_upload(Bucket=bucket, Key=f"{prefix}/datasets/x#1/a b")
+    client.create_multipart_upload(Bucket=bucket, Key="of-others")
+    upload = storage.open_uploads(s3_store)[0]
+    assert collect(s3_store, now=upload.initiated + timedelta(hours=2)) == [], "it may be at work"
+    removals = collect(s3_store, now=upload.initiated + timedelta(days=2))
+    assert [(r.kind, r.uri) for r in removals] == [("upload", f"{s3_store}/datasets/x#1/a b")]
+    remove(removals)
+    left = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+    assert [each["Key"] for each in left] == ["of-others"]

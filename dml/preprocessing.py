@@ -4,74 +4,134 @@ Pillow and torch only: a search must not wait for torchvision.
 """
 
 import io
-import warnings
+import re
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dml.config import PreprocessingConfig
+from dml.config import MAX_PIXELS, PreprocessingConfig
 from dml.errors import InvalidData
 
 Encoded = bytes | memoryview
 """An image file's bytes, or a view of them in a memory-mapped table."""
 
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
+"""What is decoded: pictures. Pillow also reads PostScript, which is a program, and much that is rare."""
 
-class OversizedImage(InvalidData):
-    """More pixels than Pillow agrees to decode, 179 millions: most likely a decompression bomb."""
+_SIGNATURES = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM|II[*+]\0|MM\0[*+]|RIFF.{4}WEBP|.{4}ftyp(avif|avis|mif1)"
+    rb"|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51|P[1-6fF]\s",
+    re.DOTALL,
+)
+SIGNATURE_BYTES = 16
+
+# Pillow looks at pictures within files, too; it refuses at twice this.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 
-def image_size(content: Encoded) -> tuple[int, int]:
+class UnreadableImage(InvalidData):
+    """Bytes that do not become a tensor."""
+
+    reason = "not an image"
+
+
+class OversizedImage(UnreadableImage):
+    """More pixels than are decoded: a small file of these takes all memory."""
+
+    reason = "too many pixels"
+
+
+class DamagedImage(UnreadableImage):
+    """An image that begins well and does not decode whole."""
+
+    reason = "truncated or damaged"
+
+
+class AmbiguousPixels(UnreadableImage):
+    """Numbers that may mean more than one brightness."""
+
+    reason = "ambiguous pixel values"
+
+
+def has_signature(head: bytes) -> bool:
+    """Whether a file begins as one of the formats does, by its first SIGNATURE_BYTES."""
+    return _SIGNATURES.match(head) is not None
+
+
+def image_size(content: Encoded, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(width, height) in pixels, as the file's header says, without decoding; raises as `decode`."""
-    return _open(content).size
+    return _open(content, max_pixels).size
 
 
-def decode(content: Encoded, color: str) -> Image.Image:
+def decode(content: Encoded, color: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image file whole, upright, as RGB or L.
 
     Args:
-        content: the file's bytes, in any format Pillow reads; of an animation the first frame.
-        color: "RGB" or "L". Transparency is laid on white, 16-bit grey is scaled to 8 bits.
+        content: the file's bytes, in one of FORMATS; of an animation the first frame.
+        color: "RGB" or "L". Transparency is laid on white, 16-bit grey is scaled to 8 bits, and so are real
+            numbers from 0 to 1.
+        max_pixels: more are refused by the header, before anything is decoded.
 
     Raises:
-        InvalidData: the bytes are no image, or a truncated one; OversizedImage, which is one, a bomb.
+        UnreadableImage: no image, OversizedImage, DamagedImage, or AmbiguousPixels.
     """
-    image = _open(content)
+    image = _open(content, max_pixels)
     try:
         image.load()
         return _flat(ImageOps.exif_transpose(image)).convert(color)
+    except (UnreadableImage, MemoryError):
+        raise
     except Exception as error:  # Pillow's decoders raise whatever the damage hits: struct.error, IndexError
-        raise InvalidData(
+        raise DamagedImage(
             f"An image must decode whole; this {image.format} of {len(content)} bytes does not: {error}."
         ) from error
 
 
-def _open(content: Encoded) -> Image.Image:
+def _open(content: Encoded, max_pixels: int) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise OversizedImage(f"An image must have at most 179 million pixels: {error}") from error
+        raise OversizedImage(f"An image must have at most {max_pixels} pixels: {error}") from error
     except Exception as error:
         # Without Pillow's own text: it names an address in memory, another one each time.
-        raise InvalidData(
-            f"An image must be in a format that Pillow reads; these {len(content)} bytes are not, and begin "
-            f"with {bytes(content[:8])!r}."
+        raise UnreadableImage(
+            f"An image must be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}; these {len(content)} bytes are "
+            f"not, and begin with {bytes(content[:8])!r}."
         ) from error
+    if image.width * image.height > max_pixels:
+        raise OversizedImage(
+            f"An image must have at most {max_pixels} pixels; got {image.width} x {image.height}. Resize it."
+        )
+    return image
 
 
 def _flat(image: Image.Image) -> Image.Image:
     """Eight bits a channel, nothing transparent."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).clip(0, 0xFFFF).astype(np.uint16)
-        return Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_eight_bits(np.asarray(image), image.mode))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return image
+
+
+def _eight_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
+    """Grey values as Pillow's modes hold them: I;16 has 16 bits, I has 32 and F is real."""
+    if mode.startswith("I;16"):
+        return (values.astype(np.uint16) >> 8).astype(np.uint8)
+    least, most = values.min(), values.max()
+    if mode == "F" and least >= 0 and most <= 1:
+        return (values * 255).round().astype(np.uint8)
+    if least >= 0 and most <= 0xFF:
+        return values.round().astype(np.uint8)
+    if mode == "I" and least >= 0 and most <= 0xFFFF:
+        return (values.astype(np.uint16) >> 8).astype(np.uint8)
+    wanted = "real numbers from 0 to 1 or 0 to 255" if mode == "F" else "whole numbers from 0 to 65535"
+    raise AmbiguousPixels(f"Grey values must be {wanted}; got {least} to {most}. Scale them.")
 
 
 def resize_and_crop(image: Image.Image, config: PreprocessingConfig) -> Image.Image:
@@ -100,7 +160,7 @@ def to_tensor(image: Image.Image, config: PreprocessingConfig) -> Tensor:
 
 
 def preprocess(content: Encoded, config: PreprocessingConfig) -> Tensor:
-    """An image file's bytes as (C, H, W) float32; raises InvalidData as `decode`."""
+    """An image file's bytes as (C, H, W) float32; raises as `decode`."""
     return to_tensor(resize_and_crop(decode(content, config.color), config), config)
 
 

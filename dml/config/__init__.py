@@ -6,6 +6,7 @@ Presets return one; files hold one as YAML or JSON;
 
 from dml.config.bench import BenchConfig, parse_bench
 from dml.config.data import (
+    MAX_PIXELS,
     AttributeSamplerConfig,
     AttributeSplit,
     AugmentationConfig,
@@ -72,6 +73,7 @@ from dml.config.text import to_yaml
 from dml.config.training import OptimizerConfig, TrainingConfig, ValidationConfig
 
 __all__ = [
+    "MAX_PIXELS",
     "ArcFaceConfig",
     "AttributeSamplerConfig",
     "AttributeSplit",

@@ -1,11 +1,15 @@
 """What to ingest, how images are prepared, and which of them make a batch."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from dml.config.part import Part, parse
 from dml.names import Name
+
+MAX_PIXELS = 64_000_000
+"""Of any image that is decoded, a query too: 8000 x 8000, some 200 MB in memory."""
 
 
 class OfficialSplit(Part):
@@ -32,7 +36,7 @@ class AttributeSplit(Part):
 SplitConfig = Annotated[OfficialSplit | ClassSplit | AttributeSplit, Field(discriminator="kind")]
 
 SourceLayout = Literal[
-    "auto", "folder", "omniglot", "cars196", "cub200", "sop", "mnist", "manifest", "glyphs"
+    "auto", "folder", "omniglot", "cars196", "cub200", "sop", "mnist", "tiny-imagenet", "manifest", "glyphs"
 ]
 
 
@@ -43,12 +47,29 @@ class IngestConfig(Part):
     source: str = Field(description="folder, zip, manifest file, or `glyphs:` for drawn characters")
     layout: SourceLayout = "auto"
     split: SplitConfig | None = Field(None, description="None: what the layout's field uses")
-    max_pixels: int = Field(64_000_000, gt=0, description="larger images go to quarantine")
+    max_pixels: int = Field(MAX_PIXELS, gt=0, le=MAX_PIXELS, description="larger images go to quarantine")
     max_bytes: int = Field(64 << 20, gt=0, description="larger files go to quarantine")
+    allowed_prefixes: tuple[str, ...] = Field(
+        (), description="where images may lie beside the source's own folder: /folder, s3:// or https:// ones"
+    )
+    timeout_s: float = Field(30.0, gt=0, description="for one image from the web, with all its tries")
+    retries: int = Field(3, ge=0, description="more tries for a web server that is busy or breaks off")
     quarantine_contradictions: bool = Field(False, description="the same bytes under several labels")
     rows_per_fragment: int = Field(1024, gt=0, description="rows of one Parquet file, one unit of work")
     rows_per_group: int = Field(128, gt=0, description="rows of one Parquet row group")
     num_workers: int | None = Field(None, ge=1, description="None: one for a small source, else all cores")
+
+    @field_validator("allowed_prefixes")
+    @classmethod
+    def _absolute(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
+        for prefix in prefixes:
+            web = re.fullmatch(r"https?://[^/?#@\s]+/[^?#\s]*", prefix)
+            if not (web or re.match(r"(file://)?/|~/|s3://[^/]", prefix)) or ".." in prefix.split("/"):
+                raise ValueError(
+                    "each must be an absolute folder, s3://BUCKET/FOLDER/ or https://HOST/FOLDER/, without "
+                    f"user and query; got {prefix!r}. For a whole host write https://HOST/."
+                )
+        return prefixes
 
 
 class PreprocessingConfig(Part):

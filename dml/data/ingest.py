@@ -27,6 +27,7 @@ from dml.data.schema import (
     SCHEMA_VERSION,
     attribute_types,
 )
+from dml.data.sources.access import Access
 from dml.data.sources.detect import absolute, open_source
 from dml.data.sources.sample import Listing, Problem, Sample, Source
 from dml.data.split import split_of_classes
@@ -61,7 +62,8 @@ def ingest(config: IngestConfig, store: str, progress: OnProgress | None = None)
         MissingArtifact: there is no such source.
         InvalidSetting: the split or the source cannot be followed.
     """
-    source = open_source(config.source, config.layout)
+    access = Access(config.allowed_prefixes, (storage.resolve(store),), config.timeout_s, config.retries)
+    source = open_source(config.source, config.layout, access)
     listing = _list(source, config)
     samples, problems = _screen(listing.samples)
     problems += listing.problems
@@ -119,9 +121,9 @@ def ingest_config_of(ref: DatasetRef) -> IngestConfig:
 def _list(source: Source, config: IngestConfig) -> Listing:
     try:
         return source.list()
-    except DmlError:
+    except (DmlError, MemoryError):
         raise
-    except (LookupError, ValueError) as error:
+    except Exception as error:  # what others made fails in ways that nobody foresaw
         raise InvalidData(
             f"The lists of {config.source} must be as its layout has them; reading them failed: {error!r}. "
             "Download it again, or name another layout."

@@ -11,9 +11,9 @@ from pyarrow import compute, parquet
 from dml import storage
 from dml.config import IngestConfig
 from dml.data.schema import dataset_schema, open_fragment
-from dml.data.sources.sample import Problem, Sample, Source
-from dml.errors import InvalidData, MissingArtifact
-from dml.preprocessing import OversizedImage, decode, image_size
+from dml.data.sources.sample import Problem, Refused, Sample, Source
+from dml.errors import DmlError
+from dml.preprocessing import UnreadableImage, decode
 from dml.refs import AttributeType
 
 
@@ -62,13 +62,6 @@ class Result(NamedTuple):
     problems: list[Problem]
 
 
-class _Refused(Exception):
-    """A sample that cannot become a row."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        self.reason, self.detail = reason, detail
-
-
 def make_fragment(unit: Unit) -> Result:
     """Validate a unit's samples and write the good ones, holding one row group's images at a time."""
     rows: list[Row] = []
@@ -91,7 +84,7 @@ def _read_group(unit: Unit, numbers: range, rows: list[Row], problems: list[Prob
         sample, class_index = unit.samples[number], unit.class_indices[number]
         try:
             content, (width, height) = _validated(unit.source, sample, unit.config)
-        except _Refused as refusal:
+        except Refused as refusal:
             problems.append(problem_of(sample, refusal.reason, refusal.detail))
             continue
         row = Row(sample, class_index, hashlib.sha256(content).hexdigest())
@@ -113,29 +106,19 @@ def _read_group(unit: Unit, numbers: range, rows: list[Row], problems: list[Prob
 
 
 def _validated(source: Source, sample: Sample, config: IngestConfig) -> tuple[bytes, tuple[int, int]]:
-    """The file's bytes and the upright (width, height); raises _Refused. An unreachable storage raises on."""
+    """The file's bytes and the upright (width, height); raises Refused. An unreachable storage raises on."""
     try:
-        content = source.read(sample.locator)
-    except (MissingArtifact, FileNotFoundError) as error:
-        raise _Refused("missing file", str(error)) from error
-    except (InvalidData, PermissionError, IsADirectoryError, NotADirectoryError, ValueError) as error:
-        raise _Refused("unreadable file", str(error)) from error
+        content = source.read(sample.locator, config.max_bytes)
+    except (Refused, DmlError, MemoryError):
+        raise
+    except Exception as error:  # what others made fails in ways that nobody foresaw
+        raise Refused("unreadable file", f"{type(error).__name__}: {error}") from error
     if not content:
-        raise _Refused("empty file", "0 bytes")
-    if len(content) > config.max_bytes:
-        raise _Refused("too many bytes", f"{len(content)} bytes; max_bytes is {config.max_bytes}")
+        raise Refused("empty file", "0 bytes")
     try:
-        width, height = image_size(content)
-    except OversizedImage as error:
-        raise _Refused("too many pixels", str(error)) from error
-    except InvalidData as error:
-        raise _Refused("not an image", str(error)) from error
-    if width * height > config.max_pixels:
-        raise _Refused("too many pixels", f"{width} x {height}; max_pixels is {config.max_pixels}")
-    try:
-        return content, decode(content, "RGB").size
-    except InvalidData as error:
-        raise _Refused("truncated or damaged", str(error)) from error
+        return content, decode(content, "RGB", max_pixels=config.max_pixels).size
+    except UnreadableImage as error:
+        raise Refused(error.reason, str(error)) from error
 
 
 def rewrite(unit: Unit, rows: Sequence[Row], class_index: Mapping[str, int]) -> None:

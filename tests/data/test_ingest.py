@@ -16,6 +16,8 @@ from dml import storage
 from dml.config import AttributeSplit, ClassSplit, IngestConfig
 from dml.data.dataset import find_dataset, fragments, list_datasets, read_images, read_rows
 from dml.data.ingest import QUARANTINE, ingest
+from dml.data.sources.detect import open_source
+from dml.data.unit import Unit, make_fragment
 from dml.errors import InvalidData, InvalidSetting, MissingArtifact
 from dml.refs import SplitSize
 from tests.data.pictures import class_folders, huge_png, picture, write
@@ -191,16 +193,20 @@ def test_a_split_that_quarantine_emptied_is_refused(tmp_path):
         ingest(config(source), str(tmp_path / "store"))
 
 
-def test_a_storage_that_fails_ends_the_ingest_instead_of_filling_the_quarantine(tmp_path, monkeypatch):
-    source = class_folders(tmp_path / "source")
-
-    def unreachable(uri):
-        raise OSError("AWS Error NETWORK_CONNECTION")
-
-    monkeypatch.setattr(storage, "read_bytes", unreachable)
-    with pytest.raises(OSError, match="NETWORK"):
-        ingest(config(source), str(tmp_path / "store"))
-    assert list((tmp_path / "store" / "datasets" / "d").iterdir()) == []
+def test_a_storage_that_stops_answering_ends_the_ingest_instead_of_filling_the_quarantine(
+    s3_store, tmp_path, monkeypatch
+):
+    storage.write_bytes(f"{s3_store}/raw/cat/1.png", picture())
+    source = open_source(f"{s3_store}/raw")
+    samples = [sample._replace(split="train") for sample in source.list().samples]
+    unit = Unit(0, source, samples, [0], {}, str(tmp_path), config(f"{s3_store}/raw"))
+    assert len(make_fragment(unit).rows) == 1
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(MissingArtifact, match="storage must answer"):
+        make_fragment(unit)
+    with pytest.raises(MissingArtifact, match="storage must answer"):
+        ingest(config(f"{s3_store}/raw"), str(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()
 
 
 def test_fragments_hold_whole_classes_in_small_plain_row_groups(tmp_path):

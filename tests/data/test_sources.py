@@ -12,7 +12,7 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pytest
-from pyarrow import parquet
+from pyarrow import csv, parquet
 from scipy.io import savemat
 
 from dml import storage
@@ -260,7 +260,7 @@ def test_a_manifest_names_images_labels_and_typed_attributes(tmp_path, form):
     }
     manifest = tmp_path / f"manifest.{form}"
     if form == "csv":
-        pa.csv.write_csv(pa.table(columns), manifest)
+        csv.write_csv(pa.table(columns), manifest)
     else:
         parquet.write_table(pa.table(columns), manifest)
     source = open_source(str(manifest))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dml.config import OfficialSplit
-from dml.data.sources.files import Files, Tree
+from dml.data.sources.files import FilesSource, Tree
 from dml.data.sources.sample import Listing, Problem, Sample
 
 _LAST_TRAIN_CLASS = 98
@@ -28,13 +28,10 @@ _BODIES = ("Cab", "Convertible", "Coupe", "Hatchback", "Minivan", "Sedan", "SUV"
 
 
 @dataclass(frozen=True)
-class Cars196Source:
+class Cars196Source(FilesSource):
     """One class per make, model and year; attributes `make`, `body` (missing for some) and `year`."""
 
-    files: Files
-
-    def list(self) -> Listing:
-        tree = self.files.tree()
+    def listing(self, tree: Tree) -> Listing:
         paths = {"/".join(path.split("/")[-2:]): path for path in tree.files}
         samples, problems = [], []
         for image, class_id, label in self._annotations(tree):
@@ -50,9 +47,6 @@ class Cars196Source:
             if image.startswith(_IMAGE_FOLDERS) and path not in annotated
         ]
         return Listing(samples, OfficialSplit(), problems)
-
-    def read(self, locator: str) -> bytes:
-        return self.files.read(locator)
 
     def _annotations(self, tree: Tree) -> Iterator[tuple[str, int, str]]:
         """(folder/file, class id from 1, class name) of every annotated image."""
@@ -75,7 +69,7 @@ class Cars196Source:
     def _matrix(self, path: str) -> dict[str, Any]:
         from scipy.io import loadmat
 
-        content: Any = io.BytesIO(self.files.read(path))
+        content: Any = io.BytesIO(self.files.read_list(path))
         return dict(loadmat(content, squeeze_me=True))
 
 

@@ -7,7 +7,7 @@ of Song et al. 2016, arXiv:1511.06452. Images are taken whole: boxes are not app
 from dataclasses import dataclass
 
 from dml.config import OfficialSplit
-from dml.data.sources.files import Files, Tree
+from dml.data.sources.files import FilesSource, Tree
 from dml.data.sources.sample import Listing, Problem, Sample
 
 _LABELS = "image_class_labels.txt"
@@ -15,13 +15,10 @@ _LAST_TRAIN_CLASS = 100
 
 
 @dataclass(frozen=True)
-class Cub200Source:
+class Cub200Source(FilesSource):
     """One class per species, labelled as `classes.txt` says."""
 
-    files: Files
-
-    def list(self) -> Listing:
-        tree = self.files.tree()
+    def listing(self, tree: Tree) -> Listing:
         labels = tree.named(_LABELS)
         assert labels is not None, "recognise() asks for it"
         root = labels.removesuffix(_LABELS)
@@ -37,9 +34,6 @@ class Cub200Source:
             else:
                 problems.append(Problem(path, label, locator, "missing file", "listed, but not there"))
         return Listing(samples, OfficialSplit(), problems)
-
-    def read(self, locator: str) -> bytes:
-        return self.files.read(locator)
 
     def _pairs(self, path: str) -> dict[str, str]:
         """Lines of `NUMBER VALUE`."""

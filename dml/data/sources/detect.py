@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from dml import storage
 from dml.config import SourceLayout
-from dml.data.sources import cars196, cub200, glyphs, manifest, mnist, omniglot, sop
+from dml.data.sources import cars196, cub200, folder, glyphs, manifest, mnist, omniglot, sop, tiny_imagenet
+from dml.data.sources.access import OWN_FOLDER, Access
 from dml.data.sources.cars196 import Cars196Source
 from dml.data.sources.cub200 import Cub200Source
 from dml.data.sources.files import Files, Tree, open_files
@@ -13,8 +14,9 @@ from dml.data.sources.folder import FolderSource
 from dml.data.sources.manifest import ManifestSource
 from dml.data.sources.mnist import MnistSource
 from dml.data.sources.omniglot import OmniglotSource
-from dml.data.sources.sample import IMAGE_SUFFIXES, Source
+from dml.data.sources.sample import Source
 from dml.data.sources.sop import SopSource
+from dml.data.sources.tiny_imagenet import TinyImagenetSource
 from dml.errors import InvalidData
 
 
@@ -22,10 +24,6 @@ class _Layout(NamedTuple):
     source: Callable[[Files], Source]
     recognise: Callable[[Tree], bool]
     marks: str
-
-
-def _has_class_folders(tree: Tree) -> bool:
-    return any("/" in path and path.lower().endswith(IMAGE_SUFFIXES) for path in tree.files)
 
 
 # In the order they are tried: class folders fit almost everything, so they come last.
@@ -37,16 +35,18 @@ _LAYOUTS: dict[str, _Layout] = {
     "sop": _Layout(SopSource, sop.recognise, "Ebay_train.txt"),
     "mnist": _Layout(MnistSource, mnist.recognise, "train-images-idx3-ubyte, or .gz"),
     "omniglot": _Layout(OmniglotSource, omniglot.recognise, "ALPHABET/characterNN/*.png"),
-    "folder": _Layout(FolderSource, _has_class_folders, f"CLASS/* ending in {' '.join(IMAGE_SUFFIXES)}"),
+    "tiny-imagenet": _Layout(TinyImagenetSource, tiny_imagenet.recognise, "val_annotations.txt"),
+    "folder": _Layout(FolderSource, folder.recognise, "CLASS/* that are images, whatever their names"),
 }
 
 
-def open_source(uri: str, layout: SourceLayout = "auto") -> Source:
+def open_source(uri: str, layout: SourceLayout = "auto", access: Access = OWN_FOLDER) -> Source:
     """The source at a place.
 
     Args:
         uri: a folder, zip, manifest file or `s3://` folder, or `glyphs:`.
         layout: how it is laid out; "auto" recognises it by its files.
+        access: where its images may lie, and how patiently they are fetched.
 
     Raises:
         MissingArtifact: there is nothing.
@@ -56,8 +56,8 @@ def open_source(uri: str, layout: SourceLayout = "auto") -> Source:
     if layout == "glyphs" or (layout == "auto" and uri.startswith(glyphs.SCHEME)):
         return glyphs.open_glyphs(uri)
     if layout == "manifest" or (layout == "auto" and manifest.recognise(uri)):
-        return ManifestSource(storage.resolve(uri))
-    files = open_files(uri)
+        return ManifestSource(storage.resolve(uri), access)
+    files = open_files(uri, access)
     tree = files.tree()
     candidates = _LAYOUTS if layout == "auto" else {layout: _LAYOUTS[layout]}
     for candidate in candidates.values():
@@ -65,9 +65,10 @@ def open_source(uri: str, layout: SourceLayout = "auto") -> Source:
             return candidate.source(files)
     wanted = "; ".join(f"{name}: {candidate.marks}" for name, candidate in candidates.items())
     raise InvalidData(
-        f"{files.uri} must hold images in a known layout ({wanted}, or be a .csv or .parquet manifest); its "
-        f"{len(tree.files)} files are none of these, such as {tree.files[:3]}. Check the path, or write a "
-        "manifest."
+        f"{files.uri} must hold images in a known layout ("
+        f"{wanted}, or be a .csv, .tsv or .parquet manifest); "
+        f"its {len(tree.files)} files are none of these, such as {tree.files[:3]}. Check the path, or "
+        "write a manifest."
     )
 
 

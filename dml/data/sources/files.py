@@ -1,18 +1,35 @@
 """One way to list and read a local folder, a zip file or an `s3://` folder."""
 
 import os
+import stat
 import threading
 import zipfile
-import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pyarrow import fs
 
 from dml import storage
-from dml.errors import InvalidData, MissingArtifact
+from dml.data.sources.access import OWN_FOLDER, Access
+from dml.data.sources.sample import MAX_BYTES, REPEATED_FOLDER, Listing, Problem, Refused
+from dml.errors import InvalidData, InvalidSetting, MissingArtifact
 
-_ADDED_BY_SYSTEMS = ("__MACOSX", "Thumbs.db", "desktop.ini")
+_ADDED_BY_SYSTEMS = {
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin",
+    "system volume information", "lost+found",
+}  # fmt: skip
+STORE_MARKER = "dml-store.json"
+_STORE_FOLDERS = {"bench", "datasets", "embeddings", "galleries", "indexes", "mlflow-artifacts", "packages",
+                  "reports", "runs"}  # fmt: skip
+_LIST_BYTES = 1 << 30
+_NOT_READABLE = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 _open = threading.local()
 
 
@@ -22,6 +39,8 @@ class Tree:
 
     files: list[str]
     folders: list[str]
+    problems: list[Problem] = field(default_factory=list)
+    """What is there and cannot be listed: broken links, names that are not UTF-8, devices."""
 
     def named(self, *names: str) -> str | None:
         """The first file with one of these names, in whatever folder, or None."""
@@ -33,69 +52,361 @@ class Files:
     """The files below a folder or inside a zip; travels to workers and opens there what it needs."""
 
     uri: str
-
-    @property
-    def is_zip(self) -> bool:
-        return self.uri.lower().endswith(".zip")
+    is_zip: bool = False
+    access: Access = OWN_FOLDER
 
     def tree(self) -> Tree:
         """Every file and folder there is; on S3, and in most zips, folders exist only by their files."""
         if self.is_zip:
-            entries = [(info.filename.rstrip("/"), info.is_dir()) for info in self._zip().infolist()]
+            tree = self._zip_tree()
+        elif storage.is_remote(self.uri):
+            tree = self._s3_tree()
         else:
-            filesystem, path = storage.filesystem(self.uri)
-            root = path.rstrip("/") + "/"
-            entries = [
-                (str(entry.path).removeprefix(root), entry.type == fs.FileType.Directory)
-                for entry in filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-            ]
-        shown = [(name, is_folder) for name, is_folder in entries if not _hidden(name)]
-        return Tree(
-            files=sorted(name for name, is_folder in shown if not is_folder),
-            folders=sorted(name for name, is_folder in shown if is_folder),
-        )
+            tree = _Walk(self.uri, self.access).tree()
+        return _without_stores(tree)
 
-    def read(self, name: str) -> bytes:
-        """A file's bytes; raises MissingArtifact when there is no such file."""
-        if not self.is_zip:
-            return storage.read_bytes(storage.join(self.uri, name))
+    def read(self, name: str, max_bytes: int = MAX_BYTES) -> bytes:
+        """A file's bytes; raises Refused as `Source.read`."""
+        if self.is_zip:
+            return self._read_member(name, max_bytes)
+        if storage.is_remote(self.uri):
+            return read_object(storage.join(self.uri, name), max_bytes)
+        return read_local(self.access.real_path(os.path.join(self.uri, name), self.uri), max_bytes)
+
+    def read_list(self, name: str, max_bytes: int = _LIST_BYTES) -> bytes:
+        """A file that says what the images are; raises InvalidData when it cannot be read."""
         try:
-            return self._zip().read(name)
-        except KeyError as error:
-            raise MissingArtifact(f"{self.uri} must hold {name}; it does not.") from error
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            raise InvalidData(f"{name} in {self.uri} must unpack; it does not: {error}.") from error
+            return self.read(name, max_bytes)
+        except Refused as refusal:
+            raise InvalidData(
+                f"{name} in {self.uri} must be readable; {refusal.reason}: {refusal.detail}. "
+                "Download it again."
+            ) from refusal
 
     def read_text(self, name: str) -> str:
-        return self.read(name).decode("utf-8", errors="replace")
+        return self.read_list(name).decode("utf-8", errors="replace")
+
+    def head(self, name: str, num_bytes: int) -> bytes:
+        """A file's first bytes, or none of one that cannot be read."""
+        try:
+            if self.is_zip:
+                with self._zip().open(self._member(name)) as stream:
+                    return stream.read(num_bytes)
+            if storage.is_remote(self.uri):
+                filesystem, path = storage.filesystem(storage.join(self.uri, name))
+                with filesystem.open_input_file(path) as stream:
+                    return bytes(stream.read(num_bytes))
+            with open(self.access.real_path(os.path.join(self.uri, name), self.uri), "rb") as stream:
+                return stream.read(num_bytes)
+        except Exception:  # `read` says what is wrong with it
+            return b""
+
+    def _s3_tree(self) -> Tree:
+        filesystem, path = storage.filesystem(self.uri)
+        root = path.rstrip("/") + "/"
+        try:
+            entries = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+        except OSError as error:
+            raise _unreachable(self.uri, error) from error
+        shown = [(str(e.path).removeprefix(root), e.type == fs.FileType.Directory) for e in entries]
+        excluded = tuple(f"{prefix.rstrip('/')}/" for prefix in self.access.excluded)
+        return _tree(
+            (name, is_folder)
+            for name, is_folder in shown
+            if not _hidden(name) and not f"{self.uri}/{name}/".startswith(excluded)
+        )
+
+    def _zip_tree(self) -> Tree:
+        shown, problems = [], []
+        for info in self._zip().infolist():
+            name = info.filename.replace("\\", "/").rstrip("/")  # as .NET packed folders for years
+            if name.startswith("/") or ".." in name.split("/"):
+                detail = "a member's name must stay within the zip"
+                problems.append(Problem(name, "", info.filename, "outside allowed prefixes", detail))
+            elif not _hidden(name):
+                shown.append((name, info.is_dir() or info.filename.endswith("\\")))
+        return replace(_tree(shown), problems=problems)
+
+    def _member(self, name: str) -> zipfile.ZipInfo:
+        archive = self._zip()
+        try:
+            return archive.getinfo(name)
+        except KeyError:
+            return archive.getinfo(name.replace("/", "\\"))
+
+    def _read_member(self, name: str, max_bytes: int) -> bytes:
+        try:
+            info = self._member(name)
+        except KeyError as error:
+            raise Refused("missing file", f"{self.uri} holds no {name}") from error
+        if info.flag_bits & 0x1:
+            raise Refused("encrypted", "a member that needs a password; pack it without")
+        _require_size(info.file_size, max_bytes)
+        try:
+            with self._zip().open(info) as stream:
+                content = stream.read(max_bytes + 1)
+        except MemoryError:
+            raise
+        except NotImplementedError as error:
+            detail = (
+                f"packed in a way that Python does not unpack: {error}. Unpack the zip and ingest the folder"
+            )
+            raise Refused("unreadable file", detail) from error
+        except Exception as error:  # zlib, lzma, bz2 and zipfile raise whatever the damage hits
+            raise Refused("unreadable file", f"it does not unpack: {error}") from error
+        _require_size(len(content), max_bytes)
+        return content
 
     def _zip(self) -> zipfile.ZipFile:
         """One open zip per thread and process: reading seeks, so nobody may share it."""
-        opened: dict[tuple[int, str], zipfile.ZipFile] = _open.__dict__.setdefault("zips", {})
-        key = (os.getpid(), self.uri)
+        opened: dict[tuple[int, str, int], zipfile.ZipFile] = _open.__dict__.setdefault("zips", {})
+        key = (os.getpid(), self.uri, os.stat(self.uri).st_mtime_ns)
         if key not in opened:
-            opened[key] = zipfile.ZipFile(self.uri)
+            opened[key] = _open_zip(self.uri)
         return opened[key]
 
 
-def open_files(uri: str) -> Files:
+@dataclass(frozen=True)
+class FilesSource:
+    """What the layouts share: the images are files of a tree, and what is wrong with the tree is told."""
+
+    files: Files
+
+    def list(self) -> Listing:
+        tree = self.files.tree()
+        listing = self.listing(tree)
+        return replace(listing, problems=[*tree.problems, *listing.problems])
+
+    def listing(self, tree: Tree) -> Listing:
+        """The samples of this layout among the files of a tree."""
+        raise NotImplementedError
+
+    def read(self, locator: str, max_bytes: int = MAX_BYTES) -> bytes:
+        return self.files.read(locator, max_bytes)
+
+
+def open_files(uri: str, access: Access = OWN_FOLDER) -> Files:
     """The files of a source; raises MissingArtifact where there is nothing, InvalidData for a broken zip."""
-    files = Files(storage.resolve(uri))
-    if files.is_zip:
-        if not Path(files.uri).is_file():
-            raise MissingArtifact(
-                f"The source must be a folder, a zip or a manifest; there is no file {files.uri}."
+    place = storage.resolve(uri)
+    if storage.is_remote(place):
+        if place.lower().endswith(".zip"):
+            raise InvalidSetting(f"A zip must lie on a local disk; got {place}. Copy it, or unpack it there.")
+        filesystem, path = storage.filesystem(place)
+        try:
+            kind = filesystem.get_file_info(path).type
+        except OSError as error:
+            raise _unreachable(place, error) from error
+        if kind == fs.FileType.Directory:
+            return Files(place, access=access)
+    elif Path(place).is_dir():
+        return Files(place, access=access)
+    elif Path(place).is_file():
+        if not zipfile.is_zipfile(place):
+            raise InvalidData(
+                f"A source must be a folder, a zip or a manifest (.csv, .tsv, .parquet); the file {place} is "
+                "none of them. Download it again, or unpack it."
             )
-        if not zipfile.is_zipfile(files.uri):
-            raise InvalidData(f"{files.uri} is named .zip but is none. Download it again.")
+        files = Files(place, is_zip=True, access=access)
+        try:
+            files._zip()
+        except Exception as error:  # zipfile raises whatever the damage hits
+            raise InvalidData(f"{place} must be a whole zip; reading its list failed: {error}.") from error
         return files
-    filesystem, path = storage.filesystem(files.uri)
-    if filesystem.get_file_info(path).type != fs.FileType.Directory:
-        raise MissingArtifact(
-            f"The source must be a folder, a zip or a manifest; there is no folder {files.uri}."
-        )
-    return files
+    missing = "file" if place.lower().endswith(".zip") else "folder"
+    raise MissingArtifact(f"The source must be a folder, a zip or a manifest; there is no {missing} {place}.")
+
+
+def read_local(path: str, max_bytes: int) -> bytes:
+    """A local file's bytes; nothing but a regular file is opened, and its size is looked at first."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            what = _NOT_READABLE.get(stat.S_IFMT(status.st_mode), "something else")
+            raise Refused("not a regular file", f"{path} is {what}")
+        _require_size(status.st_size, max_bytes)
+        # Never waits, should a named pipe have taken the file's place meanwhile.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+            content = stream.read(max_bytes + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Refused("missing file", f"there is no file {path}") from error
+    except PermissionError as error:
+        raise Refused("permission denied", str(error)) from error
+    except (OSError, ValueError) as error:  # a failing disk; a name too long, or with a zero byte
+        raise Refused("unreadable file", str(error)) from error
+    _require_size(len(content), max_bytes)
+    return content
+
+
+def read_object(uri: str, max_bytes: int) -> bytes:
+    """The bytes of an object on S3; raises Refused for what is wrong with it, DmlError for the storage."""
+    filesystem, path = storage.filesystem(uri)
+    try:
+        with filesystem.open_input_file(path) as stream:
+            _require_size(stream.size(), max_bytes)
+            content = bytes(stream.read(max_bytes + 1))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise Refused("missing file", f"there is no file {uri}") from error
+    except OSError as error:
+        if "ACCESS_DENIED" in str(error):
+            raise Refused("permission denied", str(error)) from error
+        raise _unreachable(uri, error) from error
+    return content
+
+
+def _require_size(size_bytes: int, max_bytes: int) -> None:
+    if size_bytes == 0:
+        raise Refused("empty file", "0 bytes")
+    if size_bytes > max_bytes:
+        raise Refused("too many bytes", f"{size_bytes} bytes; at most {max_bytes} are read")
+
+
+def _unreachable(uri: str, error: OSError) -> MissingArtifact:
+    return MissingArtifact(
+        f"The source's storage must answer; reading {uri} failed: {error}. Check the address and the "
+        "credentials, and begin again: what was read so far is not kept."
+    )
+
+
+def _open_zip(path: str) -> zipfile.ZipFile:
+    try:  # macOS packs UTF-8 names without saying so
+        return zipfile.ZipFile(path, metadata_encoding="utf-8")
+    except UnicodeDecodeError:
+        return zipfile.ZipFile(path)
+
+
+class _Walk:
+    """A local folder's files: links are followed, but nowhere twice and never out of the source."""
+
+    def __init__(self, root: str, access: Access) -> None:
+        self.root, self.access = root, access
+        self.files: list[str] = []
+        self.folders: list[str] = []
+        self.problems: list[Problem] = []
+        self.links: list[str] = []
+        self.seen: set[tuple[int, int]] = set()
+        self.excluded = {_identity(path) for path in access.excluded if os.path.isdir(path)}
+
+    def tree(self) -> Tree:
+        self._folder("")
+        while self.links:  # after what is really there, which is then not seen by its links first
+            links, self.links = sorted(self.links), []
+            for name in links:
+                self._link(name)
+        return Tree(sorted(self.files), sorted(self.folders), sorted(self.problems))
+
+    def _folder(self, name: str) -> None:
+        pending = [name]
+        while pending:
+            folder = pending.pop()
+            try:
+                self.seen.add(_identity(self._path(folder)))
+                entries = list(os.scandir(self._path(folder)))
+            except OSError as error:
+                if not folder:
+                    raise MissingArtifact(f"The source {self.root} must be readable: {error}.") from error
+                self._problem(folder, "unreadable folder", str(error))
+                continue
+            for entry in entries:
+                if not _hidden(entry.name):
+                    pending += self._entry(folder, entry)
+
+    def _entry(self, folder: str, entry: os.DirEntry[str]) -> list[str]:
+        """Takes a file; returns a folder to go on with."""
+        name = f"{folder}/{entry.name}" if folder else entry.name
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(name).decode(errors="backslashreplace")
+            self._problem(shown, "name is not UTF-8", "rename it")
+            return []
+        if entry.is_symlink():
+            self.links.append(name)
+        elif entry.is_file(follow_symlinks=False):
+            self.files.append(name)
+        elif not entry.is_dir(follow_symlinks=False):
+            mode = stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
+            self._problem(name, "not a regular file", _NOT_READABLE.get(mode, "something else"))
+        else:
+            return self._real_folder(name)
+        return []
+
+    def _real_folder(self, name: str) -> list[str]:
+        try:
+            key = _identity(self._path(name))
+        except OSError as error:
+            self._problem(name, "unreadable folder", str(error))
+            return []
+        if key in self.excluded:
+            return []
+        if key in self.seen:
+            self._problem(name, REPEATED_FOLDER, "a link leads here; its files are listed once")
+            return []
+        self.folders.append(name)
+        return [name]
+
+    def _link(self, name: str) -> None:
+        path = self._path(name)
+        try:
+            status = os.stat(path)
+        except OSError:
+            self._problem(name, "broken link", f"it leads to {os.readlink(path)!a}")
+            return
+        try:
+            self.access.real_path(path, self.root)
+        except Refused as refusal:
+            self._problem(name, refusal.reason, refusal.detail)
+            return
+        key = (status.st_dev, status.st_ino)
+        if stat.S_ISREG(status.st_mode):
+            self.files.append(name)
+        elif not stat.S_ISDIR(status.st_mode):
+            what = _NOT_READABLE.get(stat.S_IFMT(status.st_mode), "something else")
+            self._problem(name, "not a regular file", what)
+        elif key in self.seen:
+            self._problem(name, REPEATED_FOLDER, f"it leads to {os.readlink(path)!a}, which is listed once")
+        elif key not in self.excluded:
+            self.folders.append(name)
+            self._folder(name)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.root, name) if name else self.root
+
+    def _problem(self, name: str, reason: str, detail: str) -> None:
+        self.problems.append(Problem(name, "", name, reason, detail))
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _tree(entries: Iterator[tuple[str, bool]] | Sequence[tuple[str, bool]]) -> Tree:
+    files: list[str] = []
+    folders: list[str] = []
+    for name, is_folder in entries:
+        (folders if is_folder else files).append(name)
+    return Tree(sorted(files), sorted(set(folders)))
+
+
+def _without_stores(tree: Tree) -> Tree:
+    """Leave out every store of ours: what was made from a source is no part of it."""
+    markers = [path for path in tree.files if path.rpartition("/")[2] == STORE_MARKER]
+    if not markers:
+        return tree
+    inside = {path.rpartition("/")[0] for path in markers}
+
+    def is_kept(path: str) -> bool:
+        parts = path.split("/")
+        if "" in inside and parts[0] in _STORE_FOLDERS:
+            return False
+        return all("/".join(parts[:depth]) not in inside for depth in range(1, len(parts) + 1))
+
+    return Tree(
+        [path for path in tree.files if is_kept(path)],
+        [path for path in tree.folders if is_kept(path)],
+        [problem for problem in tree.problems if is_kept(problem.locator)],
+    )
 
 
 def _hidden(name: str) -> bool:
-    return any(part.startswith(".") or part in _ADDED_BY_SYSTEMS for part in name.split("/"))
+    return any(part.startswith(".") or part.lower() in _ADDED_BY_SYSTEMS for part in name.split("/"))

@@ -1,55 +1,126 @@
-"""Class folders: the path of the folder is the label, however deep."""
+"""Class folders: the path of the folder is the label, however deep.
 
+One rule for a folder, a zip and S3, by what holds images and nothing else:
+
+1. Outer folders that hold everything are left out.
+2. Where what is left is `train`, `val` and `test` (in any spelling) with class folders in them, these are
+   parts: the attribute `part`, and no part of a label.
+3. The rest of a path is the label.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dml.config import ClassSplit, OfficialSplit
 from dml.data.schema import TEST, TRAIN
-from dml.data.sources.files import Files, Tree
-from dml.data.sources.sample import EMPTY_CLASS, IMAGE_SUFFIXES, OTHER_KIND, Listing, Problem, Sample
+from dml.data.sources.files import FilesSource, Tree
+from dml.data.sources.sample import EMPTY_CLASS, OTHER_KIND, Listing, Problem, Sample
+from dml.preprocessing import SIGNATURE_BYTES, has_signature
+
+_IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif",
+    ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm",
+)  # fmt: skip
+_OTHER_SUFFIXES = (
+    ".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".pdf", ".py", ".mat",
+    ".npy", ".npz", ".parquet", ".zip", ".tar", ".gz", ".mp4", ".db",
+)  # fmt: skip
+_PARTS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+_SPLITS = {"train": TRAIN, "val": TRAIN, "test": TEST}
 
 
 @dataclass(frozen=True)
-class FolderSource:
-    """`CLASS/anything.jpg`, `GROUP/CLASS/anything.png`; in a zip perhaps all in one folder more.
+class FolderSource(FilesSource):
+    """`CLASS/anything.jpg`, `GROUP/CLASS/anything`, `train/CLASS/anything.png`.
 
-    Where all of it lies in the two folders `train` and `test`, these are the source's own split.
+    A file is an image by its name, or, where that says nothing, by its first bytes. Parts that share no class
+    are the source's own split, `val` belonging to train; classes that are in both are split as classes.
     """
 
-    files: Files
-
-    def list(self) -> Listing:
-        tree = self.files.tree()
-        wrapper = _wrapper(tree) if self.files.is_zip else ""
-        ids = {path.removeprefix(wrapper): path for path in tree.files}
-        is_split = {id_.split("/")[0] for id_ in ids if "/" in id_} == {TRAIN, TEST}
+    def listing(self, tree: Tree) -> Listing:
+        images = {path for path in tree.files if self._is_image(path)}
+        outer = _outer_folder(images)
+        parts = _parts(path.removeprefix(outer) for path in images)
         samples, problems = [], []
-        for id_, path in ids.items():
-            folder, _, name = id_.rpartition("/")
-            split, _, label = folder.partition("/") if is_split else (None, "", folder)
-            if _is_image(name):
-                samples.append(Sample(id_, path, label, split))
-            elif folder:
-                problems.append(Problem(id_, label, path, OTHER_KIND, "its name does not end as an image's"))
+        for path in tree.files:
+            id_ = path.removeprefix(outer)
+            part, label = _part_and_label(id_.rpartition("/")[0], parts)
+            if path in images and parts and part is None:
+                detail = f"beside {', '.join(sorted(parts))}, which hold the classes"
+                problems.append(Problem(id_, label, path, "unknown split", detail))
+            elif path in images:
+                split = _SPLITS[part] if part else None
+                samples.append(Sample(id_, path, label, split, {"part": part} if part else {}))
+            elif label and path.startswith(outer):
+                problems.append(
+                    Problem(id_, label, path, OTHER_KIND, "it is no image by name or first bytes")
+                )
         problems += [
-            Problem("", folder.removeprefix(wrapper), folder, EMPTY_CLASS, "a folder without files")
+            Problem("", folder.removeprefix(outer), folder, EMPTY_CLASS, "a folder without files")
             for folder in _empty_folders(tree)
         ]
-        return Listing(samples, OfficialSplit() if is_split else ClassSplit(), problems)
+        return Listing(samples, OfficialSplit() if _share_no_class(samples) else ClassSplit(), problems)
 
-    def read(self, locator: str) -> bytes:
-        return self.files.read(locator)
+    def _is_image(self, path: str) -> bool:
+        name = path.rpartition("/")[2].lower()
+        if name.endswith(_IMAGE_SUFFIXES):
+            return True
+        return _may_be_image(path) and has_signature(self.files.head(path, SIGNATURE_BYTES))
 
 
-def _is_image(path: str) -> bool:
-    return path.lower().endswith(IMAGE_SUFFIXES)
+def recognise(tree: Tree) -> bool:
+    return any("/" in path and _may_be_image(path) for path in tree.files)
 
 
-def _wrapper(tree: Tree) -> str:
-    """The folder that was zipped, with its slash, if it holds all files and no image of its own; else ""."""
-    tops = {path.split("/", 1)[0] + "/" for path in tree.files}
-    top = tops.pop()
-    is_class = any(_is_image(path) and path.count("/") == 1 for path in tree.files)
-    return "" if tops or is_class or top.rstrip("/") in tree.files else top
+def _may_be_image(path: str) -> bool:
+    return not path.lower().endswith(_OTHER_SUFFIXES)
+
+
+def _outer_folder(images: set[str]) -> str:
+    """The folders, with their slash, that hold all images and none directly."""
+    outer = ""
+    while True:
+        below = [path.removeprefix(outer) for path in images]
+        tops = {path.partition("/")[0] for path in below}
+        if len(tops) != 1 or any(path.count("/") < 2 for path in below):
+            return outer
+        top = tops.pop()
+        if top.lower() in _PARTS:
+            return outer
+        outer += f"{top}/"
+
+
+def _parts(ids: Iterable[str]) -> dict[str, str]:
+    """From a top folder to the part it is; empty where the top folders are classes or groups of them."""
+    tops: defaultdict[str, bool] = defaultdict(bool)
+    for id_ in ids:
+        if "/" in id_:
+            tops[id_.partition("/")[0]] |= id_.count("/") >= 2
+    named = {top: _PARTS[top.lower()] for top in tops if top.lower() in _PARTS}
+    with_classes = {part for top, part in named.items() if tops[top]}
+    is_all = bool(with_classes) and len(named) == len(tops)
+    return named if is_all or len(with_classes) >= 2 else {}
+
+
+def _part_and_label(folder: str, parts: dict[str, str]) -> tuple[str | None, str]:
+    top, _, rest = folder.partition("/")
+    return (parts[top], rest) if top in parts else (None, folder)
+
+
+def _share_no_class(samples: Sequence[Sample]) -> bool:
+    """Whether the parts are a split: some classes train, others test, and none is in both."""
+    classes: dict[str | None, set[str]] = {TRAIN: set(), TEST: set()}
+    for sample in samples:
+        if sample.split is None:
+            return False
+        if sample.label:
+            classes[sample.split].add(sample.label)
+    return bool(classes[TRAIN] and classes[TEST]) and classes[TRAIN].isdisjoint(classes[TEST])
 
 
 def _empty_folders(tree: Tree) -> list[str]:

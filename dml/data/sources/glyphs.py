@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from dml.config import ClassSplit
-from dml.data.sources.sample import Listing, Sample
+from dml.data.sources.sample import MAX_BYTES, Listing, Sample
 from dml.errors import InvalidSetting
 
 SCHEME = "glyphs:"
@@ -89,7 +89,7 @@ class GlyphsSource:
                 )
         return Listing(samples, ClassSplit())
 
-    def read(self, locator: str) -> bytes:
+    def read(self, locator: str, max_bytes: int = MAX_BYTES) -> bytes:
         code, number, face = locator.split("/")
         digest = hashlib.sha256(f"{self.seed}/{code}/{number}".encode()).digest()
         return _draw(chr(int(code[2:], 16)), face, np.random.default_rng(list(digest)))

@@ -1,86 +1,122 @@
 """A CSV or Parquet table of images: columns `image`, `label`, optionally `id` and `split`, and attributes."""
 
-import io
+import os
+import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-
-import pyarrow as pa
-from pyarrow import csv, parquet
+from pathlib import Path
 
 from dml import storage
 from dml.config import ClassSplit, OfficialSplit
-from dml.data.sources.sample import Listing, Problem, Sample
-from dml.errors import InvalidData
+from dml.data.sources import web
+from dml.data.sources.access import OWN_FOLDER, Access, local_path
+from dml.data.sources.csv_table import read_csv
+from dml.data.sources.files import read_local, read_object
+from dml.data.sources.parquet_table import ParquetTable, is_parquet
+from dml.data.sources.sample import MAX_BYTES, Listing, Problem, Refused, Sample
+from dml.data.sources.table import Table
+from dml.errors import InvalidData, MissingArtifact
 
-_TEXT = ("image", "label", "id", "split")
+_TABLE_BYTES = 16 << 30
+_CSV_SUFFIXES, _PARQUET_SUFFIX = (".csv", ".tsv"), ".parquet"
+_INLINE = re.compile(r"#(\d+)")
+"""The locator of an image that the table itself holds: its row."""
 
 
 @dataclass(frozen=True)
 class ManifestSource:
-    """Each row names an image: a path relative to the manifest, an absolute one, or a URI fsspec opens.
+    """Each row names an image: a path relative to the manifest, an absolute one, or an s3, http or https URI.
 
-    `id` defaults to the image's path or URI. Where there is a column `split` it holds train or test. Every
-    other column is an attribute: whole and real numbers, truth values, and text for everything else.
+    What lies outside the manifest's own folder must be allowed. In Parquet the image may also be its bytes,
+    or Hugging Face's struct of bytes and path. `id` defaults to the image's path or URI, and to the row's
+    number where rows hold bytes without a path of their own. Where there is a column `split` it holds train
+    or test. Every other column is an attribute.
     """
 
     uri: str
+    access: Access = OWN_FOLDER
 
     def list(self) -> Listing:
         table = self._table()
-        samples, problems = [], []
-        for row in table.to_pylist():
-            image, label = row.pop("image") or "", row.pop("label") or ""
-            id_, split = row.pop("id", None) or image, row.pop("split", None)
-            if not image:
-                problems.append(Problem(id_, label, "", "missing file", "the row's image is blank"))
-            elif split not in (None, "train", "test"):
-                problems.append(Problem(id_, label, image, "unknown split", f"{split!r}: not train or test"))
-            else:
-                samples.append(Sample(id_, image, label, split, row))
-        official = "split" in table.column_names
-        return Listing(samples, OfficialSplit() if official else ClassSplit(), problems)
-
-    def read(self, locator: str) -> bytes:
-        if "://" not in locator:
-            if PurePosixPath(locator).is_absolute():
-                return storage.read_bytes(locator)
-            return storage.read_bytes(storage.join(self.uri.rpartition("/")[0], locator))
-        if locator.startswith(("s3://", "file://")):
-            return storage.read_bytes(locator)
-        import fsspec
-
-        with fsspec.open(locator, "rb") as stream:
-            return bytes(stream.read())
-
-    def _table(self) -> pa.Table:
-        content = io.BytesIO(storage.read_bytes(self.uri))
-        try:
-            if self.uri.lower().endswith(".parquet"):
-                table = parquet.read_table(content)
-            else:
-                text = csv.ConvertOptions(column_types=dict.fromkeys(_TEXT, pa.string()))
-                table = csv.read_csv(content, convert_options=text)
-        except pa.ArrowInvalid as error:
-            raise InvalidData(f"{self.uri} must be a CSV or Parquet table: {error}.") from error
-        missing = {"image", "label"} - set(table.column_names)
+        missing = {"image", "label"} - set(table.columns)
         if missing:
             raise InvalidData(
-                f"{self.uri} must have the columns image and label; it has {table.column_names}. Rename them."
+                f"{self.uri} must have the columns image and label; it has {table.names}. Rename them."
             )
-        return table.cast(pa.schema([(field.name, _column_type(field)) for field in table.schema]))
+        samples, problems = [], list(table.problems)
+        official = "split" in table.columns
+        columns = dict(table.columns)
+        images, labels = columns.pop("image"), columns.pop("label")
+        ids, splits = columns.pop("id", images), columns.pop("split", None)
+        for row, (image, label, id_) in enumerate(zip(images, labels, ids, strict=True)):
+            if row in table.refused:
+                problems.append(Problem(id_ or image or "", label or "", image or "", *table.refused[row]))
+                continue
+            locator = f"#{row}" if table.is_inline else image
+            split = splits[row] if splits is not None else None
+            if not locator:
+                problems.append(
+                    Problem(id_ or "", label or "", "", "missing file", "the row's image is blank")
+                )
+            elif split not in (None, "train", "test"):
+                detail = f"{split!r}: not train or test"
+                problems.append(Problem(id_ or locator, label or "", locator, "unknown split", detail))
+            else:
+                attributes = {name: values[row] for name, values in columns.items()}
+                samples.append(Sample(id_ or locator, locator, label or "", split, attributes))
+        return Listing(samples, OfficialSplit() if official else ClassSplit(), problems)
+
+    def read(self, locator: str, max_bytes: int = MAX_BYTES) -> bytes:
+        if inline := _INLINE.fullmatch(locator):
+            image = ParquetTable(self.uri).image(int(inline[1]), max_bytes)
+            return image if isinstance(image, bytes) else self._read_path(image, max_bytes)
+        return self._read_path(locator, max_bytes)
+
+    def _read_path(self, locator: str, max_bytes: int) -> bytes:
+        if "://" in locator and not locator.lower().startswith("file://"):
+            return self._read_uri(locator, max_bytes)
+        if storage.is_remote(self.uri) and not locator.startswith(("/", "file://")):
+            return self._read_uri(storage.join(self._folder, locator), max_bytes)
+        path = local_path(locator)
+        if storage.is_remote(self.uri):  # a manifest on S3 has no folder on this machine
+            return read_local(self.access.real_path(path, self.uri), max_bytes)
+        return read_local(
+            self.access.real_path(os.path.join(self._folder, path), os.path.realpath(self._folder)), max_bytes
+        )
+
+    @property
+    def _folder(self) -> str:
+        return self.uri.rpartition("/")[0]
+
+    def _read_uri(self, uri: str, max_bytes: int) -> bytes:
+        if uri.startswith("s3://"):
+            self.access.require_key(uri, self._folder)
+            return read_object(uri, max_bytes)
+        if uri.lower().startswith(("http://", "https://")):
+            return web.fetch(uri, self.access, max_bytes)
+        scheme = uri.partition("://")[0]
+        raise Refused("unknown scheme", f"{scheme}://; an image must be a path or an s3, http or https URI")
+
+    def _table(self) -> Table:
+        if is_parquet(self.uri):
+            return ParquetTable(self.uri).read()
+        try:
+            if storage.is_remote(self.uri):
+                content = read_object(self.uri, _TABLE_BYTES)
+            else:
+                content = read_local(self.uri, _TABLE_BYTES)
+        except Refused as refusal:
+            kind = MissingArtifact if refusal.reason == "missing file" else InvalidData
+            raise kind(
+                f"The manifest {self.uri} must be readable; {refusal.reason}: {refusal.detail}."
+            ) from None
+        return read_csv(content, self.uri)
 
 
 def recognise(uri: str) -> bool:
-    return uri.lower().endswith((".csv", ".parquet"))
-
-
-def _column_type(field: pa.Field) -> pa.DataType:
-    if field.name in _TEXT:
-        return pa.string()
-    if pa.types.is_boolean(field.type):
-        return pa.bool_()
-    if pa.types.is_integer(field.type):
-        return pa.int64()
-    if pa.types.is_floating(field.type) or pa.types.is_decimal(field.type):
-        return pa.float64()
-    return pa.string()
+    """Whether a place is a manifest, by its name, or by what it begins with."""
+    if storage.is_remote(uri):
+        return uri.lower().endswith((*_CSV_SUFFIXES, _PARQUET_SUFFIX))
+    path = Path(storage.resolve(uri))
+    if path.is_dir():
+        return False
+    return path.name.lower().endswith((*_CSV_SUFFIXES, _PARQUET_SUFFIX)) or is_parquet(str(path))

@@ -1,12 +1,14 @@
 """MNIST and what is packed like it: pairs of idx files, gzipped or not; images become PNG files.
 
 Source: LeCun, Cortes and Burges, yann.lecun.com/exdb/mnist. The halves `train` and `t10k` share their
-classes, so here they are an attribute; classes 0-4 train and 5-9 test by default.
+classes, so here they are the attribute `part`, "train" and "test"; classes 0-4 train and 5-9 test by default.
 """
 
 import gzip
 import io
+import math
 import re
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,30 +17,35 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dml.config import ClassSplit
-from dml.data.sources.files import Files, Tree
-from dml.data.sources.sample import Listing, Problem, Sample
+from dml.data.sources.files import Files, FilesSource, Tree
+from dml.data.sources.sample import MAX_BYTES, Listing, Problem, Sample
 from dml.errors import InvalidData
 
-_FILE = re.compile(r"(?:.*/)?(?P<part>[^/]+)-(?P<what>images|labels)[-.]idx[13]-ubyte(?:\.gz)?")
-_UINT8 = 0x08
+_FILE = re.compile(
+    r"(?P<folder>.*/)?(?P<part>[^/]+)-(?P<what>images|labels)[-.]idx[13]-ubyte(?P<packed>\.gz)?", re.DOTALL
+)
+_PARTS = {"t10k": "test"}
+_UINT8, _MOST_DIMENSIONS = 0x08, 4
+_MOST_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
-class MnistSource:
-    """One class per digit; attribute `part`, "train" or "t10k"."""
+class MnistSource(FilesSource):
+    """One class per digit; attribute `part`, "train", "test" or what else the files' names begin with."""
 
-    files: Files
-
-    def list(self) -> Listing:
-        found: dict[str, dict[str, str]] = {}
-        for path in self.files.tree().files:
+    def listing(self, tree: Tree) -> Listing:
+        found: dict[tuple[str, str], dict[str, str]] = {}
+        for path in tree.files:
             if match := _FILE.fullmatch(path):
-                found.setdefault(match["part"], {})[match["what"]] = path
+                pair = found.setdefault((match["folder"] or "", match["part"]), {})
+                pair.setdefault(match["what"], path)  # unpacked before .gz, which sorts later
+        several = len({folder for folder, _ in found}) > 1
         samples, problems = [], []
-        for part, paths in sorted(found.items()):
+        for (folder, prefix), paths in sorted(found.items()):
+            name = folder + prefix if several else prefix
             if len(paths) < 2:
                 detail = f"only the {next(iter(paths))} file is there"
-                problems.append(Problem(part, "", part, "missing file", detail))
+                problems.append(Problem(name, "", name, "missing file", detail))
                 continue
             labels = _read_idx(self.files, paths["labels"])
             num_images = len(_read_idx(self.files, paths["images"]))
@@ -47,13 +54,14 @@ class MnistSource:
                     f"{paths['images']} and {paths['labels']} must be equally long; got {num_images} and "
                     f"{len(labels)}. Download them again."
                 )
+            attributes = {"part": _PARTS.get(prefix, prefix)}
             samples += [
-                Sample(f"{part}/{row:06d}", f"{paths['images']}#{row}", str(label), None, {"part": part})
+                Sample(f"{name}/{row:06d}", f"{paths['images']}#{row}", str(label), None, attributes)
                 for row, label in enumerate(labels)
             ]
         return Listing(samples, ClassSplit(), problems)
 
-    def read(self, locator: str) -> bytes:
+    def read(self, locator: str, max_bytes: int = MAX_BYTES) -> bytes:
         path, _, row = locator.rpartition("#")
         encoded = io.BytesIO()
         Image.fromarray(_read_idx(self.files, path)[int(row)]).save(encoded, "PNG")
@@ -67,20 +75,24 @@ def recognise(tree: Tree) -> bool:
 @lru_cache(maxsize=4)
 def _read_idx(files: Files, path: str) -> NDArray[np.uint8]:
     """The array in an idx file: two zero bytes, type, number of dimensions, their sizes, then the values."""
-    content = files.read(path)
-    if path.endswith(".gz"):
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError) as error:
-            raise InvalidData(f"{path} must unzip; it does not: {error}. Download it again.") from error
-    if content[:3] != bytes((0, 0, _UINT8)):
-        raise InvalidData(f"{path} must be an idx file of bytes; it begins with {content[:4].hex()}.")
-    dimensions = content[3]
-    start = 4 + 4 * dimensions
-    shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4"))
-    if len(content) != start + int(np.prod(shape)):
-        raise InvalidData(
-            f"{path} must hold {shape} values after its header; got {len(content) - start} bytes. "
-            "Download it again."
-        )
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+    content = files.read_list(path, _MOST_BYTES)
+    try:
+        with (
+            gzip.GzipFile(fileobj=io.BytesIO(content))
+            if path.endswith(".gz")
+            else io.BytesIO(content) as file
+        ):
+            header = file.read(4)
+            if header[:3] != bytes((0, 0, _UINT8)) or not 0 < header[3] <= _MOST_DIMENSIONS:
+                raise InvalidData(f"{path} must be an idx file of bytes; it begins with {header.hex()}.")
+            shape = tuple(int(size) for size in np.frombuffer(file.read(4 * header[3]), dtype=">u4"))
+            size = math.prod(shape)
+            if len(shape) < header[3] or size > _MOST_BYTES:
+                raise InvalidData(f"{path} must hold at most {_MOST_BYTES} values; its header says {shape}.")
+            values = file.read(size + 1)  # no more than the header says, whatever is packed there
+    except (OSError, EOFError, zlib.error) as error:
+        raise InvalidData(f"{path} must unzip; it does not: {error}. Download it again.") from error
+    if len(values) != size:
+        got = f"{len(values)} bytes" if len(values) < size else "more"
+        raise InvalidData(f"{path} must hold {shape} values after its header; got {got}. Download it again.")
+    return np.frombuffer(values, dtype=np.uint8).reshape(shape)

@@ -1,36 +1,48 @@
 """Omniglot: handwritten characters, `images_background/ALPHABET/characterNN/*.png`.
 
 Source: Lake, Salakhutdinov and Tenenbaum 2015, Science 350(6266). Whole alphabets are held out, so that a
-test character's relatives were never seen either.
+test character's relatives were never seen either: where both halves are there, those of `images_evaluation`,
+and the last ten of one half.
 """
 
 import re
 from dataclasses import dataclass
 
-from dml.config import AttributeSplit
-from dml.data.sources.files import Files, Tree
+from dml.config import AttributeSplit, OfficialSplit
+from dml.data.sources.files import FilesSource, Tree
 from dml.data.sources.sample import Listing, Sample
 
-_DRAWING = re.compile(r"(?:.*/)?(?P<alphabet>[^/]+)/(?P<character>character\d+)/(?P<drawing>[^/]+)\.png")
+_DRAWING = re.compile(
+    r"(?:.*/)?(?:images_(?P<part>background|evaluation)/)?"
+    r"(?P<alphabet>[^/]+)/(?P<character>character\d+)/(?P<drawing>[^/]+)\.png"
+)
+_SPLITS = {"background": "train", "evaluation": "test"}
 
 
 @dataclass(frozen=True)
-class OmniglotSource:
-    """One class per character, labelled `ALPHABET/characterNN`; attribute `alphabet`."""
+class OmniglotSource(FilesSource):
+    """One class per character, labelled `ALPHABET/characterNN`; attribute `alphabet`.
 
-    files: Files
+    Where both halves are there, the attribute `part` says which: background or evaluation.
+    """
 
-    def list(self) -> Listing:
+    def listing(self, tree: Tree) -> Listing:
+        drawings = [(path, match) for path in tree.files if (match := _DRAWING.fullmatch(path))]
+        alphabets: dict[str | None, set[str]] = {}
+        for _, match in drawings:
+            alphabets.setdefault(match["part"], set()).add(match["alphabet"])
+        both = set(alphabets) == set(_SPLITS)
+        repeated = set.intersection(*alphabets.values()) if both else set()
         samples = []
-        for path in self.files.tree().files:
-            if match := _DRAWING.fullmatch(path):
-                alphabet, character, drawing = match.groups()
-                label = f"{alphabet}/{character}"
-                samples.append(Sample(f"{label}/{drawing}", path, label, attributes={"alphabet": alphabet}))
-        return Listing(samples, AttributeSplit(name="alphabet", test_values=10))
-
-    def read(self, locator: str) -> bytes:
-        return self.files.read(locator)
+        for path, match in drawings:
+            part, alphabet, character, drawing = match.groups()
+            label = f"{alphabet}/{character}"
+            if part == "evaluation" and alphabet in repeated:
+                label = f"{part}/{label}"
+            attributes = {"alphabet": alphabet, **({"part": part} if both else {})}
+            split = _SPLITS[part] if both else None
+            samples.append(Sample(f"{label}/{drawing}", path, label, split, attributes))
+        return Listing(samples, OfficialSplit() if both else AttributeSplit(name="alphabet", test_values=10))
 
 
 def recognise(tree: Tree) -> bool:

@@ -5,11 +5,21 @@ from typing import Any, NamedTuple, Protocol
 
 from dml.config import SplitConfig
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-
+MAX_BYTES = 64 << 20
+"""Of one image file, where nobody sets another limit."""
 
 OTHER_KIND, EMPTY_CLASS = "another kind of file", "empty class"
+REPEATED_FOLDER, UNUSABLE_COLUMN = "repeated folder", "unusable column"
+NO_ROWS = frozenset({OTHER_KIND, EMPTY_CLASS, REPEATED_FOLDER, UNUSABLE_COLUMN})
 """Reasons of problems that are no rows: a text file beside the images does not make a source a bad one."""
+
+
+class Refused(Exception):
+    """One file that cannot become a row; what is wrong with it becomes a line of the quarantine table."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
 
 
 class Sample(NamedTuple):
@@ -50,5 +60,10 @@ class Source(Protocol):
     def list(self) -> Listing:
         """Every sample, without reading an image."""
 
-    def read(self, locator: str) -> bytes:
-        """The image file's bytes; raises MissingArtifact or InvalidData."""
+    def read(self, locator: str, max_bytes: int = MAX_BYTES) -> bytes:
+        """The image file's bytes, of which never more than one beyond `max_bytes` are read.
+
+        Raises:
+            Refused: this one file cannot be read, or is larger.
+            DmlError: none can be, as when the storage does not answer.
+        """

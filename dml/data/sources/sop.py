@@ -6,20 +6,17 @@ Source: Song et al. 2016, arXiv:1511.06452; the two lists are the split, 11,318 
 from dataclasses import dataclass
 
 from dml.config import OfficialSplit
-from dml.data.sources.files import Files, Tree
+from dml.data.sources.files import FilesSource, Tree
 from dml.data.sources.sample import Listing, Problem, Sample
 
 _LISTS = {"Ebay_train.txt": "train", "Ebay_test.txt": "test"}
 
 
 @dataclass(frozen=True)
-class SopSource:
+class SopSource(FilesSource):
     """One class per product, labelled `SUPER_CLASS/CLASS_ID`; attribute `super_class`."""
 
-    files: Files
-
-    def list(self) -> Listing:
-        tree = self.files.tree()
+    def listing(self, tree: Tree) -> Listing:
         there = set(tree.files)
         samples, problems = [], []
         for name, split in _LISTS.items():
@@ -41,9 +38,6 @@ class SopSource:
                 else:
                     problems.append(Problem(path, label, path, "missing file", "listed, but not there"))
         return Listing(samples, OfficialSplit(), problems)
-
-    def read(self, locator: str) -> bytes:
-        return self.files.read(locator)
 
 
 def recognise(tree: Tree) -> bool:

@@ -1,0 +1,168 @@
+"""CSV as it is found: any of four delimiters, the usual encodings, and text that stays text.
+
+A column becomes numbers only if every value, written again, is the same text: `11` and `1.5` are numbers,
+while `007`, `+1`, `1e5`, `1.50` and ` 5` name something and stay as they are. A header `price:double` says
+it outright; the types are string, int64, double and bool.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dml.data.sources.table import NAMED, Table, is_index
+from dml.errors import InvalidData
+
+_DELIMITERS = ",;\t|"
+_BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_LARGEST_INT64 = (1 << 63) - 1
+_TRUTH = ({"true", "false"}, {"True", "False"}, {"TRUE", "FALSE"})
+_MOST_NAMED = 30
+_FIELD_CHARACTERS = 1 << 20
+
+
+def read_csv(content: bytes, uri: str) -> Table:
+    """The table in a CSV file; raises InvalidData, naming what is wrong and where."""
+    text = _decoded(content)
+    header_line = next(iter(text[:_FIELD_CHARACTERS].splitlines()), "")
+    delimiter, spaced = _dialect(header_line)
+    csv.field_size_limit(_FIELD_CHARACTERS)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=spaced, strict=True
+    )
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        records = [record for record in reader if record]
+    except csv.Error as error:
+        raise InvalidData(
+            f"{uri} must be a CSV table; line {reader.line_num} is not: {error}. Quote fields that hold the "
+            f"delimiter {delimiter!r} or quotes, and double the quotes in them."
+        ) from error
+    names, types = _declared(header, uri)
+    refused = {
+        row: ("wrong number of fields", f"{len(record)} fields, where the header names {len(names)}")
+        for row, record in enumerate(records)
+        if len(record) != len(names)
+    }
+    width = len(names)
+    padded = [record if len(record) == width else (record + [""] * width)[:width] for record in records]
+    columns: dict[str, list[Any]] = {}
+    for place, name in enumerate(names):
+        texts = [record[place] or None for record in padded]
+        if name in NAMED:
+            columns[name] = texts
+        elif not is_index(name):
+            columns[name] = _typed(name, texts, types.get(name), refused)
+    return Table(header[:_MOST_NAMED], columns, refused=refused)
+
+
+def _decoded(content: bytes) -> str:
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
+        if content.startswith(mark):
+            return content.decode(encoding, errors="replace")
+    if content[1:2] == b"\0" or content[:1] == b"\0":  # UTF-16 of ASCII letters, without its mark
+        return content.decode("utf-16-le" if content[1:2] == b"\0" else "utf-16-be", errors="replace")
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            return content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return content.decode("latin-1")
+
+
+def _dialect(header: str) -> tuple[str, bool]:
+    """The delimiter that the header is cut by, and whether a space follows it each time."""
+
+    def names(delimiter: str) -> list[str]:
+        return [name.strip().strip('"') for name in header.split(delimiter)]
+
+    delimiter = max(_DELIMITERS, key=lambda d: ({"image", "label"} <= set(names(d)), header.count(d)))
+    rest = header.split(delimiter)[1:]
+    return delimiter, delimiter != "\t" and bool(rest) and all(name.startswith(" ") for name in rest)
+
+
+def _declared(header: Sequence[str], uri: str) -> tuple[list[str], dict[str, str]]:
+    """The columns' names, and the types that the header gives some of them."""
+    names, types = [], {}
+    for written in header:
+        name, colon, kind = (part.strip() for part in written.partition(":"))
+        if colon and kind not in _PARSERS:
+            raise InvalidData(
+                f"A type in the header must be one of {list(_PARSERS)}; {uri} has {written!r}. Write for "
+                f"instance {name}:string."
+            )
+        if colon and name not in NAMED:
+            types[name] = kind
+        names.append(name)
+    twice = sorted({name for name in names if names.count(name) > 1 and not is_index(name)})
+    if twice:
+        raise InvalidData(f"Each column of {uri} must have a name of its own; got {twice} twice. Rename one.")
+    return names, types
+
+
+def _typed(
+    name: str, texts: list[str | None], declared: str | None, refused: dict[int, tuple[str, str]]
+) -> list[Any]:
+    if declared is None:
+        parse = _PARSERS[_inferred(texts)]
+        return [None if text is None else parse(text) for text in texts]
+    parse = _PARSERS[declared]
+    values: list[Any] = []
+    for row, text in enumerate(texts):
+        try:
+            values.append(None if text is None else parse(text))
+        except ValueError:
+            values.append(None)
+            refused.setdefault(row, ("wrong type", f"{name} must be {declared}; got {text!r}"))
+    return values
+
+
+def _inferred(texts: Sequence[str | None]) -> str:
+    given = {text for text in texts if text is not None}
+    if not given:
+        return "string"
+    if any(given <= words for words in _TRUTH):
+        return "bool"
+    if all(_reads_back_as_int(text) for text in given):
+        return "int64"
+    if all(_reads_back_as_double(text) or _reads_back_as_int(text) for text in given):
+        return "double"
+    return "string"
+
+
+def _reads_back_as_int(text: str) -> bool:
+    try:
+        return len(text) <= len(str(-_LARGEST_INT64)) and str(_int64(text)) == text
+    except ValueError:
+        return False
+
+
+def _reads_back_as_double(text: str) -> bool:
+    try:
+        return repr(_double(text)) == text
+    except ValueError:
+        return False
+
+
+def _int64(text: str) -> int:
+    value = int(text)
+    if abs(value) > _LARGEST_INT64:
+        raise ValueError(text)
+    return value
+
+
+def _double(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {"string": str, "int64": _int64, "double": _double, "bool": _bool}

@@ -1,0 +1,256 @@
+"""A Parquet manifest: typed columns, and images by path, as bytes, or as Hugging Face packs them.
+
+Hugging Face's `datasets` writes an image as a struct of `bytes` and `path`, and a class as a whole number
+whose name stands in the file's metadata; both are read as what they mean.
+"""
+
+import json
+import os
+import stat
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import compute, parquet
+
+from dml import storage
+from dml.data.sources.sample import Refused
+from dml.data.sources.table import NAMED, Table, is_index, unusable_column
+from dml.errors import InvalidData, MissingArtifact
+
+_CACHE_BYTES = 256 << 20
+_GROUP_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class ParquetTable:
+    """A Parquet file's columns without the images, and then its images one by one."""
+
+    uri: str
+
+    def read(self) -> Table:
+        """Everything but the images' bytes; raises InvalidData for what is no such table."""
+        try:
+            return self._read()
+        except (InvalidData, MissingArtifact, MemoryError):
+            raise
+        except Exception as error:  # Arrow raises whatever the damage hits
+            raise InvalidData(
+                f"{self.uri} must be a whole Parquet table: {error}. Write it again."
+            ) from error
+
+    def image(self, row: int, max_bytes: int) -> bytes | str:
+        """The bytes of a row's image, or its path where the row has no bytes."""
+        try:
+            value = _cache.image(self, row)
+        except (Refused, MemoryError):
+            raise
+        except Exception as error:
+            raise Refused("unreadable file", f"row {row} of {self.uri}: {error}") from error
+        path = value.get("path") if isinstance(value, dict) else None
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if content is None and not path:
+            raise Refused("missing file", "the row's image is blank")
+        if content is None:
+            return str(path)
+        if len(content) > max_bytes:
+            raise Refused("too many bytes", f"{len(content)} bytes; at most {max_bytes} are read")
+        return bytes(content)
+
+    def _read(self) -> Table:
+        with open_parquet(self.uri) as file:
+            schema = file.schema_arrow
+            twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+            if twice:
+                raise InvalidData(
+                    f"Each column of {self.uri} must have a name of its own; got {twice} twice. Rename one."
+                )
+            kept = [field for field in schema if not is_index(field.name)]
+            image = next((field for field in kept if field.name == "image"), None)
+            is_inline = image is not None and _holds_images(image.type)
+            problems = [
+                unusable_column(
+                    self.uri, field.name, f"{field.type}: an attribute is text, a number or true or false"
+                )
+                for field in kept
+                if pa.types.is_nested(field.type) and field.name not in NAMED
+            ]
+            flat = [
+                f for f in kept if not pa.types.is_nested(f.type) and not (f.name == "image" and is_inline)
+            ]
+            wanted = [field.name for field in flat]
+            if is_inline and image is not None and "path" in _field_names(image.type):
+                wanted.append("image.path")
+            table = file.read(columns=wanted)
+            class_names = _class_names(schema)
+        columns: dict[str, list[Any]] = {}
+        for field in kept:
+            if field.name == "image" and is_inline:
+                paths = _paths(table)
+                columns["image"] = paths or [f"#{row}" for row in range(table.num_rows)]
+            elif field.name in NAMED and pa.types.is_nested(field.type):
+                raise InvalidData(
+                    f"The column {field.name} of {self.uri} must be text{_OR_BYTES[field.name == 'image']}; "
+                    f"it is {field.type}. Write one value a row."
+                )
+            elif not pa.types.is_nested(field.type):
+                try:
+                    columns[field.name] = _plain(field, table[field.name], class_names.get(field.name))
+                except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
+                    if field.name in NAMED:
+                        raise
+                    problems.append(unusable_column(self.uri, field.name, f"{field.type}: {error}"))
+        if is_inline and "id" not in columns:
+            columns["id"] = _ids(columns["image"])
+        return Table(schema.names, columns, is_inline=is_inline, problems=problems)
+
+
+_OR_BYTES = {True: ", bytes, or a struct of bytes and path", False: " or whole numbers"}
+
+
+def is_parquet(path: str) -> bool:
+    """Whether a local regular file begins as Parquet does."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with open(path, "rb") as stream:
+            return stream.read(4) == b"PAR1"
+    except OSError:
+        return False
+
+
+def open_parquet(uri: str) -> parquet.ParquetFile:
+    filesystem, path = storage.filesystem(uri)
+    if not storage.is_remote(uri) and not os.path.isfile(path):
+        raise MissingArtifact(f"The manifest {uri} must be a file; there is none, or it is no regular one.")
+    return parquet.ParquetFile(filesystem.open_input_file(path))
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    """Bytes, or a struct with a field `bytes`."""
+    if pa.types.is_struct(kind):
+        return "bytes" in _field_names(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _field_names(kind: pa.DataType) -> list[str]:
+    return [kind.field(i).name for i in range(kind.num_fields)] if pa.types.is_struct(kind) else []
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """The names of each column of whole numbers that Hugging Face's metadata calls a ClassLabel."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            name: [str(label) for label in feature["names"]]
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _plain(field: pa.Field, column: pa.ChunkedArray, class_names: list[str] | None) -> list[Any]:
+    """Values of a column as text, int, float, bool or None."""
+    kind = field.type
+    if isinstance(kind, pa.BaseExtensionType):
+        column, kind = column.cast(kind.storage_type), kind.storage_type
+    if pa.types.is_dictionary(kind):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    if class_names is not None and pa.types.is_integer(kind):
+        known = range(len(class_names))
+        return [class_names[value] if value in known else None for value in column.to_pylist()]
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        numbers = column.cast(pa.float64())
+        values = compute.if_else(compute.is_nan(numbers), None, numbers).to_pylist()
+        return [_number_text(value) for value in values] if field.name in NAMED else list(values)
+    if field.name not in NAMED and pa.types.is_boolean(kind):
+        return list(column.to_pylist())
+    if field.name not in NAMED and pa.types.is_integer(kind):
+        return list(column.cast(pa.int64()).to_pylist())
+    return list(column.cast(pa.string()).to_pylist())
+
+
+def _number_text(value: float | None) -> str | None:
+    """Whole numbers become floats in pandas as soon as one is missing; 7.0 still names class 7."""
+    if value is None:
+        return None
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
+def _paths(table: pa.Table) -> list[str | None]:
+    if "image" not in table.column_names:
+        return []
+    return list(compute.struct_field(table["image"], "path").cast(pa.string()).to_pylist())
+
+
+def _ids(paths: list[str | None]) -> list[str]:
+    """The paths, where each row has one of its own; else the rows' numbers."""
+    given = [path for path in paths if path]
+    if len(set(given)) == len(paths):
+        return given
+    return [f"row-{row:08d}" for row in range(len(paths))]
+
+
+class _OpenTable:
+    """An open Parquet file, and which row group a row is in."""
+
+    def __init__(self, uri: str) -> None:
+        self.file = open_parquet(uri)
+        metadata = self.file.metadata
+        self.starts = [0]
+        for group in range(metadata.num_row_groups):
+            self.starts.append(self.starts[-1] + metadata.row_group(group).num_rows)
+
+    def group_of(self, row: int) -> int:
+        return bisect_right(self.starts, row) - 1
+
+    def images(self, group: int) -> pa.ChunkedArray:
+        metadata = self.file.metadata.row_group(group)
+        columns = (metadata.column(i) for i in range(metadata.num_columns))
+        size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == "image")
+        if size > _GROUP_BYTES:
+            raise Refused(
+                "too many bytes",
+                f"row group {group} holds {size} bytes of images, more than {_GROUP_BYTES}; write the table "
+                "with smaller ones, such as row_group_size=100",
+            )
+        return self.file.read_row_group(group, columns=["image"])["image"]
+
+
+class _GroupCache:
+    """The row groups of images read last, up to a bound: an ingest reads by class, a file lies as it lies."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.lock = threading.Lock()
+        self.groups: OrderedDict[tuple[Any, int], pa.ChunkedArray] = OrderedDict()
+        self.table: tuple[Any, _OpenTable] | None = None
+
+    def image(self, table: ParquetTable, row: int) -> Any:
+        with self.lock:
+            version = self._version(table.uri)
+            if self.table is None or self.table[0] != version:
+                self.table = (version, _OpenTable(table.uri))
+                self.groups.clear()
+            opened = self.table[1]
+            group = opened.group_of(row)
+            key = (version, group)
+            if key not in self.groups:
+                self.groups[key] = opened.images(group)
+                while len(self.groups) > 1 and sum(g.nbytes for g in self.groups.values()) > self.max_bytes:
+                    self.groups.popitem(last=False)
+            self.groups.move_to_end(key)
+            return self.groups[key][row - opened.starts[group]].as_py()
+
+    def _version(self, uri: str) -> tuple[Any, ...]:
+        if storage.is_remote(uri):
+            return (os.getpid(), uri)
+        status = os.stat(storage.resolve(uri))
+        return (os.getpid(), uri, status.st_mtime_ns, status.st_size)
+
+
+_cache = _GroupCache(_CACHE_BYTES)

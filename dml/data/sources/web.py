@@ -1,0 +1,179 @@
+"""Images from the web: one bounded, patient GET a file, and a reason for every way it can fail."""
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+import threading
+from typing import NamedTuple
+from urllib.parse import urljoin
+
+import httpx
+
+from dml.data.sources.access import Access, without_query
+from dml.data.sources.sample import Refused
+
+_MOST_REDIRECTS = 5
+_FIRST_PAUSE_S = 0.5
+_WORTH_ANOTHER_TRY = {408, 425, 429, 500, 502, 503, 504}
+_HEADERS = {"User-Agent": "dml-platform/0.1", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
+_own = threading.local()
+
+
+class _TryAgain(Exception):
+    """A failure that may pass: a server that is busy, restarting, or that broke off."""
+
+    def __init__(self, reason: str, detail: str, pause_s: float = 0.0) -> None:
+        self.reason, self.detail, self.pause_s = reason, detail, pause_s
+
+
+def fetch(url: str, access: Access, max_bytes: int) -> bytes:
+    """The bytes behind a web address.
+
+    Args:
+        url: http or https, below one of the allowed prefixes, as every address it redirects to must be.
+        access: the prefixes, the time for this file and how often it is tried again.
+        max_bytes: more are refused, before they are read where the server says how many come.
+
+    Raises:
+        Refused: with what happened, such as "HTTP 403", "connection refused" or "short body".
+    """
+    session = _session()
+    return session.runner.run(_fetch(session.client, url, access, max_bytes))
+
+
+class _Session(NamedTuple):
+    runner: asyncio.Runner
+    client: httpx.AsyncClient
+
+
+def _session() -> _Session:
+    """One event loop and one pool of connections for each thread and process.
+
+    A loop, since only cancelling it ends a request in time whatever it waits for: a name, a header, a body.
+    """
+    if getattr(_own, "pid", None) != os.getpid():
+        runner = asyncio.Runner()
+        client = httpx.AsyncClient(headers=_HEADERS, timeout=None, follow_redirects=False)
+        _own.pid, _own.session = os.getpid(), _Session(runner, client)
+    session: _Session = _own.session
+    return session
+
+
+async def _fetch(client: httpx.AsyncClient, url: str, access: Access, max_bytes: int) -> bytes:
+    failure: _TryAgain | None = None
+    tries = 0
+    try:
+        async with asyncio.timeout(access.timeout_s):
+            while True:
+                tries += 1
+                try:
+                    return await _get(client, url, access, max_bytes)
+                except _TryAgain as passing:
+                    failure = passing
+                    if tries > access.retries:
+                        break
+                    await asyncio.sleep(max(_FIRST_PAUSE_S * 2 ** (tries - 1), passing.pause_s))
+    except TimeoutError as error:
+        if failure is None:
+            detail = f"{without_query(url)} took more than timeout_s, {access.timeout_s:g} s"
+            raise Refused("timed out", detail) from error
+    assert failure is not None
+    after = f" after {tries} tries" if tries > 1 else ""
+    raise Refused(failure.reason + after, f"{without_query(url)}: {failure.detail}")
+
+
+async def _get(client: httpx.AsyncClient, url: str, access: Access, max_bytes: int) -> bytes:
+    """One try, redirects followed."""
+    for _ in range(_MOST_REDIRECTS + 1):
+        access.require_url(url)
+        answer: bytes | str = await _request(client, url, max_bytes)
+        if isinstance(answer, bytes):
+            return answer
+        url = answer
+    raise Refused("too many redirects", f"more than {_MOST_REDIRECTS}, the last to {without_query(url)}")
+
+
+async def _request(client: httpx.AsyncClient, url: str, max_bytes: int) -> bytes | str:
+    """The body, or where it is to be found."""
+    received, announced = 0, None
+    try:
+        async with client.stream("GET", url) as response:
+            if response.has_redirect_location:
+                return urljoin(url, response.headers["location"])
+            if response.status_code != httpx.codes.OK:
+                raise _of_status(response, url)
+            announced = _announced_bytes(response)
+            if announced is not None and announced > max_bytes:
+                raise _too_many(announced, max_bytes)
+            parts = []
+            async for part in response.aiter_bytes():
+                received += len(part)
+                if received > max_bytes:
+                    raise _too_many(received, max_bytes, more=True)
+                parts.append(part)
+    except httpx.InvalidURL as error:
+        raise Refused("not a web address", f"{without_query(url)}: {error}") from error
+    except httpx.DecodingError as error:
+        raise Refused("unreadable file", f"{without_query(url)}: its encoding is damaged: {error}") from error
+    except (httpx.TransportError, OSError) as error:
+        raise _of_connection(error, url, received, announced) from error
+    if received == 0:
+        raise Refused("empty file", f"{without_query(url)}: 0 bytes")
+    return b"".join(parts)
+
+
+def _announced_bytes(response: httpx.Response) -> int | None:
+    length = response.headers.get("content-length", "")
+    return int(length) if length.isascii() and length.isdecimal() else None
+
+
+def _of_status(response: httpx.Response, url: str) -> Exception:
+    reason = f"HTTP {response.status_code}"
+    if response.status_code not in _WORTH_ANOTHER_TRY:
+        return Refused(reason, f"{without_query(url)}: {response.reason_phrase}")
+    pause = response.headers.get("retry-after", "")
+    pause_s = float(pause) if pause.isascii() and pause.isdecimal() else 0.0
+    return _TryAgain(reason, response.reason_phrase, pause_s)
+
+
+def _of_connection(error: Exception, url: str, received: int, announced: int | None) -> Exception:
+    """What a failed connection is called, by the cause that httpx and its layers wrapped."""
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, socket.gaierror):
+            if cause.errno == socket.EAI_AGAIN:  # the name server itself did not answer
+                return _TryAgain("no such host", str(cause.strerror))
+            return Refused("no such host", f"{without_query(url)}: {cause.strerror}")
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return Refused("certificate not trusted", f"{without_query(url)}: {cause.verify_message}")
+    numbers = {cause.errno for cause in causes if isinstance(cause, OSError)}
+    if announced is not None and received < announced and not isinstance(error, httpx.ConnectError):
+        return _TryAgain(f"short body: {received} of {announced} bytes", "the server broke off")
+    if errno.ECONNREFUSED in numbers or "All connection attempts failed" in str(error):
+        return _TryAgain("connection refused", "nothing answers there")
+    if isinstance(error, httpx.ConnectError):
+        return _TryAgain("no connection", str(error))
+    if isinstance(error, httpx.UnsupportedProtocol | httpx.ProxyError):
+        return Refused("no connection", str(error))
+    return _TryAgain("connection reset", str(error) or type(error).__name__)
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    pending = [error]
+    while pending:
+        cause = pending.pop()
+        if cause is not None and cause not in found:
+            found.append(cause)
+            pending += [cause.__cause__, cause.__context__]
+            if isinstance(cause, BaseExceptionGroup):
+                pending += cause.exceptions
+    return found
+
+
+def _too_many(size_bytes: int, max_bytes: int, *, more: bool = False) -> Refused:
+    return Refused(
+        "too many bytes", f"{size_bytes} bytes{' and more' if more else ''}; at most {max_bytes} are read"
+    )

@@ -193,6 +193,7 @@ def test_a_split_that_quarantine_emptied_is_refused(tmp_path):
         ingest(config(source), str(tmp_path / "store"))
 
 
+@pytest.mark.slow
 def test_a_storage_that_stops_answering_ends_the_ingest_instead_of_filling_the_quarantine(
     s3_store, tmp_path, monkeypatch
 ):

@@ -104,17 +104,18 @@ def _declared(header: Sequence[str], uri: str) -> tuple[list[str], dict[str, str
 def _typed(
     name: str, texts: list[str | None], declared: str | None, refused: dict[int, tuple[str, str]]
 ) -> list[Any]:
-    if declared is None:
-        parse = _PARSERS[_inferred(texts)]
-        return [None if text is None else parse(text) for text in texts]
-    parse = _PARSERS[declared]
+    """The column's values; a blank is missing, but among texts it is the empty text."""
+    kind = declared or _inferred(texts)
+    if kind == "string":
+        return [text or "" for text in texts] if any(texts) else list(texts)
+    parse = _PARSERS[kind]
     values: list[Any] = []
     for row, text in enumerate(texts):
         try:
             values.append(None if text is None else parse(text))
         except ValueError:
             values.append(None)
-            refused.setdefault(row, ("wrong type", f"{name} must be {declared}; got {text!r}"))
+            refused.setdefault(row, ("wrong type", f"{name} must be {kind}; got {text!r}"))
     return values
 
 

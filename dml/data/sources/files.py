@@ -19,7 +19,6 @@ _ADDED_BY_SYSTEMS = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin",
     "system volume information", "lost+found",
 }  # fmt: skip
-STORE_MARKER = "dml-store.json"
 _STORE_FOLDERS = {"bench", "datasets", "embeddings", "galleries", "indexes", "mlflow-artifacts", "packages",
                   "reports", "runs"}  # fmt: skip
 _LIST_BYTES = 1 << 30
@@ -390,7 +389,7 @@ def _tree(entries: Iterator[tuple[str, bool]] | Sequence[tuple[str, bool]]) -> T
 
 def _without_stores(tree: Tree) -> Tree:
     """Leave out every store of ours: what was made from a source is no part of it."""
-    markers = [path for path in tree.files if path.rpartition("/")[2] == STORE_MARKER]
+    markers = [path for path in tree.files if path.rpartition("/")[2] == storage.MARKER]
     if not markers:
         return tree
     inside = {path.rpartition("/")[0] for path in markers}

@@ -3,6 +3,7 @@
 from prefect import flow
 
 from dml.config import IndexConfig
+from dml.names import check_name
 from dml.refs import EmbeddingsRef, IndexRef
 from dml.registry.catalog import find_model
 from dml.retrieval.index import build_index, publish_index
@@ -33,6 +34,7 @@ def index_flow(
         num_workers: embedding actors; None: as the dataset's size asks.
     """
     root = store_uri(store)
+    check_name(name, "index")
     version = str(stage(find_model)(tracking_uri(root), model))  # fixed here: the champion may move meanwhile
     embeddings = run(embed_flow, version, dataset, root, num_workers)
     return publish_index_of(embeddings, name, config, root, version)

@@ -31,7 +31,7 @@ def ingest(
 
     config = parse_ingest(
         {
-            "name": name or name_of(source),
+            "name": name_of(source) if name is None else name,
             "source": source,
             "layout": layout,
             "split": _parse_split(split),

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dml import storage
 from dml.cli.app import Json, Store, app, print_json, print_table
 from dml.errors import CorruptArtifact
 from dml.settings import store_uri, tracking_uri
@@ -71,6 +72,7 @@ def gc(
     from dml.registry.catalog import list_models
 
     root = store_uri(store)
+    storage.require_store(root)  # or asking for its models would make it one
     registered = [
         model.package.model_dump(mode="json", exclude=None if model.alias else {"dataset"})
         for model in list_models(tracking_uri(root))

@@ -75,7 +75,7 @@ class Searcher:
             MissingArtifact: no such index, or several and none was named.
             CorruptArtifact: the package's files are not those that were published.
         """
-        ref = find_index(store, index or _only_index(store))
+        ref = find_index(store, _only_index(store) if index is None else index)
         package = load_package(ref.embeddings.package.uri)
         return cls(store, index or ref.name, _Opened(open_index(ref), package))
 

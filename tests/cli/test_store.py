@@ -1,0 +1,134 @@
+"""A store is verified, cleaned and taken back by a verb each; a name that is a path reaches none of them."""
+
+import os
+import shutil
+from pathlib import Path
+
+import prefect.logging  # noqa: F401 - its handler keeps the stream it finds, which must outlive a test
+import pytest
+
+from dml.config import IndexConfig
+from dml.data.dataset import find_dataset
+from dml.retrieval.embed import embed
+from dml.retrieval.index import build_index, publish_index
+from tests.retrieval.parts import make_dataset, make_package
+
+HOSTILE = ["../..", "", ".hidden", "shelves@../../.."]  # more in tests/test_names.py
+
+
+def make_store(folder):
+    store = str(folder / "project" / "dml-store")
+    package = make_package(store)
+    for rows, factory in ((30, "Flat"), (60, "Flat"), (60, "HNSW8")):
+        dataset = make_dataset(folder / "images", store, rows=rows)
+        table = embed(store, package, dataset)
+        publish_index(store, build_index(store, "shelves", table, IndexConfig(factory=factory)))
+    return store
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A store with two versions of a dataset, the second indexed twice."""
+    return make_store(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def around(tmp_path_factory):
+    """Such a store in a project, with old dot-folders beside and inside it."""
+    folder = tmp_path_factory.mktemp("around")
+    store = make_store(folder)
+    (folder / "query.png").write_bytes((folder / "images" / "00000.png").read_bytes())
+    for path in (folder / "project" / ".git", folder / ".venv", Path(store, "indexes", ".git")):
+        path.mkdir()
+        os.utime(path, (0, 0))
+    return folder
+
+
+def paths_below(folder):
+    """All but MLflow's database, which the first look at it makes."""
+    return sorted(str(path) for path in folder.rglob("*") if not path.name.startswith("mlflow"))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["index", "NAME", "--model", "shelves", "--dataset", "shelves"],
+        ["ingest", "images/images.csv", "--name", "NAME"],
+        ["train", "NAME"],
+        ["embed", "shelves", "NAME"],
+        ["reindex", "NAME"],
+        ["schedule", "NAME", "--cron", "0 3 * * *"],
+        ["rm", "dataset", "NAME"],
+        ["rm", "index", "NAME"],
+        ["rm", "run", "NAME"],
+        ["rollback", "index", "NAME"],
+        ["verify", "NAME"],
+        ["search", "query.png", "--index", "NAME"],
+    ],
+    ids=lambda verb: " ".join(verb),
+)
+def test_a_name_that_is_a_path_is_refused_and_touches_nothing(dml, around, monkeypatch, verb, name):
+    monkeypatch.chdir(around)
+    before = paths_below(around)
+    done = dml(*[name if word == "NAME" else word for word in verb], "--store", "project/dml-store")
+    assert done.status == 2, done.err
+    assert done.err.splitlines()[-1].startswith("error: ")
+    assert verb[0] != "index" or "index" in done.err.splitlines()[-1], "the name is looked at before the work"
+    assert paths_below(around) == before
+
+
+def test_gc_shows_then_removes_what_is_superseded_and_search_goes_on(dml, small):
+    shown = dml("gc", "--dry-run", "--keep", "1", "--grace-hours", "0", "--store", small, "--json")
+    assert shown.status == 0
+    kinds = sorted(entry["kind"] for entry in shown.json["removed"])
+    assert kinds == ["dataset", "embeddings", "index", "index"]
+    assert all(os.path.exists(entry["uri"]) for entry in shown.json["removed"])
+    done = dml("gc", "--keep", "1", "--grace-hours", "0", "--store", small, "--json")
+    assert done.json["removed"] == shown.json["removed"]
+    assert not any(os.path.exists(entry["uri"]) for entry in done.json["removed"])
+    again = dml("gc", "--keep", "1", "--grace-hours", "0", "--store", small)
+    assert "nothing to remove" in again.out
+    assert find_dataset(small, "shelves").rows == 60
+
+
+def test_gc_where_there_is_no_store_is_the_users_mistake(dml, tmp_path):
+    done = dml("gc", "--store", str(tmp_path / "nothing"))
+    assert done.status == 2
+    assert "A store must" in done.err
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_verify_names_the_damaged_file_and_heal_makes_it_again(dml, small):
+    assert dml("verify", "--store", small).status == 0
+    victim = next(Path(small, "indexes").rglob("index.faiss"))
+    content = bytearray(victim.read_bytes())
+    content[-5] ^= 4
+    victim.write_bytes(content)
+    done = dml("verify", "shelves", "--store", small)
+    assert done.status == 2
+    assert "index.faiss: damaged" in done.out
+    healed = dml("verify", "--heal", "--store", small)
+    assert healed.status == 0
+    assert "index.faiss: made again" in healed.out
+    assert dml("verify", "--store", small).status == 0
+
+
+def test_rollback_takes_an_index_back(dml, small):
+    done = dml("rollback", "index", "shelves", "--store", small)
+    assert done.status == 0
+    shown = dml("indexes", "--store", small, "--json").json["indexes"]
+    assert [ref["factory"] for ref in shown] == ["Flat"]
+
+
+def test_a_copied_store_stands_alone(dml, small, tmp_path):
+    (tmp_path / "query.png").write_bytes((tmp_path / "images" / "00000.png").read_bytes())
+    copy = str(tmp_path / "elsewhere" / "a 100% copy")
+    shutil.copytree(small, copy)
+    shutil.rmtree(small)
+    done = dml("search", "query.png", "--index", "shelves", "--store", copy, "--picture", "p.png", "--json")
+    assert done.status == 0, done.err
+    assert done.json["answers"][0]["id"] == "00000.png"
+    assert dml("verify", "--store", copy).status == 0
+    for uri in [dml("datasets", "--store", copy, "--json").json["datasets"][0]["uri"]]:
+        assert uri.startswith(copy)

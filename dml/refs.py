@@ -104,6 +104,7 @@ class EmbeddingsRef(Ref):
 
     package: PackageRef
     dataset: DatasetRef
+    split: str | None = Field(None, description="only this split's samples; None: all of the dataset")
     dim: int
     rows: int
 

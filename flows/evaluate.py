@@ -4,6 +4,7 @@ from prefect import flow
 
 from dml.config import EvaluationConfig, GateConfig, ReportConfig
 from dml.data.dataset import find_dataset
+from dml.data.schema import TEST
 from dml.models.package import read_preprocessing
 from dml.refs import Comparison, DatasetRef, EvaluationReport, PackageRef
 from dml.registry.catalog import find_model
@@ -40,7 +41,7 @@ def evaluate_flow(
 def evaluate_package(
     store: str, package: PackageRef, dataset: DatasetRef, config: EvaluationConfig
 ) -> EvaluationReport:
-    """Embed and judge. Embeddings are made once per package and dataset, so baselines cost one time."""
+    """Embed the test split and judge it. It is embedded once per package, so baselines cost one time."""
     baselines = {}
     if config.baselines:
         pixels = stage(raw_pixel_baseline)
@@ -66,7 +67,8 @@ def compare_packages(
 ) -> Comparison:
     """Both on the same queries, from the embeddings that judging them has left."""
     ours, theirs = (
-        stage(embed, heals=True)(store, each, dataset, progress=tell("embed")) for each in (package, former)
+        stage(embed, heals=True)(store, each, dataset, split=TEST, progress=tell("embed"))
+        for each in (package, former)
     )
     return stage(compare)(ours, theirs, config, gate)
 
@@ -74,5 +76,5 @@ def compare_packages(
 def _embed_and_judge(
     store: str, package: PackageRef, dataset: DatasetRef, config: EvaluationConfig
 ) -> dict[str, float]:
-    embeddings = stage(embed, heals=True)(store, package, dataset, progress=tell("embed"))
+    embeddings = stage(embed, heals=True)(store, package, dataset, split=TEST, progress=tell("embed"))
     return stage(evaluate)(embeddings, config, progress=tell("judge", "parts"))

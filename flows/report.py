@@ -40,14 +40,14 @@ def report_flow(
     if against is None:
         return report_on(root, version, source, config)
     other = stage(find_model)(tracking_uri(root), against)
-    ours, theirs = (Contestant(str(each), _embedded(root, each, source)) for each in (version, other))
+    ours, theirs = (Contestant(str(each), _embedded(root, each, source, config)) for each in (version, other))
     report = stage(write_versus)(root, ours, theirs, config)
     return _laid_beside(root, version, report, "versus")
 
 
 def report_on(store: str, model: ModelRef, dataset: DatasetRef, config: ReportConfig) -> ReportRef:
     """Write the report, lay it beside the model's run in MLflow, and show its pictures in Prefect."""
-    embeddings = _embedded(store, model, dataset)
+    embeddings = _embedded(store, model, dataset, config)
     report = stage(write_report)(store, model, embeddings, config, tracking_uri(store))
     return _laid_beside(store, model, report, "report")
 
@@ -69,8 +69,9 @@ def show_report(report: ReportRef, key: str, folder: str | None = None) -> None:
     say(f"{report.title} {report.page}")
 
 
-def _embedded(store: str, model: ModelRef, dataset: DatasetRef) -> EmbeddingsRef:
-    return stage(embed, heals=True)(store, model.package, dataset, progress=tell("embed"))
+def _embedded(store: str, model: ModelRef, dataset: DatasetRef, config: ReportConfig) -> EmbeddingsRef:
+    """Of the split that is looked at."""
+    return stage(embed, heals=True)(store, model.package, dataset, split=config.split, progress=tell("embed"))
 
 
 def _laid_beside(store: str, model: ModelRef, report: ReportRef, key: str) -> ReportRef:

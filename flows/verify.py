@@ -81,7 +81,7 @@ def _ingest_again(store: str, damaged: Checked) -> str:
 def _embed_again(store: str, damaged: Checked) -> str:
     ref = ref_of(damaged, EmbeddingsRef)
     stage(remove_damaged)(damaged)
-    stage(embed)(store, ref.package, ref.dataset)
+    stage(embed)(store, ref.package, ref.dataset, split=ref.split)
     return "made again"
 
 

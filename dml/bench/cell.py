@@ -16,6 +16,7 @@ from pydantic import Field
 from dml import storage
 from dml.cluster import call_apart, is_remote, ray_session
 from dml.config import BenchConfig, ExperimentConfig, Part
+from dml.data.schema import TEST
 from dml.errors import InvalidSetting, TrainingFailed
 from dml.refs import CellReport, DatasetRef
 from dml.retrieval.embed import embed
@@ -148,7 +149,7 @@ def _measure(store: str, cell: Cell, on_progress: Callable[[Progress], None] | N
         return CellReport(fingerprint=cell.fingerprint, metrics=metrics, hardware=_hardware(experiment))
     trained = train(experiment, dataset, store, on_progress)
     here = 1 if dataset.rows <= _EMBEDDED_HERE else None
-    embeddings = embed(store, trained.package, dataset, num_workers=here)
+    embeddings = embed(store, trained.package, dataset, split=TEST, num_workers=here)
     images = experiment.training.num_steps * experiment.sampler.batch_size
     # A run killed after its last step has no speed: the start that finished it trained nothing.
     speed = trained.images_per_second

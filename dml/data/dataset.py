@@ -7,6 +7,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dml.names import split_version
 from dml.refs import DatasetRef
 
 _READ_THREADS = 8
+_REMEDY = "Ingest its source again: the version is made anew."
 
 
 def find_dataset(store: str, name: str) -> DatasetRef:
@@ -103,15 +105,30 @@ def read_values(ref: DatasetRef, name: str, *, split: str) -> tuple[NDArray[np.i
 
 
 def read_fragment(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The named columns of one fragment, its images among them if asked for; None: all but the image."""
-    filesystem, path = storage.filesystem(uri)
-    with parquet.ParquetFile(path, filesystem=filesystem) as file:
+    """The named columns of one fragment, its images among them if asked for; None: all but the image.
+
+    Raises:
+        InvalidSetting: a column that it does not have.
+        CorruptArtifact: the file is damaged.
+    """
+    with _opened(uri) as file:
         have = file.schema_arrow.names
         wanted = [name for name in have if name != IMAGE] if columns is None else list(dict.fromkeys(columns))
         unknown = sorted(set(wanted) - set(have))
         if unknown:
             raise InvalidSetting(f"columns must be among {have}; got {unknown}.")
         return file.read(columns=wanted)
+
+
+@contextmanager
+def _opened(uri: str) -> Iterator[parquet.ParquetFile]:
+    """A fragment whose pages are compared with their checksums as they are read."""
+    filesystem, path = storage.filesystem(uri)
+    with (
+        storage.reading(uri, _REMEDY),
+        parquet.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True) as file,
+    ):
+        yield file
 
 
 def read_images(ref: DatasetRef, positions: Sequence[int]) -> list[bytes]:
@@ -130,9 +147,8 @@ def read_images(ref: DatasetRef, positions: Sequence[int]) -> list[bytes]:
 
 def _read_images_of(uri: str, rows: NDArray[np.int64]) -> list[bytes]:
     """The images of a fragment's rows, ascending; only the row groups that hold them are read."""
-    filesystem, path = storage.filesystem(uri)
     images: list[bytes] = []
-    with parquet.ParquetFile(path, filesystem=filesystem) as file:
+    with _opened(uri) as file:
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         starts = np.cumsum([0, *sizes])
         for group in range(file.num_row_groups):
@@ -214,7 +230,6 @@ def _copy_images(ref: DatasetRef, target: Path) -> None:
 
 
 def _image_batches(uri: str) -> Iterator[pa.RecordBatch]:
-    filesystem, path = storage.filesystem(uri)
-    with parquet.ParquetFile(path, filesystem=filesystem) as file:
+    with _opened(uri) as file:
         for group in range(file.num_row_groups):
             yield from file.read_row_group(group, columns=[IMAGE]).to_batches()

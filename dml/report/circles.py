@@ -61,7 +61,7 @@ def draw_circles(store: str, embeddings: Mapping[str, EmbeddingsRef], trained_on
 def _rose(name: str, table: EmbeddingsRef) -> tuple[Rose, dict[str, float]]:
     """One circle, and the numbers of what is on it."""
     vectors = read_embeddings(table).vectors
-    columns = read_rows(table.dataset, columns=["class_index", "label"])
+    columns = read_rows(table.dataset, split=table.split, columns=["class_index", "label"])
     labels = columns["class_index"].to_numpy().astype(np.int64)
     names = dict(zip(labels.tolist(), columns["label"].to_pylist(), strict=True))
     metrics = retrieval_metrics(torch.from_numpy(vectors), torch.from_numpy(labels)).as_dict()

@@ -27,7 +27,7 @@ class View:
     def __init__(self, embeddings: EmbeddingsRef, config: ReportConfig) -> None:
         self.config, self.dataset = config, embeddings.dataset
         self.positions, self._rows = split_rows(self.dataset, config.evaluation, config.split)
-        self.vectors: NDArray[np.float32] = read_embeddings(embeddings).vectors[self.positions]
+        self.vectors: NDArray[np.float32] = read_embeddings(embeddings, split=config.split).vectors
         self.labels = self._rows.labels
         columns = read_rows(self.dataset, split=config.split, columns=["id", "label"])
         self.ids: list[str] = columns["id"].to_pylist()

@@ -1,33 +1,45 @@
-"""Embed a whole dataset with one package: one Parquet part per fragment, finished parts never made again.
+"""Embed a dataset, or a split of it, with one package: one Parquet part per fragment, finished parts kept.
 
-The table's folder is named by package and dataset. A part's name appears only once it is whole, the manifest
-only once every part is there: after any number of crashes the table has exactly one row per sample.
+The table's folder is named by package, dataset and split. A part's name appears only once it is whole, the
+manifest only once every part is there and was read again: after any number of crashes the table has exactly
+one row per sample, and a damaged part is made anew.
 """
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import compute
 
-from dml import storage
+from dml import errors, storage
 from dml.cluster import capacity, is_remote, ray_session
 from dml.data.dataset import fragments, read_fragment
 from dml.data.schema import IMAGE
-from dml.errors import IncompatibleArtifact, InvalidData
+from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact, InvalidData, MissingArtifact
 from dml.models.package import load_package
 from dml.refs import DatasetRef, EmbeddingsRef, PackageRef
-from dml.retrieval.table import KnownVectors, part_name, part_uris, read_part, write_part
+from dml.retrieval.table import (
+    KnownVectors,
+    find_embeddings,
+    part_name,
+    rows_held,
+    seal_table,
+    write_part,
+)
 
 _SMALL_DATASET = 10_000
 """Up to so many images to embed this process is done before Ray has started."""
 _LENGTH_TOLERANCE = 1e-3
 _MOST_GPUS_ASKED_FOR = 8
 """Of a cluster that grows and does not say how far."""
+_ROUNDS = 2  # in the second, what an earlier run has left damaged is made again
+_READ_THREADS = 8
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +48,15 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class _Unit:
-    """One fragment and where its embeddings go."""
+    """One fragment, whose samples of it are embedded, and where their embeddings go."""
 
     fragment: str
+    split: str | None
     part: str
+
+    @property
+    def name(self) -> str:
+        return self.part.rpartition("/")[2]
 
 
 def embed(
@@ -47,16 +64,21 @@ def embed(
     package: PackageRef,
     dataset: DatasetRef,
     *,
+    split: str | None = None,
     previous: EmbeddingsRef | None = None,
     num_workers: int | None = None,
     progress: OnProgress | None = None,
 ) -> EmbeddingsRef:
-    """Embed every image of a dataset; what a killed run has finished is kept.
+    """Embed every image of a dataset, or of a split; what a killed run has finished is kept.
+
+    What another table of the same package and dataset knows is copied: a split's vectors are not embedded
+    again with the whole dataset, nor the other way round.
 
     Args:
         store: the store's URI.
         package: embeds.
         dataset: is embedded.
+        split: only its samples; None: all.
         previous: another table of the same package; images it knows are copied from it, not embedded.
         num_workers: Ray actors; None: none where few images are to be embedded, else one for each GPU that
             the cluster has or can grow to, or without any for each core.
@@ -65,70 +87,136 @@ def embed(
     Raises:
         IncompatibleArtifact: `previous` was made by another package.
         MissingArtifact, CorruptArtifact: package or dataset are not what their refs say.
-        InvalidData: the package gives vectors that are no numbers, or not of unit length.
+        InvalidData: the split has no rows, or the package gives vectors that are not of unit length.
     """
     if previous is not None and previous.package.fingerprint != package.fingerprint:
         raise IncompatibleArtifact(
             f"Embeddings can be reused only within one package, {package.version}; {previous.uri} was made "
             f"by {previous.package.version}. Leave `previous` out to embed everything."
         )
-    uri = storage.join(store, "embeddings", f"{package.version}-{dataset.version}")
-    ref = EmbeddingsRef(
-        uri=uri,
-        fingerprint=storage.digest_of(package.fingerprint, dataset.fingerprint, dataset.rows),
-        package=package,
-        dataset=dataset,
-        dim=package.dim,
-        rows=dataset.rows,
-    )
-    if storage.is_complete(uri):
+    ref = _ref_of(store, package, dataset, split)
+    if _is_whole(ref.uri):
         return ref
-    storage.make_folder(uri)
+    storage.make_folder(ref.uri)
+    storage.delete(storage.join(ref.uri, storage.MANIFEST))  # of a table that was damaged
     units = [
-        _Unit(fragment, storage.join(uri, part_name(number)))
+        _Unit(fragment, split, storage.join(ref.uri, part_name(number)))
         for number, fragment in enumerate(fragments(dataset))
     ]
-    finished = set(part_uris(uri))
-    left = [unit for unit in units if unit.part not in finished]
-    embedded = _embed_units(left, package, previous, num_workers or _choose_workers(left, dataset, previous))
-    for done, _ in enumerate(embedded, start=len(units) - len(left) + 1):
-        if progress is not None:
-            progress(done, len(units))
-    _refuse_other_rows(units)
-    storage.seal(uri, {"ref": ref.model_dump(mode="json", exclude={"uri"})})
-    return ref
+    known = [*([] if previous is None else [previous]), *_of_other_splits(store, ref)]
+    present = set(storage.list_names(ref.uri))
+    left = [unit for unit in units if unit.name not in present]
+    made: set[_Unit] = set()
+    for _ in range(_ROUNDS):
+        workers = num_workers or _choose_workers(left, ref, known)
+        embedded = _embed_units(left, package, known, workers)
+        for done, _ in enumerate(embedded, start=len(units) - len(left) + 1):
+            if progress is not None:
+                progress(done, len(units))
+        made |= set(left)
+        rows = _rows_held(units, made)
+        left = [unit for unit in units if rows[unit] is None]
+        if not left:
+            seal_table(ref, {unit.name: rows[unit] or 0 for unit in units})
+            return ref
+        logger.warning("%d parts are made again: damaged, or of other samples; %s", len(left), left[0].part)
+    raise CorruptArtifact(
+        f"{left[0].part} must have the samples of {left[0].fragment} once it is written; it has not, after "
+        f"{_ROUNDS} times. Look after the disk, and whether another program writes there."
+    )
 
 
-def _choose_workers(units: list[_Unit], dataset: DatasetRef, previous: EmbeddingsRef | None) -> int:
-    if dataset.rows <= _SMALL_DATASET or _num_new(units, previous) <= _SMALL_DATASET:
+def _ref_of(store: str, package: PackageRef, dataset: DatasetRef, split: str | None) -> EmbeddingsRef:
+    if split is not None and split not in dataset.splits:
+        raise InvalidData(
+            f"An embedding of the split {split!r} needs rows in it; {dataset.name}@{dataset.version} has the "
+            f"splits {sorted(dataset.splits)}. Ingest it with another --split."
+        )
+    name = f"{package.version}-{dataset.version}" + ("" if split is None else f"-{split}")
+    rows = dataset.rows if split is None else dataset.splits[split].rows
+    return EmbeddingsRef(
+        uri=storage.join(store, "embeddings", name),
+        fingerprint=storage.digest_of(package.fingerprint, dataset.fingerprint, rows, split),
+        package=package,
+        dataset=dataset,
+        split=split,
+        dim=package.dim,
+        rows=rows,
+    )
+
+
+def _is_whole(uri: str) -> bool:
+    """Whether a table was finished there, and every part still has its size."""
+    try:
+        return "parts" in storage.verify_opened(uri, digests=False)
+    except (MissingArtifact, CorruptArtifact):
+        return False
+
+
+def _of_other_splits(store: str, ref: EmbeddingsRef) -> list[EmbeddingsRef]:
+    """The finished tables of the same package and dataset."""
+    uris = [
+        _ref_of(store, ref.package, ref.dataset, split).uri
+        for split in (None, *ref.dataset.splits)
+        if split != ref.split
+    ]
+    return [find_embeddings(uri) for uri in uris if _is_whole(uri)]
+
+
+def _rows_held(units: Sequence[_Unit], made: set[_Unit]) -> dict[_Unit, int | None]:
+    """Each part's rows; None: it must be made again. Parts that were not made in this run are read whole."""
+
+    def of(unit: _Unit) -> int | None:
+        return rows_held(unit.part, unit.fragment, unit.split, whole=unit not in made)
+
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        return dict(zip(units, pool.map(of, units), strict=True))
+
+
+def _choose_workers(units: Sequence[_Unit], ref: EmbeddingsRef, known: Sequence[EmbeddingsRef]) -> int:
+    if ref.rows <= _SMALL_DATASET or _num_new(units, known) <= _SMALL_DATASET:
         return 1
     return len(units) if is_remote() else os.cpu_count() or 1
 
 
-def _num_new(units: list[_Unit], previous: EmbeddingsRef | None) -> int:
+def _num_new(units: Sequence[_Unit], known: Sequence[EmbeddingsRef]) -> int:
     """How many images must be embedded, not copied."""
-    known = None if previous is None else KnownVectors(previous)
-    digests = (read_fragment(unit.fragment, ["sha256"])["sha256"] for unit in units)
-    return sum(len(own) if known is None else int((known.rows_of(own) < 0).sum()) for own in digests)
+    vectors = KnownVectors(*known)
+    return sum(int((vectors.rows_of(_samples(unit)["sha256"]) < 0).sum()) for unit in units)
+
+
+def _samples(unit: _Unit) -> pa.Table:
+    """A unit's `id` and `sha256`, and as `row` where they are in the fragment."""
+    rows = read_fragment(unit.fragment, ["id", "sha256", "split"])
+    rows = rows.append_column("row", pa.array(np.arange(len(rows))))
+    return rows if unit.split is None else rows.filter(compute.equal(rows["split"], unit.split))
 
 
 class _Embedder:
     """Embeds units; as a Ray actor or in this process."""
 
-    def __init__(self, package: PackageRef, previous: EmbeddingsRef | None) -> None:
+    def __init__(self, package: PackageRef, known: Sequence[EmbeddingsRef]) -> None:
         self.package = load_package(package.uri)
-        self.known = None if previous is None else KnownVectors(previous)
+        self.known = KnownVectors(*known)
 
     def __call__(self, unit: _Unit) -> None:
-        rows = read_fragment(unit.fragment, ["id", "sha256", IMAGE])
-        vectors = np.empty((len(rows), self.package.ref.dim), dtype=np.float32)
-        known = np.full(len(rows), -1) if self.known is None else self.known.rows_of(rows["sha256"])
-        if self.known is not None:
-            self.known.copy(known, into=vectors)
+        samples = _samples(unit)
+        vectors = np.empty((len(samples), self.package.ref.dim), dtype=np.float32)
+        known = self.known.rows_of(samples["sha256"])
+        self.known.copy(known, into=vectors)
         new = np.flatnonzero(known < 0)
-        vectors[new] = self.package.embed(rows[IMAGE].take(pa.array(new)).to_pylist())
+        if len(new):
+            vectors[new] = self.package.embed(_images(unit, samples["row"].to_numpy()[new]))
         _refuse_wrong_length(vectors, unit, self.package.ref)
-        write_part(unit.part, rows["id"], rows["sha256"], vectors)
+        write_part(unit.part, samples["id"], samples["sha256"], vectors)
+
+
+def _images(unit: _Unit, rows: NDArray[np.int64]) -> list[bytes]:
+    column = read_fragment(unit.fragment, [IMAGE])[IMAGE]
+    wanted = np.zeros(len(column), dtype=np.bool_)
+    wanted[rows] = True
+    images: list[bytes] = column.filter(pa.array(wanted)).to_pylist()
+    return images
 
 
 def _refuse_wrong_length(vectors: NDArray[np.float32], unit: _Unit, package: PackageRef) -> None:
@@ -142,28 +230,31 @@ def _refuse_wrong_length(vectors: NDArray[np.float32], unit: _Unit, package: Pac
 
 
 def _embed_units(
-    units: list[_Unit], package: PackageRef, previous: EmbeddingsRef | None, workers: int
+    units: Sequence[_Unit], package: PackageRef, known: Sequence[EmbeddingsRef], workers: int
 ) -> Iterator[None]:
     """Yields after each unit."""
     if workers > 1 and len(units) > 1:
-        yield from _with_ray(units, package, previous, min(workers, len(units)))
+        yield from _with_ray(units, package, known, min(workers, len(units)))
     elif units:
-        yield from map(_Embedder(package, previous), units)
+        yield from map(_Embedder(package, known), units)
 
 
 class _Actor:
-    """The embedder as Ray Data's stateful stage: a row names a unit."""
+    """The embedder as Ray Data's stateful stage: a row names a unit, and brings back what went wrong."""
 
-    def __init__(self, package: PackageRef, previous: EmbeddingsRef | None, units: list[_Unit]) -> None:
-        self.embedder, self.units = _Embedder(package, previous), units
+    def __init__(self, package: PackageRef, known: Sequence[EmbeddingsRef], units: Sequence[_Unit]) -> None:
+        self.embedder, self.units = _Embedder(package, known), units
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        self.embedder(self.units[row["item"]])
-        return row
+        try:
+            self.embedder(self.units[row["item"]])
+        except DmlError as error:  # Ray Data would wrap it, and lose its class
+            return {**row, "error": type(error).__name__, "message": str(error)}
+        return {**row, "error": "", "message": ""}
 
 
 def _with_ray(
-    units: list[_Unit], package: PackageRef, previous: EmbeddingsRef | None, workers: int
+    units: Sequence[_Unit], package: PackageRef, known: Sequence[EmbeddingsRef], workers: int
 ) -> Iterator[None]:
     # One logical CPU more than actors: Ray Data waits for ever when its pool holds them all.
     with ray_session(num_cpus=workers + 1):
@@ -180,20 +271,12 @@ def _with_ray(
         numbers = ray.data.from_items(list(range(len(units))), override_num_blocks=len(units))
         embedded = numbers.map(
             _Actor,
-            fn_constructor_args=(package, previous, units),
+            fn_constructor_args=(package, known, units),
             compute=ray.data.ActorPoolStrategy(min_size=min(max(now, 1), actors), max_size=actors),
             num_cpus=1,
             num_gpus=1 if gpus.most else None,
         )
-        for _ in embedded.iter_rows():
+        for row in embedded.iter_rows():
+            if row["error"]:
+                raise getattr(errors, str(row["error"]))(row["message"])
             yield
-
-
-def _refuse_other_rows(units: list[_Unit]) -> None:
-    """Each part must have its fragment's samples, and with that the table each sample exactly once."""
-    for unit in units:
-        if not read_part(unit.part, ["id"])["id"].equals(read_fragment(unit.fragment, ["id"])["id"]):
-            raise InvalidData(
-                f"{unit.part} must have the samples of {unit.fragment}, in their order; it has others. "
-                "Delete it and embed again."
-            )

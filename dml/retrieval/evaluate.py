@@ -41,8 +41,8 @@ def evaluate(
         InvalidData: the split has no rows, or none of a role.
         InvalidSetting: an attribute that the dataset does not have.
     """
-    positions, rows = split_rows(embeddings.dataset, config, split)
-    vectors = read_embeddings(embeddings).vectors[positions]
+    _, rows = split_rows(embeddings.dataset, config, split)
+    vectors = read_embeddings(embeddings, split=split).vectors
     return measure(vectors, rows, config, num_workers=num_workers, progress=progress)
 
 
@@ -76,9 +76,9 @@ def compare(
             f"A paired test needs a number of every query, one of {config.query_metrics}; got "
             f"{gate.metric!r}."
         )
-    positions, rows = split_rows(embeddings.dataset, config, split)
+    _, rows = split_rows(embeddings.dataset, config, split)
     found = [
-        query_values(torch.from_numpy(read_embeddings(table).vectors[positions]), rows, config)
+        query_values(torch.from_numpy(read_embeddings(table, split=split).vectors), rows, config)
         for table in (embeddings, former)
     ]
     if not len(found[0].rows):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dml import storage
 from dml.config import IndexConfig
 from dml.data.dataset import read_rows
-from dml.errors import InvalidData, InvalidSetting
+from dml.errors import InvalidSetting
 from dml.names import split_version
 from dml.refs import EmbeddingsRef, IndexRef
 from dml.retrieval.table import read_embeddings
@@ -44,7 +44,7 @@ def build_index(
 
     Raises:
         InvalidSetting: a factory string that Faiss cannot follow with these rows.
-        InvalidData: the table and its dataset have different rows.
+        CorruptArtifact: a file of table or dataset is damaged, or they have different rows.
     """
     factory = _choose_factory(embeddings.rows) if config.factory == "auto" else config.factory
     fingerprint = storage.digest_of(embeddings.fingerprint, factory, config.num_probes, config.recall_queries)
@@ -52,12 +52,7 @@ def build_index(
     if storage.is_intact(uri):
         return _read_ref(uri)
     table = read_embeddings(embeddings)
-    items = read_rows(embeddings.dataset)
-    if not items["id"].equals(table.ids):
-        raise InvalidData(
-            f"Embeddings and dataset must have the same rows in the same order; {embeddings.uri} and "
-            f"{embeddings.dataset.uri} do not. Delete the embeddings and embed again."
-        )
+    items = read_rows(embeddings.dataset, split=embeddings.split)
     index = _fill(factory, table.vectors)
     recall = _tune(index, table.vectors, config)
     ref = IndexRef(

@@ -1,18 +1,26 @@
-"""An embeddings table on storage: Parquet parts of id, image digest and vector, one per dataset fragment."""
+"""An embeddings table on storage: Parquet parts of id, image digest and vector, one per dataset fragment.
 
-from collections.abc import Iterator
+The manifest lists the parts in the order of the dataset's fragments; names say nothing of order. Whoever
+reads vectors gets them with ids that were compared with the dataset's.
+"""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import parquet
+from pyarrow import compute, parquet
 
 from dml import storage
-from dml.errors import InvalidData
+from dml.data.dataset import fragments, read_fragment
+from dml.errors import CorruptArtifact, IncompatibleArtifact, MissingArtifact
 from dml.refs import EmbeddingsRef
 
 _DIGEST = np.dtype("S64")  # hex SHA-256
+_READ_THREADS = 8
+_REMEDY = "Remove it, and run `dml embed`, or what read it, again: it is made anew."
 
 
 @dataclass(frozen=True)
@@ -20,31 +28,124 @@ class EmbeddingTable:
     """An embeddings table in memory, in the order of the dataset's rows."""
 
     ids: pa.ChunkedArray
-    """(N,) string."""
+    """(N,) large_string: those that the dataset has there."""
     vectors: NDArray[np.float32]
     """(N, D), unit length."""
+    positions: NDArray[np.int64]
+    """(N,) the rows of the dataset."""
 
 
-def read_embeddings(ref: EmbeddingsRef) -> EmbeddingTable:
-    """Read a table whole; memory: its vectors once, its ids once, and one part.
+def read_embeddings(ref: EmbeddingsRef, *, split: str | None = None) -> EmbeddingTable:
+    """Read a table, or the rows of one split; memory: the vectors once, the dataset's ids once, and one part.
+
+    Args:
+        ref: the table.
+        split: only its rows; None: all that the table has.
 
     Raises:
-        InvalidData: it has another number of rows than its ref says.
+        IncompatibleArtifact: the table is of another split.
+        CorruptArtifact: a file is damaged, or the table's samples are not its dataset's, in their order.
     """
-    vectors = np.empty((ref.rows, ref.dim), dtype=np.float32)
+    if split is not None and ref.split not in (None, split):
+        raise IncompatibleArtifact(
+            f"The table must have embeddings of the split {split!r}; {ref.uri} has those of {ref.split!r}. "
+            "Embed that split, or the whole dataset."
+        )
+    chosen = split or ref.split
+    num_rows = ref.rows if chosen == ref.split else _size_of(ref, chosen)
+    vectors = np.empty((num_rows, ref.dim), dtype=np.float32)
+    positions = np.empty(num_rows, dtype=np.int64)
     ids: list[pa.ChunkedArray] = []
-    end = 0
-    for uri in part_uris(ref.uri):
-        part = read_part(uri, ["id", "embedding"])
-        start, end = end, end + len(part)
-        if end <= ref.rows:
-            vectors[start:end] = _vectors(part, ref.dim)
-        ids.append(part["id"])
-    if end != ref.rows:
-        raise InvalidData(f"{ref.uri} must have {ref.rows} rows; it has {end}. Delete it and embed again.")
-    return EmbeddingTable(
-        pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string()), vectors
+    start = first = 0
+    for part, fragment, rows in _parts_and_rows(ref):
+        is_chosen = _is_of(rows, chosen)
+        stop = start + int(is_chosen.sum())
+        if start < stop <= num_rows:  # a part without chosen rows is not read
+            found = read_part(part, ["id", "embedding"])
+            _refuse_other_samples(part, found["id"], fragment, _of_split(rows, ref.split)["id"])
+            kept = is_chosen[_is_of(rows, ref.split)]
+            vectors[start:stop] = _vectors(found, ref.dim)[kept]
+            positions[start:stop] = first + np.flatnonzero(is_chosen)
+            ids.append(rows["id"].filter(pa.array(is_chosen)).cast(pa.large_string()))
+        start, first = stop, first + len(rows)
+    if start != num_rows:
+        raise CorruptArtifact(f"{ref.uri} must have {num_rows} rows; it has {start}. Embed again.")
+    chunks = [chunk for column in ids for chunk in column.chunks]
+    return EmbeddingTable(pa.chunked_array(chunks, pa.large_string()), vectors, positions)
+
+
+def _parts_and_rows(ref: EmbeddingsRef) -> Iterator[tuple[str, str, pa.Table]]:
+    """Each part, the fragment it was made from, and the fragment's `id` and `split`; read ahead."""
+    parts, files = part_uris(ref.uri), fragments(ref.dataset)
+    if len(parts) != len(files):
+        raise CorruptArtifact(
+            f"{ref.uri} must have a part for each of the {len(files)} fragments of {ref.dataset.uri}; it has "
+            f"{len(parts)}. Remove the folder and embed again."
+        )
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        rows = pool.map(lambda file: read_fragment(file, ["id", "split"]), files)
+        yield from zip(parts, files, rows, strict=True)
+
+
+def _size_of(ref: EmbeddingsRef, split: str | None) -> int:
+    own = ref.dataset.splits.get(split or "")
+    return 0 if own is None else own.rows
+
+
+def _is_of(rows: pa.Table, split: str | None) -> NDArray[np.bool_]:
+    if split is None:
+        return np.ones(len(rows), dtype=np.bool_)
+    found: NDArray[np.bool_] = compute.equal(rows["split"], split).to_numpy(zero_copy_only=False)
+    return found
+
+
+def _of_split(rows: pa.Table, split: str | None) -> pa.Table:
+    return rows if split is None else rows.filter(compute.equal(rows["split"], split))
+
+
+def _refuse_other_samples(part: str, ids: pa.ChunkedArray, fragment: str, expected: pa.ChunkedArray) -> None:
+    if not ids.equals(expected):
+        raise CorruptArtifact(
+            f"{part} must have the samples of {fragment}, in their order; it has others. {_REMEDY}"
+        )
+
+
+def rows_held(part: str, fragment: str, split: str | None, *, whole: bool) -> int | None:
+    """How many rows a part has; None where it is not there, is damaged or has not the fragment's samples.
+
+    Args:
+        part: the part's URI.
+        fragment: the fragment's.
+        split: whose samples; None: all.
+        whole: whether its vectors are read too, and compared with their checksums.
+    """
+    expected = _of_split(read_fragment(fragment, ["id", "split"]), split)["id"]
+    try:
+        ids = read_part(part, ["id", "sha256", "embedding"] if whole else ["id"])["id"]
+    except (CorruptArtifact, MissingArtifact):
+        return None
+    return len(ids) if ids.equals(expected) else None
+
+
+def seal_table(ref: EmbeddingsRef, parts: Mapping[str, int]) -> None:
+    """Declare a table finished.
+
+    Args:
+        ref: the table.
+        parts: each part's name and rows, in the order of the dataset's fragments.
+    """
+    storage.seal(
+        ref.uri,
+        {
+            "ref": ref.model_dump(mode="json", exclude={"uri"}),
+            "parts": [{"name": name, "rows": rows} for name, rows in parts.items()],
+        },
     )
+
+
+def find_embeddings(uri: str) -> EmbeddingsRef:
+    """The table in a folder; raises MissingArtifact where none was finished."""
+    return EmbeddingsRef(uri=uri, **storage.read_manifest(uri)["ref"])
 
 
 def part_name(number: int) -> str:
@@ -53,15 +154,31 @@ def part_name(number: int) -> str:
 
 
 def part_uris(uri: str) -> list[str]:
-    """A table's finished parts in order."""
-    return [storage.join(uri, name) for name in storage.list_names(uri) if name.endswith(".parquet")]
+    """A finished table's parts, in the order of the dataset's fragments."""
+    parts = storage.read_manifest(uri).get("parts")
+    if parts is None:
+        raise CorruptArtifact(
+            f"{storage.join(uri, storage.MANIFEST)} must list the table's parts; it does not. Remove the "
+            "folder and embed again."
+        )
+    return [storage.join(uri, part["name"]) for part in parts]
 
 
 def read_part(uri: str, columns: list[str]) -> pa.Table:
+    """Some columns of a part, their pages compared with their checksums.
+
+    Raises:
+        CorruptArtifact: it is damaged.
+    """
     filesystem, path = storage.filesystem(uri)
-    return parquet.read_table(
-        path, columns=columns, filesystem=filesystem, partitioning=None, page_checksum_verification=True
-    )
+    with storage.reading(uri, _REMEDY):
+        return parquet.read_table(
+            path,
+            columns=columns,
+            filesystem=filesystem,
+            partitioning=None,
+            page_checksum_verification=True,
+        )
 
 
 def write_part(
@@ -91,11 +208,15 @@ def write_part(
 
 
 class KnownVectors:
-    """The vectors of a table by the digests of their images; memory: 72 bytes per row, and one part."""
+    """The vectors of tables by the digests of their images; memory: 72 bytes per row, and one part.
 
-    def __init__(self, ref: EmbeddingsRef) -> None:
-        self._dim = ref.dim
-        self._uris = part_uris(ref.uri)
+    Args:
+        tables: of one package; none: nothing is known.
+    """
+
+    def __init__(self, *tables: EmbeddingsRef) -> None:
+        self._uris = [uri for table in tables for uri in part_uris(table.uri)]
+        self._dim = tables[0].dim if tables else 0
         parts = [
             read_part(uri, ["sha256"])["sha256"].to_numpy(zero_copy_only=False).astype(_DIGEST)
             for uri in self._uris
@@ -106,7 +227,7 @@ class KnownVectors:
         self._digests = digests[self._order]
 
     def rows_of(self, digests: pa.ChunkedArray) -> NDArray[np.int64]:
-        """(N,) the row in the table of each image, -1 where it has none."""
+        """(N,) the row in the tables of each image, -1 where they have none."""
         wanted = digests.to_numpy(zero_copy_only=False).astype(_DIGEST)
         if not len(self._digests):
             return np.full(len(wanted), -1)
@@ -114,7 +235,7 @@ class KnownVectors:
         return np.where(self._digests[places] == wanted, self._order[places], -1)
 
     def copy(self, rows: NDArray[np.int64], into: NDArray[np.float32]) -> None:
-        """Fill (N, D) with the vectors of the table's rows; -1 leaves what is there."""
+        """Fill (N, D) with the vectors of the tables' rows; -1 leaves what is there."""
         for number, mine in self._by_part(rows):
             part = _vectors(read_part(self._uris[number], ["embedding"]), self._dim)
             into[mine] = part[rows[mine] - self._starts[number]]

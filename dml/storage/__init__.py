@@ -51,6 +51,7 @@ from dml.storage.files import (
     write_bytes,
     write_json,
 )
+from dml.storage.reading import reading
 from dml.storage.uploads import abort_uploads, open_uploads
 
 __all__ = [
@@ -93,6 +94,7 @@ __all__ = [
     "read_bytes",
     "read_json",
     "read_manifest",
+    "reading",
     "relative_references",
     "remove",
     "require_store",

@@ -15,7 +15,7 @@ from dml.data.ingest import ingest
 from dml.models.encoder import Encoder
 from dml.models.package import save_package
 from dml.refs import DatasetRef, EmbeddingsRef, PackageRef
-from dml.retrieval.table import part_name, write_part
+from dml.retrieval.table import part_name, seal_table, write_part
 
 GREY = PreprocessingConfig(color="L", resize=28, crop=28, mean=(0.5,), std=(0.5,))
 ROWS, ROWS_PER_FRAGMENT = 120, 30
@@ -58,16 +58,19 @@ def unit_vectors(rows: int, dim: int, seed: int) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def table_of(store: str, package: PackageRef, dataset: DatasetRef, vectors: np.ndarray) -> EmbeddingsRef:
+def table_of(
+    store: str, package: PackageRef, dataset: DatasetRef, vectors: np.ndarray, *, first_part: int = 0
+) -> EmbeddingsRef:
     """A published embeddings table that holds these vectors, whatever the package would say."""
-    fingerprint = storage.digest_of("given", vectors.tobytes().hex())
+    fingerprint = storage.digest_of("given", vectors.tobytes().hex(), first_part)
     uri = storage.make_folder(storage.join(store, "embeddings", fingerprint[:12]))
-    start = 0
-    for number, fragment in enumerate(fragments(dataset)):
+    start, parts = 0, {}
+    for number, fragment in enumerate(fragments(dataset), start=first_part):
         rows = read_fragment(fragment, ["id", "sha256"])
         part = np.ascontiguousarray(vectors[start : start + len(rows)])
         write_part(storage.join(uri, part_name(number)), rows["id"], rows["sha256"], part)
         start += len(rows)
+        parts[part_name(number)] = len(rows)
     ref = EmbeddingsRef(
         uri=uri,
         fingerprint=fingerprint,
@@ -76,7 +79,7 @@ def table_of(store: str, package: PackageRef, dataset: DatasetRef, vectors: np.n
         dim=vectors.shape[1],
         rows=len(vectors),
     )
-    storage.seal(uri, {"ref": ref.model_dump(mode="json", exclude={"uri"})})
+    seal_table(ref, parts)
     return ref
 
 

@@ -1,6 +1,7 @@
 """Embedding a dataset: one unit-length row per sample, after any number of crashes, and none made twice."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,13 +11,13 @@ import numpy as np
 import pytest
 
 from dml import storage
-from dml.data.dataset import read_images
-from dml.errors import IncompatibleArtifact, InvalidData, MissingArtifact
+from dml.data.dataset import fragments, read_images, read_rows
+from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, MissingArtifact
 from dml.models.package import Package, load_package
 from dml.retrieval.embed import embed
 from dml.retrieval.table import KnownVectors, part_uris, read_embeddings, read_part
 from tests.growing_cluster import growing_cluster
-from tests.retrieval.parts import ROWS, ids_of, make_dataset, make_package
+from tests.retrieval.parts import ROWS, ids_of, make_dataset, make_package, table_of, unit_vectors
 
 KILLED_AFTER_TWO = """
 import os, signal, sys
@@ -75,7 +76,7 @@ def test_a_run_killed_after_two_units_goes_on_with_the_third(
     killed = subprocess.run([sys.executable, "-c", KILLED_AFTER_TWO, *arguments], check=False)
     assert killed.returncode == -signal.SIGKILL
     uri = storage.join(other, "embeddings", Path(embeddings.uri).name)
-    assert [Path(part).name for part in part_uris(uri)] == ["part-00000.parquet", "part-00001.parquet"]
+    assert storage.list_names(uri) == ["part-00000.parquet", "part-00001.parquet"]
     assert not storage.is_complete(uri)
     told = []
     resumed = embed(other, package, dataset, progress=lambda *step: told.append(step))
@@ -131,16 +132,125 @@ def test_vectors_that_are_no_numbers_are_never_written(package, dataset, tmp_pat
     monkeypatch.setattr(Package, "embed", broken)
     with pytest.raises(InvalidData, match="unit length"):
         embed(str(tmp_path), package, dataset)
-    assert part_uris(str(tmp_path / "embeddings" / f"{package.version}-{dataset.version}")) == []
+    assert storage.list_names(f"{tmp_path}/embeddings/{package.version}-{dataset.version}") == []
 
 
-def test_a_part_with_other_samples_is_noticed(embeddings, package, dataset, tmp_path):
+def flip(path, offset, *, count=4):
+    """Change some bytes of a file."""
+    content = bytearray(Path(path).read_bytes())
+    for place in range(offset, offset + count):
+        content[place] ^= 0xFF
+    Path(path).write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip_a_vector(path):
+    flip(path, path.stat().st_size // 2)
+
+
+def flip_the_footer(path):
+    flip(path, path.stat().st_size - 12)
+
+
+def swap(path):
+    path.write_bytes(path.with_name("part-00001.parquet").read_bytes())
+
+
+@pytest.mark.parametrize("damage", [empty, flip_a_vector, flip_the_footer, swap, Path.unlink])
+def test_a_part_that_a_killed_run_left_damaged_is_made_again(
+    embeddings, package, dataset, tmp_path, embedded_images, damage
+):
     folder = tmp_path / "embeddings" / Path(embeddings.uri).name
-    folder.mkdir(parents=True)
-    content = storage.read_bytes(part_uris(embeddings.uri)[1])
-    (folder / "part-00000.parquet").write_bytes(content)
-    with pytest.raises(InvalidData, match="part-00000"):
-        embed(str(tmp_path), package, dataset)
+    shutil.copytree(embeddings.uri, folder)
+    (folder / storage.MANIFEST).unlink()
+    damage(folder / "part-00002.parquet")
+    healed = embed(str(tmp_path), package, dataset)
+    assert embedded_images == [30], "the others are kept"
+    files = [storage.read_manifest(ref.uri)["files"] for ref in (embeddings, healed)]
+    assert files[0] == files[1]
+
+
+def test_a_finished_table_that_lost_a_part_is_made_whole_again(
+    embeddings, package, dataset, tmp_path, embedded_images
+):
+    shutil.copytree(embeddings.uri, tmp_path / "embeddings" / Path(embeddings.uri).name)
+    ref = embed(str(tmp_path), package, dataset)
+    empty(Path(ref.uri, "part-00003.parquet"))
+    assert embed(str(tmp_path), package, dataset) == ref
+    assert embedded_images == [30]
+    assert len(read_embeddings(ref).ids) == ROWS
+
+
+@pytest.mark.parametrize(
+    "workers", [1, pytest.param(2, marks=pytest.mark.slow)], ids=["here", "on ray's workers"]
+)
+def test_a_damaged_fragment_of_the_dataset_is_named(package, tmp_path, workers):
+    store = str(tmp_path / "store")
+    damaged = make_dataset(tmp_path / "images", store)
+    fragment = Path(fragments(damaged)[2])
+    flip(fragment, fragment.stat().st_size // 2)
+    with pytest.raises(CorruptArtifact, match=f"{fragment.name}.*Ingest"):
+        embed(store, package, damaged, num_workers=workers)
+    assert not storage.is_complete(f"{store}/embeddings/{package.version}-{damaged.version}")
+
+
+def test_a_split_alone_is_embedded_and_copied_when_all_are(package, dataset, tmp_path, embedded_images):
+    store = str(tmp_path)
+    half = embed(store, package, dataset, split="test")
+    assert sum(embedded_images) == half.rows == dataset.splits["test"].rows == ROWS // 2
+    whole = embed(store, package, dataset)
+    assert sum(embedded_images) == ROWS, "no image twice"
+    assert half.fingerprint != whole.fingerprint
+    assert half.uri.endswith("-test")
+    table, of_whole = read_embeddings(half), read_embeddings(whole, split="test")
+    rows = read_rows(dataset, split="test", columns=["id"])
+    assert table.ids.to_pylist() == of_whole.ids.to_pylist() == rows["id"].to_pylist()
+    assert table.positions.tolist() == of_whole.positions.tolist() == rows["position"].to_pylist()
+    np.testing.assert_array_equal(table.vectors, of_whole.vectors)
+    assert embed(store, package, dataset, split="train").rows == ROWS // 2
+    assert sum(embedded_images) == ROWS
+
+
+def test_a_table_of_one_split_does_not_answer_for_another(package, dataset, tmp_path):
+    half = embed(str(tmp_path), package, dataset, split="test")
+    with pytest.raises(IncompatibleArtifact, match=r"'train'.*'test'"):
+        read_embeddings(half, split="train")
+    with pytest.raises(InvalidData, match="'validation'"):
+        embed(str(tmp_path), package, dataset, split="validation")
+
+
+@pytest.mark.parametrize("first", [99_998, 99_999])
+def test_the_order_of_parts_is_the_manifests_not_their_names(store, package, dataset, first):
+    vectors = unit_vectors(ROWS, 16, 21)
+    table = table_of(store, package, dataset, vectors, first_part=first)
+    names = [Path(uri).name for uri in part_uris(table.uri)]
+    assert names != sorted(names)
+    np.testing.assert_array_equal(read_embeddings(table).vectors, vectors)
+    test = read_embeddings(table, split="test")
+    np.testing.assert_array_equal(test.vectors, vectors[test.positions])
+
+
+def test_parts_in_another_order_than_the_fragments_are_never_read(store, package, dataset):
+    table = table_of(store, package, dataset, unit_vectors(ROWS, 16, 22))
+    manifest = storage.read_manifest(table.uri)
+    manifest["parts"].reverse()
+    storage.write_json(storage.join(table.uri, storage.MANIFEST), manifest)
+    for read in (read_embeddings, lambda ref: read_embeddings(ref, split="test")):
+        with pytest.raises(CorruptArtifact, match="must have the samples of"):
+            read(table)
+
+
+@pytest.mark.parametrize("damage", [empty, flip_a_vector, flip_the_footer, Path.unlink])
+def test_a_damaged_part_is_named_when_it_is_read(store, package, dataset, damage):
+    number = [empty, flip_a_vector, flip_the_footer, Path.unlink].index(damage)
+    table = table_of(store, package, dataset, unit_vectors(ROWS, 16, 30 + number))
+    part = Path(part_uris(table.uri)[1])
+    damage(part)
+    with pytest.raises((CorruptArtifact, MissingArtifact), match=f"{part.name}.*made anew"):
+        read_embeddings(table)
 
 
 def test_a_package_that_is_gone_is_named(store, dataset, package, tmp_path):

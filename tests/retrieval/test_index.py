@@ -9,7 +9,7 @@ import pytest
 
 from dml import storage
 from dml.config import IndexConfig
-from dml.errors import InvalidData, InvalidSetting, MissingArtifact
+from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.retrieval import index as index_room
 from dml.retrieval.index import build_index, find_index, list_indexes, publish_index
 from tests.retrieval.parts import ROWS, table_of, unit_vectors
@@ -128,7 +128,7 @@ def test_a_factory_that_cannot_be_followed_is_refused(place, embeddings, factory
 
 def test_a_table_of_other_rows_than_its_dataset_is_refused(place, embeddings, dataset):
     short = embeddings.model_copy(update={"rows": ROWS - 1})
-    with pytest.raises(InvalidData, match=str(ROWS)):
+    with pytest.raises(CorruptArtifact, match=str(ROWS)):
         build_index(place, "shelves", short, IndexConfig())
 
 

@@ -315,6 +315,9 @@ def _own_variables(folder: Path) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "2",  # a user waits for it; the default is 10
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job runner takes 0.6 GB and is not used
+        # `--watch` shows the run's log, and with it why a run failed.
+        "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
+        "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "dml",  # training's progress in the run's own log
         "PYTHONUNBUFFERED": "1",  # logs are read while they grow
     }

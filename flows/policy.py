@@ -33,13 +33,28 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from dml.errors import ServiceUnreachable
+from dml.errors import DmlError, ServiceUnreachable
 from dml.progress import Progress
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
+
+class _OneLineOfAMistake(logging.Filter):
+    """What a user can put right takes one line of a run's log; only our own mistakes have a traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, DmlError):
+            said = record.getMessage()
+            record.msg, record.args = said if str(error) in said else f"{said}: {error}", ()
+            record.exc_info = record.exc_text = None
+        return True
+
+
+for _name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_name).addFilter(_OneLineOfAMistake())
 logging.getLogger("dml").setLevel(logging.INFO)  # training's progress, also in a run's log
 
 ANSWER_WITHIN_S = 5.0
@@ -71,8 +86,6 @@ def stage(function: Callable[P, R], *, heals: bool = False) -> Callable[P, R]:
 
 def _may_heal(_task: Any, _run: Any, state: Any) -> bool:
     """A user's mistake stays one however often it is tried."""
-    from dml.errors import DmlError
-
     return not isinstance(state.result(raise_on_failure=False), DmlError)
 
 

@@ -38,6 +38,12 @@ class LocalStack:
         text = json.dumps(parameters)
         return self.prefect("deployment", "run", deployment, "--watch", "--params", text)
 
+    def dml(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dml.cli", *arguments]
+        return subprocess.run(
+            command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=300
+        )
+
     def why(self) -> str:
         """The end of the worker's log, where a failed run says what happened."""
         return (self.folder / "store" / "logs" / "worker.log").read_text()[-3000:]
@@ -55,6 +61,14 @@ class LocalStack:
             "/flow_runs/filter", {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_DESC"}
         )
         return [run for run in found if run["state_type"] != "SCHEDULED"]
+
+    def scheduled(self, flow: str) -> list[dict[str, Any]]:
+        body = {
+            "flows": {"name": {"any_": [flow]}},
+            "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+        }
+        found: list[dict[str, Any]] = self.post("/flow_runs/filter", body)
+        return found
 
     def mlflow(self, route: str) -> Any:
         return json.load(urllib.request.urlopen(f"{self.env['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/{route}"))
@@ -88,6 +102,7 @@ def stack() -> Iterator[LocalStack]:
         "RAY_TMPDIR": str(folder / "ray"),
         "PREFECT_HOME": str(folder / "client"),
         "OMP_NUM_THREADS": "1",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",  # instead of 60
     }
     ports = ["--prefect-port", str(free_port()), "--mlflow-port", str(free_port())]
     process = subprocess.Popen(
@@ -154,6 +169,56 @@ def test_an_evaluation_shows_its_pictures_in_prefect_and_lays_them_in_mlflow(sta
     assert [folder["path"] for folder in folders] == [f"reports/{page.parent.name}"]
 
 
+def index_of_tiny(stack: LocalStack) -> None:
+    if not (stack.folder / "store" / "indexes" / "tiny" / "current.json").exists():
+        assert stack.run("ingest-flow/default", config=DATASET).returncode == 0
+        assert stack.run("train-flow", dataset="tiny", preset="smoke").returncode == 0
+        assert stack.run("index-flow", name="tiny", model="tiny", dataset="tiny").returncode == 0
+
+
+def test_an_index_that_asks_is_refreshed_when_its_time_comes(stack: LocalStack):
+    index_of_tiny(stack)
+    asked = stack.dml("schedule", "tiny", "--cron", "* * * * *", "--json")
+    assert asked.returncode == 0, asked.stderr
+    assert json.loads(asked.stdout)["prefect"] == stack.env["PREFECT_API_URL"]
+
+    coming = until(lambda: stack.scheduled("refresh-flow"))
+    assert coming[0]["parameters"]["names"] == ["tiny"]
+    done = until(lambda: [run for run in stack.runs_of("refresh-flow") if run["state_type"] == "COMPLETED"])
+    assert done[0]["auto_scheduled"], stack.why()
+    assert stack.runs_of("reindex-flow")[0]["parent_task_run_id"] is not None
+
+    assert stack.dml("schedule", "tiny", "--off").returncode == 0
+    until(lambda: not stack.scheduled("refresh-flow"))
+
+
+def test_a_refresh_that_fails_is_a_failed_run_that_names_the_index(stack: LocalStack):
+    index_of_tiny(stack)
+    tomorrow = ("schedule", "tiny", "--cron", "0 0 1 1 *")
+    assert stack.dml(*tomorrow, "--dataset", "gone").returncode == 0
+    done = stack.run("refresh-flow/default")
+    assert done.returncode == 1
+    (failed, *_) = stack.runs_of("refresh-flow")
+    assert "1 of 1 were not refreshed: tiny" in failed["state"]["message"]
+    assert "'gone'" in failed["state"]["message"]
+    assert stack.dml("reindex").returncode == 1
+    assert stack.dml("schedule", "tiny", "--off").returncode == 0
+
+
+def test_another_terminal_learns_where_the_stack_is_and_a_second_start_that_it_runs(stack: LocalStack):
+    store = str(stack.folder / "store")
+    dml = f"{sys.executable} -m dml.cli"
+    script = f'eval "$({dml} env --store {store})"; echo "$PREFECT_API_URL $MLFLOW_TRACKING_URI $DML_STORE"'
+    env = {name: v for name, v in stack.env.items() if not name.startswith(("PREFECT_API", "MLFLOW_"))}
+    told = subprocess.run(["bash", "-c", script], cwd=stack.folder, env=env, capture_output=True, text=True)
+    assert told.stdout.split() == [
+        stack.env[n] for n in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "DML_STORE")
+    ]
+    second = stack.dml("up", "--store", store)
+    assert second.returncode == 2
+    assert f"pid {stack.process.pid}, since" in second.stderr
+
+
 def test_outside_the_project_a_bare_name_is_refused_and_the_full_one_works(stack: LocalStack):
     tomorrow = ("deployment", "run", "--start-in", "1 day", "--param", "dataset=tiny")
     assert stack.prefect(*tomorrow, "train-flow").returncode == 0
@@ -164,6 +229,8 @@ def test_outside_the_project_a_bare_name_is_refused_and_the_full_one_works(stack
 def test_a_mistake_fails_at_once_and_is_not_retried(stack: LocalStack):
     done = stack.run("train-flow/default", dataset="nowhere")
     assert done.returncode == 1
+    assert "dataset 'nowhere' must exist" in " ".join(done.stdout.split()), "the watcher sees why"
+    assert "Traceback" not in done.stdout
     run = stack.runs_of("train-flow")[0]
     assert run["state_name"] == "Failed"
     assert run["total_run_time"] < 10, "a retry waits 10 s"
@@ -191,23 +258,7 @@ def test_a_cancelled_training_leaves_no_ray_process(stack: LocalStack):
 
 def test_a_verb_shows_up_as_a_flow_run_where_a_server_is_configured(stack: LocalStack):
     before = len(stack.runs_of("ingest-flow"))
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "dml.cli",
-            "ingest",
-            "glyphs:classes=6,per_class=2",
-            "--name",
-            "seen",
-            "--json",
-        ],
-        cwd=stack.folder,
-        env=stack.env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = stack.dml("ingest", "glyphs:classes=6,per_class=2", "--name", "seen", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == 12
     runs = stack.runs_of("ingest-flow")

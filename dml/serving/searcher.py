@@ -84,6 +84,11 @@ class Searcher:
         """The version that answers."""
         return self._opened.index.ref
 
+    @property
+    def package(self) -> Package:
+        """What embeds the queries: exactly the package that embedded the items."""
+        return self._opened.package
+
     def search(self, images: Sequence[bytes], *, k: int = 10, where: Sequence[str] = ()) -> list[Found]:
         """Embed images and find the most similar items of each.
 

@@ -7,12 +7,20 @@ import hashlib
 import os
 from pathlib import Path
 
+from dml.errors import InvalidSetting
 from dml.storage import cache_dir, is_remote, join, mark_store, resolve
 
 
 def store_uri(explicit: str | None = None) -> str:
-    """The store's absolute URI: the given one, else `DML_STORE`, else `./dml-store`."""
-    return resolve(explicit or os.environ.get("DML_STORE") or "dml-store")
+    """The store's absolute URI: the given one, else `DML_STORE`, else `./dml-store`.
+
+    Raises:
+        InvalidSetting: it is a file.
+    """
+    uri = resolve(explicit or os.environ.get("DML_STORE") or "dml-store")
+    if not is_remote(uri) and Path(uri).is_file():
+        raise InvalidSetting(f"A store must be a folder or an s3:// URI; {uri} is a file. Name another.")
+    return uri
 
 
 def tracking_uri(store: str) -> str:

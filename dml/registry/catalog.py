@@ -11,7 +11,7 @@ import numpy as np
 
 from dml import storage
 from dml.config import GateConfig
-from dml.errors import InvalidSetting, MissingArtifact
+from dml.errors import InvalidSetting, MissingArtifact, did_you_mean
 from dml.refs import Comparison, ModelRef, PackageRef
 from dml.registry.tracking import Run, as_default, connect
 
@@ -165,6 +165,7 @@ def find_model(tracking_uri: str, name: str) -> ModelRef:
     names = sorted({m.name for m in list_models(tracking_uri)})
     raise MissingArtifact(
         f"Model {name!r} must be in the registry; it has {have or names}. Train one: dml train."
+        f"{'' if have else did_you_mean(base, names)}"
     )
 
 

@@ -15,7 +15,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
+from dml.errors import (
+    CorruptArtifact,
+    IncompatibleArtifact,
+    InvalidSetting,
+    MissingArtifact,
+    did_you_mean,
+)
 from dml.names import check_name, is_version
 from dml.storage import verified
 from dml.storage.files import (
@@ -350,7 +356,8 @@ def find_version(parent_uri: str, version: str | None, kind: str) -> str:
     siblings = [sibling for sibling in list_folders(parent) if list_versions(join(parent, sibling))]
     have = f"{kind} {name!r} has versions {published}" if published else f"there are {siblings}"
     wanted = f"{name}@{version}" if version else name
-    raise MissingArtifact(f"{kind} {wanted!r} must exist in the store; {have}.")
+    near = "" if published else did_you_mean(name, siblings)
+    raise MissingArtifact(f"{kind} {wanted!r} must exist in the store; {have}.{near}")
 
 
 def list_versions(parent_uri: str) -> list[str]:

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from benchmarks._peer import Choice, train_theirs
 from dml import presets
-from dml.config import ClassSplit, ExperimentConfig, IngestConfig, SplitConfig
+from dml.config import AttributeSplit, ExperimentConfig, IngestConfig, SplitConfig
 from dml.data.dataset import read_images, read_rows
 from dml.data.ingest import ingest
 from dml.metrics.retrieval import retrieval_metrics
@@ -143,8 +143,9 @@ def protocols(name: str, store: str, share: float, num_threads: int) -> dict[str
     whole = _ingest(name, name, store, None)
     labels = {split: set(_labels(whole, split)) for split in ("train", "test")}
     num_tuning = round(TUNING_CLASSES * len(labels["train"]))
-    split = ClassSplit(test_fraction=1 - num_tuning / sum(map(len, labels.values())))
-    part = _ingest(name, f"{name}-tuning", store, split)
+    kept = sorted(labels["train"])[:num_tuning]
+    others = tuple(sorted(set().union(*labels.values()) - set(kept)))
+    part = _ingest(name, f"{name}-tuning", store, AttributeSplit(name="label", test_values=others))
     assert set(_labels(part, "train")) < labels["train"], "tuning must not learn from a test class"
 
     def protocol(stage: str, dataset: DatasetRef, judges: set[str]) -> Protocol:

@@ -13,6 +13,9 @@ _NEAR = 0.6  # difflib's own default: `lerning_rate` is near `learning_rate`, `m
 class DmlError(Exception):
     """Something the user can put right."""
 
+    exit_status = 2
+    """What the command line ends with."""
+
 
 class InvalidSetting(DmlError, ValueError):
     """A setting, argument or expression that cannot be followed."""
@@ -20,6 +23,12 @@ class InvalidSetting(DmlError, ValueError):
 
 class InvalidData(DmlError):
     """A source or table whose content breaks what the receiver relies on."""
+
+
+class TooManyRefused(InvalidData):
+    """A source so many of whose rows cannot be used that a dataset of the rest is not what was asked for."""
+
+    exit_status = 1
 
 
 class MissingArtifact(DmlError):

@@ -4,6 +4,8 @@ Tasks pass refs, never tensors or tables. A ref holds its parents' refs, so the 
 the dataset its model was trained on, is read and not looked up. Refs serialise to JSON (`model_dump_json`).
 """
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 AttributeType = str
@@ -208,6 +210,30 @@ class ReportRef(Ref):
     title: str
     page: str = Field(description="path or URI of the page; it holds its pictures, so it can be sent alone")
     pictures: dict[str, str] = Field({}, description="file in the report's folder to what it shows")
+
+
+class Refusal(BaseModel):
+    """How many rows of a source were refused for one reason."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reason: str
+    rows: int
+    example: str = Field(description="where one of them is, and what is wrong with it")
+
+
+class IngestReport(BaseModel):
+    """An ingest's result: the version, and what its reader must know of how it came about."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: DatasetRef
+    outcome: Literal["made", "found", "repaired", "current"] = Field(
+        description="found: it was there, and is the current one now; current: it was that before"
+    )
+    refused: list[Refusal] = []
+    quarantine: str = Field(description="path or URI of the table of what was refused, one row each")
+    notes: list[str] = Field([], description="sentences on the split, merged labels, contradictory labels")
 
 
 class TrainingReport(BaseModel):

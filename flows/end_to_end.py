@@ -25,7 +25,7 @@ def end_to_end_flow(
     """
     root, watch = store_uri(store), Stopwatch()
     with watch("ingest"):
-        dataset = run(ingest_flow, source, root)
+        dataset = run(ingest_flow, source, root).dataset
     with watch("train and evaluate"):
         name = f"{dataset.name}@{dataset.version}"
         training = run(train_flow, name, config=experiment, store=root)

@@ -3,22 +3,29 @@
 from prefect import flow
 
 from dml.config import IngestConfig
-from dml.data.ingest import ingest
-from dml.refs import DatasetRef
+from dml.data.ingest import ingest_source
+from dml.refs import IngestReport
 from dml.settings import store_uri
-from flows.policy import say, show_table, stage, tell
+from flows.policy import is_orchestrated, say, show_table, show_text, stage, tell
 
 
 @flow(name="ingest-flow", log_prints=False)
-def ingest_flow(config: IngestConfig, store: str | None = None) -> DatasetRef:
+def ingest_flow(config: IngestConfig, store: str | None = None) -> IngestReport:
     """Ingest a source; the same content gives the same version and no second copy.
 
     Args:
         config: name, source, layout and split of the dataset.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
     """
-    dataset = stage(ingest, heals=True)(config, store_uri(store), tell("ingest"))
-    rows = [{"split": name, **size.model_dump()} for name, size in dataset.splits.items()]
-    show_table("dataset", rows, f"{dataset.name}@{dataset.version}, {dataset.quarantined} in quarantine")
-    say(f"dataset {dataset.name}@{dataset.version}: {dataset.rows} rows of {dataset.classes} classes")
-    return dataset
+    if is_orchestrated():
+        say(f"dataset {config.name}: listing its source")
+    report = stage(ingest_source, heals=True)(config, store_uri(store), tell("ingest"))
+    dataset = report.dataset
+    name = f"{dataset.name}@{dataset.version}"
+    rows = [{"split": split, **size.model_dump()} for split, size in dataset.splits.items()]
+    show_table("dataset", rows, f"{name}, {dataset.quarantined} in quarantine")
+    if report.refused:
+        show_table("quarantine", [refusal.model_dump() for refusal in report.refused], report.quarantine)
+    show_text("ingest-notes", "\n".join(f"- {note}" for note in report.notes))
+    say(f"dataset {name} ({report.outcome}): {dataset.rows} rows of {dataset.classes} classes")
+    return report

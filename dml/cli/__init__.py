@@ -2,8 +2,9 @@
 
 It parses, calls a flow or a room, and prints a table, or one JSON object.
 
-Exit status: 0 done, 2 the user's mistake (one message, no traceback), 1 ours or the machine's, 130 Ctrl-C.
-What a verb does not need is not imported: searching must not wait for Ray, MLflow or Prefect.
+Exit status: 0 done, 2 the user's mistake (one message, no traceback), 130 Ctrl-C, 1 ours, the machine's, or
+too many bad rows in a source. What a verb does not need is not imported: searching must not wait for Ray,
+MLflow or Prefect.
 """
 
 import errno
@@ -64,7 +65,7 @@ def _run(as_json: bool) -> int:
     try:
         status = app(prog_name="dml", standalone_mode=False)
     except DmlError as error:
-        return _refused(str(error), as_json, _USERS_MISTAKE)
+        return _refused(str(error), as_json, error.exit_status)
     except typer.TyperException as error:  # what is wrong with the words of the command
         context = getattr(error, "ctx", None)
         hint = f" `{context.command_path} --help` lists what there is." if context is not None else ""

@@ -1,30 +1,43 @@
 """`dml ingest` and `dml datasets`."""
 
+import re
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from dml.cli.app import Json, Store, Workers, app, print_json, print_table
+from dml.cli.app import Json, Settings, Store, Workers, app, print_json, print_table
 from dml.errors import InvalidSetting
 from dml.names import suggest_name
 from dml.settings import store_uri
+
+# As config.SourceLayout, which would import the whole configuration only to print a help text.
+Layout = Literal[
+    "auto", "folder", "omniglot", "cars196", "cub200", "sop", "mnist", "tiny-imagenet", "manifest", "glyphs"
+]
 
 
 @app.command()
 def ingest(
     source: Annotated[str, typer.Argument(help="folder, zip, manifest (.csv, .parquet), or `glyphs:`")],
     name: Annotated[str | None, typer.Option(help="the dataset's name; default: from the source")] = None,
-    layout: Annotated[str, typer.Option(help="how the source is laid out")] = "auto",
+    layout: Annotated[Layout, typer.Option(help="how the source is laid out")] = "auto",
     split: Annotated[
         str | None,
-        typer.Option(help="official | classes:0.5 | ATTRIBUTE:10 (last values) | ATTRIBUTE:a,b (these)"),
+        typer.Option(
+            help="official | classes:0.5 (share held out) | none | ATTRIBUTE:a,b (these values held out) | "
+            "ATTRIBUTE:10 (the last ten, if 10 is no value); label:a,b holds out these classes. "
+            "Default: as before, else as the layout's field does"
+        ),
     ] = None,
+    settings: Settings = None,
     workers: Workers = None,
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Make a validated dataset version from labelled images."""
+    """Make a validated dataset version from labelled images; a class keeps its side in every version."""
+    print(f"listing {_without_password(source)}", file=sys.stderr, flush=True)
     from dml.config import parse_ingest
     from flows.ingest import ingest_flow
     from flows.policy import run
@@ -37,17 +50,23 @@ def ingest(
             "split": _parse_split(split),
             "num_workers": workers,
         }
-    )
-    ref = run(ingest_flow, config, store_uri(store))
+    ).overridden(settings or [])
+    report = run(ingest_flow, config, store_uri(store))
+    ref = report.dataset
     splits = {key: size.model_dump() for key, size in ref.splits.items()}
+    refused = [refusal.model_dump() for refusal in report.refused]
     if as_json:
         print_json(
             {
                 "dataset": f"{ref.name}@{ref.version}",
+                "outcome": report.outcome,
                 "rows": ref.rows,
                 "classes": ref.classes,
                 "splits": splits,
                 "quarantined": ref.quarantined,
+                "refused": refused,
+                "quarantine": report.quarantine,
+                "notes": report.notes,
                 "fingerprint": ref.fingerprint,
                 "attributes": ref.attributes,
                 "uri": ref.uri,
@@ -55,27 +74,52 @@ def ingest(
         )
         return
     print_table(f"{ref.name}@{ref.version}", [{"split": key, **size} for key, size in splits.items()])
+    for note in report.notes:
+        print(note)
+    if refused:
+        print_table(f"in quarantine, all listed in {report.quarantine}", refused)
     print(f"{ref.rows} rows, {ref.classes} classes, {ref.quarantined} in quarantine: {ref.uri}")
+    if report.outcome == "current":
+        print(
+            f"nothing to do: the source gives {ref.name}@{ref.version}, which is the current version already"
+        )
+    elif report.outcome == "found":
+        print(f"{ref.name}@{ref.version} was there before, and is the current version again")
+    elif report.outcome == "repaired":
+        print(f"{ref.name}@{ref.version} was damaged, and was made again")
 
 
 @app.command()
 def datasets(store: Store = None, as_json: Json = False) -> None:
-    """List the store's dataset versions."""
-    from dml.data.dataset import list_datasets
+    """List the store's dataset versions; `*` marks the one that a name alone stands for."""
+    from dml.data.dataset import list_versions
 
-    refs = list_datasets(store_uri(store))
+    versions = list_versions(store_uri(store))
     if as_json:
-        print_json({"datasets": [ref.model_dump(mode="json") for ref in refs]})
+        print_json(
+            {
+                "datasets": [
+                    {**v.ref.model_dump(mode="json"), "created": v.created, "current": v.is_current}
+                    for v in versions
+                ]
+            }
+        )
         return
     rows = [
         {
-            "dataset": f"{ref.name}@{ref.version}",
-            "rows": ref.rows,
-            "classes": ref.classes,
-            "quarantined": ref.quarantined,
-            "attributes": ", ".join(ref.attributes),
+            "dataset": f"{v.ref.name}@{v.ref.version}",
+            "current": "*" if v.is_current else "",
+            "created": v.created[:19].replace("T", " "),
+            "rows": v.ref.rows,
+            "classes": v.ref.classes,
+            **{
+                split: f"{size.rows} rows, {size.classes} classes"
+                for split, size in sorted(v.ref.splits.items(), reverse=True)
+            },
+            "quarantined": v.ref.quarantined,
+            "attributes": ", ".join(v.ref.attributes),
         }
-        for ref in refs
+        for v in versions
     ]
     print_table("datasets", rows)
 
@@ -93,13 +137,22 @@ def _parse_split(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
     kind, colon, value = text.partition(":")
-    if kind == "official" and not colon:
-        return {"kind": "official"}
+    if kind in ("official", "none") and not colon:
+        return {"kind": kind}
     if kind == "classes":
         return {"kind": "classes", **({"test_fraction": value} if colon else {})}
-    if colon and value:
-        values = int(value) if value.isdigit() else tuple(value.split(","))
-        return {"kind": "attribute", "name": kind, "test_values": values}
+    if colon and value and kind:
+        is_count = value.isascii() and value.isdigit()
+        return {
+            "kind": "attribute",
+            "name": kind,
+            "test_values": int(value) if is_count else tuple(value.split(",")),
+        }
     raise InvalidSetting(
-        f"--split must be official, classes:FRACTION, ATTRIBUTE:COUNT or ATTRIBUTE:VALUE,VALUE; got {text!r}."
+        "--split must be official, none, classes:FRACTION, ATTRIBUTE:COUNT or ATTRIBUTE:VALUE,VALUE; got "
+        f"{text!r}."
     )
+
+
+def _without_password(source: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", source)

@@ -17,23 +17,45 @@ class OfficialSplit(Part):
 
     kind: Literal["official"] = "official"
 
+    def __str__(self) -> str:
+        """As `--split` takes it."""
+        return self.kind
+
 
 class ClassSplit(Part):
-    """The last classes in sorted order are the test split."""
+    """A share of the classes is held out, those whose labels have the smallest hashes."""
 
     kind: Literal["classes"] = "classes"
     test_fraction: float = Field(0.5, ge=0, le=1, description="share of the classes held out for test")
 
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.test_fraction:g}"
+
 
 class AttributeSplit(Part):
-    """Whole groups of classes are held out: the last values, in sorted order, of an attribute."""
+    """Whole groups of classes are held out, by an attribute; `label` is the class itself."""
 
     kind: Literal["attribute"] = "attribute"
-    name: str = Field(description="attribute that every class has one value of")
-    test_values: int | tuple[str, ...] = Field(description="how many of the last values, or which values")
+    name: str = Field(description="attribute that every class has one value of, or `label`")
+    test_values: Annotated[int, Field(strict=True)] | tuple[str, ...] = Field(
+        description="which values; a number that is no value: so many of the last ones in sorted order"
+    )
+
+    def __str__(self) -> str:
+        values = self.test_values if isinstance(self.test_values, int) else ",".join(self.test_values)
+        return f"{self.name}:{values}"
 
 
-SplitConfig = Annotated[OfficialSplit | ClassSplit | AttributeSplit, Field(discriminator="kind")]
+class NoSplit(Part):
+    """Every class is for training, nothing is held out; judge on another dataset, `dml train A --test B`."""
+
+    kind: Literal["none"] = "none"
+
+    def __str__(self) -> str:
+        return self.kind
+
+
+SplitConfig = Annotated[OfficialSplit | ClassSplit | AttributeSplit | NoSplit, Field(discriminator="kind")]
 
 SourceLayout = Literal[
     "auto", "folder", "omniglot", "cars196", "cub200", "sop", "mnist", "tiny-imagenet", "manifest", "glyphs"
@@ -46,7 +68,10 @@ class IngestConfig(Part):
     name: Name = Field(description="the dataset's name in the store")
     source: str = Field(description="folder, zip, manifest file, or `glyphs:` for drawn characters")
     layout: SourceLayout = "auto"
-    split: SplitConfig | None = Field(None, description="None: what the layout's field uses")
+    split: SplitConfig | None = Field(
+        None,
+        description="None: as the name's former version was asked for, else what the layout's field uses",
+    )
     max_pixels: int = Field(MAX_PIXELS, gt=0, le=MAX_PIXELS, description="larger images go to quarantine")
     max_bytes: int = Field(64 << 20, gt=0, description="larger files go to quarantine")
     allowed_prefixes: tuple[str, ...] = Field(
@@ -55,6 +80,9 @@ class IngestConfig(Part):
     timeout_s: float = Field(30.0, gt=0, description="for one image from the web, with all its tries")
     retries: int = Field(3, ge=0, description="more tries for a web server that is busy or breaks off")
     quarantine_contradictions: bool = Field(False, description="the same bytes under several labels")
+    max_quarantined: float = Field(
+        0.05, ge=0, le=1, description="a larger share of rows in quarantine ends the ingest; 1: never"
+    )
     rows_per_fragment: int = Field(1024, gt=0, description="rows of one Parquet file, one unit of work")
     rows_per_group: int = Field(128, gt=0, description="rows of one Parquet row group")
     num_workers: int | None = Field(None, ge=1, description="None: one for a small source, else all cores")

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,33 @@ def find_dataset(store: str, name: str) -> DatasetRef:
     return _read_ref(storage.find_version(storage.named_folder(store, "datasets", name), version, "dataset"))
 
 
-def list_datasets(store: str) -> list[DatasetRef]:
-    """Every published version, by name, then by version."""
+@dataclass(frozen=True)
+class DatasetVersion:
+    """A published version, and what its name says of it."""
+
+    ref: DatasetRef
+    created: str
+    """When it was published, ISO 8601 in UTC."""
+    is_current: bool
+
+
+def list_versions(store: str) -> list[DatasetVersion]:
+    """Every published version, by name, the oldest first."""
     parent = storage.join(store, "datasets")
-    folders = [
-        storage.join(parent, name, version)
-        for name in storage.list_folders(parent)
-        for version in storage.list_versions(storage.join(parent, name))
-    ]
-    return [_read_ref(folder) for folder in folders]
+    versions = []
+    for name in storage.list_folders(parent):
+        folder = storage.join(parent, name)
+        current = storage.current(folder)
+        for version in storage.list_versions(folder):
+            uri = storage.join(folder, version)
+            created = str(storage.read_manifest(uri).get("created", ""))
+            versions.append(DatasetVersion(_read_ref(uri), created, version == current))
+    return sorted(versions, key=lambda v: (v.ref.name, v.created, v.ref.version))
+
+
+def list_datasets(store: str) -> list[DatasetRef]:
+    """The refs of `list_versions`."""
+    return [version.ref for version in list_versions(store)]
 
 
 def _read_ref(uri: str) -> DatasetRef:

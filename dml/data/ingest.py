@@ -9,43 +9,47 @@ import hashlib
 import logging
 import os
 import pickle
+import socket
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
-
-import pyarrow as pa
-from pyarrow import parquet
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 from dml import storage
 from dml.cluster import ray_session
 from dml.config import IngestConfig
 from dml.data.dataset import find_dataset
-from dml.data.schema import (
-    QUARANTINE_SCHEMA,
-    SCHEMA_VERSION,
-    attribute_types,
-)
+from dml.data.former import choose_split, find_former, write_sides
+from dml.data.quarantine import QUARANTINE, in_words, refusals_of, require_few, write_quarantine
+from dml.data.reach import find_witness, require_reach
+from dml.data.schema import SCHEMA_VERSION, TEST, attribute_types
 from dml.data.sources.access import Access
 from dml.data.sources.detect import absolute, open_source
 from dml.data.sources.sample import Listing, Problem, Sample, Source
-from dml.data.split import split_of_classes
 from dml.data.unit import Result, Row, Unit, make_fragment, problem_of, rewrite
-from dml.errors import DmlError, InvalidData
-from dml.refs import AttributeType, DatasetRef, SplitSize
+from dml.errors import CorruptArtifact, DmlError, InvalidData
+from dml.refs import AttributeType, DatasetRef, IngestReport, SplitSize
 
 logger = logging.getLogger(__name__)
 
-QUARANTINE = "quarantine.parquet"
 # Ray takes some 12 s to start on 2 cores; two threads validate and write that many small images meanwhile.
 _SMALL_SOURCE_ROWS = 25_000
+_NAMED_AT_MOST = 3
 
+Outcome = Literal["made", "found", "repaired", "current"]
 OnProgress = Callable[[int, int], None]
 """Receives how many units are done, and how many there are."""
 
 
 def ingest(config: IngestConfig, store: str, progress: OnProgress | None = None) -> DatasetRef:
+    """The version that `ingest_source` reports of."""
+    return ingest_source(config, store, progress).dataset
+
+
+def ingest_source(config: IngestConfig, store: str, progress: OnProgress | None = None) -> IngestReport:
     """Make a dataset version of a source and point the dataset's name at it.
 
     Args:
@@ -54,36 +58,46 @@ def ingest(config: IngestConfig, store: str, progress: OnProgress | None = None)
         progress: called after each unit.
 
     Returns:
-        The version. The same content gives the same version, and no second copy, wherever it came from and
-        however many workers read it.
+        The version, and what there is to know of it. The same content gives the same version, and no second
+        copy, wherever it came from and however many workers read it; one that was damaged is made again.
 
     Raises:
         InvalidData: no known layout, no valid row, a split that cannot be, or attributes of mixed types.
-        MissingArtifact: there is no such source.
+        TooManyRefused: more than `max_quarantined` of the rows; nothing is published.
+        MissingArtifact: there is no such source, or a worker's machine does not see it or the store.
         InvalidSetting: the split or the source cannot be followed.
     """
+    config = config.model_copy(update={"source": absolute(config.source)})
     access = Access(config.allowed_prefixes, (storage.resolve(store),), config.timeout_s, config.retries)
     source = open_source(config.source, config.layout, access)
     listing = _list(source, config)
-    samples, problems = _screen(listing.samples)
+    samples, problems, notes = _screen(listing.samples)
     problems += listing.problems
-    if not samples:
-        raise _nothing_valid(config, problems)
-    split_of = split_of_classes(samples, config.split or listing.split)
-    attributes = attribute_types([sample.attributes for sample in samples])
-
     storage.mark_store(store)
     parent = storage.named_folder(store, "datasets", config.name)
-    staged = storage.staging(storage.join(parent, "ingest"))
-    try:
-        units = _units(config, source, samples, split_of, attributes, staged)
+    current, former = storage.current(parent), find_former(store, config.name)
+    table = storage.join(store, "quarantine", f"{config.name}.parquet")
+    num_listed = len(samples) + len(problems)
+    _require_few(config, problems, num_listed, table)
+    if not samples:
+        raise _nothing_valid(config, problems)
+    split = choose_split(samples, config.split, listing.split, former)
+    config = config.model_copy(update={"split": split.asked})
+    attributes = attribute_types([sample.attributes for sample in samples])
+
+    with storage.staged(storage.join(parent, "ingest")) as staged:
+        units = _units(config, source, samples, split.of_class, attributes, staged)
         results = _results(units, config.num_workers, len(samples), progress)
         fragments, contradictions = _reconcile(units, results)
-        problems += [problem for result in results for problem in result.problems] + contradictions
+        problems += [problem for result in results for problem in result.problems]
+        if config.quarantine_contradictions:
+            problems += _contradictory(contradictions)
+        _require_few(config, problems, num_listed, table)
         rows = [row for fragment in fragments for row in fragment.rows]
-        if {row.split for row in rows} != set(split_of.values()) or not rows:
+        if {row.split for row in rows} != set(split.of_class.values()) or not rows:
             raise _nothing_valid(config, problems)
-        _write_quarantine(storage.join(staged, QUARANTINE), problems)
+        write_quarantine(storage.join(staged, QUARANTINE), problems)
+        write_sides(staged, split.sides)
         fingerprint = _fingerprint(rows, attributes, problems)
         final = storage.join(parent, fingerprint[:12])
         ref = DatasetRef(
@@ -97,20 +111,83 @@ def ingest(config: IngestConfig, store: str, progress: OnProgress | None = None)
             attributes=attributes,
             schema_version=SCHEMA_VERSION,
         )
-        storage.publish(
-            staged,
-            final,
-            {
-                "ref": ref.model_dump(mode="json", exclude={"uri"}),
-                "fragments": [{"name": f.name, "rows": len(f.rows)} for f in fragments],
-                "ingest": {**config.model_dump(mode="json"), "source": absolute(config.source)},
-            },
-        )
-    except BaseException:
-        storage.delete(staged)
-        raise
+        description = {
+            "ref": ref.model_dump(mode="json", exclude={"uri"}),
+            "fragments": [{"name": f.name, "rows": len(f.rows)} for f in fragments],
+            "ingest": config.model_dump(mode="json"),
+            "split": split.used.model_dump(mode="json"),
+            "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        }
+        outcome = _publish(staged, final, description, is_current=current == ref.version)
     storage.point(parent, ref.version)
-    return find_dataset(store, f"{ref.name}@{ref.version}")
+    return IngestReport(
+        dataset=find_dataset(store, f"{ref.name}@{ref.version}"),
+        outcome=outcome,
+        refused=refusals_of(problems),
+        quarantine=table,
+        notes=[
+            _held_out(ref, str(split.used)),
+            *split.notes,
+            *notes,
+            *_told(contradictions, config.quarantine_contradictions),
+            *_lost(split.of_class, rows),
+        ],
+    )
+
+
+def _require_few(config: IngestConfig, problems: Sequence[Problem], num_listed: int, table: str) -> None:
+    """Keep the table of problems where a failed ingest leaves it too, and fail where there are too many."""
+    write_quarantine(table, problems)
+    require_few(problems, num_listed, config.max_quarantined, source=config.source, table=table)
+
+
+def _publish(staged: str, final: str, description: Mapping[str, Any], *, is_current: bool) -> Outcome:
+    """Make the version visible; one that is there already is checked, and made again where it is damaged."""
+    outcome: Outcome = "made"
+    if storage.is_complete(final):
+        try:
+            storage.verify(final)
+            outcome = "current" if is_current else "found"
+        except CorruptArtifact as error:
+            logger.warning("made again, since it was damaged: %s", error)
+            storage.delete(final)
+            outcome = "repaired"
+    storage.publish(staged, final, description)
+    return outcome
+
+
+def _held_out(ref: DatasetRef, split: str) -> str:
+    test = ref.splits.get(TEST)
+    if test is None:
+        return f"nothing is held out (split {split}): judge on another, dml train {ref.name} --test OTHER"
+    return (
+        f"held out for test: {test.classes} of {ref.classes} classes ({test.classes / ref.classes:.0%}), "
+        f"{test.rows} of {ref.rows} images ({test.rows / ref.rows:.0%}), by split {split}"
+    )
+
+
+def _told(contradictions: Sequence[Sequence[Row]], refused: bool) -> list[str]:
+    """What to say of the images that stand under several labels."""
+    if not contradictions:
+        return []
+    apart = [len({row.split for row in rows}) > 1 for rows in contradictions]
+    ordered = sorted(range(len(apart)), key=lambda number: not apart[number])
+    examples = [
+        " and ".join(f"{row.sample.id} ({row.label}, {row.split})" for row in contradictions[number])
+        for number in ordered[:_NAMED_AT_MOST]
+    ]
+    done = "in quarantine" if refused else "kept; --set quarantine_contradictions=true leaves them out"
+    return [
+        f"{len(contradictions)} images stand under several labels, {sum(apart)} of them in train and in test "
+        f"({done}): {'; '.join(examples)}"
+    ]
+
+
+def _lost(split_of: Mapping[str, str], rows: Iterable[Row]) -> list[str]:
+    lost = sorted(set(split_of) - {row.label for row in rows})
+    return (
+        [f"{len(lost)} classes have lost all their images, such as {lost[:_NAMED_AT_MOST]}"] if lost else []
+    )
 
 
 def ingest_config_of(ref: DatasetRef) -> IngestConfig:
@@ -130,15 +207,25 @@ def _list(source: Source, config: IngestConfig) -> Listing:
         ) from error
 
 
-def _screen(samples: Sequence[Sample]) -> tuple[list[Sample], list[Problem]]:
-    """Samples with a label and an id of their own, by class and id, so that a class lies together."""
+def _screen(samples: Sequence[Sample]) -> tuple[list[Sample], list[Problem], list[str]]:
+    """Samples with a label and an id of their own, by class and id, so that a class lies together.
+
+    Labels are taken without space around them and in Unicode's form NFC: those that look alike are one class.
+
+    Returns:
+        The samples, what is wrong with the others, and what to say of labels that became one.
+    """
+    raw_of: dict[str, set[str]] = {}
+    for sample in samples:
+        raw_of.setdefault(_normalised(sample.label), set()).add(sample.label)
+    samples = [sample._replace(label=_normalised(sample.label)) for sample in samples]
     labels_of: dict[str, set[str]] = {}
     for sample in samples:
         labels_of.setdefault(sample.id, set()).add(sample.label)
     kept: dict[str, Sample] = {}
     problems = []
     for sample in samples:
-        if not sample.label.strip():
+        if not sample.label:
             problems.append(problem_of(sample, "missing label", "the label is blank"))
         elif len(labels_of[sample.id]) > 1:
             detail = f"this id also has the labels {sorted(labels_of[sample.id] - {sample.label})}"
@@ -147,15 +234,29 @@ def _screen(samples: Sequence[Sample]) -> tuple[list[Sample], list[Problem]]:
             problems.append(problem_of(sample, "duplicate id", f"as {kept[sample.id].locator}"))
         else:
             kept[sample.id] = sample
-    return sorted(kept.values(), key=lambda sample: (sample.label, sample.id)), problems
+    ordered = sorted(kept.values(), key=lambda sample: (sample.label, sample.id))
+    return ordered, problems, _merged({label: raw for label, raw in raw_of.items() if label})
+
+
+def _normalised(label: str) -> str:
+    return unicodedata.normalize("NFC", label.strip())
+
+
+def _merged(raw_of: Mapping[str, set[str]]) -> list[str]:
+    merged = {label: sorted(raw) for label, raw in sorted(raw_of.items()) if len(raw) > 1}
+    if not merged:
+        return []
+    examples = [f"{label!r} from {', '.join(map(ascii, raw))}" for label, raw in merged.items()]
+    return [
+        f"{sum(map(len, merged.values()))} labels became {len(merged)}, since they differ only in outer "
+        f"space or in Unicode's form: {'; '.join(examples[:_NAMED_AT_MOST])}"
+    ]
 
 
 def _nothing_valid(config: IngestConfig, problems: Sequence[Problem]) -> InvalidData:
-    reasons = dict(Counter(problem.reason for problem in problems).most_common(5))
-    examples = [f"{problem.locator}: {problem.detail}" for problem in problems[:3]]
     return InvalidData(
         f"A dataset needs valid images in each of its splits; {config.source} has none left in one of them. "
-        f"In quarantine: {reasons}, such as {examples}."
+        f"In quarantine: {in_words(problems) or 'nothing'}."
     )
 
 
@@ -196,18 +297,34 @@ def _by_threads(units: Sequence[Unit]) -> Iterator[Result]:
 def _by_ray(units: Sequence[Unit], num_workers: int | None) -> Iterator[Result]:
     import ray
 
+    witness = find_witness(units[0].source, units[0].samples)
     with ray_session(num_workers):
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         # Pickled, since Arrow would make tables of what is ours; one block a unit, so that each is a task.
-        items = [{"unit": pickle.dumps(unit)} for unit in units]
+        items = [{"job": pickle.dumps((unit, witness))} for unit in units]
         done = ray.data.from_items(items, override_num_blocks=len(items)).map(_make_pickled)
         for row in done.iter_rows():
-            yield pickle.loads(row["result"])
+            result = pickle.loads(row["result"])
+            if isinstance(result, DmlError):
+                raise result
+            yield result
 
 
 def _make_pickled(row: dict[str, bytes]) -> dict[str, bytes]:
-    return {"result": pickle.dumps(make_fragment(pickle.loads(row["unit"])))}
+    """A unit's result; what a user can put right comes back as it is, for Ray would wrap it and try again."""
+    unit, witness = pickle.loads(row["job"])
+    try:
+        require_reach(unit.source, witness, unit.staged, uri=unit.config.source, node=_node())
+        return {"result": pickle.dumps(make_fragment(unit))}
+    except DmlError as error:
+        return {"result": pickle.dumps(error)}
+
+
+def _node() -> str:
+    import ray
+
+    return f"node {ray.util.get_node_ip_address()} ({socket.gethostname()})"
 
 
 @dataclass(frozen=True)
@@ -216,42 +333,43 @@ class _Fragment:
     rows: Sequence[Row]
 
 
-def _reconcile(units: Sequence[Unit], results: Sequence[Result]) -> tuple[list[_Fragment], list[Problem]]:
-    """Settle what only the whole shows: one image under two labels, and classes that lost all their rows."""
-    others = _contradictions(results)
-    problems = []
-    if others and not units[0].config.quarantine_contradictions:
-        logger.warning("%d images stand under several labels each; they are kept as they are", len(others))
-        others = {}
-    for digest, row in ((row.sha256, row) for result in results for row in result.rows):
-        if digest in others:
-            detail = f"the same bytes have the labels {others[digest]}"
-            problems.append(problem_of(row.sample, "contradictory label", detail))
-    kept = [[row for row in result.rows if row.sha256 not in others] for result in results]
+def _reconcile(units: Sequence[Unit], results: Sequence[Result]) -> tuple[list[_Fragment], list[list[Row]]]:
+    """Settle what only the whole shows: one image under several labels, classes that lost all their rows."""
+    contradictions = _contradictions(results)
+    refused: set[str] = set()
+    if units[0].config.quarantine_contradictions:
+        refused = {row.sha256 for rows in contradictions for row in rows}
+    kept = [[row for row in result.rows if row.sha256 not in refused] for result in results]
     class_index = {label: i for i, label in enumerate(sorted({row.label for rows in kept for row in rows}))}
     for unit, result, rows in zip(units, results, kept, strict=True):
         if rows != result.rows or any(row.class_index != class_index[row.label] for row in rows):
             rewrite(unit, rows, class_index)
     fragments = [_Fragment(unit.fragment, rows) for unit, rows in zip(units, kept, strict=True) if rows]
-    return fragments, problems
+    return fragments, contradictions
 
 
-def _contradictions(results: Sequence[Result]) -> dict[str, list[str]]:
-    """The labels of each image (by digest) that has more than one: one is wrong, and nobody can tell which.
+def _contradictions(results: Sequence[Result]) -> list[list[Row]]:
+    """The rows of each image that has several labels: one is wrong, and nobody can tell which.
 
     Published data sets have them (22 rows of CARS196's training half), and results are compared with them in.
     """
-    labels_of: dict[str, set[str]] = {}
+    rows_of: dict[str, list[Row]] = {}
     for result in results:
         for row in result.rows:
-            labels_of.setdefault(row.sha256, set()).add(row.label)
-    return {digest: sorted(labels) for digest, labels in labels_of.items() if len(labels) > 1}
+            rows_of.setdefault(row.sha256, []).append(row)
+    return [rows for rows in rows_of.values() if len({row.label for row in rows}) > 1]
 
 
-def _write_quarantine(uri: str, problems: Sequence[Problem]) -> None:
-    rows = [problem._asdict() for problem in sorted(problems)]
-    filesystem, path = storage.filesystem(uri)
-    parquet.write_table(pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA), path, filesystem=filesystem)
+def _contradictory(contradictions: Sequence[Sequence[Row]]) -> list[Problem]:
+    return [
+        problem_of(
+            row.sample,
+            "contradictory label",
+            f"the same bytes have the labels {sorted({other.label for other in rows})}",
+        )
+        for rows in contradictions
+        for row in rows
+    ]
 
 
 def _split_sizes(rows: Sequence[Row]) -> dict[str, SplitSize]:

@@ -32,7 +32,7 @@ class Unit:
 
     @property
     def fragment(self) -> str:
-        return f"fragment-{self.number:05d}.parquet"
+        return f"fragment-{self.number:08d}.parquet"
 
     @property
     def uri(self) -> str:

@@ -70,7 +70,7 @@ def test_a_column_that_is_not_there_is_refused(dataset):
 
 def test_fragments_come_in_the_order_of_positions(dataset):
     assert [uri.rsplit("/", 1)[1] for uri in fragments(dataset)] == [
-        f"fragment-0000{i}.parquet" for i in range(5)
+        f"fragment-0000000{i}.parquet" for i in range(5)
     ]
 
 

@@ -9,16 +9,25 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from dml import storage
-from dml.config import AttributeSplit, ClassSplit, IngestConfig
-from dml.data.dataset import find_dataset, fragments, list_datasets, read_images, read_rows
-from dml.data.ingest import QUARANTINE, ingest
+from dml.config import AttributeSplit, ClassSplit, IngestConfig, NoSplit, SplitConfig
+from dml.data.dataset import (
+    find_dataset,
+    fragments,
+    list_datasets,
+    list_versions,
+    read_images,
+    read_rows,
+)
+from dml.data.ingest import ingest, ingest_source
+from dml.data.quarantine import QUARANTINE
 from dml.data.sources.detect import open_source
 from dml.data.unit import Unit, make_fragment
-from dml.errors import InvalidData, InvalidSetting, MissingArtifact
+from dml.errors import InvalidData, InvalidSetting, MissingArtifact, TooManyRefused
 from dml.refs import SplitSize
 from tests.data.pictures import class_folders, huge_png, picture, write
 
@@ -77,7 +86,7 @@ def test_other_content_is_another_version_and_the_first_stays(tmp_path):
     assert second.fingerprint != first.fingerprint
     assert find_dataset(store, "d") == second
     assert find_dataset(store, f"d@{first.version}") == first
-    other_split = ingest(config(source, split=ClassSplit(test_fraction=0.25)), store)
+    other_split = ingest(config(source, split=NoSplit()), store)
     assert other_split.fingerprint != second.fingerprint
 
 
@@ -101,7 +110,13 @@ def test_a_corrupt_source_is_counted_and_never_fatal(tmp_path):
     )
     (source / "hollow").mkdir()
     ref = ingest(
-        config(source, max_bytes=250_000, max_pixels=64_000_000, quarantine_contradictions=True),
+        config(
+            source,
+            max_bytes=250_000,
+            max_pixels=64_000_000,
+            quarantine_contradictions=True,
+            max_quarantined=1,
+        ),
         str(tmp_path / "store"),
     )
     assert (ref.rows, ref.classes) == (20, 4)
@@ -122,10 +137,16 @@ def test_a_corrupt_source_is_counted_and_never_fatal(tmp_path):
     assert all(row["detail"] for row in quarantine(ref))
 
 
-def test_contradictory_labels_are_kept_by_default_as_published_data_sets_have_them(tmp_path, caplog):
-    source = write(class_folders(tmp_path / "source"), {f"class{c}/same.png": picture(77) for c in (0, 1)})
-    assert ingest(config(source), str(tmp_path / "store")).rows == 22
-    assert "1 images stand under several labels" in caplog.text
+def test_contradictory_labels_are_kept_by_default_as_published_data_sets_have_them(tmp_path):
+    source = class_folders(tmp_path / "source")
+    split = AttributeSplit(name="label", test_values=("class2", "class3"))
+    write(source, {f"class{c}/same.png": picture(77) for c in (0, 1)})
+    write(source, {f"class{c}/apart.png": picture(78) for c in (0, 2)})
+    report = ingest_source(config(source, split=split), str(tmp_path / "store"))
+    assert report.dataset.rows == 24
+    (note,) = [note for note in report.notes if "several labels" in note]
+    assert note.startswith("2 images stand under several labels, 1 of them in train and in test")
+    assert "class0/apart.png (class0, train) and class2/apart.png (class2, test); class0/same.png" in note
 
 
 def test_a_class_that_loses_all_its_rows_leaves_no_hole(tmp_path):
@@ -143,7 +164,7 @@ def test_rows_without_an_id_of_their_own_go_to_quarantine(tmp_path):
     write(tmp_path, {f"{name}.png": picture(i) for i, name in enumerate("abcd")})
     lines = ["image,label,id", "a.png,x,1", "b.png,y,2", "c.png,x,1", "d.png,x,3", "d.png,y,3", "e.png,y,4"]
     (tmp_path / "m.csv").write_text("\n".join(lines))
-    ref = ingest(config(tmp_path / "m.csv"), str(tmp_path / "store"))
+    ref = ingest(config(tmp_path / "m.csv", max_quarantined=1), str(tmp_path / "store"))
     assert sorted(read_rows(ref)["id"].to_pylist()) == ["1", "2"]
     assert Counter(row["reason"] for row in quarantine(ref)) == {
         "duplicate id": 1,
@@ -175,7 +196,7 @@ def test_an_attribute_with_a_name_that_cannot_be_is_refused(tmp_path, name):
 def test_a_source_without_one_valid_image_is_refused_and_leaves_nothing(tmp_path):
     source, store = write(tmp_path / "source", {"a/x.png": b"1", "b/y.png": b"2"}), tmp_path / "store"
     with pytest.raises(InvalidData, match=r"not an image.*a/x\.png"):
-        ingest(config(source), str(store))
+        ingest(config(source, max_quarantined=1), str(store))
     assert list((store / "datasets" / "d").iterdir()) == []
     with pytest.raises(MissingArtifact):
         find_dataset(str(store), "d")
@@ -190,7 +211,7 @@ def test_lists_that_are_not_as_their_layout_has_them_are_refused(tmp_path):
 def test_a_split_that_quarantine_emptied_is_refused(tmp_path):
     source = write(tmp_path / "source", {"a/x.png": picture(), "b/y.png": b"2"})
     with pytest.raises(InvalidData, match="each of its splits"):
-        ingest(config(source), str(tmp_path / "store"))
+        ingest(config(source, max_quarantined=1), str(tmp_path / "store"))
 
 
 @pytest.mark.slow
@@ -294,3 +315,143 @@ def test_the_manifest_tells_how_the_dataset_was_made(tmp_path):
     assert manifest["ingest"]["source"] == str(source)
     shutil.rmtree(source)
     assert read_rows(ref).num_rows == 20, "the source is not needed any more"
+
+
+def sides(ref) -> dict[str, str]:
+    rows = read_rows(ref, columns=["label", "split"])
+    return dict(zip(rows["label"].to_pylist(), rows["split"].to_pylist(), strict=True))
+
+
+def test_a_class_stays_on_its_side_when_others_come_and_when_it_comes_back(tmp_path):
+    store = str(tmp_path / "store")
+    source = class_folders(tmp_path / "source", classes=6, per_class=1)
+    first = sides(ingest(config(source), store))
+    for label in ("a", "class0a", "z"):
+        write(source, {f"{label}/{number}.png": picture(ord(label[-1]) + number) for number in (0, 1)})
+    shutil.move(source / "class3", tmp_path / "class3")
+    second = sides(ingest(config(source), store))
+    shutil.move(tmp_path / "class3", source / "class3")
+    write(source, {"y/0.png": picture(5000)})
+    third = sides(ingest(config(source), store))
+    assert {label: third[label] for label in first} == first, "class3 was away in between"
+    assert {label: third[label] for label in second} == second
+    assert list(third.values()).count("test") == 5
+
+
+def test_another_split_deals_anew_and_says_so_and_no_split_keeps_the_one_asked_for(tmp_path):
+    store, source = str(tmp_path / "store"), class_folders(tmp_path / "source", classes=10, per_class=1)
+    ingest(config(source), store)
+    three = ingest_source(config(source, split=ClassSplit(test_fraction=0.3)), store)
+    assert three.dataset.splits["test"].classes == 3
+    assert any("split classes:0.3 (asked for) instead of classes:0.5" in note for note in three.notes)
+    again = ingest_source(config(source), store)
+    assert (again.dataset, again.outcome) == (three.dataset, "current")
+    assert again.notes == [
+        "held out for test: 3 of 10 classes (30%), 3 of 10 images (30%), by split classes:0.3"
+    ]
+
+
+def test_the_split_that_was_asked_for_before_is_named_where_it_no_longer_fits(tmp_path):
+    store, source = str(tmp_path / "store"), class_folders(tmp_path / "source", classes=3, per_class=1)
+    ingest(config(source, split=AttributeSplit(name="label", test_values=("class1",))), store)
+    shutil.rmtree(source / "class1")
+    with pytest.raises(InvalidSetting, match="was split by label:class1; --split asks for another"):
+        ingest(config(source), store)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        ClassSplit(test_fraction=0.3),
+        NoSplit(),
+        AttributeSplit(name="a", test_values=2),
+        AttributeSplit(name="a", test_values=("b", "c")),
+    ],
+)
+def test_a_split_reads_as_the_command_line_takes_it(split: SplitConfig):
+    from dml.cli.datasets import _parse_split
+
+    assert config("x", split=_parse_split(str(split))).split == split
+
+
+def test_nothing_is_held_out_without_a_split(tmp_path):
+    source = class_folders(tmp_path / "source")
+    report = ingest_source(config(source, split=NoSplit()), str(tmp_path / "store"))
+    assert report.dataset.splits == {"train": SplitSize(rows=20, classes=4)}
+    assert report.notes == ["nothing is held out (split none): judge on another, dml train d --test OTHER"]
+
+
+def test_more_refused_rows_than_allowed_publish_nothing_and_leave_their_table(store, tmp_path):
+    source = write(
+        class_folders(tmp_path / "source"),
+        {"class0/bad.png": b"x", "class1/worse.png": b"", "class1/x.png": b"y"},
+    )
+    with pytest.raises(TooManyRefused, match=r"2 not an image \(class0/bad.png: .*1 empty file") as refused:
+        ingest(config(source), store)
+    assert refused.value.exit_status == 1
+    table = storage.join(store, "quarantine", "d.parquet")
+    assert table in str(refused.value)
+    filesystem, path = storage.filesystem(table)
+    assert len(parquet.read_table(path, filesystem=filesystem)) == 3
+    with pytest.raises(MissingArtifact):
+        find_dataset(store, "d")
+    report = ingest_source(config(source, max_quarantined=0.14), store)
+    assert [(r.reason, r.rows) for r in report.refused] == [("not an image", 2), ("empty file", 1)]
+
+
+def test_files_of_another_kind_are_no_refused_rows_unless_they_are_most_of_the_source(tmp_path):
+    source = class_folders(tmp_path / "source", classes=2, per_class=3)
+    write(source, {f"class{c}/{n}.txt": "a box" for c in (0, 1) for n in range(3)})
+    assert ingest(config(source), str(tmp_path / "store")).quarantined == 6
+    write(source, {"class0/notes.md": "seven of thirteen"})
+    with pytest.raises(TooManyRefused, match="7 another kind of file"):
+        ingest(config(source), str(tmp_path / "store"))
+
+
+def test_a_manifest_whose_images_are_missing_is_refused(tmp_path):
+    write(tmp_path, {f"{number}.png": picture(number) for number in range(10)})
+    lines = [f"{number}.png,{number % 2}" for number in range(11)]
+    (tmp_path / "m.csv").write_text("\n".join(["image,label", *lines]))
+    with pytest.raises(TooManyRefused, match="1 missing file"):
+        ingest(config(tmp_path / "m.csv"), str(tmp_path / "store"))
+
+
+def test_labels_that_differ_in_outer_space_or_unicode_form_are_one_class(tmp_path):
+    write(tmp_path, {f"{number}.png": picture(number) for number in range(6)})
+    labels = ["a", "a ", "caf\u00e9", "cafe\u0301", "\u00a0b", "b"]
+    table = {"image": [f"{number}.png" for number in range(6)], "label": labels}
+    parquet.write_table(pa.table(table), tmp_path / "m.parquet")
+    report = ingest_source(config(tmp_path / "m.parquet"), str(tmp_path / "store"))
+    rows = read_rows(report.dataset).to_pylist()
+    assert {row["label"] for row in rows} == {"a", "caf\u00e9", "b"}
+    assert {row["id"] for row in rows} == set(table["image"])
+    (note,) = [note for note in report.notes if "labels became" in note]
+    assert note.startswith("6 labels became 3")
+    assert r"'cafe\u0301', 'caf\xe9'" in note
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), lambda path: path.unlink()])
+def test_a_damaged_version_is_made_again(tmp_path, damage):
+    source, store = class_folders(tmp_path / "source"), str(tmp_path / "store")
+    ref = ingest(config(source), store)
+    for victim in ("fragment-00000000.parquet", "classes.parquet"):
+        damage(Path(ref.uri) / victim)
+        report = ingest_source(config(source), store)
+        assert (report.dataset, report.outcome) == (ref, "repaired")
+        storage.verify(ref.uri)
+    assert ingest_source(config(source), store).outcome == "current"
+
+
+def test_a_version_that_was_there_before_becomes_current_again(tmp_path):
+    source, store = class_folders(tmp_path / "source"), str(tmp_path / "store")
+    first = ingest_source(config(source), store)
+    write(source, {"class0/more.png": picture(999)})
+    second = ingest_source(config(source), store)
+    (source / "class0" / "more.png").unlink()
+    third = ingest_source(config(source), store)
+    assert [report.outcome for report in (first, second, third)] == ["made", "made", "found"]
+    assert [(v.ref, v.is_current) for v in list_versions(store)] == [
+        (first.dataset, True),
+        (second.dataset, False),
+    ]
+    assert all(version.created.endswith("+00:00") for version in list_versions(store))

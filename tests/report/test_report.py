@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from dml import storage
 from dml.cli import main
-from dml.config import IngestConfig, ReportConfig
+from dml.config import AttributeSplit, IngestConfig, ReportConfig
 from dml.data.dataset import find_dataset
 from dml.errors import IncompatibleArtifact, InvalidSetting
 from dml.refs import ModelRef, ReportRef
@@ -51,7 +51,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
         picture_of(truth, 99).save(folder / place)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DML_CACHE", store + "/cache")
-        ingest_flow.fn(IngestConfig(name="shop", source=str(folder)), store)
+        last_six = AttributeSplit(name="label", test_values=tuple(f"class{c:02d}" for c in range(6, CLASSES)))
+        ingest_flow.fn(IngestConfig(name="shop", source=str(folder), split=last_six), store)
         settings = [
             "sampler.classes_per_batch=4",
             "training.num_steps=8",

@@ -1,0 +1,132 @@
+"""What a dataset's former version says of the next: a class that was for test stays for test.
+
+A version remembers the split of every class that it or a former one had, in `classes.parquet`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+from pyarrow import parquet
+from pydantic import TypeAdapter
+
+from dml import storage
+from dml.config import SplitConfig
+from dml.data.dataset import read_rows
+from dml.data.sources.sample import Sample
+from dml.data.split import split_of_classes
+from dml.errors import CorruptArtifact, DmlError
+from dml.refs import DatasetRef
+
+CLASSES = "classes.parquet"
+_NAMED_AT_MOST = 5
+_SPLIT: TypeAdapter[SplitConfig] = TypeAdapter(SplitConfig)
+
+
+@dataclass(frozen=True)
+class Former:
+    """A dataset's current version, as the next one sees it; all empty before the first."""
+
+    version: str | None = None
+    asked: SplitConfig | None = None
+    """The split that somebody asked for, or None where the source's layout chose it."""
+    used: SplitConfig | None = None
+    sides: Mapping[str, str] = field(default_factory=dict)
+    """From label to split, of every class there ever was."""
+
+
+@dataclass(frozen=True)
+class ChosenSplit:
+    """How the classes of a new version are split."""
+
+    asked: SplitConfig | None
+    used: SplitConfig
+    of_class: dict[str, str]
+    sides: dict[str, str]
+    """Those of `of_class`, and of classes that are not there at present."""
+    notes: list[str]
+
+
+def find_former(store: str, name: str) -> Former:
+    """The current version of a dataset, or the last before it that is still there; empty before the first.
+
+    Raises:
+        CorruptArtifact: nothing in that version says any more which classes were for test.
+    """
+    parent = storage.named_folder(store, "datasets", name)
+    versions = [storage.current(parent), *storage.former_versions(parent)]
+    there = (storage.join(parent, v) for v in versions if v is not None)
+    uri = next((uri for uri in there if storage.is_complete(uri)), None)
+    if uri is None:
+        return Former()
+    manifest = storage.read_manifest(uri)
+    asked, used = manifest["ingest"]["split"], manifest["split"]
+    return Former(
+        uri.rsplit("/", 1)[-1],
+        None if asked is None else _SPLIT.validate_python(asked),
+        _SPLIT.validate_python(used),
+        _read_sides(DatasetRef(uri=uri, **manifest["ref"])),
+    )
+
+
+def _read_sides(ref: DatasetRef) -> dict[str, str]:
+    """From the small table, or where that is damaged from the rows themselves."""
+    filesystem, path = storage.filesystem(storage.join(ref.uri, CLASSES))
+    try:
+        table = parquet.read_table(path, filesystem=filesystem)
+    except (OSError, pa.ArrowException):
+        try:
+            table = read_rows(ref, columns=["label", "split"])
+        except (OSError, pa.ArrowException) as error:
+            raise CorruptArtifact(
+                f"A dataset's current version must say which classes are for test; {ref.uri} is damaged: "
+                f"{error}. Bring its files back, or remove that folder: then the one before it decides."
+            ) from error
+    return dict(zip(table["label"].to_pylist(), table["split"].to_pylist(), strict=True))
+
+
+def write_sides(folder: str, sides: Mapping[str, str]) -> None:
+    """Lay the splits of classes into a version that is being made."""
+    labels = sorted(sides)
+    table = pa.table(
+        {"label": pa.array(labels, pa.large_string()), "split": [sides[label] for label in labels]}
+    )
+    filesystem, path = storage.filesystem(storage.join(folder, CLASSES))
+    parquet.write_table(table, path, filesystem=filesystem, compression="ZSTD")
+
+
+def choose_split(
+    samples: Sequence[Sample], asked: SplitConfig | None, own: SplitConfig, former: Former
+) -> ChosenSplit:
+    """The split of a new version's classes: as the former version has them, new ones as they are dealt.
+
+    Args:
+        samples: every sample of the source.
+        asked: the split somebody asks for now; another than the former version's deals all classes anew.
+        own: what the source's layout uses where nobody ever asked.
+        former: the current version.
+
+    Raises:
+        DmlError: as `split_of_classes`.
+    """
+    used = asked or former.asked or own
+    anew = asked is not None and former.used is not None and asked != former.used
+    try:
+        of_class = split_of_classes(samples, used, {} if anew else former.sides)
+    except DmlError as error:
+        if asked is not None or former.asked is None:
+            raise
+        raise type(error)(
+            f"{error} Version {former.version} was split by {used}; --split asks for another."
+        ) from error
+    changed = sorted(label for label, side in of_class.items() if former.sides.get(label, side) != side)
+    notes = []
+    if anew or changed:
+        why = "asked for" if anew else "as the source says"
+        examples = f", such as {changed[:_NAMED_AT_MOST]}" if changed else ""
+        notes.append(
+            f"split {used} ({why}) instead of {former.used} of version {former.version}: {len(changed)} of "
+            f"{len(of_class)} classes change sides{examples}"
+        )
+    sides = of_class if anew else {**former.sides, **of_class}
+    return ChosenSplit(asked or former.asked, used, of_class, sides, notes)

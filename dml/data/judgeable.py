@@ -1,0 +1,100 @@
+"""Whether a split can be judged at all: known before a model is trained for it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dml.config import EvaluationConfig, FewShotConfig
+from dml.data.dataset import read_rows
+from dml.data.schema import TEST
+from dml.errors import InvalidData
+from dml.refs import DatasetRef
+
+QUERY, GALLERY = "query", "gallery"
+
+
+def require_judgeable(dataset: DatasetRef, config: EvaluationConfig, *, split: str = TEST) -> None:
+    """Refuse a split on which the numbers of an evaluation would say nothing, or could not be computed.
+
+    It must have two classes, and in one of them a query with another image to find: in the gallery and, where
+    `same_camera_attribute` is set, by another camera. Few-shot episodes need classes that are large enough.
+
+    Args:
+        dataset: to judge on.
+        config: who searches whom, and which numbers.
+        split: whose rows.
+
+    Raises:
+        InvalidData: it cannot be judged; says how to ingest it, or where else to judge.
+        InvalidSetting: an attribute that the dataset does not have.
+    """
+    role, camera = config.role_attribute, config.same_camera_attribute
+    within = config.few_shot.within if config.few_shot else None
+    attributes = [name for name in (role, camera, within, *config.slices) if name is not None]
+    rows = read_rows(dataset, split=split, columns=["class_index", *attributes])
+    classes = rows["class_index"].to_numpy()
+    where = f"split {split!r} of {dataset.name}@{dataset.version}"
+    if len(np.unique(classes)) < 2:
+        raise InvalidData(
+            f"An evaluation needs images of at least 2 classes; the {where} has {len(np.unique(classes))} "
+            f"classes, and the dataset has the splits {_sizes(dataset)}. {_REMEDY}"
+        )
+    roles = None if role is None else rows[role].to_pylist()
+    cameras = None if camera is None else [value or None for value in rows[camera].to_pylist()]
+    if not _somebody_can_be_found(classes, roles, cameras):
+        asked = "" if role is None else f", by {role!r} in the gallery,"
+        asked += "" if camera is None else f" with another {camera!r}"
+        raise InvalidData(
+            f"An evaluation needs at least one query with another image of its class to find{asked}; in the "
+            f"{where} no one has: {len(classes)} images of {len(np.unique(classes))} classes. {_REMEDY}"
+        )
+    if config.few_shot is not None:
+        _require_episodes(
+            classes, config.few_shot, None if within is None else rows[within].to_pylist(), where
+        )
+
+
+_REMEDY = (
+    "Ingest it with another --split or more images per class, or judge on another: dml train A --test B."
+)
+
+
+def _sizes(dataset: DatasetRef) -> str:
+    return ", ".join(f"{name} ({size.classes} classes)" for name, size in dataset.splits.items())
+
+
+def _somebody_can_be_found(
+    classes: NDArray[np.int32], roles: Sequence[Any] | None, cameras: Sequence[Any] | None
+) -> bool:
+    """Whether of any class there are a query and another image, in the gallery and by another camera."""
+    if roles is None and cameras is None:
+        return bool(np.bincount(classes).max(initial=0) >= 2)
+    asking: dict[int, set[Any]] = {}
+    answering: dict[int, set[Any]] = {}
+    for row, label in enumerate(classes.tolist()):
+        camera = row if cameras is None or cameras[row] is None else ("camera", cameras[row])
+        if roles is None or roles[row] == QUERY:
+            asking.setdefault(label, set()).add(camera)
+        if roles is None or roles[row] == GALLERY:
+            answering.setdefault(label, set()).add(camera)
+    return any(len(asking[label] | answering[label]) > 1 for label in asking.keys() & answering.keys())
+
+
+def _require_episodes(
+    classes: NDArray[np.int32], config: FewShotConfig, within: Sequence[Any] | None, where: str
+) -> None:
+    size = max(config.shots) + config.queries_per_class
+    labels, first, counts = np.unique(classes, return_index=True, return_counts=True)
+    groups: dict[Any, int] = {}
+    for row, count in zip(first.tolist(), counts.tolist(), strict=True):
+        group = None if within is None else within[row]
+        groups[group] = groups.get(group, 0) + (count >= size)
+    most = max(groups.values(), default=0)
+    if most < config.ways:
+        raise InvalidData(
+            f"An episode of evaluation.few_shot needs {config.ways} classes of {size} images or more"
+            f"{'' if within is None else f' with one value of {config.within!r}'}; the {where} has {most} of "
+            f"{len(labels)}. Lower few_shot.ways, shots or queries_per_class, or ingest with another --split."
+        )

@@ -1,0 +1,73 @@
+"""What of a source cannot become a row: counted by reason, kept as a table, and a failure where it is much.
+
+`STORE/quarantine/NAME.parquet` is the table of a dataset's latest ingest, whether it ended well or not; a
+published version holds its own as `quarantine.parquet`.
+"""
+
+import io
+from collections.abc import Sequence
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from dml import storage
+from dml.data.schema import QUARANTINE_SCHEMA
+from dml.data.sources.sample import EMPTY_CLASS, OTHER_KIND, Problem
+from dml.errors import TooManyRefused
+from dml.refs import Refusal
+
+QUARANTINE = "quarantine.parquet"
+_NO_ROWS = (OTHER_KIND, EMPTY_CLASS)
+
+
+def write_quarantine(uri: str, problems: Sequence[Problem]) -> None:
+    """The table of problems, in an order of its own."""
+    rows = [problem._asdict() for problem in sorted(problems)]
+    table = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA), table)
+    storage.write_bytes(uri, table.getvalue())
+
+
+def refusals_of(problems: Sequence[Problem]) -> list[Refusal]:
+    """Each reason with its count and one example, the most frequent first."""
+    by_reason: dict[str, list[Problem]] = {}
+    for problem in sorted(problems):
+        by_reason.setdefault(problem.reason, []).append(problem)
+    counted = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [
+        Refusal(reason=reason, rows=len(own), example=f"{own[0].locator or own[0].id}: {own[0].detail}")
+        for reason, own in counted
+    ]
+
+
+def share_refused(problems: Sequence[Problem], num_listed: int) -> float:
+    """The share of a source's rows that are refused, [0, 1].
+
+    Files of another kind and empty folders are no rows, unless they are the majority of what the source has:
+    then it is no source of images.
+
+    Args:
+        problems: what is refused.
+        num_listed: all that the source lists, problems among it.
+    """
+    others = sum(problem.reason in _NO_ROWS for problem in problems)
+    if 2 * others > num_listed:
+        others = 0
+    return (len(problems) - others) / max(num_listed - others, 1)
+
+
+def require_few(
+    problems: Sequence[Problem], num_listed: int, most: float, *, source: str, table: str
+) -> None:
+    """Raise TooManyRefused where a larger share than `most` of a source's rows is refused."""
+    share = share_refused(problems, num_listed)
+    if share > most:
+        raise TooManyRefused(
+            f"At most {most:.4g} of a source's rows may be refused (max_quarantined); of {source} "
+            f"{share:.2g} are: {in_words(problems)}. All of them are listed in {table}. Mend the source, or "
+            "allow it: --set max_quarantined=1."
+        )
+
+
+def in_words(problems: Sequence[Problem]) -> str:
+    return "; ".join(f"{r.rows} {r.reason} ({r.example})" for r in refusals_of(problems))

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import os
 import socket
 import ssl
@@ -19,6 +20,7 @@ _FIRST_PAUSE_S = 0.5
 _WORTH_ANOTHER_TRY = {408, 425, 429, 500, 502, 503, 504}
 _HEADERS = {"User-Agent": "dml-platform/0.1", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
 _own = threading.local()
+logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it logs addresses with what is signed in them
 
 
 class _TryAgain(Exception):

@@ -1,0 +1,225 @@
+"""Images from a real web server on this machine that answers in every way a server can fail."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from dml.config import ClassSplit
+from dml.data.dataset import read_rows
+from dml.data.ingest import ingest
+from dml.data.sources.access import Access
+from dml.data.sources.sample import Refused
+from dml.data.sources.web import fetch
+from tests.data.pictures import picture
+from tests.data.test_ingest import config, quarantine
+
+IMAGE = picture(1)
+asked: Counter[str] = Counter()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        asked[path] += 1
+        what = path.strip("/").split("/")
+        if what[0] == "status":
+            self.answer(int(what[1]), b"no")
+        elif what[0] == "flaky" and asked[path] < int(what[1]):
+            self.answer(503, b"busy")
+        elif what[0] == "short":
+            self.answer(200, bytes(100), length=2000)
+        elif what[0] == "large":
+            self.answer(200, b"", length=1 << 40)
+        elif what[0] == "endless":
+            self.answer(200, b"", length=None)
+            while True:
+                self.wfile.write(bytes(1 << 16))
+        elif what[0] == "slow":
+            self.answer(200, b"", length=1000)
+            for _ in range(1000):
+                self.wfile.write(b"x")
+                time.sleep(0.05)
+        elif what[0] == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            self.connection.close()
+        elif what[0] == "loop":
+            self.answer(302, b"", location=self.path)
+        elif what[0] == "to":
+            self.answer(302, b"", location=self.path.partition("?")[2])
+        elif what[0] == "empty":
+            self.answer(200, b"")
+        else:
+            self.answer(200, IMAGE)
+
+    def answer(self, status, body, length=-1, location=None):
+        self.send_response(status)
+        if length is not None:
+            self.send_header("Content-Length", str(len(body) if length < 0 else length))
+        if location:
+            self.send_header("Location", location)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def handle(self):
+        with contextlib.suppress(OSError, ValueError):
+            super().handle()
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.daemon_threads = True
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+@pytest.fixture
+def access(server):
+    asked.clear()
+    return Access((f"{server}/",), timeout_s=3, retries=1)
+
+
+def refusal(url, access, max_bytes=1 << 20) -> Refused:
+    with pytest.raises(Refused) as refused:
+        fetch(url, access, max_bytes)
+    return refused.value
+
+
+def test_an_image_is_fetched_also_where_it_was_moved_to(server, access):
+    assert fetch(f"{server}/a.png", access, 1 << 20) == IMAGE
+    assert fetch(f"{server}/to?/b.png", access, 1 << 20) == IMAGE
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("status/403", "HTTP 403"),
+        ("status/404", "HTTP 404"),
+        ("status/410", "HTTP 410"),
+        ("status/304", "HTTP 304"),
+        ("status/429", "HTTP 429 after 2 tries"),
+        ("status/500", "HTTP 500 after 2 tries"),
+        ("reset", "connection reset after 2 tries"),
+        ("short", "short body: 100 of 2000 bytes after 2 tries"),
+        ("empty", "empty file"),
+        ("loop", "too many redirects"),
+    ],
+)
+def test_a_failure_is_called_what_it_is(server, access, path, reason):
+    assert refusal(f"{server}/{path}", access).reason == reason
+
+
+def test_only_what_may_pass_is_tried_again(server, access):
+    patient = Access(access.allowed_prefixes, timeout_s=10, retries=3)
+    assert fetch(f"{server}/flaky/3", patient, 1 << 20) == IMAGE
+    refusal(f"{server}/status/404", patient)
+    assert asked == {"/flaky/3": 3, "/status/404": 1}
+
+
+def test_a_server_that_is_not_there_is_called_so(access):
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{bound.getsockname()[1]}/"
+        assert refusal(nobody, Access((nobody,), retries=1)).reason == "connection refused after 2 tries"
+    nowhere = "http://no-such-host.invalid/a.png"
+    assert refusal(nowhere, Access((nowhere,), retries=0)).reason == "no such host"
+
+
+def test_no_time_and_no_bytes_beyond_the_limits(server, access):
+    begin = time.monotonic()
+    slow = refusal(f"{server}/slow", Access(access.allowed_prefixes, timeout_s=0.5))
+    assert slow.reason == "timed out"
+    assert "timeout_s" in slow.detail
+    assert time.monotonic() - begin < 2
+    assert refusal(f"{server}/large", access).detail == f"{1 << 40} bytes; at most {1 << 20} are read"
+    assert refusal(f"{server}/endless", access).reason == "too many bytes"
+
+
+def test_a_server_that_accepts_and_says_nothing_times_out():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        assert refusal(url, Access((url,), timeout_s=0.5)).reason == "timed out"
+
+
+@pytest.mark.parametrize(
+    "location", ["http://localhost:1/a.png", "file:///etc/passwd", "//127.0.0.2/a.png", "ftp://127.0.0.1/a"]
+)
+def test_a_redirect_must_lead_below_an_allowed_prefix_too(server, access, location):
+    assert refusal(f"{server}/to?{location}", access).reason == "outside allowed prefixes"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://images.example.com/shop/a.png",
+        "https://images.example.com:443/shop/sub/a%20b.png?size=1",
+        "HTTPS://IMAGES.example.com/shop/a.png",
+    ],
+)
+def test_an_address_below_a_prefix_is_allowed(url):
+    Access(("https://images.example.com/shop/",)).require_url(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://images.example.com/shop/a.png",
+        "https://images.example.com/shopping/a.png",
+        "https://images.example.com/shop/../a.png",
+        "https://images.example.com/shop/%2e%2e/a.png",
+        "https://images.example.com/shop/..%2fa.png",
+        "https://images.example.com/shop/..%5ca.png",
+        "https://images.example.com.evil.com/shop/a.png",
+        "https://images.example.com@evil.com/shop/a.png",
+        "https://evil.com\\@images.example.com/shop/a.png",
+        "https://images.example.com:8443/shop/a.png",
+        "https://user@images.example.com/shop/a.png",
+        "https://images.example.com\t/shop/a.png",
+        "https://[::1/shop/a.png",
+        "http://127.0.0.1/",
+        "https:///shop/a.png",
+    ],
+)
+def test_an_address_that_only_looks_as_one_is_not(url):
+    with pytest.raises(Refused, match="outside allowed prefixes"):
+        Access(("https://images.example.com/shop/",)).require_url(url)
+
+
+def test_one_bad_address_is_one_row_of_the_quarantine(server, tmp_path):
+    asked.clear()
+    rows = ["a.png,cat", "b.png,dog", "short,cat", "status/403,cat", "status/500,dog", "large,dog"]
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("image,label\n" + "".join(f"{server}/{row}\n" for row in rows))
+    ref = ingest(config(manifest, allowed_prefixes=(f"{server}/",), retries=0), str(tmp_path / "store"))
+    assert sorted(read_rows(ref)["label"].to_pylist()) == ["cat", "dog"]
+    assert {row["locator"].removeprefix(server): row["reason"] for row in quarantine(ref)} == {
+        "/short": "short body: 100 of 2000 bytes",
+        "/status/403": "HTTP 403",
+        "/status/500": "HTTP 500",
+        "/large": "too many bytes",
+    }
+
+
+def test_without_the_setting_no_address_is_asked(server, tmp_path):
+    asked.clear()
+    (tmp_path / "a.png").write_bytes(picture(2))
+    manifest = tmp_path / "m.csv"
+    manifest.write_text(
+        f"image,label\na.png,cat\n{server}/b.png,dog\n/etc/hostname,dog\n/proc/self/environ,dog\n"
+    )
+    ref = ingest(config(manifest, split=ClassSplit(test_fraction=0)), str(tmp_path / "store"))
+    assert ref.rows == 1
+    assert {row["reason"] for row in quarantine(ref)} == {"outside allowed prefixes"}
+    assert all("allowed_prefixes" in row["detail"] for row in quarantine(ref))
+    assert not asked

@@ -97,7 +97,7 @@ class ManifestSource:
         raise Refused("unknown scheme", f"{scheme}://; an image must be a path or an s3, http or https URI")
 
     def _table(self) -> Table:
-        if is_parquet(self.uri):
+        if self.uri.lower().endswith(_PARQUET_SUFFIX) or is_parquet(self.uri):
             return ParquetTable(self.uri).read()
         try:
             if storage.is_remote(self.uri):

@@ -17,11 +17,13 @@ from dml.data.dataset import read_rows
 from dml.errors import InvalidSetting
 from dml.names import split_version
 from dml.refs import EmbeddingsRef, IndexRef
+from dml.retrieval.search import INDEX_FILE, ITEMS_FILE, open_index
 from dml.retrieval.table import read_embeddings
 
-INDEX_FILE, ITEMS_FILE = "index.faiss", "items.arrow"
 _FLAT_BELOW = 100_000
 _ADD_ROWS = 1 << 17
+_ITEMS_PER_CHUNK = 1 << 20  # 32-bit offsets are enough for a chunk's text, at 2 KiB an item
+_NARROW = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
 _RECALL_AT = 10
 _WANTED_RECALL = 0.95
 _FEWEST_PROBES = 8
@@ -158,16 +160,22 @@ def _write(folder: str, index: faiss.Index, items: pa.Table) -> None:
     filesystem, path = storage.filesystem(folder)
     with filesystem.open_output_stream(f"{path}/{INDEX_FILE}") as stream:
         faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write))  # type: ignore[attr-defined]
+    schema = pa.schema([field.with_type(_NARROW.get(field.type, field.type)) for field in items.schema])
     with (
         filesystem.open_output_stream(f"{path}/{ITEMS_FILE}") as stream,
-        pa.ipc.new_file(stream, items.schema) as writer,
+        pa.ipc.new_file(stream, schema) as writer,
     ):
-        writer.write_table(items.combine_chunks())
+        for start in range(0, len(items), _ITEMS_PER_CHUNK):
+            writer.write_table(items.slice(start, _ITEMS_PER_CHUNK).combine_chunks().cast(schema))
 
 
 def publish_index(store: str, ref: IndexRef) -> None:
-    """Make a built version the one that searches use; one small file is replaced, so readers see either."""
-    storage.read_manifest(ref.uri)
+    """Make a built version the one that searches use; one small file is replaced, so readers see either.
+
+    Raises:
+        MissingArtifact, CorruptArtifact: it cannot be opened and searched; the former version stays.
+    """
+    open_index(ref).check()
     storage.point(storage.named_folder(store, "indexes", ref.name), ref.version)
 
 

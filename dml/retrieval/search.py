@@ -1,5 +1,6 @@
 """Search an index, narrowed by what is known beforehand, exactly k answers unless fewer match."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +12,20 @@ from numpy.typing import NDArray
 
 from dml import storage
 from dml.data.schema import BASE_COLUMNS
-from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting
+from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, InvalidSetting
 from dml.refs import IndexRef
 from dml.retrieval.filters import matching_rows
-from dml.retrieval.index import INDEX_FILE, ITEMS_FILE
+
+INDEX_FILE, ITEMS_FILE = "index.faiss", "items.arrow"
 
 _SCAN_ROWS, _SCAN_SHARE = 10_000, 0.05  # up to the larger of both, comparing with all matches is fastest
 _SCAN_BLOCK_ROWS = 1 << 16
 _LENGTH_TOLERANCE = 1e-3
+_SIMILARITY_LIMIT = 1.001  # of vectors kept as they came
+_LOSSY_SIMILARITY_LIMIT = 1.5  # of reconstructed ones, which are not of unit length
+_EXACT = re.compile(r"(.*,)?R?Flat|(.*,)?SQfp16|(HNSW|NSG)\d+")
+_CHECKED_ROWS = 3
+_REMEDY = "`dml verify --heal` builds the index again."
 
 
 @dataclass(frozen=True)
@@ -43,15 +50,81 @@ class SearchResult:
     plan: str
 
 
+class Items:
+    """An index's items: their columns, and single rows by number.
+
+    Rows are taken chunk by chunk: `take` on a whole column of text would copy it into one array, which ends
+    at 2 GiB, 33.5 million digests.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self._chunks = table.to_batches()
+        self._starts = np.cumsum([0, *map(len, self._chunks)])
+
+    def take(self, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """(N,) row numbers to N rows."""
+        found: list[dict[str, Any]] = [{}] * len(rows)
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(numbers):
+            places = np.flatnonzero(numbers == number)
+            own = _row_numbers(rows[places] - self._starts[number])
+            for place, row in zip(places, self._chunks[number].take(own).to_pylist(), strict=True):
+                found[place] = row
+        return found
+
+
 class Index:
-    """An opened index version: vectors and items, memory-mapped where Faiss can."""
+    """An opened index version: vectors and items, memory-mapped where Faiss can.
+
+    Raises:
+        MissingArtifact, CorruptArtifact: its files are not those that were published.
+    """
 
     def __init__(self, ref: IndexRef) -> None:
         self.ref = ref
         folder = storage.fetch(ref.uri, ref.fingerprint)
-        self._index = faiss.read_index(str(folder / INDEX_FILE), faiss.IO_FLAG_MMAP_IFC)
-        with pa.memory_map(str(folder / ITEMS_FILE)) as source:
-            self.items = pa.ipc.open_file(source).read_all()
+        try:
+            self._index = faiss.read_index(str(folder / INDEX_FILE), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            raise CorruptArtifact(
+                f"{ref.uri}/{INDEX_FILE} must be as it was published; Faiss cannot read it: "
+                f"{str(error).rsplit(': ', 1)[-1]}. {_REMEDY}"
+            ) from error
+        with (
+            storage.reading(f"{ref.uri}/{ITEMS_FILE}", _REMEDY),
+            pa.memory_map(str(folder / ITEMS_FILE)) as source,
+        ):
+            self._items = Items(pa.ipc.open_file(source).read_all())
+        sizes = self._index.ntotal, len(self.items), self._index.d
+        if sizes != (ref.rows, ref.rows, ref.embeddings.dim):
+            raise self._corrupt(
+                f"have {ref.rows} vectors and items of {ref.embeddings.dim} dimensions; it has {sizes[0]} "
+                f"and {sizes[1]}, of {sizes[2]}"
+            )
+
+    @property
+    def items(self) -> pa.Table:
+        """A row for each vector."""
+        return self._items.table
+
+    def check(self) -> None:
+        """Search for a few of the index's own items, as anybody would.
+
+        Raises:
+            CorruptArtifact: it cannot be searched.
+        """
+        rows = np.unique(
+            np.linspace(0, self.ref.rows - 1, min(self.ref.rows, _CHECKED_ROWS)).astype(np.int64)
+        )
+        vectors = self._index.reconstruct_batch(rows)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        if not (np.isfinite(lengths) & (lengths > 0)).all():
+            raise self._corrupt("hold vectors that are numbers; it holds others")
+        self.search(vectors / lengths, 1, package=self.ref.embeddings.package.fingerprint)
+
+    def _corrupt(self, must: str) -> CorruptArtifact:
+        return CorruptArtifact(f"Index {self.ref.uri} must {must}. {_REMEDY}")
 
     def search(
         self,
@@ -78,6 +151,7 @@ class Index:
             IncompatibleArtifact: the queries were embedded by another package than the items.
             InvalidData: queries of another dimension or not of unit length.
             InvalidSetting: a condition that cannot be followed, or k below 1.
+            CorruptArtifact: the index answers with what cannot be.
             ValueError: not one excluded id per query.
         """
         self._refuse(vectors, k, package)
@@ -87,6 +161,7 @@ class Index:
         num_matching = self.ref.rows if matching is None else len(matching)
         wanted = min(k + (exclude_ids is not None), num_matching)
         similarities, rows, plan = self._find(np.ascontiguousarray(vectors), wanted, matching)
+        self._refuse_impossible(similarities, rows)
         answers = self._answers(similarities, rows)
         if exclude_ids is not None:
             answers = [
@@ -133,11 +208,22 @@ class Index:
                 return *self._scan(vectors, k, matching), f"{plan}, compared with all of them"
             similarities, rows = self._index.search(vectors, k, params=parameters)
             plan += f", {self.ref.factory} among them"
+        if matching is not None and not _are_among(rows[rows >= 0], matching):
+            # A selector that Faiss does not honour everywhere (its issue 5504).
+            return *self._scan(vectors, k, matching), f"{plan}, others too, compared with all of them"
         if (rows < 0).any():
             # The lists that were probed held fewer than k: nothing but all of them is sure.
             everything = np.arange(self.ref.rows) if matching is None else matching
             return *self._scan(vectors, k, everything), f"{plan}, too few there, compared with all of them"
         return similarities, rows, plan
+
+    def _refuse_impossible(self, similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+        limit = _SIMILARITY_LIMIT if _EXACT.fullmatch(self.ref.factory) else _LOSSY_SIMILARITY_LIMIT
+        if not (np.abs(similarities) <= limit).all():
+            wrong = similarities[~(np.abs(similarities) <= limit)]
+            raise self._corrupt(f"answer with similarities in [-1, 1]; it answers with {wrong.flat[0]:.6g}")
+        if not ((rows >= 0) & (rows < self.ref.rows)).all():
+            raise self._corrupt(f"answer with rows below {self.ref.rows}; it answers with others")
 
     def _parameters(self, matching: NDArray[np.int64]) -> faiss.SearchParameters | None:
         """How the index itself can search among many matches; None where comparing with each is better.
@@ -177,8 +263,15 @@ class Index:
         order = np.lexsort((rows, -similarities), axis=1)
         similarities = np.take_along_axis(similarities, order, axis=1)
         rows = np.take_along_axis(rows, order, axis=1)
-        items = iter(self.items.take(_row_numbers(rows)).to_pylist())
+        with storage.reading(f"{self.ref.uri}/{ITEMS_FILE}", _REMEDY):
+            items = iter(self._items.take(rows.ravel()))
         return [[_answer(float(value), next(items)) for value in values] for values in similarities]
+
+
+def _are_among(rows: NDArray[np.int64], matching: NDArray[np.int64]) -> bool:
+    """Whether all rows match; `matching` ascends."""
+    places = np.searchsorted(matching, rows).clip(max=len(matching) - 1)
+    return bool((matching[places] == rows).all())
 
 
 def _row_numbers(rows: NDArray[np.int64]) -> pa.Array:
@@ -192,5 +285,9 @@ def _answer(similarity: float, item: dict[str, Any]) -> Answer:
 
 
 def open_index(ref: IndexRef) -> Index:
-    """Open an index version; fetched once per machine where the store is remote."""
+    """Open an index version; fetched once per machine where the store is remote.
+
+    Raises:
+        MissingArtifact, CorruptArtifact: its files are not those that were published.
+    """
     return Index(ref)

@@ -27,7 +27,7 @@ def reading(uri: str, remedy: str) -> Iterator[None]:
         raise MissingArtifact(f"A file must exist at {uri}; there is none. {remedy}") from error
     except (pa.ArrowMemoryError, pa.ArrowCancelled):
         raise
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
             raise  # Arrow gives no errno to what it cannot decode
         raise CorruptArtifact(

@@ -1,5 +1,6 @@
 """Building an index: equal inputs give one version, whole or not at all, and its recall is measured."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -84,6 +85,22 @@ def test_an_index_that_was_not_built_cannot_be_published(place, embeddings):
     with pytest.raises(MissingArtifact):
         publish_index(place, ref)
     assert list_indexes(place) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits the size of files as POSIX does")
+@pytest.mark.parametrize("limit", [100, 5_000, 9_000], ids=["index", "index, later", "items"])
+def test_a_disk_that_takes_no_more_is_left_as_it_was(place, embeddings, limit):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            build_index(place, "shelves", embeddings, IndexConfig())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(f"{place}/indexes/shelves") == [], "also no staging folder"
+    assert build_index(place, "shelves", embeddings, IndexConfig()).rows == ROWS
 
 
 def test_probes_are_raised_until_the_recall_is_there(place, store, package, dataset, monkeypatch):

@@ -1,14 +1,19 @@
 """Searching: whatever the plan, the answers are those of comparing with every item that matches."""
 
+from pathlib import Path
+
+import faiss
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from dml import storage
 from dml.config import IndexConfig
-from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting
+from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, InvalidSetting
 from dml.models.package import load_package
 from dml.retrieval import search as search_room
-from dml.retrieval.index import build_index
-from dml.retrieval.search import open_index
+from dml.retrieval.index import build_index, find_index, publish_index
+from dml.retrieval.search import Items, open_index
 from tests.retrieval.parts import ROWS, png, table_of, unit_vectors
 
 FACTORIES = [
@@ -196,3 +201,90 @@ def test_an_image_of_the_dataset_finds_itself_through_a_remote_store(embeddings,
     result = open_index(ref).search(loaded.embed([png(42)]), 3, package=loaded.ref.fingerprint)
     assert result.answers[0][0].id == "00042.png"
     assert result.answers[0][0].similarity == pytest.approx(1.0, abs=1e-5)
+
+
+def flip(path, offset):
+    content = bytearray(Path(path).read_bytes())
+    for place in range(offset, offset + 4):
+        content[place] ^= 0xFF
+    Path(path).write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "items.arrow"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.99])
+def test_an_index_whose_bytes_have_changed_is_not_opened(tmp_path, embeddings, name, share):
+    ref = build_index(str(tmp_path), "shelves", embeddings, IndexConfig())
+    open_index(ref)
+    path = Path(ref.uri, name)
+    flip(path, int(share * (path.stat().st_size - 4)))
+    with pytest.raises(CorruptArtifact, match=f"{name}.*--heal"):
+        open_index(ref)
+
+
+def with_vector(ref, row, value):
+    """The index with one vector changed, sealed as if it had been built so."""
+    path = f"{ref.uri}/index.faiss"
+    index = faiss.read_index(path)
+    vectors = index.reconstruct_n(0, ref.rows)
+    vectors[row] = value
+    changed = faiss.IndexFlatIP(ref.embeddings.dim)
+    changed.add(vectors)
+    faiss.write_index(changed, path)
+    manifest = storage.read_manifest(ref.uri)
+    storage.seal(ref.uri, {name: manifest[name] for name in ("ref", "config")})
+
+
+@pytest.mark.parametrize("value", [1e36, np.nan, -3.0])
+def test_a_similarity_that_cannot_be_is_no_answer(tmp_path, embeddings, package, value):
+    store = str(tmp_path)
+    former = build_index(store, "shelves", embeddings, IndexConfig(recall_queries=7))
+    publish_index(store, former)
+    ref = build_index(store, "shelves", embeddings, IndexConfig())
+    with_vector(ref, 0, value)
+    with pytest.raises(CorruptArtifact, match=r"similarities in \[-1, 1\]"):
+        open_index(ref).search(np.eye(16, dtype=np.float32), ROWS, package=package.fingerprint)
+    with_vector(ref, 0, np.nan)
+    with pytest.raises(CorruptArtifact, match="must"):
+        publish_index(store, ref)
+    assert find_index(store, "shelves") == former, "what cannot be searched is not published"
+
+
+def test_an_index_and_items_of_different_length_are_not_opened(tmp_path, embeddings):
+    ref = build_index(str(tmp_path), "shelves", embeddings, IndexConfig())
+    index = faiss.read_index(f"{ref.uri}/index.faiss")
+    index.add(index.reconstruct_n(0, 1))
+    faiss.write_index(index, f"{ref.uri}/index.faiss")
+    manifest = storage.read_manifest(ref.uri)
+    storage.seal(ref.uri, {name: manifest[name] for name in ("ref", "config")})
+    with pytest.raises(CorruptArtifact, match=f"{ROWS + 1} and {ROWS}"):
+        open_index(ref)
+
+
+def test_a_filter_that_faiss_does_not_honour_is_noticed(opened, vectors, package, monkeypatch):
+    monkeypatch.setattr(search_room, "_SCAN_ROWS", 0)
+    monkeypatch.setattr(search_room, "_SCAN_SHARE", 0.0)
+    everybody = faiss.SearchParameters(sel=faiss.IDSelectorAll())
+    index = opened["Flat"]
+    monkeypatch.setattr(index, "_parameters", lambda matching: everybody)
+    result = index.search(vectors[:4], 5, where=["sold=true"], package=package.fingerprint)
+    assert all(answer.attributes["sold"] for answers in result.answers for answer in answers)
+    assert "others too" in result.plan
+
+
+def test_rows_beyond_the_reach_of_32_bit_offsets_are_found():
+    """34.6 million digests of 64 letters are 2.2 GB; the chunks of this table share their memory."""
+    size, count = 1 << 20, 33
+    digests = pa.array([f"{row:064x}" for row in range(size)])
+    numbers = [pa.array(np.full(size, number, np.int16)) for number in range(count)]
+    chunks = [pa.record_batch({"sha256": digests, "chunk": own}) for own in numbers]
+    items = Items(pa.Table.from_batches(chunks))
+    assert len(items.table) * 64 > 2**31
+    rows = np.array([count * size - 1, 0, 32 * size + 5, 7, 7])
+    found = items.take(rows)
+    assert [(row["chunk"], int(row["sha256"], 16)) for row in found] == [
+        (32, size - 1),
+        (0, 0),
+        (32, 5),
+        (0, 7),
+        (0, 7),
+    ]

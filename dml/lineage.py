@@ -12,6 +12,7 @@ from typing import Any, Literal
 from dml import storage
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.names import split_version
+from dml.refs import DatasetRef
 
 Kind = Literal["dataset", "index", "package", "embeddings", "report", "bench"]
 
@@ -170,6 +171,7 @@ def _roots(
             for version in [current, *former[: keep - 1]]:
                 if version is not None:
                     yield storage.join(parent, version)
+    yield from _refreshed_from(store)
     for package in registered:
         yield from _all_references(package)
     for artifact in artifacts.values():
@@ -186,6 +188,17 @@ def _roots(
             for entry in storage.list_entries(folder):
                 if not entry.is_folder and entry.name.endswith(".json"):
                     yield from _all_references(storage.read_json(storage.join(folder, entry.name)))
+
+
+def _refreshed_from(store: str) -> Iterator[str]:
+    """Dataset versions, NAME@VERSION, that an index asks to be refreshed from."""
+    root = storage.join(store, "indexes")
+    for name in storage.list_folders(root):
+        uri = storage.join(root, name, "refresh.json")
+        if storage.exists(uri):
+            dataset, _, version = str(storage.read_json(uri).get("dataset", "")).partition("@")
+            if version:
+                yield storage.join(store, "datasets", dataset, version)
 
 
 def _all_references(content: Any) -> Iterator[str]:
@@ -331,3 +344,38 @@ def _remove_run(store: str, name: str) -> str:
         )
     storage.delete(storage.join(runs, name))
     return name
+
+
+def remove_with_descendants(store: str, datasets: Sequence[DatasetRef]) -> list[str]:
+    """Remove dataset versions, all that was made of them, and this machine's cached copies.
+
+    A page that does not say which datasets it shows goes too.
+
+    Args:
+        store: the store's URI.
+        datasets: the versions.
+
+    Returns:
+        The URIs of what was removed.
+    """
+    roots = {ref.uri for ref in datasets}
+    artifacts = list_artifacts(store)
+    gone = [a for a in artifacts if a.uri in roots or roots & set(a.parents)]
+    fingerprints = {ref.fingerprint for ref in datasets}
+    pages = [a for a in artifacts if a.kind == "report" and _may_show(a, fingerprints)] if roots else []
+    removals = [Removal(a.uri, a.kind, "forgotten", a.size_bytes, a.fingerprint) for a in [*gone, *pages]]
+    versions = {ref.version for ref in datasets}
+    tables = storage.join(store, "embeddings")
+    removals += [
+        _removal(storage.join(tables, name), "embeddings", "forgotten")
+        for name in storage.list_folders(tables)
+        if versions & set(name.split("-")) and storage.join(tables, name) not in {r.uri for r in removals}
+    ]
+    removals += _galleries(store, {f"{a.name}-{a.version}" for a in artifacts if a not in gone})
+    remove(removals)
+    return [removal.uri for removal in removals]
+
+
+def _may_show(page: Artifact, fingerprints: set[str]) -> bool:
+    shown = storage.read_manifest(page.uri).get("datasets")
+    return shown is None or bool(fingerprints & set(shown))

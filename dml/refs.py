@@ -246,6 +246,17 @@ class TrainingReport(BaseModel):
     evaluation: EvaluationReport
 
 
+class ForgetReport(BaseModel):
+    """What forgetting items did."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    items: int
+    rebuilt: list[IndexRef] = Field(description="indexes, over what is left")
+    removed: list[str] = Field(description="URIs of artefacts that held the items or were made of them")
+    same_images: list[str] = Field(description="ids of other items with the same bytes, which stay")
+
+
 class RoadReport(BaseModel):
     """The whole road's result, and the seconds of each of its stages."""
 

@@ -191,3 +191,13 @@ def test_open_uploads_of_killed_writers_are_aborted(s3_store):
     remove(removals)
     left = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
     assert [each["Key"] for each in left] == ["of-others"]
+
+
+def test_a_dataset_version_that_a_schedule_names_stays(store, tmp_path):
+    package = make_package(store)
+    first, _ = (grow(store, tmp_path / "images", package, rows) for rows in (30, 60))
+    pinned = first.embeddings.dataset
+    asked = {"cron": "0 3 * * *", "model": "shelves", "dataset": f"shelves@{pinned.version}"}
+    storage.write_json(storage.join(store, "indexes", "shelves", "refresh.json"), asked)
+    gone = {removal.uri for removal in collect(store, package, keep=1)}
+    assert gone == {first.uri, first.embeddings.uri}

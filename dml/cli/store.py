@@ -1,4 +1,4 @@
-"""What concerns a store as a whole: `dml verify`, `dml gc`, `dml rm` and `dml rollback`."""
+"""What concerns a store as a whole: `dml verify`, `dml gc`, `dml rm`, `dml rollback` and `dml forget`."""
 
 from datetime import timedelta
 from enum import StrEnum
@@ -146,3 +146,32 @@ def rollback(
         print_json({kind.value: version})
         return
     print(f"{kind.value} {version} is current")
+
+
+@app.command()
+def forget(
+    dataset: Annotated[str, typer.Argument(help="NAME")],
+    ids: Annotated[list[str], typer.Argument(help="ids of items, as `dml search` shows them")],
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Erase items from every version of a dataset and from all that was made of it; they do not come back."""
+    from flows.forget import forget_flow
+    from flows.policy import run
+
+    root = store_uri(store)
+    storage.require_store(root)
+    report = run(forget_flow, dataset, ids, root)
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+        return
+    for index in report.rebuilt:
+        print(f"index {index}: {index.rows} items are left")
+    for uri in report.removed:
+        print(f"removed {uri}")
+    if report.same_images:
+        print(f"the same bytes stand under other ids, which stay: {', '.join(report.same_images[:10])}")
+    print(
+        f"{report.items} items are forgotten. Not reached: the source, other machines' caches, what a model"
+    )
+    print("has learnt, pages in MLflow and pictures in Prefect (docs/store.md)")

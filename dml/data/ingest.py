@@ -14,7 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from dml import storage
 from dml.cluster import ray_session
 from dml.config import IngestConfig
 from dml.data.dataset import find_dataset
+from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.data.former import choose_split, find_former, write_sides
 from dml.data.quarantine import QUARANTINE, in_words, refusals_of, require_few, write_quarantine
 from dml.data.reach import find_witness, require_reach
@@ -71,7 +72,9 @@ def ingest_source(config: IngestConfig, store: str, progress: OnProgress | None 
     access = Access(config.allowed_prefixes, (storage.resolve(store),), config.timeout_s, config.retries)
     source = open_source(config.source, config.layout, access)
     listing = _list(source, config)
-    samples, problems, notes = _screen(listing.samples)
+    listing, notes = _without_forgotten(listing, forgotten_ids(store, config.name))
+    samples, problems, merged = _screen(listing.samples)
+    notes += merged
     problems += listing.problems
     storage.mark_store(store)
     parent = storage.named_folder(store, "datasets", config.name)
@@ -98,7 +101,7 @@ def ingest_source(config: IngestConfig, store: str, progress: OnProgress | None 
             raise _nothing_valid(config, problems)
         write_quarantine(storage.join(staged, QUARANTINE), problems)
         write_sides(staged, split.sides)
-        fingerprint = _fingerprint(rows, attributes, problems)
+        fingerprint = fingerprint_of(rows, attributes, problems)
         final = storage.join(parent, fingerprint[:12])
         ref = DatasetRef(
             uri=final,
@@ -106,7 +109,7 @@ def ingest_source(config: IngestConfig, store: str, progress: OnProgress | None 
             name=config.name,
             rows=len(rows),
             classes=len({row.label for row in rows}),
-            splits=_split_sizes(rows),
+            splits=split_sizes(rows),
             quarantined=len(problems),
             attributes=attributes,
             schema_version=SCHEMA_VERSION,
@@ -205,6 +208,23 @@ def _list(source: Source, config: IngestConfig) -> Listing:
             f"The lists of {config.source} must be as its layout has them; reading them failed: {error!r}. "
             "Download it again, or name another layout."
         ) from error
+
+
+def _without_forgotten(listing: Listing, forgotten: frozenset[str]) -> tuple[Listing, list[str]]:
+    """What a source lists, less the items that must not come back; and what to say of them."""
+    if not forgotten:
+        return listing, []
+
+    def stays(each: Sample | Problem) -> bool:
+        return digest_of_id(each.id) not in forgotten
+
+    kept = replace(
+        listing,
+        samples=[sample for sample in listing.samples if stays(sample)],
+        problems=[problem for problem in listing.problems if stays(problem)],
+    )
+    left_out = len(listing.samples) - len(kept.samples)
+    return kept, [f"{left_out} forgotten items are left out"] if left_out else []
 
 
 def _screen(samples: Sequence[Sample]) -> tuple[list[Sample], list[Problem], list[str]]:
@@ -372,13 +392,13 @@ def _contradictory(contradictions: Sequence[Sequence[Row]]) -> list[Problem]:
     ]
 
 
-def _split_sizes(rows: Sequence[Row]) -> dict[str, SplitSize]:
+def split_sizes(rows: Sequence[Row]) -> dict[str, SplitSize]:
     num_rows = Counter(row.split for row in rows)
     num_classes = Counter(split for split, _ in {(row.split, row.label) for row in rows})
     return {name: SplitSize(rows=num_rows[name], classes=num_classes[name]) for name in sorted(num_rows)}
 
 
-def _fingerprint(
+def fingerprint_of(
     rows: Iterable[Row], attributes: Mapping[str, AttributeType], problems: Iterable[Problem]
 ) -> str:
     """SHA-256 of the rows and of what was refused: the same for any order, place and number of workers."""

@@ -28,6 +28,12 @@ def write_quarantine(uri: str, problems: Sequence[Problem]) -> None:
     storage.write_bytes(uri, table.getvalue())
 
 
+def read_quarantine(uri: str) -> list[Problem]:
+    """The table again; raises MissingArtifact where there is none."""
+    table = parquet.read_table(io.BytesIO(storage.read_bytes(uri)), page_checksum_verification=True)
+    return [Problem(**row) for row in table.to_pylist()]
+
+
 def refusals_of(problems: Sequence[Problem]) -> list[Refusal]:
     """Each reason with its count and one example, the most frequent first."""
     by_reason: dict[str, list[Problem]] = {}

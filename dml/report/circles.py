@@ -55,7 +55,8 @@ def draw_circles(store: str, embeddings: Mapping[str, EmbeddingsRef], trained_on
     picture = Picture("circles", png, f"{', '.join(embeddings)}: {where}")
     rows = [{"loss": name, **metrics} for name, (_, metrics) in roses.items()]
     sections = [Section("The circles", _TEXT, [picture], rows)]
-    return publish_page(uri, fingerprint, Page("What does a loss do to an embedding?", where, sections))
+    page = Page("What does a loss do to an embedding?", where, sections)
+    return publish_page(uri, fingerprint, page, shows=[shown])
 
 
 def _rose(name: str, table: EmbeddingsRef) -> tuple[Rose, dict[str, float]]:

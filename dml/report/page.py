@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from dml import storage
-from dml.refs import ReportRef
+from dml.refs import DatasetRef, ReportRef
 
 PAGE = "index.html"
 _STYLE = """
@@ -58,7 +58,12 @@ def page_uri(store: str, fingerprint: str) -> str:
 
 
 def publish_page(
-    uri: str, fingerprint: str, page: Page, beside: Mapping[str, bytes] | None = None
+    uri: str,
+    fingerprint: str,
+    page: Page,
+    beside: Mapping[str, bytes] | None = None,
+    *,
+    shows: Sequence[DatasetRef] = (),
 ) -> ReportRef:
     """Write a page, its pictures and what lies beside them, whole or not at all.
 
@@ -67,6 +72,7 @@ def publish_page(
         fingerprint: digest of all that decides the page.
         page: what to write.
         beside: further files, name to content.
+        shows: the datasets whose images may be on it; forgetting one of their items removes the page.
     """
     pictures = {f"{picture.name}.png": picture for section in page.sections for picture in section.pictures}
     files = {name: picture.png for name, picture in pictures.items()}
@@ -75,7 +81,8 @@ def publish_page(
     with storage.staged(uri) as staged:
         for name, content in {**files, **(beside or {}), PAGE: render(page).encode()}.items():
             storage.write_bytes(storage.join(staged, name), content)
-        storage.publish(staged, uri, {"ref": description})
+        datasets = [dataset.fingerprint for dataset in shows]
+        storage.publish(staged, uri, {"ref": description, "datasets": datasets})
     return find_report(uri)
 
 

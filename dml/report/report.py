@@ -70,7 +70,8 @@ def write_report(
         *_training(curves),
     ]
     page = Page(f"What did {model} learn, and where does it fail?", subtitle, sections)
-    return publish_page(uri, fingerprint, page, beside={SUSPECTS: _suspects_csv(view).encode()})
+    beside = {SUSPECTS: _suspects_csv(view).encode()}
+    return publish_page(uri, fingerprint, page, beside, shows=[dataset])
 
 
 def _gallery(

@@ -87,7 +87,7 @@ def write_versus(store: str, first: Contestant, second: Contestant, config: Repo
     ]
     title = f"Is {first.name} better than {second.name}, and where?"
     beside = {DUELS: _DUELS.dump_json(pair.duels, indent=1), CLASSES: _classes_csv(pair)}
-    return publish_page(uri, fingerprint, Page(title, subtitle, sections), beside)
+    return publish_page(uri, fingerprint, Page(title, subtitle, sections), beside, shows=[dataset])
 
 
 def read_duels(report: ReportRef) -> list[Duel]:

@@ -1,0 +1,172 @@
+"""A dataset version without some of its items: their rows, images and every trace in its tables gone.
+
+The new version is the one that reading the source again gives, since `forgotten.json` keeps them out.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import pyarrow as pa
+from pyarrow import compute, parquet
+
+from dml import storage
+from dml.data.dataset import find_dataset, fragments, list_datasets, read_fragment, read_rows
+from dml.data.forgotten import digest_of_id, forgotten_ids
+from dml.data.former import CLASSES
+from dml.data.ingest import fingerprint_of, split_sizes
+from dml.data.quarantine import QUARANTINE, read_quarantine, write_quarantine
+from dml.data.schema import open_fragment
+from dml.data.sources.sample import Sample
+from dml.data.unit import Row
+from dml.errors import InvalidSetting, MissingArtifact
+from dml.refs import DatasetRef
+
+
+def versions_with(store: str, name: str, ids: Sequence[str]) -> list[DatasetRef]:
+    """The versions of a dataset that hold any of these items, or name one in their quarantine table."""
+    wanted = pa.array(sorted(set(ids)), pa.large_string())
+    return [ref for ref in list_datasets(store) if ref.name == name and _names_any(ref, wanted)]
+
+
+def _names_any(ref: DatasetRef, ids: pa.Array) -> bool:
+    tables = (read_fragment(uri, ["id"])["id"] for uri in fragments(ref))
+    held = any(compute.any(_is_in(column, ids)).as_py() for column in tables)
+    refused = {problem.id for problem in read_quarantine(storage.join(ref.uri, QUARANTINE))}
+    return held or bool(refused & set(ids.to_pylist()))
+
+
+def _is_in(column: pa.ChunkedArray, ids: pa.Array) -> pa.ChunkedArray:
+    return compute.is_in(column.cast(pa.large_string()), ids)
+
+
+def same_images(ref: DatasetRef, ids: Sequence[str]) -> list[str]:
+    """The ids of other items of a version whose images are, to the byte, those of these items."""
+    rows = read_rows(ref, columns=["id", "sha256"])
+    own = _is_in(rows["id"], pa.array(sorted(set(ids)), pa.large_string()))
+    digests = rows.filter(own)["sha256"].unique()
+    others = rows.filter(compute.and_(compute.invert(own), compute.is_in(rows["sha256"], digests)))
+    found: list[str] = sorted(others["id"].to_pylist())
+    return found
+
+
+def without_items(store: str, ref: DatasetRef, ids: Sequence[str]) -> DatasetRef:
+    """Publish a version without these items; the pointer stays where it is.
+
+    Args:
+        store: the store's URI.
+        ref: the version that holds them.
+        ids: of the items.
+
+    Returns:
+        The new version; `ref` itself where it names none of them.
+
+    Raises:
+        InvalidSetting: nothing would be left.
+    """
+    gone = pa.array(sorted(set(ids)), pa.large_string())
+    rows = read_rows(ref)
+    rows = rows.filter(compute.invert(_is_in(rows["id"], gone)))
+    problems = read_quarantine(storage.join(ref.uri, QUARANTINE))
+    kept_problems = [problem for problem in problems if problem.id not in set(ids)]
+    if len(rows) == ref.rows and len(kept_problems) == len(problems):
+        return ref
+    if not len(rows):
+        raise InvalidSetting(
+            f"A dataset must keep at least one item; {ref.name}@{ref.version} holds no others. Remove it: "
+            f"dml rm dataset {ref.name}."
+        )
+    labels = sorted(set(rows["label"].to_pylist()))
+    remembered = [_row(row, ref) for row in rows.to_pylist()]
+    fingerprint = fingerprint_of(remembered, ref.attributes, kept_problems)
+    parent = storage.named_folder(store, "datasets", ref.name)
+    final = storage.join(parent, fingerprint[:12])
+    new = ref.model_copy(
+        update={
+            "uri": final,
+            "fingerprint": fingerprint,
+            "rows": len(rows),
+            "classes": len(labels),
+            "splits": split_sizes(remembered),
+            "quarantined": len(kept_problems),
+        }
+    )
+    manifest = storage.read_manifest(ref.uri)
+    with storage.staged(final) as staged:
+        written = list(_write_fragments(ref, staged, gone, labels))
+        write_quarantine(storage.join(staged, QUARANTINE), kept_problems)
+        _write_classes(ref, staged, labels)
+        description = {
+            **{key: value for key, value in manifest.items() if key != "files"},
+            "ref": new.model_dump(mode="json", exclude={"uri"}),
+            "fragments": written,
+        }
+        storage.publish(staged, final, description)
+    return find_dataset(store, f"{new.name}@{new.version}")
+
+
+def _row(row: dict[str, object], ref: DatasetRef) -> Row:
+    attributes = {name: row[name] for name in ref.attributes}
+    sample = Sample(str(row["id"]), "", str(row["label"]), str(row["split"]), attributes)
+    return Row(sample, 0, str(row["sha256"]))
+
+
+def _write_fragments(
+    ref: DatasetRef, staged: str, gone: pa.Array, labels: list[str]
+) -> Iterator[dict[str, object]]:
+    """Every fragment again, its classes counted anew; one fragment's images are in memory at a time."""
+    index_of = {label: index for index, label in enumerate(labels)}
+    for uri in fragments(ref):
+        filesystem, path = storage.filesystem(uri)
+        with parquet.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True) as file:
+            table = file.read()
+            group = file.metadata.row_group(0).num_rows if file.num_row_groups else 1
+        table = table.filter(compute.invert(_is_in(table["id"], gone)))
+        if not len(table):
+            continue
+        column = table.schema.get_field_index("class_index")
+        indices = pa.array([index_of[label] for label in table["label"].to_pylist()], pa.int32())
+        table = table.set_column(column, table.schema.field(column), indices)
+        name = uri.rpartition("/")[2]
+        with open_fragment(storage.join(staged, name), table.schema) as writer:
+            writer.write_table(table, row_group_size=group)
+        yield {"name": name, "rows": len(table)}
+
+
+def _write_classes(ref: DatasetRef, staged: str, labels: list[str]) -> None:
+    """The splits of classes, without those that lost all their items: a label may be a person's name."""
+    filesystem, path = storage.filesystem(storage.join(ref.uri, CLASSES))
+    table = parquet.read_table(path, filesystem=filesystem)
+    lost = set(read_rows(ref, columns=["label"])["label"].to_pylist()) - set(labels)
+    table = table.filter(
+        compute.invert(compute.is_in(table["label"], pa.array(sorted(lost), pa.large_string())))
+    )
+    filesystem, path = storage.filesystem(storage.join(staged, CLASSES))
+    parquet.write_table(table, path, filesystem=filesystem, compression="ZSTD")
+
+
+def erase_from_latest_quarantine(store: str, name: str, ids: Sequence[str]) -> None:
+    """Take items out of the table that the latest ingest of a dataset left beside its versions."""
+    uri = storage.join(store, "quarantine", f"{name}.parquet")
+    if storage.exists(uri):
+        write_quarantine(uri, [problem for problem in read_quarantine(uri) if problem.id not in set(ids)])
+
+
+def require_known(store: str, name: str, holding: Sequence[DatasetRef], ids: Sequence[str]) -> None:
+    """Raise MissingArtifact where an item is in none of the versions and was not forgotten before."""
+    known = forgotten_ids(store, name)
+    left = {id_ for id_ in ids if digest_of_id(id_) not in known}
+    for ref in holding:
+        left -= set(read_rows(ref, columns=["id"])["id"].to_pylist())
+        left -= {problem.id for problem in read_quarantine(storage.join(ref.uri, QUARANTINE))}
+    if left or not ids:
+        raise MissingArtifact(
+            f"Items to forget must be in dataset {name!r}; {sorted(left)[:10]} are in none of its versions. "
+            "Ids are as `dml search` shows them. Nothing was removed."
+        )
+
+
+def point_without(store: str, name: str, without: Mapping[str, DatasetRef]) -> None:
+    """Make the version without the items current, where the one with them was."""
+    parent = storage.named_folder(store, "datasets", name)
+    current = storage.current(parent)
+    if current is not None and (uri := storage.join(parent, current)) in without:
+        storage.point(parent, without[uri].version)

@@ -1,0 +1,61 @@
+"""A person goes: items leave every version of a dataset, and all that was made of those versions."""
+
+from prefect import flow
+
+from dml.data.forget import (
+    erase_from_latest_quarantine,
+    point_without,
+    require_known,
+    same_images,
+    versions_with,
+    without_items,
+)
+from dml.data.forgotten import keep_forgotten
+from dml.lineage import remove_with_descendants
+from dml.refs import DatasetRef, ForgetReport, IndexRef
+from dml.retrieval.embed import embed
+from dml.retrieval.index import build_index, index_config_of, list_indexes, publish_index
+from dml.settings import store_uri
+from flows.policy import say, stage, tell
+
+
+@flow(name="forget-flow")
+def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> ForgetReport:
+    """Erase items from every kept version; indexes on them are built anew, so searches go on throughout.
+
+    Killed at any moment, the same call again goes on where it was.
+
+    Args:
+        dataset: NAME.
+        ids: of its items, as `dml search` shows them.
+        store: the store's URI; None: `DML_STORE`, else `./dml-store`.
+
+    Raises:
+        MissingArtifact: some of the items are in no version; nothing is removed.
+    """
+    root = store_uri(store)
+    holding = stage(versions_with)(root, dataset, ids)
+    stage(require_known)(root, dataset, holding, ids)
+    twins = sorted({twin for ref in holding for twin in stage(same_images)(ref, ids)})
+    stage(keep_forgotten)(root, dataset, ids)  # from now on no ingest brings them back
+    indexes = [
+        ref for ref in stage(list_indexes)(root) if ref.embeddings.dataset.uri in {h.uri for h in holding}
+    ]
+    without = {ref.uri: stage(without_items)(root, ref, ids) for ref in holding}
+    stage(point_without)(root, dataset, without)
+    rebuilt = [_rebuild(root, index, without[index.embeddings.dataset.uri]) for index in indexes]
+    stage(erase_from_latest_quarantine)(root, dataset, ids)
+    removed = stage(remove_with_descendants)(root, holding)
+    say(f"{len(ids)} items are forgotten; {len(removed)} artefacts that held them are gone")
+    return ForgetReport(items=len(ids), rebuilt=rebuilt, removed=removed, same_images=twins)
+
+
+def _rebuild(store: str, index: IndexRef, dataset: DatasetRef) -> IndexRef:
+    """The same index over what is left, its vectors copied from the former table."""
+    former = index.embeddings
+    table = stage(embed)(
+        store, former.package, dataset, split=former.split, previous=former, progress=tell("embed")
+    )
+    built = stage(build_index)(store, index.name, table, index_config_of(index), model=index.model)
+    stage(publish_index)(store, built)
+    return built

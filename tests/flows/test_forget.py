@@ -1,0 +1,118 @@
+"""A forgotten item's bytes are in no file of the store, and it does not come back."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dml.config import IndexConfig
+from dml.data.dataset import find_dataset, list_datasets, open_mapped, read_rows
+from dml.data.forgotten import keep_forgotten
+from dml.data.ingest import ingest, ingest_config_of
+from dml.errors import InvalidSetting, MissingArtifact
+from dml.integrity import check_store
+from dml.models.package import load_package
+from dml.retrieval.embed import embed
+from dml.retrieval.index import build_index, find_index, publish_index
+from dml.retrieval.search import open_index
+from dml.retrieval.table import read_embeddings
+from dml.serving.answers import draw_sample
+from flows.forget import forget_flow
+from tests.retrieval.parts import make_dataset, make_package, png
+
+GONE = ["00003.png", "00017.png"]
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Two versions of a dataset that hold the items, an index on each, pictures and a cached copy."""
+    store = str(tmp_path / "store")
+    package = make_package(store)
+    for rows, name in ((30, "small"), (60, "large")):
+        dataset = make_dataset(tmp_path / "images", store, rows=rows)
+        ref = build_index(store, name, embed(store, package, dataset), IndexConfig(), model="shelves/1")
+        publish_index(store, ref)
+        draw_sample(store, ref)
+        open_mapped(dataset)
+    return store
+
+
+def files_with(content, *folders):
+    below = [path for folder in folders for path in Path(folder).rglob("*") if path.is_file()]
+    return [path for path in below if content in path.read_bytes()]
+
+
+def test_no_file_holds_a_forgotten_items_image_or_vector(store):
+    table = read_embeddings(find_index(store, "large").embeddings)
+    rows = [table.ids.to_pylist().index(id_) for id_ in GONE]
+    traces = [png(3), png(17), *table.vectors[rows]]
+    places = (store, os.environ["DML_CACHE"])
+    assert all(files_with(bytes(trace), *places) for trace in traces)
+    report = forget_flow.fn("shelves", GONE, store)
+    assert not [path for trace in traces for path in files_with(bytes(trace), *places)]
+    assert not list(Path(store, "galleries").iterdir()), "they show images of the versions that are gone"
+    assert sorted(str(ref) for ref in report.rebuilt) == sorted(
+        str(find_index(store, n)) for n in ("small", "large")
+    )
+    for ref in list_datasets(store):
+        assert not set(GONE) & set(read_rows(ref, columns=["id"])["id"].to_pylist())
+    assert all(not each.damaged for each in check_store(store))
+
+
+def test_searches_go_on_and_never_answer_with_it(store):
+    forget_flow.fn("shelves", GONE, store)
+    for name, rows in (("small", 28), ("large", 58)):
+        index = open_index(find_index(store, name))
+        vectors = load_package(index.ref.embeddings.package.uri).embed([png(3)])
+        result = index.search(vectors, 100, package=index.ref.embeddings.package.fingerprint)
+        ids = [answer.id for answer in result.answers[0]]
+        assert len(ids) == rows
+        assert not set(GONE) & set(ids)
+
+
+def test_reading_the_source_again_does_not_bring_it_back(store):
+    forget_flow.fn("shelves", GONE, store)
+    current = find_dataset(store, "shelves")
+    assert current.rows == 58
+    assert ingest(ingest_config_of(current), store) == current
+
+
+def test_a_forget_that_was_killed_goes_on(store):
+    keep_forgotten(store, "shelves", GONE)
+    report = forget_flow.fn("shelves", GONE, store)
+    assert len(report.rebuilt) == 2
+    again = forget_flow.fn("shelves", GONE, store)
+    assert (again.rebuilt, again.removed) == ([], [])
+
+
+def test_an_id_that_is_nowhere_changes_nothing(store):
+    before = sorted(map(str, Path(store).rglob("*")))
+    with pytest.raises(MissingArtifact, match=r"\['nobody'\] are in none"):
+        forget_flow.fn("shelves", [GONE[0], "nobody"], store)
+    assert sorted(map(str, Path(store).rglob("*"))) == before
+
+
+def test_a_class_that_lost_all_its_items_leaves_its_name_nowhere(store):
+    of_class = [f"{n:05d}.png" for n in range(60) if n % 10 == 7]
+    forget_flow.fn("shelves", of_class, store)
+    ref = find_dataset(store, "shelves")
+    rows = read_rows(ref)
+    assert ref.classes == 9
+    assert sorted(set(rows["class_index"].to_pylist())) == list(range(9))
+    assert "class 7" not in rows["label"].to_pylist()
+    assert not files_with(
+        b"class 7", *(Path(store, folder) for folder in ("datasets", "indexes", "embeddings"))
+    )
+
+
+def test_the_last_item_is_not_forgotten_but_the_dataset_removed(store):
+    everything = [f"{n:05d}.png" for n in range(60)]
+    with pytest.raises(InvalidSetting, match="dml rm dataset shelves"):
+        forget_flow.fn("shelves", everything, store)
+
+
+def test_other_items_of_the_same_bytes_are_named(store, tmp_path):
+    (tmp_path / "images" / "00004.png").write_bytes(png(3))
+    config = ingest_config_of(find_dataset(store, "shelves"))
+    ingest(config, store)
+    assert forget_flow.fn("shelves", ["00003.png"], store).same_images == ["00004.png"]

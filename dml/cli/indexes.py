@@ -1,15 +1,17 @@
 """`dml embed`, `dml index`, `dml search` and `dml indexes`."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dml.cli.app import Json, Store, Workers, app, print_json, print_table
-from dml.errors import InvalidSetting, MissingArtifact
-from dml.settings import store_uri
+from dml.errors import DmlError, InvalidSetting, MissingArtifact
+from dml.settings import store_uri, tracking_uri
 
 if TYPE_CHECKING:
+    from dml.refs import IndexRef
     from dml.serving.searcher import Found
 
 
@@ -112,27 +114,63 @@ def _write_picture(target: Path, found: "Found", query: bytes) -> None:
 
 @app.command()
 def indexes(store: Store = None, as_json: Json = False) -> None:
-    """List the indexes that searches use."""
-    from dml.retrieval.index import list_indexes
+    """List the versions of all indexes; `*` marks those that searches use, beside what is newer than they."""
+    from dml.retrieval.index import list_versions
     from dml.retrieval.refresh import find_refresh
 
     root = store_uri(store)
-    refs = list_indexes(root)
-    refresh = {ref.name: find_refresh(root, ref.name) for ref in refs}
+    versions = list_versions(root)
+    refresh = {v.ref.name: find_refresh(root, v.ref.name) for v in versions}
+    newer = [_newer(root, v.ref) if v.is_current else [] for v in versions]
     if as_json:
         asked = {name: config.model_dump() if config else None for name, config in refresh.items()}
-        print_json({"indexes": [{**ref.model_dump(mode="json"), "refresh": asked[ref.name]} for ref in refs]})
+        listed = [
+            {
+                **v.ref.model_dump(mode="json"),
+                "created": v.created,
+                "current": v.is_current,
+                "newer": found,
+                "refresh": asked[v.ref.name],
+            }
+            for v, found in zip(versions, newer, strict=True)
+        ]
+        print_json({"indexes": listed})
         return
     rows = [
         {
-            "index": f"{ref.name}@{ref.version}",
-            "rows": ref.rows,
-            "factory": ref.factory,
-            "recall@10": ref.recall,
-            "dataset": f"{ref.embeddings.dataset.name}@{ref.embeddings.dataset.version}",
-            "package": ref.embeddings.package.version,
-            "refreshed": config.cron if (config := refresh[ref.name]) else "",
+            "index": f"{v.ref.name}@{v.ref.version}",
+            "current": "*" if v.is_current else "",
+            "created": v.created[:19].replace("T", " "),
+            "rows": v.ref.rows,
+            "factory": v.ref.factory,
+            "recall@10": v.ref.recall,
+            "dataset": f"{v.ref.embeddings.dataset.name}@{v.ref.embeddings.dataset.version}",
+            "model": v.ref.model,
+            "newer": ", ".join(found),
+            "refreshed": config.cron if (config := refresh[v.ref.name]) else "",
         }
-        for ref in refs
+        for v, found in zip(versions, newer, strict=True)
     ]
     print_table("indexes", rows)
+
+
+def _newer(store: str, ref: "IndexRef") -> list[str]:
+    """The current dataset version and the champion, where the index was made of others."""
+    from dml.data.dataset import find_dataset
+
+    found = []
+    held = ref.embeddings
+    with suppress(MissingArtifact):  # a dataset may be removed after it was indexed
+        dataset = find_dataset(store, held.dataset.name)
+        if dataset.fingerprint != held.dataset.fingerprint:
+            found.append(f"{dataset.name}@{dataset.version}")
+    if ref.model:
+        from dml.registry.catalog import find_champion
+
+        try:
+            champion = find_champion(tracking_uri(store), ref.model.partition("/")[0])
+        except DmlError:
+            return [*found, "champion unknown"]
+        if champion is not None and champion.package.fingerprint != held.package.fingerprint:
+            found.append(f"{champion.name}/{champion.version}")
+    return found

@@ -96,6 +96,7 @@ def embed(
         )
     ref = _ref_of(store, package, dataset, split)
     if _is_whole(ref.uri):
+        logger.info("embed: nothing to do, all %d embeddings are in %s", ref.rows, ref.uri)
         return ref
     storage.make_folder(ref.uri)
     storage.delete(storage.join(ref.uri, storage.MANIFEST))  # of a table that was damaged

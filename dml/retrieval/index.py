@@ -4,7 +4,10 @@ A version is a folder with `index.faiss` and `items.arrow`: row i of one is row 
 means nothing outside its version, and ids, labels and attributes never come apart from their vectors.
 """
 
+import logging
 import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import faiss
 import numpy as np
@@ -19,6 +22,8 @@ from dml.names import split_version
 from dml.refs import EmbeddingsRef, IndexRef
 from dml.retrieval.search import INDEX_FILE, ITEMS_FILE, open_index
 from dml.retrieval.table import read_embeddings
+
+logger = logging.getLogger(__name__)
 
 _FLAT_BELOW = 100_000
 _ADD_ROWS = 1 << 17
@@ -52,6 +57,7 @@ def build_index(
     fingerprint = storage.digest_of(embeddings.fingerprint, factory, config.num_probes, config.recall_queries)
     uri = storage.join(storage.named_folder(store, "indexes", name), fingerprint[:12])
     if storage.is_intact(uri):
+        logger.info("index: nothing to do, %s@%s is built already", name, fingerprint[:12])
         return _read_ref(uri)
     table = read_embeddings(embeddings)
     items = read_rows(embeddings.dataset, split=embeddings.split)
@@ -72,7 +78,11 @@ def build_index(
         storage.publish(
             staged,
             uri,
-            {"ref": ref.model_dump(mode="json", exclude={"uri"}), "config": config.model_dump(mode="json")},
+            {
+                "ref": ref.model_dump(mode="json", exclude={"uri"}),
+                "config": config.model_dump(mode="json"),
+                "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            },
         )
     return ref
 
@@ -208,6 +218,31 @@ def find_index(store: str, name: str) -> IndexRef:
 def index_config_of(ref: IndexRef) -> IndexConfig:
     """How an index version was asked for, to build the next one alike."""
     return IndexConfig.model_validate(storage.read_manifest(ref.uri)["config"])
+
+
+@dataclass(frozen=True)
+class IndexVersion:
+    """A complete version of an index."""
+
+    ref: IndexRef
+    created: str
+    """ISO 8601, UTC."""
+    is_current: bool
+    """Whether the index's name alone stands for it."""
+
+
+def list_versions(store: str) -> list[IndexVersion]:
+    """Every version of every index, by name, then the oldest first."""
+    root = storage.join(store, "indexes")
+    versions = []
+    for name in storage.list_folders(root):
+        folder = storage.join(root, name)
+        current = storage.current(folder)
+        for version in storage.list_versions(folder):
+            uri = storage.join(folder, version)
+            created = str(storage.read_manifest(uri).get("created", ""))
+            versions.append(IndexVersion(_read_ref(uri), created, version == current))
+    return sorted(versions, key=lambda v: (v.ref.name, v.created, v.ref.version))
 
 
 def list_indexes(store: str) -> list[IndexRef]:

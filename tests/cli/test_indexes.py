@@ -1,0 +1,41 @@
+"""`dml indexes`: which version answers, since when, of what, and what is newer."""
+
+from datetime import datetime
+
+from dml.config import IndexConfig
+from dml.retrieval.embed import embed
+from dml.retrieval.index import build_index, publish_index
+from tests.retrieval.parts import ROWS, make_dataset, make_package
+
+
+def test_versions_are_listed_with_dates_and_what_is_newer(dml, tmp_path):
+    store = str(tmp_path / "store")
+    dataset = make_dataset(tmp_path / "images", store)
+    table = embed(store, make_package(store), dataset)
+    built = [build_index(store, "shelves", table, IndexConfig(factory=kind)) for kind in ("Flat", "HNSW8")]
+    publish_index(store, built[1])
+
+    listed = dml("indexes", "--store", store, "--json").json["indexes"]
+    assert [(ref["fingerprint"], ref["current"], ref["newer"]) for ref in listed] == [
+        (built[0].fingerprint, False, []),
+        (built[1].fingerprint, True, []),
+    ]
+    created = [datetime.fromisoformat(ref["created"]) for ref in listed]
+    assert created == sorted(created)
+
+    grown = make_dataset(tmp_path / "images", store, rows=ROWS + 7)
+    done = dml("indexes", "--store", store)
+    lines = [line for line in done.out.splitlines() if "shelves@" in line]
+    assert [f"shelves@{grown.version}" in line for line in lines] == [False, True]
+    assert ["*" in line for line in lines] == [False, True]
+    assert listed[1]["created"][:10] in lines[1]
+
+
+def test_what_is_there_already_is_said_and_not_made_again(tmp_path, caplog):
+    caplog.set_level("INFO", logger="dml")
+    store = str(tmp_path / "store")
+    dataset, package = make_dataset(tmp_path / "images", store, rows=20), make_package(store)
+    for _ in range(2):
+        build_index(store, "shelves", embed(store, package, dataset), IndexConfig())
+    said = [record.message for record in caplog.records if "nothing to do" in record.message]
+    assert [line.split(":")[0] for line in said] == ["embed", "index"]

@@ -12,12 +12,11 @@ from pyarrow import parquet
 
 from dml import storage
 from dml.data.schema import QUARANTINE_SCHEMA
-from dml.data.sources.sample import EMPTY_CLASS, OTHER_KIND, Problem
+from dml.data.sources.sample import NO_ROWS, Problem
 from dml.errors import TooManyRefused
 from dml.refs import Refusal
 
 QUARANTINE = "quarantine.parquet"
-_NO_ROWS = (OTHER_KIND, EMPTY_CLASS)
 
 
 def write_quarantine(uri: str, problems: Sequence[Problem]) -> None:
@@ -49,14 +48,14 @@ def refusals_of(problems: Sequence[Problem]) -> list[Refusal]:
 def share_refused(problems: Sequence[Problem], num_listed: int) -> float:
     """The share of a source's rows that are refused, [0, 1].
 
-    Files of another kind and empty folders are no rows, unless they are the majority of what the source has:
-    then it is no source of images.
+    Files of another kind, empty folders and the like are no rows, unless they are the majority of what the
+    source has: then it is no source of images.
 
     Args:
         problems: what is refused.
         num_listed: all that the source lists, problems among it.
     """
-    others = sum(problem.reason in _NO_ROWS for problem in problems)
+    others = sum(problem.reason in NO_ROWS for problem in problems)
     if 2 * others > num_listed:
         others = 0
     return (len(problems) - others) / max(num_listed - others, 1)

@@ -42,6 +42,21 @@ from dml.storage.files import (
 MANIFEST = "manifest.json"
 POINTER = "current.json"
 MARKER = "dml-store.json"
+STORE_FOLDERS = frozenset(
+    [
+        "bench",
+        "datasets",
+        "embeddings",
+        "galleries",
+        "indexes",
+        "mlflow-artifacts",
+        "packages",
+        "quarantine",
+        "reports",
+        "runs",
+    ]
+)
+"""What stages make below a store: no part of a source that the store lies in."""
 STORE_FORMAT = 1
 KIND_OF_FOLDER = {"datasets": "dataset", "indexes": "index"}
 _MOST_FORMER_VERSIONS = 100

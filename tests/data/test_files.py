@@ -22,7 +22,14 @@ from dml.data.sources.files import read_local
 from dml.data.sources.sample import Refused
 from dml.errors import InvalidData, MissingArtifact
 from tests.data.pictures import class_folders, picture, write
-from tests.data.test_ingest import config, quarantine
+from tests.data.test_ingest import config as strict
+from tests.data.test_ingest import quarantine
+
+
+def config(source, **others) -> IngestConfig:
+    """However many rows are refused: here they are the subject."""
+    return strict(source, max_quarantined=1, **others)
+
 
 needs_special_files = pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="Linux only")
 

@@ -18,7 +18,13 @@ from dml.data.sources.detect import open_source
 from dml.data.sources.sample import Refused
 from dml.errors import InvalidData, MissingArtifact
 from tests.data.pictures import picture, write
-from tests.data.test_ingest import config, quarantine
+from tests.data.test_ingest import config as strict
+from tests.data.test_ingest import quarantine
+
+
+def config(source, **others) -> IngestConfig:
+    """However many rows are refused: here they are the subject."""
+    return strict(source, max_quarantined=1, **others)
 
 
 def listing(path, content: str | bytes):

@@ -9,14 +9,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from dml.config import ClassSplit
+from dml.config import ClassSplit, IngestConfig
 from dml.data.dataset import read_rows
 from dml.data.ingest import ingest
 from dml.data.sources.access import Access
 from dml.data.sources.sample import Refused
 from dml.data.sources.web import fetch
 from tests.data.pictures import picture
-from tests.data.test_ingest import config, quarantine
+from tests.data.test_ingest import config as strict
+from tests.data.test_ingest import quarantine
+
+
+def config(source, **others) -> IngestConfig:
+    """However many rows are refused: here they are the subject."""
+    return strict(source, max_quarantined=1, **others)
+
 
 IMAGE = picture(1)
 asked: Counter[str] = Counter()

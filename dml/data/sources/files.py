@@ -19,8 +19,6 @@ _ADDED_BY_SYSTEMS = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin",
     "system volume information", "lost+found",
 }  # fmt: skip
-_STORE_FOLDERS = {"bench", "datasets", "embeddings", "galleries", "indexes", "mlflow-artifacts", "packages",
-                  "reports", "runs"}  # fmt: skip
 _LIST_BYTES = 1 << 30
 _NOT_READABLE = {
     stat.S_IFDIR: "a folder",
@@ -396,7 +394,7 @@ def _without_stores(tree: Tree) -> Tree:
 
     def is_kept(path: str) -> bool:
         parts = path.split("/")
-        if "" in inside and parts[0] in _STORE_FOLDERS:
+        if "" in inside and parts[0] in storage.STORE_FOLDERS:
             return False
         return all("/".join(parts[:depth]) not in inside for depth in range(1, len(parts) + 1))
 

@@ -13,9 +13,9 @@ from dml.data.sources.files import FilesSource, Tree
 from dml.data.sources.sample import Listing, Sample
 
 _DRAWING = re.compile(
-    r"(?:.*/)?(?:images_(?P<part>background|evaluation)/)?"
-    r"(?P<alphabet>[^/]+)/(?P<character>character\d+)/(?P<drawing>[^/]+)\.png"
+    r"(?P<above>.*/)?(?P<alphabet>[^/]+)/(?P<character>character\d+)/(?P<drawing>[^/]+)\.png"
 )
+_PART = re.compile(r"(?:.*/)?images_(?P<part>background|evaluation)/")
 _SPLITS = {"background": "train", "evaluation": "test"}
 
 
@@ -30,19 +30,24 @@ class OmniglotSource(FilesSource):
         drawings = [(path, match) for path in tree.files if (match := _DRAWING.fullmatch(path))]
         alphabets: dict[str | None, set[str]] = {}
         for _, match in drawings:
-            alphabets.setdefault(match["part"], set()).add(match["alphabet"])
+            alphabets.setdefault(_part_of(match), set()).add(match["alphabet"])
         both = set(alphabets) == set(_SPLITS)
         repeated = set.intersection(*alphabets.values()) if both else set()
         samples = []
         for path, match in drawings:
-            part, alphabet, character, drawing = match.groups()
+            part, (_, alphabet, character, drawing) = _part_of(match), match.groups()
             label = f"{alphabet}/{character}"
             if part == "evaluation" and alphabet in repeated:
                 label = f"{part}/{label}"
             attributes = {"alphabet": alphabet, **({"part": part} if both else {})}
-            split = _SPLITS[part] if both else None
+            split = _SPLITS[part] if both and part else None
             samples.append(Sample(f"{label}/{drawing}", path, label, split, attributes))
         return Listing(samples, OfficialSplit() if both else AttributeSplit(name="alphabet", test_values=10))
+
+
+def _part_of(drawing: re.Match[str]) -> str | None:
+    found = _PART.fullmatch(drawing["above"] or "")
+    return found["part"] if found else None
 
 
 def recognise(tree: Tree) -> bool:

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from dml.cli import main
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+CONSOLE = re.findall(r"^```console\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
 ENV = {
     **{
         key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "DML_"))
@@ -38,6 +41,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def console(beginning: str) -> str:
+    """The console block that begins so."""
+    (block,) = (block for block in CONSOLE if block.startswith(beginning))
+    return block
+
+
+def type_in(folder: Path, block: str) -> str:
+    """What a terminal prints in which a block is typed; every line of it must go well."""
+    env = ENV | {"PREFECT_HOME": str(folder / "client")}
+    command = ["bash", "-euo", "pipefail", "-c", block]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
 @pytest.fixture
 def dml(folder, monkeypatch, capsys):
     """One verb with --json, in that folder: its exit status is as expected, and it prints one object."""
@@ -60,6 +84,53 @@ def dml(folder, monkeypatch, capsys):
 
 def test_the_readme_has_blocks_of_both_kinds():
     assert {language for language, _ in BLOCKS} == {"bash", "python"}
+
+
+def test_every_console_block_is_run_by_a_test():
+    known = ("make demo", "dml up", 'eval "$(dml env)"', "dml bench")
+    assert len([console(beginning) for beginning in known]) == len(CONSOLE)
+
+
+def test_what_is_made_is_in_the_makefile():
+    for line in console("make demo").splitlines():
+        subprocess.run(
+            ["make", "--dry-run", line.split()[1]], cwd=README.parent, check=True, capture_output=True
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_it_runs_by_itself_with_what_is_typed_in_two_terminals(folder):
+    (command,) = console("dml up").splitlines()
+    ports = [free_port() for _ in range(2)]  # the usual ones may be taken on this machine
+    first = subprocess.Popen(
+        [
+            "bash",
+            "-c",
+            f"exec {command.partition('#')[0]} --prefect-port {ports[0]} --mlflow-port {ports[1]}",
+        ],
+        cwd=folder,
+        env=ENV,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert first.stdout is not None
+        assert any(line.startswith("Ctrl-C") for line in first.stdout)
+        printed = type_in(folder, console('eval "$(dml env)"'))
+        assert "Flow run finished successfully" in printed
+        assert f"Prefect at http://127.0.0.1:{ports[0]}/api follows." in printed
+        assert re.search(r"^shop@\w+: 320 rows", printed, re.MULTILINE)
+        type_in(folder, "dml schedule shop --off")
+    finally:
+        first.send_signal(signal.SIGINT)
+        assert first.wait(60) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_comparing_runs_on_what_the_readme_has_made(folder):
+    type_in(folder, console("dml bench"))
 
 
 def test_ingesting_the_same_again_gives_the_same_version(folder, dml):

@@ -4,26 +4,33 @@ What all ranks hold alike, rank 0 writes; of parameters that are cut over ranks 
 and of the optimiser's moments for them, every rank writes its rows, with the number of the first. The ranks'
 files together are the checkpoint, and a rank of any other cut, or of none, reads the rows it holds.
 
+Beside its files every rank writes their sizes and SHA-256: from two flipped bits another model would come, so
+nothing is read that is not what was written.
+
 Learning rates, batches and augmentation are pure functions of the step: of them, only the step is kept.
 """
 
 import json
+import os
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dml.errors import IncompatibleArtifact
+from dml import storage
+from dml.errors import CorruptArtifact, IncompatibleArtifact
 from dml.losses import sharded_parameters, shards_of
 from dml.losses.shards import Shard
 
 _STATE = "state.json"
 _OPTIMIZER = "optimizer"
+_FILES = "files.rank-{:05d}.json"
 
 
 def has_part(rank: int, modules: dict[str, nn.Module]) -> bool:
@@ -43,9 +50,13 @@ def write_checkpoint(
         modules: name to module, each a file of weights.
         optimizer: its per-parameter tensors; rates follow from the step.
         rank: whose part this is; the ranks that `has_part` names must all write theirs.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
     """
+    written: list[Path] = []
     for name, module in modules.items():
-        _write(folder, name, module.state_dict(), shards_of(module), rank)
+        written += _write(folder, name, module.state_dict(), shards_of(module), rank)
     parameter_shards = _shard_of_each(optimizer, modules)
     moments: dict[str, Tensor] = {}
     cut: dict[str, Shard] = {}
@@ -56,22 +67,65 @@ def write_checkpoint(
                 moments[f"{index}.{name}"] = value = torch.as_tensor(value)
                 if shard is not None and value.ndim:
                     cut[f"{index}.{name}"] = shard
-    _write(folder, _OPTIMIZER, moments, cut, rank)
+    written += _write(folder, _OPTIMIZER, moments, cut, rank)
     if rank == 0:
-        (folder / _STATE).write_text(json.dumps({"step": step, "run": run}))
+        num_parts = max([1, *(shard.world_size for m in modules.values() for shard in shards_of(m).values())])
+        written.append(folder / _STATE)
+        written[-1].write_text(json.dumps({"step": step, "run": run, "num_parts": num_parts}))
+    (folder / _FILES.format(rank)).write_text(json.dumps({path.name: _describe(path) for path in written}))
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"size_bytes": path.stat().st_size, "sha256": storage.file_digest(str(path))}
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Compare every file of every rank with what its writer left beside it.
+
+    Raises:
+        CorruptArtifact: a file is not as it was written, cannot be read or is not there; it is named.
+    """
+    num_parts = _read_json(folder / _STATE).get("num_parts")
+    for rank in range(num_parts if isinstance(num_parts, int) else 1):
+        for name, expected in _read_json(folder / _FILES.format(rank)).items():
+            try:
+                found = _describe(folder / name)
+            except OSError as error:
+                raise _damaged(folder / name, error) from error
+            if found != expected:
+                raise _damaged(folder / name, f"it has {found}, and was written with {expected}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, "it holds no JSON object")
+    return content
+
+
+def _damaged(path: Path, why: object) -> CorruptArtifact:
+    return CorruptArtifact(
+        f"Every file of a checkpoint must be as it was written; {path} is not: {why}. Resume from another."
+    )
 
 
 def read_checkpoint(folder: Path, *, run: str, modules: dict[str, nn.Module], optimizer: Optimizer) -> int:
     """Put a checkpoint's state into this rank's modules and optimiser, and return the steps already done.
 
+    Its files are taken as `verify_checkpoint` found them.
+
     Raises:
         IncompatibleArtifact: the checkpoint is of another run (another configuration or dataset), or some of
             its ranks' files are not there.
+        CorruptArtifact: a file cannot be read.
     """
-    state = json.loads((folder / _STATE).read_text())
-    if state["run"] != run:
+    state = _read_json(folder / _STATE)
+    if state.get("run") != run:
         raise IncompatibleArtifact(
-            f"A checkpoint must be of the run it resumes, {run}; {folder} is of {state['run']}. "
+            f"A checkpoint must be of the run it resumes, {run}; {folder} is of {state.get('run')}. "
             "Another configuration, dataset or version starts a run of its own."
         )
     for name, module in modules.items():
@@ -80,11 +134,12 @@ def read_checkpoint(folder: Path, *, run: str, modules: dict[str, nn.Module], op
             module.load_state_dict({key: stored.read(key, shards.get(key)) for key in stored.keys})
     moments: dict[int, dict[str, Tensor]] = {}
     parameter_shards = _shard_of_each(optimizer, modules)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     with _Stored(folder, _OPTIMIZER) as stored:
         for key in stored.keys:
             index, name = key.split(".", 1)
             value = stored.read(key, parameter_shards[int(index)])
-            moments.setdefault(int(index), {})[name] = value
+            moments.setdefault(int(index), {})[name] = _like(parameters[int(index)], value)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     return int(state["step"])
 
@@ -97,17 +152,40 @@ def _shard_of_each(optimizer: Optimizer, modules: dict[str, nn.Module]) -> list[
     return [shards.get(parameter) for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _write(folder: Path, name: str, values: dict[str, Tensor], cut: dict[str, Shard], rank: int) -> None:
-    """Rank 0's file of what all hold alike, and a file of this rank's rows of what is cut."""
+def _like(parameter: Tensor, moment: Tensor) -> Tensor:
+    """A moment laid out in memory as its parameter is, where files know only rows.
+
+    Of a channels-last weight it would else stay contiguous for the rest of the run, and every step be slower.
+    """
+    if moment.shape != parameter.shape:
+        return moment
+    return torch.empty_like(parameter, dtype=moment.dtype, device=moment.device).copy_(moment)
+
+
+def _write(
+    folder: Path, name: str, values: dict[str, Tensor], cut: dict[str, Shard], rank: int
+) -> list[Path]:
+    """Rank 0's file of what all hold alike, and a file of this rank's rows of what is cut; which they are."""
     values = {key: value.contiguous() for key, value in values.items()}
+    written = []
     if rank == 0:
-        save_file(
-            {key: value for key, value in values.items() if key not in cut}, folder / f"{name}.safetensors"
-        )
+        written.append(folder / f"{name}.safetensors")
+        _save({key: value for key, value in values.items() if key not in cut}, written[-1], {})
     if cut:
         rows = {key: [shard.first, shard.num_rows] for key, shard in cut.items()}
-        path = folder / f"{name}.rank-{rank:05d}.safetensors"
-        save_file({key: values[key] for key in cut}, path, metadata={"rows": json.dumps(rows)})
+        written.append(folder / f"{name}.rank-{rank:05d}.safetensors")
+        _save({key: values[key] for key in cut}, written[-1], {"rows": json.dumps(rows)})
+    return written
+
+
+def _save(values: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(values, path, metadata=metadata or None)
+    except SafetensorError as error:  # says only in words what the system said
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 class _Stored:
@@ -134,7 +212,10 @@ class _Stored:
         self._files.close()
 
     def _open(self, path: Path) -> Any:
-        return self._files.enter_context(safe_open(path, framework="pt"))
+        try:
+            return self._files.enter_context(safe_open(path, framework="pt"))
+        except (OSError, SafetensorError) as error:
+            raise _damaged(path, error) from error
 
     @property
     def keys(self) -> list[str]:

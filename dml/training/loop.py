@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from dml.config import ExperimentConfig
+from dml.errors import CorruptArtifact
 from dml.models.backbones import weights_digest
 from dml.models.encoder import Encoder
 from dml.models.precision import convolutions_in
 from dml.refs import BestStep, DatasetRef
 from dml.storage import digest_of
 from dml.training.cached_step import cached_train_step
+from dml.training.checkpoint import verify_checkpoint
 from dml.training.guard import Guard
 from dml.training.meter import Meter, Progress
 from dml.training.optimizer import rate_factor, set_rates
@@ -66,8 +68,8 @@ class Hooks:
     """Called by rank 0 every `log_every_steps`."""
     save: Callable[[int, Path | None], None]
     """Called by every rank at every checkpoint with the steps done and, on rank 0, a folder to publish."""
-    restore: Path | None = None
-    """A checkpoint's folder to go on from."""
+    restore: Iterable[Path] = ()
+    """Checkpoints' folders, the newest first: it goes on from the first that is whole on every worker."""
 
 
 def run_identity(config: ExperimentConfig, dataset: DatasetRef) -> str:
@@ -119,10 +121,7 @@ def train_loop(config: ExperimentConfig, dataset: DatasetRef, worker: Worker, ho
 def train_on(supply: Supply, config: ExperimentConfig, worker: Worker, hooks: Hooks, *, run: str) -> Outcome:
     """`train_loop` on images from anywhere; `run` is the identity that checkpoints bear."""
     state = TrainingState(config, supply.num_classes, worker, run)
-    done = 0
-    if hooks.restore is not None:
-        done = state.read(hooks.restore)
-        logger.info("resuming after step %d", done)
+    done = _resume(state, hooks, worker)
     training, first, num_known = config.training, done, done
     guard = Guard(state.learner, worker, supply.ids)
     batches = supply.batches(worker, done)
@@ -183,6 +182,27 @@ def train_on(supply: Supply, config: ExperimentConfig, worker: Worker, hooks: Ho
         data_wait=overall.data_wait,
         best=state.best_step,
     )
+
+
+def _resume(state: TrainingState, hooks: Hooks, worker: Worker) -> int:
+    """Become the newest checkpoint that no worker finds damaged; returns the steps it has done, or 0."""
+    damaged = 0
+    for folder in hooks.restore:
+        fault = None
+        try:
+            verify_checkpoint(folder)
+        except CorruptArtifact as error:
+            fault = str(error)
+        faults = [found for found in worker.collect([fault]) if found is not None]
+        if not faults:
+            done = state.read(folder)
+            logger.info("resuming after step %d", done)
+            return done
+        damaged += 1
+        logger.warning("the checkpoint %s is left out: %s", folder.name, faults[0])
+    if damaged:
+        logger.warning("no checkpoint is whole: beginning anew")
+    return 0
 
 
 def _seed_chance(seed: int, step: int, rank: int) -> None:

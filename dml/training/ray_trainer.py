@@ -6,7 +6,8 @@ Both write the same things to the same places, so that a killed run of either ki
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,13 +17,15 @@ import torch
 from dml import storage
 from dml.cluster import is_remote, ray_session, use_gpu
 from dml.config import ExperimentConfig
-from dml.data.dataset import open_mapped
-from dml.errors import DmlError, TrainingFailed
+from dml.errors import DmlError, MissingArtifact, TrainingFailed
+from dml.models.backbones import require_weights
 from dml.models.package import save_package
+from dml.progress import time_left
 from dml.refs import DatasetRef, TrainedRef
 from dml.training.loop import Hooks, Outcome, run_identity, train_loop
 from dml.training.meter import Progress
 from dml.training.state import initial_encoder
+from dml.training.supply import DatasetSupply
 from dml.training.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -47,10 +50,14 @@ def train(
         TrainingFailed: the loss stopped being a number, or the workers refused their settings.
         RuntimeError: the workers died more often than `max_failures`; starting again goes on.
         InvalidData: the dataset cannot be trained on.
+        InvalidSetting: nor can it with these settings, such as more classes in a batch than there are.
+        MissingArtifact, CorruptArtifact, IncompatibleArtifact: the backbone's first weights are not there, or
+            are others.
     """
     run = storage.join(store, "runs", run_identity(config, dataset))
     result = storage.join(run, "result.json")
     if not storage.exists(result):
+        _refuse_impossible(config, dataset)
         storage.write_json(storage.join(run, "experiment.json"), config.model_dump(mode="json"))
         storage.write_json(storage.join(run, "dataset.json"), dataset.model_dump(mode="json"))
         if config.training.num_workers == 1 and not is_remote():
@@ -71,29 +78,56 @@ def _train_here(
         assert folder is not None
         _publish_checkpoint(checkpoints, step, folder)
 
-    names = storage.list_names(checkpoints)
-    complete = [name for name in names if storage.is_complete(storage.join(checkpoints, name))]
-    with TemporaryDirectory() as restored:
-        restore = _download(storage.join(checkpoints, complete[-1]), restored) if complete else None
-        hooks = Hooks(report=_log_and(on_progress), save=save, restore=restore)
+    names = storage.list_folders(checkpoints)
+    found = [storage.join(checkpoints, name) for name in reversed(names)]
+    with _local_folders([uri for uri in found if storage.is_complete(uri)]) as folders:
+        hooks = Hooks(report=_log_and(config, on_progress), save=save, restore=folders)
         outcome = train_loop(config, dataset, Worker(device=device), hooks)
     _publish_result(config, dataset, store, run, outcome)
 
 
+def _refuse_impossible(config: ExperimentConfig, dataset: DatasetRef) -> None:
+    """Raise before anything starts what every worker would raise: no weights to start from, no batches.
+
+    The images are opened, too: on one machine the workers find the cache made, and do not race to make it.
+    """
+    require_weights(config.encoder.backbone)
+    everybody = Worker(world_size=config.training.num_workers)
+    DatasetSupply(config, dataset).sampler(everybody, first_step=0)
+
+
+@contextmanager
+def _local_folders(checkpoints: Sequence[str]) -> Iterator[Iterator[Path]]:
+    """Each checkpoint as a folder on this machine, made when it is asked for.
+
+    One that cannot be fetched whole is an incomplete folder, and whoever reads it will say so.
+    """
+    with ExitStack() as stack:
+
+        def fetch(uri: str) -> Path:
+            if not storage.is_remote(uri):
+                return Path(storage.resolve(uri))
+            folder = Path(stack.enter_context(TemporaryDirectory()), uri.rpartition("/")[2])
+            folder.mkdir()
+            try:
+                for entry in storage.files_below(uri):
+                    (folder / entry.path).write_bytes(storage.read_bytes(storage.join(uri, entry.path)))
+            except (OSError, MissingArtifact) as error:
+                logger.warning("the checkpoint %s cannot be fetched: %s", uri, error)
+            return folder
+
+        yield map(fetch, checkpoints)
+
+
 def _publish_checkpoint(checkpoints: str, step: int, folder: Path) -> None:
     final = storage.join(checkpoints, f"step-{step:08d}")
-    staged = storage.staging(final)
-    for file in folder.iterdir():
-        storage.write_bytes(storage.join(staged, file.name), file.read_bytes())
-    storage.publish(staged, final, {"step": step})
-    for old in storage.list_names(checkpoints)[:-_KEPT_CHECKPOINTS]:
+    with storage.staged(final) as staged:
+        for file in folder.iterdir():
+            storage.write_bytes(storage.join(staged, file.name), file.read_bytes())
+        storage.delete(final)  # a damaged one, or the run would have gone on from it
+        storage.publish(staged, final, {"step": step})
+    for old in storage.list_folders(checkpoints)[:-_KEPT_CHECKPOINTS]:
         storage.delete(storage.join(checkpoints, old))
-
-
-def _download(checkpoint: str, folder: str) -> Path:
-    for name in storage.read_manifest(checkpoint)["files"]:
-        (Path(folder) / name).write_bytes(storage.read_bytes(storage.join(checkpoint, name)))
-    return Path(folder)
 
 
 def _train_with_ray(
@@ -106,7 +140,6 @@ def _train_with_ray(
     training, failure = config.training, storage.join(run, "failure.json")
     storage.delete(failure)  # of an earlier start whose driver did not live to read it
     filesystem, runs = storage.filesystem(storage.make_folder(storage.join(store, "runs")))
-    open_mapped(dataset)  # on one machine the workers find the cache made, instead of racing to make it
     with ray_session(num_cpus=max(training.num_workers, os.cpu_count() or 1)):
         on_gpu = use_gpu("train", training.num_workers, setting=training.use_gpu)
         trainer = TorchTrainer(
@@ -159,23 +192,27 @@ def _ray_worker(arguments: dict[str, Any]) -> None:
         checkpoint = Checkpoint.from_directory(str(folder)) if folder else None
         ray.train.report({"step": step}, checkpoint=checkpoint)
 
-    def run_loop(restore: Path | None) -> None:
-        hooks = Hooks(report=_log_and(arguments["on_progress"]), save=save, restore=restore)
-        outcome = train_loop(config, dataset, worker, hooks)
+    reported = [found.checkpoint.path for found in ray.train.get_all_reported_checkpoints()]
+    names = [path.rstrip("/").rpartition("/")[2] for path in reversed(reported)]
+    if worker.rank == 0:
+        _delete_unreported(arguments["run"], names)
+    try:
+        with _local_folders([storage.join(arguments["run"], name) for name in names]) as folders:
+            hooks = Hooks(report=_log_and(config, arguments["on_progress"]), save=save, restore=folders)
+            outcome = train_loop(config, dataset, worker, hooks)
         if worker.rank == 0:
             _publish_result(config, dataset, arguments["store"], arguments["run"], outcome)
-
-    try:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            run_loop(None)
-        else:
-            with checkpoint.as_directory() as folder:
-                run_loop(Path(folder))
     except DmlError as error:
         # Every rank sees the same loss and settings, and ends here: Ray would repeat what cannot heal.
         if worker.rank == 0:
             storage.write_json(storage.join(arguments["run"], "failure.json"), {"message": str(error)})
+
+
+def _delete_unreported(run: str, reported: Sequence[str]) -> None:
+    """Remove checkpoints whose upload a full disk or a kill cut short: each new start would add one."""
+    for name in storage.list_folders(run):
+        if name.startswith("checkpoint_") and name not in reported:
+            storage.delete(storage.join(run, name))
 
 
 def _publish_result(
@@ -200,11 +237,16 @@ def _publish_result(
     storage.write_json(storage.join(run, "result.json"), trained.model_dump(mode="json"))
 
 
-def _log_and(on_progress: OnProgress | None) -> OnProgress:
+def _log_and(config: ExperimentConfig, on_progress: OnProgress | None) -> OnProgress:
+    num_steps, batch_size = config.training.num_steps, config.sampler.batch_size
+
     def report(progress: Progress) -> None:
+        left_s = (num_steps - progress.step) * batch_size / max(progress.images_per_second, 1e-9)
         logger.info(
-            "step %d: loss %.4f, %.0f images/s, %.0f %% of the time waiting for data",
+            "step %d of %d%s: loss %.4f, %.0f images/s, %.0f %% of the time waiting for data",
             progress.step,
+            num_steps,
+            f", {time_left(left_s)}" if progress.step < num_steps else "",
             progress.loss,
             progress.images_per_second,
             100 * progress.data_wait,

@@ -109,9 +109,14 @@ class DatasetSupply:
         self.rows = rows
         self.num_classes = rows.num_classes
 
-    def batches(self, worker: Worker, first_step: int) -> Batches:
+    def sampler(self, worker: Worker, first_step: int) -> BatchStream:
+        """What orders this worker's batches.
+
+        Raises:
+            InvalidSetting: the data do not allow such batches.
+        """
         config = self.config
-        sampler = build_sampler(
+        return build_sampler(
             config.sampler,
             self.dataset,
             self.rows.class_ids,
@@ -122,11 +127,14 @@ class DatasetSupply:
             num_steps=config.training.num_steps,
             first_step=first_step,
         )
+
+    def batches(self, worker: Worker, first_step: int) -> Batches:
+        config = self.config
         return TrainingBatches(
             self.mapped,
             positions=self.rows.positions,
             class_ids=self.rows.class_ids,
-            sampler=sampler,
+            sampler=self.sampler(worker, first_step),
             preprocessing=config.preprocessing,
             augmentation=config.augmentation,
             seed=config.seed,

@@ -1,12 +1,16 @@
 """A checkpoint brings back every number of a training state, and belongs to one run."""
 
+import errno
+import resource
+from pathlib import Path
+
 import pytest
 import torch
 
 from dml.config import EncoderConfig, OptimizerConfig
-from dml.errors import IncompatibleArtifact
+from dml.errors import CorruptArtifact, IncompatibleArtifact
 from dml.models.encoder import Encoder
-from dml.training.checkpoint import read_checkpoint, write_checkpoint
+from dml.training.checkpoint import read_checkpoint, verify_checkpoint, write_checkpoint
 from dml.training.optimizer import build_optimizer
 
 
@@ -52,3 +56,64 @@ def test_a_checkpoint_holds_no_pickle(tmp_path):
     advance(modules, optimizer, 0)
     write_checkpoint(tmp_path, step=1, run="a", modules=modules, optimizer=optimizer)
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
+
+
+def written(folder: Path) -> Path:
+    modules, optimizer = state("adamw", seed=0)
+    advance(modules, optimizer, 0)
+    write_checkpoint(folder, step=1, run="a", modules=modules, optimizer=optimizer)
+    return folder
+
+
+def flip_two_bits(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0b11
+    path.write_bytes(content)
+
+
+FILES = [
+    "encoder.safetensors",
+    "loss.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "files.rank-00000.json",
+]
+
+
+def test_a_whole_checkpoint_is_found_whole(tmp_path):
+    verify_checkpoint(written(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", [flip_two_bits, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_damaged_or_missing_file_is_named(name, damage, tmp_path):
+    damage(written(tmp_path) / name)
+    with pytest.raises(CorruptArtifact, match=r"as it was written; .*\.(safetensors|json) is not") as caught:
+        verify_checkpoint(tmp_path)
+    if name.endswith("safetensors"):
+        assert name in str(caught.value)
+
+
+def test_moments_are_laid_out_in_memory_as_their_weights(tmp_path):
+    modules, optimizer = state("adamw", seed=0)
+    modules["encoder"].to(memory_format=torch.channels_last)
+    advance(modules, optimizer, 0)
+    write_checkpoint(tmp_path, step=1, run="a", modules=modules, optimizer=optimizer)
+    others, other_optimizer = state("adamw", seed=1)
+    others["encoder"].to(memory_format=torch.channels_last)
+    read_checkpoint(tmp_path, run="a", modules=others, optimizer=other_optimizer)
+    for parameter, moments in other_optimizer.state.items():
+        assert moments["exp_avg"].stride() == parameter.stride()
+        assert moments["exp_avg_sq"].stride() == parameter.stride()
+
+
+def test_a_disk_that_takes_no_more_is_told_as_the_system_tells_it(tmp_path):
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"encoder\.safetensors") as caught:
+            written(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert caught.value.errno == errno.EFBIG

@@ -1,6 +1,8 @@
 """Training is a pure function of its configuration: killed and resumed, it ends the same."""
 
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from dml.errors import InvalidData, InvalidSetting, TrainingFailed
 from dml.models.package import load_package
 from dml.presets import experiment
 from dml.training import ray_trainer
+from dml.training.checkpoint import verify_checkpoint
 from dml.training.loop import Hooks, run_identity, train_loop
 from dml.training.spawn import run_ranks
 from dml.training.state import initial_encoder
@@ -80,6 +83,101 @@ def test_a_killed_run_resumes_and_ends_bitwise_as_the_undisturbed_one(settings, 
     assert again[0] == 5, "the checkpoint after step 4 is where it goes on"
     torch.testing.assert_close(weights(resumed.package.uri), weights(undisturbed.package.uri), rtol=0, atol=0)
     assert resumed.package.fingerprint == undisturbed.package.fingerprint
+
+
+def flip_two_bits(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0b11
+    path.write_bytes(content)
+
+
+def killed_at_eleven(config, dataset, store):
+    """A run that has checkpoints after the steps 4 and 8; returns their folder."""
+
+    def die(progress):
+        if progress.step == 11:
+            raise Killed
+
+    with pytest.raises(Killed):
+        ray_trainer.train(config, dataset, str(store), die)
+    return store / "runs" / run_identity(config, dataset) / "checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("damaged", "goes_on_at"), [(["step-00000008"], 5), (["step-00000004", "step-00000008"], 1)]
+)
+def test_damaged_checkpoints_are_named_and_left_out(damaged, goes_on_at, dataset, tmp_path, caplog):
+    config = experiment("smoke").overridden(FAST)
+    undisturbed = ray_trainer.train(config, dataset, str(tmp_path / "a"))
+    checkpoints = killed_at_eleven(config, dataset, tmp_path / "b")
+    for name in damaged:
+        flip_two_bits(checkpoints / name / "encoder.safetensors")
+    steps = []
+    resumed = ray_trainer.train(config, dataset, str(tmp_path / "b"), lambda p: steps.append(p.step))
+    assert steps[0] == goes_on_at
+    assert resumed.package.fingerprint == undisturbed.package.fingerprint
+    for name in damaged:
+        assert f"{name}/encoder.safetensors is not" in caplog.text
+    assert ("beginning anew" in caplog.text) == (goes_on_at == 1)
+    for name in storage.list_folders(str(checkpoints)):
+        verify_checkpoint(checkpoints / name)
+
+
+@pytest.mark.parametrize("damage", [shutil.rmtree, lambda folder: (folder / "manifest.json").write_text("{")])
+def test_a_checkpoint_that_cannot_be_opened_at_all_is_left_out(damage, dataset, tmp_path):
+    config = experiment("smoke").overridden(FAST)
+    checkpoints = killed_at_eleven(config, dataset, tmp_path)
+    damage(checkpoints / "step-00000008")
+    ray_trainer.train(config, dataset, str(tmp_path))
+
+
+def test_a_checkpoint_that_cannot_be_published_leaves_nothing_behind(tmp_path):
+    folder = tmp_path / "written"
+    (folder / "encoder.safetensors").mkdir(parents=True)  # cannot be read as a file
+    checkpoints = tmp_path / "checkpoints"
+    with pytest.raises(OSError, match="encoder"):
+        ray_trainer._publish_checkpoint(str(checkpoints), 4, folder)
+    assert list(checkpoints.iterdir()) == []
+
+
+def losses_after_damage(config, dataset, folders, damaged):
+    """On this rank: the steps that are reported when rank 1 alone finds a checkpoint damaged."""
+    rank = dist.get_rank()
+    if rank == damaged:
+        own = [shutil.copytree(folder, f"{folder}-of-{rank}") for folder in folders]
+        flip_two_bits(Path(own[0]) / "optimizer.safetensors")
+        folders = [Path(folder) for folder in own]
+    steps = []
+    hooks = Hooks(report=lambda p: steps.append(p.step), save=lambda step, folder: None, restore=folders)
+    train_loop(config, dataset, Worker(rank, 2), hooks)
+    return steps
+
+
+@pytest.mark.slow
+def test_what_one_worker_finds_damaged_all_leave_out(dataset, tmp_path):
+    config = experiment("smoke").overridden([*FAST, "training.num_workers=2"])
+    saved = {}
+
+    def save(step, folder):
+        saved[step] = shutil.copytree(folder, tmp_path / str(step))
+
+    train_loop(config, dataset, Worker(), Hooks(report=lambda p: None, save=save))
+    steps, _ = run_ranks(2, losses_after_damage, config, dataset, [saved[8], saved[4]], 1)
+    assert steps == list(range(5, 13))
+
+
+def test_what_is_impossible_is_refused_before_the_run_has_a_folder(dataset, tmp_path):
+    config = experiment("smoke").overridden(["sampler.classes_per_batch=64", "training.num_workers=2"])
+    with pytest.raises(InvalidSetting, match=r"64.*classes.*\d+"):
+        ray_trainer.train(config, dataset, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_says_of_how_many_steps_and_what_is_left(dataset, tmp_path, caplog):
+    caplog.set_level("INFO")
+    ray_trainer.train(experiment("smoke").overridden(FAST), dataset, str(tmp_path))
+    assert re.search(r"step 3 of 12, \d+ s left: loss", caplog.text)
+    assert "step 12 of 12: loss" in caplog.text
 
 
 def test_a_finished_run_is_not_run_again(dataset, tmp_path):
@@ -186,7 +284,7 @@ def test_a_run_killed_after_its_last_step_ends_without_another(dataset, tmp_path
     whole = train_loop(config, dataset, Worker(), Hooks(report=lambda p: None, save=save))
     assert list(saved) == [4, 8, 12]
     steps = []
-    hooks = Hooks(report=lambda p: steps.append(p.step), save=save, restore=saved[12])
+    hooks = Hooks(report=lambda p: steps.append(p.step), save=save, restore=[saved[12]])
     again = train_loop(config, dataset, Worker(), hooks)
     assert steps == []
     assert again.loss == whole.loss
@@ -203,7 +301,7 @@ def test_the_loss_at_the_end_is_that_of_the_last_steps_wherever_the_run_was_resu
     whole = train_loop(config, dataset, Worker(), Hooks(report=lambda p: None, save=save))
     assert whole.loss == pytest.approx(np.mean(loss_curve(FAST, dataset)[-10:]), rel=1e-12)
     for step in (4, 8, 12):
-        hooks = Hooks(report=lambda p: None, save=save, restore=saved[step])
+        hooks = Hooks(report=lambda p: None, save=save, restore=[saved[step]])
         assert train_loop(config, dataset, Worker(), hooks).loss == whole.loss, f"after step {step}"
 
 

@@ -52,7 +52,7 @@ def run(
         if die and step == 8:
             raise Killed
 
-    hooks = Hooks(report=lambda progress: None, save=save, restore=restore)
+    hooks = Hooks(report=lambda progress: None, save=save, restore=[restore] if restore else ())
     try:
         outcome = train_loop(config, dataset, Worker(rank, world_size), hooks)
     except Killed:

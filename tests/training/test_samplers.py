@@ -64,7 +64,8 @@ def losses_of(settings, dataset, worker, *, stop_at=None, save_to=None, restore=
 
     try:
         config = experiment("smoke").overridden([*SMALL, *settings])
-        train_loop(config, dataset, worker, Hooks(report=report, save=save, restore=restore))
+        hooks = Hooks(report=report, save=save, restore=[restore] if restore else ())
+        train_loop(config, dataset, worker, hooks)
     except Stopped:
         pass
     return losses

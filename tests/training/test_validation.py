@@ -165,7 +165,7 @@ def test_the_best_step_is_kept_shipped_and_remembered_after_a_kill(dataset: Data
     assert list(found) == [3, 6, 9, 12]
     assert whole.best == BestStep(step=3, metric="map_at_r", value=found[3])
     assert found[3] > max(found[6], found[9], found[12])
-    hooks = Hooks(report=watch, save=lambda step, folder: None, restore=kept[8])
+    hooks = Hooks(report=watch, save=lambda step, folder: None, restore=[kept[8]])
     resumed = train_on(Fading(config, dataset, clear=0), config, Worker(), hooks, run="a")
     assert resumed.best == whole.best
     torch.testing.assert_close(resumed.encoder.state_dict(), whole.encoder.state_dict(), rtol=0, atol=0)

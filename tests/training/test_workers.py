@@ -96,6 +96,28 @@ def test_a_killed_worker_restarts_by_itself_and_ends_as_the_undisturbed_run(data
         torch.testing.assert_close(other, value, rtol=1e-4, atol=1e-5)
 
 
+def test_a_damaged_checkpoint_is_left_out_and_an_unfinished_one_removed(dataset, tmp_path):
+    undisturbed, _ = run(dataset, tmp_path / "a", 2)
+    with pytest.raises(RuntimeError, match="max_failures"):
+        run(dataset, tmp_path / "b", 2, "training.max_failures=0", kill_at=13)
+    (folder,) = (tmp_path / "b" / "runs").iterdir()
+    newest = sorted(folder.glob("checkpoint_*-*"))[-1]
+    content = bytearray((newest / "encoder.safetensors").read_bytes())
+    content[-1] ^= 0b11
+    (newest / "encoder.safetensors").write_bytes(content)
+    unfinished = folder / "checkpoint_9999-12-31_00-00-00.000000"
+    unfinished.mkdir()
+    (unfinished / "state.json").touch()
+    resumed, recorder = run(dataset, tmp_path / "b", 2, "training.max_failures=0")
+    steps = recorder.steps()
+    assert steps[steps.index(13) + 1] == 6, "the checkpoint after step 10 was damaged, that after 5 was not"
+    assert steps[-1] == 20
+    assert not unfinished.exists()
+    for name, value in load_file(f"{undisturbed.package.uri}/weights.safetensors").items():
+        other = load_file(f"{resumed.package.uri}/weights.safetensors")[name]
+        torch.testing.assert_close(other, value, rtol=1e-4, atol=1e-5)
+
+
 def test_two_workers_with_half_of_the_proxies_each_are_killed_and_end_as_one_with_all(dataset, tmp_path):
     loss = {"kind": "cosface", "scale": 8, "sample_rate": 0.5}
     whole, one = run(dataset, tmp_path / "a", 1, f"loss={json.dumps(loss)}")

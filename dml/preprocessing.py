@@ -5,6 +5,7 @@ Pillow and torch only: a search must not wait for torchvision.
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,8 +30,10 @@ _SIGNATURES = re.compile(
 )
 SIGNATURE_BYTES = 16
 
-# Pillow looks at pictures within files, too; it refuses at twice this.
+# Pillow looks at pictures within files, too: at twice this it refuses, and between it would warn of what is
+# refused here.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class UnreadableImage(InvalidData):

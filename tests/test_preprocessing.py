@@ -1,6 +1,8 @@
 """From an image file to a tensor: any kind of file, upright, opaque, to the bit where nothing is to do."""
 
 import io
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -11,8 +13,12 @@ from PIL import Image
 from dml.config import PreprocessingConfig
 from dml.errors import InvalidData
 from dml.preprocessing import (
+    SIGNATURE_BYTES,
+    AmbiguousPixels,
     OversizedImage,
+    UnreadableImage,
     decode,
+    has_signature,
     image_size,
     preprocess,
     preprocess_batch,
@@ -52,6 +58,63 @@ def test_sixteen_bits_become_eight_and_keep_their_order():
     np.testing.assert_array_equal(got, (values >> 8).astype(np.uint8))
 
 
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        (np.array([[0, 0.5, 1]], np.float32), [0, 128, 255]),
+        (np.array([[0, 0.5, 0.25]], np.float64), [0, 128, 64]),
+        (np.array([[0, 127.6, 255]], np.float32), [0, 128, 255]),
+        (np.array([[0, 100, 255]], np.int32), [0, 100, 255]),
+        (np.array([[0, 256, 65535]], np.int32), [0, 1, 255]),
+        (np.array([[0, 255, 65535]], np.uint16), [0, 0, 255]),
+        (np.array([[0, 100, 4095]], np.uint16), [0, 0, 15]),
+    ],
+    ids=[
+        "unit floats",
+        "unit doubles",
+        "floats of 8 bits",
+        "ints of 8 bits",
+        "ints of 16 bits",
+        "16 bits",
+        "12 bits",
+    ],
+)
+def test_grey_values_of_a_tiff_are_scaled_to_eight_bits(values, wanted):
+    image = Image.fromarray(values.astype(np.float32) if values.dtype == np.float64 else values)
+    assert np.asarray(decode(encoded(image, "TIFF"), "L")).tolist() == [wanted]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([[-0.1, 0.5]], np.float32),
+        np.array([[0, 256]], np.float32),
+        np.array([[0, 1e5]], np.float32),
+        np.array([[0, np.nan]], np.float32),
+        np.array([[0, np.inf]], np.float32),
+        np.array([[-1, 5]], np.int32),
+        np.array([[0, 65536]], np.int32),
+    ],
+    ids=repr,
+)
+def test_grey_values_that_may_mean_more_than_one_thing_are_refused(values):
+    with pytest.raises(AmbiguousPixels, match="Scale them"):
+        decode(encoded(Image.fromarray(values), "TIFF"), "RGB")
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_of_several_frames_the_first_is_taken(form):
+    frames = [Image.new("RGB", (8, 6), color) for color in ("white", "black", "red")]
+    image = decode(encoded(frames[0], form, save_all=True, append_images=frames[1:]), "RGB")
+    assert (image.size, image.getpixel((3, 3))) == ((8, 6), (255, 255, 255))
+
+
+@pytest.mark.parametrize("form", ["EPS", "PDF", "ICO", "TGA", "PCX", "SGI", "DDS"])
+def test_only_the_formats_of_pictures_are_decoded(form):
+    with pytest.raises(UnreadableImage, match="An image must be JPEG"):
+        decode(encoded(gradient(), form), "RGB")
+
+
 def test_transparency_is_laid_on_white():
     image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     image.putpixel((0, 0), (255, 0, 0, 255))
@@ -89,6 +152,12 @@ def test_what_is_no_image_is_refused(content):
         decode(content, "RGB")
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM"])
+def test_every_format_has_a_signature(form):
+    assert has_signature(encoded(gradient(), form)[:SIGNATURE_BYTES])
+    assert not has_signature(b"x" + encoded(gradient(), form)[: SIGNATURE_BYTES - 1])
+
+
 def test_random_damage_is_refused_or_decodes_but_never_escapes():
     chance = np.random.default_rng(0)
     for form in ("PNG", "JPEG", "GIF", "TIFF", "WEBP"):
@@ -110,6 +179,30 @@ def test_a_decompression_bomb_is_refused_from_its_header(side):
     for refused in (image_size, lambda c: decode(c, "RGB"), lambda c: preprocess(c, PLAIN)):
         with pytest.raises(OversizedImage, match="at most 64000000 pixels"):
             refused(content)
+
+
+MEMORY = """
+import resource, sys
+from dml.config import PreprocessingConfig
+from dml.preprocessing import preprocess
+from tests.data.pictures import huge_png
+content = huge_png(int(sys.argv[1]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    preprocess(content, PreprocessingConfig())
+except Exception as error:
+    assert type(error).__name__ == "OversizedImage", error
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("side", "at_most_mib"), [(13_000, 10), (8_000, 450)])
+def test_a_query_of_few_bytes_takes_little_memory(side, at_most_mib):
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(side)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < at_most_mib
 
 
 def test_a_limit_of_pixels_can_be_lower_and_is_a_limit():

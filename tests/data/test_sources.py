@@ -3,6 +3,7 @@
 import gzip
 import pickle
 import re
+import resource
 import struct
 import time
 import unicodedata
@@ -233,6 +234,35 @@ def test_mnist_is_read_from_idx_files(tmp_path, pack):
     assert [p.reason for p in listing.problems] == ["missing file"], "t10k has no labels"
     np.testing.assert_array_equal(np.asarray(decode(source.read(listing.samples[2].locator), "L")), images[2])
     assert listing.split == ClassSplit()
+
+
+def test_mnists_four_files_are_two_parts_of_the_same_classes(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
+    files = {}
+    for prefix, labels in (("train", [0, 1, 2]), ("t10k", [2, 1, 0])):
+        files[f"raw/{prefix}-images-idx3-ubyte"] = idx(images)
+        files[f"raw/{prefix}-images-idx3-ubyte.gz"] = gzip.compress(idx(images))
+        files[f"raw/{prefix}-labels-idx1-ubyte.gz"] = gzip.compress(idx(np.array(labels, np.uint8)))
+    listing = open_source(str(write(tmp_path, files))).list()
+    assert [(s.id, s.label, s.attributes["part"]) for s in listing.samples] == [
+        ("t10k/000000", "2", "test"),
+        ("t10k/000001", "1", "test"),
+        ("t10k/000002", "0", "test"),
+        ("train/000000", "0", "train"),
+        ("train/000001", "1", "train"),
+        ("train/000002", "2", "train"),
+    ]
+    assert (listing.split, listing.problems) == (ClassSplit(), [])
+
+
+def test_an_idx_file_that_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path):
+    header = struct.pack(">HBB2I", 0, 8, 2, 5, 5)
+    bomb = gzip.compress(header + bytes(1 << 28), compresslevel=1)
+    files = {"train-images-idx3-ubyte.gz": bomb, "train-labels-idx1-ubyte": idx(np.zeros(5, np.uint8))}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InvalidData, match="got more"):
+        open_source(str(write(tmp_path, files))).list()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 
 def test_a_short_idx_file_is_refused(tmp_path):

@@ -23,7 +23,9 @@ class TorchvisionConfig(Part):
     pretrained: bool | Literal["IMAGENET1K_V1", "IMAGENET1K_V2"] = Field(
         False, description="fetch ImageNet weights from the hub; True: torchvision's latest"
     )
-    weights: Path | None = Field(None, description="a local safetensors file in torchvision's key names")
+    weights: Path | None = Field(
+        None, description="a local safetensors or .pth file in torchvision's key names"
+    )
 
 
 class TimmConfig(Part):
@@ -32,7 +34,7 @@ class TimmConfig(Part):
     kind: Literal["timm"] = "timm"
     name: str = "resnet50"
     pretrained: bool = Field(False, description="fetch weights from the hub")
-    weights: Path | None = Field(None, description="a local safetensors file in timm's key names")
+    weights: Path | None = Field(None, description="a local safetensors or .pth file in timm's key names")
 
 
 BackboneConfig = Annotated[Conv4Config | TorchvisionConfig | TimmConfig, Field(discriminator="kind")]

@@ -6,11 +6,11 @@ torchvision and timm are imported only when one of theirs is built: they cost se
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dml.config import BackboneConfig, Conv4Config, TimmConfig, TorchvisionConfig
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
+from dml.models.weights import read_weights, require_weights_file
 from dml.storage import file_digest
 
 
@@ -43,6 +43,7 @@ def build_backbone(
 
     Raises:
         MissingArtifact: a weights file that is not there.
+        CorruptArtifact: a weights file that is something else, or cut short.
         IncompatibleArtifact: a weights file for another network.
     """
     match config:
@@ -77,12 +78,13 @@ def require_weights(config: BackboneConfig) -> None:
 
     Raises:
         MissingArtifact: a weights file that is not there, or a hub that cannot be reached.
-        CorruptArtifact: a file in the hub's cache that is another than its name says.
+        CorruptArtifact: a weights file that is something else; one in the hub's cache that is another than
+            its name says.
     """
     if config.kind == "conv4":
         return
     if config.weights is not None:
-        _require_weights(config.weights)
+        require_weights_file(config.weights)
     elif config.kind == "torchvision" and config.pretrained:
         import torch
 
@@ -159,21 +161,17 @@ def _timm(config: TimmConfig, channels: int, pretrained: bool, own_pooling: bool
 
 def weights_digest(path: Path) -> str:
     """Hex SHA-256 of a weights file; raises MissingArtifact when there is none."""
-    _require_weights(path)
+    require_weights_file(path)
     return file_digest(str(path))
 
 
-def _require_weights(path: Path) -> None:
-    if not path.is_file():
-        raise MissingArtifact(f"The backbone's weights must be a safetensors file; there is none at {path}.")
-
-
 def _load_weights(module: nn.Module, path: Path) -> None:
-    """Strictly load a safetensors file; entries of the classifier that was cut off are left out."""
-    _require_weights(path)
+    """Strictly load a weights file; entries of the classifier that was cut off are left out."""
     target = module.extractor if isinstance(module, _FeatureMap) else module
     wanted = target.state_dict()
-    loaded = {k: v for k, v in load_file(path).items() if k in wanted or not k.startswith(_CLASSIFIER_KEYS)}
+    loaded = {
+        k: v for k, v in read_weights(path).items() if k in wanted or not k.startswith(_CLASSIFIER_KEYS)
+    }
     missing = sorted(k for k in wanted.keys() - loaded.keys() if not k.endswith("num_batches_tracked"))
     unknown = sorted(loaded.keys() - wanted.keys())
     reshaped = sorted(k for k in wanted.keys() & loaded.keys() if wanted[k].shape != loaded[k].shape)

@@ -82,14 +82,16 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find the most similar items of an index, embedded by exactly the package that made it."""
+    from dml.data.sources.files import read_local
+    from dml.data.sources.sample import MAX_BYTES, Refused
     from dml.serving.searcher import Searcher
 
     try:
-        content = image.read_bytes()
-    except OSError as error:
+        content = read_local(str(image), MAX_BYTES)
+    except Refused as refusal:
         raise MissingArtifact(
-            f"The query must be a readable image file; {image}: {error.strerror}."
-        ) from error
+            f"The query must be a readable image file; {image}: {refusal.reason}, {refusal.detail}."
+        ) from refusal
     (found,) = Searcher.open(store_uri(store), name).search([content], k=k, where=where or [])
     if picture is not None:
         _write_picture(picture, found, content)

@@ -1,5 +1,6 @@
 """Inner products of unit vectors, and the one place that decides their precision."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,13 +19,55 @@ def cosine_similarities(anchors: Tensor, references: Tensor) -> Tensor:
         (A, R) float32, or float64 where the input is float64; larger is closer.
     """
     # Similarities in float32: just below 1.0 bfloat16 steps by 0.0039, so closer neighbours would tie.
-    with torch.autocast(device_type=anchors.device.type, enabled=False):
+    with without_autocast(anchors.device):
         return at_least_float32(anchors) @ at_least_float32(references).T
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Computing in the precision of the values themselves, on any device."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def at_least_float32(values: Tensor) -> Tensor:
     """Half precision widened to float32; float32 and float64 as they came."""
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def unit_length(vectors: Tensor) -> Tensor:
+    """Vectors divided by their Euclidean length; the gradient is exact.
+
+    Args:
+        vectors: (..., D) float.
+
+    Returns:
+        (..., D) float32, or float64 where the input is float64. A vector of zeros has no direction: it stays
+        zero and gets a zero gradient, where an epsilon in the denominator would give one of 1e12. A vector
+        that is not finite gives NaN.
+    """
+    with without_autocast(vectors.device):
+        unit: Tensor = _UnitLength.apply(at_least_float32(vectors))
+    return unit
+
+
+class _UnitLength(torch.autograd.Function):
+    """x / |x|, of which autograd's own pieces take twice as many passes."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        lengths = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+        lengths = torch.where(lengths > 0, lengths, torch.inf)
+        unit = values / lengths
+        ctx.save_for_backward(unit, lengths)
+        return unit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        unit, lengths = ctx.saved_tensors
+        along = (gradient * unit).sum(-1, keepdim=True)
+        return gradient.addcmul(unit, along, value=-1).div_(lengths)
 
 
 def squared_distances(similarities: Tensor) -> Tensor:

@@ -14,14 +14,22 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dml.losses.references import References
-from dml.similarity import at_least_float32
+from dml.similarity import at_least_float32, without_autocast
 
 # 1 MiB of float32: a handful of such blocks stays in the second-level cache. Below 32 rows the products of a
 # block read the references more often than they compute with them. Measured in benchmarks/losses.py.
 _BLOCK_SIMILARITIES, _LEAST_ROWS = 1 << 18, 32
+# 256 MiB of float32; of the half dozen that live at once, 1.5 GiB. A GPU has no cache to fit, but every
+# launch costs microseconds: at B = 16,384 MultiSimilarity takes 570 operators in such blocks, else 50,000.
+_ACCELERATOR_VALUES = 1 << 26
 
 AT_REST = -torch.inf
 """The similarity that stands in the matrix where a pair is not negative: it adds nothing to sums of exp."""
+
+
+def values_at_a_time(device: torch.device, on_cpu: int) -> int:
+    """How many values a block may have: what a CPU's cache holds, or, for few launches, much more."""
+    return on_cpu if device.type == "cpu" else _ACCELERATOR_VALUES
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ def average_over_anchors(
         labels: (A,) int64 class ids.
         references: what the anchors are compared with.
         own: each (A, ...), differentiable: handed to `terms` in the anchors' blocks.
-        block_rows: anchors at a time; None: as many as stay in the cache.
+        block_rows: anchors at a time; None: as many as stay in a CPU's cache, or fill 256 MiB of a GPU.
 
     Returns:
         Scalar: this rank's part, of which the mean over ranks is the average over the global batch. 0 with
@@ -108,7 +116,7 @@ def of_every_anchor(
     """(A,) what `value` gives for each block, (rows,), without gradient."""
     cut = _Cut(labels, references, block_rows)
     anchors, compared = at_least_float32(anchors), at_least_float32(references.embeddings)
-    with torch.autocast(anchors.device.type, enabled=False):
+    with without_autocast(anchors.device):
         return torch.cat([value(cut.pairs(rows, anchors, compared, ())) for rows in cut.slices()])
 
 
@@ -125,9 +133,10 @@ class _Cut:
         in_order, self.order = references.labels.sort(stable=True)
         self.first = torch.searchsorted(in_order, labels)
         self.last = torch.searchsorted(in_order, labels, right=True)
+        # The one thing waited for: it is the shape of all that is made for positives.
         self.most = max(int((self.last - self.first).max()), 1) if len(labels) else 1
-        in_cache = _BLOCK_SIMILARITIES // max(len(self.order), 1)
-        self.block_rows = block_rows or max(in_cache, _LEAST_ROWS)
+        most_values = values_at_a_time(labels.device, _BLOCK_SIMILARITIES)
+        self.block_rows = block_rows or max(most_values // max(len(self.order), 1), _LEAST_ROWS)
         own = torch.arange(len(labels), device=labels.device)
         self.rows = own + references.first_row
         self.own_columns = self.rows if references.contain_anchors else torch.full_like(own, -1)
@@ -181,7 +190,7 @@ class _Sums(torch.autograd.Function):
         gradients: list[_Gradients] = []
         slices = cut.slices()
         numbers: Tensor | None = None
-        with torch.autocast(anchors.device.type, enabled=False):
+        with without_autocast(anchors.device):
             for block, rows in enumerate(slices):
                 pairs = cut.pairs(rows, anchors, references, tuple(value[rows] for value in own))
                 slopes: Sequence[Slope] = ()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dml.similarity import at_least_float32
+from dml.losses.blocks import values_at_a_time
+from dml.similarity import at_least_float32, without_autocast
 
 Logits = Callable[..., Tensor]
 """From anchors (B, D) and the rows of c classes, one or several tensors (c, ...), to fresh logits (B, c)."""
@@ -70,21 +71,23 @@ class _TargetAndRivals(torch.autograd.Function):
         ctx.logits, ctx.axis, ctx.kept = logits, axis, None
         num_classes = len(rows[0]) if chosen is None else len(chosen)
         of_rows = sum(row[:1].numel() for row in rows)
-        ctx.blocks = _cut(num_classes, len(anchors) * values_per_logit + of_rows)
+        ctx.blocks = _cut(num_classes, len(anchors) * values_per_logit + of_rows, anchors.device)
         keep = len(ctx.blocks) == 1 and any(ctx.needs_input_grad)
-        target = anchors.new_zeros(len(anchors))
+        target = anchors.new_zeros(len(anchors), 1)
         parts = []
         for block in ctx.blocks:
             inputs, values = _logits_of(block, logits, chosen, (anchors, *rows), with_graph=keep)
-            own = _pairs_of_one_class(places, block)
             found = values.detach()
-            target[own[0]] = found[own]
-            found[own] = -torch.inf
+            if found.shape[1]:
+                is_here, column = _own_column(places, block)
+                own = found.gather(1, column)
+                target = torch.where(is_here, own, target)
+                found.scatter_(1, column, torch.where(is_here, -torch.inf, own))
             parts.append(found.logsumexp(axis))
             if keep:
                 ctx.kept = inputs, values
         ctx.save_for_backward(places, chosen, rivals := _joined(parts, axis), anchors, *rows)
-        return target, rivals
+        return target[:, 0], rivals
 
     @staticmethod
     @once_differentiable
@@ -93,10 +96,8 @@ class _TargetAndRivals(torch.autograd.Function):
         wanted = [number for number, needed in enumerate(ctx.needs_input_grad[5:]) if needed]
         gradients: list[Tensor | None] = [None] * len(sources)
         for block in ctx.blocks:
-            own = _pairs_of_one_class(places, block)
             if ctx.kept is None:
                 inputs, values = _logits_of(block, ctx.logits, chosen, sources, with_graph=True)
-                values.detach()[own] = -torch.inf
             else:
                 (inputs, values), ctx.kept = ctx.kept, None
             total, weight = (
@@ -106,7 +107,10 @@ class _TargetAndRivals(torch.autograd.Function):
             # The logits make room for their gradient: the softmax among rivals, and the target's own.
             of_logits = values.detach()
             of_logits.sub_(torch.where(total.isfinite(), total, 0.0)).exp_().mul_(weight)
-            of_logits[own] = of_target[own[0]]
+            if of_logits.shape[1]:
+                is_here, column = _own_column(places, block)
+                own = torch.where(is_here, of_target[:, None], of_logits.gather(1, column))
+                of_logits.scatter_(1, column, own)
             found = torch.autograd.grad(values, [inputs[number] for number in wanted], of_logits)
             del inputs, values, of_logits
             for number, gradient in zip(wanted, found, strict=True):
@@ -122,10 +126,11 @@ class _TargetAndRivals(torch.autograd.Function):
         return (None, None, None, None, None, *gradients)
 
 
-def _cut(num_classes: int, values_per_class: int) -> list[slice]:
+def _cut(num_classes: int, values_per_class: int, device: torch.device) -> list[slice]:
     """Blocks of classes: one, if its values can be kept."""
-    whole = num_classes * values_per_class <= _KEPT_VALUES
-    step = max(num_classes if whole else _BLOCK_VALUES // values_per_class, 1)
+    kept, at_a_time = (values_at_a_time(device, most) for most in (_KEPT_VALUES, _BLOCK_VALUES))
+    whole = num_classes * values_per_class <= kept
+    step = max(num_classes if whole else at_a_time // values_per_class, 1)
     return [slice(start, min(start + step, num_classes)) for start in range(0, max(num_classes, 1), step)]
 
 
@@ -135,15 +140,17 @@ def _logits_of(
     """The block's inputs, leaves of a graph of their own, and its logits."""
     anchors, *rows = sources
     at = block if chosen is None else chosen[block]
-    with torch.set_grad_enabled(with_graph), torch.autocast(anchors.device.type, enabled=False):
+    with torch.set_grad_enabled(with_graph), without_autocast(anchors.device):
         inputs = [part.detach().requires_grad_(with_graph) for part in (anchors, *(row[at] for row in rows))]
         return inputs, logits(*inputs)
 
 
-def _pairs_of_one_class(places: Tensor, block: slice) -> tuple[Tensor, Tensor]:
-    """Which anchors have their class in the block, and in which of its columns."""
-    (anchors,) = ((places >= block.start) & (places < block.stop)).nonzero(as_tuple=True)
-    return anchors, places[anchors] - block.start
+def _own_column(places: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    """(B, 1) whether an anchor's class is in the block, and in which of its columns; any, where it is not."""
+    # For all anchors: to list those that have one would wait for a GPU.
+    column = places[:, None] - block.start
+    num_columns = block.stop - block.start
+    return (column >= 0) & (column < num_columns), column.clamp(0, num_columns - 1)
 
 
 def _joined(parts: list[Tensor], axis: int) -> Tensor:

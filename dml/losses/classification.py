@@ -10,29 +10,29 @@ from torch import Tensor, nn
 from dml.losses.blocks import softplus
 from dml.losses.contest import Contest, ContestOptions, cosine_logits
 from dml.losses.references import References
-from dml.similarity import at_least_float32
 
 
 class Softmax(Contest):
     """Cross-entropy behind a linear layer with bias: plain classification, the field's baseline.
 
-    Embeddings come as they are and weights are not normalised. The weights (C, D) start normal with the
-    variance of torch's linear layer, 1 / (3 D), the bias at 0.
+    By default embeddings come as they are; weights are never normalised. The weights (C, D) start normal with
+    the variance of torch's linear layer, 1 / (3 D), the bias at 0.
 
     Args:
         num_classes: C; labels are 0 to C - 1.
         dim: D, length of an embedding.
-        options: seed, sharded, sample_rate; see `Contest`.
+        options: seed, sharded, sample_rate, normalize; see `Contest`.
 
     Source: Bishop 1995, "Neural networks for pattern recognition", sec. 6.9; as a baseline of metric learning
     Zhai, Wu 2019, arXiv:1811.12649, sec. 3.
     """
 
     def __init__(self, num_classes: int, dim: int, **options: Unpack[ContestOptions]) -> None:
+        options.setdefault("normalize", False)
         super().__init__(num_classes, dim, deviation=1 / math.sqrt(3 * dim), **options)
         self.bias = nn.Parameter(torch.zeros(len(self.shard)))
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         return _cross_entropy(*self.contest(embeddings, labels, references, _linear_logits))
 
 
@@ -43,7 +43,7 @@ class NormalisedSoftmax(Contest):
         num_classes: C; labels are 0 to C - 1.
         dim: D, length of an embedding.
         temperature: divides cosines, > 0.
-        options: seed, sharded, sample_rate; see `Contest`.
+        options: seed, sharded, sample_rate, normalize; see `Contest`.
 
     Source: Zhai, Wu 2019, arXiv:1811.12649, sec. 3.1; their layer norm before the embedding is the encoder's.
     """
@@ -54,7 +54,7 @@ class NormalisedSoftmax(Contest):
         super().__init__(num_classes, dim, **options)
         self.temperature = temperature
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         logits = partial(cosine_logits, scale=1 / self.temperature)
         return _cross_entropy(*self.contest(embeddings, labels, references, logits))
 
@@ -67,7 +67,7 @@ class CosFace(Contest):
         dim: D, length of an embedding.
         margin: of cosine; the paper has 0.35, insightface's configurations 0.4.
         scale: multiplies cosines, > 0.
-        options: seed, sharded, sample_rate; see `Contest`.
+        options: seed, sharded, sample_rate, normalize; see `Contest`.
 
     Source: Wang et al. 2018, arXiv:1801.09414, eq. 4.
     """
@@ -85,7 +85,7 @@ class CosFace(Contest):
         self.margin = margin
         self.scale = scale
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         logits = partial(cosine_logits, scale=self.scale)
         target, rivals = self.contest(embeddings, labels, references, logits)
         return _cross_entropy(target - self.scale * self.margin, rivals)
@@ -102,7 +102,7 @@ class ArcFace(Contest):
         beyond_pi: what follows where angle + margin exceeds pi and its cosine rises again. "linear":
             cos(angle) - margin sin(margin), as the authors' first code and most since; "cosine": the formula
             as printed, which there pulls the embedding away from its proxy.
-        options: seed, sharded, sample_rate; see `Contest`.
+        options: seed, sharded, sample_rate, normalize; see `Contest`.
 
     Source: Deng et al. 2019, arXiv:1801.07698, eq. 3; the gradient is the formula's, where insightface's
     later code passes it straight through the angle.
@@ -123,7 +123,7 @@ class ArcFace(Contest):
         self.scale = scale
         self.beyond_pi = beyond_pi
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         logits = partial(cosine_logits, scale=self.scale)
         target, rivals = self.contest(embeddings, labels, references, logits)
         turned = _turned(target / self.scale, self.margin, linear_beyond_pi=self.beyond_pi == "linear")
@@ -131,7 +131,7 @@ class ArcFace(Contest):
 
 
 def _linear_logits(embeddings: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
-    return torch.addmm(at_least_float32(bias), embeddings, at_least_float32(weights).T)
+    return torch.addmm(bias.to(embeddings.dtype), embeddings, weights.to(embeddings.dtype).T)
 
 
 def _cross_entropy(target: Tensor, rivals: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from dml.losses.class_blocks import Logits, target_and_rivals
 from dml.losses.proxies import ProxyLoss, ProxyOptions
 from dml.losses.references import References
 from dml.losses.shards import combine_contests
-from dml.similarity import at_least_float32
 
 
 class ContestOptions(ProxyOptions, total=False):
@@ -23,7 +22,7 @@ class Contest(ProxyLoss):
     Args:
         num_classes: C; labels are 0 to C - 1.
         dim: D, length of an embedding.
-        centres: see `ProxyLoss`, as deviation, seed and sharded.
+        centres: see `ProxyLoss`, as deviation, seed, sharded and normalize.
         sample_rate: Partial-FC (An et al. 2022, arXiv:2203.15565): a training batch meets its own classes and
             each other class with this probability, in (0, 1]; only their rows have a gradient. Which they are
             is a function of the seed and of the number of batches before, which `state_dict` keeps, and not
@@ -44,8 +43,17 @@ class Contest(ProxyLoss):
         seed: int | None = None,
         sharded: bool = False,
         sample_rate: float | None = None,
+        normalize: bool = True,
     ) -> None:
-        super().__init__(num_classes, dim, centres=centres, deviation=deviation, seed=seed, sharded=sharded)
+        super().__init__(
+            num_classes,
+            dim,
+            centres=centres,
+            deviation=deviation,
+            seed=seed,
+            sharded=sharded,
+            normalize=normalize,
+        )
         if sample_rate is not None and not 0 < sample_rate <= 1:
             raise ValueError(
                 f"sample_rate must be in (0, 1], the share of classes to meet; got {sample_rate}. "
@@ -59,7 +67,7 @@ class Contest(ProxyLoss):
         self,
         embeddings: Tensor,
         labels: Tensor,
-        references: References | None,
+        references: References,
         logits: Logits,
         *,
         values_per_logit: int = 1,
@@ -72,11 +80,11 @@ class Contest(ProxyLoss):
         Args:
             embeddings: (B, D) float.
             labels: (B,) int64 class ids, [0, C).
-            references: the global batch; None: the batch itself.
+            references: the global batch.
             logits: from anchors and the rows of some classes, one tensor per parameter.
             values_per_logit: see `target_and_rivals`.
         """
-        batch = self.global_batch(embeddings, labels, references)
+        batch = self.global_batch(labels, references)
         chosen = self._sample(batch.labels)
         if self.shard.world_size > 1:
             embeddings, labels = batch.embeddings, batch.labels
@@ -99,8 +107,9 @@ class Contest(ProxyLoss):
         classes = torch.arange(first, last, device=labels.device)
         met = Chance(self.seed, self.num_calls).uniform(classes, 1, 0)[:, 0] < self.sample_rate
         self.num_calls += 1
-        met[labels[(labels >= first) & (labels < last)] - first] = True
-        return met.nonzero()[:, 0]
+        met = nn.functional.pad(met, (0, 1))  # labels of other shards go behind the last row
+        met[torch.where((labels >= first) & (labels < last), labels - first, last - first)] = True
+        return met[:-1].nonzero()[:, 0]
 
 
 def _places(rows: Tensor, chosen: Tensor | None, num_rows: int) -> Tensor:
@@ -112,4 +121,4 @@ def _places(rows: Tensor, chosen: Tensor | None, num_rows: int) -> Tensor:
 
 def cosine_logits(anchors: Tensor, proxies: Tensor, *, scale: float) -> Tensor:
     """(B, c) scaled cosines of unit anchors (B, D) to proxies (c, D) of any length."""
-    return (scale * anchors) @ nn.functional.normalize(at_least_float32(proxies), dim=-1).T
+    return (scale * anchors) @ nn.functional.normalize(proxies.to(anchors.dtype), dim=-1).T

@@ -1,8 +1,11 @@
 """The margin loss: distances of positives below, of negatives above a boundary that is learnt."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 
+from dml.losses.base import LossOptions
 from dml.losses.blocks import Pairs, Totals, average_over_anchors
 from dml.losses.chance import Chance
 from dml.losses.mining import MinedLoss, Miner, Mining, miner_of
@@ -73,6 +76,7 @@ class Margin(MinedLoss):
         learn_beta: whether the boundary is a parameter; it wants a rate of its own, 5e-4 with Adam at 1e-5.
         mining: which pairs count.
         seed: of what is drawn.
+        options: normalize; see `EmbeddingLoss`.
     """
 
     def __init__(
@@ -85,16 +89,19 @@ class Margin(MinedLoss):
         learn_beta: bool = True,
         mining: Mining | Miner = "distance-weighted",
         seed: int = 0,
+        **options: Unpack[LossOptions],
     ) -> None:
-        super().__init__(mining, seed)
+        super().__init__(mining, seed, **options)
         self.alpha, self.nu = alpha, nu
         start = torch.full(() if num_classes is None else (num_classes,), beta)
         self.beta = nn.Parameter(start, requires_grad=learn_beta)
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
-        references = References.of(embeddings, labels, references)
-        if self.beta.ndim:
-            check_class_ids(labels, len(self.beta), "boundary")
+    def check_labels(self, labels: Tensor) -> Tensor:
+        if not self.beta.ndim:
+            return super().check_labels(labels)
+        return check_class_ids(labels, len(self.beta), "boundary")
+
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         return margin_loss(
             embeddings,
             labels,

@@ -1,10 +1,12 @@
 """A memory of former batches around any loss of pairs."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dml.losses.base import EmbeddingLoss
 from dml.losses.references import References
 from dml.similarity import at_least_float32
 
@@ -15,7 +17,8 @@ class CrossBatchMemory(nn.Module):
     Embeddings change slowly after a while, so that those of the last batches still serve as references,
     without gradient. The memory is a part of the module's state: a resumed run remembers what it remembered.
     It is filled with the global batch in rank order, hence the same on every worker and for any number of
-    them. A batch is remembered after its loss: no image meets its own copy.
+    them. A batch is remembered after its loss: no image meets its own copy. A row that is not finite is never
+    remembered: one bad batch gives one bad loss.
 
     Args:
         loss: a loss of pairs whose references need not contain its anchors. Ours that want them there say so
@@ -35,6 +38,7 @@ class CrossBatchMemory(nn.Module):
     labels: Tensor
     num_calls: Tensor
     num_seen: Tensor
+    """() int64, rows remembered so far, those overwritten among them."""
 
     def __init__(
         self, loss: nn.Module, *, dim: int, size: int = 8192, start_after: int = 1000, weight: float = 1.0
@@ -55,17 +59,20 @@ class CrossBatchMemory(nn.Module):
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("num_calls", torch.zeros((), dtype=torch.int64))
         self.register_buffer("num_seen", torch.zeros((), dtype=torch.int64))
+        self._in_full_use = False
+        self.register_load_state_dict_post_hook(_look_again)  # type: ignore[no-untyped-call]
 
     def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
         references = References.of(embeddings, labels, references)
         total: Tensor = self.loss(embeddings, labels, references)
-        num_seen, num_calls = torch.stack([self.num_seen, self.num_calls]).tolist()  # one wait for a GPU
-        size = min(num_seen, len(self.labels))
-        if size and num_calls >= self.start_after:
+        size = self._size_to_use()
+        if size:
+            # Ours keep nothing of references without gradient; autograd may hold another's until backward.
+            kept = self.embeddings if isinstance(self.loss, EmbeddingLoss) else self.embeddings.clone()
             remembered = replace(
                 references,
                 # In float64 where the batch is: a loss of pairs has no precision of its own.
-                embeddings=self.embeddings[:size].to(at_least_float32(embeddings).dtype),
+                embeddings=kept[:size].to(at_least_float32(embeddings).dtype),
                 labels=self.labels[:size],
                 contain_anchors=False,
             )
@@ -74,15 +81,36 @@ class CrossBatchMemory(nn.Module):
             self._remember(references)
         return total
 
+    def _size_to_use(self) -> int:
+        """How many rows serve as references; once all do, it needs no look at the counts, and no wait."""
+        if self._in_full_use:
+            return len(self.labels)
+        counts = torch.stack([self.num_seen, self.num_calls])
+        num_seen, num_calls = map(int, counts.tolist())  # one wait for a GPU
+        if num_calls < self.start_after:
+            return 0
+        self._in_full_use = num_seen >= len(self.labels)
+        return min(num_seen, len(self.labels))
+
     @torch.no_grad()
     def _remember(self, references: References) -> None:
-        """Write the global batch over the oldest rows."""
+        """Write the global batch's finite rows over the oldest."""
         size = len(self.labels)
-        rows, labels = references.embeddings[-size:], references.labels[-size:]
-        # A new tensor, not the old one's rows: autograd still holds those for the backward of this call.
-        self.embeddings, self.labels = self.embeddings.clone(), self.labels.clone()
-        places = (self.num_seen + torch.arange(len(labels), device=labels.device)) % size
-        self.embeddings[places] = rows.to(self.embeddings.dtype)
-        self.labels[places] = labels
-        self.num_seen += len(labels)
+        rows, labels = references.embeddings.to(self.embeddings.dtype), references.labels
+        is_finite = rows.sum(1).isfinite()
+        # The finite ones behind the others, each in their order; of these the last, as many as there is room.
+        order = is_finite.byte().argsort(stable=True)[-size:]
+        num_finite = torch.count_nonzero(is_finite).clamp_max(size)
+        # The first of these places are of rows that are not finite: they keep what they have.
+        nth = torch.arange(len(order), device=labels.device) - (len(order) - num_finite)
+        places = (self.num_seen + nth) % size
+        is_new = nth >= 0
+        self.embeddings[places] = torch.where(is_new[:, None], rows[order], self.embeddings[places])
+        self.labels[places] = torch.where(is_new, labels[order], self.labels[places])
+        self.num_seen += num_finite
         self.num_calls += 1
+
+
+def _look_again(memory: CrossBatchMemory, _: Any) -> None:
+    """Another state was loaded: how much of it can be used is not known any more."""
+    memory._in_full_use = False

@@ -6,11 +6,12 @@ the chance of the anchor's place in the global batch: any number of workers draw
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 
+from dml.losses.base import EmbeddingLoss, LossOptions
 from dml.losses.blocks import AT_REST, Pairs
 from dml.losses.chance import Chance
 from dml.similarity import distances
@@ -45,7 +46,8 @@ def keep_all(pairs: Pairs, _: Chance) -> Tuples:
 
 def draw_random(pairs: Pairs, chance: Chance) -> Tuples:
     """Naive sampling, thinned: each positive with one negative, drawn uniformly."""
-    return _paired(pairs, pairs.is_positive, _draw(_is_negative(pairs), pairs, chance))
+    uniform = chance.uniform(pairs.rows, pairs.columns.shape[1], 0)
+    return _paired(pairs, pairs.is_positive, _draw_uniform(pairs, uniform))
 
 
 def keep_batch_hard(pairs: Pairs, _: Chance) -> Tuples:
@@ -96,8 +98,7 @@ def draw_soft_hard(pairs: Pairs, chance: Chance) -> Tuples:
     hard = torch.where(hard.any(1, keepdim=True), hard, pairs.is_positive)
     uniform = chance.uniform(pairs.rows, 2, 0)
     positive, _ = _draw_weighted(hard.to(positives.dtype), uniform[:, :1])
-    hard_negatives = _or_all(_sign_of_positive(pairs.negatives.detach() - farthest), pairs)
-    negative, _ = _draw_weighted(hard_negatives, uniform[:, 1:])
+    negative = _draw(_sign_of_positive(pairs.negatives.detach() - farthest), pairs, uniform[:, 1:])
     return _paired(pairs, _only(positive, pairs), negative.expand_as(pairs.columns))
 
 
@@ -129,7 +130,8 @@ class DrawDistanceWeighted:
         weights = log_weights.sub_(log_weights.amax(1, keepdim=True)).exp_()
         # At or beyond the farthest, weight 0; what is no negative is farther than everything.
         weights *= _sign_of_positive(similarities - least)
-        return _paired(pairs, pairs.is_positive, _draw(_or_all(weights, pairs), pairs, chance))
+        uniform = chance.uniform(pairs.rows, pairs.columns.shape[1], 0)
+        return _paired(pairs, pairs.is_positive, _draw(weights, pairs, uniform))
 
     def _log_weights(self, similarities: Tensor) -> Tensor:
         # d^2 = 2 - 2s and 1 - d^2/4 = (1 + s) / 2, both up to a factor.
@@ -209,19 +211,27 @@ def miner_of(mining: Mining | Miner, *, dim: int, margin: float | None = 0.2, sq
     return named[mining]
 
 
-class MinedLoss(nn.Module):
+class MinedLoss(EmbeddingLoss):
     """A loss whose miner may draw: it counts its calls, and `state_dict` resumes the count.
 
     Args:
         mining: a name of `MINING`, or a miner.
         seed: of what is drawn.
         margin: of semi-hard negatives.
+        options: normalize; see `EmbeddingLoss`.
     """
 
     num_calls: Tensor
 
-    def __init__(self, mining: Mining | Miner, seed: int, *, margin: float | None = 0.2) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        mining: Mining | Miner,
+        seed: int,
+        *,
+        margin: float | None = 0.2,
+        **options: Unpack[LossOptions],
+    ) -> None:
+        super().__init__(**options)
         miner_of(mining, dim=4, margin=margin)  # refuses now what it would refuse at the first batch
         self.mining, self.seed = mining, seed
         self.within_batch = mining == "n-pair"
@@ -253,27 +263,30 @@ def _only(slot: Tensor, pairs: Pairs) -> Tensor:
     return torch.zeros_like(pairs.is_positive).scatter_(1, slot, True) & pairs.is_positive
 
 
-def _is_negative(pairs: Pairs) -> Tensor:
-    """(A, R) 1 where there is a negative, else 0."""
-    return _sign_of_positive(pairs.negatives.detach() + 2)
-
-
-def _or_all(weights: Tensor, pairs: Pairs) -> Tensor:
-    """The weights; in rows without any, equal ones for all negatives."""
-    none = ~(weights.amax(1) > 0)
-    if none.any():
-        weights[none] = _is_negative(pairs)[none]
-    return weights
-
-
 def _sign_of_positive(values: Tensor) -> Tensor:
     """1 where positive, else 0, of the values' own memory; a comparison costs three times as much."""
     return values.relu_().sign_()
 
 
-def _draw(weights: Tensor, pairs: Pairs, chance: Chance) -> Tensor:
-    """(A, P) columns, one for each positive, drawn by the weights (A, R)."""
-    return _draw_weighted(weights, chance.uniform(pairs.rows, pairs.columns.shape[1], 0))[0]
+def _draw(weights: Tensor, pairs: Pairs, uniform: Tensor) -> Tensor:
+    """Columns (A, S) drawn by weights (A, R) with uniform numbers (A, S); of all negatives without any."""
+    columns, has_any = _draw_weighted(weights, uniform)
+    return torch.where(has_any[:, None], columns, _draw_uniform(pairs, uniform))
+
+
+def _draw_uniform(pairs: Pairs, uniform: Tensor) -> Tensor:
+    """Columns (A, S) of negatives, each as likely, drawn with uniform numbers (A, S); any without negatives.
+
+    The n-th negative stands behind n others and the class's own columns up to there: O(S log P), not O(R).
+    """
+    num_columns, num_negatives = pairs.negatives.shape[1], pairs.num_negatives[:, None]
+    nth = (uniform.to(pairs.positives.dtype) * num_negatives).long()
+    nth = torch.minimum(nth, num_negatives - 1).clamp_min(0)
+    slots = torch.arange(pairs.columns.shape[1], device=nth.device)
+    is_own = slots < num_columns - num_negatives
+    negatives_before = torch.where(is_own, pairs.columns - slots, num_columns)
+    found = nth + torch.searchsorted(negatives_before, nth, right=True)
+    return found.clamp_max(num_columns - 1)
 
 
 def _draw_weighted(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

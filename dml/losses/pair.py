@@ -1,9 +1,12 @@
 """Losses over pairs: every anchor against its positives and its negatives."""
 
-import torch
-from torch import Tensor, nn
+from typing import Unpack
 
-from dml.losses.blocks import Pairs, Totals, average_over_anchors, log_one_plus_sum_exp
+import torch
+from torch import Tensor
+
+from dml.losses.base import EmbeddingLoss, LossOptions
+from dml.losses.blocks import AT_REST, Pairs, Totals, average_over_anchors, log_one_plus_sum_exp
 from dml.losses.chance import Chance
 from dml.losses.mining import (
     KeepMultiSimilarity,
@@ -58,10 +61,10 @@ def contrastive_loss(
 
     def terms(pairs: Pairs) -> Totals:
         tuples = miner(pairs, chance)
-        near = pairs.positives[tuples.is_kept]
+        near, far = _chosen(tuples.is_kept, pairs.positives, 1.0), _within(tuples, negative_margin)
         hinges = [
             (distances(near) - positive_margin).clamp_min(0),
-            (negative_margin - distances(_within(tuples, negative_margin))).clamp_min(0),
+            (negative_margin - distances(far)).clamp_min(0),
         ]
         counts = torch.stack([torch.count_nonzero(hinge).to(hinge.dtype) for hinge in hinges])
         return Totals(torch.stack([(h.square() if squared else h).sum() for h in hinges]), counts)
@@ -72,9 +75,15 @@ def contrastive_loss(
 def _within(tuples: Tuples, distance: float) -> Tensor:
     """The similarities of the kept negatives that may be closer than a distance, a hair more than are."""
     if tuples.paired:
-        return tuples.negatives[tuples.is_kept]
+        return _chosen(tuples.is_kept, tuples.negatives, AT_REST)
     # Most negatives of a batch are at rest, and the few others are quickly gathered.
-    return tuples.negatives[tuples.negatives > 1 - 0.5 * distance**2 - 1e-6]
+    is_within = tuples.negatives > 1 - 0.5 * distance**2 - 1e-6
+    return _chosen(is_within, tuples.negatives, AT_REST)
+
+
+def _chosen(mask: Tensor, values: Tensor, rest: float) -> Tensor:
+    """The values under the mask; off the CPU, where counting them waits, all, the others at rest."""
+    return values[mask] if values.device.type == "cpu" else torch.where(mask, values, rest)
 
 
 def multi_similarity_loss(
@@ -131,11 +140,12 @@ class Contrastive(MinedLoss):
         squared: bool = True,
         mining: Mining | Miner = "all",
         seed: int = 0,
+        **options: Unpack[LossOptions],
     ) -> None:
-        super().__init__(mining, seed)
+        super().__init__(mining, seed, **options)
         self.positive_margin, self.negative_margin, self.squared = positive_margin, negative_margin, squared
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         return contrastive_loss(
             embeddings,
             labels,
@@ -148,19 +158,25 @@ class Contrastive(MinedLoss):
         )
 
 
-class MultiSimilarity(nn.Module):
+class MultiSimilarity(EmbeddingLoss):
     """`multi_similarity_loss` as a module."""
 
     def __init__(
-        self, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5, *, epsilon: float | None = 0.1
+        self,
+        alpha: float = 2.0,
+        beta: float = 50.0,
+        base: float = 0.5,
+        *,
+        epsilon: float | None = 0.1,
+        **options: Unpack[LossOptions],
     ) -> None:
-        super().__init__()
+        super().__init__(**options)
         self.alpha = alpha
         self.beta = beta
         self.base = base
         self.epsilon = epsilon
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         return multi_similarity_loss(
             embeddings,
             labels,

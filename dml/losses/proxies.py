@@ -4,25 +4,25 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from dml.losses.base import EmbeddingLoss, LossOptions
 from dml.losses.references import References, check_class_ids
 from dml.losses.shards import Shard, of_all_shards
 
 _ROWS_PER_DRAW = 1024
 
 
-class ProxyOptions(TypedDict, total=False):
+class ProxyOptions(LossOptions, total=False):
     """What every proxy loss can be told beside its own settings; `ProxyLoss` says what each means."""
 
     seed: int | None
     sharded: bool
 
 
-class ProxyLoss(nn.Module):
+class ProxyLoss(EmbeddingLoss):
     """What all proxy losses have in common: the proxies.
 
     Args:
@@ -36,6 +36,7 @@ class ProxyLoss(nn.Module):
             gradients stay those of the whole. Before wrapping it in DistributedDataParallel call
             `keep_shards_local`; a norm of all gradients must add the squares over ranks. A rank's optimiser
             holds the state of its rows.
+        normalize: see `EmbeddingLoss`.
     """
 
     within_batch = True
@@ -52,8 +53,9 @@ class ProxyLoss(nn.Module):
         deviation: float | None = None,
         seed: int | None = None,
         sharded: bool = False,
+        normalize: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(normalize=normalize)
         self.seed = torch.initial_seed() if seed is None else seed
         self.sharded = sharded
         self.shard = Shard.here(num_classes) if sharded else Shard(num_classes)
@@ -66,15 +68,16 @@ class ProxyLoss(nn.Module):
     def num_classes(self) -> int:
         return self.shard.num_rows
 
-    def global_batch(self, embeddings: Tensor, labels: Tensor, references: References | None) -> References:
-        """The batch of all ranks, ready for this rank's shard; the batch itself where none is given.
+    def check_labels(self, labels: Tensor) -> Tensor:
+        return check_class_ids(labels, self.num_classes, "proxy")
+
+    def global_batch(self, labels: Tensor, references: References) -> References:
+        """The batch of all ranks, ready for this rank's shard.
 
         Raises:
-            ValueError: a label without a proxy, references without the anchors, or shards without the global
-                batch.
+            ValueError: references without the anchors, or shards without the global batch.
         """
-        batch = References.of(embeddings, labels, references).with_anchors("A proxy loss")
-        check_class_ids(labels, self.num_classes, "proxy")
+        batch = references.with_anchors("A proxy loss")
         if self.shard.world_size == 1:
             return batch
         if len(batch.labels) != self.shard.world_size * len(labels):

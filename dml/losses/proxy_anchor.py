@@ -25,7 +25,7 @@ class ProxyAnchor(ProxyLoss):
         dim: D, length of an embedding.
         margin: of cosine similarity, delta in the paper.
         scale: alpha in the paper.
-        options: seed, sharded; see `ProxyLoss`.
+        options: seed, sharded, normalize; see `ProxyLoss`.
 
     Source: Kim et al. 2020, arXiv:2003.13911, eq. 4.
     """
@@ -43,8 +43,8 @@ class ProxyAnchor(ProxyLoss):
         self.margin = margin
         self.scale = scale
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
-        batch = self.global_batch(embeddings, labels, references)
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
+        batch = self.global_batch(labels, references)
         share = self.shard
         if not self.sharded:
             share = Shard(self.num_classes, batch.first_row // len(labels), len(batch.labels) // len(labels))
@@ -52,18 +52,22 @@ class ProxyAnchor(ProxyLoss):
         places = batch.labels - share.first
         logits = partial(cosine_logits, scale=self.scale)
         near, far = target_and_rivals(logits, batch.embeddings, places, (proxies,), per="class")
-        ours = (places >= 0) & (places < len(share))
-        attracting = _log_sum_exp_by_class(self.scale * self.margin - near[ours], places[ours])
+        attracting, is_present = _log_sum_exp_by_class(self.scale * self.margin - near, places, len(share))
         repelling = softplus(far + self.scale * self.margin)
-        num_present = len(torch.unique(batch.labels))
-        part = softplus(attracting).sum() / num_present + repelling.sum() / self.num_classes
+        in_order = batch.labels.sort().values
+        num_present = 1 + torch.count_nonzero(in_order[1:] != in_order[:-1])
+        part = (softplus(attracting) * is_present).sum() / num_present + repelling.sum() / self.num_classes
         # Of whole proxies the ranks' parts are averaged, loss and gradients alike; shards know the total.
         return sum_over_shards(part, share.world_size) if self.sharded else part * share.world_size
 
 
-def _log_sum_exp_by_class(values: Tensor, classes: Tensor) -> Tensor:
-    """log sum exp of the values of every class that has some, (N,) to one for each such class."""
-    present, index = torch.unique(classes, return_inverse=True)
-    peaks = values.new_full((len(present),), -torch.inf)
+def _log_sum_exp_by_class(values: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """log sum exp of the values (N,) of every class (C,), 0 for one without; and which classes have some."""
+    # Values of classes outside [0, C) go behind the last: to leave them out by a mask would wait for a GPU.
+    index = torch.where((classes >= 0) & (classes < num_classes), classes, num_classes)
+    peaks = values.new_full((num_classes + 1,), -torch.inf)
     peaks = peaks.scatter_reduce(0, index, values.detach(), "amax")
-    return torch.zeros_like(peaks).index_add(0, index, (values - peaks[index]).exp()).log() + peaks
+    sums = torch.zeros_like(peaks).index_add(0, index, (values - peaks[index]).exp())
+    is_present = sums > 0
+    logs = torch.where(is_present, sums, 1.0).log() + torch.where(is_present, peaks, 0.0)
+    return logs[:-1], is_present[:-1]

@@ -22,7 +22,7 @@ class ProxyNCA(Contest):
         dim: D, length of an embedding.
         scale: multiplies squared distances of unit vectors. The equation has none (1); 9 is the factor 3 on
             embeddings and on proxies that the usual code has.
-        options: seed, sharded, sample_rate; see `Contest`.
+        options: seed, sharded, sample_rate, normalize; see `Contest`.
 
     Source: Movshovitz-Attias et al. 2017, arXiv:1703.07464, eq. 4.
     """
@@ -38,7 +38,7 @@ class ProxyNCA(Contest):
             )
         self.scale = scale
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         logits = partial(cosine_logits, scale=2 * self.scale)
         target, rivals = self.contest(embeddings, labels, references, logits)
         return (rivals - target).mean()
@@ -53,7 +53,7 @@ class ProxyNCAPlusPlus(Contest):
         num_classes: C; labels are 0 to C - 1.
         dim: D, length of an embedding.
         temperature: T, divides squared distances of unit vectors.
-        options: seed, sharded, sample_rate; see `Contest`.
+        options: seed, sharded, sample_rate, normalize; see `Contest`.
 
     Source: Teh, DeVries, Taylor 2020, arXiv:2004.01113, eq. 5 and 6; their max pooling and layer norm are the
     encoder's.
@@ -65,7 +65,7 @@ class ProxyNCAPlusPlus(Contest):
         super().__init__(num_classes, dim, **options)
         self.temperature = temperature
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         logits = partial(cosine_logits, scale=2 / self.temperature)
         target, rivals = self.contest(embeddings, labels, references, logits)
         return softplus(rivals - target).mean()

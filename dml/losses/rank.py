@@ -5,12 +5,13 @@ step makes it differentiable. One positive at a time, so that memory is O(block 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dml.losses.base import EmbeddingLoss, LossOptions
 from dml.losses.blocks import AT_REST, Pairs, Totals, average_over_anchors, total_and_count
 from dml.losses.references import References
 
@@ -128,18 +129,18 @@ def _above(values: Tensor, threshold: Tensor, temperature: float) -> Tensor:
     return (values - threshold).div_(temperature).sigmoid_()
 
 
-class SmoothAP(nn.Module):
+class SmoothAP(EmbeddingLoss):
     """`smooth_ap_loss` as a module."""
 
-    def __init__(self, temperature: float = 0.01) -> None:
-        super().__init__()
+    def __init__(self, temperature: float = 0.01, **options: Unpack[LossOptions]) -> None:
+        super().__init__(**options)
         self.temperature = temperature
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         return smooth_ap_loss(embeddings, labels, references, temperature=self.temperature)
 
 
-class RecallAtK(nn.Module):
+class RecallAtK(EmbeddingLoss):
     """`recall_at_k_loss` as a module."""
 
     def __init__(
@@ -148,11 +149,12 @@ class RecallAtK(nn.Module):
         *,
         rank_temperature: float = 0.01,
         cut_temperature: float = 1.0,
+        **options: Unpack[LossOptions],
     ) -> None:
-        super().__init__()
+        super().__init__(**options)
         self.ks, self.rank_temperature, self.cut_temperature = ks, rank_temperature, cut_temperature
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         return recall_at_k_loss(
             embeddings,
             labels,

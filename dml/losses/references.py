@@ -39,19 +39,16 @@ class References:
         Raises:
             ValueError: no batch, or embeddings and labels, or the given references, do not fit together.
         """
-        if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
-            raise ValueError(
-                f"embeddings must be (B, D) and labels (B,); got {tuple(embeddings.shape)} and "
-                f"{tuple(labels.shape)}. Pass one label for each row."
-            )
-        if labels.dtype != torch.int64:
-            raise ValueError(f"labels must be int64 class ids; got {labels.dtype}. Pass labels.long().")
-        if not len(labels):
-            raise ValueError(
-                "A batch must hold one image or more; got none. Leave out a step without images."
-            )
+        _check_rows(embeddings, labels, "")
         if given is None:
             return cls(embeddings, labels)
+        if given.embeddings is not embeddings:
+            _check_rows(given.embeddings, given.labels, "references' ")
+            if given.embeddings.shape[1] != embeddings.shape[1]:
+                raise ValueError(
+                    f"embeddings and references must be equally long vectors; got D = {embeddings.shape[1]} "
+                    f"and {given.embeddings.shape[1]}. Embed both with one model."
+                )
         if given.contain_anchors and given.first_row + len(labels) > len(given.labels):
             raise ValueError(
                 f"references must contain the anchors; got {len(labels)} anchors at row {given.first_row} of "
@@ -81,11 +78,51 @@ class References:
         return total / torch.where(count > 0, count, torch.ones_like(count))
 
 
-def check_class_ids(labels: Tensor, num_classes: int, of_each: str) -> None:
-    """Raise ValueError for labels, (B,) int64 with B > 0, beyond the C classes that have one `of_each`."""
-    least, most = torch.stack(labels.aminmax()).tolist()  # one wait for a GPU, not two
+def _check_rows(embeddings: Tensor, labels: Tensor, whose: str) -> None:
+    """Raise ValueError for what are not embeddings (B, D) with labels (B,), B > 0."""
+    given: dict[str, object] = {"embeddings": embeddings, "labels": labels}
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            wanted = "int64" if name == "labels" else "float"
+            kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+            raise ValueError(
+                f"{whose}{name} must be a torch {wanted} tensor; got {kind}. Pass torch.as_tensor({name})."
+            )
+    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"{whose}embeddings must be (B, D) and labels (B,); got {tuple(embeddings.shape)} and "
+            f"{tuple(labels.shape)}. Pass one label for each row."
+        )
+    if labels.dtype != torch.int64:
+        raise ValueError(f"{whose}labels must be int64 class ids; got {labels.dtype}. Pass labels.long().")
+    if not embeddings.is_floating_point():
+        raise ValueError(
+            f"{whose}embeddings must be floating point; got {embeddings.dtype}. Pass embeddings.float()."
+        )
+    if labels.device != embeddings.device:
+        raise ValueError(
+            f"{whose}embeddings and labels must be on one device; got {embeddings.device} and "
+            f"{labels.device}. Pass labels.to(embeddings.device)."
+        )
+    if not len(labels):
+        raise ValueError("A batch must hold one image or more; got none. Leave out a step without images.")
+
+
+def check_class_ids(labels: Tensor, num_classes: int, of_each: str) -> Tensor:
+    """Labels, (B,) int64 with B > 0, must be among the C classes that have one `of_each`.
+
+    Returns:
+        () float32, 0. Labels on another device than the CPU are not waited for: NaN where one is outside.
+
+    Raises:
+        ValueError: a label outside, on the CPU.
+    """
+    least, most = labels.aminmax()
+    if labels.device.type != "cpu":
+        return torch.where((least >= 0) & (most < num_classes), 0.0, torch.nan)
     if least < 0 or most >= num_classes:
         raise ValueError(
-            f"labels must be class ids in [0, {num_classes}), one {of_each} each; got {least} to {most}. "
-            "Number the training classes from 0, or give num_classes."
+            f"labels must be class ids in [0, {num_classes}), one {of_each} each; got {int(least)} to "
+            f"{int(most)}. Number the training classes from 0, or give num_classes."
         )
+    return torch.zeros(())

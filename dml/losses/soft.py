@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dml.losses.base import EmbeddingLoss, LossOptions
 from dml.losses.blocks import (
     Pairs,
     Totals,
@@ -14,9 +16,10 @@ from dml.losses.blocks import (
     log_sum_exp,
     softplus,
     total_and_count,
+    values_at_a_time,
 )
 from dml.losses.references import References
-from dml.similarity import at_least_float32, distances
+from dml.similarity import at_least_float32, distances, without_autocast
 
 # 16 MiB of float32: N-pair keeps its logits for backward up to here.
 _BLOCK_LOGITS, _LEAST_ROWS = 1 << 22, 32
@@ -141,7 +144,7 @@ def n_pair_loss(
     firsts, seconds = _pairs_in_turn(references.labels)
     local = firsts - references.first_row
     places = ((local >= 0) & (local < len(labels))).nonzero()[:, 0]
-    with torch.autocast(embeddings.device.type, enabled=False):
+    with without_autocast(embeddings.device):
         anchors = scale * at_least_float32(embeddings).index_select(0, local[places])
         among = at_least_float32(references.embeddings).index_select(0, seconds)
         classes = references.labels[seconds]
@@ -153,7 +156,8 @@ def n_pair_loss(
             logits = (anchors[rows] @ among.T).masked_fill(left_out, -torch.inf)
             return nn.functional.cross_entropy(logits, places[rows], reduction="sum")
 
-        size = block_rows or max(_BLOCK_LOGITS // max(len(seconds), 1), _LEAST_ROWS)
+        most_values = values_at_a_time(embeddings.device, _BLOCK_LOGITS)
+        size = block_rows or max(most_values // max(len(seconds), 1), _LEAST_ROWS)
         # A rank without anchors has a block of none: the others wait for it in the gather's backward.
         blocks = [slice(start, start + size) for start in range(0, max(len(places), 1), size)]
         if len(blocks) == 1:
@@ -252,59 +256,59 @@ def _both_kinds(
     return total_and_count(penalty(attraction + repulsion), valid)
 
 
-class SupCon(nn.Module):
+class SupCon(EmbeddingLoss):
     """`supervised_contrastive_loss` as a module."""
 
-    def __init__(self, temperature: float = 0.1) -> None:
-        super().__init__()
+    def __init__(self, temperature: float = 0.1, **options: Unpack[LossOptions]) -> None:
+        super().__init__(**options)
         self.temperature = temperature
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         return supervised_contrastive_loss(embeddings, labels, references, temperature=self.temperature)
 
 
-class NTXent(nn.Module):
+class NTXent(EmbeddingLoss):
     """`nt_xent_loss` as a module."""
 
-    def __init__(self, temperature: float = 0.1) -> None:
-        super().__init__()
+    def __init__(self, temperature: float = 0.1, **options: Unpack[LossOptions]) -> None:
+        super().__init__(**options)
         self.temperature = temperature
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         return nt_xent_loss(embeddings, labels, references, temperature=self.temperature)
 
 
-class NPair(nn.Module):
-    """`n_pair_loss` as a module."""
+class NPair(EmbeddingLoss):
+    """`n_pair_loss` as a module; by default of embeddings as they come, as the paper's formula."""
 
     within_batch = True
 
-    def __init__(self, scale: float = 1.0, *, l2: float = 0.005) -> None:
-        super().__init__()
+    def __init__(self, scale: float = 1.0, *, l2: float = 0.005, normalize: bool = False) -> None:
+        super().__init__(normalize=normalize)
         self.scale, self.l2 = scale, l2
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         return n_pair_loss(embeddings, labels, references, scale=self.scale, l2=self.l2)
 
 
-class Circle(nn.Module):
+class Circle(EmbeddingLoss):
     """`circle_loss` as a module."""
 
-    def __init__(self, margin: float = 0.4, scale: float = 80.0) -> None:
-        super().__init__()
+    def __init__(self, margin: float = 0.4, scale: float = 80.0, **options: Unpack[LossOptions]) -> None:
+        super().__init__(**options)
         self.margin = margin
         self.scale = scale
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         return circle_loss(embeddings, labels, references, margin=self.margin, scale=self.scale)
 
 
-class GeneralisedLifted(nn.Module):
+class GeneralisedLifted(EmbeddingLoss):
     """`generalised_lifted_loss` as a module."""
 
-    def __init__(self, margin: float = 1.0) -> None:
-        super().__init__()
+    def __init__(self, margin: float = 1.0, **options: Unpack[LossOptions]) -> None:
+        super().__init__(**options)
         self.margin = margin
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         return generalised_lifted_loss(embeddings, labels, references, margin=self.margin)

@@ -10,7 +10,7 @@ from dml.losses.blocks import softplus
 from dml.losses.contest import Contest, ContestOptions
 from dml.losses.references import References
 from dml.losses.shards import sum_over_shards
-from dml.similarity import at_least_float32, distances
+from dml.similarity import at_least_float32, distances, without_autocast
 
 
 class SoftTriple(Contest):
@@ -27,7 +27,8 @@ class SoftTriple(Contest):
         gamma: temperature of the choice among centres.
         margin: delta in the paper.
         tau: weight of the regulariser, the centres' mean distance within their class, halved; 0: none.
-        options: seed, sharded, sample_rate; see `Contest`. The regulariser is over all classes, always.
+        options: seed, sharded, sample_rate, normalize; see `Contest`. The regulariser is always over all
+            classes.
 
     Source: Qian et al. 2019, arXiv:1909.05235, eq. 5-7 and 9.
     """
@@ -51,7 +52,7 @@ class SoftTriple(Contest):
         self.margin = margin
         self.tau = tau
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         logits = partial(_logits, scale=self.scale, gamma=self.gamma)
         target, rivals = self.contest(embeddings, labels, references, logits, values_per_logit=self.centres)
         loss = softplus(rivals - target + self.scale * self.margin).mean()
@@ -62,7 +63,7 @@ class SoftTriple(Contest):
 
 
 def _logits(anchors: Tensor, proxies: Tensor, *, scale: float, gamma: float) -> Tensor:
-    centres = nn.functional.normalize(at_least_float32(proxies), dim=-1)
+    centres = nn.functional.normalize(proxies.to(anchors.dtype), dim=-1)
     similarities = (anchors @ centres.flatten(0, 1).T).view(len(anchors), *proxies.shape[:2])
     chosen = (similarities / gamma).softmax(-1)
     relaxed: Tensor = scale * (chosen * similarities).sum(-1)
@@ -71,7 +72,7 @@ def _logits(anchors: Tensor, proxies: Tensor, *, scale: float, gamma: float) -> 
 
 def _distances_within_classes(proxies: Tensor) -> Tensor:
     """The sum over classes of the Euclidean distances of all pairs of their centres, (C, K, D) to scalar."""
-    with torch.autocast(proxies.device.type, enabled=False):
+    with without_autocast(proxies.device):
         centres = nn.functional.normalize(at_least_float32(proxies), dim=-1)
         first, second = torch.triu_indices(proxies.shape[1], proxies.shape[1], 1, device=proxies.device)
         pairs = (centres @ centres.transpose(1, 2))[:, first, second]

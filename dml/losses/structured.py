@@ -1,8 +1,11 @@
 """Losses over what surrounds a pair or an anchor: lifted structure and ranked list."""
 
-import torch
-from torch import Tensor, nn
+from typing import Unpack
 
+import torch
+from torch import Tensor
+
+from dml.losses.base import EmbeddingLoss, LossOptions
 from dml.losses.blocks import (
     Pairs,
     Totals,
@@ -115,20 +118,20 @@ def ranked_list_loss(
     return average_over_anchors(terms, embeddings, labels, references, block_rows=block_rows)
 
 
-class LiftedStructure(nn.Module):
+class LiftedStructure(EmbeddingLoss):
     """`lifted_structure_loss` as a module."""
 
     within_batch = True
 
-    def __init__(self, margin: float = 1.0) -> None:
-        super().__init__()
+    def __init__(self, margin: float = 1.0, **options: Unpack[LossOptions]) -> None:
+        super().__init__(**options)
         self.margin = margin
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         return lifted_structure_loss(embeddings, labels, references, margin=self.margin)
 
 
-class RankedList(nn.Module):
+class RankedList(EmbeddingLoss):
     """`ranked_list_loss` as a module."""
 
     def __init__(
@@ -138,12 +141,13 @@ class RankedList(nn.Module):
         *,
         temperature: float = 10.0,
         negative_weight: float = 1.0,
+        **options: Unpack[LossOptions],
     ) -> None:
-        super().__init__()
+        super().__init__(**options)
         self.boundary, self.margin = boundary, margin
         self.temperature, self.negative_weight = temperature, negative_weight
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         return ranked_list_loss(
             embeddings,
             labels,

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
+from dml.losses.base import LossOptions
 from dml.losses.blocks import (
     Pairs,
     Totals,
@@ -191,11 +193,12 @@ class TripletMargin(MinedLoss):
         mining: Mining | Miner = "semi-hard",
         squared: bool = True,
         seed: int = 0,
+        **options: Unpack[LossOptions],
     ) -> None:
-        super().__init__(mining, seed, margin=margin)
+        super().__init__(mining, seed, margin=margin, **options)
         self.margin, self.squared = margin, squared
 
-    def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         return triplet_margin_loss(
             embeddings,
             labels,

@@ -36,7 +36,8 @@ def build_loss(
 
 
 def _build_alone(config: configs.LossConfig, dim: int, num_classes: int, seed: int) -> nn.Module:
-    settings = config.model_dump(exclude={"kind"})
+    # An encoder's embeddings have length 1 already.
+    settings = {**config.model_dump(exclude={"kind"}), "normalize": False}
     match config.kind:
         case "contrastive":
             return losses.Contrastive(seed=seed, **settings)
@@ -46,7 +47,7 @@ def _build_alone(config: configs.LossConfig, dim: int, num_classes: int, seed: i
             per_class = settings.pop("per_class")
             return losses.Margin(num_classes if per_class else None, seed=seed, **settings)
         case "n-pair":
-            return losses.NPair(l2=0.0, **settings)  # an encoder's embeddings have length 1 already
+            return losses.NPair(l2=0.0, **settings)
         case "lifted-structure":
             return losses.LiftedStructure(**settings)
         case "ranked-list":

@@ -33,7 +33,8 @@ def by_hand(x, labels, former, former_labels) -> torch.Tensor:
 
 
 def test_the_loss_is_the_batch_s_and_the_weighted_loss_against_what_came_before():
-    module, plain = memory(size=18, weight=0.5), losses.Contrastive()
+    plain = losses.Contrastive(normalize=False)
+    module = memory(plain, size=18, weight=0.5)
     rows, labels = torch.zeros(0, DIM, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
     for x, y in batches(4):
         x = x.requires_grad_()
@@ -105,6 +106,74 @@ def test_a_memory_in_float32_serves_batches_of_any_precision(dtype):
         assert rows.grad.isfinite().all()
     assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert module.embeddings.dtype == torch.float32
+
+
+class Squares(nn.Module):
+    """Somebody's own loss, of which autograd keeps the references until backward."""
+
+    def forward(self, embeddings, labels, references=None):
+        return (embeddings @ references.embeddings.T).square().sum()
+
+
+def test_a_loss_of_somebody_s_own_may_keep_the_memory_until_backward():
+    module = memory(Squares(), size=30)
+    values, inputs = [], []
+    for x, y in batches(3):
+        inputs.append(x.requires_grad_())
+        values.append(module(x, y))
+    gradient = torch.autograd.grad(sum(values), inputs)[2]
+    former = torch.cat([x.detach() for x in inputs[:2]])
+    own = inputs[2].detach().requires_grad_()
+    expected = (own @ own.T).square().sum() + (own @ former.T).square().sum()
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, own)[0])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf], ids=["NaN", "infinity"])
+@pytest.mark.parametrize("size", [7, 30, 100])
+def test_a_row_that_is_not_finite_is_never_remembered(size, bad):
+    """One bad batch gives one bad loss; the memory goes on as if its bad rows had not been there."""
+    module = memory(size=size)
+    rows, labels = torch.zeros(0, DIM, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
+    for number, (x, y) in enumerate(batches(6)):
+        if number in (0, 3):
+            x[[0, 5, 11]] = bad
+        value = module(x, y)
+        assert value.isfinite() == (number not in (0, 3))
+        fine = x.isfinite().all(1)
+        rows, labels = torch.cat([rows, x[fine]])[-size:], torch.cat([labels, y[fine]])[-size:]
+        kept = module.embeddings[: min(int(module.num_seen), size)]
+        order, expected = (t.sum(1).argsort() for t in (kept, rows))
+        torch.testing.assert_close(kept[order], rows[expected], rtol=0, atol=0)
+        assert torch.equal(module.labels[: len(kept)][order], labels[expected])
+
+
+def test_a_batch_without_a_finite_row_leaves_the_memory_as_it_was():
+    module = memory(size=20)
+    module(*batches(1)[0])
+    before = copy.deepcopy(module.state_dict())
+    module(torch.full((12, DIM), torch.nan, dtype=torch.float64), balanced())
+    after = module.state_dict()
+    assert after.pop("num_calls") == before.pop("num_calls") + 1
+    assert after.pop("loss.num_calls") > before.pop("loss.num_calls")
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_the_memory_is_written_in_place():
+    module = memory(size=20)
+    places = [buffer.data_ptr() for buffer in (module.embeddings, module.labels)]
+    for x, y in batches(3):
+        module(x, y)
+    assert places == [buffer.data_ptr() for buffer in (module.embeddings, module.labels)]
+
+
+def test_a_full_memory_that_loads_an_emptier_state_uses_no_more_than_that_has():
+    full, young = memory(size=20), memory(size=20)
+    for x, y in batches(4):
+        full(x, y)
+    young(*batches(1)[0])
+    full.load_state_dict(young.state_dict())
+    x, y = batches(5)[4]
+    assert torch.equal(full(x, y), young(x, y))
 
 
 def test_an_empty_memory_is_refused():

@@ -19,7 +19,9 @@ def touched(loss: losses.CosFace) -> Tensor:
 
 
 def make(**settings) -> losses.CosFace:
-    return losses.CosFace(NUM_CLASSES, DIM, **{"seed": 5, "sample_rate": 0.3, **settings}).double()
+    return losses.CosFace(
+        NUM_CLASSES, DIM, **{"seed": 5, "sample_rate": 0.3, "normalize": False, **settings}
+    ).double()
 
 
 def test_it_is_the_loss_over_the_rows_it_meets_and_no_other_row_has_a_gradient():

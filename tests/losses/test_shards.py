@@ -174,7 +174,7 @@ def test_blocks_of_classes_change_neither_value_nor_gradient(name, block, monkey
     one_piece = value_and_gradients()
     monkeypatch.setattr("dml.losses.class_blocks._KEPT_VALUES", 0)
     monkeypatch.setattr("dml.losses.class_blocks._BLOCK_VALUES", block)
-    torch.testing.assert_close(value_and_gradients(), one_piece, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(value_and_gradients(), one_piece, rtol=1e-12, atol=1e-13)
 
 
 def test_a_second_backward_computes_again_what_the_first_used_up():

@@ -16,13 +16,17 @@ DIFFERENT = {"NPairConfig": {"scale", "l2"}}
 
 def settings(loss: nn.Module) -> dict[str, object]:
     kinds = (bool, int, float, str, tuple, type(None))
-    return {name: value for name, value in vars(loss).items() if isinstance(value, kinds) and name != "seed"}
+    return {
+        name: value
+        for name, value in vars(loss).items()
+        if isinstance(value, kinds) and name != "seed" and not name.startswith("_")
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_defaults_of_a_configuration_are_those_of_the_loss(kind):
     built = build_loss(KINDS[kind](), dim=DIM, num_classes=NUM_CLASSES, seed=0)
-    own = settings(Recipe(type(built)).make())
+    own = settings(Recipe(type(built)).make()) | {"normalize": False}  # an encoder's rows are unit vectors
     found = {name for name, value in settings(built).items() if own[name] != value}
     assert found == DIFFERENT.get(kind, set())
 

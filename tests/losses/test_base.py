@@ -1,0 +1,140 @@
+"""Every loss of embeddings: any length of the rows, no number hidden, no batch that is none."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dml import losses
+from dml.config import loss_kinds
+from dml.losses.base import EmbeddingLoss
+from dml.losses.references import References
+from dml.training.build import build_loss
+from tests.losses.cases import CASES, DIM, NUM_CLASSES, balanced, scattered, uneven, value_and_gradients
+
+every_loss = pytest.mark.parametrize("name", CASES)
+NOT_BY_DEFAULT = {"NPair", "Softmax"}  # whose formulas are of inner products, whatever the lengths
+
+
+def of_any_length(seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return scattered(seed) * torch.empty(12, 1, dtype=torch.float64).log_normal_(0, 2, generator=generator)
+
+
+@every_loss
+def test_rows_of_any_length_give_the_loss_of_unit_rows_with_its_exact_gradient(name):
+    ours, plain = CASES[name].make().double(), CASES[name].make().double()
+    ours.normalize, plain.normalize = True, False
+    found = value_and_gradients(lambda x: ours(x, uneven()), of_any_length(), *ours.parameters())
+    expected = value_and_gradients(
+        lambda x: plain(nn.functional.normalize(x), uneven()), of_any_length(), *plain.parameters()
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@every_loss
+def test_all_losses_but_those_of_inner_products_normalise_by_default(name):
+    assert CASES[name].make().normalize == (name.partition(",")[0] not in NOT_BY_DEFAULT)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not CASES[name].make().within_batch])
+def test_references_of_any_length_count_as_unit_rows(name):
+    ours, plain = CASES[name].make().double(), CASES[name].make().double()
+    plain.normalize = False
+    others, labels = of_any_length(1), balanced()
+    found = value_and_gradients(
+        lambda x: ours(x, uneven(), References(others, labels, contain_anchors=False)), of_any_length()
+    )
+    unit = nn.functional.normalize(others)
+    expected = value_and_gradients(
+        lambda x: plain(
+            nn.functional.normalize(x), uneven(), References(unit, labels, contain_anchors=False)
+        ),
+        of_any_length(),
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_row_of_zeros_gets_a_zero_gradient():
+    x = scattered()
+    x[3] = 0
+    value, gradient = value_and_gradients(lambda x: losses.SupCon()(x, balanced()), x)
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+    assert not gradient[3].any()
+
+
+@pytest.mark.parametrize("kind", loss_kinds())
+def test_the_trainer_s_losses_take_the_encoder_s_rows_as_they_are(kind):
+    loss = build_loss(loss_kinds()[kind](), dim=DIM, num_classes=NUM_CLASSES, seed=0)
+    assert isinstance(loss, EmbeddingLoss)
+    assert not loss.normalize
+
+
+@every_loss
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=["NaN", "inf", "-inf"])
+def test_one_entry_that_is_not_finite_makes_the_loss_nan(name, bad):
+    for normalize in (False, True):
+        loss = CASES[name].make().double()
+        loss.normalize = normalize
+        for row in (0, 3, 11):
+            x = scattered()
+            x[row, 2] = bad
+            assert loss(x, uneven()).isnan()
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not CASES[name].make().within_batch])
+def test_one_reference_that_is_not_finite_makes_the_loss_nan(name):
+    loss = CASES[name].make().double()
+    for row in (0, 11):
+        others = scattered(1)
+        others[row, 0] = torch.nan
+        assert loss(scattered(), uneven(), References(others, balanced(), contain_anchors=False)).isnan()
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pair_and_proxy_losses_alike_compute_in_the_precision_of_the_embeddings(name, dtype):
+    for made_in in (torch.float32, torch.float64):
+        loss = CASES[name].make().to(made_in)
+        x = scattered().to(dtype).requires_grad_()
+        value = loss(x, uneven())
+        value.backward()
+        assert value.dtype == dtype or made_in == torch.float64
+        assert x.grad.dtype == dtype
+        assert all(p.grad.dtype == made_in for p in loss.parameters())
+
+
+X, Y = scattered().float(), balanced()
+
+
+@every_loss
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (
+            X,
+            Y.numpy(),
+            r"labels must be a torch int64 tensor; got numpy\.ndarray\. Pass torch\.as_tensor\(labels",
+        ),
+        (X, Y.tolist(), r"got list\. Pass torch\.as_tensor\(labels"),
+        (X.numpy(), Y, r"embeddings must be a torch float tensor; got numpy\.ndarray"),
+        (X[0], Y, r"embeddings must be \(B, D\)"),
+        (X[None], Y, r"embeddings must be \(B, D\)"),
+        (X, Y[:, None], r"Pass one label for each row"),
+        (X.long(), Y, r"Pass embeddings\.float"),
+        (X.to("meta"), Y, r"must be on one device; got meta and cpu"),
+    ],
+    ids=["numpy labels", "list", "numpy", "1-D", "3-D", "labels 2-D", "integers", "devices"],
+)
+def test_what_is_no_batch_is_refused_with_what_to_do(name, x, y, message):
+    with pytest.raises(ValueError, match=message):
+        CASES[name].make()(x, y)
+
+
+def test_references_of_another_model_are_refused():
+    others = References(torch.randn(5, DIM + 1), torch.zeros(5, dtype=torch.int64), contain_anchors=False)
+    with pytest.raises(ValueError, match="D = 16 and 17"):
+        losses.SupCon()(X, Y, others)
+    with pytest.raises(ValueError, match="references' labels must be a torch int64 tensor"):
+        losses.SupCon()(X, Y, References(X.clone(), np.zeros(12), contain_anchors=False))

@@ -4,6 +4,7 @@ from prefect import flow
 
 from dml.config import EvaluationConfig, GateConfig, ReportConfig
 from dml.data.dataset import find_dataset
+from dml.data.judgeable import require_judgeable
 from dml.data.schema import TEST
 from dml.models.package import read_preprocessing
 from dml.refs import Comparison, DatasetRef, EvaluationReport, PackageRef
@@ -32,6 +33,7 @@ def evaluate_flow(
     root = store_uri(store)
     version = stage(find_model)(tracking_uri(root), model)
     source = stage(find_dataset)(root, dataset)
+    stage(require_judgeable)(source, config)
     report = evaluate_package(root, version.package, source, config)
     if is_orchestrated():
         report_on(root, version, source, ReportConfig(evaluation=config))

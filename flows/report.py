@@ -4,6 +4,7 @@ from prefect import flow
 
 from dml.config import ReportConfig
 from dml.data.dataset import find_dataset
+from dml.data.judgeable import require_judgeable
 from dml.refs import DatasetRef, EmbeddingsRef, ModelRef, ReportRef
 from dml.registry.catalog import find_model
 from dml.registry.history import attach_report
@@ -37,6 +38,7 @@ def report_flow(
     root = store_uri(store)
     version = stage(find_model)(tracking_uri(root), model)
     source = stage(find_dataset)(root, dataset)
+    stage(require_judgeable)(source, config.evaluation, split=config.split)
     if against is None:
         return report_on(root, version, source, config)
     other = stage(find_model)(tracking_uri(root), against)

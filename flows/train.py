@@ -4,6 +4,7 @@ from prefect import flow
 
 from dml.config import EvaluationConfig, ExperimentConfig
 from dml.data.dataset import find_dataset
+from dml.data.judgeable import require_judgeable, shared_classes
 from dml.presets import experiment
 from dml.refs import DatasetRef, ModelRef, TrainingReport
 from dml.registry.catalog import find_champion, judge, model_name, register
@@ -11,6 +12,7 @@ from dml.registry.tracking import start_run
 from dml.settings import artifact_root, store_uri, tracking_uri
 from dml.training.loop import run_identity
 from dml.training.ray_trainer import train
+from dml.training.supply import require_trainable
 from flows.evaluate import compare_packages, evaluate_package
 from flows.policy import announce, say, show_link, show_table, stage
 
@@ -23,6 +25,7 @@ def train_flow(
     config: ExperimentConfig | None = None,
     store: str | None = None,
     name: str | None = None,
+    test_dataset: str | None = None,
 ) -> TrainingReport:
     """Train, evaluate, register, and let the gate decide; ends well also when the champion stays.
 
@@ -33,11 +36,17 @@ def train_flow(
         config: a whole experiment instead of a preset.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
         name: the registered model's; None: the dataset's, so that one dataset's versions compete.
+        test_dataset: NAME or NAME@VERSION whose test split judges; None: that of `dataset`.
     """
     root = store_uri(store)
     chosen = (config or experiment(preset)).overridden(settings or [])
     source = stage(find_dataset)(root, dataset)
+    judge_on = source if test_dataset is None else stage(find_dataset)(root, test_dataset)
     name = model_name(name or source.name)
+    stage(require_trainable)(chosen, source)
+    stage(require_judgeable)(judge_on, chosen.evaluation)
+    if judge_on != source and (shared := shared_classes(source, judge_on)):
+        say(f"{len(shared)} labels of the test classes are trained on too, such as {shared[:3]}")
     run = stage(start_run)(
         tracking_uri(root),
         experiment=name,
@@ -47,10 +56,10 @@ def train_flow(
     )
     with run.recording():
         trained = stage(train, heals=True)(chosen, source, root, run)
-        report = evaluate_package(root, trained.package, source, chosen.evaluation)
+        report = evaluate_package(root, trained.package, judge_on, chosen.evaluation)
         run.log_metrics(report.metrics)
         version = stage(register)(run, name, trained.package, report.metrics)
-    model = _promote_if_better(root, chosen, version, source)
+    model = _promote_if_better(root, chosen, version, judge_on)
     show_table("model", [{"model": model.name, "version": model.version, "alias": model.alias}], model.reason)
     if tracking_uri(root).startswith("http"):
         show_link(
@@ -61,11 +70,15 @@ def train_flow(
 
 
 def _promote_if_better(store: str, config: ExperimentConfig, new: ModelRef, dataset: DatasetRef) -> ModelRef:
-    """Champion and newcomer are judged on the same test split, that of the newcomer's dataset."""
+    """Champion and newcomer are judged on the same test split, in the same way.
+
+    What was recorded of the champion may be of another split or of other settings, so it is judged again; its
+    embeddings of a split are made once.
+    """
     uri = tracking_uri(store)
     champion = stage(find_champion)(uri, new.name)
     metrics = None if champion is None else champion.metrics
-    if champion is not None and not _is_comparable(champion, config.gate.metric, dataset):
+    if champion is not None and champion.version != new.version:
         alone = EvaluationConfig(**{**config.evaluation.model_dump(), "baselines": False})
         metrics = evaluate_package(store, champion.package, dataset, alone).metrics
     comparison = None
@@ -76,11 +89,3 @@ def _promote_if_better(store: str, config: ExperimentConfig, new: ModelRef, data
     if model.promoted and new != model:
         announce("dml.model.promoted", f"mlflow.model.{model.name}", model.model_dump(mode="json"))
     return model
-
-
-def _is_comparable(champion: ModelRef, metric: str, dataset: DatasetRef) -> bool:
-    """Whether the champion's recorded metrics are of this dataset, and have the one the gate asks for."""
-    judged_on = champion.package.dataset
-    return (
-        metric in champion.metrics and judged_on is not None and judged_on.fingerprint == dataset.fingerprint
-    )

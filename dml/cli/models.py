@@ -13,6 +13,9 @@ from dml.settings import store_uri, tracking_uri
 @app.command()
 def train(
     dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
+    test: Annotated[
+        str | None, typer.Option(help="the dataset whose test split judges; default: the same one's")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="experiment to start from; `dml presets` lists them; default: smoke")
     ] = None,
@@ -40,7 +43,14 @@ def train(
         )
     start = experiment(preset or "smoke") if config is None else read_experiment(config)
     changes = [*(settings or []), *([f"training.num_workers={workers}"] if workers else [])]
-    report = run(train_flow, dataset, config=start.overridden(changes), store=store_uri(store), name=name)
+    report = run(
+        train_flow,
+        dataset,
+        config=start.overridden(changes),
+        store=store_uri(store),
+        name=name,
+        test_dataset=test,
+    )
     model, trained = report.model, report.trained
     if as_json:
         print_json(
@@ -59,7 +69,7 @@ def train(
             }
         )
         return
-    print_table(f"{dataset}, split test", report.evaluation.table())
+    print_table(f"{test or dataset}, split test", report.evaluation.table())
     print(f"{trained.images_per_second:.0f} images/s, {trained.data_wait:.0%} of the time waiting for data")
     print(f"model {model.name}/{model.version} is {model.alias}: {model.reason}")
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from dml.config import EvaluationConfig, FewShotConfig
 from dml.data.dataset import read_rows
-from dml.data.schema import TEST
+from dml.data.schema import TEST, TRAIN
 from dml.errors import InvalidData
 from dml.refs import DatasetRef
 
@@ -54,6 +54,15 @@ def require_judgeable(dataset: DatasetRef, config: EvaluationConfig, *, split: s
         _require_episodes(
             classes, config.few_shot, None if within is None else rows[within].to_pylist(), where
         )
+
+
+def shared_classes(train: DatasetRef, test: DatasetRef) -> list[str]:
+    """Labels that one dataset trains on and the other judges by."""
+    learnt, judged = (
+        set(read_rows(dataset, split=split, columns=["label"])["label"].unique().to_pylist())
+        for dataset, split in ((train, TRAIN), (test, TEST))
+    )
+    return sorted(learnt & judged)
 
 
 _REMEDY = (

@@ -86,6 +86,36 @@ def read_training_rows(dataset: DatasetRef) -> TrainingRows:
     return TrainingRows(rows["position"].to_numpy(), class_ids.astype(np.int64))
 
 
+def require_trainable(config: ExperimentConfig, dataset: DatasetRef) -> None:
+    """Refuse a train split of which a run could not make its batches, before anything is started for it.
+
+    Raises:
+        InvalidData: it is empty, or of one class.
+        InvalidSetting: too few classes or images for the configuration's batches or its validation.
+    """
+    rows = read_training_rows(dataset)
+    if rows.num_classes < 2:
+        raise InvalidData(
+            f"Training needs at least 2 classes; the split 'train' of {dataset.name}@{dataset.version} has "
+            f"{rows.num_classes}. Ingest it with another --split, or more classes."
+        )
+    learnt: NDArray[np.bool_] = np.ones(len(rows.positions), dtype=np.bool_)
+    if config.training.validation is not None:
+        held_out = held_out_classes(rows.num_classes, config.training.validation.fraction, config.seed)
+        learnt, rows = ~held_out[rows.class_ids], rows.of(~held_out)
+    build_sampler(
+        config.sampler,
+        dataset,
+        rows.class_ids,
+        learnt=learnt,
+        seed=config.seed,
+        rank=0,
+        world_size=config.training.num_workers,
+        num_steps=config.training.num_steps,
+        first_step=0,
+    )
+
+
 class DatasetSupply:
     """The train split of a dataset version, decoded and augmented as the configuration says.
 

@@ -2,12 +2,15 @@
 
 import pytest
 
-from dml.config import IngestConfig
-from dml.errors import InvalidSetting
+from dml.config import EvaluationConfig, IngestConfig, NoSplit
+from dml.data.dataset import find_dataset
+from dml.errors import DmlError, InvalidData, InvalidSetting
 from dml.registry.catalog import list_models
 from dml.registry.tracking import connect
 from dml.settings import tracking_uri
+from flows.evaluate import evaluate_flow
 from flows.ingest import ingest_flow
+from flows.report import report_flow
 from flows.train import train_flow
 
 SETTINGS = ["evaluation.baselines=false", "evaluation.nmi=false", "training.num_steps=1"]
@@ -41,3 +44,47 @@ def test_another_name_makes_another_model_of_the_same_dataset(store):
 def test_a_name_that_cannot_be_a_models_is_refused_before_training(store, name):
     with pytest.raises(InvalidSetting, match="--name"):
         train_flow.fn("shop", "smoke", SETTINGS, store=store, name=name)
+
+
+@pytest.fixture(scope="module")
+def unsplit(store):
+    """A dataset that is all for training, and one of other classes to judge on."""
+    ingest_flow.fn(IngestConfig(name="all", source="glyphs:classes=20,per_class=4", split=NoSplit()), store)
+    return store
+
+
+def test_one_dataset_is_trained_on_and_another_judges(unsplit):
+    report = train_flow.fn("all", "smoke", SETTINGS, store=unsplit, test_dataset="photos")
+    assert report.evaluation.dataset == find_dataset(unsplit, "photos")
+    assert report.trained.package.dataset == find_dataset(unsplit, "all")
+    assert report.model.alias == "champion"
+    again = train_flow.fn("all", "smoke", [*SETTINGS, "seed=3"], store=unsplit, test_dataset="shop")
+    champion = evaluate_flow.fn("all/1", "shop", EvaluationConfig(baselines=False, nmi=False), unsplit)
+    assert f"the champion's {champion.metrics['recall_at_1']:.4f}" in again.model.reason
+
+
+@pytest.mark.parametrize(
+    ("dataset", "settings", "says"),
+    [
+        ("all", [], "has 0 classes"),
+        ("lone", [], "at least one query with another image"),
+        ("shop", ["sampler.classes_per_batch=200"], "200"),
+        ("shop", ["evaluation.role_attribute=role"], "'role'"),
+        ("shop", ["evaluation.few_shot.ways=20"], "20 classes"),
+    ],
+)
+def test_what_cannot_be_trained_or_judged_is_refused_before_a_run_begins(unsplit, dataset, settings, says):
+    ingest_flow.fn(IngestConfig(name="lone", source="glyphs:classes=40,per_class=1"), unsplit)
+    client = connect(tracking_uri(unsplit))
+    before = [experiment.name for experiment in client.search_experiments()]
+    with pytest.raises(DmlError, match=says):
+        train_flow.fn(dataset, "smoke", [*SETTINGS, *settings], store=unsplit, name="refused")
+    assert [experiment.name for experiment in client.search_experiments()] == before
+
+
+def test_a_split_that_cannot_be_judged_is_refused_by_evaluation_and_report(unsplit):
+    train_flow.fn("shop", "smoke", SETTINGS, store=unsplit)
+    with pytest.raises(InvalidData, match="has 0 classes"):
+        evaluate_flow.fn("shop", "all", store=unsplit)
+    with pytest.raises(InvalidData, match="has 0 classes"):
+        report_flow.fn("shop", "all", store=unsplit)

@@ -25,7 +25,7 @@ from dml.retrieval.embed import embed
 from dml.settings import tracking_uri
 from flows.circles import circles_flow
 from flows.ingest import ingest_flow
-from flows.report import report_flow
+from flows.report import report_flow, report_on
 from flows.train import train_flow
 
 CLASSES, PER_CLASS = 12, 8
@@ -165,7 +165,8 @@ def test_a_split_in_which_nobody_can_be_found_is_a_page_too(store, tmp_path, num
         (tmp_path / f"class{label}").mkdir()
         picture_of(label, 0).save(tmp_path / f"class{label}" / "only.png")
     ingest_flow.fn(IngestConfig(name=f"lone{num_classes}", source=str(tmp_path)), store)
-    html = page_of(report_flow.fn("shop", f"lone{num_classes}", store=store))
+    lone = find_dataset(store, f"lone{num_classes}")
+    html = page_of(report_on(store, find_model(tracking_uri(store), "shop"), lone, ReportConfig()))
     for words in (
         "Means over 0 queries",
         "No query has anybody to find.",

@@ -1,0 +1,101 @@
+"""A split that cannot be judged is refused before anything is trained for it."""
+
+import pytest
+from pyarrow import Table, parquet
+
+from dml.config import EvaluationConfig, FewShotConfig, IngestConfig, NoSplit
+from dml.data.ingest import ingest
+from dml.data.judgeable import require_judgeable, shared_classes
+from dml.errors import InvalidData, InvalidSetting
+from tests.data.pictures import class_folders, picture, write
+
+
+def dataset(folder, rows):
+    """Of (label, split, role, camera) each."""
+    write(folder, {f"{number}.png": picture(number) for number in range(len(rows))})
+    names = ("label", "split", "role", "camera")
+    table = [
+        {"image": f"{number}.png", **dict(zip(names, row, strict=True))} for number, row in enumerate(rows)
+    ]
+    parquet.write_table(Table.from_pylist(table), folder / "m.parquet")
+    return ingest(
+        IngestConfig(name="d", source=str(folder / "m.parquet"), num_workers=1), str(folder / "store")
+    )
+
+
+def rows_of(*rows):
+    """Two training classes, and the rows given as test: (label, role, camera)."""
+    train = [(label, "train", "query", "a") for label in ("t", "u") for _ in (0, 1)]
+    return train + [(label, "test", role, camera) for label, role, camera in rows]
+
+
+ROLES = EvaluationConfig(role_attribute="role")
+CAMERAS = EvaluationConfig(same_camera_attribute="camera")
+BOTH = EvaluationConfig(role_attribute="role", same_camera_attribute="camera")
+PLAIN = EvaluationConfig()
+
+
+@pytest.mark.parametrize(
+    ("rows", "config"),
+    [
+        ([("x", "query", "a"), ("x", "query", "a"), ("y", "query", "a")], PLAIN),
+        ([("x", "query", "a"), ("x", "gallery", "a"), ("y", "query", "a")], ROLES),
+        ([("x", "query", "a"), ("x", "query", "b"), ("y", "query", "a")], CAMERAS),
+        ([("x", "query", None), ("x", "query", None), ("y", "query", "a")], CAMERAS),
+        ([("x", "query", "a"), ("x", "gallery", "b"), ("y", "gallery", "a")], BOTH),
+        ([("x", "query", "a"), ("x", "gallery", "a"), ("x", "gallery", "b"), ("y", "query", "a")], BOTH),
+    ],
+)
+def test_a_split_in_which_somebody_can_be_found_is_judged(tmp_path, rows, config):
+    require_judgeable(dataset(tmp_path, rows_of(*rows)), config)
+
+
+@pytest.mark.parametrize(
+    ("rows", "config"),
+    [
+        ([("x", "query", "a"), ("y", "query", "a")], PLAIN),
+        ([("x", "query", "a"), ("x", "query", "a"), ("y", "gallery", "a")], ROLES),
+        ([("x", "query", "a"), ("x", "query", "a"), ("y", "query", "b")], CAMERAS),
+        ([("x", "query", "a"), ("x", "gallery", "a"), ("y", "query", "b")], BOTH),
+        ([("x", "query", "a"), ("x", "query", "b"), ("y", "gallery", "b")], BOTH),
+    ],
+)
+def test_a_split_in_which_nobody_can_be_found_is_refused(tmp_path, rows, config):
+    with pytest.raises(InvalidData, match=r"at least one query with another image.*--split"):
+        require_judgeable(dataset(tmp_path, rows_of(*rows)), config)
+
+
+def test_a_split_of_one_class_or_none_is_refused(tmp_path):
+    one = dataset(tmp_path / "one", rows_of(("x", "query", "a"), ("x", "query", "a")))
+    with pytest.raises(InvalidData, match=r"at least 2 classes; the split 'test' of d@.* has 1 class"):
+        require_judgeable(one, PLAIN)
+    require_judgeable(one, PLAIN, split="train")
+    source = class_folders(tmp_path / "source")
+    none = ingest(IngestConfig(name="e", source=str(source), split=NoSplit()), str(tmp_path / "store"))
+    with pytest.raises(InvalidData, match=r"has 0 classes.*train \(4 classes\).*dml train A --test B"):
+        require_judgeable(none, PLAIN)
+
+
+def test_what_the_evaluation_asks_for_must_be_there(tmp_path):
+    source = class_folders(tmp_path / "source", classes=8)
+    ref = ingest(IngestConfig(name="d", source=str(source)), str(tmp_path / "store"))
+    require_judgeable(ref, EvaluationConfig(few_shot=FewShotConfig(ways=4, shots=(1,), queries_per_class=4)))
+    with pytest.raises(InvalidData, match=r"4 classes of 6 images.*has 0 of 4"):
+        require_judgeable(
+            ref, EvaluationConfig(few_shot=FewShotConfig(ways=4, shots=(1, 5), queries_per_class=1))
+        )
+    with pytest.raises(InvalidData, match=r"5 classes of 2 images.*has 4 of 4"):
+        require_judgeable(
+            ref, EvaluationConfig(few_shot=FewShotConfig(ways=5, shots=(1,), queries_per_class=1))
+        )
+    with pytest.raises(InvalidSetting, match="'camera'"):
+        require_judgeable(ref, CAMERAS)
+
+
+def test_labels_that_are_learnt_and_judged_are_found(tmp_path):
+    whole = class_folders(tmp_path / "source")
+    store = str(tmp_path / "store")
+    learnt = ingest(IngestConfig(name="a", source=str(whole), split=NoSplit()), store)
+    judged = ingest(IngestConfig(name="b", source=str(whole)), store)
+    assert len(shared_classes(learnt, judged)) == 2
+    assert shared_classes(judged, judged) == []

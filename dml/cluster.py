@@ -47,6 +47,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean the same in every process
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    _use_own_token()
     on_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     ray.init(**_cluster(num_cpus), logging_level=logging.WARNING)
@@ -58,6 +59,17 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
         if on_main_thread:
             signal.signal(signal.SIGTERM, handler)
+
+
+def _use_own_token() -> None:
+    """Show a cluster the user's token, if there is one: `ray start` asks for it, and `ray.init` forgets it.
+
+    A local session leaves one in `~/.ray`; a cluster that asks for none takes no notice.
+    """
+    from ray._private.authentication import authentication_token_setup as setup
+
+    logging.getLogger(setup.__name__).setLevel(logging.ERROR)  # nothing that a user of ours can put right
+    setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _cluster(num_cpus: int | None) -> dict[str, Any]:

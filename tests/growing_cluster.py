@@ -16,12 +16,18 @@ from typing import Any
 
 
 @contextmanager
-def growing_cluster(node_types: Mapping[str, Mapping[str, Any]], *, head_cpus: int = 1) -> Iterator[str]:
+def growing_cluster(
+    node_types: Mapping[str, Mapping[str, Any]],
+    *,
+    head_cpus: int = 1,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[str]:
     """The address of a head without a GPU, and an autoscaler that knows these types of node.
 
     Args:
         node_types: each with its `resources` and `max_workers`.
         head_cpus: logical CPUs of the head.
+        environment: that it is started in; None: ours, without a token.
     """
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: sockets lie below
     with socket.socket() as free:
@@ -71,10 +77,10 @@ def growing_cluster(node_types: Mapping[str, Mapping[str, Any]], *, head_cpus: i
         *(f"--autoscaling-config={folder / 'config.json'}", f"--temp-dir={folder}"),
         "--object-store-memory=200000000",
     ]
-    environment = {**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-    environment["RAY_AUTH_MODE"] = "disabled"  # else by a token, once a local session has left one at home
+    own = {**os.environ, "RAY_AUTH_MODE": "disabled"} if environment is None else environment
+    started_in = {**own, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     try:
-        subprocess.run(command, check=True, env=environment, capture_output=True, timeout=120)
+        subprocess.run(command, check=True, env=started_in, capture_output=True, timeout=120)
         yield address
     finally:
         for stop in (signal.SIGTERM, signal.SIGKILL):

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -130,3 +132,20 @@ def test_this_machine_has_what_it_has(monkeypatch):
     with ray_session(2):
         assert capacity("CPU").most == 2
         assert capacity("GPU").most == capacity("GPU").now, "the setting is about the cluster of RAY_ADDRESS"
+
+
+@pytest.mark.slow
+@needs_proc
+@pytest.mark.parametrize("has_token", [True, False])
+def test_a_cluster_that_asks_for_the_users_token_is_shown_it(has_token, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    if has_token:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
+    code = "from dml.cluster import capacity, ray_session\nwith ray_session(): print(capacity('CPU').now)"
+    with growing_cluster({}, environment=environment) as address:
+        environment["RAY_ADDRESS"] = address
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
+    assert "oken" not in done.stderr

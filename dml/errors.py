@@ -43,6 +43,10 @@ class CorruptArtifact(DmlError):
     """An artefact whose bytes are not the bytes that were published."""
 
 
+class Unreachable(DmlError):
+    """A server that the settings name, and that does not answer, or is another."""
+
+
 class TrainingFailed(DmlError):
     """A training run that cannot go on, such as a loss that is no longer a number."""
 

@@ -4,9 +4,14 @@ Tasks pass refs, never tensors or tables. A ref holds its parents' refs, so the 
 the dataset its model was trained on, is read and not looked up. Refs serialise to JSON (`model_dump_json`).
 """
 
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+RAW_PIXELS = "raw pixels"
+"""The baseline of an evaluation that needs no model."""
 
 AttributeType = str
 """One of "string", "int64", "double", "bool": the type of an attribute column."""
@@ -91,6 +96,7 @@ class ModelRef(BaseModel):
     package: PackageRef
     metrics: dict[str, float] = {}
     reason: str = Field("", description="why the version was promoted, or was not")
+    created: datetime | None = Field(None, description="when it was registered, UTC")
 
     @property
     def promoted(self) -> bool:
@@ -190,8 +196,38 @@ class EvaluationReport(BaseModel):
                     row |= {"slice": f"{attribute} {rest[0]}", "embedding": name, rest[1]: value}
         return [rows[key] for key in sorted(rows, key=lambda key: key[0])]
 
+    def verdict(self, metric: str = "recall_at_1") -> str:
+        """One sentence that sets the package against the images' own pixels; empty without that baseline.
+
+        Args:
+            metric: by which to judge.
+        """
+        return against_pixels(metric, self.metrics, self.baselines)
+
     def _contestants(self) -> dict[str, dict[str, float]]:
         return {**self.baselines, "trained": self.metrics}
+
+
+def against_pixels(
+    metric: str,
+    metrics: Mapping[str, float],
+    baselines: Mapping[str, Mapping[str, float]],
+    *,
+    only_worse: bool = False,
+) -> str:
+    """One sentence: what was measured against the images' own pixels; empty where one of the two is missing.
+
+    Args:
+        metric: larger is better.
+        metrics: of what is judged.
+        baselines: as `EvaluationReport.baselines`.
+        only_worse: empty also where it is better.
+    """
+    value, pixels = metrics.get(metric), baselines.get(RAW_PIXELS, {}).get(metric)
+    if value is None or pixels is None or (only_worse and value >= pixels):
+        return ""
+    how = "worse than" if value < pixels else "better than" if value > pixels else "as good as"
+    return f"{how} comparing pixels: {metric} {value:.3f} against {pixels:.3f}"
 
 
 def _with_intervals(metrics: dict[str, float]) -> dict[str, str | float]:

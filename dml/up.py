@@ -23,7 +23,8 @@ from pathlib import Path
 
 from dml import processes
 from dml.errors import InvalidSetting, MissingArtifact
-from dml.settings import artifact_root, local_folder
+from dml.registry.connection import connect
+from dml.settings import artifact_root, local_folder, own_tracking_uri
 from dml.storage import is_remote
 
 HOST = "127.0.0.1"
@@ -64,7 +65,8 @@ def run_local_stack(
         _require_free(mlflow_port, "--mlflow-port")
         with stack.running():
             try:
-                stack.start("mlflow", _mlflow_server(store, folder, mlflow_port))
+                connect(own_tracking_uri(store))  # the database is made, and its addresses are right
+                stack.start("mlflow", _mlflow_server(store, mlflow_port))
                 stack.start("prefect", f"prefect server start --host {HOST} --port {prefect_port}")
                 stack.wait_until_ready("mlflow", f"{mlflow}/api/2.0/mlflow/experiments/search?max_results=1")
                 stack.wait_until_ready("prefect", f"{prefect}/api/ready")
@@ -299,8 +301,8 @@ def _project_folder() -> Path:
     return folder
 
 
-def _mlflow_server(store: str, folder: Path, port: int) -> str:
-    database, artifacts = f"sqlite:///{folder / 'mlflow.db'}", artifact_root(store)
+def _mlflow_server(store: str, port: int) -> str:
+    database, artifacts = own_tracking_uri(store), artifact_root(store)
     return (
         f"mlflow server --host {HOST} --port {port} --workers 1 "
         f"--backend-store-uri {shlex.quote(database)} "

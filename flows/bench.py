@@ -11,7 +11,7 @@ from dml.config import BenchConfig
 from dml.errors import TrainingFailed
 from dml.refs import BenchReport, CellReport
 from dml.registry.tracking import start_run
-from dml.settings import artifact_root, store_uri, tracking_uri
+from dml.settings import store_uri
 from flows.policy import say, show_table, side_by_side, stage
 from flows.report import show_report
 
@@ -61,11 +61,10 @@ def _measure(store: str, count: int, cell: Cell) -> CellReport:
     """One cell, logged before it counts as done, so that a kill between the two loses neither."""
     say(f"{cell.title}: begins")
     run = stage(start_run)(
-        tracking_uri(store),
+        store,
         experiment=f"bench-{cell.row.dataset.name}",
         identity=cell.fingerprint[:16],
         params=cell.params(),
-        artifact_root=artifact_root(store),
         name=cell.title,
     )
     with run.recording():

@@ -6,7 +6,7 @@ from dml.data.dataset import find_dataset
 from dml.refs import EmbeddingsRef
 from dml.registry.catalog import find_model
 from dml.retrieval.embed import embed
-from dml.settings import store_uri, tracking_uri
+from dml.settings import store_uri
 from flows.policy import say, stage, tell
 
 
@@ -23,7 +23,7 @@ def embed_flow(
         num_workers: embedding actors; None: as the dataset's size asks.
     """
     root = store_uri(store)
-    version = stage(find_model)(tracking_uri(root), model)
+    version = stage(find_model)(root, model)
     source = stage(find_dataset)(root, dataset)
     embeddings = stage(embed, heals=True)(
         root, version.package, source, num_workers=num_workers, progress=tell("embed")

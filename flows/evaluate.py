@@ -7,11 +7,11 @@ from dml.data.dataset import find_dataset
 from dml.data.judgeable import require_judgeable
 from dml.data.schema import TEST
 from dml.models.package import read_preprocessing
-from dml.refs import Comparison, DatasetRef, EvaluationReport, PackageRef
+from dml.refs import RAW_PIXELS, Comparison, DatasetRef, EvaluationReport, PackageRef
 from dml.registry.catalog import find_model
 from dml.retrieval.embed import embed
 from dml.retrieval.evaluate import compare, evaluate, raw_pixel_baseline
-from dml.settings import store_uri, tracking_uri
+from dml.settings import store_uri
 from flows.policy import is_orchestrated, show_table, stage, tell
 from flows.report import report_on
 
@@ -31,7 +31,7 @@ def evaluate_flow(
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
     """
     root = store_uri(store)
-    version = stage(find_model)(tracking_uri(root), model)
+    version = stage(find_model)(root, model)
     source = stage(find_dataset)(root, dataset)
     stage(require_judgeable)(source, config)
     report = evaluate_package(root, version.package, source, config)
@@ -47,7 +47,7 @@ def evaluate_package(
     baselines = {}
     if config.baselines:
         pixels = stage(raw_pixel_baseline)
-        baselines["raw pixels"] = pixels(dataset, read_preprocessing(package), config)
+        baselines[RAW_PIXELS] = pixels(dataset, read_preprocessing(package), config)
     if config.baselines and package.initial is not None:
         baselines["before training"] = _embed_and_judge(store, package.initial, dataset, config)
     metrics = _embed_and_judge(store, package, dataset, config)

@@ -7,7 +7,7 @@ from dml.names import check_name
 from dml.refs import EmbeddingsRef, IndexRef
 from dml.registry.catalog import find_model
 from dml.retrieval.index import build_index, publish_index
-from dml.settings import store_uri, tracking_uri
+from dml.settings import store_uri
 from flows.embed import embed_flow
 from flows.policy import run, say, show_table, stage
 
@@ -35,7 +35,7 @@ def index_flow(
     """
     root = store_uri(store)
     check_name(name, "index")
-    version = str(stage(find_model)(tracking_uri(root), model))  # fixed here: the champion may move meanwhile
+    version = str(stage(find_model)(root, model))  # fixed here: the champion may move meanwhile
     embeddings = run(embed_flow, version, dataset, root, num_workers)
     return publish_index_of(embeddings, name, config, root, version)
 

@@ -10,7 +10,7 @@ from dml.registry.catalog import find_model
 from dml.retrieval.embed import embed
 from dml.retrieval.index import index_config_of, list_indexes
 from dml.retrieval.refresh import refreshed_from
-from dml.settings import store_uri, tracking_uri
+from dml.settings import store_uri
 from flows.index import publish_index_of
 from flows.ingest import ingest_flow
 from flows.policy import run, say, stage, tell
@@ -46,7 +46,7 @@ def reindex_flow(
         recorded = source or ingest_config_of(stage(find_dataset)(root, dataset))
         run(ingest_flow, recorded.model_copy(update={"name": dataset}), root)
     fresh = stage(find_dataset)(root, dataset)
-    version = stage(find_model)(tracking_uri(root), model)
+    version = stage(find_model)(root, model)
     package = version.package
     former = next((ref for ref in stage(list_indexes)(root) if ref.name == name), None)
     same_package = former is not None and former.embeddings.package.fingerprint == package.fingerprint

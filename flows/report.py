@@ -12,7 +12,7 @@ from dml.report.page import read_picture
 from dml.report.report import write_report
 from dml.report.versus import Contestant, write_versus
 from dml.retrieval.embed import embed
-from dml.settings import store_uri, tracking_uri
+from dml.settings import store_uri
 from flows.policy import say, show_picture, show_text, stage, tell
 
 _DEFAULT = ReportConfig()
@@ -36,12 +36,12 @@ def report_flow(
         against: another model, to compare with on the same queries; None: the page of `model` alone.
     """
     root = store_uri(store)
-    version = stage(find_model)(tracking_uri(root), model)
+    version = stage(find_model)(root, model)
     source = stage(find_dataset)(root, dataset)
     stage(require_judgeable)(source, config.evaluation, split=config.split)
     if against is None:
         return report_on(root, version, source, config)
-    other = stage(find_model)(tracking_uri(root), against)
+    other = stage(find_model)(root, against)
     ours, theirs = (Contestant(str(each), _embedded(root, each, source, config)) for each in (version, other))
     report = stage(write_versus)(root, ours, theirs, config)
     return _laid_beside(root, version, report, "versus")
@@ -50,7 +50,7 @@ def report_flow(
 def report_on(store: str, model: ModelRef, dataset: DatasetRef, config: ReportConfig) -> ReportRef:
     """Write the report, lay it beside the model's run in MLflow, and show its pictures in Prefect."""
     embeddings = _embedded(store, model, dataset, config)
-    report = stage(write_report)(store, model, embeddings, config, tracking_uri(store))
+    report = stage(write_report)(store, model, embeddings, config)
     return _laid_beside(store, model, report, "report")
 
 
@@ -77,6 +77,6 @@ def _embedded(store: str, model: ModelRef, dataset: DatasetRef, config: ReportCo
 
 
 def _laid_beside(store: str, model: ModelRef, report: ReportRef, key: str) -> ReportRef:
-    folder = stage(attach_report)(tracking_uri(store), model, report)
+    folder = stage(attach_report)(store, model, report)
     show_report(report, key, folder)
     return report

@@ -5,11 +5,13 @@ from prefect import flow
 from dml.config import EvaluationConfig, ExperimentConfig
 from dml.data.dataset import find_dataset
 from dml.data.judgeable import require_judgeable, shared_classes
+from dml.names import check_name
 from dml.presets import experiment
-from dml.refs import DatasetRef, ModelRef, TrainingReport
-from dml.registry.catalog import find_champion, judge, model_name, register
+from dml.refs import EvaluationReport, ModelRef, TrainingReport
+from dml.registry.catalog import find_champion, page_of, register
+from dml.registry.champion import judge
 from dml.registry.tracking import start_run
-from dml.settings import artifact_root, store_uri, tracking_uri
+from dml.settings import store_uri
 from dml.training.loop import run_identity
 from dml.training.ray_trainer import train
 from dml.training.supply import require_trainable
@@ -42,41 +44,40 @@ def train_flow(
     chosen = (config or experiment(preset)).overridden(settings or [])
     source = stage(find_dataset)(root, dataset)
     judge_on = source if test_dataset is None else stage(find_dataset)(root, test_dataset)
-    name = model_name(name or source.name)
+    name = check_name(name or source.name, "model")
     stage(require_trainable)(chosen, source)
     stage(require_judgeable)(judge_on, chosen.evaluation)
     if judge_on != source and (shared := shared_classes(source, judge_on)):
         say(f"{len(shared)} labels of the test classes are trained on too, such as {shared[:3]}")
     run = stage(start_run)(
-        tracking_uri(root),
+        root,
         experiment=name,
         identity=run_identity(chosen, source),
         params=chosen.model_dump(mode="json"),
-        artifact_root=artifact_root(root),
     )
     with run.recording():
         trained = stage(train, heals=True)(chosen, source, root, run)
         report = evaluate_package(root, trained.package, judge_on, chosen.evaluation)
         run.log_metrics(report.metrics)
-        version = stage(register)(run, name, trained.package, report.metrics)
-    model = _promote_if_better(root, chosen, version, judge_on)
+        version = stage(register)(root, run, name, trained.package, report.metrics)
+    model = _promote_if_better(root, chosen, version, report)
     show_table("model", [{"model": model.name, "version": model.version, "alias": model.alias}], model.reason)
-    if tracking_uri(root).startswith("http"):
-        show_link(
-            "registry", f"{tracking_uri(root)}/#/models/{model.name}/versions/{model.version}", model.name
-        )
-    say(f"model {model.name}/{model.version} is {model.alias}: {model.reason}")
+    if (page := page_of(root, model)) is not None:
+        show_link("registry", page, model.name)
+    say(f"model {model} is {model.alias}: {model.reason}")
     return TrainingReport(model=model, trained=trained, evaluation=report)
 
 
-def _promote_if_better(store: str, config: ExperimentConfig, new: ModelRef, dataset: DatasetRef) -> ModelRef:
+def _promote_if_better(
+    store: str, config: ExperimentConfig, new: ModelRef, report: EvaluationReport
+) -> ModelRef:
     """Champion and newcomer are judged on the same test split, in the same way.
 
     What was recorded of the champion may be of another split or of other settings, so it is judged again; its
     embeddings of a split are made once.
     """
-    uri = tracking_uri(store)
-    champion = stage(find_champion)(uri, new.name)
+    dataset = report.dataset
+    champion = stage(find_champion)(store, new.name)
     metrics = None if champion is None else champion.metrics
     if champion is not None and champion.version != new.version:
         alone = EvaluationConfig(**{**config.evaluation.model_dump(), "baselines": False})
@@ -85,7 +86,7 @@ def _promote_if_better(store: str, config: ExperimentConfig, new: ModelRef, data
     if champion is not None and config.gate.confidence is not None:
         packages = new.package, champion.package
         comparison = compare_packages(store, *packages, dataset, config.evaluation, config.gate)
-    model = stage(judge)(uri, new, config.gate, metrics, comparison)
+    model = stage(judge)(store, new, config.gate, metrics, comparison, report.baselines)
     if model.promoted and new != model:
         announce("dml.model.promoted", f"mlflow.model.{model.name}", model.model_dump(mode="json"))
     return model

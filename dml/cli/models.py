@@ -1,13 +1,16 @@
 """`dml train`, `dml evaluate` and `dml models`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Settings, Store, app, print_json, print_table
+from dml.cli.app import Json, Settings, Store, app, print_json, print_table, visible
 from dml.errors import InvalidSetting
-from dml.settings import store_uri, tracking_uri
+from dml.settings import store_uri
+
+if TYPE_CHECKING:
+    from dml.refs import EvaluationReport, ModelRef
 
 
 @app.command()
@@ -62,6 +65,7 @@ def train(
                 "reason": model.reason,
                 "metrics": report.evaluation.metrics,
                 "baselines": report.evaluation.baselines,
+                "verdict": report.evaluation.verdict(),
                 "images_per_second": trained.images_per_second,
                 "data_wait": trained.data_wait,
                 "loss": trained.loss,
@@ -70,6 +74,7 @@ def train(
         )
         return
     print_table(f"{test or dataset}, split test", report.evaluation.table())
+    _print_verdict(report.evaluation)
     print(f"{trained.images_per_second:.0f} images/s, {trained.data_wait:.0%} of the time waiting for data")
     print(f"model {model.name}/{model.version} is {model.alias}: {model.reason}")
 
@@ -93,29 +98,56 @@ def evaluate(
     config = EvaluationConfig().overridden(settings or [])
     report = run(evaluate_flow, model, dataset, config, store=store_uri(store))
     if as_json:
-        print_json({"model": model, "metrics": report.metrics, "baselines": report.baselines})
+        print_json(
+            {
+                "model": model,
+                "metrics": report.metrics,
+                "baselines": report.baselines,
+                "verdict": report.verdict(),
+            }
+        )
         return
     print_table(f"{model} on {dataset}, split test", report.table())
+    _print_verdict(report)
     if report.slices():
         print_table("by slice of the queries", report.slices())
 
 
 @app.command()
 def models(store: Store = None, as_json: Json = False) -> None:
-    """List the registry's model versions."""
-    from dml.registry.catalog import list_models
+    """List the registry's model versions; each model's champion is the one that is used."""
+    from dml.registry.catalog import read_registry
 
-    refs = list_models(tracking_uri(store_uri(store)))
+    found = read_registry(store_uri(store))
     if as_json:
-        print_json({"models": [ref.model_dump(mode="json") for ref in refs]})
+        print_json(
+            {
+                "models": [
+                    {**model.model_dump(mode="json"), "current": model.promoted} for model in found.models
+                ],
+                "foreign": list(found.foreign),
+            }
+        )
         return
-    rows = [
-        {
-            "model": f"{ref.name}/{ref.version}",
-            "alias": ref.alias or "",
-            **{key: ref.metrics[key] for key in ("recall_at_1", "map_at_r") if key in ref.metrics},
-            "reason": ref.reason,
-        }
-        for ref in refs
-    ]
+    rows = [_row_of(model) for model in found.models]
     print_table("models", rows)
+    if found.foreign:
+        print(f"not ours, left out: {', '.join(visible(name) for name in found.foreign)}")
+
+
+def _print_verdict(report: "EvaluationReport") -> None:
+    if verdict := report.verdict():
+        print(f"the model is {verdict}")
+
+
+def _row_of(model: "ModelRef") -> dict[str, str | float]:
+    dataset = model.package.dataset
+    return {
+        "current": "*" if model.promoted else "",
+        "model": str(model),
+        "alias": model.alias or "",
+        "dataset": f"{dataset.name}@{dataset.version}" if dataset else "",
+        "date": f"{model.created:%Y-%m-%d %H:%M}" if model.created else "",
+        **{key: model.metrics[key] for key in ("recall_at_1", "map_at_r") if key in model.metrics},
+        "reason": model.reason,
+    }

@@ -32,6 +32,8 @@ def demo(
         return
     evaluation = report.training.evaluation
     print_table("recall on classes never seen in training", evaluation.table())
+    if verdict := evaluation.verdict():
+        print(f"the model is {verdict}")
     print_table("seconds", [report.seconds])
     print(f"index {report.index.name}: recall@10 {report.index.recall:.3f} against exact search")
     print(f"model {report.training.model.name}/{report.training.model.version}: ", end="")

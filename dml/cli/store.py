@@ -9,7 +9,7 @@ import typer
 from dml import storage
 from dml.cli.app import Json, Store, app, print_json, print_table
 from dml.errors import CorruptArtifact
-from dml.settings import store_uri, tracking_uri
+from dml.settings import store_uri
 
 
 class Removable(StrEnum):
@@ -75,7 +75,7 @@ def gc(
     storage.require_store(root)  # or asking for its models would make it one
     registered = [
         model.package.model_dump(mode="json", exclude=None if model.alias else {"dataset"})
-        for model in list_models(tracking_uri(root))
+        for model in list_models(root)
     ]
     removals = unneeded(root, registered, keep=keep, grace=timedelta(hours=grace_hours))
     if not dry_run:
@@ -110,7 +110,7 @@ def rm(
     if kind == Removable.MODEL:
         from dml.registry.aliases import remove_model
 
-        removed = remove_model(tracking_uri(root), name)
+        removed = remove_model(root, name)
     else:
         from dml.lineage import remove_named
 
@@ -129,15 +129,16 @@ def rollback(
     name: Annotated[
         str, typer.Argument(help="NAME for the version before, NAME@VERSION, NAME/VERSION of a model")
     ],
+    reason: Annotated[str, typer.Option(help="why; of a model, its versions show it")] = "",
     store: Store = None,
     as_json: Json = False,
 ) -> None:
     """Make the version before the current one current again: of an index, or the champion of a model."""
     root = store_uri(store)
     if kind == Pointed.MODEL:
-        from dml.registry.aliases import rollback_champion
+        from dml.registry.champion import rollback_champion
 
-        version = str(rollback_champion(tracking_uri(root), name))
+        version = str(rollback_champion(root, name, reason=reason))
     else:
         from dml.retrieval.index import rollback_index
 

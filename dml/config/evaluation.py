@@ -120,6 +120,11 @@ class GateConfig(Part):
     """When a new version becomes the champion."""
 
     metric: str = "recall_at_1"
+    at_least: float | Literal["raw_pixels", "before_training"] | None = Field(
+        None,
+        description="what the metric must reach, also without a champion: a number, or what a baseline has; "
+        "None: being worse than raw pixels is said, and refuses nothing",
+    )
     min_gain: float = Field(0.0, description="how much better than the champion it must be, strictly")
     confidence: Rate | None = Field(
         None,

@@ -98,6 +98,11 @@ class ExperimentConfig(Part):
                 f"gate.metric must be one of what the evaluation measures, {self.evaluation.metrics}; got "
                 f"{self.gate.metric!r}."
             )
+        if isinstance(self.gate.at_least, str) and not self.evaluation.baselines:
+            raise ValueError(
+                f"gate.at_least {self.gate.at_least!r} is a baseline of the evaluation, so "
+                "evaluation.baselines must be true; got false."
+            )
         if self.gate.confidence is not None and self.gate.metric not in self.evaluation.query_metrics:
             raise ValueError(
                 f"gate.confidence compares query by query, so gate.metric must be one of "

@@ -1,63 +1,91 @@
-"""Model versions in MLflow's registry, and the gate a new one must pass to become the champion."""
+"""Model versions in MLflow's registry: made, found and listed."""
 
 import json
-import re
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from dml import storage
-from dml.config import GateConfig
 from dml.errors import InvalidSetting, MissingArtifact, did_you_mean
-from dml.refs import Comparison, ModelRef, PackageRef
-from dml.registry.tracking import Run, as_default, connect
+from dml.names import check_name
+from dml.refs import ModelRef, PackageRef
+from dml.registry.connection import address, as_default, connect
+from dml.registry.database import REGISTRY_LOCK, exclusive
+from dml.registry.tracking import Run
+from dml.settings import local_folder, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-_MOST_MODELS = 1000
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+logger = logging.getLogger(__name__)
+
 CHAMPION, CHALLENGER = "champion", "challenger"
-_PACKAGE_TAG, _METRICS_TAG, REASON_TAG = "dml.package", "dml.metrics", "dml.reason"
-PROMOTED_TAG = "dml.promoted_at"
-"""When a version became champion: what a rollback goes back to."""
+REASON_TAG = "dml.reason"
+_PACKAGE, _STORE, _METRICS = "dml.package", "dml.store", "dml.metrics"
+_MAX_TAG_LENGTH = 90_000  # MLflow takes 100,000 characters
 _REQUIREMENTS = ["torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "pyarrow", "pydantic"]
 
 
-def model_name(name: str) -> str:
-    """The name, if it can be one of a registered model; raises InvalidSetting."""
-    if not _NAME.fullmatch(name):
-        raise InvalidSetting(
-            f"A model's name must be of a-z, 0-9, '.', '_' and '-', and begin with a letter or digit; got "
-            f"{name!r}. Give another with --name."
-        )
-    return name
+@dataclass(frozen=True)
+class Listing:
+    """What a registry holds."""
+
+    models: Sequence[ModelRef]
+    """Ours, newest first within a name."""
+    foreign: Sequence[str]
+    """Names of the registered models that hold no version of ours."""
 
 
-def register(run: Run, name: str, package: PackageRef, metrics: Mapping[str, float]) -> ModelRef:
-    """Make a package a version of a registered model; the same package of the same run is registered once.
+def register(store: str, run: Run, name: str, package: PackageRef, metrics: Mapping[str, float]) -> ModelRef:
+    """Make a package a version of a registered model; the same package is registered once.
 
     Args:
+        store: the store's URI, where the package lies.
         run: the MLflow run that made it.
         name: the registered model's name.
         package: what `mlflow.pyfunc.load_model` will load, image bytes in and embeddings out.
         metrics: how it does on the test split of the dataset it was trained on.
-    """
-    client = connect(run.tracking_uri)
-    for model in _versions(client, name):
-        if model.package.fingerprint == package.fingerprint and model.package.dataset == package.dataset:
-            client.set_model_version_tag(name, str(model.version), _METRICS_TAG, json.dumps(dict(metrics)))
-            return model.model_copy(update={"metrics": dict(metrics)})
-    tags = {_PACKAGE_TAG: package.model_dump_json(), _METRICS_TAG: json.dumps(dict(metrics))}
-    with as_default(run.tracking_uri):
-        import mlflow
 
-        created = mlflow.register_model(_log_model(run, package), name, tags=tags)
-    return _model_ref(client.get_model_version(name, created.version))
+    Raises:
+        Unreachable: MLflow does not answer.
+    """
+    check_name(name, "model")
+    client = connect(run.tracking_uri)
+    with exclusive(local_folder(store) / REGISTRY_LOCK):
+        for model in versions_of(client, store, name):
+            if _is_same(model.package, package):
+                client.set_model_version_tag(name, str(model.version), _METRICS, _metrics_tag(metrics))
+                return model.model_copy(update={"metrics": dict(metrics)})
+        tags = {
+            _PACKAGE: json.dumps(storage.relative_references(package.model_dump(mode="json"), store)),
+            _STORE: store,
+            _METRICS: _metrics_tag(metrics),
+        }
+        with as_default(run.tracking_uri):
+            import mlflow
+
+            created = mlflow.register_model(_log_model(run, package), name, tags=tags)
+    return _model_ref(client.get_model_version(name, created.version), store)
+
+
+def _is_same(package: PackageRef, other: PackageRef) -> bool:
+    """The same weights, trained on the same images."""
+    datasets = [each.dataset.fingerprint if each.dataset else None for each in (package, other)]
+    return package.fingerprint == other.fingerprint and datasets[0] == datasets[1]
+
+
+def _metrics_tag(metrics: Mapping[str, float]) -> str:
+    text = json.dumps(dict(metrics))
+    if len(text) > _MAX_TAG_LENGTH:  # the run has them all
+        text = json.dumps({key: value for key, value in metrics.items() if "/" not in key})
+    return text
 
 
 def _log_model(run: Run, package: PackageRef) -> str:
@@ -82,107 +110,118 @@ def _log_model(run: Run, package: PackageRef) -> str:
     return str(logged.model_uri)
 
 
-def judge(
-    tracking_uri: str,
-    model: ModelRef,
-    gate: GateConfig,
-    champion_metrics: Mapping[str, float] | None,
-    comparison: Comparison | None = None,
-) -> ModelRef:
-    """Move the alias `champion` to a version if it passes the gate, else `challenger`, and say why.
-
-    Args:
-        model: the new version.
-        gate: which metric must be better, and by how much.
-        champion_metrics: the present champion's on the same test split; None where there is no champion.
-        comparison: of the two, query by query, where the gate asks for confidence.
-
-    Raises:
-        InvalidSetting: the gate's metric is not among the metrics that were measured.
-        ValueError: a gate that asks for confidence, a champion, and no comparison.
-    """
-    if gate.confidence is not None and champion_metrics is not None and comparison is None:
-        raise ValueError(
-            f"gate.confidence {gate.confidence:g} needs a comparison with the champion; got none. Make one "
-            "with retrieval.evaluate.compare."
-        )
-    if gate.metric not in model.metrics:
-        raise InvalidSetting(
-            f"gate.metric must be one of the measured metrics {sorted(model.metrics)}; got {gate.metric!r}."
-        )
-    if model.promoted:
-        return model
-    client = connect(tracking_uri)
-    value = model.metrics[gate.metric]
-    if champion_metrics is None:
-        passed, reason = True, f"first champion: {gate.metric} {value:.4f}"
-    else:
-        former = champion_metrics[gate.metric]
-        passed = value > former + gate.min_gain
-        reason = f"{gate.metric} {value:.4f} against the champion's {former:.4f}"
-        reason += f" (must gain more than {gate.min_gain:g})"
-        if gate.confidence is not None and comparison is not None:
-            passed = passed and comparison.p_value <= 1 - gate.confidence
-            reason += (
-                f"; gain {comparison.gain:+.4f} [{comparison.low:+.4f}, {comparison.high:+.4f}] on "
-                f"{comparison.num_queries} queries of {comparison.num_classes} classes, p "
-                f"{comparison.p_value:.4f} (must be at most {1 - gate.confidence:.4g})"
-            )
-    alias = CHAMPION if passed else CHALLENGER
-    client.set_model_version_tag(model.name, str(model.version), REASON_TAG, reason)
-    if passed:
-        client.set_model_version_tag(model.name, str(model.version), PROMOTED_TAG, utc_now())
-    client.set_registered_model_alias(model.name, alias, str(model.version))
-    return model.model_copy(update={"alias": alias, "reason": reason})
-
-
-def utc_now() -> str:
-    """Now, to the microsecond, in a form that sorts as text."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def find_champion(tracking_uri: str, name: str) -> ModelRef | None:
+def find_champion(store: str, name: str) -> ModelRef | None:
     """The version the alias `champion` names, or None before the first."""
-    return next((m for m in _versions(connect(tracking_uri), name) if m.promoted), None)
+    check_name(name, "model")
+    versions = versions_of(connect(tracking_uri(store)), store, name)
+    return next((model for model in versions if model.promoted), None)
 
 
-def find_model(tracking_uri: str, name: str) -> ModelRef:
+def find_model(store: str, name: str) -> ModelRef:
     """A model version by `NAME` or `NAME@champion` (the alias) or `NAME/3` (the version).
 
+    Args:
+        store: the store's URI.
+        name: as the user gave it.
+
     Raises:
+        InvalidSetting: no name can be so.
         MissingArtifact: there is none, with those there are.
     """
     base, slash, version = name.partition("/")
     base, _, alias = base.partition("@")
-    client = connect(tracking_uri)
-    versions = _versions(client, base)
+    check_name(base, "model")
+    client = connect(tracking_uri(store))
+    versions = versions_of(client, store, base)
     if versions and not slash:
         version = str(client.get_registered_model(base).aliases.get(alias or CHAMPION, ""))
     for model in versions:
         if str(model.version) == version:
             return model
-    have = [f"{m.name}/{m.version}" + (f" (@{m.alias})" if m.alias else "") for m in versions]
-    names = sorted({m.name for m in list_models(tracking_uri)})
-    raise MissingArtifact(
-        f"Model {name!r} must be in the registry; it has {have or names}. Train one: dml train."
-        f"{'' if have else did_you_mean(base, names)}"
+    raise no_such_model(store, name, versions)
+
+
+def no_such_model(store: str, name: str, versions: Sequence[ModelRef]) -> MissingArtifact:
+    """What to raise where a name, an alias or a version is not there.
+
+    Args:
+        store: the store's URI.
+        name: as the user gave it.
+        versions: of the model that there are.
+    """
+    if versions:
+        have = ", ".join(f"{model}" + (f" (@{model.alias})" if model.alias else "") for model in versions)
+        bare = not {"/", "@"} & set(name)
+        what = f"{name} has no champion" if bare else f"There is no {name}"
+        return MissingArtifact(f"{what}; there are {have}. Name one of them, as {versions[0]}.")
+    names = sorted({model.name for model in list_models(store)})
+    return MissingArtifact(
+        f"Model {name!r} must be in the registry; it has {names or 'none'}. Train one: dml train DATASET."
+        f"{did_you_mean(name.partition('/')[0].partition('@')[0], names)}"
     )
 
 
-def list_models(tracking_uri: str) -> list[ModelRef]:
+def list_models(store: str) -> list[ModelRef]:
     """Every version of every registered model of ours, newest first within a name."""
-    client = connect(tracking_uri)
-    names = sorted(
-        registered.name for registered in client.search_registered_models(max_results=_MOST_MODELS)
+    return list(read_registry(store).models)
+
+
+def read_registry(store: str) -> Listing:
+    """Every version of every registered model; what is not ours, or damaged, ends nothing."""
+    client = connect(tracking_uri(store))
+    names = sorted(registered.name for registered in _every_page(client.search_registered_models))
+    found = {name: versions_of(client, store, name) for name in names if _is_name(name)}
+    return Listing(
+        models=[model for versions in found.values() for model in versions],
+        foreign=[name for name in names if not found.get(name)],
     )
-    return [model for name in names for model in _versions(client, name)]
 
 
-def _versions(client: "MlflowClient", name: str) -> list[ModelRef]:
-    found = client.search_model_versions(f"name = '{name}'")
+def page_of(store: str, model: ModelRef) -> str | None:
+    """The address of a version's page, where MLflow has a server."""
+    uri = address(tracking_uri(store))
+    return (
+        f"{uri.rstrip('/')}/#/models/{model.name}/versions/{model.version}"
+        if uri.startswith("http")
+        else None
+    )
+
+
+def _is_name(name: str) -> bool:
+    try:
+        check_name(name)
+    except InvalidSetting:
+        return False
+    return True
+
+
+def versions_of(client: "MlflowClient", store: str, name: str) -> list[ModelRef]:
+    """Ours, newest first; `name` was checked, so it can stand in a filter."""
+    found = [
+        version
+        for version in _every_page(client.search_model_versions, f"name = '{name}'")
+        if _PACKAGE in version.tags
+    ]
     aliases = _aliases(client, name) if found else {}
-    ours = [_model_ref(v, aliases.get(str(v.version))) for v in found if _PACKAGE_TAG in v.tags]
+    ours = []
+    for version in found:
+        try:
+            ours.append(_model_ref(version, store, aliases.get(str(version.version))))
+        except (ValueError, TypeError) as error:
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            logger.warning(
+                "Version %s of model %s has damaged tags and is left out: %s", version.version, name, why
+            )
     return sorted(ours, key=lambda model: -model.version)
+
+
+def _every_page(search: Callable[..., Any], *arguments: Any) -> list[Any]:
+    page = search(*arguments)
+    found = list(page)
+    while page.token:
+        page = search(*arguments, page_token=page.token)
+        found += page
+    return found
 
 
 def _aliases(client: "MlflowClient", name: str) -> dict[str, str]:
@@ -193,12 +232,23 @@ def _aliases(client: "MlflowClient", name: str) -> dict[str, str]:
     return {str(version): alias for alias, version in ordered}
 
 
-def _model_ref(version: "ModelVersion", alias: str | None = None) -> ModelRef:
+def _model_ref(version: "ModelVersion", store: str, alias: str | None = None) -> ModelRef:
     return ModelRef(
         name=version.name,
         version=int(version.version),
         alias=alias,
-        package=PackageRef.model_validate_json(version.tags[_PACKAGE_TAG]),
-        metrics=json.loads(version.tags.get(_METRICS_TAG, "{}")),
+        package=_package_of(version, store),
+        metrics=json.loads(version.tags.get(_METRICS, "{}")),
         reason=version.tags.get(REASON_TAG, ""),
+        created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
     )
+
+
+def _package_of(version: "ModelVersion", store: str) -> PackageRef:
+    """In this store, wherever it lies; else in that it was registered from, where several share an MLflow."""
+    tree = json.loads(version.tags[_PACKAGE])
+    package = PackageRef.model_validate(storage.absolute_references(tree, store))
+    registered_from = version.tags.get(_STORE, store)
+    if registered_from != store and not storage.is_complete(package.uri):
+        return PackageRef.model_validate(storage.absolute_references(tree, registered_from))
+    return package

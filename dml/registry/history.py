@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from dml import storage
 from dml.refs import ModelRef, ReportRef
-from dml.registry.tracking import connect
+from dml.registry.connection import connect
+from dml.settings import tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -14,13 +15,13 @@ if TYPE_CHECKING:
 _CURVES = ("loss", "validation_")
 
 
-def training_curves(tracking_uri: str, model: ModelRef) -> Mapping[str, Sequence[tuple[int, float]]]:
+def training_curves(store: str, model: ModelRef) -> Mapping[str, Sequence[tuple[int, float]]]:
     """How a version's training went: `loss` and what validation measured, by name, as (step, value).
 
     Where a killed run has done steps again, the later of two values counts. Empty where the version's run is
     no longer there.
     """
-    client = connect(tracking_uri)
+    client = connect(tracking_uri(store))
     run_id = _run_id(client, model)
     if run_id is None:
         return {}
@@ -32,12 +33,12 @@ def training_curves(tracking_uri: str, model: ModelRef) -> Mapping[str, Sequence
     return curves
 
 
-def attach_report(tracking_uri: str, model: ModelRef, report: ReportRef) -> str | None:
+def attach_report(store: str, model: ModelRef, report: ReportRef) -> str | None:
     """Lay a report's page and pictures beside its model's run in MLflow; returns the folder there.
 
     Written again, the same files replace themselves. None where the version's run is no longer there.
     """
-    client = connect(tracking_uri)
+    client = connect(tracking_uri(store))
     run_id = _run_id(client, model)
     if run_id is None:
         return None

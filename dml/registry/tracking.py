@@ -1,20 +1,29 @@
-"""Runs in MLflow: one per run identity, found again after a crash, fed live while training goes on."""
+"""Runs in MLflow: one per run identity, found again after a crash, fed while training goes on."""
 
 import logging
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from dml.errors import Unreachable
+from dml.registry.connection import connect
+from dml.registry.database import REGISTRY_LOCK, exclusive
+from dml.registry.journal import MAX_METRICS_PER_BATCH, Journal, send_leftovers
+from dml.settings import artifact_root, local_folder, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+logger = logging.getLogger(__name__)
+
 RUN_TAG = "dml.run"
 _MAX_PARAM_LENGTH = 500
-_MAX_METRICS_PER_BATCH = 1000  # MLflow refuses more
-_STARTING = threading.Lock()  # the first to come makes the database's tables, and two at once collide
+_MAX_PARAMS_PER_BATCH = 100  # MLflow refuses more
+_FLUSH_S = 10.0
+_JOURNALS: dict[tuple[int, "Run"], Journal] = {}  # of this process
 
 
 class HasMetrics(Protocol):
@@ -26,54 +35,29 @@ class HasMetrics(Protocol):
     def metrics(self) -> dict[str, float]: ...
 
 
-def connect(tracking_uri: str) -> "MlflowClient":
-    """An MLflow client; models that would need unpickling are refused from here on."""
-    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    import mlflow
-
-    return mlflow.MlflowClient(tracking_uri, registry_uri=tracking_uri)
-
-
-@contextmanager
-def as_default(tracking_uri: str) -> Iterator[None]:
-    """For MLflow's functions that take no URI; afterwards the process and its environment are as before.
-
-    MLflow writes the URI it is given into `MLFLOW_TRACKING_URI`, where another store would find it.
-    """
-    import mlflow
-
-    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
-    mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_registry_uri(tracking_uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before["MLFLOW_TRACKING_URI"])
-        mlflow.set_registry_uri(before["MLFLOW_REGISTRY_URI"] or "")
-        if before["MLFLOW_REGISTRY_URI"] is None:
-            os.environ.pop("MLFLOW_REGISTRY_URI", None)
-
-
 @dataclass(frozen=True)
 class Run:
     """A run in MLflow, as a value that can travel to another process."""
 
     tracking_uri: str
     id: str
+    journal: str
+    """The local file where the metrics of training are kept."""
 
     def __call__(self, progress: HasMetrics) -> None:
-        """Log a training step's metrics."""
-        self.log_metrics(progress.metrics(), step=progress.step)
+        """Log a training step's metrics; no step waits for MLflow."""
+        self._open_journal().append(progress.step, progress.metrics())
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        import mlflow.entities
+        """Log at once; what MLflow has already is not logged again."""
+        from mlflow.entities import Metric
+        from mlflow.utils.time import get_current_time_millis
 
-        entries = [mlflow.entities.Metric(k, v, _now_ms(), step) for k, v in metrics.items()]
-        for start in range(0, len(entries), _MAX_METRICS_PER_BATCH):
-            own = entries[start : start + _MAX_METRICS_PER_BATCH]
-            connect(self.tracking_uri).log_batch(self.id, metrics=own)
+        client, now = connect(self.tracking_uri), get_current_time_millis()
+        known = client.get_run(self.id).data.metrics
+        entries = [Metric(k, v, now, step) for k, v in metrics.items() if known.get(k) != v]
+        for start in range(0, len(entries), MAX_METRICS_PER_BATCH):
+            client.log_batch(self.id, metrics=entries[start : start + MAX_METRICS_PER_BATCH])
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -81,47 +65,74 @@ class Run:
         try:
             yield
         except BaseException:
-            connect(self.tracking_uri).set_terminated(self.id, status="FAILED")
+            try:
+                self._end("FAILED")
+            except Unreachable as error:  # what went wrong in the body is what counts
+                logger.warning("%s", error)
             raise
-        connect(self.tracking_uri).set_terminated(self.id, status="FINISHED")
+        self._end("FINISHED")
+
+    def _end(self, status: str) -> None:
+        self._open_journal().close(_FLUSH_S)
+        del _JOURNALS[os.getpid(), self]
+        connect(self.tracking_uri).set_terminated(self.id, status=status)
+
+    def _open_journal(self) -> Journal:
+        key = (os.getpid(), self)
+        if key not in _JOURNALS:
+            _JOURNALS[key] = Journal(Path(self.journal), self.tracking_uri, self.id)
+        return _JOURNALS[key]
 
 
 def start_run(
-    tracking_uri: str,
+    store: str,
     *,
     experiment: str,
     identity: str,
     params: Mapping[str, Any],
-    artifact_root: str | None = None,
     name: str | None = None,
 ) -> Run:
     """The MLflow run of a run identity: a new one, or the one that a killed process left.
 
     Args:
-        tracking_uri: a server, or `sqlite:///` file.
-        experiment: MLflow's experiment, made when it is missing.
+        store: the store's URI; runs go to its own database, or to the configured MLflow.
+        experiment: MLflow's experiment, made when it is missing, restored when it was deleted.
         identity: what `training.run_identity` gives; the same identity continues the same run.
         params: a nested configuration, logged with dotted names.
-        artifact_root: where artefacts go when no server decides it.
         name: the run's name in MLflow's pages; None: the identity.
+
+    Raises:
+        Unreachable: MLflow does not answer.
     """
-    with _STARTING:
-        client = connect(tracking_uri)
-        experiment_id = _experiment_id(client, tracking_uri, experiment, artifact_root)
-        earlier = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
-        if earlier:
-            client.update_run(earlier[0].info.run_id, status="RUNNING")
-            return Run(tracking_uri, earlier[0].info.run_id)
-        created = client.create_run(experiment_id, tags={RUN_TAG: identity}, run_name=name or identity)
-    run = Run(tracking_uri, created.info.run_id)
+    uri, folder = tracking_uri(store), local_folder(store)
+    client = connect(uri)
+    journals = folder / "mlflow-metrics"
+    journals.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / REGISTRY_LOCK):
+        experiment_id = _experiment_id(client, uri, experiment, artifact_root(store))
+        found = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
+        if found:
+            run = found[0]
+            client.update_run(run.info.run_id, status="RUNNING")
+        else:
+            run = client.create_run(experiment_id, tags={RUN_TAG: identity}, run_name=name or identity)
+        _log_missing_params(client, run.info.run_id, params, known=run.data.params)
+    send_leftovers(journals, uri, wait_s=_FLUSH_S)
+    return Run(uri, run.info.run_id, str(journals / f"{identity}.jsonl"))
+
+
+def _log_missing_params(
+    client: "MlflowClient", run_id: str, params: Mapping[str, Any], known: Mapping[str, str]
+) -> None:
+    """A process may have been killed before it logged them; those that are there cannot be changed."""
     from mlflow.entities import Param
 
-    flat = [Param(k, str(v)[:_MAX_PARAM_LENGTH]) for k, v in _flatten(params)]
-    client.log_batch(run.id, params=flat)
-    return run
+    missing = [Param(k, str(v)[:_MAX_PARAM_LENGTH]) for k, v in _flatten(params) if k not in known]
+    for start in range(0, len(missing), _MAX_PARAMS_PER_BATCH):
+        client.log_batch(run_id, params=missing[start : start + _MAX_PARAMS_PER_BATCH])
 
 
-def _experiment_id(client: "MlflowClient", tracking_uri: str, name: str, artifact_root: str | None) -> str:
+def _experiment_id(client: "MlflowClient", tracking_uri: str, name: str, artifact_root: str) -> str:
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -129,10 +140,13 @@ def _experiment_id(client: "MlflowClient", tracking_uri: str, name: str, artifac
         location = None if tracking_uri.startswith("http") else artifact_root
         try:
             return str(client.create_experiment(name, artifact_location=location))
-        except MlflowException:  # another run of the experiment was first
+        except MlflowException:  # another machine was first
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+        logger.info("The experiment %s was deleted in MLflow; it is restored, with its runs.", name)
     return str(found.experiment_id)
 
 
@@ -144,9 +158,3 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
         else:
             pairs.append((f"{prefix}{key}", value))
     return pairs
-
-
-def _now_ms() -> int:
-    from mlflow.utils.time import get_current_time_millis
-
-    return int(get_current_time_millis())

@@ -25,9 +25,7 @@ _CODE_VERSION = 1  # part of a report's identity: raise it when the same inputs 
 SUSPECTS = "suspects.csv"
 
 
-def write_report(
-    store: str, model: ModelRef, embeddings: EmbeddingsRef, config: ReportConfig, tracking_uri: str
-) -> ReportRef:
+def write_report(store: str, model: ModelRef, embeddings: EmbeddingsRef, config: ReportConfig) -> ReportRef:
     """Look at a split through a model's embeddings, and publish what there is to see.
 
     Args:
@@ -35,7 +33,6 @@ def write_report(
         model: the registered version whose package made the embeddings.
         embeddings: of the dataset to look at.
         config: which split, and how much of everything.
-        tracking_uri: of the MLflow that knows how the model's training went.
 
     Returns:
         The published report, the same one for the same inputs, written once.
@@ -44,7 +41,7 @@ def write_report(
         InvalidData: the split has no rows, or none of a role.
         InvalidSetting: an attribute that the dataset does not have.
     """
-    curves = training_curves(tracking_uri, model)
+    curves = training_curves(store, model)
     settings = config.model_dump(mode="json")
     fingerprint = storage.digest_of(
         "report", _CODE_VERSION, str(model), embeddings.fingerprint, settings, curves

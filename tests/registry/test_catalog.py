@@ -5,20 +5,19 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dml.config import EncoderConfig, GateConfig, PreprocessingConfig
+from dml.config import GateConfig
 from dml.errors import InvalidSetting, MissingArtifact
-from dml.models.encoder import Encoder
-from dml.models.package import load_package, save_package
+from dml.models.package import load_package
 from dml.refs import Comparison
-from dml.registry import catalog, tracking
-
-GREY = PreprocessingConfig(color="L", resize=28, crop=28, mean=(0.5,), std=(0.5,))
+from dml.registry import catalog, champion, tracking
+from dml.registry.connection import connect
+from dml.settings import tracking_uri
+from tests.registry.parts import new_run, new_version
 
 
 @pytest.fixture(scope="module")
@@ -26,106 +25,72 @@ def store(tmp_path_factory):
     return str(tmp_path_factory.mktemp("store"))
 
 
-@pytest.fixture(scope="module")
-def tracking_uri(store):
-    return f"sqlite:///{store}/mlflow.db"
-
-
-def test_runs_started_at_once_share_a_new_database_and_experiment(tmp_path):
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-
-    def start(identity: str) -> tracking.Run:
-        return tracking.start_run(
-            uri, experiment="grid", identity=identity, params={}, name=f"cell {identity}"
-        )
-
-    with ThreadPoolExecutor(4) as pool:
-        runs = list(pool.map(start, "abcda"))
-    assert runs[0] == runs[4], "the same identity continues the same run"
-    client = tracking.connect(uri)
-    found = client.search_runs([client.get_experiment_by_name("grid").experiment_id])
-    assert sorted(run.info.run_name for run in found) == ["cell a", "cell b", "cell c", "cell d"]
-
-
-def new_version(store: str, tracking_uri: str, name: str, seed: int, recall: float):
-    run = tracking.start_run(
-        tracking_uri,
-        experiment=name,
-        identity=f"{name}-{seed}",
-        params={"seed": seed, "encoder": {"dim": 16}},
-        artifact_root=f"{store}/mlflow-artifacts",
-    )
-    package = save_package(store, Encoder(EncoderConfig(dim=16), channels=1, seed=seed), GREY)
-    with run.recording():
-        return catalog.register(run, name, package, {"recall_at_1": recall})
-
-
-def test_the_champion_moves_only_to_a_better_version(store, tracking_uri):
+def test_the_champion_moves_only_to_a_better_version(store):
     gate = GateConfig(min_gain=0.01)
-    first = new_version(store, tracking_uri, "gated", 1, 0.50)
-    assert catalog.judge(tracking_uri, first, gate, None).promoted
+    first = new_version(store, "gated", 1, 0.50)
+    assert champion.judge(store, first, gate, None).promoted
 
-    worse = new_version(store, tracking_uri, "gated", 2, 0.505)
-    judged = catalog.judge(tracking_uri, worse, gate, {"recall_at_1": 0.50})
+    worse = new_version(store, "gated", 2, 0.505)
+    judged = champion.judge(store, worse, gate, {"recall_at_1": 0.50})
     assert judged.alias == "challenger"
     assert "0.5050 against the champion's 0.5000" in judged.reason
-    assert catalog.find_champion(tracking_uri, "gated").version == first.version
+    assert catalog.find_champion(store, "gated").version == first.version
 
-    better = new_version(store, tracking_uri, "gated", 3, 0.52)
-    assert catalog.judge(tracking_uri, better, gate, {"recall_at_1": 0.50}).promoted
-    champion = catalog.find_model(tracking_uri, "gated")
-    assert (champion.version, champion.package) == (better.version, better.package)
-    assert catalog.find_model(tracking_uri, f"gated/{first.version}").package == first.package
-    assert [model.version for model in catalog.list_models(tracking_uri) if model.name == "gated"] == [
+    better = new_version(store, "gated", 3, 0.52)
+    assert champion.judge(store, better, gate, {"recall_at_1": 0.50}).promoted
+    found = catalog.find_model(store, "gated")
+    assert (found.version, found.package) == (better.version, better.package)
+    assert catalog.find_model(store, f"gated/{first.version}").package == first.package
+    assert [model.version for model in catalog.list_models(store) if model.name == "gated"] == [
         3,
         2,
         1,
     ]
 
 
-def test_a_gain_within_noise_does_not_move_the_champion(store, tracking_uri):
+def test_a_gain_within_noise_does_not_move_the_champion(store):
     gate = GateConfig(confidence=0.95)
-    first = new_version(store, tracking_uri, "sure", 1, 0.50)
-    assert catalog.judge(tracking_uri, first, gate, None).promoted
+    first = new_version(store, "sure", 1, 0.50)
+    assert champion.judge(store, first, gate, None).promoted
 
-    better = new_version(store, tracking_uri, "sure", 2, 0.52)
+    better = new_version(store, "sure", 2, 0.52)
     with pytest.raises(ValueError, match="comparison"):
-        catalog.judge(tracking_uri, better, gate, {"recall_at_1": 0.50})
+        champion.judge(store, better, gate, {"recall_at_1": 0.50})
     compared = {"metric": "recall_at_1", "gain": 0.02, "num_queries": 60, "num_classes": 5}
     luck = Comparison(low=-0.03, high=0.07, p_value=0.2, **compared)
-    judged = catalog.judge(tracking_uri, better, gate, {"recall_at_1": 0.50}, luck)
+    judged = champion.judge(store, better, gate, {"recall_at_1": 0.50}, luck)
     assert judged.alias == "challenger"
     assert "[-0.0300, +0.0700] on 60 queries of 5 classes, p 0.2000 (must be at most 0.05)" in judged.reason
 
     sure = Comparison(low=0.01, high=0.03, p_value=0.04, **compared)
-    assert catalog.judge(tracking_uri, better, gate, {"recall_at_1": 0.50}, sure).promoted
+    assert champion.judge(store, better, gate, {"recall_at_1": 0.50}, sure).promoted
 
 
-def test_registering_the_same_package_again_adds_no_version(store, tracking_uri):
-    first = new_version(store, tracking_uri, "once", 1, 0.5)
-    again = new_version(store, tracking_uri, "once", 1, 0.5)
+def test_registering_the_same_package_again_adds_no_version(store):
+    first = new_version(store, "once", 1, 0.5)
+    again = new_version(store, "once", 1, 0.5)
     assert again == first
 
 
-def test_a_model_that_is_not_there_is_named_with_those_that_are(tracking_uri):
+def test_a_model_that_is_not_there_is_named_with_those_that_are(store):
     with pytest.raises(MissingArtifact, match="no-such-model"):
-        catalog.find_model(tracking_uri, "no-such-model")
+        catalog.find_model(store, "no-such-model")
 
 
-def test_a_gate_on_a_metric_nobody_measured_is_refused(store, tracking_uri):
-    version = new_version(store, tracking_uri, "unmeasured", 1, 0.5)
+def test_a_gate_on_a_metric_nobody_measured_is_refused(store):
+    version = new_version(store, "unmeasured", 1, 0.5)
     with pytest.raises(InvalidSetting, match="recall_at_1"):
-        catalog.judge(tracking_uri, version, GateConfig(metric="recal"), None)
+        champion.judge(store, version, GateConfig(metric="recal"), None)
 
 
-def test_a_killed_run_is_continued_and_a_failed_one_is_marked(tracking_uri):
+def test_a_killed_run_is_continued_and_a_failed_one_is_marked(store):
     def start():
-        return tracking.start_run(tracking_uri, experiment="runs", identity="same", params={"a": {"b": 1}})
+        return tracking.start_run(store, experiment="runs", identity="same", params={"a": {"b": 1}})
 
     run = start()
     with pytest.raises(RuntimeError, match="boom"), run.recording():
         raise RuntimeError("boom")
-    client = tracking.connect(tracking_uri)
+    client = connect(tracking_uri(store))
     assert client.get_run(run.id).info.status == "FAILED"
     assert start() == run
     run.log_metrics({"loss": 0.5}, step=3)
@@ -137,9 +102,9 @@ def test_a_killed_run_is_continued_and_a_failed_one_is_marked(tracking_uri):
     assert finished.data.metrics == {"loss": 0.5}
 
 
-def test_mlflow_loads_the_champion_in_a_process_that_knows_no_flows(store, tracking_uri, tmp_path):
-    version = new_version(store, tracking_uri, "loadable", 5, 0.5)
-    catalog.judge(tracking_uri, version, GateConfig(), None)
+def test_mlflow_loads_the_champion_in_a_process_that_knows_no_flows(store, tmp_path):
+    version = new_version(store, "loadable", 5, 0.5)
+    champion.judge(store, version, GateConfig(), None)
     out = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30), dtype=np.uint8)).save(out, "PNG")
     (tmp_path / "query.png").write_bytes(out.getvalue())
@@ -154,7 +119,7 @@ assert "flows" not in sys.modules and "dml.training" not in sys.modules and "pre
 print(json.dumps({"embeddings": embeddings.tolist(), "signature": model.metadata.signature.to_dict()}))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, tracking_uri, str(tmp_path / "query.png")],
+        [sys.executable, "-c", code, tracking_uri(store), str(tmp_path / "query.png")],
         check=True,
         capture_output=True,
         text=True,
@@ -167,9 +132,88 @@ print(json.dumps({"embeddings": embeddings.tolist(), "signature": model.metadata
     assert "float32" in answer["signature"]["outputs"]
 
 
-def test_registering_leaves_the_environment_as_it_was(store, tracking_uri, monkeypatch):
+def test_registering_leaves_the_environment_as_it_was(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////elsewhere.db")
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
-    new_version(store, tracking_uri, "tidy", 6, 0.5)
+    new_version(store, "tidy", 6, 0.5)
     assert os.environ["MLFLOW_TRACKING_URI"] == "sqlite:////elsewhere.db"
     assert "MLFLOW_REGISTRY_URI" not in os.environ
+
+
+def test_what_is_not_ours_or_damaged_in_a_shared_mlflow_is_left_out_with_a_word(tmp_path, caplog):
+    store = str(tmp_path)
+    ours = [new_version(store, "shared", seed, 0.5) for seed in (1, 2, 3, 4)]
+    client = connect(tracking_uri(store))
+    for name in ("bob's model", 'x" or 1=1', "Shop", "theirs"):
+        client.create_registered_model(name)
+    run = client.get_model_version("shared", "1").run_id
+    client.create_model_version("theirs", "s3://elsewhere/model", run)
+    client.set_model_version_tag("shared", "2", "dml.package", "{not json")
+    client.set_model_version_tag("shared", "3", "dml.metrics", '["no", "mapping"]')
+    client.delete_model_version_tag("shared", "4", "dml.package")
+
+    found = catalog.read_registry(store)
+    assert [str(model) for model in found.models] == ["shared/1"]
+    assert sorted(found.foreign) == ["Shop", "bob's model", "theirs", 'x" or 1=1']
+    for version in ("2", "3"):
+        assert f"Version {version} of model shared has damaged tags" in caplog.text
+    assert catalog.find_model(store, "shared/1").package == ours[0].package
+    for name in ("shared/2", "theirs", "shared@nobody", "shared/x", "shared"):
+        with pytest.raises(MissingArtifact, match="shared"):
+            catalog.find_model(store, name)
+    for name in ("bob's model", "' OR 1=1 --", "", "@champion", "/1"):
+        with pytest.raises(InvalidSetting):
+            catalog.find_model(store, name)
+
+
+def test_a_deleted_experiment_is_restored_with_its_runs(store):
+    before = new_run(store, "deleted", "same")
+    client = connect(tracking_uri(store))
+    client.delete_experiment(client.get_experiment_by_name("deleted").experiment_id)
+    assert new_run(store, "deleted", "same") == before
+    assert client.get_experiment_by_name("deleted").lifecycle_stage == "active"
+
+
+def test_parameters_that_a_killed_process_did_not_log_are_logged_by_the_next(store):
+    client = connect(tracking_uri(store))
+    experiment = client.create_experiment("half")
+    left = client.create_run(experiment, tags={tracking.RUN_TAG: "same"})
+    client.log_param(left.info.run_id, "a.b", "1")
+    params = {"a": {"b": 2, "c": 3}, **{f"p{number}": number for number in range(250)}}
+    run = tracking.start_run(store, experiment="half", identity="same", params=params)
+    assert run.id == left.info.run_id
+    found = client.get_run(run.id).data.params
+    assert (found["a.b"], found["a.c"], len(found)) == ("1", "3", 252)
+
+
+def test_evaluated_metrics_are_in_the_run_once_however_often_they_are_logged(store):
+    run = new_run(store, "metrics", "same")
+    for metrics in ({"recall_at_1": 0.5}, {"recall_at_1": 0.5, "nmi": 0.25}, {"recall_at_1": 0.75}):
+        run.log_metrics(metrics)
+    client = connect(tracking_uri(store))
+    assert [entry.value for entry in client.get_metric_history(run.id, "recall_at_1")] == [0.5, 0.75]
+    assert len(client.get_metric_history(run.id, "nmi")) == 1
+
+
+BASELINES = {"raw pixels": {"recall_at_1": 0.975}, "before training": {"recall_at_1": 0.25}}
+
+
+def test_a_first_champion_below_raw_pixels_says_so(store):
+    first = new_version(store, "poor", 1, 0.94)
+    judged = champion.judge(store, first, GateConfig(), None, baselines=BASELINES)
+    assert judged.promoted
+    assert "worse than comparing pixels: recall_at_1 0.940 against 0.975" in judged.reason
+    assert catalog.find_model(store, "poor").reason == judged.reason
+
+
+@pytest.mark.parametrize(
+    ("at_least", "passes"), [("raw_pixels", False), ("before_training", True), (0.95, False), (0.94, True)]
+)
+def test_the_gate_refuses_what_does_not_reach_at_least(store, at_least, passes):
+    name = f"floor-{at_least}".replace("_", "-")
+    judged = champion.judge(
+        store, new_version(store, name, 1, 0.94), GateConfig(at_least=at_least), None, baselines=BASELINES
+    )
+    assert judged.promoted == passes
+    assert passes or "0.9400 is below gate.at_least" in judged.reason
+    assert (catalog.find_champion(store, name) is not None) == passes

@@ -65,7 +65,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def model(store: str) -> ModelRef:
-    return find_model(tracking_uri(store), "shop")
+    return find_model(store, "shop")
 
 
 @pytest.fixture
@@ -121,17 +121,17 @@ def test_the_same_inputs_give_the_same_bytes_and_are_looked_at_once(report, stor
 
 
 def test_training_curves_are_what_was_logged_and_a_repeated_step_counts_once(store, model):
-    curves = training_curves(tracking_uri(store), model)
+    curves = training_curves(store, model)
     assert [step for step, _ in curves["loss"]] == [2, 4, 6, 8]
     client = connect(tracking_uri(store))
     run = client.get_model_version("shop", "1").run_id
     later = max(entry.timestamp for entry in client.get_metric_history(run, "loss")) + 1
     client.log_metric(run, "loss", 0.125, timestamp=later, step=8)
-    assert training_curves(tracking_uri(store), model)["loss"][-1] == (8, 0.125)
+    assert training_curves(store, model)["loss"][-1] == (8, 0.125)
 
 
 def test_the_report_lies_beside_the_models_run(report, store, model):
-    folder = attach_report(tracking_uri(store), model, report)
+    folder = attach_report(store, model, report)
     client = connect(tracking_uri(store))
     run = client.get_model_version("shop", "1").run_id
     names = {Path(file.path).name for file in client.list_artifacts(run, folder)}

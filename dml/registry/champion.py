@@ -1,0 +1,203 @@
+"""The champion: the gate a new version must pass, and the way back to a former one."""
+
+import getpass
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from dml.config import GateConfig
+from dml.errors import InvalidSetting, MissingArtifact
+from dml.names import check_name
+from dml.refs import Comparison, ModelRef, against_pixels
+from dml.registry.catalog import CHALLENGER, CHAMPION, REASON_TAG, no_such_model, versions_of
+from dml.registry.connection import connect
+from dml.registry.database import REGISTRY_LOCK, exclusive
+from dml.settings import local_folder, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_CHAMPIONS, _ROLLED_BACK = "dml.champions", "dml.rolled_back"
+_KEPT_CHAMPIONS = 100
+
+
+def judge(
+    store: str,
+    model: ModelRef,
+    gate: GateConfig,
+    champion_metrics: Mapping[str, float] | None,
+    comparison: Comparison | None = None,
+    baselines: Mapping[str, Mapping[str, float]] | None = None,
+) -> ModelRef:
+    """Move the alias `champion` to a version if it passes the gate, else `challenger`, and say why.
+
+    Args:
+        store: the store's URI.
+        model: the new version.
+        gate: which metric must be better, and by how much.
+        champion_metrics: the present champion's on the same test split; None where there is no champion.
+        comparison: of the two, query by query, where the gate asks for confidence.
+        baselines: name to metrics, as `EvaluationReport.baselines`.
+
+    Raises:
+        InvalidSetting: the gate's metric is not among the metrics that were measured.
+        ValueError: a gate that asks for confidence, a champion, and no comparison.
+    """
+    if gate.confidence is not None and champion_metrics is not None and comparison is None:
+        raise ValueError(
+            f"gate.confidence {gate.confidence:g} needs a comparison with the champion; got none. Make one "
+            "with retrieval.evaluate.compare."
+        )
+    if gate.metric not in model.metrics:
+        raise InvalidSetting(
+            f"gate.metric must be one of the measured metrics {sorted(model.metrics)}; got {gate.metric!r}."
+        )
+    if model.promoted:
+        return model
+    client = connect(tracking_uri(store))
+    against_champion = _passes_champion(model, gate, champion_metrics, comparison)
+    verdicts = [
+        _was_rolled_back(client, model),
+        _passes_floor(model, gate, baselines or {}),
+        against_champion,
+    ]
+    passed = all(ok for ok, _ in verdicts)
+    reason = "; ".join(text for _, text in verdicts if text)
+    alias = CHAMPION if passed else CHALLENGER
+    with exclusive(local_folder(store) / REGISTRY_LOCK):
+        _move_alias(client, model.name, str(model.version), alias, reason)
+    return model.model_copy(update={"alias": alias, "reason": reason})
+
+
+def _passes_champion(
+    model: ModelRef,
+    gate: GateConfig,
+    champion_metrics: Mapping[str, float] | None,
+    comparison: Comparison | None,
+) -> tuple[bool, str]:
+    value = model.metrics[gate.metric]
+    if champion_metrics is None:
+        return True, f"first champion: {gate.metric} {value:.4f}"
+    former = champion_metrics[gate.metric]
+    passed = value > former + gate.min_gain
+    reason = f"{gate.metric} {value:.4f} against the champion's {former:.4f}"
+    reason += f" (must gain more than {gate.min_gain:g})"
+    if gate.confidence is not None and comparison is not None:
+        passed = passed and comparison.p_value <= 1 - gate.confidence
+        reason += (
+            f"; gain {comparison.gain:+.4f} [{comparison.low:+.4f}, {comparison.high:+.4f}] on "
+            f"{comparison.num_queries} queries of {comparison.num_classes} classes, p "
+            f"{comparison.p_value:.4f} (must be at most {1 - gate.confidence:.4g})"
+        )
+    return passed, reason
+
+
+def _passes_floor(
+    model: ModelRef, gate: GateConfig, baselines: Mapping[str, Mapping[str, float]]
+) -> tuple[bool, str]:
+    """What `gate.at_least` asks for; where it asks for nothing, being worse than pixels is at least said."""
+    value = model.metrics[gate.metric]
+    if gate.at_least is None:
+        return True, against_pixels(gate.metric, model.metrics, baselines, only_worse=True)
+    if isinstance(gate.at_least, str):
+        name = gate.at_least.replace("_", " ")
+        floor, of = baselines[name][gate.metric], f", as {name}"
+    else:
+        floor, of = gate.at_least, ""
+    ok = value >= floor
+    return ok, "" if ok else f"{gate.metric} {value:.4f} is below gate.at_least, {floor:.4f}{of}"
+
+
+def _was_rolled_back(client: "MlflowClient", model: ModelRef) -> tuple[bool, str]:
+    """What a person has taken back is not made champion again by training the same once more."""
+    text = client.get_model_version(model.name, str(model.version)).tags.get(_ROLLED_BACK)
+    return text is None, text or ""
+
+
+def rollback_champion(store: str, name: str, *, reason: str = "", by: str | None = None) -> ModelRef:
+    """Make a former champion the champion again, and write down when, by whom and why.
+
+    Args:
+        store: the store's URI.
+        name: NAME, the champion before the present one; or NAME/VERSION, any version.
+        reason: for people.
+        by: who asks for it; None: the user of this process.
+
+    Returns:
+        The champion.
+
+    Raises:
+        MissingArtifact: no such model or version, or no former champion.
+        InvalidSetting: the version is the champion already.
+    """
+    base, slash, wanted = name.partition("/")
+    check_name(base, "model")
+    client = connect(tracking_uri(store))
+    with exclusive(local_folder(store) / REGISTRY_LOCK):
+        versions = versions_of(client, store, base)
+        by_version = {str(model.version): model for model in versions}
+        present = next((model.version for model in versions if model.promoted), None)
+        if not slash and versions:
+            former = [v for v in map(str, _champions(client, base, present)[:-1]) if v in by_version]
+            if not former:
+                raise MissingArtifact(
+                    f"Model {base!r} must have had a champion before the present one; it has "
+                    f"{[str(model) for model in versions]}. Name a version: {versions[-1]}."
+                )
+            wanted = former[-1]
+        if wanted not in by_version:
+            raise no_such_model(store, name, versions)
+        model = by_version[wanted]
+        if model.version == present:
+            raise InvalidSetting(f"{model} must not be the champion already; it is. Name another version.")
+        when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by {by or _user()}" + (
+            f": {reason}" if reason else ""
+        )
+        if present is not None:
+            taken_back = f"taken back for {model} {when}"
+            client.set_model_version_tag(base, str(present), _ROLLED_BACK, taken_back)
+            said = f"{by_version[str(present)].reason}; {taken_back}"
+            client.set_model_version_tag(base, str(present), REASON_TAG, said)
+        if _ROLLED_BACK in client.get_model_version(base, wanted).tags:
+            client.delete_model_version_tag(base, wanted, _ROLLED_BACK)
+        said = f"champion again {when}" if present is None else f"champion again, {present} taken back {when}"
+        _move_alias(client, base, wanted, CHAMPION, said)
+    return model.model_copy(update={"alias": CHAMPION, "reason": said})
+
+
+def _move_alias(client: "MlflowClient", name: str, version: str, alias: str, reason: str) -> None:
+    """The alias first: where a kill comes between, `_champions` counts the champion in."""
+    before = client.get_registered_model(name)
+    client.set_model_version_tag(name, version, REASON_TAG, reason)
+    client.set_registered_model_alias(name, alias, version)
+    if alias == CHAMPION:
+        present = before.aliases.get(CHAMPION)
+        log = _champion_log(before.tags.get(_CHAMPIONS))
+        if present is not None and (not log or log[-1] != int(present)):
+            log.append(int(present))  # somebody moved it in MLflow's pages
+        log.append(int(version))
+        client.set_registered_model_tag(name, _CHAMPIONS, json.dumps(log[-_KEPT_CHAMPIONS:]))
+
+
+def _champions(client: "MlflowClient", name: str, present: int | None) -> list[int]:
+    """Champions in order, the present one last; going back to one forgets those after it."""
+    log = _champion_log(client.get_registered_model(name).tags.get(_CHAMPIONS))
+    order: list[int] = []
+    for version in [*log, *([] if present is None else [present])]:
+        order = [*order[: order.index(version)], version] if version in order else [*order, version]
+    return order
+
+
+def _champion_log(text: str | None) -> list[int]:
+    try:
+        return [int(version) for version in json.loads(text or "[]")]
+    except (ValueError, TypeError):
+        return []
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return "a user without a name"

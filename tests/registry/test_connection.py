@@ -1,0 +1,101 @@
+"""What the first contact with MLflow says, and how soon, when there is none."""
+
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from dml.errors import DmlError, InvalidSetting, Unreachable
+from dml.registry import catalog
+from dml.registry.connection import CONTACT_TIMEOUT_S, address, connect
+
+
+@pytest.fixture
+def silent_port():
+    """Something listens there, and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(8)
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.fixture
+def serve():
+    """Serves one answer to every request; returns the server's address."""
+    servers = []
+
+    def start(status: int, body: bytes) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *arguments):
+                pass
+
+        server = HTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
+def test_a_server_that_is_down_is_named_at_once(free_port, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
+    began = time.monotonic()
+    with pytest.raises(Unreachable, match=f"http://127.0.0.1:{free_port}; no connection"):
+        catalog.list_models(str(tmp_path))
+    assert time.monotonic() - began < 10
+
+
+def test_a_server_that_never_answers_is_named_within_ten_seconds(silent_port):
+    began = time.monotonic()
+    with pytest.raises(Unreachable, match=f"127.0.0.1:{silent_port}; it does not answer in time"):
+        connect(f"http://127.0.0.1:{silent_port}")
+    assert CONTACT_TIMEOUT_S <= time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "says"),
+    [
+        (200, b"<html>Welcome</html>", "another server: '<html>Welcome"),
+        (404, b'{"detail":"Not Found"}', "status 404"),
+        (401, b"who are you?", "MLFLOW_TRACKING_USERNAME"),
+        (503, b"later", "status 503: 'later'"),
+    ],
+)
+def test_what_is_no_mlflow_is_told_apart(serve, status, body, says):
+    uri = serve(status, body)
+    with pytest.raises(Unreachable, match=says) as raised:
+        connect(uri)
+    assert uri in str(raised.value)
+
+
+def test_no_password_is_repeated(free_port):
+    uri = f"http://reader:secret@127.0.0.1:{free_port}"
+    assert address(uri) == f"http://127.0.0.1:{free_port}"
+    with pytest.raises(Unreachable) as raised:
+        connect(uri)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("uri", ["nonsense://host", "./mlruns", "postgresql://reader:secret@127.0.0.1:1/x"])
+def test_an_address_of_no_known_kind_is_refused(uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((InvalidSetting, Unreachable), match="MLFLOW_TRACKING_URI") as raised:
+        connect(uri)
+    assert isinstance(raised.value, DmlError)
+    assert "secret" not in str(raised.value)

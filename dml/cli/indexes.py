@@ -8,7 +8,7 @@ import typer
 
 from dml.cli.app import Json, Store, Workers, app, print_json, print_table
 from dml.errors import DmlError, InvalidSetting, MissingArtifact
-from dml.settings import store_uri, tracking_uri
+from dml.settings import store_uri
 
 if TYPE_CHECKING:
     from dml.refs import IndexRef
@@ -170,7 +170,7 @@ def _newer(store: str, ref: "IndexRef") -> list[str]:
         from dml.registry.catalog import find_champion
 
         try:
-            champion = find_champion(tracking_uri(store), ref.model.partition("/")[0])
+            champion = find_champion(store, ref.model.partition("/")[0])
         except DmlError:
             return [*found, "champion unknown"]
         if champion is not None and champion.package.fingerprint != held.package.fingerprint:

@@ -166,7 +166,7 @@ def test_a_split_in_which_nobody_can_be_found_is_a_page_too(store, tmp_path, num
         picture_of(label, 0).save(tmp_path / f"class{label}" / "only.png")
     ingest_flow.fn(IngestConfig(name=f"lone{num_classes}", source=str(tmp_path)), store)
     lone = find_dataset(store, f"lone{num_classes}")
-    html = page_of(report_on(store, find_model(tracking_uri(store), "shop"), lone, ReportConfig()))
+    html = page_of(report_on(store, find_model(store, "shop"), lone, ReportConfig()))
     for words in (
         "Means over 0 queries",
         "No query has anybody to find.",

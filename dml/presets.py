@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from dml.config import (
     AugmentationConfig,
@@ -362,3 +364,9 @@ def experiment(name: str) -> ExperimentConfig:
         )
     config = found[1]()
     return smoke_of(config) if name.startswith(_SMOKE) else config
+
+
+PresetName = Annotated[
+    str, Field(json_schema_extra={"enum": [*names(), *(_SMOKE + name for name in names())]})
+]
+"""A parameter that is one of them, so that a form can offer a list."""

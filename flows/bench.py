@@ -12,11 +12,15 @@ from dml.errors import TrainingFailed
 from dml.refs import BenchReport, CellReport
 from dml.registry.tracking import start_run
 from dml.settings import store_uri
-from flows.policy import say, show_table, side_by_side, stage
+from flows.policy import run_parameters, say, show_table, side_by_side, stage, tag_with_names
 from flows.report import show_report
 
 
-@flow(name="bench-flow")
+def _run_name() -> str:
+    return " ".join(["bench", *run_parameters()["config"].datasets])
+
+
+@flow(name="bench-flow", flow_run_name=_run_name, on_running=[tag_with_names])
 def bench_flow(config: BenchConfig, store: str | None = None) -> BenchReport:
     """Run a grid; a killed one goes on where it was, and a finished one computes nothing.
 

@@ -11,10 +11,10 @@ from dml.report.page import read_picture
 from dml.retrieval.embed import embed
 from dml.settings import store_uri
 from dml.training.ray_trainer import train
-from flows.policy import say, show_picture, stage, tell
+from flows.policy import say, show_picture, stage, tag_with_names, tell
 
 
-@flow(name="circles-flow")
+@flow(name="circles-flow", flow_run_name="circles {dataset}", on_running=[tag_with_names])
 def circles_flow(
     dataset: str,
     losses: list[str] | None = None,

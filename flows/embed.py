@@ -7,10 +7,10 @@ from dml.refs import EmbeddingsRef
 from dml.registry.catalog import find_model
 from dml.retrieval.embed import embed
 from dml.settings import store_uri
-from flows.policy import say, stage, tell
+from flows.policy import say, stage, tag_with_names, tell
 
 
-@flow(name="embed-flow")
+@flow(name="embed-flow", flow_run_name="embed {dataset} with {model}", on_running=[tag_with_names])
 def embed_flow(
     model: str, dataset: str, store: str | None = None, num_workers: int | None = None
 ) -> EmbeddingsRef:

@@ -8,11 +8,11 @@ from dml.serving.answers import draw_sample
 from dml.settings import store_uri
 from flows.index import index_flow
 from flows.ingest import ingest_flow
-from flows.policy import Stopwatch, run, show_picture, stage
+from flows.policy import Stopwatch, run, show_picture, stage, tag_with_names
 from flows.train import train_flow
 
 
-@flow(name="end-to-end-flow")
+@flow(name="end-to-end-flow", flow_run_name="end to end {source.name}", on_running=[tag_with_names])
 def end_to_end_flow(
     source: IngestConfig, experiment: ExperimentConfig, store: str | None = None
 ) -> RoadReport:

@@ -12,13 +12,13 @@ from dml.registry.catalog import find_model
 from dml.retrieval.embed import embed
 from dml.retrieval.evaluate import compare, evaluate, raw_pixel_baseline
 from dml.settings import store_uri
-from flows.policy import is_orchestrated, show_table, stage, tell
+from flows.policy import is_orchestrated, show_table, stage, tag_with_names, tell
 from flows.report import report_on
 
 _DEFAULT = EvaluationConfig()
 
 
-@flow(name="evaluate-flow")
+@flow(name="evaluate-flow", flow_run_name="evaluate {model} on {dataset}", on_running=[tag_with_names])
 def evaluate_flow(
     model: str, dataset: str, config: EvaluationConfig = _DEFAULT, store: str | None = None
 ) -> EvaluationReport:

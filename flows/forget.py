@@ -16,10 +16,10 @@ from dml.refs import DatasetRef, ForgetReport, IndexRef
 from dml.retrieval.embed import embed
 from dml.retrieval.index import build_index, index_config_of, list_indexes, publish_index
 from dml.settings import store_uri
-from flows.policy import say, stage, tell
+from flows.policy import say, stage, tag_with_names, tell
 
 
-@flow(name="forget-flow")
+@flow(name="forget-flow", flow_run_name="forget items of {dataset}", on_running=[tag_with_names])
 def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> ForgetReport:
     """Erase items from every kept version; indexes on them are built anew, so searches go on throughout.
 

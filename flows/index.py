@@ -9,12 +9,12 @@ from dml.registry.catalog import find_model
 from dml.retrieval.index import build_index, publish_index
 from dml.settings import store_uri
 from flows.embed import embed_flow
-from flows.policy import run, say, show_table, stage
+from flows.policy import run, say, show_table, stage, tag_with_names
 
 _DEFAULT = IndexConfig()
 
 
-@flow(name="index-flow")
+@flow(name="index-flow", flow_run_name="index {name}", on_running=[tag_with_names])
 def index_flow(
     name: str,
     model: str,

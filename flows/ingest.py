@@ -6,10 +6,10 @@ from dml.config import IngestConfig
 from dml.data.ingest import ingest_source
 from dml.refs import IngestReport
 from dml.settings import store_uri
-from flows.policy import is_orchestrated, say, show_table, show_text, stage, tell
+from flows.policy import is_orchestrated, say, show_table, show_text, stage, tag_with_names, tell
 
 
-@flow(name="ingest-flow", log_prints=False)
+@flow(name="ingest-flow", flow_run_name="ingest {config.name}", on_running=[tag_with_names], log_prints=False)
 def ingest_flow(config: IngestConfig, store: str | None = None) -> IngestReport:
     """Ingest a source; the same content gives the same version and no second copy.
 

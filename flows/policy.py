@@ -7,6 +7,7 @@ UI; outside (the command line without a Prefect server, a test, a notebook) it i
 import base64
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext, get_settings_context
 from prefect.events import emit_event
 from prefect.settings import (
@@ -87,6 +89,27 @@ def stage(function: Callable[P, R], *, heals: bool = False) -> Callable[P, R]:
 def _may_heal(_task: Any, _run: Any, state: Any) -> bool:
     """A user's mistake stays one however often it is tried."""
     return not isinstance(state.result(raise_on_failure=False), DmlError)
+
+
+def run_parameters() -> dict[str, Any]:
+    """The parameters of the flow run that begins, for the callable that names it."""
+    context = FlowRunContext.get()
+    return dict(context.parameters or {}) if context is not None else {}
+
+
+def tag_with_names(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Tag a run that begins with what it is about, as `dataset:shop`; for a flow's `on_running`."""
+    given = flow_run.parameters
+    parts = [part for key in ("config", "source") if isinstance(part := given.get(key), dict)]
+    # What makes a dataset is configured by its name; what a flow itself has as a name is a model or an index.
+    datasets = [given.get("dataset"), *(part["name"] for part in parts if "source" in part)]
+    datasets += [name for part in parts for name in part.get("datasets", [])]
+    named = [given.get("name"), *(given.get("names") or [])]
+    models = [given.get("model"), *(named if flow.name == "train-flow" else [])]
+    about = {"dataset": datasets, "model": models, "index": [] if flow.name == "train-flow" else named}
+    tags = {f"{kind}:{re.split('[@/]', name)[0]}" for kind, names in about.items() for name in names if name}
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run.id, tags=sorted({*flow_run.tags, *tags}))
 
 
 def is_orchestrated() -> bool:

@@ -5,7 +5,7 @@ from prefect import flow
 from dml.refs import IndexRef
 from dml.retrieval.refresh import names_to_refresh
 from dml.settings import store_uri
-from flows.policy import run, say, show_table, stage
+from flows.policy import run, run_parameters, say, show_table, stage, tag_with_names
 from flows.reindex import reindex_flow
 
 
@@ -23,7 +23,11 @@ class RefreshFailed(RuntimeError):
         super().__init__(f"{len(failed)} of {len(failed) + len(refreshed)} were not refreshed: {reasons}")
 
 
-@flow(name="refresh-flow")
+def _run_name() -> str:
+    return " ".join(["refresh", *(run_parameters()["names"] or ["all that ask"])])
+
+
+@flow(name="refresh-flow", flow_run_name=_run_name, on_running=[tag_with_names])
 def refresh_flow(
     names: list[str] | None = None, store: str | None = None, num_workers: int | None = None
 ) -> list[IndexRef]:

@@ -13,10 +13,10 @@ from dml.retrieval.refresh import refreshed_from
 from dml.settings import store_uri
 from flows.index import publish_index_of
 from flows.ingest import ingest_flow
-from flows.policy import run, say, stage, tell
+from flows.policy import run, say, stage, tag_with_names, tell
 
 
-@flow(name="reindex-flow")
+@flow(name="reindex-flow", flow_run_name="reindex {name}", on_running=[tag_with_names])
 def reindex_flow(
     name: str,
     model: str | None = None,

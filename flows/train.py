@@ -6,7 +6,7 @@ from dml.config import EvaluationConfig, ExperimentConfig
 from dml.data.dataset import find_dataset
 from dml.data.judgeable import require_judgeable, shared_classes
 from dml.names import check_name
-from dml.presets import experiment
+from dml.presets import PresetName, experiment
 from dml.refs import EvaluationReport, ModelRef, TrainingReport
 from dml.registry.catalog import find_champion, page_of, register
 from dml.registry.champion import judge
@@ -16,13 +16,18 @@ from dml.training.loop import run_identity
 from dml.training.ray_trainer import train
 from dml.training.supply import require_trainable
 from flows.evaluate import compare_packages, evaluate_package
-from flows.policy import announce, say, show_link, show_table, stage
+from flows.policy import announce, run_parameters, say, show_link, show_table, stage, tag_with_names
 
 
-@flow(name="train-flow")
+def _run_name() -> str:
+    given = run_parameters()
+    return f"train {given['dataset']} {given['config'].name if given['config'] else given['preset']}"
+
+
+@flow(name="train-flow", flow_run_name=_run_name, on_running=[tag_with_names])
 def train_flow(
     dataset: str,
-    preset: str = "smoke",
+    preset: PresetName = "smoke",
     settings: list[str] | None = None,
     config: ExperimentConfig | None = None,
     store: str | None = None,

@@ -138,6 +138,8 @@ def test_a_deployment_trains_registers_and_promotes_and_the_promotion_makes_an_i
     assert ingested.returncode == 0, stack.why()
     trained = stack.run("train-flow", dataset="tiny", preset="smoke")
     assert trained.returncode == 0, stack.why()
+    run = stack.runs_of("train-flow")[0]
+    assert (run["name"], run["tags"]) == ("train tiny smoke", ["dataset:tiny"])
 
     model = stack.mlflow("registered-models/get?name=tiny")["registered_model"]
     assert [alias["alias"] for alias in model["aliases"]] == ["champion"]
@@ -146,6 +148,8 @@ def test_a_deployment_trains_registers_and_promotes_and_the_promotion_makes_an_i
         lambda: [run for run in stack.runs_of("reindex-flow") if run["state_type"] == "COMPLETED"]
     )
     assert reindexed[0]["parameters"] == {"name": "tiny", "model": "tiny", "dataset": "tiny"}
+    assert reindexed[0]["name"] == "reindex tiny"
+    assert {"dataset:tiny", "index:tiny", "model:tiny"} <= set(reindexed[0]["tags"])
     assert (stack.folder / "store" / "indexes" / "tiny" / "current.json").exists()
 
 
@@ -186,6 +190,7 @@ def test_an_index_that_asks_is_refreshed_when_its_time_comes(stack: LocalStack):
     assert coming[0]["parameters"]["names"] == ["tiny"]
     done = until(lambda: [run for run in stack.runs_of("refresh-flow") if run["state_type"] == "COMPLETED"])
     assert done[0]["auto_scheduled"], stack.why()
+    assert (done[0]["name"], "index:tiny" in done[0]["tags"]) == ("refresh tiny", True)
     assert stack.runs_of("reindex-flow")[0]["parent_task_run_id"] is not None
 
     assert stack.dml("schedule", "tiny", "--off").returncode == 0

@@ -9,7 +9,8 @@ import yaml
 from pydantic import BaseModel
 
 from dml.config import ExperimentConfig
-from dml.presets import experiment
+from dml.presets import experiment, names
+from flows.train import train_flow
 
 FILE = Path(__file__).parents[2] / "prefect.yaml"
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load(FILE.read_text())["deployments"]
@@ -94,6 +95,12 @@ def test_prefects_server_takes_the_parameters_by_their_schema(deployment: dict[s
 def test_the_whole_road_is_deployed_with_the_preset_of_the_demo():
     (road,) = (d for d in DEPLOYMENTS if "end_to_end" in d["entrypoint"])
     assert ExperimentConfig.model_validate(road["parameters"]["experiment"]) == experiment("glyphs")
+
+
+def test_the_page_offers_the_presets_as_a_list():
+    preset = train_flow.parameters.model_dump_for_openapi()["properties"]["preset"]
+    assert {*names(), "smoke:omniglot"} <= set(preset["enum"])
+    assert preset["default"] == "smoke"
 
 
 def test_a_promotion_reindexes_and_the_store_alone_says_what_else_is_refreshed():

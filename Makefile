@@ -15,12 +15,14 @@ setup: $(READY) ## .venv with exactly the packages of requirements.lock
 # Compiled at set-up, or every first import pays for it: `import torch` 1.3 s instead of 2.7 s.
 $(READY): requirements.lock pyproject.toml | $(UV)
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; v < "3" or sys.version_info >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed; {sys.executable} is {v}. Give another: make PYTHON=...")'
+	@test -x $(BIN)/python || echo "The first time, about 4 GB of packages (torch with CUDA) are downloaded into .venv, where they take 8 GB."
 	test -x $(BIN)/python || $(UV) venv --quiet --python "$$(command -v $(PYTHON))" .venv
-	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.lock
+	$(UV) pip sync --compile-bytecode --python $(BIN)/python requirements.lock
 	$(UV) pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
 	@touch $@
 
 .cache/uv/bin/uv:
+	@echo "uv, which installs the packages, is downloaded into .cache/uv (60 MB)."
 	$(PYTHON) -m venv .cache/uv
 	.cache/uv/bin/python -m pip install --quiet uv
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.data.pictures import huge_png
+
 
 def test_nothing_is_written_unless_a_picture_is_asked_for(dml, store, query, tmp_path, monkeypatch):
     monkeypatch.chdir("/proc")  # where nobody can write, root neither
@@ -52,3 +54,25 @@ def test_no_index_says_how_to_make_one(dml, tmp_path, query):
     done = dml("search", query, "--store", str(tmp_path))
     assert done.status == 2
     assert "dml index" in done.err
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("/dev/zero", "not a regular file"),
+        ("/proc/self/environ", "empty file"),
+        ("/proc", "not a regular file"),
+        ("nowhere.png", "missing file"),
+    ],
+)
+def test_a_query_that_is_no_file_is_refused_at_once(dml, store, query, says):
+    done = dml("search", query, "--store", store)
+    assert done.status == 2
+    assert says in done.err
+
+
+def test_a_query_of_more_pixels_than_are_decoded_is_refused(dml, store, tmp_path):
+    (tmp_path / "bomb.png").write_bytes(huge_png(9_000))
+    done = dml("search", str(tmp_path / "bomb.png"), "--store", store)
+    assert done.status == 2
+    assert "at most 64000000 pixels; got 9000 x 9000" in done.err

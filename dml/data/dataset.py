@@ -97,7 +97,7 @@ def read_rows(ref: DatasetRef, *, split: str | None = None, columns: Sequence[st
         columns: the columns wanted; None: all but the image.
 
     Returns:
-        The columns, and `position` (int64).
+        The columns, text and bytes with 64-bit offsets, and `position` (int64).
 
     Raises:
         InvalidSetting: a split that is neither train nor test, or a column that the dataset does not have.
@@ -106,11 +106,23 @@ def read_rows(ref: DatasetRef, *, split: str | None = None, columns: Sequence[st
         raise InvalidSetting(f"split must be {TRAIN} or {TEST}; got {split!r}.")
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         wanted = None if columns is None else [*columns, "split"]
-        table = pa.concat_tables(pool.map(lambda uri: read_fragment(uri, wanted), fragments(ref)))
+        parts = pool.map(lambda uri: with_wide_offsets(read_fragment(uri, wanted)), fragments(ref))
+        table = pa.concat_tables(parts)
     table = table.append_column("position", pa.array(np.arange(len(table), dtype=np.int64)))
     if split is not None:
         table = table.filter(compute.equal(table["split"], split))
     return table if columns is None else table.select(list(dict.fromkeys([*columns, "position"])))
+
+
+def with_wide_offsets(table: pa.Table) -> pa.Table:
+    """The same rows, text and bytes with 64-bit offsets.
+
+    `take` makes one array of a column, and 32-bit offsets end at 2 GiB: 33.5 million digests of 64 letters.
+    """
+    wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+    return table.cast(
+        pa.schema([field.with_type(wide.get(field.type, field.type)) for field in table.schema])
+    )
 
 
 def read_values(ref: DatasetRef, name: str, *, split: str) -> tuple[NDArray[np.int64], list[Any]]:

@@ -4,11 +4,20 @@ import multiprocessing
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from dml import storage
 from dml.config import IngestConfig
-from dml.data.dataset import find_dataset, fragments, open_mapped, read_images, read_rows, read_values
+from dml.data.dataset import (
+    find_dataset,
+    fragments,
+    open_mapped,
+    read_images,
+    read_rows,
+    read_values,
+    with_wide_offsets,
+)
 from dml.data.ingest import ingest
 from dml.errors import IncompatibleArtifact, InvalidSetting, MissingArtifact
 from tests.data.pictures import class_folders
@@ -61,6 +70,25 @@ def test_rows_of_a_split_keep_their_positions(dataset):
     assert only["position"].to_pylist() == [row["position"] for row in test]
     assert "image" not in read_rows(dataset).column_names
     assert read_rows(dataset, columns=["image"])["image"][5].as_py() == read_images(dataset, [5])[0]
+
+
+def test_rows_are_read_with_64_bit_offsets(dataset):
+    types = {
+        field.name: field.type
+        for field in read_rows(dataset, columns=["id", "label", "sha256", "image"]).schema
+    }
+    assert types.pop("position") == pa.int64()
+    assert set(types.values()) == {pa.large_string(), pa.large_binary()}
+
+
+@pytest.mark.slow
+def test_a_row_is_taken_of_a_column_beyond_2_gib():
+    """As many bytes as the digests of 34.6 million items; one chunk often is little memory until `take`."""
+    chunk = pa.table({"sha256": pa.array(["0" * (1 << 26)])})
+    with pytest.raises(pa.ArrowInvalid, match="overflow"):
+        pa.concat_tables([chunk] * 33).take([32])
+    wide = pa.concat_tables([with_wide_offsets(chunk)] * 33)
+    assert wide.take([32]).equals(with_wide_offsets(chunk))
 
 
 def test_a_column_that_is_not_there_is_refused(dataset):

@@ -45,7 +45,7 @@ def take_steps(size: int, chunk_rows: int | None, repeats: int) -> dict[str, flo
     encoder = Encoder(EncoderConfig(backbone=Conv4Config(), dim=64), channels=1)
     encoder = encoder.to(memory_format=torch.channels_last)
     if chunk_rows is None and world_size > 1:
-        synchronise_batch_norm(encoder)
+        synchronise_batch_norm(encoder, torch.device("cpu"))
     learner = Learner(encoder, MultiSimilarity(), "float32").train()
     wrapped: nn.Module = learner
     if chunk_rows is None and world_size > 1:

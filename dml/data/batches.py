@@ -37,6 +37,7 @@ class TrainingBatches:
         preprocessing: size, colours, normalisation.
         augmentation: what training adds to it.
         seed: of the augmentation.
+        pinned: in memory from which a GPU fetches by itself, while the host goes on.
         num_threads: None: this machine's cores, at most 8.
     """
 
@@ -50,12 +51,13 @@ class TrainingBatches:
         preprocessing: PreprocessingConfig,
         augmentation: AugmentationConfig,
         seed: int,
+        pinned: bool = False,
         num_threads: int | None = None,
     ) -> None:
         self.mapped, self.positions = mapped, positions
         self.class_ids = class_ids.astype(np.int64)
         self.sampler, self.preprocessing = sampler, preprocessing
-        self.augmentation, self.seed = augmentation, seed
+        self.augmentation, self.seed, self.pinned = augmentation, seed, pinned
         self.wait_s = 0.0
         """Seconds that `__iter__` has waited for a batch so far."""
         self.num_threads = num_threads or min(os.cpu_count() or 1, _THREADS_AT_MOST)
@@ -83,7 +85,10 @@ class TrainingBatches:
             self._image(int(position), chance_of(self.seed, step, place))
             for place, position in enumerate(positions, start=first_place)
         ]
-        return torch.stack(images), torch.from_numpy(self.class_ids[rows]), positions
+        batch, labels = torch.stack(images), torch.from_numpy(self.class_ids[rows])
+        if self.pinned:
+            batch, labels = batch.pin_memory(), labels.pin_memory()
+        return batch, labels, positions
 
     def _image(self, position: int, chance: np.random.Generator) -> Tensor:
         try:

@@ -5,22 +5,32 @@ encoder's configuration and the preprocessing.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from dml import storage
 from dml.config import EncoderConfig, PreprocessingConfig
+from dml.config.training import Precision
 from dml.errors import CorruptArtifact, IncompatibleArtifact, MissingArtifact
 from dml.models.encoder import Encoder
-from dml.preprocessing import preprocess_batch
+from dml.models.precision import autocast, choose_precision, convolutions_in
+from dml.preprocessing import preprocess, preprocess_batch
 from dml.refs import DatasetRef, PackageRef
 
+logger = logging.getLogger(__name__)
+
 FORMAT_VERSION = 1
+_THREADS_AT_MOST = 16
 _WEIGHTS, _DESCRIPTION = "weights.safetensors", "package.json"
 
 
@@ -28,19 +38,31 @@ class Package:
     """A loaded package: image bytes in, unit-length embeddings out."""
 
     def __init__(
-        self, ref: PackageRef, encoder: Encoder, preprocessing: PreprocessingConfig, device: torch.device
+        self,
+        ref: PackageRef,
+        encoder: Encoder,
+        preprocessing: PreprocessingConfig,
+        device: torch.device,
+        precision: Precision = "auto",
     ) -> None:
         self.ref = ref
         self.preprocessing = preprocessing
         self.device = device
+        self.precision, why = choose_precision(precision, device)
+        if device.type == "cuda":
+            logger.info("embedding in %s, %s", self.precision, why)
         self.encoder = encoder.eval().to(device).to(memory_format=torch.channels_last)
 
-    def embed(self, images: Sequence[bytes], *, batch_size: int = 256) -> NDArray[np.float32]:
+    def embed(
+        self, images: Sequence[bytes], *, batch_size: int = 256, num_threads: int | None = None
+    ) -> NDArray[np.float32]:
         """Embed encoded images.
 
         Args:
             images: N files' bytes, in any format Pillow reads.
             batch_size: images decoded and embedded at a time; bounds the memory.
+            num_threads: they decode the next batch while this one is embedded; None: this machine's cores for
+                a GPU, at most 16, and 0 for a CPU, whose cores embed.
 
         Returns:
             (N, D) float32, unit length, in the order of the images.
@@ -48,15 +70,36 @@ class Package:
         Raises:
             InvalidData: bytes that are no image.
         """
-        parts = [self._embed_batch(batch) for batch in _batches(images, batch_size)]
-        return np.concatenate(parts) if parts else np.empty((0, self.ref.dim), dtype=np.float32)
-
-    def _embed_batch(self, images: Sequence[bytes]) -> NDArray[np.float32]:
-        pixels = preprocess_batch(images, self.preprocessing)
-        with torch.inference_mode():
-            embeddings = self.encoder(pixels.to(self.device, memory_format=torch.channels_last))
-        values: NDArray[np.float32] = embeddings.cpu().numpy()
+        if num_threads is None:
+            num_threads = min(os.cpu_count() or 1, _THREADS_AT_MOST) if self.device.type == "cuda" else 0
+        batches = _batches(images, batch_size)
+        if num_threads:
+            pixels = self._decoded_ahead(batches, num_threads)
+        else:
+            pixels = (preprocess_batch(batch, self.preprocessing) for batch in batches)
+        # They stay on the device until all are made, so that it never waits for the host.
+        parts = [self._embed_pixels(batch) for batch in pixels]
+        if not parts:
+            return np.empty((0, self.ref.dim), dtype=np.float32)
+        values: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
         return values
+
+    def _decoded_ahead(self, batches: Iterable[Sequence[bytes]], num_threads: int) -> Iterator[Tensor]:
+        with ThreadPoolExecutor(num_threads, thread_name_prefix="embed") as pool:
+            begun = ([pool.submit(preprocess, image, self.preprocessing) for image in b] for b in batches)
+            current = next(begun, None)
+            while current is not None:
+                following = next(begun, None)
+                pixels = torch.stack([image.result() for image in current])
+                yield pixels.pin_memory() if self.device.type == "cuda" else pixels
+                current = following
+
+    def _embed_pixels(self, pixels: Tensor) -> Tensor:
+        on_device = pixels.to(self.device, non_blocking=True)
+        on_gpu = convolutions_in(self.precision) if self.device.type == "cuda" else nullcontext()
+        with torch.inference_mode(), on_gpu, autocast(self.precision, self.device):
+            embeddings: Tensor = self.encoder(on_device.to(memory_format=torch.channels_last))
+        return embeddings
 
 
 def _batches(images: Sequence[bytes], batch_size: int) -> Iterator[Sequence[bytes]]:
@@ -118,12 +161,13 @@ def read_preprocessing(ref: PackageRef) -> PreprocessingConfig:
     return PreprocessingConfig.model_validate(description["preprocessing"])
 
 
-def load_package(uri: str, *, device: str | None = None) -> Package:
+def load_package(uri: str, *, device: str | None = None, precision: Precision = "auto") -> Package:
     """Load a package from wherever it was published.
 
     Args:
         uri: the package's folder.
         device: a torch device; None takes a GPU where there is one.
+        precision: as of training; whatever it is, embeddings are float32 and of unit length.
 
     Raises:
         MissingArtifact: there is no package.
@@ -132,10 +176,16 @@ def load_package(uri: str, *, device: str | None = None) -> Package:
     """
     ref = find_package(uri)
     folder = storage.fetch(uri, ref.fingerprint)
-    return read_package(str(folder), ref, device=device)
+    return read_package(str(folder), ref, device=device, precision=precision)
 
 
-def read_package(folder: str, ref: PackageRef | None = None, *, device: str | None = None) -> Package:
+def read_package(
+    folder: str,
+    ref: PackageRef | None = None,
+    *,
+    device: str | None = None,
+    precision: Precision = "auto",
+) -> Package:
     """Load a package from the files of a local folder, such as a copy inside a model registry.
 
     Raises:
@@ -162,4 +212,4 @@ def read_package(folder: str, ref: PackageRef | None = None, *, device: str | No
     encoder = Encoder(config, channels=preprocessing.channels, initialise=False)
     encoder.load_state_dict(load_file(weights_uri))
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Package(ref, encoder, preprocessing, torch.device(chosen))
+    return Package(ref, encoder, preprocessing, torch.device(chosen), precision)

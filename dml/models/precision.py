@@ -4,21 +4,27 @@ A matrix product in TF32 keeps three of float32's seven digits, one in bfloat16 
 float32 in both. Batch norm, softmax and the embedding's length are float32 under bfloat16 too (autocast).
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
 
 import torch
 
 from dml.config.training import Precision
 
-logger = logging.getLogger(__name__)
-
 _TF32_SINCE = (8, 0)  # compute capability: Ampere
 
 
-def choose_precision(wanted: Precision, device: torch.device) -> Precision:
-    """What a setting comes to on a device, never "auto"; said in the log, with the reason.
+class Choice(NamedTuple):
+    """What a setting comes to on a device."""
+
+    precision: Precision
+    """Never "auto"."""
+    why: str
+
+
+def choose_precision(wanted: Precision, device: torch.device) -> Choice:
+    """What a setting comes to on a device, with the reason.
 
     Args:
         wanted: "auto" takes bfloat16 where the GPU has units for it, else float32; the others are taken at
@@ -26,21 +32,15 @@ def choose_precision(wanted: Precision, device: torch.device) -> Precision:
         device: where it is computed.
     """
     if device.type != "cuda":
-        chosen: Precision = "float32" if wanted in ("auto", "tf32") else wanted
-        why = "on a CPU it is exact, and nothing else is faster"
-    else:
-        capability = torch.cuda.get_device_capability(device)
-        has_units = capability >= _TF32_SINCE
-        chosen = wanted if wanted != "auto" else "bfloat16" if has_units else "float32"
-        if chosen == "tf32" and not has_units:
-            chosen = "float32"
-        name, version = torch.cuda.get_device_name(device), ".".join(map(str, capability))
-        why = f"{name} of compute capability {version} has {'' if has_units else 'no '}units for less"
+        exact = wanted in ("auto", "tf32")
+        return Choice("float32", "as always on a CPU") if exact else Choice(wanted, "as asked for")
+    capability = torch.cuda.get_device_capability(device)
+    card = f"{torch.cuda.get_device_name(device)} of compute capability {capability[0]}.{capability[1]}"
+    if capability < _TF32_SINCE and wanted in ("auto", "tf32"):
+        return Choice("float32", f"for {card} has units for nothing less")
     if wanted == "auto":
-        logger.info("precision auto: %s, for %s", chosen, why)
-    elif wanted != chosen:
-        logger.info("precision %s: %s, for %s", wanted, chosen, why)
-    return chosen
+        return Choice("bfloat16", f"for {card} has units for it; losses stay float32")
+    return Choice(wanted, "as asked for")
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:

@@ -1,11 +1,14 @@
 """Batch norm over the global batch, on CPUs and GPUs alike.
 
 Without it every worker would normalise by its own share, and W workers would train another model than one.
-torch's SyncBatchNorm knows only GPUs, and would drop the activation that timm keeps inside its batch norms.
+On GPUs torch's SyncBatchNorm does it, in kernels of its own: one collective forward and one backward, and no
+second copy of the images. It knows only GPUs, so CPUs have `GlobalBatchNorm2d`. Both keep the activation that
+timm has inside its batch norms.
 """
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, autograd, nn
 
@@ -39,12 +42,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
     def __init__(self, original: nn.BatchNorm2d) -> None:
         super().__init__(original.num_features, eps=original.eps, momentum=original.momentum)
-        self.weight, self.bias = original.weight, original.bias
-        for name, buffer in original.named_buffers():
-            setattr(self, name, buffer)
-        self.drop = getattr(original, "drop", None) or nn.Identity()
-        self.act = getattr(original, "act", None) or nn.Identity()
-        self.train(original.training)
+        self.drop, self.act = _take_over(self, original)
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training and dist.is_initialized() and dist.get_world_size() > 1:
@@ -73,8 +71,38 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance, momentum)
 
 
-def synchronise_batch_norm(module: nn.Module) -> None:
+class GlobalBatchNormOnGpus(nn.SyncBatchNorm):
+    """The same on GPUs; elsewhere it evaluates, and trains alone.
+
+    Args:
+        original: as of `GlobalBatchNorm2d`.
+    """
+
+    def __init__(self, original: nn.BatchNorm2d) -> None:
+        super().__init__(original.num_features, eps=original.eps, momentum=original.momentum)
+        self.drop, self.act = _take_over(self, original)
+
+    def forward(self, images: Tensor) -> Tensor:
+        activated: Tensor = self.act(self.drop(super().forward(images)))
+        return activated
+
+
+def _take_over(layer: nn.Module, original: nn.BatchNorm2d) -> tuple[nn.Module, nn.Module]:
+    """Share the original's parameters and statistics; returns what it does after normalising."""
+    layer.weight, layer.bias = original.weight, original.bias
+    for name, buffer in original.named_buffers():
+        setattr(layer, name, buffer)
+    layer.train(original.training)
+    drop, act = getattr(original, "drop", None), getattr(original, "act", None)
+    return drop or nn.Identity(), act or nn.Identity()
+
+
+def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
     """Replace every batch norm below a module by one over all ranks.
+
+    Args:
+        module: an encoder.
+        device: where it trains.
 
     Raises:
         InvalidSetting: a batch norm of another kind than torch's and timm's 2-d ones.
@@ -87,6 +115,7 @@ def synchronise_batch_norm(module: nn.Module) -> None:
                     f"Several workers can share BatchNorm2d and timm's BatchNormAct2d; this backbone has a "
                     f"{type(child).__name__} at {name!r}. Train it with num_workers=1, or freeze_batch_norm."
                 )
-            setattr(module, name, GlobalBatchNorm2d(child))
+            kind = GlobalBatchNormOnGpus if device.type == "cuda" else GlobalBatchNorm2d
+            setattr(module, name, kind(child))
         else:
-            synchronise_batch_norm(child)
+            synchronise_batch_norm(child, device)

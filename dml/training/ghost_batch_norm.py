@@ -76,13 +76,15 @@ class _Layer:
         assert count is not None
         self.batch_norm, self.statistics, self.count = batch_norm, [mean, variance], count
         self.momentum = batch_norm.momentum
-        self.count_before = int(count)
+        self.count_before = count.clone()
         self.before = [statistic.clone() for statistic in self.statistics]
 
     def move(self, once: bool) -> None:
         self.batch_norm.momentum = self.momentum
-        count = self.count_before + once
-        self.count.fill_(count)
-        weight = (1.0 / count if self.momentum is None else self.momentum) if once else 0.0
+        # Counts stay on their device: as a Python number each layer's would be a wait in every step.
+        self.count.copy_(self.count_before + once)
+        weight: Tensor | float = 0.0
+        if once:
+            weight = 1.0 / self.count if self.momentum is None else self.momentum
         for statistic, before in zip(self.statistics, self.before, strict=True):
             statistic.copy_(before.lerp(statistic, weight))

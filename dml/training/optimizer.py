@@ -31,13 +31,15 @@ def build_optimizer(config: OptimizerConfig, encoder: Encoder, loss: nn.Module) 
         for rate, weight_decay, params in groups
         if params
     ]
+    # One kernel for all parameters where they lie on a GPU; None: torch's own choice.
+    fused = True if encoder.head.weight.is_cuda else None
     match config.kind:
         case "sgd":
-            return SGD(parameters, momentum=config.momentum)
+            return SGD(parameters, momentum=config.momentum, fused=fused)
         case "adam":
-            return Adam(parameters)
+            return Adam(parameters, fused=fused)
         case "adamw":
-            return AdamW(parameters)
+            return AdamW(parameters, fused=fused)
 
 
 def rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> float:

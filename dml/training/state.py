@@ -1,5 +1,6 @@
 """All that a run changes as it goes, and a checkpoint therefore holds."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ from dml.training.ghost_batch_norm import refuse_training_batch_norm
 from dml.training.optimizer import build_optimizer
 from dml.training.step import Learner
 from dml.training.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 
 def initial_encoder(config: ExperimentConfig) -> Encoder:
@@ -58,7 +61,7 @@ class TrainingState:
         if chunked and not training.ghost_batch_norm:
             refuse_training_batch_norm(self.encoder)
         if worker.world_size > 1 and not (chunked or config.encoder.freeze_batch_norm):
-            synchronise_batch_norm(self.encoder)
+            synchronise_batch_norm(self.encoder, worker.device)
         if training.channels_last:
             self.encoder = self.encoder.to(memory_format=torch.channels_last)
         loss = build_loss(
@@ -71,7 +74,8 @@ class TrainingState:
         if config.sampler.kind == "similar":
             loss = WithClassVectors(loss, num_classes, config.encoder.dim, momentum=config.sampler.momentum)
         self.loss = loss.to(worker.device)
-        self.precision = choose_precision(training.precision, worker.device)
+        self.precision, why = choose_precision(training.precision, worker.device)
+        logger.info("precision %s: %s, %s", training.precision, self.precision, why)
         self.learner = Learner(self.encoder, self.loss, self.precision)
         self.optimizer = build_optimizer(config.optimizer, self.encoder, self.loss)
         self.numbers = _Numbers(training.num_steps)

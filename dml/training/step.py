@@ -37,7 +37,9 @@ class Learner(nn.Module):
 
     def loss_of(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """`forward` from embeddings (b, D) on; every worker must call it."""
-        loss: Tensor = self.loss(embeddings, labels, gather(embeddings, labels))
+        # A sampler gives every rank its equal share; on a GPU the check would be a wait in every step.
+        references = gather(embeddings, labels, equal_rows=embeddings.is_cuda)
+        loss: Tensor = self.loss(embeddings, labels, references)
         return loss
 
 

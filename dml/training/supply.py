@@ -168,6 +168,7 @@ class DatasetSupply:
             preprocessing=config.preprocessing,
             augmentation=config.augmentation,
             seed=config.seed,
+            pinned=worker.device.type == "cuda",
         )
 
     def ids(self, positions: Sequence[int]) -> list[str]:

@@ -11,8 +11,13 @@ from torch import nn
 from dml.config import EncoderConfig, TimmConfig
 from dml.errors import InvalidSetting
 from dml.models.encoder import Encoder
-from dml.training.batch_norm import GlobalBatchNorm2d, synchronise_batch_norm
+from dml.training.batch_norm import GlobalBatchNorm2d, GlobalBatchNormOnGpus, synchronise_batch_norm
 from dml.training.spawn import run_ranks
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+on_either = pytest.mark.parametrize(
+    ("device", "kind"), [(CPU, GlobalBatchNorm2d), (GPU, GlobalBatchNormOnGpus)], ids=["CPU", "GPU"]
+)
 
 
 def network() -> nn.Module:
@@ -41,7 +46,7 @@ def outcome(module: nn.Module, part: torch.Tensor, world_size: int) -> dict[str,
 def on_a_rank() -> dict[str, torch.Tensor]:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     module = network()
-    synchronise_batch_norm(module)
+    synchronise_batch_norm(module, CPU)
     return outcome(module, images().chunk(world_size)[rank], world_size)
 
 
@@ -55,18 +60,27 @@ def test_two_workers_equal_one():
             torch.testing.assert_close(found[name], value, msg=name)
 
 
-def test_a_timm_backbone_keeps_its_activations_and_its_weights_names():
+@on_either
+def test_a_timm_backbone_keeps_its_activations_and_its_weights_names(device, kind):
     config = EncoderConfig(backbone=TimmConfig(name="mobilenetv3_small_050"), dim=8)
     encoder = Encoder(config, channels=3).eval()
     shared = copy.deepcopy(encoder)
-    synchronise_batch_norm(shared)
+    synchronise_batch_norm(shared, device)
     pixels = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(shared.eval()(pixels), encoder(pixels))
     assert shared.state_dict().keys() == encoder.state_dict().keys()
     assert not any(type(module) is nn.BatchNorm2d for module in shared.modules())
-    assert any(isinstance(module, GlobalBatchNorm2d) for module in shared.modules())
+    assert any(isinstance(module, kind) for module in shared.modules())
+
+
+@on_either
+def test_alone_it_is_the_batch_norm_that_it_replaces(device, kind):
+    expected, shared = outcome(network(), images(), 1), network()
+    synchronise_batch_norm(shared, device)
+    assert {type(shared[1]), type(shared[3])} == {kind}
+    torch.testing.assert_close(outcome(shared, images(), 1), expected, rtol=0, atol=0)
 
 
 def test_a_batch_norm_nobody_can_share_is_refused():
     with pytest.raises(InvalidSetting, match="BatchNorm1d"):
-        synchronise_batch_norm(nn.Sequential(nn.BatchNorm1d(3)))
+        synchronise_batch_norm(nn.Sequential(nn.BatchNorm1d(3)), CPU)

@@ -77,7 +77,10 @@ def test_held_out_classes_are_training_classes_that_are_not_learnt(dataset):
     assert (split[supply.rows.positions] == "train").all()
 
 
-def test_batches_of_one_attribute_are_of_learnt_classes_and_still_of_one_attribute(dataset):
+def test_batches_of_one_attribute_are_of_learnt_classes_and_still_of_one_attribute(tmp_path):
+    # So many classes that every style has enough for a batch.
+    source = "glyphs:classes=60,per_class=6"
+    dataset = ingest(IngestConfig(name="larger", source=source, num_workers=1), str(tmp_path))
     # A class is drawn in each style: whose rows the values are shows in every batch.
     sampler = (
         '{"kind":"attribute","attribute":"style","several_values":"split","classes_per_batch":2,'

@@ -136,6 +136,12 @@ def test_a_tsv_and_quoted_headers_are_read(tmp_path):
     assert [s.id for s in found.samples] == ["a.png", "b\nc.png"]
 
 
+def test_excels_line_that_names_the_delimiter_is_no_header(tmp_path):
+    assert [s.id for s in listing(tmp_path / "m.csv", "sep=;\r\nimage;label\r\na.png;cat\r\n").samples] == [
+        "a.png"
+    ]
+
+
 def test_rows_of_another_length_are_refused_and_the_rest_goes_on(tmp_path):
     found = listing(tmp_path / "m.csv", "image,label,x\na.png,cat,1\nb.png,dog\nc.png,dog,1,2\nd.png,cat,2\n")
     assert [s.id for s in found.samples] == ["a.png", "d.png"]
@@ -153,7 +159,7 @@ def test_rows_of_another_length_are_refused_and_the_rest_goes_on(tmp_path):
         ('image,label\n"a.png,cat\nb.png,dog\n', "line 3"),
         ('image,label\n"a"b.png,cat\n', "line 2"),
         ("image,label,x,x\na.png,cat,1,2\n", r"\['x'\] twice"),
-        (b"PK\x03\x04" + bytes(200), "columns image and label"),
+        (b"PK\x03\x04" + bytes(200), "zero bytes"),
         (b"\xff\xfe\x00", "columns image and label"),
         ("image,label\n" + "x" * (2 << 20) + ",cat\n", "line 2"),
     ],

@@ -58,6 +58,14 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(302, b"", location=self.path)
         elif what[0] == "to":
             self.answer(302, b"", location=self.path.partition("?")[2])
+        elif what[0] == "chunks":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+            self.close_connection = True
+        elif what[0] == "babble":
+            self.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+            self.close_connection = True
+        elif what[0] == "silence":
+            self.close_connection = True
         elif what[0] == "empty":
             self.answer(200, b"")
         else:
@@ -104,6 +112,7 @@ def refusal(url, access, max_bytes=1 << 20) -> Refused:
 def test_an_image_is_fetched_also_where_it_was_moved_to(server, access):
     assert fetch(f"{server}/a.png", access, 1 << 20) == IMAGE
     assert fetch(f"{server}/to?/b.png", access, 1 << 20) == IMAGE
+    assert fetch(f"{server}/a b/ü.png", access, 1 << 20) == IMAGE
 
 
 @pytest.mark.parametrize(
@@ -117,6 +126,9 @@ def test_an_image_is_fetched_also_where_it_was_moved_to(server, access):
         ("status/500", "HTTP 500 after 2 tries"),
         ("reset", "connection reset after 2 tries"),
         ("short", "short body: 100 of 2000 bytes after 2 tries"),
+        ("chunks", "short body after 2 tries"),
+        ("babble", "not an HTTP answer"),
+        ("silence", "connection reset after 2 tries"),
         ("empty", "empty file"),
         ("loop", "too many redirects"),
     ],

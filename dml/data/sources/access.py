@@ -79,7 +79,7 @@ def without_query(url: str) -> str:
 
 def _web_parts(url: str) -> tuple[tuple[str, str, int], str] | None:
     """((scheme, host, port), decoded path), or None for what two parsers could read differently."""
-    if re.search(r"[\\\s\x00-\x1f\x7f]", url):
+    if re.search(r"[\\\x00-\x1f\x7f]", url):
         return None
     try:
         parts = urlsplit(url)

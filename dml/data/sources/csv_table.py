@@ -8,12 +8,14 @@ it outright; the types are string, int64, double and bool.
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from dml.data.sources.table import NAMED, Table, is_index
 from dml.errors import InvalidData
 
+_EXCEL_DELIMITER = re.compile(r"\Asep=.\r?\n", re.IGNORECASE)
 _DELIMITERS = ",;\t|"
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _LARGEST_INT64 = (1 << 63) - 1
@@ -25,6 +27,12 @@ _FIELD_CHARACTERS = 1 << 20
 def read_csv(content: bytes, uri: str) -> Table:
     """The table in a CSV file; raises InvalidData, naming what is wrong and where."""
     text = _decoded(content)
+    if "\0" in text:
+        raise InvalidData(
+            f"{uri} must be a CSV table, which is text; it holds zero bytes, as a workbook or another binary "
+            "file does. Save it as CSV."
+        )
+    text = _EXCEL_DELIMITER.sub("", text)
     header_line = next(iter(text[:_FIELD_CHARACTERS].splitlines()), "")
     delimiter, spaced = _dialect(header_line)
     csv.field_size_limit(_FIELD_CHARACTERS)

@@ -64,11 +64,12 @@ def open_source(uri: str, layout: SourceLayout = "auto", access: Access = OWN_FO
         if candidate.recognise(tree):
             return candidate.source(files)
     wanted = "; ".join(f"{name}: {candidate.marks}" for name, candidate in candidates.items())
+    unread = [f"{problem.locator}: {problem.reason}, {problem.detail}" for problem in tree.problems[:1]]
     raise InvalidData(
-        f"{files.uri} must hold images in a known layout ("
-        f"{wanted}, or be a .csv, .tsv or .parquet manifest); "
-        f"its {len(tree.files)} files are none of these, such as {tree.files[:3]}. Check the path, or "
-        "write a manifest."
+        f"{files.uri} must hold images in a known layout ({wanted}, or be a .csv, .tsv or .parquet "
+        f"manifest); its {len(tree.files)} files are none of these, such as {tree.files[:3]}. "
+        f"{len(tree.problems)} entries cannot be read{', such as ' if unread else ''}{''.join(unread)}. "
+        "Check the path, or write a manifest."
     )
 
 

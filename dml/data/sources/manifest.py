@@ -72,6 +72,7 @@ class ManifestSource:
         return self._read_path(locator, max_bytes)
 
     def _read_path(self, locator: str, max_bytes: int) -> bytes:
+        locator = locator.strip() if "://" in locator else locator
         if "://" in locator and not locator.lower().startswith("file://"):
             return self._read_uri(locator, max_bytes)
         if storage.is_remote(self.uri) and not locator.startswith(("/", "file://")):

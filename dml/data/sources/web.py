@@ -153,6 +153,10 @@ def _of_connection(error: Exception, url: str, received: int, announced: int | N
     numbers = {cause.errno for cause in causes if isinstance(cause, OSError)}
     if announced is not None and received < announced and not isinstance(error, httpx.ConnectError):
         return _TryAgain(f"short body: {received} of {announced} bytes", "the server broke off")
+    if isinstance(error, httpx.RemoteProtocolError) and received:
+        return _TryAgain("short body", f"the server broke off after {received} bytes: {error}")
+    if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error):
+        return Refused("not an HTTP answer", f"{without_query(url)}: {error}")
     if errno.ECONNREFUSED in numbers or "All connection attempts failed" in str(error):
         return _TryAgain("connection refused", "nothing answers there")
     if isinstance(error, httpx.ConnectError):

@@ -5,7 +5,7 @@ from prefect import flow
 from dml.config import ReportConfig
 from dml.data.dataset import find_dataset
 from dml.data.judgeable import require_judgeable
-from dml.refs import DatasetRef, EmbeddingsRef, ModelRef, ReportRef
+from dml.refs import DatasetRef, EmbeddingsRef, ModelRef, PackageRef, ReportRef
 from dml.registry.catalog import find_model
 from dml.registry.history import attach_report
 from dml.report.page import read_picture
@@ -42,15 +42,19 @@ def report_flow(
     if against is None:
         return report_on(root, version, source, config)
     other = stage(find_model)(root, against)
-    ours, theirs = (Contestant(str(each), _embedded(root, each, source, config)) for each in (version, other))
+    ours, theirs = (
+        Contestant(str(each), _embedded(root, each.package, source, config)) for each in (version, other)
+    )
     report = stage(write_versus)(root, ours, theirs, config)
     return _laid_beside(root, version, report, "versus")
 
 
 def report_on(store: str, model: ModelRef, dataset: DatasetRef, config: ReportConfig) -> ReportRef:
     """Write the report, lay it beside the model's run in MLflow, and show its pictures in Prefect."""
-    embeddings = _embedded(store, model, dataset, config)
-    report = stage(write_report)(store, model, embeddings, config)
+    embeddings = _embedded(store, model.package, dataset, config)
+    initial = model.package.initial if config.evaluation.baselines else None
+    before = None if initial is None else _embedded(store, initial, dataset, config)
+    report = stage(write_report)(store, model, embeddings, config, before)
     return _laid_beside(store, model, report, "report")
 
 
@@ -71,9 +75,9 @@ def show_report(report: ReportRef, key: str, folder: str | None = None) -> None:
     say(f"{report.title} {report.page}")
 
 
-def _embedded(store: str, model: ModelRef, dataset: DatasetRef, config: ReportConfig) -> EmbeddingsRef:
+def _embedded(store: str, package: PackageRef, dataset: DatasetRef, config: ReportConfig) -> EmbeddingsRef:
     """Of the split that is looked at."""
-    return stage(embed, heals=True)(store, model.package, dataset, split=config.split, progress=tell("embed"))
+    return stage(embed, heals=True)(store, package, dataset, split=config.split, progress=tell("embed"))
 
 
 def _laid_beside(store: str, model: ModelRef, report: ReportRef, key: str) -> ReportRef:

@@ -18,6 +18,8 @@ _UNSEEN_SHARE = 5e-4  # of a kind of pairs, at either end of its histogram
 _BINS_SEEN = 50
 _FEWEST_BINS, _MOST_BINS = 7, 16  # powers of two, so that the curve's counts add up exactly
 
+_MAP_WIDTH, _MAP_COLUMNS, _LEGEND_ROW = 6.2, 2, 0.22  # inches, columns of its legend, inches
+
 Curve = Sequence[tuple[int, float]]
 """(step, value), steps ascending."""
 
@@ -233,19 +235,21 @@ def draw_map(
         shown: class ids in the legend's order.
     """
     own = labels[found.rows]
-    with style.figure(9.2, 5.6) as (figure, out):
+    others = ~np.isin(own, shown)
+    legend_rows = -(-(len(shown) + int(others.any())) // _MAP_COLUMNS)
+    # The legend below, not beside: the map is as wide as a telephone lets it be.
+    with style.figure(_MAP_WIDTH, _MAP_WIDTH + _LEGEND_ROW * legend_rows) as (figure, out):
         axes = figure.add_subplot()
-        others = ~np.isin(own, shown)
         if others.any():
             x, y = found.points[others].T
-            axes.scatter(x, y, s=9, color=style.FAINT, linewidths=0, label="other classes")
+            axes.scatter(x, y, s=12, color=style.FAINT, linewidths=0, label="other classes")
         for number, label in enumerate(shown):
             colour, marker = style.colour_and_marker(number)
             x, y = found.points[own == label].T
             axes.scatter(
                 x,
                 y,
-                s=22,
+                s=34,
                 color=colour,
                 marker=marker,
                 linewidths=0.4,
@@ -254,5 +258,5 @@ def draw_map(
             )
         axes.set_aspect("equal", adjustable="datalim")
         axes.set_axis_off()
-        figure.legend(loc="outside right upper", handletextpad=0.3)
+        figure.legend(loc="outside lower center", ncols=_MAP_COLUMNS, handletextpad=0.3)
     return out.getvalue()

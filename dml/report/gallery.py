@@ -1,9 +1,11 @@
 """Queries and their answers as a picture: green and ✓ is right, red and ✗ wrong, grey nobody knows."""
 
+import base64
 import importlib.util
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from itertools import accumulate
 from pathlib import Path
 
@@ -17,6 +19,7 @@ _CELL_WIDTH = _SIDE + 2 * _FRAME + _GAP
 _CELL_HEIGHT = _CELL_WIDTH + _NUM_LINES * _LINE + 6
 _TITLE_HEIGHT = 30
 _ANSWERS_PER_LINE = 10
+_HTML_TEXT = 80  # characters of a label
 _COLOURS = {True: "#1e8e3e", False: "#d93025", None: "#80868b"}
 _MARKS = {True: "✓ ", False: "✗ ", None: ""}  # for eyes that tell no red from green
 _QUERY_COLOUR, _INK, _PAPER, _EMPTY, _RULE = "#1a73e8", "#202124", "white", "#f1f3f4", "#dadce0"
@@ -67,6 +70,40 @@ def draw_gallery(rows: Sequence[GalleryRow]) -> bytes:
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=True)
     return out.getvalue()
+
+
+def gallery_html(rows: Sequence[GalleryRow]) -> str:
+    """The same for a page: every query and answer a tile with its words; rows wrap, labels are escaped."""
+    return "\n".join(_row_html(row) for row in rows)
+
+
+def _row_html(row: GalleryRow) -> str:
+    title = f'<h3 style="border-color: {row.colour}">{escape(row.title)}</h3>' if row.title else ""
+    query = _tile_html(row.query, "query") if row.query is not None else ""
+    names = {True: "right", False: "wrong", None: ""}
+    return (
+        f'<div class="row">{title}{query}{"".join(_tile_html(t, names[t.right]) for t in row.answers)}</div>'
+    )
+
+
+def _tile_html(tile: Tile, name: str) -> str:
+    kind, content = _smallest(_fitted(tile.image))
+    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    mark = "" if tile.similarity is None else f"<b>{_MARKS[tile.right]}{tile.similarity:.2f}</b> "
+    line = " ".join(tile.text.split())
+    words = escape(line if len(line) <= _HTML_TEXT else line[:_HTML_TEXT].rstrip() + "…")
+    return f'<div class="tile {name}"><img src="{source}" alt="">{mark}{words}</div>'
+
+
+def _smallest(image: Image.Image) -> tuple[str, bytes]:
+    """As PNG or JPEG: drawings are smaller as one, photographs as the other."""
+    found = {}
+    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):
+        out = io.BytesIO()
+        image.save(out, kind, **options)
+        found[kind] = out.getvalue()
+    kind = min(found, key=lambda name: len(found[name]))
+    return kind, found[kind]
 
 
 def _lines(row: GalleryRow) -> list[GalleryRow]:

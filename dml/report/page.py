@@ -20,6 +20,19 @@ nav { margin: 1rem 0; } nav a { margin-right: 1.1rem; color: #1a73e8; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; }
 figcaption { color: #5f6368; font-size: .9rem; max-width: 46rem; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: .9rem; display: block; overflow-x: auto; }
+td { overflow-wrap: break-word; max-width: 22rem; }
+.row { display: flex; flex-wrap: wrap; gap: .6rem; padding: .6rem 0; border-top: 1px solid #eceff1; }
+.row h3 { flex-basis: 100%; font-size: .9rem; margin: 0; padding-left: .5rem; border-left: .7rem solid; }
+.tile { width: 8rem; font-size: .75rem; line-height: 1.3; overflow-wrap: anywhere; }
+.tile img { width: 100%; display: block; border: 4px solid #80868b; box-sizing: border-box; }
+.tile.query img { border-color: #1a73e8; } .tile.right img { border-color: #1e8e3e; }
+.tile.wrong img { border-color: #d93025; } .tile.right b { color: #1e8e3e; } .tile.wrong b { color: #d93025; }
+@media (max-width: 700px) {
+  body { margin: 1rem auto; padding: 0 1rem; }
+  nav a { display: inline-block; padding: .2rem 0; }
+  .tile { width: calc(33.3% - .4rem); }
+  figure { overflow-x: auto; } figure img { max-width: none; width: max(100%, 32rem); }
+}
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #eceff1; }
 th { color: #5f6368; font-weight: 500; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
 """
@@ -43,6 +56,8 @@ class Section:
     text: str
     pictures: Sequence[Picture] = ()
     table: Sequence[Mapping[str, Any]] = field(default=())
+    html: str = ""
+    """Shown in the pictures' place where they are too wide for small screens: a gallery whose rows wrap."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +129,12 @@ def render(page: Page) -> str:
 
 def _section(number: int, section: Section) -> str:
     parts = [f'<h2 id="section-{number}">{escape(section.title)}</h2>', f"<p>{escape(section.text)}</p>"]
+    if section.html:
+        parts.append(section.html)
     for picture in section.pictures:
+        if section.html:
+            parts.append(f"<p><small>{escape(picture.caption)}</small></p>")
+            continue
         source = "data:image/png;base64," + base64.b64encode(picture.png).decode()
         caption = escape(picture.caption)
         parts.append(

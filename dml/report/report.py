@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from dml import storage
-from dml.config import ReportConfig
-from dml.refs import EmbeddingsRef, ModelRef, ReportRef
+from dml.config import BootstrapConfig, ReportConfig
+from dml.models.package import read_preprocessing
+from dml.refs import EmbeddingsRef, EvaluationReport, ModelRef, ReportRef
 from dml.registry.history import training_curves
 from dml.report import charts
 from dml.report.findings import Suspect, confident_mistakes, worst_queries
@@ -20,12 +21,19 @@ from dml.report.projection import map_of
 from dml.report.roses import Rose, draw_roses
 from dml.report.sections import VERIFICATION, Asked, every_pair, gallery_section, no_pairs, threshold_row
 from dml.report.view import View
+from dml.retrieval.evaluate import evaluate, raw_pixel_baseline
 
-_CODE_VERSION = 1  # part of a report's identity: raise it when the same inputs would give another page
+_CODE_VERSION = 2  # part of a report's identity: raise it when the same inputs would give another page
 SUSPECTS = "suspects.csv"
 
 
-def write_report(store: str, model: ModelRef, embeddings: EmbeddingsRef, config: ReportConfig) -> ReportRef:
+def write_report(
+    store: str,
+    model: ModelRef,
+    embeddings: EmbeddingsRef,
+    config: ReportConfig,
+    before: EmbeddingsRef | None = None,
+) -> ReportRef:
     """Look at a split through a model's embeddings, and publish what there is to see.
 
     Args:
@@ -33,6 +41,7 @@ def write_report(store: str, model: ModelRef, embeddings: EmbeddingsRef, config:
         model: the registered version whose package made the embeddings.
         embeddings: of the dataset to look at.
         config: which split, and how much of everything.
+        before: embeddings by the encoder before its training, as a baseline; None: without.
 
     Returns:
         The published report, the same one for the same inputs, written once.
@@ -44,7 +53,13 @@ def write_report(store: str, model: ModelRef, embeddings: EmbeddingsRef, config:
     curves = training_curves(store, model)
     settings = config.model_dump(mode="json")
     fingerprint = storage.digest_of(
-        "report", _CODE_VERSION, str(model), embeddings.fingerprint, settings, curves
+        "report",
+        _CODE_VERSION,
+        str(model),
+        embeddings.fingerprint,
+        before and before.fingerprint,
+        settings,
+        curves,
     )
     uri = page_uri(store, fingerprint)
     if storage.is_complete(uri):
@@ -57,7 +72,7 @@ def write_report(store: str, model: ModelRef, embeddings: EmbeddingsRef, config:
         f"{embeddings.package.version}."
     )
     sections = [
-        _numbers(view),
+        _numbers(view, embeddings, before, config),
         _answers(view),
         _failures(view),
         _mistakes(view),
@@ -80,15 +95,61 @@ def _gallery(
     answers: int,
     table: Iterable[Mapping[str, Any]],
 ) -> Section:
-    draw, shown = partial(view.gallery, answers=answers), f"each row a query and its {answers} nearest"
-    return gallery_section(name, asked, queries, draw, shown, table)
+    rows_of, shown = (
+        partial(view.gallery_rows, answers=answers),
+        f"each row a query and its {answers} nearest",
+    )
+    return gallery_section(name, asked, queries, rows_of, shown, table)
 
 
-def _numbers(view: View) -> Section:
-    found = view.found
+def _numbers(
+    view: View, embeddings: EmbeddingsRef, before: EmbeddingsRef | None, config: ReportConfig
+) -> Section:
+    """Every number of the evaluation with its interval, beside the baselines."""
+    asked = config.evaluation
+    judged = asked.model_copy(
+        update={
+            "bootstrap": asked.bootstrap or BootstrapConfig(),
+            "false_accept_rates": asked.false_accept_rates
+            or (config.false_accept_rates if view.curve else ()),
+        }
+    )
+    baselines: dict[str, dict[str, float]] = {}
+    if asked.baselines:
+        preprocessing = read_preprocessing(embeddings.package)
+        baselines["raw pixels"] = raw_pixel_baseline(
+            embeddings.dataset, preprocessing, judged, split=config.split
+        )
+        if before is not None:
+            baselines["before training"] = evaluate(before, judged, split=config.split)
+    report = EvaluationReport(
+        dataset=embeddings.dataset,
+        package=embeddings.package,
+        metrics=evaluate(embeddings, judged, split=config.split),
+        baselines=baselines,
+    )
+    found, by = view.found, judged.bootstrap
     text = f"Means over {len(found.rows):,} queries that have somebody to find"
     text += f"; {found.num_lone:,} more have nobody and are left out." if found.num_lone else "."
-    return Section("In numbers", text, table=[found.means()])
+    if by is not None:
+        text += f" In brackets: intervals of {by.confidence:.0%}, {_RESAMPLED[by.by]} resampled."
+    return Section("In numbers", text, table=_turned(report.table()))
+
+
+_RESAMPLED = {"class": "whole classes", "query": "single queries"}
+
+
+def _turned(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A line per number and a column per embedding: a page is higher than wide."""
+    names = dict.fromkeys(name for row in rows for name in row if name != "embedding")
+    return [
+        {"metric": name, **{str(row["embedding"]): _text(row[name]) for row in reversed(rows) if name in row}}
+        for name in names
+    ]
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _answers(view: View) -> Section:

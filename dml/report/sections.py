@@ -6,6 +6,7 @@ from typing import Any
 
 from dml.metrics.verification import OperatingPoint, RocCurve
 from dml.report import style
+from dml.report.gallery import GalleryRow, draw_gallery, gallery_html
 from dml.report.page import Picture, Section
 
 VERIFICATION = "Same or not: similarities and thresholds"
@@ -24,7 +25,7 @@ def gallery_section(
     name: str,
     asked: Asked,
     queries: Sequence[int],
-    draw: Callable[[Sequence[int]], bytes],
+    rows_of: Callable[[Sequence[int]], Sequence[GalleryRow]],
     shown: str,
     table: Iterable[Mapping[str, Any]],
 ) -> Section:
@@ -34,15 +35,17 @@ def gallery_section(
         name: of the picture.
         asked: what to say.
         queries: to show; where there are none the section is `asked.nobody` alone.
-        draw: makes the PNG file of them.
+        rows_of: the gallery's rows for them.
         shown: what a row of it is.
         table: a line per query, in the gallery's order; or none.
     """
     if not queries:
         return Section(asked.title, asked.nobody)
     caption = f"{asked.title}: {shown}; ✓ green is right, ✗ red is wrong"
-    rows = [{"query": number, **row} for number, row in enumerate(table, start=1)]
-    return Section(asked.title, asked.text, [Picture(name, draw(queries), caption)], rows)
+    lines = [{"query": number, **row} for number, row in enumerate(table, start=1)]
+    rows = rows_of(queries)
+    picture = Picture(name, draw_gallery(rows), caption)
+    return Section(asked.title, asked.text, [picture], lines, html=gallery_html(rows))
 
 
 def no_pairs() -> Section:

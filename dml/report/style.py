@@ -64,8 +64,10 @@ def colour_and_marker(number: int) -> tuple[str, str]:
 
 
 def short(text: str, length: int = 24) -> str:
-    """A label as it fits beside a chart."""
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+    """A label as it fits beside a chart: one line; a dollar is no formula, a leading _ hides nothing."""
+    line = " ".join(text.split())
+    cut = line if len(line) <= length else line[: length - 1].rstrip() + "…"
+    return ("\u200b" if cut.startswith("_") else "") + cut.replace("$", r"\$")
 
 
 def whole_percent_axis(axes: "Axes", which: str = "y") -> None:

@@ -17,13 +17,13 @@ from dml.refs import Duel, EmbeddingsRef, ReportRef
 from dml.report import charts, style
 from dml.report.findings import ClassGain, class_gains, only_right, tally
 from dml.report.gains import draw_class_gains
-from dml.report.gallery import GalleryRow, draw_gallery
+from dml.report.gallery import GalleryRow
 from dml.report.page import Page, Picture, Section, find_report, page_uri, publish_page
 from dml.report.sections import VERIFICATION, Asked, every_pair, gallery_section, no_pairs, threshold_row
 from dml.report.view import View
 from dml.retrieval.evaluate import paired_test, require_one_dataset
 
-_CODE_VERSION = 1  # part of a page's identity: raise it when the same inputs would give another page
+_CODE_VERSION = 2  # part of a page's identity: raise it when the same inputs would give another page
 _LED_BY = "map_at_r"  # the metric of classes and galleries: it sees every rank that matters
 _EXTREMES = 8  # classes named at either end
 DUELS, CLASSES = "duels.json", "classes.csv"
@@ -129,11 +129,11 @@ class _Pair:
             classes=tally([each.gain for each in class_gains(ours, theirs, metric)]),
         )
 
-    def gallery(self, queries: Sequence[int]) -> bytes:
-        """Each query with the answers of the first embedding, and below them those of the second; PNG."""
+    def gallery_rows(self, queries: Sequence[int]) -> list[GalleryRow]:
+        """Each query with the answers of the first embedding, and below them those of the second."""
         ours = self._titled_rows(self.ours, queries, style.FIRST)
         theirs = [replace(row, query=None) for row in self._titled_rows(self.theirs, queries, style.SECOND)]
-        return draw_gallery([row for both in zip(ours, theirs, strict=True) for row in both])
+        return [row for both in zip(ours, theirs, strict=True) for row in both]
 
     def _titled_rows(self, view: View, queries: Sequence[int], colour: str) -> list[GalleryRow]:
         rows = zip(queries, view.gallery_rows(queries, answers=self.config.answers), strict=True)
@@ -242,7 +242,7 @@ def _only(pair: _Pair, winner: View, loser: View) -> Section:
         "only-first" if winner is pair.ours else "only-second",
         Asked(f"Right with {name} alone", text, nobody),
         shown,
-        pair.gallery,
+        pair.gallery_rows,
         f"each query with the {pair.config.answers} nearest by {pair.names[0]}, then by {pair.names[1]}",
         [_query_row(pair, query, loser) for query in shown],
     )

@@ -14,7 +14,7 @@ from dml.metrics.retrieval import QueryMetrics
 from dml.metrics.verification import RocCurve, roc_of_all_pairs
 from dml.refs import EmbeddingsRef
 from dml.report.findings import Neighbours, Suspect, label_suspects, nearest
-from dml.report.gallery import GalleryRow, Tile, draw_gallery
+from dml.report.gallery import GalleryRow, Tile
 from dml.retrieval.evaluate import split_rows
 from dml.retrieval.pairs import device_for, query_values
 from dml.retrieval.roles import sides
@@ -71,12 +71,8 @@ class View:
     def name_of(self, query: int) -> str:
         return self.names[int(self.neighbours.labels[query])]
 
-    def gallery(self, queries: Sequence[int], *, answers: int) -> bytes:
-        """Queries, numbered from 1, with their nearest answers; PNG."""
-        return draw_gallery(self.gallery_rows(queries, answers=answers))
-
     def gallery_rows(self, queries: Sequence[int], *, answers: int) -> list[GalleryRow]:
-        """What `gallery` draws."""
+        """Queries, numbered from 1, with their nearest answers."""
         places = {query: self._answers_of(query, answers) for query in queries}
         rows = [self.row_of(query) for query in queries]
         rows += [int(self.neighbours.answers[place]) for found in places.values() for place in found]

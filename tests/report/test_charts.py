@@ -138,6 +138,16 @@ def test_equal_inputs_give_equal_bytes():
     assert draws[0] == draws[1]
 
 
+@pytest.mark.parametrize(
+    "label", ["$x^", "$\\frac$", "a $ b $ c", "_hidden", "two\nlines", "日本", "\x1b[31m"]
+)
+def test_a_label_is_drawn_as_it_is_whatever_is_in_it(label):
+    found = Map(np.arange(4), np.random.default_rng(0).standard_normal((4, 2)), "given")
+    labels = np.zeros(4, dtype=np.int64)
+    without = charts.draw_map(found, labels, {0: " "}, np.array([0]))
+    assert charts.draw_map(found, labels, {0: label}, np.array([0])) != without
+
+
 def test_training_curves_get_a_panel_each():
     one = picture(charts.draw_curves({"loss": [(10, 1.0), (20, 0.5)]}))
     two = picture(charts.draw_curves({"loss": [(10, 1.0), (20, 0.5)], "recall": [(20, 0.25), (40, 0.5)]}))

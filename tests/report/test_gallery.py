@@ -50,6 +50,22 @@ def test_a_second_row_for_a_query_is_titled_and_shows_no_query_again():
     assert titled.size == (plain.width, plain.height + 2 * gallery._TITLE_HEIGHT)
 
 
+def test_on_a_page_tiles_are_marked_and_labels_are_not_obeyed():
+    hostile = '<script>alert(1)</script> "x" \' & \x1b[31m'
+    rows = [
+        GalleryRow(
+            Tile(png(), hostile), [Tile(png(), hostile, 0.5, right=True), Tile(png(), "b", 0.25, right=False)]
+        )
+    ]
+    html = gallery.gallery_html(rows)
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") == 2
+    assert [html.count(f'class="tile {kind}"') for kind in ("query", "right", "wrong")] == [1, 1, 1]
+    assert html.count("data:image/") == 3
+    assert "✓ 0.50" in html
+    assert "✗ 0.25" in html
+
+
 @pytest.mark.parametrize("rows", [[], [GalleryRow(Tile(png(), "nobody found"), [])]])
 def test_no_answers_are_a_picture_too(rows):
     assert drawn(rows).format == "PNG"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import struct
 import sys
 from pathlib import Path
@@ -94,6 +95,16 @@ def test_the_page_names_what_it_shows(report, store, model):
     assert set(report.pictures) >= {"answers.png", "map.png", "roc.png", "similarities.png", "training.png"}
     for name in report.pictures:
         assert Image.open(Path(report.uri) / name).format == "PNG"
+
+
+def test_the_numbers_stand_beside_the_baselines_with_their_intervals(report):
+    html = page_of(report)
+    table = html[html.index("In numbers</h2>") : html.index("Queries and answers</h2>")]
+    assert re.findall("<th>(.+?)</th>", table) == ["metric", "trained", "before training", "raw pixels"]
+    for name in ("recall_at_1", "map_at_r"):
+        assert re.search(rf"<td>{name}</td>(<td>0\.\d+ \[\d\.\d+, \d\.\d+\]</td>){{3}}", table), table
+    for name in ("nmi", "eer"):
+        assert re.search(rf"<td>{name}</td>(<td>[\d.]+</td>){{3}}", table)
 
 
 def test_planted_wrong_labels_are_suspected_and_no_others(report):

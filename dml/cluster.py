@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar
 
-from dml.errors import InvalidSetting
+from dml.errors import InvalidSetting, ServiceUnreachable
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ S = TypeVar("S")
 _OBJECT_STORE_BYTES = 1 << 30
 _AUTOSCALER_ANSWERS_S = 20.0
 """Its default interval is 5 s, and it takes two to see a request and to say what it starts."""
+_CONNECTS_WITHIN_S = 10.0
 _SETTINGS = {"GPU": "DML_CLUSTER_GPUS", "CPU": "DML_CLUSTER_CPUS"}
 
 
@@ -47,10 +49,9 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean the same in every process
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    _use_own_token()
     on_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(**_cluster(num_cpus), logging_level=logging.WARNING)
+    _start_or_connect(num_cpus)
     try:
         if on_main_thread:
             signal.signal(signal.SIGTERM, handler)
@@ -61,15 +62,42 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _use_own_token() -> None:
-    """Show a cluster the user's token, if there is one: `ray start` asks for it, and `ray.init` forgets it.
+def _start_or_connect(num_cpus: int | None) -> None:
+    """Show a cluster the user's token if it does not let us in without.
 
-    A local session leaves one in `~/.ray`; a cluster that asks for none takes no notice.
+    A local session leaves a token at home, from then on `ray start` asks for it, and `ray.init` forgets it.
+    Shown to a cluster that asks for none, it would make us refuse that cluster's workers.
     """
-    from ray._private.authentication import authentication_token_setup as setup
+    import ray
+    from ray._private.authentication import authentication_token_setup as tokens
 
-    logging.getLogger(setup.__name__).setLevel(logging.ERROR)  # nothing that a user of ours can put right
-    setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    logging.getLogger(tokens.__name__).setLevel(logging.ERROR)  # nothing there that our user can put right
+    address = os.environ.get("RAY_ADDRESS", "")
+    arguments = {**_cluster(num_cpus), "logging_level": logging.WARNING}
+    try:
+        _require_listener(address)
+        try:
+            ray.init(**arguments)
+        except ConnectionError:
+            given = os.environ.get("RAY_AUTH_MODE")
+            if given or not tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
+                raise
+            ray.init(**arguments)
+    except ConnectionError as error:
+        raise ServiceUnreachable(
+            f"RAY_ADDRESS must name a running Ray cluster; {address} does not answer, or does not let this "
+            "user in. Start it, or unset RAY_ADDRESS to work on this machine."
+        ) from error
+
+
+def _require_listener(address: str) -> None:
+    """Raise ConnectionError where nobody listens at HOST:PORT: Ray itself would try for five minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECTS_WITHIN_S).close()
+        except OSError as error:
+            raise ConnectionError(str(error)) from error
 
 
 def _cluster(num_cpus: int | None) -> dict[str, Any]:

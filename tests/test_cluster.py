@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dml.cluster import call_apart, capacity, map_apart, ray_session, use_gpu
-from dml.errors import InvalidSetting
+from dml.errors import InvalidSetting, ServiceUnreachable
 from tests.growing_cluster import growing_cluster
 
 GPU_NODES = {"gpu": {"resources": {"CPU": 2, "GPU": 1}, "max_workers": 1}}
@@ -142,10 +142,19 @@ def test_a_cluster_that_asks_for_the_users_token_is_shown_it(has_token, tmp_path
     if has_token:
         (tmp_path / ".ray").mkdir()
         (tmp_path / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
-    code = "from dml.cluster import capacity, ray_session\nwith ray_session(): print(capacity('CPU').now)"
+    code = (
+        "from dml.cluster import map_apart, ray_session\n"
+        "with ray_session(): print(*map_apart(pow, 3, [1, 2]))"
+    )
     with growing_cluster({}, environment=environment) as address:
-        environment["RAY_ADDRESS"] = address
+        environment |= {"RAY_ADDRESS": address, "DML_CLUSTER_GPUS": "0"}
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
-    assert "oken" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-2:] == ["3", "9"]
+
+
+def test_a_cluster_that_does_not_answer_is_named_at_once(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(ServiceUnreachable, match=r"127\.0\.0\.1:9"), ray_session():
+        pass

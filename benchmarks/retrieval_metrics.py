@@ -83,7 +83,7 @@ def recall_at_1000(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
 
 
 def verification_of_all_pairs(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
-    roc_of_all_pairs(embeddings, labels).at_false_accept_rate(1e-3)
+    roc_of_all_pairs(embeddings, labels, false_accept_rates=(1e-3,)).at_false_accept_rate(1e-3)
 
 
 def pytorch_metric_learning(embeddings: torch.Tensor, labels: torch.Tensor) -> None:

@@ -60,7 +60,11 @@ class EvaluationConfig(Part):
     nmi: bool = Field(True, description="k-means is the slow part of an evaluation")
     nmi_average: Literal["arithmetic", "geometric"] = "arithmetic"
     ami: bool = Field(False, description="with nmi: also adjusted for chance")
-    kmeans_seeds: int = Field(1, ge=1, description="runs of k-means, averaged")
+    kmeans_seeds: int | None = Field(
+        None,
+        ge=1,
+        description="runs of k-means, averaged; None: 20 up to 2,000 rows, 5 up to 20,000, else 1",
+    )
     baselines: bool = Field(
         True, description="raw pixels, and the encoder before training, in the same table"
     )

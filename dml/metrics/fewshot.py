@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dml.metrics.intervals import Interval, mean_interval
-from dml.metrics.ranking import check_finite
+from dml.metrics.intervals import Interval, class_weights, percentile_interval
+from dml.metrics.ranking import check_rows, check_tensors
 from dml.similarity import at_least_float32
 
 
@@ -19,16 +19,35 @@ class FewShot:
     """By the nearest mean of a class's examples, in Euclidean distance."""
     nearest: Tensor
     """By the most similar single example; the same as `class_mean` for one shot."""
+    num_queries: Tensor
+    """(C,) int64: queries of each class that could be drawn, over all episodes."""
+    errors: dict[str, Tensor]
+    """Method to (C,) int64: a class's queries taken for another, and others' taken for it."""
 
     def means(self) -> dict[str, float]:
         """Over the episodes: accuracies in [0, 1] by the names of the methods."""
         return {"class_mean": float(self.class_mean.mean()), "nearest": float(self.nearest.mean())}
 
-    def intervals(self, confidence: float = 0.95) -> dict[str, Interval]:
-        """Of the means, over episodes; the items are always these, so it says nothing about others."""
+    def intervals(self, confidence: float = 0.95, *, resamples: int = 1000) -> dict[str, Interval]:
+        """Of the means, for other classes like these: percentile bootstrap over classes.
+
+        An error is of two classes, the query's and the one it was taken for, as an impostor pair is: drawn w
+        and v times, it counts w + v - 1 times (Hajek's projection of w v), the class's queries w times. The
+        episodes' own noise is in it. Intervals over episodes would say nothing of other classes.
+
+        Raises:
+            ValueError: no resample, or a confidence outside (0, 1).
+        """
+        asked = self.num_queries.double()
+        accuracies: dict[str, list[Tensor]] = {name: [] for name in self.errors}
+        for weights in class_weights(len(asked), resamples, seed=0):
+            for name, errors in self.errors.items():
+                # Every error stands with both of its classes.
+                wrong = weights @ errors.double() - errors.sum() / 2
+                accuracies[name].append((1 - wrong / (weights @ asked).clamp_min(1)).clamp(0, 1))
         return {
-            "class_mean": mean_interval(self.class_mean, confidence=confidence),
-            "nearest": mean_interval(self.nearest, confidence=confidence),
+            name: percentile_interval(torch.cat(parts), confidence=confidence)
+            for name, parts in accuracies.items()
         }
 
 
@@ -61,11 +80,12 @@ def few_shot(
         seed: of the episodes; they are the same on every device.
 
     Raises:
-        ValueError: different lengths, an embedding that is no number, a count below 1 (ways: 2), a class of
+        ValueError: different lengths, rows not of length 1, a count below 1 (ways: 2), a class of
             several values of `within`, or too few classes that are large enough.
 
     Source: Snell et al. 2017, arXiv:1703.05175 (class means); Vinyals et al. 2016, arXiv:1606.04080.
     """
+    check_tensors(embeddings, labels)
     if len(embeddings) != len(labels) or (within is not None and len(within) != len(labels)):
         raise ValueError(
             f"embeddings, labels and within must be equally long; got {len(embeddings)}, {len(labels)}"
@@ -76,10 +96,13 @@ def few_shot(
             f"ways must be 2 or more, shots, queries_per_class and episodes 1 or more; got {ways}, {shots}, "
             f"{queries_per_class}, {episodes}."
         )
-    check_finite(embeddings, "embeddings")
+    check_rows(embeddings)
     vectors = at_least_float32(embeddings)
     pools = _pools(labels.cpu(), None if within is None else within.cpu(), ways, shots + queries_per_class)
     right: dict[str, list[float]] = {"class_mean": [], "nearest": []}
+    classes = _dense_classes(labels.cpu(), pools)
+    num_queries = torch.zeros(int(classes.max()) + 1, dtype=torch.int64)
+    errors = {name: torch.zeros_like(num_queries) for name in right}
     truth = torch.arange(ways, device=vectors.device)[:, None]
     for rows in _episodes(pools, ways, shots + queries_per_class, episodes, seed):
         drawn = vectors[rows.to(vectors.device)]
@@ -89,9 +112,23 @@ def few_shot(
         # are, so that equal means tie and do not differ by the rounding of a division.
         by_mean = (2 * shots * queries @ sums.T - (sums * sums).sum(1)).argmax(2)
         by_nearest = torch.einsum("cqd,wsd->cqws", queries, support).amax(3).argmax(2)
-        right["class_mean"].append(float((by_mean == truth).double().mean()))
-        right["nearest"].append(float((by_nearest == truth).double().mean()))
-    return FewShot(**{name: torch.tensor(values, dtype=torch.float64) for name, values in right.items()})
+        own = classes[rows[:, 0]]
+        num_queries[own] += queries_per_class
+        for name, taken in (("class_mean", by_mean), ("nearest", by_nearest)):
+            is_right = (taken == truth).cpu()
+            right[name].append(float(is_right.double().mean()))
+            errors[name][own] += (~is_right).sum(1)
+            errors[name].index_add_(0, own[taken.cpu().flatten()], (~is_right).flatten().long())
+    accuracies = {name: torch.tensor(values, dtype=torch.float64) for name, values in right.items()}
+    return FewShot(**accuracies, num_queries=num_queries, errors=errors)
+
+
+def _dense_classes(labels: Tensor, pools: list[list[Tensor]]) -> Tensor:
+    """(N,) int64: the classes that can be drawn, numbered from 0; -1 for rows of others."""
+    classes = torch.full_like(labels, -1)
+    for number, rows in enumerate(rows for pool in pools for rows in pool):
+        classes[rows] = number
+    return classes
 
 
 def _pools(labels: Tensor, within: Tensor | None, ways: int, size: int) -> list[list[Tensor]]:

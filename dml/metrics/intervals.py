@@ -54,19 +54,6 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
     return Interval(0.0 if successes == 0 else middle - half, 1.0 if successes == trials else middle + half)
 
 
-def mean_interval(values: Tensor, *, confidence: float = 0.95) -> Interval:
-    """Of the mean of independent values (E,), by the normal approximation: 1.96 standard errors at 0.95.
-
-    Raises:
-        ValueError: fewer than two values, or a confidence outside (0, 1).
-    """
-    if len(values) < 2:
-        raise ValueError(f"An interval needs two values or more; got {len(values)}. Draw more episodes.")
-    z = NormalDist().inv_cdf((1 + _checked(confidence)) / 2)
-    mean, half = float(values.mean()), z * float(values.std()) / math.sqrt(len(values))
-    return Interval(mean - half, mean + half)
-
-
 def bootstrap_intervals(
     values: Mapping[str, Tensor],
     classes: Tensor | None,
@@ -167,15 +154,29 @@ def _by_class(table: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def _resampled_means(sums: Tensor, sizes: Tensor, resamples: int, seed: int) -> Tensor:
     """(resamples, M): means over the queries of as many classes, drawn with replacement."""
-    generator, num_classes = torch.Generator().manual_seed(seed), len(sizes)
-    parts = []
+    drawn = class_weights(len(sizes), resamples, seed=seed)
+    return torch.cat([weights @ sums / (weights @ sizes)[:, None] for weights in drawn])
+
+
+def class_weights(num_classes: int, resamples: int, *, seed: int) -> Iterator[Tensor]:
+    """How often each class is drawn, with replacement, as many as there are: (block, C) float64, in blocks.
+
+    Raises:
+        ValueError: fewer than one resample.
+    """
+    generator = torch.Generator().manual_seed(seed)
     for count in _blocks(resamples, num_classes):
         drawn = torch.randint(0, num_classes, (count, num_classes), generator=generator)
         own = torch.arange(count)[:, None] * num_classes
         weights = torch.bincount((drawn + own).flatten(), minlength=count * num_classes)
-        weights = weights.view(count, num_classes).double()
-        parts.append(weights @ sums / (weights @ sizes)[:, None])
-    return torch.cat(parts)
+        yield weights.view(count, num_classes).double()
+
+
+def percentile_interval(values: Tensor, *, confidence: float = 0.95) -> Interval:
+    """Between the two tails of resampled values (R,) float64; raises ValueError outside (0, 1)."""
+    tail = (1 - _checked(confidence)) / 2
+    low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()
+    return Interval(low, high)
 
 
 def _blocks(resamples: int, num_classes: int) -> Iterator[int]:

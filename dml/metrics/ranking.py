@@ -34,6 +34,7 @@ class Items:
     """(N,) int64; a query and an answer of one label *and* one group are no pair: neither right nor wrong."""
 
     def __post_init__(self) -> None:
+        check_tensors(self.embeddings, self.labels)
         for name, column in (("labels", self.labels), ("ids", self.ids), ("groups", self.groups)):
             if column is not None and len(column) != len(self.embeddings):
                 raise ValueError(
@@ -77,7 +78,7 @@ class Ranking:
             without its own row).
 
     Raises:
-        ValueError: ids or groups on one side only, or an embedding that is not finite.
+        ValueError: ids or groups on one side only, or embeddings that are not finite rows of length 1.
     """
 
     def __init__(self, queries: Items, gallery: Items | None = None) -> None:
@@ -89,7 +90,7 @@ class Ranking:
             if (getattr(queries, name) is None) != (getattr(gallery, name) is None):
                 raise ValueError(f"{name} must be given for queries and gallery, or for neither.")
         for items in (queries, gallery):
-            check_finite(items.embeddings, "embeddings")
+            check_rows(items.embeddings)
         self.queries, self.gallery = queries, gallery
         labels = self._of_label = _Matches(queries.labels, gallery.labels)
         self._query_labels, self._gallery_labels = labels.query_keys, labels.gallery_keys
@@ -159,6 +160,46 @@ def check_finite(values: Tensor, name: str) -> None:
     """Raise ValueError for values that are not all numbers, which no comparison would notice."""
     if not torch.isfinite(values.sum(dtype=torch.float64)):
         raise ValueError(f"{name} must be finite; got infinity or NaN. Look at what made them.")
+
+
+LENGTH_TOLERANCE = 0.01
+"""How far from 1 a row's length may be: bfloat16 leaves up to 0.004 of a unit vector's, float16 0.0005."""
+
+
+def check_rows(embeddings: Tensor) -> None:
+    """All metrics take rows of length 1, whose inner products are cosines; they refuse what is not.
+
+    Args:
+        embeddings: (N, D) float.
+
+    Raises:
+        ValueError: another shape or type, a row that is not finite, or one whose length is off by more than
+            `LENGTH_TOLERANCE`.
+    """
+    if embeddings.ndim != 2 or not embeddings.is_floating_point():
+        raise ValueError(
+            f"embeddings must be (N, D) floats; got {tuple(embeddings.shape)} of {embeddings.dtype}. Pass "
+            "one row for each item."
+        )
+    dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    lengths = torch.linalg.vector_norm(embeddings, dim=1, dtype=dtype)
+    is_wrong = ~((lengths - 1).abs() <= LENGTH_TOLERANCE)
+    if not is_wrong.any():
+        return
+    check_finite(embeddings, "embeddings")
+    row = int(is_wrong.int().argmax())
+    raise ValueError(
+        f"embeddings must be rows of length 1; got length {float(lengths[row]):.4g} in row {row} and "
+        f"{int(is_wrong.sum())} such rows of {len(lengths)}. Pass torch.nn.functional.normalize(embeddings)."
+    )
+
+
+def check_tensors(embeddings: object, labels: object) -> None:
+    """Raise ValueError for embeddings or labels that are not tensors, with how to make them."""
+    for name, value in (("embeddings", embeddings), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+            raise ValueError(f"{name} must be a torch tensor; got {kind}. Pass torch.as_tensor({name}).")
 
 
 class _Matches:

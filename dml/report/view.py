@@ -63,7 +63,9 @@ class View:
         sizes = np.unique(self.labels, return_counts=True)[1]
         if len(sizes) < 2 or sizes.max() < 2:
             return None
-        return roc_of_all_pairs(self._embeddings, torch.from_numpy(self.labels).to(self._embeddings.device))
+        labels = torch.from_numpy(self.labels).to(self._embeddings.device)
+        rates = self.config.false_accept_rates or (0.1,)
+        return roc_of_all_pairs(self._embeddings, labels, false_accept_rates=rates)
 
     def row_of(self, query: int) -> int:
         return int(self.neighbours.rows[query])

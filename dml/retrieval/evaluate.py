@@ -131,7 +131,9 @@ def raw_pixel_baseline(
         image = resize_and_crop(decode(mapped.image(int(position)), preprocessing.color), preprocessing)
         pixels[row] = np.asarray(image.resize((side, side)), dtype=np.float32).ravel()
     pixels -= pixels.mean(1, keepdims=True)
-    pixels /= np.maximum(np.linalg.norm(pixels, axis=1, keepdims=True), 1e-6)
+    lengths = np.linalg.norm(pixels, axis=1, keepdims=True)
+    # A blank image is like every blank one and, at a right angle to all centred rows, unlike the others.
+    pixels = np.where(lengths > 1e-6, pixels / np.maximum(lengths, 1e-6), pixels.shape[1] ** -0.5)
     return measure(pixels, rows, config)
 
 

@@ -7,8 +7,9 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import pairwise
+from operator import add
 from typing import Protocol, Self, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from dml.cluster import capacity, is_remote, map_apart, ray_session
 from dml.config import EvaluationConfig
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import QueryMetrics, joined, query_metrics
-from dml.metrics.verification import RocCurve, count_pairs, roc_of_counts
+from dml.metrics.verification import PairCounts, RocCurve, count_pairs, levels_for, roc_of_counts
 from dml.retrieval.roles import Rows, sides
 
 OnProgress = Callable[[int, int], None]
@@ -78,13 +79,19 @@ def query_values(
 
 
 def roc_of_rows(
-    embeddings: Tensor, rows: Rows, *, num_workers: int = 1, progress: OnProgress | None = None
+    embeddings: Tensor,
+    rows: Rows,
+    *,
+    false_accept_rates: Sequence[float] = (0.1,),
+    num_workers: int = 1,
+    progress: OnProgress | None = None,
 ) -> RocCurve:
     """Verification on all pairs of rows, as `roc_of_all_pairs`.
 
     Args:
         embeddings: (N, D), unit length.
         rows: theirs; only their labels matter.
+        false_accept_rates: up to the largest of them there are intervals.
         num_workers: Ray workers; 1: here.
         progress: called with (stretches done, stretches in all).
 
@@ -94,8 +101,9 @@ def roc_of_rows(
     items = Items(embeddings, torch.from_numpy(rows.labels).to(embeddings.device))
     size = len(rows.labels)
     stretches = _of_equal_area(size, _num_stretches(size * size // 2, num_workers))
-    counts = list(_each(_count, [items], stretches, num_workers, progress))
-    return roc_of_counts(torch.stack(counts).sum(0))
+    levels = levels_for(items.embeddings, items.labels, false_accept_rates)
+    counts = reduce(add, _each(partial(_count, levels), [items], stretches, num_workers, progress))
+    return roc_of_counts(counts, levels, torch.from_numpy(rows.labels), largest_rate=max(false_accept_rates))
 
 
 def _ask(config: EvaluationConfig, sides: Sequence[Items], stretch: slice) -> QueryMetrics:
@@ -110,9 +118,9 @@ def _ask(config: EvaluationConfig, sides: Sequence[Items], stretch: slice) -> Qu
     )
 
 
-def _count(sides: Sequence[Items], stretch: slice) -> Tensor:
+def _count(levels: Tensor, sides: Sequence[Items], stretch: slice) -> PairCounts:
     (items,) = sides
-    return count_pairs(items.embeddings, items.labels, stretch)
+    return count_pairs(items.embeddings, items.labels, stretch, levels)
 
 
 def _num_stretches(num_pairs: int, num_workers: int) -> int:

@@ -51,4 +51,14 @@ def two_rows(seed):
     return unit(2, 8, seed), torch.zeros(2, dtype=torch.long)
 
 
+def people(num_classes, per_class, *, seed, dim=16, noise=0.7):
+    """Classes of which some are harder than others; unit rows."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num_classes).repeat_interleave(per_class)
+    spread = noise * torch.rand(num_classes, 1, generator=generator, dtype=torch.float64).add(0.5)
+    centres = unit(num_classes, dim, seed)
+    around = torch.randn(len(labels), dim, generator=generator, dtype=torch.float64) * spread[labels]
+    return torch.nn.functional.normalize(centres[labels] + around / dim**0.5), labels
+
+
 CASES = [balanced, uneven, ties, duplicates, all_the_same, lone_classes, one_class, two_rows]

@@ -5,7 +5,8 @@ import torch
 
 from dml.metrics import fewshot
 from dml.metrics.fewshot import few_shot
-from tests.metrics.cases import duplicates, ties, uneven, unit
+from dml.metrics.intervals import class_weights
+from tests.metrics.cases import duplicates, people, ties, uneven, unit
 
 
 def plain_episode(embeddings, rows, shots):
@@ -74,10 +75,59 @@ def test_an_embedding_that_says_nothing_gets_chance_and_one_that_knows_gets_all(
     assert knows.means() == {"class_mean": 1.0, "nearest": 1.0}
 
 
-def test_the_interval_narrows_as_episodes_are_added():
-    embeddings, labels = unit(200, 4, 0), torch.arange(200) // 10
-    few, many = (few_shot(embeddings, labels, ways=5, episodes=n).intervals()["nearest"] for n in (50, 800))
-    assert many.high - many.low < (few.high - few.low) / 2
+@pytest.mark.parametrize("method", ["class_mean", "nearest"])
+def test_the_interval_is_that_of_the_loop_that_weighs_each_error_by_its_two_classes(method):
+    embeddings, labels = uneven(1)
+    asked = {"ways": 4, "episodes": 30, "seed": 5}
+    found = few_shot(embeddings, labels, shots=2, queries_per_class=2, **asked)
+    pools = fewshot._pools(labels, None, 4, 4)
+    errors, queries = [], []
+    for rows in fewshot._episodes(pools, size=4, **asked):
+        for truth, own in enumerate(rows):
+            for query in own[2:]:
+                near = [embeddings[other[:2]] @ embeddings[query] for other in rows]
+                means = [embeddings[other[:2]].mean(0) for other in rows]
+                by_mean = [float(2 * m @ embeddings[query] - m @ m) for m in means]
+                scores = by_mean if method == "class_mean" else [float(values.max()) for values in near]
+                taken = scores.index(max(scores))
+                queries.append(int(labels[own[0]]))
+                if taken != truth:
+                    errors.append((int(labels[own[0]]), int(labels[rows[taken][0]])))
+    names = sorted({int(labels[rows[0]]) for pool in pools for rows in pool})
+    accuracies = []
+    for weights in torch.cat(list(class_weights(len(names), 100, seed=0))).tolist():
+        times = dict(zip(names, weights, strict=True))
+        wrong = sum(times[own] + times[taken] - 1 for own, taken in errors)
+        accuracies.append(min(max(1 - wrong / max(sum(times[own] for own in queries), 1), 0), 1))
+    expected = torch.quantile(
+        torch.tensor(accuracies, dtype=torch.float64), torch.tensor([0.025, 0.975], dtype=torch.float64)
+    )
+    interval = found.intervals(resamples=100)[method]
+    assert [interval.low, interval.high] == pytest.approx(expected.tolist(), abs=1e-9)
+
+
+@pytest.mark.slow
+def test_95_percent_intervals_hold_the_accuracy_on_other_classes_at_least_90_times_of_100():
+    """Intervals over episodes, of 1.96 standard errors, hold it half as often."""
+    asked = {"ways": 5, "episodes": 400}
+    truth = few_shot(*people(2000, 6, seed=999), ways=5, episodes=20_000).means()["nearest"]
+    covered = {"classes": 0, "episodes": 0}
+    for seed in range(100):
+        found = few_shot(*people(40, 6, seed=seed), **asked)
+        interval = found.intervals(resamples=300)["nearest"]
+        error = abs(found.means()["nearest"] - truth)
+        covered["classes"] += interval.low <= truth <= interval.high
+        covered["episodes"] += error <= 1.96 * float(found.nearest.std()) / 400**0.5
+    assert covered["classes"] >= 90
+    assert covered["episodes"] <= 60
+
+
+def test_more_episodes_do_not_make_the_interval_narrower_than_the_classes_allow():
+    embeddings, labels = people(20, 10, seed=0)
+    many, more = (
+        few_shot(embeddings, labels, ways=5, episodes=n).intervals()["nearest"] for n in (500, 2000)
+    )
+    assert more.high - more.low > 0.7 * (many.high - many.low)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from dml.metrics import intervals
-from dml.metrics.intervals import bootstrap_intervals, compare_paired, mean_interval, wilson_interval
+from dml.metrics.intervals import bootstrap_intervals, compare_paired, wilson_interval
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
@@ -17,13 +17,6 @@ def test_the_interval_of_a_share_is_scipys_wilson(successes, trials, confidence)
     expected = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
     found = wilson_interval(successes, trials, confidence=confidence)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
-
-
-def test_the_interval_of_a_mean_is_that_of_the_standard_error():
-    values = torch.tensor([0.2, 0.4, 0.9, 0.3], dtype=torch.float64)
-    found = mean_interval(values)
-    half = 1.959963984540054 * math.sqrt(float(((values - 0.45) ** 2).sum()) / 3) / 2
-    assert (found.low, found.high) == pytest.approx((0.45 - half, 0.45 + half))
 
 
 def plain_bootstrap(values, classes, resamples, seed):
@@ -129,7 +122,6 @@ def test_a_model_against_itself_gains_nothing_and_is_never_better():
         (lambda: wilson_interval(0, 0), "trial"),
         (lambda: wilson_interval(3, 2), "3 of 2"),
         (lambda: wilson_interval(1, 2, confidence=95), "95"),
-        (lambda: mean_interval(torch.ones(1)), "two values"),
         (lambda: bootstrap_intervals({"x": torch.ones(0)}, None), "one query"),
         (lambda: bootstrap_intervals({"x": torch.ones(3)}, torch.ones(2)), "equally long"),
         (lambda: bootstrap_intervals({"x": torch.ones(3)}, None, resamples=0), "resamples"),

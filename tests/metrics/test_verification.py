@@ -3,14 +3,15 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
 from dml.metrics import verification
-from dml.metrics.intervals import wilson_interval
+from dml.metrics.intervals import class_weights, wilson_interval
 from dml.metrics.verification import k_fold_accuracy, roc_of_all_pairs, roc_of_pairs
-from tests.metrics.cases import balanced, duplicates, lone_classes, ties, uneven
+from tests.metrics.cases import balanced, duplicates, lone_classes, people, ties, uneven
 
 CASES = [balanced, uneven, ties, duplicates, lone_classes]
 
@@ -124,6 +125,97 @@ def test_the_threshold_accepts_as_many_genuine_pairs_as_the_rate_allows(case, ra
     assert found.false_accept_interval == wilson_interval(impostor, num_impostor)
 
 
+def weighed_pairs(embeddings, labels, ids, weights, *, product):
+    """Similarities, kinds and weights of all pairs where classes are drawn so often, in plain words."""
+    similarities, kinds, times = [], [], []
+    for i, j in itertools.combinations(range(len(labels)), 2):
+        if ids is not None and ids[i] == ids[j]:
+            continue
+        first, second = weights[labels[i]], weights[labels[j]]
+        same = bool(labels[i] == labels[j])
+        similarities.append(float(embeddings[i] @ embeddings[j]))
+        kinds.append(same)
+        times.append(first if same else first * second if product else first + second - 1)
+    return np.array(similarities), np.array(kinds), np.array(times)
+
+
+# Of 190 classes impostor pairs are not counted for each two of them.
+@pytest.mark.parametrize(("num_classes", "per_class"), [(7, 5), (190, 1.3)])
+@pytest.mark.parametrize("with_ids", [False, True], ids=["all", "ids"])
+def test_resampled_rates_are_those_of_the_loop_over_weighed_pairs(num_classes, per_class, with_ids):
+    embeddings, labels = people(num_classes, 3, seed=0) if per_class > 2 else people(num_classes, 1, seed=0)
+    if per_class < 2:  # some have two
+        embeddings, labels = torch.cat([embeddings, -embeddings[:40]]), torch.cat([labels, labels[:40]])
+    ids = torch.arange(len(labels)) // 2 if with_ids else None
+    curve = roc_of_all_pairs(embeddings, labels, ids=ids, resamples=3)
+    drawn = torch.cat(list(class_weights(num_classes, 3, seed=0))).numpy()
+    for number, weights in enumerate(drawn):
+        found = weighed_pairs(embeddings, labels.tolist(), ids, weights, product=num_classes < 100)
+        similarities, same, times = found
+        for place in range(0, len(curve.resamples.levels), 5):
+            is_near = similarities >= float(curve.resamples.levels[place])
+            for kind, rates in (
+                (same, curve.resamples.true_accept_rates),
+                (~same, curve.resamples.false_accept_rates),
+            ):
+                expected = max((times * kind * is_near).sum(), 0) / (times * kind).sum()
+                assert float(rates[number, place]) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("num_classes", "per_class"), [(12, 6), (100, 3), (220, 2)])
+@pytest.mark.parametrize("rate", [0.01, 0.1])
+def test_the_interval_is_that_of_the_plain_loop_that_draws_classes(num_classes, per_class, rate):
+    embeddings, labels = people(num_classes, per_class, seed=1)
+    point = roc_of_all_pairs(embeddings, labels, resamples=300).at_false_accept_rate(rate)
+    first, second = np.triu_indices(len(labels), 1)
+    similarities = (embeddings @ embeddings.T).numpy()[first, second]
+    order = np.argsort(-similarities, kind="stable")
+    similarities, first, second = (
+        similarities[order],
+        labels.numpy()[first[order]],
+        labels.numpy()[second[order]],
+    )
+    same, accepted, falsely = first == second, [], []
+    for weights in torch.cat(list(class_weights(num_classes, 300, seed=0))).numpy():
+        genuine = np.cumsum(weights[first] * same)
+        impostor = np.cumsum(weights[first] * weights[second] * ~same)
+        allowed = np.searchsorted(impostor, rate * impostor[-1], side="right") - 1
+        accepted.append(genuine[allowed] / genuine[-1])
+        falsely.append(impostor[similarities >= point.threshold][-1] / impostor[-1])
+    # Of 220 classes the pairs' own variance is left away, which false accepts of like classes have most of.
+    slack = 0.25 if num_classes > 200 else 0.06
+    for found, values, within in (
+        (point.true_accept_interval, accepted, 0.06),
+        (point.false_accept_interval, falsely, slack),
+    ):
+        low, high = np.quantile(values, [0.025, 0.975])
+        assert found.low == pytest.approx(low, abs=within * (high - low))
+        assert found.high == pytest.approx(high, abs=within * (high - low))
+
+
+@pytest.mark.slow
+def test_95_percent_intervals_hold_the_population_s_number_at_least_90_times_of_100():
+    """Wilson's, which take pairs as independent, hold it half as often or less."""
+    rate, covered = 0.01, {"classes": 0, "pairs": 0}
+    population = [roc_of_all_pairs(*people(1000, 4, seed=1000 + n)) for n in range(4)]
+    truth = sum(curve.at_false_accept_rate(rate).true_accept_rate for curve in population) / len(population)
+    for seed in range(100):
+        curve = roc_of_all_pairs(*people(60, 8, seed=seed), resamples=300)
+        point = curve.at_false_accept_rate(rate)
+        num_genuine = int(curve.genuine[-1])
+        independent = wilson_interval(round(point.true_accept_rate * num_genuine), num_genuine)
+        for name, found in (("classes", point.true_accept_interval), ("pairs", independent)):
+            covered[name] += found.low <= truth <= found.high
+    assert covered["classes"] >= 90
+    assert covered["pairs"] <= 60
+
+
+def test_rates_beyond_those_prepared_for_are_refused_with_what_to_name():
+    curve = roc_of_all_pairs(*balanced(0), false_accept_rates=(0.01,))
+    with pytest.raises(ValueError, match="Name it in false_accept_rates"):
+        curve.at_false_accept_rate(0.02)
+
+
 def test_ten_of_a_thousand_impostors_are_allowed_at_one_in_a_hundred():
     similarities = torch.cat([torch.tensor([0.95]), torch.linspace(1, 0, 1000)])
     same = torch.arange(1001) == 0
@@ -174,6 +266,10 @@ def test_ten_fold_accuracy_is_that_of_the_plain_loop(seed, given):
         (lambda: roc_of_all_pairs(torch.eye(3), torch.arange(3)), "0 genuine"),
         (lambda: roc_of_all_pairs(torch.eye(3), torch.arange(2)), "equally long"),
         (lambda: roc_of_all_pairs(torch.eye(3), torch.zeros(3), bins=100), "power of two"),
+        (lambda: roc_of_all_pairs(torch.eye(3) * 2, torch.zeros(3)), "length 1; got length 2 in row 0 and 3"),
+        (lambda: roc_of_all_pairs(torch.eye(3)[0], torch.zeros(3)), r"must be \(N, D\)"),
+        (lambda: roc_of_all_pairs(torch.eye(3), np.zeros(3)), r"got numpy.ndarray. Pass torch.as_tensor"),
+        (lambda: roc_of_all_pairs(torch.eye(3), torch.zeros(3), false_accept_rates=(1,)), "one or more in"),
         (lambda: roc_of_all_pairs(*balanced(0)).at_false_accept_rate(0), "false-accept"),
         (lambda: roc_of_pairs(torch.tensor([0.1, torch.nan]), torch.tensor([True, False])), "finite"),
         (lambda: roc_of_all_pairs(torch.eye(4) * torch.inf, torch.arange(4) // 2), "finite"),

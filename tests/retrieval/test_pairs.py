@@ -1,6 +1,8 @@
 """A pass in stretches, here or on Ray's workers, gives what one pass gives."""
 
+from functools import reduce
 from itertools import pairwise
+from operator import add
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from dml.config import EvaluationConfig
 from dml.errors import InvalidData
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import joined, query_metrics
-from dml.metrics.verification import count_pairs, roc_of_all_pairs, roc_of_counts
+from dml.metrics.verification import count_pairs, levels_for, roc_of_all_pairs, roc_of_counts
 from dml.retrieval import pairs
 from dml.retrieval.pairs import query_values, roc_of_rows, workers_for
 from dml.retrieval.protocol import measure
@@ -73,8 +75,10 @@ def test_what_queries_found_apart_is_what_they_found_together(sizes):
 def test_counts_of_stretches_add_up_to_all_pairs():
     vectors, rows = split(3)
     items, labels = torch.from_numpy(vectors), torch.from_numpy(rows.labels)
-    counts = [count_pairs(items, labels, slice(start, min(start + 13, 211))) for start in range(0, 211, 13)]
-    whole, found = roc_of_all_pairs(items, labels), roc_of_counts(torch.stack(counts).sum(0))
+    levels = levels_for(items, labels, (0.1,))
+    stretches = [slice(start, min(start + 13, 211)) for start in range(0, 211, 13)]
+    counts = reduce(add, (count_pairs(items, labels, stretch, levels) for stretch in stretches))
+    whole, found = roc_of_all_pairs(items, labels), roc_of_counts(counts, levels, labels)
     assert torch.equal(found.genuine, whole.genuine)
     assert torch.equal(found.impostor, whole.impostor)
     assert int(whole.genuine[-1] + whole.impostor[-1]) == 211 * 210 // 2

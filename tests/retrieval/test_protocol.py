@@ -17,7 +17,7 @@ from dml.refs import EvaluationReport
 from dml.retrieval import protocol
 from dml.retrieval.clusters import k_means
 from dml.retrieval.evaluate import compare, evaluate
-from dml.retrieval.protocol import measure
+from dml.retrieval.protocol import measure, seeds_for
 from dml.retrieval.roles import Rows
 from tests.retrieval.parts import ROWS, make_dataset, table_of, unit_vectors
 
@@ -114,6 +114,23 @@ def test_answers_by_the_same_camera_are_left_out_but_a_missing_camera_is_no_came
     expected = query_metrics(Items(ITEMS.embeddings, ITEMS.labels, groups=groups)).means()
     assert {name: found[name] for name in expected} == expected
     assert expected != query_metrics(ITEMS).means()
+
+
+def test_clusters_of_few_rows_are_those_of_20_seeds_with_their_spread():
+    found = measure(VECTORS, ROWS_, EvaluationConfig())
+    clusters = [torch.from_numpy(k_means(VECTORS, 15, seed=seed)) for seed in range(1, 21)]
+    runs = [normalised_mutual_information(ITEMS.labels, each) for each in clusters]
+    assert found["nmi"] == pytest.approx(sum(runs) / 20)
+    assert (found["nmi.low"], found["nmi.high"]) == (min(runs), max(runs))
+    assert [seeds_for(size) for size in (2_000, 2_001, 20_000, 60_502)] == [20, 5, 5, 1]
+
+
+def test_intervals_of_verification_and_episodes_are_the_metrics_room_s():
+    found = measure(VECTORS, ROWS_, EVERYTHING)
+    point = roc_of_all_pairs(ITEMS.embeddings, ITEMS.labels).at_false_accept_rate(0.1)
+    interval = point.true_accept_interval
+    assert (found["tar_at_far_0.1.low"], found["tar_at_far_0.1.high"]) == (interval.low, interval.high)
+    assert found["5_way_1_shot_nearest.low"] <= found["5_way_1_shot_nearest"]
 
 
 def test_the_report_shows_intervals_in_brackets_and_slices_apart(dataset, package):

@@ -1,0 +1,64 @@
+"""One rule for every metric of embeddings: rows of length 1, within half precision's rounding, or none."""
+
+import pytest
+import torch
+
+from dml.metrics.fewshot import few_shot
+from dml.metrics.parity import confusezius, open_metric_learning, pytorch_metric_learning
+from dml.metrics.ranking import Items
+from dml.metrics.retrieval import query_metrics, retrieval_metrics
+from dml.metrics.verification import roc_of_all_pairs
+from tests.metrics.cases import people
+
+METRICS = {
+    "retrieval_metrics": retrieval_metrics,
+    "query_metrics": lambda x, y: query_metrics(Items(x, y)),
+    "query_metrics, gallery": lambda x, y: query_metrics(Items(x, y), Items(x, y)),
+    "roc_of_all_pairs": roc_of_all_pairs,
+    "few_shot": lambda x, y: few_shot(x, y, ways=3, episodes=2),
+    "pytorch_metric_learning": lambda x, y: pytorch_metric_learning(Items(x, y)),
+    "open_metric_learning": lambda x, y: open_metric_learning(Items(x, y)),
+    "confusezius": confusezius,
+}
+every_metric = pytest.mark.parametrize("name", METRICS)
+X, Y = people(6, 5, seed=0)
+
+
+def changed(row: int, factor: float) -> torch.Tensor:
+    x = X.clone()
+    x[row] *= factor
+    return x
+
+
+@every_metric
+@pytest.mark.parametrize("factor", [0.0, 0.98, 1.02, 7.3])
+def test_a_row_of_another_length_is_refused_with_what_to_do(name, factor):
+    message = rf"rows of length 1; got length {factor:.4g} in row 3 and 1 such rows of 30\. Pass torch\.nn"
+    with pytest.raises(ValueError, match=message):
+        METRICS[name](changed(3, factor), Y)
+
+
+@every_metric
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_row_that_is_not_finite_is_refused_as_such(name, bad):
+    with pytest.raises(ValueError, match="must be finite"):
+        METRICS[name](changed(3, bad), Y)
+
+
+@every_metric
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_unit_rows_rounded_to_any_precision_are_taken(name, dtype):
+    METRICS[name](X.to(dtype), Y)
+
+
+@every_metric
+def test_what_are_no_rows_of_a_tensor_is_refused(name):
+    for x, y, message in (
+        (X.numpy(), Y, r"embeddings must be a torch tensor; got numpy\.ndarray\. Pass torch\.as_tensor"),
+        (X, Y.tolist(), r"labels must be a torch tensor; got list\. Pass torch\.as_tensor"),
+        (X, Y[:-1], "equally long"),
+        (X[:, 0], Y, r"\(N, D\)"),
+        (X[:, None], Y, r"\(N, D\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            METRICS[name](x, y)

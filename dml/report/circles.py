@@ -10,7 +10,7 @@ from dml.data.dataset import read_rows
 from dml.errors import IncompatibleArtifact
 from dml.metrics.retrieval import retrieval_metrics
 from dml.refs import EmbeddingsRef, ReportRef
-from dml.report.page import Page, Picture, Section, find_report, page_uri, publish_page
+from dml.report.page import Page, Picture, Section, page_uri, publish_page, written_before
 from dml.report.roses import Rose, draw_roses
 from dml.retrieval.table import read_embeddings
 
@@ -46,8 +46,8 @@ def draw_circles(store: str, embeddings: Mapping[str, EmbeddingsRef], trained_on
     parents = [(name, table.fingerprint) for name, table in embeddings.items()]
     fingerprint = storage.digest_of("circles", _CODE_VERSION, parents, trained_on)
     uri = page_uri(store, fingerprint)
-    if storage.is_complete(uri):
-        return find_report(uri)
+    if (written := written_before(uri)) is not None:
+        return written
     shown = next(iter(embeddings.values())).dataset
     where = f"{shown.rows:,} images of {shown.name}@{shown.version}, encoders trained on {trained_on}"
     roses = {name: _rose(name, table) for name, table in embeddings.items()}

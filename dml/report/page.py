@@ -1,6 +1,7 @@
 """One HTML page that needs nothing beside it: words, tables, and its pictures inside."""
 
 import base64
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -8,6 +9,8 @@ from typing import Any
 
 from dml import storage
 from dml.refs import DatasetRef, ReportRef
+
+logger = logging.getLogger(__name__)
 
 PAGE = "index.html"
 _STYLE = """
@@ -104,6 +107,14 @@ def publish_page(
 def find_report(uri: str) -> ReportRef:
     """The ref of a published report; raises MissingArtifact where there is none."""
     return ReportRef(uri=uri, page=storage.join(uri, PAGE), **storage.read_manifest(uri)["ref"])
+
+
+def written_before(uri: str) -> ReportRef | None:
+    """The report of the same inputs, where there is one: nothing is looked at twice."""
+    if not storage.is_complete(uri):
+        return None
+    logger.info("report: nothing to do, the page of these inputs is %s", uri)
+    return find_report(uri)
 
 
 def read_picture(report: ReportRef, name: str) -> bytes:

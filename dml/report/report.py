@@ -16,7 +16,7 @@ from dml.refs import EmbeddingsRef, EvaluationReport, ModelRef, ReportRef
 from dml.registry.history import training_curves
 from dml.report import charts
 from dml.report.findings import Suspect, confident_mistakes, worst_queries
-from dml.report.page import Page, Picture, Section, find_report, page_uri, publish_page
+from dml.report.page import Page, Picture, Section, page_uri, publish_page, written_before
 from dml.report.projection import map_of
 from dml.report.roses import Rose, draw_roses
 from dml.report.sections import VERIFICATION, Asked, every_pair, gallery_section, no_pairs, threshold_row
@@ -62,8 +62,8 @@ def write_report(
         curves,
     )
     uri = page_uri(store, fingerprint)
-    if storage.is_complete(uri):
-        return find_report(uri)
+    if (written := written_before(uri)) is not None:
+        return written
     view = View(embeddings, config)
     dataset = embeddings.dataset
     subtitle = (
@@ -129,7 +129,9 @@ def _numbers(
         baselines=baselines,
     )
     found, by = view.found, judged.bootstrap
-    text = f"Means over {len(found.rows):,} queries that have somebody to find"
+    verdict = report.verdict()
+    text = f"The model is {verdict}. " if verdict else ""
+    text += f"Means over {len(found.rows):,} queries that have somebody to find"
     text += f"; {found.num_lone:,} more have nobody and are left out." if found.num_lone else "."
     if by is not None:
         text += f" In brackets: intervals of {by.confidence:.0%}, {_RESAMPLED[by.by]} resampled."

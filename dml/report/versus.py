@@ -18,7 +18,7 @@ from dml.report import charts, style
 from dml.report.findings import ClassGain, class_gains, only_right, tally
 from dml.report.gains import draw_class_gains
 from dml.report.gallery import GalleryRow
-from dml.report.page import Page, Picture, Section, find_report, page_uri, publish_page
+from dml.report.page import Page, Picture, Section, page_uri, publish_page, written_before
 from dml.report.sections import VERIFICATION, Asked, every_pair, gallery_section, no_pairs, threshold_row
 from dml.report.view import View
 from dml.retrieval.evaluate import paired_test, require_one_dataset
@@ -68,8 +68,8 @@ def write_versus(store: str, first: Contestant, second: Contestant, config: Repo
     parents = [(each.name, each.embeddings.fingerprint) for each in (first, second)]
     fingerprint = storage.digest_of("versus", _CODE_VERSION, parents, config.model_dump(mode="json"))
     uri = page_uri(store, fingerprint)
-    if storage.is_complete(uri):
-        return find_report(uri)
+    if (written := written_before(uri)) is not None:
+        return written
     pair = _Pair(first, second, config)
     dataset = first.embeddings.dataset
     subtitle = (

@@ -64,7 +64,15 @@ def train(
             _train_here(config, dataset, store, run, on_progress)
         else:
             _train_with_ray(config, dataset, store, run, on_progress)
-    return TrainedRef.model_validate(storage.read_json(result))
+        return TrainedRef.model_validate(storage.read_json(result))
+    trained = TrainedRef.model_validate(storage.read_json(result))
+    logger.info(
+        "train: nothing to do, run %s ended with loss %.4f and package %s; another setting is another run",
+        trained.run,
+        trained.loss,
+        trained.package.version,
+    )
+    return trained
 
 
 def _train_here(

@@ -103,6 +103,9 @@ def test_the_numbers_stand_beside_the_baselines_with_their_intervals(report):
     assert re.findall("<th>(.+?)</th>", table) == ["metric", "trained", "before training", "raw pixels"]
     for name in ("recall_at_1", "map_at_r"):
         assert re.search(rf"<td>{name}</td>(<td>0\.\d+ \[\d\.\d+, \d\.\d+\]</td>){{3}}", table), table
+    assert re.search(
+        r"<p>The model is (better than|worse than|as good as) comparing pixels: recall_at_1", table
+    )
     for name in ("nmi", "eer"):
         assert re.search(rf"<td>{name}</td>(<td>[\d.]+</td>){{3}}", table)
 
@@ -123,8 +126,10 @@ def test_the_training_split_can_be_looked_at_too(store):
     assert "No item&#x27;s 5 nearest neighbours agree" in html
 
 
-def test_the_same_inputs_give_the_same_bytes_and_are_looked_at_once(report, store):
+def test_the_same_inputs_give_the_same_bytes_and_are_looked_at_once(report, store, caplog):
+    caplog.set_level("INFO")
     assert report_flow.fn("shop", "shop", store=store) == report
+    assert f"nothing to do, the page of these inputs is {report.uri}" in caplog.text
     before = {path.name: path.read_bytes() for path in Path(report.uri).iterdir()}
     storage.delete(report.uri)
     assert report_flow.fn("shop", "shop", store=store) == report

@@ -180,12 +180,14 @@ def test_progress_says_of_how_many_steps_and_what_is_left(dataset, tmp_path, cap
     assert "step 12 of 12: loss" in caplog.text
 
 
-def test_a_finished_run_is_not_run_again(dataset, tmp_path):
+def test_a_finished_run_is_not_run_again_and_says_so(dataset, tmp_path, caplog):
+    caplog.set_level("INFO", logger="dml")
     config = experiment("smoke").overridden(FAST)
     first = ray_trainer.train(config, dataset, str(tmp_path))
     steps = []
     assert ray_trainer.train(config, dataset, str(tmp_path), lambda p: steps.append(p.step)) == first
     assert steps == []
+    assert f"nothing to do, run {first.run} ended with loss" in caplog.text
 
 
 def test_the_package_names_its_dataset_and_the_encoder_before_training(dataset, tmp_path):

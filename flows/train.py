@@ -1,5 +1,7 @@
 """A dataset and an experiment become a registered model version, promoted only if it is better."""
 
+from datetime import datetime
+
 from prefect import flow
 
 from dml.config import EvaluationConfig, ExperimentConfig
@@ -59,12 +61,14 @@ def train_flow(
         experiment=name,
         identity=run_identity(chosen, source),
         params=chosen.model_dump(mode="json"),
+        name=f"{chosen.name} on {source.name}, {chosen.loss.kind}, {datetime.now():%Y-%m-%d %H:%M}",
+        dataset=source,
     )
     with run.recording():
         trained = stage(train, heals=True)(chosen, source, root, run)
         report = evaluate_package(root, trained.package, judge_on, chosen.evaluation)
         run.log_metrics(report.metrics)
-        version = stage(register)(root, run, name, trained.package, report.metrics)
+        version = stage(register)(root, run, name, trained.package, report.metrics, report.baselines)
     model = _promote_if_better(root, chosen, version, report)
     show_table("model", [{"model": model.name, "version": model.version, "alias": model.alias}], model.reason)
     if (page := page_of(root, model)) is not None:

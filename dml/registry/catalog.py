@@ -1,5 +1,6 @@
 """Model versions in MLflow's registry: made, found and listed."""
 
+import io
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 from pydantic import ValidationError
 
 from dml import storage
@@ -17,6 +19,7 @@ from dml.names import check_name
 from dml.refs import ModelRef, PackageRef
 from dml.registry.connection import address, as_default, connect
 from dml.registry.database import REGISTRY_LOCK, exclusive
+from dml.registry.notes import note_of, note_of_model
 from dml.registry.tracking import Run
 from dml.settings import local_folder, tracking_uri
 
@@ -43,7 +46,14 @@ class Listing:
     """Names of the registered models that hold no version of ours."""
 
 
-def register(store: str, run: Run, name: str, package: PackageRef, metrics: Mapping[str, float]) -> ModelRef:
+def register(
+    store: str,
+    run: Run,
+    name: str,
+    package: PackageRef,
+    metrics: Mapping[str, float],
+    baselines: Mapping[str, Mapping[str, float]] | None = None,
+) -> ModelRef:
     """Make a package a version of a registered model; the same package is registered once.
 
     Args:
@@ -51,7 +61,8 @@ def register(store: str, run: Run, name: str, package: PackageRef, metrics: Mapp
         run: the MLflow run that made it.
         name: the registered model's name.
         package: what `mlflow.pyfunc.load_model` will load, image bytes in and embeddings out.
-        metrics: how it does on the test split of the dataset it was trained on.
+        metrics: how it does on a test split.
+        baselines: name to metrics of what it is set against, for its description.
 
     Raises:
         Unreachable: MLflow does not answer.
@@ -59,19 +70,26 @@ def register(store: str, run: Run, name: str, package: PackageRef, metrics: Mapp
     check_name(name, "model")
     client = connect(run.tracking_uri)
     with exclusive(local_folder(store) / REGISTRY_LOCK):
-        for model in versions_of(client, store, name):
-            if _is_same(model.package, package):
-                client.set_model_version_tag(name, str(model.version), _METRICS, _metrics_tag(metrics))
-                return model.model_copy(update={"metrics": dict(metrics)})
-        tags = {
-            _PACKAGE: json.dumps(storage.relative_references(package.model_dump(mode="json"), store)),
-            _STORE: store,
-            _METRICS: _metrics_tag(metrics),
-        }
-        with as_default(run.tracking_uri):
-            import mlflow
+        known = (model for model in versions_of(client, store, name) if _is_same(model.package, package))
+        model = next(known, None) or _new_version(client, store, run, name, package)
+        client.set_model_version_tag(name, str(model.version), _METRICS, _metrics_tag(metrics))
+        note = note_of(f"models:/{model}", package, metrics, baselines or {})
+        client.update_model_version(name, str(model.version), note)
+        client.set_tag(run.id, "mlflow.note.content", note)
+        if not client.get_registered_model(name).description:
+            client.update_registered_model(name, note_of_model(name))
+    return model.model_copy(update={"metrics": dict(metrics)})
 
-            created = mlflow.register_model(_log_model(run, package), name, tags=tags)
+
+def _new_version(client: "MlflowClient", store: str, run: Run, name: str, package: PackageRef) -> ModelRef:
+    tags = {
+        _PACKAGE: json.dumps(storage.relative_references(package.model_dump(mode="json"), store)),
+        _STORE: store,
+    }
+    with as_default(run.tracking_uri):
+        import mlflow
+
+        created = mlflow.register_model(_log_model(run, package), name, tags=tags)
     return _model_ref(client.get_model_version(name, created.version), store)
 
 
@@ -90,6 +108,7 @@ def _metrics_tag(metrics: Mapping[str, float]) -> str:
 
 def _log_model(run: Run, package: PackageRef) -> str:
     import mlflow.pyfunc
+    import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
@@ -97,7 +116,7 @@ def _log_model(run: Run, package: PackageRef) -> str:
         inputs=Schema([ColSpec(DataType.binary, "image")]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, package.dim), "embedding")]),
     )
-    code = Path(__file__).parents[1]
+    code, example = Path(__file__).parents[1], pd.DataFrame({"image": [_example()]})
     with mlflow.start_run(run_id=run.id):
         logged = mlflow.pyfunc.log_model(
             name="package",
@@ -105,9 +124,17 @@ def _log_model(run: Run, package: PackageRef) -> str:
             data_path=str(storage.fetch(package.uri, package.fingerprint)),
             code_paths=[str(code)],
             signature=signature,
+            input_example=example,
             pip_requirements=_REQUIREMENTS,
         )
     return str(logged.model_uri)
+
+
+def _example() -> bytes:
+    """A drawn picture: nobody's photograph stands in a model's description."""
+    out = io.BytesIO()
+    Image.fromarray(np.add.outer(np.arange(32), 7 * np.arange(32)).astype(np.uint8)).save(out, "PNG")
+    return out.getvalue()
 
 
 def find_champion(store: str, name: str) -> ModelRef | None:

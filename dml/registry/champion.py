@@ -1,6 +1,5 @@
 """The champion: the gate a new version must pass, and the way back to a former one."""
 
-import getpass
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from dml.refs import Comparison, ModelRef, against_pixels
 from dml.registry.catalog import CHALLENGER, CHAMPION, REASON_TAG, no_such_model, versions_of
 from dml.registry.connection import connect
 from dml.registry.database import REGISTRY_LOCK, exclusive
+from dml.registry.tracking import user
 from dml.settings import local_folder, tracking_uri
 
 if TYPE_CHECKING:
@@ -151,9 +151,7 @@ def rollback_champion(store: str, name: str, *, reason: str = "", by: str | None
         model = by_version[wanted]
         if model.version == present:
             raise InvalidSetting(f"{model} must not be the champion already; it is. Name another version.")
-        when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by {by or _user()}" + (
-            f": {reason}" if reason else ""
-        )
+        when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by {by or user()}" + (f": {reason}" if reason else "")
         if present is not None:
             taken_back = f"taken back for {model} {when}"
             client.set_model_version_tag(base, str(present), _ROLLED_BACK, taken_back)
@@ -194,10 +192,3 @@ def _champion_log(text: str | None) -> list[int]:
         return [int(version) for version in json.loads(text or "[]")]
     except (ValueError, TypeError):
         return []
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        return "a user without a name"

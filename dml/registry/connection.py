@@ -34,7 +34,8 @@ def connect(tracking_uri: str) -> "MlflowClient":
         os.environ.setdefault(name, value)
     for talkative in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    for about_itself in ("urllib3.connectionpool", "mlflow.utils.environment"):
+        logging.getLogger(about_itself).setLevel(logging.ERROR)
     import mlflow
 
     if (os.getpid(), tracking_uri) not in _MET:

@@ -54,6 +54,7 @@ class Journal:
         self._news, self._sending = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._send_for_ever, daemon=True)
         self._away = self._waits = self._closed = False
+        self._begins = True
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write a step's metrics down; returns at once, whatever state MLflow is in."""
@@ -64,7 +65,9 @@ class Journal:
         line = json.dumps({"step": step, "timestamp_ms": time.time_ns() // 1_000_000, "metrics": new})
         try:
             with self.file.open("ab") as stream:
-                stream.write(f"{line}\n".encode())  # one write, which a kill does not divide
+                # One write, which a kill does not divide; it begins a line also after one that a crash left.
+                stream.write(f"{chr(10) if self._begins else ''}{line}\n".encode())
+                self._begins = False
         except OSError as error:  # a full disk: the checkpoint will say so, which needs more of it
             logger.error("The metrics of step %d cannot be written to %s: %s", step, self.file, error)
             return

@@ -3,20 +3,28 @@
 Nothing is unpickled: MLflow imports this module by name and hands it the folder with the package's files.
 """
 
+import base64
+import binascii
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from dml.errors import InvalidData
 from dml.models.package import Package, read_package
+from dml.preprocessing import decode
 
 if TYPE_CHECKING:
     import pandas as pd
 
+COLUMN = "image"
+_ACCEPTED = "an image file's bytes, the same in base64, a Pillow image, or an array (H, W[, 3]) of uint8"
+
 
 class EmbeddingModel:
-    """Image files' bytes in, unit-length embeddings out."""
+    """Images in, unit-length embeddings out."""
 
     def __init__(self, package: Package) -> None:
         self.package = package
@@ -24,13 +32,67 @@ class EmbeddingModel:
     def predict(
         self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None
     ) -> NDArray[np.float32]:
-        """Embed a table with a column `image` of encoded images; returns (N, D) float32, unit length."""
-        if "image" not in model_input:
+        """Embed the images of a table.
+
+        Args:
+            model_input: N rows with a column `image`: image files' bytes, the same in base64, Pillow images,
+                or arrays (H, W) or (H, W, 3) of uint8.
+            params: none are known.
+
+        Returns:
+            (N, D) float32, unit length.
+
+        Raises:
+            InvalidData: something else; the message names the row.
+        """
+        if COLUMN not in model_input:
             raise InvalidData(
-                "The input must have a column 'image' of encoded image files' bytes; got columns "
-                f"{list(model_input)}."
+                f"The input must have a column {COLUMN!r} of {_ACCEPTED}; got columns {list(model_input)}."
             )
-        return self.package.embed([bytes(image) for image in model_input["image"]])
+        images = [_encoded(value, row) for row, value in enumerate(model_input[COLUMN])]
+        try:
+            return self.package.embed(images)
+        except InvalidData:
+            for row, image in enumerate(images):
+                _require_decodes(image, row, self.package.preprocessing.color)
+            raise
+
+
+def _encoded(value: Any, row: int) -> bytes:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, str):
+        try:
+            return base64.b64decode(value.partition("base64,")[2] or value, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise InvalidData(
+                f"Row {row} must be {_ACCEPTED}; got a text that is not base64, {value[:40]!r}. A path "
+                "is not read: give the file's bytes."
+            ) from error
+    if isinstance(value, Image.Image | np.ndarray):
+        try:
+            return _png(value)
+        except (TypeError, ValueError, OSError, SystemError) as error:
+            got = f"{value.shape} of {value.dtype}" if isinstance(value, np.ndarray) else value.mode
+            raise InvalidData(f"Row {row} must be {_ACCEPTED}; got {type(value).__name__} {got}.") from error
+    raise InvalidData(f"Row {row} must be {_ACCEPTED}; got {type(value).__name__} {value!r:.40}.")
+
+
+def _png(value: "Image.Image | NDArray[Any]") -> bytes:
+    if isinstance(value, np.ndarray):
+        if value.dtype != np.uint8:
+            raise TypeError(f"Other numbers than 0 to 255 may mean several brightnesses; got {value.dtype}.")
+        value = Image.fromarray(value)
+    out = io.BytesIO()
+    value.save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def _require_decodes(image: bytes, row: int, color: str) -> None:
+    try:
+        decode(image, color)
+    except InvalidData as error:
+        raise InvalidData(f"Row {row}: {error}") from error
 
 
 def _load_pyfunc(data_path: str) -> EmbeddingModel:

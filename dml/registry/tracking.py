@@ -1,5 +1,7 @@
 """Runs in MLflow: one per run identity, found again after a crash, fed while training goes on."""
 
+import getpass
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dml.errors import Unreachable
+from dml.refs import DatasetRef
 from dml.registry.connection import connect
 from dml.registry.database import REGISTRY_LOCK, exclusive
 from dml.registry.journal import MAX_METRICS_PER_BATCH, Journal, send_leftovers
@@ -16,6 +19,7 @@ from dml.settings import artifact_root, local_folder, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +95,7 @@ def start_run(
     identity: str,
     params: Mapping[str, Any],
     name: str | None = None,
+    dataset: DatasetRef | None = None,
 ) -> Run:
     """The MLflow run of a run identity: a new one, or the one that a killed process left.
 
@@ -100,6 +105,7 @@ def start_run(
         identity: what `training.run_identity` gives; the same identity continues the same run.
         params: a nested configuration, logged with dotted names.
         name: the run's name in MLflow's pages; None: the identity.
+        dataset: what the run learns from, shown beside it.
 
     Raises:
         Unreachable: MLflow does not answer.
@@ -115,10 +121,39 @@ def start_run(
             run = found[0]
             client.update_run(run.info.run_id, status="RUNNING")
         else:
-            run = client.create_run(experiment_id, tags={RUN_TAG: identity}, run_name=name or identity)
+            tags = {RUN_TAG: identity, **_origin()}
+            run = client.create_run(experiment_id, tags=tags, run_name=name or identity)
         _log_missing_params(client, run.info.run_id, params, known=run.data.params)
+        if dataset is not None:
+            client.log_inputs(run.info.run_id, [_input(dataset)])
     send_leftovers(journals, uri, wait_s=_FLUSH_S)
     return Run(uri, run.info.run_id, str(journals / f"{identity}.jsonl"))
+
+
+def _origin() -> dict[str, str]:
+    """The commit of the code where it runs from a repository, and who runs it, under MLflow's own names."""
+    from mlflow.utils.git_utils import get_git_commit
+
+    commit = get_git_commit(str(Path(__file__).parent))
+    return {"mlflow.user": user(), **({"mlflow.source.git.commit": commit} if commit else {})}
+
+
+def _input(dataset: DatasetRef) -> "DatasetInput":
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    sizes = {name: size.model_dump() for name, size in dataset.splits.items()}
+    profile = json.dumps({"rows": dataset.rows, "classes": dataset.classes, "splits": sizes})
+    source = json.dumps({"dataset": f"{dataset.name}@{dataset.version}"})
+    shown = Dataset(dataset.name, dataset.version, "dml", source, profile=profile)
+    return DatasetInput(shown, [InputTag("mlflow.data.context", "training")])
+
+
+def user() -> str:
+    """Who runs this process."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return "unknown"
 
 
 def _log_missing_params(

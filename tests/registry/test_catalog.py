@@ -13,11 +13,11 @@ from PIL import Image
 from dml.config import GateConfig
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.models.package import load_package
-from dml.refs import Comparison
+from dml.refs import Comparison, DatasetRef, SplitSize
 from dml.registry import catalog, champion, tracking
 from dml.registry.connection import connect
 from dml.settings import tracking_uri
-from tests.registry.parts import new_run, new_version
+from tests.registry.parts import new_package, new_run, new_version, python
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +217,55 @@ def test_the_gate_refuses_what_does_not_reach_at_least(store, at_least, passes):
     assert judged.promoted == passes
     assert passes or "0.9400 is below gate.at_least" in judged.reason
     assert (catalog.find_champion(store, name) is not None) == passes
+
+
+def test_mlflows_pages_say_what_a_version_is_and_what_it_came_from(tmp_path):
+    store = str(tmp_path)
+    splits = {"train": SplitSize(rows=6, classes=2), "test": SplitSize(rows=4, classes=2)}
+    dataset = DatasetRef(
+        uri=f"{store}/datasets/shop/0123",
+        fingerprint="0123456789abcdef",
+        name="shop",
+        rows=10,
+        classes=4,
+        splits=splits,
+        quarantined=0,
+    )
+    run = tracking.start_run(
+        store, experiment="shop", identity="i", params={}, name="smoke on shop, margin", dataset=dataset
+    )
+    package = new_package(store, 1).model_copy(update={"dataset": dataset})
+    with run.recording():
+        model = catalog.register(store, run, "shop", package, {"recall_at_1": 0.94}, BASELINES)
+
+    client = connect(tracking_uri(store))
+    version = client.get_model_version("shop", "1")
+    for words in (
+        f"Trained on `shop@{dataset.version}`: 10 images of 4 classes",
+        "| raw pixels | 0.9750 |",
+        "It is worse than comparing pixels: recall_at_1 0.940 against 0.975.",
+        'mlflow.pyfunc.load_model("models:/shop/1")',
+    ):
+        assert words in version.description
+    assert 'load_model("models:/shop@champion")' in client.get_registered_model("shop").description
+    found = client.get_run(run.id)
+    assert found.info.run_name == "smoke on shop, margin"
+    assert found.data.tags["mlflow.note.content"] == version.description
+    assert {"mlflow.source.git.commit", "mlflow.user"} <= found.data.tags.keys()
+    (given,) = found.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("shop", dataset.version)
+    assert str(model) == "shop/1"
+
+
+def test_registering_says_nothing_that_a_user_could_not_act_on(tmp_path):
+    code = """
+import sys, warnings
+from tests.registry.parts import new_version
+warnings.simplefilter("default")
+new_version(sys.argv[1], "quiet", 1, 0.5)
+"""
+    process = python(code, str(tmp_path))
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "input example was not" not in said
+    assert "WARNING" not in said

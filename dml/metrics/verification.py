@@ -394,8 +394,9 @@ def _resampled(
     """Draw classes; a class drawn w times has its genuine pairs w times, two of them w v impostor pairs.
 
     Pairs of one class's copies are left out: they would be of an item with itself. Of many classes the
-    impostor pairs are known by class, not by pair, and w v is taken as w + v - 1: what is left away is of the
-    order of 1 / C of the variance (Hajek's projection).
+    impostor pairs are known by class, not by pair, and w v is taken as w + v - 1 (Hajek's projection). What
+    that leaves away is of the order of 1 / C: at C = 220 intervals of the true-accept rate are 3 % off, of
+    the false-accept rate a fifth too narrow.
     """
     genuine, impostor = (
         table.cpu().double().flip(1).cumsum(1) for table in (counts.genuine, counts.impostor)

@@ -99,7 +99,7 @@ def test_what_is_made_is_in_the_makefile():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_it_runs_by_itself_with_what_is_typed_in_two_terminals(folder):
     (command,) = console("dml up").splitlines()
     ports = [free_port() for _ in range(2)]  # the usual ones may be taken on this machine
@@ -128,7 +128,7 @@ def test_it_runs_by_itself_with_what_is_typed_in_two_terminals(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_comparing_runs_on_what_the_readme_has_made(folder):
     type_in(folder, console("dml bench"))
 

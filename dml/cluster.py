@@ -62,6 +62,21 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
+def quiet_ray_data() -> None:
+    """Ray Data without its bars, and without warnings about work that goes well.
+
+    While every CPU of this machine is at work, it says that resources are not enough and the job may hang for
+    ever. On a cluster that may be true, so there it is heard.
+    """
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    if not is_remote():
+        logging.getLogger("ray.data._internal.execution.resource_manager").setLevel(logging.ERROR)
+
+
 def _start_or_connect(num_cpus: int | None) -> None:
     """Show a cluster the user's token if it does not let us in without.
 

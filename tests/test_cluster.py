@@ -1,5 +1,6 @@
 """A Ray session leaves the process, and the machine, as it found them."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from dml.cluster import call_apart, capacity, map_apart, ray_session, use_gpu
+from dml.cluster import call_apart, capacity, map_apart, quiet_ray_data, ray_session, use_gpu
 from dml.errors import InvalidSetting, ServiceUnreachable
 from tests.growing_cluster import growing_cluster
 
@@ -158,3 +159,10 @@ def test_a_cluster_that_does_not_answer_is_named_at_once(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(ServiceUnreachable, match=r"127\.0\.0\.1:9"), ray_session():
         pass
+
+
+def test_ray_data_does_not_say_that_a_busy_machine_hangs():
+    quiet_ray_data()
+    starved = logging.getLogger("ray.data._internal.execution.resource_manager")
+    assert not starved.isEnabledFor(logging.WARNING)
+    assert logging.getLogger("ray.data._internal.execution.operators").isEnabledFor(logging.WARNING)

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from dml import storage
-from dml.cluster import ray_session
+from dml.cluster import quiet_ray_data, ray_session
 from dml.config import IngestConfig
 from dml.data.dataset import find_dataset
 from dml.data.forgotten import digest_of_id, forgotten_ids
@@ -319,8 +319,7 @@ def _by_ray(units: Sequence[Unit], num_workers: int | None) -> Iterator[Result]:
 
     witness = find_witness(units[0].source, units[0].samples)
     with ray_session(num_workers):
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        quiet_ray_data()
         # Pickled, since Arrow would make tables of what is ours; one block a unit, so that each is a task.
         items = [{"job": pickle.dumps((unit, witness))} for unit in units]
         done = ray.data.from_items(items, override_num_blocks=len(items)).map(_make_pickled)

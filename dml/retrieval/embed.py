@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pyarrow import compute
 
 from dml import errors, storage
-from dml.cluster import capacity, is_remote, ray_session
+from dml.cluster import capacity, is_remote, quiet_ray_data, ray_session
 from dml.data.dataset import fragments, read_fragment
 from dml.data.schema import IMAGE
 from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact, InvalidData, MissingArtifact
@@ -268,7 +268,7 @@ def _with_ray(
         kind = "GPU" if gpus.most else "CPU"
         logger.info("embed: up to %d actors with a %s each; there are %s and %s", actors, kind, gpus, cpus)
 
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        quiet_ray_data()
         numbers = ray.data.from_items(list(range(len(units))), override_num_blocks=len(units))
         embedded = numbers.map(
             _Actor,

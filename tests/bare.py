@@ -12,12 +12,12 @@ MISSING = {
 }
 
 
-class _Without:
+class _Without(PathFinder):
     """Finds what Python finds, but for the missing packages."""
 
-    @staticmethod
-    def find_spec(name: str, *arguments: Any) -> ModuleSpec | None:
-        return None if name.partition(".")[0] in MISSING else PathFinder.find_spec(name, *arguments)
+    @classmethod
+    def find_spec(cls, name: str, *arguments: Any) -> ModuleSpec | None:
+        return None if name.partition(".")[0] in MISSING else super().find_spec(name, *arguments)
 
 
 if __name__ == "__main__":

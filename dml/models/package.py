@@ -4,7 +4,6 @@ It loads without training code, and its fingerprint covers all that decides an e
 encoder's configuration and the preprocessing.
 """
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +29,8 @@ from dml.refs import DatasetRef, PackageRef
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+_DECISIVE = ("format_version", "encoder", "preprocessing")
+"""Of the description, what the fingerprint covers."""
 _THREADS_AT_MOST = 16
 _WEIGHTS, _DESCRIPTION = "weights.safetensors", "package.json"
 
@@ -179,6 +180,17 @@ def load_package(uri: str, *, device: str | None = None, precision: Precision = 
     return read_package(str(folder), ref, device=device, precision=precision)
 
 
+def _read_description(folder: str) -> dict[str, Any]:
+    description = storage.read_json(storage.join(folder, _DESCRIPTION))
+    missing = [key for key in _DECISIVE if key not in description]
+    if missing or not isinstance(description["format_version"], int):
+        raise CorruptArtifact(
+            f"{storage.join(folder, _DESCRIPTION)} must say {', '.join(_DECISIVE)}; it was changed. Publish "
+            "the package again."
+        )
+    return description
+
+
 def read_package(
     folder: str,
     ref: PackageRef | None = None,
@@ -192,7 +204,7 @@ def read_package(
         MissingArtifact, CorruptArtifact, IncompatibleArtifact: as `load_package`.
     """
     ref = ref or find_package(folder)
-    description = json.loads(storage.read_bytes(storage.join(folder, _DESCRIPTION)))
+    description = _read_description(folder)
     if description["format_version"] > FORMAT_VERSION:
         raise IncompatibleArtifact(
             f"The package in {folder} must have a format version up to {FORMAT_VERSION}; got "
@@ -201,7 +213,7 @@ def read_package(
     weights_uri = storage.join(folder, _WEIGHTS)
     if not storage.exists(weights_uri):
         raise MissingArtifact(f"A package must hold {_WEIGHTS}; {folder} does not. Publish it again.")
-    decisive = {key: description[key] for key in ("format_version", "encoder", "preprocessing")}
+    decisive = {key: description[key] for key in _DECISIVE}
     if storage.digest_of(decisive, storage.file_digest(weights_uri)) != ref.fingerprint:
         raise CorruptArtifact(
             f"The package in {folder} must have fingerprint {ref.fingerprint}; its files have another. "
@@ -209,6 +221,11 @@ def read_package(
         )
     preprocessing = PreprocessingConfig.model_validate(description["preprocessing"])
     config = EncoderConfig.model_validate(description["encoder"])
+    if config.dim != ref.dim:
+        raise CorruptArtifact(
+            f"The package in {folder} must give embeddings of {ref.dim} numbers, as its ref says; its "
+            f"encoder gives {config.dim}. Its manifest was changed: publish it again."
+        )
     encoder = Encoder(config, channels=preprocessing.channels, initialise=False)
     encoder.load_state_dict(load_file(weights_uri))
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")

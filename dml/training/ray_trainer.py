@@ -17,7 +17,7 @@ import torch
 from dml import storage
 from dml.cluster import is_remote, ray_session, use_gpu
 from dml.config import ExperimentConfig
-from dml.errors import DmlError, MissingArtifact, TrainingFailed
+from dml.errors import DmlError, InvalidSetting, MissingArtifact, TrainingFailed
 from dml.models.backbones import require_weights
 from dml.models.package import save_package
 from dml.progress import time_left
@@ -80,7 +80,7 @@ def _train_here(
 ) -> None:
     _set_threads(config, here=1)
     checkpoints = storage.join(run, "checkpoints")
-    device = torch.device("cuda" if _use_gpu(config) else "cpu")
+    device = _device(config)
 
     def save(step: int, folder: Path | None) -> None:
         assert folder is not None
@@ -265,8 +265,19 @@ def _log_and(config: ExperimentConfig, on_progress: OnProgress | None) -> OnProg
     return report
 
 
-def _use_gpu(config: ExperimentConfig) -> bool:
-    return torch.cuda.is_available() if config.training.use_gpu is None else config.training.use_gpu
+def _device(config: ExperimentConfig) -> torch.device:
+    """Where this process trains; says so in the log, with the reason."""
+    wanted, there_is_one = config.training.use_gpu, torch.cuda.is_available()
+    if wanted and not there_is_one:
+        raise InvalidSetting(
+            f"use_gpu needs a GPU here; torch {torch.__version__} finds none. Set training.use_gpu=false, or "
+            "null for a GPU where there is one."
+        )
+    device = torch.device("cpu" if wanted is False or not there_is_one else "cuda")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    why = "as asked for" if wanted is not None else "the first GPU" if there_is_one else "no GPU is here"
+    logger.info("training on %s: %s", name, why)
+    return device
 
 
 def _set_threads(config: ExperimentConfig, *, here: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor, nn
 
 from dml.config import ExperimentConfig, IngestConfig
@@ -218,10 +219,20 @@ def test_a_number_that_is_none_is_named_with_its_own_step_and_images(device):
         train(device, supply=Noise(device, broken_at=5))
 
 
+def class_folders(folder: Path, *, num_classes: int, per_class: int) -> str:
+    """Pictures of noise; drawn characters would need the fonts that Matplotlib brings."""
+    generator = np.random.default_rng(0)
+    for label in range(num_classes):
+        (folder / f"class {label}").mkdir(parents=True)
+        for number in range(per_class):
+            pixels = generator.integers(label, label + 200, (28, 28)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"class {label}" / f"{number}.png")
+    return str(folder)
+
+
 def test_a_whole_run_from_a_dataset(device, tmp_path):
-    dataset = ingest(
-        IngestConfig(name="tiny", source="glyphs:classes=24,per_class=6", num_workers=1), str(tmp_path)
-    )
+    source = class_folders(tmp_path / "images", num_classes=40, per_class=5)
+    dataset = ingest(IngestConfig(name="tiny", source=source, num_workers=1), str(tmp_path / "store"))
     config = configured(
         "training.precision=auto",
         'training.validation={"every_steps":4}',

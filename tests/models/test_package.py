@@ -85,3 +85,17 @@ def test_loading_needs_neither_training_nor_flows_nor_registry(package):
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, package.uri], check=True)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"format_version": "1", "encoder": 1, "preprocessing": 1}']
+)
+def test_a_description_that_is_damaged_is_no_traceback(content, package):
+    storage.write_bytes(f"{package.uri}/package.json", content.encode())
+    with pytest.raises(CorruptArtifact, match=r"package\.json"):
+        read_package(package.uri, package)
+
+
+def test_a_ref_of_another_dimension_is_refused(package):
+    with pytest.raises(CorruptArtifact, match="16"):
+        read_package(package.uri, package.model_copy(update={"dim": 17}))

@@ -173,6 +173,14 @@ def test_what_is_impossible_is_refused_before_the_run_has_a_folder(dataset, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_asked_for_and_not_there_is_refused(dataset, tmp_path):
+    with pytest.raises(InvalidSetting, match="finds none"):
+        ray_trainer.train(
+            experiment("smoke").overridden([*FAST, "training.use_gpu=true"]), dataset, str(tmp_path)
+        )
+
+
 def test_progress_says_of_how_many_steps_and_what_is_left(dataset, tmp_path, caplog):
     caplog.set_level("INFO")
     ray_trainer.train(experiment("smoke").overridden(FAST), dataset, str(tmp_path))

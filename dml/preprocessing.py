@@ -30,6 +30,8 @@ _SIGNATURES = re.compile(
 )
 SIGNATURE_BYTES = 16
 
+_STRIP_ROWS = 256
+
 # Pillow looks at pictures within files, too: at twice this it refuses, and between it would warn of what is
 # refused here.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -85,7 +87,9 @@ def decode(content: Encoded, color: str, max_pixels: int = MAX_PIXELS) -> Image.
     image = _open(content, max_pixels)
     try:
         image.load()
-        return _flat(ImageOps.exif_transpose(image)).convert(color)
+        ImageOps.exif_transpose(image, in_place=True)
+        flat = _flat(image)
+        return flat if flat.mode == color else flat.convert(color)
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise whatever the damage hits: struct.error, IndexError
@@ -117,9 +121,19 @@ def _flat(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_eight_bits(np.asarray(image), image.mode))
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        return _on_white(image)
     return image
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Without transparency, as RGB; in strips, since the whole in RGBA takes four times the memory."""
+    flat = Image.new("RGB", image.size)
+    for top in range(0, image.height, _STRIP_ROWS):
+        layer = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height))).convert("RGBA")
+        flat.paste(
+            Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"), (0, top)
+        )
+    return flat
 
 
 def _eight_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:

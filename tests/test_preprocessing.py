@@ -115,6 +115,14 @@ def test_only_the_formats_of_pictures_are_decoded(form):
         decode(encoded(gradient(), form), "RGB")
 
 
+def test_transparency_is_laid_on_white_in_strips_as_in_one():
+    values = np.random.default_rng(0).integers(0, 256, (700, 5, 4), dtype=np.uint8)
+    image = Image.fromarray(values)
+    whole = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(decode(encoded(image), "RGB")), np.asarray(whole))
+    np.testing.assert_array_equal(np.asarray(decode(encoded(image), "L")), np.asarray(whole.convert("L")))
+
+
 def test_transparency_is_laid_on_white():
     image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     image.putpixel((0, 0), (255, 0, 0, 255))
@@ -187,6 +195,12 @@ from dml.config import PreprocessingConfig
 from dml.preprocessing import preprocess
 from tests.data.pictures import huge_png
 content = huge_png(int(sys.argv[1]))
+if sys.argv[2] == "transparent":
+    import io
+    from PIL import Image
+    content = io.BytesIO()
+    Image.new("P", (int(sys.argv[1]),) * 2).save(content, "PNG", transparency=0)
+    content = content.getvalue()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     preprocess(content, PreprocessingConfig())
@@ -197,11 +211,13 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("side", "at_most_mib"), [(13_000, 10), (8_000, 450)])
-def test_a_query_of_few_bytes_takes_little_memory(side, at_most_mib):
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(side)], capture_output=True, text=True, check=True
-    )
+@pytest.mark.parametrize(
+    ("side", "kind", "at_most_mib"),
+    [(13_000, "opaque", 10), (8_000, "opaque", 400), (8_000, "transparent", 400)],
+)
+def test_a_query_of_few_bytes_takes_little_memory(side, kind, at_most_mib):
+    command = [sys.executable, "-c", MEMORY, str(side), kind]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) < at_most_mib
 
 

@@ -9,7 +9,7 @@ from dml.config.part import Part, parse
 from dml.names import Name
 
 MAX_PIXELS = 64_000_000
-"""Of any image that is decoded, a query too: 8000 x 8000, some 200 MB in memory."""
+"""Of any image that is decoded, a query too: 8000 x 8000, some 300 MB in memory."""
 
 
 class OfficialSplit(Part):

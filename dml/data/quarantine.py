@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from dml import storage
 from dml.data.schema import QUARANTINE_SCHEMA
+from dml.data.sources.access import without_query
 from dml.data.sources.sample import NO_ROWS, Problem
 from dml.errors import TooManyRefused
 from dml.refs import Refusal
@@ -40,9 +41,15 @@ def refusals_of(problems: Sequence[Problem]) -> list[Refusal]:
         by_reason.setdefault(problem.reason, []).append(problem)
     counted = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))
     return [
-        Refusal(reason=reason, rows=len(own), example=f"{own[0].locator or own[0].id}: {own[0].detail}")
+        Refusal(reason=reason, rows=len(own), example=f"{_shown(own[0])}: {own[0].detail}")
         for reason, own in counted
     ]
+
+
+def _shown(problem: Problem) -> str:
+    """Where it is; of a web address without the query, which may be signed."""
+    place = problem.locator or problem.id
+    return without_query(place) if "://" in place else place
 
 
 def share_refused(problems: Sequence[Problem], num_listed: int) -> float:

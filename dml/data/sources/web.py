@@ -79,18 +79,24 @@ async def _fetch(client: httpx.AsyncClient, url: str, access: Access, max_bytes:
                     await asyncio.sleep(max(_FIRST_PAUSE_S * 2 ** (tries - 1), passing.pause_s))
     except TimeoutError as error:
         if failure is None:
-            detail = f"{without_query(url)} took more than timeout_s, {access.timeout_s:g} s"
+            detail = f"it took more than timeout_s, {access.timeout_s:g} s"
             raise Refused("timed out", detail) from error
     assert failure is not None
     after = f" after {tries} tries" if tries > 1 else ""
-    raise Refused(failure.reason + after, f"{without_query(url)}: {failure.detail}")
+    raise Refused(failure.reason + after, failure.detail)
 
 
 async def _get(client: httpx.AsyncClient, url: str, access: Access, max_bytes: int) -> bytes:
     """One try, redirects followed."""
+    first = url
     for _ in range(_MOST_REDIRECTS + 1):
         access.require_url(url)
-        answer: bytes | str = await _request(client, url, max_bytes)
+        try:
+            answer: bytes | str = await _request(client, url, max_bytes)
+        except (Refused, _TryAgain) as failure:
+            if url != first:
+                failure.detail = f"redirected to {without_query(url)}: {failure.detail}"
+            raise
         if isinstance(answer, bytes):
             return answer
         url = answer
@@ -105,7 +111,7 @@ async def _request(client: httpx.AsyncClient, url: str, max_bytes: int) -> bytes
             if response.has_redirect_location:
                 return urljoin(url, response.headers["location"])
             if response.status_code != httpx.codes.OK:
-                raise _of_status(response, url)
+                raise _of_status(response)
             announced = _announced_bytes(response)
             if announced is not None and announced > max_bytes:
                 raise _too_many(announced, max_bytes)
@@ -116,13 +122,13 @@ async def _request(client: httpx.AsyncClient, url: str, max_bytes: int) -> bytes
                     raise _too_many(received, max_bytes, more=True)
                 parts.append(part)
     except httpx.InvalidURL as error:
-        raise Refused("not a web address", f"{without_query(url)}: {error}") from error
+        raise Refused("not a web address", str(error)) from error
     except httpx.DecodingError as error:
-        raise Refused("unreadable file", f"{without_query(url)}: its encoding is damaged: {error}") from error
+        raise Refused("unreadable file", f"its encoding is damaged: {error}") from error
     except (httpx.TransportError, OSError) as error:
-        raise _of_connection(error, url, received, announced) from error
+        raise _of_connection(error, received, announced) from error
     if received == 0:
-        raise Refused("empty file", f"{without_query(url)}: 0 bytes")
+        raise Refused("empty file", "0 bytes")
     return b"".join(parts)
 
 
@@ -131,33 +137,33 @@ def _announced_bytes(response: httpx.Response) -> int | None:
     return int(length) if length.isascii() and length.isdecimal() else None
 
 
-def _of_status(response: httpx.Response, url: str) -> Exception:
+def _of_status(response: httpx.Response) -> Exception:
     reason = f"HTTP {response.status_code}"
     if response.status_code not in _WORTH_ANOTHER_TRY:
-        return Refused(reason, f"{without_query(url)}: {response.reason_phrase}")
+        return Refused(reason, response.reason_phrase)
     pause = response.headers.get("retry-after", "")
     pause_s = float(pause) if pause.isascii() and pause.isdecimal() else 0.0
     return _TryAgain(reason, response.reason_phrase, pause_s)
 
 
-def _of_connection(error: Exception, url: str, received: int, announced: int | None) -> Exception:
+def _of_connection(error: Exception, received: int, announced: int | None) -> Exception:
     """What a failed connection is called, by the cause that httpx and its layers wrapped."""
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, socket.gaierror):
             if cause.errno == socket.EAI_AGAIN:  # the name server itself did not answer
                 return _TryAgain("no such host", str(cause.strerror))
-            return Refused("no such host", f"{without_query(url)}: {cause.strerror}")
+            return Refused("no such host", str(cause.strerror))
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return Refused("certificate not trusted", f"{without_query(url)}: {cause.verify_message}")
+            return Refused("certificate not trusted", cause.verify_message)
     numbers = {cause.errno for cause in causes if isinstance(cause, OSError)}
     if announced is not None and received < announced and not isinstance(error, httpx.ConnectError):
         return _TryAgain(f"short body: {received} of {announced} bytes", "the server broke off")
     if isinstance(error, httpx.RemoteProtocolError) and received:
         return _TryAgain("short body", f"the server broke off after {received} bytes: {error}")
     if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error):
-        return Refused("not an HTTP answer", f"{without_query(url)}: {error}")
-    if errno.ECONNREFUSED in numbers or "All connection attempts failed" in str(error):
+        return Refused("not an HTTP answer", str(error))
+    if errno.ECONNREFUSED in numbers:
         return _TryAgain("connection refused", "nothing answers there")
     if isinstance(error, httpx.ConnectError):
         return _TryAgain("no connection", str(error))

@@ -11,15 +11,15 @@ from dml.report.page import read_picture
 from dml.retrieval.embed import embed
 from dml.settings import store_uri
 from dml.training.ray_trainer import train
-from flows.policy import say, show_picture, stage, tag_with_names, tell
+from flows.policy import Name, say, show_picture, stage, tag_with_names, tell
 
 
 @flow(name="circles-flow", flow_run_name="circles {dataset}", on_running=[tag_with_names])
 def circles_flow(
-    dataset: str,
+    dataset: Name,
     losses: list[str] | None = None,
     settings: list[str] | None = None,
-    show: str | None = None,
+    show: Name | None = None,
     store: str | None = None,
 ) -> ReportRef:
     """Train a two-dimensional embedding for each loss, and draw them as circles.

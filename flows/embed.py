@@ -7,12 +7,12 @@ from dml.refs import EmbeddingsRef
 from dml.registry.catalog import find_model
 from dml.retrieval.embed import embed
 from dml.settings import store_uri
-from flows.policy import say, stage, tag_with_names, tell
+from flows.policy import Name, say, stage, tag_with_names, tell
 
 
 @flow(name="embed-flow", flow_run_name="embed {dataset} with {model}", on_running=[tag_with_names])
 def embed_flow(
-    model: str, dataset: str, store: str | None = None, num_workers: int | None = None
+    model: Name, dataset: Name, store: str | None = None, num_workers: int | None = None
 ) -> EmbeddingsRef:
     """Embed a whole dataset; a killed run goes on at the fragment it had reached.
 

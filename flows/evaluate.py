@@ -12,7 +12,7 @@ from dml.registry.catalog import find_model
 from dml.retrieval.embed import embed
 from dml.retrieval.evaluate import compare, evaluate, raw_pixel_baseline
 from dml.settings import store_uri
-from flows.policy import is_orchestrated, show_table, stage, tag_with_names, tell
+from flows.policy import Name, is_orchestrated, show_table, stage, tag_with_names, tell
 from flows.report import report_on
 
 _DEFAULT = EvaluationConfig()
@@ -20,7 +20,7 @@ _DEFAULT = EvaluationConfig()
 
 @flow(name="evaluate-flow", flow_run_name="evaluate {model} on {dataset}", on_running=[tag_with_names])
 def evaluate_flow(
-    model: str, dataset: str, config: EvaluationConfig = _DEFAULT, store: str | None = None
+    model: Name, dataset: Name, config: EvaluationConfig = _DEFAULT, store: str | None = None
 ) -> EvaluationReport:
     """Evaluate a registered model on the test split of any dataset; where Prefect watches, with pictures.
 

@@ -9,16 +9,16 @@ from dml.registry.catalog import find_model
 from dml.retrieval.index import build_index, publish_index
 from dml.settings import store_uri
 from flows.embed import embed_flow
-from flows.policy import run, say, show_table, stage, tag_with_names
+from flows.policy import Name, run, say, show_table, stage, tag_with_names
 
 _DEFAULT = IndexConfig()
 
 
 @flow(name="index-flow", flow_run_name="index {name}", on_running=[tag_with_names])
 def index_flow(
-    name: str,
-    model: str,
-    dataset: str,
+    name: Name,
+    model: Name,
+    dataset: Name,
     config: IndexConfig = _DEFAULT,
     store: str | None = None,
     num_workers: int | None = None,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from typing import Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 from prefect import Flow, get_run_logger, task
 from prefect.artifacts import (
@@ -34,6 +34,7 @@ from prefect.settings import (
     get_current_settings,
     temporary_settings,
 )
+from pydantic import BeforeValidator, WithJsonSchema
 
 from dml.errors import DmlError, ServiceUnreachable
 from dml.progress import Progress
@@ -41,6 +42,16 @@ from dml.progress import Progress
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+
+def _as_typed(name: object) -> object:
+    return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+
+
+Name = Annotated[
+    str, BeforeValidator(_as_typed), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]})
+]
+"""Of a dataset, model or index: `-p dataset=2024`, which Prefect reads as a number, is the dataset "2024"."""
 
 
 class _OneLineOfAMistake(logging.Filter):

@@ -13,14 +13,14 @@ from dml.retrieval.refresh import refreshed_from
 from dml.settings import store_uri
 from flows.index import publish_index_of
 from flows.ingest import ingest_flow
-from flows.policy import run, say, stage, tag_with_names, tell
+from flows.policy import Name, run, say, stage, tag_with_names, tell
 
 
 @flow(name="reindex-flow", flow_run_name="reindex {name}", on_running=[tag_with_names])
 def reindex_flow(
-    name: str,
-    model: str | None = None,
-    dataset: str | None = None,
+    name: Name,
+    model: Name | None = None,
+    dataset: Name | None = None,
     source: IngestConfig | None = None,
     config: IndexConfig | None = None,
     store: str | None = None,

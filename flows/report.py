@@ -13,18 +13,18 @@ from dml.report.report import write_report
 from dml.report.versus import Contestant, write_versus
 from dml.retrieval.embed import embed
 from dml.settings import store_uri
-from flows.policy import say, show_picture, show_text, stage, tag_with_names, tell
+from flows.policy import Name, say, show_picture, show_text, stage, tag_with_names, tell
 
 _DEFAULT = ReportConfig()
 
 
 @flow(name="report-flow", flow_run_name="report {model} on {dataset}", on_running=[tag_with_names])
 def report_flow(
-    model: str,
-    dataset: str,
+    model: Name,
+    dataset: Name,
     config: ReportConfig = _DEFAULT,
     store: str | None = None,
-    against: str | None = None,
+    against: Name | None = None,
 ) -> ReportRef:
     """Look at a split of a dataset through a registered model, or through two of them.
 

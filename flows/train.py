@@ -18,7 +18,7 @@ from dml.training.loop import run_identity
 from dml.training.ray_trainer import train
 from dml.training.supply import require_trainable
 from flows.evaluate import compare_packages, evaluate_package
-from flows.policy import announce, run_parameters, say, show_link, show_table, stage, tag_with_names
+from flows.policy import Name, announce, run_parameters, say, show_link, show_table, stage, tag_with_names
 
 
 def _run_name() -> str:
@@ -28,13 +28,13 @@ def _run_name() -> str:
 
 @flow(name="train-flow", flow_run_name=_run_name, on_running=[tag_with_names])
 def train_flow(
-    dataset: str,
+    dataset: Name,
     preset: PresetName = "smoke",
     settings: list[str] | None = None,
     config: ExperimentConfig | None = None,
     store: str | None = None,
-    name: str | None = None,
-    test_dataset: str | None = None,
+    name: Name | None = None,
+    test_dataset: Name | None = None,
 ) -> TrainingReport:
     """Train, evaluate, register, and let the gate decide; ends well also when the champion stays.
 

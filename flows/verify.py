@@ -11,12 +11,12 @@ from dml.refs import DatasetRef, EmbeddingsRef, IndexRef
 from dml.retrieval.embed import embed
 from dml.retrieval.index import build_index, index_config_of
 from dml.settings import store_uri
-from flows.policy import say, show_table, stage, tell
+from flows.policy import Name, say, show_table, stage, tell
 
 
 @flow(name="verify-flow")
 def verify_flow(
-    name: str | None = None, heal: bool = False, store: str | None = None
+    name: Name | None = None, heal: bool = False, store: str | None = None
 ) -> list[dict[str, str | int]]:
     """Compare all files with their manifests; one row per artefact, with its state.
 

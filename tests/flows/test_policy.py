@@ -8,8 +8,15 @@ import threading
 import time
 
 import pytest
+from prefect.utilities.callables import parameter_schema
 
+from flows.embed import embed_flow
+from flows.evaluate import evaluate_flow
+from flows.index import index_flow
 from flows.policy import side_by_side
+from flows.reindex import reindex_flow
+from flows.report import report_flow
+from flows.train import train_flow
 
 RUN = """
 from prefect import flow
@@ -107,3 +114,23 @@ def test_a_stale_profile_is_named(run_a_flow):
     printed, _ = run_a_flow(profile)
     assert "Prefect's profile 'office'" in printed
     assert "prefect config unset PREFECT_API_URL" in printed
+
+
+@pytest.mark.parametrize(
+    ("flow", "names"),
+    [
+        (train_flow, ["dataset", "name", "test_dataset"]),
+        (evaluate_flow, ["model", "dataset"]),
+        (embed_flow, ["model", "dataset"]),
+        (index_flow, ["name", "model", "dataset"]),
+        (reindex_flow, ["name", "model", "dataset"]),
+        (report_flow, ["model", "dataset", "against"]),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_name_of_digits_stays_a_name_though_prefect_reads_a_number(flow, names):
+    found = flow.validate_parameters(dict.fromkeys(names, 2024))
+    for name in names:
+        assert found[name] == "2024"
+        kinds = {each.get("type") for each in parameter_schema(flow.fn).properties[name]["anyOf"]}
+        assert kinds - {"null"} == {"string", "integer"}

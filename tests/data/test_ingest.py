@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from dml import storage
-from dml.config import AttributeSplit, ClassSplit, IngestConfig, NoSplit, SplitConfig
+from dml.config import AttributeSplit, ClassSplit, IngestConfig, NoSplit
 from dml.data.dataset import (
     find_dataset,
     fragments,
@@ -357,21 +357,6 @@ def test_the_split_that_was_asked_for_before_is_named_where_it_no_longer_fits(tm
     shutil.rmtree(source / "class1")
     with pytest.raises(InvalidSetting, match="was split by label:class1; --split asks for another"):
         ingest(config(source), store)
-
-
-@pytest.mark.parametrize(
-    "split",
-    [
-        ClassSplit(test_fraction=0.3),
-        NoSplit(),
-        AttributeSplit(name="a", test_values=2),
-        AttributeSplit(name="a", test_values=("b", "c")),
-    ],
-)
-def test_a_split_reads_as_the_command_line_takes_it(split: SplitConfig):
-    from dml.cli.datasets import _parse_split
-
-    assert config("x", split=_parse_split(str(split))).split == split
 
 
 def test_nothing_is_held_out_without_a_split(tmp_path):

@@ -1,0 +1,106 @@
+"""`dml ingest` and `dml datasets` say what was held out, refused and found, and take every setting."""
+
+from typing import get_args
+
+import pytest
+
+from dml.cli.datasets import Layout
+from dml.config import AttributeSplit, ClassSplit, NoSplit, SourceLayout
+from dml.data.dataset import find_dataset
+from dml.storage import read_manifest
+from tests.data.pictures import class_folders, picture, write
+
+
+@pytest.fixture
+def ingest(dml, tmp_path):
+    """`dml ingest` of four class folders into a store of the test's own."""
+    class_folders(tmp_path / "source")
+    return lambda *options: dml(
+        "ingest", str(tmp_path / "source"), "--name", "d", "--store", str(tmp_path / "store"), *options
+    )
+
+
+def split_of(tmp_path):
+    return read_manifest(find_dataset(str(tmp_path / "store"), "d").uri)["split"]
+
+
+@pytest.mark.parametrize(
+    ("text", "split"),
+    [
+        ("classes:0.3", ClassSplit(test_fraction=0.3)),
+        ("classes", ClassSplit()),
+        ("none", NoSplit()),
+        ("label:class1", AttributeSplit(name="label", test_values=("class1",))),
+        ("label:class1,class2", AttributeSplit(name="label", test_values=("class1", "class2"))),
+        ("label:2", AttributeSplit(name="label", test_values=2)),
+    ],
+)
+def test_a_split_is_taken_as_it_is_typed(ingest, tmp_path, text, split):
+    assert ingest("--split", text).status == 0
+    assert split_of(tmp_path) == split.model_dump(mode="json")
+    assert ingest("--split", str(split), "--json").json["outcome"] == "current"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("official", "must say a split for every sample"),
+        ("x:²", r"must have the attribute 'x'"),
+        ("year:1", "must have the attribute 'year'"),
+        ("classes:many", "test_fraction"),
+        ("halves", "--split must be official"),
+        (":3", "--split must be official"),
+        ("label:9", "must take at least 1 and leave at least 1 of the 4 values"),
+        ("label:classX", "must be one of class0, class1, class2, class3"),
+    ],
+)
+def test_a_split_that_cannot_be_is_one_message(ingest, text, says):
+    done = ingest("--split", text)
+    assert done.status == 2
+    assert says in done.err
+    assert "Traceback" not in done.err
+
+
+def test_layouts_are_those_of_the_configuration(ingest):
+    assert get_args(Layout) == get_args(SourceLayout)
+    done = ingest("--layout", "folders")
+    assert done.status == 2
+    assert "tiny-imagenet" in done.err
+
+
+def test_too_many_refused_rows_are_exit_status_1_with_their_reasons_and_their_table(ingest, tmp_path):
+    write(tmp_path / "source", {"class0/a.png": b"x", "class0/b.png": b"", "class1/same.png": picture(0)})
+    done = ingest("--json")
+    table = tmp_path / "store" / "quarantine" / "d.parquet"
+    assert done.status == 1
+    assert "1 not an image (class0/a.png" in done.json["error"]
+    assert str(table) in done.json["error"]
+    assert table.exists()
+    allowed = ingest("--set", "max_quarantined=0.2", "--set", "quarantine_contradictions=true")
+    assert allowed.status == 0
+    assert "contradictory label" in allowed.out
+    assert str(table) in allowed.out.replace("\n", "")
+
+
+def test_what_is_held_out_is_said_and_nothing_to_do_too(ingest):
+    first = ingest("--split", "classes:0.25")
+    assert (
+        "held out for test: 2 of 4 classes (50%), 10 of 20 images (50%), by split classes:0.25" in first.out
+    )
+    assert "nothing to do" not in first.out
+    assert "listing" in first.err
+    again = ingest()
+    assert "nothing to do" in again.out
+
+
+def test_the_list_marks_the_current_version_with_its_date_and_split_sizes(ingest, dml, tmp_path):
+    ingest("--split", "none")
+    ingest("--split", "classes:0.5")
+    store = str(tmp_path / "store")
+    listed = dml("datasets", "--store", store, "--json").json["datasets"]
+    assert [version["current"] for version in listed] == [False, True]
+    assert [sorted(version["splits"]) for version in listed] == [["train"], ["test", "train"]]
+    assert listed[0]["created"] <= listed[1]["created"]
+    shown = dml("datasets", "--store", store).out
+    assert "10 rows, 2 classes" in shown
+    assert listed[1]["created"][:10] in shown

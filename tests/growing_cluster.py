@@ -27,7 +27,7 @@ def growing_cluster(
     Args:
         node_types: each with its `resources` and `max_workers`.
         head_cpus: logical CPUs of the head.
-        environment: that it is started in; None: ours, without a token.
+        environment: that it is started in; None: ours, with a token where this process shows one.
     """
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: sockets lie below
     with socket.socket() as free:
@@ -77,7 +77,7 @@ def growing_cluster(
         *(f"--autoscaling-config={folder / 'config.json'}", f"--temp-dir={folder}"),
         "--object-store-memory=200000000",
     ]
-    own = {**os.environ, "RAY_AUTH_MODE": "disabled"} if environment is None else environment
+    own = {"RAY_AUTH_MODE": "disabled", **os.environ} if environment is None else environment
     started_in = {**own, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     try:
         subprocess.run(command, check=True, env=started_in, capture_output=True, timeout=120)

@@ -8,9 +8,11 @@ r"""What is known beforehand, as conditions on an item's columns: `script=Greek|
 | `a=`, `a!=` | is missing; is not missing |
 
 Values are written as they are, without quotes; `\|` is a bar that belongs to the value. Several conditions
-must all hold. A value that no item has is refused, with the nearest that there are: as a rule it is misspelt.
+must all hold. `=` with a value that no item has is refused, with the nearest that there are: as a rule it is
+misspelt. Under `!=` it is told of, and excludes nothing.
 """
 
+import logging
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -22,6 +24,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dml.errors import InvalidSetting, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 _CONDITION = re.compile(r"^\s*(?P<column>.+?)\s*(?P<operator>!=|>=|<=|=|>|<)\s*(?P<value>.*?)\s*$", re.DOTALL)
 _ORDERED: dict[str, Callable[[Any, Any], Any]] = {
@@ -78,7 +82,11 @@ def _satisfied(items: pa.Table, condition: str) -> NDArray[np.bool_]:
 
 def _compare(column: pa.ChunkedArray, name: str, sign: str, text: str, condition: str) -> pa.ChunkedArray:
     if sign not in _ORDERED:
-        found = _among(column, name, _values(text), condition)
+        found, absent = _among(column, name, _values(text), condition)
+        if sign == "=" and absent:
+            raise InvalidSetting(absent)
+        if absent:
+            logger.warning("%s So the condition excludes nothing by it.", absent)
         return pc.invert(found) if sign == "!=" else found
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         return _ORDERED[sign](column, pa.scalar(_number(text, condition)))
@@ -89,22 +97,25 @@ def _compare(column: pa.ChunkedArray, name: str, sign: str, text: str, condition
     )
 
 
-def _among(column: pa.ChunkedArray, name: str, texts: Sequence[str], condition: str) -> pa.ChunkedArray:
-    """(N,) bool without nulls: whose value is one of these; an empty text is a missing value."""
+def _among(
+    column: pa.ChunkedArray, name: str, texts: Sequence[str], condition: str
+) -> tuple[pa.ChunkedArray, str]:
+    """(N,) bool without nulls: whose value is one of these, an empty text being a missing value; and a word
+    about a value that no item has, or nothing."""
     wanted = [_value(text, column.type, condition) for text in texts if text]
     places = pc.index_in(column, value_set=pa.array(wanted, column.type), skip_nulls=True)
+    absent = ""
     if not pa.types.is_boolean(column.type):
         present = set(pc.unique(places).to_pylist())
-        for place, value in enumerate(wanted):
-            if place not in present and value not in wanted[:place]:
-                raise InvalidSetting(_no_item_has(column, name, value, condition))
+        missed = [v for place, v in enumerate(wanted) if place not in present and v not in wanted[:place]]
+        absent = _no_item_has(column, name, missed[0], condition) if missed else ""
     found = pc.is_valid(places)
     if len(wanted) == len(texts):
-        return found
+        return found, absent
     missing = pc.is_null(column, nan_is_null=True)
     if pa.types.is_string(column.type):
         missing = pc.or_(missing, pc.equal(pc.fill_null(column, ""), ""))
-    return pc.or_(found, missing)
+    return pc.or_(found, missing), absent
 
 
 def _values(text: str) -> list[str]:
@@ -185,7 +196,7 @@ def _no_item_has(column: pa.ChunkedArray, name: str, value: Any, condition: str)
         near, have = "", ", ".join(map(str, sorted(nearest.to_pylist())))
     more = f", ... ({len(values)} in all)" if len(values) > _SHOWN_VALUES else ""
     return (
-        f"A value must be one that an item has; no item has {name} {value!r}, as {condition!r} asks. "
+        f"A value must be one that an item has; no item has {name} {value!r}, which {condition!r} names. "
         f"There are {have or 'none'}{more}.{near}{_hint(condition)}"
     )
 

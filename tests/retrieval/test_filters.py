@@ -101,7 +101,6 @@ def test_what_says_nothing_is_refused_and_named(condition, message):
             r"no item has script 'Greeek'.*There are 'Greek', 'Latin', 'Old Norse'.*mean 'Greek'",
         ),
         ("script=greek", "mean 'Greek'"),
-        ("script!=Greeek", "mean 'Greek'"),
         ("script=Greek|Latn", "no item has script 'Latn'.*mean 'Latin'"),
         ("script='Greek'", "mean 'Greek'.*without quotes"),
         ('script=="Greek"', "mean 'Greek'.*single =.*without quotes"),
@@ -123,6 +122,12 @@ def test_a_comma_or_a_quote_that_belongs_to_a_value_is_no_reason_to_refuse():
     items = pa.table({"name": ["a=1,b=2", "'quoted'", "=x", "x and y=z"]})
     for place, name in enumerate(items["name"].to_pylist()):
         assert matching_rows(items, [f"name={name}"]).nonzero()[0].tolist() == [place]
+
+
+def test_what_excludes_nothing_is_told_of(caplog):
+    assert matching_rows(ITEMS, ["script!=Greeek"]).all()
+    assert "Did you mean 'Greek'" in caplog.text
+    assert "excludes nothing" in caplog.text
 
 
 def test_truth_values_that_no_item_has_match_nothing():

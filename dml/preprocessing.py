@@ -30,6 +30,12 @@ _SIGNATURES = re.compile(
 )
 SIGNATURE_BYTES = 16
 
+_OTHER_KINDS = {
+    rb"version https://": "a Git LFS pointer (git lfs pull fetches the image)",
+    rb"\s*<": "a web page or SVG",
+    rb".{4}ftyp(?!avif|avis)": "HEIC or a film",
+    rb"%!PS|%PDF": "a document",
+}
 _STRIP_ROWS = 256
 
 # Pillow looks at pictures within files, too: at twice this it refuses, and between it would warn of what is
@@ -105,9 +111,11 @@ def _open(content: Encoded, max_pixels: int) -> Image.Image:
         raise OversizedImage(f"An image must have at most {max_pixels} pixels: {error}") from error
     except Exception as error:
         # Without Pillow's own text: it names an address in memory, another one each time.
+        head = bytes(content[:SIGNATURE_BYTES])
+        known = (what for beginning, what in _OTHER_KINDS.items() if re.match(beginning, head, re.DOTALL))
         raise UnreadableImage(
             f"An image must be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}; these {len(content)} bytes are "
-            f"not, and begin with {bytes(content[:8])!r}."
+            f"{next(known, 'not')}, and begin with {head[:8]!r}."
         ) from error
     if image.width * image.height > max_pixels:
         raise OversizedImage(

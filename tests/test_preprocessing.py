@@ -160,6 +160,20 @@ def test_what_is_no_image_is_refused(content):
         decode(content, "RGB")
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "a web page or SVG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "a document"),
+    ],
+)
+def test_what_is_often_met_in_an_images_place_is_named(content, what):
+    with pytest.raises(UnreadableImage, match=what):
+        decode(content, "RGB")
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM"])
 def test_every_format_has_a_signature(form):
     assert has_signature(encoded(gradient(), form)[:SIGNATURE_BYTES])

@@ -2,12 +2,17 @@
 
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from dml.config import ClassSplit, IngestConfig
 from dml.data.dataset import read_rows
@@ -36,6 +41,8 @@ class Handler(BaseHTTPRequestHandler):
         what = path.strip("/").split("/")
         if what[0] == "status":
             self.answer(int(what[1]), b"no")
+        elif what[0] == "later":
+            self.answer(503, b"busy", retry_after="3600")
         elif what[0] == "flaky" and asked[path] < int(what[1]):
             self.answer(503, b"busy")
         elif what[0] == "short":
@@ -71,10 +78,12 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer(200, IMAGE)
 
-    def answer(self, status, body, length=-1, location=None):
+    def answer(self, status, body, length=-1, location=None, retry_after=None):
         self.send_response(status)
         if length is not None:
             self.send_header("Content-Length", str(len(body) if length < 0 else length))
+        if retry_after:
+            self.send_header("Retry-After", retry_after)
         if location:
             self.send_header("Location", location)
         self.end_headers()
@@ -142,6 +151,36 @@ def test_only_what_may_pass_is_tried_again(server, access):
     assert fetch(f"{server}/flaky/3", patient, 1 << 20) == IMAGE
     refusal(f"{server}/status/404", patient)
     assert asked == {"/flaky/3": 3, "/status/404": 1}
+
+
+def test_a_server_that_asks_for_more_time_than_there_is_is_not_waited_for(server, access):
+    begin = time.monotonic()
+    assert refusal(f"{server}/later", access).reason == "HTTP 503"
+    assert time.monotonic() - begin < 2
+
+
+def test_a_certificate_that_nobody_vouches_for_is_called_so(tmp_path):
+    write_certificate(tmp_path / "cert.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.socket = context.wrap_socket(running.socket, server_side=True)
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        url = f"https://127.0.0.1:{running.server_port}/"
+        assert refusal(url, Access((url,))).reason == "certificate not trusted"
+        running.shutdown()
+
+
+def write_certificate(path):
+    """A key and a certificate that it has signed itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    certificate = builder.sign(key, hashes.SHA256())
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(private + certificate.public_bytes(pem))
 
 
 def test_a_server_that_is_not_there_is_called_so(access):

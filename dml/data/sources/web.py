@@ -67,16 +67,18 @@ async def _fetch(client: httpx.AsyncClient, url: str, access: Access, max_bytes:
     failure: _TryAgain | None = None
     tries = 0
     try:
-        async with asyncio.timeout(access.timeout_s):
+        async with asyncio.timeout(access.timeout_s) as limit:
             while True:
                 tries += 1
                 try:
                     return await _get(client, url, access, max_bytes)
                 except _TryAgain as passing:
                     failure = passing
-                    if tries > access.retries:
+                    pause_s = max(_FIRST_PAUSE_S * 2 ** (tries - 1), passing.pause_s)
+                    ends_at = limit.when() or 0.0
+                    if tries > access.retries or asyncio.get_running_loop().time() + pause_s >= ends_at:
                         break
-                    await asyncio.sleep(max(_FIRST_PAUSE_S * 2 ** (tries - 1), passing.pause_s))
+                    await asyncio.sleep(pause_s)
     except TimeoutError as error:
         if failure is None:
             detail = f"it took more than timeout_s, {access.timeout_s:g} s"

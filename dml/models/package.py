@@ -60,7 +60,7 @@ class Package:
         """Embed encoded images.
 
         Args:
-            images: N files' bytes, in any format Pillow reads.
+            images: N files' bytes, in one of `preprocessing.FORMATS`, of at most MAX_PIXELS each.
             batch_size: images decoded and embedded at a time; bounds the memory.
             num_threads: they decode the next batch while this one is embedded; None: this machine's cores for
                 a GPU, at most 16, and 0 for a CPU, whose cores embed.
@@ -69,7 +69,7 @@ class Package:
             (N, D) float32, unit length, in the order of the images.
 
         Raises:
-            InvalidData: bytes that are no image.
+            UnreadableImage: bytes that are no image, or of more pixels.
         """
         if num_threads is None:
             num_threads = min(os.cpu_count() or 1, _THREADS_AT_MOST) if self.device.type == "cuda" else 0

@@ -14,6 +14,8 @@ from dml.config import EncoderConfig, PreprocessingConfig
 from dml.errors import CorruptArtifact, IncompatibleArtifact, MissingArtifact
 from dml.models.encoder import Encoder
 from dml.models.package import load_package, read_package, read_preprocessing, save_package
+from dml.preprocessing import OversizedImage
+from tests.data.pictures import huge_png
 
 GREY = PreprocessingConfig(color="L", resize=28, crop=28, mean=(0.5,), std=(0.5,))
 
@@ -38,6 +40,11 @@ def test_a_loaded_package_embeds_as_the_encoder_did(package, tmp_path):
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(embeddings[3:4], loaded.embed([image(3)]), atol=1e-6)
     assert loaded.embed([]).shape == (0, 16)
+
+
+def test_an_image_of_more_pixels_than_are_decoded_is_refused_by_its_header(package):
+    with pytest.raises(OversizedImage, match="9000 x 9000"):
+        load_package(package.uri).embed([image(1), huge_png(9_000)])
 
 
 def test_the_same_encoder_gives_the_same_package_and_no_second_copy(package, tmp_path):

@@ -34,6 +34,7 @@ START_TIMEOUT_S = 120.0
 STOP_GRACE_S = 20.0
 GUARD = "guard"
 LOCK, STATE = "up.lock", "up.json"
+_GUARD_GRACE_S = 5.0
 _POLL_S = 0.25
 _TAIL_LINES = 20
 
@@ -238,7 +239,8 @@ class Stack:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Whatever ends the body, or kills this process, nothing that was started here goes on."""
-        self.start(GUARD, shlex.join(["dml.processes", str(self.folder), str(self._grace_s)]))
+        grace_s = min(self._grace_s, _GUARD_GRACE_S)
+        self.start(GUARD, shlex.join(["dml.processes", str(self.folder), str(grace_s)]))
         try:
             yield
         finally:

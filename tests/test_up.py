@@ -145,7 +145,7 @@ def test_where_the_guard_was_killed_too_the_next_start_takes_over(tmp_path: Path
     os.kill(guard, signal.SIGKILL)
     killed_up.kill()
     killed_up.wait()
-    assert [p.part for p in processes.find(tmp_path)] == ["parent", "parent"]
+    wait_for(lambda: [p.part for p in processes.find(tmp_path)] == ["parent", "parent"])
     stack_in(tmp_path).stop_leftovers()
     assert processes.find(tmp_path) == []
     assert "a killed `dml up` of this store has left: parent (pid" in capsys.readouterr().err

@@ -2,20 +2,22 @@
 
 from prefect import flow
 
-from dml.config import ReportConfig
+from dml.config import EvaluationConfig, ReportConfig
 from dml.data.dataset import find_dataset
 from dml.data.judgeable import require_judgeable
 from dml.refs import DatasetRef, EmbeddingsRef, ModelRef, PackageRef, ReportRef
 from dml.registry.catalog import find_model
 from dml.registry.history import attach_report
 from dml.report.page import read_picture
-from dml.report.report import write_report
+from dml.report.report import lay_first_pictures, write_report
 from dml.report.versus import Contestant, write_versus
 from dml.retrieval.embed import embed
 from dml.settings import store_uri
 from flows.policy import Name, say, show_picture, show_text, stage, tag_with_names, tell
 
 _DEFAULT = ReportConfig()
+_AT_A_GLANCE = 20_000
+"""Rows of a test split up to which every query's answers are found in a second or two."""
 
 
 @flow(name="report-flow", flow_run_name="report {model} on {dataset}", on_running=[tag_with_names])
@@ -56,6 +58,14 @@ def report_on(store: str, model: ModelRef, dataset: DatasetRef, config: ReportCo
     before = None if initial is None else _embedded(store, initial, dataset, config)
     report = stage(write_report)(store, model, embeddings, config, before)
     return _laid_beside(store, model, report, "report")
+
+
+def first_pictures_of(store: str, model: ModelRef, dataset: DatasetRef, evaluation: EvaluationConfig) -> None:
+    """Lay beside a new version's run what shows whether it learnt; nothing where that takes long."""
+    if dataset.splits["test"].rows <= _AT_A_GLANCE:
+        config = ReportConfig(evaluation=evaluation)
+        embeddings = _embedded(store, model.package, dataset, config)
+        stage(lay_first_pictures)(store, model, embeddings, config)
 
 
 def show_report(report: ReportRef, key: str, folder: str | None = None) -> None:

@@ -19,6 +19,7 @@ from dml.training.ray_trainer import train
 from dml.training.supply import require_trainable
 from flows.evaluate import compare_packages, evaluate_package
 from flows.policy import Name, announce, run_parameters, say, show_link, show_table, stage, tag_with_names
+from flows.report import first_pictures_of
 
 
 def _run_name() -> str:
@@ -70,6 +71,7 @@ def train_flow(
         run.log_metrics(report.metrics)
         version = stage(register)(root, run, name, trained.package, report.metrics, report.baselines)
     model = _promote_if_better(root, chosen, version, report)
+    first_pictures_of(root, model, judge_on, chosen.evaluation)
     show_table("model", [{"model": model.name, "version": model.version, "alias": model.alias}], model.reason)
     if (page := page_of(root, model)) is not None:
         show_link("registry", page, model.name)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from dml import storage
@@ -47,6 +48,28 @@ def attach_report(store: str, model: ModelRef, report: ReportRef) -> str | None:
     for name in storage.read_manifest(report.uri)["files"]:
         client.log_artifact(run_id, str(Path(files) / name), folder)
     return folder
+
+
+def attach_pictures(store: str, model: ModelRef, pictures: Mapping[str, bytes]) -> list[str]:
+    """Lay pictures beside a version's run in MLflow, in the folder `pictures`.
+
+    Args:
+        store: the store's URI.
+        model: the version.
+        pictures: file name to PNG.
+
+    Returns:
+        Their names; none where the version's run is no longer there.
+    """
+    client = connect(tracking_uri(store))
+    run_id = _run_id(client, model)
+    if run_id is None:
+        return []
+    with TemporaryDirectory() as folder:
+        for name, png in pictures.items():
+            Path(folder, name).write_bytes(png)
+        client.log_artifacts(run_id, folder, "pictures")
+    return list(pictures)
 
 
 def _run_id(client: "MlflowClient", model: ModelRef) -> str | None:

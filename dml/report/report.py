@@ -13,7 +13,7 @@ from dml import storage
 from dml.config import BootstrapConfig, ReportConfig
 from dml.models.package import read_preprocessing
 from dml.refs import EmbeddingsRef, EvaluationReport, ModelRef, ReportRef
-from dml.registry.history import training_curves
+from dml.registry.history import attach_pictures, training_curves
 from dml.report import charts
 from dml.report.findings import Suspect, confident_mistakes, worst_queries
 from dml.report.page import Page, Picture, Section, page_uri, publish_page, written_before
@@ -84,6 +84,26 @@ def write_report(
     page = Page(f"What did {model} learn, and where does it fail?", subtitle, sections)
     beside = {SUSPECTS: _suspects_csv(view).encode()}
     return publish_page(uri, fingerprint, page, beside, shows=[dataset])
+
+
+def lay_first_pictures(
+    store: str, model: ModelRef, embeddings: EmbeddingsRef, config: ReportConfig
+) -> list[str]:
+    """Lay beside a model's run what is quickly drawn: queries and answers, failures, the training's curves.
+
+    Args:
+        store: the store's URI.
+        model: the registered version whose package made the embeddings.
+        embeddings: of the dataset it was judged on.
+        config: which split, and how many queries.
+
+    Returns:
+        The names of the pictures; none where the version's run is no longer there.
+    """
+    view = View(embeddings, config)
+    sections = [_answers(view), _failures(view), *_training(training_curves(store, model))]
+    pictures = {f"{picture.name}.png": picture.png for section in sections for picture in section.pictures}
+    return attach_pictures(store, model, pictures)
 
 
 def _gallery(

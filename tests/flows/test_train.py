@@ -1,5 +1,7 @@
 """A trained model belongs to its dataset: what is judged on the same images competes, nothing else does."""
 
+from pathlib import Path
+
 import pytest
 
 from dml.config import EvaluationConfig, IngestConfig, NoSplit
@@ -32,6 +34,16 @@ def test_two_datasets_trained_alike_are_two_models_with_a_champion_each(store):
     }
     client = connect(tracking_uri(store))
     assert {"shop", "photos"} <= {experiment.name for experiment in client.search_experiments()}
+
+
+def test_a_run_shows_what_it_learnt_from_and_pictures_of_what_it_learnt(store):
+    model = train_flow.fn("shop", "smoke", SETTINGS, store=store).model
+    client = connect(tracking_uri(store))
+    run = client.get_run(client.get_model_version("shop", str(model.version)).run_id)
+    assert run.info.run_name.startswith("smoke on shop, multi-similarity, 20")
+    assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["shop"]
+    pictures = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "pictures")}
+    assert {"answers.png", "failures.png"} <= pictures
 
 
 def test_another_name_makes_another_model_of_the_same_dataset(store):

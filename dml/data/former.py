@@ -15,7 +15,7 @@ from dml.config import SplitConfig
 from dml.data.dataset import read_rows
 from dml.data.sources.sample import Sample
 from dml.data.split import split_of_classes
-from dml.errors import CorruptArtifact, DmlError
+from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact
 from dml.refs import DatasetRef
 
 CLASSES = "classes.parquet"
@@ -52,6 +52,7 @@ def find_former(store: str, name: str) -> Former:
 
     Raises:
         CorruptArtifact: nothing in that version says any more which classes were for test.
+        IncompatibleArtifact: it never did.
     """
     parent = storage.named_folder(store, "datasets", name)
     versions = [storage.current(parent), *storage.former_versions(parent)]
@@ -60,6 +61,11 @@ def find_former(store: str, name: str) -> Former:
     if uri is None:
         return Former()
     manifest = storage.read_manifest(uri)
+    if "split" not in manifest:
+        raise IncompatibleArtifact(
+            f"A dataset's current version must say how it was split; {uri} was made before versions did. "
+            f"Remove it, dml rm dataset {name}, or give another --name."
+        )
     asked, used = manifest["ingest"]["split"], manifest["split"]
     return Former(
         uri.rsplit("/", 1)[-1],

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import pickle
+import re
 import socket
 import unicodedata
 from collections import Counter
@@ -39,6 +40,9 @@ logger = logging.getLogger(__name__)
 # Ray takes some 12 s to start on 2 cores; two threads validate and write that many small images meanwhile.
 _SMALL_SOURCE_ROWS = 25_000
 _NAMED_AT_MOST = 3
+# Unicode's white space, and what is not seen at all: a byte order mark, zero-width spaces and joiners.
+_INVISIBLE = r"[\s\u200b-\u200d\u2060\ufeff]+"
+_OUTER_SPACE = re.compile(rf"\A{_INVISIBLE}|{_INVISIBLE}\Z")
 
 Outcome = Literal["made", "found", "repaired", "current"]
 OnProgress = Callable[[int, int], None]
@@ -83,7 +87,7 @@ def ingest_source(config: IngestConfig, store: str, progress: OnProgress | None 
     num_listed = len(samples) + len(problems)
     _require_few(config, problems, num_listed, table)
     if not samples:
-        raise _nothing_valid(config, problems)
+        raise _nothing_valid(config, problems, table)
     split = choose_split(samples, config.split, listing.split, former)
     config = config.model_copy(update={"split": split.asked})
     attributes = attribute_types([sample.attributes for sample in samples])
@@ -98,7 +102,7 @@ def ingest_source(config: IngestConfig, store: str, progress: OnProgress | None 
         _require_few(config, problems, num_listed, table)
         rows = [row for fragment in fragments for row in fragment.rows]
         if {row.split for row in rows} != set(split.of_class.values()) or not rows:
-            raise _nothing_valid(config, problems)
+            raise _nothing_valid(config, problems, table)
         write_quarantine(storage.join(staged, QUARANTINE), problems)
         write_sides(staged, split.sides)
         fingerprint = fingerprint_of(rows, attributes, problems)
@@ -259,7 +263,7 @@ def _screen(samples: Sequence[Sample]) -> tuple[list[Sample], list[Problem], lis
 
 
 def _normalised(label: str) -> str:
-    return unicodedata.normalize("NFC", label.strip())
+    return unicodedata.normalize("NFC", _OUTER_SPACE.sub("", label))
 
 
 def _merged(raw_of: Mapping[str, set[str]]) -> list[str]:
@@ -273,10 +277,10 @@ def _merged(raw_of: Mapping[str, set[str]]) -> list[str]:
     ]
 
 
-def _nothing_valid(config: IngestConfig, problems: Sequence[Problem]) -> InvalidData:
+def _nothing_valid(config: IngestConfig, problems: Sequence[Problem], table: str) -> InvalidData:
     return InvalidData(
         f"A dataset needs valid images in each of its splits; {config.source} has none left in one of them. "
-        f"In quarantine: {in_words(problems) or 'nothing'}."
+        f"In quarantine: {in_words(problems) or 'nothing'}. All of it is listed in {table}."
     )
 
 

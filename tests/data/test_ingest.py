@@ -403,7 +403,7 @@ def test_a_manifest_whose_images_are_missing_is_refused(tmp_path):
 
 def test_labels_that_differ_in_outer_space_or_unicode_form_are_one_class(tmp_path):
     write(tmp_path, {f"{number}.png": picture(number) for number in range(6)})
-    labels = ["a", "a ", "caf\u00e9", "cafe\u0301", "\u00a0b", "b"]
+    labels = ["a", "a\u200b ", "caf\u00e9", "cafe\u0301", "\u00a0b", "\ufeffb"]
     table = {"image": [f"{number}.png" for number in range(6)], "label": labels}
     parquet.write_table(pa.table(table), tmp_path / "m.parquet")
     report = ingest_source(config(tmp_path / "m.parquet"), str(tmp_path / "store"))

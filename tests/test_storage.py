@@ -327,3 +327,16 @@ def test_a_folder_without_the_marker_is_no_store(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidSetting, match="is a file"):
         storage.mark_store(str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("position", [0.1, 0.5, 0.9])
+def test_a_changed_manifest_is_noticed(store, position):
+    final = storage.join(store, "things", "v1")
+    publish(final, {"ref": {"model": "shop/1", "rows": 12345}, "note": "x" * 50}, a=b"12345")
+    uri = storage.join(final, "manifest.json")
+    content = bytearray(storage.read_bytes(uri))
+    content[int(len(content) * position)] ^= 1
+    storage.write_bytes(uri, bytes(content))
+    with pytest.raises(CorruptArtifact, match=r"manifest\.json must be as it was published"):
+        storage.read_manifest(final)
+    assert not storage.is_intact(final)

@@ -26,6 +26,7 @@ from dml.storage.artifacts import (
     staging,
     verify,
     verify_opened,
+    write_manifest,
 )
 from dml.storage.cache import cache_dir
 from dml.storage.digest import digest_of, digest_of_bytes
@@ -108,4 +109,5 @@ __all__ = [
     "verify_opened",
     "write_bytes",
     "write_json",
+    "write_manifest",
 ]

@@ -6,6 +6,7 @@ every other file with its size and SHA-256. A folder of versions (`datasets/NAME
 way anything changes.
 """
 
+import json
 import os
 import re
 import uuid
@@ -24,7 +25,9 @@ from dml.errors import (
 )
 from dml.names import check_name, is_version
 from dml.storage import verified
+from dml.storage.digest import digest_of
 from dml.storage.files import (
+    absolute_references,
     delete,
     exists,
     file_digest,
@@ -34,8 +37,11 @@ from dml.storage.files import (
     join,
     list_folders,
     make_folder,
+    read_bytes,
     read_json,
+    relative_references,
     resolve,
+    write_bytes,
     write_json,
 )
 
@@ -62,6 +68,7 @@ KIND_OF_FOLDER = {"datasets": "dataset", "indexes": "index"}
 _MOST_FORMER_VERSIONS = 100
 _STAGING = re.compile(r"\.staging-.+-[0-9a-f]{8}")
 _HASHING_THREADS = 8
+_OWN_DIGEST = "manifest_sha256"
 
 
 def mark_store(store: str) -> None:
@@ -145,7 +152,7 @@ def publish(staged_uri: str, final_uri: str, description: Mapping[str, Any]) -> 
     if is_remote(final_uri):
         _publish_remote(staged_uri, final_uri, manifest)
         return
-    write_json(join(staged_uri, MANIFEST), manifest)
+    write_manifest(staged_uri, manifest)
     source, target = resolve(staged_uri), resolve(final_uri)
     try:
         os.rename(source, target)
@@ -167,14 +174,14 @@ def _publish_remote(staged_uri: str, final_uri: str, manifest: Mapping[str, Any]
 
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
         list(pool.map(copy, manifest["files"]))
-    write_json(join(final_uri, MANIFEST), manifest)
+    write_manifest(final_uri, manifest)
     delete(staged_uri)
 
 
 def seal(uri: str, description: Mapping[str, Any]) -> None:
     """Make a folder that was filled in place an artefact: from now on it is complete and does not change."""
     files = _describe_files(uri)
-    write_json(join(uri, MANIFEST), {**description, "files": files})
+    write_manifest(uri, {**description, "files": files})
     verified.remember(uri, files)
 
 
@@ -211,15 +218,27 @@ def read_manifest(uri: str) -> dict[str, Any]:
         CorruptArtifact: its manifest cannot be read.
     """
     try:
-        manifest = read_json(join(uri, MANIFEST))
+        content = json.loads(read_bytes(join(uri, MANIFEST)))
     except MissingArtifact as error:
         raise MissingArtifact(
             f"A published artefact must hold {MANIFEST}; {uri} has none. "
             "It was never finished, was deleted, or the path is wrong."
         ) from error
-    if not isinstance(manifest.get("files"), dict):
-        raise CorruptArtifact(f"{join(uri, MANIFEST)} must name the artefact's files. Make it again.")
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or content.pop(_OWN_DIGEST, None) != digest_of(content):
+        raise CorruptArtifact(
+            f"{join(uri, MANIFEST)} must be as it was published; it was changed. Bring it back from a copy, "
+            "or remove the folder and make the artefact again."
+        )
+    manifest: dict[str, Any] = absolute_references(content, uri)
     return manifest
+
+
+def write_manifest(uri: str, content: Mapping[str, Any]) -> None:
+    """Write what an artefact's folder holds and was made from; its own digest shows when it is changed."""
+    kept = json.loads(json.dumps(relative_references(content, uri)))
+    write_bytes(join(uri, MANIFEST), json.dumps({**kept, _OWN_DIGEST: digest_of(kept)}, indent=1).encode())
 
 
 def verify(uri: str) -> None:

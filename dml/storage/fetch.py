@@ -1,6 +1,5 @@
 """An artefact's files on this machine."""
 
-import json
 import shutil
 import uuid
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from dml.errors import CorruptArtifact
-from dml.storage.artifacts import MANIFEST, is_intact, read_manifest, verify_opened
+from dml.storage.artifacts import MANIFEST, is_intact, read_manifest, verify_opened, write_manifest
 from dml.storage.cache import cache_dir
 from dml.storage.files import file_digest, filesystem, is_remote, join, resolve
 
@@ -47,7 +46,7 @@ def _copy(uri: str, target: Path) -> None:
                     f"{join(uri, name)} must have the SHA-256 of its manifest; it has another. "
                     "Make the artefact again."
                 )
-        (aside / MANIFEST).write_text(json.dumps(manifest))
+        write_manifest(str(aside), manifest)
         aside.rename(target)
     except OSError:
         if not is_intact(str(target)):

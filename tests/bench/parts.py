@@ -19,5 +19,5 @@ def as_published(store: str, folder: Path, family: str, size: tuple[int, int] = 
     made = ingest(config, store)
     manifest = storage.read_manifest(made.uri)
     manifest["ref"]["splits"] = {split: s.model_dump() for split, s in SIZES[family].items()}
-    storage.write_json(storage.join(made.uri, storage.MANIFEST), manifest)
+    storage.write_manifest(made.uri, manifest)
     return find_dataset(store, family)

@@ -237,7 +237,7 @@ def test_parts_in_another_order_than_the_fragments_are_never_read(store, package
     table = table_of(store, package, dataset, unit_vectors(ROWS, 16, 22))
     manifest = storage.read_manifest(table.uri)
     manifest["parts"].reverse()
-    storage.write_json(storage.join(table.uri, storage.MANIFEST), manifest)
+    storage.write_manifest(table.uri, manifest)
     for read in (read_embeddings, lambda ref: read_embeddings(ref, split="test")):
         with pytest.raises(CorruptArtifact, match="must have the samples of"):
             read(table)

@@ -70,8 +70,7 @@ def register(
     check_name(name, "model")
     client = connect(run.tracking_uri)
     with exclusive(local_folder(store) / REGISTRY_LOCK):
-        known = (model for model in versions_of(client, store, name) if _is_same(model.package, package))
-        model = next(known, None) or _new_version(client, store, run, name, package)
+        model = _oldest(client, store, name, package) or _new_version(client, store, run, name, package)
         client.set_model_version_tag(name, str(model.version), _METRICS, _metrics_tag(metrics))
         note = note_of(f"models:/{model}", package, metrics, baselines or {})
         client.update_model_version(name, str(model.version), note)
@@ -90,7 +89,16 @@ def _new_version(client: "MlflowClient", store: str, run: Run, name: str, packag
         import mlflow
 
         created = mlflow.register_model(_log_model(run, package), name, tags=tags)
+    oldest = _oldest(client, store, name, package)
+    if oldest is not None and oldest.version != int(created.version):  # another machine was first
+        client.delete_model_version(name, created.version)
+        return oldest
     return _model_ref(client.get_model_version(name, created.version), store)
+
+
+def _oldest(client: "MlflowClient", store: str, name: str, package: PackageRef) -> ModelRef | None:
+    """The version that holds a package already."""
+    return next((m for m in reversed(versions_of(client, store, name)) if _is_same(m.package, package)), None)
 
 
 def _is_same(package: PackageRef, other: PackageRef) -> bool:

@@ -1,6 +1,7 @@
 """The champion: the gate a new version must pass, and the way back to a former one."""
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -77,6 +78,8 @@ def _passes_champion(
     comparison: Comparison | None,
 ) -> tuple[bool, str]:
     value = model.metrics[gate.metric]
+    if math.isnan(value):
+        return False, f"{gate.metric} must be a number; it is {value}"
     if champion_metrics is None:
         return True, f"first champion: {gate.metric} {value:.4f}"
     former = champion_metrics[gate.metric]
@@ -102,6 +105,11 @@ def _passes_floor(
         return True, against_pixels(gate.metric, model.metrics, baselines, only_worse=True)
     if isinstance(gate.at_least, str):
         name = gate.at_least.replace("_", " ")
+        if gate.metric not in baselines.get(name, {}):
+            raise InvalidSetting(
+                f"gate.at_least must be a number or a baseline that was evaluated, {sorted(baselines)}; got "
+                f"{gate.at_least!r}. Set evaluation.baselines."
+            )
         floor, of = baselines[name][gate.metric], f", as {name}"
     else:
         floor, of = gate.at_least, ""

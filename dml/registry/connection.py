@@ -34,7 +34,7 @@ def connect(tracking_uri: str) -> "MlflowClient":
         os.environ.setdefault(name, value)
     for talkative in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
-    for about_itself in ("urllib3.connectionpool", "mlflow.utils.environment"):
+    for about_itself in ("urllib3.connectionpool", "mlflow.utils.environment", "mlflow.utils.git_utils"):
         logging.getLogger(about_itself).setLevel(logging.ERROR)
     import mlflow
 

@@ -219,6 +219,15 @@ def test_the_gate_refuses_what_does_not_reach_at_least(store, at_least, passes):
     assert (catalog.find_champion(store, name) is not None) == passes
 
 
+def test_a_floor_that_was_not_evaluated_and_a_metric_that_is_no_number_pass_nothing(store):
+    version = new_version(store, "no-number", 1, float("nan"))
+    with pytest.raises(InvalidSetting, match="at_least"):
+        champion.judge(store, version, GateConfig(at_least="raw_pixels"), None)
+    judged = champion.judge(store, version, GateConfig(), None)
+    assert not judged.promoted
+    assert "must be a number" in judged.reason
+
+
 def test_mlflows_pages_say_what_a_version_is_and_what_it_came_from(tmp_path):
     store = str(tmp_path)
     splits = {"train": SplitSize(rows=6, classes=2), "test": SplitSize(rows=4, classes=2)}

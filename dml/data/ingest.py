@@ -26,7 +26,7 @@ from dml.data.dataset import find_dataset
 from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.data.former import choose_split, find_former, write_sides
 from dml.data.quarantine import QUARANTINE, in_words, refusals_of, require_few, write_quarantine
-from dml.data.reach import find_witness, require_reach
+from dml.data.reach import find_witness, require_missing_here_too, require_reach
 from dml.data.schema import SCHEMA_VERSION, TEST, attribute_types
 from dml.data.sources.access import Access
 from dml.data.sources.detect import absolute, open_source
@@ -321,7 +321,8 @@ def _by_threads(units: Sequence[Unit]) -> Iterator[Result]:
 def _by_ray(units: Sequence[Unit], num_workers: int | None) -> Iterator[Result]:
     import ray
 
-    witness = find_witness(units[0].source, units[0].samples)
+    source = units[0].source
+    witness = find_witness(source, units[0].samples)
     with ray_session(num_workers):
         quiet_ray_data()
         # Pickled, since Arrow would make tables of what is ours; one block a unit, so that each is a task.
@@ -331,17 +332,20 @@ def _by_ray(units: Sequence[Unit], num_workers: int | None) -> Iterator[Result]:
             result = pickle.loads(row["result"])
             if isinstance(result, DmlError):
                 raise result
+            require_missing_here_too(source, result.problems, uri=units[0].config.source, node=row["node"])
             yield result
 
 
-def _make_pickled(row: dict[str, bytes]) -> dict[str, bytes]:
+def _make_pickled(row: dict[str, bytes]) -> dict[str, Any]:
     """A unit's result; what a user can put right comes back as it is, for Ray would wrap it and try again."""
     unit, witness = pickle.loads(row["job"])
+    node = _node()
     try:
-        require_reach(unit.source, witness, unit.staged, uri=unit.config.source, node=_node())
-        return {"result": pickle.dumps(make_fragment(unit))}
+        require_reach(unit.source, witness, unit.staged, uri=unit.config.source, node=node)
+        result = pickle.dumps(make_fragment(unit))
     except DmlError as error:
-        return {"result": pickle.dumps(error)}
+        result = pickle.dumps(error)
+    return {"result": result, "node": node}
 
 
 def _node() -> str:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dml import storage
-from dml.data.sources.sample import Sample, Source
+from dml.data.sources.sample import Problem, Sample, Source
 from dml.errors import MissingArtifact
 
 _TRIED = 20
+_MISSING = "missing file"
+_MISSING_TRIED = 3
 _reached: set[str] = set()
 
 
@@ -67,3 +69,28 @@ def require_reach(source: Source, witness: Witness | None, staged: str, *, uri: 
                 f"{uri} has at {witness.locator}. Mount the same folder at the same path."
             )
     _reached.add(staged)
+
+
+def require_missing_here_too(source: Source, problems: Sequence[Problem], *, uri: str, node: str) -> None:
+    """Check that images which a worker's machine did not find are not here either; of a unit's, a few.
+
+    A folder may be there on a machine and not hold everything, and a manifest may name several folders.
+
+    Args:
+        source: to read from.
+        problems: of a unit that was read on another machine.
+        uri: where the source is, for the message.
+        node: that machine, for the message.
+
+    Raises:
+        MissingArtifact: one of them is here.
+    """
+    for problem in [problem for problem in problems if problem.reason == _MISSING][:_MISSING_TRIED]:
+        try:
+            source.read(problem.locator)
+        except Exception:
+            continue
+        raise MissingArtifact(
+            f"Every node must see the source; {node} has no {problem.locator} of {uri}, which is there where "
+            "the source was listed. Mount it there at the same path, or put it on S3."
+        )

@@ -57,12 +57,12 @@ def cached_train_step(
         embeddings = torch.cat(parts).requires_grad_()
         loss = learner.loss_of(embeddings, labels)
         torch.autograd.backward(loss)
-        assert embeddings.grad is not None  # loss_of adds zero times their sum
+        assert embeddings.grad is not None
         after = _RandomState.of(images.device)
         statistics.collect()
-        for chunk, draw, gradient in zip(
-            chunks, draws, torch.split(embeddings.grad, chunk_rows), strict=True
-        ):
+        parts_of_gradient = torch.split(embeddings.grad, chunk_rows)
+        for number, (chunk, draw, gradient) in enumerate(zip(chunks, draws, parts_of_gradient, strict=True)):
+            statistics.begin_chunk(number)
             draw.restore()
             torch.autograd.backward(learner.embed(chunk), gradient)
         after.restore()

@@ -52,10 +52,17 @@ class ChunkStatistics:
         return self
 
     def collect(self) -> None:
-        """Forget what was seen so far: the step's chunks follow, each once."""
+        """Forget what was seen so far: the step's chunks follow, each once, from `begin_chunk` on."""
         for layer in self._layers:
-            layer.batch_norm.momentum = None  # torch's word for the plain mean since the reset
             layer.batch_norm.reset_running_stats()
+
+    def begin_chunk(self, number: int) -> None:
+        """Say which chunk comes, counted from 0: the plain mean weighs it by 1 over those so far.
+
+        torch would find that out by itself (momentum None), by asking the device in every layer.
+        """
+        for layer in self._layers:
+            layer.batch_norm.momentum = 1.0 / (number + 1)
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for layer in self._layers:

@@ -2,9 +2,14 @@
 
 from datetime import datetime
 
-from dml.config import IndexConfig
+import pytest
+
+from dml.config import GateConfig, IndexConfig
+from dml.registry.catalog import find_champion
+from dml.registry.champion import judge
 from dml.retrieval.embed import embed
 from dml.retrieval.index import build_index, publish_index
+from tests.registry.parts import new_version
 from tests.retrieval.parts import ROWS, make_dataset, make_package
 
 
@@ -39,3 +44,18 @@ def test_what_is_there_already_is_said_and_not_made_again(tmp_path, caplog):
         build_index(store, "shelves", embed(store, package, dataset), IndexConfig())
     said = [record.message for record in caplog.records if "nothing to do" in record.message]
     assert [line.split(":")[0] for line in said] == ["embed", "index"]
+
+
+@pytest.mark.slow
+def test_a_newer_champion_is_named_beside_an_index_of_a_former_one(dml, tmp_path):
+    store = str(tmp_path / "store")
+    dataset = make_dataset(tmp_path / "images", store, rows=20)
+    for seed, recall in ((1, 0.5), (2, 0.6)):
+        version = new_version(store, "shelves", seed, recall)
+        former = find_champion(store, "shelves")
+        judge(store, version, GateConfig(), former and former.metrics)
+        if former is None:
+            table = embed(store, version.package, dataset)
+            publish_index(store, build_index(store, "shelves", table, IndexConfig(), model=str(version)))
+    (listed,) = dml("indexes", "--store", store, "--json").json["indexes"]
+    assert (listed["model"], listed["newer"]) == ("shelves/1", ["shelves/2"])

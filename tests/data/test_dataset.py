@@ -1,6 +1,7 @@
 """Rows and images by position, from Parquet and from the map, are what was ingested."""
 
 import multiprocessing
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,7 @@ from dml.data.dataset import (
     with_wide_offsets,
 )
 from dml.data.ingest import ingest
-from dml.errors import IncompatibleArtifact, InvalidSetting, MissingArtifact
+from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
 from tests.data.pictures import class_folders
 
 
@@ -163,3 +164,29 @@ def test_values_of_a_column_are_numbered_and_a_missing_one_is_a_value(tmp_path):
     assert sorted(values, key=str) == sorted({*want}, key=str)
     with pytest.raises(InvalidSetting, match="'lens'"):
         read_values(ref, "lens", split="train")
+
+
+@pytest.mark.parametrize("share", [0.02, 0.25, 0.5, 0.75])
+def test_a_changed_byte_of_a_fragment_is_never_read_as_data(tmp_path, share):
+    source = str(class_folders(tmp_path / "source", classes=4, per_class=5))
+    ref = ingest(IngestConfig(name="d", source=source, rows_per_group=5), str(tmp_path / "store"))
+    positions = list(range(ref.rows))
+    rows, images = read_rows(ref), read_images(ref, positions)
+    (fragment,) = (Path(uri) for uri in fragments(ref))
+    content = bytearray(fragment.read_bytes())
+    content[int(share * len(content))] ^= 0xFF
+    fragment.write_bytes(content)
+
+    def read(reader):
+        try:
+            return reader()
+        except CorruptArtifact as error:
+            return f"refused: {error}"
+
+    for found, before in (
+        (read(lambda: read_rows(ref)), rows),
+        (read(lambda: read_images(ref, positions)), images),
+        (read(lambda: [bytes(image) for image in open_mapped(ref).images(positions)]), images),
+    ):
+        if not (isinstance(found, str) and fragment.name in found):
+            assert found == before

@@ -168,6 +168,21 @@ def test_cars196_is_read_from_its_whole_form(tmp_path):
     assert listing.samples[0].attributes == {"make": "Jaguar", "body": None, "year": 2012}
 
 
+@pytest.mark.parametrize("damage", ["cut", "text", "types", "nothing"])
+def test_a_damaged_list_of_cars_is_refused_and_harms_nobody(tmp_path, damage):
+    fields = ("relative_im_path", "class")
+    rows = [("car_ims/000001.jpg", 2), ("car_ims/000002.jpg", 196)]
+    path = tmp_path / "cars_annos.mat"
+    savemat(path, {"annotations": annotations(rows, fields), "class_names": cars_class_names()})
+    content = bytearray(path.read_bytes())
+    if damage == "types":  # with these, the reader ends its process
+        for place in range(128, len(content), 8):
+            content[place] = 0x0E
+    path.write_bytes({"cut": content[:200], "text": b"x" * 999, "types": content, "nothing": b""}[damage])
+    with pytest.raises(InvalidData, match="Download it again"):
+        open_source(str(tmp_path)).list()
+
+
 def test_cub200_is_read_by_its_lists(tmp_path):
     root = tmp_path / "CUB_200_2011"
     write(

@@ -8,15 +8,13 @@ Source: Krause et al. 2013, 3DRR. The split of metric learning, classes 1-98 aga
 et al. 2016, arXiv:1511.06452. Images are taken whole: boxes are not applied.
 """
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from dml.config import OfficialSplit
 from dml.data.sources.files import FilesSource, Tree
+from dml.data.sources.mat_file import read_mat
 from dml.data.sources.sample import Listing, Problem, Sample
 
 _LAST_TRAIN_CLASS = 98
@@ -54,8 +52,8 @@ class Cars196Source(FilesSource):
         if whole is not None:
             matrix = self._matrix(whole)
             names = [str(name) for name in matrix["class_names"]]
-            for row in np.atleast_1d(matrix["annotations"]):
-                yield str(row["relative_im_path"]), int(row["class"]), names[int(row["class"]) - 1]
+            for row in matrix["annotations"]:
+                yield str(row["relative_im_path"]), *_class_of(row, names)
             return
         meta = tree.named("cars_meta.mat")
         assert meta is not None, "recognise() asks for it"
@@ -63,18 +61,23 @@ class Cars196Source(FilesSource):
         for file_name, folder in _HALVES.items():
             annotations = tree.named(file_name)
             if annotations is not None:
-                for row in np.atleast_1d(self._matrix(annotations)["annotations"]):
-                    yield f"{folder}/{row['fname']}", int(row["class"]), names[int(row["class"]) - 1]
+                for row in self._matrix(annotations)["annotations"]:
+                    yield f"{folder}/{row['fname']}", *_class_of(row, names)
 
     def _matrix(self, path: str) -> dict[str, Any]:
-        from scipy.io import loadmat
-
-        content: Any = io.BytesIO(self.files.read_list(path))
-        return dict(loadmat(content, squeeze_me=True))
+        return read_mat(self.files.read_list(path), path)
 
 
 def recognise(tree: Tree) -> bool:
     return bool(tree.named(_WHOLE) or (tree.named(*_HALVES) and tree.named("cars_meta.mat")))
+
+
+def _class_of(row: dict[str, Any], names: list[str]) -> tuple[int, str]:
+    """(class id from 1, class name) of an annotation."""
+    class_id = int(row["class"])
+    if class_id < 1:
+        raise ValueError(f"class {class_id}: classes are numbered from 1")
+    return class_id, names[class_id - 1]
 
 
 def _attributes(label: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ Settings = Annotated[
 Preset = Annotated[str, typer.Option(help="experiment to start from; `dml presets` lists them")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="default: as the size asks")]
 
-_WIDTH_IN_FILES = 160
+_WIDTH_IN_FILES, _UNBOUND = 160, 10_000
 _UNSEEN = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode's control characters, surrogates and separators of lines and paragraphs."""
 _TURNING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
@@ -61,10 +61,33 @@ def print_json(content: Mapping[str, Any]) -> None:
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table as its cells are: nothing in them is markup, and control characters are made visible."""
+    """A table as its cells are: nothing in them is markup, and control characters are made visible.
+
+    Where it is wider than the screen and has more columns than rows, its columns become lines.
+    """
     if not rows:
         print(f"{visible(title)}: none")
         return
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH_IN_FILES)
+    table = _table(title, rows)
+    if Console(width=_UNBOUND).measure(table).maximum > console.width:
+        table = _table(title, _turned(rows))
+    console.print(table)
+
+
+def _turned(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """A line per column, beside the first column's values; as they are where that would not be narrower."""
+    head, *names = dict.fromkeys(column for row in rows for column in row)
+    heads = [str(row.get(head, "")) for row in rows]
+    if len(rows) >= len(names) or len({head, *heads}) <= len(heads):
+        return rows
+    return [
+        {head: name, **{each: row.get(name, "") for each, row in zip(heads, rows, strict=True)}}
+        for name in names
+    ]
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title=Text(visible(title)), title_justify="left")
     columns = list(dict.fromkeys(column for row in rows for column in row))
     for column in columns:
@@ -72,7 +95,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(Text(visible(column)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(row.get(column, ""))) for column in columns))
-    Console(width=None if sys.stdout.isatty() else _WIDTH_IN_FILES).print(table)
+    return table
 
 
 def _cell(value: Any) -> str:

@@ -57,3 +57,18 @@ def test_an_error_shows_control_characters_of_what_was_typed(dml, store):
     done = dml("search", "x.png", "--index", "\x1b[31mred", "--store", store)
     assert done.status == 2
     assert "\x1b" not in done.err
+
+
+def test_a_table_wider_than_the_screen_is_turned_where_it_has_few_lines(capsys):
+    metrics = {f"metric_{number}": "0.325 [0.250, 0.400]" for number in range(9)}
+    print_table("judged", [{"embedding": "raw pixels", **metrics}, {"embedding": "trained", **metrics}])
+    lines = capsys.readouterr().out.splitlines()
+    assert [cell.strip() for cell in lines[2].strip("┃").split("┃")] == ["embedding", "raw pixels", "trained"]
+    assert len(lines) == 1 + 3 + 9 + 1
+    print_table("judged", [{"id": str(number), **metrics} for number in range(20)])
+    assert "metric_8" in capsys.readouterr().out
+
+
+def test_an_empty_table_says_so(capsys):
+    print_table("datasets", [])
+    assert capsys.readouterr().out == "datasets: none\n"

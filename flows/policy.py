@@ -154,11 +154,17 @@ def require_answer() -> None:
     ):
         problem = client.api_healthcheck()
     if problem is not None:
+        said = f"{type(problem).__name__}: {problem}".rstrip(".")
         raise ServiceUnreachable(
-            f"The Prefect server at {prefect_url()} must answer; {type(problem).__name__}: {problem}. Its "
-            f"address comes from {_where_prefect_url_is_set()}. Start it (`dml up`), or {_how_to_unset()} to "
-            "go on without Prefect."
+            f"The Prefect server at {without_password(str(prefect_url()))} must answer; "
+            f"{without_password(said)}. Its address comes from {_where_prefect_url_is_set()}. Start it "
+            f"(`dml up`), or {_how_to_unset()} to go on without Prefect."
         )
+
+
+def without_password(text: str) -> str:
+    """A text whose addresses, as http://user:password@host, do not say who logs in."""
+    return re.sub(r"://[^/@\s]*@", "://", text)
 
 
 def _profile_with_url() -> str | None:

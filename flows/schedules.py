@@ -13,7 +13,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from dml.config import RefreshConfig
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.retrieval.refresh import find_refresh, names_to_refresh
-from flows.policy import prefect_url, require_answer
+from flows.policy import prefect_url, require_answer, without_password
 
 DEPLOYMENT = "refresh-flow/default"
 
@@ -69,8 +69,8 @@ def follow_store(store: str, prefect: str) -> None:
             deployment = client.read_deployment_by_name(DEPLOYMENT).id
         except ObjectNotFound as error:
             raise MissingArtifact(
-                f"Prefect must have the deployment {DEPLOYMENT} to schedule; {prefect} has none. Run "
-                "`dml up`, or `prefect deploy --all` in the project's folder."
+                f"Prefect must have the deployment {DEPLOYMENT} to schedule; {without_password(prefect)} has "
+                "none. Run `dml up`, or `prefect deploy --all` in the project's folder."
             ) from error
         for former in client.read_deployment_schedules(deployment):
             if former.parameters.get("store") != store:

@@ -64,6 +64,7 @@ def schedule(
     """Have an index refreshed by itself; Prefect, where it runs, is told."""
     from dml.retrieval.refresh import ask_refresh, end_refresh, find_refresh, names_to_refresh
     from dml.up import running_stack
+    from flows.policy import without_password
     from flows.schedules import follow_store, next_refresh, prefect_of
 
     root = store_uri(store)
@@ -80,6 +81,7 @@ def schedule(
         end_refresh(root, name)
     if prefect is not None:
         follow_store(root, prefect)
+    shown = None if prefect is None else without_password(prefect)
     asking = {each: config for each in names_to_refresh(root) if (config := find_refresh(root, each))}
     rows = [
         {
@@ -90,13 +92,13 @@ def schedule(
         for each, config in asking.items()
     ]
     if as_json:
-        print_json({"schedules": rows, "prefect": prefect})
+        print_json({"schedules": rows, "prefect": shown})
         return
     if rows:
         print_table("indexes that ask to be refreshed", rows)
     else:
         print("nothing asks to be refreshed")
-    if prefect is not None:
-        print(f"Prefect at {prefect} follows.")
+    if shown is not None:
+        print(f"Prefect at {shown} follows.")
     elif rows:
         print("No Prefect runs for this store here: `dml up` starts one, which follows.")

@@ -83,6 +83,13 @@ def table_of(
     return ref
 
 
+def turn(table: EmbeddingsRef) -> None:
+    """Publish the table again with its parts in the opposite order."""
+    parts = storage.read_manifest(table.uri)["parts"]
+    storage.delete(storage.join(table.uri, storage.MANIFEST))
+    seal_table(table, {part["name"]: part["rows"] for part in reversed(parts)})
+
+
 def ids_of(dataset: DatasetRef) -> list[str]:
     parts = [read_fragment(fragment, ["id"]) for fragment in fragments(dataset)]
     ids: list[str] = pa.concat_tables(parts)["id"].to_pylist()

@@ -7,13 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from dml.config import EvaluationConfig, IngestConfig
+from dml.config import EvaluationConfig, GateConfig, IndexConfig, IngestConfig, ReportConfig
 from dml.data.dataset import read_rows
 from dml.data.ingest import ingest
-from dml.errors import InvalidData
+from dml.errors import CorruptArtifact, InvalidData
 from dml.metrics.retrieval import retrieval_metrics
-from dml.retrieval.evaluate import evaluate, raw_pixel_baseline
-from tests.retrieval.parts import GREY, ROWS, make_dataset, png, table_of, unit_vectors
+from dml.report.circles import draw_circles
+from dml.report.view import View
+from dml.retrieval.evaluate import compare, evaluate, raw_pixel_baseline
+from dml.retrieval.index import build_index
+from tests.retrieval.parts import GREY, ROWS, make_dataset, png, table_of, turn, unit_vectors
 
 CONFIG = EvaluationConfig(recall_at=(1, 4))
 
@@ -80,3 +83,24 @@ def test_a_split_without_rows_is_refused(package, tmp_path):
     table = table_of(str(tmp_path), package, train_only, unit_vectors(5, 16, 0))
     with pytest.raises(InvalidData, match="test"):
         evaluate(table, CONFIG)
+
+
+def test_a_table_out_of_step_with_its_dataset_is_judged_by_nobody(store, dataset, package):
+    """As parts sorted by name were, from 100,000 on."""
+    whole = table_of(store, package, dataset, unit_vectors(ROWS, 16, 13))
+    turned = table_of(store, package, dataset, unit_vectors(ROWS, 16, 14))
+    turn(turned)
+    readers = [
+        lambda: evaluate(turned, CONFIG),
+        lambda: compare(turned, whole, CONFIG, GateConfig()),
+        lambda: compare(whole, turned, CONFIG, GateConfig()),
+        lambda: View(turned, ReportConfig()),
+        lambda: build_index(store, "turned", turned, IndexConfig()),
+    ]
+    for read in readers:
+        with pytest.raises(CorruptArtifact, match="must have the samples of"):
+            read()
+    flat = table_of(store, package, dataset, unit_vectors(ROWS, 2, 15))
+    turn(flat)
+    with pytest.raises(CorruptArtifact, match="must have the samples of"):
+        draw_circles(store, {"softmax": flat}, "shelves@1")

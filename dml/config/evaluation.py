@@ -11,7 +11,7 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 
 
 class FewShotConfig(Part):
-    """N-way K-shot episodes: accuracy by nearest class mean and by nearest example, with 95 % intervals."""
+    """N-way K-shot episodes: accuracy by nearest class mean and example, with 95 % intervals over classes."""
 
     ways: int = Field(20, ge=2, description="classes of an episode")
     shots: tuple[Rank, ...] = Field((1, 5), min_length=1, description="examples of each class")

@@ -123,6 +123,25 @@ def test_damaged_checkpoints_are_named_and_left_out(damaged, goes_on_at, dataset
         verify_checkpoint(checkpoints / name)
 
 
+@pytest.mark.slow
+def test_damaged_checkpoints_on_s3_are_left_out_too(dataset, s3_store, caplog):
+    config = experiment("smoke").overridden(FAST)
+
+    def die(progress):
+        if progress.step == 11:
+            raise Killed
+
+    with pytest.raises(Killed):
+        ray_trainer.train(config, dataset, s3_store, die)
+    run = storage.join(s3_store, "runs", run_identity(config, dataset))
+    weights = storage.join(run, "checkpoints", "step-00000008", "encoder.safetensors")
+    storage.write_bytes(weights, storage.read_bytes(weights)[:-1] + b"x")
+    steps = []
+    ray_trainer.train(config, dataset, s3_store, lambda p: steps.append(p.step))
+    assert steps[0] == 5
+    assert "step-00000008/encoder.safetensors is not" in caplog.text
+
+
 @pytest.mark.parametrize("damage", [shutil.rmtree, lambda folder: (folder / "manifest.json").write_text("{")])
 def test_a_checkpoint_that_cannot_be_opened_at_all_is_left_out(damage, dataset, tmp_path):
     config = experiment("smoke").overridden(FAST)

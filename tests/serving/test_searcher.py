@@ -1,0 +1,98 @@
+"""An open searcher answers what its index holds, many images at once, and takes a new version when told."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from dml.config import IndexConfig
+from dml.errors import InvalidData, InvalidSetting, MissingArtifact
+from dml.retrieval.embed import embed
+from dml.retrieval.index import build_index, publish_index
+from dml.serving.answers import answer
+from dml.serving.searcher import Searcher
+from tests.retrieval.parts import make_dataset, make_package, png
+
+
+def publish(store, dataset, package, factory="Flat"):
+    table = embed(store, package, dataset)
+    ref = build_index(store, "shelves", table, IndexConfig(factory=factory))
+    publish_index(store, ref)
+    return ref
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("searcher")
+    return make_dataset(folder / "images", str(folder / "store"), rows=40)
+
+
+@pytest.fixture
+def store(dataset):
+    store = str(Path(dataset.uri).parents[2])
+    publish(store, dataset, make_package(store, seed=1))
+    return store
+
+
+def test_each_image_of_a_batch_finds_itself_in_its_place(store):
+    searcher = Searcher.open(store, "shelves")
+    found = searcher.search([png(3), png(17), png(5)], k=2)
+    assert [each.answers[0].id for each in found] == ["00003.png", "00017.png", "00005.png"]
+    assert [len(each.answers) for each in found] == [2, 2, 2]
+    assert [each.index for each in found] == [searcher.index] * 3
+    assert searcher.search([]) == []
+
+
+def test_a_batch_is_answered_as_its_images_one_by_one(store):
+    searcher = Searcher.open(store, "shelves")
+    images = [png(seed) for seed in range(100, 106)]
+    alone = [searcher.search([image], k=5, where=["sold=true"])[0].rows() for image in images]
+    together = [found.rows() for found in searcher.search(images, k=5, where=["sold=true"])]
+    assert [[row["id"] for row in rows] for rows in together] == [
+        [row["id"] for row in rows] for rows in alone
+    ]
+    assert answer(store, "shelves", images[0], k=5, where=["sold=true"]).rows() == alone[0]
+
+
+def test_without_a_name_it_is_the_only_index(store, tmp_path):
+    assert Searcher.open(store).index.name == "shelves"
+    with pytest.raises(MissingArtifact, match="dml index"):
+        Searcher.open(str(tmp_path))
+    with pytest.raises(MissingArtifact, match="mean 'shelves'"):
+        Searcher.open(store, "shelve")
+
+
+def test_it_stays_on_its_version_until_it_is_refreshed(store, dataset):
+    searcher = Searcher.open(store)
+    former, package = searcher.index, searcher.package
+    assert not searcher.refresh()
+    newer = publish(store, dataset, make_package(store, seed=1), factory="HNSW8")
+    assert searcher.search([png(3)])[0].index == former
+    assert searcher.refresh()
+    assert searcher.search([png(3)])[0].index == searcher.index == newer
+    assert searcher.package is package, "the same package is not loaded again"
+    other = publish(store, dataset, make_package(store, seed=2))
+    assert searcher.refresh()
+    assert searcher.index == other
+    assert searcher.search([png(3)])[0].answers[0].id == "00003.png"
+    pinned = Searcher.open(store, f"shelves@{former.version}")
+    assert pinned.index == former
+    assert not pinned.refresh()
+
+
+def test_threads_share_one_and_are_answered_while_it_is_refreshed(store, dataset):
+    searcher = Searcher.open(store)
+    publish(store, dataset, make_package(store, seed=2))
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(searcher.search, [png(seed)], k=1) for seed in range(20)]
+        pool.submit(searcher.refresh).result()
+        found = [each.result()[0].answers[0].id for each in answers]
+    assert found == [f"{seed:05d}.png" for seed in range(20)]
+
+
+def test_what_cannot_be_searched_is_refused(store):
+    searcher = Searcher.open(store)
+    with pytest.raises(InvalidData, match="image"):
+        searcher.search([png(1), b"no image"])
+    with pytest.raises(InvalidSetting, match="k must"):
+        searcher.search([png(1)], k=0)

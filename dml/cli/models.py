@@ -10,7 +10,7 @@ from dml.errors import InvalidSetting
 from dml.settings import store_uri
 
 if TYPE_CHECKING:
-    from dml.refs import EvaluationReport, ModelRef
+    from dml.refs import ModelRef
 
 
 @app.command()
@@ -46,15 +46,17 @@ def train(
         )
     start = experiment(preset or "smoke") if config is None else read_experiment(config)
     changes = [*(settings or []), *([f"training.num_workers={workers}"] if workers else [])]
+    chosen = start.overridden(changes)
     report = run(
         train_flow,
         dataset,
-        config=start.overridden(changes),
+        config=chosen,
         store=store_uri(store),
         name=name,
         test_dataset=test,
     )
     model, trained = report.model, report.trained
+    verdict = report.evaluation.verdict(chosen.gate.metric)
     if as_json:
         print_json(
             {
@@ -65,7 +67,7 @@ def train(
                 "reason": model.reason,
                 "metrics": report.evaluation.metrics,
                 "baselines": report.evaluation.baselines,
-                "verdict": report.evaluation.verdict(),
+                "verdict": verdict,
                 "images_per_second": trained.images_per_second,
                 "data_wait": trained.data_wait,
                 "loss": trained.loss,
@@ -74,7 +76,7 @@ def train(
         )
         return
     print_table(f"{test or dataset}, split test", report.evaluation.table())
-    _print_verdict(report.evaluation)
+    _print_verdict(verdict)
     print(f"{trained.images_per_second:.0f} images/s, {trained.data_wait:.0%} of the time waiting for data")
     print(f"model {model.name}/{model.version} is {model.alias}: {model.reason}")
 
@@ -108,7 +110,7 @@ def evaluate(
         )
         return
     print_table(f"{model} on {dataset}, split test", report.table())
-    _print_verdict(report)
+    _print_verdict(report.verdict())
     if report.slices():
         print_table("by slice of the queries", report.slices())
 
@@ -135,8 +137,8 @@ def models(store: Store = None, as_json: Json = False) -> None:
         print(f"not ours, left out: {', '.join(visible(name) for name in found.foreign)}")
 
 
-def _print_verdict(report: "EvaluationReport") -> None:
-    if verdict := report.verdict():
+def _print_verdict(verdict: str) -> None:
+    if verdict:
         print(f"the model is {verdict}")
 
 

@@ -99,10 +99,11 @@ def _passes_champion(
 def _passes_floor(
     model: ModelRef, gate: GateConfig, baselines: Mapping[str, Mapping[str, float]]
 ) -> tuple[bool, str]:
-    """What `gate.at_least` asks for; where it asks for nothing, being worse than pixels is at least said."""
+    """What `gate.at_least` asks for; being worse than pixels is said in any case."""
     value = model.metrics[gate.metric]
+    said = against_pixels(gate.metric, model.metrics, baselines, only_worse=True)
     if gate.at_least is None:
-        return True, against_pixels(gate.metric, model.metrics, baselines, only_worse=True)
+        return True, said
     if isinstance(gate.at_least, str):
         name = gate.at_least.replace("_", " ")
         if gate.metric not in baselines.get(name, {}):
@@ -114,7 +115,7 @@ def _passes_floor(
     else:
         floor, of = gate.at_least, ""
     ok = value >= floor
-    return ok, "" if ok else f"{gate.metric} {value:.4f} is below gate.at_least, {floor:.4f}{of}"
+    return ok, said if ok else f"{gate.metric} {value:.4f} is below gate.at_least, {floor:.4f}{of}"
 
 
 def _was_rolled_back(client: "MlflowClient", model: ModelRef) -> tuple[bool, str]:

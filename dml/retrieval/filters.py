@@ -90,7 +90,7 @@ def _compare(column: pa.ChunkedArray, name: str, sign: str, text: str, condition
         return pc.invert(found) if sign == "!=" else found
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         return _ORDERED[sign](column, pa.scalar(_number(text, condition)))
-    if pa.types.is_string(column.type):
+    if _is_text(column):
         return _ORDERED[sign](*_instants(column, name, text, condition))
     raise InvalidSetting(
         f"{sign} compares numbers and ISO dates; column {name!r} holds {column.type}. Use = or !=."
@@ -113,9 +113,13 @@ def _among(
     if len(wanted) == len(texts):
         return found, absent
     missing = pc.is_null(column, nan_is_null=True)
-    if pa.types.is_string(column.type):
+    if _is_text(column):
         missing = pc.or_(missing, pc.equal(pc.fill_null(column, ""), ""))
     return pc.or_(found, missing), absent
+
+
+def _is_text(column: pa.ChunkedArray) -> bool:
+    return bool(pa.types.is_string(column.type) or pa.types.is_large_string(column.type))
 
 
 def _values(text: str) -> list[str]:
@@ -138,7 +142,7 @@ def _instants(
     column: pa.ChunkedArray, name: str, text: str, condition: str
 ) -> tuple[pa.ChunkedArray, pa.Scalar]:
     """ISO dates in a column of text, and the one to compare them with; those with a zone compare in UTC."""
-    filled = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+    filled = pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
     for kind, zone in ((pa.timestamp("us"), ""), (pa.timestamp("us", "UTC"), "Z")):
         try:
             instants = pc.cast(filled, kind)

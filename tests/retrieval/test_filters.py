@@ -124,6 +124,12 @@ def test_a_comma_or_a_quote_that_belongs_to_a_value_is_no_reason_to_refuse():
         assert matching_rows(items, [f"name={name}"]).nonzero()[0].tolist() == [place]
 
 
+def test_texts_of_more_than_two_gibibytes_are_texts_too():
+    large = pa.table({name: ITEMS[name].cast(pa.large_string()) for name in ("script", "day")})
+    for where in (["script=Greek"], ["script="], ["day>=2024-03-01"], ["script!=Greek|"]):
+        assert matching_rows(large, where).tolist() == matching_rows(ITEMS, where).tolist()
+
+
 def test_what_excludes_nothing_is_told_of(caplog):
     assert matching_rows(ITEMS, ["script!=Greeek"]).all()
     assert "Did you mean 'Greek'" in caplog.text

@@ -34,11 +34,14 @@ def resolve(uri: str) -> str:
     """The absolute form of a path or URI, without trailing slash.
 
     Raises:
-        InvalidSetting: a URI other than `s3://`, or one that holds credentials or a query: it would end in
-            manifests, logs and the registry.
+        InvalidSetting: a path that leads nowhere, a URI other than `s3://`, or one that holds credentials or
+            a query: it would end in manifests, logs and the registry.
     """
     if not is_remote(uri):
-        return str(Path(uri.removeprefix("file://")).expanduser().resolve())
+        try:
+            return str(Path(uri.removeprefix("file://")).expanduser().resolve())
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long, no such user
+            raise InvalidSetting(f"A path must lead somewhere; {uri[:200]!r} does not: {error}.") from error
     scheme, _, rest = uri.partition("://")
     bucket = rest.split("/", 1)[0]
     if "@" in bucket or ":" in bucket:

@@ -20,7 +20,7 @@ from dml.data.sources.access import Access
 from dml.data.sources.detect import open_source
 from dml.data.sources.files import read_local
 from dml.data.sources.sample import Refused
-from dml.errors import InvalidData, MissingArtifact
+from dml.errors import InvalidData, InvalidSetting, MissingArtifact
 from tests.data.pictures import class_folders, picture, write
 from tests.data.test_ingest import config as strict
 from tests.data.test_ingest import quarantine
@@ -307,6 +307,20 @@ def test_a_source_that_cannot_be_listed_is_refused(tmp_path):
     for path in (tmp_path / "pipe", tmp_path / "nothing", "/dev/null"):
         with pytest.raises(MissingArtifact, match="no folder"):
             open_source(str(path))
+
+
+def test_a_source_that_leads_nowhere_is_refused(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for source in (f"{tmp_path}/loop", f"{tmp_path}/loop/a.csv", "~no-such-user/x", "a\0b"):
+        with pytest.raises(InvalidSetting, match="must lead somewhere"):
+            open_source(source)
+    with pytest.raises(MissingArtifact, match="no folder"):
+        open_source("x" * 5000)
+    for source in ("https://user:secret@host/a.zip?key=1", "ftp://host/x", "gs://bucket/x"):
+        with pytest.raises(InvalidSetting, match="named by a manifest") as refused:
+            open_source(source)
+        assert "secret" not in str(refused.value)
+        assert "key" not in str(refused.value)
 
 
 def test_the_same_tree_has_one_fingerprint_as_a_folder_and_as_a_zip(tmp_path):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from dml import storage
 from dml.config import SourceLayout
 from dml.data.sources import cars196, cub200, folder, glyphs, manifest, mnist, omniglot, sop, tiny_imagenet
-from dml.data.sources.access import OWN_FOLDER, Access
+from dml.data.sources.access import OWN_FOLDER, Access, without_query
 from dml.data.sources.cars196 import Cars196Source
 from dml.data.sources.cub200 import Cub200Source
 from dml.data.sources.files import Files, Tree, open_files
@@ -17,7 +17,7 @@ from dml.data.sources.omniglot import OmniglotSource
 from dml.data.sources.sample import Source
 from dml.data.sources.sop import SopSource
 from dml.data.sources.tiny_imagenet import TinyImagenetSource
-from dml.errors import InvalidData
+from dml.errors import InvalidData, InvalidSetting
 
 
 class _Layout(NamedTuple):
@@ -53,6 +53,11 @@ def open_source(uri: str, layout: SourceLayout = "auto", access: Access = OWN_FO
         InvalidData: what is there is not laid out so, or in no known way.
         InvalidSetting: a `glyphs:` that cannot be followed.
     """
+    if storage.is_remote(uri) and not uri.startswith("s3://"):
+        raise InvalidSetting(
+            "A source must be a folder, zip or manifest on this machine, or a folder or manifest on s3://; "
+            f"got {without_query(uri)}. Images on the web are named by a manifest, see allowed_prefixes."
+        )
     if layout == "glyphs" or (layout == "auto" and uri.startswith(glyphs.SCHEME)):
         return glyphs.open_glyphs(uri)
     if layout == "manifest" or (layout == "auto" and manifest.recognise(uri)):

@@ -6,7 +6,6 @@ import threading
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from pyarrow import fs
 
@@ -195,9 +194,9 @@ def open_files(uri: str, access: Access = OWN_FOLDER) -> Files:
             raise _unreachable(place, error) from error
         if kind == fs.FileType.Directory:
             return Files(place, access=access)
-    elif Path(place).is_dir():
+    elif os.path.isdir(place):
         return Files(place, access=access)
-    elif Path(place).is_file():
+    elif os.path.isfile(place):
         if not zipfile.is_zipfile(place):
             raise InvalidData(
                 f"A source must be a folder, a zip or a manifest (.csv, .tsv, .parquet); the file {place} is "

@@ -3,7 +3,6 @@
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from dml import storage
 from dml.config import ClassSplit, OfficialSplit
@@ -117,7 +116,7 @@ def recognise(uri: str) -> bool:
     """Whether a place is a manifest, by its name, or by what it begins with."""
     if storage.is_remote(uri):
         return uri.lower().endswith((*_CSV_SUFFIXES, _PARQUET_SUFFIX))
-    path = Path(storage.resolve(uri))
-    if path.is_dir():
+    path = storage.resolve(uri)
+    if os.path.isdir(path):
         return False
-    return path.name.lower().endswith((*_CSV_SUFFIXES, _PARQUET_SUFFIX)) or is_parquet(str(path))
+    return path.lower().endswith((*_CSV_SUFFIXES, _PARQUET_SUFFIX)) or is_parquet(path)

@@ -1,6 +1,7 @@
 """What every verb shares: the app, the options spelt alike everywhere, and how answers are printed."""
 
 import json
+import math
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,16 @@ def _dml(
 
 
 def print_json(content: Mapping[str, Any]) -> None:
-    print(json.dumps(content), file=output.get())
+    """One JSON object; a number that is none, which JSON has no word for, is null."""
+    print(json.dumps(_finite(content), allow_nan=False), file=output.get())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,10 +1,12 @@
 """What is printed is what the data says: no markup, no control characters obeyed, nothing cut."""
 
+import json
 import re
+import sys
 
 import pytest
 
-from dml.cli.app import print_table, visible
+from dml.cli.app import output, print_json, print_table, visible
 from tests.cli.conftest import LABELS
 
 
@@ -72,3 +74,10 @@ def test_a_table_wider_than_the_screen_is_turned_where_it_has_few_lines(capsys):
 def test_an_empty_table_says_so(capsys):
     print_table("datasets", [])
     assert capsys.readouterr().out == "datasets: none\n"
+
+
+def test_numbers_that_json_has_no_word_for_are_null(capsys):
+    output.set(sys.stdout)
+    print_json({"metrics": {"nmi": float("nan"), "map": 0.5}, "values": [float("inf"), 1, "NaN"]})
+    strict = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert strict == {"metrics": {"nmi": None, "map": 0.5}, "values": [None, 1, "NaN"]}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dml.config import parse_experiment, read_experiment, to_yaml
+from dml.config import parse_bench, parse_experiment, read_experiment, to_yaml
 from dml.errors import InvalidSetting
 from dml.presets import experiment, names
 
@@ -88,6 +88,14 @@ def test_every_setting_that_is_wrong_is_named():
         parse_experiment(
             {"name": "x", "seed": -1, "training": {"num_steps": 0}, "loss": {"kind": "triplet", "margn": 1}}
         )
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"), [("tripplet", "mean 'triplet'"), ("triplet/semihard", "mean 'semi-hard'")]
+)
+def test_a_misspelt_loss_or_mining_of_a_bench_brings_the_nearest(loss, message):
+    with pytest.raises(InvalidSetting, match=message):
+        parse_bench({"datasets": ["x"], "losses": [loss]}).rows()
 
 
 def test_a_misspelt_preset_brings_the_nearest():

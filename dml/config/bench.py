@@ -6,7 +6,7 @@ from pydantic import Field
 
 from dml.config.losses import Mining, loss_kinds, takes_mining
 from dml.config.part import Part, parse
-from dml.errors import InvalidSetting
+from dml.errors import InvalidSetting, did_you_mean
 
 
 class BenchConfig(Part):
@@ -54,7 +54,10 @@ class BenchConfig(Part):
                     f"{', '.join(k for k in loss_kinds() if takes_mining(k))}."
                 )
             if slash and mining not in get_args(Mining):
-                raise InvalidSetting(f"mining must be one of {', '.join(get_args(Mining))}; got {text!r}.")
+                raise InvalidSetting(
+                    f"mining must be one of {', '.join(get_args(Mining))}; got {text!r}."
+                    f"{did_you_mean(mining, get_args(Mining))}"
+                )
             several = self.minings if takes and not slash else ()
             found |= dict.fromkeys((kind, each) for each in several or (mining or None,))
         if self.minings and not any(mining in self.minings for _, mining in found):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from dml.config.part import Part
-from dml.errors import InvalidSetting
+from dml.errors import InvalidSetting, did_you_mean
 
 Mining = Literal[
     "all", "random", "batch-hard", "semi-hard", "soft-hard", "distance-weighted", "n-pair", "multi-similarity"
@@ -228,5 +228,7 @@ def takes_mining(kind: str) -> bool:
     """Whether a loss learns from tuples that a miner chooses; raises InvalidSetting for an unknown loss."""
     kinds = loss_kinds()
     if kind not in kinds:
-        raise InvalidSetting(f"A loss must be one of {', '.join(kinds)}; got {kind!r}.")
+        raise InvalidSetting(
+            f"A loss must be one of {', '.join(kinds)}; got {kind!r}.{did_you_mean(kind, kinds)}"
+        )
     return "mining" in kinds[kind].model_fields

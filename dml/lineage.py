@@ -4,6 +4,7 @@ Every manifest names the artefacts that its artefact was made from, so lineage i
 artefact is needed when a pointer, a registered model, an unfinished run or a finished bench leads to it.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,7 @@ _PARENTS = ("embeddings", "dataset", "package", "embedder", "items", "initial")
 _OWN_FOLDERS = (*_VERSIONED.values(), "packages", "embeddings", "reports", "bench", "runs", "galleries")
 """Where a store keeps what this project made; MLflow's and Prefect's folders are theirs."""
 
+_FINGERPRINT = re.compile("[0-9a-f]{64}")
 ABANDONED_AFTER = timedelta(days=1)
 """A staging folder or unsealed table that nobody wrote to for so long is a killed process's."""
 
@@ -88,6 +90,7 @@ def _read(kind: Kind, uri: str, name: str, version: str) -> Artifact | None:
         return None
     entries = storage.list_entries(uri, recursive=True)
     ref = manifest.get("ref", {})
+    fingerprint = str(ref.get("fingerprint", ""))
     times = [entry.modified for entry in entries if entry.path == storage.MANIFEST and entry.modified]
     return Artifact(
         kind=kind,
@@ -97,7 +100,7 @@ def _read(kind: Kind, uri: str, name: str, version: str) -> Artifact | None:
         size_bytes=sum(entry.size_bytes for entry in entries),
         created=times[0] if times else datetime.now(UTC),
         parents=tuple(_parents(ref)),
-        fingerprint=str(ref.get("fingerprint", "")),
+        fingerprint=fingerprint if _FINGERPRINT.fullmatch(fingerprint) else "",
     )
 
 
@@ -332,7 +335,9 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
     for uri in chosen_uris:
         storage.remove(uri)
     if version is None:
-        storage.delete(folder)
+        for name in (storage.POINTER, "refresh.json"):
+            storage.delete(storage.join(folder, name))
+        storage.delete_empty(folder)  # what forgets items stays, and what others put there
     return [f"{base}@{own}" for own in chosen] or [base]
 
 

@@ -144,7 +144,11 @@ def test_removing_names_who_needs_it(store, tmp_path):
         remove_named(store, "index", "other")
     assert remove_named(store, "index", str(first)) == [str(first)]
     assert remove_named(store, "index", "shelves") == [str(second)]
+    kept = Path(store, "datasets", "shelves", "forgotten.json")
+    storage.write_json(str(kept), {"ids": []})
     assert len(remove_named(store, "dataset", "shelves")) == 2
+    assert list(kept.parent.iterdir()) == [kept], "a forgotten item stays forgotten"
+    assert not Path(store, "indexes", "shelves").exists()
     assert not [a for a in list_artifacts(store) if a.kind in ("dataset", "index")]
 
 

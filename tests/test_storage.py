@@ -340,3 +340,12 @@ def test_a_changed_manifest_is_noticed(store, position):
     with pytest.raises(CorruptArtifact, match=r"manifest\.json must be as it was published"):
         storage.read_manifest(final)
     assert not storage.is_intact(final)
+
+
+@pytest.mark.parametrize("name", ["../../victim", "/etc/passwd", "a/../../b", "a//b", "./a"])
+def test_a_manifest_that_names_files_of_others_is_refused(tmp_path, name):
+    folder = tmp_path / "things" / "v1"
+    (tmp_path / "victim").write_text("mine")
+    storage.write_manifest(str(folder), {"files": {name: {"size_bytes": 1, "sha256": "0" * 64}}})
+    with pytest.raises(CorruptArtifact, match="files of its own folder"):
+        storage.damaged_files(str(folder))

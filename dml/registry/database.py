@@ -88,7 +88,8 @@ def _make(file: Path) -> None:
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
 
     for abandoned in file.parent.glob(f".{file.name}.*"):
-        abandoned.unlink()
+        if storage.is_aside(abandoned.name):
+            abandoned.unlink()
     aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     engine = create_sqlalchemy_engine(sqlite_uri(aside))
     _initialize_tables(engine)

@@ -8,6 +8,7 @@ way anything changes.
 
 import json
 import os
+import posixpath
 import re
 import uuid
 from collections.abc import Iterator, Mapping
@@ -226,13 +227,28 @@ def read_manifest(uri: str) -> dict[str, Any]:
         ) from error
     except ValueError:
         content = None
-    if not isinstance(content, dict) or content.pop(_OWN_DIGEST, None) != digest_of(content):
+    if (
+        not isinstance(content, dict)
+        or content.pop(_OWN_DIGEST, None) != digest_of(content)
+        or not isinstance(content.get("files"), dict)
+    ):
         raise CorruptArtifact(
             f"{join(uri, MANIFEST)} must be as it was published; it was changed. Bring it back from a copy, "
             "or remove the folder and make the artefact again."
         )
+    strange = [name for name in content["files"] if name != posixpath.normpath(name) or _leaves(name)]
+    if strange:
+        raise CorruptArtifact(
+            f"{join(uri, MANIFEST)} must name files of its own folder; it names {strange[:3]}. It was not "
+            "made by this program: remove the folder."
+        )
     manifest: dict[str, Any] = absolute_references(content, uri)
     return manifest
+
+
+def _leaves(name: str) -> bool:
+    """Whether a path leads out of the folder it is relative to."""
+    return name.startswith("/") or ".." in name.split("/")
 
 
 def write_manifest(uri: str, content: Mapping[str, Any]) -> None:

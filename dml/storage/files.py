@@ -251,6 +251,12 @@ def delete(uri: str) -> None:
         filesystem_.delete_file(path)
 
 
+def delete_empty(uri: str) -> None:
+    """Remove a folder that holds nothing; another stays. S3 has no empty folders."""
+    if not is_remote(uri) and not any(Path(resolve(uri)).iterdir()):
+        Path(resolve(uri)).rmdir()
+
+
 def make_folder(uri: str) -> str:
     """Make sure a folder can be written to (S3 needs none); returns the URI."""
     if not is_remote(uri):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dml.errors import Unreachable
 from dml.refs import DatasetRef
 from dml.registry.connection import connect
 from dml.registry.database import REGISTRY_LOCK, exclusive
@@ -71,8 +70,8 @@ class Run:
         except BaseException:
             try:
                 self._end("FAILED")
-            except Unreachable as error:  # what went wrong in the body is what counts
-                logger.warning("%s", error)
+            except Exception as error:  # what went wrong in the body is what counts
+                logger.warning("The run cannot be marked as failed in MLflow: %s", error)
             raise
         self._end("FINISHED")
 

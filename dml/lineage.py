@@ -337,6 +337,8 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
     if version is None:
         for name in (storage.POINTER, "refresh.json"):
             storage.delete(storage.join(folder, name))
+        if kind == "dataset":
+            storage.delete(storage.join(store, "quarantine", f"{base}.parquet"))
         storage.delete_empty(folder)  # what forgets items stays, and what others put there
     return [f"{base}@{own}" for own in chosen] or [base]
 

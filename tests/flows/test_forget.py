@@ -24,8 +24,9 @@ GONE = ["00003.png", "00017.png"]
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path, monkeypatch):
     """Two versions of a dataset that hold the items, an index on each, pictures and a cached copy."""
+    monkeypatch.setenv("DML_CACHE", str(tmp_path / "cache"))  # other tests cache the same pictures
     store = str(tmp_path / "store")
     package = make_package(store)
     for rows, name in ((30, "small"), (60, "large")):

@@ -1,10 +1,14 @@
 """What a dataset's former version says of the next: a class that was for test stays for test.
 
-A version remembers the split of every class that it or a former one had, in `classes.parquet`.
+A version remembers the split of every class that it or one before it had, in `classes.parquet`. One that
+became current again knows nothing of those made after it, so theirs are read as well.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -18,7 +22,10 @@ from dml.data.split import split_of_classes
 from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact
 from dml.refs import DatasetRef
 
+logger = logging.getLogger(__name__)
+
 CLASSES = "classes.parquet"
+_READING_THREADS = 8
 _NAMED_AT_MOST = 5
 _SPLIT: TypeAdapter[SplitConfig] = TypeAdapter(SplitConfig)
 
@@ -32,7 +39,7 @@ class Former:
     """The split that somebody asked for, or None where the source's layout chose it."""
     used: SplitConfig | None = None
     sides: Mapping[str, str] = field(default_factory=dict)
-    """From label to split, of every class there ever was."""
+    """From label to split, of every class of it, of those before it, and of those made after it alike."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,45 @@ def find_former(store: str, name: str) -> Former:
         uri.rsplit("/", 1)[-1],
         None if asked is None else _SPLIT.validate_python(asked),
         _SPLIT.validate_python(used),
-        _read_sides(DatasetRef(uri=uri, **manifest["ref"])),
+        {**_sides_of_later(parent, manifest), **_read_sides(DatasetRef(uri=uri, **manifest["ref"]))},
     )
+
+
+def _sides_of_later(parent: str, current: Mapping[str, Any]) -> dict[str, str]:
+    """From label to split, of the versions that were made after the current one and are split as it is.
+
+    There are some after a rollback, and where a source is again what it was. Another split than the current
+    one's dealt all classes anew, so what it dealt counts for nothing.
+    """
+    uris = [storage.join(parent, version) for version in storage.list_versions(parent)]
+    with ThreadPoolExecutor(_READING_THREADS) as pool:
+        manifests = list(pool.map(_manifest_or_none, uris))
+    later = [
+        (manifest["created"], uri, manifest["ref"])
+        for uri, manifest in zip(uris, manifests, strict=True)
+        if manifest is not None
+        and manifest["created"] > current["created"]
+        and (
+            manifest["split"] == current["split"] or manifest["ingest"]["split"] == current["ingest"]["split"]
+        )
+    ]
+    sides: dict[str, str] = {}
+    for _, uri, ref in sorted(later, key=lambda version: version[:2]):
+        try:
+            sides |= _read_sides(DatasetRef(uri=uri, **ref))
+        except DmlError as error:
+            logger.warning("classes that only a later version has may change sides: %s", error)
+    return sides
+
+
+def _manifest_or_none(uri: str) -> dict[str, Any] | None:
+    """What a version says of itself; None where it is damaged, was just removed, or says no split."""
+    try:
+        manifest = storage.read_manifest(uri)
+    except DmlError as error:
+        logger.warning("classes that only this version has may change sides: %s", error)
+        return None
+    return manifest if "split" in manifest else None
 
 
 def _read_sides(ref: DatasetRef) -> dict[str, str]:

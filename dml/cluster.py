@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar
 
-from dml.errors import InvalidSetting, ServiceUnreachable
+from dml.errors import InvalidSetting, Unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def _start_or_connect(num_cpus: int | None) -> None:
                 raise
             ray.init(**arguments)
     except ConnectionError as error:
-        raise ServiceUnreachable(
+        raise Unreachable(
             f"RAY_ADDRESS must name a running Ray cluster; {address} does not answer, or does not let this "
             "user in. Start it, or unset RAY_ADDRESS to work on this machine."
         ) from error

@@ -1,7 +1,17 @@
-"""What can be wrong with the world outside: each error says what must hold, what came, and what to do.
+"""Errors that a user can put right: each says what must hold, what came, and what to do.
 
-Programming mistakes stay `ValueError` and `AssertionError`; these are for artefacts, settings and inputs a
-user can put right, so the command line turns them into one clear line and exit status 2.
+    DmlError
+    ├── InvalidSetting            a setting, argument or expression (also a ValueError)
+    ├── InvalidData               the content of a source or table
+    │   └── TooManyRefused        too many rows of a source cannot be used
+    ├── MissingArtifact           not there, or never finished
+    ├── IncompatibleArtifact      two artefacts that do not belong together
+    ├── CorruptArtifact           other bytes than were published
+    ├── Unreachable               Prefect, MLflow or Ray does not answer
+    └── TrainingFailed            a training run cannot go on
+
+The command line prints one of these as one line, without traceback, and ends with its `exit_status`.
+Programming mistakes stay `ValueError` and `AssertionError`.
 """
 
 from collections.abc import Iterable
@@ -44,15 +54,11 @@ class CorruptArtifact(DmlError):
 
 
 class Unreachable(DmlError):
-    """A server that the settings name, and that does not answer, or is another."""
+    """A server that the settings name (Prefect, MLflow, Ray), and that does not answer, or is another."""
 
 
 class TrainingFailed(DmlError):
     """A training run that cannot go on, such as a loss that is no longer a number."""
-
-
-class ServiceUnreachable(DmlError):
-    """A server that was configured, such as Prefect's or MLflow's, and does not answer."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

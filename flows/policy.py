@@ -36,7 +36,7 @@ from prefect.settings import (
 )
 from pydantic import BeforeValidator, WithJsonSchema
 
-from dml.errors import DmlError, ServiceUnreachable
+from dml.errors import DmlError, Unreachable
 from dml.progress import Progress
 
 P = ParamSpec("P")
@@ -146,7 +146,7 @@ def require_answer() -> None:
     """Refuse to go on without the Prefect server that is configured.
 
     Raises:
-        ServiceUnreachable: it does not answer in `ANSWER_WITHIN_S`; says where its address comes from.
+        Unreachable: it does not answer in `ANSWER_WITHIN_S`; says where its address comes from.
     """
     with (
         temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: ANSWER_WITHIN_S}),
@@ -155,7 +155,7 @@ def require_answer() -> None:
         problem = client.api_healthcheck()
     if problem is not None:
         said = f"{type(problem).__name__}: {problem}".rstrip(".")
-        raise ServiceUnreachable(
+        raise Unreachable(
             f"The Prefect server at {without_password(str(prefect_url()))} must answer; "
             f"{without_password(said)}. Its address comes from {_where_prefect_url_is_set()}. Start it "
             f"(`dml up`), or {_how_to_unset()} to go on without Prefect."

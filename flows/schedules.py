@@ -45,7 +45,7 @@ def prefect_of(stack: str | None) -> str | None:
         stack: address of the latter's API.
 
     Raises:
-        ServiceUnreachable: the configured one does not answer.
+        Unreachable: the configured one does not answer.
     """
     if prefect_url() is None:
         return stack

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dml.cluster import call_apart, capacity, map_apart, quiet_ray_data, ray_session, use_gpu
-from dml.errors import InvalidSetting, ServiceUnreachable
+from dml.errors import InvalidSetting, Unreachable
 from tests.growing_cluster import growing_cluster
 
 GPU_NODES = {"gpu": {"resources": {"CPU": 2, "GPU": 1}, "max_workers": 1}}
@@ -157,7 +157,7 @@ def test_a_cluster_that_asks_for_the_users_token_is_shown_it(has_token, tmp_path
 
 def test_a_cluster_that_does_not_answer_is_named_at_once(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
-    with pytest.raises(ServiceUnreachable, match=r"127\.0\.0\.1:9"), ray_session():
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:9"), ray_session():
         pass
 
 

@@ -20,12 +20,12 @@ from flows.train import train_flow
 RUN = """
 import time
 from prefect import flow
-from dml.errors import ServiceUnreachable
+from dml.errors import Unreachable
 from flows.policy import run
 start = time.monotonic()
 try:
     run(flow(lambda: print('ran'), name='f'))
-except ServiceUnreachable as error:
+except Unreachable as error:
     print(error)
 print(time.monotonic() - start)
 """

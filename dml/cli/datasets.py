@@ -17,6 +17,9 @@ Layout = Literal[
     "auto", "folder", "omniglot", "cars196", "cub200", "sop", "mnist", "tiny-imagenet", "manifest", "glyphs"
 ]
 
+# Another spelling of a number, such as 007, is a value's text.
+_COUNT = re.compile(r"0|[1-9][0-9]{0,18}")
+
 
 @app.command()
 def ingest(
@@ -142,11 +145,10 @@ def _parse_split(text: str | None) -> dict[str, Any] | None:
     if kind == "classes":
         return {"kind": "classes", **({"test_fraction": value} if colon else {})}
     if colon and value and kind:
-        is_count = value.isascii() and value.isdigit()
         return {
             "kind": "attribute",
             "name": kind,
-            "test_values": int(value) if is_count else tuple(value.split(",")),
+            "test_values": int(value) if _COUNT.fullmatch(value) else tuple(value.split(",")),
         }
     raise InvalidSetting(
         "--split must be official, none, classes:FRACTION, ATTRIBUTE:COUNT or ATTRIBUTE:VALUE,VALUE; got "

@@ -51,6 +51,8 @@ def test_a_split_is_taken_as_it_is_typed(ingest, tmp_path, text, split):
         ("halves", "--split must be official"),
         (":3", "--split must be official"),
         ("label:9", "must take at least 1 and leave at least 1 of the 4 values"),
+        ("label:002", "must be one of class0, class1, class2, class3; got ['002']"),
+        ("label:" + "9" * 5000, "must be one of class0, class1, class2, class3"),
         ("label:classX", "must be one of class0, class1, class2, class3"),
     ],
 )

@@ -58,6 +58,7 @@ def column(path, name: str, values: list[str], kind: str = ""):
         ["NA", "1"],
         ["0x10", "1"],
         ["99999999999999999999", "1"],
+        ["9007199254740993", "0.5"],
         ["²", "1"],
         ["١", "1"],
         ["True", "false"],
@@ -131,6 +132,25 @@ def test_csv_is_read_as_spreadsheets_write_it(tmp_path, encoding, delimiter, new
     ]
 
 
+def test_a_table_in_windows_encoding_is_told_of(tmp_path, caplog):
+    listing(tmp_path / "m.csv", TABLE.encode())
+    assert not caplog.records
+    listing(tmp_path / "m.csv", TABLE.encode("cp1252"))
+    assert "m.csv is not UTF-8 and is read in Windows' western encoding" in caplog.text
+
+
+def test_blank_lines_before_the_header_do_not_count(tmp_path):
+    assert listing(tmp_path / "m.csv", "\n\n" + TABLE) == listing(tmp_path / "m.csv", TABLE)
+
+
+def test_an_image_may_be_called_as_a_row_of_a_table_is(tmp_path):
+    write(tmp_path, {"#1": picture(1)})
+    (tmp_path / "m.csv").write_text("image,label\n#1,x\n")
+    source = open_source(str(tmp_path / "m.csv"))
+    (sample,) = source.list().samples
+    assert (sample.id, source.read(sample.locator)) == ("#1", picture(1))
+
+
 def test_a_tsv_and_quoted_headers_are_read(tmp_path):
     found = listing(tmp_path / "m.tsv", '"image"\t"label"\na.png\tcat\n\n"b\nc.png"\tdog\n')
     assert [s.id for s in found.samples] == ["a.png", "b\nc.png"]
@@ -161,6 +181,8 @@ def test_rows_of_another_length_are_refused_and_the_rest_goes_on(tmp_path):
         ("image,label,x,x\na.png,cat,1,2\n", r"\['x'\] twice"),
         (b"PK\x03\x04" + bytes(200), "zero bytes"),
         (b"\xff\xfe\x00", "columns image and label"),
+        ("image,label\na.png,käse\n".encode() + b"b.png,k\xe4se\nc.png,\xc3\xa4\n", "line 3 is not"),
+        (b"image,label\na.png,\x81\x5b\n", "line 2 is none of them"),
         ("image,label\n" + "x" * (2 << 20) + ",cat\n", "line 2"),
     ],
     ids=[
@@ -171,6 +193,8 @@ def test_rows_of_another_length_are_refused_and_the_rest_goes_on(tmp_path):
         "twice",
         "zip",
         "half",
+        "one line of another encoding",
+        "shift-jis",
         "endless field",
     ],
 )

@@ -7,6 +7,7 @@ it outright; the types are string, int64, double and bool.
 
 import csv
 import io
+import logging
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from typing import Any
 
 from dml.data.sources.table import NAMED, Table, is_index
 from dml.errors import InvalidData
+
+logger = logging.getLogger(__name__)
 
 _EXCEL_DELIMITER = re.compile(r"\Asep=.\r?\n", re.IGNORECASE)
 _DELIMITERS = ",;\t|"
@@ -26,21 +29,21 @@ _FIELD_CHARACTERS = 1 << 20
 
 def read_csv(content: bytes, uri: str) -> Table:
     """The table in a CSV file; raises InvalidData, naming what is wrong and where."""
-    text = _decoded(content)
+    text = _decoded(content, uri)
     if "\0" in text:
         raise InvalidData(
             f"{uri} must be a CSV table, which is text; it holds zero bytes, as a workbook or another binary "
             "file does. Save it as CSV."
         )
     text = _EXCEL_DELIMITER.sub("", text)
-    header_line = next(iter(text[:_FIELD_CHARACTERS].splitlines()), "")
+    header_line = next((line for line in text[:_FIELD_CHARACTERS].splitlines() if line.strip()), "")
     delimiter, spaced = _dialect(header_line)
     csv.field_size_limit(_FIELD_CHARACTERS)
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=spaced, strict=True
     )
     try:
-        header = [name.strip() for name in next(reader, [])]
+        header = [name.strip() for name in next(filter(None, reader), [])]
         records = [record for record in reader if record]
     except csv.Error as error:
         raise InvalidData(
@@ -65,18 +68,42 @@ def read_csv(content: bytes, uri: str) -> Table:
     return Table(header[:_MOST_NAMED], columns, refused=refused)
 
 
-def _decoded(content: bytes) -> str:
+def _decoded(content: bytes, uri: str) -> str:
     for mark, encoding in _BYTE_ORDER_MARKS.items():
         if content.startswith(mark):
             return content.decode(encoding, errors="replace")
     if content[1:2] == b"\0" or content[:1] == b"\0":  # UTF-16 of ASCII letters, without its mark
         return content.decode("utf-16-le" if content[1:2] == b"\0" else "utf-16-be", errors="replace")
-    for encoding in ("utf-8", "cp1252"):
-        try:
-            return content.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    return content.decode("latin-1")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        _refuse_damaged_utf8(content, error, uri)
+    try:
+        text = content.decode("cp1252")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InvalidData(
+            f"{uri} must be UTF-8, UTF-16 or Windows' western encoding (cp1252); line {line} is none of "
+            f"them: {content[error.start : error.start + 8]!r}. Save it as UTF-8."
+        ) from error
+    logger.warning(
+        "%s is not UTF-8 and is read in Windows' western encoding (cp1252); where labels look wrong, save it "
+        "as UTF-8",
+        uri,
+    )
+    return text
+
+
+def _refuse_damaged_utf8(content: bytes, error: UnicodeDecodeError, uri: str) -> None:
+    """Raise where most letters beyond ASCII are UTF-8: as western text, each would become two others."""
+    beyond = [char for char in content.decode("utf-8", errors="surrogateescape") if char > "\x7f"]
+    broken = sum("\udc80" <= char <= "\udcff" for char in beyond)
+    if 2 * broken < len(beyond):
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InvalidData(
+            f"{uri} must be UTF-8 throughout, as most of it is; line {line} is not: "
+            f"{content[error.start : error.start + 8]!r}. Mend that line, or save the table as UTF-8."
+        )
 
 
 def _dialect(header: str) -> tuple[str, bool]:
@@ -135,7 +162,7 @@ def _inferred(texts: Sequence[str | None]) -> str:
         return "bool"
     if all(_reads_back_as_int(text) for text in given):
         return "int64"
-    if all(_reads_back_as_double(text) or _reads_back_as_int(text) for text in given):
+    if all(_reads_back_as_double(text) or _is_exact_as_double(text) for text in given):
         return "double"
     return "string"
 
@@ -152,6 +179,11 @@ def _reads_back_as_double(text: str) -> bool:
         return repr(_double(text)) == text
     except ValueError:
         return False
+
+
+def _is_exact_as_double(text: str) -> bool:
+    """Whether a whole number among others with fractions keeps its digits: not all beyond 2**53 do."""
+    return _reads_back_as_int(text) and int(float(text)) == int(text)
 
 
 def _int64(text: str) -> int:

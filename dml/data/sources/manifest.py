@@ -50,7 +50,7 @@ class ManifestSource:
             if row in table.refused:
                 problems.append(Problem(id_ or image or "", label or "", image or "", *table.refused[row]))
                 continue
-            locator = f"#{row}" if table.is_inline else image
+            locator = f"#{row}" if table.is_inline else _path_of(image)
             split = splits[row] if splits is not None else None
             if not locator:
                 problems.append(
@@ -110,6 +110,11 @@ class ManifestSource:
                 f"The manifest {self.uri} must be readable; {refusal.reason}: {refusal.detail}."
             ) from None
         return read_csv(content, self.uri)
+
+
+def _path_of(image: str | None) -> str | None:
+    """A file may be called `#7`, which is also how a table's seventh row is named."""
+    return f"./{image}" if image and _INLINE.fullmatch(image) else image
 
 
 def recognise(uri: str) -> bool:

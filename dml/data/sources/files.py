@@ -1,6 +1,7 @@
 """One way to list and read a local folder, a zip file or an `s3://` folder."""
 
 import os
+import re
 import stat
 import threading
 import zipfile
@@ -86,7 +87,8 @@ class Files:
         """A file's first bytes, or none of one that cannot be read."""
         try:
             if self.is_zip:
-                with self._zip().open(self._member(name)) as stream:
+                opened = self._zip()
+                with opened.archive.open(opened.members[name]) as stream:
                     return stream.read(num_bytes)
             if storage.is_remote(self.uri):
                 filesystem, path = storage.filesystem(storage.join(self.uri, name))
@@ -114,32 +116,25 @@ class Files:
 
     def _zip_tree(self) -> Tree:
         shown, problems = [], []
-        for info in self._zip().infolist():
-            name = info.filename.replace("\\", "/").rstrip("/")  # as .NET packed folders for years
-            if name.startswith("/") or ".." in name.split("/"):
+        for info in self._zip().archive.infolist():
+            name = _member_name(info)
+            if info.filename.startswith(("/", "\\")) or ".." in name.split("/"):
                 detail = "a member's name must stay within the zip"
                 problems.append(Problem(name, "", info.filename, "outside allowed prefixes", detail))
-            elif not _hidden(name):
+            elif name and not _hidden(name):
                 shown.append((name, info.is_dir() or info.filename.endswith("\\")))
         return replace(_tree(shown), problems=problems)
 
-    def _member(self, name: str) -> zipfile.ZipInfo:
-        archive = self._zip()
-        try:
-            return archive.getinfo(name)
-        except KeyError:
-            return archive.getinfo(name.replace("/", "\\"))
-
     def _read_member(self, name: str, max_bytes: int) -> bytes:
-        try:
-            info = self._member(name)
-        except KeyError as error:
-            raise Refused("missing file", f"{self.uri} holds no {name}") from error
+        opened = self._zip()
+        info = opened.members.get(name)
+        if info is None:
+            raise Refused("missing file", f"{self.uri} holds no {name}")
         if info.flag_bits & 0x1:
             raise Refused("encrypted", "a member that needs a password; pack it without")
         _require_size(info.file_size, max_bytes)
         try:
-            with self._zip().open(info) as stream:
+            with opened.archive.open(info) as stream:
                 content = stream.read(max_bytes + 1)
         except MemoryError:
             raise
@@ -153,12 +148,12 @@ class Files:
         _require_size(len(content), max_bytes)
         return content
 
-    def _zip(self) -> zipfile.ZipFile:
+    def _zip(self) -> "_OpenZip":
         """One open zip per thread and process: reading seeks, so nobody may share it."""
-        opened: dict[tuple[int, str, int], zipfile.ZipFile] = _open.__dict__.setdefault("zips", {})
+        opened: dict[tuple[int, str, int], _OpenZip] = _open.__dict__.setdefault("zips", {})
         key = (os.getpid(), self.uri, os.stat(self.uri).st_mtime_ns)
         if key not in opened:
-            opened[key] = _open_zip(self.uri)
+            opened[key] = _OpenZip(_open_zip(self.uri))
         return opened[key]
 
 
@@ -261,6 +256,19 @@ def _unreachable(uri: str, error: OSError) -> MissingArtifact:
         f"The source's storage must answer; reading {uri} failed: {error}. Check the address and the "
         "credentials, and begin again: what was read so far is not kept."
     )
+
+
+class _OpenZip:
+    """A zip, and its members by the names that a folder it was unpacked to would show."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self.archive = archive
+        self.members = {_member_name(info): info for info in archive.infolist()}
+
+
+def _member_name(info: zipfile.ZipInfo) -> str:
+    """`./a//b.png` and `a\\b.png`, as .NET packed folders for years, are `a/b.png`."""
+    return "/".join(part for part in re.split(r"[/\\]", info.filename) if part not in ("", "."))
 
 
 def _open_zip(path: str) -> zipfile.ZipFile:

@@ -73,7 +73,7 @@ class IngestConfig(Part):
         description="None: as the name's former version was asked for, else what the layout's field uses",
     )
     max_pixels: int = Field(MAX_PIXELS, gt=0, le=MAX_PIXELS, description="larger images go to quarantine")
-    max_bytes: int = Field(64 << 20, gt=0, description="larger files go to quarantine")
+    max_bytes: int = Field(64 << 20, gt=0, lt=1 << 31, description="larger files go to quarantine")
     allowed_prefixes: tuple[str, ...] = Field(
         (), description="where images may lie beside the source's own folder: /folder, s3:// or https:// ones"
     )

@@ -9,9 +9,7 @@ import hashlib
 import logging
 import os
 import pickle
-import re
 import socket
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +28,7 @@ from dml.data.reach import find_witness, require_missing_here_too, require_reach
 from dml.data.schema import SCHEMA_VERSION, TEST, attribute_types
 from dml.data.sources.access import Access
 from dml.data.sources.detect import absolute, open_source
-from dml.data.sources.sample import Listing, Problem, Sample, Source
+from dml.data.sources.sample import Listing, Problem, Sample, Source, normalised
 from dml.data.unit import Result, Row, Unit, make_fragment, problem_of, rewrite
 from dml.errors import CorruptArtifact, DmlError, InvalidData
 from dml.refs import AttributeType, DatasetRef, IngestReport, SplitSize
@@ -40,9 +38,6 @@ logger = logging.getLogger(__name__)
 # Ray takes some 12 s to start on 2 cores; two threads validate and write that many small images meanwhile.
 _SMALL_SOURCE_ROWS = 25_000
 _NAMED_AT_MOST = 3
-# Unicode's white space, and what is not seen at all: a byte order mark, zero-width spaces and joiners.
-_INVISIBLE = r"[\s\u200b-\u200d\u2060\ufeff]+"
-_OUTER_SPACE = re.compile(rf"\A{_INVISIBLE}|{_INVISIBLE}\Z")
 
 Outcome = Literal["made", "found", "repaired", "current"]
 OnProgress = Callable[[int, int], None]
@@ -241,8 +236,8 @@ def _screen(samples: Sequence[Sample]) -> tuple[list[Sample], list[Problem], lis
     """
     raw_of: dict[str, set[str]] = {}
     for sample in samples:
-        raw_of.setdefault(_normalised(sample.label), set()).add(sample.label)
-    samples = [sample._replace(label=_normalised(sample.label)) for sample in samples]
+        raw_of.setdefault(normalised(sample.label), set()).add(sample.label)
+    samples = [sample._replace(label=normalised(sample.label)) for sample in samples]
     labels_of: dict[str, set[str]] = {}
     for sample in samples:
         labels_of.setdefault(sample.id, set()).add(sample.label)
@@ -260,10 +255,6 @@ def _screen(samples: Sequence[Sample]) -> tuple[list[Sample], list[Problem], lis
             kept[sample.id] = sample
     ordered = sorted(kept.values(), key=lambda sample: (sample.label, sample.id))
     return ordered, problems, _merged({label: raw for label, raw in raw_of.items() if label})
-
-
-def _normalised(label: str) -> str:
-    return unicodedata.normalize("NFC", _OUTER_SPACE.sub("", label))
 
 
 def _merged(raw_of: Mapping[str, set[str]]) -> list[str]:

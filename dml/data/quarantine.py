@@ -22,7 +22,9 @@ QUARANTINE = "quarantine.parquet"
 
 def write_quarantine(uri: str, problems: Sequence[Problem]) -> None:
     """The table of problems, in an order of its own."""
-    rows = [problem._asdict() for problem in sorted(problems)]
+    rows = [
+        {name: _as_utf8(value) for name, value in problem._asdict().items()} for problem in sorted(problems)
+    ]
     table = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA), table)
     storage.write_bytes(uri, table.getvalue())
@@ -41,9 +43,14 @@ def refusals_of(problems: Sequence[Problem]) -> list[Refusal]:
         by_reason.setdefault(problem.reason, []).append(problem)
     counted = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))
     return [
-        Refusal(reason=reason, rows=len(own), example=f"{_shown(own[0])}: {own[0].detail}")
+        Refusal(reason=reason, rows=len(own), example=_as_utf8(f"{_shown(own[0])}: {own[0].detail}"))
         for reason, own in counted
     ]
+
+
+def _as_utf8(text: str) -> str:
+    """Text with what is not UTF-8 escaped: a path on Linux may hold any bytes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _shown(problem: Problem) -> str:
@@ -52,8 +59,8 @@ def _shown(problem: Problem) -> str:
     return without_query(place) if "://" in place else place
 
 
-def share_refused(problems: Sequence[Problem], num_listed: int) -> float:
-    """The share of a source's rows that are refused, [0, 1].
+def refused_rows(problems: Sequence[Problem], num_listed: int) -> tuple[int, int]:
+    """How many of a source's rows are refused, and how many rows it has.
 
     Files of another kind, empty folders and the like are no rows, unless they are the majority of what the
     source has: then it is no source of images.
@@ -65,19 +72,19 @@ def share_refused(problems: Sequence[Problem], num_listed: int) -> float:
     others = sum(problem.reason in NO_ROWS for problem in problems)
     if 2 * others > num_listed:
         others = 0
-    return (len(problems) - others) / max(num_listed - others, 1)
+    return len(problems) - others, num_listed - others
 
 
 def require_few(
     problems: Sequence[Problem], num_listed: int, most: float, *, source: str, table: str
 ) -> None:
     """Raise TooManyRefused where a larger share than `most` of a source's rows is refused."""
-    share = share_refused(problems, num_listed)
-    if share > most:
+    refused, rows = refused_rows(problems, num_listed)
+    if refused and refused / rows > most:
         raise TooManyRefused(
-            f"At most {most:.4g} of a source's rows may be refused (max_quarantined); of {source} "
-            f"{share:.2g} are: {in_words(problems)}. All of them are listed in {table}. Mend the source, or "
-            "allow it: --set max_quarantined=1."
+            f"At most {most:.4g} of a source's rows may be refused (max_quarantined); "
+            f"{refused} of the {rows} of {source} are: {in_words(problems)}. "
+            f"All of them are listed in {table}. Mend the source, or allow it: --set max_quarantined=1."
         )
 
 

@@ -151,6 +151,17 @@ def test_names_that_are_not_utf_8_are_told_escaped(tmp_path):
     ]
 
 
+def test_a_link_to_a_name_that_is_not_utf_8_is_told_escaped(tmp_path):
+    source = class_folders(tmp_path / "source", classes=2, per_class=1)
+    outside = os.fsencode(tmp_path) + b"/\xff"
+    os.mkdir(outside)
+    os.symlink(outside, os.fsencode(source) + b"/class0/link")
+    ref = ingest(config(source), str(tmp_path / "store"))
+    (row,) = quarantine(ref)
+    assert (row["reason"], row["id"]) == ("outside allowed prefixes", "class0/link")
+    assert "\\udcff; it must" in row["detail"]
+
+
 def test_a_folder_that_may_not_be_read_is_told(tmp_path):
     source = class_folders(tmp_path / "source", classes=2, per_class=1)
     (source / "closed").mkdir(mode=0)
@@ -278,6 +289,21 @@ def test_names_in_zips_are_read_as_macos_and_windows_write_them(tmp_path):
     path = pack(tmp_path / "windows.zip", {"cat\\1.png": picture(1), "dog\\2.png": picture(2)})
     assert labels(open_source(str(path)).list()) == {"cat/1.png": "cat", "dog/2.png": "dog"}
     assert open_source(str(path)).read("cat/1.png") == picture(1)
+
+
+def test_members_have_the_names_that_unpacking_would_give_them(tmp_path):
+    names = ["./a/1.png", "a//2.png", "b/x\\3.png", "./b/./x/4.png", "b/x/5.png"]
+    path = pack(tmp_path / "z.zip", {name: picture(n) for n, name in enumerate(names)})
+    source = open_source(str(path))
+    samples = source.list().samples
+    assert labels(source.list()) == {
+        "a/1.png": "a",
+        "a/2.png": "a",
+        "b/x/3.png": "b/x",
+        "b/x/4.png": "b/x",
+        "b/x/5.png": "b/x",
+    }
+    assert [source.read(sample.locator) for sample in samples] == [picture(n) for n in range(5)]
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x05\x06" + bytes(10), b"x" * 300, zlib.compress(b"x")])

@@ -59,6 +59,11 @@ def test_train_val_and_test_of_the_same_classes_are_parts_and_the_split_is_by_cl
         ingest(config(source, split=OfficialSplit()), str(tmp_path / "store"))
 
 
+def test_parts_share_a_class_also_where_its_name_has_two_unicode_forms(tmp_path):
+    tree(tmp_path / "s", "train/e\u0301/1.png", "train/b/1.png", "test/\u00e9/2.png", "test/d/2.png")
+    assert isinstance(open_source(str(tmp_path / "s")).list().split, ClassSplit)
+
+
 def test_parts_that_share_no_class_are_the_sources_own_split(tmp_path):
     source = tree(tmp_path / "s", "train/cat/1.png", "val/cow/1.png", "test/dog/1.png")
     assert open_source(str(source)).list().split == OfficialSplit()

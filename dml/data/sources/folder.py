@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from dml.config import ClassSplit, OfficialSplit
 from dml.data.schema import TEST, TRAIN
 from dml.data.sources.files import FilesSource, Tree
-from dml.data.sources.sample import EMPTY_CLASS, OTHER_KIND, Listing, Problem, Sample
+from dml.data.sources.sample import EMPTY_CLASS, OTHER_KIND, Listing, Problem, Sample, normalised
 from dml.preprocessing import SIGNATURE_BYTES, has_signature
 
 _IMAGE_SUFFIXES = (
@@ -119,7 +119,7 @@ def _share_no_class(samples: Sequence[Sample]) -> bool:
         if sample.split is None:
             return False
         if sample.label:
-            classes[sample.split].add(sample.label)
+            classes[sample.split].add(normalised(sample.label))
     return bool(classes[TRAIN] and classes[TEST]) and classes[TRAIN].isdisjoint(classes[TEST])
 
 

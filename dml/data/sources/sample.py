@@ -1,5 +1,7 @@
 """What every source lists: samples that can be read again, and what it found wrong while listing."""
 
+import re
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +14,10 @@ OTHER_KIND, EMPTY_CLASS = "another kind of file", "empty class"
 REPEATED_FOLDER, UNUSABLE_COLUMN = "repeated folder", "unusable column"
 NO_ROWS = frozenset({OTHER_KIND, EMPTY_CLASS, REPEATED_FOLDER, UNUSABLE_COLUMN})
 """Reasons of problems that are no rows: a text file beside the images does not make a source a bad one."""
+
+# Unicode's white space, and what is not seen at all: a byte order mark, zero-width spaces and joiners.
+_INVISIBLE = r"[\s\u200b-\u200d\u2060\ufeff]+"
+_OUTER_SPACE = re.compile(rf"\A{_INVISIBLE}|{_INVISIBLE}\Z")
 
 
 class Refused(Exception):
@@ -52,6 +58,11 @@ class Listing:
     samples: list[Sample]
     split: SplitConfig
     problems: list[Problem] = field(default_factory=list)
+
+
+def normalised(label: str) -> str:
+    """A label as it is kept: without space around it and in Unicode's form NFC, so that twins are one."""
+    return unicodedata.normalize("NFC", _OUTER_SPACE.sub("", label))
 
 
 class Source(Protocol):

@@ -43,8 +43,8 @@ def unit_length(vectors: Tensor) -> Tensor:
 
     Returns:
         (..., D) float32, or float64 where the input is float64. A vector of zeros has no direction: it stays
-        zero and gets a zero gradient, where an epsilon in the denominator would give one of 1e12. A vector
-        that is not finite gives NaN.
+        zero and gets a zero gradient, where an epsilon in the denominator would give one of 1e12; so does one
+        whose entries are all subnormal, below 1.2e-38 in float32. A vector that is not finite gives NaN.
     """
     with without_autocast(vectors.device):
         unit: Tensor = _UnitLength.apply(at_least_float32(vectors))
@@ -57,8 +57,15 @@ class _UnitLength(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         lengths = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
-        lengths = torch.where(lengths > 0, lengths, torch.inf)
-        unit = values / lengths
+        # A GPU is not waited for: there every batch takes the longer way.
+        if values.device.type == "cpu" and _squares_are_ordinary(lengths):
+            unit: Tensor = values / lengths
+        else:
+            scales = _scales(values)
+            scaled = values * scales
+            scaled_lengths = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+            scaled_lengths = torch.where(scaled_lengths > 0, scaled_lengths, torch.inf)
+            unit, lengths = scaled / scaled_lengths, scaled_lengths / scales
         ctx.save_for_backward(unit, lengths)
         return unit
 
@@ -68,6 +75,19 @@ class _UnitLength(torch.autograd.Function):
         unit, lengths = ctx.saved_tensors
         along = (gradient * unit).sum(-1, keepdim=True)
         return gradient.addcmul(unit, along, value=-1).div_(lengths)
+
+
+def _squares_are_ordinary(lengths: Tensor) -> bool:
+    """Whether no square of what matters to a length was too large or too small for its type."""
+    limits = torch.finfo(lengths.dtype)
+    return bool(((lengths > (limits.tiny / limits.eps) ** 0.5) & (lengths < torch.inf)).all())
+
+
+def _scales(values: Tensor) -> Tensor:
+    """(..., 1) powers of two, which round nothing, that bring each vector's largest entry to [2, 4); or 0."""
+    largest = torch.linalg.vector_norm(values, torch.inf, dim=-1, keepdim=True)
+    scales: Tensor = torch.ldexp(torch.ones_like(largest), 2 - torch.frexp(largest).exponent)
+    return scales.masked_fill(largest < torch.finfo(values.dtype).tiny, 0.0)
 
 
 def squared_distances(similarities: Tensor) -> Tensor:

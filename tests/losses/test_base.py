@@ -33,6 +33,25 @@ def test_rows_of_any_length_give_the_loss_of_unit_rows_with_its_exact_gradient(n
 
 
 @every_loss
+@pytest.mark.parametrize(
+    ("dtype", "lengths"),
+    [(torch.float32, [1e-37, 1e-25, 1.0, 1e20, 1e37]), (torch.float64, [1e-300, 1e-180, 1.0, 1e180, 1e300])],
+    ids=["float32", "float64"],
+)
+def test_lengths_whose_squares_have_no_place_in_their_type_count_as_any(name, dtype, lengths):
+    ours = CASES[name].make().to(dtype)
+    ours.normalize = True
+    unit = scattered().to(dtype)
+    scales = torch.tensor(lengths * 3, dtype=dtype)[:12, None]
+    expected, grad_unit = value_and_gradients(lambda x: ours(x, uneven()), unit)[:2]
+    ours = CASES[name].make().to(dtype)
+    ours.normalize = True
+    found, grad = value_and_gradients(lambda x: ours(x, uneven()), unit * scales)[:2]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grad * scales, grad_unit, rtol=1e-3, atol=1e-4)
+
+
+@every_loss
 def test_all_losses_but_those_of_inner_products_normalise_by_default(name):
     assert CASES[name].make().normalize == (name.partition(",")[0] not in NOT_BY_DEFAULT)
 

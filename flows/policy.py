@@ -36,6 +36,7 @@ from prefect.settings import (
 )
 from pydantic import BeforeValidator, WithJsonSchema
 
+from dml.deadline import within
 from dml.errors import DmlError, Unreachable
 from dml.progress import Progress
 
@@ -142,24 +143,50 @@ def prefect_url() -> str | None:
     return get_current_settings().api.url
 
 
-def require_answer() -> None:
-    """Refuse to go on without the Prefect server that is configured.
+def require_answer(stack: str | None = None) -> None:
+    """Refuse to go on without a Prefect server.
+
+    Args:
+        stack: the address of the API that a running `dml up` has; None: the server that is configured.
 
     Raises:
         Unreachable: it does not answer in `ANSWER_WITHIN_S`; says where its address comes from.
     """
-    with (
-        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: ANSWER_WITHIN_S}),
-        get_client(sync_client=True) as client,
-    ):
-        problem = client.api_healthcheck()
-    if problem is not None:
-        said = f"{type(problem).__name__}: {problem}".rstrip(".")
-        raise Unreachable(
-            f"The Prefect server at {without_password(str(prefect_url()))} must answer; "
-            f"{without_password(said)}. Its address comes from {_where_prefect_url_is_set()}. Start it "
-            f"(`dml up`), or {_how_to_unset()} to go on without Prefect."
+    url = stack or str(prefect_url())
+    patience = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: ANSWER_WITHIN_S}
+    with temporary_settings({PREFECT_API_URL: url, **patience}):
+        try:
+            said = within(ANSWER_WITHIN_S, _no_prefect)
+        except TimeoutError as error:
+            said = str(error)
+    if said is None:
+        return
+    origin, remedy = (
+        (_where_prefect_url_is_set(), f"Start it (`dml up`), or {_how_to_unset()} to go on without Prefect.")
+        if stack is None
+        else (
+            "the `dml up` of this store",
+            "Wait until that has printed it, or stop that and start it again.",
         )
+    )
+    raise Unreachable(
+        f"The Prefect server at {without_password(url)} must answer; {without_password(said).rstrip('.')}. "
+        f"Its address comes from {origin}. {remedy}"
+    )
+
+
+def _no_prefect() -> str | None:
+    """Why the server that is set is no Prefect that answers; None: it is."""
+    with get_client(sync_client=True) as client:
+        problem = client.api_healthcheck()
+        if problem is not None:
+            return f"{type(problem).__name__}: {problem}"
+        try:
+            client.read_flows(limit=1)  # many a server has a page /health
+        except Exception as error:  # whatever its answer is like
+            first = (str(error).strip().splitlines() or [""])[0]
+            return f"another server answers there ({type(error).__name__}: {first}); its API ends in /api"
+    return None
 
 
 def without_password(text: str) -> str:

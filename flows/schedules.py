@@ -45,12 +45,12 @@ def prefect_of(stack: str | None) -> str | None:
         stack: address of the latter's API.
 
     Raises:
-        Unreachable: the configured one does not answer.
+        Unreachable: it does not answer, as a `dml up` that has only begun.
     """
-    if prefect_url() is None:
-        return stack
-    require_answer()
-    return prefect_url()
+    configured = prefect_url()
+    if configured is not None or stack is not None:
+        require_answer(None if configured is not None else stack)
+    return configured or stack
 
 
 def follow_store(store: str, prefect: str) -> None:

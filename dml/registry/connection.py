@@ -8,11 +8,13 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
+from dml.deadline import within
 from dml.errors import InvalidSetting, Unreachable
 from dml.registry.database import first_contact, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from requests import Response
 
 CONTACT_TIMEOUT_S = 8
 _HTTP = ("http://", "https://")
@@ -139,6 +141,32 @@ def _meet(tracking_uri: str) -> None:
 
 
 def _meet_server(tracking_uri: str) -> None:
+    try:
+        within(CONTACT_TIMEOUT_S, lambda: _require_mlflow(tracking_uri))
+    except TimeoutError as error:
+        raise _unreachable(tracking_uri, error) from error
+
+
+def _require_mlflow(tracking_uri: str) -> None:
+    answer = _get(tracking_uri, "experiments/search", max_results=1)
+    if answer.status_code != 200:
+        raise Unreachable(
+            f"MLflow must answer at {address(tracking_uri)}; it refuses with status {answer.status_code}: "
+            f"{answer.text.strip()[:200]!r}. Check MLFLOW_TRACKING_URI, and MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD where it asks for them."
+        )
+    content = _json(answer)
+    if content == {}:  # all experiments were deleted; or any server that says {} to everything
+        content = _json(_get(tracking_uri, "experiments/get", experiment_id="0"))
+    known = isinstance(content, dict) and bool({"experiments", "experiment", "error_code"} & content.keys())
+    if not known:
+        raise Unreachable(
+            f"MLflow must answer at {address(tracking_uri)}; what answers there is another server: "
+            f"{answer.text.strip()[:60]!r}. Check MLFLOW_TRACKING_URI."
+        )
+
+
+def _get(tracking_uri: str, route: str, **params: Any) -> "Response":
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
@@ -146,30 +174,24 @@ def _meet_server(tracking_uri: str) -> None:
     try:
         answer = http_request(
             get_default_host_creds(tracking_uri),
-            "/api/2.0/mlflow/experiments/search",
+            f"/api/2.0/mlflow/{route}",
             "GET",
-            params={"max_results": 1},
+            params=params,
             max_retries=0,
             raise_on_status=False,
             timeout=CONTACT_TIMEOUT_S,
         )
     except MlflowException as error:
         raise _unreachable(tracking_uri, error.__cause__ or error.__context__ or error) from error
-    if answer.status_code != 200:
-        raise Unreachable(
-            f"MLflow must answer at {address(tracking_uri)}; it refuses with status {answer.status_code}: "
-            f"{answer.text.strip()[:200]!r}. Check MLFLOW_TRACKING_URI, and MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD where it asks for them."
-        )
+    return cast("Response", answer)
+
+
+def _json(answer: "Response") -> Any:
+    """What an answer says; None where it is no JSON."""
     try:
-        known = isinstance(answer.json(), dict)
+        return answer.json()
     except ValueError:
-        known = False
-    if not known:
-        raise Unreachable(
-            f"MLflow must answer at {address(tracking_uri)}; what answers there is another server: "
-            f"{answer.text.strip()[:60]!r}. Check MLFLOW_TRACKING_URI."
-        )
+        return None
 
 
 def _meet_database(tracking_uri: str) -> None:
@@ -190,7 +212,7 @@ def _meet_database(tracking_uri: str) -> None:
 def _unreachable(tracking_uri: str, cause: BaseException) -> Unreachable:
     from requests.exceptions import ConnectionError, Timeout
 
-    if isinstance(cause, Timeout) or "timed out" in str(cause):
+    if isinstance(cause, Timeout | TimeoutError) or "timed out" in str(cause):
         why = "it does not answer in time"
     elif isinstance(cause, ConnectionError):
         why = "no connection"

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from prefect.utilities.callables import parameter_schema
@@ -109,6 +110,29 @@ def test_a_prefect_that_never_answers_is_not_waited_for(run_a_flow, silent_serve
     printed, seconds = run_a_flow(PREFECT_API_URL=silent_server)
     assert f"{silent_server} must answer" in printed
     assert seconds < 10, "of which five are waited"
+
+
+@pytest.mark.parametrize("body", [b"<html>Welcome</html>", b"{}", b'["a"]'])
+def test_a_server_that_is_no_prefect_is_named(run_a_flow, body):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    printed, _ = run_a_flow(PREFECT_API_URL=f"http://127.0.0.1:{server.server_port}/api")
+    server.shutdown()
+    assert "must answer; another server answers there" in printed
+    assert "the variable PREFECT_API_URL" in printed
 
 
 def test_a_stale_profile_is_named(run_a_flow):

@@ -8,12 +8,12 @@ import pytest
 from dml import storage
 from dml.cli import main
 from dml.config import IngestConfig
-from dml.errors import InvalidData, InvalidSetting, MissingArtifact
+from dml.errors import InvalidData, InvalidSetting, MissingArtifact, Unreachable
 from dml.retrieval.refresh import ask_refresh, end_refresh, find_refresh, names_to_refresh, refreshed_from
 from flows.index import index_flow
 from flows.ingest import ingest_flow
 from flows.refresh import RefreshFailed, refresh_flow
-from flows.schedules import next_refresh
+from flows.schedules import next_refresh, prefect_of
 from flows.train import train_flow
 
 NIGHTLY = "0 3 * * *"
@@ -142,6 +142,11 @@ def test_the_verbs_ask_list_refresh_and_end(dml):
     assert dml("schedule", "shop", "--off") == (0, {"schedules": [], "prefect": None})
     status, done = dml("reindex", "other")
     assert (status, [ref["name"] for ref in done["refreshed"]]) == (0, ["other"])
+
+
+def test_nothing_is_told_to_a_stack_that_has_only_begun():
+    with pytest.raises(Unreachable, match="Wait until that has printed it"):
+        prefect_of("http://127.0.0.1:1/api")
 
 
 def test_a_failed_refresh_is_exit_status_1_and_names_the_index(dml):

@@ -3,7 +3,9 @@
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 
 import pytest
 
@@ -30,15 +32,15 @@ def free_port():
 
 @pytest.fixture
 def serve():
-    """Serves one answer to every request; returns the server's address."""
+    """Serves one answer to every request, or one by its path; returns the server's address."""
     servers = []
 
-    def start(status: int, body: bytes) -> str:
+    def start(status: int, body: bytes | Callable[[str], bytes]) -> str:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 self.send_response(status)
                 self.end_headers()
-                self.wfile.write(body)
+                self.wfile.write(body(self.path) if callable(body) else body)
 
             def log_message(self, *arguments):
                 pass
@@ -68,10 +70,37 @@ def test_a_server_that_never_answers_is_named_within_ten_seconds(silent_port):
     assert CONTACT_TIMEOUT_S <= time.monotonic() - began < 10
 
 
+def test_a_server_that_sends_a_byte_now_and_then_is_named_within_ten_seconds():
+    class Dripping(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            with suppress(OSError):
+                while not over.wait(0.5):
+                    self.wfile.write(b" ")
+
+        def log_message(self, *arguments):
+            pass
+
+    over = threading.Event()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Dripping)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    began = time.monotonic()
+    with pytest.raises(Unreachable, match="it does not answer in time"):
+        connect(f"http://127.0.0.1:{server.server_port}")
+    assert time.monotonic() - began < 10
+    over.set()
+    server.shutdown()
+
+
 @pytest.mark.parametrize(
     ("status", "body", "says"),
     [
         (200, b"<html>Welcome</html>", "another server: '<html>Welcome"),
+        (200, b"{}", "another server: '{}'"),
+        (200, b'{"status": "ok"}', "another server"),
+        (200, b'["a"]', "another server"),
         (404, b'{"detail":"Not Found"}', "status 404"),
         (401, b"who are you?", "MLFLOW_TRACKING_USERNAME"),
         (503, b"later", "status 503: 'later'"),
@@ -82,6 +111,10 @@ def test_what_is_no_mlflow_is_told_apart(serve, status, body, says):
     with pytest.raises(Unreachable, match=says) as raised:
         connect(uri)
     assert uri in str(raised.value)
+
+
+def test_an_mlflow_whose_experiments_were_all_deleted_is_one(serve):
+    connect(serve(200, lambda path: b'{"experiment": {}}' if "experiments/get" in path else b"{}"))
 
 
 def test_no_password_is_repeated(free_port):

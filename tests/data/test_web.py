@@ -65,6 +65,11 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(302, b"", location=self.path)
         elif what[0] == "to":
             self.answer(302, b"", location=self.path.partition("?")[2])
+        elif what[0] == "cookie":
+            self.wfile.write(
+                b"HTTP/1.1 200 OK\r\nSet-Cookie: \xff=1\r\nContent-Length: %d\r\n\r\n" % len(IMAGE)
+            )
+            self.wfile.write(IMAGE)
         elif what[0] == "chunks":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
             self.close_connection = True
@@ -144,6 +149,10 @@ def test_an_image_is_fetched_also_where_it_was_moved_to(server, access):
 )
 def test_a_failure_is_called_what_it_is(server, access, path, reason):
     assert refusal(f"{server}/{path}", access).reason == reason
+
+
+def test_a_bad_cookie_does_not_spoil_what_is_fetched_after_it(server, access):
+    assert [fetch(f"{server}/{path}", access, 10_000) for path in ("cookie", "ok")] == [IMAGE, IMAGE]
 
 
 def test_only_what_may_pass_is_tried_again(server, access):

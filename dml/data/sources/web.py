@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import threading
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import NamedTuple
 from urllib.parse import urljoin
 
@@ -57,7 +58,9 @@ def _session() -> _Session:
     """
     if getattr(_own, "pid", None) != os.getpid():
         runner = asyncio.Runner()
-        client = httpx.AsyncClient(headers=_HEADERS, timeout=None, follow_redirects=False)
+        # No cookies: one that a server sets badly would spoil every later request of this thread.
+        none = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+        client = httpx.AsyncClient(headers=_HEADERS, cookies=none, timeout=None, follow_redirects=False)
         _own.pid, _own.session = os.getpid(), _Session(runner, client)
     session: _Session = _own.session
     return session

@@ -52,6 +52,8 @@ class ChosenSplit:
     sides: dict[str, str]
     """Those of `of_class`, and of classes that are not there at present."""
     notes: list[str]
+    deals_anew: bool = False
+    """Whether another split was asked for than the former version's, so that no class keeps its side."""
 
 
 def find_former(store: str, name: str) -> Former:
@@ -179,4 +181,4 @@ def choose_split(
             f"{len(of_class)} classes change sides{examples}"
         )
     sides = of_class if anew else {**former.sides, **of_class}
-    return ChosenSplit(asked or former.asked, used, of_class, sides, notes)
+    return ChosenSplit(asked or former.asked, used, of_class, sides, notes, anew)

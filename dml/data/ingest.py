@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 from dml import storage
 from dml.cluster import quiet_ray_data, ray_session
-from dml.config import IngestConfig
+from dml.config import IngestConfig, SplitConfig
 from dml.data.dataset import find_dataset
 from dml.data.forgotten import digest_of_id, forgotten_ids
-from dml.data.former import choose_split, find_former, write_sides
+from dml.data.former import ChosenSplit, Former, choose_split, find_former, write_sides
 from dml.data.quarantine import QUARANTINE, in_words, refusals_of, require_few, write_quarantine
 from dml.data.reach import find_witness, require_missing_here_too, require_reach
 from dml.data.schema import SCHEMA_VERSION, TEST, attribute_types
@@ -30,7 +30,7 @@ from dml.data.sources.access import Access
 from dml.data.sources.detect import absolute, open_source
 from dml.data.sources.sample import Listing, Problem, Sample, Source, normalised
 from dml.data.unit import Result, Row, Unit, make_fragment, problem_of, rewrite
-from dml.errors import CorruptArtifact, DmlError, InvalidData
+from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact, InvalidData
 from dml.refs import AttributeType, DatasetRef, IngestReport, SplitSize
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ def ingest_source(config: IngestConfig, store: str, progress: OnProgress | None 
         TooManyRefused: more than `max_quarantined` of the rows; nothing is published.
         MissingArtifact: there is no such source, or a worker's machine does not see it or the store.
         InvalidSetting: the split or the source cannot be followed.
+        IncompatibleArtifact: another ingest of the same name, published meanwhile, split a class otherwise.
     """
     config = config.model_copy(update={"source": absolute(config.source)})
     access = Access(config.allowed_prefixes, (storage.resolve(store),), config.timeout_s, config.retries)
@@ -98,6 +99,7 @@ def ingest_source(config: IngestConfig, store: str, progress: OnProgress | None 
         rows = [row for fragment in fragments for row in fragment.rows]
         if {row.split for row in rows} != set(split.of_class.values()) or not rows:
             raise _nothing_valid(config, problems, table)
+        split = _as_others_dealt(split, former, find_former(store, config.name), config.name)
         write_quarantine(storage.join(staged, QUARANTINE), problems)
         write_sides(staged, split.sides)
         fingerprint = fingerprint_of(rows, attributes, problems)
@@ -130,6 +132,7 @@ def ingest_source(config: IngestConfig, store: str, progress: OnProgress | None 
         notes=[
             _held_out(ref, str(split.used)),
             *split.notes,
+            *_asked_in_vain(ref, split.asked, outcome),
             *notes,
             *_told(contradictions, config.quarantine_contradictions),
             *_lost(split.of_class, rows),
@@ -156,6 +159,32 @@ def _publish(staged: str, final: str, description: Mapping[str, Any], *, is_curr
             outcome = "repaired"
     storage.publish(staged, final, description)
     return outcome
+
+
+def _as_others_dealt(split: ChosenSplit, former: Former, latest: Former, name: str) -> ChosenSplit:
+    """The split, also of the classes that another ingest of the same name published while this one read."""
+    if latest.version == former.version:
+        return split
+    known = {} if split.deals_anew else latest.sides
+    apart = sorted(label for label, side in split.of_class.items() if known.get(label, side) != side)
+    if apart:
+        raise IncompatibleArtifact(
+            f"One ingest of a dataset must end before the next begins; {name}@{latest.version} was published "
+            f"meanwhile, where {len(apart)} of these classes are on the other side, such as "
+            f"{apart[:_NAMED_AT_MOST]}. Nothing was published; begin again."
+        )
+    return replace(split, sides={**known, **split.sides})
+
+
+def _asked_in_vain(ref: DatasetRef, asked: SplitConfig | None, outcome: Outcome) -> list[str]:
+    """What to say where a version that was there already remembers another split, which deals alike."""
+    remembered = ingest_config_of(ref).split
+    if outcome in ("made", "repaired") or asked is None or asked == remembered:
+        return []
+    return [
+        f"{ref.name}@{ref.version} was made by split {remembered or 'of its layout'}, which deals these "
+        f"classes as {asked} does, and remembers that one: give --split {asked} again when other classes come"
+    ]
 
 
 def _held_out(ref: DatasetRef, split: str) -> str:

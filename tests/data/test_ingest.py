@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,7 +29,7 @@ from dml.data.ingest import ingest, ingest_source
 from dml.data.quarantine import QUARANTINE
 from dml.data.sources.detect import open_source
 from dml.data.unit import Unit, make_fragment
-from dml.errors import InvalidData, InvalidSetting, MissingArtifact, TooManyRefused
+from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact, TooManyRefused
 from dml.refs import SplitSize
 from tests.data.pictures import class_folders, huge_png, picture, write
 
@@ -345,10 +346,7 @@ def test_a_class_stays_on_its_side_when_a_version_before_it_was_current_again(tm
     second = [*first, *(f"x{number}" for number in range(8))]
     third = [*first, *(f"x{number}" for number in range(1, 8)), *(f"y{number}" for number in range(6))]
     store = str(tmp_path / "store")
-    sources = [
-        write(tmp_path / str(n), {f"{label}/0.png": picture(zlib.crc32(label.encode())) for label in labels})
-        for n, labels in enumerate((first, second, third))
-    ]
+    sources = [labelled(tmp_path / str(n), labels) for n, labels in enumerate((first, second, third))]
     ingest(config(sources[0]), store)
     known = sides(ingest(config(sources[1]), store))
     if back == "rollback":
@@ -360,6 +358,49 @@ def test_a_class_stays_on_its_side_when_a_version_before_it_was_current_again(tm
     assert len(shared) == 15
     # Without what the second version knows, x4 would be dealt for training here.
     assert {label: later[label] for label in shared} == {label: known[label] for label in shared}
+
+
+def test_a_version_that_knows_another_split_which_deals_alike_says_so(tmp_path):
+    store, source = str(tmp_path / "store"), class_folders(tmp_path / "source", per_class=1)
+    ingest(config(source), store)
+    report = ingest_source(config(source, split=ClassSplit(test_fraction=0.45)), store)
+    assert report.outcome == "current"
+    assert "give --split classes:0.45 again when other classes come" in report.notes[-1]
+
+
+def labelled(root, labels: Iterable[str]):
+    return write(root, {f"{label}/0.png": picture(zlib.crc32(label.encode())) for label in labels})
+
+
+def test_of_two_ingests_at_once_the_later_one_does_not_deal_a_class_to_the_other_side(tmp_path):
+    store = str(tmp_path / "store")
+    first = labelled(tmp_path / "first", "abcdefghijkl")
+    second = labelled(tmp_path / "second", [*"abcd", *(f"z{number}" for number in range(9))])
+    published = []
+
+    def meanwhile(done: int, of: int) -> None:
+        published.append(ingest(config(first), store))
+
+    with pytest.raises(
+        IncompatibleArtifact, match=r"1 of these classes are on the other side, such as \['b'\]"
+    ):
+        ingest_source(config(second), store, meanwhile)
+    assert [version.ref for version in list_versions(store)] == published
+    known = sides(published[0])
+    later = sides(ingest(config(second), store))
+    assert all(later[label] == known[label] for label in "abcd")
+
+
+def test_of_two_ingests_at_once_the_later_one_remembers_the_classes_of_both(tmp_path):
+    store = str(tmp_path / "store")
+    first, second = labelled(tmp_path / "first", "abcdefgh"), labelled(tmp_path / "second", "abcdefgh12")
+    third = labelled(tmp_path / "third", "abcdefgh12xyzuvw")
+    ingest(config(first), store)
+    (first / "a" / "1.png").write_bytes(picture(1))
+    known = {}
+    ingest_source(config(first), store, lambda *_: known.update(sides(ingest(config(second), store))))
+    later = sides(ingest(config(third), store))
+    assert {label: later[label] for label in known} == known
 
 
 def test_another_split_deals_anew_and_says_so_and_no_split_keeps_the_one_asked_for(tmp_path):

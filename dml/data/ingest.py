@@ -6,13 +6,14 @@ goes on. A killed ingest leaves nothing visible.
 """
 
 import hashlib
+import itertools
 import logging
 import os
 import pickle
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 # Ray takes some 12 s to start on 2 cores; two threads validate and write that many small images meanwhile.
 _SMALL_SOURCE_ROWS = 25_000
 _NAMED_AT_MOST = 3
+# A fragment of images from a slow server takes minutes; whoever waits sees that it goes on.
+_QUIET_S = 5.0
 
 Outcome = Literal["made", "found", "repaired", "current"]
 OnProgress = Callable[[int, int], None]
@@ -334,8 +337,23 @@ def _results(
 
 
 def _by_threads(units: Sequence[Unit]) -> Iterator[Result]:
+    count = itertools.count(1)  # one step of it is atomic
+    read = [0]
+
+    def on_sample() -> None:
+        read[0] = next(count)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(make_fragment, units)
+        jobs = [pool.submit(make_fragment, unit, on_sample) for unit in units]
+        try:
+            for job in jobs:
+                while not wait([job], _QUIET_S).done:
+                    num_samples = sum(len(unit.samples) for unit in units)
+                    logger.info("%d of %d images read", read[0], num_samples)
+                yield job.result()
+        finally:
+            for job in jobs:
+                job.cancel()
 
 
 def _by_ray(units: Sequence[Unit], num_workers: int | None) -> Iterator[Result]:

@@ -1,7 +1,7 @@
 """One unit of an ingest: a fragment's samples are read, validated and written, on any worker alike."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -62,14 +62,23 @@ class Result(NamedTuple):
     problems: list[Problem]
 
 
-def make_fragment(unit: Unit) -> Result:
-    """Validate a unit's samples and write the good ones, holding one row group's images at a time."""
+def make_fragment(unit: Unit, on_sample: Callable[[], None] | None = None) -> Result:
+    """Validate a unit's samples and write the good ones, holding one row group's images at a time.
+
+    Args:
+        unit: the samples.
+        on_sample: called after each one, valid or not.
+    """
     rows: list[Row] = []
     problems: list[Problem] = []
     size, schema = unit.config.rows_per_group, dataset_schema(unit.attributes)
     with open_fragment(unit.uri, schema) as writer:
         for start in range(0, len(unit.samples), size):
-            group = _read_group(unit, range(start, min(start + size, len(unit.samples))), rows, problems)
+            group = []
+            for number in range(start, min(start + size, len(unit.samples))):
+                group += _read_sample(unit, number, rows, problems)
+                if on_sample is not None:
+                    on_sample()
             if group:
                 writer.write_table(pa.Table.from_pylist(group, schema=schema))
     if not rows:
@@ -77,32 +86,29 @@ def make_fragment(unit: Unit) -> Result:
     return Result(unit.number, rows, problems)
 
 
-def _read_group(unit: Unit, numbers: range, rows: list[Row], problems: list[Problem]) -> list[dict[str, Any]]:
-    """The records of those of a unit's samples that are valid; adds to its rows and problems."""
-    records = []
-    for number in numbers:
-        sample, class_index = unit.samples[number], unit.class_indices[number]
-        try:
-            content, (width, height) = _validated(unit.source, sample, unit.config)
-        except Refused as refusal:
-            problems.append(problem_of(sample, refusal.reason, refusal.detail))
-            continue
-        row = Row(sample, class_index, hashlib.sha256(content).hexdigest())
-        rows.append(row)
-        records.append(
-            {
-                **{name: sample.attributes.get(name) for name in unit.attributes},
-                "id": sample.id,
-                "label": sample.label,
-                "class_index": class_index,
-                "split": sample.split,
-                "width": width,
-                "height": height,
-                "sha256": row.sha256,
-                "image": content,
-            }
-        )
-    return records
+def _read_sample(unit: Unit, number: int, rows: list[Row], problems: list[Problem]) -> list[dict[str, Any]]:
+    """The record of one of a unit's samples, or none; adds to its rows or problems."""
+    sample, class_index = unit.samples[number], unit.class_indices[number]
+    try:
+        content, (width, height) = _validated(unit.source, sample, unit.config)
+    except Refused as refusal:
+        problems.append(problem_of(sample, refusal.reason, refusal.detail))
+        return []
+    row = Row(sample, class_index, hashlib.sha256(content).hexdigest())
+    rows.append(row)
+    return [
+        {
+            **{name: sample.attributes.get(name) for name in unit.attributes},
+            "id": sample.id,
+            "label": sample.label,
+            "class_index": class_index,
+            "split": sample.split,
+            "width": width,
+            "height": height,
+            "sha256": row.sha256,
+            "image": content,
+        }
+    ]
 
 
 def _validated(source: Source, sample: Sample, config: IngestConfig) -> tuple[bytes, tuple[int, int]]:

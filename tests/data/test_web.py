@@ -278,6 +278,17 @@ def test_one_bad_address_is_one_row_of_the_quarantine(server, tmp_path):
     }
 
 
+@pytest.mark.slow
+def test_whoever_waits_for_a_slow_server_is_told_how_far_it_is(server, tmp_path, caplog):
+    rows = [("ok", "a"), ("slow/1", "a"), ("slow/2", "a"), ("ok?2", "b"), ("ok?3", "c"), ("ok?4", "d")]
+    (tmp_path / "m.csv").write_text("image,label\n" + "".join(f"{server}/{url},{c}\n" for url, c in rows))
+    with caplog.at_level("INFO", "dml"):
+        ingest(
+            config(tmp_path / "m.csv", allowed_prefixes=(f"{server}/",), timeout_s=4), str(tmp_path / "store")
+        )
+    assert "2 of 6 images read" in caplog.text
+
+
 def test_without_the_setting_no_address_is_asked(server, tmp_path):
     asked.clear()
     (tmp_path / "a.png").write_bytes(picture(2))

@@ -14,6 +14,7 @@ The command line prints one of these as one line, without traceback, and ends wi
 Programming mistakes stay `ValueError` and `AssertionError`.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -75,3 +76,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     by_lower = {name.lower(): name for name in known}
     near = get_close_matches(word.lower(), by_lower, n=3, cutoff=_NEAR)
     return f" Did you mean {' or '.join(repr(by_lower[name]) for name in near)}?" if near else ""
+
+
+def without_password(text: str) -> str:
+    """A text to show, whose addresses no longer hold user and password.
+
+    Example:
+        >>> without_password("http://me:secret@host:4200/api does not answer")
+        'http://host:4200/api does not answer'
+    """
+    return re.sub(r"://[^/?#\s]*@", "://", text)

@@ -37,7 +37,7 @@ from prefect.settings import (
 from pydantic import BeforeValidator, WithJsonSchema
 
 from dml.deadline import within
-from dml.errors import DmlError, Unreachable
+from dml.errors import DmlError, Unreachable, without_password
 from dml.progress import Progress
 
 P = ParamSpec("P")
@@ -187,11 +187,6 @@ def _no_prefect() -> str | None:
             first = (str(error).strip().splitlines() or [""])[0]
             return f"another server answers there ({type(error).__name__}: {first}); its API ends in /api"
     return None
-
-
-def without_password(text: str) -> str:
-    """A text whose addresses, as http://user:password@host, do not say who logs in."""
-    return re.sub(r"://[^/@\s]*@", "://", text)
 
 
 def _profile_with_url() -> str | None:

@@ -11,9 +11,9 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from dml.config import RefreshConfig
-from dml.errors import InvalidSetting, MissingArtifact
+from dml.errors import InvalidSetting, MissingArtifact, without_password
 from dml.retrieval.refresh import find_refresh, names_to_refresh
-from flows.policy import prefect_url, require_answer, without_password
+from flows.policy import prefect_url, require_answer
 
 DEPLOYMENT = "refresh-flow/default"
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from dml.cli.app import Json, Settings, Store, Workers, app, print_json, print_table
-from dml.errors import InvalidSetting
+from dml.errors import InvalidSetting, without_password
 from dml.names import suggest_name
 from dml.settings import store_uri
 
@@ -40,7 +40,7 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Make a validated dataset version from labelled images; a class keeps its side in every version."""
-    print(f"listing {_without_password(source)}", file=sys.stderr, flush=True)
+    print(f"listing {without_password(source)}", file=sys.stderr, flush=True)
     from dml.config import parse_ingest
     from flows.ingest import ingest_flow
     from flows.policy import run
@@ -154,7 +154,3 @@ def _parse_split(text: str | None) -> dict[str, Any] | None:
         "--split must be official, none, classes:FRACTION, ATTRIBUTE:COUNT or ATTRIBUTE:VALUE,VALUE; got "
         f"{text!r}."
     )
-
-
-def _without_password(source: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", source)

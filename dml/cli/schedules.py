@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from dml.cli.app import Json, Store, Workers, app, print_json, print_table
-from dml.errors import InvalidSetting
+from dml.errors import InvalidSetting, without_password
 from dml.settings import store_uri
 
 
@@ -64,7 +64,6 @@ def schedule(
     """Have an index refreshed by itself; Prefect, where it runs, is told."""
     from dml.retrieval.refresh import ask_refresh, end_refresh, find_refresh, names_to_refresh
     from dml.up import running_stack
-    from flows.policy import without_password
     from flows.schedules import follow_store, next_refresh, prefect_of
 
     root = store_uri(store)

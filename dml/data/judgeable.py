@@ -1,4 +1,4 @@
-"""Whether a split can be judged at all: known before a model is trained for it."""
+"""Whether a split can be evaluated, checked before a model is trained."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,26 +8,24 @@ from numpy.typing import NDArray
 
 from dml.config import EvaluationConfig, FewShotConfig
 from dml.data.dataset import read_rows
-from dml.data.schema import TEST, TRAIN
+from dml.data.schema import GALLERY, QUERY, TEST, TRAIN
 from dml.errors import InvalidData
 from dml.refs import DatasetRef
 
-QUERY, GALLERY = "query", "gallery"
-
 
 def require_judgeable(dataset: DatasetRef, config: EvaluationConfig, *, split: str = TEST) -> None:
-    """Refuse a split on which the numbers of an evaluation would say nothing, or could not be computed.
+    """Refuse a split on which an evaluation's metrics are undefined or trivial.
 
-    It must have two classes, and in one of them a query with another image to find: in the gallery and, where
-    `same_camera_attribute` is set, by another camera. Few-shot episodes need classes that are large enough.
+    It needs two classes, and at least one query with a positive in the gallery (of another camera, where
+    `same_camera_attribute` is set). Few-shot episodes need classes that are large enough.
 
     Args:
-        dataset: to judge on.
-        config: who searches whom, and which numbers.
-        split: whose rows.
+        dataset: to evaluate on.
+        config: queries, gallery and metrics.
+        split: the split to check.
 
     Raises:
-        InvalidData: it cannot be judged; says how to ingest it, or where else to judge.
+        InvalidData: it cannot be evaluated; the message says how to ingest it, or where else to evaluate.
         InvalidSetting: an attribute that the dataset does not have.
     """
     role, camera = config.role_attribute, config.same_camera_attribute
@@ -43,12 +41,12 @@ def require_judgeable(dataset: DatasetRef, config: EvaluationConfig, *, split: s
         )
     roles = None if role is None else rows[role].to_pylist()
     cameras = None if camera is None else [value or None for value in rows[camera].to_pylist()]
-    if not _somebody_can_be_found(classes, roles, cameras):
-        asked = "" if role is None else f", by {role!r} in the gallery,"
-        asked += "" if camera is None else f" with another {camera!r}"
+    if not _some_query_has_a_positive(classes, roles, cameras):
+        needed = "" if role is None else f", by {role!r} in the gallery,"
+        needed += "" if camera is None else f" with another {camera!r}"
         raise InvalidData(
-            f"An evaluation needs at least one query with another image of its class to find{asked}; in the "
-            f"{where} no one has: {len(classes)} images of {len(np.unique(classes))} classes. {_REMEDY}"
+            f"An evaluation needs at least one query with another image of its class to find{needed}; in the "
+            f"{where} no query has one: {len(classes)} images of {len(np.unique(classes))} classes. {_REMEDY}"
         )
     if config.few_shot is not None:
         _require_episodes(
@@ -57,38 +55,36 @@ def require_judgeable(dataset: DatasetRef, config: EvaluationConfig, *, split: s
 
 
 def shared_classes(train: DatasetRef, test: DatasetRef) -> list[str]:
-    """Labels that one dataset trains on and the other judges by."""
-    learnt, judged = (
+    """Labels that are in the train split of one dataset and in the test split of the other, sorted."""
+    trained, tested = (
         set(read_rows(dataset, split=split, columns=["label"])["label"].unique().to_pylist())
         for dataset, split in ((train, TRAIN), (test, TEST))
     )
-    return sorted(learnt & judged)
+    return sorted(trained & tested)
 
 
-_REMEDY = (
-    "Ingest it with another --split or more images per class, or judge on another: dml train A --test B."
-)
+_REMEDY = "Ingest it with another --split or more images per class, or test on another dataset: dml train A --test B."
 
 
 def _sizes(dataset: DatasetRef) -> str:
     return ", ".join(f"{name} ({size.classes} classes)" for name, size in dataset.splits.items())
 
 
-def _somebody_can_be_found(
+def _some_query_has_a_positive(
     classes: NDArray[np.int32], roles: Sequence[Any] | None, cameras: Sequence[Any] | None
 ) -> bool:
-    """Whether of any class there are a query and another image, in the gallery and by another camera."""
+    """Whether a query has a positive: another image of its class, in the gallery and by another camera."""
     if roles is None and cameras is None:
         return bool(np.bincount(classes).max(initial=0) >= 2)
-    asking: dict[int, set[Any]] = {}
-    answering: dict[int, set[Any]] = {}
+    of_queries: dict[int, set[Any]] = {}
+    of_gallery: dict[int, set[Any]] = {}
     for row, label in enumerate(classes.tolist()):
         camera = row if cameras is None or cameras[row] is None else ("camera", cameras[row])
         if roles is None or roles[row] == QUERY:
-            asking.setdefault(label, set()).add(camera)
+            of_queries.setdefault(label, set()).add(camera)
         if roles is None or roles[row] == GALLERY:
-            answering.setdefault(label, set()).add(camera)
-    return any(len(asking[label] | answering[label]) > 1 for label in asking.keys() & answering.keys())
+            of_gallery.setdefault(label, set()).add(camera)
+    return any(len(of_queries[c] | of_gallery[c]) > 1 for c in of_queries.keys() & of_gallery.keys())
 
 
 def _require_episodes(

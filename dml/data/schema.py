@@ -18,6 +18,8 @@ SCHEMA_VERSION = 1
 BASE_COLUMNS = ("id", "label", "class_index", "split", "width", "height", "sha256")
 IMAGE = "image"
 TRAIN, TEST = "train", "test"
+QUERY, GALLERY = "query", "gallery"
+"""Values of the attribute that an evaluation's `role_attribute` names."""
 _RESERVED = {*BASE_COLUMNS, IMAGE, "position", "similarity", "embedding"}
 _TYPES = {"string": pa.string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
 

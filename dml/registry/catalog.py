@@ -14,10 +14,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from dml import storage
-from dml.errors import InvalidSetting, MissingArtifact, did_you_mean
+from dml.errors import InvalidSetting, MissingArtifact, did_you_mean, without_password
 from dml.names import check_name
 from dml.refs import ModelRef, PackageRef
-from dml.registry.connection import address, as_default, connect
+from dml.registry.connection import as_default, connect
 from dml.registry.database import REGISTRY_LOCK, exclusive
 from dml.registry.notes import note_of, note_of_model
 from dml.registry.tracking import Run
@@ -214,7 +214,7 @@ def read_registry(store: str) -> Listing:
 
 def page_of(store: str, model: ModelRef) -> str | None:
     """The address of a version's page, where MLflow has a server."""
-    uri = address(tracking_uri(store))
+    uri = without_password(tracking_uri(store))
     return (
         f"{uri.rstrip('/')}/#/models/{model.name}/versions/{model.version}"
         if uri.startswith("http")

@@ -6,10 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
 
 from dml.deadline import within
-from dml.errors import InvalidSetting, Unreachable
+from dml.errors import InvalidSetting, Unreachable, without_password
 from dml.registry.database import first_contact, sqlite_file
 
 if TYPE_CHECKING:
@@ -74,14 +73,6 @@ def require_answer(tracking_uri: str) -> None:
         _meet_server(tracking_uri)
 
 
-def address(tracking_uri: str) -> str:
-    """A URI for people: without user and password."""
-    parts = urlsplit(tracking_uri)
-    if "@" not in parts.netloc:
-        return tracking_uri
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
 @contextmanager
 def answering(tracking_uri: str) -> Iterator[None]:
     """What MLflow raises where its server or database does not answer becomes Unreachable."""
@@ -136,7 +127,7 @@ def _meet(tracking_uri: str) -> None:
     except (MlflowException, SQLAlchemyError, ImportError) as error:
         raise InvalidSetting(
             "MLflow keeps its runs on a server, http(s)://HOST:PORT, or in a database, sqlite:///FILE; "
-            f"MLFLOW_TRACKING_URI is {address(tracking_uri)!r}: {_first_line(error)}."
+            f"MLFLOW_TRACKING_URI is {without_password(tracking_uri)!r}: {_first_line(error)}."
         ) from error
 
 
@@ -151,9 +142,9 @@ def _require_mlflow(tracking_uri: str) -> None:
     answer = _get(tracking_uri, "experiments/search", max_results=1)
     if answer.status_code != 200:
         raise Unreachable(
-            f"MLflow must answer at {address(tracking_uri)}; it refuses with status {answer.status_code}: "
-            f"{answer.text.strip()[:200]!r}. Check MLFLOW_TRACKING_URI, and MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD where it asks for them."
+            f"MLflow must answer at {without_password(tracking_uri)}; it refuses with status "
+            f"{answer.status_code}: {answer.text.strip()[:200]!r}. Check MLFLOW_TRACKING_URI, and "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where it asks for them."
         )
     content = _json(answer)
     if content == {}:  # all experiments were deleted; or any server that says {} to everything
@@ -161,7 +152,7 @@ def _require_mlflow(tracking_uri: str) -> None:
     known = isinstance(content, dict) and bool({"experiments", "experiment", "error_code"} & content.keys())
     if not known:
         raise Unreachable(
-            f"MLflow must answer at {address(tracking_uri)}; what answers there is another server: "
+            f"MLflow must answer at {without_password(tracking_uri)}; what answers there is another server: "
             f"{answer.text.strip()[:60]!r}. Check MLFLOW_TRACKING_URI."
         )
 
@@ -219,7 +210,7 @@ def _unreachable(tracking_uri: str, cause: BaseException) -> Unreachable:
     else:
         why = _first_line(cause)
     return Unreachable(
-        f"MLflow must answer at {address(tracking_uri)}; {why}. Start it, as `dml up` does, or set "
+        f"MLflow must answer at {without_password(tracking_uri)}; {why}. Start it, as `dml up` does, or set "
         "MLFLOW_TRACKING_URI to where it is. What was finished is kept: the same command goes on from there."
     )
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dml import storage
-from dml.errors import DmlError, MissingArtifact
-from dml.registry.connection import address, connect, require_answer
+from dml.errors import DmlError, MissingArtifact, without_password
+from dml.registry.connection import connect, require_answer
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,10 @@ class Journal:
         self.file, self._tracking_uri, self._run_id = file, tracking_uri, run_id
         self._known = {(key, entry.step) for entry in _entries(file, 0) for key in entry.metrics}
         record = _read_record(file)
-        same = record is not None and (record["to"], record["run_id"]) == (address(tracking_uri), run_id)
+        same = record is not None and (record["to"], record["run_id"]) == (
+            without_password(tracking_uri),
+            run_id,
+        )
         self._sent = int(record["bytes"]) if record is not None and same else 0
         if not same:
             self._write_record()
@@ -142,7 +145,7 @@ class Journal:
         self._write_record()
 
     def _write_record(self) -> None:
-        record = {"to": address(self._tracking_uri), "run_id": self._run_id, "bytes": self._sent}
+        record = {"to": without_password(self._tracking_uri), "run_id": self._run_id, "bytes": self._sent}
         try:
             storage.write_json(str(_record_of(self.file)), record)
         except OSError as error:
@@ -160,7 +163,7 @@ def send_leftovers(folder: Path, tracking_uri: str, *, wait_s: float) -> None:
     for file in sorted(folder.glob("*.jsonl")):
         record = _read_record(file)
         left = record is not None and int(record["bytes"]) < file.stat().st_size
-        if record is not None and left and record["to"] == address(tracking_uri):
+        if record is not None and left and record["to"] == without_password(tracking_uri):
             Journal(file, tracking_uri, str(record["run_id"])).flush(wait_s)
 
 

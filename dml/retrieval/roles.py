@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dml.config import EvaluationConfig
+from dml.data.schema import GALLERY, QUERY
 from dml.errors import InvalidData
 from dml.metrics.ranking import Items
-
-QUERY, GALLERY = "query", "gallery"
 
 
 @dataclass(frozen=True)

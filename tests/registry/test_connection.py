@@ -9,9 +9,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 
 import pytest
 
-from dml.errors import DmlError, InvalidSetting, Unreachable
+from dml.errors import DmlError, InvalidSetting, Unreachable, without_password
 from dml.registry import catalog
-from dml.registry.connection import CONTACT_TIMEOUT_S, address, connect
+from dml.registry.connection import CONTACT_TIMEOUT_S, connect
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_an_mlflow_whose_experiments_were_all_deleted_is_one(serve):
 
 def test_no_password_is_repeated(free_port):
     uri = f"http://reader:secret@127.0.0.1:{free_port}"
-    assert address(uri) == f"http://127.0.0.1:{free_port}"
+    assert without_password(uri) == f"http://127.0.0.1:{free_port}"
     with pytest.raises(Unreachable) as raised:
         connect(uri)
     assert "secret" not in str(raised.value)

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from dml import storage
 from dml.data.sources.sample import Refused
+from dml.errors import without_password
 
 _WEB = ("http", "https")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -74,7 +75,7 @@ def local_path(uri: str) -> str:
 
 def without_query(url: str) -> str:
     """A web address to show: what is signed or secret stands in the query or before the host."""
-    return re.sub(r"//[^/@]*@", "//", re.split(r"[?#]", url, maxsplit=1)[0])
+    return without_password(re.split(r"[?#]", url, maxsplit=1)[0])
 
 
 def _web_parts(url: str) -> tuple[tuple[str, str, int], str] | None:

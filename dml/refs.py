@@ -180,15 +180,15 @@ class EvaluationReport(BaseModel):
     baselines: dict[str, dict[str, float]] = {}
 
     def table(self) -> list[dict[str, str | float]]:
-        """One row per contestant, the trained package last; intervals stand in brackets."""
+        """One row per baseline, the trained package last; intervals stand in brackets."""
         return [
-            {"embedding": name, **_with_intervals(metrics)} for name, metrics in self._contestants().items()
+            {"embedding": name, **_with_intervals(metrics)} for name, metrics in self._by_embedding().items()
         ]
 
     def slices(self) -> list[dict[str, str | float]]:
-        """One row per slice of the queries and contestant; empty where nobody asked for slices."""
+        """One row per slice of the queries and embedding; empty where the configuration has no slices."""
         rows: dict[tuple[str, str], dict[str, str | float]] = {}
-        for name, metrics in self._contestants().items():
+        for name, metrics in self._by_embedding().items():
             for key, value in metrics.items():
                 attribute, *rest = key.split("/")
                 if rest:
@@ -200,11 +200,11 @@ class EvaluationReport(BaseModel):
         """One sentence that sets the package against the images' own pixels; empty without that baseline.
 
         Args:
-            metric: by which to judge.
+            metric: to compare by, such as "recall_at_1"; larger is better.
         """
         return against_pixels(metric, self.metrics, self.baselines)
 
-    def _contestants(self) -> dict[str, dict[str, float]]:
+    def _by_embedding(self) -> dict[str, dict[str, float]]:
         return {**self.baselines, "trained": self.metrics}
 
 
@@ -219,7 +219,7 @@ def against_pixels(
 
     Args:
         metric: larger is better.
-        metrics: of what is judged.
+        metrics: of the package.
         baselines: as `EvaluationReport.baselines`.
         only_worse: empty also where it is better.
     """
@@ -273,7 +273,7 @@ class IngestReport(BaseModel):
 
 
 class TrainingReport(BaseModel):
-    """A training flow's result: the version, how training went, and how it was judged."""
+    """A training flow's result: the version, how training went, and its evaluation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -313,7 +313,7 @@ class CellReport(BaseModel):
     fingerprint: str = Field(description="of all that decides the numbers")
     metrics: dict[str, float]
     trained: TrainedRef | None = Field(None, description="None: nothing was trained")
-    embeddings: EmbeddingsRef | None = Field(None, description="what was judged; None: raw pixels")
+    embeddings: EmbeddingsRef | None = Field(None, description="what was evaluated; None: raw pixels")
     seconds: float | None = Field(None, description="of training, evaluation apart; None: unknown")
     hardware: str = Field(description="what it ran on")
 

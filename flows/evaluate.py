@@ -1,4 +1,4 @@
-"""How well a package finds its own kind, beside raw pixels and the same encoder before training."""
+"""Evaluate a package on a test split, beside raw pixels and the same encoder before training."""
 
 from prefect import flow
 
@@ -43,7 +43,7 @@ def evaluate_flow(
 def evaluate_package(
     store: str, package: PackageRef, dataset: DatasetRef, config: EvaluationConfig
 ) -> EvaluationReport:
-    """Embed the test split and judge it. It is embedded once per package, so baselines cost one time."""
+    """Metrics of a package on the test split, and of its baselines; a split is embedded once per package."""
     baselines = {}
     if config.baselines:
         pixels = stage(raw_pixel_baseline)
@@ -67,7 +67,7 @@ def compare_packages(
     config: EvaluationConfig,
     gate: GateConfig,
 ) -> Comparison:
-    """Both on the same queries, from the embeddings that judging them has left."""
+    """Both on the same queries, with the embeddings that `evaluate_package` made."""
     ours, theirs = (
         stage(embed, heals=True)(store, each, dataset, split=TEST, progress=tell("embed"))
         for each in (package, former)

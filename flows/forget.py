@@ -1,4 +1,4 @@
-"""A person goes: items leave every version of a dataset, and all that was made of those versions."""
+"""Forget items: erase them from every version of a dataset and from all that was made of those versions."""
 
 from prefect import flow
 

@@ -1,4 +1,4 @@
-"""Every index that asks for it is refreshed; one that fails does not keep the others from it."""
+"""Refresh every scheduled index; one that fails does not stop the others."""
 
 from prefect import flow
 
@@ -24,17 +24,17 @@ class RefreshFailed(RuntimeError):
 
 
 def _run_name() -> str:
-    return " ".join(["refresh", *(run_parameters()["names"] or ["all that ask"])])
+    return " ".join(["refresh", *(run_parameters()["names"] or ["all scheduled"])])
 
 
 @flow(name="refresh-flow", flow_run_name=_run_name, on_running=[tag_with_names])
 def refresh_flow(
     names: list[str] | None = None, store: str | None = None, num_workers: int | None = None
 ) -> list[IndexRef]:
-    """Refresh the indexes that ask for it (`dml schedule`), one after another.
+    """Refresh the scheduled indexes (`dml schedule`), one after another.
 
     Args:
-        names: only these; one that no longer asks is left as it is. None: all that ask.
+        names: only these; one that is no longer scheduled is left as it is. None: all scheduled ones.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
         num_workers: embedding actors; None: as the amount of new images asks.
 
@@ -42,10 +42,10 @@ def refresh_flow(
         RefreshFailed: after all others were refreshed.
     """
     root = store_uri(store)
-    asking = stage(names_to_refresh)(root)
-    chosen = [name for name in asking if names is None or name in names]
+    scheduled = stage(names_to_refresh)(root)
+    chosen = [name for name in scheduled if names is None or name in names]
     if not chosen:
-        say("nothing asks to be refreshed")
+        say("no index is scheduled")
     refreshed: list[IndexRef] = []
     failed: dict[str, Exception] = {}
     for name in chosen:

@@ -1,4 +1,4 @@
-"""Prefect is told which indexes ask to be refreshed, and when. The store says it; Prefect follows."""
+"""Make Prefect's schedules those of a store's indexes: the store holds them, Prefect follows."""
 
 import asyncio
 import hashlib
@@ -39,7 +39,7 @@ def next_refresh(cron: str, timezone: str) -> datetime:
 
 
 def prefect_of(stack: str | None) -> str | None:
-    """The Prefect to tell: the configured one, else that of the store's running `dml up`, else none.
+    """Address of the Prefect API to update: the configured one, else that of the store's `dml up`, else None.
 
     Args:
         stack: address of the latter's API.
@@ -54,7 +54,7 @@ def prefect_of(stack: str | None) -> str | None:
 
 
 def follow_store(store: str, prefect: str) -> None:
-    """Make Prefect's schedules of a store those that its indexes ask for; other stores' stay as they are.
+    """Make Prefect's schedules of a store those of its indexes; other stores' schedules stay as they are.
 
     Args:
         store: the store's URI.

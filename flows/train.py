@@ -82,10 +82,10 @@ def train_flow(
 def _promote_if_better(
     store: str, config: ExperimentConfig, new: ModelRef, report: EvaluationReport
 ) -> ModelRef:
-    """Champion and newcomer are judged on the same test split, in the same way.
+    """Evaluate the champion as the new version was evaluated, and let the gate decide.
 
-    What was recorded of the champion may be of another split or of other settings, so it is judged again; its
-    embeddings of a split are made once.
+    The champion's recorded metrics may be of another split or of other settings, so it is evaluated again;
+    its embeddings of a split are made once.
     """
     dataset = report.dataset
     champion = stage(find_champion)(store, new.name)

@@ -37,12 +37,12 @@ Workers = Annotated[int | None, typer.Option("--workers", min=1, help="default: 
 _WIDTH_IN_FILES, _UNBOUND = 160, 10_000
 _UNSEEN = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode's control characters, surrogates and separators of lines and paragraphs."""
-_TURNING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-"""What makes a terminal write the rest of a line from right to left."""
+_BIDI_CONTROLS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+"""Unicode's direction controls: they make a terminal write the rest of a line from right to left."""
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(f"dml {dml.__version__}")
         raise typer.Exit()
 
@@ -58,7 +58,7 @@ def _dml(
 
 
 def print_json(content: Mapping[str, Any]) -> None:
-    """One JSON object; a number that is none, which JSON has no word for, is null."""
+    """Print one JSON object; NaN and infinity, which JSON cannot hold, become null."""
     print(json.dumps(_finite(content), allow_nan=False), file=output.get())
 
 
@@ -81,11 +81,11 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_IN_FILES)
     table = _table(title, rows)
     if Console(width=_UNBOUND).measure(table).maximum > console.width:
-        table = _table(title, _turned(rows))
+        table = _table(title, _transposed(rows))
     console.print(table)
 
 
-def _turned(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+def _transposed(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """A line per column, beside the first column's values; as they are where that would not be narrower."""
     head, *names = dict.fromkeys(column for row in rows for column in row)
     heads = [str(row.get(head, "")) for row in rows]
@@ -116,7 +116,7 @@ def visible(text: str, *, keep: str = "") -> str:
     r"""Text that a terminal shows and does not obey: control characters are written as Python escapes them.
 
     Args:
-        text: such as a label of somebody's dataset.
+        text: from outside, such as a label of a dataset.
         keep: control characters to leave as they are.
 
     Example:
@@ -125,7 +125,7 @@ def visible(text: str, *, keep: str = "") -> str:
     """
     return "".join(
         char.encode("unicode_escape").decode()
-        if char not in keep and (unicodedata.category(char) in _UNSEEN or ord(char) in _TURNING)
+        if char not in keep and (unicodedata.category(char) in _UNSEEN or ord(char) in _BIDI_CONTROLS)
         else char
         for char in text
     )

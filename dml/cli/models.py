@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 @app.command()
 def train(
     dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
-    test: Annotated[
-        str | None, typer.Option(help="the dataset whose test split judges; default: the same one's")
-    ] = None,
+    test: Annotated[str | None, typer.Option(help="the dataset to test on; default: the same")] = None,
     preset: Annotated[
         str | None, typer.Option(help="experiment to start from; `dml presets` lists them; default: smoke")
     ] = None,
@@ -92,7 +90,7 @@ def evaluate(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a registered model on a dataset's test split, beside its baselines."""
+    """Evaluate a registered model on a dataset's test split, beside its baselines."""
     from dml.config import EvaluationConfig
     from flows.evaluate import evaluate_flow
     from flows.policy import run

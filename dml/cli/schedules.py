@@ -11,7 +11,7 @@ from dml.settings import store_uri
 
 @app.command()
 def reindex(
-    name: Annotated[str | None, typer.Argument(help="the index; default: all that `dml schedule`")] = None,
+    name: Annotated[str | None, typer.Argument(help="the index; default: all that are scheduled")] = None,
     workers: Workers = None,
     store: Store = None,
     as_json: Json = False,
@@ -43,14 +43,14 @@ def reindex(
         for other, reason in failed.items():
             typer.echo(f"error: index {other}: {reason}", err=True)
         if not refreshed and not failed:
-            print("nothing asks to be refreshed; `dml schedule NAME --cron ...` does")
+            print("no index is scheduled; `dml schedule NAME --cron ...` schedules one")
     if failed:
         raise typer.Exit(1)
 
 
 @app.command()
 def schedule(
-    name: Annotated[str | None, typer.Argument(help="the index; default: list those that ask")] = None,
+    name: Annotated[str | None, typer.Argument(help="the index; default: list the scheduled ones")] = None,
     cron: Annotated[
         str | None, typer.Option(help='when: minute hour day month weekday, as "0 3 * * *"')
     ] = None,
@@ -61,14 +61,16 @@ def schedule(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Have an index refreshed by itself; Prefect, where it runs, is told."""
+    """Schedule the refresh of an index, or list the schedules; a running Prefect follows."""
     from dml.retrieval.refresh import ask_refresh, end_refresh, find_refresh, names_to_refresh
     from dml.up import running_stack
     from flows.schedules import follow_store, next_refresh, prefect_of
 
     root = store_uri(store)
     if name is None and (cron or off):
-        raise InvalidSetting("--cron and --off need the index's name: dml schedule NAME --cron ...")
+        raise InvalidSetting(
+            "--cron and --off need the name of an index; got none. Say dml schedule NAME --cron ..."
+        )
     if name is not None and (cron is None) != off:
         raise InvalidSetting(f"Say when, dml schedule {name} --cron ..., or --off, and not both.")
     stack = running_stack(root)
@@ -81,22 +83,22 @@ def schedule(
     if prefect is not None:
         follow_store(root, prefect)
     shown = None if prefect is None else without_password(prefect)
-    asking = {each: config for each in names_to_refresh(root) if (config := find_refresh(root, each))}
+    scheduled = {each: config for each in names_to_refresh(root) if (config := find_refresh(root, each))}
     rows = [
         {
             "index": each,
             **config.model_dump(),
             "next": next_refresh(config.cron, config.timezone).isoformat(timespec="minutes"),
         }
-        for each, config in asking.items()
+        for each, config in scheduled.items()
     ]
     if as_json:
         print_json({"schedules": rows, "prefect": shown})
         return
     if rows:
-        print_table("indexes that ask to be refreshed", rows)
+        print_table("scheduled indexes", rows)
     else:
-        print("nothing asks to be refreshed")
+        print("no index is scheduled")
     if shown is not None:
         print(f"Prefect at {shown} follows.")
     elif rows:

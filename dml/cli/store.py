@@ -62,7 +62,7 @@ def gc(
     ] = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would go")] = False,
     grace_hours: Annotated[
-        float, typer.Option(min=0, help="what was made within it stays: somebody may be about to use it")
+        float, typer.Option(min=0, help="what is younger stays: it may be about to be used")
     ] = 1.0,
     store: Store = None,
     as_json: Json = False,
@@ -108,7 +108,7 @@ def rm(
     """Remove a dataset, an index, a model or a run; refused while something else needs it."""
     root = store_uri(store)
     if kind == Removable.MODEL:
-        from dml.registry.aliases import remove_model
+        from dml.registry.removal import remove_model
 
         removed = remove_model(root, name)
     else:

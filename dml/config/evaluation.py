@@ -1,4 +1,4 @@
-"""What is judged and shown of an embedding, what promotes a model, and how its index is built."""
+"""What is measured and shown of an embedding, what promotes a model, and how its index is built."""
 
 from typing import Annotated, Literal, Self
 
@@ -37,7 +37,7 @@ class BootstrapConfig(Part):
 
 
 class EvaluationConfig(Part):
-    """Which numbers an evaluation gives, and who searches whom; by default every row all the others."""
+    """Metrics, queries and gallery of an evaluation; by default every row is a query among all others."""
 
     recall_at: tuple[Rank, ...] = Field((1, 2, 4, 8), min_length=1)
     precision_at: tuple[Rank, ...] = ()
@@ -137,6 +137,8 @@ class GateConfig(Part):
 
 
 class IndexConfig(Part):
+    """How a Faiss index is built, and how its recall is measured."""
+
     factory: str = Field("auto", description="auto: Flat below 100,000 rows, IVF beyond; or a Faiss string")
     num_probes: int | None = Field(None, gt=0, description="IVF lists searched; None: chosen by recall")
     recall_queries: int = Field(1000, gt=0, description="queries of the recall measurement")

@@ -63,7 +63,7 @@ def shared_classes(train: DatasetRef, test: DatasetRef) -> list[str]:
     return sorted(trained & tested)
 
 
-_REMEDY = "Ingest it with another --split or more images per class, or test on another dataset: dml train A --test B."
+_REMEDY = "Ingest it with another --split or more images per class, or test on another: dml train A --test B."
 
 
 def _sizes(dataset: DatasetRef) -> str:

@@ -34,7 +34,7 @@ def pytorch_metric_learning(
         average_of_averages: mean over the classes' means.
 
     Returns:
-        NaN where no query has anybody to find.
+        NaN where no query has a positive.
     """
     ranking = Ranking(queries, gallery)
     itself = 0 if queries.ids is None and gallery is not None else 1
@@ -102,7 +102,7 @@ def open_metric_learning(
 
     Its precision divides by min(K, R), so a perfect model gets 1. Its MAP divides by min(K, R) where it takes
     a distance matrix ("attainable"), by the hits among the K where it takes retrieved ids ("retrieved"). A
-    query with nobody to find is a miss of CMC (there it is 1 where nothing was retrieved either, which can't
+    query without a positive is a miss of CMC (there it is 1 where nothing was retrieved either, which can't
     be here); its precision and MAP are 0/0, which is left out of these means.
 
     Args:

@@ -1,6 +1,6 @@
 """Recall@K, precision, R-precision, MAP in all its spellings and CMC: one pass, one value per query.
 
-Policy: what a query may find is said in `ranking`; a query that has nobody to find is left out of every mean,
+Policy: what a query may find is said in `ranking`; a query without a positive is left out of every mean,
 as in pytorch-metric-learning, and counted apart (`num_lone`). A K beyond the gallery means all of it.
 """
 
@@ -26,7 +26,7 @@ MapDenominator = Literal["relevant", "attainable", "retrieved"]
 
 @dataclass(frozen=True)
 class RetrievalMetrics:
-    """Means over the queries that have somebody to find."""
+    """Means over the queries with at least one positive in the gallery."""
 
     recall_at: dict[int, float]
     """Share of queries with at least one of their class among the K nearest."""
@@ -45,7 +45,7 @@ class RetrievalMetrics:
 
 @dataclass(frozen=True)
 class QueryMetrics:
-    """Every metric of every query that has somebody to find; M of them among the Q that asked."""
+    """Every metric of every query with a positive in the gallery; M of them among all Q queries."""
 
     values: dict[str, Tensor]
     """Name to (M,) float64, in [0, 1]."""
@@ -58,7 +58,7 @@ class QueryMetrics:
     depth: int
     """Up to which rank first hits are known."""
     num_lone: int
-    """Queries that have nobody to find."""
+    """Queries without a positive in the gallery."""
 
     def means(self) -> dict[str, float]:
         """Every query weighs the same; 0 where there is none."""

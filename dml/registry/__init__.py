@@ -1,1 +1,1 @@
-"""The only room that knows MLflow: runs and metrics (tracking), model versions and the gate (catalog)."""
+"""The only package that imports MLflow: runs (tracking), model versions (catalog), the gate (champion)."""

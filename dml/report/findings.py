@@ -80,7 +80,7 @@ def nearest(sides: Sequence[Items], depth: int) -> Neighbours:
 def worst_queries(found: QueryMetrics, neighbours: Neighbours, count: int) -> list[int]:
     """The queries of lowest MAP@R; among equals first those that are most sure of their first answer.
 
-    Queries that have nobody to find cannot fail, and are left out.
+    Queries without a positive cannot fail, and are left out.
     """
     rows, values = found.rows.cpu(), found.values["map_at_r"].cpu()
     by_surety = neighbours.similarities[rows, 0].argsort(descending=True, stable=True)
@@ -177,7 +177,7 @@ def only_right(ours: Neighbours, theirs: Neighbours, gains: Mapping[int, float],
     Args:
         ours: of the embedding that finds them.
         theirs: of the other, for the same queries and gallery.
-        gains: by query, what ours is better by; of all queries that have somebody to find.
+        gains: by query, what ours is better by; of all queries with a positive.
         count: how many at most.
     """
     chosen = (ours.right[:, 0] & ~theirs.right[:, 0]).nonzero()[:, 0].tolist()

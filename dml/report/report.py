@@ -12,7 +12,7 @@ import torch
 from dml import storage
 from dml.config import BootstrapConfig, ReportConfig
 from dml.models.package import read_preprocessing
-from dml.refs import EmbeddingsRef, EvaluationReport, ModelRef, ReportRef
+from dml.refs import RAW_PIXELS, EmbeddingsRef, EvaluationReport, ModelRef, ReportRef
 from dml.registry.history import attach_pictures, training_curves
 from dml.report import charts
 from dml.report.findings import Suspect, confident_mistakes, worst_queries
@@ -137,7 +137,7 @@ def _numbers(
     baselines: dict[str, dict[str, float]] = {}
     if asked.baselines:
         preprocessing = read_preprocessing(embeddings.package)
-        baselines["raw pixels"] = raw_pixel_baseline(
+        baselines[RAW_PIXELS] = raw_pixel_baseline(
             embeddings.dataset, preprocessing, judged, split=config.split
         )
         if before is not None:
@@ -151,8 +151,8 @@ def _numbers(
     found, by = view.found, judged.bootstrap
     verdict = report.verdict()
     text = f"The model is {verdict}. " if verdict else ""
-    text += f"Means over {len(found.rows):,} queries that have somebody to find"
-    text += f"; {found.num_lone:,} more have nobody and are left out." if found.num_lone else "."
+    text += f"Means over {len(found.rows):,} queries with at least one positive"
+    text += f"; {found.num_lone:,} more have none and are left out." if found.num_lone else "."
     if by is not None:
         text += f" In brackets: intervals of {by.confidence:.0%}, {_RESAMPLED[by.by]} resampled."
     return Section("In numbers", text, table=_turned(report.table()))
@@ -181,7 +181,7 @@ def _answers(view: View) -> Section:
     return _gallery(
         view,
         "answers",
-        Asked("Queries and answers", text, "No query has anybody to find."),
+        Asked("Queries and answers", text, "No query has a positive."),
         asked[torch.from_numpy(spread)].tolist(),
         answers=view.config.answers,
         table=(),

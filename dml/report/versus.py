@@ -53,7 +53,7 @@ def write_versus(store: str, first: Contestant, second: Contestant, config: Repo
 
     Raises:
         IncompatibleArtifact: embeddings of different datasets, or twice the same.
-        InvalidData: the split has no rows, none of a role, or no query has anybody to find.
+        InvalidData: the split has no rows, none of a role, or no query has a positive.
         InvalidSetting: an attribute that the dataset does not have.
         ValueError: both have one name.
     """
@@ -103,7 +103,7 @@ class _Pair:
         self.ours, self.theirs = (View(each.embeddings, config) for each in (first, second))
         if not len(self.ours.found.rows):
             raise InvalidData(
-                f"No query of the split {config.split!r} has anybody to find, so nothing can be compared. "
+                f"No query of the split {config.split!r} has a positive, so nothing can be compared. "
                 "Name another split, or a dataset whose classes have two images."
             )
 

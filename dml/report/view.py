@@ -50,7 +50,7 @@ class View:
 
     @cached_property
     def map_at_r(self) -> dict[int, float]:
-        """By query; of those that have somebody to find."""
+        """By query; of those with a positive."""
         return dict(zip(self.found.rows.tolist(), self.found.values["map_at_r"].tolist(), strict=True))
 
     @cached_property

@@ -68,7 +68,7 @@ def compare(
     Raises:
         IncompatibleArtifact: tables of different datasets.
         InvalidSetting: a metric that single queries don't have.
-        InvalidData: the split has no rows, or no query has anybody to find.
+        InvalidData: the split has no rows, or no query has a positive.
     """
     require_one_dataset(embeddings, former)
     if gate.metric not in config.query_metrics:
@@ -82,7 +82,7 @@ def compare(
         for table in (embeddings, former)
     ]
     if not len(found[0].rows):
-        raise InvalidData(f"No query of the split {split!r} has anybody to find, so nothing can be compared.")
+        raise InvalidData(f"No query of the split {split!r} has a positive, so nothing can be compared.")
     return paired_test(found[0], found[1], gate.metric, min_gain=gate.min_gain)
 
 

@@ -166,7 +166,7 @@ def _named(setting: str) -> Iterator[None]:
 
 
 def _slices(rows: Rows, found: QueryMetrics, config: EvaluationConfig) -> Iterator[tuple[str, Tensor]]:
-    """`attribute/value` and the queries that have it, those where some query has somebody to find."""
+    """`attribute/value` and the queries that have it, those where some query has a positive."""
     queries = roles_of(rows, config)[0]
     for attribute in config.slices:
         values = [None if value is None else str(value) for value in rows.attributes[attribute]]

@@ -1,4 +1,4 @@
-"""A query image in, answers and their picture out: search, data and report meet here."""
+"""Pictures of queries and their answers, from a search, the dataset's images and the report's gallery."""
 
 from collections.abc import Sequence
 
@@ -10,28 +10,9 @@ from dml.models.package import load_package
 from dml.refs import IndexRef
 from dml.report.gallery import GalleryRow, Tile, draw_gallery
 from dml.retrieval.search import Answer, open_index
-from dml.serving.searcher import Found, Searcher
+from dml.serving.searcher import Found
 
 _SAMPLE_QUERIES, _SAMPLE_ANSWERS = 8, 8
-
-
-def answer(store: str, index_name: str | None, image: bytes, *, k: int, where: Sequence[str]) -> Found:
-    """Embed an image with exactly the package that made the index, and search.
-
-    It opens the index for this one query; keep a `Searcher` open where there are several.
-
-    Args:
-        store: the store's URI.
-        index_name: NAME or NAME@VERSION; None: the store's only index.
-        image: a file's bytes.
-        k: how many answers are wanted.
-        where: conditions on attributes, all of which must hold.
-
-    Raises:
-        MissingArtifact, InvalidData, InvalidSetting: no such index; no image; a condition that says nothing.
-    """
-    (found,) = Searcher.open(store, index_name).search([image], k=k, where=where)
-    return found
 
 
 def draw(found: Found, query: bytes) -> bytes:

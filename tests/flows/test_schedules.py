@@ -33,7 +33,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def store(made):
-    """That store, in which nothing asks to be refreshed."""
+    """That store, in which no index is scheduled."""
     yield made
     for name in names_to_refresh(made):
         storage.delete(storage.join(made, "indexes", name, "refresh.json"))
@@ -161,7 +161,7 @@ def test_a_failed_refresh_is_exit_status_1_and_names_the_index(dml):
     [
         (["shop"], "--off"),
         (["shop", "--cron", NIGHTLY, "--off"], "not both"),
-        (["--cron", NIGHTLY], "need the index's name"),
+        (["--cron", NIGHTLY], "need the name of an index"),
         (["shop", "--cron", "soon"], "'soon'"),
         (["nowhere", "--cron", NIGHTLY], "nowhere"),
         (["nowhere", "--off"], "nowhere"),

@@ -184,7 +184,7 @@ def test_a_split_in_which_nobody_can_be_found_is_a_page_too(store, tmp_path, num
     html = page_of(report_on(store, find_model(store, "shop"), lone, ReportConfig()))
     for words in (
         "Means over 0 queries",
-        "No query has anybody to find.",
+        "No query has a positive.",
         "No query fails",
         "first answer is wrong.",
         "neighbours agree on a label that is not its own.",

@@ -9,7 +9,6 @@ from dml.config import IndexConfig
 from dml.errors import InvalidData, InvalidSetting, MissingArtifact
 from dml.retrieval.embed import embed
 from dml.retrieval.index import build_index, publish_index
-from dml.serving.answers import answer
 from dml.serving.searcher import Searcher
 from tests.retrieval.parts import make_dataset, make_package, png
 
@@ -51,7 +50,6 @@ def test_a_batch_is_answered_as_its_images_one_by_one(store):
     assert [[row["id"] for row in rows] for rows in together] == [
         [row["id"] for row in rows] for rows in alone
     ]
-    assert answer(store, "shelves", images[0], k=5, where=["sold=true"]).rows() == alone[0]
 
 
 def test_without_a_name_it_is_the_only_index(store, tmp_path):

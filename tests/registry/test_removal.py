@@ -5,8 +5,8 @@ import pytest
 from dml.config import GateConfig
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.registry import catalog
-from dml.registry.aliases import remove_model
 from dml.registry.champion import judge, rollback_champion
+from dml.registry.removal import remove_model
 from tests.registry.parts import new_version
 
 

@@ -1,5 +1,6 @@
 """What every loss of embeddings does alike: checks the batch, gives its rows unit length, shows NaN."""
 
+import math
 from dataclasses import replace
 from typing import TypedDict
 
@@ -49,6 +50,7 @@ class EmbeddingLoss(nn.Module):
                 has no proxy or boundary.
         """
         batch = References.of(embeddings, labels, references)
+        self.check_dim(embeddings.shape[1])
         if self.normalize:
             rows = unit_length(embeddings)
             is_own = batch.embeddings is embeddings
@@ -60,6 +62,9 @@ class EmbeddingLoss(nn.Module):
         # Masks can hide from a loss what is no number. To ask would wait for a GPU; a sum has it in itself.
         return self.compute_loss(embeddings, labels, batch) + zero_or_nan
 
+    def check_dim(self, dim: int) -> None:
+        """Nothing; subclasses with proxies refuse embeddings (B, D) of another D here."""
+
     def check_labels(self, labels: Tensor) -> Tensor:
         """() 0, or NaN; subclasses whose labels must be class ids refuse others here."""
         return labels.new_zeros((), dtype=torch.float32)
@@ -67,6 +72,13 @@ class EmbeddingLoss(nn.Module):
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         """The loss of a checked batch, of unit rows with `normalize`; arguments as `forward`."""
         raise NotImplementedError
+
+
+def check_above_zero(**settings: float) -> None:
+    """Raise ValueError for a scale or temperature with which the formula means nothing, such as 0 or NaN."""
+    for name, value in settings.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be above 0, and finite; got {value}.")
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor, nn
 
+from dml.losses.base import check_above_zero
 from dml.losses.blocks import softplus
 from dml.losses.contest import Contest, ContestOptions, cosine_logits
 from dml.losses.references import References
@@ -52,6 +53,7 @@ class NormalisedSoftmax(Contest):
         self, num_classes: int, dim: int, *, temperature: float = 0.05, **options: Unpack[ContestOptions]
     ) -> None:
         super().__init__(num_classes, dim, **options)
+        check_above_zero(temperature=temperature)
         self.temperature = temperature
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
@@ -83,6 +85,7 @@ class CosFace(Contest):
     ) -> None:
         super().__init__(num_classes, dim, **options)
         self.margin = margin
+        check_above_zero(scale=scale)
         self.scale = scale
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
@@ -120,7 +123,10 @@ class ArcFace(Contest):
     ) -> None:
         super().__init__(num_classes, dim, **options)
         self.margin = margin
+        check_above_zero(scale=scale)
         self.scale = scale
+        if beyond_pi not in ("linear", "cosine"):
+            raise ValueError(f"beyond_pi must be linear or cosine; got {beyond_pi!r}.")
         self.beyond_pi = beyond_pi
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dml.losses.base import EmbeddingLoss
+from dml.losses.base import EmbeddingLoss, check_above_zero
 from dml.losses.references import References
 from dml.similarity import at_least_float32
 
@@ -29,7 +29,8 @@ class CrossBatchMemory(nn.Module):
         weight: of the loss against the memory.
 
     Raises:
-        ValueError: no size, a negative start, or a loss that learns within the batch.
+        ValueError: no dim or size, a negative start, a weight not above 0, or a loss that learns within the
+            batch.
 
     Source: Wang et al. 2020, arXiv:1912.06798, alg. 1; there the batch is remembered before its loss.
     """
@@ -49,11 +50,12 @@ class CrossBatchMemory(nn.Module):
                 "A memory serves losses of pairs whose other ends may be of former batches; got "
                 f"{type(loss).__name__}, which learns within the batch. Use it alone, or another loss here."
             )
-        if size < 1 or start_after < 0:
+        if min(dim, size) < 1 or start_after < 0:
             raise ValueError(
-                f"size must be at least 1 and start_after at least 0; got {size} and {start_after}. Without "
-                "a memory use the loss by itself."
+                f"dim and size must be at least 1 and start_after at least 0; got {dim}, {size} and "
+                f"{start_after}. Without a memory use the loss by itself."
             )
+        check_above_zero(weight=weight)
         self.loss, self.start_after, self.weight = loss, start_after, weight
         self.register_buffer("embeddings", torch.zeros(size, dim))
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
@@ -64,6 +66,11 @@ class CrossBatchMemory(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
         references = References.of(embeddings, labels, references)
+        if embeddings.shape[1] != self.embeddings.shape[1]:
+            raise ValueError(
+                f"embeddings must be (B, {self.embeddings.shape[1]}), as the memory; got "
+                f"{tuple(embeddings.shape)}. Make it with dim={embeddings.shape[1]}."
+            )
         total: Tensor = self.loss(embeddings, labels, references)
         size = self._size_to_use()
         if size:

@@ -5,7 +5,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from dml.losses.base import EmbeddingLoss, LossOptions
+from dml.losses.base import EmbeddingLoss, LossOptions, check_above_zero
 from dml.losses.blocks import AT_REST, Pairs, Totals, average_over_anchors, log_one_plus_sum_exp
 from dml.losses.chance import Chance
 from dml.losses.mining import (
@@ -171,6 +171,7 @@ class MultiSimilarity(EmbeddingLoss):
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(**options)
+        check_above_zero(alpha=alpha, beta=beta)
         self.alpha = alpha
         self.beta = beta
         self.base = base

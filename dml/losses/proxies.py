@@ -56,6 +56,10 @@ class ProxyLoss(EmbeddingLoss):
         normalize: bool = True,
     ) -> None:
         super().__init__(normalize=normalize)
+        if min(num_classes, dim, 1 if centres is None else centres) < 1:
+            raise ValueError(
+                f"num_classes, dim and centres must be at least 1; got {num_classes}, {dim} and {centres}."
+            )
         self.seed = torch.initial_seed() if seed is None else seed
         self.sharded = sharded
         self.shard = Shard.here(num_classes) if sharded else Shard(num_classes)
@@ -67,6 +71,13 @@ class ProxyLoss(EmbeddingLoss):
     @property
     def num_classes(self) -> int:
         return self.shard.num_rows
+
+    def check_dim(self, dim: int) -> None:
+        if dim != self.proxies.shape[-1]:
+            raise ValueError(
+                f"embeddings must be (B, {self.proxies.shape[-1]}), as the proxies; got D = {dim}. Make the "
+                f"loss with dim={dim}."
+            )
 
     def check_labels(self, labels: Tensor) -> Tensor:
         return check_class_ids(labels, self.num_classes, "proxy")

@@ -6,6 +6,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
+from dml.losses.base import check_above_zero
 from dml.losses.blocks import softplus
 from dml.losses.class_blocks import target_and_rivals
 from dml.losses.contest import cosine_logits
@@ -41,6 +42,7 @@ class ProxyAnchor(ProxyLoss):
     ) -> None:
         super().__init__(num_classes, dim, **options)
         self.margin = margin
+        check_above_zero(scale=scale)
         self.scale = scale
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:

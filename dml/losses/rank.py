@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dml.losses.base import EmbeddingLoss, LossOptions
+from dml.losses.base import EmbeddingLoss, LossOptions, check_above_zero
 from dml.losses.blocks import AT_REST, Pairs, Totals, average_over_anchors, total_and_count
 from dml.losses.references import References
 
@@ -134,6 +134,7 @@ class SmoothAP(EmbeddingLoss):
 
     def __init__(self, temperature: float = 0.01, **options: Unpack[LossOptions]) -> None:
         super().__init__(**options)
+        check_above_zero(temperature=temperature)
         self.temperature = temperature
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
@@ -152,6 +153,9 @@ class RecallAtK(EmbeddingLoss):
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(**options)
+        check_above_zero(rank_temperature=rank_temperature, cut_temperature=cut_temperature)
+        if min(ks, default=0) < 1:
+            raise ValueError(f"ks must name one K or more, each at least 1; got {ks}.")
         self.ks, self.rank_temperature, self.cut_temperature = ks, rank_temperature, cut_temperature
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:

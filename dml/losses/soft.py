@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dml.losses.base import EmbeddingLoss, LossOptions
+from dml.losses.base import EmbeddingLoss, LossOptions, check_above_zero
 from dml.losses.blocks import (
     Pairs,
     Totals,
@@ -261,6 +261,7 @@ class SupCon(EmbeddingLoss):
 
     def __init__(self, temperature: float = 0.1, **options: Unpack[LossOptions]) -> None:
         super().__init__(**options)
+        check_above_zero(temperature=temperature)
         self.temperature = temperature
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
@@ -272,6 +273,7 @@ class NTXent(EmbeddingLoss):
 
     def __init__(self, temperature: float = 0.1, **options: Unpack[LossOptions]) -> None:
         super().__init__(**options)
+        check_above_zero(temperature=temperature)
         self.temperature = temperature
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
@@ -285,6 +287,7 @@ class NPair(EmbeddingLoss):
 
     def __init__(self, scale: float = 1.0, *, l2: float = 0.005, normalize: bool = False) -> None:
         super().__init__(normalize=normalize)
+        check_above_zero(scale=scale)
         self.scale, self.l2 = scale, l2
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
@@ -297,6 +300,7 @@ class Circle(EmbeddingLoss):
     def __init__(self, margin: float = 0.4, scale: float = 80.0, **options: Unpack[LossOptions]) -> None:
         super().__init__(**options)
         self.margin = margin
+        check_above_zero(scale=scale)
         self.scale = scale
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
+from dml.losses.base import check_above_zero
 from dml.losses.blocks import softplus
 from dml.losses.contest import Contest, ContestOptions
 from dml.losses.references import References
@@ -47,6 +48,7 @@ class SoftTriple(Contest):
     ) -> None:
         super().__init__(num_classes, dim, centres=centres, **options)
         self.centres = centres
+        check_above_zero(scale=scale, gamma=gamma)
         self.scale = scale
         self.gamma = gamma
         self.margin = margin

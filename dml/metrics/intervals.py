@@ -75,10 +75,16 @@ def bootstrap_intervals(
         Name to interval; both ends are the mean where all queries agree.
 
     Raises:
-        ValueError: no query, fewer than one resample, or a confidence outside (0, 1).
+        ValueError: no metric, no query, a value that is no number, fewer than one resample, or a confidence
+            outside (0, 1).
 
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, ch. 13; classes as clusters: ch. 8.
     """
+    if not values:
+        raise ValueError("values must name a metric or more; got none.")
+    for name, column in values.items():
+        if not column.isfinite().all():
+            raise ValueError(f"{name} must be finite; got infinity or NaN. Look at what made it.")
     table = torch.stack([column.cpu().double() for column in values.values()], dim=1)
     sums, sizes = _by_class(table, classes)
     means = _resampled_means(sums, sizes, resamples, seed)

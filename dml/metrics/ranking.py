@@ -36,6 +36,12 @@ class Items:
     def __post_init__(self) -> None:
         check_tensors(self.embeddings, self.labels)
         for name, column in (("labels", self.labels), ("ids", self.ids), ("groups", self.groups)):
+            if column is not None and column.ndim != 1:
+                raise ValueError(
+                    f"{name} must be (N,) int64; got {tuple(column.shape)}. Pass one for each row."
+                )
+            if column is not None and column.is_floating_point():
+                check_finite(column, name)
             if column is not None and len(column) != len(self.embeddings):
                 raise ValueError(
                     f"embeddings and {name} must be equally long; got {len(self.embeddings)}, {len(column)}."
@@ -78,7 +84,8 @@ class Ranking:
             without its own row).
 
     Raises:
-        ValueError: ids or groups on one side only, or embeddings that are not finite rows of length 1.
+        ValueError: ids or groups on one side only, rows of different length or type on the
+            two sides, or embeddings that are not finite rows of length 1.
     """
 
     def __init__(self, queries: Items, gallery: Items | None = None) -> None:
@@ -86,6 +93,7 @@ class Ranking:
             own = torch.arange(len(queries.labels), device=queries.labels.device)
             ids = own if queries.ids is None else queries.ids
             queries = gallery = Items(queries.embeddings, queries.labels, ids, queries.groups)
+        _check_one_space(queries.embeddings, gallery.embeddings)
         for name in ("ids", "groups"):
             if (getattr(queries, name) is None) != (getattr(gallery, name) is None):
                 raise ValueError(f"{name} must be given for queries and gallery, or for neither.")
@@ -162,6 +170,20 @@ def check_finite(values: Tensor, name: str) -> None:
         raise ValueError(f"{name} must be finite; got infinity or NaN. Look at what made them.")
 
 
+def _check_one_space(queries: Tensor, gallery: Tensor) -> None:
+    """Raise ValueError for rows that have no inner product."""
+    if queries.ndim == gallery.ndim == 2 and queries.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            f"queries and gallery must be equally long rows; got D = {queries.shape[1]} and "
+            f"{gallery.shape[1]}. Embed both with one model."
+        )
+    if (queries.dtype == torch.float64) != (gallery.dtype == torch.float64):
+        raise ValueError(
+            f"queries and gallery must be of one type; got {queries.dtype} and {gallery.dtype}. Pass both "
+            ".float() or both .double()."
+        )
+
+
 LENGTH_TOLERANCE = 0.01
 """How far from 1 a row's length may be: bfloat16 leaves up to 0.004 of a unit vector's, float16 0.0005."""
 
@@ -214,7 +236,8 @@ class _Matches:
 
     def joined(self, other: "_Matches") -> "_Matches":
         """The pairs that match in both."""
-        most = int(torch.cat([other.query_keys, other.gallery_keys]).max()) + 1
+        keys = torch.cat([other.query_keys, other.gallery_keys])
+        most = int(keys.max()) + 1 if len(keys) else 0
         return _Matches(
             self.query_keys * most + other.query_keys, self.gallery_keys * most + other.gallery_keys
         )

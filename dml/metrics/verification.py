@@ -255,6 +255,8 @@ def levels_for(
 
 def _check_all_pairs(embeddings: Tensor, labels: Tensor, ids: Tensor | None, bins: int) -> None:
     check_tensors(embeddings, labels)
+    if not len(labels):
+        raise ValueError("Verification needs pairs of one class and of two; got no item.")
     if bins < 2 or bins & (bins - 1):
         raise ValueError(f"bins must be a power of two, 2 or more; got {bins}. {_BINS} is usual.")
     if len(embeddings) != len(labels) or (ids is not None and len(ids) != len(labels)):

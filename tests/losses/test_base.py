@@ -157,3 +157,60 @@ def test_references_of_another_model_are_refused():
         losses.SupCon()(X, Y, others)
     with pytest.raises(ValueError, match="references' labels must be a torch int64 tensor"):
         losses.SupCon()(X, Y, References(X.clone(), np.zeros(12), contain_anchors=False))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if hasattr(CASES[name].make(), "proxies")])
+def test_embeddings_of_another_length_than_the_proxies_are_refused(name):
+    with pytest.raises(ValueError, match=r"must be \(B, 16\), as the proxies; got D = 17"):
+        CASES[name].make()(torch.randn(12, DIM + 1), balanced())
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda v: losses.SupCon(v),
+        lambda v: losses.NTXent(v),
+        lambda v: losses.NPair(v),
+        lambda v: losses.Circle(scale=v),
+        lambda v: losses.SmoothAP(v),
+        lambda v: losses.RecallAtK(rank_temperature=v),
+        lambda v: losses.RecallAtK(cut_temperature=v),
+        lambda v: losses.MultiSimilarity(v),
+        lambda v: losses.MultiSimilarity(beta=v),
+        lambda v: losses.NormalisedSoftmax(3, 8, temperature=v),
+        lambda v: losses.CosFace(3, 8, scale=v),
+        lambda v: losses.ArcFace(3, 8, scale=v),
+        lambda v: losses.ProxyNCA(3, 8, scale=v),
+        lambda v: losses.ProxyNCAPlusPlus(3, 8, temperature=v),
+        lambda v: losses.ProxyAnchor(3, 8, scale=v),
+        lambda v: losses.SoftTriple(3, 8, scale=v),
+        lambda v: losses.SoftTriple(3, 8, gamma=v),
+        lambda v: losses.CrossBatchMemory(losses.SupCon(), dim=8, weight=v),
+    ],
+)
+def test_a_scale_or_temperature_that_means_nothing_is_refused_when_the_loss_is_made(make, value):
+    with pytest.raises(ValueError, match="must be above 0, and finite; got"):
+        make(value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: losses.ArcFace(3, 8, beyond_pi="cos"), "beyond_pi must be linear or cosine; got 'cos'"),
+        (lambda: losses.RecallAtK(()), "ks must name one K or more"),
+        (lambda: losses.RecallAtK((1, 0)), r"each at least 1; got \(1, 0\)"),
+        (lambda: losses.ProxyAnchor(0, 8), "num_classes, dim and centres must be at least 1; got 0"),
+        (lambda: losses.SoftTriple(3, 8, centres=0), "must be at least 1; got 3, 8 and 0"),
+        (lambda: losses.CrossBatchMemory(losses.SupCon(), dim=0), "dim and size must be at least 1"),
+    ],
+)
+def test_a_setting_that_no_formula_has_is_refused_when_the_loss_is_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_embeddings_of_another_length_than_the_memory_are_refused():
+    memory = losses.CrossBatchMemory(losses.SupCon(), dim=DIM)
+    with pytest.raises(ValueError, match=r"must be \(B, 16\), as the memory; got \(12, 17\)"):
+        memory(torch.randn(12, DIM + 1), balanced())

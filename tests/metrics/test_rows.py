@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dml.metrics.fewshot import few_shot
+from dml.metrics.intervals import bootstrap_intervals, compare_paired
 from dml.metrics.parity import confusezius, open_metric_learning, pytorch_metric_learning
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import query_metrics, retrieval_metrics
@@ -62,3 +63,36 @@ def test_what_are_no_rows_of_a_tensor_is_refused(name):
     ):
         with pytest.raises(ValueError, match=message):
             METRICS[name](x, y)
+
+
+UNIT = torch.eye(4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: query_metrics(Items(X, Y), Items(UNIT, Y[:4])), r"got D = \d+ and 4\. Embed both with one"),
+        (
+            lambda: query_metrics(Items(X.float(), Y), Items(X.double(), Y)),
+            "must be of one type; got torch.float32",
+        ),
+        (lambda: Items(UNIT, Y[:4, None]), r"labels must be \(N,\) int64; got \(4, 1\)"),
+        (lambda: Items(UNIT, torch.full((4,), torch.nan)), "labels must be finite"),
+        (lambda: Items(UNIT, Y[:4], ids=torch.full((4,), torch.nan)), "ids must be finite"),
+        (
+            lambda: bootstrap_intervals({"recall": torch.tensor([1.0, torch.nan])}, None),
+            "recall must be finite",
+        ),
+        (lambda: bootstrap_intervals({}, None), "must name a metric or more"),
+        (lambda: compare_paired(torch.ones(2), torch.tensor([1.0, torch.nan]), None), "gain must be finite"),
+        (lambda: roc_of_all_pairs(X[:0], Y[:0]), "pairs of one class and of two; got no item"),
+    ],
+)
+def test_what_has_no_answer_is_refused_and_not_answered_with_nan(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_no_query_at_all_gives_zeros_as_no_query_with_a_positive_does():
+    found = retrieval_metrics(X[:0], Y[:0])
+    assert (found.recall_at[1], found.num_queries, found.num_lone) == (0.0, 0, 0)

@@ -14,7 +14,11 @@ pytestmark = pytest.mark.gpu
 every_loss = pytest.mark.parametrize("name", CASES)
 ROWS = 96
 # Where a CPU looks at values because it need not wait for them; a GPU goes another way there.
-ON_A_CPU_ALONE = {"dml/losses/references.py:check_class_ids", "dml/losses/pair.py:_chosen"}
+ON_A_CPU_ALONE = {
+    "dml/losses/references.py:check_class_ids",
+    "dml/losses/pair.py:_chosen",
+    "dml/similarity.py:_squares_are_ordinary",
+}
 
 
 def balanced() -> Tensor:

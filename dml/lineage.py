@@ -317,9 +317,7 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
     folder = storage.named_folder(store, _VERSIONED["dataset" if kind == "dataset" else "index"], base)
     chosen = [version] if version else storage.list_versions(folder)
     if not storage.exists(folder) or (version and version not in storage.list_versions(folder)):
-        raise MissingArtifact(
-            f"{kind} {name!r} must exist in the store; versions: {storage.list_versions(folder) or 'none'}."
-        )
+        raise storage.missing_version(folder, version, kind)
     if version is not None and version == storage.current(folder):
         raise InvalidSetting(
             f"{name} must not be the current version; it is. Go back first (`dml rollback {kind} {base}`), "

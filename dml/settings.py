@@ -35,6 +35,12 @@ def tracking_uri(store: str) -> str:
     return configured or own_tracking_uri(store)
 
 
+def has_registry(store: str) -> bool:
+    """Whether there can be models: to look for some must not make a store of somebody's folder."""
+    configured = bool(os.environ.get("MLFLOW_TRACKING_URI"))
+    return configured or is_remote(store) or (Path(store) / DATABASE).exists()
+
+
 def own_tracking_uri(store: str) -> str:
     """The SQLite database that the store has of its own, also where another MLflow is configured."""
     return sqlite_uri(local_folder(store) / DATABASE)

@@ -11,6 +11,8 @@ from dml.cli.app import Json, Store, app, print_json, print_table
 from dml.errors import CorruptArtifact
 from dml.settings import store_uri
 
+_MAX_GRACE_HOURS = 876_000  # a century; `datetime` counts no further back than to the year 1
+
 
 class Removable(StrEnum):
     """What `dml rm` removes."""
@@ -62,7 +64,8 @@ def gc(
     ] = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would go")] = False,
     grace_hours: Annotated[
-        float, typer.Option(min=0, help="what is younger stays: it may be about to be used")
+        float,
+        typer.Option(min=0, max=_MAX_GRACE_HOURS, help="what is younger stays: it may be about to be used"),
     ] = 1.0,
     store: Store = None,
     as_json: Json = False,

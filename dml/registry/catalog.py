@@ -21,7 +21,7 @@ from dml.registry.connection import as_default, connect
 from dml.registry.database import REGISTRY_LOCK, exclusive
 from dml.registry.notes import note_of, note_of_model
 from dml.registry.tracking import Run
-from dml.settings import local_folder, tracking_uri
+from dml.settings import has_registry, local_folder, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -148,6 +148,8 @@ def _example() -> bytes:
 def find_champion(store: str, name: str) -> ModelRef | None:
     """The version the alias `champion` names, or None before the first."""
     check_name(name, "model")
+    if not has_registry(store):
+        return None
     versions = versions_of(connect(tracking_uri(store)), store, name)
     return next((model for model in versions if model.promoted), None)
 
@@ -166,6 +168,8 @@ def find_model(store: str, name: str) -> ModelRef:
     base, slash, version = name.partition("/")
     base, _, alias = base.partition("@")
     check_name(base, "model")
+    if not has_registry(store):
+        raise no_such_model(store, name, [])
     client = connect(tracking_uri(store))
     versions = versions_of(client, store, base)
     if versions and not slash:
@@ -203,6 +207,8 @@ def list_models(store: str) -> list[ModelRef]:
 
 def read_registry(store: str) -> Listing:
     """Every version of every registered model; what is not ours, or damaged, ends nothing."""
+    if not has_registry(store):
+        return Listing(models=[], foreign=[])
     client = connect(tracking_uri(store))
     names = sorted(registered.name for registered in _every_page(client.search_registered_models))
     found = {name: versions_of(client, store, name) for name in names if _is_name(name)}

@@ -14,7 +14,7 @@ from dml.registry.catalog import CHALLENGER, CHAMPION, REASON_TAG, no_such_model
 from dml.registry.connection import connect
 from dml.registry.database import REGISTRY_LOCK, exclusive
 from dml.registry.tracking import user
-from dml.settings import local_folder, tracking_uri
+from dml.settings import has_registry, local_folder, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -142,6 +142,8 @@ def rollback_champion(store: str, name: str, *, reason: str = "", by: str | None
     """
     base, slash, wanted = name.partition("/")
     check_name(base, "model")
+    if not has_registry(store):
+        raise no_such_model(store, name, [])
     client = connect(tracking_uri(store))
     with exclusive(local_folder(store) / REGISTRY_LOCK):
         versions = versions_of(client, store, base)

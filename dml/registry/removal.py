@@ -20,7 +20,6 @@ def remove_model(store: str, name: str) -> list[str]:
         MissingArtifact: there is no such version.
         InvalidSetting: it is the champion.
     """
-    client = connect(tracking_uri(store))
     base, slash, _ = name.partition("/")
     if slash:
         model = find_model(store, name)
@@ -29,10 +28,10 @@ def remove_model(store: str, name: str) -> list[str]:
                 f"{model} must not be the champion; it is. Go back first (`dml rollback model {base}`), or "
                 f"remove all of {base}: `dml rm model {base}`."
             )
-        client.delete_model_version(base, str(model.version))
+        connect(tracking_uri(store)).delete_model_version(base, str(model.version))
         return [str(model)]
     versions = [model for model in list_models(store) if model.name == base]
     if not versions:
         find_model(store, name)  # raises, with the models there are
-    client.delete_registered_model(base)
+    connect(tracking_uri(store)).delete_registered_model(base)
     return [str(model) for model in versions]

@@ -201,6 +201,8 @@ def rollback_index(store: str, name: str) -> IndexRef:
     """
     base, version = split_version(name, "index")
     folder = storage.named_folder(store, "indexes", base)
+    if not storage.list_versions(folder):
+        raise storage.missing_version(folder, version, "index")
     return _read_ref(storage.join(folder, storage.point_back(folder, version)))
 
 

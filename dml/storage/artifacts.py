@@ -398,16 +398,21 @@ def find_version(parent_uri: str, version: str | None, kind: str) -> str:
     Raises:
         MissingArtifact: no such version, with the list of those there are.
     """
-    parent, name = parent_uri.rsplit("/", 1)
     chosen = version or current(parent_uri)
     if chosen is not None and is_version(chosen) and is_complete(join(parent_uri, chosen)):
         return join(parent_uri, chosen)
+    raise missing_version(parent_uri, version, kind)
+
+
+def missing_version(parent_uri: str, version: str | None, kind: str) -> MissingArtifact:
+    """The error for a version, or a name, that is not there: with those there are, and the nearest."""
+    parent, name = parent_uri.rsplit("/", 1)
     published = list_versions(parent_uri)
     siblings = [sibling for sibling in list_folders(parent) if list_versions(join(parent, sibling))]
     have = f"{kind} {name!r} has versions {published}" if published else f"there are {siblings}"
     wanted = f"{name}@{version}" if version else name
     near = "" if published else did_you_mean(name, siblings)
-    raise MissingArtifact(f"{kind} {wanted!r} must exist in the store; {have}.{near}")
+    return MissingArtifact(f"{kind} {wanted!r} must exist in the store; {have}.{near}")
 
 
 def list_versions(parent_uri: str) -> list[str]:

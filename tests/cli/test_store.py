@@ -132,3 +132,40 @@ def test_a_copied_store_stands_alone(dml, small, tmp_path):
     assert dml("verify", "--store", copy).status == 0
     for uri in [dml("datasets", "--store", copy, "--json").json["datasets"][0]["uri"]]:
         assert uri.startswith(copy)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["models"],
+        ["index", "shelves"],
+        ["embed", "shelves", "shelves"],
+        ["evaluate", "shelves", "shelves"],
+        ["rm", "model", "shelves"],
+        ["rm", "model", "shelves/1"],
+        ["rollback", "model", "shelves"],
+    ],
+    ids=" ".join,
+)
+def test_looking_for_a_model_makes_no_store_of_a_folder(dml, tmp_path, verb):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    assert dml(*verb, "--store", str(photos)).status == (0 if verb == ["models"] else 2)
+    assert dml(*verb, "--store", str(tmp_path / "nowhere")).status == (0 if verb == ["models"] else 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    assert list(photos.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", [["rm", "dataset"], ["rm", "index"], ["rollback", "index"]], ids=" ".join)
+def test_a_name_that_is_not_there_brings_the_nearest(dml, small, verb):
+    done = dml(*verb, "shelvs", "--store", small)
+    assert done.status == 2
+    assert "'shelvs' must exist in the store" in done.err
+    assert "Did you mean 'shelves'?" in done.err
+
+
+@pytest.mark.parametrize("hours", ["inf", "1e300", "nan", "-1"])
+def test_hours_of_grace_that_no_calendar_holds_are_refused(dml, small, hours):
+    done = dml("gc", "--dry-run", "--grace-hours", hours, "--store", small)
+    assert done.status == 2
+    assert "Traceback" not in done.err

@@ -1,6 +1,7 @@
 """Settings as people write them: every field reads a text as it wants it, and misspellings are named."""
 
 import json
+import os
 
 import pytest
 
@@ -73,6 +74,10 @@ def test_of_one_setting_given_twice_the_last_counts():
         ("loss=margin", r"loss is a section of settings.*as loss\.kind="),
         ("name.x=1", "'name' has no parts"),
         ("=3", r"path\.to\.key=value"),
+        ("training..num_steps=3", r"path\.to\.key=value"),
+        ("name=a b", r"name must match \^.*got 'a b'"),
+        ("evaluation.recall_at=", r"recall_at must have at least 1; got \[\]"),
+        ("loss=" + "[" * 10_000, r"got '\[{100,200}\.\.\. \(10,002 characters\)"),
         ("gate.min_gain=NaN", "finite"),
         ("optimizer.learning_rate=fast", r"optimizer\.learning_rate should be a valid number"),
         ("sampler.kind=attribute", r"sampler\.attribute must be given"),
@@ -154,6 +159,8 @@ loss: {kind: margin, nu: .5}
         ("x.json", b"[" * 100_000, "YAML or JSON"),
         ("x.json", b"{", "line 1"),
         ("x.yaml", b"nme: x\n", "nme is no setting.*mean 'name'"),
+        ("x.yaml", b"name: x\n[a, b]: 1\n", "setting's name was expected.*line 2"),
+        ("x.yaml", b"#" * (1 << 20) + b"\nname: x\n", "more than 1048576 bytes"),
         ("missing.yaml", None, "No such file"),
     ],
     ids=lambda value: value[:12].decode("latin-1") if isinstance(value, bytes) else None,
@@ -169,3 +176,16 @@ def test_json_in_a_yaml_file_is_yaml(tmp_path):
     config = experiment("smoke")
     (tmp_path / "x.yaml").write_text(json.dumps(json.loads(config.model_dump_json()), indent=1))
     assert read_experiment(tmp_path / "x.yaml") == config
+
+
+def test_of_several_values_only_those_that_are_wrong_are_named():
+    with pytest.raises(InvalidSetting) as refused:
+        experiment("smoke").overridden(["evaluation.recall_at=0"])
+    assert str(refused.value).endswith("evaluation.recall_at.0 should be greater than or equal to 1; got 0")
+
+
+def test_a_pipe_and_a_device_are_no_files_of_settings_and_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.yaml")
+    for path in (tmp_path / "x.yaml", "/dev/zero"):
+        with pytest.raises(InvalidSetting, match="a pipe or a device is not read"):
+            read_experiment(path)

@@ -16,6 +16,7 @@ def list_presets(context: typer.Context, as_json: Json = False) -> None:
     from dml.presets import names
 
     if context.invoked_subcommand is not None:
+        context.obj = as_json  # `dml presets --json show NAME` asks for JSON, too
         return
     if as_json:
         print_json({"presets": names()})
@@ -25,6 +26,7 @@ def list_presets(context: typer.Context, as_json: Json = False) -> None:
 
 @presets.command()
 def show(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="a preset's name, or smoke:NAME for a small one")],
     as_json: Json = False,
 ) -> None:
@@ -33,7 +35,7 @@ def show(
     from dml.presets import experiment
 
     config = experiment(name)
-    if as_json:
+    if as_json or context.obj:
         print_json(config.model_dump(mode="json"))
         return
     print(to_yaml(config), end="")

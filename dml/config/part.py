@@ -12,6 +12,7 @@ from dml.errors import InvalidSetting, did_you_mean
 
 P = TypeVar("P", bound=BaseModel)
 _OF_KIND = ("union_tag_invalid", "union_tag_not_found")
+_MAX_SHOWN = 200
 _NO_SECTION = ("model_type", "model_attributes_type")
 
 
@@ -50,9 +51,10 @@ def assigned(config: BaseModel, assignments: Sequence[str]) -> dict[str, Any]:
 
 def _split(assignment: str) -> tuple[list[str], str]:
     path, equals, text = assignment.partition("=")
-    if not equals or not path.strip():
-        raise InvalidSetting(f"A setting must read path.to.key=value; got {assignment!r}.")
-    return path.strip().split("."), text.strip()
+    names = [name.strip() for name in path.split(".")]
+    if not equals or not all(names):
+        raise InvalidSetting(f"A setting must read path.to.key=value; got {_shown(assignment)}.")
+    return names, text.strip()
 
 
 def _sections_first(assignment: tuple[list[str], str]) -> tuple[int, bool]:
@@ -86,11 +88,25 @@ def invalid_setting(error: ValidationError, kind: type[BaseModel], tree: Any) ->
         tree: from what.
     """
     findings: dict[str, list[str]] = {}
-    for finding in error.errors():
+    found = error.errors()
+    for finding in found:
+        if finding["type"] == "too_short" and any(_is_below(each, finding) for each in found):
+            continue  # pydantic counts the elements that are valid, and says there were none
         where = _Where(finding["loc"], kind, tree)
         findings.setdefault(where.path(finding), []).append(where.sentence(finding))
     sentences = [f"{path} {' or '.join(dict.fromkeys(each))}".strip() for path, each in findings.items()]
     return InvalidSetting("Settings must fit their schema. " + " | ".join(sentences))
+
+
+def _is_below(finding: ErrorDetails, other: ErrorDetails) -> bool:
+    place = other["loc"]
+    return len(finding["loc"]) > len(place) and finding["loc"][: len(place)] == place
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: its beginning, where it is long."""
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}... ({len(text):,} characters)"
 
 
 class _Where:
@@ -134,16 +150,23 @@ class _Where:
             came = came.get("kind") if isinstance(came, Mapping) else came
             return self._one_of(kinds, came)
         if finding["type"] in _NO_SECTION and not self._names:
-            return f"They must be names with values; got {came!r}."
+            return f"They must be names with values; got {_shown(came)}."
         if finding["type"] in _NO_SECTION:
-            return f"is a section of settings, not one; got {came!r}. Name one of them, as {self._example()}."
+            return (
+                f"is a section of settings, not one; got {_shown(came)}. "
+                f"Name one of them, as {self._example()}."
+            )
+        if finding["type"] == "too_short":
+            return f"must have at least {context['min_length']}; got {_shown(came)}"
+        if finding["type"] == "string_pattern_mismatch":
+            return f"must match {context['pattern']}; got {_shown(came)}"
         text = finding["msg"].removeprefix("Value error, ")
         if finding["type"] == "value_error":
             return f"cannot be followed: {text}" if self._names else text
-        return f"{text.removeprefix('Input ')}; got {came!r}"
+        return f"{text.removeprefix('Input ')}; got {_shown(came)}"
 
     def _one_of(self, words: list[str], came: Any) -> str:
-        return f"must be one of {', '.join(words)}; got {came!r}.{did_you_mean(str(came), words)}"
+        return f"must be one of {', '.join(words)}; got {_shown(came)}.{did_you_mean(str(came), words)}"
 
     def _example(self) -> str:
         assert self._part is not None

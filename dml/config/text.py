@@ -13,6 +13,8 @@ text where text is.
 """
 
 import json
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -24,6 +26,7 @@ from pydantic import BaseModel
 from dml.errors import InvalidSetting
 
 _NOTHING = {"null", "none", "~"}
+_MAX_BYTES = 1 << 20
 
 
 def read_tree(path: str | Path, root: type[BaseModel]) -> Any:
@@ -37,7 +40,7 @@ def read_tree(path: str | Path, root: type[BaseModel]) -> Any:
         InvalidSetting: the file cannot be read, or says the same thing twice.
     """
     try:
-        content = Path(path).read_bytes()
+        content = _read_file(path)
         if Path(path).suffix.lower() == ".json":
             return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_without_doubles)
         return typed_tree(yaml.load(content, _PlainLoader), root)
@@ -46,6 +49,17 @@ def read_tree(path: str | Path, root: type[BaseModel]) -> Any:
         raise InvalidSetting(
             f"A file of settings must be readable YAML or JSON; {path}: {problem}."
         ) from error
+
+
+def _read_file(path: str | Path) -> bytes:
+    """A small regular file: opened without waiting for somebody who writes into a pipe, read with an end."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise ValueError("a pipe or a device is not read; write the settings into a file")
+        content = stream.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise ValueError(f"it has more than {_MAX_BYTES} bytes, no experiment has")
+    return content
 
 
 def parts_of(annotation: Any) -> list[type[BaseModel]]:
@@ -166,5 +180,10 @@ class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(
+                    f"a list or a section where a setting's name was expected, {key.start_mark}"
+                )
         pairs = [(str(key.value), self.construct_object(value, deep=deep)) for key, value in node.value]
         return _without_doubles(pairs)

@@ -24,7 +24,7 @@ _PLAIN: dict[Kind, str] = {
     "report": "reports",
     "bench": "bench/tables",
 }
-_PARENTS = ("embeddings", "dataset", "package", "embedder", "items", "initial")
+_PARENTS = ("embeddings", "dataset", "package", "initial")
 _OWN_FOLDERS = (*_VERSIONED.values(), "packages", "embeddings", "reports", "bench", "runs", "galleries")
 """Where a store keeps what this project made; MLflow's and Prefect's folders are theirs."""
 

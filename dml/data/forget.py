@@ -13,7 +13,7 @@ from dml.data.dataset import find_dataset, fragments, list_datasets, read_fragme
 from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.data.former import CLASSES
 from dml.data.ingest import fingerprint_of, split_sizes
-from dml.data.quarantine import QUARANTINE, read_quarantine, write_quarantine
+from dml.data.quarantine import QUARANTINE, latest_quarantine, read_quarantine, write_quarantine
 from dml.data.schema import open_fragment
 from dml.data.sources.sample import Sample
 from dml.data.unit import Row
@@ -145,7 +145,7 @@ def _write_classes(ref: DatasetRef, staged: str, labels: list[str]) -> None:
 
 def erase_from_latest_quarantine(store: str, name: str, ids: Sequence[str]) -> None:
     """Take items out of the table that the latest ingest of a dataset left beside its versions."""
-    uri = storage.join(store, "quarantine", f"{name}.parquet")
+    uri = latest_quarantine(store, name)
     if storage.exists(uri):
         write_quarantine(uri, [problem for problem in read_quarantine(uri) if problem.id not in set(ids)])
 

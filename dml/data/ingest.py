@@ -24,7 +24,14 @@ from dml.config import IngestConfig, SplitConfig
 from dml.data.dataset import find_dataset
 from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.data.former import ChosenSplit, Former, choose_split, find_former, write_sides
-from dml.data.quarantine import QUARANTINE, in_words, refusals_of, require_few, write_quarantine
+from dml.data.quarantine import (
+    QUARANTINE,
+    in_words,
+    latest_quarantine,
+    refusals_of,
+    require_few,
+    write_quarantine,
+)
 from dml.data.reach import find_witness, require_missing_here_too, require_reach
 from dml.data.schema import SCHEMA_VERSION, TEST, attribute_types
 from dml.data.sources.access import Access
@@ -82,7 +89,7 @@ def ingest_source(config: IngestConfig, store: str, progress: OnProgress | None 
     storage.mark_store(store)
     parent = storage.named_folder(store, "datasets", config.name)
     current, former = storage.current(parent), find_former(store, config.name)
-    table = storage.join(store, "quarantine", f"{config.name}.parquet")
+    table = latest_quarantine(store, config.name)
     num_listed = len(samples) + len(problems)
     _require_few(config, problems, num_listed, table)
     if not samples:

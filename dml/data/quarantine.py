@@ -20,6 +20,11 @@ from dml.refs import Refusal
 QUARANTINE = "quarantine.parquet"
 
 
+def latest_quarantine(store: str, name: str) -> str:
+    """Where the table of a dataset's latest ingest lies."""
+    return storage.join(store, "quarantine", f"{name}.parquet")
+
+
 def write_quarantine(uri: str, problems: Sequence[Problem]) -> None:
     """The table of problems, in an order of its own."""
     rows = [

@@ -117,7 +117,12 @@ def named_folder(store: str, folder: str, name: str) -> str:
 def staging(final_uri: str) -> str:
     """A new, private folder next to where an artefact will be published."""
     parent, name = final_uri.rstrip("/").rsplit("/", 1)
-    return make_folder(join(parent, f".staging-{name}-{uuid.uuid4().hex[:8]}"))
+    return make_folder(join(parent, staging_name(name)))
+
+
+def staging_name(name: str) -> str:
+    """A new name, hidden and recognised by `is_staging`, for what is not finished or about to be removed."""
+    return f".staging-{name}-{uuid.uuid4().hex[:8]}"
 
 
 @contextmanager
@@ -133,7 +138,7 @@ def staged(final_uri: str) -> Iterator[str]:
 
 
 def is_staging(name: str) -> bool:
-    """Whether a folder's name is one that `staging` gives."""
+    """Whether a folder's name is one that `staging_name` gives."""
     return _STAGING.fullmatch(name) is not None
 
 
@@ -427,7 +432,7 @@ def remove(uri: str) -> None:
             delete(join(uri, MANIFEST))
         else:
             parent, name = resolve(uri).rsplit("/", 1)
-            aside = join(parent, f".staging-{name}-{uuid.uuid4().hex[:8]}")
+            aside = join(parent, staging_name(name))
             os.rename(resolve(uri), aside)
             uri = aside
     delete(uri)

@@ -1,13 +1,19 @@
 """An artefact's files on this machine."""
 
 import shutil
-import uuid
 from pathlib import Path
 
 from pyarrow import fs
 
 from dml.errors import CorruptArtifact
-from dml.storage.artifacts import MANIFEST, is_intact, read_manifest, verify_opened, write_manifest
+from dml.storage.artifacts import (
+    MANIFEST,
+    is_intact,
+    read_manifest,
+    staging_name,
+    verify_opened,
+    write_manifest,
+)
 from dml.storage.cache import cache_dir
 from dml.storage.files import file_digest, filesystem, is_remote, join, resolve
 
@@ -35,7 +41,7 @@ def fetch(uri: str, fingerprint: str) -> Path:
 
 def _copy(uri: str, target: Path) -> None:
     manifest = read_manifest(uri)
-    aside = target.with_name(f".staging-{target.name}-{uuid.uuid4().hex[:8]}")
+    aside = target.with_name(staging_name(target.name))
     filesystem_, path = filesystem(uri)
     try:
         for name, expected in manifest["files"].items():

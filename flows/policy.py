@@ -23,7 +23,7 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext, get_settings_context
 from prefect.events import emit_event
@@ -71,7 +71,7 @@ for _name in ("prefect.flow_runs", "prefect.task_runs"):
     logging.getLogger(_name).addFilter(_OneLineOfAMistake())
 logging.getLogger("dml").setLevel(logging.INFO)  # training's progress, also in a run's log
 
-ANSWER_WITHIN_S = 5.0
+ANSWER_WITHIN_S, _ANSWERS_WITHIN_S = 5.0, 8.0  # one answer, and all that are asked for
 RETRY_DELAYS_S = [10.0, 60.0]
 """For stages that read and write remote stores and go on where they stopped; the others repeat nothing."""
 
@@ -119,7 +119,9 @@ def tag_with_names(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
     named = [given.get("name"), *(given.get("names") or [])]
     models = [given.get("model"), *(named if flow.name == "train-flow" else [])]
     about = {"dataset": datasets, "model": models, "index": [] if flow.name == "train-flow" else named}
-    tags = {f"{kind}:{re.split('[@/]', name)[0]}" for kind, names in about.items() for name in names if name}
+    tags = {
+        f"{kind}:{re.split('[@/]', str(name))[0]}" for kind, names in about.items() for name in names if name
+    }
     with get_client(sync_client=True) as client:
         client.update_flow_run(flow_run.id, tags=sorted({*flow_run.tags, *tags}))
 
@@ -154,9 +156,9 @@ def require_answer(stack: str | None = None) -> None:
     """
     url = stack or str(prefect_url())
     patience = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: ANSWER_WITHIN_S}
-    with temporary_settings({PREFECT_API_URL: url, **patience}):
+    with temporary_settings({PREFECT_API_URL: url, **patience}), get_client(sync_client=True) as client:
         try:
-            said = within(ANSWER_WITHIN_S, _no_prefect)
+            said = within(_ANSWERS_WITHIN_S, lambda: _no_prefect(client))
         except TimeoutError as error:
             said = str(error)
     if said is None:
@@ -175,17 +177,16 @@ def require_answer(stack: str | None = None) -> None:
     )
 
 
-def _no_prefect() -> str | None:
+def _no_prefect(client: SyncPrefectClient) -> str | None:
     """Why the server that is set is no Prefect that answers; None: it is."""
-    with get_client(sync_client=True) as client:
-        problem = client.api_healthcheck()
-        if problem is not None:
-            return f"{type(problem).__name__}: {problem}"
-        try:
-            client.read_flows(limit=1)  # many a server has a page /health
-        except Exception as error:  # whatever its answer is like
-            first = (str(error).strip().splitlines() or [""])[0]
-            return f"another server answers there ({type(error).__name__}: {first}); its API ends in /api"
+    problem = client.api_healthcheck()
+    if problem is not None:
+        return f"{type(problem).__name__}: {problem}"
+    try:
+        client.read_flows(limit=1)  # many a server has a page /health
+    except Exception as error:  # whatever its answer is like
+        first = (str(error).strip().splitlines() or [""])[0]
+        return f"another server answers there ({type(error).__name__}: {first}); its API ends in /api"
     return None
 
 

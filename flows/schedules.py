@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from dml.config import RefreshConfig
 from dml.errors import InvalidSetting, MissingArtifact, without_password
-from dml.retrieval.refresh import find_refresh, names_to_refresh
+from dml.retrieval.refresh import read_refreshes
 from flows.policy import prefect_url, require_answer
 
 DEPLOYMENT = "refresh-flow/default"
@@ -53,8 +53,22 @@ def prefect_of(stack: str | None) -> str | None:
     return configured or stack
 
 
+def schedules_of(store: str) -> tuple[dict[str, RefreshConfig], dict[str, str]]:
+    """How every index asks to be refreshed; and of those that say no time that comes, by name, why."""
+    asking, damaged = read_refreshes(store)
+    for name, config in list(asking.items()):
+        try:
+            next_refresh(config.cron, config.timezone)
+        except InvalidSetting as error:
+            damaged[name] = f"{error} Ask again: dml schedule {name} --cron ..., or --off."
+            del asking[name]
+    return asking, damaged
+
+
 def follow_store(store: str, prefect: str) -> None:
     """Make Prefect's schedules of a store those of its indexes; other stores' schedules stay as they are.
+
+    One whose index says no time that comes, or whose file is damaged, stays as it was.
 
     Args:
         store: the store's URI.
@@ -63,7 +77,7 @@ def follow_store(store: str, prefect: str) -> None:
     Raises:
         MissingArtifact: Prefect has no deployment of `refresh-flow`.
     """
-    wanted = {name: config for name in names_to_refresh(store) if (config := find_refresh(store, name))}
+    wanted, damaged = schedules_of(store)
     with temporary_settings({PREFECT_API_URL: prefect}), get_client(sync_client=True) as client:
         try:
             deployment = client.read_deployment_by_name(DEPLOYMENT).id
@@ -76,6 +90,8 @@ def follow_store(store: str, prefect: str) -> None:
             if former.parameters.get("store") != store:
                 continue
             name = next(iter(former.parameters.get("names", [])), "")
+            if name in damaged:
+                continue
             if name in wanted and former.schedule == _schedule(wanted[name]):
                 del wanted[name]
             else:

@@ -118,21 +118,23 @@ def _write_picture(target: Path, found: "Found", query: bytes) -> None:
 def indexes(store: Store = None, as_json: Json = False) -> None:
     """List the versions of all indexes; `*` marks those that searches use, beside what is newer than they."""
     from dml.retrieval.index import list_versions
-    from dml.retrieval.refresh import find_refresh
+    from dml.retrieval.refresh import read_refreshes
 
     root = store_uri(store)
     versions = list_versions(root)
-    refresh = {v.ref.name: find_refresh(root, v.ref.name) for v in versions}
+    refresh, damaged = read_refreshes(root)
+    for name, why in damaged.items():
+        typer.echo(f"index {name} is not refreshed: {why}", err=True)
     newer = [_newer(root, v.ref) if v.is_current else [] for v in versions]
     if as_json:
-        asked = {name: config.model_dump() if config else None for name, config in refresh.items()}
+        asked = {name: config.model_dump() for name, config in refresh.items()}
         listed = [
             {
                 **v.ref.model_dump(mode="json"),
                 "created": v.created,
                 "current": v.is_current,
                 "newer": found,
-                "refresh": asked[v.ref.name],
+                "refresh": asked.get(v.ref.name),
             }
             for v, found in zip(versions, newer, strict=True)
         ]
@@ -149,7 +151,7 @@ def indexes(store: Store = None, as_json: Json = False) -> None:
             "dataset": f"{v.ref.embeddings.dataset.name}@{v.ref.embeddings.dataset.version}",
             "model": v.ref.model,
             "newer": ", ".join(found),
-            "refreshed": config.cron if (config := refresh[v.ref.name]) else "",
+            "refreshed": config.cron if (config := refresh.get(v.ref.name)) else "",
         }
         for v, found in zip(versions, newer, strict=True)
     ]

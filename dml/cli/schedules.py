@@ -62,9 +62,9 @@ def schedule(
     as_json: Json = False,
 ) -> None:
     """Schedule the refresh of an index, or list the schedules; a running Prefect follows."""
-    from dml.retrieval.refresh import ask_refresh, end_refresh, find_refresh, names_to_refresh
+    from dml.retrieval.refresh import ask_refresh, end_refresh
     from dml.up import running_stack
-    from flows.schedules import follow_store, next_refresh, prefect_of
+    from flows.schedules import follow_store, next_refresh, prefect_of, schedules_of
 
     root = store_uri(store)
     if name is None and (cron or off):
@@ -83,7 +83,7 @@ def schedule(
     if prefect is not None:
         follow_store(root, prefect)
     shown = None if prefect is None else without_password(prefect)
-    scheduled = {each: config for each in names_to_refresh(root) if (config := find_refresh(root, each))}
+    scheduled, damaged = schedules_of(root)
     rows = [
         {
             "index": each,
@@ -93,13 +93,16 @@ def schedule(
         for each, config in scheduled.items()
     ]
     if as_json:
-        print_json({"schedules": rows, "prefect": shown})
-        return
-    if rows:
-        print_table("scheduled indexes", rows)
-    else:
-        print("no index is scheduled")
-    if shown is not None:
-        print(f"Prefect at {shown} follows.")
+        print_json({"schedules": rows, "prefect": shown, "damaged": damaged})
     elif rows:
+        print_table("scheduled indexes", rows)
+    elif not damaged:
+        print("no index is scheduled")
+    if not as_json and shown is not None:
+        print(f"Prefect at {shown} follows.")
+    elif not as_json and rows:
         print("No Prefect runs for this store here: `dml up` starts one, which follows.")
+    for each, why in damaged.items():
+        typer.echo(f"error: index {each}: {why}", err=True)
+    if damaged:
+        raise typer.Exit(2)

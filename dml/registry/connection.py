@@ -132,6 +132,8 @@ def _meet(tracking_uri: str) -> None:
 
 
 def _meet_server(tracking_uri: str) -> None:
+    import mlflow.utils.rest_utils  # noqa: F401  # importing takes seconds, which are not the server's
+
     try:
         within(CONTACT_TIMEOUT_S, lambda: _require_mlflow(tracking_uri))
     except TimeoutError as error:

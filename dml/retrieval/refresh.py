@@ -81,6 +81,20 @@ def find_refresh(store: str, name: str) -> RefreshConfig | None:
         ) from error
 
 
+def read_refreshes(store: str) -> tuple[dict[str, RefreshConfig], dict[str, str]]:
+    """How every index that asks is to be refreshed; and of those whose file is damaged, by name, why."""
+    asking, damaged = {}, {}
+    for name in names_to_refresh(store):
+        try:
+            config = find_refresh(store, name)
+        except InvalidData as error:
+            damaged[name] = str(error)
+        else:
+            if config is not None:
+                asking[name] = config
+    return asking, damaged
+
+
 def refreshed_from(store: str, name: str) -> tuple[str, str]:
     """Model and dataset that refresh an index: as it asks, else the names it was made with.
 

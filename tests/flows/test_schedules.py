@@ -13,7 +13,7 @@ from dml.retrieval.refresh import ask_refresh, end_refresh, find_refresh, names_
 from flows.index import index_flow
 from flows.ingest import ingest_flow
 from flows.refresh import RefreshFailed, refresh_flow
-from flows.schedules import next_refresh, prefect_of
+from flows.schedules import next_refresh, prefect_of, schedules_of
 from flows.train import train_flow
 
 NIGHTLY = "0 3 * * *"
@@ -139,7 +139,7 @@ def test_the_verbs_ask_list_refresh_and_end(dml):
     }
     status, done = dml("reindex")
     assert (status, [ref["name"] for ref in done["refreshed"]]) == (0, ["shop"])
-    assert dml("schedule", "shop", "--off") == (0, {"schedules": [], "prefect": None})
+    assert dml("schedule", "shop", "--off") == (0, {"schedules": [], "prefect": None, "damaged": {}})
     status, done = dml("reindex", "other")
     assert (status, [ref["name"] for ref in done["refreshed"]]) == (0, ["other"])
 
@@ -147,6 +147,22 @@ def test_the_verbs_ask_list_refresh_and_end(dml):
 def test_nothing_is_told_to_a_stack_that_has_only_begun():
     with pytest.raises(Unreachable, match="Wait until that has printed it"):
         prefect_of("http://127.0.0.1:1/api")
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b'{"cron": "soon", "timezone": "UTC", "model": "shop", "dataset": "shop"}']
+)
+def test_one_damaged_wish_keeps_no_other_from_being_listed_told_or_refreshed(dml, store, content):
+    dml("schedule", "shop", "--cron", NIGHTLY)
+    storage.write_bytes(storage.join(store, "indexes", "other", "refresh.json"), content)
+    status, listed = dml("schedule")
+    assert (status, [row["index"] for row in listed["schedules"]]) == (2, ["shop"])
+    assert "dml schedule other --cron" in listed["damaged"]["other"]
+    status, found = dml("indexes")
+    assert (status, {ref["name"] for ref in found["indexes"]}) == (0, {"shop", "other"})
+    asking, damaged = schedules_of(store)
+    assert (list(asking), list(damaged)) == (["shop"], ["other"])
+    assert dml("schedule", "other", "--off")[0] == 0
 
 
 def test_a_failed_refresh_is_exit_status_1_and_names_the_index(dml):

@@ -1,5 +1,6 @@
 """What the first contact with MLflow says, and how soon, when there is none."""
 
+import importlib
 import socket
 import threading
 import time
@@ -12,6 +13,12 @@ import pytest
 from dml.errors import DmlError, InvalidSetting, Unreachable, without_password
 from dml.registry import catalog
 from dml.registry.connection import CONTACT_TIMEOUT_S, connect
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """Importing MLflow takes seconds; what is measured here are the waits."""
+    importlib.import_module("mlflow.utils.rest_utils")
 
 
 @pytest.fixture

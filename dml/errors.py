@@ -8,6 +8,7 @@
     ├── IncompatibleArtifact      two artefacts that do not belong together
     ├── CorruptArtifact           other bytes than were published
     ├── Unreachable               Prefect, MLflow or Ray does not answer
+    ├── StackFailed               a process of `dml up` ended, or was not ready in time
     └── TrainingFailed            a training run cannot go on
 
 The command line prints one of these as one line, without traceback, and ends with its `exit_status`.
@@ -56,6 +57,12 @@ class CorruptArtifact(DmlError):
 
 class Unreachable(DmlError):
     """A server that the settings name (Prefect, MLflow, Ray), and that does not answer, or is another."""
+
+
+class StackFailed(DmlError):
+    """A process that `dml up` started, and that ended by itself, failed, or was not ready in time."""
+
+    exit_status = 1
 
 
 class TrainingFailed(DmlError):

@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 
 from dml import processes
-from dml.errors import InvalidSetting, MissingArtifact
+from dml.errors import InvalidSetting, MissingArtifact, StackFailed
 from dml.registry.connection import connect
 from dml.settings import artifact_root, local_folder, own_tracking_uri
 from dml.storage import is_remote
@@ -53,7 +53,7 @@ def run_local_stack(
     Raises:
         InvalidSetting: a port is taken.
         MissingArtifact: the project's folder with `prefect.yaml` is not there.
-        RuntimeError: a part of the stack ended by itself, or was not ready in `START_TIMEOUT_S`.
+        StackFailed: a part of the stack ended by itself, or was not ready in `START_TIMEOUT_S`.
     """
     project = _project_folder()
     folder = local_folder(store)
@@ -77,7 +77,7 @@ def run_local_stack(
                     stack.do("deploy", "prefect automation create --from-file infra/prefect/zombies.yaml")
                 if not stack.succeeds("schedules", f"dml.cli schedule --store {shlex.quote(store)}"):
                     print(
-                        f"schedules are not followed. {_end_of(stack.logs / 'schedules.log')}",
+                        f"not every schedule is followed. {_end_of(stack.logs / 'schedules.log')}",
                         file=sys.stderr,
                     )
                 stack.start("worker", f"prefect worker start --pool {WORK_POOL} --type process")
@@ -153,8 +153,10 @@ class Part:
     def require_alive(self) -> None:
         status = self.process.poll()
         if status is not None:
-            raise RuntimeError(
-                f"{self.name} must keep running; it ended with status {status}. {_end_of(self.log)}"
+            raise StackFailed(
+                f"{self.name} must keep running; it ended with status {status}. The rest is stopped. "
+                "Start it again (`dml up`): what was under way goes on from its checkpoint when run again. "
+                f"{_end_of(self.log)}"
             )
 
 
@@ -194,7 +196,7 @@ class Stack:
     def do(self, name: str, command: str) -> None:
         """Run a command to its end, which must be a good one."""
         if not self.succeeds(name, command):
-            raise RuntimeError(f"`{command}` must succeed. {_end_of(self.logs / f'{name}.log')}")
+            raise StackFailed(f"`{command}` must succeed. {_end_of(self.logs / f'{name}.log')}")
 
     def succeeds(self, name: str, command: str) -> bool:
         """Run a command to its end, whatever it is."""
@@ -216,7 +218,7 @@ class Stack:
         while not _answers(url):
             part.require_alive()
             if time.monotonic() > deadline:
-                raise RuntimeError(
+                raise StackFailed(
                     f"{name} must answer at {url} within {START_TIMEOUT_S:.0f} s. {_end_of(part.log)}"
                 )
             time.sleep(_POLL_S)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dml import processes, up
-from dml.errors import InvalidSetting
+from dml.errors import InvalidSetting, StackFailed
 
 SLEEP = "import time; time.sleep(600)"
 PYTHONPATH = str(Path(__file__).parents[1])
@@ -56,7 +56,7 @@ def test_a_part_that_dies_is_reported_with_the_end_of_its_log(tmp_path: Path, pr
     source = "import os, sys; print(os.environ['GREETING'], 'and goodbye'); sys.exit(3)"
     with stack.running():
         stack.start("dying", program("dying", source))
-        with pytest.raises(RuntimeError, match=r"dying must keep running.*status 3(.|\n)*hello and goodbye"):
+        with pytest.raises(StackFailed, match=r"dying must keep running.*status 3(.|\n)*hello and goodbye"):
             stack.hold()
 
 
@@ -64,13 +64,13 @@ def test_a_part_that_dies_is_not_waited_for(tmp_path: Path, program):
     stack = stack_in(tmp_path)
     with stack.running():
         stack.start("dying", program("dying", "raise ValueError"))
-        with pytest.raises(RuntimeError, match="status 1"):
+        with pytest.raises(StackFailed, match="status 1"):
             stack.wait_until_ready("dying", "http://127.0.0.1:1/")
 
 
 def test_a_command_that_fails_says_so_with_its_output(tmp_path: Path, program):
     stack = stack_in(tmp_path)
-    with pytest.raises(RuntimeError, match=r"`wrong --all` must succeed(.|\n)*KeyError"):
+    with pytest.raises(StackFailed, match=r"`wrong --all` must succeed(.|\n)*KeyError"):
         stack.do("deploy", program("wrong", "raise KeyError") + " --all")
 
 

@@ -308,9 +308,13 @@ def _merged(raw_of: Mapping[str, set[str]]) -> list[str]:
 
 
 def _nothing_valid(config: IngestConfig, problems: Sequence[Problem], table: str) -> InvalidData:
+    if not problems:
+        return InvalidData(
+            f"A source must list images; {config.source} lists none. Check what it should hold."
+        )
     return InvalidData(
         f"A dataset needs valid images in each of its splits; {config.source} has none left in one of them. "
-        f"In quarantine: {in_words(problems) or 'nothing'}. All of it is listed in {table}."
+        f"In quarantine: {in_words(problems)}. All of it is listed in {table}."
     )
 
 

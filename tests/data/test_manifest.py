@@ -393,6 +393,27 @@ def test_a_nested_column_that_is_needed_is_refused_by_name(tmp_path, name):
         open_source(str(tmp_path / "m.parquet")).list()
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"image": ["a.png"], "label": [b"\xff"]},
+        {"image": pa.array([picture(1)]).dictionary_encode(), "label": ["a"]},
+        {"image": pa.array([picture(1)[:40]], pa.binary(40)), "label": ["a"]},
+    ],
+    ids=["label of bytes", "dictionary", "fixed size"],
+)
+def test_a_needed_column_that_is_no_text_is_refused_by_name(tmp_path, columns):
+    parquet.write_table(pa.table(columns), tmp_path / "m.parquet")
+    with pytest.raises(InvalidData, match=r"The column (label|image) of .* must be text"):
+        open_source(str(tmp_path / "m.parquet")).list()
+
+
+def test_a_table_without_rows_is_refused_and_says_so(tmp_path):
+    (tmp_path / "m.csv").write_text("image,label\n")
+    with pytest.raises(InvalidData, match=r"must list images; .* lists none"):
+        ingest(config(tmp_path / "m.csv"), str(tmp_path / "store"))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.99])
 def test_a_damaged_parquet_file_is_refused(tmp_path, share):
     whole = io.BytesIO()

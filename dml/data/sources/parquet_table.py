@@ -101,7 +101,11 @@ class ParquetTable:
                     columns[field.name] = _plain(field, table[field.name], class_names.get(field.name))
                 except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
                     if field.name in NAMED:
-                        raise
+                        raise InvalidData(
+                            f"The column {field.name} of {self.uri} must be text"
+                            f"{_OR_BYTES[field.name == 'image']}; its {field.type} is none: {error}. "
+                            "Write it as one of these."
+                        ) from error
                     problems.append(unusable_column(self.uri, field.name, f"{field.type}: {error}"))
         if is_inline and "id" not in columns:
             columns["id"] = _ids(columns["image"])

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from dml.cli.app import Json, Settings, Store, Workers, app, print_json, print_table
+from dml.cli.app import Json, Settings, Store, Workers, app, print_json, print_table, visible
 from dml.errors import InvalidSetting, without_password
 from dml.names import suggest_name
 from dml.settings import store_uri
@@ -78,7 +78,7 @@ def ingest(
         return
     print_table(f"{ref.name}@{ref.version}", [{"split": key, **size} for key, size in splits.items()])
     for note in report.notes:
-        print(note)
+        print(visible(note))
     if refused:
         print_table(f"in quarantine, all listed in {report.quarantine}", refused)
     print(f"{ref.rows} rows, {ref.classes} classes, {ref.quarantined} in quarantine: {ref.uri}")

@@ -106,3 +106,11 @@ def test_the_list_marks_the_current_version_with_its_date_and_split_sizes(ingest
     shown = dml("datasets", "--store", store).out
     assert "10 rows, 2 classes" in shown
     assert listed[1]["created"][:10] in shown
+
+
+def test_a_label_in_a_note_is_shown_and_not_obeyed(dml, tmp_path):
+    write(tmp_path / "red", {"\x1b[31mred/1.png": picture(1), "plain/1.png": picture(1)})
+    done = dml("ingest", str(tmp_path / "red"), "--name", "red", "--store", str(tmp_path / "store"))
+    assert done.status == 0
+    assert r"(\x1b[31mred, " in done.out
+    assert "\x1b[31m" not in done.out

@@ -40,7 +40,10 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Make a validated dataset version from labelled images; a class keeps its side in every version."""
-    print(f"listing {without_password(source)}", file=sys.stderr, flush=True)
+    shown = without_password(source)
+    if "://" in source and "?" in shown:
+        shown = f"{shown.partition('?')[0]}?***"  # a query may be a signature
+    print(f"listing {shown}", file=sys.stderr, flush=True)
     from dml.config import parse_ingest
     from flows.ingest import ingest_flow
     from flows.policy import run

@@ -51,13 +51,19 @@ def resolve(uri: str) -> str:
             "AWS_ENDPOINT_URL."
         )
     if scheme != "s3" or not bucket:
-        raise InvalidSetting(f"A store must be a local folder or s3://BUCKET/PREFIX; got {uri!r}.")
+        raise InvalidSetting(f"A store must be a local folder or s3://BUCKET/PREFIX; got {_shown(uri)!r}.")
     if "?" in rest:
         raise InvalidSetting(
             f"An s3:// URI must hold no query; got {uri.partition('?')[0]}?***. Set AWS_ENDPOINT_URL and "
             "AWS_DEFAULT_REGION instead."
         )
     return uri.rstrip("/")
+
+
+def _shown(uri: str) -> str:
+    """Without its query, which may be a signature."""
+    before, mark, _ = uri.partition("?")
+    return f"{before}?***" if mark else before
 
 
 def join(uri: str, *names: str) -> str:

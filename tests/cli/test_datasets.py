@@ -114,3 +114,10 @@ def test_a_label_in_a_note_is_shown_and_not_obeyed(dml, tmp_path):
     assert done.status == 0
     assert r"(\x1b[31mred, " in done.out
     assert "\x1b[31m" not in done.out
+
+
+@pytest.mark.parametrize("source", ["https://host/m.csv?sig=topsecret", "s3://bucket/m.csv?key=topsecret"])
+def test_a_signature_in_a_sources_address_is_not_printed(dml, source):
+    done = dml("ingest", source, "--name", "x", "--json")
+    assert done.status == 2
+    assert "topsecret" not in done.out + done.err

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from dml import storage
 from dml.errors import CorruptArtifact, MissingArtifact
-from dml.lineage import places
+from dml.lineage import VERSIONED, places
+from dml.names import split_version
 from dml.refs import Ref
 
 R = TypeVar("R", bound=Ref)
@@ -41,10 +42,10 @@ def check_store(store: str, name: str | None = None, progress: OnProgress | None
         MissingArtifact: no store, or nothing of that name.
     """
     storage.require_store(store)
-    wanted, _, version = (name or "").partition("@")
+    wanted, version = (None, None) if name is None else split_version(name)
     found: list[tuple[str, str, str, str]] = [(k, n, v, uri) for k, uri, n, v in places(store)]
     found += _checkpoints(store)
-    chosen = [p for p in found if name is None or (p[1] == wanted and version in ("", p[2]))]
+    chosen = [p for p in found if name is None or (p[1] == wanted and version in (None, p[2]))]
     if name is not None and not chosen:
         names = sorted({n for _, n, v, _ in found if n != v})
         raise MissingArtifact(f"A dataset or index {name!r} must exist in the store; there are {names}.")
@@ -57,7 +58,22 @@ def check_store(store: str, name: str | None = None, progress: OnProgress | None
         checked.append(Checked(kind, own, own_version, uri, damaged))
         if progress is not None:
             progress(number, len(chosen))
-    return checked
+    return checked + _damaged_pointers(store, wanted)
+
+
+def _damaged_pointers(store: str, name: str | None) -> list[Checked]:
+    """Of a name, or of all, where nothing says any more which version is current."""
+    found = []
+    for kind, folder in VERSIONED.items():
+        root = storage.join(store, folder)
+        for own in storage.list_folders(root):
+            try:
+                storage.current(storage.join(root, own))
+            except CorruptArtifact:
+                if name in (None, own):
+                    uri = storage.join(root, own)
+                    found.append(Checked(f"{kind} pointer", own, "current", uri, [storage.POINTER]))
+    return found
 
 
 def _checkpoints(store: str) -> list[tuple[str, str, str, str]]:

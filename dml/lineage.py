@@ -17,7 +17,7 @@ from dml.refs import DatasetRef
 
 Kind = Literal["dataset", "index", "package", "embeddings", "report", "bench"]
 
-_VERSIONED: dict[Kind, str] = {"dataset": "datasets", "index": "indexes"}
+VERSIONED: dict[Kind, str] = {"dataset": "datasets", "index": "indexes"}
 _PLAIN: dict[Kind, str] = {
     "package": "packages",
     "embeddings": "embeddings",
@@ -25,7 +25,7 @@ _PLAIN: dict[Kind, str] = {
     "bench": "bench/tables",
 }
 _PARENTS = ("embeddings", "dataset", "package", "initial")
-_OWN_FOLDERS = (*_VERSIONED.values(), "packages", "embeddings", "reports", "bench", "runs", "galleries")
+_OWN_FOLDERS = (*VERSIONED.values(), "packages", "embeddings", "reports", "bench", "runs", "galleries")
 """Where a store keeps what this project made; MLflow's and Prefect's folders are theirs."""
 
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
@@ -49,7 +49,7 @@ class Artifact:
     fingerprint: str
 
     def __str__(self) -> str:
-        return f"{self.name}@{self.version}" if self.kind in _VERSIONED else self.version
+        return f"{self.name}@{self.version}" if self.kind in VERSIONED else self.version
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def list_artifacts(store: str) -> list[Artifact]:
 
 def places(store: str) -> Iterator[tuple[Kind, str, str, str]]:
     """Kind, URI, name and version of every published artefact."""
-    for kind, folder in _VERSIONED.items():
+    for kind, folder in VERSIONED.items():
         root = storage.join(store, folder)
         for name in storage.list_folders(root):
             for version in storage.list_versions(storage.join(root, name)):
@@ -166,7 +166,7 @@ def _roots(
     grace: timedelta,
     now: datetime,
 ) -> Iterator[str]:
-    for kind, folder in _VERSIONED.items():
+    for kind, folder in VERSIONED.items():
         for name in sorted({a.name for a in artifacts.values() if a.kind == kind}):
             parent = storage.join(store, folder, name)
             current = storage.current(parent)
@@ -178,7 +178,7 @@ def _roots(
     for package in registered:
         yield from _all_references(package)
     for artifact in artifacts.values():
-        superseded = artifact.kind in _VERSIONED and artifact.version in storage.former_versions(
+        superseded = artifact.kind in VERSIONED and artifact.version in storage.former_versions(
             artifact.uri.rpartition("/")[0]
         )
         if artifact.kind in ("report", "bench") or (now - artifact.created < grace and not superseded):
@@ -314,7 +314,7 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
     if kind == "run":
         return [_remove_run(store, name)]
     base, version = split_version(name, kind)
-    folder = storage.named_folder(store, _VERSIONED["dataset" if kind == "dataset" else "index"], base)
+    folder = storage.named_folder(store, VERSIONED["dataset" if kind == "dataset" else "index"], base)
     chosen = [version] if version else storage.list_versions(folder)
     if not storage.exists(folder) or (version and version not in storage.list_versions(folder)):
         raise storage.missing_version(folder, version, kind)

@@ -64,6 +64,8 @@ def _heal(store: str, damaged: Checked) -> str:
     }
     if damaged.kind in healers:
         return healers[damaged.kind](store, damaged)
+    if damaged.kind.endswith("pointer"):
+        return "damaged, and cannot be made again: remove the file, and make the version again"
     if damaged.kind == "package":
         return "damaged, and cannot be made again: train it again, or restore the folder from a copy"
     stage(remove_damaged)(damaged)

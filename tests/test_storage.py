@@ -286,7 +286,19 @@ def test_going_back_skips_a_version_that_was_removed(store):
     assert storage.point_back(parent) == "v1"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 3}', b'{"version": "../../x"}', b"\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"version": 3}',
+        b'{"version": "v1", "former": null}',
+        b'{"version": "v1", "former": 3}',
+        b'{"version": "../../x"}',
+        b"\xff",
+    ],
+)
 def test_a_damaged_pointer_is_said_to_be_one(store, content):
     parent = storage.join(store, "things", "one")
     publish(storage.join(parent, "v1"), a=b"1")
@@ -349,3 +361,11 @@ def test_a_manifest_that_names_files_of_others_is_refused(tmp_path, name):
     storage.write_manifest(str(folder), {"files": {name: {"size_bytes": 1, "sha256": "0" * 64}}})
     with pytest.raises(CorruptArtifact, match="files of its own folder"):
         storage.damaged_files(str(folder))
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3:/bucket/store", "s3:", "s3://bu cket/x", "s3://bucket#x", "s3:///x", "https:/x"]
+)
+def test_what_only_looks_like_an_s3_uri_is_refused(uri):
+    with pytest.raises(InvalidSetting):
+        storage.resolve(uri)

@@ -78,11 +78,20 @@ def _run(as_json: bool) -> int:
     except KeyboardInterrupt:
         return _refused("Interrupted.", as_json, _INTERRUPTED)
     except OSError as error:
+        if error.errno is None and "AWS Error" in str(error):
+            return _refused(
+                f"S3 must answer; it does not, or refuses: {str(error).splitlines()[0]} Check the bucket, "
+                "AWS_ENDPOINT_URL and the credentials.",
+                as_json,
+                _OURS,
+            )
         if error.errno not in _OF_THE_MACHINE:
             return _unexpected(error, as_json)
         where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         message = f"{error.strerror}: {where}" if where else str(error)
-        return _refused(f"The system refused: {message}", as_json, _OURS)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message += ". Make room on the disks of the store, of DML_CACHE and of TMPDIR; the same goes on"
+        return _refused(f"The system refused: {message}.", as_json, _OURS)
     except Exception as error:
         return _unexpected(error, as_json)
     if status == _INTERRUPTED:

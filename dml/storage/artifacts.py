@@ -383,7 +383,8 @@ def _history(parent_uri: str) -> list[str]:
         return []
     except CorruptArtifact as error:
         raise _damaged_pointer(uri) from error
-    history = [content.get("version"), *content.get("former", [])]
+    former = content.get("former", [])
+    history = [content.get("version"), *(former if isinstance(former, list) else [former])]
     if not all(isinstance(name, str) and is_version(name) for name in history):
         raise _damaged_pointer(uri)
     return [str(name) for name in history]

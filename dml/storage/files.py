@@ -19,6 +19,8 @@ from pyarrow import fs
 
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_ONE_SLASH = re.compile(r"(s3|gs|https?):(/(?!/)|$)")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _HASH_BLOCK_BYTES = 1 << 20
 _ASIDE = re.compile(r"\..+\.[0-9a-f]{32}")
@@ -38,6 +40,8 @@ def resolve(uri: str) -> str:
             a query: it would end in manifests, logs and the registry.
     """
     if not is_remote(uri):
+        if _ONE_SLASH.match(uri):
+            raise InvalidSetting(f"A URI must have two slashes after its scheme; got {_shown(uri)!r}.")
         try:
             return str(Path(uri.removeprefix("file://")).expanduser().resolve())
         except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long, no such user
@@ -50,7 +54,7 @@ def resolve(uri: str) -> str:
             f"{scheme}://***@{bucket.rpartition('@')[2]}. Set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
             "AWS_ENDPOINT_URL."
         )
-    if scheme != "s3" or not bucket:
+    if scheme != "s3" or not _BUCKET.fullmatch(bucket):
         raise InvalidSetting(f"A store must be a local folder or s3://BUCKET/PREFIX; got {_shown(uri)!r}.")
     if "?" in rest:
         raise InvalidSetting(

@@ -55,9 +55,8 @@ def test_a_picture_that_cannot_be_written_is_one_line_with_the_path(dml, store, 
 
 
 @pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a folder that root cannot write either")
-@pytest.mark.parametrize("verb", [["ingest", "glyphs:classes=4,per_class=2"], ["models"]], ids=" ".join)
-def test_a_store_that_cannot_be_written_is_one_line_with_the_path(dml, verb):
-    done = dml(*verb, "--store", "/sys/kernel/store", "--json")
+def test_a_store_that_cannot_be_written_is_one_line_with_the_path(dml):
+    done = dml("ingest", "glyphs:classes=4,per_class=2", "--store", "/sys/kernel/store", "--json")
     assert (done.status, done.err.count("Traceback")) == (1, 0)
     assert "/sys/kernel/store" in done.json["error"]
     assert done.err.splitlines()[-1].startswith("error: The system refused: ")
@@ -80,7 +79,7 @@ def test_a_verb_that_takes_long_gives_a_sign_of_life_and_can_be_interrupted():
         [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment
     ) as run:
         assert run.stderr.readline() == "dml presets: at work\n"
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 30, "before it has slept its time"
         run.send_signal(signal.SIGINT)
         assert run.stderr.read() == "error: Interrupted.\n"
         assert run.wait(10) == 130

@@ -169,3 +169,22 @@ def test_hours_of_grace_that_no_calendar_holds_are_refused(dml, small, hours):
     done = dml("gc", "--dry-run", "--grace-hours", hours, "--store", small)
     assert done.status == 2
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("folder", ["indexes", "datasets"])
+def test_verify_names_a_damaged_pointer(dml, small, folder):
+    Path(small, folder, "shelves", "current.json").write_bytes(b"")
+    for extra in ([], ["--heal"], ["shelves"]):
+        done = dml("verify", *extra, "--store", small)
+        assert done.status == 2
+        assert "shelves@current: current.json: damaged" in done.out
+
+
+def test_an_s3_that_does_not_answer_is_one_line(dml, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "testing")
+    done = dml("datasets", "--store", "s3://bucket/store")
+    assert done.status == 1
+    assert done.err.splitlines()[-1].startswith("error: S3 must answer")
+    assert "Traceback" not in done.err

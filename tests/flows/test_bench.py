@@ -29,6 +29,8 @@ from flows.bench import bench_flow
 from flows.evaluate import evaluate_package
 from flows.ingest import ingest_flow
 
+pytestmark = pytest.mark.slow
+
 GRID = BenchConfig(
     datasets=("shop",),
     losses=("margin", "multi-similarity"),

@@ -2,11 +2,14 @@
 
 import re
 
+import pytest
+
 from dml.config import IngestConfig
 from flows.ingest import ingest_flow
 from flows.train import train_flow
 
 
+@pytest.mark.slow
 def test_a_newcomer_is_compared_with_the_champion_on_the_same_queries(tmp_path):
     store = str(tmp_path / "store")
     ingest_flow.fn(IngestConfig(name="shop", source="glyphs:classes=24,per_class=6"), store)

@@ -44,6 +44,7 @@ def embedded(monkeypatch):
     return counts
 
 
+@pytest.mark.slow
 def test_new_images_are_found_and_only_they_are_embedded(images, embedded, tmp_path):
     store = str(tmp_path / "store")
     ingest_flow.fn(IngestConfig(name="shop", source=str(images)), store)

@@ -26,6 +26,7 @@ def store(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_two_datasets_trained_alike_are_two_models_with_a_champion_each(store):
     trained = {name: train_flow.fn(name, "smoke", SETTINGS, store=store).model for name in ("shop", "photos")}
     assert {name: (str(model), model.alias) for name, model in trained.items()} == {
@@ -65,6 +66,7 @@ def unsplit(store):
     return store
 
 
+@pytest.mark.slow
 def test_one_dataset_is_trained_on_and_another_judges(unsplit):
     report = train_flow.fn("all", "smoke", SETTINGS, store=unsplit, test_dataset="photos")
     assert report.evaluation.dataset == find_dataset(unsplit, "photos")

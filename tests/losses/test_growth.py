@@ -49,6 +49,7 @@ def _grown(make, sharded: bool) -> list[Tensor]:
     ]
 
 
+@pytest.mark.slow
 def test_in_shards_growing_and_training_on_equals_one_process():
     alone = grown(sharded=False)
     for of_rank in run_ranks(3, grown, True):

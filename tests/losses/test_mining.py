@@ -58,6 +58,7 @@ def test_another_call_draws_anew_and_a_resumed_one_draws_the_same(mining):
     assert torch.equal(loss(x, y), loss(x, y)), "in evaluation nothing moves on"
 
 
+@pytest.mark.slow
 def test_distances_drawn_by_their_weight_are_nearly_uniform():
     """Of random vectors in 128 dimensions nearly all are at 1.41; drawn ones spread down to the closest."""
     generator = torch.Generator().manual_seed(0)

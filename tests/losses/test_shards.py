@@ -114,7 +114,15 @@ def alone(num_classes: int) -> dict[str, list[Tensor]]:
 
 
 # Of 4 classes the third of three ranks holds none.
-@pytest.mark.parametrize(("world_size", "num_classes"), [(1, 13), (2, 13), (3, 13), (3, 4)])
+@pytest.mark.parametrize(
+    ("world_size", "num_classes"),
+    [
+        (1, 13),
+        (2, 13),
+        pytest.param(3, 13, marks=pytest.mark.slow),
+        pytest.param(3, 4, marks=pytest.mark.slow),
+    ],
+)
 def test_shards_equal_one_process_in_value_gradients_and_trained_weights(world_size, num_classes):
     for of_rank in run_ranks(world_size, results, True, num_classes):
         torch.testing.assert_close(of_rank, alone(num_classes), rtol=1e-8, atol=1e-11)

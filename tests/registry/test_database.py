@@ -127,9 +127,12 @@ def test_whatever_a_stores_path_holds_everything_is_in_it(tmp_path, name):
 
 def test_a_process_killed_while_the_tables_were_made_leaves_nothing_half_made(tmp_path):
     store = str(tmp_path)
-    (tmp_path / ".mlflow.db.0123").write_bytes(b"half of it")
+    half, others = tmp_path / f".mlflow.db.{'0' * 32}", tmp_path / ".mlflow.db.backup"
+    half.write_bytes(b"half of it")
+    others.write_bytes(b"mine")
     new_run(store, "shop", "a")
-    assert not (tmp_path / ".mlflow.db.0123").exists()
+    assert not half.exists()
+    assert others.read_bytes() == b"mine"
 
 
 def test_a_damaged_database_is_named(tmp_path):

@@ -12,7 +12,7 @@ from dml.losses import References
 from dml.training.conformance import Finding, Report, conformance, main
 from dml.training.conformance_table import DIM, table
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 WORLD_SIZES = (1, 2, 3)
 

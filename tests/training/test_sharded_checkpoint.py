@@ -154,7 +154,8 @@ def test_every_rank_writes_its_own_rows_alone(written_by_two):
     at = written_by_two / "CosFace, sampled-adamw"
     names = {"encoder.safetensors", "loss.safetensors", "optimizer.safetensors", "state.json"}
     cut = {f"{name}.rank-{rank:05d}.safetensors" for name in ("loss", "optimizer") for rank in (0, 1)}
-    assert {path.name for path in at.iterdir()} == names | cut
+    lists = {f"files.rank-{rank:05d}.json" for rank in (0, 1)}
+    assert {path.name for path in at.iterdir()} == names | cut | lists
     sizes = [(at / f"optimizer.rank-{rank:05d}.safetensors").stat().st_size for rank in (0, 1)]
     assert 2 * 6 * DIM * 8 < sizes[1] < sizes[0] < 2 * 7 * DIM * 8 + 512
     assert json.loads((at / "state.json").read_text())["step"] == STOP

@@ -10,6 +10,7 @@ from dml.config import IngestConfig
 from dml.data.dataset import read_images
 from dml.presets import experiment
 from dml.serving import answers
+from dml.serving.searcher import Searcher
 from dml.settings import tracking_uri
 from dml.storage import list_names, verify
 from flows.end_to_end import end_to_end_flow
@@ -28,7 +29,7 @@ def test_the_road_on_s3(s3_store, num_workers):
         assert ref.uri.startswith(s3_store)
         verify(ref.uri)
     image = read_images(report.dataset, [7])[0]
-    found = answers.answer(s3_store, None, image, k=3, where=["style!=none"])
+    (found,) = Searcher.open(s3_store).search([image], k=3, where=["style!=none"])
     assert found.rows()[0]["similarity"] == pytest.approx(1, abs=1e-5)
     assert io.BytesIO(answers.draw(found, image)).read(4) == b"\x89PNG"
     assert set(list_names(f"{s3_store}/indexes/tiny")) == {"current.json", report.index.version}

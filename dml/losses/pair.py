@@ -82,7 +82,7 @@ def _within(tuples: Tuples, distance: float) -> Tensor:
 
 
 def _chosen(mask: Tensor, values: Tensor, rest: float) -> Tensor:
-    """The values under the mask; off the CPU, where counting them waits, all, the others at rest."""
+    """The values under the mask; off the CPU, where counting them waits, all, with `rest` for the others."""
     return values[mask] if values.device.type == "cpu" else torch.where(mask, values, rest)
 
 

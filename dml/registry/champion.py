@@ -131,7 +131,7 @@ def rollback_champion(store: str, name: str, *, reason: str = "", by: str | None
         store: the store's URI.
         name: NAME, the champion before the present one; or NAME/VERSION, any version.
         reason: for people.
-        by: who asks for it; None: the user of this process.
+        by: the user whose name is recorded; None: that of this process.
 
     Returns:
         The champion.

@@ -2,9 +2,12 @@
 
 
 def __getattr__(name: str) -> str:
-    """`dml.__version__`, looked up only when asked for."""
+    """`dml.__version__`, looked up only when asked for; of a folder that is not installed, "0+unknown"."""
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("dml-platform")
+        try:
+            return version("dml-platform")
+        except PackageNotFoundError:
+            return "0+unknown"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

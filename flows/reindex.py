@@ -4,7 +4,7 @@ from prefect import flow
 
 from dml.config import IndexConfig, IngestConfig
 from dml.data.dataset import find_dataset
-from dml.data.ingest import ingest_config_of
+from dml.data.former import last_ingest
 from dml.refs import IndexRef
 from dml.registry.catalog import find_model
 from dml.retrieval.embed import embed
@@ -43,7 +43,7 @@ def reindex_flow(
         own_model, own_dataset = stage(refreshed_from)(root, name)
         model, dataset = model or own_model, dataset or own_dataset
     if "@" not in dataset:
-        recorded = source or ingest_config_of(stage(find_dataset)(root, dataset))
+        recorded = source or stage(last_ingest)(root, dataset)
         run(ingest_flow, recorded.model_copy(update={"name": dataset}), root)
     fresh = stage(find_dataset)(root, dataset)
     version = stage(find_model)(root, model)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from prefect import flow
 
-from dml.data.ingest import ingest, ingest_config_of
+from dml.data.ingest import ingest_again
 from dml.errors import DmlError
 from dml.integrity import Checked, check_store, ref_of, remove_damaged
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef
@@ -73,8 +73,7 @@ def _heal(store: str, damaged: Checked) -> str:
 
 
 def _ingest_again(store: str, damaged: Checked) -> str:
-    config = ingest_config_of(ref_of(damaged, DatasetRef))
-    made = stage(ingest)(config, store)
+    made = stage(ingest_again)(ref_of(damaged, DatasetRef), store, tell("ingest"))
     if made.version == damaged.version:
         return "made again"
     return f"damaged, and cannot be made again: its source gives {made.name}@{made.version} now"

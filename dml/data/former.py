@@ -1,22 +1,23 @@
 """What a dataset's former version says of the next: a class that was for test stays for test.
 
 A version remembers the split of every class that it or one before it had, in `classes.parquet`. One that
-became current again knows nothing of those made after it, so theirs are read as well.
+became current again knows nothing of those made after it, so theirs are read as well. How a dataset was
+ingested last, which may have given a version that was there already, stands beside the pointer to it.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import parquet
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from dml import storage
-from dml.config import SplitConfig
-from dml.data.dataset import read_rows
+from dml.config import IngestConfig, SplitConfig
+from dml.data.dataset import find_dataset, read_rows
 from dml.data.sources.sample import Sample
 from dml.data.split import split_of_classes
 from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact
@@ -64,8 +65,8 @@ def find_former(store: str, name: str) -> Former:
         IncompatibleArtifact: it never did.
     """
     parent = storage.named_folder(store, "datasets", name)
-    versions = [storage.current(parent), *storage.former_versions(parent)]
-    there = (storage.join(parent, v) for v in versions if v is not None)
+    current = storage.current(parent)
+    there = (storage.join(parent, v) for v in [current, *storage.former_versions(parent)] if v is not None)
     uri = next((uri for uri in there if storage.is_complete(uri)), None)
     if uri is None:
         return Former()
@@ -75,16 +76,58 @@ def find_former(store: str, name: str) -> Former:
             f"A dataset's current version must say how it was split; {uri} was made before versions did. "
             f"Remove it, dml rm dataset {name}, or give another --name."
         )
-    asked, used = manifest["ingest"]["split"], manifest["split"]
-    return Former(
-        uri.rsplit("/", 1)[-1],
-        None if asked is None else _SPLIT.validate_python(asked),
-        _SPLIT.validate_python(used),
-        {**_sides_of_later(parent, manifest), **_read_sides(DatasetRef(uri=uri, **manifest["ref"]))},
-    )
+    ref, made = DatasetRef(uri=uri, **manifest["ref"]), _parse(manifest, uri)
+    last = made if ref.version != current else _read_last(parent) or made
+    # Dealt anew with the same result, a version's own table has sides of absent classes by the former split.
+    sides = _read_sides(ref) if last.used == made.used else _sides_of_rows(ref)
+    later = _sides_of_later(parent, str(manifest["created"]), last)
+    return Former(ref.version, last.config.split, last.used, {**later, **sides})
 
 
-def _sides_of_later(parent: str, current: Mapping[str, Any]) -> dict[str, str]:
+class LastIngest(NamedTuple):
+    """How a dataset was ingested last."""
+
+    config: IngestConfig
+    used: SplitConfig
+
+    def to_json(self) -> dict[str, Any]:
+        """As a manifest has it, and as the pointer to the current version remembers it."""
+        return {
+            "ingest": self.config.model_dump(mode="json"),
+            "split": self.used.model_dump(mode="json"),
+        }
+
+
+def last_ingest(store: str, name: str) -> IngestConfig:
+    """How a dataset was ingested last, to do the same again; that may have given a version that was there.
+
+    Raises:
+        MissingArtifact: there is no such dataset.
+        CorruptArtifact: its pointer, or its current version's manifest, is damaged.
+    """
+    ref = find_dataset(store, name)
+    last = _read_last(storage.named_folder(store, "datasets", ref.name))
+    return (last or _parse(storage.read_manifest(ref.uri), ref.uri)).config
+
+
+def _read_last(parent: str) -> LastIngest | None:
+    remembered = storage.remembered(parent)
+    return _parse(remembered, storage.join(parent, storage.POINTER)) if remembered else None
+
+
+def _parse(content: Mapping[str, Any], uri: str) -> LastIngest:
+    try:
+        return LastIngest(
+            IngestConfig.model_validate(content["ingest"]), _SPLIT.validate_python(content["split"])
+        )
+    except (KeyError, ValidationError) as error:
+        raise CorruptArtifact(
+            f"{uri} must say how the dataset was ingested; it is damaged, or of another version of this "
+            "project. Remove it, and ingest with --split."
+        ) from error
+
+
+def _sides_of_later(parent: str, created: str, last: LastIngest) -> dict[str, str]:
     """From label to split, of the versions that were made after the current one and are split as it is.
 
     There are some after a rollback, and where a source is again what it was. Another split than the current
@@ -93,14 +136,13 @@ def _sides_of_later(parent: str, current: Mapping[str, Any]) -> dict[str, str]:
     uris = [storage.join(parent, version) for version in storage.list_versions(parent)]
     with ThreadPoolExecutor(_READING_THREADS) as pool:
         manifests = list(pool.map(_manifest_or_none, uris))
+    split = last.to_json()
     later = [
         (manifest["created"], uri, manifest["ref"])
         for uri, manifest in zip(uris, manifests, strict=True)
         if manifest is not None
-        and manifest["created"] > current["created"]
-        and (
-            manifest["split"] == current["split"] or manifest["ingest"]["split"] == current["ingest"]["split"]
-        )
+        and manifest["created"] > created
+        and (manifest["split"] == split["split"] or manifest["ingest"]["split"] == split["ingest"]["split"])
     ]
     sides: dict[str, str] = {}
     for _, uri, ref in sorted(later, key=lambda version: version[:2]):
@@ -127,13 +169,18 @@ def _read_sides(ref: DatasetRef) -> dict[str, str]:
     try:
         table = parquet.read_table(path, filesystem=filesystem)
     except (OSError, pa.ArrowException):
-        try:
-            table = read_rows(ref, columns=["label", "split"])
-        except (OSError, pa.ArrowException) as error:
-            raise CorruptArtifact(
-                f"A dataset's current version must say which classes are for test; {ref.uri} is damaged: "
-                f"{error}. Bring its files back, or remove that folder: then the one before it decides."
-            ) from error
+        return _sides_of_rows(ref)
+    return dict(zip(table["label"].to_pylist(), table["split"].to_pylist(), strict=True))
+
+
+def _sides_of_rows(ref: DatasetRef) -> dict[str, str]:
+    try:
+        table = read_rows(ref, columns=["label", "split"])
+    except (OSError, pa.ArrowException) as error:
+        raise CorruptArtifact(
+            f"A dataset's current version must say which classes are for test; {ref.uri} is damaged: "
+            f"{error}. Bring its files back, or remove that folder: then the one before it decides."
+        ) from error
     return dict(zip(table["label"].to_pylist(), table["split"].to_pylist(), strict=True))
 
 

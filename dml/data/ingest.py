@@ -20,10 +20,18 @@ from typing import Any, Literal
 
 from dml import storage
 from dml.cluster import quiet_ray_data, ray_session
-from dml.config import IngestConfig, SplitConfig
+from dml.config import IngestConfig
 from dml.data.dataset import find_dataset
 from dml.data.forgotten import digest_of_id, forgotten_ids
-from dml.data.former import ChosenSplit, Former, choose_split, find_former, write_sides
+from dml.data.former import (
+    ChosenSplit,
+    Former,
+    LastIngest,
+    choose_split,
+    find_former,
+    last_ingest,
+    write_sides,
+)
 from dml.data.quarantine import (
     QUARANTINE,
     in_words,
@@ -59,13 +67,23 @@ def ingest(config: IngestConfig, store: str, progress: OnProgress | None = None)
     return ingest_source(config, store, progress).dataset
 
 
-def ingest_source(config: IngestConfig, store: str, progress: OnProgress | None = None) -> IngestReport:
+def ingest_again(ref: DatasetRef, store: str, progress: OnProgress | None = None) -> DatasetRef:
+    """The version that a damaged one's source gives now; which version is current stays as it is."""
+    is_current = storage.current(storage.named_folder(store, "datasets", ref.name)) == ref.version
+    config = last_ingest(store, ref.name) if is_current else ingest_config_of(ref)
+    return ingest_source(config, store, progress, make_current=False).dataset
+
+
+def ingest_source(
+    config: IngestConfig, store: str, progress: OnProgress | None = None, *, make_current: bool = True
+) -> IngestReport:
     """Make a dataset version of a source and point the dataset's name at it.
 
     Args:
         config: the source and how to read it.
         store: the store's URI.
         progress: called after each unit.
+        make_current: False makes a version again that is damaged, and leaves the current one as it is.
 
     Returns:
         The version, and what there is to know of it. The same content gives the same version, and no second
@@ -125,15 +143,16 @@ def ingest_source(config: IngestConfig, store: str, progress: OnProgress | None 
             attributes=attributes,
             schema_version=SCHEMA_VERSION,
         )
+        this = LastIngest(config, split.used).to_json()
         description = {
             "ref": ref.model_dump(mode="json", exclude={"uri"}),
             "fragments": [{"name": f.name, "rows": len(f.rows)} for f in fragments],
-            "ingest": config.model_dump(mode="json"),
-            "split": split.used.model_dump(mode="json"),
+            **this,
             "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
         outcome = _publish(staged, final, description, is_current=current == ref.version)
-    storage.point(parent, ref.version)
+    if make_current or current is None:
+        storage.point(parent, ref.version, remember=this)
     return IngestReport(
         dataset=find_dataset(store, f"{ref.name}@{ref.version}"),
         outcome=outcome,
@@ -142,7 +161,6 @@ def ingest_source(config: IngestConfig, store: str, progress: OnProgress | None 
         notes=[
             _held_out(ref, str(split.used)),
             *split.notes,
-            *_asked_in_vain(ref, split.asked, outcome),
             *notes,
             *_told(contradictions, config.quarantine_contradictions),
             *_lost(split.of_class, rows),
@@ -173,6 +191,11 @@ def _publish(staged: str, final: str, description: Mapping[str, Any], *, is_curr
 
 def _as_others_dealt(split: ChosenSplit, former: Former, latest: Former, name: str) -> ChosenSplit:
     """The split, also of the classes that another ingest of the same name published while this one read."""
+    if not split.deals_anew and latest.asked != former.asked:
+        raise IncompatibleArtifact(
+            f"One ingest of a dataset must end before the next begins; {name}@{latest.version} was meanwhile "
+            f"split by {latest.asked}. Nothing was published; begin again."
+        )
     if latest.version == former.version:
         return split
     known = {} if split.deals_anew else latest.sides
@@ -184,17 +207,6 @@ def _as_others_dealt(split: ChosenSplit, former: Former, latest: Former, name: s
             f"{apart[:_NAMED_AT_MOST]}. Nothing was published; begin again."
         )
     return replace(split, sides={**known, **split.sides})
-
-
-def _asked_in_vain(ref: DatasetRef, asked: SplitConfig | None, outcome: Outcome) -> list[str]:
-    """What to say where a version that was there already remembers another split, which deals alike."""
-    remembered = ingest_config_of(ref).split
-    if outcome in ("made", "repaired") or asked is None or asked == remembered:
-        return []
-    return [
-        f"{ref.name}@{ref.version} was made by split {remembered or 'of its layout'}, which deals these "
-        f"classes as {asked} does, and remembers that one: give --split {asked} again when other classes come"
-    ]
 
 
 def _held_out(ref: DatasetRef, split: str) -> str:

@@ -325,13 +325,29 @@ def _refuse_damaged(uri: str, names: list[str]) -> None:
         )
 
 
-def point(parent_uri: str, version: str) -> None:
-    """Make a version the current one; readers see the former or this, never neither."""
-    former = _history(parent_uri)
-    if former[:1] == [version]:
+def point(parent_uri: str, version: str, remember: Mapping[str, Any] | None = None) -> None:
+    """Make a version the current one; readers see the former or this, never neither.
+
+    Args:
+        parent_uri: the folder of versions.
+        version: which.
+        remember: what `remembered` gives from now on, a JSON tree; None: what it gave before.
+    """
+    history, known = _history(parent_uri), remembered(parent_uri)
+    remember = known if remember is None else remember
+    if history[:1] == [version] and remember == known:
         return
-    former = [name for name in former if name != version]
-    _write_pointer(parent_uri, [version, *former])
+    former = [name for name in history if name != version]
+    _write_pointer(parent_uri, [version, *former], remember)
+
+
+def remembered(parent_uri: str) -> dict[str, Any]:
+    """What is known of the current version beyond its manifest, which does not change; often nothing."""
+    try:
+        known = read_json(join(parent_uri, POINTER)).get("remembered", {})
+    except (MissingArtifact, CorruptArtifact):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def point_back(parent_uri: str, version: str | None = None) -> str:
@@ -370,9 +386,9 @@ def former_versions(parent_uri: str) -> list[str]:
     return _history(parent_uri)[1:]
 
 
-def _write_pointer(parent_uri: str, history: list[str]) -> None:
+def _write_pointer(parent_uri: str, history: list[str], remember: Mapping[str, Any] | None = None) -> None:
     content = {"version": history[0], "former": history[1 : _MOST_FORMER_VERSIONS + 1]}
-    write_json(join(parent_uri, POINTER), content)
+    write_json(join(parent_uri, POINTER), content | ({"remembered": remember} if remember else {}))
 
 
 def _history(parent_uri: str) -> list[str]:

@@ -25,7 +25,8 @@ from dml.data.dataset import (
     read_images,
     read_rows,
 )
-from dml.data.ingest import ingest, ingest_source
+from dml.data.former import last_ingest
+from dml.data.ingest import ingest, ingest_again, ingest_source
 from dml.data.quarantine import QUARANTINE
 from dml.data.sources.detect import open_source
 from dml.data.unit import Unit, make_fragment
@@ -360,12 +361,49 @@ def test_a_class_stays_on_its_side_when_a_version_before_it_was_current_again(tm
     assert {label: later[label] for label in shared} == {label: known[label] for label in shared}
 
 
-def test_a_version_that_knows_another_split_which_deals_alike_says_so(tmp_path):
-    store, source = str(tmp_path / "store"), class_folders(tmp_path / "source", per_class=1)
-    ingest(config(source), store)
-    report = ingest_source(config(source, split=ClassSplit(test_fraction=0.45)), store)
-    assert report.outcome == "current"
-    assert "give --split classes:0.45 again when other classes come" in report.notes[-1]
+@pytest.mark.parametrize("back", [False, True], ids=["of the current version", "of one before it"])
+def test_a_split_that_deals_as_a_version_there_is_remembered(tmp_path, back):
+    store, source = str(tmp_path / "store"), class_folders(tmp_path / "source", classes=10, per_class=1)
+    first = ingest(config(source), store)
+    if back:
+        ingest(config(source, split=ClassSplit(test_fraction=0.3)), store)
+    report = ingest_source(config(source, split=ClassSplit(test_fraction=0.54)), store)
+    assert (report.dataset, report.outcome) == (first, "found" if back else "current")
+    assert last_ingest(store, "d").split == ClassSplit(test_fraction=0.54)
+    write(source, {f"new{number}/0.png": picture(900 + number) for number in range(20)})
+    later = ingest_source(config(source), store)
+    assert later.dataset.splits["test"].classes == round(30 * 0.54) != round(30 * 0.5)
+    known = sides(later.dataset)
+    assert {label: known[label] for label in sides(first)} == sides(first)
+
+
+def test_a_split_that_deals_alike_forgets_the_classes_that_are_away(tmp_path):
+    store = str(tmp_path / "store")
+    first = ingest(config(labelled(tmp_path / "all", "abcdefgh")), store)
+    away, *held_out = [label for label, side in sides(first).items() if side == "test"]
+    few = labelled(tmp_path / "few", sorted({*"abcdefgh"} - {away}))
+    ingest(config(few), store)
+    split = AttributeSplit(name="label", test_values=tuple(held_out))
+    assert ingest_source(config(few, split=split), store).outcome == "current"
+    again = sides(ingest(config(tmp_path / "all"), store))
+    assert [label for label, side in again.items() if side == "test"] == held_out
+
+
+def test_the_place_a_dataset_was_read_from_last_is_remembered(tmp_path):
+    store = str(tmp_path / "store")
+    ingest(config(class_folders(tmp_path / "old", per_class=1)), store)
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    assert ingest_source(config(tmp_path / "new"), store).outcome == "current"
+    assert last_ingest(store, "d").source == str(tmp_path / "new")
+
+
+def test_making_a_former_version_again_leaves_the_current_one(tmp_path):
+    store, source = str(tmp_path / "store"), class_folders(tmp_path / "source", classes=10, per_class=1)
+    former = ingest(config(source, split=ClassSplit(test_fraction=0.5)), store)
+    current = ingest(config(source, split=ClassSplit(test_fraction=0.3)), store)
+    assert ingest_again(former, store) == former != current
+    assert find_dataset(store, "d") == current
+    assert last_ingest(store, "d").split == ClassSplit(test_fraction=0.3)
 
 
 def labelled(root, labels: Iterable[str]):

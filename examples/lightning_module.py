@@ -1,0 +1,88 @@
+"""Our losses under Lightning, exact on any number of workers.
+
+    pip install lightning
+    python examples/lightning_module.py --steps 200 --workers 2
+
+Each worker has its share of a batch. `gather` brings the others' embeddings as references, with their
+gradients; DDP takes the mean over workers. So the value and the gradient are those of one worker with the
+whole batch. (Where the encoder has batch norms, those must see the whole batch too: `sync_batchnorm=True` on
+GPUs.)
+"""
+
+import argparse
+import os
+
+import torch
+from plain_torch_loop import make_encoder, recall_at_1
+from shapes import shapes
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from dml.data.sampling import PKBatchSampler
+from dml.losses import ProxyAnchor
+from dml.training.gather import gather
+
+try:
+    import lightning
+except ModuleNotFoundError:
+    raise SystemExit("This example needs Lightning. Do: pip install lightning") from None
+
+NUM_CLASSES, DIM = 100, 64
+
+
+class MetricLearner(lightning.LightningModule):
+    """An encoder and a loss; the loss is a module, so its proxies are trained and kept in checkpoints."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = make_encoder(DIM)
+        self.loss = ProxyAnchor(num_classes=NUM_CLASSES, dim=DIM)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+        images, labels = batch
+        embeddings = self.encoder(images)
+        return self.loss(embeddings, labels, gather(embeddings, labels))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        groups = [
+            {"params": self.encoder.parameters(), "lr": 1e-3},
+            {"params": self.loss.parameters(), "lr": 1e-1},  # proxies learn faster than the encoder
+        ]
+        return torch.optim.Adam(groups)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=1)
+    options = parser.parse_args()
+
+    lightning.seed_everything(0)
+    images, labels = shapes(NUM_CLASSES, 10, seed=1)
+    batches = PKBatchSampler(
+        labels.numpy(),
+        classes_per_batch=16,
+        samples_per_class=4,
+        num_steps=options.steps,
+        rank=int(os.environ.get("LOCAL_RANK", "0")),
+        world_size=options.workers,
+    )
+    trainer = lightning.Trainer(
+        max_steps=options.steps,
+        accelerator="cpu",
+        devices=options.workers,
+        strategy="ddp" if options.workers > 1 else "auto",
+        use_distributed_sampler=False,  # our sampler gives each rank its share
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    model = MetricLearner()
+    trainer.fit(model, DataLoader(TensorDataset(images, labels), batch_sampler=batches))
+    if trainer.is_global_zero:
+        print(f"Recall@1 after training {recall_at_1(model.encoder, *shapes(50, 10, seed=2)):.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,21 +1,24 @@
 """The deterministic way from an image file's bytes to a tensor; part of every package.
 
-Pillow and torch only: a search must not wait for torchvision.
+Pillow and torch only: a search must not wait for torchvision. An ingest only decodes, and must not wait for
+torch, so that is imported where a tensor is made.
 """
 
 import io
 import re
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from dml.config import MAX_PIXELS, PreprocessingConfig
 from dml.errors import InvalidData
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Encoded = bytes | memoryview
 """An image file's bytes, or a view of them in a memory-mapped table."""
@@ -172,7 +175,7 @@ def resize_and_crop(image: Image.Image, config: PreprocessingConfig) -> Image.Im
     return image.resize((config.crop, config.crop), Image.Resampling.BILINEAR, box=box)
 
 
-def to_tensor(image: Image.Image, config: PreprocessingConfig) -> Tensor:
+def to_tensor(image: Image.Image, config: PreprocessingConfig) -> "Tensor":
     """An image of the final size as (C, H, W) float32, normalised by the configured mean and deviation."""
     normalised = np.empty((config.channels, image.height, image.width), dtype=np.float32)
     # Plane by plane, which takes half the time of arithmetic along a last axis of three channels.
@@ -181,14 +184,18 @@ def to_tensor(image: Image.Image, config: PreprocessingConfig) -> Tensor:
         plane /= 255
         plane -= mean
         plane /= std
+    import torch
+
     return torch.from_numpy(normalised)
 
 
-def preprocess(content: Encoded, config: PreprocessingConfig) -> Tensor:
+def preprocess(content: Encoded, config: PreprocessingConfig) -> "Tensor":
     """An image file's bytes as (C, H, W) float32; raises as `decode`."""
     return to_tensor(resize_and_crop(decode(content, config.color), config), config)
 
 
-def preprocess_batch(contents: Sequence[Encoded], config: PreprocessingConfig) -> Tensor:
+def preprocess_batch(contents: Sequence[Encoded], config: PreprocessingConfig) -> "Tensor":
     """N image files' bytes as (N, C, H, W) float32, in their order."""
+    import torch
+
     return torch.stack([preprocess(content, config) for content in contents])

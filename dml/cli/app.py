@@ -57,6 +57,13 @@ def _dml(
     """Deep metric learning end to end: labelled images in, a similarity search out."""
 
 
+def store_uri(explicit: str | None) -> str:
+    """As `dml.settings` has it, which waits for PyArrow; a help text does not."""
+    from dml.settings import store_uri
+
+    return store_uri(explicit)
+
+
 def print_json(content: Mapping[str, Any]) -> None:
     """Print one JSON object; NaN and infinity, which JSON cannot hold, become null."""
     print(json.dumps(_finite(content), allow_nan=False), file=output.get())

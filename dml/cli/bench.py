@@ -5,9 +5,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from dml.cli.app import Json, Store, app, print_json, print_table
+from dml.cli.app import Json, Store, app, print_json, print_table, store_uri
 from dml.errors import InvalidSetting
-from dml.settings import store_uri
 
 
 class SeveralWords(TyperCommand):

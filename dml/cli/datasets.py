@@ -7,10 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from dml.cli.app import Json, Settings, Store, Workers, app, print_json, print_table, visible
+from dml.cli.app import Json, Settings, Store, Workers, app, print_json, print_table, store_uri, visible
 from dml.errors import InvalidSetting, without_password
-from dml.names import suggest_name
-from dml.settings import store_uri
 
 # As config.SourceLayout, which would import the whole configuration only to print a help text.
 Layout = Literal[
@@ -132,6 +130,8 @@ def datasets(store: Store = None, as_json: Json = False) -> None:
 
 def name_of(source: str) -> str:
     """A dataset name from a source: `images/Omniglot_v1.zip` gives `omniglot_v1`, `glyphs:...` `glyphs`."""
+    from dml.names import suggest_name
+
     stem = source.split(":")[0] if source.startswith("glyphs:") else Path(source.rstrip("/")).stem
     name = suggest_name(stem)
     if name is None:

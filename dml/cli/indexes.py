@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Store, Workers, app, print_json, print_table
+from dml.cli.app import Json, Store, Workers, app, print_json, print_table, store_uri
 from dml.errors import DmlError, InvalidSetting, MissingArtifact
-from dml.settings import store_uri
 
 if TYPE_CHECKING:
     from dml.refs import IndexRef
@@ -84,7 +83,6 @@ def search(
     """Find the most similar items of an index, embedded by exactly the package that made it."""
     from dml.data.sources.files import read_local
     from dml.data.sources.sample import MAX_BYTES, Refused
-    from dml.serving.searcher import Searcher
 
     try:
         content = read_local(str(image), MAX_BYTES)
@@ -92,6 +90,8 @@ def search(
         raise MissingArtifact(
             f"The query must be a readable image file; {image}: {refusal.reason}, {refusal.detail}."
         ) from refusal
+    from dml.serving.searcher import Searcher  # takes seconds to import, and not for a file that is not there
+
     (found,) = Searcher.open(store_uri(store), name).search([content], k=k, where=where or [])
     if picture is not None:
         _write_picture(picture, found, content)

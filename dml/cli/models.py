@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Settings, Store, app, print_json, print_table, visible
+from dml.cli.app import Json, Settings, Store, app, print_json, print_table, store_uri, visible
 from dml.errors import InvalidSetting
-from dml.settings import store_uri
 
 if TYPE_CHECKING:
     from dml.refs import ModelRef

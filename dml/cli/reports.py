@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from dml.cli.app import Json, Settings, Store, app, print_json, print_table
-from dml.settings import store_uri
+from dml.cli.app import Json, Settings, Store, app, print_json, print_table, store_uri
 
 
 @app.command()

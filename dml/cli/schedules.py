@@ -4,9 +4,8 @@ from typing import Annotated
 
 import typer
 
-from dml.cli.app import Json, Store, Workers, app, print_json, print_table
+from dml.cli.app import Json, Store, Workers, app, print_json, print_table, store_uri
 from dml.errors import InvalidSetting, without_password
-from dml.settings import store_uri
 
 
 @app.command()

@@ -4,10 +4,9 @@ from typing import Annotated
 
 import typer
 
-from dml.cli.app import Json, Preset, Settings, Store, app, print_json, print_table
+from dml.cli.app import Json, Preset, Settings, Store, app, print_json, print_table, store_uri
 from dml.cli.datasets import name_of
 from dml.errors import MissingArtifact
-from dml.settings import store_uri
 
 
 @app.command()

@@ -6,10 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dml import storage
-from dml.cli.app import Json, Store, app, print_json, print_table
+from dml.cli.app import Json, Store, app, print_json, print_table, store_uri
 from dml.errors import CorruptArtifact
-from dml.settings import store_uri
 
 _MAX_GRACE_HOURS = 876_000  # a century; `datetime` counts no further back than to the year 1
 
@@ -71,6 +69,7 @@ def gc(
     as_json: Json = False,
 ) -> None:
     """Remove what nothing needs: old versions, what killed processes left, finished runs' checkpoints."""
+    from dml import storage
     from dml.lineage import remove, unneeded
     from dml.registry.catalog import list_models
 
@@ -160,6 +159,7 @@ def forget(
     as_json: Json = False,
 ) -> None:
     """Erase items from every version of a dataset and from all that was made of it; they do not come back."""
+    from dml import storage
     from flows.forget import forget_flow
     from flows.policy import run
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from dml.cli import main
+from dml.cli.command import run
 from dml.config import IndexConfig, IngestConfig
 from dml.data.ingest import ingest
 from dml.refs import DatasetRef
@@ -96,9 +96,8 @@ def dml(
     def call(*arguments: str) -> Done:
         monkeypatch.setattr(sys, "argv", ["dml", *arguments])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as done:
-            main()
+        status = run()
         printed = capsys.readouterr()
-        return Done(int(done.value.code or 0), printed.out, printed.err)
+        return Done(status, printed.out, printed.err)
 
     return call

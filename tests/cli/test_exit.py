@@ -1,5 +1,6 @@
 """The exit status says whose it is: 0 done, 2 the user's mistake, 1 ours or the machine's, 130 Ctrl-C."""
 
+import json
 import os
 import signal
 import subprocess
@@ -67,6 +68,58 @@ def test_an_error_that_nobody_expected_keeps_its_traceback_and_is_ours(dml, tmp_
     done = dml("presets", "--json")
     assert (done.status, done.json) == (1, {"error": "KeyError: 0"})
     assert done.err.startswith("Traceback")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["search", "--help"], ["--version"]], ids=" ".join)
+def test_a_help_text_is_an_answer_also_in_json(dml, words):
+    done = dml(*words, "--json")
+    assert done.status == 0
+    assert done.json["help"] == dml(*words).out != ""
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["typer._click.core", "pyarrow.lib", pytest.param("torch._C", marks=pytest.mark.slow)],
+)
+def test_ctrl_c_while_libraries_are_imported_is_one_line_and_status_130(store, query, module):
+    words = ["search", query, "--store", store, "--json"]
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "dml.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])},
+    ) as run:
+        assert any(line.endswith(f" {module}\n") for line in run.stderr)
+        run.send_signal(signal.SIGINT)
+        printed = [line for line in run.stderr.read().splitlines() if not line.startswith("import time:")]
+        assert [line for line in printed if line != "dml search: at work"] == ["error: Interrupted."]
+        assert json.loads(run.stdout.read()) == {"error": "Interrupted."}
+        assert run.wait(10) == 130
+
+
+@pytest.mark.parametrize(
+    ("words", "never"),
+    [
+        (["--help"], {"pyarrow", "pydantic", "numpy"}),
+        (["search", "no.png"], {"torch", "faiss"}),
+        (["datasets"], {"torch", "prefect", "ray"}),
+        pytest.param(
+            ["ingest", "glyphs:classes=4,per_class=2", "--name", "d"],
+            {"torch", "ray", "mlflow"},
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_verb_imports_nothing_it_does_not_need(tmp_path, words, never):
+    code = "import sys\nfrom dml.cli.command import run\nrun()\n"
+    code += f"print(sorted({never} & set(sys.modules)), file=sys.stderr)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stderr.splitlines()[-1] == "[]"
 
 
 @pytest.mark.slow

@@ -1,0 +1,135 @@
+"""The words of a command line in, an exit status out: parsed, called, and every error told as whose it is."""
+
+import errno
+import io
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+
+import typer
+
+from dml.cli import (  # noqa: F401 - each adds its verbs to the app
+    INTERRUPTED,
+    bench,
+    datasets,
+    indexes,
+    models,
+    presets,
+    reports,
+    schedules,
+    stack,
+    store,
+    was_interrupted,
+)
+from dml.cli.app import app, output, print_json, visible
+from dml.errors import DmlError
+
+_USERS_MISTAKE, _OURS = 2, 1
+_HELP = frozenset(["--help", "--version"])
+_QUIET_S = 1.5  # importing torch alone takes as long
+_OF_THE_MACHINE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+}
+"""What a disk, a folder or a limit of the system refuses with; other system errors are our mistakes."""
+
+
+def run() -> int:
+    """The exit status of the command that `sys.argv` holds; Ctrl-C raises KeyboardInterrupt."""
+    for stream in (sys.stdout, sys.stderr):  # a label that the terminal's encoding lacks must not end a verb
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_VisibleFormatter("%(asctime)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("dml").setLevel(logging.INFO)
+    as_json = "--json" in sys.argv
+    output.set(sys.stdout)
+    if as_json and _HELP.intersection(sys.argv):
+        words = [word for word in sys.argv[1:] if word != "--json"]  # which `dml --help` itself does not know
+        with redirect_stdout(io.StringIO()) as text:
+            status = _run(as_json, words)
+        if not status:
+            print_json({"help": text.getvalue()})
+        return status
+    # Stdout is for the answer alone: what libraries and Ray's workers print goes where the logs go.
+    with redirect_stdout(sys.stderr) if as_json else nullcontext(), _sign_of_life():
+        return _run(as_json)
+
+
+def _run(as_json: bool, words: Sequence[str] | None = None) -> int:
+    try:
+        status = app(args=words, prog_name="dml", standalone_mode=False)
+    except DmlError as error:
+        return _refused(str(error), as_json, error.exit_status)
+    except typer.TyperException as error:  # what is wrong with the words of the command
+        context = getattr(error, "ctx", None)
+        hint = f" `{context.command_path} --help` lists what there is." if context is not None else ""
+        message = error.format_message()  # empty where the help was just printed
+        return (
+            _refused(f"{message.rstrip('.')}.{hint}", as_json, _USERS_MISTAKE) if message else _USERS_MISTAKE
+        )
+    except typer.Abort as error:
+        raise KeyboardInterrupt from error
+    except OSError as error:
+        if error.errno is None and "AWS Error" in str(error):
+            return _refused(
+                f"S3 must answer; it does not, or refuses: {str(error).splitlines()[0]} Check the bucket, "
+                "AWS_ENDPOINT_URL and the credentials.",
+                as_json,
+                _OURS,
+            )
+        if error.errno not in _OF_THE_MACHINE:
+            return _unexpected(error, as_json)
+        where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        message = f"{error.strerror}: {where}" if where else str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message += ". Make room on the disks of the store, of DML_CACHE and of TMPDIR; the same goes on"
+        return _refused(f"The system refused: {message}.", as_json, _OURS)
+    except Exception as error:
+        return _unexpected(error, as_json)
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
+    return status or 0
+
+
+def _refused(message: str, as_json: bool, status: int) -> int:
+    print(f"error: {visible(message, keep=chr(10))}", file=sys.stderr)
+    if as_json:
+        print_json({"error": message})
+    return status
+
+
+def _unexpected(error: Exception, as_json: bool) -> int:
+    """A mistake of ours keeps its traceback; an import that Ctrl-C broke off fails in many ways."""
+    if was_interrupted():
+        raise KeyboardInterrupt from error
+    traceback.print_exception(error)
+    if as_json:
+        print_json({"error": f"{type(error).__name__}: {error}"})
+    return _OURS
+
+
+@contextmanager
+def _sign_of_life() -> Iterator[None]:
+    """A line for a verb that has not ended after `_QUIET_S`: its libraries take seconds to import."""
+    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    timer = threading.Timer(
+        _QUIET_S, lambda: print(f"dml {visible(verb)}: at work", file=sys.stderr, flush=True)
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class _VisibleFormatter(logging.Formatter):
+    """Labels and file names in a log are shown, not obeyed."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return visible(super().formatMessage(record), keep="\n\t")

@@ -19,8 +19,39 @@ def cosine_similarities(anchors: Tensor, references: Tensor) -> Tensor:
         (A, R) float32, or float64 where the input is float64; larger is closer.
     """
     # Similarities in float32: just below 1.0 bfloat16 steps by 0.0039, so closer neighbours would tie.
-    with without_autocast(anchors.device):
-        return at_least_float32(anchors) @ at_least_float32(references).T
+    return product(at_least_float32(anchors), at_least_float32(references).T)
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """The matrix product in the precision of its factors, forward and backward, whatever autocast says.
+
+    Args:
+        left: (..., M, K) float.
+        right: (..., K, N) float.
+
+    Returns:
+        (..., M, N).
+    """
+    found: Tensor = _Product.apply(left, right)
+    return found
+
+
+class _Product(torch.autograd.Function):
+    """A backward under autocast would round the gradients of torch's own product to bfloat16."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
+        ctx.save_for_backward(left, right)
+        with without_autocast(left.device):
+            return left @ right
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        left, right = ctx.saved_tensors
+        of_left, of_right = ctx.needs_input_grad
+        with without_autocast(gradient.device):
+            return gradient @ right.mT if of_left else None, left.mT @ gradient if of_right else None
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

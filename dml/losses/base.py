@@ -1,14 +1,14 @@
 """What every loss of embeddings does alike: checks the batch, gives its rows unit length, shows NaN."""
 
-import math
 from dataclasses import replace
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from dml.losses.arguments import check_arguments
 from dml.losses.references import References
-from dml.similarity import unit_length
+from dml.similarity import unit_length, without_autocast
 
 
 class LossOptions(TypedDict, total=False):
@@ -17,6 +17,7 @@ class LossOptions(TypedDict, total=False):
     normalize: bool
 
 
+@check_arguments
 class EmbeddingLoss(nn.Module):
     """A loss of labelled embeddings; subclasses say how in `compute_loss`.
 
@@ -28,6 +29,11 @@ class EmbeddingLoss(nn.Module):
 
     within_batch = False
     """Whether anchors must be among the references, so that a memory's cannot serve."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            check_arguments(cls)
 
     def __init__(self, *, normalize: bool = True) -> None:
         super().__init__()
@@ -50,6 +56,10 @@ class EmbeddingLoss(nn.Module):
                 has no proxy or boundary.
         """
         batch = References.of(embeddings, labels, references)
+        with without_autocast(embeddings.device):
+            return self._loss_of(embeddings, labels.contiguous(), batch)
+
+    def _loss_of(self, embeddings: Tensor, labels: Tensor, batch: References) -> Tensor:
         self.check_dim(embeddings.shape[1])
         if self.normalize:
             rows = unit_length(embeddings)
@@ -72,13 +82,6 @@ class EmbeddingLoss(nn.Module):
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         """The loss of a checked batch, of unit rows with `normalize`; arguments as `forward`."""
         raise NotImplementedError
-
-
-def check_above_zero(**settings: float) -> None:
-    """Raise ValueError for a scale or temperature with which the formula means nothing, such as 0 or NaN."""
-    for name, value in settings.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be above 0, and finite; got {value}.")
 
 
 @torch.no_grad()

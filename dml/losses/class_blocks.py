@@ -111,7 +111,8 @@ class _TargetAndRivals(torch.autograd.Function):
                 is_here, column = _own_column(places, block)
                 own = torch.where(is_here, of_target[:, None], of_logits.gather(1, column))
                 of_logits.scatter_(1, column, own)
-            found = torch.autograd.grad(values, [inputs[number] for number in wanted], of_logits)
+            with without_autocast(of_logits.device):
+                found = torch.autograd.grad(values, [inputs[number] for number in wanted], of_logits)
             del inputs, values, of_logits
             for number, gradient in zip(wanted, found, strict=True):
                 into = gradients[number]

@@ -2,12 +2,12 @@
 
 import math
 from functools import partial
-from typing import Literal, Unpack
+from typing import Annotated, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from dml.losses.base import check_above_zero
+from dml.losses.arguments import PositiveFloat, PositiveInt, Range
 from dml.losses.blocks import softplus
 from dml.losses.contest import Contest, ContestOptions, cosine_logits
 from dml.losses.references import References
@@ -28,7 +28,7 @@ class Softmax(Contest):
     Zhai, Wu 2019, arXiv:1811.12649, sec. 3.
     """
 
-    def __init__(self, num_classes: int, dim: int, **options: Unpack[ContestOptions]) -> None:
+    def __init__(self, num_classes: PositiveInt, dim: PositiveInt, **options: Unpack[ContestOptions]) -> None:
         options.setdefault("normalize", False)
         super().__init__(num_classes, dim, deviation=1 / math.sqrt(3 * dim), **options)
         self.bias = nn.Parameter(torch.zeros(len(self.shard)))
@@ -50,10 +50,14 @@ class NormalisedSoftmax(Contest):
     """
 
     def __init__(
-        self, num_classes: int, dim: int, *, temperature: float = 0.05, **options: Unpack[ContestOptions]
+        self,
+        num_classes: PositiveInt,
+        dim: PositiveInt,
+        *,
+        temperature: PositiveFloat = 0.05,
+        **options: Unpack[ContestOptions],
     ) -> None:
         super().__init__(num_classes, dim, **options)
-        check_above_zero(temperature=temperature)
         self.temperature = temperature
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
@@ -76,16 +80,15 @@ class CosFace(Contest):
 
     def __init__(
         self,
-        num_classes: int,
-        dim: int,
+        num_classes: PositiveInt,
+        dim: PositiveInt,
         *,
-        margin: float = 0.35,
-        scale: float = 64.0,
+        margin: Annotated[float, Range(ge=0, le=2)] = 0.35,
+        scale: PositiveFloat = 64.0,
         **options: Unpack[ContestOptions],
     ) -> None:
         super().__init__(num_classes, dim, **options)
         self.margin = margin
-        check_above_zero(scale=scale)
         self.scale = scale
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
@@ -113,20 +116,17 @@ class ArcFace(Contest):
 
     def __init__(
         self,
-        num_classes: int,
-        dim: int,
+        num_classes: PositiveInt,
+        dim: PositiveInt,
         *,
-        margin: float = 0.5,
-        scale: float = 64.0,
+        margin: Annotated[float, Range(ge=0, le=math.pi)] = 0.5,
+        scale: PositiveFloat = 64.0,
         beyond_pi: Literal["linear", "cosine"] = "linear",
         **options: Unpack[ContestOptions],
     ) -> None:
         super().__init__(num_classes, dim, **options)
         self.margin = margin
-        check_above_zero(scale=scale)
         self.scale = scale
-        if beyond_pi not in ("linear", "cosine"):
-            raise ValueError(f"beyond_pi must be linear or cosine; got {beyond_pi!r}.")
         self.beyond_pi = beyond_pi
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:

@@ -1,8 +1,11 @@
 """Proxy losses in which each anchor's own class must win against all others, or against a sample of them."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
+from dml.losses.arguments import PositiveFloat, PositiveInt, Range, Seed
 from dml.losses.chance import Chance
 from dml.losses.class_blocks import Logits, target_and_rivals
 from dml.losses.proxies import ProxyLoss, ProxyOptions
@@ -35,14 +38,14 @@ class Contest(ProxyLoss):
 
     def __init__(
         self,
-        num_classes: int,
-        dim: int,
+        num_classes: PositiveInt,
+        dim: PositiveInt,
         *,
-        centres: int | None = None,
-        deviation: float | None = None,
-        seed: int | None = None,
+        centres: PositiveInt | None = None,
+        deviation: PositiveFloat | None = None,
+        seed: Seed | None = None,
         sharded: bool = False,
-        sample_rate: float | None = None,
+        sample_rate: Annotated[float, Range(gt=0, le=1)] | None = None,
         normalize: bool = True,
     ) -> None:
         super().__init__(
@@ -54,11 +57,6 @@ class Contest(ProxyLoss):
             sharded=sharded,
             normalize=normalize,
         )
-        if sample_rate is not None and not 0 < sample_rate <= 1:
-            raise ValueError(
-                f"sample_rate must be in (0, 1], the share of classes to meet; got {sample_rate}. "
-                "None meets all."
-            )
         self.sample_rate = sample_rate
         if sample_rate is not None:
             self.register_buffer("num_calls", torch.zeros((), dtype=torch.int64))

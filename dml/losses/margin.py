@@ -1,10 +1,11 @@
 """The margin loss: distances of positives below, of negatives above a boundary that is learnt."""
 
-from typing import Unpack
+from typing import Annotated, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from dml.losses.arguments import NonNegativeFloat, PositiveInt, Range, Seed
 from dml.losses.base import LossOptions
 from dml.losses.blocks import Pairs, Totals, average_over_anchors
 from dml.losses.chance import Chance
@@ -81,14 +82,14 @@ class Margin(MinedLoss):
 
     def __init__(
         self,
-        num_classes: int | None = None,
+        num_classes: PositiveInt | None = None,
         *,
-        alpha: float = 0.2,
-        beta: float = 1.2,
-        nu: float = 0.0,
+        alpha: Annotated[float, Range(gt=0, le=2)] = 0.2,
+        beta: Annotated[float, Range(gt=0, le=2)] = 1.2,
+        nu: NonNegativeFloat = 0.0,
         learn_beta: bool = True,
         mining: Mining | Miner = "distance-weighted",
-        seed: int = 0,
+        seed: Seed = 0,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(mining, seed, **options)

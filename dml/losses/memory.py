@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dml.losses.base import EmbeddingLoss, check_above_zero
+from dml.losses.arguments import NonNegativeInt, PositiveFloat, PositiveInt, check_arguments
+from dml.losses.base import EmbeddingLoss
 from dml.losses.references import References
-from dml.similarity import at_least_float32
+from dml.similarity import at_least_float32, unit_length
 
 
+@check_arguments
 class CrossBatchMemory(nn.Module):
     """The loss on the batch, and the same loss of the batch's anchors against embeddings of former batches.
 
@@ -42,20 +44,25 @@ class CrossBatchMemory(nn.Module):
     """() int64, rows remembered so far, those overwritten among them."""
 
     def __init__(
-        self, loss: nn.Module, *, dim: int, size: int = 8192, start_after: int = 1000, weight: float = 1.0
+        self,
+        loss: nn.Module,
+        *,
+        dim: PositiveInt,
+        size: PositiveInt = 8192,
+        start_after: NonNegativeInt = 1000,
+        weight: PositiveFloat = 1.0,
     ) -> None:
         super().__init__()
+        if isinstance(loss, CrossBatchMemory):
+            raise ValueError(
+                "A memory must be around a loss; got another CrossBatchMemory. Make one memory with a larger "
+                "size."
+            )
         if getattr(loss, "within_batch", False):
             raise ValueError(
                 "A memory serves losses of pairs whose other ends may be of former batches; got "
                 f"{type(loss).__name__}, which learns within the batch. Use it alone, or another loss here."
             )
-        if min(dim, size) < 1 or start_after < 0:
-            raise ValueError(
-                f"dim and size must be at least 1 and start_after at least 0; got {dim}, {size} and "
-                f"{start_after}. Without a memory use the loss by itself."
-            )
-        check_above_zero(weight=weight)
         self.loss, self.start_after, self.weight = loss, start_after, weight
         self.register_buffer("embeddings", torch.zeros(size, dim))
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
@@ -85,8 +92,30 @@ class CrossBatchMemory(nn.Module):
             )
             total = total + self.weight * self.loss(embeddings, labels, remembered)
         if self.training:
-            self._remember(references)
+            rows, zero_or_nan = self._narrowed(references.embeddings)
+            self._remember(rows, references.labels)
+            total = total + zero_or_nan
         return total
+
+    @torch.no_grad()
+    def _narrowed(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, D) embeddings in the memory's type; () 0, or off the CPU NaN where it cannot hold one.
+
+        Raises:
+            ValueError: on the CPU a finite embedding is beyond the memory's type.
+        """
+        if isinstance(self.loss, EmbeddingLoss) and self.loss.normalize:
+            embeddings = unit_length(embeddings)  # whose directions alone count, and whose type may be wider
+        rows = embeddings.to(self.embeddings.dtype)
+        if torch.finfo(rows.dtype).max >= torch.finfo(embeddings.dtype).max:
+            return rows, embeddings.new_zeros(())
+        is_lost = (embeddings.isfinite() & ~rows.isfinite()).any()
+        if is_lost.device.type == "cpu" and is_lost:
+            raise ValueError(
+                f"Embeddings must fit the memory's {rows.dtype}; got {embeddings.dtype} up to "
+                f"{float(embeddings.abs().max()):.3g}. Normalize them, or make the memory .double()."
+            )
+        return rows, torch.where(is_lost, torch.nan, 0.0)
 
     def _size_to_use(self) -> int:
         """How many rows serve as references; once all do, it needs no look at the counts, and no wait."""
@@ -100,10 +129,9 @@ class CrossBatchMemory(nn.Module):
         return min(num_seen, len(self.labels))
 
     @torch.no_grad()
-    def _remember(self, references: References) -> None:
+    def _remember(self, rows: Tensor, labels: Tensor) -> None:
         """Write the global batch's finite rows over the oldest."""
         size = len(self.labels)
-        rows, labels = references.embeddings.to(self.embeddings.dtype), references.labels
         is_finite = rows.sum(1).isfinite()
         # The finite ones behind the others, each in their order; of these the last, as many as there is room.
         order = is_finite.byte().argsort(stable=True)[-size:]

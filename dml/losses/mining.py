@@ -6,11 +6,12 @@ the chance of the anchor's place in the global batch: any number of workers draw
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Unpack, get_args
+from typing import Annotated, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 
+from dml.losses.arguments import PositiveInt, Range, Seed, check_arguments
 from dml.losses.base import EmbeddingLoss, LossOptions
 from dml.losses.blocks import AT_REST, Pairs
 from dml.losses.chance import Chance
@@ -57,6 +58,7 @@ def keep_batch_hard(pairs: Pairs, _: Chance) -> Tuples:
     return _paired(pairs, _only(farthest, pairs), closest.expand_as(pairs.columns))
 
 
+@check_arguments
 @dataclass(frozen=True)
 class DrawSemiHard:
     """Each positive with one negative that is farther, but within the margin; no such negative, no tuple.
@@ -68,7 +70,7 @@ class DrawSemiHard:
         squared: whether the margin is one of squared Euclidean distances.
     """
 
-    margin: float = 0.2
+    margin: Annotated[float, Range(gt=0, le=4)] = 0.2
     squared: bool = True
 
     def __call__(self, pairs: Pairs, chance: Chance) -> Tuples:
@@ -102,6 +104,7 @@ def draw_soft_hard(pairs: Pairs, chance: Chance) -> Tuples:
     return _paired(pairs, _only(positive, pairs), negative.expand_as(pairs.columns))
 
 
+@check_arguments
 @dataclass(frozen=True)
 class DrawDistanceWeighted:
     """Each positive with one negative, drawn so that all distances are equally likely.
@@ -119,9 +122,16 @@ class DrawDistanceWeighted:
     Source: Wu et al. 2017, arXiv:1706.07567, sec. 3.3 (0.5 and 1.4 in the authors' code).
     """
 
-    dim: int
-    cutoff: float = 0.5
-    farthest: float = 1.4
+    dim: PositiveInt
+    cutoff: Annotated[float, Range(gt=0, le=2)] = 0.5
+    farthest: Annotated[float, Range(gt=0, le=2)] = 1.4
+
+    def __post_init__(self) -> None:
+        if self.cutoff >= self.farthest:
+            raise ValueError(
+                f"cutoff must be below farthest; got {self.cutoff} and {self.farthest}. Wu et al. have 0.5 "
+                "and 1.4."
+            )
 
     def __call__(self, pairs: Pairs, chance: Chance) -> Tuples:
         least, most = 1 - self.farthest**2 / 2, 1 - self.cutoff**2 / 2
@@ -154,6 +164,7 @@ def keep_n_pairs(pairs: Pairs, _: Chance) -> Tuples:
     return Tuples(pairs.negatives + allowed + has_pair, kept, paired=False)
 
 
+@check_arguments
 @dataclass(frozen=True)
 class KeepMultiSimilarity:
     """Positives farther than the closest negative, negatives closer than the farthest positive, with slack.
@@ -164,7 +175,7 @@ class KeepMultiSimilarity:
         epsilon: the slack, of cosine similarity.
     """
 
-    epsilon: float = 0.1
+    epsilon: Annotated[float, Range(ge=0, le=2)] = 0.1
 
     def __call__(self, pairs: Pairs, _: Chance) -> Tuples:
         with torch.no_grad():
@@ -190,8 +201,6 @@ def miner_of(mining: Mining | Miner, *, dim: int, margin: float | None = 0.2, sq
     """
     if callable(mining):
         return mining
-    if mining not in MINING:
-        raise ValueError(f"mining must be one of {', '.join(MINING)}, or a miner; got {mining!r}.")
     if mining == "semi-hard":
         if margin is None:
             raise ValueError(
@@ -226,9 +235,9 @@ class MinedLoss(EmbeddingLoss):
     def __init__(
         self,
         mining: Mining | Miner,
-        seed: int,
+        seed: Seed,
         *,
-        margin: float | None = 0.2,
+        margin: Annotated[float, Range(gt=0, le=4)] | None = 0.2,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(**options)

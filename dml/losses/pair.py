@@ -1,11 +1,12 @@
 """Losses over pairs: every anchor against its positives and its negatives."""
 
-from typing import Unpack
+from typing import Annotated, Unpack
 
 import torch
 from torch import Tensor
 
-from dml.losses.base import EmbeddingLoss, LossOptions, check_above_zero
+from dml.losses.arguments import PositiveFloat, Range, Seed
+from dml.losses.base import EmbeddingLoss, LossOptions
 from dml.losses.blocks import AT_REST, Pairs, Totals, average_over_anchors, log_one_plus_sum_exp
 from dml.losses.chance import Chance
 from dml.losses.mining import (
@@ -134,12 +135,12 @@ class Contrastive(MinedLoss):
 
     def __init__(
         self,
-        positive_margin: float = 0.0,
-        negative_margin: float = 1.0,
+        positive_margin: Annotated[float, Range(ge=0, le=2)] = 0.0,
+        negative_margin: Annotated[float, Range(gt=0, le=2)] = 1.0,
         *,
         squared: bool = True,
         mining: Mining | Miner = "all",
-        seed: int = 0,
+        seed: Seed = 0,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(mining, seed, **options)
@@ -163,15 +164,14 @@ class MultiSimilarity(EmbeddingLoss):
 
     def __init__(
         self,
-        alpha: float = 2.0,
-        beta: float = 50.0,
-        base: float = 0.5,
+        alpha: PositiveFloat = 2.0,
+        beta: PositiveFloat = 50.0,
+        base: Annotated[float, Range(ge=-1, le=1)] = 0.5,
         *,
-        epsilon: float | None = 0.1,
+        epsilon: Annotated[float, Range(ge=0, le=2)] | None = 0.1,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(**options)
-        check_above_zero(alpha=alpha, beta=beta)
         self.alpha = alpha
         self.beta = beta
         self.base = base

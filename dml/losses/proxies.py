@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from dml.losses.arguments import PositiveFloat, PositiveInt, Seed
 from dml.losses.base import EmbeddingLoss, LossOptions
 from dml.losses.references import References, check_class_ids
 from dml.losses.shards import Shard, of_all_shards
@@ -46,20 +47,16 @@ class ProxyLoss(EmbeddingLoss):
 
     def __init__(
         self,
-        num_classes: int,
-        dim: int,
+        num_classes: PositiveInt,
+        dim: PositiveInt,
         *,
-        centres: int | None = None,
-        deviation: float | None = None,
-        seed: int | None = None,
+        centres: PositiveInt | None = None,
+        deviation: PositiveFloat | None = None,
+        seed: Seed | None = None,
         sharded: bool = False,
         normalize: bool = True,
     ) -> None:
         super().__init__(normalize=normalize)
-        if min(num_classes, dim, 1 if centres is None else centres) < 1:
-            raise ValueError(
-                f"num_classes, dim and centres must be at least 1; got {num_classes}, {dim} and {centres}."
-            )
         self.seed = torch.initial_seed() if seed is None else seed
         self.sharded = sharded
         self.shard = Shard.here(num_classes) if sharded else Shard(num_classes)

@@ -1,12 +1,12 @@
 """Proxies as anchors: each draws its class near and pushes all other images away."""
 
 from functools import partial
-from typing import Unpack
+from typing import Annotated, Unpack
 
 import torch
 from torch import Tensor
 
-from dml.losses.base import check_above_zero
+from dml.losses.arguments import PositiveFloat, PositiveInt, Range
 from dml.losses.blocks import softplus
 from dml.losses.class_blocks import target_and_rivals
 from dml.losses.contest import cosine_logits
@@ -33,16 +33,15 @@ class ProxyAnchor(ProxyLoss):
 
     def __init__(
         self,
-        num_classes: int,
-        dim: int,
+        num_classes: PositiveInt,
+        dim: PositiveInt,
         *,
-        margin: float = 0.1,
-        scale: float = 32.0,
+        margin: Annotated[float, Range(ge=0, le=1)] = 0.1,
+        scale: PositiveFloat = 32.0,
         **options: Unpack[ProxyOptions],
     ) -> None:
         super().__init__(num_classes, dim, **options)
         self.margin = margin
-        check_above_zero(scale=scale)
         self.scale = scale
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:

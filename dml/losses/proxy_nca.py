@@ -5,7 +5,7 @@ from typing import Unpack
 
 from torch import Tensor
 
-from dml.losses.base import check_above_zero
+from dml.losses.arguments import PositiveFloat, PositiveInt
 from dml.losses.blocks import softplus
 from dml.losses.contest import Contest, ContestOptions, cosine_logits
 from dml.losses.references import References
@@ -29,7 +29,12 @@ class ProxyNCA(Contest):
     """
 
     def __init__(
-        self, num_classes: int, dim: int, *, scale: float = 9.0, **options: Unpack[ContestOptions]
+        self,
+        num_classes: PositiveInt,
+        dim: PositiveInt,
+        *,
+        scale: PositiveFloat = 9.0,
+        **options: Unpack[ContestOptions],
     ) -> None:
         super().__init__(num_classes, dim, **options)
         if num_classes < 2:
@@ -37,7 +42,6 @@ class ProxyNCA(Contest):
                 f"Proxy-NCA is a ratio to the other classes, so num_classes must be at least 2; got "
                 f"{num_classes}. ProxyNCAPlusPlus takes one."
             )
-        check_above_zero(scale=scale)
         self.scale = scale
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
@@ -62,10 +66,14 @@ class ProxyNCAPlusPlus(Contest):
     """
 
     def __init__(
-        self, num_classes: int, dim: int, *, temperature: float = 1 / 9, **options: Unpack[ContestOptions]
+        self,
+        num_classes: PositiveInt,
+        dim: PositiveInt,
+        *,
+        temperature: PositiveFloat = 1 / 9,
+        **options: Unpack[ContestOptions],
     ) -> None:
         super().__init__(num_classes, dim, **options)
-        check_above_zero(temperature=temperature)
         self.temperature = temperature
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:

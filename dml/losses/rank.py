@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dml.losses.base import EmbeddingLoss, LossOptions, check_above_zero
+from dml.losses.arguments import PositiveFloat, PositiveInt
+from dml.losses.base import EmbeddingLoss, LossOptions
 from dml.losses.blocks import AT_REST, Pairs, Totals, average_over_anchors, total_and_count
 from dml.losses.references import References
 
@@ -132,9 +133,8 @@ def _above(values: Tensor, threshold: Tensor, temperature: float) -> Tensor:
 class SmoothAP(EmbeddingLoss):
     """`smooth_ap_loss` as a module."""
 
-    def __init__(self, temperature: float = 0.01, **options: Unpack[LossOptions]) -> None:
+    def __init__(self, temperature: PositiveFloat = 0.01, **options: Unpack[LossOptions]) -> None:
         super().__init__(**options)
-        check_above_zero(temperature=temperature)
         self.temperature = temperature
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
@@ -146,16 +146,15 @@ class RecallAtK(EmbeddingLoss):
 
     def __init__(
         self,
-        ks: Sequence[int] = (1, 2, 4, 8, 16),
+        ks: Sequence[PositiveInt] = (1, 2, 4, 8, 16),
         *,
-        rank_temperature: float = 0.01,
-        cut_temperature: float = 1.0,
+        rank_temperature: PositiveFloat = 0.01,
+        cut_temperature: PositiveFloat = 1.0,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(**options)
-        check_above_zero(rank_temperature=rank_temperature, cut_temperature=cut_temperature)
-        if min(ks, default=0) < 1:
-            raise ValueError(f"ks must name one K or more, each at least 1; got {ks}.")
+        if not ks:
+            raise ValueError(f"ks must name one K or more; got {ks}. Pass (1,) for Recall@1.")
         self.ks, self.rank_temperature, self.cut_temperature = ks, rank_temperature, cut_temperature
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:

@@ -1,7 +1,7 @@
 """What anchors are compared with: the whole batch, of which a worker may hold only its own rows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -41,7 +41,7 @@ class References:
         """
         _check_rows(embeddings, labels, "")
         if given is None:
-            return cls(embeddings, labels)
+            return cls(embeddings, labels.contiguous())
         if given.embeddings is not embeddings:
             _check_rows(given.embeddings, given.labels, "references' ")
             if given.embeddings.shape[1] != embeddings.shape[1]:
@@ -54,7 +54,7 @@ class References:
                 f"references must contain the anchors; got {len(labels)} anchors at row {given.first_row} of "
                 f"{len(given.labels)}. Build them with dml.training.gather.gather."
             )
-        return given
+        return given if given.labels.is_contiguous() else replace(given, labels=given.labels.contiguous())
 
     def with_anchors(self, loss: str) -> Self:
         """These references, for a loss whose tuples lie within the batch.

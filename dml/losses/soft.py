@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Unpack
+from typing import Annotated, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dml.losses.base import EmbeddingLoss, LossOptions, check_above_zero
+from dml.losses.arguments import NonNegativeFloat, PositiveFloat, Range
+from dml.losses.base import EmbeddingLoss, LossOptions
 from dml.losses.blocks import (
     Pairs,
     Totals,
@@ -19,7 +20,7 @@ from dml.losses.blocks import (
     values_at_a_time,
 )
 from dml.losses.references import References
-from dml.similarity import at_least_float32, distances, without_autocast
+from dml.similarity import at_least_float32, distances, product
 
 # 16 MiB of float32: N-pair keeps its logits for backward up to here.
 _BLOCK_LOGITS, _LEAST_ROWS = 1 << 22, 32
@@ -144,28 +145,27 @@ def n_pair_loss(
     firsts, seconds = _pairs_in_turn(references.labels)
     local = firsts - references.first_row
     places = ((local >= 0) & (local < len(labels))).nonzero()[:, 0]
-    with without_autocast(embeddings.device):
-        anchors = scale * at_least_float32(embeddings).index_select(0, local[places])
-        among = at_least_float32(references.embeddings).index_select(0, seconds)
-        classes = references.labels[seconds]
+    anchors = scale * at_least_float32(embeddings).index_select(0, local[places])
+    among = at_least_float32(references.embeddings).index_select(0, seconds)
+    classes = references.labels[seconds]
 
-        def of_block(rows: slice) -> Tensor:
-            own = places[rows, None]
-            # Of its own class an anchor meets its partner alone.
-            left_out = (classes[own] == classes).scatter(1, own, False)
-            logits = (anchors[rows] @ among.T).masked_fill(left_out, -torch.inf)
-            return nn.functional.cross_entropy(logits, places[rows], reduction="sum")
+    def of_block(rows: slice) -> Tensor:
+        own = places[rows, None]
+        # Of its own class an anchor meets its partner alone.
+        left_out = (classes[own] == classes).scatter(1, own, False)
+        logits = product(anchors[rows], among.T).masked_fill(left_out, -torch.inf)
+        return nn.functional.cross_entropy(logits, places[rows], reduction="sum")
 
-        most_values = values_at_a_time(embeddings.device, _BLOCK_LOGITS)
-        size = block_rows or max(most_values // max(len(seconds), 1), _LEAST_ROWS)
-        # A rank without anchors has a block of none: the others wait for it in the gather's backward.
-        blocks = [slice(start, start + size) for start in range(0, max(len(places), 1), size)]
-        if len(blocks) == 1:
-            total = of_block(blocks[0])
-        else:  # of several, each is computed again in backward
-            parts = [checkpoint(of_block, rows, use_reentrant=False) for rows in blocks]
-            total = sum(parts, anchors.new_zeros(()))
-        penalty = l2 * at_least_float32(embeddings).square().sum(1).mean()
+    most_values = values_at_a_time(embeddings.device, _BLOCK_LOGITS)
+    size = block_rows or max(most_values // max(len(seconds), 1), _LEAST_ROWS)
+    # A rank without anchors has a block of none: the others wait for it in the gather's backward.
+    blocks = [slice(start, start + size) for start in range(0, max(len(places), 1), size)]
+    if len(blocks) == 1:
+        total = of_block(blocks[0])
+    else:  # of several, each is computed again in backward
+        parts = [checkpoint(of_block, rows, use_reentrant=False) for rows in blocks]
+        total = sum(parts, anchors.new_zeros(()))
+    penalty = l2 * at_least_float32(embeddings).square().sum(1).mean()
     return references.average(total, total.new_tensor(len(places))) + penalty
 
 
@@ -259,9 +259,8 @@ def _both_kinds(
 class SupCon(EmbeddingLoss):
     """`supervised_contrastive_loss` as a module."""
 
-    def __init__(self, temperature: float = 0.1, **options: Unpack[LossOptions]) -> None:
+    def __init__(self, temperature: PositiveFloat = 0.1, **options: Unpack[LossOptions]) -> None:
         super().__init__(**options)
-        check_above_zero(temperature=temperature)
         self.temperature = temperature
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
@@ -271,9 +270,8 @@ class SupCon(EmbeddingLoss):
 class NTXent(EmbeddingLoss):
     """`nt_xent_loss` as a module."""
 
-    def __init__(self, temperature: float = 0.1, **options: Unpack[LossOptions]) -> None:
+    def __init__(self, temperature: PositiveFloat = 0.1, **options: Unpack[LossOptions]) -> None:
         super().__init__(**options)
-        check_above_zero(temperature=temperature)
         self.temperature = temperature
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
@@ -285,9 +283,10 @@ class NPair(EmbeddingLoss):
 
     within_batch = True
 
-    def __init__(self, scale: float = 1.0, *, l2: float = 0.005, normalize: bool = False) -> None:
+    def __init__(
+        self, scale: PositiveFloat = 1.0, *, l2: NonNegativeFloat = 0.005, normalize: bool = False
+    ) -> None:
         super().__init__(normalize=normalize)
-        check_above_zero(scale=scale)
         self.scale, self.l2 = scale, l2
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
@@ -297,10 +296,14 @@ class NPair(EmbeddingLoss):
 class Circle(EmbeddingLoss):
     """`circle_loss` as a module."""
 
-    def __init__(self, margin: float = 0.4, scale: float = 80.0, **options: Unpack[LossOptions]) -> None:
+    def __init__(
+        self,
+        margin: Annotated[float, Range(ge=0, le=1)] = 0.4,
+        scale: PositiveFloat = 80.0,
+        **options: Unpack[LossOptions],
+    ) -> None:
         super().__init__(**options)
         self.margin = margin
-        check_above_zero(scale=scale)
         self.scale = scale
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
@@ -310,7 +313,9 @@ class Circle(EmbeddingLoss):
 class GeneralisedLifted(EmbeddingLoss):
     """`generalised_lifted_loss` as a module."""
 
-    def __init__(self, margin: float = 1.0, **options: Unpack[LossOptions]) -> None:
+    def __init__(
+        self, margin: Annotated[float, Range(gt=0, le=2)] = 1.0, **options: Unpack[LossOptions]
+    ) -> None:
         super().__init__(**options)
         self.margin = margin
 

@@ -1,17 +1,17 @@
 """Several centres for each class, among which an anchor softly chooses."""
 
 from functools import partial
-from typing import Unpack
+from typing import Annotated, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from dml.losses.base import check_above_zero
+from dml.losses.arguments import NonNegativeFloat, PositiveFloat, PositiveInt, Range
 from dml.losses.blocks import softplus
 from dml.losses.contest import Contest, ContestOptions
 from dml.losses.references import References
 from dml.losses.shards import sum_over_shards
-from dml.similarity import at_least_float32, distances, without_autocast
+from dml.similarity import at_least_float32, distances, product
 
 
 class SoftTriple(Contest):
@@ -36,19 +36,18 @@ class SoftTriple(Contest):
 
     def __init__(
         self,
-        num_classes: int,
-        dim: int,
+        num_classes: PositiveInt,
+        dim: PositiveInt,
         *,
-        centres: int = 10,
-        scale: float = 20.0,
-        gamma: float = 0.1,
-        margin: float = 0.01,
-        tau: float = 0.2,
+        centres: PositiveInt = 10,
+        scale: PositiveFloat = 20.0,
+        gamma: PositiveFloat = 0.1,
+        margin: Annotated[float, Range(ge=0, le=2)] = 0.01,
+        tau: NonNegativeFloat = 0.2,
         **options: Unpack[ContestOptions],
     ) -> None:
         super().__init__(num_classes, dim, centres=centres, **options)
         self.centres = centres
-        check_above_zero(scale=scale, gamma=gamma)
         self.scale = scale
         self.gamma = gamma
         self.margin = margin
@@ -74,8 +73,7 @@ def _logits(anchors: Tensor, proxies: Tensor, *, scale: float, gamma: float) -> 
 
 def _distances_within_classes(proxies: Tensor) -> Tensor:
     """The sum over classes of the Euclidean distances of all pairs of their centres, (C, K, D) to scalar."""
-    with without_autocast(proxies.device):
-        centres = nn.functional.normalize(at_least_float32(proxies), dim=-1)
-        first, second = torch.triu_indices(proxies.shape[1], proxies.shape[1], 1, device=proxies.device)
-        pairs = (centres @ centres.transpose(1, 2))[:, first, second]
+    centres = nn.functional.normalize(at_least_float32(proxies), dim=-1)
+    first, second = torch.triu_indices(proxies.shape[1], proxies.shape[1], 1, device=proxies.device)
+    pairs = product(centres, centres.mT)[:, first, second]
     return distances(pairs).sum()

@@ -1,10 +1,11 @@
 """Losses over what surrounds a pair or an anchor: lifted structure and ranked list."""
 
-from typing import Unpack
+from typing import Annotated, Unpack
 
 import torch
 from torch import Tensor
 
+from dml.losses.arguments import NonNegativeFloat, Range
 from dml.losses.base import EmbeddingLoss, LossOptions
 from dml.losses.blocks import (
     Pairs,
@@ -123,7 +124,9 @@ class LiftedStructure(EmbeddingLoss):
 
     within_batch = True
 
-    def __init__(self, margin: float = 1.0, **options: Unpack[LossOptions]) -> None:
+    def __init__(
+        self, margin: Annotated[float, Range(gt=0, le=2)] = 1.0, **options: Unpack[LossOptions]
+    ) -> None:
         super().__init__(**options)
         self.margin = margin
 
@@ -136,14 +139,19 @@ class RankedList(EmbeddingLoss):
 
     def __init__(
         self,
-        boundary: float = 1.2,
-        margin: float = 0.4,
+        boundary: Annotated[float, Range(gt=0, le=2)] = 1.2,
+        margin: Annotated[float, Range(ge=0, le=2)] = 0.4,
         *,
-        temperature: float = 10.0,
-        negative_weight: float = 1.0,
+        temperature: NonNegativeFloat = 10.0,
+        negative_weight: NonNegativeFloat = 1.0,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(**options)
+        if margin > boundary:
+            raise ValueError(
+                f"margin must be at most boundary, as no distance is below 0; got {margin} and {boundary}. "
+                "Wang et al. have 0.4 and 1.2."
+            )
         self.boundary, self.margin = boundary, margin
         self.temperature, self.negative_weight = temperature, negative_weight
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Unpack
+from typing import Annotated, Unpack
 
 import torch
 from torch import Tensor
 
+from dml.losses.arguments import Range, Seed
 from dml.losses.base import LossOptions
 from dml.losses.blocks import (
     Pairs,
@@ -188,14 +189,19 @@ class TripletMargin(MinedLoss):
 
     def __init__(
         self,
-        margin: float | None = 0.2,
+        margin: Annotated[float, Range(gt=0, le=4)] | None = 0.2,
         *,
         mining: Mining | Miner = "semi-hard",
         squared: bool = True,
-        seed: int = 0,
+        seed: Seed = 0,
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(mining, seed, margin=margin, **options)
+        if margin is not None and not squared and margin > 2:
+            raise ValueError(
+                f"margin must be at most 2, the largest distance of unit vectors; got {margin}. With "
+                "squared=True it is at most 4."
+            )
         self.margin, self.squared = margin, squared
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:

@@ -143,7 +143,7 @@ def test_a_row_that_is_not_finite_is_never_remembered(size, bad):
         rows, labels = torch.cat([rows, x[fine]])[-size:], torch.cat([labels, y[fine]])[-size:]
         kept = module.embeddings[: min(int(module.num_seen), size)]
         order, expected = (t.sum(1).argsort() for t in (kept, rows))
-        torch.testing.assert_close(kept[order], rows[expected], rtol=0, atol=0)
+        torch.testing.assert_close(kept[order], rows[expected], rtol=0, atol=1e-15)
         assert torch.equal(module.labels[: len(kept)][order], labels[expected])
 
 
@@ -176,6 +176,27 @@ def test_a_full_memory_that_loads_an_emptier_state_uses_no_more_than_that_has():
     assert torch.equal(full(x, y), young(x, y))
 
 
-def test_an_empty_memory_is_refused():
-    with pytest.raises(ValueError, match="size must be at least 1"):
-        memory(size=0)
+def test_a_memory_around_a_memory_is_refused():
+    with pytest.raises(ValueError, match="Make one memory with a larger size"):
+        memory(memory())
+
+
+@pytest.mark.parametrize("length", [1e-60, 1e39, 1e300])
+def test_rows_beyond_the_memory_s_type_are_remembered_by_their_direction(length):
+    """The default loss divides rows by their length, so no row is too long or too short."""
+    far, near = (losses.CrossBatchMemory(losses.SupCon(), dim=DIM, size=24, start_after=0) for _ in range(2))
+    for x, y in batches(3):
+        torch.testing.assert_close(far(x * length, y), near(x, y), rtol=1e-5, atol=1e-6)
+    assert far.num_seen == 36
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_row_that_a_memory_cannot_hold_is_refused_and_never_silently_forgotten(normalize):
+    loss = Squares() if normalize else losses.SupCon(normalize=False)
+    module = losses.CrossBatchMemory(loss, dim=DIM, size=24)
+    x, y = batches(1)[0]
+    x[3] *= 1e39
+    with pytest.raises(ValueError, match=r"must fit the memory's torch.float32; got torch.float64 up to"):
+        module(x, y)
+    assert not module.num_seen
+    assert memory(loss, size=24)(x, y).dtype == torch.float64, "a memory in float64 holds it"

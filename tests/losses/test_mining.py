@@ -70,7 +70,7 @@ def test_distances_drawn_by_their_weight_are_nearly_uniform():
 
     def mean_distance_drawn(mining: str) -> float:
         drawn = []
-        loss = losses.TripletMargin(4.0, mining=mining, squared=False)
+        loss = losses.TripletMargin(2.0, mining=mining, squared=False)
         for _ in range(40):
             (gradient,) = torch.autograd.grad(loss(x, labels), x)
             drawn += [int(n) for n in gradient[2:].abs().sum(1).nonzero()[:, 0]]

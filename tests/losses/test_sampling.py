@@ -75,7 +75,7 @@ def test_draws_have_the_rate_and_are_independent_between_calls_and_neighbours():
 
 @pytest.mark.parametrize("rate", [0.0, 1.5, -1.0])
 def test_a_rate_that_is_no_share_is_refused(rate):
-    with pytest.raises(ValueError, match="None meets all"):
+    with pytest.raises(ValueError, match=r"sample_rate must be a number in \(0, 1\] or None"):
         make(sample_rate=rate)
 
 

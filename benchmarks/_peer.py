@@ -18,7 +18,7 @@ from dml.preprocessing import decode
 from dml.refs import DatasetRef
 from dml.training.optimizer import build_optimizer, rate_factor, set_rates
 from dml.training.state import initial_encoder
-from dml.training.supply import read_training_rows
+from dml.training.train_data import read_training_rows
 
 Choice = tuple[float, dict[str, Any]]
 """A factor of all learning rates, and settings of a loss."""

@@ -34,7 +34,7 @@ from benchmarks.losses import DIM, SAMPLES_PER_CLASS, ours, peers
 from dml.config import EncoderConfig, TimmConfig
 from dml.config.training import Precision
 from dml.data.batches import Batch
-from dml.data.sampling import BatchStream
+from dml.data.sampling import BatchSampler
 from dml.losses import MultiSimilarity
 from dml.metrics.retrieval import retrieval_metrics
 from dml.metrics.verification import roc_of_all_pairs
@@ -289,7 +289,7 @@ class InMemory:
     """The same batch again and again, in memory that a GPU can fetch from by itself."""
 
     validation: ValidationSet | None = None
-    sampler: BatchStream | None = None
+    sampler: BatchSampler | None = None
     wait_s = 0.0
 
     def __init__(self, batch: Batch, num_steps: int) -> None:
@@ -330,8 +330,8 @@ def _loop_images_per_second(on: Device, sizes: Sizes) -> float:
         images, labels = images.pin_memory(), labels.pin_memory()
     speeds: list[float] = []
     hooks = Hooks(report=lambda p: speeds.append(p.images_per_second), save=lambda step, folder: None)
-    supply = InMemory((images, labels, np.arange(len(labels))), num_steps)
-    train_on(supply, config, Worker(device=on.device), hooks, run="benchmark")
+    train_data = InMemory((images, labels, np.arange(len(labels))), num_steps)
+    train_on(train_data, config, Worker(device=on.device), hooks, run="benchmark")
     return speeds[-1]
 
 

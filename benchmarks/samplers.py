@@ -35,17 +35,23 @@ class Cost(NamedTuple):
     batches_per_s: float
 
 
-def pk(class_ids: np.ndarray, p: int = P) -> sampling.BatchStream:
-    return sampling.PKBatchSampler(class_ids, classes_per_batch=p, samples_per_class=K, num_steps=_STEPS)
+def pk(class_ids: np.ndarray, p: int = P) -> sampling.BatchSampler:
+    return sampling.PKBatchSampler(
+        class_ids, classes_per_batch=p, samples_per_class=K, stream=sampling.Stream(_STEPS)
+    )
 
 
-def pk_of_a_thousand_classes(class_ids: np.ndarray) -> sampling.BatchStream:
+def pk_of_a_thousand_classes(class_ids: np.ndarray) -> sampling.BatchSampler:
     return pk(class_ids, p=1000)
 
 
-def attribute(class_ids: np.ndarray) -> sampling.BatchStream:
+def attribute(class_ids: np.ndarray) -> sampling.BatchSampler:
     return sampling.AttributeBatchSampler(
-        class_ids, class_ids % NUM_VALUES, classes_per_batch=P, samples_per_class=K, num_steps=_STEPS
+        class_ids,
+        class_ids % NUM_VALUES,
+        classes_per_batch=P,
+        samples_per_class=K,
+        stream=sampling.Stream(_STEPS),
     )
 
 
@@ -54,19 +60,19 @@ def class_vectors(num_classes: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((num_classes, DIM), dtype=np.float32)
 
 
-def similar(class_ids: np.ndarray) -> sampling.BatchStream:
+def similar(class_ids: np.ndarray) -> sampling.BatchSampler:
     return sampling.SimilarClassBatchSampler(
         class_ids,
         classes_per_batch=P,
         samples_per_class=K,
         refresh_every_steps=REFRESH_EVERY_STEPS,
         class_vectors=class_vectors(int(class_ids.max()) + 1),
-        num_steps=_STEPS,
+        stream=sampling.Stream(_STEPS),
     )
 
 
-def shuffled(class_ids: np.ndarray) -> sampling.BatchStream:
-    return sampling.ShuffledBatchSampler(len(class_ids), batch_size=P * K, num_steps=_STEPS)
+def shuffled(class_ids: np.ndarray) -> sampling.BatchSampler:
+    return sampling.ShuffledBatchSampler(len(class_ids), batch_size=P * K, stream=sampling.Stream(_STEPS))
 
 
 def pytorch_metric_learning(class_ids: np.ndarray) -> Iterable[int]:
@@ -85,7 +91,7 @@ def measure(make: Callable[[np.ndarray], object], num_rows: int, num_classes: in
         before = int(file.read().split()[1]) * resource.getpagesize()
     began = time.process_time()
     made = make(class_ids)
-    if not isinstance(made, sampling.BatchStream):
+    if not isinstance(made, sampling.BatchSampler):
         rows = iter(made)
         next(rows)
         return Cost(time.process_time() - began, float("nan"), _peak_beyond(before), float("nan"))

@@ -26,7 +26,7 @@ import torch
 from dml.config import ExperimentConfig, IngestConfig, TorchvisionConfig
 from dml.data.batches import Batch
 from dml.data.ingest import ingest
-from dml.data.sampling import BatchStream
+from dml.data.sampling import BatchSampler
 from dml.presets import experiment
 from dml.training.build import build_loss
 from dml.training.loop import Hooks, train_loop, train_on
@@ -46,7 +46,7 @@ class Memory:
 
     num_classes = _CLASSES
     validation: ValidationSet | None = None
-    sampler: BatchStream | None = None
+    sampler: BatchSampler | None = None
     wait_s = 0.0
 
     def __init__(self, config: ExperimentConfig, between: Callable[[Batch], None]) -> None:

@@ -16,7 +16,7 @@ from dml.registry.tracking import start_run
 from dml.settings import store_uri
 from dml.training.loop import run_identity
 from dml.training.ray_trainer import train
-from dml.training.supply import require_trainable
+from dml.training.train_data import require_trainable
 from flows.evaluate import compare_packages, evaluate_package
 from flows.policy import Name, announce, run_parameters, say, show_link, show_table, stage, tag_with_names
 from flows.report import first_pictures_of

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from dml.config import AugmentationConfig, PreprocessingConfig
 from dml.data.dataset import MappedDataset, read_rows
-from dml.data.sampling import BatchStream
-from dml.data.transforms import augment, chance_of
+from dml.data.sampling import BatchSampler
+from dml.data.transforms import augment, augmentation_rng
 from dml.errors import InvalidData
 from dml.preprocessing import decode
 
@@ -47,7 +47,7 @@ class TrainingBatches:
         *,
         positions: NDArray[np.int64],
         class_ids: NDArray[np.int64],
-        sampler: BatchStream,
+        sampler: BatchSampler,
         preprocessing: PreprocessingConfig,
         augmentation: AugmentationConfig,
         seed: int,
@@ -64,7 +64,7 @@ class TrainingBatches:
         self._pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="batches")
 
     def __iter__(self) -> Iterator[Batch]:
-        first, end = self.sampler.first_step, self.sampler.num_steps
+        first, end = self.sampler.stream.first_step, self.sampler.stream.num_steps
         num_ahead = self.num_threads + 1  # one for each thread, and one that is done
         ahead: deque[Future[Batch]] = deque()
         for step in range(first, end):
@@ -79,24 +79,24 @@ class TrainingBatches:
         return self._pool.submit(self._make, step, self.sampler.batch(step))
 
     def _make(self, step: int, rows: NDArray[np.int64]) -> Batch:
-        first_place = self.sampler.rank * len(rows)
+        first_index = self.sampler.stream.rank * len(rows)
         positions = self.positions[rows]
         images = [
-            self._image(int(position), chance_of(self.seed, step, place))
-            for place, position in enumerate(positions, start=first_place)
+            self._image(int(position), augmentation_rng(self.seed, step, index))
+            for index, position in enumerate(positions, start=first_index)
         ]
         batch, labels = torch.stack(images), torch.from_numpy(self.class_ids[rows])
         if self.pinned:
             batch, labels = batch.pin_memory(), labels.pin_memory()
         return batch, labels, positions
 
-    def _image(self, position: int, chance: np.random.Generator) -> Tensor:
+    def _image(self, position: int, rng: np.random.Generator) -> Tensor:
         try:
             image = decode(self.mapped.image(position), self.preprocessing.color)
         except InvalidData as error:
             id_ = read_rows(self.mapped.ref, columns=["id"])["id"][position].as_py()
             raise InvalidData(f"Image {id_!r} of {self.mapped.ref.uri}: {error}") from error
-        return augment(image, self.augmentation, self.preprocessing, chance)
+        return augment(image, self.augmentation, self.preprocessing, rng)
 
     def close(self) -> None:
         """Stop making batches, and wait for the threads."""

@@ -1,4 +1,4 @@
-"""Augmentation for training: what is drawn depends on (seed, step, place in the global batch) alone.
+"""Augmentation for training: what is drawn depends on (seed, step, index in the global batch) alone.
 
 Pillow's own operations on drawn parameters: nothing else to import, and the same on any worker and thread.
 """
@@ -20,7 +20,7 @@ def augment(
     image: Image.Image,
     augmentation: AugmentationConfig,
     preprocessing: PreprocessingConfig,
-    chance: np.random.Generator,
+    rng: np.random.Generator,
 ) -> Tensor:
     """One training view of an image.
 
@@ -28,7 +28,7 @@ def augment(
         image: decoded, in the preprocessing's colours.
         augmentation: what may happen to it.
         preprocessing: final size and normalisation.
-        chance: where the draws come from.
+        rng: where the draws come from.
 
     Returns:
         (C, H, W) float32.
@@ -36,25 +36,25 @@ def augment(
     if augmentation.random_resized_crop is None:
         image = resize_and_crop(image, preprocessing)
     else:
-        image = _random_resized_crop(image, augmentation.random_resized_crop, preprocessing.crop, chance)
-    if augmentation.horizontal_flip and chance.random() < 0.5:
+        image = _random_resized_crop(image, augmentation.random_resized_crop, preprocessing.crop, rng)
+    if augmentation.horizontal_flip and rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if augmentation.rotation or augmentation.translation or augmentation.scaling:
-        image = _random_affine(image, augmentation, chance)
+        image = _random_affine(image, augmentation, rng)
     return to_tensor(image, preprocessing)
 
 
 def _random_resized_crop(
-    image: Image.Image, area: tuple[float, float], side: int, chance: np.random.Generator
+    image: Image.Image, area: tuple[float, float], side: int, rng: np.random.Generator
 ) -> Image.Image:
     """A random part of the image at the final size, as torchvision's transform of this name draws it."""
     width, height = image.size
     for _ in range(_ATTEMPTS):
-        pixels = width * height * chance.uniform(*area)
-        aspect = math.exp(chance.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
+        pixels = width * height * rng.uniform(*area)
+        aspect = math.exp(rng.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
         w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
         if 0 < w <= width and 0 < h <= height:
-            left, top = int(chance.integers(width - w + 1)), int(chance.integers(height - h + 1))
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
             break
     else:  # no part of that shape fits: the largest centred one that does
         w, h = min(width, round(height * _ASPECT[1])), min(height, round(width / _ASPECT[0]))
@@ -63,12 +63,12 @@ def _random_resized_crop(
 
 
 def _random_affine(
-    image: Image.Image, augmentation: AugmentationConfig, chance: np.random.Generator
+    image: Image.Image, augmentation: AugmentationConfig, rng: np.random.Generator
 ) -> Image.Image:
     """Rotate and zoom about the centre, then shift; what comes in from outside repeats the top left pixel."""
-    angle = math.radians(chance.uniform(-augmentation.rotation, augmentation.rotation))
-    zoom = chance.uniform(*(augmentation.scaling or (1.0, 1.0)))
-    shift = chance.uniform(-augmentation.translation, augmentation.translation, 2) * image.size
+    angle = math.radians(rng.uniform(-augmentation.rotation, augmentation.rotation))
+    zoom = rng.uniform(*(augmentation.scaling or (1.0, 1.0)))
+    shift = rng.uniform(-augmentation.translation, augmentation.translation, 2) * image.size
     cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
     x, y = image.width / 2, image.height / 2
     offset_x = x - cos * (x + shift[0]) - sin * (y + shift[1])
@@ -82,6 +82,6 @@ def _random_affine(
     )
 
 
-def chance_of(seed: int, step: int, place: int) -> np.random.Generator:
-    """The randomness of one place in the global batch of one step of a run."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, step, place))))
+def augmentation_rng(seed: int, step: int, index: int) -> np.random.Generator:
+    """The random numbers of one image of a run: the `index`-th of a step's global batch."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, step, index))))

@@ -1,7 +1,5 @@
 """The loss and the sampler a configuration names."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
@@ -90,12 +88,8 @@ def build_sampler(
     class_ids: NDArray[np.int64],
     *,
     learnt: NDArray[np.bool_],
-    seed: int,
-    rank: int,
-    world_size: int,
-    num_steps: int,
-    first_step: int,
-) -> sampling.BatchStream:
+    stream: sampling.Stream,
+) -> sampling.BatchSampler:
     """The batches of a run.
 
     Args:
@@ -103,28 +97,21 @@ def build_sampler(
         dataset: where attributes of the training rows are read.
         class_ids: (N,) the classes of the rows learnt from.
         learnt: which of the training split's rows they are.
-        seed, rank, world_size, num_steps, first_step: as `sampling.BatchStream`.
+        stream: which batches, and whose part of them.
 
     Raises:
         InvalidSetting: the data or the workers do not allow such batches.
     """
-    run: dict[str, Any] = {
-        "seed": seed,
-        "rank": rank,
-        "world_size": world_size,
-        "num_steps": num_steps,
-        "first_step": first_step,
-    }
     settings = config.model_dump(exclude={"kind", "attribute", "momentum"})
     match config.kind:
         case "pk":
-            return sampling.PKBatchSampler(class_ids, **settings, **run)
+            return sampling.PKBatchSampler(class_ids, **settings, stream=stream)
         case "attribute":
             values, names = read_values(dataset, config.attribute, split=TRAIN)
             return sampling.AttributeBatchSampler(
-                class_ids, values[learnt], value_names=names, **settings, **run
+                class_ids, values[learnt], value_names=names, **settings, stream=stream
             )
         case "similar":
-            return sampling.SimilarClassBatchSampler(class_ids, **settings, **run)
+            return sampling.SimilarClassBatchSampler(class_ids, **settings, stream=stream)
         case "shuffled":
-            return sampling.ShuffledBatchSampler(len(class_ids), **settings, **run)
+            return sampling.ShuffledBatchSampler(len(class_ids), **settings, stream=stream)

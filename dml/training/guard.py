@@ -1,7 +1,7 @@
 """Stops a run whose loss or gradients are no longer numbers, and says where and what to try.
 
 On a GPU the numbers of a step are looked at during the next one, so that no step waits for them; before
-anything is made of the weights, `settle` looks at those outstanding.
+anything is made of the weights, `flush` looks at those outstanding.
 """
 
 import logging
@@ -55,7 +55,7 @@ class Guard:
         self._has_shards = bool(sharded_parameters(learner))
         self._pending: _Pending | None = None
 
-    def see(self, step: int, positions: NDArray[np.int64], loss: Tensor) -> list[float]:
+    def observe(self, step: int, positions: NDArray[np.int64], loss: Tensor) -> list[float]:
         """Begin to read a step's numbers, after its update; returns the losses now known to be numbers.
 
         Raises:
@@ -68,17 +68,17 @@ class Guard:
         numbers = torch.stack([loss.detach().float(), *(norm.float() for norm in norms)])
         if self._has_shards:  # of a gradient that is no number in one rank's rows all ranks must know
             numbers = mean_over_ranks(numbers)
-        settled = self.settle()
+        known = self.flush()
         arrived = None
         if numbers.is_cuda:
             numbers = numbers.to("cpu", non_blocking=True)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
         self._pending = _Pending(step, positions, names, numbers, arrived)
-        return settled if arrived else [*settled, *self.settle()]
+        return known if arrived else [*known, *self.flush()]
 
-    def settle(self) -> list[float]:
-        """Look at what is outstanding; returns its losses and raises as `see`."""
+    def flush(self) -> list[float]:
+        """Look at what is outstanding; returns its losses and raises as `observe`."""
         pending, self._pending = self._pending, None
         if pending is None:
             return []

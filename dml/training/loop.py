@@ -1,20 +1,19 @@
-"""The training loop as one worker runs it: it neither knows who started it nor where its reports go."""
+"""The training loop of one worker, independent of launcher and logger."""
 
 import logging
-import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dml.config import ExperimentConfig
+from dml.config import ExperimentConfig, TrainingConfig
+from dml.data.batches import Batch
 from dml.errors import CorruptArtifact
 from dml.models.backbones import weights_digest
 from dml.models.encoder import Encoder
@@ -28,7 +27,7 @@ from dml.training.meter import Meter, Progress
 from dml.training.optimizer import rate_factor, set_rates
 from dml.training.state import TrainingState
 from dml.training.step import train_step
-from dml.training.supply import DatasetSupply, Supply
+from dml.training.train_data import DatasetTrainData, TrainData
 from dml.training.validation import validate
 from dml.training.worker import Worker
 
@@ -36,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 CODE_VERSION = 3
 """Part of a run's identity: raise it when the same configuration would train another model."""
-_INDECISIVE = {
+_NOT_DECISIVE = {
     "num_workers",
     "threads_per_worker",
     "checkpoint_every_steps",
@@ -50,7 +49,7 @@ class Outcome:
     """What training leaves on every worker: equal weights, and how it went since this start."""
 
     encoder: Encoder
-    """Of the best step where steps were judged; else the moving average, or the last weights."""
+    """Of the best step where there was validation; else the moving average, or the last weights."""
     loss: float
     """Mean of the last `log_every_steps` steps."""
     images_per_second: float
@@ -62,7 +61,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Hooks:
-    """Where the loop's news go."""
+    """What the loop calls as it goes."""
 
     report: Callable[[Progress], None]
     """Called by rank 0 every `log_every_steps`."""
@@ -75,7 +74,7 @@ class Hooks:
 def run_identity(config: ExperimentConfig, dataset: DatasetRef) -> str:
     """Names a run by all that decides its result, and by nothing else: equal identity means equal model.
 
-    How it is judged, logged or spread over workers does not decide it; the content of a weights file does,
+    How it is evaluated, logged or spread over workers does not decide it; the content of a weights file does,
     its path does not.
     """
     decisive = decisive_settings(config)
@@ -93,7 +92,7 @@ def decisive_settings(config: ExperimentConfig) -> dict[str, Any]:
             "name": True,
             "evaluation": True,
             "gate": True,
-            "training": _INDECISIVE,
+            "training": _NOT_DECISIVE,
             "loss": {"sharded"},
         },
     )
@@ -115,73 +114,92 @@ def train_loop(config: ExperimentConfig, dataset: DatasetRef, worker: Worker, ho
         TrainingFailed: the loss or a gradient stopped being a number; the message names the step and images.
         InvalidData: nothing to train on, or fewer classes than a batch needs.
     """
-    return train_on(DatasetSupply(config, dataset), config, worker, hooks, run=run_identity(config, dataset))
+    train_data = DatasetTrainData(config, dataset)
+    return train_on(train_data, config, worker, hooks, run=run_identity(config, dataset))
 
 
-def train_on(supply: Supply, config: ExperimentConfig, worker: Worker, hooks: Hooks, *, run: str) -> Outcome:
+def train_on(
+    train_data: TrainData, config: ExperimentConfig, worker: Worker, hooks: Hooks, *, run: str
+) -> Outcome:
     """`train_loop` on images from anywhere; `run` is the identity that checkpoints bear."""
-    state = TrainingState(config, supply.num_classes, worker, run)
-    done = _resume(state, hooks, worker)
-    training, first, num_known = config.training, done, done
-    guard = Guard(state.learner, worker, supply.ids)
-    batches = supply.batches(worker, done)
-    state.show_classes(batches.sampler, done, resumed=True)
-    meter, whole = Meter(config.sampler.batch_size), Meter(config.sampler.batch_size)
-    found: BestStep | None = None
-    take_step: Callable[..., Tensor] = train_step
-    if training.chunk_rows is not None:
-        take_step = partial(cached_train_step, chunk_rows=training.chunk_rows)
+    state = TrainingState(config, train_data.num_classes, worker, run)
+    first_step = _resume(state, hooks, worker)
+    guard = Guard(state.learner, worker, train_data.ids)
+    batches = train_data.batches(worker, first_step)
+    state.refresh_class_vectors(batches.sampler, first_step, resumed=True)
+    recent, whole = Meter(config.sampler.batch_size), Meter(config.sampler.batch_size)
+    num_known, validated = first_step, None
     with closing(batches), convolutions_in(state.precision):
-        for step, (images, labels, positions) in enumerate(batches, start=done):
-            if step in (first, config.optimizer.freeze_backbone_steps):
+        for step, batch in enumerate(batches, start=first_step):
+            if step in (first_step, config.optimizer.freeze_backbone_steps):
                 learner = state.begin(step)
-            set_rates(state.optimizer, rate_factor(config.optimizer, step, training.num_steps))
-            images = images.to(worker.device, non_blocking=True)
-            if training.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
-            _seed_chance(config.seed, step, worker.rank)
-            loss = take_step(
-                learner,
-                state.optimizer,
-                images,
-                labels.to(worker.device, non_blocking=True),
-                clip_norm=config.optimizer.clip_norm,
-            )
-            losses = guard.see(step, positions, loss)
-            if state.average is not None:
-                state.average.update(state.encoder, step)
+            loss = _step(state, learner, batch, step)
+            losses = guard.observe(step, batch[2], loss)
             done = step + 1
-            state.show_classes(batches.sampler, done)
-            last = done == training.num_steps
-            judged = training.validation is not None and (done % training.validation.every_steps == 0 or last)
-            reported = done % training.log_every_steps == 0 or last
-            saved = done % training.checkpoint_every_steps == 0 or last
-            if judged or reported or saved:
-                losses += guard.settle()
-            meter.losses += losses
-            whole.losses += losses
-            state.numbers.losses[num_known : num_known + len(losses)] = torch.tensor(
-                losses, dtype=torch.float64
-            )
+            state.refresh_class_vectors(batches.sampler, done)
+            due = Due.after(done, config.training)
+            if due.validation or due.report or due.checkpoint:
+                losses += guard.flush()
+            state.history.write(num_known, losses)
             num_known += len(losses)
-            if judged:
-                began = time.perf_counter()
-                found = _judge(state, supply, worker, done)
-                for each in (meter, whole):
-                    each.leave_out(time.perf_counter() - began)
-            if reported and worker.rank == 0:
-                hooks.report(meter.progress(done, batches.wait_s, found, state.best_step))
-                found = None
-            if saved:
+            recent.losses += losses
+            whole.losses += losses
+            if due.validation:
+                with recent.paused(), whole.paused():
+                    validated = _validate(state, train_data, worker, done)
+            if due.report and worker.rank == 0:
+                hooks.report(recent.progress(done, batches.wait_s, validated, state.best_step))
+                validated = None
+            if due.checkpoint:
                 _save(hooks, state, done)
-        overall = whole.progress(done, batches.wait_s)
+        overall = whole.progress(config.training.num_steps, batches.wait_s)
     return Outcome(
         encoder=state.shipped,
-        loss=float(np.mean(state.numbers.losses[-training.log_every_steps :].numpy())),
+        loss=state.history.mean_of_last(config.training.log_every_steps),
         images_per_second=overall.images_per_second,
         data_wait=overall.data_wait,
         best=state.best_step,
     )
+
+
+@dataclass(frozen=True)
+class Due:
+    """What follows a step; everything after the last one."""
+
+    validation: bool
+    report: bool
+    checkpoint: bool
+
+    @classmethod
+    def after(cls, done: int, training: TrainingConfig) -> Self:
+        """What is due when `done` steps are done."""
+        last = done == training.num_steps
+        return cls(
+            validation=training.validation is not None
+            and (last or done % training.validation.every_steps == 0),
+            report=last or done % training.log_every_steps == 0,
+            checkpoint=last or done % training.checkpoint_every_steps == 0,
+        )
+
+
+def _step(state: TrainingState, learner: nn.Module, batch: Batch, step: int) -> Tensor:
+    """One update of the weights, and of their average where there is one; returns the loss."""
+    config, device = state.config, state.worker.device
+    images, labels = batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
+    if config.training.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    set_rates(state.optimizer, rate_factor(config.optimizer, step, config.training.num_steps))
+    _seed_torch(config.seed, step, state.worker.rank)
+    clip_norm, chunk_rows = config.optimizer.clip_norm, config.training.chunk_rows
+    if chunk_rows is None:
+        loss = train_step(learner, state.optimizer, images, labels, clip_norm=clip_norm)
+    else:
+        loss = cached_train_step(
+            state.learner, state.optimizer, images, labels, clip_norm=clip_norm, chunk_rows=chunk_rows
+        )
+    if state.average is not None:
+        state.average.update(state.encoder, step)
+    return loss
 
 
 def _resume(state: TrainingState, hooks: Hooks, worker: Worker) -> int:
@@ -193,7 +211,7 @@ def _resume(state: TrainingState, hooks: Hooks, worker: Worker) -> int:
             verify_checkpoint(folder)
         except CorruptArtifact as error:
             fault = str(error)
-        faults = [found for found in worker.collect([fault]) if found is not None]
+        faults = [each for each in worker.collect([fault]) if each is not None]
         if not faults:
             done = state.read(folder)
             logger.info("resuming after step %d", done)
@@ -205,22 +223,22 @@ def _resume(state: TrainingState, hooks: Hooks, worker: Worker) -> int:
     return 0
 
 
-def _seed_chance(seed: int, step: int, rank: int) -> None:
+def _seed_torch(seed: int, step: int, rank: int) -> None:
     """What a backbone draws, such as dropout, depends on this alone, and not on where the run was resumed."""
     state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0]))
 
 
-def _judge(state: TrainingState, supply: Supply, worker: Worker, step: int) -> BestStep:
+def _validate(state: TrainingState, train_data: TrainData, worker: Worker, step: int) -> BestStep:
     config = state.config.training.validation
     assert config is not None
-    assert supply.validation is not None
+    assert train_data.validation is not None
     assert state.best is not None
     # As its package will embed: on a GPU in the precision of training, on a CPU exactly.
     precision = state.precision if worker.device.type == "cuda" else "float32"
-    found = validate(state.current, config, supply.validation, step, worker, precision=precision)
-    state.best.offer(state.current, step, found.value)
-    return found
+    measured = validate(state.current, config, train_data.validation, step, worker, precision=precision)
+    state.best.offer(state.current, step, measured.value)
+    return measured
 
 
 def _save(hooks: Hooks, state: TrainingState, step: int) -> None:

@@ -1,6 +1,8 @@
 """How a run is going: means of the steps since the last report."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,27 +40,37 @@ class Progress:
 
 
 class Meter:
-    """Means since the last report.
+    """Means of the steps since the last report.
 
     Args:
         batch_size: images of one step of all workers.
+        clock: seconds from any fixed moment on.
     """
 
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
+    def __init__(self, batch_size: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.batch_size, self.clock = batch_size, clock
         self.losses: list[float] = []
-        self.since = time.perf_counter()
+        self.since = clock()
         self.waited_s = 0.0
 
-    def leave_out(self, seconds: float) -> None:
-        """Time that was not spent on training."""
-        self.since += seconds
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done inside is not training: its time does not count."""
+        began = self.clock()
+        yield
+        self.since += self.clock() - began
 
     def progress(
         self, step: int, wait_s: float, validation: BestStep | None = None, best: BestStep | None = None
     ) -> Progress:
-        """The means up to now; `wait_s` is the total waited since the start of training."""
-        now = time.perf_counter()
+        """The means since the last report, from which the next count on.
+
+        Args:
+            step: steps done.
+            wait_s: seconds waited for images since the start of training.
+            validation, best: as in `Progress`.
+        """
+        now = self.clock()
         elapsed_s = max(now - self.since, 1e-9)
         progress = Progress(
             step=step,

@@ -25,7 +25,7 @@ from dml.refs import DatasetRef, TrainedRef
 from dml.training.loop import Hooks, Outcome, run_identity, train_loop
 from dml.training.meter import Progress
 from dml.training.state import initial_encoder
-from dml.training.supply import DatasetSupply
+from dml.training.train_data import DatasetTrainData
 from dml.training.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,8 @@ def _train_here(
         _publish_checkpoint(checkpoints, step, folder)
 
     names = storage.list_folders(checkpoints)
-    found = [storage.join(checkpoints, name) for name in reversed(names)]
-    with _local_folders([uri for uri in found if storage.is_complete(uri)]) as folders:
+    newest_first = [storage.join(checkpoints, name) for name in reversed(names)]
+    with _local_folders([uri for uri in newest_first if storage.is_complete(uri)]) as folders:
         hooks = Hooks(report=_log_and(config, on_progress), save=save, restore=folders)
         outcome = train_loop(config, dataset, Worker(device=device), hooks)
     _publish_result(config, dataset, store, run, outcome)
@@ -101,7 +101,7 @@ def _refuse_impossible(config: ExperimentConfig, dataset: DatasetRef) -> None:
     """
     require_weights(config.encoder.backbone)
     everybody = Worker(world_size=config.training.num_workers)
-    DatasetSupply(config, dataset).sampler(everybody, first_step=0)
+    DatasetTrainData(config, dataset).sampler(everybody, first_step=0)
 
 
 @contextmanager
@@ -200,7 +200,7 @@ def _ray_worker(arguments: dict[str, Any]) -> None:
         checkpoint = Checkpoint.from_directory(str(folder)) if folder else None
         ray.train.report({"step": step}, checkpoint=checkpoint)
 
-    reported = [found.checkpoint.path for found in ray.train.get_all_reported_checkpoints()]
+    reported = [each.checkpoint.path for each in ray.train.get_all_reported_checkpoints()]
     names = [path.rstrip("/").rpartition("/")[2] for path in reversed(reported)]
     if worker.rank == 0:
         _delete_unreported(arguments["run"], names)

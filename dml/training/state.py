@@ -1,14 +1,16 @@
 """All that a run changes as it goes, and a checkpoint therefore holds."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dml.config import ExperimentConfig
-from dml.data.sampling import BatchStream, SimilarClassBatchSampler
+from dml.data.sampling import BatchSampler, SimilarClassBatchSampler
 from dml.losses import keep_shards_local
 from dml.models.encoder import Encoder
 from dml.models.precision import choose_precision
@@ -31,15 +33,23 @@ def initial_encoder(config: ExperimentConfig) -> Encoder:
     return Encoder(config.encoder, channels=config.preprocessing.channels, seed=config.seed)
 
 
-class _Numbers(nn.Module):
-    """Numbers of the steps so far that a run reports at its end, wherever it was resumed."""
+class LossHistory(nn.Module):
+    """The loss of every step so far, in every checkpoint, so that a resumed run knows those before."""
 
     losses: Tensor
-    """(num_steps,) float64 of each step; NaN of those to come."""
+    """(num_steps,) float64; NaN of the steps to come."""
 
     def __init__(self, num_steps: int) -> None:
         super().__init__()
         self.register_buffer("losses", torch.full((num_steps,), torch.nan, dtype=torch.float64))
+
+    def write(self, first_step: int, losses: Sequence[float]) -> None:
+        """The losses of consecutive steps, from `first_step` on."""
+        self.losses[first_step : first_step + len(losses)] = torch.tensor(losses, dtype=torch.float64)
+
+    def mean_of_last(self, num_steps: int) -> float:
+        """The mean over the run's last steps."""
+        return float(np.mean(self.losses[-num_steps:].numpy()))
 
 
 class TrainingState:
@@ -78,7 +88,7 @@ class TrainingState:
         logger.info("precision %s: %s, %s", training.precision, self.precision, why)
         self.learner = Learner(self.encoder, self.loss, self.precision)
         self.optimizer = build_optimizer(config.optimizer, self.encoder, self.loss)
-        self.numbers = _Numbers(training.num_steps)
+        self.history = LossHistory(training.num_steps)
         self.average: AveragedEncoder | None = None
         if training.ema_decay is not None:
             self.average = AveragedEncoder(self.encoder, training.ema_decay)
@@ -96,7 +106,7 @@ class TrainingState:
 
     @property
     def shipped(self) -> Encoder:
-        """What a finished run ships: the best where steps are judged."""
+        """What a finished run ships: the best where steps are validated."""
         return self.current if self.best is None else self.best.encoder
 
     @property
@@ -126,8 +136,13 @@ class TrainingState:
         # Buffers (batch norm's, a memory's) are equal on all ranks by their making: none is sent around.
         return DistributedDataParallel(self.learner, forward_sync_buffers=False)
 
-    def show_classes(self, sampler: BatchStream | None, done: int, *, resumed: bool = False) -> None:
-        """Let a sampler of similar classes see them when its batches of old vectors are used up, or again."""
+    def refresh_class_vectors(
+        self, sampler: BatchSampler | None, done: int, *, resumed: bool = False
+    ) -> None:
+        """Give a sampler of similar classes new class vectors when its batches of the old ones are used up.
+
+        After resuming, those of the checkpoint.
+        """
         if isinstance(sampler, SimilarClassBatchSampler):
             assert isinstance(self.loss, WithClassVectors)
             n = sampler.refresh_every_steps
@@ -160,7 +175,7 @@ class TrainingState:
         modules = {
             "encoder": self.encoder,
             "loss": self.loss,
-            "numbers": self.numbers,
+            "numbers": self.history,
             "average": self.average,
             "best": self.best,
         }

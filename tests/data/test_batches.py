@@ -12,8 +12,8 @@ from dml.config import AugmentationConfig, IngestConfig, PreprocessingConfig
 from dml.data.batches import TrainingBatches
 from dml.data.dataset import open_mapped, read_rows
 from dml.data.ingest import ingest
-from dml.data.sampling import PKBatchSampler
-from dml.data.transforms import augment, chance_of
+from dml.data.sampling import PKBatchSampler, Stream
+from dml.data.transforms import augment, augmentation_rng
 from dml.errors import InvalidData
 from dml.preprocessing import preprocess, resize_and_crop, to_tensor
 
@@ -36,10 +36,7 @@ def batches(dataset, *, rank=0, world_size=1, first_step=0, augmentation=EVERYTH
         class_ids,
         classes_per_batch=4,
         samples_per_class=3,
-        rank=rank,
-        world_size=world_size,
-        num_steps=6,
-        first_step=first_step,
+        stream=Stream(6, rank=rank, world_size=world_size, first_step=first_step),
     )
     return TrainingBatches(
         open_mapped(dataset),
@@ -114,7 +111,7 @@ def test_an_image_that_does_not_decode_is_named(dataset, monkeypatch):
 
 def test_no_augmentation_is_preprocessing():
     image = Image.effect_noise((40, 33), 80)
-    got = augment(image, AugmentationConfig(), PREPROCESSING, chance_of(0, 0, 0))
+    got = augment(image, AugmentationConfig(), PREPROCESSING, augmentation_rng(0, 0, 0))
     want = to_tensor(resize_and_crop(image, PREPROCESSING), PREPROCESSING)
     torch.testing.assert_close(got, want, rtol=0, atol=0)
 
@@ -123,7 +120,7 @@ def test_augmentation_is_a_function_of_seed_step_and_place():
     image = Image.effect_noise((40, 33), 80)
 
     def view(*where):
-        return augment(image, EVERYTHING, PREPROCESSING, chance_of(*where))
+        return augment(image, EVERYTHING, PREPROCESSING, augmentation_rng(*where))
 
     torch.testing.assert_close(view(1, 2, 3), view(1, 2, 3), rtol=0, atol=0)
     for other in ((0, 2, 3), (1, 0, 3), (1, 2, 0)):
@@ -132,7 +129,7 @@ def test_augmentation_is_a_function_of_seed_step_and_place():
 
 def test_rotation_of_a_quarter_and_shift_of_nothing_turn_the_image(monkeypatch):
     image = Image.effect_noise((28, 28), 80)
-    chance = chance_of(0, 0, 0)
+    chance = augmentation_rng(0, 0, 0)
     monkeypatch.setattr("math.radians", lambda degrees: np.pi / 2)
     got = augment(image, AugmentationConfig(rotation=90), PREPROCESSING, chance)
     want = to_tensor(image.transpose(Image.Transpose.ROTATE_270), PREPROCESSING)
@@ -146,7 +143,7 @@ def test_random_crops_cover_the_area_asked_for():
     config = AugmentationConfig(random_resized_crop=(0.25, 0.36))
     plain = PreprocessingConfig(color="L", resize=32, crop=32, mean=(0,), std=(1,))
     for place in range(40):
-        width = augment(Image.fromarray(x), config, plain, chance_of(0, 0, place)) * 255
-        height = augment(Image.fromarray(y), config, plain, chance_of(0, 0, place)) * 255
+        width = augment(Image.fromarray(x), config, plain, augmentation_rng(0, 0, place)) * 255
+        height = augment(Image.fromarray(y), config, plain, augmentation_rng(0, 0, place)) * 255
         ranges.append(float(np.ptp(width.numpy()) * np.ptp(height.numpy())) / (side - 1) ** 2)
     assert 0.2 < min(ranges) < max(ranges) < 0.4

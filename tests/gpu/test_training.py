@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dml.config import ExperimentConfig, IngestConfig
 from dml.data.batches import Batch
 from dml.data.ingest import ingest
-from dml.data.sampling import BatchStream
+from dml.data.sampling import BatchSampler
 from dml.errors import TrainingFailed
 from dml.models.precision import choose_precision, convolutions_in
 from dml.presets import experiment
@@ -61,7 +61,7 @@ class Noise:
     broken_at: int | None = None
     num_classes: int = CLASSES
     validation: ValidationSet | None = None
-    sampler: BatchStream | None = None
+    sampler: BatchSampler | None = None
     wait_s: float = 0.0
     first_step: int = 0
     watched: bool = False
@@ -101,7 +101,7 @@ class Noise:
 def train(
     device: torch.device,
     *settings: str,
-    supply: Noise | None = None,
+    train_data: Noise | None = None,
     keep: Path | None = None,
     restore: list[Path] | None = None,
 ) -> tuple[Outcome, list[float]]:
@@ -113,8 +113,8 @@ def train(
             folder.mkdir()  # the loop removes it
 
     hooks = Hooks(report=lambda p: losses.append(p.loss), save=save, restore=restore or [])
-    supply = supply or Noise(device)
-    outcome = train_on(supply, configured(*settings), Worker(device=device), hooks, run="gpu")
+    train_data = train_data or Noise(device)
+    outcome = train_on(train_data, configured(*settings), Worker(device=device), hooks, run="gpu")
     return outcome, losses
 
 
@@ -173,15 +173,15 @@ def test_float32_convolutions_are_exact_although_torch_would_round_them(device):
 
 @pytest.mark.parametrize("settings", [[], EVERYTHING, ["optimizer.kind=adamw"]], ids=["sgd", "all", "adamw"])
 def test_a_step_waits_for_the_device_nowhere_else_than_known(settings, device):
-    supply = Noise(device, watched=True)
+    train_data = Noise(device, watched=True)
     # No report and no checkpoint among the steps that are watched: those must look at the losses.
     quiet = ["training.log_every_steps=100", "training.checkpoint_every_steps=100"]
-    train(device, *quiet, *settings, supply=supply)
+    train(device, *quiet, *settings, train_data=train_data)
     if device.type == "cpu":  # the guard looks at numbers at once, and torch's AdamW counts steps in Python
-        of_a_cpu = ("dml/training/guard.py:settle", "dml/training/step.py:train_step")
-        supply.waits = [place for place in supply.waits if place not in of_a_cpu]
+        of_a_cpu = ("dml/training/guard.py:flush", "dml/training/step.py:train_step")
+        train_data.waits = [place for place in train_data.waits if place not in of_a_cpu]
     watched_steps = STEPS - 3
-    for place, times in Counter(supply.waits).items():
+    for place, times in Counter(train_data.waits).items():
         assert times <= WAITS_OF_A_STEP.get(place, 0) * watched_steps, f"{place} waits {times} times"
 
 
@@ -216,7 +216,7 @@ def test_a_resumed_run_goes_on_as_the_undisturbed_one(device, tmp_path):
 def test_a_number_that_is_none_is_named_with_its_own_step_and_images(device):
     """On a GPU it is looked at one step later, and must not be named with that step's images."""
     with pytest.raises(TrainingFailed, match=r"at step 5, .*image-5003"):
-        train(device, supply=Noise(device, broken_at=5))
+        train(device, train_data=Noise(device, broken_at=5))
 
 
 def class_folders(folder: Path, *, num_classes: int, per_class: int) -> str:

@@ -32,13 +32,13 @@ def graded(value: float = 1.0) -> Pair:
 
 
 def test_numbers_pass_and_come_back():
-    assert guard_of(graded()).see(3, np.arange(2), torch.tensor(0.25)) == [0.25]
+    assert guard_of(graded()).observe(3, np.arange(2), torch.tensor(0.25)) == [0.25]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_loss_that_is_no_number_names_step_images_and_remedies(value):
     with pytest.raises(TrainingFailed, match=r"loss.*step 7.*image-4.*clip_norm"):
-        guard_of(graded()).see(7, np.array([4, 5]), torch.tensor(value))
+        guard_of(graded()).observe(7, np.array([4, 5]), torch.tensor(value))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -47,11 +47,11 @@ def test_the_first_gradient_that_is_no_number_is_named_though_the_loss_is_one(va
     module.second.weight.grad[0, 1] = value
     module.second.bias.grad[0] = value
     with pytest.raises(TrainingFailed, match=r"loss of 0\.5 that of second\.weight is (nan|inf) at step 7"):
-        guard_of(module).see(7, np.arange(2), torch.tensor(0.5))
+        guard_of(module).observe(7, np.arange(2), torch.tensor(0.5))
 
 
 def test_huge_gradients_are_numbers():
-    assert guard_of(graded(1e15)).see(0, np.arange(2), torch.tensor(0.5)) == [0.5]
+    assert guard_of(graded(1e15)).observe(0, np.arange(2), torch.tensor(0.5)) == [0.5]
 
 
 def test_clipping_does_not_hide_which_gradient_it_was():
@@ -62,13 +62,13 @@ def test_clipping_does_not_hide_which_gradient_it_was():
     encoder.head.bias.grad[2] = torch.nan
     clip_gradients(optimizer, 1.0)
     with pytest.raises(TrainingFailed, match=r"that of head\.bias is nan"):
-        guard_of(encoder).see(0, np.arange(2), torch.tensor(0.5))
+        guard_of(encoder).observe(0, np.arange(2), torch.tensor(0.5))
 
 
 def on_a_rank() -> str:
     rank = torch.distributed.get_rank()
     with pytest.raises(TrainingFailed) as caught:
-        guard_of(graded(), Worker(rank, 2)).see(
+        guard_of(graded(), Worker(rank, 2)).observe(
             1, np.array([rank * 10, rank * 10 + 1]), torch.tensor(torch.nan)
         )
     return str(caught.value)

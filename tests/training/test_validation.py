@@ -21,7 +21,7 @@ from dml.training import ray_trainer
 from dml.training.loop import Hooks, train_on
 from dml.training.meter import Progress
 from dml.training.spawn import run_ranks
-from dml.training.supply import DatasetSupply
+from dml.training.train_data import DatasetTrainData
 from dml.training.validation import ValidationSet, held_out_classes, validate
 from dml.training.worker import Worker
 
@@ -65,16 +65,16 @@ def test_a_set_where_nobody_has_a_second_image_is_refused():
 
 def test_held_out_classes_are_training_classes_that_are_not_learnt(dataset):
     config = experiment("smoke").overridden(SETTINGS)
-    supply = DatasetSupply(config, dataset)
+    train_data = DatasetTrainData(config, dataset)
     rows = read_rows(dataset, columns=["class_index", "split"])
     split, class_of = np.array(rows["split"]), rows["class_index"].to_numpy()
     all_classes = set(class_of[split == "train"])
-    learnt = set(class_of[supply.rows.positions])
+    learnt = set(class_of[train_data.rows.positions])
     assert learnt < all_classes
-    assert len(learnt) == supply.num_classes == supply.rows.class_ids.max() + 1
-    assert len(set(supply.validation.class_ids)) == len(all_classes) - len(learnt) == 2
-    assert len(supply.validation.class_ids) + len(supply.rows.positions) == (split == "train").sum()
-    assert (split[supply.rows.positions] == "train").all()
+    assert len(learnt) == train_data.num_classes == train_data.rows.class_ids.max() + 1
+    assert len(set(train_data.validation.class_ids)) == len(all_classes) - len(learnt) == 2
+    assert len(train_data.validation.class_ids) + len(train_data.rows.positions) == (split == "train").sum()
+    assert (split[train_data.rows.positions] == "train").all()
 
 
 def test_batches_of_one_attribute_are_of_learnt_classes_and_still_of_one_attribute(tmp_path):
@@ -87,12 +87,12 @@ def test_batches_of_one_attribute_are_of_learnt_classes_and_still_of_one_attribu
         '"samples_per_class":2}'
     )
     config = experiment("smoke").overridden([*SETTINGS, "training.num_steps=6", f"sampler={sampler}"])
-    supply = DatasetSupply(config, dataset)
+    train_data = DatasetTrainData(config, dataset)
     style = read_rows(dataset, columns=["style"])["style"].to_pylist()
-    batches = supply.batches(Worker(), 0)
+    batches = train_data.batches(Worker(), 0)
     for _, labels, positions in batches:
-        assert set(positions) <= set(supply.rows.positions)
-        assert labels.max() < supply.num_classes
+        assert set(positions) <= set(train_data.rows.positions)
+        assert labels.max() < train_data.num_classes
         assert len({style[position] for position in positions}) == 1
     batches.close()
 
@@ -136,7 +136,7 @@ def test_validation_leaves_the_modes_of_training_as_they_were():
     assert not any(module.training for module in encoder.backbone.modules())
 
 
-class Fading(DatasetSupply):
+class Fading(DatasetTrainData):
     """The held-out classes look as different as day and night at first, and alike from then on."""
 
     def __init__(self, config: ExperimentConfig, dataset: DatasetRef, clear: int) -> None:
@@ -181,7 +181,7 @@ def test_the_package_gives_the_value_of_the_best_step(dataset, tmp_path):
     config = experiment("smoke").overridden(SETTINGS)
     trained = ray_trainer.train(config, dataset, str(tmp_path))
     package = load_package(trained.package.uri)
-    held_out = DatasetSupply(config, dataset).validation
+    held_out = DatasetTrainData(config, dataset).validation
     again = validate(package.encoder, config.training.validation, held_out, 0, Worker())
     assert again.value == trained.best.value
 

@@ -7,13 +7,14 @@ from typing import Literal
 import numpy as np
 
 from dml.data.sampling.permutations import Integers, hash_of, random_bits
-from dml.data.sampling.pk import OF_CLASSES, ClassBatches, Groups, refuse_too_few
+from dml.data.sampling.pk import OF_CLASSES, ClassBatchSampler, Groups, refuse_too_few
+from dml.data.sampling.stream import Stream
 from dml.errors import InvalidSetting
 
 _OF_VALUES = 4
 
 
-class AttributeBatchSampler(ClassBatches):
+class AttributeBatchSampler(ClassBatchSampler):
     """Every batch holds P classes of one value, so its negatives differ in what the attribute does not tell.
 
     Values take turns in proportion to their classes: a cycle gives each value as many batches as it has
@@ -33,10 +34,10 @@ class AttributeBatchSampler(ClassBatches):
             all rows of a class to its most frequent value (of equals the first); "split" lets it appear under
             each with the rows of that one.
         value_names: what messages call the values.
-        seed, rank, world_size, num_steps, first_step: as `BatchStream`.
+        stream: which batches, and whose part of them.
 
     Raises:
-        InvalidSetting: as `BatchStream`; fewer than P classes; or what `small_values` and `several_values`
+        InvalidSetting: as `BatchSampler`; fewer than P classes; or what `small_values` and `several_values`
             refuse.
 
     Source: the category-balanced sampling of OML's examples, whose stream depends on the number of workers.
@@ -52,11 +53,7 @@ class AttributeBatchSampler(ClassBatches):
         small_values: Literal["pool", "refuse"] = "pool",
         several_values: Literal["refuse", "majority", "split"] = "refuse",
         value_names: Sequence[object] | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        num_steps: int,
-        first_step: int = 0,
+        stream: Stream,
     ) -> None:
         if len(class_ids) != len(values):
             raise ValueError(
@@ -65,49 +62,45 @@ class AttributeBatchSampler(ClassBatches):
         class_ids, values = (numbers.astype(np.int64, copy=False) for numbers in (class_ids, values))
         num_classes, num_values = int(class_ids.max()) + 1, int(values.max()) + 1
         names = value_names if value_names is not None else range(num_values)
-        units = Groups(values * num_classes + class_ids)
-        changed = _one_value_each(units, num_classes, several_values, names)
+        groups = Groups(values * num_classes + class_ids)
+        changed = _one_value_each(groups, num_classes, several_values, names)
         if changed is not None:
             values = changed[class_ids]
-            units = Groups(values * num_classes + class_ids)
+            groups = Groups(values * num_classes + class_ids)
         # The value whose batches a value's classes are in; a pool goes by its first member.
-        self.pooled_into = _pools(units, num_classes, classes_per_batch, small_values, names)
+        self.pooled_into = _pools(groups, num_classes, classes_per_batch, small_values, names)
         if (self.pooled_into != np.arange(len(self.pooled_into))).any():
-            units = Groups(self.pooled_into[values] * num_classes + class_ids)
+            groups = Groups(self.pooled_into[values] * num_classes + class_ids)
         super().__init__(
-            units,
+            groups,
             classes_per_batch=classes_per_batch,
             samples_per_class=samples_per_class,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            num_steps=num_steps,
-            first_step=first_step,
+            stream=stream,
         )
-        self._classes: Integers = units.names % num_classes
-        self._values, sizes = np.unique(units.names // num_classes, return_counts=True)
+        self._classes: Integers = groups.keys % num_classes
+        self._values, sizes = np.unique(groups.keys // num_classes, return_counts=True)
         self._starts: Integers = np.cumsum(np.append(0, sizes))
         self._cycle = _Cycle(sizes // math.gcd(*sizes.tolist()))
 
     def value(self, step: int) -> int:
         """The value that all classes of a step's global batch share; of a pool, its first member."""
-        return int(self._values[self._cycle.turn(self.seed, step)[0]])
+        return int(self._values[self._cycle.value_at(self.stream.seed, step)[0]])
 
     def global_classes(self, step: int) -> Integers:
         """(P,) the distinct classes of a step's global batch."""
-        return self._classes[self._turns(step)[0]]
+        return self._classes[self._groups_and_occurrences(step)[0]]
 
-    def _turns(self, step: int) -> tuple[Integers, Integers]:
+    def _groups_and_occurrences(self, step: int) -> tuple[Integers, Integers]:
         p = self.classes_per_batch
-        number, turn = self._cycle.turn(self.seed, step)
+        number, occurrence = self._cycle.value_at(self.stream.seed, step)
         start, end = self._starts[number : number + 2].tolist()
-        key = hash_of(self.seed, OF_CLASSES, int(self._values[number]))
-        numbers = start + self._permutations.window(end - start, p, turn, key)
-        return numbers, (turn * p + np.arange(p)) // (end - start)
+        key = hash_of(self.stream.seed, OF_CLASSES, int(self._values[number]))
+        numbers = start + self._permutations.window(end - start, p, occurrence, key)
+        return numbers, (occurrence * p + np.arange(p)) // (end - start)
 
 
 class _Cycle:
-    """Endless cycles in which value v has `shares[v]` places, spread evenly, anew in each cycle."""
+    """Endless cycles in which value v has `shares[v]` batches, spread evenly, anew in each cycle."""
 
     def __init__(self, shares: Integers) -> None:
         self.shares = shares
@@ -115,10 +108,10 @@ class _Cycle:
         self._before: Integers = np.cumsum(shares) - shares
         self._drawn: tuple[int, int, Integers] | None = None
 
-    def turn(self, seed: int, step: int) -> tuple[int, int]:
-        """(v, t): whose batch a step's is, and how many v has had before."""
-        cycle, place = divmod(step, len(self._of))
-        entry = int(self._order(seed, cycle)[place])
+    def value_at(self, seed: int, step: int) -> tuple[int, int]:
+        """(v, t): the value of a step's batch, and how many batches v has had before."""
+        cycle, index = divmod(step, len(self._of))
+        entry = int(self._order(seed, cycle)[index])
         value = int(self._of[entry])
         return value, cycle * int(self.shares[value]) + entry - int(self._before[value])
 
@@ -126,41 +119,41 @@ class _Cycle:
         """Entry j of value v comes at a random time in [j, j + 1) / shares[v]: one in each such interval."""
         if self._drawn is not None and self._drawn[:2] == (seed, cycle):
             return self._drawn[2]
-        chance = (random_bits(len(self._of), hash_of(seed, _OF_VALUES, cycle)) >> np.uint64(11)) * 2.0**-53
+        jitter = (random_bits(len(self._of), hash_of(seed, _OF_VALUES, cycle)) >> np.uint64(11)) * 2.0**-53
         entry = np.arange(len(self._of)) - self._before[self._of]
-        order: Integers = np.argsort((entry + chance) / self.shares[self._of], kind="stable")
+        order: Integers = np.argsort((entry + jitter) / self.shares[self._of], kind="stable")
         self._drawn = (seed, cycle, order)
         return order
 
 
 def _one_value_each(
-    units: Groups, num_classes: int, several_values: str, names: Sequence[object]
+    groups: Groups, num_classes: int, several_values: str, names: Sequence[object]
 ) -> Integers | None:
     """(num_classes,) the value that each class is to have, where that changes anything."""
-    values, classes = np.divmod(units.names, num_classes)
+    values, classes = np.divmod(groups.keys, num_classes)
     counts = np.bincount(classes)
     if several_values == "split" or counts.max() == 1:
         return None
     if several_values == "refuse":
         first = int(np.argmax(counts > 1))
-        found = [names[value] for value in values[classes == first].tolist()]
+        several = [names[value] for value in values[classes == first].tolist()]
         raise InvalidSetting(
             f"Every class must have one value of the attribute; {np.count_nonzero(counts > 1)} classes have "
-            f"several, such as class {first} with {found[:5]}. Set several_values to 'majority' (the most "
+            f"several, such as class {first} with {several[:5]}. Set several_values to 'majority' (the most "
             "frequent one) or 'split' (the class appears under each, with the rows of that one)."
         )
     # The last written wins: the largest unit, of equals the one with the first value.
-    order = np.lexsort((-values, units.sizes))
+    order = np.lexsort((-values, groups.sizes))
     most = np.zeros(num_classes, dtype=np.int64)
     most[classes[order]] = values[order]
     return most
 
 
 def _pools(
-    units: Groups, num_classes: int, classes_per_batch: int, small_values: str, names: Sequence[object]
+    groups: Groups, num_classes: int, classes_per_batch: int, small_values: str, names: Sequence[object]
 ) -> Integers:
     """(V,) the value that each value's classes go to: itself, or the pool's first member."""
-    values, classes = np.divmod(units.names, num_classes)
+    values, classes = np.divmod(groups.keys, num_classes)
     refuse_too_few(len(np.unique(classes)), classes_per_batch)
     sizes = np.bincount(values)
     pooled_into = np.arange(len(sizes))
@@ -168,10 +161,10 @@ def _pools(
     if not len(small):
         return pooled_into
     if small_values == "refuse":
-        found = {str(names[value]): int(sizes[value]) for value in small[:5].tolist()}
+        few = {str(names[value]): int(sizes[value]) for value in small[:5].tolist()}
         raise InvalidSetting(
             f"Every value of the attribute must have {classes_per_batch} classes, a batch's worth; "
-            f"{len(small)} have fewer, such as {found}. Lower classes_per_batch, or set small_values to "
+            f"{len(small)} have fewer, such as {few}. Lower classes_per_batch, or set small_values to "
             "'pool'."
         )
     by_size = np.argsort(sizes, kind="stable")

@@ -1,4 +1,4 @@
-"""Endless random permutations cut into windows, as a pure function: the chance behind every batch."""
+"""Endless random permutations cut into windows, as a pure function: what makes every batch random."""
 
 from collections import OrderedDict
 
@@ -55,7 +55,7 @@ class Permutations:
         return np.concatenate([items[behind[items]], items[~behind[items]]])
 
     def _parted(self, n: int, size: int, number: int, key: int, begin: int, end: int) -> Integers:
-        """Places begin to end - 1 of the `number`-th permutation, parted from the one before; n >= 2 size.
+        """Positions begin to end - 1 of the `number`-th permutation, parted from the one before; n >= 2 size.
 
         A window may begin at the end of one permutation and go on at the head of the next. Items of the head
         that it has already are swapped with the first others behind the head. The end of a permutation is
@@ -76,9 +76,9 @@ class Permutations:
 
     def _permutation(self, n: int, key: int) -> Integers:
         """A random order of 0 to n - 1, kept while it is long and recent."""
-        found = self._kept.get((n, key))
-        if found is not None:
-            return found
+        kept = self._kept.get((n, key))
+        if kept is not None:
+            return kept
         order = permutation(n, key)
         if n >= _KEPT_FROM_ITEMS:
             self._kept[n, key] = order
@@ -91,16 +91,16 @@ class Permutations:
 
 def _are_among(items: Integers, others: Integers) -> NDArray[np.bool_]:
     if len(items) * len(others) <= 4096:  # a sixth of isin's time at 4 x 4
-        found: NDArray[np.bool_] = (items[:, None] == others).any(axis=1)
-        return found
+        among: NDArray[np.bool_] = (items[:, None] == others).any(axis=1)
+        return among
     return np.isin(items, others)
 
 
 def permutation(n: int, key: int) -> Integers:
     """(n,) a random order of 0 to n - 1, a function of the key on every machine and in every version.
 
-    The order of SplitMix64's numbers; Steele, Lea and Flood 2014, OOPSLA, sec. 4. Each carries its place in
-    its low bits: sorting numbers takes a third of the time of sorting places (10^7: 0.3 s).
+    The order of SplitMix64's numbers; Steele, Lea and Flood 2014, OOPSLA, sec. 4. Each carries its index in
+    its low bits: sorting them takes a third of the time of an argsort (10^7: 0.3 s).
     """
     low_bits = np.uint64(max(n - 1, 1).bit_length())
     values = random_bits(n, key)

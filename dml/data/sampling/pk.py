@@ -9,41 +9,28 @@ from abc import abstractmethod
 import numpy as np
 
 from dml.data.sampling.permutations import Integers, Permutations, hash_of
-from dml.data.sampling.stream import BatchStream
+from dml.data.sampling.stream import BatchSampler, Stream
 from dml.errors import InvalidSetting
 
-# What a permutation is of, so that classes and the images of a class never share their chance.
+# What a permutation is of, so that classes and the images of a class never share their random numbers.
 OF_CLASSES, OF_IMAGES = 1, 2
-_ROW_BITS = 32
 
 
 class Groups:
-    """Rows by an integer key: `names` (U,) the distinct keys, ascending, and each one's rows, ascending."""
+    """Rows by an integer key: `keys` (U,) the distinct ones, ascending, and each one's rows, ascending."""
 
     def __init__(self, keys: Integers) -> None:
-        names = None
-        if len(keys) and int(keys.max()) >= 1 << (63 - _ROW_BITS):
-            names, keys = np.unique(keys, return_inverse=True)
-        # What a stable argsort gives, in two thirds of its time: sorting numbers beats sorting places.
-        self._rows = keys.astype(np.int64)
-        self._rows <<= _ROW_BITS
-        self._rows |= np.arange(len(keys))
-        self._rows.sort()
-        keys = self._rows >> _ROW_BITS
-        self._rows &= (1 << _ROW_BITS) - 1
-        begins = np.flatnonzero(keys[1:] != keys[:-1]) + 1
-        self._starts: Integers = np.concatenate([[0], begins, [len(keys)]])
-        self.sizes: Integers = np.diff(self._starts)
-        found = keys[self._starts[:-1]]
-        self.names: Integers = found if names is None else names[found]
+        self._rows: Integers = np.argsort(keys, kind="stable")
+        self.keys, self.sizes = np.unique(keys, return_counts=True)
+        self._starts: Integers = np.cumsum(np.append(0, self.sizes))
 
     def rows(self, number: int) -> Integers:
-        """The rows of the `number`-th name."""
+        """The rows of the `number`-th key."""
         return self._rows[self._starts[number] : self._starts[number + 1]]
 
 
-class ClassBatches(BatchStream):
-    """Batches of P classes, each giving its next K images; which classes, the heirs say.
+class ClassBatchSampler(BatchSampler):
+    """Batches of P classes, each giving its next K images; subclasses choose the classes.
 
     The K rows of a class lie next to each other. Where W divides P, classes are disjoint across ranks within
     a batch; where it divides only P * K, a class may lie on two neighbouring ranks (on more, if K > B/W).
@@ -58,53 +45,42 @@ class ClassBatches(BatchStream):
         *,
         classes_per_batch: int,
         samples_per_class: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        num_steps: int,
-        first_step: int = 0,
+        stream: Stream,
     ) -> None:
-        super().__init__(
-            batch_size=classes_per_batch * samples_per_class,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            num_steps=num_steps,
-            first_step=first_step,
-        )
+        super().__init__(classes_per_batch * samples_per_class, stream)
         self.classes_per_batch, self.samples_per_class = classes_per_batch, samples_per_class
         self._groups = groups
         self._permutations = Permutations()
 
     @abstractmethod
-    def _turns(self, step: int) -> tuple[Integers, Integers]:
+    def _groups_and_occurrences(self, step: int) -> tuple[Integers, Integers]:
         """(P,) the groups of a step's global batch, and for each how often it has appeared before."""
 
     def _rows(self, step: int, begin: int, end: int) -> Integers:
         k = self.samples_per_class
         first, last = begin // k, -(-end // k)
-        numbers, turns = (part[first:last].tolist() for part in self._turns(step))
-        rows = [self._images(number, turn) for number, turn in zip(numbers, turns, strict=True)]
+        numbers, occurrences = (part[first:last].tolist() for part in self._groups_and_occurrences(step))
+        rows = [self._images(*each) for each in zip(numbers, occurrences, strict=True)]
         return np.concatenate(rows)[begin - first * k : end - first * k]
 
-    def _images(self, number: int, turn: int) -> Integers:
-        """(K,) rows of a group at its turn."""
+    def _images(self, number: int, occurrence: int) -> Integers:
+        """(K,) rows of a group at one of its occurrences, counted from 0."""
         rows = self._groups.rows(number)
-        key = hash_of(self.seed, OF_IMAGES, int(self._groups.names[number]))
-        return rows[self._permutations.window(len(rows), self.samples_per_class, turn, key)]
+        key = hash_of(self.stream.seed, OF_IMAGES, int(self._groups.keys[number]))
+        return rows[self._permutations.window(len(rows), self.samples_per_class, occurrence, key)]
 
 
-class PKBatchSampler(ClassBatches):
+class PKBatchSampler(ClassBatchSampler):
     """P classes with K images each: every class once per pass, every image once per round of its class.
 
     Args:
         class_ids: (N,) int, the class of each row, from 0; ids without rows are left out.
         classes_per_batch: P, of the global batch.
         samples_per_class: K.
-        seed, rank, world_size, num_steps, first_step: as `BatchStream`.
+        stream: which batches, and whose part of them.
 
     Raises:
-        InvalidSetting: as `BatchStream`, or there are fewer than P classes.
+        InvalidSetting: as `BatchSampler`, or there are fewer than P classes.
     """
 
     def __init__(
@@ -113,32 +89,24 @@ class PKBatchSampler(ClassBatches):
         *,
         classes_per_batch: int,
         samples_per_class: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        num_steps: int,
-        first_step: int = 0,
+        stream: Stream,
     ) -> None:
         super().__init__(
             Groups(class_ids),
             classes_per_batch=classes_per_batch,
             samples_per_class=samples_per_class,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            num_steps=num_steps,
-            first_step=first_step,
+            stream=stream,
         )
-        self.classes = self._groups.names
+        self.classes = self._groups.keys
         refuse_too_few(len(self.classes), classes_per_batch)
 
     def global_classes(self, step: int) -> Integers:
         """(P,) the distinct classes of a step's global batch."""
-        return self.classes[self._turns(step)[0]]
+        return self.classes[self._groups_and_occurrences(step)[0]]
 
-    def _turns(self, step: int) -> tuple[Integers, Integers]:
+    def _groups_and_occurrences(self, step: int) -> tuple[Integers, Integers]:
         p, num_classes = self.classes_per_batch, len(self.classes)
-        numbers = self._permutations.window(num_classes, p, step, hash_of(self.seed, OF_CLASSES))
+        numbers = self._permutations.window(num_classes, p, step, hash_of(self.stream.seed, OF_CLASSES))
         return numbers, (step * p + np.arange(p)) // num_classes
 
 

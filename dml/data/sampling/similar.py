@@ -5,6 +5,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dml.data.sampling.permutations import Integers
 from dml.data.sampling.pk import PKBatchSampler
+from dml.data.sampling.stream import Stream
 from dml.errors import InvalidSetting
 
 # Coordinates in units of 1/2048: products of unit vectors and all their partial sums stay below 2^24, so
@@ -14,10 +15,10 @@ _BLOCK_ROWS = 1 << 14
 
 
 class SimilarClassBatchSampler(PKBatchSampler):
-    """`PKBatchSampler`'s classes, every `refresh_every_steps` batches dealt anew into similar ones.
+    """`PKBatchSampler`'s classes, every `refresh_every_steps` batches regrouped into similar ones.
 
     The classes that the next n batches would hold anyway are cut into n batches so: the first class still
-    free is a seed and takes the most similar free ones with it, until all are dealt. So every class still
+    free is a seed and takes the most similar free ones with it, until none is free. So every class still
     appears once per pass, and a step costs at most what planning its n batches costs, (n P / S) x (n P) x D.
     A batch that straddles two passes stays as it is, at most one per pass.
 
@@ -32,13 +33,13 @@ class SimilarClassBatchSampler(PKBatchSampler):
             Below a pass, C / P, some neighbours are missed; beyond it, vectors only get older.
         seeds_per_batch: S, divides P: each brings P/S - 1 neighbours. More seeds, easier batches.
         class_vectors: as `set_class_vectors`.
-        seed, rank, world_size, num_steps, first_step: as `BatchStream`.
+        stream: which batches, and whose part of them.
 
     Raises:
         InvalidSetting: as `PKBatchSampler`, fewer than 2 P classes, or S does not divide P.
 
     Source: Ge et al. 2018, arXiv:1810.06951, sec. 3.3 (anchor neighbourhood: random classes and the nearest
-    of each); dealing out a whole permutation instead of drawing with replacement is ours.
+    of each); regrouping a whole permutation instead of drawing with replacement is ours.
     """
 
     def __init__(
@@ -50,21 +51,13 @@ class SimilarClassBatchSampler(PKBatchSampler):
         refresh_every_steps: int,
         seeds_per_batch: int = 1,
         class_vectors: ArrayLike | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        num_steps: int,
-        first_step: int = 0,
+        stream: Stream,
     ) -> None:
         super().__init__(
             class_ids,
             classes_per_batch=classes_per_batch,
             samples_per_class=samples_per_class,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            num_steps=num_steps,
-            first_step=first_step,
+            stream=stream,
         )
         if len(self.classes) < 2 * classes_per_batch:
             raise InvalidSetting(
@@ -106,14 +99,14 @@ class SimilarClassBatchSampler(PKBatchSampler):
     def known_until(self, step: int) -> int:
         """The end of the n batches that a step is in: those after it want the vectors of then."""
         n = self.refresh_every_steps
-        return min((step // n + 1) * n, self.num_steps)
+        return min((step // n + 1) * n, self.stream.num_steps)
 
-    def _turns(self, step: int) -> tuple[Integers, Integers]:
-        numbers, turns = super()._turns(step)
+    def _groups_and_occurrences(self, step: int) -> tuple[Integers, Integers]:
+        numbers, occurrences = super()._groups_and_occurrences(step)
         round_ = step // self.refresh_every_steps
         if self._plan is None or self._plan[0] != round_:
             self._plan = (round_, self._planned(round_))
-        return self._plan[1].get(step, numbers), turns
+        return self._plan[1].get(step, numbers), occurrences
 
     def _planned(self, round_: int) -> dict[int, Integers]:
         """The classes of each of a round's batches, as numbers, but for those that straddle two passes."""
@@ -127,33 +120,35 @@ class SimilarClassBatchSampler(PKBatchSampler):
                 passes.setdefault(number, []).append(step)
         plan: dict[int, Integers] = {}
         for steps in passes.values():
-            pool = np.concatenate([super(SimilarClassBatchSampler, self)._turns(step)[0] for step in steps])
+            pool = np.concatenate(
+                [super(SimilarClassBatchSampler, self)._groups_and_occurrences(step)[0] for step in steps]
+            )
             exact = _in_units(self._vectors[self.classes[pool]])
-            batches = _dealt(exact, self.classes_per_batch, self.seeds_per_batch)
+            batches = _regrouped(exact, self.classes_per_batch, self.seeds_per_batch)
             plan.update(zip(steps, pool[batches], strict=True))
         return plan
 
 
-def _dealt(exact: NDArray[np.float32], size: int, num_seeds: int) -> Integers:
+def _regrouped(exact: NDArray[np.float32], size: int, num_seeds: int) -> Integers:
     """(M / size, size) the numbers 0 to M - 1 in batches of `num_seeds` seeds and their nearest."""
     m = len(exact)
-    places = np.arange(m)
+    positions = np.arange(m)
     free = np.ones(m, dtype=bool)
     num_nearest = size // num_seeds - 1
-    dealt: list[NDArray[np.int64]] = []
+    chosen: list[NDArray[np.int64]] = []
     seed = 0
     for _ in range(m // size * num_seeds):
         seed += int(np.argmax(free[seed:]))
         free[seed] = False
-        dealt.append(places[seed : seed + 1])
+        chosen.append(positions[seed : seed + 1])
         if num_nearest:
             similarities = (exact @ exact[seed]).astype(np.int64)
             # Distinct, so that which are smallest does not depend on how a machine breaks ties.
-            distances = np.where(free, _UNITS**2 * 4 - similarities, _UNITS**2 * 16) * m + places
+            distances = np.where(free, _UNITS**2 * 4 - similarities, _UNITS**2 * 16) * m + positions
             nearest = np.sort(np.partition(distances, num_nearest - 1)[:num_nearest]) % m
             free[nearest] = False
-            dealt.append(nearest)
-    return np.concatenate(dealt).reshape(-1, size)
+            chosen.append(nearest)
+    return np.concatenate(chosen).reshape(-1, size)
 
 
 def _in_units(vectors: NDArray[np.floating]) -> NDArray[np.float32]:

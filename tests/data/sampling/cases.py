@@ -6,10 +6,11 @@ import numpy as np
 
 from dml.data.sampling import (
     AttributeBatchSampler,
-    BatchStream,
+    BatchSampler,
     PKBatchSampler,
     ShuffledBatchSampler,
     SimilarClassBatchSampler,
+    Stream,
 )
 
 
@@ -24,30 +25,36 @@ def unit_vectors(num_classes: int, seed: int = 0, dim: int = 8) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def pk(class_ids: np.ndarray, p: int, k: int, **others) -> BatchStream:
-    return PKBatchSampler(class_ids, classes_per_batch=p, samples_per_class=k, **{"num_steps": 100, **others})
-
-
-def attribute(class_ids: np.ndarray, p: int, k: int, **others) -> BatchStream:
-    return AttributeBatchSampler(
-        class_ids, class_ids % 3, classes_per_batch=p, samples_per_class=k, **{"num_steps": 100, **others}
+def pk(class_ids: np.ndarray, p: int, k: int, num_steps: int = 100, **stream) -> BatchSampler:
+    return PKBatchSampler(
+        class_ids, classes_per_batch=p, samples_per_class=k, stream=Stream(num_steps, **stream)
     )
 
 
-def similar(class_ids: np.ndarray, p: int, k: int, **others) -> BatchStream:
+def attribute(class_ids: np.ndarray, p: int, k: int, num_steps: int = 100, **stream) -> BatchSampler:
+    return AttributeBatchSampler(
+        class_ids,
+        class_ids % 3,
+        classes_per_batch=p,
+        samples_per_class=k,
+        stream=Stream(num_steps, **stream),
+    )
+
+
+def similar(class_ids: np.ndarray, p: int, k: int, num_steps: int = 100, **stream) -> BatchSampler:
     return SimilarClassBatchSampler(
         class_ids,
         classes_per_batch=p,
         samples_per_class=k,
         refresh_every_steps=7,
         class_vectors=unit_vectors(int(class_ids.max()) + 1),
-        **{"num_steps": 100, **others},
+        stream=Stream(num_steps, **stream),
     )
 
 
-def shuffled(class_ids: np.ndarray, p: int, k: int, **others) -> BatchStream:
-    return ShuffledBatchSampler(len(class_ids), batch_size=p * k, **{"num_steps": 100, **others})
+def shuffled(class_ids: np.ndarray, p: int, k: int, num_steps: int = 100, **stream) -> BatchSampler:
+    return ShuffledBatchSampler(len(class_ids), batch_size=p * k, stream=Stream(num_steps, **stream))
 
 
-MAKERS: list[Callable[..., BatchStream]] = [pk, attribute, similar, shuffled]
-CLASS_MAKERS: list[Callable[..., BatchStream]] = [pk, attribute, similar]
+MAKERS: list[Callable[..., BatchSampler]] = [pk, attribute, similar, shuffled]
+CLASS_MAKERS: list[Callable[..., BatchSampler]] = [pk, attribute, similar]

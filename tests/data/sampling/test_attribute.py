@@ -7,19 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dml.data.sampling import AttributeBatchSampler
+from dml.data.sampling import AttributeBatchSampler, Stream
 from dml.errors import InvalidSetting
 
 P, K = 3, 2
 
 
-def sampler(class_ids, values, **others) -> AttributeBatchSampler:
+def sampler(class_ids, values, *, seed=0, **others) -> AttributeBatchSampler:
     return AttributeBatchSampler(
         np.asarray(class_ids),
         np.asarray(values),
         classes_per_batch=P,
         samples_per_class=K,
-        **{"num_steps": 100, **others},
+        stream=Stream(100, seed=seed),
+        **others,
     )
 
 
@@ -132,6 +133,6 @@ def test_a_split_class_whose_values_are_pooled_is_one_class():
         classes_per_batch=4,
         samples_per_class=K,
         several_values="split",
-        num_steps=5,
+        stream=Stream(5),
     )
     assert all(sorted(batches.global_classes(step)) == [0, 1, 2, 3] for step in range(5))

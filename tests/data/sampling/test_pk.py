@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from dml.data.sampling import PKBatchSampler
+from dml.data.sampling import PKBatchSampler, Stream
 from tests.data.sampling.cases import pk, uneven
 
 
@@ -42,7 +42,7 @@ def test_ten_million_rows_of_a_million_classes_are_planned_in_two_seconds_and_50
     class_ids = np.random.default_rng(0).integers(0, 1_000_000, 10_000_000)
 
     def plan():
-        batches = PKBatchSampler(class_ids, classes_per_batch=28, samples_per_class=4, num_steps=10**9)
+        batches = PKBatchSampler(class_ids, classes_per_batch=28, samples_per_class=4, stream=Stream(10**9))
         return [batches.batch(step) for step in (0, 1, 2, 35_714)]  # the last straddles two passes
 
     begin = time.process_time()  # of this process, whatever else the machine does

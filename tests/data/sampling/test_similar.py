@@ -5,20 +5,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dml.data.sampling import SimilarClassBatchSampler
-from dml.data.sampling.similar import _dealt, _in_units
+from dml.data.sampling import SimilarClassBatchSampler, Stream
+from dml.data.sampling.similar import _in_units, _regrouped
 from dml.errors import InvalidSetting
 from tests.data.sampling.cases import pk, unit_vectors
 
 P, N = 4, 5
 
 
-def sampler(num_classes: int, **others) -> SimilarClassBatchSampler:
-    settings_ = {"classes_per_batch": P, "refresh_every_steps": N, "num_steps": 60, **others}
-    return SimilarClassBatchSampler(np.repeat(np.arange(num_classes), 3), samples_per_class=2, **settings_)
+def sampler(
+    num_classes: int, *, seed: int = 0, first_step: int = 0, num_steps: int = 60, **others
+) -> SimilarClassBatchSampler:
+    settings_ = {"classes_per_batch": P, "refresh_every_steps": N, **others}
+    return SimilarClassBatchSampler(
+        np.repeat(np.arange(num_classes), 3),
+        samples_per_class=2,
+        stream=Stream(num_steps, seed=seed, first_step=first_step),
+        **settings_,
+    )
 
 
-def dealt_in_plain_loops(vectors, size, num_seeds):
+def regrouped_in_plain_loops(vectors, size, num_seeds):
     free = list(range(len(vectors)))
     batches = []
     while free:
@@ -37,8 +44,8 @@ def dealt_in_plain_loops(vectors, size, num_seeds):
 @settings(max_examples=40, deadline=None)
 def test_dealing_is_what_plain_loops_deal(num_batches, num_seeds, seed):
     exact = _in_units(unit_vectors(6 * num_batches, seed))
-    want = dealt_in_plain_loops(exact.astype(np.float64), 6, num_seeds)
-    np.testing.assert_array_equal(_dealt(exact, 6, num_seeds), want)
+    want = regrouped_in_plain_loops(exact.astype(np.float64), 6, num_seeds)
+    np.testing.assert_array_equal(_regrouped(exact, 6, num_seeds), want)
 
 
 def test_classes_that_come_in_tight_groups_are_put_together():

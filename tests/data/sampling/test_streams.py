@@ -165,7 +165,7 @@ def test_data_loaders_of_two_ddp_ranks_share_the_batches_without_a_distributed_s
 
 @every_sampler
 def test_places_that_cannot_be_are_refused(make):
-    with pytest.raises(InvalidSetting, match=r"multiple of world_size; got 12 and 5\. Nearest below: 10"):
+    with pytest.raises(InvalidSetting, match=r"multiple of world_size; got 12 and 5\. Nearest: 10"):
         make(uneven(30), 4, 3, world_size=5)
     with pytest.raises(InvalidSetting, match=r"rank must lie in \[0, 2\)"):
         make(uneven(30), 4, 3, rank=2, world_size=2)

@@ -14,7 +14,7 @@ from torch import Tensor
 from dml.config import ExperimentConfig
 from dml.data.batches import Batch, TrainingBatches
 from dml.data.dataset import open_mapped, read_rows
-from dml.data.sampling import BatchStream
+from dml.data.sampling import BatchSampler, Stream
 from dml.errors import InvalidData
 from dml.preprocessing import preprocess
 from dml.refs import DatasetRef
@@ -32,17 +32,17 @@ class Batches(Protocol):
     """Seconds that the loop has waited for them so far."""
 
     @property
-    def sampler(self) -> BatchStream | None:
-        """What orders them, where it may ask to be shown the classes."""
+    def sampler(self) -> BatchSampler | None:
+        """What orders them, where it wants class vectors."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
     def close(self) -> None:
-        """Nobody will ask for more."""
+        """Stop making batches."""
 
 
-class Supply(Protocol):
-    """What a run learns from."""
+class TrainData(Protocol):
+    """What a run is trained on."""
 
     num_classes: int
     """C: labels go from 0 to C - 1."""
@@ -57,7 +57,7 @@ class Supply(Protocol):
 
 
 @dataclass(frozen=True)
-class TrainingRows:
+class LabelledRows:
     """Rows' positions in the dataset, and class ids counted from 0."""
 
     positions: NDArray[np.int64]
@@ -67,14 +67,14 @@ class TrainingRows:
     def num_classes(self) -> int:
         return int(self.class_ids.max()) + 1 if len(self.class_ids) else 0
 
-    def of(self, chosen: NDArray[np.bool_]) -> "TrainingRows":
-        """The rows of the chosen classes, (C,), which are counted anew in the same order."""
-        mine = chosen[self.class_ids]
+    def of_classes(self, chosen: NDArray[np.bool_]) -> "LabelledRows":
+        """The rows of the classes chosen by a mask (C,), renumbered from 0 in the same order."""
+        kept = chosen[self.class_ids]
         renumbered = np.cumsum(chosen) - 1
-        return TrainingRows(self.positions[mine], renumbered[self.class_ids[mine]])
+        return LabelledRows(self.positions[kept], renumbered[self.class_ids[kept]])
 
 
-def read_training_rows(dataset: DatasetRef) -> TrainingRows:
+def read_training_rows(dataset: DatasetRef) -> LabelledRows:
     """Positions and contiguous class ids of a dataset's train split; raises InvalidData when it is empty."""
     rows = read_rows(dataset, split="train", columns=["class_index"])
     if not len(rows):
@@ -83,7 +83,7 @@ def read_training_rows(dataset: DatasetRef) -> TrainingRows:
             f"splits {sorted(dataset.splits)}. Ingest it with another split."
         )
     _, class_ids = np.unique(rows["class_index"].to_numpy(), return_inverse=True)
-    return TrainingRows(rows["position"].to_numpy(), class_ids.astype(np.int64))
+    return LabelledRows(rows["position"].to_numpy(), class_ids.astype(np.int64))
 
 
 def require_trainable(config: ExperimentConfig, dataset: DatasetRef) -> None:
@@ -102,21 +102,17 @@ def require_trainable(config: ExperimentConfig, dataset: DatasetRef) -> None:
     learnt: NDArray[np.bool_] = np.ones(len(rows.positions), dtype=np.bool_)
     if config.training.validation is not None:
         held_out = held_out_classes(rows.num_classes, config.training.validation.fraction, config.seed)
-        learnt, rows = ~held_out[rows.class_ids], rows.of(~held_out)
+        learnt, rows = ~held_out[rows.class_ids], rows.of_classes(~held_out)
     build_sampler(
         config.sampler,
         dataset,
         rows.class_ids,
         learnt=learnt,
-        seed=config.seed,
-        rank=0,
-        world_size=config.training.num_workers,
-        num_steps=config.training.num_steps,
-        first_step=0,
+        stream=Stream(config.training.num_steps, seed=config.seed, world_size=config.training.num_workers),
     )
 
 
-class DatasetSupply:
+class DatasetTrainData:
     """The train split of a dataset version, decoded and augmented as the configuration says.
 
     Raises:
@@ -133,13 +129,13 @@ class DatasetSupply:
         if wanted is not None:
             held_out = held_out_classes(rows.num_classes, wanted.fraction, config.seed)
             self.learnt = ~held_out[rows.class_ids]
-            others, rows = rows.of(held_out), rows.of(~held_out)
+            others, rows = rows.of_classes(held_out), rows.of_classes(~held_out)
             self.validation = ValidationSet(others.class_ids, lambda part: self._images(others, part))
         self.mapped = open_mapped(dataset)
         self.rows = rows
         self.num_classes = rows.num_classes
 
-    def sampler(self, worker: Worker, first_step: int) -> BatchStream:
+    def sampler(self, worker: Worker, first_step: int) -> BatchSampler:
         """What orders this worker's batches.
 
         Raises:
@@ -151,11 +147,7 @@ class DatasetSupply:
             self.dataset,
             self.rows.class_ids,
             learnt=self.learnt,
-            seed=config.seed,
-            rank=worker.rank,
-            world_size=worker.world_size,
-            num_steps=config.training.num_steps,
-            first_step=first_step,
+            stream=Stream(config.training.num_steps, config.seed, worker.rank, worker.world_size, first_step),
         )
 
     def batches(self, worker: Worker, first_step: int) -> Batches:
@@ -175,7 +167,7 @@ class DatasetSupply:
         ids: list[str] = read_rows(self.dataset, columns=["id"])["id"].take(positions).to_pylist()
         return ids
 
-    def _images(self, rows: TrainingRows, part: NDArray[np.int64]) -> Tensor:
+    def _images(self, rows: LabelledRows, part: NDArray[np.int64]) -> Tensor:
         contents = self.mapped.images(rows.positions[part])
         with ThreadPoolExecutor(_DECODING_THREADS) as pool:
             return torch.stack(list(pool.map(lambda c: preprocess(c, self.config.preprocessing), contents)))

@@ -28,6 +28,7 @@ _PARENTS = ("embeddings", "dataset", "package", "initial")
 _OWN_FOLDERS = (*VERSIONED.values(), "packages", "embeddings", "reports", "bench", "runs", "galleries")
 """Where a store keeps what this project made; MLflow's and Prefect's folders are theirs."""
 
+_FORGOTTEN, _HALF_REMOVED = "forgotten", "its removal was killed"
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
 ABANDONED_AFTER = timedelta(days=1)
 """A staging folder or unsealed table that nobody wrote to for so long is a killed process's."""
@@ -265,9 +266,11 @@ def _abandoned(store: str, now: datetime) -> Iterator[Removal]:
                 if not storage.is_complete(storage.join(root, name)):
                     unfinished[name] = [e for e in entries if e.path.split("/")[0] == name]
         for path, below in unfinished.items():
-            if all(entry.modified is None or entry.modified < oldest for entry in below):
+            dead = storage.is_removed(path.rpartition("/")[2])
+            if dead or all(entry.modified is None or entry.modified < oldest for entry in below):
                 size = sum(entry.size_bytes for entry in below)
-                yield Removal(storage.join(root, path), "unfinished", "its maker was killed", size)
+                why = _HALF_REMOVED if dead else "its maker was killed"
+                yield Removal(storage.join(root, path), "unfinished", why, size)
     for upload in storage.open_uploads(store):
         if upload.initiated < oldest:
             yield Removal(upload.uri, "upload", "its maker was killed", 0)
@@ -278,16 +281,46 @@ def _removal(uri: str, kind: str, why: str) -> Removal:
     return Removal(uri, kind, why, size)
 
 
-def remove(removals: Sequence[Removal]) -> None:
-    """Remove what `unneeded` found, and this machine's cached copies; each is whole or gone at any time."""
-    for removal in removals:
-        if removal.kind == "upload":
-            storage.abort_uploads(removal.uri)
-        else:
-            storage.remove(removal.uri)
+def remove(removals: Sequence[Removal]) -> list[Removal]:
+    """Remove what `unneeded` found, and this machine's cached copies; each is whole or gone at any time.
+
+    What was made current meanwhile stays, and what that was made from. What others were made from goes
+    after them, so that whoever is killed here finds the rest by the same way again.
+
+    Returns:
+        What was removed.
+    """
+    stays: set[str] = set()
+    going = {removal.uri for removal in removals}
+    removed: set[str] = set()
+    for removal in sorted(removals, key=_descendants_first):
+        if removal.uri in stays:
+            continue
         if removal.fingerprint:
             for folder in ("rows", "artifacts"):
                 storage.delete(str(storage.cache_dir() / folder / removal.fingerprint))
+        if removal.kind == "upload":
+            storage.abort_uploads(removal.uri)
+        elif removal.kind in VERSIONED:
+            folder, _, version = removal.uri.rpartition("/")
+            with storage.held_pointer(folder) as pointer:
+                if pointer.version == version and removal.why != _FORGOTTEN:
+                    stays |= set(_parents(storage.read_manifest(removal.uri)["ref"]))
+                    continue
+                if pointer.version == version:
+                    left = (v for v in pointer.former if storage.join(folder, v) not in going)
+                    if (former := next(filter(pointer.can_go_back_to, left), None)) is not None:
+                        pointer.back(former)
+                storage.remove(removal.uri)
+        else:
+            storage.remove(removal.uri)
+        removed.add(removal.uri)
+    return [removal for removal in removals if removal.uri in removed]
+
+
+def _descendants_first(removal: Removal) -> int:
+    order = ["index", "embeddings", "package", "dataset"]
+    return order.index(removal.kind) if removal.kind in order else -1
 
 
 def users_of(store: str, uri: str) -> list[Artifact]:
@@ -315,30 +348,36 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
         return [_remove_run(store, name)]
     base, version = split_version(name, kind)
     folder = storage.named_folder(store, VERSIONED["dataset" if kind == "dataset" else "index"], base)
-    chosen = [version] if version else storage.list_versions(folder)
     if not storage.exists(folder) or (version and version not in storage.list_versions(folder)):
         raise storage.missing_version(folder, version, kind)
-    if version is not None and version == storage.current(folder):
-        raise InvalidSetting(
-            f"{name} must not be the current version; it is. Go back first (`dml rollback {kind} {base}`), "
-            f"or remove all of {base}: `dml rm {kind} {base}`."
-        )
-    chosen_uris = [storage.join(folder, own) for own in chosen]
-    users = {str(user) for uri in chosen_uris for user in users_of(store, uri) if user.kind == "index"}
-    if users:
-        raise InvalidSetting(
-            f"{kind} {name} must not be needed; the indexes {sorted(users)} were made from it. "
-            "Remove them first."
-        )
-    for uri in chosen_uris:
-        storage.remove(uri)
-    if version is None:
-        for name in (storage.POINTER, "refresh.json"):
-            storage.delete(storage.join(folder, name))
-        if kind == "dataset":
-            storage.delete(storage.join(store, "quarantine", f"{base}.parquet"))
-        storage.delete_empty(folder)  # what forgets items stays, and what others put there
+    with storage.held_pointer(folder) as pointer:
+        if version is not None and version == pointer.version:
+            raise InvalidSetting(
+                f"{name} must not be the current version; it is. Go back first "
+                f"(`dml rollback {kind} {base}`), or remove all of {base}: `dml rm {kind} {base}`."
+            )
+        chosen = [version] if version else storage.list_versions(folder)
+        chosen_uris = [storage.join(folder, own) for own in chosen]
+        users = {str(user) for uri in chosen_uris for user in users_of(store, uri) if user.kind == "index"}
+        if users:
+            raise InvalidSetting(
+                f"{kind} {name} must not be needed; the indexes {sorted(users)} were made from it. "
+                "Remove them first."
+            )
+        for uri in chosen_uris:
+            storage.remove(uri)
+        if version is None:
+            _remove_rest(store, kind, folder)
     return [f"{base}@{own}" for own in chosen] or [base]
+
+
+def _remove_rest(store: str, kind: str, folder: str) -> None:
+    """Of a name without versions; what forgets items stays, and what others put there."""
+    for name in (storage.POINTER, "refresh.json"):
+        storage.delete(storage.join(folder, name))
+    if kind == "dataset":
+        storage.delete(storage.join(store, "quarantine", f"{folder.rpartition('/')[2]}.parquet"))
+    storage.delete_empty(folder)
 
 
 def _remove_run(store: str, name: str) -> str:
@@ -368,16 +407,23 @@ def remove_with_descendants(store: str, datasets: Sequence[DatasetRef]) -> list[
     gone = [a for a in artifacts if a.uri in roots or roots & set(a.parents)]
     fingerprints = {ref.fingerprint for ref in datasets}
     pages = [a for a in artifacts if a.kind == "report" and _may_show(a, fingerprints)] if roots else []
-    removals = [Removal(a.uri, a.kind, "forgotten", a.size_bytes, a.fingerprint) for a in [*gone, *pages]]
+    removals = [Removal(a.uri, a.kind, _FORGOTTEN, a.size_bytes, a.fingerprint) for a in [*gone, *pages]]
     versions = {ref.version for ref in datasets}
     tables = storage.join(store, "embeddings")
     removals += [
-        _removal(storage.join(tables, name), "embeddings", "forgotten")
+        _removal(storage.join(tables, name), "embeddings", _FORGOTTEN)
         for name in storage.list_folders(tables)
         if versions & set(name.split("-")) and storage.join(tables, name) not in {r.uri for r in removals}
     ]
     removals += _galleries(store, {f"{a.name}-{a.version}" for a in artifacts if a not in gone})
-    remove(removals)
+    links = [removal.uri for removal in removals if storage.is_link(removal.uri)]
+    if links:
+        raise InvalidSetting(
+            f"What is erased must lie in the store itself; {links} are symbolic links. Put there what they "
+            "lead to, then forget again."
+        )
+    removals = remove(removals)
+    removals += remove([each for each in _abandoned(store, datetime.now(UTC)) if each.why == _HALF_REMOVED])
     return [removal.uri for removal in removals]
 
 

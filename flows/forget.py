@@ -36,8 +36,9 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
     root = store_uri(store)
     holding = stage(versions_with)(root, dataset, ids)
     stage(require_known)(root, dataset, holding, ids)
-    twins = sorted({twin for ref in holding for twin in stage(same_images)(ref, ids)})
     stage(keep_forgotten)(root, dataset, ids)  # from now on no ingest brings them back
+    holding = stage(versions_with)(root, dataset, ids)  # also what one published meanwhile
+    twins = sorted({twin for ref in holding for twin in stage(same_images)(ref, ids)})
     indexes = [
         ref for ref in stage(list_indexes)(root) if ref.embeddings.dataset.uri in {h.uri for h in holding}
     ]

@@ -33,6 +33,7 @@ _QUIET_S = 1.5  # importing torch alone takes as long
 _OF_THE_MACHINE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    errno.EBUSY,
 }
 """What a disk, a folder or a limit of the system refuses with; other system errors are our mistakes."""
 

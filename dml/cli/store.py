@@ -81,7 +81,7 @@ def gc(
     ]
     removals = unneeded(root, registered, keep=keep, grace=timedelta(hours=grace_hours))
     if not dry_run:
-        remove(removals)
+        removals = remove(removals)
     size = sum(removal.size_bytes for removal in removals)
     if as_json:
         shown = [{"uri": r.uri, "kind": r.kind, "why": r.why, "size_bytes": r.size_bytes} for r in removals]

@@ -23,8 +23,10 @@ def forgotten_ids(store: str, name: str) -> frozenset[str]:
 
 def keep_forgotten(store: str, name: str, ids: Iterable[str]) -> None:
     """Add ids to those that must not come back."""
-    digests = forgotten_ids(store, name) | {digest_of_id(id_) for id_ in ids}
-    storage.write_json(_uri(store, name), {"ids": sorted(digests)})
+    added = {digest_of_id(id_) for id_ in ids}
+    storage.update_json(
+        _uri(store, name), lambda held: {"ids": sorted(added.union(held["ids"] if held else []))}
+    )
 
 
 def _uri(store: str, name: str) -> str:

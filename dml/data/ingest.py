@@ -94,7 +94,8 @@ def ingest_source(
         TooManyRefused: more than `max_quarantined` of the rows; nothing is published.
         MissingArtifact: there is no such source, or a worker's machine does not see it or the store.
         InvalidSetting: the split or the source cannot be followed.
-        IncompatibleArtifact: another ingest of the same name, published meanwhile, split a class otherwise.
+        IncompatibleArtifact: another ingest of the same name, published meanwhile, split a class otherwise;
+            or items were forgotten meanwhile.
     """
     config = config.model_copy(update={"source": absolute(config.source)})
     access = Access(config.allowed_prefixes, (storage.resolve(store),), config.timeout_s, config.retries)
@@ -106,7 +107,7 @@ def ingest_source(
     problems += listing.problems
     storage.mark_store(store)
     parent = storage.named_folder(store, "datasets", config.name)
-    current, former = storage.current(parent), find_former(store, config.name)
+    former = find_former(store, config.name)
     table = latest_quarantine(store, config.name)
     num_listed = len(samples) + len(problems)
     _require_few(config, problems, num_listed, table)
@@ -127,32 +128,35 @@ def ingest_source(
         rows = [row for fragment in fragments for row in fragment.rows]
         if {row.split for row in rows} != set(split.of_class.values()) or not rows:
             raise _nothing_valid(config, problems, table)
-        split = _as_others_dealt(split, former, find_former(store, config.name), config.name)
-        write_quarantine(storage.join(staged, QUARANTINE), problems)
-        write_sides(staged, split.sides)
-        fingerprint = fingerprint_of(rows, attributes, problems)
-        final = storage.join(parent, fingerprint[:12])
-        ref = DatasetRef(
-            uri=final,
-            fingerprint=fingerprint,
-            name=config.name,
-            rows=len(rows),
-            classes=len({row.label for row in rows}),
-            splits=split_sizes(rows),
-            quarantined=len(problems),
-            attributes=attributes,
-            schema_version=SCHEMA_VERSION,
-        )
-        this = LastIngest(config, split.used).to_json()
-        description = {
-            "ref": ref.model_dump(mode="json", exclude={"uri"}),
-            "fragments": [{"name": f.name, "rows": len(f.rows)} for f in fragments],
-            **this,
-            "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        }
-        outcome = _publish(staged, final, description, is_current=current == ref.version)
-    if make_current or current is None:
-        storage.point(parent, ref.version, remember=this)
+        with storage.held_pointer(parent) as pointer:
+            split = _as_others_dealt(split, former, find_former(store, config.name), config.name)
+            write_quarantine(storage.join(staged, QUARANTINE), problems)
+            write_sides(staged, split.sides)
+            fingerprint = fingerprint_of(rows, attributes, problems)
+            final = storage.join(parent, fingerprint[:12])
+            ref = DatasetRef(
+                uri=final,
+                fingerprint=fingerprint,
+                name=config.name,
+                rows=len(rows),
+                classes=len({row.label for row in rows}),
+                splits=split_sizes(rows),
+                quarantined=len(problems),
+                attributes=attributes,
+                schema_version=SCHEMA_VERSION,
+            )
+            this = LastIngest(config, split.used).to_json()
+            description = {
+                "ref": ref.model_dump(mode="json", exclude={"uri"}),
+                "fragments": [{"name": f.name, "rows": len(f.rows)} for f in fragments],
+                **this,
+                "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            }
+            outcome = _publish(staged, final, description, is_current=pointer.version == ref.version)
+            named = [*(row.sample.id for row in rows), *(problem.id for problem in problems)]
+            _refuse_forgotten(store, ref, named, outcome)
+            if make_current or pointer.version is None:
+                pointer.move(ref.version, remember=this)
     return IngestReport(
         dataset=find_dataset(store, f"{ref.name}@{ref.version}"),
         outcome=outcome,
@@ -207,6 +211,19 @@ def _as_others_dealt(split: ChosenSplit, former: Former, latest: Former, name: s
             f"{apart[:_NAMED_AT_MOST]}. Nothing was published; begin again."
         )
     return replace(split, sides={**known, **split.sides})
+
+
+def _refuse_forgotten(store: str, ref: DatasetRef, ids: Sequence[str], outcome: Outcome) -> None:
+    """Take back a version with items that were forgotten while it was made: `forget` saw it, or this does."""
+    forgotten = forgotten_ids(store, ref.name)
+    back = sum(digest_of_id(id_) in forgotten for id_ in ids) if forgotten else 0
+    if back:
+        if outcome == "made":
+            storage.remove(ref.uri)
+        raise IncompatibleArtifact(
+            f"An ingest must not bring back what is forgotten; {back} items of {ref.name} were forgotten "
+            "meanwhile. Nothing was published; begin again."
+        )
 
 
 def _held_out(ref: DatasetRef, split: str) -> str:

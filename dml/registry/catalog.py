@@ -18,7 +18,7 @@ from dml.errors import InvalidSetting, MissingArtifact, did_you_mean, without_pa
 from dml.names import check_name
 from dml.refs import ModelRef, PackageRef
 from dml.registry.connection import as_default, connect
-from dml.registry.database import REGISTRY_LOCK, exclusive
+from dml.registry.database import REGISTRY_LOCK
 from dml.registry.notes import note_of, note_of_model
 from dml.registry.tracking import Run
 from dml.settings import has_registry, local_folder, tracking_uri
@@ -69,7 +69,7 @@ def register(
     """
     check_name(name, "model")
     client = connect(run.tracking_uri)
-    with exclusive(local_folder(store) / REGISTRY_LOCK):
+    with storage.exclusive(local_folder(store) / REGISTRY_LOCK):
         model = _oldest(client, store, name, package) or _new_version(client, store, run, name, package)
         client.set_model_version_tag(name, str(model.version), _METRICS, _metrics_tag(metrics))
         note = note_of(f"models:/{model}", package, metrics, baselines or {})

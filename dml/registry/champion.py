@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from dml import storage
 from dml.config import GateConfig
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.names import check_name
 from dml.refs import Comparison, ModelRef, against_pixels
 from dml.registry.catalog import CHALLENGER, CHAMPION, REASON_TAG, no_such_model, versions_of
 from dml.registry.connection import connect
-from dml.registry.database import REGISTRY_LOCK, exclusive
+from dml.registry.database import REGISTRY_LOCK
 from dml.registry.tracking import user
 from dml.settings import has_registry, local_folder, tracking_uri
 
@@ -66,7 +67,7 @@ def judge(
     passed = all(ok for ok, _ in verdicts)
     reason = "; ".join(text for _, text in verdicts if text)
     alias = CHAMPION if passed else CHALLENGER
-    with exclusive(local_folder(store) / REGISTRY_LOCK):
+    with storage.exclusive(local_folder(store) / REGISTRY_LOCK):
         _move_alias(client, model.name, str(model.version), alias, reason)
     return model.model_copy(update={"alias": alias, "reason": reason})
 
@@ -145,7 +146,7 @@ def rollback_champion(store: str, name: str, *, reason: str = "", by: str | None
     if not has_registry(store):
         raise no_such_model(store, name, [])
     client = connect(tracking_uri(store))
-    with exclusive(local_folder(store) / REGISTRY_LOCK):
+    with storage.exclusive(local_folder(store) / REGISTRY_LOCK):
         versions = versions_of(client, store, base)
         by_version = {str(model.version): model for model in versions}
         present = next((model.version for model in versions if model.promoted), None)

@@ -5,7 +5,6 @@ aside and appears when it is finished, and in a store that was copied or moved t
 where the store lies now, before anything reads them.
 """
 
-import fcntl
 import logging
 import sqlite3
 import uuid
@@ -32,19 +31,6 @@ _ADDRESSES = [
 ]
 
 
-@contextmanager
-def exclusive(lock: Path) -> Iterator[None]:
-    """Of all processes and threads on this machine one at a time; the lock of a killed one is free.
-
-    Args:
-        lock: a file, made where it is missing; it stays, since removing it would race.
-    """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("ab") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
 def sqlite_file(tracking_uri: str) -> Path | None:
     """The file of a `sqlite:` URI; None of another, or of a database in memory."""
     if not tracking_uri.startswith("sqlite"):
@@ -68,7 +54,7 @@ def first_contact(file: Path) -> Iterator[None]:
     Raises:
         CorruptArtifact: it is no SQLite database.
     """
-    with exclusive(file.with_name(f"{file.name}.lock")):
+    with storage.exclusive(file.with_name(f"{file.name}.lock")):
         if not file.exists():
             _make(file)
         try:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dml import storage
 from dml.refs import DatasetRef
 from dml.registry.connection import connect
-from dml.registry.database import REGISTRY_LOCK, exclusive
+from dml.registry.database import REGISTRY_LOCK
 from dml.registry.journal import MAX_METRICS_PER_BATCH, Journal, send_leftovers
 from dml.settings import artifact_root, local_folder, tracking_uri
 
@@ -113,7 +114,7 @@ def start_run(
     client = connect(uri)
     journals = folder / "mlflow-metrics"
     journals.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder / REGISTRY_LOCK):
+    with storage.exclusive(folder / REGISTRY_LOCK):
         experiment_id = _experiment_id(client, uri, experiment, artifact_root(store))
         found = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
         if found:

@@ -95,11 +95,13 @@ def embed(
             f"by {previous.package.version}. Leave `previous` out to embed everything."
         )
     ref = _ref_of(store, package, dataset, split)
+    was_sealed = storage.is_complete(ref.uri)
     if _is_whole(ref.uri):
         logger.info("embed: nothing to do, all %d embeddings are in %s", ref.rows, ref.uri)
         return ref
     storage.make_folder(ref.uri)
-    storage.delete(storage.join(ref.uri, storage.MANIFEST))  # of a table that was damaged
+    if was_sealed:  # and is damaged; one that another process seals at this moment is not
+        storage.delete(storage.join(ref.uri, storage.MANIFEST))
     units = [
         _Unit(fragment, split, storage.join(ref.uri, part_name(number)))
         for number, fragment in enumerate(fragments(dataset))
@@ -121,6 +123,8 @@ def embed(
             seal_table(ref, {unit.name: rows[unit] or 0 for unit in units})
             return ref
         logger.warning("%d parts are made again: damaged, or of other samples; %s", len(left), left[0].part)
+        for unit in left:
+            storage.delete(unit.part)
     raise CorruptArtifact(
         f"{left[0].part} must have the samples of {left[0].fragment} once it is written; it has not, after "
         f"{_ROUNDS} times. Look after the disk, and whether another program writes there."

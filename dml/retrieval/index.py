@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from dml import storage
 from dml.config import IndexConfig
 from dml.data.dataset import read_rows
-from dml.errors import InvalidSetting
+from dml.data.forgotten import digest_of_id, forgotten_ids
+from dml.errors import IncompatibleArtifact, InvalidSetting
 from dml.names import split_version
 from dml.refs import EmbeddingsRef, IndexRef
 from dml.retrieval.search import INDEX_FILE, ITEMS_FILE, open_index
@@ -52,6 +53,7 @@ def build_index(
     Raises:
         InvalidSetting: a factory string that Faiss cannot follow with these rows.
         CorruptArtifact: a file of table or dataset is damaged, or they have different rows.
+        IncompatibleArtifact: items of the dataset were forgotten meanwhile.
     """
     factory = _choose_factory(embeddings.rows) if config.factory == "auto" else config.factory
     fingerprint = storage.digest_of(embeddings.fingerprint, factory, config.num_probes, config.recall_queries)
@@ -84,7 +86,19 @@ def build_index(
                 "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
             },
         )
+    _refuse_forgotten(store, ref, items["id"])
     return ref
+
+
+def _refuse_forgotten(store: str, ref: IndexRef, ids: pa.ChunkedArray) -> None:
+    """Take back a version with items that were forgotten meanwhile: `forget` saw it, or this does."""
+    forgotten = forgotten_ids(store, ref.embeddings.dataset.name)
+    if forgotten and any(digest_of_id(id_) in forgotten for id_ in ids.to_pylist()):
+        storage.remove(ref.uri)
+        raise IncompatibleArtifact(
+            f"An index must not hold what is forgotten; items of {ref.embeddings.dataset.name} were "
+            "forgotten while it was built. Nothing was published; begin again."
+        )
 
 
 def _choose_factory(num_rows: int) -> str:
@@ -198,12 +212,17 @@ def rollback_index(store: str, name: str) -> IndexRef:
 
     Raises:
         MissingArtifact: there is no such former version.
+        CorruptArtifact: it cannot be opened and searched; the current version stays.
     """
     base, version = split_version(name, "index")
     folder = storage.named_folder(store, "indexes", base)
     if not storage.list_versions(folder):
         raise storage.missing_version(folder, version, "index")
-    return _read_ref(storage.join(folder, storage.point_back(folder, version)))
+    with storage.held_pointer(folder) as pointer:
+        ref = _read_ref(storage.join(folder, pointer.before(version)))
+        open_index(ref).check()
+        pointer.back(ref.version)
+    return ref
 
 
 def find_index(store: str, name: str) -> IndexRef:

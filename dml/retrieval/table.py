@@ -184,7 +184,9 @@ def read_part(uri: str, columns: list[str]) -> pa.Table:
 def write_part(
     uri: str, ids: pa.ChunkedArray, digests: pa.ChunkedArray, vectors: NDArray[np.float32]
 ) -> None:
-    """Write one part; its name appears when it is whole.
+    """Write one part; its name appears when it is whole, and what is there already stays.
+
+    So of several processes that make the same table, none changes what another has sealed.
 
     Args:
         uri: where.
@@ -204,7 +206,7 @@ def write_part(
     sink = pa.BufferOutputStream()
     compression = {"id": "ZSTD", "sha256": "ZSTD", "embedding": "NONE"}
     parquet.write_table(table, sink, compression=compression, use_dictionary=False, write_page_checksum=True)
-    storage.write_bytes(uri, sink.getvalue().to_pybytes())
+    storage.write_new(uri, sink.getvalue().to_pybytes())
 
 
 class KnownVectors:

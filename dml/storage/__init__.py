@@ -3,24 +3,17 @@
 from dml.storage.artifacts import (
     MANIFEST,
     MARKER,
-    POINTER,
     STORE_FOLDERS,
-    current,
     damaged_files,
-    find_version,
-    former_versions,
     is_complete,
     is_intact,
+    is_removed,
     is_staging,
     list_versions,
     mark_store,
-    missing_version,
     named_folder,
-    point,
-    point_back,
     publish,
     read_manifest,
-    remembered,
     remove,
     require_store,
     seal,
@@ -31,6 +24,7 @@ from dml.storage.artifacts import (
     write_manifest,
 )
 from dml.storage.cache import cache_dir
+from dml.storage.conditional import Overtaken
 from dml.storage.digest import digest_of, digest_of_bytes
 from dml.storage.fetch import fetch
 from dml.storage.files import (
@@ -43,6 +37,7 @@ from dml.storage.files import (
     files_below,
     filesystem,
     is_aside,
+    is_link,
     is_remote,
     join,
     list_entries,
@@ -55,6 +50,20 @@ from dml.storage.files import (
     resolve,
     write_bytes,
     write_json,
+    write_new,
+)
+from dml.storage.lock import exclusive
+from dml.storage.pointer import (
+    POINTER,
+    Pointer,
+    current,
+    find_version,
+    former_versions,
+    held_pointer,
+    missing_version,
+    point,
+    remembered,
+    update_json,
 )
 from dml.storage.reading import reading
 from dml.storage.uploads import abort_uploads, open_uploads
@@ -65,6 +74,8 @@ __all__ = [
     "POINTER",
     "STORE_FOLDERS",
     "Entry",
+    "Overtaken",
+    "Pointer",
     "abort_uploads",
     "absolute_references",
     "cache_dir",
@@ -74,6 +85,7 @@ __all__ = [
     "delete_empty",
     "digest_of",
     "digest_of_bytes",
+    "exclusive",
     "exists",
     "fetch",
     "file_digest",
@@ -81,10 +93,13 @@ __all__ = [
     "filesystem",
     "find_version",
     "former_versions",
+    "held_pointer",
     "is_aside",
     "is_complete",
     "is_intact",
+    "is_link",
     "is_remote",
+    "is_removed",
     "is_staging",
     "join",
     "list_entries",
@@ -97,7 +112,6 @@ __all__ = [
     "named_folder",
     "open_uploads",
     "point",
-    "point_back",
     "publish",
     "read_bytes",
     "read_json",
@@ -111,9 +125,11 @@ __all__ = [
     "seal",
     "staged",
     "staging",
+    "update_json",
     "verify",
     "verify_opened",
     "write_bytes",
     "write_json",
     "write_manifest",
+    "write_new",
 ]

@@ -1,9 +1,7 @@
-"""How an artefact appears: written aside, then published whole, then pointed at.
+"""How an artefact appears: written aside, then published whole.
 
 An artefact is a folder. It exists if and only if it holds `manifest.json`, which is written last and names
-every other file with its size and SHA-256. A folder of versions (`datasets/NAME`, `indexes/NAME`) has a
-`current.json` that names the version in use and those before it; replacing that one small file is the only
-way anything changes.
+every other file with its size and SHA-256. Which version of several is in use says the pointer beside them.
 """
 
 import json
@@ -22,10 +20,10 @@ from dml.errors import (
     IncompatibleArtifact,
     InvalidSetting,
     MissingArtifact,
-    did_you_mean,
 )
 from dml.names import check_name, is_version
 from dml.storage import verified
+from dml.storage.conditional import Overtaken, read_held, replace_held
 from dml.storage.digest import digest_of
 from dml.storage.files import (
     absolute_references,
@@ -34,10 +32,12 @@ from dml.storage.files import (
     file_digest,
     files_below,
     filesystem,
+    is_link,
     is_remote,
     join,
     list_folders,
     make_folder,
+    own_path,
     read_bytes,
     read_json,
     relative_references,
@@ -47,7 +47,6 @@ from dml.storage.files import (
 )
 
 MANIFEST = "manifest.json"
-POINTER = "current.json"
 MARKER = "dml-store.json"
 STORE_FOLDERS = frozenset(
     [
@@ -66,8 +65,9 @@ STORE_FOLDERS = frozenset(
 """What stages make below a store: no part of a source that the store lies in."""
 STORE_FORMAT = 1
 KIND_OF_FOLDER = {"datasets": "dataset", "indexes": "index"}
-_MOST_FORMER_VERSIONS = 100
 _STAGING = re.compile(r"\.staging-.+-[0-9a-f]{8}")
+_REMOVED = "removed-"
+_TRIES = 5
 _HASHING_THREADS = 8
 _OWN_DIGEST = "manifest_sha256"
 
@@ -178,9 +178,17 @@ def _publish_remote(staged_uri: str, final_uri: str, manifest: Mapping[str, Any]
     def copy(name: str) -> None:
         filesystem_.copy_file(f"{staged_path}/{name}", f"{final_path}/{name}")
 
-    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        list(pool.map(copy, manifest["files"]))
-    write_manifest(final_uri, manifest)
+    # Two that publish the same at once overwrite each other's files; whose manifest is second begins again,
+    # so that what lies there in the end is of one of them.
+    for _ in range(_TRIES):
+        held = read_held(join(final_uri, MANIFEST))
+        with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+            list(pool.map(copy, manifest["files"]))
+        with suppress(Overtaken):
+            replace_held(join(final_uri, MANIFEST), _encoded(final_uri, manifest), held)
+            break
+    else:
+        raise Overtaken(f"Only one process must publish {final_uri} at a time; others do. Begin again.")
     delete(staged_uri)
 
 
@@ -258,8 +266,12 @@ def _leaves(name: str) -> bool:
 
 def write_manifest(uri: str, content: Mapping[str, Any]) -> None:
     """Write what an artefact's folder holds and was made from; its own digest shows when it is changed."""
+    write_bytes(join(uri, MANIFEST), _encoded(uri, content))
+
+
+def _encoded(uri: str, content: Mapping[str, Any]) -> bytes:
     kept = json.loads(json.dumps(relative_references(content, uri)))
-    write_bytes(join(uri, MANIFEST), json.dumps({**kept, _OWN_DIGEST: digest_of(kept)}, indent=1).encode())
+    return json.dumps({**kept, _OWN_DIGEST: digest_of(kept)}, indent=1).encode()
 
 
 def verify(uri: str) -> None:
@@ -325,118 +337,6 @@ def _refuse_damaged(uri: str, names: list[str]) -> None:
         )
 
 
-def point(parent_uri: str, version: str, remember: Mapping[str, Any] | None = None) -> None:
-    """Make a version the current one; readers see the former or this, never neither.
-
-    Args:
-        parent_uri: the folder of versions.
-        version: which.
-        remember: what `remembered` gives from now on, a JSON tree; None: what it gave before.
-    """
-    history, known = _history(parent_uri), remembered(parent_uri)
-    remember = known if remember is None else remember
-    if history[:1] == [version] and remember == known:
-        return
-    former = [name for name in history if name != version]
-    _write_pointer(parent_uri, [version, *former], remember)
-
-
-def remembered(parent_uri: str) -> dict[str, Any]:
-    """What is known of the current version beyond its manifest, which does not change; often nothing."""
-    try:
-        known = read_json(join(parent_uri, POINTER)).get("remembered", {})
-    except (MissingArtifact, CorruptArtifact):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def point_back(parent_uri: str, version: str | None = None) -> str:
-    """Make a former version the current one again, and forget that the later ones were current.
-
-    Args:
-        parent_uri: the folder of versions.
-        version: which; None: the one before the current.
-
-    Returns:
-        The version that is current now.
-
-    Raises:
-        MissingArtifact: there is no such former version.
-    """
-    history = _history(parent_uri)
-    whole = [name for name in history[1:] if is_complete(join(parent_uri, name))]
-    if version is None and whole:
-        version = whole[0]
-    if version is None or version not in whole:
-        raise MissingArtifact(
-            f"{parent_uri.rsplit('/', 1)[-1]} must have a former version to go back to; wanted "
-            f"{version or 'the one before'}, there are {whole or 'none'}."
-        )
-    _write_pointer(parent_uri, history[history.index(version) :])
-    return version
-
-
-def current(parent_uri: str) -> str | None:
-    """The current version's name, or None before the first; raises CorruptArtifact for a damaged pointer."""
-    return next(iter(_history(parent_uri)), None)
-
-
-def former_versions(parent_uri: str) -> list[str]:
-    """The versions that were current before the current one, the latest first."""
-    return _history(parent_uri)[1:]
-
-
-def _write_pointer(parent_uri: str, history: list[str], remember: Mapping[str, Any] | None = None) -> None:
-    content = {"version": history[0], "former": history[1 : _MOST_FORMER_VERSIONS + 1]}
-    write_json(join(parent_uri, POINTER), content | ({"remembered": remember} if remember else {}))
-
-
-def _history(parent_uri: str) -> list[str]:
-    uri = join(parent_uri, POINTER)
-    try:
-        content = read_json(uri)
-    except MissingArtifact:
-        return []
-    except CorruptArtifact as error:
-        raise _damaged_pointer(uri) from error
-    former = content.get("former", [])
-    history = [content.get("version"), *(former if isinstance(former, list) else [former])]
-    if not all(isinstance(name, str) and is_version(name) for name in history):
-        raise _damaged_pointer(uri)
-    return [str(name) for name in history]
-
-
-def _damaged_pointer(uri: str) -> CorruptArtifact:
-    versions = [name for name in list_folders(uri.rpartition("/")[0]) if is_version(name)]
-    return CorruptArtifact(
-        f"{uri} must name the current version; it is damaged. Remove the file and make the version again, "
-        f"or name one of {versions} with NAME@VERSION."
-    )
-
-
-def find_version(parent_uri: str, version: str | None, kind: str) -> str:
-    """The URI of a version (or of the current one), for messages a user can act on.
-
-    Raises:
-        MissingArtifact: no such version, with the list of those there are.
-    """
-    chosen = version or current(parent_uri)
-    if chosen is not None and is_version(chosen) and is_complete(join(parent_uri, chosen)):
-        return join(parent_uri, chosen)
-    raise missing_version(parent_uri, version, kind)
-
-
-def missing_version(parent_uri: str, version: str | None, kind: str) -> MissingArtifact:
-    """The error for a version, or a name, that is not there: with those there are, and the nearest."""
-    parent, name = parent_uri.rsplit("/", 1)
-    published = list_versions(parent_uri)
-    siblings = [sibling for sibling in list_folders(parent) if list_versions(join(parent, sibling))]
-    have = f"{kind} {name!r} has versions {published}" if published else f"there are {siblings}"
-    wanted = f"{name}@{version}" if version else name
-    near = "" if published else did_you_mean(name, siblings)
-    return MissingArtifact(f"{kind} {wanted!r} must exist in the store; {have}.{near}")
-
-
 def list_versions(parent_uri: str) -> list[str]:
     """The complete versions in a folder of versions, sorted by name."""
     return [v for v in list_folders(parent_uri) if is_version(v) and is_complete(join(parent_uri, v))]
@@ -447,9 +347,15 @@ def remove(uri: str) -> None:
     if is_complete(uri):
         if is_remote(uri):
             delete(join(uri, MANIFEST))
-        else:
-            parent, name = resolve(uri).rsplit("/", 1)
-            aside = join(parent, staging_name(name))
-            os.rename(resolve(uri), aside)
+        elif not is_link(uri):
+            parent, name = own_path(uri).rsplit("/", 1)
+            aside = join(parent, staging_name(f"{_REMOVED}{name}"))
+            with suppress(FileNotFoundError):  # another process was first
+                os.rename(join(parent, name), aside)
             uri = aside
     delete(uri)
+
+
+def is_removed(name: str) -> bool:
+    """Whether a folder's name says that `remove` did not get to its end: nobody reads or writes there."""
+    return is_staging(name) and name.startswith(f".staging-{_REMOVED}")

@@ -4,6 +4,7 @@ Local paths and `s3://` URIs go through Arrow's own filesystems: no listing cach
 `AWS_ENDPOINT_URL` and the usual AWS variables honoured. A key is taken as it is, never decoded: `a b#1%.jpg`.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import posixpath
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +20,13 @@ from typing import Any, NamedTuple
 from pyarrow import fs
 
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
+from dml.storage.conditional import Held, Overtaken, replace_held
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ONE_SLASH = re.compile(r"(s3|gs|https?):(/(?!/)|$)")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _HASH_BLOCK_BYTES = 1 << 20
+_TRIES = 100
 _ASIDE = re.compile(r"\..+\.[0-9a-f]{32}")
 _REFERENCES = ("uri", "page")
 """Keys of JSON objects whose values name other files of the store."""
@@ -107,6 +111,10 @@ def write_bytes(uri: str, content: bytes) -> None:
         with filesystem_.open_output_stream(path, compression=None) as stream:
             stream.write(content)
         return
+    _write_aside(path, content, Path.replace)
+
+
+def _write_aside(path: str, content: bytes, rename: Callable[[Path, str], Any]) -> None:
     folder, _, name = path.rpartition("/")
     aside = Path(folder, f".{name}.{uuid.uuid4().hex}")
     aside.parent.mkdir(parents=True, exist_ok=True)
@@ -115,10 +123,25 @@ def write_bytes(uri: str, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        aside.replace(path)
+        rename(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def write_new(uri: str, content: bytes) -> None:
+    """Write a file, whole; one that is there already, or that another process wrote meanwhile, stays."""
+    if is_remote(uri):
+        with suppress(Overtaken):
+            replace_held(uri, content, Held(None, None))
+        return
+    _write_aside(resolve(uri), content, _link_new)
+
+
+def _link_new(aside: Path, path: str) -> None:
+    with suppress(FileExistsError):
+        os.link(aside, path)
+    aside.unlink()
 
 
 def is_aside(name: str) -> bool:
@@ -133,16 +156,21 @@ def read_json(uri: str) -> dict[str, Any]:
         MissingArtifact: there is no such file.
         CorruptArtifact: it is no JSON object.
     """
+    result: dict[str, Any] = absolute_references(parse_json(read_bytes(uri), uri), uri.rpartition("/")[0])
+    return result
+
+
+def parse_json(content: bytes, uri: str) -> dict[str, Any]:
+    """A file's JSON object; raises CorruptArtifact where it is none."""
     try:
-        content = json.loads(read_bytes(uri))
+        parsed = json.loads(content)
     except ValueError as error:
         raise CorruptArtifact(
             f"{uri} must hold a JSON object; {error}. Make it again, or remove it."
         ) from error
-    if not isinstance(content, dict):
-        raise CorruptArtifact(f"{uri} must hold a JSON object; got {type(content).__name__}. Make it again.")
-    result: dict[str, Any] = absolute_references(content, uri.rpartition("/")[0])
-    return result
+    if not isinstance(parsed, dict):
+        raise CorruptArtifact(f"{uri} must hold a JSON object; got {type(parsed).__name__}. Make it again.")
+    return parsed
 
 
 def write_json(uri: str, content: Mapping[str, Any]) -> None:
@@ -252,13 +280,35 @@ def files_below(uri: str) -> Iterator[Entry]:
 
 
 def delete(uri: str) -> None:
-    """Remove a folder or file, if it is there."""
+    """Remove a folder or file, if it is there; of a symbolic link the link, never what it leads to."""
     filesystem_, path = filesystem(uri)
-    kind = filesystem_.get_file_info(path).type
-    if kind == fs.FileType.Directory:
-        filesystem_.delete_dir(path)
-    elif kind == fs.FileType.File:
-        filesystem_.delete_file(path)
+    if not is_remote(uri):
+        path = own_path(uri)
+        if is_link(uri):
+            Path(path).unlink(missing_ok=True)
+            return
+    for _ in range(_TRIES):
+        kind = filesystem_.get_file_info(path).type
+        try:
+            if kind == fs.FileType.Directory:
+                filesystem_.delete_dir(path)
+            elif kind == fs.FileType.File:
+                filesystem_.delete_file(path)
+            return
+        except FileNotFoundError:
+            continue  # another process removes the same
+    raise OSError(errno.EBUSY, "others keep writing there", uri)
+
+
+def own_path(uri: str) -> str:
+    """Where a local file or folder itself lies, also where it is a symbolic link; `resolve` follows that."""
+    parent, _, name = uri.rstrip("/").rpartition("/")
+    return join(resolve(parent or ("/" if uri.startswith("/") else ".")), name)
+
+
+def is_link(uri: str) -> bool:
+    """Whether a local file or folder is a symbolic link; there are none on S3."""
+    return not is_remote(uri) and os.path.islink(own_path(uri))
 
 
 def delete_empty(uri: str) -> None:

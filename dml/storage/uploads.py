@@ -1,8 +1,9 @@
 """Multipart uploads that killed processes left open on S3: invisible, and paid for until they are aborted."""
 
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from dml.storage.conditional import client_of, s3_answers
 from dml.storage.files import is_remote
 
 
@@ -20,25 +21,20 @@ def open_uploads(store: str) -> list[Upload]:
 
 def abort_uploads(uri: str) -> None:
     """Abort every open upload of one key."""
-    client, bucket, _ = _client(uri)
+    client, bucket, _ = client_of(uri)
     for upload, upload_id in _uploads(uri):
         if upload.uri == uri:
             key = uri.removeprefix(f"s3://{bucket}/")
-            client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
+            with s3_answers():
+                client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
 
 
 def _uploads(uri: str) -> list[tuple[Upload, str]]:
-    client, bucket, prefix = _client(uri)
+    client, bucket, prefix = client_of(uri)
     pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
-    return [
-        (Upload(f"s3://{bucket}/{entry['Key']}", entry["Initiated"]), entry["UploadId"])
-        for page in pages
-        for entry in page.get("Uploads", [])
-    ]
-
-
-def _client(uri: str) -> tuple[Any, str, str]:
-    import boto3
-
-    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-    return boto3.client("s3"), bucket, prefix
+    with s3_answers():
+        return [
+            (Upload(f"s3://{bucket}/{entry['Key']}", entry["Initiated"]), entry["UploadId"])
+            for page in pages
+            for entry in page.get("Uploads", [])
+        ]

@@ -351,7 +351,8 @@ def test_a_class_stays_on_its_side_when_a_version_before_it_was_current_again(tm
     ingest(config(sources[0]), store)
     known = sides(ingest(config(sources[1]), store))
     if back == "rollback":
-        storage.point_back(storage.named_folder(store, "datasets", "d"))
+        with storage.held_pointer(storage.named_folder(store, "datasets", "d")) as pointer:
+            pointer.back()
     else:
         assert ingest_source(config(sources[0]), store).outcome == "found"
     later = sides(ingest(config(sources[2]), store))

@@ -12,8 +12,9 @@ from dml.errors import CorruptArtifact
 from dml.registry import catalog
 from dml.registry.champion import judge
 from dml.registry.connection import connect
-from dml.registry.database import exclusive, first_contact, sqlite_file
+from dml.registry.database import first_contact, sqlite_file
 from dml.settings import local_folder, sqlite_uri, tracking_uri
+from dml.storage import exclusive
 from tests.registry.parts import new_run, new_version, python
 
 LOAD = """
@@ -145,7 +146,7 @@ def test_a_damaged_database_is_named(tmp_path):
 def test_a_lock_outlives_no_process(tmp_path):
     code = """
 import os, sys, pathlib
-from dml.registry.database import exclusive
+from dml.storage import exclusive
 with exclusive(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     os.kill(os.getpid(), 9)

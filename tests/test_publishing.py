@@ -1,0 +1,142 @@
+"""Processes that publish at the same instant agree on what there is, on a local disk and on S3."""
+
+import multiprocessing
+import zlib
+from collections.abc import Callable
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dml import storage
+from dml.config import IngestConfig
+from dml.data.dataset import list_versions, read_rows
+from dml.data.forgotten import forgotten_ids, keep_forgotten
+from dml.data.ingest import ingest_source
+from dml.errors import DmlError, IncompatibleArtifact
+from tests.data.pictures import picture, write
+
+ROUNDS = 8
+_SPAWNING = multiprocessing.get_context("spawn")
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request, tmp_path):
+    return str(tmp_path / "store") if request.param == "local" else request.getfixturevalue("s3_store")
+
+
+def at_once(work: Callable[..., None], *arguments: Any) -> None:
+    """Call it in two processes, with their number and a barrier both meet at."""
+    barrier = _SPAWNING.Barrier(2)
+    processes = [_SPAWNING.Process(target=work, args=(number, barrier, *arguments)) for number in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def move_pointers(number: int, barrier: Barrier, parent: str, versions: list[str]) -> None:
+    for version in versions[number::2]:
+        barrier.wait(60)
+        storage.point(parent, version)
+
+
+@pytest.mark.slow
+def test_a_pointer_that_two_move_at_once_forgets_no_version(store):
+    parent = storage.join(store, "things", "one")
+    versions = [f"v{number}" for number in range(2 * ROUNDS)]
+    for version in versions:
+        storage.write_manifest(storage.join(parent, version), {"files": {}})
+    at_once(move_pointers, parent, versions)
+    assert {storage.current(parent), *storage.former_versions(parent)} == set(versions)
+
+
+def publish_own(number: int, barrier: Barrier, parent: str) -> None:
+    for turn in range(ROUNDS):
+        final = storage.join(parent, f"v{turn}")
+        with storage.staged(final) as staged:
+            for name in "abcdefgh":
+                storage.write_bytes(storage.join(staged, name), f"{number} {name}".encode())
+            barrier.wait(60)
+            storage.publish(staged, final, {"kind": "test"})
+
+
+@pytest.mark.slow
+def test_what_two_publish_in_one_place_at_once_is_of_one_of_them(store):
+    parent = storage.join(store, "things", "one")
+    at_once(publish_own, parent)
+    for turn in range(ROUNDS):
+        storage.verify(storage.join(parent, f"v{turn}"))
+    assert storage.list_names(parent) == [f"v{turn}" for turn in range(ROUNDS)]
+
+
+def ingest_at_once(number: int, barrier: Barrier, store: str, sources: list[str], refused: str) -> None:
+    for turn in range(ROUNDS):
+        config = IngestConfig(name=f"d{turn}", source=sources[number], num_workers=1)
+        try:
+            ingest_source(config, store, lambda *_: barrier.wait(60))
+        except IncompatibleArtifact:
+            Path(refused, f"{turn}-{number}").touch()
+
+
+def labelled(folder: Path, labels: list[str]) -> str:
+    return str(write(folder, {f"{label}/0.png": picture(zlib.crc32(label.encode())) for label in labels}))
+
+
+@pytest.mark.slow
+def test_two_ingests_that_publish_at_once_deal_no_class_to_both_sides(store, tmp_path):
+    sources = [
+        labelled(tmp_path / "first", list("abcdefghijkl")),
+        labelled(tmp_path / "second", [*"abcd", *(f"z{number}" for number in range(9))]),
+    ]
+    refused = tmp_path / "refused"
+    refused.mkdir()
+    at_once(ingest_at_once, store, sources, str(refused))
+    for turn in range(ROUNDS):
+        parent = storage.join(store, "datasets", f"d{turn}")
+        pointed = [storage.current(parent), *storage.former_versions(parent)]
+        used = [v.ref for v in list_versions(store) if v.ref.name == f"d{turn}" and v.ref.version in pointed]
+        sides: dict[str, set[str]] = {}
+        for ref in used:
+            for row in read_rows(ref, columns=["label", "split"]).to_pylist():
+                sides.setdefault(row["label"], set()).add(row["split"])
+        assert all(len(each) == 1 for each in sides.values())
+        assert len(used) + len(list(refused.glob(f"{turn}-*"))) == 2
+
+
+def forget_own(number: int, barrier: Barrier, store: str) -> None:
+    for turn in range(ROUNDS):
+        barrier.wait(60)
+        keep_forgotten(store, "faces", [f"{number}/{turn}"])
+
+
+@pytest.mark.slow
+def test_of_two_that_forget_at_once_both_are_remembered(store):
+    at_once(forget_own, store)
+    assert len(forgotten_ids(store, "faces")) == 2 * ROUNDS
+
+
+def test_what_is_forgotten_while_it_is_read_does_not_come_back(store, tmp_path):
+    source = labelled(tmp_path / "source", list("abcdefgh"))
+    config = IngestConfig(name="d", source=source, num_workers=1)
+    with pytest.raises(IncompatibleArtifact, match="1 items of d were forgotten meanwhile"):
+        ingest_source(config, store, lambda *_: keep_forgotten(store, "d", ["a/0.png"]))
+    assert list_versions(store) == []
+    assert ingest_source(config, store).dataset.rows == 7
+
+
+def test_a_file_that_another_process_wrote_first_stays(store):
+    uri = storage.join(store, "things", "part")
+    storage.write_new(uri, b"first")
+    storage.write_new(uri, b"second")
+    assert storage.read_bytes(uri) == b"first"
+    assert [entry.name for entry in storage.list_entries(storage.join(store, "things"))] == ["part"]
+
+
+def test_a_version_that_was_removed_meanwhile_does_not_become_current(store):
+    parent = storage.join(store, "things", "one")
+    with pytest.raises(DmlError, match=r"must be there; .*/v1 is not"):
+        storage.point(parent, "v1")
+    assert storage.current(parent) is None

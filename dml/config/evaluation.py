@@ -54,7 +54,9 @@ class EvaluationConfig(Part):
     )
     bootstrap: BootstrapConfig | None = None
     false_accept_rates: tuple[Rate, ...] = Field(
-        (), description="verification on all pairs: EER, TAR at these"
+        (),
+        description="verification on all pairs: EER, and TAR at these, with intervals; EER has one where it "
+        "is at most the largest of these",
     )
     few_shot: FewShotConfig | None = None
     nmi: bool = Field(True, description="k-means is the slow part of an evaluation")

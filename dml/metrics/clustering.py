@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dml.metrics.arguments import check_choice, check_equally_long, check_one_device, check_vector
+
 MOST_AMI_TERMS = 100_000_000
 """Of the expected information; about 10 seconds on one core."""
 _TERMS_AT_A_TIME = 1 << 20
@@ -26,10 +28,9 @@ def normalised_mutual_information(
         1 where both say the same or each has one value, 0 where one tells nothing of the other.
 
     Raises:
-        ValueError: no items, different lengths, or another average.
+        ValueError: no items, different lengths, what are not whole numbers (N,), or another average.
     """
-    if average not in ("arithmetic", "geometric"):
-        raise ValueError(f"average must be arithmetic or geometric; got {average!r}.")
+    check_choice("average", average, ("arithmetic", "geometric"))
     classes, groups, joint = _counts(labels, clusters)
     entropy, cluster_entropy = _entropy(classes), _entropy(groups)
     if entropy == cluster_entropy == 0:
@@ -53,8 +54,8 @@ def adjusted_mutual_information(labels: Tensor, clusters: Tensor) -> float:
         At most 1, there where both say the same; about 0 for clusters drawn at random, also below.
 
     Raises:
-        ValueError: no items, different lengths, or sizes so many and so large that the sum has more than
-            `MOST_AMI_TERMS` terms.
+        ValueError: no items, different lengths, what are not whole numbers (N,), or sizes so many and so
+            large that the sum has more than `MOST_AMI_TERMS` terms.
 
     Source: Vinh, Epps and Bailey 2010, JMLR 11, eq. 24a and AMI_sum.
     """
@@ -120,7 +121,7 @@ def pairwise_f1(labels: Tensor, clusters: Tensor) -> float:
         [0, 1]; 1 where neither labeling has a pair.
 
     Raises:
-        ValueError: no items, or different lengths.
+        ValueError: no items, different lengths, or what are not whole numbers (N,).
 
     Source: Manning et al. 2008, Introduction to Information Retrieval, sec. 16.3.
     """
@@ -130,10 +131,12 @@ def pairwise_f1(labels: Tensor, clusters: Tensor) -> float:
 
 def _counts(labels: Tensor, clusters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sizes of the classes, of the clusters, and of their intersections that are not empty."""
-    if len(labels) != len(clusters) or not len(labels):
-        raise ValueError(
-            f"labels and clusters must be equally long, one or more; got {len(labels)} and {len(clusters)}."
-        )
+    check_vector("labels", labels, "int64")
+    check_vector("clusters", clusters, "int64")
+    check_equally_long(labels=labels, clusters=clusters)
+    check_one_device(labels=labels, clusters=clusters)
+    if not len(labels):
+        raise ValueError("labels and clusters must be of one item or more; got none. Pass some.")
     _, classes, class_sizes = torch.unique(labels, return_inverse=True, return_counts=True)
     _, groups, group_sizes = torch.unique(clusters, return_inverse=True, return_counts=True)
     _, joint_sizes = torch.unique(classes * len(group_sizes) + groups, return_counts=True)

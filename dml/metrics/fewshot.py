@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dml.metrics.arguments import check_labelled, check_unit_rows, checked_count
 from dml.metrics.intervals import Interval, class_weights, percentile_interval
-from dml.metrics.ranking import check_rows, check_tensors
 from dml.similarity import at_least_float32
 
 
@@ -80,23 +80,16 @@ def few_shot(
         seed: of the episodes; they are the same on every device.
 
     Raises:
-        ValueError: different lengths, rows not of length 1, a count below 1 (ways: 2), a class of
-            several values of `within`, or too few classes that are large enough.
+        ValueError: different lengths, rows not of length 1, a count that is no whole number or below 1 (ways:
+            2), a class of several values of `within`, or too few classes that are large enough.
 
     Source: Snell et al. 2017, arXiv:1703.05175 (class means); Vinyals et al. 2016, arXiv:1606.04080.
     """
-    check_tensors(embeddings, labels)
-    if len(embeddings) != len(labels) or (within is not None and len(within) != len(labels)):
-        raise ValueError(
-            f"embeddings, labels and within must be equally long; got {len(embeddings)}, {len(labels)}"
-            f"{'' if within is None else f', {len(within)}'}."
-        )
-    if ways < 2 or min(shots, queries_per_class, episodes) < 1:
-        raise ValueError(
-            f"ways must be 2 or more, shots, queries_per_class and episodes 1 or more; got {ways}, {shots}, "
-            f"{queries_per_class}, {episodes}."
-        )
-    check_rows(embeddings)
+    check_labelled(embeddings, labels, within=within)
+    check_unit_rows(embeddings)
+    ways, shots = checked_count("ways", ways, at_least=2), checked_count("shots", shots)
+    queries_per_class = checked_count("queries_per_class", queries_per_class)
+    episodes, seed = checked_count("episodes", episodes), checked_count("seed", seed, at_least=None)
     vectors = at_least_float32(embeddings)
     pools = _pools(labels.cpu(), None if within is None else within.cpu(), ways, shots + queries_per_class)
     right: dict[str, list[float]] = {"class_mean": [], "nearest": []}

@@ -12,6 +12,14 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from dml.metrics.arguments import (
+    check_equally_long,
+    check_vector,
+    checked_count,
+    checked_number,
+    checked_share,
+)
+
 _BLOCK_ELEMENTS = 1 << 22  # resampled classes held at a time
 
 
@@ -39,15 +47,18 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
     """Of a share of independent trials, by Wilson's score; sensible also at 0, at 1 and for few trials.
 
     Raises:
-        ValueError: no trials, more successes than trials, or a confidence outside (0, 1).
+        ValueError: no trials, more successes than trials, counts that are not whole numbers, or a confidence
+            outside (0, 1).
 
     Source: Wilson 1927, JASA 22(158), the score interval without continuity correction.
     """
-    if not 0 <= successes <= trials or not trials:
+    trials = checked_count("trials", trials)
+    successes = checked_count("successes", successes, at_least=0)
+    if successes > trials:
         raise ValueError(
-            f"successes must be of one trial or more; got {successes} of {trials}. Give some trials."
+            f"successes must be at most the trials; got {successes} of {trials}. Count both again."
         )
-    z = NormalDist().inv_cdf((1 + _checked(confidence)) / 2)
+    z = NormalDist().inv_cdf((1 + checked_share("confidence", confidence, usual=0.95)) / 2)
     share, wide = successes / trials, z * z / trials
     middle = (share + wide / 2) / (1 + wide)
     half = math.sqrt(share * (1 - share) * wide + wide * wide / 4) / (1 + wide)
@@ -75,20 +86,22 @@ def bootstrap_intervals(
         Name to interval; both ends are the mean where all queries agree.
 
     Raises:
-        ValueError: no metric, no query, a value that is no number, fewer than one resample, or a confidence
-            outside (0, 1).
+        ValueError: no metric, what is not (Q,) finite numbers, fewer than one resample, a confidence outside
+            (0, 1), or fewer than two classes (or queries, where single ones are drawn): one says nothing of
+            others.
 
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, ch. 13; classes as clusters: ch. 8.
     """
-    if not values:
-        raise ValueError("values must name a metric or more; got none.")
+    if not isinstance(values, Mapping) or not values:
+        kind = "none" if isinstance(values, Mapping) else type(values).__name__
+        raise ValueError(f'values must name a metric or more; got {kind}. Pass {{"recall_at_1": values}}.')
     for name, column in values.items():
-        if not column.isfinite().all():
-            raise ValueError(f"{name} must be finite; got infinity or NaN. Look at what made it.")
+        check_vector(name, column, "number")
+    check_equally_long(**values)
+    tail = (1 - checked_share("confidence", confidence, usual=0.95)) / 2
     table = torch.stack([column.cpu().double() for column in values.values()], dim=1)
     sums, sizes = _by_class(table, classes)
     means = _resampled_means(sums, sizes, resamples, seed)
-    tail = (1 - _checked(confidence)) / 2
     ends = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
     return {
         name: Interval(low, high)
@@ -122,14 +135,18 @@ def compare_paired(
         seed: of both.
 
     Raises:
-        ValueError: different lengths, no query, or what `bootstrap_intervals` refuses.
+        ValueError: different lengths, a margin that is no number, or what `bootstrap_intervals` refuses.
 
     Source: Smucker et al. 2007, CIKM, "A comparison of statistical significance tests for IR evaluation".
     """
+    check_vector("first", first, "number")
+    check_vector("second", second, "number")
     if len(first) != len(second):
         raise ValueError(
-            f"Both models must have answered the same queries; got {len(first)} and {len(second)} values."
+            f"Both models must have answered the same queries; got {len(first)} and {len(second)} values. "
+            "Pass one value of each query to both."
         )
+    margin = checked_number("margin", margin)
     gains = (first.double() - second.double()).cpu()
     interval = bootstrap_intervals(
         {"gain": gains}, classes, resamples=resamples, confidence=confidence, seed=seed
@@ -147,13 +164,20 @@ def compare_paired(
 
 def _by_class(table: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
     """(C, M) sums and (C,) sizes of the classes; every query its own where there are none."""
-    if not len(table):
-        raise ValueError("An interval needs one query or more; got none. Every query was lone.")
     if classes is None:
+        if len(table) < 2:
+            raise ValueError(
+                f"An interval needs two queries or more; got {len(table)}. Evaluate on more with a positive."
+            )
         return table, torch.ones(len(table), dtype=torch.float64)
-    if len(classes) != len(table):
-        raise ValueError(f"values and classes must be equally long; got {len(table)} and {len(classes)}.")
+    check_vector("classes", classes, "int64")
+    check_equally_long(values=table, classes=classes)
     dense, sizes = torch.unique(classes.cpu(), return_inverse=True, return_counts=True)[1:]
+    if len(sizes) < 2:
+        raise ValueError(
+            f"An interval over classes needs queries of two classes or more; got {len(sizes)}. Evaluate on "
+            "more classes, or draw single queries: classes=None."
+        )
     sums = torch.zeros(len(sizes), table.shape[1], dtype=torch.float64).index_add_(0, dense, table)
     return sums, sizes.double()
 
@@ -168,8 +192,10 @@ def class_weights(num_classes: int, resamples: int, *, seed: int) -> Iterator[Te
     """How often each class is drawn, with replacement, as many as there are: (block, C) float64, in blocks.
 
     Raises:
-        ValueError: fewer than one resample.
+        ValueError: no class, fewer than one resample, or a seed that is no whole number.
     """
+    num_classes = checked_count("num_classes", num_classes)
+    seed = checked_count("seed", seed, at_least=None)
     generator = torch.Generator().manual_seed(seed)
     for count in _blocks(resamples, num_classes):
         drawn = torch.randint(0, num_classes, (count, num_classes), generator=generator)
@@ -179,21 +205,15 @@ def class_weights(num_classes: int, resamples: int, *, seed: int) -> Iterator[Te
 
 
 def percentile_interval(values: Tensor, *, confidence: float = 0.95) -> Interval:
-    """Between the two tails of resampled values (R,) float64; raises ValueError outside (0, 1)."""
-    tail = (1 - _checked(confidence)) / 2
+    """Between the two tails of resampled values (R,) float64; raises ValueError for what are none."""
+    check_vector("values", values, "float")
+    tail = (1 - checked_share("confidence", confidence, usual=0.95)) / 2
     low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()
     return Interval(low, high)
 
 
 def _blocks(resamples: int, num_classes: int) -> Iterator[int]:
-    if resamples < 1:
-        raise ValueError(f"resamples must be 1 or more; got {resamples}. 1000 is usual.")
+    resamples = checked_count("resamples", resamples)
     block = max(_BLOCK_ELEMENTS // num_classes, 1)
     for start in range(0, resamples, block):
         yield min(block, resamples - start)
-
-
-def _checked(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie in (0, 1); got {confidence}. 0.95 is usual.")
-    return confidence

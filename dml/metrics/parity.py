@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dml.metrics.arguments import check_choice, checked_count, checked_ranks
 from dml.metrics.ranking import Items, Ranking
 
 
@@ -35,7 +36,12 @@ def pytorch_metric_learning(
 
     Returns:
         NaN where no query has a positive.
+
+    Raises:
+        ValueError: a k that is none of these, or what `Items` and `Ranking` refuse.
     """
+    if k is not None and k != "max_bin_count":
+        k = checked_count("k", k)
     ranking = Ranking(queries, gallery)
     itself = 0 if queries.ids is None and gallery is not None else 1
     if k == "max_bin_count":
@@ -74,7 +80,11 @@ def confusezius(
 
     Returns:
         `e_recall_at_K...`, `map_c`.
+
+    Raises:
+        ValueError: no K, a K that is no whole number or below 1, or what `Items` and `Ranking` refuse.
     """
+    recall_at = checked_ranks("recall_at", recall_at)
     ranking = Ranking(Items(embeddings, labels), Items(embeddings, labels))  # no ids: nobody is left out
     sizes = ranking.relevant
     depth = max(int(sizes.max()), *recall_at) + 1
@@ -113,7 +123,13 @@ def open_metric_learning(
 
     Returns:
         `cmc_K`, `precision_K`, `map_K`.
+
+    Raises:
+        ValueError: no K, a K that is no whole number or below 1, another denominator, or what `Items` and
+            `Ranking` refuse.
     """
+    top_k = checked_ranks("top_k", top_k)
+    check_choice("denominator", denominator, ("attainable", "retrieved"))
     ranking = Ranking(queries, gallery)
     columns: dict[str, list[Tensor]] = {}
     size = len(ranking.gallery.labels)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dml.metrics.arguments import check_labelled, check_one_device, check_unit_rows, checked_count
 from dml.similarity import cosine_similarities
 
 _BLOCK_ELEMENTS = 1 << 25  # similarities held at a time: 128 MiB of float32
@@ -34,18 +35,7 @@ class Items:
     """(N,) int64; a query and an answer of one label *and* one group are no pair: neither right nor wrong."""
 
     def __post_init__(self) -> None:
-        check_tensors(self.embeddings, self.labels)
-        for name, column in (("labels", self.labels), ("ids", self.ids), ("groups", self.groups)):
-            if column is not None and column.ndim != 1:
-                raise ValueError(
-                    f"{name} must be (N,) int64; got {tuple(column.shape)}. Pass one for each row."
-                )
-            if column is not None and column.is_floating_point():
-                check_finite(column, name)
-            if column is not None and len(column) != len(self.embeddings):
-                raise ValueError(
-                    f"embeddings and {name} must be equally long; got {len(self.embeddings)}, {len(column)}."
-                )
+        check_labelled(self.embeddings, self.labels, ids=self.ids, groups=self.groups)
 
     def of(self, rows: slice | Tensor) -> "Items":
         """Some of them; views of these where `rows` is a slice."""
@@ -89,16 +79,24 @@ class Ranking:
     """
 
     def __init__(self, queries: Items, gallery: Items | None = None) -> None:
+        _require_items("queries", queries)
         if gallery is None:
             own = torch.arange(len(queries.labels), device=queries.labels.device)
             ids = own if queries.ids is None else queries.ids
             queries = gallery = Items(queries.embeddings, queries.labels, ids, queries.groups)
+        _require_items("gallery", gallery)
         _check_one_space(queries.embeddings, gallery.embeddings)
         for name in ("ids", "groups"):
             if (getattr(queries, name) is None) != (getattr(gallery, name) is None):
-                raise ValueError(f"{name} must be given for queries and gallery, or for neither.")
+                given, missing = (
+                    ("gallery", "queries") if getattr(queries, name) is None else ("queries", "gallery")
+                )
+                raise ValueError(
+                    f"{name} must be given for queries and gallery, or for neither; got those of the {given} "
+                    f"alone. Pass the {missing}' too."
+                )
         for items in (queries, gallery):
-            check_rows(items.embeddings)
+            check_unit_rows(items.embeddings)
         self.queries, self.gallery = queries, gallery
         labels = self._of_label = _Matches(queries.labels, gallery.labels)
         self._query_labels, self._gallery_labels = labels.query_keys, labels.gallery_keys
@@ -121,7 +119,11 @@ class Ranking:
         Args:
             depth: how many answers to rank.
             every_first_hit: count how many answers come before a first hit that lies beyond.
+
+        Raises:
+            ValueError: a depth below 1.
         """
+        depth = checked_count("depth", depth)
         size, depth = len(self.gallery.labels), min(depth, len(self.gallery.labels))
         block = max(_BLOCK_ELEMENTS // (size + _ELEMENTS_PER_RANK * depth), 1)
         for start in range(0, len(self.queries.labels), block):
@@ -129,7 +131,7 @@ class Ranking:
             similarities = cosine_similarities(self.queries.embeddings[rows], self.gallery.embeddings)
             for excluded in self._excluded:
                 similarities[excluded.pairs(rows)] = -torch.inf
-            values, order = ranked(similarities, depth)
+            values, order = _ranked(similarities, depth)
             hits = self._gallery_labels[order] == self._query_labels[rows, None]
             hits &= values > -torch.inf
             first_hit = torch.where(hits.any(1), hits.to(torch.uint8).argmax(1) + 1, depth + 1)
@@ -164,15 +166,15 @@ def _count(chosen: Tensor) -> Tensor:
     return chosen.view(torch.int8).sum(1, dtype=torch.int32).long()
 
 
-def check_finite(values: Tensor, name: str) -> None:
-    """Raise ValueError for values that are not all numbers, which no comparison would notice."""
-    if not torch.isfinite(values.sum(dtype=torch.float64)):
-        raise ValueError(f"{name} must be finite; got infinity or NaN. Look at what made them.")
+def _require_items(name: str, items: object) -> None:
+    if not isinstance(items, Items):
+        raise ValueError(f"{name} must be Items; got {type(items).__name__}. Pass Items(embeddings, labels).")
 
 
 def _check_one_space(queries: Tensor, gallery: Tensor) -> None:
     """Raise ValueError for rows that have no inner product."""
-    if queries.ndim == gallery.ndim == 2 and queries.shape[1] != gallery.shape[1]:
+    check_one_device(queries=queries, gallery=gallery)
+    if queries.shape[1] != gallery.shape[1]:
         raise ValueError(
             f"queries and gallery must be equally long rows; got D = {queries.shape[1]} and "
             f"{gallery.shape[1]}. Embed both with one model."
@@ -182,46 +184,6 @@ def _check_one_space(queries: Tensor, gallery: Tensor) -> None:
             f"queries and gallery must be of one type; got {queries.dtype} and {gallery.dtype}. Pass both "
             ".float() or both .double()."
         )
-
-
-LENGTH_TOLERANCE = 0.01
-"""How far from 1 a row's length may be: bfloat16 leaves up to 0.004 of a unit vector's, float16 0.0005."""
-
-
-def check_rows(embeddings: Tensor) -> None:
-    """All metrics take rows of length 1, whose inner products are cosines; they refuse what is not.
-
-    Args:
-        embeddings: (N, D) float.
-
-    Raises:
-        ValueError: another shape or type, a row that is not finite, or one whose length is off by more than
-            `LENGTH_TOLERANCE`.
-    """
-    if embeddings.ndim != 2 or not embeddings.is_floating_point():
-        raise ValueError(
-            f"embeddings must be (N, D) floats; got {tuple(embeddings.shape)} of {embeddings.dtype}. Pass "
-            "one row for each item."
-        )
-    dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
-    lengths = torch.linalg.vector_norm(embeddings, dim=1, dtype=dtype)
-    is_wrong = ~((lengths - 1).abs() <= LENGTH_TOLERANCE)
-    if not is_wrong.any():
-        return
-    check_finite(embeddings, "embeddings")
-    row = int(is_wrong.int().argmax())
-    raise ValueError(
-        f"embeddings must be rows of length 1; got length {float(lengths[row]):.4g} in row {row} and "
-        f"{int(is_wrong.sum())} such rows of {len(lengths)}. Pass torch.nn.functional.normalize(embeddings)."
-    )
-
-
-def check_tensors(embeddings: object, labels: object) -> None:
-    """Raise ValueError for embeddings or labels that are not tensors, with how to make them."""
-    for name, value in (("embeddings", embeddings), ("labels", labels)):
-        if not isinstance(value, Tensor):
-            kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
-            raise ValueError(f"{name} must be a torch tensor; got {kind}. Pass torch.as_tensor({name}).")
 
 
 class _Matches:
@@ -251,7 +213,7 @@ class _Matches:
         return asked, self._order[first[asked] + nth]
 
 
-def ranked(similarities: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+def _ranked(similarities: Tensor, depth: int) -> tuple[Tensor, Tensor]:
     """The `depth` largest of each row, descending, ties by place; (rows, depth) values and columns."""
     values, order = _nearest(similarities, min(depth + 1, similarities.shape[1]))
     # topk leaves the order of ties open: restore it inside, redo the rows where one reaches over the edge.

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from dml.metrics.arguments import check_vector, checked_choices, checked_count, checked_ranks
 from dml.metrics.ranking import Items, Ranked, Ranking
 
 _RECALL_RANKED = 64
@@ -75,7 +76,20 @@ class QueryMetrics:
         }
 
     def of(self, chosen: Tensor) -> "QueryMetrics":
-        """The queries of a slice. Args: (Q,) bool over all that asked, the lone ones among them."""
+        """The queries of a slice.
+
+        Args:
+            chosen: (Q,) bool over all that asked, the lone ones among them.
+
+        Raises:
+            ValueError: not one truth value for each query.
+        """
+        check_vector("chosen", chosen, "bool")
+        if len(chosen) != len(self.rows) + self.num_lone:
+            raise ValueError(
+                f"chosen must have one truth value for each of the {len(self.rows) + self.num_lone} queries; "
+                f"got {len(chosen)}. Count the queries without a positive too."
+            )
         kept = chosen[self.rows]
         return QueryMetrics(
             {name: values[kept] for name, values in self.values.items()},
@@ -103,7 +117,7 @@ class QueryMetrics:
         Raises:
             ValueError: ranks that were not looked at.
         """
-        if not 1 <= max_rank <= self.depth:
+        if checked_count("max_rank", max_rank) > self.depth:
             raise ValueError(
                 f"max_rank must lie in [1, {self.depth}], what was ranked; got {max_rank}. Ask for a larger "
                 "recall_at."
@@ -118,7 +132,15 @@ def joined(parts: Sequence[QueryMetrics], sizes: Sequence[int]) -> QueryMetrics:
     Args:
         parts: each stretch's, in the queries' order, asked with the same K.
         sizes: how many queries asked in each, the lone ones among them.
+
+    Raises:
+        ValueError: no part, or not one size for each.
     """
+    if not parts or len(parts) != len(sizes):
+        raise ValueError(
+            f"parts and sizes must be equally many, one or more; got {len(parts)} and {len(sizes)}. Pass the "
+            "number of queries of each part."
+        )
     depth = min(part.depth for part in parts)
     starts = [sum(sizes[:number]) for number in range(len(sizes))]
     return QueryMetrics(
@@ -158,18 +180,17 @@ def query_metrics(
         max(K, R_max) nearest, but no more than 64 for recall. Memory O(Q x metrics) beyond one block.
 
     Raises:
-        ValueError: no K at all, a K below 1, an unknown denominator, or what `Items` and `Ranking` refuse.
+        ValueError: no K at all, a K that is no whole number or below 1, an unknown denominator, or what
+            `Items` and `Ranking` refuse.
 
     Source: Musgrave et al. 2020, arXiv:2003.08505, sec. 3.2; Zheng et al. 2015 (Market-1501).
     """
-    if not recall_at or min([*recall_at, *precision_at, *map_at]) < 1:
-        raise ValueError(
-            "recall_at must name at least one K, and every K must be 1 or more; got "
-            f"{list(recall_at)}, precision_at {list(precision_at)}, map_at {list(map_at)}."
-        )
-    unknown = set(map_denominators) - set(get_args(MapDenominator))
-    if unknown:
-        raise ValueError(f"map_denominators must be among {get_args(MapDenominator)}; got {sorted(unknown)}.")
+    recall_at = checked_ranks("recall_at", recall_at)
+    precision_at = checked_ranks("precision_at", precision_at, may_be_empty=True)
+    map_at = checked_ranks("map_at", map_at, may_be_empty=True)
+    denominators: tuple[MapDenominator, ...] = checked_choices(
+        "map_denominators", map_denominators, get_args(MapDenominator)
+    )
     ranking = Ranking(queries, gallery)
     asked = ranking.relevant > 0
     size = len(ranking.gallery.labels)
@@ -186,7 +207,7 @@ def query_metrics(
         values |= {
             f"map_at_{k}_by_{denominator}": found.gain_at(k) / found.denominator(k, denominator)
             for k in map_at
-            for denominator in map_denominators
+            for denominator in denominators
         }
         return values | ({"map": found.gain_at(size) / found.relevant} if full_map else {})
 
@@ -256,8 +277,9 @@ def retrieval_metrics(
         Exact metrics; all 0 where no class has two members. Memory O(N) beyond one block of similarities.
 
     Raises:
-        ValueError: embeddings and labels differ in length, or a K is below 1.
+        ValueError: as `query_metrics`.
     """
+    recall_at = checked_ranks("recall_at", recall_at)
     found = query_metrics(Items(embeddings, labels), recall_at=recall_at)
     means = found.means()
     return RetrievalMetrics(

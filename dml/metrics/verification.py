@@ -10,8 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dml.metrics.arguments import (
+    check_equally_long,
+    check_labelled,
+    check_one_device,
+    check_unit_rows,
+    check_vector,
+    checked_count,
+    checked_share,
+    checked_shares,
+)
 from dml.metrics.intervals import Interval, class_weights, percentile_interval, wilson_interval
-from dml.metrics.ranking import check_finite, check_rows, check_tensors
 from dml.similarity import cosine_similarities, squared_distances
 
 # A tile is what a core keeps near; of few rows and all columns, the product would read everything for each.
@@ -101,12 +110,27 @@ class RocCurve:
 
     def equal_error_rate(self) -> float:
         """Where as large a share of impostors is accepted as of genuine pairs refused; straight between."""
-        accepted, refused = self.false_accept_rates, 1 - self.true_accept_rates
-        crossed = int((accepted >= refused).int().argmax())
-        gap = refused - accepted
-        before, after = float(gap[crossed - 1]), float(gap[crossed])  # at infinity it is 1: never the first
-        share = before / (before - after)
-        return float(accepted[crossed - 1] + share * (accepted[crossed] - accepted[crossed - 1]))
+        return float(_equal_error_rate(self.false_accept_rates[None], self.true_accept_rates[None]))
+
+    def equal_error_interval(self, *, confidence: float = 0.95) -> Interval:
+        """Of the equal error rate: percentile bootstrap over classes.
+
+        Raises:
+            ValueError: the classes of the pairs are not known, or none of the false-accept rates that the
+                intervals were prepared for is as large as the equal error rate.
+        """
+        rate = self.equal_error_rate()
+        if self.resamples is None:
+            raise ValueError(
+                "An interval of the equal error rate needs the pairs' classes; got pairs alone. Use "
+                "roc_of_all_pairs."
+            )
+        if rate > self.resamples.largest_rate:
+            raise ValueError(
+                f"An interval of the equal error rate, {rate:.4g}, needs a false-accept rate as large; the "
+                f"largest is {self.resamples.largest_rate}. Name a larger one in false_accept_rates."
+            )
+        return percentile_interval(_equal_error_rates(self.resamples), confidence=confidence)
 
     def at_false_accept_rate(self, rate: float, *, confidence: float = 0.95) -> OperatingPoint:
         """The most accepting threshold whose false-accept rate is at most `rate`, with intervals.
@@ -121,8 +145,7 @@ class RocCurve:
         Source: Efron and Tibshirani 1993, ch. 8; on verification Bolle, Ratha, Pankanti 2004, "Error analysis
         of pattern recognition systems: the subsets bootstrap".
         """
-        if not 0 < rate < 1:
-            raise ValueError(f"A false-accept rate must lie in (0, 1); got {rate}. 0.001 is usual.")
+        rate = checked_share("A false-accept rate", rate, usual=0.001)
         if self.resamples is not None and rate > self.resamples.largest_rate:
             raise ValueError(
                 f"A false-accept rate must be at most {self.resamples.largest_rate}, for which the intervals "
@@ -161,17 +184,12 @@ def roc_of_pairs(similarities: Tensor, same: Tensor) -> RocCurve:
         One threshold per different similarity, and infinity.
 
     Raises:
-        ValueError: different lengths, a similarity that is no number, or no genuine or no impostor pair.
+        ValueError: what are not (P,) numbers and (P,) truth values of one length, or no genuine or no
+            impostor pair.
     """
-    if len(similarities) != len(same):
-        raise ValueError(
-            f"similarities and same must be equally long; got {len(similarities)} and {len(same)}."
-        )
-    check_finite(similarities, "similarities")
+    _check_pairs(similarities, same)
     levels, place = torch.unique(similarities.double(), return_inverse=True)
-    genuine, impostor = (
-        torch.bincount(place[kind], minlength=len(levels)) for kind in (same.bool(), ~same.bool())
-    )
+    genuine, impostor = (torch.bincount(place[kind], minlength=len(levels)) for kind in (same, ~same))
     return _curve(levels, genuine, impostor)
 
 
@@ -232,10 +250,7 @@ def levels_for(
         ValueError: as `count_pairs`, or a rate outside (0, 1).
     """
     _check_all_pairs(embeddings, labels, ids, bins)
-    if not false_accept_rates or not all(0 < rate < 1 for rate in false_accept_rates):
-        raise ValueError(
-            f"false_accept_rates must be one or more in (0, 1); got {list(false_accept_rates)}. 0.1 is usual."
-        )
+    false_accept_rates = checked_shares("false_accept_rates", false_accept_rates, usual=0.1)
     rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:_ROWS_SAMPLED]
     rows = rows.to(embeddings.device)
     is_impostor = labels[rows, None] != labels[None, rows]
@@ -254,17 +269,19 @@ def levels_for(
 
 
 def _check_all_pairs(embeddings: Tensor, labels: Tensor, ids: Tensor | None, bins: int) -> None:
-    check_tensors(embeddings, labels)
+    check_labelled(embeddings, labels, ids=ids)
     if not len(labels):
-        raise ValueError("Verification needs pairs of one class and of two; got no item.")
-    if bins < 2 or bins & (bins - 1):
+        raise ValueError("Verification needs pairs of one class and of two; got no item. Pass some.")
+    if checked_count("bins", bins, at_least=2) & (bins - 1):
         raise ValueError(f"bins must be a power of two, 2 or more; got {bins}. {_BINS} is usual.")
-    if len(embeddings) != len(labels) or (ids is not None and len(ids) != len(labels)):
-        raise ValueError(
-            f"embeddings, labels and ids must be equally long; got {len(embeddings)}, {len(labels)}"
-            f"{'' if ids is None else f', {len(ids)}'}."
-        )
-    check_rows(embeddings)
+    check_unit_rows(embeddings)
+
+
+def _check_pairs(similarities: Tensor, same: Tensor) -> None:
+    check_vector("similarities", similarities, "float")
+    check_vector("same", same, "bool")
+    check_equally_long(similarities=similarities, same=same)
+    check_one_device(similarities=similarities, same=same)
 
 
 def count_pairs(
@@ -284,21 +301,28 @@ def count_pairs(
     Args:
         embeddings: (N, D) float, unit length.
         labels: (N,) int64 class ids.
-        rows: a stretch of the N, start and stop given.
+        rows: consecutive ones of the N.
         levels: (T,) int64 bins from which on pairs are also counted by class; of `levels_for`.
         ids: (N,) int64, or None, as `roc_of_all_pairs`.
         bins: of similarity over [-1, 1], a power of two.
 
     Raises:
-        ValueError: different lengths, embeddings that are not rows of length 1, or bins no power of two.
+        ValueError: different lengths, embeddings that are not rows of length 1, bins no power of two, levels
+            that are not (T,) whole numbers, or rows with a step.
     """
     _check_all_pairs(embeddings, labels, ids, bins)
+    check_vector("levels", levels, "int64")
+    first_row, end, step = rows.indices(len(labels))
+    if step != 1 or not len(levels):
+        raise ValueError(
+            f"rows must be consecutive, and levels one or more; got {rows}, {len(levels)} levels."
+        )
     left_out, device = 2 * bins, embeddings.device
     counts = torch.zeros(2 * bins, dtype=torch.int64, device=device)
     places_of = torch.arange(len(labels), device=device)
     by_class = _ClassTables(labels, levels.to(device), bins)
-    for start in range(rows.start, rows.stop, _TILE_ROWS):
-        own = slice(start, min(start + _TILE_ROWS, rows.stop))
+    for start in range(first_row, end, _TILE_ROWS):
+        own = slice(start, min(start + _TILE_ROWS, end))
         for first in range(start, len(labels), _TILE_COLUMNS):
             others = slice(first, first + _TILE_COLUMNS)
             places = _places_of(cosine_similarities(embeddings[own], embeddings[others]), bins)
@@ -376,8 +400,11 @@ def roc_of_counts(
         resamples: of the classes.
 
     Raises:
-        ValueError: no genuine or no impostor pair, or no resample.
+        ValueError: no genuine or no impostor pair, no resample, or a rate outside (0, 1).
     """
+    check_vector("levels", levels, "int64")
+    check_vector("labels", labels, "int64")
+    largest_rate = checked_share("largest_rate", largest_rate, usual=0.1)
     impostor, genuine = counts.histogram
     bins = len(genuine)
     edges = (torch.arange(bins, dtype=torch.float64, device=genuine.device) - bins / 2) / (bins / 2)
@@ -441,6 +468,26 @@ def _pairs_by_class(labels: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]
         table[classes, items] = held.double()
         return genuine, impostor - (table @ table.T).long()
     return genuine, impostor.index_add(0, classes, -(held * (copies[items] - held))[:, None])
+
+
+def _equal_error_rate(false_accept_rates: Tensor, true_accept_rates: Tensor) -> Tensor:
+    """(R,) of ascending rates (R, T) that begin with 0 and end with 1; straight between."""
+    gap = 1 - true_accept_rates - false_accept_rates  # from 1 to -1: what crosses 0 is never the first
+    after = (gap <= 0).int().argmax(1, keepdim=True)
+    (low, high), (above, below) = (
+        (v.gather(1, after - 1), v.gather(1, after)) for v in (false_accept_rates, gap)
+    )
+    return (low + above / (above - below) * (high - low))[:, 0]
+
+
+def _equal_error_rates(resamples: ClassResamples) -> Tensor:
+    """(R,) of each resample; before the first level nothing is accepted, and behind the last one all."""
+    ends = (
+        torch.nn.functional.pad(torch.nn.functional.pad(rates, (1, 0)), (0, 1), value=1.0)
+        for rates in (resamples.false_accept_rates, resamples.true_accept_rates)
+    )
+    false_accept_rates, true_accept_rates = ends
+    return _equal_error_rate(false_accept_rates.cummax(1).values, true_accept_rates)
 
 
 def _true_accepts_at(resamples: ClassResamples, rate: float) -> Tensor:
@@ -517,34 +564,33 @@ def k_fold_accuracy(
         num_folds: where `folds` is None.
 
     Raises:
-        ValueError: different lengths, a similarity that is no number, or fewer than two folds or pairs.
+        ValueError: what are not (P,) numbers, truth values and whole numbers of one length, or fewer than two
+            folds or pairs.
 
     Source: Huang et al. 2007, Labeled Faces in the Wild, image-restricted.
     """
+    _check_pairs(similarities, same)
     if folds is None:
-        if not 2 <= num_folds <= len(same):
+        if checked_count("num_folds", num_folds, at_least=2) > len(same):
             raise ValueError(
-                f"num_folds must lie in [2, number of pairs]; got {num_folds} for {len(same)} pairs."
+                f"num_folds must lie in [2, number of pairs]; got {num_folds} of {len(same)}. Lower it."
             )
         parts = torch.arange(len(same), device=same.device).tensor_split(num_folds)
         folds = torch.cat([torch.full_like(part, number) for number, part in enumerate(parts)])
-    if not len(similarities) == len(same) == len(folds):
-        raise ValueError(
-            f"similarities, same and folds must be equally long; got {len(similarities)}, {len(same)}, "
-            f"{len(folds)}."
-        )
-    check_finite(similarities, "similarities")
+    check_vector("folds", folds, "int64")
+    check_equally_long(similarities=similarities, same=same, folds=folds)
+    check_one_device(similarities=similarities, folds=folds)
     thresholds = torch.arange(400, dtype=torch.float64, device=similarities.device) / 100
     distances = squared_distances(similarities.double())
     right, sizes = [], []
     for fold in torch.unique(folds):
-        mine, genuine = folds == fold, same.bool()
+        mine, genuine = folds == fold, same
         near = torch.searchsorted(distances[mine & genuine].sort().values, thresholds)
         far = torch.searchsorted(distances[mine & ~genuine].sort().values, thresholds)
         right.append(near + (mine & ~genuine).sum() - far)  # accepted where the distance is below
         sizes.append(int(mine.sum()))
     if len(sizes) < 2:
-        raise ValueError(f"folds must name two folds or more; got {len(sizes)}.")
+        raise ValueError(f"folds must name two folds or more; got {len(sizes)}. Deal the pairs out.")
     table = torch.stack(right)
     best = (table.sum(0) - table).argmax(1)
     accuracies = torch.tensor(

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from dml import storage
 from dml.config import ReportConfig
-from dml.errors import IncompatibleArtifact, InvalidData
+from dml.errors import IncompatibleArtifact
 from dml.metrics.verification import RocCurve
 from dml.refs import Duel, EmbeddingsRef, ReportRef
 from dml.report import charts, style
@@ -21,7 +21,7 @@ from dml.report.gallery import GalleryRow
 from dml.report.page import Page, Picture, Section, page_uri, publish_page, written_before
 from dml.report.sections import VERIFICATION, Asked, every_pair, gallery_section, no_pairs, threshold_row
 from dml.report.view import View
-from dml.retrieval.evaluate import paired_test, require_one_dataset
+from dml.retrieval.evaluate import paired_test, require_one_dataset, require_two_classes
 
 _CODE_VERSION = 2  # part of a page's identity: raise it when the same inputs would give another page
 _LED_BY = "map_at_r"  # the metric of classes and galleries: it sees every rank that matters
@@ -53,7 +53,8 @@ def write_versus(store: str, first: Contestant, second: Contestant, config: Repo
 
     Raises:
         IncompatibleArtifact: embeddings of different datasets, or twice the same.
-        InvalidData: the split has no rows, none of a role, or no query has a positive.
+        InvalidData: the split has no rows, none of a role, or queries with a positive of fewer than two
+            classes.
         InvalidSetting: an attribute that the dataset does not have.
         ValueError: both have one name.
     """
@@ -101,11 +102,7 @@ class _Pair:
     def __init__(self, first: Contestant, second: Contestant, config: ReportConfig) -> None:
         self.config, self.names = config, (first.name, second.name)
         self.ours, self.theirs = (View(each.embeddings, config) for each in (first, second))
-        if not len(self.ours.found.rows):
-            raise InvalidData(
-                f"No query of the split {config.split!r} has a positive, so nothing can be compared. "
-                "Name another split, or a dataset whose classes have two images."
-            )
+        require_two_classes(self.ours.found, config.split)
 
     def name_of(self, view: View) -> str:
         return self.names[0] if view is self.ours else self.names[1]

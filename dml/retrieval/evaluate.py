@@ -68,7 +68,7 @@ def compare(
     Raises:
         IncompatibleArtifact: tables of different datasets.
         InvalidSetting: a metric that single queries don't have.
-        InvalidData: the split has no rows, or no query has a positive.
+        InvalidData: the split has no rows, or queries with a positive of fewer than two classes.
     """
     require_one_dataset(embeddings, former)
     if gate.metric not in config.query_metrics:
@@ -81,8 +81,7 @@ def compare(
         query_values(torch.from_numpy(read_embeddings(table, split=split).vectors), rows, config)
         for table in (embeddings, former)
     ]
-    if not len(found[0].rows):
-        raise InvalidData(f"No query of the split {split!r} has a positive, so nothing can be compared.")
+    require_two_classes(found[0], split)
     return paired_test(found[0], found[1], gate.metric, min_gain=gate.min_gain)
 
 
@@ -96,10 +95,20 @@ def require_one_dataset(embeddings: EmbeddingsRef, former: EmbeddingsRef) -> Non
         )
 
 
+def require_two_classes(queries: QueryMetrics, split: str) -> None:
+    """Raise InvalidData for queries of fewer than two classes, which say nothing of other classes."""
+    num_classes = len(torch.unique(queries.labels))
+    if num_classes < 2:
+        raise InvalidData(
+            f"A comparison needs queries with a positive of at least 2 classes; the split {split!r} has "
+            f"those of {num_classes}. Name another split, or a dataset whose classes have two images."
+        )
+
+
 def paired_test(
     ours: QueryMetrics, theirs: QueryMetrics, metric: str, *, min_gain: float = 0.0
 ) -> Comparison:
-    """One model against another by a metric of the same queries, of which there is at least one.
+    """One model against another by a metric of the same queries, which are of two classes or more.
 
     Args:
         ours: of the model that should be better.

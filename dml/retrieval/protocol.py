@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dml.config import EvaluationConfig, FewShotConfig
+from dml.config import BootstrapConfig, EvaluationConfig, FewShotConfig
 from dml.errors import InvalidData, InvalidSetting
 from dml.metrics.clustering import (
     adjusted_mutual_information,
@@ -57,7 +57,9 @@ def measure(
     numbers = found.means()
     if config.macro:
         numbers |= {f"{name}_macro": value for name, value in found.class_means().items()}
-    numbers |= _retrieval_intervals(found, config)
+    if config.bootstrap is not None:
+        with _named("bootstrap"):
+            numbers |= _ends(_retrieval_intervals(found, config.bootstrap))
     if config.false_accept_rates:
         with _named("false_accept_rates"):
             curve = roc_of_rows(
@@ -79,16 +81,13 @@ def measure(
     return numbers
 
 
-def _retrieval_intervals(found: QueryMetrics, config: EvaluationConfig) -> dict[str, float]:
-    if config.bootstrap is None or not len(found.rows):
-        return {}
-    intervals = bootstrap_intervals(
+def _retrieval_intervals(found: QueryMetrics, config: BootstrapConfig) -> dict[str, Interval]:
+    return bootstrap_intervals(
         found.values,
-        found.labels if config.bootstrap.by == "class" else None,
-        resamples=config.bootstrap.resamples,
-        confidence=config.bootstrap.confidence,
+        found.labels if config.by == "class" else None,
+        resamples=config.resamples,
+        confidence=config.confidence,
     )
-    return _ends(intervals)
 
 
 def _ends(intervals: Mapping[str, Interval]) -> dict[str, float]:
@@ -102,8 +101,11 @@ def _ends(intervals: Mapping[str, Interval]) -> dict[str, float]:
 def _verification(curve: RocCurve, rates: Sequence[float]) -> dict[str, float]:
     points = {f"tar_at_far_{rate:g}": curve.at_false_accept_rate(rate) for rate in rates}
     accepted = {name: point.true_accept_rate for name, point in points.items()}
-    intervals = _ends({name: point.true_accept_interval for name, point in points.items()})
-    return {"eer": curve.equal_error_rate(), **accepted, **intervals}
+    intervals = {name: point.true_accept_interval for name, point in points.items()}
+    equal_error_rate = curve.equal_error_rate()
+    if equal_error_rate <= max(rates):
+        intervals["eer"] = curve.equal_error_interval()
+    return {"eer": equal_error_rate, **accepted, **_ends(intervals)}
 
 
 def _few_shot(embeddings: Tensor, labels: Tensor, rows: Rows, config: FewShotConfig) -> dict[str, float]:

@@ -19,6 +19,9 @@ def test_the_interval_of_a_share_is_scipys_wilson(successes, trials, confidence)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
+Y = torch.arange(9)
+
+
 def plain_bootstrap(values, classes, resamples, seed):
     """The same draws, one class at a time."""
     generator = torch.Generator().manual_seed(seed)
@@ -122,8 +125,12 @@ def test_a_model_against_itself_gains_nothing_and_is_never_better():
         (lambda: wilson_interval(0, 0), "trial"),
         (lambda: wilson_interval(3, 2), "3 of 2"),
         (lambda: wilson_interval(1, 2, confidence=95), "95"),
-        (lambda: bootstrap_intervals({"x": torch.ones(0)}, None), "one query"),
-        (lambda: bootstrap_intervals({"x": torch.ones(3)}, torch.ones(2)), "equally long"),
+        (lambda: bootstrap_intervals({"x": torch.ones(0)}, None), "two queries or more; got 0"),
+        (lambda: bootstrap_intervals({"x": torch.ones(1)}, None), "two queries or more; got 1"),
+        (lambda: bootstrap_intervals({"x": torch.ones(3)}, Y[:3] * 0), "two classes or more; got 1"),
+        (lambda: compare_paired(torch.ones(3), torch.zeros(3), Y[:3] * 0), "two classes or more; got 1"),
+        (lambda: bootstrap_intervals({"x": torch.ones(3), "y": torch.ones(2)}, None), "equally long"),
+        (lambda: bootstrap_intervals({"x": torch.ones(3)}, Y[:2]), "equally long"),
         (lambda: bootstrap_intervals({"x": torch.ones(3)}, None, resamples=0), "resamples"),
         (lambda: compare_paired(torch.ones(3), torch.ones(2), None), "same queries"),
     ],

@@ -114,11 +114,11 @@ def test_nobody_to_find_is_zero_and_counted():
 @pytest.mark.parametrize(
     ("labels", "recall_at", "message"),
     [
-        (torch.zeros(4), (1,), "equally long"),
-        (torch.zeros(5), (), "at least one"),
-        (torch.zeros(5), (0,), "0"),
+        (torch.zeros(4).long(), (1,), "equally long"),
+        (torch.zeros(5).long(), (), "at least one"),
+        (torch.zeros(5).long(), (0,), "0"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(labels, recall_at, message):
+def test_what_cannot_be_evaluated_is_refused(labels, recall_at, message):
     with pytest.raises(ValueError, match=message):
         retrieval_metrics(unit(5, 8, seed=0), labels, recall_at=recall_at)

@@ -78,13 +78,21 @@ UNIT = torch.eye(4)
         ),
         (lambda: Items(UNIT, Y[:4, None]), r"labels must be \(N,\) int64; got \(4, 1\)"),
         (lambda: Items(UNIT, torch.full((4,), torch.nan)), "labels must be finite"),
+        (
+            lambda: Items(UNIT, torch.zeros(4)),
+            r"labels must be \(N,\) int64; got torch.float32. Pass labels.long",
+        ),
+        (lambda: query_metrics(UNIT), r"queries must be Items; got Tensor. Pass Items\(embeddings, labels\)"),
         (lambda: Items(UNIT, Y[:4], ids=torch.full((4,), torch.nan)), "ids must be finite"),
         (
             lambda: bootstrap_intervals({"recall": torch.tensor([1.0, torch.nan])}, None),
             "recall must be finite",
         ),
         (lambda: bootstrap_intervals({}, None), "must name a metric or more"),
-        (lambda: compare_paired(torch.ones(2), torch.tensor([1.0, torch.nan]), None), "gain must be finite"),
+        (
+            lambda: compare_paired(torch.ones(2), torch.tensor([1.0, torch.nan]), None),
+            "second must be finite",
+        ),
         (lambda: roc_of_all_pairs(X[:0], Y[:0]), "pairs of one class and of two; got no item"),
     ],
 )

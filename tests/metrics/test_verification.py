@@ -193,6 +193,31 @@ def test_the_interval_is_that_of_the_plain_loop_that_draws_classes(num_classes, 
         assert found.high == pytest.approx(high, abs=within * (high - low))
 
 
+@pytest.mark.parametrize(("num_classes", "per_class"), [(12, 6), (40, 6)])
+def test_the_interval_of_the_equal_error_rate_is_that_of_the_plain_loop(num_classes, per_class):
+    embeddings, labels = people(num_classes, per_class, seed=2)
+    found = roc_of_all_pairs(embeddings, labels, resamples=200).equal_error_interval()
+    first, second = np.triu_indices(len(labels), 1)
+    similarities = (embeddings @ embeddings.T).numpy()[first, second]
+    order = np.argsort(-similarities, kind="stable")
+    first, second = labels.numpy()[first[order]], labels.numpy()[second[order]]
+    same, rates = first == second, []
+    for weights in torch.cat(list(class_weights(num_classes, 200, seed=0))).numpy():
+        accepted = np.cumsum(weights[first] * weights[second] * ~same)
+        refused = 1 - np.cumsum(weights[first] * same) / (weights[first] * same).sum()
+        rates.append((accepted / accepted[-1])[np.argmax(accepted / accepted[-1] >= refused)])
+    low, high = np.quantile(rates, [0.025, 0.975])
+    assert found.low == pytest.approx(low, abs=0.06 * (high - low))
+    assert found.high == pytest.approx(high, abs=0.06 * (high - low))
+
+
+def test_an_equal_error_rate_beyond_the_rates_prepared_for_has_no_interval():
+    curve = roc_of_all_pairs(*balanced(0), false_accept_rates=(0.01,))
+    assert curve.equal_error_rate() > 0.01
+    with pytest.raises(ValueError, match="Name a larger one in false_accept_rates"):
+        curve.equal_error_interval()
+
+
 @pytest.mark.slow
 def test_95_percent_intervals_hold_the_population_s_number_at_least_90_times_of_100():
     """Wilson's, which take pairs as independent, hold it half as often or less."""
@@ -258,6 +283,9 @@ def test_ten_fold_accuracy_is_that_of_the_plain_loop(seed, given):
     assert found.deviation == pytest.approx(variance**0.5)
 
 
+ALL_ONE = torch.zeros(3, dtype=torch.long)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -265,17 +293,20 @@ def test_ten_fold_accuracy_is_that_of_the_plain_loop(seed, given):
         (lambda: roc_of_pairs(torch.ones(3), torch.ones(3).bool()), "0 impostor"),
         (lambda: roc_of_all_pairs(torch.eye(3), torch.arange(3)), "0 genuine"),
         (lambda: roc_of_all_pairs(torch.eye(3), torch.arange(2)), "equally long"),
-        (lambda: roc_of_all_pairs(torch.eye(3), torch.zeros(3), bins=100), "power of two"),
-        (lambda: roc_of_all_pairs(torch.eye(3) * 2, torch.zeros(3)), "length 1; got length 2 in row 0 and 3"),
-        (lambda: roc_of_all_pairs(torch.eye(3)[0], torch.zeros(3)), r"must be \(N, D\)"),
+        (lambda: roc_of_all_pairs(torch.eye(3), ALL_ONE, bins=100), "power of two"),
+        (lambda: roc_of_all_pairs(torch.eye(3) * 2, ALL_ONE), "length 1; got length 2 in row 0 and 3"),
+        (lambda: roc_of_all_pairs(torch.eye(3)[0], ALL_ONE), r"must be \(N, D\)"),
         (lambda: roc_of_all_pairs(torch.eye(3), np.zeros(3)), r"got numpy.ndarray. Pass torch.as_tensor"),
-        (lambda: roc_of_all_pairs(torch.eye(3), torch.zeros(3), false_accept_rates=(1,)), "one or more in"),
+        (lambda: roc_of_all_pairs(torch.eye(3), ALL_ONE, false_accept_rates=(1,)), "must lie in"),
         (lambda: roc_of_all_pairs(*balanced(0)).at_false_accept_rate(0), "false-accept"),
         (lambda: roc_of_pairs(torch.tensor([0.1, torch.nan]), torch.tensor([True, False])), "finite"),
         (lambda: roc_of_all_pairs(torch.eye(4) * torch.inf, torch.arange(4) // 2), "finite"),
-        (lambda: k_fold_accuracy(torch.full((5,), torch.nan), torch.ones(5), num_folds=2), "finite"),
+        (lambda: k_fold_accuracy(torch.full((5,), torch.nan), torch.ones(5).bool(), num_folds=2), "finite"),
         (lambda: k_fold_accuracy(torch.ones(5), torch.ones(5).bool()), "num_folds"),
-        (lambda: k_fold_accuracy(torch.ones(5), torch.ones(5).bool(), folds=torch.zeros(5)), "two folds"),
+        (
+            lambda: k_fold_accuracy(torch.ones(5), torch.ones(5).bool(), folds=torch.zeros(5).long()),
+            "two folds",
+        ),
     ],
 )
 def test_what_cannot_be_verified_is_refused(call, message):

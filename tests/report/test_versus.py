@@ -285,7 +285,7 @@ def test_a_split_in_which_nobody_can_be_found_cannot_be_compared(store, package,
         Contestant(name, table_of(store, package, alone, unit_vectors(10, 16, seed)))
         for name, seed in (("a", 1), ("b", 2))
     ]
-    with pytest.raises(InvalidData, match="No query of the split 'test' has a positive"):
+    with pytest.raises(InvalidData, match="at least 2 classes; the split 'test' has those of 0"):
         write_versus(store, *sides, CONFIG)
 
 

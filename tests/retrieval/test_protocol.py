@@ -165,9 +165,12 @@ def test_what_the_rows_do_not_allow_is_refused_with_the_setting(config, error, m
         measure(VECTORS, ROWS_, config)
 
 
-def test_verification_of_one_class_is_refused_with_the_setting():
-    config = EvaluationConfig(false_accept_rates=(0.1,), nmi=False)
-    with pytest.raises(InvalidSetting, match="false_accept_rates"):
+@pytest.mark.parametrize(
+    ("name", "setting"), [("false_accept_rates", (0.1,)), ("bootstrap", BootstrapConfig(resamples=9))]
+)
+def test_one_class_is_refused_with_the_setting(name, setting):
+    config = EvaluationConfig(**{name: setting}, nmi=False)
+    with pytest.raises(InvalidSetting, match=f"evaluation.{name} asks.* classes|class"):
         measure(VECTORS, Rows(LABELS * 0, {}), config)
 
 

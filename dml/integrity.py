@@ -9,6 +9,7 @@ from dml import storage
 from dml.errors import CorruptArtifact, MissingArtifact
 from dml.lineage import VERSIONED, places
 from dml.names import split_version
+from dml.progress import Ticker
 from dml.refs import Ref
 
 R = TypeVar("R", bound=Ref)
@@ -50,14 +51,16 @@ def check_store(store: str, name: str | None = None, progress: OnProgress | None
         names = sorted({n for _, n, v, _ in found if n != v})
         raise MissingArtifact(f"A dataset or index {name!r} must exist in the store; there are {names}.")
     checked = []
-    for number, (kind, own, own_version, uri) in enumerate(chosen, start=1):
-        try:
-            damaged = storage.damaged_files(uri)
-        except (CorruptArtifact, MissingArtifact):
-            damaged = [storage.MANIFEST]
-        checked.append(Checked(kind, own, own_version, uri, damaged))
-        if progress is not None:
-            progress(number, len(chosen))
+    with Ticker("verify") as ticker:
+        for number, (kind, own, own_version, uri) in enumerate(chosen, start=1):
+            ticker.begin(f"{kind} {own_version}, {number} of {len(chosen)} artefacts", "files")
+            try:
+                damaged = storage.damaged_files(uri)
+            except (CorruptArtifact, MissingArtifact):
+                damaged = [storage.MANIFEST]
+            checked.append(Checked(kind, own, own_version, uri, damaged))
+            if progress is not None:
+                progress(number, len(chosen))
     return checked + _damaged_pointers(store, wanted)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from dml import storage
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.names import split_version
+from dml.progress import count
 from dml.refs import DatasetRef
 
 Kind = Literal["dataset", "index", "package", "embeddings", "report", "bench"]
@@ -89,6 +90,7 @@ def _read(kind: Kind, uri: str, name: str, version: str) -> Artifact | None:
         manifest = storage.read_manifest(uri)
     except (CorruptArtifact, MissingArtifact):
         return None
+    count()
     entries = storage.list_entries(uri, recursive=True)
     ref = manifest.get("ref", {})
     fingerprint = str(ref.get("fingerprint", ""))
@@ -294,6 +296,7 @@ def remove(removals: Sequence[Removal]) -> list[Removal]:
     going = {removal.uri for removal in removals}
     removed: set[str] = set()
     for removal in sorted(removals, key=_descendants_first):
+        count()
         if removal.uri in stays:
             continue
         if removal.fingerprint:

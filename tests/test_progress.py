@@ -1,11 +1,12 @@
 """Lines of progress: not too many, with the time that is left."""
 
 import doctest
+import threading
 
 import pytest
 
 from dml import progress
-from dml.progress import Progress
+from dml.progress import Progress, Ticker, begin, count
 
 
 class Clock:
@@ -50,6 +51,40 @@ def test_a_second_pass_counts_from_its_own_start(clock: Clock):
         clock.now += 1
         tell(done, 2)
     assert lines == ["judge: 1 of 2 parts, 1 s left", "judge: 2 of 2 parts"] * 2
+
+
+def test_a_stage_that_counts_nothing_is_told_of_as_long_as_it_goes_on():
+    told = threading.Semaphore(0)
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        told.release()
+
+    with Ticker("index", say, every_s=0.01) as ticker:
+        ticker.begin("training IVF64,Flat")
+        assert told.acquire(timeout=10)
+        assert told.acquire(timeout=10)
+    assert set(lines) <= {"index, 0 s", "index: training IVF64,Flat, 0 s"}
+    assert len(lines) >= 2
+
+
+def test_a_stage_says_where_it_is_and_how_long_it_takes(clock: Clock):
+    with Ticker("ingest", clock=clock) as ticker:
+        begin("listing", "entries")
+        count(12)
+        clock.now += 30
+        assert ticker.line() == "ingest: listing, 12 entries so far, 30 s"
+        begin("reading", "images", 200)
+        clock.now += 10
+        assert ticker.line() == "ingest: reading, 0 of 200 images, 10 s"
+        ticker.count(50)
+        assert ticker.line() == "ingest: reading, 50 of 200 images, 30 s left"
+        ticker.count(150)
+        assert ticker.line() == "ingest: reading, 200 of 200 images"
+    begin("of no stage")
+    count()
+    assert ticker.line() == "ingest: reading, 200 of 200 images"
 
 
 def test_the_example_is_true():

@@ -5,9 +5,11 @@ import io
 import logging
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import TextIO
 
 import typer
 
@@ -29,7 +31,10 @@ from dml.errors import DmlError
 
 _USERS_MISTAKE, _OURS = 2, 1
 _HELP = frozenset(["--help", "--version"])
-_QUIET_S = 1.5  # importing torch alone takes as long
+_QUIET_S, _EVERY_S = 1.5, 10.0  # importing torch alone takes as long as the first
+_POLL_S = 1.0
+_FOREVER = frozenset(["up"])
+"""Verbs that have no end to wait for."""
 _OF_THE_MACHINE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
@@ -43,7 +48,7 @@ def run() -> int:
     for stream in (sys.stdout, sys.stderr):  # a label that the terminal's encoding lacks must not end a verb
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Log(sys.stderr)
     handler.setFormatter(_VisibleFormatter("%(asctime)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("dml").setLevel(logging.INFO)
@@ -57,7 +62,7 @@ def run() -> int:
             print_json({"help": text.getvalue()})
         return status
     # Stdout is for the answer alone: what libraries and Ray's workers print goes where the logs go.
-    with redirect_stdout(sys.stderr) if as_json else nullcontext(), _sign_of_life():
+    with redirect_stdout(sys.stderr) if as_json else nullcontext(), _signs_of_life(handler):
         return _run(as_json)
 
 
@@ -114,19 +119,43 @@ def _unexpected(error: Exception, as_json: bool) -> int:
     return _OURS
 
 
+class _Log(logging.StreamHandler[TextIO]):
+    """The log on the screen; it knows when it last said something."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self.last = time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.last = time.monotonic()
+        super().emit(record)
+
+
 @contextmanager
-def _sign_of_life() -> Iterator[None]:
-    """A line for a verb that has not ended after `_QUIET_S`: its libraries take seconds to import."""
+def _signs_of_life(log: _Log) -> Iterator[None]:
+    """A line for a verb that has not ended after `_QUIET_S`: its libraries take seconds to import.
+
+    And one whenever it has said nothing for `_EVERY_S`, so that whoever waits sees that it goes on.
+    """
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-    timer = threading.Timer(
-        _QUIET_S, lambda: print(f"dml {visible(verb)}: at work", file=sys.stderr, flush=True)
-    )
-    timer.daemon = True
-    timer.start()
+    ended, start = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        if ended.wait(_QUIET_S):
+            return
+        print(f"dml {visible(verb)}: at work", file=sys.stderr, flush=True)
+        told = time.monotonic()
+        while verb not in _FOREVER and not ended.wait(_POLL_S):
+            now = time.monotonic()
+            if now - max(told, log.last) >= _EVERY_S:
+                print(f"dml {visible(verb)}: at work, {now - start:.0f} s", file=sys.stderr, flush=True)
+                told = now
+
+    threading.Thread(target=tell, daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        ended.set()
 
 
 class _VisibleFormatter(logging.Formatter):

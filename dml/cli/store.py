@@ -8,6 +8,7 @@ import typer
 
 from dml.cli.app import Json, Store, app, print_json, print_table, store_uri
 from dml.errors import CorruptArtifact
+from dml.progress import Ticker
 
 _MAX_GRACE_HOURS = 876_000  # a century; `datetime` counts no further back than to the year 1
 
@@ -79,9 +80,12 @@ def gc(
         model.package.model_dump(mode="json", exclude=None if model.alias else {"dataset"})
         for model in list_models(root)
     ]
-    removals = unneeded(root, registered, keep=keep, grace=timedelta(hours=grace_hours))
-    if not dry_run:
-        removals = remove(removals)
+    with Ticker("gc") as ticker:
+        ticker.begin("reading what there is", "artefacts")
+        removals = unneeded(root, registered, keep=keep, grace=timedelta(hours=grace_hours))
+        if not dry_run:
+            ticker.begin("removing", "things", len(removals))
+            removals = remove(removals)
     size = sum(removal.size_bytes for removal in removals)
     if as_json:
         shown = [{"uri": r.uri, "kind": r.kind, "why": r.why, "size_bytes": r.size_bytes} for r in removals]

@@ -6,14 +6,15 @@ goes on. A killed ingest leaves nothing visible.
 """
 
 import hashlib
-import itertools
 import logging
 import os
 import pickle
 import socket
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -47,6 +48,7 @@ from dml.data.sources.detect import absolute, open_source
 from dml.data.sources.sample import Listing, Problem, Sample, Source, normalised
 from dml.data.unit import Result, Row, Unit, make_fragment, problem_of, rewrite
 from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact, InvalidData
+from dml.progress import Ticker
 from dml.refs import AttributeType, DatasetRef, IngestReport, SplitSize
 
 logger = logging.getLogger(__name__)
@@ -54,8 +56,6 @@ logger = logging.getLogger(__name__)
 # Ray takes some 12 s to start on 2 cores; two threads validate and write that many small images meanwhile.
 _SMALL_SOURCE_ROWS = 25_000
 _NAMED_AT_MOST = 3
-# A fragment of images from a slow server takes minutes; whoever waits sees that it goes on.
-_QUIET_S = 5.0
 
 Outcome = Literal["made", "found", "repaired", "current"]
 OnProgress = Callable[[int, int], None]
@@ -97,11 +97,20 @@ def ingest_source(
         IncompatibleArtifact: another ingest of the same name, published meanwhile, split a class otherwise;
             or items were forgotten meanwhile.
     """
+    with Ticker("ingest") as ticker:
+        return _ingest_source(config, store, ticker, progress, make_current)
+
+
+def _ingest_source(
+    config: IngestConfig, store: str, ticker: Ticker, progress: OnProgress | None, make_current: bool
+) -> IngestReport:
+    ticker.begin("listing", "entries")
     config = config.model_copy(update={"source": absolute(config.source)})
     access = Access(config.allowed_prefixes, (storage.resolve(store),), config.timeout_s, config.retries)
     source = open_source(config.source, config.layout, access)
     listing = _list(source, config)
     listing, notes = _without_forgotten(listing, forgotten_ids(store, config.name))
+    ticker.begin(f"sorting {len(listing.samples)} samples")
     samples, problems, merged = _screen(listing.samples)
     notes += merged
     problems += listing.problems
@@ -119,7 +128,8 @@ def ingest_source(
 
     with storage.staged(storage.join(parent, "ingest")) as staged:
         units = _units(config, source, samples, split.of_class, attributes, staged)
-        results = _results(units, config.num_workers, len(samples), progress)
+        results = _results(units, config.num_workers, len(samples), ticker, progress)
+        ticker.begin("comparing images and labels")
         fragments, contradictions = _reconcile(units, results)
         problems += [problem for result in results for problem in result.problems]
         if config.quarantine_contradictions:
@@ -152,6 +162,7 @@ def ingest_source(
                 **this,
                 "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
             }
+            ticker.begin("publishing", "files")
             outcome = _publish(staged, final, description, is_current=pointer.version == ref.version)
             named = [*(row.sample.id for row in rows), *(problem.id for problem in problems)]
             _refuse_forgotten(store, ref, named, outcome)
@@ -365,38 +376,48 @@ def _units(
 
 
 def _results(
-    units: Sequence[Unit], num_workers: int | None, num_samples: int, progress: OnProgress | None
+    units: Sequence[Unit],
+    num_workers: int | None,
+    num_samples: int,
+    ticker: Ticker,
+    progress: OnProgress | None,
 ) -> list[Result]:
     here = num_workers == 1 or (num_workers is None and num_samples < _SMALL_SOURCE_ROWS)
     results = []
-    for result in _by_threads(units) if here else _by_ray(units, num_workers):
-        results.append(result)
-        if progress is not None:
-            progress(len(results), len(units))
+    with closing(_by_threads(units, ticker) if here else _by_ray(units, num_workers, ticker)) as made:
+        for result in made:
+            results.append(result)
+            if progress is not None:
+                progress(len(results), len(units))
     return sorted(results)
 
 
-def _by_threads(units: Sequence[Unit]) -> Iterator[Result]:
-    count = itertools.count(1)  # one step of it is atomic
-    read = [0]
+class _Stopped(Exception):
+    """What ends a thread of an ingest that was interrupted, or has failed."""
+
+
+def _by_threads(units: Sequence[Unit], ticker: Ticker) -> Generator[Result]:
+    stopping = threading.Event()
 
     def on_sample() -> None:
-        read[0] = next(count)
+        if stopping.is_set():
+            raise _Stopped
+        ticker.count()
 
+    ticker.begin("reading", "images", sum(len(unit.samples) for unit in units))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [pool.submit(make_fragment, unit, on_sample) for unit in units]
         try:
             for job in jobs:
-                while not wait([job], _QUIET_S).done:
-                    num_samples = sum(len(unit.samples) for unit in units)
-                    logger.info("%d of %d images read", read[0], num_samples)
                 yield job.result()
         finally:
+            stopping.set()
             for job in jobs:
                 job.cancel()
 
 
-def _by_ray(units: Sequence[Unit], num_workers: int | None) -> Iterator[Result]:
+def _by_ray(units: Sequence[Unit], num_workers: int | None, ticker: Ticker) -> Generator[Result]:
+    ticker.begin("starting Ray")
     import ray
 
     source = units[0].source
@@ -406,11 +427,13 @@ def _by_ray(units: Sequence[Unit], num_workers: int | None) -> Iterator[Result]:
         # Pickled, since Arrow would make tables of what is ours; one block a unit, so that each is a task.
         items = [{"job": pickle.dumps((unit, witness))} for unit in units]
         done = ray.data.from_items(items, override_num_blocks=len(items)).map(_make_pickled)
+        ticker.begin("reading with Ray", "images", sum(len(unit.samples) for unit in units))
         for row in done.iter_rows():
             result = pickle.loads(row["result"])
             if isinstance(result, DmlError):
                 raise result
             require_missing_here_too(source, result.problems, uri=units[0].config.source, node=row["node"])
+            ticker.count(len(units[result.number].samples))
             yield result
 
 

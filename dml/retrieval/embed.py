@@ -23,6 +23,7 @@ from dml.data.dataset import fragments, read_fragment
 from dml.data.schema import IMAGE
 from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact, InvalidData, MissingArtifact
 from dml.models.package import load_package
+from dml.progress import Ticker
 from dml.refs import DatasetRef, EmbeddingsRef, PackageRef
 from dml.retrieval.table import (
     KnownVectors,
@@ -112,10 +113,13 @@ def embed(
     made: set[_Unit] = set()
     for _ in range(_ROUNDS):
         workers = num_workers or _choose_workers(left, ref, known)
-        embedded = _embed_units(left, package, known, workers)
-        for done, _ in enumerate(embedded, start=len(units) - len(left) + 1):
-            if progress is not None:
-                progress(done, len(units))
+        with Ticker("embed") as ticker:
+            ticker.begin("embedding", "fragments", len(left))
+            embedded = _embed_units(left, package, known, workers)
+            for done, _ in enumerate(embedded, start=len(units) - len(left) + 1):
+                ticker.count()
+                if progress is not None:
+                    progress(done, len(units))
         made |= set(left)
         rows = _rows_held(units, made)
         left = [unit for unit in units if rows[unit] is None]

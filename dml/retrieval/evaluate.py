@@ -10,6 +10,7 @@ from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting
 from dml.metrics.intervals import compare_paired
 from dml.metrics.retrieval import QueryMetrics
 from dml.preprocessing import decode, resize_and_crop
+from dml.progress import Ticker, begin, count
 from dml.refs import Comparison, DatasetRef, EmbeddingsRef
 from dml.retrieval.pairs import OnProgress, query_values
 from dml.retrieval.protocol import measure
@@ -132,18 +133,28 @@ def raw_pixel_baseline(
     dataset: DatasetRef, preprocessing: PreprocessingConfig, config: EvaluationConfig, *, split: str = "test"
 ) -> dict[str, float]:
     """The same metrics on the images' own pixels, at most 32 x 32, centred and of unit length."""
+    with Ticker("evaluate"):
+        vectors, rows = _raw_pixels(dataset, preprocessing, config, split)
+    return measure(vectors, rows, config)
+
+
+def _raw_pixels(
+    dataset: DatasetRef, preprocessing: PreprocessingConfig, config: EvaluationConfig, split: str
+) -> tuple[NDArray[np.float32], Rows]:
     positions, rows = split_rows(dataset, config, split)
     mapped = open_mapped(dataset)
     side = min(preprocessing.crop, _RAW_SIDE)
     pixels = np.empty((len(positions), side * side * preprocessing.channels), dtype=np.float32)
+    begin("raw pixels", "images", len(positions))
     for row, position in enumerate(positions):
+        count()
         image = resize_and_crop(decode(mapped.image(int(position)), preprocessing.color), preprocessing)
         pixels[row] = np.asarray(image.resize((side, side)), dtype=np.float32).ravel()
     pixels -= pixels.mean(1, keepdims=True)
     lengths = np.linalg.norm(pixels, axis=1, keepdims=True)
     # A blank image is like every blank one and, at a right angle to all centred rows, unlike the others.
     pixels = np.where(lengths > 1e-6, pixels / np.maximum(lengths, 1e-6), pixels.shape[1] ** -0.5)
-    return measure(pixels, rows, config)
+    return pixels, rows
 
 
 def split_rows(dataset: DatasetRef, config: EvaluationConfig, split: str) -> tuple[NDArray[np.int64], Rows]:

@@ -20,6 +20,7 @@ from dml.data.dataset import read_rows
 from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.errors import IncompatibleArtifact, InvalidSetting
 from dml.names import split_version
+from dml.progress import Ticker, begin, count
 from dml.refs import EmbeddingsRef, IndexRef
 from dml.retrieval.search import INDEX_FILE, ITEMS_FILE, open_index
 from dml.retrieval.table import read_embeddings
@@ -61,10 +62,13 @@ def build_index(
     if storage.is_intact(uri):
         logger.info("index: nothing to do, %s@%s is built already", name, fingerprint[:12])
         return _read_ref(uri)
-    table = read_embeddings(embeddings)
-    items = read_rows(embeddings.dataset, split=embeddings.split)
-    index = _fill(factory, table.vectors)
-    recall = _tune(index, table.vectors, config)
+    with Ticker("index") as ticker:
+        ticker.begin("reading vectors")
+        table = read_embeddings(embeddings)
+        items = read_rows(embeddings.dataset, split=embeddings.split)
+        index = _fill(factory, table.vectors)
+        ticker.begin("measuring recall")
+        recall = _tune(index, table.vectors, config)
     ref = IndexRef(
         uri=uri,
         fingerprint=fingerprint,
@@ -75,7 +79,8 @@ def build_index(
         rows=len(items),
         recall=recall,
     )
-    with storage.staged(uri) as staged:
+    with Ticker("index") as ticker, storage.staged(uri) as staged:
+        ticker.begin("writing")
         _write(staged, index, items)
         storage.publish(
             staged,
@@ -115,9 +120,12 @@ def _fill(factory: str, vectors: NDArray[np.float32]) -> faiss.Index:
     try:
         index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
+            begin(f"training {factory}")
             index.train(_training_rows(index, vectors, factory))
+        begin(f"filling {factory}", "rows", len(vectors))
         for start in range(0, len(vectors), _ADD_ROWS):
             index.add(vectors[start : start + _ADD_ROWS])
+            count(_ADD_ROWS)
         lists = faiss.try_extract_index_ivf(index)
         if lists is not None:
             lists.make_direct_map()  # stored with the index: where each vector is

@@ -20,6 +20,7 @@ from dml.metrics.fewshot import few_shot
 from dml.metrics.intervals import Interval, bootstrap_intervals
 from dml.metrics.retrieval import QueryMetrics
 from dml.metrics.verification import RocCurve
+from dml.progress import Ticker, begin, count
 from dml.retrieval.clusters import k_means
 from dml.retrieval.pairs import OnProgress, device_for, query_values, roc_of_rows, workers_for
 from dml.retrieval.roles import Rows, codes_of, roles_of
@@ -50,17 +51,31 @@ def measure(
         InvalidData: no query or no gallery item where roles are asked for, or too many slices.
         InvalidSetting: what cannot be measured on these rows, as episodes of more classes than there are.
     """
-    workers = num_workers or workers_for(len(vectors))
+    with Ticker("evaluate") as ticker:
+        return _measure(vectors, rows, config, num_workers or workers_for(len(vectors)), progress, ticker)
+
+
+def _measure(
+    vectors: NDArray[np.float32],
+    rows: Rows,
+    config: EvaluationConfig,
+    workers: int,
+    progress: OnProgress | None,
+    ticker: Ticker,
+) -> dict[str, float]:
+    ticker.begin(f"comparing the pairs of {len(vectors)} rows")
     embeddings = torch.from_numpy(np.ascontiguousarray(vectors)).to(device_for(vectors.nbytes))
     labels = torch.from_numpy(rows.labels).to(embeddings.device)
     found = query_values(embeddings, rows, config, num_workers=workers, progress=progress)
     numbers = found.means()
     if config.macro:
         numbers |= {f"{name}_macro": value for name, value in found.class_means().items()}
+    ticker.begin("intervals")
     if config.bootstrap is not None:
         with _named("bootstrap"):
             numbers |= _ends(_retrieval_intervals(found, config.bootstrap))
     if config.false_accept_rates:
+        ticker.begin(f"verification by the pairs of {len(vectors)} rows")
         with _named("false_accept_rates"):
             curve = roc_of_rows(
                 embeddings,
@@ -71,9 +86,11 @@ def measure(
             )
         numbers |= _verification(curve, config.false_accept_rates)
     if config.few_shot is not None:
+        ticker.begin("few-shot episodes")
         numbers |= _few_shot(embeddings, labels, rows, config.few_shot)
     if config.nmi:
         numbers |= _clustering(vectors, rows.labels, config)
+    ticker.begin("slices")
     for name, chosen in _slices(rows, found, config):
         part = found.of(chosen)
         numbers |= {f"{name}/{metric}": value for metric, value in part.means().items()}
@@ -134,7 +151,9 @@ def _clustering(
     """Means over k-means' seeds; beside them as NAME.low and NAME.high the lowest and the highest seed's."""
     classes, num_classes = torch.from_numpy(labels), len(np.unique(labels))
     runs = []
-    for seed in range(1, (config.kmeans_seeds or seeds_for(len(labels))) + 1):
+    num_seeds = config.kmeans_seeds or seeds_for(len(labels))
+    begin(f"k-means of {len(labels)} rows into {num_classes} clusters", "seeds", num_seeds)
+    for seed in range(1, num_seeds + 1):
         clusters = torch.from_numpy(k_means(vectors, num_classes, seed=seed))
         run = {
             "nmi": normalised_mutual_information(classes, clusters, average=config.nmi_average),
@@ -144,6 +163,7 @@ def _clustering(
             with _named("ami"):
                 run["ami"] = adjusted_mutual_information(classes, clusters)
         runs.append(run)
+        count()
     numbers = {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
     if len(runs) > 1:
         by_name = {name: [run[name] for run in runs] for name in runs[0]}

@@ -22,6 +22,7 @@ from dml.errors import (
     MissingArtifact,
 )
 from dml.names import check_name, is_version
+from dml.progress import count
 from dml.storage import verified
 from dml.storage.conditional import Overtaken, read_held, replace_held
 from dml.storage.digest import digest_of
@@ -183,7 +184,8 @@ def _publish_remote(staged_uri: str, final_uri: str, manifest: Mapping[str, Any]
     for _ in range(_TRIES):
         held = read_held(join(final_uri, MANIFEST))
         with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-            list(pool.map(copy, manifest["files"]))
+            for _ in pool.map(copy, manifest["files"]):
+                count()
         with suppress(Overtaken):
             replace_held(join(final_uri, MANIFEST), _encoded(final_uri, manifest), held)
             break
@@ -203,7 +205,10 @@ def _describe_files(uri: str) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file below a folder."""
     entries = [entry for entry in files_below(uri) if entry.path != MANIFEST]
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        digests = list(pool.map(lambda entry: file_digest(join(uri, entry.path)), entries))
+        digests = []
+        for digest in pool.map(lambda entry: file_digest(join(uri, entry.path)), entries):
+            digests.append(digest)
+            count()
     return {
         entry.path: {"size_bytes": entry.size_bytes, "sha256": digest}
         for entry, digest in zip(entries, digests, strict=True)
@@ -292,8 +297,11 @@ def damaged_files(uri: str) -> list[str]:
     def differs(name: str) -> bool:
         return name in damaged or file_digest(join(uri, name)) != files[name]["sha256"]
 
+    found = []
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        found = [name for name, wrong in zip(files, pool.map(differs, files), strict=True) if wrong]
+        for name, wrong in zip(files, pool.map(differs, files), strict=True):
+            found += [name] if wrong else []
+            count()
     if not found:
         verified.remember(uri, files)
     return found

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -132,6 +133,7 @@ def test_a_verb_that_takes_long_gives_a_sign_of_life_and_can_be_interrupted():
         [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment
     ) as run:
         assert run.stderr.readline() == "dml presets: at work\n"
+        assert re.fullmatch(r"dml presets: at work, 1\d s\n", run.stderr.readline())
         assert time.monotonic() - start < 30, "before it has slept its time"
         run.send_signal(signal.SIGINT)
         assert run.stderr.read() == "error: Interrupted.\n"

@@ -4,11 +4,13 @@ import gzip
 import pickle
 import re
 import resource
+import shutil
 import struct
 import time
 import unicodedata
 import zipfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +24,7 @@ from dml.data.sources.detect import open_source
 from dml.data.sources.glyphs import GlyphsSource, distinct_characters
 from dml.errors import InvalidData, InvalidSetting, MissingArtifact
 from dml.preprocessing import decode
+from dml.progress import Ticker
 from tests.data.pictures import class_folders, picture, write
 
 
@@ -397,3 +400,18 @@ def test_what_is_no_source_is_refused_with_what_was_looked_for(tmp_path):
         open_source(str(tmp_path / "b.zip"))
     with pytest.raises(InvalidData, match="cub200"):
         open_source(str(tmp_path), "cub200")
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "manifest"])
+def test_listing_counts_what_it_has_seen(tmp_path, kind):
+    class_folders(tmp_path / "source")
+    source = tmp_path / "source"
+    if kind == "zip":
+        source = Path(shutil.make_archive(str(tmp_path / "source"), "zip", source))
+    if kind == "manifest":
+        rows = [f"{path.relative_to(tmp_path)},a" for path in sorted(source.rglob("*.png"))]
+        source = tmp_path / "m.csv"
+        source.write_text("\n".join(["image,label", *rows]))
+    with Ticker("ingest") as ticker:
+        listing = open_source(str(source)).list()
+        assert f"{len(listing.samples)} of {len(listing.samples)} " in ticker.line()

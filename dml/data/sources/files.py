@@ -14,6 +14,7 @@ from dml import storage
 from dml.data.sources.access import OWN_FOLDER, Access
 from dml.data.sources.sample import MAX_BYTES, REPEATED_FOLDER, Listing, Problem, Refused
 from dml.errors import InvalidData, InvalidSetting, MissingArtifact
+from dml.progress import count
 
 _ADDED_BY_SYSTEMS = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin",
@@ -310,6 +311,7 @@ class _Walk:
                     raise MissingArtifact(f"The source {self.root} must be readable: {error}.") from error
                 self._problem(folder, "unreadable folder", str(error))
                 continue
+            count(len(entries))
             for entry in entries:
                 if not _hidden(entry.name):
                     pending += self._entry(folder, entry)

@@ -17,6 +17,7 @@ from dml.data.schema import TEST, TRAIN
 from dml.data.sources.files import FilesSource, Tree
 from dml.data.sources.sample import EMPTY_CLASS, OTHER_KIND, Listing, Problem, Sample, normalised
 from dml.preprocessing import SIGNATURE_BYTES, has_signature
+from dml.progress import begin, count
 
 _IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif",
@@ -43,6 +44,7 @@ class FolderSource(FilesSource):
     """
 
     def listing(self, tree: Tree) -> Listing:
+        begin("listing, telling images from other files", "files", len(tree.files))
         images = {path for path in tree.files if self._is_image(path)}
         outer = _outer_folder(images)
         parts = _parts(path.removeprefix(outer) for path in images)
@@ -67,6 +69,7 @@ class FolderSource(FilesSource):
         return Listing(samples, OfficialSplit() if _share_no_class(samples) else ClassSplit(), problems)
 
     def _is_image(self, path: str) -> bool:
+        count()
         name = path.rpartition("/")[2].lower()
         if name.endswith(_IMAGE_SUFFIXES):
             return True

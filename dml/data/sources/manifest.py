@@ -14,6 +14,7 @@ from dml.data.sources.parquet_table import ParquetTable, is_parquet
 from dml.data.sources.sample import MAX_BYTES, Listing, Problem, Refused, Sample
 from dml.data.sources.table import Table
 from dml.errors import InvalidData, MissingArtifact
+from dml.progress import begin, count
 
 _TABLE_BYTES = 16 << 30
 _CSV_SUFFIXES, _PARQUET_SUFFIX = (".csv", ".tsv"), ".parquet"
@@ -35,6 +36,7 @@ class ManifestSource:
     access: Access = OWN_FOLDER
 
     def list(self) -> Listing:
+        begin("listing, reading the table")
         table = self._table()
         missing = {"image", "label"} - set(table.columns)
         if missing:
@@ -46,7 +48,9 @@ class ManifestSource:
         columns = dict(table.columns)
         images, labels = columns.pop("image"), columns.pop("label")
         ids, splits = columns.pop("id", images), columns.pop("split", None)
+        begin("listing", "rows", len(images))
         for row, (image, label, id_) in enumerate(zip(images, labels, ids, strict=True)):
+            count()
             if row in table.refused:
                 problems.append(Problem(id_ or image or "", label or "", image or "", *table.refused[row]))
                 continue

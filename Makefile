@@ -50,7 +50,7 @@ bench: $(READY) ## figures, with the hardware they were taken on
 up: $(READY) ## Prefect, a worker, the deployments and MLflow, here
 	$(BIN)/dml up
 
-lock: pyproject.toml | $(UV) ## pin what pyproject.toml asks for, naming no registry
+lock: pyproject.toml | $(UV) ## pin what all extras and groups of pyproject.toml ask for, naming no registry
 	$(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --all-extras --group dev \
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 

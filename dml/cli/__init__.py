@@ -35,11 +35,27 @@ def main() -> None:
         status = run()
     except KeyboardInterrupt:
         status = INTERRUPTED
+    except ModuleNotFoundError as error:  # of an extra, of the command line's own too
+        status = _refuse_to_go_without(error)
     if heeded:
         signal.signal(signal.SIGINT, _leave)  # what ends with the process may wait for others
     if status == INTERRUPTED:
         _say_interrupted()
     sys.exit(status)
+
+
+def _refuse_to_go_without(error: ModuleNotFoundError) -> int:
+    import json
+
+    from dml.extras import what_to_install
+
+    message = what_to_install(error)
+    if message is None:
+        raise error
+    print(f"error: {message}", file=sys.stderr)
+    if "--json" in sys.argv:
+        print(json.dumps({"error": message}))
+    return 2
 
 
 def was_interrupted() -> bool:

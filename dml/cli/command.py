@@ -28,6 +28,7 @@ from dml.cli import (  # noqa: F401 - each adds its verbs to the app
 )
 from dml.cli.app import app, output, print_json, visible
 from dml.errors import DmlError
+from dml.extras import what_to_install
 
 _USERS_MISTAKE, _OURS = 2, 1
 _HELP = frozenset(["--help", "--version"])
@@ -95,6 +96,10 @@ def _run(as_json: bool, words: Sequence[str] | None = None) -> int:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             message += ". Make room on the disks of the store, of DML_CACHE and of TMPDIR; the same goes on"
         return _refused(f"The system refused: {message}.", as_json, _OURS)
+    except ModuleNotFoundError as error:
+        if what_to_install(error) is None or was_interrupted():
+            return _unexpected(error, as_json)
+        raise
     except Exception as error:
         return _unexpected(error, as_json)
     if status == INTERRUPTED:

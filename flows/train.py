@@ -11,7 +11,7 @@ from dml.names import check_name
 from dml.presets import PresetName, experiment
 from dml.refs import EvaluationReport, ModelRef, TrainingReport
 from dml.registry.catalog import find_champion, page_of, register
-from dml.registry.champion import judge
+from dml.registry.champion import ChampionMoved, judge
 from dml.registry.tracking import start_run
 from dml.settings import store_uri
 from dml.training.loop import run_identity
@@ -87,6 +87,19 @@ def _promote_if_better(
     The champion's recorded metrics may be of another split or of other settings, so it is evaluated again;
     its embeddings of a split are made once.
     """
+    while True:
+        try:
+            model = _judge(store, config, new, report)
+        except ChampionMoved as moved:  # by another training that ended at the same time
+            say(f"{moved}; it is compared with that")
+        else:
+            break
+    if model.promoted and new != model:
+        announce("dml.model.promoted", f"mlflow.model.{model.name}", model.model_dump(mode="json"))
+    return model
+
+
+def _judge(store: str, config: ExperimentConfig, new: ModelRef, report: EvaluationReport) -> ModelRef:
     dataset = report.dataset
     champion = stage(find_champion)(store, new.name)
     metrics = None if champion is None else champion.metrics
@@ -97,7 +110,5 @@ def _promote_if_better(
     if champion is not None and config.gate.confidence is not None:
         packages = new.package, champion.package
         comparison = compare_packages(store, *packages, dataset, config.evaluation, config.gate)
-    model = stage(judge)(store, new, config.gate, metrics, comparison, report.baselines)
-    if model.promoted and new != model:
-        announce("dml.model.promoted", f"mlflow.model.{model.name}", model.model_dump(mode="json"))
-    return model
+    against = None if champion is None else champion.version
+    return stage(judge)(store, new, config.gate, metrics, comparison, report.baselines, against=against)

@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 REASON_TAG = "dml.reason"
+AGAIN = "give the same training again"
+UNJUDGED = f"not judged by the gate, its training was ended before; {AGAIN}"
+"""The reason of a version from its making until the gate has decided."""
 _PACKAGE, _STORE, _METRICS = "dml.package", "dml.store", "dml.metrics"
 _MAX_TAG_LENGTH = 90_000  # MLflow takes 100,000 characters
 _REQUIREMENTS = ["torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "pyarrow", "pydantic"]
@@ -43,7 +46,7 @@ class Listing:
     models: Sequence[ModelRef]
     """Ours, newest first within a name."""
     foreign: Sequence[str]
-    """Names of the registered models that hold no version of ours."""
+    """Registered models that hold no version of ours, NAME, and what stands beside ours, NAME/VERSION."""
 
 
 def register(
@@ -84,6 +87,7 @@ def _new_version(client: "MlflowClient", store: str, run: Run, name: str, packag
     tags = {
         _PACKAGE: json.dumps(storage.relative_references(package.model_dump(mode="json"), store)),
         _STORE: store,
+        REASON_TAG: UNJUDGED,
     }
     with as_default(run.tracking_uri):
         import mlflow
@@ -172,32 +176,55 @@ def find_model(store: str, name: str) -> ModelRef:
         raise no_such_model(store, name, [])
     client = connect(tracking_uri(store))
     versions = versions_of(client, store, base)
+    named = None
     if versions and not slash:
-        version = str(client.get_registered_model(base).aliases.get(alias or CHAMPION, ""))
+        named = version_of_alias(client, base, alias or CHAMPION)
+        version = named or ""
     for model in versions:
         if str(model.version) == version:
             return model
-    raise no_such_model(store, name, versions)
+    raise no_such_model(store, name, versions, foreign=named)
 
 
-def no_such_model(store: str, name: str, versions: Sequence[ModelRef]) -> MissingArtifact:
+def version_of_alias(client: "MlflowClient", name: str, alias: str) -> str | None:
+    """The version of a registered model that an alias names, whoever made it; None: no such alias."""
+    version = client.get_registered_model(name).aliases.get(alias)
+    return None if version is None else str(version)
+
+
+def no_such_model(
+    store: str, name: str, versions: Sequence[ModelRef], *, foreign: str | None = None
+) -> MissingArtifact:
     """What to raise where a name, an alias or a version is not there.
 
     Args:
         store: the store's URI.
         name: as the user gave it.
         versions: of the model that there are.
+        foreign: the version that the alias names, which is none of them.
     """
     if versions:
-        have = ", ".join(f"{model}" + (f" (@{model.alias})" if model.alias else "") for model in versions)
+        have = ", ".join(_shown(model) for model in versions)
         bare = not {"/", "@"} & set(name)
         what = f"{name} has no champion" if bare else f"There is no {name}"
-        return MissingArtifact(f"{what}; there are {have}. Name one of them, as {versions[0]}.")
+        if foreign is not None:
+            what += f": the alias is on version {foreign}, which dml did not make or cannot read"
+        first = versions[0]
+        judge = ""
+        if bare and not foreign and (first.alias, first.reason) == (None, UNJUDGED):
+            judge = f", or finish the training of {first}: {AGAIN}"
+        return MissingArtifact(f"{what}; there are {have}. Name one of them, as {first}{judge}.")
     names = sorted({model.name for model in list_models(store)})
     return MissingArtifact(
         f"Model {name!r} must be in the registry; it has {names or 'none'}. Train one: dml train DATASET."
         f"{did_you_mean(name.partition('/')[0].partition('@')[0], names)}"
     )
+
+
+def _shown(model: ModelRef) -> str:
+    if model.alias:
+        return f"{model} (@{model.alias})"
+    return f"{model} (not judged)" if model.reason == UNJUDGED else str(model)
 
 
 def list_models(store: str) -> list[ModelRef]:
@@ -211,11 +238,13 @@ def read_registry(store: str) -> Listing:
         return Listing(models=[], foreign=[])
     client = connect(tracking_uri(store))
     names = sorted(registered.name for registered in _every_page(client.search_registered_models))
-    found = {name: versions_of(client, store, name) for name in names if _is_name(name)}
-    return Listing(
-        models=[model for versions in found.values() for model in versions],
-        foreign=[name for name in names if not found.get(name)],
-    )
+    models: list[ModelRef] = []
+    foreign: list[str] = []
+    for name in names:
+        ours, others = _versions(client, store, name) if _is_name(name) else ([], [])
+        models += ours
+        foreign += [f"{name}/{version}" for version in others] if ours else [name]
+    return Listing(models=models, foreign=foreign)
 
 
 def page_of(store: str, model: ModelRef) -> str | None:
@@ -238,11 +267,13 @@ def _is_name(name: str) -> bool:
 
 def versions_of(client: "MlflowClient", store: str, name: str) -> list[ModelRef]:
     """Ours, newest first; `name` was checked, so it can stand in a filter."""
-    found = [
-        version
-        for version in _every_page(client.search_model_versions, f"name = '{name}'")
-        if _PACKAGE in version.tags
-    ]
+    return _versions(client, store, name)[0]
+
+
+def _versions(client: "MlflowClient", store: str, name: str) -> tuple[list[ModelRef], list[int]]:
+    """Ours, newest first, and the numbers of those that are not ours."""
+    every = _every_page(client.search_model_versions, f"name = '{name}'")
+    found = [version for version in every if _PACKAGE in version.tags]
     aliases = _aliases(client, name) if found else {}
     ours = []
     for version in found:
@@ -253,7 +284,8 @@ def versions_of(client: "MlflowClient", store: str, name: str) -> list[ModelRef]
             logger.warning(
                 "Version %s of model %s has damaged tags and is left out: %s", version.version, name, why
             )
-    return sorted(ours, key=lambda model: -model.version)
+    others = sorted(int(version.version) for version in every if _PACKAGE not in version.tags)
+    return sorted(ours, key=lambda model: -model.version), others
 
 
 def _every_page(search: Callable[..., Any], *arguments: Any) -> list[Any]:

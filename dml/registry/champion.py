@@ -11,7 +11,14 @@ from dml.config import GateConfig
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.names import check_name
 from dml.refs import Comparison, ModelRef, against_pixels
-from dml.registry.catalog import CHALLENGER, CHAMPION, REASON_TAG, no_such_model, versions_of
+from dml.registry.catalog import (
+    CHALLENGER,
+    CHAMPION,
+    REASON_TAG,
+    no_such_model,
+    version_of_alias,
+    versions_of,
+)
 from dml.registry.connection import connect
 from dml.registry.database import REGISTRY_LOCK
 from dml.registry.tracking import user
@@ -24,6 +31,10 @@ _CHAMPIONS, _ROLLED_BACK = "dml.champions", "dml.rolled_back"
 _KEPT_CHAMPIONS = 100
 
 
+class ChampionMoved(Exception):
+    """The champion that a version was compared with is no longer the champion: compare again."""
+
+
 def judge(
     store: str,
     model: ModelRef,
@@ -31,8 +42,12 @@ def judge(
     champion_metrics: Mapping[str, float] | None,
     comparison: Comparison | None = None,
     baselines: Mapping[str, Mapping[str, float]] | None = None,
+    *,
+    against: int | None = None,
 ) -> ModelRef:
     """Move the alias `champion` to a version if it passes the gate, else `challenger`, and say why.
+
+    An alias that somebody has given to a version that is not ours stays there: it cannot be compared.
 
     Args:
         store: the store's URI.
@@ -41,8 +56,10 @@ def judge(
         champion_metrics: the present champion's on the same test split; None where there is no champion.
         comparison: of the two, query by query, where the gate asks for confidence.
         baselines: name to metrics, as `EvaluationReport.baselines`.
+        against: the version that `champion_metrics` are of; None: of whichever is champion.
 
     Raises:
+        ChampionMoved: meanwhile another version became champion.
         InvalidSetting: the gate's metric is not among the metrics that were measured.
         ValueError: a gate that asks for confidence, a champion, and no comparison.
     """
@@ -64,12 +81,24 @@ def judge(
         _passes_floor(model, gate, baselines or {}),
         against_champion,
     ]
-    passed = all(ok for ok, _ in verdicts)
-    reason = "; ".join(text for _, text in verdicts if text)
-    alias = CHAMPION if passed else CHALLENGER
     with storage.exclusive(local_folder(store) / REGISTRY_LOCK):
+        present = next((m.version for m in versions_of(client, store, model.name) if m.promoted), None)
+        if present is not None and (champion_metrics is None or against not in (None, present)):
+            raise ChampionMoved(f"{model.name}/{present} became champion while {model} was evaluated")
+        if present is None and (foreign := version_of_alias(client, model.name, CHAMPION)) is not None:
+            verdicts = [*verdicts[:-1], (False, _not_ours(model, foreign))]
+        passed = all(ok for ok, _ in verdicts)
+        reason = "; ".join(text for _, text in verdicts if text)
+        alias = CHAMPION if passed else CHALLENGER
         _move_alias(client, model.name, str(model.version), alias, reason)
     return model.model_copy(update={"alias": alias, "reason": reason})
+
+
+def _not_ours(model: ModelRef, foreign: str) -> str:
+    return (
+        f"the alias champion is on version {foreign}, which dml did not make or cannot read, and stays; "
+        f"`dml rollback model {model}` takes it"
+    )
 
 
 def _passes_champion(

@@ -154,7 +154,7 @@ def test_what_is_not_ours_or_damaged_in_a_shared_mlflow_is_left_out_with_a_word(
 
     found = catalog.read_registry(store)
     assert [str(model) for model in found.models] == ["shared/1"]
-    assert sorted(found.foreign) == ["Shop", "bob's model", "theirs", 'x" or 1=1']
+    assert sorted(found.foreign) == ["Shop", "bob's model", "shared/4", "theirs", 'x" or 1=1']
     for version in ("2", "3"):
         assert f"Version {version} of model shared has damaged tags" in caplog.text
     assert catalog.find_model(store, "shared/1").package == ours[0].package
@@ -164,6 +164,56 @@ def test_what_is_not_ours_or_damaged_in_a_shared_mlflow_is_left_out_with_a_word(
     for name in ("bob's model", "' OR 1=1 --", "", "@champion", "/1"):
         with pytest.raises(InvalidSetting):
             catalog.find_model(store, name)
+
+
+@pytest.fixture
+def foreign_champion(tmp_path):
+    """A store whose model's alias `champion` somebody gave to version 2, which is not ours."""
+    store = str(tmp_path / "store")
+    first = new_version(store, "shop", 1, 0.5)
+    champion.judge(store, first, GateConfig(), None)
+    client = connect(tracking_uri(store))
+    run = client.get_model_version("shop", "1").run_id
+    client.create_model_version("shop", "s3://elsewhere/model", run)
+    client.set_registered_model_alias("shop", "champion", "2")
+    return store
+
+
+def test_the_gate_leaves_an_alias_where_somebody_gave_it_to_what_is_not_ours(foreign_champion):
+    store = foreign_champion
+    judged = champion.judge(store, new_version(store, "shop", 3, 0.9), GateConfig(), None)
+    assert judged.alias == "challenger"
+    assert "champion is on version 2, which dml did not make" in judged.reason
+    assert "dml rollback model shop/3" in judged.reason
+    client = connect(tracking_uri(store))
+    assert catalog.version_of_alias(client, "shop", "champion") == "2"
+    with pytest.raises(MissingArtifact, match="no champion: the alias is on version 2, which dml did not"):
+        catalog.find_model(store, "shop")
+    assert catalog.read_registry(store).foreign == ["shop/2"]
+    assert str(champion.rollback_champion(store, "shop/3")) == "shop/3"
+
+
+def test_a_version_that_a_kill_kept_from_the_gate_says_what_finishes_it(tmp_path):
+    store = str(tmp_path)
+    version = new_version(store, "shop", 1, 0.5)
+    (listed,) = catalog.list_models(store)
+    assert (listed.alias, listed.reason) == (None, catalog.UNJUDGED)
+    with pytest.raises(
+        MissingArtifact, match=r"shop/1 \(not judged\).*finish the training.*the same training again"
+    ):
+        catalog.find_model(store, "shop")
+    champion.judge(store, version, GateConfig(), None)
+    assert catalog.find_model(store, "shop").reason == "first champion: recall_at_1 0.5000"
+
+
+@pytest.mark.parametrize("metrics", [None, {"recall_at_1": 0.1}])
+def test_a_champion_made_meanwhile_is_not_overtaken_without_a_comparison(tmp_path, metrics):
+    store = str(tmp_path)
+    other, new = new_version(store, "shop", 1, 0.9), new_version(store, "shop", 2, 0.5)
+    champion.judge(store, other, GateConfig(), None)
+    with pytest.raises(champion.ChampionMoved, match="shop/1 became champion while shop/2 was evaluated"):
+        champion.judge(store, new, GateConfig(), metrics, against=7)
+    assert catalog.find_champion(store, "shop").version == 1
 
 
 def test_a_deleted_experiment_is_restored_with_its_runs(store):

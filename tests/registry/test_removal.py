@@ -1,4 +1,4 @@
-"""A champion is taken back to the one before it; a version that is champion is not removed."""
+"""A champion is taken back to the one before it; what is champion, or not of this store, is not removed."""
 
 import pytest
 
@@ -6,7 +6,9 @@ from dml.config import GateConfig
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.registry import catalog
 from dml.registry.champion import judge, rollback_champion
+from dml.registry.connection import connect
 from dml.registry.removal import remove_model
+from dml.settings import tracking_uri
 from tests.registry.parts import new_version
 
 
@@ -40,3 +42,21 @@ def test_a_rollback_goes_back_through_the_champions_and_says_so(store):
     for absent in ("shop", "shop/1", "other"):
         with pytest.raises(MissingArtifact):
             remove_model(store, absent)
+
+
+def test_in_a_shared_mlflow_what_this_store_did_not_register_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/shared.db")
+    here, there = str(tmp_path / "here"), str(tmp_path / "there")
+    new_version(here, "shop", 1, 0.5)
+    new_version(there, "shop", 2, 0.5)
+    client = connect(tracking_uri(here))
+    run = client.get_model_version("shop", "1").run_id
+    client.create_model_version("shop", "s3://elsewhere/model", run)
+    with pytest.raises(InvalidSetting, match=rf"of this store.*dml rm model shop/2 --store {there}"):
+        remove_model(here, "shop/2")
+    assert remove_model(here, "shop") == ["shop/1"]
+    with pytest.raises(InvalidSetting, match="of this store"):
+        remove_model(here, "shop")
+    assert remove_model(there, "shop") == ["shop/2"]
+    (left,) = client.search_model_versions("name = 'shop'")
+    assert left.source == "s3://elsewhere/model"

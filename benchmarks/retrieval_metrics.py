@@ -105,7 +105,7 @@ def open_metric_learning_as_parity(embeddings: torch.Tensor, labels: torch.Tenso
 def k_means_of_faiss(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
     import faiss
 
-    from dml.retrieval.clusters import ITERATIONS
+    from dml.evaluation.kmeans import ITERATIONS
 
     kmeans = faiss.Clustering(embeddings.shape[1], int(labels.max()) + 1)
     kmeans.niter, kmeans.min_points_per_centroid, kmeans.max_points_per_centroid = ITERATIONS, 1, len(labels)
@@ -115,8 +115,8 @@ def k_means_of_faiss(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
 
 
 def k_means_with_nmi_f1_and_ami(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
+    from dml.evaluation.kmeans import k_means
     from dml.metrics import clustering
-    from dml.retrieval.clusters import k_means
 
     clusters = torch.from_numpy(k_means(embeddings.numpy(), int(labels.max()) + 1))
     clustering.normalised_mutual_information(labels, clusters)

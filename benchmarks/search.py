@@ -32,9 +32,9 @@ from dml.config import (
 )
 from dml.data.dataset import read_images
 from dml.data.ingest import ingest
+from dml.embedding.embed import embed
 from dml.models.encoder import Encoder
 from dml.models.package import save_package
-from dml.retrieval.embed import embed
 from dml.retrieval.index import build_index, publish_index
 from dml.serving.searcher import Searcher
 

@@ -4,11 +4,11 @@ from prefect import flow
 
 from dml.config import ExperimentConfig
 from dml.data.dataset import find_dataset
+from dml.embedding.embed import embed
 from dml.presets import circle
 from dml.refs import ReportRef
 from dml.report.circles import draw_circles
 from dml.report.page import read_picture
-from dml.retrieval.embed import embed
 from dml.settings import store_uri
 from dml.training.ray_trainer import train
 from flows.policy import Name, say, show_picture, stage, tag_with_names, tell

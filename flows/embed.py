@@ -3,9 +3,9 @@
 from prefect import flow
 
 from dml.data.dataset import find_dataset
+from dml.embedding.embed import embed
 from dml.refs import EmbeddingsRef
 from dml.registry.catalog import find_model
-from dml.retrieval.embed import embed
 from dml.settings import store_uri
 from flows.policy import Name, say, stage, tag_with_names, tell
 

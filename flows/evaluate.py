@@ -6,11 +6,11 @@ from dml.config import EvaluationConfig, GateConfig, ReportConfig
 from dml.data.dataset import find_dataset
 from dml.data.judgeable import require_judgeable
 from dml.data.schema import TEST
+from dml.embedding.embed import embed
+from dml.evaluation.evaluate import compare, evaluate, raw_pixel_baseline
 from dml.models.package import read_preprocessing
 from dml.refs import RAW_PIXELS, Comparison, DatasetRef, EvaluationReport, PackageRef
 from dml.registry.catalog import find_model
-from dml.retrieval.embed import embed
-from dml.retrieval.evaluate import compare, evaluate, raw_pixel_baseline
 from dml.settings import store_uri
 from flows.policy import Name, is_orchestrated, show_table, stage, tag_with_names, tell
 from flows.report import report_on

@@ -5,9 +5,9 @@ from prefect import flow
 from dml.config import IndexConfig, IngestConfig
 from dml.data.dataset import find_dataset
 from dml.data.former import last_ingest
+from dml.embedding.embed import embed
 from dml.refs import IndexRef
 from dml.registry.catalog import find_model
-from dml.retrieval.embed import embed
 from dml.retrieval.index import index_config_of, list_indexes
 from dml.retrieval.refresh import refreshed_from
 from dml.settings import store_uri

@@ -5,13 +5,13 @@ from prefect import flow
 from dml.config import EvaluationConfig, ReportConfig
 from dml.data.dataset import find_dataset
 from dml.data.judgeable import require_judgeable
+from dml.embedding.embed import embed
 from dml.refs import DatasetRef, EmbeddingsRef, ModelRef, PackageRef, ReportRef
 from dml.registry.catalog import find_model
 from dml.registry.history import attach_report
 from dml.report.page import read_picture
 from dml.report.report import lay_first_pictures, write_report
 from dml.report.versus import Contestant, write_versus
-from dml.retrieval.embed import embed
 from dml.settings import store_uri
 from flows.policy import Name, say, show_picture, show_text, stage, tag_with_names, tell
 

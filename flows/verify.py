@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from prefect import flow
 
 from dml.data.ingest import ingest_again
+from dml.embedding.embed import embed
 from dml.errors import DmlError
 from dml.integrity import Checked, check_store, ref_of, remove_damaged
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef
-from dml.retrieval.embed import embed
 from dml.retrieval.index import build_index, index_config_of
 from dml.settings import store_uri
 from flows.policy import Name, say, show_table, stage, tell

@@ -1,4 +1,4 @@
-"""What several rooms' tests stand on: the real data, and a store on an S3 server."""
+"""For several rooms' tests: the real data, a store on an S3 server, and one with an embedded dataset."""
 
 import importlib.util
 import os
@@ -6,8 +6,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from dml.refs import DatasetRef, EmbeddingsRef, PackageRef
 
 # pytorch-metric-learning imports it, and it would replace Faiss's own `search` for the whole test process.
 sys.modules["faiss.contrib.torch_utils"] = ModuleType("faiss.contrib.torch_utils")
@@ -75,3 +79,30 @@ def s3_store(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     bucket = f"dml-{tmp_path.name.replace('_', '-').lower()}"[:60].strip("-")
     boto3.client("s3").create_bucket(Bucket=bucket)
     return f"s3://{bucket}/store"
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store with one dataset, one package and the embeddings of the dataset by the package."""
+    return str(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def dataset(store: str, tmp_path_factory: pytest.TempPathFactory) -> "DatasetRef":
+    from tests.embedding.parts import make_dataset
+
+    return make_dataset(tmp_path_factory.mktemp("images"), store)
+
+
+@pytest.fixture(scope="session")
+def package(store: str) -> "PackageRef":
+    from tests.embedding.parts import make_package
+
+    return make_package(store)
+
+
+@pytest.fixture(scope="session")
+def embeddings(store: str, package: "PackageRef", dataset: "DatasetRef") -> "EmbeddingsRef":
+    from dml.embedding.embed import embed
+
+    return embed(store, package, dataset)

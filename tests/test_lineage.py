@@ -12,14 +12,14 @@ import pytest
 from dml import storage
 from dml.config import IndexConfig
 from dml.data.dataset import find_dataset, list_datasets
+from dml.embedding.embed import embed
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.integrity import check_store
 from dml.lineage import list_artifacts, remove, remove_named, unneeded, users_of
-from dml.retrieval.embed import embed
 from dml.retrieval.index import build_index, find_index, publish_index, rollback_index
 from dml.retrieval.search import open_index
 from flows.verify import heal_all
-from tests.retrieval.parts import make_dataset, make_package
+from tests.embedding.parts import make_dataset, make_package
 
 NO_GRACE = timedelta(0)
 

@@ -17,10 +17,10 @@ from dml import storage
 from dml.cluster import call_apart, is_remote, ray_session
 from dml.config import BenchConfig, ExperimentConfig, Part
 from dml.data.schema import TEST
+from dml.embedding.embed import embed
 from dml.errors import InvalidSetting, TrainingFailed
+from dml.evaluation.evaluate import evaluate, raw_pixel_baseline
 from dml.refs import CellReport, DatasetRef
-from dml.retrieval.embed import embed
-from dml.retrieval.evaluate import evaluate, raw_pixel_baseline
 from dml.training.loop import run_identity
 from dml.training.meter import Progress
 from dml.training.ray_trainer import train

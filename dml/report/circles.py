@@ -7,12 +7,12 @@ import torch
 
 from dml import storage
 from dml.data.dataset import read_rows
+from dml.embedding.table import read_embeddings
 from dml.errors import IncompatibleArtifact
 from dml.metrics.retrieval import retrieval_metrics
 from dml.refs import EmbeddingsRef, ReportRef
 from dml.report.page import Page, Picture, Section, page_uri, publish_page, written_before
 from dml.report.roses import Rose, draw_roses
-from dml.retrieval.table import read_embeddings
 
 _CODE_VERSION = 1
 _TEXT = (

@@ -11,6 +11,7 @@ import torch
 
 from dml import storage
 from dml.config import BootstrapConfig, ReportConfig
+from dml.evaluation.evaluate import evaluate, raw_pixel_baseline
 from dml.models.package import read_preprocessing
 from dml.refs import RAW_PIXELS, EmbeddingsRef, EvaluationReport, ModelRef, ReportRef
 from dml.registry.history import attach_pictures, training_curves
@@ -21,7 +22,6 @@ from dml.report.projection import map_of
 from dml.report.roses import Rose, draw_roses
 from dml.report.sections import VERIFICATION, Asked, every_pair, gallery_section, no_pairs, threshold_row
 from dml.report.view import View
-from dml.retrieval.evaluate import evaluate, raw_pixel_baseline
 
 _CODE_VERSION = 2  # part of a report's identity: raise it when the same inputs would give another page
 SUSPECTS = "suspects.csv"

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from dml import storage
 from dml.config import ReportConfig
 from dml.errors import IncompatibleArtifact
+from dml.evaluation.evaluate import paired_test, require_one_dataset, require_two_classes
 from dml.metrics.verification import RocCurve
 from dml.refs import Duel, EmbeddingsRef, ReportRef
 from dml.report import charts, style
@@ -21,7 +22,6 @@ from dml.report.gallery import GalleryRow
 from dml.report.page import Page, Picture, Section, page_uri, publish_page, written_before
 from dml.report.sections import VERIFICATION, Asked, every_pair, gallery_section, no_pairs, threshold_row
 from dml.report.view import View
-from dml.retrieval.evaluate import paired_test, require_one_dataset, require_two_classes
 
 _CODE_VERSION = 2  # part of a page's identity: raise it when the same inputs would give another page
 _LED_BY = "map_at_r"  # the metric of classes and galleries: it sees every rank that matters

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 from dml.config import ReportConfig
 from dml.data.dataset import read_images, read_rows
+from dml.embedding.table import read_embeddings
+from dml.evaluation.all_pairs import device_for, query_values
+from dml.evaluation.evaluate import split_rows
+from dml.evaluation.query_gallery import sides
 from dml.metrics.retrieval import QueryMetrics
 from dml.metrics.verification import RocCurve, roc_of_all_pairs
 from dml.refs import EmbeddingsRef
 from dml.report.findings import Neighbours, Suspect, label_suspects, nearest
 from dml.report.gallery import GalleryRow, Tile
-from dml.retrieval.evaluate import split_rows
-from dml.retrieval.pairs import device_for, query_values
-from dml.retrieval.roles import sides
-from dml.retrieval.table import read_embeddings
 
 
 class View:

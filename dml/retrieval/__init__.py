@@ -1,1 +1,1 @@
-"""From a package and a dataset to answers: embed, index, filter, search, evaluate."""
+"""An embeddings table in, an index and its answers out: build, filter, search, refresh."""

@@ -18,12 +18,12 @@ from dml import storage
 from dml.config import IndexConfig
 from dml.data.dataset import read_rows
 from dml.data.forgotten import digest_of_id, forgotten_ids
+from dml.embedding.table import read_embeddings
 from dml.errors import IncompatibleArtifact, InvalidSetting
 from dml.names import split_version
 from dml.progress import Ticker, begin, count
 from dml.refs import EmbeddingsRef, IndexRef
 from dml.retrieval.search import INDEX_FILE, ITEMS_FILE, open_index
-from dml.retrieval.table import read_embeddings
 
 logger = logging.getLogger(__name__)
 

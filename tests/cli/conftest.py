@@ -14,10 +14,10 @@ from pyarrow import parquet
 from dml.cli.command import run
 from dml.config import IndexConfig, IngestConfig
 from dml.data.ingest import ingest
+from dml.embedding.embed import embed
 from dml.refs import DatasetRef
-from dml.retrieval.embed import embed
 from dml.retrieval.index import build_index, publish_index
-from tests.retrieval.parts import make_package, png
+from tests.embedding.parts import make_package, png
 
 LABELS = [
     "plain",

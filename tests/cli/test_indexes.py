@@ -5,12 +5,12 @@ from datetime import datetime
 import pytest
 
 from dml.config import GateConfig, IndexConfig
+from dml.embedding.embed import embed
 from dml.registry.catalog import find_champion
 from dml.registry.champion import judge
-from dml.retrieval.embed import embed
 from dml.retrieval.index import build_index, publish_index
+from tests.embedding.parts import ROWS, make_dataset, make_package
 from tests.registry.parts import new_version
-from tests.retrieval.parts import ROWS, make_dataset, make_package
 
 
 def test_versions_are_listed_with_dates_and_what_is_newer(dml, tmp_path):

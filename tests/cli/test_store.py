@@ -9,9 +9,9 @@ import pytest
 
 from dml.config import IndexConfig
 from dml.data.dataset import find_dataset
-from dml.retrieval.embed import embed
+from dml.embedding.embed import embed
 from dml.retrieval.index import build_index, publish_index
-from tests.retrieval.parts import make_dataset, make_package
+from tests.embedding.parts import make_dataset, make_package
 
 HOSTILE = ["../..", "", ".hidden", "shelves@../../.."]  # more in tests/test_names.py
 

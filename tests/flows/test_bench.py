@@ -21,9 +21,9 @@ from dml.cli import main
 from dml.config import BenchConfig, IngestConfig
 from dml.data.dataset import find_dataset
 from dml.errors import TrainingFailed
+from dml.evaluation.evaluate import raw_pixel_baseline
 from dml.refs import BenchReport
 from dml.registry.tracking import connect
-from dml.retrieval.evaluate import raw_pixel_baseline
 from dml.settings import tracking_uri
 from flows.bench import bench_flow
 from flows.evaluate import evaluate_package

@@ -9,16 +9,16 @@ from dml.config import IndexConfig
 from dml.data.dataset import find_dataset, list_datasets, open_mapped, read_rows
 from dml.data.forgotten import keep_forgotten
 from dml.data.ingest import ingest, ingest_config_of
+from dml.embedding.embed import embed
+from dml.embedding.table import read_embeddings
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.integrity import check_store
 from dml.models.package import load_package
-from dml.retrieval.embed import embed
 from dml.retrieval.index import build_index, find_index, publish_index
 from dml.retrieval.search import open_index
-from dml.retrieval.table import read_embeddings
 from dml.serving.answers import draw_sample
 from flows.forget import forget_flow
-from tests.retrieval.parts import make_dataset, make_package, png
+from tests.embedding.parts import make_dataset, make_package, png
 
 GONE = ["00003.png", "00017.png"]
 

@@ -55,9 +55,9 @@ def test_verification_on_given_pairs(device):
 
 
 def test_all_pairs_in_stretches(device):
-    pairs = pytest.importorskip("dml.retrieval.pairs", exc_type=ImportError)
+    pairs = pytest.importorskip("dml.evaluation.all_pairs", exc_type=ImportError)
     from dml.config import EvaluationConfig
-    from dml.retrieval.roles import Rows
+    from dml.evaluation.query_gallery import Rows
 
     rows, labels = exact()
     of_rows = Rows(labels.numpy(), {})
@@ -73,7 +73,7 @@ def test_clusterings_are_compared_alike(device):
 
 
 def test_k_means_of_embeddings_finds_their_clusters(device):
-    clusters = pytest.importorskip("dml.retrieval.clusters", reason="k-means is Faiss'", exc_type=ImportError)
+    clusters = pytest.importorskip("dml.evaluation.kmeans", reason="k-means is Faiss'", exc_type=ImportError)
     rows, labels = scattered()
     found = torch.from_numpy(clusters.k_means(rows.numpy(), 300))
     assert normalised_mutual_information(labels, found) > 0.8

@@ -15,6 +15,7 @@ from dml import storage
 from dml.cli import main
 from dml.config import AttributeSplit, IngestConfig, ReportConfig
 from dml.data.dataset import find_dataset
+from dml.embedding.embed import embed
 from dml.errors import IncompatibleArtifact, InvalidSetting
 from dml.refs import ModelRef, ReportRef
 from dml.registry.catalog import find_model
@@ -22,7 +23,6 @@ from dml.registry.history import attach_report, training_curves
 from dml.registry.tracking import connect
 from dml.report.circles import draw_circles
 from dml.report.gallery import _font
-from dml.retrieval.embed import embed
 from dml.settings import tracking_uri
 from flows.circles import circles_flow
 from flows.ingest import ingest_flow

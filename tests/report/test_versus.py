@@ -23,7 +23,7 @@ from dml.refs import DatasetRef, PackageRef, ReportRef
 from dml.report import versus
 from dml.report.findings import ClassGain
 from dml.report.versus import CLASSES, Contestant, read_duels, write_versus
-from tests.retrieval.parts import ROWS, ids_of, make_dataset, make_package, table_of, unit_vectors
+from tests.embedding.parts import ROWS, ids_of, make_dataset, make_package, table_of, unit_vectors
 
 CONFIG = ReportConfig(
     failures=5, answers=3, evaluation=EvaluationConfig(recall_at=(1, 4), precision_at=(3,), full_map=True)

@@ -13,7 +13,7 @@ from dml.config import IndexConfig
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.retrieval import index as index_room
 from dml.retrieval.index import build_index, find_index, list_indexes, publish_index
-from tests.retrieval.parts import ROWS, table_of, unit_vectors
+from tests.embedding.parts import ROWS, table_of, unit_vectors
 
 KILLED_BEFORE_PUBLISHING = """
 import os, signal, sys

@@ -14,7 +14,7 @@ from dml.models.package import load_package
 from dml.retrieval import search as search_room
 from dml.retrieval.index import build_index, find_index, publish_index
 from dml.retrieval.search import Items, open_index
-from tests.retrieval.parts import ROWS, png, table_of, unit_vectors
+from tests.embedding.parts import ROWS, png, table_of, unit_vectors
 
 FACTORIES = [
     "Flat",

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from dml.config import IndexConfig
+from dml.embedding.embed import embed
 from dml.errors import InvalidData, InvalidSetting, MissingArtifact
-from dml.retrieval.embed import embed
 from dml.retrieval.index import build_index, publish_index
 from dml.serving.searcher import Searcher
-from tests.retrieval.parts import make_dataset, make_package, png
+from tests.embedding.parts import make_dataset, make_package, png
 
 
 def publish(store, dataset, package, factory="Flat"):

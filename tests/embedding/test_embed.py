@@ -12,18 +12,18 @@ import pytest
 
 from dml import storage
 from dml.data.dataset import fragments, read_images, read_rows
+from dml.embedding.embed import embed
+from dml.embedding.table import KnownVectors, part_uris, read_embeddings, read_part
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, MissingArtifact
 from dml.models.package import Package, load_package
-from dml.retrieval.embed import embed
-from dml.retrieval.table import KnownVectors, part_uris, read_embeddings, read_part
+from tests.embedding.parts import ROWS, ids_of, make_dataset, make_package, table_of, unit_vectors
 from tests.growing_cluster import growing_cluster
-from tests.retrieval.parts import ROWS, ids_of, make_dataset, make_package, table_of, unit_vectors
 
 KILLED_AFTER_TWO = """
 import os, signal, sys
 from dml.models.package import find_package
 from dml.data.dataset import find_dataset
-from dml.retrieval.embed import embed
+from dml.embedding.embed import embed
 
 def progress(done, total):
     if done == 2:
@@ -288,7 +288,7 @@ def test_a_killed_actor_changes_nothing(embeddings, package, dataset, tmp_path):
 def test_a_cluster_that_grows_from_no_gpu_embeds_on_the_one_it_starts(
     embeddings, package, dataset, tmp_path, monkeypatch, caplog
 ):
-    caplog.set_level("INFO", logger="dml.retrieval.embed")
+    caplog.set_level("INFO", logger="dml.embedding.embed")
     kinds = {"gpu": {"resources": {"CPU": 2, "GPU": 1}, "max_workers": 1}}
     with growing_cluster(kinds) as address:
         monkeypatch.setenv("RAY_ADDRESS", address)

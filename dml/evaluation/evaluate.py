@@ -6,16 +6,16 @@ from numpy.typing import NDArray
 
 from dml.config import EvaluationConfig, GateConfig, PreprocessingConfig
 from dml.data.dataset import open_mapped, read_rows
+from dml.embedding.table import read_embeddings
 from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting
+from dml.evaluation.all_pairs import OnProgress, query_values
+from dml.evaluation.protocol import measure
+from dml.evaluation.query_gallery import Rows, attributes_of
 from dml.metrics.intervals import compare_paired
 from dml.metrics.retrieval import QueryMetrics
 from dml.preprocessing import decode, resize_and_crop
 from dml.progress import Ticker, begin, count
 from dml.refs import Comparison, DatasetRef, EmbeddingsRef
-from dml.retrieval.pairs import OnProgress, query_values
-from dml.retrieval.protocol import measure
-from dml.retrieval.roles import Rows, attributes_of
-from dml.retrieval.table import read_embeddings
 
 _RAW_SIDE = 32
 

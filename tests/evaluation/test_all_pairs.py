@@ -10,14 +10,14 @@ import torch
 
 from dml.config import EvaluationConfig
 from dml.errors import InvalidData
+from dml.evaluation import all_pairs
+from dml.evaluation.all_pairs import query_values, roc_of_rows, workers_for
+from dml.evaluation.protocol import measure
+from dml.evaluation.query_gallery import Rows
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import joined, query_metrics
 from dml.metrics.verification import count_pairs, levels_for, roc_of_all_pairs, roc_of_counts
-from dml.retrieval import pairs
-from dml.retrieval.pairs import query_values, roc_of_rows, workers_for
-from dml.retrieval.protocol import measure
-from dml.retrieval.roles import Rows
-from tests.retrieval.parts import unit_vectors
+from tests.embedding.parts import unit_vectors
 
 CONFIGS = {
     "all": EvaluationConfig(precision_at=(5,), map_at=(5,), macro=True, false_accept_rates=(0.1,)),
@@ -42,7 +42,7 @@ def split(case: int) -> tuple[np.ndarray, Rows]:
 def test_stretches_give_the_numbers_of_one_pass(monkeypatch, name, per_stretch):
     vectors, rows = split(1)
     whole = measure(vectors, rows, CONFIGS[name])
-    monkeypatch.setattr(pairs, "_PAIRS_PER_STRETCH", per_stretch)
+    monkeypatch.setattr(all_pairs, "_PAIRS_PER_STRETCH", per_stretch)
     done = []
     parts = measure(vectors, rows, CONFIGS[name], progress=lambda *at: done.append(at))
     assert parts == pytest.approx(whole, rel=1e-12), "sums of many means round otherwise, no more"
@@ -85,14 +85,14 @@ def test_counts_of_stretches_add_up_to_all_pairs():
 
 
 def test_stretches_of_equal_area_have_like_many_pairs():
-    stretches = pairs._of_equal_area(10_000, 8)
+    stretches = all_pairs._of_equal_area(10_000, 8)
     assert (stretches[0].start, stretches[-1].stop) == (0, 10_000)
     met = [sum(10_000 - 1 - row for row in range(s.start, s.stop)) for s in stretches]
     assert max(met) < 1.01 * min(met)
 
 
 def test_workers_are_called_for_where_rows_are_many_and_a_cluster_is_there(monkeypatch):
-    monkeypatch.setattr(pairs, "is_remote", lambda: False)
+    monkeypatch.setattr(all_pairs, "is_remote", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert workers_for(10**7) == 1, "one process uses all cores already"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -150,7 +150,7 @@ def two_nodes(monkeypatch):
 def test_a_cluster_that_is_there_is_used_where_rows_are_many(two_nodes, monkeypatch):
     vectors, rows = split(7)
     assert workers_for(len(vectors)) == 1
-    monkeypatch.setattr(pairs, "_PAIRS_HERE", 40_000)
+    monkeypatch.setattr(all_pairs, "_PAIRS_HERE", 40_000)
     assert workers_for(len(vectors)) == 2, "a worker per core of both nodes"
     done = []
     found = measure(vectors, rows, CONFIGS["all"], progress=lambda *at: done.append(at))

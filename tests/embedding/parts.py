@@ -1,4 +1,4 @@
-"""A small real dataset and package, and embeddings tables with given vectors."""
+"""A small real dataset and package, and embeddings tables with given vectors; for the rooms above too."""
 
 import csv
 import io
@@ -12,10 +12,10 @@ from dml import storage
 from dml.config import EncoderConfig, IngestConfig, PreprocessingConfig
 from dml.data.dataset import fragments, read_fragment
 from dml.data.ingest import ingest
+from dml.embedding.table import part_name, seal_table, write_part
 from dml.models.encoder import Encoder
 from dml.models.package import save_package
 from dml.refs import DatasetRef, EmbeddingsRef, PackageRef
-from dml.retrieval.table import part_name, seal_table, write_part
 
 GREY = PreprocessingConfig(color="L", resize=28, crop=28, mean=(0.5,), std=(0.5,))
 ROWS, ROWS_PER_FRAGMENT = 120, 30

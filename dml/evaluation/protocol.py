@@ -11,6 +11,9 @@ from torch import Tensor
 
 from dml.config import BootstrapConfig, EvaluationConfig, FewShotConfig
 from dml.errors import InvalidData, InvalidSetting
+from dml.evaluation.all_pairs import OnProgress, device_for, query_values, roc_of_rows, workers_for
+from dml.evaluation.kmeans import k_means
+from dml.evaluation.query_gallery import Rows, codes_of, roles_of
 from dml.metrics.clustering import (
     adjusted_mutual_information,
     normalised_mutual_information,
@@ -21,9 +24,6 @@ from dml.metrics.intervals import Interval, bootstrap_intervals
 from dml.metrics.retrieval import QueryMetrics
 from dml.metrics.verification import RocCurve
 from dml.progress import Ticker, begin, count
-from dml.retrieval.clusters import k_means
-from dml.retrieval.pairs import OnProgress, device_for, query_values, roc_of_rows, workers_for
-from dml.retrieval.roles import Rows, codes_of, roles_of
 
 MOST_SLICES = 100
 

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from dml.cluster import capacity, is_remote, map_apart, ray_session
 from dml.config import EvaluationConfig
+from dml.evaluation.query_gallery import Rows, sides
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import QueryMetrics, joined, query_metrics
 from dml.metrics.verification import PairCounts, RocCurve, count_pairs, levels_for, roc_of_counts
-from dml.retrieval.roles import Rows, sides
 
 OnProgress = Callable[[int, int], None]
 _PAIRS_HERE = 10**10

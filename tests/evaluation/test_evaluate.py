@@ -11,12 +11,12 @@ from dml.config import EvaluationConfig, GateConfig, IndexConfig, IngestConfig, 
 from dml.data.dataset import read_rows
 from dml.data.ingest import ingest
 from dml.errors import CorruptArtifact, InvalidData
+from dml.evaluation.evaluate import compare, evaluate, raw_pixel_baseline
 from dml.metrics.retrieval import retrieval_metrics
 from dml.report.circles import draw_circles
 from dml.report.view import View
-from dml.retrieval.evaluate import compare, evaluate, raw_pixel_baseline
 from dml.retrieval.index import build_index
-from tests.retrieval.parts import GREY, ROWS, make_dataset, png, table_of, turn, unit_vectors
+from tests.embedding.parts import GREY, ROWS, make_dataset, png, table_of, turn, unit_vectors
 
 CONFIG = EvaluationConfig(recall_at=(1, 4))
 

@@ -21,11 +21,7 @@ from dml import errors, storage
 from dml.cluster import capacity, is_remote, quiet_ray_data, ray_session
 from dml.data.dataset import fragments, read_fragment
 from dml.data.schema import IMAGE
-from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact, InvalidData, MissingArtifact
-from dml.models.package import load_package
-from dml.progress import Ticker
-from dml.refs import DatasetRef, EmbeddingsRef, PackageRef
-from dml.retrieval.table import (
+from dml.embedding.table import (
     KnownVectors,
     find_embeddings,
     part_name,
@@ -33,6 +29,10 @@ from dml.retrieval.table import (
     seal_table,
     write_part,
 )
+from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact, InvalidData, MissingArtifact
+from dml.models.package import load_package
+from dml.progress import Ticker
+from dml.refs import DatasetRef, EmbeddingsRef, PackageRef
 
 _SMALL_DATASET = 10_000
 """Up to so many images to embed this process is done before Ray has started."""

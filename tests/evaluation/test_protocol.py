@@ -7,6 +7,11 @@ import torch
 from dml.config import BootstrapConfig, EvaluationConfig, FewShotConfig, GateConfig
 from dml.data.dataset import read_rows
 from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting
+from dml.evaluation import protocol
+from dml.evaluation.evaluate import compare, evaluate
+from dml.evaluation.kmeans import k_means
+from dml.evaluation.protocol import measure, seeds_for
+from dml.evaluation.query_gallery import Rows
 from dml.metrics.clustering import normalised_mutual_information
 from dml.metrics.fewshot import few_shot
 from dml.metrics.intervals import bootstrap_intervals, compare_paired
@@ -14,12 +19,7 @@ from dml.metrics.ranking import Items
 from dml.metrics.retrieval import query_metrics
 from dml.metrics.verification import roc_of_all_pairs
 from dml.refs import EvaluationReport
-from dml.retrieval import protocol
-from dml.retrieval.clusters import k_means
-from dml.retrieval.evaluate import compare, evaluate
-from dml.retrieval.protocol import measure, seeds_for
-from dml.retrieval.roles import Rows
-from tests.retrieval.parts import ROWS, make_dataset, table_of, unit_vectors
+from tests.embedding.parts import ROWS, make_dataset, table_of, unit_vectors
 
 LABELS = np.arange(90) // 6
 SHELVES = [None if i % 10 == 0 else ["top", "low/er"][i % 2] for i in range(90)]

@@ -1,0 +1,1 @@
+"""An embeddings table in, the numbers of the field's protocols out, with intervals and slices."""

@@ -18,7 +18,7 @@ from shapes import shapes
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from dml.data.sampling import PKBatchSampler
+from dml.data.sampling import PKBatchSampler, Stream
 from dml.losses import ProxyAnchor
 from dml.training.gather import gather
 
@@ -59,14 +59,12 @@ def main() -> None:
 
     lightning.seed_everything(0)
     images, labels = shapes(NUM_CLASSES, 10, seed=1)
-    batches = PKBatchSampler(
-        labels.numpy(),
-        classes_per_batch=16,
-        samples_per_class=4,
+    stream = Stream(
         num_steps=options.steps,
         rank=int(os.environ.get("LOCAL_RANK", "0")),
         world_size=options.workers,
     )
+    batches = PKBatchSampler(labels.numpy(), classes_per_batch=16, samples_per_class=4, stream=stream)
     trainer = lightning.Trainer(
         max_steps=options.steps,
         accelerator="cpu",

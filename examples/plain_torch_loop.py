@@ -11,7 +11,7 @@ import torch
 from shapes import shapes
 from torch import Tensor, nn
 
-from dml.data.sampling import PKBatchSampler
+from dml.data.sampling import PKBatchSampler, Stream
 from dml.losses import MultiSimilarity
 from dml.metrics.retrieval import retrieval_metrics
 
@@ -47,7 +47,9 @@ def main() -> None:
     loss_function = MultiSimilarity()  # any loss of dml.losses; it gives embeddings unit length itself
     optimizer = torch.optim.Adam([*encoder.parameters(), *loss_function.parameters()], lr=1e-3)
     # Every batch: 16 classes with 4 images each.
-    batches = PKBatchSampler(labels.numpy(), classes_per_batch=16, samples_per_class=4, num_steps=steps)
+    batches = PKBatchSampler(
+        labels.numpy(), classes_per_batch=16, samples_per_class=4, stream=Stream(num_steps=steps)
+    )
 
     print(f"Recall@1 before training {recall_at_1(encoder, test_images, test_labels):.3f}")
     for step, rows in enumerate(batches, start=1):

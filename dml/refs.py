@@ -147,7 +147,7 @@ class Comparison(BaseModel):
     num_classes: int
 
 
-class Tally(BaseModel):
+class WinLossTie(BaseModel):
     """How many of something a model wins, loses and ties against another."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -157,7 +157,7 @@ class Tally(BaseModel):
     tied: int
 
 
-class Duel(BaseModel):
+class PairedComparison(BaseModel):
     """Two models by one metric of the same queries."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -165,8 +165,8 @@ class Duel(BaseModel):
     first: float = Field(description="mean over the queries")
     second: float = Field(description="the other's")
     tested: Comparison = Field(description="first against second")
-    queries: Tally = Field(description="of single queries, by their value")
-    classes: Tally = Field(description="of classes, by their mean")
+    queries: WinLossTie = Field(description="of single queries, by their value")
+    classes: WinLossTie = Field(description="of classes, by their mean")
 
 
 class EvaluationReport(BaseModel):

@@ -46,7 +46,7 @@ def bench_flow(config: BenchConfig, store: str | None = None) -> BenchReport:
     if table.comparisons:
         show_table("bench-paired-tests", table.comparisons)
     for page in pages:
-        show_report(page, f"versus-{page.version}")
+        show_report(page, f"comparison-{page.version}")
     say(f"table: {table.uri}/table.md")
     return table
 

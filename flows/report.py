@@ -9,9 +9,9 @@ from dml.embedding.embed import embed
 from dml.refs import DatasetRef, EmbeddingsRef, ModelRef, PackageRef, ReportRef
 from dml.registry.catalog import find_model
 from dml.registry.history import attach_report
+from dml.report.comparison import Candidate, write_comparison
 from dml.report.page import read_picture
 from dml.report.report import lay_first_pictures, write_report
-from dml.report.versus import Contestant, write_versus
 from dml.settings import store_uri
 from flows.policy import Name, say, show_picture, show_text, stage, tag_with_names, tell
 
@@ -45,10 +45,10 @@ def report_flow(
         return report_on(root, version, source, config)
     other = stage(find_model)(root, against)
     ours, theirs = (
-        Contestant(str(each), _embedded(root, each.package, source, config)) for each in (version, other)
+        Candidate(str(each), _embedded(root, each.package, source, config)) for each in (version, other)
     )
-    report = stage(write_versus)(root, ours, theirs, config)
-    return _laid_beside(root, version, report, "versus")
+    report = stage(write_comparison)(root, ours, theirs, config)
+    return _laid_beside(root, version, report, "comparison")
 
 
 def report_on(store: str, model: ModelRef, dataset: DatasetRef, config: ReportConfig) -> ReportRef:

@@ -12,7 +12,7 @@ from dml.bench.layout import Line, csv_of, heading, lines_of, markdown, notes_on
 from dml.bench.pairs import Pair, pairs_of
 from dml.config import BenchConfig, ReportConfig
 from dml.refs import BenchReport, CellReport, ReportRef
-from dml.report.versus import Contestant, read_duels, write_versus
+from dml.report.comparison import Candidate, read_comparisons, write_comparison
 
 LAYOUT_VERSION = 1
 _REPORT, _MARKDOWN, _CSV = "bench.json", "table.md", "table.csv"
@@ -35,13 +35,13 @@ def write_pages(
     made = {cell.fingerprint: report.embeddings for cell, report in zip(cells, reports, strict=True)}
     pages = []
     for pair in pairs_of(config, cells):
-        contestants = []
+        candidates = []
         for name, cell in zip(pair.names, (pair.first, pair.second), strict=True):
             embeddings = made[cell.fingerprint]
             assert embeddings is not None, "only trained cells are named"
-            contestants.append(Contestant(name, embeddings))
+            candidates.append(Candidate(name, embeddings))
         asked = ReportConfig(evaluation=pair.first.experiment.evaluation)
-        pages.append(write_versus(store, contestants[0], contestants[1], asked))
+        pages.append(write_comparison(store, candidates[0], candidates[1], asked))
     return pages
 
 
@@ -116,7 +116,7 @@ def _comparisons(
     """The paired test of each pair of cells, as its page has it."""
     found = []
     for pair, page in zip(pairs, pages, strict=True):
-        tests = {duel.tested.metric: duel.tested for duel in read_duels(page)}
+        tests = {comparison.tested.metric: comparison.tested for comparison in read_comparisons(page)}
         tested, (row, against) = tests[config.compare_metric], pair.names
         found.append(
             {

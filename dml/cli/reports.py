@@ -36,9 +36,9 @@ def report(
         print_json(ref.model_dump(mode="json"))
         return
     if against is not None:
-        from dml.report.versus import duel_row, read_duels
+        from dml.report.comparison import comparison_row, read_comparisons
 
-        rows = [duel_row(duel, ("first", "second")) for duel in read_duels(ref)]
+        rows = [comparison_row(comparison, ("first", "second")) for comparison in read_comparisons(ref)]
         print_table(f"{model} (first) and {against} (second) on the same queries", rows)
     print_table(ref.title, [{"picture": name, "shows": text} for name, text in ref.pictures.items()])
     print(f"open {ref.page}")

@@ -25,7 +25,7 @@ Curve = Sequence[tuple[int, float]]
 
 
 def operating_points(curve: RocCurve, rates: Sequence[float]) -> dict[float, OperatingPoint]:
-    """What each asked false-accept rate allows; without those that even the first impostor pair exceeds."""
+    """The operating point of each rate; without rates that even the first impostor pair exceeds."""
     points = {rate: curve.at_false_accept_rate(rate) for rate in sorted(rates)}
     return {rate: point for rate, point in points.items() if np.isfinite(point.threshold)}
 
@@ -63,11 +63,11 @@ def _readable_histograms(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """`pair_histograms` of as many bins as it takes to show a shape, where similarities crowd together."""
     for bins in (2**power for power in range(_FEWEST_BINS, _MOST_BINS + 1)):
-        found = pair_histograms(curve, bins=bins)
-        low, high = _seen(*found)
+        histograms = pair_histograms(curve, bins=bins)
+        low, high = _seen(*histograms)
         if (high - low) / 2 * bins >= _BINS_SEEN:
             break
-    return found
+    return histograms
 
 
 def draw_similarities(curve: RocCurve, points: Mapping[float, OperatingPoint]) -> bytes:
@@ -179,7 +179,7 @@ def _prepare_roc(axes: "Axes", curves: Sequence[RocCurve], rates: Sequence[float
     axes.set_ylim(0, 1.02)
     style.whole_percent_axis(axes)
     axes.set_xlabel("false accepts: share of pairs of other classes taken for one")
-    axes.set_ylabel("true accepts: share of pairs of one class found")
+    axes.set_ylabel("true accepts: share of the pairs of one class that are accepted")
     axes.grid(which="major", color="#eceff1", linewidth=0.8)
     axes.set_axisbelow(True)
     return least
@@ -224,28 +224,28 @@ def draw_curves(curves: Mapping[str, Curve]) -> bytes:
 
 
 def draw_map(
-    found: Map, labels: NDArray[np.int64], names: Mapping[int, str], shown: NDArray[np.int64]
+    layout: Map, labels: NDArray[np.int64], names: Mapping[int, str], shown: NDArray[np.int64]
 ) -> bytes:
     """The items on a plane; the shown classes in colours of their own, the others grey.
 
     Args:
-        found: places of some items.
+        layout: positions of some items.
         labels: (N,) class ids of all items.
         names: of the shown classes, for the legend.
         shown: class ids in the legend's order.
     """
-    own = labels[found.rows]
-    others = ~np.isin(own, shown)
+    shown_labels = labels[layout.rows]
+    others = ~np.isin(shown_labels, shown)
     legend_rows = -(-(len(shown) + int(others.any())) // _MAP_COLUMNS)
     # The legend below, not beside: the map is as wide as a telephone lets it be.
     with style.figure(_MAP_WIDTH, _MAP_WIDTH + _LEGEND_ROW * legend_rows) as (figure, out):
         axes = figure.add_subplot()
         if others.any():
-            x, y = found.points[others].T
+            x, y = layout.points[others].T
             axes.scatter(x, y, s=12, color=style.FAINT, linewidths=0, label="other classes")
         for number, label in enumerate(shown):
             colour, marker = style.colour_and_marker(number)
-            x, y = found.points[own == label].T
+            x, y = layout.points[shown_labels == label].T
             axes.scatter(
                 x,
                 y,

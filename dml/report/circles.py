@@ -11,8 +11,8 @@ from dml.embedding.table import read_embeddings
 from dml.errors import IncompatibleArtifact
 from dml.metrics.retrieval import retrieval_metrics
 from dml.refs import EmbeddingsRef, ReportRef
+from dml.report.circle_histogram import CircleHistogram, draw_circle_histograms
 from dml.report.page import Page, Picture, Section, page_uri, publish_page, written_before
-from dml.report.roses import Rose, draw_roses
 
 _CODE_VERSION = 1
 _TEXT = (
@@ -50,16 +50,16 @@ def draw_circles(store: str, embeddings: Mapping[str, EmbeddingsRef], trained_on
         return written
     shown = next(iter(embeddings.values())).dataset
     where = f"{shown.rows:,} images of {shown.name}@{shown.version}, encoders trained on {trained_on}"
-    roses = {name: _rose(name, table) for name, table in embeddings.items()}
-    png = draw_roses([rose for rose, _ in roses.values()])
+    histograms = {name: _rose(name, table) for name, table in embeddings.items()}
+    png = draw_circle_histograms([histogram for histogram, _ in histograms.values()])
     picture = Picture("circles", png, f"{', '.join(embeddings)}: {where}")
-    rows = [{"loss": name, **metrics} for name, (_, metrics) in roses.items()]
+    rows = [{"loss": name, **metrics} for name, (_, metrics) in histograms.items()]
     sections = [Section("The circles", _TEXT, [picture], rows)]
     page = Page("What does a loss do to an embedding?", where, sections)
     return publish_page(uri, fingerprint, page, shows=[shown])
 
 
-def _rose(name: str, table: EmbeddingsRef) -> tuple[Rose, dict[str, float]]:
+def _rose(name: str, table: EmbeddingsRef) -> tuple[CircleHistogram, dict[str, float]]:
     """One circle, and the numbers of what is on it."""
     vectors = read_embeddings(table).vectors
     columns = read_rows(table.dataset, split=table.split, columns=["class_index", "label"])
@@ -67,4 +67,4 @@ def _rose(name: str, table: EmbeddingsRef) -> tuple[Rose, dict[str, float]]:
     names = dict(zip(labels.tolist(), columns["label"].to_pylist(), strict=True))
     metrics = retrieval_metrics(torch.from_numpy(vectors), torch.from_numpy(labels)).as_dict()
     title = f"{name}\nrecall@1 {metrics['recall_at_1']:.2f}, MAP@R {metrics['map_at_r']:.2f}"
-    return Rose(title, vectors, labels, names), metrics
+    return CircleHistogram(title, vectors, labels, names), metrics

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dml.metrics.ranking import Items, Ranking
 from dml.metrics.retrieval import QueryMetrics
-from dml.refs import Tally
+from dml.refs import WinLossTie
 
 _TIE = 1e-9  # values are shares of small counts: what differs by less, rounding made
 _FEWEST_AGREEING = 2  # one neighbour of another label is a mistake of the embedding, not evidence
@@ -16,7 +16,7 @@ _FEWEST_AGREEING = 2  # one neighbour of another label is a mistake of the embed
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest answers of every query, on the CPU; Q queries, in rows of the table that was judged."""
+    """The nearest answers of every query, on the CPU; Q queries, in rows of the split."""
 
     rows: Tensor
     """(Q,) int64: the queries."""
@@ -29,9 +29,9 @@ class Neighbours:
     similarities: Tensor
     """(Q, depth) float; -inf where there is no answer any more."""
     relevant: Tensor
-    """(Q,) int64: how many answers of its label a query could find."""
+    """(Q,) int64: positives in the gallery."""
     gallery_labels: Tensor
-    """(G,) int64: of all that could answer."""
+    """(G,) int64: of the gallery."""
 
     @property
     def right(self) -> Tensor:
@@ -65,31 +65,31 @@ def nearest(sides: Sequence[Items], depth: int) -> Neighbours:
     assert gallery.ids is not None
     ranking = Ranking(*sides)
     blocks = list(ranking.blocks(depth))
-    places = torch.cat([block.answers for block in blocks])
+    positions = torch.cat([block.answers for block in blocks])
     return Neighbours(
         rows=queries.ids.cpu(),
         labels=queries.labels.cpu(),
-        answers=gallery.ids[places].cpu(),
-        answer_labels=gallery.labels[places].cpu(),
+        answers=gallery.ids[positions].cpu(),
+        answer_labels=gallery.labels[positions].cpu(),
         similarities=torch.cat([block.similarities for block in blocks]).cpu(),
         relevant=ranking.relevant.cpu(),
         gallery_labels=gallery.labels.cpu(),
     )
 
 
-def worst_queries(found: QueryMetrics, neighbours: Neighbours, count: int) -> list[int]:
-    """The queries of lowest MAP@R; among equals first those that are most sure of their first answer.
+def worst_queries(metrics: QueryMetrics, neighbours: Neighbours, count: int) -> list[int]:
+    """The queries of lowest MAP@R; among equals first those that are surest of their first answer.
 
     Queries without a positive cannot fail, and are left out.
     """
-    rows, values = found.rows.cpu(), found.values["map_at_r"].cpu()
+    rows, values = metrics.rows.cpu(), metrics.values["map_at_r"].cpu()
     by_surety = neighbours.similarities[rows, 0].argsort(descending=True, stable=True)
     order = by_surety[values[by_surety].argsort(stable=True)]
     return [int(query) for query in rows[order[:count]]]
 
 
 def confident_mistakes(neighbours: Neighbours, count: int) -> list[int]:
-    """The queries whose first answer is wrong, the most similar of those first; without lone queries."""
+    """The queries with a positive whose first answer is wrong, the most similar of those first."""
     wrong = (~neighbours.right[:, 0] & (neighbours.relevant > 0)).nonzero()[:, 0]
     order = neighbours.similarities[wrong, 0].argsort(descending=True, stable=True)
     return [int(query) for query in wrong[order[:count]]]
@@ -99,7 +99,7 @@ def label_suspects(neighbours: Neighbours, *, agreeing: int = 5) -> list[Suspect
     """Every item whose nearest neighbours all carry one label that is not its own, the most similar first.
 
     The first `agreeing` answers must agree; where the other class has fewer items, all of those it has, two
-    at least. A lone item has nobody who could vouch for its label, so it is never suspected.
+    at least. A lone item has if_empty who could vouch for its label, so it is never suspected.
 
     Args:
         neighbours: at least `agreeing` deep, or as deep as the gallery.
@@ -147,10 +147,10 @@ class ClassGain:
         return self.first - self.second
 
 
-def tally(gains: Sequence[float]) -> Tally:
+def win_loss_tie(gains: Sequence[float]) -> WinLossTie:
     """How many gains are above 0, below and neither, rounding apart."""
     won, lost = sum(gain > _TIE for gain in gains), sum(gain < -_TIE for gain in gains)
-    return Tally(won=won, lost=lost, tied=len(gains) - won - lost)
+    return WinLossTie(won=won, lost=lost, tied=len(gains) - won - lost)
 
 
 def class_gains(first: QueryMetrics, second: QueryMetrics, metric: str = "map_at_r") -> list[ClassGain]:
@@ -161,11 +161,10 @@ def class_gains(first: QueryMetrics, second: QueryMetrics, metric: str = "map_at
         second: of the other, on the same queries in the same order.
         metric: one that both have.
     """
-    labels, places, sizes = torch.unique(first.labels.cpu(), return_inverse=True, return_counts=True)
+    labels, index, sizes = torch.unique(first.labels.cpu(), return_inverse=True, return_counts=True)
     means = [
-        torch.zeros(len(labels), dtype=torch.float64).index_add_(0, places, found.values[metric].cpu())
-        / sizes
-        for found in (first, second)
+        torch.zeros(len(labels), dtype=torch.float64).index_add_(0, index, each.values[metric].cpu()) / sizes
+        for each in (first, second)
     ]
     columns = zip(labels.tolist(), sizes.tolist(), means[0].tolist(), means[1].tolist(), strict=True)
     return sorted((ClassGain(*column) for column in columns), key=lambda each: (-each.gain, each.label))

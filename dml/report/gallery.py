@@ -1,4 +1,4 @@
-"""Queries and their answers as a picture: green and ✓ is right, red and ✗ wrong, grey nobody knows."""
+"""Queries and their answers as a picture: green and ✓ is right, red and ✗ wrong, grey if_empty knows."""
 
 import base64
 import importlib.util
@@ -97,13 +97,13 @@ def _tile_html(tile: Tile, name: str) -> str:
 
 def _smallest(image: Image.Image) -> tuple[str, bytes]:
     """As PNG or JPEG: drawings are smaller as one, photographs as the other."""
-    found = {}
+    encoded = {}
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):
         out = io.BytesIO()
         image.save(out, kind, **options)
-        found[kind] = out.getvalue()
-    kind = min(found, key=lambda name: len(found[name]))
-    return kind, found[kind]
+        encoded[kind] = out.getvalue()
+    kind = min(encoded, key=lambda name: len(encoded[name]))
+    return kind, encoded[kind]
 
 
 def _lines(row: GalleryRow) -> list[GalleryRow]:
@@ -166,8 +166,8 @@ def _wrapped(text: str, font: _Font, width: int) -> list[str]:
 
 
 def _font(size: int) -> _Font:
-    """DejaVu Sans, which comes with matplotlib and has most alphabets; found without importing it."""
-    found = importlib.util.find_spec("matplotlib")
-    if found is None or found.origin is None:
+    """DejaVu Sans, which comes with matplotlib and has most alphabets; located without importing it."""
+    package = importlib.util.find_spec("matplotlib")
+    if package is None or package.origin is None:
         return ImageFont.load_default(size)
-    return ImageFont.truetype(Path(found.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf", size)
+    return ImageFont.truetype(Path(package.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf", size)

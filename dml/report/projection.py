@@ -79,8 +79,8 @@ def _principal(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     points: NDArray[np.float64] = np.zeros((len(vectors), 2))
     if len(vectors):
         directions = np.linalg.svd(centred, full_matrices=False)[2][:2]
-        found = centred @ directions.T
-        largest = np.abs(found).argmax(0)
-        points[:, : found.shape[1]] = found * np.sign(found[largest, np.arange(found.shape[1])])
+        scores = centred @ directions.T
+        largest = np.abs(scores).argmax(0)
+        points[:, : scores.shape[1]] = scores * np.sign(scores[largest, np.arange(scores.shape[1])])
     points /= max(points[:, 0].std(), 1e-12)
     return points

@@ -16,12 +16,19 @@ from dml.models.package import read_preprocessing
 from dml.refs import RAW_PIXELS, EmbeddingsRef, EvaluationReport, ModelRef, ReportRef
 from dml.registry.history import attach_pictures, training_curves
 from dml.report import charts
+from dml.report.circle_histogram import CircleHistogram, draw_circle_histograms
+from dml.report.embedded_split import EmbeddedSplit
 from dml.report.findings import Suspect, confident_mistakes, worst_queries
 from dml.report.page import Page, Picture, Section, page_uri, publish_page, written_before
 from dml.report.projection import map_of
-from dml.report.roses import Rose, draw_roses
-from dml.report.sections import VERIFICATION, Asked, every_pair, gallery_section, no_pairs, threshold_row
-from dml.report.view import View
+from dml.report.sections import (
+    VERIFICATION,
+    GalleryText,
+    every_pair,
+    gallery_section,
+    no_pairs,
+    threshold_row,
+)
 
 _CODE_VERSION = 2  # part of a report's identity: raise it when the same inputs would give another page
 SUSPECTS = "suspects.csv"
@@ -64,7 +71,7 @@ def write_report(
     uri = page_uri(store, fingerprint)
     if (written := written_before(uri)) is not None:
         return written
-    view = View(embeddings, config)
+    view = EmbeddedSplit(embeddings, config)
     dataset = embeddings.dataset
     subtitle = (
         f"{dataset.name}@{dataset.version}, split {config.split}: {len(view.labels):,} items of "
@@ -94,22 +101,22 @@ def lay_first_pictures(
     Args:
         store: the store's URI.
         model: the registered version whose package made the embeddings.
-        embeddings: of the dataset it was judged on.
+        embeddings: of the dataset it was evaluated on.
         config: which split, and how many queries.
 
     Returns:
         The names of the pictures; none where the version's run is no longer there.
     """
-    view = View(embeddings, config)
+    view = EmbeddedSplit(embeddings, config)
     sections = [_answers(view), _failures(view), *_training(training_curves(store, model))]
     pictures = {f"{picture.name}.png": picture.png for section in sections for picture in section.pictures}
     return attach_pictures(store, model, pictures)
 
 
 def _gallery(
-    view: View,
+    view: EmbeddedSplit,
     name: str,
-    asked: Asked,
+    words: GalleryText,
     queries: Sequence[int],
     *,
     answers: int,
@@ -119,49 +126,49 @@ def _gallery(
         partial(view.gallery_rows, answers=answers),
         f"each row a query and its {answers} nearest",
     )
-    return gallery_section(name, asked, queries, rows_of, shown, table)
+    return gallery_section(name, words, queries, rows_of, shown, table)
 
 
 def _numbers(
-    view: View, embeddings: EmbeddingsRef, before: EmbeddingsRef | None, config: ReportConfig
+    view: EmbeddedSplit, embeddings: EmbeddingsRef, before: EmbeddingsRef | None, config: ReportConfig
 ) -> Section:
     """Every number of the evaluation with its interval, beside the baselines."""
-    asked = config.evaluation
-    judged = asked.model_copy(
+    wanted = config.evaluation
+    evaluation = wanted.model_copy(
         update={
-            "bootstrap": asked.bootstrap or BootstrapConfig(),
-            "false_accept_rates": asked.false_accept_rates
+            "bootstrap": wanted.bootstrap or BootstrapConfig(),
+            "false_accept_rates": wanted.false_accept_rates
             or (config.false_accept_rates if view.curve else ()),
         }
     )
     baselines: dict[str, dict[str, float]] = {}
-    if asked.baselines:
+    if wanted.baselines:
         preprocessing = read_preprocessing(embeddings.package)
         baselines[RAW_PIXELS] = raw_pixel_baseline(
-            embeddings.dataset, preprocessing, judged, split=config.split
+            embeddings.dataset, preprocessing, evaluation, split=config.split
         )
         if before is not None:
-            baselines["before training"] = evaluate(before, judged, split=config.split)
+            baselines["before training"] = evaluate(before, evaluation, split=config.split)
     report = EvaluationReport(
         dataset=embeddings.dataset,
         package=embeddings.package,
-        metrics=evaluate(embeddings, judged, split=config.split),
+        metrics=evaluate(embeddings, evaluation, split=config.split),
         baselines=baselines,
     )
-    found, by = view.found, judged.bootstrap
+    metrics, by = view.metrics, evaluation.bootstrap
     verdict = report.verdict()
     text = f"The model is {verdict}. " if verdict else ""
-    text += f"Means over {len(found.rows):,} queries with at least one positive"
-    text += f"; {found.num_lone:,} more have none and are left out." if found.num_lone else "."
+    text += f"Means over {len(metrics.rows):,} queries with at least one positive"
+    text += f"; {metrics.num_lone:,} more have none and are left out." if metrics.num_lone else "."
     if by is not None:
         text += f" In brackets: intervals of {by.confidence:.0%}, {_RESAMPLED[by.by]} resampled."
-    return Section("In numbers", text, table=_turned(report.table()))
+    return Section("In numbers", text, table=_by_metric(report.table()))
 
 
 _RESAMPLED = {"class": "whole classes", "query": "single queries"}
 
 
-def _turned(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _by_metric(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A line per number and a column per embedding: a page is higher than wide."""
     names = dict.fromkeys(name for row in rows for name in row if name != "embedding")
     return [
@@ -174,44 +181,44 @@ def _text(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _answers(view: View) -> Section:
-    asked = view.found.rows.cpu()
-    spread = np.linspace(0, len(asked) - 1, min(view.config.queries, len(asked))).astype(np.int64)
+def _answers(view: EmbeddedSplit) -> Section:
+    queries = view.metrics.rows.cpu()
+    spread = np.linspace(0, len(queries) - 1, min(view.config.queries, len(queries))).astype(np.int64)
     text = "Spread evenly over the split, not chosen for how they look. In the corner: cosine similarity."
     return _gallery(
         view,
         "answers",
-        Asked("Queries and answers", text, "No query has a positive."),
-        asked[torch.from_numpy(spread)].tolist(),
+        GalleryText("Queries and answers", text, "No query has a positive."),
+        queries[torch.from_numpy(spread)].tolist(),
         answers=view.config.answers,
         table=(),
     )
 
 
-def _failures(view: View) -> Section:
+def _failures(view: EmbeddedSplit) -> Section:
     chosen = [
         query
-        for query in worst_queries(view.found, view.neighbours, view.config.failures)
+        for query in worst_queries(view.metrics, view.neighbours, view.config.failures)
         if view.map_at_r[query] < 1
     ]
     text = (
         "The queries of lowest MAP@R, of equal ones those that are surest of their first answer. Look for "
         "what they share: a viewpoint, a background, a class that is really two."
     )
-    asked = Asked("Worst failures", text, "No query fails: every one finds all of its class first.")
+    words = GalleryText("Worst failures", text, "No query fails: every one finds all of its class first.")
     rows = map(view.row, chosen)
-    return _gallery(view, "failures", asked, chosen, answers=view.config.answers, table=rows)
+    return _gallery(view, "failures", words, chosen, answers=view.config.answers, table=rows)
 
 
-def _mistakes(view: View) -> Section:
+def _mistakes(view: EmbeddedSplit) -> Section:
     chosen = confident_mistakes(view.neighbours, view.config.failures)
     text = "The queries whose first answer is wrong, the most similar first: no threshold would refuse these."
-    asked = Asked("Most confident mistakes", text, "No query's first answer is wrong.")
+    words = GalleryText("Most confident mistakes", text, "No query's first answer is wrong.")
     rows = map(view.row, chosen)
-    return _gallery(view, "mistakes", asked, chosen, answers=view.config.answers, table=rows)
+    return _gallery(view, "mistakes", words, chosen, answers=view.config.answers, table=rows)
 
 
-def _suspects(view: View) -> Section:
+def _suspects(view: EmbeddedSplit) -> Section:
     suspects, agreeing = view.suspects, view.config.agreeing
     shown = suspects[: view.config.suspects]
     text = (
@@ -219,18 +226,18 @@ def _suspects(view: View) -> Section:
         f"own (fewer where that class is smaller); {len(shown):,} are shown, all are in {SUSPECTS}. Either "
         "the label is wrong or the embedding is: only a person can tell."
     )
-    nobody = f"No item's {agreeing} nearest neighbours agree on a label that is not its own."
+    if_empty = f"No item's {agreeing} nearest neighbours agree on a label that is not its own."
     return _gallery(
         view,
         "suspects",
-        Asked("Suspected labels", text, nobody),
+        GalleryText("Suspected labels", text, if_empty),
         [suspect.query for suspect in shown],
         answers=agreeing,
         table=[_suspect_row(view, suspect) for suspect in shown],
     )
 
 
-def _suspect_row(view: View, suspect: Suspect) -> dict[str, Any]:
+def _suspect_row(view: EmbeddedSplit, suspect: Suspect) -> dict[str, Any]:
     return {
         "id": view.ids[view.row_of(suspect.query)],
         "label": view.names[suspect.label],
@@ -240,7 +247,7 @@ def _suspect_row(view: View, suspect: Suspect) -> dict[str, Any]:
     }
 
 
-def _suspects_csv(view: View) -> str:
+def _suspects_csv(view: EmbeddedSplit) -> str:
     out = io.StringIO()
     columns = ["id", "label", "neighbours' label", "neighbours", "mean similarity"]
     writer = csv.DictWriter(out, columns, lineterminator="\n")
@@ -249,27 +256,27 @@ def _suspects_csv(view: View) -> str:
     return out.getvalue()
 
 
-def _map(view: View) -> Section:
+def _map(view: EmbeddedSplit) -> Section:
     classes = np.unique(view.labels)
     if view.vectors.shape[1] == 2:
-        png = draw_roses([Rose("", view.vectors, view.labels, view.names)])
+        png = draw_circle_histograms([CircleHistogram("", view.vectors, view.labels, view.names)])
         text = (
             "Embeddings have length one, so two dimensions are a circle; bars say how many items lie where."
         )
         return Section("The embedding itself", text, [Picture("map", png, "The embedding on its circle")])
     most = view.config.map_classes
     shown = classes if len(classes) <= most else classes[np.arange(most) * len(classes) // most]
-    found = map_of(view.vectors, view.labels, shown=shown, most=view.config.map_points)
-    png = charts.draw_map(found, view.labels, view.names, shown)
+    layout = map_of(view.vectors, view.labels, shown=shown, most=view.config.map_points)
+    png = charts.draw_map(layout, view.labels, view.names, shown)
     text = (
-        f"{len(found.rows):,} items, {found.how}. Who lies beside whom can be trusted; how far groups are "
+        f"{len(layout.rows):,} items, {layout.how}. Who lies beside whom can be trusted; how far groups are "
         "from each other, and how large they are, cannot."
     )
     caption = f"Map of the embedding: {len(shown)} of {len(classes)} classes coloured"
     return Section("Map of the embedding", text, [Picture("map", png, caption)])
 
 
-def _verification(view: View) -> list[Section]:
+def _verification(view: EmbeddedSplit) -> list[Section]:
     curve, rates = view.curve, view.config.false_accept_rates
     if curve is None:
         return [no_pairs()]

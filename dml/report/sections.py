@@ -13,17 +13,17 @@ VERIFICATION = "Same or not: similarities and thresholds"
 
 
 @dataclass(frozen=True)
-class Asked:
+class GalleryText:
     """A gallery section's text where it has queries, and where it has none."""
 
     title: str
     text: str
-    nobody: str
+    if_empty: str
 
 
 def gallery_section(
     name: str,
-    asked: Asked,
+    words: GalleryText,
     queries: Sequence[int],
     rows_of: Callable[[Sequence[int]], Sequence[GalleryRow]],
     shown: str,
@@ -33,19 +33,19 @@ def gallery_section(
 
     Args:
         name: of the picture.
-        asked: what to say.
-        queries: to show; where there are none the section is `asked.nobody` alone.
+        words: what to say.
+        queries: to show; where there are none the section is `words.if_empty` alone.
         rows_of: the gallery's rows for them.
         shown: what a row of it is.
         table: a line per query, in the gallery's order; or none.
     """
     if not queries:
-        return Section(asked.title, asked.nobody)
-    caption = f"{asked.title}: {shown}; ✓ green is right, ✗ red is wrong"
+        return Section(words.title, words.if_empty)
+    caption = f"{words.title}: {shown}; ✓ green is right, ✗ red is wrong"
     lines = [{"query": number, **row} for number, row in enumerate(table, start=1)]
     rows = rows_of(queries)
     picture = Picture(name, draw_gallery(rows), caption)
-    return Section(asked.title, asked.text, [picture], lines, html=gallery_html(rows))
+    return Section(words.title, words.text, [picture], lines, html=gallery_html(rows))
 
 
 def no_pairs() -> Section:

@@ -14,7 +14,7 @@ from dml.errors import CorruptArtifact, InvalidData
 from dml.evaluation.evaluate import compare, evaluate, raw_pixel_baseline
 from dml.metrics.retrieval import retrieval_metrics
 from dml.report.circles import draw_circles
-from dml.report.view import View
+from dml.report.embedded_split import EmbeddedSplit
 from dml.retrieval.index import build_index
 from tests.embedding.parts import GREY, ROWS, make_dataset, png, table_of, turn, unit_vectors
 
@@ -94,7 +94,7 @@ def test_a_table_out_of_step_with_its_dataset_is_judged_by_nobody(store, dataset
         lambda: evaluate(turned, CONFIG),
         lambda: compare(turned, whole, CONFIG, GateConfig()),
         lambda: compare(whole, turned, CONFIG, GateConfig()),
-        lambda: View(turned, ReportConfig()),
+        lambda: EmbeddedSplit(turned, ReportConfig()),
         lambda: build_index(store, "turned", turned, IndexConfig()),
     ]
     for read in readers:

@@ -1,4 +1,4 @@
-"""Charts draw the numbers of the metrics room; those that nobody could read are not drawn."""
+"""Charts draw the numbers of the metrics room; those that if_empty could read are not drawn."""
 
 import io
 
@@ -10,10 +10,10 @@ from PIL import Image
 
 from dml.metrics.verification import roc_of_all_pairs
 from dml.report import charts, style
+from dml.report.circle_histogram import CircleHistogram, draw_circle_histograms
+from dml.report.class_gains import draw_class_gains, plot_bars
 from dml.report.findings import ClassGain
-from dml.report.gains import draw_class_gains, plot_bars
 from dml.report.projection import Map, map_of
-from dml.report.roses import Rose, draw_roses
 
 RATES = (0.001, 0.01, 0.1)
 
@@ -206,7 +206,9 @@ def test_circles_are_drawn_of_any_number_of_classes(num_classes):
     vectors = chance.standard_normal((60, 2)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     names = {label: f"class {label}" for label in range(num_classes)}
-    png = draw_roses([Rose(f"loss {number}", vectors, labels, names) for number in range(5)])
+    png = draw_circle_histograms(
+        [CircleHistogram(f"loss {number}", vectors, labels, names) for number in range(5)]
+    )
     for colour in style.RING_COLOURS[: min(num_classes, 10)]:
         assert has_colour(png, colour)
 

@@ -7,14 +7,14 @@ import torch
 
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import query_metrics
-from dml.refs import Tally
+from dml.refs import WinLossTie
 from dml.report.findings import (
     class_gains,
     confident_mistakes,
     label_suspects,
     nearest,
     only_right,
-    tally,
+    win_loss_tie,
     worst_queries,
 )
 
@@ -123,7 +123,7 @@ def test_where_a_class_is_small_all_of_it_must_agree():
 
 def test_lone_items_and_single_neighbours_prove_nothing():
     vectors, truth = clusters([1, 6, 2])
-    assert label_suspects(nearest([items(vectors, truth)], 5)) == [], "item 0 has nobody of its class"
+    assert label_suspects(nearest([items(vectors, truth)], 5)) == [], "item 0 has if_empty of its class"
     given = truth.clone()
     given[7] = 1  # one item is left of class 2, and it is nearest: a mistake, not evidence
     assert all(suspect.query != 7 for suspect in label_suspects(nearest([items(vectors, given)], 5)))
@@ -179,9 +179,9 @@ def test_equal_gains_are_in_the_order_of_class_ids():
 
 
 def test_rounding_wins_nothing():
-    assert tally([0.1 + 0.2 - 0.3, -1e-15, 0.0]) == Tally(won=0, lost=0, tied=3)
-    assert tally([0.01, -0.01, 0.5, 0.0]) == Tally(won=2, lost=1, tied=1)
-    assert tally([]) == Tally(won=0, lost=0, tied=0)
+    assert win_loss_tie([0.1 + 0.2 - 0.3, -1e-15, 0.0]) == WinLossTie(won=0, lost=0, tied=3)
+    assert win_loss_tie([0.01, -0.01, 0.5, 0.0]) == WinLossTie(won=2, lost=1, tied=1)
+    assert win_loss_tie([]) == WinLossTie(won=0, lost=0, tied=0)
 
 
 def test_only_right_are_first_answers_that_one_embedding_alone_gets_right():

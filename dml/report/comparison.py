@@ -14,31 +14,38 @@ from dml.config import ReportConfig
 from dml.errors import IncompatibleArtifact
 from dml.evaluation.evaluate import paired_test, require_one_dataset, require_two_classes
 from dml.metrics.verification import RocCurve
-from dml.refs import Duel, EmbeddingsRef, ReportRef
+from dml.refs import EmbeddingsRef, PairedComparison, ReportRef
 from dml.report import charts, style
-from dml.report.findings import ClassGain, class_gains, only_right, tally
-from dml.report.gains import draw_class_gains
+from dml.report.class_gains import draw_class_gains
+from dml.report.embedded_split import EmbeddedSplit
+from dml.report.findings import ClassGain, class_gains, only_right, win_loss_tie
 from dml.report.gallery import GalleryRow
 from dml.report.page import Page, Picture, Section, page_uri, publish_page, written_before
-from dml.report.sections import VERIFICATION, Asked, every_pair, gallery_section, no_pairs, threshold_row
-from dml.report.view import View
+from dml.report.sections import (
+    VERIFICATION,
+    GalleryText,
+    every_pair,
+    gallery_section,
+    no_pairs,
+    threshold_row,
+)
 
 _CODE_VERSION = 2  # part of a page's identity: raise it when the same inputs would give another page
-_LED_BY = "map_at_r"  # the metric of classes and galleries: it sees every rank that matters
+_LEADING_METRIC = "map_at_r"  # the metric of classes and galleries: it sees every rank that matters
 _EXTREMES = 8  # classes named at either end
-DUELS, CLASSES = "duels.json", "classes.csv"
-_DUELS = TypeAdapter(list[Duel])
+COMPARISONS, CLASSES = "comparisons.json", "classes.csv"
+_COMPARISONS = TypeAdapter(list[PairedComparison])
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """An embedding and what people call it: a model's version, a cell of a bench."""
 
     name: str
     embeddings: EmbeddingsRef
 
 
-def write_versus(store: str, first: Contestant, second: Contestant, config: ReportConfig) -> ReportRef:
+def write_comparison(store: str, first: Candidate, second: Candidate, config: ReportConfig) -> ReportRef:
     """Compare two embeddings on the same queries of a split, and publish what there is to see.
 
     Args:
@@ -49,7 +56,7 @@ def write_versus(store: str, first: Contestant, second: Contestant, config: Repo
 
     Returns:
         The published page, the same one for the same inputs, written once. Beside it `classes.csv`, every
-        class by both, and `duels.json`, which `read_duels` reads.
+        class by both, and `comparisons.json`, which `read_comparisons` reads.
 
     Raises:
         IncompatibleArtifact: embeddings of different datasets, or twice the same.
@@ -67,7 +74,7 @@ def write_versus(store: str, first: Contestant, second: Contestant, config: Repo
     if first.name == second.name:
         raise ValueError(f"Two embeddings must be named apart; got {first.name!r} twice. Name the versions.")
     parents = [(each.name, each.embeddings.fingerprint) for each in (first, second)]
-    fingerprint = storage.digest_of("versus", _CODE_VERSION, parents, config.model_dump(mode="json"))
+    fingerprint = storage.digest_of("comparison", _CODE_VERSION, parents, config.model_dump(mode="json"))
     uri = page_uri(store, fingerprint)
     if (written := written_before(uri)) is not None:
         return written
@@ -87,43 +94,43 @@ def write_versus(store: str, first: Contestant, second: Contestant, config: Repo
         _verification(pair),
     ]
     title = f"Is {first.name} better than {second.name}, and where?"
-    beside = {DUELS: _DUELS.dump_json(pair.duels, indent=1), CLASSES: _classes_csv(pair)}
+    beside = {COMPARISONS: _COMPARISONS.dump_json(pair.comparisons, indent=1), CLASSES: _classes_csv(pair)}
     return publish_page(uri, fingerprint, Page(title, subtitle, sections), beside, shows=[dataset])
 
 
-def read_duels(report: ReportRef) -> list[Duel]:
+def read_comparisons(report: ReportRef) -> list[PairedComparison]:
     """The paired tests of a published page, in the order of `EvaluationConfig.query_metrics`."""
-    return _DUELS.validate_json(storage.read_bytes(storage.join(report.uri, DUELS)))
+    return _COMPARISONS.validate_json(storage.read_bytes(storage.join(report.uri, COMPARISONS)))
 
 
 class _Pair:
-    """Two views of the same queries, each thing computed once."""
+    """Two embeddings of the same queries, each thing computed once."""
 
-    def __init__(self, first: Contestant, second: Contestant, config: ReportConfig) -> None:
+    def __init__(self, first: Candidate, second: Candidate, config: ReportConfig) -> None:
         self.config, self.names = config, (first.name, second.name)
-        self.ours, self.theirs = (View(each.embeddings, config) for each in (first, second))
-        require_two_classes(self.ours.found, config.split)
+        self.ours, self.theirs = (EmbeddedSplit(each.embeddings, config) for each in (first, second))
+        require_two_classes(self.ours.metrics, config.split)
 
-    def name_of(self, view: View) -> str:
+    def name_of(self, view: EmbeddedSplit) -> str:
         return self.names[0] if view is self.ours else self.names[1]
 
     @cached_property
     def class_gains(self) -> list[ClassGain]:
-        return class_gains(self.ours.found, self.theirs.found, _LED_BY)
+        return class_gains(self.ours.metrics, self.theirs.metrics, _LEADING_METRIC)
 
     @cached_property
-    def duels(self) -> list[Duel]:
-        return [self._duel(metric) for metric in self.config.evaluation.query_metrics]
+    def comparisons(self) -> list[PairedComparison]:
+        return [self._compared(metric) for metric in self.config.evaluation.query_metrics]
 
-    def _duel(self, metric: str) -> Duel:
-        ours, theirs = self.ours.found, self.theirs.found
+    def _compared(self, metric: str) -> PairedComparison:
+        ours, theirs = self.ours.metrics, self.theirs.metrics
         first, second = ours.values[metric], theirs.values[metric]
-        return Duel(
+        return PairedComparison(
             first=float(first.mean()),
             second=float(second.mean()),
             tested=paired_test(ours, theirs, metric),
-            queries=tally((first - second).tolist()),
-            classes=tally([each.gain for each in class_gains(ours, theirs, metric)]),
+            queries=win_loss_tie((first - second).tolist()),
+            classes=win_loss_tie([each.gain for each in class_gains(ours, theirs, metric)]),
         )
 
     def gallery_rows(self, queries: Sequence[int]) -> list[GalleryRow]:
@@ -132,7 +139,7 @@ class _Pair:
         theirs = [replace(row, query=None) for row in self._titled_rows(self.theirs, queries, style.SECOND)]
         return [row for both in zip(ours, theirs, strict=True) for row in both]
 
-    def _titled_rows(self, view: View, queries: Sequence[int], colour: str) -> list[GalleryRow]:
+    def _titled_rows(self, view: EmbeddedSplit, queries: Sequence[int], colour: str) -> list[GalleryRow]:
         rows = zip(queries, view.gallery_rows(queries, answers=self.config.answers), strict=True)
         name = self.name_of(view)
         return [
@@ -142,27 +149,28 @@ class _Pair:
 
 
 def _numbers(pair: _Pair) -> Section:
-    led = next(duel.tested for duel in pair.duels if duel.tested.metric == _LED_BY)
+    leading = next(each.tested for each in pair.comparisons if each.tested.metric == _LEADING_METRIC)
     first, second = pair.names
     verdict = f"cannot be told from {second}: the interval of its gain holds 0"
-    if led.low > 0 or led.high < 0:
-        verdict = f"is {'better' if led.gain > 0 else 'worse'} than {second}"
+    if leading.low > 0 or leading.high < 0:
+        verdict = f"is {'better' if leading.gain > 0 else 'worse'} than {second}"
     text = (
-        f"By MAP@R {first} {verdict}; gain {_gain(led.gain)} {_interval(led.low, led.high)}. Both answer the "
-        f"same {led.num_queries:,} queries of {led.num_classes:,} classes. Intervals: 95 %, whole classes "
-        "resampled. p: how often chance alone gains as much, the signs of whole classes flipped; near 1 "
+        f"By MAP@R {first} {verdict}; gain {_gain(leading.gain)} {_interval(leading.low, leading.high)}. "
+        f"Both answer the same {leading.num_queries:,} queries of {leading.num_classes:,} classes. "
+        "Intervals: 95 %, whole classes resampled. p: how often chance alone gains as much, the signs of "
+        "whole classes flipped; near 1 "
         f"where {second} is better. Choose one metric before you look: among many, some p is small by chance."
     )
-    return Section("In numbers", text, table=[duel_row(duel, pair.names) for duel in pair.duels])
+    return Section("In numbers", text, table=[comparison_row(each, pair.names) for each in pair.comparisons])
 
 
-def duel_row(duel: Duel, names: tuple[str, str]) -> dict[str, Any]:
+def comparison_row(comparison: PairedComparison, names: tuple[str, str]) -> dict[str, Any]:
     """A metric's line of a table; what is won, lost and tied is said of the first."""
-    tested, queries, classes = duel.tested, duel.queries, duel.classes
+    tested, queries, classes = comparison.tested, comparison.queries, comparison.classes
     return {
         "metric": tested.metric,
-        names[0]: duel.first,
-        names[1]: duel.second,
+        names[0]: comparison.first,
+        names[1]: comparison.second,
         "gain": _gain(tested.gain),
         "95 %": _interval(tested.low, tested.high),
         "p": f"{tested.p_value:.4f}",
@@ -181,9 +189,9 @@ def _interval(low: float, high: float) -> str:
 
 def _classes(pair: _Pair) -> Section:
     gains, (first, second) = pair.class_gains, pair.names
-    counted = tally([each.gain for each in gains])
+    counts = win_loss_tie([each.gain for each in gains])
     text = (
-        f"Of {len(gains):,} classes {counted.won:,} won, {counted.lost:,} lost, {counted.tied:,} tied by "
+        f"Of {len(gains):,} classes {counts.won:,} won, {counts.lost:,} lost, {counts.tied:,} tied by "
         f"{first}. {_concentration(gains)}All are in {CLASSES}; the table has the {_EXTREMES} at either end."
     )
     caption = f"MAP@R of every class, {first} against {second}, the mean over its queries"
@@ -225,7 +233,7 @@ def _classes_csv(pair: _Pair) -> bytes:
     return out.getvalue().encode()
 
 
-def _only(pair: _Pair, winner: View, loser: View) -> Section:
+def _only(pair: _Pair, winner: EmbeddedSplit, loser: EmbeddedSplit) -> Section:
     name, other = pair.name_of(winner), pair.name_of(loser)
     gains = {query: value - loser.map_at_r[query] for query, value in winner.map_at_r.items()}
     chosen = only_right(winner.neighbours, loser.neighbours, gains, len(gains))
@@ -234,10 +242,10 @@ def _only(pair: _Pair, winner: View, loser: View) -> Section:
         f"{len(chosen):,} queries have a right first answer with {name} and a wrong one with {other}; "
         f"{len(shown):,} are shown, the largest difference in MAP@R first. Look for what they share."
     )
-    nobody = text if chosen else f"No query's first answer is right with {name} and wrong with {other}."
+    if_empty = text if chosen else f"No query's first answer is right with {name} and wrong with {other}."
     return gallery_section(
         "only-first" if winner is pair.ours else "only-second",
-        Asked(f"Right with {name} alone", text, nobody),
+        GalleryText(f"Right with {name} alone", text, if_empty),
         shown,
         pair.gallery_rows,
         f"each query with the {pair.config.answers} nearest by {pair.names[0]}, then by {pair.names[1]}",
@@ -245,7 +253,7 @@ def _only(pair: _Pair, winner: View, loser: View) -> Section:
     )
 
 
-def _query_row(pair: _Pair, query: int, loser: View) -> dict[str, Any]:
+def _query_row(pair: _Pair, query: int, loser: EmbeddedSplit) -> dict[str, Any]:
     line = loser.row(query)
     return {
         "id": line["id"],

@@ -15,24 +15,24 @@ _MOST_NAMED = 40  # classes whose names fit below their bars
 
 
 def draw_class_gains(
-    gains: Sequence[ClassGain], names: Mapping[int, str], contestants: tuple[str, str]
+    gains: Sequence[ClassGain], names: Mapping[int, str], candidates: tuple[str, str]
 ) -> bytes:
     """A bar per class, sorted by its gain, and a dot per class by both its means; PNG.
 
     Args:
         gains: as `class_gains` sorts them; at least one.
         names: of every class.
-        contestants: what the first and the second are called.
+        candidates: what the first and the second are called.
     """
     with style.figure(12.4, 4.9) as (figure, out):
         bars, dots = figure.subplots(1, 2, width_ratios=(1.75, 1))
-        plot_bars(bars, gains, names, contestants)
-        plot_dots(dots, gains, contestants)
+        plot_bars(bars, gains, names, candidates)
+        plot_dots(dots, gains, candidates)
     return out.getvalue()
 
 
 def plot_bars(
-    axes: "Axes", gains: Sequence[ClassGain], names: Mapping[int, str], contestants: tuple[str, str]
+    axes: "Axes", gains: Sequence[ClassGain], names: Mapping[int, str], candidates: tuple[str, str]
 ) -> None:
     """Gains above the line are the first's, below it the second's; dashed: the mean over all queries."""
     values = np.array([each.gain for each in gains])
@@ -59,11 +59,11 @@ def plot_bars(
     axes.set_xlim(-0.7, len(gains) - 0.3)
     axes.margins(y=0.1)
     axes.set_ylabel("MAP@R of a class, first minus second")
-    first, second = (style.short(name, 30) for name in contestants)
+    first, second = (style.short(name, 30) for name in candidates)
     axes.set_title(f"above 0 {first} is better, below {second}")
 
 
-def plot_dots(axes: "Axes", gains: Sequence[ClassGain], contestants: tuple[str, str]) -> None:
+def plot_dots(axes: "Axes", gains: Sequence[ClassGain], candidates: tuple[str, str]) -> None:
     """On the diagonal both are as good; the larger a dot, the more queries."""
     sizes = np.array([each.num_queries for each in gains])
     most = 1.05 * max(max(each.first, each.second, 0.01) for each in gains)
@@ -77,8 +77,8 @@ def plot_dots(axes: "Axes", gains: Sequence[ClassGain], contestants: tuple[str, 
         linewidths=0,
     )
     axes.set(xlim=(-0.03 * most, most), ylim=(-0.03 * most, most), aspect="equal")
-    axes.set_xlabel(f"MAP@R of {style.short(contestants[1], 30)}")
-    axes.set_ylabel(f"MAP@R of {style.short(contestants[0], 30)}")
+    axes.set_xlabel(f"MAP@R of {style.short(candidates[1], 30)}")
+    axes.set_ylabel(f"MAP@R of {style.short(candidates[0], 30)}")
     axes.set_title("a dot is a class")
 
 

@@ -19,7 +19,7 @@ _MOST_NAMED = 16  # names around one circle
 
 
 @dataclass(frozen=True)
-class Rose:
+class CircleHistogram:
     """One circle: what is on it and what is written above."""
 
     title: str
@@ -31,22 +31,22 @@ class Rose:
     """Of every class."""
 
 
-def draw_roses(roses: Sequence[Rose]) -> bytes:
+def draw_circle_histograms(histograms: Sequence[CircleHistogram]) -> bytes:
     """Circles side by side, PNG: bars grow outward with the square root of how many items look that way.
 
     A bar is stacked of the classes in it; a class is written where its mean direction points.
     """
-    classes = sorted({int(label) for rose in roses for label in rose.labels})
-    columns = min(len(roses), 4)
-    lines = -(-len(roses) // columns)
+    classes = sorted({int(label) for histogram in histograms for label in histogram.labels})
+    columns = min(len(histograms), 4)
+    lines = -(-len(histograms) // columns)
     with style.figure(3.5 * columns, 4.1 * lines) as (figure, out):
-        for number, rose in enumerate(roses, start=1):
+        for number, histogram in enumerate(histograms, start=1):
             axes = figure.add_subplot(lines, columns, number)
-            _draw_bars(axes, rose, classes)
-            _draw_names(axes, rose, classes)
+            _draw_bars(axes, histogram, classes)
+            _draw_names(axes, histogram, classes)
             reach = 1 + _TALLEST + 0.02
             axes.set(xlim=(-reach, reach), ylim=(-reach, reach + _TITLE_ROOM), aspect="equal")
-            axes.text(0, reach + 0.05, rose.title, ha="center", va="bottom", fontsize=11)
+            axes.text(0, reach + 0.05, histogram.title, ha="center", va="bottom", fontsize=11)
             axes.set_axis_off()
     return out.getvalue()
 
@@ -55,16 +55,16 @@ def _colour(label: int, classes: Sequence[int]) -> str:
     return style.RING_COLOURS[classes.index(label) % len(style.RING_COLOURS)]
 
 
-def _draw_bars(axes: "Axes", rose: Rose, classes: Sequence[int]) -> None:
+def _draw_bars(axes: "Axes", histogram: CircleHistogram, classes: Sequence[int]) -> None:
     from matplotlib.collections import PolyCollection
 
-    angles = np.angle(rose.vectors[:, 0] + 1j * rose.vectors[:, 1]) % (2 * np.pi)
+    angles = np.angle(histogram.vectors[:, 0] + 1j * histogram.vectors[:, 1]) % (2 * np.pi)
     bins = np.minimum((angles / (2 * np.pi) * _BINS).astype(int), _BINS - 1)
     totals = np.bincount(bins, minlength=_BINS)
     share = _TALLEST * np.sqrt(totals / max(totals.max(), 1)) / np.maximum(totals, 1)
     bottom = np.ones(_BINS)
     for label in classes:
-        top = bottom + share * np.bincount(bins[rose.labels == label], minlength=_BINS)
+        top = bottom + share * np.bincount(bins[histogram.labels == label], minlength=_BINS)
         shapes = [_wedge(place, bottom[place], top[place]) for place in np.flatnonzero(top > bottom).tolist()]
         bars = PolyCollection(shapes, facecolor=_colour(label, classes), edgecolor="face", linewidth=0.3)
         if classes.index(label) // len(style.RING_COLOURS) % 2:  # the colour's second class
@@ -82,16 +82,16 @@ def _wedge(place: int, low: float, high: float) -> NDArray[np.float64]:
     return np.stack([corners.real, corners.imag], axis=1)
 
 
-def _draw_names(axes: "Axes", rose: Rose, classes: Sequence[int]) -> None:
+def _draw_names(axes: "Axes", histogram: CircleHistogram, classes: Sequence[int]) -> None:
     """Inside the circle, on a spoke that is as long as the class is of one mind."""
-    present = np.unique(rose.labels)
+    present = np.unique(histogram.labels)
     if len(present) > _MOST_NAMED:
         return
     for label in present.tolist():
-        mean = rose.vectors[rose.labels == label].mean(0)
+        mean = histogram.vectors[histogram.labels == label].mean(0)
         end = 0.8 * mean
         x, y = end + 0.1 * mean / max(float(np.linalg.norm(mean)), 1e-12)
         colour = _colour(label, classes)
         axes.plot([0, end[0]], [0, end[1]], color=colour, linewidth=1.4)
-        name = style.short(rose.names[label], 10)
+        name = style.short(histogram.names[label], 10)
         axes.text(x, y, name, color=colour, ha="center", va="center", fontsize=9, fontweight="bold")

@@ -20,9 +20,8 @@ from dml.metrics.ranking import Items
 from dml.metrics.retrieval import query_metrics
 from dml.metrics.verification import roc_of_all_pairs
 from dml.refs import DatasetRef, PackageRef, ReportRef
-from dml.report import versus
+from dml.report.comparison import CLASSES, Candidate, _concentration, read_comparisons, write_comparison
 from dml.report.findings import ClassGain
-from dml.report.versus import CLASSES, Contestant, read_duels, write_versus
 from tests.embedding.parts import ROWS, ids_of, make_dataset, make_package, table_of, unit_vectors
 
 CONFIG = ReportConfig(
@@ -62,17 +61,17 @@ def vectors(dataset: DatasetRef) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def contestants(store, dataset, package, vectors) -> tuple[Contestant, Contestant]:
+def candidates(store, dataset, package, vectors) -> tuple[Candidate, Candidate]:
     first, second = (
-        Contestant(name, table_of(store, package, dataset, each))
+        Candidate(name, table_of(store, package, dataset, each))
         for name, each in zip(NAMES, vectors, strict=True)
     )
     return first, second
 
 
 @pytest.fixture(scope="module")
-def report(store, contestants) -> ReportRef:
-    return write_versus(store, *contestants, CONFIG)
+def report(store, candidates) -> ReportRef:
+    return write_comparison(store, *candidates, CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -106,41 +105,46 @@ def tables_of(report: ReportRef) -> list[list[list[str]]]:
 
 def test_every_metrics_test_is_the_plain_one(report, judged):
     (ours, theirs), labels, _ = judged
-    duels = read_duels(report)
-    assert [duel.tested.metric for duel in duels] == CONFIG.evaluation.query_metrics
-    for duel, shown in zip(duels, tables_of(report)[0][1:], strict=True):
-        first, second = ours.values[duel.tested.metric], theirs.values[duel.tested.metric]
+    comparisons = read_comparisons(report)
+    assert [comparison.tested.metric for comparison in comparisons] == CONFIG.evaluation.query_metrics
+    for comparison, shown in zip(comparisons, tables_of(report)[0][1:], strict=True):
+        first, second = ours.values[comparison.tested.metric], theirs.values[comparison.tested.metric]
         plain = compare_paired(first, second, labels)
-        tested = duel.tested
+        tested = comparison.tested
         assert (tested.gain, tested.p_value) == (plain.gain, plain.p_value)
         assert (tested.low, tested.high) == (plain.interval.low, plain.interval.high)
         assert (tested.num_queries, tested.num_classes) == (60, 5)
-        assert (duel.first, duel.second) == (float(first.mean()), float(second.mean()))
-        assert shown[:4] == [tested.metric, f"{duel.first:.4f}", f"{duel.second:.4f}", f"{plain.gain:+.4f}"]
+        assert (comparison.first, comparison.second) == (float(first.mean()), float(second.mean()))
+        assert shown[:4] == [
+            tested.metric,
+            f"{comparison.first:.4f}",
+            f"{comparison.second:.4f}",
+            f"{plain.gain:+.4f}",
+        ]
         assert shown[5] == f"{plain.p_value:.4f}"
 
 
 def test_won_lost_and_tied_are_counted_by_query_and_by_class(report, judged):
     (ours, theirs), labels, _ = judged
-    for duel in read_duels(report):
+    for comparison in read_comparisons(report):
         pairs = list(
             zip(
-                ours.values[duel.tested.metric].tolist(),
-                theirs.values[duel.tested.metric].tolist(),
+                ours.values[comparison.tested.metric].tolist(),
+                theirs.values[comparison.tested.metric].tolist(),
                 strict=True,
             )
         )
-        assert duel.queries.won == sum(a > b + 1e-12 for a, b in pairs)
-        assert duel.queries.lost == sum(b > a + 1e-12 for a, b in pairs)
-        assert duel.queries.won + duel.queries.lost + duel.queries.tied == 60
+        assert comparison.queries.won == sum(a > b + 1e-12 for a, b in pairs)
+        assert comparison.queries.lost == sum(b > a + 1e-12 for a, b in pairs)
+        assert comparison.queries.won + comparison.queries.lost + comparison.queries.tied == 60
         by_class = {
             label: sum(a - b for (a, b), own in zip(pairs, labels.tolist(), strict=True) if own == label)
             for label in set(labels.tolist())
         }
-        assert duel.classes.won == sum(gain > 1e-9 for gain in by_class.values())
-        assert duel.classes.lost == sum(gain < -1e-9 for gain in by_class.values())
-        assert duel.classes.won + duel.classes.lost + duel.classes.tied == 5
-    led = read_duels(report)[-2]
+        assert comparison.classes.won == sum(gain > 1e-9 for gain in by_class.values())
+        assert comparison.classes.lost == sum(gain < -1e-9 for gain in by_class.values())
+        assert comparison.classes.won + comparison.classes.lost + comparison.classes.tied == 5
+    led = read_comparisons(report)[-2]
     assert led.tested.metric == "map_at_r"
     assert led.classes.won >= 2, "the case must have some"
     assert led.classes.lost >= 1, "the case must have some"
@@ -216,77 +220,77 @@ def test_the_thresholds_are_those_of_each_embeddings_own_curve(report, judged, v
 def test_the_verdict_is_that_of_the_interval(store, package, dataset, order, verdict):
     labels = sorted(set(read_rows(dataset, columns=["class_index"])["class_index"].to_pylist()))
     sides = [
-        Contestant(name, table_of(store, package, dataset, knowing(dataset, known, seed=seed)))
+        Candidate(name, table_of(store, package, dataset, knowing(dataset, known, seed=seed)))
         for name, known, seed in (("all", labels, 3), ("none", [], 4))
     ]
     first, second = (sides[place] for place in order)
-    html = page_of(write_versus(store, first, second, CONFIG))
+    html = page_of(write_comparison(store, first, second, CONFIG))
     assert f"By MAP@R {first.name} {verdict} {second.name}; gain" in html
 
 
 def test_a_gain_within_noise_is_no_verdict(report):
-    led = read_duels(report)[-2].tested
+    led = read_comparisons(report)[-2].tested
     assert led.low < 0 < led.high
     assert "By MAP@R ours/2 cannot be told from theirs/1" in page_of(report)
 
 
-def test_the_same_inputs_are_compared_once_and_give_the_same_bytes(report, store, contestants):
+def test_the_same_inputs_are_compared_once_and_give_the_same_bytes(report, store, candidates):
     def written() -> dict[str, tuple[int, bytes]]:
         return {
             each.name: (each.stat().st_mtime_ns, each.read_bytes()) for each in Path(report.uri).iterdir()
         }
 
     before = written()
-    assert write_versus(store, *contestants, CONFIG) == report
+    assert write_comparison(store, *candidates, CONFIG) == report
     assert written() == before
     storage.delete(report.uri)
-    assert write_versus(store, *contestants, CONFIG) == report
+    assert write_comparison(store, *candidates, CONFIG) == report
     assert {name: content for name, (_, content) in written().items()} == {
         name: content for name, (_, content) in before.items()
     }
 
 
-def test_the_other_way_round_is_another_page_with_the_sign_turned(report, store, contestants):
-    turned = write_versus(store, *reversed(contestants), CONFIG)
+def test_the_other_way_round_is_another_page_with_the_sign_turned(report, store, candidates):
+    turned = write_comparison(store, *reversed(candidates), CONFIG)
     assert turned.uri != report.uri
-    for one, other in zip(read_duels(report), read_duels(turned), strict=True):
+    for one, other in zip(read_comparisons(report), read_comparisons(turned), strict=True):
         assert one.tested.gain == pytest.approx(-other.tested.gain, abs=1e-12)
         assert (one.queries.won, one.queries.lost) == (other.queries.lost, other.queries.won)
 
 
-def test_where_one_finds_all_that_the_other_does_there_is_no_gallery(store, dataset, package, contestants):
+def test_where_one_finds_all_that_the_other_does_there_is_no_gallery(store, dataset, package, candidates):
     own = read_rows(dataset, columns=["class_index"])["class_index"].to_numpy()
     perfect = table_of(store, package, dataset, np.eye(16, dtype=np.float32)[own])
-    report = write_versus(store, Contestant("perfect", perfect), contestants[1], CONFIG)
+    report = write_comparison(store, Candidate("perfect", perfect), candidates[1], CONFIG)
     assert "only-first.png" in report.pictures
     assert "only-second.png" not in report.pictures
     assert "No query's first answer is right with theirs/1 and wrong with perfect." in page_of(report)
 
 
-def test_what_cannot_be_compared_is_refused_and_nothing_is_written(store, package, contestants, tmp_path):
-    first, second = contestants
+def test_what_cannot_be_compared_is_refused_and_nothing_is_written(store, package, candidates, tmp_path):
+    first, second = candidates
     other = make_dataset(tmp_path / "images", str(tmp_path), rows=30, first=7)
-    elsewhere = Contestant("other", table_of(str(tmp_path), package, other, unit_vectors(30, 16, 1)))
+    elsewhere = Candidate("other", table_of(str(tmp_path), package, other, unit_vectors(30, 16, 1)))
     before = sorted(Path(store, "reports").iterdir()) if Path(store, "reports").exists() else []
     with pytest.raises(IncompatibleArtifact, match="one dataset"):
-        write_versus(store, first, elsewhere, CONFIG)
+        write_comparison(store, first, elsewhere, CONFIG)
     with pytest.raises(
         IncompatibleArtifact, match="two different embeddings; ours/2 and again are both those"
     ):
-        write_versus(store, first, Contestant("again", first.embeddings), CONFIG)
+        write_comparison(store, first, Candidate("again", first.embeddings), CONFIG)
     with pytest.raises(ValueError, match="named apart; got 'ours/2' twice"):
-        write_versus(store, first, Contestant("ours/2", second.embeddings), CONFIG)
+        write_comparison(store, first, Candidate("ours/2", second.embeddings), CONFIG)
     assert (sorted(Path(store, "reports").iterdir()) if Path(store, "reports").exists() else []) == before
 
 
 def test_a_split_in_which_nobody_can_be_found_cannot_be_compared(store, package, tmp_path):
     alone = make_dataset(tmp_path / "images", store, rows=10, first=200)
     sides = [
-        Contestant(name, table_of(store, package, alone, unit_vectors(10, 16, seed)))
+        Candidate(name, table_of(store, package, alone, unit_vectors(10, 16, seed)))
         for name, seed in (("a", 1), ("b", 2))
     ]
     with pytest.raises(InvalidData, match="at least 2 classes; the split 'test' has those of 0"):
-        write_versus(store, *sides, CONFIG)
+        write_comparison(store, *sides, CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +306,7 @@ def test_a_split_in_which_nobody_can_be_found_cannot_be_compared(store, package,
 )
 def test_the_page_says_in_how_few_classes_a_gain_lies(gains, says):
     classes = [ClassGain(label, 10, 0.5 + gain, 0.5) for label, gain in enumerate(gains)]
-    found = versus._concentration(classes)
+    found = _concentration(classes)
     assert found.startswith(says)
     assert bool(found) == bool(says)
     assert ("lost" in found) == (min(gains) < 0)
@@ -311,7 +315,7 @@ def test_the_page_says_in_how_few_classes_a_gain_lies(gains, says):
 def test_a_class_with_more_queries_weighs_more_in_a_gain():
     assert (
         "half of what is won lies in 1 of"
-        in versus._concentration(
+        in _concentration(
             [ClassGain(0, 1, 0.9, 0.1), ClassGain(1, 1, 0.9, 0.1), ClassGain(2, 40, 0.6, 0.5)]
         ).lower()
     )

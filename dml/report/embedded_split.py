@@ -1,4 +1,4 @@
-"""A split seen through an embedding: what the sections of a report ask of it."""
+"""A split seen through an embedding: what the sections of a report need of it."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -21,7 +21,7 @@ from dml.report.findings import Neighbours, Suspect, label_suspects, nearest
 from dml.report.gallery import GalleryRow, Tile
 
 
-class View:
+class EmbeddedSplit:
     """A split's rows as the page needs them, each thing computed once and only where a section asks."""
 
     def __init__(self, embeddings: EmbeddingsRef, config: ReportConfig) -> None:
@@ -40,7 +40,7 @@ class View:
         return torch.from_numpy(self.vectors).to(device_for(self.vectors.nbytes))
 
     @cached_property
-    def found(self) -> QueryMetrics:
+    def metrics(self) -> QueryMetrics:
         return query_values(self._embeddings, self._rows, self.config.evaluation)
 
     @cached_property
@@ -51,7 +51,7 @@ class View:
     @cached_property
     def map_at_r(self) -> dict[int, float]:
         """By query; of those with a positive."""
-        return dict(zip(self.found.rows.tolist(), self.found.values["map_at_r"].tolist(), strict=True))
+        return dict(zip(self.metrics.rows.tolist(), self.metrics.values["map_at_r"].tolist(), strict=True))
 
     @cached_property
     def suspects(self) -> list[Suspect]:
@@ -75,14 +75,14 @@ class View:
 
     def gallery_rows(self, queries: Sequence[int], *, answers: int) -> list[GalleryRow]:
         """Queries, numbered from 1, with their nearest answers."""
-        places = {query: self._answers_of(query, answers) for query in queries}
+        ranks = {query: self._answers_of(query, answers) for query in queries}
         rows = [self.row_of(query) for query in queries]
-        rows += [int(self.neighbours.answers[place]) for found in places.values() for place in found]
+        rows += [int(self.neighbours.answers[query_rank]) for each in ranks.values() for query_rank in each]
         images = dict(zip(rows, read_images(self.dataset, self.positions[rows].tolist()), strict=True))
         return [
             GalleryRow(
                 Tile(images[self.row_of(query)], f"{number}: {self.name_of(query)}"),
-                [self._answer(images, place) for place in places[query]],
+                [self._answer(images, query_rank) for query_rank in ranks[query]],
             )
             for number, query in enumerate(queries, start=1)
         ]
@@ -92,13 +92,13 @@ class View:
         present = self.neighbours.similarities[query, :count] > -torch.inf
         return [(query, rank) for rank in range(int(present.sum()))]
 
-    def _answer(self, images: Mapping[int, bytes], place: tuple[int, int]) -> Tile:
+    def _answer(self, images: Mapping[int, bytes], query_rank: tuple[int, int]) -> Tile:
         near = self.neighbours
         return Tile(
-            images[int(near.answers[place])],
-            self.names[int(near.answer_labels[place])],
-            similarity=float(near.similarities[place]),
-            right=bool(near.right[place]),
+            images[int(near.answers[query_rank])],
+            self.names[int(near.answer_labels[query_rank])],
+            similarity=float(near.similarities[query_rank]),
+            right=bool(near.right[query_rank]),
         )
 
     def row(self, query: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from dml import storage
-from dml.errors import CorruptArtifact, MissingArtifact
+from dml.errors import CorruptArtifact, MissingArtifact, did_you_mean
 from dml.lineage import VERSIONED, places
 from dml.names import split_version
 from dml.progress import Ticker
@@ -48,8 +48,12 @@ def check_store(store: str, name: str | None = None, progress: OnProgress | None
     found += _checkpoints(store)
     chosen = [p for p in found if name is None or (p[1] == wanted and version in (None, p[2]))]
     if name is not None and not chosen:
-        names = sorted({n for _, n, v, _ in found if n != v})
-        raise MissingArtifact(f"A dataset or index {name!r} must exist in the store; there are {names}.")
+        names = sorted({n for kind, n, _, _ in found if kind in VERSIONED})
+        titles = [f"{n}@{v}" for kind, n, v, _ in found if kind in VERSIONED and n == wanted]
+        near = did_you_mean(name, titles) if titles else did_you_mean(str(wanted), names)
+        raise MissingArtifact(
+            f"A dataset or index {name!r} must exist in the store; there are {titles or names}.{near}"
+        )
     checked = []
     with Ticker("verify") as ticker:
         for number, (kind, own, own_version, uri) in enumerate(chosen, start=1):

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from dml import storage
-from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
+from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact, did_you_mean
 from dml.names import split_version
 from dml.progress import count
 from dml.refs import DatasetRef
@@ -385,9 +385,10 @@ def _remove_rest(store: str, kind: str, folder: str) -> None:
 
 def _remove_run(store: str, name: str) -> str:
     runs = storage.join(store, "runs")
-    if name not in storage.list_folders(runs):
+    there = storage.list_folders(runs)
+    if name not in there:
         raise MissingArtifact(
-            f"run {name!r} must exist in the store; there are {storage.list_folders(runs)}."
+            f"run {name!r} must exist in the store; there are {there}.{did_you_mean(name, there)}"
         )
     storage.delete(storage.join(runs, name))
     return name

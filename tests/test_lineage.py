@@ -13,7 +13,7 @@ from dml import storage
 from dml.config import IndexConfig
 from dml.data.dataset import find_dataset, list_datasets
 from dml.embedding.embed import embed
-from dml.errors import InvalidSetting, MissingArtifact
+from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.integrity import check_store
 from dml.lineage import list_artifacts, remove, remove_named, unneeded, users_of
 from dml.retrieval.index import build_index, find_index, publish_index, rollback_index
@@ -160,6 +160,47 @@ def test_an_index_goes_back_to_its_former_version(store, tmp_path):
     assert find_index(store, "shelves") == first
     with pytest.raises(MissingArtifact, match="former version"):
         rollback_index(store, "shelves")
+
+
+@pytest.mark.parametrize("file", ["index.faiss", "items.arrow"])
+def test_an_index_does_not_go_back_to_a_damaged_version(store, tmp_path, file):
+    package = make_package(store)
+    first, second = (grow(store, tmp_path / "images", package, rows) for rows in (30, 60))
+    path = Path(first.uri, file)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptArtifact, match=file):
+        rollback_index(store, "shelves")
+    assert find_index(store, "shelves") == second
+
+
+def test_what_became_current_meanwhile_stays_with_all_it_was_made_from(store, tmp_path):
+    package = make_package(store)
+    first, second = (grow(store, tmp_path / "images", package, rows) for rows in (30, 60))
+    removals = collect(store, package, keep=1)
+    assert first.uri in {removal.uri for removal in removals}
+    rollback_index(store, "shelves")
+    assert remove(removals) == []
+    assert find_index(store, "shelves") == first
+    assert all(not each.damaged for each in check_store(store))
+    assert {a.uri for a in list_artifacts(store)} >= {first.uri, first.embeddings.uri, second.uri}
+
+
+@pytest.mark.parametrize("where", ["runs/mine", "indexes/shelves/x"])
+def test_what_a_link_in_the_store_leads_to_is_not_removed(store, tmp_path, where):
+    storage.mark_store(store)
+    (tmp_path / "elsewhere").mkdir()
+    storage.seal(str(tmp_path / "elsewhere"), {"kind": "test"})
+    link = Path(store, where)
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "elsewhere")
+    if where == "runs/mine":
+        assert remove_named(store, "run", "mine") == ["mine"]
+    else:
+        assert remove_named(store, "index", "shelves") == ["shelves@x"]
+    assert not link.is_symlink()
+    assert Path(tmp_path, "elsewhere", "manifest.json").exists()
 
 
 @pytest.mark.parametrize("victim", ["index.faiss", "items.arrow", "part", "fragment", "weights.safetensors"])

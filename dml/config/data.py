@@ -85,6 +85,9 @@ class IngestConfig(Part):
     )
     rows_per_fragment: int = Field(1024, gt=0, description="rows of one Parquet file, one unit of work")
     rows_per_group: int = Field(128, gt=0, description="rows of one Parquet row group")
+    bytes_per_group: int = Field(
+        128 << 20, gt=0, lt=1 << 31, description="images of one Parquet row group; a larger one has its own"
+    )
     num_workers: int | None = Field(None, ge=1, description="None: one for a small source, else all cores")
 
     @field_validator("allowed_prefixes")

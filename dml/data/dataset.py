@@ -171,14 +171,13 @@ def read_images(ref: DatasetRef, positions: Sequence[int]) -> list[bytes]:
     _check_positions(order, ref.rows)
     for number in np.unique(np.searchsorted(starts, order, side="right") - 1):
         own = order[(order >= starts[number]) & (order < starts[number + 1])]
-        images = _read_images_of(uris[number], own - starts[number])
+        images = [image for group in read_images_of(uris[number], own - starts[number]) for image in group]
         found.update(zip(own.tolist(), images, strict=True))
     return [found[int(position)] for position in positions]
 
 
-def _read_images_of(uri: str, rows: NDArray[np.int64]) -> list[bytes]:
-    """The images of a fragment's rows, ascending; only the row groups that hold them are read."""
-    images: list[bytes] = []
+def read_images_of(uri: str, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:
+    """The images of a fragment's rows, ascending, those of one row group at a time; others are not read."""
     with _opened(uri) as file:
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         starts = np.cumsum([0, *sizes])
@@ -186,8 +185,7 @@ def _read_images_of(uri: str, rows: NDArray[np.int64]) -> list[bytes]:
             own = rows[(rows >= starts[group]) & (rows < starts[group + 1])] - starts[group]
             if len(own):
                 column = file.read_row_group(group, columns=[IMAGE])[IMAGE]
-                images += [column[row].as_py() for row in own.tolist()]
-    return images
+                yield [column[row].as_py() for row in own.tolist()]
 
 
 def _check_positions(positions: NDArray[np.int64], num_rows: int) -> None:
@@ -229,12 +227,15 @@ class MappedDataset:
 def open_mapped(ref: DatasetRef) -> MappedDataset:
     """A dataset's images, memory-mapped; copied to `storage.cache_dir()` once per machine and content.
 
+    A copy that is not as it was made is made again: its bytes are hashed as those of every artefact.
+
     Raises:
         InvalidSetting: the disk of the cache is too small.
     """
     target = storage.cache_dir() / "rows" / ref.fingerprint / "images.arrow"
-    if not target.exists():
+    if not storage.is_intact(str(target.parent)):
         _copy_images(ref, target)
+        storage.seal(str(target.parent), {"copy_of": ref.uri})
     return MappedDataset(ref, target)
 
 

@@ -14,9 +14,8 @@ from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.data.former import CLASSES
 from dml.data.ingest import fingerprint_of, split_sizes
 from dml.data.quarantine import QUARANTINE, latest_quarantine, read_quarantine, write_quarantine
-from dml.data.schema import open_fragment
 from dml.data.sources.sample import Sample
-from dml.data.unit import Row
+from dml.data.unit import Row, copy_fragment
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.refs import DatasetRef
 
@@ -112,23 +111,18 @@ def _row(row: dict[str, object], ref: DatasetRef) -> Row:
 def _write_fragments(
     ref: DatasetRef, staged: str, gone: pa.Array, labels: list[str]
 ) -> Iterator[dict[str, object]]:
-    """Every fragment again, its classes counted anew; one fragment's images are in memory at a time."""
+    """Every fragment again, its classes counted anew; one row group's images are in memory at a time."""
     index_of = {label: index for index, label in enumerate(labels)}
     for uri in fragments(ref):
-        filesystem, path = storage.filesystem(uri)
-        with parquet.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True) as file:
-            table = file.read()
-            group = file.metadata.row_group(0).num_rows if file.num_row_groups else 1
-        table = table.filter(compute.invert(_is_in(table["id"], gone)))
-        if not len(table):
-            continue
-        column = table.schema.get_field_index("class_index")
-        indices = pa.array([index_of[label] for label in table["label"].to_pylist()], pa.int32())
-        table = table.set_column(column, table.schema.field(column), indices)
         name = uri.rpartition("/")[2]
-        with open_fragment(storage.join(staged, name), table.schema) as writer:
-            writer.write_table(table, row_group_size=group)
-        yield {"name": name, "rows": len(table)}
+        rows = copy_fragment(
+            uri,
+            storage.join(staged, name),
+            lambda table: compute.invert(_is_in(table["id"], gone)),
+            index_of,
+        )
+        if rows:
+            yield {"name": name, "rows": rows}
 
 
 def _write_classes(ref: DatasetRef, staged: str, labels: list[str]) -> None:
@@ -151,7 +145,10 @@ def erase_from_latest_quarantine(store: str, name: str, ids: Sequence[str]) -> N
 
 
 def require_known(store: str, name: str, holding: Sequence[DatasetRef], ids: Sequence[str]) -> None:
-    """Raise MissingArtifact where an item is in none of the versions and was not forgotten before."""
+    """Raise MissingArtifact where there is no such dataset, or an item was in none of its versions."""
+    folder = storage.named_folder(store, "datasets", name)
+    if not storage.list_versions(folder):
+        raise storage.missing_version(folder, None, "dataset")
     known = forgotten_ids(store, name)
     left = {id_ for id_ in ids if digest_of_id(id_) not in known}
     for ref in holding:

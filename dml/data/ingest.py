@@ -469,10 +469,13 @@ def _reconcile(units: Sequence[Unit], results: Sequence[Result]) -> tuple[list[_
         refused = {row.sha256 for rows in contradictions for row in rows}
     kept = [[row for row in result.rows if row.sha256 not in refused] for result in results]
     class_index = {label: i for i, label in enumerate(sorted({row.label for rows in kept for row in rows}))}
+    fragments = []
     for unit, result, rows in zip(units, results, kept, strict=True):
+        name: str | None = unit.fragment
         if rows != result.rows or any(row.class_index != class_index[row.label] for row in rows):
-            rewrite(unit, rows, class_index)
-    fragments = [_Fragment(unit.fragment, rows) for unit, rows in zip(units, kept, strict=True) if rows]
+            name = rewrite(unit, rows, class_index)
+        if rows and name:
+            fragments.append(_Fragment(name, rows))
     return fragments, contradictions
 
 

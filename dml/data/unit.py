@@ -1,7 +1,7 @@
 """One unit of an ingest: a fragment's samples are read, validated and written, on any worker alike."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from pyarrow import compute, parquet
 
 from dml import storage
 from dml.config import IngestConfig
-from dml.data.schema import dataset_schema, open_fragment
+from dml.data.schema import IMAGE, dataset_schema, open_fragment
 from dml.data.sources.sample import Problem, Refused, Sample, Source
 from dml.errors import DmlError
 from dml.preprocessing import UnreadableImage, decode
@@ -71,19 +71,36 @@ def make_fragment(unit: Unit, on_sample: Callable[[], None] | None = None) -> Re
     """
     rows: list[Row] = []
     problems: list[Problem] = []
-    size, schema = unit.config.rows_per_group, dataset_schema(unit.attributes)
+    schema = dataset_schema(unit.attributes)
     with open_fragment(unit.uri, schema) as writer:
-        for start in range(0, len(unit.samples), size):
-            group = []
-            for number in range(start, min(start + size, len(unit.samples))):
-                group += _read_sample(unit, number, rows, problems)
-                if on_sample is not None:
-                    on_sample()
-            if group:
-                writer.write_table(pa.Table.from_pylist(group, schema=schema))
+        for group in _groups(_records(unit, rows, problems, on_sample), unit.config):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
     if not rows:
         storage.delete(unit.uri)
     return Result(unit.number, rows, problems)
+
+
+def _records(
+    unit: Unit, rows: list[Row], problems: list[Problem], on_sample: Callable[[], None] | None
+) -> Iterator[dict[str, Any]]:
+    for number in range(len(unit.samples)):
+        yield from _read_sample(unit, number, rows, problems)
+        if on_sample is not None:
+            on_sample()
+
+
+def _groups(records: Iterable[dict[str, Any]], config: IngestConfig) -> Iterator[list[dict[str, Any]]]:
+    """Records in row groups of at most so many rows and bytes; Arrow's offsets end at 2 GiB."""
+    group: list[dict[str, Any]] = []
+    size_bytes = 0
+    for record in records:
+        size_bytes += len(record[IMAGE])
+        if len(group) == config.rows_per_group or (group and size_bytes > config.bytes_per_group):
+            yield group
+            group, size_bytes = [], len(record[IMAGE])
+        group.append(record)
+    if group:
+        yield group
 
 
 def _read_sample(unit: Unit, number: int, rows: list[Row], problems: list[Problem]) -> list[dict[str, Any]]:
@@ -106,7 +123,7 @@ def _read_sample(unit: Unit, number: int, rows: list[Row], problems: list[Proble
             "width": width,
             "height": height,
             "sha256": row.sha256,
-            "image": content,
+            IMAGE: content,
         }
     ]
 
@@ -127,18 +144,54 @@ def _validated(source: Source, sample: Sample, config: IngestConfig) -> tuple[by
         raise Refused(error.reason, str(error)) from error
 
 
-def rewrite(unit: Unit, rows: Sequence[Row], class_index: Mapping[str, int]) -> None:
-    """Keep only these rows of a fragment, with other class indices; without any, remove it."""
-    filesystem, path = storage.filesystem(unit.uri)
-    table = parquet.read_table(path, filesystem=filesystem)
+def rewrite(unit: Unit, rows: Sequence[Row], class_index: Mapping[str, int]) -> str | None:
+    """Keep only these rows of a unit's fragment, with other class indices; the new file's name, if any."""
+    name = f"kept-{unit.fragment}"
+    ids = pa.array([row.sample.id for row in rows], pa.string())
+    target = storage.join(unit.staged, name)
+    kept = copy_fragment(unit.uri, target, lambda table: compute.is_in(table["id"], ids), class_index)
     storage.delete(unit.uri)
-    if rows:
-        table = table.filter(compute.is_in(table["id"], pa.array([row.sample.id for row in rows])))
-        column = table.schema.get_field_index("class_index")
-        indices = pa.array([class_index[row.label] for row in rows], pa.int32())
-        table = table.set_column(column, table.schema.field(column), indices)
-        with open_fragment(unit.uri, table.schema) as writer:
-            writer.write_table(table, row_group_size=unit.config.rows_per_group)
+    return name if kept else None
+
+
+def copy_fragment(
+    source: str,
+    target: str,
+    choose: Callable[[pa.Table], pa.ChunkedArray],
+    class_index: Mapping[str, int],
+) -> int:
+    """Copy chosen rows of a fragment, one row group at a time; nothing is written where there are none.
+
+    Args:
+        source: the fragment's URI.
+        target: that of the copy.
+        choose: from some rows to whether each is copied, (N,) bool.
+        class_index: of each label that is left.
+
+    Returns:
+        How many rows the copy has.
+
+    Raises:
+        CorruptArtifact: the fragment is damaged.
+    """
+    filesystem, path = storage.filesystem(source)
+    num_rows = 0
+    with (
+        storage.reading(source, "Ingest its source again: the version is made anew."),
+        parquet.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True) as file,
+        open_fragment(target, file.schema_arrow) as writer,
+    ):
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number)
+            table = table.filter(choose(table))
+            if len(table):
+                column = table.schema.get_field_index("class_index")
+                indices = pa.array([class_index[label] for label in table["label"].to_pylist()], pa.int32())
+                writer.write_table(table.set_column(column, table.schema.field(column), indices))
+                num_rows += len(table)
+    if not num_rows:
+        storage.delete(target)
+    return num_rows
 
 
 def problem_of(sample: Sample, reason: str, detail: str) -> Problem:

@@ -19,8 +19,7 @@ from pyarrow import compute
 
 from dml import errors, storage
 from dml.cluster import capacity, is_remote, quiet_ray_data, ray_session
-from dml.data.dataset import fragments, read_fragment
-from dml.data.schema import IMAGE
+from dml.data.dataset import fragments, read_fragment, read_images_of
 from dml.embedding.table import (
     KnownVectors,
     find_embeddings,
@@ -41,6 +40,7 @@ _MOST_GPUS_ASKED_FOR = 8
 """Of a cluster that grows and does not say how far."""
 _ROUNDS = 2  # in the second, what an earlier run has left damaged is made again
 _READ_THREADS = 8
+_BYTES_HELD = 1 << 30
 
 logger = logging.getLogger(__name__)
 
@@ -214,18 +214,24 @@ class _Embedder:
         known = self.known.rows_of(samples["sha256"])
         self.known.copy(known, into=vectors)
         new = np.flatnonzero(known < 0)
-        if len(new):
-            vectors[new] = self.package.embed(_images(unit, samples["row"].to_numpy()[new]))
+        start = 0
+        for images in _images(unit, samples["row"].to_numpy()[new]):
+            vectors[new[start : start + len(images)]] = self.package.embed(images)
+            start += len(images)
         _refuse_wrong_length(vectors, unit, self.package.ref)
         write_part(unit.part, samples["id"], samples["sha256"], vectors)
 
 
-def _images(unit: _Unit, rows: NDArray[np.int64]) -> list[bytes]:
-    column = read_fragment(unit.fragment, [IMAGE])[IMAGE]
-    wanted = np.zeros(len(column), dtype=np.bool_)
-    wanted[rows] = True
-    images: list[bytes] = column.filter(pa.array(wanted)).to_pylist()
-    return images
+def _images(unit: _Unit, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:
+    """The images of a fragment's rows, ascending, as many at a time as `_BYTES_HELD` has room for."""
+    held: list[bytes] = []
+    for images in read_images_of(unit.fragment, rows):
+        held += images
+        if sum(map(len, held)) > _BYTES_HELD:
+            yield held
+            held = []
+    if held:
+        yield held
 
 
 def _refuse_wrong_length(vectors: NDArray[np.float32], unit: _Unit, package: PackageRef) -> None:

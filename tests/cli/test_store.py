@@ -156,11 +156,27 @@ def test_looking_for_a_model_makes_no_store_of_a_folder(dml, tmp_path, verb):
     assert list(photos.iterdir()) == []
 
 
-@pytest.mark.parametrize("verb", [["rm", "dataset"], ["rm", "index"], ["rollback", "index"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["rm", "dataset", "shelvs"],
+        ["rm", "index", "shelvs"],
+        ["rm", "run", "shelvs"],
+        ["rollback", "index", "shelvs"],
+        ["verify", "shelvs"],
+        ["verify", "shelvs@0123456789ab"],
+        ["forget", "shelvs", "00003.png"],
+        ["reindex", "shelvs"],
+        ["schedule", "shelvs", "--cron", "0 3 * * *"],
+        ["train", "shelvs"],
+    ],
+    ids=" ".join,
+)
 def test_a_name_that_is_not_there_brings_the_nearest(dml, small, verb):
-    done = dml(*verb, "shelvs", "--store", small)
+    Path(small, "runs", "shelves").mkdir(parents=True)
+    done = dml(*verb, "--store", small)
     assert done.status == 2
-    assert "'shelvs' must exist in the store" in done.err
+    assert "must exist in the store" in done.err
     assert "Did you mean 'shelves'?" in done.err
 
 

@@ -111,7 +111,22 @@ def test_processes_that_race_to_map_read_the_same(dataset, contents, monkeypatch
     monkeypatch.setenv("DML_CACHE", str(tmp_path))
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map(_map_and_read, [dataset] * 4) == [contents[3]] * 4
-    assert [path.name for path in (tmp_path / "rows" / dataset.fingerprint).iterdir()] == ["images.arrow"]
+    copy = tmp_path / "rows" / dataset.fingerprint
+    assert sorted(path.name for path in copy.iterdir()) == ["images.arrow", "manifest.json"]
+
+
+@pytest.mark.parametrize("damage", ["a flipped byte", "cut short"])
+def test_a_copy_that_was_damaged_is_made_again(dataset, contents, monkeypatch, tmp_path, damage):
+    monkeypatch.setenv("DML_CACHE", str(tmp_path))
+    where = bytes(open_mapped(dataset).image(3))
+    copy = tmp_path / "rows" / dataset.fingerprint / "images.arrow"
+    content = copy.read_bytes()
+    if damage == "cut short":
+        copy.write_bytes(content[: len(content) // 2])
+    else:
+        at = content.index(where) + len(where) // 2
+        copy.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    assert bytes(open_mapped(dataset).image(3)) == contents[3]
 
 
 def test_a_copy_that_was_cut_short_is_never_read(dataset, monkeypatch, tmp_path):

@@ -249,6 +249,29 @@ def test_fragments_hold_whole_classes_in_small_plain_row_groups(tmp_path):
             assert len(set(file.read_row_group(number, columns=["label"])["label"].to_pylist())) == 1
 
 
+def test_row_groups_are_cut_by_bytes_too(tmp_path):
+    """So that images near `max_bytes` need no memory for a hundred of them."""
+    source = class_folders(tmp_path / "source", classes=2, per_class=8)
+    sizes = [path.stat().st_size for path in sorted(source.rglob("*.png"))]
+    ref = ingest(config(source, bytes_per_group=2 * max(sizes)), str(tmp_path / "store"))
+    (uri,) = fragments(ref)
+    file = parquet.ParquetFile(uri)
+    groups = [
+        file.read_row_group(n, columns=["image"])["image"].to_pylist() for n in range(file.num_row_groups)
+    ]
+    assert all(len(group) > 1 for group in groups[:-1])
+    assert all(sum(map(len, group)) <= 2 * max(sizes) for group in groups)
+    assert [len(image) for group in groups for image in group] == sizes
+
+
+def test_an_image_larger_than_a_row_group_has_its_own(tmp_path):
+    source = class_folders(tmp_path / "source", classes=2, per_class=2)
+    ref = ingest(config(source, bytes_per_group=1), str(tmp_path / "store"))
+    (uri,) = fragments(ref)
+    assert parquet.ParquetFile(uri).num_row_groups == ref.rows == 4
+    assert ref.fingerprint == ingest(config(source), str(tmp_path / "other")).fingerprint
+
+
 KILLED = """
 import os, signal, sys
 from dml import storage

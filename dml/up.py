@@ -23,6 +23,7 @@ from pathlib import Path
 
 from dml import processes
 from dml.errors import InvalidSetting, MissingArtifact, StackFailed
+from dml.progress import Ticker, begin
 from dml.registry.connection import connect
 from dml.settings import artifact_root, local_folder, own_tracking_uri
 from dml.storage import is_remote
@@ -37,6 +38,7 @@ LOCK, STATE = "up.lock", "up.json"
 _GUARD_GRACE_S = 5.0
 _POLL_S = 0.25
 _TAIL_LINES = 20
+_LAST_PORT = 65_535
 
 
 def run_local_stack(
@@ -51,36 +53,25 @@ def run_local_stack(
         as_json: print the addresses as one JSON object.
 
     Raises:
-        InvalidSetting: a port is taken.
+        InvalidSetting: a port is taken, or can be none, or is asked for twice.
         MissingArtifact: the project's folder with `prefect.yaml` is not there.
         StackFailed: a part of the stack ended by itself, or was not ready in `START_TIMEOUT_S`.
     """
+    _require_ports(prefect_port, mlflow_port)
     project = _project_folder()
     folder = local_folder(store)
     prefect, mlflow = f"http://{HOST}:{prefect_port}", f"http://{HOST}:{mlflow_port}"
     addresses = {"PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": mlflow, "DML_STORE": store}
     stack = Stack(project, folder, {**addresses, **_own_variables(folder)})
     with _stopped_by_signals(), _only_one(store, folder, addresses):
-        stack.stop_leftovers()
+        with Ticker("up: stopping what is left"):
+            stack.stop_leftovers()
         _require_free(prefect_port, "--prefect-port")
         _require_free(mlflow_port, "--mlflow-port")
         with stack.running():
             try:
-                connect(own_tracking_uri(store))  # the database is made, and its addresses are right
-                stack.start("mlflow", _mlflow_server(store, mlflow_port))
-                stack.start("prefect", f"prefect server start --host {HOST} --port {prefect_port}")
-                stack.wait_until_ready("mlflow", f"{mlflow}/api/2.0/mlflow/experiments/search?max_results=1")
-                stack.wait_until_ready("prefect", f"{prefect}/api/ready")
-                stack.do("deploy", f"prefect work-pool create {WORK_POOL} --type process --overwrite")
-                stack.do("deploy", "prefect --no-prompt deploy --all")
-                if not stack.succeeds("deploy", f"prefect automation inspect {shlex.quote(ZOMBIES)}"):
-                    stack.do("deploy", "prefect automation create --from-file infra/prefect/zombies.yaml")
-                if not stack.succeeds("schedules", f"dml.cli schedule --store {shlex.quote(store)}"):
-                    print(
-                        f"not every schedule is followed. {_end_of(stack.logs / 'schedules.log')}",
-                        file=sys.stderr,
-                    )
-                stack.start("worker", f"prefect worker start --pool {WORK_POOL} --type process")
+                with Ticker("up"):
+                    _start(stack, store, prefect_port, mlflow_port)
                 if as_json:
                     print(json.dumps({**addresses, "logs": str(stack.logs)}), flush=True)
                 else:
@@ -88,6 +79,30 @@ def run_local_stack(
                 stack.hold()
             except KeyboardInterrupt:
                 print("stopping", file=sys.stderr)
+
+
+def _start(stack: "Stack", store: str, prefect_port: int, mlflow_port: int) -> None:
+    """Start the parts in order; says every few seconds which one it waits for."""
+    begin("making MLflow's database")
+    connect(own_tracking_uri(store))  # it is there, and its addresses are right
+    stack.start("mlflow", _mlflow_server(store, mlflow_port))
+    stack.start("prefect", f"prefect server start --host {HOST} --port {prefect_port}")
+    begin("waiting for MLflow and Prefect")
+    stack.wait_until_ready(
+        "mlflow", f"http://{HOST}:{mlflow_port}/api/2.0/mlflow/experiments/search?max_results=1"
+    )
+    begin("waiting for Prefect")
+    stack.wait_until_ready("prefect", f"http://{HOST}:{prefect_port}/api/ready")
+    begin("making the deployments")
+    stack.do("deploy", f"prefect work-pool create {WORK_POOL} --type process --overwrite")
+    stack.do("deploy", "prefect --no-prompt deploy --all")
+    if not stack.succeeds("deploy", f"prefect automation inspect {shlex.quote(ZOMBIES)}"):
+        stack.do("deploy", "prefect automation create --from-file infra/prefect/zombies.yaml")
+    begin("following the store's schedules")
+    if not stack.succeeds("schedules", f"dml.cli schedule --store {shlex.quote(store)}"):
+        said = _end_of(stack.logs / "schedules.log")
+        print(f"not every schedule is followed. {said}", file=sys.stderr)
+    stack.start("worker", f"prefect worker start --pool {WORK_POOL} --type process")
 
 
 @dataclass(frozen=True)
@@ -154,10 +169,14 @@ class Part:
         status = self.process.poll()
         if status is not None:
             raise StackFailed(
-                f"{self.name} must keep running; it ended with status {status}. The rest is stopped. "
+                f"{self.name} must keep running; it {_how_it_ended(status)}. The rest is stopped. "
                 "Start it again (`dml up`): what was under way goes on from its checkpoint when run again. "
                 f"{_end_of(self.log)}"
             )
+
+
+def _how_it_ended(status: int) -> str:
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
 class Stack:
@@ -249,11 +268,12 @@ class Stack:
             self._stop()
 
     def _stop(self) -> None:
-        processes.stop(self.folder, self._grace_s, spare=(GUARD,), reap=self._reap)
-        for part in self._parts:
-            if part.process.stdin is not None:
-                part.process.stdin.close()  # the guard finds nothing left to stop
-            part.process.wait()
+        with Ticker("up: stopping"):
+            processes.stop(self.folder, self._grace_s, spare=(GUARD,), reap=self._reap)
+            for part in self._parts:
+                if part.process.stdin is not None:
+                    part.process.stdin.close()  # the guard finds nothing left to stop
+                part.process.wait()
 
     def _reap(self) -> None:
         for part in self._parts:
@@ -271,6 +291,16 @@ def _stopped_by_signals() -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def _require_ports(prefect_port: int, mlflow_port: int) -> None:
+    for option, port in (("--prefect-port", prefect_port), ("--mlflow-port", mlflow_port)):
+        if not 1 <= port <= _LAST_PORT:
+            raise InvalidSetting(f"{option} must be a port, 1 to {_LAST_PORT}; got {port}. Give another.")
+    if prefect_port == mlflow_port:
+        raise InvalidSetting(
+            f"--prefect-port and --mlflow-port must differ; both are {mlflow_port}. Give one of them another."
+        )
 
 
 def _require_free(port: int, option: str) -> None:

@@ -51,6 +51,29 @@ def test_a_port_in_use_is_the_users_to_free(tmp_path: Path):
             up.run_local_stack(str(tmp_path), prefect_port=port)
 
 
+@pytest.mark.parametrize(
+    ("ports", "says"),
+    [
+        ({"prefect_port": 99_999}, "--prefect-port must be a port, 1 to 65535; got 99999"),
+        ({"mlflow_port": 0}, "--mlflow-port must be a port, 1 to 65535; got 0"),
+        ({"prefect_port": -3}, "--prefect-port must be a port, 1 to 65535; got -3"),
+        ({"prefect_port": 5_000, "mlflow_port": 5_000}, "must differ; both are 5000"),
+    ],
+)
+def test_ports_that_cannot_be_are_refused_before_anything_starts(tmp_path: Path, ports, says):
+    with pytest.raises(InvalidSetting, match=says):
+        up.run_local_stack(str(tmp_path / "store"), **ports)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_part_that_was_killed_says_by_what(tmp_path: Path, program):
+    stack = stack_in(tmp_path)
+    with stack.running():
+        stack.start("killed", program("killed", "import os; os.kill(os.getpid(), 9)"))
+        with pytest.raises(StackFailed, match="killed must keep running; it was killed by SIGKILL"):
+            stack.hold()
+
+
 def test_a_part_that_dies_is_reported_with_the_end_of_its_log(tmp_path: Path, program):
     stack = stack_in(tmp_path)
     source = "import os, sys; print(os.environ['GREETING'], 'and goodbye'); sys.exit(3)"

@@ -45,7 +45,7 @@ def refresh_flow(
     scheduled = stage(names_to_refresh)(root)
     chosen = [name for name in scheduled if names is None or name in names]
     if not chosen:
-        say("no index is scheduled")
+        say(f"no longer scheduled: {', '.join(names)}" if names else "no index is scheduled")
     refreshed: list[IndexRef] = []
     failed: dict[str, Exception] = {}
     for name in chosen:

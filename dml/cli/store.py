@@ -1,5 +1,6 @@
 """What concerns a store as a whole: `dml verify`, `dml gc`, `dml rm`, `dml rollback` and `dml forget`."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any
@@ -120,13 +121,30 @@ def rm(
     else:
         from dml.lineage import remove_named
 
+        end_schedule = _schedule_to_end(root, name) if kind == Removable.INDEX else None
         removed = remove_named(root, kind.value, name)
+        if end_schedule is not None:
+            end_schedule()
     if as_json:
         print_json({"removed": removed})
         return
     for each in removed:
         print(f"removed {kind.value} {each}")
     print("`dml gc` removes what nothing needs any more")
+
+
+def _schedule_to_end(store: str, index: str) -> Callable[[], None] | None:
+    """What takes a scheduled index from Prefect once it is gone; None: no Prefect knows of it."""
+    from dml.retrieval.refresh import names_to_refresh
+
+    if index not in names_to_refresh(store):
+        return None
+    from dml.up import running_stack
+    from flows.schedules import follow_store, prefect_of
+
+    stack = running_stack(store)
+    prefect = prefect_of(stack.addresses["PREFECT_API_URL"] if stack else None)
+    return None if prefect is None else lambda: follow_store(store, prefect)
 
 
 @app.command()

@@ -197,6 +197,15 @@ def test_an_index_that_asks_is_refreshed_when_its_time_comes(stack: LocalStack):
     until(lambda: not stack.scheduled("refresh-flow"))
 
 
+def test_a_scheduled_index_that_is_removed_is_taken_from_prefect(stack: LocalStack):
+    index_of_tiny(stack)
+    assert stack.run("index-flow", name="brief", model="tiny", dataset="tiny").returncode == 0
+    assert stack.dml("schedule", "brief", "--cron", "* * * * *").returncode == 0
+    until(lambda: stack.scheduled("refresh-flow"))
+    assert stack.dml("rm", "index", "brief").returncode == 0
+    until(lambda: not stack.scheduled("refresh-flow"))
+
+
 def test_a_refresh_that_fails_is_a_failed_run_that_names_the_index(stack: LocalStack):
     index_of_tiny(stack)
     tomorrow = ("schedule", "tiny", "--cron", "0 0 1 1 *")

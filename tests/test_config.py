@@ -1,6 +1,7 @@
 """The configuration refuses what cannot be followed, before anything starts."""
 
 import json
+import re
 
 import pytest
 from pydantic import ValidationError
@@ -126,6 +127,22 @@ def test_workers_that_cannot_share_the_classes_are_refused():
             sampler=SamplerConfig(classes_per_batch=8),
             training=TrainingConfig(num_workers=3),
         )
+
+
+@pytest.mark.parametrize("sampler", [SamplerConfig(), ShuffledSamplerConfig()])
+def test_the_advice_for_workers_that_are_too_many_is_a_number_that_would_do(sampler):
+    training = TrainingConfig(num_workers=1000)
+    with pytest.raises(ValidationError, match=r"Least: \d+, or take fewer workers") as refused:
+        ExperimentConfig(name="x", sampler=sampler, loss=ProxyAnchorConfig(), training=training)
+    least = int(re.search(r"Least: (\d+)", str(refused.value))[1])
+    size = "batch_size" if isinstance(sampler, ShuffledSamplerConfig) else "classes_per_batch"
+    enough = sampler.model_copy(update={size: least})
+    assert ExperimentConfig(name="x", sampler=enough, loss=ProxyAnchorConfig(), training=training)
+
+
+def test_more_steps_than_can_be_taken_are_refused():
+    with pytest.raises(ValidationError, match="less than or equal to 100000000"):
+        TrainingConfig(num_steps=10**9)
 
 
 def test_workers_that_share_the_images_of_a_batch_but_not_its_classes_are_allowed():

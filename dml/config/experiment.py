@@ -54,9 +54,10 @@ class ExperimentConfig(Part):
             else:
                 what, number = "classes_per_batch", sampler.classes_per_batch
                 unit = workers // math.gcd(workers, sampler.samples_per_class)
+            nearest = f"Nearest below: {number - number % unit}" if number >= unit else f"Least: {unit}"
             raise ValueError(
                 f"Every worker gets equally many images of a batch, so {what} must be a multiple of {unit} "
-                f"for {workers} workers; got {number}. Nearest below: {number - number % unit}."
+                f"for {workers} workers; got {number}. {nearest}, or take fewer workers."
             )
         if self.memory is not None:
             self._check_memory(self.memory)

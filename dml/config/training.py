@@ -68,7 +68,7 @@ class ValidationConfig(Part):
 class TrainingConfig(Part):
     """How long, on how many workers, and what is kept on the way."""
 
-    num_steps: int = Field(1000, gt=0)
+    num_steps: int = Field(1000, gt=0, le=100_000_000, description="as many as fit in days at a millisecond")
     num_workers: int = Field(1, ge=1, description="1: in this process; more: a Ray Train worker group")
     use_gpu: bool | None = Field(None, description="None: where there is one")
     precision: Precision = Field(

@@ -37,6 +37,7 @@ _ORDERED: dict[str, Callable[[Any, Any], Any]] = {
 _TRUTH = {"true": True, "false": False}
 _BAR = re.compile(r"(?P<backslashes>\\*)\|")
 _SEVERAL = re.compile(r"(\band\b|\bor\b|&|,|;).*\w\s*(!=|>=|<=|=|>|<)", re.IGNORECASE | re.DOTALL)
+_SEPARATED = re.compile(r"\s*(?:[,;]|\bor\b)\s*", re.IGNORECASE)
 _QUOTES = "'\"`"
 _SHOWN_VALUES, _COMPARED_VALUES = 5, 10_000
 
@@ -212,8 +213,12 @@ def _hint(condition: str) -> str:
     hints = []
     if text.startswith("="):
         hints.append("Compare with a single =.")
+    values = [part.strip("[]() " + _QUOTES) for part in _SEPARATED.split(text)]
     if _SEVERAL.search(text):
         hints.append("Give every condition a --where of its own; several must all hold.")
+    elif parsed is not None and len(values) > 1 and all(values) and "|" not in text:
+        several = f"{parsed['column']}{parsed['operator']}{'|'.join(values)}"
+        hints.append(f"If you mean several values, write {several!r}.")
     if text.lstrip("= ").startswith(tuple(_QUOTES)):
         hints.append("Write the value without quotes.")
     return "".join(f" {hint}" for hint in hints)

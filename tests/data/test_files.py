@@ -330,9 +330,11 @@ def test_a_zip_that_was_replaced_is_read_anew(tmp_path):
 
 def test_a_source_that_cannot_be_listed_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", tmp_path / "nothing", "/dev/null"):
-        with pytest.raises(MissingArtifact, match="no folder"):
+    for path, what in ((tmp_path / "pipe", "a named pipe"), ("/dev/null", "a device")):
+        with pytest.raises(InvalidData, match=f"must be a folder, a zip or a manifest; .* is {what}"):
             open_source(str(path))
+    with pytest.raises(MissingArtifact, match="no folder"):
+        open_source(str(tmp_path / "nothing"))
 
 
 def test_a_source_that_leads_nowhere_is_refused(tmp_path):

@@ -212,6 +212,14 @@ def test_a_named_pipe_is_no_manifest(tmp_path):
         open_source(str(tmp_path / "m.parquet")).list()
 
 
+@pytest.mark.parametrize("content", ["text", 7, [1, 2], {"a": 1}], ids=repr)
+def test_a_struct_whose_field_bytes_holds_none_is_refused_before_a_row_is_read(tmp_path, content):
+    rows = [{"image": {"bytes": content, "path": "a.png"}, "label": "x"}]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
+    with pytest.raises(InvalidData, match=r"must hold bytes in its field bytes.*it is struct<"):
+        open_source(str(tmp_path / "m.parquet")).list()
+
+
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_the_index_that_pandas_writes_is_no_attribute(tmp_path, form):
     frame = pd.DataFrame({"image": ["a.png", "b.png", "c.png"], "label": ["x", "y", "z"], "year": [1, 2, 3]})
@@ -243,7 +251,8 @@ def test_paths_that_lead_out_of_the_manifests_folder_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "locator", ["gs://b/a.png", "data://x", "zip://a.png::http://x/y.zip", "ftp://h/a.png"]
+    "locator",
+    ["gs://b/a.png", "data://x", "zip://a.png::http://x/y.zip", "ftp://h/a.png", "data:image/png;base64,AA"],
 )
 def test_other_schemes_are_refused_rows(tmp_path, locator):
     (tmp_path / "m.csv").touch()

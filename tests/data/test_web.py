@@ -220,8 +220,23 @@ def test_a_server_that_accepts_and_says_nothing_times_out():
 
 
 @pytest.mark.parametrize(
-    "location", ["http://localhost:1/a.png", "file:///etc/passwd", "//127.0.0.2/a.png", "ftp://127.0.0.1/a"]
+    "location", ["http://[bad/", "data:image/png;base64," + "A" * 9000, "file:///etc/passwd", "ftp://h/a.png"]
 )
+def test_a_redirect_must_lead_to_a_web_address(server, access, location):
+    refused = refusal(f"{server}/to?{location}", access)
+    assert refused.reason == "not a web address"
+    assert refused.detail.startswith("it redirects to ")
+    assert len(refused.detail) < 250
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[bad/a.png", "http:///a.png", "https://h:99999/a.png", "http://h:x/a"]
+)
+def test_what_is_no_address_is_called_so(access, url):
+    assert refusal(url, access).reason == "not a web address"
+
+
+@pytest.mark.parametrize("location", ["http://localhost:1/a.png", "//127.0.0.2/a.png"])
 def test_a_redirect_must_lead_below_an_allowed_prefix_too(server, access, location):
     assert refusal(f"{server}/to?{location}", access).reason == "outside allowed prefixes"
 

@@ -16,6 +16,7 @@ from dml.errors import without_password
 _WEB = ("http", "https")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _FILE = "file://"
+_SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,28 @@ def local_path(uri: str) -> str:
 def without_query(url: str) -> str:
     """A web address to show: what is signed or secret stands in the query or before the host."""
     return without_password(re.split(r"[?#]", url, maxsplit=1)[0])
+
+
+def shown_address(url: str) -> str:
+    """What an address of any kind begins with: one of `data:` holds a whole file."""
+    shown = without_query(url)
+    return shown if len(shown) <= _SHOWN_CHARACTERS else f"{shown[:_SHOWN_CHARACTERS]}..."
+
+
+def require_web_address(url: str, what: str) -> None:
+    """Raises Refused for what is no http or https address with a host.
+
+    Args:
+        url: to look at.
+        what: the beginning of the message, up to "an address".
+    """
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in _WEB and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise Refused("not a web address", f"{what} an address http://HOST/PATH or https://HOST/PATH")
 
 
 def _web_parts(url: str) -> tuple[tuple[str, str, int], str] | None:

@@ -6,6 +6,7 @@ import stat
 import threading
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from pyarrow import fs
@@ -204,6 +205,11 @@ def open_files(uri: str, access: Access = OWN_FOLDER) -> Files:
         except Exception as error:  # zipfile raises whatever the damage hits
             raise InvalidData(f"{place} must be a whole zip; reading its list failed: {error}.") from error
         return files
+    elif os.path.lexists(place):
+        what = "a link that leads nowhere"
+        with suppress(OSError):
+            what = _NOT_READABLE.get(stat.S_IFMT(os.stat(place).st_mode), "something else")
+        raise InvalidData(f"The source must be a folder, a zip or a manifest; {place} is {what}.")
     missing = "file" if place.lower().endswith(".zip") else "folder"
     raise MissingArtifact(f"The source must be a folder, a zip or a manifest; there is no {missing} {place}.")
 

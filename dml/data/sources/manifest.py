@@ -18,6 +18,7 @@ from dml.progress import begin, count
 
 _TABLE_BYTES = 16 << 30
 _CSV_SUFFIXES, _PARQUET_SUFFIX = (".csv", ".tsv"), ".parquet"
+_DATA = re.compile(r"\s*data:[\w.+-]+/[\w.+-]+[;,]", re.IGNORECASE)
 _INLINE = re.compile(r"#(\d+)")
 """The locator of an image that the table itself holds: its row."""
 
@@ -76,6 +77,8 @@ class ManifestSource:
 
     def _read_path(self, locator: str, max_bytes: int) -> bytes:
         locator = locator.strip() if "://" in locator else locator
+        if _DATA.match(locator):
+            raise _unknown_scheme(locator)
         if "://" in locator and not locator.lower().startswith("file://"):
             return self._read_uri(locator, max_bytes)
         if storage.is_remote(self.uri) and not locator.startswith(("/", "file://")):
@@ -97,8 +100,7 @@ class ManifestSource:
             return read_object(uri, max_bytes)
         if uri.lower().startswith(("http://", "https://")):
             return web.fetch(uri, self.access, max_bytes)
-        scheme = uri.partition("://")[0]
-        raise Refused("unknown scheme", f"{scheme}://; an image must be a path or an s3, http or https URI")
+        raise _unknown_scheme(uri)
 
     def _table(self) -> Table:
         if self.uri.lower().endswith(_PARQUET_SUFFIX) or is_parquet(self.uri):
@@ -114,6 +116,12 @@ class ManifestSource:
                 f"The manifest {self.uri} must be readable; {refusal.reason}: {refusal.detail}."
             ) from None
         return read_csv(content, self.uri)
+
+
+def _unknown_scheme(uri: str) -> Refused:
+    return Refused(
+        "unknown scheme", f"{uri.partition(':')[0]}:; an image must be a path or an s3, http or https URI"
+    )
 
 
 def _path_of(image: str | None) -> str | None:

@@ -71,6 +71,11 @@ class ParquetTable:
             kept = [field for field in schema if not is_index(field.name)]
             image = next((field for field in kept if field.name == "image"), None)
             is_inline = image is not None and _holds_images(image.type)
+            if image is not None and not _has_usable_fields(image.type):
+                raise InvalidData(
+                    f"The column image of {self.uri} must hold bytes in its field bytes, and text in its "
+                    f"field path; it is {image.type}. Write the files' bytes."
+                )
             problems = [
                 unusable_column(
                     self.uri, field.name, f"{field.type}: an attribute is text, a number or true or false"
@@ -137,7 +142,24 @@ def _holds_images(kind: pa.DataType) -> bool:
     """Bytes, or a struct with a field `bytes`."""
     if pa.types.is_struct(kind):
         return "bytes" in _field_names(kind)
+    return _is_binary(kind)
+
+
+def _has_usable_fields(kind: pa.DataType) -> bool:
+    """Whether a struct of an image has the types that its names promise; null where every row is blank."""
+    if not pa.types.is_struct(kind):
+        return True
+    fields = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
+    content, path = fields.get("bytes", pa.null()), fields.get("path", pa.null())
+    return (pa.types.is_null(content) or _is_binary(content)) and (pa.types.is_null(path) or _is_text(path))
+
+
+def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _field_names(kind: pa.DataType) -> list[str]:

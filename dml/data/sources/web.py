@@ -1,6 +1,7 @@
 """Images from the web: one bounded, patient GET a file, and a reason for every way it can fail."""
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -13,7 +14,7 @@ from urllib.parse import urljoin
 
 import httpx
 
-from dml.data.sources.access import Access, without_query
+from dml.data.sources.access import Access, require_web_address, shown_address, without_query
 from dml.data.sources.sample import Refused
 
 _MOST_REDIRECTS = 5
@@ -94,6 +95,7 @@ async def _fetch(client: httpx.AsyncClient, url: str, access: Access, max_bytes:
 async def _get(client: httpx.AsyncClient, url: str, access: Access, max_bytes: int) -> bytes:
     """One try, redirects followed."""
     first = url
+    require_web_address(url, f"{shown_address(url)} must be")
     for _ in range(_MOST_REDIRECTS + 1):
         access.require_url(url)
         try:
@@ -112,9 +114,13 @@ async def _request(client: httpx.AsyncClient, url: str, max_bytes: int) -> bytes
     """The body, or where it is to be found."""
     received, announced = 0, None
     try:
-        async with client.stream("GET", url) as response:
+        request = client.build_request("GET", url)
+    except httpx.InvalidURL as error:
+        raise Refused("not a web address", str(error)) from error
+    try:
+        async with contextlib.aclosing(await client.send(request, stream=True)) as response:
             if response.has_redirect_location:
-                return urljoin(url, response.headers["location"])
+                return _redirected(url, response.headers["location"])
             if response.status_code != httpx.codes.OK:
                 raise _of_status(response)
             announced = _announced_bytes(response)
@@ -126,8 +132,8 @@ async def _request(client: httpx.AsyncClient, url: str, max_bytes: int) -> bytes
                 if received > max_bytes:
                     raise _too_many(received, max_bytes, more=True)
                 parts.append(part)
-    except httpx.InvalidURL as error:
-        raise Refused("not a web address", str(error)) from error
+    except httpx.InvalidURL as error:  # httpx reads where it leads, and follows nothing
+        raise Refused("not a web address", f"it redirects to what is none: {error}") from error
     except httpx.DecodingError as error:
         raise Refused("unreadable file", f"its encoding is damaged: {error}") from error
     except (httpx.TransportError, OSError) as error:
@@ -135,6 +141,16 @@ async def _request(client: httpx.AsyncClient, url: str, max_bytes: int) -> bytes
     if received == 0:
         raise Refused("empty file", "0 bytes")
     return b"".join(parts)
+
+
+def _redirected(url: str, location: str) -> str:
+    """The address that a redirect leads to; raises Refused where it is none of the web."""
+    try:
+        target = urljoin(url, location)
+    except ValueError:  # http://[bad/
+        target = ""
+    require_web_address(target, f"it redirects to {shown_address(location)}, and must to")
+    return target
 
 
 def _announced_bytes(response: httpx.Response) -> int | None:

@@ -8,8 +8,8 @@ from dml.data.former import last_ingest
 from dml.embedding.embed import embed
 from dml.refs import IndexRef
 from dml.registry.catalog import find_model
-from dml.retrieval.index import index_config_of, list_indexes
-from dml.retrieval.refresh import refreshed_from
+from dml.retrieval.index import index_config_of, published_index
+from dml.retrieval.refresh import refreshed_from, require_most_still_there
 from dml.settings import store_uri
 from flows.index import publish_index_of
 from flows.ingest import ingest_flow
@@ -28,6 +28,8 @@ def reindex_flow(
 ) -> IndexRef:
     """Refresh an index: only images that are new are embedded, and nothing new leaves the index as it is.
 
+    A source most of whose images are gone fails the run and leaves the index as it is too.
+
     Args:
         name: the index's name.
         model: NAME (its champion), NAME@ALIAS or NAME/VERSION; None: as `dml schedule` was told, else the
@@ -42,13 +44,16 @@ def reindex_flow(
     if model is None or dataset is None:
         own_model, own_dataset = stage(refreshed_from)(root, name)
         model, dataset = model or own_model, dataset or own_dataset
-    if "@" not in dataset:
+    former = stage(published_index)(root, name)
+    read_again = "@" not in dataset
+    if read_again:
         recorded = source or stage(last_ingest)(root, dataset)
         run(ingest_flow, recorded.model_copy(update={"name": dataset}), root)
     fresh = stage(find_dataset)(root, dataset)
+    if read_again and former is not None:
+        stage(require_most_still_there)(former, fresh)
     version = stage(find_model)(root, model)
     package = version.package
-    former = next((ref for ref in stage(list_indexes)(root) if ref.name == name), None)
     same_package = former is not None and former.embeddings.package.fingerprint == package.fingerprint
     embeddings = stage(embed, heals=True)(
         root,

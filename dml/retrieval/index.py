@@ -244,6 +244,13 @@ def find_index(store: str, name: str) -> IndexRef:
     return _read_ref(storage.find_version(storage.named_folder(store, "indexes", base), version, "index"))
 
 
+def published_index(store: str, name: str) -> IndexRef | None:
+    """The published version of an index; None before the first. Other indexes are not read."""
+    folder = storage.named_folder(store, "indexes", name)
+    version = storage.current(folder)
+    return None if version is None else _read_ref(storage.join(folder, version))
+
+
 def index_config_of(ref: IndexRef) -> IndexConfig:
     """How an index version was asked for, to build the next one alike."""
     return IndexConfig.model_validate(storage.read_manifest(ref.uri)["config"])

@@ -8,9 +8,12 @@ from pydantic import ValidationError
 from dml import storage
 from dml.config import RefreshConfig
 from dml.errors import CorruptArtifact, InvalidData, InvalidSetting, MissingArtifact
+from dml.refs import DatasetRef, IndexRef
 from dml.retrieval.index import find_index
 
 REFRESH_FILE = "refresh.json"
+LEAST_LEFT = 0.5
+"""The share of an index's items below which a refresh leaves the index as it is."""
 
 
 def ask_refresh(
@@ -107,6 +110,26 @@ def refreshed_from(store: str, name: str) -> tuple[str, str]:
     model, dataset = made_with if asked is None else (asked.model, asked.dataset)
     _require_model(name, model)
     return model, dataset
+
+
+def require_most_still_there(index: IndexRef, fresh: DatasetRef) -> None:
+    """Nobody watches a refresh: a source that is half gone, as a disk not mounted, must not become the index.
+
+    Args:
+        index: the version that answers now.
+        fresh: what its dataset's source has given just now.
+
+    Raises:
+        InvalidData: fewer than `LEAST_LEFT` of the index's items would be left.
+    """
+    own = index.model.partition("/")[0]
+    if fresh.name == index.embeddings.dataset.name and fresh.rows < LEAST_LEFT * index.rows:
+        raise InvalidData(
+            f"At least {LEAST_LEFT:.0%} of the {index.rows} items of index {index.name} must still be in its "
+            f"dataset's source; {fresh.name}@{fresh.version}, read just now, has {fresh.rows}. The index "
+            f"stays as it is. If that is all there is to be: dml index {index.name} --dataset {fresh.name}"
+            f"{f' --model {own}' if own else ''}."
+        )
 
 
 def _made_with(store: str, name: str) -> tuple[str, str]:

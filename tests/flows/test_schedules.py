@@ -9,21 +9,24 @@ from dml import storage
 from dml.cli import main
 from dml.config import IngestConfig
 from dml.errors import InvalidData, InvalidSetting, MissingArtifact, Unreachable
+from dml.retrieval.index import find_index
 from dml.retrieval.refresh import ask_refresh, end_refresh, find_refresh, names_to_refresh, refreshed_from
 from flows.index import index_flow
 from flows.ingest import ingest_flow
 from flows.refresh import RefreshFailed, refresh_flow
+from flows.reindex import reindex_flow
 from flows.schedules import next_refresh, prefect_of, schedules_of
 from flows.train import train_flow
 
 NIGHTLY = "0 3 * * *"
+SOURCE = "glyphs:classes=8,per_class=5"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A store with a dataset, a model and the indexes `shop` and `other`."""
     store = str(tmp_path_factory.mktemp("made") / "store")
-    ingest_flow.fn(IngestConfig(name="shop", source="glyphs:classes=8,per_class=5"), store)
+    ingest_flow.fn(IngestConfig(name="shop", source=SOURCE), store)
     settings = ["training.num_steps=2", "sampler.classes_per_batch=4", "evaluation.baselines=false"]
     train_flow.fn("shop", "smoke", settings, store=store)
     for name in ("shop", "other"):
@@ -118,6 +121,33 @@ def test_all_that_ask_are_refreshed_and_one_that_fails_does_not_stop_the_others(
         refresh_flow.fn(store=store)
     assert [ref.name for ref in error.value.refreshed] == ["shop"]
     assert refresh_flow.fn(["shop"], store)[0].name == "shop"
+
+
+def test_a_source_that_is_more_than_half_gone_does_not_become_the_index(store):
+    before = find_index(store, "shop")
+    rest = IngestConfig(name="shop", source="glyphs:classes=8,per_class=2")
+    try:
+        with pytest.raises(InvalidData, match=r"50% of the 40 items .*shop.* has 16.*--model shop"):
+            reindex_flow.fn("shop", source=rest, store=store)
+        assert find_index(store, "shop") == before
+    finally:
+        ingest_flow.fn(rest.model_copy(update={"source": SOURCE}), store)
+    half = rest.model_copy(update={"source": "glyphs:classes=8,per_class=3"})
+    assert reindex_flow.fn("shop", source=half, store=store).rows == 24
+    assert reindex_flow.fn("shop", source=half.model_copy(update={"source": SOURCE}), store=store) == before
+
+
+def test_a_damaged_index_is_named_and_keeps_no_other_from_being_refreshed(store):
+    for name in ("shop", "other"):
+        ask_refresh(store, name, cron=NIGHTLY)
+    manifest = storage.join(find_index(store, "other").uri, "manifest.json")
+    whole = storage.read_bytes(manifest)
+    storage.write_bytes(manifest, b"{")
+    try:
+        with pytest.raises(RefreshFailed, match=r"1 of 2 were not refreshed: other \(CorruptArtifact"):
+            refresh_flow.fn(store=store)
+    finally:
+        storage.write_bytes(manifest, whole)
 
 
 def test_a_scheduled_run_leaves_alone_what_no_longer_asks(store):

@@ -73,7 +73,7 @@ def quiet_ray_data() -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    if not is_remote():
+    if not on_cluster():
         logging.getLogger("ray.data._internal.execution.resource_manager").setLevel(logging.ERROR)
 
 
@@ -128,7 +128,7 @@ def _cluster(num_cpus: int | None) -> dict[str, Any]:
     }
 
 
-def is_remote() -> bool:
+def on_cluster() -> bool:
     """Whether work belongs on a cluster that is already there, not on this machine."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
@@ -164,7 +164,7 @@ def capacity(resource: Literal["CPU", "GPU"], *, wanted: int = 1) -> Capacity:
     from ray._private import state
 
     now = int(ray.cluster_resources().get(resource, 0))
-    if not is_remote():
+    if not on_cluster():
         return Capacity(resource, now, now, "on this machine")
     setting = _SETTINGS[resource]
     text = os.environ.get(setting)

@@ -4,7 +4,7 @@ from functools import partial
 
 from prefect import flow
 
-from dml.bench.cell import Cell, find_report, keep_report, lanes, measure_cell, refuse_failures
+from dml.bench.cell import Cell, concurrency_of, find_report, keep_report, measure_cell, refuse_failures
 from dml.bench.grid import plan
 from dml.bench.table import write_pages, write_table
 from dml.config import BenchConfig
@@ -33,7 +33,7 @@ def bench_flow(config: BenchConfig, store: str | None = None) -> BenchReport:
     found = {cell.fingerprint: find_report(root, cell) for cell in cells}
     missing = list({cell.fingerprint: cell for cell in cells if found[cell.fingerprint] is None}.values())
     say(f"{len(found)} cells, {len(missing)} of them to be measured")
-    with lanes(config, missing) as count:
+    with concurrency_of(config, missing) as count:
         failures = side_by_side(partial(_failure_of, root, count), missing, count)
     refuse_failures([failure for failure in failures if failure is not None])
     reports = [find_report(root, cell) for cell in cells]

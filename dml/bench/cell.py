@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from dml import storage
-from dml.cluster import call_apart, is_remote, ray_session
+from dml.cluster import call_apart, on_cluster, ray_session
 from dml.config import BenchConfig, ExperimentConfig, Part
 from dml.data.schema import TEST
 from dml.embedding.embed import embed
@@ -119,19 +119,20 @@ def measure_cell(
     store: str,
     cell: Cell,
     on_progress: Callable[[Progress], None] | None = None,
-    lanes: int = 1,
+    concurrency: int = 1,
 ) -> CellReport:
     """Train, embed and judge; what a killed run has finished is kept.
 
     Args:
         store: the store's URI.
         cell: one of `plan`.
-        on_progress: as `ray_trainer.train`; picklable where there are several lanes.
-        lanes: cells under way at a time; with several each has a process, and its share of cores and GPUs.
+        on_progress: as `ray_trainer.train`; picklable where `concurrency` is above 1.
+        concurrency: cells trained at a time; with several each has a process, and its share of cores and
+            GPUs.
     """
-    if lanes == 1:
+    if concurrency == 1:
         return _measure(store, cell, on_progress)
-    threads = max((os.cpu_count() or 1) // lanes, 1)
+    threads = max((os.cpu_count() or 1) // concurrency, 1)
     training = cell.experiment.training
     if training.threads_per_worker is None:
         training = training.model_copy(update={"threads_per_worker": threads})
@@ -170,13 +171,13 @@ def _hardware(experiment: ExperimentConfig) -> str:
 
 
 @contextmanager
-def lanes(config: BenchConfig, cells: list[Cell]) -> Iterator[int]:
+def concurrency_of(config: BenchConfig, cells: list[Cell]) -> Iterator[int]:
     """How many cells are under way at a time; for more than one, Ray is there for the body of the `with`.
 
     Raises:
         InvalidSetting: several at a time where every one of them wants several workers or a cluster.
     """
-    spread = is_remote() or any(cell.experiment.training.num_workers > 1 for cell in cells)
+    spread = on_cluster() or any(cell.experiment.training.num_workers > 1 for cell in cells)
     if spread and (config.parallel or 1) > 1:
         raise InvalidSetting(
             f"Cells that train on several workers, or on the cluster of RAY_ADDRESS, go one at a time; got "

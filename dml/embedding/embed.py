@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pyarrow import compute
 
 from dml import errors, storage
-from dml.cluster import capacity, is_remote, quiet_ray_data, ray_session
+from dml.cluster import capacity, on_cluster, quiet_ray_data, ray_session
 from dml.data.dataset import fragments, read_fragment, read_images_of
 from dml.embedding.table import (
     KnownVectors,
@@ -185,7 +185,7 @@ def _rows_held(units: Sequence[_Unit], made: set[_Unit]) -> dict[_Unit, int | No
 def _choose_workers(units: Sequence[_Unit], ref: EmbeddingsRef, known: Sequence[EmbeddingsRef]) -> int:
     if ref.rows <= _SMALL_DATASET or _num_new(units, known) <= _SMALL_DATASET:
         return 1
-    return len(units) if is_remote() else os.cpu_count() or 1
+    return len(units) if on_cluster() else os.cpu_count() or 1
 
 
 def _num_new(units: Sequence[_Unit], known: Sequence[EmbeddingsRef]) -> int:

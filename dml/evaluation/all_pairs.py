@@ -1,6 +1,6 @@
-"""The passes over all pairs of a split, in stretches: one after another, or side by side on Ray's workers.
+"""The passes over all pairs of a split, in blocks of rows: one after another, or in parallel on Ray.
 
-Each stretch of the queries asks the whole gallery, so the numbers are those of one pass, whoever counts.
+Every block of queries searches the whole gallery, so the numbers are those of one pass, wherever it is done.
 """
 
 import math
@@ -17,18 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dml.cluster import capacity, is_remote, map_apart, ray_session
+from dml.cluster import capacity, map_apart, on_cluster, ray_session
 from dml.config import EvaluationConfig
-from dml.evaluation.query_gallery import Rows, sides
+from dml.evaluation.query_gallery import Rows, query_gallery
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import QueryMetrics, joined, query_metrics
 from dml.metrics.verification import PairCounts, RocCurve, count_pairs, levels_for, roc_of_counts
 
 OnProgress = Callable[[int, int], None]
-_PAIRS_HERE = 10**10
+PAIRS_HERE = 10**10
 """So many are not worth a cluster: 100,000 rows among themselves."""
-_PAIRS_PER_STRETCH = 1 << 33
-_STRETCHES_PER_WORKER = 4  # workers are not equally quick
+PAIRS_PER_BLOCK = 1 << 33
+_BLOCKS_PER_WORKER = 4  # workers are not equally quick
 
 
 class _Movable(Protocol):
@@ -38,14 +38,18 @@ class _Movable(Protocol):
 R = TypeVar("R", bound=_Movable)
 
 
-def workers_for(num_rows: int) -> int:
-    """How many Ray workers judge so many rows: one per GPU or, without, per core, where there is a cluster.
+def workers_for(num_rows: int, *, pairs_here: int = PAIRS_HERE) -> int:
+    """How many Ray workers evaluate so many rows: where there is a cluster one per GPU or, without, per core.
 
     On a single machine torch uses all cores anyway: there it is one per GPU.
+
+    Args:
+        num_rows: of the split.
+        pairs_here: up to so many pairs one process is enough.
     """
-    if num_rows * num_rows <= _PAIRS_HERE:
+    if num_rows * num_rows <= pairs_here:
         return 1
-    if not is_remote():
+    if not on_cluster():
         return max(torch.cuda.device_count(), 1)
     with ray_session():
         return max(capacity("GPU").most or capacity("CPU").most, 1)
@@ -57,25 +61,28 @@ def query_values(
     config: EvaluationConfig,
     *,
     num_workers: int = 1,
+    pairs_per_block: int = PAIRS_PER_BLOCK,
     progress: OnProgress | None = None,
 ) -> QueryMetrics:
-    """Every retrieval metric of every query; its `rows` count the queries alone where there are roles.
+    """Every retrieval metric of every query; its `rows` count the queries alone where they are a set apart.
 
     Args:
         embeddings: (N, D), unit length.
         rows: theirs.
-        config: who searches whom, and which metrics.
+        config: query and gallery sets, and metrics.
         num_workers: Ray workers; 1: here.
-        progress: called with (stretches done, stretches in all).
+        pairs_per_block: of one process; after each block the progress is told.
+        progress: called with (blocks done, blocks in all).
 
     Raises:
-        InvalidData: no query or no gallery item where roles are asked for.
+        InvalidData: `config.role_attribute` makes no row a query, or none a gallery item.
     """
-    items = sides(embeddings, rows, config)
-    asked, size = len(items[0].labels), len(items[-1].labels)
-    stretches = _even(asked, _num_stretches(asked * size, num_workers))
-    found = _each(partial(_ask, config), items, stretches, num_workers, progress)
-    return joined(list(found), [stretch.stop - stretch.start for stretch in stretches])
+    queries, gallery = query_gallery(embeddings, rows, config)
+    num_queries = len(queries.labels)
+    num_pairs = num_queries * len(gallery.labels)
+    blocks = _even(num_queries, _num_blocks(num_pairs, num_workers, pairs_per_block))
+    parts = _each_block(partial(_metrics_of, config), [queries, gallery], blocks, num_workers, progress)
+    return joined(list(parts), [block.stop - block.start for block in blocks])
 
 
 def roc_of_rows(
@@ -84,6 +91,7 @@ def roc_of_rows(
     *,
     false_accept_rates: Sequence[float] = (0.1,),
     num_workers: int = 1,
+    pairs_per_block: int = PAIRS_PER_BLOCK,
     progress: OnProgress | None = None,
 ) -> RocCurve:
     """Verification on all pairs of rows, as `roc_of_all_pairs`.
@@ -93,23 +101,27 @@ def roc_of_rows(
         rows: theirs; only their labels matter.
         false_accept_rates: up to the largest of them there are intervals.
         num_workers: Ray workers; 1: here.
-        progress: called with (stretches done, stretches in all).
+        pairs_per_block: of one process; after each block the progress is told.
+        progress: called with (blocks done, blocks in all).
 
     Raises:
         ValueError: no pair of one class, or none of two.
     """
     items = Items(embeddings, torch.from_numpy(rows.labels).to(embeddings.device))
-    size = len(rows.labels)
-    stretches = _of_equal_area(size, _num_stretches(size * size // 2, num_workers))
+    num_rows = len(rows.labels)
+    blocks = blocks_of_equal_area(
+        num_rows, _num_blocks(num_rows * num_rows // 2, num_workers, pairs_per_block)
+    )
     levels = levels_for(items.embeddings, items.labels, false_accept_rates)
-    counts = reduce(add, _each(partial(_count, levels), [items], stretches, num_workers, progress))
+    counts = reduce(add, _each_block(partial(_counts_of, levels), [items], blocks, num_workers, progress))
     return roc_of_counts(counts, levels, torch.from_numpy(rows.labels), largest_rate=max(false_accept_rates))
 
 
-def _ask(config: EvaluationConfig, sides: Sequence[Items], stretch: slice) -> QueryMetrics:
+def _metrics_of(config: EvaluationConfig, sets: Sequence[Items], block: slice) -> QueryMetrics:
+    queries, gallery = sets
     return query_metrics(
-        sides[0].of(stretch),
-        sides[-1],
+        queries.of(block),
+        gallery,
         recall_at=config.recall_at,
         precision_at=config.precision_at,
         map_at=config.map_at,
@@ -118,58 +130,59 @@ def _ask(config: EvaluationConfig, sides: Sequence[Items], stretch: slice) -> Qu
     )
 
 
-def _count(levels: Tensor, sides: Sequence[Items], stretch: slice) -> PairCounts:
-    (items,) = sides
-    return count_pairs(items.embeddings, items.labels, stretch, levels)
+def _counts_of(levels: Tensor, sets: Sequence[Items], block: slice) -> PairCounts:
+    (items,) = sets
+    return count_pairs(items.embeddings, items.labels, block, levels)
 
 
-def _num_stretches(num_pairs: int, num_workers: int) -> int:
+def _num_blocks(num_pairs: int, num_workers: int, pairs_per_block: int) -> int:
     if num_workers > 1:
-        return num_workers * _STRETCHES_PER_WORKER
-    return max(math.ceil(num_pairs / _PAIRS_PER_STRETCH), 1)
+        return num_workers * _BLOCKS_PER_WORKER
+    return max(math.ceil(num_pairs / pairs_per_block), 1)
 
 
-def _even(size: int, count: int) -> list[slice]:
-    return _between([size * number // count for number in range(count + 1)])
+def _even(num_rows: int, num_blocks: int) -> list[slice]:
+    return _between([num_rows * number // num_blocks for number in range(num_blocks + 1)])
 
 
-def _of_equal_area(size: int, count: int) -> list[slice]:
-    """Of rows that each meet what comes after them: the first stretches are shorter."""
-    return _between([round(size * (1 - math.sqrt(1 - number / count))) for number in range(count + 1)])
+def blocks_of_equal_area(num_rows: int, num_blocks: int) -> list[slice]:
+    """Of rows each of which is compared with those after it: equally many pairs, so the first are shorter."""
+    shares = (1 - math.sqrt(1 - number / num_blocks) for number in range(num_blocks + 1))
+    return _between([round(num_rows * share) for share in shares])
 
 
 def _between(bounds: Sequence[int]) -> list[slice]:
     """Without the empty ones; one at least."""
-    found = [slice(start, stop) for start, stop in pairwise(bounds) if start < stop]
-    return found or [slice(0, 0)]
+    return [slice(start, stop) for start, stop in pairwise(bounds) if start < stop] or [slice(0, 0)]
 
 
-def _each(
+def _each_block(
     function: Callable[[Sequence[Items], slice], R],
-    sides: Sequence[Items],
-    stretches: Sequence[slice],
+    sets: Sequence[Items],
+    blocks: Sequence[slice],
     num_workers: int,
     progress: OnProgress | None,
 ) -> Iterator[R]:
-    """`function(sides, stretch)` of each, in order."""
+    """`function(sets, block)` of each block, in order."""
     if num_workers == 1:
-        yield from _told(map(partial(function, sides), stretches), len(stretches), progress)
+        yield from _counted(map(partial(function, sets), blocks), len(blocks), progress)
         return
-    arrays = [_Arrays.of(items) for items in sides]
+    arrays = {id(items): _Arrays.of(items) for items in sets}  # a set that is both is sent once
+    shared = [arrays[id(items)] for items in sets]
     with ray_session(num_cpus=num_workers):
-        yield from _told(map_apart(partial(_apart, function), arrays, stretches), len(stretches), progress)
+        yield from _counted(map_apart(partial(_on_worker, function), shared, blocks), len(blocks), progress)
 
 
-def _told(found: Iterable[R], count: int, progress: OnProgress | None) -> Iterator[R]:
-    for done, one in enumerate(found, start=1):
+def _counted(results: Iterable[R], total: int, progress: OnProgress | None) -> Iterator[R]:
+    for done, result in enumerate(results, start=1):
         if progress is not None:
-            progress(done, count)
-        yield one
+            progress(done, total)
+        yield result
 
 
 @dataclass(frozen=True)
 class _Arrays:
-    """Items as Ray's workers look at them where they lie."""
+    """Items as Ray's workers read them from shared memory."""
 
     embeddings: NDArray[np.float32]
     labels: NDArray[np.int64]
@@ -192,9 +205,10 @@ class _Arrays:
         return Items(vectors, labels, ids, groups)
 
 
-def _apart(function: Callable[[Sequence[Items], slice], R], arrays: Sequence[_Arrays], stretch: slice) -> R:
-    """A stretch on a Ray worker."""
-    return function([each.items() for each in arrays], stretch).cpu()
+def _on_worker(function: Callable[[Sequence[Items], slice], R], shared: Sequence[_Arrays], block: slice) -> R:
+    """One block on a Ray worker."""
+    items = {id(arrays): arrays.items() for arrays in shared}
+    return function([items[id(arrays)] for arrays in shared], block).cpu()
 
 
 def device_for(size_bytes: int) -> torch.device:

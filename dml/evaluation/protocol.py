@@ -13,7 +13,7 @@ from dml.config import BootstrapConfig, EvaluationConfig, FewShotConfig
 from dml.errors import InvalidData, InvalidSetting
 from dml.evaluation.all_pairs import OnProgress, device_for, query_values, roc_of_rows, workers_for
 from dml.evaluation.kmeans import k_means
-from dml.evaluation.query_gallery import Rows, codes_of, roles_of
+from dml.evaluation.query_gallery import Rows, codes_of, query_gallery_rows
 from dml.metrics.clustering import (
     adjusted_mutual_information,
     normalised_mutual_information,
@@ -48,7 +48,7 @@ def measure(
         progress: called with (parts done, parts in all) of each pass over all pairs.
 
     Raises:
-        InvalidData: no query or no gallery item where roles are asked for, or too many slices.
+        InvalidData: `config.role_attribute` makes no row a query, or none a gallery item; or too many slices.
         InvalidSetting: what cannot be measured on these rows, as episodes of more classes than there are.
     """
     with Ticker("evaluate") as ticker:
@@ -189,7 +189,7 @@ def _named(setting: str) -> Iterator[None]:
 
 def _slices(rows: Rows, found: QueryMetrics, config: EvaluationConfig) -> Iterator[tuple[str, Tensor]]:
     """`attribute/value` and the queries that have it, those where some query has a positive."""
-    queries = roles_of(rows, config)[0]
+    queries, _ = query_gallery_rows(rows, config)
     for attribute in config.slices:
         values = [None if value is None else str(value) for value in rows.attributes[attribute]]
         names = np.asarray(values, dtype=object)[queries]

@@ -1,4 +1,4 @@
-"""Who searches whom: the rows of a split as queries and gallery, and what no query may find."""
+"""The query and gallery sets of a split's rows, with the pairs that each query leaves out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,12 @@ from dml.data.schema import GALLERY, QUERY
 from dml.errors import InvalidData
 from dml.metrics.ranking import Items
 
+RowIndex = slice | Tensor
+
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known of the items to judge, beside their vectors."""
+    """What an evaluation knows of its items beside their vectors."""
 
     labels: NDArray[np.int64]
     """(N,) class ids."""
@@ -32,33 +34,40 @@ def attributes_of(config: EvaluationConfig) -> list[str]:
     return list(dict.fromkeys([*config.slices, *(name for name in single if name is not None)]))
 
 
-def sides(embeddings: Tensor, rows: Rows, config: EvaluationConfig) -> list[Items]:
-    """Who asks and who answers, or one side where everybody is both; an item's id is its row.
+def query_gallery(embeddings: Tensor, rows: Rows, config: EvaluationConfig) -> tuple[Items, Items]:
+    """Queries and gallery; one and the same object where every row is both. An item's id is its row.
 
     Raises:
-        InvalidData: no query or no gallery item where roles are asked for.
+        InvalidData: `config.role_attribute` makes no row a query, or none a gallery item.
     """
     labels = torch.from_numpy(rows.labels).to(embeddings.device)
     ids, groups = torch.arange(len(labels), device=labels.device), None
     if config.same_camera_attribute is not None:
         groups = codes_of(rows.attributes[config.same_camera_attribute]).to(labels.device)
     items = Items(embeddings, labels, ids, groups)
-    return [items.of(own) for own in roles_of(rows, config)]
+    query_rows, gallery_rows = query_gallery_rows(rows, config)
+    queries = items.of(query_rows)
+    return queries, queries if gallery_rows is query_rows else items.of(gallery_rows)
 
 
-def roles_of(rows: Rows, config: EvaluationConfig) -> list[slice | Tensor]:
-    """The rows of the queries and of the gallery; all of them once, where everybody is both."""
+def query_gallery_rows(rows: Rows, config: EvaluationConfig) -> tuple[RowIndex, RowIndex]:
+    """The rows of the queries and of the gallery; one and the same object where every row is both.
+
+    Raises:
+        InvalidData: `config.role_attribute` makes no row a query, or none a gallery item.
+    """
     if config.role_attribute is None:
-        return [slice(None)]
-    said = np.asarray(rows.attributes[config.role_attribute], dtype=object)
-    chosen = {role: np.flatnonzero(said == role) for role in (QUERY, GALLERY)}
-    if not all(map(len, chosen.values())):
-        counts = {role: len(own) for role, own in chosen.items()}
+        everything = slice(None)
+        return everything, everything
+    values = np.asarray(rows.attributes[config.role_attribute], dtype=object)
+    queries, gallery = (np.flatnonzero(values == value) for value in (QUERY, GALLERY))
+    if not len(queries) or not len(gallery):
         raise InvalidData(
             f"Attribute {config.role_attribute!r} must say {QUERY!r} of some rows and {GALLERY!r} of others; "
-            f"it does of {counts}. Leave evaluation.role_attribute out, or correct the attribute."
+            f"it says {QUERY!r} of {len(queries)} and {GALLERY!r} of {len(gallery)}. Leave "
+            "evaluation.role_attribute out, or correct the attribute."
         )
-    return [torch.from_numpy(own) for own in chosen.values()]
+    return torch.from_numpy(queries), torch.from_numpy(gallery)
 
 
 def codes_of(values: Sequence[Any]) -> Tensor:

@@ -28,9 +28,9 @@ def pytorch_metric_learning(
     They differ from ours where k is below R, which cuts R-precision's R and MAP@R's hits but not its divisor.
 
     Args:
-        queries: who asks.
-        gallery: who answers; None: the queries, each without itself. Where the gallery *includes* the queries
-            (`ref_includes_query`), give ids on both sides.
+        queries: (Q, D) with labels.
+        gallery: (N, D) with labels; None: the queries, each without itself. Where the gallery *includes* the
+            queries (`ref_includes_query`), give ids to both.
         k: how deep it searches; None: everything (its default); "max_bin_count": the largest class.
         average_of_averages: mean over the classes' means.
 
@@ -74,9 +74,9 @@ def confusezius(
     """Both Confusezius repositories' `e_recall@K`, and the later one's `mAP_c`.
 
     They drop the first column of a search that includes the query. Among duplicates that is not always the
-    query, which then finds itself: R@1 of duplicates is inflated. Lone queries count as misses. `mAP_c` looks
-    at as many answers as the query's class has members, *itself included*, and divides by that: a perfect
-    embedding of classes of n gets (n - 1) / n, over all about 0.81 on SOP and 0.98 on CUB200-2011.
+    query, which then finds itself: R@1 of duplicates is inflated. Queries without a positive count as misses.
+    `mAP_c` looks at as many answers as the query's class has members, *itself included*, and divides by that:
+    a perfect embedding of classes of n gets (n - 1) / n, over all about 0.81 on SOP and 0.98 on CUB200-2011.
 
     Returns:
         `e_recall_at_K...`, `map_c`.
@@ -116,8 +116,8 @@ def open_metric_learning(
     be here); its precision and MAP are 0/0, which is left out of these means.
 
     Args:
-        queries: who asks; equal ids, or sequence ids given as `ids`, are ignored as it does.
-        gallery: who answers; None: the queries.
+        queries: (Q, D) with labels; equal ids, or sequence ids given as `ids`, are ignored as it does.
+        gallery: (N, D) with labels; None: the queries.
         top_k: each K, cut to the gallery's size.
         denominator: of MAP.
 

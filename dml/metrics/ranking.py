@@ -23,7 +23,7 @@ _SMALLEST_GROUP = 4  # below, ranking whole groups costs more than it saves
 
 @dataclass(frozen=True)
 class Items:
-    """Labelled embeddings that ask or answer."""
+    """Labelled embeddings: the queries, or the gallery."""
 
     embeddings: Tensor
     """(N, D) float, unit length."""
@@ -69,9 +69,9 @@ class Ranking:
     """All queries against one gallery.
 
     Args:
-        queries: who asks.
-        gallery: who answers; None: the queries themselves, each without the rows of its own id (without ids:
-            without its own row).
+        queries: (Q, D) with labels.
+        gallery: (N, D) with labels; None: the queries, each without the rows of its own id (without
+            ids: without its own row).
 
     Raises:
         ValueError: ids or groups on one side only, rows of different length or type on the

@@ -1,7 +1,8 @@
 """Recall@K, precision, R-precision, MAP in all its spellings and CMC: one pass, one value per query.
 
 Policy: what a query may find is said in `ranking`; a query without a positive is left out of every mean,
-as in pytorch-metric-learning, and counted apart (`num_lone`). A K beyond the gallery means all of it.
+as in pytorch-metric-learning, and counted apart (`num_without_positives`). A K beyond the gallery means all
+of it.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ class RetrievalMetrics:
     map_at_r: float
     """Mean over the R nearest of precision at each hit. Musgrave et al. 2020, arXiv:2003.08505, sec. 3.2."""
     num_queries: int
-    num_lone: int
+    num_without_positives: int
 
     def as_dict(self) -> dict[str, float]:
         """Flat, with one name per number: `recall_at_1`, `map_at_r`, ..."""
@@ -58,7 +59,7 @@ class QueryMetrics:
     """(M,) int64: rank of the nearest of its label, from 1; `depth + 1` where it lies beyond."""
     depth: int
     """Up to which rank first hits are known."""
-    num_lone: int
+    num_without_positives: int
     """Queries without a positive in the gallery."""
 
     def means(self) -> dict[str, float]:
@@ -79,15 +80,16 @@ class QueryMetrics:
         """The queries of a slice.
 
         Args:
-            chosen: (Q,) bool over all that asked, the lone ones among them.
+            chosen: (Q,) bool over all queries, those without a positive among them.
 
         Raises:
             ValueError: not one truth value for each query.
         """
         check_vector("chosen", chosen, "bool")
-        if len(chosen) != len(self.rows) + self.num_lone:
+        num_queries = len(self.rows) + self.num_without_positives
+        if len(chosen) != num_queries:
             raise ValueError(
-                f"chosen must have one truth value for each of the {len(self.rows) + self.num_lone} queries; "
+                f"chosen must have one truth value for each of the {num_queries} queries; "
                 f"got {len(chosen)}. Count the queries without a positive too."
             )
         kept = chosen[self.rows]
@@ -108,7 +110,7 @@ class QueryMetrics:
             self.rows.cpu(),
             self.first_hit.cpu(),
             self.depth,
-            self.num_lone,
+            self.num_without_positives,
         )
 
     def cmc(self, max_rank: int) -> Tensor:
@@ -127,11 +129,11 @@ class QueryMetrics:
 
 
 def joined(parts: Sequence[QueryMetrics], sizes: Sequence[int]) -> QueryMetrics:
-    """One answer of several, where stretches of the queries asked one gallery apart.
+    """The metrics of all queries, of which each block has searched the same gallery.
 
     Args:
-        parts: each stretch's, in the queries' order, asked with the same K.
-        sizes: how many queries asked in each, the lone ones among them.
+        parts: each block's, in the queries' order, with the same K.
+        sizes: the number of queries of each, those without a positive among them.
 
     Raises:
         ValueError: no part, or not one size for each.
@@ -149,7 +151,7 @@ def joined(parts: Sequence[QueryMetrics], sizes: Sequence[int]) -> QueryMetrics:
         rows=torch.cat([part.rows + start for part, start in zip(parts, starts, strict=True)]),
         first_hit=torch.cat([part.first_hit for part in parts]).clamp(max=depth + 1),
         depth=depth,
-        num_lone=sum(part.num_lone for part in parts),
+        num_without_positives=sum(part.num_without_positives for part in parts),
     )
 
 
@@ -166,8 +168,8 @@ def query_metrics(
     """Every query against the gallery, or against all the other queries.
 
     Args:
-        queries: who asks.
-        gallery: who answers; None: the queries themselves, each without itself.
+        queries: (Q, D) with labels.
+        gallery: (N, D) with labels; None: the queries themselves, each without itself.
         recall_at: K of `recall_at_K`, which is also CMC at rank K; P@1 is `recall_at_1`.
         precision_at: K of `precision_at_K`: share of the K nearest that are of the query's label.
         map_at: K of `map_at_K_by_DENOMINATOR`.
@@ -227,12 +229,12 @@ def query_metrics(
         rows=torch.arange(len(asked), device=device)[asked],
         first_hit=torch.cat(first_hits),
         depth=size if reach > depth else depth,
-        num_lone=int((~asked).sum()),
+        num_without_positives=int((~asked).sum()),
     )
 
 
 class _Found:
-    """A block's cumulative hits and gains, from which every metric is one look-up; without lone queries."""
+    """A block's cumulative hits and gains, of queries with a positive: every metric is one look-up."""
 
     def __init__(self, block: Ranked) -> None:
         asked = block.relevant > 0
@@ -287,5 +289,5 @@ def retrieval_metrics(
         r_precision=means["r_precision"],
         map_at_r=means["map_at_r"],
         num_queries=len(found.rows),
-        num_lone=found.num_lone,
+        num_without_positives=found.num_without_positives,
     )

@@ -293,7 +293,7 @@ def count_pairs(
     ids: Tensor | None = None,
     bins: int = _BINS,
 ) -> PairCounts:
-    """Some of all pairs: those of each of `rows` with what comes after it. Stretches' counts add up.
+    """Some of all pairs: those of each of `rows` with what comes after it. The counts of blocks add up.
 
     Memory: one tile, the histograms and 128 numbers a class, whatever N; over all rows half the work of a
     whole matrix product.
@@ -560,7 +560,7 @@ def k_fold_accuracy(
         similarities: (P,) float, cosine, of each pair.
         same: (P,) bool: genuine pairs.
         folds: (P,) int64, which fold each pair is of, as the benchmark's list says; None: `num_folds`
-            stretches of equal length in the order given, which is LFW's own list's.
+            blocks of equal length in the order given, which is LFW's own list's.
         num_folds: where `folds` is None.
 
     Raises:

@@ -13,7 +13,7 @@ from dml.data.dataset import read_images, read_rows
 from dml.embedding.table import read_embeddings
 from dml.evaluation.all_pairs import device_for, query_values
 from dml.evaluation.evaluate import split_rows
-from dml.evaluation.query_gallery import sides
+from dml.evaluation.query_gallery import query_gallery
 from dml.metrics.retrieval import QueryMetrics
 from dml.metrics.verification import RocCurve, roc_of_all_pairs
 from dml.refs import EmbeddingsRef
@@ -46,7 +46,7 @@ class EmbeddedSplit:
     @cached_property
     def neighbours(self) -> Neighbours:
         depth = max(self.config.answers, self.config.agreeing)
-        return nearest(sides(self._embeddings, self._rows, self.config.evaluation), depth)
+        return nearest(*query_gallery(self._embeddings, self._rows, self.config.evaluation), depth=depth)
 
     @cached_property
     def map_at_r(self) -> dict[int, float]:

@@ -53,17 +53,18 @@ class Suspect:
     """Mean to the neighbours that agree."""
 
 
-def nearest(sides: Sequence[Items], depth: int) -> Neighbours:
+def nearest(queries: Items, gallery: Items | None = None, *, depth: int) -> Neighbours:
     """The `depth` nearest of every query, by the same exclusions as the metrics.
 
     Args:
-        sides: queries and gallery, or one side that is both; their ids are rows.
+        queries: their ids are rows.
+        gallery: theirs too; None: the queries.
         depth: how many answers; fewer where the gallery is smaller.
     """
-    queries, gallery = sides[0], sides[-1]
+    gallery = queries if gallery is None else gallery
     assert queries.ids is not None
     assert gallery.ids is not None
-    ranking = Ranking(*sides)
+    ranking = Ranking(queries, gallery)
     blocks = list(ranking.blocks(depth))
     positions = torch.cat([block.answers for block in blocks])
     return Neighbours(
@@ -99,7 +100,7 @@ def label_suspects(neighbours: Neighbours, *, agreeing: int = 5) -> list[Suspect
     """Every item whose nearest neighbours all carry one label that is not its own, the most similar first.
 
     The first `agreeing` answers must agree; where the other class has fewer items, all of those it has, two
-    at least. A lone item has if_empty who could vouch for its label, so it is never suspected.
+    at least. An item without a positive is never suspected: nothing could confirm its label.
 
     Args:
         neighbours: at least `agreeing` deep, or as deep as the gallery.

@@ -159,7 +159,8 @@ def _numbers(
     verdict = report.verdict()
     text = f"The model is {verdict}. " if verdict else ""
     text += f"Means over {len(metrics.rows):,} queries with at least one positive"
-    text += f"; {metrics.num_lone:,} more have none and are left out." if metrics.num_lone else "."
+    without = metrics.num_without_positives
+    text += f"; {without:,} more have none and are left out." if without else "."
     if by is not None:
         text += f" In brackets: intervals of {by.confidence:.0%}, {_RESAMPLED[by.by]} resampled."
     return Section("In numbers", text, table=_by_metric(report.table()))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dml import storage
-from dml.cluster import is_remote, ray_session, use_gpu
+from dml.cluster import on_cluster, ray_session, use_gpu
 from dml.config import ExperimentConfig
 from dml.errors import DmlError, InvalidSetting, MissingArtifact, TrainingFailed
 from dml.models.backbones import require_weights
@@ -60,7 +60,7 @@ def train(
         _refuse_impossible(config, dataset)
         storage.write_json(storage.join(run, "experiment.json"), config.model_dump(mode="json"))
         storage.write_json(storage.join(run, "dataset.json"), dataset.model_dump(mode="json"))
-        if config.training.num_workers == 1 and not is_remote():
+        if config.training.num_workers == 1 and not on_cluster():
             _train_here(config, dataset, store, run, on_progress)
         else:
             _train_with_ray(config, dataset, store, run, on_progress)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dml.bench.cell import RAW_PIXELS, lanes
+from dml.bench.cell import RAW_PIXELS, concurrency_of
 from dml.bench.grid import plan
 from dml.bench.pairs import cells_named, pairs_of
 from dml.bench.reproduce import REPRODUCTIONS, reproduction
@@ -194,11 +194,11 @@ def test_rows_of_one_name_are_told_apart_by_their_presets(store):
 
 def test_cells_that_spread_over_workers_go_one_at_a_time(store):
     cells = plan(bench(settings=["training.num_workers=2"]), store)
-    with lanes(bench(), cells) as count:
+    with concurrency_of(bench(), cells) as count:
         assert count == 1
     with (
         pytest.raises(InvalidSetting, match="go one at a time; got parallel 2"),
-        lanes(bench(parallel=2), cells),
+        concurrency_of(bench(parallel=2), cells),
     ):
         pass
 

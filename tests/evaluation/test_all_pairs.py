@@ -1,4 +1,4 @@
-"""A pass in stretches, here or on Ray's workers, gives what one pass gives."""
+"""A pass in blocks, here or on Ray's workers, gives what one pass gives."""
 
 from functools import reduce
 from itertools import pairwise
@@ -10,8 +10,7 @@ import torch
 
 from dml.config import EvaluationConfig
 from dml.errors import InvalidData
-from dml.evaluation import all_pairs
-from dml.evaluation.all_pairs import query_values, roc_of_rows, workers_for
+from dml.evaluation.all_pairs import blocks_of_equal_area, query_values, roc_of_rows, workers_for
 from dml.evaluation.protocol import measure
 from dml.evaluation.query_gallery import Rows
 from dml.metrics.ranking import Items
@@ -21,7 +20,9 @@ from tests.embedding.parts import unit_vectors
 
 CONFIGS = {
     "all": EvaluationConfig(precision_at=(5,), map_at=(5,), macro=True, false_accept_rates=(0.1,)),
-    "roles": EvaluationConfig(role_attribute="role", recall_at=(1, 100), slices=("camera",), nmi=False),
+    "query and gallery": EvaluationConfig(
+        role_attribute="role", recall_at=(1, 100), slices=("camera",), nmi=False
+    ),
     "cameras": EvaluationConfig(same_camera_attribute="camera", full_map=True, nmi=False),
 }
 
@@ -38,22 +39,42 @@ def split(case: int) -> tuple[np.ndarray, Rows]:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("per_stretch", [1, 5_000])
-def test_stretches_give_the_numbers_of_one_pass(monkeypatch, name, per_stretch):
+@pytest.mark.parametrize("pairs_per_block", [1, 5_000])
+def test_blocks_of_queries_give_the_values_of_one_pass(name, pairs_per_block):
     vectors, rows = split(1)
-    whole = measure(vectors, rows, CONFIGS[name])
-    monkeypatch.setattr(all_pairs, "_PAIRS_PER_STRETCH", per_stretch)
-    done = []
-    parts = measure(vectors, rows, CONFIGS[name], progress=lambda *at: done.append(at))
-    assert parts == pytest.approx(whole, rel=1e-12), "sums of many means round otherwise, no more"
-    assert set(parts) == set(whole)
-    first = done[0][1]
-    assert first > 1
-    assert done[:first] == [(n, first) for n in range(1, first + 1)]
+    embeddings, done = torch.from_numpy(vectors), []
+    whole = query_values(embeddings, rows, CONFIGS[name])
+    found = query_values(
+        embeddings,
+        rows,
+        CONFIGS[name],
+        pairs_per_block=pairs_per_block,
+        progress=lambda *at: done.append(at),
+    )
+    assert found.values.keys() == whole.values.keys()
+    assert all(torch.equal(found.values[metric], whole.values[metric]) for metric in whole.values)
+    assert torch.equal(found.rows, whole.rows)
+    assert len(done) > 1
+    assert done == [(n, len(done)) for n in range(1, len(done) + 1)]
+
+
+@pytest.mark.parametrize("pairs_per_block", [1_000, 5_000])
+def test_blocks_of_pairs_give_the_curve_of_one_pass(pairs_per_block):
+    vectors, rows = split(1)
+    embeddings, done = torch.from_numpy(vectors).double(), []  # float32 rounds by the shape of a product
+    whole = roc_of_rows(embeddings, rows)
+    found = roc_of_rows(
+        embeddings, rows, pairs_per_block=pairs_per_block, progress=lambda *at: done.append(at)
+    )
+    assert torch.equal(found.genuine, whole.genuine)
+    assert torch.equal(found.impostor, whole.impostor)
+    assert found.at_false_accept_rate(0.1) == whole.at_false_accept_rate(0.1)
+    assert len(done) > 1
+    assert done == [(n, len(done)) for n in range(1, len(done) + 1)]
 
 
 @pytest.mark.parametrize("sizes", [[211], [1, 0, 210], [100, 11, 100]])
-def test_what_queries_found_apart_is_what_they_found_together(sizes):
+def test_metrics_of_blocks_joined_are_those_of_all_queries(sizes):
     vectors, rows = split(2)
     items = Items(torch.from_numpy(vectors), torch.from_numpy(rows.labels), torch.arange(211))
     whole = query_metrics(items, recall_at=(1, 3))
@@ -66,33 +87,33 @@ def test_what_queries_found_apart_is_what_they_found_together(sizes):
     assert all(torch.equal(found.values[name], whole.values[name]) for name in whole.values)
     assert torch.equal(found.rows, whole.rows)
     assert torch.equal(found.labels, whole.labels)
-    assert found.num_lone == whole.num_lone > 0
-    # A stretch of small classes looks less deep: first hits are known as deep as the shallowest has looked.
+    assert found.num_without_positives == whole.num_without_positives > 0
+    # A block of small classes ranks fewer: first hits are known as deep as the shallowest block has ranked.
     assert 3 <= found.depth <= whole.depth
     assert torch.equal(found.cmc(found.depth), whole.cmc(found.depth))
 
 
-def test_counts_of_stretches_add_up_to_all_pairs():
+def test_counts_of_blocks_add_up_to_all_pairs():
     vectors, rows = split(3)
     items, labels = torch.from_numpy(vectors), torch.from_numpy(rows.labels)
     levels = levels_for(items, labels, (0.1,))
-    stretches = [slice(start, min(start + 13, 211)) for start in range(0, 211, 13)]
-    counts = reduce(add, (count_pairs(items, labels, stretch, levels) for stretch in stretches))
+    blocks = [slice(start, min(start + 13, 211)) for start in range(0, 211, 13)]
+    counts = reduce(add, (count_pairs(items, labels, block, levels) for block in blocks))
     whole, found = roc_of_all_pairs(items, labels), roc_of_counts(counts, levels, labels)
     assert torch.equal(found.genuine, whole.genuine)
     assert torch.equal(found.impostor, whole.impostor)
     assert int(whole.genuine[-1] + whole.impostor[-1]) == 211 * 210 // 2
 
 
-def test_stretches_of_equal_area_have_like_many_pairs():
-    stretches = all_pairs._of_equal_area(10_000, 8)
-    assert (stretches[0].start, stretches[-1].stop) == (0, 10_000)
-    met = [sum(10_000 - 1 - row for row in range(s.start, s.stop)) for s in stretches]
-    assert max(met) < 1.01 * min(met)
+def test_blocks_of_equal_area_have_equally_many_pairs():
+    blocks = blocks_of_equal_area(10_000, 8)
+    assert (blocks[0].start, blocks[-1].stop) == (0, 10_000)
+    pairs = [sum(10_000 - 1 - row for row in range(block.start, block.stop)) for block in blocks]
+    assert max(pairs) < 1.01 * min(pairs)
 
 
 def test_workers_are_called_for_where_rows_are_many_and_a_cluster_is_there(monkeypatch):
-    monkeypatch.setattr(all_pairs, "is_remote", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert workers_for(10**7) == 1, "one process uses all cores already"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -107,7 +128,7 @@ def test_workers_give_the_numbers_of_one_process(name):
     done = []
     found = measure(vectors, rows, CONFIGS[name], num_workers=2, progress=lambda *at: done.append(at))
     assert found == pytest.approx(measure(vectors, rows, CONFIGS[name], num_workers=1), rel=1e-12)
-    assert (8, 8) in done, "four stretches for each worker"
+    assert (8, 8) in done, "four blocks for each worker"
 
 
 @pytest.mark.slow
@@ -127,7 +148,7 @@ def test_what_a_worker_refuses_is_raised_as_it_is():
     vectors, rows = split(6)
     alone = Rows(rows.labels, {"role": ["query"] * 211})
     with pytest.raises(InvalidData, match="must say 'query' of some rows"):
-        measure(vectors, alone, CONFIGS["roles"], num_workers=2)
+        measure(vectors, alone, CONFIGS["query and gallery"], num_workers=2)
     vectors[7] = np.nan
     with pytest.raises(ValueError, match="must be finite"):
         measure(vectors, rows, CONFIGS["all"], num_workers=2)
@@ -147,12 +168,14 @@ def two_nodes(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_cluster_that_is_there_is_used_where_rows_are_many(two_nodes, monkeypatch):
+def test_a_cluster_that_is_there_is_used_where_rows_are_many(two_nodes):
     vectors, rows = split(7)
     assert workers_for(len(vectors)) == 1
-    monkeypatch.setattr(all_pairs, "_PAIRS_HERE", 40_000)
-    assert workers_for(len(vectors)) == 2, "a worker per core of both nodes"
+    num_workers = workers_for(len(vectors), pairs_here=40_000)
+    assert num_workers == 2, "a worker per core of both nodes"
     done = []
-    found = measure(vectors, rows, CONFIGS["all"], progress=lambda *at: done.append(at))
+    found = measure(
+        vectors, rows, CONFIGS["all"], num_workers=num_workers, progress=lambda *at: done.append(at)
+    )
     assert (8, 8) in done
     assert found == pytest.approx(measure(vectors, rows, CONFIGS["all"], num_workers=1), rel=1e-12)

@@ -54,14 +54,16 @@ def test_verification_on_given_pairs(device):
     assert found.area() == pytest.approx(roc_of_pairs(similarities, same).area(), abs=1e-9)
 
 
-def test_all_pairs_in_stretches(device):
-    pairs = pytest.importorskip("dml.evaluation.all_pairs", exc_type=ImportError)
+def test_all_pairs_in_blocks(device):
+    all_pairs = pytest.importorskip("dml.evaluation.all_pairs", exc_type=ImportError)
     from dml.config import EvaluationConfig
     from dml.evaluation.query_gallery import Rows
 
     rows, labels = exact()
     of_rows = Rows(labels.numpy(), {})
-    found, expected = (pairs.query_values(rows.to(on), of_rows, EvaluationConfig()) for on in (device, CPU))
+    found, expected = (
+        all_pairs.query_values(rows.to(on), of_rows, EvaluationConfig()) for on in (device, CPU)
+    )
     assert found.means() == expected.means()
 
 
@@ -73,7 +75,7 @@ def test_clusterings_are_compared_alike(device):
 
 
 def test_k_means_of_embeddings_finds_their_clusters(device):
-    clusters = pytest.importorskip("dml.evaluation.kmeans", reason="k-means is Faiss'", exc_type=ImportError)
+    kmeans = pytest.importorskip("dml.evaluation.kmeans", reason="k-means is Faiss'", exc_type=ImportError)
     rows, labels = scattered()
-    found = torch.from_numpy(clusters.k_means(rows.numpy(), 300))
+    found = torch.from_numpy(kmeans.k_means(rows.numpy(), 300))
     assert normalised_mutual_information(labels, found) > 0.8

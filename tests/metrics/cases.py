@@ -1,4 +1,4 @@
-"""Seeded embeddings and labels on which metrics must be their plain loops: ties, duplicates, lone classes."""
+"""Seeded embeddings and labels on which metrics must be their plain loops: ties, duplicates, single items."""
 
 import torch
 
@@ -39,7 +39,7 @@ def all_the_same(seed):
     return on_a_grid(1, 8, seed).repeat(30, 1), torch.arange(30) % 4
 
 
-def lone_classes(seed):
+def single_items(seed):
     return unit(40, 8, seed), torch.cat([torch.arange(25), torch.arange(15) % 3 + 100])
 
 
@@ -61,4 +61,4 @@ def people(num_classes, per_class, *, seed, dim=16, noise=0.7):
     return torch.nn.functional.normalize(centres[labels] + around / dim**0.5), labels
 
 
-CASES = [balanced, uneven, ties, duplicates, all_the_same, lone_classes, one_class, two_rows]
+CASES = [balanced, uneven, ties, duplicates, all_the_same, single_items, one_class, two_rows]

@@ -9,7 +9,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from dml.metrics import parity
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import query_metrics, retrieval_metrics
-from tests.metrics.cases import CASES, balanced, duplicates, lone_classes, ties, uneven
+from tests.metrics.cases import CASES, balanced, duplicates, single_items, ties, uneven
 
 NAMES = (
     "precision_at_1",
@@ -44,7 +44,7 @@ def theirs(queries, gallery=None, *, k, average_of_averages=False, includes=Fals
 
 @pytest.mark.parametrize("average_of_averages", [False, True])
 @pytest.mark.parametrize("k", ["max_bin_count", None, 2, 7])
-@pytest.mark.parametrize("case", [balanced, uneven, ties, duplicates, lone_classes], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("case", [balanced, uneven, ties, duplicates, single_items], ids=lambda c: c.__name__)
 def test_pytorch_metric_learnings_numbers_are_its_own(case, k, average_of_averages):
     items = Items(*case(1))
     found = parity.pytorch_metric_learning(items, k=k, average_of_averages=average_of_averages)
@@ -65,7 +65,7 @@ def test_pytorch_metric_learnings_numbers_on_a_gallery_are_its_own(k, includes):
     assert found == pytest.approx(theirs(queries, gallery, k=k, includes=includes), abs=1e-6)
 
 
-@pytest.mark.parametrize("case", [balanced, uneven, lone_classes], ids=lambda case: case.__name__)
+@pytest.mark.parametrize("case", [balanced, uneven, single_items], ids=lambda case: case.__name__)
 def test_searched_deep_enough_its_numbers_are_ours_too(case):
     embeddings, labels = case(3)
     found = parity.pytorch_metric_learning(Items(embeddings, labels))

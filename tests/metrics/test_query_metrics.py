@@ -20,7 +20,7 @@ ASKED = {
 
 
 def plain(queries, gallery, asked):
-    """The definitions in loops; one dict per query, None for a lone one."""
+    """The definitions in loops; one dict per query, None for one without positives."""
     similarities = (queries.embeddings.double() @ gallery.embeddings.double().T).tolist()
     rows = []
     for q, label in enumerate(queries.labels.tolist()):
@@ -61,7 +61,7 @@ def numbers(hits, asked):
 def assert_same(found, rows):
     kept = [row for row, values in enumerate(rows) if values is not None]
     assert found.rows.tolist() == kept
-    assert found.num_lone == len(rows) - len(kept)
+    assert found.num_without_positives == len(rows) - len(kept)
     assert found.first_hit.clamp(max=found.depth + 1).tolist() == [
         min(rows[row]["first hit"], found.depth + 1) for row in kept
     ]
@@ -169,9 +169,9 @@ def test_slices_part_the_queries_and_not_the_gallery():
     assert part.means() == alone.means()
 
 
-def test_lone_queries_are_counted_in_their_slice():
+def test_queries_without_a_positive_are_counted_in_their_slice():
     found = query_metrics(Items(unit(5, 4, 0), torch.tensor([1, 1, 2, 3, 4])))
-    assert found.of(torch.tensor([True, False, True, True, False])).num_lone == 2
+    assert found.of(torch.tensor([True, False, True, True, False])).num_without_positives == 2
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
@@ -222,8 +222,8 @@ def test_an_unknown_denominator_is_refused():
         query_metrics(Items(*balanced(0)), map_at=(5,), map_denominators=("all",))
 
 
-def test_a_gallery_without_the_querys_class_leaves_it_lone():
+def test_a_gallery_without_the_querys_class_holds_no_positive():
     embeddings, labels = balanced(0)
     found = query_metrics(Items(embeddings, labels), Items(embeddings, labels + 100))
-    assert (found.num_lone, len(found.rows)) == (60, 0)
+    assert (found.num_without_positives, len(found.rows)) == (60, 0)
     assert set(found.means().values()) == {0.0} == set(found.class_means().values())

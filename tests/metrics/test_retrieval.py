@@ -1,4 +1,4 @@
-"""The blocked metrics are the definitions on whatever case: ties, duplicates, lone classes, one class."""
+"""The blocked metrics are the definitions on whatever case: ties, duplicates, single items, one class."""
 
 import math
 
@@ -8,7 +8,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from dml.metrics import ranking
 from dml.metrics.retrieval import retrieval_metrics
-from tests.metrics.cases import CASES, balanced, lone_classes, on_a_grid, uneven, unit
+from tests.metrics.cases import CASES, balanced, on_a_grid, single_items, uneven, unit
 
 RECALL_AT = (1, 2, 5, 30)
 
@@ -16,12 +16,12 @@ RECALL_AT = (1, 2, 5, 30)
 def plain(embeddings, labels, recall_at):
     """The definitions in loops, on similarities in float64."""
     similarities = (embeddings.double() @ embeddings.double().T).tolist()
-    recall, r_precision, map_at_r, lone = {k: [] for k in recall_at}, [], [], 0
+    recall, r_precision, map_at_r, without_positives = {k: [] for k in recall_at}, [], [], 0
     for query, label in enumerate(labels.tolist()):
         others = [i for i in range(len(labels)) if i != query]
         wanted = sum(int(labels[i]) == label for i in others)
         if not wanted:
-            lone += 1
+            without_positives += 1
             continue
         others.sort(key=lambda i, query=query: (-similarities[query][i], i))
         hits = [int(labels[i]) == label for i in others]
@@ -30,7 +30,7 @@ def plain(embeddings, labels, recall_at):
         r_precision.append(sum(hits[:wanted]) / wanted)
         map_at_r.append(sum(sum(hits[: i + 1]) / (i + 1) for i in range(wanted) if hits[i]) / wanted)
     mean = lambda values: math.fsum(values) / len(values) if values else 0.0  # noqa: E731
-    return {k: mean(v) for k, v in recall.items()}, mean(r_precision), mean(map_at_r), lone
+    return {k: mean(v) for k, v in recall.items()}, mean(r_precision), mean(map_at_r), without_positives
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -40,11 +40,14 @@ def test_every_number_is_that_of_the_plain_loop(case, block_elements, seed, monk
     monkeypatch.setattr(ranking, "_BLOCK_ELEMENTS", block_elements)
     embeddings, labels = case(seed)
     found = retrieval_metrics(embeddings, labels, recall_at=RECALL_AT)
-    recall, r_precision, map_at_r, lone = plain(embeddings, labels, RECALL_AT)
+    recall, r_precision, map_at_r, without_positives = plain(embeddings, labels, RECALL_AT)
     assert found.recall_at == pytest.approx(recall, abs=1e-12)
     assert found.r_precision == pytest.approx(r_precision, abs=1e-12)
     assert found.map_at_r == pytest.approx(map_at_r, abs=1e-12)
-    assert (found.num_lone, found.num_queries) == (lone, len(labels) - lone)
+    assert (found.num_without_positives, found.num_queries) == (
+        without_positives,
+        len(labels) - without_positives,
+    )
 
 
 @pytest.mark.parametrize("make", [unit, on_a_grid], ids=lambda make: make.__name__)
@@ -69,7 +72,7 @@ def test_ties_over_many_groups_rank_by_place_too(seed):
     assert (found.r_precision, found.map_at_r) == pytest.approx((r_precision, map_at_r), abs=1e-12)
 
 
-@pytest.mark.parametrize("case", [balanced, uneven, lone_classes], ids=lambda case: case.__name__)
+@pytest.mark.parametrize("case", [balanced, uneven, single_items], ids=lambda case: case.__name__)
 def test_they_are_pytorch_metric_learnings_numbers(case):
     embeddings, labels = case(5)
     names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
@@ -96,7 +99,7 @@ def test_duplicates_of_a_query_are_found_though_the_query_itself_is_not():
     assert alone.recall_at[1] == 0.0
     together = retrieval_metrics(embeddings, torch.tensor([0, 0, 1, 2]), recall_at=(1,))
     assert together.recall_at[1] == 1.0
-    assert together.num_lone == 2
+    assert together.num_without_positives == 2
 
 
 def test_half_precision_is_ranked_in_float32():
@@ -108,7 +111,7 @@ def test_half_precision_is_ranked_in_float32():
 def test_nobody_to_find_is_zero_and_counted():
     found = retrieval_metrics(unit(5, 8, seed=0), torch.arange(5))
     assert found.as_dict() == dict.fromkeys(found.as_dict(), 0.0)
-    assert (found.num_queries, found.num_lone) == (0, 5)
+    assert (found.num_queries, found.num_without_positives) == (0, 5)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 from dml.metrics import verification
 from dml.metrics.intervals import class_weights, wilson_interval
 from dml.metrics.verification import k_fold_accuracy, roc_of_all_pairs, roc_of_pairs
-from tests.metrics.cases import balanced, duplicates, lone_classes, people, ties, uneven
+from tests.metrics.cases import balanced, duplicates, people, single_items, ties, uneven
 
-CASES = [balanced, uneven, ties, duplicates, lone_classes]
+CASES = [balanced, uneven, ties, duplicates, single_items]
 
 
 def few(case, seed):

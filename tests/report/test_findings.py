@@ -63,7 +63,7 @@ def suspects_in_loops(all_items, agreeing):
 @pytest.mark.parametrize("seed", range(5))
 def test_neighbours_are_those_of_plain_loops(seed):
     case = random_items(seed)
-    found = nearest([case], 7)
+    found = nearest(case, depth=7)
     for query in range(len(case.labels)):
         assert found.answers[query].tolist() == neighbours_in_loops(case, query)[:7]
         own = case.labels[query]
@@ -72,7 +72,7 @@ def test_neighbours_are_those_of_plain_loops(seed):
 
 def test_answers_of_the_querys_own_camera_are_not_shown():
     vectors, labels = clusters([3, 3])
-    found = nearest([items(vectors, labels, groups=torch.tensor([0, 0, 1, 0, 0, 1]))], 6)
+    found = nearest(items(vectors, labels, groups=torch.tensor([0, 0, 1, 0, 0, 1])), depth=6)
     assert found.answers[0, 0] == 2
     assert found.similarities[0].tolist().count(-math.inf) == 2, "itself, and its neighbour of one camera"
 
@@ -83,7 +83,7 @@ def test_where_queries_and_gallery_are_apart_answers_are_rows_of_the_gallery():
     given = labels.clone()
     given[6] = 0
     sides = [Items(vectors[rows], given[rows], rows) for rows in (asking, answering)]
-    found = nearest(sides, 3)
+    found = nearest(*sides, depth=3)
     assert found.rows.tolist() == [1, 6]
     assert set(found.answers[0].tolist()) == {0, 2, 3}
     assert set(found.answers[1].tolist()) == {4, 5, 7}
@@ -95,7 +95,7 @@ def test_where_queries_and_gallery_are_apart_answers_are_rows_of_the_gallery():
 @pytest.mark.parametrize("agreeing", [2, 3, 5])
 def test_suspects_are_those_of_plain_loops(seed, agreeing):
     case = random_items(seed, num_items=60, num_classes=3, dim=2)
-    found = label_suspects(nearest([case], agreeing), agreeing=agreeing)
+    found = label_suspects(nearest(case, depth=agreeing), agreeing=agreeing)
     assert {suspect.query: suspect.agreed for suspect in found} == suspects_in_loops(case, agreeing)
     similarities = [suspect.similarity for suspect in found]
     assert similarities == sorted(similarities, reverse=True)
@@ -107,7 +107,7 @@ def test_planted_wrong_labels_are_found_and_nothing_else():
     vectors, truth = clusters([8, 8, 8, 8])
     given = truth.clone()
     given[[3, 12, 30]] = torch.tensor([1, 3, 0])
-    found = label_suspects(nearest([items(vectors, given)], 5))
+    found = label_suspects(nearest(items(vectors, given), depth=5))
     planted = {3: (1, 0), 12: (3, 1), 30: (0, 3)}
     assert {suspect.query: (suspect.label, suspect.agreed) for suspect in found} == planted
     assert all(suspect.num_agreeing == 5 for suspect in found)
@@ -117,26 +117,26 @@ def test_where_a_class_is_small_all_of_it_must_agree():
     vectors, truth = clusters([4, 8])
     given = truth.clone()
     given[0] = 1  # three are left of class 0, and all three are nearest
-    (suspect,) = label_suspects(nearest([items(vectors, given)], 5))
+    (suspect,) = label_suspects(nearest(items(vectors, given), depth=5))
     assert (suspect.query, suspect.agreed, suspect.num_agreeing) == (0, 0, 3)
 
 
 def test_lone_items_and_single_neighbours_prove_nothing():
     vectors, truth = clusters([1, 6, 2])
-    assert label_suspects(nearest([items(vectors, truth)], 5)) == [], "item 0 has if_empty of its class"
+    assert label_suspects(nearest(items(vectors, truth), depth=5)) == [], "item 0 has no positive"
     given = truth.clone()
     given[7] = 1  # one item is left of class 2, and it is nearest: a mistake, not evidence
-    assert all(suspect.query != 7 for suspect in label_suspects(nearest([items(vectors, given)], 5)))
+    assert all(suspect.query != 7 for suspect in label_suspects(nearest(items(vectors, given), depth=5)))
 
 
 def test_one_agreeing_neighbour_is_refused():
     with pytest.raises(ValueError, match="2 or more"):
-        label_suspects(nearest([random_items(0)], 5), agreeing=1)
+        label_suspects(nearest(random_items(0), depth=5), agreeing=1)
 
 
 def test_the_worst_queries_come_first_and_of_equals_the_surest():
     case = random_items(3)
-    found, near = query_metrics(case), nearest([case], 5)
+    found, near = query_metrics(case), nearest(case, depth=5)
     values = dict(zip(found.rows.tolist(), found.values["map_at_r"].tolist(), strict=True))
     expected = sorted(values, key=lambda query: (values[query], -float(near.similarities[query, 0]), query))
     assert worst_queries(found, near, len(values)) == expected
@@ -145,12 +145,12 @@ def test_the_worst_queries_come_first_and_of_equals_the_surest():
 
 def test_confident_mistakes_are_wrong_first_answers_by_similarity():
     case = random_items(4)
-    near = nearest([case], 5)
+    near = nearest(case, depth=5)
     found = confident_mistakes(near, 100)
     wrong = [query for query in range(len(case.labels)) if not near.right[query, 0] and near.relevant[query]]
     assert found == sorted(wrong, key=lambda query: (-float(near.similarities[query, 0]), query))
     perfect = items(*clusters([4, 4]))
-    assert confident_mistakes(nearest([perfect], 3), 10) == []
+    assert confident_mistakes(nearest(perfect, depth=3), 10) == []
 
 
 def test_gains_by_class_are_those_of_plain_loops_the_largest_first():
@@ -187,7 +187,7 @@ def test_rounding_wins_nothing():
 def test_only_right_are_first_answers_that_one_embedding_alone_gets_right():
     case = random_items(7, num_classes=3)
     other = items(random_items(8).embeddings, case.labels)
-    ours, theirs = nearest([case], 1), nearest([other], 1)
+    ours, theirs = nearest(case, depth=1), nearest(other, depth=1)
     gains = {query: math.sin(query // 2) for query in range(len(case.labels))}  # with ties
     expected = [
         query

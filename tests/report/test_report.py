@@ -174,14 +174,14 @@ def test_two_models_are_compared_on_a_page_beside_the_run_of_the_first(store, mo
         report_flow.fn("shop/2", "shop", config, store=store, against="shop/2")
 
 
-@pytest.mark.parametrize("num_classes", [2, 5], ids=["one item", "lone items"])
+@pytest.mark.parametrize("num_classes", [2, 5], ids=["one item", "single items"])
 def test_a_split_in_which_nobody_can_be_found_is_a_page_too(store, tmp_path, num_classes):
     for label in range(num_classes):
         (tmp_path / f"class{label}").mkdir()
         picture_of(label, 0).save(tmp_path / f"class{label}" / "only.png")
-    ingest_flow.fn(IngestConfig(name=f"lone{num_classes}", source=str(tmp_path)), store)
-    lone = find_dataset(store, f"lone{num_classes}")
-    html = page_of(report_on(store, find_model(store, "shop"), lone, ReportConfig()))
+    ingest_flow.fn(IngestConfig(name=f"single{num_classes}", source=str(tmp_path)), store)
+    dataset = find_dataset(store, f"single{num_classes}")
+    html = page_of(report_on(store, find_model(store, "shop"), dataset, ReportConfig()))
     for words in (
         "Means over 0 queries",
         "No query has a positive.",

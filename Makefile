@@ -5,7 +5,7 @@ READY := .venv/.ready
 UV := $(or $(shell command -v uv 2>/dev/null),.cache/uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-slow test-gpu bench up lock clean
+.PHONY: help setup demo check test test-slow test-gpu mutate bench up lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -43,6 +43,11 @@ test-slow: $(READY) ## real servers, clusters and longer trainings
 
 test-gpu: $(READY) ## what a GPU computes, beside the CPU
 	$(BIN)/python -m pytest -m gpu
+
+ONLY ?= dml/**/*.py
+PER_FILE ?= 1
+mutate: $(READY) ## would the tests notice? One expression changed at a time
+	$(BIN)/python -m tests.mutate --only "$(ONLY)" --per-file $(PER_FILE)
 
 bench: $(READY) ## figures, with the hardware they were taken on
 	$(BIN)/python -m benchmarks

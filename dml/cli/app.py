@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 import dml
+from dml.errors import InvalidSetting, MissingArtifact
 
 output: ContextVar[TextIO | None] = ContextVar("output", default=None)
 """Where the one JSON object goes."""
@@ -61,7 +63,28 @@ def store_uri(explicit: str | None) -> str:
     """As `dml.settings` has it, which waits for PyArrow; a help text does not."""
     from dml.settings import store_uri
 
+    if explicit is not None and not explicit.strip():
+        raise InvalidSetting(
+            "--store must be a folder or an s3:// URI; got an empty one. Leave it out, or name one."
+        )
     return store_uri(explicit)
+
+
+def store_to_list(explicit: str | None) -> str:
+    """The store whose content is listed.
+
+    Raises:
+        MissingArtifact: it was named, and is not there: to say that nothing is in it would mislead.
+    """
+    from dml.settings import has_registry
+
+    root = store_uri(explicit)
+    named = explicit is not None or bool(os.environ.get("DML_STORE"))
+    if named and not os.path.isdir(root) and not has_registry(root):
+        raise MissingArtifact(
+            f"A store must exist to be listed; there is no {root}. Check --store or DML_STORE."
+        )
+    return root
 
 
 def print_json(content: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ from dml.cli import (  # noqa: F401 - each adds its verbs to the app
     was_interrupted,
 )
 from dml.cli.app import app, output, print_json, visible
-from dml.errors import DmlError
+from dml.errors import DmlError, StackFailed
 from dml.extras import what_to_install
 
 _USERS_MISTAKE, _OURS = 2, 1
@@ -70,6 +70,8 @@ def run() -> int:
 def _run(as_json: bool, words: Sequence[str] | None = None) -> int:
     try:
         status = app(args=words, prog_name="dml", standalone_mode=False)
+    except StackFailed as error:  # with the lines that a log ends with
+        return _refused(str(error), as_json, error.exit_status, keep="\n")
     except DmlError as error:
         return _refused(str(error), as_json, error.exit_status)
     except typer.TyperException as error:  # what is wrong with the words of the command
@@ -107,8 +109,8 @@ def _run(as_json: bool, words: Sequence[str] | None = None) -> int:
     return status or 0
 
 
-def _refused(message: str, as_json: bool, status: int) -> int:
-    print(f"error: {visible(message, keep=chr(10))}", file=sys.stderr)
+def _refused(message: str, as_json: bool, status: int, *, keep: str = "") -> int:
+    print(f"error: {visible(message, keep=keep)}", file=sys.stderr)
     if as_json:
         print_json({"error": message})
     return status

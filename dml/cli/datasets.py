@@ -1,22 +1,29 @@
 """`dml ingest` and `dml datasets`."""
 
-import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from dml.cli.app import Json, Settings, Store, Workers, app, print_json, print_table, store_uri, visible
+from dml.cli.app import (
+    Json,
+    Settings,
+    Store,
+    Workers,
+    app,
+    print_json,
+    print_table,
+    store_to_list,
+    store_uri,
+    visible,
+)
 from dml.errors import InvalidSetting, without_password
 
 # As config.SourceLayout, which would import the whole configuration only to print a help text.
 Layout = Literal[
     "auto", "folder", "omniglot", "cars196", "cub200", "sop", "mnist", "tiny-imagenet", "manifest", "glyphs"
 ]
-
-# Another spelling of a number, such as 007, is a value's text.
-_COUNT = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
 @app.command()
@@ -51,7 +58,7 @@ def ingest(
             "name": name_of(source) if name is None else name,
             "source": source,
             "layout": layout,
-            "split": _parse_split(split),
+            "split": split,
             "num_workers": workers,
         }
     ).overridden(settings or [])
@@ -98,7 +105,7 @@ def datasets(store: Store = None, as_json: Json = False) -> None:
     """List the store's dataset versions; `*` marks the one that a name alone stands for."""
     from dml.data.dataset import list_versions
 
-    versions = list_versions(store_uri(store))
+    versions = list_versions(store_to_list(store))
     if as_json:
         print_json(
             {
@@ -137,23 +144,3 @@ def name_of(source: str) -> str:
     if name is None:
         raise InvalidSetting(f"The dataset needs a name, and {source!r} suggests none. Give one with --name.")
     return name
-
-
-def _parse_split(text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    kind, colon, value = text.partition(":")
-    if kind in ("official", "none") and not colon:
-        return {"kind": kind}
-    if kind == "classes":
-        return {"kind": "classes", **({"test_fraction": value} if colon else {})}
-    if colon and value and kind:
-        return {
-            "kind": "attribute",
-            "name": kind,
-            "test_values": int(value) if _COUNT.fullmatch(value) else tuple(value.split(",")),
-        }
-    raise InvalidSetting(
-        "--split must be official, none, classes:FRACTION, ATTRIBUTE:COUNT or ATTRIBUTE:VALUE,VALUE; got "
-        f"{text!r}."
-    )

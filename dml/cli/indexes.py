@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Store, Workers, app, print_json, print_table, store_uri
+from dml.cli.app import Json, Store, Workers, app, print_json, print_table, store_to_list, store_uri
 from dml.errors import DmlError, InvalidSetting, MissingArtifact
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def indexes(store: Store = None, as_json: Json = False) -> None:
     from dml.retrieval.index import list_versions
     from dml.retrieval.refresh import read_refreshes
 
-    root = store_uri(store)
+    root = store_to_list(store)
     versions = list_versions(root)
     refresh, damaged = read_refreshes(root)
     for name, why in damaged.items():

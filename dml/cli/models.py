@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Settings, Store, app, print_json, print_table, store_uri, visible
+from dml.cli.app import Json, Settings, Store, app, print_json, print_table, store_to_list, store_uri, visible
 from dml.errors import InvalidSetting
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def models(store: Store = None, as_json: Json = False) -> None:
     """List the registry's model versions; each model's champion is the one that is used."""
     from dml.registry.catalog import read_registry
 
-    found = read_registry(store_uri(store))
+    found = read_registry(store_to_list(store))
     if as_json:
         print_json(
             {

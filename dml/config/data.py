@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from dml.config.part import Part, parse
 from dml.names import Name
@@ -57,6 +57,28 @@ class NoSplit(Part):
 
 SplitConfig = Annotated[OfficialSplit | ClassSplit | AttributeSplit | NoSplit, Field(discriminator="kind")]
 
+# Another spelling of a number, such as 007, is a value's text.
+_COUNT = re.compile(r"0|[1-9][0-9]{0,18}")
+
+
+def _split_tree(value: Any) -> Any:
+    """A split as `--split` takes it, and as it shows itself: `classes:0.3`, `label:a,b`, `none`."""
+    if not isinstance(value, str):
+        return value
+    kind, colon, text = value.partition(":")
+    if kind in ("official", "none") and not colon:
+        return {"kind": kind}
+    if kind == "classes":
+        return {"kind": "classes", **({"test_fraction": text} if colon else {})}
+    if colon and text and kind:
+        values = int(text) if _COUNT.fullmatch(text) else tuple(text.split(","))
+        return {"kind": "attribute", "name": kind, "test_values": values}
+    raise ValueError(
+        "it must be official, none, classes:FRACTION, ATTRIBUTE:COUNT or ATTRIBUTE:VALUE,VALUE; got "
+        f"{value!r}."
+    )
+
+
 SourceLayout = Literal[
     "auto", "folder", "omniglot", "cars196", "cub200", "sop", "mnist", "tiny-imagenet", "manifest", "glyphs"
 ]
@@ -68,7 +90,7 @@ class IngestConfig(Part):
     name: Name = Field(description="the dataset's name in the store")
     source: str = Field(description="folder, zip, manifest file, or `glyphs:` for drawn characters")
     layout: SourceLayout = "auto"
-    split: SplitConfig | None = Field(
+    split: Annotated[SplitConfig | None, BeforeValidator(_split_tree)] = Field(
         None,
         description="None: as the name's former version was asked for, else what the layout's field uses",
     )

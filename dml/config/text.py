@@ -93,7 +93,8 @@ def typed(text: str, annotation: Any) -> Any:
     """A value as a field wants it, for pydantic to check."""
     choices = list(_choices(annotation))
     wanted = [each for each in choices if each is not NoneType]
-    if text.lower() in _NOTHING and len(wanted) < len(choices):
+    is_kind = text.lower() in map(kind_of, parts_of(annotation))  # as the split `none`
+    if text.lower() in _NOTHING and len(wanted) < len(choices) and not is_kind:
         return None
     if wanted and all(map(_is_text, wanted)):
         return _unquoted(text)

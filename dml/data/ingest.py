@@ -178,6 +178,7 @@ def _ingest_source(
             *split.notes,
             *notes,
             *_told(contradictions, config.quarantine_contradictions),
+            *_repeated(rows),
             *_lost(split.of_class, rows),
         ],
     )
@@ -261,6 +262,22 @@ def _told(contradictions: Sequence[Sequence[Row]], refused: bool) -> list[str]:
     return [
         f"{len(contradictions)} images stand under several labels, {sum(apart)} of them in train and in test "
         f"({done}): {'; '.join(examples)}"
+    ]
+
+
+def _repeated(rows: Sequence[Row]) -> list[str]:
+    """What to say of images that stand under one label more than once."""
+    of_image: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        of_image.setdefault((row.label, row.sha256), []).append(row)
+    twins = [same for same in of_image.values() if len(same) > 1]
+    if not twins:
+        return []
+    examples = [" and ".join(row.sample.id for row in same[:_NAMED_AT_MOST]) for same in twins]
+    in_test = sum(same[0].split == TEST for same in twins)
+    return [
+        f"{len(twins)} images stand more than once under their label, {in_test} of them in test, where one "
+        f"is found by the other: {'; '.join(examples[:_NAMED_AT_MOST])}"
     ]
 
 

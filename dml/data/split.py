@@ -79,22 +79,20 @@ def _by_attribute(
     of_known = {value: known[label] for label, value in sorted(value_of.items()) if label in known}
     held_out = _held_out(values, config, of_known)
     return {
-        label: known.get(label, TEST if str(value) in held_out else TRAIN)
-        for label, value in value_of.items()
+        label: known.get(label, TEST if value in held_out else TRAIN) for label, value in value_of.items()
     }
 
 
-def _held_out(values: Sequence[Any], config: AttributeSplit, of_known: Mapping[Any, str]) -> set[str]:
-    """Values for test, as text: those named, or so many of the last; values of known classes stay."""
-    texts = {str(value) for value in values}
+def _held_out(values: Sequence[Any], config: AttributeSplit, of_known: Mapping[Any, str]) -> set[Any]:
+    """Values for test: those named, or so many of the last; values of known classes stay."""
     count = config.test_values
-    if not isinstance(count, int) or str(count) in texts:
-        named = {str(count)} if isinstance(count, int) else set(count)
-        if named - texts:
-            raise InvalidSetting(
-                f"{config.name!r} must be one of {_some(values)}; got {sorted(named - texts)}."
-            )
-        return named
+    named = [str(count)] if isinstance(count, int) else list(count)
+    found = [[value for value in values if _is_spelt(value, text)] for text in named]
+    if not isinstance(count, int) or found[0]:
+        unknown = sorted({text for text, those in zip(named, found, strict=True) if not those})
+        if unknown:
+            raise InvalidSetting(f"{config.name!r} must be one of {_some(values)}; got {unknown}.")
+        return {value for those in found for value in those}
     if not 0 < count < len(values):
         raise InvalidSetting(
             f"The test split must take at least 1 and leave at least 1 of the {len(values)} values of "
@@ -102,11 +100,25 @@ def _held_out(values: Sequence[Any], config: AttributeSplit, of_known: Mapping[A
         )
     held_out = [value for value in values if of_known.get(value) == TEST]
     new = [value for value in reversed(values) if value not in of_known]
-    return {str(value) for value in [*held_out, *new[: max(count - len(held_out), 0)]]}
+    return {*held_out, *new[: max(count - len(held_out), 0)]}
+
+
+def _is_spelt(value: Any, text: str) -> bool:
+    """Whether a text names a value: `true` one of truth, `2` and `2.0` a number."""
+    if isinstance(value, bool):
+        return text.lower() == str(value).lower()
+    if isinstance(value, str):
+        return value == text
+    try:
+        return bool(float(text) == value)
+    except ValueError:
+        return False
 
 
 def _some(values: Sequence[Any]) -> str:
-    shown = ", ".join(str(value) for value in values[:_NAMED_AT_MOST])
+    shown = ", ".join(
+        str(value).lower() if isinstance(value, bool) else str(value) for value in values[:_NAMED_AT_MOST]
+    )
     return shown + (f" and {len(values) - _NAMED_AT_MOST} more" if len(values) > _NAMED_AT_MOST else "")
 
 

@@ -48,8 +48,8 @@ def test_a_split_is_taken_as_it_is_typed(ingest, tmp_path, text, split):
         ("x:²", r"must have the attribute 'x'"),
         ("year:1", "must have the attribute 'year'"),
         ("classes:many", "test_fraction"),
-        ("halves", "--split must be official"),
-        (":3", "--split must be official"),
+        ("halves", "split cannot be followed: it must be official"),
+        (":3", "split cannot be followed: it must be official"),
         ("label:9", "must take at least 1 and leave at least 1 of the 4 values"),
         ("label:002", "must be one of class0, class1, class2, class3; got ['002']"),
         ("label:" + "9" * 5000, "must be one of class0, class1, class2, class3"),
@@ -61,6 +61,37 @@ def test_a_split_that_cannot_be_is_one_message(ingest, text, says):
     assert done.status == 2
     assert says in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("split", [NoSplit(), ClassSplit(test_fraction=0.25)], ids=str)
+def test_a_split_is_a_setting_too_and_none_is_no_missing_one(ingest, tmp_path, split):
+    assert ingest("--set", f"split={split}").status == 0
+    assert split_of(tmp_path) == split.model_dump(mode="json")
+
+
+@pytest.mark.parametrize("source", ["http://host/m.csv", "s3://", "gs://bucket/x"])
+def test_a_source_that_can_be_none_is_called_a_source(dml, source):
+    done = dml("ingest", source, "--name", "x")
+    assert (done.status, done.err.count("\n")) == (2, 2)
+    assert "error: A source must be" in done.err
+
+
+@pytest.mark.parametrize("verb", ["datasets", "indexes", "models"])
+def test_a_store_that_is_not_there_has_no_empty_list(dml, tmp_path, verb):
+    named = dml(verb, "--store", str(tmp_path / "typo"))
+    assert (named.status, named.err.count("\n")) == (2, 1)
+    assert "A store must exist to be listed" in named.err
+    assert not (tmp_path / "typo").exists()
+    assert dml(verb).status == 0, "of a folder where nothing was made yet"
+    assert "--store must be a folder" in dml(verb, "--store", "").err
+
+
+def test_an_error_is_one_line_whatever_the_data_is_called(dml, tmp_path):
+    write(tmp_path / "source", {"b\nc/2.png": b""})
+    done = dml("ingest", str(tmp_path / "source"), "--name", "d", "--store", str(tmp_path / "store"))
+    assert done.status == 1
+    assert done.err.splitlines()[-1].startswith("error: ")
+    assert r"b\nc/2.png" in done.err
 
 
 def test_layouts_are_those_of_the_configuration(ingest):

@@ -152,6 +152,17 @@ def test_contradictory_labels_are_kept_by_default_as_published_data_sets_have_th
     assert "class0/apart.png (class0, train) and class2/apart.png (class2, test); class0/same.png" in note
 
 
+def test_images_that_stand_twice_under_their_label_are_told_of(tmp_path):
+    source = class_folders(tmp_path / "source", classes=2, per_class=2)
+    write(
+        source,
+        {f"{label}/twin.png": (source / label / "0.png").read_bytes() for label in ("class0", "class1")},
+    )
+    report = ingest_source(config(source), str(tmp_path / "store"))
+    assert report.notes[-1].startswith("2 images stand more than once under their label, 1 of them in test")
+    assert "class0/0.png and class0/twin.png" in report.notes[-1]
+
+
 def test_a_class_that_loses_all_its_rows_leaves_no_hole(tmp_path):
     source = write(class_folders(tmp_path / "source"), {"class0b/bad.png": b"x"})
     ref = ingest(config(source, rows_per_fragment=7), str(tmp_path / "store"))

@@ -415,3 +415,9 @@ def test_listing_counts_what_it_has_seen(tmp_path, kind):
     with Ticker("ingest") as ticker:
         listing = open_source(str(source)).list()
         assert f"{len(listing.samples)} of {len(listing.samples)} " in ticker.line()
+
+
+def test_images_in_no_folder_are_told_of_as_such(tmp_path):
+    write(tmp_path / "flat", {f"{number}.png": picture(number) for number in range(3)})
+    with pytest.raises(InvalidData, match=r"must lie in a folder of its name; .* 3 lie in no folder"):
+        open_source(str(tmp_path / "flat"))

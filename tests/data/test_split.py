@@ -134,3 +134,24 @@ def test_an_official_split_must_be_there_and_share_no_class():
         split_of_classes([*official, Sample("3", "", "a", "test")], OfficialSplit())
     with pytest.raises(InvalidData, match="'a0' has none"):
         split_of_classes(FOUR, OfficialSplit())
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "named"),
+    [
+        (True, False, ("true",)),
+        (True, False, ("True",)),
+        (2.0, 1.5, ("2",)),
+        (2.0, 1.5, ("2.0",)),
+        (2.0, 1.5, 2),
+        (2, 7, ("2.0",)),
+    ],
+)
+def test_a_value_may_be_named_as_its_source_writes_it(a, b, named):
+    split = AttributeSplit(name="group", test_values=named)
+    assert held_out(split_of_classes(samples(a=a, b=b), split)) == {"a"}
+
+
+def test_a_number_in_a_text_stays_text():
+    with pytest.raises(InvalidSetting, match=r"must be one of 002, 7; got \['2'\]"):
+        split_of_classes(samples(a="002", b="7"), AttributeSplit(name="group", test_values=("2",)))

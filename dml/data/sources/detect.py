@@ -1,5 +1,6 @@
 """From what a user typed to a source: the layout is named, or recognised by its files."""
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -53,11 +54,7 @@ def open_source(uri: str, layout: SourceLayout = "auto", access: Access = OWN_FO
         InvalidData: what is there is not laid out so, or in no known way.
         InvalidSetting: a `glyphs:` that cannot be followed.
     """
-    if storage.is_remote(uri) and not uri.startswith("s3://"):
-        raise InvalidSetting(
-            "A source must be a folder, zip or manifest on this machine, or a folder or manifest on s3://; "
-            f"got {without_query(uri)}. Images on the web are named by a manifest, see allowed_prefixes."
-        )
+    _require_readable_scheme(uri)
     if layout == "glyphs" or (layout == "auto" and uri.startswith(glyphs.SCHEME)):
         return glyphs.open_glyphs(uri)
     if layout == "manifest" or (layout == "auto" and manifest.recognise(uri)):
@@ -68,6 +65,13 @@ def open_source(uri: str, layout: SourceLayout = "auto", access: Access = OWN_FO
     for candidate in candidates.values():
         if candidate.recognise(tree):
             return candidate.source(files)
+    beside = [path for path in tree.files if "/" not in path and folder.is_named_as_image(path)]
+    if beside and layout in ("auto", "folder"):
+        raise InvalidData(
+            f"The images of each class must lie in a folder of its name; in {files.uri} {len(beside)} lie in "
+            f"no folder, such as {beside[:3]}. Sort them into folders, or write a manifest (.csv) with the "
+            "columns image and label."
+        )
     wanted = "; ".join(f"{name}: {candidate.marks}" for name, candidate in candidates.items())
     unread = [f"{problem.locator}: {problem.reason}, {problem.detail}" for problem in tree.problems[:1]]
     raise InvalidData(
@@ -79,5 +83,14 @@ def open_source(uri: str, layout: SourceLayout = "auto", access: Access = OWN_FO
 
 
 def absolute(uri: str) -> str:
-    """A source's place as any folder's processes find it."""
+    """A source's place as any folder's processes find it; raises InvalidSetting for an address on the web."""
+    _require_readable_scheme(uri)
     return uri if uri.startswith(glyphs.SCHEME) else storage.resolve(uri)
+
+
+def _require_readable_scheme(uri: str) -> None:
+    if storage.is_remote(uri) and not re.match("s3://.", uri):
+        raise InvalidSetting(
+            "A source must be a folder, zip or manifest on this machine, or a folder or manifest on s3://; "
+            f"got {without_query(uri)}. Images on the web are named by a manifest, see allowed_prefixes."
+        )

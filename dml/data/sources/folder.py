@@ -70,10 +70,14 @@ class FolderSource(FilesSource):
 
     def _is_image(self, path: str) -> bool:
         count()
-        name = path.rpartition("/")[2].lower()
-        if name.endswith(_IMAGE_SUFFIXES):
+        if is_named_as_image(path):
             return True
         return _may_be_image(path) and has_signature(self.files.head(path, SIGNATURE_BYTES))
+
+
+def is_named_as_image(path: str) -> bool:
+    """Whether a file's name says that it is an image."""
+    return path.lower().endswith(_IMAGE_SUFFIXES)
 
 
 def recognise(tree: Tree) -> bool:

@@ -39,7 +39,7 @@ class ParquetTable:
             raise
         except Exception as error:  # Arrow raises whatever the damage hits
             raise InvalidData(
-                f"{self.uri} must be a whole Parquet table: {error}. Write it again."
+                f"{self.uri} must be a whole Parquet table: {str(error).rstrip('.')}. Write it again."
             ) from error
 
     def image(self, row: int, max_bytes: int) -> bytes | str:

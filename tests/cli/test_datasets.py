@@ -87,7 +87,7 @@ def test_a_store_that_is_not_there_has_no_empty_list(dml, tmp_path, verb):
 
 
 def test_an_error_is_one_line_whatever_the_data_is_called(dml, tmp_path):
-    write(tmp_path / "source", {"b\nc/2.png": b""})
+    write(tmp_path / "source", {"b\nc/2.png": b"", "d\ne/2.png": b""})
     done = dml("ingest", str(tmp_path / "source"), "--name", "d", "--store", str(tmp_path / "store"))
     assert done.status == 1
     assert done.err.splitlines()[-1].startswith("error: ")

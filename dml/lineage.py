@@ -186,6 +186,8 @@ def _roots(
         )
         if artifact.kind in ("report", "bench") or (now - artifact.created < grace and not superseded):
             yield artifact.uri
+            if artifact.kind == "package":  # it may be about to be evaluated on its dataset's test split
+                yield from _all_references(storage.read_manifest(artifact.uri)["ref"])
     for cell in storage.list_names(storage.join(store, "bench", "cells")):
         yield from _all_references(storage.read_json(storage.join(store, "bench", "cells", cell)))
     for run in storage.list_folders(storage.join(store, "runs")):
@@ -344,7 +346,8 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
 
     Raises:
         MissingArtifact: there is no such thing.
-        InvalidSetting: another artefact was made from it and needs it, or it is the current version.
+        InvalidSetting: another artefact was made from it and needs it, it is the current version, or a
+            process of this machine trains the run.
     """
     storage.require_store(store)
     if kind == "run":
@@ -390,7 +393,12 @@ def _remove_run(store: str, name: str) -> str:
         raise MissingArtifact(
             f"run {name!r} must exist in the store; there are {there}.{did_you_mean(name, there)}"
         )
-    storage.delete(storage.join(runs, name))
+    with storage.at_work(storage.join(runs, name), wait=False) as mine:
+        if not mine:
+            raise InvalidSetting(
+                f"run {name} must not be at work; a process on this machine trains it. Stop that first."
+            )
+        storage.delete(storage.join(runs, name))
     return name
 
 

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from dml import storage
-from dml.config import IndexConfig
+from dml.config import EncoderConfig, IndexConfig, PreprocessingConfig
 from dml.data.dataset import find_dataset, list_datasets
 from dml.embedding.embed import embed
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.integrity import check_store
 from dml.lineage import list_artifacts, remove, remove_named, unneeded, users_of
+from dml.models.encoder import Encoder
+from dml.models.package import save_package
 from dml.retrieval.index import build_index, find_index, publish_index, rollback_index
 from dml.retrieval.search import open_index
 from flows.verify import heal_all
@@ -95,6 +97,28 @@ def test_an_unfinished_run_keeps_what_it_was_started_on(store, tmp_path):
     assert collect(store, keep=1) == []
     storage.write_json(storage.join(run, "result.json"), {})
     assert {r.uri for r in collect(store, keep=1)} == {first.uri, storage.join(run, "checkpoints")}
+
+
+def test_a_package_made_a_moment_ago_keeps_the_dataset_that_it_is_to_be_evaluated_on(store, tmp_path):
+    """A nightly ingest may have superseded it while the package was trained."""
+    first = make_dataset(tmp_path / "images", store, rows=30)
+    encoder = Encoder(EncoderConfig(dim=16), channels=1, seed=3)
+    package = save_package(
+        store, encoder, PreprocessingConfig(color="L", mean=(0.5,), std=(0.25,)), dataset=first
+    )
+    make_dataset(tmp_path / "images", store, rows=60)
+    assert collect(store, keep=1, grace=timedelta(hours=1)) == []
+    gone = {package.uri, first.uri}
+    assert {removal.uri for removal in collect(store, keep=1)} == gone
+
+
+def test_a_run_that_a_process_trains_is_not_removed(store):
+    storage.mark_store(store)
+    run = storage.join(store, "runs", "mine")
+    storage.write_json(storage.join(run, "experiment.json"), {})
+    with storage.at_work(run), pytest.raises(InvalidSetting, match="must not be at work"):
+        remove_named(store, "run", "mine")
+    assert remove_named(store, "run", "mine") == ["mine"]
 
 
 def test_only_what_nobody_wrote_to_for_a_day_is_abandoned(store, tmp_path):

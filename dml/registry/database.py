@@ -6,10 +6,11 @@ where the store lies now, before anything reads them.
 """
 
 import logging
+import os
 import sqlite3
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -54,7 +55,8 @@ def first_contact(file: Path) -> Iterator[None]:
     Raises:
         CorruptArtifact: it is no SQLite database.
     """
-    with storage.exclusive(file.with_name(f"{file.name}.lock")):
+    can_write = os.access(file.parent, os.W_OK) or not file.exists()  # a store may be there to be read alone
+    with storage.exclusive(file.with_name(f"{file.name}.lock")) if can_write else nullcontext():
         if not file.exists():
             _make(file)
         try:
@@ -65,7 +67,7 @@ def first_contact(file: Path) -> Iterator[None]:
                 f"MLflow's database must be a readable SQLite file; {file}: {error}. Put a copy of it in its "
                 "place, or move it away to begin with an empty one."
             ) from error
-        if file.name == DATABASE:
+        if file.name == DATABASE and can_write:
             _move_addresses(file)
         yield
 

@@ -30,6 +30,7 @@ from dml.storage.fetch import fetch
 from dml.storage.files import (
     Entry,
     absolute_references,
+    at_work,
     delete,
     delete_empty,
     exists,
@@ -78,6 +79,7 @@ __all__ = [
     "Pointer",
     "abort_uploads",
     "absolute_references",
+    "at_work",
     "cache_dir",
     "current",
     "damaged_files",

@@ -12,7 +12,7 @@ import posixpath
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from pyarrow import fs
 
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.storage.conditional import Held, Overtaken, replace_held
+from dml.storage.lock import exclusive
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ONE_SLASH = re.compile(r"(s3|gs|https?):(/(?!/)|$)")
@@ -304,6 +305,30 @@ def own_path(uri: str) -> str:
     """Where a local file or folder itself lies, also where it is a symbolic link; `resolve` follows that."""
     parent, _, name = uri.rstrip("/").rpartition("/")
     return join(resolve(parent or ("/" if uri.startswith("/") else ".")), name)
+
+
+def lock_of(uri: str) -> Path:
+    """The lock of a local file or folder: beside it, not in it, since a folder may be removed."""
+    path = Path(resolve(uri))
+    return path.with_name(f".{path.name}.lock")
+
+
+@contextmanager
+def at_work(uri: str, *, wait: bool = True) -> Iterator[bool]:
+    """Of all processes on this machine one at a time works at a folder; on S3 nobody is held up.
+
+    Args:
+        uri: the folder.
+        wait: until no other works there; False goes on at once.
+
+    Yields:
+        Whether this process is the one.
+    """
+    if is_remote(uri):
+        yield True
+        return
+    with exclusive(lock_of(uri), wait=wait) as held:
+        yield held
 
 
 def is_link(uri: str) -> bool:

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from dml.errors import CorruptArtifact, MissingArtifact, did_you_mean
@@ -23,11 +22,11 @@ from dml.storage.files import (
     is_remote,
     join,
     list_folders,
+    lock_of,
     parse_json,
     read_bytes,
     read_json,
     relative_references,
-    resolve,
     write_bytes,
     write_json,
 )
@@ -142,14 +141,8 @@ def held_pointer(parent_uri: str) -> Iterator[Pointer]:
     if is_remote(parent_uri):
         yield Pointer(parent_uri, read_held(uri))
         return
-    with exclusive(_lock_of(parent_uri)):
+    with exclusive(lock_of(parent_uri)):
         yield Pointer(parent_uri, _read(uri))
-
-
-def _lock_of(parent_uri: str) -> Path:
-    """Beside the folder, not in it: the folder may be removed."""
-    folder = Path(resolve(parent_uri))
-    return folder.with_name(f".{folder.name}.lock")
 
 
 def _read(uri: str) -> Held:
@@ -179,7 +172,7 @@ def _update_json(uri: str, change: Callable[[dict[str, Any] | None], dict[str, A
         content = None if held.content is None else parse_json(held.content, uri)
         replace_held(uri, json.dumps(change(content), indent=1).encode(), held)
         return
-    with exclusive(_lock_of(uri)):
+    with exclusive(lock_of(uri)):
         write_json(uri, change(read_json(uri) if exists(uri) else None))
 
 

@@ -56,15 +56,16 @@ def train(
     """
     run = storage.join(store, "runs", run_identity(config, dataset))
     result = storage.join(run, "result.json")
-    if not storage.exists(result):
-        _refuse_impossible(config, dataset)
-        storage.write_json(storage.join(run, "experiment.json"), config.model_dump(mode="json"))
-        storage.write_json(storage.join(run, "dataset.json"), dataset.model_dump(mode="json"))
-        if config.training.num_workers == 1 and not on_cluster():
-            _train_here(config, dataset, store, run, on_progress)
-        else:
-            _train_with_ray(config, dataset, store, run, on_progress)
-        return TrainedRef.model_validate(storage.read_json(result))
+    with storage.at_work(run):  # who asks for the same meanwhile waits, and finds it done
+        if not storage.exists(result):
+            _refuse_impossible(config, dataset)
+            storage.write_json(storage.join(run, "experiment.json"), config.model_dump(mode="json"))
+            storage.write_json(storage.join(run, "dataset.json"), dataset.model_dump(mode="json"))
+            if config.training.num_workers == 1 and not on_cluster():
+                _train_here(config, dataset, store, run, on_progress)
+            else:
+                _train_with_ray(config, dataset, store, run, on_progress)
+            return TrainedRef.model_validate(storage.read_json(result))
     trained = TrainedRef.model_validate(storage.read_json(result))
     logger.info(
         "train: nothing to do, run %s ended with loss %.4f and package %s; another setting is another run",

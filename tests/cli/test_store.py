@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import prefect.logging  # noqa: F401 - its handler keeps the stream it finds, which must outlive a test
@@ -10,6 +12,7 @@ import pytest
 from dml.config import IndexConfig
 from dml.data.dataset import find_dataset
 from dml.embedding.embed import embed
+from dml.registry.catalog import list_models
 from dml.retrieval.index import build_index, publish_index
 from tests.embedding.parts import make_dataset, make_package
 
@@ -178,6 +181,31 @@ def test_a_name_that_is_not_there_brings_the_nearest(dml, small, verb):
     assert done.status == 2
     assert "must exist in the store" in done.err
     assert "Did you mean 'shelves'?" in done.err
+
+
+@pytest.mark.slow
+def test_a_store_that_can_only_be_read_is_read_and_says_so_to_who_would_write(small, tmp_path):
+    def mounted(*verb):
+        words = " ".join([sys.executable, "-m", "dml.cli", *verb, "--store", small])
+        mount = f"mount --bind {small} {small} && mount -o remount,ro,bind {small} && {words}"
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        return subprocess.run(
+            ["unshare", "-rm", "sh", "-c", mount],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+        )
+
+    if subprocess.run(["unshare", "-rm", "mount", "--bind", small, small], check=False).returncode:
+        pytest.skip("needs to mount in a namespace of its own")
+    list_models(small)  # makes the database
+    for verb in (["datasets"], ["models"], ["indexes"], ["verify"], ["gc", "--dry-run"]):
+        assert mounted(*verb).returncode == 0
+    for verb in (["rollback", "index", "shelves"], ["gc", "--keep", "1", "--grace-hours", "0"]):
+        refused = mounted(*verb)
+        assert refused.returncode == 1
+        assert refused.stderr.splitlines()[-1].startswith("error: The system refused: ")
 
 
 @pytest.mark.parametrize("hours", ["inf", "1e300", "nan", "-1"])

@@ -5,12 +5,16 @@ READY := .venv/.ready
 UV := $(or $(shell command -v uv 2>/dev/null),.cache/uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-slow test-gpu mutate bench up lock clean
+.PHONY: help setup demo check test test-slow test-gpu mutate bench docs up lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-setup: $(READY) ## .venv with exactly the packages of requirements.lock
+setdocs: $(READY) ## the documentation's site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
+up: $(READY) ## .venv with exactly the packages of requirements.lock
 
 # Compiled at set-up, or every first import pays for it: `import torch` 1.3 s instead of 2.7 s.
 $(READY): requirements.lock pyproject.toml | $(UV)
@@ -52,12 +56,16 @@ mutate: $(READY) ## would the tests notice? One expression changed at a time
 bench: $(READY) ## figures, with the hardware they were taken on
 	$(BIN)/python -m benchmarks
 
+docs: $(READY) ## the documentation's site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
 up: $(READY) ## Prefect, a worker, the deployments and MLflow, here
 	$(BIN)/dml up
 
 lock: pyproject.toml | $(UV) ## pin what all extras and groups of pyproject.toml ask for, naming no registry
-	$(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --all-extras --group dev \
+	$(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --all-extras --group dev --group docs \
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean: ## remove what `make` made; stores stay
-	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .cache site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

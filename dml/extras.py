@@ -41,8 +41,8 @@ def what_to_install(error: ModuleNotFoundError) -> str | None:
         error: what an import raised.
 
     Example:
-        >>> print(what_to_install(ModuleNotFoundError("No module named 'faiss'", name="faiss")))
-        This needs the package faiss; it is not installed. Do: pip install 'dml-platform[index]'.
+        >>> print(what_to_install(ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2")))
+        This needs the package psycopg2; it is not installed. Do: pip install 'dml-platform[postgres]'.
     """
     package = (error.name or "").partition(".")[0]
     if package not in EXTRA_OF or sys.modules.get(package) is not None:

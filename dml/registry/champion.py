@@ -82,7 +82,10 @@ def judge(
         against_champion,
     ]
     with storage.exclusive(local_folder(store) / REGISTRY_LOCK):
-        present = next((m.version for m in versions_of(client, store, model.name) if m.promoted), None)
+        champion = next((m for m in versions_of(client, store, model.name) if m.promoted), None)
+        present = None if champion is None else champion.version
+        if champion is not None and present == model.version:  # the same training, given twice at once
+            return model.model_copy(update={"alias": CHAMPION, "reason": champion.reason})
         if present is not None and (champion_metrics is None or against not in (None, present)):
             raise ChampionMoved(f"{model.name}/{present} became champion while {model} was evaluated")
         if present is None and (foreign := version_of_alias(client, model.name, CHAMPION)) is not None:

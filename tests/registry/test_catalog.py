@@ -216,6 +216,15 @@ def test_a_champion_made_meanwhile_is_not_overtaken_without_a_comparison(tmp_pat
     assert catalog.find_champion(store, "shop").version == 1
 
 
+def test_the_same_training_given_twice_at_once_is_one_champion_and_no_challenger(tmp_path):
+    store = str(tmp_path)
+    ours = new_version(store, "shop", 1, 0.5)
+    first = champion.judge(store, ours, GateConfig(), None)
+    second = champion.judge(store, ours, GateConfig(), {"recall_at_1": 0.5}, against=1)
+    assert (second.alias, second.reason) == (first.alias, first.reason) == ("champion", first.reason)
+    assert catalog.version_of_alias(connect(tracking_uri(store)), "shop", "challenger") is None
+
+
 def test_a_deleted_experiment_is_restored_with_its_runs(store):
     before = new_run(store, "deleted", "same")
     client = connect(tracking_uri(store))

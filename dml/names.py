@@ -30,8 +30,8 @@ def check_name(name: str, kind: str = "name") -> str:
         return name
     suggested = suggest_name(name)
     raise InvalidSetting(
-        f"A {kind} must start with a letter a-z, hold only a-z, 0-9, '.', '_' and '-', at most {MAX_LENGTH} "
-        f"in all, and not be one of {', '.join(_READ_AS_VALUES)}; got {name!r}. "
+        f"A{'n' * (kind[0] in 'aeiou')} {kind} must start with a letter a-z, hold only a-z, 0-9, '.', '_' "
+        f"and '-', at most {MAX_LENGTH} in all, and not be one of {', '.join(_READ_AS_VALUES)}; got {name!r}. "
         + (f"Use {suggested!r}." if suggested else "Give another.")
     )
 

@@ -39,6 +39,8 @@ class Former:
     asked: SplitConfig | None = None
     """The split that somebody asked for, or None where the source's layout chose it."""
     used: SplitConfig | None = None
+    rows: int = 0
+    classes: int = 0
     sides: Mapping[str, str] = field(default_factory=dict)
     """From label to split, of every class of it, of those before it, and of those made after it alike."""
 
@@ -81,7 +83,7 @@ def find_former(store: str, name: str) -> Former:
     # Dealt anew with the same result, a version's own table has sides of absent classes by the former split.
     sides = _read_sides(ref) if last.used == made.used else _sides_of_rows(ref)
     later = _sides_of_later(parent, str(manifest["created"]), last)
-    return Former(ref.version, last.config.split, last.used, {**later, **sides})
+    return Former(ref.version, last.config.split, last.used, ref.rows, ref.classes, sides={**later, **sides})
 
 
 class LastIngest(NamedTuple):

@@ -176,6 +176,7 @@ def _ingest_source(
         notes=[
             _held_out(ref, str(split.used)),
             *split.notes,
+            *_fewer(ref, former),
             *notes,
             *_told(contradictions, config.quarantine_contradictions),
             *_repeated(rows),
@@ -236,6 +237,16 @@ def _refuse_forgotten(store: str, ref: DatasetRef, ids: Sequence[str], outcome: 
             f"An ingest must not bring back what is forgotten; {back} items of {ref.name} were forgotten "
             "meanwhile. Nothing was published; begin again."
         )
+
+
+def _fewer(ref: DatasetRef, former: Former) -> list[str]:
+    """What to say where a source has lost much since it was ingested last, or is another one."""
+    if ref.rows >= former.rows and ref.classes >= former.classes:
+        return []
+    return [
+        f"fewer than in {ref.name}@{former.version}: {ref.rows} of {former.rows} images, {ref.classes} of "
+        f"{former.classes} classes"
+    ]
 
 
 def _held_out(ref: DatasetRef, split: str) -> str:

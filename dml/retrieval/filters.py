@@ -195,6 +195,10 @@ def _no_item_has(column: pa.ChunkedArray, name: str, value: Any, condition: str)
         texts = values.slice(0, _COMPARED_VALUES).to_pylist()
         near = did_you_mean(value.strip("= " + _QUOTES), texts)
         have = ", ".join(map(repr, sorted(texts)[:_SHOWN_VALUES]))
+        parsed = _CONDITION.match(condition)
+        if parsed is not None and "|" in parsed["value"] and parsed["value"] in texts:
+            escaped = _BAR.sub(lambda bar: bar["backslashes"] * 2 + r"\|", parsed["value"])
+            near += f" If the bar belongs to the value, write {name}{parsed['operator']}{escaped}"
     else:
         distances = pc.abs(pc.subtract(pc.cast(values, pa.float64()), pa.scalar(float(value))))
         nearest = values.take(pc.sort_indices(distances)[:_SHOWN_VALUES])

@@ -76,3 +76,9 @@ def test_a_query_of_more_pixels_than_are_decoded_is_refused(dml, store, tmp_path
     done = dml("search", str(tmp_path / "bomb.png"), "--store", store)
     assert done.status == 2
     assert "at most 64000000 pixels; got 9000 x 9000" in done.err
+
+
+def test_a_bar_that_belongs_to_a_value_is_shown_how_to_write(dml, store, query):
+    done = dml("search", query, "--store", store, "--where", "brand=Acme | Sons")
+    assert done.status == 2
+    assert r"If the bar belongs to the value, write brand=Acme \| Sons" in done.err

@@ -163,6 +163,15 @@ def test_images_that_stand_twice_under_their_label_are_told_of(tmp_path):
     assert "class0/0.png and class0/twin.png" in report.notes[-1]
 
 
+def test_a_source_that_has_lost_images_says_how_many_there_were(tmp_path):
+    store, source = str(tmp_path / "store"), class_folders(tmp_path / "source", classes=4, per_class=2)
+    first = ingest(config(source), store)
+    shutil.rmtree(source / "class3")
+    fewer = ingest_source(config(source), store)
+    assert f"fewer than in d@{first.version}: 6 of 8 images, 3 of 4 classes" in fewer.notes
+    assert not any("fewer" in note for note in ingest_source(config(source), store).notes)
+
+
 def test_a_class_that_loses_all_its_rows_leaves_no_hole(tmp_path):
     source = write(class_folders(tmp_path / "source"), {"class0b/bad.png": b"x"})
     ref = ingest(config(source, rows_per_fragment=7), str(tmp_path / "store"))

@@ -31,8 +31,8 @@ def check_name(name: str, kind: str = "name") -> str:
     suggested = suggest_name(name)
     raise InvalidSetting(
         f"A{'n' * (kind[0] in 'aeiou')} {kind} must start with a letter a-z, hold only a-z, 0-9, '.', '_' "
-        f"and '-', at most {MAX_LENGTH} in all, and not be one of {', '.join(_READ_AS_VALUES)}; got {name!r}. "
-        + (f"Use {suggested!r}." if suggested else "Give another.")
+        f"and '-', at most {MAX_LENGTH} in all, and not be one of {', '.join(_READ_AS_VALUES)}; "
+        f"got {name!r}. " + (f"Use {suggested!r}." if suggested else "Give another.")
     )
 
 

@@ -49,7 +49,7 @@ def run() -> int:
     for stream in (sys.stdout, sys.stderr):  # a label that the terminal's encoding lacks must not end a verb
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    handler = _Log(sys.stderr)
+    handler = ScreenLog(sys.stderr)
     handler.setFormatter(_VisibleFormatter("%(asctime)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("dml").setLevel(logging.INFO)
@@ -126,8 +126,11 @@ def _unexpected(error: Exception, as_json: bool) -> int:
     return _OURS
 
 
-class _Log(logging.StreamHandler[TextIO]):
-    """The log on the screen; it knows when it last said something."""
+class ScreenLog(logging.StreamHandler[TextIO]):
+    """The log on the screen; it knows when it last said something.
+
+    Its name begins with a letter, for Prefect takes away what logs by a class whose name does not.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
@@ -139,7 +142,7 @@ class _Log(logging.StreamHandler[TextIO]):
 
 
 @contextmanager
-def _signs_of_life(log: _Log) -> Iterator[None]:
+def _signs_of_life(log: ScreenLog) -> Iterator[None]:
     """A line for a verb that has not ended after `_QUIET_S`: its libraries take seconds to import.
 
     And one whenever it has said nothing for `_EVERY_S`, so that whoever waits sees that it goes on.

@@ -123,6 +123,14 @@ def test_a_verb_imports_nothing_it_does_not_need(tmp_path, words, never):
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+def test_the_log_stays_ours_when_prefect_is_imported():
+    code = "import sys; sys.argv = ['dml', 'presets', '--json']\nfrom dml.cli.command import run\nrun()\n"
+    code += "import logging, prefect\nlogging.getLogger('dml.x').info('a\\x1bb')"
+    environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].endswith(r" dml.x: a\x1bb")
+
+
 @pytest.mark.slow
 def test_a_verb_that_takes_long_gives_a_sign_of_life_and_can_be_interrupted():
     environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}

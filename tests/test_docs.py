@@ -117,6 +117,64 @@ def test_every_verb_takes_the_options_that_are_shown(page):
                     raise  # `dml train --name` only mentions an option
 
 
+@every_page
+def test_every_preset_and_setting_of_a_shown_command_is_accepted(page):
+    for verb, *words in command_lines(page):
+        given = {"--set": [], "--preset": [], **options_of(words)}
+        settings = [text for text in given["--set"] if "..." not in text and "KEY" not in text]
+        if verb in ("train", "demo"):
+            for preset in given["--preset"] or ["smoke"]:
+                # A memory that begins at step 1,000 needs as many, and a batch must suit every one of them.
+                assert experiment(preset).overridden([*ROOM_FOR_ANY, *settings]).name
+        elif verb in SETTINGS_OF and settings:
+            assert SETTINGS_OF[verb].overridden(settings)
+
+
+ROOM_FOR_ANY = ["training.num_steps=2000"]
+SETTINGS_OF: dict[str, config.Part] = {
+    "ingest": config.parse_ingest({"name": "shop", "source": "photos"}),
+    "evaluate": config.EvaluationConfig(),
+    "report": config.ReportConfig(),
+}
+
+
+def options_of(words: list[str]) -> dict[str, list[str]]:
+    """Options to the values they are given; `--losses a b` has two."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for word in words:
+        if word.startswith("--"):
+            name = word
+        elif name:
+            found.setdefault(name, []).append(word)
+    return found
+
+
+def module_calls(page: Path) -> Iterator[list[str]]:
+    """The words of every `python -m` of ours: the module, then its options."""
+    shown = "\n".join(block.text.replace("\\\n", " ") for block in blocks(page))
+    for text in [*inline_code(page), *shown.splitlines()]:
+        match = re.search(r"python -m ((?:dml|benchmarks|tests)(?:\.\w+)*(?: .*)?)$", text)
+        if match:
+            yield shlex.split(match[1], comments=True)
+    if page.name == "speed.md":  # a table whose last column is what follows `python -m benchmarks.`
+        for row in re.findall(r"^\|.*\| `([^`]+)` \|$", page.read_text(), re.MULTILINE):
+            if not row.startswith("python"):
+                yield shlex.split(f"benchmarks.{row}")
+
+
+@every_page
+def test_every_command_behind_a_figure_takes_the_options_that_are_shown(page):
+    for module, *words in module_calls(page):
+        if "--gpu" in words:
+            module = "benchmarks.gpu"
+            words.remove("--gpu")
+        file = ROOT / Path(*module.split("."))
+        source = (file / "__main__.py" if file.is_dir() else file.with_suffix(".py")).read_text()
+        for option in (word for word in words if word.startswith("--")):
+            assert f'"{option}"' in source, (module, option)
+
+
 def settings_of(page: Path) -> set[str]:
     """Paths of an experiment's settings that a page names, as `loss.margin`."""
     roots = "|".join(config.ExperimentConfig.model_fields)

@@ -25,7 +25,7 @@ ENV = {
     "OMP_NUM_THREADS": "2",
 }
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # two minutes of work
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,6 @@ def test_what_is_made_is_in_the_makefile():
         )
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_it_runs_by_itself_with_what_is_typed_in_two_terminals(folder):
     (command,) = console("dml up").splitlines()
@@ -127,7 +126,6 @@ def test_it_runs_by_itself_with_what_is_typed_in_two_terminals(folder):
         assert first.wait(60) == 0
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_comparing_runs_on_what_the_readme_has_made(folder):
     type_in(folder, console("dml bench"))

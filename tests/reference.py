@@ -4,12 +4,13 @@ Every function takes embeddings (B, D) float64 and labels (B,), and returns a sc
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dml.losses.mining import Chance
+from dml.losses.core.rng import CounterRNG
 
 
 def similarity(x: Tensor, y: Tensor) -> Tensor:
@@ -19,6 +20,11 @@ def similarity(x: Tensor, y: Tensor) -> Tensor:
 def squared_distance(x: Tensor, y: Tensor) -> Tensor:
     """The gradient at coincident points is 0: along the sphere it is, and off the sphere nothing moves."""
     return hinge(2 - 2 * similarity(x, y))
+
+
+def cosine(x: Tensor, proxy: Tensor) -> Tensor:
+    """Of a unit vector and a proxy of any length."""
+    return similarity(x, proxy / proxy.norm())
 
 
 def distance(x: Tensor, y: Tensor) -> Tensor:
@@ -75,8 +81,8 @@ def _mine_anchor(x: Tensor, labels: Tensor, i: int, mining: str, margin: float, 
     slot = [j for j in range(len(x)) if labels[j] == labels[i]].index
     num_slots = int(max(torch.bincount(labels)))
 
-    def uniform(slots: int, purpose: int) -> list[float]:
-        return Chance.of_first_call(labels).uniform(torch.tensor([i]), slots, purpose)[0].tolist()
+    def uniform(slots: int, stream: int) -> list[float]:
+        return CounterRNG(0, torch.tensor(0)).uniform(torch.tensor([i]), slots, stream=stream)[0].tolist()
 
     def draw(weights: dict[int, float], u: float) -> int:
         target, total = u * sum(weights.values()), 0.0
@@ -95,9 +101,9 @@ def _mine_anchor(x: Tensor, labels: Tensor, i: int, mining: str, margin: float, 
                 hard_near, [n for n in far if near and s[n] > min(s[p] for p in near) - 0.1], drawn=False
             )
         case "n-pair":
-            turn = [sum(int(labels[k] == labels[j]) for k in range(j)) for j in range(len(x))]
-            partner = [p for p in near if turn[i] % 2 == 0 and turn[p] == turn[i] + 1]
-            return Kept(partner, [n for n in far if partner and turn[n] % 2], drawn=False)
+            occurrence = [sum(int(labels[k] == labels[j]) for k in range(j)) for j in range(len(x))]
+            partner = [p for p in near if occurrence[i] % 2 == 0 and occurrence[p] == occurrence[i] + 1]
+            return Kept(partner, [n for n in far if partner and occurrence[n] % 2], drawn=False)
     if not near or not far:
         return Kept([], [], drawn=True)
     match mining:
@@ -146,7 +152,7 @@ def contrastive(
     return sum(mean([value**2 if squared else value for value in kind], x) for kind in kinds)
 
 
-def margin_based(x: Tensor, labels: Tensor, beta: Tensor, *, alpha: float, nu: float, mining: str) -> Tensor:
+def margin(x: Tensor, labels: Tensor, beta: Tensor, *, alpha: float, nu: float, mining: str) -> Tensor:
     total, num_active = 0 * x.sum() + 0 * beta.sum(), 0
     for i, kept in enumerate(mine(x, labels, mining)):
         boundary = beta if beta.ndim == 0 else beta[labels[i]]
@@ -157,7 +163,7 @@ def margin_based(x: Tensor, labels: Tensor, beta: Tensor, *, alpha: float, nu: f
     return total / max(num_active, 1)
 
 
-def triplet(x: Tensor, labels: Tensor, *, mining: str, margin: float | None, squared: bool) -> Tensor:
+def triplet_margin(x: Tensor, labels: Tensor, *, mining: str, margin: float | None, squared: bool) -> Tensor:
     # Squared without a hinge: its gradient at coincident points runs along them, and moves nothing.
     measure = (lambda a, b: 2 - 2 * similarity(a, b)) if squared else distance
     only_violating = margin is not None and mining in ("all", "semi-hard")
@@ -266,7 +272,7 @@ def multi_similarity(
     return mean(losses, x) + 0 * x.sum()
 
 
-def supervised_contrastive(x: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
+def sup_con(x: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
     losses = []
     for i in range(len(x)):
         others = sum((similarity(x[i], x[a]) / temperature).exp() for a in range(len(x)) if a != i)
@@ -298,7 +304,7 @@ def circle(x: Tensor, labels: Tensor, *, margin: float, scale: float) -> Tensor:
     return mean(losses, x)
 
 
-def generalised_lifted(x: Tensor, labels: Tensor, *, margin: float) -> Tensor:
+def generalized_lifted_structure(x: Tensor, labels: Tensor, *, margin: float) -> Tensor:
     losses = []
     for i in range(len(x)):
         near = [distance(x[i], x[p]).exp() for p in positives(labels, i)]
@@ -324,67 +330,81 @@ def proxy_anchor(x: Tensor, labels: Tensor, proxies: Tensor, *, margin: float, s
     return mean(attracting, x) + mean(repelling, x)
 
 
+def cross_entropy(x: Tensor, labels: Tensor, logits: Callable[[Tensor, int], list[Tensor]]) -> Tensor:
+    """Of the logits of a row and its label to every class."""
+    losses = []
+    for row, label in zip(x, labels.tolist(), strict=True):
+        exponentials = [logit.exp() for logit in logits(row, label)]
+        losses.append(-(exponentials[label] / sum(exponentials)).log())
+    return mean(losses, x)
+
+
 def softmax(x: Tensor, labels: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
-    losses = []
-    for i, label in enumerate(labels.tolist()):
-        exponentials = [(similarity(x[i], weights[c]) + bias[c]).exp() for c in range(len(weights))]
-        losses.append(-(exponentials[label] / sum(exponentials)).log())
-    return mean(losses, x)
+    return cross_entropy(
+        x, labels, lambda row, _: [similarity(row, w) + b for w, b in zip(weights, bias, strict=True)]
+    )
 
 
-def proxy_softmax(
-    x: Tensor,
-    labels: Tensor,
-    proxies: Tensor,
-    *,
-    scale: float,
-    cosine_margin: float = 0.0,
-    angular_margin: float = 0.0,
-    linear_beyond_pi: bool = True,
+def normalized_softmax(x: Tensor, labels: Tensor, proxies: Tensor, *, temperature: float) -> Tensor:
+    return cross_entropy(x, labels, lambda row, _: [cosine(row, p) / temperature for p in proxies])
+
+
+def cosface(x: Tensor, labels: Tensor, proxies: Tensor, *, margin: float, scale: float) -> Tensor:
+    def logits(row: Tensor, label: int) -> list[Tensor]:
+        return [scale * (cosine(row, proxy) - margin * (c == label)) for c, proxy in enumerate(proxies)]
+
+    return cross_entropy(x, labels, logits)
+
+
+def arcface(
+    x: Tensor, labels: Tensor, proxies: Tensor, *, margin: float, scale: float, beyond_pi: str
 ) -> Tensor:
-    losses = []
-    for i, label in enumerate(labels.tolist()):
-        cosines = [similarity(x[i], proxy / proxy.norm()) for proxy in proxies]
+    def logits(row: Tensor, label: int) -> list[Tensor]:
+        cosines = [cosine(row, proxy) for proxy in proxies]
         angle = cosines[label].acos()
-        if angle + angular_margin <= math.pi or not linear_beyond_pi:
-            cosines[label] = (angle + angular_margin).cos() - cosine_margin
+        if angle + margin <= math.pi or beyond_pi == "cosine":
+            cosines[label] = (angle + margin).cos()
         else:
-            cosines[label] = cosines[label] - angular_margin * math.sin(angular_margin) - cosine_margin
-        exponentials = [(scale * cosine).exp() for cosine in cosines]
-        losses.append(-(exponentials[label] / sum(exponentials)).log())
-    return mean(losses, x)
+            cosines[label] = cosines[label] - margin * math.sin(margin)
+        return [scale * value for value in cosines]
+
+    return cross_entropy(x, labels, logits)
 
 
-def proxy_nca(x: Tensor, labels: Tensor, proxies: Tensor, *, scale: float, ratio: bool) -> Tensor:
+def proxy_nca(x: Tensor, labels: Tensor, proxies: Tensor, *, scale: float) -> Tensor:
     losses = []
-    for i, label in enumerate(labels.tolist()):
-        near = [(-scale * squared_distance(x[i], proxy / proxy.norm())).exp() for proxy in proxies]
-        among = [value for c, value in enumerate(near) if not (ratio and c == label)]
-        losses.append(-(near[label] / sum(among)).log())
+    for row, label in zip(x, labels.tolist(), strict=True):
+        near = [(-scale * squared_distance(row, proxy / proxy.norm())).exp() for proxy in proxies]
+        losses.append(-(near[label] / sum(value for c, value in enumerate(near) if c != label)).log())
     return mean(losses, x)
+
+
+def proxy_nca_plus_plus(x: Tensor, labels: Tensor, proxies: Tensor, *, temperature: float) -> Tensor:
+    def logits(row: Tensor, _: int) -> list[Tensor]:
+        return [-squared_distance(row, proxy / proxy.norm()) / temperature for proxy in proxies]
+
+    return cross_entropy(x, labels, logits)
 
 
 def soft_triple(
     x: Tensor, labels: Tensor, proxies: Tensor, *, scale: float, gamma: float, margin: float, tau: float
 ) -> Tensor:
-    num_classes, num_centres = proxies.shape[:2]
-    centres = [[centre / centre.norm() for centre in of_class] for of_class in proxies]
-    losses = []
-    for i, label in enumerate(labels.tolist()):
+    num_classes, num_centers = proxies.shape[:2]
+    centers = [[center / center.norm() for center in of_class] for of_class in proxies]
+
+    def logits(row: Tensor, label: int) -> list[Tensor]:
         relaxed = []
-        for of_class in centres:
-            cosines = [similarity(x[i], centre) for centre in of_class]
-            weights = [(cosine / gamma).exp() for cosine in cosines]
+        for of_class in centers:
+            cosines = [similarity(row, center) for center in of_class]
+            weights = [(value / gamma).exp() for value in cosines]
             relaxed.append(sum(w * s for w, s in zip(weights, cosines, strict=True)) / sum(weights))
-        relaxed[label] = relaxed[label] - margin
-        exponentials = [(scale * value).exp() for value in relaxed]
-        losses.append(-(exponentials[label] / sum(exponentials)).log())
+        return [scale * (value - margin * (c == label)) for c, value in enumerate(relaxed)]
+
+    loss = cross_entropy(x, labels, logits)
     apart = [
         distance(of_class[s], of_class[t])
-        for of_class in centres
-        for s in range(num_centres)
-        for t in range(s + 1, num_centres)
+        for of_class in centers
+        for s in range(num_centers)
+        for t in range(s + 1, num_centers)
     ]
-    if not apart:
-        return mean(losses, x)
-    return mean(losses, x) + tau * sum(apart) / (num_classes * num_centres * (num_centres - 1))
+    return loss + tau * sum(apart) / (num_classes * num_centers * (num_centers - 1)) if apart else loss

@@ -2,54 +2,65 @@
 
 `loss(embeddings, labels)` in anybody's loop; on W workers `loss(embeddings, labels, references)` with the
 references of `dml.training.gather.gather`, and the mean over workers is the loss of the one big batch.
+
+A file of this folder holds one loss, and its name is the loss's kind in a configuration: `loss.kind=arcface`.
 """
 
-from dml.losses.classification import ArcFace, CosFace, NormalisedSoftmax, Softmax
-from dml.losses.growth import append_classes
-from dml.losses.margin import Margin
-from dml.losses.memory import CrossBatchMemory
-from dml.losses.mining import MINING, DrawDistanceWeighted, DrawSemiHard, KeepMultiSimilarity
-from dml.losses.pair import Contrastive, MultiSimilarity
-from dml.losses.proxies import keep_shards_local, sharded_parameters, shards_of
-from dml.losses.proxy_anchor import ProxyAnchor
-from dml.losses.proxy_nca import ProxyNCA, ProxyNCAPlusPlus
-from dml.losses.rank import RecallAtK, SmoothAP
-from dml.losses.references import References
-from dml.losses.soft import Circle, GeneralisedLifted, NPair, NTXent, SupCon
-from dml.losses.soft_triple import SoftTriple
-from dml.losses.structured import LiftedStructure, RankedList
-from dml.losses.triplet import TripletMargin
+import pkgutil
+from importlib import import_module
 
-__all__ = [
-    "MINING",
-    "ArcFace",
-    "Circle",
-    "Contrastive",
-    "CosFace",
-    "CrossBatchMemory",
-    "DrawDistanceWeighted",
-    "DrawSemiHard",
-    "GeneralisedLifted",
-    "KeepMultiSimilarity",
-    "LiftedStructure",
-    "Margin",
-    "MultiSimilarity",
-    "NPair",
-    "NTXent",
-    "NormalisedSoftmax",
-    "ProxyAnchor",
-    "ProxyNCA",
-    "ProxyNCAPlusPlus",
-    "RankedList",
-    "RecallAtK",
-    "References",
-    "SmoothAP",
-    "SoftTriple",
-    "Softmax",
-    "SupCon",
-    "TripletMargin",
-    "append_classes",
-    "keep_shards_local",
-    "sharded_parameters",
-    "shards_of",
-]
+from dml.losses.arcface import ArcFace as ArcFace
+from dml.losses.circle import Circle as Circle
+from dml.losses.contrastive import Contrastive as Contrastive
+from dml.losses.core.base import EmbeddingLoss as EmbeddingLoss
+from dml.losses.core.base import Loss as Loss
+from dml.losses.core.miners import MINING as MINING
+from dml.losses.core.miners import DistanceWeightedMiner as DistanceWeightedMiner
+from dml.losses.core.miners import MultiSimilarityMiner as MultiSimilarityMiner
+from dml.losses.core.miners import SemiHardMiner as SemiHardMiner
+from dml.losses.core.new_classes import append_classes as append_classes
+from dml.losses.core.pair_loss import PairLoss as PairLoss
+from dml.losses.core.proxies import ProxyLoss as ProxyLoss
+from dml.losses.core.proxies import keep_shards_local as keep_shards_local
+from dml.losses.core.proxies import sharded_parameters as sharded_parameters
+from dml.losses.core.proxies import shards_of as shards_of
+from dml.losses.core.references import References as References
+from dml.losses.cosface import CosFace as CosFace
+from dml.losses.cross_batch_memory import CrossBatchMemory as CrossBatchMemory
+from dml.losses.generalized_lifted_structure import GeneralizedLiftedStructure as GeneralizedLiftedStructure
+from dml.losses.lifted_structure import LiftedStructure as LiftedStructure
+from dml.losses.margin import Margin as Margin
+from dml.losses.multi_similarity import MultiSimilarity as MultiSimilarity
+from dml.losses.n_pair import NPair as NPair
+from dml.losses.normalized_softmax import NormalizedSoftmax as NormalizedSoftmax
+from dml.losses.nt_xent import NTXent as NTXent
+from dml.losses.proxy_anchor import ProxyAnchor as ProxyAnchor
+from dml.losses.proxy_nca import ProxyNCA as ProxyNCA
+from dml.losses.proxy_nca_plus_plus import ProxyNCAPlusPlus as ProxyNCAPlusPlus
+from dml.losses.ranked_list import RankedList as RankedList
+from dml.losses.recall_at_k import RecallAtK as RecallAtK
+from dml.losses.smooth_ap import SmoothAP as SmoothAP
+from dml.losses.soft_triple import SoftTriple as SoftTriple
+from dml.losses.softmax import Softmax as Softmax
+from dml.losses.sup_con import SupCon as SupCon
+from dml.losses.triplet_margin import TripletMargin as TripletMargin
+
+
+def _find() -> dict[str, type[EmbeddingLoss]]:
+    losses = {}
+    for file in pkgutil.iter_modules(__path__):
+        module = import_module(f"{__name__}.{file.name}")
+        for each in vars(module).values():
+            if (
+                isinstance(each, type)
+                and issubclass(each, EmbeddingLoss)
+                and each.__module__ == module.__name__
+            ):
+                losses[file.name] = each
+    return losses
+
+
+LOSSES = _find()
+"""Every loss by its kind."""
+# A new file's loss is exported without a line above, which tells editors and type checkers of it.
+globals().update({loss.__name__: loss for loss in LOSSES.values()})

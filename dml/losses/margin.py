@@ -1,83 +1,42 @@
-"""The margin loss: distances of positives below, of negatives above a boundary that is learnt."""
+"""Margin loss: distances of positives below, of negatives above a boundary that is learnt."""
 
 from typing import Annotated, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from dml.losses.arguments import NonNegativeFloat, PositiveInt, Range, Seed
-from dml.losses.base import LossOptions
-from dml.losses.blocks import Pairs, Totals, average_over_anchors
-from dml.losses.chance import Chance
-from dml.losses.mining import MinedLoss, Miner, Mining, miner_of
-from dml.losses.references import References, check_class_ids
+from dml.arguments import NonNegativeFloat, PositiveInt, Range
+from dml.losses.core.miners import MinedLoss, MinedOptions, Miner, Mining
+from dml.losses.core.pair_loss import Pairs, Totals
+from dml.losses.core.references import check_class_ids
 from dml.similarity import distances
 
 
-def margin_loss(
-    embeddings: Tensor,
-    labels: Tensor,
-    beta: Tensor,
-    references: References | None = None,
-    *,
-    alpha: float = 0.2,
-    nu: float = 0.0,
-    mining: Mining | Miner = "distance-weighted",
-    chance: Chance | None = None,
-    block_rows: int | None = None,
-) -> Tensor:
+class Margin(MinedLoss):
     """Hinges on positives farther than beta - alpha and negatives closer than beta + alpha.
 
-    Args:
-        embeddings: (B, D) float, unit length.
-        labels: (B,) int64 class ids.
-        beta: () or (B,) float, the boundary of each anchor, in Euclidean distance.
-        references: the global batch; None: the batch itself.
-        alpha: half the gap between positives and negatives.
-        nu: weight of the sum of the kept positives' boundaries, which keeps beta from growing.
-        mining: which pairs count: a name of `dml.losses.mining.MINING`, or a miner.
-        chance: of the miners that draw; None: always the same draws.
-        block_rows: anchors at a time; None chooses.
+        sum of max(0, alpha + d(a, p) - beta) + max(0, alpha + beta - d(a, n)) + nu beta
+        over the kept pairs (a, p) and their (a, n), divided by the number of active hinges
 
-    Returns:
-        Scalar, the sum over the number of hinges that are not at rest. 0 with zero gradient when all are.
-
-    Source: Wu et al. 2017, arXiv:1706.07567, eq. 4-6. A positive and a negative of one triplet count as two,
-    as in the authors' code; codes that add bools count them as one, and their loss is up to twice this.
-    """
-    references = References.of(embeddings, labels, references)
-    miner = miner_of(mining, dim=embeddings.shape[1])
-    chance = chance or Chance.of_first_call(labels)
-
-    def terms(pairs: Pairs) -> Totals:
-        tuples = miner(pairs, chance)
-        boundary = pairs.own[0][:, None]
-        attracted = (alpha + distances(pairs.positives) - boundary).clamp_min(0) * tuples.is_kept
-        repelled = (alpha + boundary - distances(tuples.negatives)).clamp_min(0)
-        if tuples.paired:
-            repelled = repelled * tuples.is_kept
-        total = attracted.sum() + repelled.sum()
-        if nu:
-            total = total + nu * (boundary * tuples.is_kept).sum()
-        num_active = torch.count_nonzero(attracted) + torch.count_nonzero(repelled)
-        return Totals(total[None], num_active.to(total.dtype)[None])
-
-    own = (beta.expand(len(labels)),)
-    return average_over_anchors(terms, embeddings, labels, references, own=own, block_rows=block_rows)
-
-
-class Margin(MinedLoss):
-    """`margin_loss` with its boundary.
+    0 with zero gradient when no hinge is active. Negatives are drawn in the block: 1.8 times X @ X.T at
+    B = 4096, 0.2 of its memory.
 
     Args:
         num_classes: C, a boundary for each class; None: one for all.
-        alpha: half the gap between positives and negatives.
-        beta: the boundary to start from; Wu et al. have 1.2.
-        nu: weight of the boundaries.
+        alpha: half the gap between positives and negatives, (0, 2].
+        beta: the boundary to start from, of Euclidean distance, (0, 2]; Wu et al. have 1.2.
+        nu: weight of the boundaries, which keeps them from growing.
         learn_beta: whether the boundary is a parameter; it wants a rate of its own, 5e-4 with Adam at 1e-5.
-        mining: which pairs count.
-        seed: of what is drawn.
-        options: normalize; see `EmbeddingLoss`.
+        mining: which pairs count: a name of `MINING`, or a miner.
+        options: seed, normalize; see `MinedLoss`.
+
+    Source: Wu et al. 2017, arXiv:1706.07567, eq. 4-6. A positive and a negative of one triplet count as two,
+    as in the authors' code; codes that add bools count them as one, and their loss is up to twice this.
+
+    Example:
+        >>> embeddings, labels = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), torch.tensor([0, 0, 1])
+        >>> round(Margin()(embeddings, labels).item(), 4)
+        0.7675
     """
 
     def __init__(
@@ -89,12 +48,11 @@ class Margin(MinedLoss):
         nu: NonNegativeFloat = 0.0,
         learn_beta: bool = True,
         mining: Mining | Miner = "distance-weighted",
-        seed: Seed = 0,
-        **options: Unpack[LossOptions],
+        **options: Unpack[MinedOptions],
     ) -> None:
-        super().__init__(mining, seed, **options)
+        super().__init__(mining, **options)
         self.alpha, self.nu = alpha, nu
-        start = torch.full(() if num_classes is None else (num_classes,), beta)
+        start = torch.full(() if num_classes is None else (num_classes,), float(beta))
         self.beta = nn.Parameter(start, requires_grad=learn_beta)
 
     def check_labels(self, labels: Tensor) -> Tensor:
@@ -102,14 +60,18 @@ class Margin(MinedLoss):
             return super().check_labels(labels)
         return check_class_ids(labels, len(self.beta), "boundary")
 
-    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
-        return margin_loss(
-            embeddings,
-            labels,
-            self.beta[labels] if self.beta.ndim else self.beta,
-            references,
-            alpha=self.alpha,
-            nu=self.nu,
-            mining=self.mining,
-            chance=self.next_chance(),
-        )
+    def per_anchor(self, labels: Tensor) -> tuple[Tensor, ...]:
+        return (self.beta[labels] if self.beta.ndim else self.beta.expand(len(labels)),)
+
+    def terms(self, pairs: Pairs) -> Totals:
+        tuples = self.miner(pairs)
+        beta = pairs.per_anchor[0][:, None]
+        attracted = (self.alpha + distances(pairs.positives) - beta).clamp_min(0) * tuples.is_kept
+        repelled = (self.alpha + beta - distances(tuples.negatives)).clamp_min(0)
+        if tuples.paired:
+            repelled = repelled * tuples.is_kept
+        total = attracted.sum() + repelled.sum()
+        if self.nu:
+            total = total + self.nu * (beta * tuples.is_kept).sum()
+        num_active = torch.count_nonzero(attracted) + torch.count_nonzero(repelled)
+        return Totals(total[None], num_active.to(total.dtype)[None])

@@ -1,4 +1,4 @@
-"""Proxies as anchors: each draws its class near and pushes all other images away."""
+"""Proxy-Anchor: proxies as anchors, each against all images of the batch."""
 
 from functools import partial
 from typing import Annotated, Unpack
@@ -6,29 +6,36 @@ from typing import Annotated, Unpack
 import torch
 from torch import Tensor
 
-from dml.losses.arguments import PositiveFloat, PositiveInt, Range
-from dml.losses.blocks import softplus
-from dml.losses.class_blocks import target_and_rivals
-from dml.losses.contest import cosine_logits
-from dml.losses.proxies import ProxyLoss, ProxyOptions
-from dml.losses.references import References
-from dml.losses.shards import Shard, sum_over_shards
+from dml.arguments import PositiveFloat, PositiveInt, Range
+from dml.losses.core.class_blocks import target_and_others_lse
+from dml.losses.core.class_softmax import cosine_logits
+from dml.losses.core.log_sum_exp import softplus
+from dml.losses.core.proxies import ProxyLoss, ProxyOptions
+from dml.losses.core.references import References
+from dml.losses.core.shards import Shard, sum_over_shards
 
 
 class ProxyAnchor(ProxyLoss):
-    """Mean over proxies with images in the batch of log(1 + sum over their images of e^(-scale (s - margin)))
-    plus mean over all proxies of log(1 + sum over other images of e^(scale (s + margin))).
+    """Proxies as anchors: each draws its class near and pushes all other images away.
+
+        mean over proxies with images in the batch of log(1 + sum over these of e^(-scale (s - margin)))
+      + mean over all proxies of log(1 + sum over all other images of e^(scale (s + margin)))
 
     A rank compares its share of the proxies, which with `sharded` are all it has, with the global batch.
 
     Args:
         num_classes: C; labels are 0 to C - 1.
         dim: D, length of an embedding.
-        margin: of cosine similarity, delta in the paper.
-        scale: alpha in the paper.
+        margin: of cosine similarity, delta in the paper, [0, 1].
+        scale: alpha in the paper, > 0.
         options: seed, sharded, normalize; see `ProxyLoss`.
 
     Source: Kim et al. 2020, arXiv:2003.13911, eq. 4.
+
+    Example:
+        >>> loss = ProxyAnchor(num_classes=3, dim=4, seed=0)
+        >>> round(loss(torch.eye(4), torch.tensor([0, 0, 1, 2])).item(), 4)
+        11.7169
     """
 
     def __init__(
@@ -41,8 +48,7 @@ class ProxyAnchor(ProxyLoss):
         **options: Unpack[ProxyOptions],
     ) -> None:
         super().__init__(num_classes, dim, **options)
-        self.margin = margin
-        self.scale = scale
+        self.margin, self.scale = margin, scale
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         batch = self.global_batch(labels, references)
@@ -50,13 +56,17 @@ class ProxyAnchor(ProxyLoss):
         if not self.sharded:
             share = Shard(self.num_classes, batch.first_row // len(labels), len(batch.labels) // len(labels))
         proxies = self.proxies if len(share) == len(self.proxies) else self.proxies[share.first : share.last]
-        places = batch.labels - share.first
+        index = batch.labels - share.first
         logits = partial(cosine_logits, scale=self.scale)
-        near, far = target_and_rivals(logits, batch.embeddings, places, (proxies,), per="class")
-        attracting, is_present = _log_sum_exp_by_class(self.scale * self.margin - near, places, len(share))
-        repelling = softplus(far + self.scale * self.margin)
-        in_order = batch.labels.sort().values
-        num_present = 1 + torch.count_nonzero(in_order[1:] != in_order[:-1])
+        target_logit, others_lse = target_and_others_lse(
+            logits, batch.embeddings, index, (proxies,), per="class"
+        )
+        attracting, is_present = _log_sum_exp_by_class(
+            self.scale * self.margin - target_logit, index, len(share)
+        )
+        repelling = softplus(others_lse + self.scale * self.margin)
+        sorted_labels = batch.labels.sort().values
+        num_present = 1 + torch.count_nonzero(sorted_labels[1:] != sorted_labels[:-1])
         part = (softplus(attracting) * is_present).sum() / num_present + repelling.sum() / self.num_classes
         # Of whole proxies the ranks' parts are averaged, loss and gradients alike; shards know the total.
         return sum_over_shards(part, share.world_size) if self.sharded else part * share.world_size

@@ -63,11 +63,11 @@ def _build_alone(config: configs.LossConfig, dim: int, num_classes: int, seed: i
         case "circle":
             return losses.Circle(**settings)
         case "generalised-lifted":
-            return losses.GeneralisedLifted(**settings)
+            return losses.GeneralizedLiftedStructure(**settings)
         case "softmax":
             return losses.Softmax(num_classes, dim, seed=seed, **settings)
         case "normalised-softmax":
-            return losses.NormalisedSoftmax(num_classes, dim, seed=seed, **settings)
+            return losses.NormalizedSoftmax(num_classes, dim, seed=seed, **settings)
         case "cosface":
             return losses.CosFace(num_classes, dim, seed=seed, **settings)
         case "arcface":
@@ -77,7 +77,8 @@ def _build_alone(config: configs.LossConfig, dim: int, num_classes: int, seed: i
         case "proxy-nca++":
             return losses.ProxyNCAPlusPlus(num_classes, dim, seed=seed, **settings)
         case "soft-triple":
-            return losses.SoftTriple(num_classes, dim, seed=seed, **settings)
+            centers = settings.pop("centres")
+            return losses.SoftTriple(num_classes, dim, seed=seed, centers_per_class=centers, **settings)
         case "proxy-anchor":
             return losses.ProxyAnchor(num_classes, dim, seed=seed, **settings)
 

@@ -1,8 +1,8 @@
 """A complete training state in a folder: safetensors and JSON, independent of the number of workers.
 
-What all ranks hold alike, rank 0 writes; of parameters that are cut over ranks by rows (`dml.losses.shards`),
-and of the optimiser's moments for them, every rank writes its rows, with the number of the first. The ranks'
-files together are the checkpoint, and a rank of any other cut, or of none, reads the rows it holds.
+What all ranks hold alike, rank 0 writes; of parameters that are sharded over ranks by rows, and of the
+optimiser's moments for them, every rank writes its rows, with the number of the first. The ranks' files
+together are the checkpoint, and a rank of any other sharding, or of none, reads the rows it holds.
 
 Beside its files every rank writes their sizes and SHA-256: from two flipped bits another model would come, so
 nothing is read that is not what was written.
@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from dml import storage
 from dml.errors import CorruptArtifact, IncompatibleArtifact
 from dml.losses import sharded_parameters, shards_of
-from dml.losses.shards import Shard
+from dml.losses.core.shards import Shard
 
 _STATE = "state.json"
 _OPTIMIZER = "optimizer"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dml.losses import keep_shards_local, shards_of
-from dml.losses.shards import Shard, recut
+from dml.losses.core.shards import Shard, reshard
 from dml.training.conformance_table import DIM, Recipe, table
 from dml.training.gather import gather, mean_over_ranks
 from dml.training.spawn import run_ranks
@@ -205,7 +205,7 @@ def _gradients(module: nn.Module) -> dict[str, Tensor]:
 def _flat(tensors: Mapping[str, Tensor], shards: Mapping[str, Shard]) -> Tensor:
     """All numbers in a row; of what is cut over ranks, those of all ranks."""
     whole = [
-        recut(tensor.detach(), shards[name], Shard(shards[name].num_rows)) if name in shards else tensor
+        reshard(tensor.detach(), shards[name], Shard(shards[name].num_rows)) if name in shards else tensor
         for name, tensor in tensors.items()
     ]
     return torch.cat([torch.empty(0), *(tensor.detach().double().flatten() for tensor in whole)])

@@ -8,40 +8,20 @@ from typing import Any
 from torch import nn
 
 from dml import losses
-from dml.losses.contest import Contest
-from dml.losses.proxies import ProxyLoss
+from dml.arguments import arguments_of
 
 DIM = 16
 NUM_CLASSES = 13  # no multiple of 2, 3 or 4 workers; the batches have classes 0 to 11
 _MEMORY = {"size": 40, "start_after": 1}  # not a multiple of the batch's 24 rows: the queue wraps within one
 
-_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "ArcFace": {"": {}, "beyond pi": {"margin": 2.0, "scale": 4.0}},
-    "Circle": {"": {}},
-    "Contrastive": {
-        "": {},
-        "plain hinges": {"positive_margin": 0.2, "negative_margin": 1.2, "squared": False},
-    },
-    "CosFace": {"": {}},
-    "GeneralisedLifted": {"": {}},
-    "LiftedStructure": {"": {}},
-    "Margin": {"": {}, "of each class": {"num_classes": NUM_CLASSES, "nu": 0.01}},
-    "MultiSimilarity": {"": {}, "no mining": {"epsilon": None}},
-    "NPair": {"": {}},
-    "NTXent": {"": {}},
-    "NormalisedSoftmax": {"": {}},
-    "ProxyAnchor": {"": {}},
-    "ProxyNCA": {"": {}},
-    "ProxyNCAPlusPlus": {"": {}},
-    "RankedList": {"": {}},
-    "RecallAtK": {"": {}},
-    "SmoothAP": {"": {}},
-    "SoftTriple": {"": {}},
-    "Softmax": {"": {}},
-    "SupCon": {"": {}},
-    "TripletMargin": {"": {}, "plain": {"squared": False}, "soft": {"margin": None, "mining": "all"}},
+_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "ArcFace": {"beyond pi": {"margin": 2.0, "scale": 4.0}},
+    "Contrastive": {"plain hinges": {"positive_margin": 0.2, "negative_margin": 1.2, "squared": False}},
+    "Margin": {"of each class": {"num_classes": NUM_CLASSES, "nu": 0.01}},
+    "MultiSimilarity": {"no mining": {"epsilon": None}},
+    "TripletMargin": {"plain": {"squared": False}, "soft": {"margin": None, "mining": "all"}},
 }
-"""Loss to variants by name to what they are made with; the first meets every mining, all a memory."""
+"""Losses by name to what else they are made with, beside their defaults, by name."""
 
 
 @dataclass(frozen=True)
@@ -69,47 +49,24 @@ def required(factory: Callable[..., nn.Module]) -> set[str]:
 
 
 def table() -> dict[str, Recipe]:
-    """Name to recipe, for every exported loss.
-
-    Raises:
-        LookupError: a loss was added to `dml.losses` and not here.
-    """
-    exported = {name for name in losses.__all__ if _is_loss(getattr(losses, name))}
-    if exported != set(_SETTINGS):
-        raise LookupError(
-            f"Every loss of dml.losses needs a row in {__name__}._SETTINGS, and nothing else one; missing "
-            f"{sorted(exported - set(_SETTINGS))}, unknown {sorted(set(_SETTINGS) - exported)}."
-        )
-    return {name: recipe for loss in _SETTINGS for name, recipe in _combinations(loss)}
+    """Name to recipe, for every loss of `dml.losses`."""
+    return {name: recipe for loss in losses.LOSSES.values() for name, recipe in _combinations(loss)}
 
 
-def _is_loss(exported: Any) -> bool:
-    is_module = isinstance(exported, type) and issubclass(exported, nn.Module)
-    return is_module and exported is not losses.CrossBatchMemory
-
-
-def _combinations(loss: str) -> Iterator[tuple[str, Recipe]]:
-    factory = getattr(losses, loss)
-    variants = dict(_SETTINGS[loss])
-    if "mining" in inspect.signature(factory).parameters:
+def _combinations(loss: type[losses.EmbeddingLoss]) -> Iterator[tuple[str, Recipe]]:
+    variants: dict[str, dict[str, Any]] = {"": {}, **_VARIANTS.get(loss.__name__, {})}
+    arguments = arguments_of(loss)
+    if "mining" in arguments:
         variants |= {mining: {"mining": mining} for mining in losses.MINING}
-    variants |= _shardings(factory)
+    if "sharded" in arguments:
+        variants["sharded"] = {"sharded": True}
+    if "sample_rate" in arguments:
+        variants["sampled"] = {"sample_rate": 0.5}
+        variants["sharded, sampled"] = {"sharded": True, "sample_rate": 0.5}
     for variant, settings in variants.items():
-        name = f"{loss}, {variant}" if variant else loss
-        recipe = Recipe(factory, settings)
+        name = f"{loss.__name__}, {variant}" if variant else loss.__name__
+        recipe = Recipe(loss, settings)
         yield name, recipe
-        if not getattr(recipe.make(), "within_batch", False):
+        module = recipe.make()
+        if isinstance(module, losses.EmbeddingLoss) and not module.within_batch:
             yield f"{name}, memory", replace(recipe, in_memory=True)
-
-
-def _shardings(factory: type[nn.Module]) -> dict[str, dict[str, Any]]:
-    """Ways of holding and meeting the proxies."""
-    if not issubclass(factory, ProxyLoss):
-        return {}
-    if not issubclass(factory, Contest):
-        return {"sharded": {"sharded": True}}
-    return {
-        "sharded": {"sharded": True},
-        "sampled": {"sample_rate": 0.5},
-        "sharded, sampled": {"sharded": True, "sample_rate": 0.5},
-    }

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from dml.config import OptimizerConfig
-from dml.losses.shards import Shard, sum_over_shards
+from dml.losses.core.shards import Shard, sum_over_shards
 from dml.models.encoder import Encoder
 
 _LOSS_RATE_FACTOR = 100.0  # proxies learn this much faster: Kim et al. 2020, arXiv:2003.13911, sec. 4.1

@@ -15,8 +15,8 @@ every_loss = pytest.mark.parametrize("name", CASES)
 ROWS = 96
 # Where a CPU looks at values because it need not wait for them; a GPU goes another way there.
 ON_A_CPU_ALONE = {
-    "dml/losses/references.py:check_class_ids",
-    "dml/losses/pair.py:_chosen",
+    "dml/losses/core/references.py:check_class_ids",
+    "dml/losses/contrastive.py:_select",
     "dml/similarity.py:_squares_are_ordinary",
 }
 

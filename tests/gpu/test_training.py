@@ -31,7 +31,7 @@ pytestmark = pytest.mark.gpu
 CPU = torch.device("cpu")
 CLASSES, PER_CLASS, STEPS = 8, 4, 8
 # Multi-similarity asks once how large the largest class of a batch is: see test_losses.py.
-WAITS_OF_A_STEP = {"dml/losses/blocks.py:__init__": 1}
+WAITS_OF_A_STEP = {"dml/losses/core/pair_loss.py:__init__": 1}
 EVERYTHING = ["training.ema_decay=0.9", "optimizer.clip_norm=1", "encoder.pooling=gem", "encoder.dropout=0.1"]
 
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from torch import nn
 
-from dml import losses
-from dml.losses import arguments
-from dml.losses.arguments import Range, check_arguments
+from dml import arguments, losses
+from dml.arguments import Range, check_arguments
 from tests.losses.cases import CASES, DIM, NUM_CLASSES
 
 MADE_WITH = {"loss": losses.SupCon(), "num_classes": NUM_CLASSES, "dim": DIM, "mining": "all", "seed": 0}
@@ -20,11 +19,9 @@ MADE_WITH = {"loss": losses.SupCon(), "num_classes": NUM_CLASSES, "dim": DIM, "m
 
 def constructors() -> dict[str, type]:
     """The losses with their base classes, the miners and the memory."""
-    found = {name: getattr(losses, name) for name in losses.__all__}
-    classes = {each for each in found.values() if isinstance(each, type)} - {losses.References}
-    return {
-        each.__name__: each for public in classes for each in public.__mro__ if "losses" in each.__module__
-    }
+    miners = {losses.SemiHardMiner, losses.DistanceWeightedMiner, losses.MultiSimilarityMiner}
+    classes = {*losses.LOSSES.values(), *miners, losses.CrossBatchMemory}
+    return {each.__name__: each for found in classes for each in found.__mro__ if "losses" in each.__module__}
 
 
 def numeric(annotation: Any) -> bool:
@@ -103,7 +100,7 @@ class Example(nn.Module):
         ({"flag": "no"}, r"flag must be True or False; got 'no'"),
         ({"size": 9}, r"size must be an integer in \[1, 9\) or None; got 9"),
         ({"size": 1.0}, r"size must be an integer"),
-        ({"several": (1.0, 0.0)}, r"several must be a sequence, each element a number in \(0, inf\)"),
+        ({"several": (1.0, 0.0)}, r"several must be a sequence of one or more, each a number in \(0, inf\)"),
         ({"several": 1.0}, r"several must be a sequence"),
     ],
     ids=str,

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from dml import losses
 from dml.config import loss_kinds
-from dml.losses.base import EmbeddingLoss
-from dml.losses.references import References
+from dml.losses import EmbeddingLoss, References
 from dml.training.build import build_loss
 from tests.losses.cases import CASES, DIM, NUM_CLASSES, balanced, scattered, uneven, value_and_gradients
 
@@ -203,10 +202,12 @@ def test_embeddings_of_another_length_than_the_proxies_are_refused(name):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: losses.RecallAtK(()), "ks must name one K or more"),
+        (lambda: losses.RecallAtK(()), "ks must be a sequence of one or more"),
+        (lambda: losses.ProxyNCA(1, DIM), r"num_classes must be an integer in \[2, 2\*\*63\)"),
         (lambda: losses.TripletMargin(3.0, squared=False), "margin must be at most 2, the largest distance"),
-        (lambda: losses.RankedList(1.0, 1.5), "margin must be at most boundary"),
-        (lambda: losses.DrawDistanceWeighted(8, cutoff=1.5), "cutoff must be below farthest"),
+        (lambda: losses.RankedList(1.0, 1.5), r"margin must be a number in \[0, boundary\]; got 1.5"),
+        (lambda: losses.RankedList(0.3), r"margin must be .*; got 0.4\. Pass such a value"),
+        (lambda: losses.DistanceWeightedMiner(1.5), r"nonzero_loss_cutoff must be a number in \(cutoff, 2\]"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused_when_the_loss_is_made(make, message):

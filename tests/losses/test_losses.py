@@ -1,13 +1,19 @@
 """Every loss is its formula, in value and in gradient, and stays finite at the formula's limits."""
 
+import doctest
 import gc
+import importlib
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from dml import losses
-from dml.losses import blocks
+from dml.arguments import arguments_of
+from dml.losses.core.blocks import max_block_values
+from dml.losses.triplet_margin import count_by_sort, count_one_by_one
+from tests import reference
 from tests.losses.cases import (
     CASES,
     DIM,
@@ -38,13 +44,19 @@ def unit_rows(x: torch.Tensor) -> torch.Tensor:
     return torch.stack([row / row.square().sum().sqrt() for row in x])
 
 
-def _is_module(exported: object) -> bool:
-    return isinstance(exported, type) and issubclass(exported, nn.Module)
+@pytest.mark.parametrize("kind", losses.LOSSES)
+def test_every_loss_has_a_twin_a_row_in_the_docs_and_an_example_that_runs(kind):
+    assert callable(getattr(reference, kind))
+    assert f"| `{losses.LOSSES[kind].__name__}`" in Path("docs/losses.md").read_text()
+    run = doctest.testmod(importlib.import_module(f"dml.losses.{kind}"), extraglobs={"torch": torch})
+    assert run.attempted > 0
+    assert run.failed == 0
 
 
-def test_every_exported_loss_has_a_twin():
-    exported = {name for name in losses.__all__ if _is_module(getattr(losses, name))} - {"CrossBatchMemory"}
-    assert exported == {name.partition(",")[0] for name in CASES}
+def test_the_memory_s_example_runs():
+    module = importlib.import_module("dml.losses.cross_batch_memory")
+    run = doctest.testmod(module, extraglobs={"torch": torch})
+    assert (run.attempted, run.failed) == (4, 0)
 
 
 @every_loss
@@ -77,7 +89,8 @@ def test_low_precision_gives_finite_gradients_and_a_float32_value(name, embeddin
 
 
 @every_loss
-def test_blocks_of_anchors_or_classes_change_neither_value_nor_gradient(name, monkeypatch):
+@pytest.mark.parametrize("num_values", [1, 5 * 12, 100])
+def test_blocks_of_anchors_or_classes_change_neither_value_nor_gradient(name, num_values):
     module = CASES[name].make().double().eval()
     parameters = list(module.parameters())
 
@@ -85,21 +98,21 @@ def test_blocks_of_anchors_or_classes_change_neither_value_nor_gradient(name, mo
         return value_and_gradients(lambda x: module(x, uneven()), scattered(), *parameters)
 
     whole = results()
-    monkeypatch.setattr("dml.losses.blocks._BLOCK_SIMILARITIES", 5 * 12)
-    monkeypatch.setattr("dml.losses.blocks._LEAST_ROWS", 1)
-    monkeypatch.setattr("dml.losses.soft._LEAST_ROWS", 2)
-    monkeypatch.setattr("dml.losses.soft._BLOCK_LOGITS", 1)
-    monkeypatch.setattr("dml.losses.class_blocks._KEPT_VALUES", 0)
-    monkeypatch.setattr("dml.losses.class_blocks._BLOCK_VALUES", 100)
-    torch.testing.assert_close(results(), whole, rtol=1e-12, atol=1e-13)
+    with max_block_values(num_values):
+        torch.testing.assert_close(results(), whole, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("labels", LABELS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("embeddings", EMBEDDINGS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("name", ["TripletMargin", "TripletMargin, all", "TripletMargin, all, plain"])
-def test_triplets_are_counted_by_sort_as_well(name, embeddings, labels, monkeypatch):
-    monkeypatch.setattr("dml.losses.triplet._FEW_POSITIVES", 0)
-    compare(name, embeddings(), labels())
+@pytest.mark.parametrize("semi_hard", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_triplets_counted_by_sort_are_those_counted_one_by_one(seed, semi_hard):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(5, 1 + 7 * seed), (5, 1 + seed % 6)]
+    # Eighths, so that many are equal.
+    negatives, positives = (torch.randint(-8, 9, s, generator=generator) / 8 for s in shapes)
+    negatives[:, ::3] = -torch.inf
+    bounds, ceilings = positives - 0.25, positives if semi_hard else None
+    found, expected = (count(negatives, bounds, ceilings) for count in (count_by_sort, count_one_by_one))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -107,20 +120,18 @@ def test_triplets_are_counted_by_sort_as_well(name, embeddings, labels, monkeypa
     ["Contrastive", "TripletMargin", "Margin", "MultiSimilarity", "NTXent", "LiftedStructure", "SmoothAP"],
 )
 def test_no_block_outlives_the_next(name, monkeypatch):
-    alive, cut = [], blocks._Cut.pairs
+    alive, forward = [], torch.Tensor.gather
 
-    def spy(*arguments):
-        pairs = cut(*arguments)
-        alive.append(sum(tensor.shape == pairs.negatives.shape for tensor in _tensors()))
-        return pairs
+    def gather(tensor, dim, index):
+        alive.append(sum(other.shape == (4, 40) for other in _tensors()))
+        return forward(tensor, dim, index)
 
-    monkeypatch.setattr(blocks._Cut, "pairs", spy)
-    monkeypatch.setattr("dml.losses.blocks._BLOCK_SIMILARITIES", 1)
-    monkeypatch.setattr("dml.losses.blocks._LEAST_ROWS", 4)
+    monkeypatch.setattr(torch.Tensor, "gather", gather)
     x = torch.randn(40, DIM).requires_grad_()
-    CASES[name].make()(nn.functional.normalize(x), torch.arange(40) % 10)
-    assert len(alive) >= 10
-    assert alive[9] <= alive[3], "the tenth block finds no more matrices of its size than the fourth"
+    with max_block_values(4 * 40):
+        CASES[name].make()(nn.functional.normalize(x), torch.arange(40) % 10)
+    assert len(alive) >= 20
+    assert max(alive[-6:]) <= max(alive[-15:-6]), "a later block finds no more matrices of its size"
 
 
 def _tensors() -> list[torch.Tensor]:
@@ -173,3 +184,66 @@ def test_semi_hard_mining_needs_a_margin():
 def test_a_label_without_a_proxy_or_boundary_is_refused(loss, noun):
     with pytest.raises(ValueError, match=f"one {noun} each; got 0 to 3"):
         loss(scattered().float(), balanced())
+
+
+PUBLISHED = {
+    "arcface": {"margin": 0.5, "scale": 64.0},
+    "circle": {"margin": 0.4, "scale": 80.0},
+    "contrastive": {"positive_margin": 0.0, "negative_margin": 1.0, "squared": True},
+    "cosface": {"margin": 0.35, "scale": 64.0},
+    "generalized_lifted_structure": {"margin": 1.0},
+    "lifted_structure": {"margin": 1.0},
+    "margin": {"alpha": 0.2, "beta": 1.2, "nu": 0.0, "mining": "distance-weighted"},
+    "multi_similarity": {"alpha": 2.0, "beta": 50.0, "base": 0.5, "epsilon": 0.1},
+    "n_pair": {"scale": 1.0, "l2": 0.02 / 4, "normalize": False},
+    "normalized_softmax": {"temperature": 0.05},
+    "nt_xent": {"temperature": 0.1},
+    "proxy_anchor": {"margin": 0.1, "scale": 32.0},
+    "proxy_nca": {"scale": 9.0},
+    "proxy_nca_plus_plus": {"temperature": 1 / 9},
+    "ranked_list": {"boundary": 1.2, "margin": 0.4, "temperature": 10.0, "negative_weight": 1.0},
+    "recall_at_k": {"ks": (1, 2, 4, 8, 16), "rank_temperature": 0.01, "cut_temperature": 1.0},
+    "smooth_ap": {"temperature": 0.01},
+    "soft_triple": {"centers_per_class": 10, "scale": 20.0, "gamma": 0.1, "margin": 0.01, "tau": 0.2},
+    "softmax": {},
+    "sup_con": {"temperature": 0.1},
+    "triplet_margin": {"margin": 0.2, "mining": "semi-hard", "squared": True},
+}
+"""What the source that a loss's docstring names has; docs/losses.md says where authors' codes differ."""
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_the_defaults_are_those_of_the_source_that_the_docstring_names(kind):
+    loss = losses.LOSSES[kind]
+    assert "Source: " in loss.__doc__
+    arguments = arguments_of(loss)
+    assert {name: arguments[name].default for name in PUBLISHED[kind]} == PUBLISHED[kind]
+
+
+def hinge_cases() -> dict[str, tuple[losses.EmbeddingLoss, list[list[float]], list[int], float]]:
+    """Batches in which a hinge is inactive, with the loss of the active ones by hand."""
+    far = [[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]
+    near = [[1.0, 0.0], [0.6, 0.8], [1.0, 0.0], [0.6, 0.8]]
+    return {
+        "lifted structure, inactive": (losses.LiftedStructure(), far, [0, 0, 1], 0.0),
+        "generalized lifted structure, inactive": (
+            losses.GeneralizedLiftedStructure(),
+            far,
+            [0, 0, 1, 1],
+            0.0,
+        ),
+        "contrastive, inactive": (losses.Contrastive(), far, [0, 0, 1], 0.0),
+        "triplet, inactive": (losses.TripletMargin(mining="all"), far, [0, 0, 1], 0.0),
+        "margin, inactive": (losses.Margin(mining="all"), far, [0, 0, 1], 0.0),
+        "ranked list, inactive": (losses.RankedList(), far, [0, 0, 1], 0.0),
+        "triplet, active": (losses.TripletMargin(mining="all"), near, [0, 0, 1, 1], (1.0 + 0.2) / 2),
+    }
+
+
+@pytest.mark.parametrize("name", hinge_cases())
+def test_a_hinge_is_zero_where_it_is_inactive_and_its_formula_where_it_is_active(name):
+    """Positives coincide, negatives are 2 apart: lifted structure's log(2 e^(1 - 2)) is below 0 too."""
+    loss, embeddings, labels, expected = hinge_cases()[name]
+    value, gradient = value_and_gradients(lambda x: loss(x, torch.tensor(labels)), torch.tensor(embeddings))
+    torch.testing.assert_close(float(value), expected)
+    assert gradient.any() == (expected > 0)

@@ -90,7 +90,7 @@ def test_losses_that_learn_within_the_batch_are_refused_before_the_first_step(lo
 
 
 @pytest.mark.parametrize("loss", WITHIN_BATCH.values(), ids=WITHIN_BATCH)
-def test_losses_that_learn_within_the_batch_refuse_strangers_as_references(loss):
+def test_losses_that_learn_within_the_batch_refuse_references_that_are_other_samples(loss):
     (x, y), (former, former_labels) = ((x.float(), y) for x, y in batches(2))
     with pytest.raises(ValueError, match="anchors must be among the references"):
         loss(x, y, losses.References(former, former_labels, contain_anchors=False))

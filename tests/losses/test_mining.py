@@ -5,15 +5,14 @@ import torch
 from torch import nn
 
 from dml import losses
-from dml.losses.chance import Chance
-from dml.losses.mining import miner_of
+from dml.losses.core.rng import CounterRNG
 from tests.losses.cases import balanced, scattered
 
 
-def test_draws_are_uniform_and_differ_between_calls_anchors_and_slots():
+def test_draws_are_uniform_and_differ_between_calls_anchors_and_columns():
     rows = torch.arange(4000)
-    first = Chance(3, torch.tensor(0)).uniform(rows, 3, 0)
-    second = Chance(3, torch.tensor(1)).uniform(rows, 3, 0)
+    first = CounterRNG(3, torch.tensor(0)).uniform(rows, 3)
+    second = CounterRNG(3, torch.tensor(1)).uniform(rows, 3)
     for numbers in (first, second):
         assert numbers.min() >= 0
         assert numbers.max() < 1
@@ -25,21 +24,21 @@ def test_draws_are_uniform_and_differ_between_calls_anchors_and_slots():
 
 
 def test_a_draw_does_not_depend_on_which_other_anchors_are_there():
-    whole = Chance(1, torch.tensor(5)).uniform(torch.arange(100), 4, 0)
-    part = Chance(1, torch.tensor(5)).uniform(torch.arange(40, 60), 4, 0)
+    whole = CounterRNG(1, torch.tensor(5)).uniform(torch.arange(100), 4)
+    part = CounterRNG(1, torch.tensor(5)).uniform(torch.arange(40, 60), 4)
     assert torch.equal(whole[40:60], part)
 
 
 def test_any_seed_of_torch_draws():
     rows, call = torch.arange(8), torch.tensor(0)
     assert not torch.equal(
-        Chance(2**64 - 1, call).uniform(rows, 1, 0), Chance(2**63 - 1, call).uniform(rows, 1, 0)
+        CounterRNG(2**64 - 1, call).uniform(rows, 1), CounterRNG(2**63 - 1, call).uniform(rows, 1)
     )
 
 
-def test_the_first_slots_are_the_same_however_many_follow():
-    rows, chance = torch.arange(50), Chance(4, torch.tensor(2))
-    assert torch.equal(chance.uniform(rows, 5, 3)[:, :1], chance.uniform(rows, 1, 3))
+def test_the_first_columns_are_the_same_however_many_follow():
+    rows, rng = torch.arange(50), CounterRNG(4, torch.tensor(2))
+    assert torch.equal(rng.uniform(rows, 5, stream=3)[:, :1], rng.uniform(rows, 1, stream=3))
 
 
 @pytest.mark.parametrize("mining", ["random", "soft-hard", "distance-weighted", "semi-hard"])
@@ -86,10 +85,10 @@ def test_weights_do_not_vanish_in_high_dimensions():
     x[4:8] = x[0:4]
     labels = torch.arange(64) // 4
     kept = []
-    miner = miner_of("distance-weighted", dim=512)
+    miner = losses.DistanceWeightedMiner()
 
-    def spy(pairs, chance):
-        kept.append(miner(pairs, chance))
+    def spy(pairs):
+        kept.append(miner(pairs))
         return kept[-1]
 
     losses.TripletMargin(mining=spy)(x, labels)

@@ -35,7 +35,10 @@ PAIRS = {
             miners.TripletMarginMiner(0.2, "semihard", distance=SQUARED),
         ),
     ),
-    "generalised lifted": (losses.GeneralisedLifted(), peer.GeneralizedLiftedStructureLoss(1, 0)),
+    "generalized lifted structure": (
+        losses.GeneralizedLiftedStructure(),
+        peer.GeneralizedLiftedStructureLoss(1, 0),
+    ),
     "multi-similarity": (
         losses.MultiSimilarity(),
         Mined(peer.MultiSimilarityLoss(2, 50, 0.5), miners.MultiSimilarityMiner(0.1)),

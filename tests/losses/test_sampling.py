@@ -1,4 +1,4 @@
-"""Partial-FC: a batch meets its own classes and a sample of the others, the same wherever it is drawn."""
+"""Partial-FC: a softmax over the batch's own classes and a sample of the others, the same on every rank."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.losses.cases import DIM, scattered, uneven, value_and_gradients
 NUM_CLASSES = 40
 
 
-def touched(loss: losses.CosFace) -> Tensor:
+def with_gradient(loss: losses.CosFace) -> Tensor:
     """Which proxies the next batch gives a gradient."""
     loss.proxies.grad = None
     loss(scattered(), uneven()).backward()
@@ -24,36 +24,36 @@ def make(**settings) -> losses.CosFace:
     ).double()
 
 
-def test_it_is_the_loss_over_the_rows_it_meets_and_no_other_row_has_a_gradient():
+def test_it_is_the_loss_over_the_sampled_rows_and_no_other_row_has_a_gradient():
     x, labels = scattered(), uneven()
-    met = touched(make()).nonzero()[:, 0]
-    assert len(labels.unique()) < len(met) < NUM_CLASSES
+    sampled = with_gradient(make()).nonzero()[:, 0]
+    assert len(labels.unique()) < len(sampled) < NUM_CLASSES
     loss = make()
     ours = value_and_gradients(lambda x: loss(x, labels), x, loss.proxies)
-    places = torch.searchsorted(met, labels)
+    index = torch.searchsorted(sampled, labels)
 
     def twin(x: Tensor) -> Tensor:
-        return reference.proxy_softmax(x, places, loss.proxies[met], scale=64.0, cosine_margin=0.35)
+        return reference.cosface(x, index, loss.proxies[sampled], margin=0.35, scale=64.0)
 
     torch.testing.assert_close(ours, value_and_gradients(twin, x, loss.proxies))
 
 
-def test_every_batch_meets_its_own_classes_and_another_sample_that_the_state_resumes():
+def test_every_batch_has_its_own_classes_and_another_sample_that_the_state_resumes():
     loss = make()
-    samples = [touched(loss) for _ in range(6)]
+    samples = [with_gradient(loss) for _ in range(6)]
     assert all(sample[uneven()].all() for sample in samples)
     assert len({tuple(sample.tolist()) for sample in samples}) == 6
     again = make()
     for _ in range(3):
-        touched(again)
+        with_gradient(again)
     resumed = make(seed=5)
     resumed.load_state_dict(again.state_dict())
-    assert torch.equal(touched(resumed), samples[3])
+    assert torch.equal(with_gradient(resumed), samples[3])
 
 
-def test_evaluation_meets_all_classes_and_leaves_the_count():
+def test_evaluation_is_over_all_classes_and_leaves_the_count():
     loss = make().eval()
-    assert touched(loss).all()
+    assert with_gradient(loss).all()
     assert loss.num_calls == 0
 
 
@@ -77,8 +77,3 @@ def test_draws_have_the_rate_and_are_independent_between_calls_and_neighbours():
 def test_a_rate_that_is_no_share_is_refused(rate):
     with pytest.raises(ValueError, match=r"sample_rate must be a number in \(0, 1\] or None"):
         make(sample_rate=rate)
-
-
-def test_a_ratio_to_no_other_class_is_refused():
-    with pytest.raises(ValueError, match="ProxyNCAPlusPlus takes one"):
-        losses.ProxyNCA(1, DIM)

@@ -20,7 +20,7 @@ ALLOWED = {
     "LiftedStructure": {"_local_scalar_dense": 2},  # the largest class, once for each pass
     "sampled": {"nonzero": 1},  # Partial-FC: how many classes were drawn
 }
-PROXIES = {name for name in losses.__all__ if hasattr(getattr(losses, name), "global_batch")}
+PROXIES = {loss.__name__ for loss in losses.LOSSES.values() if issubclass(loss, losses.ProxyLoss)}
 
 
 def allowed(name: str) -> dict[str, int]:

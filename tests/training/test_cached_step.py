@@ -13,7 +13,7 @@ from dml import losses
 from dml.config import Conv4Config, EncoderConfig
 from dml.errors import InvalidSetting
 from dml.losses import shards_of
-from dml.losses.shards import Shard, recut
+from dml.losses.core.shards import Shard, reshard
 from dml.models.encoder import Encoder
 from dml.training.cached_step import cached_train_step
 from dml.training.ghost_batch_norm import refuse_training_batch_norm
@@ -87,7 +87,7 @@ def outcome(learner: nn.Module, value: Tensor) -> dict[str, Tensor]:
 
 
 def whole(tensor: Tensor, shard: Shard | None) -> Tensor:
-    return tensor.clone() if shard is None else recut(tensor, shard, Shard(shard.num_rows))
+    return tensor.clone() if shard is None else reshard(tensor, shard, Shard(shard.num_rows))
 
 
 def one_graph_step(learner: Learner, images: Tensor, labels: Tensor, chunk_rows: int) -> Tensor:

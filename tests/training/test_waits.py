@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dml.config import EncoderConfig, OptimizerConfig
-from dml.losses import NormalisedSoftmax
+from dml.losses import NormalizedSoftmax
 from dml.models.encoder import Encoder
 from dml.training.averages import AveragedEncoder
 from dml.training.batch_norm import synchronise_batch_norm
@@ -25,7 +25,7 @@ def test_a_step_looks_at_no_value_and_at_no_other_device(kind, pooling, chunk_ro
         encoder = Encoder(EncoderConfig(dim=16, pooling=pooling, dropout=0.1, layer_norm=True), channels=1)
         if chunk_rows is None:
             synchronise_batch_norm(encoder, torch.device("cuda"))
-        loss = NormalisedSoftmax(12, 16)
+        loss = NormalizedSoftmax(12, 16)
         images, labels = torch.randn(24, 1, 28, 28), torch.arange(24) % 12
     learner = Learner(encoder, loss, "float32").train()
     optimizer = build_optimizer(OptimizerConfig(kind=kind), encoder, loss)

@@ -15,16 +15,16 @@ MAKERS = {
     "CosFace": losses.CosFace,
     "Softmax": losses.Softmax,
     "ProxyAnchor": losses.ProxyAnchor,
-    "SoftTriple": partial(losses.SoftTriple, centres=2),
+    "SoftTriple": partial(losses.SoftTriple, centers_per_class=2),
 }
 
 
-def grown(sharded: bool) -> dict[str, list[Tensor]]:
+def extended(sharded: bool) -> dict[str, list[Tensor]]:
     """Of every loss: all rows after three steps with 9 classes, five new ones, and three more steps."""
-    return {name: _grown(make, sharded) for name, make in MAKERS.items()}
+    return {name: _extended(make, sharded) for name, make in MAKERS.items()}
 
 
-def _grown(make, sharded: bool) -> list[Tensor]:
+def _extended(make, sharded: bool) -> list[Tensor]:
     rank, world_size = place()
     module = Learner(make(9, DIM, seed=5, sharded=sharded))
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
@@ -50,9 +50,9 @@ def _grown(make, sharded: bool) -> list[Tensor]:
 
 
 @pytest.mark.slow
-def test_in_shards_growing_and_training_on_equals_one_process():
-    alone = grown(sharded=False)
-    for of_rank in run_ranks(3, grown, True):
+def test_in_shards_adding_classes_and_training_on_equals_one_process():
+    alone = extended(sharded=False)
+    for of_rank in run_ranks(3, extended, True):
         torch.testing.assert_close(of_rank, alone, rtol=1e-8, atol=1e-11)
 
 

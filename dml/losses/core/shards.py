@@ -1,9 +1,9 @@
-"""Rows of one value per class, cut over workers, and the collectives that make one loss of their parts.
+"""Rows of one value per class, sharded over workers, and the collectives that make one loss of their parts.
 
 Every rank computes the whole loss of the global batch, its own classes' part by itself and the rest through
 these collectives. What is combined is the same on every rank, so a rank's backward is local: its part's
 gradient is the whole's times the part's derivative. Its shard then has its exact gradient, which nobody may
-average; the embeddings have the share that came through this shard, and `of_all_shards` prepares them for
+average; the embeddings have the share that came through this shard, and `for_all_shards` prepares them for
 being summed by the gather's backward and averaged by data parallelism.
 """
 
@@ -52,29 +52,29 @@ class Shard:
         return min(rank * -(-self.num_rows // self.world_size), self.num_rows)
 
 
-def recut(rows: Tensor, old: Shard, new: Shard) -> Tensor:
-    """The rows of another cut that the old one has, wherever they are now; rows it has not are zero.
+def reshard(rows: Tensor, old: Shard, new: Shard) -> Tensor:
+    """This rank's rows of another sharding, from the ranks that hold them; those of none are zero.
 
     Args:
-        rows: (len(old), ...) this rank's rows of the old cut.
-        old: the cut they follow, over the ranks of the default group.
-        new: of the same ranks, with another number of rows.
+        rows: (len(old), ...) this rank's rows of the old sharding.
+        old: how they are sharded now, over the ranks of the default group.
+        new: over the same ranks, with another number of rows.
 
     Returns:
         (len(new), ...). One old shard at a time is held beside it; every rank must call this.
     """
-    found = rows.new_zeros(len(new), *rows.shape[1:])
+    resharded = rows.new_zeros(len(new), *rows.shape[1:])
     for source in map(old.of, range(old.world_size)):
         part = rows.contiguous() if source == old else rows.new_empty(len(source), *rows.shape[1:])
         if old.world_size > 1 and len(source):
             dist.broadcast(part, source.rank)
         first, last = max(source.first, new.first), min(source.last, new.last)
         if first < last:
-            found[first - new.first : last - new.first] = part[first - source.first : last - source.first]
-    return found
+            resharded[first - new.first : last - new.first] = part[first - source.first : last - source.first]
+    return resharded
 
 
-def of_all_shards(embeddings: Tensor, world_size: int) -> Tensor:
+def for_all_shards(embeddings: Tensor, world_size: int) -> Tensor:
     """The global batch as every shard's input: the gradient is W times as large, as it will be averaged."""
     if world_size == 1:
         return embeddings
@@ -90,17 +90,17 @@ def sum_over_shards(part: Tensor, world_size: int) -> Tensor:
     return total
 
 
-def combine_contests(target: Tensor, rivals: Tensor, world_size: int) -> tuple[Tensor, Tensor]:
-    """Target and rivals over all classes from those over each shard's; two collectives.
+def combine_lse(target_logit: Tensor, others_lse: Tensor, world_size: int) -> tuple[Tensor, Tensor]:
+    """Target logit and others' LSE over all classes from those over each shard's; two collectives.
 
     Args:
-        target: (B,) logit of the own class, 0 on ranks that do not hold it.
-        rivals: (B,) log sum exp of the other classes' logits, -inf where the shard has none.
+        target_logit: (B,) logit to the own class, 0 on ranks that do not hold it.
+        others_lse: (B,) log sum exp of the logits to the other classes, -inf where the shard has none.
         world_size: ranks with a shard.
     """
     if world_size == 1:
-        return target, rivals
-    combined: tuple[Tensor, Tensor] = _CombineContests.apply(target, rivals)
+        return target_logit, others_lse
+    combined: tuple[Tensor, Tensor] = _CombineLSE.apply(target_logit, others_lse)
     return combined
 
 
@@ -127,20 +127,20 @@ class _SumOverShards(torch.autograd.Function):
         return gradients[0]
 
 
-class _CombineContests(torch.autograd.Function):
+class _CombineLSE(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, target: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor]:
-        peak = rivals.clone()
+    def forward(ctx: Any, target_logit: Tensor, others_lse: Tensor) -> tuple[Tensor, Tensor]:
+        peak = others_lse.clone()
         dist.all_reduce(peak, dist.ReduceOp.MAX)
         shift = torch.where(peak.isfinite(), peak, 0.0)
-        sums = torch.stack([target, (rivals - shift).exp()])
+        sums = torch.stack([target_logit, (others_lse - shift).exp()])
         dist.all_reduce(sums)
         total = sums[1].log() + shift
-        ctx.save_for_backward((rivals - shift).exp() / torch.where(sums[1] > 0, sums[1], 1.0))
+        ctx.save_for_backward((others_lse - shift).exp() / torch.where(sums[1] > 0, sums[1], 1.0))
         return sums[0], total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_target: Tensor, of_rivals: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad_target_logit: Tensor, grad_others_lse: Tensor) -> tuple[Tensor, Tensor]:
         (share,) = ctx.saved_tensors
-        return of_target, of_rivals * share
+        return grad_target_logit, grad_others_lse * share

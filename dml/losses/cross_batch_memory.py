@@ -1,4 +1,4 @@
-"""A memory of former batches around any loss of pairs."""
+"""A memory bank of former batches around any loss of pairs (XBM)."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dml.losses.arguments import NonNegativeInt, PositiveFloat, PositiveInt, check_arguments
-from dml.losses.base import EmbeddingLoss
-from dml.losses.references import References
+from dml.arguments import NonNegativeInt, PositiveFloat, PositiveInt, check_arguments
+from dml.losses.core.base import EmbeddingLoss, Loss
+from dml.losses.core.references import References
 from dml.similarity import at_least_float32, unit_length
 
 
@@ -16,36 +16,44 @@ from dml.similarity import at_least_float32, unit_length
 class CrossBatchMemory(nn.Module):
     """The loss on the batch, and the same loss of the batch's anchors against embeddings of former batches.
 
+        loss(batch against itself) + weight * loss(batch against the memory bank)
+
     Embeddings change slowly after a while, so that those of the last batches still serve as references,
-    without gradient. The memory is a part of the module's state: a resumed run remembers what it remembered.
-    It is filled with the global batch in rank order, hence the same on every worker and for any number of
-    them. A batch is remembered after its loss: no image meets its own copy. A row that is not finite is never
-    remembered: one bad batch gives one bad loss.
+    without gradient. The memory bank is a part of the module's state: a resumed run continues with it. It is
+    filled with the global batch in rank order, hence the same on every worker and for any number of them. A
+    batch is stored after its loss: no image is compared with its own copy. A row that is not finite is never
+    stored: one bad batch gives one bad loss.
 
     Args:
-        loss: a loss of pairs whose references need not contain its anchors. Ours that want them there say so
-            by an attribute `within_batch`, and are refused.
+        loss: a loss of pairs, ours or yours, whose references need not contain its anchors; those of ours
+            with `within_batch` are refused.
         dim: D, length of an embedding.
-        size: how many embeddings are remembered; the paper remembers the whole data set.
-        start_after: calls before the memory is used; it fills meanwhile.
-        weight: of the loss against the memory.
+        size: how many embeddings are stored; the paper stores the whole data set.
+        start_after: calls before the memory bank is used; it fills meanwhile.
+        weight: of the loss against the memory bank.
 
     Raises:
-        ValueError: no dim or size, a negative start, a weight not above 0, or a loss that learns within the
-            batch.
+        ValueError: a loss that learns within the batch, or another memory.
 
-    Source: Wang et al. 2020, arXiv:1912.06798, alg. 1; there the batch is remembered before its loss.
+    Source: Wang et al. 2020, arXiv:1912.06798, alg. 1; there the batch is stored before its loss.
+
+    Example:
+        >>> from dml.losses import SupCon
+        >>> loss = CrossBatchMemory(SupCon(), dim=4, size=8, start_after=0)
+        >>> values = [loss(torch.eye(4), torch.tensor([0, 0, 1, 1])) for _ in range(2)]
+        >>> round(values[0].item(), 4), round(values[1].item(), 4)
+        (1.0986, 6.0987)
     """
 
     embeddings: Tensor
     labels: Tensor
     num_calls: Tensor
     num_seen: Tensor
-    """() int64, rows remembered so far, those overwritten among them."""
+    """() int64, rows stored so far, those overwritten among them."""
 
     def __init__(
         self,
-        loss: nn.Module,
+        loss: Loss,
         *,
         dim: PositiveInt,
         size: PositiveInt = 8192,
@@ -58,7 +66,7 @@ class CrossBatchMemory(nn.Module):
                 "A memory must be around a loss; got another CrossBatchMemory. Make one memory with a larger "
                 "size."
             )
-        if getattr(loss, "within_batch", False):
+        if isinstance(loss, EmbeddingLoss) and loss.within_batch:
             raise ValueError(
                 "A memory serves losses of pairs whose other ends may be of former batches; got "
                 f"{type(loss).__name__}, which learns within the batch. Use it alone, or another loss here."
@@ -68,8 +76,8 @@ class CrossBatchMemory(nn.Module):
         self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("num_calls", torch.zeros((), dtype=torch.int64))
         self.register_buffer("num_seen", torch.zeros((), dtype=torch.int64))
-        self._in_full_use = False
-        self.register_load_state_dict_post_hook(_look_again)  # type: ignore[no-untyped-call]
+        self._is_full = False
+        self.register_load_state_dict_post_hook(_recount)  # type: ignore[no-untyped-call]
 
     def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
         references = References.of(embeddings, labels, references)
@@ -82,18 +90,18 @@ class CrossBatchMemory(nn.Module):
         size = self._size_to_use()
         if size:
             # Ours keep nothing of references without gradient; autograd may hold another's until backward.
-            kept = self.embeddings if isinstance(self.loss, EmbeddingLoss) else self.embeddings.clone()
-            remembered = replace(
+            bank = self.embeddings if isinstance(self.loss, EmbeddingLoss) else self.embeddings.clone()
+            stored = replace(
                 references,
                 # In float64 where the batch is: a loss of pairs has no precision of its own.
-                embeddings=kept[:size].to(at_least_float32(embeddings).dtype),
+                embeddings=bank[:size].to(at_least_float32(embeddings).dtype),
                 labels=self.labels[:size],
                 contain_anchors=False,
             )
-            total = total + self.weight * self.loss(embeddings, labels, remembered)
+            total = total + self.weight * self.loss(embeddings, labels, stored)
         if self.training:
             rows, zero_or_nan = self._narrowed(references.embeddings)
-            self._remember(rows, references.labels)
+            self._store(rows, references.labels)
             total = total + zero_or_nan
         return total
 
@@ -119,33 +127,33 @@ class CrossBatchMemory(nn.Module):
 
     def _size_to_use(self) -> int:
         """How many rows serve as references; once all do, it needs no look at the counts, and no wait."""
-        if self._in_full_use:
+        if self._is_full:
             return len(self.labels)
         counts = torch.stack([self.num_seen, self.num_calls])
         num_seen, num_calls = map(int, counts.tolist())  # one wait for a GPU
         if num_calls < self.start_after:
             return 0
-        self._in_full_use = num_seen >= len(self.labels)
+        self._is_full = num_seen >= len(self.labels)
         return min(num_seen, len(self.labels))
 
     @torch.no_grad()
-    def _remember(self, rows: Tensor, labels: Tensor) -> None:
+    def _store(self, rows: Tensor, labels: Tensor) -> None:
         """Write the global batch's finite rows over the oldest."""
         size = len(self.labels)
         is_finite = rows.sum(1).isfinite()
         # The finite ones behind the others, each in their order; of these the last, as many as there is room.
         order = is_finite.byte().argsort(stable=True)[-size:]
         num_finite = torch.count_nonzero(is_finite).clamp_max(size)
-        # The first of these places are of rows that are not finite: they keep what they have.
+        # The first of these slots are those of rows that are not finite: they keep what they have.
         nth = torch.arange(len(order), device=labels.device) - (len(order) - num_finite)
-        places = (self.num_seen + nth) % size
+        slots = (self.num_seen + nth) % size
         is_new = nth >= 0
-        self.embeddings[places] = torch.where(is_new[:, None], rows[order], self.embeddings[places])
-        self.labels[places] = torch.where(is_new, labels[order], self.labels[places])
+        self.embeddings[slots] = torch.where(is_new[:, None], rows[order], self.embeddings[slots])
+        self.labels[slots] = torch.where(is_new, labels[order], self.labels[slots])
         self.num_seen += num_finite
         self.num_calls += 1
 
 
-def _look_again(memory: CrossBatchMemory, _: Any) -> None:
-    """Another state was loaded: how much of it can be used is not known any more."""
-    memory._in_full_use = False
+def _recount(memory: CrossBatchMemory, _: Any) -> None:
+    """Another state was loaded: how much of it can be used must be looked up again."""
+    memory._is_full = False

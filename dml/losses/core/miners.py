@@ -1,20 +1,20 @@
-"""Which pairs and triplets of a block a loss learns from, without listing them.
+"""Miners: which pairs and triplets of a block a loss learns from, without listing them.
 
-A miner keeps some positives and negatives of every anchor, or draws one negative for each kept positive, by
-the chance of the anchor's place in the global batch: any number of workers draws the same tuples.
+A miner keeps some positives and negatives of every anchor, or draws one negative for each kept positive. It
+draws by the anchor's row in the global batch, so that any number of workers draws the same tuples.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal, Unpack, get_args
+from typing import Annotated, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
 
-from dml.losses.arguments import PositiveInt, Range, Seed, check_arguments
-from dml.losses.base import EmbeddingLoss, LossOptions
-from dml.losses.blocks import AT_REST, Pairs
-from dml.losses.chance import Chance
+from dml.arguments import Range, Seed, check_arguments
+from dml.losses.core.pair_loss import MASKED, PairLoss, Pairs, average_over_anchors
+from dml.losses.core.references import References
+from dml.losses.core.rng import CounterRNG
 from dml.similarity import distances
 
 Mining = Literal[
@@ -29,38 +29,38 @@ class Tuples:
     """What a miner keeps of a block."""
 
     negatives: Tensor
-    """(A, R) similarities, -inf where there is no kept negative; or (A, P) with `paired`."""
+    """(A, R) similarities, `MASKED` where there is no kept negative; or (A, P) with `paired`."""
     is_kept: Tensor
     """(A, P) bool, the kept positives."""
     paired: bool
     """Whether `negatives` holds one negative for each positive, instead of all for all."""
 
 
-Miner = Callable[[Pairs, Chance], Tuples]
-"""A custom miner: from a block and its chance to the tuples it keeps; differentiable in the similarities."""
+Miner = Callable[[Pairs], Tuples]
+"""A miner, yours too: from a block to the tuples it keeps; differentiable in the similarities."""
 
 
-def keep_all(pairs: Pairs, _: Chance) -> Tuples:
-    """Naive sampling: every positive with every negative."""
+def all_miner(pairs: Pairs) -> Tuples:
+    """Every positive with every negative."""
     return Tuples(pairs.negatives, pairs.is_positive, paired=False)
 
 
-def draw_random(pairs: Pairs, chance: Chance) -> Tuples:
-    """Naive sampling, thinned: each positive with one negative, drawn uniformly."""
-    uniform = chance.uniform(pairs.rows, pairs.columns.shape[1], 0)
+def random_miner(pairs: Pairs) -> Tuples:
+    """Each positive with one negative, drawn uniformly."""
+    uniform = pairs.rng.uniform(pairs.anchor_index, pairs.positives.shape[1])
     return _paired(pairs, pairs.is_positive, _draw_uniform(pairs, uniform))
 
 
-def keep_batch_hard(pairs: Pairs, _: Chance) -> Tuples:
+def batch_hard_miner(pairs: Pairs) -> Tuples:
     """Each anchor's farthest positive and closest negative. Hermans et al. 2017, arXiv:1703.07737, eq. 5."""
     farthest = pairs.positives.detach().masked_fill(~pairs.is_positive, torch.inf).argmin(1, keepdim=True)
     closest = pairs.negatives.detach().argmax(1, keepdim=True)
-    return _paired(pairs, _only(farthest, pairs), closest.expand_as(pairs.columns))
+    return _paired(pairs, _only(farthest, pairs), closest.expand_as(pairs.positive_index))
 
 
 @check_arguments
 @dataclass(frozen=True)
-class DrawSemiHard:
+class SemiHardMiner:
     """Each positive with one negative that is farther, but within the margin; no such negative, no tuple.
 
     Schroff et al. 2015, arXiv:1503.03832, sec. 3.2, with a uniform draw among the semi-hard.
@@ -73,21 +73,22 @@ class DrawSemiHard:
     margin: Annotated[float, Range(gt=0, le=4)] = 0.2
     squared: bool = True
 
-    def __call__(self, pairs: Pairs, chance: Chance) -> Tuples:
-        near = pairs.positives.detach()
-        far = beyond_margin(near, self.margin, squared=self.squared)
-        drawn, found = [], []
-        for slot in range(near.shape[1]):
-            between = _sign_of_positive(pairs.negatives.detach() - far[:, slot, None])
-            between *= _sign_of_positive(near[:, slot, None] - pairs.negatives.detach())
-            column, some = _draw_weighted(between, chance.uniform(pairs.rows, 1, slot))
+    def __call__(self, pairs: Pairs) -> Tuples:
+        positives, negatives = pairs.positives.detach(), pairs.negatives.detach()
+        bounds = beyond_margin(positives, self.margin, squared=self.squared)
+        drawn, has_any = [], []
+        for slot in range(positives.shape[1]):
+            is_between = _is_positive(negatives - bounds[:, slot, None])
+            is_between *= _is_positive(positives[:, slot, None] - negatives)
+            uniform = pairs.rng.uniform(pairs.anchor_index, 1, stream=slot)
+            column, has_one = _draw_weighted(is_between, uniform)
             drawn.append(column)
-            found.append(some)
-        kept = pairs.is_positive & torch.stack(found, 1)
+            has_any.append(has_one)
+        kept = pairs.is_positive & torch.stack(has_any, 1)
         return _paired(pairs, kept, torch.cat(drawn, 1))
 
 
-def draw_soft_hard(pairs: Pairs, chance: Chance) -> Tuples:
+def soft_hard_miner(pairs: Pairs) -> Tuples:
     """One triplet an anchor: uniform among the hard, not the hardest.
 
     The negative is drawn from those closer than the farthest positive, the positive from those farther than
@@ -98,75 +99,69 @@ def draw_soft_hard(pairs: Pairs, chance: Chance) -> Tuples:
     closest = pairs.negatives.detach().amax(1, keepdim=True)
     hard = pairs.is_positive & (positives < closest)
     hard = torch.where(hard.any(1, keepdim=True), hard, pairs.is_positive)
-    uniform = chance.uniform(pairs.rows, 2, 0)
+    uniform = pairs.rng.uniform(pairs.anchor_index, 2)
     positive, _ = _draw_weighted(hard.to(positives.dtype), uniform[:, :1])
-    negative = _draw(_sign_of_positive(pairs.negatives.detach() - farthest), pairs, uniform[:, 1:])
-    return _paired(pairs, _only(positive, pairs), negative.expand_as(pairs.columns))
+    negative = _draw(_is_positive(pairs.negatives.detach() - farthest), pairs, uniform[:, 1:])
+    return _paired(pairs, _only(positive, pairs), negative.expand_as(pairs.positive_index))
 
 
 @check_arguments
 @dataclass(frozen=True)
-class DrawDistanceWeighted:
+class DistanceWeightedMiner:
     """Each positive with one negative, drawn so that all distances are equally likely.
 
-    The chance is 1 / q(d), q(d) = d^(D-2) (1 - d^2/4)^((D-3)/2), the density of distances on the sphere; no
-    closer than `cutoff`, none beyond `farthest`; uniform among all where every negative is beyond. Each
-    anchor's weights are relative to its own largest: relative to the batch's, at D >= 512 those of most
+        weight of a negative at distance d = 1 / q(d),   q(d) = d^(D-2) (1 - d^2/4)^((D-3)/2)
+
+    q is the density of distances on the sphere. Uniform among all where every negative is beyond the cutoff.
+    Each anchor's weights are relative to its own largest: relative to the batch's, at D >= 512 those of most
     anchors vanish in float32.
 
     Args:
-        dim: D.
         cutoff: smaller distances count as this one.
-        farthest: negatives beyond it are not drawn; 2: all may be.
+        nonzero_loss_cutoff: negatives beyond it are not drawn; 2: all may be.
 
     Source: Wu et al. 2017, arXiv:1706.07567, sec. 3.3 (0.5 and 1.4 in the authors' code).
     """
 
-    dim: PositiveInt
     cutoff: Annotated[float, Range(gt=0, le=2)] = 0.5
-    farthest: Annotated[float, Range(gt=0, le=2)] = 1.4
+    nonzero_loss_cutoff: Annotated[float, Range(gt="cutoff", le=2)] = 1.4
 
-    def __post_init__(self) -> None:
-        if self.cutoff >= self.farthest:
-            raise ValueError(
-                f"cutoff must be below farthest; got {self.cutoff} and {self.farthest}. Wu et al. have 0.5 "
-                "and 1.4."
-            )
-
-    def __call__(self, pairs: Pairs, chance: Chance) -> Tuples:
-        least, most = 1 - self.farthest**2 / 2, 1 - self.cutoff**2 / 2
+    def __call__(self, pairs: Pairs) -> Tuples:
+        least, most = 1 - self.nonzero_loss_cutoff**2 / 2, 1 - self.cutoff**2 / 2
         similarities = pairs.negatives.detach()
-        log_weights = self._log_weights(similarities.clamp(max(least, -1 + 1e-6), most))
+        log_weights = _log_weights(similarities.clamp(max(least, -1 + 1e-6), most), pairs.dim)
         weights = log_weights.sub_(log_weights.amax(1, keepdim=True)).exp_()
-        # At or beyond the farthest, weight 0; what is no negative is farther than everything.
-        weights *= _sign_of_positive(similarities - least)
-        uniform = chance.uniform(pairs.rows, pairs.columns.shape[1], 0)
+        # At or beyond the cutoff, and where the matrix is masked, weight 0.
+        weights *= _is_positive(similarities - least)
+        uniform = pairs.rng.uniform(pairs.anchor_index, pairs.positives.shape[1])
         return _paired(pairs, pairs.is_positive, _draw(weights, pairs, uniform))
 
-    def _log_weights(self, similarities: Tensor) -> Tensor:
-        # d^2 = 2 - 2s and 1 - d^2/4 = (1 + s) / 2, both up to a factor.
-        near = (1 - similarities).log_().mul_(-0.5 * (self.dim - 2))
-        return near.add_((1 + similarities).log_(), alpha=-0.5 * (self.dim - 3))
+
+def _log_weights(similarities: Tensor, dim: int) -> Tensor:
+    # d^2 = 2 - 2s and 1 - d^2/4 = (1 + s) / 2, both up to a factor.
+    log_weights = (1 - similarities).log_().mul_(-0.5 * (dim - 2))
+    return log_weights.add_((1 + similarities).log_(), alpha=-0.5 * (dim - 3))
 
 
-def keep_n_pairs(pairs: Pairs, _: Chance) -> Tuples:
+def n_pair_miner(pairs: Pairs) -> Tuples:
     """N-pair tuples: a class's first image with its second, against the seconds of all other classes.
 
     With K images of a class likewise its third with its fourth, and so on; then "seconds" are all even ones.
     Sohn 2016, NIPS, sec. 3.2.
     """
-    turns = pairs.turns()
-    turn = turns[pairs.rows, None]
-    kept = pairs.is_positive & (turn % 2 == 0) & (turns[pairs.columns] == turn + 1)
+    occurrence = pairs.occurrence()
+    of_anchor = occurrence[pairs.anchor_index, None]
+    is_next = occurrence[pairs.positive_index] == of_anchor + 1
+    kept = pairs.is_positive & (of_anchor % 2 == 0) & is_next
     # 0 where allowed, else -inf.
-    allowed = (turns % 2).to(pairs.negatives.dtype).log_()
+    allowed = (occurrence % 2).to(pairs.negatives.dtype).log_()
     has_pair = kept.any(1, keepdim=True).to(pairs.negatives.dtype).log_()
     return Tuples(pairs.negatives + allowed + has_pair, kept, paired=False)
 
 
 @check_arguments
 @dataclass(frozen=True)
-class KeepMultiSimilarity:
+class MultiSimilarityMiner:
     """Positives farther than the closest negative, negatives closer than the farthest positive, with slack.
 
     Wang et al. 2019, arXiv:1904.06627, eq. 11 and 12.
@@ -177,27 +172,26 @@ class KeepMultiSimilarity:
 
     epsilon: Annotated[float, Range(ge=0, le=2)] = 0.1
 
-    def __call__(self, pairs: Pairs, _: Chance) -> Tuples:
+    def __call__(self, pairs: Pairs) -> Tuples:
         with torch.no_grad():
             closest = pairs.negatives.amax(1, keepdim=True)
             least = pairs.positives.masked_fill(~pairs.is_positive, torch.inf).amin(1, keepdim=True)
             least = (least - self.epsilon).clamp(-3, 3)  # beyond any similarity, yet finite
-        # What is not above `least` is at rest; in threshold's terms, so that no mask is made of the matrix.
-        kept = nn.functional.threshold(pairs.negatives - least, 0.0, AT_REST) + least
+        # By `threshold` instead of a comparison, so that no mask is made of the matrix.
+        kept = nn.functional.threshold(pairs.negatives - least, 0.0, MASKED) + least
         return Tuples(kept, pairs.is_positive & (pairs.positives < closest + self.epsilon), paired=False)
 
 
-def miner_of(mining: Mining | Miner, *, dim: int, margin: float | None = 0.2, squared: bool = True) -> Miner:
+def miner_of(mining: Mining | Miner, *, margin: float | None = 0.2, squared: bool = True) -> Miner:
     """The miner of a name with its paper's settings; a miner is itself.
 
     Args:
         mining: a name of `MINING`, or a miner.
-        dim: D, for distance-weighted sampling.
         margin: of semi-hard negatives.
         squared: whether that margin is one of squared distances.
 
     Raises:
-        ValueError: no such name, or semi-hard mining without a margin.
+        ValueError: semi-hard mining without a margin.
     """
     if callable(mining):
         return mining
@@ -207,27 +201,37 @@ def miner_of(mining: Mining | Miner, *, dim: int, margin: float | None = 0.2, sq
                 "Semi-hard negatives are those within the margin, so it must be a number; got None. "
                 'Give a margin, or mine "batch-hard" or "all".'
             )
-        return DrawSemiHard(margin, squared)
-    named: dict[str, Miner] = {
-        "all": keep_all,
-        "random": draw_random,
-        "batch-hard": keep_batch_hard,
-        "soft-hard": draw_soft_hard,
-        "distance-weighted": DrawDistanceWeighted(dim),
-        "n-pair": keep_n_pairs,
-        "multi-similarity": KeepMultiSimilarity(),
+        return SemiHardMiner(margin, squared)
+    miners: dict[str, Miner] = {
+        "all": all_miner,
+        "random": random_miner,
+        "batch-hard": batch_hard_miner,
+        "soft-hard": soft_hard_miner,
+        "distance-weighted": DistanceWeightedMiner(),
+        "n-pair": n_pair_miner,
+        "multi-similarity": MultiSimilarityMiner(),
     }
-    return named[mining]
+    return miners[mining]
 
 
-class MinedLoss(EmbeddingLoss):
-    """A loss whose miner may draw: it counts its calls, and `state_dict` resumes the count.
+class MinedOptions(TypedDict, total=False):
+    """The arguments of every loss with a miner; `MinedLoss` documents them."""
+
+    normalize: bool
+    seed: Seed
+
+
+class MinedLoss(PairLoss):
+    """A loss over the pairs or triplets that a miner keeps.
+
+    It counts its calls for the miners that draw; `state_dict` resumes the count.
 
     Args:
         mining: a name of `MINING`, or a miner.
-        seed: of what is drawn.
         margin: of semi-hard negatives.
-        options: normalize; see `EmbeddingLoss`.
+        squared: whether that margin is one of squared distances.
+        seed: of what is drawn.
+        normalize: see `EmbeddingLoss`.
     """
 
     num_calls: Tensor
@@ -235,23 +239,38 @@ class MinedLoss(EmbeddingLoss):
     def __init__(
         self,
         mining: Mining | Miner,
-        seed: Seed,
         *,
         margin: Annotated[float, Range(gt=0, le=4)] | None = 0.2,
-        **options: Unpack[LossOptions],
+        squared: bool = True,
+        seed: Seed = 0,
+        normalize: bool = True,
     ) -> None:
-        super().__init__(**options)
-        miner_of(mining, dim=4, margin=margin)  # refuses now what it would refuse at the first batch
+        super().__init__(normalize=normalize)
         self.mining, self.seed = mining, seed
+        self.miner = miner_of(mining, margin=margin, squared=squared)
         self.within_batch = mining == "n-pair"
         self.register_buffer("num_calls", torch.zeros((), dtype=torch.int64))
 
-    def next_chance(self) -> Chance:
-        """The chance of this call; in training the next call has another."""
-        chance = Chance(self.seed, self.num_calls.clone())
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
+        return average_over_anchors(
+            self.terms,
+            embeddings,
+            labels,
+            references,
+            per_anchor=self.per_anchor(labels),
+            rng=self.next_rng(),
+        )
+
+    def per_anchor(self, labels: Tensor) -> tuple[Tensor, ...]:
+        """What `terms` finds as `Pairs.per_anchor`: nothing, unless a subclass has something."""
+        return ()
+
+    def next_rng(self) -> CounterRNG:
+        """The draws of this call; in training the next call has others."""
+        rng = CounterRNG(self.seed, self.num_calls.clone())
         if self.training:
             self.num_calls += 1
-        return chance
+        return rng
 
 
 def beyond_margin(similarities: Tensor, margin: float, *, squared: bool) -> Tensor:
@@ -272,8 +291,8 @@ def _only(slot: Tensor, pairs: Pairs) -> Tensor:
     return torch.zeros_like(pairs.is_positive).scatter_(1, slot, True) & pairs.is_positive
 
 
-def _sign_of_positive(values: Tensor) -> Tensor:
-    """1 where positive, else 0, of the values' own memory; a comparison costs three times as much."""
+def _is_positive(values: Tensor) -> Tensor:
+    """1 where above 0, else 0, in the values' own memory; a comparison costs three times as much."""
     return values.relu_().sign_()
 
 
@@ -291,11 +310,11 @@ def _draw_uniform(pairs: Pairs, uniform: Tensor) -> Tensor:
     num_columns, num_negatives = pairs.negatives.shape[1], pairs.num_negatives[:, None]
     nth = (uniform.to(pairs.positives.dtype) * num_negatives).long()
     nth = torch.minimum(nth, num_negatives - 1).clamp_min(0)
-    slots = torch.arange(pairs.columns.shape[1], device=nth.device)
-    is_own = slots < num_columns - num_negatives
-    negatives_before = torch.where(is_own, pairs.columns - slots, num_columns)
-    found = nth + torch.searchsorted(negatives_before, nth, right=True)
-    return found.clamp_max(num_columns - 1)
+    slots = torch.arange(pairs.positive_index.shape[1], device=nth.device)
+    is_same_class = slots < num_columns - num_negatives
+    negatives_before = torch.where(is_same_class, pairs.positive_index - slots, num_columns)
+    columns = nth + torch.searchsorted(negatives_before, nth, right=True)
+    return columns.clamp_max(num_columns - 1)
 
 
 def _draw_weighted(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The proxies of a loss: one row, or several, for each class; whole on every rank, or cut over the ranks."""
+"""The proxies of a loss: one row, or several, for each class; whole on every rank, or sharded."""
 
 import hashlib
 import math
@@ -8,28 +8,28 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from dml.losses.arguments import PositiveFloat, PositiveInt, Seed
-from dml.losses.base import EmbeddingLoss, LossOptions
-from dml.losses.references import References, check_class_ids
-from dml.losses.shards import Shard, of_all_shards
+from dml.arguments import PositiveFloat, PositiveInt, Seed
+from dml.losses.core.base import EmbeddingLoss, LossOptions
+from dml.losses.core.references import References, check_class_ids
+from dml.losses.core.shards import Shard, for_all_shards
 
 _ROWS_PER_DRAW = 1024
 
 
 class ProxyOptions(LossOptions, total=False):
-    """What every proxy loss can be told beside its own settings; `ProxyLoss` says what each means."""
+    """The arguments of every proxy loss; `ProxyLoss` documents them."""
 
-    seed: int | None
+    seed: Seed | None
     sharded: bool
 
 
 class ProxyLoss(EmbeddingLoss):
-    """What all proxy losses have in common: the proxies.
+    """A loss with a learnt vector, the proxy, for each class.
 
     Args:
         num_classes: C; labels are 0 to C - 1.
         dim: D, length of an embedding.
-        centres: K rows for each class; None: one, and proxies without that dimension.
+        centers_per_class: K rows for each class; None: one, and proxies without that dimension.
         deviation: standard deviation of the initial values; None: sqrt(2 / C), Kaiming normal over fan-out
             as Proxy-Anchor's authors have it.
         seed: decides the initial proxies, row by row, whatever C and the number of ranks; None: torch's.
@@ -41,7 +41,7 @@ class ProxyLoss(EmbeddingLoss):
     """
 
     within_batch = True
-    """Its tuples are of the batch and the proxies: former batches cannot serve."""
+    """Its pairs are of the batch and the proxies: a memory bank cannot serve."""
     proxies: nn.Parameter
     """(C, D) or (C, K, D) float; with `sharded` only this rank's rows."""
 
@@ -50,7 +50,7 @@ class ProxyLoss(EmbeddingLoss):
         num_classes: PositiveInt,
         dim: PositiveInt,
         *,
-        centres: PositiveInt | None = None,
+        centers_per_class: PositiveInt | None = None,
         deviation: PositiveFloat | None = None,
         seed: Seed | None = None,
         sharded: bool = False,
@@ -61,7 +61,7 @@ class ProxyLoss(EmbeddingLoss):
         self.sharded = sharded
         self.shard = Shard.here(num_classes) if sharded else Shard(num_classes)
         self.deviation = math.sqrt(2 / num_classes) if deviation is None else deviation
-        shape = (dim,) if centres is None else (centres, dim)
+        shape = (dim,) if centers_per_class is None else (centers_per_class, dim)
         rows = initial_rows(self.shard.first, self.shard.last, shape, seed=self.seed)
         self.proxies = nn.Parameter(rows.mul_(self.deviation))
 
@@ -94,7 +94,7 @@ class ProxyLoss(EmbeddingLoss):
                 f"{len(batch.labels)} references for {len(labels)} anchors. Pass the references of "
                 "dml.training.gather.gather."
             )
-        return replace(batch, embeddings=of_all_shards(batch.embeddings, self.shard.world_size))
+        return replace(batch, embeddings=for_all_shards(batch.embeddings, self.shard.world_size))
 
 
 def initial_rows(first: int, last: int, shape: Sequence[int], *, seed: int) -> Tensor:
@@ -120,12 +120,12 @@ def initial_rows(first: int, last: int, shape: Sequence[int], *, seed: int) -> T
 
 
 def shards_of(module: nn.Module) -> dict[str, Shard]:
-    """The parameters below a module that are cut over ranks by rows: name to this rank's shard."""
+    """The parameters of a module that are sharded over ranks by rows: name to this rank's shard."""
     return {
-        f"{prefix}.{name}" if prefix else name: part.shard
-        for prefix, part in module.named_modules()
-        if isinstance(part, ProxyLoss) and part.sharded
-        for name, _ in part.named_parameters(recurse=False)
+        f"{prefix}.{name}" if prefix else name: loss.shard
+        for prefix, loss in module.named_modules()
+        if isinstance(loss, ProxyLoss) and loss.sharded
+        for name, _ in loss.named_parameters(recurse=False)
     }
 
 
@@ -135,9 +135,9 @@ def sharded_parameters(module: nn.Module) -> dict[nn.Parameter, Shard]:
 
 
 def keep_shards_local(module: nn.Module) -> None:
-    """Have DistributedDataParallel leave a module's shards alone; call it on what will be wrapped.
+    """Have DistributedDataParallel leave a module's shards alone; call it on the module before it is wrapped.
 
-    It would else overwrite every rank's rows with rank 0's, and average the gradients of different classes.
+    Else it overwrites every rank's rows with rank 0's, and averages the gradients of different classes.
     """
     ignored = {*getattr(module, "_ddp_params_and_buffers_to_ignore", ()), *shards_of(module)}
     # torch has no public name for it; its own `_set_params_and_buffers_to_ignore_for_model` does this.

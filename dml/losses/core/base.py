@@ -1,34 +1,41 @@
-"""What every loss of embeddings does alike: checks the batch, gives its rows unit length, shows NaN."""
+"""Every loss of embeddings: checks the batch, gives its rows unit length, lets NaN through."""
 
 from dataclasses import replace
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from dml.losses.arguments import check_arguments
-from dml.losses.references import References
+from dml.arguments import check_arguments
+from dml.losses.core.references import References
 from dml.similarity import unit_length, without_autocast
 
 
+class Loss(Protocol):
+    """What a training loop calls: ours, and any of your own."""
+
+    def __call__(self, embeddings: Tensor, labels: Tensor, references: References | None = None, /) -> Tensor:
+        """This worker's part of the loss, a scalar: the mean over workers is the loss of the global batch."""
+
+
 class LossOptions(TypedDict, total=False):
-    """What every loss can be told beside its own settings; `EmbeddingLoss` says what it means."""
+    """The arguments of every loss; `EmbeddingLoss` documents them."""
 
     normalize: bool
 
 
 @check_arguments
 class EmbeddingLoss(nn.Module):
-    """A loss of labelled embeddings; subclasses say how in `compute_loss`.
+    """A loss of labelled embeddings; subclasses compute it in `compute_loss`.
 
     Args:
         normalize: divides embeddings and references by their length first, with the exact gradient. False
             where they have length 1 already, as those of `dml.models.encoder.Encoder`: it saves two passes
-            over them. Not looked at further: of other lengths the loss is then another function.
+            over them. Not checked: of other lengths the loss is another function.
     """
 
     within_batch = False
-    """Whether anchors must be among the references, so that a memory's cannot serve."""
+    """Whether anchors must be among the references, so that a memory bank cannot serve."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -48,8 +55,8 @@ class EmbeddingLoss(nn.Module):
             references: the global batch; None: the batch itself.
 
         Returns:
-            Scalar, float32 or float64; NaN where any embedding or reference is not finite. So it is on a GPU,
-            which is not waited for, with a label that has no proxy or boundary.
+            Scalar, float32 or float64; NaN where any embedding or reference is not finite. On a GPU, which
+            is not waited for, also NaN for a label without a proxy or boundary.
 
         Raises:
             ValueError: embeddings and labels are no batch, do not fit the references, or on the CPU a label
@@ -62,14 +69,14 @@ class EmbeddingLoss(nn.Module):
     def _loss_of(self, embeddings: Tensor, labels: Tensor, batch: References) -> Tensor:
         self.check_dim(embeddings.shape[1])
         if self.normalize:
-            rows = unit_length(embeddings)
-            is_own = batch.embeddings is embeddings
-            batch = replace(batch, embeddings=rows if is_own else unit_length(batch.embeddings))
-            embeddings = rows
+            unit = unit_length(embeddings)
+            is_batch = batch.embeddings is embeddings
+            batch = replace(batch, embeddings=unit if is_batch else unit_length(batch.embeddings))
+            embeddings = unit
         zero_or_nan = self.check_labels(labels) + _zero_if_finite(embeddings)
         if batch.embeddings is not embeddings:
             zero_or_nan = zero_or_nan + _zero_if_finite(batch.embeddings)
-        # Masks can hide from a loss what is no number. To ask would wait for a GPU; a sum has it in itself.
+        # Masks can hide NaN from a loss. To look for it would wait for a GPU; adding the sum does not.
         return self.compute_loss(embeddings, labels, batch) + zero_or_nan
 
     def check_dim(self, dim: int) -> None:
@@ -80,7 +87,7 @@ class EmbeddingLoss(nn.Module):
         return labels.new_zeros((), dtype=torch.float32)
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
-        """The loss of a checked batch, of unit rows with `normalize`; arguments as `forward`."""
+        """The loss of a checked batch, of unit vectors with `normalize`; arguments as `forward`."""
         raise NotImplementedError
 
 

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -16,28 +16,38 @@ T = TypeVar("T")
 class Range:
     """The finite numbers that an argument may be, in the words of pydantic's `Field`.
 
+    A bound may be the name of an argument that comes before.
+
     Example:
         >>> str(Range(gt=0, le=4))
         '(0, 4]'
     """
 
-    gt: float | None = None
-    ge: float | None = None
-    lt: float | None = None
-    le: float | None = None
+    gt: int | float | str | None = None
+    ge: int | float | str | None = None
+    lt: int | float | str | None = None
+    le: int | float | str | None = None
 
-    def __contains__(self, value: float) -> bool:
-        return (
-            (self.gt is None or value > self.gt)
-            and (self.ge is None or value >= self.ge)
-            and (self.lt is None or value < self.lt)
-            and (self.le is None or value <= self.le)
-        )
+    def holds(self, value: float, others: Mapping[str, Any]) -> bool:
+        """Whether a value is within, given the other arguments by name."""
+
+        def number(bound: int | float | str | None, without: float) -> float:
+            named = others[bound] if isinstance(bound, str) else bound
+            return without if named is None else float(named)
+
+        is_above = value > number(self.gt, -math.inf) and value >= number(self.ge, -math.inf)
+        return is_above and value < number(self.lt, math.inf) and value <= number(self.le, math.inf)
 
     def __str__(self) -> str:
-        low = f"({self.gt:g}" if self.gt is not None else f"[{self.ge:g}" if self.ge is not None else "(-inf"
-        high = f"{self.lt:g})" if self.lt is not None else f"{self.le:g}]" if self.le is not None else "inf)"
-        return f"{low}, {high}"
+        low = f"({_shown(self.gt)}" if self.gt is not None else f"[{_shown(self.ge, '-inf')}"
+        high = f"{_shown(self.lt)})" if self.lt is not None else f"{_shown(self.le, 'inf')}]"
+        return f"{low}, {high}".replace("[-inf", "(-inf").replace("inf]", "inf)")
+
+
+def _shown(bound: int | float | str | None, none: str = "") -> str:
+    if isinstance(bound, int) and abs(bound) >= 1 << 53:
+        return f"{'-' * (bound < 0)}2**{abs(bound).bit_length() - 1}"
+    return none if bound is None else bound if isinstance(bound, str) else f"{bound:g}"
 
 
 PositiveFloat = Annotated[float, Range(gt=0)]
@@ -68,32 +78,51 @@ def check_arguments(cls: type[T]) -> type[T]:
 
     @functools.wraps(make)
     def checked(*arguments: Any, **options: Any) -> None:
-        given = signature.bind(*arguments, **options).arguments
+        bound = signature.bind(*arguments, **options)
+        bound.apply_defaults()
         for name, parameter in signature.parameters.items():
-            if name in given and not _allows(parameter.annotation, given[name]):
-                default = parameter.default
-                do = "Pass one." if default is parameter.empty else f"Leave it out for {default!r}."
-                raise ValueError(
-                    f"{name} must be {_in_words(parameter.annotation)}; got {given[name]!r}. {do}"
-                )
+            value = bound.arguments[name]
+            if parameter.kind is parameter.VAR_KEYWORD or _allows(
+                parameter.annotation, value, bound.arguments
+            ):
+                continue
+            is_default_of_use = parameter.default not in (parameter.empty, value)
+            do = f"Leave it out for {parameter.default!r}." if is_default_of_use else "Pass such a value."
+            raise ValueError(f"{name} must be {_in_words(parameter.annotation)}; got {value!r}. {do}")
         make(*arguments, **options)
 
     cls.__init__ = checked  # type: ignore[method-assign]
     return cls
 
 
-def _allows(annotation: Any, value: Any) -> bool:
+def arguments_of(cls: type) -> dict[str, inspect.Parameter]:
+    """All arguments of a constructor by name: what it takes as `**options` is found in its base classes."""
+    arguments: dict[str, inspect.Parameter] = {}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            arguments[name] = parameter
+            continue
+        (options,) = get_args(parameter.annotation)
+        bases = [inspect.signature(base).parameters for base in cls.__mro__[1:] if base is not object]
+        for option in options.__annotations__:
+            arguments[option] = next(base[option] for base in bases if option in base)
+    return arguments
+
+
+def _allows(annotation: Any, value: Any, others: Mapping[str, Any]) -> bool:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         allowed, *ranges = arguments
-        return _allows(allowed, value) and all(value in each for each in ranges if isinstance(each, Range))
+        return _allows(allowed, value, others) and all(
+            each.holds(value, others) for each in ranges if isinstance(each, Range)
+        )
     if origin in (Union, UnionType):
-        return any(_allows(each, value) for each in arguments)
+        return any(_allows(each, value, others) for each in arguments)
     if origin is Literal:
         return any(type(value) is type(each) and value == each for each in arguments)
     if origin in (Sequence, tuple):
         is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
-        return is_sequence and all(_allows(arguments[0], each) for each in value)
+        return is_sequence and len(value) > 0 and all(_allows(arguments[0], each, others) for each in value)
     if origin is Callable:
         return callable(value)
     if annotation is bool:
@@ -122,7 +151,7 @@ def _in_words(annotation: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
     if origin in (Sequence, tuple):
-        return f"a sequence, each element {_in_words(arguments[0])}"
+        return f"a sequence of one or more, each {_in_words(arguments[0])}"
     if origin is Callable:
         return "a function"
     words = {bool: "True or False", int: "an integer", float: "a number", NoneType: "None"}

@@ -1,4 +1,4 @@
-"""What anchors are compared with: the whole batch, of which a worker may hold only its own rows."""
+"""What anchors are compared with: the global batch, of which a worker may hold only its own rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def alone(value: Tensor) -> Tensor:
+def single_rank(value: Tensor) -> Tensor:
     """The mean over the ranks of one worker."""
     return value
 
@@ -26,10 +26,10 @@ class References:
     labels: Tensor
     """(W*B,) int64 class ids."""
     first_row: int = 0
-    """Where this rank's first anchor stands among all ranks' anchors."""
+    """Row of this rank's first anchor in the global batch."""
     contain_anchors: bool = True
-    """Whether all ranks' anchors are the references; False for strangers to them, as a memory's."""
-    mean_over_ranks: Callable[[Tensor], Tensor] = alone
+    """Whether all ranks' anchors are the references; False: they are other samples, e.g. a memory bank."""
+    mean_over_ranks: Callable[[Tensor], Tensor] = single_rank
     """Averages a tensor over ranks, without gradient; every rank must call it equally often."""
 
     @classmethod
@@ -39,11 +39,11 @@ class References:
         Raises:
             ValueError: no batch, or embeddings and labels, or the given references, do not fit together.
         """
-        _check_rows(embeddings, labels, "")
+        _check_batch(embeddings, labels, "")
         if given is None:
             return cls(embeddings, labels.contiguous())
         if given.embeddings is not embeddings:
-            _check_rows(given.embeddings, given.labels, "references' ")
+            _check_batch(given.embeddings, given.labels, "references' ")
             if given.embeddings.shape[1] != embeddings.shape[1]:
                 raise ValueError(
                     f"embeddings and references must be equally long vectors; got D = {embeddings.shape[1]} "
@@ -60,7 +60,7 @@ class References:
         """These references, for a loss whose tuples lie within the batch.
 
         Raises:
-            ValueError: they do not contain the anchors, such as a memory's.
+            ValueError: they do not contain the anchors, e.g. those of a memory bank.
         """
         if not self.contain_anchors:
             raise ValueError(
@@ -78,7 +78,7 @@ class References:
         return total / torch.where(count > 0, count, torch.ones_like(count))
 
 
-def _check_rows(embeddings: Tensor, labels: Tensor, whose: str) -> None:
+def _check_batch(embeddings: Tensor, labels: Tensor, prefix: str) -> None:
     """Raise ValueError for what are not embeddings (B, D) with labels (B,), B > 0."""
     given: dict[str, object] = {"embeddings": embeddings, "labels": labels}
     for name, value in given.items():
@@ -86,30 +86,30 @@ def _check_rows(embeddings: Tensor, labels: Tensor, whose: str) -> None:
             wanted = "int64" if name == "labels" else "float"
             kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
             raise ValueError(
-                f"{whose}{name} must be a torch {wanted} tensor; got {kind}. Pass torch.as_tensor({name})."
+                f"{prefix}{name} must be a torch {wanted} tensor; got {kind}. Pass torch.as_tensor({name})."
             )
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
         raise ValueError(
-            f"{whose}embeddings must be (B, D) and labels (B,); got {tuple(embeddings.shape)} and "
+            f"{prefix}embeddings must be (B, D) and labels (B,); got {tuple(embeddings.shape)} and "
             f"{tuple(labels.shape)}. Pass one label for each row."
         )
     if labels.dtype != torch.int64:
-        raise ValueError(f"{whose}labels must be int64 class ids; got {labels.dtype}. Pass labels.long().")
+        raise ValueError(f"{prefix}labels must be int64 class ids; got {labels.dtype}. Pass labels.long().")
     if not embeddings.is_floating_point():
         raise ValueError(
-            f"{whose}embeddings must be floating point; got {embeddings.dtype}. Pass embeddings.float()."
+            f"{prefix}embeddings must be floating point; got {embeddings.dtype}. Pass embeddings.float()."
         )
     if labels.device != embeddings.device:
         raise ValueError(
-            f"{whose}embeddings and labels must be on one device; got {embeddings.device} and "
+            f"{prefix}embeddings and labels must be on one device; got {embeddings.device} and "
             f"{labels.device}. Pass labels.to(embeddings.device)."
         )
     if not len(labels):
         raise ValueError("A batch must hold one image or more; got none. Leave out a step without images.")
 
 
-def check_class_ids(labels: Tensor, num_classes: int, of_each: str) -> Tensor:
-    """Labels, (B,) int64 with B > 0, must be among the C classes that have one `of_each`.
+def check_class_ids(labels: Tensor, num_classes: int, noun: str) -> Tensor:
+    """Labels, (B,) int64 with B > 0, must be in [0, C): each class has one proxy, or what the noun says.
 
     Returns:
         () float32, 0. Labels on another device than the CPU are not waited for: NaN where one is outside.
@@ -122,7 +122,7 @@ def check_class_ids(labels: Tensor, num_classes: int, of_each: str) -> Tensor:
         return torch.where((least >= 0) & (most < num_classes), 0.0, torch.nan)
     if least < 0 or most >= num_classes:
         raise ValueError(
-            f"labels must be class ids in [0, {num_classes}), one {of_each} each; got {int(least)} to "
+            f"labels must be class ids in [0, {num_classes}), one {noun} each; got {int(least)} to "
             f"{int(most)}. Number the training classes from 0, or give num_classes."
         )
     return torch.zeros(())

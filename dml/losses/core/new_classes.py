@@ -1,12 +1,12 @@
-"""New classes for a loss that already knows some."""
+"""New classes for a proxy loss that is already trained."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dml.losses.proxies import ProxyLoss, initial_rows
-from dml.losses.shards import Shard, recut
+from dml.losses.core.proxies import ProxyLoss, initial_rows
+from dml.losses.core.shards import Shard, reshard
 
 
 @torch.no_grad()
@@ -19,16 +19,16 @@ def append_classes(
 ) -> None:
     """Give a proxy loss `num_new` classes behind those it has, which keep their proxies and their ids.
 
-    With shards every rank must call it, and holds its rows of the new cut afterwards. Wrap the loss in
-    DistributedDataParallel anew: its parameters are others.
+    With shards every rank must call it, and holds its rows of the new sharding afterwards. Wrap the loss in
+    DistributedDataParallel anew: its parameters are new objects.
 
     Args:
         loss: any proxy loss.
         num_new: N more classes; they get the ids C to C + N - 1.
-        directions: (N, D), or (N, K, D) of a loss with K centres, such as the mean embeddings of the new
+        directions: (N, D), or (N, K, D) of a loss with K centers, such as the mean embeddings of the new
             classes, equal on all ranks; each is scaled to the mean length of the proxies there are, so that
             it learns at their pace (Qi et al. 2018, arXiv:1712.07136). None: drawn as the first ones were.
-        optimizer: what trains the loss: it goes on with the new parameters and with the moments of the old
+        optimizer: what trains the loss: it continues with the new parameters and with the moments of the old
             classes, those of the new ones at 0. None: the caller makes another.
 
     Raises:
@@ -39,7 +39,7 @@ def append_classes(
         came = None if directions is None else tuple(directions.shape)
         raise ValueError(
             f"New classes must be one or more, with directions {('N', *shape)} or None; got {num_new} "
-            f"classes and {came}. Pass one direction for each new class, or for each of its centres."
+            f"classes and {came}. Pass one direction for each new class, or for each of its centers."
         )
     old = loss.shard
     new = Shard(old.num_rows + num_new, old.rank, old.world_size)
@@ -50,12 +50,12 @@ def append_classes(
         chosen = directions[first - old.num_rows : max(new.last - old.num_rows, 0)]
         rows = nn.functional.normalize(chosen, dim=-1) * _mean_length(loss.proxies, old)
     for name, parameter in list(loss.named_parameters(recurse=False)):
-        grown = nn.Parameter(recut(parameter.detach(), old, new), requires_grad=parameter.requires_grad)
+        extended = nn.Parameter(reshard(parameter.detach(), old, new), requires_grad=parameter.requires_grad)
         if parameter is loss.proxies and len(rows):
-            grown[-len(rows) :] = rows.to(grown)
+            extended[-len(rows) :] = rows.to(extended)
         if optimizer is not None:
-            _replace(optimizer, parameter, grown, old, new)
-        setattr(loss, name, grown)
+            _replace(optimizer, parameter, extended, old, new)
+        setattr(loss, name, extended)
     loss.shard = new
 
 
@@ -68,13 +68,13 @@ def _mean_length(proxies: Tensor, shard: Shard) -> Tensor:
 
 
 def _replace(
-    optimizer: Optimizer, parameter: nn.Parameter, grown: nn.Parameter, old: Shard, new: Shard
+    optimizer: Optimizer, parameter: nn.Parameter, extended: nn.Parameter, old: Shard, new: Shard
 ) -> None:
-    """Put the grown parameter in the place of the old one, and cut its moments as its rows."""
+    """Put the extended parameter in the place of the old one, and shard its moments as its rows."""
     for group in optimizer.param_groups:
-        group["params"] = [grown if each is parameter else each for each in group["params"]]
+        group["params"] = [extended if each is parameter else each for each in group["params"]]
     if parameter in optimizer.state:
-        optimizer.state[grown] = {
-            name: recut(value, old, new) if isinstance(value, Tensor) and value.ndim else value
+        optimizer.state[extended] = {
+            name: reshard(value, old, new) if isinstance(value, Tensor) and value.ndim else value
             for name, value in optimizer.state.pop(parameter).items()
         }

@@ -1,0 +1,76 @@
+"""Contrastive loss: positives within one distance, negatives beyond another."""
+
+from typing import Annotated, Unpack
+
+import torch
+from torch import Tensor
+
+from dml.arguments import Range
+from dml.losses.core.miners import MinedLoss, MinedOptions, Miner, Mining, Tuples
+from dml.losses.core.pair_loss import MASKED, Pairs, Totals
+from dml.similarity import distances
+
+
+class Contrastive(MinedLoss):
+    """Positives are drawn within one margin, negatives pushed beyond another; each kind's mean, summed.
+
+        mean over active (a, p) of max(0, d(a, p) - positive_margin)^2
+      + mean over active (a, n) of max(0, negative_margin - d(a, n))^2
+
+    Active pairs are those that violate their margin: with K of B images per class there are B / K times more
+    negative than positive pairs, most of them inactive. 0 with zero gradient when none is active.
+
+    On a CPU the few active negatives are gathered before their distances are computed: 1.7 times X @ X.T
+    (B = 4096) instead of 4.6 times for all of them.
+
+    Args:
+        positive_margin: Euclidean distance below which positives are inactive, [0, 2].
+        negative_margin: Euclidean distance beyond which negatives are inactive, (0, 2].
+        squared: squares the hinges, as the paper; False is pytorch-metric-learning's.
+        mining: which pairs count: a name of `MINING`, or a miner.
+        options: seed, normalize; see `MinedLoss`.
+
+    Source: Hadsell, Chopra, LeCun 2006, "Dimensionality reduction by learning an invariant mapping", eq. 4,
+    without its halves.
+
+    Example:
+        >>> embeddings, labels = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), torch.tensor([0, 0, 1])
+        >>> round(Contrastive()(embeddings, labels).item(), 4)
+        0.9351
+    """
+
+    def __init__(
+        self,
+        positive_margin: Annotated[float, Range(ge=0, le=2)] = 0.0,
+        negative_margin: Annotated[float, Range(gt=0, le=2)] = 1.0,
+        *,
+        squared: bool = True,
+        mining: Mining | Miner = "all",
+        **options: Unpack[MinedOptions],
+    ) -> None:
+        super().__init__(mining, **options)
+        self.positive_margin, self.negative_margin, self.squared = positive_margin, negative_margin, squared
+
+    def terms(self, pairs: Pairs) -> Totals:
+        tuples = self.miner(pairs)
+        positives = _select(tuples.is_kept, pairs.positives, 1.0)
+        negatives = _possibly_within(tuples, self.negative_margin)
+        hinges = [
+            (distances(positives) - self.positive_margin).clamp_min(0),
+            (self.negative_margin - distances(negatives)).clamp_min(0),
+        ]
+        num_active = torch.stack([torch.count_nonzero(hinge).to(hinge.dtype) for hinge in hinges])
+        return Totals(torch.stack([(h.square() if self.squared else h).sum() for h in hinges]), num_active)
+
+
+def _possibly_within(tuples: Tuples, distance: float) -> Tensor:
+    """The similarities of the kept negatives that are closer than a distance, and a few more by rounding."""
+    if tuples.paired:
+        return _select(tuples.is_kept, tuples.negatives, MASKED)
+    is_within = tuples.negatives > 1 - 0.5 * distance**2 - 1e-6
+    return _select(is_within, tuples.negatives, MASKED)
+
+
+def _select(mask: Tensor, values: Tensor, inactive: float) -> Tensor:
+    """The values under the mask; off the CPU, where counting them waits, all, the others as `inactive`."""
+    return values[mask] if values.device.type == "cpu" else torch.where(mask, values, inactive)

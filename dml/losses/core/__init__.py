@@ -1,0 +1,1 @@
+"""What the losses share: checks, blocks of pairs, miners, proxies, and their parts on several workers."""

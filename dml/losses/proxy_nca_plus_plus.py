@@ -1,0 +1,41 @@
+"""Proxy-NCA++: Proxy-NCA as a probability."""
+
+from typing import Unpack
+
+from dml.arguments import PositiveFloat, PositiveInt
+from dml.losses.core.class_softmax import ClassSoftmax, ClassSoftmaxOptions
+
+
+class ProxyNCAPlusPlus(ClassSoftmax):
+    """Proxy-NCA as a probability: the own proxy is among those of the sum.
+
+        mean over x of -log(e^(-d^2(x, own proxy) / t) / sum over all proxies c of e^(-d^2(x, c) / t))
+
+    With d^2 = 2 - 2 cos it is `NormalizedSoftmax` at half the temperature.
+
+    Args:
+        num_classes: C; labels are 0 to C - 1.
+        dim: D, length of an embedding.
+        temperature: t, divides squared distances of unit vectors, > 0.
+        options: seed, sharded, sample_rate, normalize; see `ClassSoftmax`.
+
+    Source: Teh, DeVries, Taylor 2020, arXiv:2004.01113, eq. 5 and 6; their max pooling and layer norm are the
+    encoder's.
+
+    Example:
+        >>> loss = ProxyNCAPlusPlus(num_classes=3, dim=4, seed=0)
+        >>> round(loss(torch.eye(4), torch.tensor([0, 0, 1, 2])).item(), 4)
+        5.135
+    """
+
+    def __init__(
+        self,
+        num_classes: PositiveInt,
+        dim: PositiveInt,
+        *,
+        temperature: PositiveFloat = 1 / 9,
+        **options: Unpack[ClassSoftmaxOptions],
+    ) -> None:
+        super().__init__(num_classes, dim, **options)
+        self.temperature = temperature
+        self.scale = 2 / temperature

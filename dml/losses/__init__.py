@@ -9,41 +9,73 @@ A file of this folder holds one loss, and its name is the loss's kind in a confi
 import pkgutil
 from importlib import import_module
 
-from dml.losses.arcface import ArcFace as ArcFace
-from dml.losses.circle import Circle as Circle
-from dml.losses.contrastive import Contrastive as Contrastive
-from dml.losses.core.base import EmbeddingLoss as EmbeddingLoss
-from dml.losses.core.base import Loss as Loss
-from dml.losses.core.miners import MINING as MINING
-from dml.losses.core.miners import DistanceWeightedMiner as DistanceWeightedMiner
-from dml.losses.core.miners import MultiSimilarityMiner as MultiSimilarityMiner
-from dml.losses.core.miners import SemiHardMiner as SemiHardMiner
-from dml.losses.core.new_classes import append_classes as append_classes
-from dml.losses.core.pair_loss import PairLoss as PairLoss
-from dml.losses.core.proxies import ProxyLoss as ProxyLoss
-from dml.losses.core.proxies import keep_shards_local as keep_shards_local
-from dml.losses.core.proxies import sharded_parameters as sharded_parameters
-from dml.losses.core.proxies import shards_of as shards_of
-from dml.losses.core.references import References as References
-from dml.losses.cosface import CosFace as CosFace
-from dml.losses.cross_batch_memory import CrossBatchMemory as CrossBatchMemory
-from dml.losses.generalized_lifted_structure import GeneralizedLiftedStructure as GeneralizedLiftedStructure
-from dml.losses.lifted_structure import LiftedStructure as LiftedStructure
-from dml.losses.margin import Margin as Margin
-from dml.losses.multi_similarity import MultiSimilarity as MultiSimilarity
-from dml.losses.n_pair import NPair as NPair
-from dml.losses.normalized_softmax import NormalizedSoftmax as NormalizedSoftmax
-from dml.losses.nt_xent import NTXent as NTXent
-from dml.losses.proxy_anchor import ProxyAnchor as ProxyAnchor
-from dml.losses.proxy_nca import ProxyNCA as ProxyNCA
-from dml.losses.proxy_nca_plus_plus import ProxyNCAPlusPlus as ProxyNCAPlusPlus
-from dml.losses.ranked_list import RankedList as RankedList
-from dml.losses.recall_at_k import RecallAtK as RecallAtK
-from dml.losses.smooth_ap import SmoothAP as SmoothAP
-from dml.losses.soft_triple import SoftTriple as SoftTriple
-from dml.losses.softmax import Softmax as Softmax
-from dml.losses.sup_con import SupCon as SupCon
-from dml.losses.triplet_margin import TripletMargin as TripletMargin
+from dml.losses.arcface import ArcFace
+from dml.losses.circle import Circle
+from dml.losses.contrastive import Contrastive
+from dml.losses.core.base import EmbeddingLoss, Loss
+from dml.losses.core.miners import MINING, DistanceWeightedMiner, MultiSimilarityMiner, SemiHardMiner
+from dml.losses.core.new_classes import append_classes
+from dml.losses.core.pair_loss import PairLoss
+from dml.losses.core.proxies import ProxyLoss, keep_shards_local, sharded_parameters, shards_of
+from dml.losses.core.references import References
+from dml.losses.cosface import CosFace
+from dml.losses.cross_batch_memory import CrossBatchMemory
+from dml.losses.generalized_lifted_structure import GeneralizedLiftedStructure
+from dml.losses.lifted_structure import LiftedStructure
+from dml.losses.margin import Margin
+from dml.losses.multi_similarity import MultiSimilarity
+from dml.losses.n_pair import NPair
+from dml.losses.normalized_softmax import NormalizedSoftmax
+from dml.losses.nt_xent import NTXent
+from dml.losses.proxy_anchor import ProxyAnchor
+from dml.losses.proxy_nca import ProxyNCA
+from dml.losses.proxy_nca_plus_plus import ProxyNCAPlusPlus
+from dml.losses.ranked_list import RankedList
+from dml.losses.recall_at_k import RecallAtK
+from dml.losses.smooth_ap import SmoothAP
+from dml.losses.soft_triple import SoftTriple
+from dml.losses.softmax import Softmax
+from dml.losses.sup_con import SupCon
+from dml.losses.triplet_margin import TripletMargin
+
+__all__ = [
+    "LOSSES",
+    "MINING",
+    "ArcFace",
+    "Circle",
+    "Contrastive",
+    "CosFace",
+    "CrossBatchMemory",
+    "DistanceWeightedMiner",
+    "EmbeddingLoss",
+    "GeneralizedLiftedStructure",
+    "LiftedStructure",
+    "Loss",
+    "Margin",
+    "MultiSimilarity",
+    "MultiSimilarityMiner",
+    "NPair",
+    "NTXent",
+    "NormalizedSoftmax",
+    "PairLoss",
+    "ProxyAnchor",
+    "ProxyLoss",
+    "ProxyNCA",
+    "ProxyNCAPlusPlus",
+    "RankedList",
+    "RecallAtK",
+    "References",
+    "SemiHardMiner",
+    "SmoothAP",
+    "SoftTriple",
+    "Softmax",
+    "SupCon",
+    "TripletMargin",
+    "append_classes",
+    "keep_shards_local",
+    "sharded_parameters",
+    "shards_of",
+]
 
 
 def _find() -> dict[str, type[EmbeddingLoss]]:
@@ -62,5 +94,5 @@ def _find() -> dict[str, type[EmbeddingLoss]]:
 
 LOSSES = _find()
 """Every loss by its kind."""
-# A new file's loss is exported without a line above, which tells editors and type checkers of it.
+# The loss of a new file is exported even without a line above, which tells editors and type checkers of it.
 globals().update({loss.__name__: loss for loss in LOSSES.values()})

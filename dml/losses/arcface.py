@@ -29,6 +29,7 @@ class ArcFace(ClassSoftmax):
     later code passes it straight through the angle.
 
     Example:
+        >>> import torch
         >>> loss = ArcFace(num_classes=3, dim=4, seed=0)
         >>> round(loss(torch.eye(4), torch.tensor([0, 0, 1, 2])).item(), 4)
         37.2416

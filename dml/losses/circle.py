@@ -26,6 +26,7 @@ class Circle(PairLoss):
     Source: Sun et al. 2020, arXiv:2002.10857, eq. 6-8; the weights carry no gradient, as in sec. 3.2.
 
     Example:
+        >>> import torch
         >>> embeddings, labels = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), torch.tensor([0, 0, 1])
         >>> round(Circle()(embeddings, labels).item(), 4)
         19.2

@@ -34,6 +34,7 @@ class Contrastive(MinedLoss):
     without its halves.
 
     Example:
+        >>> import torch
         >>> embeddings, labels = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), torch.tensor([0, 0, 1])
         >>> round(Contrastive()(embeddings, labels).item(), 4)
         0.9351

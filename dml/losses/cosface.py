@@ -23,6 +23,7 @@ class CosFace(ClassSoftmax):
     Source: Wang et al. 2018, arXiv:1801.09414, eq. 4.
 
     Example:
+        >>> import torch
         >>> loss = CosFace(num_classes=3, dim=4, seed=0)
         >>> round(loss(torch.eye(4), torch.tensor([0, 0, 1, 2])).item(), 4)
         34.8408

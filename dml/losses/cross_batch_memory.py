@@ -38,6 +38,7 @@ class CrossBatchMemory(nn.Module):
     Source: Wang et al. 2020, arXiv:1912.06798, alg. 1; there the batch is stored before its loss.
 
     Example:
+        >>> import torch
         >>> from dml.losses import SupCon
         >>> loss = CrossBatchMemory(SupCon(), dim=4, size=8, start_after=0)
         >>> values = [loss(torch.eye(4), torch.tensor([0, 0, 1, 1])) for _ in range(2)]

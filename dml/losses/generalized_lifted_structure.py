@@ -26,6 +26,7 @@ class GeneralizedLiftedStructure(PairLoss):
     Source: Hermans et al. 2017, arXiv:1703.07737, eq. 8, after Oh Song et al. 2016, arXiv:1511.06452.
 
     Example:
+        >>> import torch
         >>> embeddings, labels = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), torch.tensor([0, 0, 1])
         >>> round(GeneralizedLiftedStructure()(embeddings, labels).item(), 4)
         0.8711

@@ -42,6 +42,7 @@ class LiftedStructure(PairLoss):
     Source: Oh Song et al. 2016, arXiv:1511.06452, eq. 4.
 
     Example:
+        >>> import torch
         >>> embeddings, labels = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), torch.tensor([0, 0, 1])
         >>> round(LiftedStructure()(embeddings, labels).item(), 4)
         1.3428

@@ -34,6 +34,7 @@ class Margin(MinedLoss):
     as in the authors' code; codes that add bools count them as one, and their loss is up to twice this.
 
     Example:
+        >>> import torch
         >>> embeddings, labels = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), torch.tensor([0, 0, 1])
         >>> round(Margin()(embeddings, labels).item(), 4)
         0.7675

@@ -32,6 +32,7 @@ class MultiSimilarity(PairLoss):
     Source: Wang et al. 2019, arXiv:1904.06627, eq. 11-15; github.com/msight-tech/research-ms-loss.
 
     Example:
+        >>> import torch
         >>> embeddings, labels = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), torch.tensor([0, 0, 1])
         >>> round(MultiSimilarity()(embeddings, labels).item(), 4)
         0.1997

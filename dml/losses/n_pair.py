@@ -37,6 +37,7 @@ class NPair(EmbeddingLoss):
     Source: Sohn 2016, "Improved deep metric learning with multi-class N-pair loss objective", NIPS, eq. 11.
 
     Example:
+        >>> import torch
         >>> embeddings, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
         >>> round(NPair(l2=0)(embeddings, labels).item(), 4)
         0.6931

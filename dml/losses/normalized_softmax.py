@@ -20,6 +20,7 @@ class NormalizedSoftmax(ClassSoftmax):
     Source: Zhai, Wu 2019, arXiv:1811.12649, sec. 3.1; their layer norm before the embedding is the encoder's.
 
     Example:
+        >>> import torch
         >>> loss = NormalizedSoftmax(num_classes=3, dim=4, seed=0)
         >>> round(loss(torch.eye(4), torch.tensor([0, 0, 1, 2])).item(), 4)
         5.6881

@@ -27,6 +27,7 @@ class NTXent(PairLoss):
     Source: Chen et al. 2020, arXiv:2002.05709, eq. 1; temperature of their table 5.
 
     Example:
+        >>> import torch
         >>> embeddings, labels = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), torch.tensor([0, 0, 1])
         >>> round(NTXent()(embeddings, labels).item(), 4)
         1.0647

@@ -33,6 +33,7 @@ class ProxyAnchor(ProxyLoss):
     Source: Kim et al. 2020, arXiv:2003.13911, eq. 4.
 
     Example:
+        >>> import torch
         >>> loss = ProxyAnchor(num_classes=3, dim=4, seed=0)
         >>> round(loss(torch.eye(4), torch.tensor([0, 0, 1, 2])).item(), 4)
         11.7169

@@ -26,6 +26,7 @@ class ProxyNCA(ClassSoftmax):
     Source: Movshovitz-Attias et al. 2017, arXiv:1703.07464, eq. 4.
 
     Example:
+        >>> import torch
         >>> loss = ProxyNCA(num_classes=3, dim=4, seed=0)
         >>> round(loss(torch.eye(4), torch.tensor([0, 0, 1, 2])).item(), 4)
         -1.0641

@@ -23,6 +23,7 @@ class ProxyNCAPlusPlus(ClassSoftmax):
     encoder's.
 
     Example:
+        >>> import torch
         >>> loss = ProxyNCAPlusPlus(num_classes=3, dim=4, seed=0)
         >>> round(loss(torch.eye(4), torch.tensor([0, 0, 1, 2])).item(), 4)
         5.135

@@ -31,6 +31,7 @@ class RankedList(PairLoss):
     Source: Wang et al. 2019, arXiv:1903.03238, eq. 6-12.
 
     Example:
+        >>> import torch
         >>> embeddings, labels = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), torch.tensor([0, 0, 1])
         >>> round(RankedList()(embeddings, labels).item(), 4)
         0.4413

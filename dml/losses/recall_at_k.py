@@ -30,6 +30,7 @@ class RecallAtK(PairLoss):
     no k is out of reach.
 
     Example:
+        >>> import torch
         >>> embeddings, labels = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), torch.tensor([0, 0, 1])
         >>> round(RecallAtK()(embeddings, labels).item(), 4)
         0.217

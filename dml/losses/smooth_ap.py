@@ -24,6 +24,7 @@ class SmoothAP(PairLoss):
     Source: Brown et al. 2020, arXiv:2007.12163, eq. 5.
 
     Example:
+        >>> import torch
         >>> embeddings, labels = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), torch.tensor([0, 0, 1])
         >>> round(SmoothAP()(embeddings, labels).item(), 4)
         0.25

@@ -35,6 +35,7 @@ class SoftTriple(ClassSoftmax):
     Source: Qian et al. 2019, arXiv:1909.05235, eq. 5-7 and 9.
 
     Example:
+        >>> import torch
         >>> loss = SoftTriple(num_classes=3, dim=4, centers_per_class=2, seed=0)
         >>> round(loss(torch.eye(4), torch.tensor([0, 0, 1, 2])).item(), 4)
         10.3934

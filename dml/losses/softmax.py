@@ -27,6 +27,7 @@ class Softmax(ClassSoftmax):
     Zhai, Wu 2019, arXiv:1811.12649, sec. 3.
 
     Example:
+        >>> import torch
         >>> loss = Softmax(num_classes=3, dim=4, seed=0)
         >>> round(loss(torch.eye(4), torch.tensor([0, 0, 1, 2])).item(), 4)
         1.0263

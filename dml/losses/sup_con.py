@@ -23,6 +23,7 @@ class SupCon(PairLoss):
     Source: Khosla et al. 2020, arXiv:2004.11362, eq. 2 (L_out).
 
     Example:
+        >>> import torch
         >>> embeddings, labels = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), torch.tensor([0, 0, 1])
         >>> round(SupCon()(embeddings, labels).item(), 4)
         1.0647

@@ -46,6 +46,7 @@ class TripletMargin(MinedLoss):
     Source: Schroff et al. 2015, arXiv:1503.03832; Hermans et al. 2017, arXiv:1703.07737.
 
     Example:
+        >>> import torch
         >>> embeddings, labels = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), torch.tensor([0, 0, 1])
         >>> round(TripletMargin(mining="all")(embeddings, labels).item(), 4)
         0.6

@@ -1,6 +1,5 @@
 """Every numeric argument of a constructor has a stated range, and is refused outside of it."""
 
-import doctest
 import inspect
 import math
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from dml import arguments, losses
+from dml import losses
 from dml.arguments import Range, check_arguments
 from tests.losses.cases import CASES, DIM, NUM_CLASSES
 
@@ -114,7 +113,3 @@ def test_what_the_annotations_allow_is_taken():
     Example("b", flag=True, size=8, several=[0.1, 2])
     with pytest.raises(TypeError, match="colour"):
         Example(colour="red")
-
-
-def test_the_example_in_the_docstring_runs():
-    assert doctest.testmod(arguments).failed == 0

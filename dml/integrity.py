@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from dml import storage
+from dml.data.forgotten import FORGOTTEN, forgotten_ids
 from dml.errors import CorruptArtifact, MissingArtifact, did_you_mean
 from dml.lineage import VERSIONED, places
 from dml.names import split_version
@@ -74,13 +75,31 @@ def _damaged_pointers(store: str, name: str | None) -> list[Checked]:
     for kind, folder in VERSIONED.items():
         root = storage.join(store, folder)
         for own in storage.list_folders(root):
-            try:
-                storage.current(storage.join(root, own))
-            except CorruptArtifact:
-                if name in (None, own):
-                    uri = storage.join(root, own)
-                    found.append(Checked(f"{kind} pointer", own, "current", uri, [storage.POINTER]))
+            uri = storage.join(root, own)
+            wrong = _wrong_in_pointer(uri) if name in (None, own) else None
+            if wrong is not None:
+                found.append(Checked(f"{kind} pointer", own, "current", uri, [wrong]))
+            if kind == "dataset" and name in (None, own):
+                found += _damaged_list_of_forgotten(store, own, uri)
     return found
+
+
+def _wrong_in_pointer(uri: str) -> str | None:
+    try:
+        current = storage.current(uri)
+    except CorruptArtifact:
+        return storage.POINTER
+    if current is None or storage.is_complete(storage.join(uri, current)):
+        return None
+    return f"{storage.POINTER} (names {current}, which is not there)"
+
+
+def _damaged_list_of_forgotten(store: str, name: str, uri: str) -> list[Checked]:
+    try:
+        forgotten_ids(store, name)
+    except CorruptArtifact:
+        return [Checked("list of forgotten items", name, "forgotten", uri, [FORGOTTEN])]
+    return []
 
 
 def _checkpoints(store: str) -> list[tuple[str, str, str, str]]:
@@ -90,6 +109,12 @@ def _checkpoints(store: str) -> list[tuple[str, str, str, str]]:
         folder = storage.join(runs, run, "checkpoints")
         found += [("checkpoint", run, v, storage.join(folder, v)) for v in storage.list_versions(folder)]
     return found
+
+
+def require_intact(*refs: Ref) -> None:
+    """Compare every byte of these artefacts; raises CorruptArtifact or MissingArtifact."""
+    for ref in refs:
+        storage.verify(ref.uri)
 
 
 def ref_of(checked: Checked, kind: type[R]) -> R:

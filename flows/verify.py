@@ -7,7 +7,7 @@ from prefect import flow
 from dml.data.ingest import ingest_again
 from dml.embedding.embed import embed
 from dml.errors import DmlError
-from dml.integrity import Checked, check_store, ref_of, remove_damaged
+from dml.integrity import Checked, check_store, ref_of, remove_damaged, require_intact
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef
 from dml.retrieval.index import build_index, index_config_of
 from dml.settings import store_uri
@@ -65,7 +65,9 @@ def _heal(store: str, damaged: Checked) -> str:
     if damaged.kind in healers:
         return healers[damaged.kind](store, damaged)
     if damaged.kind.endswith("pointer"):
-        return "damaged, and cannot be made again: remove the file, and make the version again"
+        return "damaged, and cannot be made again: go back with `dml rollback`, or remove the file"
+    if damaged.kind == "list of forgotten items":
+        return "damaged, and cannot be made again: bring it back from a copy, or forget the items again"
     if damaged.kind == "package":
         return "damaged, and cannot be made again: train it again, or restore the folder from a copy"
     stage(remove_damaged)(damaged)
@@ -81,12 +83,15 @@ def _ingest_again(store: str, damaged: Checked) -> str:
 
 def _embed_again(store: str, damaged: Checked) -> str:
     ref = ref_of(damaged, EmbeddingsRef)
+    stage(require_intact)(ref.package, ref.dataset)  # or what is left would be removed in vain
     stage(remove_damaged)(damaged)
     stage(embed)(store, ref.package, ref.dataset, split=ref.split)
     return "made again"
 
 
 def _build_again(store: str, damaged: Checked) -> str:
-    ref = ref_of(damaged, IndexRef)
-    stage(build_index)(store, ref.name, ref.embeddings, index_config_of(ref), model=ref.model)
+    ref, config = ref_of(damaged, IndexRef), index_config_of(ref_of(damaged, IndexRef))
+    stage(require_intact)(ref.embeddings, ref.embeddings.dataset)
+    stage(remove_damaged)(damaged)
+    stage(build_index)(store, ref.name, ref.embeddings, config, model=ref.model)
     return "made again"

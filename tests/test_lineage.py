@@ -1,6 +1,7 @@
 """What nothing needs goes, and nothing else."""
 
 import os
+import shutil
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from dml import storage
 from dml.config import EncoderConfig, IndexConfig, PreprocessingConfig
 from dml.data.dataset import find_dataset, list_datasets
+from dml.data.forgotten import keep_forgotten
 from dml.embedding.embed import embed
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.integrity import check_store
@@ -225,6 +227,52 @@ def test_what_a_link_in_the_store_leads_to_is_not_removed(store, tmp_path, where
         assert remove_named(store, "index", "shelves") == ["shelves@x"]
     assert not link.is_symlink()
     assert Path(tmp_path, "elsewhere", "manifest.json").exists()
+
+
+def flip_middle(uri):
+    content = bytearray(storage.read_bytes(uri))
+    content[len(content) // 2] ^= 1
+    storage.write_bytes(uri, bytes(content))
+
+
+@pytest.mark.parametrize("file", ["index.faiss", "items.arrow"])
+def test_a_damaged_index_on_s3_is_built_again_where_it_says_so(s3_store, tmp_path, file):
+    ref = grow(s3_store, tmp_path / "images", make_package(s3_store), 30)
+    flip_middle(storage.join(ref.uri, file))
+    states = heal_all(s3_store, [each for each in check_store(s3_store) if each.damaged])
+    assert list(states.values()) == ["made again"]
+    assert not any(each.damaged for each in check_store(s3_store))
+
+
+def test_an_index_stays_where_the_table_it_is_to_be_built_of_is_damaged_for_good(store, tmp_path):
+    package = make_package(store)
+    ref = grow(store, tmp_path / "images", package, 30)
+    for path in (
+        "index.faiss",
+        f"{ref.embeddings.uri}/part-00000.parquet",
+        f"{package.uri}/weights.safetensors",
+    ):
+        flip_middle(storage.join(ref.uri, path) if "/" not in path else path)
+    states = heal_all(store, [each for each in check_store(store) if each.damaged])
+    assert all("cannot be made again" in state for state in states.values())
+    assert {each.kind for each in check_store(store) if each.damaged} == {"index", "embeddings", "package"}
+
+
+def test_a_pointer_to_a_version_that_is_gone_is_named(store, tmp_path):
+    ref = grow(store, tmp_path / "images", make_package(store), 30)
+    shutil.rmtree(ref.uri)
+    damaged = [(each.kind, each.damaged) for each in check_store(store) if each.damaged]
+    assert damaged == [("index pointer", [f"current.json (names {ref.version}, which is not there)"])]
+
+
+def test_a_damaged_list_of_forgotten_items_is_named_and_ends_an_ingest(store, tmp_path):
+    """Read as it is, it would let a forgotten item come back."""
+    make_dataset(tmp_path / "images", store, rows=30)
+    keep_forgotten(store, "shelves", ["00003.png"])
+    flip_middle(storage.join(store, "datasets", "shelves", "forgotten.json"))
+    assert [each.damaged for each in check_store(store) if each.damaged] == [["forgotten.json"]]
+    with pytest.raises(CorruptArtifact, match=r"forgotten\.json must be as it was written"):
+        make_dataset(tmp_path / "images", store, rows=30)
 
 
 @pytest.mark.parametrize("victim", ["index.faiss", "items.arrow", "part", "fragment", "weights.safetensors"])

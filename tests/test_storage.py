@@ -374,3 +374,17 @@ def test_a_manifest_that_names_files_of_others_is_refused(tmp_path, name):
 def test_what_only_looks_like_an_s3_uri_is_refused(uri):
     with pytest.raises(InvalidSetting):
         storage.resolve(uri)
+
+
+@pytest.mark.parametrize("position", [0.2, 0.5, 0.8])
+def test_a_changed_byte_of_a_pointer_is_noticed(store, position):
+    parent = storage.join(store, "things", "one")
+    for version in ("v1", "v2"):
+        publish(storage.join(parent, version), a=b"1")
+        storage.point(parent, version, remember={"source": "somewhere", "rows": 123})
+    uri = storage.join(parent, storage.POINTER)
+    content = bytearray(storage.read_bytes(uri))
+    content[int(len(content) * position)] ^= 1
+    storage.write_bytes(uri, bytes(content))
+    with pytest.raises(CorruptArtifact, match="must name the current version"):
+        storage.current(parent)

@@ -17,14 +17,14 @@ def digest_of_id(id_: str) -> str:
 
 def forgotten_ids(store: str, name: str) -> frozenset[str]:
     """The digests of a dataset's forgotten ids; raises CorruptArtifact where their list is damaged."""
-    uri = _uri(store, name)
-    return frozenset(storage.read_json(uri)["ids"]) if storage.exists(uri) else frozenset()
+    held = storage.read_checked(_uri(store, name))
+    return frozenset(held["ids"] if held else [])
 
 
 def keep_forgotten(store: str, name: str, ids: Iterable[str]) -> None:
     """Add ids to those that must not come back."""
     added = {digest_of_id(id_) for id_ in ids}
-    storage.update_json(
+    storage.update_checked(
         _uri(store, name), lambda held: {"ids": sorted(added.union(held["ids"] if held else []))}
     )
 

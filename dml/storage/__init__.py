@@ -63,8 +63,9 @@ from dml.storage.pointer import (
     held_pointer,
     missing_version,
     point,
+    read_checked,
     remembered,
-    update_json,
+    update_checked,
 )
 from dml.storage.reading import reading
 from dml.storage.uploads import abort_uploads, open_uploads
@@ -116,6 +117,7 @@ __all__ = [
     "point",
     "publish",
     "read_bytes",
+    "read_checked",
     "read_json",
     "read_manifest",
     "reading",
@@ -127,7 +129,7 @@ __all__ = [
     "seal",
     "staged",
     "staging",
-    "update_json",
+    "update_checked",
     "verify",
     "verify_opened",
     "write_bytes",

@@ -4,7 +4,6 @@ An artefact is a folder. It exists if and only if it holds `manifest.json`, whic
 every other file with its size and SHA-256. Which version of several is in use says the pointer beside them.
 """
 
-import json
 import os
 import posixpath
 import re
@@ -25,7 +24,7 @@ from dml.names import check_name, is_version
 from dml.progress import count
 from dml.storage import verified
 from dml.storage.conditional import Overtaken, read_held, replace_held
-from dml.storage.digest import digest_of
+from dml.storage.digest import with_own_digest, without_own_digest
 from dml.storage.files import (
     absolute_references,
     delete,
@@ -70,7 +69,6 @@ _STAGING = re.compile(r"\.staging-.+-[0-9a-f]{8}")
 _REMOVED = "removed-"
 _TRIES = 5
 _HASHING_THREADS = 8
-_OWN_DIGEST = "manifest_sha256"
 
 
 def mark_store(store: str) -> None:
@@ -237,19 +235,13 @@ def read_manifest(uri: str) -> dict[str, Any]:
         CorruptArtifact: its manifest cannot be read.
     """
     try:
-        content = json.loads(read_bytes(join(uri, MANIFEST)))
+        content = without_own_digest(read_bytes(join(uri, MANIFEST)))
     except MissingArtifact as error:
         raise MissingArtifact(
             f"A published artefact must hold {MANIFEST}; {uri} has none. "
             "It was never finished, was deleted, or the path is wrong."
         ) from error
-    except ValueError:
-        content = None
-    if (
-        not isinstance(content, dict)
-        or content.pop(_OWN_DIGEST, None) != digest_of(content)
-        or not isinstance(content.get("files"), dict)
-    ):
+    if content is None or not isinstance(content.get("files"), dict):
         raise CorruptArtifact(
             f"{join(uri, MANIFEST)} must be as it was published; it was changed. Bring it back from a copy, "
             "or remove the folder and make the artefact again."
@@ -275,8 +267,7 @@ def write_manifest(uri: str, content: Mapping[str, Any]) -> None:
 
 
 def _encoded(uri: str, content: Mapping[str, Any]) -> bytes:
-    kept = json.loads(json.dumps(relative_references(content, uri)))
-    return json.dumps({**kept, _OWN_DIGEST: digest_of(kept)}, indent=1).encode()
+    return with_own_digest(relative_references(content, uri))
 
 
 def verify(uri: str) -> None:

@@ -157,21 +157,16 @@ def read_json(uri: str) -> dict[str, Any]:
         MissingArtifact: there is no such file.
         CorruptArtifact: it is no JSON object.
     """
-    result: dict[str, Any] = absolute_references(parse_json(read_bytes(uri), uri), uri.rpartition("/")[0])
-    return result
-
-
-def parse_json(content: bytes, uri: str) -> dict[str, Any]:
-    """A file's JSON object; raises CorruptArtifact where it is none."""
     try:
-        parsed = json.loads(content)
+        content = json.loads(read_bytes(uri))
     except ValueError as error:
         raise CorruptArtifact(
             f"{uri} must hold a JSON object; {error}. Make it again, or remove it."
         ) from error
-    if not isinstance(parsed, dict):
-        raise CorruptArtifact(f"{uri} must hold a JSON object; got {type(parsed).__name__}. Make it again.")
-    return parsed
+    if not isinstance(content, dict):
+        raise CorruptArtifact(f"{uri} must hold a JSON object; got {type(content).__name__}. Make it again.")
+    result: dict[str, Any] = absolute_references(content, uri.rpartition("/")[0])
+    return result
 
 
 def write_json(uri: str, content: Mapping[str, Any]) -> None:

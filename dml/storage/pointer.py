@@ -6,7 +6,6 @@ so: on a local disk it holds a lock, `.NAME.lock` beside the folder; on S3 the f
 still what was read.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -16,19 +15,16 @@ from dml.errors import CorruptArtifact, MissingArtifact, did_you_mean
 from dml.names import is_version
 from dml.storage.artifacts import is_complete, list_versions
 from dml.storage.conditional import Held, Overtaken, read_held, replace_held
+from dml.storage.digest import with_own_digest, without_own_digest
 from dml.storage.files import (
     absolute_references,
-    exists,
     is_remote,
     join,
     list_folders,
     lock_of,
-    parse_json,
     read_bytes,
-    read_json,
     relative_references,
     write_bytes,
-    write_json,
 )
 from dml.storage.lock import exclusive
 
@@ -124,7 +120,7 @@ class Pointer:
         uri = join(self._parent, POINTER)
         content = {"version": history[0], "former": history[1 : _MOST_FORMER_VERSIONS + 1]}
         content |= {"remembered": relative_references(remember, self._parent)} if remember else {}
-        encoded = json.dumps(content, indent=1).encode()
+        encoded = with_own_digest(content)
         if is_remote(uri):
             replace_held(uri, encoded, self._held)
         else:
@@ -152,7 +148,16 @@ def _read(uri: str) -> Held:
         return Held(None, None)
 
 
-def update_json(uri: str, change: Callable[[dict[str, Any] | None], dict[str, Any]]) -> None:
+def read_checked(uri: str) -> dict[str, Any] | None:
+    """A JSON object as `update_checked` wrote it; None where there is none.
+
+    Raises:
+        CorruptArtifact: it is not as it was written.
+    """
+    return _checked(_read(uri).content, uri)
+
+
+def update_checked(uri: str, change: Callable[[dict[str, Any] | None], dict[str, Any]]) -> None:
     """Replace a JSON object by what becomes of it; of several processes at once, none undoes another's.
 
     Args:
@@ -160,20 +165,28 @@ def update_json(uri: str, change: Callable[[dict[str, Any] | None], dict[str, An
         change: from what it holds, None where there is none, to what it shall hold.
 
     Raises:
-        CorruptArtifact: it holds no JSON object.
+        CorruptArtifact: it is not as it was written.
         Overtaken: on S3, others wrote it each time this one tried.
     """
-    _until_first(lambda: _update_json(uri, change))
+    _until_first(lambda: _update_checked(uri, change))
 
 
-def _update_json(uri: str, change: Callable[[dict[str, Any] | None], dict[str, Any]]) -> None:
+def _update_checked(uri: str, change: Callable[[dict[str, Any] | None], dict[str, Any]]) -> None:
     if is_remote(uri):
         held = read_held(uri)
-        content = None if held.content is None else parse_json(held.content, uri)
-        replace_held(uri, json.dumps(change(content), indent=1).encode(), held)
+        replace_held(uri, with_own_digest(change(_checked(held.content, uri))), held)
         return
     with exclusive(lock_of(uri)):
-        write_json(uri, change(read_json(uri) if exists(uri) else None))
+        write_bytes(uri, with_own_digest(change(read_checked(uri))))
+
+
+def _checked(content: bytes | None, uri: str) -> dict[str, Any] | None:
+    if content is None:
+        return None
+    held = without_own_digest(content)
+    if held is None:
+        raise CorruptArtifact(f"{uri} must be as it was written; it was changed. Bring it back from a copy.")
+    return held
 
 
 def point(parent_uri: str, version: str, remember: Mapping[str, Any] | None = None) -> None:
@@ -213,10 +226,7 @@ def remembered(parent_uri: str) -> dict[str, Any]:
 
 
 def _remembered(content: bytes, uri: str) -> dict[str, Any]:
-    try:
-        known = absolute_references(parse_json(content, uri), uri.rpartition("/")[0]).get("remembered", {})
-    except CorruptArtifact:
-        return {}
+    known = absolute_references(without_own_digest(content) or {}, uri.rpartition("/")[0]).get("remembered")
     return known if isinstance(known, dict) else {}
 
 
@@ -227,12 +237,9 @@ def _history(parent_uri: str) -> list[str]:
 
 
 def _parse(content: bytes, uri: str) -> list[str]:
-    try:
-        held = json.loads(content)
-        former = held.get("former", [])
-        history = [held.get("version"), *(former if isinstance(former, list) else [former])]
-    except (ValueError, AttributeError) as error:
-        raise _damaged_pointer(uri) from error
+    held = without_own_digest(content) or {}
+    former = held.get("former")
+    history = [held.get("version"), *(former if isinstance(former, list) else [None])]
     if not all(isinstance(name, str) and is_version(name) for name in history):
         raise _damaged_pointer(uri)
     return [str(name) for name in history]

@@ -74,6 +74,7 @@ def gc(
     from dml import storage
     from dml.lineage import remove, unneeded
     from dml.registry.catalog import list_models
+    from dml.registry.registered import registered_elsewhere
 
     root = store_uri(store)
     storage.require_store(root)  # or asking for its models would make it one
@@ -81,6 +82,7 @@ def gc(
         model.package.model_dump(mode="json", exclude=None if model.alias else {"dataset"})
         for model in list_models(root)
     ]
+    registered += [storage.read_manifest(uri)["ref"] | {"uri": uri} for uri in registered_elsewhere(root)]
     with Ticker("gc") as ticker:
         ticker.begin("reading what there is", "artefacts")
         removals = unneeded(root, registered, keep=keep, grace=timedelta(hours=grace_hours))

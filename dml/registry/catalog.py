@@ -20,6 +20,7 @@ from dml.refs import ModelRef, PackageRef
 from dml.registry.connection import as_default, connect
 from dml.registry.database import REGISTRY_LOCK
 from dml.registry.notes import note_of, note_of_model
+from dml.registry.registered import note_registered
 from dml.registry.tracking import Run
 from dml.settings import has_registry, local_folder, tracking_uri
 
@@ -74,6 +75,7 @@ def register(
     client = connect(run.tracking_uri)
     with storage.exclusive(local_folder(store) / REGISTRY_LOCK):
         model = _oldest(client, store, name, package) or _new_version(client, store, run, name, package)
+        note_registered(client, run.tracking_uri, model)
         client.set_model_version_tag(name, str(model.version), _METRICS, _metrics_tag(metrics))
         note = note_of(f"models:/{model}", package, metrics, baselines or {})
         client.update_model_version(name, str(model.version), note)

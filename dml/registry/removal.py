@@ -6,6 +6,7 @@ from dml.refs import ModelRef
 from dml.registry.catalog import find_model, list_models
 from dml.registry.connection import connect
 from dml.registry.database import REGISTRY_LOCK
+from dml.registry.registered import end_note
 from dml.settings import local_folder, tracking_uri
 
 
@@ -46,6 +47,7 @@ def remove_model(store: str, name: str) -> list[str]:
     client = connect(tracking_uri(store))
     with storage.exclusive(local_folder(store) / REGISTRY_LOCK):
         for model in own:
+            end_note(client, model)
             client.delete_model_version(base, str(model.version))
         if not slash and not client.search_model_versions(f"name = '{base}'", max_results=1):
             client.delete_registered_model(base)

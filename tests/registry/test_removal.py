@@ -7,6 +7,7 @@ from dml.errors import InvalidSetting, MissingArtifact
 from dml.registry import catalog
 from dml.registry.champion import judge, rollback_champion
 from dml.registry.connection import connect
+from dml.registry.registered import registered_elsewhere
 from dml.registry.removal import remove_model
 from dml.settings import tracking_uri
 from tests.registry.parts import new_version
@@ -60,3 +61,22 @@ def test_in_a_shared_mlflow_what_this_store_did_not_register_stays(tmp_path, mon
     assert remove_model(there, "shop") == ["shop/2"]
     (left,) = client.search_model_versions("name = 'shop'")
     assert left.source == "s3://elsewhere/model"
+
+
+def test_a_package_registered_in_another_mlflow_is_noted_until_it_is_removed_there(tmp_path, monkeypatch):
+    store = str(tmp_path / "store")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/shared.db")
+    model, damaged = new_version(store, "shop", 1, 0.5), new_version(store, "shop", 2, 0.5)
+    connect(tracking_uri(store)).set_model_version_tag("shop", "2", "dml.package", "{not json")
+    package, hidden = model.package.uri, damaged.package.uri
+    assert sorted(registered_elsewhere(store)) == sorted([package, hidden]), "an unreadable tag frees nothing"
+    for other in (None, f"sqlite:///{tmp_path}/other.db"):
+        monkeypatch.delenv("MLFLOW_TRACKING_URI") if other is None else monkeypatch.setenv(
+            "MLFLOW_TRACKING_URI", other
+        )
+        assert sorted(registered_elsewhere(store)) == sorted([package, hidden])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/shared.db")
+    connect(tracking_uri(store)).delete_model_version("shop", "2")
+    assert registered_elsewhere(store) == [package], "removed in MLflow's pages"
+    assert remove_model(store, "shop") == ["shop/1"]
+    assert registered_elsewhere(store) == []

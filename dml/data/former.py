@@ -215,8 +215,12 @@ def choose_split(
     try:
         of_class = split_of_classes(samples, used, {} if anew else former.sides)
     except DmlError as error:
-        if asked is not None or former.asked is None:
+        if asked is not None:
             raise
+        if former.asked is None:
+            raise type(error)(
+                f"{error} The source's layout is split by {own}; --split asks for another."
+            ) from error
         raise type(error)(
             f"{error} Version {former.version} was split by {used}; --split asks for another."
         ) from error

@@ -176,7 +176,7 @@ def _ingest_source(
         notes=[
             _held_out(ref, str(split.used)),
             *split.notes,
-            *_fewer(ref, former),
+            *_fewer(ref, former, split.of_class),
             *notes,
             *_told(contradictions, config.quarantine_contradictions),
             *_repeated(rows),
@@ -239,8 +239,13 @@ def _refuse_forgotten(store: str, ref: DatasetRef, ids: Sequence[str], outcome: 
         )
 
 
-def _fewer(ref: DatasetRef, former: Former) -> list[str]:
+def _fewer(ref: DatasetRef, former: Former, labels: Iterable[str]) -> list[str]:
     """What to say where a source has lost much since it was ingested last, or is another one."""
+    if former.version is not None and former.sides.keys().isdisjoint(labels):
+        return [
+            f"none of these classes is in {ref.name}@{former.version}, which this version replaces; another "
+            "source needs another --name"
+        ]
     if ref.rows >= former.rows and ref.classes >= former.classes:
         return []
     return [

@@ -87,7 +87,6 @@ def test_train_and_val_alone_are_split_by_class_or_by_part(tmp_path):
 @pytest.mark.parametrize(
     ("names", "wanted"),
     [
-        (["train/1.png", "test/2.png"], {"train/1.png": "train", "test/2.png": "test"}),
         (["train/steam/1.png", "car/sedan/2.png"], {"train/steam/1.png": "train/steam"}),
         (["train/1.png", "car/2.png", "bus/3.png"], {"train/1.png": "train", "bus/3.png": "bus"}),
         (["x/train/cat/1.png", "x/train/dog/1.png"], {"train/cat/1.png": "cat", "train/dog/1.png": "dog"}),
@@ -96,7 +95,7 @@ def test_train_and_val_alone_are_split_by_class_or_by_part(tmp_path):
         (["cat/1.png", "cat/2.png"], {"cat/1.png": "cat", "cat/2.png": "cat"}),
         (["train/a/b/1.png", "test/a/c/1.png"], {"train/a/b/1.png": "a/b", "test/a/c/1.png": "a/c"}),
     ],
-    ids=["classes of these names", "a class among groups", "a class among classes", "one part", "nested",
+    ids=["a class among groups", "a class among classes", "one part", "nested",
          "an outer folder", "one class", "nested classes in parts"],
 )  # fmt: skip
 def test_labels_are_what_a_reader_would_say(tmp_path, names, wanted):
@@ -215,3 +214,16 @@ def test_omniglots_halves_are_its_own_split(tmp_path, alphabets):
     assert {row["alphabet"] for row in table} == set(alphabets)
     by_part = config(source, split=AttributeSplit(name="part", test_values=("evaluation",)))
     assert ingest(by_part, str(tmp_path / "store")) == ref
+
+
+@pytest.mark.parametrize("tops", [("train", "val"), ("Train", "testing"), ("test",)], ids=" ".join)
+def test_parts_without_class_folders_are_no_classes(tmp_path, tops):
+    write(tmp_path / "source", {f"{top}/{number}.png": picture(number) for top in tops for number in (0, 1)})
+    with pytest.raises(InvalidData, match="must hold a folder for each class"):
+        open_source(str(tmp_path / "source")).list()
+
+
+def test_a_folder_without_files_is_called_so(tmp_path):
+    write(tmp_path / "source", {"a/.keep": b""})
+    with pytest.raises(InvalidData, match="holds no file, hidden ones apart"):
+        open_source(str(tmp_path / "source"))

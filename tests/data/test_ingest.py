@@ -172,6 +172,21 @@ def test_a_source_that_has_lost_images_says_how_many_there_were(tmp_path):
     assert not any("fewer" in note for note in ingest_source(config(source), store).notes)
 
 
+def test_another_source_under_the_same_name_is_told_of(tmp_path):
+    store = str(tmp_path / "store")
+    first = ingest(config(labelled(tmp_path / "first", "abcd")), store)
+    other = ingest_source(config(labelled(tmp_path / "other", "wxyz")), store)
+    assert any(note.startswith(f"none of these classes is in d@{first.version}") for note in other.notes)
+
+
+def test_a_layouts_own_split_that_does_not_fit_is_named(tmp_path):
+    files = {
+        f"{alphabet}/character0{n}/{n}.png": picture(n) for alphabet in ("Greek", "Latin") for n in (1, 2)
+    }
+    with pytest.raises(InvalidSetting, match="layout is split by alphabet:10; --split asks for another"):
+        ingest(config(write(tmp_path / "source", files)), str(tmp_path / "store"))
+
+
 def test_a_class_that_loses_all_its_rows_leaves_no_hole(tmp_path):
     source = write(class_folders(tmp_path / "source"), {"class0b/bad.png": b"x"})
     ref = ingest(config(source, rows_per_fragment=7), str(tmp_path / "store"))

@@ -72,6 +72,10 @@ def open_source(uri: str, layout: SourceLayout = "auto", access: Access = OWN_FO
             f"no folder, such as {beside[:3]}. Sort them into folders, or write a manifest (.csv) with the "
             "columns image and label."
         )
+    if not tree.files and not tree.problems:
+        raise InvalidData(
+            f"A source must hold images; {files.uri} holds no file, hidden ones apart. Check the path."
+        )
     wanted = "; ".join(f"{name}: {candidate.marks}" for name, candidate in candidates.items())
     unread = [f"{problem.locator}: {problem.reason}, {problem.detail}" for problem in tree.problems[:1]]
     raise InvalidData(

@@ -237,8 +237,8 @@ def read_local(path: str, max_bytes: int) -> bytes:
 
 def read_object(uri: str, max_bytes: int) -> bytes:
     """The bytes of an object on S3; raises Refused for what is wrong with it, DmlError for the storage."""
-    filesystem, path = storage.filesystem(uri)
     try:
+        filesystem, path = storage.filesystem(uri)
         with filesystem.open_input_file(path) as stream:
             _require_size(stream.size(), max_bytes)
             content = bytes(stream.read(max_bytes + 1))

@@ -16,6 +16,7 @@ from dml.config import ClassSplit, OfficialSplit
 from dml.data.schema import TEST, TRAIN
 from dml.data.sources.files import FilesSource, Tree
 from dml.data.sources.sample import EMPTY_CLASS, OTHER_KIND, Listing, Problem, Sample, normalised
+from dml.errors import InvalidData
 from dml.preprocessing import SIGNATURE_BYTES, has_signature
 from dml.progress import begin, count
 
@@ -62,6 +63,12 @@ class FolderSource(FilesSource):
                 problems.append(
                     Problem(id_, label, path, OTHER_KIND, "it is no image by name or first bytes")
                 )
+        labels = {sample.label for sample in samples}
+        if labels and all(label.lower() in _PARTS for label in labels):
+            raise InvalidData(
+                f"{', '.join(sorted(labels))} must hold a folder for each class; in {self.files.uri} they "
+                "hold images. Sort these into folders, or write a manifest (.csv)."
+            )
         problems += [
             Problem("", folder.removeprefix(outer), folder, EMPTY_CLASS, "a folder without files")
             for folder in _empty_folders(tree)

@@ -166,7 +166,8 @@ class _Where:
         return f"{text.removeprefix('Input ')}; got {_shown(came)}"
 
     def _one_of(self, words: list[str], came: Any) -> str:
-        return f"must be one of {', '.join(words)}; got {_shown(came)}.{did_you_mean(str(came), words)}"
+        near = "" if came is None else did_you_mean(str(came), words)  # nothing is not nearly "none"
+        return f"must be one of {', '.join(words)}; got {_shown(came)}.{near}"
 
     def _example(self) -> str:
         assert self._part is not None

@@ -69,6 +69,13 @@ def test_a_split_is_a_setting_too_and_none_is_no_missing_one(ingest, tmp_path, s
     assert split_of(tmp_path) == split.model_dump(mode="json")
 
 
+def test_a_kind_that_is_not_given_is_not_nearly_none(ingest):
+    done = ingest("--set", "split.test_fraction=0.25")
+    assert done.status == 2
+    assert "split.kind must be one of official, classes, attribute, none; got None." in done.err
+    assert "Did you mean" not in done.err
+
+
 @pytest.mark.parametrize("source", ["http://host/m.csv", "s3://", "gs://bucket/x"])
 def test_a_source_that_can_be_none_is_called_a_source(dml, source):
     done = dml("ingest", source, "--name", "x")

@@ -20,9 +20,10 @@ from torch import Tensor
 from dml.cluster import capacity, map_apart, on_cluster, ray_session
 from dml.config import EvaluationConfig
 from dml.evaluation.query_gallery import Rows, query_gallery
+from dml.metrics.pair_counts import Levels, PairCounts, count_pairs, levels_for
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import QueryMetrics, joined, query_metrics
-from dml.metrics.verification import PairCounts, RocCurve, count_pairs, levels_for, roc_of_counts
+from dml.metrics.verification import RocCurve, roc_of_counts
 
 OnProgress = Callable[[int, int], None]
 PAIRS_HERE = 10**10
@@ -112,9 +113,9 @@ def roc_of_rows(
     blocks = blocks_of_equal_area(
         num_rows, _num_blocks(num_rows * num_rows // 2, num_workers, pairs_per_block)
     )
-    levels = levels_for(items.embeddings, items.labels, false_accept_rates)
+    levels = levels_for(items, false_accept_rates)
     counts = reduce(add, _each_block(partial(_counts_of, levels), [items], blocks, num_workers, progress))
-    return roc_of_counts(counts, levels, torch.from_numpy(rows.labels), largest_rate=max(false_accept_rates))
+    return roc_of_counts(counts, levels, items)
 
 
 def _metrics_of(config: EvaluationConfig, sets: Sequence[Items], block: slice) -> QueryMetrics:
@@ -130,9 +131,9 @@ def _metrics_of(config: EvaluationConfig, sets: Sequence[Items], block: slice) -
     )
 
 
-def _counts_of(levels: Tensor, sets: Sequence[Items], block: slice) -> PairCounts:
+def _counts_of(levels: Levels, sets: Sequence[Items], block: slice) -> PairCounts:
     (items,) = sets
-    return count_pairs(items.embeddings, items.labels, block, levels)
+    return count_pairs(items, levels, block)
 
 
 def _num_blocks(num_pairs: int, num_workers: int, pairs_per_block: int) -> int:

@@ -28,15 +28,15 @@ class FewShot:
         """Over the episodes: accuracies in [0, 1] by the names of the methods."""
         return {"class_mean": float(self.class_mean.mean()), "nearest": float(self.nearest.mean())}
 
-    def intervals(self, confidence: float = 0.95, *, resamples: int = 1000) -> dict[str, Interval]:
-        """Of the means, for other classes like these: percentile bootstrap over classes.
+    def intervals(self, *, resamples: int = 1000) -> dict[str, Interval]:
+        """Of the means, 95 %, for other classes like these: percentile bootstrap over classes.
 
         An error is of two classes, the query's and the one it was taken for, as an impostor pair is: drawn w
         and v times, it counts w + v - 1 times (Hajek's projection of w v), the class's queries w times. The
         episodes' own noise is in it. Intervals over episodes would say nothing of other classes.
 
         Raises:
-            ValueError: no resample, or a confidence outside (0, 1).
+            ValueError: no resample.
         """
         asked = self.num_queries.double()
         accuracies: dict[str, list[Tensor]] = {name: [] for name in self.errors}
@@ -45,10 +45,7 @@ class FewShot:
                 # Every error stands with both of its classes.
                 wrong = weights @ errors.double() - errors.sum() / 2
                 accuracies[name].append((1 - wrong / (weights @ asked).clamp_min(1)).clamp(0, 1))
-        return {
-            name: percentile_interval(torch.cat(parts), confidence=confidence)
-            for name, parts in accuracies.items()
-        }
+        return {name: percentile_interval(torch.cat(parts)) for name, parts in accuracies.items()}
 
 
 def few_shot(

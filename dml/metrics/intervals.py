@@ -98,15 +98,12 @@ def bootstrap_intervals(
     for name, column in values.items():
         check_vector(name, column, "number")
     check_equally_long(**values)
-    tail = (1 - checked_share("confidence", confidence, usual=0.95)) / 2
+    checked_share("confidence", confidence, usual=0.95)
     table = torch.stack([column.cpu().double() for column in values.values()], dim=1)
     sums, sizes = _by_class(table, classes)
     means = _resampled_means(sums, sizes, resamples, seed)
-    ends = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
-    return {
-        name: Interval(low, high)
-        for name, low, high in zip(values, ends[0].tolist(), ends[1].tolist(), strict=True)
-    }
+    columns = zip(values, means.T, strict=True)
+    return {name: percentile_interval(column, confidence=confidence) for name, column in columns}
 
 
 def compare_paired(

@@ -13,9 +13,10 @@ from dml.errors import InvalidData
 from dml.evaluation.all_pairs import blocks_of_equal_area, query_values, roc_of_rows, workers_for
 from dml.evaluation.protocol import measure
 from dml.evaluation.query_gallery import Rows
+from dml.metrics.pair_counts import count_pairs, levels_for
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import joined, query_metrics
-from dml.metrics.verification import count_pairs, levels_for, roc_of_all_pairs, roc_of_counts
+from dml.metrics.verification import roc_of_all_pairs, roc_of_counts
 from tests.embedding.parts import unit_vectors
 
 CONFIGS = {
@@ -95,11 +96,12 @@ def test_metrics_of_blocks_joined_are_those_of_all_queries(sizes):
 
 def test_counts_of_blocks_add_up_to_all_pairs():
     vectors, rows = split(3)
-    items, labels = torch.from_numpy(vectors), torch.from_numpy(rows.labels)
-    levels = levels_for(items, labels, (0.1,))
+    items = Items(torch.from_numpy(vectors), torch.from_numpy(rows.labels))
+    levels = levels_for(items, (0.1,))
     blocks = [slice(start, min(start + 13, 211)) for start in range(0, 211, 13)]
-    counts = reduce(add, (count_pairs(items, labels, block, levels) for block in blocks))
-    whole, found = roc_of_all_pairs(items, labels), roc_of_counts(counts, levels, labels)
+    counts = reduce(add, (count_pairs(items, levels, block) for block in blocks))
+    whole = roc_of_all_pairs(items.embeddings, items.labels)
+    found = roc_of_counts(counts, levels, items)
     assert torch.equal(found.genuine, whole.genuine)
     assert torch.equal(found.impostor, whole.impostor)
     assert int(whole.genuine[-1] + whole.impostor[-1]) == 211 * 210 // 2

@@ -15,25 +15,19 @@ from dml.metrics.intervals import (
     percentile_interval,
     wilson_interval,
 )
+from dml.metrics.pair_counts import count_pairs, levels_for
 from dml.metrics.parity import confusezius, open_metric_learning, pytorch_metric_learning
 from dml.metrics.ranking import Items, Ranking
 from dml.metrics.retrieval import joined, query_metrics, retrieval_metrics
-from dml.metrics.verification import (
-    count_pairs,
-    k_fold_accuracy,
-    levels_for,
-    roc_of_all_pairs,
-    roc_of_counts,
-    roc_of_pairs,
-)
+from dml.metrics.verification import k_fold_accuracy, roc_of_all_pairs, roc_of_counts, roc_of_pairs
 from tests.metrics.cases import people
 
 X, Y = people(6, 5, seed=0)
 ITEMS = Items(X, Y)
 VALUES = torch.linspace(0, 1, 30)
 SAME = torch.arange(30) % 2 == 0
-LEVELS = levels_for(X, Y, (0.1,))
-COUNTS = count_pairs(X, Y, slice(None), LEVELS)
+LEVELS = levels_for(ITEMS, (0.1,))
+COUNTS = count_pairs(ITEMS, LEVELS)
 CURVE = roc_of_all_pairs(X, Y, resamples=5)
 
 RANKS = {
@@ -59,10 +53,9 @@ COUNTED = {
     "blocks depth": lambda v: list(Ranking(ITEMS).blocks(v)),
     "cmc max_rank": lambda v: query_metrics(ITEMS).cmc(v),
     "roc_of_all_pairs bins": lambda v: roc_of_all_pairs(X, Y, bins=v, resamples=5),
-    "levels_for bins": lambda v: levels_for(X, Y, (0.1,), bins=v),
-    "count_pairs bins": lambda v: count_pairs(X, Y, slice(0, 3), LEVELS, bins=v),
+    "levels_for bins": lambda v: levels_for(ITEMS, (0.1,), bins=v),
     "roc_of_all_pairs resamples": lambda v: roc_of_all_pairs(X, Y, resamples=v),
-    "roc_of_counts resamples": lambda v: roc_of_counts(COUNTS, LEVELS, Y, resamples=v),
+    "roc_of_counts resamples": lambda v: roc_of_counts(COUNTS, LEVELS, ITEMS, resamples=v),
     "k_fold_accuracy num_folds": lambda v: k_fold_accuracy(VALUES, SAME, num_folds=v),
 }
 SEEDS = {
@@ -78,8 +71,7 @@ SHARES = {
     "percentile_interval confidence": lambda v: percentile_interval(VALUES, confidence=v),
     "at_false_accept_rate rate": lambda v: CURVE.at_false_accept_rate(v),
     "roc_of_all_pairs false_accept_rates": lambda v: roc_of_all_pairs(X, Y, false_accept_rates=(0.1, v)),
-    "levels_for false_accept_rates": lambda v: levels_for(X, Y, [v]),
-    "roc_of_counts largest_rate": lambda v: roc_of_counts(COUNTS, LEVELS, Y, largest_rate=v),
+    "levels_for false_accept_rates": lambda v: levels_for(ITEMS, [v]),
 }
 COLUMNS = {
     "roc_of_pairs similarities": (lambda v: roc_of_pairs(v, SAME), VALUES),
@@ -210,8 +202,7 @@ def test_a_column_of_another_type_is_refused(name):
         (lambda: wilson_interval(-1, 2), "successes must be a whole number, 0 or more"),
         (lambda: bootstrap_intervals([VALUES], Y), "values must name a metric or more; got list"),
         (lambda: joined([], []), "equally many, one or more"),
-        (lambda: count_pairs(X, Y, slice(0, 9, 2), LEVELS), "rows must be consecutive"),
-        (lambda: count_pairs(X, Y, slice(0, 9), LEVELS[:, None]), r"levels must be \(N,\)"),
+        (lambda: count_pairs(ITEMS, LEVELS, slice(0, 9, 2)), "rows must be consecutive"),
     ],
 )
 def test_other_arguments_are_refused_by_name(call, message):

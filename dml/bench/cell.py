@@ -26,7 +26,7 @@ from dml.training.meter import Progress
 from dml.training.ray_trainer import train
 
 RAW_PIXELS = "raw pixels"
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = 2
 """Part of a cell's fingerprint: raise it when the same embeddings would be judged otherwise."""
 _EMBEDDED_HERE = 50_000
 """Up to so many images a grid's cell embeds in its own process: it would start Ray once per cell."""

@@ -8,6 +8,7 @@ from dml.config.part import Part
 
 Rank = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class FewShotConfig(Part):
@@ -126,12 +127,14 @@ class GateConfig(Part):
     """When a new version becomes the champion."""
 
     metric: str = "recall_at_1"
-    at_least: float | Literal["raw_pixels", "before_training"] | None = Field(
+    at_least: Share | Literal["raw_pixels", "before_training"] | None = Field(
         None,
         description="what the metric must reach, also without a champion: a number, or what a baseline has; "
         "None: being worse than raw pixels is said, and refuses nothing",
     )
-    min_gain: float = Field(0.0, description="how much better than the champion it must be, strictly")
+    min_gain: float = Field(
+        0.0, gt=-1, lt=1, description="how much better than the champion it must be, strictly"
+    )
     confidence: Rate | None = Field(
         None,
         description="that the gain is beyond noise, by a paired test of classes; None: no test",

@@ -91,6 +91,8 @@ def judge(
         if present is None and (foreign := version_of_alias(client, model.name, CHAMPION)) is not None:
             verdicts = [*verdicts[:-1], (False, _not_ours(model, foreign))]
         passed = all(ok for ok, _ in verdicts)
+        if not passed and champion_metrics is None:  # what is refused is no first champion
+            verdicts = [verdict for verdict in verdicts if verdict != against_champion or not verdict[0]]
         reason = "; ".join(text for _, text in verdicts if text)
         alias = CHAMPION if passed else CHALLENGER
         _move_alias(client, model.name, str(model.version), alias, reason)

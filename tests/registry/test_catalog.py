@@ -275,6 +275,7 @@ def test_the_gate_refuses_what_does_not_reach_at_least(store, at_least, passes):
     )
     assert judged.promoted == passes
     assert ("worse than comparing pixels" if passes else "0.9400 is below gate.at_least") in judged.reason
+    assert ("first champion" in judged.reason) == passes
     assert (catalog.find_champion(store, name) is not None) == passes
 
 

@@ -29,12 +29,12 @@ def peer_loss(name: str, num_classes: int, dim: int, settings: dict[str, Any]) -
     from pytorch_metric_learning import losses, miners
 
     match name:
-        case "triplet":  # the miner's default margin is 0.2, the loss's 0.05; a chosen one is for both
+        case "triplet_margin":  # the miner's default margin is 0.2, the loss's 0.05; a chosen one is for both
             miner = miners.TripletMarginMiner(settings.get("margin", 0.2), "semihard")
             return Mined(losses.TripletMarginLoss(**settings), miner)
-        case "multi-similarity":
+        case "multi_similarity":
             return Mined(losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner())
-        case "proxy-anchor":
+        case "proxy_anchor":
             return Mined(losses.ProxyAnchorLoss(num_classes, dim), None)
         case "margin":
             betas = num_classes if settings.get("per_class") else None
@@ -42,7 +42,7 @@ def peer_loss(name: str, num_classes: int, dim: int, settings: dict[str, Any]) -
             return Mined(
                 losses.MarginLoss(learn_beta=learn_beta, num_classes=betas), miners.DistanceWeightedMiner()
             )
-    raise ValueError(f"loss must be triplet, multi-similarity, proxy-anchor or margin; got {name!r}.")
+    raise ValueError(f"loss must be triplet_margin, multi_similarity, proxy_anchor or margin; got {name!r}.")
 
 
 class TrainingImages(Dataset[tuple[Tensor, int]]):

@@ -61,15 +61,15 @@ EXPERIMENTS: dict[str, Callable[[], ExperimentConfig]] = {
         [f"encoder.backbone.weights={DATA / 'weights/squeezenet1_1_imagenet_features.safetensors'}"]
     ),
 }
-LOSSES = ("triplet", "multi-similarity", "proxy-anchor", "margin")
+LOSSES = ("triplet_margin", "multi_similarity", "proxy_anchor", "margin")
 # Each side's defaults first. Multi-similarity and Proxy-Anchor have the same, the papers', on both.
 SETTINGS: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
     "ours": {
-        "triplet": ({}, {"margin": 0.1}, {"margin": 0.05, "squared": False}),
+        "triplet_margin": ({}, {"margin": 0.1}, {"margin": 0.05, "squared": False}),
         "margin": ({}, {"learn_beta": False}, {"per_class": True}),
     },
     "theirs": {
-        "triplet": ({}, {"margin": 0.1}, {"margin": 0.2}),
+        "triplet_margin": ({}, {"margin": 0.1}, {"margin": 0.2}),
         "margin": ({}, {"learn_beta": True}, {"learn_beta": True, "per_class": True}),
     },
 }

@@ -40,12 +40,12 @@ def ours(num_classes: int) -> dict[str, Callable[[], nn.Module]]:
         "contrastive": losses.Contrastive,
         "triplet, all": lambda: losses.TripletMargin(mining="all"),
         "triplet, semi-hard": losses.TripletMargin,
-        "triplet, batch-hard": lambda: losses.TripletMargin(mining="batch-hard"),
-        "triplet, soft-hard": lambda: losses.TripletMargin(mining="soft-hard"),
+        "triplet, batch-hard": lambda: losses.TripletMargin(mining="batch_hard"),
+        "triplet, soft-hard": lambda: losses.TripletMargin(mining="soft_hard"),
         "margin, distance-weighted": losses.Margin,
         "N-pair": losses.NPair,
         "lifted structure": losses.LiftedStructure,
-        "generalised lifted": losses.GeneralizedLiftedStructure,
+        "generalized lifted structure": losses.GeneralizedLiftedStructure,
         "ranked list": losses.RankedList,
         "multi-similarity, mined": losses.MultiSimilarity,
         "SupCon": losses.SupCon,
@@ -53,7 +53,7 @@ def ours(num_classes: int) -> dict[str, Callable[[], nn.Module]]:
         "circle": losses.Circle,
         "Smooth-AP": losses.SmoothAP,
         "Recall@k": losses.RecallAtK,
-        "normalised softmax": lambda: losses.NormalizedSoftmax(num_classes, DIM),
+        "normalized softmax": lambda: losses.NormalizedSoftmax(num_classes, DIM),
         "ArcFace": lambda: losses.ArcFace(num_classes, DIM),
         "Proxy-NCA++": lambda: losses.ProxyNCAPlusPlus(num_classes, DIM),
         "Proxy-Anchor": lambda: losses.ProxyAnchor(num_classes, DIM),
@@ -68,20 +68,20 @@ def peers(num_classes: int) -> dict[str, Callable[[], nn.Module]]:
         squared = distances.LpDistance(power=2)
         mined = {
             "all": None,
-            "semi-hard": miners.TripletMarginMiner(0.2, "semihard", distance=squared),
-            "batch-hard": miners.BatchHardMiner(distance=squared),
+            "semi_hard": miners.TripletMarginMiner(0.2, "semihard", distance=squared),
+            "batch_hard": miners.BatchHardMiner(distance=squared),
         }
         return Mined(losses.TripletMarginLoss(0.2, distance=squared), mined[mining])
 
     return {
         "contrastive": losses.ContrastiveLoss,
         "triplet, all": lambda: triplet("all"),
-        "triplet, semi-hard": lambda: triplet("semi-hard"),
-        "triplet, batch-hard": lambda: triplet("batch-hard"),
+        "triplet, semi-hard": lambda: triplet("semi_hard"),
+        "triplet, batch-hard": lambda: triplet("batch_hard"),
         "margin, distance-weighted": lambda: Mined(losses.MarginLoss(), miners.DistanceWeightedMiner()),
         "N-pair": losses.NPairsLoss,
         "lifted structure": losses.LiftedStructureLoss,
-        "generalised lifted": losses.GeneralizedLiftedStructureLoss,
+        "generalized lifted structure": losses.GeneralizedLiftedStructureLoss,
         "ranked list": lambda: losses.RankedListLoss(0.4, 10, alpha=1.2),
         "multi-similarity, mined": lambda: Mined(
             losses.MultiSimilarityLoss(2, 50, 0.5), miners.MultiSimilarityMiner(0.1)
@@ -90,7 +90,7 @@ def peers(num_classes: int) -> dict[str, Callable[[], nn.Module]]:
         "NT-Xent": lambda: losses.NTXentLoss(0.1),
         "circle": lambda: losses.CircleLoss(0.4, 80),
         "Smooth-AP": lambda: losses.SmoothAPLoss(0.01),
-        "normalised softmax": lambda: losses.NormalizedSoftmaxLoss(num_classes, DIM),
+        "normalized softmax": lambda: losses.NormalizedSoftmaxLoss(num_classes, DIM),
         "ArcFace": lambda: losses.ArcFaceLoss(num_classes, DIM),
         "Proxy-NCA++": lambda: losses.ProxyNCALoss(num_classes, DIM, softmax_scale=9),
         "Proxy-Anchor": lambda: losses.ProxyAnchorLoss(num_classes, DIM),

@@ -81,18 +81,36 @@ def check_arguments(cls: type[T]) -> type[T]:
         bound = signature.bind(*arguments, **options)
         bound.apply_defaults()
         for name, parameter in signature.parameters.items():
-            value = bound.arguments[name]
-            if parameter.kind is parameter.VAR_KEYWORD or _allows(
-                parameter.annotation, value, bound.arguments
-            ):
-                continue
-            is_default_of_use = parameter.default not in (parameter.empty, value)
-            do = f"Leave it out for {parameter.default!r}." if is_default_of_use else "Pass such a value."
-            raise ValueError(f"{name} must be {_in_words(parameter.annotation)}; got {value!r}. {do}")
+            if parameter.kind is not parameter.VAR_KEYWORD:
+                value, default = bound.arguments[name], parameter.default
+                check_argument(
+                    name,
+                    parameter.annotation,
+                    value,
+                    bound.arguments,
+                    ... if default is parameter.empty else default,
+                )
         make(*arguments, **options)
 
     cls.__init__ = checked  # type: ignore[method-assign]
     return cls
+
+
+def check_argument(
+    name: str, annotation: Any, value: Any, others: Mapping[str, Any], default: Any = ...
+) -> None:
+    """Raise ValueError for a value that an annotation does not allow.
+
+    Args:
+        name: of the argument.
+        annotation: what `check_arguments` looks at.
+        value: what came.
+        others: the other arguments by name, which may be its bounds.
+        default: what to advise; `...`: it has none.
+    """
+    if not _allows(annotation, value, others):
+        do = "Pass such a value." if default is ... or default == value else f"Leave it out for {default!r}."
+        raise ValueError(f"{name} must be {_in_words(annotation)}; got {value!r}. {do}")
 
 
 def arguments_of(cls: type) -> dict[str, inspect.Parameter]:

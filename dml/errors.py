@@ -77,8 +77,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         known: what it could have been.
 
     Example:
-        >>> did_you_mean("semihard", ["random", "semi-hard"])
-        " Did you mean 'semi-hard'?"
+        >>> did_you_mean("semihard", ["random", "semi_hard"])
+        " Did you mean 'semi_hard'?"
     """
     by_lower = {name.lower(): name for name in known}
     near = get_close_matches(word.lower(), by_lower, n=3, cutoff=_NEAR)

@@ -14,18 +14,13 @@ from dml.config import (
     EncoderConfig,
     ExperimentConfig,
     LossConfig,
-    MarginConfig,
-    MultiSimilarityConfig,
-    NPairConfig,
     OptimizerConfig,
     PreprocessingConfig,
-    ProxyAnchorConfig,
-    ProxyNCAConfig,
     SamplerConfig,
     ShuffledSamplerConfig,
     TorchvisionConfig,
     TrainingConfig,
-    TripletConfig,
+    loss_config,
 )
 from dml.errors import InvalidSetting, did_you_mean
 
@@ -74,9 +69,9 @@ def circle(loss: str = "softmax") -> ExperimentConfig:
     """Ten digits in two dimensions, to look at what a loss does: `dml circles` draws it for each loss."""
     # On a circle ten classes are at best 36 degrees apart, cosine 0.81, distance 0.62. The usual margins and
     # scales want more room: ArcFace at 0.5 and 64 leaves neighbouring classes on top of each other.
-    loss_config = {
+    settings = {
         "arcface": {"margin": 0.2, "scale": 10.0},
-        "normalised-softmax": {"temperature": 0.1},
+        "normalized_softmax": {"temperature": 0.1},
         "cosface": {"margin": 0.05, "scale": 10.0},
         "margin": {"beta": 0.8, "alpha": 0.2},
     }.get(loss, {})
@@ -88,7 +83,7 @@ def circle(loss: str = "softmax") -> ExperimentConfig:
         optimizer=OptimizerConfig(learning_rate=2e-3, loss_learning_rate=2e-2, warmup_steps=20),
         training=TrainingConfig(num_steps=600),
     )
-    return config.overridden([f"loss={json.dumps({'kind': loss, **loss_config})}", f"name=circle-{loss}"])
+    return config.overridden([f"loss={json.dumps({'kind': loss, **settings})}", f"name=circle-{loss}"])
 
 
 def cars196_squeezenet() -> ExperimentConfig:
@@ -99,7 +94,7 @@ def cars196_squeezenet() -> ExperimentConfig:
         augmentation=AugmentationConfig(random_resized_crop=(0.3, 1.0), horizontal_flip=True),
         encoder=EncoderConfig(backbone=TorchvisionConfig(name="squeezenet1_1"), pooling="avg+max", dim=128),
         sampler=SamplerConfig(classes_per_batch=28, samples_per_class=4),
-        loss=ProxyAnchorConfig(),
+        loss=loss_config("proxy_anchor"),
         optimizer=OptimizerConfig(
             learning_rate=4e-4, head_learning_rate=2e-3, loss_learning_rate=1e-2, warmup_steps=50
         ),
@@ -131,12 +126,14 @@ def _resnet50(name: str, dim: int) -> ExperimentConfig:
 
 def resnet50_triplet() -> ExperimentConfig:
     """ResNet50, 128 dimensions, semi-hard triplets."""
-    return _resnet50("resnet50-triplet", 128).model_copy(update={"loss": TripletConfig()})
+    return _resnet50("resnet50-triplet", 128).model_copy(update={"loss": loss_config("triplet_margin")})
 
 
 def resnet50_multi_similarity() -> ExperimentConfig:
     """ResNet50, 512 dimensions, multi-similarity with its miner."""
-    return _resnet50("resnet50-multi-similarity", 512).model_copy(update={"loss": MultiSimilarityConfig()})
+    return _resnet50("resnet50-multi-similarity", 512).model_copy(
+        update={"loss": loss_config("multi_similarity")}
+    )
 
 
 def resnet50_proxy_anchor() -> ExperimentConfig:
@@ -144,7 +141,7 @@ def resnet50_proxy_anchor() -> ExperimentConfig:
     base = _resnet50("resnet50-proxy-anchor", 512)
     return base.model_copy(
         update={
-            "loss": ProxyAnchorConfig(),
+            "loss": loss_config("proxy_anchor"),
             "encoder": base.encoder.model_copy(update={"pooling": "avg+max"}),
             "optimizer": OptimizerConfig(learning_rate=1e-4, loss_learning_rate=1e-2, schedule="constant"),
         }
@@ -175,20 +172,26 @@ class _Baseline:
 _USUAL = {"cub200": (50, 30), "cars196": (70, 45), "sop": (40, 25)}
 _BASELINES = {
     "margin-distance": _Baseline(
-        "Margin loss, distance-weighted,", MarginConfig(per_class=True), loss_rate=5e-4, epochs=_USUAL
+        "Margin loss, distance-weighted,",
+        loss_config("margin", per_class=True),
+        loss_rate=5e-4,
+        epochs=_USUAL,
     ),
     "triplet-softhard": _Baseline(
-        "Triplets, soft-hard,", TripletConfig(mining="soft-hard"), loss_rate=5e-4, epochs=_USUAL
+        "Triplets, soft-hard,",
+        loss_config("triplet_margin", mining="soft_hard"),
+        loss_rate=5e-4,
+        epochs=_USUAL,
     ),
     "n-pair": _Baseline(
         "N-pair loss",
-        NPairConfig(),
+        loss_config("n_pair"),
         loss_rate=5e-4,
         epochs={"cub200": (55, 35), "cars196": (85, 55), "sop": (40, 25)},
     ),
     "proxy-nca": _Baseline(
         "Proxy-NCA",
-        ProxyNCAConfig(),
+        loss_config("proxy_nca"),
         loss_rate=1e-5,
         epochs=dict.fromkeys(_USUAL, (40, 25)),
         shuffled=True,
@@ -234,7 +237,7 @@ def _proxy_anchor(name: str, dataset: str) -> ExperimentConfig:
     sampler = ShuffledSamplerConfig(batch_size=120)
     return base.model_copy(
         update={
-            "loss": ProxyAnchorConfig(),
+            "loss": loss_config("proxy_anchor"),
             "encoder": base.encoder.model_copy(update={"pooling": "avg+max", "freeze_batch_norm": frozen}),
             "sampler": sampler,
             "optimizer": OptimizerConfig(
@@ -255,7 +258,7 @@ def _multi_similarity(name: str, dataset: str) -> ExperimentConfig:
     base = _resnet50(name, 512)
     return base.model_copy(
         update={
-            "loss": MultiSimilarityConfig(),
+            "loss": loss_config("multi_similarity"),
             "sampler": SamplerConfig(classes_per_batch=16, samples_per_class=5),
             "optimizer": OptimizerConfig(
                 kind="adam", learning_rate=1e-5, weight_decay=5e-4, schedule="constant"

@@ -38,7 +38,7 @@ print(f"{dataset.name}@{dataset.version}: {dataset.splits}")
 # The model becomes champion if it is better than the champion. The test classes were never trained on.
 
 # %%
-chosen = experiment("smoke").overridden([f"training.num_steps={steps}", "loss.kind=proxy-anchor"])
+chosen = experiment("smoke").overridden([f"training.num_steps={steps}", "loss.kind=proxy_anchor"])
 report = run(train_flow, "shop", config=chosen, store=store)
 for row in report.evaluation.table():
     print(row)

@@ -26,7 +26,7 @@ def circles_flow(
 
     Args:
         dataset: NAME or NAME@VERSION, with the classes to learn in its split `train`.
-        losses: kinds of loss; None: softmax, arcface, triplet and margin.
+        losses: kinds of loss; None: softmax, arcface, triplet_margin and margin.
         settings: changes to every one of the experiments, each `path.to.key=value`.
         show: the dataset whose rows are drawn; None: the same.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
@@ -36,7 +36,7 @@ def circles_flow(
     shown = learnt if show is None else stage(find_dataset)(root, show)
     experiments: dict[str, ExperimentConfig] = {
         kind: circle(kind).overridden(settings or [])
-        for kind in losses or ["softmax", "arcface", "triplet", "margin"]
+        for kind in losses or ["softmax", "arcface", "triplet_margin", "margin"]
     }
     tables = {}
     for kind, config in experiments.items():

@@ -95,12 +95,12 @@ def _mine_anchor(x: Tensor, labels: Tensor, i: int, mining: str, margin: float, 
     match mining:
         case "all":
             return Kept(near, far, drawn=False)
-        case "multi-similarity":
+        case "multi_similarity":
             hard_near = [p for p in near if far and s[p] < max(s[n] for n in far) + 0.1]
             return Kept(
                 hard_near, [n for n in far if near and s[n] > min(s[p] for p in near) - 0.1], drawn=False
             )
-        case "n-pair":
+        case "n_pair":
             occurrence = [sum(int(labels[k] == labels[j]) for k in range(j)) for j in range(len(x))]
             partner = [p for p in near if occurrence[i] % 2 == 0 and occurrence[p] == occurrence[i] + 1]
             return Kept(partner, [n for n in far if partner and occurrence[n] % 2], drawn=False)
@@ -110,9 +110,9 @@ def _mine_anchor(x: Tensor, labels: Tensor, i: int, mining: str, margin: float, 
         case "random":
             u = uniform(num_slots, 0)
             return Kept(near, [draw(dict.fromkeys(far, 1.0), u[slot(p)]) for p in near], drawn=True)
-        case "batch-hard":
+        case "batch_hard":
             return Kept([min(near, key=s.__getitem__)], [max(far, key=s.__getitem__)], drawn=True)
-        case "semi-hard":
+        case "semi_hard":
             kept, drawn = [], []
             for p in near:
                 among = [n for n in far if measure(p) < measure(n) < measure(p) + margin]
@@ -120,7 +120,7 @@ def _mine_anchor(x: Tensor, labels: Tensor, i: int, mining: str, margin: float, 
                     kept.append(p)
                     drawn.append(draw(dict.fromkeys(among, 1.0), uniform(num_slots, slot(p))[0]))
             return Kept(kept, drawn, drawn=True)
-        case "soft-hard":
+        case "soft_hard":
             hard_near = [p for p in near if s[p] < max(s[n] for n in far)] or near
             hard_far = [n for n in far if s[n] > min(s[p] for p in near)] or far
             u = uniform(2, 0)
@@ -129,7 +129,7 @@ def _mine_anchor(x: Tensor, labels: Tensor, i: int, mining: str, margin: float, 
                 [draw(dict.fromkeys(hard_far, 1.0), u[1])],
                 drawn=True,
             )
-        case "distance-weighted":
+        case "distance_weighted":
             u, dim = uniform(num_slots, 0), x.shape[1]
             weights = {}
             for n in far:
@@ -166,7 +166,7 @@ def margin(x: Tensor, labels: Tensor, beta: Tensor, *, alpha: float, nu: float, 
 def triplet_margin(x: Tensor, labels: Tensor, *, mining: str, margin: float | None, squared: bool) -> Tensor:
     # Squared without a hinge: its gradient at coincident points runs along them, and moves nothing.
     measure = (lambda a, b: 2 - 2 * similarity(a, b)) if squared else distance
-    only_violating = margin is not None and mining in ("all", "semi-hard")
+    only_violating = margin is not None and mining in ("all", "semi_hard")
     within = "all" if only_violating else mining
     penalties = []
     for i, kept in enumerate(mine(x, labels, within, margin=margin or 0.2, squared=squared)):
@@ -183,7 +183,7 @@ def triplet_margin(x: Tensor, labels: Tensor, *, mining: str, margin: float | No
 
 def n_pair(x: Tensor, labels: Tensor, *, scale: float, l2: float) -> Tensor:
     losses = []
-    for i, kept in enumerate(mine(x, labels, "n-pair")):
+    for i, kept in enumerate(mine(x, labels, "n_pair")):
         for p in kept.positives:
             near = scale * similarity(x[i], x[p])
             losses.append(

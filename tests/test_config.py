@@ -11,11 +11,11 @@ from dml.config import (
     EvaluationConfig,
     ExperimentConfig,
     PreprocessingConfig,
-    ProxyAnchorConfig,
     SamplerConfig,
     ShuffledSamplerConfig,
     TimmConfig,
     TrainingConfig,
+    loss_config,
     parse_experiment,
     parse_ingest,
     read_experiment,
@@ -79,16 +79,18 @@ def test_an_unknown_preset_names_those_there_are():
 
 
 def test_a_misspelled_key_is_refused_by_name():
-    with pytest.raises(InvalidSetting, match=r"loss\.margn is no setting of kind 'triplet'.*mean 'margin'"):
-        parse_experiment({"name": "x", "loss": {"kind": "triplet", "margn": 0.2}})
+    with pytest.raises(
+        InvalidSetting, match=r"loss\.margn is no setting of kind 'triplet_margin'.*mean 'margin'"
+    ):
+        parse_experiment({"name": "x", "loss": {"kind": "triplet_margin", "margn": 0.2}})
 
 
 def test_a_setting_is_replaced_by_its_path_and_the_original_stays():
     config = experiment("smoke")
     changed = config.overridden(
-        ["training.num_steps=7", 'loss={"kind":"triplet","mining":"batch-hard","margin":null}']
+        ["training.num_steps=7", 'loss={"kind":"triplet_margin","mining":"batch_hard","margin":null}']
     )
-    assert (changed.training.num_steps, changed.loss.kind) == (7, "triplet")
+    assert (changed.training.num_steps, changed.loss.kind) == (7, "triplet_margin")
     assert changed.loss.margin is None
     assert config.training.num_steps == 30
 
@@ -133,11 +135,11 @@ def test_workers_that_cannot_share_the_classes_are_refused():
 def test_the_advice_for_workers_that_are_too_many_is_a_number_that_would_do(sampler):
     training = TrainingConfig(num_workers=1000)
     with pytest.raises(ValidationError, match=r"Least: \d+, or take fewer workers") as refused:
-        ExperimentConfig(name="x", sampler=sampler, loss=ProxyAnchorConfig(), training=training)
+        ExperimentConfig(name="x", sampler=sampler, loss=loss_config("proxy_anchor"), training=training)
     least = int(re.search(r"Least: (\d+)", str(refused.value))[1])
     size = "batch_size" if isinstance(sampler, ShuffledSamplerConfig) else "classes_per_batch"
     enough = sampler.model_copy(update={size: least})
-    assert ExperimentConfig(name="x", sampler=enough, loss=ProxyAnchorConfig(), training=training)
+    assert ExperimentConfig(name="x", sampler=enough, loss=loss_config("proxy_anchor"), training=training)
 
 
 def test_more_steps_than_can_be_taken_are_refused():
@@ -153,7 +155,10 @@ def test_workers_that_share_the_images_of_a_batch_but_not_its_classes_are_allowe
     shuffled = ShuffledSamplerConfig(batch_size=64)
     with pytest.raises(ValidationError, match="batch_size must be a multiple of 3"):
         ExperimentConfig(
-            name="x", sampler=shuffled, loss=ProxyAnchorConfig(), training=TrainingConfig(num_workers=3)
+            name="x",
+            sampler=shuffled,
+            loss=loss_config("proxy_anchor"),
+            training=TrainingConfig(num_workers=3),
         )
 
 
@@ -164,11 +169,9 @@ def test_pair_losses_need_pairs():
 
 def test_pair_losses_refuse_shuffled_batches_and_proxy_losses_take_them():
     tree = {"name": "x", "sampler": {"kind": "shuffled", "batch_size": 180}}
-    with pytest.raises(
-        InvalidSetting, match=r"triplet loss learns from pairs.*Take kind 'pk', or a proxy loss"
-    ):
-        parse_experiment({**tree, "loss": {"kind": "triplet"}})
-    assert parse_experiment({**tree, "loss": {"kind": "proxy-anchor"}}).sampler.batch_size == 180
+    with pytest.raises(InvalidSetting, match=r"triplet_margin loss learns .*Take kind 'pk', or a proxy loss"):
+        parse_experiment({**tree, "loss": {"kind": "triplet_margin"}})
+    assert parse_experiment({**tree, "loss": {"kind": "proxy_anchor"}}).sampler.batch_size == 180
 
 
 def test_a_sampler_of_no_kind_is_p_x_k_as_it_was():
@@ -231,10 +234,10 @@ def test_chunks_that_would_train_another_model_unasked_are_refused(training, say
 @pytest.mark.parametrize(
     "loss",
     [
-        {"kind": "proxy-anchor"},
-        {"kind": "n-pair"},
-        {"kind": "lifted-structure"},
-        {"kind": "triplet", "mining": "n-pair"},
+        {"kind": "proxy_anchor"},
+        {"kind": "n_pair"},
+        {"kind": "lifted_structure"},
+        {"kind": "triplet_margin", "mining": "n_pair"},
     ],
     ids=str,
 )
@@ -292,5 +295,5 @@ def test_a_dataset_name_that_is_no_folder_name_is_refused():
 
 
 def test_mining_is_refused_where_a_loss_weighs_all_pairs_itself():
-    with pytest.raises(InvalidSetting, match=r"sup-con loss weighs all pairs .* take contrastive"):
-        experiment("smoke").overridden(['loss={"kind":"sup-con","mining":"semi-hard"}'])
+    with pytest.raises(InvalidSetting, match=r"sup_con loss weighs all pairs .* take contrastive"):
+        experiment("smoke").overridden(['loss={"kind":"sup_con","mining":"semi_hard"}'])

@@ -40,17 +40,22 @@ def test_a_text_becomes_what_its_field_takes(assignment, path, value):
 
 
 def test_another_kind_replaces_its_section_by_that_kinds_defaults():
-    triplet = experiment("smoke").overridden(["loss.kind=triplet", "loss.margin=0.7"])
+    triplet = experiment("smoke").overridden(["loss.kind=triplet_margin", "loss.margin=0.7"])
     margin = triplet.overridden(["loss.kind=margin"])
     assert margin.loss == experiment("smoke").overridden(['loss={"kind": "margin"}']).loss
-    same = triplet.overridden(["loss.kind=triplet"])
+    same = triplet.overridden(["loss.kind=triplet_margin"])
     assert same.loss.margin == 0.7, "the kind it already has changes nothing"
     network = experiment("cars196-squeezenet").overridden(["encoder.backbone.kind=timm"])
     assert network.encoder.backbone.name == "resnet50"
 
 
 def test_the_kind_comes_first_wherever_it_stands():
-    settings = ["sampler.attribute=camera", "loss.margin=0.3", "loss.kind=triplet", "sampler.kind=attribute"]
+    settings = [
+        "sampler.attribute=camera",
+        "loss.margin=0.3",
+        "loss.kind=triplet_margin",
+        "sampler.kind=attribute",
+    ]
     assert experiment("smoke").overridden(settings) == experiment("smoke").overridden(settings[::-1])
 
 
@@ -61,11 +66,14 @@ def test_of_one_setting_given_twice_the_last_counts():
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("loss.bse=1", r"loss\.bse is no setting of kind 'multi-similarity'\. Did you mean 'base'\?"),
-        ("loss.margin=1", r"Kinds that have it: triplet, .* There are kind, alpha, beta, base, epsilon\."),
+        ("loss.bse=1", r"loss\.bse is no setting of kind 'multi_similarity'\. Did you mean 'base'\?"),
+        ("loss.margin=1", r"Kinds that have it: arcface, .* There are kind, alpha, beta, base, epsilon\."),
         ("num_steps=3", r"Did you mean 'training\.num_steps'"),
         ("trainin.num_steps=3", r"trainin is no setting\. Did you mean 'training'"),
-        ("loss.kind=tripplet", r"loss\.kind must be one of .*got 'tripplet'\. Did you mean 'triplet'"),
+        (
+            "loss.kind=tripplet_margin",
+            r"loss\.kind must be one of .*got 'tripplet_margin'\. Did you mean 'triplet_margin'",
+        ),
         (
             "training.precision=bfloat",
             r"training\.precision must be one of .*mean 'bfloat16'",
@@ -94,12 +102,18 @@ def test_what_is_misspelt_is_named_with_the_nearest(assignment, message):
 def test_every_setting_that_is_wrong_is_named():
     with pytest.raises(InvalidSetting, match=r"seed .*\| loss\.margn.*\| training\.num_steps"):
         parse_experiment(
-            {"name": "x", "seed": -1, "training": {"num_steps": 0}, "loss": {"kind": "triplet", "margn": 1}}
+            {
+                "name": "x",
+                "seed": -1,
+                "training": {"num_steps": 0},
+                "loss": {"kind": "triplet_margin", "margn": 1},
+            }
         )
 
 
 @pytest.mark.parametrize(
-    ("loss", "message"), [("tripplet", "mean 'triplet'"), ("triplet/semihard", "mean 'semi-hard'")]
+    ("loss", "message"),
+    [("tripplet_margin", "mean 'triplet_margin'"), ("margin/semihard", "mean 'semi_hard'")],
 )
 def test_a_misspelt_loss_or_mining_of_a_bench_brings_the_nearest(loss, message):
     with pytest.raises(InvalidSetting, match=message):

@@ -171,7 +171,7 @@ def test_a_report_is_a_page_to_open_and_circles_are_one_too(folder, dml):
     assert "shop/" in Path(report["page"]).read_text()
     assert {"answers.png", "roc.png"} <= report["pictures"].keys()
     small = ("--set", "training.num_steps=1", "--set", "encoder.backbone.width=8")
-    circles = dml("circles", "shop", "--loss", "softmax", "--loss", "triplet", *small)
+    circles = dml("circles", "shop", "--loss", "softmax", "--loss", "triplet_margin", *small)
     assert circles["pictures"]["circles.png"].startswith("softmax, triplet: 320 images of shop@")
 
 

@@ -52,10 +52,10 @@ class Published:
 _UNIT_N_PAIR = "inner products here are of unit vectors, theirs of vectors of any length"
 _BY_CHANCE = "every image comes once per epoch here; their batches are drawn by chance"
 _CONFUSEZIUS: dict[tuple[str, str | None], tuple[str, str | None]] = {
-    ("margin", "distance-weighted"): ("margin-distance", None),
-    ("triplet", "soft-hard"): ("triplet-softhard", None),
-    ("n-pair", None): ("n-pair", _UNIT_N_PAIR),
-    ("proxy-nca", None): ("proxy-nca", _BY_CHANCE),
+    ("margin", "distance_weighted"): ("margin-distance", None),
+    ("triplet_margin", "soft_hard"): ("triplet-softhard", None),
+    ("n_pair", None): ("n-pair", _UNIT_N_PAIR),
+    ("proxy_nca", None): ("proxy-nca", _BY_CHANCE),
 }
 # NMI, F1, Recall@1 in percent, in the order of _CONFUSEZIUS.
 _CONFUSEZIUS_NUMBERS = {
@@ -67,18 +67,18 @@ _HIER = "Kim et al. 2023 (HIER), table of published results"
 # Recall@1 in percent on CUB200-2011, CARS196, SOP.
 _RECALLS: list[tuple[str, str, str, tuple[float | None, ...], tuple[str | None, ...]]] = [
     (
-        "proxy-anchor",
+        "proxy_anchor",
         "ResNet50, 512 dimensions",
         "Proxy-Anchor's repository, README",
         (69.9, 87.7, None),
         ("cub200-proxy-anchor", "cars196-proxy-anchor", None),
     ),
-    ("proxy-anchor", "BN-Inception, 512 dimensions", _HIER, (68.4, 86.1, 79.1), (None, None, None)),
-    ("multi-similarity", "BN-Inception, 512 dimensions", _HIER, (65.7, 84.1, 78.2), (None, None, None)),
-    ("soft-triple", "BN-Inception, 512 dimensions", _HIER, (65.4, 84.5, 78.6), (None, None, None)),
-    ("normalised-softmax", "ResNet50, 128 dimensions", _HIER, (56.5, 81.6, 75.2), (None, None, None)),
-    ("normalised-softmax", "ResNet50, 512 dimensions", _HIER, (61.3, 84.2, 78.2), (None, None, None)),
-    ("proxy-nca++", "ResNet50, 512 dimensions", _HIER, (69.0, 86.5, 80.7), (None, None, None)),
+    ("proxy_anchor", "BN-Inception, 512 dimensions", _HIER, (68.4, 86.1, 79.1), (None, None, None)),
+    ("multi_similarity", "BN-Inception, 512 dimensions", _HIER, (65.7, 84.1, 78.2), (None, None, None)),
+    ("soft_triple", "BN-Inception, 512 dimensions", _HIER, (65.4, 84.5, 78.6), (None, None, None)),
+    ("normalized_softmax", "ResNet50, 128 dimensions", _HIER, (56.5, 81.6, 75.2), (None, None, None)),
+    ("normalized_softmax", "ResNet50, 512 dimensions", _HIER, (61.3, 84.2, 78.2), (None, None, None)),
+    ("proxy_nca_plus_plus", "ResNet50, 512 dimensions", _HIER, (69.0, 86.5, 80.7), (None, None, None)),
 ]
 
 

@@ -49,7 +49,7 @@ def circles(
     dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION; its split train is learnt")],
     losses: Annotated[
         list[str] | None,
-        typer.Option("--loss", help="repeatable; default: softmax, arcface, triplet, margin"),
+        typer.Option("--loss", help="repeatable; default: softmax, arcface, triplet_margin, margin"),
     ] = None,
     show: Annotated[str | None, typer.Option(help="draw this dataset's rows; default: the same")] = None,
     settings: Settings = None,

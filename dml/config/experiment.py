@@ -15,13 +15,7 @@ from dml.config.data import (
 )
 from dml.config.encoder import EncoderConfig
 from dml.config.evaluation import EvaluationConfig, GateConfig
-from dml.config.losses import (
-    LossConfig,
-    MemoryConfig,
-    MultiSimilarityConfig,
-    ProxyLossConfig,
-    WithinBatchConfig,
-)
+from dml.config.losses import LossConfig, MemoryConfig, loss_config
 from dml.config.part import Part, parse
 from dml.config.text import read_tree
 from dml.config.training import OptimizerConfig, TrainingConfig
@@ -38,7 +32,7 @@ class ExperimentConfig(Part):
     augmentation: AugmentationConfig = AugmentationConfig()
     encoder: EncoderConfig = EncoderConfig()
     sampler: BatchesConfig = SamplerConfig()
-    loss: LossConfig = MultiSimilarityConfig()
+    loss: LossConfig = loss_config("multi_similarity")
     memory: MemoryConfig | None = Field(None, description="None: the loss sees its batch alone")
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
@@ -61,7 +55,7 @@ class ExperimentConfig(Part):
             )
         if self.memory is not None:
             self._check_memory(self.memory)
-        if not isinstance(self.loss, ProxyLossConfig):
+        if not self.loss.has_proxies:
             if isinstance(sampler, ShuffledSamplerConfig):
                 raise ValueError(
                     f"The {self.loss.kind} loss learns from pairs of the same class, which a shuffled batch "
@@ -72,7 +66,7 @@ class ExperimentConfig(Part):
                     f"The {self.loss.kind} loss learns from pairs of the same class, so samples_per_class "
                     f"must be at least 2; got {sampler.samples_per_class}."
                 )
-        if self.sampler.kind == "similar" and isinstance(self.loss, ProxyLossConfig) and self.loss.sharded:
+        if self.sampler.kind == "similar" and getattr(self.loss, "sharded", False):
             raise ValueError(
                 "The similar sampler compares the proxies of all classes, so every worker must hold them; "
                 "got loss.sharded. Take another sampler, or sharded=false."
@@ -112,8 +106,8 @@ class ExperimentConfig(Part):
         return self
 
     def _check_memory(self, memory: MemoryConfig) -> None:
-        mines_n_pairs = getattr(self.loss, "mining", None) == "n-pair"
-        if mines_n_pairs or isinstance(self.loss, ProxyLossConfig | WithinBatchConfig):
+        if self.loss.within_batch:
+            mines_n_pairs = getattr(self.loss, "mining", None) == "n_pair"
             what = "n-pair mining" if mines_n_pairs else f"the {self.loss.kind} loss"
             raise ValueError(
                 f"A memory serves losses of pairs whose other ends may be of former batches; got {what}. Set "

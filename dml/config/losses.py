@@ -1,234 +1,178 @@
-"""Every loss and mining by its name, with its own settings, and the memory around it."""
+"""Every loss by its kind with its own settings, and the memory around it, from their constructors."""
 
-from typing import Annotated, Any, Literal, Self, get_args
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
+from dml.arguments import Range, check_argument
 from dml.config.part import Part
+from dml.config.signatures import Argument, Signature, read_mining, read_signatures
 from dml.errors import InvalidSetting, did_you_mean
 
-Mining = Literal[
-    "all", "random", "batch-hard", "semi-hard", "soft-hard", "distance-weighted", "n-pair", "multi-similarity"
-]
-"""How a batch's tuples are chosen; `dml.losses.mining` describes each."""
+_SET_BY_THE_RUN = {"loss", "num_classes", "dim", "seed", "normalize"}
+_PER_CLASS = Argument(bool, False, "one for each class of the dataset, instead of one for all")
 
 
-class WithoutMining(Part):
-    """A loss that weighs all pairs or proxies itself."""
+class _ConstructorPart(Part):
+    """The settings of a constructor, checked as it checks them."""
+
+    signature: ClassVar[Signature]
+
+    @model_validator(mode="after")
+    def _as_the_constructor(self) -> Self:
+        for name, argument in self.signature.arguments.items():
+            if name in type(self).model_fields:
+                values = {other: getattr(self, other) for other in type(self).model_fields}
+                check_argument(name, argument.annotation, values[name], values, argument.default)
+        return self
+
+
+class LossPart(_ConstructorPart):
+    """The settings of a loss."""
+
+    kind: str
+
+    @property
+    def has_proxies(self) -> bool:
+        """Whether it holds vectors of the classes, instead of comparing the images of a batch."""
+        return "ProxyLoss" in self.signature.bases
+
+    @property
+    def within_batch(self) -> bool:
+        """Whether its pairs lie within the batch, so that no memory can be around it."""
+        is_mined_so = getattr(self, "mining", None) == "n_pair"
+        return is_mined_so or bool(self.signature.constants.get("within_batch"))
 
     @model_validator(mode="before")
     @classmethod
-    def _no_mining(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "mining" in values:
+    def _mining_where_there_is_some(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "mining" in values and "mining" not in cls.model_fields:
+            takers = [kind for kind, part in loss_kinds().items() if "mining" in part.model_fields]
             raise ValueError(
-                f"The {values.get('kind')} loss weighs all pairs or proxies itself, so none are mined; "
-                f"got mining {values['mining']!r}. Leave it out, or take contrastive, triplet or margin."
+                f"The {values.get('kind')} loss weighs all pairs or proxies itself, so none are mined; got "
+                f"mining {values['mining']!r}. Leave it out, or take {', '.join(takers)}."
             )
         return values
 
-
-class ContrastiveConfig(Part):
-    kind: Literal["contrastive"] = "contrastive"
-    positive_margin: float = Field(0.0, ge=0, description="distance below which positives rest")
-    negative_margin: float = Field(1.0, gt=0, le=2, description="distance beyond which negatives rest")
-    squared: bool = Field(True, description="squared hinges, as Hadsell et al.")
-    mining: Mining = "all"
-
-
-class TripletConfig(Part):
-    kind: Literal["triplet"] = "triplet"
-    mining: Mining = "semi-hard"
-    margin: float | None = Field(0.2, gt=0, le=4, description="None: soft margin, log(1 + exp)")
-    squared: bool = Field(True, description="squared Euclidean distance, as FaceNet")
-
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.mining == "semi-hard" and self.margin is None:
+    def _margin_that_fits(self) -> Self:
+        """What `TripletMargin` refuses beyond its ranges."""
+        mining, margin, squared = (getattr(self, name, None) for name in ("mining", "margin", "squared"))
+        if "margin" in type(self).model_fields and mining == "semi_hard" and margin is None:
             raise ValueError(
                 "Semi-hard triplets are those within the margin, so margin must be a number; got None."
+            )
+        if margin is not None and squared is False and margin > 2:
+            raise ValueError(
+                f"margin must be at most 2, the largest distance of unit vectors; got {margin}. With "
+                "squared=true it is at most 4."
             )
         return self
 
 
-class MarginConfig(Part):
-    kind: Literal["margin"] = "margin"
-    alpha: float = Field(0.2, gt=0, le=2, description="half the gap, of Euclidean distance")
-    beta: float = Field(1.2, gt=0, le=2, description="the boundary to start from")
-    nu: float = Field(0.0, ge=0, description="weight of the boundaries")
-    per_class: bool = Field(False, description="a boundary for each class, instead of one")
-    learn_beta: bool = True
-    mining: Mining = "distance-weighted"
+def _fields(signature: Signature) -> dict[str, Any]:
+    """The fields of a section, as pydantic makes models of them."""
+    arguments = {name: each for name, each in signature.arguments.items() if name not in _SET_BY_THE_RUN}
+    if "num_classes" in signature.arguments and signature.arguments["num_classes"].default is None:
+        arguments["per_class"] = _PER_CLASS
+    defaults = signature.constants.get("unit_length_defaults", {})  # an encoder's embeddings have length 1
+    return {
+        name: _field(each.annotation, defaults.get(name, each.default), each.description)
+        for name, each in arguments.items()
+    }
 
 
-class NPairConfig(WithoutMining):
-    kind: Literal["n-pair"] = "n-pair"
-    scale: float = Field(
-        16.0,
-        gt=0,
-        description="of inner products; the paper's 1 is for embeddings of any length, not unit ones",
-    )
+def _field(annotation: Any, default: Any, description: str) -> tuple[Any, Any]:
+    bounds = _bounds(annotation)
+    if get_origin(annotation) is Sequence:
+        (element,) = get_args(annotation)
+        elements = _annotated(_without_ranges(element), Field(**_bounds(element)))
+        return tuple.__class_getitem__((elements, ...)), Field(default, description=description, min_length=1)
+    return _without_ranges(annotation), Field(default, description=description, **bounds)
 
 
-class LiftedStructureConfig(WithoutMining):
-    kind: Literal["lifted-structure"] = "lifted-structure"
-    margin: float = Field(1.0, gt=0, le=2, description="of Euclidean distance")
+def _annotated(annotation: Any, field: Any) -> Any:
+    return Annotated[annotation, field]
 
 
-class RankedListConfig(WithoutMining):
-    kind: Literal["ranked-list"] = "ranked-list"
-    boundary: float = Field(1.2, gt=0, le=2, description="negatives rest beyond this distance")
-    margin: float = Field(0.4, ge=0, le=2, description="positives rest within boundary - margin")
-    temperature: float = Field(10.0, ge=0)
-    negative_weight: float = Field(1.0, ge=0)
+def _bounds(annotation: Any) -> dict[str, Any]:
+    """What pydantic can check of the ranges in an annotation, and a schema can say."""
+    found: dict[str, Any] = {}
+    for each in (annotation, *get_args(annotation)):
+        for limits in getattr(each, "__metadata__", ()):
+            if isinstance(limits, Range):
+                named = {name: getattr(limits, name) for name in ("gt", "ge", "lt", "le")}
+                found |= {name: bound for name, bound in named.items() if _is_telling(bound)}
+    return found
 
 
-class SmoothAPConfig(WithoutMining):
-    kind: Literal["smooth-ap"] = "smooth-ap"
-    temperature: float = Field(0.01, gt=0)
+def _is_telling(bound: int | float | str | None) -> bool:
+    return isinstance(bound, int | float) and abs(bound) < 2**53
 
 
-class RecallAtKConfig(WithoutMining):
-    kind: Literal["recall-at-k"] = "recall-at-k"
-    ks: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4, 8, 16), min_length=1)
-    rank_temperature: float = Field(0.01, gt=0)
-    cut_temperature: float = Field(1.0, gt=0)
+def _without_ranges(annotation: Any) -> Any:
+    if get_origin(annotation) is Annotated:
+        return get_args(annotation)[0]
+    if get_origin(annotation) in (Union, UnionType):
+        return reduce(or_, map(_without_ranges, get_args(annotation)))
+    return annotation
 
 
-class MultiSimilarityConfig(WithoutMining):
-    kind: Literal["multi-similarity"] = "multi-similarity"
-    alpha: float = Field(2.0, gt=0)
-    beta: float = Field(50.0, gt=0)
-    base: float = Field(0.5, ge=-1, le=1)
-    epsilon: float | None = Field(0.1, ge=0, description="the miner's slack; None: no mining")
+def _part(signature: Signature, base: type[_ConstructorPart], **fields: Any) -> Any:
+    name = f"{signature.name}Config"
+    fields |= _fields(signature)
+    part = create_model(name, __base__=base, __module__=__name__, __doc__=signature.summary, **fields)
+    part.signature = signature
+    globals()[name] = part  # where pickle looks for it
+    return part
 
 
-class SupConConfig(WithoutMining):
-    kind: Literal["sup-con"] = "sup-con"
-    temperature: float = Field(0.1, gt=0)
+_SIGNATURES = read_signatures()
+_KINDS: dict[str, type[LossPart]] = {
+    kind: _part(signature, LossPart, kind=(Literal[kind], kind))
+    for kind, signature in _SIGNATURES.items()
+    if "EmbeddingLoss" in signature.bases
+}
+
+if TYPE_CHECKING:
+    Mining = str
+    LossConfig = LossPart
+
+    class MemoryConfig(Part):
+        """What is made below."""
+
+        size: int
+        start_after: int
+        weight: float
+
+else:
+    Mining = read_mining()
+    LossConfig = Annotated[reduce(or_, _KINDS.values()), Field(discriminator="kind")]
+    MemoryConfig = _part(_SIGNATURES["cross_batch_memory"], _ConstructorPart)
 
 
-class NTXentConfig(WithoutMining):
-    kind: Literal["nt-xent"] = "nt-xent"
-    temperature: float = Field(0.1, gt=0)
-
-
-class CircleConfig(WithoutMining):
-    kind: Literal["circle"] = "circle"
-    margin: float = Field(0.4, ge=0, le=1)
-    scale: float = Field(80.0, gt=0)
-
-
-class GeneralisedLiftedConfig(WithoutMining):
-    kind: Literal["generalised-lifted"] = "generalised-lifted"
-    margin: float = Field(1.0, gt=0, le=2, description="gap of Euclidean distance")
-
-
-class ProxyLossPart(WithoutMining):
-    """What every loss with a proxy for each class can be told."""
-
-    sharded: bool = Field(False, description="each worker holds only its share of the proxies")
-
-
-class ContestPart(ProxyLossPart):
-    sample_rate: float | None = Field(None, gt=0, le=1, description="Partial-FC; None: all classes")
-
-
-class SoftmaxConfig(ContestPart):
-    kind: Literal["softmax"] = "softmax"
-
-
-class NormalisedSoftmaxConfig(ContestPart):
-    kind: Literal["normalised-softmax"] = "normalised-softmax"
-    temperature: float = Field(0.05, gt=0)
-
-
-class CosFaceConfig(ContestPart):
-    kind: Literal["cosface"] = "cosface"
-    margin: float = Field(0.35, ge=0, le=2, description="of cosine")
-    scale: float = Field(64.0, gt=0)
-
-
-class ArcFaceConfig(ContestPart):
-    kind: Literal["arcface"] = "arcface"
-    margin: float = Field(0.5, ge=0, le=3.14, description="radians")
-    scale: float = Field(64.0, gt=0)
-    beyond_pi: Literal["linear", "cosine"] = Field("linear", description="where the cosine would rise again")
-
-
-class ProxyNCAConfig(ContestPart):
-    kind: Literal["proxy-nca"] = "proxy-nca"
-    scale: float = Field(9.0, gt=0, description="of squared distances")
-
-
-class ProxyNCAPlusPlusConfig(ContestPart):
-    kind: Literal["proxy-nca++"] = "proxy-nca++"
-    temperature: float = Field(1 / 9, gt=0, description="of squared distances")
-
-
-class SoftTripleConfig(ContestPart):
-    kind: Literal["soft-triple"] = "soft-triple"
-    centres: int = Field(10, ge=1, description="K; the paper has 10 for CUB and CARS, 2 for SOP")
-    scale: float = Field(20.0, gt=0, description="lambda")
-    gamma: float = Field(0.1, gt=0, description="temperature of the choice among centres")
-    margin: float = Field(0.01, ge=0, le=2, description="delta")
-    tau: float = Field(0.2, ge=0, description="weight of the regulariser")
-
-
-class ProxyAnchorConfig(ProxyLossPart):
-    kind: Literal["proxy-anchor"] = "proxy-anchor"
-    margin: float = Field(0.1, ge=0, le=1)
-    scale: float = Field(32.0, gt=0)
-
-
-ProxyLossConfig = (
-    SoftmaxConfig
-    | NormalisedSoftmaxConfig
-    | CosFaceConfig
-    | ArcFaceConfig
-    | ProxyNCAConfig
-    | ProxyNCAPlusPlusConfig
-    | SoftTripleConfig
-    | ProxyAnchorConfig
-)
-WithinBatchConfig = NPairConfig | LiftedStructureConfig
-LossConfig = Annotated[
-    ContrastiveConfig
-    | TripletConfig
-    | MarginConfig
-    | NPairConfig
-    | LiftedStructureConfig
-    | RankedListConfig
-    | SmoothAPConfig
-    | RecallAtKConfig
-    | MultiSimilarityConfig
-    | SupConConfig
-    | NTXentConfig
-    | CircleConfig
-    | GeneralisedLiftedConfig
-    | ProxyLossConfig,
-    Field(discriminator="kind"),
-]
-
-
-class MemoryConfig(Part):
-    """Former batches' embeddings as further references (XBM)."""
-
-    size: int = Field(8192, gt=0, description="embeddings remembered")
-    start_after: int = Field(1000, ge=0, description="steps before the memory is used")
-    weight: float = Field(1.0, gt=0, description="of the loss against the memory")
-
-
-def loss_kinds() -> dict[str, type[Part]]:
+def loss_kinds() -> dict[str, type[LossPart]]:
     """Every loss by its kind."""
-    union = get_args(LossConfig)[0]
-    return {part.model_fields["kind"].default: part for part in get_args(union)}
+    return dict(_KINDS)
+
+
+def loss_config(kind: str, **settings: Any) -> LossPart:
+    """A loss with some of its settings; raises InvalidSetting for an unknown one."""
+    return _kind(kind).model_validate({"kind": kind, **settings})
 
 
 def takes_mining(kind: str) -> bool:
     """Whether a loss learns from tuples that a miner chooses; raises InvalidSetting for an unknown loss."""
-    kinds = loss_kinds()
-    if kind not in kinds:
+    return "mining" in _kind(kind).model_fields
+
+
+def _kind(kind: str) -> type[LossPart]:
+    if kind not in _KINDS:
         raise InvalidSetting(
-            f"A loss must be one of {', '.join(kinds)}; got {kind!r}.{did_you_mean(kind, kinds)}"
+            f"A loss must be one of {', '.join(_KINDS)}; got {kind!r}.{did_you_mean(kind, _KINDS)}"
         )
-    return "mining" in kinds[kind].model_fields
+    return _KINDS[kind]

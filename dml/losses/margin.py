@@ -48,7 +48,7 @@ class Margin(MinedLoss):
         beta: Annotated[float, Range(gt=0, le=2)] = 1.2,
         nu: NonNegativeFloat = 0.0,
         learn_beta: bool = True,
-        mining: Mining | Miner = "distance-weighted",
+        mining: Mining | Miner = "distance_weighted",
         **options: Unpack[MinedOptions],
     ) -> None:
         super().__init__(mining, **options)

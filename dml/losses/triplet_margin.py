@@ -33,7 +33,7 @@ class TripletMargin(MinedLoss):
     Args:
         margin: wanted gap, in the distance used, (0, 4], of plain distances (0, 2]; None: soft margin
             log(1 + exp(gap)), averaged over all kept triplets.
-        mining: "semi-hard": all triplets whose negative is farther than the positive, but within the margin
+        mining: "semi_hard": all triplets whose negative is farther than the positive, but within the margin
             (Schroff et al., sec. 3.2), averaged. "all": every triplet, averaged over those that violate the
             margin (Hermans et al., "batch all", nonzero mean). Else a name of `MINING`, or a miner; averaged
             over the kept triplets, those without loss included.
@@ -56,7 +56,7 @@ class TripletMargin(MinedLoss):
         self,
         margin: Annotated[float, Range(gt=0, le=4)] | None = 0.2,
         *,
-        mining: Mining | Miner = "semi-hard",
+        mining: Mining | Miner = "semi_hard",
         squared: bool = True,
         **options: Unpack[MinedOptions],
     ) -> None:
@@ -69,8 +69,8 @@ class TripletMargin(MinedLoss):
         self.margin, self.squared = margin, squared
 
     def terms(self, pairs: Pairs) -> Totals:
-        if self.margin is not None and self.mining in ("all", "semi-hard"):
-            return self._violating(pairs, self.margin, semi_hard=self.mining == "semi-hard")
+        if self.margin is not None and self.mining in ("all", "semi_hard"):
+            return self._violating(pairs, self.margin, semi_hard=self.mining == "semi_hard")
         tuples = self.miner(pairs)
         if not tuples.paired:
             return self._all_with_all(tuples, pairs.positives)

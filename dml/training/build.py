@@ -1,11 +1,14 @@
 """The loss and the sampler a configuration names."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from dml import config as configs
 from dml import losses
+from dml.arguments import arguments_of
 from dml.data import sampling
 from dml.data.dataset import read_values
 from dml.data.schema import TRAIN
@@ -33,54 +36,17 @@ def build_loss(
     return loss if memory is None else losses.CrossBatchMemory(loss, dim=dim, **memory.model_dump())
 
 
-def _build_alone(config: configs.LossConfig, dim: int, num_classes: int, seed: int) -> nn.Module:
-    # An encoder's embeddings have length 1 already.
-    settings = {**config.model_dump(exclude={"kind"}), "normalize": False}
-    match config.kind:
-        case "contrastive":
-            return losses.Contrastive(seed=seed, **settings)
-        case "triplet":
-            return losses.TripletMargin(seed=seed, **settings)
-        case "margin":
-            per_class = settings.pop("per_class")
-            return losses.Margin(num_classes if per_class else None, seed=seed, **settings)
-        case "n-pair":
-            return losses.NPair(l2=0.0, **settings)
-        case "lifted-structure":
-            return losses.LiftedStructure(**settings)
-        case "ranked-list":
-            return losses.RankedList(**settings)
-        case "smooth-ap":
-            return losses.SmoothAP(**settings)
-        case "recall-at-k":
-            return losses.RecallAtK(**settings)
-        case "multi-similarity":
-            return losses.MultiSimilarity(**settings)
-        case "sup-con":
-            return losses.SupCon(**settings)
-        case "nt-xent":
-            return losses.NTXent(**settings)
-        case "circle":
-            return losses.Circle(**settings)
-        case "generalised-lifted":
-            return losses.GeneralizedLiftedStructure(**settings)
-        case "softmax":
-            return losses.Softmax(num_classes, dim, seed=seed, **settings)
-        case "normalised-softmax":
-            return losses.NormalizedSoftmax(num_classes, dim, seed=seed, **settings)
-        case "cosface":
-            return losses.CosFace(num_classes, dim, seed=seed, **settings)
-        case "arcface":
-            return losses.ArcFace(num_classes, dim, seed=seed, **settings)
-        case "proxy-nca":
-            return losses.ProxyNCA(num_classes, dim, seed=seed, **settings)
-        case "proxy-nca++":
-            return losses.ProxyNCAPlusPlus(num_classes, dim, seed=seed, **settings)
-        case "soft-triple":
-            centers = settings.pop("centres")
-            return losses.SoftTriple(num_classes, dim, seed=seed, centers_per_class=centers, **settings)
-        case "proxy-anchor":
-            return losses.ProxyAnchor(num_classes, dim, seed=seed, **settings)
+def _build_alone(config: configs.LossConfig, dim: int, num_classes: int, seed: int) -> losses.EmbeddingLoss:
+    make = losses.LOSSES[config.kind]
+    run: dict[str, Any] = {
+        "num_classes": num_classes if getattr(config, "per_class", True) else None,
+        "dim": dim,
+        "seed": seed,
+        "normalize": False,  # an encoder's embeddings have length 1 already
+    }
+    wanted = arguments_of(make)
+    settings = config.model_dump(exclude={"kind", "per_class"})
+    return make(**settings, **{name: value for name, value in run.items() if name in wanted})
 
 
 def build_sampler(

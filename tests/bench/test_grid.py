@@ -46,13 +46,13 @@ def rows_of(cells):
 def test_rows_are_datasets_times_losses_times_the_minings_they_take(store):
     config = bench(
         datasets=["shop", "other"],
-        losses=["margin", "n-pair", "triplet/all"],
-        minings=["random", "semi-hard"],
+        losses=["margin", "n_pair", "triplet_margin/all"],
+        minings=["random", "semi_hard"],
     )
     cells = plan(config, store)
-    names = ["raw pixels", "softmax", "margin/random", "margin/semi-hard", "n-pair", "triplet/all"]
+    names = ["raw pixels", "softmax", "margin/random", "margin/semi_hard", "n_pair", "triplet_margin/all"]
     assert rows_of(cells) == [(dataset, "smoke", name) for dataset in ("shop", "other") for name in names]
-    assert [c.seed for c in cells if c.row.name == "n-pair"] == [0, 1, 0, 1]
+    assert [c.seed for c in cells if c.row.name == "n_pair"] == [0, 1, 0, 1]
     assert [c.seed for c in cells if c.row.name == RAW_PIXELS] == [0, 0], "pixels know no chance"
     assert len({c.fingerprint for c in cells}) == len(cells)
 
@@ -60,8 +60,8 @@ def test_rows_are_datasets_times_losses_times_the_minings_they_take(store):
 def test_without_losses_every_preset_is_a_row_as_it_is(store):
     cells = plan(bench(losses=[], presets=["smoke", "smoke:cub200-margin-distance"], baselines=[]), store)
     assert rows_of(cells) == [
-        ("shop", "smoke", "multi-similarity"),
-        ("shop", "smoke:cub200-margin-distance", "margin/distance-weighted"),
+        ("shop", "smoke", "multi_similarity"),
+        ("shop", "smoke:cub200-margin-distance", "margin/distance_weighted"),
     ]
     assert cells[-1].experiment.loss == experiment("cub200-margin-distance").loss
 
@@ -74,15 +74,15 @@ def test_a_dataset_can_have_its_own_preset(store):
         baselines=[],
     )
     assert rows_of(plan(config, store)) == [
-        ("shop", "smoke", "margin/distance-weighted"),
-        ("other", "glyphs", "margin/distance-weighted"),
+        ("shop", "smoke", "margin/distance_weighted"),
+        ("other", "glyphs", "margin/distance_weighted"),
     ]
 
 
 def test_settings_reach_all_rows_or_those_they_name(store):
     config = bench(
         datasets=["shop", "other"],
-        losses=["margin", "triplet"],
+        losses=["margin", "triplet_margin"],
         settings=[
             "training.num_steps=3",
             "other:training.num_steps=4",
@@ -102,7 +102,7 @@ def test_the_same_cell_in_another_grid_has_the_same_fingerprint_and_other_judgin
     def of_margin(**changes):
         return [c.fingerprint for c in plan(bench(baselines=[], **changes), store) if c.row.loss == "margin"]
 
-    assert of_margin() == of_margin(losses=["triplet", "margin"])
+    assert of_margin() == of_margin(losses=["triplet_margin", "margin"])
     assert of_margin() == of_margin(settings=["training.log_every_steps=7", "evaluation.baselines=false"])
     assert not set(of_margin()) & set(of_margin(settings=["evaluation.recall_at=[1,3]"]))
     assert not set(of_margin()) & set(of_margin(settings=["training.num_steps=31"]))
@@ -113,11 +113,17 @@ def test_the_same_cell_in_another_grid_has_the_same_fingerprint_and_other_judgin
     [
         ({"losses": ["margn"]}, "A loss must be one of .*; got 'margn'"),
         ({"losses": ["margin/hard"]}, "mining must be one of .*; got 'margin/hard'"),
-        ({"losses": ["proxy-anchor/semi-hard"]}, "proxy-anchor loss takes no mining.*contrastive, triplet"),
-        ({"losses": ["proxy-anchor"], "minings": ["semi-hard"]}, "None of the losses .* takes a mining"),
-        ({"losses": ["triplet"], "settings": ["triplet:loss.margin=null"]}, "margin must be a number"),
+        (
+            {"losses": ["proxy_anchor/semi_hard"]},
+            "proxy_anchor loss takes no mining.*contrastive, margin, triplet_margin",
+        ),
+        ({"losses": ["proxy_anchor"], "minings": ["semi_hard"]}, "None of the losses .* takes a mining"),
+        (
+            {"losses": ["triplet_margin"], "settings": ["triplet_margin:loss.margin=null"]},
+            "margin must be a number",
+        ),
         ({"settings": ["loss.beta=1"]}, "The softmax loss cannot start .*beta.*written --set LOSS:path"),
-        ({"losses": ["n-pair"], "settings": ["sampler.samples_per_class=1"]}, "at least 2"),
+        ({"losses": ["n_pair"], "settings": ["sampler.samples_per_class=1"]}, "at least 2"),
         ({"presets": ["smok"]}, "preset must be one of"),
         ({"presets": ["smoke", "glyphs"]}, "starts from one preset"),
         ({"presets": ["other=smoke"]}, "for a dataset of this bench"),
@@ -126,7 +132,7 @@ def test_the_same_cell_in_another_grid_has_the_same_fingerprint_and_other_judgin
         ({"settings": ["elsewhere:training.num_steps=3"]}, "needs a dataset of this bench"),
         ({"settings": ["margin:evaluation.nmi=false"]}, "judged alike"),
         ({"settings": ["training.num_step=3"]}, "num_step"),
-        ({"compare": [["margin", "triplet"]]}, "names 0"),
+        ({"compare": [["margin", "triplet_margin"]]}, "names 0"),
         ({"compare": [["margin", "raw pixels"]]}, "names 0"),
         ({"compare": [["margin", "margin"]]}, "two different cells of one dataset; 'margin' and 'margin'"),
         ({"compare": [["margin", "softmax"]], "compare_metric": "nmi"}, "number of every query.*got .*'nmi'"),
@@ -145,7 +151,7 @@ def test_what_cannot_be_followed_is_refused_and_nothing_runs(store, changes, say
 
 
 def test_a_mining_that_does_not_exist_is_refused_by_its_name():
-    with pytest.raises(InvalidSetting, match=r"minings\.0 must be .*'semi-hrad'.*mean 'semi-hard'"):
+    with pytest.raises(InvalidSetting, match=r"minings\.0 must be .*'semi-hrad'.*mean 'semi_hard'"):
         bench(minings=["semi-hrad"])
 
 
@@ -159,8 +165,8 @@ def test_datasets_that_are_missing_or_cannot_be_judged_are_refused(store):
 
 
 def test_a_row_is_named_by_its_loss_where_that_is_enough(store):
-    cells = plan(bench(losses=["margin/all", "margin/random", "triplet"]), store)
-    assert [c.row.name for c in cells_named(cells, "triplet")] == ["triplet/semi-hard"] * 2
+    cells = plan(bench(losses=["margin/all", "margin/random", "triplet_margin"]), store)
+    assert [c.row.name for c in cells_named(cells, "triplet_margin")] == ["triplet_margin/semi_hard"] * 2
     assert [(c.row.mining, c.seed) for c in cells_named(cells, "margin/all@1")] == [("all", 1)]
     presets = plan(bench(losses=[], presets=["smoke", "smoke:sop-multi-similarity"]), store)
     (one, two) = cells_named(presets, "smoke:sop-multi-similarity")
@@ -169,15 +175,17 @@ def test_a_row_is_named_by_its_loss_where_that_is_enough(store):
 
 def test_cells_are_paired_seed_by_seed_and_never_with_themselves(store):
     def paired(*compare):
-        config = bench(losses=["margin", "triplet"], datasets=["shop", "other"], compare=compare, seeds=3)
+        config = bench(
+            losses=["margin", "triplet_margin"], datasets=["shop", "other"], compare=compare, seeds=3
+        )
         return [
             (pair.first.row.dataset.name, *pair.names)
             for pair in pairs_of(config, plan(config, store))
             if pair.first.row.dataset == pair.second.row.dataset
         ]
 
-    margin, triplet = "margin/distance-weighted", "triplet/semi-hard"
-    assert paired(["triplet", "margin"]) == [
+    margin, triplet = "margin/distance_weighted", "triplet_margin/semi_hard"
+    assert paired(["triplet_margin", "margin"]) == [
         (name, f"{triplet}@{seed}", f"{margin}@{seed}") for name in ("shop", "other") for seed in range(3)
     ]
     assert paired(["margin", "margin@0"]) == [
@@ -189,7 +197,7 @@ def test_rows_of_one_name_are_told_apart_by_their_presets(store):
     presets = ["smoke", "smoke:sop-multi-similarity"]
     config = bench(losses=[], presets=presets, compare=[presets], seeds=1, baselines=[])
     (pair,) = pairs_of(config, plan(config, store))
-    assert pair.names == tuple(f"{preset} multi-similarity@0" for preset in presets)
+    assert pair.names == tuple(f"{preset} multi_similarity@0" for preset in presets)
 
 
 def test_cells_that_spread_over_workers_go_one_at_a_time(store):

@@ -47,7 +47,7 @@ def test_rows_name_presets_that_exist_and_shares_of_one():
     [
         ("training.num_steps=100", "protocol: training.num_steps is 100, there 2600"),
         ("loss.beta=0.6", "protocol: loss.beta is 0.6, there 1.2"),
-        ('loss={"kind": "triplet"}', "protocol: loss is triplet, there margin"),
+        ('loss={"kind": "triplet_margin"}', "protocol: loss is triplet_margin, there margin"),
         ("preprocessing.crop=96", "protocol: preprocessing.crop is 96, there 224"),
         ("encoder.backbone.weights=some.safetensors", "weights: of the file some.safetensors"),
         ("encoder.backbone.pretrained=false", "weights: from chance"),
@@ -78,10 +78,10 @@ def test_half_of_a_dataset_is_not_the_published_one(datasets):
 
 def test_a_loss_has_the_rows_of_the_dataset_its_name_begins_with(datasets):
     dataset = datasets["cars196"].model_copy(update={"name": "cars196-half"})
-    (found,) = published_rows(dataset, "margin", "distance-weighted")
+    (found,) = published_rows(dataset, "margin", "distance_weighted")
     assert found.metrics["recall_at_1"] == 0.793
     assert published_rows(dataset, "margin", "random") == []
-    assert published_rows(dataset.model_copy(update={"name": "birds"}), "margin", "distance-weighted") == []
+    assert published_rows(dataset.model_copy(update={"name": "birds"}), "margin", "distance_weighted") == []
 
 
 def test_a_published_number_stands_beside_ours_and_its_conditions_below(datasets, tmp_path):

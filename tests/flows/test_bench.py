@@ -33,10 +33,10 @@ pytestmark = pytest.mark.slow
 
 GRID = BenchConfig(
     datasets=("shop",),
-    losses=("margin", "multi-similarity"),
+    losses=("margin", "multi_similarity"),
     seeds=2,
     settings=("training.num_steps=3", "training.checkpoint_every_steps=1", "training.threads_per_worker=1"),
-    compare=(("multi-similarity", "margin"),),
+    compare=(("multi_similarity", "margin"),),
 )
 NUM_CELLS = 1 + 2 * 3
 NUM_KEPT = 4
@@ -129,8 +129,8 @@ def test_the_tables_numbers_are_those_of_the_evaluation_reports(killed, finished
     assert [(r["loss"], r["mining"]) for r in records] == [
         ("raw pixels", ""),
         ("softmax", ""),
-        ("margin", "distance-weighted"),
-        ("multi-similarity", ""),
+        ("margin", "distance_weighted"),
+        ("multi_similarity", ""),
     ]
     for record in records:
         own = [
@@ -158,7 +158,7 @@ def test_a_training_that_fails_keeps_no_other_cell_from_its_turn(killed):
     store = str(killed[0])
     broken = GRID.model_copy(
         update={
-            "losses": ("margin", "n-pair"),
+            "losses": ("margin", "n_pair"),
             "seeds": 1,
             "settings": (*GRID.settings, "margin:optimizer.learning_rate=1e30"),
             "compare": (),
@@ -204,7 +204,7 @@ def test_any_two_cells_of_a_finished_grid_are_compared_without_another_training(
     assert after == before
     assert report.cells == finished.cells
     named = [(tested["row"], tested["against"]) for tested in report.comparisons]
-    name = "margin/distance-weighted"
+    name = "margin/distance_weighted"
     assert named == [(f"{name}@0", f"{name}@1"), ("softmax@0", f"{name}@0")]
     assert all(Path(tested["page"]).is_file() for tested in report.comparisons)
 

@@ -124,7 +124,7 @@ def train(
         [],
         EVERYTHING[:3],
         ["optimizer.kind=adamw", "optimizer.learning_rate=0.0001"],
-        ['loss={"kind":"proxy-anchor"}'],
+        ['loss={"kind":"proxy_anchor"}'],
         ["training.chunk_rows=8", "training.ghost_batch_norm=true"],
         ["optimizer.freeze_backbone_steps=3"],
     ],

@@ -55,13 +55,13 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "smooth_ap": {"warm": {"temperature": 0.1}},
     "soft_triple": {"one center": {"centers_per_class": 1}},
     "triplet_margin": {
-        "semi-hard, plain": {"squared": False},
+        "semi_hard, plain": {"squared": False},
         "all, plain": {"mining": "all", "squared": False},
         "all, soft": {"mining": "all", "margin": None},
         **{
             f"{mining}, plain, soft": {"mining": mining, "margin": None, "squared": False}
             for mining in losses.MINING
-            if mining != "semi-hard"
+            if mining != "semi_hard"
         },
     },
 }

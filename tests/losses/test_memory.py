@@ -76,9 +76,9 @@ def test_a_batch_larger_than_the_memory_leaves_its_last_rows():
 
 
 WITHIN_BATCH = {
-    "n-pair": losses.NPair(),
+    "n_pair": losses.NPair(),
     "lifted structure": losses.LiftedStructure(),
-    "n-pair mining": losses.TripletMargin(mining="n-pair"),
+    "n-pair mining": losses.TripletMargin(mining="n_pair"),
     "proxies": losses.ProxyAnchor(12, DIM),
 }
 

@@ -41,7 +41,7 @@ def test_the_first_columns_are_the_same_however_many_follow():
     assert torch.equal(rng.uniform(rows, 5, stream=3)[:, :1], rng.uniform(rows, 1, stream=3))
 
 
-@pytest.mark.parametrize("mining", ["random", "soft-hard", "distance-weighted", "semi-hard"])
+@pytest.mark.parametrize("mining", ["random", "soft_hard", "distance_weighted", "semi_hard"])
 def test_another_call_draws_anew_and_a_resumed_one_draws_the_same(mining):
     def new() -> losses.Margin:
         return losses.Margin(mining=mining, alpha=1.0).double()
@@ -75,7 +75,7 @@ def test_distances_drawn_by_their_weight_are_nearly_uniform():
             drawn += [int(n) for n in gradient[2:].abs().sum(1).nonzero()[:, 0]]
         return float((others[drawn] - anchor).norm(dim=1).mean())
 
-    assert mean_distance_drawn("distance-weighted") < mean_distance_drawn("random") - 0.1
+    assert mean_distance_drawn("distance_weighted") < mean_distance_drawn("random") - 0.1
 
 
 def test_weights_do_not_vanish_in_high_dimensions():
@@ -97,5 +97,5 @@ def test_weights_do_not_vanish_in_high_dimensions():
 
 
 def test_a_name_that_is_no_miner_is_refused_with_the_names_there_are():
-    with pytest.raises(ValueError, match="distance-weighted"):
+    with pytest.raises(ValueError, match="distance_weighted"):
         losses.Contrastive(mining="semihard")

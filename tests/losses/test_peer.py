@@ -39,7 +39,7 @@ PAIRS = {
         losses.GeneralizedLiftedStructure(),
         peer.GeneralizedLiftedStructureLoss(1, 0),
     ),
-    "multi-similarity": (
+    "multi_similarity": (
         losses.MultiSimilarity(),
         Mined(peer.MultiSimilarityLoss(2, 50, 0.5), miners.MultiSimilarityMiner(0.1)),
     ),

@@ -238,7 +238,7 @@ def test_four_losses_are_drawn_side_by_side_from_an_idx_file(tmp_path):
     assert width > 3 * height
     html = page_of(report)
     assert "they are points on a circle" in html
-    assert all(f"<td>{loss}</td>" in html for loss in ("softmax", "arcface", "triplet", "margin"))
+    assert all(f"<td>{loss}</td>" in html for loss in ("softmax", "arcface", "triplet_margin", "margin"))
     assert circles_flow.fn("mnist-train", settings=small, show="mnist-t10k", store=store) == report
 
 

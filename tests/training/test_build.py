@@ -1,17 +1,22 @@
 """A loss by configuration is the loss that anybody's own loop makes."""
 
+import subprocess
+import sys
 import typing
 
 import pytest
+from pydantic import ValidationError
 from torch import nn
 
 from dml import config, losses
+from dml.arguments import arguments_of
 from dml.training.build import build_loss
 from dml.training.conformance_table import DIM, NUM_CLASSES, Recipe
 
-KINDS = {kind.__name__: kind for kind in typing.get_args(typing.get_args(config.LossConfig)[0])}
-DIFFERENT = {"NPairConfig": {"scale", "l2"}}
+KINDS = config.loss_kinds()
+DIFFERENT = {"n_pair": {"scale", "l2"}}
 """Our encoders' embeddings have unit length: the paper's scale is too flat for them, its penalty constant."""
+ALWAYS_GIVEN = {"num_classes", "dim", "seed", "normalize"}
 
 
 def settings(loss: nn.Module) -> dict[str, object]:
@@ -32,19 +37,48 @@ def test_the_defaults_of_a_configuration_are_those_of_the_loss(kind):
 
 
 def test_the_defaults_of_a_configured_memory_are_those_of_the_memory():
-    loss = config.ContrastiveConfig()
+    loss = config.loss_config("contrastive")
     built = build_loss(loss, dim=DIM, num_classes=NUM_CLASSES, seed=0, memory=config.MemoryConfig())
     own = losses.CrossBatchMemory(losses.Contrastive(), dim=DIM)
     assert settings(built) == settings(own)
     assert len(built.labels) == len(own.labels)
 
 
-def test_every_loss_can_be_configured():
-    built = {
-        type(build_loss(kind(), dim=DIM, num_classes=NUM_CLASSES, seed=0)).__name__ for kind in KINDS.values()
+@pytest.mark.parametrize("kind", losses.LOSSES)
+def test_every_loss_is_configured_by_the_arguments_of_its_constructor(kind):
+    arguments = arguments_of(losses.LOSSES[kind])
+    read = KINDS[kind].signature
+    assert list(read.arguments) == list(arguments)
+    assert {name: each.default for name, each in read.arguments.items() if each.default is not ...} == {
+        name: each.default for name, each in arguments.items() if each.default is not each.empty
     }
-    assert built == {loss.__name__ for loss in losses.LOSSES.values()}
+    fields = set(KINDS[kind].model_fields) - {"kind", "per_class"}
+    assert fields == set(arguments) - ALWAYS_GIVEN
+    assert read.bases == {
+        base.__name__ for base in losses.LOSSES[kind].__mro__[1:] if base.__module__.startswith("dml")
+    }
+    assert all(each.description for name, each in read.arguments.items() if name not in ALWAYS_GIVEN)
+
+
+def test_a_configuration_is_refused_where_the_constructor_refuses():
+    for settings in [
+        {"kind": "ranked_list", "margin": 1.5},
+        {"kind": "ranked_list", "boundary": 0.3},
+        {"kind": "triplet_margin", "margin": None, "mining": "semi_hard"},
+        {"kind": "triplet_margin", "margin": 3.0, "squared": False},
+        {"kind": "recall_at_k", "ks": ()},
+        {"kind": "circle", "scale": -1.0},
+    ]:
+        with pytest.raises(ValidationError):
+            config.loss_config(**settings)
+        with pytest.raises(ValueError, match="must"):
+            losses.LOSSES[settings.pop("kind")](**settings)
 
 
 def test_a_configuration_names_the_miners_there_are():
     assert typing.get_args(config.Mining) == losses.MINING
+
+
+def test_to_read_the_settings_of_the_losses_does_not_import_torch():
+    code = "import sys, dml.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -61,7 +61,7 @@ class Killed(Exception):
         ],
         ["training.precision=bfloat16", "encoder.layer_norm=true", "encoder.pooling=gem"],
         ["optimizer.freeze_backbone_steps=3", "optimizer.kind=adam"],
-        ["optimizer.freeze_backbone_steps=6", 'loss={"kind":"proxy-anchor"}'],
+        ["optimizer.freeze_backbone_steps=6", 'loss={"kind":"proxy_anchor"}'],
     ],
     ids=["plain", "average", "momentum-dropout-steps", "bfloat16", "thawed-before", "thawed-after"],
 )
@@ -236,12 +236,12 @@ def test_training_lowers_the_loss(dataset, tmp_path):
 
 KINDS = [
     "contrastive",
-    "triplet",
-    "multi-similarity",
-    "proxy-anchor",
+    "triplet_margin",
+    "multi_similarity",
+    "proxy_anchor",
     "softmax",
-    "proxy-nca++",
-    "soft-triple",
+    "proxy_nca_plus_plus",
+    "soft_triple",
 ]
 
 
@@ -409,7 +409,7 @@ def loss_curve(settings: list[str], dataset) -> list[float]:
 
 
 def test_chunks_give_the_loss_curve_of_whole_steps_where_batch_norm_is_frozen(dataset):
-    frozen = [*CHUNKED, "encoder.freeze_batch_norm=true", 'loss={"kind":"proxy-anchor"}']
+    frozen = [*CHUNKED, "encoder.freeze_batch_norm=true", 'loss={"kind":"proxy_anchor"}']
     whole = loss_curve([*frozen, "training.chunk_rows=null"], dataset)
     assert loss_curve(frozen, dataset) == pytest.approx(whole, rel=1e-4)
     assert whole[-1] != pytest.approx(whole[0], rel=1e-4), "something was learnt"

@@ -25,7 +25,7 @@ SETTINGS = [
     "optimizer.freeze_backbone_steps=6",
     "training.ema_decay=0.9",
     'training.validation={"every_steps":6}',
-    'loss={"kind":"sup-con"}',
+    'loss={"kind":"sup_con"}',
 ]
 
 

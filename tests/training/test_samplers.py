@@ -26,14 +26,14 @@ P_K = '"classes_per_batch":4,"samples_per_class":2'
 # With n = 3 the checkpoint at step 7 lies within a round of the second pass, and a refresh follows.
 SIMILAR = f'sampler={{"kind":"similar","refresh_every_steps":3,{P_K}}}'
 SAMPLERS = {
-    "similar by means": [SIMILAR, 'loss={"kind":"sup-con"}'],
-    "similar by proxies": [SIMILAR, 'loss={"kind":"proxy-anchor"}'],
-    "attribute": [f'sampler={{"kind":"attribute","attribute":"script",{P_K}}}', 'loss={"kind":"sup-con"}'],
+    "similar by means": [SIMILAR, 'loss={"kind":"sup_con"}'],
+    "similar by proxies": [SIMILAR, 'loss={"kind":"proxy_anchor"}'],
+    "attribute": [f'sampler={{"kind":"attribute","attribute":"script",{P_K}}}', 'loss={"kind":"sup_con"}'],
     "a class on two workers": [
         'sampler={"classes_per_batch":5,"samples_per_class":2}',
-        'loss={"kind":"sup-con"}',
+        'loss={"kind":"sup_con"}',
     ],
-    "shuffled": ['sampler={"kind":"shuffled","batch_size":8}', 'loss={"kind":"proxy-anchor"}'],
+    "shuffled": ['sampler={"kind":"shuffled","batch_size":8}', 'loss={"kind":"proxy_anchor"}'],
 }
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
 
@@ -82,7 +82,7 @@ def test_a_run_stopped_between_checkpoints_goes_on_with_the_same_batches_bitwise
 
 
 def test_similar_classes_are_dealt_as_soon_as_anything_is_known_of_those_to_come(dataset):
-    plain = losses_of([f"sampler={{{P_K}}}", 'loss={"kind":"sup-con"}'], dataset, Worker())
+    plain = losses_of([f"sampler={{{P_K}}}", 'loss={"kind":"sup_con"}'], dataset, Worker())
     similar = losses_of(SAMPLERS["similar by means"], dataset, Worker())
     assert similar[:5] == plain[:5], "the first pass, 20 classes, shows each for the first time"
     assert similar[6] != pytest.approx(plain[6], rel=1e-3)

@@ -74,7 +74,7 @@ def run(dataset, folder: Path, num_workers: int, *settings: str, kill_at=None, v
 
 
 # Smooth ones: a mined tuple that rounding lets in or out moves a curve by more than rounding.
-@pytest.mark.parametrize("loss", ["contrastive", "sup-con"])
+@pytest.mark.parametrize("loss", ["contrastive", "sup_con"])
 def test_two_workers_give_the_loss_curve_of_one(loss, dataset, tmp_path):
     setting = f'loss={{"kind":"{loss}"}}'
     _, one = run(dataset, tmp_path / "one", 1, setting)

@@ -18,7 +18,7 @@ from dml.losses.core.rng import CounterRNG
 from dml.similarity import distances
 
 Mining = Literal[
-    "all", "random", "batch-hard", "semi-hard", "soft-hard", "distance-weighted", "n-pair", "multi-similarity"
+    "all", "random", "batch_hard", "semi_hard", "soft_hard", "distance_weighted", "n_pair", "multi_similarity"
 ]
 MINING: tuple[Mining, ...] = get_args(Mining)
 """The names of all miners."""
@@ -195,21 +195,21 @@ def miner_of(mining: Mining | Miner, *, margin: float | None = 0.2, squared: boo
     """
     if callable(mining):
         return mining
-    if mining == "semi-hard":
+    if mining == "semi_hard":
         if margin is None:
             raise ValueError(
                 "Semi-hard negatives are those within the margin, so it must be a number; got None. "
-                'Give a margin, or mine "batch-hard" or "all".'
+                'Give a margin, or mine "batch_hard" or "all".'
             )
         return SemiHardMiner(margin, squared)
     miners: dict[str, Miner] = {
         "all": all_miner,
         "random": random_miner,
-        "batch-hard": batch_hard_miner,
-        "soft-hard": soft_hard_miner,
-        "distance-weighted": DistanceWeightedMiner(),
-        "n-pair": n_pair_miner,
-        "multi-similarity": MultiSimilarityMiner(),
+        "batch_hard": batch_hard_miner,
+        "soft_hard": soft_hard_miner,
+        "distance_weighted": DistanceWeightedMiner(),
+        "n_pair": n_pair_miner,
+        "multi_similarity": MultiSimilarityMiner(),
     }
     return miners[mining]
 
@@ -248,7 +248,7 @@ class MinedLoss(PairLoss):
         super().__init__(normalize=normalize)
         self.mining, self.seed = mining, seed
         self.miner = miner_of(mining, margin=margin, squared=squared)
-        self.within_batch = mining == "n-pair"
+        self.within_batch = mining == "n_pair"
         self.register_buffer("num_calls", torch.zeros((), dtype=torch.int64))
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:

@@ -41,7 +41,7 @@ def test_a_run_shows_what_it_learnt_from_and_pictures_of_what_it_learnt(store):
     model = train_flow.fn("shop", "smoke", SETTINGS, store=store).model
     client = connect(tracking_uri(store))
     run = client.get_run(client.get_model_version("shop", str(model.version)).run_id)
-    assert run.info.run_name.startswith("smoke on shop, multi-similarity, 20")
+    assert run.info.run_name.startswith("smoke on shop, multi_similarity, 20")
     assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["shop"]
     pictures = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "pictures")}
     assert {"answers.png", "failures.png"} <= pictures

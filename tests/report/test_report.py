@@ -232,7 +232,7 @@ def test_four_losses_are_drawn_side_by_side_from_an_idx_file(tmp_path):
     ]
     report = circles_flow.fn("mnist-train", settings=small, show="mnist-t10k", store=store)
     caption = report.pictures["circles.png"]
-    assert caption.startswith("softmax, arcface, triplet, margin: 32 images of mnist-t10k@")
+    assert caption.startswith("softmax, arcface, triplet_margin, margin: 32 images of mnist-t10k@")
     assert f"trained on mnist-train@{find_dataset(store, 'mnist-train').version}" in caption
     width, height = Image.open(Path(report.uri) / "circles.png").size
     assert width > 3 * height

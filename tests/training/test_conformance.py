@@ -126,7 +126,7 @@ def test_every_loss_that_mines_meets_every_miner_with_and_without_a_memory(loss)
     mined = {f"{loss}, {mining}" for mining in losses.MINING}
     remembering = {f"{name}, memory" for name in mined}
     # N-pair tuples are formed within a batch; the miner refuses anchors that are not among the references.
-    assert (mined | remembering) - set(table()) == {f"{loss}, n-pair, memory"}
+    assert (mined | remembering) - set(table()) == {f"{loss}, n_pair, memory"}
 
 
 def test_every_loss_is_in_the_table():

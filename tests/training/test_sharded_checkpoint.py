@@ -21,7 +21,7 @@ from tests.losses.cases import DIM, LABELS, scattered
 MAKERS = {
     "CosFace, sampled": partial(losses.CosFace, 13, DIM, seed=5, sample_rate=0.4),
     "Softmax": partial(losses.Softmax, 4, DIM, seed=5),  # of three ranks the last has no class
-    "SoftTriple": partial(losses.SoftTriple, 13, DIM, centres=2, seed=5),
+    "SoftTriple": partial(losses.SoftTriple, 13, DIM, centers_per_class=2, seed=5),
 }
 OPTIMIZERS = {
     "adamw": partial(torch.optim.AdamW, lr=0.01),

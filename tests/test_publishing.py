@@ -3,6 +3,7 @@
 import multiprocessing
 import zlib
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dml.data.dataset import list_versions, read_rows
 from dml.data.forgotten import forgotten_ids, keep_forgotten
 from dml.data.ingest import ingest_source
 from dml.errors import DmlError, IncompatibleArtifact
+from dml.lineage import remove, unneeded
 from tests.data.pictures import picture, write
 
 ROUNDS = 8
@@ -125,6 +127,30 @@ def test_what_is_forgotten_while_it_is_read_does_not_come_back(store, tmp_path):
         ingest_source(config, store, lambda *_: keep_forgotten(store, "d", ["a/0.png"]))
     assert list_versions(store) == []
     assert ingest_source(config, store).dataset.rows == 7
+
+
+def collect_at_once(number: int, barrier: Barrier, stores: list[str]) -> None:
+    for own in stores:
+        barrier.wait(60)
+        remove(unneeded(own, [], keep=1, grace=timedelta(0)))
+
+
+@pytest.mark.slow
+def test_two_that_collect_at_once_remove_the_same(tmp_path):
+    stores = [str(tmp_path / f"store-{turn}") for turn in range(ROUNDS)]
+    for own in stores:
+        storage.mark_store(own)
+        parent = storage.join(own, "indexes", "shelves")
+        for version in range(40):
+            folder = storage.make_folder(storage.join(parent, f"v{version}"))
+            for file in range(30):
+                Path(folder, f"{file}").write_bytes(b"1")
+            storage.seal(folder, {"ref": {}})
+            storage.point(parent, f"v{version}")
+    at_once(collect_at_once, stores)
+    for own in stores:
+        assert storage.list_entries(storage.join(own, "indexes", "shelves"))[-1].name == "v39"
+        assert len(storage.list_entries(storage.join(own, "indexes", "shelves"))) == 2
 
 
 def test_a_file_that_another_process_wrote_first_stays(store):

@@ -4,6 +4,7 @@ Every manifest names the artefacts that its artefact was made from, so lineage i
 artefact is needed when a pointer, a registered model, an unfinished run or a finished bench leads to it.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact, did_you
 from dml.names import split_version
 from dml.progress import count
 from dml.refs import DatasetRef
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["dataset", "index", "package", "embeddings", "report", "bench"]
 
@@ -153,6 +156,12 @@ def unneeded(
     removals += _finished_checkpoints(store)
     removals += _galleries(store, {f"{a.name}-{a.version}" for u, a in artifacts.items() if u in wanted})
     removals += _abandoned(store, now)
+    links = {r.uri: storage.link_above(r.uri, store) for r in removals}
+    if any(links.values()):
+        logger.warning(
+            "what symbolic links lead to stays: %s", sorted({str(li) for li in links.values() if li})
+        )
+    removals = [removal for removal in removals if links[removal.uri] is None]
     inside = {removal.uri for removal in removals}
     return [r for r in removals if not any(_is_below(r.uri, uri) for uri in inside if uri != r.uri)]
 
@@ -256,7 +265,7 @@ def _abandoned(store: str, now: datetime) -> Iterator[Removal]:
     oldest = now - ABANDONED_AFTER
     for folder in _OWN_FOLDERS:
         root = storage.join(store, folder)
-        entries = storage.list_entries(root, recursive=True)
+        entries = storage.list_entries(root, recursive=True, follow_links=False)
         unfinished: dict[str, list[storage.Entry]] = {}
         for entry in entries:
             parts = entry.path.split("/")
@@ -356,6 +365,8 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
     folder = storage.named_folder(store, VERSIONED["dataset" if kind == "dataset" else "index"], base)
     if not storage.exists(folder) or (version and version not in storage.list_versions(folder)):
         raise storage.missing_version(folder, version, kind)
+    if (link := storage.link_above(folder, store)) is not None:
+        raise InvalidSetting(f"What is removed must lie in the store itself; {link} is a symbolic link.")
     with storage.held_pointer(folder) as pointer:
         if version is not None and version == pointer.version:
             raise InvalidSetting(
@@ -428,10 +439,10 @@ def remove_with_descendants(store: str, datasets: Sequence[DatasetRef]) -> list[
         if versions & set(name.split("-")) and storage.join(tables, name) not in {r.uri for r in removals}
     ]
     removals += _galleries(store, {f"{a.name}-{a.version}" for a in artifacts if a not in gone})
-    links = [removal.uri for removal in removals if storage.is_link(removal.uri)]
+    links = [link for removal in removals if (link := storage.link_above(removal.uri, store)) is not None]
     if links:
         raise InvalidSetting(
-            f"What is erased must lie in the store itself; {links} are symbolic links. Put there what they "
+            f"What is erased must lie in the store itself; {sorted(set(links))} are symbolic links. Put there what they "
             "lead to, then forget again."
         )
     removals = remove(removals)

@@ -275,6 +275,31 @@ def test_a_damaged_list_of_forgotten_items_is_named_and_ends_an_ingest(store, tm
         make_dataset(tmp_path / "images", store, rows=30)
 
 
+@pytest.mark.parametrize("link", ["datasets", "datasets/shelves"])
+def test_gc_removes_nothing_of_another_store_that_a_link_leads_to(store, tmp_path, link):
+    other = str(tmp_path / "other")
+    for rows in (30, 60):
+        make_dataset(tmp_path / "images", other, rows=rows)
+    dead = storage.make_folder(storage.join(other, "datasets", "shelves", ".staging-ingest-00000000"))
+    make_old(dead)
+    storage.mark_store(store)
+    Path(store, link).parent.mkdir(exist_ok=True)
+    Path(store, link).symlink_to(Path(other, link))
+    before = sorted(Path(other).rglob("*"))
+    assert collect(store, keep=1) == []
+    with pytest.raises(InvalidSetting, match="is a symbolic link"):
+        remove_named(store, "dataset", "shelves")
+    assert sorted(Path(other).rglob("*")) == before
+    assert len(list_datasets(store)) == 2, "it can be read"
+
+
+def test_gc_ends_where_a_link_leads_back(store):
+    storage.mark_store(store)
+    Path(store, "datasets").mkdir()
+    Path(store, "datasets", "loop").symlink_to(store)
+    assert collect(store) == []
+
+
 @pytest.mark.parametrize("victim", ["index.faiss", "items.arrow", "part", "fragment", "weights.safetensors"])
 def test_a_flipped_byte_anywhere_is_named_and_what_can_be_made_again_is(store, tmp_path, victim):
     package = make_package(store)

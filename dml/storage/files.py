@@ -239,8 +239,22 @@ class Entry(NamedTuple):
         return self.path.rpartition("/")[2]
 
 
-def list_entries(uri: str, *, recursive: bool = False) -> list[Entry]:
-    """What a folder holds, sorted by path; nothing when there is no such folder, or a file in its place."""
+def list_entries(uri: str, *, recursive: bool = False, follow_links: bool = True) -> list[Entry]:
+    """What a folder holds, sorted by path; nothing when there is no such folder, or a file in its place.
+
+    Args:
+        uri: the folder.
+        recursive: also what its folders hold.
+        follow_links: False leaves out what symbolic links lead to; they themselves are listed.
+    """
+    if recursive and not follow_links and not is_remote(uri):
+        found = list_entries(uri)
+        for folder in [entry.path for entry in found if entry.is_folder]:
+            below = join(uri, folder)
+            if not is_link(below):
+                inner = list_entries(below, recursive=True, follow_links=False)
+                found += [entry._replace(path=f"{folder}/{entry.path}") for entry in inner]
+        return sorted(found)
     filesystem_, path = filesystem(uri)
     try:
         entries = filesystem_.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
@@ -324,6 +338,16 @@ def at_work(uri: str, *, wait: bool = True) -> Iterator[bool]:
         return
     with exclusive(lock_of(uri), wait=wait) as held:
         yield held
+
+
+def link_above(uri: str, root: str) -> str | None:
+    """The first symbolic link on the way from a folder to what lies below it; None where there is none."""
+    way = root.rstrip("/")
+    for name in uri.removeprefix(way).strip("/").split("/"):
+        way = join(way, name)
+        if is_link(way):
+            return way
+    return None
 
 
 def is_link(uri: str) -> bool:

@@ -156,12 +156,11 @@ def unneeded(
     removals += _finished_checkpoints(store)
     removals += _galleries(store, {f"{a.name}-{a.version}" for u, a in artifacts.items() if u in wanted})
     removals += _abandoned(store, now)
-    links = {r.uri: storage.link_above(r.uri, store) for r in removals}
-    if any(links.values()):
-        logger.warning(
-            "what symbolic links lead to stays: %s", sorted({str(li) for li in links.values() if li})
-        )
-    removals = [removal for removal in removals if links[removal.uri] is None]
+    link_of = {r.uri: storage.link_above(r.uri, store) for r in removals}
+    links = sorted({link for link in link_of.values() if link is not None})
+    if links:
+        logger.warning("what symbolic links lead to stays: %s", ", ".join(links))
+    removals = [removal for removal in removals if link_of[removal.uri] is None]
     inside = {removal.uri for removal in removals}
     return [r for r in removals if not any(_is_below(r.uri, uri) for uri in inside if uri != r.uri)]
 
@@ -442,8 +441,8 @@ def remove_with_descendants(store: str, datasets: Sequence[DatasetRef]) -> list[
     links = [link for removal in removals if (link := storage.link_above(removal.uri, store)) is not None]
     if links:
         raise InvalidSetting(
-            f"What is erased must lie in the store itself; {sorted(set(links))} are symbolic links. Put there what they "
-            "lead to, then forget again."
+            f"What is erased must lie in the store itself; {sorted(set(links))} are symbolic links. Put "
+            "there what they lead to, then forget again."
         )
     removals = remove(removals)
     removals += remove([each for each in _abandoned(store, datetime.now(UTC)) if each.why == _HALF_REMOVED])

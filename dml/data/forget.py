@@ -127,8 +127,10 @@ def _write_fragments(
 
 def _write_classes(ref: DatasetRef, staged: str, labels: list[str]) -> None:
     """The splits of classes, without those that lost all their items: a label may be a person's name."""
-    filesystem, path = storage.filesystem(storage.join(ref.uri, CLASSES))
-    table = parquet.read_table(path, filesystem=filesystem)
+    uri = storage.join(ref.uri, CLASSES)
+    filesystem, path = storage.filesystem(uri)
+    with storage.reading(uri, "`dml verify --heal` makes the version again."):
+        table = parquet.read_table(path, filesystem=filesystem)
     lost = set(read_rows(ref, columns=["label"])["label"].to_pylist()) - set(labels)
     table = table.filter(
         compute.invert(compute.is_in(table["label"], pa.array(sorted(lost), pa.large_string())))

@@ -13,11 +13,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from dml import storage
 from dml.cluster import on_cluster, ray_session, use_gpu
 from dml.config import ExperimentConfig
-from dml.errors import DmlError, InvalidSetting, MissingArtifact, TrainingFailed
+from dml.errors import CorruptArtifact, DmlError, InvalidSetting, MissingArtifact, TrainingFailed
 from dml.models.backbones import require_weights
 from dml.models.package import save_package
 from dml.progress import time_left
@@ -65,8 +66,8 @@ def train(
                 _train_here(config, dataset, store, run, on_progress)
             else:
                 _train_with_ray(config, dataset, store, run, on_progress)
-            return TrainedRef.model_validate(storage.read_json(result))
-    trained = TrainedRef.model_validate(storage.read_json(result))
+            return _read_result(result)
+    trained = _read_result(result)
     logger.info(
         "train: nothing to do, run %s ended with loss %.4f and package %s; another setting is another run",
         trained.run,
@@ -74,6 +75,16 @@ def train(
         trained.package.version,
     )
     return trained
+
+
+def _read_result(uri: str) -> TrainedRef:
+    try:
+        return TrainedRef.model_validate(storage.read_json(uri))
+    except ValidationError as error:
+        raise CorruptArtifact(
+            f"{uri} must say what a run gave; it does not. Remove it: then the run goes on "
+            "from its last checkpoint."
+        ) from error
 
 
 def _train_here(

@@ -11,7 +11,7 @@ from dml.data.forgotten import keep_forgotten
 from dml.data.ingest import ingest, ingest_config_of
 from dml.embedding.embed import embed
 from dml.embedding.table import read_embeddings
-from dml.errors import InvalidSetting, MissingArtifact
+from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.integrity import check_store
 from dml.models.package import load_package
 from dml.retrieval.index import build_index, find_index, publish_index
@@ -117,3 +117,21 @@ def test_other_items_of_the_same_bytes_are_named(store, tmp_path):
     config = ingest_config_of(find_dataset(store, "shelves"))
     ingest(config, store)
     assert forget_flow.fn("shelves", ["00003.png"], store).same_images == ["00004.png"]
+
+
+@pytest.mark.parametrize("file", ["quarantine.parquet", "classes.parquet", "fragment-00000000.parquet"])
+def test_a_damaged_version_is_named_and_nothing_is_removed(store, file):
+    path = next(Path(store, "datasets").rglob(file))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(CorruptArtifact, match=file):
+        forget_flow.fn("shelves", GONE, store)
+    assert len(list_datasets(store)) >= 2
+    assert all(open_index(find_index(store, name)) for name in ("small", "large"))
+
+
+def test_a_damaged_table_of_the_latest_ingest_is_named(store):
+    Path(store, "quarantine", "shelves.parquet").write_bytes(b"PAR1")
+    with pytest.raises(CorruptArtifact, match=r"quarantine/shelves\.parquet"):
+        forget_flow.fn("shelves", GONE, store)
+    Path(store, "quarantine", "shelves.parquet").unlink()
+    assert forget_flow.fn("shelves", GONE, store).items == 2

@@ -7,6 +7,7 @@ from prefect import flow
 from dml.config import EvaluationConfig, ExperimentConfig
 from dml.data.dataset import find_dataset
 from dml.data.judgeable import require_judgeable, shared_classes
+from dml.errors import CorruptArtifact, MissingArtifact
 from dml.names import check_name
 from dml.presets import PresetName, experiment
 from dml.refs import EvaluationReport, ModelRef, TrainingReport
@@ -103,12 +104,18 @@ def _judge(store: str, config: ExperimentConfig, new: ModelRef, report: Evaluati
     dataset = report.dataset
     champion = stage(find_champion)(store, new.name)
     metrics = None if champion is None else champion.metrics
-    if champion is not None and champion.version != new.version:
-        alone = EvaluationConfig(**{**config.evaluation.model_dump(), "baselines": False})
-        metrics = evaluate_package(store, champion.package, dataset, alone).metrics
     comparison = None
-    if champion is not None and config.gate.confidence is not None:
-        packages = new.package, champion.package
-        comparison = compare_packages(store, *packages, dataset, config.evaluation, config.gate)
+    try:
+        if champion is not None and champion.version != new.version:
+            alone = EvaluationConfig(**{**config.evaluation.model_dump(), "baselines": False})
+            metrics = evaluate_package(store, champion.package, dataset, alone).metrics
+        if champion is not None and config.gate.confidence is not None:
+            packages = new.package, champion.package
+            comparison = compare_packages(store, *packages, dataset, config.evaluation, config.gate)
+    except (MissingArtifact, CorruptArtifact) as error:
+        raise type(error)(
+            f"{new} must be compared with the champion {champion}, which cannot be evaluated. {error} Bring "
+            f"it back from a copy and train the same again, or do without it: dml rollback model {new}."
+        ) from error
     against = None if champion is None else champion.version
     return stage(judge)(store, new, config.gate, metrics, comparison, report.baselines, against=against)

@@ -1,12 +1,13 @@
 """A trained model belongs to its dataset: what is judged on the same images competes, nothing else does."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from dml.config import EvaluationConfig, IngestConfig, NoSplit
 from dml.data.dataset import find_dataset
-from dml.errors import DmlError, InvalidData, InvalidSetting
+from dml.errors import DmlError, InvalidData, InvalidSetting, MissingArtifact
 from dml.registry.catalog import list_models
 from dml.registry.tracking import connect
 from dml.settings import tracking_uri
@@ -51,6 +52,20 @@ def test_another_name_makes_another_model_of_the_same_dataset(store):
     named = train_flow.fn("shop", "smoke", SETTINGS, store=store, name="shop-small").model
     assert (str(named), named.alias) == ("shop-small/1", "champion")
     assert named in list_models(store)
+
+
+@pytest.mark.slow
+def test_a_champion_that_is_gone_is_named_with_the_ways_on(store):
+    first = train_flow.fn("shop", "smoke", SETTINGS, store=store, name="lost").model
+    assert first.promoted
+    away = Path(first.package.uri).rename(Path(store) / "away")
+    for made_of_it in (Path(store) / "embeddings").glob(f"{first.package.version}-*"):
+        shutil.rmtree(made_of_it)
+    other = [*SETTINGS, "training.num_steps=2"]
+    with pytest.raises(MissingArtifact, match=r"lost/2 must be compared .* champion lost/1.*model lost/2"):
+        train_flow.fn("shop", "smoke", other, store=store, name="lost")
+    away.rename(first.package.uri)
+    assert train_flow.fn("shop", "smoke", other, store=store, name="lost").model.alias is not None
 
 
 @pytest.mark.parametrize("name", ["bob's model", "../up", "Shop", "a/b", "x' OR 1=1 --"])

@@ -172,7 +172,7 @@ def test_a_report_is_a_page_to_open_and_circles_are_one_too(folder, dml):
     assert {"answers.png", "roc.png"} <= report["pictures"].keys()
     small = ("--set", "training.num_steps=1", "--set", "encoder.backbone.width=8")
     circles = dml("circles", "shop", "--loss", "softmax", "--loss", "triplet_margin", *small)
-    assert circles["pictures"]["circles.png"].startswith("softmax, triplet: 320 images of shop@")
+    assert circles["pictures"]["circles.png"].startswith("softmax, triplet_margin: 320 images of shop@")
 
 
 def test_searching_finds_the_query_itself_first_and_obeys_the_filter(folder, dml):

@@ -32,8 +32,8 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     Returns:
         (..., M, N).
     """
-    found: Tensor = _Product.apply(left, right)
-    return found
+    result: Tensor = _Product.apply(left, right)
+    return result
 
 
 class _Product(torch.autograd.Function):
@@ -49,9 +49,10 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         left, right = ctx.saved_tensors
-        of_left, of_right = ctx.needs_input_grad
+        needs_left, needs_right = ctx.needs_input_grad
         with without_autocast(gradient.device):
-            return gradient @ right.mT if of_left else None, left.mT @ gradient if of_right else None
+            grad_left = gradient @ right.mT if needs_left else None
+            return grad_left, left.mT @ gradient if needs_right else None
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -131,8 +132,8 @@ def distances(similarities: Tensor) -> Tensor:
 
     A similarity of -inf, where there is no vector, is farther than anything and gets no gradient.
     """
-    found: Tensor = _Distances.apply(similarities)
-    return found
+    result: Tensor = _Distances.apply(similarities)
+    return result
 
 
 class _Distances(torch.autograd.Function):
@@ -140,15 +141,15 @@ class _Distances(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, similarities: Tensor) -> Tensor:
-        found = torch.rsub(similarities, 2.0, alpha=2.0).clamp_(0.0, 1e30).sqrt_()
-        ctx.save_for_backward(found)
-        return found
+        result = torch.rsub(similarities, 2.0, alpha=2.0).clamp_(0.0, 1e30).sqrt_()
+        ctx.save_for_backward(result)
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (found,) = ctx.saved_tensors
-        return inverse_or_zero(found).mul_(gradient).neg_()
+        (result,) = ctx.saved_tensors
+        return inverse_or_zero(result).mul_(gradient).neg_()
 
 
 def inverse_or_zero(distances: Tensor) -> Tensor:

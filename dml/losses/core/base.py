@@ -64,9 +64,9 @@ class EmbeddingLoss(nn.Module):
         """
         batch = References.of(embeddings, labels, references)
         with without_autocast(embeddings.device):
-            return self._loss_of(embeddings, labels.contiguous(), batch)
+            return self._loss_of_checked(embeddings, labels.contiguous(), batch)
 
-    def _loss_of(self, embeddings: Tensor, labels: Tensor, batch: References) -> Tensor:
+    def _loss_of_checked(self, embeddings: Tensor, labels: Tensor, batch: References) -> Tensor:
         self.check_dim(embeddings.shape[1])
         if self.normalize:
             unit = unit_length(embeddings)

@@ -103,13 +103,11 @@ class _TargetAndOthersLSE(torch.autograd.Function):
                 inputs, values = _compute_logits(block, ctx.logits, chosen, sources, with_graph=True)
             else:
                 (inputs, values), ctx.kept = ctx.kept, None
-            total, weight = (
-                part.unsqueeze(ctx.axis) if ctx.axis == 1 else part[block].unsqueeze(0)
+            lse, weight = (
+                part.unsqueeze(1) if ctx.axis == 1 else part[block].unsqueeze(0)
                 for part in (others_lse, grad_others_lse)
             )
-            # The logits' gradient overwrites them: the softmax among the others, and the target's.
-            grad_logits = values.detach()
-            grad_logits.sub_(torch.where(total.isfinite(), total, 0.0)).exp_().mul_(weight)
+            grad_logits = _overwrite_by_gradient(values.detach(), lse, weight)
             if grad_logits.shape[1]:
                 is_here, column = _target_column(index, block)
                 at_column = torch.where(is_here, grad_target[:, None], grad_logits.gather(1, column))
@@ -128,6 +126,11 @@ class _TargetAndOthersLSE(torch.autograd.Function):
                     into[block if chosen is None else chosen[block]] = grad
                     gradients[number] = into
         return (None, None, None, None, None, *gradients)
+
+
+def _overwrite_by_gradient(logits: Tensor, lse: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of a log-sum-exp at its logits, the softmax times the weight, in the logits' memory."""
+    return logits.sub_(torch.where(lse.isfinite(), lse, 0.0)).exp_().mul_(weight)
 
 
 def _cut(num_classes: int, values_per_class: int, device: torch.device) -> list[slice]:

@@ -1,14 +1,14 @@
 """Proxy losses by a softmax over the classes: the own class against all others, or a sample of them."""
 
-from typing import Annotated
+from typing import Annotated, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from dml.arguments import PositiveFloat, PositiveInt, Range, Seed
+from dml.arguments import PositiveInt, Range
 from dml.losses.core.class_blocks import target_and_others_lse
 from dml.losses.core.log_sum_exp import softplus
-from dml.losses.core.proxies import ProxyLoss, ProxyOptions
+from dml.losses.core.proxies import ProxyArguments, ProxyLoss, ProxyOptions
 from dml.losses.core.references import References
 from dml.losses.core.rng import CounterRNG
 from dml.losses.core.shards import combine_lse
@@ -31,12 +31,12 @@ class ClassSoftmax(ProxyLoss):
     Args:
         num_classes: C; labels are 0 to C - 1.
         dim: D, length of an embedding.
-        centers_per_class: see `ProxyLoss`, as deviation, seed, sharded and normalize.
         sample_rate: Partial-FC (An et al. 2022, arXiv:2203.15565): the softmax of a training batch is over
             its own classes and each other class with this probability; only their rows have a gradient.
             Which they are is a function of the seed and of the number of batches before, which `state_dict`
             keeps, and not of the ranks. The paper fills each shard up to an exact number; here it varies by
             a binomial's deviation. None: over all classes, always.
+        options: centers_per_class, deviation, seed, sharded, normalize; see `ProxyLoss`.
     """
 
     scale: float
@@ -49,22 +49,10 @@ class ClassSoftmax(ProxyLoss):
         num_classes: PositiveInt,
         dim: PositiveInt,
         *,
-        centers_per_class: PositiveInt | None = None,
-        deviation: PositiveFloat | None = None,
-        seed: Seed | None = None,
-        sharded: bool = False,
         sample_rate: Annotated[float, Range(gt=0, le=1)] | None = None,
-        normalize: bool = True,
+        **options: Unpack[ProxyArguments],
     ) -> None:
-        super().__init__(
-            num_classes,
-            dim,
-            centers_per_class=centers_per_class,
-            deviation=deviation,
-            seed=seed,
-            sharded=sharded,
-            normalize=normalize,
-        )
+        super().__init__(num_classes, dim, **options)
         self.sample_rate = sample_rate
         if sample_rate is not None:
             self.register_buffer("num_calls", torch.zeros((), dtype=torch.int64))

@@ -23,6 +23,13 @@ class ProxyOptions(LossOptions, total=False):
     sharded: bool
 
 
+class ProxyArguments(ProxyOptions, total=False):
+    """`ProxyOptions`, and what a subclass decides for its proxies."""
+
+    centers_per_class: PositiveInt | None
+    deviation: PositiveFloat | None
+
+
 class ProxyLoss(EmbeddingLoss):
     """A loss with a learnt vector, the proxy, for each class.
 

@@ -1,6 +1,9 @@
 """A forgotten item's bytes are in no file of the store, and it does not come back."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,3 +138,33 @@ def test_a_damaged_table_of_the_latest_ingest_is_named(store):
         forget_flow.fn("shelves", GONE, store)
     Path(store, "quarantine", "shelves.parquet").unlink()
     assert forget_flow.fn("shelves", GONE, store).items == 2
+
+
+FORGET_AND_DIE = """
+import itertools, os, signal, sys
+from flows.forget import forget_flow
+changes = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir"}
+seen = itertools.count(1)
+def hook(event, _):
+    if event in changes and next(seen) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+forget_flow.fn("shelves", sys.argv[3:], sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [12, 40, 55])
+def test_killed_anywhere_and_repeated_it_leaves_nothing_of_the_items_and_all_of_the_others(store, number):
+    table = read_embeddings(find_index(store, "large").embeddings)
+    rows = [table.ids.to_pylist().index(id_) for id_ in GONE]
+    traces = [png(3), png(17), *table.vectors[rows]]
+    died = subprocess.run([sys.executable, "-c", FORGET_AND_DIE, str(number), store, *GONE], check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert all(open_index(find_index(store, name)) for name in ("small", "large")), "searches go on"
+    forget_flow.fn("shelves", GONE, store)
+    places = (store, os.environ["DML_CACHE"])
+    assert not [path for trace in traces for path in files_with(bytes(trace), *places)]
+    left = {name: len(open_index(find_index(store, name)).items) for name in ("small", "large")}
+    assert left == {"small": 28, "large": 58}
+    assert all(not each.damaged for each in check_store(store))

@@ -130,6 +130,17 @@ def test_every_preset_and_setting_of_a_shown_command_is_accepted(page):
             assert SETTINGS_OF[verb].overridden(settings)
 
 
+@every_page
+def test_every_setting_that_is_shown_alone_is_accepted_by_an_experiment(page):
+    for code in inline_code(page):
+        settings = options_of(shlex.split(code)).get("--set", []) if code.startswith("--set ") else []
+        if all("=" in setting and "." in setting.partition("=")[0] for setting in settings):
+            shown = [
+                setting for setting in settings if "..." not in setting and setting != "path.to.key=value"
+            ]
+            assert experiment("resnet50-multi-similarity").overridden(shown).name
+
+
 ROOM_FOR_ANY = ["training.num_steps=2000"]
 SETTINGS_OF: dict[str, config.Part] = {
     "ingest": config.parse_ingest({"name": "shop", "source": "photos"}),

@@ -169,6 +169,44 @@ class PairedComparison(BaseModel):
     classes: WinLossTie = Field(description="of classes, by their mean")
 
 
+class Measured(BaseModel):
+    """A number of an evaluation, and its interval where it has one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f}" + ("" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]")
+
+
+class Slice(BaseModel):
+    """The queries that have one value of an attribute."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attribute: str
+    value: str | None = Field(description="None: those that have no value")
+    num_queries: int = Field(description="with a positive in the gallery")
+    metrics: dict[str, Measured]
+
+
+class Evaluation(BaseModel):
+    """Every number of one embedding on one split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metrics: dict[str, Measured]
+    slices: list[Slice] = []
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Name to number, without intervals and slices."""
+        return {name: measured.value for name, measured in self.metrics.items()}
+
+
 class EvaluationReport(BaseModel):
     """How a package does on a dataset's test split, beside its baselines."""
 
@@ -176,25 +214,40 @@ class EvaluationReport(BaseModel):
 
     dataset: DatasetRef
     package: PackageRef
-    metrics: dict[str, float]
-    baselines: dict[str, dict[str, float]] = {}
+    trained: Evaluation
+    baselines: dict[str, Evaluation] = {}
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the package: name to number, without intervals and slices."""
+        return self.trained.values
+
+    @property
+    def baseline_metrics(self) -> dict[str, dict[str, float]]:
+        """Of each baseline."""
+        return {name: evaluation.values for name, evaluation in self.baselines.items()}
 
     def table(self) -> list[dict[str, str | float]]:
         """One row per baseline, the trained package last; intervals stand in brackets."""
         return [
-            {"embedding": name, **_with_intervals(metrics)} for name, metrics in self._by_embedding().items()
+            {"embedding": name, **_shown(evaluation.metrics)}
+            for name, evaluation in self._by_embedding().items()
         ]
 
     def slices(self) -> list[dict[str, str | float]]:
         """One row per slice of the queries and embedding; empty where the configuration has no slices."""
-        rows: dict[tuple[str, str], dict[str, str | float]] = {}
-        for name, metrics in self._by_embedding().items():
-            for key, value in metrics.items():
-                attribute, *rest = key.split("/")
-                if rest:
-                    row = rows.setdefault((key.rpartition("/")[0], name), {})
-                    row |= {"slice": f"{attribute} {rest[0]}", "embedding": name, rest[1]: value}
-        return [rows[key] for key in sorted(rows, key=lambda key: key[0])]
+        rows: dict[tuple[str, str | None], list[dict[str, str | float]]] = {}
+        for name, evaluation in self._by_embedding().items():
+            for each in evaluation.slices:
+                title = f"{each.attribute} {'missing' if each.value is None else each.value}"
+                row = {
+                    "slice": title,
+                    "embedding": name,
+                    **_shown(each.metrics),
+                    "num_queries": each.num_queries,
+                }
+                rows.setdefault((each.attribute, each.value), []).append(row)
+        return [row for of_slice in rows.values() for row in of_slice]
 
     def verdict(self, metric: str = "recall_at_1") -> str:
         """One sentence that sets the package against the images' own pixels; empty without that baseline.
@@ -202,10 +255,10 @@ class EvaluationReport(BaseModel):
         Args:
             metric: to compare by, such as "recall_at_1"; larger is better.
         """
-        return against_pixels(metric, self.metrics, self.baselines)
+        return against_pixels(metric, self.metrics, self.baseline_metrics)
 
-    def _by_embedding(self) -> dict[str, dict[str, float]]:
-        return {**self.baselines, "trained": self.metrics}
+    def _by_embedding(self) -> dict[str, Evaluation]:
+        return {**self.baselines, "trained": self.trained}
 
 
 def against_pixels(
@@ -220,7 +273,7 @@ def against_pixels(
     Args:
         metric: larger is better.
         metrics: of the package.
-        baselines: as `EvaluationReport.baselines`.
+        baselines: as `EvaluationReport.baseline_metrics`.
         only_worse: empty also where it is better.
     """
     value, pixels = metrics.get(metric), baselines.get(RAW_PIXELS, {}).get(metric)
@@ -230,14 +283,8 @@ def against_pixels(
     return f"{how} comparing pixels: {metric} {value:.3f} against {pixels:.3f}"
 
 
-def _with_intervals(metrics: dict[str, float]) -> dict[str, str | float]:
-    shown: dict[str, str | float] = {}
-    for name, value in metrics.items():
-        if "/" in name or (name.endswith((".low", ".high")) and name.rpartition(".")[0] in metrics):
-            continue
-        low, high = metrics.get(f"{name}.low"), metrics.get(f"{name}.high")
-        shown[name] = value if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
-    return shown
+def _shown(metrics: Mapping[str, Measured]) -> dict[str, str | float]:
+    return {name: each.value if each.low is None else str(each) for name, each in metrics.items()}
 
 
 class ReportRef(Ref):
@@ -311,11 +358,16 @@ class CellReport(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fingerprint: str = Field(description="of all that decides the numbers")
-    metrics: dict[str, float]
+    evaluation: Evaluation
     trained: TrainedRef | None = Field(None, description="None: nothing was trained")
     embeddings: EmbeddingsRef | None = Field(None, description="what was evaluated; None: raw pixels")
     seconds: float | None = Field(None, description="of training, evaluation apart; None: unknown")
     hardware: str = Field(description="what it ran on")
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Name to number, without intervals and slices."""
+        return self.evaluation.values
 
 
 class BenchReport(Ref):

@@ -73,6 +73,6 @@ def _measure(store: str, count: int, cell: Cell) -> CellReport:
     )
     with run.recording():
         report = stage(measure_cell, heals=True)(store, cell, run, count)
-        run.log_metrics(report.metrics)
+        run.log_evaluation(report.evaluation)
     say(f"{cell.title}: recall_at_1 {report.metrics['recall_at_1']:.4f}")
     return stage(keep_report)(store, report)

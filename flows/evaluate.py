@@ -9,7 +9,7 @@ from dml.data.schema import TEST
 from dml.embedding.embed import embed
 from dml.evaluation.evaluate import compare, evaluate, raw_pixel_baseline
 from dml.models.package import read_preprocessing
-from dml.refs import RAW_PIXELS, Comparison, DatasetRef, EvaluationReport, PackageRef
+from dml.refs import RAW_PIXELS, Comparison, DatasetRef, Evaluation, EvaluationReport, PackageRef
 from dml.registry.catalog import find_model
 from dml.settings import store_uri
 from flows.policy import Name, is_orchestrated, show_table, stage, tag_with_names, tell
@@ -49,9 +49,9 @@ def evaluate_package(
         pixels = stage(raw_pixel_baseline)
         baselines[RAW_PIXELS] = pixels(dataset, read_preprocessing(package), config)
     if config.baselines and package.initial is not None:
-        baselines["before training"] = _embed_and_judge(store, package.initial, dataset, config)
-    metrics = _embed_and_judge(store, package, dataset, config)
-    report = EvaluationReport(dataset=dataset, package=package, metrics=metrics, baselines=baselines)
+        baselines["before training"] = _embed_and_evaluate(store, package.initial, dataset, config)
+    trained = _embed_and_evaluate(store, package, dataset, config)
+    report = EvaluationReport(dataset=dataset, package=package, trained=trained, baselines=baselines)
     where = f"{dataset.name}@{dataset.version}, split test"
     show_table("evaluation", report.table(), where)
     if report.slices():
@@ -75,8 +75,8 @@ def compare_packages(
     return stage(compare)(ours, theirs, config, gate)
 
 
-def _embed_and_judge(
+def _embed_and_evaluate(
     store: str, package: PackageRef, dataset: DatasetRef, config: EvaluationConfig
-) -> dict[str, float]:
+) -> Evaluation:
     embeddings = stage(embed, heals=True)(store, package, dataset, split=TEST, progress=tell("embed"))
-    return stage(evaluate)(embeddings, config, progress=tell("judge", "parts"))
+    return stage(evaluate)(embeddings, config, progress=tell("evaluate", "blocks"))

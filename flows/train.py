@@ -69,8 +69,8 @@ def train_flow(
     with run.recording():
         trained = stage(train, heals=True)(chosen, source, root, run)
         report = evaluate_package(root, trained.package, judge_on, chosen.evaluation)
-        run.log_metrics(report.metrics)
-        version = stage(register)(root, run, name, trained.package, report.metrics, report.baselines)
+        run.log_evaluation(report.trained)
+        version = stage(register)(root, run, name, trained.package, report.metrics, report.baseline_metrics)
     model = _promote_if_better(root, chosen, version, report)
     first_pictures_of(root, model, judge_on, chosen.evaluation)
     show_table("model", [{"model": model.name, "version": model.version, "alias": model.alias}], model.reason)
@@ -118,4 +118,6 @@ def _judge(store: str, config: ExperimentConfig, new: ModelRef, report: Evaluati
             f"it back from a copy and train the same again, or do without it: dml rollback model {new}."
         ) from error
     against = None if champion is None else champion.version
-    return stage(judge)(store, new, config.gate, metrics, comparison, report.baselines, against=against)
+    return stage(judge)(
+        store, new, config.gate, metrics, comparison, report.baseline_metrics, against=against
+    )

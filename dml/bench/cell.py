@@ -121,7 +121,7 @@ def measure_cell(
     on_progress: Callable[[Progress], None] | None = None,
     concurrency: int = 1,
 ) -> CellReport:
-    """Train, embed and judge; what a killed run has finished is kept.
+    """Train, embed and evaluate; what a killed run has finished is kept.
 
     Args:
         store: the store's URI.
@@ -146,8 +146,8 @@ def measure_cell(
 def _measure(store: str, cell: Cell, on_progress: Callable[[Progress], None] | None) -> CellReport:
     dataset, experiment = cell.row.dataset, cell.experiment
     if not cell.trains:
-        metrics = raw_pixel_baseline(dataset, experiment.preprocessing, experiment.evaluation)
-        return CellReport(fingerprint=cell.fingerprint, metrics=metrics, hardware=_hardware(experiment))
+        pixels = raw_pixel_baseline(dataset, experiment.preprocessing, experiment.evaluation)
+        return CellReport(fingerprint=cell.fingerprint, evaluation=pixels, hardware=_hardware(experiment))
     trained = train(experiment, dataset, store, on_progress)
     here = 1 if dataset.rows <= _EMBEDDED_HERE else None
     embeddings = embed(store, trained.package, dataset, split=TEST, num_workers=here)
@@ -156,7 +156,7 @@ def _measure(store: str, cell: Cell, on_progress: Callable[[Progress], None] | N
     speed = trained.images_per_second
     return CellReport(
         fingerprint=cell.fingerprint,
-        metrics=evaluate(embeddings, experiment.evaluation, num_workers=here),
+        evaluation=evaluate(embeddings, experiment.evaluation, num_workers=here),
         trained=trained,
         embeddings=embeddings,
         seconds=images / speed if speed > 0 else None,

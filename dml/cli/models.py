@@ -1,7 +1,7 @@
 """`dml train`, `dml evaluate` and `dml models`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,7 +9,7 @@ from dml.cli.app import Json, Settings, Store, app, print_json, print_table, sto
 from dml.errors import InvalidSetting
 
 if TYPE_CHECKING:
-    from dml.refs import ModelRef
+    from dml.refs import EvaluationReport, ModelRef
 
 
 @app.command()
@@ -62,8 +62,7 @@ def train(
                 "promoted": model.promoted,
                 "alias": model.alias,
                 "reason": model.reason,
-                "metrics": report.evaluation.metrics,
-                "baselines": report.evaluation.baselines,
+                **_numbers(report.evaluation),
                 "verdict": verdict,
                 "images_per_second": trained.images_per_second,
                 "data_wait": trained.data_wait,
@@ -100,8 +99,7 @@ def evaluate(
         print_json(
             {
                 "model": model,
-                "metrics": report.metrics,
-                "baselines": report.baselines,
+                **_numbers(report),
                 "verdict": report.verdict(),
             }
         )
@@ -110,6 +108,28 @@ def evaluate(
     _print_verdict(report.verdict())
     if report.slices():
         print_table("by slice of the queries", report.slices())
+
+
+def _numbers(report: "EvaluationReport") -> dict[str, Any]:
+    """An evaluation as JSON: plain numbers by name; intervals and slices beside them."""
+    return {
+        "metrics": report.metrics,
+        "intervals": {
+            name: [each.low, each.high]
+            for name, each in report.trained.metrics.items()
+            if each.low is not None
+        },
+        "slices": [
+            {
+                "attribute": each.attribute,
+                "value": each.value,
+                "num_queries": each.num_queries,
+                "metrics": {name: measured.value for name, measured in each.metrics.items()},
+            }
+            for each in report.trained.slices
+        ],
+        "baselines": report.baseline_metrics,
+    }
 
 
 @app.command()

@@ -15,7 +15,7 @@ from dml.metrics.intervals import compare_paired
 from dml.metrics.retrieval import QueryMetrics
 from dml.preprocessing import decode, resize_and_crop
 from dml.progress import Ticker, begin, count
-from dml.refs import Comparison, DatasetRef, EmbeddingsRef
+from dml.refs import Comparison, DatasetRef, EmbeddingsRef, Evaluation
 
 _RAW_SIDE = 32
 
@@ -27,8 +27,8 @@ def evaluate(
     split: str = "test",
     num_workers: int | None = None,
     progress: OnProgress | None = None,
-) -> dict[str, float]:
-    """Every number that `config.metrics` names, of one split; intervals and slices beside them.
+) -> Evaluation:
+    """Every number that `config.metrics` names, of one split, with intervals and slices.
 
     Args:
         embeddings: of the dataset to judge on.
@@ -131,7 +131,7 @@ def paired_test(
 
 def raw_pixel_baseline(
     dataset: DatasetRef, preprocessing: PreprocessingConfig, config: EvaluationConfig, *, split: str = "test"
-) -> dict[str, float]:
+) -> Evaluation:
     """The same metrics on the images' own pixels, at most 32 x 32, centred and of unit length."""
     with Ticker("evaluate"):
         vectors, rows = _raw_pixels(dataset, preprocessing, config, split)

@@ -1,6 +1,5 @@
-"""Every number that an evaluation's configuration asks of one embedding."""
+"""Every number of an evaluation's configuration, of one embedding of a split's rows."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -24,6 +23,7 @@ from dml.metrics.intervals import Interval, bootstrap_intervals
 from dml.metrics.retrieval import QueryMetrics
 from dml.metrics.verification import RocCurve
 from dml.progress import Ticker, begin, count
+from dml.refs import Evaluation, Measured, Slice
 
 MOST_SLICES = 100
 
@@ -35,102 +35,94 @@ def measure(
     *,
     num_workers: int | None = None,
     progress: OnProgress | None = None,
-) -> dict[str, float]:
-    """All the numbers of `config.metrics`; NAME.low and NAME.high of intervals; A/VALUE/NAME of slices.
+) -> Evaluation:
+    """All the numbers of `config.metrics`, with their intervals, and the retrieval metrics of every slice.
 
-    Those of clustering are no intervals: they are the lowest and the highest of k-means' seeds.
+    Clustering has no intervals: `low` and `high` are the lowest and the highest of k-means' seeds.
 
     Args:
         vectors: (N, D), unit length.
         rows: theirs, in the same order.
         config: what to measure.
         num_workers: Ray workers that share the pairs out; None: as `workers_for`.
-        progress: called with (parts done, parts in all) of each pass over all pairs.
+        progress: called with (blocks done, blocks in all) of each pass over all pairs.
 
     Raises:
         InvalidData: `config.role_attribute` makes no row a query, or none a gallery item; or too many slices.
         InvalidSetting: what cannot be measured on these rows, as episodes of more classes than there are.
     """
-    with Ticker("evaluate") as ticker:
-        return _measure(vectors, rows, config, num_workers or workers_for(len(vectors)), progress, ticker)
-
-
-def _measure(
-    vectors: NDArray[np.float32],
-    rows: Rows,
-    config: EvaluationConfig,
-    workers: int,
-    progress: OnProgress | None,
-    ticker: Ticker,
-) -> dict[str, float]:
-    ticker.begin(f"comparing the pairs of {len(vectors)} rows")
+    workers = num_workers or workers_for(len(vectors))
     embeddings = torch.from_numpy(np.ascontiguousarray(vectors)).to(device_for(vectors.nbytes))
-    labels = torch.from_numpy(rows.labels).to(embeddings.device)
-    found = query_values(embeddings, rows, config, num_workers=workers, progress=progress)
-    numbers = found.means()
-    if config.macro:
-        numbers |= {f"{name}_macro": value for name, value in found.class_means().items()}
-    ticker.begin("intervals")
+    with Ticker("evaluate") as ticker:
+        ticker.begin(f"comparing the pairs of {len(vectors)} rows")
+        queries = query_values(embeddings, rows, config, num_workers=workers, progress=progress)
+        ticker.begin("intervals")
+        metrics = _retrieval(queries, config)
+        if config.false_accept_rates:
+            ticker.begin(f"verification by the pairs of {len(vectors)} rows")
+            with _named("false_accept_rates"):
+                rates = config.false_accept_rates
+                curve = roc_of_rows(
+                    embeddings, rows, false_accept_rates=rates, num_workers=workers, progress=progress
+                )
+            metrics |= _verification(curve, rates)
+        if config.few_shot is not None:
+            ticker.begin("few-shot episodes")
+            metrics |= _few_shot(embeddings, rows, config.few_shot)
+        if config.nmi:
+            metrics |= _clustering(vectors, rows.labels, config)
+        ticker.begin("slices")
+        return Evaluation(metrics=metrics, slices=_slices(rows, queries, config))
+
+
+def _measured(
+    values: Mapping[str, float], intervals: Mapping[str, Interval] | None = None
+) -> dict[str, Measured]:
+    ends = {name: (interval.low, interval.high) for name, interval in (intervals or {}).items()}
+    none = None, None
+    return {
+        name: Measured(value=value, low=ends.get(name, none)[0], high=ends.get(name, none)[1])
+        for name, value in values.items()
+    }
+
+
+def _retrieval(queries: QueryMetrics, config: EvaluationConfig) -> dict[str, Measured]:
+    intervals = {}
     if config.bootstrap is not None:
         with _named("bootstrap"):
-            numbers |= _ends(_retrieval_intervals(found, config.bootstrap))
-    if config.false_accept_rates:
-        ticker.begin(f"verification by the pairs of {len(vectors)} rows")
-        with _named("false_accept_rates"):
-            curve = roc_of_rows(
-                embeddings,
-                rows,
-                false_accept_rates=config.false_accept_rates,
-                num_workers=workers,
-                progress=progress,
-            )
-        numbers |= _verification(curve, config.false_accept_rates)
-    if config.few_shot is not None:
-        ticker.begin("few-shot episodes")
-        numbers |= _few_shot(embeddings, labels, rows, config.few_shot)
-    if config.nmi:
-        numbers |= _clustering(vectors, rows.labels, config)
-    ticker.begin("slices")
-    for name, chosen in _slices(rows, found, config):
-        part = found.of(chosen)
-        numbers |= {f"{name}/{metric}": value for metric, value in part.means().items()}
-        numbers[f"{name}/num_queries"] = len(part.rows)
-    return numbers
+            intervals = _retrieval_intervals(queries, config.bootstrap)
+    metrics = _measured(queries.means(), intervals)
+    if config.macro:
+        metrics |= _measured({f"{name}_macro": value for name, value in queries.class_means().items()})
+    return metrics
 
 
-def _retrieval_intervals(found: QueryMetrics, config: BootstrapConfig) -> dict[str, Interval]:
+def _retrieval_intervals(queries: QueryMetrics, config: BootstrapConfig) -> dict[str, Interval]:
     return bootstrap_intervals(
-        found.values,
-        found.labels if config.by == "class" else None,
+        queries.values,
+        queries.labels if config.by == "class" else None,
         resamples=config.resamples,
         confidence=config.confidence,
     )
 
 
-def _ends(intervals: Mapping[str, Interval]) -> dict[str, float]:
-    return {
-        f"{name}.{end}": getattr(interval, end)
-        for name, interval in intervals.items()
-        for end in ("low", "high")
-    }
-
-
-def _verification(curve: RocCurve, rates: Sequence[float]) -> dict[str, float]:
+def _verification(curve: RocCurve, rates: Sequence[float]) -> dict[str, Measured]:
     points = {f"tar_at_far_{rate:g}": curve.at_false_accept_rate(rate) for rate in rates}
-    accepted = {name: point.true_accept_rate for name, point in points.items()}
+    values = {name: point.true_accept_rate for name, point in points.items()}
     intervals = {name: point.true_accept_interval for name, point in points.items()}
     equal_error_rate = curve.equal_error_rate()
     if equal_error_rate <= max(rates):
         intervals["eer"] = curve.equal_error_interval()
-    return {"eer": equal_error_rate, **accepted, **_ends(intervals)}
+    return _measured({"eer": equal_error_rate, **values}, intervals)
 
 
-def _few_shot(embeddings: Tensor, labels: Tensor, rows: Rows, config: FewShotConfig) -> dict[str, float]:
-    within = None if config.within is None else codes_of(rows.attributes[config.within])
-    numbers: dict[str, float] = {}
+def _few_shot(embeddings: Tensor, rows: Rows, config: FewShotConfig) -> dict[str, Measured]:
+    labels = torch.from_numpy(rows.labels).to(embeddings.device)
+    within = None if config.within is None else codes_of(rows.attributes[config.within]).to(labels.device)
+    metrics: dict[str, Measured] = {}
     for shots in config.shots:
         with _named("few_shot"):
-            found = few_shot(
+            episodes = few_shot(
                 embeddings,
                 labels,
                 ways=config.ways,
@@ -139,16 +131,16 @@ def _few_shot(embeddings: Tensor, labels: Tensor, rows: Rows, config: FewShotCon
                 episodes=config.episodes,
                 within=within,
             )
+        by_method = _measured(episodes.means(), episodes.intervals())
         name = f"{config.ways}_way_{shots}_shot"
-        numbers |= {f"{name}_{by}": value for by, value in found.means().items()}
-        numbers |= _ends({f"{name}_{by}": interval for by, interval in found.intervals().items()})
-    return numbers
+        metrics |= {f"{name}_{method}": measured for method, measured in by_method.items()}
+    return metrics
 
 
 def _clustering(
     vectors: NDArray[np.float32], labels: NDArray[np.int64], config: EvaluationConfig
-) -> dict[str, float]:
-    """Means over k-means' seeds; beside them as NAME.low and NAME.high the lowest and the highest seed's."""
+) -> dict[str, Measured]:
+    """Means over k-means' seeds, between the lowest and the highest seed's."""
     classes, num_classes = torch.from_numpy(labels), len(np.unique(labels))
     runs = []
     num_seeds = config.kmeans_seeds or seeds_for(len(labels))
@@ -164,11 +156,10 @@ def _clustering(
                 run["ami"] = adjusted_mutual_information(classes, clusters)
         runs.append(run)
         count()
-    numbers = {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
-    if len(runs) > 1:
-        by_name = {name: [run[name] for run in runs] for name in runs[0]}
-        numbers |= _ends({name: Interval(min(values), max(values)) for name, values in by_name.items()})
-    return numbers
+    by_name = {name: [run[name] for run in runs] for name in runs[0]}
+    ends = {name: Interval(min(values), max(values)) for name, values in by_name.items()}
+    means = {name: sum(values) / len(values) for name, values in by_name.items()}
+    return _measured(means, ends if len(runs) > 1 else None)
 
 
 def seeds_for(num_rows: int) -> int:
@@ -178,7 +169,7 @@ def seeds_for(num_rows: int) -> int:
 
 @contextmanager
 def _named(setting: str) -> Iterator[None]:
-    """What the rows do not allow, said with the setting that asked for it."""
+    """What the rows do not allow, said with the setting that wants it."""
     try:
         yield
     except ValueError as error:
@@ -187,29 +178,28 @@ def _named(setting: str) -> Iterator[None]:
         ) from error
 
 
-def _slices(rows: Rows, found: QueryMetrics, config: EvaluationConfig) -> Iterator[tuple[str, Tensor]]:
-    """`attribute/value` and the queries that have it, those where some query has a positive."""
-    queries, _ = query_gallery_rows(rows, config)
+def _slices(rows: Rows, queries: QueryMetrics, config: EvaluationConfig) -> list[Slice]:
+    """Of every value of the attributes, the missing one last, where some query has a positive."""
+    slices = []
     for attribute in config.slices:
-        values = [None if value is None else str(value) for value in rows.attributes[attribute]]
-        names = np.asarray(values, dtype=object)[queries]
-        different = sorted({name for name in names if name is not None})
+        query_rows, _ = query_gallery_rows(rows, config)
+        texts = [None if value is None else str(value) for value in rows.attributes[attribute]]
+        values = np.asarray(texts, dtype=object)[query_rows]
+        different = sorted({value for value in values if value is not None})
         if len(different) > MOST_SLICES:
             raise InvalidData(
                 f"An attribute to slice by must have at most {MOST_SLICES} values; {attribute!r} has "
                 f"{len(different)}. Slice by another."
             )
-        taken: set[str] = set()
         for value in [*different, None]:
-            name = _as_name(value)
-            while name in taken:  # values may differ in what a name cannot hold, and one may say "missing"
-                name += "_"
-            taken.add(name)
-            chosen = torch.from_numpy(names == value).to(found.rows.device)
-            if chosen[found.rows].any():
-                yield f"{attribute}/{name}", chosen
-
-
-def _as_name(value: str | None) -> str:
-    """An attribute's value as part of a metric's name that MLflow takes."""
-    return "missing" if value is None else re.sub(r"[^\w. :-]", "_", value).strip(".") or "_"
+            of_value = queries.of(torch.from_numpy(values == value).to(queries.rows.device))
+            if len(of_value.rows):
+                slices.append(
+                    Slice(
+                        attribute=attribute,
+                        value=value,
+                        num_queries=len(of_value.rows),
+                        metrics=_measured(of_value.means()),
+                    )
+                )
+    return slices

@@ -36,7 +36,6 @@ AGAIN = "give the same training again"
 UNJUDGED = f"not judged by the gate, its training was ended before; {AGAIN}"
 """The reason of a version from its making until the gate has decided."""
 _PACKAGE, _STORE, _METRICS = "dml.package", "dml.store", "dml.metrics"
-_MAX_TAG_LENGTH = 90_000  # MLflow takes 100,000 characters
 _REQUIREMENTS = ["torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "pyarrow", "pydantic"]
 
 
@@ -76,7 +75,7 @@ def register(
     with storage.exclusive(local_folder(store) / REGISTRY_LOCK):
         model = _oldest(client, store, name, package) or _new_version(client, store, run, name, package)
         note_registered(client, run.tracking_uri, model)
-        client.set_model_version_tag(name, str(model.version), _METRICS, _metrics_tag(metrics))
+        client.set_model_version_tag(name, str(model.version), _METRICS, json.dumps(dict(metrics)))
         note = note_of(f"models:/{model}", package, metrics, baselines or {})
         client.update_model_version(name, str(model.version), note)
         client.set_tag(run.id, "mlflow.note.content", note)
@@ -111,13 +110,6 @@ def _is_same(package: PackageRef, other: PackageRef) -> bool:
     """The same weights, trained on the same images."""
     datasets = [each.dataset.fingerprint if each.dataset else None for each in (package, other)]
     return package.fingerprint == other.fingerprint and datasets[0] == datasets[1]
-
-
-def _metrics_tag(metrics: Mapping[str, float]) -> str:
-    text = json.dumps(dict(metrics))
-    if len(text) > _MAX_TAG_LENGTH:  # the run has them all
-        text = json.dumps({key: value for key, value in metrics.items() if "/" not in key})
-    return text
 
 
 def _log_model(run: Run, package: PackageRef) -> str:

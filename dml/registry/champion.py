@@ -55,7 +55,7 @@ def judge(
         gate: which metric must be better, and by how much.
         champion_metrics: the present champion's on the same test split; None where there is no champion.
         comparison: of the two, query by query, where the gate asks for confidence.
-        baselines: name to metrics, as `EvaluationReport.baselines`.
+        baselines: name to metrics, as `EvaluationReport.baseline_metrics`.
         against: the version that `champion_metrics` are of; None: of whichever is champion.
 
     Raises:

@@ -19,7 +19,7 @@ def note_of(
         loads: what MLflow loads it by, `models:/NAME/VERSION`.
         package: what is in it.
         metrics: how it does on the test split.
-        baselines: name to metrics, as `EvaluationReport.baselines`.
+        baselines: name to metrics, as `EvaluationReport.baseline_metrics`.
     """
     dataset = package.dataset
     lines = [f"Images in, embeddings of {package.dim} dimensions and unit length out."]

@@ -4,6 +4,7 @@ import getpass
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dml import storage
-from dml.refs import DatasetRef
+from dml.refs import DatasetRef, Evaluation, Measured
 from dml.registry.connection import connect
 from dml.registry.database import REGISTRY_LOCK
 from dml.registry.journal import MAX_METRICS_PER_BATCH, Journal, send_leftovers
@@ -51,6 +52,10 @@ class Run:
     def __call__(self, progress: HasMetrics) -> None:
         """Log a training step's metrics; no step waits for MLflow."""
         self._open_journal().append(progress.step, progress.metrics())
+
+    def log_evaluation(self, evaluation: Evaluation) -> None:
+        """Log every number under a name of MLflow's: NAME, NAME.low, NAME.high, ATTRIBUTE/VALUE/NAME."""
+        self.log_metrics(_flat(evaluation))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log at once; what MLflow has already is not logged again."""
@@ -193,3 +198,30 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
         else:
             pairs.append((f"{prefix}{key}", value))
     return pairs
+
+
+def _flat(evaluation: Evaluation) -> dict[str, float]:
+    flat = _with_ends(evaluation.metrics)
+    folders: set[str] = set()
+    for part in evaluation.slices:
+        folder = f"{_as_name(part.attribute)}/{'missing' if part.value is None else _as_name(part.value)}"
+        while folder in folders:  # values may differ in what a name cannot hold, and one may say "missing"
+            folder += "_"
+        folders.add(folder)
+        flat |= {f"{folder}/{name}": value for name, value in _with_ends(part.metrics).items()}
+        flat[f"{folder}/num_queries"] = part.num_queries
+    return flat
+
+
+def _with_ends(metrics: Mapping[str, Measured]) -> dict[str, float]:
+    flat = {}
+    for name, measured in metrics.items():
+        for end, value in (("", measured.value), (".low", measured.low), (".high", measured.high)):
+            if value is not None:
+                flat[f"{name}{end}"] = value
+    return flat
+
+
+def _as_name(text: str) -> str:
+    """As a part of a metric's name, of which MLflow takes letters, digits and a few signs."""
+    return re.sub(r"[^\w. :-]", "_", text).strip(".") or "_"

@@ -13,7 +13,7 @@ from dml import storage
 from dml.config import BootstrapConfig, ReportConfig
 from dml.evaluation.evaluate import evaluate, raw_pixel_baseline
 from dml.models.package import read_preprocessing
-from dml.refs import RAW_PIXELS, EmbeddingsRef, EvaluationReport, ModelRef, ReportRef
+from dml.refs import RAW_PIXELS, EmbeddingsRef, Evaluation, EvaluationReport, ModelRef, ReportRef
 from dml.registry.history import attach_pictures, training_curves
 from dml.report import charts
 from dml.report.circle_histogram import CircleHistogram, draw_circle_histograms
@@ -141,7 +141,7 @@ def _numbers(
             or (config.false_accept_rates if view.curve else ()),
         }
     )
-    baselines: dict[str, dict[str, float]] = {}
+    baselines: dict[str, Evaluation] = {}
     if wanted.baselines:
         preprocessing = read_preprocessing(embeddings.package)
         baselines[RAW_PIXELS] = raw_pixel_baseline(
@@ -152,7 +152,7 @@ def _numbers(
     report = EvaluationReport(
         dataset=embeddings.dataset,
         package=embeddings.package,
-        metrics=evaluate(embeddings, evaluation, split=config.split),
+        trained=evaluate(embeddings, evaluation, split=config.split),
         baselines=baselines,
     )
     metrics, by = view.metrics, evaluation.bootstrap

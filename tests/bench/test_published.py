@@ -10,7 +10,7 @@ from dml.bench.published import PUBLISHED, SIZES, published_rows, why_not
 from dml.bench.table import write_table
 from dml.config import BenchConfig
 from dml.presets import experiment, names
-from dml.refs import CellReport, SplitSize
+from dml.refs import CellReport, Evaluation, Measured, SplitSize
 from tests.bench.parts import as_published
 
 
@@ -84,6 +84,10 @@ def test_a_loss_has_the_rows_of_the_dataset_its_name_begins_with(datasets):
     assert published_rows(dataset.model_copy(update={"name": "birds"}), "margin", "distance_weighted") == []
 
 
+def evaluation_of(values):
+    return Evaluation(metrics={name: Measured(value=value) for name, value in values.items()})
+
+
 def test_a_published_number_stands_beside_ours_and_its_conditions_below(datasets, tmp_path):
     cells = []
     for preset in ("cub200-margin-distance", "cub200-n-pair"):
@@ -99,7 +103,7 @@ def test_a_published_number_stands_beside_ours_and_its_conditions_below(datasets
     reports = [
         CellReport(
             fingerprint=cell.fingerprint,
-            metrics={**numbers, "recall_at_1": 0.62 + 0.01 * cell.seed},
+            evaluation=evaluation_of({**numbers, "recall_at_1": 0.62 + 0.01 * cell.seed}),
             hardware="paper",
         )
         for cell in cells

@@ -7,7 +7,6 @@ import torch
 from dml.config import BootstrapConfig, EvaluationConfig, FewShotConfig, GateConfig
 from dml.data.dataset import read_rows
 from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting
-from dml.evaluation import protocol
 from dml.evaluation.evaluate import compare, evaluate
 from dml.evaluation.kmeans import k_means
 from dml.evaluation.protocol import measure, seeds_for
@@ -18,7 +17,7 @@ from dml.metrics.intervals import bootstrap_intervals, compare_paired
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import query_metrics
 from dml.metrics.verification import roc_of_all_pairs
-from dml.refs import EvaluationReport
+from dml.refs import Evaluation, EvaluationReport, Measured, Slice
 from tests.embedding.parts import ROWS, make_dataset, table_of, unit_vectors
 
 LABELS = np.arange(90) // 6
@@ -27,6 +26,12 @@ ROLES = ["query" if i % 3 == 0 else "gallery" if i % 3 == 1 else None for i in r
 ROWS_ = Rows(LABELS, {"shelf": SHELVES, "role": ROLES, "ward": [f"w{label % 2}" for label in LABELS]})
 VECTORS = unit_vectors(90, 8, 0)
 ITEMS = Items(torch.from_numpy(VECTORS), torch.from_numpy(LABELS))
+
+
+def ends(each):
+    return each.low, each.high
+
+
 EVERYTHING = EvaluationConfig(
     precision_at=(5,),
     map_at=(5,),
@@ -43,22 +48,22 @@ EVERYTHING = EvaluationConfig(
 
 
 def test_the_configuration_names_what_the_evaluation_gives():
-    found = measure(VECTORS, ROWS_, EVERYTHING)
-    plain = [name for name in found if "/" not in name and not name.endswith((".low", ".high"))]
-    assert sorted(plain) == sorted(EVERYTHING.metrics)
+    found = measure(VECTORS, ROWS_, EVERYTHING).metrics
+    assert sorted(found) == sorted(EVERYTHING.metrics)
     assert set(EVERYTHING.query_metrics) <= set(EVERYTHING.metrics)
-    assert all(f"{name}.low" in found for name in [*EVERYTHING.query_metrics, "tar_at_far_0.1"])
+    assert all(found[name].low <= found[name].high for name in [*EVERYTHING.query_metrics, "tar_at_far_0.1"])
 
 
 def test_every_number_is_that_of_the_metrics_room():
-    found = measure(VECTORS, ROWS_, EVERYTHING)
+    evaluation = measure(VECTORS, ROWS_, EVERYTHING)
+    found, with_intervals = evaluation.values, evaluation.metrics
     queries = query_metrics(
         ITEMS, precision_at=(5,), map_at=(5,), map_denominators=EVERYTHING.map_denominators, full_map=True
     )
     assert {name: found[name] for name in queries.values} == queries.means()
     assert found["map_at_r_macro"] == queries.class_means()["map_at_r"]
     interval = bootstrap_intervals(queries.values, queries.labels, resamples=50)["map_at_r"]
-    assert (found["map_at_r.low"], found["map_at_r.high"]) == (interval.low, interval.high)
+    assert ends(with_intervals["map_at_r"]) == ends(interval)
     curve = roc_of_all_pairs(ITEMS.embeddings, ITEMS.labels)
     assert found["eer"] == curve.equal_error_rate()
     assert found["tar_at_far_0.1"] == curve.at_false_accept_rate(0.1).true_accept_rate
@@ -77,37 +82,38 @@ def test_every_number_is_that_of_the_metrics_room():
     assert found["nmi"] == pytest.approx(sum(by_seed) / 2)
 
 
-def test_slices_are_named_as_mlflow_allows_and_count_their_queries():
-    found = measure(VECTORS, ROWS_, EvaluationConfig(slices=("shelf",), nmi=False))
+def test_slices_are_those_of_every_value_and_count_their_queries():
+    found = measure(VECTORS, ROWS_, EvaluationConfig(slices=("shelf",), nmi=False)).slices
     queries = query_metrics(ITEMS)
-    for name, value in {"top": "top", "low_er": "low/er", "missing": None}.items():
-        chosen = torch.tensor([shelf == value for shelf in SHELVES])
-        assert found[f"shelf/{name}/num_queries"] == int(chosen.sum())
-        assert found[f"shelf/{name}/recall_at_1"] == queries.of(chosen).means()["recall_at_1"]
-
-
-def test_values_that_a_name_cannot_tell_apart_stay_apart():
-    shelves = [["low/er", "low:er", "low?er", "missing", None][i % 5] for i in range(90)]
-    found = measure(VECTORS, Rows(LABELS, {"shelf": shelves}), EvaluationConfig(slices=("shelf",), nmi=False))
-    counts = {key: value for key, value in found.items() if key.endswith("num_queries")}
-    names = ["low_er", "low:er", "low_er_", "missing", "missing_"]
-    assert counts == {f"shelf/{name}/num_queries": 18 for name in names}
+    assert [(part.attribute, part.value) for part in found] == [
+        ("shelf", "low/er"),
+        ("shelf", "top"),
+        ("shelf", None),
+    ]
+    for part in found:
+        chosen = torch.tensor([shelf == part.value for shelf in SHELVES])
+        assert part.num_queries == int(chosen.sum())
+        assert {name: each.value for name, each in part.metrics.items()} == queries.of(chosen).means()
 
 
 def test_queries_search_the_gallery_alone_where_the_rows_have_roles():
-    found = measure(VECTORS, ROWS_, EvaluationConfig(role_attribute="role", slices=("shelf",), nmi=False))
-    asks, answers = (torch.tensor([role == each for role in ROLES]) for each in ("query", "gallery"))
+    evaluation = measure(
+        VECTORS, ROWS_, EvaluationConfig(role_attribute="role", slices=("shelf",), nmi=False)
+    )
+    found = evaluation.values
+    is_query, is_gallery = (torch.tensor([role == each for role in ROLES]) for each in ("query", "gallery"))
     queries = query_metrics(
-        Items(ITEMS.embeddings[asks], ITEMS.labels[asks]),
-        Items(ITEMS.embeddings[answers], ITEMS.labels[answers]),
+        Items(ITEMS.embeddings[is_query], ITEMS.labels[is_query]),
+        Items(ITEMS.embeddings[is_gallery], ITEMS.labels[is_gallery]),
     )
     assert {name: found[name] for name in queries.values} == queries.means()
-    sliced = [SHELVES[row] == "top" for row in range(90) if asks[row]]
-    assert found["shelf/top/recall_at_1"] == queries.of(torch.tensor(sliced)).means()["recall_at_1"]
+    (top,) = (part for part in evaluation.slices if part.value == "top")
+    sliced = [SHELVES[row] == "top" for row in range(90) if is_query[row]]
+    assert top.metrics["recall_at_1"].value == queries.of(torch.tensor(sliced)).means()["recall_at_1"]
 
 
 def test_answers_by_the_same_camera_are_left_out_but_a_missing_camera_is_no_camera():
-    found = measure(VECTORS, ROWS_, EvaluationConfig(same_camera_attribute="shelf", nmi=False))
+    found = measure(VECTORS, ROWS_, EvaluationConfig(same_camera_attribute="shelf", nmi=False)).values
     groups = torch.tensor(
         [1000 + i if shelf is None else hash(shelf) % 1000 for i, shelf in enumerate(SHELVES)]
     )
@@ -117,37 +123,42 @@ def test_answers_by_the_same_camera_are_left_out_but_a_missing_camera_is_no_came
 
 
 def test_clusters_of_few_rows_are_those_of_20_seeds_with_their_spread():
-    found = measure(VECTORS, ROWS_, EvaluationConfig())
+    found = measure(VECTORS, ROWS_, EvaluationConfig()).metrics["nmi"]
     clusters = [torch.from_numpy(k_means(VECTORS, 15, seed=seed)) for seed in range(1, 21)]
     runs = [normalised_mutual_information(ITEMS.labels, each) for each in clusters]
-    assert found["nmi"] == pytest.approx(sum(runs) / 20)
-    assert (found["nmi.low"], found["nmi.high"]) == (min(runs), max(runs))
+    assert found.value == pytest.approx(sum(runs) / 20)
+    assert ends(found) == (min(runs), max(runs))
     assert [seeds_for(size) for size in (2_000, 2_001, 20_000, 60_502)] == [20, 5, 5, 1]
 
 
 def test_intervals_of_verification_and_episodes_are_the_metrics_room_s():
-    found = measure(VECTORS, ROWS_, EVERYTHING)
+    found = measure(VECTORS, ROWS_, EVERYTHING).metrics
     point = roc_of_all_pairs(ITEMS.embeddings, ITEMS.labels).at_false_accept_rate(0.1)
-    interval = point.true_accept_interval
-    assert (found["tar_at_far_0.1.low"], found["tar_at_far_0.1.high"]) == (interval.low, interval.high)
-    assert found["5_way_1_shot_nearest.low"] <= found["5_way_1_shot_nearest"]
+    assert ends(found["tar_at_far_0.1"]) == ends(point.true_accept_interval)
+    assert found["5_way_1_shot_nearest"].low <= found["5_way_1_shot_nearest"].value
 
 
 def test_the_report_shows_intervals_in_brackets_and_slices_apart(dataset, package):
-    metrics = {"recall_at_1": 0.5, "recall_at_1.low": 0.4, "recall_at_1.high": 0.6, "nmi": 0.7}
-    sliced = {"shelf/top/recall_at_1": 0.3, "shelf/top/num_queries": 7}
+    metrics = {"recall_at_1": Measured(value=0.5, low=0.4, high=0.6), "nmi": Measured(value=0.7)}
+    top, missing = (
+        Slice(attribute="shelf", value=value, num_queries=7, metrics={"nmi": Measured(value=0.3)})
+        for value in ("top", None)
+    )
     report = EvaluationReport(
         dataset=dataset,
         package=package,
-        metrics={**metrics, **sliced},
-        baselines={"raw pixels": {"nmi": 0.1}},
+        trained=Evaluation(metrics=metrics, slices=[top, missing]),
+        baselines={"raw pixels": Evaluation(metrics={"nmi": Measured(value=0.1)}, slices=[top])},
     )
+    assert report.metrics == {"recall_at_1": 0.5, "nmi": 0.7}
     assert report.table() == [
         {"embedding": "raw pixels", "nmi": 0.1},
         {"embedding": "trained", "recall_at_1": "0.500 [0.400, 0.600]", "nmi": 0.7},
     ]
     assert report.slices() == [
-        {"slice": "shelf top", "embedding": "trained", "recall_at_1": 0.3, "num_queries": 7}
+        {"slice": "shelf top", "embedding": "raw pixels", "nmi": 0.3, "num_queries": 7},
+        {"slice": "shelf top", "embedding": "trained", "nmi": 0.3, "num_queries": 7},
+        {"slice": "shelf missing", "embedding": "trained", "nmi": 0.3, "num_queries": 7},
     ]
 
 
@@ -156,13 +167,17 @@ def test_the_report_shows_intervals_in_brackets_and_slices_apart(dataset, packag
     [
         (EvaluationConfig(role_attribute="shelf"), InvalidData, "query"),
         (EvaluationConfig(few_shot=FewShotConfig(ways=50), nmi=False), InvalidSetting, "few_shot"),
-        (EvaluationConfig(slices=("shelf",), nmi=False), InvalidData, "1 values"),
     ],
 )
-def test_what_the_rows_do_not_allow_is_refused_with_the_setting(config, error, message, monkeypatch):
-    monkeypatch.setattr(protocol, "MOST_SLICES", 1)
-    with pytest.raises(error, match=message.replace("1 values", "at most 1 values")):
+def test_what_the_rows_do_not_allow_is_refused_with_the_setting(config, error, message):
+    with pytest.raises(error, match=message):
         measure(VECTORS, ROWS_, config)
+
+
+def test_an_attribute_of_too_many_values_is_not_sliced_by():
+    rows = Rows(np.arange(202) // 2, {"id": list(range(202))})
+    with pytest.raises(InvalidData, match="at most 100 values; 'id' has 202"):
+        measure(unit_vectors(202, 8, 0), rows, EvaluationConfig(slices=("id",), nmi=False))
 
 
 @pytest.mark.parametrize(
@@ -182,11 +197,12 @@ def test_an_attribute_the_dataset_has_not_is_refused(store, dataset, package):
 
 def test_attributes_of_the_dataset_slice_its_queries(store, dataset, package):
     table = table_of(store, package, dataset, unit_vectors(ROWS, 16, 1))
-    found = evaluate(table, EvaluationConfig(slices=("shelf", "sold"), nmi=False))
+    found = evaluate(table, EvaluationConfig(slices=("shelf", "sold"), nmi=False)).slices
     shelves = read_rows(dataset, split="test", columns=["shelf"])["shelf"].to_pylist()
-    assert found["shelf/top/num_queries"] == shelves.count("top")
-    assert found["shelf/missing/num_queries"] == shelves.count("")
-    assert {"sold/True/recall_at_1", "sold/False/map_at_r"} <= found.keys()
+    counts = {(part.attribute, part.value): part.num_queries for part in found}
+    assert counts["shelf", "top"] == shelves.count("top")
+    assert counts["shelf", None] == shelves.count("")
+    assert {("sold", "True"), ("sold", "False")} <= counts.keys()
 
 
 def test_two_tables_are_compared_on_the_same_queries(store, dataset, package):

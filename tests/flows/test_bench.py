@@ -140,7 +140,7 @@ def test_the_tables_numbers_are_those_of_the_evaluation_reports(killed, finished
         ]
         config = own[0][0].experiment.evaluation.model_copy(update={"baselines": False})
         if record["loss"] == "raw pixels":
-            judged = [raw_pixel_baseline(dataset, own[0][0].experiment.preprocessing, config)]
+            judged = [raw_pixel_baseline(dataset, own[0][0].experiment.preprocessing, config).values]
         else:
             judged = [evaluate_package(store, r.trained.package, dataset, config).metrics for _, r in own]
         for metric in config.metrics:
@@ -215,4 +215,4 @@ def test_cells_side_by_side_give_the_same_numbers(killed, finished, tmp_path):
     source = IngestConfig(name="shop", source="glyphs:classes=20,per_class=4", num_workers=1)
     ingest_flow.fn(source, other)
     again = bench_flow.fn(GRID.model_copy(update={"parallel": 2}), other)
-    assert [c.metrics for c in again.cells] == [c.metrics for c in finished.cells]
+    assert [cell.evaluation for cell in again.cells] == [cell.evaluation for cell in finished.cells]

@@ -13,7 +13,7 @@ from PIL import Image
 from dml.config import GateConfig
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.models.package import load_package
-from dml.refs import Comparison, DatasetRef, SplitSize
+from dml.refs import Comparison, DatasetRef, Evaluation, Measured, Slice, SplitSize
 from dml.registry import catalog, champion, tracking
 from dml.registry.connection import connect
 from dml.settings import tracking_uri
@@ -100,6 +100,26 @@ def test_a_killed_run_is_continued_and_a_failed_one_is_marked(store):
     assert finished.info.status == "FINISHED"
     assert finished.data.params == {"a.b": "1"}
     assert finished.data.metrics == {"loss": 0.5}
+
+
+def test_an_evaluation_is_logged_under_names_that_mlflow_takes_and_tells_apart(store):
+    whole = {"recall_at_1": Measured(value=0.5, low=0.4, high=0.6), "nmi": Measured(value=0.7)}
+    values = ["low/er", "low?er", "missing", None, "..."]
+    slices = [
+        Slice(attribute="shelf", value=value, num_queries=n, metrics={"map_at_r": Measured(value=n / 10)})
+        for n, value in enumerate(values)
+    ]
+    run = new_run(store, "evaluated", "evaluated")
+    run.log_evaluation(Evaluation(metrics=whole, slices=slices))
+    names = ["low_er", "low_er_", "missing", "missing_", "_"]
+    assert connect(tracking_uri(store)).get_run(run.id).data.metrics == {
+        "recall_at_1": 0.5,
+        "recall_at_1.low": 0.4,
+        "recall_at_1.high": 0.6,
+        "nmi": 0.7,
+        **{f"shelf/{name}/map_at_r": n / 10 for n, name in enumerate(names)},
+        **{f"shelf/{name}/num_queries": n for n, name in enumerate(names)},
+    }
 
 
 def test_mlflow_loads_the_champion_in_a_process_that_knows_no_flows(store, tmp_path):

@@ -10,11 +10,7 @@ UV := $(or $(shell command -v uv 2>/dev/null),.cache/uv/bin/uv)
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-setdocs: $(READY) ## the documentation's site, in site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-	@echo "open site/index.html"
-
-up: $(READY) ## .venv with exactly the packages of requirements.lock
+setup: $(READY) ## .venv with exactly the packages of requirements.lock
 
 # Compiled at set-up, or every first import pays for it: `import torch` 1.3 s instead of 2.7 s.
 $(READY): requirements.lock pyproject.toml | $(UV)
@@ -39,8 +35,8 @@ check: $(READY) ## format, lint, types, imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: $(READY) ## the tests
-	$(BIN)/python -m pytest
+test: $(READY) ## the tests, as many files at once as there are cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(READY) ## real servers, clusters and longer trainings
 	$(BIN)/python -m pytest -m slow

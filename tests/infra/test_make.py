@@ -17,3 +17,13 @@ def test_a_fresh_clone_says_how_much_is_downloaded_before_it_downloads(tmp_path:
     assert warning < install < demo
     (command,) = (line for line in steps.splitlines() if "pip sync" in line)
     assert "--quiet" not in command, "its progress is shown"
+
+
+def test_every_target_that_make_lists_can_be_made():
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = [line.split()[0] for line in listed.splitlines()]
+    assert {"setup", "demo", "check", "test", "test-slow", "docs", "up"} <= set(targets)
+    for target in targets:
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, check=True)
+    phony = (ROOT / "Makefile").read_text().split(".PHONY:")[1].splitlines()[0].split()
+    assert set(phony) == set(targets)

@@ -9,8 +9,8 @@ from dml.bench.grid import plan
 from dml.bench.table import write_pages, write_table
 from dml.config import BenchConfig
 from dml.errors import TrainingFailed
-from dml.refs import BenchReport, CellReport
 from dml.registry.tracking import start_run
+from dml.reports import BenchReport, CellReport
 from dml.settings import store_uri
 from flows.policy import run_parameters, say, show_table, side_by_side, stage, tag_with_names
 from flows.report import show_report

@@ -3,7 +3,7 @@
 from prefect import flow
 
 from dml.config import ExperimentConfig, IngestConfig
-from dml.refs import RoadReport
+from dml.reports import EndToEndReport
 from dml.serving.answers import draw_sample
 from dml.settings import store_uri
 from flows.index import index_flow
@@ -15,7 +15,7 @@ from flows.train import train_flow
 @flow(name="end-to-end-flow", flow_run_name="end to end {source.name}", on_running=[tag_with_names])
 def end_to_end_flow(
     source: IngestConfig, experiment: ExperimentConfig, store: str | None = None
-) -> RoadReport:
+) -> EndToEndReport:
     """Ingest, train, evaluate, register, embed, index and search, each stage resumable on its own.
 
     Args:
@@ -34,4 +34,6 @@ def end_to_end_flow(
     with watch("search"):
         gallery, picture = stage(draw_sample)(root, index)
     show_picture("gallery", picture, f"queries of the test split and their answers, {index.name}")
-    return RoadReport(dataset=dataset, training=training, index=index, gallery=gallery, seconds=watch.seconds)
+    return EndToEndReport(
+        dataset=dataset, training=training, index=index, gallery=gallery, seconds=watch.seconds
+    )

@@ -9,8 +9,9 @@ from dml.data.schema import TEST
 from dml.embedding.embed import embed
 from dml.evaluation.evaluate import compare, evaluate, raw_pixel_baseline
 from dml.models.package import read_preprocessing
-from dml.refs import RAW_PIXELS, Comparison, DatasetRef, Evaluation, EvaluationReport, PackageRef
+from dml.refs import DatasetRef, PackageRef
 from dml.registry.catalog import find_model
+from dml.reports import RAW_PIXELS, Comparison, Evaluation, EvaluationReport
 from dml.settings import store_uri
 from flows.policy import Name, is_orchestrated, show_table, stage, tag_with_names, tell
 from flows.report import report_on

@@ -13,7 +13,8 @@ from dml.data.forget import (
 from dml.data.forgotten import keep_forgotten
 from dml.embedding.embed import embed
 from dml.lineage import remove_with_descendants
-from dml.refs import DatasetRef, ForgetReport, IndexRef
+from dml.refs import DatasetRef, IndexRef
+from dml.reports import ForgetReport
 from dml.retrieval.index import build_index, index_config_of, list_indexes, publish_index
 from dml.settings import store_uri
 from flows.policy import say, stage, tag_with_names, tell

@@ -4,7 +4,7 @@ from prefect import flow
 
 from dml.config import IngestConfig
 from dml.data.ingest import ingest_source
-from dml.refs import IngestReport
+from dml.reports import IngestReport
 from dml.settings import store_uri
 from flows.policy import is_orchestrated, say, show_table, show_text, stage, tag_with_names, tell
 

@@ -10,10 +10,11 @@ from dml.data.judgeable import require_judgeable, shared_classes
 from dml.errors import CorruptArtifact, MissingArtifact
 from dml.names import check_name
 from dml.presets import PresetName, experiment
-from dml.refs import EvaluationReport, ModelRef, TrainingReport
+from dml.refs import ModelRef
 from dml.registry.catalog import find_champion, page_of, register
 from dml.registry.champion import ChampionMoved, judge
 from dml.registry.tracking import start_run
+from dml.reports import EvaluationReport, TrainingReport
 from dml.settings import store_uri
 from dml.training.loop import run_identity
 from dml.training.ray_trainer import train

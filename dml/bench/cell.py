@@ -20,7 +20,8 @@ from dml.data.schema import TEST
 from dml.embedding.embed import embed
 from dml.errors import InvalidSetting, TrainingFailed
 from dml.evaluation.evaluate import evaluate, raw_pixel_baseline
-from dml.refs import CellReport, DatasetRef
+from dml.refs import DatasetRef
+from dml.reports import CellReport
 from dml.training.loop import run_identity
 from dml.training.meter import Progress
 from dml.training.ray_trainer import train

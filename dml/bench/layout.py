@@ -10,7 +10,7 @@ from itertools import groupby
 
 from dml.bench.cell import RAW_PIXELS, Cell, Row
 from dml.bench.published import Published, published_rows, why_not
-from dml.refs import BenchReport, CellReport
+from dml.reports import BenchReport, CellReport
 
 _HEADINGS = {
     "r_precision": "RP",

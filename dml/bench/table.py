@@ -11,8 +11,9 @@ from dml.bench.cell import Cell
 from dml.bench.layout import Line, csv_of, heading, lines_of, markdown, notes_on, shown_line
 from dml.bench.pairs import Pair, pairs_of
 from dml.config import BenchConfig, ReportConfig
-from dml.refs import BenchReport, CellReport, ReportRef
+from dml.refs import ReportRef
 from dml.report.comparison import Candidate, read_comparisons, write_comparison
+from dml.reports import BenchReport, CellReport
 
 LAYOUT_VERSION = 1
 _REPORT, _MARKDOWN, _CSV = "bench.json", "table.md", "table.csv"

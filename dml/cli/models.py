@@ -9,7 +9,8 @@ from dml.cli.app import Json, Settings, Store, app, print_json, print_table, sto
 from dml.errors import InvalidSetting
 
 if TYPE_CHECKING:
-    from dml.refs import EvaluationReport, ModelRef
+    from dml.refs import ModelRef
+    from dml.reports import EvaluationReport
 
 
 @app.command()

@@ -49,7 +49,8 @@ from dml.data.sources.sample import Listing, Problem, Sample, Source, normalised
 from dml.data.unit import Result, Row, Unit, make_fragment, problem_of, rewrite
 from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact, InvalidData
 from dml.progress import Ticker
-from dml.refs import AttributeType, DatasetRef, IngestReport, SplitSize
+from dml.refs import AttributeType, DatasetRef, SplitSize
+from dml.reports import IngestReport
 
 logger = logging.getLogger(__name__)
 

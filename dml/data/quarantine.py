@@ -15,7 +15,7 @@ from dml.data.schema import QUARANTINE_SCHEMA
 from dml.data.sources.access import without_query
 from dml.data.sources.sample import NO_ROWS, Problem
 from dml.errors import TooManyRefused
-from dml.refs import Refusal
+from dml.reports import Refusal
 
 QUARANTINE = "quarantine.parquet"
 

@@ -15,7 +15,8 @@ from dml.metrics.intervals import compare_paired
 from dml.metrics.retrieval import QueryMetrics
 from dml.preprocessing import decode, resize_and_crop
 from dml.progress import Ticker, begin, count
-from dml.refs import Comparison, DatasetRef, EmbeddingsRef, Evaluation
+from dml.refs import DatasetRef, EmbeddingsRef
+from dml.reports import Comparison, Evaluation
 
 _RAW_SIDE = 32
 

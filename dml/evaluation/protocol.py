@@ -23,7 +23,7 @@ from dml.metrics.intervals import Interval, bootstrap_intervals
 from dml.metrics.retrieval import QueryMetrics
 from dml.metrics.verification import RocCurve
 from dml.progress import Ticker, begin, count
-from dml.refs import Evaluation, Measured, Slice
+from dml.reports import Evaluation, Measured, Slice
 
 MOST_SLICES = 100
 

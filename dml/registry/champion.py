@@ -10,7 +10,7 @@ from dml import storage
 from dml.config import GateConfig
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.names import check_name
-from dml.refs import Comparison, ModelRef, against_pixels
+from dml.refs import ModelRef
 from dml.registry.catalog import (
     CHALLENGER,
     CHAMPION,
@@ -22,6 +22,7 @@ from dml.registry.catalog import (
 from dml.registry.connection import connect
 from dml.registry.database import REGISTRY_LOCK
 from dml.registry.tracking import user
+from dml.reports import Comparison, against_pixels
 from dml.settings import has_registry, local_folder, tracking_uri
 
 if TYPE_CHECKING:

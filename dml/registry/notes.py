@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from dml.refs import PackageRef, against_pixels
+from dml.refs import PackageRef
+from dml.reports import against_pixels
 
 _SHOWN = ("recall_at_1", "map_at_r", "nmi")
 

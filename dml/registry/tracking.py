@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dml import storage
-from dml.refs import DatasetRef, Evaluation, Measured
+from dml.refs import DatasetRef
 from dml.registry.connection import connect
 from dml.registry.database import REGISTRY_LOCK
 from dml.registry.journal import MAX_METRICS_PER_BATCH, Journal, send_leftovers
+from dml.reports import Evaluation, Measured
 from dml.settings import artifact_root, local_folder, tracking_uri
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from dml.config import ReportConfig
 from dml.errors import IncompatibleArtifact
 from dml.evaluation.evaluate import paired_test, require_one_dataset, require_two_classes
 from dml.metrics.verification import RocCurve
-from dml.refs import EmbeddingsRef, PairedComparison, ReportRef
+from dml.refs import EmbeddingsRef, ReportRef
 from dml.report import charts, style
 from dml.report.class_gains import draw_class_gains
 from dml.report.embedded_split import EmbeddedSplit
@@ -29,6 +29,7 @@ from dml.report.sections import (
     no_pairs,
     threshold_row,
 )
+from dml.reports import PairedComparison
 
 _CODE_VERSION = 2  # part of a page's identity: raise it when the same inputs would give another page
 _LEADING_METRIC = "map_at_r"  # the metric of classes and galleries: it sees every rank that matters

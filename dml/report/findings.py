@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dml.metrics.ranking import Items, Ranking
 from dml.metrics.retrieval import QueryMetrics
-from dml.refs import WinLossTie
+from dml.reports import WinLossTie
 
 _TIE = 1e-9  # values are shares of small counts: what differs by less, rounding made
 _FEWEST_AGREEING = 2  # one neighbour of another label is a mistake of the embedding, not evidence

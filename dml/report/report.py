@@ -13,7 +13,7 @@ from dml import storage
 from dml.config import BootstrapConfig, ReportConfig
 from dml.evaluation.evaluate import evaluate, raw_pixel_baseline
 from dml.models.package import read_preprocessing
-from dml.refs import RAW_PIXELS, EmbeddingsRef, Evaluation, EvaluationReport, ModelRef, ReportRef
+from dml.refs import EmbeddingsRef, ModelRef, ReportRef
 from dml.registry.history import attach_pictures, training_curves
 from dml.report import charts
 from dml.report.circle_histogram import CircleHistogram, draw_circle_histograms
@@ -29,6 +29,7 @@ from dml.report.sections import (
     no_pairs,
     threshold_row,
 )
+from dml.reports import RAW_PIXELS, Evaluation, EvaluationReport
 
 _CODE_VERSION = 2  # part of a report's identity: raise it when the same inputs would give another page
 SUSPECTS = "suspects.csv"

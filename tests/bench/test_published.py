@@ -10,7 +10,8 @@ from dml.bench.published import PUBLISHED, SIZES, published_rows, why_not
 from dml.bench.table import write_table
 from dml.config import BenchConfig
 from dml.presets import experiment, names
-from dml.refs import CellReport, Evaluation, Measured, SplitSize
+from dml.refs import SplitSize
+from dml.reports import CellReport, Evaluation, Measured
 from tests.bench.parts import as_published
 
 

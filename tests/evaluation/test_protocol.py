@@ -17,7 +17,7 @@ from dml.metrics.intervals import bootstrap_intervals, compare_paired
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import query_metrics
 from dml.metrics.verification import roc_of_all_pairs
-from dml.refs import Evaluation, EvaluationReport, Measured, Slice
+from dml.reports import Evaluation, EvaluationReport, Measured, Slice
 from tests.embedding.parts import ROWS, make_dataset, table_of, unit_vectors
 
 LABELS = np.arange(90) // 6

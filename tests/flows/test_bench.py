@@ -22,8 +22,8 @@ from dml.config import BenchConfig, IngestConfig
 from dml.data.dataset import find_dataset
 from dml.errors import TrainingFailed
 from dml.evaluation.evaluate import raw_pixel_baseline
-from dml.refs import BenchReport
 from dml.registry.tracking import connect
+from dml.reports import BenchReport
 from dml.settings import tracking_uri
 from flows.bench import bench_flow
 from flows.evaluate import evaluate_package

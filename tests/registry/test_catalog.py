@@ -13,9 +13,10 @@ from PIL import Image
 from dml.config import GateConfig
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.models.package import load_package
-from dml.refs import Comparison, DatasetRef, Evaluation, Measured, Slice, SplitSize
+from dml.refs import DatasetRef, SplitSize
 from dml.registry import catalog, champion, tracking
 from dml.registry.connection import connect
+from dml.reports import Comparison, Evaluation, Measured, Slice
 from dml.settings import tracking_uri
 from tests.registry.parts import new_package, new_run, new_version, python
 

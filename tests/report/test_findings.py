@@ -7,7 +7,6 @@ import torch
 
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import query_metrics
-from dml.refs import WinLossTie
 from dml.report.findings import (
     class_gains,
     confident_mistakes,
@@ -17,6 +16,7 @@ from dml.report.findings import (
     win_loss_tie,
     worst_queries,
 )
+from dml.reports import WinLossTie
 
 
 def items(vectors, labels, groups=None):

@@ -85,8 +85,13 @@ def test_given_directions_are_taken_at_the_length_of_the_others():
     torch.testing.assert_close(loss.proxies[9:].norm(dim=1), length.expand(2))
 
 
-@pytest.mark.parametrize(("num_new", "shape"), [(0, None), (2, (3, DIM)), (2, (2, DIM + 1))])
-def test_directions_that_do_not_fit_are_refused(num_new, shape):
-    directions = None if shape is None else torch.zeros(shape)
-    with pytest.raises(ValueError, match="Pass one direction for each new class"):
-        losses.append_classes(losses.CosFace(9, DIM), num_new, directions=directions)
+@pytest.mark.parametrize("shape", [(3, DIM), (2, DIM + 1), (2,)])
+def test_directions_that_do_not_fit_are_refused(shape):
+    with pytest.raises(ValueError, match=r"must be \(2, 16\); got .* Pass one direction for each new class"):
+        losses.append_classes(losses.CosFace(9, DIM), 2, directions=torch.zeros(shape))
+
+
+@pytest.mark.parametrize("num_new", [0, -1, 2.5, True, float("nan")])
+def test_a_number_of_new_classes_that_is_none_is_refused(num_new):
+    with pytest.raises(ValueError, match=r"num_new must be an integer in \[1, 2\*\*63\)"):
+        losses.append_classes(losses.CosFace(9, DIM), num_new)

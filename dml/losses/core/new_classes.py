@@ -5,6 +5,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dml.arguments import PositiveInt, check_argument
 from dml.losses.core.proxies import ProxyLoss, initial_rows
 from dml.losses.core.shards import Shard, reshard
 
@@ -35,11 +36,11 @@ def append_classes(
         ValueError: no new class, or directions of another shape.
     """
     shape = loss.proxies.shape[1:]
-    if num_new < 1 or (directions is not None and directions.shape != (num_new, *shape)):
-        came = None if directions is None else tuple(directions.shape)
+    check_argument("num_new", PositiveInt, num_new, {})
+    if directions is not None and directions.shape != (num_new, *shape):
         raise ValueError(
-            f"New classes must be one or more, with directions {('N', *shape)} or None; got {num_new} "
-            f"classes and {came}. Pass one direction for each new class, or for each of its centers."
+            f"directions must be {(num_new, *shape)}; got {tuple(directions.shape)}. Pass one direction for "
+            "each new class, or for each of its centers."
         )
     old = loss.shard
     new = Shard(old.num_rows + num_new, old.rank, old.world_size)

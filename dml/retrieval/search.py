@@ -1,7 +1,7 @@
 """Search an index, narrowed by what is known beforehand, exactly k answers unless fewer match."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,28 @@ from dml.retrieval.filters import matching_rows
 
 INDEX_FILE, ITEMS_FILE = "index.faiss", "items.arrow"
 
-_SCAN_ROWS, _SCAN_SHARE = 10_000, 0.05  # up to the larger of both, comparing with all matches is fastest
-_SCAN_BLOCK_ROWS = 1 << 16
 _LENGTH_TOLERANCE = 1e-3
 _SIMILARITY_LIMIT = 1.001  # of vectors kept as they came
 _LOSSY_SIMILARITY_LIMIT = 1.5  # of reconstructed ones, which are not of unit length
 _EXACT = re.compile(r"(.*,)?R?Flat|(.*,)?SQfp16|(HNSW|NSG)\d+")
 _CHECKED_ROWS = 3
+SearchAmong = Callable[[faiss.Index, NDArray[np.int64]], faiss.SearchParameters | None]
 _REMEDY = "`dml verify --heal` builds the index again."
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Up to how many matches of a filter each is compared with, which is then fastest; beyond, the index is
+    searched among them."""
+
+    rows: int = 10_000
+    share: float = 0.05
+    """Of all items; the larger of both counts."""
+    block_rows: int = 1 << 16
+    """Compared at a time."""
+
+    def suits(self, num_matching: int, num_items: int) -> bool:
+        return num_matching <= max(self.rows, self.share * num_items)
 
 
 @dataclass(frozen=True)
@@ -64,25 +78,35 @@ class Items:
 
     def take(self, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
         """(N,) row numbers to N rows."""
-        found: list[dict[str, Any]] = [{}] * len(rows)
+        items: list[dict[str, Any]] = [{}] * len(rows)
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(numbers):
-            places = np.flatnonzero(numbers == number)
-            own = _row_numbers(rows[places] - self._starts[number])
-            for place, row in zip(places, self._chunks[number].take(own).to_pylist(), strict=True):
-                found[place] = row
-        return found
+            positions = np.flatnonzero(numbers == number)
+            in_chunk = _row_numbers(rows[positions] - self._starts[number])
+            for position, item in zip(
+                positions, self._chunks[number].take(in_chunk).to_pylist(), strict=True
+            ):
+                items[position] = item
+        return items
 
 
 class Index:
     """An opened index version: vectors and items, memory-mapped where Faiss can.
 
+    Args:
+        ref: the version.
+        scan: when a filter's matches are all compared.
+        parameters: how Faiss is told to search among some rows; None from it: it cannot.
+
     Raises:
         MissingArtifact, CorruptArtifact: its files are not those that were published.
     """
 
-    def __init__(self, ref: IndexRef) -> None:
-        self.ref = ref
+    def __init__(
+        self, ref: IndexRef, *, scan: Scan | None = None, parameters: SearchAmong | None = None
+    ) -> None:
+        self.ref, self._scan = ref, scan or Scan()
+        self._parameters = parameters or parameters_among
         folder = storage.fetch(ref.uri, ref.fingerprint)
         try:
             self._index = faiss.read_index(str(folder / INDEX_FILE), faiss.IO_FLAG_MMAP_IFC)
@@ -165,10 +189,10 @@ class Index:
         answers = self._answers(similarities, rows)
         if exclude_ids is not None:
             answers = [
-                [answer for answer in found if answer.id != excluded][:k]
-                for found, excluded in zip(answers, exclude_ids, strict=True)
+                [answer for answer in of_query if answer.id != excluded][:k]
+                for of_query, excluded in zip(answers, exclude_ids, strict=True)
             ]
-        fewest = min((len(found) for found in answers), default=k)
+        fewest = min(map(len, answers), default=k)
         return SearchResult(
             answers, plan if fewest == k else f"{plan}; {fewest} of {k} answers: no more match"
         )
@@ -203,18 +227,20 @@ class Index:
             plan = f"{self.ref.factory} over {self.ref.rows} items"
         else:
             plan = f"{len(matching)} of {self.ref.rows} items match"
-            parameters = self._parameters(matching)
+            parameters = self._parameters_for(matching)
             if parameters is None:
-                return *self._scan(vectors, k, matching), f"{plan}, compared with all of them"
+                return *self._compared(vectors, k, matching), f"{plan}, compared with all of them"
             similarities, rows = self._index.search(vectors, k, params=parameters)
             plan += f", {self.ref.factory} among them"
         if matching is not None and not _are_among(rows[rows >= 0], matching):
             # A selector that Faiss does not honour everywhere (its issue 5504).
-            return *self._scan(vectors, k, matching), f"{plan}, others too, compared with all of them"
+            return *self._compared(vectors, k, matching), f"{plan}, others too, compared with all of them"
         if (rows < 0).any():
             # The lists that were probed held fewer than k: nothing but all of them is sure.
             everything = np.arange(self.ref.rows) if matching is None else matching
-            return *self._scan(vectors, k, everything), f"{plan}, too few there, compared with all of them"
+            return *self._compared(
+                vectors, k, everything
+            ), f"{plan}, too few there, compared with all of them"
         return similarities, rows, plan
 
     def _refuse_impossible(self, similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
@@ -225,32 +251,20 @@ class Index:
         if not ((rows >= 0) & (rows < self.ref.rows)).all():
             raise self._corrupt(f"answer with rows below {self.ref.rows}; it answers with others")
 
-    def _parameters(self, matching: NDArray[np.int64]) -> faiss.SearchParameters | None:
-        """How the index itself can search among many matches; None where comparing with each is better.
-
-        Graphs lose recall under a filter (HNSW32, 1 % matching: 0.23), and refined indexes take none.
-        """
-        if len(matching) <= max(_SCAN_ROWS, _SCAN_SHARE * self.ref.rows):
+    def _parameters_for(self, matching: NDArray[np.int64]) -> faiss.SearchParameters | None:
+        """How the index itself can search among many matches; None where comparing with each is better."""
+        if self._scan.suits(len(matching), self.ref.rows):
             return None
-        bits = np.zeros(self.ref.rows, dtype=np.bool_)
-        bits[matching] = True
-        selector = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))  # type: ignore[call-arg, arg-type]
-        if isinstance(self._index, faiss.IndexFlat):
-            return faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-        if isinstance(self._index, faiss.IndexIVF):
-            # As many more lists as the filter leaves fewer items in each.
-            probes = min(self._index.nlist, int(self._index.nprobe * self.ref.rows / len(matching)) + 1)
-            return faiss.SearchParametersIVF(sel=selector, nprobe=probes)  # type: ignore[call-arg]
-        return None
+        return self._parameters(self._index, matching)
 
-    def _scan(
+    def _compared(
         self, vectors: NDArray[np.float32], k: int, matching: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Compare with each matching item, as the index stores it; in blocks."""
         similarities = np.empty((len(vectors), 0), dtype=np.float32)
         rows = np.empty((len(vectors), 0), dtype=np.int64)
-        for start in range(0, len(matching), _SCAN_BLOCK_ROWS):
-            block = matching[start : start + _SCAN_BLOCK_ROWS]
+        for start in range(0, len(matching), self._scan.block_rows):
+            block = matching[start : start + self._scan.block_rows]
             similarities = np.hstack([similarities, vectors @ self._index.reconstruct_batch(block).T])
             rows = np.hstack([rows, np.broadcast_to(block, (len(vectors), len(block)))])
             best = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
@@ -268,10 +282,27 @@ class Index:
         return [[_answer(float(value), next(items)) for value in values] for values in similarities]
 
 
+def parameters_among(index: faiss.Index, rows: NDArray[np.int64]) -> faiss.SearchParameters | None:
+    """How Faiss searches an index among some of its rows; None where it is better compared with each.
+
+    Graphs lose recall under a filter (HNSW32, 1 % matching: 0.23), and refined indexes take none.
+    """
+    bits = np.zeros(index.ntotal, dtype=np.bool_)
+    bits[rows] = True
+    selector = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))  # type: ignore[call-arg, arg-type]
+    if isinstance(index, faiss.IndexFlat):
+        return faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+    if isinstance(index, faiss.IndexIVF):
+        # As many more lists as the filter leaves fewer items in each.
+        probes = min(index.nlist, int(index.nprobe * index.ntotal / len(rows)) + 1)
+        return faiss.SearchParametersIVF(sel=selector, nprobe=probes)  # type: ignore[call-arg]
+    return None
+
+
 def _are_among(rows: NDArray[np.int64], matching: NDArray[np.int64]) -> bool:
     """Whether all rows match; `matching` ascends."""
-    places = np.searchsorted(matching, rows).clip(max=len(matching) - 1)
-    return bool((matching[places] == rows).all())
+    positions = np.searchsorted(matching, rows).clip(max=len(matching) - 1)
+    return bool((matching[positions] == rows).all())
 
 
 def _row_numbers(rows: NDArray[np.int64]) -> pa.Array:

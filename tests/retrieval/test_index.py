@@ -105,17 +105,17 @@ def test_a_disk_that_takes_no_more_is_left_as_it_was(place, embeddings, limit):
     assert build_index(place, "shelves", embeddings, IndexConfig()).rows == ROWS
 
 
-def test_probes_are_raised_until_the_recall_is_there(place, store, package, dataset, monkeypatch):
+def test_probes_are_raised_until_the_recall_is_there(place, store, package, dataset):
     import faiss
 
-    monkeypatch.setattr(index_room, "_FEWEST_PROBES", 1)
     table = table_of(store, package, dataset, unit_vectors(ROWS, 32, 2))
-    by_hand = build_index(place, "few", table, IndexConfig(factory="IVF12,Flat", num_probes=1))
-    chosen = build_index(place, "enough", table, IndexConfig(factory="IVF12,Flat"))
+    by_hand = build_index(place, "few", table, IndexConfig(factory="IVF40,Flat", num_probes=1))
+    chosen = build_index(place, "enough", table, IndexConfig(factory="IVF40,Flat"))
     assert by_hand.recall < 0.6
     assert chosen.recall >= 0.95
     probes = [faiss.read_index(f"{ref.uri}/index.faiss").nprobe for ref in (by_hand, chosen)]
-    assert probes[0] == 1 < probes[1]
+    assert probes[0] == 1
+    assert probes[1] > 8, "raised from the fewest"
 
 
 def test_finding_oneself_does_not_count_as_recall():

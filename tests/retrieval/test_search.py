@@ -11,9 +11,8 @@ from dml import storage
 from dml.config import IndexConfig
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, InvalidSetting
 from dml.models.package import load_package
-from dml.retrieval import search as search_room
 from dml.retrieval.index import build_index, find_index, publish_index
-from dml.retrieval.search import Items, open_index
+from dml.retrieval.search import Index, Items, Scan, open_index
 from tests.embedding.parts import ROWS, png, table_of, unit_vectors
 
 FACTORIES = [
@@ -53,15 +52,18 @@ def vectors():
 
 
 @pytest.fixture(scope="module")
-def opened(store, package, dataset, vectors):
+def built(store, package, dataset, vectors):
     """An index of each factory; IVF with a single probe, where the planner has most to mend."""
     table = table_of(store, package, dataset, vectors)
     return {
-        factory: open_index(
-            build_index(store, f"by-{number}", table, IndexConfig(factory=factory, num_probes=1))
-        )
+        factory: build_index(store, f"by-{number}", table, IndexConfig(factory=factory, num_probes=1))
         for number, factory in enumerate(FACTORIES)
     }
+
+
+@pytest.fixture(scope="module")
+def opened(built):
+    return {factory: open_index(ref) for factory, ref in built.items()}
 
 
 def holds(item, condition):
@@ -86,13 +88,8 @@ def brute_force(index, vectors, query, k, where):
 @pytest.mark.parametrize("scan_rows", [0, 10_000], ids=["by the index", "by scan"])
 @pytest.mark.parametrize("where", CONDITIONS, ids=" ".join)
 @pytest.mark.parametrize("factory", FACTORIES)
-def test_exactly_k_matching_answers_unless_fewer_match(
-    opened, vectors, package, factory, where, scan_rows, monkeypatch
-):
-    monkeypatch.setattr(search_room, "_SCAN_ROWS", scan_rows)
-    monkeypatch.setattr(search_room, "_SCAN_SHARE", 0.0)
-    monkeypatch.setattr(search_room, "_SCAN_BLOCK_ROWS", 32)
-    index = opened[factory]
+def test_exactly_k_matching_answers_unless_fewer_match(built, vectors, package, factory, where, scan_rows):
+    index = Index(built[factory], scan=Scan(rows=scan_rows, share=0.0, block_rows=32))
     queries = unit_vectors(5, 16, seed=8)
     for k in (1, 7, 100, 500):
         result = index.search(queries, k, where=where, package=package.fingerprint)
@@ -150,15 +147,15 @@ def test_each_query_can_leave_itself_out(opened, vectors, package):
         index.search(vectors[:2], 1, package=package.fingerprint, exclude_ids=["00003.png"])
 
 
-def test_the_plan_says_what_was_done(opened, vectors, package, monkeypatch):
+def test_the_plan_says_what_was_done(built, opened, vectors, package):
     search = opened["IVF12,Flat"].search
     few = {"k": 5, "package": package.fingerprint}
     assert search(vectors[:1], **few).plan == "IVF12,Flat over 120 items"
     assert search(vectors[:1], where=["sold=true"], **few).plan == (
         "60 of 120 items match, compared with all of them"
     )
-    monkeypatch.setattr(search_room, "_SCAN_ROWS", 10)
-    assert search(vectors[:1], where=["sold=true"], **few).plan == (
+    among = Index(built["IVF12,Flat"], scan=Scan(rows=10)).search
+    assert among(vectors[:1], where=["sold=true"], **few).plan == (
         "60 of 120 items match, IVF12,Flat among them"
     )
     assert "too few there" in search(vectors[:1], 100, package=package.fingerprint).plan
@@ -260,12 +257,9 @@ def test_an_index_and_items_of_different_length_are_not_opened(tmp_path, embeddi
         open_index(ref)
 
 
-def test_a_filter_that_faiss_does_not_honour_is_noticed(opened, vectors, package, monkeypatch):
-    monkeypatch.setattr(search_room, "_SCAN_ROWS", 0)
-    monkeypatch.setattr(search_room, "_SCAN_SHARE", 0.0)
-    everybody = faiss.SearchParameters(sel=faiss.IDSelectorAll())
-    index = opened["Flat"]
-    monkeypatch.setattr(index, "_parameters", lambda matching: everybody)
+def test_a_filter_that_faiss_does_not_honour_is_noticed(built, vectors, package):
+    everything = faiss.SearchParameters(sel=faiss.IDSelectorAll())
+    index = Index(built["Flat"], scan=Scan(rows=0, share=0.0), parameters=lambda *_: everything)
     result = index.search(vectors[:4], 5, where=["sold=true"], package=package.fingerprint)
     assert all(answer.attributes["sold"] for answers in result.answers for answer in answers)
     assert "others too" in result.plan

@@ -5,11 +5,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dml.metrics.arguments import check_choice, check_equally_long, check_one_device, check_vector
+from dml.metrics.arguments import (
+    check_choice,
+    check_equally_long,
+    check_one_device,
+    check_vector,
+    checked_count,
+)
 
 MOST_AMI_TERMS = 100_000_000
 """Of the expected information; about 10 seconds on one core."""
-_TERMS_AT_A_TIME = 1 << 20
+TERMS_AT_A_TIME = 1 << 20
 _ROUNDING = 1e-12
 
 
@@ -40,7 +46,13 @@ def normalised_mutual_information(
     return min(max(information / mean, 0.0), 1.0) if mean > 0 else 0.0
 
 
-def adjusted_mutual_information(labels: Tensor, clusters: Tensor) -> float:
+def adjusted_mutual_information(
+    labels: Tensor,
+    clusters: Tensor,
+    *,
+    most_terms: int = MOST_AMI_TERMS,
+    terms_at_a_time: int = TERMS_AT_A_TIME,
+) -> float:
     """Mutual information beyond what chance gives, over the arithmetic mean of the entropies beyond it.
 
     The expected information depends on two sizes alone, so it is summed over pairs of *different* sizes: the
@@ -49,13 +61,15 @@ def adjusted_mutual_information(labels: Tensor, clusters: Tensor) -> float:
     Args:
         labels: (N,) int64.
         clusters: (N,) int64.
+        most_terms: of the expected information.
+        terms_at_a_time: held in memory.
 
     Returns:
         At most 1, there where both say the same; about 0 for clusters drawn at random, also below.
 
     Raises:
         ValueError: no items, different lengths, what are not whole numbers (N,), or sizes so many and so
-            large that the sum has more than `MOST_AMI_TERMS` terms.
+            large that the sum has more than `most_terms` terms.
 
     Source: Vinh, Epps and Bailey 2010, JMLR 11, eq. 24a and AMI_sum.
     """
@@ -63,43 +77,64 @@ def adjusted_mutual_information(labels: Tensor, clusters: Tensor) -> float:
     if len(classes) == len(groups) == len(joint):
         return 1.0
     mean = (_entropy(classes) + _entropy(groups)) / 2
-    expected = _expected_information(classes, groups)
+    expected = expected_information(
+        classes,
+        groups,
+        most_terms=checked_count("most_terms", most_terms),
+        terms_at_a_time=checked_count("terms_at_a_time", terms_at_a_time),
+    )
     information = _entropy(classes) + _entropy(groups) - _entropy(joint)
     return (information - expected) / (mean - expected) if mean - expected > _ROUNDING else 0.0
 
 
-def _expected_information(classes: Tensor, groups: Tensor) -> float:
-    """Mean of the information over all ways to deal the items into clusters of these sizes."""
+def expected_information(
+    classes: Tensor,
+    groups: Tensor,
+    *,
+    most_terms: int = MOST_AMI_TERMS,
+    terms_at_a_time: int = TERMS_AT_A_TIME,
+) -> float:
+    """Mean of the mutual information over all ways to deal the items into clusters of these sizes.
+
+    Args:
+        classes: (C,) int64 sizes of the classes.
+        groups: (G,) int64 sizes of the clusters.
+        most_terms: of the sum.
+        terms_at_a_time: held in memory.
+
+    Raises:
+        ValueError: the sum has more terms.
+    """
     total = int(classes.sum())
-    own_sizes, own_counts = torch.unique(classes, return_counts=True)
+    class_sizes, class_counts = torch.unique(classes, return_counts=True)
     sizes, counts = torch.unique(groups, return_counts=True)
     most = int(sizes.max())
-    num_terms = int(own_sizes.clamp(max=most).sum()) * len(sizes)
-    if num_terms > MOST_AMI_TERMS:
+    num_terms = int(class_sizes.clamp(max=most).sum()) * len(sizes)
+    if num_terms > most_terms:
         raise ValueError(
-            f"The expected information of these class and cluster sizes must take at most {MOST_AMI_TERMS:,} "
-            f"terms; it has {num_terms:,}. Use the normalised mutual information, or sample items."
+            f"The expected information of these class and cluster sizes must take at most {most_terms:,} "
+            f"terms; got {num_terms:,}. Use the normalised mutual information, or sample items."
         )
     whole = torch.tensor(total, dtype=torch.float64)
     expected = 0.0
-    for size, times in zip(own_sizes.tolist(), own_counts.tolist(), strict=True):
-        together = max(_TERMS_AT_A_TIME // min(size, most), 1)
+    for size, times in zip(class_sizes.tolist(), class_counts.tolist(), strict=True):
+        together = max(terms_at_a_time // min(size, most), 1)
         for start in range(0, len(sizes), together):
             other = sizes[start : start + together].double()[:, None]
             many = counts[start : start + len(other)].double()
             shared = torch.arange(1, min(size, most) + 1, dtype=torch.float64, device=sizes.device)[None, :]
             possible = (shared <= other) & (shared >= size + other - total)
-            own = torch.tensor(float(size), dtype=torch.float64)
+            of_class = torch.tensor(float(size), dtype=torch.float64)
             log_share = (  # hypergeometric: `shared` of the class's `size` items fall into the cluster
-                _log_factorial(own)
+                _log_factorial(of_class)
                 + _log_factorial(other)
-                + _log_factorial(whole - own)
+                + _log_factorial(whole - of_class)
                 + _log_factorial(whole - other)
                 - _log_factorial(whole)
                 - _log_factorial(shared)
-                - _log_factorial(own - shared)
+                - _log_factorial(of_class - shared)
                 - _log_factorial(other - shared)
-                - _log_factorial(whole - own - other + shared)
+                - _log_factorial(whole - of_class - other + shared)
             )
             terms = shared / total * (total * shared / (size * other)).log() * log_share.exp()
             expected += times * float((terms.where(possible, terms.new_zeros(())).sum(1) * many).sum())

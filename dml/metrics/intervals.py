@@ -20,7 +20,8 @@ from dml.metrics.arguments import (
     checked_share,
 )
 
-_BLOCK_ELEMENTS = 1 << 22  # resampled classes held at a time
+BLOCK_ELEMENTS = 1 << 22
+"""Resampled classes held at a time."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def bootstrap_intervals(
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
+    block_elements: int = BLOCK_ELEMENTS,
 ) -> dict[str, Interval]:
     """Percentile bootstrap of the mean over queries, of every metric on the same resamples.
 
@@ -81,6 +83,7 @@ def bootstrap_intervals(
         resamples: how many draws; the interval's own noise falls with their root.
         confidence: of the two-sided interval.
         seed: of the draws; they are the same on every device.
+        block_elements: resampled classes held at a time.
 
     Returns:
         Name to interval; both ends are the mean where all queries agree.
@@ -101,7 +104,8 @@ def bootstrap_intervals(
     checked_share("confidence", confidence, usual=0.95)
     table = torch.stack([column.cpu().double() for column in values.values()], dim=1)
     sums, sizes = _by_class(table, classes)
-    means = _resampled_means(sums, sizes, resamples, seed)
+    drawn = class_weights(len(sizes), resamples, seed=seed, block_elements=block_elements)
+    means = torch.cat([weights @ sums / (weights @ sizes)[:, None] for weights in drawn])
     columns = zip(values, means.T, strict=True)
     return {name: percentile_interval(column, confidence=confidence) for name, column in columns}
 
@@ -151,7 +155,7 @@ def compare_paired(
     surplus = _by_class(gains[:, None] - margin, classes)[0][:, 0]
     generator, observed = torch.Generator().manual_seed(seed), float(surplus.sum())
     as_large = 0
-    for count in _blocks(resamples, len(surplus)):
+    for count in _blocks(resamples, len(surplus), BLOCK_ELEMENTS):
         signs = torch.randint(0, 2, (count, len(surplus)), generator=generator, dtype=torch.int8)
         flipped = (signs.double() * 2 - 1) @ surplus
         # Equal sums in another order differ by rounding; a tie counts as as large.
@@ -179,13 +183,9 @@ def _by_class(table: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
     return sums, sizes.double()
 
 
-def _resampled_means(sums: Tensor, sizes: Tensor, resamples: int, seed: int) -> Tensor:
-    """(resamples, M): means over the queries of as many classes, drawn with replacement."""
-    drawn = class_weights(len(sizes), resamples, seed=seed)
-    return torch.cat([weights @ sums / (weights @ sizes)[:, None] for weights in drawn])
-
-
-def class_weights(num_classes: int, resamples: int, *, seed: int) -> Iterator[Tensor]:
+def class_weights(
+    num_classes: int, resamples: int, *, seed: int, block_elements: int = BLOCK_ELEMENTS
+) -> Iterator[Tensor]:
     """How often each class is drawn, with replacement, as many as there are: (block, C) float64, in blocks.
 
     Raises:
@@ -194,10 +194,10 @@ def class_weights(num_classes: int, resamples: int, *, seed: int) -> Iterator[Te
     num_classes = checked_count("num_classes", num_classes)
     seed = checked_count("seed", seed, at_least=None)
     generator = torch.Generator().manual_seed(seed)
-    for count in _blocks(resamples, num_classes):
+    for count in _blocks(resamples, num_classes, block_elements):
         drawn = torch.randint(0, num_classes, (count, num_classes), generator=generator)
-        own = torch.arange(count)[:, None] * num_classes
-        weights = torch.bincount((drawn + own).flatten(), minlength=count * num_classes)
+        first_cells = torch.arange(count)[:, None] * num_classes
+        weights = torch.bincount((drawn + first_cells).flatten(), minlength=count * num_classes)
         yield weights.view(count, num_classes).double()
 
 
@@ -209,8 +209,8 @@ def percentile_interval(values: Tensor, *, confidence: float = 0.95) -> Interval
     return Interval(low, high)
 
 
-def _blocks(resamples: int, num_classes: int) -> Iterator[int]:
+def _blocks(resamples: int, num_classes: int, block_elements: int) -> Iterator[int]:
     resamples = checked_count("resamples", resamples)
-    block = max(_BLOCK_ELEMENTS // num_classes, 1)
+    block = max(checked_count("block_elements", block_elements) // num_classes, 1)
     for start in range(0, resamples, block):
         yield min(block, resamples - start)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy import stats
 
-from dml.metrics import intervals
 from dml.metrics.intervals import bootstrap_intervals, compare_paired, wilson_interval
 
 
@@ -37,8 +36,7 @@ def plain_bootstrap(values, classes, resamples, seed):
 @pytest.mark.parametrize("by", ["class", "query"])
 @pytest.mark.parametrize("block_elements", [1, 1 << 22], ids=["by resample", "at once"])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_bootstrap_is_the_loop_over_its_draws(seed, block_elements, by, monkeypatch):
-    monkeypatch.setattr(intervals, "_BLOCK_ELEMENTS", block_elements)
+def test_the_bootstrap_is_the_loop_over_its_draws(seed, block_elements, by):
     generator = torch.Generator().manual_seed(seed + 50)
     values = torch.rand(40, generator=generator, dtype=torch.float64)
     classes = (torch.rand(40, generator=generator) ** 2 * 9).long() * 3 - 4
@@ -50,6 +48,7 @@ def test_the_bootstrap_is_the_loop_over_its_draws(seed, block_elements, by, monk
         resamples=200,
         confidence=0.9,
         seed=seed,
+        block_elements=block_elements,
     )
     expected = torch.quantile(means, torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
     assert [found["a"].low, found["a"].high] == pytest.approx(expected, abs=1e-12)

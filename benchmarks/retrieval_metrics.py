@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dml.metrics import parity, ranking
+from dml.metrics import parity
 from dml.metrics.intervals import bootstrap_intervals
-from dml.metrics.ranking import Items
+from dml.metrics.ranking import BLOCK_ELEMENTS, Items
 from dml.metrics.retrieval import query_metrics, retrieval_metrics
 from dml.metrics.verification import roc_of_all_pairs
 from dml.similarity import cosine_similarities
@@ -55,7 +55,7 @@ def embeddings_and_labels(rows: int, dim: int) -> tuple[torch.Tensor, torch.Tens
 
 def bare_product(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
     """The similarities in blocks of the same size, nothing made of them."""
-    block = ranking._BLOCK_ELEMENTS // len(labels)
+    block = BLOCK_ELEMENTS // len(labels)
     for start in range(0, len(labels), block):
         cosine_similarities(embeddings[start : start + block], embeddings)
 
@@ -66,14 +66,14 @@ def usual(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
 
 
 def all_retrieval_metrics(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
-    """Those, precisions, MAP@K in three spellings, CMC, micro and macro means, and intervals by class."""
+    """Those, precisions, MAP@K in three spellings, micro and macro means, and intervals by class."""
     found = query_metrics(
         Items(embeddings, labels),
         precision_at=(1, 5, 10),
         map_at=(5, 10),
         map_denominators=("relevant", "attainable", "retrieved"),
     )
-    found.means(), found.class_means(), found.cmc(10)
+    found.means(), found.class_means()
     bootstrap_intervals(found.values, found.labels)
 
 

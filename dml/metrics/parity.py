@@ -47,10 +47,10 @@ def pytorch_metric_learning(
     if k == "max_bin_count":
         k = max(int(ranking.relevant.max()), 1)
     depth = len(ranking.gallery.labels) - itself if k is None else k
-    found: dict[str, list[Tensor]] = {}
+    columns: dict[str, list[Tensor]] = {}
     for block in ranking.blocks(depth):
-        asked = block.relevant > 0
-        hits, relevant = block.hits[asked].double(), block.relevant[asked]
+        has_positive = block.relevant > 0
+        hits, relevant = block.hits[has_positive].double(), block.relevant[has_positive]
         ranks = torch.arange(1, hits.shape[1] + 1, device=hits.device)
         within = ranks <= relevant[:, None]
         gains = hits.cumsum(1) / ranks * hits
@@ -62,10 +62,10 @@ def pytorch_metric_learning(
             "mean_reciprocal_rank": (hits / ranks).amax(1),
         }
         for name, column in values.items():
-            found.setdefault(name, []).append(column)
+            columns.setdefault(name, []).append(column)
     labels = queries.labels[ranking.relevant > 0]
     means = _class_mean if average_of_averages else _mean
-    return {name: means(torch.cat(columns), labels) for name, columns in found.items()}
+    return {name: means(torch.cat(parts), labels) for name, parts in columns.items()}
 
 
 def confusezius(
@@ -97,8 +97,8 @@ def confusezius(
         ranks = torch.arange(1, hits.shape[1] + 1, device=hits.device)
         within = ranks <= block.relevant[:, None]
         precisions.append((hits.cumsum(1) / ranks * hits * within).sum(1) / block.relevant)
-    found = {f"e_recall_at_{k}": float(torch.cat(parts).double().mean()) for k, parts in recalls.items()}
-    return found | {"map_c": float(torch.cat(precisions).mean())}
+    means = {f"e_recall_at_{k}": float(torch.cat(parts).double().mean()) for k, parts in recalls.items()}
+    return means | {"map_c": float(torch.cat(precisions).mean())}
 
 
 def open_metric_learning(
@@ -134,7 +134,7 @@ def open_metric_learning(
     columns: dict[str, list[Tensor]] = {}
     size = len(ranking.gallery.labels)
     for block in ranking.blocks(max(top_k)):
-        hits, asked = block.hits.double(), block.relevant > 0
+        hits, has_positive = block.hits.double(), block.relevant > 0
         ranks = torch.arange(1, hits.shape[1] + 1, device=hits.device)
         gains = hits.cumsum(1) / ranks * hits
         for k in (min(k, size) for k in top_k):
@@ -142,8 +142,8 @@ def open_metric_learning(
             attainable = block.relevant.clamp(max=k)
             divisor = attainable if denominator == "attainable" else counted.clamp(min=1)
             columns.setdefault(f"cmc_{k}", []).append((counted > 0).double())
-            columns.setdefault(f"precision_{k}", []).append((counted / attainable)[asked])
-            columns.setdefault(f"map_{k}", []).append((gains[:, :k].sum(1) / divisor)[asked])
+            columns.setdefault(f"precision_{k}", []).append((counted / attainable)[has_positive])
+            columns.setdefault(f"map_{k}", []).append((gains[:, :k].sum(1) / divisor)[has_positive])
     return {name: float(torch.cat(parts).mean()) for name, parts in columns.items()}
 
 

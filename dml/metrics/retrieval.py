@@ -1,4 +1,4 @@
-"""Recall@K, precision, R-precision, MAP in all its spellings and CMC: one pass, one value per query.
+"""Recall@K, precision, R-precision, MAP in all its spellings: one pass, one value per query.
 
 Policy: what a query may find is said in `ranking`; a query without a positive is left out of every mean,
 as in pytorch-metric-learning, and counted apart (`num_without_positives`). A K beyond the gallery means all
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from dml.metrics.arguments import check_vector, checked_choices, checked_count, checked_ranks
-from dml.metrics.ranking import Items, Ranked, Ranking
+from dml.metrics.ranking import BLOCK_ELEMENTS, Items, Ranked, Ranking
 
-_RECALL_RANKED = 64
+RECALL_DEPTH = 64
+"""Up to which rank first hits are ranked for recall; those beyond are counted."""
 
 MapDenominator = Literal["relevant", "attainable", "retrieved"]
 """What the sum of precisions at the K nearest's hits is divided by; R is how many there are to find.
@@ -55,10 +56,6 @@ class QueryMetrics:
     """(M,) int64."""
     rows: Tensor
     """(M,) int64: which of the queries given, ascending."""
-    first_hit: Tensor
-    """(M,) int64: rank of the nearest of its label, from 1; `depth + 1` where it lies beyond."""
-    depth: int
-    """Up to which rank first hits are known."""
     num_without_positives: int
     """Queries without a positive in the gallery."""
 
@@ -97,8 +94,6 @@ class QueryMetrics:
             {name: values[kept] for name, values in self.values.items()},
             self.labels[kept],
             self.rows[kept],
-            self.first_hit[kept],
-            self.depth,
             int(chosen.sum()) - int(kept.sum()),
         )
 
@@ -108,24 +103,8 @@ class QueryMetrics:
             {name: values.cpu() for name, values in self.values.items()},
             self.labels.cpu(),
             self.rows.cpu(),
-            self.first_hit.cpu(),
-            self.depth,
             self.num_without_positives,
         )
-
-    def cmc(self, max_rank: int) -> Tensor:
-        """(max_rank,) float64 cumulative matching characteristic: share of queries answered by rank r.
-
-        Raises:
-            ValueError: ranks that were not looked at.
-        """
-        if checked_count("max_rank", max_rank) > self.depth:
-            raise ValueError(
-                f"max_rank must lie in [1, {self.depth}], what was ranked; got {max_rank}. Ask for a larger "
-                "recall_at."
-            )
-        counts = torch.bincount(self.first_hit, minlength=max_rank + 1)[1 : max_rank + 1]
-        return counts.cumsum(0).double() / max(len(self.first_hit), 1)
 
 
 def joined(parts: Sequence[QueryMetrics], sizes: Sequence[int]) -> QueryMetrics:
@@ -143,14 +122,11 @@ def joined(parts: Sequence[QueryMetrics], sizes: Sequence[int]) -> QueryMetrics:
             f"parts and sizes must be equally many, one or more; got {len(parts)} and {len(sizes)}. Pass the "
             "number of queries of each part."
         )
-    depth = min(part.depth for part in parts)
     starts = [sum(sizes[:number]) for number in range(len(sizes))]
     return QueryMetrics(
         values={name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values},
         labels=torch.cat([part.labels for part in parts]),
         rows=torch.cat([part.rows + start for part, start in zip(parts, starts, strict=True)]),
-        first_hit=torch.cat([part.first_hit for part in parts]).clamp(max=depth + 1),
-        depth=depth,
         num_without_positives=sum(part.num_without_positives for part in parts),
     )
 
@@ -164,6 +140,8 @@ def query_metrics(
     map_at: Sequence[int] = (),
     map_denominators: Sequence[MapDenominator] = ("relevant", "attainable"),
     full_map: bool = False,
+    recall_depth: int = RECALL_DEPTH,
+    block_elements: int = BLOCK_ELEMENTS,
 ) -> QueryMetrics:
     """Every query against the gallery, or against all the other queries.
 
@@ -176,10 +154,12 @@ def query_metrics(
         map_denominators: see `MapDenominator`.
         full_map: also `map`, average precision over the whole ranking (Market-1501's, without the trapezoids
             of its first evaluation code); ranks the whole gallery, several times the cost.
+        recall_depth: for recall alone no more answers are ranked; first hits beyond are counted.
+        block_elements: similarities held at a time.
 
     Returns:
-        `recall_at_K...`, `r_precision`, `map_at_r` and what else was asked for, per query. Ranks the
-        max(K, R_max) nearest, but no more than 64 for recall. Memory O(Q x metrics) beyond one block.
+        `recall_at_K...`, `r_precision`, `map_at_r` and the others, per query. Ranks the max(K, R_max)
+        nearest, but no more than `recall_depth` for recall. Memory O(Q x metrics) beyond one block.
 
     Raises:
         ValueError: no K at all, a K that is no whole number or below 1, an unknown denominator, or what
@@ -193,60 +173,57 @@ def query_metrics(
     denominators: tuple[MapDenominator, ...] = checked_choices(
         "map_denominators", map_denominators, get_args(MapDenominator)
     )
-    ranking = Ranking(queries, gallery)
-    asked = ranking.relevant > 0
-    size = len(ranking.gallery.labels)
-    most = int(ranking.relevant.max()) if len(asked) else 0
-    # Recall needs first hits alone: most lie near, and what comes before the others is counted, not ranked.
     reach = max(recall_at)
-    depth = size if full_map else min(max([*precision_at, *map_at, most, min(reach, _RECALL_RANKED)]), size)
+    ranking = Ranking(queries, gallery, block_elements=block_elements)
+    has_positive = ranking.relevant > 0
+    size = len(ranking.gallery.labels)
+    most = int(ranking.relevant.max()) if len(has_positive) else 0
+    # Recall needs first hits alone: most lie near, and what comes before the others is counted, not ranked.
+    near = min(reach, checked_count("recall_depth", recall_depth))
+    depth = size if full_map else min(max(*precision_at, *map_at, most, near), size)
 
-    def judged(found: "_Found") -> dict[str, Tensor]:
-        values = {f"recall_at_{k}": (found.first_hit <= k).double() for k in recall_at}
-        values |= {f"precision_at_{k}": found.hits_at(k) / k for k in precision_at}
-        values["r_precision"] = found.hits_at(found.relevant) / found.relevant
-        values["map_at_r"] = found.gain_at(found.relevant) / found.relevant
+    def values_of(block: Ranked) -> dict[str, Tensor]:
+        sums = _Sums(block)
+        values = {f"recall_at_{k}": (sums.first_hit <= k).double() for k in recall_at}
+        values |= {f"precision_at_{k}": sums.hits_at(k) / k for k in precision_at}
+        values["r_precision"] = sums.hits_at(sums.relevant) / sums.relevant
+        values["map_at_r"] = sums.gain_at(sums.relevant) / sums.relevant
         values |= {
-            f"map_at_{k}_by_{denominator}": found.gain_at(k) / found.denominator(k, denominator)
+            f"map_at_{k}_by_{denominator}": sums.gain_at(k) / sums.denominator(k, denominator)
             for k in map_at
             for denominator in denominators
         }
-        return values | ({"map": found.gain_at(size) / found.relevant} if full_map else {})
+        return values | ({"map": sums.gain_at(size) / sums.relevant} if full_map else {})
 
-    parts, first_hits = [], []
-    for block in ranking.blocks(depth, every_first_hit=reach > depth) if asked.any() else ():
-        found = _Found(block)
-        parts.append(judged(found))
-        first_hits.append(found.first_hit)
-    device = asked.device
-    if not parts:
-        none, empty = ranking.relevant[:0], asked.new_zeros(0, 1)
-        nobody = Ranked(slice(0), empty, none, none, empty.long(), empty.float())
-        parts, first_hits = [judged(_Found(nobody))], [ranking.relevant[:0]]
+    blocks = ranking.blocks(depth, every_first_hit=reach > depth) if has_positive.any() else ()
+    parts = [values_of(block) for block in blocks] or [values_of(_no_query(has_positive.device))]
     return QueryMetrics(
         values={name: torch.cat([part[name] for part in parts]) for name in parts[0]},
-        labels=queries.labels[asked],
-        rows=torch.arange(len(asked), device=device)[asked],
-        first_hit=torch.cat(first_hits),
-        depth=size if reach > depth else depth,
-        num_without_positives=int((~asked).sum()),
+        labels=queries.labels[has_positive],
+        rows=torch.arange(len(has_positive), device=has_positive.device)[has_positive],
+        num_without_positives=int((~has_positive).sum()),
     )
 
 
-class _Found:
-    """A block's cumulative hits and gains, of queries with a positive: every metric is one look-up."""
+def _no_query(device: torch.device) -> Ranked:
+    none = torch.zeros(0, 1, device=device)
+    return Ranked(slice(0), none.bool(), none[:, 0].long(), none[:, 0].long(), none.long(), none)
+
+
+class _Sums:
+    """Cumulative hits and gains of a block's queries with a positive: every metric is one look-up."""
 
     def __init__(self, block: Ranked) -> None:
-        asked = block.relevant > 0
-        self.relevant, self.first_hit = block.relevant[asked], block.first_hit[asked]
-        self._hits = block.hits[asked]
-        self._found = self._hits.cumsum(1, dtype=torch.float64)
-        ranks = torch.arange(1, self._hits.shape[1] + 1, device=self._hits.device)
-        self._gains = (self._found / ranks * self._hits).cumsum(1)
+        has_positive = block.relevant > 0
+        self.relevant, self.first_hit = block.relevant[has_positive], block.first_hit[has_positive]
+        hits = block.hits[has_positive]
+        self._hits = hits.cumsum(1, dtype=torch.float64)
+        ranks = torch.arange(1, hits.shape[1] + 1, device=hits.device)
+        self._gains = (self._hits / ranks * hits).cumsum(1)
 
     def hits_at(self, rank: int | Tensor) -> Tensor:
         """(B,) float64: how many hits among the nearest; one rank for all queries, or (B,) one for each."""
-        return _at(self._found, rank)
+        return _at(self._hits, rank)
 
     def gain_at(self, rank: int | Tensor) -> Tensor:
         """(B,) float64: the sum of the precisions at the hits among the nearest."""
@@ -282,12 +259,12 @@ def retrieval_metrics(
         ValueError: as `query_metrics`.
     """
     recall_at = checked_ranks("recall_at", recall_at)
-    found = query_metrics(Items(embeddings, labels), recall_at=recall_at)
-    means = found.means()
+    metrics = query_metrics(Items(embeddings, labels), recall_at=recall_at)
+    means = metrics.means()
     return RetrievalMetrics(
         recall_at={k: means[f"recall_at_{k}"] for k in recall_at},
         r_precision=means["r_precision"],
         map_at_r=means["map_at_r"],
-        num_queries=len(found.rows),
-        num_without_positives=found.num_without_positives,
+        num_queries=len(metrics.rows),
+        num_without_positives=metrics.num_without_positives,
     )

@@ -89,9 +89,6 @@ def test_metrics_of_blocks_joined_are_those_of_all_queries(sizes):
     assert torch.equal(found.rows, whole.rows)
     assert torch.equal(found.labels, whole.labels)
     assert found.num_without_positives == whole.num_without_positives > 0
-    # A block of small classes ranks fewer: first hits are known as deep as the shallowest block has ranked.
-    assert 3 <= found.depth <= whole.depth
-    assert torch.equal(found.cmc(found.depth), whole.cmc(found.depth))
 
 
 def test_counts_of_blocks_add_up_to_all_pairs():

@@ -5,12 +5,11 @@ import math
 import pytest
 import torch
 
-from dml.metrics import ranking, retrieval
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import query_metrics
 from tests.metrics.cases import CASES, balanced, on_a_grid, unit
 
-ASKED = {
+EVERY_METRIC = {
     "recall_at": (1, 3, 50),
     "precision_at": (1, 4, 200),
     "map_at": (1, 3, 100),
@@ -19,7 +18,7 @@ ASKED = {
 }
 
 
-def plain(queries, gallery, asked):
+def plain(queries, gallery, wanted):
     """The definitions in loops; one dict per query, None for one without positives."""
     similarities = (queries.embeddings.double() @ gallery.embeddings.double().T).tolist()
     rows = []
@@ -36,35 +35,32 @@ def plain(queries, gallery, asked):
                 answers.append(g)
         answers.sort(key=lambda g, q=q: (-similarities[q][g], g))
         hits = [int(gallery.labels[g]) == label for g in answers]
-        rows.append(numbers(hits, asked) if any(hits) else None)
+        rows.append(numbers(hits, wanted) if any(hits) else None)
     return rows
 
 
-def numbers(hits, asked):
+def numbers(hits, wanted):
     relevant = sum(hits)
 
     def gain(k):
         return math.fsum(sum(hits[: i + 1]) / (i + 1) for i in range(min(k, len(hits))) if hits[i])
 
-    found = {f"recall_at_{k}": float(any(hits[:k])) for k in asked["recall_at"]}
-    found |= {f"precision_at_{k}": sum(hits[:k]) / k for k in asked["precision_at"]}
+    found = {f"recall_at_{k}": float(any(hits[:k])) for k in wanted["recall_at"]}
+    found |= {f"precision_at_{k}": sum(hits[:k]) / k for k in wanted["precision_at"]}
     found["r_precision"] = sum(hits[:relevant]) / relevant
     found["map_at_r"] = gain(relevant) / relevant
-    for k in asked["map_at"]:
+    for k in wanted["map_at"]:
         over = {"relevant": relevant, "attainable": min(k, relevant), "retrieved": max(sum(hits[:k]), 1)}
-        found |= {f"map_at_{k}_by_{name}": gain(k) / over[name] for name in asked["map_denominators"]}
-    if asked["full_map"]:
+        found |= {f"map_at_{k}_by_{name}": gain(k) / over[name] for name in wanted["map_denominators"]}
+    if wanted["full_map"]:
         found["map"] = gain(len(hits)) / relevant
-    return found | {"first hit": hits.index(True) + 1}
+    return found
 
 
 def assert_same(found, rows):
     kept = [row for row, values in enumerate(rows) if values is not None]
     assert found.rows.tolist() == kept
     assert found.num_without_positives == len(rows) - len(kept)
-    assert found.first_hit.clamp(max=found.depth + 1).tolist() == [
-        min(rows[row]["first hit"], found.depth + 1) for row in kept
-    ]
     for name, values in found.values.items():
         assert values.dtype == torch.float64
         assert values.tolist() == pytest.approx([rows[row][name] for row in kept], abs=1e-12), name
@@ -82,8 +78,7 @@ def drawn(case, seed):
 @pytest.mark.parametrize("block_elements", [1, 999, 1 << 25], ids=["by row", "by block", "at once"])
 @pytest.mark.parametrize("kept", ["neither", "ids", "groups", "both"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_every_number_of_every_query_is_that_of_the_plain_loop(case, kept, block_elements, full, monkeypatch):
-    monkeypatch.setattr(ranking, "_BLOCK_ELEMENTS", block_elements)
+def test_every_number_of_every_query_is_that_of_the_plain_loop(case, kept, block_elements, full):
     embeddings, labels, ids, groups = drawn(case, 1)
     own = torch.arange(len(labels))
     items = Items(
@@ -92,24 +87,22 @@ def test_every_number_of_every_query_is_that_of_the_plain_loop(case, kept, block
         ids if kept in ("ids", "both") else None,
         groups if kept in ("groups", "both") else None,
     )
-    asked = {**ASKED, "full_map": full}
+    wanted = {**EVERY_METRIC, "full_map": full}
     with_ids = Items(embeddings, labels, own if items.ids is None else items.ids, items.groups)
-    assert_same(query_metrics(items, **asked), plain(with_ids, with_ids, asked))
+    found = query_metrics(items, **wanted, block_elements=block_elements)
+    assert_same(found, plain(with_ids, with_ids, wanted))
 
 
 @pytest.mark.parametrize("ranked", [1, 3])
 @pytest.mark.parametrize("kept", ["neither", "both"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_first_hits_beyond_what_is_ranked_are_counted_exactly(case, kept, ranked, monkeypatch):
-    monkeypatch.setattr(retrieval, "_RECALL_RANKED", ranked)
-    monkeypatch.setattr(ranking, "_ROWS_COUNTED", 7)
+def test_first_hits_beyond_what_is_ranked_are_counted_exactly(case, kept, ranked):
     embeddings, labels, ids, groups = drawn(case, 2)
     own = torch.arange(len(labels))
     items = Items(embeddings, labels, ids if kept == "both" else own, groups if kept == "both" else None)
-    asked = {"recall_at": (1, 5, 20, 500), "precision_at": (), "map_at": (), "full_map": False}
-    found = query_metrics(items, recall_at=asked["recall_at"])
-    assert_same(found, plain(items, items, asked))
-    assert found.depth == len(labels)
+    wanted = {"recall_at": (1, 5, 20, 500), "precision_at": (), "map_at": (), "full_map": False}
+    found = query_metrics(items, recall_at=wanted["recall_at"], recall_depth=ranked)
+    assert_same(found, plain(items, items, wanted))
 
 
 @pytest.mark.parametrize("kept", ["neither", "ids", "groups", "both"])
@@ -117,7 +110,7 @@ def test_first_hits_beyond_what_is_ranked_are_counted_exactly(case, kept, ranked
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_a_gallery_apart_answers_as_the_plain_loop(case, seed, kept):
     embeddings, labels, ids, groups = drawn(case, seed)
-    sides = [
+    sets = [
         Items(
             embeddings[chosen],
             labels[chosen],
@@ -126,7 +119,7 @@ def test_a_gallery_apart_answers_as_the_plain_loop(case, seed, kept):
         )
         for chosen in (torch.arange(len(labels)) % 3 == 0, torch.arange(len(labels)) % 3 > 0)
     ]
-    assert_same(query_metrics(*sides, **ASKED), plain(*sides, ASKED))
+    assert_same(query_metrics(*sets, **EVERY_METRIC), plain(*sets, EVERY_METRIC))
 
 
 def test_market_1501_a_view_by_the_querys_own_camera_is_neither_right_nor_wrong():
@@ -172,20 +165,6 @@ def test_slices_part_the_queries_and_not_the_gallery():
 def test_queries_without_a_positive_are_counted_in_their_slice():
     found = query_metrics(Items(unit(5, 4, 0), torch.tensor([1, 1, 2, 3, 4])))
     assert found.of(torch.tensor([True, False, True, True, False])).num_without_positives == 2
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_cmc_at_rank_k_is_recall_at_k(case):
-    embeddings, labels = case(4)
-    found = query_metrics(Items(embeddings, labels), recall_at=tuple(range(1, len(labels) + 1)))
-    curve = found.cmc(found.depth)
-    expected = [found.means()[f"recall_at_{k}"] for k in range(1, found.depth + 1)]
-    assert curve.tolist() == pytest.approx(expected)
-
-
-def test_ranks_nobody_looked_at_have_no_cmc():
-    with pytest.raises(ValueError, match="max_rank"):
-        query_metrics(Items(*balanced(0)), recall_at=(1,)).cmc(30)
 
 
 def test_an_item_embedded_twice_is_not_its_own_answer():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-from dml.metrics import ranking
+from dml.metrics.ranking import ranked, topk_by_groups
 from dml.metrics.retrieval import retrieval_metrics
 from tests.metrics.cases import CASES, balanced, on_a_grid, single_items, uneven, unit
 
@@ -34,10 +34,8 @@ def plain(embeddings, labels, recall_at):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("block_elements", [1, 333, 1 << 25], ids=["by row", "by block", "at once"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_every_number_is_that_of_the_plain_loop(case, block_elements, seed, monkeypatch):
-    monkeypatch.setattr(ranking, "_BLOCK_ELEMENTS", block_elements)
+def test_every_number_is_that_of_the_plain_loop(case, seed):
     embeddings, labels = case(seed)
     found = retrieval_metrics(embeddings, labels, recall_at=RECALL_AT)
     recall, r_precision, map_at_r, without_positives = plain(embeddings, labels, RECALL_AT)
@@ -55,21 +53,23 @@ def test_every_number_is_that_of_the_plain_loop(case, block_elements, seed, monk
 def test_ranking_by_groups_keeps_the_values_of_topk(columns, make):
     similarities = (make(50, 16, seed=1) @ make(columns, 16, seed=2).T).float()
     similarities[:, 3] = -torch.inf
-    assert math.isqrt(columns // 11) >= ranking._SMALLEST_GROUP
-    values, order = ranking._nearest(similarities, 11)
+    values, order = topk_by_groups(similarities, 11, math.isqrt(columns // 11))
     expected = similarities.topk(11, dim=1).values
     torch.testing.assert_close(values.sort(descending=True).values, expected, rtol=0, atol=0)
     torch.testing.assert_close(similarities.gather(1, order), values, rtol=0, atol=0)
     assert all(len(set(row)) == 11 for row in order.tolist())
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_ties_over_many_groups_rank_by_place_too(seed):
-    embeddings, labels = on_a_grid(700, 6, seed), torch.arange(700) // 3
-    found = retrieval_metrics(embeddings.float(), labels, recall_at=(1, 4))
-    recall, r_precision, map_at_r, _ = plain(embeddings, labels, (1, 4))
-    assert found.recall_at == pytest.approx(recall, abs=1e-12)
-    assert (found.r_precision, found.map_at_r) == pytest.approx((r_precision, map_at_r), abs=1e-12)
+@pytest.mark.parametrize("depth", [1, 20, 400])
+@pytest.mark.parametrize("columns", [700, 9_000], ids=["at once", "by groups"])
+def test_ties_rank_by_position_also_over_many_groups(columns, depth):
+    similarities = (on_a_grid(20, 6, seed=1) @ on_a_grid(columns, 6, seed=2).T).float()
+    similarities[3] = -torch.inf
+    values, order = ranked(similarities, depth)
+    expected = similarities.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(values, expected.values[:, :depth])
+    present = values > -torch.inf
+    assert torch.equal(order[present], expected.indices[:, :depth][present])
 
 
 @pytest.mark.parametrize("case", [balanced, uneven, single_items], ids=lambda case: case.__name__)

@@ -90,7 +90,7 @@ class Protocol:
     def pixels(self) -> Tensor:
         return preprocess_batch(read_images(self.dataset, self.positions), self.config.preprocessing)
 
-    def judge(self, encoder: Encoder) -> dict[str, float]:
+    def apply_gate(self, encoder: Encoder) -> dict[str, float]:
         encoder.eval()
         with torch.inference_mode():
             chunks = [chunk.to(memory_format=torch.channels_last) for chunk in self.pixels.split(256)]

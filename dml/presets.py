@@ -29,7 +29,7 @@ _SMALL_AFFINE = AugmentationConfig(rotation=10, translation=0.08, scaling=(0.9, 
 
 
 def smoke() -> ExperimentConfig:
-    """Seconds on any machine and any dataset: does the road hold?"""
+    """Seconds on any machine and any dataset: does everything work together?"""
     return ExperimentConfig(
         name="smoke",
         preprocessing=_GLYPHS_28,
@@ -294,7 +294,7 @@ _SMOKE_STEPS = 30
 
 
 def smoke_of(config: ExperimentConfig) -> ExperimentConfig:
-    """The same road in seconds: conv4 on 28 pixels, small batches, 30 steps with all that happens on the way.
+    """The same in seconds: conv4 on 28 pixels, small batches, 30 steps with all that happens on the way.
 
     Loss, mining, optimiser, schedule and pooling stay; steps that are counted shrink in proportion.
     """

@@ -72,7 +72,7 @@ def _measure(store: str, count: int, cell: Cell) -> CellReport:
         name=cell.title,
     )
     with run.recording():
-        report = stage(measure_cell, heals=True)(store, cell, run, count)
+        report = stage(measure_cell, retryable=True)(store, cell, run, count)
         run.log_evaluation(report.evaluation)
     say(f"{cell.title}: recall_at_1 {report.metrics['recall_at_1']:.4f}")
     return stage(keep_report)(store, report)

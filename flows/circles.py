@@ -11,7 +11,7 @@ from dml.report.circles import draw_circles
 from dml.report.page import read_picture
 from dml.settings import store_uri
 from dml.training.ray_trainer import train
-from flows.policy import Name, say, show_picture, stage, tag_with_names, tell
+from flows.policy import Name, progress_logger, say, show_picture, stage, tag_with_names
 
 
 @flow(name="circles-flow", flow_run_name="circles {dataset}", on_running=[tag_with_names])
@@ -40,8 +40,10 @@ def circles_flow(
     }
     tables = {}
     for kind, config in experiments.items():
-        trained = stage(train, heals=True)(config, learnt, root)
-        tables[kind] = stage(embed, heals=True)(root, trained.package, shown, progress=tell(f"embed {kind}"))
+        trained = stage(train, retryable=True)(config, learnt, root)
+        tables[kind] = stage(embed, retryable=True)(
+            root, trained.package, shown, progress=progress_logger(f"embed {kind}")
+        )
     report = stage(draw_circles)(root, tables, f"{learnt.name}@{learnt.version}")
     for name, caption in report.pictures.items():
         show_picture("circles", read_picture(report, name), caption)

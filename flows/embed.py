@@ -7,7 +7,7 @@ from dml.embedding.embed import embed
 from dml.refs import EmbeddingsRef
 from dml.registry.catalog import find_model
 from dml.settings import store_uri
-from flows.policy import Name, say, stage, tag_with_names, tell
+from flows.policy import Name, progress_logger, say, stage, tag_with_names
 
 
 @flow(name="embed-flow", flow_run_name="embed {dataset} with {model}", on_running=[tag_with_names])
@@ -25,8 +25,8 @@ def embed_flow(
     root = store_uri(store)
     version = stage(find_model)(root, model)
     source = stage(find_dataset)(root, dataset)
-    embeddings = stage(embed, heals=True)(
-        root, version.package, source, num_workers=num_workers, progress=tell("embed")
+    embeddings = stage(embed, retryable=True)(
+        root, version.package, source, num_workers=num_workers, progress=progress_logger("embed")
     )
     say(f"{embeddings.rows} embeddings of {embeddings.dim} dimensions in {embeddings.uri}")
     return embeddings

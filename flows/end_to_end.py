@@ -1,4 +1,4 @@
-"""The whole road on one screen: images in, answers out."""
+"""The whole story on one screen: images in, answers out."""
 
 from prefect import flow
 

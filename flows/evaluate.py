@@ -13,7 +13,7 @@ from dml.refs import DatasetRef, PackageRef
 from dml.registry.catalog import find_model
 from dml.reports import RAW_PIXELS, Comparison, Evaluation, EvaluationReport
 from dml.settings import store_uri
-from flows.policy import Name, is_orchestrated, show_table, stage, tag_with_names, tell
+from flows.policy import Name, is_orchestrated, progress_logger, show_table, stage, tag_with_names
 from flows.report import report_on
 
 _DEFAULT = EvaluationConfig()
@@ -70,7 +70,7 @@ def compare_packages(
 ) -> Comparison:
     """Both on the same queries, with the embeddings that `evaluate_package` made."""
     ours, theirs = (
-        stage(embed, heals=True)(store, each, dataset, split=TEST, progress=tell("embed"))
+        stage(embed, retryable=True)(store, each, dataset, split=TEST, progress=progress_logger("embed"))
         for each in (package, former)
     )
     return stage(compare)(ours, theirs, config, gate)
@@ -79,5 +79,7 @@ def compare_packages(
 def _embed_and_evaluate(
     store: str, package: PackageRef, dataset: DatasetRef, config: EvaluationConfig
 ) -> Evaluation:
-    embeddings = stage(embed, heals=True)(store, package, dataset, split=TEST, progress=tell("embed"))
-    return stage(evaluate)(embeddings, config, progress=tell("evaluate", "blocks"))
+    embeddings = stage(embed, retryable=True)(
+        store, package, dataset, split=TEST, progress=progress_logger("embed")
+    )
+    return stage(evaluate)(embeddings, config, progress=progress_logger("evaluate", "blocks"))

@@ -17,7 +17,7 @@ from dml.refs import DatasetRef, IndexRef
 from dml.reports import ForgetReport
 from dml.retrieval.index import build_index, index_config_of, list_indexes, publish_index
 from dml.settings import store_uri
-from flows.policy import say, stage, tag_with_names, tell
+from flows.policy import progress_logger, say, stage, tag_with_names
 
 
 @flow(name="forget-flow", flow_run_name="forget items of {dataset}", on_running=[tag_with_names])
@@ -56,7 +56,7 @@ def _rebuild(store: str, index: IndexRef, dataset: DatasetRef) -> IndexRef:
     """The same index over what is left, its vectors copied from the former table."""
     former = index.embeddings
     table = stage(embed)(
-        store, former.package, dataset, split=former.split, previous=former, progress=tell("embed")
+        store, former.package, dataset, split=former.split, previous=former, progress=progress_logger("embed")
     )
     built = stage(build_index)(store, index.name, table, index_config_of(index), model=index.model)
     stage(publish_index)(store, built)

@@ -44,7 +44,7 @@ def publish_index_of(
     embeddings: EmbeddingsRef, name: str, config: IndexConfig, store: str, model: str
 ) -> IndexRef:
     """Build first, publish after: until then searches are answered from the former index."""
-    built = stage(build_index, heals=True)(store, name, embeddings, config, model=model)
+    built = stage(build_index, retryable=True)(store, name, embeddings, config, model=model)
     stage(publish_index)(store, built)
     show_table("index", [{"index": built.name, "rows": built.rows, "recall@10": built.recall}])
     say(f"index {built.name}@{built.version}: {built.rows} rows, {built.factory}, recall {built.recall:.3f}")

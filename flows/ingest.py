@@ -6,7 +6,7 @@ from dml.config import IngestConfig
 from dml.data.ingest import ingest_source
 from dml.reports import IngestReport
 from dml.settings import store_uri
-from flows.policy import is_orchestrated, say, show_table, show_text, stage, tag_with_names, tell
+from flows.policy import is_orchestrated, progress_logger, say, show_table, show_text, stage, tag_with_names
 
 
 @flow(name="ingest-flow", flow_run_name="ingest {config.name}", on_running=[tag_with_names], log_prints=False)
@@ -19,7 +19,7 @@ def ingest_flow(config: IngestConfig, store: str | None = None) -> IngestReport:
     """
     if is_orchestrated():
         say(f"dataset {config.name}: listing its source")
-    report = stage(ingest_source, heals=True)(config, store_uri(store), tell("ingest"))
+    report = stage(ingest_source, retryable=True)(config, store_uri(store), progress_logger("ingest"))
     dataset = report.dataset
     name = f"{dataset.name}@{dataset.version}"
     rows = [{"split": split, **size.model_dump()} for split, size in dataset.splits.items()]

@@ -76,29 +76,29 @@ RETRY_DELAYS_S = [10.0, 60.0]
 """For stages that read and write remote stores and go on where they stopped; the others repeat nothing."""
 
 
-def stage(function: Callable[P, R], *, heals: bool = False) -> Callable[P, R]:
+def stage(function: Callable[P, R], *, retryable: bool = False) -> Callable[P, R]:
     """A room's function as one step of a flow.
 
     Args:
         function: takes and returns refs and settings, never tensors or tables.
-        heals: a retry can help, because it resumes; retried after `RETRY_DELAYS_S`.
+        retryable: a retry can help, because it resumes; retried after `RETRY_DELAYS_S`.
     """
     if not is_orchestrated():
         return function
     name = function.__name__.replace("_", "-")
-    delays = RETRY_DELAYS_S if heals else []
+    delays = RETRY_DELAYS_S if retryable else []
     wrapped: Callable[P, R] = task(
         name=name,
         cache_policy=NO_CACHE,
         persist_result=False,
         retries=len(delays),
         retry_delay_seconds=delays,
-        retry_condition_fn=_may_heal,
+        retry_condition_fn=_is_retryable,
     )(function)
     return wrapped
 
 
-def _may_heal(_task: Any, _run: Any, state: Any) -> bool:
+def _is_retryable(_task: Any, _run: Any, state: Any) -> bool:
     """A user's mistake stays one however often it is tried."""
     return not isinstance(state.result(raise_on_failure=False), DmlError)
 
@@ -266,7 +266,7 @@ def announce(event: str, resource: str, payload: Mapping[str, Any]) -> None:
         emit_event(event, resource={"prefect.resource.id": resource}, payload=dict(payload))
 
 
-def tell(what: str, units: str = "fragments") -> Callable[[int, int], None]:
+def progress_logger(what: str, units: str = "fragments") -> Callable[[int, int], None]:
     """A progress callback (units done, units in all) whose lines the flow's watcher sees."""
     return Progress(what, units, say)
 

@@ -13,7 +13,7 @@ from dml.retrieval.refresh import refreshed_from, require_most_still_there
 from dml.settings import store_uri
 from flows.index import publish_index_of
 from flows.ingest import ingest_flow
-from flows.policy import Name, run, say, stage, tag_with_names, tell
+from flows.policy import Name, progress_logger, run, say, stage, tag_with_names
 
 
 @flow(name="reindex-flow", flow_run_name="reindex {name}", on_running=[tag_with_names])
@@ -55,13 +55,13 @@ def reindex_flow(
     version = stage(find_model)(root, model)
     package = version.package
     same_package = former is not None and former.embeddings.package.fingerprint == package.fingerprint
-    embeddings = stage(embed, heals=True)(
+    embeddings = stage(embed, retryable=True)(
         root,
         package,
         fresh,
         previous=former.embeddings if former is not None and same_package else None,
         num_workers=num_workers,
-        progress=tell("embed"),
+        progress=progress_logger("embed"),
     )
     say(f"{embeddings.rows} embeddings of {fresh.name}@{fresh.version} by package {package.version}")
     asked = config or (index_config_of(former) if former is not None else IndexConfig())

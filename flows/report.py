@@ -13,7 +13,7 @@ from dml.report.comparison import Candidate, write_comparison
 from dml.report.page import read_picture
 from dml.report.report import lay_first_pictures, write_report
 from dml.settings import store_uri
-from flows.policy import Name, say, show_picture, show_text, stage, tag_with_names, tell
+from flows.policy import Name, progress_logger, say, show_picture, show_text, stage, tag_with_names
 
 _DEFAULT = ReportConfig()
 _AT_A_GLANCE = 20_000
@@ -87,7 +87,9 @@ def show_report(report: ReportRef, key: str, folder: str | None = None) -> None:
 
 def _embedded(store: str, package: PackageRef, dataset: DatasetRef, config: ReportConfig) -> EmbeddingsRef:
     """Of the split that is looked at."""
-    return stage(embed, heals=True)(store, package, dataset, split=config.split, progress=tell("embed"))
+    return stage(embed, retryable=True)(
+        store, package, dataset, split=config.split, progress=progress_logger("embed")
+    )
 
 
 def _laid_beside(store: str, model: ModelRef, report: ReportRef, key: str) -> ReportRef:

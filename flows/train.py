@@ -12,7 +12,7 @@ from dml.names import check_name
 from dml.presets import PresetName, experiment
 from dml.refs import ModelRef
 from dml.registry.catalog import find_champion, page_of, register
-from dml.registry.champion import ChampionMoved, judge
+from dml.registry.champion import ChampionMoved, apply_gate
 from dml.registry.tracking import start_run
 from dml.reports import EvaluationReport, TrainingReport
 from dml.settings import store_uri
@@ -68,7 +68,7 @@ def train_flow(
         dataset=source,
     )
     with run.recording():
-        trained = stage(train, heals=True)(chosen, source, root, run)
+        trained = stage(train, retryable=True)(chosen, source, root, run)
         report = evaluate_package(root, trained.package, judge_on, chosen.evaluation)
         run.log_evaluation(report.trained)
         version = stage(register)(root, run, name, trained.package, report.metrics, report.baseline_metrics)
@@ -119,6 +119,6 @@ def _judge(store: str, config: ExperimentConfig, new: ModelRef, report: Evaluati
             f"it back from a copy and train the same again, or do without it: dml rollback model {new}."
         ) from error
     against = None if champion is None else champion.version
-    return stage(judge)(
+    return stage(apply_gate)(
         store, new, config.gate, metrics, comparison, report.baseline_metrics, against=against
     )

@@ -11,7 +11,7 @@ from dml.integrity import Checked, check_store, ref_of, remove_damaged, require_
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef
 from dml.retrieval.index import build_index, index_config_of
 from dml.settings import store_uri
-from flows.policy import Name, say, show_table, stage, tell
+from flows.policy import Name, progress_logger, say, show_table, stage
 
 
 @flow(name="verify-flow")
@@ -26,8 +26,8 @@ def verify_flow(
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
     """
     root = store_uri(store)
-    checked = stage(check_store)(root, name, tell("verify", "artefacts"))
-    states = heal_all(root, checked) if heal else {}
+    checked = stage(check_store)(root, name, progress_logger("verify", "artefacts"))
+    states = repair(root, checked) if heal else {}
     rows: list[dict[str, str | int]] = [
         {
             "kind": each.kind,
@@ -42,7 +42,7 @@ def verify_flow(
     return rows
 
 
-def heal_all(store: str, checked: Sequence[Checked]) -> dict[str, str]:
+def repair(store: str, checked: Sequence[Checked]) -> dict[str, str]:
     """URI to what became of each damaged artefact; those that others are made from come first."""
     order = ["dataset", "package", "embeddings", "index"]
     damaged = [each for each in checked if each.damaged]
@@ -75,7 +75,7 @@ def _heal(store: str, damaged: Checked) -> str:
 
 
 def _ingest_again(store: str, damaged: Checked) -> str:
-    made = stage(ingest_again)(ref_of(damaged, DatasetRef), store, tell("ingest"))
+    made = stage(ingest_again)(ref_of(damaged, DatasetRef), store, progress_logger("ingest"))
     if made.version == damaged.version:
         return "made again"
     return f"damaged, and cannot be made again: its source gives {made.name}@{made.version} now"

@@ -22,7 +22,7 @@ from dml.models.encoder import Encoder
 from dml.models.package import save_package
 from dml.retrieval.index import build_index, find_index, publish_index, rollback_index
 from dml.retrieval.search import open_index
-from flows.verify import heal_all
+from flows.verify import repair
 from tests.embedding.parts import make_dataset, make_package
 
 NO_GRACE = timedelta(0)
@@ -239,7 +239,7 @@ def flip_middle(uri):
 def test_a_damaged_index_on_s3_is_built_again_where_it_says_so(s3_store, tmp_path, file):
     ref = grow(s3_store, tmp_path / "images", make_package(s3_store), 30)
     flip_middle(storage.join(ref.uri, file))
-    states = heal_all(s3_store, [each for each in check_store(s3_store) if each.damaged])
+    states = repair(s3_store, [each for each in check_store(s3_store) if each.damaged])
     assert list(states.values()) == ["made again"]
     assert not any(each.damaged for each in check_store(s3_store))
 
@@ -253,7 +253,7 @@ def test_an_index_stays_where_the_table_it_is_to_be_built_of_is_damaged_for_good
         f"{package.uri}/weights.safetensors",
     ):
         flip_middle(storage.join(ref.uri, path) if "/" not in path else path)
-    states = heal_all(store, [each for each in check_store(store) if each.damaged])
+    states = repair(store, [each for each in check_store(store) if each.damaged])
     assert all("cannot be made again" in state for state in states.values())
     assert {each.kind for each in check_store(store) if each.damaged} == {"index", "embeddings", "package"}
 
@@ -310,7 +310,7 @@ def test_a_flipped_byte_anywhere_is_named_and_what_can_be_made_again_is(store, t
     path.write_bytes(content)
     damaged = [each for each in check_store(store) if each.damaged]
     assert [each.damaged for each in damaged] == [[path.name]]
-    states = heal_all(store, damaged)
+    states = repair(store, damaged)
     if victim.startswith("weights"):
         assert "cannot be made again" in states[package.uri]
     else:

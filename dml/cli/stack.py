@@ -17,7 +17,7 @@ def demo(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Run the whole road: ingest, train, evaluate, register, embed, index, search."""
+    """Run everything: ingest, train, evaluate, register, embed, index, search."""
     from dml.config import parse_ingest
     from dml.presets import experiment
     from flows.end_to_end import end_to_end_flow
@@ -41,7 +41,7 @@ def demo(
     print("\nnext:")
     print(f"  dml search IMAGE --index {report.index.name}")
     print(f"  dml train {report.dataset.name} --preset {preset} --set training.num_steps=2000")
-    print("  dml up    # the same road under Prefect and MLflow, with their pages")
+    print("  dml up    # the same under Prefect and MLflow, with their pages")
 
 
 @app.command()

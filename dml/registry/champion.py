@@ -36,7 +36,7 @@ class ChampionMoved(Exception):
     """The champion that a version was compared with is no longer the champion: compare again."""
 
 
-def judge(
+def apply_gate(
     store: str,
     model: ModelRef,
     gate: GateConfig,

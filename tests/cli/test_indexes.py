@@ -7,7 +7,7 @@ import pytest
 from dml.config import GateConfig, IndexConfig
 from dml.embedding.embed import embed
 from dml.registry.catalog import find_champion
-from dml.registry.champion import judge
+from dml.registry.champion import apply_gate
 from dml.retrieval.index import build_index, publish_index
 from tests.embedding.parts import ROWS, make_dataset, make_package
 from tests.registry.parts import new_version
@@ -53,7 +53,7 @@ def test_a_newer_champion_is_named_beside_an_index_of_a_former_one(dml, tmp_path
     for seed, recall in ((1, 0.5), (2, 0.6)):
         version = new_version(store, "shelves", seed, recall)
         former = find_champion(store, "shelves")
-        judge(store, version, GateConfig(), former and former.metrics)
+        apply_gate(store, version, GateConfig(), former and former.metrics)
         if former is None:
             table = embed(store, version.package, dataset)
             publish_index(store, build_index(store, "shelves", table, IndexConfig(), model=str(version)))

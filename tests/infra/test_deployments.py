@@ -74,7 +74,7 @@ def test_the_flow_has_the_parameters_that_its_deployment_gives(deployment: dict[
 
 
 def test_no_default_names_what_only_some_stores_have():
-    # The whole road makes its dataset, model and index itself.
+    # The end-to-end flow makes its dataset, model and index itself.
     with_defaults = [d["entrypoint"] for d in DEPLOYMENTS if "parameters" in d]
     assert with_defaults == ["flows/end_to_end.py:end_to_end_flow"]
 
@@ -93,8 +93,8 @@ def test_prefects_server_takes_the_parameters_by_their_schema(deployment: dict[s
 
 
 def test_the_whole_road_is_deployed_with_the_preset_of_the_demo():
-    (road,) = (d for d in DEPLOYMENTS if "end_to_end" in d["entrypoint"])
-    assert ExperimentConfig.model_validate(road["parameters"]["experiment"]) == experiment("glyphs")
+    (end_to_end,) = (d for d in DEPLOYMENTS if "end_to_end" in d["entrypoint"])
+    assert ExperimentConfig.model_validate(end_to_end["parameters"]["experiment"]) == experiment("glyphs")
 
 
 def test_the_page_offers_the_presets_as_a_list():

@@ -29,16 +29,16 @@ def store(tmp_path_factory):
 def test_the_champion_moves_only_to_a_better_version(store):
     gate = GateConfig(min_gain=0.01)
     first = new_version(store, "gated", 1, 0.50)
-    assert champion.judge(store, first, gate, None).promoted
+    assert champion.apply_gate(store, first, gate, None).promoted
 
     worse = new_version(store, "gated", 2, 0.505)
-    judged = champion.judge(store, worse, gate, {"recall_at_1": 0.50})
+    judged = champion.apply_gate(store, worse, gate, {"recall_at_1": 0.50})
     assert judged.alias == "challenger"
     assert "0.5050 against the champion's 0.5000" in judged.reason
     assert catalog.find_champion(store, "gated").version == first.version
 
     better = new_version(store, "gated", 3, 0.52)
-    assert champion.judge(store, better, gate, {"recall_at_1": 0.50}).promoted
+    assert champion.apply_gate(store, better, gate, {"recall_at_1": 0.50}).promoted
     found = catalog.find_model(store, "gated")
     assert (found.version, found.package) == (better.version, better.package)
     assert catalog.find_model(store, f"gated/{first.version}").package == first.package
@@ -52,19 +52,19 @@ def test_the_champion_moves_only_to_a_better_version(store):
 def test_a_gain_within_noise_does_not_move_the_champion(store):
     gate = GateConfig(confidence=0.95)
     first = new_version(store, "sure", 1, 0.50)
-    assert champion.judge(store, first, gate, None).promoted
+    assert champion.apply_gate(store, first, gate, None).promoted
 
     better = new_version(store, "sure", 2, 0.52)
     with pytest.raises(ValueError, match="comparison"):
-        champion.judge(store, better, gate, {"recall_at_1": 0.50})
+        champion.apply_gate(store, better, gate, {"recall_at_1": 0.50})
     compared = {"metric": "recall_at_1", "gain": 0.02, "num_queries": 60, "num_classes": 5}
     luck = Comparison(low=-0.03, high=0.07, p_value=0.2, **compared)
-    judged = champion.judge(store, better, gate, {"recall_at_1": 0.50}, luck)
+    judged = champion.apply_gate(store, better, gate, {"recall_at_1": 0.50}, luck)
     assert judged.alias == "challenger"
     assert "[-0.0300, +0.0700] on 60 queries of 5 classes, p 0.2000 (must be at most 0.05)" in judged.reason
 
     sure = Comparison(low=0.01, high=0.03, p_value=0.04, **compared)
-    assert champion.judge(store, better, gate, {"recall_at_1": 0.50}, sure).promoted
+    assert champion.apply_gate(store, better, gate, {"recall_at_1": 0.50}, sure).promoted
 
 
 def test_registering_the_same_package_again_adds_no_version(store):
@@ -81,7 +81,7 @@ def test_a_model_that_is_not_there_is_named_with_those_that_are(store):
 def test_a_gate_on_a_metric_nobody_measured_is_refused(store):
     version = new_version(store, "unmeasured", 1, 0.5)
     with pytest.raises(InvalidSetting, match="recall_at_1"):
-        champion.judge(store, version, GateConfig(metric="recal"), None)
+        champion.apply_gate(store, version, GateConfig(metric="recal"), None)
 
 
 def test_a_killed_run_is_continued_and_a_failed_one_is_marked(store):
@@ -125,7 +125,7 @@ def test_an_evaluation_is_logged_under_names_that_mlflow_takes_and_tells_apart(s
 
 def test_mlflow_loads_the_champion_in_a_process_that_knows_no_flows(store, tmp_path):
     version = new_version(store, "loadable", 5, 0.5)
-    champion.judge(store, version, GateConfig(), None)
+    champion.apply_gate(store, version, GateConfig(), None)
     out = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30), dtype=np.uint8)).save(out, "PNG")
     (tmp_path / "query.png").write_bytes(out.getvalue())
@@ -192,7 +192,7 @@ def foreign_champion(tmp_path):
     """A store whose model's alias `champion` somebody gave to version 2, which is not ours."""
     store = str(tmp_path / "store")
     first = new_version(store, "shop", 1, 0.5)
-    champion.judge(store, first, GateConfig(), None)
+    champion.apply_gate(store, first, GateConfig(), None)
     client = connect(tracking_uri(store))
     run = client.get_model_version("shop", "1").run_id
     client.create_model_version("shop", "s3://elsewhere/model", run)
@@ -202,7 +202,7 @@ def foreign_champion(tmp_path):
 
 def test_the_gate_leaves_an_alias_where_somebody_gave_it_to_what_is_not_ours(foreign_champion):
     store = foreign_champion
-    judged = champion.judge(store, new_version(store, "shop", 3, 0.9), GateConfig(), None)
+    judged = champion.apply_gate(store, new_version(store, "shop", 3, 0.9), GateConfig(), None)
     assert judged.alias == "challenger"
     assert "champion is on version 2, which dml did not make" in judged.reason
     assert "dml rollback model shop/3" in judged.reason
@@ -223,7 +223,7 @@ def test_a_version_that_a_kill_kept_from_the_gate_says_what_finishes_it(tmp_path
         MissingArtifact, match=r"shop/1 \(not judged\).*finish the training.*the same training again"
     ):
         catalog.find_model(store, "shop")
-    champion.judge(store, version, GateConfig(), None)
+    champion.apply_gate(store, version, GateConfig(), None)
     assert catalog.find_model(store, "shop").reason == "first champion: recall_at_1 0.5000"
 
 
@@ -231,17 +231,17 @@ def test_a_version_that_a_kill_kept_from_the_gate_says_what_finishes_it(tmp_path
 def test_a_champion_made_meanwhile_is_not_overtaken_without_a_comparison(tmp_path, metrics):
     store = str(tmp_path)
     other, new = new_version(store, "shop", 1, 0.9), new_version(store, "shop", 2, 0.5)
-    champion.judge(store, other, GateConfig(), None)
+    champion.apply_gate(store, other, GateConfig(), None)
     with pytest.raises(champion.ChampionMoved, match="shop/1 became champion while shop/2 was evaluated"):
-        champion.judge(store, new, GateConfig(), metrics, against=7)
+        champion.apply_gate(store, new, GateConfig(), metrics, against=7)
     assert catalog.find_champion(store, "shop").version == 1
 
 
 def test_the_same_training_given_twice_at_once_is_one_champion_and_no_challenger(tmp_path):
     store = str(tmp_path)
     ours = new_version(store, "shop", 1, 0.5)
-    first = champion.judge(store, ours, GateConfig(), None)
-    second = champion.judge(store, ours, GateConfig(), {"recall_at_1": 0.5}, against=1)
+    first = champion.apply_gate(store, ours, GateConfig(), None)
+    second = champion.apply_gate(store, ours, GateConfig(), {"recall_at_1": 0.5}, against=1)
     assert (second.alias, second.reason) == (first.alias, first.reason) == ("champion", first.reason)
     assert catalog.version_of_alias(connect(tracking_uri(store)), "shop", "challenger") is None
 
@@ -280,7 +280,7 @@ BASELINES = {"raw pixels": {"recall_at_1": 0.975}, "before training": {"recall_a
 
 def test_a_first_champion_below_raw_pixels_says_so(store):
     first = new_version(store, "poor", 1, 0.94)
-    judged = champion.judge(store, first, GateConfig(), None, baselines=BASELINES)
+    judged = champion.apply_gate(store, first, GateConfig(), None, baselines=BASELINES)
     assert judged.promoted
     assert "worse than comparing pixels: recall_at_1 0.940 against 0.975" in judged.reason
     assert catalog.find_model(store, "poor").reason == judged.reason
@@ -291,7 +291,7 @@ def test_a_first_champion_below_raw_pixels_says_so(store):
 )
 def test_the_gate_refuses_what_does_not_reach_at_least(store, at_least, passes):
     name = f"floor-{at_least}".replace("_", "-")
-    judged = champion.judge(
+    judged = champion.apply_gate(
         store, new_version(store, name, 1, 0.94), GateConfig(at_least=at_least), None, baselines=BASELINES
     )
     assert judged.promoted == passes
@@ -303,8 +303,8 @@ def test_the_gate_refuses_what_does_not_reach_at_least(store, at_least, passes):
 def test_a_floor_that_was_not_evaluated_and_a_metric_that_is_no_number_pass_nothing(store):
     version = new_version(store, "no-number", 1, float("nan"))
     with pytest.raises(InvalidSetting, match="at_least"):
-        champion.judge(store, version, GateConfig(at_least="raw_pixels"), None)
-    judged = champion.judge(store, version, GateConfig(), None)
+        champion.apply_gate(store, version, GateConfig(at_least="raw_pixels"), None)
+    judged = champion.apply_gate(store, version, GateConfig(), None)
     assert not judged.promoted
     assert "must be a number" in judged.reason
 

@@ -10,7 +10,7 @@ import pytest
 from dml.config import GateConfig
 from dml.errors import CorruptArtifact
 from dml.registry import catalog
-from dml.registry.champion import judge
+from dml.registry.champion import apply_gate
 from dml.registry.connection import connect
 from dml.registry.database import first_contact, sqlite_file
 from dml.settings import local_folder, sqlite_uri, tracking_uri
@@ -62,7 +62,7 @@ def test_one_package_that_several_register_at_once_is_one_version(crowd):
 def original(tmp_path_factory):
     """A store with a champion."""
     store = str(tmp_path_factory.mktemp("original") / "store")
-    judge(store, new_version(store, "shop", 1, 0.5), GateConfig(), None)
+    apply_gate(store, new_version(store, "shop", 1, 0.5), GateConfig(), None)
     return store
 
 
@@ -117,7 +117,7 @@ def test_a_store_moved_below_where_it_was_and_back_is_right_each_time(original, 
 @pytest.mark.parametrize("name", ["100% wool #2", "%41?ö' \"%20"])
 def test_whatever_a_stores_path_holds_everything_is_in_it(tmp_path, name):
     store = str(tmp_path / "here" / name)
-    judge(store, new_version(store, "shop", 1, 0.5), GateConfig(), None)
+    apply_gate(store, new_version(store, "shop", 1, 0.5), GateConfig(), None)
     assert catalog.find_champion(store, "shop").package.uri.startswith(store)
     assert [entry.name for entry in (tmp_path / "here").iterdir()] == [name]
     assert sqlite_file(tracking_uri(store)) == local_folder(store) / "mlflow.db"

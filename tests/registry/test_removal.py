@@ -5,7 +5,7 @@ import pytest
 from dml.config import GateConfig
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.registry import catalog
-from dml.registry.champion import judge, rollback_champion
+from dml.registry.champion import apply_gate, rollback_champion
 from dml.registry.connection import connect
 from dml.registry.registered import registered_elsewhere
 from dml.registry.removal import remove_model
@@ -22,13 +22,13 @@ def test_a_rollback_goes_back_through_the_champions_and_says_so(store):
     for seed, recall in ((1, 0.5), (2, 0.4), (3, 0.6), (4, 0.7)):
         version = new_version(store, "shop", seed, recall)
         champion = catalog.find_champion(store, "shop")
-        judge(store, version, GateConfig(), champion and champion.metrics)
+        apply_gate(store, version, GateConfig(), champion and champion.metrics)
     assert catalog.find_champion(store, "shop").version == 4
     assert str(rollback_champion(store, "shop")) == "shop/3"
     assert str(rollback_champion(store, "shop")) == "shop/1", "shop/2 never was champion"
     assert catalog.find_champion(store, "shop").version == 1
     assert "taken back for shop/3" in catalog.find_model(store, "shop/4").reason
-    judge(store, catalog.find_model(store, "shop/4"), GateConfig(), {"recall_at_1": 0.5})
+    apply_gate(store, catalog.find_model(store, "shop/4"), GateConfig(), {"recall_at_1": 0.5})
     assert catalog.find_champion(store, "shop").version == 1, "training it again does not undo a rollback"
     with pytest.raises(MissingArtifact, match="must have had a champion before"):
         rollback_champion(store, "shop")

@@ -1,4 +1,4 @@
-"""The same road with the store on S3: a real server process, nothing kept locally but caches."""
+"""Images to answers with the store on S3: a real server process, nothing kept locally but caches."""
 
 import io
 import subprocess

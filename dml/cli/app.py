@@ -7,7 +7,7 @@ import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 import dml
-from dml.errors import InvalidSetting, MissingArtifact
+from dml.errors import CorruptArtifact, DmlError, InvalidSetting, MissingArtifact
 
 output: ContextVar[TextIO | None] = ContextVar("output", default=None)
 """Where the one JSON object goes."""
@@ -90,6 +90,20 @@ def store_to_list(explicit: str | None) -> str:
 def print_json(content: Mapping[str, Any]) -> None:
     """Print one JSON object; NaN and infinity, which JSON cannot hold, become null."""
     print(json.dumps(_finite(content), allow_nan=False), file=output.get())
+
+
+def print_json_with_error(content: Mapping[str, Any], error: DmlError) -> NoReturn:
+    """End a verb that has an answer although something is wrong: one JSON object holds both."""
+    print_json({**content, "error": str(error)})
+    typer.echo(f"error: {visible(str(error))}", err=True)
+    raise typer.Exit(error.exit_status)
+
+
+def what_is_damaged(found: Sequence[CorruptArtifact]) -> CorruptArtifact | None:
+    """One error for all that could not be listed; None: nothing was damaged."""
+    if len(found) <= 1:
+        return next(iter(found), None)
+    return CorruptArtifact(f"{found[0]} {len(found) - 1} more are damaged; `dml verify` names them all.")
 
 
 def _finite(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import errno
 import io
 import logging
+import re
 import sys
 import threading
 import time
@@ -42,6 +43,8 @@ _OF_THE_MACHINE = {
     errno.EBUSY,
 }
 """What a disk, a folder or a limit of the system refuses with; other system errors are our mistakes."""
+_UNDECODED = re.compile("[\udc80-\udcff]")
+"""What Python makes of an argument's or path's bytes that are not UTF-8."""
 
 
 def run() -> int:
@@ -102,6 +105,15 @@ def _run(as_json: bool, words: Sequence[str] | None = None) -> int:
         if what_to_install(error) is None or was_interrupted():
             return _unexpected(error, as_json)
         raise
+    except UnicodeEncodeError as error:
+        if not _UNDECODED.search(str(error.object)):
+            return _unexpected(error, as_json)
+        return _refused(
+            f"Names, ids, conditions and a store's path must be UTF-8; got {str(error.object)[:200]!r}, "
+            "which holds other bytes. Write it in UTF-8, or rename it.",
+            as_json,
+            _USERS_MISTAKE,
+        )
     except Exception as error:
         return _unexpected(error, as_json)
     if status == INTERRUPTED:

@@ -13,12 +13,14 @@ from dml.cli.app import (
     Workers,
     app,
     print_json,
+    print_json_with_error,
     print_table,
     store_to_list,
     store_uri,
     visible,
+    what_is_damaged,
 )
-from dml.errors import InvalidSetting, without_password
+from dml.errors import CorruptArtifact, InvalidSetting, without_password
 
 # As config.SourceLayout, which would import the whole configuration only to print a help text.
 Layout = Literal[
@@ -105,16 +107,16 @@ def datasets(store: Store = None, as_json: Json = False) -> None:
     """List the store's dataset versions; `*` marks the one that a name alone stands for."""
     from dml.data.dataset import list_versions
 
-    versions = list_versions(store_to_list(store))
+    damaged: list[CorruptArtifact] = []
+    versions = list_versions(store_to_list(store), damaged)
+    error = what_is_damaged(damaged)
     if as_json:
-        print_json(
-            {
-                "datasets": [
-                    {**v.ref.model_dump(mode="json"), "created": v.created, "current": v.is_current}
-                    for v in versions
-                ]
-            }
-        )
+        listed = [
+            {**v.ref.model_dump(mode="json"), "created": v.created, "current": v.is_current} for v in versions
+        ]
+        if error is not None:
+            print_json_with_error({"datasets": listed}, error)
+        print_json({"datasets": listed})
         return
     rows = [
         {
@@ -133,6 +135,8 @@ def datasets(store: Store = None, as_json: Json = False) -> None:
         for v in versions
     ]
     print_table("datasets", rows)
+    if error is not None:
+        raise error
 
 
 def name_of(source: str) -> str:

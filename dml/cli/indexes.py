@@ -1,13 +1,23 @@
 """`dml embed`, `dml index`, `dml search` and `dml indexes`."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Store, Workers, app, print_json, print_table, store_to_list, store_uri
-from dml.errors import DmlError, InvalidSetting, MissingArtifact
+from dml.cli.app import (
+    Json,
+    Store,
+    Workers,
+    app,
+    print_json,
+    print_json_with_error,
+    print_table,
+    store_to_list,
+    store_uri,
+    what_is_damaged,
+)
+from dml.errors import CorruptArtifact, DmlError, InvalidSetting, MissingArtifact
 
 if TYPE_CHECKING:
     from dml.refs import IndexRef
@@ -90,6 +100,8 @@ def search(
         raise MissingArtifact(
             f"The query must be a readable image file; {image}: {refusal.reason}, {refusal.detail}."
         ) from refusal
+    if picture is not None:
+        _require_writable(picture, image)
     from dml.serving.searcher import Searcher  # takes seconds to import, and not for a file that is not there
 
     (found,) = Searcher.open(store_uri(store), name).search([content], k=k, where=where or [])
@@ -101,6 +113,23 @@ def search(
     print_table(f"{found.index.name}@{found.index.version}: {found.plan}", found.rows())
     if picture is not None:
         print(f"picture: {picture}")
+
+
+def _require_writable(picture: Path, query: Path) -> None:
+    """Raise InvalidSetting for what must not be written over, before the search takes its seconds."""
+    wrong = ""
+    if picture.is_dir():
+        wrong = "it is a folder"
+    elif picture.exists() and picture.samefile(query):
+        wrong = "it is the query, which would be lost"
+    elif picture.exists() and not picture.is_file():
+        wrong = "it is no regular file"
+    elif picture.suffix.lower() != ".png":
+        wrong = "its name does not end in .png"
+    elif not picture.parent.is_dir():
+        wrong = f"there is no folder {picture.parent}"
+    if wrong:
+        raise InvalidSetting(f"--picture must be a PNG file to write; got {picture}: {wrong}. Name another.")
 
 
 def _write_picture(target: Path, found: "Found", query: bytes) -> None:
@@ -121,7 +150,9 @@ def indexes(store: Store = None, as_json: Json = False) -> None:
     from dml.retrieval.refresh import read_refreshes
 
     root = store_to_list(store)
-    versions = list_versions(root)
+    damaged_versions: list[CorruptArtifact] = []
+    versions = list_versions(root, damaged_versions)
+    error = what_is_damaged(damaged_versions)
     refresh, damaged = read_refreshes(root)
     for name, why in damaged.items():
         typer.echo(f"index {name} is not refreshed: {why}", err=True)
@@ -138,6 +169,8 @@ def indexes(store: Store = None, as_json: Json = False) -> None:
             }
             for v, found in zip(versions, newer, strict=True)
         ]
+        if error is not None:
+            print_json_with_error({"indexes": listed}, error)
         print_json({"indexes": listed})
         return
     rows = [
@@ -156,6 +189,8 @@ def indexes(store: Store = None, as_json: Json = False) -> None:
         for v, found in zip(versions, newer, strict=True)
     ]
     print_table("indexes", rows)
+    if error is not None:
+        raise error
 
 
 def _newer(store: str, ref: "IndexRef") -> list[str]:
@@ -164,10 +199,14 @@ def _newer(store: str, ref: "IndexRef") -> list[str]:
 
     found = []
     held = ref.embeddings
-    with suppress(MissingArtifact):  # a dataset may be removed after it was indexed
+    try:
         dataset = find_dataset(store, held.dataset.name)
         if dataset.fingerprint != held.dataset.fingerprint:
             found.append(f"{dataset.name}@{dataset.version}")
+    except MissingArtifact:
+        pass  # a dataset may be removed after it was indexed
+    except DmlError:
+        found.append("dataset unknown")
     if ref.model:
         from dml.registry.catalog import find_champion
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dml.cli.app import Json, Store, app, print_json, print_table, store_uri
+from dml.cli.app import Json, Store, app, print_json, print_json_with_error, print_table, store_uri
 from dml.errors import CorruptArtifact
 from dml.progress import Ticker
 
@@ -44,6 +44,12 @@ def verify(
     from flows.verify import verify_flow
 
     rows = run(verify_flow, name, heal, store_uri(store))
+    is_damaged = any(str(row["state"]).startswith("damaged") for row in rows)
+    error = CorruptArtifact(
+        "Some artefacts are damaged, see above. `dml verify --heal` makes again what can be."
+    )
+    if as_json and is_damaged:
+        print_json_with_error({"artefacts": rows}, error)
     if as_json:
         print_json({"artefacts": rows})
     else:
@@ -51,10 +57,8 @@ def verify(
             if row["state"] != "ok":
                 print(f"{row['kind']} {row['artefact']}: {row['damaged']}: {row['state']}")
         print(f"{len(rows)} artefacts, {sum(row['state'] == 'ok' for row in rows)} as they were published")
-    if any(str(row["state"]).startswith("damaged") for row in rows):
-        raise CorruptArtifact(
-            "Some artefacts are damaged, see above. `dml verify --heal` makes again what can be."
-        )
+    if is_damaged:
+        raise error
 
 
 @app.command()

@@ -5,7 +5,7 @@ A row's position is its number in the dataset, counted through the fragments in 
 
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from pyarrow import compute, parquet
 
 from dml import storage
 from dml.data.schema import IMAGE, SCHEMA_VERSION, TEST, TRAIN
-from dml.errors import IncompatibleArtifact, InvalidSetting
+from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting
 from dml.names import split_version
 from dml.refs import DatasetRef
 
@@ -54,17 +54,12 @@ class DatasetVersion:
     is_current: bool
 
 
-def list_versions(store: str) -> list[DatasetVersion]:
-    """Every published version, by name, the oldest first."""
-    parent = storage.join(store, "datasets")
-    versions = []
-    for name in storage.list_folders(parent):
-        folder = storage.join(parent, name)
-        current = storage.current(folder)
-        for version in storage.list_versions(folder):
-            uri = storage.join(folder, version)
-            created = str(storage.read_manifest(uri).get("created", ""))
-            versions.append(DatasetVersion(_read_ref(uri), created, version == current))
+def list_versions(store: str, damaged: list[CorruptArtifact] | None = None) -> list[DatasetVersion]:
+    """Every published version, by name, the oldest first; `damaged` is for `storage.read_versions`."""
+    versions = [
+        DatasetVersion(_ref_of(v.uri, v.manifest), str(v.manifest.get("created", "")), v.is_current)
+        for v in storage.read_versions(storage.join(store, "datasets"), damaged)
+    ]
     return sorted(versions, key=lambda v: (v.ref.name, v.created, v.ref.version))
 
 
@@ -74,7 +69,11 @@ def list_datasets(store: str) -> list[DatasetRef]:
 
 
 def _read_ref(uri: str) -> DatasetRef:
-    ref = DatasetRef(uri=uri, **storage.read_manifest(uri)["ref"])
+    return _ref_of(uri, storage.read_manifest(uri))
+
+
+def _ref_of(uri: str, manifest: Mapping[str, Any]) -> DatasetRef:
+    ref = DatasetRef(uri=uri, **manifest["ref"])
     if ref.schema_version > SCHEMA_VERSION:
         raise IncompatibleArtifact(
             f"A dataset's schema version must be at most {SCHEMA_VERSION} for this program; {uri} has "

@@ -19,7 +19,7 @@ from dml.config import IndexConfig
 from dml.data.dataset import read_rows
 from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.embedding.table import read_embeddings
-from dml.errors import IncompatibleArtifact, InvalidSetting
+from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting
 from dml.names import split_version
 from dml.progress import Ticker, begin, count
 from dml.refs import EmbeddingsRef, IndexRef
@@ -267,18 +267,22 @@ class IndexVersion:
     """Whether the index's name alone stands for it."""
 
 
-def list_versions(store: str) -> list[IndexVersion]:
-    """Every version of every index, by name, then the oldest first."""
-    root = storage.join(store, "indexes")
-    versions = []
-    for name in storage.list_folders(root):
-        folder = storage.join(root, name)
-        current = storage.current(folder)
-        for version in storage.list_versions(folder):
-            uri = storage.join(folder, version)
-            created = str(storage.read_manifest(uri).get("created", ""))
-            versions.append(IndexVersion(_read_ref(uri), created, version == current))
+def list_versions(store: str, damaged: list[CorruptArtifact] | None = None) -> list[IndexVersion]:
+    """Every version of every index, by name, the oldest first; `damaged` is for `storage.read_versions`."""
+    versions = [
+        IndexVersion(
+            IndexRef(uri=v.uri, **v.manifest["ref"]), str(v.manifest.get("created", "")), v.is_current
+        )
+        for v in storage.read_versions(storage.join(store, "indexes"), damaged)
+    ]
     return sorted(versions, key=lambda v: (v.ref.name, v.created, v.ref.version))
+
+
+def published_names(store: str) -> list[str]:
+    """The names of the indexes that have a version in use, or a damaged note of which it is; sorted."""
+    root = storage.join(store, "indexes")
+    names = storage.list_folders(root)
+    return sorted(name for name in names if storage.exists(storage.join(root, name, storage.POINTER)))
 
 
 def list_indexes(store: str) -> list[IndexRef]:

@@ -5,12 +5,13 @@ Opening costs seconds (libraries, the package's weights, the index); a query in 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike, fspath
 from typing import Any, Self
 
 from dml.errors import MissingArtifact
 from dml.models.package import Package, load_package
 from dml.refs import IndexRef
-from dml.retrieval.index import find_index, list_indexes
+from dml.retrieval.index import find_index, published_names
 from dml.retrieval.search import Answer, Index, open_index
 
 
@@ -64,17 +65,18 @@ class Searcher:
         self._store, self._name, self._opened = store, name, opened
 
     @classmethod
-    def open(cls, store: str, index: str | None = None) -> Self:
+    def open(cls, store: str | PathLike[str], index: str | None = None) -> Self:
         """Open an index of a store.
 
         Args:
-            store: the store's URI.
+            store: the store's folder or s3:// URI.
             index: NAME (the version in use) or NAME@VERSION; None: the store's only index.
 
         Raises:
             MissingArtifact: no such index, or several and none was named.
             CorruptArtifact: the package's files are not those that were published.
         """
+        store = fspath(store)
         ref = find_index(store, _only_index(store) if index is None else index)
         package = load_package(ref.embeddings.package.uri)
         return cls(store, index or ref.name, _Opened(open_index(ref), package))
@@ -125,7 +127,7 @@ class Searcher:
 
 
 def _only_index(store: str) -> str:
-    names = [ref.name for ref in list_indexes(store)]
+    names = published_names(store)
     if not names:
         raise MissingArtifact(
             f"A search needs an index; the store {store} has none. Make one: "

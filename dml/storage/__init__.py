@@ -58,6 +58,7 @@ from dml.storage.lock import exclusive
 from dml.storage.pointer import (
     POINTER,
     Pointer,
+    Version,
     current,
     find_version,
     former_versions,
@@ -65,6 +66,7 @@ from dml.storage.pointer import (
     missing_version,
     point,
     read_checked,
+    read_versions,
     remembered,
     update_checked,
 )
@@ -79,6 +81,7 @@ __all__ = [
     "Entry",
     "Overtaken",
     "Pointer",
+    "Version",
     "abort_uploads",
     "absolute_references",
     "at_work",
@@ -122,6 +125,7 @@ __all__ = [
     "read_checked",
     "read_json",
     "read_manifest",
+    "read_versions",
     "reading",
     "relative_references",
     "remembered",

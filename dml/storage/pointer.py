@@ -9,11 +9,11 @@ still what was read.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from dml.errors import CorruptArtifact, MissingArtifact, did_you_mean
 from dml.names import is_version
-from dml.storage.artifacts import is_complete, list_versions
+from dml.storage.artifacts import is_complete, list_versions, read_manifest
 from dml.storage.conditional import Held, Overtaken, read_held, replace_held
 from dml.storage.digest import with_own_digest, without_own_digest
 from dml.storage.files import (
@@ -211,6 +211,45 @@ def _until_first(write: Callable[[], None]) -> None:
 def current(parent_uri: str) -> str | None:
     """The current version's name, or None before the first; raises CorruptArtifact for a damaged pointer."""
     return next(iter(_history(parent_uri)), None)
+
+
+class Version(NamedTuple):
+    """A complete version, and what its pointer says of it."""
+
+    uri: str
+    manifest: dict[str, Any]
+    is_current: bool
+
+
+def read_versions(root: str, damaged: list[CorruptArtifact] | None = None) -> list[Version]:
+    """Every version of every name below a folder.
+
+    Args:
+        root: "STORE/datasets" or "STORE/indexes".
+        damaged: takes what is wrong with each pointer and manifest that cannot be read, and the others are
+            read all the same; of a name whose pointer is damaged no version is current. None: it is raised.
+
+    Raises:
+        CorruptArtifact: a pointer or manifest cannot be read, and `damaged` is None.
+    """
+    found = []
+    problems: list[CorruptArtifact] = [] if damaged is None else damaged
+    for name in list_folders(root):
+        folder = join(root, name)
+        in_use = None
+        try:
+            in_use = current(folder)
+        except CorruptArtifact as error:
+            problems.append(error)
+        for version in list_versions(folder):
+            uri = join(folder, version)
+            try:
+                found.append(Version(uri, read_manifest(uri), version == in_use))
+            except CorruptArtifact as error:
+                problems.append(error)
+        if damaged is None and problems:
+            raise problems[0]
+    return found
 
 
 def former_versions(parent_uri: str) -> list[str]:

@@ -1,5 +1,8 @@
 """`dml search`: what it prints, what it writes, and what it refuses."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from tests.data.pictures import huge_png
@@ -48,6 +51,26 @@ def test_a_condition_that_nothing_can_satisfy_is_refused(dml, store, query, cond
     done = dml("search", query, "--store", store, "--where", condition, "--json")
     assert done.status == 2
     assert says in done.json["error"]
+
+
+def test_a_picture_does_not_replace_what_is_no_picture_of_answers(dml, store, query, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "link.png").symlink_to(query)
+    os.mkfifo(tmp_path / "pipe.png")
+    held = Path(query).read_bytes()
+    for name in ("notes.txt", "query.png", "link.png", "folder.png", "pipe.png", "missing/x.png"):
+        done = dml("search", query, "--store", store, "--picture", str(tmp_path / name))
+        assert (done.status, done.err.count("\n")) == (2, 1)
+        assert f"--picture must be a PNG file to write; got {tmp_path / name}" in done.err
+    assert (Path(query).read_bytes(), (tmp_path / "notes.txt").read_text()) == (held, "mine")
+
+
+def test_arguments_that_are_not_utf8_are_one_line(dml, store, query):
+    for words in (["search", query, "--where", "brand=\udcff"], ["forget", "labels", "\udcff"]):
+        done = dml(*words, "--store", store)
+        assert (done.status, "Traceback" in done.err) == (2, False)
+        assert r"\udcff" in done.err
 
 
 def test_no_index_says_how_to_make_one(dml, tmp_path, query):

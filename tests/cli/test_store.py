@@ -111,6 +111,9 @@ def test_verify_names_the_damaged_file_and_heal_makes_it_again(dml, small):
     done = dml("verify", "shelves", "--store", small)
     assert done.status == 2
     assert "index.faiss: damaged" in done.out
+    done = dml("verify", "shelves", "--store", small, "--json")
+    assert (done.status, "damaged" in [each["state"] for each in done.json["artefacts"]]) == (2, True)
+    assert "--heal" in done.json["error"]
     healed = dml("verify", "--heal", "--store", small)
     assert healed.status == 0
     assert "index.faiss: made again" in healed.out

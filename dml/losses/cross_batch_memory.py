@@ -62,6 +62,11 @@ class CrossBatchMemory(nn.Module):
         weight: PositiveFloat = 1.0,
     ) -> None:
         super().__init__()
+        if isinstance(loss, type) or not callable(loss):
+            raise ValueError(
+                f"A memory must be around a loss, as SupCon(); got {loss!r}. Make the loss first: it is the "
+                "object that is called."
+            )
         if isinstance(loss, CrossBatchMemory):
             raise ValueError(
                 "A memory must be around a loss; got another CrossBatchMemory. Make one memory with a larger "

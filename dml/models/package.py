@@ -70,7 +70,9 @@ class Package:
 
         Raises:
             UnreadableImage: bytes that are no image, or of more pixels.
+            ValueError: no sequence of bytes, such as one image alone, paths or arrays.
         """
+        _require_encoded(images)
         if num_threads is None:
             num_threads = min(os.cpu_count() or 1, _THREADS_AT_MOST) if self.device.type == "cuda" else 0
         batches = _batches(images, batch_size)
@@ -101,6 +103,21 @@ class Package:
         with torch.inference_mode(), on_gpu, autocast(self.precision, self.device):
             embeddings: Tensor = self.encoder(on_device.to(memory_format=torch.channels_last))
         return embeddings
+
+
+def _require_encoded(images: Sequence[bytes]) -> None:
+    kinds = bytes | bytearray | memoryview
+    if isinstance(images, str | kinds) or not isinstance(images, Sequence):
+        raise ValueError(
+            f"images must be a list of image files' bytes; got {type(images).__name__}. Pass a list, "
+            "also for a single one: [image]."
+        )
+    for number, image in enumerate(images):
+        if not isinstance(image, kinds):
+            raise ValueError(
+                f"images must be image files' bytes; got {type(image).__name__} as number {number}. Pass "
+                "pathlib.Path(FILE).read_bytes()."
+            )
 
 
 def _batches(images: Sequence[bytes], batch_size: int) -> Iterator[Sequence[bytes]]:

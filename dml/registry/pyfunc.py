@@ -82,6 +82,8 @@ def _png(value: "Image.Image | NDArray[Any]") -> bytes:
     if isinstance(value, np.ndarray):
         if value.dtype != np.uint8:
             raise TypeError(f"Other numbers than 0 to 255 may mean several brightnesses; got {value.dtype}.")
+        if value.ndim != 2 and (value.ndim != 3 or value.shape[2] != 3):
+            raise ValueError(f"Pillow would take a row or two channels for a picture; got {value.shape}.")
         value = Image.fromarray(value)
     out = io.BytesIO()
     value.save(out, "PNG", compress_level=1)

@@ -56,6 +56,8 @@ def matching_rows(items: pa.Table, where: Sequence[str]) -> NDArray[np.bool_]:
         InvalidSetting: a condition that does not parse, an unknown column, a value of another type, or one
             that no item has.
     """
+    if isinstance(where, str):
+        raise InvalidSetting(f"where must be a list of conditions; got the text {where!r}. Pass [{where!r}].")
     mask = np.ones(len(items), dtype=np.bool_)
     for condition in where:
         mask &= _satisfied(items, condition)
@@ -63,7 +65,7 @@ def matching_rows(items: pa.Table, where: Sequence[str]) -> NDArray[np.bool_]:
 
 
 def _satisfied(items: pa.Table, condition: str) -> NDArray[np.bool_]:
-    parsed = _CONDITION.match(condition)
+    parsed = _CONDITION.match(condition) if isinstance(condition, str) else None
     if parsed is None:
         raise InvalidSetting(f"A condition must read COLUMN=VALUE (or !=, <, <=, >, >=); got {condition!r}.")
     name, sign, text = parsed["column"], parsed["operator"], parsed["value"]

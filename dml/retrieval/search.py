@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import faiss
@@ -179,6 +180,7 @@ class Index:
             ValueError: not one excluded id per query.
         """
         self._refuse(vectors, k, package)
+        k = int(k)  # Faiss takes no integer of NumPy's
         if exclude_ids is not None and len(exclude_ids) != len(vectors):
             raise ValueError(f"exclude_ids must name one item per query; got {len(exclude_ids)}.")
         matching = np.flatnonzero(matching_rows(self.items, where)) if where else None
@@ -204,8 +206,8 @@ class Index:
                 f"index {self.ref.uri} holds vectors of package {held[:12]}; this query was embedded by "
                 f"{package[:12]}. Embed it with {held[:12]}, or build an index for {package[:12]}."
             )
-        if k < 1:
-            raise InvalidSetting(f"k must be 1 or more; got {k}.")
+        if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
+            raise InvalidSetting(f"k must be a whole number, 1 or more; got {k!r}.")
         if vectors.ndim != 2 or vectors.shape[1] != self.ref.embeddings.dim:
             raise InvalidData(
                 f"Queries must be (Q, {self.ref.embeddings.dim}); got {vectors.shape}. "

@@ -177,8 +177,21 @@ X, Y = scattered().float(), balanced()
         (X, Y[:, None], r"Pass one label for each row"),
         (X.long(), Y, r"Pass embeddings\.float"),
         (X.to("meta"), Y, r"must be on one device; got meta and cpu"),
+        (X[:, :0], Y, r"D of 1 or more"),
+        (X.to_sparse(), Y, r"Pass embeddings\.to_dense"),
     ],
-    ids=["numpy labels", "list", "numpy", "1-D", "3-D", "labels 2-D", "integers", "devices"],
+    ids=[
+        "numpy labels",
+        "list",
+        "numpy",
+        "1-D",
+        "3-D",
+        "labels 2-D",
+        "integers",
+        "devices",
+        "D = 0",
+        "sparse",
+    ],
 )
 def test_what_is_no_batch_is_refused_with_what_to_do(name, x, y, message):
     with pytest.raises(ValueError, match=message):

@@ -200,3 +200,9 @@ def test_a_row_that_a_memory_cannot_hold_is_refused_and_never_silently_forgotten
         module(x, y)
     assert not module.num_seen
     assert memory(loss, size=24)(x, y).dtype == torch.float64, "a memory in float64 holds it"
+
+
+@pytest.mark.parametrize("loss", [losses.SupCon, None, "sup_con"])
+def test_a_memory_around_what_is_no_loss_is_refused(loss):
+    with pytest.raises(ValueError, match="Make the loss first"):
+        losses.CrossBatchMemory(loss, dim=4)

@@ -54,6 +54,8 @@ def test_one_picture_gives_one_embedding_in_whatever_form_it_comes(model):
         (PIXELS / 255, r"\(40, 30\) of float64"),
         (np.zeros((2, 2, 7), np.uint8), r"\(2, 2, 7\)"),
         (np.zeros((0, 4), np.uint8), ""),
+        (np.zeros(8, np.uint8), r"\(8,\)"),
+        (np.zeros((8, 8, 2), np.uint8), r"\(8, 8, 2\)"),
         (b"", "0 bytes"),
         (b"no image", "no image"),
         (png(PIXELS)[:200], ""),

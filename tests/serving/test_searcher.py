@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dml.config import IndexConfig
@@ -40,6 +41,28 @@ def test_each_image_of_a_batch_finds_itself_in_its_place(store):
     assert [len(each.answers) for each in found] == [2, 2, 2]
     assert [each.index for each in found] == [searcher.index] * 3
     assert searcher.search([]) == []
+
+
+def test_a_search_refuses_arguments_of_another_kind_with_what_to_pass(store, tmp_path):
+    searcher = Searcher.open(Path(store), "shelves")
+    (tmp_path / "query.png").write_bytes(png(3))
+    for images in (
+        png(3),
+        [tmp_path / "query.png"],
+        str(tmp_path),
+        [None],
+        iter([png(3)]),
+        np.zeros((2, 8, 8, 3)),
+    ):
+        with pytest.raises(ValueError, match=r"images must be .*; got .*\. Pass"):
+            searcher.search(images)
+    for k in (0, 1.5, "3", None, True):
+        with pytest.raises(InvalidSetting, match="k must be a whole number"):
+            searcher.search([png(3)], k=k)
+    for where in ("sold=true", [5], [b"sold=true"]):
+        with pytest.raises(InvalidSetting, match="condition"):
+            searcher.search([png(3)], where=where)
+    assert len(searcher.search([png(3)], k=np.int64(2))[0].answers) == 2
 
 
 def test_a_batch_is_answered_as_its_images_one_by_one(store):

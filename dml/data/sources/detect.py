@@ -77,11 +77,14 @@ def open_source(uri: str, layout: SourceLayout = "auto", access: Access = OWN_FO
             f"A source must hold images; {files.uri} holds no file, hidden ones apart. Check the path."
         )
     wanted = "; ".join(f"{name}: {candidate.marks}" for name, candidate in candidates.items())
-    unread = [f"{problem.locator}: {problem.reason}, {problem.detail}" for problem in tree.problems[:1]]
+    what = f"its {len(tree.files)} files are none of these, such as {tree.files[:3]}" if tree.files else ""
+    unread = "".join(
+        f"{len(tree.problems)} entries cannot be read, such as {each.locator}: {each.reason}, {each.detail}"
+        for each in tree.problems[:1]
+    )
     raise InvalidData(
         f"{files.uri} must hold images in a known layout ({wanted}, or be a .csv, .tsv or .parquet "
-        f"manifest); its {len(tree.files)} files are none of these, such as {tree.files[:3]}. "
-        f"{len(tree.problems)} entries cannot be read{', such as ' if unread else ''}{''.join(unread)}. "
+        f"manifest); {'. '.join(part for part in (what, unread) if part)}. "
         "Check the path, or write a manifest."
     )
 

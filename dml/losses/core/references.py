@@ -104,6 +104,15 @@ def _check_batch(embeddings: Tensor, labels: Tensor, prefix: str) -> None:
             f"{prefix}embeddings and labels must be on one device; got {embeddings.device} and "
             f"{labels.device}. Pass labels.to(embeddings.device)."
         )
+    if not embeddings.shape[1]:
+        raise ValueError(
+            f"{prefix}embeddings must be (B, D) with D of 1 or more; got {tuple(embeddings.shape)}. Look at "
+            "what made them."
+        )
+    if embeddings.layout != torch.strided:
+        raise ValueError(
+            f"{prefix}embeddings must be dense; got {embeddings.layout}. Pass embeddings.to_dense()."
+        )
     if not len(labels):
         raise ValueError("A batch must hold one image or more; got none. Leave out a step without images.")
 

@@ -105,7 +105,7 @@ class Package:
         return embeddings
 
 
-def _require_encoded(images: Sequence[bytes]) -> None:
+def _require_encoded(images: object) -> None:
     kinds = bytes | bytearray | memoryview
     if isinstance(images, str | kinds) or not isinstance(images, Sequence):
         raise ValueError(

@@ -199,7 +199,7 @@ class Index:
             answers, plan if fewest == k else f"{plan}; {fewest} of {k} answers: no more match"
         )
 
-    def _refuse(self, vectors: NDArray[np.float32], k: int, package: str) -> None:
+    def _refuse(self, vectors: NDArray[np.float32], k: object, package: str) -> None:
         held = self.ref.embeddings.package.fingerprint
         if package != held:
             raise IncompatibleArtifact(

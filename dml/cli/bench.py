@@ -10,7 +10,7 @@ from dml.errors import InvalidSetting
 
 
 class SeveralWords(TyperCommand):
-    """`--losses margin triplet` means `--losses margin --losses triplet`."""
+    """`--losses margin circle` means `--losses margin --losses circle`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         several = {

@@ -14,7 +14,6 @@ from dml.config.signatures import Argument, Signature, read_mining, read_signatu
 from dml.errors import InvalidSetting, did_you_mean
 
 _SET_BY_THE_RUN = {"loss", "num_classes", "dim", "seed", "normalize"}
-_PER_CLASS = Argument(bool, False, "one for each class of the dataset, instead of one for all")
 
 
 class _ConstructorPart(Part):
@@ -77,8 +76,10 @@ class LossPart(_ConstructorPart):
 def _fields(signature: Signature) -> dict[str, Any]:
     """The fields of a section, as pydantic makes models of them."""
     arguments = {name: each for name, each in signature.arguments.items() if name not in _SET_BY_THE_RUN}
-    if "num_classes" in signature.arguments and signature.arguments["num_classes"].default is None:
-        arguments["per_class"] = _PER_CLASS
+    num_classes = signature.arguments.get("num_classes")
+    if num_classes is not None and num_classes.default is None:
+        description = f"whether num_classes is the dataset's: {num_classes.description}"
+        arguments["per_class"] = Argument(bool, False, description)
     defaults = signature.constants.get("unit_length_defaults", {})  # an encoder's embeddings have length 1
     return {
         name: _field(each.annotation, defaults.get(name, each.default), each.description)

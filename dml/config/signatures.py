@@ -23,7 +23,7 @@ class Argument:
     default: Any
     """`...` where it must be given."""
     description: str
-    """What the docstring says."""
+    """The first sentence of what the docstring says."""
 
 
 @dataclass(frozen=True)
@@ -144,5 +144,6 @@ def _descriptions(docstring: str) -> dict[str, str]:
     """What the `Args` of a docstring say of each."""
     _, _, after = docstring.partition("\nArgs:\n")
     block = after.partition("\n\n")[0]
-    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", block, re.MULTILINE)
-    return {name: " ".join(text.split()).rstrip(".") for name, text in found}
+    found: list[tuple[str, str]] = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", block, re.MULTILINE)
+    sentences = {name: re.split(r"\. (?=[A-Z])", " ".join(text.split()))[0] for name, text in found}
+    return {name: sentence.rstrip(".") for name, sentence in sentences.items()}

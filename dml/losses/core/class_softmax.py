@@ -31,11 +31,11 @@ class ClassSoftmax(ProxyLoss):
     Args:
         num_classes: C; labels are 0 to C - 1.
         dim: D, length of an embedding.
-        sample_rate: Partial-FC (An et al. 2022, arXiv:2203.15565): the softmax of a training batch is over
-            its own classes and each other class with this probability; only their rows have a gradient.
-            Which they are is a function of the seed and of the number of batches before, which `state_dict`
-            keeps, and not of the ranks. The paper fills each shard up to an exact number; here it varies by
-            a binomial's deviation. None: over all classes, always.
+        sample_rate: the probability with which a class that is not in the training batch is in its softmax;
+            None: all classes are, always. Only the rows of those that are have a gradient. Which they are is
+            a function of the seed and of the number of batches before, which `state_dict` keeps, and not of
+            the ranks. Partial-FC (An et al. 2022, arXiv:2203.15565) fills each shard up to an exact number;
+            here it varies by a binomial's deviation.
         options: centers_per_class, deviation, seed, sharded, normalize; see `ProxyLoss`.
     """
 

@@ -160,16 +160,22 @@ def levels_for(items: Items, false_accept_rates: Sequence[float], *, bins: int =
     if sample.ids is not None:
         is_impostor &= sample.ids[:, None] != sample.ids
     bins_of_pairs = _bins_of(cosine_similarities(sample.embeddings, sample.embeddings), bins)
-    impostors = bins_of_pairs[is_impostor.triu(1)].sort(descending=True).values.cpu().long()
-    if not len(impostors):
+    impostors = torch.bincount(bins_of_pairs[is_impostor.triu(1)], minlength=bins).cpu()
+    num_impostors = int(impostors.sum())
+    if not num_impostors:
         first_bins = torch.linspace(0, bins - 1, _NUM_LEVELS // 8).long()
         return Levels(torch.unique(first_bins), bins, largest_rate)
-    reach = int(largest_rate * (1.5 + 10 / len(torch.unique(items.labels)) ** 0.5) * len(impostors))
-    lowest = impostors[reach : reach + 1] if reach < len(impostors) else impostors.new_zeros(1)
-    above = torch.linspace(int(impostors[0]), bins - 1, _NUM_LEVELS // 8).long()
-    most = max(min(reach, len(impostors)), 1)
+
+    def bins_at(ranks: Tensor) -> Tensor:
+        """Of the impostor pairs of these ranks, from 0; the most similar first."""
+        return bins - 1 - torch.searchsorted(impostors.flip(0).cumsum(0), ranks, right=True)
+
+    reach = int(largest_rate * (1.5 + 10 / len(torch.unique(items.labels)) ** 0.5) * num_impostors)
+    lowest = bins_at(torch.tensor([reach])).clamp_min(0)
+    above = torch.linspace(int(bins_at(torch.tensor([0]))), bins - 1, _NUM_LEVELS // 8).long()
+    most = max(min(reach, num_impostors), 1)
     ranks = torch.logspace(0, 1, _NUM_LEVELS - len(above) - 1, base=most).long() - 1
-    return Levels(torch.unique(torch.cat([lowest, above, impostors[ranks]])), bins, largest_rate)
+    return Levels(torch.unique(torch.cat([lowest, above, bins_at(ranks)])), bins, largest_rate)
 
 
 def count_pairs(
@@ -281,9 +287,11 @@ def resampled(counts: PairCounts, levels: Levels, items: Items, resamples: int) 
     num_genuine, num_impostor = _totals(groups, items)
     num_impostor = num_impostor[first, second]
     true_rates, false_rates = [], []
+    within = (first == second).nonzero()[:, 0]
     drawn = class_weights(num_groups, resamples, seed=0)
     for weights in (part for block in drawn for part in torch.split(block, _RESAMPLES_AT_A_TIME)):
-        of_two = weights[:, first] * torch.where(first == second, 1, weights[:, second])
+        of_two = weights.index_select(1, first).mul_(weights.index_select(1, second))
+        of_two[:, within] = weights  # pairs of two classes of one group
         true_rates.append(_share(weights @ genuine, weights @ num_genuine))
         false_rates.append(_share(of_two @ impostor, of_two @ num_impostor))
     similarities = levels.similarities.flip(0)

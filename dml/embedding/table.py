@@ -61,10 +61,10 @@ def read_embeddings(ref: EmbeddingsRef, *, split: str | None = None) -> Embeddin
         is_chosen = _is_of(rows, chosen)
         stop = start + int(is_chosen.sum())
         if start < stop <= num_rows:  # a part without chosen rows is not read
-            found = read_part(part, ["id", "embedding"])
-            _refuse_other_samples(part, found["id"], fragment, _of_split(rows, ref.split)["id"])
+            table = read_part(part, ["id", "embedding"])
+            _refuse_other_samples(part, table["id"], fragment, _of_split(rows, ref.split)["id"])
             kept = is_chosen[_is_of(rows, ref.split)]
-            vectors[start:stop] = _vectors(found, ref.dim)[kept]
+            vectors[start:stop] = _vectors(table, ref.dim)[kept]
             positions[start:stop] = first + np.flatnonzero(is_chosen)
             ids.append(rows["id"].filter(pa.array(is_chosen)).cast(pa.large_string()))
         start, first = stop, first + len(rows)
@@ -88,15 +88,15 @@ def _parts_and_rows(ref: EmbeddingsRef) -> Iterator[tuple[str, str, pa.Table]]:
 
 
 def _size_of(ref: EmbeddingsRef, split: str | None) -> int:
-    own = ref.dataset.splits.get(split or "")
-    return 0 if own is None else own.rows
+    size = ref.dataset.splits.get(split or "")
+    return 0 if size is None else size.rows
 
 
 def _is_of(rows: pa.Table, split: str | None) -> NDArray[np.bool_]:
     if split is None:
         return np.ones(len(rows), dtype=np.bool_)
-    found: NDArray[np.bool_] = compute.equal(rows["split"], split).to_numpy(zero_copy_only=False)
-    return found
+    is_of: NDArray[np.bool_] = compute.equal(rows["split"], split).to_numpy(zero_copy_only=False)
+    return is_of
 
 
 def _of_split(rows: pa.Table, split: str | None) -> pa.Table:
@@ -233,8 +233,8 @@ class KnownVectors:
         wanted = digests.to_numpy(zero_copy_only=False).astype(_DIGEST)
         if not len(self._digests):
             return np.full(len(wanted), -1)
-        places = np.searchsorted(self._digests, wanted).clip(max=len(self._digests) - 1)
-        return np.where(self._digests[places] == wanted, self._order[places], -1)
+        positions = np.searchsorted(self._digests, wanted).clip(max=len(self._digests) - 1)
+        return np.where(self._digests[positions] == wanted, self._order[positions], -1)
 
     def copy(self, rows: NDArray[np.int64], into: NDArray[np.float32]) -> None:
         """Fill (N, D) with the vectors of the tables' rows; -1 leaves what is there."""

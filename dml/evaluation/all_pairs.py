@@ -198,7 +198,7 @@ class _Arrays:
     def items(self) -> Items:
         device = device_for(self.embeddings.nbytes)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
             ids, groups = (
                 None if c is None else torch.from_numpy(c).to(device) for c in (self.ids, self.groups)
             )

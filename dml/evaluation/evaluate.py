@@ -1,4 +1,4 @@
-"""Judge an embeddings table on a split of its dataset, and raw pixels as the floor to compare with."""
+"""Evaluate an embeddings table on a split of its dataset, and raw pixels as the floor to compare with."""
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ def evaluate(
     """Every number that `config.metrics` names, of one split, with intervals and slices.
 
     Args:
-        embeddings: of the dataset to judge on.
+        embeddings: of the dataset to evaluate on.
         config: which numbers, and who searches whom.
         split: whose rows.
         num_workers: Ray workers that share the pairs out; None: one per GPU, or on a cluster per core, where
@@ -58,7 +58,7 @@ def compare(
 ) -> Comparison:
     """Whether one model's embeddings are better than another's by more than `gate.min_gain`, beyond noise.
 
-    Both tables' queries are judged again, which costs one matrix product each and cannot be out of date.
+    Both tables' queries are evaluated again, which costs one matrix product each and cannot be out of date.
 
     Args:
         embeddings: of the model that should be better.
@@ -79,12 +79,12 @@ def compare(
             f"{gate.metric!r}."
         )
     _, rows = split_rows(embeddings.dataset, config, split)
-    found = [
+    ours, theirs = (
         query_values(torch.from_numpy(read_embeddings(table, split=split).vectors), rows, config)
         for table in (embeddings, former)
-    ]
-    require_two_classes(found[0], split)
-    return paired_test(found[0], found[1], gate.metric, min_gain=gate.min_gain)
+    )
+    require_two_classes(ours, split)
+    return paired_test(ours, theirs, gate.metric, min_gain=gate.min_gain)
 
 
 def require_one_dataset(embeddings: EmbeddingsRef, former: EmbeddingsRef) -> None:
@@ -92,7 +92,7 @@ def require_one_dataset(embeddings: EmbeddingsRef, former: EmbeddingsRef) -> Non
     if embeddings.dataset.fingerprint != former.dataset.fingerprint:
         one, other = embeddings.dataset, former.dataset
         raise IncompatibleArtifact(
-            f"Both models must be judged on one dataset; got {one.name}@{one.version} and "
+            f"Both models must be evaluated on one dataset; got {one.name}@{one.version} and "
             f"{other.name}@{other.version}. Embed one of them again."
         )
 
@@ -159,7 +159,7 @@ def _raw_pixels(
 
 
 def split_rows(dataset: DatasetRef, config: EvaluationConfig, split: str) -> tuple[NDArray[np.int64], Rows]:
-    """Positions of a split's rows, and what the configuration asks of them."""
+    """Positions of a split's rows, and what the configuration needs of them."""
     attributes = attributes_of(config)
     rows = read_rows(dataset, split=split, columns=["class_index", *attributes])
     if not len(rows):

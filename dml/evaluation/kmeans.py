@@ -29,5 +29,5 @@ def k_means(vectors: NDArray[np.float32], num_clusters: int, *, seed: int = 1) -
     )
     kmeans.train(vectors)
     _, clusters = kmeans.index.search(vectors, 1)
-    found: NDArray[np.int64] = clusters[:, 0]
-    return found
+    nearest: NDArray[np.int64] = clusters[:, 0]
+    return nearest

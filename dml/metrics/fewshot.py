@@ -38,13 +38,13 @@ class FewShot:
         Raises:
             ValueError: no resample.
         """
-        asked = self.num_queries.double()
+        num_queries = self.num_queries.double()
         accuracies: dict[str, list[Tensor]] = {name: [] for name in self.errors}
-        for weights in class_weights(len(asked), resamples, seed=0):
+        for weights in class_weights(len(num_queries), resamples, seed=0):
             for name, errors in self.errors.items():
                 # Every error stands with both of its classes.
                 wrong = weights @ errors.double() - errors.sum() / 2
-                accuracies[name].append((1 - wrong / (weights @ asked).clamp_min(1)).clamp(0, 1))
+                accuracies[name].append((1 - wrong / (weights @ num_queries).clamp_min(1)).clamp(0, 1))
         return {name: percentile_interval(torch.cat(parts)) for name, parts in accuracies.items()}
 
 
@@ -102,13 +102,14 @@ def few_shot(
         # are, so that equal means tie and do not differ by the rounding of a division.
         by_mean = (2 * shots * queries @ sums.T - (sums * sums).sum(1)).argmax(2)
         by_nearest = torch.einsum("cqd,wsd->cqws", queries, support).amax(3).argmax(2)
-        own = classes[rows[:, 0]]
-        num_queries[own] += queries_per_class
+        way_classes = classes[rows[:, 0]]
+        num_queries[way_classes] += queries_per_class
         for name, taken in (("class_mean", by_mean), ("nearest", by_nearest)):
             is_right = (taken == truth).cpu()
             right[name].append(float(is_right.double().mean()))
-            errors[name][own] += (~is_right).sum(1)
-            errors[name].index_add_(0, own[taken.cpu().flatten()], (~is_right).flatten().long())
+            errors[name][way_classes] += (~is_right).sum(1)
+            taken_classes = way_classes[taken.cpu().flatten()]
+            errors[name].index_add_(0, taken_classes, (~is_right).flatten().long())
     accuracies = {name: torch.tensor(values, dtype=torch.float64) for name, values in right.items()}
     return FewShot(**accuracies, num_queries=num_queries, errors=errors)
 

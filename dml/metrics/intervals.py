@@ -164,7 +164,7 @@ def compare_paired(
 
 
 def _by_class(table: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(C, M) sums and (C,) sizes of the classes; every query its own where there are none."""
+    """(C, M) sums and (C,) sizes of the classes; of single queries where there are none."""
     if classes is None:
         if len(table) < 2:
             raise ValueError(

@@ -280,7 +280,7 @@ def resampled(counts: PairCounts, levels: Levels, items: Items, resamples: int) 
     first, second = torch.triu_indices(num_groups, num_groups)
     by_group = counts.by_group.cpu().double().flip(1).cumsum(1)
     genuine, impostor = by_group[:num_groups], by_group[num_groups:].view(num_groups, num_groups, -1)
-    # A pair stands in one of two places, whichever of its items comes first.
+    # A pair is counted in one of two cells, whichever of its items comes first.
     impostor = (impostor + impostor.transpose(0, 1)).index_put(
         (torch.arange(num_groups),) * 2, impostor.diagonal().T
     )[first, second]

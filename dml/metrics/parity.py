@@ -1,4 +1,4 @@
-"""The numbers that the peers print where they differ from ours: to compare with their tables, not to judge.
+"""The numbers that the peers print where they differ from ours: to compare with their tables.
 
 Checked against pytorch-metric-learning itself, and against plain loops of what the others' code does:
 Confusezius' Deep-Metric-Learning-Baselines and Revisiting_Deep_Metric_Learning_PyTorch, and
@@ -85,7 +85,7 @@ def confusezius(
         ValueError: no K, a K that is no whole number or below 1, or what `Items` and `Ranking` refuse.
     """
     recall_at = checked_ranks("recall_at", recall_at)
-    ranking = Ranking(Items(embeddings, labels), Items(embeddings, labels))  # no ids: nobody is left out
+    ranking = Ranking(Items(embeddings, labels), Items(embeddings, labels))  # no ids: no pair is left out
     sizes = ranking.relevant
     depth = max(int(sizes.max()), *recall_at) + 1
     recalls: dict[int, list[Tensor]] = {k: [] for k in recall_at}

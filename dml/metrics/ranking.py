@@ -51,14 +51,14 @@ class Items:
 
 @dataclass(frozen=True)
 class Ranked:
-    """What a block of queries found."""
+    """The nearest gallery items of a block of queries."""
 
     rows: slice
     """Which of the queries."""
     hits: Tensor
     """(B, depth) bool: whether the r-th nearest is of the query's label."""
     relevant: Tensor
-    """(B,) int64: how many answers of its label each query could have found."""
+    """(B,) int64: how many answers of its label each query could find."""
     first_hit: Tensor
     """(B,) int64: rank of the nearest of its label, from 1; beyond `depth` it is `depth + 1`, or exact."""
     answers: Tensor

@@ -275,17 +275,17 @@ def k_fold_accuracy(
     distances = squared_distances(similarities.double())
     right, sizes = [], []
     for fold in torch.unique(folds):
-        mine, genuine = folds == fold, same
-        near = torch.searchsorted(distances[mine & genuine].sort().values, thresholds)
-        far = torch.searchsorted(distances[mine & ~genuine].sort().values, thresholds)
-        right.append(near + (mine & ~genuine).sum() - far)  # accepted where the distance is below
-        sizes.append(int(mine.sum()))
+        in_fold = folds == fold
+        near = torch.searchsorted(distances[in_fold & same].sort().values, thresholds)
+        far = torch.searchsorted(distances[in_fold & ~same].sort().values, thresholds)
+        right.append(near + (in_fold & ~same).sum() - far)  # accepted where the distance is below
+        sizes.append(int(in_fold.sum()))
     if len(sizes) < 2:
         raise ValueError(f"folds must name two folds or more; got {len(sizes)}. Deal the pairs out.")
     table = torch.stack(right)
     best = (table.sum(0) - table).argmax(1)
     accuracies = torch.tensor(
-        [int(row[place]) / size for row, place, size in zip(table, best, sizes, strict=True)],
+        [int(row[column]) / size for row, column, size in zip(table, best, sizes, strict=True)],
         dtype=torch.float64,
     )
     return FoldAccuracy(float(accuracies.mean()), float(accuracies.std(correction=0)), accuracies.tolist())

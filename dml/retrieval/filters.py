@@ -85,12 +85,12 @@ def _satisfied(items: pa.Table, condition: str) -> NDArray[np.bool_]:
 
 def _compare(column: pa.ChunkedArray, name: str, sign: str, text: str, condition: str) -> pa.ChunkedArray:
     if sign not in _ORDERED:
-        found, absent = _among(column, name, _values(text), condition)
+        is_among, absent = _among(column, name, _values(text), condition)
         if sign == "=" and absent:
             raise InvalidSetting(absent)
         if absent:
             logger.warning("%s So the condition excludes nothing by it.", absent)
-        return pc.invert(found) if sign == "!=" else found
+        return pc.invert(is_among) if sign == "!=" else is_among
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         return _ORDERED[sign](column, pa.scalar(_number(text, condition)))
     if _is_text(column):
@@ -106,19 +106,19 @@ def _among(
     """(N,) bool without nulls: whose value is one of these, an empty text being a missing value; and a word
     about a value that no item has, or nothing."""
     wanted = [_value(text, column.type, condition) for text in texts if text]
-    places = pc.index_in(column, value_set=pa.array(wanted, column.type), skip_nulls=True)
+    positions = pc.index_in(column, value_set=pa.array(wanted, column.type), skip_nulls=True)
     absent = ""
     if not pa.types.is_boolean(column.type):
-        present = set(pc.unique(places).to_pylist())
-        missed = [v for place, v in enumerate(wanted) if place not in present and v not in wanted[:place]]
+        present = set(pc.unique(positions).to_pylist())
+        missed = [v for n, v in enumerate(wanted) if n not in present and v not in wanted[:n]]
         absent = _no_item_has(column, name, missed[0], condition) if missed else ""
-    found = pc.is_valid(places)
+    is_among = pc.is_valid(positions)
     if len(wanted) == len(texts):
-        return found, absent
+        return is_among, absent
     missing = pc.is_null(column, nan_is_null=True)
     if _is_text(column):
         missing = pc.or_(missing, pc.equal(pc.fill_null(column, ""), ""))
-    return pc.or_(found, missing), absent
+    return pc.or_(is_among, missing), absent
 
 
 def _is_text(column: pa.ChunkedArray) -> bool:

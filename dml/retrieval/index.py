@@ -177,8 +177,8 @@ def _recall(
 ) -> float:
     k = truth.shape[1]
     _, nearest = index.search(vectors[rows], k + 1)
-    found = _without_itself(nearest, rows, k)
-    return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(found, truth, strict=True)]))
+    others = _without_itself(nearest, rows, k)
+    return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(others, truth, strict=True)]))
 
 
 def _without_itself(nearest: NDArray[np.int64], rows: NDArray[np.int64], k: int) -> NDArray[np.int64]:

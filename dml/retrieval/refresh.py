@@ -25,7 +25,7 @@ def ask_refresh(
     model: str | None = None,
     dataset: str | None = None,
 ) -> RefreshConfig:
-    """From now on the index is to be refreshed so; replaces what was asked before.
+    """From now on the index is to be refreshed so; replaces the former wish.
 
     Args:
         store: the store's URI.
@@ -106,8 +106,8 @@ def refreshed_from(store: str, name: str) -> tuple[str, str]:
         InvalidSetting: a version, not a name; or it does not ask and names no model.
     """
     made_with = _made_with(store, name)
-    asked = find_refresh(store, name)
-    model, dataset = made_with if asked is None else (asked.model, asked.dataset)
+    schedule = find_refresh(store, name)
+    model, dataset = made_with if schedule is None else (schedule.model, schedule.dataset)
     _require_model(name, model)
     return model, dataset
 

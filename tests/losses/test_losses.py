@@ -1,6 +1,7 @@
 """Every loss is its formula, in value and in gradient, and stays finite at the formula's limits."""
 
 import gc
+import itertools
 import re
 from pathlib import Path
 
@@ -80,18 +81,17 @@ def test_value_and_gradient_match_the_plain_loop_on_random_labels(name, seed):
 
 
 @every_loss
-@pytest.mark.parametrize("labels", LABELS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("embeddings", EMBEDDINGS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_low_precision_gives_finite_gradients_and_a_float32_value(name, embeddings, labels, dtype):
-    x = embeddings().to(dtype).requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = CASES[name].make()(x, labels())
-    value.backward()
-    assert value.dtype == torch.float32
-    assert value.isfinite()
-    assert x.grad is not None
-    assert x.grad.isfinite().all()
+def test_low_precision_gives_finite_gradients_and_a_float32_value(name, dtype):
+    loss = CASES[name].make()
+    for embeddings, labels in itertools.product(EMBEDDINGS, LABELS):
+        x = embeddings().to(dtype).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value = loss(x, labels())
+        value.backward()
+        assert value.dtype == torch.float32
+        assert value.isfinite(), (embeddings.__name__, labels.__name__)
+        assert x.grad.isfinite().all(), (embeddings.__name__, labels.__name__)
 
 
 @every_loss

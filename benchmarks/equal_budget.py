@@ -149,9 +149,9 @@ def protocols(name: str, store: str, share: float, num_threads: int) -> dict[str
     assert set(_labels(part, "train")) < labels["train"], "tuning must not learn from a test class"
 
     def protocol(stage: str, dataset: DatasetRef, judges: set[str]) -> Protocol:
-        rows = read_rows(dataset, split="test", columns=["label", "class_index"])
+        rows = read_rows(dataset, split="test", columns=["label", "class_id"])
         kept = np.flatnonzero([label in judges for label in rows["label"].to_pylist()])
-        positions, classes = (rows[column].to_numpy()[kept] for column in ("position", "class_index"))
+        positions, classes = (rows[column].to_numpy()[kept] for column in ("position", "class_id"))
         class_ids = torch.from_numpy(classes.astype(np.int64))
         num_steps = steps_of(name, stage, share)
         return Protocol(dataset, positions.tolist(), class_ids, num_steps, num_threads, EXPERIMENTS[name]())

@@ -44,7 +44,7 @@ class DatasetRef(Ref):
     splits: dict[str, SplitSize]
     quarantined: int
     attributes: dict[str, AttributeType] = {}
-    schema_version: int = 1
+    schema_version: int = Field(description="of its files, see `dml.data.schema`")
 
 
 class PackageRef(Ref):

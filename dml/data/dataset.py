@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pyarrow import compute, parquet
 
 from dml import storage
-from dml.data.schema import IMAGE, SCHEMA_VERSION, TEST, TRAIN
+from dml.data.schema import CLASS_ID, IMAGE, POSITION, SCHEMA_VERSION, TEST, TRAIN
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting
 from dml.names import split_version
 from dml.refs import DatasetRef
@@ -38,10 +38,10 @@ def find_dataset(store: str, name: str) -> DatasetRef:
         InvalidSetting: that is no name.
         MissingArtifact: there is no such dataset or version.
         CorruptArtifact: files of it are missing or have other sizes.
-        IncompatibleArtifact: it was written by a newer version of this project.
+        IncompatibleArtifact: it was written by another version of this project.
     """
     name, version = split_version(name, "dataset")
-    return _read_ref(storage.find_version(storage.named_folder(store, "datasets", name), version, "dataset"))
+    return read_ref(storage.find_version(storage.named_folder(store, "datasets", name), version, "dataset"))
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class DatasetVersion:
 def list_versions(store: str, damaged: list[CorruptArtifact] | None = None) -> list[DatasetVersion]:
     """Every published version, by name, the oldest first; `damaged` is for `storage.read_versions`."""
     versions = [
-        DatasetVersion(_ref_of(v.uri, v.manifest), str(v.manifest.get("created", "")), v.is_current)
+        DatasetVersion(read_ref(v.uri, v.manifest), str(v.manifest.get("created", "")), v.is_current)
         for v in storage.read_versions(storage.join(store, "datasets"), damaged)
     ]
     return sorted(versions, key=lambda v: (v.ref.name, v.created, v.ref.version))
@@ -68,18 +68,30 @@ def list_datasets(store: str) -> list[DatasetRef]:
     return [version.ref for version in list_versions(store)]
 
 
-def _read_ref(uri: str) -> DatasetRef:
-    return _ref_of(uri, storage.read_manifest(uri))
+def read_ref(uri: str, manifest: Mapping[str, Any] | None = None) -> DatasetRef:
+    """The ref of a published version.
 
+    Args:
+        uri: its folder.
+        manifest: its manifest, where that was read already.
 
-def _ref_of(uri: str, manifest: Mapping[str, Any]) -> DatasetRef:
-    ref = DatasetRef(uri=uri, **manifest["ref"])
-    if ref.schema_version > SCHEMA_VERSION:
-        raise IncompatibleArtifact(
-            f"A dataset's schema version must be at most {SCHEMA_VERSION} for this program; {uri} has "
-            f"{ref.schema_version}. Update the program."
-        )
+    Raises:
+        CorruptArtifact, MissingArtifact: as `storage.read_manifest`.
+        IncompatibleArtifact: it was written by another version of this project.
+    """
+    ref = DatasetRef(uri=uri, **(manifest or storage.read_manifest(uri))["ref"])
+    require_schema(ref)
     return ref
+
+
+def require_schema(ref: DatasetRef) -> None:
+    """Raise IncompatibleArtifact where a dataset's files are of another version of this project."""
+    if ref.schema_version != SCHEMA_VERSION:
+        raise IncompatibleArtifact(
+            f"A dataset must have schema version {SCHEMA_VERSION} for this program; {ref.uri} has "
+            f"{ref.schema_version}. Use the version of this project that made it, or ingest its source into "
+            "another store."
+        )
 
 
 def fragments(ref: DatasetRef) -> list[str]:
@@ -93,10 +105,11 @@ def read_rows(ref: DatasetRef, *, split: str | None = None, columns: Sequence[st
     Args:
         ref: the dataset.
         split: only rows of this split, which may be none; None: all.
-        columns: the columns wanted; None: all but the image.
+        columns: the columns wanted; `class_id` is the number of a row's label among all labels of the
+            version, sorted, from 0. None: all that are stored, but the image.
 
     Returns:
-        The columns, text and bytes with 64-bit offsets, and `position` (int64).
+        The columns, text and bytes with 64-bit offsets, `class_id` and `position` int64.
 
     Raises:
         InvalidSetting: a split that is neither train nor test, or a column that the dataset does not have.
@@ -104,13 +117,26 @@ def read_rows(ref: DatasetRef, *, split: str | None = None, columns: Sequence[st
     if split not in (None, TRAIN, TEST):
         raise InvalidSetting(f"split must be {TRAIN} or {TEST}; got {split!r}.")
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        wanted = None if columns is None else [*columns, "split"]
-        parts = pool.map(lambda uri: with_wide_offsets(read_fragment(uri, wanted)), fragments(ref))
+        stored = None
+        if columns is not None:
+            stored = ["label" if name == CLASS_ID else name for name in [*columns, "split"]]
+        parts = pool.map(lambda uri: with_wide_offsets(read_fragment(uri, stored)), fragments(ref))
         table = pa.concat_tables(parts)
-    table = table.append_column("position", pa.array(np.arange(len(table), dtype=np.int64)))
+    table = table.append_column(POSITION, pa.array(np.arange(len(table), dtype=np.int64)))
+    if columns is not None and CLASS_ID in columns:
+        table = table.append_column(CLASS_ID, pa.array(_class_ids(table["label"])))
     if split is not None:
         table = table.filter(compute.equal(table["split"], split))
-    return table if columns is None else table.select(list(dict.fromkeys([*columns, "position"])))
+    return table if columns is None else table.select(list(dict.fromkeys([*columns, POSITION])))
+
+
+def _class_ids(labels: pa.ChunkedArray) -> NDArray[np.int64]:
+    """(N,) the number of each label among the distinct ones, sorted."""
+    encoded = labels.combine_chunks().dictionary_encode()
+    class_id: NDArray[np.int64] = np.empty(len(encoded.dictionary), dtype=np.int64)
+    class_id[compute.sort_indices(encoded.dictionary).to_numpy()] = np.arange(len(class_id))
+    ids: NDArray[np.int64] = class_id[encoded.indices.to_numpy()]
+    return ids
 
 
 def with_wide_offsets(table: pa.Table) -> pa.Table:

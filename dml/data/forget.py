@@ -3,16 +3,18 @@
 The new version is the one that reading the source again gives, since `forgotten.json` keeps them out.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import compute, parquet
 
 from dml import storage
+from dml.config import IngestConfig
 from dml.data.dataset import find_dataset, fragments, list_datasets, read_fragment, read_rows
 from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.data.former import CLASSES
-from dml.data.ingest import fingerprint_of, split_sizes
+from dml.data.ingest import fingerprint_of, ingest_config_of, split_sizes
 from dml.data.quarantine import QUARANTINE, latest_quarantine, read_quarantine, write_quarantine
 from dml.data.sources.sample import Sample
 from dml.data.unit import Row, copy_fragment
@@ -90,7 +92,7 @@ def without_items(store: str, ref: DatasetRef, ids: Sequence[str]) -> DatasetRef
     )
     manifest = storage.read_manifest(ref.uri)
     with storage.staged(final) as staged:
-        written = list(_write_fragments(ref, staged, gone, labels))
+        written = list(_write_fragments(ref, staged, set(ids), ingest_config_of(ref)))
         write_quarantine(storage.join(staged, QUARANTINE), kept_problems)
         _write_classes(ref, staged, labels)
         description = {
@@ -105,24 +107,18 @@ def without_items(store: str, ref: DatasetRef, ids: Sequence[str]) -> DatasetRef
 def _row(row: dict[str, object], ref: DatasetRef) -> Row:
     attributes = {name: row[name] for name in ref.attributes}
     sample = Sample(str(row["id"]), "", str(row["label"]), str(row["split"]), attributes)
-    return Row(sample, 0, str(row["sha256"]))
+    return Row(sample, str(row["sha256"]))
 
 
 def _write_fragments(
-    ref: DatasetRef, staged: str, gone: pa.Array, labels: list[str]
-) -> Iterator[dict[str, object]]:
-    """Every fragment again, its classes counted anew; one row group's images are in memory at a time."""
-    index_of = {label: index for index, label in enumerate(labels)}
-    for uri in fragments(ref):
-        name = uri.rpartition("/")[2]
-        rows = copy_fragment(
-            uri,
-            storage.join(staged, name),
-            lambda table: compute.invert(_is_in(table["id"], gone)),
-            index_of,
-        )
-        if rows:
-            yield {"name": name, "rows": rows}
+    ref: DatasetRef, staged: str, gone: Set[str], config: IngestConfig
+) -> Iterator[dict[str, Any]]:
+    """Every fragment less the items; one that held none of them is the same, name and bytes."""
+    for number, uri in enumerate(fragments(ref)):
+        aside = f".fragment-{number:08d}"
+        fragment = copy_fragment(uri, staged, config, keep=lambda id_: id_ not in gone, aside=aside)
+        if fragment is not None:
+            yield fragment._asdict()
 
 
 def _write_classes(ref: DatasetRef, staged: str, labels: list[str]) -> None:

@@ -17,10 +17,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from dml import storage
 from dml.config import IngestConfig, SplitConfig
-from dml.data.dataset import find_dataset, read_rows
+from dml.data.dataset import find_dataset, read_ref, read_rows
 from dml.data.sources.sample import Sample
 from dml.data.split import split_of_classes
-from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact
+from dml.errors import CorruptArtifact, DmlError
 from dml.refs import DatasetRef
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def find_former(store: str, name: str) -> Former:
 
     Raises:
         CorruptArtifact: nothing in that version says any more which classes were for test.
-        IncompatibleArtifact: it never did.
+        IncompatibleArtifact: it was written by another version of this project.
     """
     parent = storage.named_folder(store, "datasets", name)
     current = storage.current(parent)
@@ -73,12 +73,7 @@ def find_former(store: str, name: str) -> Former:
     if uri is None:
         return Former()
     manifest = storage.read_manifest(uri)
-    if "split" not in manifest:
-        raise IncompatibleArtifact(
-            f"A dataset's current version must say how it was split; {uri} was made before versions did. "
-            f"Remove it, dml rm dataset {name}, or give another --name."
-        )
-    ref, made = DatasetRef(uri=uri, **manifest["ref"]), _parse(manifest, uri)
+    ref, made = read_ref(uri, manifest), _parse(manifest, uri)
     last = made if ref.version != current else _read_last(parent) or made
     # Dealt anew with the same result, a version's own table has sides of absent classes by the former split.
     sides = _read_sides(ref) if last.used == made.used else _sides_of_rows(ref)

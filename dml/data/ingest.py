@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -42,11 +42,11 @@ from dml.data.quarantine import (
     write_quarantine,
 )
 from dml.data.reach import find_witness, require_missing_here_too, require_reach
-from dml.data.schema import SCHEMA_VERSION, TEST, attribute_types
+from dml.data.schema import SCHEMA_VERSION, TEST, Fragment, attribute_types
 from dml.data.sources.access import Access
 from dml.data.sources.detect import absolute, open_source
 from dml.data.sources.sample import Listing, Problem, Sample, Source, normalised
-from dml.data.unit import Result, Row, Unit, make_fragment, problem_of, rewrite
+from dml.data.unit import Result, Row, Unit, cut, keep_rows, make_fragment, problem_of
 from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact, InvalidData
 from dml.progress import Ticker
 from dml.refs import AttributeType, DatasetRef, SplitSize
@@ -131,12 +131,11 @@ def _ingest_source(
         units = _units(config, source, samples, split.of_class, attributes, staged)
         results = _results(units, config.num_workers, len(samples), ticker, progress)
         ticker.begin("comparing images and labels")
-        fragments, contradictions = _reconcile(units, results)
+        fragments, rows, contradictions = _reconcile(units, results)
         problems += [problem for result in results for problem in result.problems]
         if config.quarantine_contradictions:
             problems += _contradictory(contradictions)
         _require_few(config, problems, num_listed, table)
-        rows = [row for fragment in fragments for row in fragment.rows]
         if {row.split for row in rows} != set(split.of_class.values()) or not rows:
             raise _nothing_valid(config, problems, table)
         with storage.held_pointer(parent) as pointer:
@@ -159,7 +158,7 @@ def _ingest_source(
             this = LastIngest(config, split.used).to_json()
             description = {
                 "ref": ref.model_dump(mode="json", exclude={"uri"}),
-                "fragments": [{"name": f.name, "rows": len(f.rows)} for f in fragments],
+                "fragments": [fragment._asdict() for fragment in fragments],
                 **this,
                 "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
             }
@@ -400,13 +399,11 @@ def _units(
     attributes: Mapping[str, AttributeType],
     staged: str,
 ) -> list[Unit]:
-    class_index = {label: index for index, label in enumerate(sorted(split_of))}
-    units = []
-    for number, start in enumerate(range(0, len(samples), config.rows_per_fragment)):
-        own = [s._replace(split=split_of[s.label]) for s in samples[start : start + config.rows_per_fragment]]
-        indices = [class_index[sample.label] for sample in own]
-        units.append(Unit(number, source, own, indices, attributes, staged, config))
-    return units
+    samples = [sample._replace(split=split_of[sample.label]) for sample in samples]
+    return [
+        Unit(number, source, part, attributes, staged, config)
+        for number, part in enumerate(cut(samples, config.rows_per_fragment))
+    ]
 
 
 def _results(
@@ -489,28 +486,24 @@ def _node() -> str:
     return f"node {ray.util.get_node_ip_address()} ({socket.gethostname()})"
 
 
-@dataclass(frozen=True)
-class _Fragment:
-    name: str
-    rows: Sequence[Row]
-
-
-def _reconcile(units: Sequence[Unit], results: Sequence[Result]) -> tuple[list[_Fragment], list[list[Row]]]:
-    """Settle what only the whole shows: one image under several labels, classes that lost all their rows."""
+def _reconcile(
+    units: Sequence[Unit], results: Sequence[Result]
+) -> tuple[list[Fragment], list[Row], list[list[Row]]]:
+    """A version's fragments and rows, and its images under several labels, refused where that is asked."""
     contradictions = _contradictions(results)
     refused: set[str] = set()
     if units[0].config.quarantine_contradictions:
         refused = {row.sha256 for rows in contradictions for row in rows}
-    kept = [[row for row in result.rows if row.sha256 not in refused] for result in results]
-    class_index = {label: i for i, label in enumerate(sorted({row.label for rows in kept for row in rows}))}
-    fragments = []
-    for unit, result, rows in zip(units, results, kept, strict=True):
-        name: str | None = unit.fragment
-        if rows != result.rows or any(row.class_index != class_index[row.label] for row in rows):
-            name = rewrite(unit, rows, class_index)
-        if rows and name:
-            fragments.append(_Fragment(name, rows))
-    return fragments, contradictions
+    fragments, kept = [], []
+    for unit, result in zip(units, results, strict=True):
+        rows = [row for row in result.rows if row.sha256 not in refused]
+        fragment = result.fragment
+        if fragment is not None and len(rows) < fragment.rows:
+            fragment = keep_rows(unit, fragment, rows)
+        if fragment is not None:
+            fragments.append(fragment)
+        kept += rows
+    return fragments, kept, contradictions
 
 
 def _contradictions(results: Sequence[Result]) -> list[list[Row]]:

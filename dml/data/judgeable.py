@@ -31,8 +31,8 @@ def require_judgeable(dataset: DatasetRef, config: EvaluationConfig, *, split: s
     role, camera = config.role_attribute, config.same_camera_attribute
     within = config.few_shot.within if config.few_shot else None
     attributes = [name for name in (role, camera, within, *config.slices) if name is not None]
-    rows = read_rows(dataset, split=split, columns=["class_index", *attributes])
-    classes = rows["class_index"].to_numpy()
+    rows = read_rows(dataset, split=split, columns=["class_id", *attributes])
+    classes = rows["class_id"].to_numpy()
     where = f"split {split!r} of {dataset.name}@{dataset.version}"
     if len(np.unique(classes)) < 2:
         raise InvalidData(
@@ -71,7 +71,7 @@ def _sizes(dataset: DatasetRef) -> str:
 
 
 def _some_query_has_a_positive(
-    classes: NDArray[np.int32], roles: Sequence[Any] | None, cameras: Sequence[Any] | None
+    classes: NDArray[np.int64], roles: Sequence[Any] | None, cameras: Sequence[Any] | None
 ) -> bool:
     """Whether a query has a positive: another image of its class, in the gallery and by another camera."""
     if roles is None and cameras is None:
@@ -88,7 +88,7 @@ def _some_query_has_a_positive(
 
 
 def _require_episodes(
-    classes: NDArray[np.int32], config: FewShotConfig, within: Sequence[Any] | None, where: str
+    classes: NDArray[np.int64], config: FewShotConfig, within: Sequence[Any] | None, where: str
 ) -> None:
     size = max(config.shots) + config.queries_per_class
     labels, first, counts = np.unique(classes, return_index=True, return_counts=True)

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
-from pyarrow import compute, parquet
+from pyarrow import parquet
 
 from dml import storage
 from dml.config import IngestConfig
-from dml.data.schema import IMAGE, dataset_schema, open_fragment
+from dml.data.schema import IMAGE, Fragment, dataset_schema, write_fragment
 from dml.data.sources.sample import Problem, Refused, Sample, Source
 from dml.errors import DmlError
 from dml.preprocessing import UnreadableImage, decode
@@ -25,25 +26,20 @@ class Unit:
     source: Source
     samples: Sequence[Sample]
     """With the split that was decided for their class."""
-    class_indices: Sequence[int]
     attributes: Mapping[str, AttributeType]
     staged: str
     config: IngestConfig
 
     @property
-    def fragment(self) -> str:
-        return f"fragment-{self.number:08d}.parquet"
-
-    @property
-    def uri(self) -> str:
-        return storage.join(self.staged, self.fragment)
+    def aside(self) -> str:
+        """The name of what is not finished: the same when the unit is begun again."""
+        return f".fragment-{self.number:08d}"
 
 
 class Row(NamedTuple):
     """What is remembered of a written row."""
 
     sample: Sample
-    class_index: int
     sha256: str
 
     @property
@@ -58,6 +54,8 @@ class Row(NamedTuple):
 
 class Result(NamedTuple):
     number: int
+    fragment: Fragment | None
+    """None where no sample is valid."""
     rows: list[Row]
     problems: list[Problem]
 
@@ -72,12 +70,9 @@ def make_fragment(unit: Unit, on_sample: Callable[[], None] | None = None) -> Re
     rows: list[Row] = []
     problems: list[Problem] = []
     schema = dataset_schema(unit.attributes)
-    with open_fragment(unit.uri, schema) as writer:
-        for group in _groups(_records(unit, rows, problems, on_sample), unit.config):
-            writer.write_table(pa.Table.from_pylist(group, schema=schema))
-    if not rows:
-        storage.delete(unit.uri)
-    return Result(unit.number, rows, problems)
+    records = _records(unit, rows, problems, on_sample)
+    groups = _row_groups(records, schema, unit.config)
+    return Result(unit.number, write_fragment(unit.staged, groups, schema, aside=unit.aside), rows, problems)
 
 
 def _records(
@@ -89,36 +84,37 @@ def _records(
             on_sample()
 
 
-def _groups(records: Iterable[dict[str, Any]], config: IngestConfig) -> Iterator[list[dict[str, Any]]]:
-    """Records in row groups of at most so many rows and bytes; Arrow's offsets end at 2 GiB."""
+def _row_groups(
+    records: Iterable[dict[str, Any]], schema: pa.Schema, config: IngestConfig
+) -> Iterator[pa.Table]:
+    """Records in tables of at most so many rows and bytes; Arrow's offsets end at 2 GiB."""
     group: list[dict[str, Any]] = []
     size_bytes = 0
     for record in records:
         size_bytes += len(record[IMAGE])
         if len(group) == config.rows_per_group or (group and size_bytes > config.bytes_per_group):
-            yield group
+            yield pa.Table.from_pylist(group, schema=schema)
             group, size_bytes = [], len(record[IMAGE])
         group.append(record)
     if group:
-        yield group
+        yield pa.Table.from_pylist(group, schema=schema)
 
 
 def _read_sample(unit: Unit, number: int, rows: list[Row], problems: list[Problem]) -> list[dict[str, Any]]:
     """The record of one of a unit's samples, or none; adds to its rows or problems."""
-    sample, class_index = unit.samples[number], unit.class_indices[number]
+    sample = unit.samples[number]
     try:
         content, (width, height) = _validated(unit.source, sample, unit.config)
     except Refused as refusal:
         problems.append(problem_of(sample, refusal.reason, refusal.detail))
         return []
-    row = Row(sample, class_index, hashlib.sha256(content).hexdigest())
+    row = Row(sample, hashlib.sha256(content).hexdigest())
     rows.append(row)
     return [
         {
             **{name: sample.attributes.get(name) for name in unit.attributes},
             "id": sample.id,
             "label": sample.label,
-            "class_index": class_index,
             "split": sample.split,
             "width": width,
             "height": height,
@@ -144,54 +140,78 @@ def _validated(source: Source, sample: Sample, config: IngestConfig) -> tuple[by
         raise Refused(error.reason, str(error)) from error
 
 
-def rewrite(unit: Unit, rows: Sequence[Row], class_index: Mapping[str, int]) -> str | None:
-    """Keep only these rows of a unit's fragment, with other class indices; the new file's name, if any."""
-    name = f"kept-{unit.fragment}"
-    ids = pa.array([row.sample.id for row in rows], pa.string())
-    target = storage.join(unit.staged, name)
-    kept = copy_fragment(unit.uri, target, lambda table: compute.is_in(table["id"], ids), class_index)
-    storage.delete(unit.uri)
-    return name if kept else None
+def keep_rows(unit: Unit, fragment: Fragment, rows: Sequence[Row]) -> Fragment | None:
+    """Keep only these rows of a unit's fragment; None where there are none."""
+    uri, ids = storage.join(unit.staged, fragment.name), {row.sample.id for row in rows}
+    kept = copy_fragment(uri, unit.staged, unit.config, keep=lambda id_: id_ in ids, aside=unit.aside)
+    storage.delete(uri)
+    return kept
 
 
 def copy_fragment(
-    source: str,
-    target: str,
-    choose: Callable[[pa.Table], pa.ChunkedArray],
-    class_index: Mapping[str, int],
-) -> int:
-    """Copy chosen rows of a fragment, one row group at a time; nothing is written where there are none.
+    uri: str, folder: str, config: IngestConfig, *, keep: Callable[[str], bool], aside: str
+) -> Fragment | None:
+    """Write the fragment that has some rows of another, holding two row groups' images at a time.
 
     Args:
-        source: the fragment's URI.
-        target: that of the copy.
-        choose: from some rows to whether each is copied, (N,) bool.
-        class_index: of each label that is left.
+        uri: the other's.
+        folder: where to.
+        config: how many rows and bytes a row group has.
+        keep: from a row's id to whether it is copied.
+        aside: as `write_fragment`.
 
     Returns:
-        How many rows the copy has.
+        The file; None where there are no such rows.
 
     Raises:
-        CorruptArtifact: the fragment is damaged.
+        CorruptArtifact: the other is damaged.
     """
-    filesystem, path = storage.filesystem(source)
-    num_rows = 0
+    filesystem, path = storage.filesystem(uri)
     with (
-        storage.reading(source, "Ingest its source again: the version is made anew."),
+        storage.reading(uri, "Ingest its source again: the version is made anew."),
         parquet.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True) as file,
-        open_fragment(target, file.schema_arrow) as writer,
     ):
-        for number in range(file.num_row_groups):
-            table = file.read_row_group(number)
-            table = table.filter(choose(table))
-            if len(table):
-                column = table.schema.get_field_index("class_index")
-                indices = pa.array([class_index[label] for label in table["label"].to_pylist()], pa.int32())
-                writer.write_table(table.set_column(column, table.schema.field(column), indices))
-                num_rows += len(table)
-    if not num_rows:
-        storage.delete(target)
-    return num_rows
+        groups = (file.read_row_group(number) for number in range(file.num_row_groups))
+        records = (record for group in groups for record in group.to_pylist() if keep(record["id"]))
+        schema = file.schema_arrow
+        return write_fragment(folder, _row_groups(records, schema, config), schema, aside=aside)
+
+
+def cut(samples: Sequence[Sample], most: int) -> list[Sequence[Sample]]:
+    """Samples in fragments of at most `most` rows, in their order, a class whole where it fits.
+
+        cut(samples) = [samples] if they fit, else cut(those before c) + cut(c and those after it),
+        where c begins the class whose label has the smallest hash (within one class: has the smallest id's)
+
+    So a cut depends only on what is near: rows that come or go change no fragment that is more than `most`
+    rows away, whereas counting rows from the start would move every cut behind them. Fragments are half full
+    on average, as the parts of a quicksort that stops at that size.
+
+    Args:
+        samples: sorted by label, then by id.
+        most: rows of a fragment.
+
+    Source: Seidel and Aragon 1996, "Randomized search trees": the cuts are the upper nodes of a treap.
+    """
+    keys = np.array([_cut_key(samples, row) for row in range(len(samples))], dtype=np.uint64)
+    parts, left = [], [(0, len(samples))]
+    while left:
+        start, end = left.pop()
+        if end - start <= most:
+            parts.append(samples[start:end])
+        else:
+            middle = start + 1 + int(keys[start + 1 : end].argmin())
+            left += [(middle, end), (start, middle)]
+    return parts
+
+
+def _cut_key(samples: Sequence[Sample], row: int) -> int:
+    """The smaller, the sooner a cut is made before this row; before a class sooner than within one."""
+    sample = samples[row]
+    begins_class = row == 0 or samples[row - 1].label != sample.label
+    text = sample.label if begins_class else sample.id
+    digest = storage.digest_of_bytes(text.encode("utf-8", errors="surrogatepass"))
+    return int(digest[:15], 16) + (0 if begins_class else 1 << 60)
 
 
 def problem_of(sample: Sample, reason: str, detail: str) -> Problem:

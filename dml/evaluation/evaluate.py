@@ -161,13 +161,13 @@ def _raw_pixels(
 def split_rows(dataset: DatasetRef, config: EvaluationConfig, split: str) -> tuple[NDArray[np.int64], Rows]:
     """Positions of a split's rows, and what the configuration needs of them."""
     attributes = attributes_of(config)
-    rows = read_rows(dataset, split=split, columns=["class_index", *attributes])
+    rows = read_rows(dataset, split=split, columns=["class_id", *attributes])
     if not len(rows):
         raise InvalidData(
             f"An evaluation needs rows in the split {split!r}; {dataset.name}@{dataset.version} has the "
             f"splits {sorted(dataset.splits)}. Ingest it with another --split."
         )
-    labels = rows["class_index"].to_numpy().astype(np.int64)
+    labels = rows["class_id"].to_numpy().astype(np.int64)
     # A blank text in a table of images is a missing value too.
     values = {
         name: [None if value == "" else value for value in rows[name].to_pylist()] for name in attributes

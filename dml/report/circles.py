@@ -62,8 +62,8 @@ def draw_circles(store: str, embeddings: Mapping[str, EmbeddingsRef], trained_on
 def _rose(name: str, table: EmbeddingsRef) -> tuple[CircleHistogram, dict[str, float]]:
     """One circle, and the numbers of what is on it."""
     vectors = read_embeddings(table).vectors
-    columns = read_rows(table.dataset, split=table.split, columns=["class_index", "label"])
-    labels = columns["class_index"].to_numpy().astype(np.int64)
+    columns = read_rows(table.dataset, split=table.split, columns=["class_id", "label"])
+    labels = columns["class_id"].to_numpy().astype(np.int64)
     names = dict(zip(labels.tolist(), columns["label"].to_pylist(), strict=True))
     metrics = retrieval_metrics(torch.from_numpy(vectors), torch.from_numpy(labels)).as_dict()
     title = f"{name}\nrecall@1 {metrics['recall_at_1']:.2f}, MAP@R {metrics['map_at_r']:.2f}"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dml import storage
 from dml.config import IndexConfig
-from dml.data.dataset import read_rows
+from dml.data.dataset import read_rows, require_schema
 from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.embedding.table import read_embeddings
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting
@@ -293,4 +293,6 @@ def list_indexes(store: str) -> list[IndexRef]:
 
 
 def _read_ref(uri: str) -> IndexRef:
-    return IndexRef(uri=uri, **storage.read_manifest(uri)["ref"])
+    ref = IndexRef(uri=uri, **storage.read_manifest(uri)["ref"])
+    require_schema(ref.embeddings.dataset)  # whose columns the items have
+    return ref

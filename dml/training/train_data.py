@@ -76,13 +76,13 @@ class LabelledRows:
 
 def read_training_rows(dataset: DatasetRef) -> LabelledRows:
     """Positions and contiguous class ids of a dataset's train split; raises InvalidData when it is empty."""
-    rows = read_rows(dataset, split="train", columns=["class_index"])
+    rows = read_rows(dataset, split="train", columns=["class_id"])
     if not len(rows):
         raise InvalidData(
             f"Training needs rows in the split 'train'; dataset {dataset.name}@{dataset.version} has the "
             f"splits {sorted(dataset.splits)}. Ingest it with another split."
         )
-    _, class_ids = np.unique(rows["class_index"].to_numpy(), return_inverse=True)
+    _, class_ids = np.unique(rows["class_id"].to_numpy(), return_inverse=True)
     return LabelledRows(rows["position"].to_numpy(), class_ids.astype(np.int64))
 
 

@@ -30,8 +30,8 @@ def dataset(tmp_path_factory):
 
 
 def batches(dataset, *, rank=0, world_size=1, first_step=0, augmentation=EVERYTHING, num_threads=2):
-    rows = read_rows(dataset, split="test", columns=["class_index"])
-    class_ids = rows["class_index"].to_numpy() - 8
+    rows = read_rows(dataset, split="test", columns=["class_id"])
+    class_ids = rows["class_id"].to_numpy() - 8
     sampler = PKBatchSampler(
         class_ids,
         classes_per_batch=4,
@@ -69,10 +69,10 @@ def test_a_batch_is_its_rows_preprocessed(dataset):
     for images, labels, positions in taken(batches(dataset, augmentation=AugmentationConfig())):
         assert images.dtype == torch.float32
         assert labels.dtype == torch.int64
-        rows = read_rows(dataset)
+        rows = read_rows(dataset, columns=["class_id"])
         mapped = open_mapped(dataset)
         for image, label, position in zip(images, labels, positions, strict=True):
-            assert rows["class_index"][int(position)].as_py() == int(label) + 8
+            assert rows["class_id"][int(position)].as_py() == int(label) + 8
             want = preprocess(mapped.image(int(position)), PREPROCESSING)
             torch.testing.assert_close(image, want, rtol=0, atol=0)
 

@@ -14,6 +14,7 @@ from dml.data.dataset import (
     find_dataset,
     fragments,
     open_mapped,
+    read_fragment,
     read_images,
     read_rows,
     read_values,
@@ -98,9 +99,17 @@ def test_a_column_that_is_not_there_is_refused(dataset):
 
 
 def test_fragments_come_in_the_order_of_positions(dataset):
-    assert [uri.rsplit("/", 1)[1] for uri in fragments(dataset)] == [
-        f"fragment-0000000{i}.parquet" for i in range(5)
-    ]
+    ids = [id_ for uri in fragments(dataset) for id_ in read_fragment(uri, ["id"])["id"].to_pylist()]
+    assert ids == read_rows(dataset, columns=["id"])["id"].to_pylist() == sorted(ids)
+    assert fragments(dataset) != sorted(fragments(dataset)), "their names say nothing of order"
+
+
+def test_a_class_id_is_the_number_of_the_label_among_all_labels_of_the_version(dataset):
+    labels = sorted(set(read_rows(dataset, columns=["label"])["label"].to_pylist()))
+    for split in ("train", "test", None):
+        rows = read_rows(dataset, split=split, columns=["class_id", "label"])
+        assert [labels[number] for number in rows["class_id"].to_pylist()] == rows["label"].to_pylist()
+        assert read_rows(dataset, split=split, columns=["class_id"]).column_names == ["class_id", "position"]
 
 
 def _map_and_read(ref):
@@ -144,17 +153,21 @@ def test_a_disk_too_small_for_the_map_is_told_before_it_is_full(dataset, monkeyp
         open_mapped(dataset)
 
 
-def test_what_is_not_there_or_too_new_is_refused(dataset):
+def test_what_is_not_there_is_refused(dataset):
     store = dataset.uri.rsplit("/datasets/", 1)[0]
     with pytest.raises(MissingArtifact, match=r"\['d'\]"):
         find_dataset(store, "e")
     with pytest.raises(MissingArtifact, match=dataset.version):
         find_dataset(store, "d@123")
-    newer = storage.join(store, "datasets", "newer", "v1")
-    ref = dataset.model_copy(update={"schema_version": 99})
-    storage.publish(storage.staging(newer), newer, {"ref": ref.model_dump(mode="json", exclude={"uri"})})
-    with pytest.raises(IncompatibleArtifact, match="Update the program"):
-        find_dataset(store, "newer@v1")
+
+
+@pytest.mark.parametrize("schema_version", [1, 99])
+def test_a_dataset_of_another_schema_is_refused(dataset, tmp_path, schema_version):
+    uri = str(tmp_path / "datasets" / "other" / "v1")
+    ref = dataset.model_copy(update={"schema_version": schema_version})
+    storage.publish(storage.staging(uri), uri, {"ref": ref.model_dump(mode="json", exclude={"uri"})})
+    with pytest.raises(IncompatibleArtifact, match=f"other/v1 has {schema_version}. Use the version"):
+        find_dataset(str(tmp_path), "other@v1")
 
 
 def test_a_map_is_made_from_s3_too(s3_store, tmp_path):

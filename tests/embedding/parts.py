@@ -90,6 +90,10 @@ def turn(table: EmbeddingsRef) -> None:
     seal_table(table, {part["name"]: part["rows"] for part in reversed(parts)})
 
 
+def rows_of_fragments(dataset: DatasetRef) -> list[int]:
+    return [len(read_fragment(fragment, ["id"])) for fragment in fragments(dataset)]
+
+
 def ids_of(dataset: DatasetRef) -> list[str]:
     parts = [read_fragment(fragment, ["id"]) for fragment in fragments(dataset)]
     ids: list[str] = pa.concat_tables(parts)["id"].to_pylist()

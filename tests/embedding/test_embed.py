@@ -16,7 +16,15 @@ from dml.embedding.embed import embed
 from dml.embedding.table import KnownVectors, part_uris, read_embeddings, read_part
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, MissingArtifact
 from dml.models.package import Package, load_package
-from tests.embedding.parts import ROWS, ids_of, make_dataset, make_package, table_of, unit_vectors
+from tests.embedding.parts import (
+    ROWS,
+    ids_of,
+    make_dataset,
+    make_package,
+    rows_of_fragments,
+    table_of,
+    unit_vectors,
+)
 from tests.growing_cluster import growing_cluster
 
 KILLED_AFTER_TWO = """
@@ -80,8 +88,9 @@ def test_a_run_killed_after_two_units_goes_on_with_the_third(
     assert not storage.is_complete(uri)
     told = []
     resumed = embed(other, package, dataset, progress=lambda *step: told.append(step))
-    assert embedded_images == [30, 30]
-    assert told == [(3, 4), (4, 4)]
+    sizes = rows_of_fragments(dataset)
+    assert embedded_images == sizes[2:]
+    assert told == [(done, len(sizes)) for done in range(3, len(sizes) + 1)]
     assert resumed.fingerprint == embeddings.fingerprint
     files = [storage.read_manifest(ref.uri)["files"] for ref in (embeddings, resumed)]
     assert files[0] == files[1]
@@ -107,11 +116,12 @@ def test_only_new_images_are_embedded(embeddings, package, tmp_path, embedded_im
     np.testing.assert_allclose(reused.vectors, anew.vectors, atol=1e-5)
 
 
-def test_known_vectors_are_found_by_the_images_digest(embeddings):
+def test_known_vectors_are_found_by_the_images_digest(embeddings, dataset):
     table, known = read_embeddings(embeddings), KnownVectors(embeddings)
     digests = read_part(part_uris(embeddings.uri)[2], ["sha256"])["sha256"]
     rows = known.rows_of(digests)
-    assert rows.tolist() == list(range(60, 90))
+    sizes = rows_of_fragments(dataset)
+    assert rows.tolist() == list(range(sum(sizes[:2]), sum(sizes[:3])))
     shuffled = np.array([88, -1, 3, 61])
     into = np.zeros((4, embeddings.dim), np.float32)
     known.copy(shuffled, into=into)
@@ -168,7 +178,7 @@ def test_a_part_that_a_killed_run_left_damaged_is_made_again(
     (folder / storage.MANIFEST).unlink()
     damage(folder / "part-00002.parquet")
     healed = embed(str(tmp_path), package, dataset)
-    assert embedded_images == [30], "the others are kept"
+    assert embedded_images == [rows_of_fragments(dataset)[2]], "the others are kept"
     files = [storage.read_manifest(ref.uri)["files"] for ref in (embeddings, healed)]
     assert files[0] == files[1]
 
@@ -180,7 +190,7 @@ def test_a_finished_table_that_lost_a_part_is_made_whole_again(
     ref = embed(str(tmp_path), package, dataset)
     empty(Path(ref.uri, "part-00003.parquet"))
     assert embed(str(tmp_path), package, dataset) == ref
-    assert embedded_images == [30]
+    assert embedded_images == [rows_of_fragments(dataset)[3]]
     assert len(read_embeddings(ref).ids) == ROWS
 
 

@@ -27,17 +27,15 @@ CLUSTERING = {"nmi", "pairwise_f1"}
 def test_only_the_splits_rows_are_queries_and_answers(store, dataset, package):
     vectors = unit_vectors(ROWS, 16, 11)
     found = evaluate(table_of(store, package, dataset, vectors), CONFIG).values
-    rows = read_rows(dataset, split="test", columns=["class_index"])
+    rows = read_rows(dataset, split="test", columns=["class_id"])
     own = torch.from_numpy(vectors[rows["position"].to_numpy()])
-    expected = retrieval_metrics(
-        own, torch.from_numpy(rows["class_index"].to_numpy()).long(), recall_at=(1, 4)
-    )
+    expected = retrieval_metrics(own, torch.from_numpy(rows["class_id"].to_numpy()).long(), recall_at=(1, 4))
     assert {name: found[name] for name in expected.as_dict()} == expected.as_dict()
     assert set(found) - set(expected.as_dict()) == CLUSTERING
 
 
 def test_an_embedding_that_knows_the_classes_is_perfect(store, dataset, package):
-    classes = read_rows(dataset, columns=["class_index"])["class_index"].to_numpy()
+    classes = read_rows(dataset, columns=["class_id"])["class_id"].to_numpy()
     found = evaluate(table_of(store, package, dataset, np.eye(16, dtype=np.float32)[classes]), CONFIG).values
     assert {name: value for name, value in found.items() if name not in CLUSTERING} == {
         "recall_at_1": 1.0,

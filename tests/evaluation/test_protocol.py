@@ -206,14 +206,14 @@ def test_attributes_of_the_dataset_slice_its_queries(store, dataset, package):
 
 
 def test_two_tables_are_compared_on_the_same_queries(store, dataset, package):
-    classes = read_rows(dataset, columns=["class_index"])["class_index"].to_numpy()
+    classes = read_rows(dataset, columns=["class_id"])["class_id"].to_numpy()
     known = np.eye(16, dtype=np.float32)[classes] + 0.3 * unit_vectors(ROWS, 16, 5)
     known /= np.linalg.norm(known, axis=1, keepdims=True)
     tables = [table_of(store, package, dataset, vectors) for vectors in (known, unit_vectors(ROWS, 16, 6))]
     gate = GateConfig(metric="map_at_r", min_gain=0.1)
     found = compare(*tables, EvaluationConfig(), gate)
-    rows = read_rows(dataset, split="test", columns=["class_index"])
-    positions, labels = rows["position"].to_numpy(), torch.from_numpy(rows["class_index"].to_numpy()).long()
+    rows = read_rows(dataset, split="test", columns=["class_id"])
+    positions, labels = rows["position"].to_numpy(), torch.from_numpy(rows["class_id"].to_numpy()).long()
     values = [
         query_metrics(Items(torch.from_numpy(vectors[positions]), labels)).values["map_at_r"]
         for vectors in (known, unit_vectors(ROWS, 16, 6))

@@ -100,9 +100,9 @@ def test_a_class_that_lost_all_its_items_leaves_its_name_nowhere(store):
     of_class = [f"{n:05d}.png" for n in range(60) if n % 10 == 7]
     forget_flow.fn("shelves", of_class, store)
     ref = find_dataset(store, "shelves")
-    rows = read_rows(ref)
+    rows = read_rows(ref, columns=["label", "class_id"])
     assert ref.classes == 9
-    assert sorted(set(rows["class_index"].to_pylist())) == list(range(9))
+    assert sorted(set(rows["class_id"].to_pylist())) == list(range(9))
     assert "class 7" not in rows["label"].to_pylist()
     assert not files_with(
         b"class 7", *(Path(store, folder) for folder in ("datasets", "indexes", "embeddings"))
@@ -122,11 +122,11 @@ def test_other_items_of_the_same_bytes_are_named(store, tmp_path):
     assert forget_flow.fn("shelves", ["00003.png"], store).same_images == ["00004.png"]
 
 
-@pytest.mark.parametrize("file", ["quarantine.parquet", "classes.parquet", "fragment-00000000.parquet"])
+@pytest.mark.parametrize("file", ["quarantine.parquet", "classes.parquet", "fragment-*.parquet"])
 def test_a_damaged_version_is_named_and_nothing_is_removed(store, file):
     path = next(Path(store, "datasets").rglob(file))
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(CorruptArtifact, match=file):
+    with pytest.raises(CorruptArtifact, match=path.name):
         forget_flow.fn("shelves", GONE, store)
     assert len(list_datasets(store)) >= 2
     assert all(open_index(find_index(store, name)) for name in ("small", "large"))

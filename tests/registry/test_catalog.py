@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dml.config import GateConfig
+from dml.data.schema import SCHEMA_VERSION
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.models.package import load_package
 from dml.refs import DatasetRef, SplitSize
@@ -320,6 +321,7 @@ def test_mlflows_pages_say_what_a_version_is_and_what_it_came_from(tmp_path):
         classes=4,
         splits=splits,
         quarantined=0,
+        schema_version=SCHEMA_VERSION,
     )
     run = tracking.start_run(
         store, experiment="shop", identity="i", params={}, name="smoke on shop, margin", dataset=dataset

@@ -47,7 +47,7 @@ def package(store: str) -> PackageRef:
 
 def knowing(dataset: DatasetRef, classes: list[int], *, seed: int) -> np.ndarray:
     """Noise around the axis of the class for those of `classes`, noise alone for the others."""
-    own = read_rows(dataset, columns=["class_index"])["class_index"].to_numpy()
+    own = read_rows(dataset, columns=["class_id"])["class_id"].to_numpy()
     centres = np.where(np.isin(own, classes)[:, None], np.eye(16, dtype=np.float32)[own], 0)
     vectors = 1.2 * centres + unit_vectors(ROWS, 16, seed)
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
@@ -56,7 +56,7 @@ def knowing(dataset: DatasetRef, classes: list[int], *, seed: int) -> np.ndarray
 @pytest.fixture(scope="module")
 def vectors(dataset: DatasetRef) -> tuple[np.ndarray, np.ndarray]:
     """Of five test classes the first embedding knows three, the second another two, one of them both."""
-    labels = sorted(set(read_rows(dataset, split="test", columns=["class_index"])["class_index"].to_pylist()))
+    labels = sorted(set(read_rows(dataset, split="test", columns=["class_id"])["class_id"].to_pylist()))
     return knowing(dataset, labels[:3], seed=1), knowing(dataset, labels[2:4], seed=2)
 
 
@@ -77,8 +77,8 @@ def report(store, candidates) -> ReportRef:
 @pytest.fixture(scope="module")
 def judged(dataset, vectors):
     """The metrics room's values of both, and the classes."""
-    rows = read_rows(dataset, split="test", columns=["class_index"])
-    positions, labels = rows["position"].to_numpy(), torch.from_numpy(rows["class_index"].to_numpy()).long()
+    rows = read_rows(dataset, split="test", columns=["class_id"])
+    positions, labels = rows["position"].to_numpy(), torch.from_numpy(rows["class_id"].to_numpy()).long()
     found = [
         query_metrics(
             Items(torch.from_numpy(each[positions]), labels),
@@ -218,7 +218,7 @@ def test_the_thresholds_are_those_of_each_embeddings_own_curve(report, judged, v
 
 @pytest.mark.parametrize(("order", "verdict"), [((0, 1), "is better than"), ((1, 0), "is worse than")])
 def test_the_verdict_is_that_of_the_interval(store, package, dataset, order, verdict):
-    labels = sorted(set(read_rows(dataset, columns=["class_index"])["class_index"].to_pylist()))
+    labels = sorted(set(read_rows(dataset, columns=["class_id"])["class_id"].to_pylist()))
     sides = [
         Candidate(name, table_of(store, package, dataset, knowing(dataset, known, seed=seed)))
         for name, known, seed in (("all", labels, 3), ("none", [], 4))
@@ -259,7 +259,7 @@ def test_the_other_way_round_is_another_page_with_the_sign_turned(report, store,
 
 
 def test_where_one_finds_all_that_the_other_does_there_is_no_gallery(store, dataset, package, candidates):
-    own = read_rows(dataset, columns=["class_index"])["class_index"].to_numpy()
+    own = read_rows(dataset, columns=["class_id"])["class_id"].to_numpy()
     perfect = table_of(store, package, dataset, np.eye(16, dtype=np.float32)[own])
     report = write_comparison(store, Candidate("perfect", perfect), candidates[1], CONFIG)
     assert "only-first.png" in report.pictures

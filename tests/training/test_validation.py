@@ -66,8 +66,8 @@ def test_a_set_where_nobody_has_a_second_image_is_refused():
 def test_held_out_classes_are_training_classes_that_are_not_learnt(dataset):
     config = experiment("smoke").overridden(SETTINGS)
     train_data = DatasetTrainData(config, dataset)
-    rows = read_rows(dataset, columns=["class_index", "split"])
-    split, class_of = np.array(rows["split"]), rows["class_index"].to_numpy()
+    rows = read_rows(dataset, columns=["class_id", "split"])
+    split, class_of = np.array(rows["split"]), rows["class_id"].to_numpy()
     all_classes = set(class_of[split == "train"])
     learnt = set(class_of[train_data.rows.positions])
     assert learnt < all_classes

@@ -206,3 +206,12 @@ def test_a_row_that_a_memory_cannot_hold_is_refused_and_never_silently_forgotten
 def test_a_memory_around_what_is_no_loss_is_refused(loss):
     with pytest.raises(ValueError, match="Make the loss first"):
         losses.CrossBatchMemory(loss, dim=4)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_wider_row_that_is_not_finite_is_left_out_and_not_refused(bad):
+    module = losses.CrossBatchMemory(losses.SupCon(normalize=False), dim=DIM, size=24)
+    x, y = batches(1)[0]
+    x[3, 0] = bad
+    assert module(x, y).isnan()
+    assert module.num_seen == 11

@@ -17,7 +17,8 @@ def require_judgeable(dataset: DatasetRef, config: EvaluationConfig, *, split: s
     """Refuse a split on which an evaluation's metrics are undefined or trivial.
 
     It needs two classes, and at least one query with a positive in the gallery (of another camera, where
-    `same_camera_attribute` is set). Few-shot episodes need classes that are large enough.
+    `same_camera_attribute` is set); intervals need two classes with one. Few-shot episodes need classes that
+    are large enough.
 
     Args:
         dataset: to evaluate on.
@@ -41,7 +42,13 @@ def require_judgeable(dataset: DatasetRef, config: EvaluationConfig, *, split: s
         )
     roles = None if role is None else rows[role].to_pylist()
     cameras = None if camera is None else [value or None for value in rows[camera].to_pylist()]
-    if not _some_query_has_a_positive(classes, roles, cameras):
+    num_classes = _num_classes_with_a_positive(classes, roles, cameras)
+    if config.bootstrap is not None and config.bootstrap.by == "class" and num_classes == 1:
+        raise InvalidData(
+            f"Intervals of evaluation.bootstrap need queries with a positive of at least 2 classes; "
+            f"the {where} has those of 1. Leave evaluation.bootstrap out. {_REMEDY}"
+        )
+    if not num_classes:
         needed = "" if role is None else f", by {role!r} in the gallery,"
         needed += "" if camera is None else f" with another {camera!r}"
         raise InvalidData(
@@ -70,12 +77,12 @@ def _sizes(dataset: DatasetRef) -> str:
     return ", ".join(f"{name} ({size.classes} classes)" for name, size in dataset.splits.items())
 
 
-def _some_query_has_a_positive(
+def _num_classes_with_a_positive(
     classes: NDArray[np.int64], roles: Sequence[Any] | None, cameras: Sequence[Any] | None
-) -> bool:
-    """Whether a query has a positive: another image of its class, in the gallery and by another camera."""
+) -> int:
+    """Classes of which a query has a positive: another image of it, in the gallery and by another camera."""
     if roles is None and cameras is None:
-        return bool(np.bincount(classes).max(initial=0) >= 2)
+        return int((np.bincount(classes) >= 2).sum())
     of_queries: dict[int, set[Any]] = {}
     of_gallery: dict[int, set[Any]] = {}
     for row, label in enumerate(classes.tolist()):
@@ -84,7 +91,7 @@ def _some_query_has_a_positive(
             of_queries.setdefault(label, set()).add(camera)
         if roles is None or roles[row] == GALLERY:
             of_gallery.setdefault(label, set()).add(camera)
-    return any(len(of_queries[c] | of_gallery[c]) > 1 for c in of_queries.keys() & of_gallery.keys())
+    return sum(len(of_queries[c] | of_gallery[c]) > 1 for c in of_queries.keys() & of_gallery.keys())
 
 
 def _require_episodes(

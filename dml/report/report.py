@@ -135,9 +135,10 @@ def _numbers(
 ) -> Section:
     """Every number of the evaluation with its interval, beside the baselines."""
     wanted = config.evaluation
+    has_intervals = len(torch.unique(view.metrics.labels)) > 1  # one class says nothing of others
     evaluation = wanted.model_copy(
         update={
-            "bootstrap": wanted.bootstrap or BootstrapConfig(),
+            "bootstrap": wanted.bootstrap or (BootstrapConfig() if has_intervals else None),
             "false_accept_rates": wanted.false_accept_rates
             or (config.false_accept_rates if view.curve else ()),
         }

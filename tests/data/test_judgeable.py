@@ -3,7 +3,7 @@
 import pytest
 from pyarrow import Table, parquet
 
-from dml.config import EvaluationConfig, FewShotConfig, IngestConfig, NoSplit
+from dml.config import BootstrapConfig, EvaluationConfig, FewShotConfig, IngestConfig, NoSplit
 from dml.data.ingest import ingest
 from dml.data.judgeable import require_judgeable, shared_classes
 from dml.errors import InvalidData, InvalidSetting
@@ -63,6 +63,14 @@ def test_a_split_in_which_somebody_can_be_found_is_judged(tmp_path, rows, config
 def test_a_split_in_which_nobody_can_be_found_is_refused(tmp_path, rows, config):
     with pytest.raises(InvalidData, match=r"at least one query with another image.*--split"):
         require_judgeable(dataset(tmp_path, rows_of(*rows)), config)
+
+
+def test_intervals_need_queries_with_a_positive_of_two_classes(tmp_path):
+    one = dataset(tmp_path / "one", rows_of(("x", "query", "a"), ("x", "query", "a"), ("y", "query", "a")))
+    require_judgeable(one, PLAIN)
+    require_judgeable(one, EvaluationConfig(bootstrap=BootstrapConfig(by="query")))
+    with pytest.raises(InvalidData, match=r"at least 2 classes; the split 'test' of d@.* has those of 1"):
+        require_judgeable(one, EvaluationConfig(bootstrap=BootstrapConfig()))
 
 
 def test_a_split_of_one_class_or_none_is_refused(tmp_path):

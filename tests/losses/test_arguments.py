@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -113,3 +114,14 @@ def test_what_the_annotations_allow_is_taken():
     Example("b", flag=True, size=8, several=[0.1, 2])
     with pytest.raises(TypeError, match="colour"):
         Example(colour="red")
+
+
+@pytest.mark.parametrize("kind", losses.LOSSES)
+def test_a_range_in_a_docstring_is_the_range_that_is_checked(kind):
+    loss = losses.LOSSES[kind]
+    arguments = inspect.getdoc(loss).partition("Args:\n")[2].partition("\n\n")[0]
+    told = re.findall(r"^    (\w+):[^\n]*?([\[(][\d.]+, [\w.]+[\])])", arguments, re.MULTILINE)
+    told += [(name, "(0, inf)") for name in re.findall(r"^    (\w+):[^\n]*> 0", arguments, re.MULTILINE)]
+    for name, shown in told:
+        (checked,) = ranges(inspect.signature(loss).parameters[name].annotation)
+        assert str(checked) == shown.replace("pi", f"{math.pi:g}"), name

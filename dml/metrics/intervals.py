@@ -204,6 +204,8 @@ def class_weights(
 def percentile_interval(values: Tensor, *, confidence: float = 0.95) -> Interval:
     """Between the two tails of resampled values (R,) float64; raises ValueError for what are none."""
     check_vector("values", values, "float")
+    if not len(values):
+        raise ValueError("values must be of one resample or more; got none. Draw some.")
     tail = (1 - checked_share("confidence", confidence, usual=0.95)) / 2
     low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()
     return Interval(low, high)

@@ -42,7 +42,7 @@ def pytorch_metric_learning(
     """
     if k is not None and k != "max_bin_count":
         k = checked_count("k", k)
-    ranking = Ranking(queries, gallery)
+    ranking = _ranking(queries, gallery)
     itself = 0 if queries.ids is None and gallery is not None else 1
     if k == "max_bin_count":
         k = max(int(ranking.relevant.max()), 1)
@@ -85,7 +85,7 @@ def confusezius(
         ValueError: no K, a K that is no whole number or below 1, or what `Items` and `Ranking` refuse.
     """
     recall_at = checked_ranks("recall_at", recall_at)
-    ranking = Ranking(Items(embeddings, labels), Items(embeddings, labels))  # no ids: no pair is left out
+    ranking = _ranking(Items(embeddings, labels), Items(embeddings, labels))  # no ids: no pair is left out
     sizes = ranking.relevant
     depth = max(int(sizes.max()), *recall_at) + 1
     recalls: dict[int, list[Tensor]] = {k: [] for k in recall_at}
@@ -130,7 +130,7 @@ def open_metric_learning(
     """
     top_k = checked_ranks("top_k", top_k)
     check_choice("denominator", denominator, ("attainable", "retrieved"))
-    ranking = Ranking(queries, gallery)
+    ranking = _ranking(queries, gallery)
     columns: dict[str, list[Tensor]] = {}
     size = len(ranking.gallery.labels)
     for block in ranking.blocks(max(top_k)):
@@ -145,6 +145,17 @@ def open_metric_learning(
             columns.setdefault(f"precision_{k}", []).append((counted / attainable)[has_positive])
             columns.setdefault(f"map_{k}", []).append((gains[:, :k].sum(1) / divisor)[has_positive])
     return {name: float(torch.cat(parts).mean()) for name, parts in columns.items()}
+
+
+def _ranking(queries: Items, gallery: Items | None) -> Ranking:
+    ranking = Ranking(queries, gallery)
+    num_queries, num_items = len(ranking.queries.labels), len(ranking.gallery.labels)
+    if not num_queries or not num_items:
+        raise ValueError(
+            f"The peers' numbers need a query and a gallery item; got {num_queries} queries and {num_items} "
+            "gallery items. Pass some."
+        )
+    return ranking
 
 
 def _mean(values: Tensor, _labels: Tensor) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dml.metrics.arguments import (
+    LENGTH_TOLERANCE,
     check_equally_long,
     check_one_device,
     check_vector,
@@ -255,7 +256,7 @@ def k_fold_accuracy(
         num_folds: where `folds` is None.
 
     Raises:
-        ValueError: what are not (P,) numbers, truth values and whole numbers of one length, or fewer than two
+        ValueError: what are not (P,) cosines, truth values and whole numbers of one length, or fewer than two
             folds or pairs.
 
     Source: Huang et al. 2007, Labeled Faces in the Wild, image-restricted.
@@ -268,6 +269,12 @@ def k_fold_accuracy(
             )
         parts = torch.arange(len(same), device=same.device).tensor_split(num_folds)
         folds = torch.cat([torch.full_like(part, number) for number, part in enumerate(parts)])
+    beyond = similarities[similarities.abs() > 1 + 2 * LENGTH_TOLERANCE]
+    if len(beyond):
+        raise ValueError(
+            f"similarities must be cosines, in [-1, 1]; got {float(beyond[0]):.4g}. Pass inner products of rows "
+            "of length 1, not distances."
+        )
     check_vector("folds", folds, "int64")
     check_equally_long(similarities=similarities, same=same, folds=folds)
     check_one_device(similarities=similarities, folds=folds)

@@ -205,6 +205,11 @@ def test_a_column_of_another_type_is_refused(name):
         (lambda: wilson_interval(-1, 2), "successes must be a whole number, 0 or more"),
         (lambda: bootstrap_intervals([VALUES], Y), "values must name a metric or more; got list"),
         (lambda: joined([], []), "equally many, one or more"),
+        (lambda: percentile_interval(VALUES[:0]), "one resample or more; got none"),
+        (lambda: k_fold_accuracy(VALUES * 4, SAME), r"cosines, in \[-1, 1\]; got 1\."),
+        (lambda: confusezius(X[:0], Y[:0]), "got 0 queries and 0 gallery items"),
+        (lambda: pytorch_metric_learning(Items(X[:0], Y[:0])), "got 0 queries"),
+        (lambda: open_metric_learning(ITEMS, Items(X[:0], Y[:0])), "got 30 queries and 0 gallery items"),
         (lambda: count_pairs(ITEMS, LEVELS, slice(0, 9, 2)), "rows must be consecutive"),
     ],
 )

@@ -272,8 +272,8 @@ def k_fold_accuracy(
     beyond = similarities[similarities.abs() > 1 + 2 * LENGTH_TOLERANCE]
     if len(beyond):
         raise ValueError(
-            f"similarities must be cosines, in [-1, 1]; got {float(beyond[0]):.4g}. Pass inner products of rows "
-            "of length 1, not distances."
+            f"similarities must be cosines, in [-1, 1]; got {float(beyond[0]):.4g}. Pass inner products of "
+            "rows of length 1, not distances."
         )
     check_vector("folds", folds, "int64")
     check_equally_long(similarities=similarities, same=same, folds=folds)

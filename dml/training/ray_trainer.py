@@ -57,9 +57,10 @@ def train(
     """
     run = storage.join(store, "runs", run_identity(config, dataset))
     result = storage.join(run, "result.json")
+    if not storage.exists(result):
+        _refuse_impossible(config, dataset)  # before the run has a folder, or a lock
     with storage.at_work(run):  # who asks for the same meanwhile waits, and finds it done
         if not storage.exists(result):
-            _refuse_impossible(config, dataset)
             storage.write_json(storage.join(run, "experiment.json"), config.model_dump(mode="json"))
             storage.write_json(storage.join(run, "dataset.json"), dataset.model_dump(mode="json"))
             if config.training.num_workers == 1 and not on_cluster():

@@ -178,15 +178,18 @@ class Refusal(BaseModel):
     example: str = Field(description="where one of them is, and what is wrong with it")
 
 
+IngestOutcome = Literal["made", "found", "repaired", "current"]
+"""made: a new version; found: it was there, and is the current one now; repaired: it was there, damaged;
+current: it was that before."""
+
+
 class IngestReport(BaseModel):
     """An ingest's result: the version, and what its reader must know of how it came about."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: DatasetRef
-    outcome: Literal["made", "found", "repaired", "current"] = Field(
-        description="found: it was there, and is the current one now; current: it was that before"
-    )
+    outcome: IngestOutcome
     refused: list[Refusal] = []
     quarantine: str = Field(description="path or URI of the table of what was refused, one row each")
     notes: list[str] = Field([], description="sentences on the split, merged labels, contradictory labels")

@@ -4,7 +4,7 @@ from prefect import flow
 
 from dml.config import EvaluationConfig, GateConfig, ReportConfig
 from dml.data.dataset import find_dataset
-from dml.data.judgeable import require_judgeable
+from dml.data.evaluable import require_evaluable
 from dml.data.schema import TEST
 from dml.embedding.embed import embed
 from dml.evaluation.evaluate import compare, evaluate, raw_pixel_baseline
@@ -34,7 +34,7 @@ def evaluate_flow(
     root = store_uri(store)
     version = stage(find_model)(root, model)
     source = stage(find_dataset)(root, dataset)
-    stage(require_judgeable)(source, config)
+    stage(require_evaluable)(source, config)
     report = evaluate_package(root, version.package, source, config)
     if is_orchestrated():
         report_on(root, version, source, ReportConfig(evaluation=config))

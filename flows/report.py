@@ -4,7 +4,7 @@ from prefect import flow
 
 from dml.config import EvaluationConfig, ReportConfig
 from dml.data.dataset import find_dataset
-from dml.data.judgeable import require_judgeable
+from dml.data.evaluable import require_evaluable
 from dml.embedding.embed import embed
 from dml.refs import DatasetRef, EmbeddingsRef, ModelRef, PackageRef, ReportRef
 from dml.registry.catalog import find_model
@@ -40,7 +40,7 @@ def report_flow(
     root = store_uri(store)
     version = stage(find_model)(root, model)
     source = stage(find_dataset)(root, dataset)
-    stage(require_judgeable)(source, config.evaluation, split=config.split)
+    stage(require_evaluable)(source, config.evaluation, split=config.split)
     if against is None:
         return report_on(root, version, source, config)
     other = stage(find_model)(root, against)

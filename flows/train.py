@@ -6,7 +6,7 @@ from prefect import flow
 
 from dml.config import EvaluationConfig, ExperimentConfig
 from dml.data.dataset import find_dataset
-from dml.data.judgeable import require_judgeable, shared_classes
+from dml.data.evaluable import require_evaluable, shared_classes
 from dml.errors import CorruptArtifact, MissingArtifact
 from dml.names import check_name
 from dml.presets import PresetName, experiment
@@ -56,7 +56,7 @@ def train_flow(
     judge_on = source if test_dataset is None else stage(find_dataset)(root, test_dataset)
     name = check_name(name or source.name, "model")
     stage(require_trainable)(chosen, source)
-    stage(require_judgeable)(judge_on, chosen.evaluation)
+    stage(require_evaluable)(judge_on, chosen.evaluation)
     if judge_on != source and (shared := shared_classes(source, judge_on)):
         say(f"{len(shared)} labels of the test classes are trained on too, such as {shared[:3]}")
     run = stage(start_run)(

@@ -7,7 +7,7 @@ from dml.bench.pairs import check_comparisons
 from dml.bench.reproduce import REPRODUCTIONS
 from dml.config import BenchConfig, ExperimentConfig, Mining, loss_kinds, takes_mining
 from dml.data.dataset import find_dataset
-from dml.data.judgeable import require_judgeable
+from dml.data.evaluable import require_evaluable
 from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact
 from dml.models.backbones import require_weights
 from dml.refs import DatasetRef
@@ -42,7 +42,7 @@ def plan(config: BenchConfig, store: str) -> list[Cell]:
     check_comparisons(config, cells)
     judged = {(c.row.dataset.fingerprint, c.experiment.evaluation): c.row.dataset for c in cells}
     for (_, evaluation), dataset in judged.items():
-        require_judgeable(dataset, evaluation)
+        require_evaluable(dataset, evaluation)
     return cells
 
 

@@ -105,7 +105,7 @@ class IngestConfig(Part):
     max_quarantined: float = Field(
         0.05, ge=0, le=1, description="a larger share of rows in quarantine ends the ingest; 1: never"
     )
-    rows_per_fragment: int = Field(1024, gt=0, description="most rows of one Parquet file, one unit of work")
+    rows_per_fragment: int = Field(1024, gt=0, description="most rows of one Parquet file")
     rows_per_group: int = Field(128, gt=0, description="rows of one Parquet row group")
     bytes_per_group: int = Field(
         128 << 20, gt=0, lt=1 << 31, description="images of one Parquet row group; a larger one has its own"

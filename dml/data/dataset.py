@@ -191,14 +191,14 @@ def read_images(ref: DatasetRef, positions: Sequence[int]) -> list[bytes]:
     """The image files of a handful of rows, straight from Parquet, in the order asked for."""
     sizes = [entry["rows"] for entry in storage.read_manifest(ref.uri)["fragments"]]
     starts, uris = np.cumsum([0, *sizes]), fragments(ref)
-    found: dict[int, bytes] = {}
+    image_at: dict[int, bytes] = {}
     order = np.unique(np.asarray(positions, dtype=np.int64))
     _check_positions(order, ref.rows)
     for number in np.unique(np.searchsorted(starts, order, side="right") - 1):
-        own = order[(order >= starts[number]) & (order < starts[number + 1])]
-        images = [image for group in read_images_of(uris[number], own - starts[number]) for image in group]
-        found.update(zip(own.tolist(), images, strict=True))
-    return [found[int(position)] for position in positions]
+        here = order[(order >= starts[number]) & (order < starts[number + 1])]
+        images = [image for group in read_images_of(uris[number], here - starts[number]) for image in group]
+        image_at.update(zip(here.tolist(), images, strict=True))
+    return [image_at[int(position)] for position in positions]
 
 
 def read_images_of(uri: str, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:
@@ -207,10 +207,10 @@ def read_images_of(uri: str, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         starts = np.cumsum([0, *sizes])
         for group in range(file.num_row_groups):
-            own = rows[(rows >= starts[group]) & (rows < starts[group + 1])] - starts[group]
-            if len(own):
+            rows_of_group = rows[(rows >= starts[group]) & (rows < starts[group + 1])] - starts[group]
+            if len(rows_of_group):
                 column = file.read_row_group(group, columns=[IMAGE])[IMAGE]
-                yield [column[row].as_py() for row in own.tolist()]
+                yield [column[row].as_py() for row in rows_of_group.tolist()]
 
 
 def _check_positions(positions: NDArray[np.int64], num_rows: int) -> None:

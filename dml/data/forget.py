@@ -14,10 +14,10 @@ from dml.config import IngestConfig
 from dml.data.dataset import find_dataset, fragments, list_datasets, read_fragment, read_rows
 from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.data.former import CLASSES
+from dml.data.fragment import Row, copy_fragment
 from dml.data.ingest import fingerprint_of, ingest_config_of, split_sizes
 from dml.data.quarantine import QUARANTINE, latest_quarantine, read_quarantine, write_quarantine
 from dml.data.sources.sample import Sample
-from dml.data.unit import Row, copy_fragment
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.refs import DatasetRef
 

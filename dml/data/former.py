@@ -32,16 +32,16 @@ _SPLIT: TypeAdapter[SplitConfig] = TypeAdapter(SplitConfig)
 
 
 @dataclass(frozen=True)
-class Former:
+class FormerVersion:
     """A dataset's current version, as the next one sees it; all empty before the first."""
 
     version: str | None = None
-    asked: SplitConfig | None = None
-    """The split that somebody asked for, or None where the source's layout chose it."""
-    used: SplitConfig | None = None
+    requested_split: SplitConfig | None = None
+    """What a user chose, or None where the source's layout did."""
+    split: SplitConfig | None = None
     rows: int = 0
     classes: int = 0
-    sides: Mapping[str, str] = field(default_factory=dict)
+    split_of_class: Mapping[str, str] = field(default_factory=dict)
     """From label to split, of every class of it, of those before it, and of those made after it alike."""
 
 
@@ -49,17 +49,18 @@ class Former:
 class ChosenSplit:
     """How the classes of a new version are split."""
 
-    asked: SplitConfig | None
-    used: SplitConfig
-    of_class: dict[str, str]
-    sides: dict[str, str]
-    """Those of `of_class`, and of classes that are not there at present."""
+    requested: SplitConfig | None
+    """What a user chose, now or before, or None where the source's layout did."""
+    config: SplitConfig
+    split_of_class: dict[str, str]
+    remembered: dict[str, str]
+    """`split_of_class`, and the same of classes that are not there at present."""
     notes: list[str]
-    deals_anew: bool = False
-    """Whether another split was asked for than the former version's, so that no class keeps its side."""
+    reassigns: bool = False
+    """Whether another split was requested than the former version's, so that no class keeps its own."""
 
 
-def find_former(store: str, name: str) -> Former:
+def find_former(store: str, name: str) -> FormerVersion:
     """The current version of a dataset, or the last before it that is still there; empty before the first.
 
     Raises:
@@ -71,27 +72,29 @@ def find_former(store: str, name: str) -> Former:
     there = (storage.join(parent, v) for v in [current, *storage.former_versions(parent)] if v is not None)
     uri = next((uri for uri in there if storage.is_complete(uri)), None)
     if uri is None:
-        return Former()
+        return FormerVersion()
     manifest = storage.read_manifest(uri)
     ref, made = read_ref(uri, manifest), _parse(manifest, uri)
     last = made if ref.version != current else _read_last(parent) or made
-    # Dealt anew with the same result, a version's own table has sides of absent classes by the former split.
-    sides = _read_sides(ref) if last.used == made.used else _sides_of_rows(ref)
-    later = _sides_of_later(parent, str(manifest["created"]), last)
-    return Former(ref.version, last.config.split, last.used, ref.rows, ref.classes, sides={**later, **sides})
+    # Assigned again with the same result, a version's table has absent classes as the former split had them.
+    splits = _read_class_splits(ref) if last.split == made.split else _splits_of_rows(ref)
+    later = _splits_of_later(parent, str(manifest["created"]), last)
+    return FormerVersion(
+        ref.version, last.config.split, last.split, ref.rows, ref.classes, {**later, **splits}
+    )
 
 
 class LastIngest(NamedTuple):
     """How a dataset was ingested last."""
 
     config: IngestConfig
-    used: SplitConfig
+    split: SplitConfig
 
     def to_json(self) -> dict[str, Any]:
         """As a manifest has it, and as the pointer to the current version remembers it."""
         return {
             "ingest": self.config.model_dump(mode="json"),
-            "split": self.used.model_dump(mode="json"),
+            "split": self.split.model_dump(mode="json"),
         }
 
 
@@ -124,11 +127,11 @@ def _parse(content: Mapping[str, Any], uri: str) -> LastIngest:
         ) from error
 
 
-def _sides_of_later(parent: str, created: str, last: LastIngest) -> dict[str, str]:
+def _splits_of_later(parent: str, created: str, last: LastIngest) -> dict[str, str]:
     """From label to split, of the versions that were made after the current one and are split as it is.
 
     There are some after a rollback, and where a source is again what it was. Another split than the current
-    one's dealt all classes anew, so what it dealt counts for nothing.
+    one's assigned all classes again, so it counts for nothing.
     """
     uris = [storage.join(parent, version) for version in storage.list_versions(parent)]
     with ThreadPoolExecutor(_READING_THREADS) as pool:
@@ -141,13 +144,13 @@ def _sides_of_later(parent: str, created: str, last: LastIngest) -> dict[str, st
         and manifest["created"] > created
         and (manifest["split"] == split["split"] or manifest["ingest"]["split"] == split["ingest"]["split"])
     ]
-    sides: dict[str, str] = {}
+    splits: dict[str, str] = {}
     for _, uri, ref in sorted(later, key=lambda version: version[:2]):
         try:
-            sides |= _read_sides(DatasetRef(uri=uri, **ref))
+            splits |= _read_class_splits(DatasetRef(uri=uri, **ref))
         except DmlError as error:
             logger.warning("classes that only a later version has may change sides: %s", error)
-    return sides
+    return splits
 
 
 def _manifest_or_none(uri: str) -> dict[str, Any] | None:
@@ -160,17 +163,17 @@ def _manifest_or_none(uri: str) -> dict[str, Any] | None:
     return manifest if "split" in manifest else None
 
 
-def _read_sides(ref: DatasetRef) -> dict[str, str]:
+def _read_class_splits(ref: DatasetRef) -> dict[str, str]:
     """From the small table, or where that is damaged from the rows themselves."""
     filesystem, path = storage.filesystem(storage.join(ref.uri, CLASSES))
     try:
         table = parquet.read_table(path, filesystem=filesystem)
     except (OSError, pa.ArrowException):
-        return _sides_of_rows(ref)
+        return _splits_of_rows(ref)
     return dict(zip(table["label"].to_pylist(), table["split"].to_pylist(), strict=True))
 
 
-def _sides_of_rows(ref: DatasetRef) -> dict[str, str]:
+def _splits_of_rows(ref: DatasetRef) -> dict[str, str]:
     try:
         table = read_rows(ref, columns=["label", "split"])
     except (OSError, pa.ArrowException) as error:
@@ -181,52 +184,54 @@ def _sides_of_rows(ref: DatasetRef) -> dict[str, str]:
     return dict(zip(table["label"].to_pylist(), table["split"].to_pylist(), strict=True))
 
 
-def write_sides(folder: str, sides: Mapping[str, str]) -> None:
+def write_class_splits(folder: str, splits: Mapping[str, str]) -> None:
     """Lay the splits of classes into a version that is being made."""
-    labels = sorted(sides)
+    labels = sorted(splits)
     table = pa.table(
-        {"label": pa.array(labels, pa.large_string()), "split": [sides[label] for label in labels]}
+        {"label": pa.array(labels, pa.large_string()), "split": [splits[label] for label in labels]}
     )
     filesystem, path = storage.filesystem(storage.join(folder, CLASSES))
     parquet.write_table(table, path, filesystem=filesystem, compression="ZSTD")
 
 
 def choose_split(
-    samples: Sequence[Sample], asked: SplitConfig | None, own: SplitConfig, former: Former
+    samples: Sequence[Sample], requested: SplitConfig | None, default: SplitConfig, former: FormerVersion
 ) -> ChosenSplit:
-    """The split of a new version's classes: as the former version has them, new ones as they are dealt.
+    """The split of a new version's classes: as the former version has them, new ones assigned.
 
     Args:
         samples: every sample of the source.
-        asked: the split somebody asks for now; another than the former version's deals all classes anew.
-        own: what the source's layout uses where nobody ever asked.
+        requested: what a user chose now; another split than the former version's assigns all classes again.
+        default: what the source's layout uses where no user ever chose.
         former: the current version.
 
     Raises:
         DmlError: as `split_of_classes`.
     """
-    used = asked or former.asked or own
-    anew = asked is not None and former.used is not None and asked != former.used
+    config, known = requested or former.requested_split or default, former.split_of_class
+    reassigns = requested is not None and former.split is not None and requested != former.split
     try:
-        of_class = split_of_classes(samples, used, {} if anew else former.sides)
+        split_of_class = split_of_classes(samples, config, {} if reassigns else known)
     except DmlError as error:
-        if asked is not None:
+        if requested is not None:
             raise
-        if former.asked is None:
+        if former.requested_split is None:
             raise type(error)(
-                f"{error} The source's layout is split by {own}; --split asks for another."
+                f"{error} The source's layout is split by {default}; --split asks for another."
             ) from error
         raise type(error)(
-            f"{error} Version {former.version} was split by {used}; --split asks for another."
+            f"{error} Version {former.version} was split by {config}; --split asks for another."
         ) from error
-    changed = sorted(label for label, side in of_class.items() if former.sides.get(label, side) != side)
+    changed = sorted(label for label, split in split_of_class.items() if known.get(label, split) != split)
     notes = []
-    if anew or changed:
-        why = "asked for" if anew else "as the source says"
+    if reassigns or changed:
+        why = "asked for" if reassigns else "as the source says"
         examples = f", such as {changed[:_NAMED_AT_MOST]}" if changed else ""
         notes.append(
-            f"split {used} ({why}) instead of {former.used} of version {former.version}: {len(changed)} of "
-            f"{len(of_class)} classes change sides{examples}"
+            f"split {config} ({why}) instead of {former.split} of version {former.version}: "
+            f"{len(changed)} of {len(split_of_class)} classes change sides{examples}"
         )
-    sides = of_class if anew else {**former.sides, **of_class}
-    return ChosenSplit(asked or former.asked, used, of_class, sides, notes, anew)
+    remembered = split_of_class if reassigns else {**known, **split_of_class}
+    return ChosenSplit(
+        requested or former.requested_split, config, split_of_class, remembered, notes, reassigns
+    )

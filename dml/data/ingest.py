@@ -1,8 +1,8 @@
-"""From a source to a published dataset: listed, split, validated in units, written aside, then published.
+"""From a source to a published dataset: listed, split, validated, written aside in fragments, then published.
 
-A unit is the rows of one fragment. It is read, decoded and written on its own, by a thread of this process or
-by Ray, with the same result to the byte. What cannot become a row goes to the quarantine table and the rest
-goes on. A killed ingest leaves nothing visible.
+A fragment is read, decoded and written on its own, by a thread of this process or by Ray, with the same
+result to the byte. What cannot become a row goes to the quarantine table and the rest goes on. A killed
+ingest leaves nothing visible.
 """
 
 import hashlib
@@ -15,24 +15,25 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 from dml import storage
 from dml.cluster import quiet_ray_data, ray_session
-from dml.config import IngestConfig
+from dml.config import IngestConfig, SplitConfig
 from dml.data.dataset import find_dataset
 from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.data.former import (
     ChosenSplit,
-    Former,
+    FormerVersion,
     LastIngest,
     choose_split,
     find_former,
     last_ingest,
-    write_sides,
+    write_class_splits,
 )
+from dml.data.fragment import FragmentJob, FragmentResult, Row, cut, keep_rows, make_fragment, problem_of
 from dml.data.quarantine import (
     QUARANTINE,
     in_words,
@@ -46,11 +47,10 @@ from dml.data.schema import SCHEMA_VERSION, TEST, Fragment, attribute_types
 from dml.data.sources.access import Access
 from dml.data.sources.detect import absolute, open_source
 from dml.data.sources.sample import Listing, Problem, Sample, Source, normalised
-from dml.data.unit import Result, Row, Unit, cut, keep_rows, make_fragment, problem_of
 from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact, InvalidData
 from dml.progress import Ticker
 from dml.refs import AttributeType, DatasetRef, SplitSize
-from dml.reports import IngestReport
+from dml.reports import IngestOutcome, IngestReport
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +58,8 @@ logger = logging.getLogger(__name__)
 _SMALL_SOURCE_ROWS = 25_000
 _NAMED_AT_MOST = 3
 
-Outcome = Literal["made", "found", "repaired", "current"]
 OnProgress = Callable[[int, int], None]
-"""Receives how many units are done, and how many there are."""
+"""Receives how many fragments are done, and how many there are."""
 
 
 def ingest(config: IngestConfig, store: str, progress: OnProgress | None = None) -> DatasetRef:
@@ -83,7 +82,7 @@ def ingest_source(
     Args:
         config: the source and how to read it.
         store: the store's URI.
-        progress: called after each unit.
+        progress: called after each fragment.
         make_current: False makes a version again that is damaged, and leaves the current one as it is.
 
     Returns:
@@ -107,126 +106,188 @@ def _ingest_source(
 ) -> IngestReport:
     ticker.begin("listing", "entries")
     config = config.model_copy(update={"source": absolute(config.source)})
-    access = Access(config.allowed_prefixes, (storage.resolve(store),), config.timeout_s, config.retries)
-    source = open_source(config.source, config.layout, access)
-    listing = _list(source, config)
-    listing, notes = _without_forgotten(listing, forgotten_ids(store, config.name))
-    ticker.begin(f"sorting {len(listing.samples)} samples")
-    samples, problems, merged = _screen(listing.samples)
-    notes += merged
-    problems += listing.problems
+    listed = _list_samples(config, store, ticker)
     storage.mark_store(store)
-    parent = storage.named_folder(store, "datasets", config.name)
     former = find_former(store, config.name)
-    table = latest_quarantine(store, config.name)
-    num_listed = len(samples) + len(problems)
-    _require_few(config, problems, num_listed, table)
-    if not samples:
-        raise _nothing_valid(config, problems, table)
-    split = choose_split(samples, config.split, listing.split, former)
-    config = config.model_copy(update={"split": split.asked})
-    attributes = attribute_types([sample.attributes for sample in samples])
-
+    _require_valid(config, store, listed.problems, listed.num_rows, is_empty=not listed.samples)
+    split = choose_split(listed.samples, config.split, listed.default_split, former)
+    config = config.model_copy(update={"split": split.requested})
+    parent = storage.named_folder(store, "datasets", config.name)
     with storage.staged(storage.join(parent, "ingest")) as staged:
-        units = _units(config, source, samples, split.of_class, attributes, staged)
-        results = _results(units, config.num_workers, len(samples), ticker, progress)
-        ticker.begin("comparing images and labels")
-        fragments, rows, contradictions = _reconcile(units, results)
-        problems += [problem for result in results for problem in result.problems]
-        if config.quarantine_contradictions:
-            problems += _contradictory(contradictions)
-        _require_few(config, problems, num_listed, table)
-        if {row.split for row in rows} != set(split.of_class.values()) or not rows:
-            raise _nothing_valid(config, problems, table)
+        made = _make_fragments(config, listed, split.split_of_class, staged, ticker, progress)
+        is_empty = not made.rows or {row.split for row in made.rows} != set(split.split_of_class.values())
+        _require_valid(config, store, made.problems, listed.num_rows, is_empty=is_empty)
         with storage.held_pointer(parent) as pointer:
-            split = _as_others_dealt(split, former, find_former(store, config.name), config.name)
-            write_quarantine(storage.join(staged, QUARANTINE), problems)
-            write_sides(staged, split.sides)
-            fingerprint = fingerprint_of(rows, attributes, problems)
-            final = storage.join(parent, fingerprint[:12])
-            ref = DatasetRef(
-                uri=final,
-                fingerprint=fingerprint,
-                name=config.name,
-                rows=len(rows),
-                classes=len({row.label for row in rows}),
-                splits=split_sizes(rows),
-                quarantined=len(problems),
-                attributes=attributes,
-                schema_version=SCHEMA_VERSION,
-            )
-            this = LastIngest(config, split.used).to_json()
-            description = {
-                "ref": ref.model_dump(mode="json", exclude={"uri"}),
-                "fragments": [fragment._asdict() for fragment in fragments],
-                **this,
-                "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            }
+            split = _as_others_assigned(split, former, find_former(store, config.name), config.name)
+            write_quarantine(storage.join(staged, QUARANTINE), made.problems)
+            write_class_splits(staged, split.remembered)
+            ref = _ref_of(made, config.name, parent)
+            this = LastIngest(config, split.config).to_json()
             ticker.begin("publishing", "files")
-            outcome = _publish(staged, final, description, is_current=pointer.version == ref.version)
-            named = [*(row.sample.id for row in rows), *(problem.id for problem in problems)]
-            _refuse_forgotten(store, ref, named, outcome)
+            outcome = _publish(staged, ref, made, this, is_current=pointer.version == ref.version)
+            _refuse_forgotten(store, ref, made.ids, outcome)
             if make_current or pointer.version is None:
                 pointer.move(ref.version, remember=this)
     return IngestReport(
         dataset=find_dataset(store, f"{ref.name}@{ref.version}"),
         outcome=outcome,
-        refused=refusals_of(problems),
-        quarantine=table,
-        notes=[
-            _held_out(ref, str(split.used)),
-            *split.notes,
-            *_fewer(ref, former, split.of_class),
-            *notes,
-            *_told(contradictions, config.quarantine_contradictions),
-            *_repeated(rows),
-            *_lost(split.of_class, rows),
-        ],
+        refused=refusals_of(made.problems),
+        quarantine=latest_quarantine(store, config.name),
+        notes=_notes(config, ref, listed, split, former, made),
     )
 
 
-def _require_few(config: IngestConfig, problems: Sequence[Problem], num_listed: int, table: str) -> None:
-    """Keep the table of problems where a failed ingest leaves it too, and fail where there are too many."""
+@dataclass(frozen=True)
+class _Listed:
+    """A source's samples, screened, and what is wrong with the rest."""
+
+    source: Source
+    samples: list[Sample]
+    problems: list[Problem]
+    default_split: SplitConfig
+    notes: list[str]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.samples) + len(self.problems)
+
+
+def _list_samples(config: IngestConfig, store: str, ticker: Ticker) -> _Listed:
+    access = Access(config.allowed_prefixes, (storage.resolve(store),), config.timeout_s, config.retries)
+    source = open_source(config.source, config.layout, access)
+    listing, notes = _without_forgotten(_list(source, config), forgotten_ids(store, config.name))
+    ticker.begin(f"sorting {len(listing.samples)} samples")
+    samples, problems, merged = _screen(listing.samples)
+    return _Listed(source, samples, problems + listing.problems, listing.split, notes + merged)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A version's fragments, with their rows, before it is published."""
+
+    fragments: list[Fragment]
+    rows: list[Row]
+    attributes: dict[str, AttributeType]
+    problems: list[Problem]
+    contradictions: list[list[Row]]
+
+    @property
+    def ids(self) -> list[str]:
+        """Of all that it names."""
+        return [*(row.sample.id for row in self.rows), *(problem.id for problem in self.problems)]
+
+
+def _make_fragments(
+    config: IngestConfig,
+    listed: _Listed,
+    split_of_class: Mapping[str, str],
+    staged: str,
+    ticker: Ticker,
+    progress: OnProgress | None,
+) -> _Made:
+    attributes = attribute_types([sample.attributes for sample in listed.samples])
+    jobs = _jobs(config, listed, split_of_class, attributes, staged)
+    results = _results(jobs, config.num_workers, len(listed.samples), ticker, progress)
+    ticker.begin("comparing images and labels")
+    fragments, rows, contradictions = _reconcile(jobs, results)
+    problems = listed.problems + [problem for result in results for problem in result.problems]
+    if config.quarantine_contradictions:
+        problems += _contradictory(contradictions)
+    return _Made(fragments, rows, attributes, problems, contradictions)
+
+
+def _ref_of(made: _Made, name: str, parent: str) -> DatasetRef:
+    fingerprint = fingerprint_of(made.rows, made.attributes, made.problems)
+    return DatasetRef(
+        uri=storage.join(parent, fingerprint[:12]),
+        fingerprint=fingerprint,
+        name=name,
+        rows=len(made.rows),
+        classes=len({row.label for row in made.rows}),
+        splits=split_sizes(made.rows),
+        quarantined=len(made.problems),
+        attributes=made.attributes,
+        schema_version=SCHEMA_VERSION,
+    )
+
+
+def _notes(
+    config: IngestConfig,
+    ref: DatasetRef,
+    listed: _Listed,
+    split: ChosenSplit,
+    former: FormerVersion,
+    made: _Made,
+) -> list[str]:
+    """What the reader must know of how the version came about."""
+    return [
+        _held_out(ref, str(split.config)),
+        *split.notes,
+        *_fewer(ref, former, split.split_of_class),
+        *listed.notes,
+        *_contradictions_note(made.contradictions, config.quarantine_contradictions),
+        *_repeated(made.rows),
+        *_lost(split.split_of_class, made.rows),
+    ]
+
+
+def _require_valid(
+    config: IngestConfig, store: str, problems: Sequence[Problem], num_listed: int, *, is_empty: bool
+) -> None:
+    """Keep the table of problems where a failed ingest leaves it too; fail with too many, or nothing left."""
+    table = latest_quarantine(store, config.name)
     write_quarantine(table, problems)
     require_few(problems, num_listed, config.max_quarantined, source=config.source, table=table)
+    if is_empty:
+        raise _nothing_valid(config, problems, table)
 
 
-def _publish(staged: str, final: str, description: Mapping[str, Any], *, is_current: bool) -> Outcome:
+def _publish(
+    staged: str, ref: DatasetRef, made: _Made, this: Mapping[str, Any], *, is_current: bool
+) -> IngestOutcome:
     """Make the version visible; one that is there already is checked, and made again where it is damaged."""
-    outcome: Outcome = "made"
-    if storage.is_complete(final):
+    outcome: IngestOutcome = "made"
+    if storage.is_complete(ref.uri):
         try:
-            storage.verify(final)
+            storage.verify(ref.uri)
             outcome = "current" if is_current else "found"
         except CorruptArtifact as error:
             logger.warning("made again, since it was damaged: %s", error)
-            storage.delete(final)
+            storage.delete(ref.uri)
             outcome = "repaired"
-    storage.publish(staged, final, description)
+    description = {
+        "ref": ref.model_dump(mode="json", exclude={"uri"}),
+        "fragments": [fragment._asdict() for fragment in made.fragments],
+        **this,
+        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+    }
+    storage.publish(staged, ref.uri, description)
     return outcome
 
 
-def _as_others_dealt(split: ChosenSplit, former: Former, latest: Former, name: str) -> ChosenSplit:
+def _as_others_assigned(
+    split: ChosenSplit, former: FormerVersion, latest: FormerVersion, name: str
+) -> ChosenSplit:
     """The split, also of the classes that another ingest of the same name published while this one read."""
-    if not split.deals_anew and latest.asked != former.asked:
+    if not split.reassigns and latest.requested_split != former.requested_split:
         raise IncompatibleArtifact(
             f"One ingest of a dataset must end before the next begins; {name}@{latest.version} was meanwhile "
-            f"split by {latest.asked}. Nothing was published; begin again."
+            f"split by {latest.requested_split}. Nothing was published; begin again."
         )
     if latest.version == former.version:
         return split
-    known = {} if split.deals_anew else latest.sides
-    apart = sorted(label for label, side in split.of_class.items() if known.get(label, side) != side)
+    known = {} if split.reassigns else latest.split_of_class
+    apart = sorted(label for label, side in split.split_of_class.items() if known.get(label, side) != side)
     if apart:
         raise IncompatibleArtifact(
             f"One ingest of a dataset must end before the next begins; {name}@{latest.version} was published "
             f"meanwhile, where {len(apart)} of these classes are on the other side, such as "
             f"{apart[:_NAMED_AT_MOST]}. Nothing was published; begin again."
         )
-    return replace(split, sides={**known, **split.sides})
+    return replace(split, remembered={**known, **split.remembered})
 
 
-def _refuse_forgotten(store: str, ref: DatasetRef, ids: Sequence[str], outcome: Outcome) -> None:
+def _refuse_forgotten(store: str, ref: DatasetRef, ids: Sequence[str], outcome: IngestOutcome) -> None:
     """Take back a version with items that were forgotten while it was made: `forget` saw it, or this does."""
     forgotten = forgotten_ids(store, ref.name)
     back = sum(digest_of_id(id_) in forgotten for id_ in ids) if forgotten else 0
@@ -239,9 +300,9 @@ def _refuse_forgotten(store: str, ref: DatasetRef, ids: Sequence[str], outcome: 
         )
 
 
-def _fewer(ref: DatasetRef, former: Former, labels: Iterable[str]) -> list[str]:
+def _fewer(ref: DatasetRef, former: FormerVersion, labels: Iterable[str]) -> list[str]:
     """What to say where a source has lost much since it was ingested last, or is another one."""
-    if former.version is not None and former.sides.keys().isdisjoint(labels):
+    if former.version is not None and former.split_of_class.keys().isdisjoint(labels):
         return [
             f"none of these classes is in {ref.name}@{former.version}, which this version replaces; another "
             "source needs another --name"
@@ -264,7 +325,7 @@ def _held_out(ref: DatasetRef, split: str) -> str:
     )
 
 
-def _told(contradictions: Sequence[Sequence[Row]], refused: bool) -> list[str]:
+def _contradictions_note(contradictions: Sequence[Sequence[Row]], refused: bool) -> list[str]:
     """What to say of the images that stand under several labels."""
     if not contradictions:
         return []
@@ -297,8 +358,8 @@ def _repeated(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _lost(split_of: Mapping[str, str], rows: Iterable[Row]) -> list[str]:
-    lost = sorted(set(split_of) - {row.label for row in rows})
+def _lost(split_of_class: Mapping[str, str], rows: Iterable[Row]) -> list[str]:
+    lost = sorted(set(split_of_class) - {row.label for row in rows})
     return (
         [f"{len(lost)} classes have lost all their images, such as {lost[:_NAMED_AT_MOST]}"] if lost else []
     )
@@ -391,35 +452,34 @@ def _nothing_valid(config: IngestConfig, problems: Sequence[Problem], table: str
     )
 
 
-def _units(
+def _jobs(
     config: IngestConfig,
-    source: Source,
-    samples: Sequence[Sample],
-    split_of: Mapping[str, str],
+    listed: _Listed,
+    split_of_class: Mapping[str, str],
     attributes: Mapping[str, AttributeType],
     staged: str,
-) -> list[Unit]:
-    samples = [sample._replace(split=split_of[sample.label]) for sample in samples]
+) -> list[FragmentJob]:
+    samples = [sample._replace(split=split_of_class[sample.label]) for sample in listed.samples]
     return [
-        Unit(number, source, part, attributes, staged, config)
+        FragmentJob(number, listed.source, part, attributes, staged, config)
         for number, part in enumerate(cut(samples, config.rows_per_fragment))
     ]
 
 
 def _results(
-    units: Sequence[Unit],
+    jobs: Sequence[FragmentJob],
     num_workers: int | None,
     num_samples: int,
     ticker: Ticker,
     progress: OnProgress | None,
-) -> list[Result]:
+) -> list[FragmentResult]:
     here = num_workers == 1 or (num_workers is None and num_samples < _SMALL_SOURCE_ROWS)
     results = []
-    with closing(_by_threads(units, ticker) if here else _by_ray(units, num_workers, ticker)) as made:
+    with closing(_by_threads(jobs, ticker) if here else _by_ray(jobs, num_workers, ticker)) as made:
         for result in made:
             results.append(result)
             if progress is not None:
-                progress(len(results), len(units))
+                progress(len(results), len(jobs))
     return sorted(results)
 
 
@@ -427,7 +487,7 @@ class _Stopped(Exception):
     """What ends a thread of an ingest that was interrupted, or has failed."""
 
 
-def _by_threads(units: Sequence[Unit], ticker: Ticker) -> Generator[Result]:
+def _by_threads(jobs: Sequence[FragmentJob], ticker: Ticker) -> Generator[FragmentResult]:
     stopping = threading.Event()
 
     def on_sample() -> None:
@@ -435,46 +495,48 @@ def _by_threads(units: Sequence[Unit], ticker: Ticker) -> Generator[Result]:
             raise _Stopped
         ticker.count()
 
-    ticker.begin("reading", "images", sum(len(unit.samples) for unit in units))
+    ticker.begin("reading", "images", sum(len(job.samples) for job in jobs))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [pool.submit(make_fragment, unit, on_sample) for unit in units]
+        futures = [pool.submit(make_fragment, job, on_sample) for job in jobs]
         try:
-            for job in jobs:
-                yield job.result()
+            for future in futures:
+                yield future.result()
         finally:
             stopping.set()
-            for job in jobs:
-                job.cancel()
+            for future in futures:
+                future.cancel()
 
 
-def _by_ray(units: Sequence[Unit], num_workers: int | None, ticker: Ticker) -> Generator[Result]:
+def _by_ray(
+    jobs: Sequence[FragmentJob], num_workers: int | None, ticker: Ticker
+) -> Generator[FragmentResult]:
     ticker.begin("starting Ray")
     import ray
 
-    source = units[0].source
-    witness = find_witness(source, units[0].samples)
+    source = jobs[0].source
+    witness = find_witness(source, jobs[0].samples)
     with ray_session(num_workers):
         quiet_ray_data()
-        # Pickled, since Arrow would make tables of what is ours; one block a unit, so that each is a task.
-        items = [{"job": pickle.dumps((unit, witness))} for unit in units]
+        # Pickled, since Arrow would make tables of what is ours; one block a job, so that each is a task.
+        items = [{"job": pickle.dumps((job, witness))} for job in jobs]
         done = ray.data.from_items(items, override_num_blocks=len(items)).map(_make_pickled)
-        ticker.begin("reading with Ray", "images", sum(len(unit.samples) for unit in units))
+        ticker.begin("reading with Ray", "images", sum(len(job.samples) for job in jobs))
         for row in done.iter_rows():
             result = pickle.loads(row["result"])
             if isinstance(result, DmlError):
                 raise result
-            require_missing_here_too(source, result.problems, uri=units[0].config.source, node=row["node"])
-            ticker.count(len(units[result.number].samples))
+            require_missing_here_too(source, result.problems, uri=jobs[0].config.source, node=row["node"])
+            ticker.count(len(jobs[result.number].samples))
             yield result
 
 
 def _make_pickled(row: dict[str, bytes]) -> dict[str, Any]:
-    """A unit's result; what a user can put right comes back as it is, for Ray would wrap it and try again."""
-    unit, witness = pickle.loads(row["job"])
+    """A job's result; what a user can put right comes back as it is, for Ray would wrap it and try again."""
+    job, witness = pickle.loads(row["job"])
     node = _node()
     try:
-        require_reach(unit.source, witness, unit.staged, uri=unit.config.source, node=node)
-        result = pickle.dumps(make_fragment(unit))
+        require_reach(job.source, witness, job.staged, uri=job.config.source, node=node)
+        result = pickle.dumps(make_fragment(job))
     except DmlError as error:
         result = pickle.dumps(error)
     return {"result": result, "node": node}
@@ -487,26 +549,26 @@ def _node() -> str:
 
 
 def _reconcile(
-    units: Sequence[Unit], results: Sequence[Result]
+    jobs: Sequence[FragmentJob], results: Sequence[FragmentResult]
 ) -> tuple[list[Fragment], list[Row], list[list[Row]]]:
     """A version's fragments and rows, and its images under several labels, refused where that is asked."""
     contradictions = _contradictions(results)
     refused: set[str] = set()
-    if units[0].config.quarantine_contradictions:
+    if jobs[0].config.quarantine_contradictions:
         refused = {row.sha256 for rows in contradictions for row in rows}
     fragments, kept = [], []
-    for unit, result in zip(units, results, strict=True):
+    for job, result in zip(jobs, results, strict=True):
         rows = [row for row in result.rows if row.sha256 not in refused]
         fragment = result.fragment
         if fragment is not None and len(rows) < fragment.rows:
-            fragment = keep_rows(unit, fragment, rows)
+            fragment = keep_rows(job, fragment, rows)
         if fragment is not None:
             fragments.append(fragment)
         kept += rows
     return fragments, kept, contradictions
 
 
-def _contradictions(results: Sequence[Result]) -> list[list[Row]]:
+def _contradictions(results: Sequence[FragmentResult]) -> list[list[Row]]:
     """The rows of each image that has several labels: one is wrong, and nobody can tell which.
 
     Published data sets have them (22 rows of CARS196's training half), and results are compared with them in.

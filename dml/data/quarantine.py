@@ -50,8 +50,8 @@ def refusals_of(problems: Sequence[Problem]) -> list[Refusal]:
         by_reason.setdefault(problem.reason, []).append(problem)
     counted = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))
     return [
-        Refusal(reason=reason, rows=len(own), example=_as_utf8(f"{_shown(own[0])}: {own[0].detail}"))
-        for reason, own in counted
+        Refusal(reason=reason, rows=len(same), example=_as_utf8(f"{_shown(same[0])}: {same[0].detail}"))
+        for reason, same in counted
     ]
 
 

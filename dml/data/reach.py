@@ -72,13 +72,13 @@ def require_reach(source: Source, witness: Witness | None, staged: str, *, uri: 
 
 
 def require_missing_here_too(source: Source, problems: Sequence[Problem], *, uri: str, node: str) -> None:
-    """Check that images which a worker's machine did not find are not here either; of a unit's, a few.
+    """Check that images which a worker's machine did not find are not here either; of a fragment's, a few.
 
     A folder may be there on a machine and not hold everything, and a manifest may name several folders.
 
     Args:
         source: to read from.
-        problems: of a unit that was read on another machine.
+        problems: of a fragment that was read on another machine.
         uri: where the source is, for the message.
         node: that machine, for the message.
 

@@ -35,28 +35,28 @@ def attribute_types(rows: Sequence[Mapping[str, Any]]) -> dict[str, AttributeTyp
     Raises:
         InvalidData: a reserved name, or values of different types.
     """
-    found: dict[str, AttributeType] = {}
+    types: dict[str, AttributeType] = {}
     for row in rows:
         for name, value in row.items():
             kind = _type_of(name, value)
             if kind is None:
-                found.setdefault(name, "")
-            elif found.get(name) in (None, "", kind):
-                found[name] = kind
-            elif {found[name], kind} == {"int64", "double"}:
-                found[name] = "double"
+                types.setdefault(name, "")
+            elif types.get(name) in (None, "", kind):
+                types[name] = kind
+            elif {types[name], kind} == {"int64", "double"}:
+                types[name] = "double"
             else:
                 raise InvalidData(
-                    f"All values of attribute {name!r} must be of one type; got {found[name]} and {kind} "
+                    f"All values of attribute {name!r} must be of one type; got {types[name]} and {kind} "
                     f"({value!r}). Write them alike in the source."
                 )
-    for name in found:
+    for name in types:
         if name in _RESERVED or not name.isidentifier():
             raise InvalidData(
                 f"An attribute's name must be letters, digits and underscores, and none of "
                 f"{sorted(_RESERVED)}; got {name!r}. Rename it in the source."
             )
-    return {name: kind or "string" for name, kind in sorted(found.items())}
+    return {name: kind or "string" for name, kind in sorted(types.items())}
 
 
 def _type_of(name: str, value: Any) -> AttributeType | None:

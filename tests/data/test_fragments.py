@@ -11,9 +11,9 @@ from dml import storage
 from dml.config import IngestConfig
 from dml.data.dataset import find_dataset, fragments, read_rows
 from dml.data.forget import without_items
+from dml.data.fragment import cut
 from dml.data.ingest import ingest
 from dml.data.sources.sample import Sample
-from dml.data.unit import cut
 from tests.data.pictures import class_folders, picture, write
 
 MOST = 4

@@ -26,10 +26,10 @@ from dml.data.dataset import (
     read_rows,
 )
 from dml.data.former import last_ingest
+from dml.data.fragment import FragmentJob, make_fragment
 from dml.data.ingest import ingest, ingest_again, ingest_source
 from dml.data.quarantine import QUARANTINE
 from dml.data.sources.detect import open_source
-from dml.data.unit import Unit, make_fragment
 from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact, TooManyRefused
 from dml.refs import SplitSize
 from tests.data.pictures import class_folders, huge_png, picture, write
@@ -259,11 +259,11 @@ def test_a_storage_that_stops_answering_ends_the_ingest_instead_of_filling_the_q
     storage.write_bytes(f"{s3_store}/raw/cat/1.png", picture())
     source = open_source(f"{s3_store}/raw")
     samples = [sample._replace(split="train") for sample in source.list().samples]
-    unit = Unit(0, source, samples, {}, str(tmp_path), config(f"{s3_store}/raw"))
-    assert len(make_fragment(unit).rows) == 1
+    job = FragmentJob(0, source, samples, {}, str(tmp_path), config(f"{s3_store}/raw"))
+    assert len(make_fragment(job).rows) == 1
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(MissingArtifact, match="storage must answer"):
-        make_fragment(unit)
+        make_fragment(job)
     with pytest.raises(MissingArtifact, match="storage must answer"):
         ingest(config(f"{s3_store}/raw"), str(tmp_path / "store"))
     assert not (tmp_path / "store").exists()

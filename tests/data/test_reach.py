@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from dml.config import IngestConfig
+from dml.data.fragment import problem_of
 from dml.data.ingest import ingest
 from dml.data.reach import find_witness, require_missing_here_too, require_reach
 from dml.data.sources.detect import open_source
 from dml.data.sources.sample import Sample
-from dml.data.unit import problem_of
 from dml.errors import MissingArtifact
 from tests.data.pictures import class_folders, picture, write
 

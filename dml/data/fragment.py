@@ -1,4 +1,4 @@
-"""One unit of an ingest: a fragment's samples are read, validated and written, on any worker alike."""
+"""Making a fragment: its samples are read, validated and written, on any worker alike."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from dml.refs import AttributeType
 
 
 @dataclass(frozen=True)
-class Unit:
+class FragmentJob:
     """What a worker needs to make one fragment."""
 
     number: int
@@ -32,7 +32,7 @@ class Unit:
 
     @property
     def aside(self) -> str:
-        """The name of what is not finished: the same when the unit is begun again."""
+        """The name of what is not finished: the same when the job is begun again."""
         return f".fragment-{self.number:08d}"
 
 
@@ -52,7 +52,7 @@ class Row(NamedTuple):
         return self.sample.split
 
 
-class Result(NamedTuple):
+class FragmentResult(NamedTuple):
     number: int
     fragment: Fragment | None
     """None where no sample is valid."""
@@ -60,26 +60,28 @@ class Result(NamedTuple):
     problems: list[Problem]
 
 
-def make_fragment(unit: Unit, on_sample: Callable[[], None] | None = None) -> Result:
-    """Validate a unit's samples and write the good ones, holding one row group's images at a time.
+def make_fragment(job: FragmentJob, on_sample: Callable[[], None] | None = None) -> FragmentResult:
+    """Validate a job's samples and write the good ones, holding one row group's images at a time.
 
     Args:
-        unit: the samples.
+        job: the samples.
         on_sample: called after each one, valid or not.
     """
     rows: list[Row] = []
     problems: list[Problem] = []
-    schema = dataset_schema(unit.attributes)
-    records = _records(unit, rows, problems, on_sample)
-    groups = _row_groups(records, schema, unit.config)
-    return Result(unit.number, write_fragment(unit.staged, groups, schema, aside=unit.aside), rows, problems)
+    schema = dataset_schema(job.attributes)
+    records = _records(job, rows, problems, on_sample)
+    groups = _row_groups(records, schema, job.config)
+    return FragmentResult(
+        job.number, write_fragment(job.staged, groups, schema, aside=job.aside), rows, problems
+    )
 
 
 def _records(
-    unit: Unit, rows: list[Row], problems: list[Problem], on_sample: Callable[[], None] | None
+    job: FragmentJob, rows: list[Row], problems: list[Problem], on_sample: Callable[[], None] | None
 ) -> Iterator[dict[str, Any]]:
-    for number in range(len(unit.samples)):
-        yield from _read_sample(unit, number, rows, problems)
+    for number in range(len(job.samples)):
+        yield from _read_sample(job, number, rows, problems)
         if on_sample is not None:
             on_sample()
 
@@ -100,11 +102,13 @@ def _row_groups(
         yield pa.Table.from_pylist(group, schema=schema)
 
 
-def _read_sample(unit: Unit, number: int, rows: list[Row], problems: list[Problem]) -> list[dict[str, Any]]:
-    """The record of one of a unit's samples, or none; adds to its rows or problems."""
-    sample = unit.samples[number]
+def _read_sample(
+    job: FragmentJob, number: int, rows: list[Row], problems: list[Problem]
+) -> list[dict[str, Any]]:
+    """The record of one of a job's samples, or none; adds to its rows or problems."""
+    sample = job.samples[number]
     try:
-        content, (width, height) = _validated(unit.source, sample, unit.config)
+        content, (width, height) = _validated(job.source, sample, job.config)
     except Refused as refusal:
         problems.append(problem_of(sample, refusal.reason, refusal.detail))
         return []
@@ -112,7 +116,7 @@ def _read_sample(unit: Unit, number: int, rows: list[Row], problems: list[Proble
     rows.append(row)
     return [
         {
-            **{name: sample.attributes.get(name) for name in unit.attributes},
+            **{name: sample.attributes.get(name) for name in job.attributes},
             "id": sample.id,
             "label": sample.label,
             "split": sample.split,
@@ -140,10 +144,10 @@ def _validated(source: Source, sample: Sample, config: IngestConfig) -> tuple[by
         raise Refused(error.reason, str(error)) from error
 
 
-def keep_rows(unit: Unit, fragment: Fragment, rows: Sequence[Row]) -> Fragment | None:
-    """Keep only these rows of a unit's fragment; None where there are none."""
-    uri, ids = storage.join(unit.staged, fragment.name), {row.sample.id for row in rows}
-    kept = copy_fragment(uri, unit.staged, unit.config, keep=lambda id_: id_ in ids, aside=unit.aside)
+def keep_rows(job: FragmentJob, fragment: Fragment, rows: Sequence[Row]) -> Fragment | None:
+    """Keep only these rows of a job's fragment; None where there are none."""
+    uri, ids = storage.join(job.staged, fragment.name), {row.sample.id for row in rows}
+    kept = copy_fragment(uri, job.staged, job.config, keep=lambda id_: id_ in ids, aside=job.aside)
     storage.delete(uri)
     return kept
 

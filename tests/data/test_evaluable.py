@@ -4,8 +4,8 @@ import pytest
 from pyarrow import Table, parquet
 
 from dml.config import BootstrapConfig, EvaluationConfig, FewShotConfig, IngestConfig, NoSplit
+from dml.data.evaluable import require_evaluable, shared_classes
 from dml.data.ingest import ingest
-from dml.data.judgeable import require_judgeable, shared_classes
 from dml.errors import InvalidData, InvalidSetting
 from tests.data.pictures import class_folders, picture, write
 
@@ -47,7 +47,7 @@ PLAIN = EvaluationConfig()
     ],
 )
 def test_a_split_in_which_somebody_can_be_found_is_judged(tmp_path, rows, config):
-    require_judgeable(dataset(tmp_path, rows_of(*rows)), config)
+    require_evaluable(dataset(tmp_path, rows_of(*rows)), config)
 
 
 @pytest.mark.parametrize(
@@ -62,42 +62,42 @@ def test_a_split_in_which_somebody_can_be_found_is_judged(tmp_path, rows, config
 )
 def test_a_split_in_which_nobody_can_be_found_is_refused(tmp_path, rows, config):
     with pytest.raises(InvalidData, match=r"at least one query with another image.*--split"):
-        require_judgeable(dataset(tmp_path, rows_of(*rows)), config)
+        require_evaluable(dataset(tmp_path, rows_of(*rows)), config)
 
 
 def test_intervals_need_queries_with_a_positive_of_two_classes(tmp_path):
     one = dataset(tmp_path / "one", rows_of(("x", "query", "a"), ("x", "query", "a"), ("y", "query", "a")))
-    require_judgeable(one, PLAIN)
-    require_judgeable(one, EvaluationConfig(bootstrap=BootstrapConfig(by="query")))
+    require_evaluable(one, PLAIN)
+    require_evaluable(one, EvaluationConfig(bootstrap=BootstrapConfig(by="query")))
     with pytest.raises(InvalidData, match=r"at least 2 classes; the split 'test' of d@.* has those of 1"):
-        require_judgeable(one, EvaluationConfig(bootstrap=BootstrapConfig()))
+        require_evaluable(one, EvaluationConfig(bootstrap=BootstrapConfig()))
 
 
 def test_a_split_of_one_class_or_none_is_refused(tmp_path):
     one = dataset(tmp_path / "one", rows_of(("x", "query", "a"), ("x", "query", "a")))
     with pytest.raises(InvalidData, match=r"at least 2 classes; the split 'test' of d@.* has 1 class"):
-        require_judgeable(one, PLAIN)
-    require_judgeable(one, PLAIN, split="train")
+        require_evaluable(one, PLAIN)
+    require_evaluable(one, PLAIN, split="train")
     source = class_folders(tmp_path / "source")
     none = ingest(IngestConfig(name="e", source=str(source), split=NoSplit()), str(tmp_path / "store"))
     with pytest.raises(InvalidData, match=r"has 0 classes.*train \(4 classes\).*dml train A --test B"):
-        require_judgeable(none, PLAIN)
+        require_evaluable(none, PLAIN)
 
 
 def test_what_the_evaluation_asks_for_must_be_there(tmp_path):
     source = class_folders(tmp_path / "source", classes=8)
     ref = ingest(IngestConfig(name="d", source=str(source)), str(tmp_path / "store"))
-    require_judgeable(ref, EvaluationConfig(few_shot=FewShotConfig(ways=4, shots=(1,), queries_per_class=4)))
+    require_evaluable(ref, EvaluationConfig(few_shot=FewShotConfig(ways=4, shots=(1,), queries_per_class=4)))
     with pytest.raises(InvalidData, match=r"4 classes of 6 images.*has 0 of 4"):
-        require_judgeable(
+        require_evaluable(
             ref, EvaluationConfig(few_shot=FewShotConfig(ways=4, shots=(1, 5), queries_per_class=1))
         )
     with pytest.raises(InvalidData, match=r"5 classes of 2 images.*has 4 of 4"):
-        require_judgeable(
+        require_evaluable(
             ref, EvaluationConfig(few_shot=FewShotConfig(ways=5, shots=(1,), queries_per_class=1))
         )
     with pytest.raises(InvalidSetting, match="'camera'"):
-        require_judgeable(ref, CAMERAS)
+        require_evaluable(ref, CAMERAS)
 
 
 def test_labels_that_are_learnt_and_judged_are_found(tmp_path):

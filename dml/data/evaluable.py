@@ -13,7 +13,7 @@ from dml.errors import InvalidData
 from dml.refs import DatasetRef
 
 
-def require_judgeable(dataset: DatasetRef, config: EvaluationConfig, *, split: str = TEST) -> None:
+def require_evaluable(dataset: DatasetRef, config: EvaluationConfig, *, split: str = TEST) -> None:
     """Refuse a split on which an evaluation's metrics are undefined or trivial.
 
     It needs two classes, and at least one query with a positive in the gallery (of another camera, where

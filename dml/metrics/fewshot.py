@@ -88,13 +88,15 @@ def few_shot(
     queries_per_class = checked_count("queries_per_class", queries_per_class)
     episodes, seed = checked_count("episodes", episodes), checked_count("seed", seed, at_least=None)
     vectors = at_least_float32(embeddings)
-    pools = _pools(labels.cpu(), None if within is None else within.cpu(), ways, shots + queries_per_class)
+    pools = class_pools(
+        labels.cpu(), None if within is None else within.cpu(), ways, shots + queries_per_class
+    )
     right: dict[str, list[float]] = {"class_mean": [], "nearest": []}
     classes = _dense_classes(labels.cpu(), pools)
     num_queries = torch.zeros(int(classes.max()) + 1, dtype=torch.int64)
     errors = {name: torch.zeros_like(num_queries) for name in right}
     truth = torch.arange(ways, device=vectors.device)[:, None]
-    for rows in _episodes(pools, ways, shots + queries_per_class, episodes, seed):
+    for rows in draw_episodes(pools, ways, shots + queries_per_class, episodes, seed):
         drawn = vectors[rows.to(vectors.device)]
         support, queries = drawn[:, :shots], drawn[:, shots:]
         sums = support.sum(1)
@@ -122,7 +124,7 @@ def _dense_classes(labels: Tensor, pools: list[list[Tensor]]) -> Tensor:
     return classes
 
 
-def _pools(labels: Tensor, within: Tensor | None, ways: int, size: int) -> list[list[Tensor]]:
+def class_pools(labels: Tensor, within: Tensor | None, ways: int, size: int) -> list[list[Tensor]]:
     """Of each value of `within`, the rows of every class that is large enough."""
     groups: dict[int, list[Tensor]] = {}
     for label in torch.unique(labels):
@@ -146,7 +148,9 @@ def _pools(labels: Tensor, within: Tensor | None, ways: int, size: int) -> list[
     return pools
 
 
-def _episodes(pools: list[list[Tensor]], ways: int, size: int, episodes: int, seed: int) -> Iterator[Tensor]:
+def draw_episodes(
+    pools: list[list[Tensor]], ways: int, size: int, episodes: int, seed: int
+) -> Iterator[Tensor]:
     """(ways, size) rows of each episode; the first of a class's are its examples."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(episodes):

@@ -1,10 +1,9 @@
-"""Few-shot accuracy is that of episodes judged one query at a time, and chance where nothing is known."""
+"""Few-shot accuracy is that of episodes classified one query at a time, and chance where nothing is known."""
 
 import pytest
 import torch
 
-from dml.metrics import fewshot
-from dml.metrics.fewshot import few_shot
+from dml.metrics.fewshot import class_pools, draw_episodes, few_shot
 from dml.metrics.intervals import class_weights
 from tests.metrics.cases import duplicates, people, ties, uneven, unit
 
@@ -12,7 +11,7 @@ from tests.metrics.cases import duplicates, people, ties, uneven, unit
 def plain_episode(embeddings, rows, shots):
     """Accuracies by class mean and by nearest example, in loops; the first drawn of equally near classes."""
     right = {"class_mean": 0, "nearest": 0}
-    asked = 0
+    num_queries = 0
     for truth, own in enumerate(rows):
         for query in own[shots:]:
             x = embeddings[query]
@@ -24,18 +23,18 @@ def plain_episode(embeddings, rows, shots):
                 to_nearest.append(round(min(float(((x - e) ** 2).sum()) for e in examples), 10))
             right["class_mean"] += to_means.index(min(to_means)) == truth
             right["nearest"] += to_nearest.index(min(to_nearest)) == truth
-            asked += 1
-    return {name: count / asked for name, count in right.items()}
+            num_queries += 1
+    return {name: count / num_queries for name, count in right.items()}
 
 
 @pytest.mark.parametrize("shots", [1, 3])
 @pytest.mark.parametrize("case", [uneven, duplicates, ties], ids=lambda case: case.__name__)
 def test_every_episode_is_that_of_the_plain_loop(case, shots):
     embeddings, labels = case(1)
-    asked = {"ways": 4, "episodes": 30, "seed": 5}
-    found = few_shot(embeddings, labels, shots=shots, queries_per_class=2, **asked)
-    pools = fewshot._pools(labels, None, 4, shots + 2)
-    for number, rows in enumerate(fewshot._episodes(pools, size=shots + 2, **asked)):
+    arguments = {"ways": 4, "episodes": 30, "seed": 5}
+    found = few_shot(embeddings, labels, shots=shots, queries_per_class=2, **arguments)
+    pools = class_pools(labels, None, 4, shots + 2)
+    for number, rows in enumerate(draw_episodes(pools, size=shots + 2, **arguments)):
         expected = plain_episode(embeddings, rows.tolist(), shots)
         assert float(found.class_mean[number]) == pytest.approx(expected["class_mean"])
         assert float(found.nearest[number]) == pytest.approx(expected["nearest"])
@@ -43,8 +42,8 @@ def test_every_episode_is_that_of_the_plain_loop(case, shots):
 
 def test_an_episodes_classes_differ_and_its_items_are_drawn_once():
     labels = torch.arange(60) % 6
-    pools = fewshot._pools(labels, None, 5, 4)
-    for rows in fewshot._episodes(pools, ways=5, size=4, episodes=50, seed=0):
+    pools = class_pools(labels, None, 5, 4)
+    for rows in draw_episodes(pools, ways=5, size=4, episodes=50, seed=0):
         assert len(rows.unique()) == 20
         assert (labels[rows] == labels[rows][:, :1]).all()
         assert len(labels[rows[:, 0]].unique()) == 5
@@ -53,9 +52,9 @@ def test_an_episodes_classes_differ_and_its_items_are_drawn_once():
 def test_classes_of_an_episode_share_their_alphabet():
     labels = torch.arange(80) // 4
     alphabets = labels % 3 * 7
-    pools = fewshot._pools(labels, alphabets, 3, 2)
+    pools = class_pools(labels, alphabets, 3, 2)
     seen = set()
-    for rows in fewshot._episodes(pools, ways=3, size=2, episodes=60, seed=0):
+    for rows in draw_episodes(pools, ways=3, size=2, episodes=60, seed=0):
         assert len(alphabets[rows].unique()) == 1
         seen.add(int(alphabets[rows[0, 0]]))
     assert seen == {0, 7, 14}
@@ -78,11 +77,11 @@ def test_an_embedding_that_says_nothing_gets_chance_and_one_that_knows_gets_all(
 @pytest.mark.parametrize("method", ["class_mean", "nearest"])
 def test_the_interval_is_that_of_the_loop_that_weighs_each_error_by_its_two_classes(method):
     embeddings, labels = uneven(1)
-    asked = {"ways": 4, "episodes": 30, "seed": 5}
-    found = few_shot(embeddings, labels, shots=2, queries_per_class=2, **asked)
-    pools = fewshot._pools(labels, None, 4, 4)
+    arguments = {"ways": 4, "episodes": 30, "seed": 5}
+    found = few_shot(embeddings, labels, shots=2, queries_per_class=2, **arguments)
+    pools = class_pools(labels, None, 4, 4)
     errors, queries = [], []
-    for rows in fewshot._episodes(pools, size=4, **asked):
+    for rows in draw_episodes(pools, size=4, **arguments):
         for truth, own in enumerate(rows):
             for query in own[2:]:
                 near = [embeddings[other[:2]] @ embeddings[query] for other in rows]
@@ -109,11 +108,11 @@ def test_the_interval_is_that_of_the_loop_that_weighs_each_error_by_its_two_clas
 @pytest.mark.slow
 def test_95_percent_intervals_hold_the_accuracy_on_other_classes_at_least_90_times_of_100():
     """Intervals over episodes, of 1.96 standard errors, hold it half as often."""
-    asked = {"ways": 5, "episodes": 400}
+    arguments = {"ways": 5, "episodes": 400}
     truth = few_shot(*people(2000, 6, seed=999), ways=5, episodes=20_000).means()["nearest"]
     covered = {"classes": 0, "episodes": 0}
     for seed in range(100):
-        found = few_shot(*people(40, 6, seed=seed), **asked)
+        found = few_shot(*people(40, 6, seed=seed), **arguments)
         interval = found.intervals(resamples=300)["nearest"]
         error = abs(found.means()["nearest"] - truth)
         covered["classes"] += interval.low <= truth <= interval.high
@@ -131,7 +130,7 @@ def test_more_episodes_do_not_make_the_interval_narrower_than_the_classes_allow(
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("arguments", "message"),
     [
         ({"ways": 30}, "Lower ways"),
         ({"ways": 5, "shots": 4}, "got 0"),
@@ -142,9 +141,9 @@ def test_more_episodes_do_not_make_the_interval_narrower_than_the_classes_allow(
         ({"ways": 15, "within": torch.arange(80) // 4 % 2}, "with one value"),
     ],
 )
-def test_episodes_that_cannot_be_drawn_are_refused(asked, message):
+def test_episodes_that_cannot_be_drawn_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        few_shot(unit(80, 4, 0), torch.arange(80) // 4, **asked)
+        few_shot(unit(80, 4, 0), torch.arange(80) // 4, **arguments)
 
 
 def test_an_embedding_that_is_no_number_is_refused():

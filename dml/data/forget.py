@@ -17,7 +17,7 @@ from dml.data.former import CLASSES
 from dml.data.fragment import Row, copy_fragment
 from dml.data.ingest import fingerprint_of, ingest_config_of, split_sizes
 from dml.data.quarantine import QUARANTINE, latest_quarantine, read_quarantine, write_quarantine
-from dml.data.sources.sample import Sample
+from dml.data.sources.sample import Problem, Sample
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.refs import DatasetRef
 
@@ -63,45 +63,45 @@ def without_items(store: str, ref: DatasetRef, ids: Sequence[str]) -> DatasetRef
     Raises:
         InvalidSetting: nothing would be left.
     """
-    gone = pa.array(sorted(set(ids)), pa.large_string())
-    rows = read_rows(ref)
-    rows = rows.filter(compute.invert(_is_in(rows["id"], gone)))
-    problems = read_quarantine(storage.join(ref.uri, QUARANTINE))
-    kept_problems = [problem for problem in problems if problem.id not in set(ids)]
-    if len(rows) == ref.rows and len(kept_problems) == len(problems):
+    gone = set(ids)
+    table = read_rows(ref)
+    table = table.filter(compute.invert(_is_in(table["id"], pa.array(sorted(gone), pa.large_string()))))
+    refused = read_quarantine(storage.join(ref.uri, QUARANTINE))
+    problems = [problem for problem in refused if problem.id not in gone]
+    if len(table) == ref.rows and len(problems) == len(refused):
         return ref
-    if not len(rows):
+    if not len(table):
         raise InvalidSetting(
             f"A dataset must keep at least one item; {ref.name}@{ref.version} holds no others. Remove it: "
             f"dml rm dataset {ref.name}."
         )
-    labels = sorted(set(rows["label"].to_pylist()))
-    remembered = [_row(row, ref) for row in rows.to_pylist()]
-    fingerprint = fingerprint_of(remembered, ref.attributes, kept_problems)
-    parent = storage.named_folder(store, "datasets", ref.name)
-    final = storage.join(parent, fingerprint[:12])
-    new = ref.model_copy(
-        update={
-            "uri": final,
-            "fingerprint": fingerprint,
-            "rows": len(rows),
-            "classes": len(labels),
-            "splits": split_sizes(remembered),
-            "quarantined": len(kept_problems),
-        }
-    )
-    manifest = storage.read_manifest(ref.uri)
-    with storage.staged(final) as staged:
-        written = list(_write_fragments(ref, staged, set(ids), ingest_config_of(ref)))
-        write_quarantine(storage.join(staged, QUARANTINE), kept_problems)
-        _write_classes(ref, staged, labels)
+    new = _ref_of(store, ref, [_row(row, ref) for row in table.to_pylist()], problems)
+    with storage.staged(new.uri) as staged:
+        written = list(_write_fragments(ref, staged, gone, ingest_config_of(ref)))
+        write_quarantine(storage.join(staged, QUARANTINE), problems)
+        _write_classes(ref, staged, sorted(set(table["label"].to_pylist())))
         description = {
-            **{key: value for key, value in manifest.items() if key != "files"},
+            **{key: value for key, value in storage.read_manifest(ref.uri).items() if key != "files"},
             "ref": new.model_dump(mode="json", exclude={"uri"}),
             "fragments": written,
         }
-        storage.publish(staged, final, description)
+        storage.publish(staged, new.uri, description)
     return find_dataset(store, f"{new.name}@{new.version}")
+
+
+def _ref_of(store: str, former: DatasetRef, rows: Sequence[Row], problems: Sequence[Problem]) -> DatasetRef:
+    """The ref of a version with these rows, else as the former one."""
+    fingerprint = fingerprint_of(rows, former.attributes, problems)
+    return former.model_copy(
+        update={
+            "uri": storage.join(storage.named_folder(store, "datasets", former.name), fingerprint[:12]),
+            "fingerprint": fingerprint,
+            "rows": len(rows),
+            "classes": len({row.label for row in rows}),
+            "splits": split_sizes(rows),
+            "quarantined": len(problems),
+        }
+    )
 
 
 def _row(row: dict[str, object], ref: DatasetRef) -> Row:

@@ -46,6 +46,10 @@ class DatasetRef(Ref):
     attributes: dict[str, AttributeType] = {}
     schema_version: int = Field(description="of its files, see `dml.data.schema`")
 
+    def __str__(self) -> str:
+        """As users type it: NAME@VERSION."""
+        return f"{self.name}@{self.version}"
+
 
 class PackageRef(Ref):
     """The model we ship: safetensors weights, encoder config and preprocessing; holds no pickle."""

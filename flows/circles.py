@@ -44,7 +44,7 @@ def circles_flow(
         tables[kind] = stage(embed, retryable=True)(
             root, trained.package, shown, progress=progress_logger(f"embed {kind}")
         )
-    report = stage(draw_circles)(root, tables, f"{learnt.name}@{learnt.version}")
+    report = stage(draw_circles)(root, tables, str(learnt))
     for name, caption in report.pictures.items():
         show_picture("circles", read_picture(report, name), caption)
     say(f"circles of {', '.join(tables)}: {report.page}")

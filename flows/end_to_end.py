@@ -27,7 +27,7 @@ def end_to_end_flow(
     with watch("ingest"):
         dataset = run(ingest_flow, source, root).dataset
     with watch("train and evaluate"):
-        name = f"{dataset.name}@{dataset.version}"
+        name = str(dataset)
         training = run(train_flow, name, config=experiment, store=root)
     with watch("embed and index"):
         index = run(index_flow, dataset.name, training.model.name, name, store=root)

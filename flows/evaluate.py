@@ -53,7 +53,7 @@ def evaluate_package(
         baselines["before training"] = _embed_and_evaluate(store, package.initial, dataset, config)
     trained = _embed_and_evaluate(store, package, dataset, config)
     report = EvaluationReport(dataset=dataset, package=package, trained=trained, baselines=baselines)
-    where = f"{dataset.name}@{dataset.version}, split test"
+    where = f"{dataset}, split test"
     show_table("evaluation", report.table(), where)
     if report.slices():
         show_table("evaluation-slices", report.slices(), where)

@@ -47,5 +47,5 @@ def publish_index_of(
     built = stage(build_index, retryable=True)(store, name, embeddings, config, model=model)
     stage(publish_index)(store, built)
     show_table("index", [{"index": built.name, "rows": built.rows, "recall@10": built.recall}])
-    say(f"index {built.name}@{built.version}: {built.rows} rows, {built.factory}, recall {built.recall:.3f}")
+    say(f"index {built}: {built.rows} rows, {built.factory}, recall {built.recall:.3f}")
     return built

@@ -21,7 +21,7 @@ def ingest_flow(config: IngestConfig, store: str | None = None) -> IngestReport:
         say(f"dataset {config.name}: listing its source")
     report = stage(ingest_source, retryable=True)(config, store_uri(store), progress_logger("ingest"))
     dataset = report.dataset
-    name = f"{dataset.name}@{dataset.version}"
+    name = str(dataset)
     rows = [{"split": split, **size.model_dump()} for split, size in dataset.splits.items()]
     show_table("dataset", rows, f"{name}, {dataset.quarantined} in quarantine")
     if report.refused:

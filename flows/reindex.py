@@ -63,6 +63,6 @@ def reindex_flow(
         num_workers=num_workers,
         progress=progress_logger("embed"),
     )
-    say(f"{embeddings.rows} embeddings of {fresh.name}@{fresh.version} by package {package.version}")
+    say(f"{embeddings.rows} embeddings of {fresh} by package {package.version}")
     asked = config or (index_config_of(former) if former is not None else IndexConfig())
     return publish_index_of(embeddings, name, asked, root, str(version))

@@ -78,7 +78,7 @@ def _ingest_again(store: str, damaged: Checked) -> str:
     made = stage(ingest_again)(ref_of(damaged, DatasetRef), store, progress_logger("ingest"))
     if made.version == damaged.version:
         return "made again"
-    return f"damaged, and cannot be made again: its source gives {made.name}@{made.version} now"
+    return f"damaged, and cannot be made again: its source gives {made} now"
 
 
 def _embed_again(store: str, damaged: Checked) -> str:

@@ -71,7 +71,7 @@ def ingest(
     if as_json:
         print_json(
             {
-                "dataset": f"{ref.name}@{ref.version}",
+                "dataset": str(ref),
                 "outcome": report.outcome,
                 "rows": ref.rows,
                 "classes": ref.classes,
@@ -86,20 +86,18 @@ def ingest(
             }
         )
         return
-    print_table(f"{ref.name}@{ref.version}", [{"split": key, **size} for key, size in splits.items()])
+    print_table(str(ref), [{"split": key, **size} for key, size in splits.items()])
     for note in report.notes:
         print(visible(note))
     if refused:
         print_table(f"in quarantine, all listed in {report.quarantine}", refused)
     print(f"{ref.rows} rows, {ref.classes} classes, {ref.quarantined} in quarantine: {ref.uri}")
     if report.outcome == "current":
-        print(
-            f"nothing to do: the source gives {ref.name}@{ref.version}, which is the current version already"
-        )
+        print(f"nothing to do: the source gives {ref}, which is the current version already")
     elif report.outcome == "found":
-        print(f"{ref.name}@{ref.version} was there before, and is the current version again")
+        print(f"{ref} was there before, and is the current version again")
     elif report.outcome == "repaired":
-        print(f"{ref.name}@{ref.version} was damaged, and was made again")
+        print(f"{ref} was damaged, and was made again")
 
 
 @app.command()
@@ -120,7 +118,7 @@ def datasets(store: Store = None, as_json: Json = False) -> None:
         return
     rows = [
         {
-            "dataset": f"{v.ref.name}@{v.ref.version}",
+            "dataset": str(v.ref),
             "current": "*" if v.is_current else "",
             "created": v.created[:19].replace("T", " "),
             "rows": v.ref.rows,

@@ -70,7 +70,7 @@ def index(
     if as_json:
         print_json(ref.model_dump(mode="json"))
         return
-    print(f"{ref.name}@{ref.version}: {ref.rows} rows, {ref.factory}, recall@10 {ref.recall:.3f}: {ref.uri}")
+    print(f"{ref}: {ref.rows} rows, {ref.factory}, recall@10 {ref.recall:.3f}: {ref.uri}")
 
 
 @app.command()
@@ -110,7 +110,7 @@ def search(
     if as_json:
         print_json(found.to_json() | ({"picture": str(picture.resolve())} if picture is not None else {}))
         return
-    print_table(f"{found.index.name}@{found.index.version}: {found.plan}", found.rows())
+    print_table(f"{found.index}: {found.plan}", found.rows())
     if picture is not None:
         print(f"picture: {picture}")
 
@@ -175,13 +175,13 @@ def indexes(store: Store = None, as_json: Json = False) -> None:
         return
     rows = [
         {
-            "index": f"{v.ref.name}@{v.ref.version}",
+            "index": str(v.ref),
             "current": "*" if v.is_current else "",
             "created": v.created[:19].replace("T", " "),
             "rows": v.ref.rows,
             "factory": v.ref.factory,
             "recall@10": v.ref.recall,
-            "dataset": f"{v.ref.embeddings.dataset.name}@{v.ref.embeddings.dataset.version}",
+            "dataset": str(v.ref.embeddings.dataset),
             "model": v.ref.model,
             "newer": ", ".join(found),
             "refreshed": config.cron if (config := refresh.get(v.ref.name)) else "",
@@ -202,7 +202,7 @@ def _newer(store: str, ref: "IndexRef") -> list[str]:
     try:
         dataset = find_dataset(store, held.dataset.name)
         if dataset.fingerprint != held.dataset.fingerprint:
-            found.append(f"{dataset.name}@{dataset.version}")
+            found.append(str(dataset))
     except MissingArtifact:
         pass  # a dataset may be removed after it was indexed
     except DmlError:

@@ -166,7 +166,7 @@ def _row_of(model: "ModelRef") -> dict[str, str | float]:
         "current": "*" if model.promoted else "",
         "model": str(model),
         "alias": model.alias or "",
-        "dataset": f"{dataset.name}@{dataset.version}" if dataset else "",
+        "dataset": str(dataset) if dataset else "",
         "date": f"{model.created:%Y-%m-%d %H:%M}" if model.created else "",
         **{key: model.metrics[key] for key in ("recall_at_1", "map_at_r") if key in model.metrics},
         "reason": model.reason,

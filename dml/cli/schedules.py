@@ -38,7 +38,7 @@ def reindex(
         )
     else:
         for ref in refreshed:
-            print(f"{ref.name}@{ref.version}: {ref.rows} rows, recall@10 {ref.recall:.3f}")
+            print(f"{ref}: {ref.rows} rows, recall@10 {ref.recall:.3f}")
         for other, reason in failed.items():
             typer.echo(f"error: index {other}: {reason}", err=True)
         if not refreshed and not failed:

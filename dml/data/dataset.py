@@ -271,7 +271,7 @@ def _copy_images(ref: DatasetRef, target: Path) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < needed:
         raise InvalidSetting(
-            f"Reading {ref.name}@{ref.version} by position needs {needed >> 20} MiB in {target.parent}; "
+            f"Reading {ref} by position needs {needed >> 20} MiB in {target.parent}; "
             f"{free >> 20} MiB are free. Make room, or set DML_CACHE to a folder on a larger disk."
         )
     aside = target.with_name(f".{uuid.uuid4().hex}.arrow")

@@ -34,7 +34,7 @@ def require_evaluable(dataset: DatasetRef, config: EvaluationConfig, *, split: s
     attributes = [name for name in (role, camera, within, *config.slices) if name is not None]
     rows = read_rows(dataset, split=split, columns=["class_id", *attributes])
     classes = rows["class_id"].to_numpy()
-    where = f"split {split!r} of {dataset.name}@{dataset.version}"
+    where = f"split {split!r} of {dataset}"
     if len(np.unique(classes)) < 2:
         raise InvalidData(
             f"An evaluation needs images of at least 2 classes; the {where} has {len(np.unique(classes))} "

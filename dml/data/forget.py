@@ -72,7 +72,7 @@ def without_items(store: str, ref: DatasetRef, ids: Sequence[str]) -> DatasetRef
         return ref
     if not len(table):
         raise InvalidSetting(
-            f"A dataset must keep at least one item; {ref.name}@{ref.version} holds no others. Remove it: "
+            f"A dataset must keep at least one item; {ref} holds no others. Remove it: "
             f"dml rm dataset {ref.name}."
         )
     new = _ref_of(store, ref, [_row(row, ref) for row in table.to_pylist()], problems)
@@ -86,7 +86,7 @@ def without_items(store: str, ref: DatasetRef, ids: Sequence[str]) -> DatasetRef
             "fragments": written,
         }
         storage.publish(staged, new.uri, description)
-    return find_dataset(store, f"{new.name}@{new.version}")
+    return find_dataset(store, str(new))
 
 
 def _ref_of(store: str, former: DatasetRef, rows: Sequence[Row], problems: Sequence[Problem]) -> DatasetRef:

@@ -129,7 +129,7 @@ def _ingest_source(
             if make_current or pointer.version is None:
                 pointer.move(ref.version, remember=this)
     return IngestReport(
-        dataset=find_dataset(store, f"{ref.name}@{ref.version}"),
+        dataset=find_dataset(store, str(ref)),
         outcome=outcome,
         refused=refusals_of(made.problems),
         quarantine=latest_quarantine(store, config.name),

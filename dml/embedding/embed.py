@@ -138,7 +138,7 @@ def embed(
 def _ref_of(store: str, package: PackageRef, dataset: DatasetRef, split: str | None) -> EmbeddingsRef:
     if split is not None and split not in dataset.splits:
         raise InvalidData(
-            f"An embedding of the split {split!r} needs rows in it; {dataset.name}@{dataset.version} has the "
+            f"An embedding of the split {split!r} needs rows in it; {dataset} has the "
             f"splits {sorted(dataset.splits)}. Ingest it with another --split."
         )
     name = f"{package.version}-{dataset.version}" + ("" if split is None else f"-{split}")

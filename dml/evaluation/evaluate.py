@@ -92,8 +92,7 @@ def require_one_dataset(embeddings: EmbeddingsRef, former: EmbeddingsRef) -> Non
     if embeddings.dataset.fingerprint != former.dataset.fingerprint:
         one, other = embeddings.dataset, former.dataset
         raise IncompatibleArtifact(
-            f"Both models must be evaluated on one dataset; got {one.name}@{one.version} and "
-            f"{other.name}@{other.version}. Embed one of them again."
+            f"Both models must be evaluated on one dataset; got {one} and {other}. Embed one of them again."
         )
 
 
@@ -164,7 +163,7 @@ def split_rows(dataset: DatasetRef, config: EvaluationConfig, split: str) -> tup
     rows = read_rows(dataset, split=split, columns=["class_id", *attributes])
     if not len(rows):
         raise InvalidData(
-            f"An evaluation needs rows in the split {split!r}; {dataset.name}@{dataset.version} has the "
+            f"An evaluation needs rows in the split {split!r}; {dataset} has the "
             f"splits {sorted(dataset.splits)}. Ingest it with another --split."
         )
     labels = rows["class_id"].to_numpy().astype(np.int64)

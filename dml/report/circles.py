@@ -49,7 +49,7 @@ def draw_circles(store: str, embeddings: Mapping[str, EmbeddingsRef], trained_on
     if (written := written_before(uri)) is not None:
         return written
     shown = next(iter(embeddings.values())).dataset
-    where = f"{shown.rows:,} images of {shown.name}@{shown.version}, encoders trained on {trained_on}"
+    where = f"{shown.rows:,} images of {shown}, encoders trained on {trained_on}"
     histograms = {name: _rose(name, table) for name, table in embeddings.items()}
     png = draw_circle_histograms([histogram for histogram, _ in histograms.values()])
     picture = Picture("circles", png, f"{', '.join(embeddings)}: {where}")

@@ -82,7 +82,7 @@ def write_comparison(store: str, first: Candidate, second: Candidate, config: Re
     pair = _Pair(first, second, config)
     dataset = first.embeddings.dataset
     subtitle = (
-        f"{dataset.name}@{dataset.version}, split {config.split}: {len(pair.ours.labels):,} items of "
+        f"{dataset}, split {config.split}: {len(pair.ours.labels):,} items of "
         f"{len(pair.ours.names):,} classes, embedded in {first.embeddings.dim} dimensions by package "
         f"{first.embeddings.package.version} and in {second.embeddings.dim} by "
         f"{second.embeddings.package.version}."

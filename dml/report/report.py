@@ -75,7 +75,7 @@ def write_report(
     view = EmbeddedSplit(embeddings, config)
     dataset = embeddings.dataset
     subtitle = (
-        f"{dataset.name}@{dataset.version}, split {config.split}: {len(view.labels):,} items of "
+        f"{dataset}, split {config.split}: {len(view.labels):,} items of "
         f"{len(view.names):,} classes, embedded in {embeddings.dim} dimensions by package "
         f"{embeddings.package.version}."
     )

@@ -126,7 +126,7 @@ def require_most_still_there(index: IndexRef, fresh: DatasetRef) -> None:
     if fresh.name == index.embeddings.dataset.name and fresh.rows < LEAST_LEFT * index.rows:
         raise InvalidData(
             f"At least {LEAST_LEFT:.0%} of the {index.rows} items of index {index.name} must still be in its "
-            f"dataset's source; {fresh.name}@{fresh.version}, read just now, has {fresh.rows}. The index "
+            f"dataset's source; {fresh}, read just now, has {fresh.rows}. The index "
             f"stays as it is. If that is all there is to be: dml index {index.name} --dataset {fresh.name}"
             f"{f' --model {own}' if own else ''}."
         )

@@ -79,7 +79,7 @@ def read_training_rows(dataset: DatasetRef) -> LabelledRows:
     rows = read_rows(dataset, split="train", columns=["class_id"])
     if not len(rows):
         raise InvalidData(
-            f"Training needs rows in the split 'train'; dataset {dataset.name}@{dataset.version} has the "
+            f"Training needs rows in the split 'train'; dataset {dataset} has the "
             f"splits {sorted(dataset.splits)}. Ingest it with another split."
         )
     _, class_ids = np.unique(rows["class_id"].to_numpy(), return_inverse=True)
@@ -96,7 +96,7 @@ def require_trainable(config: ExperimentConfig, dataset: DatasetRef) -> None:
     rows = read_training_rows(dataset)
     if rows.num_classes < 2:
         raise InvalidData(
-            f"Training needs at least 2 classes; the split 'train' of {dataset.name}@{dataset.version} has "
+            f"Training needs at least 2 classes; the split 'train' of {dataset} has "
             f"{rows.num_classes}. Ingest it with another --split, or more classes."
         )
     learnt: NDArray[np.bool_] = np.ones(len(rows.positions), dtype=np.bool_)

@@ -218,3 +218,8 @@ def test_a_changed_byte_of_a_fragment_is_never_read_as_data(tmp_path, share):
     ):
         if not (isinstance(found, str) and fragment.name in found):
             assert found == before
+
+
+def test_a_dataset_is_written_as_users_type_it(dataset):
+    assert str(dataset) == f"d@{dataset.version}"
+    assert find_dataset(dataset.uri.rsplit("/datasets/", 1)[0], str(dataset)) == dataset

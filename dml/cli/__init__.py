@@ -26,6 +26,7 @@ class Interrupted(KeyboardInterrupt):
 
 def main() -> None:
     """Run the command line and end the process; Ctrl-C at any moment is one line and exit status 130."""
+    _fill_closed_streams()
     heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # `nohup` and `&` ignore it
     if heeded:
         signal.signal(signal.SIGINT, _interrupt)
@@ -42,6 +43,18 @@ def main() -> None:
     if status == INTERRUPTED:
         _say_interrupted()
     sys.exit(status)
+
+
+def _fill_closed_streams() -> None:
+    """Point descriptors 0 to 2 that are closed to nowhere: the next file to be opened would take them."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free: this one
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _refuse_to_go_without(error: ModuleNotFoundError) -> int:

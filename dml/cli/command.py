@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import TextIO
 
 import typer
@@ -124,7 +124,8 @@ def _run(as_json: bool, words: Sequence[str] | None = None) -> int:
 def _refused(message: str, as_json: bool, status: int, *, keep: str = "") -> int:
     print(f"error: {visible(message, keep=keep)}", file=sys.stderr)
     if as_json:
-        print_json({"error": message})
+        with suppress(OSError):  # a full disk, of which the message tells
+            print_json({"error": message})
     return status
 
 

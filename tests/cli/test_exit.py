@@ -146,3 +146,18 @@ def test_a_verb_that_takes_long_gives_a_sign_of_life_and_can_be_interrupted():
         run.send_signal(signal.SIGINT)
         assert run.stderr.read() == "error: Interrupted.\n"
         assert run.wait(10) == 130
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&- <&-"])
+def test_closed_streams_end_no_verb(store, closed):
+    command = f'"{sys.executable}" -m dml.cli datasets --store "{store}" {closed}'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")
+def test_json_on_a_full_disk_is_one_line(store):
+    command = f'"{sys.executable}" -m dml.cli datasets --json --store "{store}" > /dev/full'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr

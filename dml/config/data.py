@@ -147,6 +147,8 @@ class PreprocessingConfig(Part):
                 f"mean and std need one value for each of {self.color!r}'s {self.channels} channels; "
                 f"got {len(self.mean)} and {len(self.std)}."
             )
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be greater than 0, since pixels are divided by it; got {self.std}.")
         return self
 
 

@@ -103,7 +103,9 @@ def typed(text: str, annotation: Any) -> Any:
         return [typed(part, _element(wanted[0], place)) for place, part in enumerate(parts)]
     try:
         return json.loads(text, object_pairs_hook=_without_doubles)
-    except (json.JSONDecodeError, RecursionError):
+    except InvalidSetting:
+        raise
+    except (ValueError, RecursionError):  # no JSON, or a number of more digits than Python reads
         return text
 
 

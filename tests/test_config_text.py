@@ -87,6 +87,8 @@ def test_of_one_setting_given_twice_the_last_counts():
         ("evaluation.recall_at=", r"recall_at must have at least 1; got \[\]"),
         ("loss=" + "[" * 10_000, r"got '\[{100,200}\.\.\. \(10,002 characters\)"),
         ("gate.min_gain=NaN", "finite"),
+        ("training.num_steps=true", r"num_steps must be a number; got true"),
+        ("optimizer.clip_norm=false", r"clip_norm must be a number; got false"),
         ("preprocessing.std=[0]", r"std must be greater than 0.*got \(0\.0,\)"),
         ("seed=" + "9" * 5_000, r"seed .*exceeded maximum size; got.*5,002 characters"),
         ("gate.min_gain=5", "less than 1; got 5"),

@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from dml.config.text import field_type, kind_of, part_for, parts_of, typed
+from dml.config.text import field_type, kind_of, part_for, parts_of, takes_only_numbers, typed
 from dml.errors import InvalidSetting, did_you_mean
 
 P = TypeVar("P", bound=BaseModel)
@@ -20,6 +20,15 @@ class Part(BaseModel):
     """A section of the configuration: immutable, and a misspelled key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_value_is_a_number(cls, tree: Any) -> Any:
+        """pydantic takes true for 1, so that `training.num_steps=true` would train one step."""
+        for name, value in tree.items() if isinstance(tree, Mapping) else ():
+            if isinstance(value, bool) and takes_only_numbers(field_type(cls, name)):
+                raise ValueError(f"{name} must be a number; got {str(value).lower()}.")
+        return tree
 
     def overridden(self, assignments: Sequence[str]) -> Self:
         """A copy with settings replaced, each `path.to.key=value`, read as `dml.config.text` says.

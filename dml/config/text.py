@@ -89,6 +89,12 @@ def field_type(part: type[BaseModel] | None, name: str) -> Any:
     return None if field is None else field.annotation
 
 
+def takes_only_numbers(annotation: Any) -> bool:
+    """Whether a field takes numbers, and neither truth values nor text."""
+    wanted = {each for each in _choices(annotation) if each is not NoneType}
+    return bool(wanted) and wanted <= {int, float}
+
+
 def typed(text: str, annotation: Any) -> Any:
     """A value as a field wants it, for pydantic to check."""
     choices = list(_choices(annotation))

@@ -67,7 +67,7 @@ def apply_gate(
     if gate.confidence is not None and champion_metrics is not None and comparison is None:
         raise ValueError(
             f"gate.confidence {gate.confidence:g} needs a comparison with the champion; got none. Make one "
-            "with retrieval.evaluate.compare."
+            "with dml.evaluation.evaluate.compare."
         )
     if gate.metric not in model.metrics:
         raise InvalidSetting(

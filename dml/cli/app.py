@@ -99,7 +99,7 @@ def print_json_with_error(content: Mapping[str, Any], error: DmlError) -> NoRetu
     raise typer.Exit(error.exit_status)
 
 
-def what_is_damaged(found: Sequence[CorruptArtifact]) -> CorruptArtifact | None:
+def what_is_damaged(found: Sequence[DmlError]) -> DmlError | None:
     """One error for all that could not be listed; None: nothing was damaged."""
     if len(found) <= 1:
         return next(iter(found), None)

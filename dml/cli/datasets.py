@@ -20,7 +20,7 @@ from dml.cli.app import (
     visible,
     what_is_damaged,
 )
-from dml.errors import CorruptArtifact, InvalidSetting, without_password
+from dml.errors import DmlError, InvalidSetting, without_password
 
 # As config.SourceLayout, which would import the whole configuration only to print a help text.
 Layout = Literal[
@@ -105,7 +105,7 @@ def datasets(store: Store = None, as_json: Json = False) -> None:
     """List the store's dataset versions; `*` marks the one that a name alone stands for."""
     from dml.data.dataset import list_versions
 
-    damaged: list[CorruptArtifact] = []
+    damaged: list[DmlError] = []
     versions = list_versions(store_to_list(store), damaged)
     error = what_is_damaged(damaged)
     if as_json:

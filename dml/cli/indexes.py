@@ -17,7 +17,7 @@ from dml.cli.app import (
     store_uri,
     what_is_damaged,
 )
-from dml.errors import CorruptArtifact, DmlError, InvalidSetting, MissingArtifact
+from dml.errors import DmlError, InvalidSetting, MissingArtifact
 
 if TYPE_CHECKING:
     from dml.refs import IndexRef
@@ -150,7 +150,7 @@ def indexes(store: Store = None, as_json: Json = False) -> None:
     from dml.retrieval.refresh import read_refreshes
 
     root = store_to_list(store)
-    damaged_versions: list[CorruptArtifact] = []
+    damaged_versions: list[DmlError] = []
     versions = list_versions(root, damaged_versions)
     error = what_is_damaged(damaged_versions)
     refresh, damaged = read_refreshes(root)

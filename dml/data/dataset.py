@@ -19,7 +19,7 @@ from pyarrow import compute, parquet
 
 from dml import storage
 from dml.data.schema import CLASS_ID, IMAGE, POSITION, SCHEMA_VERSION, TEST, TRAIN
-from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting
+from dml.errors import DmlError, IncompatibleArtifact, InvalidSetting
 from dml.names import split_version
 from dml.refs import DatasetRef
 
@@ -54,12 +54,19 @@ class DatasetVersion:
     is_current: bool
 
 
-def list_versions(store: str, damaged: list[CorruptArtifact] | None = None) -> list[DatasetVersion]:
+def list_versions(store: str, damaged: list[DmlError] | None = None) -> list[DatasetVersion]:
     """Every published version, by name, the oldest first; `damaged` is for `storage.read_versions`."""
-    versions = [
-        DatasetVersion(read_ref(v.uri, v.manifest), str(v.manifest.get("created", "")), v.is_current)
-        for v in storage.read_versions(storage.join(store, "datasets"), damaged)
-    ]
+    versions = []
+    for version in storage.read_versions(storage.join(store, "datasets"), damaged):
+        try:
+            ref = read_ref(version.uri, version.manifest)
+        except IncompatibleArtifact as error:
+            if damaged is None:
+                raise
+            damaged.append(error)
+        else:
+            created = str(version.manifest.get("created", ""))
+            versions.append(DatasetVersion(ref, created, version.is_current))
     return sorted(versions, key=lambda v: (v.ref.name, v.created, v.ref.version))
 
 

@@ -19,7 +19,7 @@ from dml.config import IndexConfig
 from dml.data.dataset import read_rows, require_schema
 from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.embedding.table import read_embeddings
-from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting
+from dml.errors import DmlError, IncompatibleArtifact, InvalidSetting
 from dml.names import split_version
 from dml.progress import Ticker, begin, count
 from dml.refs import EmbeddingsRef, IndexRef
@@ -267,7 +267,7 @@ class IndexVersion:
     """Whether the index's name alone stands for it."""
 
 
-def list_versions(store: str, damaged: list[CorruptArtifact] | None = None) -> list[IndexVersion]:
+def list_versions(store: str, damaged: list[DmlError] | None = None) -> list[IndexVersion]:
     """Every version of every index, by name, the oldest first; `damaged` is for `storage.read_versions`."""
     versions = [
         IndexVersion(

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from dml.errors import CorruptArtifact, MissingArtifact, did_you_mean
+from dml.errors import CorruptArtifact, DmlError, MissingArtifact, did_you_mean
 from dml.names import is_version
 from dml.storage.artifacts import is_complete, list_versions, read_manifest
 from dml.storage.conditional import Held, Overtaken, read_held, replace_held
@@ -221,7 +221,7 @@ class Version(NamedTuple):
     is_current: bool
 
 
-def read_versions(root: str, damaged: list[CorruptArtifact] | None = None) -> list[Version]:
+def read_versions(root: str, damaged: list[DmlError] | None = None) -> list[Version]:
     """Every version of every name below a folder.
 
     Args:
@@ -233,7 +233,7 @@ def read_versions(root: str, damaged: list[CorruptArtifact] | None = None) -> li
         CorruptArtifact: a pointer or manifest cannot be read, and `damaged` is None.
     """
     found = []
-    problems: list[CorruptArtifact] = [] if damaged is None else damaged
+    problems: list[DmlError] = [] if damaged is None else damaged
     for name in list_folders(root):
         folder = join(root, name)
         in_use = None

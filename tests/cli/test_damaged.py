@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from dml import storage
+
 
 def test_files_beside_datasets_and_indexes_do_not_matter(dml, store, query):
     for folder in ("datasets", "indexes", "indexes/labels", "datasets/labels"):
@@ -77,3 +79,16 @@ def test_a_name_that_does_not_exist_brings_the_nearest(dml, store, query):
     assert done.status == 2
     assert "labels" in done.err
     assert "Did you mean 'labels'" in done.err
+
+
+def test_a_dataset_of_another_schema_does_not_hide_the_others(dml, dataset, store, tmp_path):
+    shutil.copytree(store, tmp_path / "copy")
+    folder = tmp_path / "copy" / "datasets"
+    other = folder / "other" / dataset.version
+    shutil.copytree(folder / "labels" / dataset.version, other)
+    manifest = storage.read_manifest(str(other))
+    newer = {**manifest["ref"], "schema_version": 99}
+    storage.write_manifest(str(other), {**manifest, "ref": newer})
+    done = dml("datasets", "--store", str(tmp_path / "copy"), "--json")
+    assert (done.status, [each["name"] for each in done.json["datasets"]]) == (2, ["labels"])
+    assert "schema version" in done.json["error"]

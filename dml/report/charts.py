@@ -258,5 +258,6 @@ def draw_map(
             )
         axes.set_aspect("equal", adjustable="datalim")
         axes.set_axis_off()
-        figure.legend(loc="outside lower center", ncols=_MAP_COLUMNS, handletextpad=0.3)
+        if legend_rows:
+            figure.legend(loc="outside lower center", ncols=_MAP_COLUMNS, handletextpad=0.3)
     return out.getvalue()

@@ -144,7 +144,7 @@ def test_equal_inputs_give_equal_bytes():
 def test_a_label_is_drawn_as_it_is_whatever_is_in_it(label):
     found = Map(np.arange(4), np.random.default_rng(0).standard_normal((4, 2)), "given")
     labels = np.zeros(4, dtype=np.int64)
-    without = charts.draw_map(found, labels, {0: " "}, np.array([0]))
+    without = charts.draw_map(found, labels, {0: "."}, np.array([0]))
     assert charts.draw_map(found, labels, {0: label}, np.array([0])) != without
 
 

@@ -30,6 +30,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.reportchars += "s"  # why they are skipped, where they are
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Beside real servers and on a GPU a warning is shown; elsewhere it is an error (pyproject.toml)."""
+    for item in items:
+        if item.get_closest_marker("slow") or item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.filterwarnings("default"))
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """`-m gpu` imports no other test: what they import a machine with a GPU need not have."""
     elsewhere = collection_path not in GPU_TESTS.parents and not collection_path.is_relative_to(GPU_TESTS)

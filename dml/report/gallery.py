@@ -1,4 +1,4 @@
-"""Queries and their answers as a picture: green and ✓ is right, red and ✗ wrong, grey if_empty knows."""
+"""Queries and their answers as a picture: green and ✓ is right, red and ✗ wrong, grey unknown."""
 
 import base64
 import importlib.util

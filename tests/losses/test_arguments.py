@@ -19,9 +19,9 @@ MADE_WITH = {"loss": losses.SupCon(), "num_classes": NUM_CLASSES, "dim": DIM, "m
 
 def constructors() -> dict[str, type]:
     """The losses with their base classes, the miners and the memory."""
-    miners = {losses.SemiHardMiner, losses.DistanceWeightedMiner, losses.MultiSimilarityMiner}
-    classes = {*losses.LOSSES.values(), *miners, losses.CrossBatchMemory}
-    return {each.__name__: each for found in classes for each in found.__mro__ if "losses" in each.__module__}
+    miners = losses.SemiHardMiner, losses.DistanceWeightedMiner, losses.MultiSimilarityMiner
+    classes = *losses.LOSSES.values(), *miners, losses.CrossBatchMemory
+    return {each.__name__: each for made in classes for each in made.__mro__ if "losses" in each.__module__}
 
 
 def numeric(annotation: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Charts draw the numbers of the metrics room; those that if_empty could read are not drawn."""
+"""Charts draw the numbers of the metrics room; those that nobody could read are not drawn."""
 
 import io
 

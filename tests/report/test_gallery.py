@@ -66,7 +66,7 @@ def test_on_a_page_tiles_are_marked_and_labels_are_not_obeyed():
     assert "✗ 0.25" in html
 
 
-@pytest.mark.parametrize("rows", [[], [GalleryRow(Tile(png(), "if_empty found"), [])]])
+@pytest.mark.parametrize("rows", [[], [GalleryRow(Tile(png(), "nobody found"), [])]])
 def test_no_answers_are_a_picture_too(rows):
     assert drawn(rows).format == "PNG"
 

@@ -48,7 +48,7 @@ OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class _Unit:
+class _PartJob:
     """One fragment, whose samples of it are embedded, and where their embeddings go."""
 
     fragment: str
@@ -103,32 +103,32 @@ def embed(
     storage.make_folder(ref.uri)
     if was_sealed:  # and is damaged; one that another process seals at this moment is not
         storage.delete(storage.join(ref.uri, storage.MANIFEST))
-    units = [
-        _Unit(fragment, split, storage.join(ref.uri, part_name(number)))
+    jobs = [
+        _PartJob(fragment, split, storage.join(ref.uri, part_name(number)))
         for number, fragment in enumerate(fragments(dataset))
     ]
     known = [*([] if previous is None else [previous]), *_of_other_splits(store, ref)]
     present = set(storage.list_names(ref.uri))
-    left = [unit for unit in units if unit.name not in present]
-    made: set[_Unit] = set()
+    left = [job for job in jobs if job.name not in present]
+    made: set[_PartJob] = set()
     for _ in range(_ROUNDS):
         workers = num_workers or _choose_workers(left, ref, known)
         with Ticker("embed") as ticker:
             ticker.begin("embedding", "fragments", len(left))
-            embedded = _embed_units(left, package, known, workers)
-            for done, _ in enumerate(embedded, start=len(units) - len(left) + 1):
+            embedded = _embed_parts(left, package, known, workers)
+            for done, _ in enumerate(embedded, start=len(jobs) - len(left) + 1):
                 ticker.count()
                 if progress is not None:
-                    progress(done, len(units))
+                    progress(done, len(jobs))
         made |= set(left)
-        rows = _rows_held(units, made)
-        left = [unit for unit in units if rows[unit] is None]
+        rows = _rows_held(jobs, made)
+        left = [job for job in jobs if rows[job] is None]
         if not left:
-            seal_table(ref, {unit.name: rows[unit] or 0 for unit in units})
+            seal_table(ref, {job.name: rows[job] or 0 for job in jobs})
             return ref
         logger.warning("%d parts are made again: damaged, or of other samples; %s", len(left), left[0].part)
-        for unit in left:
-            storage.delete(unit.part)
+        for job in left:
+            storage.delete(job.part)
     raise CorruptArtifact(
         f"{left[0].part} must have the samples of {left[0].fragment} once it is written; it has not, after "
         f"{_ROUNDS} times. Look after the disk, and whether another program writes there."
@@ -172,60 +172,60 @@ def _of_other_splits(store: str, ref: EmbeddingsRef) -> list[EmbeddingsRef]:
     return [find_embeddings(uri) for uri in uris if _is_whole(uri)]
 
 
-def _rows_held(units: Sequence[_Unit], made: set[_Unit]) -> dict[_Unit, int | None]:
+def _rows_held(jobs: Sequence[_PartJob], made: set[_PartJob]) -> dict[_PartJob, int | None]:
     """Each part's rows; None: it must be made again. Parts that were not made in this run are read whole."""
 
-    def of(unit: _Unit) -> int | None:
-        return rows_held(unit.part, unit.fragment, unit.split, whole=unit not in made)
+    def of(job: _PartJob) -> int | None:
+        return rows_held(job.part, job.fragment, job.split, whole=job not in made)
 
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        return dict(zip(units, pool.map(of, units), strict=True))
+        return dict(zip(jobs, pool.map(of, jobs), strict=True))
 
 
-def _choose_workers(units: Sequence[_Unit], ref: EmbeddingsRef, known: Sequence[EmbeddingsRef]) -> int:
-    if ref.rows <= _SMALL_DATASET or _num_new(units, known) <= _SMALL_DATASET:
+def _choose_workers(jobs: Sequence[_PartJob], ref: EmbeddingsRef, known: Sequence[EmbeddingsRef]) -> int:
+    if ref.rows <= _SMALL_DATASET or _num_new(jobs, known) <= _SMALL_DATASET:
         return 1
-    return len(units) if on_cluster() else os.cpu_count() or 1
+    return len(jobs) if on_cluster() else os.cpu_count() or 1
 
 
-def _num_new(units: Sequence[_Unit], known: Sequence[EmbeddingsRef]) -> int:
+def _num_new(jobs: Sequence[_PartJob], known: Sequence[EmbeddingsRef]) -> int:
     """How many images must be embedded, not copied."""
     vectors = KnownVectors(*known)
-    return sum(int((vectors.rows_of(_samples(unit)["sha256"]) < 0).sum()) for unit in units)
+    return sum(int((vectors.rows_of(_samples(job)["sha256"]) < 0).sum()) for job in jobs)
 
 
-def _samples(unit: _Unit) -> pa.Table:
-    """A unit's `id` and `sha256`, and as `row` where they are in the fragment."""
-    rows = read_fragment(unit.fragment, ["id", "sha256", "split"])
+def _samples(job: _PartJob) -> pa.Table:
+    """A job's `id` and `sha256`, and as `row` where they are in the fragment."""
+    rows = read_fragment(job.fragment, ["id", "sha256", "split"])
     rows = rows.append_column("row", pa.array(np.arange(len(rows))))
-    return rows if unit.split is None else rows.filter(compute.equal(rows["split"], unit.split))
+    return rows if job.split is None else rows.filter(compute.equal(rows["split"], job.split))
 
 
 class _Embedder:
-    """Embeds units; as a Ray actor or in this process."""
+    """Makes parts; as a Ray actor or in this process."""
 
     def __init__(self, package: PackageRef, known: Sequence[EmbeddingsRef]) -> None:
         self.package = load_package(package.uri)
         self.known = KnownVectors(*known)
 
-    def __call__(self, unit: _Unit) -> None:
-        samples = _samples(unit)
+    def __call__(self, job: _PartJob) -> None:
+        samples = _samples(job)
         vectors = np.empty((len(samples), self.package.ref.dim), dtype=np.float32)
         known = self.known.rows_of(samples["sha256"])
         self.known.copy(known, into=vectors)
         new = np.flatnonzero(known < 0)
         start = 0
-        for images in _images(unit, samples["row"].to_numpy()[new]):
+        for images in _images(job, samples["row"].to_numpy()[new]):
             vectors[new[start : start + len(images)]] = self.package.embed(images)
             start += len(images)
-        _refuse_wrong_length(vectors, unit, self.package.ref)
-        write_part(unit.part, samples["id"], samples["sha256"], vectors)
+        _refuse_wrong_length(vectors, job, self.package.ref)
+        write_part(job.part, samples["id"], samples["sha256"], vectors)
 
 
-def _images(unit: _Unit, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:
+def _images(job: _PartJob, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:
     """The images of a fragment's rows, ascending, as many at a time as `_BYTES_HELD` has room for."""
     held: list[bytes] = []
-    for images in read_images_of(unit.fragment, rows):
+    for images in read_images_of(job.fragment, rows):
         held += images
         if sum(map(len, held)) > _BYTES_HELD:
             yield held
@@ -234,42 +234,42 @@ def _images(unit: _Unit, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:
         yield held
 
 
-def _refuse_wrong_length(vectors: NDArray[np.float32], unit: _Unit, package: PackageRef) -> None:
+def _refuse_wrong_length(vectors: NDArray[np.float32], job: _PartJob, package: PackageRef) -> None:
     wrong = ~(np.abs(np.linalg.norm(vectors, axis=1) - 1) <= _LENGTH_TOLERANCE)
     if wrong.any():
         raise InvalidData(
             f"Embeddings must be of unit length; {int(wrong.sum())} of {len(vectors)} that package "
-            f"{package.uri} made of {unit.fragment} are not, the first in row {int(wrong.argmax())}. "
+            f"{package.uri} made of {job.fragment} are not, the first in row {int(wrong.argmax())}. "
             "Train a package whose weights are numbers."
         )
 
 
-def _embed_units(
-    units: Sequence[_Unit], package: PackageRef, known: Sequence[EmbeddingsRef], workers: int
+def _embed_parts(
+    jobs: Sequence[_PartJob], package: PackageRef, known: Sequence[EmbeddingsRef], workers: int
 ) -> Iterator[None]:
-    """Yields after each unit."""
-    if workers > 1 and len(units) > 1:
-        yield from _with_ray(units, package, known, min(workers, len(units)))
-    elif units:
-        yield from map(_Embedder(package, known), units)
+    """Yields after each part."""
+    if workers > 1 and len(jobs) > 1:
+        yield from _with_ray(jobs, package, known, min(workers, len(jobs)))
+    elif jobs:
+        yield from map(_Embedder(package, known), jobs)
 
 
 class _Actor:
-    """The embedder as Ray Data's stateful stage: a row names a unit, and brings back what went wrong."""
+    """The embedder as Ray Data's stateful stage: a row names a job, and brings back what went wrong."""
 
-    def __init__(self, package: PackageRef, known: Sequence[EmbeddingsRef], units: Sequence[_Unit]) -> None:
-        self.embedder, self.units = _Embedder(package, known), units
+    def __init__(self, package: PackageRef, known: Sequence[EmbeddingsRef], jobs: Sequence[_PartJob]) -> None:
+        self.embedder, self.jobs = _Embedder(package, known), jobs
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
-            self.embedder(self.units[row["item"]])
+            self.embedder(self.jobs[row["item"]])
         except DmlError as error:  # Ray Data would wrap it, and lose its class
             return {**row, "error": type(error).__name__, "message": str(error)}
         return {**row, "error": "", "message": ""}
 
 
 def _with_ray(
-    units: Sequence[_Unit], package: PackageRef, known: Sequence[EmbeddingsRef], workers: int
+    jobs: Sequence[_PartJob], package: PackageRef, known: Sequence[EmbeddingsRef], workers: int
 ) -> Iterator[None]:
     # One logical CPU more than actors: Ray Data waits for ever when its pool holds them all.
     with ray_session(num_cpus=workers + 1):
@@ -283,10 +283,10 @@ def _with_ray(
         logger.info("embed: up to %d actors with a %s each; there are %s and %s", actors, kind, gpus, cpus)
 
         quiet_ray_data()
-        numbers = ray.data.from_items(list(range(len(units))), override_num_blocks=len(units))
+        numbers = ray.data.from_items(list(range(len(jobs))), override_num_blocks=len(jobs))
         embedded = numbers.map(
             _Actor,
-            fn_constructor_args=(package, known, units),
+            fn_constructor_args=(package, known, jobs),
             compute=ray.data.ActorPoolStrategy(min_size=min(max(now, 1), actors), max_size=actors),
             num_cpus=1,
             num_gpus=1 if gpus.most else None,

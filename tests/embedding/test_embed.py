@@ -76,7 +76,7 @@ def test_a_finished_table_is_returned_at_once(store, embeddings, dataset, packag
     assert embedded_images == []
 
 
-def test_a_run_killed_after_two_units_goes_on_with_the_third(
+def test_a_run_killed_after_two_parts_goes_on_with_the_third(
     embeddings, store, dataset, package, tmp_path, embedded_images
 ):
     other = str(tmp_path / "store")

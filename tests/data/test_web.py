@@ -301,7 +301,7 @@ def test_whoever_waits_for_a_slow_server_is_told_how_far_it_is(server, tmp_path,
         ingest(
             config(tmp_path / "m.csv", allowed_prefixes=(f"{server}/",), timeout_s=4), str(tmp_path / "store")
         )
-    assert "2 of 6 images read" in caplog.text
+    assert "reading, 2 of 6 images" in caplog.text
 
 
 def test_without_the_setting_no_address_is_asked(server, tmp_path):

@@ -7,7 +7,7 @@ import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.text import Text
 
 import dml
 from dml.errors import CorruptArtifact, DmlError, InvalidSetting, MissingArtifact
+
+if TYPE_CHECKING:
+    from dml.storage import Version
 
 output: ContextVar[TextIO | None] = ContextVar("output", default=None)
 """Where the one JSON object goes."""
@@ -104,6 +107,20 @@ def what_is_damaged(found: Sequence[DmlError]) -> DmlError | None:
     if len(found) <= 1:
         return next(iter(found), None)
     return CorruptArtifact(f"{found[0]} {len(found) - 1} more are damaged; `dml verify` names them all.")
+
+
+def marks_of(version: "Version[Any]") -> dict[str, str]:
+    """The columns of a version's line that say whether it is in use, and since when it is there."""
+    return {
+        "current": "*" if version.is_current else "",
+        "created": version.created[:19].replace("T", " "),
+    }
+
+
+def json_of(version: "Version[Any]") -> dict[str, Any]:
+    """A version in JSON: its ref, when it was published, and whether it is in use."""
+    ref = version.ref.model_dump(mode="json")
+    return {**ref, "created": version.created, "current": version.is_current}
 
 
 def _finite(value: Any) -> Any:

@@ -12,6 +12,8 @@ from dml.cli.app import (
     Store,
     Workers,
     app,
+    json_of,
+    marks_of,
     print_json,
     print_json_with_error,
     print_table,
@@ -109,9 +111,7 @@ def datasets(store: Store = None, as_json: Json = False) -> None:
     versions = list_versions(store_to_list(store), damaged)
     error = what_is_damaged(damaged)
     if as_json:
-        listed = [
-            {**v.ref.model_dump(mode="json"), "created": v.created, "current": v.is_current} for v in versions
-        ]
+        listed = [json_of(version) for version in versions]
         if error is not None:
             print_json_with_error({"datasets": listed}, error)
         print_json({"datasets": listed})
@@ -119,8 +119,7 @@ def datasets(store: Store = None, as_json: Json = False) -> None:
     rows = [
         {
             "dataset": str(v.ref),
-            "current": "*" if v.is_current else "",
-            "created": v.created[:19].replace("T", " "),
+            **marks_of(v),
             "rows": v.ref.rows,
             "classes": v.ref.classes,
             **{

@@ -10,6 +10,8 @@ from dml.cli.app import (
     Store,
     Workers,
     app,
+    json_of,
+    marks_of,
     print_json,
     print_json_with_error,
     print_table,
@@ -158,16 +160,10 @@ def indexes(store: Store = None, as_json: Json = False) -> None:
         typer.echo(f"index {name} is not refreshed: {why}", err=True)
     newer = [_newer(root, v.ref) if v.is_current else [] for v in versions]
     if as_json:
-        asked = {name: config.model_dump() for name, config in refresh.items()}
+        schedules = {name: config.model_dump() for name, config in refresh.items()}
         listed = [
-            {
-                **v.ref.model_dump(mode="json"),
-                "created": v.created,
-                "current": v.is_current,
-                "newer": found,
-                "refresh": asked.get(v.ref.name),
-            }
-            for v, found in zip(versions, newer, strict=True)
+            {**json_of(v), "newer": newer_of, "refresh": schedules.get(v.ref.name)}
+            for v, newer_of in zip(versions, newer, strict=True)
         ]
         if error is not None:
             print_json_with_error({"indexes": listed}, error)
@@ -176,17 +172,16 @@ def indexes(store: Store = None, as_json: Json = False) -> None:
     rows = [
         {
             "index": str(v.ref),
-            "current": "*" if v.is_current else "",
-            "created": v.created[:19].replace("T", " "),
+            **marks_of(v),
             "rows": v.ref.rows,
             "factory": v.ref.factory,
             "recall@10": v.ref.recall,
             "dataset": str(v.ref.embeddings.dataset),
             "model": v.ref.model,
-            "newer": ", ".join(found),
+            "newer": ", ".join(newer_of),
             "refreshed": config.cron if (config := refresh.get(v.ref.name)) else "",
         }
-        for v, found in zip(versions, newer, strict=True)
+        for v, newer_of in zip(versions, newer, strict=True)
     ]
     print_table("indexes", rows)
     if error is not None:

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,30 +43,9 @@ def find_dataset(store: str, name: str) -> DatasetRef:
     return read_ref(storage.find_version(storage.named_folder(store, "datasets", name), version, "dataset"))
 
 
-@dataclass(frozen=True)
-class DatasetVersion:
-    """A published version, and what its name says of it."""
-
-    ref: DatasetRef
-    created: str
-    """When it was published, ISO 8601 in UTC."""
-    is_current: bool
-
-
-def list_versions(store: str, damaged: list[DmlError] | None = None) -> list[DatasetVersion]:
+def list_versions(store: str, damaged: list[DmlError] | None = None) -> list[storage.Version[DatasetRef]]:
     """Every published version, by name, the oldest first; `damaged` is for `storage.read_versions`."""
-    versions = []
-    for version in storage.read_versions(storage.join(store, "datasets"), damaged):
-        try:
-            ref = read_ref(version.uri, version.manifest)
-        except IncompatibleArtifact as error:
-            if damaged is None:
-                raise
-            damaged.append(error)
-        else:
-            created = str(version.manifest.get("created", ""))
-            versions.append(DatasetVersion(ref, created, version.is_current))
-    return sorted(versions, key=lambda v: (v.ref.name, v.created, v.ref.version))
+    return storage.read_versions(storage.join(store, "datasets"), read_ref, damaged)
 
 
 def list_datasets(store: str) -> list[DatasetRef]:

@@ -6,8 +6,9 @@ means nothing outside its version, and ids, labels and attributes never come apa
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import faiss
 import numpy as np
@@ -256,26 +257,9 @@ def index_config_of(ref: IndexRef) -> IndexConfig:
     return IndexConfig.model_validate(storage.read_manifest(ref.uri)["config"])
 
 
-@dataclass(frozen=True)
-class IndexVersion:
-    """A complete version of an index."""
-
-    ref: IndexRef
-    created: str
-    """ISO 8601, UTC."""
-    is_current: bool
-    """Whether the index's name alone stands for it."""
-
-
-def list_versions(store: str, damaged: list[DmlError] | None = None) -> list[IndexVersion]:
+def list_versions(store: str, damaged: list[DmlError] | None = None) -> list[storage.Version[IndexRef]]:
     """Every version of every index, by name, the oldest first; `damaged` is for `storage.read_versions`."""
-    versions = [
-        IndexVersion(
-            IndexRef(uri=v.uri, **v.manifest["ref"]), str(v.manifest.get("created", "")), v.is_current
-        )
-        for v in storage.read_versions(storage.join(store, "indexes"), damaged)
-    ]
-    return sorted(versions, key=lambda v: (v.ref.name, v.created, v.ref.version))
+    return storage.read_versions(storage.join(store, "indexes"), _read_ref, damaged)
 
 
 def published_names(store: str) -> list[str]:
@@ -292,7 +276,7 @@ def list_indexes(store: str) -> list[IndexRef]:
     return [_read_ref(storage.join(root, name, v)) for name, v in versions.items() if v is not None]
 
 
-def _read_ref(uri: str) -> IndexRef:
-    ref = IndexRef(uri=uri, **storage.read_manifest(uri)["ref"])
+def _read_ref(uri: str, manifest: Mapping[str, Any] | None = None) -> IndexRef:
+    ref = IndexRef(uri=uri, **(manifest or storage.read_manifest(uri))["ref"])
     require_schema(ref.embeddings.dataset)  # whose columns the items have
     return ref

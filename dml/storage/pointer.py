@@ -9,7 +9,7 @@ still what was read.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from dml.errors import CorruptArtifact, DmlError, MissingArtifact, did_you_mean
 from dml.names import is_version
@@ -29,6 +29,7 @@ from dml.storage.files import (
 from dml.storage.lock import exclusive
 
 POINTER = "current.json"
+R = TypeVar("R")
 _MOST_FORMER_VERSIONS = 100
 _TRIES = 20
 
@@ -213,30 +214,36 @@ def current(parent_uri: str) -> str | None:
     return next(iter(_history(parent_uri)), None)
 
 
-class Version(NamedTuple):
+class Version(NamedTuple, Generic[R]):
     """A complete version, and what its pointer says of it."""
 
-    uri: str
-    manifest: dict[str, Any]
+    ref: R
+    created: str
+    """When it was published, ISO 8601 in UTC."""
     is_current: bool
+    """Whether the name alone stands for it."""
 
 
-def read_versions(root: str, damaged: list[DmlError] | None = None) -> list[Version]:
-    """Every version of every name below a folder.
+def read_versions(
+    root: str, read_ref: Callable[[str, dict[str, Any]], R], damaged: list[DmlError] | None = None
+) -> list[Version[R]]:
+    """Every version of every name below a folder, by name, the oldest first.
 
     Args:
         root: "STORE/datasets" or "STORE/indexes".
-        damaged: takes what is wrong with each pointer and manifest that cannot be read, and the others are
+        read_ref: makes a version's ref of its URI and its manifest.
+        damaged: takes what is wrong with each pointer and version that cannot be read, and the others are
             read all the same; of a name whose pointer is damaged no version is current. None: it is raised.
 
     Raises:
         CorruptArtifact: a pointer or manifest cannot be read, and `damaged` is None.
+        DmlError: what `read_ref` raises, where `damaged` is None.
     """
-    found = []
+    versions: list[Version[R]] = []
     problems: list[DmlError] = [] if damaged is None else damaged
     for name in list_folders(root):
         folder = join(root, name)
-        in_use = None
+        of_name, in_use = [], None
         try:
             in_use = current(folder)
         except CorruptArtifact as error:
@@ -244,12 +251,16 @@ def read_versions(root: str, damaged: list[DmlError] | None = None) -> list[Vers
         for version in list_versions(folder):
             uri = join(folder, version)
             try:
-                found.append(Version(uri, read_manifest(uri), version == in_use))
-            except CorruptArtifact as error:
+                manifest = read_manifest(uri)
+                ref = read_ref(uri, manifest)
+            except DmlError as error:
                 problems.append(error)
+            else:
+                of_name.append(Version(ref, str(manifest.get("created", "")), version == in_use))
         if damaged is None and problems:
             raise problems[0]
-    return found
+        versions += sorted(of_name, key=lambda version: version.created)
+    return versions
 
 
 def former_versions(parent_uri: str) -> list[str]:

@@ -159,3 +159,13 @@ def test_one_hit_of_five_at_rank_one_is_everything_to_one_divisor_and_a_fifth_to
     assert found["map_2"] == 1.0
     ours = query_metrics(query, gallery, map_at=(2,)).means()
     assert ours["map_at_2_by_relevant"] == 1 / 4
+
+
+def test_recall_is_at_1_2_4_and_8_by_default_as_in_the_tables_of_cub_and_cars():
+    embeddings, labels = torch.eye(12), torch.arange(12) // 3
+    named = {f"recall_at_{k}" for k in (1, 2, 4, 8)}
+    assert set(retrieval_metrics(embeddings, labels).recall_at) == {1, 2, 4, 8}
+    items = Items(embeddings, labels, torch.arange(12))
+    assert named == {name for name in query_metrics(items).values if name.startswith("recall")}
+    recalls = [name for name in parity.confusezius(embeddings, labels) if "recall" in name]
+    assert sorted(int(name.rpartition("@")[2].rpartition("_")[2]) for name in recalls) == [1, 2, 4, 8]

@@ -20,7 +20,9 @@ def test_a_fresh_clone_says_how_much_is_downloaded_before_it_downloads(tmp_path:
 
 
 def test_every_target_that_make_lists_can_be_made():
-    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     targets = [line.split()[0] for line in listed.splitlines()]
     assert {"setup", "demo", "check", "test", "test-slow", "docs", "up"} <= set(targets)
     for target in targets:

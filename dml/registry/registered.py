@@ -1,4 +1,4 @@
-"""Which packages of a store are registered, and where: a note beside each, for whoever makes room.
+"""Which packages of a store are registered, and where: a note beside each, which `dml gc` reads.
 
 Which MLflow is asked depends on the environment. `dml gc` in another shell, without the `MLFLOW_TRACKING_URI`
 that a model was registered with, must not take its package for one that nobody needs.
@@ -8,7 +8,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from dml import storage
-from dml.errors import MissingArtifact, without_password
+from dml.errors import without_password
 from dml.refs import ModelRef
 from dml.registry.connection import connect
 from dml.settings import has_registry, tracking_uri
@@ -36,19 +36,24 @@ def note_registered(client: "MlflowClient", address: str, model: ModelRef) -> No
         "version": model.version,
         "run": run,  # tells one MLflow from another, whatever its address is now
     }
-    notes = _notes(model.package.uri)
-    if not any(_same(each, model, run) for each in notes):
-        storage.write_json(model.package.uri + _SUFFIX, {"registered": [*notes, note]})
+
+    def add(held: dict[str, Any] | None) -> dict[str, Any]:
+        others = [each for each in held["registered"] if not _same(each, model, run)] if held else []
+        return {"registered": [*others, note]}
+
+    storage.update_checked(model.package.uri + _SUFFIX, add)  # others may register the same package now
 
 
 def end_note(client: "MlflowClient", model: ModelRef) -> None:
     """Take the note back; to be called before the version is removed."""
     run = _run_of(client, model)
-    left = [note for note in _notes(model.package.uri) if not _same(note, model, run)]
-    if left:
-        storage.write_json(model.package.uri + _SUFFIX, {"registered": left})
-    else:
-        storage.delete(model.package.uri + _SUFFIX)
+
+    def drop(held: dict[str, Any] | None) -> dict[str, Any]:
+        return {
+            "registered": [each for each in held["registered"] if not _same(each, model, run)] if held else []
+        }
+
+    storage.update_checked(model.package.uri + _SUFFIX, drop)
 
 
 def registered_elsewhere(store: str) -> list[str]:
@@ -103,7 +108,5 @@ def _same(note: dict[str, Any], model: ModelRef, run: str) -> bool:
 
 
 def _notes(package: str) -> list[dict[str, Any]]:
-    try:
-        return list(storage.read_json(package + _SUFFIX)["registered"])
-    except MissingArtifact:
-        return []
+    held = storage.read_checked(package + _SUFFIX)
+    return list(held["registered"]) if held else []

@@ -31,7 +31,7 @@ def client_of(uri: str) -> tuple[Any, str, str]:
 
 @contextmanager
 def s3_answers() -> Iterator[None]:
-    """What S3 refuses, or that it is away, as Arrow says it: an OSError that names AWS."""
+    """Turn boto3's errors into the OSError that Arrow raises for S3, which names AWS."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:

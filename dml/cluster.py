@@ -42,6 +42,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     Args:
         num_cpus: logical CPUs of a local cluster; None: as many as there are. Ignored with `RAY_ADDRESS`.
     """
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # read at import: no stray thread starts another
     import ray
 
     if ray.is_initialized():

@@ -48,6 +48,18 @@ def test_a_session_restores_the_signal_handler_and_ends_with_its_body():
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.slow
+def test_a_thread_that_outlives_its_session_starts_no_other():
+    code = (
+        "from dml.cluster import ray_session\n"
+        "with ray_session(1): import ray\n"
+        "try: ray.put(1)\n"
+        "except Exception as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "Ray has not been started yet" in done.stdout, done.stderr
+
+
 def process_id() -> int:
     return os.getpid()
 

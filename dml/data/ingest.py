@@ -511,23 +511,24 @@ def _by_ray(
     jobs: Sequence[FragmentJob], num_workers: int | None, ticker: Ticker
 ) -> Generator[FragmentResult]:
     ticker.begin("starting Ray")
-    import ray
-
     source = jobs[0].source
     witness = find_witness(source, jobs[0].samples)
     with ray_session(num_workers):
+        import ray.data
+
         quiet_ray_data()
         # Pickled, since Arrow would make tables of what is ours; one block a job, so that each is a task.
         items = [{"job": pickle.dumps((job, witness))} for job in jobs]
         done = ray.data.from_items(items, override_num_blocks=len(items)).map(_make_pickled)
         ticker.begin("reading with Ray", "images", sum(len(job.samples) for job in jobs))
-        for row in done.iter_rows():
-            result = pickle.loads(row["result"])
-            if isinstance(result, DmlError):
-                raise result
-            require_missing_here_too(source, result.problems, uri=jobs[0].config.source, node=row["node"])
-            ticker.count(len(jobs[result.number].samples))
-            yield result
+        with closing(iter(done.iter_rows())) as rows:  # else Ray Data's threads outlive the session
+            for row in rows:
+                result = pickle.loads(row["result"])
+                if isinstance(result, DmlError):
+                    raise result
+                require_missing_here_too(source, result.problems, uri=jobs[0].config.source, node=row["node"])
+                ticker.count(len(jobs[result.number].samples))
+                yield result
 
 
 def _make_pickled(row: dict[str, bytes]) -> dict[str, Any]:

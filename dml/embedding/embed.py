@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -291,7 +292,8 @@ def _with_ray(
             num_cpus=1,
             num_gpus=1 if gpus.most else None,
         )
-        for row in embedded.iter_rows():
-            if row["error"]:
-                raise getattr(errors, str(row["error"]))(row["message"])
-            yield
+        with closing(iter(embedded.iter_rows())) as rows:  # else Ray Data's threads outlive the session
+            for row in rows:
+                if row["error"]:
+                    raise getattr(errors, str(row["error"]))(row["message"])
+                yield

@@ -115,30 +115,44 @@ def expected_information(
             f"The expected information of these class and cluster sizes must take at most {most_terms:,} "
             f"terms; got {num_terms:,}. Use the normalised mutual information, or sample items."
         )
-    whole = torch.tensor(total, dtype=torch.float64)
     expected = 0.0
     for size, times in zip(class_sizes.tolist(), class_counts.tolist(), strict=True):
+        shared = torch.arange(1, min(size, most) + 1, dtype=torch.float64, device=sizes.device)[None, :]
         together = max(terms_at_a_time // min(size, most), 1)
         for start in range(0, len(sizes), together):
             other = sizes[start : start + together].double()[:, None]
             many = counts[start : start + len(other)].double()
-            shared = torch.arange(1, min(size, most) + 1, dtype=torch.float64, device=sizes.device)[None, :]
-            possible = (shared <= other) & (shared >= size + other - total)
-            of_class = torch.tensor(float(size), dtype=torch.float64)
-            log_share = (  # hypergeometric: `shared` of the class's `size` items fall into the cluster
-                _log_factorial(of_class)
-                + _log_factorial(other)
-                + _log_factorial(whole - of_class)
-                + _log_factorial(whole - other)
-                - _log_factorial(whole)
-                - _log_factorial(shared)
-                - _log_factorial(of_class - shared)
-                - _log_factorial(other - shared)
-                - _log_factorial(whole - of_class - other + shared)
-            )
-            terms = shared / total * (total * shared / (size * other)).log() * log_share.exp()
-            expected += times * float((terms.where(possible, terms.new_zeros(())).sum(1) * many).sum())
+            terms = _information_of(shared, size, other, total)
+            expected += times * float((terms.sum(1) * many).sum())
     return expected
+
+
+def _information_of(shared: Tensor, size: int, other: Tensor, total: int) -> Tensor:
+    """(B, S) float64: what each possible overlap adds to the expected information, times its probability.
+
+    The probability is hypergeometric: `shared` of a class's items fall into a cluster of `other` items.
+
+    Args:
+        shared: (1, S) float64, sizes of the overlap.
+        size: of the class.
+        other: (B, 1) float64, sizes of clusters.
+        total: items in all.
+    """
+    whole, of_class = torch.tensor(total, dtype=torch.float64), torch.tensor(float(size), dtype=torch.float64)
+    log_share = (
+        _log_factorial(of_class)
+        + _log_factorial(other)
+        + _log_factorial(whole - of_class)
+        + _log_factorial(whole - other)
+        - _log_factorial(whole)
+        - _log_factorial(shared)
+        - _log_factorial(of_class - shared)
+        - _log_factorial(other - shared)
+        - _log_factorial(whole - of_class - other + shared)
+    )
+    terms = shared / total * (total * shared / (size * other)).log() * log_share.exp()
+    is_possible = (shared <= other) & (shared >= size + other - total)
+    return terms.where(is_possible, terms.new_zeros(()))
 
 
 def _log_factorial(values: Tensor) -> Tensor:

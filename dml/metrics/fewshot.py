@@ -91,29 +91,65 @@ def few_shot(
     pools = class_pools(
         labels.cpu(), None if within is None else within.cpu(), ways, shots + queries_per_class
     )
-    right: dict[str, list[float]] = {"class_mean": [], "nearest": []}
-    classes = _dense_classes(labels.cpu(), pools)
-    num_queries = torch.zeros(int(classes.max()) + 1, dtype=torch.int64)
-    errors = {name: torch.zeros_like(num_queries) for name in right}
-    truth = torch.arange(ways, device=vectors.device)[:, None]
+    counts = _Counts(_dense_classes(labels.cpu(), pools), queries_per_class)
     for rows in draw_episodes(pools, ways, shots + queries_per_class, episodes, seed):
         drawn = vectors[rows.to(vectors.device)]
-        support, queries = drawn[:, :shots], drawn[:, shots:]
-        sums = support.sum(1)
-        # Nearest in |q - S/K|^2, times K^2 and without |q|^2, the same for every class: exact where the sums
-        # are, so that equal means tie and do not differ by the rounding of a division.
-        by_mean = (2 * shots * queries @ sums.T - (sums * sums).sum(1)).argmax(2)
-        by_nearest = torch.einsum("cqd,wsd->cqws", queries, support).amax(3).argmax(2)
-        way_classes = classes[rows[:, 0]]
-        num_queries[way_classes] += queries_per_class
-        for name, taken in (("class_mean", by_mean), ("nearest", by_nearest)):
-            is_right = (taken == truth).cpu()
-            right[name].append(float(is_right.double().mean()))
-            errors[name][way_classes] += (~is_right).sum(1)
-            taken_classes = way_classes[taken.cpu().flatten()]
-            errors[name].index_add_(0, taken_classes, (~is_right).flatten().long())
-    accuracies = {name: torch.tensor(values, dtype=torch.float64) for name, values in right.items()}
-    return FewShot(**accuracies, num_queries=num_queries, errors=errors)
+        counts.observe(rows, _ways_taken(support=drawn[:, :shots], queries=drawn[:, shots:]))
+    return counts.few_shot()
+
+
+def _ways_taken(support: Tensor, queries: Tensor) -> dict[str, Tensor]:
+    """What each method takes an episode's queries for.
+
+    Args:
+        support: (ways, shots, D) float, unit length.
+        queries: (ways, queries_per_class, D) float, unit length.
+
+    Returns:
+        Method to (ways, queries_per_class) int64, the number of a class among the episode's.
+    """
+    sums, shots = support.sum(1), support.shape[1]
+    # Nearest in |q - S/K|^2, times K^2 and without |q|^2, the same for every class: exact where the sums
+    # are, so that equal means tie and do not differ by the rounding of a division.
+    by_mean = (2 * shots * queries @ sums.T - (sums * sums).sum(1)).argmax(2)
+    by_nearest = torch.einsum("cqd,wsd->cqws", queries, support).amax(3).argmax(2)
+    return {"class_mean": by_mean, "nearest": by_nearest}
+
+
+class _Counts:
+    """What was right and wrong in the episodes so far.
+
+    Args:
+        classes: (N,) int64, of each row, numbered from 0; -1 for rows that are not drawn.
+        queries_per_class: in each episode.
+    """
+
+    def __init__(self, classes: Tensor, queries_per_class: int) -> None:
+        self._classes, self._queries_per_class = classes, queries_per_class
+        self._num_queries = torch.zeros(int(classes.max()) + 1, dtype=torch.int64)
+        self._accuracies: dict[str, list[float]] = {"class_mean": [], "nearest": []}
+        self._errors = {name: torch.zeros_like(self._num_queries) for name in self._accuracies}
+
+    def observe(self, rows: Tensor, taken: dict[str, Tensor]) -> None:
+        """One episode.
+
+        Args:
+            rows: (ways, size) int64, as drawn.
+            taken: as `_ways_taken`.
+        """
+        way_classes = self._classes[rows[:, 0]]
+        self._num_queries[way_classes] += self._queries_per_class
+        for name, ways in taken.items():
+            is_right = (ways == torch.arange(len(ways), device=ways.device)[:, None]).cpu()
+            self._accuracies[name].append(float(is_right.double().mean()))
+            self._errors[name][way_classes] += (~is_right).sum(1)
+            self._errors[name].index_add_(0, way_classes[ways.cpu().flatten()], (~is_right).flatten().long())
+
+    def few_shot(self) -> FewShot:
+        accuracies = {
+            name: torch.tensor(shares, dtype=torch.float64) for name, shares in self._accuracies.items()
+        }
+        return FewShot(**accuracies, num_queries=self._num_queries, errors=self._errors)
 
 
 def _dense_classes(labels: Tensor, pools: list[list[Tensor]]) -> Tensor:

@@ -153,14 +153,26 @@ def compare_paired(
         {"gain": gains}, classes, resamples=resamples, confidence=confidence, seed=seed
     )["gain"]
     surplus = _by_class(gains[:, None] - margin, classes)[0][:, 0]
+    as_large = _as_large_by_chance(surplus, rounding=1e-12 * len(gains), resamples=resamples, seed=seed)
+    return Comparison(float(gains.mean()), interval, (1 + as_large) / (1 + resamples))
+
+
+def _as_large_by_chance(surplus: Tensor, *, rounding: float, resamples: int, seed: int) -> int:
+    """How many sums with random signs are as large as the one observed.
+
+    Args:
+        surplus: (C,) float64.
+        rounding: by which equal sums in another order may differ; a tie counts as as large.
+        resamples: random signs.
+        seed: of the signs.
+    """
     generator, observed = torch.Generator().manual_seed(seed), float(surplus.sum())
     as_large = 0
     for count in _blocks(resamples, len(surplus), BLOCK_ELEMENTS):
         signs = torch.randint(0, 2, (count, len(surplus)), generator=generator, dtype=torch.int8)
         flipped = (signs.double() * 2 - 1) @ surplus
-        # Equal sums in another order differ by rounding; a tie counts as as large.
-        as_large += int((flipped >= observed - 1e-12 * len(gains)).sum())
-    return Comparison(float(gains.mean()), interval, (1 + as_large) / (1 + resamples))
+        as_large += int((flipped >= observed - rounding).sum())
+    return as_large
 
 
 def _by_class(table: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dml.metrics.arguments import check_choice, checked_count, checked_ranks
-from dml.metrics.ranking import Items, Ranking
+from dml.metrics.ranking import Items, Ranked, Ranking
 
 
 def pytorch_metric_learning(
@@ -47,25 +47,26 @@ def pytorch_metric_learning(
     if k == "max_bin_count":
         k = max(int(ranking.relevant.max()), 1)
     depth = len(ranking.gallery.labels) - itself if k is None else k
-    columns: dict[str, list[Tensor]] = {}
-    for block in ranking.blocks(depth):
-        has_positive = block.relevant > 0
-        hits, relevant = block.hits[has_positive].double(), block.relevant[has_positive]
-        ranks = torch.arange(1, hits.shape[1] + 1, device=hits.device)
-        within = ranks <= relevant[:, None]
-        gains = hits.cumsum(1) / ranks * hits
-        values = {
-            "precision_at_1": hits[:, 0],
-            "r_precision": (hits * within).sum(1) / within.sum(1),
-            "mean_average_precision_at_r": (gains * within).sum(1) / relevant,
-            "mean_average_precision": gains.sum(1) / relevant,
-            "mean_reciprocal_rank": (hits / ranks).amax(1),
-        }
-        for name, column in values.items():
-            columns.setdefault(name, []).append(column)
+    parts = [_accuracy_calculator(block) for block in ranking.blocks(depth)]
     labels = queries.labels[ranking.relevant > 0]
-    means = _class_mean if average_of_averages else _mean
-    return {name: means(torch.cat(parts), labels) for name, parts in columns.items()}
+    mean = _class_mean if average_of_averages else _mean
+    return {name: mean(torch.cat([part[name] for part in parts]), labels) for name in parts[0]}
+
+
+def _accuracy_calculator(block: Ranked) -> dict[str, Tensor]:
+    """Name to (B,) float64, of the block's queries with a positive."""
+    has_positive = block.relevant > 0
+    hits, relevant = block.hits[has_positive].double(), block.relevant[has_positive]
+    ranks = torch.arange(1, hits.shape[1] + 1, device=hits.device)
+    within = ranks <= relevant[:, None]
+    gains = hits.cumsum(1) / ranks * hits
+    return {
+        "precision_at_1": hits[:, 0],
+        "r_precision": (hits * within).sum(1) / within.sum(1),
+        "mean_average_precision_at_r": (gains * within).sum(1) / relevant,
+        "mean_average_precision": gains.sum(1) / relevant,
+        "mean_reciprocal_rank": (hits / ranks).amax(1),
+    }
 
 
 def confusezius(

@@ -167,42 +167,62 @@ def query_metrics(
 
     Source: Musgrave et al. 2020, arXiv:2003.08505, sec. 3.2; Zheng et al. 2015 (Market-1501).
     """
-    recall_at = checked_ranks("recall_at", recall_at)
-    precision_at = checked_ranks("precision_at", precision_at, may_be_empty=True)
-    map_at = checked_ranks("map_at", map_at, may_be_empty=True)
-    denominators: tuple[MapDenominator, ...] = checked_choices(
-        "map_denominators", map_denominators, get_args(MapDenominator)
+    wanted = _Wanted(
+        checked_ranks("recall_at", recall_at),
+        checked_ranks("precision_at", precision_at, may_be_empty=True),
+        checked_ranks("map_at", map_at, may_be_empty=True),
+        checked_choices("map_denominators", map_denominators, get_args(MapDenominator)),
+        full_map,
     )
-    reach = max(recall_at)
     ranking = Ranking(queries, gallery, block_elements=block_elements)
+    depth = wanted.depth(ranking, checked_count("recall_depth", recall_depth))
     has_positive = ranking.relevant > 0
-    size = len(ranking.gallery.labels)
-    most = int(ranking.relevant.max()) if len(has_positive) else 0
-    # Recall needs first hits alone: most lie near, and what comes before the others is counted, not ranked.
-    near = min(reach, checked_count("recall_depth", recall_depth))
-    depth = size if full_map else min(max(*precision_at, *map_at, most, near), size)
-
-    def values_of(block: Ranked) -> dict[str, Tensor]:
-        sums = _Sums(block)
-        values = {f"recall_at_{k}": (sums.first_hit <= k).double() for k in recall_at}
-        values |= {f"precision_at_{k}": sums.hits_at(k) / k for k in precision_at}
-        values["r_precision"] = sums.hits_at(sums.relevant) / sums.relevant
-        values["map_at_r"] = sums.gain_at(sums.relevant) / sums.relevant
-        values |= {
-            f"map_at_{k}_by_{denominator}": sums.gain_at(k) / sums.denominator(k, denominator)
-            for k in map_at
-            for denominator in denominators
-        }
-        return values | ({"map": sums.gain_at(size) / sums.relevant} if full_map else {})
-
-    blocks = ranking.blocks(depth, every_first_hit=reach > depth) if has_positive.any() else ()
-    parts = [values_of(block) for block in blocks] or [values_of(_no_query(has_positive.device))]
+    every_first_hit = max(wanted.recall_at) > depth
+    blocks = ranking.blocks(depth, every_first_hit=every_first_hit) if has_positive.any() else ()
+    parts = [wanted.of(block) for block in blocks] or [wanted.of(_no_query(has_positive.device))]
     return QueryMetrics(
         values={name: torch.cat([part[name] for part in parts]) for name in parts[0]},
         labels=queries.labels[has_positive],
         rows=torch.arange(len(has_positive), device=has_positive.device)[has_positive],
         num_without_positives=int((~has_positive).sum()),
     )
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Which metrics, and each K; see `query_metrics`."""
+
+    recall_at: Sequence[int]
+    precision_at: Sequence[int]
+    map_at: Sequence[int]
+    map_denominators: Sequence[MapDenominator]
+    full_map: bool
+
+    def depth(self, ranking: Ranking, recall_depth: int) -> int:
+        """How many of the nearest must be ranked."""
+        size = len(ranking.gallery.labels)
+        if self.full_map:
+            return size
+        most = int(ranking.relevant.max()) if len(ranking.relevant) else 0
+        # Recall needs first hits alone: most lie near; what comes before the others is counted, not ranked.
+        near = min(max(self.recall_at), recall_depth)
+        return min(max(*self.precision_at, *self.map_at, most, near), size)
+
+    def of(self, block: Ranked) -> dict[str, Tensor]:
+        """Name to (B,) float64, of the block's queries with a positive."""
+        sums = _Sums(block)
+        values = {f"recall_at_{k}": (sums.first_hit <= k).double() for k in self.recall_at}
+        values |= {f"precision_at_{k}": sums.hits_at(k) / k for k in self.precision_at}
+        values["r_precision"] = sums.hits_at(sums.relevant) / sums.relevant
+        values["map_at_r"] = sums.gain_at(sums.relevant) / sums.relevant
+        values |= {
+            f"map_at_{k}_by_{denominator}": sums.gain_at(k) / sums.denominator(k, denominator)
+            for k in self.map_at
+            for denominator in self.map_denominators
+        }
+        if self.full_map:
+            values["map"] = sums.gain_at(block.hits.shape[1]) / sums.relevant
+        return values
 
 
 def _no_query(device: torch.device) -> Ranked:

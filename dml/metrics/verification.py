@@ -262,13 +262,7 @@ def k_fold_accuracy(
     Source: Huang et al. 2007, Labeled Faces in the Wild, image-restricted.
     """
     _check_pairs(similarities, same)
-    if folds is None:
-        if checked_count("num_folds", num_folds, at_least=2) > len(same):
-            raise ValueError(
-                f"num_folds must lie in [2, number of pairs]; got {num_folds} of {len(same)}. Lower it."
-            )
-        parts = torch.arange(len(same), device=same.device).tensor_split(num_folds)
-        folds = torch.cat([torch.full_like(part, number) for number, part in enumerate(parts)])
+    folds = _equal_folds(same, num_folds) if folds is None else folds
     beyond = similarities[similarities.abs() > 1 + 2 * LENGTH_TOLERANCE]
     if len(beyond):
         raise ValueError(
@@ -280,19 +274,30 @@ def k_fold_accuracy(
     check_one_device(similarities=similarities, folds=folds)
     thresholds = torch.arange(400, dtype=torch.float64, device=similarities.device) / 100
     distances = squared_distances(similarities.double())
-    right, sizes = [], []
-    for fold in torch.unique(folds):
-        in_fold = folds == fold
-        near = torch.searchsorted(distances[in_fold & same].sort().values, thresholds)
-        far = torch.searchsorted(distances[in_fold & ~same].sort().values, thresholds)
-        right.append(near + (in_fold & ~same).sum() - far)  # accepted where the distance is below
-        sizes.append(int(in_fold.sum()))
-    if len(sizes) < 2:
-        raise ValueError(f"folds must name two folds or more; got {len(sizes)}. Deal the pairs out.")
-    table = torch.stack(right)
-    best = (table.sum(0) - table).argmax(1)
+    members = [folds == fold for fold in torch.unique(folds)]
+    if len(members) < 2:
+        raise ValueError(f"folds must name two folds or more; got {len(members)}. Deal the pairs out.")
+    right = torch.stack([_told_right(distances[fold], same[fold], thresholds) for fold in members])
+    best = (right.sum(0) - right).argmax(1)
     accuracies = torch.tensor(
-        [int(row[column]) / size for row, column, size in zip(table, best, sizes, strict=True)],
+        [int(row[column]) / int(fold.sum()) for row, column, fold in zip(right, best, members, strict=True)],
         dtype=torch.float64,
     )
     return FoldAccuracy(float(accuracies.mean()), float(accuracies.std(correction=0)), accuracies.tolist())
+
+
+def _equal_folds(same: Tensor, num_folds: int) -> Tensor:
+    """(P,) int64: blocks of equal length, in the order given."""
+    if checked_count("num_folds", num_folds, at_least=2) > len(same):
+        raise ValueError(
+            f"num_folds must lie in [2, number of pairs]; got {num_folds} of {len(same)}. Lower it."
+        )
+    parts = torch.arange(len(same), device=same.device).tensor_split(num_folds)
+    return torch.cat([torch.full_like(part, number) for number, part in enumerate(parts)])
+
+
+def _told_right(distances: Tensor, same: Tensor, thresholds: Tensor) -> Tensor:
+    """(T,) int64: pairs told right by each threshold; accepted is a pair whose distance is below it."""
+    genuine = torch.searchsorted(distances[same].sort().values, thresholds)
+    impostor = torch.searchsorted(distances[~same].sort().values, thresholds)
+    return genuine + (~same).sum() - impostor

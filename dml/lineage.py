@@ -271,7 +271,7 @@ def _abandoned(store: str, now: datetime) -> Iterator[Removal]:
             depth = next((n for n, part in enumerate(parts) if storage.is_staging(part)), None)
             if depth is not None:
                 unfinished.setdefault("/".join(parts[: depth + 1]), []).append(entry)
-            elif not entry.is_folder and storage.is_aside(entry.name):
+            elif not entry.is_folder and storage.is_temporary(entry.name):
                 unfinished.setdefault(entry.path, []).append(entry)
         if folder == "embeddings":
             for name in storage.list_folders(root):
@@ -316,14 +316,14 @@ def remove(removals: Sequence[Removal]) -> list[Removal]:
             storage.abort_uploads(removal.uri)
         elif removal.kind in VERSIONED:
             folder, _, version = removal.uri.rpartition("/")
-            with storage.held_pointer(folder) as pointer:
+            with storage.locked_pointer(folder) as pointer:
                 if pointer.version == version and removal.why != _FORGOTTEN:
                     stays |= set(_parents(storage.read_manifest(removal.uri)["ref"]))
                     continue
                 if pointer.version == version:
                     left = (v for v in pointer.former if storage.join(folder, v) not in going)
-                    if (former := next(filter(pointer.can_go_back_to, left), None)) is not None:
-                        pointer.back(former)
+                    if (former := next(filter(pointer.can_roll_back_to, left), None)) is not None:
+                        pointer.roll_back(former)
                 storage.remove(removal.uri)
         else:
             storage.remove(removal.uri)
@@ -366,7 +366,7 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
         raise storage.missing_version(folder, version, kind)
     if (link := storage.link_above(folder, store)) is not None:
         raise InvalidSetting(f"What is removed must lie in the store itself; {link} is a symbolic link.")
-    with storage.held_pointer(folder) as pointer:
+    with storage.locked_pointer(folder) as pointer:
         if version is not None and version == pointer.version:
             raise InvalidSetting(
                 f"{name} must not be the current version; it is. Go back first "
@@ -403,7 +403,7 @@ def _remove_run(store: str, name: str) -> str:
         raise MissingArtifact(
             f"run {name!r} must exist in the store; there are {there}.{did_you_mean(name, there)}"
         )
-    with storage.at_work(storage.join(runs, name), wait=False) as mine:
+    with storage.folder_lock(storage.join(runs, name), wait=False) as mine:
         if not mine:
             raise InvalidSetting(
                 f"run {name} must not be at work; a process on this machine trains it. Stop that first."

@@ -118,7 +118,7 @@ def test_a_run_that_a_process_trains_is_not_removed(store):
     storage.mark_store(store)
     run = storage.join(store, "runs", "mine")
     storage.write_json(storage.join(run, "experiment.json"), {})
-    with storage.at_work(run), pytest.raises(InvalidSetting, match="must not be at work"):
+    with storage.folder_lock(run), pytest.raises(InvalidSetting, match="must not be at work"):
         remove_named(store, "run", "mine")
     assert remove_named(store, "run", "mine") == ["mine"]
 

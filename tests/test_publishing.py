@@ -1,4 +1,4 @@
-"""Processes that publish at the same instant agree on what there is, on a local disk and on S3."""
+"""Processes that publish at the same time leave a consistent store, on a local disk and on S3."""
 
 import multiprocessing
 import zlib
@@ -29,7 +29,7 @@ def store(request, tmp_path):
 
 
 def at_once(work: Callable[..., None], *arguments: Any) -> None:
-    """Call it in two processes, with their number and a barrier both meet at."""
+    """Call `work` in two processes, with the process number and a shared barrier."""
     barrier = _SPAWNING.Barrier(2)
     processes = [_SPAWNING.Process(target=work, args=(number, barrier, *arguments)) for number in (0, 1)]
     for process in processes:
@@ -46,7 +46,7 @@ def move_pointers(number: int, barrier: Barrier, parent: str, versions: list[str
 
 
 @pytest.mark.slow
-def test_a_pointer_that_two_move_at_once_forgets_no_version(store):
+def test_two_processes_that_move_a_pointer_at_once_lose_no_version(store):
     parent = storage.join(store, "things", "one")
     versions = [f"v{number}" for number in range(2 * ROUNDS)]
     for version in versions:
@@ -55,9 +55,9 @@ def test_a_pointer_that_two_move_at_once_forgets_no_version(store):
     assert {storage.current(parent), *storage.former_versions(parent)} == set(versions)
 
 
-def publish_own(number: int, barrier: Barrier, parent: str) -> None:
-    for turn in range(ROUNDS):
-        final = storage.join(parent, f"v{turn}")
+def publish_versions(number: int, barrier: Barrier, parent: str) -> None:
+    for round_ in range(ROUNDS):
+        final = storage.join(parent, f"v{round_}")
         with storage.staged(final) as staged:
             for name in "abcdefgh":
                 storage.write_bytes(storage.join(staged, name), f"{number} {name}".encode())
@@ -66,21 +66,21 @@ def publish_own(number: int, barrier: Barrier, parent: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_two_publish_in_one_place_at_once_is_of_one_of_them(store):
+def test_two_processes_that_publish_one_artefact_at_once_do_not_mix_their_files(store):
     parent = storage.join(store, "things", "one")
-    at_once(publish_own, parent)
-    for turn in range(ROUNDS):
-        storage.verify(storage.join(parent, f"v{turn}"))
-    assert storage.list_names(parent) == [f"v{turn}" for turn in range(ROUNDS)]
+    at_once(publish_versions, parent)
+    for round_ in range(ROUNDS):
+        storage.verify(storage.join(parent, f"v{round_}"))
+    assert storage.list_names(parent) == [f"v{round_}" for round_ in range(ROUNDS)]
 
 
 def ingest_at_once(number: int, barrier: Barrier, store: str, sources: list[str], refused: str) -> None:
-    for turn in range(ROUNDS):
-        config = IngestConfig(name=f"d{turn}", source=sources[number], num_workers=1)
+    for round_ in range(ROUNDS):
+        config = IngestConfig(name=f"d{round_}", source=sources[number], num_workers=1)
         try:
             ingest_source(config, store, lambda *_: barrier.wait(60))
         except IncompatibleArtifact:
-            Path(refused, f"{turn}-{number}").touch()
+            Path(refused, f"{round_}-{number}").touch()
 
 
 def labelled(folder: Path, labels: list[str]) -> str:
@@ -88,7 +88,7 @@ def labelled(folder: Path, labels: list[str]) -> str:
 
 
 @pytest.mark.slow
-def test_two_ingests_that_publish_at_once_deal_no_class_to_both_sides(store, tmp_path):
+def test_two_ingests_at_once_put_no_class_on_two_sides(store, tmp_path):
     sources = [
         labelled(tmp_path / "first", list("abcdefghijkl")),
         labelled(tmp_path / "second", [*"abcd", *(f"z{number}" for number in range(9))]),
@@ -96,31 +96,33 @@ def test_two_ingests_that_publish_at_once_deal_no_class_to_both_sides(store, tmp
     refused = tmp_path / "refused"
     refused.mkdir()
     at_once(ingest_at_once, store, sources, str(refused))
-    for turn in range(ROUNDS):
-        parent = storage.join(store, "datasets", f"d{turn}")
+    for round_ in range(ROUNDS):
+        parent = storage.join(store, "datasets", f"d{round_}")
         pointed = [storage.current(parent), *storage.former_versions(parent)]
-        used = [v.ref for v in list_versions(store) if v.ref.name == f"d{turn}" and v.ref.version in pointed]
+        used = [
+            v.ref for v in list_versions(store) if v.ref.name == f"d{round_}" and v.ref.version in pointed
+        ]
         sides: dict[str, set[str]] = {}
         for ref in used:
             for row in read_rows(ref, columns=["label", "split"]).to_pylist():
                 sides.setdefault(row["label"], set()).add(row["split"])
-        assert all(len(each) == 1 for each in sides.values())
-        assert len(used) + len(list(refused.glob(f"{turn}-*"))) == 2
+        assert all(len(splits) == 1 for splits in sides.values())
+        assert len(used) + len(list(refused.glob(f"{round_}-*"))) == 2
 
 
-def forget_own(number: int, barrier: Barrier, store: str) -> None:
-    for turn in range(ROUNDS):
+def forget_ids(number: int, barrier: Barrier, store: str) -> None:
+    for round_ in range(ROUNDS):
         barrier.wait(60)
-        keep_forgotten(store, "faces", [f"{number}/{turn}"])
+        keep_forgotten(store, "faces", [f"{number}/{round_}"])
 
 
 @pytest.mark.slow
-def test_of_two_that_forget_at_once_both_are_remembered(store):
-    at_once(forget_own, store)
+def test_two_processes_that_forget_at_once_are_both_recorded(store):
+    at_once(forget_ids, store)
     assert len(forgotten_ids(store, "faces")) == 2 * ROUNDS
 
 
-def test_what_is_forgotten_while_it_is_read_does_not_come_back(store, tmp_path):
+def test_an_item_forgotten_during_an_ingest_is_not_published(store, tmp_path):
     source = labelled(tmp_path / "source", list("abcdefgh"))
     config = IngestConfig(name="d", source=source, num_workers=1)
     with pytest.raises(IncompatibleArtifact, match="1 items of d were forgotten meanwhile"):
@@ -130,17 +132,17 @@ def test_what_is_forgotten_while_it_is_read_does_not_come_back(store, tmp_path):
 
 
 def collect_at_once(number: int, barrier: Barrier, stores: list[str]) -> None:
-    for own in stores:
+    for store in stores:
         barrier.wait(60)
-        remove(unneeded(own, [], keep=1, grace=timedelta(0)))
+        remove(unneeded(store, [], keep=1, grace=timedelta(0)))
 
 
 @pytest.mark.slow
-def test_two_that_collect_at_once_remove_the_same(tmp_path):
-    stores = [str(tmp_path / f"store-{turn}") for turn in range(ROUNDS)]
-    for own in stores:
-        storage.mark_store(own)
-        parent = storage.join(own, "indexes", "shelves")
+def test_two_processes_that_collect_at_once_remove_the_same(tmp_path):
+    stores = [str(tmp_path / f"store-{round_}") for round_ in range(ROUNDS)]
+    for store in stores:
+        storage.mark_store(store)
+        parent = storage.join(store, "indexes", "shelves")
         for version in range(40):
             folder = storage.make_folder(storage.join(parent, f"v{version}"))
             for file in range(30):
@@ -148,9 +150,9 @@ def test_two_that_collect_at_once_remove_the_same(tmp_path):
             storage.seal(folder, {"ref": {}})
             storage.point(parent, f"v{version}")
     at_once(collect_at_once, stores)
-    for own in stores:
-        assert storage.list_entries(storage.join(own, "indexes", "shelves"))[-1].name == "v39"
-        assert len(storage.list_entries(storage.join(own, "indexes", "shelves"))) == 2
+    for store in stores:
+        assert storage.list_entries(storage.join(store, "indexes", "shelves"))[-1].name == "v39"
+        assert len(storage.list_entries(storage.join(store, "indexes", "shelves"))) == 2
 
 
 def test_a_file_that_another_process_wrote_first_stays(store):
@@ -161,8 +163,8 @@ def test_a_file_that_another_process_wrote_first_stays(store):
     assert [entry.name for entry in storage.list_entries(storage.join(store, "things"))] == ["part"]
 
 
-def test_a_version_that_was_removed_meanwhile_does_not_become_current(store):
+def test_a_removed_version_does_not_become_current(store):
     parent = storage.join(store, "things", "one")
-    with pytest.raises(DmlError, match=r"must be there; .*/v1 is not"):
+    with pytest.raises(DmlError, match=r"must exist to become current; .*/v1 does not"):
         storage.point(parent, "v1")
     assert storage.current(parent) is None

@@ -26,7 +26,7 @@ def publish(final, description=None, **files):
 
 
 def flip_byte(path, position=0):
-    """Change one byte, and give the file its former times back."""
+    """Change one byte, and restore the file's times."""
     before = os.stat(path)
     content = bytearray(path.read_bytes())
     content[position] ^= 1
@@ -34,7 +34,7 @@ def flip_byte(path, position=0):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_an_artefact_is_not_there_until_it_is_published_whole(store):
+def test_an_artefact_exists_only_once_it_is_published(store):
     final = storage.join(store, "things", "one", "v1")
     staged = storage.staging(final)
     storage.write_bytes(storage.join(staged, "a"), b"1")
@@ -79,7 +79,7 @@ def test_a_changed_byte_is_noticed(store):
         storage.verify(final)
 
 
-def test_bytes_come_back_as_they_were_whatever_the_name(store):
+def test_bytes_are_read_as_written_whatever_the_file_name(store):
     for name in ("a", "b.gz", "c.bz2", "d.zst"):
         uri = storage.join(store, "raw", name)
         storage.write_bytes(uri, b"as it is")
@@ -98,7 +98,7 @@ def test_a_fetched_artefact_is_local_and_verified(store):
             storage.fetch(final, "e" * 64)
 
 
-def test_what_is_not_there_is_missing(store):
+def test_reading_a_missing_file_or_artefact_raises_missing_artifact(store):
     with pytest.raises(MissingArtifact):
         storage.read_bytes(storage.join(store, "nothing"))
     with pytest.raises(MissingArtifact, match="never finished"):
@@ -123,7 +123,7 @@ def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path):
     assert storage.list_names(str(tmp_path)) == ["current.json"]
 
 
-def test_a_staging_folder_goes_when_its_maker_fails(store):
+def test_a_staging_folder_is_removed_when_its_body_fails(store):
     final = storage.join(store, "things", "one", "v1")
 
     def fail(staged):
@@ -135,7 +135,7 @@ def test_a_staging_folder_goes_when_its_maker_fails(store):
     assert storage.list_entries(storage.join(store, "things", "one")) == []
 
 
-def test_staging_removes_nothing_of_others(tmp_path):
+def test_staging_removes_no_other_folder(tmp_path):
     others = [".git", ".venv", ".staging", ".v1-0123abcd", ".staging-v1-0123456"]
     for name in others:
         (tmp_path / "one" / name).mkdir(parents=True)
@@ -146,7 +146,7 @@ def test_staging_removes_nothing_of_others(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["a b", "a#b", "a?b", "50%", "a%20b", "grün", "a+b", "日本", "a&b=c;d"])
-def test_a_key_is_what_it_is(store, key):
+def test_a_key_is_used_literally(store, key):
     uri = storage.join(store, "raw", key, "x.jpg")
     storage.write_bytes(uri, key.encode())
     assert storage.read_bytes(uri) == key.encode()
@@ -193,7 +193,7 @@ def test_a_file_of_another_size_is_noticed_without_reading(store, damage):
         storage.verify_opened(final, digests=False)
 
 
-def test_what_was_hashed_once_is_not_hashed_again(tmp_path):
+def test_a_checked_file_is_not_hashed_again(tmp_path):
     final = tmp_path / "things" / "v1"
     publish(str(final), a=b"12345")
     manifest = storage.verify_opened(str(final))
@@ -204,7 +204,7 @@ def test_what_was_hashed_once_is_not_hashed_again(tmp_path):
     assert storage.verified.unknown_files(str(tmp_path / "copy"), manifest["files"]) == []
 
 
-def test_publishing_over_a_damaged_artefact_heals_it(store):
+def test_publishing_over_a_damaged_artefact_replaces_it(store):
     final = storage.join(store, "things", "one", "v1")
     publish(final, a=b"1")
     storage.write_bytes(storage.join(final, "a"), b"")
@@ -229,7 +229,7 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(s3_store):
     assert (storage.fetch(final, "d" * 64) / "a").read_bytes() == b"12345"
 
 
-def test_references_follow_a_store_that_moves(tmp_path):
+def test_references_stay_right_when_a_store_is_moved(tmp_path):
     store = tmp_path / "store"
     package = storage.join(str(store), "packages", "p1")
     publish(
@@ -261,34 +261,34 @@ def test_references_on_s3_stay_in_their_bucket(s3_store):
     assert b"../../../packages/a b#1" in storage.read_bytes(storage.join(final, "manifest.json"))
 
 
-def go_back(parent, version=None):
-    with storage.held_pointer(parent) as pointer:
-        return pointer.back(version)
+def roll_back(parent, version=None):
+    with storage.locked_pointer(parent) as pointer:
+        return pointer.roll_back(version)
 
 
-def test_a_pointer_goes_back_the_way_it_came(store):
+def test_a_pointer_rolls_back_through_its_history(store):
     parent = storage.join(store, "things", "one")
     for version in ("v1", "v2", "v3"):
         publish(storage.join(parent, version), a=b"1")
         storage.point(parent, version)
     storage.point(parent, "v3")
     assert storage.former_versions(parent) == ["v2", "v1"]
-    assert go_back(parent) == "v2"
-    assert go_back(parent) == "v1"
+    assert roll_back(parent) == "v2"
+    assert roll_back(parent) == "v1"
     with pytest.raises(MissingArtifact, match="former version"):
-        go_back(parent)
+        roll_back(parent)
     assert storage.current(parent) == "v1"
     storage.point(parent, "v3")
-    assert go_back(parent, "v1") == "v1"
+    assert roll_back(parent, "v1") == "v1"
 
 
-def test_going_back_skips_a_version_that_was_removed(store):
+def test_rolling_back_skips_a_removed_version(store):
     parent = storage.join(store, "things", "one")
     for version in ("v1", "v2", "v3"):
         publish(storage.join(parent, version), a=b"1")
         storage.point(parent, version)
     storage.delete(storage.join(parent, "v2"))
-    assert go_back(parent) == "v1"
+    assert roll_back(parent) == "v1"
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_going_back_skips_a_version_that_was_removed(store):
         b"\xff",
     ],
 )
-def test_a_damaged_pointer_is_said_to_be_one(store, content):
+def test_a_damaged_pointer_is_refused_with_the_existing_versions(store, content):
     parent = storage.join(store, "things", "one")
     publish(storage.join(parent, "v1"), a=b"1")
     storage.write_bytes(storage.join(parent, "current.json"), content)
@@ -313,7 +313,7 @@ def test_a_damaged_pointer_is_said_to_be_one(store, content):
     assert storage.find_version(parent, "v1", "thing")
 
 
-def test_a_file_among_the_folders_is_no_version(store):
+def test_a_file_among_the_folders_is_not_a_version(store):
     storage.write_bytes(storage.join(store, "things", "README.txt"), b"hello")
     publish(storage.join(store, "things", "one", "v1"), a=b"1")
     assert storage.list_folders(storage.join(store, "things")) == ["one"]
@@ -324,7 +324,7 @@ def test_a_file_among_the_folders_is_no_version(store):
 @pytest.mark.parametrize(
     "name", ["..", ".", "", "a/b", "x@y", ".hidden", "../../x", "/etc", "a\n", "A", "é", "7", "null"]
 )
-def test_what_is_no_name_does_not_become_a_folder(name):
+def test_an_invalid_name_does_not_become_a_folder(name):
     with pytest.raises(InvalidSetting, match="must start with a letter"):
         storage.named_folder("store", "indexes", name)
 
@@ -338,7 +338,7 @@ def test_a_store_of_another_format_is_refused(store):
         storage.mark_store(store)
 
 
-def test_a_folder_without_the_marker_is_no_store(tmp_path):
+def test_a_folder_without_the_marker_is_not_a_store(tmp_path):
     with pytest.raises(MissingArtifact, match=r"dml-store\.json"):
         storage.require_store(str(tmp_path))
     (tmp_path / "file").write_text("")
@@ -360,18 +360,18 @@ def test_a_changed_manifest_is_noticed(store, position):
 
 
 @pytest.mark.parametrize("name", ["../../victim", "/etc/passwd", "a/../../b", "a//b", "./a"])
-def test_a_manifest_that_names_files_of_others_is_refused(tmp_path, name):
+def test_a_manifest_that_lists_files_outside_its_folder_is_refused(tmp_path, name):
     folder = tmp_path / "things" / "v1"
     (tmp_path / "victim").write_text("mine")
     storage.write_manifest(str(folder), {"files": {name: {"size_bytes": 1, "sha256": "0" * 64}}})
-    with pytest.raises(CorruptArtifact, match="files of its own folder"):
+    with pytest.raises(CorruptArtifact, match="files inside its folder"):
         storage.damaged_files(str(folder))
 
 
 @pytest.mark.parametrize(
     "uri", ["s3:/bucket/store", "s3:", "s3://bu cket/x", "s3://bucket#x", "s3:///x", "https:/x"]
 )
-def test_what_only_looks_like_an_s3_uri_is_refused(uri):
+def test_a_malformed_s3_uri_is_refused(uri):
     with pytest.raises(InvalidSetting):
         storage.resolve(uri)
 

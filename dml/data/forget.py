@@ -162,6 +162,6 @@ def require_known(store: str, name: str, holding: Sequence[DatasetRef], ids: Seq
 def point_without(store: str, name: str, without: Mapping[str, DatasetRef]) -> None:
     """Make the version without the items current, where the one with them was."""
     parent = storage.named_folder(store, "datasets", name)
-    with storage.held_pointer(parent) as pointer:
+    with storage.locked_pointer(parent) as pointer:
         if pointer.version is not None and (uri := storage.join(parent, pointer.version)) in without:
             pointer.move(without[uri].version)

@@ -117,7 +117,7 @@ def _ingest_source(
         made = _make_fragments(config, listed, split.split_of_class, staged, ticker, progress)
         is_empty = not made.rows or {row.split for row in made.rows} != set(split.split_of_class.values())
         _require_valid(config, store, made.problems, listed.num_rows, is_empty=is_empty)
-        with storage.held_pointer(parent) as pointer:
+        with storage.locked_pointer(parent) as pointer:
             split = _as_others_assigned(split, former, find_former(store, config.name), config.name)
             write_quarantine(storage.join(staged, QUARANTINE), made.problems)
             write_class_splits(staged, split.remembered)

@@ -38,7 +38,7 @@ def write_quarantine(uri: str, problems: Sequence[Problem]) -> None:
 def read_quarantine(uri: str) -> list[Problem]:
     """The table again; raises MissingArtifact where there is none, CorruptArtifact where it is damaged."""
     content = io.BytesIO(storage.read_bytes(uri))
-    with storage.reading(uri, "Bring it back from a copy, or ingest the source again."):
+    with storage.reading(uri, "Restore it from a copy, or ingest the source again."):
         table = parquet.read_table(content, page_checksum_verification=True)
     return [Problem(**row) for row in table.to_pylist()]
 

@@ -76,7 +76,7 @@ def _make(file: Path) -> None:
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
 
     for abandoned in file.parent.glob(f".{file.name}.*"):
-        if storage.is_aside(abandoned.name):
+        if storage.is_temporary(abandoned.name):
             abandoned.unlink()
     aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     engine = create_sqlalchemy_engine(sqlite_uri(aside))

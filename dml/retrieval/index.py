@@ -227,10 +227,10 @@ def rollback_index(store: str, name: str) -> IndexRef:
     folder = storage.named_folder(store, "indexes", base)
     if not storage.list_versions(folder):
         raise storage.missing_version(folder, version, "index")
-    with storage.held_pointer(folder) as pointer:
-        ref = _read_ref(storage.join(folder, pointer.before(version)))
+    with storage.locked_pointer(folder) as pointer:
+        ref = _read_ref(storage.join(folder, pointer.rollback_target(version)))
         open_index(ref).check()
-        pointer.back(ref.version)
+        pointer.roll_back(ref.version)
     return ref
 
 

@@ -1,4 +1,4 @@
-"""Files, and the artefacts made of them: staged, published, verified, pointed at, fetched."""
+"""Files and artefacts on a local disk or S3: staged, published, verified, made current, fetched."""
 
 from dml.storage.artifacts import (
     MANIFEST,
@@ -24,22 +24,22 @@ from dml.storage.artifacts import (
     write_manifest,
 )
 from dml.storage.cache import cache_dir
-from dml.storage.conditional import Overtaken
+from dml.storage.conditional import WriteConflict
 from dml.storage.digest import digest_of, digest_of_bytes
 from dml.storage.fetch import fetch
 from dml.storage.files import (
     Entry,
     absolute_references,
-    at_work,
     delete,
     delete_empty,
     exists,
     file_digest,
     files_below,
     filesystem,
-    is_aside,
+    folder_lock,
     is_link,
     is_remote,
+    is_temporary,
     join,
     link_above,
     list_entries,
@@ -62,7 +62,7 @@ from dml.storage.pointer import (
     current,
     find_version,
     former_versions,
-    held_pointer,
+    locked_pointer,
     missing_version,
     point,
     read_checked,
@@ -79,12 +79,11 @@ __all__ = [
     "POINTER",
     "STORE_FOLDERS",
     "Entry",
-    "Overtaken",
     "Pointer",
     "Version",
+    "WriteConflict",
     "abort_uploads",
     "absolute_references",
-    "at_work",
     "cache_dir",
     "current",
     "damaged_files",
@@ -99,21 +98,22 @@ __all__ = [
     "files_below",
     "filesystem",
     "find_version",
+    "folder_lock",
     "former_versions",
-    "held_pointer",
-    "is_aside",
     "is_complete",
     "is_intact",
     "is_link",
     "is_remote",
     "is_removed",
     "is_staging",
+    "is_temporary",
     "join",
     "link_above",
     "list_entries",
     "list_folders",
     "list_names",
     "list_versions",
+    "locked_pointer",
     "make_folder",
     "mark_store",
     "missing_version",

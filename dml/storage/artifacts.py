@@ -1,7 +1,7 @@
-"""How an artefact appears: written aside, then published whole.
+"""Artefact folders: written to a staging folder, published atomically, verified against their manifest.
 
-An artefact is a folder. It exists if and only if it holds `manifest.json`, which is written last and names
-every other file with its size and SHA-256. Which version of several is in use says the pointer beside them.
+An artefact exists if and only if its folder holds `manifest.json`, which is written last and lists every
+other file with its size and SHA-256. A pointer file beside the versions names the current one.
 """
 
 import os
@@ -23,8 +23,8 @@ from dml.errors import (
 from dml.names import check_name, is_version
 from dml.progress import count
 from dml.storage import verified
-from dml.storage.conditional import Overtaken, read_held, replace_held
-from dml.storage.digest import with_own_digest, without_own_digest
+from dml.storage.conditional import WriteConflict, read_with_etag, replace_if_unchanged
+from dml.storage.digest import decode_checked, encode_checked
 from dml.storage.files import (
     absolute_references,
     delete,
@@ -37,11 +37,11 @@ from dml.storage.files import (
     join,
     list_folders,
     make_folder,
-    own_path,
     read_bytes,
     read_json,
     relative_references,
     resolve,
+    unresolved_path,
     write_bytes,
     write_json,
 )
@@ -62,7 +62,7 @@ STORE_FOLDERS = frozenset(
         "runs",
     ]
 )
-"""What stages make below a store: no part of a source that the store lies in."""
+"""Folders that stages write below a store. They are skipped when the store is inside an image source."""
 STORE_FORMAT = 1
 KIND_OF_FOLDER = {"datasets": "dataset", "indexes": "index"}
 _STAGING = re.compile(r"\.staging-.+-[0-9a-f]{8}")
@@ -72,11 +72,11 @@ _HASHING_THREADS = 8
 
 
 def mark_store(store: str) -> None:
-    """Make a folder a store: a marker file says so, and nothing is ever removed where there is none.
+    """Make a folder a store by writing a marker file. Nothing is ever removed from a folder without one.
 
     Raises:
-        IncompatibleArtifact: it is a store of another format.
-        InvalidSetting: there is a file in its place.
+        IncompatibleArtifact: the store has another format.
+        InvalidSetting: the path is a file.
     """
     if not is_remote(store) and Path(resolve(store)).exists() and not Path(resolve(store)).is_dir():
         raise InvalidSetting(f"A store must be a folder; {store} is a file. Give another with --store.")
@@ -87,20 +87,20 @@ def mark_store(store: str) -> None:
 
 
 def require_store(store: str) -> None:
-    """Raise MissingArtifact where there is no store, IncompatibleArtifact where it has another format."""
+    """Raise MissingArtifact if there is no store, IncompatibleArtifact if it has another format."""
     marker = join(store, MARKER)
     if not exists(marker):
         raise MissingArtifact(f"A store must hold {MARKER}; {store} does not. Check --store or DML_STORE.")
-    held = read_json(marker).get("format")
-    if held != STORE_FORMAT:
+    store_format = read_json(marker).get("format")
+    if store_format != STORE_FORMAT:
         raise IncompatibleArtifact(
-            f"A store must have format {STORE_FORMAT} for this program; {store} has {held!r}. Use the "
-            "version of this project that made it, or another store."
+            f"A store must have format {STORE_FORMAT} for this program; {store} has {store_format!r}. "
+            "Use the version of this project that made it, or another store."
         )
 
 
 def named_folder(store: str, folder: str, name: str) -> str:
-    """Where the versions of a dataset or an index lie.
+    """The folder that holds the versions of a dataset or an index.
 
     Args:
         store: the store's URI.
@@ -108,7 +108,7 @@ def named_folder(store: str, folder: str, name: str) -> str:
         name: as the user gave it.
 
     Raises:
-        InvalidSetting: it is no name, and must not become a path.
+        InvalidSetting: `name` is not a valid name, so it must not become part of a path.
     """
     return join(store, folder, check_name(name, KIND_OF_FOLDER[folder]))
 
@@ -120,13 +120,13 @@ def staging(final_uri: str) -> str:
 
 
 def staging_name(name: str) -> str:
-    """A new name, hidden and recognised by `is_staging`, for what is not finished or about to be removed."""
+    """A new hidden folder name, recognised by `is_staging`, for unfinished work or a folder being removed."""
     return f".staging-{name}-{uuid.uuid4().hex[:8]}"
 
 
 @contextmanager
 def staged(final_uri: str) -> Iterator[str]:
-    """`staging`, removed if the body fails: a full disk does not get fuller by each try."""
+    """`staging`, removed if the body fails, so that retries do not fill the disk."""
     folder = staging(final_uri)
     try:
         yield folder
@@ -137,18 +137,18 @@ def staged(final_uri: str) -> Iterator[str]:
 
 
 def is_staging(name: str) -> bool:
-    """Whether a folder's name is one that `staging_name` gives."""
+    """Whether a folder name was made by `staging_name`."""
     return _STAGING.fullmatch(name) is not None
 
 
 def publish(staged_uri: str, final_uri: str, description: Mapping[str, Any]) -> None:
-    """Make a staged folder visible at its final place, whole or not at all.
+    """Make a staged folder visible under its final name, atomically.
 
     Args:
-        staged_uri: a folder of `staged(final_uri)`, holding every file of the artefact.
-        final_uri: where readers look. An intact artefact already there was made from the same inputs and
-            stays; a damaged one is replaced.
-        description: what the manifest says beyond the list of files.
+        staged_uri: a folder made by `staged(final_uri)` that holds every file of the artefact.
+        final_uri: the URI that readers open. An intact artefact that already exists there was made from the
+            same inputs and is kept; a damaged one is replaced.
+        description: manifest entries besides the list of files.
     """
     if is_intact(final_uri):
         delete(staged_uri)
@@ -162,7 +162,7 @@ def publish(staged_uri: str, final_uri: str, description: Mapping[str, Any]) -> 
     try:
         os.rename(source, target)
     except OSError:
-        if is_intact(final_uri):  # another process published the same a moment ago
+        if is_intact(final_uri):  # another process has just published the same artefact
             delete(staged_uri)
             return
         delete(final_uri)  # unfinished or damaged
@@ -177,23 +177,25 @@ def _publish_remote(staged_uri: str, final_uri: str, manifest: Mapping[str, Any]
     def copy(name: str) -> None:
         filesystem_.copy_file(f"{staged_path}/{name}", f"{final_path}/{name}")
 
-    # Two that publish the same at once overwrite each other's files; whose manifest is second begins again,
-    # so that what lies there in the end is of one of them.
+    # Two processes that publish the same artefact at once overwrite each other's files. The one whose
+    # manifest comes second starts again, so that in the end all files come from one process.
     for _ in range(_TRIES):
-        held = read_held(join(final_uri, MANIFEST))
+        read_before = read_with_etag(join(final_uri, MANIFEST))
         with ThreadPoolExecutor(_HASHING_THREADS) as pool:
             for _ in pool.map(copy, manifest["files"]):
                 count()
-        with suppress(Overtaken):
-            replace_held(join(final_uri, MANIFEST), _encoded(final_uri, manifest), held)
+        with suppress(WriteConflict):
+            replace_if_unchanged(
+                join(final_uri, MANIFEST), _encode_manifest(final_uri, manifest), read_before
+            )
             break
     else:
-        raise Overtaken(f"Only one process must publish {final_uri} at a time; others do. Begin again.")
+        raise WriteConflict(f"Only one process must publish {final_uri} at a time; several do. Start again.")
     delete(staged_uri)
 
 
 def seal(uri: str, description: Mapping[str, Any]) -> None:
-    """Make a folder that was filled in place an artefact: from now on it is complete and does not change."""
+    """Write the manifest of a folder that was filled in place. After that the folder must not change."""
     files = _describe_files(uri)
     write_manifest(uri, {**description, "files": files})
     verified.remember(uri, files)
@@ -214,12 +216,12 @@ def _describe_files(uri: str) -> dict[str, dict[str, Any]]:
 
 
 def is_complete(uri: str) -> bool:
-    """Whether an artefact was published there."""
+    """Whether `uri` holds a published artefact."""
     return exists(join(uri, MANIFEST))
 
 
 def is_intact(uri: str) -> bool:
-    """Whether an artefact was published there and is what its manifest says, as `verify_opened` sees it."""
+    """Whether `uri` holds a published artefact that passes `verify_opened`."""
     try:
         verify_opened(uri)
     except (MissingArtifact, CorruptArtifact):
@@ -228,14 +230,14 @@ def is_intact(uri: str) -> bool:
 
 
 def read_manifest(uri: str) -> dict[str, Any]:
-    """What was published there.
+    """The manifest of a published artefact, with absolute references.
 
     Raises:
-        MissingArtifact: nothing complete is there.
-        CorruptArtifact: its manifest cannot be read.
+        MissingArtifact: there is no complete artefact.
+        CorruptArtifact: the manifest cannot be read.
     """
     try:
-        content = without_own_digest(read_bytes(join(uri, MANIFEST)))
+        content = decode_checked(read_bytes(join(uri, MANIFEST)))
     except MissingArtifact as error:
         raise MissingArtifact(
             f"A published artefact must hold {MANIFEST}; {uri} has none. "
@@ -243,96 +245,97 @@ def read_manifest(uri: str) -> dict[str, Any]:
         ) from error
     if content is None or not isinstance(content.get("files"), dict):
         raise CorruptArtifact(
-            f"{join(uri, MANIFEST)} must be as it was published; it was changed. Bring it back from a copy, "
+            f"{join(uri, MANIFEST)} must be as it was published; it was changed. Restore it from a copy, "
             "or remove the folder and make the artefact again."
         )
-    strange = [name for name in content["files"] if name != posixpath.normpath(name) or _leaves(name)]
-    if strange:
+    outside = [name for name in content["files"] if name != posixpath.normpath(name) or _leads_out(name)]
+    if outside:
         raise CorruptArtifact(
-            f"{join(uri, MANIFEST)} must name files of its own folder; it names {strange[:3]}. It was not "
-            "made by this program: remove the folder."
+            f"{join(uri, MANIFEST)} must list only files inside its folder; it lists {outside[:3]}. "
+            "It was not made by this program: remove the folder."
         )
     manifest: dict[str, Any] = absolute_references(content, uri)
     return manifest
 
 
-def _leaves(name: str) -> bool:
+def _leads_out(name: str) -> bool:
     """Whether a path leads out of the folder it is relative to."""
     return name.startswith("/") or ".." in name.split("/")
 
 
 def write_manifest(uri: str, content: Mapping[str, Any]) -> None:
-    """Write what an artefact's folder holds and was made from; its own digest shows when it is changed."""
-    write_bytes(join(uri, MANIFEST), _encoded(uri, content))
+    """Write the manifest: an artefact's files and inputs, with a digest that reveals later changes."""
+    write_bytes(join(uri, MANIFEST), _encode_manifest(uri, content))
 
 
-def _encoded(uri: str, content: Mapping[str, Any]) -> bytes:
-    return with_own_digest(relative_references(content, uri))
+def _encode_manifest(uri: str, content: Mapping[str, Any]) -> bytes:
+    return encode_checked(relative_references(content, uri))
 
 
 def verify(uri: str) -> None:
     """Compare every byte of an artefact with its manifest.
 
     Raises:
-        MissingArtifact: nothing complete is there.
-        CorruptArtifact: files differ or are missing, all of them named.
+        MissingArtifact: there is no complete artefact.
+        CorruptArtifact: files differ or are missing; the message lists them.
     """
-    _refuse_damaged(uri, damaged_files(uri))
+    _require_undamaged(uri, damaged_files(uri))
 
 
 def damaged_files(uri: str) -> list[str]:
-    """The files of an artefact that are not as published, every byte compared; raises as `verify`."""
+    """The files of an artefact that differ from its manifest, compared byte by byte; raises like `verify`."""
     files = read_manifest(uri)["files"]
-    damaged = set(_other_sizes(uri, files))
+    resized = set(_changed_sizes(uri, files))
 
     def differs(name: str) -> bool:
-        return name in damaged or file_digest(join(uri, name)) != files[name]["sha256"]
+        return name in resized or file_digest(join(uri, name)) != files[name]["sha256"]
 
-    found = []
+    damaged = []
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        for name, wrong in zip(files, pool.map(differs, files), strict=True):
-            found += [name] if wrong else []
+        for name, is_damaged in zip(files, pool.map(differs, files), strict=True):
+            if is_damaged:
+                damaged.append(name)
             count()
-    if not found:
+    if not damaged:
         verified.remember(uri, files)
-    return found
+    return damaged
 
 
 def verify_opened(uri: str, *, digests: bool = True) -> dict[str, Any]:
-    """The manifest of an artefact whose files are what it says; what readers call before they trust it.
+    """Check an artefact before it is read, and return its manifest.
 
-    Sizes are compared always. Bytes are hashed once per version and machine, and again when a file's size or
-    times change; not on S3, where `fetch` hashes what it copies.
+    File sizes are always compared. Bytes are hashed once per version and machine, and again when a file's
+    size or times change; not on S3, where `fetch` hashes the files it copies.
 
     Args:
         uri: the artefact's folder.
-        digests: False for Parquet data, whose pages carry checksums of their own.
+        digests: False for Parquet data, whose pages carry checksums.
 
     Raises:
         MissingArtifact, CorruptArtifact: as `verify`.
     """
     manifest = read_manifest(uri)
     files = manifest["files"]
-    _refuse_damaged(uri, _other_sizes(uri, files))
+    _require_undamaged(uri, _changed_sizes(uri, files))
     if digests and not is_remote(uri):
         unknown = verified.unknown_files(uri, files)
-        _refuse_damaged(uri, [n for n in unknown if file_digest(join(uri, n)) != files[n]["sha256"]])
+        _require_undamaged(uri, [n for n in unknown if file_digest(join(uri, n)) != files[n]["sha256"]])
         if unknown:
             verified.remember(uri, files)
     return manifest
 
 
-def _other_sizes(uri: str, files: Mapping[str, Any]) -> list[str]:
+def _changed_sizes(uri: str, files: Mapping[str, Any]) -> list[str]:
     sizes = {entry.path: entry.size_bytes for entry in files_below(uri)}
     return [name for name in files if sizes.get(name) != files[name]["size_bytes"]]
 
 
-def _refuse_damaged(uri: str, names: list[str]) -> None:
+def _require_undamaged(uri: str, names: list[str]) -> None:
     if names:
         raise CorruptArtifact(
             f"Every file of an artefact must be as it was published; in {uri} {len(names)} are not: "
-            f"{', '.join(names[:5])}. They were changed, cut short or removed. `dml verify` names all that "
-            "is damaged; `dml verify --heal` removes it, so that it is made again."
+            f"{', '.join(names[:5])}. They were changed, truncated or removed. `dml verify` lists all "
+            "damaged artefacts; `dml verify --heal` removes them, so that they can be made again."
         )
 
 
@@ -342,12 +345,12 @@ def list_versions(parent_uri: str) -> list[str]:
 
 
 def remove(uri: str) -> None:
-    """Remove an artefact, folder or file; readers see it whole or not at all, also after a crash."""
+    """Remove an artefact, folder or file. Readers see all of it or nothing, also after a crash."""
     if is_complete(uri):
         if is_remote(uri):
             delete(join(uri, MANIFEST))
         elif not is_link(uri):
-            parent, name = own_path(uri).rsplit("/", 1)
+            parent, name = unresolved_path(uri).rsplit("/", 1)
             aside = join(parent, staging_name(f"{_REMOVED}{name}"))
             with suppress(FileNotFoundError):  # another process was first
                 os.rename(join(parent, name), aside)
@@ -356,5 +359,5 @@ def remove(uri: str) -> None:
 
 
 def is_removed(name: str) -> bool:
-    """Whether a folder's name says that `remove` did not get to its end: nobody reads or writes there."""
+    """Whether a folder is left over from an interrupted `remove`; no process reads or writes it."""
     return is_staging(name) and name.startswith(f".staging-{_REMOVED}")

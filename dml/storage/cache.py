@@ -1,4 +1,4 @@
-"""Local copies that can be made again, and the folder they lie in."""
+"""The local cache folder, for copies that can be made again."""
 
 import os
 from pathlib import Path

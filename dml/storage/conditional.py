@@ -1,4 +1,4 @@
-"""A small file on S3 that is replaced only if nobody else replaced it since it was read."""
+"""Conditional writes on S3: replace an object only if it has not changed since it was read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,22 +6,22 @@ from typing import Any, NamedTuple
 
 from dml.errors import IncompatibleArtifact
 
-_OVERTAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
-"""What S3 answers where the key was written since, is being written at this moment, or was removed."""
+_CONFLICT_CODES = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
+"""S3 error codes for a key that was written since, is being written now, or was removed."""
 
 
-class Held(NamedTuple):
-    """What a key held when it was read; both None where there was none."""
+class StoredObject(NamedTuple):
+    """An object's content and ETag when it was read; both None if it did not exist."""
 
     content: bytes | None
     etag: str | None
 
 
-class Overtaken(IncompatibleArtifact):
+class WriteConflict(IncompatibleArtifact):
     """Another process wrote the same file first."""
 
 
-def client_of(uri: str) -> tuple[Any, str, str]:
+def s3_client(uri: str) -> tuple[Any, str, str]:
     """A client, the bucket and the key of an `s3://` URI."""
     import boto3
 
@@ -30,7 +30,7 @@ def client_of(uri: str) -> tuple[Any, str, str]:
 
 
 @contextmanager
-def s3_answers() -> Iterator[None]:
+def translated_s3_errors() -> Iterator[None]:
     """Turn boto3's errors into the OSError that Arrow raises for S3, which names AWS."""
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -40,33 +40,33 @@ def s3_answers() -> Iterator[None]:
         raise OSError(f"AWS Error: {error}") from error
 
 
-def read_held(uri: str) -> Held:
-    """The key's content and its version."""
-    client, bucket, key = client_of(uri)
-    with s3_answers():
+def read_with_etag(uri: str) -> StoredObject:
+    """The object's content and ETag."""
+    client, bucket, key = s3_client(uri)
+    with translated_s3_errors():
         try:
-            answer = client.get_object(Bucket=bucket, Key=key)
+            response = client.get_object(Bucket=bucket, Key=key)
         except client.exceptions.NoSuchKey:
-            return Held(None, None)
-        return Held(answer["Body"].read(), answer["ETag"])
+            return StoredObject(None, None)
+        return StoredObject(response["Body"].read(), response["ETag"])
 
 
-def replace_held(uri: str, content: bytes, held: Held) -> None:
-    """Write the key if it is still what was read.
+def replace_if_unchanged(uri: str, content: bytes, read_before: StoredObject) -> None:
+    """Write the object if it has not changed since it was read.
 
     Raises:
-        Overtaken: it is not; nothing was written.
+        WriteConflict: it has changed; nothing was written.
     """
     from botocore.exceptions import ClientError
 
-    client, bucket, key = client_of(uri)
-    unchanged = {"IfNoneMatch": "*"} if held.etag is None else {"IfMatch": held.etag}
-    with s3_answers():
+    client, bucket, key = s3_client(uri)
+    unchanged = {"IfNoneMatch": "*"} if read_before.etag is None else {"IfMatch": read_before.etag}
+    with translated_s3_errors():
         try:
             client.put_object(Bucket=bucket, Key=key, Body=content, **unchanged)
         except ClientError as error:
-            if error.response.get("Error", {}).get("Code") not in _OVERTAKEN:
+            if error.response.get("Error", {}).get("Code") not in _CONFLICT_CODES:
                 raise
-            raise Overtaken(
-                f"Only one process must write {uri} at a time; another was first. Begin again."
+            raise WriteConflict(
+                f"Only one process must write {uri} at a time; another process wrote it first. Start again."
             ) from error

@@ -1,11 +1,11 @@
-"""Naming something by what it was made from."""
+"""SHA-256 digests of JSON values and bytes, and JSON files that carry their own digest."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
-_OWN = "own_sha256"
+_DIGEST_KEY = "own_sha256"
 
 
 def digest_of(*parts: Any) -> str:
@@ -14,21 +14,22 @@ def digest_of(*parts: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def with_own_digest(content: Mapping[str, Any]) -> bytes:
-    """A JSON object as a file that shows when it is changed; `without_own_digest` reads it."""
-    kept = json.loads(json.dumps(content))
-    return json.dumps({**kept, _OWN: digest_of(kept)}, indent=1).encode()
+def encode_checked(content: Mapping[str, Any]) -> bytes:
+    """A JSON object as bytes that include its digest; `decode_checked` reads it."""
+    plain = json.loads(json.dumps(content))
+    return json.dumps({**plain, _DIGEST_KEY: digest_of(plain)}, indent=1).encode()
 
 
-def without_own_digest(content: bytes) -> dict[str, Any] | None:
-    """The object again; None where the file is not as it was written."""
+def decode_checked(content: bytes) -> dict[str, Any] | None:
+    """The object that `encode_checked` wrote; None if the bytes were changed."""
     try:
-        held = json.loads(content)
+        decoded = json.loads(content)
     except ValueError:
         return None
-    return held if isinstance(held, dict) and held.pop(_OWN, None) == digest_of(held) else None
+    is_valid = isinstance(decoded, dict) and decoded.pop(_DIGEST_KEY, None) == digest_of(decoded)
+    return decoded if is_valid else None
 
 
 def digest_of_bytes(content: bytes) -> str:
-    """Hex SHA-256 of bytes at hand."""
+    """Hex SHA-256 of bytes."""
     return hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""An artefact's files on this machine."""
+"""Local, verified copy of an artefact: a URI and fingerprint in, a local folder out."""
 
 import shutil
 from pathlib import Path
@@ -21,8 +21,8 @@ from dml.storage.files import file_digest, filesystem, is_remote, join, resolve
 def fetch(uri: str, fingerprint: str) -> Path:
     """A local folder with the artefact's files, verified.
 
-    The artefact itself where it is local, else a copy in the cache, made once per fingerprint and again
-    when it was damaged.
+    A local artefact is returned in place. A remote one is copied to the cache once per fingerprint, and again
+    if the copy is damaged.
 
     Raises:
         MissingArtifact, CorruptArtifact: as `verify_opened`.
@@ -41,22 +41,22 @@ def fetch(uri: str, fingerprint: str) -> Path:
 
 def _copy(uri: str, target: Path) -> None:
     manifest = read_manifest(uri)
-    aside = target.with_name(staging_name(target.name))
+    temporary = target.with_name(staging_name(target.name))
     filesystem_, path = filesystem(uri)
     try:
         for name, expected in manifest["files"].items():
-            (aside / name).parent.mkdir(parents=True, exist_ok=True)
-            fs.copy_files(f"{path}/{name}", str(aside / name), filesystem_, fs.LocalFileSystem())
-            if file_digest(str(aside / name)) != expected["sha256"]:
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            fs.copy_files(f"{path}/{name}", str(temporary / name), filesystem_, fs.LocalFileSystem())
+            if file_digest(str(temporary / name)) != expected["sha256"]:
                 raise CorruptArtifact(
-                    f"{join(uri, name)} must have the SHA-256 of its manifest; it has another. "
+                    f"{join(uri, name)} must have the SHA-256 in its manifest; it has another. "
                     "Make the artefact again."
                 )
-        write_manifest(str(aside), manifest)
-        aside.rename(target)
+        write_manifest(str(temporary), manifest)
+        temporary.rename(target)
     except OSError:
         if not is_intact(str(target)):
             raise
         # another process was first; its copy was verified too
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

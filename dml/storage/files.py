@@ -1,7 +1,7 @@
 """Files and folders by path or URI, on a local disk or on S3.
 
-Local paths and `s3://` URIs go through Arrow's own filesystems: no listing cache, nothing to lose at a fork,
-`AWS_ENDPOINT_URL` and the usual AWS variables honoured. A key is taken as it is, never decoded: `a b#1%.jpg`.
+Local paths and `s3://` URIs use Arrow's filesystems: no listing cache, safe to fork, and `AWS_ENDPOINT_URL`
+and the other AWS variables apply. A key is used literally, never URL-decoded: `a b#1%.jpg`.
 """
 
 import errno
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from pyarrow import fs
 
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
-from dml.storage.conditional import Held, Overtaken, replace_held
+from dml.storage.conditional import StoredObject, WriteConflict, replace_if_unchanged
 from dml.storage.lock import exclusive
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -28,7 +28,7 @@ _ONE_SLASH = re.compile(r"(s3|gs|https?):(/(?!/)|$)")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _HASH_BLOCK_BYTES = 1 << 20
 _TRIES = 100
-_ASIDE = re.compile(r"\..+\.[0-9a-f]{32}")
+_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{32}")
 _REFERENCES = ("uri", "page")
 """Keys of JSON objects whose values name other files of the store."""
 
@@ -41,8 +41,8 @@ def resolve(uri: str) -> str:
     """The absolute form of a path or URI, without trailing slash.
 
     Raises:
-        InvalidSetting: a path that leads nowhere, a URI other than `s3://`, or one that holds credentials or
-            a query: it would end in manifests, logs and the registry.
+        InvalidSetting: the path cannot be resolved, the URI is not `s3://`, or it holds credentials or a
+            query, which would end up in manifests, logs and the registry.
     """
     if not is_remote(uri):
         if _ONE_SLASH.match(uri):
@@ -50,7 +50,7 @@ def resolve(uri: str) -> str:
         try:
             return str(Path(uri.removeprefix("file://")).expanduser().resolve())
         except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long, no such user
-            raise InvalidSetting(f"A path must lead somewhere; {uri[:200]!r} does not: {error}.") from error
+            raise InvalidSetting(f"A path must be resolvable; {uri[:200]!r} is not: {error}.") from error
     scheme, _, rest = uri.partition("://")
     bucket = rest.split("/", 1)[0]
     if "@" in bucket or ":" in bucket:
@@ -70,7 +70,7 @@ def resolve(uri: str) -> str:
 
 
 def _shown(uri: str) -> str:
-    """Without its query, which may be a signature."""
+    """The URI without its query, which may hold a signature."""
     before, mark, _ = uri.partition("?")
     return f"{before}?***" if mark else before
 
@@ -80,12 +80,12 @@ def join(uri: str, *names: str) -> str:
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """The Arrow filesystem a URI lives on, and the path there."""
+    """The Arrow filesystem of a URI, and the path on it."""
     if not is_remote(uri):
         return fs.LocalFileSystem(), resolve(uri)
     path = uri.partition("://")[2]
     bucket = resolve(f"{uri.partition('://')[0]}://{path.split('/', 1)[0]}")
-    # Only the bucket is read as a URI: in a key "#", "?" and "%" are characters like others.
+    # Only the bucket is parsed as a URI: in a key, "#", "?" and "%" are ordinary characters.
     filesystem_, _ = fs.FileSystem.from_uri(bucket)
     return filesystem_, path
 
@@ -96,7 +96,7 @@ def exists(uri: str) -> bool:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole file; raises MissingArtifact when there is none."""
+    """The content of a file; raises MissingArtifact if it does not exist."""
     filesystem_, path = filesystem(uri)
     try:
         with filesystem_.open_input_stream(path, compression=None) as stream:
@@ -106,56 +106,56 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Replace a file in one step: a reader sees the old content or the new, also after a crash."""
+    """Replace a file atomically: a reader sees the old content or the new, also after a crash."""
     filesystem_, path = filesystem(uri)
     if is_remote(uri):
         with filesystem_.open_output_stream(path, compression=None) as stream:
             stream.write(content)
         return
-    _write_aside(path, content, Path.replace)
+    _write_and_rename(path, content, Path.replace)
 
 
-def _write_aside(path: str, content: bytes, rename: Callable[[Path, str], Any]) -> None:
+def _write_and_rename(path: str, content: bytes, rename: Callable[[Path, str], Any]) -> None:
     folder, _, name = path.rpartition("/")
-    aside = Path(folder, f".{name}.{uuid.uuid4().hex}")
-    aside.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(folder, f".{name}.{uuid.uuid4().hex}")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with aside.open("wb") as stream:
+        with temporary.open("wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        rename(aside, path)
+        rename(temporary, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def write_new(uri: str, content: bytes) -> None:
-    """Write a file, whole; one that is there already, or that another process wrote meanwhile, stays."""
+    """Write a file atomically if it does not exist; an existing file is kept."""
     if is_remote(uri):
-        with suppress(Overtaken):
-            replace_held(uri, content, Held(None, None))
+        with suppress(WriteConflict):
+            replace_if_unchanged(uri, content, StoredObject(None, None))
         return
-    _write_aside(resolve(uri), content, _link_new)
+    _write_and_rename(resolve(uri), content, _link_new)
 
 
-def _link_new(aside: Path, path: str) -> None:
+def _link_new(temporary: Path, path: str) -> None:
     with suppress(FileExistsError):
-        os.link(aside, path)
-    aside.unlink()
+        os.link(temporary, path)
+    temporary.unlink()
 
 
-def is_aside(name: str) -> bool:
-    """Whether a file's name is one that `write_bytes` gives to what it has not finished."""
-    return _ASIDE.fullmatch(name) is not None
+def is_temporary(name: str) -> bool:
+    """Whether a file name is that of an unfinished `write_bytes`."""
+    return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
 def read_json(uri: str) -> dict[str, Any]:
-    """A JSON object as `write_json` wrote it, its references absolute again.
+    """A JSON object that `write_json` wrote, with absolute references.
 
     Raises:
-        MissingArtifact: there is no such file.
-        CorruptArtifact: it is no JSON object.
+        MissingArtifact: the file does not exist.
+        CorruptArtifact: it does not hold a JSON object.
     """
     try:
         content = json.loads(read_bytes(uri))
@@ -170,12 +170,12 @@ def read_json(uri: str) -> dict[str, Any]:
 
 
 def write_json(uri: str, content: Mapping[str, Any]) -> None:
-    """Write a JSON object; references to files of the same store are kept relative to its folder.
+    """Write a JSON object; references to files of the same store become relative to its folder.
 
-    So a store that was copied or moved refers to itself.
+    So the references stay right when a store is copied or moved.
     """
-    kept = relative_references(content, uri.rpartition("/")[0])
-    write_bytes(uri, json.dumps(kept, indent=1).encode())
+    relative = relative_references(content, uri.rpartition("/")[0])
+    write_bytes(uri, json.dumps(relative, indent=1).encode())
 
 
 def relative_references(content: Any, folder: str) -> Any:
@@ -187,7 +187,7 @@ def relative_references(content: Any, folder: str) -> Any:
 
 
 def absolute_references(content: Any, folder: str) -> Any:
-    """The opposite of `relative_references`, wherever the folder lies now."""
+    """The inverse of `relative_references`, for the folder's present location."""
     return _map_references(content, lambda uri: _absolute(uri, folder))
 
 
@@ -205,7 +205,7 @@ def _map_references(content: Any, change: Callable[[str], str]) -> Any:
 
 
 def _root(uri: str) -> tuple[str, str]:
-    """What a relative reference cannot leave (the disk, or the bucket), and the path from there."""
+    """The root of relative references (the local disk, or the bucket), and the path below it."""
     if not is_remote(uri):
         return "", resolve(uri)
     bucket, _, key = uri.partition("://")[2].partition("/")
@@ -213,8 +213,8 @@ def _root(uri: str) -> tuple[str, str]:
 
 
 def _relative(uri: str, folder: str) -> str:
-    (root, path), (own_root, start) = _root(uri), _root(folder)
-    return posixpath.relpath(path, start) if root == own_root else uri
+    (root, path), (folder_root, start) = _root(uri), _root(folder)
+    return posixpath.relpath(path, start) if root == folder_root else uri
 
 
 def _absolute(uri: str, folder: str) -> str:
@@ -232,7 +232,7 @@ class Entry(NamedTuple):
     is_folder: bool
     size_bytes: int
     modified: datetime | None
-    """None where the filesystem keeps none, as for S3's folders."""
+    """None if the filesystem stores no time, as for folders on S3."""
 
     @property
     def name(self) -> str:
@@ -240,60 +240,60 @@ class Entry(NamedTuple):
 
 
 def list_entries(uri: str, *, recursive: bool = False, follow_links: bool = True) -> list[Entry]:
-    """What a folder holds, sorted by path; nothing when there is no such folder, or a file in its place.
+    """The entries of a folder, sorted by path; empty if the folder does not exist or is a file.
 
     Args:
         uri: the folder.
-        recursive: also what its folders hold.
-        follow_links: False leaves out what symbolic links lead to; they themselves are listed.
+        recursive: also list subfolders.
+        follow_links: False lists symbolic links but not the content of their targets.
     """
     if recursive and not follow_links and not is_remote(uri):
-        found = list_entries(uri)
-        for folder in [entry.path for entry in found if entry.is_folder]:
-            below = join(uri, folder)
-            if not is_link(below):
-                inner = list_entries(below, recursive=True, follow_links=False)
-                found += [entry._replace(path=f"{folder}/{entry.path}") for entry in inner]
-        return sorted(found)
+        entries = list_entries(uri)
+        for folder in [entry.path for entry in entries if entry.is_folder]:
+            subfolder = join(uri, folder)
+            if not is_link(subfolder):
+                inner = list_entries(subfolder, recursive=True, follow_links=False)
+                entries += [entry._replace(path=f"{folder}/{entry.path}") for entry in inner]
+        return sorted(entries)
     filesystem_, path = filesystem(uri)
     try:
-        entries = filesystem_.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+        infos = filesystem_.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
     except NotADirectoryError:
         return []
     root = path.rstrip("/") + "/"
     return sorted(
         Entry(
-            str(entry.path).removeprefix(root),
-            entry.type == fs.FileType.Directory,
-            0 if entry.type == fs.FileType.Directory else int(entry.size),
-            entry.mtime,
+            str(info.path).removeprefix(root),
+            info.type == fs.FileType.Directory,
+            0 if info.type == fs.FileType.Directory else int(info.size),
+            info.mtime,
         )
-        for entry in entries
+        for info in infos
     )
 
 
 def list_names(uri: str) -> list[str]:
-    """The names directly in a folder, sorted; without those starting with ".", which are unfinished work."""
+    """The names directly in a folder, sorted; names that start with "." are unfinished work and left out."""
     return [entry.name for entry in list_entries(uri) if not entry.name.startswith(".")]
 
 
 def list_folders(uri: str) -> list[str]:
-    """The names of the folders directly in a folder, as `list_names`."""
+    """The names of a folder's direct subfolders, as `list_names`."""
     return [e.name for e in list_entries(uri) if e.is_folder and not e.name.startswith(".")]
 
 
 def files_below(uri: str) -> Iterator[Entry]:
-    """Every file below a folder, sorted by path; without unfinished ones."""
+    """Every file below a folder, sorted by path; unfinished files are left out."""
     yield from (
         e for e in list_entries(uri, recursive=True) if not e.is_folder and not e.name.startswith(".")
     )
 
 
 def delete(uri: str) -> None:
-    """Remove a folder or file, if it is there; of a symbolic link the link, never what it leads to."""
+    """Remove a folder or file if it exists. A symbolic link is removed, never its target."""
     filesystem_, path = filesystem(uri)
     if not is_remote(uri):
-        path = own_path(uri)
+        path = unresolved_path(uri)
         if is_link(uri):
             Path(path).unlink(missing_ok=True)
             return
@@ -306,63 +306,63 @@ def delete(uri: str) -> None:
                 filesystem_.delete_file(path)
             return
         except FileNotFoundError:
-            continue  # another process removes the same
-    raise OSError(errno.EBUSY, "others keep writing there", uri)
+            continue  # another process is removing it too
+    raise OSError(errno.EBUSY, "other processes keep writing to it", uri)
 
 
-def own_path(uri: str) -> str:
-    """Where a local file or folder itself lies, also where it is a symbolic link; `resolve` follows that."""
+def unresolved_path(uri: str) -> str:
+    """The absolute path of a local file or folder; unlike `resolve`, a symbolic link is not followed."""
     parent, _, name = uri.rstrip("/").rpartition("/")
     return join(resolve(parent or ("/" if uri.startswith("/") else ".")), name)
 
 
 def lock_of(uri: str) -> Path:
-    """The lock of a local file or folder: beside it, not in it, since a folder may be removed."""
+    """The lock file of a local file or folder: beside it, not inside, since a folder can be removed."""
     path = Path(resolve(uri))
     return path.with_name(f".{path.name}.lock")
 
 
 @contextmanager
-def at_work(uri: str, *, wait: bool = True) -> Iterator[bool]:
-    """Of all processes on this machine one at a time works at a folder; on S3 nobody is held up.
+def folder_lock(uri: str, *, wait: bool = True) -> Iterator[bool]:
+    """An exclusive lock on a folder among the processes of this machine; S3 has no lock.
 
     Args:
         uri: the folder.
-        wait: until no other works there; False goes on at once.
+        wait: True waits until the lock is free; False does not wait.
 
     Yields:
-        Whether this process is the one.
+        Whether this process holds the lock; always True on S3.
     """
     if is_remote(uri):
         yield True
         return
-    with exclusive(lock_of(uri), wait=wait) as held:
-        yield held
+    with exclusive(lock_of(uri), wait=wait) as is_holder:
+        yield is_holder
 
 
 def link_above(uri: str, root: str) -> str | None:
-    """The first symbolic link on the way from a folder to what lies below it; None where there is none."""
-    way = root.rstrip("/")
-    for name in uri.removeprefix(way).strip("/").split("/"):
-        way = join(way, name)
-        if is_link(way):
-            return way
+    """The first symbolic link on the path from `root` down to `uri`; None if there is none."""
+    path = root.rstrip("/")
+    for name in uri.removeprefix(path).strip("/").split("/"):
+        path = join(path, name)
+        if is_link(path):
+            return path
     return None
 
 
 def is_link(uri: str) -> bool:
-    """Whether a local file or folder is a symbolic link; there are none on S3."""
-    return not is_remote(uri) and os.path.islink(own_path(uri))
+    """Whether a local file or folder is a symbolic link; always False on S3."""
+    return not is_remote(uri) and os.path.islink(unresolved_path(uri))
 
 
 def delete_empty(uri: str) -> None:
-    """Remove a folder that holds nothing; another stays. S3 has no empty folders."""
+    """Remove a folder if it is empty. S3 has no empty folders."""
     if not is_remote(uri) and not any(Path(resolve(uri)).iterdir()):
         Path(resolve(uri)).rmdir()
 
 
 def make_folder(uri: str) -> str:
-    """Make sure a folder can be written to (S3 needs none); returns the URI."""
+    """Create a local folder if it does not exist (S3 needs none); returns the URI."""
     if not is_remote(uri):
         Path(resolve(uri)).mkdir(parents=True, exist_ok=True)
     return uri

@@ -1,4 +1,4 @@
-"""One at a time, of all processes on this machine."""
+"""A file lock between the processes and threads of one machine."""
 
 import fcntl
 import logging
@@ -11,11 +11,13 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def exclusive(lock: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Of all processes and threads on this machine one at a time; the lock of a killed one is free.
+    """Hold a lock that only one process or thread of this machine has at a time.
+
+    The operating system releases the lock of a killed process.
 
     Args:
-        lock: a file, made where it is missing; it stays, since removing it would race.
-        wait: until no other has it; False goes on at once.
+        lock: the lock file, created if missing. It is never removed, since that would be a race.
+        wait: True waits until the lock is free; False does not wait.
 
     Yields:
         Whether this process has the lock.
@@ -28,6 +30,6 @@ def exclusive(lock: Path, *, wait: bool = True) -> Iterator[bool]:
             if not wait:
                 yield False
                 return
-            logger.info("waits until another process is done: it holds %s", lock)
+            logger.info("waiting for another process that holds %s", lock)
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield True

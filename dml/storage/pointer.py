@@ -1,9 +1,9 @@
-"""Which version of several is in use: `current.json` beside them.
+"""Pointer file `current.json`: the current version of a dataset or index, and the former ones.
 
-A folder of versions (`datasets/NAME`, `indexes/NAME`) has a `current.json` that names the version in use and
-those before it; replacing that one small file is the only way anything changes. One process at a time may do
-so: on a local disk it holds a lock, `.NAME.lock` beside the folder; on S3 the file is replaced only if it is
-still what was read.
+It is in a folder of versions (`datasets/NAME`, `indexes/NAME`). A version becomes current only by replacing
+this
+small file, one process at a time: on a local disk the writer holds the lock file `.NAME.lock` beside the
+folder; on S3 the file is replaced only if it has not changed since it was read.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,8 +14,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from dml.errors import CorruptArtifact, DmlError, MissingArtifact, did_you_mean
 from dml.names import is_version
 from dml.storage.artifacts import is_complete, list_versions, read_manifest
-from dml.storage.conditional import Held, Overtaken, read_held, replace_held
-from dml.storage.digest import with_own_digest, without_own_digest
+from dml.storage.conditional import StoredObject, WriteConflict, read_with_etag, replace_if_unchanged
+from dml.storage.digest import decode_checked, encode_checked
 from dml.storage.files import (
     absolute_references,
     is_remote,
@@ -35,217 +35,218 @@ _TRIES = 20
 
 
 class Pointer:
-    """A folder's pointer, as `held_pointer` gives it; its parts raise CorruptArtifact where it is damaged."""
+    """A folder's pointer, opened by `locked_pointer`; reading a damaged one raises CorruptArtifact."""
 
-    def __init__(self, parent_uri: str, held: Held) -> None:
-        self._parent, self._held = parent_uri, held
+    def __init__(self, parent_uri: str, stored: StoredObject) -> None:
+        self._parent, self._stored = parent_uri, stored
 
     @cached_property
     def _history(self) -> list[str]:
-        content = self._held.content
+        content = self._stored.content
         return [] if content is None else _parse(content, join(self._parent, POINTER))
 
     @property
     def version(self) -> str | None:
-        """The current one; None before the first."""
+        """The current version; None if there is none yet."""
         return next(iter(self._history), None)
 
     @property
     def former(self) -> list[str]:
-        """Those that were current before, the latest first."""
+        """The versions that were current before, the latest first."""
         return self._history[1:]
 
     @cached_property
     def remembered(self) -> dict[str, Any]:
-        """What is known of the current version beyond its manifest, which does not change; often nothing."""
-        content = self._held.content
+        """Facts about the current version that are not in its immutable manifest; often empty."""
+        content = self._stored.content
         return {} if content is None else _remembered(content, join(self._parent, POINTER))
 
     def move(self, version: str, remember: Mapping[str, Any] | None = None) -> None:
-        """Make a version the current one; readers see the former or this, never neither.
+        """Make a version the current one, atomically: readers see the former or the new one.
 
         Args:
-            version: which.
-            remember: what `remembered` gives from now on, a JSON tree; None: what it gave before.
+            version: the new current version.
+            remember: the new value of `remembered`, a JSON tree; None keeps the present value.
 
         Raises:
-            MissingArtifact: it is not there.
-            Overtaken: on S3, another process moved the pointer since this one read it; it stays as that did.
+            MissingArtifact: the version does not exist.
+            WriteConflict: on S3, another process moved the pointer since it was read. Its change is kept.
         """
         self._require(version)
         remember = self.remembered if remember is None else remember
         if version != self.version or remember != self.remembered:
             self._write([version, *(name for name in self._history if name != version)], remember)
 
-    def back(self, version: str | None = None) -> str:
-        """Make a former version the current one again, and forget that the later ones were current.
+    def roll_back(self, version: str | None = None) -> str:
+        """Make a former version the current one again, and drop the later ones from the history.
 
         Args:
-            version: which; None: the one before the current.
+            version: a former version; None for the last one that still exists.
 
         Returns:
-            The version that is current now.
+            The new current version.
 
         Raises:
             MissingArtifact: there is no such former version.
-            Overtaken: as `move`.
+            WriteConflict: as `move`.
         """
-        version = self.before(version)
+        version = self.rollback_target(version)
         self._write(self._history[self._history.index(version) :])
         return version
 
-    def before(self, version: str | None = None) -> str:
-        """The version that `back` would make current; raises as it does."""
-        whole = [name for name in self.former if self.can_go_back_to(name)]
-        if version is None and whole:
-            version = whole[0]
-        if version is None or version not in whole:
+    def rollback_target(self, version: str | None = None) -> str:
+        """The version that `roll_back` would make current; raises as it does."""
+        available = [name for name in self.former if self.can_roll_back_to(name)]
+        if version is None and available:
+            version = available[0]
+        if version is None or version not in available:
             raise MissingArtifact(
-                f"{self._parent.rsplit('/', 1)[-1]} must have a former version to go back to; wanted "
-                f"{version or 'the one before'}, there are {whole or 'none'}."
+                f"{self._parent.rsplit('/', 1)[-1]} must have a former version to roll back to; requested "
+                f"{version or 'the last former one'}, available: {available or 'none'}."
             )
         return version
 
-    def can_go_back_to(self, version: str) -> bool:
-        """Whether it was current before and is still there."""
+    def can_roll_back_to(self, version: str) -> bool:
+        """Whether a version was current before and still exists."""
         return version in self.former and is_complete(join(self._parent, version))
 
     def _require(self, version: str) -> None:
         if not is_complete(join(self._parent, version)):
             raise MissingArtifact(
-                f"What is made current must be there; {join(self._parent, version)} is not: it was removed "
-                "meanwhile, as by `dml gc`. Make it again."
+                f"A version must exist to become current; {join(self._parent, version)} does not: it was "
+                "removed meanwhile, for example by `dml gc`. Make it again."
             )
 
     def _write(self, history: list[str], remember: Mapping[str, Any] | None = None) -> None:
         uri = join(self._parent, POINTER)
         content = {"version": history[0], "former": history[1 : _MOST_FORMER_VERSIONS + 1]}
         content |= {"remembered": relative_references(remember, self._parent)} if remember else {}
-        encoded = with_own_digest(content)
+        encoded = encode_checked(content)
         if is_remote(uri):
-            replace_held(uri, encoded, self._held)
+            replace_if_unchanged(uri, encoded, self._stored)
         else:
             write_bytes(uri, encoded)
 
 
 @contextmanager
-def held_pointer(parent_uri: str) -> Iterator[Pointer]:
-    """A folder's pointer, which nobody else changes meanwhile.
+def locked_pointer(parent_uri: str) -> Iterator[Pointer]:
+    """A folder's pointer, protected from changes by other processes.
 
-    On a local disk others wait; on S3 nobody waits, and of two that move it the later is `Overtaken`.
+    On a local disk other processes wait. On S3 they do not; if two move the pointer, the second raises
+    `WriteConflict`.
     """
     uri = join(parent_uri, POINTER)
     if is_remote(parent_uri):
-        yield Pointer(parent_uri, read_held(uri))
+        yield Pointer(parent_uri, read_with_etag(uri))
         return
     with exclusive(lock_of(parent_uri)):
         yield Pointer(parent_uri, _read(uri))
 
 
-def _read(uri: str) -> Held:
+def _read(uri: str) -> StoredObject:
     try:
-        return Held(read_bytes(uri), None)
+        return StoredObject(read_bytes(uri), None)
     except MissingArtifact:
-        return Held(None, None)
+        return StoredObject(None, None)
 
 
 def read_checked(uri: str) -> dict[str, Any] | None:
-    """A JSON object as `update_checked` wrote it; None where there is none.
+    """A JSON object that `update_checked` wrote; None if the file does not exist.
 
     Raises:
-        CorruptArtifact: it is not as it was written.
+        CorruptArtifact: the file was changed.
     """
     return _checked(_read(uri).content, uri)
 
 
 def update_checked(uri: str, change: Callable[[dict[str, Any] | None], dict[str, Any]]) -> None:
-    """Replace a JSON object by what becomes of it; of several processes at once, none undoes another's.
+    """Update a JSON object; concurrent updates by several processes are all applied.
 
     Args:
-        uri: the file, which holds no references.
-        change: from what it holds, None where there is none, to what it shall hold.
+        uri: the file; it holds no references.
+        change: maps the present object (None if the file does not exist) to the new one.
 
     Raises:
-        CorruptArtifact: it is not as it was written.
-        Overtaken: on S3, others wrote it each time this one tried.
+        CorruptArtifact: the file was changed.
+        WriteConflict: on S3, another process wrote the file at every attempt.
     """
-    _until_first(lambda: _update_checked(uri, change))
+    _retry_on_conflict(lambda: _update_checked(uri, change))
 
 
 def _update_checked(uri: str, change: Callable[[dict[str, Any] | None], dict[str, Any]]) -> None:
     if is_remote(uri):
-        held = read_held(uri)
-        replace_held(uri, with_own_digest(change(_checked(held.content, uri))), held)
+        stored = read_with_etag(uri)
+        replace_if_unchanged(uri, encode_checked(change(_checked(stored.content, uri))), stored)
         return
     with exclusive(lock_of(uri)):
-        write_bytes(uri, with_own_digest(change(read_checked(uri))))
+        write_bytes(uri, encode_checked(change(read_checked(uri))))
 
 
 def _checked(content: bytes | None, uri: str) -> dict[str, Any] | None:
     if content is None:
         return None
-    held = without_own_digest(content)
-    if held is None:
-        raise CorruptArtifact(f"{uri} must be as it was written; it was changed. Bring it back from a copy.")
-    return held
+    decoded = decode_checked(content)
+    if decoded is None:
+        raise CorruptArtifact(f"{uri} must be as it was written; it was changed. Restore it from a copy.")
+    return decoded
 
 
 def point(parent_uri: str, version: str, remember: Mapping[str, Any] | None = None) -> None:
-    """Make a version the current one, whatever was before; as `Pointer.move`."""
+    """Make a version the current one, whichever was current before; see `Pointer.move`."""
 
     def move() -> None:
-        with held_pointer(parent_uri) as pointer:
+        with locked_pointer(parent_uri) as pointer:
             pointer.move(version, remember)
 
-    _until_first(move)
+    _retry_on_conflict(move)
 
 
-def _until_first(write: Callable[[], None]) -> None:
-    """Try again what others overtook; each time somebody was first, so there is progress."""
+def _retry_on_conflict(write: Callable[[], None]) -> None:
+    """Retry a write after a conflict. Each conflict means that another process succeeded."""
     for _ in range(_TRIES - 1):
-        with suppress(Overtaken):
+        with suppress(WriteConflict):
             write()
             return
     write()
 
 
 def current(parent_uri: str) -> str | None:
-    """The current version's name, or None before the first; raises CorruptArtifact for a damaged pointer."""
+    """The current version's name, or None; raises CorruptArtifact if the pointer is damaged."""
     return next(iter(_history(parent_uri)), None)
 
 
 class Version(NamedTuple, Generic[R]):
-    """A complete version, and what its pointer says of it."""
+    """A complete version, and whether it is the current one."""
 
     ref: R
     created: str
     """When it was published, ISO 8601 in UTC."""
     is_current: bool
-    """Whether the name alone stands for it."""
+    """Whether NAME without @VERSION refers to it."""
 
 
 def read_versions(
     root: str, read_ref: Callable[[str, dict[str, Any]], R], damaged: list[DmlError] | None = None
 ) -> list[Version[R]]:
-    """Every version of every name below a folder, by name, the oldest first.
+    """Every version of every name below a folder, sorted by name, then the oldest first.
 
     Args:
         root: "STORE/datasets" or "STORE/indexes".
-        read_ref: makes a version's ref of its URI and its manifest.
-        damaged: takes what is wrong with each pointer and version that cannot be read, and the others are
-            read all the same; of a name whose pointer is damaged no version is current. None: it is raised.
+        read_ref: makes a version's ref from its URI and manifest.
+        damaged: a list that collects the error of each pointer or version that cannot be read, so that the
+            others are still read. A name with a damaged pointer has no current version. None raises instead.
 
     Raises:
         CorruptArtifact: a pointer or manifest cannot be read, and `damaged` is None.
-        DmlError: what `read_ref` raises, where `damaged` is None.
+        DmlError: `read_ref` raised it, and `damaged` is None.
     """
     versions: list[Version[R]] = []
     problems: list[DmlError] = [] if damaged is None else damaged
     for name in list_folders(root):
         folder = join(root, name)
-        of_name, in_use = [], None
+        versions_of_name, current_version = [], None
         try:
-            in_use = current(folder)
+            current_version = current(folder)
         except CorruptArtifact as error:
             problems.append(error)
         for version in list_versions(folder):
@@ -256,10 +257,12 @@ def read_versions(
             except DmlError as error:
                 problems.append(error)
             else:
-                of_name.append(Version(ref, str(manifest.get("created", "")), version == in_use))
+                versions_of_name.append(
+                    Version(ref, str(manifest.get("created", "")), version == current_version)
+                )
         if damaged is None and problems:
             raise problems[0]
-        versions += sorted(of_name, key=lambda version: version.created)
+        versions += sorted(versions_of_name, key=lambda version: version.created)
     return versions
 
 
@@ -269,14 +272,14 @@ def former_versions(parent_uri: str) -> list[str]:
 
 
 def remembered(parent_uri: str) -> dict[str, Any]:
-    """What is known of the current version beyond its manifest, which does not change; often nothing."""
+    """Facts about the current version that are not in its immutable manifest; often empty."""
     uri = join(parent_uri, POINTER)
     content = _read(uri).content
     return {} if content is None else _remembered(content, uri)
 
 
 def _remembered(content: bytes, uri: str) -> dict[str, Any]:
-    known = absolute_references(without_own_digest(content) or {}, uri.rpartition("/")[0]).get("remembered")
+    known = absolute_references(decode_checked(content) or {}, uri.rpartition("/")[0]).get("remembered")
     return known if isinstance(known, dict) else {}
 
 
@@ -287,9 +290,9 @@ def _history(parent_uri: str) -> list[str]:
 
 
 def _parse(content: bytes, uri: str) -> list[str]:
-    held = without_own_digest(content) or {}
-    former = held.get("former")
-    history = [held.get("version"), *(former if isinstance(former, list) else [None])]
+    decoded = decode_checked(content) or {}
+    former = decoded.get("former")
+    history = [decoded.get("version"), *(former if isinstance(former, list) else [None])]
     if not all(isinstance(name, str) and is_version(name) for name in history):
         raise _damaged_pointer(uri)
     return [str(name) for name in history]
@@ -304,10 +307,15 @@ def _damaged_pointer(uri: str) -> CorruptArtifact:
 
 
 def find_version(parent_uri: str, version: str | None, kind: str) -> str:
-    """The URI of a version (or of the current one), for messages a user can act on.
+    """The URI of a version, or of the current one.
+
+    Args:
+        parent_uri: the folder of versions.
+        version: None for the current one.
+        kind: "dataset" or "index", for the message.
 
     Raises:
-        MissingArtifact: no such version, with the list of those there are.
+        MissingArtifact: no such version; the message lists the existing ones.
     """
     chosen = version or current(parent_uri)
     if chosen is not None and is_version(chosen) and is_complete(join(parent_uri, chosen)):
@@ -316,11 +324,11 @@ def find_version(parent_uri: str, version: str | None, kind: str) -> str:
 
 
 def missing_version(parent_uri: str, version: str | None, kind: str) -> MissingArtifact:
-    """The error for a version, or a name, that is not there: with those there are, and the nearest."""
+    """The error for a missing version or name; it lists the existing ones and suggests the nearest."""
     parent, name = parent_uri.rsplit("/", 1)
     published = list_versions(parent_uri)
     siblings = [sibling for sibling in list_folders(parent) if list_versions(join(parent, sibling))]
-    have = f"{kind} {name!r} has versions {published}" if published else f"there are {siblings}"
+    existing = f"{kind} {name!r} has versions {published}" if published else f"there are {siblings}"
     wanted = f"{name}@{version}" if version else name
     near = "" if published else did_you_mean(name, siblings)
-    return MissingArtifact(f"{kind} {wanted!r} must exist in the store; {have}.{near}")
+    return MissingArtifact(f"{kind} {wanted!r} must exist in the store; {existing}.{near}")

@@ -1,4 +1,4 @@
-"""What a damaged file looks like to whoever reads it: one error that names the file and the remedy."""
+"""Errors of reading Parquet and Arrow files, translated to `dml.errors` with the file and a remedy."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +10,16 @@ from dml.errors import CorruptArtifact, MissingArtifact
 
 @contextmanager
 def reading(uri: str, remedy: str) -> Iterator[None]:
-    """Around code that decodes a published Parquet or Arrow file.
+    """Context manager around code that decodes a published Parquet or Arrow file.
 
     Args:
         uri: the file.
-        remedy: a sentence: what to do when it is damaged.
+        remedy: a sentence that tells the user what to do if the file is damaged.
 
     Raises:
-        CorruptArtifact: Arrow cannot make sense of its bytes, or a checksum differs.
-        MissingArtifact: there is no such file.
-        OSError: the disk, the network or S3 failed; the file may be whole.
+        CorruptArtifact: Arrow cannot decode the file, or a checksum differs.
+        MissingArtifact: the file does not exist.
+        OSError: the disk, the network or S3 failed; the file may be intact.
     """
     try:
         yield
@@ -29,7 +29,7 @@ def reading(uri: str, remedy: str) -> Iterator[None]:
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
-            raise  # Arrow gives no errno to what it cannot decode
+            raise  # Arrow's decoding errors have no errno
         raise CorruptArtifact(
             f"{uri} must be as it was published; it cannot be read: {_first_line(error)}. {remedy}"
         ) from error

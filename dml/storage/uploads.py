@@ -1,14 +1,14 @@
-"""Multipart uploads that killed processes left open on S3: invisible, and paid for until they are aborted."""
+"""Multipart uploads that killed processes left open on S3: hidden from listings, billed until aborted."""
 
 from datetime import datetime
 from typing import NamedTuple
 
-from dml.storage.conditional import client_of, s3_answers
+from dml.storage.conditional import s3_client, translated_s3_errors
 from dml.storage.files import is_remote
 
 
 class Upload(NamedTuple):
-    """An upload that was begun and neither completed nor aborted."""
+    """An upload that was started and neither completed nor aborted."""
 
     uri: str
     initiated: datetime
@@ -21,18 +21,18 @@ def open_uploads(store: str) -> list[Upload]:
 
 def abort_uploads(uri: str) -> None:
     """Abort every open upload of one key."""
-    client, bucket, _ = client_of(uri)
+    client, bucket, _ = s3_client(uri)
     for upload, upload_id in _uploads(uri):
         if upload.uri == uri:
             key = uri.removeprefix(f"s3://{bucket}/")
-            with s3_answers():
+            with translated_s3_errors():
                 client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
 
 
 def _uploads(uri: str) -> list[tuple[Upload, str]]:
-    client, bucket, prefix = client_of(uri)
+    client, bucket, prefix = s3_client(uri)
     pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
-    with s3_answers():
+    with translated_s3_errors():
         return [
             (Upload(f"s3://{bucket}/{entry['Key']}", entry["Initiated"]), entry["UploadId"])
             for page in pages

@@ -1,4 +1,4 @@
-"""Which files of local artefacts were hashed already, by their sizes and times; in the machine's cache."""
+"""Record of local artefact files whose SHA-256 was checked, by size and times; kept in the cache."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from dml.storage.files import is_remote, join, resolve, write_bytes
 
 
 def unknown_files(uri: str, files: Mapping[str, Any]) -> list[str]:
-    """The files that were not hashed since they last changed, or were with another result."""
+    """The files whose SHA-256 was not checked since they last changed, or was different."""
     known = _read(uri)
     return [name for name, entry in files.items() if known.get(name) != _stamp(uri, name, entry["sha256"])]
 
 
 def remember(uri: str, files: Mapping[str, Any]) -> None:
-    """Keep that all these files have the SHA-256 that the manifest gives."""
+    """Record that all these files have the SHA-256 in the manifest."""
     if is_remote(uri):
         return
     stamps = {name: _stamp(uri, name, entry["sha256"]) for name, entry in files.items()}
@@ -28,8 +28,8 @@ def remember(uri: str, files: Mapping[str, Any]) -> None:
 
 
 def _stamp(uri: str, name: str, sha256: str) -> list[Any]:
-    found = os.stat(resolve(join(uri, name)))
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, sha256]
+    status = os.stat(resolve(join(uri, name)))
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, sha256]
 
 
 def _read(uri: str) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def train(
     result = storage.join(run, "result.json")
     if not storage.exists(result):
         _refuse_impossible(config, dataset)  # before the run has a folder, or a lock
-    with storage.at_work(run):  # a second training of this run waits, and then finds its result
+    with storage.folder_lock(run):  # a second training of this run waits, and then finds its result
         if not storage.exists(result):
             storage.write_json(storage.join(run, "experiment.json"), config.model_dump(mode="json"))
             storage.write_json(storage.join(run, "dataset.json"), dataset.model_dump(mode="json"))

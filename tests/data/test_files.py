@@ -343,7 +343,7 @@ def test_a_source_that_cannot_be_listed_is_refused(tmp_path):
 def test_a_source_that_leads_nowhere_is_refused(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     for source in (f"{tmp_path}/loop", f"{tmp_path}/loop/a.csv", "~no-such-user/x", "a\0b"):
-        with pytest.raises(InvalidSetting, match="must lead somewhere"):
+        with pytest.raises(InvalidSetting, match="must be resolvable"):
             open_source(source)
     with pytest.raises(MissingArtifact, match="no folder"):
         open_source("x" * 5000)

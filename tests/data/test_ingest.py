@@ -409,8 +409,8 @@ def test_a_class_stays_on_its_side_when_a_version_before_it_was_current_again(tm
     ingest(config(sources[0]), store)
     known = sides(ingest(config(sources[1]), store))
     if back == "rollback":
-        with storage.held_pointer(storage.named_folder(store, "datasets", "d")) as pointer:
-            pointer.back()
+        with storage.locked_pointer(storage.named_folder(store, "datasets", "d")) as pointer:
+            pointer.roll_back()
     else:
         assert ingest_source(config(sources[0]), store).outcome == "found"
     later = sides(ingest(config(sources[2]), store))

@@ -92,7 +92,12 @@ def _compare(column: pa.ChunkedArray, name: str, sign: str, text: str, condition
             logger.warning("%s So the condition excludes nothing by it.", absent)
         return pc.invert(is_among) if sign == "!=" else is_among
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        return _ORDERED[sign](column, pa.scalar(_number(text, condition)))
+        number = _number(text, condition)
+        if pa.types.is_floating(column.type):
+            return _ORDERED[sign](column, pa.scalar(float(number)))
+        # Arrow would turn the column into floats, which confuse neighbours beyond 2**53: x > 2.5 is x > 2.
+        bound = math.ceil(number) if sign in (">=", "<") else math.floor(number)
+        return _ORDERED[sign](column, pa.scalar(bound))
     if _is_text(column):
         return _ORDERED[sign](*_instants(column, name, text, condition))
     raise InvalidSetting(

@@ -35,7 +35,7 @@ large_values = given(sizes=st.lists(st.integers(P, 9), min_size=1, max_size=5), 
 
 
 @large_values
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 def test_all_classes_of_a_batch_share_the_value_it_names(sizes, seed):
     class_ids, values = rows_of(sizes)
     batches = sampler(class_ids, values, seed=seed)
@@ -46,7 +46,7 @@ def test_all_classes_of_a_batch_share_the_value_it_names(sizes, seed):
 
 
 @large_values
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 def test_values_take_turns_in_proportion_to_their_classes(sizes, seed):
     class_ids, values = rows_of(sizes)
     batches = sampler(class_ids, values, seed=seed)

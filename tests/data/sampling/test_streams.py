@@ -22,7 +22,7 @@ every_class_sampler = pytest.mark.parametrize("make", CLASS_MAKERS, ids=lambda m
 
 @every_sampler
 @given(num_classes=st.integers(13, 50), seed=st.integers(0, 999), world_size=st.integers(1, 4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 def test_the_ranks_batches_in_rank_order_are_the_global_batch_of_one_worker(
     make, num_classes, seed, world_size
 ):
@@ -41,7 +41,7 @@ def test_the_ranks_batches_in_rank_order_are_the_global_batch_of_one_worker(
 
 @every_sampler
 @given(num_classes=st.integers(13, 50), seed=st.integers(0, 999), step=st.integers(0, 100))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 def test_going_on_at_any_step_gives_the_tail_of_the_stream(make, num_classes, seed, step):
     class_ids = uneven(num_classes, seed)
     resumed = make(class_ids, 4, 3, seed=seed, first_step=step)
@@ -51,7 +51,7 @@ def test_going_on_at_any_step_gives_the_tail_of_the_stream(make, num_classes, se
 
 @every_class_sampler
 @given(num_classes=st.integers(24, 50), k=st.integers(1, 6), seed=st.integers(0, 999))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 def test_a_batch_has_p_classes_with_k_rows_each_and_no_row_twice_where_the_class_has_k(
     make, num_classes, k, seed
 ):
@@ -66,7 +66,7 @@ def test_a_batch_has_p_classes_with_k_rows_each_and_no_row_twice_where_the_class
 
 @every_class_sampler
 @given(num_classes=st.integers(24, 50), k=st.integers(1, 6), seed=st.integers(0, 999))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 def test_at_no_time_has_an_image_of_a_class_been_used_twice_more_than_another(make, num_classes, k, seed):
     class_ids = uneven(num_classes, seed)
     counts = np.zeros(len(class_ids), dtype=int)
@@ -79,7 +79,7 @@ def test_at_no_time_has_an_image_of_a_class_been_used_twice_more_than_another(ma
 
 @pytest.mark.parametrize("make", [cases.pk, cases.similar], ids=lambda make: make.__name__)
 @given(num_classes=st.integers(13, 50), k=st.integers(1, 6), seed=st.integers(0, 999))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 def test_every_class_appears_once_per_pass(make, num_classes, k, seed):
     class_ids = uneven(num_classes, seed)
     rows = np.concatenate([np.array(batch) for batch in make(class_ids, 5, k, seed=seed, num_steps=80)])

@@ -1,19 +1,24 @@
 """Would the tests notice? One expression is changed at a time, and the room's own tests are run.
 
 `make mutate` changes one expression in each file of dml, `make mutate ONLY="dml/losses/*.py" PER_FILE=5` more
-in fewer. What no test noticed is printed with its line: there a test is missing, or the change makes no
-difference. Exit status 1 when fewer than nine in ten were noticed.
+in fewer, each time the same with the same `SEED`. What no test noticed is printed with its line: there a test
+is missing, the code is not needed, or the change makes no difference. A table of the rooms ends it, with exit
+status 1 when fewer than nine in ten were noticed. Files are changed in a copy, never in this checkout.
 """
 
 import argparse
 import ast
+import contextlib
 import copy
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,15 +34,20 @@ _PAIRS: list[tuple[type, type]] = [
     (ast.And, ast.Or),
 ]
 _OPERATORS = dict(_PAIRS) | {second: first for first, second in _PAIRS}
-_SECONDS = 300  # a change that makes a loop endless is noticed, too
 
 
-def mutants(tree: ast.Module) -> Iterator[tuple[int, ast.Module]]:
-    """(line, changed copy) of every change: an operator turned, a number one more, a bool or `not` turned."""
-    for index, node in enumerate(_expressions(tree)):
-        changed = copy.deepcopy(tree)
-        if _change(list(_expressions(changed))[index]):
-            yield node.lineno, changed
+def mutants(tree: ast.Module) -> list[int]:
+    """Which expressions can be changed: an operator turned, a number one more, a bool or `not` turned."""
+    return [index for index, node in enumerate(list(_expressions(copy.deepcopy(tree)))) if _change(node)]
+
+
+def mutant(tree: ast.Module, index: int) -> tuple[str, ast.Module]:
+    """("line: before -> after", the changed copy) of one of them."""
+    changed = copy.deepcopy(tree)
+    node = list(_expressions(changed))[index]
+    before = ast.unparse(node)
+    _change(node)
+    return f"{node.lineno}: {before} -> {ast.unparse(node)}", changed
 
 
 def _expressions(tree: ast.Module) -> Iterator[ast.expr]:
@@ -77,11 +87,22 @@ def _change(node: ast.expr) -> bool:
     return True
 
 
+def room_of(file: Path) -> str:
+    """The folder below dml; of a file that is in none, its own name."""
+    return Path(file.relative_to("dml").parts[0]).stem
+
+
 def tests_of(file: Path) -> list[str]:
-    """The tests of a file's room, those first that name the module."""
-    room = file.relative_to("dml").parts[0]
-    tests = sorted((ROOT / "tests" / room).rglob("test_*.py")) or [ROOT / "tests" / f"test_{room}"]
-    tests = [test for test in tests if test.exists()]
+    """The tests of a file's room, or else those that import the module; those first that name it."""
+    room, module = room_of(file), ".".join(file.with_suffix("").parts)
+    everything = sorted((ROOT / "tests").rglob("test_*.py"))
+    folder, beside = ROOT / "tests" / room, ROOT / "tests" / f"test_{room}"
+    tests = [
+        test
+        for test in everything
+        if folder in test.parents or str(test).startswith(str(beside)) or test.stem == f"test_{room}"
+    ]
+    tests = tests or [test for test in everything if f"from {module} import" in test.read_text()]
     tests.sort(key=lambda test: file.stem not in test.read_text())
     return [str(test.relative_to(ROOT)) for test in tests]
 
@@ -96,60 +117,81 @@ class Copy:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
         data = os.environ.get("DML_TEST_DATA", "../shared/data")
-        self._green: dict[tuple[str, ...], bool] = {}
+        self._green_s: dict[tuple[str, ...], float | None] = {}
         self.environment = {**os.environ, "PYTHONPATH": str(folder), "DML_TEST_DATA": str(ROOT / data)}
 
     def is_green(self, tests: list[str]) -> bool:
         """Whether they pass on unchanged files: what fails anyway notices nothing."""
         key = tuple(sorted(tests))
-        if key not in self._green:
-            self._green[key] = self._passes(tests)
-        return self._green[key]
+        if key not in self._green_s:
+            start = time.monotonic()
+            self._green_s[key] = time.monotonic() - start if self._passes(tests, limit_s=3600) else None
+        return self._green_s[key] is not None
 
     def notices(self, file: Path, changed: ast.Module) -> bool:
-        """Whether a test fails on the changed file."""
+        """Whether a test fails on the changed file, or no longer ends: a loop may have become endless."""
+        tests = tests_of(file)
+        green_s = self._green_s[tuple(sorted(tests))]
+        assert green_s is not None
         (self.folder / file).write_text(ast.unparse(changed))
         try:
-            return not self._passes(tests_of(file))
+            return not self._passes(tests, limit_s=60 + 5 * green_s)
         finally:
             shutil.copy(ROOT / file, self.folder / file)
 
-    def _passes(self, tests: list[str]) -> bool:
+    def _passes(self, tests: list[str], *, limit_s: float) -> bool:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        run = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
-            run = subprocess.run(
-                command, cwd=self.folder, env=self.environment, capture_output=True, timeout=_SECONDS
-            )
+            return run.wait(limit_s) == 0
         except subprocess.TimeoutExpired:
             return False
-        return run.returncode == 0
+        finally:  # what a test started may still be there
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="dml/**/*.py", help="files, as a pattern")
+    parser.add_argument("--only", nargs="+", default=["dml/**/*.py"], help="files, as patterns")
     parser.add_argument("--per-file", type=int, default=1, help="changes in each")
     parser.add_argument("--seed", type=int, default=0, help="chooses them")
     wanted = parser.parse_args()
-    draw, total, num_noticed = random.Random(wanted.seed), 0, 0
+    totals, noticed = Counter[str](), Counter[str]()
+    files = sorted({path.relative_to(ROOT) for only in wanted.only for path in ROOT.glob(only)})
     with tempfile.TemporaryDirectory() as folder:
         copied = Copy(Path(folder))
-        for path in sorted(ROOT.glob(wanted.only)):
-            file = path.relative_to(ROOT)
-            changes, tests = list(mutants(ast.parse(path.read_text()))), tests_of(file)
+        for file in files:
+            tree = ast.parse((ROOT / file).read_text())
+            changes, tests = mutants(tree), tests_of(file)
             if not changes:
                 continue
             if not tests or not copied.is_green(tests):
                 print(f"no green tests: {file}", flush=True)
                 continue
-            for line, changed in draw.sample(changes, min(wanted.per_file, len(changes))):
+            draw = random.Random(
+                f"{wanted.seed} {file.as_posix()}"
+            )  # the same ones, whichever files are asked for
+            for index in draw.sample(changes, min(wanted.per_file, len(changes))):
+                line, changed = mutant(tree, index)
                 seen = copied.notices(file, changed)
-                total, num_noticed = total + 1, num_noticed + seen
+                totals[room_of(file)] += 1
+                noticed[room_of(file)] += seen
                 print(f"{'noticed ' if seen else 'SURVIVED'} {file}:{line}", flush=True)
-    print(f"{num_noticed} of {total} noticed")
-    return 0 if num_noticed >= 0.9 * total else 1
+    for room in totals:
+        print(f"{room:16} {noticed[room]:4} of {totals[room]:4}")
+    print(f"{noticed.total()} of {totals.total()} noticed")
+    return 0 if noticed.total() >= 0.9 * totals.total() else 1
 
 
 if __name__ == "__main__":

@@ -41,6 +41,17 @@ class ExperimentConfig(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        self._check_workers()
+        self._check_memory()
+        self._check_pairs()
+        self._check_similar_sampler()
+        self._check_chunks()
+        self._check_backbone()
+        self._check_milestones()
+        self._check_gate()
+        return self
+
+    def _check_workers(self) -> None:
         workers, sampler = self.training.num_workers, self.sampler
         if sampler.batch_size % workers:
             if isinstance(sampler, ShuffledSamplerConfig):
@@ -53,59 +64,11 @@ class ExperimentConfig(Part):
                 f"Every worker gets equally many images of a batch, so {what} must be a multiple of {unit} "
                 f"for {workers} workers; got {number}. {nearest}, or take fewer workers."
             )
-        if self.memory is not None:
-            self._check_memory(self.memory)
-        if not self.loss.has_proxies:
-            if isinstance(sampler, ShuffledSamplerConfig):
-                raise ValueError(
-                    f"The {self.loss.kind} loss learns from pairs of the same class, which a shuffled batch "
-                    "need not hold; got sampler kind 'shuffled'. Take kind 'pk', or a proxy loss."
-                )
-            if sampler.samples_per_class < 2:
-                raise ValueError(
-                    f"The {self.loss.kind} loss learns from pairs of the same class, so samples_per_class "
-                    f"must be at least 2; got {sampler.samples_per_class}."
-                )
-        if self.sampler.kind == "similar" and getattr(self.loss, "sharded", False):
-            raise ValueError(
-                "The similar sampler compares the proxies of all classes, so every worker must hold them; "
-                "got loss.sharded. Take another sampler, or sharded=false."
-            )
-        self._check_chunks(self.sampler.batch_size // workers)
-        kind, color = self.encoder.backbone.kind, self.preprocessing.color
-        if kind != "conv4" and color != "RGB":
-            raise ValueError(f"The {kind} backbones take RGB images; got color {color!r}.")
-        if kind == "conv4" and self.preprocessing.crop < _CONV4_LEAST_SIDE:
-            raise ValueError(
-                f"conv4 halves the image four times, so crop must be at least {_CONV4_LEAST_SIDE}; got "
-                f"{self.preprocessing.crop}."
-            )
-        if kind != "timm" and self.encoder.pooling == "own":
-            raise ValueError(f"pooling 'own' is what a timm backbone brings; got backbone {kind!r}.")
-        late = [stone for stone in self.optimizer.milestones if stone >= self.training.num_steps]
-        if late:
-            raise ValueError(
-                f"optimizer.milestones must come before the last step; got {late} of "
-                f"{self.training.num_steps} steps. Shares of num_steps, below 1, follow it by themselves."
-            )
-        if self.gate.metric not in self.evaluation.metrics:
-            raise ValueError(
-                f"gate.metric must be one of what the evaluation measures, {self.evaluation.metrics}; got "
-                f"{self.gate.metric!r}."
-            )
-        if isinstance(self.gate.at_least, str) and not self.evaluation.baselines:
-            raise ValueError(
-                f"gate.at_least {self.gate.at_least!r} is a baseline of the evaluation, so "
-                "evaluation.baselines must be true; got false."
-            )
-        if self.gate.confidence is not None and self.gate.metric not in self.evaluation.query_metrics:
-            raise ValueError(
-                f"gate.confidence compares query by query, so gate.metric must be one of "
-                f"{self.evaluation.query_metrics}; got {self.gate.metric!r}."
-            )
-        return self
 
-    def _check_memory(self, memory: MemoryConfig) -> None:
+    def _check_memory(self) -> None:
+        memory = self.memory
+        if memory is None:
+            return
         if self.loss.within_batch:
             mines_n_pairs = getattr(self.loss, "mining", None) == "n_pair"
             what = "n-pair mining" if mines_n_pairs else f"the {self.loss.kind} loss"
@@ -119,7 +82,30 @@ class ExperimentConfig(Part):
                 f"{memory.start_after} and {self.training.num_steps}."
             )
 
-    def _check_chunks(self, share: int) -> None:
+    def _check_pairs(self) -> None:
+        if self.loss.has_proxies:
+            return
+        sampler = self.sampler
+        if isinstance(sampler, ShuffledSamplerConfig):
+            raise ValueError(
+                f"The {self.loss.kind} loss learns from pairs of the same class, which a shuffled batch "
+                "need not hold; got sampler kind 'shuffled'. Take kind 'pk', or a proxy loss."
+            )
+        if sampler.samples_per_class < 2:
+            raise ValueError(
+                f"The {self.loss.kind} loss learns from pairs of the same class, so samples_per_class "
+                f"must be at least 2; got {sampler.samples_per_class}."
+            )
+
+    def _check_similar_sampler(self) -> None:
+        if self.sampler.kind == "similar" and getattr(self.loss, "sharded", False):
+            raise ValueError(
+                "The similar sampler compares the proxies of all classes, so every worker must hold them; "
+                "got loss.sharded. Take another sampler, or sharded=false."
+            )
+
+    def _check_chunks(self) -> None:
+        share = self.sampler.batch_size // self.training.num_workers
         chunk_rows, ghost = self.training.chunk_rows, self.training.ghost_batch_norm
         if ghost and chunk_rows is None:
             raise ValueError("ghost_batch_norm normalises chunks, so chunk_rows must be a number; got None.")
@@ -138,6 +124,43 @@ class ExperimentConfig(Part):
             raise ValueError(
                 f"chunk_rows changes what batch norm does, and {backbone.kind} has batch norms. Set "
                 "encoder.freeze_batch_norm, or training.ghost_batch_norm to normalise each chunk by itself."
+            )
+
+    def _check_backbone(self) -> None:
+        kind, color = self.encoder.backbone.kind, self.preprocessing.color
+        if kind != "conv4" and color != "RGB":
+            raise ValueError(f"The {kind} backbones take RGB images; got color {color!r}.")
+        if kind == "conv4" and self.preprocessing.crop < _CONV4_LEAST_SIDE:
+            raise ValueError(
+                f"conv4 halves the image four times, so crop must be at least {_CONV4_LEAST_SIDE}; got "
+                f"{self.preprocessing.crop}."
+            )
+        if kind != "timm" and self.encoder.pooling == "own":
+            raise ValueError(f"pooling 'own' is what a timm backbone brings; got backbone {kind!r}.")
+
+    def _check_milestones(self) -> None:
+        late = [stone for stone in self.optimizer.milestones if stone >= self.training.num_steps]
+        if late:
+            raise ValueError(
+                f"optimizer.milestones must come before the last step; got {late} of "
+                f"{self.training.num_steps} steps. Shares of num_steps, below 1, follow it by themselves."
+            )
+
+    def _check_gate(self) -> None:
+        if self.gate.metric not in self.evaluation.metrics:
+            raise ValueError(
+                f"gate.metric must be one of what the evaluation measures, {self.evaluation.metrics}; got "
+                f"{self.gate.metric!r}."
+            )
+        if isinstance(self.gate.at_least, str) and not self.evaluation.baselines:
+            raise ValueError(
+                f"gate.at_least {self.gate.at_least!r} is a baseline of the evaluation, so "
+                "evaluation.baselines must be true; got false."
+            )
+        if self.gate.confidence is not None and self.gate.metric not in self.evaluation.query_metrics:
+            raise ValueError(
+                f"gate.confidence compares query by query, so gate.metric must be one of "
+                f"{self.evaluation.query_metrics}; got {self.gate.metric!r}."
             )
 
 

@@ -44,6 +44,26 @@ class Range:
         return f"{low}, {high}".replace("[-inf", "(-inf").replace("inf]", "inf)")
 
 
+@dataclass(frozen=True)
+class Unless:
+    """Beside a type of a union: not allowed where another argument has this value.
+
+    Example:
+        >>> str(Unless("mining", "semi_hard"))
+        'unless mining is semi_hard'
+    """
+
+    argument: str
+    value: Any
+
+    def holds(self, _value: Any, others: Mapping[str, Any]) -> bool:
+        """Whether any value is allowed, given the other arguments by name."""
+        return bool(others[self.argument] != self.value)
+
+    def __str__(self) -> str:
+        return f"unless {self.argument} is {self.value}"
+
+
 def _shown(bound: int | float | str | None, none: str = "") -> str:
     if isinstance(bound, int) and abs(bound) >= 1 << 53:
         return f"{'-' * (bound < 0)}2**{abs(bound).bit_length() - 1}"
@@ -62,7 +82,7 @@ def check_arguments(cls: type[T]) -> type[T]:
     """Have a class's constructor refuse, by ValueError, what the annotations of its arguments do not allow.
 
     Looked at are numbers, which must be finite, with or without a `Range`; bool; Literal; sequences, unions
-    and functions of these. Other annotations allow everything.
+    and functions of these; each with or without an `Unless`. Other annotations allow everything.
 
     Example:
         >>> @check_arguments
@@ -130,9 +150,9 @@ def arguments_of(cls: type) -> dict[str, inspect.Parameter]:
 def _allows(annotation: Any, value: Any, others: Mapping[str, Any]) -> bool:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        allowed, *ranges = arguments
+        allowed, *conditions = arguments
         return _allows(allowed, value, others) and all(
-            each.holds(value, others) for each in ranges if isinstance(each, Range)
+            each.holds(value, others) for each in conditions if isinstance(each, Range | Unless)
         )
     if origin in (Union, UnionType):
         return any(_allows(each, value, others) for each in arguments)
@@ -163,7 +183,8 @@ def _in_words(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         ranges = [f" in {each}" for each in arguments[1:] if isinstance(each, Range)]
-        return _in_words(arguments[0]) + "".join(ranges)
+        exceptions = [f" {each}" for each in arguments[1:] if isinstance(each, Unless)]
+        return _in_words(arguments[0]) + "".join(ranges + exceptions)
     if origin in (Union, UnionType):
         return " or ".join(map(_in_words, arguments))
     if origin is Literal:

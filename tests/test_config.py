@@ -246,6 +246,19 @@ def test_a_memory_around_a_loss_that_learns_within_the_batch_is_refused(loss):
         parse_experiment({"name": "x", "loss": loss, "memory": {"start_after": 10}})
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"margin": None}, "None unless mining is semi_hard; got None"),
+        ({"margin": 2.5, "squared": False}, r"in \(0, 2\] .* unless squared is False .*; got 2\.5"),
+    ],
+    ids=str,
+)
+def test_a_loss_refuses_in_a_configuration_what_its_constructor_refuses(settings, message):
+    with pytest.raises(InvalidSetting, match=message):
+        parse_experiment({"name": "x", "loss": {"kind": "triplet_margin", **settings}})
+
+
 def test_a_memory_that_the_run_is_too_short_for_is_refused():
     with pytest.raises(InvalidSetting, match="got 1000 and 1000"):
         parse_experiment({"name": "x", "memory": {}, "training": {"num_steps": 1000}})

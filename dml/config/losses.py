@@ -57,21 +57,6 @@ class LossPart(_ConstructorPart):
             )
         return values
 
-    @model_validator(mode="after")
-    def _margin_that_fits(self) -> Self:
-        """What `TripletMargin` refuses beyond its ranges."""
-        mining, margin, squared = (getattr(self, name, None) for name in ("mining", "margin", "squared"))
-        if "margin" in type(self).model_fields and mining == "semi_hard" and margin is None:
-            raise ValueError(
-                "Semi-hard triplets are those within the margin, so margin must be a number; got None."
-            )
-        if margin is not None and squared is False and margin > 2:
-            raise ValueError(
-                f"margin must be at most 2, the largest distance of unit vectors; got {margin}. With "
-                "squared=true it is at most 4."
-            )
-        return self
-
 
 def _fields(signature: Signature) -> dict[str, Any]:
     """The fields of a section, as pydantic makes models of them."""
@@ -106,8 +91,10 @@ def _bounds(annotation: Any) -> dict[str, Any]:
     for each in (annotation, *get_args(annotation)):
         for limits in getattr(each, "__metadata__", ()):
             if isinstance(limits, Range):
-                named = {name: getattr(limits, name) for name in ("gt", "ge", "lt", "le")}
-                found |= {name: bound for name, bound in named.items() if _is_telling(bound)}
+                for name, loosest in (("gt", min), ("ge", min), ("lt", max), ("le", max)):
+                    bound = getattr(limits, name)
+                    if _is_telling(bound):
+                        found[name] = loosest(bound, found.get(name, bound))
     return found
 
 

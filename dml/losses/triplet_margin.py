@@ -5,7 +5,7 @@ from typing import Annotated, Unpack
 import torch
 from torch import Tensor
 
-from dml.arguments import Range
+from dml.arguments import Range, Unless
 from dml.losses.core.log_sum_exp import softplus
 from dml.losses.core.miners import MinedLoss, MinedOptions, Miner, Mining, Tuples, beyond_margin
 from dml.losses.core.pair_loss import Pairs, Totals, total_and_count
@@ -41,7 +41,7 @@ class TripletMargin(MinedLoss):
         options: seed, normalize; see `MinedLoss`.
 
     Raises:
-        ValueError: semi-hard mining with a soft margin.
+        ValueError: semi-hard mining with a soft margin, or a margin beyond the largest distance.
 
     Source: Schroff et al. 2015, arXiv:1503.03832; Hermans et al. 2017, arXiv:1703.07737.
 
@@ -54,18 +54,15 @@ class TripletMargin(MinedLoss):
 
     def __init__(
         self,
-        margin: Annotated[float, Range(gt=0, le=4)] | None = 0.2,
+        margin: Annotated[float, Range(gt=0, le=2)]
+        | Annotated[float, Range(gt=0, le=4), Unless("squared", False)]
+        | Annotated[None, Unless("mining", "semi_hard")] = 0.2,
         *,
         mining: Mining | Miner = "semi_hard",
         squared: bool = True,
         **options: Unpack[MinedOptions],
     ) -> None:
         super().__init__(mining, margin=margin, squared=squared, **options)
-        if margin is not None and not squared and margin > 2:
-            raise ValueError(
-                f"margin must be at most 2, the largest distance of unit vectors; got {margin}. With "
-                "squared=True it is at most 4."
-            )
         self.margin, self.squared = margin, squared
 
     def terms(self, pairs: Pairs) -> Totals:

@@ -217,7 +217,16 @@ def test_embeddings_of_another_length_than_the_proxies_are_refused(name):
     [
         (lambda: losses.RecallAtK(()), "ks must be a sequence of one or more"),
         (lambda: losses.ProxyNCA(1, DIM), r"num_classes must be an integer in \[2, 2\*\*63\)"),
-        (lambda: losses.TripletMargin(3.0, squared=False), "margin must be at most 2, the largest distance"),
+        (
+            lambda: losses.TripletMargin(3.0, squared=False),
+            r"margin must be .* \(0, 4\] unless squared is False",
+        ),
+        (lambda: losses.TripletMargin(4.5), r"margin must be a number in \(0, 2\] or a number in \(0, 4\]"),
+        (lambda: losses.TripletMargin(None), r"None unless mining is semi_hard; got None\. Leave it out"),
+        (
+            lambda: losses.SemiHardMiner(3.0, squared=False),
+            r"margin must be .* \(0, 4\] unless squared is False",
+        ),
         (lambda: losses.RankedList(1.0, 1.5), r"margin must be a number in \[0, boundary\]; got 1.5"),
         (lambda: losses.RankedList(0.3), r"margin must be .*; got 0.4\. Pass such a value"),
         (lambda: losses.DistanceWeightedMiner(1.5), r"nonzero_loss_cutoff must be a number in \(cutoff, 2\]"),

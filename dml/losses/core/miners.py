@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypedDict, get_args
 import torch
 from torch import Tensor, nn
 
-from dml.arguments import Range, Seed, check_arguments
+from dml.arguments import Range, Seed, Unless, check_arguments
 from dml.losses.core.pair_loss import MASKED, PairLoss, Pairs, average_over_anchors
 from dml.losses.core.references import References
 from dml.losses.core.rng import CounterRNG
@@ -66,11 +66,13 @@ class SemiHardMiner:
     Schroff et al. 2015, arXiv:1503.03832, sec. 3.2, with a uniform draw among the semi-hard.
 
     Args:
-        margin: of distance.
+        margin: of distance; at most the largest there is.
         squared: whether the margin is one of squared Euclidean distances.
     """
 
-    margin: Annotated[float, Range(gt=0, le=4)] = 0.2
+    margin: (
+        Annotated[float, Range(gt=0, le=2)] | Annotated[float, Range(gt=0, le=4), Unless("squared", False)]
+    ) = 0.2
     squared: bool = True
 
     def __call__(self, pairs: Pairs) -> Tuples:
@@ -187,7 +189,7 @@ def miner_of(mining: Mining | Miner, *, margin: float | None = 0.2, squared: boo
 
     Args:
         mining: a name of `MINING`, or a miner.
-        margin: of semi-hard negatives.
+        margin: of semi-hard negatives, without which there are none.
         squared: whether that margin is one of squared distances.
 
     Raises:
@@ -196,12 +198,7 @@ def miner_of(mining: Mining | Miner, *, margin: float | None = 0.2, squared: boo
     if callable(mining):
         return mining
     if mining == "semi_hard":
-        if margin is None:
-            raise ValueError(
-                "Semi-hard negatives are those within the margin, so it must be a number; got None. "
-                'Give a margin, or mine "batch_hard" or "all".'
-            )
-        return SemiHardMiner(margin, squared)
+        return SemiHardMiner(margin, squared)  # type: ignore[arg-type]  # which refuses None
     miners: dict[str, Miner] = {
         "all": all_miner,
         "random": random_miner,
@@ -240,7 +237,7 @@ class MinedLoss(PairLoss):
         self,
         mining: Mining | Miner,
         *,
-        margin: Annotated[float, Range(gt=0, le=4)] | None = 0.2,
+        margin: Annotated[float, Range(gt=0, le=4)] | Annotated[None, Unless("mining", "semi_hard")] = 0.2,
         squared: bool = True,
         seed: Seed = 0,
         normalize: bool = True,

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from dml import storage
+from dml.data.thumbnails import forget_thumbnails
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact, did_you_mean
 from dml.names import split_version
 from dml.progress import count
@@ -312,6 +313,8 @@ def remove(removals: Sequence[Removal]) -> list[Removal]:
         if removal.fingerprint:
             for folder in ("rows", "artifacts"):
                 storage.delete(str(storage.cache_dir() / folder / removal.fingerprint))
+        if removal.kind == "dataset":
+            forget_thumbnails(removal.uri)
         if removal.kind == "upload":
             storage.abort_uploads(removal.uri)
         elif removal.kind in VERSIONED:

@@ -81,6 +81,12 @@ def image_size(content: Encoded, max_pixels: int = MAX_PIXELS) -> tuple[int, int
     return _open(content, max_pixels).size
 
 
+def image_format(content: Encoded, max_pixels: int = MAX_PIXELS) -> str:
+    """A file's format and colour mode, as `JPEG RGB`, without decoding; raises as `decode`."""
+    image = _open(content, max_pixels)
+    return f"{image.format} {image.mode}"
+
+
 def decode(content: Encoded, color: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image file whole, upright, as RGB or L.
 

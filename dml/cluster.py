@@ -1,7 +1,7 @@
-"""One Ray session: a local cluster, or the one that `RAY_ADDRESS` names, left as it was found.
+"""A Ray session on a local cluster or the one at `RAY_ADDRESS`: its resources, and remote calls.
 
-A cluster may grow: it has no GPU while nobody asks for one. How many it can have is said by
-`DML_CLUSTER_GPUS` and `DML_CLUSTER_CPUS`, else by the cluster, else by its autoscaler's answer to a request.
+An autoscaling cluster can have no GPU until one is requested. Its maximum comes from `DML_CLUSTER_GPUS` and
+`DML_CLUSTER_CPUS`, else from the cluster's configuration, else from the autoscaler's response to a request.
 """
 
 import json
@@ -26,23 +26,24 @@ R = TypeVar("R")
 S = TypeVar("S")
 
 _OBJECT_STORE_BYTES = 1 << 30
-_AUTOSCALER_ANSWERS_S = 20.0
-"""Its default interval is 5 s, and it takes two to see a request and to say what it starts."""
-_CONNECTS_WITHIN_S = 10.0
+_AUTOSCALER_TIMEOUT_S = 20.0
+"""The autoscaler's default interval is 5 s; it needs two intervals to see a request and report new nodes."""
+_CONNECT_TIMEOUT_S = 10.0
 _SETTINGS = {"GPU": "DML_CLUSTER_GPUS", "CPU": "DML_CLUSTER_CPUS"}
 
 
 @contextmanager
 def ray_session(num_cpus: int | None = None) -> Iterator[None]:
-    """Ray for the body of a `with`; a session that is already open is used and stays open.
+    """Ray for the body of a `with`. A session that is already open is reused and stays open.
 
-    A session of our own ends with the body however it ends, so nothing is left running on the machine. On the
-    main thread Ray replaces the SIGTERM handler; the former one (Prefect's, which cancels) is put back.
+    A session that this call opens is shut down after the body, also after an error, so no process keeps
+    running. On the main thread Ray replaces the SIGTERM handler; the former handler (Prefect's, which cancels
+    the run) is restored.
 
     Args:
-        num_cpus: logical CPUs of a local cluster; None: as many as there are. Ignored with `RAY_ADDRESS`.
+        num_cpus: logical CPUs of a local cluster; None for all of this machine. Ignored with `RAY_ADDRESS`.
     """
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # read at import: no stray thread starts another
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # read at import: no thread starts a second Ray
     import ray
 
     if ray.is_initialized():
@@ -64,10 +65,10 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
 
 
 def quiet_ray_data() -> None:
-    """Ray Data without its bars, and without warnings about work that goes well.
+    """Turn off Ray Data's progress bars and misleading warnings.
 
-    While every CPU of this machine is at work, it says that resources are not enough and the job may hang for
-    ever. On a cluster that may be true, so there it is heard.
+    When all CPUs of this machine are busy, Ray Data warns that the job may hang for lack of resources. On a
+    cluster the warning can be right, so it is kept there.
     """
     import ray.data
 
@@ -79,48 +80,49 @@ def quiet_ray_data() -> None:
 
 
 def _start_or_connect(num_cpus: int | None) -> None:
-    """Show a cluster the user's token if it does not let us in without.
+    """Open the session; send the user's token only to a cluster that requires one.
 
-    A local session leaves a token at home, from then on `ray start` asks for it, and `ray.init` forgets it.
-    Shown to a cluster that asks for none, it would make us refuse that cluster's workers.
+    A local session writes a token to the home directory. After that `ray start` requires the token, but
+    `ray.init` does not send it. If it is sent to a cluster without authentication, this process would reject
+    the cluster's workers.
     """
     import ray
     from ray._private.authentication import authentication_token_setup as tokens
 
-    logging.getLogger(tokens.__name__).setLevel(logging.ERROR)  # nothing there that our user can put right
+    logging.getLogger(tokens.__name__).setLevel(logging.ERROR)  # nothing that the user can fix
     address = os.environ.get("RAY_ADDRESS", "")
-    arguments = {**_cluster(num_cpus), "logging_level": logging.WARNING}
+    arguments = {**_init_arguments(num_cpus), "logging_level": logging.WARNING}
     try:
         _require_listener(address)
         try:
             ray.init(**arguments)
         except ConnectionError:
-            given = os.environ.get("RAY_AUTH_MODE")
-            if given or not tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
+            auth_mode = os.environ.get("RAY_AUTH_MODE")
+            if auth_mode or not tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
                 raise
             ray.init(**arguments)
     except ConnectionError as error:
         raise Unreachable(
-            f"RAY_ADDRESS must name a running Ray cluster; {address} does not answer, or does not let this "
-            "user in. Start it, or unset RAY_ADDRESS to work on this machine."
+            f"RAY_ADDRESS must name a running Ray cluster; {address} does not answer, or rejects this user. "
+            "Start it, or unset RAY_ADDRESS to work on this machine."
         ) from error
 
 
 def _require_listener(address: str) -> None:
-    """Raise ConnectionError where nobody listens at HOST:PORT: Ray itself would try for five minutes."""
+    """Raise ConnectionError if no process listens at HOST:PORT; Ray would retry for five minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECTS_WITHIN_S).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
         except OSError as error:
             raise ConnectionError(str(error)) from error
 
 
-def _cluster(num_cpus: int | None) -> dict[str, Any]:
+def _init_arguments(num_cpus: int | None) -> dict[str, Any]:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         return {"address": address}
-    # "local" by name: after a hard kill Ray would else look for the cluster that is no more.
+    # "local" explicitly: otherwise, after a hard kill, Ray looks for the killed cluster.
     return {
         "address": "local",
         "num_cpus": num_cpus or os.cpu_count(),
@@ -130,21 +132,21 @@ def _cluster(num_cpus: int | None) -> dict[str, Any]:
 
 
 def on_cluster() -> bool:
-    """Whether work belongs on a cluster that is already there, not on this machine."""
+    """Whether `RAY_ADDRESS` names a cluster to work on instead of this machine."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """How much of a resource the open session's cluster has, or can grow to."""
+    """How much of a resource the open session's cluster has, and how much it can grow to."""
 
     resource: Literal["CPU", "GPU"]
     now: int
     most: int
     reason: str
-    """What says so."""
+    """Where the numbers come from."""
     is_certain: bool = True
-    """Whether it cannot be more."""
+    """Whether `most` is a hard limit."""
 
     def __str__(self) -> str:
         more = f", at most {self.most}" if self.most > self.now else ""
@@ -152,11 +154,11 @@ class Capacity:
 
 
 def capacity(resource: Literal["CPU", "GPU"], *, wanted: int = 1) -> Capacity:
-    """How many GPUs or CPUs the open session's cluster can have.
+    """The number of GPUs or CPUs of the open session's cluster, now and at most.
 
     Args:
-        resource: which.
-        wanted: where nothing says how far the cluster grows, it is asked for so many GPUs.
+        resource: "CPU" or "GPU".
+        wanted: number of GPUs to request from the autoscaler if no setting gives the cluster's maximum.
 
     Raises:
         InvalidSetting: `DML_CLUSTER_GPUS` or `DML_CLUSTER_CPUS` is not a whole number.
@@ -178,35 +180,39 @@ def capacity(resource: Literal["CPU", "GPU"], *, wanted: int = 1) -> Capacity:
         return Capacity(resource, now, max(now, int(reported.get(resource, 0))), "by its configuration")
     if resource == "GPU" and now < wanted and _is_autoscaled():
         context = ray.get_runtime_context()
-        found = _ask_for_gpus(context.gcs_address, context.get_job_id(), wanted)
+        num_gpus = _request_gpus(context.gcs_address, context.get_job_id(), wanted)
         return Capacity(
-            resource, now, max(now, found), f"by its autoscaler's answer; {setting} would say", False
+            resource,
+            now,
+            max(now, num_gpus),
+            f"by its autoscaler's response; set {setting} to state the maximum",
+            False,
         )
-    return Capacity(resource, now, now, f"by its nodes; {setting} says how far it grows", False)
+    return Capacity(resource, now, now, f"by its nodes; set {setting} if the cluster can grow", False)
 
 
 def use_gpu(what: str, num_workers: int = 1, *, setting: bool | None = None) -> bool:
-    """Whether each worker gets a GPU; says so in one log line. Needs an open session.
+    """Whether each worker gets a GPU; logs the decision. Needs an open session.
 
     Args:
-        what: is done, for the log.
-        num_workers: how many workers there are to be.
-        setting: the user's; None: where the cluster has so many GPUs, or can grow to them.
+        what: name of the stage, for the log.
+        num_workers: number of workers.
+        setting: the user's setting; None uses GPUs if the cluster has one per worker, or can grow to that.
 
     Raises:
-        InvalidSetting: GPUs are asked for, and the cluster cannot have so many.
+        InvalidSetting: GPUs are requested, and the cluster cannot have that many.
     """
     if setting is False:
         return False
     gpus = capacity("GPU", wanted=num_workers)
     if setting is None:
         chosen = gpus.most >= num_workers
-        logger.info("%s: %d workers on %ss; of GPUs there are %s", what, num_workers, _name(chosen), gpus)
+        logger.info("%s: %d workers on %ss; available: %s", what, num_workers, _name(chosen), gpus)
         return chosen
     if gpus.is_certain and gpus.most < num_workers:
         raise InvalidSetting(
-            f"use_gpu needs a GPU for each of {num_workers} workers; got {gpus}. Set use_gpu=false, fewer "
-            f"workers, or {_SETTINGS['GPU']} where the cluster of RAY_ADDRESS grows further."
+            f"use_gpu needs a GPU for each of {num_workers} workers; got {gpus}. Set use_gpu=false, "
+            f"use fewer workers, or set {_SETTINGS['GPU']} if the cluster of RAY_ADDRESS can grow further."
         )
     return True
 
@@ -216,7 +222,7 @@ def _name(is_gpu: bool) -> str:
 
 
 def _is_autoscaled() -> bool:
-    """Whether nodes come and go by an autoscaler; one that only watches gives each node a type of its own."""
+    """Whether an autoscaler adds nodes. One that only monitors gives each node its own type, `node_...`."""
     types = (_autoscaler_status().get("autoscaler_report") or {}).get("active_nodes") or {}
     return any(not name.startswith("node_") for name in types)
 
@@ -230,38 +236,38 @@ def _autoscaler_status() -> dict[str, Any]:
 
 
 @cache
-def _ask_for_gpus(address: str, job: str, wanted: int) -> int:
-    """How many GPUs are there or being started once so many were asked for; once per session and number."""
+def _request_gpus(address: str, job: str, wanted: int) -> int:
+    """Request GPUs and return how many exist or are being started; cached per session and number."""
     import ray
 
     group = ray.util.placement_group([{"GPU": 1}] * wanted)
-    found = before = 0
-    until, seen = time.monotonic() + _AUTOSCALER_ANSWERS_S, None
+    num_gpus = previous = 0
+    deadline, last_time = time.monotonic() + _AUTOSCALER_TIMEOUT_S, None
     try:
-        while found < wanted and time.monotonic() < until:
+        while num_gpus < wanted and time.monotonic() < deadline:
             if group.wait(1):
                 return wanted
             status = _autoscaler_status()
-            # A node that has just come may be counted twice in one report, not in two.
-            if status.get("time") != seen:
-                seen, total = status.get("time"), _gpus_of(status)
-                found, before = max(found, min(before, total)), total
+            # A new node can be counted twice in one report, but not in two reports in a row.
+            if status.get("time") != last_time:
+                last_time, total = status.get("time"), _count_gpus(status)
+                num_gpus, previous = max(num_gpus, min(previous, total)), total
     finally:
         ray.util.remove_placement_group(group)
-    return found
+    return num_gpus
 
 
-def _gpus_of(status: dict[str, Any]) -> int:
-    """Those that are there and those that are being started."""
-    _, there = ((status.get("load_metrics_report") or {}).get("usage") or {}).get("GPU", (0, 0))
+def _count_gpus(status: dict[str, Any]) -> int:
+    """The number of GPUs that exist and that are being started."""
+    _, existing = ((status.get("load_metrics_report") or {}).get("usage") or {}).get("GPU", (0, 0))
     starting = ((status.get("autoscaler_report") or {}).get("pending_resources") or {}).get("GPU", 0)
-    return int(there + starting)
+    return int(existing + starting)
 
 
-def call_apart(function: Callable[..., R], *arguments: Any, num_cpus: int, num_gpus: int) -> R:
-    """Call a function in a process of its own, where and when so much is free; needs an open session.
+def call_remote(function: Callable[..., R], *arguments: Any, num_cpus: int, num_gpus: int) -> R:
+    """Call a function in a separate process of the open session, once the resources are free.
 
-    Its errors are raised here as they were raised there.
+    The function's exceptions are re-raised unchanged.
     """
     import ray
 
@@ -273,21 +279,22 @@ def call_apart(function: Callable[..., R], *arguments: Any, num_cpus: int, num_g
     return result
 
 
-def map_apart(function: Callable[[S, P], R], shared: S, parts: Sequence[P]) -> Iterator[R]:
-    """`function(shared, part)` of each part, in processes of a CPU (and, where there are any, a GPU) each.
+def map_remote(function: Callable[[S, P], R], shared: S, parts: Sequence[P]) -> Iterator[R]:
+    """Map `function(shared, part)` over the parts in parallel Ray tasks; yields results in order.
 
-    Needs an open session, whose size says how many parts are under way. `shared` lies once on each machine:
-    NumPy arrays in it are looked at where they lie, and cannot be written to. A part that a lost machine had
-    is done again; its errors are raised here as they were raised there. Yields in the order of the parts.
+    Needs an open session, whose size limits how many tasks run at once. A task gets one CPU and, if the
+    cluster has any, one GPU. `shared` is stored once per machine: NumPy arrays in it are read without a copy
+    and are read-only. A task lost with its machine runs again. The function's exceptions are re-raised
+    unchanged.
     """
     import ray
 
-    def of_part(shared: S, part: P) -> R:  # Ray takes functions alone, not what can be called like one
+    def call_function(shared: S, part: P) -> R:  # Ray accepts only plain functions, no other callables
         return function(shared, part)
 
-    remote = ray.remote(of_part).options(num_cpus=1, num_gpus=1 if capacity("GPU").most else 0)
-    kept = ray.put(shared)
-    for result in [remote.remote(kept, part) for part in parts]:
+    remote = ray.remote(call_function).options(num_cpus=1, num_gpus=1 if capacity("GPU").most else 0)
+    shared_ref = ray.put(shared)
+    for result in [remote.remote(shared_ref, part) for part in parts]:
         try:
             yield ray.get(result)
         except ray.exceptions.RayTaskError as error:

@@ -1,4 +1,4 @@
-"""A question to a server that has an end, whatever the server, the network or a name's lookup does."""
+"""A function call with a time limit, for requests whose client cannot guarantee one."""
 
 import threading
 from collections.abc import Callable
@@ -8,34 +8,34 @@ from typing import TypeVar
 R = TypeVar("R")
 
 
-def within(timeout_s: float, ask: Callable[[], R]) -> R:
-    """A function's result, if it is there in time.
+def call_within(timeout_s: float, function: Callable[[], R]) -> R:
+    """Call a function and return its result, or raise after a time limit.
 
-    A client's own timeout is of each read: a server that sends a byte now and then is never late, and the
-    lookup of a name is not counted. A function that is late goes on alone, and ends with the process.
+    A client's timeout applies to each read: a server that sends a byte now and then never exceeds it, and DNS
+    lookups are not covered. A function that exceeds the limit keeps running in a daemon thread.
 
     Args:
-        timeout_s: seconds for all of it.
-        ask: the question; sees the caller's context.
+        timeout_s: limit of the whole call, in seconds.
+        function: called with the caller's context variables.
 
     Raises:
-        TimeoutError: there is no result in time.
+        TimeoutError: the function did not return in time.
     """
     results: list[R] = []
     errors: list[BaseException] = []
     context = copy_context()
 
-    def answer() -> None:
+    def call() -> None:
         try:
-            results.append(context.run(ask))
+            results.append(context.run(function))
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=answer, daemon=True)
+    thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(timeout_s)
     if errors:
         raise errors[0]
     if not results:
-        raise TimeoutError(f"no whole answer in {timeout_s:g} s")
+        raise TimeoutError(f"no complete answer within {timeout_s:g} s")
     return results[0]

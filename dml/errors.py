@@ -1,17 +1,17 @@
-"""Errors that a user can put right: each says what must hold, what came, and what to do.
+"""Errors that a user can fix. Each message says what must hold, what was given, and what to do.
 
     DmlError
     ├── InvalidSetting            a setting, argument or expression (also a ValueError)
     ├── InvalidData               the content of a source or table
     │   └── TooManyRefused        too many rows of a source cannot be used
-    ├── MissingArtifact           not there, or never finished
+    ├── MissingArtifact           does not exist, or is incomplete
     ├── IncompatibleArtifact      two artefacts that do not belong together
-    ├── CorruptArtifact           other bytes than were published
+    ├── CorruptArtifact           its bytes differ from what was published
     ├── Unreachable               Prefect, MLflow or Ray does not answer
     ├── StackFailed               a process of `dml up` ended, or was not ready in time
-    └── TrainingFailed            a training run cannot go on
+    └── TrainingFailed            a training run cannot continue
 
-The command line prints one of these as one line, without traceback, and ends with its `exit_status`.
+The command line prints such an error as one line, without traceback, and exits with its `exit_status`.
 Programming mistakes stay `ValueError` and `AssertionError`.
 """
 
@@ -23,28 +23,28 @@ _NEAR = 0.6  # difflib's own default: `lerning_rate` is near `learning_rate`, `m
 
 
 class DmlError(Exception):
-    """Something the user can put right."""
+    """An error that the user can fix."""
 
     exit_status = 2
-    """What the command line ends with."""
+    """The exit status of the command line."""
 
 
 class InvalidSetting(DmlError, ValueError):
-    """A setting, argument or expression that cannot be followed."""
+    """An invalid setting, argument or expression."""
 
 
 class InvalidData(DmlError):
-    """A source or table whose content breaks what the receiver relies on."""
+    """A source or table with invalid content."""
 
 
 class TooManyRefused(InvalidData):
-    """A source so many of whose rows cannot be used that a dataset of the rest is not what was asked for."""
+    """A source with more unusable rows than the limit allows."""
 
     exit_status = 1
 
 
 class MissingArtifact(DmlError):
-    """A dataset, package, model, embeddings table or index that is not there, or not whole."""
+    """A dataset, package, model, embeddings table or index that does not exist or is incomplete."""
 
 
 class IncompatibleArtifact(DmlError):
@@ -56,25 +56,25 @@ class CorruptArtifact(DmlError):
 
 
 class Unreachable(DmlError):
-    """A server that the settings name (Prefect, MLflow, Ray), and that does not answer, or is another."""
+    """A configured server (Prefect, MLflow, Ray) that does not answer, or is a different kind of server."""
 
 
 class StackFailed(DmlError):
-    """A process that `dml up` started, and that ended by itself, failed, or was not ready in time."""
+    """A process started by `dml up` that ended, failed, or was not ready in time."""
 
     exit_status = 1
 
 
 class TrainingFailed(DmlError):
-    """A training run that cannot go on, such as a loss that is no longer a number."""
+    """A training run that cannot continue, for example because the loss is NaN."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a message about a misspelt name: the nearest of those there are, or nothing.
+    """A suggestion to append to an error message about a misspelt name; empty if no name is near.
 
     Args:
-        word: as it was typed.
-        known: what it could have been.
+        word: the misspelt name.
+        known: the valid names.
 
     Example:
         >>> did_you_mean("semihard", ["random", "semi_hard"])
@@ -86,7 +86,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def without_password(text: str) -> str:
-    """A text to show, whose addresses no longer hold user and password.
+    """The text with user and password removed from every URL.
 
     Example:
         >>> without_password("http://me:secret@host:4200/api does not answer")

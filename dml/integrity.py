@@ -1,4 +1,4 @@
-"""Is everything in a store as it was published? Every byte of every artefact against its manifest."""
+"""Integrity check of a store: compares every byte of every artefact with its manifest."""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from dml import storage
 from dml.data.forgotten import FORGOTTEN, forgotten_ids
 from dml.errors import CorruptArtifact, MissingArtifact, did_you_mean
-from dml.lineage import VERSIONED, places
+from dml.lineage import VERSIONED, artifact_locations
 from dml.names import split_version
 from dml.progress import Ticker
 from dml.refs import Ref
@@ -18,8 +18,8 @@ R = TypeVar("R", bound=Ref)
 OnProgress = Callable[[int, int], None]
 
 
-class Checked(NamedTuple):
-    """One artefact, and which of its files are damaged; `manifest.json` where that cannot be read."""
+class CheckedArtifact(NamedTuple):
+    """An artefact and its damaged files; only `manifest.json` if the manifest cannot be read."""
 
     kind: str
     name: str
@@ -32,104 +32,112 @@ class Checked(NamedTuple):
         return self.version if self.name == self.version else f"{self.name}@{self.version}"
 
 
-def check_store(store: str, name: str | None = None, progress: OnProgress | None = None) -> list[Checked]:
-    """Compare all artefacts of a store, checkpoints among them, with their manifests.
+def check_store(
+    store: str, name: str | None = None, progress: OnProgress | None = None
+) -> list[CheckedArtifact]:
+    """Compare all artefacts of a store, including checkpoints, with their manifests.
 
     Args:
         store: the store's URI.
-        name: only datasets and indexes of this name, NAME or NAME@VERSION; None: everything.
-        progress: called with (artefacts done, artefacts in all).
+        name: only datasets and indexes of this name, NAME or NAME@VERSION; None checks everything.
+        progress: called with (artefacts done, total artefacts).
 
     Raises:
-        MissingArtifact: no store, or nothing of that name.
+        MissingArtifact: there is no store, or no dataset or index of that name.
     """
     storage.require_store(store)
-    wanted, version = (None, None) if name is None else split_version(name)
-    found: list[tuple[str, str, str, str]] = [(k, n, v, uri) for k, uri, n, v in places(store)]
-    found += _checkpoints(store)
-    chosen = [p for p in found if name is None or (p[1] == wanted and version in (None, p[2]))]
-    if name is not None and not chosen:
-        names = sorted({n for kind, n, _, _ in found if kind in VERSIONED})
-        titles = [f"{n}@{v}" for kind, n, v, _ in found if kind in VERSIONED and n == wanted]
-        near = did_you_mean(name, titles) if titles else did_you_mean(str(wanted), names)
+    base, version = (None, None) if name is None else split_version(name)
+    locations: list[tuple[str, str, str, str]] = [
+        (k, n, v, uri) for k, uri, n, v in artifact_locations(store)
+    ]
+    locations += _checkpoints(store)
+    selected = [p for p in locations if name is None or (p[1] == base and version in (None, p[2]))]
+    if name is not None and not selected:
+        names = sorted({n for kind, n, _, _ in locations if kind in VERSIONED})
+        titles = [f"{n}@{v}" for kind, n, v, _ in locations if kind in VERSIONED and n == base]
+        near = did_you_mean(name, titles) if titles else did_you_mean(str(base), names)
         raise MissingArtifact(
             f"A dataset or index {name!r} must exist in the store; there are {titles or names}.{near}"
         )
     checked = []
     with Ticker("verify") as ticker:
-        for number, (kind, own, own_version, uri) in enumerate(chosen, start=1):
-            ticker.begin(f"{kind} {own_version}, {number} of {len(chosen)} artefacts", "files")
+        for number, (kind, artifact_name, artifact_version, uri) in enumerate(selected, start=1):
+            ticker.begin(f"{kind} {artifact_version}, {number} of {len(selected)} artefacts", "files")
             try:
                 damaged = storage.damaged_files(uri)
             except (CorruptArtifact, MissingArtifact):
                 damaged = [storage.MANIFEST]
-            checked.append(Checked(kind, own, own_version, uri, damaged))
+            checked.append(CheckedArtifact(kind, artifact_name, artifact_version, uri, damaged))
             if progress is not None:
-                progress(number, len(chosen))
-    return checked + _damaged_pointers(store, wanted)
+                progress(number, len(selected))
+    return checked + _damaged_pointers(store, base)
 
 
-def _damaged_pointers(store: str, name: str | None) -> list[Checked]:
-    """Of a name, or of all, where nothing says any more which version is current."""
-    found = []
+def _damaged_pointers(store: str, name: str | None) -> list[CheckedArtifact]:
+    """Damaged pointers and lists of forgotten items, of one name or of all names."""
+    damaged = []
     for kind, folder in VERSIONED.items():
         root = storage.join(store, folder)
-        for own in storage.list_folders(root):
-            uri = storage.join(root, own)
-            wrong = _wrong_in_pointer(uri) if name in (None, own) else None
-            if wrong is not None:
-                found.append(Checked(f"{kind} pointer", own, "current", uri, [wrong]))
-            if kind == "dataset" and name in (None, own):
-                found += _damaged_list_of_forgotten(store, own, uri)
-    return found
+        for folder_name in storage.list_folders(root):
+            if name not in (None, folder_name):
+                continue
+            uri = storage.join(root, folder_name)
+            problem = _pointer_problem(uri)
+            if problem is not None:
+                damaged.append(CheckedArtifact(f"{kind} pointer", folder_name, "current", uri, [problem]))
+            if kind == "dataset":
+                damaged += _damaged_list_of_forgotten(store, folder_name, uri)
+    return damaged
 
 
-def _wrong_in_pointer(uri: str) -> str | None:
+def _pointer_problem(uri: str) -> str | None:
     try:
         current = storage.current(uri)
     except CorruptArtifact:
         return storage.POINTER
     if current is None or storage.is_complete(storage.join(uri, current)):
         return None
-    return f"{storage.POINTER} (names {current}, which is not there)"
+    return f"{storage.POINTER} (names {current}, which does not exist)"
 
 
-def _damaged_list_of_forgotten(store: str, name: str, uri: str) -> list[Checked]:
+def _damaged_list_of_forgotten(store: str, name: str, uri: str) -> list[CheckedArtifact]:
     try:
         forgotten_ids(store, name)
     except CorruptArtifact:
-        return [Checked("list of forgotten items", name, "forgotten", uri, [FORGOTTEN])]
+        return [CheckedArtifact("list of forgotten items", name, "forgotten", uri, [FORGOTTEN])]
     return []
 
 
 def _checkpoints(store: str) -> list[tuple[str, str, str, str]]:
     runs = storage.join(store, "runs")
-    found = []
+    checkpoints = []
     for run in storage.list_folders(runs):
         folder = storage.join(runs, run, "checkpoints")
-        found += [("checkpoint", run, v, storage.join(folder, v)) for v in storage.list_versions(folder)]
-    return found
+        checkpoints += [
+            ("checkpoint", run, v, storage.join(folder, v)) for v in storage.list_versions(folder)
+        ]
+    return checkpoints
 
 
 def require_intact(*refs: Ref) -> None:
-    """Compare every byte of these artefacts; raises CorruptArtifact or MissingArtifact."""
+    """Compare every byte of these artefacts; raises CorruptArtifact or MissingArtifact on a difference."""
     for ref in refs:
         storage.verify(ref.uri)
 
 
-def ref_of(checked: Checked, kind: type[R]) -> R:
-    """The ref in a damaged artefact's manifest; raises CorruptArtifact where that is damaged itself."""
+def ref_of(checked: CheckedArtifact, kind: type[R]) -> R:
+    """The ref in a damaged artefact's manifest; raises CorruptArtifact if the manifest is damaged too."""
     try:
         return kind.model_validate({"uri": checked.uri, **storage.read_manifest(checked.uri)["ref"]})
     except (KeyError, ValidationError) as error:
         raise CorruptArtifact(
-            f"{checked.uri}/{storage.MANIFEST} must say what the artefact was made of; it does not. Remove "
-            "it with `dml rm`, or restore it from a copy."
+            f"{checked.uri}/{storage.MANIFEST} must record what the artefact was made from; it does not. "
+            "Remove it with `dml rm`, or restore it from a copy."
         ) from error
 
 
-def remove_damaged(checked: Checked) -> None:
-    """Remove an artefact's damaged files, and its manifest: what is left is known to be unfinished."""
+def remove_damaged(checked: CheckedArtifact) -> None:
+    """Remove an artefact's damaged files and its manifest, which marks the rest as unfinished."""
     storage.delete(storage.join(checked.uri, storage.MANIFEST))
     for name in checked.damaged:
         storage.delete(storage.join(checked.uri, name))

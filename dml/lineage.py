@@ -1,7 +1,7 @@
-"""What a store holds, what was made from what, and what nothing needs any more.
+"""Lineage of a store: its artefacts, their parents, and the artefacts that nothing refers to.
 
-Every manifest names the artefacts that its artefact was made from, so lineage is read, never guessed. An
-artefact is needed when a pointer, a registered model, an unfinished run or a finished bench leads to it.
+Every manifest names the artefacts that its artefact was made from. An artefact is needed if it can be reached
+from a pointer, a registered model, an unfinished run or a finished bench.
 """
 
 import logging
@@ -30,13 +30,13 @@ _PLAIN: dict[Kind, str] = {
     "bench": "bench/tables",
 }
 _PARENTS = ("embeddings", "dataset", "package", "initial")
-_OWN_FOLDERS = (*VERSIONED.values(), "packages", "embeddings", "reports", "bench", "runs", "galleries")
-"""Where a store keeps what this project made; MLflow's and Prefect's folders are theirs."""
+_PROJECT_FOLDERS = (*VERSIONED.values(), "packages", "embeddings", "reports", "bench", "runs", "galleries")
+"""The folders of a store that this project writes; MLflow and Prefect manage the others."""
 
-_FORGOTTEN, _HALF_REMOVED = "forgotten", "its removal was killed"
+_FORGOTTEN, _UNFINISHED_REMOVAL = "forgotten", "its removal was killed"
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
 ABANDONED_AFTER = timedelta(days=1)
-"""A staging folder or unsealed table that nobody wrote to for so long is a killed process's."""
+"""A staging folder or unsealed table that was not written to for this long belongs to a killed process."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Artifact:
     kind: Kind
     uri: str
     name: str
-    """Of the dataset or index; the version for others."""
+    """Name of the dataset or index; for other kinds the version."""
     version: str
     size_bytes: int
     created: datetime
     parents: tuple[str, ...]
-    """URIs of what it was made from and cannot be used without."""
+    """URIs of the artefacts that it was made from and needs."""
     fingerprint: str
 
     def __str__(self) -> str:
@@ -60,23 +60,23 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Removal:
-    """Something that nothing needs."""
+    """An artefact, file or upload to remove, and the reason."""
 
     uri: str
     kind: str
     why: str
     size_bytes: int
     fingerprint: str = ""
-    """Under which the machine's cache may hold a copy."""
+    """The key under which this machine's cache may hold a copy."""
 
 
 def list_artifacts(store: str) -> list[Artifact]:
-    """Every artefact of a store whose manifest can be read, by kind, name and version."""
-    found = (_read(*place) for place in places(store))
-    return [artifact for artifact in found if artifact is not None]
+    """Every artefact of a store whose manifest can be read, sorted by kind, name and version."""
+    artifacts = (_read(*location) for location in artifact_locations(store))
+    return [artifact for artifact in artifacts if artifact is not None]
 
 
-def places(store: str) -> Iterator[tuple[Kind, str, str, str]]:
+def artifact_locations(store: str) -> Iterator[tuple[Kind, str, str, str]]:
     """Kind, URI, name and version of every published artefact."""
     for kind, folder in VERSIONED.items():
         root = storage.join(store, folder)
@@ -112,7 +112,7 @@ def _read(kind: Kind, uri: str, name: str, version: str) -> Artifact | None:
 
 
 def _parents(ref: Mapping[str, Any]) -> Iterator[str]:
-    """What a ref's artefact needs. A package embeds without the dataset it was trained on."""
+    """URIs of the artefacts that a ref needs. A package does not need the dataset it was trained on."""
     is_package = "initial" in ref
     for key in _PARENTS:
         parent = ref.get(key)
@@ -129,38 +129,37 @@ def unneeded(
     grace: timedelta = timedelta(hours=1),
     now: datetime | None = None,
 ) -> list[Removal]:
-    """What can go: nothing points to it, no kept artefact was made from it.
+    """Artefacts and leftovers that can be removed: nothing that is kept refers to them.
 
     Args:
         store: the store's URI.
-        registered: JSON of the refs of all registered packages; those of a version with an alias with their
-            dataset, the others without.
-        keep: versions of each dataset and index to keep, the current one among them; at least 1.
-        grace: what was made within it may be about to be pointed to, and stays.
-        now: the time; None: now.
+        registered: refs of all registered packages as JSON; with their dataset if the version has an alias.
+        keep: number of versions of each dataset and index to keep, including the current one; at least 1.
+        grace: newer artefacts are kept, since a running stage may be about to refer to them.
+        now: the present time; None reads the clock.
 
     Raises:
-        InvalidSetting: keep below 1.
+        InvalidSetting: keep is below 1.
         MissingArtifact: there is no store.
     """
     if keep < 1:
-        raise InvalidSetting(f"keep must be 1 or more, since the current version stays; got {keep}.")
+        raise InvalidSetting(f"keep must be 1 or more, since the current version is kept; got {keep}.")
     storage.require_store(store)
     now = now or datetime.now(UTC)
     artifacts = {artifact.uri: artifact for artifact in list_artifacts(store)}
-    wanted = _marked(artifacts, _roots(store, artifacts, registered, keep, grace, now))
+    reachable = _reachable(artifacts, _roots(store, artifacts, registered, keep, grace, now))
     removals = [
-        Removal(a.uri, a.kind, "nothing needs it", a.size_bytes, a.fingerprint)
+        Removal(a.uri, a.kind, "not referenced", a.size_bytes, a.fingerprint)
         for uri, a in artifacts.items()
-        if uri not in wanted
+        if uri not in reachable
     ]
     removals += _finished_checkpoints(store)
-    removals += _galleries(store, {f"{a.name}-{a.version}" for u, a in artifacts.items() if u in wanted})
+    removals += _galleries(store, {f"{a.name}-{a.version}" for u, a in artifacts.items() if u in reachable})
     removals += _abandoned(store, now)
     link_of = {r.uri: storage.link_above(r.uri, store) for r in removals}
     links = sorted({link for link in link_of.values() if link is not None})
     if links:
-        logger.warning("what symbolic links lead to stays: %s", ", ".join(links))
+        logger.warning("targets of symbolic links are not removed: %s", ", ".join(links))
     removals = [removal for removal in removals if link_of[removal.uri] is None]
     inside = {removal.uri for removal in removals}
     return [r for r in removals if not any(_is_below(r.uri, uri) for uri in inside if uri != r.uri)]
@@ -195,7 +194,7 @@ def _roots(
         )
         if artifact.kind in ("report", "bench") or (now - artifact.created < grace and not superseded):
             yield artifact.uri
-            if artifact.kind == "package":  # it may be about to be evaluated on its dataset's test split
+            if artifact.kind == "package":  # a running stage may evaluate it on its dataset's test split
                 yield from _all_references(storage.read_manifest(artifact.uri)["ref"])
     for cell in storage.list_names(storage.join(store, "bench", "cells")):
         yield from _all_references(storage.read_json(storage.join(store, "bench", "cells", cell)))
@@ -208,7 +207,7 @@ def _roots(
 
 
 def _refreshed_from(store: str) -> Iterator[str]:
-    """Dataset versions, NAME@VERSION, that an index asks to be refreshed from."""
+    """URIs of the dataset versions that the indexes' refresh settings name."""
     root = storage.join(store, "indexes")
     for name in storage.list_folders(root):
         uri = storage.join(root, name, "refresh.json")
@@ -230,21 +229,21 @@ def _all_references(content: Any) -> Iterator[str]:
             yield from _all_references(value)
 
 
-def _marked(artifacts: Mapping[str, Artifact], roots: Iterable[str]) -> set[str]:
-    """The roots and all that they were made from."""
-    wanted: set[str] = set()
-    todo = list(roots)
-    while todo:
-        uri = todo.pop()
-        if uri not in wanted:
-            wanted.add(uri)
+def _reachable(artifacts: Mapping[str, Artifact], roots: Iterable[str]) -> set[str]:
+    """The roots and all their ancestors."""
+    reachable: set[str] = set()
+    pending = list(roots)
+    while pending:
+        uri = pending.pop()
+        if uri not in reachable:
+            reachable.add(uri)
             if uri in artifacts:
-                todo += artifacts[uri].parents
-    return wanted
+                pending += artifacts[uri].parents
+    return reachable
 
 
 def _finished_checkpoints(store: str) -> Iterator[Removal]:
-    """Checkpoints of finished runs; what a run gave and how it was asked for stay."""
+    """Checkpoints of finished runs; a run's result and configuration are kept."""
     for run in storage.list_folders(storage.join(store, "runs")):
         folder = storage.join(store, "runs", run)
         if storage.exists(storage.join(folder, "result.json")):
@@ -252,18 +251,19 @@ def _finished_checkpoints(store: str) -> Iterator[Removal]:
                 yield _removal(storage.join(folder, name), "checkpoints", "the run is finished")
 
 
-def _galleries(store: str, kept: set[str]) -> Iterator[Removal]:
+def _galleries(store: str, indexes: set[str]) -> Iterator[Removal]:
+    """Gallery images whose index version, NAME-VERSION, is not in `indexes`."""
     folder = storage.join(store, "galleries")
     for entry in storage.list_entries(folder):
-        if not entry.is_folder and entry.name.removesuffix(".png") not in kept:
+        if not entry.is_folder and entry.name.removesuffix(".png") not in indexes:
             uri = storage.join(folder, entry.name)
-            yield Removal(uri, "gallery", "of an index version that is gone", entry.size_bytes)
+            yield Removal(uri, "gallery", "its index version was removed", entry.size_bytes)
 
 
 def _abandoned(store: str, now: datetime) -> Iterator[Removal]:
-    """What killed processes left: staging folders, files written aside, tables that were never sealed."""
+    """Leftovers of killed processes: staging folders, temporary files, unsealed tables, open uploads."""
     oldest = now - ABANDONED_AFTER
-    for folder in _OWN_FOLDERS:
+    for folder in _PROJECT_FOLDERS:
         root = storage.join(store, folder)
         entries = storage.list_entries(root, recursive=True, follow_links=False)
         unfinished: dict[str, list[storage.Entry]] = {}
@@ -278,15 +278,15 @@ def _abandoned(store: str, now: datetime) -> Iterator[Removal]:
             for name in storage.list_folders(root):
                 if not storage.is_complete(storage.join(root, name)):
                     unfinished[name] = [e for e in entries if e.path.split("/")[0] == name]
-        for path, below in unfinished.items():
-            dead = storage.is_removed(path.rpartition("/")[2])
-            if dead or all(entry.modified is None or entry.modified < oldest for entry in below):
-                size = sum(entry.size_bytes for entry in below)
-                why = _HALF_REMOVED if dead else "its maker was killed"
+        for path, contents in unfinished.items():
+            half_removed = storage.is_removed(path.rpartition("/")[2])
+            if half_removed or all(entry.modified is None or entry.modified < oldest for entry in contents):
+                size = sum(entry.size_bytes for entry in contents)
+                why = _UNFINISHED_REMOVAL if half_removed else "its writer was killed"
                 yield Removal(storage.join(root, path), "unfinished", why, size)
     for upload in storage.open_uploads(store):
         if upload.initiated < oldest:
-            yield Removal(upload.uri, "upload", "its maker was killed", 0)
+            yield Removal(upload.uri, "upload", "its writer was killed", 0)
 
 
 def _removal(uri: str, kind: str, why: str) -> Removal:
@@ -295,20 +295,23 @@ def _removal(uri: str, kind: str, why: str) -> Removal:
 
 
 def remove(removals: Sequence[Removal]) -> list[Removal]:
-    """Remove what `unneeded` found, and this machine's cached copies; each is whole or gone at any time.
+    """Remove artefacts and leftovers, and this machine's cached copies. Each is removed atomically.
 
-    What was made current meanwhile stays, and what that was made from. What others were made from goes
-    after them, so that whoever is killed here finds the rest by the same way again.
+    A version that became current meanwhile is kept, and so are its parents. Descendants are removed before
+    their parents, so that after a kill the next call lists the remaining ones again.
+
+    Args:
+        removals: from `unneeded`.
 
     Returns:
-        What was removed.
+        The removals that were done.
     """
-    stays: set[str] = set()
-    going = {removal.uri for removal in removals}
+    kept: set[str] = set()
+    removal_uris = {removal.uri for removal in removals}
     removed: set[str] = set()
     for removal in sorted(removals, key=_descendants_first):
         count()
-        if removal.uri in stays:
+        if removal.uri in kept:
             continue
         if removal.fingerprint:
             for folder in ("rows", "artifacts"):
@@ -321,11 +324,11 @@ def remove(removals: Sequence[Removal]) -> list[Removal]:
             folder, _, version = removal.uri.rpartition("/")
             with storage.locked_pointer(folder) as pointer:
                 if pointer.version == version and removal.why != _FORGOTTEN:
-                    stays |= set(_parents(storage.read_manifest(removal.uri)["ref"]))
+                    kept |= set(_parents(storage.read_manifest(removal.uri)["ref"]))
                     continue
                 if pointer.version == version:
-                    left = (v for v in pointer.former if storage.join(folder, v) not in going)
-                    if (former := next(filter(pointer.can_roll_back_to, left), None)) is not None:
+                    remaining = (v for v in pointer.former if storage.join(folder, v) not in removal_uris)
+                    if (former := next(filter(pointer.can_roll_back_to, remaining), None)) is not None:
                         pointer.roll_back(former)
                 storage.remove(removal.uri)
         else:
@@ -339,8 +342,8 @@ def _descendants_first(removal: Removal) -> int:
     return order.index(removal.kind) if removal.kind in order else -1
 
 
-def users_of(store: str, uri: str) -> list[Artifact]:
-    """The artefacts of a store that were made from one and cannot be used without it."""
+def dependents(store: str, uri: str) -> list[Artifact]:
+    """The artefacts of a store that were made from the artefact at `uri` and need it."""
     return [artifact for artifact in list_artifacts(store) if uri in artifact.parents]
 
 
@@ -353,12 +356,12 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
         name: NAME, or NAME@VERSION for a version that is not the current one.
 
     Returns:
-        What was removed, as NAME@VERSION.
+        The removed versions, as NAME@VERSION.
 
     Raises:
-        MissingArtifact: there is no such thing.
-        InvalidSetting: another artefact was made from it and needs it, it is the current version, or a
-            process of this machine trains the run.
+        MissingArtifact: it does not exist.
+        InvalidSetting: another artefact needs it, it is the current version, or a process of this machine is
+            training the run.
     """
     storage.require_store(store)
     if kind == "run":
@@ -368,30 +371,30 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
     if not storage.exists(folder) or (version and version not in storage.list_versions(folder)):
         raise storage.missing_version(folder, version, kind)
     if (link := storage.link_above(folder, store)) is not None:
-        raise InvalidSetting(f"What is removed must lie in the store itself; {link} is a symbolic link.")
+        raise InvalidSetting(f"An artefact to remove must be in the store itself; {link} is a symbolic link.")
     with storage.locked_pointer(folder) as pointer:
         if version is not None and version == pointer.version:
             raise InvalidSetting(
-                f"{name} must not be the current version; it is. Go back first "
+                f"{name} must not be the current version; it is. Roll back first "
                 f"(`dml rollback {kind} {base}`), or remove all of {base}: `dml rm {kind} {base}`."
             )
-        chosen = [version] if version else storage.list_versions(folder)
-        chosen_uris = [storage.join(folder, own) for own in chosen]
-        users = {str(user) for uri in chosen_uris for user in users_of(store, uri) if user.kind == "index"}
-        if users:
+        versions = [version] if version else storage.list_versions(folder)
+        uris = [storage.join(folder, v) for v in versions]
+        indexes = {str(a) for uri in uris for a in dependents(store, uri) if a.kind == "index"}
+        if indexes:
             raise InvalidSetting(
-                f"{kind} {name} must not be needed; the indexes {sorted(users)} were made from it. "
+                f"{kind} {name} must not be needed; the indexes {sorted(indexes)} were made from it. "
                 "Remove them first."
             )
-        for uri in chosen_uris:
+        for uri in uris:
             storage.remove(uri)
         if version is None:
             _remove_rest(store, kind, folder)
-    return [f"{base}@{own}" for own in chosen] or [base]
+    return [f"{base}@{v}" for v in versions] or [base]
 
 
 def _remove_rest(store: str, kind: str, folder: str) -> None:
-    """Of a name without versions; what forgets items stays, and what others put there."""
+    """Remove a name's other files once it has no versions; the list of forgotten items is kept."""
     for name in (storage.POINTER, "refresh.json"):
         storage.delete(storage.join(folder, name))
     if kind == "dataset":
@@ -401,38 +404,40 @@ def _remove_rest(store: str, kind: str, folder: str) -> None:
 
 def _remove_run(store: str, name: str) -> str:
     runs = storage.join(store, "runs")
-    there = storage.list_folders(runs)
-    if name not in there:
+    existing = storage.list_folders(runs)
+    if name not in existing:
         raise MissingArtifact(
-            f"run {name!r} must exist in the store; there are {there}.{did_you_mean(name, there)}"
+            f"run {name!r} must exist in the store; there are {existing}.{did_you_mean(name, existing)}"
         )
-    with storage.folder_lock(storage.join(runs, name), wait=False) as mine:
-        if not mine:
+    with storage.folder_lock(storage.join(runs, name), wait=False) as is_locked:
+        if not is_locked:
             raise InvalidSetting(
-                f"run {name} must not be at work; a process on this machine trains it. Stop that first."
+                f"run {name} must not be running; a process on this machine is training it. Stop it first."
             )
         storage.delete(storage.join(runs, name))
     return name
 
 
 def remove_with_descendants(store: str, datasets: Sequence[DatasetRef]) -> list[str]:
-    """Remove dataset versions, all that was made of them, and this machine's cached copies.
+    """Remove dataset versions, everything made from them, and this machine's cached copies.
 
-    A page that does not say which datasets it shows goes too.
+    A report page that does not record which datasets it shows is removed too.
 
     Args:
         store: the store's URI.
         datasets: the versions.
 
     Returns:
-        The URIs of what was removed.
+        The removed URIs.
     """
     roots = {ref.uri for ref in datasets}
     artifacts = list_artifacts(store)
-    gone = [a for a in artifacts if a.uri in roots or roots & set(a.parents)]
+    descendants = [a for a in artifacts if a.uri in roots or roots & set(a.parents)]
     fingerprints = {ref.fingerprint for ref in datasets}
     pages = [a for a in artifacts if a.kind == "report" and _may_show(a, fingerprints)] if roots else []
-    removals = [Removal(a.uri, a.kind, _FORGOTTEN, a.size_bytes, a.fingerprint) for a in [*gone, *pages]]
+    removals = [
+        Removal(a.uri, a.kind, _FORGOTTEN, a.size_bytes, a.fingerprint) for a in [*descendants, *pages]
+    ]
     versions = {ref.version for ref in datasets}
     tables = storage.join(store, "embeddings")
     removals += [
@@ -440,15 +445,16 @@ def remove_with_descendants(store: str, datasets: Sequence[DatasetRef]) -> list[
         for name in storage.list_folders(tables)
         if versions & set(name.split("-")) and storage.join(tables, name) not in {r.uri for r in removals}
     ]
-    removals += _galleries(store, {f"{a.name}-{a.version}" for a in artifacts if a not in gone})
+    removals += _galleries(store, {f"{a.name}-{a.version}" for a in artifacts if a not in descendants})
     links = [link for removal in removals if (link := storage.link_above(removal.uri, store)) is not None]
     if links:
         raise InvalidSetting(
-            f"What is erased must lie in the store itself; {sorted(set(links))} are symbolic links. Put "
-            "there what they lead to, then forget again."
+            f"Artefacts to erase must be in the store itself; {sorted(set(links))} are symbolic links. "
+            "Replace them by their targets, then run `dml forget` again."
         )
     removals = remove(removals)
-    removals += remove([each for each in _abandoned(store, datetime.now(UTC)) if each.why == _HALF_REMOVED])
+    leftovers = _abandoned(store, datetime.now(UTC))
+    removals += remove([removal for removal in leftovers if removal.why == _UNFINISHED_REMOVAL])
     return [removal.uri for removal in removals]
 
 

@@ -1,6 +1,6 @@
-"""Names that become folders: datasets, models and indexes, and the versions of them.
+"""Names and versions of datasets, models and indexes: checked, parsed and suggested.
 
-Every name and version that comes from outside passes here before it is part of a path.
+Every name and version from a user is checked here before it becomes part of a path.
 """
 
 import re
@@ -13,42 +13,42 @@ from dml.errors import InvalidSetting
 MAX_LENGTH = 100
 _NAME = re.compile(r"[a-z][a-z0-9._-]*")
 _VERSION = re.compile(r"[a-z0-9][a-z0-9-]*")
-_READ_AS_VALUES = ("true", "false", "null", "nan")  # `prefect deployment run -p name=true` sends no text
+_JSON_LITERALS = ("true", "false", "null", "nan")  # `prefect deployment run -p name=true` sends a bool
 
 
 def check_name(name: str, kind: str = "name") -> str:
-    """The name itself, where it is one.
+    """Return a valid name unchanged.
 
     Args:
-        name: of a dataset, model or index.
+        name: of a dataset, model or index: a letter a-z, then a-z, 0-9, ".", "_" and "-".
         kind: what it names, for the message.
 
     Raises:
-        InvalidSetting: it is no name: a letter a-z, then a-z, 0-9, ".", "_" and "-".
+        InvalidSetting: the name is invalid.
     """
-    if _NAME.fullmatch(name) and len(name) <= MAX_LENGTH and name not in _READ_AS_VALUES:
+    if _NAME.fullmatch(name) and len(name) <= MAX_LENGTH and name not in _JSON_LITERALS:
         return name
     suggested = suggest_name(name)
     raise InvalidSetting(
         f"A{'n' * (kind[0] in 'aeiou')} {kind} must start with a letter a-z, hold only a-z, 0-9, '.', '_' "
-        f"and '-', at most {MAX_LENGTH} in all, and not be one of {', '.join(_READ_AS_VALUES)}; "
+        f"and '-', at most {MAX_LENGTH} in all, and not be one of {', '.join(_JSON_LITERALS)}; "
         f"got {name!r}. " + (f"Use {suggested!r}." if suggested else "Give another.")
     )
 
 
 def suggest_name(text: str) -> str | None:
-    """The nearest name to a text: `My Shop (2)` gives `my-shop-2`; None where nothing of it is left."""
+    """The nearest valid name to a text: `my-shop-2` for `My Shop (2)`; None if no character is usable."""
     name = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("._-")[:MAX_LENGTH].rstrip("._-")
     if name and not name[0].isalpha():
         name = f"d-{name}"[:MAX_LENGTH]
-    return None if not name or name in _READ_AS_VALUES else name
+    return None if not name or name in _JSON_LITERALS else name
 
 
 def split_version(text: str, kind: str = "name") -> tuple[str, str | None]:
-    """NAME or NAME@VERSION taken apart.
+    """Split NAME or NAME@VERSION into its parts; the version is None if there is none.
 
     Raises:
-        InvalidSetting: neither; a version is what `dml datasets` and `dml indexes` show after the "@".
+        InvalidSetting: it is neither; `dml datasets` and `dml indexes` show versions after the "@".
     """
     name, at, version = text.partition("@")
     check_name(name, kind)
@@ -61,7 +61,7 @@ def split_version(text: str, kind: str = "name") -> tuple[str, str | None]:
 
 
 def is_version(text: str) -> bool:
-    """Whether a text can be the folder of a version."""
+    """Whether a text is valid as the folder name of a version."""
     return bool(_VERSION.fullmatch(text)) and len(text) <= MAX_LENGTH
 
 

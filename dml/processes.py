@@ -1,7 +1,8 @@
-"""Processes that belong together, found by a variable in their environment, and stopped together.
+"""The processes of one local stack, marked by an environment variable, listed and stopped together.
 
-A process passes its environment on to all it starts, however deep and in whatever session: a worker's flow
-runs, and their Ray. So all of them are found, also when their parents were killed, and nobody else's are.
+A process inherits its environment from its parent, at any depth and in any session: a worker, its flow runs
+and their Ray processes. So all of them are listed, also after their parents were killed, and no other process
+is.
 """
 
 import os
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 MARK = "DML_UP"
-LAST = ("prefect", "mlflow")
-"""Parts that end after all others, in this order: what others report to while they end."""
+STOPPED_LAST = ("prefect", "mlflow")
+"""Parts that are stopped after all others, in this order: the others report to them while they stop."""
 _POLL_S = 0.1
 _PROC = Path("/proc")
 
@@ -30,29 +31,29 @@ class Process(NamedTuple):
 
 
 def mark(part: str, folder: Path) -> dict[str, str]:
-    """The variable that marks a process, and all that it starts, as a part of a folder's stack."""
+    """The environment variable that marks a process and its descendants as a part of a folder's stack."""
     return {MARK: f"{part}:{folder}"}
 
 
 def find(folder: Path) -> list[Process]:
-    """Every living process of a folder's stack, this one apart."""
-    found = find_by_proc(folder) if _PROC.joinpath("self", "environ").exists() else find_by_ps(folder)
-    return [process for process in found if process.pid != os.getpid()]
+    """Every running process of a folder's stack, without this one."""
+    members = find_by_proc(folder) if _PROC.joinpath("self", "environ").exists() else find_by_ps(folder)
+    return [process for process in members if process.pid != os.getpid()]
 
 
 def find_by_proc(folder: Path) -> list[Process]:
-    """Linux."""
-    found = []
+    """The marked processes, on Linux."""
+    members = []
     for entry in _PROC.iterdir():
         if entry.name.isdigit():
-            part, _, where = environment(int(entry.name)).get(MARK, "").partition(":")
-            if where == str(folder):
-                found.append(Process(int(entry.name), part))
-    return found
+            part, _, stack_folder = environment(int(entry.name)).get(MARK, "").partition(":")
+            if stack_folder == str(folder):
+                members.append(Process(int(entry.name), part))
+    return members
 
 
 def find_by_ps(folder: Path) -> list[Process]:
-    """Any other Unix."""
+    """The marked processes, on any Unix."""
     listing = subprocess.run(
         ["ps", "axeww", "-o", "pid=,command="], capture_output=True, text=True, errors="replace", check=True
     ).stdout
@@ -61,7 +62,7 @@ def find_by_ps(folder: Path) -> list[Process]:
 
 
 def environment(pid: int) -> Mapping[str, str]:
-    """The variables a process was started with; empty where they cannot be read, or it is no more."""
+    """The variables a process was started with; empty if they cannot be read or the process has ended."""
     try:
         content = _PROC.joinpath(str(pid), "environ").read_bytes()
     except OSError:
@@ -70,8 +71,8 @@ def environment(pid: int) -> Mapping[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def command_of(pid: int) -> str:
-    """The command line of a process; empty where it cannot be read."""
+def command_line(pid: int) -> str:
+    """The command line of a process; empty if it cannot be read."""
     try:
         content = _PROC.joinpath(str(pid), "cmdline").read_bytes()
     except OSError:
@@ -80,7 +81,7 @@ def command_of(pid: int) -> str:
 
 
 def listener(port: int) -> int | None:
-    """The process that listens on a TCP port of this machine; None where that cannot be seen."""
+    """The id of the process that listens on a TCP port of this machine; None if it cannot be determined."""
     sockets = set()
     for table in ("tcp", "tcp6"):
         with suppress(OSError):
@@ -98,31 +99,31 @@ def listener(port: int) -> int | None:
 def stop(
     folder: Path, grace_s: float, *, spare: tuple[str, ...] = (), reap: Callable[[], object] = list
 ) -> None:
-    """End every process of a folder's stack: SIGTERM, and after the grace SIGKILL.
+    """Stop every process of a folder's stack: SIGTERM, then SIGKILL after the grace period.
 
     Args:
-        folder: the stack's.
-        grace_s: seconds for all of them to end by themselves.
-        spare: parts to leave alone.
-        reap: called again and again; for a parent to take note of its children's end.
+        folder: the stack's folder.
+        grace_s: grace period for all processes, in seconds.
+        spare: parts that keep running.
+        reap: called repeatedly, so that a parent can collect the exit status of its children.
     """
     deadline = time.monotonic() + grace_s
     try:
-        asked: set[int] = set()
-        for number in range(len(LAST) + 1):
-            later = LAST[number:]
-            while left := [p for p in find(folder) if p.part not in (*spare, *later)]:
-                _signal([p for p in left if p.pid not in asked], signal.SIGTERM)
-                asked.update(p.pid for p in left)
+        signalled: set[int] = set()
+        for number in range(len(STOPPED_LAST) + 1):
+            later = STOPPED_LAST[number:]
+            while remaining := [p for p in find(folder) if p.part not in (*spare, *later)]:
+                _signal([p for p in remaining if p.pid not in signalled], signal.SIGTERM)
+                signalled.update(p.pid for p in remaining)
                 reap()
                 if time.monotonic() > deadline:
                     return
                 time.sleep(_POLL_S)
     except KeyboardInterrupt:
-        pass  # the user does not grant the grace
+        pass  # a second Ctrl-C ends the grace period
     finally:
-        while left := [p for p in find(folder) if p.part not in spare]:
-            _signal(left, signal.SIGKILL)
+        while remaining := [p for p in find(folder) if p.part not in spare]:
+            _signal(remaining, signal.SIGKILL)
             reap()
             time.sleep(_POLL_S)
 
@@ -134,9 +135,9 @@ def _signal(processes: list[Process], number: signal.Signals) -> None:
 
 
 def guard() -> None:
-    """Wait until whoever holds the other end of standard input is no more, then stop the stack.
+    """Wait until the other end of standard input is closed, then stop the stack.
 
-    That end is closed also when its holder was killed and could do nothing.
+    The operating system closes it also when the process that holds it is killed.
     """
     folder, grace_s = Path(sys.argv[1]), float(sys.argv[2])
     sys.stdin.buffer.read()

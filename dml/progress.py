@@ -1,4 +1,4 @@
-"""How far a long piece of work is, as lines for whoever waits: `embed: 20 of 400 fragments, 12 s left`."""
+"""Progress of a long stage as text lines: `embed: 20 of 400 fragments, 12 s left`."""
 
 import logging
 import threading
@@ -14,27 +14,27 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """A progress callback (units done, units in all): a line at the first unit, then at most every `every_s`
-    seconds, and at the end.
+    """A progress callback (units done, total units): one line at the first unit, then at most one every
+    `every_s` seconds, and one at the end.
 
     Args:
-        what: the work, as `embed`.
-        units: what is counted, in the plural, as `fragments`.
-        say: takes a line.
-        every_s: seconds between two lines.
-        clock: seconds that only grow.
+        what: name of the stage, such as `embed`.
+        units: the counted things in the plural, such as `fragments`.
+        report: receives each line.
+        every_s: minimum seconds between two lines.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(
         self,
         what: str,
         units: str,
-        say: Callable[[str], None],
+        report: Callable[[str], None],
         *,
         every_s: float = EVERY_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._what, self._units, self._say = what, units, say
+        self._what, self._units, self._report = what, units, report
         self._every_s, self._clock = every_s, clock
         self._start = self._now = clock()
         self._last: float | None = None
@@ -42,32 +42,32 @@ class Progress:
 
     def __call__(self, done: int, total: int) -> None:
         former, now = self._now, self._clock()
-        if done <= self._done:  # another pass of the same work, begun when the former ended
+        if done <= self._done:  # a new pass of the same work, which started when the former one ended
             self._start, self._last = former, None
         self._done, self._now = done, now
         if self._last is None:
-            self._before = done - 1  # what an earlier, killed run has left was not done in this time
+            self._before = done - 1  # units done by an earlier, killed run do not count
         elif done < total and now - self._last < self._every_s:
             return
         self._last = now
         line = f"{self._what}: {done} of {total} {self._units}"
         if done < total:
             seconds = (now - self._start) / (done - self._before) * (total - done)
-            line += f", {time_left(seconds)}"
-        self._say(line)
+            line += f", {format_time_left(seconds)}"
+        self._report(line)
 
 
 class Ticker:
-    """How far a stage is, a line every `every_s` seconds from a thread of its own, as long as it goes on.
+    """Progress of a running stage, reported every `every_s` seconds from a background thread.
 
-    So whoever waits sees one also while the stage is in code that counts nothing. What the stage does at
-    present is told by `begin` and `count`, which any function that it calls may use.
+    So lines appear also while the stage runs code that counts nothing. Any function of the stage can call
+    `begin` and `count` to say what it is doing.
 
     Args:
-        stage: the whole, as `ingest`.
-        say: takes a line; None: the log.
+        stage: name of the stage, such as `ingest`.
+        report: receives each line; None writes to the log.
         every_s: seconds between two lines.
-        clock: seconds that only grow.
+        clock: a monotonic clock in seconds.
 
     Example:
         >>> with Ticker("ingest") as ticker:
@@ -80,28 +80,28 @@ class Ticker:
     def __init__(
         self,
         stage: str,
-        say: Callable[[str], None] | None = None,
+        report: Callable[[str], None] | None = None,
         *,
         every_s: float = EVERY_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._stage, self._say, self._every_s, self._clock = stage, say or logger.info, every_s, clock
+        self._stage, self._report, self._every_s, self._clock = stage, report or logger.info, every_s, clock
         self._lock, self._ended = threading.Lock(), threading.Event()
         self.begin("")
 
     def begin(self, part: str, units: str = "", total: int | None = None) -> None:
-        """From now on the stage is at this part of it, which has so many units, or nobody knows how many."""
+        """Start a part of the stage with `total` units; None if the number is unknown."""
         with self._lock:
             self._part, self._units, self._total = part, units, total
             self._done, self._start = 0, self._clock()
 
     def count(self, number: int = 1) -> None:
-        """So many units more are done; from any thread."""
+        """Add to the units done; can be called from any thread."""
         with self._lock:
             self._done += number
 
     def line(self) -> str:
-        """What is told."""
+        """The present line."""
         with self._lock:
             seconds = self._clock() - self._start
             parts = [f"{self._stage}: {self._part}" if self._part else self._stage]
@@ -112,12 +112,12 @@ class Ticker:
             if self._total is None or not self._done:
                 parts.append(f"{seconds:.0f} s")
             elif self._done < self._total:
-                parts.append(time_left(seconds / self._done * (self._total - self._done)))
+                parts.append(format_time_left(seconds / self._done * (self._total - self._done)))
             return ", ".join(parts)
 
     def __enter__(self) -> Self:
         self._token = _current.set(self)
-        threading.Thread(target=copy_context().run, args=(self._tell,), daemon=True).start()
+        threading.Thread(target=copy_context().run, args=(self._report_periodically,), daemon=True).start()
         return self
 
     def __exit__(
@@ -126,29 +126,31 @@ class Ticker:
         self._ended.set()
         _current.reset(self._token)
 
-    def _tell(self) -> None:
+    def _report_periodically(self) -> None:
         while not self._ended.wait(self._every_s):
-            self._say(self.line())
+            self._report(self.line())
 
 
 _current: ContextVar[Ticker | None] = ContextVar("ticker", default=None)
 
 
 def begin(part: str, units: str = "", total: int | None = None) -> None:
-    """`Ticker.begin` of the stage that goes on, if there is one."""
+    """`Ticker.begin` of the running stage, if there is one."""
     if (ticker := _current.get()) is not None:
         ticker.begin(part, units, total)
 
 
 def count(number: int = 1) -> None:
-    """`Ticker.count` of the stage that goes on, if there is one."""
+    """`Ticker.count` of the running stage, if there is one."""
     if (ticker := _current.get()) is not None:
         ticker.count(number)
 
 
-def time_left(seconds: float) -> str:
-    """Example:
-    >>> time_left(12.3), time_left(200), time_left(8000)
+def format_time_left(seconds: float) -> str:
+    """The remaining time as text.
+
+    Example:
+    >>> format_time_left(12.3), format_time_left(200), format_time_left(8000)
     ('12 s left', '3 min left', '2 h 13 min left')
     """
     if seconds < 100:

@@ -1,7 +1,7 @@
-"""The whole stack on one machine: MLflow's server, Prefect's server, the deployments and a worker.
+"""The stack on one machine: MLflow's server, Prefect's server, the deployments and a worker.
 
-Everything it keeps lies in the store's local folder (Prefect's home and database, MLflow's database, the
-logs), so nothing of it reaches the user's own Prefect profile, and the next start finds it all again.
+All its files are in the store's local folder (Prefect's home and database, MLflow's database, the logs). So
+it does not touch the user's Prefect profile, and the next start continues with the same data.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ from dml import processes
 from dml.errors import InvalidSetting, MissingArtifact, StackFailed
 from dml.progress import Ticker, begin
 from dml.registry.connection import connect
-from dml.settings import artifact_root, local_folder, own_tracking_uri
+from dml.settings import artifact_root, local_folder, store_tracking_uri
 from dml.storage import is_remote
 
 HOST = "127.0.0.1"
@@ -44,27 +44,27 @@ _LAST_PORT = 65_535
 def run_local_stack(
     store: str, *, prefect_port: int = 4200, mlflow_port: int = 5000, as_json: bool = False
 ) -> None:
-    """Start the stack, print where it is, and hold it until Ctrl-C or SIGTERM; then stop all of it.
+    """Start the stack, print its addresses, wait for Ctrl-C or SIGTERM, then stop it.
 
     Args:
         store: the store's absolute URI.
-        prefect_port: of Prefect's server and pages.
-        mlflow_port: of MLflow's server and pages.
+        prefect_port: port of Prefect's server and pages.
+        mlflow_port: port of MLflow's server and pages.
         as_json: print the addresses as one JSON object.
 
     Raises:
-        InvalidSetting: a port is taken, or can be none, or is asked for twice.
-        MissingArtifact: the project's folder with `prefect.yaml` is not there.
-        StackFailed: a part of the stack ended by itself, or was not ready in `START_TIMEOUT_S`.
+        InvalidSetting: a port is in use, invalid, or the same for both servers.
+        MissingArtifact: the project's folder with `prefect.yaml` does not exist.
+        StackFailed: a part of the stack ended, or was not ready in `START_TIMEOUT_S`.
     """
     _require_ports(prefect_port, mlflow_port)
     project = _project_folder()
     folder = local_folder(store)
     prefect, mlflow = f"http://{HOST}:{prefect_port}", f"http://{HOST}:{mlflow_port}"
     addresses = {"PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": mlflow, "DML_STORE": store}
-    stack = Stack(project, folder, {**addresses, **_own_variables(folder)})
-    with _stopped_by_signals(), _only_one(store, folder, addresses):
-        with Ticker("up: stopping what is left"):
+    stack = Stack(project, folder, {**addresses, **_server_variables(folder)})
+    with _stopped_by_signals(), _exclusive_stack(store, folder, addresses):
+        with Ticker("up: stopping leftover processes"):
             stack.stop_leftovers()
         _require_free(prefect_port, "--prefect-port")
         _require_free(mlflow_port, "--mlflow-port")
@@ -76,15 +76,15 @@ def run_local_stack(
                     print(json.dumps({**addresses, "logs": str(stack.logs)}), flush=True)
                 else:
                     _print_addresses(addresses, prefect, mlflow, stack.logs)
-                stack.hold()
+                stack.wait()
             except KeyboardInterrupt:
                 print("stopping", file=sys.stderr)
 
 
 def _start(stack: "Stack", store: str, prefect_port: int, mlflow_port: int) -> None:
-    """Start the parts in order; says every few seconds which one it waits for."""
-    begin("making MLflow's database")
-    connect(own_tracking_uri(store))  # it is there, and its addresses are right
+    """Start the parts in order; reports every few seconds which one it is waiting for."""
+    begin("creating MLflow's database")
+    connect(store_tracking_uri(store))  # creates the database and checks its addresses
     stack.start("mlflow", _mlflow_server(store, mlflow_port))
     stack.start("prefect", f"prefect server start --host {HOST} --port {prefect_port}")
     begin("waiting for MLflow and Prefect")
@@ -93,21 +93,21 @@ def _start(stack: "Stack", store: str, prefect_port: int, mlflow_port: int) -> N
     )
     begin("waiting for Prefect")
     stack.wait_until_ready("prefect", f"http://{HOST}:{prefect_port}/api/ready")
-    begin("making the deployments")
-    stack.do("deploy", f"prefect work-pool create {WORK_POOL} --type process --overwrite")
-    stack.do("deploy", "prefect --no-prompt deploy --all")
+    begin("creating the deployments")
+    stack.run("deploy", f"prefect work-pool create {WORK_POOL} --type process --overwrite")
+    stack.run("deploy", "prefect --no-prompt deploy --all")
     if not stack.succeeds("deploy", f"prefect automation inspect {shlex.quote(ZOMBIES)}"):
-        stack.do("deploy", "prefect automation create --from-file infra/prefect/zombies.yaml")
-    begin("following the store's schedules")
+        stack.run("deploy", "prefect automation create --from-file infra/prefect/zombies.yaml")
+    begin("applying the store's schedules")
     if not stack.succeeds("schedules", f"dml.cli schedule --store {shlex.quote(store)}"):
-        said = _end_of(stack.logs / "schedules.log")
-        print(f"not every schedule is followed. {said}", file=sys.stderr)
+        log_tail = _log_tail(stack.logs / "schedules.log")
+        print(f"not every schedule could be applied. {log_tail}", file=sys.stderr)
     stack.start("worker", f"prefect worker start --pool {WORK_POOL} --type process")
 
 
 @dataclass(frozen=True)
 class Running:
-    """A `dml up` that runs now."""
+    """A running `dml up`."""
 
     pid: int
     since: str
@@ -118,12 +118,12 @@ class Running:
 
 
 def running_stack(store: str) -> Running | None:
-    """The `dml up` that runs for a store on this machine; None: there is none.
+    """The `dml up` that is running for a store on this machine, or None.
 
     Args:
         store: the store's absolute URI.
     """
-    # Asking makes no store.
+    # For a local store, `local_folder` would create the store.
     return _running_in(local_folder(store) if is_remote(store) else Path(store))
 
 
@@ -139,17 +139,17 @@ def _running_in(folder: Path) -> Running | None:
 
 
 @contextmanager
-def _only_one(store: str, folder: Path, addresses: Mapping[str, str]) -> Iterator[None]:
-    """Hold the folder's lock, which ends with this process however it ends, and say who holds it."""
+def _exclusive_stack(store: str, folder: Path, addresses: Mapping[str, str]) -> Iterator[None]:
+    """Hold the folder's lock, which the system releases when this process ends, and record its holder."""
     with (folder / LOCK).open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             running = _running_in(folder)
             raise InvalidSetting(
-                f"One stack runs for a store; {running or 'one of ' + store} runs already, with its pages at "
-                f"{running.addresses['PREFECT_API_URL'].removesuffix('/api') if running else '?'}. "
-                'Use it from any terminal (`eval "$(dml env)"`), or stop it with Ctrl-C there'
+                f"Only one stack must run for a store; {running or 'one of ' + store} is running, with its "
+                f"pages at {running.addresses['PREFECT_API_URL'].removesuffix('/api') if running else '?'}. "
+                'Use it from any terminal (`eval "$(dml env)"`), or stop it with Ctrl-C in its terminal'
                 f"{f' or `kill {running.pid}`' if running else ''}."
             ) from None
         since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
@@ -159,7 +159,7 @@ def _only_one(store: str, folder: Path, addresses: Mapping[str, str]) -> Iterato
 
 @dataclass(frozen=True)
 class Part:
-    """A process of the stack, in a process group of its own."""
+    """A process of the stack, in its own process group."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -169,24 +169,25 @@ class Part:
         status = self.process.poll()
         if status is not None:
             raise StackFailed(
-                f"{self.name} must keep running; it {_how_it_ended(status)}. The rest is stopped. "
-                "Start it again (`dml up`): what was under way goes on from its checkpoint when run again. "
-                f"{_end_of(self.log)}"
+                f"{self.name} must keep running; it {_exit_description(status)}. The stack is stopped. "
+                "Start it again (`dml up`); an interrupted run continues from its checkpoint when it is run "
+                "again. "
+                f"{_log_tail(self.log)}"
             )
 
 
-def _how_it_ended(status: int) -> str:
+def _exit_description(status: int) -> str:
     return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
 class Stack:
-    """The parts, started in order and stopped in the opposite one.
+    """The processes of the stack, started in order and stopped in reverse order.
 
     Args:
-        project: the folder the commands run in.
-        folder: what the stack keeps lies here; its processes are found by it.
-        env: variables on top of our own.
-        grace_s: seconds for the parts to end by themselves when they are stopped.
+        project: working folder of the commands.
+        folder: folder of the stack's files; it also marks the stack's processes.
+        env: environment variables in addition to this process's.
+        grace_s: seconds between SIGTERM and SIGKILL when the stack is stopped.
     """
 
     def __init__(
@@ -208,19 +209,19 @@ class Stack:
                 stdin=subprocess.PIPE if name == GUARD else subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches us alone; we stop the parts in order
+                start_new_session=True,  # only this process gets Ctrl-C; it stops the parts in order
             )
         self._parts.append(Part(name, process, log))
 
-    def do(self, name: str, command: str) -> None:
-        """Run a command to its end, which must be a good one."""
+    def run(self, name: str, command: str) -> None:
+        """Run a command; raises StackFailed if it fails."""
         if not self.succeeds(name, command):
-            raise StackFailed(f"`{command}` must succeed. {_end_of(self.logs / f'{name}.log')}")
+            raise StackFailed(f"`{command}` must succeed. {_log_tail(self.logs / f'{name}.log')}")
 
     def succeeds(self, name: str, command: str) -> bool:
-        """Run a command to its end, whatever it is."""
+        """Run a command; returns whether it succeeded."""
         with (self.logs / f"{name}.log").open("ab") as stream:
-            done = subprocess.run(
+            completed = subprocess.run(
                 [sys.executable, "-m", *shlex.split(command)],
                 cwd=self.project,
                 env={**self._env, **processes.mark(name, self.folder)},
@@ -228,38 +229,38 @@ class Stack:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
             )
-        return done.returncode == 0
+        return completed.returncode == 0
 
     def wait_until_ready(self, name: str, url: str) -> None:
-        """Until a route of the API answers; a health page alone can be green while clients are refused."""
+        """Wait until a route of the API answers; a health page can be green while clients are refused."""
         part = next(part for part in self._parts if part.name == name)
         deadline = time.monotonic() + START_TIMEOUT_S
         while not _answers(url):
             part.require_alive()
             if time.monotonic() > deadline:
                 raise StackFailed(
-                    f"{name} must answer at {url} within {START_TIMEOUT_S:.0f} s. {_end_of(part.log)}"
+                    f"{name} must answer at {url} within {START_TIMEOUT_S:.0f} s. {_log_tail(part.log)}"
                 )
             time.sleep(_POLL_S)
 
-    def hold(self) -> None:
-        """As long as every part lives."""
+    def wait(self) -> None:
+        """Wait; raises StackFailed when a part ends."""
         while True:
             for part in self._parts:
                 part.require_alive()
             time.sleep(_POLL_S)
 
     def stop_leftovers(self) -> None:
-        """Stop what another stack of this folder has left, whose `dml up` and guard were killed."""
-        left = processes.find(self.folder)
-        if left:
-            names = ", ".join(sorted({f"{process.part} (pid {process.pid})" for process in left}))
-            print(f"stopping what a killed `dml up` of this store has left: {names}", file=sys.stderr)
+        """Stop the processes of an earlier stack of this folder whose `dml up` and guard were killed."""
+        leftovers = processes.find(self.folder)
+        if leftovers:
+            names = ", ".join(sorted({f"{process.part} (pid {process.pid})" for process in leftovers}))
+            print(f"stopping processes left by a killed `dml up` of this store: {names}", file=sys.stderr)
             processes.stop(self.folder, self._grace_s)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Whatever ends the body, or kills this process, nothing that was started here goes on."""
+        """Stop every part when the body ends, fails, or this process is killed."""
         grace_s = min(self._grace_s, _GUARD_GRACE_S)
         self.start(GUARD, shlex.join(["dml.processes", str(self.folder), str(grace_s)]))
         try:
@@ -272,7 +273,7 @@ class Stack:
             processes.stop(self.folder, self._grace_s, spare=(GUARD,), reap=self._reap)
             for part in self._parts:
                 if part.process.stdin is not None:
-                    part.process.stdin.close()  # the guard finds nothing left to stop
+                    part.process.stdin.close()  # ends the guard, which has nothing left to stop
                 part.process.wait()
 
     def _reap(self) -> None:
@@ -282,7 +283,7 @@ class Stack:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """These signals interrupt; also SIGINT where a shell started us in the background, deaf to it."""
+    """Raise KeyboardInterrupt on these signals; a shell's background process otherwise ignores SIGINT."""
     former = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     for number in former:
         signal.signal(number, signal.default_int_handler)
@@ -299,7 +300,7 @@ def _require_ports(prefect_port: int, mlflow_port: int) -> None:
             raise InvalidSetting(f"{option} must be a port, 1 to {_LAST_PORT}; got {port}. Give another.")
     if prefect_port == mlflow_port:
         raise InvalidSetting(
-            f"--prefect-port and --mlflow-port must differ; both are {mlflow_port}. Give one of them another."
+            f"--prefect-port and --mlflow-port must differ; both are {mlflow_port}. Change one of them."
         )
 
 
@@ -310,52 +311,52 @@ def _require_free(port: int, option: str) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             raise InvalidSetting(
-                f"Port {port} must be free; {_who_listens(port) or error.strerror}. Stop what listens there, "
-                f"or give another with {option}."
+                f"Port {port} must be free; {_listener_description(port) or error.strerror}. "
+                f"Stop that process, or give another port with {option}."
             ) from error
 
 
-def _who_listens(port: int) -> str:
-    """Who holds a port, as far as this machine shows it; empty: it does not."""
+def _listener_description(port: int) -> str:
+    """The process that listens on a port, as text; empty if it cannot be determined."""
     pid = processes.listener(port)
     if pid is None:
         return ""
     folder = processes.environment(pid).get(processes.MARK, "").partition(":")[2]
     stack = _running_in(Path(folder)) if folder else None
-    return f"pid {pid} listens there ({stack or processes.command_of(pid) or 'its command cannot be read'})"
+    return f"pid {pid} listens on it ({stack or processes.command_line(pid) or 'its command cannot be read'})"
 
 
 def _project_folder() -> Path:
     folder = Path(__file__).parents[1]
     if not (folder / "prefect.yaml").exists():
         raise MissingArtifact(
-            f"The deployments are described in the project's prefect.yaml; there is none in {folder}. "
+            f"The project's prefect.yaml must exist, since it describes the deployments; {folder} has none. "
             "Install the project from a clone (`make setup`)."
         )
     return folder
 
 
 def _mlflow_server(store: str, port: int) -> str:
-    database, artifacts = own_tracking_uri(store), artifact_root(store)
+    database, artifacts = store_tracking_uri(store), artifact_root(store)
     return (
         f"mlflow server --host {HOST} --port {port} --workers 1 "
         f"--backend-store-uri {shlex.quote(database)} "
-        # Artefacts by their own address: models made here load without this server too.
+        # Artefacts keep their own URIs, so that models load also without this server.
         f"--no-serve-artifacts --default-artifact-root {shlex.quote(artifacts)}"
     )
 
 
-def _own_variables(folder: Path) -> dict[str, str]:
+def _server_variables(folder: Path) -> dict[str, str]:
     return {
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_WORKER_QUERY_SECONDS": "2",  # a user waits for it; the default is 10
+        "PREFECT_WORKER_QUERY_SECONDS": "2",  # users wait for it; the default is 10
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job runner takes 0.6 GB and is not used
-        # `--watch` shows the run's log, and with it why a run failed.
+        # So that `--watch` shows the run's log, including the reason of a failure.
         "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
         "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "dml",  # training's progress in the run's own log
-        "PYTHONUNBUFFERED": "1",  # logs are read while they grow
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "dml",  # training progress in the run's log
+        "PYTHONUNBUFFERED": "1",  # logs are read while they are written
     }
 
 
@@ -367,7 +368,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _end_of(log: Path) -> str:
+def _log_tail(log: Path) -> str:
     lines = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
     return "\n".join([f"The end of its log, {log}:", *lines])
 
@@ -376,11 +377,11 @@ def _print_addresses(addresses: Mapping[str, str], prefect: str, mlflow: str, lo
     print(f"Prefect  {prefect}\nMLflow   {mlflow}\nlogs     {logs}\n\nIn another terminal:\n")
     print(export_lines(addresses))
     print(
-        "prefect deployment run train-flow/default --watch -p dataset=NAME\n\nCtrl-C stops it all.",
+        "prefect deployment run train-flow/default --watch -p dataset=NAME\n\nCtrl-C stops the stack.",
         flush=True,
     )
 
 
 def export_lines(variables: Mapping[str, str]) -> str:
-    """What a shell must read to have these variables."""
+    """Shell commands that export these variables."""
     return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())

@@ -36,7 +36,7 @@ from prefect.settings import (
 )
 from pydantic import BeforeValidator, WithJsonSchema
 
-from dml.deadline import within
+from dml.deadline import call_within
 from dml.errors import DmlError, Unreachable, without_password
 from dml.progress import Progress
 
@@ -158,7 +158,7 @@ def require_answer(stack: str | None = None) -> None:
     patience = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: ANSWER_WITHIN_S}
     with temporary_settings({PREFECT_API_URL: url, **patience}), get_client(sync_client=True) as client:
         try:
-            said = within(_ANSWERS_WITHIN_S, lambda: _no_prefect(client))
+            said = call_within(_ANSWERS_WITHIN_S, lambda: _no_prefect(client))
         except TimeoutError as error:
             said = str(error)
     if said is None:

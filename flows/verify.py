@@ -7,7 +7,7 @@ from prefect import flow
 from dml.data.ingest import ingest_again
 from dml.embedding.embed import embed
 from dml.errors import DmlError
-from dml.integrity import Checked, check_store, ref_of, remove_damaged, require_intact
+from dml.integrity import CheckedArtifact, check_store, ref_of, remove_damaged, require_intact
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef
 from dml.retrieval.index import build_index, index_config_of
 from dml.settings import store_uri
@@ -42,7 +42,7 @@ def verify_flow(
     return rows
 
 
-def repair(store: str, checked: Sequence[Checked]) -> dict[str, str]:
+def repair(store: str, checked: Sequence[CheckedArtifact]) -> dict[str, str]:
     """URI to what became of each damaged artefact; those that others are made from come first."""
     order = ["dataset", "package", "embeddings", "index"]
     damaged = [each for each in checked if each.damaged]
@@ -56,8 +56,8 @@ def repair(store: str, checked: Sequence[Checked]) -> dict[str, str]:
     return states
 
 
-def _heal(store: str, damaged: Checked) -> str:
-    healers: dict[str, Callable[[str, Checked], str]] = {
+def _heal(store: str, damaged: CheckedArtifact) -> str:
+    healers: dict[str, Callable[[str, CheckedArtifact], str]] = {
         "dataset": _ingest_again,
         "embeddings": _embed_again,
         "index": _build_again,
@@ -74,14 +74,14 @@ def _heal(store: str, damaged: Checked) -> str:
     return "removed; made again when it is asked for"
 
 
-def _ingest_again(store: str, damaged: Checked) -> str:
+def _ingest_again(store: str, damaged: CheckedArtifact) -> str:
     made = stage(ingest_again)(ref_of(damaged, DatasetRef), store, progress_logger("ingest"))
     if made.version == damaged.version:
         return "made again"
     return f"damaged, and cannot be made again: its source gives {made} now"
 
 
-def _embed_again(store: str, damaged: Checked) -> str:
+def _embed_again(store: str, damaged: CheckedArtifact) -> str:
     ref = ref_of(damaged, EmbeddingsRef)
     stage(require_intact)(ref.package, ref.dataset)  # or what is left would be removed in vain
     stage(remove_damaged)(damaged)
@@ -89,7 +89,7 @@ def _embed_again(store: str, damaged: Checked) -> str:
     return "made again"
 
 
-def _build_again(store: str, damaged: Checked) -> str:
+def _build_again(store: str, damaged: CheckedArtifact) -> str:
     ref, config = ref_of(damaged, IndexRef), index_config_of(ref_of(damaged, IndexRef))
     stage(require_intact)(ref.embeddings, ref.embeddings.dataset)
     stage(remove_damaged)(damaged)

@@ -1,4 +1,4 @@
-"""A Python without most of our libraries, as on a machine with a GPU: `python -m tests.bare MODULE ...`."""
+"""Runs a module without most libraries, as on a GPU machine: `python -m tests.bare MODULE ...`."""
 
 import runpy
 import sys
@@ -13,7 +13,7 @@ MISSING = {
 
 
 class _Without(PathFinder):
-    """Finds what Python finds, but for the missing packages."""
+    """A path finder that does not find the missing packages."""
 
     @classmethod
     def find_spec(cls, name: str, *arguments: Any) -> ModuleSpec | None:

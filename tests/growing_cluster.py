@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine whose autoscaler starts nodes when asked, and says nothing before."""
+"""A Ray cluster on this machine whose autoscaler starts nodes on request."""
 
 import json
 import os
@@ -22,14 +22,14 @@ def growing_cluster(
     head_cpus: int = 1,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
-    """The address of a head without a GPU, and an autoscaler that knows these types of node.
+    """The address of a head node without a GPU, with an autoscaler for these node types.
 
     Args:
-        node_types: each with its `resources` and `max_workers`.
-        head_cpus: logical CPUs of the head.
-        environment: that it is started in; None: ours, with a token where this process shows one.
+        node_types: `resources` and `max_workers` by name of the node type.
+        head_cpus: logical CPUs of the head node.
+        environment: the cluster's environment variables; None: this process's, without authentication.
     """
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: sockets lie below
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, since socket paths are limited
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -77,26 +77,26 @@ def growing_cluster(
         *(f"--autoscaling-config={folder / 'config.json'}", f"--temp-dir={folder}"),
         "--object-store-memory=200000000",
     ]
-    own = {"RAY_AUTH_MODE": "disabled", **os.environ} if environment is None else environment
-    started_in = {**own, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    base = {"RAY_AUTH_MODE": "disabled", **os.environ} if environment is None else environment
+    variables = {**base, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     try:
-        subprocess.run(command, check=True, env=started_in, capture_output=True, timeout=120)
+        subprocess.run(command, check=True, env=variables, capture_output=True, timeout=120)
         yield address
     finally:
         for stop in (signal.SIGTERM, signal.SIGKILL):
-            for process in _processes_of(folder):
+            for process in _cluster_pids(folder):
                 os.kill(process, stop)
             time.sleep(1)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _processes_of(folder: Path) -> list[int]:
-    """Those of this cluster alone, known by its folder in their command lines."""
-    found = []
+def _cluster_pids(folder: Path) -> list[int]:
+    """The processes of this cluster, recognized by its folder in their command lines."""
+    pids = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if str(folder).encode() in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
+                pids.append(int(entry.name))
         except OSError:
             continue  # ended meanwhile
-    return found
+    return pids

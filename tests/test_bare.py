@@ -1,4 +1,4 @@
-"""What is for a machine with a GPU runs without most other libraries, and within eight minutes."""
+"""The test suite for GPU machines runs without most other libraries, and within eight minutes."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ LIMIT_S = 480
 
 
 def run_bare(*arguments: str) -> subprocess.CompletedProcess[str]:
-    plugins = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # they are not there either
+    plugins = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # the plugins are missing there too
     return subprocess.run(
         [sys.executable, "-m", "tests.bare", *arguments],
         env={**os.environ, **plugins, "DML_GPU_TEST_DEVICE": "cpu"},
@@ -25,15 +25,15 @@ def run_bare(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.timeout(LIMIT_S)
 def test_the_suite_for_a_gpu_runs_without_the_other_libraries_within_eight_minutes():
     began = time.monotonic()
-    found = run_bare("pytest", "-m", "gpu")
-    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-1000:]
-    assert " failed" not in found.stdout
-    assert " passed" in found.stdout
+    completed = run_bare("pytest", "-m", "gpu")
+    assert completed.returncode == 0, completed.stdout[-3000:] + completed.stderr[-1000:]
+    assert " failed" not in completed.stdout
+    assert " passed" in completed.stdout
     assert time.monotonic() - began < LIMIT_S
 
 
-def test_no_other_test_is_imported_for_it():
-    found = run_bare("pytest", "-m", "gpu", "--collect-only")
-    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-1000:]
-    files = {line.partition("::")[0] for line in found.stdout.splitlines() if "::" in line}
+def test_the_suite_for_a_gpu_imports_no_other_test():
+    completed = run_bare("pytest", "-m", "gpu", "--collect-only")
+    assert completed.returncode == 0, completed.stdout[-3000:] + completed.stderr[-1000:]
+    files = {line.partition("::")[0] for line in completed.stdout.splitlines() if "::" in line}
     assert {file.rpartition("/")[0] for file in files} == {"tests/gpu"}

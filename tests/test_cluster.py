@@ -1,4 +1,4 @@
-"""A Ray session leaves the process, and the machine, as it found them."""
+"""A Ray session restores the process and the machine to their former state."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from dml.cluster import call_apart, capacity, map_apart, quiet_ray_data, ray_session, use_gpu
+from dml.cluster import call_remote, capacity, map_remote, quiet_ray_data, ray_session, use_gpu
 from dml.errors import InvalidSetting, Unreachable
 from tests.growing_cluster import growing_cluster
 
@@ -49,15 +49,15 @@ def test_a_session_restores_the_signal_handler_and_ends_with_its_body():
 
 
 @pytest.mark.slow
-def test_a_thread_that_outlives_its_session_starts_no_other():
+def test_a_thread_that_outlives_its_session_starts_no_second_ray():
     code = (
         "from dml.cluster import ray_session\n"
         "with ray_session(1): import ray\n"
         "try: ray.put(1)\n"
         "except Exception as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert "Ray has not been started yet" in done.stdout, done.stderr
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "Ray has not been started yet" in completed.stdout, completed.stderr
 
 
 def process_id() -> int:
@@ -69,12 +69,12 @@ def refuse(what: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_call_apart_runs_in_another_process_and_its_errors_come_back_as_they_are():
+def test_a_remote_call_runs_in_another_process_and_reraises_its_errors():
     with ray_session(1):
-        assert call_apart(process_id, num_cpus=1, num_gpus=0) != os.getpid()
+        assert call_remote(process_id, num_cpus=1, num_gpus=0) != os.getpid()
         with pytest.raises(InvalidSetting, match="no such setting in") as refused:
-            call_apart(refuse, "no such setting", num_cpus=1, num_gpus=0)
-    assert type(refused.value) is InvalidSetting, "a flow tells the user's mistakes by their class"
+            call_remote(refuse, "no such setting", num_cpus=1, num_gpus=0)
+    assert type(refused.value) is InvalidSetting, "a flow recognizes the user's mistakes by their class"
     assert str(os.getpid()) not in str(refused.value)
 
 
@@ -90,30 +90,30 @@ def die_once(marker: str, part: int) -> int:
 
 
 @pytest.mark.slow
-def test_parts_share_one_array_and_a_killed_one_is_done_again(tmp_path):
+def test_remote_tasks_share_one_array_and_a_killed_task_runs_again(tmp_path):
     numbers = np.arange(1_000_000, dtype=np.float64)
     parts = [slice(start, start + 250_000) for start in range(0, 1_000_000, 250_000)]
     with ray_session(2):
-        found = list(map_apart(read, numbers, parts))
-        assert [total for total, _, _ in found] == [numbers[part].sum() for part in parts]
-        assert not any(writeable for _, writeable, _ in found), "looked at where it lies, not copied"
-        assert os.getpid() not in {process for _, _, process in found}
-        assert list(map_apart(die_once, str(tmp_path / "died"), [0, 1, 2])) == [0, 1, 2]
+        results = list(map_remote(read, numbers, parts))
+        assert [total for total, _, _ in results] == [numbers[part].sum() for part in parts]
+        assert not any(writeable for _, writeable, _ in results), "read without a copy"
+        assert os.getpid() not in {process for _, _, process in results}
+        assert list(map_remote(die_once, str(tmp_path / "died"), [0, 1, 2])) == [0, 1, 2]
         assert (tmp_path / "died").exists()
 
 
 @pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize(("nodes", "gpus"), [(GPU_NODES, 1), (CPU_NODES, 0)], ids=["gpu nodes", "cpu nodes"])
-def test_a_cluster_that_has_no_gpu_now_is_asked_for_one(nodes, gpus, monkeypatch, caplog):
+def test_a_gpu_is_requested_from_a_cluster_that_has_none_yet(nodes, gpus, monkeypatch, caplog):
     caplog.set_level("INFO", logger="dml.cluster")
     with growing_cluster(nodes) as address:
         monkeypatch.setenv("RAY_ADDRESS", address)
         with ray_session():
-            found = capacity("GPU")
-            assert (found.now, found.most) == (0, gpus)
+            available = capacity("GPU")
+            assert (available.now, available.most) == (0, gpus)
             assert use_gpu("train") is bool(gpus)
-            assert use_gpu("train", setting=True), "whoever sets it knows a cluster that does not say"
+            assert use_gpu("train", setting=True), "the user's setting wins where the maximum is unknown"
             assert not use_gpu("train", setting=False)
     (line,) = (record.message for record in caplog.records if record.message.startswith("train"))
     assert f"1 workers on {'GPU' if gpus else 'CPU'}s" in line
@@ -122,7 +122,7 @@ def test_a_cluster_that_has_no_gpu_now_is_asked_for_one(nodes, gpus, monkeypatch
 
 @pytest.mark.slow
 @needs_proc
-def test_what_the_settings_say_of_a_cluster_is_believed_without_asking(monkeypatch):
+def test_settings_of_the_cluster_size_are_used_without_a_request(monkeypatch):
     with growing_cluster(GPU_NODES) as address:
         monkeypatch.setenv("RAY_ADDRESS", address)
         monkeypatch.setenv("DML_CLUSTER_GPUS", "3")
@@ -140,7 +140,7 @@ def test_what_the_settings_say_of_a_cluster_is_believed_without_asking(monkeypat
 
 
 @pytest.mark.slow
-def test_this_machine_has_what_it_has(monkeypatch):
+def test_settings_of_the_cluster_size_do_not_apply_to_this_machine(monkeypatch):
     monkeypatch.setenv("DML_CLUSTER_GPUS", "3")
     with ray_session(2):
         assert capacity("CPU").most == 2
@@ -150,30 +150,30 @@ def test_this_machine_has_what_it_has(monkeypatch):
 @pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("has_token", [True, False])
-def test_a_cluster_that_asks_for_the_users_token_is_shown_it(has_token, tmp_path):
+def test_the_users_token_is_sent_to_a_cluster_that_requires_it(has_token, tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
     if has_token:
         (tmp_path / ".ray").mkdir()
         (tmp_path / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
     code = (
-        "from dml.cluster import map_apart, ray_session\n"
-        "with ray_session(): print(*map_apart(pow, 3, [1, 2]))"
+        "from dml.cluster import map_remote, ray_session\n"
+        "with ray_session(): print(*map_remote(pow, 3, [1, 2]))"
     )
     with growing_cluster({}, environment=environment) as address:
         environment |= {"RAY_ADDRESS": address, "DML_CLUSTER_GPUS": "0"}
         command = [sys.executable, "-c", code]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-2:] == ["3", "9"]
+        completed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.split()[-2:] == ["3", "9"]
 
 
-def test_a_cluster_that_does_not_answer_is_named_at_once(monkeypatch):
+def test_an_address_that_does_not_answer_fails_at_once(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(Unreachable, match=r"127\.0\.0\.1:9"), ray_session():
         pass
 
 
-def test_ray_data_does_not_say_that_a_busy_machine_hangs():
+def test_ray_data_does_not_warn_that_a_busy_machine_hangs():
     quiet_ray_data()
     starved = logging.getLogger("ray.data._internal.execution.resource_manager")
     assert not starved.isEnabledFor(logging.WARNING)

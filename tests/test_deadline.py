@@ -1,25 +1,25 @@
-"""What takes too long is not waited for."""
+"""A call that takes too long is abandoned."""
 
 import threading
 from contextvars import ContextVar
 
 import pytest
 
-from dml.deadline import within
+from dml.deadline import call_within
 
-asked_by: ContextVar[str] = ContextVar("asked_by", default="nobody")
+user: ContextVar[str] = ContextVar("user", default="unknown")
 
 
-def test_an_answer_in_time_is_the_functions_own_and_so_is_an_error():
-    asked_by.set("me")
-    assert within(5, asked_by.get) == "me"
-    assert within(5, lambda: None) is None
+def test_a_call_in_time_returns_or_raises_as_the_function_does():
+    user.set("me")
+    assert call_within(5, user.get) == "me"
+    assert call_within(5, lambda: None) is None
     with pytest.raises(ZeroDivisionError):
-        within(5, lambda: 1 / 0)
+        call_within(5, lambda: 1 / 0)
 
 
-def test_what_does_not_end_is_left_alone():
+def test_a_call_that_exceeds_its_limit_raises():
     over = threading.Event()
-    with pytest.raises(TimeoutError, match=r"no whole answer in 0\.1 s"):
-        within(0.1, over.wait)
+    with pytest.raises(TimeoutError, match=r"no complete answer within 0\.1 s"):
+        call_within(0.1, over.wait)
     over.set()

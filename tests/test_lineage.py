@@ -1,4 +1,4 @@
-"""What nothing needs goes, and nothing else."""
+"""Garbage collection, removal and integrity of a store's artefacts."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from dml.data.forgotten import keep_forgotten
 from dml.embedding.embed import embed
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.integrity import check_store
-from dml.lineage import list_artifacts, remove, remove_named, unneeded, users_of
+from dml.lineage import dependents, list_artifacts, remove, remove_named, unneeded
 from dml.models.encoder import Encoder
 from dml.models.package import save_package
 from dml.retrieval.index import build_index, find_index, publish_index, rollback_index
@@ -34,7 +34,7 @@ def store(tmp_path):
 
 
 def grow(store, folder, package, rows):
-    """A dataset version of so many rows, embedded, indexed and published."""
+    """A dataset version with `rows` rows, embedded, indexed and published."""
     dataset = make_dataset(folder, store, rows=rows)
     ref = build_index(store, "shelves", embed(store, package, dataset), IndexConfig(), model="shelves/1")
     publish_index(store, ref)
@@ -48,11 +48,11 @@ def collect(store, *registered, **options):
 
 def make_old(path, days=2.0):
     then = time.time() - days * 24 * 3600
-    for each in [path, *Path(path).rglob("*")]:
-        os.utime(each, (then, then))
+    for file in [path, *Path(path).rglob("*")]:
+        os.utime(file, (then, then))
 
 
-def test_superseded_versions_go_with_all_that_only_they_needed(store, tmp_path):
+def test_superseded_versions_are_removed_with_all_that_only_they_needed(store, tmp_path):
     package = make_package(store)
     versions = [grow(store, tmp_path / "images", package, rows) for rows in (30, 60, 90)]
     removals = collect(store, package, keep=1)
@@ -64,11 +64,11 @@ def test_superseded_versions_go_with_all_that_only_they_needed(store, tmp_path):
     assert [ref.version for ref in list_datasets(store)] == [versions[2].embeddings.dataset.version]
     vectors = np.eye(16, dtype=np.float32)[:1]
     assert len(open_index(versions[2]).search(vectors, 3, package=package.fingerprint).answers[0]) == 3
-    assert all(not each.damaged for each in check_store(store))
+    assert all(not checked.damaged for checked in check_store(store))
     assert collect(store, package, keep=1) == []
 
 
-def test_as_many_versions_as_asked_for_stay(store, tmp_path):
+def test_the_requested_number_of_versions_is_kept(store, tmp_path):
     package = make_package(store)
     versions = [grow(store, tmp_path / "images", package, rows) for rows in (30, 60, 90)]
     removals = collect(store, package, keep=2)
@@ -77,20 +77,20 @@ def test_as_many_versions_as_asked_for_stay(store, tmp_path):
         collect(store, keep=0)
 
 
-def test_a_package_stays_as_long_as_it_is_registered_or_an_index_holds_its_vectors(store, tmp_path):
+def test_a_package_is_kept_while_it_is_registered_or_an_index_holds_its_vectors(store, tmp_path):
     used, registered, loose = (make_package(store, seed=seed) for seed in (1, 2, 3))
     grow(store, tmp_path / "images", used, 30)
     assert {r.uri for r in collect(store, registered)} == {loose.uri}
 
 
-def test_what_was_made_a_moment_ago_may_be_about_to_be_used(store):
+def test_new_artefacts_are_kept_for_the_grace_period(store):
     storage.mark_store(store)
     make_package(store)
     assert collect(store, grace=timedelta(hours=1)) == []
     assert len(collect(store)) == 1
 
 
-def test_an_unfinished_run_keeps_what_it_was_started_on(store, tmp_path):
+def test_an_unfinished_run_keeps_its_dataset(store, tmp_path):
     first = make_dataset(tmp_path / "images", store, rows=30)
     make_dataset(tmp_path / "images", store, rows=60)
     run = storage.join(store, "runs", "run1")
@@ -101,7 +101,7 @@ def test_an_unfinished_run_keeps_what_it_was_started_on(store, tmp_path):
     assert {r.uri for r in collect(store, keep=1)} == {first.uri, storage.join(run, "checkpoints")}
 
 
-def test_a_package_made_a_moment_ago_keeps_the_dataset_that_it_is_to_be_evaluated_on(store, tmp_path):
+def test_a_new_package_keeps_the_dataset_that_it_is_to_be_evaluated_on(store, tmp_path):
     """A nightly ingest may have superseded it while the package was trained."""
     first = make_dataset(tmp_path / "images", store, rows=30)
     encoder = Encoder(EncoderConfig(dim=16), channels=1, seed=3)
@@ -110,25 +110,24 @@ def test_a_package_made_a_moment_ago_keeps_the_dataset_that_it_is_to_be_evaluate
     )
     make_dataset(tmp_path / "images", store, rows=60)
     assert collect(store, keep=1, grace=timedelta(hours=1)) == []
-    gone = {package.uri, first.uri}
-    assert {removal.uri for removal in collect(store, keep=1)} == gone
+    assert {removal.uri for removal in collect(store, keep=1)} == {package.uri, first.uri}
 
 
-def test_a_run_that_a_process_trains_is_not_removed(store):
+def test_a_run_in_training_is_not_removed(store):
     storage.mark_store(store)
     run = storage.join(store, "runs", "mine")
     storage.write_json(storage.join(run, "experiment.json"), {})
-    with storage.folder_lock(run), pytest.raises(InvalidSetting, match="must not be at work"):
+    with storage.folder_lock(run), pytest.raises(InvalidSetting, match="must not be running"):
         remove_named(store, "run", "mine")
     assert remove_named(store, "run", "mine") == ["mine"]
 
 
-def test_only_what_nobody_wrote_to_for_a_day_is_abandoned(store, tmp_path):
+def test_only_unfinished_files_older_than_a_day_are_abandoned(store, tmp_path):
     make_dataset(tmp_path / "images", store, rows=30)
     old, new = (storage.staging(storage.join(store, "datasets", "shelves", "v")) for _ in range(2))
     table = storage.make_folder(storage.join(store, "embeddings", "a-b"))
     storage.write_bytes(storage.join(table, "part"), b"1")
-    aside = Path(store, "datasets", f".current.json.{'0' * 32}")
+    temporary = Path(store, "datasets", f".current.json.{'0' * 32}")
     foreign = [
         Path(store, "datasets", ".git"),
         Path(store, "datasets", "shelves", ".venv"),
@@ -137,17 +136,17 @@ def test_only_what_nobody_wrote_to_for_a_day_is_abandoned(store, tmp_path):
     for folder in foreign:
         (folder / "inside").mkdir(parents=True)
         make_old(folder)
-    aside.write_bytes(b"1")
-    for path in (old, table, aside):
+    temporary.write_bytes(b"1")
+    for path in (old, table, temporary):
         make_old(path)
     removals = collect(store)
-    assert {r.uri for r in removals} == {old, table, str(aside)}
+    assert {r.uri for r in removals} == {old, table, str(temporary)}
     remove(removals)
     assert all(folder.exists() for folder in foreign)
     assert Path(new).exists()
 
 
-def test_a_folder_that_is_no_store_is_left_alone(tmp_path):
+def test_a_folder_that_is_not_a_store_is_refused(tmp_path):
     (tmp_path / "datasets" / "mine" / "v1").mkdir(parents=True)
     with pytest.raises(MissingArtifact, match=r"dml-store\.json"):
         collect(str(tmp_path))
@@ -155,11 +154,11 @@ def test_a_folder_that_is_no_store_is_left_alone(tmp_path):
         remove_named(str(tmp_path), "dataset", "mine")
 
 
-def test_removing_names_who_needs_it(store, tmp_path):
+def test_removing_names_the_indexes_that_need_it(store, tmp_path):
     package = make_package(store)
     first, second = (grow(store, tmp_path / "images", package, rows) for rows in (30, 60))
     dataset = second.embeddings.dataset
-    assert {str(user) for user in users_of(store, dataset.uri) if user.kind == "index"} == {str(second)}
+    assert {str(user) for user in dependents(store, dataset.uri) if user.kind == "index"} == {str(second)}
     with pytest.raises(InvalidSetting, match=rf"{second}.*Remove them first"):
         remove_named(store, "dataset", "shelves")
     with pytest.raises(InvalidSetting, match="must not be the current version"):
@@ -170,15 +169,15 @@ def test_removing_names_who_needs_it(store, tmp_path):
         remove_named(store, "index", "other")
     assert remove_named(store, "index", str(first)) == [str(first)]
     assert remove_named(store, "index", "shelves") == [str(second)]
-    kept = Path(store, "datasets", "shelves", "forgotten.json")
-    storage.write_json(str(kept), {"ids": []})
+    forgotten = Path(store, "datasets", "shelves", "forgotten.json")
+    storage.write_json(str(forgotten), {"ids": []})
     assert len(remove_named(store, "dataset", "shelves")) == 2
-    assert list(kept.parent.iterdir()) == [kept], "a forgotten item stays forgotten"
+    assert list(forgotten.parent.iterdir()) == [forgotten], "a forgotten item stays forgotten"
     assert not Path(store, "indexes", "shelves").exists()
     assert not [a for a in list_artifacts(store) if a.kind in ("dataset", "index")]
 
 
-def test_an_index_goes_back_to_its_former_version(store, tmp_path):
+def test_an_index_rolls_back_to_its_former_version(store, tmp_path):
     package = make_package(store)
     first, second = (grow(store, tmp_path / "images", package, rows) for rows in (30, 60))
     assert find_index(store, "shelves") == second
@@ -189,7 +188,7 @@ def test_an_index_goes_back_to_its_former_version(store, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["index.faiss", "items.arrow"])
-def test_an_index_does_not_go_back_to_a_damaged_version(store, tmp_path, file):
+def test_an_index_does_not_roll_back_to_a_damaged_version(store, tmp_path, file):
     package = make_package(store)
     first, second = (grow(store, tmp_path / "images", package, rows) for rows in (30, 60))
     path = Path(first.uri, file)
@@ -201,7 +200,7 @@ def test_an_index_does_not_go_back_to_a_damaged_version(store, tmp_path, file):
     assert find_index(store, "shelves") == second
 
 
-def test_what_became_current_meanwhile_stays_with_all_it_was_made_from(store, tmp_path):
+def test_a_version_that_became_current_meanwhile_is_kept_with_its_ancestors(store, tmp_path):
     package = make_package(store)
     first, second = (grow(store, tmp_path / "images", package, rows) for rows in (30, 60))
     removals = collect(store, package, keep=1)
@@ -209,12 +208,12 @@ def test_what_became_current_meanwhile_stays_with_all_it_was_made_from(store, tm
     rollback_index(store, "shelves")
     assert remove(removals) == []
     assert find_index(store, "shelves") == first
-    assert all(not each.damaged for each in check_store(store))
+    assert all(not checked.damaged for checked in check_store(store))
     assert {a.uri for a in list_artifacts(store)} >= {first.uri, first.embeddings.uri, second.uri}
 
 
 @pytest.mark.parametrize("where", ["runs/mine", "indexes/shelves/x"])
-def test_what_a_link_in_the_store_leads_to_is_not_removed(store, tmp_path, where):
+def test_the_target_of_a_link_in_the_store_is_not_removed(store, tmp_path, where):
     storage.mark_store(store)
     (tmp_path / "elsewhere").mkdir()
     storage.seal(str(tmp_path / "elsewhere"), {"kind": "test"})
@@ -236,15 +235,15 @@ def flip_middle(uri):
 
 
 @pytest.mark.parametrize("file", ["index.faiss", "items.arrow"])
-def test_a_damaged_index_on_s3_is_built_again_where_it_says_so(s3_store, tmp_path, file):
+def test_a_damaged_index_on_s3_is_rebuilt_in_place(s3_store, tmp_path, file):
     ref = grow(s3_store, tmp_path / "images", make_package(s3_store), 30)
     flip_middle(storage.join(ref.uri, file))
-    states = repair(s3_store, [each for each in check_store(s3_store) if each.damaged])
+    states = repair(s3_store, [checked for checked in check_store(s3_store) if checked.damaged])
     assert list(states.values()) == ["made again"]
-    assert not any(each.damaged for each in check_store(s3_store))
+    assert not any(checked.damaged for checked in check_store(s3_store))
 
 
-def test_an_index_stays_where_the_table_it_is_to_be_built_of_is_damaged_for_good(store, tmp_path):
+def test_a_damaged_index_is_kept_if_its_embeddings_cannot_be_made_again(store, tmp_path):
     package = make_package(store)
     ref = grow(store, tmp_path / "images", package, 30)
     for path in (
@@ -253,16 +252,20 @@ def test_an_index_stays_where_the_table_it_is_to_be_built_of_is_damaged_for_good
         f"{package.uri}/weights.safetensors",
     ):
         flip_middle(storage.join(ref.uri, path) if "/" not in path else path)
-    states = repair(store, [each for each in check_store(store) if each.damaged])
+    states = repair(store, [checked for checked in check_store(store) if checked.damaged])
     assert all("cannot be made again" in state for state in states.values())
-    assert {each.kind for each in check_store(store) if each.damaged} == {"index", "embeddings", "package"}
+    assert {checked.kind for checked in check_store(store) if checked.damaged} == {
+        "index",
+        "embeddings",
+        "package",
+    }
 
 
-def test_a_pointer_to_a_version_that_is_gone_is_named(store, tmp_path):
+def test_a_pointer_to_a_missing_version_is_reported(store, tmp_path):
     ref = grow(store, tmp_path / "images", make_package(store), 30)
     shutil.rmtree(ref.uri)
-    damaged = [(each.kind, each.damaged) for each in check_store(store) if each.damaged]
-    assert damaged == [("index pointer", [f"current.json (names {ref.version}, which is not there)"])]
+    damaged = [(checked.kind, checked.damaged) for checked in check_store(store) if checked.damaged]
+    assert damaged == [("index pointer", [f"current.json (names {ref.version}, which does not exist)"])]
 
 
 def test_a_damaged_list_of_forgotten_items_is_named_and_ends_an_ingest(store, tmp_path):
@@ -270,13 +273,13 @@ def test_a_damaged_list_of_forgotten_items_is_named_and_ends_an_ingest(store, tm
     make_dataset(tmp_path / "images", store, rows=30)
     keep_forgotten(store, "shelves", ["00003.png"])
     flip_middle(storage.join(store, "datasets", "shelves", "forgotten.json"))
-    assert [each.damaged for each in check_store(store) if each.damaged] == [["forgotten.json"]]
+    assert [checked.damaged for checked in check_store(store) if checked.damaged] == [["forgotten.json"]]
     with pytest.raises(CorruptArtifact, match=r"forgotten\.json must be as it was written"):
         make_dataset(tmp_path / "images", store, rows=30)
 
 
 @pytest.mark.parametrize("link", ["datasets", "datasets/shelves"])
-def test_gc_removes_nothing_of_another_store_that_a_link_leads_to(store, tmp_path, link):
+def test_gc_removes_nothing_of_another_store_that_is_linked(store, tmp_path, link):
     other = str(tmp_path / "other")
     for rows in (30, 60):
         make_dataset(tmp_path / "images", other, rows=rows)
@@ -293,7 +296,7 @@ def test_gc_removes_nothing_of_another_store_that_a_link_leads_to(store, tmp_pat
     assert len(list_datasets(store)) == 2, "it can be read"
 
 
-def test_gc_ends_where_a_link_leads_back(store):
+def test_gc_ends_with_a_cyclic_link(store):
     storage.mark_store(store)
     Path(store, "datasets").mkdir()
     Path(store, "datasets", "loop").symlink_to(store)
@@ -301,21 +304,21 @@ def test_gc_ends_where_a_link_leads_back(store):
 
 
 @pytest.mark.parametrize("victim", ["index.faiss", "items.arrow", "part", "fragment", "weights.safetensors"])
-def test_a_flipped_byte_anywhere_is_named_and_what_can_be_made_again_is(store, tmp_path, victim):
+def test_a_flipped_byte_is_reported_and_repaired_if_possible(store, tmp_path, victim):
     package = make_package(store)
     ref = grow(store, tmp_path / "images", package, 30)
     path = next(p for p in sorted(Path(store).rglob(f"{victim}*")) if p.is_file())
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    damaged = [each for each in check_store(store) if each.damaged]
-    assert [each.damaged for each in damaged] == [[path.name]]
+    damaged = [checked for checked in check_store(store) if checked.damaged]
+    assert [checked.damaged for checked in damaged] == [[path.name]]
     states = repair(store, damaged)
     if victim.startswith("weights"):
         assert "cannot be made again" in states[package.uri]
     else:
         assert list(states.values()) == ["made again"]
-        assert not any(each.damaged for each in check_store(store))
+        assert not any(checked.damaged for checked in check_store(store))
         assert find_index(store, "shelves") == ref
         assert find_dataset(store, "shelves") == ref.embeddings.dataset
 
@@ -327,19 +330,19 @@ def test_open_uploads_of_killed_writers_are_aborted(s3_store):
     client.create_multipart_upload(Bucket=bucket, Key=f"{prefix}/datasets/x#1/a b")
     client.create_multipart_upload(Bucket=bucket, Key="of-others")
     upload = storage.open_uploads(s3_store)[0]
-    assert collect(s3_store, now=upload.initiated + timedelta(hours=2)) == [], "it may be at work"
+    assert collect(s3_store, now=upload.initiated + timedelta(hours=2)) == [], "its writer may be running"
     removals = collect(s3_store, now=upload.initiated + timedelta(days=2))
     assert [(r.kind, r.uri) for r in removals] == [("upload", f"{s3_store}/datasets/x#1/a b")]
     remove(removals)
-    left = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
-    assert [each["Key"] for each in left] == ["of-others"]
+    uploads = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+    assert [upload["Key"] for upload in uploads] == ["of-others"]
 
 
-def test_a_dataset_version_that_a_schedule_names_stays(store, tmp_path):
+def test_a_dataset_version_that_a_schedule_names_is_kept(store, tmp_path):
     package = make_package(store)
     first, _ = (grow(store, tmp_path / "images", package, rows) for rows in (30, 60))
     pinned = first.embeddings.dataset
-    asked = {"cron": "0 3 * * *", "model": "shelves", "dataset": f"shelves@{pinned.version}"}
-    storage.write_json(storage.join(store, "indexes", "shelves", "refresh.json"), asked)
-    gone = {removal.uri for removal in collect(store, package, keep=1)}
-    assert gone == {first.uri, first.embeddings.uri}
+    settings = {"cron": "0 3 * * *", "model": "shelves", "dataset": f"shelves@{pinned.version}"}
+    storage.write_json(storage.join(store, "indexes", "shelves", "refresh.json"), settings)
+    removed = {removal.uri for removal in collect(store, package, keep=1)}
+    assert removed == {first.uri, first.embeddings.uri}

@@ -1,4 +1,4 @@
-"""What may become a folder, and what may not."""
+"""Valid and invalid names of datasets, models and indexes."""
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,7 @@ from dml.names import check_name, split_version, suggest_name
 
 
 @pytest.mark.parametrize("name", ["shop", "cub200-2011", "a.b_c-d", "x", "d-2024"])
-def test_a_name_is_itself(name):
+def test_a_valid_name_is_returned_unchanged(name):
     assert check_name(name) == name
     assert split_version(name) == (name, None)
     assert split_version(f"{name}@0123456789ab") == (name, "0123456789ab")
@@ -18,7 +18,7 @@ def test_a_name_is_itself(name):
 @pytest.mark.parametrize(
     "text", ["shop@", "shop@..", "shop@../../x", "shop@a/b", "shop@a@b", "shop@.x", "shop@A"]
 )
-def test_a_version_that_is_none_is_refused(text):
+def test_an_invalid_version_is_refused(text):
     with pytest.raises(InvalidSetting, match="A version must be"):
         split_version(text)
 
@@ -38,7 +38,7 @@ def test_a_text_suggests_a_name(text, name):
 
 
 @given(st.text(max_size=150))
-def test_what_is_suggested_is_a_name(text):
+def test_a_suggested_name_is_valid(text):
     suggested = suggest_name(text)
     assert suggested is None or check_name(suggested) == suggested
 

@@ -1,4 +1,4 @@
-"""Lines of progress: not too many, with the time that is left."""
+"""Progress lines: how often they appear, and the remaining time."""
 
 import doctest
 import threading
@@ -22,12 +22,12 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_the_first_unit_is_told_then_one_every_five_seconds_and_the_last(clock: Clock):
+def test_the_first_and_last_unit_are_reported_and_one_every_five_seconds(clock: Clock):
     lines: list[str] = []
-    tell = Progress("embed", "fragments", lines.append, clock=clock)
+    progress_callback = Progress("embed", "fragments", lines.append, clock=clock)
     for done in range(1, 9):
         clock.now += 2
-        tell(done, 8)
+        progress_callback(done, 8)
     assert lines == [
         "embed: 1 of 8 fragments, 14 s left",
         "embed: 4 of 8 fragments, 8 s left",
@@ -36,40 +36,40 @@ def test_the_first_unit_is_told_then_one_every_five_seconds_and_the_last(clock: 
     ]
 
 
-def test_units_that_an_earlier_run_has_done_do_not_make_this_one_look_fast(clock: Clock):
+def test_units_done_by_an_earlier_run_do_not_shorten_the_estimate(clock: Clock):
     lines: list[str] = []
-    tell = Progress("embed", "fragments", lines.append, clock=clock)
+    progress_callback = Progress("embed", "fragments", lines.append, clock=clock)
     clock.now += 10
-    tell(301, 400)
+    progress_callback(301, 400)
     assert lines == ["embed: 301 of 400 fragments, 16 min left"]
 
 
-def test_a_second_pass_counts_from_its_own_start(clock: Clock):
+def test_a_second_pass_is_timed_from_its_start(clock: Clock):
     lines: list[str] = []
-    tell = Progress("judge", "parts", lines.append, clock=clock)
+    progress_callback = Progress("judge", "parts", lines.append, clock=clock)
     for done in (1, 2, 1, 2):
         clock.now += 1
-        tell(done, 2)
+        progress_callback(done, 2)
     assert lines == ["judge: 1 of 2 parts, 1 s left", "judge: 2 of 2 parts"] * 2
 
 
-def test_a_stage_that_counts_nothing_is_told_of_as_long_as_it_goes_on():
-    told = threading.Semaphore(0)
+def test_a_stage_that_counts_nothing_is_reported_while_it_runs():
+    line_reported = threading.Semaphore(0)
     lines: list[str] = []
 
-    def say(line: str) -> None:
+    def report(line: str) -> None:
         lines.append(line)
-        told.release()
+        line_reported.release()
 
-    with Ticker("index", say, every_s=0.01) as ticker:
+    with Ticker("index", report, every_s=0.01) as ticker:
         ticker.begin("training IVF64,Flat")
-        assert told.acquire(timeout=10)
-        assert told.acquire(timeout=10)
+        assert line_reported.acquire(timeout=10)
+        assert line_reported.acquire(timeout=10)
     assert set(lines) <= {"index, 0 s", "index: training IVF64,Flat, 0 s"}
     assert len(lines) >= 2
 
 
-def test_a_stage_says_where_it_is_and_how_long_it_takes(clock: Clock):
+def test_a_line_shows_the_part_the_count_and_the_time(clock: Clock):
     with Ticker("ingest", clock=clock) as ticker:
         begin("listing", "entries")
         count(12)

@@ -1,4 +1,4 @@
-"""The parts of `dml up` that need no server; the whole is tests/flows/test_server.py."""
+"""The parts of `dml up` that need no server; tests/flows/test_server.py tests the whole stack."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def stack_in(folder: Path) -> up.Stack:
     return up.Stack(folder, folder, {"GREETING": "hello", "PYTHONPATH": PYTHONPATH})
 
 
-def test_a_port_in_use_is_the_users_to_free(tmp_path: Path):
+def test_a_port_in_use_is_refused_with_its_process(tmp_path: Path):
     with socket.socket() as taken:
         taken.bind((up.HOST, 0))
         taken.listen()
@@ -52,7 +52,7 @@ def test_a_port_in_use_is_the_users_to_free(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("ports", "says"),
+    ("ports", "message"),
     [
         ({"prefect_port": 99_999}, "--prefect-port must be a port, 1 to 65535; got 99999"),
         ({"mlflow_port": 0}, "--mlflow-port must be a port, 1 to 65535; got 0"),
@@ -60,18 +60,18 @@ def test_a_port_in_use_is_the_users_to_free(tmp_path: Path):
         ({"prefect_port": 5_000, "mlflow_port": 5_000}, "must differ; both are 5000"),
     ],
 )
-def test_ports_that_cannot_be_are_refused_before_anything_starts(tmp_path: Path, ports, says):
-    with pytest.raises(InvalidSetting, match=says):
+def test_invalid_ports_are_refused_before_anything_starts(tmp_path: Path, ports, message):
+    with pytest.raises(InvalidSetting, match=message):
         up.run_local_stack(str(tmp_path / "store"), **ports)
     assert not (tmp_path / "store").exists()
 
 
-def test_a_part_that_was_killed_says_by_what(tmp_path: Path, program):
+def test_a_killed_part_is_reported_with_its_signal(tmp_path: Path, program):
     stack = stack_in(tmp_path)
     with stack.running():
         stack.start("killed", program("killed", "import os; os.kill(os.getpid(), 9)"))
         with pytest.raises(StackFailed, match="killed must keep running; it was killed by SIGKILL"):
-            stack.hold()
+            stack.wait()
 
 
 def test_a_part_that_dies_is_reported_with_the_end_of_its_log(tmp_path: Path, program):
@@ -80,7 +80,7 @@ def test_a_part_that_dies_is_reported_with_the_end_of_its_log(tmp_path: Path, pr
     with stack.running():
         stack.start("dying", program("dying", source))
         with pytest.raises(StackFailed, match=r"dying must keep running.*status 3(.|\n)*hello and goodbye"):
-            stack.hold()
+            stack.wait()
 
 
 def test_a_part_that_dies_is_not_waited_for(tmp_path: Path, program):
@@ -91,13 +91,13 @@ def test_a_part_that_dies_is_not_waited_for(tmp_path: Path, program):
             stack.wait_until_ready("dying", "http://127.0.0.1:1/")
 
 
-def test_a_command_that_fails_says_so_with_its_output(tmp_path: Path, program):
+def test_a_command_that_fails_is_reported_with_its_output(tmp_path: Path, program):
     stack = stack_in(tmp_path)
     with pytest.raises(StackFailed, match=r"`wrong --all` must succeed(.|\n)*KeyError"):
-        stack.do("deploy", program("wrong", "raise KeyError") + " --all")
+        stack.run("deploy", program("wrong", "raise KeyError") + " --all")
 
 
-def test_stopping_takes_the_grandchildren_in_their_own_sessions_too(tmp_path: Path, program):
+def test_stopping_includes_grandchildren_in_their_own_sessions(tmp_path: Path, program):
     source = f"""
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", {SLEEP!r}], start_new_session=True)
@@ -111,7 +111,7 @@ time.sleep(600)
             time.sleep(0.05)
         child = int((tmp_path / "child").read_text())
         assert alive(child)
-    while alive(child):  # until its new parent has taken note
+    while alive(child):  # until its new parent has reaped it
         time.sleep(0.05)
 
 
@@ -124,7 +124,7 @@ def wait_for(condition, timeout_s: float = 30.0) -> None:
 
 @pytest.fixture
 def killed_up(tmp_path: Path, program):
-    """Start a stack of a part with a child in a session of its own, and say how to kill which process."""
+    """The process of a running stack with one part, whose child has its own session."""
     child = (
         f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=True)"
     )
@@ -136,17 +136,17 @@ folder = Path({str(tmp_path)!r})
 stack = up.Stack(folder, folder, {{"PYTHONPATH": {PYTHONPATH!r}}}, grace_s=5)
 with stack.running():
     stack.start("parent", "parent")
-    stack.hold()
+    stack.wait()
 """
-    held = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", holder],
         env={**os.environ, "PYTHONPATH": PYTHONPATH},
         stderr=subprocess.DEVNULL,
     )
     wait_for(lambda: sorted(p.part for p in processes.find(tmp_path)) == ["guard", "parent", "parent"])
-    yield held
-    held.kill()
-    held.wait()
+    yield process
+    process.kill()
+    process.wait()
     processes.stop(tmp_path, 0.0)
 
 
@@ -162,7 +162,7 @@ def test_a_killed_part_ends_all_and_its_orphans_too(tmp_path: Path, killed_up):
     assert processes.find(tmp_path) == []
 
 
-def test_where_the_guard_was_killed_too_the_next_start_takes_over(tmp_path: Path, killed_up, capsys):
+def test_the_next_start_stops_leftovers_if_the_guard_was_killed_too(tmp_path: Path, killed_up, capsys):
     guard = next(p.pid for p in processes.find(tmp_path) if p.part == "guard")
     killed_up.send_signal(signal.SIGSTOP)
     os.kill(guard, signal.SIGKILL)
@@ -171,7 +171,7 @@ def test_where_the_guard_was_killed_too_the_next_start_takes_over(tmp_path: Path
     wait_for(lambda: [p.part for p in processes.find(tmp_path)] == ["parent", "parent"])
     stack_in(tmp_path).stop_leftovers()
     assert processes.find(tmp_path) == []
-    assert "a killed `dml up` of this store has left: parent (pid" in capsys.readouterr().err
+    assert "left by a killed `dml up` of this store: parent (pid" in capsys.readouterr().err
 
 
 def test_processes_of_another_folder_are_left_alone(tmp_path: Path, killed_up):
@@ -180,14 +180,14 @@ def test_processes_of_another_folder_are_left_alone(tmp_path: Path, killed_up):
     assert len(processes.find(tmp_path)) == 3
 
 
-def test_processes_are_found_alike_where_there_is_no_proc(tmp_path: Path, killed_up):
+def test_processes_are_listed_alike_without_proc(tmp_path: Path, killed_up):
     assert sorted(processes.find_by_ps(tmp_path)) == sorted(processes.find_by_proc(tmp_path))
 
 
-def test_a_second_start_says_who_runs_already_and_where(tmp_path: Path):
+def test_a_second_start_is_refused_with_the_running_stack(tmp_path: Path):
     addresses = {"PREFECT_API_URL": "http://127.0.0.1:4200/api", "DML_STORE": str(tmp_path)}
     assert up.running_stack(str(tmp_path)) is None
-    with up._only_one(str(tmp_path), tmp_path, addresses):
+    with up._exclusive_stack(str(tmp_path), tmp_path, addresses):
         running = up.running_stack(str(tmp_path))
         assert running is not None
         assert (running.pid, running.addresses) == (os.getpid(), addresses)
@@ -225,7 +225,7 @@ def test_sigterm_ends_the_body_like_ctrl_c():
     assert signal.getsignal(signal.SIGTERM) is former
 
 
-def test_the_python_that_runs_the_parts_is_ours(tmp_path: Path, program):
+def test_the_parts_run_with_the_same_python(tmp_path: Path, program):
     stack = stack_in(tmp_path)
-    stack.do("which", program("which", "import sys; print(sys.executable)"))
+    stack.run("which", program("which", "import sys; print(sys.executable)"))
     assert (tmp_path / "logs" / "which.log").read_text().strip() == sys.executable

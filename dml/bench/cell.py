@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from dml import storage
-from dml.cluster import call_apart, on_cluster, ray_session
+from dml.cluster import call_remote, on_cluster, ray_session
 from dml.config import BenchConfig, ExperimentConfig, Part
 from dml.data.schema import TEST
 from dml.embedding.embed import embed
@@ -141,7 +141,7 @@ def measure_cell(
             update={"experiment": cell.experiment.model_copy(update={"training": training})}
         )
     gpus = 1 if torch.cuda.is_available() and training.use_gpu is not False else 0
-    return call_apart(_measure, store, cell, on_progress, num_cpus=1, num_gpus=gpus)
+    return call_remote(_measure, store, cell, on_progress, num_cpus=1, num_gpus=gpus)
 
 
 def _measure(store: str, cell: Cell, on_progress: Callable[[Progress], None] | None) -> CellReport:

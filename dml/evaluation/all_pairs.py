@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dml.cluster import capacity, map_apart, on_cluster, ray_session
+from dml.cluster import capacity, map_remote, on_cluster, ray_session
 from dml.config import EvaluationConfig
 from dml.evaluation.query_gallery import Rows, query_gallery
 from dml.metrics.pair_counts import Levels, PairCounts, count_pairs, levels_for
@@ -171,7 +171,7 @@ def _each_block(
     arrays = {id(items): _Arrays.of(items) for items in sets}  # a set that is both is sent once
     shared = [arrays[id(items)] for items in sets]
     with ray_session(num_cpus=num_workers):
-        yield from _counted(map_apart(partial(_on_worker, function), shared, blocks), len(blocks), progress)
+        yield from _counted(map_remote(partial(_on_worker, function), shared, blocks), len(blocks), progress)
 
 
 def _counted(results: Iterable[R], total: int, progress: OnProgress | None) -> Iterator[R]:

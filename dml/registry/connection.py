@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
-from dml.deadline import within
+from dml.deadline import call_within
 from dml.errors import InvalidSetting, Unreachable, without_password
 from dml.registry.database import first_contact, sqlite_file
 
@@ -135,7 +135,7 @@ def _meet_server(tracking_uri: str) -> None:
     import mlflow.utils.rest_utils  # noqa: F401  # importing takes seconds, which are not the server's
 
     try:
-        within(CONTACT_TIMEOUT_S, lambda: _require_mlflow(tracking_uri))
+        call_within(CONTACT_TIMEOUT_S, lambda: _require_mlflow(tracking_uri))
     except TimeoutError as error:
         raise _unreachable(tracking_uri, error) from error
 

@@ -21,7 +21,7 @@ from dml.config import ExperimentConfig
 from dml.errors import CorruptArtifact, DmlError, InvalidSetting, MissingArtifact, TrainingFailed
 from dml.models.backbones import require_weights
 from dml.models.package import save_package
-from dml.progress import time_left
+from dml.progress import format_time_left
 from dml.refs import DatasetRef, TrainedRef
 from dml.training.loop import Hooks, Outcome, run_identity, train_loop
 from dml.training.meter import Progress
@@ -267,7 +267,7 @@ def _log_and(config: ExperimentConfig, on_progress: OnProgress | None) -> OnProg
             "step %d of %d%s: loss %.4f, %.0f images/s, %.0f %% of the time waiting for data",
             progress.step,
             num_steps,
-            f", {time_left(left_s)}" if progress.step < num_steps else "",
+            f", {format_time_left(left_s)}" if progress.step < num_steps else "",
             progress.loss,
             progress.images_per_second,
             100 * progress.data_wait,

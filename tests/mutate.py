@@ -92,21 +92,6 @@ def room_of(file: Path) -> str:
     return Path(file.relative_to("dml").parts[0]).stem
 
 
-def tests_of(file: Path) -> list[str]:
-    """The tests of a file's room, or else those that import the module; those first that name it."""
-    room, module = room_of(file), ".".join(file.with_suffix("").parts)
-    everything = sorted((ROOT / "tests").rglob("test_*.py"))
-    folder, beside = ROOT / "tests" / room, ROOT / "tests" / f"test_{room}"
-    tests = [
-        test
-        for test in everything
-        if folder in test.parents or str(test).startswith(str(beside)) or test.stem == f"test_{room}"
-    ]
-    tests = tests or [test for test in everything if f"from {module} import" in test.read_text()]
-    tests.sort(key=lambda test: file.stem not in test.read_text())
-    return [str(test.relative_to(ROOT)) for test in tests]
-
-
 class Copy:
     """A copy of the repository in which files are changed and tests are run."""
 
@@ -114,11 +99,30 @@ class Copy:
         self.folder = folder
         tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
         for name in tracked.stdout.splitlines():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+            if (ROOT / name).exists():  # not removed a moment ago
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        self._tests = sorted((folder / "tests").rglob("test_*.py"))
         data = os.environ.get("DML_TEST_DATA", "../shared/data")
         self._green_s: dict[tuple[str, ...], float | None] = {}
         self.environment = {**os.environ, "PYTHONPATH": str(folder), "DML_TEST_DATA": str(ROOT / data)}
+
+    def tests_of(self, file: Path) -> list[str]:
+        """The tests of a file's room, or else those that import the module; those first that name it."""
+        room, module = room_of(file), ".".join(file.with_suffix("").parts)
+        own = [test.relative_to(self.folder) for test in self._tests]
+        tests = [
+            test
+            for test in own
+            if test.parts[1] == room  # its folder, or files beside the folders, or one of its name elsewhere
+            or (len(test.parts) == 2 and test.stem.startswith(f"test_{room}"))
+            or test.stem == f"test_{room}"
+        ]
+        tests = tests or [test for test in own if f"from {module} import" in self._text(test)]
+        return [str(test) for test in sorted(tests, key=lambda test: file.stem not in self._text(test))]
+
+    def _text(self, file: Path) -> str:
+        return (self.folder / file).read_text(encoding="utf-8")
 
     def is_green(self, tests: list[str]) -> bool:
         """Whether they pass on unchanged files: what fails anyway notices nothing."""
@@ -130,14 +134,14 @@ class Copy:
 
     def notices(self, file: Path, changed: ast.Module) -> bool:
         """Whether a test fails on the changed file, or no longer ends: a loop may have become endless."""
-        tests = tests_of(file)
+        tests, text = self.tests_of(file), self._text(file)
         green_s = self._green_s[tuple(sorted(tests))]
         assert green_s is not None
         (self.folder / file).write_text(ast.unparse(changed))
         try:
             return not self._passes(tests, limit_s=60 + 5 * green_s)
         finally:
-            shutil.copy(ROOT / file, self.folder / file)
+            (self.folder / file).write_text(text)
 
     def _passes(self, tests: list[str], *, limit_s: float) -> bool:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
@@ -168,20 +172,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="chooses them")
     wanted = parser.parse_args()
     totals, noticed = Counter[str](), Counter[str]()
-    files = sorted({path.relative_to(ROOT) for only in wanted.only for path in ROOT.glob(only)})
     with tempfile.TemporaryDirectory() as folder:
         copied = Copy(Path(folder))
-        for file in files:
-            tree = ast.parse((ROOT / file).read_text())
-            changes, tests = mutants(tree), tests_of(file)
+        paths = {path for only in wanted.only for path in copied.folder.glob(only)}
+        for file in sorted(path.relative_to(copied.folder) for path in paths):
+            tree = ast.parse((copied.folder / file).read_text())
+            changes, tests = mutants(tree), copied.tests_of(file)
             if not changes:
                 continue
             if not tests or not copied.is_green(tests):
                 print(f"no green tests: {file}", flush=True)
                 continue
-            draw = random.Random(
-                f"{wanted.seed} {file.as_posix()}"
-            )  # the same ones, whichever files are asked for
+            draw = random.Random(f"{wanted.seed} {file.as_posix()}")  # whichever other files are asked for
             for index in draw.sample(changes, min(wanted.per_file, len(changes))):
                 line, changed = mutant(tree, index)
                 seen = copied.notices(file, changed)

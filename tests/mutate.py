@@ -171,6 +171,7 @@ def main() -> int:
     parser.add_argument("--per-file", type=int, default=1, help="changes in each")
     parser.add_argument("--seed", type=int, default=0, help="chooses them")
     wanted = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the copy and the tests that run go, too
     totals, noticed = Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         copied = Copy(Path(folder))

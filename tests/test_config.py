@@ -295,6 +295,18 @@ def test_a_crop_larger_than_the_image_is_refused():
         PreprocessingConfig(resize=100, crop=224)
 
 
+@pytest.mark.parametrize(("side", "fits"), [(16, True), (15, False)])
+def test_conv4_needs_an_image_of_sixteen_pixels(side, fits):
+    def made() -> ExperimentConfig:
+        return ExperimentConfig(name="x", preprocessing=PreprocessingConfig(resize=side, crop=side))
+
+    if fits:
+        assert made().preprocessing.crop == side
+    else:
+        with pytest.raises(ValidationError, match="crop must be at least 16; got 15"):
+            made()
+
+
 def test_an_unreadable_experiment_file_is_the_users_mistake(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     for path in (tmp_path / "broken.json", tmp_path / "missing.json"):

@@ -171,6 +171,12 @@ def test_cars196_is_read_from_its_whole_form(tmp_path):
     assert listing.samples[0].attributes == {"make": "Jaguar", "body": None, "year": 2012}
 
 
+def test_a_damaged_list_of_cars_is_refused_for_what_its_reader_says(tmp_path):
+    (tmp_path / "cars_annos.mat").write_bytes(b"x" * 999)
+    with pytest.raises(InvalidData, match="it is not: ValueError: Unknown mat file type"):
+        open_source(str(tmp_path)).list()
+
+
 @pytest.mark.parametrize("damage", ["cut", "text", "types", "nothing"])
 def test_a_damaged_list_of_cars_is_refused_and_harms_nobody(tmp_path, damage):
     fields = ("relative_im_path", "class")
@@ -271,6 +277,15 @@ def test_mnists_four_files_are_two_parts_of_the_same_classes(tmp_path):
         ("train/000002", "2", "train"),
     ]
     assert (listing.split, listing.problems) == (ClassSplit(), [])
+
+
+def test_the_ids_of_mnists_in_two_folders_begin_with_the_folder(tmp_path):
+    one = {
+        "train-images-idx3-ubyte": idx(np.zeros((1, 28, 28), np.uint8)),
+        "train-labels-idx1-ubyte": idx(np.array([4], np.uint8)),
+    }
+    write(tmp_path, {f"{folder}/{name}": content for folder in "ab" for name, content in one.items()})
+    assert list(by_id(open_source(str(tmp_path)))) == ["a/train/000000", "b/train/000000"]
 
 
 def test_an_idx_file_that_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path):
@@ -380,6 +395,19 @@ def test_a_glyph_is_a_function_of_its_id_and_the_seed():
     assert first != source.read(samples[12 // 4 - 1].locator)
     assert first != GlyphsSource(seed=1).read(samples[0].locator)
     assert decode(first, "L").size == (48, 48)
+
+
+def test_a_glyph_is_drawn_around_the_middle():
+    source = GlyphsSource(classes=20, per_class=5)
+    rows, columns = np.mgrid[:48, :48]
+    centers = []
+    for sample in source.list().samples:
+        image = np.asarray(decode(source.read(sample.locator), "L"), dtype=float)
+        ink = np.abs(image - np.median(image))
+        ink[ink < 0.5 * ink.max()] = 0  # the noise of the background
+        centers.append([(rows * ink).sum() / ink.sum(), (columns * ink).sum() / ink.sum()])
+    np.testing.assert_allclose(np.mean(centers, axis=0), 23.5, atol=1.5)
+    assert np.abs(np.array(centers) - 23.5).max() < 12
 
 
 @pytest.mark.parametrize("uri", ["glyphs:classes=x", "glyphs:colour=3", "glyphs:classes", "glyphs:classes=1"])

@@ -41,6 +41,11 @@ def test_the_first_columns_are_the_same_however_many_follow():
     assert torch.equal(rng.uniform(rows, 5, stream=3)[:, :1], rng.uniform(rows, 1, stream=3))
 
 
+def test_a_draw_is_the_same_in_any_release_so_that_a_run_can_be_resumed():
+    drawn = CounterRNG(3, torch.tensor(2)).uniform(torch.tensor([0, 7]), 2, stream=1)
+    assert (drawn * 2**24).tolist() == [[5090889, 7194991], [4936950, 9841301]]
+
+
 @pytest.mark.parametrize("mining", ["random", "soft_hard", "distance_weighted", "semi_hard"])
 def test_another_call_draws_anew_and_a_resumed_one_draws_the_same(mining):
     def new() -> losses.Margin:

@@ -76,6 +76,15 @@ def test_old_classes_keep_proxies_and_moments_and_new_ones_start_as_in_a_larger_
     assert loss.proxies.grad.shape == loss.proxies.shape
 
 
+def test_the_optimizer_s_other_parameters_stay_where_they_are():
+    loss, other = losses.CosFace(9, DIM), torch.nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([other, *loss.parameters()], lr=0.1)
+    losses.append_classes(loss, 5, optimizer=optimizer)
+    first, second = optimizer.param_groups[0]["params"]
+    assert first is other
+    assert second is loss.proxies
+
+
 def test_given_directions_are_taken_at_the_length_of_the_others():
     loss = losses.CosFace(9, DIM)
     means = torch.randn(2, DIM)

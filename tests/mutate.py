@@ -12,6 +12,7 @@ import contextlib
 import copy
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -118,7 +119,8 @@ class Copy:
             or (len(test.parts) == 2 and test.stem.startswith(f"test_{room}"))
             or test.stem == f"test_{room}"
         ]
-        tests = tests or [test for test in own if f"from {module} import" in self._text(test)]
+        imports = re.compile(rf"from {module} import|from dml import .*\b{file.stem}\b")
+        tests = tests or [test for test in own if imports.search(self._text(test))]
         return [str(test) for test in sorted(tests, key=lambda test: file.stem not in self._text(test))]
 
     def _text(self, file: Path) -> str:

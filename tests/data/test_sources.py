@@ -104,6 +104,7 @@ def test_omniglot_ids_do_not_depend_on_how_it_is_packed(tmp_path):
     assert samples["Latin/character02/02_01"].label == "Latin/character02"
     assert samples["Latin/character02/02_01"].attributes == {"alphabet": "Latin"}
     assert source.list().split == AttributeSplit(name="alphabet", test_values=10)
+    assert {sample.split for sample in samples.values()} == {None}, "one half has no official split"
     assert set(by_id(open_source(str(folder / "images_background")))) == set(samples)
     assert set(by_id(open_source(str(zipped(folder, tmp_path / "o.zip"))))) == set(samples)
 

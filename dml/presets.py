@@ -289,6 +289,8 @@ def _family() -> dict[str, tuple[str, Callable[[], ExperimentConfig]]]:
 
 # --- by name -------------------------------------------------------------------------------------------
 
+AUTO = "auto"
+"""In place of a preset's name: what suits the dataset, see `dml.recommend`."""
 _SMOKE = "smoke:"
 _SMOKE_STEPS = 30
 
@@ -370,6 +372,6 @@ def experiment(name: str) -> ExperimentConfig:
 
 
 PresetName = Annotated[
-    str, Field(json_schema_extra={"enum": [*names(), *(_SMOKE + name for name in names())]})
+    str, Field(json_schema_extra={"enum": [AUTO, *names(), *(_SMOKE + name for name in names())]})
 ]
-"""A parameter that is one of them, so that a form can offer a list."""
+"""A parameter that is one of them, or `auto`, so that a form can offer a list."""

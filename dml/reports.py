@@ -203,6 +203,8 @@ class TrainingReport(BaseModel):
     model: ModelRef
     trained: TrainedRef
     evaluation: EvaluationReport
+    gate_metric: str = Field(description="by which the gate compared it")
+    reason: str | None = Field(None, description="why this experiment was chosen; None: it was named")
 
 
 class ForgetReport(BaseModel):

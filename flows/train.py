@@ -1,6 +1,8 @@
 """A dataset and an experiment become a registered model version, promoted only if it is better."""
 
+import json
 from datetime import datetime
+from pathlib import Path
 
 from prefect import flow
 
@@ -9,8 +11,9 @@ from dml.data.dataset import find_dataset
 from dml.data.evaluable import require_evaluable, shared_classes
 from dml.errors import CorruptArtifact, MissingArtifact
 from dml.names import check_name
-from dml.presets import PresetName, experiment
-from dml.refs import ModelRef
+from dml.presets import AUTO, PresetName, experiment
+from dml.recommend import recommend_for
+from dml.refs import DatasetRef, ModelRef
 from dml.registry.catalog import find_champion, page_of, register
 from dml.registry.champion import ChampionMoved, apply_gate
 from dml.registry.tracking import start_run
@@ -26,15 +29,17 @@ from flows.report import first_pictures_of
 
 def _run_name() -> str:
     given = run_parameters()
-    return f"train {given['dataset']} {given['config'].name if given['config'] else given['preset']}"
+    name = given["config"].name if given["config"] else given["preset"]
+    return f"train {given['dataset']} {name}"
 
 
 @flow(name="train-flow", flow_run_name=_run_name, on_running=[tag_with_names])
 def train_flow(
     dataset: Name,
-    preset: PresetName = "smoke",
+    preset: PresetName = AUTO,
     settings: list[str] | None = None,
     config: ExperimentConfig | None = None,
+    weights: str | None = None,
     store: str | None = None,
     name: Name | None = None,
     test_dataset: Name | None = None,
@@ -43,16 +48,18 @@ def train_flow(
 
     Args:
         dataset: NAME (its current version) or NAME@VERSION.
-        preset: where the experiment starts from; see `dml train --help`.
+        preset: where the experiment starts from; `auto`: what suits the dataset and the machine.
         settings: changes to it, each `path.to.key=value`.
         config: a whole experiment instead of a preset.
+        weights: a local file with the backbone's pretrained weights.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
         name: the registered model's; None: the dataset's, so that one dataset's versions compete.
         test_dataset: NAME or NAME@VERSION whose test split judges; None: that of `dataset`.
     """
     root = store_uri(store)
-    chosen = (config or experiment(preset)).overridden(settings or [])
     source = stage(find_dataset)(root, dataset)
+    chosen, reason = _choose(source, preset, config, None if weights is None else Path(weights))
+    chosen = chosen.overridden(settings or [])
     judge_on = source if test_dataset is None else stage(find_dataset)(root, test_dataset)
     name = check_name(name or source.name, "model")
     stage(require_trainable)(chosen, source)
@@ -78,7 +85,23 @@ def train_flow(
     if (page := page_of(root, model)) is not None:
         show_link("registry", page, model.name)
     say(f"model {model} is {model.alias}: {model.reason}")
-    return TrainingReport(model=model, trained=trained, evaluation=report)
+    return TrainingReport(
+        model=model, trained=trained, evaluation=report, gate_metric=chosen.gate.metric, reason=reason
+    )
+
+
+def _choose(
+    dataset: DatasetRef, preset: str, config: ExperimentConfig | None, weights: Path | None
+) -> tuple[ExperimentConfig, str | None]:
+    """The experiment that was named, or the one that suits the dataset and why."""
+    if config is None and preset == AUTO:
+        recommended = stage(recommend_for)(dataset, weights)
+        say(recommended.reason)
+        return recommended.config, recommended.reason
+    named = config or experiment(preset)
+    if weights is not None:
+        named = named.overridden([f"encoder.backbone.weights={json.dumps(str(weights))}"])
+    return named, None
 
 
 def _promote_if_better(

@@ -151,7 +151,8 @@ def test_training_the_same_again_computes_nothing_and_adds_no_version(folder, dm
 
 
 def test_the_champion_stays_where_a_newcomer_is_not_better(folder, dml):
-    worse = dml("train", "shop", "--set", "training.num_steps=1", "--set", "optimizer.learning_rate=1e-9")
+    settings = ("--set", "training.num_steps=1", "--set", "optimizer.learning_rate=1e-9")
+    worse = dml("train", "shop", "--preset", "smoke", *settings)
     assert not worse["promoted"]
     assert "against the champion's" in worse["reason"]
     champions = [model for model in dml("models")["models"] if model["alias"] == "champion"]

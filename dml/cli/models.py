@@ -18,10 +18,16 @@ def train(
     dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
     test: Annotated[str | None, typer.Option(help="the dataset to test on; default: the same")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="experiment to start from; `dml presets` lists them; default: smoke")
+        str | None,
+        typer.Option(
+            help="experiment to start from; `dml presets` lists them; default: what suits the dataset"
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="a YAML or JSON file with a whole experiment, instead of a preset")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="the backbone's pretrained weights, safetensors or .pth")
     ] = None,
     settings: Settings = None,
     name: Annotated[str | None, typer.Option(help="the model's; default: the dataset's")] = None,
@@ -33,7 +39,7 @@ def train(
 ) -> None:
     """Train an embedding, evaluate and register it; it becomes champion only if it is better."""
     from dml.config import read_experiment
-    from dml.presets import experiment
+    from dml.presets import AUTO
     from flows.policy import run
     from flows.train import train_flow
 
@@ -42,19 +48,19 @@ def train(
             f"--config is a whole experiment and --preset another; got {config} and {preset!r}. Leave one "
             "out: `dml presets show NAME` prints a preset as a file to change."
         )
-    start = experiment(preset or "smoke") if config is None else read_experiment(config)
-    changes = [*(settings or []), *([f"training.num_workers={workers}"] if workers else [])]
-    chosen = start.overridden(changes)
     report = run(
         train_flow,
         dataset,
-        config=chosen,
+        preset=preset or AUTO,
+        settings=[*(settings or []), *([f"training.num_workers={workers}"] if workers else [])],
+        config=None if config is None else read_experiment(config),
+        weights=None if weights is None else str(weights),
         store=store_uri(store),
         name=name,
         test_dataset=test,
     )
     model, trained = report.model, report.trained
-    verdict = report.evaluation.verdict(chosen.gate.metric)
+    verdict = report.evaluation.verdict(report.gate_metric)
     if as_json:
         print_json(
             {
@@ -73,6 +79,8 @@ def train(
         )
         return
     print_table(f"{test or dataset}, split test", report.evaluation.table())
+    if report.reason:
+        print(f"experiment: {report.reason}")
     _print_verdict(verdict)
     print(f"{trained.images_per_second:.0f} images/s, {trained.data_wait:.0%} of the time waiting for data")
     print(f"model {model.name}/{model.version} is {model.alias}: {model.reason}")

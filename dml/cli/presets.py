@@ -1,10 +1,11 @@
-"""`dml presets` and `dml presets show`."""
+"""`dml presets`, `dml presets show` and `dml presets recommend`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dml.cli.app import Json, app, print_json, print_table
+from dml.cli.app import Json, Store, app, print_json, print_table, store_uri
 
 presets = typer.Typer()
 app.add_typer(presets, name="presets")
@@ -39,3 +40,26 @@ def show(
         print_json(config.model_dump(mode="json"))
         return
     print(to_yaml(config), end="")
+
+
+@presets.command()
+def recommend(
+    context: typer.Context,
+    dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
+    weights: Annotated[
+        Path | None, typer.Option(help="the backbone's pretrained weights, safetensors or .pth")
+    ] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Print the experiment that `dml train DATASET` runs where no preset is named, in YAML or JSON."""
+    from dml.config import to_yaml
+    from dml.data.dataset import find_dataset
+    from dml.recommend import recommend_for
+
+    recommended = recommend_for(find_dataset(store_uri(store), dataset), weights)
+    if as_json or context.obj:
+        print_json(recommended.config.model_dump(mode="json"))
+        return
+    print(f"# {recommended.reason}")
+    print(to_yaml(recommended.config), end="")

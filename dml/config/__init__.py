@@ -23,7 +23,14 @@ from dml.config.data import (
     SplitConfig,
     parse_ingest,
 )
-from dml.config.encoder import BackboneConfig, Conv4Config, EncoderConfig, TimmConfig, TorchvisionConfig
+from dml.config.encoder import (
+    BackboneConfig,
+    Conv4Config,
+    EncoderConfig,
+    TimmConfig,
+    TorchvisionConfig,
+    TorchvisionNetwork,
+)
 from dml.config.evaluation import (
     BootstrapConfig,
     EvaluationConfig,
@@ -87,6 +94,7 @@ __all__ = [
     "SplitConfig",
     "TimmConfig",
     "TorchvisionConfig",
+    "TorchvisionNetwork",
     "TrainingConfig",
     "ValidationConfig",
     "loss_config",

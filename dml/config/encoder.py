@@ -15,11 +15,14 @@ class Conv4Config(Part):
     width: int = Field(64, gt=0, description="channels of every block")
 
 
+TorchvisionNetwork = Literal["squeezenet1_1", "googlenet", "resnet18", "resnet50"]
+
+
 class TorchvisionConfig(Part):
     """A torchvision classification network without its classifier."""
 
     kind: Literal["torchvision"] = "torchvision"
-    name: Literal["squeezenet1_1", "googlenet", "resnet18", "resnet50"] = "squeezenet1_1"
+    name: TorchvisionNetwork = "squeezenet1_1"
     pretrained: bool | Literal["IMAGENET1K_V1", "IMAGENET1K_V2"] = Field(
         False, description="fetch ImageNet weights from the hub; True: torchvision's latest"
     )

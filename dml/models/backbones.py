@@ -3,12 +3,14 @@
 torchvision and timm are imported only when one of theirs is built: they cost seconds.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
+import torch
 from torch import Tensor, nn
 
-from dml.config import BackboneConfig, Conv4Config, TimmConfig, TorchvisionConfig
+from dml.config import BackboneConfig, Conv4Config, TimmConfig, TorchvisionConfig, TorchvisionNetwork
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
 from dml.models.weights import read_weights, require_weights_file
 from dml.storage import file_digest
@@ -86,11 +88,8 @@ def require_weights(config: BackboneConfig) -> None:
     if config.weights is not None:
         require_weights_file(config.weights)
     elif config.kind == "torchvision" and config.pretrained:
-        import torch
-
         weights = _hub_weights(config)
-        name = weights.url.rpartition("/")[2]
-        cached = Path(torch.hub.get_dir(), "checkpoints", name)
+        cached = _cache_path(weights)
         if not cached.exists():
             try:
                 weights.get_state_dict(progress=False, check_hash=True)
@@ -99,11 +98,22 @@ def require_weights(config: BackboneConfig) -> None:
                     f"The ImageNet weights {weights} must be fetched or lie at {cached}; fetching "
                     f"{weights.url} failed: {error}. Put the file there from a machine that reaches it."
                 ) from error
-        digits = name.rpartition("-")[2].partition(".")[0]  # torchvision names files by their digests
+        digits = cached.stem.rpartition("-")[2]  # torchvision names files by their digests
         if not file_digest(str(cached)).startswith(digits):
             raise CorruptArtifact(
                 f"{cached} must have a SHA-256 that begins with {digits}; it has another. Delete the file."
             )
+
+
+def find_cached_weights(network: TorchvisionNetwork) -> Path | None:
+    """A torchvision network's ImageNet weights in torch's cache; None: there are none. Fetches nothing."""
+    cached = _cache_path(_hub_weights(TorchvisionConfig(name=network, pretrained=True)))
+    return cached if cached.is_file() else None
+
+
+def _cache_path(weights: Any) -> Path:
+    """Where torch keeps the weights of a torchvision entry."""
+    return Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
 
 
 def _hub_weights(config: TorchvisionConfig) -> Any:
@@ -165,22 +175,54 @@ def weights_digest(path: Path) -> str:
     return file_digest(str(path))
 
 
+def identify_network(path: Path) -> TorchvisionNetwork:
+    """The torchvision network that a weights file belongs to, by the names and shapes of its tensors.
+
+    Raises:
+        MissingArtifact, CorruptArtifact: as `read_weights`.
+        IncompatibleArtifact: it belongs to none that `TorchvisionConfig` knows.
+    """
+    weights = read_weights(path)
+    networks: tuple[TorchvisionNetwork, ...] = get_args(TorchvisionNetwork)
+    for name in networks:
+        with torch.device("meta"):
+            backbone = _torchvision(TorchvisionConfig(name=name), pretrained=False)
+        if not any(_differences(backbone.module, weights)):
+            return name
+    raise IncompatibleArtifact(
+        f"The weights must belong to one of torchvision's {', '.join(networks)}; {path} has "
+        f"{len(weights)} tensors such as {sorted(weights)[:3]}. For a network of "
+        "timm: --set encoder.backbone.kind=timm --set encoder.backbone.name=NAME "
+        "--set encoder.backbone.weights=FILE."
+    )
+
+
+def _trunk(module: nn.Module) -> nn.Module:
+    """The module whose names the weights file uses."""
+    return module.extractor if isinstance(module, _FeatureMap) else module
+
+
+def _differences(module: nn.Module, weights: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+    """Names that a backbone lacks in the weights, does not know, or has in another shape."""
+    expected = _trunk(module).state_dict()
+    missing = [k for k in expected.keys() - weights.keys() if not k.endswith("num_batches_tracked")]
+    unknown = [k for k in weights.keys() - expected.keys() if not k.startswith(_CLASSIFIER_KEYS)]
+    reshaped = [k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape]
+    return sorted(missing), sorted(unknown), sorted(reshaped)
+
+
 def _load_weights(module: nn.Module, path: Path) -> None:
     """Strictly load a weights file; entries of the classifier that was cut off are left out."""
-    target = module.extractor if isinstance(module, _FeatureMap) else module
-    wanted = target.state_dict()
-    loaded = {
-        k: v for k, v in read_weights(path).items() if k in wanted or not k.startswith(_CLASSIFIER_KEYS)
-    }
-    missing = sorted(k for k in wanted.keys() - loaded.keys() if not k.endswith("num_batches_tracked"))
-    unknown = sorted(loaded.keys() - wanted.keys())
-    reshaped = sorted(k for k in wanted.keys() & loaded.keys() if wanted[k].shape != loaded[k].shape)
+    weights = read_weights(path)
+    missing, unknown, reshaped = _differences(module, weights)
     if missing or unknown or reshaped:
         raise IncompatibleArtifact(
             f"The weights in {path} must belong to this backbone; missing {missing[:3]}, unknown "
             f"{unknown[:3]}, of another shape {reshaped[:3]}. Name the network these weights were saved from."
         )
-    target.load_state_dict(loaded, strict=False)
+    trunk = _trunk(module)
+    known = trunk.state_dict().keys()
+    trunk.load_state_dict({k: v for k, v in weights.items() if k in known}, strict=False)
 
 
 def freeze_batch_norm(module: nn.Module) -> None:

@@ -99,8 +99,8 @@ def test_the_whole_road_is_deployed_with_the_preset_of_the_demo():
 
 def test_the_page_offers_the_presets_as_a_list():
     preset = train_flow.parameters.model_dump_for_openapi()["properties"]["preset"]
-    assert {*names(), "smoke:omniglot"} <= set(preset["enum"])
-    assert preset["default"] == "smoke"
+    assert {"auto", *names(), "smoke:omniglot"} <= set(preset["enum"])
+    assert preset["default"] == "auto"
 
 
 def test_a_promotion_reindexes_and_the_store_alone_says_what_else_is_refreshed():

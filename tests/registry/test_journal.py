@@ -161,7 +161,8 @@ class Training:
         settings += ["evaluation.nmi=false", "evaluation.baselines=false"]
         words = [word for setting in settings for word in ("--set", setting)]
         code = "from dml.cli import main; main()"
-        self.process = python_verb(code, ["train", "shop", "--store", store, "--json", *words], uri)
+        command = ["train", "shop", "--preset", "smoke", "--store", store, "--json", *words]
+        self.process = python_verb(code, command, uri)
         self.log: list[str] = []
         self._reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)
         self._reader.start()

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dml import storage
 from dml.config import GateConfig
@@ -64,6 +64,48 @@ def apply_gate(
         InvalidSetting: the gate's metric is not among the metrics that were measured.
         ValueError: a gate that asks for confidence, a champion, and no comparison.
     """
+    _require_measured(model, gate, champion_metrics, comparison)
+    if model.promoted:
+        return model
+    client = connect(tracking_uri(store))
+    verdicts = [
+        _was_rolled_back(client, model),
+        _passes_floor(model, gate, baselines or {}),
+        _passes_champion(model, gate, champion_metrics, comparison),
+    ]
+    with storage.exclusive(local_folder(store) / REGISTRY_LOCK):
+        champion = next((m for m in versions_of(client, store, model.name) if m.promoted), None)
+        if (
+            champion is not None and champion.version == model.version
+        ):  # the same training, given twice at once
+            return model.model_copy(update={"alias": CHAMPION, "reason": champion.reason})
+        if champion is not None and (champion_metrics is None or against not in (None, champion.version)):
+            raise ChampionMoved(
+                f"{model.name}/{champion.version} became champion while {model} was evaluated"
+            )
+        if champion is None and (foreign := version_of_alias(client, model.name, CHAMPION)) is not None:
+            verdicts[-1] = _Verdict(False, _not_ours(model, foreign))
+        alias = CHAMPION if all(verdict.passes for verdict in verdicts) else CHALLENGER
+        if alias == CHALLENGER and champion_metrics is None and verdicts[-1].passes:
+            del verdicts[-1]  # what is refused is no first champion
+        reason = "; ".join(verdict.why for verdict in verdicts if verdict.why)
+        _move_alias(client, model.name, str(model.version), alias, reason)
+    return model.model_copy(update={"alias": alias, "reason": reason})
+
+
+class _Verdict(NamedTuple):
+    passes: bool
+    why: str
+    """Empty where there is nothing to say."""
+
+
+def _require_measured(
+    model: ModelRef,
+    gate: GateConfig,
+    champion_metrics: Mapping[str, float] | None,
+    comparison: Comparison | None,
+) -> None:
+    """Refuse a gate that asks for what was not measured."""
     if gate.confidence is not None and champion_metrics is not None and comparison is None:
         raise ValueError(
             f"gate.confidence {gate.confidence:g} needs a comparison with the champion; got none. Make one "
@@ -73,31 +115,6 @@ def apply_gate(
         raise InvalidSetting(
             f"gate.metric must be one of the measured metrics {sorted(model.metrics)}; got {gate.metric!r}."
         )
-    if model.promoted:
-        return model
-    client = connect(tracking_uri(store))
-    against_champion = _passes_champion(model, gate, champion_metrics, comparison)
-    verdicts = [
-        _was_rolled_back(client, model),
-        _passes_floor(model, gate, baselines or {}),
-        against_champion,
-    ]
-    with storage.exclusive(local_folder(store) / REGISTRY_LOCK):
-        champion = next((m for m in versions_of(client, store, model.name) if m.promoted), None)
-        present = None if champion is None else champion.version
-        if champion is not None and present == model.version:  # the same training, given twice at once
-            return model.model_copy(update={"alias": CHAMPION, "reason": champion.reason})
-        if present is not None and (champion_metrics is None or against not in (None, present)):
-            raise ChampionMoved(f"{model.name}/{present} became champion while {model} was evaluated")
-        if present is None and (foreign := version_of_alias(client, model.name, CHAMPION)) is not None:
-            verdicts = [*verdicts[:-1], (False, _not_ours(model, foreign))]
-        passed = all(ok for ok, _ in verdicts)
-        if not passed and champion_metrics is None:  # what is refused is no first champion
-            verdicts = [verdict for verdict in verdicts if verdict != against_champion or not verdict[0]]
-        reason = "; ".join(text for _, text in verdicts if text)
-        alias = CHAMPION if passed else CHALLENGER
-        _move_alias(client, model.name, str(model.version), alias, reason)
-    return model.model_copy(update={"alias": alias, "reason": reason})
 
 
 def _not_ours(model: ModelRef, foreign: str) -> str:
@@ -112,12 +129,12 @@ def _passes_champion(
     gate: GateConfig,
     champion_metrics: Mapping[str, float] | None,
     comparison: Comparison | None,
-) -> tuple[bool, str]:
+) -> _Verdict:
     value = model.metrics[gate.metric]
     if math.isnan(value):
-        return False, f"{gate.metric} must be a number; it is {value}"
+        return _Verdict(False, f"{gate.metric} must be a number; it is {value}")
     if champion_metrics is None:
-        return True, f"first champion: {gate.metric} {value:.4f}"
+        return _Verdict(True, f"first champion: {gate.metric} {value:.4f}")
     former = champion_metrics[gate.metric]
     passed = value > former + gate.min_gain
     reason = f"{gate.metric} {value:.4f} against the champion's {former:.4f}"
@@ -129,17 +146,17 @@ def _passes_champion(
             f"{comparison.num_queries} queries of {comparison.num_classes} classes, p "
             f"{comparison.p_value:.4f} (must be at most {1 - gate.confidence:.4g})"
         )
-    return passed, reason
+    return _Verdict(passed, reason)
 
 
 def _passes_floor(
     model: ModelRef, gate: GateConfig, baselines: Mapping[str, Mapping[str, float]]
-) -> tuple[bool, str]:
+) -> _Verdict:
     """What `gate.at_least` asks for; being worse than pixels is said in any case."""
     value = model.metrics[gate.metric]
     said = against_pixels(gate.metric, model.metrics, baselines, only_worse=True)
     if gate.at_least is None:
-        return True, said
+        return _Verdict(True, said)
     if isinstance(gate.at_least, str):
         name = gate.at_least.replace("_", " ")
         if gate.metric not in baselines.get(name, {}):
@@ -151,13 +168,13 @@ def _passes_floor(
     else:
         floor, of = gate.at_least, ""
     ok = value >= floor
-    return ok, said if ok else f"{gate.metric} {value:.4f} is below gate.at_least, {floor:.4f}{of}"
+    return _Verdict(ok, said if ok else f"{gate.metric} {value:.4f} is below gate.at_least, {floor:.4f}{of}")
 
 
-def _was_rolled_back(client: "MlflowClient", model: ModelRef) -> tuple[bool, str]:
+def _was_rolled_back(client: "MlflowClient", model: ModelRef) -> _Verdict:
     """What a person has taken back is not made champion again by training the same once more."""
     text = client.get_model_version(model.name, str(model.version)).tags.get(_ROLLED_BACK)
-    return text is None, text or ""
+    return _Verdict(text is None, text or "")
 
 
 def rollback_champion(store: str, name: str, *, reason: str = "", by: str | None = None) -> ModelRef:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyarrow import compute, parquet
 
 from dml import storage
-from dml.data.sources.sample import Refused
+from dml.data.sources.sample import Problem, Refused
 from dml.data.sources.table import NAMED, Table, is_index, unusable_column
 from dml.errors import InvalidData, MissingArtifact
 
@@ -63,58 +63,63 @@ class ParquetTable:
     def _read(self) -> Table:
         with open_parquet(self.uri) as file:
             schema = file.schema_arrow
-            twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
-            if twice:
-                raise InvalidData(
-                    f"Each column of {self.uri} must have a name of its own; got {twice} twice. Rename one."
-                )
+            self._require_unlike_names(schema)
             kept = [field for field in schema if not is_index(field.name)]
-            image = next((field for field in kept if field.name == "image"), None)
-            is_inline = image is not None and _holds_images(image.type)
-            if image is not None and not _has_usable_fields(image.type):
-                raise InvalidData(
-                    f"The column image of {self.uri} must hold bytes in its field bytes, and text in its "
-                    f"field path; it is {image.type}. Write the files' bytes."
-                )
-            problems = [
-                unusable_column(
-                    self.uri, field.name, f"{field.type}: an attribute is text, a number or true or false"
-                )
-                for field in kept
-                if pa.types.is_nested(field.type) and field.name not in NAMED
-            ]
-            flat = [
-                f for f in kept if not pa.types.is_nested(f.type) and not (f.name == "image" and is_inline)
-            ]
-            wanted = [field.name for field in flat]
-            if is_inline and image is not None and "path" in _field_names(image.type):
-                wanted.append("image.path")
-            table = file.read(columns=wanted)
-            class_names = _class_names(schema)
+            inline = self._inline_image(kept)
+            table = file.read(columns=_names_to_read(kept, inline))
+        class_names = _class_names(schema)
         columns: dict[str, list[Any]] = {}
+        problems: list[Problem] = []
         for field in kept:
-            if field.name == "image" and is_inline:
-                paths = _paths(table)
-                columns["image"] = paths or [f"#{row}" for row in range(table.num_rows)]
-            elif field.name in NAMED and pa.types.is_nested(field.type):
-                raise InvalidData(
-                    f"The column {field.name} of {self.uri} must be text{_OR_BYTES[field.name == 'image']}; "
-                    f"it is {field.type}. Write one value a row."
-                )
-            elif not pa.types.is_nested(field.type):
-                try:
-                    columns[field.name] = _plain(field, table[field.name], class_names.get(field.name))
-                except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
-                    if field.name in NAMED:
-                        raise InvalidData(
-                            f"The column {field.name} of {self.uri} must be text"
-                            f"{_OR_BYTES[field.name == 'image']}; its {field.type} is none: {error}. "
-                            "Write it as one of these."
-                        ) from error
-                    problems.append(unusable_column(self.uri, field.name, f"{field.type}: {error}"))
-        if is_inline and "id" not in columns:
+            try:
+                if field is inline:
+                    columns["image"] = _paths(table) or [f"#{row}" for row in range(table.num_rows)]
+                else:
+                    columns[field.name] = self._values(field, table, class_names.get(field.name))
+            except _NoAttribute as error:
+                problems.append(unusable_column(self.uri, field.name, f"{field.type}: {error}"))
+        if inline is not None and "id" not in columns:
             columns["id"] = _ids(columns["image"])
-        return Table(schema.names, columns, is_inline=is_inline, problems=problems)
+        return Table(schema.names, columns, is_inline=inline is not None, problems=problems)
+
+    def _require_unlike_names(self, schema: pa.Schema) -> None:
+        twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+        if twice:
+            raise InvalidData(
+                f"Each column of {self.uri} must have a name of its own; got {twice} twice. Rename one."
+            )
+
+    def _inline_image(self, fields: list[pa.Field]) -> pa.Field | None:
+        """The column of images, where it holds their bytes."""
+        image = next((field for field in fields if field.name == "image"), None)
+        if image is None:
+            return None
+        if not _has_usable_fields(image.type):
+            raise InvalidData(
+                f"The column image of {self.uri} must hold bytes in its field bytes, and text in its "
+                f"field path; it is {image.type}. Write the files' bytes."
+            )
+        return image if _holds_images(image.type) else None
+
+    def _values(self, field: pa.Field, table: pa.Table, class_names: list[str] | None) -> list[Any]:
+        """A column as `_plain` gives it; raises _NoAttribute for one that is left out."""
+        must = f"The column {field.name} of {self.uri} must be text{_OR_BYTES[field.name == 'image']}"
+        if pa.types.is_nested(field.type):
+            if field.name in NAMED:
+                raise InvalidData(f"{must}; it is {field.type}. Write one value a row.")
+            raise _NoAttribute("an attribute is text, a number or true or false")
+        try:
+            return _plain(field, table[field.name], class_names)
+        except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
+            if field.name in NAMED:
+                raise InvalidData(
+                    f"{must}; its {field.type} is none: {error}. Write it as one of these."
+                ) from error
+            raise _NoAttribute(str(error)) from error
+
+
+class _NoAttribute(Exception):
+    """Why a column is left out."""
 
 
 _OR_BYTES = {True: ", bytes, or a struct of bytes and path", False: " or whole numbers"}
@@ -160,6 +165,12 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _names_to_read(fields: list[pa.Field], inline: pa.Field | None) -> list[str]:
+    """The flat columns without the images' bytes, but with their paths."""
+    names = [field.name for field in fields if not pa.types.is_nested(field.type) and field is not inline]
+    return names if inline is None or "path" not in _field_names(inline.type) else [*names, "image.path"]
 
 
 def _field_names(kind: pa.DataType) -> list[str]:

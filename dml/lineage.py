@@ -29,7 +29,7 @@ _PLAIN: dict[Kind, str] = {
     "report": "reports",
     "bench": "bench/tables",
 }
-_PARENTS = ("embeddings", "dataset", "package", "initial")
+_PARENTS = ("embeddings", "items", "embedder", "initial")
 _PROJECT_FOLDERS = (*VERSIONED.values(), "packages", "embeddings", "reports", "bench", "runs", "galleries")
 """The folders of a store that this project writes; MLflow and Prefect manage the others."""
 
@@ -113,10 +113,9 @@ def _read(kind: Kind, uri: str, name: str, version: str) -> Artifact | None:
 
 def _parents(ref: Mapping[str, Any]) -> Iterator[str]:
     """URIs of the artefacts that a ref needs. A package does not need the dataset it was trained on."""
-    is_package = "initial" in ref
     for key in _PARENTS:
         parent = ref.get(key)
-        if isinstance(parent, Mapping) and "uri" in parent and not (is_package and key == "dataset"):
+        if isinstance(parent, Mapping) and "uri" in parent:
             yield str(parent["uri"])
             yield from _parents(parent)
 

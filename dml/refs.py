@@ -5,25 +5,33 @@ the dataset its model was trained on, is read and not looked up. Refs serialise 
 """
 
 from datetime import datetime
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from dml.errors import IncompatibleArtifact
 
 AttributeType = str
 """One of "string", "int64", "double", "bool": the type of an attribute column."""
 
 
-class Ref(BaseModel):
-    """Where a published artefact is, and the digest of what it must contain."""
+class Fingerprinted(BaseModel):
+    """Something whose content decides what it is called."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    uri: str = Field(description="absolute local path or s3:// URI of the artefact's folder")
     fingerprint: str = Field(description="hex SHA-256 of the content, independent of where it is stored")
 
     @property
     def version(self) -> str:
         """The first twelve digits of the fingerprint: what people read, type and see in folder names."""
         return self.fingerprint[:12]
+
+
+class Ref(Fingerprinted):
+    """Where a published artefact is, and the digest of what it must contain."""
+
+    uri: str = Field(description="absolute local path or s3:// URI of the artefact's folder")
 
 
 class SplitSize(BaseModel):
@@ -35,14 +43,13 @@ class SplitSize(BaseModel):
     classes: int
 
 
-class DatasetRef(Ref):
-    """A validated Parquet dataset version; every row decodes, train and test share no class."""
+class ItemsRef(Ref):
+    """Ids with attributes and perhaps labels, in Parquet; without images, as of vectors made elsewhere."""
 
+    kind: Literal["items"] = "items"
     name: str
     rows: int
-    classes: int
-    splits: dict[str, SplitSize]
-    quarantined: int
+    classes: int = Field(description="number of distinct labels; 0: the items have none")
     attributes: dict[str, AttributeType] = {}
     schema_version: int = Field(description="of its files, see `dml.data.schema`")
 
@@ -51,12 +58,81 @@ class DatasetRef(Ref):
         return f"{self.name}@{self.version}"
 
 
+class DatasetRef(ItemsRef):
+    """Items with images and splits; every row decodes, train and test share no class."""
+
+    kind: Literal["dataset"] = "dataset"  # type: ignore[assignment]  # tells the two apart in JSON
+    splits: dict[str, SplitSize]
+    quarantined: int
+
+
+AnyItems = Annotated[DatasetRef | ItemsRef, Field(discriminator="kind")]
+"""In JSON `kind` says which."""
+
+
+def require_dataset(items: ItemsRef, purpose: str) -> DatasetRef:
+    """The dataset that items are.
+
+    Args:
+        items: of an embeddings table.
+        purpose: what needs their images or splits, to begin a sentence with.
+
+    Raises:
+        IncompatibleArtifact: they have none.
+    """
+    if not isinstance(items, DatasetRef):
+        raise IncompatibleArtifact(
+            f"{purpose} needs images; these embeddings are of {items}, which has none. "
+            "Ingest the images as a dataset and embed them."
+        )
+    return items
+
+
 class PackageRef(Ref):
     """The model we ship: safetensors weights, encoder config and preprocessing; holds no pickle."""
 
+    kind: Literal["package"] = "package"
     dim: int = Field(gt=0, description="length of one embedding")
     dataset: DatasetRef | None = Field(None, description="what it was trained on; None for an untrained one")
     initial: "PackageRef | None" = Field(None, description="the same encoder before that training")
+
+    def __str__(self) -> str:
+        return f"package {self.version}"
+
+
+class ExternalModelRef(Fingerprinted):
+    """An embedder that was not trained here, and perhaps does not even run here."""
+
+    kind: Literal["external"] = "external"
+    spec: str = Field(description='what it is, such as "timm:resnet50", "onnx:face.onnx", "vectors:clip"')
+    dim: int = Field(gt=0, description="length of one embedding")
+    preprocessing: str | None = Field(None, description="what an image becomes before it is embedded")
+    licence: str | None = Field(None, description="text of its licence")
+
+    def __str__(self) -> str:
+        return self.spec
+
+
+AnyEmbedder = Annotated[PackageRef | ExternalModelRef, Field(discriminator="kind")]
+"""In JSON `kind` says which."""
+
+
+def require_package(embedder: PackageRef | ExternalModelRef, purpose: str) -> PackageRef:
+    """The package that an embedder is.
+
+    Args:
+        embedder: of an embeddings table.
+        purpose: what needs its weights, to begin a sentence with.
+
+    Raises:
+        IncompatibleArtifact: it is a model that is not in the store.
+    """
+    if not isinstance(embedder, PackageRef):
+        raise IncompatibleArtifact(
+            f"{purpose} needs the model that made the embeddings; they are of {embedder}, which is not in "
+            "the store. Search by vector or by item, or embed the images with a registered model."
+        )
+    return embedder
 
 
 class BestStep(BaseModel):
@@ -107,10 +183,10 @@ class ModelRef(BaseModel):
 
 
 class EmbeddingsRef(Ref):
-    """A Parquet table made by one package from one dataset: exactly one row per sample id."""
+    """A Parquet table of one embedder's vectors for one set of items: exactly one row per id."""
 
-    package: PackageRef
-    dataset: DatasetRef
+    embedder: AnyEmbedder
+    items: AnyItems
     split: str | None = Field(None, description="only this split's samples; None: all of the dataset")
     dim: int
     rows: int
@@ -121,7 +197,7 @@ class IndexRef(Ref):
 
     name: str
     embeddings: EmbeddingsRef
-    model: str = Field("", description="the registered version NAME/VERSION whose package embedded it")
+    model: str = Field("", description="the registered version NAME/VERSION that embedded it")
     factory: str = Field(description="the Faiss index_factory string it was built with")
     metric: str = "cosine"
     rows: int

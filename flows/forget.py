@@ -13,7 +13,7 @@ from dml.data.forget import (
 from dml.data.forgotten import keep_forgotten
 from dml.embedding.embed import embed
 from dml.lineage import remove_with_descendants
-from dml.refs import DatasetRef, IndexRef
+from dml.refs import DatasetRef, IndexRef, require_package
 from dml.reports import ForgetReport
 from dml.retrieval.index import build_index, index_config_of, list_indexes, publish_index
 from dml.settings import store_uri
@@ -41,11 +41,11 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
     holding = stage(versions_with)(root, dataset, ids)  # also what one published meanwhile
     twins = sorted({twin for ref in holding for twin in stage(same_images)(ref, ids)})
     indexes = [
-        ref for ref in stage(list_indexes)(root) if ref.embeddings.dataset.uri in {h.uri for h in holding}
+        ref for ref in stage(list_indexes)(root) if ref.embeddings.items.uri in {h.uri for h in holding}
     ]
     without = {ref.uri: stage(without_items)(root, ref, ids) for ref in holding}
     stage(point_without)(root, dataset, without)
-    rebuilt = [_rebuild(root, index, without[index.embeddings.dataset.uri]) for index in indexes]
+    rebuilt = [_rebuild(root, index, without[index.embeddings.items.uri]) for index in indexes]
     stage(erase_from_latest_quarantine)(root, dataset, ids)
     removed = stage(remove_with_descendants)(root, holding)
     say(f"{len(ids)} items are forgotten; {len(removed)} artefacts that held them are gone")
@@ -55,8 +55,9 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
 def _rebuild(store: str, index: IndexRef, dataset: DatasetRef) -> IndexRef:
     """The same index over what is left, its vectors copied from the former table."""
     former = index.embeddings
+    package = require_package(former.embedder, f"Building index {index.name} again")
     table = stage(embed)(
-        store, former.package, dataset, split=former.split, previous=former, progress=progress_logger("embed")
+        store, package, dataset, split=former.split, previous=former, progress=progress_logger("embed")
     )
     built = stage(build_index)(store, index.name, table, index_config_of(index), model=index.model)
     stage(publish_index)(store, built)

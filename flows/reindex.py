@@ -54,7 +54,7 @@ def reindex_flow(
         stage(require_most_still_there)(former, fresh)
     version = stage(find_model)(root, model)
     package = version.package
-    same_package = former is not None and former.embeddings.package.fingerprint == package.fingerprint
+    same_package = former is not None and former.embeddings.embedder.fingerprint == package.fingerprint
     embeddings = stage(embed, retryable=True)(
         root,
         package,

@@ -8,7 +8,7 @@ from dml.data.ingest import ingest_again
 from dml.embedding.embed import embed
 from dml.errors import DmlError
 from dml.integrity import CheckedArtifact, check_store, ref_of, remove_damaged, require_intact
-from dml.refs import DatasetRef, EmbeddingsRef, IndexRef
+from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, require_dataset, require_package
 from dml.retrieval.index import build_index, index_config_of
 from dml.settings import store_uri
 from flows.policy import Name, progress_logger, say, show_table, stage
@@ -83,15 +83,17 @@ def _ingest_again(store: str, damaged: CheckedArtifact) -> str:
 
 def _embed_again(store: str, damaged: CheckedArtifact) -> str:
     ref = ref_of(damaged, EmbeddingsRef)
-    stage(require_intact)(ref.package, ref.dataset)  # or what is left would be removed in vain
+    package = require_package(ref.embedder, "Embedding again")
+    dataset = require_dataset(ref.items, "Embedding again")
+    stage(require_intact)(package, dataset)  # or what is left would be removed in vain
     stage(remove_damaged)(damaged)
-    stage(embed)(store, ref.package, ref.dataset, split=ref.split)
+    stage(embed)(store, package, dataset, split=ref.split)
     return "made again"
 
 
 def _build_again(store: str, damaged: CheckedArtifact) -> str:
     ref, config = ref_of(damaged, IndexRef), index_config_of(ref_of(damaged, IndexRef))
-    stage(require_intact)(ref.embeddings, ref.embeddings.dataset)
+    stage(require_intact)(ref.embeddings, ref.embeddings.items)
     stage(remove_damaged)(damaged)
     stage(build_index)(store, ref.name, ref.embeddings, config, model=ref.model)
     return "made again"

@@ -57,13 +57,13 @@ def test_superseded_versions_are_removed_with_all_that_only_they_needed(store, t
     versions = [grow(store, tmp_path / "images", package, rows) for rows in (30, 60, 90)]
     removals = collect(store, package, keep=1)
     assert {r.uri for r in removals} == {
-        uri for ref in versions[:2] for uri in (ref.uri, ref.embeddings.uri, ref.embeddings.dataset.uri)
+        uri for ref in versions[:2] for uri in (ref.uri, ref.embeddings.uri, ref.embeddings.items.uri)
     }
     remove(removals)
     assert find_index(store, "shelves") == versions[2]
-    assert [ref.version for ref in list_datasets(store)] == [versions[2].embeddings.dataset.version]
+    assert [ref.version for ref in list_datasets(store)] == [versions[2].embeddings.items.version]
     vectors = np.eye(16, dtype=np.float32)[:1]
-    assert len(open_index(versions[2]).search(vectors, 3, package=package.fingerprint).answers[0]) == 3
+    assert len(open_index(versions[2]).search(vectors, 3, embedder=package.fingerprint).answers[0]) == 3
     assert all(not checked.damaged for checked in check_store(store))
     assert collect(store, package, keep=1) == []
 
@@ -157,7 +157,7 @@ def test_a_folder_that_is_not_a_store_is_refused(tmp_path):
 def test_removing_names_the_indexes_that_need_it(store, tmp_path):
     package = make_package(store)
     first, second = (grow(store, tmp_path / "images", package, rows) for rows in (30, 60))
-    dataset = second.embeddings.dataset
+    dataset = second.embeddings.items
     assert {str(user) for user in dependents(store, dataset.uri) if user.kind == "index"} == {str(second)}
     with pytest.raises(InvalidSetting, match=rf"{second}.*Remove them first"):
         remove_named(store, "dataset", "shelves")
@@ -320,7 +320,7 @@ def test_a_flipped_byte_is_reported_and_repaired_if_possible(store, tmp_path, vi
         assert list(states.values()) == ["made again"]
         assert not any(checked.damaged for checked in check_store(store))
         assert find_index(store, "shelves") == ref
-        assert find_dataset(store, "shelves") == ref.embeddings.dataset
+        assert find_dataset(store, "shelves") == ref.embeddings.items
 
 
 def test_open_uploads_of_killed_writers_are_aborted(s3_store):
@@ -341,7 +341,7 @@ def test_open_uploads_of_killed_writers_are_aborted(s3_store):
 def test_a_dataset_version_that_a_schedule_names_is_kept(store, tmp_path):
     package = make_package(store)
     first, _ = (grow(store, tmp_path / "images", package, rows) for rows in (30, 60))
-    pinned = first.embeddings.dataset
+    pinned = first.embeddings.items
     settings = {"cron": "0 3 * * *", "model": "shelves", "dataset": f"shelves@{pinned.version}"}
     storage.write_json(storage.join(store, "indexes", "shelves", "refresh.json"), settings)
     removed = {removal.uri for removal in collect(store, package, keep=1)}

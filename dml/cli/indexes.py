@@ -176,7 +176,7 @@ def indexes(store: Store = None, as_json: Json = False) -> None:
             "rows": v.ref.rows,
             "factory": v.ref.factory,
             "recall@10": v.ref.recall,
-            "dataset": str(v.ref.embeddings.dataset),
+            "dataset": str(v.ref.embeddings.items),
             "model": v.ref.model,
             "newer": ", ".join(newer_of),
             "refreshed": config.cron if (config := refresh.get(v.ref.name)) else "",
@@ -195,8 +195,8 @@ def _newer(store: str, ref: "IndexRef") -> list[str]:
     found = []
     held = ref.embeddings
     try:
-        dataset = find_dataset(store, held.dataset.name)
-        if dataset.fingerprint != held.dataset.fingerprint:
+        dataset = find_dataset(store, held.items.name)
+        if dataset.fingerprint != held.items.fingerprint:
             found.append(str(dataset))
     except MissingArtifact:
         pass  # a dataset may be removed after it was indexed
@@ -209,6 +209,6 @@ def _newer(store: str, ref: "IndexRef") -> list[str]:
             champion = find_champion(store, ref.model.partition("/")[0])
         except DmlError:
             return [*found, "champion unknown"]
-        if champion is not None and champion.package.fingerprint != held.package.fingerprint:
+        if champion is not None and champion.package.fingerprint != held.embedder.fingerprint:
             found.append(f"{champion.name}/{champion.version}")
     return found

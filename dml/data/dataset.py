@@ -20,7 +20,7 @@ from dml import storage
 from dml.data.schema import CLASS_ID, IMAGE, POSITION, SCHEMA_VERSION, TEST, TRAIN
 from dml.errors import DmlError, IncompatibleArtifact, InvalidSetting
 from dml.names import split_version
-from dml.refs import DatasetRef
+from dml.refs import DatasetRef, ItemsRef
 
 _READ_THREADS = 8
 _REMEDY = "Ingest its source again: the version is made anew."
@@ -69,7 +69,7 @@ def read_ref(uri: str, manifest: Mapping[str, Any] | None = None) -> DatasetRef:
     return ref
 
 
-def require_schema(ref: DatasetRef) -> None:
+def require_schema(ref: ItemsRef) -> None:
     """Raise IncompatibleArtifact where a dataset's files are of another version of this project."""
     if ref.schema_version != SCHEMA_VERSION:
         raise IncompatibleArtifact(
@@ -79,16 +79,16 @@ def require_schema(ref: DatasetRef) -> None:
         )
 
 
-def fragments(ref: DatasetRef) -> list[str]:
-    """The URIs of a dataset's Parquet files, in the order that positions count."""
+def fragments(ref: ItemsRef) -> list[str]:
+    """The URIs of the items' Parquet files, in the order that positions count."""
     return [storage.join(ref.uri, entry["name"]) for entry in storage.read_manifest(ref.uri)["fragments"]]
 
 
-def read_rows(ref: DatasetRef, *, split: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+def read_rows(ref: ItemsRef, *, split: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
     """Rows in the order of their positions.
 
     Args:
-        ref: the dataset.
+        ref: the dataset, or items without images.
         split: only rows of this split, which may be none; None: all.
         columns: the columns wanted; `class_id` is the number of a row's label among all labels of the
             version, sorted, from 0. None: all that are stored, but the image.
@@ -104,7 +104,8 @@ def read_rows(ref: DatasetRef, *, split: str | None = None, columns: Sequence[st
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         stored = None
         if columns is not None:
-            stored = ["label" if name == CLASS_ID else name for name in [*columns, "split"]]
+            wanted = [*columns, *([] if split is None else ["split"])]
+            stored = ["label" if name == CLASS_ID else name for name in wanted]
         parts = pool.map(lambda uri: with_wide_offsets(read_fragment(uri, stored)), fragments(ref))
         table = pa.concat_tables(parts)
     table = table.append_column(POSITION, pa.array(np.arange(len(table), dtype=np.int64)))

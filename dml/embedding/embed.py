@@ -91,49 +91,69 @@ def embed(
         MissingArtifact, CorruptArtifact: package or dataset are not what their refs say.
         InvalidData: the split has no rows, or the package gives vectors that are not of unit length.
     """
-    if previous is not None and previous.package.fingerprint != package.fingerprint:
-        raise IncompatibleArtifact(
-            f"Embeddings can be reused only within one package, {package.version}; {previous.uri} was made "
-            f"by {previous.package.version}. Leave `previous` out to embed everything."
-        )
+    _refuse_other_package(previous, package)
     ref = _ref_of(store, package, dataset, split)
-    was_sealed = storage.is_complete(ref.uri)
     if _is_whole(ref.uri):
         logger.info("embed: nothing to do, all %d embeddings are in %s", ref.rows, ref.uri)
         return ref
-    storage.make_folder(ref.uri)
-    if was_sealed:  # and is damaged; one that another process seals at this moment is not
-        storage.delete(storage.join(ref.uri, storage.MANIFEST))
-    jobs = [
-        _PartJob(fragment, split, storage.join(ref.uri, part_name(number)))
-        for number, fragment in enumerate(fragments(dataset))
-    ]
-    known = [*([] if previous is None else [previous]), *_of_other_splits(store, ref)]
-    present = set(storage.list_names(ref.uri))
-    left = [job for job in jobs if job.name not in present]
-    made: set[_PartJob] = set()
+    jobs = _begin(ref, dataset)
+    known = [*([] if previous is None else [previous]), *_of_other_splits(store, package, dataset, split)]
+    left, made = _not_there(ref, jobs), set[_PartJob]()
     for _ in range(_ROUNDS):
         workers = num_workers or _choose_workers(left, ref, known)
-        with Ticker("embed") as ticker:
-            ticker.begin("embedding", "fragments", len(left))
-            embedded = _embed_parts(left, package, known, workers)
-            for done, _ in enumerate(embedded, start=len(jobs) - len(left) + 1):
-                ticker.count()
-                if progress is not None:
-                    progress(done, len(jobs))
+        _observe(_embed_parts(left, package, known, workers), len(left), len(jobs), progress)
         made |= set(left)
         rows = _rows_held(jobs, made)
         left = [job for job in jobs if rows[job] is None]
         if not left:
             seal_table(ref, {job.name: rows[job] or 0 for job in jobs})
             return ref
-        logger.warning("%d parts are made again: damaged, or of other samples; %s", len(left), left[0].part)
-        for job in left:
-            storage.delete(job.part)
+        _remove_parts(left)
     raise CorruptArtifact(
         f"{left[0].part} must have the samples of {left[0].fragment} once it is written; it has not, after "
         f"{_ROUNDS} times. Look after the disk, and whether another program writes there."
     )
+
+
+def _refuse_other_package(previous: EmbeddingsRef | None, package: PackageRef) -> None:
+    if previous is not None and previous.embedder.fingerprint != package.fingerprint:
+        raise IncompatibleArtifact(
+            f"Embeddings can be reused only within one package, {package.version}; {previous.uri} was made "
+            f"by {previous.embedder.version}. Leave `previous` out to embed everything."
+        )
+
+
+def _begin(ref: EmbeddingsRef, dataset: DatasetRef) -> list[_PartJob]:
+    """Make the table's folder, unfinished, and say what its parts are."""
+    was_sealed = storage.is_complete(ref.uri)
+    storage.make_folder(ref.uri)
+    if was_sealed:  # and is damaged, else nothing would be done
+        storage.delete(storage.join(ref.uri, storage.MANIFEST))
+    return [
+        _PartJob(fragment, ref.split, storage.join(ref.uri, part_name(number)))
+        for number, fragment in enumerate(fragments(dataset))
+    ]
+
+
+def _not_there(ref: EmbeddingsRef, jobs: Sequence[_PartJob]) -> list[_PartJob]:
+    present = set(storage.list_names(ref.uri))
+    return [job for job in jobs if job.name not in present]
+
+
+def _observe(embedded: Iterator[None], num_left: int, num_jobs: int, progress: OnProgress | None) -> None:
+    """Embed, and say how far it is after each part."""
+    with Ticker("embed") as ticker:
+        ticker.begin("embedding", "fragments", num_left)
+        for done, _ in enumerate(embedded, start=num_jobs - num_left + 1):
+            ticker.count()
+            if progress is not None:
+                progress(done, num_jobs)
+
+
+def _remove_parts(jobs: Sequence[_PartJob]) -> None:
+    logger.warning("%d parts are made again: damaged, or of other samples; %s", len(jobs), jobs[0].part)
+    for job in jobs:
+        storage.delete(job.part)
 
 
 def _ref_of(store: str, package: PackageRef, dataset: DatasetRef, split: str | None) -> EmbeddingsRef:
@@ -147,8 +167,8 @@ def _ref_of(store: str, package: PackageRef, dataset: DatasetRef, split: str | N
     return EmbeddingsRef(
         uri=storage.join(store, "embeddings", name),
         fingerprint=storage.digest_of(package.fingerprint, dataset.fingerprint, rows, split),
-        package=package,
-        dataset=dataset,
+        embedder=package,
+        items=dataset,
         split=split,
         dim=package.dim,
         rows=rows,
@@ -163,12 +183,12 @@ def _is_whole(uri: str) -> bool:
         return False
 
 
-def _of_other_splits(store: str, ref: EmbeddingsRef) -> list[EmbeddingsRef]:
+def _of_other_splits(
+    store: str, package: PackageRef, dataset: DatasetRef, split: str | None
+) -> list[EmbeddingsRef]:
     """The finished tables of the same package and dataset."""
     uris = [
-        _ref_of(store, ref.package, ref.dataset, split).uri
-        for split in (None, *ref.dataset.splits)
-        if split != ref.split
+        _ref_of(store, package, dataset, other).uri for other in (None, *dataset.splits) if other != split
     ]
     return [find_embeddings(uri) for uri in uris if _is_whole(uri)]
 

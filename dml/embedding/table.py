@@ -16,7 +16,7 @@ from pyarrow import compute, parquet
 from dml import storage
 from dml.data.dataset import fragments, read_fragment
 from dml.errors import CorruptArtifact, IncompatibleArtifact, MissingArtifact
-from dml.refs import EmbeddingsRef
+from dml.refs import EmbeddingsRef, require_dataset
 
 _DIGEST = np.dtype("S64")  # hex SHA-256
 _READ_THREADS = 8
@@ -25,26 +25,26 @@ _REMEDY = "Remove it, and run `dml embed`, or what read it, again: it is made an
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """An embeddings table in memory, in the order of the dataset's rows."""
+    """An embeddings table in memory, in the order of its items."""
 
     ids: pa.ChunkedArray
-    """(N,) large_string: those that the dataset has there."""
+    """(N,) large_string: those that the items have there."""
     vectors: NDArray[np.float32]
     """(N, D), unit length."""
     positions: NDArray[np.int64]
-    """(N,) the rows of the dataset."""
+    """(N,) the rows of the items."""
 
 
 def read_embeddings(ref: EmbeddingsRef, *, split: str | None = None) -> EmbeddingTable:
-    """Read a table, or the rows of one split; memory: the vectors once, the dataset's ids once, and one part.
+    """Read a table, or the rows of one split; memory: the vectors once, the items' ids once, and one part.
 
     Args:
         ref: the table.
         split: only its rows; None: all that the table has.
 
     Raises:
-        IncompatibleArtifact: the table is of another split.
-        CorruptArtifact: a file is damaged, or the table's samples are not its dataset's, in their order.
+        IncompatibleArtifact: the table is of another split, or of items without splits.
+        CorruptArtifact: a file is damaged, or the table's rows are not its items, in their order.
     """
     if split is not None and ref.split not in (None, split):
         raise IncompatibleArtifact(
@@ -57,7 +57,7 @@ def read_embeddings(ref: EmbeddingsRef, *, split: str | None = None) -> Embeddin
     positions = np.empty(num_rows, dtype=np.int64)
     ids: list[pa.ChunkedArray] = []
     start = first = 0
-    for part, fragment, rows in _parts_and_rows(ref):
+    for part, fragment, rows in _parts_and_rows(ref, of_split=chosen is not None):
         is_chosen = _is_of(rows, chosen)
         stop = start + int(is_chosen.sum())
         if start < stop <= num_rows:  # a part without chosen rows is not read
@@ -74,21 +74,23 @@ def read_embeddings(ref: EmbeddingsRef, *, split: str | None = None) -> Embeddin
     return EmbeddingTable(pa.chunked_array(chunks, pa.large_string()), vectors, positions)
 
 
-def _parts_and_rows(ref: EmbeddingsRef) -> Iterator[tuple[str, str, pa.Table]]:
-    """Each part, the fragment it was made from, and the fragment's `id` and `split`; read ahead."""
-    parts, files = part_uris(ref.uri), fragments(ref.dataset)
+def _parts_and_rows(ref: EmbeddingsRef, *, of_split: bool) -> Iterator[tuple[str, str, pa.Table]]:
+    """Each part, its items' fragment, and the fragment's `id`, and `split` where asked for; read ahead."""
+    parts, files = part_uris(ref.uri), fragments(ref.items)
     if len(parts) != len(files):
         raise CorruptArtifact(
-            f"{ref.uri} must have a part for each of the {len(files)} fragments of {ref.dataset.uri}; it has "
+            f"{ref.uri} must have a part for each of the {len(files)} fragments of {ref.items.uri}; it has "
             f"{len(parts)}. Remove the folder and embed again."
         )
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        rows = pool.map(lambda file: read_fragment(file, ["id", "split"]), files)
+        columns = ["id", "split"] if of_split else ["id"]
+        rows = pool.map(lambda file: read_fragment(file, columns), files)
         yield from zip(parts, files, rows, strict=True)
 
 
 def _size_of(ref: EmbeddingsRef, split: str | None) -> int:
-    size = ref.dataset.splits.get(split or "")
+    dataset = require_dataset(ref.items, f"The split {split!r}")
+    size = dataset.splits.get(split or "")
     return 0 if size is None else size.rows
 
 

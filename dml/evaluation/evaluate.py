@@ -15,7 +15,7 @@ from dml.metrics.intervals import compare_paired
 from dml.metrics.retrieval import QueryMetrics
 from dml.preprocessing import decode, resize_and_crop
 from dml.progress import Ticker, begin, count
-from dml.refs import DatasetRef, EmbeddingsRef
+from dml.refs import DatasetRef, EmbeddingsRef, ItemsRef, require_dataset
 from dml.reports import Comparison, Evaluation
 
 _RAW_SIDE = 32
@@ -25,25 +25,26 @@ def evaluate(
     embeddings: EmbeddingsRef,
     config: EvaluationConfig,
     *,
-    split: str = "test",
+    split: str | None = "test",
     num_workers: int | None = None,
     progress: OnProgress | None = None,
 ) -> Evaluation:
     """Every number that `config.metrics` names, of one split, with intervals and slices.
 
     Args:
-        embeddings: of the dataset to evaluate on.
+        embeddings: of the items to evaluate on.
         config: which numbers, and who searches whom.
-        split: whose rows.
+        split: whose rows; None: all, as of items without splits.
         num_workers: Ray workers that share the pairs out; None: one per GPU, or on a cluster per core, where
             there are many rows; else this process alone.
         progress: called with (parts done, parts in all) of each pass over all pairs.
 
     Raises:
-        InvalidData: the split has no rows, or none of a role.
-        InvalidSetting: an attribute that the dataset does not have.
+        InvalidData: no rows, none of a role, or rows without a label.
+        InvalidSetting: an attribute that the items do not have.
+        IncompatibleArtifact: a split of items without splits.
     """
-    _, rows = split_rows(embeddings.dataset, config, split)
+    _, rows = split_rows(embeddings.items, config, split)
     vectors = read_embeddings(embeddings, split=split).vectors
     return measure(vectors, rows, config, num_workers=num_workers, progress=progress)
 
@@ -54,7 +55,7 @@ def compare(
     config: EvaluationConfig,
     gate: GateConfig,
     *,
-    split: str = "test",
+    split: str | None = "test",
 ) -> Comparison:
     """Whether one model's embeddings are better than another's by more than `gate.min_gain`, beyond noise.
 
@@ -62,13 +63,13 @@ def compare(
 
     Args:
         embeddings: of the model that should be better.
-        former: of the other, from the same dataset.
+        former: of the other, of the same items.
         config: who searches whom.
         gate: which metric, and the gain to exceed.
-        split: whose rows.
+        split: whose rows; None: all, as of items without splits.
 
     Raises:
-        IncompatibleArtifact: tables of different datasets.
+        IncompatibleArtifact: tables of different items.
         InvalidSetting: a metric that single queries don't have.
         InvalidData: the split has no rows, or queries with a positive of fewer than two classes.
     """
@@ -78,7 +79,7 @@ def compare(
             f"A paired test needs a number of every query, one of {config.query_metrics}; got "
             f"{gate.metric!r}."
         )
-    _, rows = split_rows(embeddings.dataset, config, split)
+    _, rows = split_rows(embeddings.items, config, split)
     ours, theirs = (
         query_values(torch.from_numpy(read_embeddings(table, split=split).vectors), rows, config)
         for table in (embeddings, former)
@@ -88,20 +89,20 @@ def compare(
 
 
 def require_one_dataset(embeddings: EmbeddingsRef, former: EmbeddingsRef) -> None:
-    """Raise IncompatibleArtifact where two tables are of different datasets."""
-    if embeddings.dataset.fingerprint != former.dataset.fingerprint:
-        one, other = embeddings.dataset, former.dataset
+    """Raise IncompatibleArtifact where two tables are of different items."""
+    if embeddings.items.fingerprint != former.items.fingerprint:
+        one, other = embeddings.items, former.items
         raise IncompatibleArtifact(
             f"Both models must be evaluated on one dataset; got {one} and {other}. Embed one of them again."
         )
 
 
-def require_two_classes(queries: QueryMetrics, split: str) -> None:
+def require_two_classes(queries: QueryMetrics, split: str | None) -> None:
     """Raise InvalidData for queries of fewer than two classes, which say nothing of other classes."""
     num_classes = len(torch.unique(queries.labels))
     if num_classes < 2:
         raise InvalidData(
-            f"A comparison needs queries with a positive of at least 2 classes; the split {split!r} has "
+            f"A comparison needs queries with a positive of at least 2 classes; {_where(split)} has "
             f"those of {num_classes}. Name another split, or a dataset whose classes have two images."
         )
 
@@ -157,14 +158,25 @@ def _raw_pixels(
     return pixels, rows
 
 
-def split_rows(dataset: DatasetRef, config: EvaluationConfig, split: str) -> tuple[NDArray[np.int64], Rows]:
-    """Positions of a split's rows, and what the configuration needs of them."""
+def split_rows(
+    items: ItemsRef, config: EvaluationConfig, split: str | None
+) -> tuple[NDArray[np.int64], Rows]:
+    """Positions of the rows of a split, or of all, and what the configuration needs of them."""
+    if split is not None:
+        require_dataset(items, f"An evaluation of the split {split!r}")
+    _require_labels(items)
     attributes = attributes_of(config)
-    rows = read_rows(dataset, split=split, columns=["class_id", *attributes])
+    rows = read_rows(items, split=split, columns=["label", "class_id", *attributes])
     if not len(rows):
+        splits = sorted(items.splits) if isinstance(items, DatasetRef) else []
         raise InvalidData(
-            f"An evaluation needs rows in the split {split!r}; {dataset} has the "
-            f"splits {sorted(dataset.splits)}. Ingest it with another --split."
+            f"An evaluation needs rows in {_where(split)}; {items} has the "
+            f"splits {splits}. Ingest it with another --split."
+        )
+    if rows["label"].null_count:
+        raise InvalidData(
+            f"An evaluation needs a label of every item; {rows['label'].null_count} of {len(rows)} of "
+            f"{items} have none. Give them labels, or leave them out."
         )
     labels = rows["class_id"].to_numpy().astype(np.int64)
     # A blank text in a table of images is a missing value too.
@@ -172,3 +184,15 @@ def split_rows(dataset: DatasetRef, config: EvaluationConfig, split: str) -> tup
         name: [None if value == "" else value for value in rows[name].to_pylist()] for name in attributes
     }
     return rows["position"].to_numpy(), Rows(labels, values)
+
+
+def _require_labels(items: ItemsRef) -> None:
+    if not items.classes:
+        raise InvalidData(
+            f"An evaluation needs a label of every item; {items} has none. Import the vectors again with a "
+            "column `label` among the attributes."
+        )
+
+
+def _where(split: str | None) -> str:
+    return "the table" if split is None else f"the split {split!r}"

@@ -10,7 +10,7 @@ from dml.data.dataset import read_rows
 from dml.embedding.table import read_embeddings
 from dml.errors import IncompatibleArtifact
 from dml.metrics.retrieval import retrieval_metrics
-from dml.refs import EmbeddingsRef, ReportRef
+from dml.refs import EmbeddingsRef, ReportRef, require_dataset
 from dml.report.circle_histogram import CircleHistogram, draw_circle_histograms
 from dml.report.page import Page, Picture, Section, page_uri, publish_page, written_before
 
@@ -48,7 +48,7 @@ def draw_circles(store: str, embeddings: Mapping[str, EmbeddingsRef], trained_on
     uri = page_uri(store, fingerprint)
     if (written := written_before(uri)) is not None:
         return written
-    shown = next(iter(embeddings.values())).dataset
+    shown = require_dataset(next(iter(embeddings.values())).items, "A picture of images on circles")
     where = f"{shown.rows:,} images of {shown}, encoders trained on {trained_on}"
     histograms = {name: _rose(name, table) for name, table in embeddings.items()}
     png = draw_circle_histograms([histogram for histogram, _ in histograms.values()])
@@ -62,7 +62,7 @@ def draw_circles(store: str, embeddings: Mapping[str, EmbeddingsRef], trained_on
 def _rose(name: str, table: EmbeddingsRef) -> tuple[CircleHistogram, dict[str, float]]:
     """One circle, and the numbers of what is on it."""
     vectors = read_embeddings(table).vectors
-    columns = read_rows(table.dataset, split=table.split, columns=["class_id", "label"])
+    columns = read_rows(table.items, split=table.split, columns=["class_id", "label"])
     labels = columns["class_id"].to_numpy().astype(np.int64)
     names = dict(zip(labels.tolist(), columns["label"].to_pylist(), strict=True))
     metrics = retrieval_metrics(torch.from_numpy(vectors), torch.from_numpy(labels)).as_dict()

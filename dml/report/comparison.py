@@ -70,7 +70,7 @@ def write_comparison(store: str, first: Candidate, second: Candidate, config: Re
     if first.embeddings.fingerprint == second.embeddings.fingerprint:
         raise IncompatibleArtifact(
             f"A comparison needs two different embeddings; {first.name} and {second.name} are both those of "
-            f"package {first.embeddings.package.version}. Name another model or cell."
+            f"{first.embeddings.embedder}. Name another model or cell."
         )
     if first.name == second.name:
         raise ValueError(f"Two embeddings must be named apart; got {first.name!r} twice. Name the versions.")
@@ -80,12 +80,12 @@ def write_comparison(store: str, first: Candidate, second: Candidate, config: Re
     if (written := written_before(uri)) is not None:
         return written
     pair = _Pair(first, second, config)
-    dataset = first.embeddings.dataset
+    dataset = pair.ours.dataset
     subtitle = (
         f"{dataset}, split {config.split}: {len(pair.ours.labels):,} items of "
-        f"{len(pair.ours.names):,} classes, embedded in {first.embeddings.dim} dimensions by package "
-        f"{first.embeddings.package.version} and in {second.embeddings.dim} by "
-        f"{second.embeddings.package.version}."
+        f"{len(pair.ours.names):,} classes, embedded in {first.embeddings.dim} dimensions by "
+        f"{first.embeddings.embedder} and in {second.embeddings.dim} by "
+        f"{second.embeddings.embedder}."
     )
     sections = [
         _numbers(pair),

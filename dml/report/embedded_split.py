@@ -16,7 +16,7 @@ from dml.evaluation.evaluate import split_rows
 from dml.evaluation.query_gallery import query_gallery
 from dml.metrics.retrieval import QueryMetrics
 from dml.metrics.verification import RocCurve, roc_of_all_pairs
-from dml.refs import EmbeddingsRef
+from dml.refs import EmbeddingsRef, require_dataset
 from dml.report.findings import Neighbours, Suspect, label_suspects, nearest
 from dml.report.gallery import GalleryRow, Tile
 
@@ -25,7 +25,7 @@ class EmbeddedSplit:
     """A split's rows as the page needs them, each thing computed once and only where a section asks."""
 
     def __init__(self, embeddings: EmbeddingsRef, config: ReportConfig) -> None:
-        self.config, self.dataset = config, embeddings.dataset
+        self.config, self.dataset = config, require_dataset(embeddings.items, "A report")
         self.positions, self._rows = split_rows(self.dataset, config.evaluation, config.split)
         self.vectors: NDArray[np.float32] = read_embeddings(embeddings, split=config.split).vectors
         self.labels = self._rows.labels

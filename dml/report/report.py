@@ -13,7 +13,7 @@ from dml import storage
 from dml.config import BootstrapConfig, ReportConfig
 from dml.evaluation.evaluate import evaluate, raw_pixel_baseline
 from dml.models.package import read_preprocessing
-from dml.refs import EmbeddingsRef, ModelRef, ReportRef
+from dml.refs import EmbeddingsRef, ModelRef, ReportRef, require_package
 from dml.registry.history import attach_pictures, training_curves
 from dml.report import charts
 from dml.report.circle_histogram import CircleHistogram, draw_circle_histograms
@@ -73,11 +73,11 @@ def write_report(
     if (written := written_before(uri)) is not None:
         return written
     view = EmbeddedSplit(embeddings, config)
-    dataset = embeddings.dataset
+    dataset = view.dataset
     subtitle = (
         f"{dataset}, split {config.split}: {len(view.labels):,} items of "
-        f"{len(view.names):,} classes, embedded in {embeddings.dim} dimensions by package "
-        f"{embeddings.package.version}."
+        f"{len(view.names):,} classes, embedded in {embeddings.dim} dimensions by "
+        f"{embeddings.embedder}."
     )
     sections = [
         _numbers(view, embeddings, before, config),
@@ -143,17 +143,18 @@ def _numbers(
             or (config.false_accept_rates if view.curve else ()),
         }
     )
+    package = require_package(embeddings.embedder, "A report")
     baselines: dict[str, Evaluation] = {}
     if wanted.baselines:
-        preprocessing = read_preprocessing(embeddings.package)
+        preprocessing = read_preprocessing(package)
         baselines[RAW_PIXELS] = raw_pixel_baseline(
-            embeddings.dataset, preprocessing, evaluation, split=config.split
+            view.dataset, preprocessing, evaluation, split=config.split
         )
         if before is not None:
             baselines["before training"] = evaluate(before, evaluation, split=config.split)
     report = EvaluationReport(
-        dataset=embeddings.dataset,
-        package=embeddings.package,
+        dataset=view.dataset,
+        package=package,
         trained=evaluate(embeddings, evaluation, split=config.split),
         baselines=baselines,
     )

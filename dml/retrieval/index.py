@@ -23,7 +23,7 @@ from dml.embedding.table import read_embeddings
 from dml.errors import DmlError, IncompatibleArtifact, InvalidSetting
 from dml.names import split_version
 from dml.progress import Ticker, begin, count
-from dml.refs import EmbeddingsRef, IndexRef
+from dml.refs import DatasetRef, EmbeddingsRef, IndexRef
 from dml.retrieval.search import INDEX_FILE, ITEMS_FILE, open_index
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def build_index(
 
     Raises:
         InvalidSetting: a factory string that Faiss cannot follow with these rows.
-        CorruptArtifact: a file of table or dataset is damaged, or they have different rows.
+        CorruptArtifact: a file of table or items is damaged, or they have different rows.
         IncompatibleArtifact: items of the dataset were forgotten meanwhile.
     """
     factory = _choose_factory(embeddings.rows) if config.factory == "auto" else config.factory
@@ -65,11 +65,11 @@ def build_index(
         return _read_ref(uri)
     with Ticker("index") as ticker:
         ticker.begin("reading vectors")
-        table = read_embeddings(embeddings)
-        items = read_rows(embeddings.dataset, split=embeddings.split)
-        index = _fill(factory, table.vectors)
+        vectors = read_embeddings(embeddings).vectors
+        items = read_rows(embeddings.items, split=embeddings.split)
+        index = _fill(factory, vectors)
         ticker.begin("measuring recall")
-        recall = _tune(index, table.vectors, config)
+        recall = _tune(index, vectors, config)
     ref = IndexRef(
         uri=uri,
         fingerprint=fingerprint,
@@ -80,29 +80,32 @@ def build_index(
         rows=len(items),
         recall=recall,
     )
-    with Ticker("index") as ticker, storage.staged(uri) as staged:
-        ticker.begin("writing")
-        _write(staged, index, items)
-        storage.publish(
-            staged,
-            uri,
-            {
-                "ref": ref.model_dump(mode="json", exclude={"uri"}),
-                "config": config.model_dump(mode="json"),
-                "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            },
-        )
+    _save(ref, index, items, config)
     _refuse_forgotten(store, ref, items["id"])
     return ref
 
 
+def _save(ref: IndexRef, index: faiss.Index, items: pa.Table, config: IndexConfig) -> None:
+    """Write a version aside, and publish it whole."""
+    with Ticker("index") as ticker, storage.staged(ref.uri) as staged:
+        ticker.begin("writing")
+        _write(staged, index, items)
+        description = {
+            "ref": ref.model_dump(mode="json", exclude={"uri"}),
+            "config": config.model_dump(mode="json"),
+            "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        }
+        storage.publish(staged, ref.uri, description)
+
+
 def _refuse_forgotten(store: str, ref: IndexRef, ids: pa.ChunkedArray) -> None:
     """Take back a version with items that were forgotten meanwhile: `forget` saw it, or this does."""
-    forgotten = forgotten_ids(store, ref.embeddings.dataset.name)
+    items = ref.embeddings.items
+    forgotten = forgotten_ids(store, items.name) if isinstance(items, DatasetRef) else frozenset()
     if forgotten and any(digest_of_id(id_) in forgotten for id_ in ids.to_pylist()):
         storage.remove(ref.uri)
         raise IncompatibleArtifact(
-            f"An index must not hold what is forgotten; items of {ref.embeddings.dataset.name} were "
+            f"An index must not hold what is forgotten; items of {items.name} were "
             "forgotten while it was built. Nothing was published; begin again."
         )
 
@@ -278,5 +281,5 @@ def list_indexes(store: str) -> list[IndexRef]:
 
 def _read_ref(uri: str, manifest: Mapping[str, Any] | None = None) -> IndexRef:
     ref = IndexRef(uri=uri, **(manifest or storage.read_manifest(uri))["ref"])
-    require_schema(ref.embeddings.dataset)  # whose columns the items have
+    require_schema(ref.embeddings.items)  # whose columns the items have
     return ref

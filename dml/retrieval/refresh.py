@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from dml import storage
 from dml.config import RefreshConfig
 from dml.errors import CorruptArtifact, InvalidData, InvalidSetting, MissingArtifact
-from dml.refs import DatasetRef, IndexRef
+from dml.refs import DatasetRef, IndexRef, require_dataset
 from dml.retrieval.index import find_index
 
 REFRESH_FILE = "refresh.json"
@@ -123,7 +123,7 @@ def require_most_still_there(index: IndexRef, fresh: DatasetRef) -> None:
         InvalidData: fewer than `LEAST_LEFT` of the index's items would be left.
     """
     own = index.model.partition("/")[0]
-    if fresh.name == index.embeddings.dataset.name and fresh.rows < LEAST_LEFT * index.rows:
+    if fresh.name == index.embeddings.items.name and fresh.rows < LEAST_LEFT * index.rows:
         raise InvalidData(
             f"At least {LEAST_LEFT:.0%} of the {index.rows} items of index {index.name} must still be in its "
             f"dataset's source; {fresh}, read just now, has {fresh.rows}. The index "
@@ -137,7 +137,8 @@ def _made_with(store: str, name: str) -> tuple[str, str]:
     ref = find_index(store, name)
     if ref.name != name:
         raise InvalidSetting(f"What is refreshed must be an index's name; got {name!r}. Say {ref.name}.")
-    return ref.model.partition("/")[0], ref.embeddings.dataset.name
+    dataset = require_dataset(ref.embeddings.items, f"Refreshing index {name}")
+    return ref.model.partition("/")[0], dataset.name
 
 
 def _require_model(name: str, model: str) -> None:

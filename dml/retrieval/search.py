@@ -50,11 +50,13 @@ class Answer:
     id: str
     similarity: float
     """Cosine of query and item, [-1, 1]."""
-    label: str
-    split: str
+    label: str | None
+    """None: the items have no labels."""
+    split: str | None
+    """None: the items have no splits."""
     attributes: dict[str, Any]
     position: int
-    """Of the item's row in the indexed dataset."""
+    """Of the item's row among the indexed items."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class Index:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not (np.isfinite(lengths) & (lengths > 0)).all():
             raise self._corrupt("hold vectors that are numbers; it holds others")
-        self.search(vectors / lengths, 1, package=self.ref.embeddings.package.fingerprint)
+        self.search(vectors / lengths, 1, embedder=self.ref.embeddings.embedder.fingerprint)
 
     def _corrupt(self, must: str) -> CorruptArtifact:
         return CorruptArtifact(f"Index {self.ref.uri} must {must}. {_REMEDY}")
@@ -156,7 +158,7 @@ class Index:
         vectors: NDArray[np.float32],
         k: int,
         *,
-        package: str,
+        embedder: str,
         where: Sequence[str] = (),
         exclude_ids: Sequence[str] | None = None,
     ) -> SearchResult:
@@ -165,7 +167,7 @@ class Index:
         Args:
             vectors: (Q, D) float32, unit length.
             k: answers wanted.
-            package: fingerprint of the package that embedded the queries.
+            embedder: fingerprint of what embedded the queries.
             where: conditions all of which an answer must satisfy; see `filters`.
             exclude_ids: (Q,) for each query an item that is not an answer, such as the query itself.
 
@@ -173,13 +175,13 @@ class Index:
             Exactly k answers per query unless fewer items match, and then the plan says so.
 
         Raises:
-            IncompatibleArtifact: the queries were embedded by another package than the items.
+            IncompatibleArtifact: the queries were embedded by another embedder than the items.
             InvalidData: queries of another dimension or not of unit length.
             InvalidSetting: a condition that cannot be followed, or k below 1.
             CorruptArtifact: the index answers with what cannot be.
             ValueError: not one excluded id per query.
         """
-        self._refuse(vectors, k, package)
+        self._refuse(vectors, k, embedder)
         k = int(k)  # Faiss takes no integer of NumPy's
         if exclude_ids is not None and len(exclude_ids) != len(vectors):
             raise ValueError(f"exclude_ids must name one item per query; got {len(exclude_ids)}.")
@@ -199,19 +201,18 @@ class Index:
             answers, plan if fewest == k else f"{plan}; {fewest} of {k} answers: no more match"
         )
 
-    def _refuse(self, vectors: NDArray[np.float32], k: object, package: str) -> None:
-        held = self.ref.embeddings.package.fingerprint
-        if package != held:
+    def _refuse(self, vectors: NDArray[np.float32], k: object, embedder: str) -> None:
+        own = self.ref.embeddings.embedder
+        if embedder != own.fingerprint:
             raise IncompatibleArtifact(
-                f"index {self.ref.uri} holds vectors of package {held[:12]}; this query was embedded by "
-                f"{package[:12]}. Embed it with {held[:12]}, or build an index for {package[:12]}."
+                f"index {self.ref.uri} holds vectors of {own}; this query was embedded by "
+                f"{embedder[:12]}. Embed it with {own}, or build an index for {embedder[:12]}."
             )
         if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
             raise InvalidSetting(f"k must be a whole number, 1 or more; got {k!r}.")
         if vectors.ndim != 2 or vectors.shape[1] != self.ref.embeddings.dim:
             raise InvalidData(
-                f"Queries must be (Q, {self.ref.embeddings.dim}); got {vectors.shape}. "
-                f"Embed them with package {held[:12]}."
+                f"Queries must be (Q, {self.ref.embeddings.dim}); got {vectors.shape}. Embed them with {own}."
             )
         lengths = np.linalg.norm(vectors, axis=1)
         if not (np.abs(lengths - 1) <= _LENGTH_TOLERANCE).all():
@@ -314,7 +315,7 @@ def _row_numbers(rows: NDArray[np.int64]) -> pa.Array:
 
 def _answer(similarity: float, item: dict[str, Any]) -> Answer:
     attributes = {k: v for k, v in item.items() if k not in BASE_COLUMNS and k != "position"}
-    return Answer(item["id"], similarity, item["label"], item["split"], attributes, item["position"])
+    return Answer(item["id"], similarity, item.get("label"), item.get("split"), attributes, item["position"])
 
 
 def open_index(ref: IndexRef) -> Index:

@@ -7,7 +7,7 @@ import numpy as np
 from dml import storage
 from dml.data.dataset import read_images, read_rows
 from dml.models.package import load_package
-from dml.refs import IndexRef
+from dml.refs import IndexRef, require_dataset, require_package
 from dml.report.gallery import GalleryRow, Tile, draw_gallery
 from dml.retrieval.search import Answer, open_index
 from dml.serving.searcher import Found
@@ -17,23 +17,24 @@ _SAMPLE_QUERIES, _SAMPLE_ANSWERS = 8, 8
 
 def draw(found: Found, query: bytes) -> bytes:
     """The query and its answers as one row of pictures, PNG."""
-    images = read_images(found.index.embeddings.dataset, [answer.position for answer in found.answers])
+    dataset = require_dataset(found.index.embeddings.items, "A picture of answers")
+    images = read_images(dataset, [answer.position for answer in found.answers])
     return draw_gallery([_row(Tile(query, "query"), found.answers, images, label=None)])
 
 
 def draw_sample(store: str, index: IndexRef) -> tuple[str, bytes]:
     """Queries spread over the test split with their answers, each query itself left out; (URI, PNG)."""
-    dataset = index.embeddings.dataset
+    dataset = require_dataset(index.embeddings.items, "A picture of queries and answers")
     rows = read_rows(dataset, split="test", columns=["id", "label"])
     chosen = np.linspace(0, len(rows) - 1, _SAMPLE_QUERIES).astype(int)
     queries = rows.take(np.unique(chosen)).to_pylist()
     images = read_images(dataset, [query["position"] for query in queries])
-    package = load_package(index.embeddings.package.uri)
+    package = load_package(require_package(index.embeddings.embedder, "Embedding the queries").uri)
     result = open_index(index).search(
         package.embed(images),
         _SAMPLE_ANSWERS,
         where=["split=test"],
-        package=package.ref.fingerprint,
+        embedder=package.ref.fingerprint,
         exclude_ids=[query["id"] for query in queries],
     )
     gallery = []
@@ -50,7 +51,7 @@ def _row(query: Tile, answers: Sequence[Answer], images: Sequence[bytes], label:
     tiles = [
         Tile(
             image,
-            answer.label,
+            answer.label or "",
             similarity=answer.similarity,
             right=None if label is None else answer.label == label,
         )

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from dml.errors import MissingArtifact
 from dml.models.package import Package, load_package
-from dml.refs import IndexRef
+from dml.refs import IndexRef, PackageRef, require_package
 from dml.retrieval.index import find_index, published_names
 from dml.retrieval.search import Answer, Index, open_index
 
@@ -24,12 +24,11 @@ class Found:
     plan: str
 
     def to_json(self) -> dict[str, Any]:
-        package = self.index.embeddings.package
         return {
             "answers": self.rows(),
             "index": f"{self.index.name}@{self.index.version}",
             "model": self.index.model,
-            "package": package.version,
+            "embedder": self.index.embeddings.embedder.version,
             "plan": self.plan,
         }
 
@@ -49,7 +48,8 @@ class Found:
 @dataclass(frozen=True)
 class _Opened:
     index: Index
-    package: Package
+    package: Package | None
+    """None: a model that is not in the store embedded the items."""
 
 
 class Searcher:
@@ -78,7 +78,7 @@ class Searcher:
         """
         store = fspath(store)
         ref = find_index(store, _only_index(store) if index is None else index)
-        package = load_package(ref.embeddings.package.uri)
+        package = _package_of(ref)
         return cls(store, index or ref.name, _Opened(open_index(ref), package))
 
     @property
@@ -88,8 +88,12 @@ class Searcher:
 
     @property
     def package(self) -> Package:
-        """What embeds the queries: exactly the package that embedded the items."""
-        return self._opened.package
+        """What embeds the queries: exactly the package that embedded the items.
+
+        Raises:
+            IncompatibleArtifact: a model that is not in the store embedded the items.
+        """
+        return _require(self._opened)
 
     def search(self, images: Sequence[bytes], *, k: int = 10, where: Sequence[str] = ()) -> list[Found]:
         """Embed images and find the most similar items of each.
@@ -103,12 +107,13 @@ class Searcher:
             Q results in the order of the images, all of the same index version.
 
         Raises:
+            IncompatibleArtifact: a model that is not in the store embedded the items.
             InvalidData: bytes that are no image.
             InvalidSetting: a condition that cannot be followed, or k below 1.
         """
         opened = self._opened  # `refresh` may replace it meanwhile
-        vectors = opened.package.embed(images)
-        result = opened.index.search(vectors, k, where=where, package=opened.package.ref.fingerprint)
+        package = _require(opened)
+        result = opened.index.search(package.embed(images), k, where=where, embedder=package.ref.fingerprint)
         return [Found(opened.index.ref, answers, result.plan) for answers in result.answers]
 
     def refresh(self) -> bool:
@@ -120,10 +125,22 @@ class Searcher:
         ref = find_index(self._store, self._name)
         if ref.fingerprint == former.index.ref.fingerprint:
             return False
-        same = ref.embeddings.package.fingerprint == former.package.ref.fingerprint
-        package = former.package if same else load_package(ref.embeddings.package.uri)
+        same = ref.embeddings.embedder.fingerprint == former.index.ref.embeddings.embedder.fingerprint
+        package = former.package if same else _package_of(ref)
         self._opened = _Opened(open_index(ref), package)
         return True
+
+
+def _package_of(ref: IndexRef) -> Package | None:
+    embedder = ref.embeddings.embedder
+    return load_package(embedder.uri) if isinstance(embedder, PackageRef) else None
+
+
+def _require(opened: _Opened) -> Package:
+    if opened.package is None:
+        require_package(opened.index.ref.embeddings.embedder, "A search by image")
+    assert opened.package is not None
+    return opened.package
 
 
 def _only_index(store: str) -> str:

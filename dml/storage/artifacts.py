@@ -63,7 +63,7 @@ STORE_FOLDERS = frozenset(
     ]
 )
 """Folders that stages write below a store. They are skipped when the store is inside an image source."""
-STORE_FORMAT = 1
+STORE_FORMAT = 2
 KIND_OF_FOLDER = {"datasets": "dataset", "indexes": "index"}
 _STAGING = re.compile(r"\.staging-.+-[0-9a-f]{8}")
 _REMOVED = "removed-"

@@ -74,8 +74,8 @@ def table_of(
     ref = EmbeddingsRef(
         uri=uri,
         fingerprint=fingerprint,
-        package=package,
-        dataset=dataset,
+        embedder=package,
+        items=dataset,
         dim=vectors.shape[1],
         rows=len(vectors),
     )

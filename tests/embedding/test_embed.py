@@ -131,7 +131,7 @@ def test_known_vectors_are_found_by_the_images_digest(embeddings, dataset):
 
 def test_vectors_of_another_package_are_not_reused(store, dataset, embeddings):
     other = make_package(store, seed=4)
-    with pytest.raises(IncompatibleArtifact, match=embeddings.package.version):
+    with pytest.raises(IncompatibleArtifact, match=embeddings.embedder.version):
         embed(store, other, dataset, previous=embeddings)
 
 

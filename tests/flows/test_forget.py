@@ -67,8 +67,8 @@ def test_searches_go_on_and_never_answer_with_it(store):
     forget_flow.fn("shelves", GONE, store)
     for name, rows in (("small", 28), ("large", 58)):
         index = open_index(find_index(store, name))
-        vectors = load_package(index.ref.embeddings.package.uri).embed([png(3)])
-        result = index.search(vectors, 100, package=index.ref.embeddings.package.fingerprint)
+        vectors = load_package(index.ref.embeddings.embedder.uri).embed([png(3)])
+        result = index.search(vectors, 100, embedder=index.ref.embeddings.embedder.fingerprint)
         ids = [answer.id for answer in result.answers[0]]
         assert len(ids) == rows
         assert not set(GONE) & set(ids)

@@ -65,6 +65,6 @@ def test_new_images_are_found_and_only_they_are_embedded(images, embedded, tmp_p
     assert find_index(store, "shop") == refreshed
     assert find_index(store, f"shop@{first.version}") == first
 
-    pinned = f"shop@{first.embeddings.dataset.version}"
+    pinned = f"shop@{first.embeddings.items.version}"
     assert reindex_flow.fn("shop", "shop", pinned, store=store) == first
     assert find_index(store, "shop") == first, "a pinned version is taken as it is"

@@ -92,7 +92,7 @@ def test_exactly_k_matching_answers_unless_fewer_match(built, vectors, package, 
     index = Index(built[factory], scan=Scan(rows=scan_rows, share=0.0, block_rows=32))
     queries = unit_vectors(5, 16, seed=8)
     for k in (1, 7, 100, 500):
-        result = index.search(queries, k, where=where, package=package.fingerprint)
+        result = index.search(queries, k, where=where, embedder=package.fingerprint)
         for query, answers in zip(queries, result.answers, strict=True):
             expected = brute_force(index, vectors, query, k, where)
             assert len(answers) == len(expected)
@@ -118,7 +118,7 @@ def assert_same_answers(index, vectors, query, answers, expected):
 
 
 def test_equal_similarities_rank_by_position(opened, vectors, package):
-    result = opened["Flat"].search(vectors[:10], 2, where=["year>=1900"], package=package.fingerprint)
+    result = opened["Flat"].search(vectors[:10], 2, where=["year>=1900"], embedder=package.fingerprint)
     assert [[a.position for a in answers] for answers in result.answers] == [[i, i + 60] for i in range(10)]
 
 
@@ -126,7 +126,7 @@ def test_an_answer_brings_what_is_known_of_its_item(opened, vectors, package):
     index = opened["Flat"]
     item = index.items["id"].to_pylist().index("00003.png")
     where = ["weight<0.5", "sold=false"]
-    answers = index.search(vectors[item : item + 1], 9, where=where, package=package.fingerprint).answers[0]
+    answers = index.search(vectors[item : item + 1], 9, where=where, embedder=package.fingerprint).answers[0]
     answer = next(answer for answer in answers if answer.position == item)
     assert (answer.id, answer.label, answer.split) == ("00003.png", "class 3", "train")
     assert answer.similarity == pytest.approx(1.0, abs=1e-6)
@@ -136,20 +136,20 @@ def test_an_answer_brings_what_is_known_of_its_item(opened, vectors, package):
 def test_each_query_can_leave_itself_out(opened, vectors, package):
     index = opened["Flat"]
     ids = index.items["id"].to_pylist()
-    result = index.search(vectors[:60], 1, package=package.fingerprint, exclude_ids=ids[:60])
+    result = index.search(vectors[:60], 1, embedder=package.fingerprint, exclude_ids=ids[:60])
     assert [answers[0].position for answers in result.answers] == list(range(60, 120))
     same_year = index.search(
-        vectors[:1], 4, where=["year=1993"], package=package.fingerprint, exclude_ids=["00003.png"]
+        vectors[:1], 4, where=["year=1993"], embedder=package.fingerprint, exclude_ids=["00003.png"]
     )
     assert {answer.id for answer in same_year.answers[0]} == {"00043.png", "00083.png"}
     assert "2 of 4 answers" in same_year.plan
     with pytest.raises(ValueError, match="one item per query"):
-        index.search(vectors[:2], 1, package=package.fingerprint, exclude_ids=["00003.png"])
+        index.search(vectors[:2], 1, embedder=package.fingerprint, exclude_ids=["00003.png"])
 
 
 def test_the_plan_says_what_was_done(built, opened, vectors, package):
     search = opened["IVF12,Flat"].search
-    few = {"k": 5, "package": package.fingerprint}
+    few = {"k": 5, "embedder": package.fingerprint}
     assert search(vectors[:1], **few).plan == "IVF12,Flat over 120 items"
     assert search(vectors[:1], where=["sold=true"], **few).plan == (
         "60 of 120 items match, compared with all of them"
@@ -158,18 +158,18 @@ def test_the_plan_says_what_was_done(built, opened, vectors, package):
     assert among(vectors[:1], where=["sold=true"], **few).plan == (
         "60 of 120 items match, IVF12,Flat among them"
     )
-    assert "too few there" in search(vectors[:1], 100, package=package.fingerprint).plan
+    assert "too few there" in search(vectors[:1], 100, embedder=package.fingerprint).plan
 
 
 def test_no_query_gives_no_answers(opened, package):
-    assert opened["Flat"].search(np.empty((0, 16), np.float32), 3, package=package.fingerprint).answers == []
+    assert opened["Flat"].search(np.empty((0, 16), np.float32), 3, embedder=package.fingerprint).answers == []
 
 
 def test_a_query_of_another_package_is_refused(opened, vectors, package):
     with pytest.raises(
         IncompatibleArtifact, match=f"holds vectors of package {package.version}.*0badbadbad00"
     ):
-        opened["Flat"].search(vectors[:1], 1, package="0badbadbad00" + "f" * 52)
+        opened["Flat"].search(vectors[:1], 1, embedder="0badbadbad00" + "f" * 52)
 
 
 @pytest.mark.parametrize(
@@ -184,18 +184,18 @@ def test_a_query_of_another_package_is_refused(opened, vectors, package):
 )
 def test_queries_that_cannot_be_answered_are_refused(opened, package, queries, k, error, message):
     with pytest.raises(error, match=message):
-        opened["Flat"].search(queries, k, package=package.fingerprint)
+        opened["Flat"].search(queries, k, embedder=package.fingerprint)
 
 
 def test_an_unknown_attribute_is_refused_with_those_there_are(opened, vectors, package):
     with pytest.raises(InvalidSetting, match="shelf"):
-        opened["Flat"].search(vectors[:1], 1, where=["shelv=top"], package=package.fingerprint)
+        opened["Flat"].search(vectors[:1], 1, where=["shelv=top"], embedder=package.fingerprint)
 
 
 def test_an_image_of_the_dataset_finds_itself_through_a_remote_store(embeddings, package, s3_store):
     ref = build_index(s3_store, "shelves", embeddings, IndexConfig())
-    loaded = load_package(ref.embeddings.package.uri)
-    result = open_index(ref).search(loaded.embed([png(42)]), 3, package=loaded.ref.fingerprint)
+    loaded = load_package(ref.embeddings.embedder.uri)
+    result = open_index(ref).search(loaded.embed([png(42)]), 3, embedder=loaded.ref.fingerprint)
     assert result.answers[0][0].id == "00042.png"
     assert result.answers[0][0].similarity == pytest.approx(1.0, abs=1e-5)
 
@@ -239,7 +239,7 @@ def test_a_similarity_that_cannot_be_is_no_answer(tmp_path, embeddings, package,
     ref = build_index(store, "shelves", embeddings, IndexConfig())
     with_vector(ref, 0, value)
     with pytest.raises(CorruptArtifact, match=r"similarities in \[-1, 1\]"):
-        open_index(ref).search(np.eye(16, dtype=np.float32), ROWS, package=package.fingerprint)
+        open_index(ref).search(np.eye(16, dtype=np.float32), ROWS, embedder=package.fingerprint)
     with_vector(ref, 0, np.nan)
     with pytest.raises(CorruptArtifact, match="must"):
         publish_index(store, ref)
@@ -260,7 +260,7 @@ def test_an_index_and_items_of_different_length_are_not_opened(tmp_path, embeddi
 def test_a_filter_that_faiss_does_not_honour_is_noticed(built, vectors, package):
     everything = faiss.SearchParameters(sel=faiss.IDSelectorAll())
     index = Index(built["Flat"], scan=Scan(rows=0, share=0.0), parameters=lambda *_: everything)
-    result = index.search(vectors[:4], 5, where=["sold=true"], package=package.fingerprint)
+    result = index.search(vectors[:4], 5, where=["sold=true"], embedder=package.fingerprint)
     assert all(answer.attributes["sold"] for answers in result.answers for answer in answers)
     assert "others too" in result.plan
 

@@ -80,7 +80,18 @@ def _split_tree(value: Any) -> Any:
 
 
 SourceLayout = Literal[
-    "auto", "folder", "omniglot", "cars196", "cub200", "sop", "mnist", "tiny-imagenet", "manifest", "glyphs"
+    "auto",
+    "folder",
+    "omniglot",
+    "cars196",
+    "cub200",
+    "sop",
+    "in-shop",
+    "market1501",
+    "mnist",
+    "tiny-imagenet",
+    "manifest",
+    "glyphs",
 ]
 
 

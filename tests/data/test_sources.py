@@ -19,9 +19,12 @@ from pyarrow import csv, parquet
 from scipy.io import savemat
 
 from dml import storage
-from dml.config import AttributeSplit, ClassSplit, OfficialSplit
+from dml.config import AttributeSplit, ClassSplit, EvaluationConfig, IngestConfig, OfficialSplit
+from dml.data.evaluable import require_evaluable
+from dml.data.ingest import ingest
 from dml.data.sources.detect import open_source
 from dml.data.sources.glyphs import GlyphsSource, distinct_characters
+from dml.data.sources.sample import LEFT_OUT
 from dml.errors import InvalidData, InvalidSetting, MissingArtifact
 from dml.preprocessing import decode
 from dml.progress import Ticker
@@ -212,6 +215,80 @@ def test_cub200_is_read_by_its_lists(tmp_path):
             ("101.Pelican/b.jpg", "101.Pelican", "test"),
         ]
         assert [p.reason for p in listing.problems] == ["missing file"]
+
+
+MARKET = {
+    "bounding_box_train/0002_c1s1_000451_03.jpg": ("0002", "train", "c1", None),
+    "bounding_box_train/0002_c2s1_000301_01.jpg": ("0002", "train", "c2", None),
+    "bounding_box_test/0000_c3s2_000001_00.jpg": ("0000", "test", "c3", "gallery"),
+    "bounding_box_test/0007_c1s1_000002_01.jpg": ("0007", "test", "c1", "gallery"),
+    "bounding_box_test/0007_c2s1_000002_01.jpg": ("0007", "test", "c2", "gallery"),
+    "bounding_box_test/0009_c4s1_000002_01.jpg": ("0009", "test", "c4", "gallery"),
+    "query/0007_c1s1_000002_00.jpg": ("0007", "test", "c1", "query"),
+    "query/0009_c5s1_000002_00.jpg": ("0009", "test", "c5", "query"),
+}
+
+
+def market1501(root: Path) -> Path:
+    files = [*MARKET, "bounding_box_test/-1_c1s1_000001_00.jpg", "gt_query/0007_c1s1_000002_00_good.mat"]
+    content = {name: picture(number, form="JPEG") for number, name in enumerate(files)}
+    return write(root, {**content, "query/Thumbs.db": b"x", "readme.txt": "Market-1501"})
+
+
+def test_market_1501_is_read_by_its_file_names(tmp_path):
+    root = market1501(tmp_path / "Market-1501-v15.09.15")
+    for uri in (tmp_path, root):
+        listing = open_source(str(uri)).list()
+        assert {
+            s.id: (s.label, s.split, s.attributes["camera"], s.attributes["role"]) for s in listing.samples
+        } == MARKET
+        assert [(p.id, p.reason) for p in listing.problems] == [
+            ("bounding_box_test/-1_c1s1_000001_00.jpg", LEFT_OUT)
+        ]
+
+
+def test_market_1501_is_ingested_and_can_be_evaluated_by_its_protocol(tmp_path):
+    source = str(market1501(tmp_path / "market"))
+    dataset = ingest(IngestConfig(name="market", source=source), str(tmp_path / "store"))
+    assert (dataset.splits["train"].rows, dataset.splits["test"].rows, dataset.quarantined) == (2, 6, 1)
+    require_evaluable(dataset, EvaluationConfig(role_attribute="role", same_camera_attribute="camera"))
+
+
+def in_shop(root: Path, images: str) -> Path:
+    lines = [
+        "img/WOMEN/Dresses/id_00000001/01_1_front.jpg id_00000001 train",
+        "img/WOMEN/Dresses/id_00000001/01_2_side.jpg id_00000001 train",
+        "img/MEN/Denim/id_00000002/01_1_front.jpg id_00000002 query",
+        "img/MEN/Denim/id_00000002/02_1_front.jpg id_00000002 gallery",
+        "img/MEN/Denim/id_00000002/03_lost.jpg id_00000002 gallery",
+    ]
+    listed = "5\nimage_name item_id evaluation_status\n" + "\n".join(lines) + "\n"
+    paths = [line.split()[0] for line in lines[:-1]]
+    write(root, {f"{images}{path}": picture(n, form="JPEG") for n, path in enumerate(paths)})
+    return write(root, {"Eval/list_eval_partition.txt": listed})
+
+
+@pytest.mark.parametrize("images", ["", "Img/", "Eval/"])
+def test_in_shop_is_read_by_its_list_wherever_the_images_were_unpacked(tmp_path, images):
+    source = open_source(str(in_shop(tmp_path / "in_shop", images)))
+    listing = source.list()
+    assert [
+        (s.label, s.split, s.attributes["role"], s.attributes["department"], s.attributes["category"])
+        for s in listing.samples
+    ] == [
+        ("id_00000001", "train", None, "WOMEN", "Dresses"),
+        ("id_00000001", "train", None, "WOMEN", "Dresses"),
+        ("id_00000002", "test", "query", "MEN", "Denim"),
+        ("id_00000002", "test", "gallery", "MEN", "Denim"),
+    ]
+    assert [p.id for p in listing.problems] == ["img/MEN/Denim/id_00000002/03_lost.jpg"]
+    assert source.read(listing.samples[2].locator) == picture(2, form="JPEG")
+
+
+def test_a_list_of_in_shop_that_says_something_else_is_refused(tmp_path):
+    write(tmp_path, {"list_eval_partition.txt": "1\nimage item status\nimg/a.jpg id_1 validation\n"})
+    with pytest.raises(InvalidData, match=r"train, query, gallery.*validation"):
+        open_source(str(tmp_path)).list()
 
 
 def test_stanford_online_products_is_read_by_its_lists(tmp_path):

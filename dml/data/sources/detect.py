@@ -6,13 +6,27 @@ from typing import NamedTuple
 
 from dml import storage
 from dml.config import SourceLayout
-from dml.data.sources import cars196, cub200, folder, glyphs, manifest, mnist, omniglot, sop, tiny_imagenet
+from dml.data.sources import (
+    cars196,
+    cub200,
+    folder,
+    glyphs,
+    in_shop,
+    manifest,
+    market1501,
+    mnist,
+    omniglot,
+    sop,
+    tiny_imagenet,
+)
 from dml.data.sources.access import OWN_FOLDER, Access, without_query
 from dml.data.sources.cars196 import Cars196Source
 from dml.data.sources.cub200 import Cub200Source
 from dml.data.sources.files import Files, Tree, open_files
 from dml.data.sources.folder import FolderSource
+from dml.data.sources.in_shop import InShopSource
 from dml.data.sources.manifest import ManifestSource
+from dml.data.sources.market1501 import Market1501Source
 from dml.data.sources.mnist import MnistSource
 from dml.data.sources.omniglot import OmniglotSource
 from dml.data.sources.sample import Source
@@ -34,6 +48,10 @@ _LAYOUTS: dict[str, _Layout] = {
         Cars196Source, cars196.recognise, "cars_annos.mat, or cars_meta.mat with cars_train_annos.mat"
     ),
     "sop": _Layout(SopSource, sop.recognise, "Ebay_train.txt"),
+    "in-shop": _Layout(InShopSource, in_shop.recognise, "list_eval_partition.txt"),
+    "market1501": _Layout(
+        Market1501Source, market1501.recognise, "bounding_box_train, bounding_box_test and query"
+    ),
     "mnist": _Layout(MnistSource, mnist.recognise, "train-images-idx3-ubyte, or .gz"),
     "omniglot": _Layout(OmniglotSource, omniglot.recognise, "ALPHABET/characterNN/*.png"),
     "tiny-imagenet": _Layout(TinyImagenetSource, tiny_imagenet.recognise, "val_annotations.txt"),

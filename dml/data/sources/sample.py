@@ -12,7 +12,8 @@ MAX_BYTES = 64 << 20
 
 OTHER_KIND, EMPTY_CLASS = "another kind of file", "empty class"
 REPEATED_FOLDER, UNUSABLE_COLUMN = "repeated folder", "unusable column"
-NO_ROWS = frozenset({OTHER_KIND, EMPTY_CLASS, REPEATED_FOLDER, UNUSABLE_COLUMN})
+LEFT_OUT = "left out by the protocol"
+NO_ROWS = frozenset({OTHER_KIND, EMPTY_CLASS, REPEATED_FOLDER, UNUSABLE_COLUMN, LEFT_OUT})
 """Reasons of problems that are no rows: a text file beside the images does not make a source a bad one."""
 
 # Unicode's white space, and what is not seen at all: a byte order mark, zero-width spaces and joiners.

@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import boto3
@@ -88,6 +88,14 @@ def test_new_artefacts_are_kept_for_the_grace_period(store):
     make_package(store)
     assert collect(store, grace=timedelta(hours=1)) == []
     assert len(collect(store)) == 1
+
+
+@pytest.mark.parametrize(("minutes", "stays"), [(59, True), (61, False)])
+def test_the_grace_period_is_an_hour_unless_another_is_wanted(store, minutes, stays):
+    storage.mark_store(store)
+    make_package(store)
+    now = datetime.now(UTC) + timedelta(minutes=minutes)
+    assert (unneeded(store, [], now=now) == []) == stays
 
 
 def test_an_unfinished_run_keeps_its_dataset(store, tmp_path):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dml.errors import InvalidSetting
-from dml.names import check_name, split_version, suggest_name
+from dml.names import check_name, is_version, split_version, suggest_name
 
 
 @pytest.mark.parametrize("name", ["shop", "cub200-2011", "a.b_c-d", "x", "d-2024"])
@@ -35,6 +35,14 @@ def test_an_invalid_version_is_refused(text):
 )
 def test_a_text_suggests_a_name(text, name):
     assert suggest_name(text) == name
+
+
+def test_a_name_and_a_version_have_at_most_a_hundred_characters():
+    assert check_name("a" * 100) == "a" * 100
+    with pytest.raises(InvalidSetting, match="at most 100 in all"):
+        check_name("a" * 101)
+    assert is_version("a" * 100)
+    assert not is_version("a" * 101)
 
 
 @given(st.text(max_size=150))

@@ -4,15 +4,23 @@ Tasks pass refs, never tensors or tables. A ref holds its parents' refs, so the 
 the dataset its model was trained on, is read and not looked up. Refs serialise to JSON (`model_dump_json`).
 """
 
+import math
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from dml.errors import IncompatibleArtifact
 
 AttributeType = str
 """One of "string", "int64", "double", "bool": the type of an attribute column."""
+
+Number = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]}),
+]
+"""A measured number; NaN, which JSON cannot hold, is null there."""
 
 
 class Fingerprinted(BaseModel):
@@ -169,7 +177,7 @@ class ModelRef(BaseModel):
     version: int
     alias: str | None = Field(None, description="`champion` where this version passed the gate")
     package: PackageRef
-    metrics: dict[str, float] = {}
+    metrics: dict[str, Number] = {}
     reason: str = Field("", description="why the version was promoted, or was not")
     created: datetime | None = Field(None, description="when it was registered, UTC")
 

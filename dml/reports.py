@@ -1,23 +1,38 @@
-"""What the stages tell people: numbers, verdicts and what was done, each printed as text or as JSON.
+"""Results for people: numbers, verdicts, lists and what was done, each printed as text or as JSON.
 
-They hold refs, and are never handed on from stage to stage.
+They hold refs, and are never handed on from stage to stage. A verb's `--json` prints one of them, or a ref.
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ModelRef, PackageRef, Ref, TrainedRef
+from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ModelRef, Number, PackageRef, Ref, TrainedRef
 
 RAW_PIXELS = "raw pixels"
 """The baseline of an evaluation that needs no model."""
 
 
-class Comparison(BaseModel):
-    """One model against another on the same queries: its gain, and how sure that is."""
+class Result(BaseModel):
+    """Base of all results."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PartialResult(Result):
+    """A result that can be incomplete: the rest is there, and `error` says what is wrong."""
+
+    error: str | None = Field(
+        None,
+        description="what is wrong; absent where nothing is. The exit status is then not 0",
+        exclude_if=lambda error: error is None,
+    )
+
+
+class Comparison(Result):
+    """One model against another on the same queries: its gain, and how sure that is."""
 
     metric: str
     gain: float = Field(description="mean over the queries")
@@ -28,20 +43,16 @@ class Comparison(BaseModel):
     num_classes: int
 
 
-class WinLossTie(BaseModel):
+class WinLossTie(Result):
     """How many of something a model wins, loses and ties against another."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     won: int
     lost: int
     tied: int
 
 
-class PairedComparison(BaseModel):
+class PairedComparison(Result):
     """Two models by one metric of the same queries."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     first: float = Field(description="mean over the queries")
     second: float = Field(description="the other's")
@@ -50,12 +61,10 @@ class PairedComparison(BaseModel):
     classes: WinLossTie = Field(description="of classes, by their mean")
 
 
-class Measured(BaseModel):
+class Measured(Result):
     """A number of an evaluation, and its interval where it has one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    value: float
+    value: Number
     low: float | None = None
     high: float | None = None
 
@@ -63,10 +72,8 @@ class Measured(BaseModel):
         return f"{self.value:.3f}" + ("" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]")
 
 
-class Slice(BaseModel):
+class Slice(Result):
     """The queries that have one value of an attribute."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     attribute: str
     value: str | None = Field(description="None: those that have no value")
@@ -74,10 +81,8 @@ class Slice(BaseModel):
     metrics: dict[str, Measured]
 
 
-class Evaluation(BaseModel):
+class Evaluation(Result):
     """Every number of one embedding on one split."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     metrics: dict[str, Measured]
     slices: list[Slice] = []
@@ -88,10 +93,8 @@ class Evaluation(BaseModel):
         return {name: measured.value for name, measured in self.metrics.items()}
 
 
-class EvaluationReport(BaseModel):
+class EvaluationReport(Result):
     """How a package does on a dataset's test split, beside its baselines."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: DatasetRef
     package: PackageRef
@@ -168,10 +171,8 @@ def _shown(metrics: Mapping[str, Measured]) -> dict[str, str | float]:
     return {name: each.value if each.low is None else str(each) for name, each in metrics.items()}
 
 
-class Refusal(BaseModel):
+class Refusal(Result):
     """How many rows of a source were refused for one reason."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     reason: str
     rows: int
@@ -183,10 +184,8 @@ IngestOutcome = Literal["made", "found", "repaired", "current"]
 current: it was that before."""
 
 
-class IngestReport(BaseModel):
+class IngestReport(Result):
     """An ingest's result: the version, and what its reader must know of how it came about."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: DatasetRef
     outcome: IngestOutcome
@@ -195,10 +194,8 @@ class IngestReport(BaseModel):
     notes: list[str] = Field([], description="sentences on the split, merged labels, contradictory labels")
 
 
-class TrainingReport(BaseModel):
+class TrainingReport(Result):
     """A training flow's result: the version, how training went, and its evaluation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: ModelRef
     trained: TrainedRef
@@ -207,10 +204,8 @@ class TrainingReport(BaseModel):
     reason: str | None = Field(None, description="why this experiment was chosen; None: it was named")
 
 
-class ForgetReport(BaseModel):
+class ForgetReport(Result):
     """What forgetting items did."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     items: int
     rebuilt: list[IndexRef] = Field(description="indexes, over what is left")
@@ -218,10 +213,8 @@ class ForgetReport(BaseModel):
     same_images: list[str] = Field(description="ids of other items with the same bytes, which stay")
 
 
-class EndToEndReport(BaseModel):
+class EndToEndReport(Result):
     """From images to an index: the results, and the seconds of each stage."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: DatasetRef
     training: TrainingReport
@@ -230,10 +223,8 @@ class EndToEndReport(BaseModel):
     seconds: dict[str, float]
 
 
-class CellReport(BaseModel):
+class CellReport(Result):
     """One cell of a bench: one run's numbers on a test split, or those of the images' own pixels."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fingerprint: str = Field(description="of all that decides the numbers")
     evaluation: Evaluation
@@ -259,3 +250,179 @@ class BenchReport(Ref):
         description="dataset version to published numbers that are not beside ours, and why"
     )
     comparisons: list[dict[str, str]] = Field([], description="paired tests of cells, one row each")
+
+
+class ListedDataset(DatasetRef):
+    """A version of a dataset in the store."""
+
+    created: datetime = Field(description="when it was published, UTC")
+    current: bool = Field(description="whether the name alone stands for it")
+
+
+class DatasetList(PartialResult):
+    """The versions of the store's datasets, by name, the oldest first."""
+
+    datasets: list[ListedDataset]
+
+
+class Refresh(Result):
+    """When an index is refreshed by itself, and from what."""
+
+    cron: str = Field(description="minute, hour, day of month, month, day of week")
+    timezone: str = Field(description="that of `cron`, as Europe/Rome")
+    model: str = Field(description="NAME (its champion at that time), NAME@ALIAS or NAME/VERSION")
+    dataset: str = Field(description="NAME, whose source is read again first, or NAME@VERSION")
+
+
+class ListedIndex(IndexRef):
+    """A version of an index in the store."""
+
+    created: datetime = Field(description="when it was published, UTC")
+    current: bool = Field(description="whether searches use it")
+    newer: list[str] = Field(description="the dataset version and champion that are newer than it")
+    refresh: Refresh | None = Field(description="null: it is not refreshed by itself")
+
+
+class IndexList(PartialResult):
+    """The versions of the store's indexes, by name, the oldest first."""
+
+    indexes: list[ListedIndex]
+    damaged: dict[str, str] = Field(
+        {}, description="scheduled index to why its `refresh.json` cannot be read"
+    )
+
+
+class ListedModel(ModelRef):
+    """A version of a registered model."""
+
+    current: bool = Field(description="whether it is its model's champion")
+
+
+class ModelList(Result):
+    """The versions of the registered models, the newest first within a name."""
+
+    models: list[ListedModel]
+    foreign: list[str] = Field(
+        description="registered models that dml did not make, NAME, and what stands beside ours, NAME/VERSION"
+    )
+
+
+class Preset(Result):
+    """An experiment to start from."""
+
+    name: str
+    description: str
+
+
+class PresetList(Result):
+    """The experiments to start from."""
+
+    presets: list[Preset]
+
+
+class FoundItem(Result):
+    """One item that a search found."""
+
+    id: str
+    label: str
+    similarity: float = Field(description="cosine of query and item, [-1, 1]")
+    attributes: dict[str, str | int | float | bool | None] = Field(description="null: it has no value")
+
+
+class SearchReport(Result):
+    """What a search found for one image, and how."""
+
+    index: str = Field(description="NAME@VERSION")
+    model: str = Field(description="the registered version NAME/VERSION that embedded it; empty: none")
+    embedder: str = Field(description="version of what embedded items and query")
+    plan: str = Field(description="what was done to find the answers, and why they are fewer than asked for")
+    answers: list[FoundItem] = Field(description="the most similar first")
+    picture: str | None = Field(None, description="path of the picture of query and answers; null: none")
+
+
+class Schedule(Refresh):
+    """A scheduled refresh."""
+
+    index: str
+    next: datetime = Field(description="when it is due next, in its own time zone")
+
+
+class ScheduleList(PartialResult):
+    """The scheduled indexes, and who follows their schedules."""
+
+    schedules: list[Schedule]
+    prefect: str | None = Field(description="address of the Prefect API that follows; null: none")
+    damaged: dict[str, str] = Field(description="index to what is wrong with its schedule")
+
+
+class RefreshReport(PartialResult):
+    """What refreshing indexes did."""
+
+    refreshed: list[IndexRef]
+    failed: dict[str, str] = Field({}, description="index to why it was not refreshed")
+
+
+class VerifiedArtefact(Result):
+    """An artefact whose bytes were compared with its manifest."""
+
+    kind: str = Field(description="as `dataset`, `index`, `package`, `checkpoint`")
+    artefact: str = Field(description="NAME@VERSION, or the version alone")
+    damaged: list[str] = Field(description="files")
+    state: str = Field(description='"ok", "made again", or what begins with "damaged" or "removed"')
+    uri: str
+
+
+class VerifyReport(PartialResult):
+    """Every artefact that was compared with what was published."""
+
+    artefacts: list[VerifiedArtefact]
+
+    @property
+    def damaged(self) -> list[VerifiedArtefact]:
+        """What is damaged still."""
+        return [each for each in self.artefacts if each.state.startswith("damaged")]
+
+
+class UnneededArtefact(Result):
+    """Something in the store that nothing needs."""
+
+    uri: str
+    kind: str
+    why: str
+    size_bytes: int
+
+
+class CleanupReport(Result):
+    """What `dml gc` removed."""
+
+    removed: list[UnneededArtefact]
+    size_bytes: int = Field(description="of them all")
+    dry_run: bool = Field(description="whether they were only listed")
+
+
+class RemovalReport(Result):
+    """What `dml rm` removed."""
+
+    kind: str = Field(description="`dataset`, `index`, `model` or `run`")
+    removed: list[str] = Field(description="versions, as they are typed")
+
+
+class RollbackReport(Result):
+    """What `dml rollback` made current again."""
+
+    kind: str = Field(description="`index` or `model`")
+    current: str = Field(description="NAME@VERSION of an index, NAME/VERSION of a model")
+
+
+class StackAddresses(Result):
+    """Where the stack of `dml up` is reached: environment variables, and its logs."""
+
+    PREFECT_API_URL: str
+    MLFLOW_TRACKING_URI: str
+    DML_STORE: str = Field(description="the store's URI")
+    logs: str = Field(description="folder of the logs")
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What another terminal must know, by name."""
+        return self.model_dump(exclude={"logs"})

@@ -5,7 +5,6 @@ it does not touch the user's Prefect profile, and the next start continues with 
 """
 
 import fcntl
-import json
 import os
 import shlex
 import signal
@@ -15,9 +14,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from dml import processes
 from dml.errors import InvalidSetting, MissingArtifact, StackFailed
 from dml.progress import Ticker, begin
 from dml.registry.connection import connect
+from dml.reports import Result, StackAddresses
 from dml.settings import artifact_root, local_folder, store_tracking_uri
 from dml.storage import is_remote
 
@@ -34,7 +34,7 @@ ZOMBIES = "crash zombie runs"
 START_TIMEOUT_S = 120.0
 STOP_GRACE_S = 20.0
 GUARD = "guard"
-LOCK, STATE = "up.lock", "up.json"
+LOCK, STATE, LOGS = "up.lock", "up.json", "logs"
 _GUARD_GRACE_S = 5.0
 _POLL_S = 0.25
 _TAIL_LINES = 20
@@ -42,15 +42,22 @@ _LAST_PORT = 65_535
 
 
 def run_local_stack(
-    store: str, *, prefect_port: int = 4200, mlflow_port: int = 5000, as_json: bool = False
-) -> None:
-    """Start the stack, print its addresses, wait for Ctrl-C or SIGTERM, then stop it.
+    store: str,
+    *,
+    prefect_port: int = 4200,
+    mlflow_port: int = 5000,
+    announce: Callable[[StackAddresses], None],
+) -> StackAddresses:
+    """Start the stack, announce its addresses, wait for Ctrl-C or SIGTERM, then stop it.
 
     Args:
         store: the store's absolute URI.
         prefect_port: port of Prefect's server and pages.
         mlflow_port: port of MLflow's server and pages.
-        as_json: print the addresses as one JSON object.
+        announce: called once, when all parts are ready.
+
+    Returns:
+        The addresses.
 
     Raises:
         InvalidSetting: a port is in use, invalid, or the same for both servers.
@@ -61,8 +68,13 @@ def run_local_stack(
     project = _project_folder()
     folder = local_folder(store)
     prefect, mlflow = f"http://{HOST}:{prefect_port}", f"http://{HOST}:{mlflow_port}"
-    addresses = {"PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": mlflow, "DML_STORE": store}
-    stack = Stack(project, folder, {**addresses, **_server_variables(folder)})
+    addresses = StackAddresses(
+        PREFECT_API_URL=f"{prefect}/api",
+        MLFLOW_TRACKING_URI=mlflow,
+        DML_STORE=store,
+        logs=str(folder / LOGS),
+    )
+    stack = Stack(project, folder, {**addresses.variables, **_server_variables(folder)})
     with _stopped_by_signals(), _exclusive_stack(store, folder, addresses):
         with Ticker("up: stopping leftover processes"):
             stack.stop_leftovers()
@@ -72,13 +84,11 @@ def run_local_stack(
             try:
                 with Ticker("up"):
                     _start(stack, store, prefect_port, mlflow_port)
-                if as_json:
-                    print(json.dumps({**addresses, "logs": str(stack.logs)}), flush=True)
-                else:
-                    _print_addresses(addresses, prefect, mlflow, stack.logs)
+                announce(addresses)
                 stack.wait()
             except KeyboardInterrupt:
                 print("stopping", file=sys.stderr)
+    return addresses
 
 
 def _start(stack: "Stack", store: str, prefect_port: int, mlflow_port: int) -> None:
@@ -105,16 +115,15 @@ def _start(stack: "Stack", store: str, prefect_port: int, mlflow_port: int) -> N
     stack.start("worker", f"prefect worker start --pool {WORK_POOL} --type process")
 
 
-@dataclass(frozen=True)
-class Running:
+class Running(Result):
     """A running `dml up`."""
 
     pid: int
     since: str
-    addresses: dict[str, str]
+    addresses: StackAddresses
 
     def __str__(self) -> str:
-        return f"`dml up` of {self.addresses['DML_STORE']}, pid {self.pid}, since {self.since}"
+        return f"`dml up` of {self.addresses.DML_STORE}, pid {self.pid}, since {self.since}"
 
 
 def running_stack(store: str) -> Running | None:
@@ -134,12 +143,12 @@ def _running_in(folder: Path) -> Running | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except BlockingIOError:
-        return Running(**json.loads((folder / STATE).read_text()))
+        return Running.model_validate_json((folder / STATE).read_text())
     return None
 
 
 @contextmanager
-def _exclusive_stack(store: str, folder: Path, addresses: Mapping[str, str]) -> Iterator[None]:
+def _exclusive_stack(store: str, folder: Path, addresses: StackAddresses) -> Iterator[None]:
     """Hold the folder's lock, which the system releases when this process ends, and record its holder."""
     with (folder / LOCK).open("ab") as lock:
         try:
@@ -148,12 +157,13 @@ def _exclusive_stack(store: str, folder: Path, addresses: Mapping[str, str]) -> 
             running = _running_in(folder)
             raise InvalidSetting(
                 f"Only one stack must run for a store; {running or 'one of ' + store} is running, with its "
-                f"pages at {running.addresses['PREFECT_API_URL'].removesuffix('/api') if running else '?'}. "
+                f"pages at {running.addresses.PREFECT_API_URL.removesuffix('/api') if running else '?'}. "
                 'Use it from any terminal (`eval "$(dml env)"`), or stop it with Ctrl-C in its terminal'
                 f"{f' or `kill {running.pid}`' if running else ''}."
             ) from None
         since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        (folder / STATE).write_text(json.dumps(asdict(Running(os.getpid(), since, dict(addresses)))))
+        running = Running(pid=os.getpid(), since=since, addresses=addresses)
+        (folder / STATE).write_text(running.model_dump_json())
         yield
 
 
@@ -193,7 +203,7 @@ class Stack:
     def __init__(
         self, project: Path, folder: Path, env: Mapping[str, str], *, grace_s: float = STOP_GRACE_S
     ) -> None:
-        self.project, self.folder, self.logs = project, folder, folder / "logs"
+        self.project, self.folder, self.logs = project, folder, folder / LOGS
         self._env = {**os.environ, **env}
         self._grace_s = grace_s
         self._parts: list[Part] = []
@@ -373,9 +383,11 @@ def _log_tail(log: Path) -> str:
     return "\n".join([f"The end of its log, {log}:", *lines])
 
 
-def _print_addresses(addresses: Mapping[str, str], prefect: str, mlflow: str, logs: Path) -> None:
-    print(f"Prefect  {prefect}\nMLflow   {mlflow}\nlogs     {logs}\n\nIn another terminal:\n")
-    print(export_lines(addresses))
+def print_addresses(addresses: StackAddresses) -> None:
+    """Say where the stack is reached, and how another terminal uses it."""
+    prefect, mlflow = addresses.PREFECT_API_URL.removesuffix("/api"), addresses.MLFLOW_TRACKING_URI
+    print(f"Prefect  {prefect}\nMLflow   {mlflow}\nlogs     {addresses.logs}\n\nIn another terminal:\n")
+    print(export_lines(addresses.variables))
     print(
         "prefect deployment run train-flow/default --watch -p dataset=NAME\n\nCtrl-C stops the stack.",
         flush=True,

@@ -9,16 +9,15 @@ from dml.embedding.embed import embed
 from dml.errors import DmlError
 from dml.integrity import CheckedArtifact, check_store, ref_of, remove_damaged, require_intact
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, require_dataset, require_package
+from dml.reports import VerifiedArtefact, VerifyReport
 from dml.retrieval.index import build_index, index_config_of
 from dml.settings import store_uri
 from flows.policy import Name, progress_logger, say, show_table, stage
 
 
 @flow(name="verify-flow")
-def verify_flow(
-    name: Name | None = None, heal: bool = False, store: str | None = None
-) -> list[dict[str, str | int]]:
-    """Compare all files with their manifests; one row per artefact, with its state.
+def verify_flow(name: Name | None = None, heal: bool = False, store: str | None = None) -> VerifyReport:
+    """Compare all files with their manifests.
 
     Args:
         name: a dataset or index, NAME or NAME@VERSION; None: everything, checkpoints too.
@@ -28,18 +27,22 @@ def verify_flow(
     root = store_uri(store)
     checked = stage(check_store)(root, name, progress_logger("verify", "artefacts"))
     states = repair(root, checked) if heal else {}
-    rows: list[dict[str, str | int]] = [
-        {
-            "kind": each.kind,
-            "artefact": each.title,
-            "damaged": ", ".join(each.damaged),
-            "state": states.get(each.uri, "damaged" if each.damaged else "ok"),
-            "uri": each.uri,
-        }
-        for each in checked
-    ]
-    show_table("verify", [row for row in rows if row["state"] != "ok"], f"{len(rows)} artefacts")
-    return rows
+    report = VerifyReport(
+        artefacts=[
+            VerifiedArtefact(
+                kind=each.kind,
+                artefact=each.title,
+                damaged=each.damaged,
+                state=states.get(each.uri, "damaged" if each.damaged else "ok"),
+                uri=each.uri,
+            )
+            for each in checked
+        ]
+    )
+    wrong = [each for each in report.artefacts if each.state != "ok"]
+    rows = [{**each.model_dump(), "damaged": ", ".join(each.damaged)} for each in wrong]
+    show_table("verify", rows, f"{len(checked)} artefacts")
+    return report
 
 
 def repair(store: str, checked: Sequence[CheckedArtifact]) -> dict[str, str]:

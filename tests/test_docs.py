@@ -18,6 +18,7 @@ from dml import config
 from dml.cli.command import app
 from dml.config.text import parts_of
 from dml.presets import experiment
+from tests.answers import load_hook
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -221,7 +222,7 @@ def test_the_primer_knows_every_mining():
 
 
 def test_the_settings_page_has_every_setting_with_its_default():
-    tables = load_hook().tables()
+    tables = load_hook("settings").tables()
     assert all_settings() - {path for path in all_settings() if path.endswith("kind")} <= {
         *re.findall(r"^\| `([\w.]+)`", tables, re.MULTILINE),
         *re.findall(r"^### `([\w.]+)`", tables, re.MULTILINE),
@@ -229,15 +230,6 @@ def test_the_settings_page_has_every_setting_with_its_default():
     for kind in config.loss_kinds():
         assert f"**`loss.kind={kind}`**" in tables
     assert "| `loss.margin` | number or `null`, > 0, ≤ 4 | `0.2` |" in tables
-
-
-def load_hook() -> Any:
-    spec = importlib.util.spec_from_file_location("settings_page", DOCS / "settings.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_picture_of_the_house_has_every_room():

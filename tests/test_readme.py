@@ -13,6 +13,7 @@ import pytest
 
 from dml import storage
 from dml.cli import main
+from tests.answers import require_declared_type
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
@@ -75,7 +76,7 @@ def dml(folder, monkeypatch, capsys):
         printed = capsys.readouterr()
         assert (done.value.code or 0) == status, printed.err
         answer = json.loads(printed.out)
-        assert isinstance(answer, dict)
+        require_declared_type(arguments, answer)
         assert status == 0 or printed.err.endswith(f"error: {answer['error']}\n")
         return answer
 
@@ -133,37 +134,43 @@ def test_comparing_runs_on_what_the_readme_has_made(folder):
 
 def test_ingesting_the_same_again_gives_the_same_version(folder, dml):
     again = dml("ingest", "glyphs:classes=40,per_class=8", "--name", "shop")
-    assert {"dataset", "rows", "classes", "splits", "quarantined", "fingerprint"} <= again.keys()
-    assert (again["rows"], again["classes"], again["quarantined"]) == (320, 40, 0)
-    assert again["splits"]["train"]["classes"] == again["splits"]["test"]["classes"] == 20
+    dataset = again["dataset"]
+    assert (again["outcome"], dataset["rows"], dataset["classes"], dataset["quarantined"]) == (
+        "current",
+        320,
+        40,
+        0,
+    )
+    assert dataset["splits"]["train"]["classes"] == dataset["splits"]["test"]["classes"] == 20
     assert len(storage.list_names(str(folder / "dml-store" / "datasets" / "shop"))) == 2, (
         "version and pointer"
     )
-    assert dml("datasets")["datasets"][0]["fingerprint"] == again["fingerprint"]
+    assert dml("datasets")["datasets"][0]["fingerprint"] == dataset["fingerprint"]
 
 
 def test_training_the_same_again_computes_nothing_and_adds_no_version(folder, dml):
     versions = [model["version"] for model in dml("models")["models"]]
     again = dml("train", "shop", "--preset", "smoke")
-    assert {"model", "version", "promoted", "metrics", "images_per_second"} <= again.keys()
+    assert again["trained"]["images_per_second"] > 0
     assert [model["version"] for model in dml("models")["models"]] == versions
-    assert again["metrics"]["recall_at_1"] > again["baselines"]["before training"]["recall_at_1"]
+    trained, before = again["evaluation"]["trained"], again["evaluation"]["baselines"]["before training"]
+    assert trained["metrics"]["recall_at_1"]["value"] > before["metrics"]["recall_at_1"]["value"]
 
 
 def test_the_champion_stays_where_a_newcomer_is_not_better(folder, dml):
     settings = ("--set", "training.num_steps=1", "--set", "optimizer.learning_rate=1e-9")
     worse = dml("train", "shop", "--preset", "smoke", *settings)
-    assert not worse["promoted"]
-    assert "against the champion's" in worse["reason"]
+    assert worse["model"]["alias"] is None
+    assert "against the champion's" in worse["model"]["reason"]
     champions = [model for model in dml("models")["models"] if model["alias"] == "champion"]
     assert len(champions) == 1
-    assert champions[0]["version"] != worse["version"]
+    assert champions[0]["version"] != worse["model"]["version"]
 
 
 def test_evaluating_shows_the_baselines(folder, dml):
     report = dml("evaluate", "shop", "shop")
     assert set(report["baselines"]) == {"raw pixels", "before training"}
-    assert {"recall_at_1", "recall_at_8", "map_at_r", "nmi"} <= report["metrics"].keys()
+    assert {"recall_at_1", "recall_at_8", "map_at_r", "nmi"} <= report["trained"]["metrics"].keys()
 
 
 def test_a_report_is_a_page_to_open_and_circles_are_one_too(folder, dml):
@@ -182,7 +189,7 @@ def test_searching_finds_the_query_itself_first_and_obeys_the_filter(folder, dml
     assert {"answers", "index", "model"} <= found.keys()
     assert found["model"].startswith("shop/")
     assert len(found["answers"]) == 7
-    assert {"id", "label", "similarity", "script", "style"} <= found["answers"][0].keys()
+    assert {"script", "style"} <= found["answers"][0]["attributes"].keys()
     similarities = [answer["similarity"] for answer in found["answers"]]
     assert similarities == sorted(similarities, reverse=True)
     assert similarities[0] == pytest.approx(1, abs=1e-5)

@@ -12,6 +12,7 @@ import pytest
 
 from dml import processes, up
 from dml.errors import InvalidSetting, StackFailed
+from dml.reports import StackAddresses
 
 SLEEP = "import time; time.sleep(600)"
 PYTHONPATH = str(Path(__file__).parents[1])
@@ -48,7 +49,7 @@ def test_a_port_in_use_is_refused_with_its_process(tmp_path: Path):
         with pytest.raises(
             InvalidSetting, match=rf"Port {port} must be free; pid {os.getpid()} .*--prefect-port"
         ):
-            up.run_local_stack(str(tmp_path), prefect_port=port)
+            up.run_local_stack(str(tmp_path), prefect_port=port, announce=up.print_addresses)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_a_port_in_use_is_refused_with_its_process(tmp_path: Path):
 )
 def test_invalid_ports_are_refused_before_anything_starts(tmp_path: Path, ports, message):
     with pytest.raises(InvalidSetting, match=message):
-        up.run_local_stack(str(tmp_path / "store"), **ports)
+        up.run_local_stack(str(tmp_path / "store"), **ports, announce=up.print_addresses)
     assert not (tmp_path / "store").exists()
 
 
@@ -185,14 +186,19 @@ def test_processes_are_listed_alike_without_proc(tmp_path: Path, killed_up):
 
 
 def test_a_second_start_is_refused_with_the_running_stack(tmp_path: Path):
-    addresses = {"PREFECT_API_URL": "http://127.0.0.1:4200/api", "DML_STORE": str(tmp_path)}
+    addresses = StackAddresses(
+        PREFECT_API_URL="http://127.0.0.1:4200/api",
+        MLFLOW_TRACKING_URI="http://127.0.0.1:5000",
+        DML_STORE=str(tmp_path),
+        logs=str(tmp_path / "logs"),
+    )
     assert up.running_stack(str(tmp_path)) is None
     with up._exclusive_stack(str(tmp_path), tmp_path, addresses):
         running = up.running_stack(str(tmp_path))
         assert running is not None
         assert (running.pid, running.addresses) == (os.getpid(), addresses)
         with pytest.raises(InvalidSetting, match=rf"pid {os.getpid()}, since 20.*http://127.0.0.1:4200"):
-            up.run_local_stack(str(tmp_path))
+            up.run_local_stack(str(tmp_path), announce=up.print_addresses)
     assert up.running_stack(str(tmp_path)) is None
 
 

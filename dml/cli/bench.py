@@ -1,12 +1,16 @@
 """`dml bench`."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from dml.cli.app import Json, Store, app, print_json, print_table, store_uri
+from dml.cli.app import Json, Store, store_uri, verb
+from dml.cli.output import emit, print_table
 from dml.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from dml.reports import BenchReport
 
 
 class SeveralWords(TyperCommand):
@@ -32,7 +36,7 @@ class SeveralWords(TyperCommand):
         return super().parse_args(ctx, spelt)
 
 
-@app.command(cls=SeveralWords)
+@verb(cls=SeveralWords)
 def bench(
     datasets: Annotated[list[str] | None, typer.Option(help="NAME or NAME@VERSION, several")] = None,
     losses: Annotated[
@@ -64,9 +68,8 @@ def bench(
     compare_metric: Annotated[str | None, typer.Option(help="of single queries; default recall_at_1")] = None,
     store: Store = None,
     as_json: Json = False,
-) -> None:
+) -> "BenchReport":
     """Run a grid of losses, datasets and seeds, and lay it out as one table; killed, it goes on."""
-    from dml.bench.layout import columns_of
     from dml.bench.reproduce import reproduction
     from dml.config import parse_bench
     from flows.bench import bench_flow
@@ -88,9 +91,12 @@ def bench(
         given["baselines"] = []
     config = parse_bench(given) if reproduce is None else reproduction(reproduce, given)
     report = run(bench_flow, config, store=store_uri(store))
-    if as_json:
-        print_json(report.model_dump(mode="json"))
-        return
+    return emit(report, as_json, _show)
+
+
+def _show(report: "BenchReport") -> None:
+    from dml.bench.layout import columns_of
+
     for name, rows in report.tables.items():
         columns = columns_of(rows)
         print_table(name, [{column: row.get(column, "") for column in columns} for row in rows])

@@ -27,7 +27,8 @@ from dml.cli import (  # noqa: F401 - each adds its verbs to the app
     store,
     was_interrupted,
 )
-from dml.cli.app import app, output, print_json, visible
+from dml.cli.app import app
+from dml.cli.output import print_error, print_json, stdout, visible
 from dml.errors import DmlError, StackFailed
 from dml.extras import what_to_install
 
@@ -57,7 +58,7 @@ def run() -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("dml").setLevel(logging.INFO)
     as_json = "--json" in sys.argv
-    output.set(sys.stdout)
+    stdout.set(sys.stdout)
     if as_json and _HELP.intersection(sys.argv):
         words = [word for word in sys.argv[1:] if word != "--json"]  # which `dml --help` itself does not know
         with redirect_stdout(io.StringIO()) as text:
@@ -72,7 +73,7 @@ def run() -> int:
 
 def _run(as_json: bool, words: Sequence[str] | None = None) -> int:
     try:
-        status = app(args=words, prog_name="dml", standalone_mode=False)
+        ended = app(args=words, prog_name="dml", standalone_mode=False)
     except StackFailed as error:  # with the lines that a log ends with
         return _refused(str(error), as_json, error.exit_status, keep="\n")
     except DmlError as error:
@@ -116,13 +117,13 @@ def _run(as_json: bool, words: Sequence[str] | None = None) -> int:
         )
     except Exception as error:
         return _unexpected(error, as_json)
-    if status == INTERRUPTED:
+    if ended == INTERRUPTED:
         raise KeyboardInterrupt
-    return status or 0
+    return ended if isinstance(ended, int) else 0  # an exit status, or what the verb returns
 
 
 def _refused(message: str, as_json: bool, status: int, *, keep: str = "") -> int:
-    print(f"error: {visible(message, keep=keep)}", file=sys.stderr)
+    print_error(message, keep=keep)
     if as_json:
         with suppress(OSError):  # a full disk, of which the message tells
             print_json({"error": message})

@@ -2,27 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dml.cli.app import (
-    Json,
-    Settings,
-    Store,
-    Workers,
-    app,
-    json_of,
-    marks_of,
-    print_json,
-    print_json_with_error,
-    print_table,
-    store_to_list,
-    store_uri,
-    visible,
-    what_is_damaged,
-)
+from dml.cli.app import Json, Settings, Store, Workers, store_to_list, store_uri, verb
+from dml.cli.output import columns_of, emit, listed, print_table, visible, what_is_damaged
 from dml.errors import DmlError, InvalidSetting, without_password
+
+if TYPE_CHECKING:
+    from dml.reports import DatasetList, IngestReport, ListedDataset
 
 # As config.SourceLayout, which would import the whole configuration only to print a help text.
 Layout = Literal[
@@ -30,7 +19,7 @@ Layout = Literal[
 ]
 
 
-@app.command()
+@verb()
 def ingest(
     source: Annotated[str, typer.Argument(help="folder, zip, manifest (.csv, .parquet), or `glyphs:`")],
     name: Annotated[str | None, typer.Option(help="the dataset's name; default: from the source")] = None,
@@ -47,7 +36,7 @@ def ingest(
     workers: Workers = None,
     store: Store = None,
     as_json: Json = False,
-) -> None:
+) -> "IngestReport":
     """Make a validated dataset version from labelled images; a class keeps its side in every version."""
     shown = without_password(source)
     if "://" in source and "?" in shown:
@@ -67,31 +56,16 @@ def ingest(
         }
     ).overridden(settings or [])
     report = run(ingest_flow, config, store_uri(store))
+    return emit(report, as_json, _show_ingest)
+
+
+def _show_ingest(report: "IngestReport") -> None:
     ref = report.dataset
-    splits = {key: size.model_dump() for key, size in ref.splits.items()}
-    refused = [refusal.model_dump() for refusal in report.refused]
-    if as_json:
-        print_json(
-            {
-                "dataset": str(ref),
-                "outcome": report.outcome,
-                "rows": ref.rows,
-                "classes": ref.classes,
-                "splits": splits,
-                "quarantined": ref.quarantined,
-                "refused": refused,
-                "quarantine": report.quarantine,
-                "notes": report.notes,
-                "fingerprint": ref.fingerprint,
-                "attributes": ref.attributes,
-                "uri": ref.uri,
-            }
-        )
-        return
-    print_table(str(ref), [{"split": key, **size} for key, size in splits.items()])
+    print_table(str(ref), [{"split": key, **size.model_dump()} for key, size in ref.splits.items()])
     for note in report.notes:
         print(visible(note))
-    if refused:
+    if report.refused:
+        refused = [each.model_dump() for each in report.refused]
         print_table(f"in quarantine, all listed in {report.quarantine}", refused)
     print(f"{ref.rows} rows, {ref.classes} classes, {ref.quarantined} in quarantine: {ref.uri}")
     if report.outcome == "current":
@@ -102,38 +76,33 @@ def ingest(
         print(f"{ref} was damaged, and was made again")
 
 
-@app.command()
-def datasets(store: Store = None, as_json: Json = False) -> None:
+@verb()
+def datasets(store: Store = None, as_json: Json = False) -> "DatasetList":
     """List the store's dataset versions; `*` marks the one that a name alone stands for."""
     from dml.data.dataset import list_versions
+    from dml.reports import DatasetList, ListedDataset
 
     damaged: list[DmlError] = []
     versions = list_versions(store_to_list(store), damaged)
-    error = what_is_damaged(damaged)
-    if as_json:
-        listed = [json_of(version) for version in versions]
-        if error is not None:
-            print_json_with_error({"datasets": listed}, error)
-        print_json({"datasets": listed})
-        return
-    rows = [
-        {
-            "dataset": str(v.ref),
-            **marks_of(v),
-            "rows": v.ref.rows,
-            "classes": v.ref.classes,
-            **{
-                split: f"{size.rows} rows, {size.classes} classes"
-                for split, size in sorted(v.ref.splits.items(), reverse=True)
-            },
-            "quarantined": v.ref.quarantined,
-            "attributes": ", ".join(v.ref.attributes),
-        }
-        for v in versions
-    ]
-    print_table("datasets", rows)
-    if error is not None:
-        raise error
+    found = DatasetList(datasets=[listed(ListedDataset, version) for version in versions])
+    return emit(found, as_json, _show_datasets, error=what_is_damaged(damaged))
+
+
+def _show_datasets(found: "DatasetList") -> None:
+    print_table("datasets", [_row_of(dataset) for dataset in found.datasets])
+
+
+def _row_of(dataset: "ListedDataset") -> dict[str, str | int]:
+    splits = sorted(dataset.splits.items(), reverse=True)
+    return {
+        "dataset": str(dataset),
+        **columns_of(dataset.current, dataset.created),
+        "rows": dataset.rows,
+        "classes": dataset.classes,
+        **{split: f"{size.rows} rows, {size.classes} classes" for split, size in splits},
+        "quarantined": dataset.quarantined,
+        "attributes": ", ".join(dataset.attributes),
+    }
 
 
 def name_of(source: str) -> str:

@@ -5,47 +5,37 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import (
-    Json,
-    Store,
-    Workers,
-    app,
-    json_of,
-    marks_of,
-    print_json,
-    print_json_with_error,
-    print_table,
-    store_to_list,
-    store_uri,
-    what_is_damaged,
-)
+from dml.cli.app import Json, Store, Workers, store_to_list, store_uri, verb
+from dml.cli.output import columns_of, emit, listed, print_table, what_is_damaged
 from dml.errors import DmlError, InvalidSetting, MissingArtifact
 
 if TYPE_CHECKING:
-    from dml.refs import IndexRef
+    from dml.refs import EmbeddingsRef, IndexRef
+    from dml.reports import FoundItem, IndexList, ListedIndex, SearchReport
     from dml.serving.searcher import Found
 
 
-@app.command()
+@verb()
 def embed(
     model: Annotated[str, typer.Argument(help="NAME (its champion), NAME@ALIAS or NAME/VERSION")],
     dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
     workers: Workers = None,
     store: Store = None,
     as_json: Json = False,
-) -> None:
+) -> "EmbeddingsRef":
     """Embed a whole dataset with a registered model."""
     from flows.embed import embed_flow
     from flows.policy import run
 
     ref = run(embed_flow, model, dataset, store_uri(store), workers)
-    if as_json:
-        print_json(ref.model_dump(mode="json"))
-        return
+    return emit(ref, as_json, _show_embeddings)
+
+
+def _show_embeddings(ref: "EmbeddingsRef") -> None:
     print(f"{ref.rows} embeddings of {ref.dim} dimensions: {ref.uri}")
 
 
-@app.command()
+@verb()
 def index(
     name: Annotated[str, typer.Argument(help="the index's name")],
     dataset: Annotated[
@@ -59,7 +49,7 @@ def index(
     workers: Workers = None,
     store: Store = None,
     as_json: Json = False,
-) -> None:
+) -> "IndexRef":
     """Build an index over a dataset's embeddings and make it the one that searches use."""
     from dml.config import IndexConfig
     from flows.index import index_flow
@@ -69,13 +59,14 @@ def index(
     dataset = dataset or name
     model = model or dataset.partition("@")[0]
     ref = run(index_flow, name, model, dataset, config, store_uri(store), workers)
-    if as_json:
-        print_json(ref.model_dump(mode="json"))
-        return
+    return emit(ref, as_json, _show_index)
+
+
+def _show_index(ref: "IndexRef") -> None:
     print(f"{ref}: {ref.rows} rows, {ref.factory}, recall@10 {ref.recall:.3f}: {ref.uri}")
 
 
-@app.command()
+@verb()
 def search(
     image: Annotated[Path, typer.Argument(help="the query's image file")],
     name: Annotated[str | None, typer.Option("--index", help="default: the store's only index")] = None,
@@ -91,7 +82,7 @@ def search(
     ] = None,
     store: Store = None,
     as_json: Json = False,
-) -> None:
+) -> "SearchReport":
     """Find the most similar items of an index, embedded by exactly the package that made it."""
     from dml.data.sources.files import read_local
     from dml.data.sources.sample import MAX_BYTES, Refused
@@ -109,12 +100,18 @@ def search(
     (found,) = Searcher.open(store_uri(store), name).search([content], k=k, where=where or [])
     if picture is not None:
         _write_picture(picture, found, content)
-    if as_json:
-        print_json(found.to_json() | ({"picture": str(picture.resolve())} if picture is not None else {}))
-        return
-    print_table(f"{found.index}: {found.plan}", found.rows())
-    if picture is not None:
-        print(f"picture: {picture}")
+    drawn = None if picture is None else str(picture.resolve())
+    return emit(found.report(picture=drawn), as_json, _show_answers)
+
+
+def _show_answers(report: "SearchReport") -> None:
+    print_table(f"{report.index}: {report.plan}", [_row_of_item(item) for item in report.answers])
+    if report.picture is not None:
+        print(f"picture: {report.picture}")
+
+
+def _row_of_item(item: "FoundItem") -> dict[str, object]:
+    return {"id": item.id, "label": item.label, "similarity": item.similarity, **item.attributes}
 
 
 def _require_writable(picture: Path, query: Path) -> None:
@@ -145,47 +142,51 @@ def _write_picture(target: Path, found: "Found", query: bytes) -> None:
         ) from error
 
 
-@app.command()
-def indexes(store: Store = None, as_json: Json = False) -> None:
+@verb()
+def indexes(store: Store = None, as_json: Json = False) -> "IndexList":
     """List the versions of all indexes; `*` marks those that searches use, beside what is newer than they."""
+    from dml.reports import IndexList, ListedIndex, Refresh
     from dml.retrieval.index import list_versions
     from dml.retrieval.refresh import read_refreshes
 
     root = store_to_list(store)
-    damaged_versions: list[DmlError] = []
-    versions = list_versions(root, damaged_versions)
-    error = what_is_damaged(damaged_versions)
-    refresh, damaged = read_refreshes(root)
-    for name, why in damaged.items():
+    damaged: list[DmlError] = []
+    versions = list_versions(root, damaged)
+    schedules, unreadable = read_refreshes(root)
+    refreshes = {name: Refresh(**config.model_dump()) for name, config in schedules.items()}
+    found = IndexList(
+        indexes=[
+            listed(
+                ListedIndex,
+                version,
+                newer=_newer(root, version.ref) if version.is_current else [],
+                refresh=refreshes.get(version.ref.name),
+            )
+            for version in versions
+        ],
+        damaged=unreadable,
+    )
+    return emit(found, as_json, _show_indexes, error=what_is_damaged(damaged))
+
+
+def _show_indexes(found: "IndexList") -> None:
+    for name, why in found.damaged.items():
         typer.echo(f"index {name} is not refreshed: {why}", err=True)
-    newer = [_newer(root, v.ref) if v.is_current else [] for v in versions]
-    if as_json:
-        schedules = {name: config.model_dump() for name, config in refresh.items()}
-        listed = [
-            {**json_of(v), "newer": newer_of, "refresh": schedules.get(v.ref.name)}
-            for v, newer_of in zip(versions, newer, strict=True)
-        ]
-        if error is not None:
-            print_json_with_error({"indexes": listed}, error)
-        print_json({"indexes": listed})
-        return
-    rows = [
-        {
-            "index": str(v.ref),
-            **marks_of(v),
-            "rows": v.ref.rows,
-            "factory": v.ref.factory,
-            "recall@10": v.ref.recall,
-            "dataset": str(v.ref.embeddings.items),
-            "model": v.ref.model,
-            "newer": ", ".join(newer_of),
-            "refreshed": config.cron if (config := refresh.get(v.ref.name)) else "",
-        }
-        for v, newer_of in zip(versions, newer, strict=True)
-    ]
-    print_table("indexes", rows)
-    if error is not None:
-        raise error
+    print_table("indexes", [_row_of_index(index) for index in found.indexes])
+
+
+def _row_of_index(index: "ListedIndex") -> dict[str, object]:
+    return {
+        "index": str(index),
+        **columns_of(index.current, index.created),
+        "rows": index.rows,
+        "factory": index.factory,
+        "recall@10": index.recall,
+        "dataset": str(index.embeddings.items),
+        "model": index.model,
+        "newer": ", ".join(index.newer),
+        "refreshed": index.refresh.cron if index.refresh else "",
+    }
 
 
 def _newer(store: str, ref: "IndexRef") -> list[str]:
@@ -210,5 +211,5 @@ def _newer(store: str, ref: "IndexRef") -> list[str]:
         except DmlError:
             return [*found, "champion unknown"]
         if champion is not None and champion.package.fingerprint != held.embedder.fingerprint:
-            found.append(f"{champion.name}/{champion.version}")
+            found.append(str(champion))
     return found

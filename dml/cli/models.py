@@ -1,19 +1,20 @@
 """`dml train`, `dml evaluate` and `dml models`."""
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Settings, Store, app, print_json, print_table, store_to_list, store_uri, visible
+from dml.cli.app import Json, Settings, Store, store_to_list, store_uri, verb
+from dml.cli.output import columns_of, emit, print_table, visible
 from dml.errors import InvalidSetting
 
 if TYPE_CHECKING:
-    from dml.refs import ModelRef
-    from dml.reports import EvaluationReport
+    from dml.reports import EvaluationReport, ListedModel, ModelList, TrainingReport
 
 
-@app.command()
+@verb()
 def train(
     dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
     test: Annotated[str | None, typer.Option(help="the dataset to test on; default: the same")] = None,
@@ -36,7 +37,7 @@ def train(
     ] = None,
     store: Store = None,
     as_json: Json = False,
-) -> None:
+) -> "TrainingReport":
     """Train an embedding, evaluate and register it; it becomes champion only if it is better."""
     from dml.config import read_experiment
     from dml.presets import AUTO
@@ -59,34 +60,20 @@ def train(
         name=name,
         test_dataset=test,
     )
-    model, trained = report.model, report.trained
-    verdict = report.evaluation.verdict(report.gate_metric)
-    if as_json:
-        print_json(
-            {
-                "model": model.name,
-                "version": model.version,
-                "promoted": model.promoted,
-                "alias": model.alias,
-                "reason": model.reason,
-                **_numbers(report.evaluation),
-                "verdict": verdict,
-                "images_per_second": trained.images_per_second,
-                "data_wait": trained.data_wait,
-                "loss": trained.loss,
-                "package": trained.package.uri,
-            }
-        )
-        return
-    print_table(f"{test or dataset}, split test", report.evaluation.table())
+    return emit(report, as_json, _show_training)
+
+
+def _show_training(report: "TrainingReport") -> None:
+    trained = report.trained
+    print_table(f"{report.evaluation.dataset}, split test", report.evaluation.table())
     if report.reason:
         print(f"experiment: {report.reason}")
-    _print_verdict(verdict)
+    _print_verdict(report.evaluation.verdict(report.gate_metric))
     print(f"{trained.images_per_second:.0f} images/s, {trained.data_wait:.0%} of the time waiting for data")
-    print(f"model {model.name}/{model.version} is {model.alias}: {model.reason}")
+    print(f"model {report.model} is {report.model.alias}: {report.model.reason}")
 
 
-@app.command()
+@verb()
 def evaluate(
     model: Annotated[str, typer.Argument(help="NAME (its champion), NAME@ALIAS or NAME/VERSION")],
     dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
@@ -96,7 +83,7 @@ def evaluate(
     ] = None,
     store: Store = None,
     as_json: Json = False,
-) -> None:
+) -> "EvaluationReport":
     """Evaluate a registered model on a dataset's test split, beside its baselines."""
     from dml.config import EvaluationConfig
     from flows.evaluate import evaluate_flow
@@ -104,63 +91,14 @@ def evaluate(
 
     config = EvaluationConfig().overridden(settings or [])
     report = run(evaluate_flow, model, dataset, config, store=store_uri(store))
-    if as_json:
-        print_json(
-            {
-                "model": model,
-                **_numbers(report),
-                "verdict": report.verdict(),
-            }
-        )
-        return
-    print_table(f"{model} on {dataset}, split test", report.table())
+    return emit(report, as_json, partial(_show_evaluation, model=model))
+
+
+def _show_evaluation(report: "EvaluationReport", model: str) -> None:
+    print_table(f"{model} on {report.dataset}, split test", report.table())
     _print_verdict(report.verdict())
     if report.slices():
         print_table("by slice of the queries", report.slices())
-
-
-def _numbers(report: "EvaluationReport") -> dict[str, Any]:
-    """An evaluation as JSON: plain numbers by name; intervals and slices beside them."""
-    return {
-        "metrics": report.metrics,
-        "intervals": {
-            name: [each.low, each.high]
-            for name, each in report.trained.metrics.items()
-            if each.low is not None
-        },
-        "slices": [
-            {
-                "attribute": each.attribute,
-                "value": each.value,
-                "num_queries": each.num_queries,
-                "metrics": {name: measured.value for name, measured in each.metrics.items()},
-            }
-            for each in report.trained.slices
-        ],
-        "baselines": report.baseline_metrics,
-    }
-
-
-@app.command()
-def models(store: Store = None, as_json: Json = False) -> None:
-    """List the registry's model versions; each model's champion is the one that is used."""
-    from dml.registry.catalog import read_registry
-
-    found = read_registry(store_to_list(store))
-    if as_json:
-        print_json(
-            {
-                "models": [
-                    {**model.model_dump(mode="json"), "current": model.promoted} for model in found.models
-                ],
-                "foreign": list(found.foreign),
-            }
-        )
-        return
-    rows = [_row_of(model) for model in found.models]
-    print_table("models", rows)
-    if found.foreign:
-        print(f"not ours, left out: {', '.join(visible(name) for name in found.foreign)}")
 
 
 def _print_verdict(verdict: str) -> None:
@@ -168,14 +106,33 @@ def _print_verdict(verdict: str) -> None:
         print(f"the model is {verdict}")
 
 
-def _row_of(model: "ModelRef") -> dict[str, str | float]:
+@verb()
+def models(store: Store = None, as_json: Json = False) -> "ModelList":
+    """List the registry's model versions; each model's champion is the one that is used."""
+    from dml.registry.catalog import read_registry
+    from dml.reports import ListedModel, ModelList
+
+    registry = read_registry(store_to_list(store))
+    found = ModelList(
+        models=[ListedModel(**model.model_dump(), current=model.promoted) for model in registry.models],
+        foreign=list(registry.foreign),
+    )
+    return emit(found, as_json, _show_models)
+
+
+def _show_models(found: "ModelList") -> None:
+    print_table("models", [_row_of(model) for model in found.models])
+    if found.foreign:
+        print(f"not ours, left out: {', '.join(visible(name) for name in found.foreign)}")
+
+
+def _row_of(model: "ListedModel") -> dict[str, str | float]:
     dataset = model.package.dataset
     return {
-        "current": "*" if model.promoted else "",
         "model": str(model),
+        **columns_of(model.current, model.created),
         "alias": model.alias or "",
         "dataset": str(dataset) if dataset else "",
-        "date": f"{model.created:%Y-%m-%d %H:%M}" if model.created else "",
         **{key: model.metrics[key] for key in ("recall_at_1", "map_at_r") if key in model.metrics},
         "reason": model.reason,
     }

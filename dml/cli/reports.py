@@ -1,13 +1,18 @@
 """`dml report` and `dml circles`."""
 
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Settings, Store, app, print_json, print_table, store_uri
+from dml.cli.app import Json, Settings, Store, store_uri, verb
+from dml.cli.output import emit, print_table
+
+if TYPE_CHECKING:
+    from dml.refs import ReportRef
 
 
-@app.command()
+@verb()
 def report(
     model: Annotated[str, typer.Argument(help="NAME (its champion), NAME@ALIAS or NAME/VERSION")],
     dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
@@ -21,7 +26,7 @@ def report(
     ] = None,
     store: Store = None,
     as_json: Json = False,
-) -> None:
+) -> "ReportRef":
     """Write a page of pictures: answers, failures, suspected labels, map, thresholds, training.
 
     With --against it compares two models: the paired tests, and the classes and queries that decide them.
@@ -32,19 +37,24 @@ def report(
 
     config = ReportConfig().overridden([f"split={split}", *(settings or [])])
     ref = run(report_flow, model, dataset, config, store=store_uri(store), against=against)
-    if as_json:
-        print_json(ref.model_dump(mode="json"))
-        return
+    return emit(ref, as_json, partial(_show_report, model=model, against=against))
+
+
+def _show_report(ref: "ReportRef", model: str, against: str | None) -> None:
     if against is not None:
         from dml.report.comparison import comparison_row, read_comparisons
 
         rows = [comparison_row(comparison, ("first", "second")) for comparison in read_comparisons(ref)]
         print_table(f"{model} (first) and {against} (second) on the same queries", rows)
     print_table(ref.title, [{"picture": name, "shows": text} for name, text in ref.pictures.items()])
+    _show_page(ref)
+
+
+def _show_page(ref: "ReportRef") -> None:
     print(f"open {ref.page}")
 
 
-@app.command()
+@verb()
 def circles(
     dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION; its split train is learnt")],
     losses: Annotated[
@@ -55,13 +65,10 @@ def circles(
     settings: Settings = None,
     store: Store = None,
     as_json: Json = False,
-) -> None:
+) -> "ReportRef":
     """Train a two-dimensional embedding for each loss, and draw them side by side as circles."""
     from flows.circles import circles_flow
     from flows.policy import run
 
     ref = run(circles_flow, dataset, losses=losses, settings=settings, show=show, store=store_uri(store))
-    if as_json:
-        print_json(ref.model_dump(mode="json"))
-        return
-    print(f"open {ref.page}")
+    return emit(ref, as_json, _show_page)

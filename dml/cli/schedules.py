@@ -1,53 +1,52 @@
 """`dml reindex` and `dml schedule`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Store, Workers, app, print_json, print_table, store_uri
-from dml.errors import InvalidSetting, without_password
+from dml.cli.app import Json, Store, Workers, store_uri, verb
+from dml.cli.output import emit, print_table
+from dml.errors import InvalidData, InvalidSetting, without_password
+
+if TYPE_CHECKING:
+    from dml.config import RefreshConfig
+    from dml.reports import RefreshReport, Schedule, ScheduleList
 
 
-@app.command()
+@verb()
 def reindex(
     name: Annotated[str | None, typer.Argument(help="the index; default: all that are scheduled")] = None,
     workers: Workers = None,
     store: Store = None,
     as_json: Json = False,
-) -> None:
+) -> "RefreshReport":
     """Refresh an index now: ingest and embed what is new with the champion, build, publish."""
+    from dml.reports import RefreshReport
     from flows.policy import run
     from flows.refresh import RefreshFailed, refresh_flow
     from flows.reindex import reindex_flow
 
     root = store_uri(store)
-    failed: dict[str, Exception] = {}
     try:
         if name is not None:
             refreshed = [run(reindex_flow, name, store=root, num_workers=workers)]
         else:
             refreshed = run(refresh_flow, None, root, workers)
     except RefreshFailed as error:
-        refreshed, failed = error.refreshed, error.failed
-    if as_json:
-        print_json(
-            {
-                "refreshed": [ref.model_dump(mode="json") for ref in refreshed],
-                "failed": {other: str(reason) for other, reason in failed.items()},
-            }
-        )
-    else:
-        for ref in refreshed:
-            print(f"{ref}: {ref.rows} rows, recall@10 {ref.recall:.3f}")
-        for other, reason in failed.items():
-            typer.echo(f"error: index {other}: {reason}", err=True)
-        if not refreshed and not failed:
-            print("no index is scheduled; `dml schedule NAME --cron ...` schedules one")
-    if failed:
-        raise typer.Exit(1)
+        failed = {other: str(reason) for other, reason in error.failed.items()}
+        report = RefreshReport(refreshed=error.refreshed, failed=failed)
+        return emit(report, as_json, _show_refresh, error=error)
+    return emit(RefreshReport(refreshed=refreshed), as_json, _show_refresh)
 
 
-@app.command()
+def _show_refresh(report: "RefreshReport") -> None:
+    for ref in report.refreshed:
+        print(f"{ref}: {ref.rows} rows, recall@10 {ref.recall:.3f}")
+    if not report.refreshed and not report.failed:
+        print("no index is scheduled; `dml schedule NAME --cron ...` schedules one")
+
+
+@verb()
 def schedule(
     name: Annotated[str | None, typer.Argument(help="the index; default: list the scheduled ones")] = None,
     cron: Annotated[
@@ -59,49 +58,69 @@ def schedule(
     dataset: Annotated[str | None, typer.Option(help="default: the name of the index's dataset")] = None,
     store: Store = None,
     as_json: Json = False,
-) -> None:
+) -> "ScheduleList":
     """Schedule the refresh of an index, or list the schedules; a running Prefect follows."""
-    from dml.retrieval.refresh import ask_refresh, end_refresh
+    from dml.reports import ScheduleList
     from dml.up import running_stack
-    from flows.schedules import follow_store, next_refresh, prefect_of, schedules_of
+    from flows.schedules import follow_store, prefect_of, schedules_of
 
     root = store_uri(store)
+    _require_all_or_none(name, cron, off)
+    stack = running_stack(root)
+    prefect = prefect_of(stack.addresses.PREFECT_API_URL if stack else None)
+    if name is not None:
+        _change(root, name, cron, timezone, model, dataset)
+    if prefect is not None:
+        follow_store(root, prefect)
+    scheduled, damaged = schedules_of(root)
+    found = ScheduleList(
+        schedules=[_schedule(index, config) for index, config in scheduled.items()],
+        prefect=None if prefect is None else without_password(prefect),
+        damaged=damaged,
+    )
+    said = "; ".join(f"index {index}: {why}" for index, why in damaged.items())
+    return emit(found, as_json, _show_schedules, error=InvalidData(said) if damaged else None)
+
+
+def _require_all_or_none(name: str | None, cron: str | None, off: bool) -> None:
     if name is None and (cron or off):
         raise InvalidSetting(
             "--cron and --off need the name of an index; got none. Say dml schedule NAME --cron ..."
         )
     if name is not None and (cron is None) != off:
         raise InvalidSetting(f"Say when, dml schedule {name} --cron ..., or --off, and not both.")
-    stack = running_stack(root)
-    prefect = prefect_of(stack.addresses["PREFECT_API_URL"] if stack else None)
-    if name is not None and cron is not None:
-        next_refresh(cron, timezone)
-        ask_refresh(root, name, cron=cron, timezone=timezone, model=model, dataset=dataset)
-    elif name is not None:
-        end_refresh(root, name)
-    if prefect is not None:
-        follow_store(root, prefect)
-    shown = None if prefect is None else without_password(prefect)
-    scheduled, damaged = schedules_of(root)
+
+
+def _change(
+    store: str, name: str, cron: str | None, timezone: str, model: str | None, dataset: str | None
+) -> None:
+    from dml.retrieval.refresh import ask_refresh, end_refresh
+    from flows.schedules import next_refresh
+
+    if cron is None:
+        end_refresh(store, name)
+        return
+    next_refresh(cron, timezone)  # there is one
+    ask_refresh(store, name, cron=cron, timezone=timezone, model=model, dataset=dataset)
+
+
+def _schedule(index: str, config: "RefreshConfig") -> "Schedule":
+    from dml.reports import Schedule
+    from flows.schedules import next_refresh
+
+    return Schedule(index=index, **config.model_dump(), next=next_refresh(config.cron, config.timezone))
+
+
+def _show_schedules(found: "ScheduleList") -> None:
     rows = [
-        {
-            "index": each,
-            **config.model_dump(),
-            "next": next_refresh(config.cron, config.timezone).isoformat(timespec="minutes"),
-        }
-        for each, config in scheduled.items()
+        {"index": each.index, **each.model_dump(), "next": each.next.isoformat(timespec="minutes")}
+        for each in found.schedules
     ]
-    if as_json:
-        print_json({"schedules": rows, "prefect": shown, "damaged": damaged})
-    elif rows:
+    if rows:
         print_table("scheduled indexes", rows)
-    elif not damaged:
+    elif not found.damaged:
         print("no index is scheduled")
-    if not as_json and shown is not None:
-        print(f"Prefect at {shown} follows.")
-    elif not as_json and rows:
+    if found.prefect is not None:
+        print(f"Prefect at {found.prefect} follows.")
+    elif rows:
         print("No Prefect runs for this store here: `dml up` starts one, which follows.")
-    for each, why in damaged.items():
-        typer.echo(f"error: index {each}: {why}", err=True)
-    if damaged:
-        raise typer.Exit(2)

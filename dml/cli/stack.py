@@ -1,22 +1,27 @@
 """`dml demo`, `dml up` and `dml env`."""
 
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Preset, Settings, Store, app, print_json, print_table, store_uri
+from dml.cli.app import Json, Preset, Settings, Store, store_uri, verb
 from dml.cli.datasets import name_of
+from dml.cli.output import emit, print_table
 from dml.errors import MissingArtifact
 
+if TYPE_CHECKING:
+    from dml.reports import EndToEndReport, StackAddresses
 
-@app.command()
+
+@verb()
 def demo(
     source: Annotated[str, typer.Option(help="any source that `dml ingest` takes")] = "glyphs:",
     preset: Preset = "glyphs",
     settings: Settings = None,
     store: Store = None,
     as_json: Json = False,
-) -> None:
+) -> "EndToEndReport":
     """Run everything: ingest, train, evaluate, register, embed, index, search."""
     from dml.config import parse_ingest
     from dml.presets import experiment
@@ -26,17 +31,17 @@ def demo(
     ingest_config = parse_ingest({"name": name_of(source), "source": source})
     config = experiment(preset).overridden(settings or [])
     report = run(end_to_end_flow, ingest_config, config, store_uri(store))
-    if as_json:
-        print_json(report.model_dump(mode="json"))
-        return
-    evaluation = report.training.evaluation
+    return emit(report, as_json, partial(_show_demo, preset=preset))
+
+
+def _show_demo(report: "EndToEndReport", preset: str) -> None:
+    evaluation, model = report.training.evaluation, report.training.model
     print_table("recall on classes never seen in training", evaluation.table())
     if verdict := evaluation.verdict():
         print(f"the model is {verdict}")
     print_table("seconds", [report.seconds])
     print(f"index {report.index.name}: recall@10 {report.index.recall:.3f} against exact search")
-    print(f"model {report.training.model.name}/{report.training.model.version}: ", end="")
-    print(f"{report.training.model.alias} ({report.training.model.reason})")
+    print(f"model {model}: {model.alias} ({model.reason})")
     print(f"gallery of queries and answers: {report.gallery}")
     print("\nnext:")
     print(f"  dml search IMAGE --index {report.index.name}")
@@ -44,21 +49,25 @@ def demo(
     print("  dml up    # the same under Prefect and MLflow, with their pages")
 
 
-@app.command()
+@verb()
 def up(
     prefect_port: Annotated[int, typer.Option(help="of Prefect's server")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="of MLflow's server")] = 5000,
     store: Store = None,
     as_json: Json = False,
-) -> None:
+) -> "StackAddresses":
     """Start Prefect (server, worker, deployments) and MLflow here; Ctrl-C stops it all."""
-    from dml.up import run_local_stack
+    from dml.up import print_addresses, run_local_stack
 
-    run_local_stack(store_uri(store), prefect_port=prefect_port, mlflow_port=mlflow_port, as_json=as_json)
+    def announce(addresses: "StackAddresses") -> None:
+        emit(addresses, as_json, print_addresses)
+
+    root = store_uri(store)
+    return run_local_stack(root, prefect_port=prefect_port, mlflow_port=mlflow_port, announce=announce)
 
 
-@app.command()
-def env(store: Store = None, as_json: Json = False) -> None:
+@verb()
+def env(store: Store = None, as_json: Json = False) -> "StackAddresses":
     """Print what another terminal needs to use this store's `dml up`: eval "$(dml env)"."""
     from dml.up import export_lines, running_stack
 
@@ -66,7 +75,4 @@ def env(store: Store = None, as_json: Json = False) -> None:
     running = running_stack(root)
     if running is None:
         raise MissingArtifact(f"A stack must run for {root} on this machine; none does. Start it: dml up.")
-    if as_json:
-        print_json(running.addresses)
-    else:
-        print(export_lines(running.addresses))
+    return emit(running.addresses, as_json, lambda addresses: print(export_lines(addresses.variables)))

@@ -3,13 +3,23 @@
 from collections.abc import Callable
 from datetime import timedelta
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Store, app, print_json, print_json_with_error, print_table, store_uri
+from dml.cli.app import Json, Store, store_uri, verb
+from dml.cli.output import emit, print_table
 from dml.errors import CorruptArtifact
 from dml.progress import Ticker
+
+if TYPE_CHECKING:
+    from dml.reports import (
+        CleanupReport,
+        ForgetReport,
+        RemovalReport,
+        RollbackReport,
+        VerifyReport,
+    )
 
 _MAX_GRACE_HOURS = 876_000  # a century; `datetime` counts no further back than to the year 1
 
@@ -30,7 +40,7 @@ class Pointed(StrEnum):
     MODEL = "model"
 
 
-@app.command()
+@verb()
 def verify(
     name: Annotated[
         str | None, typer.Argument(help="a dataset or index, NAME or NAME@VERSION; default: everything")
@@ -38,30 +48,27 @@ def verify(
     heal: Annotated[bool, typer.Option("--heal", help="make again what is damaged, where it can be")] = False,
     store: Store = None,
     as_json: Json = False,
-) -> None:
+) -> "VerifyReport":
     """Compare every byte of the store with what was published; exit status 2 where something is damaged."""
     from flows.policy import run
     from flows.verify import verify_flow
 
-    rows = run(verify_flow, name, heal, store_uri(store))
-    is_damaged = any(str(row["state"]).startswith("damaged") for row in rows)
+    report = run(verify_flow, name, heal, store_uri(store))
     error = CorruptArtifact(
         "Some artefacts are damaged, see above. `dml verify --heal` makes again what can be."
     )
-    if as_json and is_damaged:
-        print_json_with_error({"artefacts": rows}, error)
-    if as_json:
-        print_json({"artefacts": rows})
-    else:
-        for row in rows:
-            if row["state"] != "ok":
-                print(f"{row['kind']} {row['artefact']}: {row['damaged']}: {row['state']}")
-        print(f"{len(rows)} artefacts, {sum(row['state'] == 'ok' for row in rows)} as they were published")
-    if is_damaged:
-        raise error
+    return emit(report, as_json, _show_verified, error=error if report.damaged else None)
 
 
-@app.command()
+def _show_verified(report: "VerifyReport") -> None:
+    for each in report.artefacts:
+        if each.state != "ok":
+            print(f"{each.kind} {each.artefact}: {', '.join(each.damaged)}: {each.state}")
+    num_ok = sum(each.state == "ok" for each in report.artefacts)
+    print(f"{len(report.artefacts)} artefacts, {num_ok} as they were published")
+
+
+@verb()
 def gc(
     keep: Annotated[
         int, typer.Option(min=1, help="versions of each dataset and index, current included")
@@ -73,12 +80,13 @@ def gc(
     ] = 1.0,
     store: Store = None,
     as_json: Json = False,
-) -> None:
+) -> "CleanupReport":
     """Remove what nothing needs: old versions, what killed processes left, finished runs' checkpoints."""
     from dml import storage
     from dml.lineage import remove, unneeded
     from dml.registry.catalog import list_models
     from dml.registry.registered import registered_elsewhere
+    from dml.reports import CleanupReport, UnneededArtefact
 
     root = store_uri(store)
     storage.require_store(root)  # or asking for its models would make it one
@@ -93,32 +101,40 @@ def gc(
         if not dry_run:
             ticker.begin("removing", "things", len(removals))
             removals = remove(removals)
-    size = sum(removal.size_bytes for removal in removals)
-    if as_json:
-        shown = [{"uri": r.uri, "kind": r.kind, "why": r.why, "size_bytes": r.size_bytes} for r in removals]
-        print_json({"removed": shown, "size_bytes": size, "dry_run": dry_run})
-        return
-    if not removals:
+    report = CleanupReport(
+        removed=[
+            UnneededArtefact(uri=each.uri, kind=each.kind, why=each.why, size_bytes=each.size_bytes)
+            for each in removals
+        ],
+        size_bytes=sum(each.size_bytes for each in removals),
+        dry_run=dry_run,
+    )
+    return emit(report, as_json, _show_cleanup)
+
+
+def _show_cleanup(report: "CleanupReport") -> None:
+    if not report.removed:
         print("nothing to remove: everything is needed")
         return
-    print_table(
-        "would go" if dry_run else "removed", [_shown(r.uri, r.kind, r.why, r.size_bytes) for r in removals]
-    )
-    print(f"{len(removals)} things, {size / 2**20:,.1f} MiB" + (", nothing removed yet" if dry_run else ""))
+    rows = [
+        {"kind": each.kind, "what": each.uri, "why": each.why, "MiB": round(each.size_bytes / 2**20, 2)}
+        for each in report.removed
+    ]
+    print_table("would go" if report.dry_run else "removed", rows)
+    said = ", nothing removed yet" if report.dry_run else ""
+    print(f"{len(rows)} things, {report.size_bytes / 2**20:,.1f} MiB{said}")
 
 
-def _shown(uri: str, kind: str, why: str, size_bytes: int) -> dict[str, Any]:
-    return {"kind": kind, "what": uri, "why": why, "MiB": round(size_bytes / 2**20, 2)}
-
-
-@app.command()
+@verb()
 def rm(
     kind: Annotated[Removable, typer.Argument(help="what it is")],
     name: Annotated[str, typer.Argument(help="NAME for all of it, NAME@VERSION, NAME/VERSION of a model")],
     store: Store = None,
     as_json: Json = False,
-) -> None:
+) -> "RemovalReport":
     """Remove a dataset, an index, a model or a run; refused while something else needs it."""
+    from dml.reports import RemovalReport
+
     root = store_uri(store)
     if kind == Removable.MODEL:
         from dml.registry.removal import remove_model
@@ -131,11 +147,12 @@ def rm(
         removed = remove_named(root, kind.value, name)
         if end_schedule is not None:
             end_schedule()
-    if as_json:
-        print_json({"removed": removed})
-        return
-    for each in removed:
-        print(f"removed {kind.value} {each}")
+    return emit(RemovalReport(kind=kind.value, removed=removed), as_json, _show_removed)
+
+
+def _show_removed(report: "RemovalReport") -> None:
+    for each in report.removed:
+        print(f"removed {report.kind} {each}")
     print("`dml gc` removes what nothing needs any more")
 
 
@@ -149,11 +166,11 @@ def _schedule_to_end(store: str, index: str) -> Callable[[], None] | None:
     from flows.schedules import follow_store, prefect_of
 
     stack = running_stack(store)
-    prefect = prefect_of(stack.addresses["PREFECT_API_URL"] if stack else None)
+    prefect = prefect_of(stack.addresses.PREFECT_API_URL if stack else None)
     return None if prefect is None else lambda: follow_store(store, prefect)
 
 
-@app.command()
+@verb()
 def rollback(
     kind: Annotated[Pointed, typer.Argument(help="what it is")],
     name: Annotated[
@@ -162,8 +179,10 @@ def rollback(
     reason: Annotated[str, typer.Option(help="why; of a model, its versions show it")] = "",
     store: Store = None,
     as_json: Json = False,
-) -> None:
+) -> "RollbackReport":
     """Make the version before the current one current again: of an index, or the champion of a model."""
+    from dml.reports import RollbackReport
+
     root = store_uri(store)
     if kind == Pointed.MODEL:
         from dml.registry.champion import rollback_champion
@@ -173,19 +192,20 @@ def rollback(
         from dml.retrieval.index import rollback_index
 
         version = str(rollback_index(root, name))
-    if as_json:
-        print_json({kind.value: version})
-        return
-    print(f"{kind.value} {version} is current")
+    return emit(RollbackReport(kind=kind.value, current=version), as_json, _show_rollback)
 
 
-@app.command()
+def _show_rollback(report: "RollbackReport") -> None:
+    print(f"{report.kind} {report.current} is current")
+
+
+@verb()
 def forget(
     dataset: Annotated[str, typer.Argument(help="NAME")],
     ids: Annotated[list[str], typer.Argument(help="ids of items, as `dml search` shows them")],
     store: Store = None,
     as_json: Json = False,
-) -> None:
+) -> "ForgetReport":
     """Erase items from every version of a dataset and from all that was made of it; they do not come back."""
     from dml import storage
     from flows.forget import forget_flow
@@ -193,10 +213,10 @@ def forget(
 
     root = store_uri(store)
     storage.require_store(root)
-    report = run(forget_flow, dataset, ids, root)
-    if as_json:
-        print_json(report.model_dump(mode="json"))
-        return
+    return emit(run(forget_flow, dataset, ids, root), as_json, _show_forgotten)
+
+
+def _show_forgotten(report: "ForgetReport") -> None:
     for index in report.rebuilt:
         print(f"index {index}: {index.rows} items are left")
     for uri in report.removed:

@@ -6,11 +6,12 @@ Opening costs seconds (libraries, the package's weights, the index); a query in 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import Any, Self
+from typing import Self
 
 from dml.errors import MissingArtifact
 from dml.models.package import Package, load_package
 from dml.refs import IndexRef, PackageRef, require_package
+from dml.reports import FoundItem, SearchReport
 from dml.retrieval.index import find_index, published_names
 from dml.retrieval.search import Answer, Index, open_index
 
@@ -23,26 +24,28 @@ class Found:
     answers: Sequence[Answer]
     plan: str
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "answers": self.rows(),
-            "index": f"{self.index.name}@{self.index.version}",
-            "model": self.index.model,
-            "embedder": self.index.embeddings.embedder.version,
-            "plan": self.plan,
-        }
+    def report(self, *, picture: str | None = None) -> SearchReport:
+        """The same for people.
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per answer: id, label, similarity, then its attributes."""
-        return [
-            {
-                "id": answer.id,
-                "label": answer.label,
-                "similarity": round(answer.similarity, 6),
-                **answer.attributes,
-            }
-            for answer in self.answers
-        ]
+        Args:
+            picture: path of the picture of it, where one was drawn.
+        """
+        return SearchReport(
+            index=str(self.index),
+            model=self.index.model,
+            embedder=self.index.embeddings.embedder.version,
+            plan=self.plan,
+            answers=[
+                FoundItem(
+                    id=answer.id,
+                    label=answer.label,
+                    similarity=round(answer.similarity, 6),
+                    attributes=answer.attributes,
+                )
+                for answer in self.answers
+            ],
+            picture=picture,
+        )
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from dml.data.ingest import ingest
 from dml.embedding.embed import embed
 from dml.refs import DatasetRef
 from dml.retrieval.index import build_index, publish_index
+from tests.answers import require_declared_type
 from tests.embedding.parts import make_package, png
 
 LABELS = [
@@ -98,6 +99,9 @@ def dml(
         capsys.readouterr()
         status = run()
         printed = capsys.readouterr()
-        return Done(status, printed.out, printed.err)
+        done = Done(status, printed.out, printed.err)
+        if "--json" in arguments and printed.out:
+            require_declared_type(arguments, done.json)
+        return done
 
     return call

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dml.cli.app import output, print_json, print_table, visible
+from dml.cli.output import print_json, print_table, stdout, visible
 from tests.cli.conftest import LABELS
 
 
@@ -77,7 +77,7 @@ def test_an_empty_table_says_so(capsys):
 
 
 def test_numbers_that_json_has_no_word_for_are_null(capsys):
-    output.set(sys.stdout)
+    stdout.set(sys.stdout)
     print_json({"metrics": {"nmi": float("nan"), "map": 0.5}, "values": [float("inf"), 1, "NaN"]})
     strict = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert strict == {"metrics": {"nmi": None, "map": 0.5}, "values": [None, 1, "NaN"]}

@@ -9,7 +9,8 @@ from dml.presets import experiment, names
 
 
 def test_presets_are_listed(dml):
-    assert dml("presets", "--json").json == {"presets": names()}
+    listed = dml("presets", "--json").json["presets"]
+    assert {preset["name"]: preset["description"] for preset in listed} == names()
     assert "omniglot" in dml("presets").out
 
 

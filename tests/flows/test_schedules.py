@@ -17,6 +17,7 @@ from flows.refresh import RefreshFailed, refresh_flow
 from flows.reindex import reindex_flow
 from flows.schedules import next_refresh, prefect_of, schedules_of
 from flows.train import train_flow
+from tests.answers import require_declared_type
 
 NIGHTLY = "0 3 * * *"
 SOURCE = "glyphs:classes=8,per_class=5"
@@ -52,7 +53,9 @@ def dml(store, monkeypatch, capsys):
         capsys.readouterr()
         with pytest.raises(SystemExit) as done:
             main()
-        return done.value.code or 0, json.loads(capsys.readouterr().out)
+        answer = json.loads(capsys.readouterr().out)
+        require_declared_type(arguments, answer)
+        return done.value.code or 0, answer
 
     return call
 

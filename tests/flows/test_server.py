@@ -274,7 +274,7 @@ def test_a_verb_shows_up_as_a_flow_run_where_a_server_is_configured(stack: Local
     before = len(stack.runs_of("ingest-flow"))
     done = stack.dml("ingest", "glyphs:classes=6,per_class=2", "--name", "seen", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["rows"] == 12
+    assert json.loads(done.stdout)["dataset"]["rows"] == 12
     runs = stack.runs_of("ingest-flow")
     assert len(runs) == before + 1
     assert runs[0]["state_type"] == "COMPLETED"

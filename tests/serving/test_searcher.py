@@ -68,10 +68,10 @@ def test_a_search_refuses_arguments_of_another_kind_with_what_to_pass(store, tmp
 def test_a_batch_is_answered_as_its_images_one_by_one(store):
     searcher = Searcher.open(store, "shelves")
     images = [png(seed) for seed in range(100, 106)]
-    alone = [searcher.search([image], k=5, where=["sold=true"])[0].rows() for image in images]
-    together = [found.rows() for found in searcher.search(images, k=5, where=["sold=true"])]
-    assert [[row["id"] for row in rows] for rows in together] == [
-        [row["id"] for row in rows] for rows in alone
+    alone = [searcher.search([image], k=5, where=["sold=true"])[0].report() for image in images]
+    together = [found.report() for found in searcher.search(images, k=5, where=["sold=true"])]
+    assert [[item.id for item in report.answers] for report in together] == [
+        [item.id for item in report.answers] for report in alone
     ]
 
 

@@ -1,9 +1,10 @@
-"""The losses of deep metric learning as torch modules; nothing but torch is needed.
+"""The losses of deep metric learning as torch modules; they need only torch.
 
-`loss(embeddings, labels)` in anybody's loop; on W workers `loss(embeddings, labels, references)` with the
-references of `dml.training.gather.gather`, and the mean over workers is the loss of the one big batch.
+In your own loop call `loss(embeddings, labels)`. On W workers call `loss(embeddings, labels, references)`
+with the references of `dml.training.gather.gather`; the mean over workers is then the loss of the global
+batch.
 
-A file of this folder holds one loss, and its name is the loss's kind in a configuration: `loss.kind=arcface`.
+Each file of this folder defines one loss. The file name is its kind in a configuration: `loss.kind=arcface`.
 """
 
 import pkgutil
@@ -16,7 +17,7 @@ from dml.losses.core.base import EmbeddingLoss, Loss
 from dml.losses.core.miners import MINING, DistanceWeightedMiner, MultiSimilarityMiner, SemiHardMiner
 from dml.losses.core.new_classes import append_classes
 from dml.losses.core.pair_loss import PairLoss
-from dml.losses.core.proxies import ProxyLoss, keep_shards_local, sharded_parameters, shards_of
+from dml.losses.core.proxies import ProxyLoss, keep_shards_local, named_shards, sharded_parameters
 from dml.losses.core.references import References
 from dml.losses.cosface import CosFace
 from dml.losses.cross_batch_memory import CrossBatchMemory
@@ -73,26 +74,26 @@ __all__ = [
     "TripletMargin",
     "append_classes",
     "keep_shards_local",
+    "named_shards",
     "sharded_parameters",
-    "shards_of",
 ]
 
 
-def _find() -> dict[str, type[EmbeddingLoss]]:
+def _discover_losses() -> dict[str, type[EmbeddingLoss]]:
     losses = {}
     for file in pkgutil.iter_modules(__path__):
         module = import_module(f"{__name__}.{file.name}")
-        for each in vars(module).values():
+        for value in vars(module).values():
             if (
-                isinstance(each, type)
-                and issubclass(each, EmbeddingLoss)
-                and each.__module__ == module.__name__
+                isinstance(value, type)
+                and issubclass(value, EmbeddingLoss)
+                and value.__module__ == module.__name__
             ):
-                losses[file.name] = each
+                losses[file.name] = value
     return losses
 
 
-LOSSES = _find()
-"""Every loss by its kind."""
-# The loss of a new file is exported even without a line above, which tells editors and type checkers of it.
+LOSSES = _discover_losses()
+"""All losses: maps each kind to its class."""
+# Exports the loss of a new file without an import above; the imports are for editors and type checkers.
 globals().update({loss.__name__: loss for loss in LOSSES.values()})

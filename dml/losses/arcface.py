@@ -1,4 +1,4 @@
-"""ArcFace: cross-entropy over cosines, with a margin of the angle."""
+"""ArcFace: cross-entropy over cosines with an additive angular margin."""
 
 import math
 from typing import Annotated, Literal, Unpack
@@ -11,22 +11,23 @@ from dml.losses.core.class_softmax import ClassSoftmax, ClassSoftmaxOptions
 
 
 class ArcFace(ClassSoftmax):
-    """Cross-entropy over scaled cosines, in which the own class must win with cos(angle + margin).
+    """Cross-entropy over scaled cosines, with a margin added to the angle between anchor and target proxy.
 
-        logits: scale cos(angle(x, own proxy) + margin), and scale cos(x, c) to the other proxies c
+        mean over x of -log(e^z_y / sum over all classes c of e^z_c)
+        with z_y = scale cos(angle(x, proxy y) + margin) for the class y of x, z_c = scale cos(x, proxy c)
 
     Args:
         num_classes: C; labels are 0 to C - 1.
         dim: D, length of an embedding.
-        margin: of the angle, in radians, [0, pi].
+        margin: added to the angle, in radians, [0, pi].
         scale: multiplies cosines, > 0.
-        beyond_pi: what follows where angle + margin exceeds pi and its cosine rises again. "linear":
-            cos(angle) - margin sin(margin), as the authors' first code and most since; "cosine": the formula
-            as printed, which there pulls the embedding away from its proxy.
+        beyond_pi: the target logit where angle + margin exceeds pi and its cosine rises again. "linear":
+            cos(angle) - margin sin(margin), as in the authors' first code and most later code. "cosine": the
+            published formula, which in this range pushes the embedding away from its proxy.
         options: seed, sharded, sample_rate, normalize; see `ClassSoftmax`.
 
-    Source: Deng et al. 2019, arXiv:1801.07698, eq. 3; the gradient is the formula's, where insightface's
-    later code passes it straight through the angle.
+    Source: Deng et al. 2019, arXiv:1801.07698, eq. 3. The gradient is exact; later insightface code uses a
+    straight-through gradient for the angle.
 
     Example:
         >>> import torch
@@ -55,8 +56,8 @@ class ArcFace(ClassSoftmax):
 
 
 def _add_angle(cosines: Tensor, angle: float, *, linear_beyond_pi: bool) -> Tensor:
-    """cos(arccos(cosines) + angle), falling on linearly beyond pi; the gradient at +-1 is finite."""
-    # The floor keeps the root's slope below 1e4; arccos itself would have an infinite one.
+    """cos(arccos(cosines) + angle), optionally linear beyond pi; the gradient at +-1 is finite."""
+    # The lower bound keeps the gradient of the root below 1e4; that of arccos would be infinite.
     sines = (1 - cosines.square()).clamp_min(1e-8).sqrt()
     rotated = cosines * math.cos(angle) - sines * math.sin(angle) if angle else cosines
     if not linear_beyond_pi:

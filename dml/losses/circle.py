@@ -1,4 +1,4 @@
-"""Circle loss: every similarity is weighed by its distance from its optimum."""
+"""Circle loss: each similarity is weighted by its distance from its optimum."""
 
 from typing import Annotated, Unpack
 
@@ -10,17 +10,19 @@ from dml.losses.core.soft_maxima import sum_of_soft_maxima
 
 
 class Circle(PairLoss):
-    """Every similarity is pushed the harder, the farther it is from its optimum: 1 + m, or -m.
+    """Log-sum-exp over pairs, each weighted by the distance of its similarity from the optimum 1 + m or -m.
 
         mean over a of log(1 + sum over n of e^(scale max(0, s(a, n) + m) (s(a, n) - m))
                              * sum over p of e^(-scale max(0, 1 + m - s(a, p)) (s(a, p) - 1 + m)))
 
-    The mean is over anchors that have a positive and a negative; 0 with zero gradient when none has. The
-    product of sums becomes a sum of two log-sum-exps: 1.4 times X @ X.T at B = 4096, 0.3 of its memory.
+    The mean is over anchors with a positive and a negative; 0 with zero gradient if there are none.
+
+    The log of the product of sums is computed as a sum of two log-sum-exps: 1.4 times the duration of X @ X.T
+    at B = 4096, 0.3 of its memory (`python -m benchmarks.losses`).
 
     Args:
-        margin: m, [0, 1]; the paper has 0.4 for retrieval and 0.25 for faces.
-        scale: gamma; the paper has 80 for retrieval and 256 for faces.
+        margin: m, [0, 1]; the paper uses 0.4 for retrieval and 0.25 for faces.
+        scale: gamma; the paper uses 80 for retrieval and 256 for faces.
         options: normalize; see `EmbeddingLoss`.
 
     Source: Sun et al. 2020, arXiv:2002.10857, eq. 6-8; the weights carry no gradient, as in sec. 3.2.
@@ -44,7 +46,7 @@ class Circle(PairLoss):
     def terms(self, pairs: Pairs) -> Totals:
         margin, positives, negatives = self.margin, pairs.positives, pairs.negatives
         attracting = -self.scale * (1 + margin - positives.detach()).clamp_min(0) * (positives - (1 - margin))
-        # Not 0 where a negative is at its optimum: 0 times the -inf of a masked one is NaN.
+        # At least 1e-30, because 0 times the -inf of a masked negative would be NaN.
         weights = (negatives.detach() + margin).clamp_min_(1e-30).mul_(self.scale)
         total, valid = sum_of_soft_maxima(pairs, attracting, weights * (negatives - margin))
         return total_and_count(softplus(total), valid)

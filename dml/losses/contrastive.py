@@ -1,4 +1,4 @@
-"""Contrastive loss: positives within one distance, negatives beyond another."""
+"""Contrastive loss: pulls positives below one distance and pushes negatives beyond another."""
 
 from typing import Annotated, Unpack
 
@@ -12,26 +12,26 @@ from dml.similarity import distances
 
 
 class Contrastive(MinedLoss):
-    """Positives are drawn within one margin, negatives pushed beyond another; each kind's mean, summed.
+    """Positives are pulled within one margin, negatives pushed beyond another; the sum of the two means.
 
         mean over active (a, p) of max(0, d(a, p) - positive_margin)^2
       + mean over active (a, n) of max(0, negative_margin - d(a, n))^2
 
-    Active pairs are those that violate their margin: with K of B images per class there are B / K times more
-    negative than positive pairs, most of them inactive. 0 with zero gradient when none is active.
+    Active pairs violate their margin. With K images per class there are B / K times more negative than
+    positive pairs, and most of them are inactive. 0 with zero gradient if no pair is active.
 
-    On a CPU the few active negatives are gathered before their distances are computed: 1.7 times X @ X.T
-    (B = 4096) instead of 4.6 times for all of them.
+    On a CPU the few active negatives are selected before their distances are computed: 1.7 times the duration
+    of X @ X.T (B = 4096) instead of 4.6 times for all negatives (`python -m benchmarks.losses`).
 
     Args:
         positive_margin: Euclidean distance below which positives are inactive, [0, 2].
         negative_margin: Euclidean distance beyond which negatives are inactive, (0, 2].
-        squared: squares the hinges, as the paper; False is pytorch-metric-learning's.
-        mining: which pairs count: a name of `MINING`, or a miner.
+        squared: square the hinges, as in the paper; False: as in pytorch-metric-learning.
+        mining: selects the pairs: a name of `MINING`, or a miner.
         options: seed, normalize; see `MinedLoss`.
 
     Source: Hadsell, Chopra, LeCun 2006, "Dimensionality reduction by learning an invariant mapping", eq. 4,
-    without its halves.
+    without the factors 1/2.
 
     Example:
         >>> import torch
@@ -65,7 +65,7 @@ class Contrastive(MinedLoss):
 
 
 def _possibly_within(tuples: Tuples, distance: float) -> Tensor:
-    """The similarities of the kept negatives that are closer than a distance, and a few more by rounding."""
+    """The similarities of kept negatives closer than a distance; rounding may include a few more."""
     if tuples.paired:
         return _select(tuples.is_kept, tuples.negatives, MASKED)
     is_within = tuples.negatives > 1 - 0.5 * distance**2 - 1e-6
@@ -73,5 +73,8 @@ def _possibly_within(tuples: Tuples, distance: float) -> Tensor:
 
 
 def _select(mask: Tensor, values: Tensor, inactive: float) -> Tensor:
-    """The values under the mask; off the CPU, where counting them waits, all, the others as `inactive`."""
+    """The values where the mask is True.
+
+    On a GPU all values, with `inactive` elsewhere: no synchronization.
+    """
     return values[mask] if values.device.type == "cpu" else torch.where(mask, values, inactive)

@@ -1,4 +1,4 @@
-"""CosFace: cross-entropy over cosines, with a margin of cosine."""
+"""CosFace: cross-entropy over cosines with an additive cosine margin."""
 
 from typing import Annotated, Unpack
 
@@ -9,14 +9,15 @@ from dml.losses.core.class_softmax import ClassSoftmax, ClassSoftmaxOptions
 
 
 class CosFace(ClassSoftmax):
-    """Cross-entropy over scaled cosines, in which the own class must win with cos(angle) - margin.
+    """Cross-entropy over scaled cosines, with a margin subtracted from the cosine to the target proxy.
 
-        logits: scale (cos(x, own proxy) - margin), and scale cos(x, c) to the other proxies c
+        mean over x of -log(e^z_y / sum over all classes c of e^z_c)
+        with z_y = scale (cos(x, proxy y) - margin) for the class y of x, z_c = scale cos(x, proxy c)
 
     Args:
         num_classes: C; labels are 0 to C - 1.
         dim: D, length of an embedding.
-        margin: of cosine, [0, 2]; the paper has 0.35, insightface's configurations 0.4.
+        margin: subtracted from the cosine, [0, 2]; the paper uses 0.35, insightface's configurations 0.4.
         scale: multiplies cosines, > 0.
         options: seed, sharded, sample_rate, normalize; see `ClassSoftmax`.
 

@@ -1,4 +1,4 @@
-"""A memory bank of former batches around any loss of pairs (XBM)."""
+"""Cross-batch memory (XBM): a memory bank of previous batches for any pair loss."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,28 +14,28 @@ from dml.similarity import at_least_float32, unit_length
 
 @check_arguments
 class CrossBatchMemory(nn.Module):
-    """The loss on the batch, and the same loss of the batch's anchors against embeddings of former batches.
+    """The loss on the batch, plus the same loss of its anchors against embeddings of previous batches.
 
         loss(batch against itself) + weight * loss(batch against the memory bank)
 
-    Embeddings change slowly after a while, so that those of the last batches still serve as references,
-    without gradient. The memory bank is a part of the module's state: a resumed run continues with it. It is
-    filled with the global batch in rank order, hence the same on every worker and for any number of them. A
-    batch is stored after its loss: no image is compared with its own copy. A row that is not finite is never
-    stored: one bad batch gives one bad loss.
+    After some training, embeddings change slowly. Those of previous batches can then be references, without
+    gradient. The memory bank is in `state_dict`, so a resumed run continues with it. It stores the global
+    batch in rank order, so it is equal on every worker and for any number of workers. A batch is stored after
+    its loss is computed: no image is compared with its own copy. Rows that are not finite are not stored: one
+    bad batch gives one bad loss.
 
     Args:
-        loss: a loss of pairs, ours or yours, whose references need not contain its anchors; those of ours
-            with `within_batch` are refused.
+        loss: a pair loss whose references need not contain the anchors, from this package or your own. A
+            loss of this package with `within_batch` raises an error.
         dim: D, length of an embedding.
-        size: how many embeddings are stored; the paper stores the whole data set.
-        start_after: calls before the memory bank is used; it fills meanwhile.
-        weight: of the loss against the memory bank.
+        size: capacity of the memory bank in embeddings; the paper stores the whole data set.
+        start_after: number of calls before the memory bank is used; it is filled from the first call.
+        weight: weight of the loss against the memory bank.
 
     Raises:
-        ValueError: a loss that learns within the batch, or another memory.
+        ValueError: the loss uses pairs within the batch, or is another memory bank.
 
-    Source: Wang et al. 2020, arXiv:1912.06798, alg. 1; there the batch is stored before its loss.
+    Source: Wang et al. 2020, arXiv:1912.06798, alg. 1, which stores the batch before its loss.
 
     Example:
         >>> import torch
@@ -50,7 +50,7 @@ class CrossBatchMemory(nn.Module):
     labels: Tensor
     num_calls: Tensor
     num_seen: Tensor
-    """() int64, rows stored so far, those overwritten among them."""
+    """() int64, rows stored so far, including overwritten ones."""
 
     def __init__(
         self,
@@ -64,18 +64,19 @@ class CrossBatchMemory(nn.Module):
         super().__init__()
         if isinstance(loss, type) or not callable(loss):
             raise ValueError(
-                f"A memory must be around a loss, as SupCon(); got {loss!r}. Make the loss first: it is the "
-                "object that is called."
+                f"loss must be a loss object, such as SupCon(); got {loss!r}. Create the loss first and pass "
+                "the object."
             )
         if isinstance(loss, CrossBatchMemory):
             raise ValueError(
-                "A memory must be around a loss; got another CrossBatchMemory. Make one memory with a larger "
-                "size."
+                "loss must be a pair loss; got another CrossBatchMemory. Use one CrossBatchMemory with a "
+                "larger size."
             )
         if isinstance(loss, EmbeddingLoss) and loss.within_batch:
             raise ValueError(
-                "A memory serves losses of pairs whose other ends may be of former batches; got "
-                f"{type(loss).__name__}, which learns within the batch. Use it alone, or another loss here."
+                "loss must accept references from previous batches; got "
+                f"{type(loss).__name__}, which uses pairs within the batch. Use it without "
+                "CrossBatchMemory, or choose another loss."
             )
         self.loss, self.start_after, self.weight = loss, start_after, weight
         self.register_buffer("embeddings", torch.zeros(size, dim))
@@ -83,60 +84,61 @@ class CrossBatchMemory(nn.Module):
         self.register_buffer("num_calls", torch.zeros((), dtype=torch.int64))
         self.register_buffer("num_seen", torch.zeros((), dtype=torch.int64))
         self._is_full = False
-        self.register_load_state_dict_post_hook(_recount)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_reset_is_full)  # type: ignore[no-untyped-call]
 
     def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
-        references = References.of(embeddings, labels, references)
+        references = References.check(embeddings, labels, references)
         if embeddings.shape[1] != self.embeddings.shape[1]:
             raise ValueError(
-                f"embeddings must be (B, {self.embeddings.shape[1]}), as the memory; got "
-                f"{tuple(embeddings.shape)}. Make it with dim={embeddings.shape[1]}."
+                f"embeddings must be (B, {self.embeddings.shape[1]}), like the memory bank; got "
+                f"{tuple(embeddings.shape)}. Create it with dim={embeddings.shape[1]}."
             )
         total: Tensor = self.loss(embeddings, labels, references)
         size = self._size_to_use()
         if size:
-            # Ours keep nothing of references without gradient; autograd may hold another's until backward.
+            # Losses of this package save no references without gradient; another loss may save them for
+            # backward, and the bank is overwritten before that, so it gets a copy.
             bank = self.embeddings if isinstance(self.loss, EmbeddingLoss) else self.embeddings.clone()
             stored = replace(
                 references,
-                # In float64 where the batch is: a loss of pairs has no precision of its own.
+                # In the type of the batch: a pair loss computes in the type of its inputs.
                 embeddings=bank[:size].to(at_least_float32(embeddings).dtype),
                 labels=self.labels[:size],
                 contain_anchors=False,
             )
             total = total + self.weight * self.loss(embeddings, labels, stored)
         if self.training:
-            rows, zero_or_nan = self._narrowed(references.embeddings)
+            rows, zero_or_nan = self._cast_to_bank(references.embeddings)
             self._store(rows, references.labels)
             total = total + zero_or_nan
         return total
 
     @torch.no_grad()
-    def _narrowed(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, D) embeddings in the memory's type; () 0, or off the CPU NaN where it cannot hold one.
+    def _cast_to_bank(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, D) embeddings in the type of the memory bank; () 0, or on a GPU NaN if one overflows.
 
         Raises:
-            ValueError: on the CPU a finite embedding is beyond the memory's type.
+            ValueError: on the CPU, a finite embedding overflows the type of the memory bank.
         """
         if isinstance(self.loss, EmbeddingLoss) and self.loss.normalize:
-            embeddings = unit_length(embeddings)  # whose directions alone count, and whose type may be wider
+            embeddings = unit_length(embeddings)  # the loss uses only directions, and these cannot overflow
         rows = embeddings.to(self.embeddings.dtype)
         if torch.finfo(rows.dtype).max >= torch.finfo(embeddings.dtype).max:
             return rows, embeddings.new_zeros(())
-        is_lost = (embeddings.isfinite() & ~rows.isfinite()).any()
-        if is_lost.device.type == "cpu" and is_lost:
+        overflows = (embeddings.isfinite() & ~rows.isfinite()).any()
+        if overflows.device.type == "cpu" and overflows:
             raise ValueError(
-                f"Embeddings must fit the memory's {rows.dtype}; got {embeddings.dtype} up to "
-                f"{float(embeddings.abs().max()):.3g}. Normalize them, or make the memory .double()."
+                f"Embeddings must fit the memory bank's {rows.dtype}; got {embeddings.dtype} up to "
+                f"{float(embeddings.abs().max()):.3g}. Normalize them, or call .double() on the memory."
             )
-        return rows, torch.where(is_lost, torch.nan, 0.0)
+        return rows, torch.where(overflows, torch.nan, 0.0)
 
     def _size_to_use(self) -> int:
-        """How many rows serve as references; once all do, it needs no look at the counts, and no wait."""
+        """The number of rows used as references; once the bank is full, without synchronizing with a GPU."""
         if self._is_full:
             return len(self.labels)
         counts = torch.stack([self.num_seen, self.num_calls])
-        num_seen, num_calls = map(int, counts.tolist())  # one wait for a GPU
+        num_seen, num_calls = map(int, counts.tolist())  # one synchronization with a GPU
         if num_calls < self.start_after:
             return 0
         self._is_full = num_seen >= len(self.labels)
@@ -144,13 +146,13 @@ class CrossBatchMemory(nn.Module):
 
     @torch.no_grad()
     def _store(self, rows: Tensor, labels: Tensor) -> None:
-        """Write the global batch's finite rows over the oldest."""
+        """Overwrite the oldest rows with the finite rows of the global batch."""
         size = len(self.labels)
         is_finite = rows.sum(1).isfinite()
-        # The finite ones behind the others, each in their order; of these the last, as many as there is room.
+        # Finite rows last, in their order; only the last `size` rows fit.
         order = is_finite.byte().argsort(stable=True)[-size:]
         num_finite = torch.count_nonzero(is_finite).clamp_max(size)
-        # The first of these slots are those of rows that are not finite: they keep what they have.
+        # Slots with nth < 0 belong to rows that are not finite: their old content is written back.
         nth = torch.arange(len(order), device=labels.device) - (len(order) - num_finite)
         slots = (self.num_seen + nth) % size
         is_new = nth >= 0
@@ -160,6 +162,6 @@ class CrossBatchMemory(nn.Module):
         self.num_calls += 1
 
 
-def _recount(memory: CrossBatchMemory, _: Any) -> None:
-    """Another state was loaded: how much of it can be used must be looked up again."""
+def _reset_is_full(memory: CrossBatchMemory, _: Any) -> None:
+    """After loading a state, the counts must be read again."""
     memory._is_full = False

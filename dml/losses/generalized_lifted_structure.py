@@ -1,4 +1,4 @@
-"""Generalized lifted structure loss: a soft hinge on each anchor's distances."""
+"""Generalized lifted structure loss: hinge on log-sum-exps of the distances of each anchor."""
 
 from typing import Annotated, Unpack
 
@@ -12,15 +12,17 @@ from dml.similarity import distances
 
 
 class GeneralizedLiftedStructure(PairLoss):
-    """Hinge on the soft maximum of an anchor's positive distances less the soft minimum of its negative ones.
+    """Hinge on the soft maximum of positive distances minus the soft minimum of negative distances.
 
         mean over a of max(0, log sum over p of e^d(a, p) + log sum over n of e^(margin - d(a, n)))
 
-    The mean is over anchors that have a positive and a negative; 0 with zero gradient when none has. By the
-    block: 1.7 times X @ X.T at B = 4096, 0.3 of its memory.
+    The mean is over anchors with a positive and a negative; 0 with zero gradient if there are none.
+
+    Computed in blocks of anchors: 1.7 times the duration of X @ X.T at B = 4096, 0.3 of its memory
+    (`python -m benchmarks.losses`).
 
     Args:
-        margin: wanted gap of Euclidean distance, (0, 2].
+        margin: required gap in Euclidean distance, (0, 2].
         options: normalize; see `EmbeddingLoss`.
 
     Source: Hermans et al. 2017, arXiv:1703.07737, eq. 8, after Oh Song et al. 2016, arXiv:1511.06452.

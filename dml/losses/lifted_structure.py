@@ -1,4 +1,4 @@
-"""Lifted structure loss: every positive pair against the negatives of both its images."""
+"""Lifted structure loss: each positive pair against all negatives of both images."""
 
 from functools import partial
 from typing import Annotated, Unpack
@@ -22,22 +22,23 @@ from dml.similarity import distances
 
 
 class LiftedStructure(PairLoss):
-    """Every positive pair against all negatives of both its images, softly the closest; squared hinge.
+    """Squared hinge on each positive pair against the soft minimum over the negatives of both images.
 
         1/2 mean over (i, j) of max(0, log(S(i) + S(j)) + d(i, j))^2
         with S(i) = sum over n of e^(margin - d(i, n))
 
-    0 with zero gradient when no positive pair has negatives.
+    0 with zero gradient if no positive pair has negatives.
 
-    The sums over negatives are taken once for each image, in a pass of their own, instead of once for each
-    pair: 2.5 times X @ X.T at B = 4096; pytorch-metric-learning's lists run out of 8 GiB.
+    S is computed once per image in a first pass, instead of once per pair: 2.5 times the duration of X @ X.T
+    at B = 4096. Listing the pairs, as pytorch-metric-learning does, needs more than 8 GiB
+    (`python -m benchmarks.losses`).
 
     Args:
-        margin: alpha in the paper, of Euclidean distance, (0, 2].
+        margin: alpha in the paper, in Euclidean distance, (0, 2].
         options: normalize; see `EmbeddingLoss`.
 
     Raises:
-        ValueError: references that do not contain the anchors, e.g. those of a memory bank.
+        ValueError: the references do not contain the anchors, e.g. those of a memory bank.
 
     Source: Oh Song et al. 2016, arXiv:1511.06452, eq. 4.
 
@@ -67,17 +68,18 @@ class LiftedStructure(PairLoss):
         return log_sum_exp(self.margin - distances(pairs.negatives))
 
     def _terms(self, pairs: Pairs, *, lse_negatives: Tensor) -> Totals:
-        of_anchor = self._lse_negatives(pairs)
-        # Each pair is in two anchors' blocks, in the other with this anchor's part constant: hence twice.
-        of_anchor = (2 * of_anchor - of_anchor.detach())[:, None]
-        of_positive = lse_negatives[pairs.positive_index]
-        hinge = (torch.logaddexp(of_anchor, of_positive) + distances(pairs.positives)).clamp_min(0)
+        lse_anchor = self._lse_negatives(pairs)
+        # Each pair occurs for both of its images. S of the positive is a constant here, so the gradient of
+        # the anchor's S counts twice.
+        lse_anchor = (2 * lse_anchor - lse_anchor.detach())[:, None]
+        lse_positive = lse_negatives[pairs.positive_index]
+        hinge = (torch.logaddexp(lse_anchor, lse_positive) + distances(pairs.positives)).clamp_min(0)
         losses = 0.5 * hinge.square() * (pairs.num_negatives > 0)[:, None]
         return total_and_count(losses, pairs.is_positive)
 
 
 def _gather(local: Tensor, references: References) -> Tensor:
-    """(W*B,) every rank's values (B,), in rank order."""
+    """(W*B,) the values (B,) of all ranks, in rank order."""
     world_size = len(references.labels) // max(len(local), 1)
     gathered = local.new_zeros(len(references.labels))
     gathered[references.first_row : references.first_row + len(local)] = local

@@ -1,4 +1,4 @@
-"""Margin loss: distances of positives below, of negatives above a boundary that is learnt."""
+"""Margin loss: distances of positives below a learnt boundary, distances of negatives above it."""
 
 from typing import Annotated, Unpack
 
@@ -18,20 +18,23 @@ class Margin(MinedLoss):
         sum of max(0, alpha + d(a, p) - beta) + max(0, alpha + beta - d(a, n)) + nu beta
         over the kept pairs (a, p) and their (a, n), divided by the number of active hinges
 
-    0 with zero gradient when no hinge is active. Negatives are drawn in the block: 1.8 times X @ X.T at
-    B = 4096, 0.2 of its memory.
+    0 with zero gradient if no hinge is active.
+
+    Negatives are sampled inside each block of anchors: 1.8 times the duration of X @ X.T at B = 4096, 0.2 of
+    its memory (`python -m benchmarks.losses`).
 
     Args:
-        num_classes: C, a boundary for each class; None: one for all.
+        num_classes: C, one boundary per class; None: one boundary for all classes.
         alpha: half the gap between positives and negatives, (0, 2].
-        beta: the boundary to start from, of Euclidean distance, (0, 2]; Wu et al. have 1.2.
-        nu: weight of the boundaries, which keeps them from growing.
-        learn_beta: whether the boundary is a parameter; it wants a rate of its own, 5e-4 with Adam at 1e-5.
-        mining: which pairs count: a name of `MINING`, or a miner.
+        beta: initial boundary in Euclidean distance, (0, 2]; Wu et al. use 1.2.
+        nu: weight of the regularizer that keeps the boundaries small.
+        learn_beta: whether the boundary is a parameter. It needs its own learning rate, e.g. 5e-4 if Adam
+            uses 1e-5 for the encoder.
+        mining: selects the pairs: a name of `MINING`, or a miner.
         options: seed, normalize; see `MinedLoss`.
 
-    Source: Wu et al. 2017, arXiv:1706.07567, eq. 4-6. A positive and a negative of one triplet count as two,
-    as in the authors' code; codes that add bools count them as one, and their loss is up to twice this.
+    Source: Wu et al. 2017, arXiv:1706.07567, eq. 4-6. The two hinges of a triplet count as two, as in the
+    authors' code. Implementations that add bools count them as one; their loss is up to twice as large.
 
     Example:
         >>> import torch
@@ -53,8 +56,8 @@ class Margin(MinedLoss):
     ) -> None:
         super().__init__(mining, **options)
         self.alpha, self.nu = alpha, nu
-        start = torch.full(() if num_classes is None else (num_classes,), float(beta))
-        self.beta = nn.Parameter(start, requires_grad=learn_beta)
+        initial = torch.full(() if num_classes is None else (num_classes,), float(beta))
+        self.beta = nn.Parameter(initial, requires_grad=learn_beta)
 
     def check_labels(self, labels: Tensor) -> Tensor:
         if not self.beta.ndim:

@@ -1,4 +1,4 @@
-"""Multi-similarity loss: soft sums of each anchor's mined positives and negatives."""
+"""Multi-similarity loss: log-sum-exps over the mined positives and negatives of each anchor."""
 
 from typing import Annotated, Unpack
 
@@ -13,20 +13,22 @@ from dml.losses.core.pair_loss import MASKED, PairLoss, Pairs, Totals
 
 
 class MultiSimilarity(PairLoss):
-    """Soft sums of each anchor's mined positives and negatives, averaged over all anchors.
+    """Log-sum-exps over the mined positives and negatives of each anchor, averaged over all anchors.
 
         mean over a of  log(1 + sum over p of e^(-alpha (s(a, p) - base))) / alpha
                       + log(1 + sum over n of e^(beta (s(a, n) - base))) / beta
 
-    0 with zero gradient when the miner keeps nothing. By the block: 1.8 times X @ X.T at B = 4096, 0.4 of its
-    memory.
+    0 with zero gradient if the miner keeps no pair.
+
+    Computed in blocks of anchors: 1.8 times the duration of X @ X.T at B = 4096, 0.4 of its memory
+    (`python -m benchmarks.losses`).
 
     Args:
         alpha: weight of positives, > 0.
-        beta: weight of negatives, > 0; the authors' code has 40.
-        base: similarity around which pairs are weighed, [-1, 1]; the paper has 1, the authors' code 0.5.
-        epsilon: the miner keeps negatives closer than the farthest positive and positives farther than the
-            closest negative, by this slack of similarity, [0, 2]; None: keeps every pair.
+        beta: weight of negatives, > 0; the authors' code uses 40.
+        base: similarity at which a pair has weight 1, [-1, 1]; the paper uses 1, the authors' code 0.5.
+        epsilon: slack of the miner in similarity, [0, 2]: it keeps negatives closer than the farthest
+            positive plus slack, and positives farther than the closest negative plus slack. None: all pairs.
         options: normalize; see `EmbeddingLoss`.
 
     Source: Wang et al. 2019, arXiv:1904.06627, eq. 11-15; github.com/msight-tech/research-ms-loss.

@@ -1,4 +1,4 @@
-"""N-pair loss: an anchor's one positive against one image of every other class."""
+"""N-pair loss: one positive per anchor against one image of every other class."""
 
 from typing import ClassVar
 
@@ -12,27 +12,30 @@ from dml.losses.core.blocks import block_rows
 from dml.losses.core.references import References
 from dml.similarity import at_least_float32, product
 
-# 16 MiB of float32: N-pair keeps its logits for backward up to here.
+# 16 MiB of float32: smaller matrices of logits are stored for backward, larger ones are recomputed.
 _BLOCK_LOGITS, _LEAST_ROWS = 1 << 22, 32
 
 
 class NPair(EmbeddingLoss):
-    """An anchor's one positive against one image of every other class; by default of any length.
+    """One positive per anchor against one image of every other class; by default without normalization.
 
         mean over a of log(1 + sum over n of e^(scale (x_a . x_n - x_a . x_p)))  +  l2 mean of |x|^2
 
-    A class's first image is the anchor of its second, its third of its fourth, and so on: with K = 2 the
-    paper's batch. Negatives are the second images, and all even ones, of other classes.
+    The first image of a class is the anchor and the second its positive, then the third and the fourth, and
+    so on; with K = 2 this is the batch of the paper. Negatives are the second, fourth, ... images of other
+    classes.
 
-    Only the similarities of firsts to seconds are computed: 0.5 times X @ X.T at B = 4096.
+    Only similarities between anchors and these images are computed: 0.5 times the duration of X @ X.T at
+    B = 4096 (`python -m benchmarks.losses`).
 
     Args:
-        scale: multiplies inner products. 1 leaves unit vectors an almost flat loss; they want 16 to 32.
-        l2: weight of the mean squared length; the authors' code has 0.02 / 4.
-        normalize: see `EmbeddingLoss`; the paper does not.
+        scale: multiplies inner products. With unit vectors and a scale of 1 the loss is almost constant; use
+            16 to 32.
+        l2: weight of the mean squared length; the authors' code uses 0.02 / 4.
+        normalize: see `EmbeddingLoss`; the paper does not normalize.
 
     Raises:
-        ValueError: references that do not contain the anchors, e.g. those of a memory bank.
+        ValueError: the references do not contain the anchors, e.g. those of a memory bank.
 
     Source: Sohn 2016, "Improved deep metric learning with multi-class N-pair loss objective", NIPS, eq. 11.
 
@@ -45,7 +48,7 @@ class NPair(EmbeddingLoss):
 
     within_batch = True
     unit_length_defaults: ClassVar = {"scale": 16.0, "l2": 0.0}
-    """Settings for embeddings of length 1: with the paper's the loss is almost flat, its penalty constant."""
+    """Settings for unit vectors; with those of the paper the loss is almost constant."""
 
     def __init__(
         self, scale: PositiveFloat = 1.0, *, l2: NonNegativeFloat = 0.005, normalize: bool = False
@@ -55,34 +58,34 @@ class NPair(EmbeddingLoss):
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         references = references.with_anchors("N-pair")
-        firsts, seconds = _firsts_and_seconds(references.labels)
-        local = firsts - references.first_row
+        anchor_rows, positive_rows = _anchors_and_positives(references.labels)
+        local = anchor_rows - references.first_row
         index = ((local >= 0) & (local < len(labels))).nonzero()[:, 0]
         anchors = self.scale * at_least_float32(embeddings).index_select(0, local[index])
-        others = at_least_float32(references.embeddings).index_select(0, seconds)
-        classes = references.labels[seconds]
+        candidates = at_least_float32(references.embeddings).index_select(0, positive_rows)
+        classes = references.labels[positive_rows]
 
         def block_loss(rows: slice) -> Tensor:
             target = index[rows, None]
-            # Among images of its own class an anchor is compared with its positive alone.
+            # Among the images of its class, an anchor is compared only with its positive.
             is_masked = (classes[target] == classes).scatter(1, target, False)
-            logits = product(anchors[rows], others.T).masked_fill(is_masked, -torch.inf)
+            logits = product(anchors[rows], candidates.T).masked_fill(is_masked, -torch.inf)
             return nn.functional.cross_entropy(logits, index[rows], reduction="sum")
 
-        size = block_rows(embeddings.device, len(seconds), on_cpu=_BLOCK_LOGITS, at_least=_LEAST_ROWS)
-        # A rank without anchors has a block of none: the others wait for it in the gather's backward.
+        size = block_rows(embeddings.device, len(positive_rows), on_cpu=_BLOCK_LOGITS, at_least=_LEAST_ROWS)
+        # A rank without anchors computes one empty block: the gather's backward needs all ranks.
         blocks = [slice(start, start + size) for start in range(0, max(len(index), 1), size)]
         if len(blocks) == 1:
             total = block_loss(blocks[0])
-        else:  # of several, each is computed again in backward
-            parts = [checkpoint(block_loss, rows, use_reentrant=False) for rows in blocks]
-            total = sum(parts, anchors.new_zeros(()))
+        else:  # several blocks are recomputed in backward
+            block_losses = [checkpoint(block_loss, rows, use_reentrant=False) for rows in blocks]
+            total = sum(block_losses, anchors.new_zeros(()))
         penalty = self.l2 * at_least_float32(embeddings).square().sum(1).mean()
         return references.average(total, total.new_tensor(len(index))) + penalty
 
 
-def _firsts_and_seconds(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the firsts and of the seconds, (M,) each: a class's first and second, third and fourth, ..."""
+def _anchors_and_positives(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(M,) rows of anchors, (M,) rows of positives: first and second of a class, third and fourth, ..."""
     sorted_labels, order = labels.sort(stable=True)
     rank = torch.arange(len(labels), device=labels.device)
     is_even = (rank - torch.searchsorted(sorted_labels, sorted_labels)) % 2 == 0

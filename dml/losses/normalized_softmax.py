@@ -9,7 +9,8 @@ from dml.losses.core.class_softmax import ClassSoftmax, ClassSoftmaxOptions
 class NormalizedSoftmax(ClassSoftmax):
     """Cross-entropy over cosines to the proxies, divided by a temperature.
 
-        mean over x of -log(e^(cos(x, own proxy) / t) / sum over all proxies c of e^(cos(x, c) / t))
+        mean over x of -log(e^(cos(x, proxy y) / t) / sum over all classes c of e^(cos(x, proxy c) / t))
+        with y the class of x
 
     Args:
         num_classes: C; labels are 0 to C - 1.
@@ -17,7 +18,8 @@ class NormalizedSoftmax(ClassSoftmax):
         temperature: t, divides cosines, > 0.
         options: seed, sharded, sample_rate, normalize; see `ClassSoftmax`.
 
-    Source: Zhai, Wu 2019, arXiv:1811.12649, sec. 3.1; their layer norm before the embedding is the encoder's.
+    Source: Zhai, Wu 2019, arXiv:1811.12649, sec. 3.1; the layer norm of their encoder is not part of the
+        loss.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""NT-Xent, also called InfoNCE: each positive against the anchor's negatives."""
+"""NT-Xent, also called InfoNCE: each positive against the negatives of its anchor."""
 
 from typing import Unpack
 
@@ -11,20 +11,22 @@ from dml.losses.core.pair_loss import PairLoss, Pairs, Totals, total_and_count
 
 
 class NTXent(PairLoss):
-    """Each positive against the anchor's negatives only; averaged over positive pairs. Also: InfoNCE.
+    """Cross-entropy of each positive against the negatives of its anchor, averaged over positive pairs.
 
         mean over (a, p) of -log(e^(s(a, p) / t) / (e^(s(a, p) / t) + sum over n of e^(s(a, n) / t)))
 
-    With one positive per anchor it is `SupCon`. 0 with zero gradient when no pair is positive.
+    With one positive per anchor it equals `SupCon`. 0 with zero gradient if there is no positive pair.
 
-    The exponentials of an anchor's negatives are summed once for all its positives, and are their gradient
-    but for a factor: 0.9 times X @ X.T at B = 4096, where a softmax for every pair runs out of 8 GiB.
+    The exponentials of the negatives are computed and summed once per anchor instead of once per pair, and
+    reused for the gradient: 0.9 times the duration of X @ X.T at B = 4096. A softmax for every pair needs
+        more
+    than 8 GiB (`python -m benchmarks.losses`).
 
     Args:
         temperature: t, divides similarities, > 0.
         options: normalize; see `EmbeddingLoss`.
 
-    Source: Chen et al. 2020, arXiv:2002.05709, eq. 1; temperature of their table 5.
+    Source: Chen et al. 2020, arXiv:2002.05709, eq. 1; temperature from table 5.
 
     Example:
         >>> import torch
@@ -44,7 +46,7 @@ class NTXent(PairLoss):
         peak = torch.where(peak.isfinite(), peak, 0.0)
         exponentials = (pairs.negatives - peak).mul_(scale).exp_()
         total = exponentials.sum(1, keepdim=True)
-        # Without negatives the gap is -inf: a pair of loss 0, that counts.
+        # Without negatives the gap is -inf: the pair has loss 0 and is counted.
         gap = total.log() + scale * (peak - pairs.positives)
         weights = scale * gap.sigmoid() * pairs.is_positive
         factor = weights.sum(1, keepdim=True) / total.clamp_min(torch.finfo(total.dtype).tiny)

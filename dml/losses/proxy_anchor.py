@@ -1,4 +1,4 @@
-"""Proxy-Anchor: proxies as anchors, each against all images of the batch."""
+"""Proxy-Anchor: proxies are the anchors, each compared with all images of the batch."""
 
 from functools import partial
 from typing import Annotated, Unpack
@@ -16,17 +16,17 @@ from dml.losses.core.shards import Shard, sum_over_shards
 
 
 class ProxyAnchor(ProxyLoss):
-    """Proxies as anchors: each draws its class near and pushes all other images away.
+    """Proxies are the anchors: each pulls the images of its class and pushes all other images away.
 
         mean over proxies with images in the batch of log(1 + sum over these of e^(-scale (s - margin)))
       + mean over all proxies of log(1 + sum over all other images of e^(scale (s + margin)))
 
-    A rank compares its share of the proxies, which with `sharded` are all it has, with the global batch.
+    Each rank compares 1/W of the proxies with the global batch; with `sharded` it holds only these.
 
     Args:
         num_classes: C; labels are 0 to C - 1.
         dim: D, length of an embedding.
-        margin: of cosine similarity, delta in the paper, [0, 1].
+        margin: delta in the paper, in cosine similarity, [0, 1].
         scale: alpha in the paper, > 0.
         options: seed, sharded, normalize; see `ProxyLoss`.
 
@@ -53,29 +53,30 @@ class ProxyAnchor(ProxyLoss):
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
         batch = self.global_batch(labels, references)
-        share = self.shard
+        shard = self.shard
         if not self.sharded:
-            share = Shard(self.num_classes, batch.first_row // len(labels), len(batch.labels) // len(labels))
-        proxies = self.proxies if len(share) == len(self.proxies) else self.proxies[share.first : share.last]
-        index = batch.labels - share.first
+            shard = Shard(self.num_classes, batch.first_row // len(labels), len(batch.labels) // len(labels))
+        proxies = self.proxies if len(shard) == len(self.proxies) else self.proxies[shard.first : shard.last]
+        index = batch.labels - shard.first
         logits = partial(cosine_logits, scale=self.scale)
         target_logit, others_lse = target_and_others_lse(
             logits, batch.embeddings, index, (proxies,), per="class"
         )
         attracting, is_present = _log_sum_exp_by_class(
-            self.scale * self.margin - target_logit, index, len(share)
+            self.scale * self.margin - target_logit, index, len(shard)
         )
         repelling = softplus(others_lse + self.scale * self.margin)
         sorted_labels = batch.labels.sort().values
         num_present = 1 + torch.count_nonzero(sorted_labels[1:] != sorted_labels[:-1])
         part = (softplus(attracting) * is_present).sum() / num_present + repelling.sum() / self.num_classes
-        # Of whole proxies the ranks' parts are averaged, loss and gradients alike; shards know the total.
-        return sum_over_shards(part, share.world_size) if self.sharded else part * share.world_size
+        # With sharded proxies every rank returns the total. Otherwise loss and gradients are averaged over
+        # ranks later, so the part is multiplied by W.
+        return sum_over_shards(part, shard.world_size) if self.sharded else part * shard.world_size
 
 
 def _log_sum_exp_by_class(values: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """log sum exp of the values (N,) of every class (C,), 0 for one without; and which classes have some."""
-    # Values of classes outside [0, C) go behind the last: to leave them out by a mask would wait for a GPU.
+    """(C,) log-sum-exp of the values (N,) of each class, 0 for an empty class; (C,) bool, class not empty."""
+    # Classes outside [0, C) go to an extra entry: selecting with a mask would synchronize with the GPU.
     index = torch.where((classes >= 0) & (classes < num_classes), classes, num_classes)
     peaks = values.new_full((num_classes + 1,), -torch.inf)
     peaks = peaks.scatter_reduce(0, index, values.detach(), "amax")

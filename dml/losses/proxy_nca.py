@@ -1,4 +1,4 @@
-"""Proxy-NCA: near the own proxy, relative to the other proxies."""
+"""Proxy-NCA: neighbourhood component analysis with proxies instead of neighbours."""
 
 from typing import Annotated, Unpack
 
@@ -9,18 +9,20 @@ from dml.losses.core.class_softmax import ClassSoftmax, ClassSoftmaxOptions, cos
 
 
 class ProxyNCA(ClassSoftmax):
-    """Neighbourhood component analysis over proxies: near the own one, relative to the others.
+    """Neighbourhood component analysis over proxies: the target proxy relative to all other proxies.
 
-        mean over x of -log(e^(-scale d^2(x, own proxy)) / sum over other proxies c of e^(-scale d^2(x, c)))
+        mean over x of -log(e^(-scale d^2(x, proxy y)) / sum over c != y of e^(-scale d^2(x, proxy c)))
+        with y the class of x
 
-    A ratio, not a probability: it falls below 0 where the own proxy is much the nearest, and goes on pulling.
-    With d^2 = 2 - 2 cos the logits are 2 scale cos; the constant cancels.
+    The quotient is not a probability: the loss becomes negative if the target proxy is much closer than all
+    others, and its gradient does not vanish. With d^2 = 2 - 2 cos the logits are 2 scale cos; the constant
+    cancels.
 
     Args:
         num_classes: C >= 2; labels are 0 to C - 1.
         dim: D, length of an embedding.
-        scale: multiplies squared distances of unit vectors. The equation has none (1); 9 is the factor 3 on
-            embeddings and on proxies that the usual code has.
+        scale: multiplies squared distances of unit vectors. 1 is the equation of the paper; 9 corresponds to
+            common implementations, which multiply embeddings and proxies by 3.
         options: seed, sharded, sample_rate, normalize; see `ClassSoftmax`.
 
     Source: Movshovitz-Attias et al. 2017, arXiv:1703.07464, eq. 4.

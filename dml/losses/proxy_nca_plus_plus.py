@@ -1,4 +1,4 @@
-"""Proxy-NCA++: Proxy-NCA as a probability."""
+"""Proxy-NCA++: Proxy-NCA with a probability over all proxies."""
 
 from typing import Unpack
 
@@ -7,11 +7,12 @@ from dml.losses.core.class_softmax import ClassSoftmax, ClassSoftmaxOptions
 
 
 class ProxyNCAPlusPlus(ClassSoftmax):
-    """Proxy-NCA as a probability: the own proxy is among those of the sum.
+    """Proxy-NCA with a probability: the denominator includes the target proxy.
 
-        mean over x of -log(e^(-d^2(x, own proxy) / t) / sum over all proxies c of e^(-d^2(x, c) / t))
+        mean over x of -log(e^(-d^2(x, proxy y) / t) / sum over all classes c of e^(-d^2(x, proxy c) / t))
+        with y the class of x
 
-    With d^2 = 2 - 2 cos it is `NormalizedSoftmax` at half the temperature.
+    With d^2 = 2 - 2 cos it equals `NormalizedSoftmax` with half the temperature.
 
     Args:
         num_classes: C; labels are 0 to C - 1.
@@ -19,8 +20,8 @@ class ProxyNCAPlusPlus(ClassSoftmax):
         temperature: t, divides squared distances of unit vectors, > 0.
         options: seed, sharded, sample_rate, normalize; see `ClassSoftmax`.
 
-    Source: Teh, DeVries, Taylor 2020, arXiv:2004.01113, eq. 5 and 6; their max pooling and layer norm are the
-    encoder's.
+    Source: Teh, DeVries, Taylor 2020, arXiv:2004.01113, eq. 5 and 6; max pooling and layer norm of their
+    encoder are not part of the loss.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Ranked list loss: positives inside one sphere around the anchor, negatives outside of a larger one."""
+"""Ranked list loss: positives inside a sphere around the anchor, negatives outside a larger sphere."""
 
 from typing import Annotated, Unpack
 
@@ -11,21 +11,24 @@ from dml.similarity import distances
 
 
 class RankedList(PairLoss):
-    """Positives are drawn into a sphere, negatives pushed out of a larger one, the closest hardest.
+    """Positives are pulled into a sphere, negatives pushed out of a larger one; close ones weigh more.
 
         mean over a of
             mean over active p of max(0, d(a, p) - (boundary - margin))
           + negative_weight * sum over active n of w_n (boundary - d(a, n)) / sum over active n of w_n
         with w_n = e^(temperature (boundary - d(a, n)))
 
-    The outer mean is over all anchors. By the block: 1.9 times X @ X.T at B = 4096, 0.8 of its memory.
+    The outer mean is over all anchors. Weights have no gradient.
+
+    Computed in blocks of anchors: 1.9 times the duration of X @ X.T at B = 4096, 0.8 of its memory
+    (`python -m benchmarks.losses`).
 
     Args:
-        boundary: alpha in the paper: negatives are inactive beyond this Euclidean distance, (0, 2].
-        margin: positives are inactive within boundary - margin, [0, boundary].
-        temperature: T in the paper, of a negative's weight, which carries no gradient; 10 for Stanford Online
-            Products and CUB200-2011.
-        negative_weight: lambda in the paper; pytorch-metric-learning weighs both sides with 1/2.
+        boundary: alpha in the paper: negatives beyond this Euclidean distance are inactive, (0, 2].
+        margin: positives closer than boundary - margin are inactive, [0, boundary].
+        temperature: T in the paper, for the weights of negatives; 10 for Stanford Online Products and
+            CUB200-2011.
+        negative_weight: lambda in the paper; pytorch-metric-learning multiplies both terms by 1/2.
         options: normalize; see `EmbeddingLoss`.
 
     Source: Wang et al. 2019, arXiv:1903.03238, eq. 6-12.
@@ -56,7 +59,8 @@ class RankedList(PairLoss):
         num_attracted = torch.count_nonzero(attracted, 1).clamp_min(1)
         repelled = (self.boundary - distances(pairs.negatives)).clamp_min(0)
         with torch.no_grad():
-            # Relative to the row's largest: from a temperature of 74 on, exp(T alpha) itself is infinite.
+            # Relative to the largest value of the row: exp(T alpha) overflows for temperatures of 74 and
+            # more.
             weights = repelled - repelled.amax(1, keepdim=True)
             weights.mul_(self.temperature).exp_().mul_(repelled.sign())
             weights /= weights.sum(1, keepdim=True).clamp_min_(torch.finfo(weights.dtype).tiny)

@@ -1,4 +1,4 @@
-"""Recall@k as a loss: one less the smooth share of an anchor's positives among its k closest."""
+"""Recall@k as a loss: one minus the smooth recall@k of each anchor."""
 
 from collections.abc import Sequence
 from typing import Unpack
@@ -12,22 +12,24 @@ from dml.losses.core.smooth_rank import smooth_ranks
 
 
 class RecallAtK(PairLoss):
-    """One less the smooth share of an anchor's positives among its k closest, averaged over several k.
+    """One minus the smooth fraction of positives among the k closest references, averaged over several k.
 
         1 - mean over a and k of  sum over p of sigmoid((k - rank of p) / t2) / min(k, number of positives)
         with rank of p = 1 + sum over j of sigmoid((s(a, j) - s(a, p)) / t1)
 
-    The mean is over anchors that have a positive; 0 with zero gradient when none has. One positive at a time:
-    3.7 times X @ X.T at B = 4096, 0.3 of its memory.
+    The mean is over anchors with a positive; 0 with zero gradient if there are none.
+
+    Computed for one positive at a time: 3.7 times the duration of X @ X.T at B = 4096, 0.3 of its memory
+    (`python -m benchmarks.losses`).
 
     Args:
-        ks: the k, each at least 1.
-        rank_temperature: t1, of the sigmoid of similarity differences, > 0.
-        cut_temperature: t2, of the sigmoid of k less the rank, > 0.
+        ks: values of k, each at least 1.
+        rank_temperature: t1, for the sigmoid of similarity differences, > 0.
+        cut_temperature: t2, for the sigmoid of k minus the rank, > 0.
         options: normalize; see `EmbeddingLoss`.
 
-    Source: Patel et al. 2022, arXiv:2108.11179, eq. 4-6; the share is of min(k, number of positives), so that
-    no k is out of reach.
+    Source: Patel et al. 2022, arXiv:2108.11179, eq. 4-6. The denominator is min(k, number of positives), so
+    that a perfect ranking has recall 1 for every k.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Smooth-AP: one less the smooth average precision of each anchor's ranking."""
+"""Smooth-AP: one minus the smooth average precision of each anchor."""
 
 from typing import Unpack
 
@@ -9,16 +9,18 @@ from dml.losses.core.smooth_rank import smooth_ranks
 
 
 class SmoothAP(PairLoss):
-    """One less the smooth average precision of each anchor's ranking of all others.
+    """One minus the smooth average precision of the ranking of all other images, for each anchor.
 
         1 - mean over a, of mean over p of (rank of p among the positives) / (rank of p among all others)
         with rank of p = 1 + sum over j of sigmoid((s(a, j) - s(a, p)) / t)
 
-    The mean is over anchors that have a positive; 0 with zero gradient when none has. One positive at a time:
-    2.6 times X @ X.T at B = 4096, 0.2 of its memory, where the authors' code keeps B^3 sigmoids.
+    The mean is over anchors with a positive; 0 with zero gradient if there are none.
+
+    Computed for one positive at a time instead of storing B^3 sigmoids, as the authors' code does: 2.6 times
+    the duration of X @ X.T at B = 4096, 0.2 of its memory (`python -m benchmarks.losses`).
 
     Args:
-        temperature: t, of the sigmoid of similarity differences, > 0.
+        temperature: t, for the sigmoid of similarity differences, > 0.
         options: normalize; see `EmbeddingLoss`.
 
     Source: Brown et al. 2020, arXiv:2007.12163, eq. 5.

@@ -1,4 +1,4 @@
-"""SoftTriple: several centers for each class, among which an anchor softly chooses."""
+"""SoftTriple: softmax over classes with several centers each, combined by soft assignment."""
 
 from typing import Annotated, Unpack
 
@@ -14,22 +14,24 @@ from dml.similarity import at_least_float32, distances, product
 
 
 class SoftTriple(ClassSoftmax):
-    """Cross-entropy over scale * S(x, c), in which the own class must win with S - margin.
+    """Cross-entropy over soft similarities to classes with several centers, with a margin.
 
-        S(x, c) = sum over the centers k of class c of  softmax_k(cos(x, k) / gamma) cos(x, k)
+        mean over x of -log(e^z_y / sum over all classes c of e^z_c)
         + tau * sum over classes and pairs of their centers of d(k, l) / (C K (K - 1))
+        with z_y = scale (S(x, y) - margin) for the class y of x, z_c = scale S(x, c)
+        and S(x, c) = sum over the centers k of class c of softmax_k(cos(x, k) / gamma) cos(x, k)
 
-    The regularizer draws the centers of a class together, so that it uses no more than it needs.
+    The regularizer pulls the centers of a class together, so that a class uses only the centers it needs.
 
     Args:
         num_classes: C; labels are 0 to C - 1.
         dim: D, length of an embedding.
-        centers_per_class: K; the paper has 10 for CUB and CARS, 2 for SOP.
+        centers_per_class: K; the paper uses 10 for CUB and CARS, 2 for SOP.
         scale: lambda in the paper, > 0.
-        gamma: temperature of the choice among centers, > 0.
-        margin: delta in the paper, of cosine, [0, 2].
-        tau: weight of the regularizer, the centers' mean distance within their class, halved; 0: none.
-        options: seed, sharded, sample_rate, normalize; see `ClassSoftmax`. The regularizer is always over all
+        gamma: temperature of the soft assignment to centers, > 0.
+        margin: delta in the paper, in cosine, [0, 2].
+        tau: weight of the regularizer, half the mean distance between centers of a class; 0: none.
+        options: seed, sharded, sample_rate, normalize; see `ClassSoftmax`. The regularizer always covers all
             classes.
 
     Source: Qian et al. 2019, arXiv:1909.05235, eq. 5-7 and 9.
@@ -79,7 +81,7 @@ class SoftTriple(ClassSoftmax):
 
 
 def _distances_within_classes(proxies: Tensor) -> Tensor:
-    """The sum over classes of the Euclidean distances of all pairs of their centers, (C, K, D) to scalar."""
+    """The sum of Euclidean distances over all pairs of centers of the same class, (C, K, D) to scalar."""
     centers = nn.functional.normalize(at_least_float32(proxies), dim=-1)
     first, second = torch.triu_indices(proxies.shape[1], proxies.shape[1], 1, device=proxies.device)
     return distances(product(centers, centers.mT)[:, first, second]).sum()

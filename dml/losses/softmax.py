@@ -1,4 +1,4 @@
-"""Plain classification: cross-entropy behind a linear layer."""
+"""Softmax: cross-entropy after a linear layer, plain classification."""
 
 import math
 from typing import Unpack
@@ -11,19 +11,19 @@ from dml.losses.core.class_softmax import ClassSoftmax, ClassSoftmaxOptions
 
 
 class Softmax(ClassSoftmax):
-    """Cross-entropy behind a linear layer with bias: plain classification, the field's baseline.
+    """Cross-entropy after a linear layer with bias: plain classification, a common baseline.
 
         mean over x of -log(e^(w_y . x + b_y) / sum over all classes c of e^(w_c . x + b_c))
 
-    By default embeddings come as they are; weights are never normalized. The weights (C, D) start normal with
-    the variance of torch's linear layer, 1 / (3 D), the bias at 0.
+    By default embeddings are not normalized; weights never are. The initial weights (C, D) are normal with
+    the variance of torch.nn.Linear, 1 / (3 D); the initial bias is 0.
 
     Args:
         num_classes: C; labels are 0 to C - 1.
         dim: D, length of an embedding.
         options: seed, sharded, sample_rate, normalize; see `ClassSoftmax`.
 
-    Source: Bishop 1995, "Neural networks for pattern recognition", sec. 6.9; as a baseline of metric learning
+    Source: Bishop 1995, "Neural networks for pattern recognition", sec. 6.9; as a baseline in metric learning
     Zhai, Wu 2019, arXiv:1811.12649, sec. 3.
 
     Example:
@@ -41,5 +41,5 @@ class Softmax(ClassSoftmax):
         self.bias = nn.Parameter(torch.zeros(len(self.shard)))
 
     def class_logits(self, embeddings: Tensor, *rows: Tensor) -> Tensor:
-        weights, bias = (part.to(embeddings.dtype) for part in rows)
+        weights, bias = (parameter.to(embeddings.dtype) for parameter in rows)
         return torch.addmm(bias, embeddings, weights.T)

@@ -9,12 +9,14 @@ from dml.losses.core.pair_loss import MASKED, PairLoss, Pairs, Totals, total_and
 
 
 class SupCon(PairLoss):
-    """Each positive against all other images; averaged over an anchor's positives, then over anchors.
+    """Cross-entropy of each positive against all other images, averaged over positives, then over anchors.
 
         mean over a, of mean over p of -log(e^(s(a, p) / t) / sum over x != a of e^(s(a, x) / t))
 
-    The mean is over anchors that have a positive; 0 with zero gradient when none has. Two log-sum-exps a
-    block: 1.3 times X @ X.T at B = 4096, 0.2 of its memory.
+    The outer mean is over anchors with a positive; 0 with zero gradient if there are none.
+
+    Computed with two log-sum-exps per anchor instead of one per pair: 1.3 times the duration of X @ X.T at
+    B = 4096, 0.2 of its memory (`python -m benchmarks.losses`).
 
     Args:
         temperature: t, divides similarities, > 0.
@@ -37,7 +39,7 @@ class SupCon(PairLoss):
         logits = pairs.positives / self.temperature
         lse_positives = log_sum_exp(logits.masked_fill(~pairs.is_positive, MASKED))
         lse_negatives = log_sum_exp(pairs.negatives / self.temperature)
-        # Of all others: log(e^a + e^b) = a + log(1 + e^(b - a)).
+        # Log-sum-exp over all other images: log(e^a + e^b) = a + log(1 + e^(b - a)).
         lse_others = lse_positives + softplus(lse_negatives - lse_positives) * (pairs.num_negatives > 0)
         num_positives = pairs.is_positive.sum(1)
         mean_logit = (logits * pairs.is_positive).sum(1) / num_positives.clamp_min(1)

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from dml import storage
 from dml.errors import CorruptArtifact, IncompatibleArtifact
-from dml.losses import sharded_parameters, shards_of
+from dml.losses import named_shards, sharded_parameters
 from dml.losses.core.shards import Shard
 
 _STATE = "state.json"
@@ -35,7 +35,7 @@ _FILES = "files.rank-{:05d}.json"
 
 def has_part(rank: int, modules: dict[str, nn.Module]) -> bool:
     """Whether a rank holds something that no rank before it does, and has files to write."""
-    return rank == 0 or any(shards_of(module) for module in modules.values())
+    return rank == 0 or any(named_shards(module) for module in modules.values())
 
 
 def write_checkpoint(
@@ -56,7 +56,7 @@ def write_checkpoint(
     """
     written: list[Path] = []
     for name, module in modules.items():
-        written += _write(folder, name, module.state_dict(), shards_of(module), rank)
+        written += _write(folder, name, module.state_dict(), named_shards(module), rank)
     parameter_shards = _shard_of_each(optimizer, modules)
     moments: dict[str, Tensor] = {}
     cut: dict[str, Shard] = {}
@@ -69,7 +69,9 @@ def write_checkpoint(
                     cut[f"{index}.{name}"] = shard
     written += _write(folder, _OPTIMIZER, moments, cut, rank)
     if rank == 0:
-        num_parts = max([1, *(shard.world_size for m in modules.values() for shard in shards_of(m).values())])
+        num_parts = max(
+            [1, *(shard.world_size for m in modules.values() for shard in named_shards(m).values())]
+        )
         written.append(folder / _STATE)
         written[-1].write_text(json.dumps({"step": step, "run": run, "num_parts": num_parts}))
     (folder / _FILES.format(rank)).write_text(json.dumps({path.name: _describe(path) for path in written}))
@@ -129,7 +131,7 @@ def read_checkpoint(folder: Path, *, run: str, modules: dict[str, nn.Module], op
             "Another configuration, dataset or version starts a run of its own."
         )
     for name, module in modules.items():
-        shards = shards_of(module)
+        shards = named_shards(module)
         with _Stored(folder, name) as stored:
             module.load_state_dict({key: stored.read(key, shards.get(key)) for key in stored.keys})
     moments: dict[int, dict[str, Tensor]] = {}

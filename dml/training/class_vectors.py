@@ -35,7 +35,7 @@ class WithClassVectors(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
         if self.training:
-            everybody = References.of(embeddings, labels, references)
+            everybody = References.check(embeddings, labels, references)
             self._remember(everybody.embeddings.detach(), everybody.labels)
         value: Tensor = self.loss(embeddings, labels, references)
         return value

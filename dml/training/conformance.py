@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dml.losses import keep_shards_local, shards_of
+from dml.losses import keep_shards_local, named_shards
 from dml.losses.core.shards import Shard, reshard
 from dml.training.conformance_table import DIM, Recipe, table
 from dml.training.gather import gather, mean_over_ranks
@@ -177,9 +177,9 @@ def _trace(recipe: Recipe, dtype: torch.dtype, num_steps: int, rate: float) -> T
         torch.autograd.backward(value)
         trace["value"].append(mean_over_ranks(value))
         trace["backbone"].append(_flat(_gradients(module.backbone), {}))
-        trace["own"].append(_flat(_gradients(module.loss), shards_of(module.loss)))
+        trace["own"].append(_flat(_gradients(module.loss), named_shards(module.loss)))
         optimizer.step()
-    trace["trained"].append(_flat(module.state_dict(), shards_of(module)))
+    trace["trained"].append(_flat(module.state_dict(), named_shards(module)))
     return trace
 
 

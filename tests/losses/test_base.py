@@ -208,7 +208,7 @@ def test_references_of_another_model_are_refused():
 
 @pytest.mark.parametrize("name", [name for name in CASES if hasattr(CASES[name].make(), "proxies")])
 def test_embeddings_of_another_length_than_the_proxies_are_refused(name):
-    with pytest.raises(ValueError, match=r"must be \(B, 16\), as the proxies; got D = 17"):
+    with pytest.raises(ValueError, match=r"must be \(B, 16\), like the proxies; got D = 17"):
         CASES[name].make()(torch.randn(12, DIM + 1), balanced())
 
 
@@ -239,5 +239,5 @@ def test_settings_that_do_not_fit_together_are_refused_when_the_loss_is_made(mak
 
 def test_embeddings_of_another_length_than_the_memory_are_refused():
     memory = losses.CrossBatchMemory(losses.SupCon(), dim=DIM)
-    with pytest.raises(ValueError, match=r"must be \(B, 16\), as the memory; got \(12, 17\)"):
+    with pytest.raises(ValueError, match=r"must be \(B, 16\), like the memory bank; got \(12, 17\)"):
         memory(torch.randn(12, DIM + 1), balanced())

@@ -175,7 +175,7 @@ def test_labels_of_another_type_are_refused(name, dtype):
 
 @every_loss
 def test_a_batch_without_images_is_refused(name):
-    with pytest.raises(ValueError, match="one image or more"):
+    with pytest.raises(ValueError, match="at least one image"):
         CASES[name].make()(scattered().float()[:0], balanced()[:0])
 
 

@@ -85,7 +85,7 @@ WITHIN_BATCH = {
 
 @pytest.mark.parametrize("loss", WITHIN_BATCH.values(), ids=WITHIN_BATCH)
 def test_losses_that_learn_within_the_batch_are_refused_before_the_first_step(loss):
-    with pytest.raises(ValueError, match="learns within the batch"):
+    with pytest.raises(ValueError, match="uses pairs within the batch"):
         memory(loss)
 
 
@@ -177,7 +177,7 @@ def test_a_full_memory_that_loads_an_emptier_state_uses_no_more_than_that_has():
 
 
 def test_a_memory_around_a_memory_is_refused():
-    with pytest.raises(ValueError, match="Make one memory with a larger size"):
+    with pytest.raises(ValueError, match="Use one CrossBatchMemory with a larger size"):
         memory(memory())
 
 
@@ -196,7 +196,9 @@ def test_a_row_that_a_memory_cannot_hold_is_refused_and_never_silently_forgotten
     module = losses.CrossBatchMemory(loss, dim=DIM, size=24)
     x, y = batches(1)[0]
     x[3] *= 1e39
-    with pytest.raises(ValueError, match=r"must fit the memory's torch.float32; got torch.float64 up to"):
+    with pytest.raises(
+        ValueError, match=r"must fit the memory bank's torch.float32; got torch.float64 up to"
+    ):
         module(x, y)
     assert not module.num_seen
     assert memory(loss, size=24)(x, y).dtype == torch.float64, "a memory in float64 holds it"
@@ -204,7 +206,7 @@ def test_a_row_that_a_memory_cannot_hold_is_refused_and_never_silently_forgotten
 
 @pytest.mark.parametrize("loss", [losses.SupCon, None, "sup_con"])
 def test_a_memory_around_what_is_no_loss_is_refused(loss):
-    with pytest.raises(ValueError, match="Make the loss first"):
+    with pytest.raises(ValueError, match="Create the loss first"):
         losses.CrossBatchMemory(loss, dim=4)
 
 

@@ -42,7 +42,7 @@ def _extended(make, sharded: bool) -> list[Tensor]:
     means = torch.randn(5, *module.loss.proxies.shape[1:], generator=torch.Generator().manual_seed(2))
     losses.append_classes(module.loss, 5, directions=means.double(), optimizer=optimizer)
     steps(3, 14)
-    shards = losses.shards_of(module)
+    shards = losses.named_shards(module)
     return [
         whole(p.detach(), shards[name]) if name in shards else p.detach()
         for name, p in module.named_parameters()

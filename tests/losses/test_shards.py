@@ -80,7 +80,7 @@ def _results(make, make_optimizer, sharded: bool, num_classes: int) -> list[Tens
     module = Learner(make(num_classes, DIM, seed=5, sharded=sharded))
     learner = wrapped(module)
     optimizer = make_optimizer(module.parameters())
-    shards = losses.shards_of(module)
+    shards = losses.named_shards(module)
 
     def found(name: str, values: Tensor) -> Tensor:
         return whole(values, shards[name]) if name in shards else values.clone()
@@ -147,7 +147,7 @@ def test_every_row_is_in_one_shard(num_rows, world_size):
 
 def _without_references() -> None:
     loss = losses.CosFace(NUM_CLASSES, DIM, sharded=True)
-    with pytest.raises(ValueError, match="must see the batches of all 2 ranks"):
+    with pytest.raises(ValueError, match="need the batches of all 2 ranks"):
         loss(scattered().float(), uneven())
 
 
@@ -194,7 +194,7 @@ def test_frozen_proxies_or_embeddings_leave_the_other_gradient_as_it_is():
 
 def _reshard(old: int, new: int) -> Tensor:
     table = torch.arange(40.0).view(20, 2)
-    was, now = Shard.here(old), Shard.here(new)
+    was, now = Shard.of_this_rank(old), Shard.of_this_rank(new)
     found = reshard(table[was.first : was.last], was, now)
     expected = torch.zeros(len(now), 2)
     kept = max(min(now.last, old) - now.first, 0)

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from dml import losses
 from dml.config import Conv4Config, EncoderConfig
 from dml.errors import InvalidSetting
-from dml.losses import shards_of
+from dml.losses import named_shards
 from dml.losses.core.shards import Shard, reshard
 from dml.models.encoder import Encoder
 from dml.training.cached_step import cached_train_step
@@ -79,7 +79,7 @@ def sgd(learner: nn.Module) -> torch.optim.Optimizer:
 def outcome(learner: nn.Module, value: Tensor) -> dict[str, Tensor]:
     """The step's value, all gradients and the state after it, whole where a rank has a part."""
     found = {"value": value}
-    shards = shards_of(learner)
+    shards = named_shards(learner)
     for name, parameter in learner.named_parameters():
         if parameter.grad is not None:
             found[f"gradient of {name}"] = whole(parameter.grad, shards.get(name))

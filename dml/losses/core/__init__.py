@@ -1,1 +1,1 @@
-"""What the losses share: checks, blocks of pairs, miners, proxies, and their parts on several workers."""
+"""Shared code of the losses: batch checks, blocks of pairs, miners, proxies, and sharding over workers."""

@@ -1,4 +1,4 @@
-"""Every loss of embeddings: checks the batch, gives its rows unit length, lets NaN through."""
+"""Base class of all losses: checks the batch, normalizes the embeddings, propagates NaN."""
 
 from dataclasses import replace
 from typing import Any, Protocol, TypedDict
@@ -12,10 +12,10 @@ from dml.similarity import unit_length, without_autocast
 
 
 class Loss(Protocol):
-    """What a training loop calls: ours, and any of your own."""
+    """The interface a training loop needs: the losses of this package, or your own."""
 
     def __call__(self, embeddings: Tensor, labels: Tensor, references: References | None = None, /) -> Tensor:
-        """This worker's part of the loss, a scalar: the mean over workers is the loss of the global batch."""
+        """A scalar for this worker; the mean over workers is the loss of the global batch."""
 
 
 class LossOptions(TypedDict, total=False):
@@ -26,16 +26,16 @@ class LossOptions(TypedDict, total=False):
 
 @check_arguments
 class EmbeddingLoss(nn.Module):
-    """A loss of labelled embeddings; subclasses compute it in `compute_loss`.
+    """A loss over labelled embeddings; subclasses compute it in `compute_loss`.
 
     Args:
-        normalize: divides embeddings and references by their length first, with the exact gradient. False
-            where they have length 1 already, as those of `dml.models.encoder.Encoder`: it saves two passes
-            over them. Not checked: of other lengths the loss is another function.
+        normalize: divide embeddings and references by their length first, with the exact gradient. Set it to
+            False if they already have length 1, like those of `dml.models.encoder.Encoder`: this saves two
+            passes over them. The length is not checked; with other lengths the loss has another value.
     """
 
     within_batch = False
-    """Whether anchors must be among the references, so that a memory bank cannot serve."""
+    """Whether the anchors must be among the references. If so, a memory bank cannot be used."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -47,7 +47,7 @@ class EmbeddingLoss(nn.Module):
         self.normalize = normalize
 
     def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
-        """The loss of the batch, or this rank's part of it.
+        """The loss of the batch, or of this rank's anchors in the global batch.
 
         Args:
             embeddings: (B, D) float.
@@ -55,18 +55,18 @@ class EmbeddingLoss(nn.Module):
             references: the global batch; None: the batch itself.
 
         Returns:
-            Scalar, float32 or float64; NaN where any embedding or reference is not finite. On a GPU, which
-            is not waited for, also NaN for a label without a proxy or boundary.
+            Scalar, float32 or float64; NaN if any embedding or reference is not finite. On a GPU also NaN if
+            a label has no proxy or boundary: raising an error would need a synchronization.
 
         Raises:
-            ValueError: embeddings and labels are no batch, do not fit the references, or on the CPU a label
-                has no proxy or boundary.
+            ValueError: embeddings and labels are not a batch, or do not match the references; on the CPU also
+                if a label has no proxy or boundary.
         """
-        batch = References.of(embeddings, labels, references)
+        batch = References.check(embeddings, labels, references)
         with without_autocast(embeddings.device):
-            return self._loss_of_checked(embeddings, labels.contiguous(), batch)
+            return self._normalize_and_compute(embeddings, labels.contiguous(), batch)
 
-    def _loss_of_checked(self, embeddings: Tensor, labels: Tensor, batch: References) -> Tensor:
+    def _normalize_and_compute(self, embeddings: Tensor, labels: Tensor, batch: References) -> Tensor:
         self.check_dim(embeddings.shape[1])
         if self.normalize:
             unit = unit_length(embeddings)
@@ -76,24 +76,25 @@ class EmbeddingLoss(nn.Module):
         zero_or_nan = self.check_labels(labels) + _zero_if_finite(embeddings)
         if batch.embeddings is not embeddings:
             zero_or_nan = zero_or_nan + _zero_if_finite(batch.embeddings)
-        # Masks can hide NaN from a loss. To look for it would wait for a GPU; adding the sum does not.
+        # Masks can hide NaN from a loss. A test for NaN would synchronize with the GPU; adding 0 * sum does
+        # not.
         return self.compute_loss(embeddings, labels, batch) + zero_or_nan
 
     def check_dim(self, dim: int) -> None:
-        """Nothing; subclasses with proxies refuse embeddings (B, D) of another D here."""
+        """Subclasses with proxies raise ValueError here if D does not match; the default accepts every D."""
 
     def check_labels(self, labels: Tensor) -> Tensor:
-        """() 0, or NaN; subclasses whose labels must be class ids refuse others here."""
+        """() 0, or NaN. Subclasses check here that labels are class ids; the default accepts all labels."""
         return labels.new_zeros((), dtype=torch.float32)
 
     def compute_loss(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
-        """The loss of a checked batch, of unit vectors with `normalize`; arguments as `forward`."""
+        """The loss of a checked batch, normalized if `normalize` is set; arguments as in `forward`."""
         raise NotImplementedError
 
 
 @torch.no_grad()
 def _zero_if_finite(embeddings: Tensor) -> Tensor:
-    """() 0, or NaN."""
-    # In float16 the sum of finite values may be infinite.
+    """() 0 if all values are finite, else NaN."""
+    # In float16 the sum of finite values can overflow.
     dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
     return 0.0 * embeddings.sum(dtype=dtype)

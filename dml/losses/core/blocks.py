@@ -1,4 +1,4 @@
-"""How many values a block of a matrix holds: what fits a CPU cache; on a GPU many, for few launches."""
+"""Block sizes of large matrices: a block fits the CPU cache, or is large on a GPU to save kernel launches."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,18 +6,19 @@ from contextvars import ContextVar
 
 import torch
 
-# 256 MiB of float32; of the half dozen that live at once, 1.5 GiB. A GPU has no cache to fit, but every
-# launch costs microseconds: at B = 16,384 MultiSimilarity takes 570 operators in such blocks, else 50,000.
+# 256 MiB of float32; about six such blocks exist at the same time, 1.5 GiB. On a GPU every kernel launch
+# costs microseconds: at B = 16,384 MultiSimilarity runs 570 operators with these blocks and 50,000 with CPU
+# blocks.
 _ACCELERATOR_VALUES = 1 << 26
 _limit: ContextVar[int | None] = ContextVar("_limit", default=None)
 
 
 def block_values(device: torch.device, on_cpu: int) -> int:
-    """The most values a block may hold.
+    """The maximum number of values in a block.
 
     Args:
-        device: where it is.
-        on_cpu: the most on a CPU.
+        device: device of the block.
+        on_cpu: the maximum on a CPU.
     """
     limit = _limit.get()
     if limit is not None:
@@ -26,14 +27,21 @@ def block_values(device: torch.device, on_cpu: int) -> int:
 
 
 def block_rows(device: torch.device, num_columns: int, *, on_cpu: int, at_least: int) -> int:
-    """How many rows of so many columns a block holds; arguments as `block_values`."""
+    """The number of rows in a block.
+
+    Args:
+        device: device of the block.
+        num_columns: columns of the matrix.
+        on_cpu: the maximum number of values on a CPU.
+        at_least: the minimum number of rows; not applied inside `max_block_values`.
+    """
     rows = block_values(device, on_cpu) // max(num_columns, 1)
     return max(rows, at_least if _limit.get() is None else 1)
 
 
 @contextmanager
 def max_block_values(num_values: int) -> Iterator[None]:
-    """Within it blocks hold at most so many values, or one row; no value and no gradient depends on it."""
+    """Limit all blocks to `num_values` values, or one row. Values and gradients do not depend on it."""
     token = _limit.set(num_values)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Proxy losses by a softmax over the classes: the own class against all others, or a sample of them."""
+"""Base class of proxy losses with a softmax over all classes, or over a random sample of them."""
 
 from typing import Annotated, Unpack
 
@@ -15,7 +15,7 @@ from dml.losses.core.shards import combine_lse
 
 
 class ClassSoftmaxOptions(ProxyOptions, total=False):
-    """The arguments of every loss by a softmax over classes; `ClassSoftmax` documents them."""
+    """Arguments of every loss with a softmax over classes; see `ClassSoftmax`."""
 
     sample_rate: Annotated[float, Range(gt=0, le=1)] | None
 
@@ -25,24 +25,23 @@ class ClassSoftmax(ProxyLoss):
 
         mean over anchors of -log(exp(target_logit) / (exp(target_logit) + exp(others_lse)))
 
-    A subclass sets `scale`, or computes other logits in `class_logits`, or changes what is made of them in
-    `anchor_losses`.
+    A subclass sets `scale`, overrides `class_logits` to compute other logits, or overrides `anchor_losses` to
+    compute another loss from them.
 
     Args:
         num_classes: C; labels are 0 to C - 1.
         dim: D, length of an embedding.
-        sample_rate: the probability with which a class that is not in the training batch is in its softmax;
-            None: all classes are, always. Only the rows of those that are have a gradient. Which they are is
-            a function of the seed and of the number of batches before, which `state_dict` keeps, and not of
-            the ranks. Partial-FC (An et al. 2022, arXiv:2203.15565) fills each shard up to an exact number;
-            here it varies by a binomial's deviation.
+        sample_rate: probability that a class outside the training batch takes part in the softmax; None: all
+            classes do. Only the proxies of these classes get a gradient. The sample depends on the seed and
+            on the number of previous batches, which is in `state_dict`, not on the ranks. Partial-FC (An et
+            al. 2022, arXiv:2203.15565) samples a fixed number per shard; here the number is binomial.
         options: centers_per_class, deviation, seed, sharded, normalize; see `ProxyLoss`.
     """
 
     scale: float
     """Multiplies the cosines."""
     num_calls: Tensor
-    """() int64, with a sample rate: training batches seen."""
+    """() int64, training batches so far; exists only with a sample rate."""
 
     def __init__(
         self,
@@ -58,7 +57,12 @@ class ClassSoftmax(ProxyLoss):
             self.register_buffer("num_calls", torch.zeros((), dtype=torch.int64))
 
     def class_logits(self, embeddings: Tensor, *rows: Tensor) -> Tensor:
-        """(B, c) fresh logits of embeddings (B, D) to c classes, given their rows of every parameter."""
+        """(B, c) newly allocated logits of embeddings (B, D) to c classes.
+
+        Args:
+            embeddings: (B, D) float.
+            rows: the rows of these classes in every parameter, (c, ...) each.
+        """
         return cosine_logits(embeddings, *rows, scale=self.scale)
 
     def anchor_losses(self, target_logit: Tensor, others_lse: Tensor) -> Tensor:
@@ -71,10 +75,10 @@ class ClassSoftmax(ProxyLoss):
     def logits(
         self, embeddings: Tensor, labels: Tensor, references: References, *, values_per_logit: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Every anchor's logit to its own class, and the log-sum-exp of those to the others.
+        """The logit of each anchor to its class, and the log-sum-exp of its logits to the other classes.
 
-        The anchors are this rank's, or with shards those of all ranks: either way the mean over anchors, and
-        then over ranks, is that over the global batch.
+        The anchors are those of this rank, or of all ranks if the proxies are sharded. In both cases the mean
+        over anchors and then over ranks is the mean over the global batch.
 
         Args:
             embeddings: (B, D) float.
@@ -83,40 +87,40 @@ class ClassSoftmax(ProxyLoss):
             values_per_logit: see `target_and_others_lse`.
         """
         batch = self.global_batch(labels, references)
-        chosen = self._sample(batch.labels)
+        sampled = self._sample(batch.labels)
         if self.shard.world_size > 1:
             embeddings, labels = batch.embeddings, batch.labels
         target_logit, others_lse = target_and_others_lse(
             self.class_logits,
             embeddings,
-            _index_among(labels - self.shard.first, chosen, len(self.shard)),
+            _sampled_index(labels - self.shard.first, sampled, len(self.shard)),
             tuple(self.parameters(recurse=False)),
-            chosen=chosen,
+            sampled=sampled,
             values_per_logit=values_per_logit,
         )
         return combine_lse(target_logit, others_lse, self.shard.world_size)
 
     @torch.no_grad()
     def _sample(self, labels: Tensor) -> Tensor | None:
-        """The rows of this shard in the softmax of a global batch with these labels, ascending; None: all."""
+        """The rows of this shard that take part, for the labels of the global batch; ascending. None: all."""
         if self.sample_rate is None or not self.training:
             return None
         first, last = self.shard.first, self.shard.last
         classes = torch.arange(first, last, device=labels.device)
-        is_chosen = CounterRNG(self.seed, self.num_calls).uniform(classes, 1)[:, 0] < self.sample_rate
+        is_sampled = CounterRNG(self.seed, self.num_calls).uniform(classes, 1)[:, 0] < self.sample_rate
         self.num_calls += 1
-        is_chosen = nn.functional.pad(is_chosen, (0, 1))  # labels of other shards go behind the last row
-        is_chosen[torch.where((labels >= first) & (labels < last), labels - first, last - first)] = True
-        return is_chosen[:-1].nonzero()[:, 0]
+        is_sampled = nn.functional.pad(is_sampled, (0, 1))  # an extra row for the labels of other shards
+        is_sampled[torch.where((labels >= first) & (labels < last), labels - first, last - first)] = True
+        return is_sampled[:-1].nonzero()[:, 0]
 
 
-def _index_among(rows: Tensor, chosen: Tensor | None, num_rows: int) -> Tensor:
-    """The index of each row among the chosen ones; -1 for rows of another shard."""
-    is_here = (rows >= 0) & (rows < num_rows)
-    index = rows if chosen is None else torch.searchsorted(chosen, rows)
-    return torch.where(is_here, index, -1)
+def _sampled_index(rows: Tensor, sampled: Tensor | None, num_rows: int) -> Tensor:
+    """The index of each row in `sampled`; -1 for rows of another shard."""
+    in_shard = (rows >= 0) & (rows < num_rows)
+    index = rows if sampled is None else torch.searchsorted(sampled, rows)
+    return torch.where(in_shard, index, -1)
 
 
 def cosine_logits(anchors: Tensor, proxies: Tensor, *, scale: float) -> Tensor:
-    """(B, c) scaled cosines of unit anchors (B, D) to proxies (c, D) of any length."""
+    """(B, c) scaled cosines between anchors (B, D) of unit length and proxies (c, D) of any length."""
     return (scale * anchors) @ nn.functional.normalize(proxies.to(anchors.dtype), dim=-1).T

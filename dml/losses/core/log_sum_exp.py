@@ -1,4 +1,4 @@
-"""Soft maxima of similarities and of their differences, exact also where nothing is summed."""
+"""Log-sum-exp functions with exact values and gradients for rows that are completely masked."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _LogSumExp(torch.autograd.Function):
-    """log(floor + sum exp(values)) of every row; its gradient is one product with what forward left."""
+    """log(floor + sum exp(values)) of every row; backward reuses the exponentials of forward."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, floor: float) -> Tensor:
@@ -30,7 +30,7 @@ class _LogSumExp(torch.autograd.Function):
 
 
 def log_sum_exp(values: Tensor) -> Tensor:
-    """log(sum exp(values)) of every row, (A, R) to (A,); -inf adds nothing, a row of nothing else is 0."""
+    """log(sum exp(values)) of every row, (A, R) to (A,); -inf adds nothing, a row of only -inf gives 0."""
     lse: Tensor = _LogSumExp.apply(values, 0.0)
     return lse
 
@@ -42,5 +42,5 @@ def log_one_plus_sum_exp(values: Tensor) -> Tensor:
 
 
 def softplus(values: Tensor) -> Tensor:
-    """log(1 + exp(values)); same shape. torch's own is linear above 20, which float64 can see."""
+    """log(1 + exp(values)); same shape. `torch.nn.functional.softplus` is inexact above 20 in float64."""
     return -torch.nn.functional.logsigmoid(-values)

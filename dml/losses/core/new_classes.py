@@ -1,4 +1,4 @@
-"""New classes for a proxy loss that is already trained."""
+"""Adding classes to a trained proxy loss, including its optimizer state."""
 
 import torch
 import torch.distributed as dist
@@ -18,22 +18,23 @@ def append_classes(
     directions: Tensor | None = None,
     optimizer: Optimizer | None = None,
 ) -> None:
-    """Give a proxy loss `num_new` classes behind those it has, which keep their proxies and their ids.
+    """Add `num_new` classes to a proxy loss. The existing classes keep their proxies and ids.
 
-    With shards every rank must call it, and holds its rows of the new sharding afterwards. Wrap the loss in
-    DistributedDataParallel anew: its parameters are new objects.
+    With sharded proxies every rank must call it; afterwards each rank holds its rows of the new sharding. The
+    parameters are new objects, so wrap the loss in DistributedDataParallel again.
 
     Args:
         loss: any proxy loss.
-        num_new: N more classes; they get the ids C to C + N - 1.
-        directions: (N, D), or (N, K, D) of a loss with K centers, such as the mean embeddings of the new
-            classes, equal on all ranks; each is scaled to the mean length of the proxies there are, so that
-            it learns at their pace (Qi et al. 2018, arXiv:1712.07136). None: drawn as the first ones were.
-        optimizer: what trains the loss: it continues with the new parameters and with the moments of the old
-            classes, those of the new ones at 0. None: the caller makes another.
+        num_new: N, number of classes to add; they get the ids C to C + N - 1.
+        directions: (N, D), or (N, K, D) for a loss with K centers, e.g. the mean embeddings of the new
+            classes, equal on all ranks. Each is scaled to the mean length of the existing proxies, so that it
+            learns at the same rate (Qi et al. 2018, arXiv:1712.07136). None: random, like the initial
+            proxies.
+        optimizer: optimizer of the loss. It gets the new parameters and keeps the moments of the existing
+            classes; those of the new classes are 0. None: the caller creates a new optimizer.
 
     Raises:
-        ValueError: no new class, or directions of another shape.
+        ValueError: num_new is below 1, or directions have another shape.
     """
     shape = loss.proxies.shape[1:]
     check_argument("num_new", PositiveInt, num_new, {})
@@ -44,12 +45,12 @@ def append_classes(
         )
     old = loss.shard
     new = Shard(old.num_rows + num_new, old.rank, old.world_size)
-    first = max(new.first, old.num_rows)  # of this rank's rows, those from here on are new
+    first = max(new.first, old.num_rows)  # this rank's rows from here on are new
     if directions is None:
         rows = initial_rows(first, max(new.last, first), shape, seed=loss.seed) * loss.deviation
     else:
-        chosen = directions[first - old.num_rows : max(new.last - old.num_rows, 0)]
-        rows = nn.functional.normalize(chosen, dim=-1) * _mean_length(loss.proxies, old)
+        local = directions[first - old.num_rows : max(new.last - old.num_rows, 0)]
+        rows = nn.functional.normalize(local, dim=-1) * _mean_length(loss.proxies, old)
     for name, parameter in list(loss.named_parameters(recurse=False)):
         extended = nn.Parameter(reshard(parameter.detach(), old, new), requires_grad=parameter.requires_grad)
         if parameter is loss.proxies and len(rows):
@@ -71,9 +72,9 @@ def _mean_length(proxies: Tensor, shard: Shard) -> Tensor:
 def _replace(
     optimizer: Optimizer, parameter: nn.Parameter, extended: nn.Parameter, old: Shard, new: Shard
 ) -> None:
-    """Put the extended parameter in the place of the old one, and shard its moments as its rows."""
+    """Replace the parameter in the optimizer by the extended one, and reshard its moments."""
     for group in optimizer.param_groups:
-        group["params"] = [extended if each is parameter else each for each in group["params"]]
+        group["params"] = [extended if old_one is parameter else old_one for old_one in group["params"]]
     if parameter in optimizer.state:
         optimizer.state[extended] = {
             name: reshard(value, old, new) if isinstance(value, Tensor) and value.ndim else value

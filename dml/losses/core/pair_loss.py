@@ -1,11 +1,11 @@
-"""Losses over pairs: the similarity matrix by blocks of anchors; no list of pairs, no matrix for backward.
+"""Base class of losses over pairs: computes the similarity matrix in blocks of anchors, forward and backward.
 
     loss = sum over t of  (sum over all anchors of sums[t]) / (sum over all anchors of counts[t])
 
-A subclass of `PairLoss` computes `sums` and `counts` of one block of anchors, in `terms`. The gradient of a
-block's sums at its similarities is taken at once, while they are in the cache, and multiplied into the
-gradients of anchors and references: three products a block, memory O(block * R) instead of O(B * R), nothing
-computed twice.
+A subclass of `PairLoss` computes `sums` and `counts` of one block of anchors in `terms`. The gradient of a
+block with respect to its similarities is computed in forward, while the block is in the cache, and added to
+the gradients of anchors and references: three matrix products per block, memory O(block * R) instead of
+O(B * R), and no recomputation. Pairs are never listed.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,59 +22,59 @@ from dml.losses.core.references import References
 from dml.losses.core.rng import CounterRNG
 from dml.similarity import at_least_float32, without_autocast
 
-# 1 MiB of float32: a handful of such blocks stays in the second-level cache. Below 32 rows the products of a
-# block read the references more often than they compute with them. Measured in benchmarks/losses.py.
+# 1 MiB of float32: a few such blocks fit the second-level cache. With fewer than 32 rows, the matrix products
+# of a block are limited by reading the references. Measured in benchmarks/losses.py.
 _BLOCK_VALUES, _LEAST_ROWS = 1 << 18, 32
 
 MASKED = -torch.inf
-"""The similarity in `Pairs.negatives` where a pair is not negative: its exp is 0."""
+"""The value in `Pairs.negatives` where the reference is not a negative: its exp is 0."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """A block of A anchors against all R references; an anchor and itself are no pair."""
+    """A block of A anchors against all R references; an anchor and itself are not a pair."""
 
     negatives: Tensor
-    """(A, R) similarities, `MASKED` where the reference is of the anchor's class or the anchor itself."""
+    """(A, R) similarities, `MASKED` where the reference has the anchor's class or is the anchor itself."""
     positives: Tensor
     """(A, P) similarities to the references of the anchor's class, padded to the largest class."""
     is_positive: Tensor
     """(A, P) bool: False for padding and for the anchor itself."""
     positive_index: Tensor
-    """(A, P) int64, which references the positives are; for padding, any."""
+    """(A, P) int64, rows of the positives in the references; arbitrary for padding."""
     num_negatives: Tensor
-    """(A,) int64, references of other classes."""
+    """(A,) int64, number of references of other classes."""
     has_same_class: Tensor
-    """(A,) bool, whether any reference is of the anchor's class, the anchor itself included."""
+    """(A,) bool, whether any reference has the anchor's class, including the anchor itself."""
     anchor_index: Tensor
     """(A,) int64, the anchors' rows in the global batch."""
     dim: int
     """D of the embeddings."""
     rng: CounterRNG
-    """What miners draw with, by `anchor_index`."""
+    """Random numbers for miners, indexed by `anchor_index`."""
     occurrence: Callable[[], Tensor]
-    """Returns (R,) int64: how many references of the same class come before each."""
+    """Returns (R,) int64: the number of earlier references of the same class."""
     per_anchor: tuple[Tensor, ...] = ()
-    """Each (A, ...): the block's rows of the tensors that a loss has for every anchor."""
+    """Each (A, ...): values of the loss for every anchor, the rows of this block."""
 
 
 Grads = tuple[Tensor | None, ...]
-"""A sum's gradient at `negatives`, `positives` and each of `per_anchor`; None: it does not depend on it."""
+"""Gradient of one sum with respect to `negatives`, `positives` and each of `per_anchor`; None: zero."""
 
 
 class Totals(NamedTuple):
-    """What a block adds to the loss: each sum is divided by the total of its count."""
+    """The contribution of a block to the loss: each sum is later divided by its total count."""
 
     sums: Tensor
     """(T,), differentiable."""
     counts: Tensor
     """(T,), without gradient."""
     grads: tuple[Grads, ...] | None = None
-    """Each sum's gradient, of a loss that computes it; None: autograd does."""
+    """The gradient of each sum, if the loss computes it itself; None: autograd computes it."""
 
 
 class PairLoss(EmbeddingLoss):
-    """A loss over pairs; a subclass computes a block's part of it in `terms`."""
+    """A loss over pairs; a subclass computes the contribution of a block in `terms`."""
 
     def terms(self, pairs: Pairs) -> Totals:
         """Sums and counts of a block; sums may depend on `negatives`, `positives` and `per_anchor`."""
@@ -85,7 +85,7 @@ class PairLoss(EmbeddingLoss):
 
 
 def total_and_count(losses: Tensor, valid: Tensor) -> Totals:
-    """The sum of the valid losses, and how many they are; each (1,)."""
+    """The sum and the number of the valid losses; each (1,)."""
     return Totals((losses * valid).sum()[None], valid.sum().to(losses.dtype)[None])
 
 
@@ -98,19 +98,19 @@ def average_over_anchors(
     per_anchor: tuple[Tensor, ...] = (),
     rng: CounterRNG | None = None,
 ) -> Tensor:
-    """The sum over T of sum / count, both of all blocks of all ranks.
+    """The sum over T of sum / count, each added up over all blocks and ranks.
 
     Args:
-        terms: a block's sums and counts.
-        anchors: (A, D) float, unit length: rows of the references, or other samples than these.
+        terms: computes the sums and counts of a block.
+        anchors: (A, D) float, unit length: rows of the references, or other samples.
         labels: (A,) int64 class ids.
-        references: what the anchors are compared with.
-        per_anchor: each (A, ...), differentiable: passed to `terms` with the anchors' blocks.
-        rng: for miners that draw; None: the first draws of seed 0.
+        references: the samples that the anchors are compared with.
+        per_anchor: each (A, ...), differentiable; `terms` gets the rows of its block.
+        rng: random numbers for miners; None: those of seed 0, call 0.
 
     Returns:
-        Scalar: this rank's part, of which the mean over ranks is the average over the global batch. 0 with
-        zero gradient where nothing is counted.
+        Scalar for this rank; its mean over ranks is the average over the global batch. 0 with zero gradient
+        if all counts are 0.
     """
     sums, counts = _Sums.apply(
         terms,
@@ -126,15 +126,15 @@ def average_over_anchors(
 def map_anchors(
     values: Callable[[Pairs], Tensor], anchors: Tensor, labels: Tensor, references: References
 ) -> Tensor:
-    """(A,) what `values` returns for each block, (block,), without gradient."""
+    """(A,) the concatenated results (block,) of `values` for all blocks, without gradient."""
     blocks = _Blocks(labels, references, None)
-    anchors, compared = at_least_float32(anchors), at_least_float32(references.embeddings)
+    anchors, gallery = at_least_float32(anchors), at_least_float32(references.embeddings)
     with without_autocast(anchors.device):
-        return torch.cat([values(blocks.pairs(rows, anchors, compared, ())) for rows in blocks.slices()])
+        return torch.cat([values(blocks.pairs(rows, anchors, gallery, ())) for rows in blocks.slices()])
 
 
 class _Blocks:
-    """Cuts anchors into blocks and makes the `Pairs` of each."""
+    """Splits anchors into blocks and computes the `Pairs` of each."""
 
     def __init__(self, labels: Tensor, references: References, rng: CounterRNG | None) -> None:
         self.references = references
@@ -142,8 +142,8 @@ class _Blocks:
         sorted_labels, self.order = references.labels.sort(stable=True)
         self.first = torch.searchsorted(sorted_labels, labels)
         self.last = torch.searchsorted(sorted_labels, labels, right=True)
-        # The one thing waited for: it is the shape of all that is made for positives.
-        self.most = max(int((self.last - self.first).max()), 1) if len(labels) else 1
+        # The only synchronization with a GPU: this number is the width P of all tensors of positives.
+        self.num_slots = max(int((self.last - self.first).max()), 1) if len(labels) else 1
         self.rows = block_rows(labels.device, len(self.order), on_cpu=_BLOCK_VALUES, at_least=_LEAST_ROWS)
         local = torch.arange(len(labels), device=labels.device)
         self.anchor_index = local + references.first_row
@@ -158,11 +158,11 @@ class _Blocks:
     ) -> Pairs:
         similarities = anchors[rows] @ references.T
         first, last = self.first[rows, None], self.last[rows, None]
-        index = first + torch.arange(self.most, device=first.device)
-        # Padding repeats a class's last reference; a class without references has columns of no meaning.
+        index = first + torch.arange(self.num_slots, device=first.device)
+        # Padding repeats the last reference of the class; without references the columns are arbitrary.
         columns = self.order[torch.minimum(index, (last - 1).clamp_min(0))]
         positives = similarities.gather(1, columns)
-        # Written into their columns: masking the whole matrix would cost as much as a product.
+        # Written only into these columns: masking the whole matrix would cost as much as a matrix product.
         negatives = similarities.scatter_(1, columns, torch.where(first < last, MASKED, positives))
         return Pairs(
             negatives=negatives,
@@ -187,7 +187,7 @@ class _Blocks:
 
 
 class _Sums(torch.autograd.Function):
-    """All blocks' totals; each block's gradients are taken in forward, apart for every sum."""
+    """The totals of all blocks; forward also computes the gradients, separately for every sum."""
 
     @staticmethod
     def forward(
@@ -201,7 +201,7 @@ class _Sums(torch.autograd.Function):
         needs_references = ctx.needs_input_grad[3]
         gradients: list[_Gradients] = []
         slices = blocks.slices()
-        numbers: Tensor | None = None
+        block_totals: Tensor | None = None
         with without_autocast(anchors.device):
             for block, rows in enumerate(slices):
                 pairs = blocks.pairs(rows, anchors, references, tuple(values[rows] for values in per_anchor))
@@ -210,20 +210,20 @@ class _Sums(torch.autograd.Function):
                     totals, grads = _with_grads(terms, pairs)
                 else:
                     totals = terms(pairs)
-                # The numbers alone, in a tensor made once: totals would keep their gradients, and small
-                # tensors of each block, lying between freed blocks, would keep that memory from reuse.
-                if numbers is None:
-                    numbers = totals.sums.new_empty(len(slices), 2, len(totals.sums))
-                numbers[block, 0], numbers[block, 1] = totals.sums.detach(), totals.counts
+                # Copied into one tensor: a list of totals would keep their gradients alive, and small tensors
+                # allocated between freed blocks would fragment the memory.
+                if block_totals is None:
+                    block_totals = totals.sums.new_empty(len(slices), 2, len(totals.sums))
+                block_totals[block, 0], block_totals[block, 1] = totals.sums.detach(), totals.counts
                 gradients = gradients or [
                     _Gradients(anchors, references if needs_references else None, per_anchor) for _ in grads
                 ]
                 for gradient, grad in zip(gradients, grads, strict=True):
                     gradient.add(rows, grad, pairs, anchors, references)
         ctx.num_per_anchor = len(per_anchor)
-        ctx.save_for_backward(*(part for gradient in gradients for part in gradient.parts()))
-        assert numbers is not None, "there is at least one block"
-        sums, counts = numbers.detach().sum(0)
+        ctx.save_for_backward(*(tensor for gradient in gradients for tensor in gradient.tensors()))
+        assert block_totals is not None, "there is at least one block"
+        sums, counts = block_totals.detach().sum(0)
         ctx.mark_non_differentiable(counts)
         return sums, counts
 
@@ -231,13 +231,15 @@ class _Sums(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_sums: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         size = 2 + ctx.num_per_anchor
-        parts = [ctx.saved_tensors[start::size] for start in range(size)]
-        grad_anchors, grad_references, *grad_per_anchor = (_weighted(grad_sums, each) for each in parts)
+        by_input = [ctx.saved_tensors[start::size] for start in range(size)]
+        grad_anchors, grad_references, *grad_per_anchor = (
+            _weighted_sum(grad_sums, tensors) for tensors in by_input
+        )
         needs_references = ctx.needs_input_grad[3]
         return None, None, grad_anchors, grad_references if needs_references else None, *grad_per_anchor
 
 
-def _weighted(weights: Tensor, values: tuple[Tensor, ...]) -> Tensor:
+def _weighted_sum(weights: Tensor, values: tuple[Tensor, ...]) -> Tensor:
     total = values[0] * weights[0]
     for weight, value in zip(weights[1:], values[1:], strict=True):
         total = total.addcmul_(value, weight)
@@ -260,14 +262,14 @@ def _with_grads(terms: Callable[[Pairs], Totals], pairs: Pairs) -> tuple[Totals,
 
 
 class _Gradients:
-    """The gradient of one sum at anchors, references and `per_anchor`, collected block by block."""
+    """Gradient of one sum with respect to anchors, references and `per_anchor`, accumulated over blocks."""
 
     def __init__(self, anchors: Tensor, references: Tensor | None, per_anchor: tuple[Tensor, ...]) -> None:
         self.anchors = torch.zeros_like(anchors)
         self.references = None if references is None else torch.zeros_like(references)
         self.per_anchor = [torch.zeros_like(values) for values in per_anchor]
 
-    def parts(self) -> list[Tensor]:
+    def tensors(self) -> list[Tensor]:
         references = self.anchors.new_empty(0) if self.references is None else self.references
         return [self.anchors, references, *self.per_anchor]
 
@@ -277,7 +279,7 @@ class _Gradients:
             grad_similarities = torch.zeros_like(pairs.negatives)
         else:
             grad_similarities = grad_negatives.contiguous()
-            # Where `negatives` is masked, nothing flows.
+            # No gradient where `negatives` is masked.
             masked = grad_similarities.gather(1, pairs.positive_index)
             masked = masked.masked_fill_(pairs.has_same_class[:, None], 0)
             grad_similarities.scatter_(1, pairs.positive_index, masked)
@@ -287,6 +289,6 @@ class _Gradients:
         torch.mm(grad_similarities, references, out=self.anchors[rows])
         if self.references is not None:
             self.references.addmm_(grad_similarities.T, anchors[rows])
-        for total, part in zip(self.per_anchor, grad_per_anchor, strict=True):
-            if part is not None:
-                total[rows] = part
+        for total, grad in zip(self.per_anchor, grad_per_anchor, strict=True):
+            if grad is not None:
+                total[rows] = grad

@@ -1,4 +1,4 @@
-"""The proxies of a loss: one row, or several, for each class; whole on every rank, or sharded."""
+"""Base class of proxy losses: one or several learnt vectors per class, replicated or sharded over ranks."""
 
 import hashlib
 import math
@@ -17,38 +17,38 @@ _ROWS_PER_DRAW = 1024
 
 
 class ProxyOptions(LossOptions, total=False):
-    """The arguments of every proxy loss; `ProxyLoss` documents them."""
+    """Arguments of every proxy loss; see `ProxyLoss`."""
 
     seed: Seed | None
     sharded: bool
 
 
 class ProxyArguments(ProxyOptions, total=False):
-    """`ProxyOptions`, and what a subclass decides for its proxies."""
+    """`ProxyOptions`, and arguments that a subclass sets for its proxies."""
 
     centers_per_class: PositiveInt | None
     deviation: PositiveFloat | None
 
 
 class ProxyLoss(EmbeddingLoss):
-    """A loss with a learnt vector, the proxy, for each class.
+    """A loss with one learnt vector, the proxy, for each class.
 
     Args:
         num_classes: C; labels are 0 to C - 1.
         dim: D, length of an embedding.
-        centers_per_class: K rows for each class; None: one, and proxies without that dimension.
-        deviation: standard deviation of the initial values; None: sqrt(2 / C), Kaiming normal over fan-out
-            as Proxy-Anchor's authors have it.
-        seed: decides the initial proxies, row by row, whatever C and the number of ranks; None: torch's.
+        centers_per_class: K vectors for each class; None: one, and proxies have no such dimension.
+        deviation: standard deviation of the initial values; None: sqrt(2 / C), Kaiming normal with fan-out,
+            as in the code of Proxy-Anchor's authors.
+        seed: of the initial proxies; a row does not depend on C or the number of ranks. None: torch's seed.
         sharded: whether each rank of the default group holds only ceil(C / W) of the rows. Value and
-            gradients stay those of the whole. Before wrapping it in DistributedDataParallel call
-            `keep_shards_local`; a norm of all gradients must add the squares over ranks. A rank's optimiser
-            holds the state of its rows.
+            gradients are the same as without. Call `keep_shards_local` before you wrap the loss in
+            DistributedDataParallel. A norm of all gradients must sum the squares over ranks. Each rank's
+            optimizer holds the state of its rows.
         normalize: see `EmbeddingLoss`.
     """
 
     within_batch = True
-    """Its pairs are of the batch and the proxies: a memory bank cannot serve."""
+    """Pairs are an image of the batch and a proxy: a memory bank cannot be used."""
     proxies: nn.Parameter
     """(C, D) or (C, K, D) float; with `sharded` only this rank's rows."""
 
@@ -66,7 +66,7 @@ class ProxyLoss(EmbeddingLoss):
         super().__init__(normalize=normalize)
         self.seed = torch.initial_seed() if seed is None else seed
         self.sharded = sharded
-        self.shard = Shard.here(num_classes) if sharded else Shard(num_classes)
+        self.shard = Shard.of_this_rank(num_classes) if sharded else Shard(num_classes)
         self.deviation = math.sqrt(2 / num_classes) if deviation is None else deviation
         shape = (dim,) if centers_per_class is None else (centers_per_class, dim)
         rows = initial_rows(self.shard.first, self.shard.last, shape, seed=self.seed)
@@ -79,25 +79,26 @@ class ProxyLoss(EmbeddingLoss):
     def check_dim(self, dim: int) -> None:
         if dim != self.proxies.shape[-1]:
             raise ValueError(
-                f"embeddings must be (B, {self.proxies.shape[-1]}), as the proxies; got D = {dim}. Make the "
-                f"loss with dim={dim}."
+                f"embeddings must be (B, {self.proxies.shape[-1]}), like the proxies; got D = {dim}. Create "
+                f"the loss with dim={dim}."
             )
 
     def check_labels(self, labels: Tensor) -> Tensor:
         return check_class_ids(labels, self.num_classes, "proxy")
 
     def global_batch(self, labels: Tensor, references: References) -> References:
-        """The batch of all ranks, ready for this rank's shard.
+        """The batch of all ranks, prepared for the proxies of this rank.
 
         Raises:
-            ValueError: references without the anchors, or shards without the global batch.
+            ValueError: the references do not contain the anchors, or with sharded proxies are not the
+                global batch.
         """
         batch = references.with_anchors("A proxy loss")
         if self.shard.world_size == 1:
             return batch
         if len(batch.labels) != self.shard.world_size * len(labels):
             raise ValueError(
-                f"Sharded proxies must see the batches of all {self.shard.world_size} ranks; got "
+                f"Sharded proxies need the batches of all {self.shard.world_size} ranks; got "
                 f"{len(batch.labels)} references for {len(labels)} anchors. Pass the references of "
                 "dml.training.gather.gather."
             )
@@ -105,18 +106,19 @@ class ProxyLoss(EmbeddingLoss):
 
 
 def initial_rows(first: int, last: int, shape: Sequence[int], *, seed: int) -> Tensor:
-    """Rows `first` to `last` of an endless table of standard normal rows, which the seed decides.
+    """Rows `first` to `last` of an unlimited table of standard normal rows that depends only on the seed.
 
-    10^6 rows of 128 take 1.5 s on one core, and no memory beyond the rows asked for.
+    10^6 rows of 128 values take 1.5 s on one core; memory is that of the returned rows.
 
     Args:
         first: the first row.
-        last: one behind the last.
+        last: the last row, exclusive.
         shape: of one row.
         seed: of the table.
     """
     rows = torch.empty(last - first, *shape)
-    # torch's generator for CPUs looks at 32 bits of its seed: spread, then consecutive, so that none collide.
+    # torch's CPU generator uses 32 bits of its seed: the base is hashed, the chunks count up, so none
+    # collide.
     base = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest(), "big")
     for start in range(first - first % _ROWS_PER_DRAW, last, _ROWS_PER_DRAW):
         generator = torch.Generator().manual_seed((base + start // _ROWS_PER_DRAW) % (1 << 32))
@@ -126,8 +128,8 @@ def initial_rows(first: int, last: int, shape: Sequence[int], *, seed: int) -> T
     return rows
 
 
-def shards_of(module: nn.Module) -> dict[str, Shard]:
-    """The parameters of a module that are sharded over ranks by rows: name to this rank's shard."""
+def named_shards(module: nn.Module) -> dict[str, Shard]:
+    """The sharded parameters of a module: maps each name to the shard of this rank."""
     return {
         f"{prefix}.{name}" if prefix else name: loss.shard
         for prefix, loss in module.named_modules()
@@ -137,15 +139,16 @@ def shards_of(module: nn.Module) -> dict[str, Shard]:
 
 
 def sharded_parameters(module: nn.Module) -> dict[nn.Parameter, Shard]:
-    """The same by parameter: for a norm of gradients, or an optimiser's state."""
-    return {module.get_parameter(name): shard for name, shard in shards_of(module).items()}
+    """The same with parameters as keys, for a gradient norm or the state of an optimizer."""
+    return {module.get_parameter(name): shard for name, shard in named_shards(module).items()}
 
 
 def keep_shards_local(module: nn.Module) -> None:
-    """Have DistributedDataParallel leave a module's shards alone; call it on the module before it is wrapped.
+    """Make DistributedDataParallel ignore the sharded parameters; call it before you wrap the module.
 
-    Else it overwrites every rank's rows with rank 0's, and averages the gradients of different classes.
+    Otherwise it overwrites the rows of every rank with those of rank 0 and averages gradients of different
+    classes.
     """
-    ignored = {*getattr(module, "_ddp_params_and_buffers_to_ignore", ()), *shards_of(module)}
-    # torch has no public name for it; its own `_set_params_and_buffers_to_ignore_for_model` does this.
+    ignored = {*getattr(module, "_ddp_params_and_buffers_to_ignore", ()), *named_shards(module)}
+    # torch has no public function for this; `_set_params_and_buffers_to_ignore_for_model` does the same.
     module._ddp_params_and_buffers_to_ignore = sorted(ignored)  # type: ignore[assignment]

@@ -1,10 +1,10 @@
-"""Rows of one value per class, sharded over workers, and the collectives that make one loss of their parts.
+"""Sharding of per-class parameters over ranks, and the collectives that combine the shards into one loss.
 
-Every rank computes the whole loss of the global batch, its own classes' part by itself and the rest through
-these collectives. What is combined is the same on every rank, so a rank's backward is local: its part's
-gradient is the whole's times the part's derivative. Its shard then has its exact gradient, which nobody may
-average; the embeddings have the share that came through this shard, and `for_all_shards` prepares them for
-being summed by the gather's backward and averaged by data parallelism.
+Every rank computes the loss of the global batch: it computes the terms of its own classes and gets the others
+through these collectives. The combined values are equal on all ranks, so backward needs no communication. The
+gradient of a shard is then exact and must not be averaged over ranks. The gradient of the embeddings is only
+the part through this shard; the gather's backward sums these parts and DistributedDataParallel averages them,
+so `for_all_shards` multiplies by the number of ranks.
 """
 
 from dataclasses import dataclass
@@ -18,34 +18,34 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True)
 class Shard:
-    """Which of N rows a rank holds: ceil(N / W), in rank order; the last ranks may hold fewer, or none."""
+    """The rows of N that a rank holds: ceil(N / W) in rank order; the last ranks may hold fewer or none."""
 
     num_rows: int
     rank: int = 0
     world_size: int = 1
 
     @classmethod
-    def here(cls, num_rows: int) -> Self:
-        """This rank's in the default group; all rows without one."""
+    def of_this_rank(cls, num_rows: int) -> Self:
+        """The shard of this rank in the default process group; all rows if there is no group."""
         if not dist.is_initialized():
             return cls(num_rows)
         return cls(num_rows, dist.get_rank(), dist.get_world_size())
 
     @property
     def first(self) -> int:
-        """The first row; behind the last one of a rank that holds none."""
+        """The first row; N for a rank without rows."""
         return self._start(self.rank)
 
     @property
     def last(self) -> int:
-        """One behind the last row."""
+        """The last row, exclusive."""
         return self._start(self.rank + 1)
 
     def __len__(self) -> int:
         return self.last - self.first
 
-    def of(self, rank: int) -> "Shard":
-        """Another rank's shard of the same rows."""
+    def of_rank(self, rank: int) -> "Shard":
+        """The shard of another rank of the same rows."""
         return Shard(self.num_rows, rank, self.world_size)
 
     def _start(self, rank: int) -> int:
@@ -53,18 +53,20 @@ class Shard:
 
 
 def reshard(rows: Tensor, old: Shard, new: Shard) -> Tensor:
-    """This rank's rows of another sharding, from the ranks that hold them; those of none are zero.
+    """The rows of this rank in a new sharding, received from the ranks that hold them; new rows are zero.
+
+    Every rank must call it. One old shard at a time is held in memory.
 
     Args:
-        rows: (len(old), ...) this rank's rows of the old sharding.
-        old: how they are sharded now, over the ranks of the default group.
-        new: over the same ranks, with another number of rows.
+        rows: (len(old), ...) the rows of this rank in the old sharding.
+        old: current sharding over the ranks of the default group.
+        new: sharding over the same ranks with another number of rows.
 
     Returns:
-        (len(new), ...). One old shard at a time is held beside it; every rank must call this.
+        (len(new), ...).
     """
     resharded = rows.new_zeros(len(new), *rows.shape[1:])
-    for source in map(old.of, range(old.world_size)):
+    for source in map(old.of_rank, range(old.world_size)):
         part = rows.contiguous() if source == old else rows.new_empty(len(source), *rows.shape[1:])
         if old.world_size > 1 and len(source):
             dist.broadcast(part, source.rank)
@@ -75,7 +77,7 @@ def reshard(rows: Tensor, old: Shard, new: Shard) -> Tensor:
 
 
 def for_all_shards(embeddings: Tensor, world_size: int) -> Tensor:
-    """The global batch as every shard's input: the gradient is W times as large, as it will be averaged."""
+    """The global batch as input of a shard; its gradient is multiplied by W because it is averaged later."""
     if world_size == 1:
         return embeddings
     scaled: Tensor = _ScaleGradient.apply(embeddings, world_size)
@@ -83,7 +85,7 @@ def for_all_shards(embeddings: Tensor, world_size: int) -> Tensor:
 
 
 def sum_over_shards(part: Tensor, world_size: int) -> Tensor:
-    """The sum of all ranks' parts, the same on every rank."""
+    """The sum over ranks, equal on every rank; the gradient of `part` is that of the sum."""
     if world_size == 1:
         return part
     total: Tensor = _SumOverShards.apply(part)
@@ -91,12 +93,12 @@ def sum_over_shards(part: Tensor, world_size: int) -> Tensor:
 
 
 def combine_lse(target_logit: Tensor, others_lse: Tensor, world_size: int) -> tuple[Tensor, Tensor]:
-    """Target logit and others' LSE over all classes from those over each shard's; two collectives.
+    """The target logit and log-sum-exp over all classes, from those of each shard; two collectives.
 
     Args:
-        target_logit: (B,) logit to the own class, 0 on ranks that do not hold it.
-        others_lse: (B,) log sum exp of the logits to the other classes, -inf where the shard has none.
-        world_size: ranks with a shard.
+        target_logit: (B,) logit to the anchor's class, 0 on ranks that do not hold this class.
+        others_lse: (B,) log-sum-exp of the logits to the other classes of this shard, -inf if it has none.
+        world_size: number of shards.
     """
     if world_size == 1:
         return target_logit, others_lse

@@ -1,8 +1,8 @@
-"""Smooth ranks: a sigmoid in place of the step makes the rank of a positive differentiable.
+"""Smooth ranks: the rank of a positive, made differentiable by a sigmoid instead of a step.
 
     rank of p = 1 + sum over all others j of sigmoid((s_j - s_p) / temperature)
 
-One positive at a time, so that memory is O(block * R) and not O(B^3).
+Computed for one positive at a time: memory O(block * R) instead of O(B^3).
 """
 
 from typing import Any
@@ -15,17 +15,17 @@ from dml.losses.core.pair_loss import MASKED, Pairs
 
 
 def smooth_ranks(pairs: Pairs, temperature: float) -> tuple[Tensor, Tensor]:
-    """(A, P) each positive's smooth rank among the anchor's positives, and among all references."""
+    """(A, P) smooth rank of each positive among the positives of its anchor, and among all references."""
     positives = pairs.positives
-    among = positives.masked_fill(~pairs.is_positive, MASKED)
-    # The sigmoid of a positive against itself is 1/2, and its rank begins with 1.
-    rank_among_positives = _SoftCounts.apply(among, positives, temperature) + 0.5
+    only_positives = positives.masked_fill(~pairs.is_positive, MASKED)
+    # The sum includes the positive itself with sigmoid(0) = 1/2; ranks start at 1.
+    rank_among_positives = _SoftCounts.apply(only_positives, positives, temperature) + 0.5
     rank = rank_among_positives + _SoftCounts.apply(pairs.negatives, positives, temperature)
     return rank_among_positives, rank
 
 
 class _SoftCounts(torch.autograd.Function):
-    """(A, P) how many of `values` (A, R) are above each of `thresholds` (A, P), by a sigmoid."""
+    """(A, P) smooth number of `values` (A, R) above each of `thresholds` (A, P)."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, thresholds: Tensor, temperature: float) -> Tensor:

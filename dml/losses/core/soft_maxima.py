@@ -1,4 +1,4 @@
-"""An anchor's soft maximum over its positives and over its negatives."""
+"""Soft maxima (log-sum-exp) over the positives and over the negatives of each anchor."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from dml.losses.core.pair_loss import MASKED, Pairs
 
 
 def sum_of_soft_maxima(pairs: Pairs, attracting: Tensor, repelling: Tensor) -> tuple[Tensor, Tensor]:
-    """(A,) log sum exp of the positives' values plus that of the negatives'; (A,) bool, whether both exist.
+    """(A,) log-sum-exp over positives plus log-sum-exp over negatives; (A,) bool, whether both exist.
 
     Args:
         pairs: the block.

@@ -180,7 +180,7 @@ def test_a_batch_without_images_is_refused(name):
 
 
 def test_semi_hard_mining_needs_a_margin():
-    with pytest.raises(ValueError, match="margin must be .*; got None"):
+    with pytest.raises(ValueError, match=r"margin must be .*; got None"):
         losses.TripletMargin(None, mining="semi_hard")
 
 

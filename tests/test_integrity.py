@@ -123,7 +123,7 @@ def test_a_ref_is_read_from_the_manifest_unless_that_says_none(store):
     found = ref_of(CheckedArtifact("dataset", "birds", VERSION, uri, ["a"]), DatasetRef)
     assert found == DATASET.model_copy(update={"uri": uri})
     storage.write_manifest(uri, {"files": {}})
-    with pytest.raises(CorruptArtifact, match="manifest.json must"):
+    with pytest.raises(CorruptArtifact, match=r"manifest\.json must"):
         ref_of(CheckedArtifact("dataset", "birds", VERSION, uri, ["a"]), DatasetRef)
 
 

@@ -19,24 +19,29 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return markdown.replace(PLACE, types()) if page.file.src_uri == PAGE else markdown
 
 
-def verbs() -> dict[str, type[BaseModel]]:
-    """Every verb that takes `--json`, as it is typed, and the type of its answer."""
+def verbs() -> dict[str, tuple[type[BaseModel], ...]]:
+    """Every verb that takes `--json`, as it is typed, and the types of its answer; most have one."""
     return dict(_verbs(typer.main.get_command(app), ()))
 
 
-def _verbs(command: Any, words: tuple[str, ...]) -> Iterator[tuple[str, type[BaseModel]]]:
+def _verbs(command: Any, words: tuple[str, ...]) -> Iterator[tuple[str, tuple[type[BaseModel], ...]]]:
     if any("--json" in parameter.opts for parameter in command.params):
-        name = getattr(command.callback, ANSWER).removesuffix(" | None")
-        (module,) = [module for module in (refs, reports, config) if hasattr(module, name)][:1]
-        yield " ".join(words), getattr(module, name)
+        names = getattr(command.callback, ANSWER).removesuffix(" | None").split(" | ")
+        yield " ".join(words), tuple(_type(name) for name in names)
     for name, inner in getattr(command, "commands", {}).items():
         yield from _verbs(inner, (*words, name))
+
+
+def _type(name: str) -> type[BaseModel]:
+    (module,) = [module for module in (refs, reports, config) if hasattr(module, name)][:1]
+    kind: type[BaseModel] = getattr(module, name)
+    return kind
 
 
 def types() -> str:
     """Every type that an answer is or holds, one table a type, by name; settings have a page of their own."""
     schemas: dict[str, Any] = {}
-    for kind in verbs().values():
+    for kind in (kind for kinds in verbs().values() for kind in kinds):
         if not issubclass(kind, config.Part):
             schema = kind.model_json_schema(mode="serialization")
             schemas |= schema.pop("$defs", {}) | {kind.__name__: schema}

@@ -1,36 +1,112 @@
 """`dml report` and `dml circles`."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dml.cli.app import Json, Settings, Store, store_uri, verb
-from dml.cli.output import emit, print_table
+from dml.cli.output import emit, print_table, visible
+from dml.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from dml.refs import ReportRef
+    from dml.reports import DatasetReport
 
 
 @verb()
 def report(
-    model: Annotated[str, typer.Argument(help="NAME (its champion), NAME@ALIAS or NAME/VERSION")],
-    dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MODEL] DATASET",
+            help="NAME (its champion), NAME@ALIAS or NAME/VERSION; NAME or NAME@VERSION. "
+            "DATASET alone: a page of it, before any training",
+        ),
+    ],
     against: Annotated[
         str | None, typer.Option(help="another model: which is better on the same queries, and where?")
     ] = None,
-    split: Annotated[str, typer.Option(help="test, or train to look for wrong labels there")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="of MODEL: test (default), or train to look for wrong labels there")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="of a dataset alone: suspected labels and a map by this model")
+    ] = None,
+    embeddings: Annotated[
+        str | None, typer.Option(help="the same by a table: its folder in STORE/embeddings, or its path")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="key=value, as failures=30 or evaluation.role_attribute=role; repeatable"),
     ] = None,
     store: Store = None,
     as_json: Json = False,
-) -> "ReportRef":
+) -> "ReportRef | DatasetReport":
     """Write a page of pictures: answers, failures, suspected labels, map, thresholds, training.
 
     With --against it compares two models: the paired tests, and the classes and queries that decide them.
+    Of a DATASET alone, before any training: classes, pictures, near-duplicates, attributes, quarantine.
     """
+    if len(names) == 1:
+        _refuse({"--against": against, "--split": split}, "dml report MODEL DATASET has", names[0])
+        return _report_dataset(names[0], model, embeddings, settings, store, as_json)
+    if len(names) == 2:
+        _refuse(
+            {"--model": model, "--embeddings": embeddings}, "dml report DATASET alone has", " ".join(names)
+        )
+        return _report_model(names[0], names[1], against, split or "test", settings, store, as_json)
+    raise InvalidSetting(f"A report must be of MODEL DATASET or of DATASET alone; got {len(names)} names.")
+
+
+def _refuse(options: Mapping[str, str | None], who_has: str, got: str) -> None:
+    """Raise InvalidSetting where an option of the other kind of report is given."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise InvalidSetting(f"Only {who_has} {given[0]}; got dml report {got}. Leave {given[0]} out.")
+
+
+def _report_dataset(
+    dataset: str,
+    model: str | None,
+    embeddings: str | None,
+    settings: list[str] | None,
+    store: str | None,
+    as_json: bool,
+) -> "DatasetReport":
+    from dml.config import DatasetReportConfig
+    from flows.dataset_report import dataset_report_flow
+    from flows.policy import run
+
+    config = DatasetReportConfig().overridden(settings or [])
+    report = run(
+        dataset_report_flow, dataset, config, store=store_uri(store), model=model, embeddings=embeddings
+    )
+    return emit(report, as_json, _show_dataset_report)
+
+
+def _show_dataset_report(report: "DatasetReport") -> None:
+    findings = report.findings
+    print_table(str(report.dataset), [balance.model_dump() for balance in findings.splits])
+    print_table(
+        "near-duplicates",
+        [found.model_dump(exclude={"examples", "truncated"}) for found in findings.near_duplicates],
+    )
+    for text in findings.warnings:
+        print(visible(text))
+    _show_page(report.report)
+
+
+def _report_model(
+    model: str,
+    dataset: str,
+    against: str | None,
+    split: str,
+    settings: list[str] | None,
+    store: str | None,
+    as_json: bool,
+) -> "ReportRef":
     from dml.config import ReportConfig
     from flows.policy import run
     from flows.report import report_flow

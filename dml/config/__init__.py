@@ -33,6 +33,7 @@ from dml.config.encoder import (
 )
 from dml.config.evaluation import (
     BootstrapConfig,
+    DatasetReportConfig,
     EvaluationConfig,
     FewShotConfig,
     GateConfig,
@@ -67,6 +68,7 @@ __all__ = [
     "BootstrapConfig",
     "ClassSplit",
     "Conv4Config",
+    "DatasetReportConfig",
     "EncoderConfig",
     "EvaluationConfig",
     "ExperimentConfig",

@@ -123,6 +123,27 @@ class ReportConfig(Part):
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="who searches whom, which numbers")
 
 
+class DatasetReportConfig(Part):
+    """What the report of a dataset alone shows, and when two images are near-duplicates."""
+
+    classes: int = Field(16, ge=0, description="of which pictures are shown, spread evenly over all")
+    images_per_class: int = Field(6, ge=1)
+    pairs: int = Field(12, ge=0, description="near-duplicates shown, across splits and within each")
+    max_distance: int = Field(
+        6, ge=0, le=64, description="bits of 64 in which near-duplicates' perceptual hashes may differ"
+    )
+    min_similarity: float = Field(
+        0.97,
+        ge=-1,
+        le=1,
+        description="of near-duplicates' thumbnails; 0.95 finds more photos, and more errors",
+    )
+    suspects: int = Field(24, ge=0, description="suspected labels shown; suspects.csv lists all")
+    agreeing: int = Field(5, ge=2, description="nearest neighbours that must agree on another label")
+    map_points: int = Field(1000, ge=10, description="items on the map of the embedding; t-SNE is slow")
+    map_classes: int = Field(16, ge=1, le=24, description="classes with a colour of their own on it")
+
+
 class GateConfig(Part):
     """When a new version becomes the champion."""
 

@@ -49,10 +49,12 @@ def refusals_of(problems: Sequence[Problem]) -> list[Refusal]:
     for problem in sorted(problems):
         by_reason.setdefault(problem.reason, []).append(problem)
     counted = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [
-        Refusal(reason=reason, rows=len(same), example=_as_utf8(f"{_shown(same[0])}: {same[0].detail}"))
-        for reason, same in counted
-    ]
+    return [Refusal(reason=reason, rows=len(same), example=example_of(same[0])) for reason, same in counted]
+
+
+def example_of(problem: Problem) -> str:
+    """Where it is, and what is wrong with it."""
+    return _as_utf8(f"{_shown(problem)}: {problem.detail}")
 
 
 def _as_utf8(text: str) -> str:

@@ -4,6 +4,7 @@ The manifest lists the parts in the order of the dataset's fragments; names say 
 reads vectors gets them with ids that were compared with the dataset's.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from pyarrow import compute, parquet
 
 from dml import storage
 from dml.data.dataset import fragments, read_fragment
-from dml.errors import CorruptArtifact, IncompatibleArtifact, MissingArtifact
+from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
 from dml.refs import EmbeddingsRef, require_dataset
 
+_FOLDER = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
 _DIGEST = np.dtype("S64")  # hex SHA-256
 _READ_THREADS = 8
 _REMEDY = "Remove it, and run `dml embed`, or what read it, again: it is made anew."
@@ -143,6 +145,22 @@ def seal_table(ref: EmbeddingsRef, parts: Mapping[str, int]) -> None:
             "parts": [{"name": name, "rows": rows} for name, rows in parts.items()],
         },
     )
+
+
+def named_embeddings(store: str, name: str) -> str:
+    """The URI of a table: its folder's name in the store's `embeddings/`, or its own path or URI.
+
+    Raises:
+        InvalidSetting: neither.
+    """
+    if "/" in name:
+        return name
+    if not _FOLDER.fullmatch(name):
+        raise InvalidSetting(
+            "An embeddings table must be named by its folder in the store's embeddings/, of letters, digits, "
+            f"'.', '_' and '-', or by a path or URI; got {name!r}."
+        )
+    return storage.join(store, "embeddings", name)
 
 
 def find_embeddings(uri: str) -> EmbeddingsRef:

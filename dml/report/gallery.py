@@ -44,7 +44,7 @@ class GalleryRow:
     """A query and its answers, the most similar first."""
 
     query: Tile | None
-    """None: that of the row above."""
+    """None: that of the row above; where no row has one, the answers begin at the left."""
     answers: Sequence[Tile]
     title: str = ""
     """Written above, where several rows answer one query."""
@@ -55,17 +55,18 @@ class GalleryRow:
 def draw_gallery(rows: Sequence[GalleryRow]) -> bytes:
     """Each query at the left of its answers, ten of them to a line; a PNG file's bytes."""
     lines = [line for row in rows for line in _lines(row)]
-    columns = max((1 + len(line.answers) for line in lines), default=1)
+    first = int(any(line.query is not None for line in lines))
+    columns = max((first + len(line.answers) for line in lines), default=1)
     heights = [_CELL_HEIGHT + (_TITLE_HEIGHT if line.title else 0) for line in lines]
     width = columns * _CELL_WIDTH + 2 * _GAP
     picture = Image.new("RGB", (width, (sum(heights) or _CELL_HEIGHT) + _GAP), _PAPER)
     for line, below in zip(lines, accumulate(heights), strict=True):
         top = _GAP + below - _CELL_HEIGHT
         if line.title:
-            _draw_title(picture, top, line)
+            _draw_title(picture, top, line, left=2 * _GAP + first * _CELL_WIDTH)
         if line.query is not None:
             _draw_tile(picture, (_GAP, top), line.query, _QUERY_COLOUR)
-        for column, tile in enumerate(line.answers, start=1):
+        for column, tile in enumerate(line.answers, start=first):
             _draw_tile(picture, (2 * _GAP + column * _CELL_WIDTH, top), tile, _COLOURS[tile.right])
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=True)
@@ -112,14 +113,13 @@ def _lines(row: GalleryRow) -> list[GalleryRow]:
     return [replace(row, answers=first), *(_lines(GalleryRow(None, rest)) if rest else [])]
 
 
-def _draw_title(picture: Image.Image, top: int, line: GalleryRow) -> None:
+def _draw_title(picture: Image.Image, top: int, line: GalleryRow, *, left: int) -> None:
     """Above the answers, and a rule where a query begins."""
     draw, bottom = ImageDraw.Draw(picture), top - 7
     if line.query is not None:
         draw.line((_GAP, top - _TITLE_HEIGHT, picture.width - _GAP, top - _TITLE_HEIGHT), fill=_RULE)
-    left = 2 * _GAP + _CELL_WIDTH
     draw.rectangle((left, bottom - 11, left + 11, bottom), fill=line.colour)
-    draw.text((left + 18, bottom - 5), line.title, fill=_INK, font=_font(13), anchor="lm")
+    draw.text((left + 18, bottom - 5), " ".join(line.title.split()), fill=_INK, font=_font(13), anchor="lm")
 
 
 def _draw_tile(picture: Image.Image, corner: tuple[int, int], tile: Tile, colour: str) -> None:

@@ -1,0 +1,226 @@
+"""What a look at a dataset finds: sizes, files, attributes, near-duplicates, suspected labels, warnings."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dml.data.quarantine import refusals_of
+from dml.report.dataset_view import DatasetView, EmbeddedDataset, FoundDuplicates
+from dml.reports import (
+    AttributeSummary,
+    Between,
+    ClassBalance,
+    ClassSize,
+    DatasetFindings,
+    Extent,
+    ImageSummary,
+    NearDuplicatePair,
+    NearDuplicateSummary,
+    SuspectedLabel,
+)
+
+_CLASSES_LISTED, _NAMED, _TEXT = 5, 10, 120
+_UNEVEN = 20  # times the median: a class that batches by class repeat, and others that they cut
+_MISSING_SHARE = 0.2
+_SINGLE = {
+    "train": "no positive to learn from but itself",
+    "test": "no positive, and cannot be evaluated as a query",
+}
+
+
+def balance_of(view: DatasetView) -> list[ClassBalance]:
+    """Of each split that the dataset has."""
+    rows = []
+    for split, sizes in view.class_sizes.items():
+        images = [size for _, size in sizes]
+        rows.append(
+            ClassBalance(
+                split=split,
+                images=sum(images),
+                classes=len(images),
+                fewest=min(images),
+                median=float(np.median(images)),
+                most=max(images),
+                single=images.count(1),
+            )
+        )
+    return rows
+
+
+def class_sizes(view: DatasetView, *, largest: bool, most: int | None = None) -> list[ClassSize]:
+    """The largest classes of each split, the largest first, or the smallest, the smallest first."""
+    return [
+        ClassSize(label=label, split=split, images=images)
+        for split, sizes in view.class_sizes.items()
+        for label, images in (sizes if largest else sizes[::-1])[:most]
+    ]
+
+
+def image_summary(view: DatasetView) -> ImageSummary:
+    thumbnails = view.thumbnails
+    formats, counts = np.unique(thumbnails.formats, return_counts=True)
+    by_count = sorted(zip(formats.tolist(), counts.tolist(), strict=True), key=lambda f: (-f[1], f[0]))
+    return ImageSummary(
+        width=_extent(view.width),
+        height=_extent(view.height),
+        formats=dict(by_count),
+        grey=int(thumbnails.is_grey.sum()),
+        size_bytes=int(thumbnails.size_bytes.sum()),
+    )
+
+
+def _extent(values: NDArray[np.int64]) -> Extent:
+    return Extent(low=float(values.min()), median=float(np.median(values)), high=float(values.max()))
+
+
+def attribute_summaries(view: DatasetView) -> list[AttributeSummary]:
+    """By name."""
+    return [
+        _attribute(name, view.dataset.attributes[name], values) for name, values in view.attributes.items()
+    ]
+
+
+def _attribute(name: str, kind: str, values: Sequence[Any]) -> AttributeSummary:
+    counts: dict[Any, int] = {}
+    for value in values:
+        counts[value] = counts.get(value, 0) + 1
+    missing = counts.pop(None, 0)
+    # NaN is unequal to itself and would be a value of its own in every row.
+    present = sorted(value for value in counts if value == value)
+    unordered = sum(count for value, count in counts.items() if value != value)
+    often = min(present, key=lambda value: (-counts[value], value), default=None)
+    return AttributeSummary(
+        name=name,
+        type=kind,
+        missing=missing + unordered,
+        distinct=len(present),
+        low=one_line(present[0]) if present else None,
+        high=one_line(present[-1]) if present else None,
+        most_frequent=None if often is None else one_line(often),
+        most_frequent_images=0 if often is None else counts[often],
+    )
+
+
+def duplicate_summaries(view: DatasetView) -> list[NearDuplicateSummary]:
+    """As `view.near_duplicates` orders them."""
+    return [
+        NearDuplicateSummary(
+            between=between,
+            images=len(found.first),
+            other_label=int((view.labels[found.first] != view.labels[found.second]).sum()),
+            pairs=found.num_pairs,
+            truncated=found.truncated,
+            examples=[pair_of(view, found, number) for number in found.each_once()[: view.config.pairs]],
+        )
+        for between, found in view.near_duplicates.items()
+    ]
+
+
+def pair_of(view: DatasetView, found: FoundDuplicates, number: int) -> NearDuplicatePair:
+    first, second = int(found.first[number]), int(found.second[number])
+    return NearDuplicatePair(
+        first=view.ids[first],
+        first_label=view.labels[first],
+        second=view.ids[second],
+        second_label=view.labels[second],
+        distance=int(found.distances[number]),
+        similarity=float(found.similarities[number]),
+    )
+
+
+def suspected_labels(
+    view: DatasetView, embedded: EmbeddedDataset, most: int | None = None
+) -> list[SuspectedLabel]:
+    """The most similar to their neighbours first."""
+    found = []
+    for suspect in embedded.suspects[:most]:
+        row = int(embedded.positions[int(embedded.neighbours.rows[suspect.query])])
+        found.append(
+            SuspectedLabel(
+                id=view.ids[row],
+                label=str(view.names[suspect.label]),
+                split=view.splits[row],
+                agreed=str(view.names[suspect.agreed]),
+                neighbours=suspect.num_agreeing,
+                similarity=suspect.similarity,
+            )
+        )
+    return found
+
+
+def find(view: DatasetView, embedded: EmbeddedDataset | None, embedder: str | None) -> DatasetFindings:
+    """Everything that is found, without pictures."""
+    findings = DatasetFindings(
+        splits=balance_of(view),
+        largest=class_sizes(view, largest=True, most=_CLASSES_LISTED),
+        smallest=class_sizes(view, largest=False, most=_CLASSES_LISTED),
+        images=image_summary(view),
+        attributes=attribute_summaries(view),
+        quarantine=refusals_of(view.problems),
+        near_duplicates=duplicate_summaries(view),
+        embedder=embedder,
+        num_suspected=None if embedded is None else len(embedded.suspects),
+        suspected=[] if embedded is None else suspected_labels(view, embedded, view.config.suspects),
+    )
+    return findings.model_copy(update={"warnings": list(warnings_of(findings))})
+
+
+def warnings_of(findings: DatasetFindings) -> Iterable[str]:
+    """What to look at first, the worst first."""
+    sizes = {balance.split: balance for balance in findings.splits}
+    for found in findings.near_duplicates:
+        if found.between == "test and train" and found.images:
+            yield (
+                f"{found.images:,} of {sizes['test'].images:,} test images have a near-duplicate in train: "
+                "an evaluation on them measures memory, not generalisation."
+            )
+    for balance in findings.splits:
+        if balance.split == "test" and balance.classes == 1:
+            yield "The test split has one class: every answer would be right, and nothing can be evaluated."
+        if balance.split == "train" and balance.classes == 1:
+            yield "The train split has one class: there is no negative to learn from."
+        if balance.single:
+            of = f"{balance.single:,} of {balance.classes:,} classes of {balance.split}"
+            yield f"{of} have a single image: it has {_SINGLE[balance.split]}."
+    for found in findings.near_duplicates:
+        if found.between != "test and train" and found.other_label:
+            yield (
+                f"{found.other_label:,} images of {found.between} have a near-duplicate under another label: "
+                "one of both labels is wrong, or an image shows both."
+            )
+    if findings.num_suspected:
+        yield f"{findings.num_suspected:,} labels are suspected: the nearest neighbours agree on another one."
+    if findings.quarantine:
+        rows = sum(refusal.rows for refusal in findings.quarantine)
+        yield f"{rows:,} entries of the source are in quarantine, and not in the dataset."
+    for balance in findings.splits:
+        if balance.most >= _UNEVEN * balance.median:
+            yield (
+                f"The largest class of {balance.split} has {balance.most:,} images, the median class "
+                f"{balance.median:,.0f}."
+            )
+    images = sum(balance.images for balance in findings.splits)
+    for attribute in findings.attributes:
+        if attribute.missing >= _MISSING_SHARE * images:
+            yield f"Attribute {attribute.name} is missing in {attribute.missing / images:.0%} of the images."
+
+
+def some(texts: Sequence[str], *, most: int = _NAMED, between: str = ", ") -> str:
+    """The first of them, and how many more there are."""
+    shown = between.join(one_line(text) for text in texts[:most])
+    return shown if len(texts) <= most else f"{shown} … and {len(texts) - most:,} more"
+
+
+def one_line(value: Any) -> str:
+    """A value on one line, cut where it is long."""
+    line = " ".join(str(value).split())
+    return line if len(line) <= _TEXT else line[:_TEXT].rstrip() + "…"
+
+
+def all_pairs(view: DatasetView) -> Iterable[tuple[Between, NearDuplicatePair]]:
+    """Every image with a near-duplicate, beside its nearest."""
+    for between, found in view.near_duplicates.items():
+        for number in range(len(found.first)):
+            yield between, pair_of(view, found, number)

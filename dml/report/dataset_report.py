@@ -1,0 +1,114 @@
+"""What is in a dataset, and what is wrong with it? One page, before any training, in the store."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from dml import storage
+from dml.config import DatasetReportConfig
+from dml.refs import DatasetRef, EmbeddingsRef, ReportRef
+from dml.report import dataset_findings as found
+from dml.report import dataset_sections as sections
+from dml.report.dataset_view import DatasetView, EmbeddedDataset
+from dml.report.page import Page, page_uri, publish_page, written_before
+from dml.reports import (
+    ClassSize,
+    DatasetFindings,
+    DatasetReport,
+    NearDuplicatePair,
+    SuspectedLabel,
+)
+
+_CODE_VERSION = 1  # part of a report's identity: raise it when the same inputs would give another page
+_FINDINGS = "findings.json"
+
+
+def write_dataset_report(
+    store: str,
+    dataset: DatasetRef,
+    config: DatasetReportConfig,
+    embeddings: EmbeddingsRef | None = None,
+    embedder: str | None = None,
+) -> DatasetReport:
+    """Look at a dataset, and publish what there is to see; nothing of the dataset is changed.
+
+    Args:
+        store: the store's URI; the report is in `reports/` there.
+        dataset: to look at.
+        config: how much of everything, and when two images are near-duplicates.
+        embeddings: of it, or of one of its splits, for suspected labels and a map; None: without.
+        embedder: what made them, for the text.
+
+    Returns:
+        The published report and what is on it, the same one for the same inputs, written once.
+
+    Raises:
+        IncompatibleArtifact: the embeddings are of another dataset.
+        CorruptArtifact: a file of the dataset is damaged.
+    """
+    settings = config.model_dump(mode="json")
+    table = embeddings and embeddings.fingerprint
+    fingerprint = storage.digest_of(
+        "dataset report", _CODE_VERSION, str(dataset), dataset.fingerprint, table, embedder, settings
+    )
+    uri = page_uri(store, fingerprint)
+    if (written := written_before(uri)) is not None:
+        return _read(dataset, written)
+    view = DatasetView(dataset, config)
+    embedded = None if embeddings is None else EmbeddedDataset(view, embeddings)
+    findings = found.find(view, embedded, embedder)
+    beside = _tables(view, embedded)
+    beside[_FINDINGS] = findings.model_dump_json().encode()
+    report = publish_page(uri, fingerprint, _page(view, embedded, findings), beside, shows=[dataset])
+    return _read(dataset, report)
+
+
+def _read(dataset: DatasetRef, report: ReportRef) -> DatasetReport:
+    content = storage.read_bytes(storage.join(report.uri, _FINDINGS))
+    findings = DatasetFindings.model_validate_json(content)
+    return DatasetReport(dataset=dataset, report=report, findings=findings)
+
+
+def _page(view: DatasetView, embedded: EmbeddedDataset | None, findings: DatasetFindings) -> Page:
+    dataset = view.dataset
+    subtitle = (
+        f"{dataset.rows:,} images of {dataset.classes:,} classes, {dataset.quarantined:,} in quarantine"
+    )
+    subtitle += "." if findings.embedder is None else f"; seen through {findings.embedder}."
+    return Page(
+        f"What is in {dataset}?",
+        subtitle,
+        [
+            sections.warnings_section(findings),
+            *sections.class_sections(view, findings),
+            sections.images_section(view, findings.images),
+            sections.pictures_section(view),
+            *sections.duplicate_sections(view, findings.near_duplicates),
+            sections.attributes_section(view, findings.attributes),
+            sections.quarantine_section(view),
+            *sections.embedding_sections(view, embedded, findings.embedder),
+        ],
+    )
+
+
+def _tables(view: DatasetView, embedded: EmbeddedDataset | None) -> dict[str, bytes]:
+    """What the page cuts, whole."""
+    classes = (each.model_dump() for each in found.class_sizes(view, largest=True))
+    pairs = ({"between": between, **pair.model_dump()} for between, pair in found.all_pairs(view))
+    tables = {
+        sections.CLASSES: _csv(list(ClassSize.model_fields), classes),
+        sections.NEAR_DUPLICATES: _csv(["between", *NearDuplicatePair.model_fields], pairs),
+    }
+    if embedded is not None:
+        suspects = (each.model_dump() for each in found.suspected_labels(view, embedded))
+        tables[sections.SUSPECTS] = _csv(list(SuspectedLabel.model_fields), suspects)
+    return tables
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().encode()

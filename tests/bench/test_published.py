@@ -6,7 +6,8 @@ import pytest
 
 from dml import storage
 from dml.bench.cell import Row, make_cell
-from dml.bench.published import PUBLISHED, SIZES, published_rows, why_not
+from dml.bench.published import PUBLISHED, SIZES, data_differs, published_rows, why_not
+from dml.bench.reproduce import reproduction
 from dml.bench.table import write_table
 from dml.config import BenchConfig
 from dml.presets import experiment, names
@@ -75,6 +76,21 @@ def test_half_of_a_dataset_is_not_the_published_one(datasets):
     reasons = why_not(row, dataset, experiment(row.preset))
     assert reasons[0] == "data: train has 4000 images of 49 classes, published 8054 of 98"
     assert len(reasons) == 2
+
+
+@pytest.mark.parametrize(("side", "reasons"), [(224, 0), (223, 1)])
+def test_images_that_were_shrunk_below_the_crop_are_not_the_published_ones(tmp_path, side, reasons):
+    dataset = as_published(str(tmp_path / "store"), tmp_path / "images", "cub200", size=(300, side))
+    found = data_differs(dataset, "cub200")
+    assert len(found) == reasons
+    assert all("at most 223 pixels" in reason for reason in found)
+
+
+@pytest.mark.parametrize("dataset", SIZES)
+def test_sop_is_reproduced_at_its_own_ranks_and_the_others_at_the_default_ones(dataset):
+    settings = reproduction(f"confusezius-{dataset}", {"settings": ["seed=3"]}).settings
+    ranks = ("evaluation.recall_at=[1,10,100,1000]",) if dataset == "sop" else ()
+    assert settings == (*ranks, "seed=3")
 
 
 def test_a_loss_has_the_rows_of_the_dataset_its_name_begins_with(datasets):

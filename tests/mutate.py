@@ -109,7 +109,7 @@ class Copy:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, folder / name)
         self._tests = sorted((folder / "tests").rglob("test_*.py"))
-        self._is_green: dict[str, bool] = {}
+        self._passing, self._failing = set[str](), set[str]()  # on unchanged files
         data = ROOT / os.environ.get("DML_TEST_DATA", "../shared/data")
         os.environ |= {"PYTHONPATH": str(folder), "DML_TEST_DATA": str(data)}
 
@@ -134,29 +134,28 @@ class Copy:
 
     def notices(self, file: Path, changed: ast.Module) -> bool:
         """Whether a test fails on the changed file, or no longer ends, that passes on the unchanged one."""
-        for tests in self.tests_of(file):
-            text = self._text(file)
-            (self.folder / file).write_text(ast.unparse(changed))
-            try:
-                failed = self._first_failed(tests) if tests else None
-            finally:
-                (self.folder / file).write_text(text)
-            if failed is not None and self._passes(failed):
-                return True
+        text = self._text(file)
+        for tests in filter(None, self.tests_of(file)):
+            while True:
+                (self.folder / file).write_text(ast.unparse(changed))
+                try:
+                    failed = self._first_failed(tests)
+                finally:
+                    (self.folder / file).write_text(text)
+                if failed is None:
+                    break
+                if failed in self._passing or self._first_failed([failed]) is None:
+                    self._passing.add(failed)
+                    return True
+                print(f"fails on unchanged files, too: {failed}", flush=True)
+                self._failing.add(failed)
         return False
-
-    def _passes(self, test: str) -> bool:
-        if test not in self._is_green:
-            self._is_green[test] = self._first_failed([test]) is None
-            if not self._is_green[test]:
-                print(f"fails on unchanged files: {test}", flush=True)
-        return self._is_green[test]
 
     def _first_failed(self, tests: list[str]) -> str | None:
         """The first test that fails; run in a fork of this process, which has imported what takes long."""
         started = self.folder / ".started"
         started.write_text(tests[0])
-        run = get_context("fork").Process(target=_run, args=(self.folder, tests))
+        run = get_context("fork").Process(target=_run, args=(self.folder, tests, self._failing))
         run.start()
         run.join(_MOST_S)
         with contextlib.suppress(ProcessLookupError):  # it, and what its tests started
@@ -172,7 +171,7 @@ class _Started:
         Path(".started").write_text(nodeid)
 
 
-def _run(folder: Path, tests: list[str]) -> None:
+def _run(folder: Path, tests: list[str], failing: set[str]) -> None:
     os.setsid()
     os.chdir(folder)
     with open(os.devnull, "r+b") as nowhere:
@@ -181,7 +180,9 @@ def _run(folder: Path, tests: list[str]) -> None:
     sys.path.insert(0, str(folder))
     for name in [name for name in sys.modules if name.partition(".")[0] in ("dml", "flows", "tests")]:
         del sys.modules[name]  # of this checkout
-    sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], plugins=[_Started()]))
+    options = ["-x", "-q", "-p", "no:cacheprovider", *(f"--deselect={test}" for test in failing)]
+    code = pytest.main([*options, *tests], plugins=[_Started()])
+    sys.exit(0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else code)
 
 
 def main() -> int:

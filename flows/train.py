@@ -14,7 +14,7 @@ from dml.names import check_name
 from dml.presets import AUTO, PresetName, experiment
 from dml.recommend import recommend_for
 from dml.refs import DatasetRef, ModelRef
-from dml.registry.catalog import find_champion, page_of, register
+from dml.registry.catalog import find_champion, model_page_url, register
 from dml.registry.champion import ChampionMoved, apply_gate
 from dml.registry.tracking import start_run
 from dml.reports import EvaluationReport, TrainingReport
@@ -82,7 +82,7 @@ def train_flow(
     model = _promote_if_better(root, chosen, version, report)
     first_pictures_of(root, model, judge_on, chosen.evaluation)
     show_table("model", [{"model": model.name, "version": model.version, "alias": model.alias}], model.reason)
-    if (page := page_of(root, model)) is not None:
+    if (page := model_page_url(root, model)) is not None:
         show_link("registry", page, model.name)
     say(f"model {model} is {model.alias}: {model.reason}")
     return TrainingReport(

@@ -1,4 +1,4 @@
-"""Model versions in MLflow's registry: made, found and listed."""
+"""Model versions in MLflow's registry: registered, looked up and listed."""
 
 import io
 import json
@@ -19,8 +19,8 @@ from dml.names import check_name
 from dml.refs import ModelRef, PackageRef
 from dml.registry.connection import as_default, connect
 from dml.registry.database import REGISTRY_LOCK
-from dml.registry.notes import note_of, note_of_model
-from dml.registry.registered import note_registered
+from dml.registry.notes import model_description, version_description
+from dml.registry.registered import add_registration_note
 from dml.registry.tracking import Run
 from dml.settings import has_registry, local_folder, tracking_uri
 
@@ -32,21 +32,21 @@ logger = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 REASON_TAG = "dml.reason"
-AGAIN = "give the same training again"
-UNJUDGED = f"not judged by the gate, its training was ended before; {AGAIN}"
-"""The reason of a version from its making until the gate has decided."""
+RERUN = "run the same training again"
+UNJUDGED = f"not judged by the gate, since its training ended before; {RERUN}"
+"""The reason of a version between its registration and the gate's decision."""
 _PACKAGE, _STORE, _METRICS = "dml.package", "dml.store", "dml.metrics"
 _REQUIREMENTS = ["torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "pyarrow", "pydantic"]
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a registry holds."""
+    """The content of a registry."""
 
     models: Sequence[ModelRef]
-    """Ours, newest first within a name."""
+    """Versions that this project registered, newest first within a name."""
     foreign: Sequence[str]
-    """Registered models that hold no version of ours, NAME, and what stands beside ours, NAME/VERSION."""
+    """Other entries: NAME of models with no version of this project, NAME/VERSION of other versions."""
 
 
 def register(
@@ -57,15 +57,15 @@ def register(
     metrics: Mapping[str, float],
     baselines: Mapping[str, Mapping[str, float]] | None = None,
 ) -> ModelRef:
-    """Make a package a version of a registered model; the same package is registered once.
+    """Register a package as a version of a model; the same package is registered only once.
 
     Args:
-        store: the store's URI, where the package lies.
-        run: the MLflow run that made it.
+        store: URI of the store that holds the package.
+        run: the MLflow run that trained it.
         name: the registered model's name.
-        package: what `mlflow.pyfunc.load_model` will load, image bytes in and embeddings out.
-        metrics: how it does on a test split.
-        baselines: name to metrics of what it is set against, for its description.
+        package: the package that `mlflow.pyfunc.load_model` will load, image bytes in and embeddings out.
+        metrics: metrics on a test split.
+        baselines: the baselines' metrics by name, for the description.
 
     Raises:
         Unreachable: MLflow does not answer.
@@ -73,14 +73,16 @@ def register(
     check_name(name, "model")
     client = connect(run.tracking_uri)
     with storage.exclusive(local_folder(store) / REGISTRY_LOCK):
-        model = _oldest(client, store, name, package) or _new_version(client, store, run, name, package)
-        note_registered(client, run.tracking_uri, model)
+        model = _existing_version(client, store, name, package) or _new_version(
+            client, store, run, name, package
+        )
+        add_registration_note(client, run.tracking_uri, model)
         client.set_model_version_tag(name, str(model.version), _METRICS, json.dumps(dict(metrics)))
-        note = note_of(f"models:/{model}", package, metrics, baselines or {})
-        client.update_model_version(name, str(model.version), note)
-        client.set_tag(run.id, "mlflow.note.content", note)
+        description = version_description(f"models:/{model}", package, metrics, baselines or {})
+        client.update_model_version(name, str(model.version), description)
+        client.set_tag(run.id, "mlflow.note.content", description)
         if not client.get_registered_model(name).description:
-            client.update_registered_model(name, note_of_model(name))
+            client.update_registered_model(name, model_description(name))
     return model.model_copy(update={"metrics": dict(metrics)})
 
 
@@ -94,22 +96,24 @@ def _new_version(client: "MlflowClient", store: str, run: Run, name: str, packag
         import mlflow
 
         created = mlflow.register_model(_log_model(run, package), name, tags=tags)
-    oldest = _oldest(client, store, name, package)
-    if oldest is not None and oldest.version != int(created.version):  # another machine was first
+    existing = _existing_version(client, store, name, package)
+    if existing is not None and existing.version != int(created.version):  # another machine was first
         client.delete_model_version(name, created.version)
-        return oldest
+        return existing
     return _model_ref(client.get_model_version(name, created.version), store)
 
 
-def _oldest(client: "MlflowClient", store: str, name: str, package: PackageRef) -> ModelRef | None:
-    """The version that holds a package already."""
-    return next((m for m in reversed(versions_of(client, store, name)) if _is_same(m.package, package)), None)
+def _existing_version(client: "MlflowClient", store: str, name: str, package: PackageRef) -> ModelRef | None:
+    """The oldest version that holds the package."""
+    return next(
+        (m for m in reversed(model_versions(client, store, name)) if _is_same(m.package, package)), None
+    )
 
 
 def _is_same(package: PackageRef, other: PackageRef) -> bool:
-    """The same weights, trained on the same images."""
-    datasets = [each.dataset.fingerprint if each.dataset else None for each in (package, other)]
-    return package.fingerprint == other.fingerprint and datasets[0] == datasets[1]
+    """Whether two packages have the same weights and were trained on the same images."""
+    first, second = (p.dataset.fingerprint if p.dataset else None for p in (package, other))
+    return package.fingerprint == other.fingerprint and first == second
 
 
 def _log_model(run: Run, package: PackageRef) -> str:
@@ -122,7 +126,7 @@ def _log_model(run: Run, package: PackageRef) -> str:
         inputs=Schema([ColSpec(DataType.binary, "image")]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, package.dim), "embedding")]),
     )
-    code, example = Path(__file__).parents[1], pd.DataFrame({"image": [_example()]})
+    code, example = Path(__file__).parents[1], pd.DataFrame({"image": [_example_image()]})
     with mlflow.start_run(run_id=run.id):
         logged = mlflow.pyfunc.log_model(
             name="package",
@@ -136,19 +140,19 @@ def _log_model(run: Run, package: PackageRef) -> str:
     return str(logged.model_uri)
 
 
-def _example() -> bytes:
-    """A drawn picture: nobody's photograph stands in a model's description."""
+def _example_image() -> bytes:
+    """A synthetic image for the model's signature, so that no user's photograph is published."""
     out = io.BytesIO()
     Image.fromarray(np.add.outer(np.arange(32), 7 * np.arange(32)).astype(np.uint8)).save(out, "PNG")
     return out.getvalue()
 
 
 def find_champion(store: str, name: str) -> ModelRef | None:
-    """The version the alias `champion` names, or None before the first."""
+    """The version with the alias `champion`, or None."""
     check_name(name, "model")
     if not has_registry(store):
         return None
-    versions = versions_of(connect(tracking_uri(store)), store, name)
+    versions = model_versions(connect(tracking_uri(store)), store, name)
     return next((model for model in versions if model.promoted), None)
 
 
@@ -160,54 +164,56 @@ def find_model(store: str, name: str) -> ModelRef:
         name: as the user gave it.
 
     Raises:
-        InvalidSetting: no name can be so.
-        MissingArtifact: there is none, with those there are.
+        InvalidSetting: the name is invalid.
+        MissingArtifact: there is no such version; the message lists the existing ones.
     """
     base, slash, version = name.partition("/")
     base, _, alias = base.partition("@")
     check_name(base, "model")
     if not has_registry(store):
-        raise no_such_model(store, name, [])
+        raise missing_model(store, name, [])
     client = connect(tracking_uri(store))
-    versions = versions_of(client, store, base)
-    named = None
+    versions = model_versions(client, store, base)
+    aliased = None
     if versions and not slash:
-        named = version_of_alias(client, base, alias or CHAMPION)
-        version = named or ""
+        aliased = alias_version(client, base, alias or CHAMPION)
+        version = aliased or ""
     for model in versions:
         if str(model.version) == version:
             return model
-    raise no_such_model(store, name, versions, foreign=named)
+    raise missing_model(store, name, versions, foreign=aliased)
 
 
-def version_of_alias(client: "MlflowClient", name: str, alias: str) -> str | None:
-    """The version of a registered model that an alias names, whoever made it; None: no such alias."""
+def alias_version(client: "MlflowClient", name: str, alias: str) -> str | None:
+    """The version of a registered model that has an alias, or None; also a version not made by dml."""
     version = client.get_registered_model(name).aliases.get(alias)
     return None if version is None else str(version)
 
 
-def no_such_model(
+def missing_model(
     store: str, name: str, versions: Sequence[ModelRef], *, foreign: str | None = None
 ) -> MissingArtifact:
-    """What to raise where a name, an alias or a version is not there.
+    """The error for a name, an alias or a version that does not exist.
 
     Args:
         store: the store's URI.
         name: as the user gave it.
-        versions: of the model that there are.
-        foreign: the version that the alias names, which is none of them.
+        versions: the model's existing versions.
+        foreign: the version that has the alias, if it is not one of `versions`.
     """
     if versions:
-        have = ", ".join(_shown(model) for model in versions)
-        bare = not {"/", "@"} & set(name)
-        what = f"{name} has no champion" if bare else f"There is no {name}"
+        existing = ", ".join(_shown(model) for model in versions)
+        is_bare_name = not {"/", "@"} & set(name)
+        problem = f"{name} has no champion" if is_bare_name else f"There is no {name}"
         if foreign is not None:
-            what += f": the alias is on version {foreign}, which dml did not make or cannot read"
+            problem += f": the alias is on version {foreign}, which dml did not make or cannot read"
         first = versions[0]
-        judge = ""
-        if bare and not foreign and (first.alias, first.reason) == (None, UNJUDGED):
-            judge = f", or finish the training of {first}: {AGAIN}"
-        return MissingArtifact(f"{what}; there are {have}. Name one of them, as {first}{judge}.")
+        remedy = ""
+        if is_bare_name and not foreign and (first.alias, first.reason) == (None, UNJUDGED):
+            remedy = f", or finish the training of {first}: {RERUN}"
+        return MissingArtifact(
+            f"{problem}; the versions are {existing}. Name one of them, such as {first}{remedy}."
+        )
     names = sorted({model.name for model in list_models(store)})
     return MissingArtifact(
         f"Model {name!r} must be in the registry; it has {names or 'none'}. Train one: dml train DATASET."
@@ -222,27 +228,27 @@ def _shown(model: ModelRef) -> str:
 
 
 def list_models(store: str) -> list[ModelRef]:
-    """Every version of every registered model of ours, newest first within a name."""
+    """Every version that this project registered, newest first within a name."""
     return list(read_registry(store).models)
 
 
 def read_registry(store: str) -> Listing:
-    """Every version of every registered model; what is not ours, or damaged, ends nothing."""
+    """Every version of every registered model; foreign and damaged entries raise no error."""
     if not has_registry(store):
         return Listing(models=[], foreign=[])
     client = connect(tracking_uri(store))
-    names = sorted(registered.name for registered in _every_page(client.search_registered_models))
+    names = sorted(registered.name for registered in _all_pages(client.search_registered_models))
     models: list[ModelRef] = []
     foreign: list[str] = []
     for name in names:
-        ours, others = _versions(client, store, name) if _is_name(name) else ([], [])
-        models += ours
-        foreign += [f"{name}/{version}" for version in others] if ours else [name]
+        known, others = _versions(client, store, name) if _is_name(name) else ([], [])
+        models += known
+        foreign += [f"{name}/{version}" for version in others] if known else [name]
     return Listing(models=models, foreign=foreign)
 
 
-def page_of(store: str, model: ModelRef) -> str | None:
-    """The address of a version's page, where MLflow has a server."""
+def model_page_url(store: str, model: ModelRef) -> str | None:
+    """The URL of a version's page; None if MLflow has no server."""
     uri = without_password(tracking_uri(store))
     return (
         f"{uri.rstrip('/')}/#/models/{model.name}/versions/{model.version}"
@@ -259,40 +265,40 @@ def _is_name(name: str) -> bool:
     return True
 
 
-def versions_of(client: "MlflowClient", store: str, name: str) -> list[ModelRef]:
-    """Ours, newest first; `name` was checked, so it can stand in a filter."""
+def model_versions(client: "MlflowClient", store: str, name: str) -> list[ModelRef]:
+    """Versions that this project registered, newest first. `name` must be valid: it goes into a filter."""
     return _versions(client, store, name)[0]
 
 
 def _versions(client: "MlflowClient", store: str, name: str) -> tuple[list[ModelRef], list[int]]:
-    """Ours, newest first, and the numbers of those that are not ours."""
-    every = _every_page(client.search_model_versions, f"name = '{name}'")
-    found = [version for version in every if _PACKAGE in version.tags]
-    aliases = _aliases(client, name) if found else {}
-    ours = []
-    for version in found:
+    """Versions that this project registered, newest first, and the numbers of the other versions."""
+    every = _all_pages(client.search_model_versions, f"name = '{name}'")
+    tagged = [version for version in every if _PACKAGE in version.tags]
+    aliases = _aliases(client, name) if tagged else {}
+    known = []
+    for version in tagged:
         try:
-            ours.append(_model_ref(version, store, aliases.get(str(version.version))))
+            known.append(_model_ref(version, store, aliases.get(str(version.version))))
         except (ValueError, TypeError) as error:
-            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             logger.warning(
-                "Version %s of model %s has damaged tags and is left out: %s", version.version, name, why
+                "Version %s of model %s has damaged tags and is left out: %s", version.version, name, reason
             )
     others = sorted(int(version.version) for version in every if _PACKAGE not in version.tags)
-    return sorted(ours, key=lambda model: -model.version), others
+    return sorted(known, key=lambda model: -model.version), others
 
 
-def _every_page(search: Callable[..., Any], *arguments: Any) -> list[Any]:
+def _all_pages(search: Callable[..., Any], *arguments: Any) -> list[Any]:
     page = search(*arguments)
-    found = list(page)
+    results = list(page)
     while page.token:
         page = search(*arguments, page_token=page.token)
-        found += page
-    return found
+        results += page
+    return results
 
 
 def _aliases(client: "MlflowClient", name: str) -> dict[str, str]:
-    """Version to alias; of several, champion comes before challenger, and both before a user's own."""
+    """Alias by version; champion is preferred to challenger, and both to any other alias."""
     by_alias: dict[str, Any] = client.get_registered_model(name).aliases
     rank = {CHAMPION: 2, CHALLENGER: 1}
     ordered = sorted(by_alias.items(), key=lambda pair: (rank.get(pair[0], 0), pair[0]))
@@ -312,7 +318,7 @@ def _model_ref(version: "ModelVersion", store: str, alias: str | None = None) ->
 
 
 def _package_of(version: "ModelVersion", store: str) -> PackageRef:
-    """In this store, wherever it lies; else in that it was registered from, where several share an MLflow."""
+    """The version's package in this store; in a shared MLflow, else in the store it was registered from."""
     tree = json.loads(version.tags[_PACKAGE])
     package = PackageRef.model_validate(storage.absolute_references(tree, store))
     registered_from = version.tags.get(_STORE, store)

@@ -1,4 +1,4 @@
-"""The champion: the gate a new version must pass, and the way back to a former one."""
+"""The champion version of a model: promotion through the gate, and rollback to a former champion."""
 
 import json
 import math
@@ -15,9 +15,9 @@ from dml.registry.catalog import (
     CHALLENGER,
     CHAMPION,
     REASON_TAG,
-    no_such_model,
-    version_of_alias,
-    versions_of,
+    missing_model,
+    alias_version,
+    model_versions,
 )
 from dml.registry.connection import connect
 from dml.registry.database import REGISTRY_LOCK
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _CHAMPIONS, _ROLLED_BACK = "dml.champions", "dml.rolled_back"
-_KEPT_CHAMPIONS = 100
+_MAX_CHAMPIONS = 100
 
 
 class ChampionMoved(Exception):
-    """The champion that a version was compared with is no longer the champion: compare again."""
+    """The champion changed after a version was compared with it; the comparison must be repeated."""
 
 
 def apply_gate(
@@ -46,23 +46,23 @@ def apply_gate(
     *,
     against: int | None = None,
 ) -> ModelRef:
-    """Move the alias `champion` to a version if it passes the gate, else `challenger`, and say why.
+    """Give a version the alias `champion` if it passes the gate, else `challenger`, and record the reason.
 
-    An alias that somebody has given to a version that is not ours stays there: it cannot be compared.
+    An alias on a version that dml did not make stays there, since the two versions cannot be compared.
 
     Args:
         store: the store's URI.
         model: the new version.
         gate: which metric must be better, and by how much.
-        champion_metrics: the present champion's on the same test split; None where there is no champion.
-        comparison: of the two, query by query, where the gate asks for confidence.
-        baselines: name to metrics, as `EvaluationReport.baseline_metrics`.
-        against: the version that `champion_metrics` are of; None: of whichever is champion.
+        champion_metrics: the champion's metrics on the same test split; None if there is no champion.
+        comparison: paired comparison with the champion; required if the gate sets a confidence.
+        baselines: metrics by name, as `EvaluationReport.baseline_metrics`.
+        against: the version that `champion_metrics` belong to; None for the present champion.
 
     Raises:
-        ChampionMoved: meanwhile another version became champion.
-        InvalidSetting: the gate's metric is not among the metrics that were measured.
-        ValueError: a gate that asks for confidence, a champion, and no comparison.
+        ChampionMoved: another version became champion meanwhile.
+        InvalidSetting: the gate's metric was not measured.
+        ValueError: the gate sets a confidence, there is a champion, and `comparison` is None.
     """
     _require_measured(model, gate, champion_metrics, comparison)
     if model.promoted:
@@ -74,29 +74,27 @@ def apply_gate(
         _passes_champion(model, gate, champion_metrics, comparison),
     ]
     with storage.exclusive(local_folder(store) / REGISTRY_LOCK):
-        champion = next((m for m in versions_of(client, store, model.name) if m.promoted), None)
-        if (
-            champion is not None and champion.version == model.version
-        ):  # the same training, given twice at once
+        champion = next((m for m in model_versions(client, store, model.name) if m.promoted), None)
+        if champion is not None and champion.version == model.version:  # the same training ran twice at once
             return model.model_copy(update={"alias": CHAMPION, "reason": champion.reason})
         if champion is not None and (champion_metrics is None or against not in (None, champion.version)):
             raise ChampionMoved(
                 f"{model.name}/{champion.version} became champion while {model} was evaluated"
             )
-        if champion is None and (foreign := version_of_alias(client, model.name, CHAMPION)) is not None:
-            verdicts[-1] = _Verdict(False, _not_ours(model, foreign))
+        if champion is None and (foreign := alias_version(client, model.name, CHAMPION)) is not None:
+            verdicts[-1] = _Verdict(False, _foreign_champion(model, foreign))
         alias = CHAMPION if all(verdict.passes for verdict in verdicts) else CHALLENGER
         if alias == CHALLENGER and champion_metrics is None and verdicts[-1].passes:
-            del verdicts[-1]  # what is refused is no first champion
-        reason = "; ".join(verdict.why for verdict in verdicts if verdict.why)
+            del verdicts[-1]  # drop "first champion" from the reason
+        reason = "; ".join(verdict.reason for verdict in verdicts if verdict.reason)
         _move_alias(client, model.name, str(model.version), alias, reason)
     return model.model_copy(update={"alias": alias, "reason": reason})
 
 
 class _Verdict(NamedTuple):
     passes: bool
-    why: str
-    """Empty where there is nothing to say."""
+    reason: str
+    """Empty if there is nothing to report."""
 
 
 def _require_measured(
@@ -117,10 +115,10 @@ def _require_measured(
         )
 
 
-def _not_ours(model: ModelRef, foreign: str) -> str:
+def _foreign_champion(model: ModelRef, foreign: str) -> str:
     return (
-        f"the alias champion is on version {foreign}, which dml did not make or cannot read, and stays; "
-        f"`dml rollback model {model}` takes it"
+        f"the alias champion is on version {foreign}, which dml did not make or cannot read, and is kept; "
+        f"`dml rollback model {model}` moves it"
     )
 
 
@@ -152,11 +150,11 @@ def _passes_champion(
 def _passes_floor(
     model: ModelRef, gate: GateConfig, baselines: Mapping[str, Mapping[str, float]]
 ) -> _Verdict:
-    """What `gate.at_least` asks for; being worse than pixels is said in any case."""
+    """Check `gate.at_least`; the reason also notes a version that is worse than raw pixels."""
     value = model.metrics[gate.metric]
-    said = against_pixels(gate.metric, model.metrics, baselines, only_worse=True)
+    warning = against_pixels(gate.metric, model.metrics, baselines, only_worse=True)
     if gate.at_least is None:
-        return _Verdict(True, said)
+        return _Verdict(True, warning)
     if isinstance(gate.at_least, str):
         name = gate.at_least.replace("_", " ")
         if gate.metric not in baselines.get(name, {}):
@@ -164,46 +162,48 @@ def _passes_floor(
                 f"gate.at_least must be a number or a baseline that was evaluated, {sorted(baselines)}; got "
                 f"{gate.at_least!r}. Set evaluation.baselines."
             )
-        floor, of = baselines[name][gate.metric], f", as {name}"
+        floor, source = baselines[name][gate.metric], f", from {name}"
     else:
-        floor, of = gate.at_least, ""
+        floor, source = gate.at_least, ""
     ok = value >= floor
-    return _Verdict(ok, said if ok else f"{gate.metric} {value:.4f} is below gate.at_least, {floor:.4f}{of}")
+    return _Verdict(
+        ok, warning if ok else f"{gate.metric} {value:.4f} is below gate.at_least, {floor:.4f}{source}"
+    )
 
 
 def _was_rolled_back(client: "MlflowClient", model: ModelRef) -> _Verdict:
-    """What a person has taken back is not made champion again by training the same once more."""
+    """A version that a user rolled back does not become champion again when the same training is repeated."""
     text = client.get_model_version(model.name, str(model.version)).tags.get(_ROLLED_BACK)
     return _Verdict(text is None, text or "")
 
 
 def rollback_champion(store: str, name: str, *, reason: str = "", by: str | None = None) -> ModelRef:
-    """Make a former champion the champion again, and write down when, by whom and why.
+    """Make a former champion the champion again, and record the time, the user and the reason.
 
     Args:
         store: the store's URI.
-        name: NAME, the champion before the present one; or NAME/VERSION, any version.
-        reason: for people.
-        by: the user whose name is recorded; None: that of this process.
+        name: NAME for the previous champion; or NAME/VERSION for any version.
+        reason: free text to record.
+        by: the user to record; None for this process's user.
 
     Returns:
-        The champion.
+        The new champion.
 
     Raises:
         MissingArtifact: no such model or version, or no former champion.
-        InvalidSetting: the version is the champion already.
+        InvalidSetting: the version is already the champion.
     """
     base, slash, wanted = name.partition("/")
     check_name(base, "model")
     if not has_registry(store):
-        raise no_such_model(store, name, [])
+        raise missing_model(store, name, [])
     client = connect(tracking_uri(store))
     with storage.exclusive(local_folder(store) / REGISTRY_LOCK):
-        versions = versions_of(client, store, base)
+        versions = model_versions(client, store, base)
         by_version = {str(model.version): model for model in versions}
         present = next((model.version for model in versions if model.promoted), None)
         if not slash and versions:
-            former = [v for v in map(str, _champions(client, base, present)[:-1]) if v in by_version]
+            former = [v for v in map(str, _champion_history(client, base, present)[:-1]) if v in by_version]
             if not former:
                 raise MissingArtifact(
                     f"Model {base!r} must have had a champion before the present one; it has "
@@ -211,25 +211,26 @@ def rollback_champion(store: str, name: str, *, reason: str = "", by: str | None
                 )
             wanted = former[-1]
         if wanted not in by_version:
-            raise no_such_model(store, name, versions)
+            raise missing_model(store, name, versions)
         model = by_version[wanted]
         if model.version == present:
-            raise InvalidSetting(f"{model} must not be the champion already; it is. Name another version.")
+            raise InvalidSetting(f"{model} must not already be the champion; it is. Name another version.")
         when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by {by or user()}" + (f": {reason}" if reason else "")
         if present is not None:
-            taken_back = f"taken back for {model} {when}"
-            client.set_model_version_tag(base, str(present), _ROLLED_BACK, taken_back)
-            said = f"{by_version[str(present)].reason}; {taken_back}"
-            client.set_model_version_tag(base, str(present), REASON_TAG, said)
+            rolled_back = f"rolled back to {model} {when}"
+            client.set_model_version_tag(base, str(present), _ROLLED_BACK, rolled_back)
+            present_reason = f"{by_version[str(present)].reason}; {rolled_back}"
+            client.set_model_version_tag(base, str(present), REASON_TAG, present_reason)
         if _ROLLED_BACK in client.get_model_version(base, wanted).tags:
             client.delete_model_version_tag(base, wanted, _ROLLED_BACK)
-        said = f"champion again {when}" if present is None else f"champion again, {present} taken back {when}"
-        _move_alias(client, base, wanted, CHAMPION, said)
-    return model.model_copy(update={"alias": CHAMPION, "reason": said})
+        new_reason = "champion again" if present is None else f"champion again, {present} rolled back"
+        new_reason += f" {when}"
+        _move_alias(client, base, wanted, CHAMPION, new_reason)
+    return model.model_copy(update={"alias": CHAMPION, "reason": new_reason})
 
 
 def _move_alias(client: "MlflowClient", name: str, version: str, alias: str, reason: str) -> None:
-    """The alias first: where a kill comes between, `_champions` counts the champion in."""
+    """Move the alias, then record the champion; after a kill between, `_champion_history` adds it."""
     before = client.get_registered_model(name)
     client.set_model_version_tag(name, version, REASON_TAG, reason)
     client.set_registered_model_alias(name, alias, version)
@@ -237,13 +238,13 @@ def _move_alias(client: "MlflowClient", name: str, version: str, alias: str, rea
         present = before.aliases.get(CHAMPION)
         log = _champion_log(before.tags.get(_CHAMPIONS))
         if present is not None and (not log or log[-1] != int(present)):
-            log.append(int(present))  # somebody moved it in MLflow's pages
+            log.append(int(present))  # it was moved in MLflow's pages
         log.append(int(version))
-        client.set_registered_model_tag(name, _CHAMPIONS, json.dumps(log[-_KEPT_CHAMPIONS:]))
+        client.set_registered_model_tag(name, _CHAMPIONS, json.dumps(log[-_MAX_CHAMPIONS:]))
 
 
-def _champions(client: "MlflowClient", name: str, present: int | None) -> list[int]:
-    """Champions in order, the present one last; going back to one forgets those after it."""
+def _champion_history(client: "MlflowClient", name: str, present: int | None) -> list[int]:
+    """Champions in order, the present one last; a rollback to one drops those after it."""
     log = _champion_log(client.get_registered_model(name).tags.get(_CHAMPIONS))
     order: list[int] = []
     for version in [*log, *([] if present is None else [present])]:

@@ -1,4 +1,4 @@
-"""The one way to MLflow: a client that was met once, and whose errors say which server does not answer."""
+"""MLflow client for a tracking URI, checked on first use; its errors name the server that does not answer."""
 
 import functools
 import logging
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dml.deadline import call_within
 from dml.errors import InvalidSetting, Unreachable, without_password
-from dml.registry.database import first_contact, sqlite_file
+from dml.registry.database import prepared_database, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -17,40 +17,40 @@ if TYPE_CHECKING:
 
 CONTACT_TIMEOUT_S = 8
 _HTTP = ("http://", "https://")
-_MET: set[tuple[int, str]] = set()  # process and URI
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-"""Some seconds for a server that restarts. MLflow's own, 7 and 120, wait four minutes for one that's down."""
+_CHECKED: set[tuple[int, str]] = set()  # process and URI
+_HTTP_RETRY_SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+"""Enough for a server that restarts. MLflow's defaults, 7 and 120, wait four minutes for a stopped server."""
 
 
 def connect(tracking_uri: str) -> "MlflowClient":
-    """An MLflow client; models that would need unpickling are refused from here on.
+    """An MLflow client. From this call on, MLflow refuses models that need unpickling.
 
     Raises:
-        Unreachable: nothing answers at the address, or what answers is not MLflow.
-        InvalidSetting: an address of a kind that MLflow does not know.
-        CorruptArtifact: the store's own database is damaged.
+        Unreachable: no server answers at the address, or the server is not MLflow.
+        InvalidSetting: MLflow does not support this kind of address.
+        CorruptArtifact: the store's database is damaged.
     """
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    for name, value in _PATIENCE.items():
+    for name, value in _HTTP_RETRY_SETTINGS.items():
         os.environ.setdefault(name, value)
-    for talkative in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(talkative).setLevel(logging.WARNING)
-    for about_itself in ("urllib3.connectionpool", "mlflow.utils.environment", "mlflow.utils.git_utils"):
-        logging.getLogger(about_itself).setLevel(logging.ERROR)
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("urllib3.connectionpool", "mlflow.utils.environment", "mlflow.utils.git_utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     import mlflow
 
-    if (os.getpid(), tracking_uri) not in _MET:
-        _meet(tracking_uri)
-        _MET.add((os.getpid(), tracking_uri))
+    if (os.getpid(), tracking_uri) not in _CHECKED:
+        _check_connection(tracking_uri)
+        _CHECKED.add((os.getpid(), tracking_uri))
     client = mlflow.MlflowClient(tracking_uri, registry_uri=tracking_uri)
     return cast("MlflowClient", _Client(client, tracking_uri))
 
 
 @contextmanager
 def as_default(tracking_uri: str) -> Iterator[None]:
-    """For MLflow's functions that take no URI; afterwards the process and its environment are as before.
+    """Set the default URI for MLflow functions that take none; restores the environment afterwards.
 
-    MLflow writes the URI it is given into `MLFLOW_TRACKING_URI`, where another store would find it.
+    MLflow also writes the URI to `MLFLOW_TRACKING_URI`, which would redirect other stores of this process.
     """
     import mlflow
 
@@ -58,7 +58,7 @@ def as_default(tracking_uri: str) -> Iterator[None]:
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)
     try:
-        with answering(tracking_uri):
+        with translated_errors(tracking_uri):
             yield
     finally:
         mlflow.set_tracking_uri(before["MLFLOW_TRACKING_URI"])
@@ -68,14 +68,14 @@ def as_default(tracking_uri: str) -> Iterator[None]:
 
 
 def require_answer(tracking_uri: str) -> None:
-    """Ask a server once more, briefly; raises Unreachable. Nothing to ask of a database."""
+    """Check again, briefly, that a server answers; raises Unreachable. A database is not checked."""
     if tracking_uri.startswith(_HTTP):
-        _meet_server(tracking_uri)
+        _check_server(tracking_uri)
 
 
 @contextmanager
-def answering(tracking_uri: str) -> Iterator[None]:
-    """What MLflow raises where its server or database does not answer becomes Unreachable."""
+def translated_errors(tracking_uri: str) -> Iterator[None]:
+    """Translate MLflow's errors about a server or database that does not answer to Unreachable."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 
@@ -89,7 +89,7 @@ def answering(tracking_uri: str) -> Iterator[None]:
 
 
 class _Client:
-    """An MLflow client, each call of which is `answering`."""
+    """An MLflow client that calls every method within `translated_errors`."""
 
     def __init__(self, client: "MlflowClient", tracking_uri: str) -> None:
         self._client, self._tracking_uri = client, tracking_uri
@@ -101,38 +101,38 @@ class _Client:
 
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            with answering(self._tracking_uri):
+            with translated_errors(self._tracking_uri):
                 return method(*args, **kwargs)
 
         return call
 
 
-def _meet(tracking_uri: str) -> None:
-    """The first contact: short, since a wrong address is never right however long one waits."""
+def _check_connection(tracking_uri: str) -> None:
+    """Check a tracking URI on first use, with a short timeout, since retries do not fix a wrong address."""
     import mlflow
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     if tracking_uri.startswith(_HTTP):
-        _meet_server(tracking_uri)
+        _check_server(tracking_uri)
         return
     file = sqlite_file(tracking_uri)
     try:
         if file is None:
-            _meet_database(tracking_uri)
-        with first_contact(file) if file is not None else nullcontext():
+            _check_database(tracking_uri)
+        with prepared_database(file) if file is not None else nullcontext():
             client = mlflow.MlflowClient(tracking_uri, registry_uri=tracking_uri)
-            client.search_experiments(max_results=1)  # makes the default experiment where it is missing
+            client.search_experiments(max_results=1)  # creates the default experiment if it is missing
             client.search_registered_models(max_results=1)
     except (MlflowException, SQLAlchemyError, ImportError) as error:
         raise InvalidSetting(
-            "MLflow keeps its runs on a server, http(s)://HOST:PORT, or in a database, sqlite:///FILE; "
-            f"MLFLOW_TRACKING_URI is {without_password(tracking_uri)!r}: {_first_line(error)}."
+            "MLFLOW_TRACKING_URI must be a server, http(s)://HOST:PORT, or a database, sqlite:///FILE; got "
+            f"{without_password(tracking_uri)!r}: {_first_line(error)}."
         ) from error
 
 
-def _meet_server(tracking_uri: str) -> None:
-    import mlflow.utils.rest_utils  # noqa: F401  # importing takes seconds, which are not the server's
+def _check_server(tracking_uri: str) -> None:
+    import mlflow.utils.rest_utils  # noqa: F401  # the import takes seconds, which must not count
 
     try:
         call_within(CONTACT_TIMEOUT_S, lambda: _require_mlflow(tracking_uri))
@@ -141,21 +141,23 @@ def _meet_server(tracking_uri: str) -> None:
 
 
 def _require_mlflow(tracking_uri: str) -> None:
-    answer = _get(tracking_uri, "experiments/search", max_results=1)
-    if answer.status_code != 200:
+    response = _get(tracking_uri, "experiments/search", max_results=1)
+    if response.status_code != 200:
         raise Unreachable(
             f"MLflow must answer at {without_password(tracking_uri)}; it refuses with status "
-            f"{answer.status_code}: {answer.text.strip()[:200]!r}. Check MLFLOW_TRACKING_URI, and "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where it asks for them."
+            f"{response.status_code}: {response.text.strip()[:200]!r}. Check MLFLOW_TRACKING_URI, and "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD if it requires them."
         )
-    content = _json(answer)
-    if content == {}:  # all experiments were deleted; or any server that says {} to everything
+    content = _json(response)
+    if content == {}:  # all experiments were deleted; or a different server that always returns {}
         content = _json(_get(tracking_uri, "experiments/get", experiment_id="0"))
-    known = isinstance(content, dict) and bool({"experiments", "experiment", "error_code"} & content.keys())
-    if not known:
+    is_mlflow = isinstance(content, dict) and bool(
+        {"experiments", "experiment", "error_code"} & content.keys()
+    )
+    if not is_mlflow:
         raise Unreachable(
-            f"MLflow must answer at {without_password(tracking_uri)}; what answers there is another server: "
-            f"{answer.text.strip()[:60]!r}. Check MLFLOW_TRACKING_URI."
+            f"MLflow must answer at {without_password(tracking_uri)}; the response is from another server: "
+            f"{response.text.strip()[:60]!r}. Check MLFLOW_TRACKING_URI."
         )
 
 
@@ -165,7 +167,7 @@ def _get(tracking_uri: str, route: str, **params: Any) -> "Response":
     from mlflow.utils.rest_utils import http_request
 
     try:
-        answer = http_request(
+        response = http_request(
             get_default_host_creds(tracking_uri),
             f"/api/2.0/mlflow/{route}",
             "GET",
@@ -176,19 +178,19 @@ def _get(tracking_uri: str, route: str, **params: Any) -> "Response":
         )
     except MlflowException as error:
         raise _unreachable(tracking_uri, error.__cause__ or error.__context__ or error) from error
-    return cast("Response", answer)
+    return cast("Response", response)
 
 
-def _json(answer: "Response") -> Any:
-    """What an answer says; None where it is no JSON."""
+def _json(response: "Response") -> Any:
+    """The response's JSON; None if it is not JSON."""
     try:
-        return answer.json()
+        return response.json()
     except ValueError:
         return None
 
 
-def _meet_database(tracking_uri: str) -> None:
-    """Ask a database once: MLflow itself would ask ten times, for 100 s."""
+def _check_database(tracking_uri: str) -> None:
+    """Try one connection to a database; MLflow would retry ten times, for 100 s."""
     import sqlalchemy
     from mlflow.store.db.db_types import DATABASE_ENGINES
 
@@ -206,14 +208,15 @@ def _unreachable(tracking_uri: str, cause: BaseException) -> Unreachable:
     from requests.exceptions import ConnectionError, Timeout
 
     if isinstance(cause, Timeout | TimeoutError) or "timed out" in str(cause):
-        why = "it does not answer in time"
+        reason = "it does not answer in time"
     elif isinstance(cause, ConnectionError):
-        why = "no connection"
+        reason = "no connection"
     else:
-        why = _first_line(cause)
+        reason = _first_line(cause)
     return Unreachable(
-        f"MLflow must answer at {without_password(tracking_uri)}; {why}. Start it, as `dml up` does, or set "
-        "MLFLOW_TRACKING_URI to where it is. What was finished is kept: the same command goes on from there."
+        f"MLflow must answer at {without_password(tracking_uri)}; {reason}. Start it, for example with "
+        "`dml up`, or set MLFLOW_TRACKING_URI to its address. Finished work is kept: run the same command "
+        "to continue."
     )
 
 

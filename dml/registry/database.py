@@ -1,8 +1,8 @@
-"""MLflow's SQLite database: made whole by one process, and right about where its store lies.
+"""MLflow's SQLite database: created atomically, with artefact addresses that follow a moved store.
 
-MLflow makes its tables step by step and writes artefacts' absolute addresses into them. So the file is made
-aside and appears when it is finished, and in a store that was copied or moved the addresses are changed to
-where the store lies now, before anything reads them.
+MLflow creates its tables one by one and stores absolute artefact addresses in them. So the database is
+created under a temporary name and renamed when complete. In a store that was copied or moved, the addresses
+are updated to the store's new location before anything reads them.
 """
 
 import logging
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 ROOT = "mlflow-root.json"
 REGISTRY_LOCK = "mlflow.lock"
-"""Held in a store's local folder while a run or a version is looked for and made where it is missing."""
+"""Lock file in a store's local folder, held while a run or a version is looked up and created if missing."""
 _ADDRESSES = [
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -33,7 +33,7 @@ _ADDRESSES = [
 
 
 def sqlite_file(tracking_uri: str) -> Path | None:
-    """The file of a `sqlite:` URI; None of another, or of a database in memory."""
+    """The file of a `sqlite:` URI; None for other URIs and in-memory databases."""
     if not tracking_uri.startswith("sqlite"):
         return None
     from sqlalchemy.engine import make_url
@@ -46,47 +46,47 @@ def sqlite_file(tracking_uri: str) -> Path | None:
 
 
 @contextmanager
-def first_contact(file: Path) -> Iterator[None]:
-    """Meanwhile nobody else makes or changes the database; it is there, and its addresses are right.
+def prepared_database(file: Path) -> Iterator[None]:
+    """Lock the database, create it if it is missing, and update its artefact addresses.
 
     Args:
-        file: the database; a store's own is called `mlflow.db`.
+        file: the database; a store's database is called `mlflow.db`.
 
     Raises:
-        CorruptArtifact: it is no SQLite database.
+        CorruptArtifact: the file is not a SQLite database.
     """
-    can_write = os.access(file.parent, os.W_OK) or not file.exists()  # a store may be there to be read alone
+    can_write = os.access(file.parent, os.W_OK) or not file.exists()  # a store may be read-only
     with storage.exclusive(file.with_name(f"{file.name}.lock")) if can_write else nullcontext():
         if not file.exists():
-            _make(file)
+            _create(file)
         try:
             with closing(sqlite3.connect(file)) as database:
                 database.execute("SELECT count(*) FROM sqlite_master")
         except sqlite3.Error as error:
             raise CorruptArtifact(
-                f"MLflow's database must be a readable SQLite file; {file}: {error}. Put a copy of it in its "
-                "place, or move it away to begin with an empty one."
+                f"MLflow's database must be a readable SQLite file; {file}: {error}. Restore it from a "
+                "copy, or move it away to start with an empty database."
             ) from error
         if file.name == DATABASE and can_write:
-            _move_addresses(file)
+            _update_addresses(file)
         yield
 
 
-def _make(file: Path) -> None:
+def _create(file: Path) -> None:
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
 
     for abandoned in file.parent.glob(f".{file.name}.*"):
         if storage.is_temporary(abandoned.name):
             abandoned.unlink()
-    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    engine = create_sqlalchemy_engine(sqlite_uri(aside))
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    engine = create_sqlalchemy_engine(sqlite_uri(temporary))
     _initialize_tables(engine)
     engine.dispose()
-    aside.replace(file)
+    temporary.replace(file)
 
 
-def _move_addresses(file: Path) -> None:
-    """Change the addresses below the former place of the store's artefacts into those below the present."""
+def _update_addresses(file: Path) -> None:
+    """Replace the former root of the store's artefacts by the present root in every address."""
     record, root = str(file.with_name(ROOT)), artifact_root(str(file.parent))
     former = storage.read_json(record)["artifacts"] if storage.exists(record) else None
     if former == root:
@@ -100,5 +100,5 @@ def _move_addresses(file: Path) -> None:
                     f"AND substr({column}, 1, length(?1) + 1) != ?1 || '/' AND {column} != ?1",
                     (root, former),
                 )
-        logger.info("The store lies elsewhere than before; MLflow's artefacts are now those in %s.", root)
+        logger.info("The store was moved; MLflow's artefact addresses now start with %s.", root)
     storage.write_json(record, {"artifacts": root})

@@ -1,4 +1,4 @@
-"""What a model version's run remembers, and what is laid beside it for people."""
+"""The MLflow run of a model version: its training curves, and files attached to it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +17,10 @@ _CURVES = ("loss", "validation_")
 
 
 def training_curves(store: str, model: ModelRef) -> Mapping[str, Sequence[tuple[int, float]]]:
-    """How a version's training went: `loss` and what validation measured, by name, as (step, value).
+    """Training curves of a version: `loss` and the validation metrics, each as (step, value) pairs.
 
-    Where a killed run has done steps again, the later of two values counts. Empty where the version's run is
-    no longer there.
+    If a run was killed and repeated steps, the later value of a step counts. Empty if the version's run was
+    deleted.
     """
     client = connect(tracking_uri(store))
     run_id = _run_id(client, model)
@@ -35,9 +35,9 @@ def training_curves(store: str, model: ModelRef) -> Mapping[str, Sequence[tuple[
 
 
 def attach_report(store: str, model: ModelRef, report: ReportRef) -> str | None:
-    """Lay a report's page and pictures beside its model's run in MLflow; returns the folder there.
+    """Attach a report's page and pictures to its model's run in MLflow; returns their artifact folder.
 
-    Written again, the same files replace themselves. None where the version's run is no longer there.
+    Attaching a report again overwrites the same files. None if the version's run was deleted.
     """
     client = connect(tracking_uri(store))
     run_id = _run_id(client, model)
@@ -51,15 +51,15 @@ def attach_report(store: str, model: ModelRef, report: ReportRef) -> str | None:
 
 
 def attach_pictures(store: str, model: ModelRef, pictures: Mapping[str, bytes]) -> list[str]:
-    """Lay pictures beside a version's run in MLflow, in the folder `pictures`.
+    """Attach pictures to a version's run in MLflow, in the artifact folder `pictures`.
 
     Args:
         store: the store's URI.
         model: the version.
-        pictures: file name to PNG.
+        pictures: PNG bytes by file name.
 
     Returns:
-        Their names; none where the version's run is no longer there.
+        The attached names; empty if the version's run was deleted.
     """
     client = connect(tracking_uri(store))
     run_id = _run_id(client, model)

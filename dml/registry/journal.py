@@ -1,7 +1,7 @@
-"""A run's metrics on their way to MLflow: written to a local file, sent by a thread that can wait.
+"""Journal of a run's metrics: a local file that a background thread sends to MLflow.
 
-A training step waits for no server. What MLflow has not taken while it was away, or before the process was
-killed, is in the file and is sent later; a metric of a step is kept once, however often the step is done.
+A training step never waits for a server. Metrics that MLflow did not receive, because it was unreachable or
+the process was killed, stay in the file and are sent later. A step that is repeated is recorded once.
 """
 
 import atexit
@@ -20,13 +20,13 @@ from dml.registry.connection import connect, require_answer
 logger = logging.getLogger(__name__)
 
 MAX_METRICS_PER_BATCH = 1000  # MLflow refuses more
-_LONGEST_PAUSE_S = 30.0
-_LAST_WAIT_S = 5.0
+_MAX_PAUSE_S = 30.0
+_EXIT_FLUSH_S = 5.0
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """What was reported of one step, and where its line ends in the file, in bytes."""
+    """The metrics of one step, and the offset in bytes of the end of its line in the file."""
 
     step: int
     timestamp_ms: int
@@ -35,12 +35,12 @@ class _Entry:
 
 
 class Journal:
-    """The metrics of a run of training in a file, one line a report, and how far MLflow has them.
+    """The metrics of a training run in a file, one line per step, and how much of it MLflow has received.
 
     Args:
-        file: of the run's identity: a run that goes on, or goes to another MLflow, finds what was reported.
-        tracking_uri: of the MLflow they go to.
-        run_id: MLflow's name of the run.
+        file: named by the run's identity, so that a continued run, or one sent to another MLflow, reuses it.
+        tracking_uri: the MLflow to send to.
+        run_id: MLflow's id of the run.
     """
 
     def __init__(self, file: Path, tracking_uri: str, run_id: str) -> None:
@@ -54,13 +54,13 @@ class Journal:
         self._sent = int(record["bytes"]) if record is not None and same else 0
         if not same:
             self._write_record()
-        self._news, self._sending = threading.Event(), threading.Lock()
-        self._thread = threading.Thread(target=self._send_for_ever, daemon=True)
-        self._away = self._waits = self._closed = False
-        self._begins = True
+        self._new_entries, self._sending = threading.Event(), threading.Lock()
+        self._thread = threading.Thread(target=self._send_continuously, daemon=True)
+        self._is_unreachable = self._has_pending = self._closed = False
+        self._starts_line = True
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write a step's metrics down; returns at once, whatever state MLflow is in."""
+        """Write a step's metrics to the file; does not wait for MLflow."""
         new = {key: float(value) for key, value in metrics.items() if (key, step) not in self._known}
         if not new:
             return
@@ -68,22 +68,22 @@ class Journal:
         line = json.dumps({"step": step, "timestamp_ms": time.time_ns() // 1_000_000, "metrics": new})
         try:
             with self.file.open("ab") as stream:
-                # One write, which a kill does not divide; it begins a line also after one that a crash left.
-                stream.write(f"{chr(10) if self._begins else ''}{line}\n".encode())
-                self._begins = False
-        except OSError as error:  # a full disk: the checkpoint will say so, which needs more of it
+                # One write, which a kill does not split. It starts a new line after one that a crash cut off.
+                stream.write(f"{chr(10) if self._starts_line else ''}{line}\n".encode())
+                self._starts_line = False
+        except OSError as error:  # a full disk: the larger checkpoint will fail with the error
             logger.error("The metrics of step %d cannot be written to %s: %s", step, self.file, error)
             return
         if not self._thread.is_alive():
             self._thread.start()
             atexit.register(self._last_flush)
-        self._waits = True
-        self._news.set()
+        self._has_pending = True
+        self._new_entries.set()
 
     def flush(self, wait_s: float) -> bool:
-        """Send what is left, trying for so long; whether MLflow has all of it."""
+        """Send pending metrics, with retries for `wait_s` seconds; returns whether MLflow has all of them."""
         deadline = time.monotonic() + wait_s
-        self._waits = False
+        self._has_pending = False
         while not (done := self._send()) and time.monotonic() < deadline:
             time.sleep(min(1.0, wait_s))
         return done
@@ -91,54 +91,54 @@ class Journal:
     def close(self, wait_s: float) -> bool:
         """`flush`, and end the thread."""
         done, self._closed = self.flush(wait_s), True
-        self._news.set()
+        self._new_entries.set()
         return done
 
     def _last_flush(self) -> None:
-        """Where a process ends that nobody has told to flush, as a worker of several."""
-        if self._waits:
-            self.flush(_LAST_WAIT_S)
+        """Flush at exit in a process that did not call `flush`, such as one of several workers."""
+        if self._has_pending:
+            self.flush(_EXIT_FLUSH_S)
 
-    def _send_for_ever(self) -> None:
+    def _send_continuously(self) -> None:
         while not self._closed:
-            self._news.wait()
-            self._news.clear()
+            self._new_entries.wait()
+            self._new_entries.clear()
             pause_s = 1.0
             while not self._closed and not self._send():
                 time.sleep(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
     def _send(self) -> bool:
         with self._sending:
-            left = _entries(self.file, self._sent)
+            pending = _entries(self.file, self._sent)
             try:
-                if left:
+                if pending:
                     require_answer(self._tracking_uri)
-                while left:
-                    taken = _first_batch(left)
-                    self._send_batch(left[:taken])
-                    left = left[taken:]
+                while pending:
+                    batch_size = _first_batch(pending)
+                    self._send_batch(pending[:batch_size])
+                    pending = pending[batch_size:]
             except DmlError as error:
-                if not self._away:
+                if not self._is_unreachable:
                     logger.warning("Metrics wait in %s: %s", self.file, error)
-                self._away = True
+                self._is_unreachable = True
                 return False
-            if self._away:
+            if self._is_unreachable:
                 logger.info("MLflow answers again; it has all metrics.")
-            self._away = False
+            self._is_unreachable = False
             return True
 
     def _send_batch(self, entries: list[_Entry]) -> None:
         from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException
 
-        # With their own time: what MLflow has already is the same metric, and stays one.
+        # With their original time, so that MLflow recognizes a metric it already has as a duplicate.
         metrics = [Metric(k, v, e.timestamp_ms, e.step) for e in entries for k, v in e.metrics.items()]
         try:
             connect(self._tracking_uri).log_batch(self._run_id, metrics=metrics)
         except MlflowException as error:  # such as a run that was deleted in MLflow's pages
             logger.warning(
-                "MLflow refuses the metrics of steps %d to %d, which stay in %s: %s",
+                "MLflow refuses the metrics of steps %d to %d, which remain in %s: %s",
                 *(entries[0].step, entries[-1].step, self.file, error),
             )
         self._sent = entries[-1].end
@@ -147,23 +147,23 @@ class Journal:
     def _write_record(self) -> None:
         record = {"to": without_password(self._tracking_uri), "run_id": self._run_id, "bytes": self._sent}
         try:
-            storage.write_json(str(_record_of(self.file)), record)
+            storage.write_json(str(_record_file(self.file)), record)
         except OSError as error:
-            logger.error("How far MLflow has %s cannot be written down: %s", self.file, error)
+            logger.error("The record of what MLflow received of %s cannot be written: %s", self.file, error)
 
 
 def send_leftovers(folder: Path, tracking_uri: str, *, wait_s: float) -> None:
-    """Send what runs that have ended could not send to this MLflow.
+    """Send the metrics that earlier runs could not send to this MLflow.
 
     Args:
-        folder: of the journals.
-        tracking_uri: of an MLflow that has just answered.
-        wait_s: for each of them.
+        folder: the folder of the journals.
+        tracking_uri: an MLflow that has just answered.
+        wait_s: retry time per journal, in seconds.
     """
     for file in sorted(folder.glob("*.jsonl")):
         record = _read_record(file)
-        left = record is not None and int(record["bytes"]) < file.stat().st_size
-        if record is not None and left and record["to"] == without_password(tracking_uri):
+        is_pending = record is not None and int(record["bytes"]) < file.stat().st_size
+        if record is not None and is_pending and record["to"] == without_password(tracking_uri):
             Journal(file, tracking_uri, str(record["run_id"])).flush(wait_s)
 
 
@@ -187,7 +187,7 @@ def _entries(file: Path, start: int) -> list[_Entry]:
 
 
 def _first_batch(entries: list[_Entry]) -> int:
-    """How many of the first entries one request takes, at least one."""
+    """The number of leading entries that fit into one request, at least one."""
     count, metrics = 0, 0
     for entry in entries:
         metrics += len(entry.metrics)
@@ -197,12 +197,12 @@ def _first_batch(entries: list[_Entry]) -> int:
     return count
 
 
-def _record_of(file: Path) -> Path:
+def _record_file(file: Path) -> Path:
     return file.with_suffix(".sent.json")
 
 
 def _read_record(file: Path) -> dict[str, str | int] | None:
     try:
-        return storage.read_json(str(_record_of(file)))
+        return storage.read_json(str(_record_file(file)))
     except (MissingArtifact, ValueError):
         return None

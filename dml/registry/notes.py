@@ -1,4 +1,4 @@
-"""What MLflow's pages say of a model, a version and a run, in Markdown, for somebody who sees only them."""
+"""Markdown descriptions of a model, a version and a run, for MLflow's pages."""
 
 from collections.abc import Mapping
 
@@ -8,19 +8,19 @@ from dml.reports import against_pixels
 _SHOWN = ("recall_at_1", "map_at_r", "nmi")
 
 
-def note_of(
-    loads: str,
+def version_description(
+    model_uri: str,
     package: PackageRef,
     metrics: Mapping[str, float],
     baselines: Mapping[str, Mapping[str, float]],
 ) -> str:
-    """What a version was trained on, how good it is, and how it is loaded.
+    """A version's training dataset, metrics, and code to load it.
 
     Args:
-        loads: what MLflow loads it by, `models:/NAME/VERSION`.
-        package: what is in it.
-        metrics: how it does on the test split.
-        baselines: name to metrics, as `EvaluationReport.baseline_metrics`.
+        model_uri: MLflow's URI of the version, `models:/NAME/VERSION`.
+        package: the version's package.
+        metrics: metrics on the test split.
+        baselines: metrics by name, as `EvaluationReport.baseline_metrics`.
     """
     dataset = package.dataset
     lines = [f"Images in, embeddings of {package.dim} dimensions and unit length out."]
@@ -39,25 +39,25 @@ def note_of(
         lines.append("\n".join(table))
     if verdict := against_pixels(shown[0] if shown else "", metrics, baselines):
         lines.append(f"It is {verdict}.")
-    lines.append(f"Package `{package.version}`. Load it:\n\n{_loading(loads)}")
+    lines.append(f"Package `{package.version}`. Load it:\n\n{_loading_example(model_uri)}")
     return "\n\n".join(lines)
 
 
-def note_of_model(name: str) -> str:
-    """What a registered model is, whichever of its versions is used."""
+def model_description(name: str) -> str:
+    """A registered model, independent of its versions."""
     return (
-        f"The models of `{name}`. The alias `champion` is the version in use: it passed the gate, as every "
-        "new one must (`dml models` shows them, `dml rollback model` takes one back).\n\n"
-        + _loading(f"models:/{name}@champion")
+        f"The versions of `{name}`. The alias `champion` is the version in use: it passed the gate, as every "
+        "champion must (`dml models` lists versions, `dml rollback model` restores a former champion).\n\n"
+        + _loading_example(f"models:/{name}@champion")
     )
 
 
-def _loading(loads: str) -> str:
+def _loading_example(model_uri: str) -> str:
     return f"""```python
 import mlflow
 import pandas as pd
 
-model = mlflow.pyfunc.load_model("{loads}")
+model = mlflow.pyfunc.load_model("{model_uri}")
 images = pd.DataFrame({{"image": [open("query.png", "rb").read()]}})
 embeddings = model.predict(images)  # (N, D) float32
 ```"""

@@ -1,6 +1,6 @@
-"""How MLflow loads a package: `mlflow.pyfunc.load_model("models:/NAME@champion").predict(images)`.
+"""MLflow pyfunc model of a package: `mlflow.pyfunc.load_model("models:/NAME@champion").predict(images)`.
 
-Nothing is unpickled: MLflow imports this module by name and hands it the folder with the package's files.
+Nothing is unpickled: MLflow imports this module by name and passes it the folder with the package's files.
 """
 
 import base64
@@ -37,19 +37,19 @@ class EmbeddingModel:
         Args:
             model_input: N rows with a column `image`: image files' bytes, the same in base64, Pillow images,
                 or arrays (H, W) or (H, W, 3) of uint8.
-            params: none are known.
+            params: ignored.
 
         Returns:
             (N, D) float32, unit length.
 
         Raises:
-            InvalidData: something else; the message names the row.
+            InvalidData: a row is not an image; the message names the row.
         """
         if COLUMN not in model_input:
             raise InvalidData(
                 f"The input must have a column {COLUMN!r} of {_ACCEPTED}; got columns {list(model_input)}."
             )
-        images = [_encoded(value, row) for row, value in enumerate(model_input[COLUMN])]
+        images = [_encode_image(value, row) for row, value in enumerate(model_input[COLUMN])]
         try:
             return self.package.embed(images)
         except InvalidData:
@@ -58,7 +58,7 @@ class EmbeddingModel:
             raise
 
 
-def _encoded(value: Any, row: int) -> bytes:
+def _encode_image(value: Any, row: int) -> bytes:
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, str):
@@ -66,24 +66,26 @@ def _encoded(value: Any, row: int) -> bytes:
             return base64.b64decode(value.partition("base64,")[2] or value, validate=True)
         except (binascii.Error, ValueError) as error:
             raise InvalidData(
-                f"Row {row} must be {_ACCEPTED}; got a text that is not base64, {value[:40]!r}. A path "
-                "is not read: give the file's bytes."
+                f"Row {row} must be {_ACCEPTED}; got a text that is not base64, {value[:40]!r}. "
+                "A path is not read: give the file's bytes."
             ) from error
     if isinstance(value, Image.Image | np.ndarray):
         try:
-            return _png(value)
+            return _encode_png(value)
         except (TypeError, ValueError, OSError, SystemError) as error:
             got = f"{value.shape} of {value.dtype}" if isinstance(value, np.ndarray) else value.mode
             raise InvalidData(f"Row {row} must be {_ACCEPTED}; got {type(value).__name__} {got}.") from error
     raise InvalidData(f"Row {row} must be {_ACCEPTED}; got {type(value).__name__} {value!r:.40}.")
 
 
-def _png(value: "Image.Image | NDArray[Any]") -> bytes:
+def _encode_png(value: "Image.Image | NDArray[Any]") -> bytes:
     if isinstance(value, np.ndarray):
         if value.dtype != np.uint8:
-            raise TypeError(f"Other numbers than 0 to 255 may mean several brightnesses; got {value.dtype}.")
+            raise TypeError(
+                f"An array must be uint8, since the range of other types is unknown; got {value.dtype}."
+            )
         if value.ndim != 2 and (value.ndim != 3 or value.shape[2] != 3):
-            raise ValueError(f"Pillow would take a row or two channels for a picture; got {value.shape}.")
+            raise ValueError(f"An array must have shape (H, W) or (H, W, 3); got {value.shape}.")
         value = Image.fromarray(value)
     out = io.BytesIO()
     value.save(out, "PNG", compress_level=1)

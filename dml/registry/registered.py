@@ -1,7 +1,7 @@
-"""Which packages of a store are registered, and where: a note beside each, which `dml gc` reads.
+"""Notes beside registered packages that record where they are registered; `dml gc` reads them.
 
-Which MLflow is asked depends on the environment. `dml gc` in another shell, without the `MLFLOW_TRACKING_URI`
-that a model was registered with, must not take its package for one that nobody needs.
+The environment selects the MLflow. So `dml gc` in another shell, without the `MLFLOW_TRACKING_URI` that a
+model was registered with, must not remove the model's package.
 """
 
 import logging
@@ -21,77 +21,80 @@ logger = logging.getLogger(__name__)
 _SUFFIX = ".registered.json"
 
 
-def note_registered(client: "MlflowClient", address: str, model: ModelRef) -> None:
-    """Note beside a version's package that it is registered, and where.
+def add_registration_note(client: "MlflowClient", address: str, model: ModelRef) -> None:
+    """Write a note beside a version's package that records where it is registered.
 
     Args:
-        client: of the MLflow it is registered in.
-        address: of that.
+        client: client of the MLflow that holds the version.
+        address: tracking URI of that MLflow.
         model: the version.
     """
-    run = _run_of(client, model)
+    run = _run_id(client, model)
     note = {
         "mlflow": without_password(address),
         "model": model.name,
         "version": model.version,
-        "run": run,  # tells one MLflow from another, whatever its address is now
+        "run": run,  # identifies the MLflow, also if its address changes
     }
 
-    def add(held: dict[str, Any] | None) -> dict[str, Any]:
-        others = [each for each in held["registered"] if not _same(each, model, run)] if held else []
-        return {"registered": [*others, note]}
+    def add(content: dict[str, Any] | None) -> dict[str, Any]:
+        return {"registered": [*_other_notes(content, model, run), note]}
 
-    storage.update_checked(model.package.uri + _SUFFIX, add)  # others may register the same package now
+    storage.update_checked(model.package.uri + _SUFFIX, add)  # another process may register the same package
 
 
-def end_note(client: "MlflowClient", model: ModelRef) -> None:
-    """Take the note back; to be called before the version is removed."""
-    run = _run_of(client, model)
+def remove_registration_note(client: "MlflowClient", model: ModelRef) -> None:
+    """Remove the note of a version; call it before the version is removed."""
+    run = _run_id(client, model)
 
-    def drop(held: dict[str, Any] | None) -> dict[str, Any]:
-        return {
-            "registered": [each for each in held["registered"] if not _same(each, model, run)] if held else []
-        }
+    def drop(content: dict[str, Any] | None) -> dict[str, Any]:
+        return {"registered": _other_notes(content, model, run)}
 
     storage.update_checked(model.package.uri + _SUFFIX, drop)
 
 
-def registered_elsewhere(store: str) -> list[str]:
-    """URIs of the packages whose version the MLflow that is set now does not know, or does not show.
+def _other_notes(content: dict[str, Any] | None, model: ModelRef, run: str) -> list[dict[str, Any]]:
+    notes = content["registered"] if content else []
+    return [note for note in notes if not _is_note_of(note, model, run)]
 
-    What was removed in that MLflow itself is not among them: it knows the version's run, and no version.
+
+def registered_elsewhere(store: str) -> list[str]:
+    """URIs of the packages whose version the configured MLflow does not know, or cannot read.
+
+    A version that was removed in MLflow itself is not included: MLflow still has its run, but not the
+    version.
     """
     root = storage.join(store, "packages")
     client = connect(tracking_uri(store)) if has_registry(store) else None
-    found = []
+    packages = []
     for name in storage.list_names(root):
         uri = storage.join(root, name.removesuffix(_SUFFIX))
         if not name.endswith(_SUFFIX) or not storage.is_complete(uri):
             continue
-        standing = [note for note in _notes(uri) if client is None or _may_stand(client, note)]
-        if standing:
-            found.append(uri)
-    return found
+        valid = [note for note in _notes(uri) if client is None or _may_be_valid(client, note)]
+        if valid:
+            packages.append(uri)
+    return packages
 
 
-def _may_stand(client: "MlflowClient", note: dict[str, Any]) -> bool:
-    if _is_there(lambda: client.get_model_version(note["model"], str(note["version"]))):
+def _may_be_valid(client: "MlflowClient", note: dict[str, Any]) -> bool:
+    if _exists(lambda: client.get_model_version(note["model"], str(note["version"]))):
         return True
-    if _is_there(lambda: client.get_run(note["run"])):
+    if _exists(lambda: client.get_run(note["run"])):
         return False
     logger.warning(
-        "A package stays: it is registered as %s/%s in another MLflow, at %s. Remove it with that as "
-        "MLFLOW_TRACKING_URI.",
+        "A package is kept: it is registered as %s/%s in another MLflow, at %s. To remove it, set "
+        "MLFLOW_TRACKING_URI to that address.",
         *(note["model"], note["version"], note["mlflow"]),
     )
     return True
 
 
-def _is_there(ask: Any) -> bool:
+def _exists(request: Any) -> bool:
     from mlflow.exceptions import MlflowException
 
     try:
-        ask()
+        request()
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return False
@@ -99,14 +102,14 @@ def _is_there(ask: Any) -> bool:
     return True
 
 
-def _run_of(client: "MlflowClient", model: ModelRef) -> str:
+def _run_id(client: "MlflowClient", model: ModelRef) -> str:
     return str(client.get_model_version(model.name, str(model.version)).run_id)
 
 
-def _same(note: dict[str, Any], model: ModelRef, run: str) -> bool:
+def _is_note_of(note: dict[str, Any], model: ModelRef, run: str) -> bool:
     return (note["model"], note["version"], note["run"]) == (model.name, model.version, run)
 
 
 def _notes(package: str) -> list[dict[str, Any]]:
-    held = storage.read_checked(package + _SUFFIX)
-    return list(held["registered"]) if held else []
+    content = storage.read_checked(package + _SUFFIX)
+    return list(content["registered"]) if content else []

@@ -1,4 +1,4 @@
-"""Runs in MLflow: one per run identity, found again after a crash, fed while training goes on."""
+"""MLflow runs: one per run identity, continued after a crash, updated during training."""
 
 import getpass
 import json
@@ -33,7 +33,7 @@ _JOURNALS: dict[tuple[int, "Run"], Journal] = {}  # of this process
 
 
 class HasMetrics(Protocol):
-    """What a training step reports."""
+    """The metrics of one training step."""
 
     @property
     def step(self) -> int: ...
@@ -43,23 +43,23 @@ class HasMetrics(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """A run in MLflow, as a value that can travel to another process."""
+    """A run in MLflow, as a picklable value."""
 
     tracking_uri: str
     id: str
     journal: str
-    """The local file where the metrics of training are kept."""
+    """The local file of the training metrics."""
 
     def __call__(self, progress: HasMetrics) -> None:
-        """Log a training step's metrics; no step waits for MLflow."""
+        """Log a training step's metrics without waiting for MLflow."""
         self._open_journal().append(progress.step, progress.metrics())
 
     def log_evaluation(self, evaluation: Evaluation) -> None:
-        """Log every number under a name of MLflow's: NAME, NAME.low, NAME.high, ATTRIBUTE/VALUE/NAME."""
-        self.log_metrics(_flat(evaluation))
+        """Log every number as an MLflow metric: NAME, NAME.low, NAME.high, ATTRIBUTE/VALUE/NAME."""
+        self.log_metrics(_flatten_evaluation(evaluation))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log at once; what MLflow has already is not logged again."""
+        """Log synchronously; values that MLflow already has are not logged again."""
         from mlflow.entities import Metric
         from mlflow.utils.time import get_current_time_millis
 
@@ -71,13 +71,13 @@ class Run:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """The run's state in MLflow: finished if the body ends well, failed if it raises."""
+        """Set the run's status in MLflow: finished after the body, failed if it raises."""
         try:
             yield
         except BaseException:
             try:
                 self._end("FAILED")
-            except Exception as error:  # what went wrong in the body is what counts
+            except Exception as error:  # the body's error is the one to raise
                 logger.warning("The run cannot be marked as failed in MLflow: %s", error)
             raise
         self._end("FINISHED")
@@ -103,15 +103,15 @@ def start_run(
     name: str | None = None,
     dataset: DatasetRef | None = None,
 ) -> Run:
-    """The MLflow run of a run identity: a new one, or the one that a killed process left.
+    """The MLflow run of a run identity: a new run, or that of an earlier, killed process.
 
     Args:
-        store: the store's URI; runs go to its own database, or to the configured MLflow.
-        experiment: MLflow's experiment, made when it is missing, restored when it was deleted.
-        identity: what `training.run_identity` gives; the same identity continues the same run.
+        store: the store's URI; runs go to its database, or to the configured MLflow.
+        experiment: name of the MLflow experiment, created if missing, restored if deleted.
+        identity: from `training.run_identity`; the same identity continues the same run.
         params: a nested configuration, logged with dotted names.
-        name: the run's name in MLflow's pages; None: the identity.
-        dataset: what the run learns from, shown beside it.
+        name: the run's name in MLflow's pages; None uses the identity.
+        dataset: the training dataset, logged as the run's input.
 
     Raises:
         Unreachable: MLflow does not answer.
@@ -122,9 +122,9 @@ def start_run(
     journals.mkdir(parents=True, exist_ok=True)
     with storage.exclusive(folder / REGISTRY_LOCK):
         experiment_id = _experiment_id(client, uri, experiment, artifact_root(store))
-        found = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
-        if found:
-            run = found[0]
+        existing = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{identity}'", max_results=1)
+        if existing:
+            run = existing[0]
             client.update_run(run.info.run_id, status="RUNNING")
         else:
             tags = {RUN_TAG: identity, **_origin()}
@@ -137,7 +137,7 @@ def start_run(
 
 
 def _origin() -> dict[str, str]:
-    """The commit of the code where it runs from a repository, and who runs it, under MLflow's own names."""
+    """The code's commit, if it runs from a repository, and the user, under MLflow's tag names."""
     from mlflow.utils.git_utils import get_git_commit
 
     commit = get_git_commit(str(Path(__file__).parent))
@@ -155,7 +155,7 @@ def _input(dataset: DatasetRef) -> "DatasetInput":
 
 
 def user() -> str:
-    """Who runs this process."""
+    """The name of this process's user."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
@@ -165,7 +165,7 @@ def user() -> str:
 def _log_missing_params(
     client: "MlflowClient", run_id: str, params: Mapping[str, Any], known: Mapping[str, str]
 ) -> None:
-    """A process may have been killed before it logged them; those that are there cannot be changed."""
+    """Log the parameters that an earlier, killed process did not log; logged ones cannot be changed."""
     from mlflow.entities import Param
 
     missing = [Param(k, str(v)[:_MAX_PARAM_LENGTH]) for k, v in _flatten(params) if k not in known]
@@ -176,19 +176,19 @@ def _log_missing_params(
 def _experiment_id(client: "MlflowClient", tracking_uri: str, name: str, artifact_root: str) -> str:
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         location = None if tracking_uri.startswith("http") else artifact_root
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except MlflowException:  # another machine was first
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
         logger.info("The experiment %s was deleted in MLflow; it is restored, with its runs.", name)
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -201,20 +201,22 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
     return pairs
 
 
-def _flat(evaluation: Evaluation) -> dict[str, float]:
-    flat = _with_ends(evaluation.metrics)
+def _flatten_evaluation(evaluation: Evaluation) -> dict[str, float]:
+    flat = _flatten_intervals(evaluation.metrics)
     folders: set[str] = set()
     for part in evaluation.slices:
-        folder = f"{_as_name(part.attribute)}/{'missing' if part.value is None else _as_name(part.value)}"
-        while folder in folders:  # values may differ in what a name cannot hold, and one may say "missing"
+        folder = (
+            f"{_metric_name(part.attribute)}/{'missing' if part.value is None else _metric_name(part.value)}"
+        )
+        while folder in folders:  # two values can map to one name, and a value can be "missing"
             folder += "_"
         folders.add(folder)
-        flat |= {f"{folder}/{name}": value for name, value in _with_ends(part.metrics).items()}
+        flat |= {f"{folder}/{name}": value for name, value in _flatten_intervals(part.metrics).items()}
         flat[f"{folder}/num_queries"] = part.num_queries
     return flat
 
 
-def _with_ends(metrics: Mapping[str, Measured]) -> dict[str, float]:
+def _flatten_intervals(metrics: Mapping[str, Measured]) -> dict[str, float]:
     flat = {}
     for name, measured in metrics.items():
         for end, value in (("", measured.value), (".low", measured.low), (".high", measured.high)):
@@ -223,6 +225,6 @@ def _with_ends(metrics: Mapping[str, Measured]) -> dict[str, float]:
     return flat
 
 
-def _as_name(text: str) -> str:
-    """As a part of a metric's name, of which MLflow takes letters, digits and a few signs."""
+def _metric_name(text: str) -> str:
+    """A valid part of an MLflow metric name: letters, digits and a few other characters."""
     return re.sub(r"[^\w. :-]", "_", text).strip(".") or "_"

@@ -1,4 +1,4 @@
-"""What several tests of the registry stand on: small packages, and a process of its own."""
+"""Helpers for tests of the registry: small packages, and code run in a separate process."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def new_version(store: str, name: str, seed: int, recall: float) -> ModelRef:
 
 
 def python(code: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
-    """A process that runs code with this project on its path."""
+    """A separate process that runs code with this project on its path."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,

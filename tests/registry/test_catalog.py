@@ -40,8 +40,8 @@ def test_the_champion_moves_only_to_a_better_version(store):
 
     better = new_version(store, "gated", 3, 0.52)
     assert champion.apply_gate(store, better, gate, {"recall_at_1": 0.50}).promoted
-    found = catalog.find_model(store, "gated")
-    assert (found.version, found.package) == (better.version, better.package)
+    model = catalog.find_model(store, "gated")
+    assert (model.version, model.package) == (better.version, better.package)
     assert catalog.find_model(store, f"gated/{first.version}").package == first.package
     assert [model.version for model in catalog.list_models(store) if model.name == "gated"] == [
         3,
@@ -74,12 +74,12 @@ def test_registering_the_same_package_again_adds_no_version(store):
     assert again == first
 
 
-def test_a_model_that_is_not_there_is_named_with_those_that_are(store):
+def test_a_missing_model_is_reported_with_the_existing_ones(store):
     with pytest.raises(MissingArtifact, match="no-such-model"):
         catalog.find_model(store, "no-such-model")
 
 
-def test_a_gate_on_a_metric_nobody_measured_is_refused(store):
+def test_a_gate_on_an_unmeasured_metric_is_refused(store):
     version = new_version(store, "unmeasured", 1, 0.5)
     with pytest.raises(InvalidSetting, match="recall_at_1"):
         champion.apply_gate(store, version, GateConfig(metric="recal"), None)
@@ -104,7 +104,7 @@ def test_a_killed_run_is_continued_and_a_failed_one_is_marked(store):
     assert finished.data.metrics == {"loss": 0.5}
 
 
-def test_an_evaluation_is_logged_under_names_that_mlflow_takes_and_tells_apart(store):
+def test_an_evaluation_is_logged_under_valid_and_distinct_names(store):
     whole = {"recall_at_1": Measured(value=0.5, low=0.4, high=0.6), "nmi": Measured(value=0.7)}
     values = ["low/er", "low?er", "missing", None, "..."]
     slices = [
@@ -124,7 +124,7 @@ def test_an_evaluation_is_logged_under_names_that_mlflow_takes_and_tells_apart(s
     }
 
 
-def test_mlflow_loads_the_champion_in_a_process_that_knows_no_flows(store, tmp_path):
+def test_mlflow_loads_the_champion_in_a_process_without_flows(store, tmp_path):
     version = new_version(store, "loadable", 5, 0.5)
     champion.apply_gate(store, version, GateConfig(), None)
     out = io.BytesIO()
@@ -154,7 +154,7 @@ print(json.dumps({"embeddings": embeddings.tolist(), "signature": model.metadata
     assert "float32" in answer["signature"]["outputs"]
 
 
-def test_registering_leaves_the_environment_as_it_was(store, monkeypatch):
+def test_registering_restores_the_environment(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////elsewhere.db")
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
     new_version(store, "tidy", 6, 0.5)
@@ -162,25 +162,25 @@ def test_registering_leaves_the_environment_as_it_was(store, monkeypatch):
     assert "MLFLOW_REGISTRY_URI" not in os.environ
 
 
-def test_what_is_not_ours_or_damaged_in_a_shared_mlflow_is_left_out_with_a_word(tmp_path, caplog):
+def test_foreign_and_damaged_versions_in_a_shared_mlflow_are_left_out_with_a_warning(tmp_path, caplog):
     store = str(tmp_path)
-    ours = [new_version(store, "shared", seed, 0.5) for seed in (1, 2, 3, 4)]
+    versions = [new_version(store, "shared", seed, 0.5) for seed in (1, 2, 3, 4)]
     client = connect(tracking_uri(store))
-    for name in ("bob's model", 'x" or 1=1', "Shop", "theirs"):
+    for name in ("bob's model", 'x" or 1=1', "Shop", "foreign"):
         client.create_registered_model(name)
     run = client.get_model_version("shared", "1").run_id
-    client.create_model_version("theirs", "s3://elsewhere/model", run)
+    client.create_model_version("foreign", "s3://elsewhere/model", run)
     client.set_model_version_tag("shared", "2", "dml.package", "{not json")
     client.set_model_version_tag("shared", "3", "dml.metrics", '["no", "mapping"]')
     client.delete_model_version_tag("shared", "4", "dml.package")
 
-    found = catalog.read_registry(store)
-    assert [str(model) for model in found.models] == ["shared/1"]
-    assert sorted(found.foreign) == ["Shop", "bob's model", "shared/4", "theirs", 'x" or 1=1']
+    listing = catalog.read_registry(store)
+    assert [str(model) for model in listing.models] == ["shared/1"]
+    assert sorted(listing.foreign) == ["Shop", "bob's model", "foreign", "shared/4", 'x" or 1=1']
     for version in ("2", "3"):
         assert f"Version {version} of model shared has damaged tags" in caplog.text
-    assert catalog.find_model(store, "shared/1").package == ours[0].package
-    for name in ("shared/2", "theirs", "shared@nobody", "shared/x", "shared"):
+    assert catalog.find_model(store, "shared/1").package == versions[0].package
+    for name in ("shared/2", "foreign", "shared@unknown", "shared/x", "shared"):
         with pytest.raises(MissingArtifact, match="shared"):
             catalog.find_model(store, name)
     for name in ("bob's model", "' OR 1=1 --", "", "@champion", "/1"):
@@ -190,7 +190,7 @@ def test_what_is_not_ours_or_damaged_in_a_shared_mlflow_is_left_out_with_a_word(
 
 @pytest.fixture
 def foreign_champion(tmp_path):
-    """A store whose model's alias `champion` somebody gave to version 2, which is not ours."""
+    """A store whose alias `champion` is on version 2, which dml did not make."""
     store = str(tmp_path / "store")
     first = new_version(store, "shop", 1, 0.5)
     champion.apply_gate(store, first, GateConfig(), None)
@@ -201,21 +201,21 @@ def foreign_champion(tmp_path):
     return store
 
 
-def test_the_gate_leaves_an_alias_where_somebody_gave_it_to_what_is_not_ours(foreign_champion):
+def test_the_gate_does_not_move_an_alias_from_a_foreign_version(foreign_champion):
     store = foreign_champion
     judged = champion.apply_gate(store, new_version(store, "shop", 3, 0.9), GateConfig(), None)
     assert judged.alias == "challenger"
     assert "champion is on version 2, which dml did not make" in judged.reason
     assert "dml rollback model shop/3" in judged.reason
     client = connect(tracking_uri(store))
-    assert catalog.version_of_alias(client, "shop", "champion") == "2"
+    assert catalog.alias_version(client, "shop", "champion") == "2"
     with pytest.raises(MissingArtifact, match="no champion: the alias is on version 2, which dml did not"):
         catalog.find_model(store, "shop")
     assert catalog.read_registry(store).foreign == ["shop/2"]
     assert str(champion.rollback_champion(store, "shop/3")) == "shop/3"
 
 
-def test_a_version_that_a_kill_kept_from_the_gate_says_what_finishes_it(tmp_path):
+def test_a_version_registered_but_not_judged_is_reported_with_its_remedy(tmp_path):
     store = str(tmp_path)
     version = new_version(store, "shop", 1, 0.5)
     (listed,) = catalog.list_models(store)
@@ -229,7 +229,7 @@ def test_a_version_that_a_kill_kept_from_the_gate_says_what_finishes_it(tmp_path
 
 
 @pytest.mark.parametrize("metrics", [None, {"recall_at_1": 0.1}])
-def test_a_champion_made_meanwhile_is_not_overtaken_without_a_comparison(tmp_path, metrics):
+def test_a_champion_made_meanwhile_is_not_replaced_without_a_comparison(tmp_path, metrics):
     store = str(tmp_path)
     other, new = new_version(store, "shop", 1, 0.9), new_version(store, "shop", 2, 0.5)
     champion.apply_gate(store, other, GateConfig(), None)
@@ -238,13 +238,13 @@ def test_a_champion_made_meanwhile_is_not_overtaken_without_a_comparison(tmp_pat
     assert catalog.find_champion(store, "shop").version == 1
 
 
-def test_the_same_training_given_twice_at_once_is_one_champion_and_no_challenger(tmp_path):
+def test_the_same_training_run_twice_at_once_gives_one_champion_and_no_challenger(tmp_path):
     store = str(tmp_path)
-    ours = new_version(store, "shop", 1, 0.5)
-    first = champion.apply_gate(store, ours, GateConfig(), None)
-    second = champion.apply_gate(store, ours, GateConfig(), {"recall_at_1": 0.5}, against=1)
+    version = new_version(store, "shop", 1, 0.5)
+    first = champion.apply_gate(store, version, GateConfig(), None)
+    second = champion.apply_gate(store, version, GateConfig(), {"recall_at_1": 0.5}, against=1)
     assert (second.alias, second.reason) == (first.alias, first.reason) == ("champion", first.reason)
-    assert catalog.version_of_alias(connect(tracking_uri(store)), "shop", "challenger") is None
+    assert catalog.alias_version(connect(tracking_uri(store)), "shop", "challenger") is None
 
 
 def test_a_deleted_experiment_is_restored_with_its_runs(store):
@@ -255,19 +255,19 @@ def test_a_deleted_experiment_is_restored_with_its_runs(store):
     assert client.get_experiment_by_name("deleted").lifecycle_stage == "active"
 
 
-def test_parameters_that_a_killed_process_did_not_log_are_logged_by_the_next(store):
+def test_parameters_that_a_killed_process_did_not_log_are_logged_later(store):
     client = connect(tracking_uri(store))
     experiment = client.create_experiment("half")
-    left = client.create_run(experiment, tags={tracking.RUN_TAG: "same"})
-    client.log_param(left.info.run_id, "a.b", "1")
+    killed = client.create_run(experiment, tags={tracking.RUN_TAG: "same"})
+    client.log_param(killed.info.run_id, "a.b", "1")
     params = {"a": {"b": 2, "c": 3}, **{f"p{number}": number for number in range(250)}}
     run = tracking.start_run(store, experiment="half", identity="same", params=params)
-    assert run.id == left.info.run_id
-    found = client.get_run(run.id).data.params
-    assert (found["a.b"], found["a.c"], len(found)) == ("1", "3", 252)
+    assert run.id == killed.info.run_id
+    logged = client.get_run(run.id).data.params
+    assert (logged["a.b"], logged["a.c"], len(logged)) == ("1", "3", 252)
 
 
-def test_evaluated_metrics_are_in_the_run_once_however_often_they_are_logged(store):
+def test_a_metric_logged_twice_is_recorded_once(store):
     run = new_run(store, "metrics", "same")
     for metrics in ({"recall_at_1": 0.5}, {"recall_at_1": 0.5, "nmi": 0.25}, {"recall_at_1": 0.75}):
         run.log_metrics(metrics)
@@ -279,7 +279,7 @@ def test_evaluated_metrics_are_in_the_run_once_however_often_they_are_logged(sto
 BASELINES = {"raw pixels": {"recall_at_1": 0.975}, "before training": {"recall_at_1": 0.25}}
 
 
-def test_a_first_champion_below_raw_pixels_says_so(store):
+def test_the_reason_notes_a_first_champion_below_raw_pixels(store):
     first = new_version(store, "poor", 1, 0.94)
     judged = champion.apply_gate(store, first, GateConfig(), None, baselines=BASELINES)
     assert judged.promoted
@@ -290,7 +290,7 @@ def test_a_first_champion_below_raw_pixels_says_so(store):
 @pytest.mark.parametrize(
     ("at_least", "passes"), [("raw_pixels", False), ("before_training", True), (0.95, False), (0.94, True)]
 )
-def test_the_gate_refuses_what_does_not_reach_at_least(store, at_least, passes):
+def test_the_gate_refuses_a_version_below_at_least(store, at_least, passes):
     name = f"floor-{at_least}".replace("_", "-")
     judged = champion.apply_gate(
         store, new_version(store, name, 1, 0.94), GateConfig(at_least=at_least), None, baselines=BASELINES
@@ -301,7 +301,7 @@ def test_the_gate_refuses_what_does_not_reach_at_least(store, at_least, passes):
     assert (catalog.find_champion(store, name) is not None) == passes
 
 
-def test_a_floor_that_was_not_evaluated_and_a_metric_that_is_no_number_pass_nothing(store):
+def test_an_unevaluated_floor_and_a_nan_metric_do_not_pass(store):
     version = new_version(store, "no-number", 1, float("nan"))
     with pytest.raises(InvalidSetting, match="at_least"):
         champion.apply_gate(store, version, GateConfig(at_least="raw_pixels"), None)
@@ -310,7 +310,7 @@ def test_a_floor_that_was_not_evaluated_and_a_metric_that_is_no_number_pass_noth
     assert "must be a number" in judged.reason
 
 
-def test_mlflows_pages_say_what_a_version_is_and_what_it_came_from(tmp_path):
+def test_mlflows_pages_show_a_versions_dataset_metrics_and_loading_code(tmp_path):
     store = str(tmp_path)
     splits = {"train": SplitSize(rows=6, classes=2), "test": SplitSize(rows=4, classes=2)}
     dataset = DatasetRef(
@@ -340,16 +340,16 @@ def test_mlflows_pages_say_what_a_version_is_and_what_it_came_from(tmp_path):
     ):
         assert words in version.description
     assert 'load_model("models:/shop@champion")' in client.get_registered_model("shop").description
-    found = client.get_run(run.id)
-    assert found.info.run_name == "smoke on shop, margin"
-    assert found.data.tags["mlflow.note.content"] == version.description
-    assert {"mlflow.source.git.commit", "mlflow.user"} <= found.data.tags.keys()
-    (given,) = found.inputs.dataset_inputs
-    assert (given.dataset.name, given.dataset.digest) == ("shop", dataset.version)
+    logged = client.get_run(run.id)
+    assert logged.info.run_name == "smoke on shop, margin"
+    assert logged.data.tags["mlflow.note.content"] == version.description
+    assert {"mlflow.source.git.commit", "mlflow.user"} <= logged.data.tags.keys()
+    (dataset_input,) = logged.inputs.dataset_inputs
+    assert (dataset_input.dataset.name, dataset_input.dataset.digest) == ("shop", dataset.version)
     assert str(model) == "shop/1"
 
 
-def test_registering_says_nothing_that_a_user_could_not_act_on(tmp_path):
+def test_registering_prints_no_warning(tmp_path):
     code = """
 import sys, warnings
 from tests.registry.parts import new_version
@@ -357,7 +357,7 @@ warnings.simplefilter("default")
 new_version(sys.argv[1], "quiet", 1, 0.5)
 """
     process = python(code, str(tmp_path))
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    assert "input example was not" not in said
-    assert "WARNING" not in said
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "input example was not" not in stderr
+    assert "WARNING" not in stderr

@@ -1,4 +1,4 @@
-"""What the first contact with MLflow says, and how soon, when there is none."""
+"""Errors of the first connection to MLflow, and how soon they come."""
 
 import importlib
 import socket
@@ -17,13 +17,13 @@ from dml.registry.connection import CONTACT_TIMEOUT_S, connect
 
 @pytest.fixture(scope="module", autouse=True)
 def imported():
-    """Importing MLflow takes seconds; what is measured here are the waits."""
+    """Import MLflow first: the import takes seconds, and the tests measure only the waits."""
     importlib.import_module("mlflow.utils.rest_utils")
 
 
 @pytest.fixture
 def silent_port():
-    """Something listens there, and never answers."""
+    """The port of a server that never answers."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(8)
@@ -39,7 +39,7 @@ def free_port():
 
 @pytest.fixture
 def serve():
-    """Serves one answer to every request, or one by its path; returns the server's address."""
+    """Start a server with one response to every request, or a response per path; returns its address."""
     servers = []
 
     def start(status: int, body: bytes | Callable[[str], bytes]) -> str:
@@ -62,7 +62,7 @@ def serve():
         server.shutdown()
 
 
-def test_a_server_that_is_down_is_named_at_once(free_port, monkeypatch, tmp_path):
+def test_a_server_that_is_down_is_reported_at_once(free_port, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
     began = time.monotonic()
     with pytest.raises(Unreachable, match=f"http://127.0.0.1:{free_port}; no connection"):
@@ -70,14 +70,14 @@ def test_a_server_that_is_down_is_named_at_once(free_port, monkeypatch, tmp_path
     assert time.monotonic() - began < 10
 
 
-def test_a_server_that_never_answers_is_named_within_ten_seconds(silent_port):
+def test_a_server_that_never_answers_is_reported_within_ten_seconds(silent_port):
     began = time.monotonic()
     with pytest.raises(Unreachable, match=f"127.0.0.1:{silent_port}; it does not answer in time"):
         connect(f"http://127.0.0.1:{silent_port}")
     assert CONTACT_TIMEOUT_S <= time.monotonic() - began < 10
 
 
-def test_a_server_that_sends_a_byte_now_and_then_is_named_within_ten_seconds():
+def test_a_server_that_sends_single_bytes_is_reported_within_ten_seconds():
     class Dripping(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200)
@@ -102,7 +102,7 @@ def test_a_server_that_sends_a_byte_now_and_then_is_named_within_ten_seconds():
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "says"),
+    ("status", "body", "message"),
     [
         (200, b"<html>Welcome</html>", "another server: '<html>Welcome"),
         (200, b"{}", "another server: '{}'"),
@@ -113,18 +113,18 @@ def test_a_server_that_sends_a_byte_now_and_then_is_named_within_ten_seconds():
         (503, b"later", "status 503: 'later'"),
     ],
 )
-def test_what_is_no_mlflow_is_told_apart(serve, status, body, says):
+def test_a_server_that_is_not_mlflow_is_reported(serve, status, body, message):
     uri = serve(status, body)
-    with pytest.raises(Unreachable, match=says) as raised:
+    with pytest.raises(Unreachable, match=message) as raised:
         connect(uri)
     assert uri in str(raised.value)
 
 
-def test_an_mlflow_whose_experiments_were_all_deleted_is_one(serve):
+def test_an_mlflow_with_no_experiments_is_accepted(serve):
     connect(serve(200, lambda path: b'{"experiment": {}}' if "experiments/get" in path else b"{}"))
 
 
-def test_no_password_is_repeated(free_port):
+def test_an_error_does_not_contain_the_password(free_port):
     uri = f"http://reader:secret@127.0.0.1:{free_port}"
     assert without_password(uri) == f"http://127.0.0.1:{free_port}"
     with pytest.raises(Unreachable) as raised:
@@ -133,7 +133,7 @@ def test_no_password_is_repeated(free_port):
 
 
 @pytest.mark.parametrize("uri", ["nonsense://host", "./mlruns", "postgresql://reader:secret@127.0.0.1:1/x"])
-def test_an_address_of_no_known_kind_is_refused(uri, tmp_path, monkeypatch):
+def test_an_unsupported_address_is_refused(uri, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((InvalidSetting, Unreachable), match="MLFLOW_TRACKING_URI") as raised:
         connect(uri)

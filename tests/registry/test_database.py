@@ -1,4 +1,4 @@
-"""MLflow's own database in a store: made by one of many processes, and valid wherever the store lies."""
+"""MLflow's database in a store: created once by several processes, and valid after the store is moved."""
 
 import hashlib
 import shutil
@@ -12,7 +12,7 @@ from dml.errors import CorruptArtifact
 from dml.registry import catalog
 from dml.registry.champion import apply_gate
 from dml.registry.connection import connect
-from dml.registry.database import first_contact, sqlite_file
+from dml.registry.database import prepared_database, sqlite_file
 from dml.settings import local_folder, sqlite_uri, tracking_uri
 from dml.storage import exclusive
 from tests.registry.parts import new_run, new_version, python
@@ -27,7 +27,7 @@ print("loaded")
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory):
-    """Four processes whose first run is on the same new store, and who all register the same package."""
+    """Four processes that start their first run in the same new store and register the same package."""
     store = str(tmp_path_factory.mktemp("crowd") / "store")
     code = """
 import sys
@@ -38,23 +38,23 @@ run = new_run(store, "crowd", identity)
 print(run.id, catalog.register(store, run, "crowd", new_package(store, 1), {"recall_at_1": 0.5}))
 """
     processes = [python(code, store, identity) for identity in ("a", "b", "c", "a")]
-    said = [(*process.communicate(timeout=300), process.returncode) for process in processes]
-    return store, said
+    results = [(*process.communicate(timeout=300), process.returncode) for process in processes]
+    return store, results
 
 
 @pytest.mark.slow
 def test_the_first_runs_of_several_processes_share_a_new_database(crowd):
-    _, said = crowd
-    assert [status for _, _, status in said] == [0, 0, 0, 0], "\n".join(err for _, err, _ in said)
-    runs = [out.split()[0] for out, _, _ in said]
+    _, results = crowd
+    assert [status for _, _, status in results] == [0, 0, 0, 0], "\n".join(err for _, err, _ in results)
+    runs = [out.split()[0] for out, _, _ in results]
     assert runs[0] == runs[3], "the same identity continues the same run"
     assert len(set(runs)) == 3
 
 
 @pytest.mark.slow
 def test_one_package_that_several_register_at_once_is_one_version(crowd):
-    store, said = crowd
-    assert {out.split()[1] for out, _, _ in said} == {"crowd/1"}
+    store, results = crowd
+    assert {out.split()[1] for out, _, _ in results} == {"crowd/1"}
     assert [str(model) for model in catalog.list_models(store)] == ["crowd/1"]
 
 
@@ -74,7 +74,7 @@ def content_of(folder: Path) -> dict[str, str]:
     }
 
 
-def test_a_copied_store_is_whole_without_the_original_and_never_touches_it(original, tmp_path):
+def test_a_copied_store_works_without_the_original_and_never_writes_to_it(original, tmp_path):
     before = content_of(Path(original))
     copy = str(shutil.copytree(original, tmp_path / "elsewhere" / "copy"))
     hidden = Path(original).rename(Path(original).with_name("hidden"))
@@ -84,7 +84,7 @@ def test_a_copied_store_is_whole_without_the_original_and_never_touches_it(origi
         loaded = python(LOAD, tracking_uri(copy), "shop")
         assert loaded.communicate(timeout=120)[0].strip() == "loaded"
         assert str(new_version(copy, "shop", 2, 0.6)) == "shop/2"
-        assert not Path(original).exists(), "nothing is written to where the store was"
+        assert not Path(original).exists(), "nothing is written to the former location"
     finally:
         hidden.rename(original)
     second = new_version(copy, "shop", 3, 0.7)
@@ -94,39 +94,39 @@ def test_a_copied_store_is_whole_without_the_original_and_never_touches_it(origi
 
 
 def texts_of(store: str) -> list[str]:
-    """Every text in the database, the tag aside that says where a version was registered."""
+    """Every text in the database, except the tag that holds the store a version was registered from."""
     with sqlite3.connect(f"{store}/mlflow.db") as database:
         return [line for line in database.iterdump() if "dml.store" not in line]
 
 
-def test_a_store_moved_below_where_it_was_and_back_is_right_each_time(original, tmp_path):
+def test_addresses_are_right_after_each_move_of_a_store(original, tmp_path):
     first, second = tmp_path / "store", tmp_path / "store" / "store"
     shutil.copytree(original, first)
-    for here, there in [(first, None), (second, first), (first, second)]:
-        if there is not None:
-            aside = shutil.move(there, tmp_path / "aside")
+    for location, previous in [(first, None), (second, first), (first, second)]:
+        if previous is not None:
+            temporary = shutil.move(previous, tmp_path / "temporary")
             shutil.rmtree(first, ignore_errors=True)
-            here.parent.mkdir(exist_ok=True)
-            shutil.move(aside, here)
-        with first_contact(here / "mlflow.db"), sqlite3.connect(here / "mlflow.db") as database:
+            location.parent.mkdir(exist_ok=True)
+            shutil.move(temporary, location)
+        with prepared_database(location / "mlflow.db"), sqlite3.connect(location / "mlflow.db") as database:
             addresses = [row[0] for row in database.execute("SELECT artifact_uri FROM runs")]
-            assert all(Path(address).parents[1] == here / "mlflow-artifacts" for address in addresses)
+            assert all(Path(address).parents[1] == location / "mlflow-artifacts" for address in addresses)
             assert addresses
 
 
 @pytest.mark.parametrize("name", ["100% wool #2", "%41?ö' \"%20"])
-def test_whatever_a_stores_path_holds_everything_is_in_it(tmp_path, name):
-    store = str(tmp_path / "here" / name)
+def test_special_characters_in_a_stores_path_are_supported(tmp_path, name):
+    store = str(tmp_path / "parent" / name)
     apply_gate(store, new_version(store, "shop", 1, 0.5), GateConfig(), None)
     assert catalog.find_champion(store, "shop").package.uri.startswith(store)
-    assert [entry.name for entry in (tmp_path / "here").iterdir()] == [name]
+    assert [entry.name for entry in (tmp_path / "parent").iterdir()] == [name]
     assert sqlite_file(tracking_uri(store)) == local_folder(store) / "mlflow.db"
     loaded = python(LOAD, tracking_uri(store), "shop")
     out, err = loaded.communicate(timeout=120)
     assert out.strip() == "loaded", err
 
 
-def test_a_process_killed_while_the_tables_were_made_leaves_nothing_half_made(tmp_path):
+def test_an_unfinished_database_of_a_killed_process_is_removed(tmp_path):
     store = str(tmp_path)
     half, others = tmp_path / f".mlflow.db.{'0' * 32}", tmp_path / ".mlflow.db.backup"
     half.write_bytes(b"half of it")
@@ -136,14 +136,14 @@ def test_a_process_killed_while_the_tables_were_made_leaves_nothing_half_made(tm
     assert others.read_bytes() == b"mine"
 
 
-def test_a_damaged_database_is_named(tmp_path):
+def test_a_damaged_database_is_reported_with_its_file(tmp_path):
     file = tmp_path / "mlflow.db"
     file.write_bytes(b"no database" * 1000)
     with pytest.raises(CorruptArtifact, match=str(file)):
         connect(sqlite_uri(file))
 
 
-def test_a_lock_outlives_no_process(tmp_path):
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
     code = """
 import os, sys, pathlib
 from dml.storage import exclusive

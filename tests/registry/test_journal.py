@@ -1,4 +1,4 @@
-"""Metrics reach MLflow once each: while it answers, after it was away, after the process was killed."""
+"""Each metric reaches MLflow once: in normal operation, after an outage, after the process was killed."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def store(tmp_path_factory):
 
 
 class Step:
-    """What a training step reports."""
+    """The metrics of one training step."""
 
     def __init__(self, step: int, **metrics: float) -> None:
         self.step, self._metrics = step, metrics
@@ -43,7 +43,7 @@ class Step:
         return self._metrics
 
 
-def test_a_step_done_again_after_a_kill_is_logged_once(store):
+def test_a_step_repeated_after_a_kill_is_logged_once(store):
     uri = tracking_uri(store)
     for steps in ((1, 2, 3), (2, 3, 4)):
         run = new_run(store, "again", "again")
@@ -54,20 +54,20 @@ def test_a_step_done_again_after_a_kill_is_logged_once(store):
     assert [step for step, _ in history(uri, run.id, "rate")] == [1, 2, 3, 4]
 
 
-def test_what_a_killed_process_did_not_send_is_sent_when_any_run_starts(store):
+def test_unsent_metrics_of_a_killed_process_are_sent_when_a_run_starts(store):
     uri = tracking_uri(store)
-    left = new_run(store, "left", "left")
-    Journal(Path(left.journal), uri, left.id)
+    killed = new_run(store, "killed", "killed")
+    Journal(Path(killed.journal), uri, killed.id)
     lines = [{"step": step, "timestamp_ms": 1000 + step, "metrics": {"loss": 0.5}} for step in range(2500)]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    Path(left.journal).write_text(text[:80] + "\n" + text + '{"step": 2500, "times')
+    Path(killed.journal).write_text(text[:80] + "\n" + text + '{"step": 2500, "times')
     new_run(store, "other", "other")
-    assert len(history(uri, left.id)) == 2500
+    assert len(history(uri, killed.id)) == 2500
     new_run(store, "other", "other")
-    assert len(history(uri, left.id)) == 2500
+    assert len(history(uri, killed.id)) == 2500
 
 
-def test_a_line_that_a_crash_left_half_written_costs_no_other(store):
+def test_a_half_written_line_loses_no_other_line(store):
     run = new_run(store, "half", "half")
     Path(run.journal).write_text('{"step": 1, "timest')
     with run.recording():
@@ -76,8 +76,8 @@ def test_a_line_that_a_crash_left_half_written_costs_no_other(store):
     assert history(run.tracking_uri, run.id) == [(1, 0.5), (2, 0.25)]
 
 
-def test_numbers_that_are_none_and_runs_that_are_gone_stop_nothing(store):
-    run = new_run(store, "gone", "gone")
+def test_nan_and_deleted_runs_raise_no_error(store):
+    run = new_run(store, "deleted", "deleted")
     journal = Journal(Path(run.journal), run.tracking_uri, run.id)
     journal.append(1, {"loss": float("nan"), "rate": float("inf")})
     assert journal.flush(5)
@@ -87,7 +87,7 @@ def test_numbers_that_are_none_and_runs_that_are_gone_stop_nothing(store):
     assert '"step": 2' in Path(run.journal).read_text()
 
 
-def test_a_run_that_goes_to_another_experiment_brings_its_curve(store):
+def test_a_run_moved_to_another_experiment_keeps_its_curve(store):
     first = new_run(store, "first-name", "moved")
     with first.recording():
         first(Step(1, loss=0.5))
@@ -193,7 +193,7 @@ def run_of(uri: str, model: str = "shop", version: int = 1) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_training_goes_on_while_mlflow_is_away_and_every_metric_arrives_once(server, shop):
+def test_training_continues_while_mlflow_is_down_and_every_metric_arrives_once(server, shop):
     training = Training(shop, server.uri, seed=1)
     training.reaches(5)
     server.kill()
@@ -203,25 +203,25 @@ def test_training_goes_on_while_mlflow_is_away_and_every_metric_arrives_once(ser
     server.start()
     status, answer = training.ends()
     assert status == 0, (answer, training.log[-20:])
-    found = history(server.uri, run_of(server.uri))
-    assert [step for step, _ in found] == list(range(1, STEPS + 1))
+    logged = history(server.uri, run_of(server.uri))
+    assert [step for step, _ in logged] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_training_ends_without_mlflow_and_the_same_command_goes_on_later(server, shop):
+def test_training_ends_without_mlflow_and_the_same_command_continues_later(server, shop):
     training = Training(shop, server.uri, seed=2)
     training.reaches(5)
     server.kill()
     status, answer = training.ends()
     assert status == 2
-    assert re.search(f"MLflow must answer at {server.uri}.*the same command goes on", answer["error"])
+    assert re.search(f"MLflow must answer at {server.uri}.*run the same command", answer["error"])
     results = list(Path(shop).glob("runs/*/result.json"))
     assert len(results) == 1
     server.start()
     again = Training(shop, server.uri, seed=2)
     status, answer = again.ends()
     assert status == 0, (answer, again.log[-20:])
-    found = history(server.uri, run_of(server.uri, version=answer["version"]))
-    assert [step for step, _ in found] == list(range(1, STEPS + 1))
+    logged = history(server.uri, run_of(server.uri, version=answer["version"]))
+    assert [step for step, _ in logged] == list(range(1, STEPS + 1))
     assert not any("step 1 of" in line for line in again.log), "nothing is trained again"

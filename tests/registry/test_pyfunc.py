@@ -1,4 +1,4 @@
-"""What MLflow's predict takes as an image, and what it says of anything else."""
+"""MLflow's `predict`: accepted image types, and errors for other values."""
 
 import base64
 import io
@@ -35,17 +35,17 @@ def column(*values):
     return table
 
 
-def test_one_picture_gives_one_embedding_in_whatever_form_it_comes(model):
+def test_every_accepted_image_type_gives_the_same_embedding(model):
     content = png(PIXELS)
     text = base64.b64encode(content).decode()
     forms = [content, bytearray(content), memoryview(content), text, f"data:image/png;base64,{text}"]
-    found = model.predict(column(*forms, PIXELS, Image.fromarray(PIXELS)))
-    assert found.shape == (7, 16)
-    np.testing.assert_allclose(found, np.repeat(found[:1], 7, axis=0), atol=1e-6)
+    embeddings = model.predict(column(*forms, PIXELS, Image.fromarray(PIXELS)))
+    assert embeddings.shape == (7, 16)
+    np.testing.assert_allclose(embeddings, np.repeat(embeddings[:1], 7, axis=0), atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "message"),
     [
         (None, "NoneType"),
         (float("nan"), "float"),
@@ -63,16 +63,16 @@ def test_one_picture_gives_one_embedding_in_whatever_form_it_comes(model):
     ],
     ids=repr,
 )
-def test_what_is_no_image_is_refused_with_its_row(model, value, says):
-    with pytest.raises(InvalidData, match=f"(?s)Row 1.*{says}"):
+def test_a_value_that_is_not_an_image_is_refused_with_its_row(model, value, message):
+    with pytest.raises(InvalidData, match=f"(?s)Row 1.*{message}"):
         model.predict(column(png(PIXELS), value))
 
 
-def test_a_table_without_the_column_is_refused_with_those_it_has(model):
+def test_a_table_without_the_column_is_refused_with_its_columns(model):
     with pytest.raises(InvalidData, match=r"'image'.*\['picture'\]"):
         model.predict(pd.DataFrame({"picture": [png(PIXELS)]}))
 
 
-def test_more_pixels_than_are_decoded_are_refused_with_their_row(model):
+def test_an_image_with_too_many_pixels_is_refused_with_its_row(model):
     with pytest.raises(InvalidData, match=r"Row 0.*pixels"):
         model.predict(column(png(np.zeros((8001, 8001), np.uint8))))

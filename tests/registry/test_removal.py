@@ -1,4 +1,4 @@
-"""A champion is taken back to the one before it; what is champion, or not of this store, is not removed."""
+"""Rollback of the champion, and removal of versions."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def store(tmp_path_factory):
     return str(tmp_path_factory.mktemp("store"))
 
 
-def test_a_rollback_goes_back_through_the_champions_and_says_so(store):
+def test_a_rollback_follows_the_history_of_champions_and_is_recorded(store):
     for seed, recall in ((1, 0.5), (2, 0.4), (3, 0.6), (4, 0.7)):
         version = new_version(store, "shop", seed, recall)
         champion = catalog.find_champion(store, "shop")
@@ -27,13 +27,13 @@ def test_a_rollback_goes_back_through_the_champions_and_says_so(store):
     assert str(rollback_champion(store, "shop")) == "shop/3"
     assert str(rollback_champion(store, "shop")) == "shop/1", "shop/2 never was champion"
     assert catalog.find_champion(store, "shop").version == 1
-    assert "taken back for shop/3" in catalog.find_model(store, "shop/4").reason
+    assert "rolled back to shop/3" in catalog.find_model(store, "shop/4").reason
     apply_gate(store, catalog.find_model(store, "shop/4"), GateConfig(), {"recall_at_1": 0.5})
     assert catalog.find_champion(store, "shop").version == 1, "training it again does not undo a rollback"
     with pytest.raises(MissingArtifact, match="must have had a champion before"):
         rollback_champion(store, "shop")
     assert str(rollback_champion(store, "shop/4")) == "shop/4"
-    with pytest.raises(InvalidSetting, match="already"):
+    with pytest.raises(InvalidSetting, match="already be the champion"):
         rollback_champion(store, "shop/4")
 
     with pytest.raises(InvalidSetting, match="must not be the champion"):
@@ -45,7 +45,7 @@ def test_a_rollback_goes_back_through_the_champions_and_says_so(store):
             remove_model(store, absent)
 
 
-def test_in_a_shared_mlflow_what_this_store_did_not_register_stays(tmp_path, monkeypatch):
+def test_in_a_shared_mlflow_versions_of_other_stores_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/shared.db")
     here, there = str(tmp_path / "here"), str(tmp_path / "there")
     new_version(here, "shop", 1, 0.5)
@@ -59,8 +59,8 @@ def test_in_a_shared_mlflow_what_this_store_did_not_register_stays(tmp_path, mon
     with pytest.raises(InvalidSetting, match="of this store"):
         remove_model(here, "shop")
     assert remove_model(there, "shop") == ["shop/2"]
-    (left,) = client.search_model_versions("name = 'shop'")
-    assert left.source == "s3://elsewhere/model"
+    (remaining,) = client.search_model_versions("name = 'shop'")
+    assert remaining.source == "s3://elsewhere/model"
 
 
 def test_a_package_registered_in_another_mlflow_is_noted_until_it_is_removed_there(tmp_path, monkeypatch):
@@ -69,7 +69,9 @@ def test_a_package_registered_in_another_mlflow_is_noted_until_it_is_removed_the
     model, damaged = new_version(store, "shop", 1, 0.5), new_version(store, "shop", 2, 0.5)
     connect(tracking_uri(store)).set_model_version_tag("shop", "2", "dml.package", "{not json")
     package, hidden = model.package.uri, damaged.package.uri
-    assert sorted(registered_elsewhere(store)) == sorted([package, hidden]), "an unreadable tag frees nothing"
+    assert sorted(registered_elsewhere(store)) == sorted([package, hidden]), (
+        "a package with an unreadable tag is kept"
+    )
     for other in (None, f"sqlite:///{tmp_path}/other.db"):
         monkeypatch.delenv("MLFLOW_TRACKING_URI") if other is None else monkeypatch.setenv(
             "MLFLOW_TRACKING_URI", other

@@ -1,4 +1,4 @@
-"""Settings as people write them: every field reads a text as it wants it, and misspellings are named."""
+"""Settings from text and files: every field parses a text by its type, and misspellings are reported."""
 
 import json
 import os
@@ -31,12 +31,12 @@ from dml.presets import experiment, names
         ('loss={"kind": "margin", "nu": 0.5}', ["loss", "nu"], 0.5),
     ],
 )
-def test_a_text_becomes_what_its_field_takes(assignment, path, value):
-    found = experiment("smoke").overridden([assignment])
+def test_a_text_is_parsed_by_the_type_of_its_field(assignment, path, value):
+    setting = experiment("smoke").overridden([assignment])
     for name in path:
-        found = getattr(found, name)
-    assert found == value
-    assert type(found) is type(value)
+        setting = getattr(setting, name)
+    assert setting == value
+    assert type(setting) is type(value)
 
 
 def test_another_kind_replaces_its_section_by_that_kinds_defaults():
@@ -49,7 +49,7 @@ def test_another_kind_replaces_its_section_by_that_kinds_defaults():
     assert network.encoder.backbone.name == "resnet50"
 
 
-def test_the_kind_comes_first_wherever_it_stands():
+def test_the_kind_is_assigned_first_in_any_order():
     settings = [
         "sampler.attribute=camera",
         "loss.margin=0.3",
@@ -59,17 +59,20 @@ def test_the_kind_comes_first_wherever_it_stands():
     assert experiment("smoke").overridden(settings) == experiment("smoke").overridden(settings[::-1])
 
 
-def test_of_one_setting_given_twice_the_last_counts():
+def test_the_last_of_two_values_of_a_setting_counts():
     assert experiment("smoke").overridden(["seed=1", "seed=2"]).seed == 2
 
 
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("loss.bse=1", r"loss\.bse is no setting of kind 'multi_similarity'\. Did you mean 'base'\?"),
-        ("loss.margin=1", r"Kinds that have it: arcface, .* There are kind, alpha, beta, base, epsilon\."),
+        ("loss.bse=1", r"loss\.bse is not a setting of kind 'multi_similarity'\. Did you mean 'base'\?"),
+        (
+            "loss.margin=1",
+            r"Kinds that have it: arcface, .* The settings are kind, alpha, beta, base, epsilon\.",
+        ),
         ("num_steps=3", r"Did you mean 'training\.num_steps'"),
-        ("trainin.num_steps=3", r"trainin is no setting\. Did you mean 'training'"),
+        ("trainin.num_steps=3", r"trainin is not a setting\. Did you mean 'training'"),
         (
             "loss.kind=tripplet_margin",
             r"loss\.kind must be one of .*got 'tripplet_margin'\. Did you mean 'triplet_margin'",
@@ -79,8 +82,8 @@ def test_of_one_setting_given_twice_the_last_counts():
             r"training\.precision must be one of .*mean 'bfloat16'",
         ),
         ("encoder.pooling=Gem", r"encoder\.pooling must be one of .*mean 'gem'"),
-        ("loss=margin", r"loss is a section of settings.*as loss\.kind="),
-        ("name.x=1", "'name' has no parts"),
+        ("loss=margin", r"loss is a section of settings.*such as loss\.kind="),
+        ("name.x=1", "'name' has no settings"),
         ("=3", r"path\.to\.key=value"),
         ("training..num_steps=3", r"path\.to\.key=value"),
         ("name=a b", r"name must match \^.*got 'a b'"),
@@ -98,12 +101,12 @@ def test_of_one_setting_given_twice_the_last_counts():
         ("sampler.kind=attribute", r"sampler\.attribute must be given"),
     ],
 )
-def test_what_is_misspelt_is_named_with_the_nearest(assignment, message):
+def test_an_invalid_assignment_is_reported_with_the_nearest_name(assignment, message):
     with pytest.raises(InvalidSetting, match=message):
         experiment("smoke").overridden([assignment])
 
 
-def test_every_setting_that_is_wrong_is_named():
+def test_every_invalid_setting_is_reported():
     with pytest.raises(InvalidSetting, match=r"seed .*\| loss\.margn.*\| training\.num_steps"):
         parse_experiment(
             {
@@ -119,26 +122,26 @@ def test_every_setting_that_is_wrong_is_named():
     ("loss", "message"),
     [("tripplet_margin", "mean 'triplet_margin'"), ("margin/semihard", "mean 'semi_hard'")],
 )
-def test_a_misspelt_loss_or_mining_of_a_bench_brings_the_nearest(loss, message):
+def test_a_misspelt_loss_or_mining_of_a_bench_is_reported_with_the_nearest(loss, message):
     with pytest.raises(InvalidSetting, match=message):
         parse_bench({"datasets": ["x"], "losses": [loss]}).rows()
 
 
-def test_a_misspelt_preset_brings_the_nearest():
+def test_a_misspelt_preset_is_reported_with_the_nearest():
     with pytest.raises(InvalidSetting, match="mean 'omniglot'"):
         experiment("omnglot")
 
 
 @pytest.mark.parametrize("name", [*names(), "smoke:cub200-proxy-nca"])
 @pytest.mark.parametrize("ending", [".yaml", ".yml", ".json"])
-def test_a_preset_printed_into_a_file_comes_back_from_it(name, ending, tmp_path):
+def test_a_preset_written_to_a_file_is_read_back_unchanged(name, ending, tmp_path):
     config = experiment(name)
     text = config.model_dump_json() if ending == ".json" else to_yaml(config)
     (tmp_path / f"experiment{ending}").write_text(text)
     assert read_experiment(tmp_path / f"experiment{ending}") == config
 
 
-def test_plain_words_of_a_yaml_file_are_what_their_fields_take(tmp_path):
+def test_plain_words_of_a_yaml_file_are_parsed_by_the_types_of_their_fields(tmp_path):
     text = """
 name: 2024          # a text, whatever YAML says
 optimizer:
@@ -179,14 +182,14 @@ loss: {kind: margin, nu: .5}
         ("x.yaml", b"- name\n", "must be names with values"),
         ("x.json", b"[" * 100_000, "YAML or JSON"),
         ("x.json", b"{", "line 1"),
-        ("x.yaml", b"nme: x\n", "nme is no setting.*mean 'name'"),
+        ("x.yaml", b"nme: x\n", "nme is not a setting.*mean 'name'"),
         ("x.yaml", b"name: x\n[a, b]: 1\n", "setting's name was expected.*line 2"),
         ("x.yaml", b"#" * (1 << 20) + b"\nname: x\n", "more than 1048576 bytes"),
         ("missing.yaml", None, "No such file"),
     ],
     ids=lambda value: value[:12].decode("latin-1") if isinstance(value, bytes) else None,
 )
-def test_a_file_that_cannot_be_followed_is_refused(tmp_path, name, content, message):
+def test_an_invalid_file_is_refused(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidSetting, match=message):
@@ -199,13 +202,13 @@ def test_json_in_a_yaml_file_is_yaml(tmp_path):
     assert read_experiment(tmp_path / "x.yaml") == config
 
 
-def test_of_several_values_only_those_that_are_wrong_are_named():
+def test_only_the_invalid_values_of_a_list_are_reported():
     with pytest.raises(InvalidSetting) as refused:
         experiment("smoke").overridden(["evaluation.recall_at=0"])
     assert str(refused.value).endswith("evaluation.recall_at.0 should be greater than or equal to 1; got 0")
 
 
-def test_a_pipe_and_a_device_are_no_files_of_settings_and_are_not_waited_for(tmp_path):
+def test_a_pipe_and_a_device_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "x.yaml")
     for path in (tmp_path / "x.yaml", "/dev/zero"):
         with pytest.raises(InvalidSetting, match="a pipe or a device is not read"):

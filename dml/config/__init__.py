@@ -1,7 +1,7 @@
-"""One frozen experiment, checked whole before anything starts: unknown keys are refused, parts agree.
+"""Configuration of experiments, ingests and benches: frozen, and validated completely before anything starts.
 
-Presets return one; files hold one as YAML or JSON;
-`ExperimentConfig.model_json_schema()` documents every field.
+A configuration comes from a preset or from a YAML or JSON file. `ExperimentConfig.model_json_schema()`
+documents every field.
 """
 
 from dml.config.bench import BenchConfig, parse_bench

@@ -1,4 +1,4 @@
-"""A grid of experiments."""
+"""Configuration of a bench, a grid of experiments."""
 
 from typing import Any, Literal, get_args
 
@@ -10,19 +10,19 @@ from dml.errors import InvalidSetting, did_you_mean
 
 
 class BenchConfig(Part):
-    """A grid of experiments, each dataset with each loss and seed, and the table it ends with."""
+    """A grid of experiments, one per dataset, loss and seed, and the table of its results."""
 
     datasets: tuple[str, ...] = Field(min_length=1, description="NAME or NAME@VERSION")
     presets: tuple[str, ...] = Field(
         ("smoke",), min_length=1, description="NAME for every dataset, or DATASET=NAME for one"
     )
     losses: tuple[str, ...] = Field(
-        (), description="KIND or KIND/MINING, a row each; none: each preset is a row, as it is"
+        (), description="KIND or KIND/MINING, one row each; none: one row per preset, with its loss"
     )
     minings: tuple[Mining, ...] = Field(
-        (), description="for losses that take one and name none, a row each; none: the loss's own"
+        (), description="one row each, for losses with mining given as KIND; none: the loss's default"
     )
-    seeds: int = Field(3, ge=1, description="runs of each row, seeds 0, 1, ...")
+    seeds: int = Field(3, ge=1, description="runs per row, seeds 0, 1, ...")
     settings: tuple[str, ...] = Field(
         (), description="path.to.key=value; WHERE:path.to.key=value for one dataset or one loss"
     )
@@ -30,21 +30,21 @@ class BenchConfig(Part):
     compare: tuple[tuple[str, str], ...] = Field(
         (), description="pairs of rows for the paired test: KIND, KIND/MINING or PRESET, also with @SEED"
     )
-    compare_metric: str = Field("recall_at_1", description="one that every single query has")
+    compare_metric: str = Field("recall_at_1", description="a metric that every single query has")
     parallel: int | None = Field(
-        None, ge=1, description="cells at a time; None: as many as this machine has GPUs, at least 1"
+        None, ge=1, description="concurrent cells; None: the number of GPUs of this machine, at least 1"
     )
     reproduce: str | None = Field(
-        None, description="a publication whose data and weights must be there: confusezius-cub200, ..."
+        None, description="a publication whose data and weights must be present: confusezius-cub200, ..."
     )
 
     def rows(self) -> list[tuple[str, str | None]]:
-        """Kind and mining of each loss; None where the loss takes none, or is to use its own.
+        """Kind and mining of each row; mining is None if the loss has none, or uses its default.
 
         Raises:
-            InvalidSetting: an unknown loss or mining, or one that the loss does not take.
+            InvalidSetting: an unknown loss or mining, or a mining that the loss does not take.
         """
-        found: dict[tuple[str, str | None], None] = {}
+        rows: dict[tuple[str, str | None], None] = {}
         for text in self.losses:
             kind, slash, mining = text.partition("/")
             takes = takes_mining(kind)
@@ -58,17 +58,17 @@ class BenchConfig(Part):
                     f"mining must be one of {', '.join(get_args(Mining))}; got {text!r}."
                     f"{did_you_mean(mining, get_args(Mining))}"
                 )
-            several = self.minings if takes and not slash else ()
-            found |= dict.fromkeys((kind, each) for each in several or (mining or None,))
-        if self.minings and not any(mining in self.minings for _, mining in found):
+            minings = self.minings if takes and not slash else ()
+            rows |= dict.fromkeys((kind, m) for m in minings or (mining or None,))
+        if self.minings and not any(mining in self.minings for _, mining in rows):
             raise InvalidSetting(
                 f"None of the losses {list(self.losses)} takes a mining of --mining; got "
                 f"{list(self.minings)}. Leave it out, or add one of "
                 f"{', '.join(k for k in loss_kinds() if takes_mining(k))}."
             )
-        return list(found)
+        return list(rows)
 
 
 def parse_bench(tree: Any) -> BenchConfig:
-    """The grid a JSON tree describes; raises InvalidSetting naming every setting that is wrong."""
+    """The grid that a JSON tree describes; raises InvalidSetting with every invalid setting."""
     return parse(BenchConfig, tree)

@@ -1,4 +1,4 @@
-"""What to ingest, how images are prepared, and which of them make a batch."""
+"""Configuration of ingest, splits, preprocessing, augmentation and samplers."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -9,36 +9,36 @@ from dml.config.part import Part, parse
 from dml.names import Name
 
 MAX_PIXELS = 64_000_000
-"""Of any image that is decoded, a query too: 8000 x 8000, some 300 MB in memory."""
+"""Limit of any decoded image, including queries: 8000 x 8000, about 300 MB in memory."""
 
 
 class OfficialSplit(Part):
-    """The split the source brings itself: CUB, CARS and SOP's class halves, a manifest's `split` column."""
+    """The split of the source: the class halves of CUB, CARS and SOP, or a manifest's `split` column."""
 
     kind: Literal["official"] = "official"
 
     def __str__(self) -> str:
-        """As `--split` takes it."""
+        """The form that `--split` takes."""
         return self.kind
 
 
 class ClassSplit(Part):
-    """A share of the classes is held out, those whose labels have the smallest hashes."""
+    """A fraction of the classes is held out: those whose labels have the smallest hashes."""
 
     kind: Literal["classes"] = "classes"
-    test_fraction: float = Field(0.5, ge=0, le=1, description="share of the classes held out for test")
+    test_fraction: float = Field(0.5, ge=0, le=1, description="fraction of the classes held out for test")
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.test_fraction:g}"
 
 
 class AttributeSplit(Part):
-    """Whole groups of classes are held out, by an attribute; `label` is the class itself."""
+    """Groups of classes are held out by the value of an attribute; `label` is the class itself."""
 
     kind: Literal["attribute"] = "attribute"
-    name: str = Field(description="attribute that every class has one value of, or `label`")
+    name: str = Field(description="attribute with one value per class, or `label`")
     test_values: Annotated[int, Field(strict=True)] | tuple[str, ...] = Field(
-        description="which values; a number that is no value: so many of the last ones in sorted order"
+        description="the values; or their number, taken from the end of the sorted values"
     )
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class AttributeSplit(Part):
 
 
 class NoSplit(Part):
-    """Every class is for training, nothing is held out; judge on another dataset, `dml train A --test B`."""
+    """Every class is for training; evaluate on another dataset, `dml train A --test B`."""
 
     kind: Literal["none"] = "none"
 
@@ -57,12 +57,12 @@ class NoSplit(Part):
 
 SplitConfig = Annotated[OfficialSplit | ClassSplit | AttributeSplit | NoSplit, Field(discriminator="kind")]
 
-# Another spelling of a number, such as 007, is a value's text.
+# A number with another spelling, such as 007, is a value.
 _COUNT = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
 def _split_tree(value: Any) -> Any:
-    """A split as `--split` takes it, and as it shows itself: `classes:0.3`, `label:a,b`, `none`."""
+    """The tree of a split given as text: `classes:0.3`, `label:a,b`, `none`."""
     if not isinstance(value, str):
         return value
     kind, colon, text = value.partition(":")
@@ -96,30 +96,36 @@ SourceLayout = Literal[
 
 
 class IngestConfig(Part):
-    """How a source of labelled images becomes a dataset version."""
+    """Conversion of a source of labelled images to a dataset version."""
 
     name: Name = Field(description="the dataset's name in the store")
     source: str = Field(description="folder, zip, manifest file, or `glyphs:` for drawn characters")
     layout: SourceLayout = "auto"
     split: Annotated[SplitConfig | None, BeforeValidator(_split_tree)] = Field(
         None,
-        description="None: as the name's former version was asked for, else what the layout's field uses",
+        description="None: the split of the former version of this name, else the layout's usual split",
     )
     max_pixels: int = Field(MAX_PIXELS, gt=0, le=MAX_PIXELS, description="larger images go to quarantine")
     max_bytes: int = Field(64 << 20, gt=0, lt=1 << 31, description="larger files go to quarantine")
     allowed_prefixes: tuple[str, ...] = Field(
-        (), description="where images may lie beside the source's own folder: /folder, s3:// or https:// ones"
+        (),
+        description="further locations of images besides the source's folder: /folder, s3:// or https://",
     )
-    timeout_s: float = Field(30.0, gt=0, description="for one image from the web, with all its tries")
-    retries: int = Field(3, ge=0, description="more tries for a web server that is busy or breaks off")
-    quarantine_contradictions: bool = Field(False, description="the same bytes under several labels")
+    timeout_s: float = Field(30.0, gt=0, description="for one image from the web, including all retries")
+    retries: int = Field(3, ge=0, description="retries if a web server is busy or closes the connection")
+    quarantine_contradictions: bool = Field(
+        False, description="quarantine images whose bytes occur under several labels"
+    )
     max_quarantined: float = Field(
-        0.05, ge=0, le=1, description="a larger share of rows in quarantine ends the ingest; 1: never"
+        0.05, ge=0, le=1, description="the ingest fails if a larger fraction of rows is quarantined; 1: never"
     )
-    rows_per_fragment: int = Field(1024, gt=0, description="most rows of one Parquet file")
+    rows_per_fragment: int = Field(1024, gt=0, description="maximum rows of one Parquet file")
     rows_per_group: int = Field(128, gt=0, description="rows of one Parquet row group")
     bytes_per_group: int = Field(
-        128 << 20, gt=0, lt=1 << 31, description="images of one Parquet row group; a larger one has its own"
+        128 << 20,
+        gt=0,
+        lt=1 << 31,
+        description="bytes of images in a Parquet row group; a larger image gets its own group",
     )
     num_workers: int | None = Field(None, ge=1, description="None: one for a small source, else all cores")
 
@@ -137,7 +143,7 @@ class IngestConfig(Part):
 
 
 class PreprocessingConfig(Part):
-    """The deterministic way from an image to a tensor; it is part of the package."""
+    """Deterministic conversion of an image to a tensor; part of the package."""
 
     color: Literal["RGB", "L"] = "RGB"
     resize: int = Field(256, gt=0, description="shorter side in pixels")
@@ -164,27 +170,27 @@ class PreprocessingConfig(Part):
 
 
 class AugmentationConfig(Part):
-    """What training does to an image beyond preprocessing; everything off by default."""
+    """Random changes of training images, in addition to preprocessing; all off by default."""
 
     random_resized_crop: tuple[float, float] | None = Field(
         None, description="area range of the crop, (0, 1]"
     )
     horizontal_flip: bool = False
     rotation: float = Field(0.0, ge=0, le=180, description="degrees, drawn from [-rotation, rotation]")
-    translation: float = Field(0.0, ge=0, le=0.5, description="share of the side")
+    translation: float = Field(0.0, ge=0, le=0.5, description="fraction of the side")
     scaling: tuple[float, float] | None = Field(None, description="range of the zoom factor")
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
-        for name, most in (("random_resized_crop", 1.0), ("scaling", 10.0)):
+        for name, maximum in (("random_resized_crop", 1.0), ("scaling", 10.0)):
             bounds = getattr(self, name)
-            if bounds is not None and not 0 < bounds[0] <= bounds[1] <= most:
-                raise ValueError(f"{name} must be a range within (0, {most:g}]; got {list(bounds)}.")
+            if bounds is not None and not 0 < bounds[0] <= bounds[1] <= maximum:
+                raise ValueError(f"{name} must be a range within (0, {maximum:g}]; got {list(bounds)}.")
         return self
 
 
 class _ClassBatches(Part):
-    """P classes with K images each make one global batch."""
+    """A global batch of P classes with K images each."""
 
     classes_per_batch: int = Field(28, ge=2, description="P")
     samples_per_class: int = Field(4, ge=1, description="K")
@@ -201,27 +207,29 @@ class SamplerConfig(_ClassBatches):
 
 
 class AttributeSamplerConfig(_ClassBatches):
-    """P x K, all classes of a batch with one value of an attribute of the dataset."""
+    """P x K; all classes of a batch share one value of an attribute."""
 
     kind: Literal["attribute"] = "attribute"
     attribute: str = Field(description="a column of the dataset, such as category or camera")
     small_values: Literal["pool", "refuse"] = Field("pool", description="values of fewer than P classes")
     several_values: Literal["refuse", "majority", "split"] = Field(
-        "refuse", description="classes of several values; split: under each with its rows of that one"
+        "refuse", description="classes with several values; split: the rows of each value separately"
     )
 
 
 class SimilarSamplerConfig(_ClassBatches):
-    """P x K, each batch some seed classes and those most similar to them."""
+    """P x K; a batch holds some seed classes and the classes most similar to them."""
 
     kind: Literal["similar"] = "similar"
-    seeds_per_batch: int = Field(1, ge=1, description="divides P; more seeds, easier batches")
+    seeds_per_batch: int = Field(1, ge=1, description="must divide P; more seeds give easier batches")
     refresh_every_steps: int = Field(
         100,
         gt=0,
-        description="batches dealt from the same class vectors; plain P x K until the first refresh",
+        description="steps between updates of the class vectors; plain P x K until the first update",
     )
-    momentum: float = Field(0.5, ge=0, lt=1, description="of running class means; proxies have none")
+    momentum: float = Field(
+        0.5, ge=0, lt=1, description="momentum of the running class means; not used with proxies"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -234,14 +242,14 @@ class SimilarSamplerConfig(_ClassBatches):
 
 
 class ShuffledSamplerConfig(Part):
-    """Every image once per epoch, whatever its class; for proxy losses."""
+    """Every image once per epoch, independent of its class; for proxy losses."""
 
     kind: Literal["shuffled"] = "shuffled"
-    batch_size: int = Field(112, ge=2, description="of the global batch")
+    batch_size: int = Field(112, ge=2, description="size of the global batch")
 
 
 def _sampler_kind(sampler: Any) -> Any:
-    """The kind of a sampler, P x K where it names none, as experiments did before there were others."""
+    """The kind of a sampler; P x K if none is given."""
     if isinstance(sampler, dict):
         return sampler.get("kind", "pk")
     return getattr(sampler, "kind", None)
@@ -257,5 +265,5 @@ BatchesConfig = Annotated[
 
 
 def parse_ingest(tree: Any) -> IngestConfig:
-    """The ingest a JSON tree describes; raises InvalidSetting naming every setting that is wrong."""
+    """The ingest that a JSON tree describes; raises InvalidSetting with every invalid setting."""
     return parse(IngestConfig, tree)

@@ -1,4 +1,4 @@
-"""Which network makes the embedding."""
+"""Configuration of the encoder: backbone, pooling and head."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -47,8 +47,10 @@ class EncoderConfig(Part):
     """Backbone, pooling and a linear head onto the unit sphere."""
 
     backbone: BackboneConfig = Conv4Config()
-    pooling: Literal["avg", "max", "avg+max", "gem", "own"] = Field("avg", description="own: timm's, as CLS")
+    pooling: Literal["avg", "max", "avg+max", "gem", "own"] = Field(
+        "avg", description="own: the timm backbone's pooling, such as CLS"
+    )
     dim: int = Field(128, gt=0, description="length of the embedding")
     layer_norm: bool = Field(False, description="normalise pooled features before the head")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of pooled features dropped while training")
+    dropout: float = Field(0.0, ge=0, lt=1, description="fraction of pooled features dropped in training")
     freeze_batch_norm: bool = Field(False, description="keep the backbone's running statistics and affine")

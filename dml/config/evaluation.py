@@ -1,4 +1,4 @@
-"""What is measured and shown of an embedding, what promotes a model, and how its index is built."""
+"""Configuration of evaluation, reports, the gate, and index building and refreshing."""
 
 from typing import Annotated, Literal, Self
 
@@ -14,12 +14,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class FewShotConfig(Part):
     """N-way K-shot episodes: accuracy by nearest class mean and example, with 95 % intervals over classes."""
 
-    ways: int = Field(20, ge=2, description="classes of an episode")
-    shots: tuple[Rank, ...] = Field((1, 5), min_length=1, description="examples of each class")
+    ways: int = Field(20, ge=2, description="classes per episode")
+    shots: tuple[Rank, ...] = Field((1, 5), min_length=1, description="examples per class")
     queries_per_class: int = Field(5, ge=1)
     episodes: int = Field(1000, ge=2)
     within: str | None = Field(
-        None, description="an episode's classes share this attribute, as Omniglot's alphabet"
+        None,
+        description="all classes of an episode share a value of this attribute, such as Omniglot's alphabet",
     )
 
     @property
@@ -28,11 +29,11 @@ class FewShotConfig(Part):
 
 
 class BootstrapConfig(Part):
-    """Intervals of every retrieval number, beside it as NAME.low and NAME.high."""
+    """Bootstrap intervals of every retrieval metric, as NAME.low and NAME.high."""
 
     resamples: int = Field(1000, ge=1)
     by: Literal["class", "query"] = Field(
-        "class", description="what is drawn; queries of one class err together, so `query` is too narrow"
+        "class", description="resampling unit; errors within a class are correlated, so `query` is too narrow"
     )
     confidence: Rate = 0.95
 
@@ -45,42 +46,44 @@ class EvaluationConfig(Part):
     map_at: tuple[Rank, ...] = Field((), description="K of MAP@K, once per denominator")
     map_denominators: tuple[Literal["relevant", "attainable", "retrieved"], ...] = ("relevant", "attainable")
     full_map: bool = Field(False, description="average precision over the whole ranking; slower")
-    macro: bool = Field(False, description="also the means of the classes' means, as NAME_macro")
-    slices: tuple[str, ...] = Field((), description="attributes by whose values the queries are also judged")
+    macro: bool = Field(False, description="also averages over classes of the class averages, as NAME_macro")
+    slices: tuple[str, ...] = Field(
+        (), description="attributes; metrics are also computed for the queries of each value"
+    )
     role_attribute: str | None = Field(
-        None, description="attribute that says `query` or `gallery`; None: every row is both"
+        None, description="attribute with the values `query` and `gallery`; None: every row is both"
     )
     same_camera_attribute: str | None = Field(
-        None, description="answers of the query's class with its value of this are no pair (Market-1501)"
+        None,
+        description="gallery rows with the query's class and its value of this attribute are ignored "
+        "(Market-1501)",
     )
     bootstrap: BootstrapConfig | None = None
     false_accept_rates: tuple[Rate, ...] = Field(
         (),
-        description="verification on all pairs: EER, and TAR at these, with intervals; EER has one where it "
-        "is at most the largest of these",
+        description="verification on all pairs: EER, and TAR at these rates, with intervals; EER has an "
+        "interval if it is at most the largest rate",
     )
     few_shot: FewShotConfig | None = None
     nmi: bool = Field(True, description="k-means is the slow part of an evaluation")
     nmi_average: Literal["arithmetic", "geometric"] = "arithmetic"
-    ami: bool = Field(False, description="with nmi: also adjusted for chance")
+    ami: bool = Field(False, description="with nmi: also adjusted mutual information")
     kmeans_seeds: int | None = Field(
         None,
         ge=1,
         description="runs of k-means, averaged; None: 20 up to 2,000 rows, 5 up to 20,000, else 1",
     )
-    baselines: bool = Field(
-        True, description="raw pixels, and the encoder before training, in the same table"
-    )
+    baselines: bool = Field(True, description="also evaluate raw pixels and the encoder before training")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.ami and not self.nmi:
-            raise ValueError("ami judges the clusters that nmi finds, so nmi must be on; got ami alone.")
+            raise ValueError("ami uses the clusters of nmi, so nmi must be on; got ami without nmi.")
         return self
 
     @property
     def query_metrics(self) -> list[str]:
-        """The names of the numbers that every single query has."""
+        """The names of the metrics that every single query has."""
         maps = [f"map_at_{k}_by_{by}" for k in self.map_at for by in self.map_denominators]
         return [
             *(f"recall_at_{k}" for k in self.recall_at),
@@ -92,7 +95,7 @@ class EvaluationConfig(Part):
 
     @property
     def metrics(self) -> list[str]:
-        """The names of the numbers an evaluation gives, without those of slices and intervals."""
+        """The names of an evaluation's metrics, without those of slices and intervals."""
         rates = [f"tar_at_far_{rate:g}" for rate in self.false_accept_rates]
         clustering = ["nmi", "pairwise_f1", *(["ami"] if self.ami else [])] if self.nmi else []
         return [
@@ -105,22 +108,22 @@ class EvaluationConfig(Part):
 
 
 class ReportConfig(Part):
-    """What a report shows, and how much of it."""
+    """Content and size of a report."""
 
-    split: Literal["train", "test"] = Field("test", description="train: to look for wrong labels there")
-    queries: int = Field(8, ge=0, description="spread evenly over the split, shown with their answers")
-    answers: int = Field(8, ge=1, description="shown of each query")
+    split: Literal["train", "test"] = Field("test", description="train: to find wrong labels there")
+    queries: int = Field(8, ge=0, description="queries shown with their answers, evenly over the split")
+    answers: int = Field(8, ge=1, description="answers shown per query")
     failures: int = Field(
         12,
         ge=0,
-        description="shown of the worst queries, of confident mistakes, of what one model alone finds",
+        description="shown of each: worst queries, confident mistakes, queries only one model gets right",
     )
     suspects: int = Field(24, ge=0, description="suspected labels shown; suspects.csv lists all")
     agreeing: int = Field(5, ge=2, description="nearest neighbours that must agree on another label")
     false_accept_rates: tuple[Rate, ...] = Field((0.001, 0.01, 0.1), description="thresholds to draw")
     map_points: int = Field(1000, ge=10, description="items on the map of the embedding; t-SNE is slow")
-    map_classes: int = Field(16, ge=1, le=24, description="classes with a colour of their own on it")
-    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="who searches whom, which numbers")
+    map_classes: int = Field(16, ge=1, le=24, description="classes on the map with their own color")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="queries, gallery and metrics")
 
 
 class DatasetReportConfig(Part):
@@ -145,25 +148,25 @@ class DatasetReportConfig(Part):
 
 
 class GateConfig(Part):
-    """When a new version becomes the champion."""
+    """Conditions for a new version to become the champion."""
 
     metric: str = "recall_at_1"
     at_least: Share | Literal["raw_pixels", "before_training"] | None = Field(
         None,
-        description="what the metric must reach, also without a champion: a number, or what a baseline has; "
-        "None: being worse than raw pixels is said, and refuses nothing",
+        description="minimum of the metric, also without a champion: a number, or the value of a baseline; "
+        "None: a version worse than raw pixels is noted, not refused",
     )
     min_gain: float = Field(
-        0.0, gt=-1, lt=1, description="how much better than the champion it must be, strictly"
+        0.0, gt=-1, lt=1, description="the gain over the champion must be greater than this"
     )
     confidence: Rate | None = Field(
         None,
-        description="that the gain is beyond noise, by a paired test of classes; None: no test",
+        description="confidence of a paired test over classes that the gain is not noise; None: no test",
     )
 
 
 class IndexConfig(Part):
-    """How a Faiss index is built, and how its recall is measured."""
+    """Construction of a Faiss index, and measurement of its recall."""
 
     factory: str = Field("auto", description="auto: Flat below 100,000 rows, IVF beyond; or a Faiss string")
     num_probes: int | None = Field(None, gt=0, description="IVF lists searched; None: chosen by recall")
@@ -171,9 +174,11 @@ class IndexConfig(Part):
 
 
 class RefreshConfig(Part):
-    """That an index is refreshed by itself: when, and from what."""
+    """Scheduled refresh of an index: when, and from which model and dataset."""
 
     cron: str = Field(description="five fields: minute, hour, day of month, month, day of week")
     timezone: str = Field("UTC", description="IANA name of the time zone that `cron` is in")
-    model: str = Field(description="NAME (its champion at that time), NAME@ALIAS or NAME/VERSION")
-    dataset: str = Field(description="NAME, whose source is read again first, or NAME@VERSION")
+    model: str = Field(
+        description="NAME (the champion at the time of the refresh), NAME@ALIAS or NAME/VERSION"
+    )
+    dataset: str = Field(description="NAME (its source is ingested again first) or NAME@VERSION")

@@ -1,4 +1,4 @@
-"""One experiment, checked whole."""
+"""Configuration of one experiment, with checks across its sections."""
 
 import math
 from pathlib import Path
@@ -20,11 +20,11 @@ from dml.config.part import Part, parse
 from dml.config.text import read_tree
 from dml.config.training import OptimizerConfig, TrainingConfig
 
-_CONV4_LEAST_SIDE = 16
+_CONV4_MIN_SIDE = 16
 
 
 class ExperimentConfig(Part):
-    """Everything that decides what a training run does, except the dataset version."""
+    """All settings of a training run, except the dataset version."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$", description="a label, which names the runs")
     seed: int = Field(0, ge=0, lt=2**31)
@@ -33,7 +33,7 @@ class ExperimentConfig(Part):
     encoder: EncoderConfig = EncoderConfig()
     sampler: BatchesConfig = SamplerConfig()
     loss: LossConfig = loss_config("multi_similarity")
-    memory: MemoryConfig | None = Field(None, description="None: the loss sees its batch alone")
+    memory: MemoryConfig | None = Field(None, description="None: the loss sees only its batch")
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -61,8 +61,8 @@ class ExperimentConfig(Part):
                 unit = workers // math.gcd(workers, sampler.samples_per_class)
             nearest = f"Nearest below: {number - number % unit}" if number >= unit else f"Least: {unit}"
             raise ValueError(
-                f"Every worker gets equally many images of a batch, so {what} must be a multiple of {unit} "
-                f"for {workers} workers; got {number}. {nearest}, or take fewer workers."
+                f"Every worker gets the same number of images of a batch, so {what} must be a multiple of "
+                f"{unit} for {workers} workers; got {number}. {nearest}, or take fewer workers."
             )
 
     def _check_memory(self) -> None:
@@ -73,12 +73,12 @@ class ExperimentConfig(Part):
             mines_n_pairs = getattr(self.loss, "mining", None) == "n_pair"
             what = "n-pair mining" if mines_n_pairs else f"the {self.loss.kind} loss"
             raise ValueError(
-                f"A memory serves losses of pairs whose other ends may be of former batches; got {what}. Set "
-                "memory to null, or choose another."
+                f"A memory needs a pair loss whose references can come from former batches; got {what}. Set "
+                "memory to null, or choose another loss."
             )
         if memory.start_after >= self.training.num_steps:
             raise ValueError(
-                f"memory.start_after must be less than num_steps, or the memory is never used; got "
+                f"memory.start_after must be less than num_steps, otherwise the memory is never used; got "
                 f"{memory.start_after} and {self.training.num_steps}."
             )
 
@@ -89,7 +89,7 @@ class ExperimentConfig(Part):
         if isinstance(sampler, ShuffledSamplerConfig):
             raise ValueError(
                 f"The {self.loss.kind} loss learns from pairs of the same class, which a shuffled batch "
-                "need not hold; got sampler kind 'shuffled'. Take kind 'pk', or a proxy loss."
+                "may not contain; got sampler kind 'shuffled'. Take kind 'pk', or a proxy loss."
             )
         if sampler.samples_per_class < 2:
             raise ValueError(
@@ -100,8 +100,8 @@ class ExperimentConfig(Part):
     def _check_similar_sampler(self) -> None:
         if self.sampler.kind == "similar" and getattr(self.loss, "sharded", False):
             raise ValueError(
-                "The similar sampler compares the proxies of all classes, so every worker must hold them; "
-                "got loss.sharded. Take another sampler, or sharded=false."
+                "The similar sampler compares the proxies of all classes, so every worker must have all of "
+                "them; got loss.sharded. Take another sampler, or sharded=false."
             )
 
     def _check_chunks(self) -> None:
@@ -114,7 +114,7 @@ class ExperimentConfig(Part):
         if ghost and chunk_rows is not None and share % chunk_rows:
             raise ValueError(
                 f"With ghost_batch_norm chunk_rows must divide a worker's share of the batch, so that any "
-                f"number of workers cuts the same chunks; got {chunk_rows} and a share of {share}."
+                f"number of workers forms the same chunks; got {chunk_rows} and a share of {share}."
             )
         backbone = self.encoder.backbone
         normalises = backbone.kind == "conv4" or (
@@ -122,34 +122,36 @@ class ExperimentConfig(Part):
         )
         if chunk_rows is not None and normalises and not (ghost or self.encoder.freeze_batch_norm):
             raise ValueError(
-                f"chunk_rows changes what batch norm does, and {backbone.kind} has batch norms. Set "
-                "encoder.freeze_batch_norm, or training.ghost_batch_norm to normalise each chunk by itself."
+                f"chunk_rows changes the statistics of batch norm, and {backbone.kind} has batch norms. Set "
+                "encoder.freeze_batch_norm, or training.ghost_batch_norm to normalise each chunk separately."
             )
 
     def _check_backbone(self) -> None:
         kind, color = self.encoder.backbone.kind, self.preprocessing.color
         if kind != "conv4" and color != "RGB":
             raise ValueError(f"The {kind} backbones take RGB images; got color {color!r}.")
-        if kind == "conv4" and self.preprocessing.crop < _CONV4_LEAST_SIDE:
+        if kind == "conv4" and self.preprocessing.crop < _CONV4_MIN_SIDE:
             raise ValueError(
-                f"conv4 halves the image four times, so crop must be at least {_CONV4_LEAST_SIDE}; got "
+                f"conv4 halves the image four times, so crop must be at least {_CONV4_MIN_SIDE}; got "
                 f"{self.preprocessing.crop}."
             )
         if kind != "timm" and self.encoder.pooling == "own":
-            raise ValueError(f"pooling 'own' is what a timm backbone brings; got backbone {kind!r}.")
+            raise ValueError(
+                f"pooling 'own' is a timm backbone's pooling; got backbone {kind!r}. Take another pooling."
+            )
 
     def _check_milestones(self) -> None:
         late = [stone for stone in self.optimizer.milestones if stone >= self.training.num_steps]
         if late:
             raise ValueError(
                 f"optimizer.milestones must come before the last step; got {late} of "
-                f"{self.training.num_steps} steps. Shares of num_steps, below 1, follow it by themselves."
+                f"{self.training.num_steps} steps. Use fractions of num_steps, below 1, to follow it."
             )
 
     def _check_gate(self) -> None:
         if self.gate.metric not in self.evaluation.metrics:
             raise ValueError(
-                f"gate.metric must be one of what the evaluation measures, {self.evaluation.metrics}; got "
+                f"gate.metric must be one of the evaluation's metrics, {self.evaluation.metrics}; got "
                 f"{self.gate.metric!r}."
             )
         if isinstance(self.gate.at_least, str) and not self.evaluation.baselines:
@@ -165,10 +167,10 @@ class ExperimentConfig(Part):
 
 
 def parse_experiment(tree: Any) -> ExperimentConfig:
-    """The experiment a JSON tree describes; raises InvalidSetting naming every setting that is wrong."""
+    """The experiment that a JSON tree describes; raises InvalidSetting with every invalid setting."""
     return parse(ExperimentConfig, tree)
 
 
 def read_experiment(path: str | Path) -> ExperimentConfig:
-    """The experiment in a YAML or JSON file; raises InvalidSetting when it cannot be read or followed."""
+    """The experiment in a YAML or JSON file; raises InvalidSetting if it cannot be read or is invalid."""
     return parse_experiment(read_tree(path, ExperimentConfig))

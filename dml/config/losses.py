@@ -1,4 +1,4 @@
-"""Every loss by its kind with its own settings, and the memory around it, from their constructors."""
+"""Configuration of every loss by kind, and of the memory, derived from their constructors."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -13,11 +13,11 @@ from dml.config.part import Part
 from dml.config.signatures import Argument, Signature, read_mining, read_signatures
 from dml.errors import InvalidSetting, did_you_mean
 
-_SET_BY_THE_RUN = {"loss", "num_classes", "dim", "seed", "normalize"}
+_SET_BY_TRAINING = {"loss", "num_classes", "dim", "seed", "normalize"}
 
 
 class _ConstructorPart(Part):
-    """The settings of a constructor, checked as it checks them."""
+    """The settings of a constructor, validated like its arguments."""
 
     signature: ClassVar[Signature]
 
@@ -37,38 +37,40 @@ class LossPart(_ConstructorPart):
 
     @property
     def has_proxies(self) -> bool:
-        """Whether it holds vectors of the classes, instead of comparing the images of a batch."""
+        """Whether the loss has a proxy per class, instead of comparing the images of a batch."""
         return "ProxyLoss" in self.signature.bases
 
     @property
     def within_batch(self) -> bool:
-        """Whether its pairs lie within the batch, so that no memory can be around it."""
-        is_mined_so = getattr(self, "mining", None) == "n_pair"
-        return is_mined_so or bool(self.signature.constants.get("within_batch"))
+        """Whether all its pairs must be within the batch, so that it cannot use a memory."""
+        mines_n_pairs = getattr(self, "mining", None) == "n_pair"
+        return mines_n_pairs or bool(self.signature.constants.get("within_batch"))
 
     @model_validator(mode="before")
     @classmethod
-    def _mining_where_there_is_some(cls, values: Any) -> Any:
+    def _refuse_mining_without_miner(cls, values: Any) -> Any:
         if isinstance(values, dict) and "mining" in values and "mining" not in cls.model_fields:
-            takers = [kind for kind, part in loss_kinds().items() if "mining" in part.model_fields]
+            kinds = [kind for kind, part in loss_kinds().items() if "mining" in part.model_fields]
             raise ValueError(
                 f"The {values.get('kind')} loss weighs all pairs or proxies itself, so none are mined; got "
-                f"mining {values['mining']!r}. Leave it out, or take {', '.join(takers)}."
+                f"mining {values['mining']!r}. Leave it out, or take {', '.join(kinds)}."
             )
         return values
 
 
 def _fields(signature: Signature) -> dict[str, Any]:
-    """The fields of a section, as pydantic makes models of them."""
-    arguments = {name: each for name, each in signature.arguments.items() if name not in _SET_BY_THE_RUN}
+    """The fields of a section, as `pydantic.create_model` takes them."""
+    arguments = {
+        name: argument for name, argument in signature.arguments.items() if name not in _SET_BY_TRAINING
+    }
     num_classes = signature.arguments.get("num_classes")
     if num_classes is not None and num_classes.default is None:
         description = f"whether num_classes is the dataset's: {num_classes.description}"
         arguments["per_class"] = Argument(bool, False, description)
     defaults = signature.constants.get("unit_length_defaults", {})  # an encoder's embeddings have length 1
     return {
-        name: _field(each.annotation, defaults.get(name, each.default), each.description)
-        for name, each in arguments.items()
+        name: _field(argument.annotation, defaults.get(name, argument.default), argument.description)
+        for name, argument in arguments.items()
     }
 
 
@@ -86,19 +88,19 @@ def _annotated(annotation: Any, field: Any) -> Any:
 
 
 def _bounds(annotation: Any) -> dict[str, Any]:
-    """What pydantic can check of the ranges in an annotation, and a schema can say."""
-    found: dict[str, Any] = {}
-    for each in (annotation, *get_args(annotation)):
-        for limits in getattr(each, "__metadata__", ()):
+    """The ranges in an annotation as bounds that pydantic checks and a schema shows."""
+    bounds: dict[str, Any] = {}
+    for choice in (annotation, *get_args(annotation)):
+        for limits in getattr(choice, "__metadata__", ()):
             if isinstance(limits, Range):
                 for name, loosest in (("gt", min), ("ge", min), ("lt", max), ("le", max)):
                     bound = getattr(limits, name)
-                    if _is_telling(bound):
-                        found[name] = loosest(bound, found.get(name, bound))
-    return found
+                    if _is_exact(bound):
+                        bounds[name] = loosest(bound, bounds.get(name, bound))
+    return bounds
 
 
-def _is_telling(bound: int | float | str | None) -> bool:
+def _is_exact(bound: int | float | str | None) -> bool:
     return isinstance(bound, int | float) and abs(bound) < 2**53
 
 
@@ -115,7 +117,7 @@ def _part(signature: Signature, base: type[_ConstructorPart], **fields: Any) -> 
     fields |= _fields(signature)
     part = create_model(name, __base__=base, __module__=__name__, __doc__=signature.summary, **fields)
     part.signature = signature
-    globals()[name] = part  # where pickle looks for it
+    globals()[name] = part  # so that pickle can look it up
     return part
 
 
@@ -131,7 +133,7 @@ if TYPE_CHECKING:
     LossConfig = LossPart
 
     class MemoryConfig(Part):
-        """What is made below."""
+        """For type checkers; the class is created below."""
 
         size: int
         start_after: int
@@ -144,17 +146,17 @@ else:
 
 
 def loss_kinds() -> dict[str, type[LossPart]]:
-    """Every loss by its kind."""
+    """The configuration class of every loss, by kind."""
     return dict(_KINDS)
 
 
 def loss_config(kind: str, **settings: Any) -> LossPart:
-    """A loss with some of its settings; raises InvalidSetting for an unknown one."""
+    """A loss with some of its settings replaced; raises InvalidSetting for an unknown kind."""
     return _kind(kind).model_validate({"kind": kind, **settings})
 
 
 def takes_mining(kind: str) -> bool:
-    """Whether a loss learns from tuples that a miner chooses; raises InvalidSetting for an unknown loss."""
+    """Whether a loss takes a miner; raises InvalidSetting for an unknown loss."""
     return "mining" in _kind(kind).model_fields
 
 

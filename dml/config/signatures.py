@@ -1,4 +1,4 @@
-"""The arguments of the losses' constructors, read from their source: to import them takes torch, 1.8 s."""
+"""Constructor arguments of the losses, parsed from their source, since importing them takes 1.8 s (torch)."""
 
 import ast
 import math
@@ -21,14 +21,14 @@ class Argument:
 
     annotation: Any
     default: Any
-    """`...` where it must be given."""
+    """`...` if the argument is required."""
     description: str
-    """The first sentence of what the docstring says."""
+    """The first sentence of its entry in the docstring."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """A class and what its constructor takes."""
+    """A class and the arguments of its constructor."""
 
     name: str
     summary: str
@@ -37,7 +37,7 @@ class Signature:
     """Names of all its base classes."""
     arguments: Mapping[str, Argument]
     constants: Mapping[str, Any]
-    """Those of `_CONSTANTS` that it has."""
+    """The class attributes listed in `_CONSTANTS`."""
 
 
 def read_signatures() -> dict[str, Signature]:
@@ -54,7 +54,7 @@ def read_signatures() -> dict[str, Signature]:
 
 @cache
 def read_mining() -> Any:
-    """`Mining`, the names of all miners, as `dml.losses.core.miners` has it."""
+    """`Mining`, the names of all miners, from `dml.losses.core.miners`."""
     tree = ast.parse((_FOLDER / "core" / "miners.py").read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "Mining":
@@ -65,11 +65,11 @@ def read_mining() -> Any:
 def _signature(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> Signature:
     lineage = list(_lineage(node, classes))
     docstring = ast.get_docstring(node) or ""
-    constants = [(name, value) for each in reversed(lineage) for name, value in _constants(each)]
+    constants = [constant for base in reversed(lineage) for constant in _constants(base)]
     return Signature(
         node.name,
         docstring.partition("\n")[0],
-        frozenset(each.name for each in lineage[1:]),
+        frozenset(base.name for base in lineage[1:]),
         dict(_arguments(node, lineage, classes)),
         dict(constants),
     )
@@ -94,36 +94,36 @@ def _constants(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
 def _arguments(
     node: ast.ClassDef, lineage: Sequence[ast.ClassDef], classes: Mapping[str, ast.ClassDef]
 ) -> Iterator[tuple[str, Argument]]:
-    """Those of the constructor; what it takes as `**options` is found in its base classes."""
+    """The constructor's arguments; those passed as `**options` are looked up in the base classes."""
     nearest: dict[str, Argument] = {}
-    for each in reversed(lineage):
-        for name, argument in _own_arguments(each).items():
-            said = argument.description or (nearest[name].description if name in nearest else "")
-            nearest[name] = replace(argument, description=said)
-    wanted = list(_own_arguments(node))
+    for base in reversed(lineage):
+        for name, argument in _constructor_arguments(base).items():
+            description = argument.description or (nearest[name].description if name in nearest else "")
+            nearest[name] = replace(argument, description=description)
+    names = list(_constructor_arguments(node))
     constructor = _constructor(node)
     options = None if constructor is None else constructor.args.kwarg
     if options is not None and isinstance(options.annotation, ast.Subscript):
         for part in reversed(list(_lineage(classes[ast.unparse(options.annotation.slice)], classes))):
-            wanted += [ast.unparse(line.target) for line in part.body if isinstance(line, ast.AnnAssign)]
-    return ((name, nearest[name]) for name in wanted)
+            names += [ast.unparse(line.target) for line in part.body if isinstance(line, ast.AnnAssign)]
+    return ((name, nearest[name]) for name in names)
 
 
-def _own_arguments(node: ast.ClassDef) -> dict[str, Argument]:
+def _constructor_arguments(node: ast.ClassDef) -> dict[str, Argument]:
     constructor = _constructor(node)
     if constructor is None:
         return {}
     descriptions = _descriptions(ast.get_docstring(node) or "")
     parts = constructor.args
-    placed = [*parts.posonlyargs, *parts.args][1:]
-    defaults = [*[None] * (len(placed) - len(parts.defaults)), *parts.defaults, *parts.kw_defaults]
+    positional = [*parts.posonlyargs, *parts.args][1:]
+    defaults = [*[None] * (len(positional) - len(parts.defaults)), *parts.defaults, *parts.kw_defaults]
     return {
         part.arg: Argument(
-            _evaluated(part.annotation),
-            ... if default is None else _evaluated(default),
+            _evaluate(part.annotation),
+            ... if default is None else _evaluate(default),
             descriptions.get(part.arg, ""),
         )
-        for part, default in zip([*placed, *parts.kwonlyargs], defaults, strict=True)
+        for part, default in zip([*positional, *parts.kwonlyargs], defaults, strict=True)
     }
 
 
@@ -132,8 +132,8 @@ def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
     return next((function for function in functions if function.name == "__init__"), None)
 
 
-def _evaluated(node: ast.expr | None) -> Any:
-    """An annotation or a default; a function of one's own cannot be written into a file of settings."""
+def _evaluate(node: ast.expr | None) -> Any:
+    """Evaluate an annotation or a default. `Miner` excludes user functions, which a file cannot hold."""
     mining = read_mining()
     names = {"Annotated": Annotated, "Literal": Literal, "Sequence": Sequence, "math": math}
     names |= {"Mining": mining, "Miner": mining, "Loss": Any}
@@ -141,9 +141,9 @@ def _evaluated(node: ast.expr | None) -> Any:
 
 
 def _descriptions(docstring: str) -> dict[str, str]:
-    """What the `Args` of a docstring say of each."""
+    """The first sentence of each entry under `Args` in a docstring."""
     _, _, after = docstring.partition("\nArgs:\n")
     block = after.partition("\n\n")[0]
-    found: list[tuple[str, str]] = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", block, re.MULTILINE)
-    sentences = {name: re.split(r"\. (?=[A-Z])", " ".join(text.split()))[0] for name, text in found}
+    entries: list[tuple[str, str]] = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", block, re.MULTILINE)
+    sentences = {name: re.split(r"\. (?=[A-Z])", " ".join(text.split()))[0] for name, text in entries}
     return {name: sentence.rstrip(".") for name, sentence in sentences.items()}

@@ -15,8 +15,8 @@ from dml.registry.catalog import (
     CHALLENGER,
     CHAMPION,
     REASON_TAG,
-    missing_model,
     alias_version,
+    missing_model,
     model_versions,
 )
 from dml.registry.connection import connect

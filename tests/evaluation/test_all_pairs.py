@@ -81,7 +81,8 @@ def test_metrics_of_blocks_joined_are_those_of_all_queries(sizes):
     whole = query_metrics(items, recall_at=(1, 3))
     ends = np.cumsum([0, *sizes])
     parts = [
-        query_metrics(items.of(slice(start, stop)), items, recall_at=(1, 3)) for start, stop in pairwise(ends)
+        query_metrics(items.select(slice(start, stop)), items, recall_at=(1, 3))
+        for start, stop in pairwise(ends)
     ]
     found = joined(parts, sizes)
     assert found.values.keys() == whole.values.keys()
@@ -146,7 +147,7 @@ def test_workers_share_out_queries_and_pairs_exactly():
 def test_what_a_worker_refuses_is_raised_as_it_is():
     vectors, rows = split(6)
     alone = Rows(rows.labels, {"role": ["query"] * 211})
-    with pytest.raises(InvalidData, match="must say 'query' of some rows"):
+    with pytest.raises(InvalidData, match="must be 'query' for some rows"):
         measure(vectors, alone, CONFIGS["query and gallery"], num_workers=2)
     vectors[7] = np.nan
     with pytest.raises(ValueError, match="must be finite"):

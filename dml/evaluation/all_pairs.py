@@ -39,7 +39,7 @@ class _Movable(Protocol):
 R = TypeVar("R", bound=_Movable)
 
 
-def workers_for(num_rows: int, *, pairs_here: int = PAIRS_HERE) -> int:
+def workers_for(num_rows: int, *, pairs_here: int = PAIRS_HERE, num_gpus: int | None = None) -> int:
     """The number of Ray workers for an evaluation: on a cluster one per GPU, or one per core without GPUs.
 
     On a single machine it is one per GPU, because torch uses all cores.
@@ -47,11 +47,12 @@ def workers_for(num_rows: int, *, pairs_here: int = PAIRS_HERE) -> int:
     Args:
         num_rows: rows of the split.
         pairs_here: up to this number of pairs, one process is enough.
+        num_gpus: GPUs of a single machine; None: those of this one.
     """
     if num_rows * num_rows <= pairs_here:
         return 1
     if not on_cluster():
-        return max(torch.cuda.device_count(), 1)
+        return max(torch.cuda.device_count() if num_gpus is None else num_gpus, 1)
     with ray_session():
         return max(capacity("GPU").most or capacity("CPU").most, 1)
 

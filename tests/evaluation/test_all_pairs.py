@@ -114,11 +114,9 @@ def test_blocks_of_equal_area_have_equally_many_pairs():
 
 def test_workers_are_called_for_where_rows_are_many_and_a_cluster_is_there(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert workers_for(10**7) == 1, "one process uses all cores already"
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert workers_for(10**7) == 4
-    assert workers_for(60_502) == 1
+    assert workers_for(10**7, num_gpus=0) == 1, "one process uses all cores already"
+    assert workers_for(10**7, num_gpus=4) == 4
+    assert workers_for(60_502, num_gpus=4) == 1
 
 
 @pytest.mark.slow

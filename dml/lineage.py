@@ -20,9 +20,9 @@ from dml.refs import DatasetRef
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["dataset", "index", "package", "embeddings", "report", "bench"]
+Kind = Literal["dataset", "index", "vectors", "package", "embeddings", "report", "bench"]
 
-VERSIONED: dict[Kind, str] = {"dataset": "datasets", "index": "indexes"}
+VERSIONED: dict[Kind, str] = {"dataset": "datasets", "index": "indexes", "vectors": "vectors"}
 _PLAIN: dict[Kind, str] = {
     "package": "packages",
     "embeddings": "embeddings",
@@ -337,7 +337,7 @@ def remove(removals: Sequence[Removal]) -> list[Removal]:
 
 
 def _descendants_first(removal: Removal) -> int:
-    order = ["index", "embeddings", "package", "dataset"]
+    order = ["index", "embeddings", "vectors", "package", "dataset"]
     return order.index(removal.kind) if removal.kind in order else -1
 
 
@@ -347,11 +347,11 @@ def dependents(store: str, uri: str) -> list[Artifact]:
 
 
 def remove_named(store: str, kind: str, name: str) -> list[str]:
-    """Remove a dataset or index with all its versions, one former version of it, or a run.
+    """Remove a dataset, an index or imported vectors with all versions, one former version of it, or a run.
 
     Args:
         store: the store's URI.
-        kind: "dataset", "index" or "run".
+        kind: "dataset", "index", "vectors" or "run".
         name: NAME, or NAME@VERSION for a version that is not the current one.
 
     Returns:
@@ -366,7 +366,7 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
     if kind == "run":
         return [_remove_run(store, name)]
     base, version = split_version(name, kind)
-    folder = storage.named_folder(store, VERSIONED["dataset" if kind == "dataset" else "index"], base)
+    folder = storage.named_folder(store, _folder_of_kind(kind), base)
     if not storage.exists(folder) or (version and version not in storage.list_versions(folder)):
         raise storage.missing_version(folder, version, kind)
     if (link := storage.link_above(folder, store)) is not None:
@@ -392,11 +392,15 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
     return [f"{base}@{v}" for v in versions] or [base]
 
 
+def _folder_of_kind(kind: str) -> str:
+    return {str(known): folder for known, folder in VERSIONED.items()}[kind]
+
+
 def _remove_rest(store: str, kind: str, folder: str) -> None:
     """Remove a name's other files once it has no versions; the list of forgotten items is kept."""
     for name in (storage.POINTER, "refresh.json"):
         storage.delete(storage.join(folder, name))
-    if kind == "dataset":
+    if kind in ("dataset", "vectors"):
         storage.delete(storage.join(store, "quarantine", f"{folder.rpartition('/')[2]}.parquet"))
     storage.delete_empty(folder)
 

@@ -90,6 +90,10 @@ class Slice(Result):
     num_queries: int = Field(description="with a positive in the gallery")
     metrics: dict[str, Measured]
 
+    @property
+    def title(self) -> str:
+        return f"{self.attribute} {'missing' if self.value is None else self.value}"
+
 
 class Evaluation(Result):
     """Every number of one embedding on one split."""
@@ -101,6 +105,17 @@ class Evaluation(Result):
     def values(self) -> dict[str, float]:
         """Name to number, without intervals and slices."""
         return {name: measured.value for name, measured in self.metrics.items()}
+
+    def row(self) -> dict[str, str | float]:
+        """Name to number; intervals stand in brackets."""
+        return _shown(self.metrics)
+
+    def slice_rows(self) -> list[dict[str, str | float]]:
+        """One row per slice of the queries."""
+        return [
+            {"slice": each.title, **_shown(each.metrics), "num_queries": each.num_queries}
+            for each in self.slices
+        ]
 
 
 class EvaluationReport(Result):
@@ -133,9 +148,8 @@ class EvaluationReport(Result):
         rows: dict[tuple[str, str | None], list[dict[str, str | float]]] = {}
         for name, evaluation in self._by_embedding().items():
             for each in evaluation.slices:
-                title = f"{each.attribute} {'missing' if each.value is None else each.value}"
                 row = {
-                    "slice": title,
+                    "slice": each.title,
                     "embedding": name,
                     **_shown(each.metrics),
                     "num_queries": each.num_queries,
@@ -152,7 +166,7 @@ class EvaluationReport(Result):
         return against_pixels(metric, self.metrics, self.baseline_metrics)
 
     def _by_embedding(self) -> dict[str, Evaluation]:
-        return {**self.baselines, self.package.source or "trained": self.trained}
+        return {**self.baselines, "trained": self.trained}
 
 
 def against_pixels(
@@ -181,6 +195,13 @@ def _shown(metrics: Mapping[str, Measured]) -> dict[str, str | float]:
     return {name: each.value if each.low is None else str(each) for name, each in metrics.items()}
 
 
+class VectorsReport(Result):
+    """How imported vectors do by their labels; there is no image to compare with."""
+
+    embeddings: EmbeddingsRef
+    evaluation: Evaluation
+
+
 class Refusal(Result):
     """How many rows of a source were refused for one reason."""
 
@@ -202,6 +223,17 @@ class IngestReport(Result):
     refused: list[Refusal] = []
     quarantine: str = Field(description="path or URI of the table of what was refused, one row each")
     notes: list[str] = Field([], description="sentences on the split, merged labels, contradictory labels")
+
+
+class ImportReport(Result):
+    """An import's result: the vectors, and what its reader must know of how they came about."""
+
+    embeddings: EmbeddingsRef
+    outcome: Literal["made", "current"] = Field(description="current: the name stood for it before")
+    normalized: int = Field(description="vectors that were not of unit length, and are now")
+    refused: list[Refusal] = []
+    quarantine: str = Field(description="path or URI of the table of what was refused, one row each")
+    notes: list[str] = Field([], description="sentences on columns and rows that were left out")
 
 
 class TrainingReport(Result):
@@ -275,6 +307,33 @@ class DatasetList(PartialResult):
     datasets: list[ListedDataset]
 
 
+class ListedVectors(EmbeddingsRef):
+    """A version of imported vectors in the store."""
+
+    created: datetime = Field(description="when it was published, UTC")
+    current: bool = Field(description="whether the name alone stands for it")
+
+
+class VectorsList(PartialResult):
+    """The versions of the store's imported vectors, by name, the oldest first."""
+
+    vectors: list[ListedVectors]
+
+
+ExportFormat = Literal["parquet", "npy", "faiss"]
+
+
+class ExportReport(Result):
+    """What an export wrote."""
+
+    index: str = Field(description="NAME@VERSION")
+    format: ExportFormat
+    folder: str = Field(description="path of the new folder")
+    files: list[str] = Field(description="names of the files in it")
+    rows: int
+    dim: int
+
+
 class Refresh(Result):
     """When an index is refreshed by itself, and from what."""
 
@@ -334,13 +393,13 @@ class FoundItem(Result):
     """One item that a search found."""
 
     id: str
-    label: str
+    label: str | None = Field(description="null: the items have no labels")
     similarity: float = Field(description="cosine of query and item, [-1, 1]")
     attributes: dict[str, str | int | float | bool | None] = Field(description="null: it has no value")
 
 
 class SearchReport(Result):
-    """What a search found for one image, and how."""
+    """What a search found for one query, and how."""
 
     index: str = Field(description="NAME@VERSION")
     model: str = Field(description="the registered version NAME/VERSION that embedded it; empty: none")

@@ -7,11 +7,12 @@ from dml.data.dataset import find_dataset
 from dml.data.evaluable import require_evaluable
 from dml.data.schema import TEST
 from dml.embedding.embed import embed
+from dml.embedding.external import find_vectors
 from dml.evaluation.evaluate import compare, evaluate, raw_pixel_baseline
 from dml.models.package import read_preprocessing
 from dml.refs import DatasetRef, PackageRef
 from dml.registry.catalog import find_model
-from dml.reports import RAW_PIXELS, Comparison, Evaluation, EvaluationReport
+from dml.reports import RAW_PIXELS, Comparison, Evaluation, EvaluationReport, VectorsReport
 from dml.settings import store_uri
 from flows.policy import Name, is_orchestrated, progress_logger, show_table, stage, tag_with_names
 from flows.report import report_on
@@ -39,6 +40,25 @@ def evaluate_flow(
     if is_orchestrated():
         report_on(root, version, source, ReportConfig(evaluation=config))
     return report
+
+
+@flow(name="evaluate-vectors-flow", flow_run_name="evaluate {vectors}", on_running=[tag_with_names])
+def evaluate_vectors_flow(
+    vectors: str, config: EvaluationConfig = _DEFAULT, store: str | None = None
+) -> VectorsReport:
+    """Evaluate imported vectors by their labels, all of them; there are no images to compare pixels of.
+
+    Args:
+        vectors: NAME (their current version) or NAME@VERSION.
+        config: which metrics; its baselines need images and are left out.
+        store: the store's URI; None: `DML_STORE`, else `./dml-store`.
+    """
+    embeddings = stage(find_vectors)(store_uri(store), vectors)
+    evaluation = stage(evaluate)(
+        embeddings, config, split=None, progress=progress_logger("evaluate", "blocks")
+    )
+    show_table("evaluation", [evaluation.row()], str(embeddings.items))
+    return VectorsReport(embeddings=embeddings, evaluation=evaluation)
 
 
 def evaluate_package(

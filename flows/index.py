@@ -3,6 +3,7 @@
 from prefect import flow
 
 from dml.config import IndexConfig
+from dml.embedding.external import find_vectors
 from dml.names import check_name
 from dml.refs import EmbeddingsRef, IndexRef
 from dml.registry.catalog import find_model
@@ -38,6 +39,23 @@ def index_flow(
     version = str(stage(find_model)(root, model))  # fixed here: the champion may move meanwhile
     embeddings = run(embed_flow, version, dataset, root, num_workers)
     return publish_index_of(embeddings, name, config, root, version)
+
+
+@flow(name="index-vectors-flow", flow_run_name="index {name}", on_running=[tag_with_names])
+def index_vectors_flow(
+    name: Name, vectors: str, config: IndexConfig = _DEFAULT, store: str | None = None
+) -> IndexRef:
+    """Build an index over imported vectors, and make it the one that searches use.
+
+    Args:
+        name: the index's name.
+        vectors: NAME (their current version) or NAME@VERSION.
+        config: the Faiss factory string and probes; by default chosen by size.
+        store: the store's URI; None: `DML_STORE`, else `./dml-store`.
+    """
+    root = store_uri(store)
+    embeddings = stage(find_vectors)(root, vectors)
+    return publish_index_of(embeddings, check_name(name, "index"), config, root, "")
 
 
 def publish_index_of(

@@ -47,7 +47,7 @@ def verify_flow(name: Name | None = None, heal: bool = False, store: str | None 
 
 def repair(store: str, checked: Sequence[CheckedArtifact]) -> dict[str, str]:
     """URI to what became of each damaged artefact; those that others are made from come first."""
-    order = ["dataset", "package", "embeddings", "index"]
+    order = ["dataset", "package", "vectors", "embeddings", "index"]
     damaged = [each for each in checked if each.damaged]
     states = {}
     for each in sorted(damaged, key=lambda e: order.index(e.kind) if e.kind in order else len(order)):
@@ -71,6 +71,8 @@ def _heal(store: str, damaged: CheckedArtifact) -> str:
         return "damaged, and cannot be made again: go back with `dml rollback`, or remove the file"
     if damaged.kind == "list of forgotten items":
         return "damaged, and cannot be made again: bring it back from a copy, or forget the items again"
+    if damaged.kind == "vectors":
+        return "damaged, and cannot be made again: import their file again under the same name"
     if damaged.kind == "package":
         return "damaged, and cannot be made again: train it again, or restore the folder from a copy"
     stage(remove_damaged)(damaged)

@@ -334,7 +334,7 @@ def test_a_store_of_another_format_is_refused(store):
     storage.mark_store(store)
     storage.require_store(store)
     storage.write_bytes(storage.join(store, "dml-store.json"), json.dumps({"format": 99}).encode())
-    with pytest.raises(IncompatibleArtifact, match="format 1"):
+    with pytest.raises(IncompatibleArtifact, match="format 2"):
         storage.mark_store(store)
 
 

@@ -25,6 +25,7 @@ from dml.cli import (  # noqa: F401 - each adds its verbs to the app
     schedules,
     stack,
     store,
+    vectors,
     was_interrupted,
 )
 from dml.cli.app import app

@@ -10,6 +10,7 @@ from dml.cli.output import columns_of, emit, listed, print_table, what_is_damage
 from dml.errors import DmlError, InvalidSetting, MissingArtifact
 
 if TYPE_CHECKING:
+    from dml.config import IndexConfig
     from dml.refs import EmbeddingsRef, IndexRef
     from dml.reports import FoundItem, IndexList, ListedIndex, SearchReport
     from dml.serving.searcher import Found
@@ -45,74 +46,65 @@ def index(
         str | None,
         typer.Option(help="NAME (its champion), NAME@ALIAS or NAME/VERSION; default: the dataset's champion"),
     ] = None,
-    embedder: Annotated[
-        str | None,
-        typer.Option(
-            help="a pretrained network instead of --model: timm:NAME, torchvision:NAME, "
-            "safetensors:FILE@timm:NAME"
-        ),
+    vectors: Annotated[
+        str | None, typer.Option(help="imported vectors instead of a dataset: NAME or NAME@VERSION")
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="of --embedder: a safetensors or .pth file")] = None,
-    preprocessing: Annotated[
-        Path | None, typer.Option(help="of --embedder: a JSON file, where it wants images otherwise")
-    ] = None,
-    licence: Annotated[str, typer.Option(help="of --embedder's weights, for the registry")] = "",
     factory: Annotated[str, typer.Option(help="auto, or any Faiss index_factory string")] = "auto",
     workers: Workers = None,
     store: Store = None,
     as_json: Json = False,
 ) -> "IndexRef":
-    """Build an index over a dataset's embeddings and make it the one that searches use."""
+    """Build an index over a dataset's embeddings, or imported vectors, and make it the one in use."""
     from dml.config import IndexConfig
     from flows.index import index_flow
     from flows.policy import run
 
     config = IndexConfig(factory=factory)
+    if vectors is not None or (dataset is None and model is None and _is_vectors(store_uri(store), name)):
+        ref = _index_vectors(name, vectors or name, dataset or model, config, store_uri(store))
+        return emit(ref, as_json, _show_index)
     dataset = dataset or name
-    root = store_uri(store)
-    if embedder is None:
-        _refuse_without_embedder(weights, preprocessing, licence)
-        model = model or dataset.partition("@")[0]
-    else:
-        if model is not None:
-            raise InvalidSetting(
-                f"An index needs one model; got --model {model} and --embedder {embedder}. Leave one out."
-            )
-        from flows.import_model import import_model_flow
-
-        imported = run(
-            import_model_flow,
-            embedder,
-            dataset.partition("@")[0],
-            dataset,
-            weights=None if weights is None else str(weights),
-            preprocessing=None if preprocessing is None else str(preprocessing),
-            licence=licence,
-            store=root,
-        )
-        model = str(imported)
-    ref = run(index_flow, name, model, dataset, config, root, workers)
+    model = model or dataset.partition("@")[0]
+    ref = run(index_flow, name, model, dataset, config, store_uri(store), workers)
     return emit(ref, as_json, _show_index)
+
+
+def _is_vectors(store: str, name: str) -> bool:
+    """Whether a name is that of imported vectors; a dataset never has the same."""
+    from dml.embedding.external import has_vectors
+
+    return has_vectors(store, name)
+
+
+def _index_vectors(
+    name: str, vectors: str, other: str | None, config: "IndexConfig", store: str
+) -> "IndexRef":
+    from flows.index import index_vectors_flow
+    from flows.policy import run
+
+    if other is not None:
+        raise InvalidSetting(
+            f"Imported vectors are indexed as they are; got --vectors {vectors} and {other}. Leave one out."
+        )
+    return run(index_vectors_flow, name, vectors, config, store)
 
 
 def _show_index(ref: "IndexRef") -> None:
     print(f"{ref}: {ref.rows} rows, {ref.factory}, recall@10 {ref.recall:.3f}: {ref.uri}")
 
 
-def _refuse_without_embedder(weights: Path | None, preprocessing: Path | None, licence: str) -> None:
-    given = {"--weights": weights, "--preprocessing": preprocessing, "--licence": licence or None}
-    for option, value in given.items():
-        if value is not None:
-            raise InvalidSetting(
-                f"{option} belongs to an --embedder; got {value} and none. Name the network it is of, as "
-                "--embedder torchvision:resnet50."
-            )
-
-
 @verb()
 def search(
-    image: Annotated[Path, typer.Argument(help="the query's image file")],
+    image: Annotated[
+        Path | None, typer.Argument(help="the query's image file; beside --id or --vector: as --index")
+    ] = None,
     name: Annotated[str | None, typer.Option("--index", help="default: the store's only index")] = None,
+    item: Annotated[
+        str | None, typer.Option("--id", help="search with an item of the index instead of an image")
+    ] = None,
+    vector: Annotated[
+        Path | None, typer.Option(help="search with the one vector in this .npy file instead of an image")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="how many answers")] = 10,
     where: Annotated[
         list[str] | None,
@@ -126,7 +118,12 @@ def search(
     store: Store = None,
     as_json: Json = False,
 ) -> "SearchReport":
-    """Find the most similar items of an index, embedded by exactly the package that made it."""
+    """Find the most similar items of an index, of an image, an item or a vector."""
+    if item is not None or vector is not None:
+        searched = _search_without_image(store_uri(store), image, name, item, vector, k, where or [], picture)
+        return emit(searched.report(), as_json, _show_answers)
+    if image is None:
+        raise InvalidSetting("A search needs a query: an image file, --id ITEM or --vector FILE; got none.")
     from dml.data.sources.files import read_local
     from dml.data.sources.sample import MAX_BYTES, Refused
 
@@ -145,6 +142,34 @@ def search(
         _write_picture(picture, found, content)
     drawn = None if picture is None else str(picture.resolve())
     return emit(found.report(picture=drawn), as_json, _show_answers)
+
+
+def _search_without_image(
+    store: str,
+    positional: Path | None,
+    name: str | None,
+    item: str | None,
+    vector: Path | None,
+    k: int,
+    where: list[str],
+    picture: Path | None,
+) -> "Found":
+    if item is not None and vector is not None:
+        raise InvalidSetting(f"A search needs one query; got --id {item} and --vector {vector}.")
+    if picture is not None:
+        raise InvalidSetting("--picture shows the query's image; a search by --id or --vector has none.")
+    if positional is not None and name is not None:
+        raise InvalidSetting(f"A search needs one query; got {positional} beside --id or --vector.")
+    from dml.embedding.vector_files import read_vector
+    from dml.serving.searcher import Searcher
+
+    query = None if vector is None else read_vector(vector)
+    searcher = Searcher.open(store, name or (None if positional is None else str(positional)))
+    if query is None:
+        (found,) = searcher.search_ids([str(item)], k=k, where=where)
+    else:
+        (found,) = searcher.search_vectors(query, k=k, where=where)
+    return found
 
 
 def _show_answers(report: "SearchReport") -> None:
@@ -235,13 +260,18 @@ def _row_of_index(index: "ListedIndex") -> dict[str, object]:
 def _newer(store: str, ref: "IndexRef") -> list[str]:
     """The current dataset version and the champion, where the index was made of others."""
     from dml.data.dataset import find_dataset
+    from dml.embedding.external import find_vectors
+    from dml.refs import DatasetRef
 
-    found = []
+    found: list[str] = []
     held = ref.embeddings
     try:
-        dataset = find_dataset(store, held.items.name)
-        if dataset.fingerprint != held.items.fingerprint:
-            found.append(str(dataset))
+        if not isinstance(held.items, DatasetRef):
+            latest = find_vectors(store, held.items.name)
+            found += [f"{held.items.name}@{latest.version}"] * (latest.fingerprint != held.fingerprint)
+        else:
+            dataset = find_dataset(store, held.items.name)
+            found += [str(dataset)] * (dataset.fingerprint != held.items.fingerprint)
     except MissingArtifact:
         pass  # a dataset may be removed after it was indexed
     except DmlError:

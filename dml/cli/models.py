@@ -11,7 +11,7 @@ from dml.cli.output import columns_of, emit, print_table, visible
 from dml.errors import InvalidSetting
 
 if TYPE_CHECKING:
-    from dml.reports import EvaluationReport, ListedModel, ModelList, TrainingReport
+    from dml.reports import EvaluationReport, ListedModel, ModelList, TrainingReport, VectorsReport
 
 
 @verb()
@@ -75,21 +75,26 @@ def _show_training(report: "TrainingReport") -> None:
 
 @verb()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="NAME (its champion), NAME@ALIAS or NAME/VERSION")],
-    dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
+    model: Annotated[
+        str, typer.Argument(help="NAME (its champion), NAME@ALIAS or NAME/VERSION; or imported vectors")
+    ],
+    dataset: Annotated[str | None, typer.Argument(help="NAME or NAME@VERSION; none for vectors")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="key=value, as recall_at=[1,10] or few_shot.ways=5; repeatable"),
     ] = None,
     store: Store = None,
     as_json: Json = False,
-) -> "EvaluationReport":
-    """Evaluate a registered model on a dataset's test split, beside its baselines."""
+) -> "EvaluationReport | VectorsReport":
+    """Evaluate a registered model on a dataset's test split, beside its baselines; or imported vectors."""
     from dml.config import EvaluationConfig
-    from flows.evaluate import evaluate_flow
+    from flows.evaluate import evaluate_flow, evaluate_vectors_flow
     from flows.policy import run
 
     config = EvaluationConfig().overridden(settings or [])
+    if dataset is None:
+        vectors = run(evaluate_vectors_flow, model, config, store=store_uri(store))
+        return emit(vectors, as_json, _show_vectors_evaluation)
     report = run(evaluate_flow, model, dataset, config, store=store_uri(store))
     return emit(report, as_json, partial(_show_evaluation, model=model))
 
@@ -99,6 +104,12 @@ def _show_evaluation(report: "EvaluationReport", model: str) -> None:
     _print_verdict(report.verdict())
     if report.slices():
         print_table("by slice of the queries", report.slices())
+
+
+def _show_vectors_evaluation(report: "VectorsReport") -> None:
+    print_table(str(report.embeddings.items), [report.evaluation.row()])
+    if report.evaluation.slices:
+        print_table("by slice of the queries", report.evaluation.slice_rows())
 
 
 def _print_verdict(verdict: str) -> None:

@@ -31,6 +31,7 @@ class Removable(StrEnum):
     INDEX = "index"
     MODEL = "model"
     RUN = "run"
+    VECTORS = "vectors"
 
 
 class Pointed(StrEnum):
@@ -132,7 +133,7 @@ def rm(
     store: Store = None,
     as_json: Json = False,
 ) -> "RemovalReport":
-    """Remove a dataset, an index, a model or a run; refused while something else needs it."""
+    """Remove a dataset, an index, a model, a run or imported vectors; refused while something needs it."""
     from dml.reports import RemovalReport
 
     root = store_uri(store)

@@ -51,12 +51,17 @@ def attribute_types(rows: Sequence[Mapping[str, Any]]) -> dict[str, AttributeTyp
                     f"({value!r}). Write them alike in the source."
                 )
     for name in types:
-        if name in _RESERVED or not name.isidentifier():
-            raise InvalidData(
-                f"An attribute's name must be letters, digits and underscores, and none of "
-                f"{sorted(_RESERVED)}; got {name!r}. Rename it in the source."
-            )
+        require_attribute_name(name)
     return {name: kind or "string" for name, kind in sorted(types.items())}
+
+
+def require_attribute_name(name: str) -> None:
+    """Raise InvalidData for a name that an attribute cannot have: it is no identifier, or has a meaning."""
+    if name in _RESERVED or not name.isidentifier():
+        raise InvalidData(
+            f"An attribute's name must be letters, digits and underscores, and none of "
+            f"{sorted(_RESERVED)}; got {name!r}. Rename it in the source."
+        )
 
 
 def _type_of(name: str, value: Any) -> AttributeType | None:
@@ -86,6 +91,12 @@ def dataset_schema(attributes: Mapping[str, AttributeType]) -> pa.Schema:
     ]
     fields += [pa.field(name, _TYPES[kind]) for name, kind in attributes.items()]
     return pa.schema([*fields, pa.field(IMAGE, pa.binary(), nullable=False)])
+
+
+def items_schema(attributes: Mapping[str, AttributeType]) -> pa.Schema:
+    """The columns of items without images; a label may be missing."""
+    fields = [pa.field("id", pa.string(), nullable=False), pa.field("label", pa.string())]
+    return pa.schema([*fields, *(pa.field(name, _TYPES[kind]) for name, kind in attributes.items())])
 
 
 QUARANTINE_SCHEMA = pa.schema(

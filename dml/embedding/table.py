@@ -114,6 +114,13 @@ def _refuse_other_samples(part: str, ids: pa.ChunkedArray, fragment: str, expect
         )
 
 
+def read_vectors(ref: EmbeddingsRef) -> Iterator[tuple[pa.ChunkedArray, NDArray[np.float32]]]:
+    """The ids and the (n, D) vectors of each part, in the table's order; memory: one part."""
+    for uri in part_uris(ref.uri):
+        part = read_part(uri, ["id", "embedding"])
+        yield part["id"], _vectors(part, ref.dim)
+
+
 def rows_held(part: str, fragment: str, split: str | None, *, whole: bool) -> int | None:
     """How many rows a part has; None where it is not there, is damaged or has not the fragment's samples.
 
@@ -202,7 +209,7 @@ def read_part(uri: str, columns: list[str]) -> pa.Table:
 
 
 def write_part(
-    uri: str, ids: pa.ChunkedArray, digests: pa.ChunkedArray, vectors: NDArray[np.float32]
+    uri: str, ids: pa.ChunkedArray, digests: pa.ChunkedArray | None, vectors: NDArray[np.float32]
 ) -> None:
     """Write one part; its name appears when it is whole, and what is there already stays.
 
@@ -211,20 +218,16 @@ def write_part(
     Args:
         uri: where.
         ids: (N,) string.
-        digests: (N,) string, hex SHA-256 of each image.
+        digests: (N,) string, hex SHA-256 of each image; None: there are no images.
         vectors: (N, D).
     """
     embedding = pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])
-    schema = pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("sha256", pa.string(), nullable=False),
-            pa.field("embedding", embedding.type, nullable=False),
-        ]
-    )
-    table = pa.table({"id": ids, "sha256": digests, "embedding": embedding}, schema=schema)
+    columns = {"id": ids, **({} if digests is None else {"sha256": digests}), "embedding": embedding}
+    types = {"embedding": embedding.type}
+    schema = pa.schema([pa.field(name, types.get(name, pa.string()), nullable=False) for name in columns])
+    table = pa.table(columns, schema=schema)
     sink = pa.BufferOutputStream()
-    compression = {"id": "ZSTD", "sha256": "ZSTD", "embedding": "NONE"}
+    compression = {name: "NONE" if name == "embedding" else "ZSTD" for name in columns}
     parquet.write_table(table, sink, compression=compression, use_dictionary=False, write_page_checksum=True)
     storage.write_new(uri, sink.getvalue().to_pybytes())
 

@@ -10,10 +10,11 @@ import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import compute
 
 from dml import storage
 from dml.data.schema import BASE_COLUMNS
-from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, InvalidSetting
+from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact
 from dml.refs import IndexRef
 from dml.retrieval.filters import matching_rows
 
@@ -24,6 +25,7 @@ _SIMILARITY_LIMIT = 1.001  # of vectors kept as they came
 _LOSSY_SIMILARITY_LIMIT = 1.5  # of reconstructed ones, which are not of unit length
 _EXACT = re.compile(r"(.*,)?R?Flat|(.*,)?SQfp16|(HNSW|NSG)\d+")
 _CHECKED_ROWS = 3
+_IDS_SHOWN = 3
 SearchAmong = Callable[[faiss.Index, NDArray[np.int64]], faiss.SearchParameters | None]
 _REMEDY = "`dml verify --heal` builds the index again."
 
@@ -149,6 +151,25 @@ class Index:
         if not (np.isfinite(lengths) & (lengths > 0)).all():
             raise self._corrupt("hold vectors that are numbers; it holds others")
         self.search(vectors / lengths, 1, embedder=self.ref.embeddings.embedder.fingerprint)
+
+    def vectors_of(self, ids: Sequence[str]) -> NDArray[np.float32]:
+        """The vectors of some of the index's items, as it stores them, of unit length.
+
+        Raises:
+            MissingArtifact: an id that none of its items has.
+        """
+        column = self.items["id"]
+        rows = np.array([compute.index(column, id_).as_py() for id_ in ids], dtype=np.int64)
+        if (rows < 0).any():
+            absent = ids[int(np.flatnonzero(rows < 0)[0])]
+            few = column.slice(0, _IDS_SHOWN).to_pylist()
+            raise MissingArtifact(
+                f"An item to search with must be in index {self.ref}; {absent!r} is not. Its {self.ref.rows} "
+                f"ids begin {', '.join(map(repr, few))}."
+            )
+        vectors = self._index.reconstruct_batch(rows)
+        unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit
 
     def _corrupt(self, must: str) -> CorruptArtifact:
         return CorruptArtifact(f"Index {self.ref.uri} must {must}. {_REMEDY}")

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dml.errors import MissingArtifact
 from dml.models.package import Package, load_package
 from dml.refs import IndexRef, PackageRef, require_package
@@ -115,9 +118,52 @@ class Searcher:
             InvalidSetting: a condition that cannot be followed, or k below 1.
         """
         opened = self._opened  # `refresh` may replace it meanwhile
-        package = _require(opened)
-        result = opened.index.search(package.embed(images), k, where=where, embedder=package.ref.fingerprint)
-        return [Found(opened.index.ref, answers, result.plan) for answers in result.answers]
+        vectors = _require(opened).embed(images)
+        return self._answers(opened.index, vectors, k, where)
+
+    def search_vectors(
+        self, vectors: NDArray[np.float32], *, k: int = 10, where: Sequence[str] = ()
+    ) -> list[Found]:
+        """Find the most similar items of vectors that the items' own embedder made elsewhere.
+
+        Args:
+            vectors: (Q, D) float32 of unit length.
+            k: how many answers are wanted of each.
+            where: as of `search`.
+
+        Raises:
+            InvalidData: vectors of another dimension or not of unit length.
+            InvalidSetting: a condition that cannot be followed, or k below 1.
+        """
+        return self._answers(self._opened.index, vectors, k, where)
+
+    def search_ids(self, ids: Sequence[str], *, k: int = 10, where: Sequence[str] = ()) -> list[Found]:
+        """Find the items that are most similar to items of the index, which are no answers to themselves.
+
+        Args:
+            ids: Q ids of items.
+            k: how many answers are wanted of each.
+            where: as of `search`; the items of `ids` need not satisfy it.
+
+        Raises:
+            MissingArtifact: an id that is not in the index.
+            InvalidSetting: a condition that cannot be followed, or k below 1.
+        """
+        index = self._opened.index
+        return self._answers(index, index.vectors_of(ids), k, where, exclude_ids=ids)
+
+    def _answers(
+        self,
+        index: Index,
+        vectors: NDArray[np.float32],
+        k: int,
+        where: Sequence[str],
+        *,
+        exclude_ids: Sequence[str] | None = None,
+    ) -> list[Found]:
+        embedder = index.ref.embeddings.embedder.fingerprint
+        result = index.search(vectors, k, where=where, embedder=embedder, exclude_ids=exclude_ids)
+        return [Found(index.ref, answers, result.plan) for answers in result.answers]
 
     def refresh(self) -> bool:
         """Take the version of the index that is in use now; whether it is another than before.

@@ -60,11 +60,12 @@ STORE_FOLDERS = frozenset(
         "quarantine",
         "reports",
         "runs",
+        "vectors",
     ]
 )
 """Folders that stages write below a store. They are skipped when the store is inside an image source."""
 STORE_FORMAT = 2
-KIND_OF_FOLDER = {"datasets": "dataset", "indexes": "index"}
+KIND_OF_FOLDER = {"datasets": "dataset", "indexes": "index", "vectors": "name of vectors"}
 _STAGING = re.compile(r"\.staging-.+-[0-9a-f]{8}")
 _REMOVED = "removed-"
 _TRIES = 5

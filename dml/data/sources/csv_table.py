@@ -50,7 +50,7 @@ def read_csv(content: bytes, uri: str) -> Table:
             f"{uri} must be a CSV table; line {reader.line_num} is not: {error}. Quote fields that hold the "
             f"delimiter {delimiter!r} or quotes, and double the quotes in them."
         ) from error
-    names, types = _declared(header, uri)
+    names, types = declared_types(header, uri)
     refused = {
         row: ("wrong number of fields", f"{len(record)} fields, where the header names {len(names)}")
         for row, record in enumerate(records)
@@ -117,7 +117,7 @@ def _dialect(header: str) -> tuple[str, bool]:
     return delimiter, delimiter != "\t" and bool(rest) and all(name.startswith(" ") for name in rest)
 
 
-def _declared(header: Sequence[str], uri: str) -> tuple[list[str], dict[str, str]]:
+def declared_types(header: Sequence[str], uri: str) -> tuple[list[str], dict[str, str]]:
     """The columns' names, and the types that the header gives some of them."""
     names, types = [], {}
     for written in header:
@@ -140,7 +140,7 @@ def _typed(
     name: str, texts: list[str | None], declared: str | None, refused: dict[int, tuple[str, str]]
 ) -> list[Any]:
     """The column's values; a blank is missing, but among texts it is the empty text."""
-    kind = declared or _inferred(texts)
+    kind = declared or inferred_type(texts)
     if kind == "string":
         return [text or "" for text in texts] if any(texts) else list(texts)
     parse = _PARSERS[kind]
@@ -154,7 +154,8 @@ def _typed(
     return values
 
 
-def _inferred(texts: Sequence[str | None]) -> str:
+def inferred_type(texts: Sequence[str | None]) -> str:
+    """The type of a column of these texts: "string", "int64", "double" or "bool"."""
     given = {text for text in texts if text is not None}
     if not given:
         return "string"

@@ -1,0 +1,227 @@
+"""Items without images: ids, labels and attributes from tables, and the fragments of a published version.
+
+They are held in memory, as Arrow's columns; what is large beside them, their vectors, is not.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import compute, csv, parquet
+
+from dml import storage
+from dml.data.schema import (
+    BASE_COLUMNS,
+    CLASS_ID,
+    IMAGE,
+    POSITION,
+    Fragment,
+    items_schema,
+    require_attribute_name,
+    write_fragment,
+)
+from dml.data.sources.csv_table import declared_types, inferred_type
+from dml.data.sources.table import is_index
+from dml.errors import InvalidData, InvalidSetting
+from dml.refs import AttributeType
+
+TABLE_ENDINGS = (".csv", ".tsv", ".parquet", ".pq")
+_MEANT_OTHERWISE = {*BASE_COLUMNS, IMAGE, POSITION, CLASS_ID, "similarity", "embedding"} - {
+    "id",
+    "label",
+    "split",
+}
+_CSV_ENDINGS = {".csv": ",", ".tsv": "\t"}
+_ARROW_TYPES = {"string": pa.large_string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
+
+
+def read_table(path: Path) -> tuple[pa.Table, list[str]]:
+    """Columns of a CSV or Parquet table, as attributes are typed, and a sentence on each that is left out.
+
+    In CSV what does not read back as the same number stays text, such as `007`; `price:double` in the header
+    says a type outright. `id` and `label` are text in any case.
+
+    Raises:
+        InvalidSetting: another ending.
+        InvalidData: it is no such table, or a column's name is none that an attribute may have.
+    """
+    if path.suffix.lower() not in TABLE_ENDINGS:
+        raise InvalidSetting(f"A table of items must end in one of {list(TABLE_ENDINGS)}; got {path}.")
+    try:
+        if path.suffix.lower() in _CSV_ENDINGS:
+            return as_items(_read_csv(path, _CSV_ENDINGS[path.suffix.lower()]), path)
+        return as_items(parquet.read_table(path, partitioning=None), path)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InvalidData(
+            f"{path} must be a whole table, text in UTF-8: {reason}. Write it again."
+        ) from error
+
+
+def _read_csv(path: Path, delimiter: str) -> pa.Table:
+    """Every value as its text says, in the columns' types."""
+    parsing = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    header = csv.open_csv(path, parse_options=parsing).schema.names
+    names, declared = declared_types(header, str(path))
+    converting = csv.ConvertOptions(
+        column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True, null_values=[""]
+    )
+    table = csv.read_csv(path, parse_options=parsing, convert_options=converting).rename_columns(names)
+    columns = {}
+    for name in names:
+        texts = table[name].cast(pa.large_string())
+        is_text = name in ("id", "label")
+        kind = "string" if is_text else declared.get(name) or inferred_type(texts.unique().to_pylist())
+        columns[name] = texts.cast(_ARROW_TYPES[kind])
+    return pa.table(columns)
+
+
+def as_items(table: pa.Table, path: Path) -> tuple[pa.Table, list[str]]:
+    """The columns of a table that items have, in their types, and a sentence on each that is left out."""
+    columns: dict[str, pa.ChunkedArray] = {}
+    notes = []
+    for field in table.schema:
+        if is_index(field.name):
+            continue
+        values = table[field.name]
+        if field.name in columns:
+            raise InvalidData(
+                f"Each column of {path} must have a name of its own; {field.name!r} stands twice."
+            )
+        if field.name == "id":
+            columns["id"] = _as_ids(values, path)
+        elif field.name == "label":
+            columns["label"] = _as_labels(values, path)
+        else:
+            kind = _type_of(field.type)
+            if field.name in _MEANT_OTHERWISE:
+                notes.append(f"column {field.name!r} of {path} is left out: no attribute can have that name")
+                continue
+            if field.name != "split":
+                require_attribute_name(field.name)
+            if kind is None:
+                notes.append(
+                    f"column {field.name!r} of {path} is left out: an attribute cannot be {field.type}"
+                )
+            else:
+                columns[field.name] = values.cast(_ARROW_TYPES[kind])
+    return pa.table(columns), notes
+
+
+def _as_ids(values: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
+    if _type_of(values.type) not in ("string", "int64"):
+        raise InvalidData(f"Ids must be text or whole numbers; those of {path} are {values.type}.")
+    return values.cast(pa.large_string())
+
+
+def _as_labels(values: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
+    """Without space around them and in Unicode's form NFC; a blank one is missing."""
+    if _type_of(values.type) is None:
+        raise InvalidData(f"Labels must be text or numbers; those of {path} are {values.type}.")
+    texts = compute.utf8_trim_whitespace(values.cast(pa.large_string()))
+    texts = compute.utf8_normalize(texts, form="NFC")
+    return compute.if_else(compute.equal(texts, ""), pa.scalar(None, pa.large_string()), texts)
+
+
+def _type_of(kind: pa.DataType) -> AttributeType | None:
+    """The attribute type that holds a column's values; None: none does."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _type_of(kind.value_type)
+    if types.is_boolean(kind):
+        return "bool"
+    if types.is_integer(kind):
+        return "int64"
+    if types.is_floating(kind) or types.is_decimal(kind):
+        return "double"
+    is_text = (types.is_string, types.is_large_string, types.is_null, types.is_temporal)
+    return "string" if any(test(kind) for test in is_text) else None
+
+
+def read_ids(path: Path) -> pa.ChunkedArray:
+    """One id for each vector, in their order: the column `id` of a table, or the lines of a text file.
+
+    Raises:
+        InvalidSetting: another ending.
+        InvalidData: there is no such column.
+    """
+    if path.suffix.lower() == ".txt":
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise InvalidData(f"{path} must be text in UTF-8; {error.reason}. Write it again.") from error
+        return pa.chunked_array([pa.array(lines, pa.large_string())])
+    table, _ = read_table(path)
+    if "id" not in table.column_names:
+        raise InvalidData(
+            f"A table of ids must have a column `id`; {path} has {table.column_names}. Give the column that "
+            "name, or write the ids as a .txt file, one a line."
+        )
+    return table["id"]
+
+
+def with_attributes(ids: pa.ChunkedArray, table: pa.Table, path: Path) -> tuple[pa.Table, list[str]]:
+    """A table's columns in the order of ids, and a sentence on what did not match.
+
+    Args:
+        ids: (N,) large_string.
+        table: with a column `id`, which says whose a row is; or N rows in the order of the ids.
+        path: the table's, for messages.
+
+    Raises:
+        InvalidData: other than N rows without ids, or an id that stands twice.
+    """
+    if "id" not in table.column_names:
+        if len(table) != len(ids):
+            raise InvalidData(
+                f"Attributes without a column `id` must have a row for each vector; {path} has {len(table)} "
+                f"rows for {len(ids)} vectors. Add the column, or the rows that are missing."
+            )
+        return table.add_column(0, "id", ids), []
+    own = table["id"]
+    if own.equals(ids):
+        return table, []
+    repeated = len(own) - len(own.unique())
+    if repeated:
+        raise InvalidData(
+            f"Each id of {path} must stand once; {repeated} stand again. Leave one row for each."
+        )
+    rows = compute.index_in(ids, value_set=own.combine_chunks())
+    matched = table.drop_columns("id").take(rows)
+    notes = []
+    if rows.null_count:
+        notes.append(
+            f"{rows.null_count} of {len(ids)} items have no row in {path}: their attributes are missing"
+        )
+    if unused := len(own) - (len(ids) - rows.null_count):
+        notes.append(f"{unused} rows of {path} are of no vector")
+    return matched.add_column(0, "id", ids), notes
+
+
+def repeated(ids: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """(N,) whether the same id stands earlier."""
+    codes = ids.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    is_repeated = np.ones(len(ids), dtype=np.bool_)
+    is_repeated[np.unique(codes, return_index=True)[1]] = False
+    return is_repeated
+
+
+def attribute_types_of(table: pa.Table) -> dict[str, AttributeType]:
+    """The type of each attribute of a table of items."""
+    names = {kind: name for name, kind in _ARROW_TYPES.items()}
+    return {f.name: names[f.type] for f in table.schema if f.name not in ("id", "label")}
+
+
+def write_items(folder: str, rows: pa.Table) -> Fragment | None:
+    """Write one fragment of items; None where there are no rows."""
+    schema = items_schema(attribute_types_of(rows))
+    if "label" not in rows.column_names:
+        rows = rows.append_column("label", pa.nulls(len(rows), pa.string()))
+    return write_fragment(folder, [rows.select(schema.names).cast(schema)], schema, aside=".fragment")
+
+
+def seal_items(folder: str, ref: dict[str, object], fragments: Sequence[Fragment]) -> None:
+    """Declare a folder of fragments to be items."""
+    storage.seal(folder, {"ref": ref, "fragments": [fragment._asdict() for fragment in fragments]})

@@ -1,0 +1,315 @@
+"""Files of ready vectors, read in blocks: NumPy arrays, Parquet tables and HDF5 files, of any type of number.
+
+A block is read, used and let go, so a file may be larger than memory. Nothing is ever unpickled.
+"""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import compute, parquet
+
+from dml.errors import InvalidData, InvalidSetting, MissingArtifact
+
+VECTOR_COLUMNS = ("embedding", "embeddings", "vector", "vectors")
+"""What a column of vectors is called, where a file has several columns that it could be."""
+MISSING, WRONG_LENGTH = "missing vector", "wrong length"
+NOT_FINITE, ZERO = "not a finite number", "zero vector"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of a file."""
+
+    vectors: NDArray[Any]
+    """(n, D) numbers; zeros where `problems` has the row."""
+    problems: dict[int, tuple[str, str]]
+    """Row of the block to reason and detail, of those that have no vector of D numbers."""
+
+
+class VectorFile(ABC):
+    """(N, D) numbers in a file."""
+
+    endings: ClassVar[tuple[str, ...]]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_rows, self.dim = self._shape()
+        if self.num_rows < 1 or self.dim < 1:
+            raise InvalidData(
+                f"{path} must have one vector of one number or more; it has {self.num_rows} of {self.dim}."
+            )
+
+    @abstractmethod
+    def _shape(self) -> tuple[int, int]:
+        """N and D; raises InvalidData for what is not a table of numbers."""
+
+    @abstractmethod
+    def blocks(self, num_rows: int) -> Iterator[Block]:
+        """All rows in their order, `num_rows` at a time, the last block shorter."""
+
+
+class NpyFile(VectorFile):
+    """A NumPy array, memory-mapped."""
+
+    endings = (".npy",)
+
+    def _shape(self) -> tuple[int, int]:
+        array = self._array()
+        return require_numbers(array, self.path)
+
+    def _array(self) -> NDArray[Any]:
+        return open_npy(self.path)
+
+    def blocks(self, num_rows: int) -> Iterator[Block]:
+        for start in range(0, self.num_rows, num_rows):
+            # Mapped anew for each block: pages of the former one count as this process's memory no longer.
+            yield Block(np.array(self._array()[start : start + num_rows]), {})
+
+
+class Hdf5File(VectorFile):
+    """A data set of an HDF5 file: the only one of two axes, or the one that is called as vectors are."""
+
+    endings = (".h5", ".hdf5")
+
+    def _shape(self) -> tuple[int, int]:
+        with _opened_hdf5(self.path) as file:
+            self._name = self._choose(file)
+            return require_numbers(file[self._name], self.path)
+
+    def _choose(self, file: Any) -> str:
+        import h5py
+
+        tables = [
+            name for name in file if isinstance(each := file.get(name), h5py.Dataset) and each.ndim == 2
+        ]
+        return _choose(tables, list(file), self.path)
+
+    def blocks(self, num_rows: int) -> Iterator[Block]:
+        with _opened_hdf5(self.path) as file:
+            for start in range(0, self.num_rows, num_rows):
+                yield Block(file[self._name][start : start + num_rows], {})
+
+
+class ParquetFile(VectorFile):
+    """A column of lists in a Parquet table, read a few pages at a time."""
+
+    endings = (".parquet", ".pq")
+
+    def _shape(self) -> tuple[int, int]:
+        with open_parquet(self.path) as file:
+            schema = file.schema_arrow
+            lists = [field.name for field in schema if is_vector(field.type)]
+            self.column = _choose(lists, schema.names, self.path)
+            self.other_columns = [name for name in schema.names if name != self.column]
+            kind = _storage(schema.field(self.column).type)
+            if not _is_number(kind.value_type):
+                raise InvalidData(
+                    f"Vectors must be numbers; column {self.column!r} of {self.path} holds {kind.value_type}."
+                )
+            size = kind.list_size if pa.types.is_fixed_size_list(kind) else self._usual_length(file)
+            return file.metadata.num_rows, size
+
+    def _usual_length(self, file: parquet.ParquetFile) -> int:
+        """The most frequent length of the first rows."""
+        for batch in file.iter_batches(columns=[self.column]):
+            lengths = compute.list_value_length(_storage_of(batch.column(0))).drop_null()
+            if len(lengths):
+                return int(compute.mode(lengths)[0]["mode"].as_py())
+        return 0
+
+    def blocks(self, num_rows: int) -> Iterator[Block]:
+        with open_parquet(self.path) as file:
+            try:
+                for batch in file.iter_batches(batch_size=num_rows, columns=[self.column]):
+                    yield self._block(_storage_of(batch.column(0)))
+            except (OSError, pa.ArrowException) as error:
+                raise _unreadable(self.path, error) from error
+
+    def _block(self, column: pa.Array) -> Block:
+        lengths = compute.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
+        usable = lengths == self.dim
+        problems = {
+            int(row): (MISSING, "no list of numbers")
+            if lengths[row] < 0
+            else (WRONG_LENGTH, f"{lengths[row]} numbers, where others have {self.dim}")
+            for row in np.flatnonzero(~usable)
+        }
+        kept = column.filter(pa.array(usable)) if problems else column
+        numbers = kept.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)
+        if not problems:
+            return Block(numbers, {})
+        vectors = np.zeros((len(column), self.dim), dtype=numbers.dtype)
+        vectors[usable] = numbers
+        return Block(vectors, problems)
+
+
+_KINDS: tuple[type[VectorFile], ...] = (NpyFile, ParquetFile, Hdf5File)
+
+
+def open_vectors(path: Path) -> VectorFile:
+    """The vectors of a file, by its ending: .npy, .parquet or .h5.
+
+    Raises:
+        MissingArtifact: there is no such file.
+        InvalidSetting: another ending.
+        InvalidData: it holds something else than (N, D) numbers, or is damaged.
+    """
+    require_file(path)
+    for kind in _KINDS:
+        if path.suffix.lower() in kind.endings:
+            return kind(path)
+    endings = [ending for kind in _KINDS for ending in kind.endings]
+    raise InvalidSetting(f"Vectors must be in a file that ends in one of {endings}; got {path}. Convert it.")
+
+
+def read_vector(path: Path) -> NDArray[np.float32]:
+    """The one vector of a .npy file, (1, D) of unit length; raises as `open_vectors`."""
+    require_file(path)
+    array = np.atleast_2d(open_npy(path))
+    require_numbers(array, path)
+    unit, lengths = to_unit_length(np.array(array))
+    if len(unit) != 1 or not (np.isfinite(lengths) & (lengths > 0)).all():
+        raise InvalidData(
+            f"{path} must hold one vector of finite numbers, not all zero; it holds {len(unit)}, of lengths "
+            f"{lengths[:3]}."
+        )
+    return unit
+
+
+def to_unit_length(block: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Numbers of any type as float32 of unit length.
+
+    Args:
+        block: (n, D).
+
+    Returns:
+        (n, D), and the (n,) lengths that the vectors had: 0, NaN or infinite where a row is of no use. What
+        has unit length to float32's precision already keeps its bits.
+    """
+    numbers = block.astype(np.float64 if block.dtype.itemsize > 4 or block.dtype.kind in "iu" else np.float32)
+    largest = np.abs(numbers).max(axis=1)
+    usable = np.isfinite(largest) & (largest > 0)
+    # Divided by the largest number first: squares of numbers beyond 1e19 are infinite in float32.
+    scale = np.where(usable, largest, 1)
+    scaled = numbers / scale[:, None]
+    lengths = np.sqrt(np.einsum("nd,nd->n", scaled, scaled, dtype=np.float64))
+    found = np.where(usable, lengths * scale.astype(np.float64), largest)
+    unit = (scaled / np.where(usable, lengths, 1).astype(numbers.dtype)[:, None]).astype(np.float32)
+    kept = (np.abs(found - 1) < _FLOAT32_STEP) & (block.dtype == np.float32)
+    unit[kept] = block[kept]
+    return unit, found
+
+
+_FLOAT32_STEP = 1e-6
+
+
+def require_file(path: Path) -> None:
+    """Raise MissingArtifact for what is no regular file that can be read."""
+    if not path.is_file():
+        what = "it is a folder" if path.is_dir() else "there is none"
+        raise MissingArtifact(f"{path} must be a file on this machine; {what}. Check the path.")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise MissingArtifact(f"{path} must be readable; {error.strerror}. Check its rights.") from error
+
+
+def open_npy(path: Path) -> NDArray[Any]:
+    """A NumPy array, memory-mapped; raises InvalidData where it would have to be unpickled, or is damaged."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # NumPy's, of a header whose sizes overflow
+            array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, OSError, EOFError, OverflowError, TypeError, RuntimeWarning) as error:
+        raise InvalidData(
+            f"{path} must be a whole NumPy array of numbers or text: {str(error).rstrip('.')}. Arrays of "
+            "Python objects are pickled, and never read: save it as numbers, with np.save."
+        ) from error
+    return array
+
+
+def require_numbers(array: Any, path: Path) -> tuple[int, int]:
+    """The two sizes of an array of real numbers; raises InvalidData for another."""
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
+        raise InvalidData(
+            f"{path} must hold (N, D) numbers, a row for each vector; it holds {array.dtype} of shape "
+            f"{tuple(array.shape)}."
+        )
+    return int(array.shape[0]), int(array.shape[1])
+
+
+def open_parquet(path: Path) -> parquet.ParquetFile:
+    """A Parquet file, memory-mapped; raises InvalidData where it is damaged."""
+    try:
+        return parquet.ParquetFile(path, memory_map=True, pre_buffer=False)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_columns(path: Path, columns: list[str]) -> pa.Table:
+    """Whole columns of a Parquet file."""
+    with open_parquet(path) as file:
+        try:
+            return file.read(columns=columns)
+        except (OSError, pa.ArrowException) as error:
+            raise _unreadable(path, error) from error
+
+
+def read_hdf5_text(path: Path, names: tuple[str, ...]) -> list[str] | None:
+    """The first of these data sets of one axis, as text; None: the file has none."""
+    with _opened_hdf5(path) as file:
+        for name in names:
+            if name in file and file[name].ndim == 1:
+                return [each.decode() if isinstance(each, bytes) else str(each) for each in file[name][:]]
+    return None
+
+
+def is_vector(kind: pa.DataType) -> bool:
+    """Whether a column's values are lists."""
+    kind = _storage(kind)
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(kind) for test in tests)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _storage(kind: pa.DataType) -> pa.DataType:
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def _storage_of(column: pa.Array) -> pa.Array:
+    return column.storage if isinstance(column, pa.ExtensionArray) else column
+
+
+def _choose(candidates: list[str], names: list[str], path: Path) -> str:
+    called_so = [name for name in VECTOR_COLUMNS if name in candidates]
+    if called_so or len(candidates) == 1:
+        return (called_so or candidates)[0]
+    raise InvalidData(
+        f"{path} must have one column of vectors, or one called {VECTOR_COLUMNS[0]!r}; it has "
+        f"{candidates or 'none'} among {names[:30]}. Rename the one that is meant."
+    )
+
+
+def _opened_hdf5(path: Path) -> Any:
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise InvalidData(f"{path} must be a whole HDF5 file: {error}. Write it again.") from error
+
+
+def _unreadable(path: Path, error: Exception) -> InvalidData:
+    return InvalidData(
+        f"{path} must be a whole Parquet table: {str(error).splitlines()[0].rstrip('.')}. Write it again."
+    )

@@ -1,0 +1,123 @@
+"""An index's vectors and items as files for other programs: Parquet, NumPy or Faiss.
+
+Row i of one file is row i of the other. Vectors are those of the embeddings table, exactly, also where the
+index itself holds compressed ones.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from dml import storage
+from dml.data.schema import POSITION
+from dml.embedding.table import read_vectors
+from dml.errors import CorruptArtifact, InvalidSetting
+from dml.progress import Ticker, count
+from dml.refs import IndexRef
+from dml.reports import ExportFormat, ExportReport
+from dml.retrieval.search import INDEX_FILE, open_index
+
+VECTORS_PARQUET, VECTORS_NPY, ITEMS_PARQUET = "vectors.parquet", "vectors.npy", "items.parquet"
+
+
+def export_index(ref: IndexRef, to: ExportFormat, folder: Path) -> ExportReport:
+    """Write an index's vectors and items into a new folder, which appears whole or not at all.
+
+    Args:
+        ref: the index version.
+        to: "parquet": `vectors.parquet` with the items' columns and `embedding`, a list of D float32;
+            "npy": `vectors.npy` (N, D) float32 and `items.parquet`; "faiss": `index.faiss` as it is
+            searched, and `items.parquet`.
+        folder: must not be there yet.
+
+    Raises:
+        InvalidSetting: there is something in its place, or no folder to make it in.
+        MissingArtifact, CorruptArtifact: the index or its embeddings table are not as they were published.
+    """
+    items = open_index(ref).items
+    items = items.drop_columns([name for name in (POSITION,) if name in items.column_names])
+    with Ticker("export") as ticker, _new_folder(folder) as aside:
+        ticker.begin(f"writing {to}", "rows", ref.rows)
+        _WRITERS[to](ref, items, aside)
+        files = sorted(path.name for path in aside.iterdir())
+    return ExportReport(
+        index=str(ref),
+        format=to,
+        folder=str(folder.resolve()),
+        files=files,
+        rows=ref.rows,
+        dim=ref.embeddings.dim,
+    )
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside, which takes this one's name in the end; what is there already stays untouched."""
+    if folder.exists() or folder.is_symlink():
+        raise InvalidSetting(f"--out must be a folder that is not there yet; {folder} is. Name another.")
+    if not folder.resolve().parent.is_dir():
+        raise InvalidSetting(
+            f"--out must be in a folder that is there; {folder.resolve().parent} is not. Make it."
+        )
+    aside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    aside.mkdir()
+    try:
+        yield aside
+        os.rename(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _blocks(ref: IndexRef, items: pa.Table) -> Iterator[tuple[pa.Table, NDArray[np.float32]]]:
+    """The items and the vectors of each part of the embeddings table."""
+    start = 0
+    for ids, vectors in read_vectors(ref.embeddings):
+        of_part = items.slice(start, len(ids))
+        if not of_part["id"].cast(ids.type).equals(ids):
+            raise CorruptArtifact(
+                f"Index {ref.uri} must have the items of {ref.embeddings.uri}, in their order. "
+                "`dml verify --heal` builds it again."
+            )
+        yield of_part, vectors
+        start += len(ids)
+        count(len(ids))
+
+
+def _write_parquet(ref: IndexRef, items: pa.Table, folder: Path) -> None:
+    dim = ref.embeddings.dim
+    schema = items.schema.append(pa.field("embedding", pa.list_(pa.float32(), dim), nullable=False))
+    with parquet.ParquetWriter(folder / VECTORS_PARQUET, schema, compression="zstd") as writer:
+        for rows, vectors in _blocks(ref, items):
+            column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), dim)
+            writer.write_table(rows.append_column(schema.field("embedding"), column))
+
+
+def _write_npy(ref: IndexRef, items: pa.Table, folder: Path) -> None:
+    shape = (ref.rows, ref.embeddings.dim)
+    array = np.lib.format.open_memmap(folder / VECTORS_NPY, mode="w+", dtype=np.float32, shape=shape)
+    start = 0
+    for rows, vectors in _blocks(ref, items):
+        array[start : start + len(rows)] = vectors
+        start += len(rows)
+    array.flush()
+    parquet.write_table(items, folder / ITEMS_PARQUET)
+
+
+def _write_faiss(ref: IndexRef, items: pa.Table, folder: Path) -> None:
+    shutil.copyfile(storage.fetch(ref.uri, ref.fingerprint) / INDEX_FILE, folder / INDEX_FILE)
+    parquet.write_table(items, folder / ITEMS_PARQUET)
+
+
+_WRITERS: dict[ExportFormat, Callable[[IndexRef, pa.Table, Path], None]] = {
+    "parquet": _write_parquet,
+    "npy": _write_npy,
+    "faiss": _write_faiss,
+}

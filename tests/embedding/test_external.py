@@ -1,0 +1,239 @@
+"""Vectors that something else made become an embeddings table of items without images."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from dml import storage
+from dml.data.dataset import read_rows
+from dml.data.quarantine import read_quarantine
+from dml.embedding.external import find_vectors, import_vectors
+from dml.embedding.table import read_embeddings
+from dml.errors import CorruptArtifact, InvalidData, InvalidSetting, MissingArtifact, TooManyRefused
+from tests.embedding.vectors import (
+    DIM,
+    ROWS,
+    ids_of,
+    random_vectors,
+    unit,
+    write_hdf5,
+    write_ids,
+    write_npy,
+    write_parquet,
+)
+
+BLOCK_BYTES = 50 * 4 * DIM
+"""Three parts of `ROWS` rows."""
+
+
+@pytest.fixture
+def new_store(tmp_path):
+    return str(tmp_path / "store")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8"])
+@pytest.mark.parametrize("write", [write_npy, write_hdf5, write_parquet], ids=lambda f: f.__name__)
+def test_every_format_and_type_comes_back_as_unit_vectors_with_its_ids(tmp_path, new_store, write, dtype):
+    vectors = (random_vectors() * 30).astype(dtype)
+    report = import_vectors(
+        new_store,
+        "clip",
+        write(tmp_path, vectors),
+        ids=write_ids(tmp_path, ids_of(ROWS)),
+        block_bytes=BLOCK_BYTES,
+    )
+    table = read_embeddings(find_vectors(new_store, "clip"))
+    assert table.ids.to_pylist() == ids_of(ROWS)
+    np.testing.assert_allclose(table.vectors, unit(vectors), atol=2e-7)
+    assert (report.normalized, report.refused, report.embeddings.rows) == (ROWS, [], ROWS)
+
+
+def test_one_table_holds_vectors_ids_labels_and_attributes(tmp_path, new_store):
+    labels = [f" kind {row % 3} " for row in range(ROWS)]
+    path = write_parquet(
+        tmp_path, random_vectors(), id=list(range(ROWS)), label=labels, price=[float(r) for r in range(ROWS)]
+    )
+    report = import_vectors(new_store, "clip", path, block_bytes=BLOCK_BYTES)
+    items = report.embeddings.items
+    assert (items.rows, items.classes, items.attributes) == (ROWS, 3, {"price": "double"})
+    rows = read_rows(items).to_pylist()
+    assert rows[50] == {"id": "50", "label": "kind 2", "price": 50.0, "position": 50}
+
+
+def test_without_ids_an_item_is_called_by_its_row(tmp_path, new_store):
+    report = import_vectors(new_store, "clip", write_npy(tmp_path, random_vectors()))
+    assert read_rows(report.embeddings.items)["id"].to_pylist() == [str(row) for row in range(ROWS)]
+
+
+def test_attributes_are_matched_by_id_in_any_order_and_what_does_not_match_is_told(tmp_path, new_store):
+    lines = [f"item {row},{row:03d},{row}" for row in reversed(range(10, ROWS + 5))]
+    (tmp_path / "items.csv").write_text("id,code,number\n" + "\n".join(lines) + "\n")
+    report = import_vectors(
+        new_store,
+        "clip",
+        write_npy(tmp_path, random_vectors()),
+        ids=write_ids(tmp_path, ids_of(ROWS)),
+        attributes=tmp_path / "items.csv",
+    )
+    rows = read_rows(report.embeddings.items).to_pylist()
+    assert rows[42] == {"id": "item 42", "label": None, "code": "042", "number": 42, "position": 42}
+    assert rows[3]["code"] is None
+    assert [note.split(" of ")[0] for note in report.notes] == ["10", "5 rows"]
+
+
+def test_columns_that_no_attribute_can_be_are_left_out_and_told(tmp_path, new_store):
+    columns = {"id": ids_of(ROWS), "sha256": ["x"] * ROWS, "tags": [["a"]] * ROWS, "split": ["test"] * ROWS}
+    parquet.write_table(pa.table(columns), tmp_path / "items.parquet")
+    vectors = write_npy(tmp_path, random_vectors())
+    report = import_vectors(new_store, "clip", vectors, attributes=tmp_path / "items.parquet")
+    assert report.embeddings.items.attributes == {"split": "string"}
+    assert ["sha256" in report.notes[0], "tags" in report.notes[1]] == [True, True]
+
+
+def test_rows_of_no_use_are_quarantined_with_their_reasons_and_the_others_published(tmp_path, new_store):
+    vectors = random_vectors(1000)
+    vectors[10], vectors[20, 3], vectors[30, 3] = 0, np.nan, np.inf
+    ids = ids_of(1000)
+    ids[40], ids[50] = "item 7", ""
+    parquet.write_table(pa.table({"id": ids}), tmp_path / "ids.parquet")
+    report = import_vectors(
+        new_store, "clip", write_npy(tmp_path, vectors), ids=tmp_path / "ids.parquet", block_bytes=BLOCK_BYTES
+    )
+    problems = read_quarantine(storage.join(report.embeddings.uri, "quarantine.parquet"))
+    assert {problem.locator.rpartition("#")[2]: problem.reason for problem in problems} == {
+        "10": "zero vector",
+        "20": "not a finite number",
+        "30": "not a finite number",
+        "40": "repeated id",
+        "50": "missing id",
+    }
+    table = read_embeddings(report.embeddings)
+    kept = np.delete(vectors, [10, 20, 30, 40, 50], axis=0)
+    np.testing.assert_allclose(table.vectors, unit(kept), atol=2e-7)
+    assert (report.embeddings.rows, sum(refusal.rows for refusal in report.refused)) == (995, 5)
+
+
+def test_too_many_bad_rows_fail_and_nothing_is_published(tmp_path, new_store):
+    vectors = random_vectors()
+    vectors[:7] = np.nan  # 5.8 %
+    with pytest.raises(TooManyRefused, match=r"7 or more of the 120 .*not a finite number"):
+        import_vectors(new_store, "clip", write_npy(tmp_path, vectors))
+    with pytest.raises(MissingArtifact):
+        find_vectors(new_store, "clip")
+    assert not storage.list_folders(storage.join(new_store, "vectors", "clip"))
+    assert len(read_quarantine(f"{new_store}/quarantine/clip.parquet")) == 7
+    report = import_vectors(new_store, "clip", tmp_path / "vectors.npy", max_quarantined=0.1)
+    assert report.embeddings.rows == ROWS - 7
+
+
+def test_a_file_of_bad_rows_alone_fails_also_where_all_may_be_refused(tmp_path, new_store):
+    vectors = write_npy(tmp_path, np.zeros((4, 4), np.float32))
+    with pytest.raises(InvalidData, match="none of 4 can: 4 zero vector"):
+        import_vectors(new_store, "clip", vectors, max_quarantined=1)
+
+
+@pytest.mark.parametrize("number", [ROWS - 1, ROWS + 1])
+def test_another_number_of_ids_than_of_vectors_is_refused(tmp_path, new_store, number):
+    with pytest.raises(InvalidData, match=rf"120 vectors, and there are {number} ids"):
+        import_vectors(
+            new_store, "clip", write_npy(tmp_path, random_vectors()), ids=write_ids(tmp_path, ids_of(number))
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("price\n1\n2\n", "2 rows for 120 vectors"),
+        ("id,price\nitem 1,1\nitem 1,2\n" * 60, None),
+        ('id,price\n"item 1,1\n', None),
+        ("id,unit price\nitem 1,1\n", "letters, digits"),
+        ("id,price:money\nitem 1,1\n", "money"),
+    ],
+)
+def test_attributes_that_cannot_be_matched_or_read_are_refused(tmp_path, new_store, text, message):
+    (tmp_path / "items.csv").write_text(text)
+    vectors, ids = write_npy(tmp_path, random_vectors()), write_ids(tmp_path, ids_of(ROWS))
+    with pytest.raises(InvalidData, match=message):
+        import_vectors(new_store, "clip", vectors, ids=ids, attributes=tmp_path / "items.csv")
+
+
+def test_a_table_of_ids_needs_a_column_of_that_name(tmp_path, new_store):
+    (tmp_path / "ids.csv").write_text("name\na\n")
+    vectors = write_npy(tmp_path, random_vectors())
+    with pytest.raises(InvalidData, match="column `id`"):
+        import_vectors(new_store, "clip", vectors, ids=tmp_path / "ids.csv")
+
+
+def test_the_same_content_is_the_same_version_and_other_content_a_new_one(tmp_path, new_store):
+    first = import_vectors(new_store, "clip", write_npy(tmp_path, random_vectors()))
+    again = import_vectors(new_store, "clip", write_npy(tmp_path, random_vectors()), block_bytes=1 << 26)
+    assert (again.embeddings, again.outcome) == (first.embeddings, "current")
+    other = import_vectors(new_store, "clip", write_npy(tmp_path, random_vectors(seed=8)))
+    assert other.embeddings.version != first.embeddings.version
+    assert other.embeddings.items.fingerprint == first.embeddings.items.fingerprint
+    assert find_vectors(new_store, "clip") == other.embeddings
+    assert find_vectors(new_store, f"clip@{first.embeddings.version}") == first.embeddings
+
+
+def test_a_dataset_keeps_its_name_for_itself(tmp_path, dataset):
+    store = str(Path(dataset.uri).parents[2])
+    with pytest.raises(InvalidSetting, match="'shelves' is a dataset"):
+        import_vectors(store, "shelves", write_npy(tmp_path, random_vectors()))
+
+
+def test_a_changed_byte_is_noticed_when_it_is_read(tmp_path, new_store):
+    ref = import_vectors(new_store, "clip", write_npy(tmp_path, random_vectors())).embeddings
+    part = next(Path(ref.uri).glob("part-*.parquet"))
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(CorruptArtifact):
+        read_embeddings(ref)
+
+
+def test_an_import_that_is_killed_leaves_nothing_to_be_found(tmp_path, new_store):
+    np.save(tmp_path / "v.npy", random_vectors(20_000, 64))
+    program = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from dml.embedding import external\n"
+        "from dml.embedding.vector_files import NpyFile\n"
+        "blocks = NpyFile.blocks\n"
+        "def killed(self, rows):\n"
+        "    for number, block in enumerate(blocks(self, rows)):\n"
+        "        if number == 3: os.kill(os.getpid(), 9)\n"
+        "        yield block\n"
+        "NpyFile.blocks = killed\n"
+        "external.import_vectors(sys.argv[1], 'clip', Path(sys.argv[2]), block_bytes=1 << 18)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, new_store, str(tmp_path / "v.npy")], check=False)
+    assert done.returncode == -9
+    with pytest.raises(MissingArtifact):
+        find_vectors(new_store, "clip")
+    report = import_vectors(new_store, "clip", tmp_path / "v.npy")
+    assert report.embeddings.rows == 20_000
+
+
+@pytest.mark.slow
+def test_vectors_are_never_held_all_at_once(tmp_path, new_store):
+    rows, dim = 400_000, 256  # 410 MB
+    array = np.lib.format.open_memmap(tmp_path / "v.npy", mode="w+", dtype=np.float32, shape=(rows, dim))
+    for start in range(0, rows, 50_000):
+        array[start : start + 50_000] = random_vectors(50_000, dim, seed=start)
+    del array
+    program = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from dml.embedding.external import import_vectors\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "import_vectors(sys.argv[1], 'clip', Path(sys.argv[2]), block_bytes=16 << 20)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    command = [sys.executable, "-c", program, new_store, str(tmp_path / "v.npy")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 250 << 10  # KiB; six blocks of 16 MiB, and Arrow's pools

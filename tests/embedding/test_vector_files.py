@@ -1,0 +1,167 @@
+"""Ready vectors of every format and type of number, and files that are none."""
+
+import pickle
+from functools import partial
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from dml.embedding.vector_files import open_vectors, read_vector, to_unit_length
+from dml.errors import InvalidData, InvalidSetting, MissingArtifact
+from tests.embedding.vectors import random_vectors, unit, write_hdf5, write_npy, write_parquet
+
+WRITERS = {
+    "npy": write_npy,
+    "hdf5": write_hdf5,
+    "fixed": write_parquet,
+    "list": partial(write_parquet, kind="list"),
+    "large": partial(write_parquet, kind="large"),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "uint8", "int64", ">f4"])
+@pytest.mark.parametrize("form", WRITERS)
+def test_blocks_of_every_format_and_type_are_the_rows_in_order(tmp_path, form, dtype):
+    if dtype == ">f4" and form not in ("npy", "hdf5"):
+        pytest.skip("Arrow has one byte order")
+    vectors = (random_vectors(50, 8) * 50).astype(dtype)
+    file = open_vectors(WRITERS[form](tmp_path, vectors))
+    blocks = list(file.blocks(7))
+    assert (file.num_rows, file.dim, len(blocks)) == (50, 8, 8)
+    np.testing.assert_array_equal(np.vstack([block.vectors for block in blocks]), vectors)
+    assert not any(block.problems for block in blocks)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "uint8", "int64"])
+def test_unit_length_equals_division_in_float64(dtype):
+    vectors = (random_vectors(50, 8) * 50).astype(dtype)
+    found, lengths = to_unit_length(vectors)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, unit(vectors), atol=2e-7)
+    np.testing.assert_allclose(lengths, np.linalg.norm(vectors.astype(np.float64), axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30, 1e-300, 1e300])
+def test_numbers_whose_squares_overflow_or_vanish_have_a_direction(scale):
+    dtype = np.float64 if not 1e-38 < scale < 1e38 else np.float32
+    vectors = (random_vectors(5, 8).astype(np.float64) * scale).astype(dtype)
+    np.testing.assert_allclose(to_unit_length(vectors)[0], unit(random_vectors(5, 8)), atol=3e-7)
+
+
+def test_float32_of_unit_length_keeps_its_bits():
+    vectors = unit(random_vectors()).astype(np.float32)
+    np.testing.assert_array_equal(to_unit_length(vectors)[0], vectors)
+
+
+def test_what_has_no_direction_is_told_by_its_length():
+    lengths = to_unit_length(np.array([[0, 0], [np.nan, 1], [np.inf, 0], [-np.inf, np.nan], [0, 2]]))[1]
+    assert lengths[0] == 0
+    assert not np.isfinite(lengths[1:4]).any()
+    assert lengths[4] == 2
+
+
+def test_lists_that_are_missing_or_of_another_length_are_told(tmp_path):
+    rows = [[1.0, 2.0], None, [3.0], [4.0, None], [5.0, 6.0, 7.0], [8.0, 9.0]]
+    parquet.write_table(pa.table({"v": rows}), tmp_path / "v.parquet")
+    file = open_vectors(tmp_path / "v.parquet")
+    (block,) = file.blocks(10)
+    assert file.dim == 2
+    assert {row: reason for row, (reason, _) in block.problems.items()} == {
+        1: "missing vector",
+        2: "wrong length",
+        4: "wrong length",
+    }
+    np.testing.assert_array_equal(block.vectors[[0, 5]], [[1, 2], [8, 9]])
+    assert np.isnan(block.vectors[3, 1])
+
+
+def _pickled_array(path):
+    np.save(path, np.array([{"a": 1}, None], dtype=object), allow_pickle=True)
+
+
+def _pickle(path):
+    path.write_bytes(pickle.dumps([1]))
+
+
+def _longer_than_the_file(path):
+    np.save(path, random_vectors())
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _huge_shape(path):
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 99999999), }"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header + b"\n").to_bytes(2, "little") + header + b"\n")
+
+
+def _saved(array):
+    return lambda path: np.save(path, array)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        _pickled_array,
+        _pickle,
+        _longer_than_the_file,
+        _huge_shape,
+        lambda path: path.write_bytes(b""),
+        _saved(np.zeros(4)),
+        _saved(np.zeros((2, 2, 2))),
+        _saved(np.zeros((0, 4), np.float32)),
+        _saved(np.zeros((4, 0), np.float32)),
+        _saved(np.zeros((2, 2), np.complex64)),
+        _saved(np.array([["a"]])),
+        _saved(np.zeros((2, 2), bool)),
+        _saved(np.zeros(3, [("a", np.float32)])),
+    ],
+)
+def test_a_numpy_file_of_anything_else_is_refused_and_never_unpickled(tmp_path, write):
+    write(tmp_path / "v.npy")
+    with pytest.raises(InvalidData, match=r"v\.npy must"):
+        open_vectors(tmp_path / "v.npy")
+
+
+@pytest.mark.parametrize("name", ["v.parquet", "v.h5"])
+def test_a_damaged_file_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"nothing of the kind")
+    with pytest.raises(InvalidData, match="must be a whole"):
+        open_vectors(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"id": [1]}, {"a": [[1.0]], "b": [[1.0]]}, {"v": [["text"]]}, {"v": [[[1.0]]]}, {"v": [[]]}],
+    ids=str,
+)
+def test_a_parquet_table_without_one_column_of_vectors_is_refused(tmp_path, columns):
+    parquet.write_table(pa.table(columns), tmp_path / "v.parquet")
+    with pytest.raises(InvalidData):
+        open_vectors(tmp_path / "v.parquet")
+
+
+def test_hdf5_without_one_table_of_numbers_is_refused(tmp_path):
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file["a"], file["b"] = np.zeros((2, 2)), np.zeros((2, 2))
+        file["gone"] = h5py.SoftLink("/nowhere")
+    with pytest.raises(InvalidData, match="one column of vectors"):
+        open_vectors(tmp_path / "v.h5")
+
+
+def test_other_endings_and_absent_files_are_refused(tmp_path):
+    (tmp_path / "v.pkl").write_bytes(b"")
+    with pytest.raises(InvalidSetting, match=r"\.npy"):
+        open_vectors(tmp_path / "v.pkl")
+    with pytest.raises(MissingArtifact, match="there is none"):
+        open_vectors(tmp_path / "absent.npy")
+    with pytest.raises(MissingArtifact, match="it is a folder"):
+        open_vectors(tmp_path)
+
+
+@pytest.mark.parametrize("array", [np.zeros(4), np.ones((2, 4)), np.array([1, np.nan])], ids=str)
+def test_a_query_is_one_vector_with_a_direction(tmp_path, array):
+    np.save(tmp_path / "q.npy", array)
+    with pytest.raises(InvalidData, match="one vector"):
+        read_vector(tmp_path / "q.npy")

@@ -9,6 +9,7 @@ _PACKAGES = {
             "botocore",
             "faiss",
             "httpx",
+            "huggingface_hub",
             "PIL",
             "pyarrow",
             "pydantic",
@@ -24,6 +25,8 @@ _PACKAGES = {
     ),
     "flows": ("prefect",),
     "serve": ("fastapi", "uvicorn"),
+    "onnx": ("onnx", "onnxruntime"),
+    "huggingface": ("transformers",),
     "hdf5": ("h5py",),
     "postgres": ("asyncpg", "psycopg2"),
     "all": (

@@ -169,23 +169,37 @@ def _eight_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
 
 
 def resize_and_crop(image: Image.Image, config: PreprocessingConfig) -> Image.Image:
-    """The shorter side to `config.resize` by antialiased bilinear interpolation, then the centre crop.
+    """The shorter side to `config.resize` (both, where it squashes), antialiased, then the centre crop.
 
     Only what the crop shows is computed, so that a long strip costs no more than a square.
     """
-    scale = min(image.size) / config.resize
-    side = config.crop * scale
+    if config.crop_mode == "none":
+        return image
+    shorter = min(image.size)
+    scales = [(side if config.crop_mode == "squash" else shorter) / config.resize for side in image.size]
     # On the grid of the resized image, so that an image of the final size stays as it is, to the bit.
-    left, top = (int((length / scale - config.crop) / 2) * scale for length in image.size)
-    box = (left, top, min(left + side, image.width), min(top + side, image.height))
-    return image.resize((config.crop, config.crop), Image.Resampling.BILINEAR, box=box)
+    left, top = (
+        int((length / scale - config.crop) / 2) * scale
+        for length, scale in zip(image.size, scales, strict=True)
+    )
+    right, bottom = (
+        min(start + config.crop * scale, length)
+        for start, scale, length in zip((left, top), scales, image.size, strict=True)
+    )
+    return image.resize((config.crop, config.crop), resampling(config), box=(left, top, right, bottom))
+
+
+def resampling(config: PreprocessingConfig) -> Image.Resampling:
+    """Pillow's name of the configured interpolation."""
+    return Image.Resampling[config.interpolation.upper()]
 
 
 def to_tensor(image: Image.Image, config: PreprocessingConfig) -> "Tensor":
     """An image of the final size as (C, H, W) float32, normalised by the configured mean and deviation."""
     normalised = np.empty((config.channels, image.height, image.width), dtype=np.float32)
+    planes = image.split()[::-1] if config.channel_order == "BGR" else image.split()
     # Plane by plane, which takes half the time of arithmetic along a last axis of three channels.
-    for plane, pixels, mean, std in zip(normalised, image.split(), config.mean, config.std, strict=True):
+    for plane, pixels, mean, std in zip(normalised, planes, config.mean, config.std, strict=True):
         plane[:] = np.asarray(pixels)
         plane /= 255
         plane -= mean

@@ -103,6 +103,8 @@ class PackageRef(Ref):
     dim: int = Field(gt=0, description="length of one embedding")
     dataset: DatasetRef | None = Field(None, description="what it was trained on; None for an untrained one")
     initial: "PackageRef | None" = Field(None, description="the same encoder before that training")
+    source: str = Field("", description="where it comes from if it was not trained here, as timm:resnet50")
+    licence: str = Field("", description="of weights from elsewhere, as their authors say")
 
     def __str__(self) -> str:
         return f"package {self.version}"

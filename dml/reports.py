@@ -166,7 +166,7 @@ class EvaluationReport(Result):
         return against_pixels(metric, self.metrics, self.baseline_metrics)
 
     def _by_embedding(self) -> dict[str, Evaluation]:
-        return {**self.baselines, "trained": self.trained}
+        return {**self.baselines, self.package.source or "trained": self.trained}
 
 
 def against_pixels(

@@ -1,13 +1,17 @@
 """`prefect deployment run train-flow`: a flow's bare name means its only deployment, or `default`.
 
-Stock Prefect takes `FLOW/DEPLOYMENT` alone. Its documented start-up hook is the door; what is replaced behind
-it is one method of the client, which is not. So this is on only where a project asks for it
-(`[tool.prefect.plugins]` in pyproject.toml), does nothing to a name with a slash, and stays out of the way
-when Prefect changes: then a warning says that the long form is needed.
+Stock Prefect takes `FLOW/DEPLOYMENT` alone: its client splits the name at the slash, so that no name of a
+deployment, profile or alias can stand for it. Its documented start-up hook is the door; what is replaced
+behind it is one method of the client, which is not. So this is on only in a process of `prefect deployment`,
+and only where a project asks for it (`[tool.prefect.plugins]` in pyproject.toml), does nothing to a name with
+a slash, and stays out of the way when Prefect changes: then a warning says that the long form is needed. How
+to switch it off: docs/commands.md.
 """
 
 import functools
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect.plugins import register_hook
@@ -24,6 +28,25 @@ PREFERRED = "default"
 @register_hook
 def setup_environment(*, ctx: "HookContext") -> None:
     """Called by Prefect when it is imported; sets no variable."""
+    if is_deployment_command(sys.orig_argv):
+        let_client_take_bare_names(ctx)
+
+
+def is_deployment_command(arguments: Sequence[str]) -> bool:
+    """Whether a process begun so is `prefect deployment ...`, or the same as `python -m prefect`.
+
+    Example:
+        >>> is_deployment_command(["python", "/usr/bin/prefect", "deployment", "run", "train-flow"])
+        True
+        >>> is_deployment_command(["python", "/usr/bin/prefect", "worker", "start"])
+        False
+    """
+    names = [Path(argument).name for argument in arguments]
+    return "prefect" in names and "deployment" in names[names.index("prefect") :]
+
+
+def let_client_take_bare_names(ctx: "HookContext") -> None:
+    """Replace the one method of Prefect's client by which its command line finds a deployment."""
     try:
         from prefect.client.orchestration._deployments.client import DeploymentAsyncClient as Client
 

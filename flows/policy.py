@@ -117,8 +117,9 @@ def tag_with_names(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
     datasets = [given.get("dataset"), *(part["name"] for part in parts if "source" in part)]
     datasets += [name for part in parts for name in part.get("datasets", [])]
     named = [given.get("name"), *(given.get("names") or [])]
-    models = [given.get("model"), *(named if flow.name == "train-flow" else [])]
-    about = {"dataset": datasets, "model": models, "index": [] if flow.name == "train-flow" else named}
+    makes_model = flow.name in ("train-flow", "import-model-flow")
+    models = [given.get("model"), *(named if makes_model else [])]
+    about = {"dataset": datasets, "model": models, "index": [] if makes_model else named}
     tags = {
         f"{kind}:{re.split('[@/]', str(name))[0]}" for kind, names in about.items() for name in names if name
     }

@@ -6,24 +6,23 @@ from pathlib import Path
 
 from prefect import flow
 
-from dml.config import EvaluationConfig, ExperimentConfig
+from dml.config import ExperimentConfig
 from dml.data.dataset import find_dataset
 from dml.data.evaluable import require_evaluable, shared_classes
-from dml.errors import CorruptArtifact, MissingArtifact
 from dml.names import check_name
 from dml.presets import AUTO, PresetName, experiment
 from dml.recommend import recommend_for
-from dml.refs import DatasetRef, ModelRef
-from dml.registry.catalog import find_champion, model_page_url, register
-from dml.registry.champion import ChampionMoved, apply_gate
+from dml.refs import DatasetRef
+from dml.registry.catalog import model_page_url, register
 from dml.registry.tracking import start_run
-from dml.reports import EvaluationReport, TrainingReport
+from dml.reports import TrainingReport
 from dml.settings import store_uri
 from dml.training.loop import run_identity
 from dml.training.ray_trainer import train
 from dml.training.train_data import require_trainable
-from flows.evaluate import compare_packages, evaluate_package
-from flows.policy import Name, announce, run_parameters, say, show_link, show_table, stage, tag_with_names
+from flows.evaluate import evaluate_package
+from flows.gate import promote_if_better
+from flows.policy import Name, run_parameters, say, show_link, show_table, stage, tag_with_names
 from flows.report import first_pictures_of
 
 
@@ -79,7 +78,7 @@ def train_flow(
         report = evaluate_package(root, trained.package, judge_on, chosen.evaluation)
         run.log_evaluation(report.trained)
         version = stage(register)(root, run, name, trained.package, report.metrics, report.baseline_metrics)
-    model = _promote_if_better(root, chosen, version, report)
+    model = promote_if_better(root, version, report, chosen.evaluation, chosen.gate)
     first_pictures_of(root, model, judge_on, chosen.evaluation)
     show_table("model", [{"model": model.name, "version": model.version, "alias": model.alias}], model.reason)
     if (page := model_page_url(root, model)) is not None:
@@ -102,46 +101,3 @@ def _choose(
     if weights is not None:
         named = named.overridden([f"encoder.backbone.weights={json.dumps(str(weights))}"])
     return named, None
-
-
-def _promote_if_better(
-    store: str, config: ExperimentConfig, new: ModelRef, report: EvaluationReport
-) -> ModelRef:
-    """Evaluate the champion as the new version was evaluated, and let the gate decide.
-
-    The champion's recorded metrics may be of another split or of other settings, so it is evaluated again;
-    its embeddings of a split are made once.
-    """
-    while True:
-        try:
-            model = _judge(store, config, new, report)
-        except ChampionMoved as moved:  # by another training that ended at the same time
-            say(f"{moved}; it is compared with that")
-        else:
-            break
-    if model.promoted and new != model:
-        announce("dml.model.promoted", f"mlflow.model.{model.name}", model.model_dump(mode="json"))
-    return model
-
-
-def _judge(store: str, config: ExperimentConfig, new: ModelRef, report: EvaluationReport) -> ModelRef:
-    dataset = report.dataset
-    champion = stage(find_champion)(store, new.name)
-    metrics = None if champion is None else champion.metrics
-    comparison = None
-    try:
-        if champion is not None and champion.version != new.version:
-            alone = EvaluationConfig(**{**config.evaluation.model_dump(), "baselines": False})
-            metrics = evaluate_package(store, champion.package, dataset, alone).metrics
-        if champion is not None and config.gate.confidence is not None:
-            packages = new.package, champion.package
-            comparison = compare_packages(store, *packages, dataset, config.evaluation, config.gate)
-    except (MissingArtifact, CorruptArtifact) as error:
-        raise type(error)(
-            f"{new} must be compared with the champion {champion}, which cannot be evaluated. {error} Bring "
-            f"it back from a copy and train the same again, or do without it: dml rollback model {new}."
-        ) from error
-    against = None if champion is None else champion.version
-    return stage(apply_gate)(
-        store, new, config.gate, metrics, comparison, report.baseline_metrics, against=against
-    )

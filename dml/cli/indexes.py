@@ -49,6 +49,18 @@ def index(
     vectors: Annotated[
         str | None, typer.Option(help="imported vectors instead of a dataset: NAME or NAME@VERSION")
     ] = None,
+    embedder: Annotated[
+        str | None,
+        typer.Option(
+            help="a pretrained network instead of --model: timm:NAME, torchvision:NAME, "
+            "safetensors:FILE@timm:NAME"
+        ),
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="of --embedder: a safetensors or .pth file")] = None,
+    preprocessing: Annotated[
+        Path | None, typer.Option(help="of --embedder: a JSON file, where it wants images otherwise")
+    ] = None,
+    licence: Annotated[str, typer.Option(help="of --embedder's weights, for the registry")] = "",
     factory: Annotated[str, typer.Option(help="auto, or any Faiss index_factory string")] = "auto",
     workers: Workers = None,
     store: Store = None,
@@ -60,12 +72,32 @@ def index(
     from flows.policy import run
 
     config = IndexConfig(factory=factory)
-    if vectors is not None or (dataset is None and model is None and _is_vectors(store_uri(store), name)):
-        ref = _index_vectors(name, vectors or name, dataset or model, config, store_uri(store))
-        return emit(ref, as_json, _show_index)
+    root, other = store_uri(store), dataset or model or embedder
+    if vectors is not None or (other is None and _is_vectors(root, name)):
+        return emit(_index_vectors(name, vectors or name, other, config, root), as_json, _show_index)
     dataset = dataset or name
-    model = model or dataset.partition("@")[0]
-    ref = run(index_flow, name, model, dataset, config, store_uri(store), workers)
+    if embedder is None:
+        _refuse_without_embedder(weights, preprocessing, licence)
+        model = model or dataset.partition("@")[0]
+    else:
+        if model is not None:
+            raise InvalidSetting(
+                f"An index needs one model; got --model {model} and --embedder {embedder}. Leave one out."
+            )
+        from flows.import_model import import_model_flow
+
+        imported = run(
+            import_model_flow,
+            embedder,
+            dataset.partition("@")[0],
+            dataset,
+            weights=None if weights is None else str(weights),
+            preprocessing=None if preprocessing is None else str(preprocessing),
+            licence=licence,
+            store=root,
+        )
+        model = str(imported)
+    ref = run(index_flow, name, model, dataset, config, root, workers)
     return emit(ref, as_json, _show_index)
 
 
@@ -91,6 +123,16 @@ def _index_vectors(
 
 def _show_index(ref: "IndexRef") -> None:
     print(f"{ref}: {ref.rows} rows, {ref.factory}, recall@10 {ref.recall:.3f}: {ref.uri}")
+
+
+def _refuse_without_embedder(weights: Path | None, preprocessing: Path | None, licence: str) -> None:
+    given = {"--weights": weights, "--preprocessing": preprocessing, "--licence": licence or None}
+    for option, value in given.items():
+        if value is not None:
+            raise InvalidSetting(
+                f"{option} belongs to an --embedder; got {value} and none. Name the network it is of, as "
+                "--embedder torchvision:resnet50."
+            )
 
 
 @verb()

@@ -148,7 +148,14 @@ class PreprocessingConfig(Part):
     color: Literal["RGB", "L"] = "RGB"
     resize: int = Field(256, gt=0, description="shorter side in pixels")
     crop: int = Field(224, gt=0, description="side of the centre crop, in pixels")
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    crop_mode: Literal["center", "squash", "none"] = Field(
+        "center", description="squash: both sides to `resize`, whatever the shape; none: as large as it is"
+    )
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bilinear"
+    channel_order: Literal["RGB", "BGR"] = Field("RGB", description="in which the network takes them")
+    mean: tuple[float, ...] = Field(
+        (0.485, 0.456, 0.406), description="of pixels from 0 to 1, in the network's order of channels"
+    )
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     @property

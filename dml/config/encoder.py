@@ -50,6 +50,9 @@ class EncoderConfig(Part):
     pooling: Literal["avg", "max", "avg+max", "gem", "own"] = Field(
         "avg", description="own: the timm backbone's pooling, such as CLS"
     )
+    head: Literal["linear", "none"] = Field(
+        "linear", description="none: pooled features are the embedding, and `dim` is their number"
+    )
     dim: int = Field(128, gt=0, description="length of the embedding")
     layer_norm: bool = Field(False, description="normalise pooled features before the head")
     dropout: float = Field(0.0, ge=0, lt=1, description="fraction of pooled features dropped in training")

@@ -47,6 +47,7 @@ class ExperimentConfig(Part):
         self._check_similar_sampler()
         self._check_chunks()
         self._check_backbone()
+        self._check_head()
         self._check_milestones()
         self._check_gate()
         return self
@@ -138,6 +139,20 @@ class ExperimentConfig(Part):
         if kind != "timm" and self.encoder.pooling == "own":
             raise ValueError(
                 f"pooling 'own' is a timm backbone's pooling; got backbone {kind!r}. Take another pooling."
+            )
+        if self.preprocessing.crop_mode == "none":
+            raise ValueError(
+                "A batch's images have one size, so preprocessing.crop_mode must be 'center' or 'squash' to "
+                "train; got 'none'."
+            )
+
+    def _check_head(self) -> None:
+        frozen = self.optimizer.freeze_backbone_steps
+        if self.encoder.head == "none" and frozen:
+            raise ValueError(
+                "Without a head nothing is left to train while the backbone is frozen; got encoder.head "
+                f"'none' and optimizer.freeze_backbone_steps {frozen}. Set encoder.head=linear, or "
+                "freeze_backbone_steps=0."
             )
 
     def _check_milestones(self) -> None:

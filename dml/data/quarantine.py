@@ -31,7 +31,7 @@ def write_quarantine(uri: str, problems: Sequence[Problem]) -> None:
         {name: _as_utf8(value) for name, value in problem._asdict().items()} for problem in sorted(problems)
     ]
     table = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA), table)
+    parquet.write_table(pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA), table, write_page_checksum=True)
     storage.write_bytes(uri, table.getvalue())
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from dml.config import AugmentationConfig, PreprocessingConfig
-from dml.preprocessing import resize_and_crop, to_tensor
+from dml.preprocessing import resampling, resize_and_crop, to_tensor
 
 _ASPECT = (3 / 4, 4 / 3)  # of random crops: Szegedy et al. 2015, arXiv:1409.4842, sec. 6
 _ATTEMPTS = 10
@@ -36,7 +36,7 @@ def augment(
     if augmentation.random_resized_crop is None:
         image = resize_and_crop(image, preprocessing)
     else:
-        image = _random_resized_crop(image, augmentation.random_resized_crop, preprocessing.crop, rng)
+        image = _random_resized_crop(image, augmentation.random_resized_crop, preprocessing, rng)
     if augmentation.horizontal_flip and rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if augmentation.rotation or augmentation.translation or augmentation.scaling:
@@ -45,7 +45,10 @@ def augment(
 
 
 def _random_resized_crop(
-    image: Image.Image, area: tuple[float, float], side: int, rng: np.random.Generator
+    image: Image.Image,
+    area: tuple[float, float],
+    preprocessing: PreprocessingConfig,
+    rng: np.random.Generator,
 ) -> Image.Image:
     """A random part of the image at the final size, as torchvision's transform of this name draws it."""
     width, height = image.size
@@ -59,7 +62,8 @@ def _random_resized_crop(
     else:  # no part of that shape fits: the largest centred one that does
         w, h = min(width, round(height * _ASPECT[1])), min(height, round(width / _ASPECT[0]))
         left, top = (width - w) // 2, (height - h) // 2
-    return image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + w, top + h))
+    size = (preprocessing.crop, preprocessing.crop)
+    return image.resize(size, resampling(preprocessing), box=(left, top, left + w, top + h))
 
 
 def _random_affine(

@@ -1,1 +1,1 @@
-"""An embeddings table in, the numbers of the field's protocols out, with intervals and slices."""
+"""Evaluation of an embeddings table by standard protocols, with confidence intervals and slices."""

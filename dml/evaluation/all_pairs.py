@@ -1,6 +1,6 @@
-"""The passes over all pairs of a split, in blocks of rows: one after another, or in parallel on Ray.
+"""Passes over all pairs of a split in blocks of rows, in this process or in parallel on Ray.
 
-Every block of queries searches the whole gallery, so the numbers are those of one pass, wherever it is done.
+Every block of queries searches the whole gallery, so the results equal those of a single pass.
 """
 
 import math
@@ -27,9 +27,9 @@ from dml.metrics.verification import RocCurve, roc_of_counts
 
 OnProgress = Callable[[int, int], None]
 PAIRS_HERE = 10**10
-"""So many are not worth a cluster: 100,000 rows among themselves."""
+"""Up to this number of pairs, one process is enough: all pairs of 100,000 rows."""
 PAIRS_PER_BLOCK = 1 << 33
-_BLOCKS_PER_WORKER = 4  # workers are not equally quick
+_BLOCKS_PER_WORKER = 4  # balances workers of different speed
 
 
 class _Movable(Protocol):
@@ -39,19 +39,20 @@ class _Movable(Protocol):
 R = TypeVar("R", bound=_Movable)
 
 
-def workers_for(num_rows: int, *, pairs_here: int = PAIRS_HERE) -> int:
-    """How many Ray workers evaluate so many rows: where there is a cluster one per GPU or, without, per core.
+def workers_for(num_rows: int, *, pairs_here: int = PAIRS_HERE, num_gpus: int | None = None) -> int:
+    """The number of Ray workers for an evaluation: on a cluster one per GPU, or one per core without GPUs.
 
-    On a single machine torch uses all cores anyway: there it is one per GPU.
+    On a single machine it is one per GPU, because torch uses all cores.
 
     Args:
-        num_rows: of the split.
-        pairs_here: up to so many pairs one process is enough.
+        num_rows: rows of the split.
+        pairs_here: up to this number of pairs, one process is enough.
+        num_gpus: GPUs of a single machine; None: those of this one.
     """
     if num_rows * num_rows <= pairs_here:
         return 1
     if not on_cluster():
-        return max(torch.cuda.device_count(), 1)
+        return max(torch.cuda.device_count() if num_gpus is None else num_gpus, 1)
     with ray_session():
         return max(capacity("GPU").most or capacity("CPU").most, 1)
 
@@ -65,24 +66,24 @@ def query_values(
     pairs_per_block: int = PAIRS_PER_BLOCK,
     progress: OnProgress | None = None,
 ) -> QueryMetrics:
-    """Every retrieval metric of every query; its `rows` count the queries alone where they are a set apart.
+    """All retrieval metrics of every query; `rows` of the result are indices among the queries.
 
     Args:
         embeddings: (N, D), unit length.
-        rows: theirs.
+        rows: labels and attributes of the embeddings.
         config: query and gallery sets, and metrics.
-        num_workers: Ray workers; 1: here.
-        pairs_per_block: of one process; after each block the progress is told.
-        progress: called with (blocks done, blocks in all).
+        num_workers: Ray workers; 1: this process.
+        pairs_per_block: block size for one process; progress is reported after each block.
+        progress: called with (blocks done, number of blocks).
 
     Raises:
-        InvalidData: `config.role_attribute` makes no row a query, or none a gallery item.
+        InvalidData: by `config.role_attribute` there is no query, or no gallery item.
     """
     queries, gallery = query_gallery(embeddings, rows, config)
     num_queries = len(queries.labels)
     num_pairs = num_queries * len(gallery.labels)
     blocks = _even(num_queries, _num_blocks(num_pairs, num_workers, pairs_per_block))
-    parts = _each_block(partial(_metrics_of, config), [queries, gallery], blocks, num_workers, progress)
+    parts = _map_blocks(partial(_block_metrics, config), [queries, gallery], blocks, num_workers, progress)
     return joined(list(parts), [block.stop - block.start for block in blocks])
 
 
@@ -95,18 +96,18 @@ def roc_of_rows(
     pairs_per_block: int = PAIRS_PER_BLOCK,
     progress: OnProgress | None = None,
 ) -> RocCurve:
-    """Verification on all pairs of rows, as `roc_of_all_pairs`.
+    """Verification on all pairs of rows, like `roc_of_all_pairs`, in blocks.
 
     Args:
         embeddings: (N, D), unit length.
-        rows: theirs; only their labels matter.
-        false_accept_rates: up to the largest of them there are intervals.
-        num_workers: Ray workers; 1: here.
-        pairs_per_block: of one process; after each block the progress is told.
-        progress: called with (blocks done, blocks in all).
+        rows: labels of the embeddings.
+        false_accept_rates: intervals are available up to the largest of these.
+        num_workers: Ray workers; 1: this process.
+        pairs_per_block: block size for one process; progress is reported after each block.
+        progress: called with (blocks done, number of blocks).
 
     Raises:
-        ValueError: no pair of one class, or none of two.
+        ValueError: there is no genuine pair, or no impostor pair.
     """
     items = Items(embeddings, torch.from_numpy(rows.labels).to(embeddings.device))
     num_rows = len(rows.labels)
@@ -114,14 +115,14 @@ def roc_of_rows(
         num_rows, _num_blocks(num_rows * num_rows // 2, num_workers, pairs_per_block)
     )
     levels = levels_for(items, false_accept_rates)
-    counts = reduce(add, _each_block(partial(_counts_of, levels), [items], blocks, num_workers, progress))
+    counts = reduce(add, _map_blocks(partial(_block_counts, levels), [items], blocks, num_workers, progress))
     return roc_of_counts(counts, levels, items)
 
 
-def _metrics_of(config: EvaluationConfig, sets: Sequence[Items], block: slice) -> QueryMetrics:
+def _block_metrics(config: EvaluationConfig, sets: Sequence[Items], block: slice) -> QueryMetrics:
     queries, gallery = sets
     return query_metrics(
-        queries.of(block),
+        queries.select(block),
         gallery,
         recall_at=config.recall_at,
         precision_at=config.precision_at,
@@ -131,7 +132,7 @@ def _metrics_of(config: EvaluationConfig, sets: Sequence[Items], block: slice) -
     )
 
 
-def _counts_of(levels: Levels, sets: Sequence[Items], block: slice) -> PairCounts:
+def _block_counts(levels: Levels, sets: Sequence[Items], block: slice) -> PairCounts:
     (items,) = sets
     return count_pairs(items, levels, block)
 
@@ -147,28 +148,28 @@ def _even(num_rows: int, num_blocks: int) -> list[slice]:
 
 
 def blocks_of_equal_area(num_rows: int, num_blocks: int) -> list[slice]:
-    """Of rows each of which is compared with those after it: equally many pairs, so the first are shorter."""
+    """Blocks of rows with equal numbers of pairs, if each row is compared with all later rows."""
     shares = (1 - math.sqrt(1 - number / num_blocks) for number in range(num_blocks + 1))
     return _between([round(num_rows * share) for share in shares])
 
 
 def _between(bounds: Sequence[int]) -> list[slice]:
-    """Without the empty ones; one at least."""
+    """The non-empty slices between bounds; at least one slice."""
     return [slice(start, stop) for start, stop in pairwise(bounds) if start < stop] or [slice(0, 0)]
 
 
-def _each_block(
+def _map_blocks(
     function: Callable[[Sequence[Items], slice], R],
     sets: Sequence[Items],
     blocks: Sequence[slice],
     num_workers: int,
     progress: OnProgress | None,
 ) -> Iterator[R]:
-    """`function(sets, block)` of each block, in order."""
+    """Results of `function(sets, block)` for each block, in order."""
     if num_workers == 1:
         yield from _counted(map(partial(function, sets), blocks), len(blocks), progress)
         return
-    arrays = {id(items): _Arrays.of(items) for items in sets}  # a set that is both is sent once
+    arrays = {id(items): _Arrays.from_items(items) for items in sets}  # a set with both roles is sent once
     shared = [arrays[id(items)] for items in sets]
     with ray_session(num_cpus=num_workers):
         yield from _counted(map_remote(partial(_on_worker, function), shared, blocks), len(blocks), progress)
@@ -183,7 +184,7 @@ def _counted(results: Iterable[R], total: int, progress: OnProgress | None) -> I
 
 @dataclass(frozen=True)
 class _Arrays:
-    """Items as Ray's workers read them from shared memory."""
+    """Items as NumPy arrays, which Ray workers read from shared memory."""
 
     embeddings: NDArray[np.float32]
     labels: NDArray[np.int64]
@@ -191,14 +192,14 @@ class _Arrays:
     groups: NDArray[np.int64] | None
 
     @classmethod
-    def of(cls, items: Items) -> Self:
+    def from_items(cls, items: Items) -> Self:
         ids, groups = (None if c is None else c.cpu().numpy() for c in (items.ids, items.groups))
         return cls(items.embeddings.cpu().numpy(), items.labels.cpu().numpy(), ids, groups)
 
     def items(self) -> Items:
         device = device_for(self.embeddings.nbytes)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # read only
             ids, groups = (
                 None if c is None else torch.from_numpy(c).to(device) for c in (self.ids, self.groups)
             )
@@ -213,7 +214,7 @@ def _on_worker(function: Callable[[Sequence[Items], slice], R], shared: Sequence
 
 
 def device_for(size_bytes: int) -> torch.device:
-    """A GPU that holds the vectors and a block of similarities, else the CPU."""
+    """The GPU, if the vectors and a block of similarities fit its memory; else the CPU."""
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         if 2 * size_bytes + (4 << 30) < free:

@@ -1,4 +1,4 @@
-"""Evaluate an embeddings table on a split of its dataset, and raw pixels as the floor to compare with."""
+"""Evaluation of an embeddings table on a split of its dataset, the raw-pixel baseline, and paired tests."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from dml.embedding.table import read_embeddings
 from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting
 from dml.evaluation.all_pairs import OnProgress, query_values
 from dml.evaluation.protocol import measure
-from dml.evaluation.query_gallery import Rows, attributes_of
+from dml.evaluation.query_gallery import Rows, required_attributes
 from dml.metrics.intervals import compare_paired
 from dml.metrics.retrieval import QueryMetrics
 from dml.preprocessing import decode, resize_and_crop
@@ -29,20 +29,20 @@ def evaluate(
     num_workers: int | None = None,
     progress: OnProgress | None = None,
 ) -> Evaluation:
-    """Every number that `config.metrics` names, of one split, with intervals and slices.
+    """All metrics in `config.metrics` on one split, with intervals and slices.
 
     Args:
-        embeddings: of the items to evaluate on.
-        config: which numbers, and who searches whom.
-        split: whose rows; None: all, as of items without splits.
-        num_workers: Ray workers that share the pairs out; None: one per GPU, or on a cluster per core, where
-            there are many rows; else this process alone.
-        progress: called with (parts done, parts in all) of each pass over all pairs.
+        embeddings: embeddings of the items to evaluate on.
+        config: metrics, query and gallery sets.
+        split: name of the split; None: all rows, e.g. if the items have no splits.
+        num_workers: Ray workers; None: for many rows one per GPU, or on a cluster one per core; else this
+            process.
+        progress: called with (blocks done, number of blocks) in each pass over all pairs.
 
     Raises:
-        InvalidData: no rows, none of a role, or rows without a label.
-        InvalidSetting: an attribute that the items do not have.
-        IncompatibleArtifact: a split of items without splits.
+        InvalidData: there are no rows, no queries or no gallery items, or rows without a label.
+        InvalidSetting: the items do not have an attribute of `config`.
+        IncompatibleArtifact: `split` is set and the items have no splits.
     """
     _, rows = split_rows(embeddings.items, config, split)
     vectors = read_embeddings(embeddings, split=split).vectors
@@ -57,83 +57,83 @@ def compare(
     *,
     split: str | None = "test",
 ) -> Comparison:
-    """Whether one model's embeddings are better than another's by more than `gate.min_gain`, beyond noise.
+    """A paired test of whether one model is better than another by more than `gate.min_gain`.
 
-    Both tables' queries are evaluated again, which costs one matrix product each and cannot be out of date.
+    The queries of both tables are evaluated again. This costs one matrix product each and avoids stale
+    values.
 
     Args:
-        embeddings: of the model that should be better.
-        former: of the other, of the same items.
-        config: who searches whom.
-        gate: which metric, and the gain to exceed.
-        split: whose rows; None: all, as of items without splits.
+        embeddings: embeddings of the new model.
+        former: embeddings of the other model, of the same items.
+        config: query and gallery sets.
+        gate: metric and minimum gain.
+        split: name of the split; None: all rows, e.g. if the items have no splits.
 
     Raises:
-        IncompatibleArtifact: tables of different items.
-        InvalidSetting: a metric that single queries don't have.
-        InvalidData: the split has no rows, or queries with a positive of fewer than two classes.
+        IncompatibleArtifact: the tables have different items.
+        InvalidSetting: the metric has no values for single queries.
+        InvalidData: the split has no rows, or fewer than two classes with a positive.
     """
     require_one_dataset(embeddings, former)
     if gate.metric not in config.query_metrics:
         raise InvalidSetting(
-            f"A paired test needs a number of every query, one of {config.query_metrics}; got "
+            f"A paired test needs a metric with a value for every query, one of {config.query_metrics}; got "
             f"{gate.metric!r}."
         )
     _, rows = split_rows(embeddings.items, config, split)
-    ours, theirs = (
+    new, old = (
         query_values(torch.from_numpy(read_embeddings(table, split=split).vectors), rows, config)
         for table in (embeddings, former)
     )
-    require_two_classes(ours, split)
-    return paired_test(ours, theirs, gate.metric, min_gain=gate.min_gain)
+    require_two_classes(new, split)
+    return paired_test(new, old, gate.metric, min_gain=gate.min_gain)
 
 
 def require_one_dataset(embeddings: EmbeddingsRef, former: EmbeddingsRef) -> None:
-    """Raise IncompatibleArtifact where two tables are of different items."""
+    """Raise IncompatibleArtifact if two tables have different items."""
     if embeddings.items.fingerprint != former.items.fingerprint:
         one, other = embeddings.items, former.items
         raise IncompatibleArtifact(
-            f"Both models must be evaluated on one dataset; got {one} and {other}. Embed one of them again."
+            f"Both models must be evaluated on the same dataset; got {one} and {other}. Embed one of them "
+            "again."
         )
 
 
 def require_two_classes(queries: QueryMetrics, split: str | None) -> None:
-    """Raise InvalidData for queries of fewer than two classes, which say nothing of other classes."""
+    """Raise InvalidData for queries of fewer than two classes: a test needs several classes."""
     num_classes = len(torch.unique(queries.labels))
     if num_classes < 2:
         raise InvalidData(
-            f"A comparison needs queries with a positive of at least 2 classes; {_where(split)} has "
-            f"those of {num_classes}. Name another split, or a dataset whose classes have two images."
+            f"A comparison needs at least 2 classes with a query and a positive; {_where(split)} has "
+            f"{num_classes}. Use another split, or a dataset whose classes have two images."
         )
 
 
-def paired_test(
-    ours: QueryMetrics, theirs: QueryMetrics, metric: str, *, min_gain: float = 0.0
-) -> Comparison:
-    """One model against another by a metric of the same queries, which are of two classes or more.
+def paired_test(new: QueryMetrics, old: QueryMetrics, metric: str, *, min_gain: float = 0.0) -> Comparison:
+    """A paired test of two models on the same queries, which have at least two classes.
 
     Args:
-        ours: of the model that should be better.
-        theirs: the other's, of the same queries in the same order.
-        metric: one that both have.
-        min_gain: the gain to exceed.
+        new: metrics of the model that should be better.
+        old: metrics of the other model for the same queries in the same order.
+        metric: name of the metric to compare.
+        min_gain: minimum gain.
     """
-    tested = compare_paired(ours.values[metric], theirs.values[metric], ours.labels, margin=min_gain)
+    tested = compare_paired(new.values[metric], old.values[metric], new.labels, margin=min_gain)
     return Comparison(
         metric=metric,
         gain=tested.gain,
         low=tested.interval.low,
         high=tested.interval.high,
         p_value=tested.p_value,
-        num_queries=len(ours.rows),
-        num_classes=len(torch.unique(ours.labels)),
+        num_queries=len(new.rows),
+        num_classes=len(torch.unique(new.labels)),
     )
 
 
 def raw_pixel_baseline(
     dataset: DatasetRef, preprocessing: PreprocessingConfig, config: EvaluationConfig, *, split: str = "test"
 ) -> Evaluation:
-    """The same metrics on the images' own pixels, at most 32 x 32, centred and of unit length."""
+    """The same metrics on raw pixels: images of at most 32 x 32, centred and normalized to unit length."""
     with Ticker("evaluate"):
         vectors, rows = _raw_pixels(dataset, preprocessing, config, split)
     return measure(vectors, rows, config)
@@ -153,7 +153,7 @@ def _raw_pixels(
         pixels[row] = np.asarray(image.resize((side, side)), dtype=np.float32).ravel()
     pixels -= pixels.mean(1, keepdims=True)
     lengths = np.linalg.norm(pixels, axis=1, keepdims=True)
-    # A blank image is like every blank one and, at a right angle to all centred rows, unlike the others.
+    # Blank images get a constant vector: equal to each other and orthogonal to all centred rows.
     pixels = np.where(lengths > 1e-6, pixels / np.maximum(lengths, 1e-6), pixels.shape[1] ** -0.5)
     return pixels, rows
 
@@ -161,11 +161,11 @@ def _raw_pixels(
 def split_rows(
     items: ItemsRef, config: EvaluationConfig, split: str | None
 ) -> tuple[NDArray[np.int64], Rows]:
-    """Positions of the rows of a split, or of all, and what the configuration needs of them."""
+    """Positions of the rows of a split, or of all rows, with labels and the attributes in `config`."""
     if split is not None:
         require_dataset(items, f"An evaluation of the split {split!r}")
     _require_labels(items)
-    attributes = attributes_of(config)
+    attributes = required_attributes(config)
     rows = read_rows(items, split=split, columns=["label", "class_id", *attributes])
     if not len(rows):
         splits = sorted(items.splits) if isinstance(items, DatasetRef) else []
@@ -179,7 +179,7 @@ def split_rows(
             f"{items} have none. Give them labels, or leave them out."
         )
     labels = rows["class_id"].to_numpy().astype(np.int64)
-    # A blank text in a table of images is a missing value too.
+    # An empty text is a missing value too.
     values = {
         name: [None if value == "" else value for value in rows[name].to_pylist()] for name in attributes
     }

@@ -1,4 +1,4 @@
-"""k-means of embeddings, as the field's evaluations run it."""
+"""k-means clustering of embeddings with Faiss, for NMI and F1."""
 
 import faiss
 import numpy as np
@@ -8,15 +8,15 @@ ITERATIONS = 20
 
 
 def k_means(vectors: NDArray[np.float32], num_clusters: int, *, seed: int = 1) -> NDArray[np.int64]:
-    """Faiss' k-means on all points, none left out as its own default does beyond 256 per cluster.
+    """Faiss k-means on all points; the default of Faiss would subsample to 256 points per cluster.
 
     Args:
         vectors: (N, D).
-        num_clusters: as many as there are classes.
-        seed: of the points it starts from.
+        num_clusters: number of clusters, usually the number of classes.
+        seed: of the initial centroids.
 
     Returns:
-        (N,) the cluster of each.
+        (N,) cluster of each vector.
     """
     vectors = np.ascontiguousarray(vectors)
     kmeans = faiss.Kmeans(

@@ -1,4 +1,4 @@
-"""Every number of an evaluation's configuration, of one embedding of a split's rows."""
+"""All metrics of an evaluation configuration, computed from the embeddings of a split."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from dml.config import BootstrapConfig, EvaluationConfig, FewShotConfig
 from dml.errors import InvalidData, InvalidSetting
 from dml.evaluation.all_pairs import OnProgress, device_for, query_values, roc_of_rows, workers_for
 from dml.evaluation.kmeans import k_means
-from dml.evaluation.query_gallery import Rows, codes_of, query_gallery_rows
+from dml.evaluation.query_gallery import Rows, encode_values, query_gallery_rows
 from dml.metrics.clustering import (
     adjusted_mutual_information,
     normalised_mutual_information,
@@ -25,7 +25,7 @@ from dml.metrics.verification import RocCurve
 from dml.progress import Ticker, begin, count
 from dml.reports import Evaluation, Measured, Slice
 
-MOST_SLICES = 100
+MAX_SLICES = 100
 
 
 def measure(
@@ -36,20 +36,20 @@ def measure(
     num_workers: int | None = None,
     progress: OnProgress | None = None,
 ) -> Evaluation:
-    """All the numbers of `config.metrics`, with their intervals, and the retrieval metrics of every slice.
+    """All metrics in `config.metrics` with intervals, and the retrieval metrics of every slice.
 
-    Clustering has no intervals: `low` and `high` are the lowest and the highest of k-means' seeds.
+    Clustering metrics have no intervals: `low` and `high` are the minimum and maximum over k-means seeds.
 
     Args:
         vectors: (N, D), unit length.
-        rows: theirs, in the same order.
-        config: what to measure.
-        num_workers: Ray workers that share the pairs out; None: as `workers_for`.
-        progress: called with (blocks done, blocks in all) of each pass over all pairs.
+        rows: labels and attributes of the vectors, in the same order.
+        config: metrics, query and gallery sets.
+        num_workers: Ray workers; None: `workers_for`.
+        progress: called with (blocks done, number of blocks) in each pass over all pairs.
 
     Raises:
-        InvalidData: `config.role_attribute` makes no row a query, or none a gallery item; or too many slices.
-        InvalidSetting: what cannot be measured on these rows, as episodes of more classes than there are.
+        InvalidData: there is no query or no gallery item by `config.role_attribute`, or too many slices.
+        InvalidSetting: these rows do not allow a metric, e.g. few-shot episodes with too many classes.
     """
     workers = num_workers or workers_for(len(vectors))
     embeddings = torch.from_numpy(np.ascontiguousarray(vectors)).to(device_for(vectors.nbytes))
@@ -60,7 +60,7 @@ def measure(
         metrics = _retrieval(queries, config)
         if config.false_accept_rates:
             ticker.begin(f"verification by the pairs of {len(vectors)} rows")
-            with _named("false_accept_rates"):
+            with _setting("false_accept_rates"):
                 rates = config.false_accept_rates
                 curve = roc_of_rows(
                     embeddings, rows, false_accept_rates=rates, num_workers=workers, progress=progress
@@ -89,7 +89,7 @@ def _measured(
 def _retrieval(queries: QueryMetrics, config: EvaluationConfig) -> dict[str, Measured]:
     intervals = {}
     if config.bootstrap is not None:
-        with _named("bootstrap"):
+        with _setting("bootstrap"):
             intervals = _retrieval_intervals(queries, config.bootstrap)
     metrics = _measured(queries.means(), intervals)
     if config.macro:
@@ -118,10 +118,12 @@ def _verification(curve: RocCurve, rates: Sequence[float]) -> dict[str, Measured
 
 def _few_shot(embeddings: Tensor, rows: Rows, config: FewShotConfig) -> dict[str, Measured]:
     labels = torch.from_numpy(rows.labels).to(embeddings.device)
-    within = None if config.within is None else codes_of(rows.attributes[config.within]).to(labels.device)
+    within = (
+        None if config.within is None else encode_values(rows.attributes[config.within]).to(labels.device)
+    )
     metrics: dict[str, Measured] = {}
     for shots in config.shots:
-        with _named("few_shot"):
+        with _setting("few_shot"):
             episodes = few_shot(
                 embeddings,
                 labels,
@@ -140,7 +142,7 @@ def _few_shot(embeddings: Tensor, rows: Rows, config: FewShotConfig) -> dict[str
 def _clustering(
     vectors: NDArray[np.float32], labels: NDArray[np.int64], config: EvaluationConfig
 ) -> dict[str, Measured]:
-    """Means over k-means' seeds, between the lowest and the highest seed's."""
+    """Means over k-means seeds, with the minimum and maximum as interval."""
     classes, num_classes = torch.from_numpy(labels), len(np.unique(labels))
     runs = []
     num_seeds = config.kmeans_seeds or seeds_for(len(labels))
@@ -152,7 +154,7 @@ def _clustering(
             "pairwise_f1": pairwise_f1(classes, clusters),
         }
         if config.ami:
-            with _named("ami"):
+            with _setting("ami"):
                 run["ami"] = adjusted_mutual_information(classes, clusters)
         runs.append(run)
         count()
@@ -163,43 +165,41 @@ def _clustering(
 
 
 def seeds_for(num_rows: int) -> int:
-    """How many runs of k-means: of few rows one seed is off by two points, of many each takes minutes."""
+    """The number of k-means runs: with few rows one seed varies by two points, with many it takes minutes."""
     return 20 if num_rows <= 2_000 else 5 if num_rows <= 20_000 else 1
 
 
 @contextmanager
-def _named(setting: str) -> Iterator[None]:
-    """What the rows do not allow, said with the setting that wants it."""
+def _setting(setting: str) -> Iterator[None]:
+    """Convert ValueError to an InvalidSetting that names the setting."""
     try:
         yield
     except ValueError as error:
-        raise InvalidSetting(
-            f"evaluation.{setting} asks for what these rows do not allow. {error}"
-        ) from error
+        raise InvalidSetting(f"evaluation.{setting} is not possible with these rows. {error}") from error
 
 
 def _slices(rows: Rows, queries: QueryMetrics, config: EvaluationConfig) -> list[Slice]:
-    """Of every value of the attributes, the missing one last, where some query has a positive."""
+    """One slice per attribute value with queries that have a positive; missing values last."""
     slices = []
     for attribute in config.slices:
         query_rows, _ = query_gallery_rows(rows, config)
         texts = [None if value is None else str(value) for value in rows.attributes[attribute]]
         values = np.asarray(texts, dtype=object)[query_rows]
         different = sorted({value for value in values if value is not None})
-        if len(different) > MOST_SLICES:
+        if len(different) > MAX_SLICES:
             raise InvalidData(
-                f"An attribute to slice by must have at most {MOST_SLICES} values; {attribute!r} has "
-                f"{len(different)}. Slice by another."
+                f"An attribute to slice by must have at most {MAX_SLICES} values; {attribute!r} has "
+                f"{len(different)}. Slice by another attribute."
             )
         for value in [*different, None]:
-            of_value = queries.of(torch.from_numpy(values == value).to(queries.rows.device))
-            if len(of_value.rows):
+            with_value = queries.select(torch.from_numpy(values == value).to(queries.rows.device))
+            if len(with_value.rows):
                 slices.append(
                     Slice(
                         attribute=attribute,
                         value=value,
-                        num_queries=len(of_value.rows),
-                        metrics=_measured(of_value.means()),
+                        num_queries=len(with_value.rows),
+                        metrics=_measured(with_value.means()),
                     )
                 )
     return slices

@@ -1,4 +1,4 @@
-"""Checks of arguments, the same for every metric: what must hold, what came, what to do."""
+"""Argument checks shared by all metrics."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 LENGTH_TOLERANCE = 0.01
-"""How far from 1 a row's length may be: bfloat16 leaves up to 0.004 of a unit vector's, float16 0.0005."""
+"""Allowed deviation of the length of a row from 1; rounding to bfloat16 changes it by up to 0.004."""
 
 _SHOWN_CHARACTERS = 80
 
@@ -17,7 +17,7 @@ Word = TypeVar("Word", bound=str)
 
 
 def checked_count(name: str, value: object, *, at_least: int | None = 1) -> int:
-    """A whole number, as an int; raises ValueError for what is none (a truth value is none), or too small.
+    """An integer as `int`; raises ValueError for other values, for bool, and if it is too small.
 
     Args:
         name: of the argument.
@@ -34,56 +34,58 @@ def checked_count(name: str, value: object, *, at_least: int | None = 1) -> int:
 
 
 def checked_ranks(name: str, values: object, *, may_be_empty: bool = False) -> tuple[int, ...]:
-    """Several K, as ints; raises ValueError for a single number, for none, and for a K below 1."""
+    """A sequence of K as ints; raises ValueError for a single number, an empty sequence, and a K below 1."""
     ranks = _several(name, values, "one K or more", "1")
     if not ranks and not may_be_empty:
-        raise ValueError(f"{name} must name at least one K; got none. Pass {name}=(1,).")
+        raise ValueError(f"{name} must contain at least one K; got none. Pass {name}=(1,).")
     return tuple(checked_count(f"Every K of {name}", k) for k in ranks)
 
 
 def checked_share(name: str, value: object, *, usual: float) -> float:
-    """A number in (0, 1), as a confidence or a rate; raises ValueError for any other."""
+    """A number in (0, 1), such as a confidence or a rate; raises ValueError for other values."""
     if _is_number(value) and 0 < float(value) < 1:
         return float(value)
-    raise ValueError(f"{name} must lie in (0, 1); got {_shown(value)}. {usual} is usual.")
+    raise ValueError(f"{name} must be in (0, 1); got {_shown(value)}. {usual} is usual.")
 
 
 def checked_shares(name: str, values: object, *, usual: float) -> tuple[float, ...]:
-    """One share or more; raises ValueError for a single number, for none, and for one outside (0, 1)."""
+    """A sequence of numbers in (0, 1); raises ValueError for other values, and if it is empty."""
     shares = _several(name, values, "one or more in (0, 1)", str(usual))
     if not shares:
         raise ValueError(f"{name} must be one or more in (0, 1); got none. Pass ({usual},).")
     return tuple(checked_share(f"Every number of {name}", share, usual=usual) for share in shares)
 
 
-def _several(name: str, values: object, wanted: str, example: str) -> tuple[object, ...]:
+def _several(name: str, values: object, expected: str, example: str) -> tuple[object, ...]:
     if isinstance(values, str | Mapping | Tensor) or not isinstance(values, Iterable):
-        raise ValueError(f"{name} must be {wanted}; got {_shown(values)}. Pass a tuple: {name}=({example},).")
+        raise ValueError(
+            f"{name} must be {expected}; got {_shown(values)}. Pass a tuple: {name}=({example},)."
+        )
     return tuple(values)
 
 
 def checked_number(name: str, value: object) -> float:
-    """A finite number; raises ValueError for what is none."""
+    """A finite number; raises ValueError for other values."""
     if _is_number(value) and math.isfinite(value):
         return float(value)
     raise ValueError(f"{name} must be a finite number; got {_shown(value)}. Pass {name}=0.0, for example.")
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raise ValueError for a word that is not among them."""
+    """Raise ValueError if the value is not one of the choices."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {_shown(value)}.")
 
 
 def checked_choices(name: str, values: Sequence[Word], choices: Sequence[str]) -> tuple[Word, ...]:
-    """Some of several words; raises ValueError for one that is not among them."""
+    """A tuple of choices; raises ValueError if one is invalid."""
     for value in _several(name, values, f"some of {', '.join(choices)}", repr(choices[0])):
         check_choice(f"Each of {name}", value, choices)
     return tuple(values)
 
 
 def check_vector(name: str, values: object, kind: Literal["int64", "float", "bool", "number"]) -> None:
-    """One value per row: raise ValueError for what is no tensor (N,) of that kind, or is not finite.
+    """Raise ValueError unless the values are a finite tensor (N,) of this kind.
 
     Args:
         name: of the argument.
@@ -113,20 +115,20 @@ def check_vector(name: str, values: object, kind: Literal["int64", "float", "boo
         raise ValueError(f"{name} must be (N,) {kind}; got {values.dtype}. Pass {name}.{call}().")
 
 
-def check_equally_long(**columns: Tensor | None) -> None:
-    """Raise ValueError for tensors of different length; None is left out."""
+def check_same_length(**columns: Tensor | None) -> None:
+    """Raise ValueError for tensors of different length; None is ignored."""
     lengths = {name: len(column) for name, column in columns.items() if column is not None}
     if len(set(lengths.values())) > 1:
         names = list(lengths)
         listed = f"{', '.join(names[:-1])} and {names[-1]}"
         raise ValueError(
-            f"{listed} must be equally long; got {', '.join(map(str, lengths.values()))}. Pass one value "
-            "for each row."
+            f"{listed} must have the same length; got {', '.join(map(str, lengths.values()))}. Pass one "
+            "value for each row."
         )
 
 
 def check_one_device(**columns: Tensor | None) -> None:
-    """Raise ValueError for tensors on different devices; None is left out."""
+    """Raise ValueError for tensors on different devices; None is ignored."""
     devices = {name: column.device for name, column in columns.items() if column is not None}
     if len(set(devices.values())) > 1:
         listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
@@ -134,7 +136,7 @@ def check_one_device(**columns: Tensor | None) -> None:
 
 
 def check_labelled(embeddings: object, labels: object, **more: object) -> None:
-    """Raise ValueError for what are not embeddings (N, D) with labels, and ids and the like, (N,) int64.
+    """Raise ValueError unless these are embeddings (N, D) with labels and other columns (N,) int64.
 
     Args:
         embeddings: (N, D) float.
@@ -157,12 +159,12 @@ def check_labelled(embeddings: object, labels: object, **more: object) -> None:
             check_vector(name, column, "int64")
             assert isinstance(column, Tensor)
             columns[name] = column
-    check_equally_long(**columns)
+    check_same_length(**columns)
     check_one_device(**columns)
 
 
 def check_unit_rows(embeddings: Tensor) -> None:
-    """All metrics take rows of length 1, whose inner products are cosines; they refuse what is not.
+    """Check that all rows have length 1, so that inner products are cosine similarities.
 
     Args:
         embeddings: (N, D) float.
@@ -184,13 +186,13 @@ def check_unit_rows(embeddings: Tensor) -> None:
 
 
 def check_finite(values: Tensor, name: str) -> None:
-    """Raise ValueError for values that are not all numbers, which no comparison would notice."""
+    """Raise ValueError for infinity or NaN; comparisons with NaN would silently be False."""
     if not values.isfinite().all():
-        raise ValueError(f"{name} must be finite; got infinity or NaN. Look at what made them.")
+        raise ValueError(f"{name} must be finite; got infinity or NaN. Check the code that computed them.")
 
 
 def _is_number(value: object) -> TypeGuard[Real]:
-    """Python's and NumPy's numbers; Python's truth values are numbers too, and are refused."""
+    """Whether it is a Python or NumPy number; bool is not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

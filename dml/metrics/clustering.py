@@ -1,4 +1,4 @@
-"""How well clusters agree with classes: exact counts, float64."""
+"""Clustering metrics against class labels: NMI, AMI and pairwise F1, from exact counts in float64."""
 
 from typing import Literal
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 from dml.metrics.arguments import (
     check_choice,
-    check_equally_long,
     check_one_device,
+    check_same_length,
     check_vector,
     checked_count,
 )
 
 MOST_AMI_TERMS = 100_000_000
-"""Of the expected information; about 10 seconds on one core."""
+"""Maximum number of terms of the expected mutual information; about 10 seconds on one core."""
 TERMS_AT_A_TIME = 1 << 20
 _ROUNDING = 1e-12
 
@@ -27,8 +27,8 @@ def normalised_mutual_information(
     Args:
         labels: (N,) int64.
         clusters: (N,) int64.
-        average: of the two entropies: "arithmetic" (scikit-learn since 0.22, and who calls it) or "geometric"
-            (Strehl and Ghosh 2002, as the field's older papers).
+        average: mean of the two entropies: "arithmetic" (scikit-learn since 0.22 and its users) or
+            "geometric" (Strehl and Ghosh 2002, as the field's older papers).
 
     Returns:
         1 where both say the same or each has one value, 0 where one tells nothing of the other.
@@ -53,7 +53,7 @@ def adjusted_mutual_information(
     most_terms: int = MOST_AMI_TERMS,
     terms_at_a_time: int = TERMS_AT_A_TIME,
 ) -> float:
-    """Mutual information beyond what chance gives, over the arithmetic mean of the entropies beyond it.
+    """Mutual information adjusted for chance, divided by the arithmetic mean of entropies, also adjusted.
 
     The expected information depends on two sizes alone, so it is summed over pairs of *different* sizes: the
     11,316 classes of SOP's test set have 11 sizes, not 11,316 x 11,316 pairs.
@@ -61,8 +61,8 @@ def adjusted_mutual_information(
     Args:
         labels: (N,) int64.
         clusters: (N,) int64.
-        most_terms: of the expected information.
-        terms_at_a_time: held in memory.
+        most_terms: maximum number of terms of the expected information.
+        terms_at_a_time: terms in memory.
 
     Returns:
         At most 1, there where both say the same; about 0 for clusters drawn at random, also below.
@@ -94,13 +94,13 @@ def expected_information(
     most_terms: int = MOST_AMI_TERMS,
     terms_at_a_time: int = TERMS_AT_A_TIME,
 ) -> float:
-    """Mean of the mutual information over all ways to deal the items into clusters of these sizes.
+    """Mean of the mutual information over all assignments of items to clusters of these sizes.
 
     Args:
         classes: (C,) int64 sizes of the classes.
         groups: (G,) int64 sizes of the clusters.
-        most_terms: of the sum.
-        terms_at_a_time: held in memory.
+        most_terms: maximum number of terms.
+        terms_at_a_time: terms in memory.
 
     Raises:
         ValueError: the sum has more terms.
@@ -128,9 +128,9 @@ def expected_information(
 
 
 def _information_of(shared: Tensor, size: int, other: Tensor, total: int) -> Tensor:
-    """(B, S) float64: what each possible overlap adds to the expected information, times its probability.
+    """(B, S) float64: terms of the expected information, overlap information times probability.
 
-    The probability is hypergeometric: `shared` of a class's items fall into a cluster of `other` items.
+    The probability is hypergeometric: `shared` items of a class are in a cluster of `other` items.
 
     Args:
         shared: (1, S) float64, sizes of the overlap.
@@ -160,7 +160,7 @@ def _log_factorial(values: Tensor) -> Tensor:
 
 
 def pairwise_f1(labels: Tensor, clusters: Tensor) -> float:
-    """Harmonic mean of precision and recall over all pairs of items: is a pair of one cluster of one class?
+    """F1 over all pairs of items: predicted positive if in the same cluster, positive if in the same class.
 
     Args:
         labels: (N,) int64.
@@ -179,13 +179,13 @@ def pairwise_f1(labels: Tensor, clusters: Tensor) -> float:
 
 
 def _counts(labels: Tensor, clusters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sizes of the classes, of the clusters, and of their intersections that are not empty."""
+    """Sizes of the classes, of the clusters, and of their non-empty intersections."""
     check_vector("labels", labels, "int64")
     check_vector("clusters", clusters, "int64")
-    check_equally_long(labels=labels, clusters=clusters)
+    check_same_length(labels=labels, clusters=clusters)
     check_one_device(labels=labels, clusters=clusters)
     if not len(labels):
-        raise ValueError("labels and clusters must be of one item or more; got none. Pass some.")
+        raise ValueError("labels and clusters must have at least one item; got none.")
     _, classes, class_sizes = torch.unique(labels, return_inverse=True, return_counts=True)
     _, groups, group_sizes = torch.unique(clusters, return_inverse=True, return_counts=True)
     _, joint_sizes = torch.unique(classes * len(group_sizes) + groups, return_counts=True)

@@ -1,4 +1,4 @@
-"""N-way K-shot classification: which of N new classes, each known by K examples, is it?"""
+"""N-way K-shot classification accuracy: queries of N new classes with K labelled examples each."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,36 +13,36 @@ from dml.similarity import at_least_float32
 
 @dataclass(frozen=True)
 class FewShot:
-    """Shares of queries classified right, one per episode: (E,) float64."""
+    """Accuracy of each episode by two methods, (E,) float64."""
 
     class_mean: Tensor
-    """By the nearest mean of a class's examples, in Euclidean distance."""
+    """Accuracy of the nearest class mean in Euclidean distance."""
     nearest: Tensor
-    """By the most similar single example; the same as `class_mean` for one shot."""
+    """Accuracy of the most similar example; equals `class_mean` for one shot."""
     num_queries: Tensor
-    """(C,) int64: queries of each class that could be drawn, over all episodes."""
+    """(C,) int64: number of queries of each class over all episodes."""
     errors: dict[str, Tensor]
-    """Method to (C,) int64: a class's queries taken for another, and others' taken for it."""
+    """Method to (C,) int64: errors of a class as true class plus errors as predicted class."""
 
     def means(self) -> dict[str, float]:
-        """Over the episodes: accuracies in [0, 1] by the names of the methods."""
+        """Mean accuracy over the episodes in [0, 1], for each method."""
         return {"class_mean": float(self.class_mean.mean()), "nearest": float(self.nearest.mean())}
 
     def intervals(self, *, resamples: int = 1000) -> dict[str, Interval]:
-        """Of the means, 95 %, for other classes like these: percentile bootstrap over classes.
+        """95 % intervals of the means, by percentile bootstrap over classes.
 
-        An error is of two classes, the query's and the one it was taken for, as an impostor pair is: drawn w
-        and v times, it counts w + v - 1 times (Hajek's projection of w v), the class's queries w times. The
-        episodes' own noise is in it. Intervals over episodes would say nothing of other classes.
+        An error involves two classes, the true one and the predicted one. If these are sampled w and v times,
+        it counts w + v - 1 times (Hajek's projection of w v), and the queries of the class w times. The
+        variance of the episodes is included. Intervals over episodes would not generalize to other classes.
 
         Raises:
-            ValueError: no resample.
+            ValueError: `resamples` is below 1.
         """
         num_queries = self.num_queries.double()
         accuracies: dict[str, list[Tensor]] = {name: [] for name in self.errors}
         for weights in class_weights(len(num_queries), resamples, seed=0):
             for name, errors in self.errors.items():
-                # Every error stands with both of its classes.
+                # Every error is counted for both of its classes.
                 wrong = weights @ errors.double() - errors.sum() / 2
                 accuracies[name].append((1 - wrong / (weights @ num_queries).clamp_min(1)).clamp(0, 1))
         return {name: percentile_interval(torch.cat(parts)) for name, parts in accuracies.items()}
@@ -59,26 +59,26 @@ def few_shot(
     within: Tensor | None = None,
     seed: int = 0,
 ) -> FewShot:
-    """Accuracy over random episodes, all methods on the same ones.
+    """Few-shot accuracy on random episodes, with the same episodes for all methods.
 
-    An episode draws `ways` classes, and of each `shots` examples and `queries_per_class` others, without
-    replacement. Equally near classes: the one drawn first, so an embedding that says nothing gets 1 / ways.
+    An episode samples `ways` classes, and for each class `shots` examples and `queries_per_class` queries,
+    without replacement. Ties go to the class that was sampled first, so a constant embedding gets 1 / ways.
 
     Args:
         embeddings: (N, D) float, unit length.
         labels: (N,) int64 class ids.
-        ways: classes of an episode.
-        shots: examples of each class.
-        queries_per_class: items of each class to classify.
-        episodes: how many.
-        within: (N,) int64: an episode's classes are of one value, as Omniglot's within-alphabet trials (Lake
-            et al. 2015, 20 ways, 1 shot; there each trial is of two people's drawings); None: any classes, as
-            Vinyals et al. 2016. Values with too few classes are never drawn.
-        seed: of the episodes; they are the same on every device.
+        ways: classes per episode.
+        shots: examples per class.
+        queries_per_class: queries per class.
+        episodes: number of episodes.
+        within: (N,) int64; all classes of an episode have the same value, like the within-alphabet trials of
+            Omniglot (Lake et al. 2015, 20 ways, 1 shot; there each trial uses drawings of two people). None:
+            any classes, as in Vinyals et al. 2016. Values with too few classes are not sampled.
+        seed: of the episodes, which are the same on every device.
 
     Raises:
-        ValueError: different lengths, rows not of length 1, a count that is no whole number or below 1 (ways:
-            2), a class of several values of `within`, or too few classes that are large enough.
+        ValueError: different lengths, rows that do not have length 1, a count that is not an integer of at
+            least 1 (ways: 2), a class with several values of `within`, or too few large classes.
 
     Source: Snell et al. 2017, arXiv:1703.05175 (class means); Vinyals et al. 2016, arXiv:1606.04080.
     """
@@ -94,19 +94,19 @@ def few_shot(
     counts = _Counts(_dense_classes(labels.cpu(), pools), queries_per_class)
     for rows in draw_episodes(pools, ways, shots + queries_per_class, episodes, seed):
         drawn = vectors[rows.to(vectors.device)]
-        counts.observe(rows, _ways_taken(support=drawn[:, :shots], queries=drawn[:, shots:]))
+        counts.observe(rows, _predictions(support=drawn[:, :shots], queries=drawn[:, shots:]))
     return counts.few_shot()
 
 
-def _ways_taken(support: Tensor, queries: Tensor) -> dict[str, Tensor]:
-    """What each method takes an episode's queries for.
+def _predictions(support: Tensor, queries: Tensor) -> dict[str, Tensor]:
+    """The predictions of each method for the queries of an episode.
 
     Args:
         support: (ways, shots, D) float, unit length.
         queries: (ways, queries_per_class, D) float, unit length.
 
     Returns:
-        Method to (ways, queries_per_class) int64, the number of a class among the episode's.
+        Method to (ways, queries_per_class) int64, index of the predicted class in the episode.
     """
     sums, shots = support.sum(1), support.shape[1]
     # Nearest in |q - S/K|^2, times K^2 and without |q|^2, the same for every class: exact where the sums
@@ -117,10 +117,10 @@ def _ways_taken(support: Tensor, queries: Tensor) -> dict[str, Tensor]:
 
 
 class _Counts:
-    """What was right and wrong in the episodes so far.
+    """Counts of correct and wrong predictions over episodes.
 
     Args:
-        classes: (N,) int64, of each row, numbered from 0; -1 for rows that are not drawn.
+        classes: (N,) int64 class of each row, numbered from 0; -1 for rows that are never sampled.
         queries_per_class: in each episode.
     """
 
@@ -130,16 +130,16 @@ class _Counts:
         self._accuracies: dict[str, list[float]] = {"class_mean": [], "nearest": []}
         self._errors = {name: torch.zeros_like(self._num_queries) for name in self._accuracies}
 
-    def observe(self, rows: Tensor, taken: dict[str, Tensor]) -> None:
-        """One episode.
+    def observe(self, rows: Tensor, predictions: dict[str, Tensor]) -> None:
+        """Add one episode.
 
         Args:
-            rows: (ways, size) int64, as drawn.
-            taken: as `_ways_taken`.
+            rows: (ways, size) int64 sampled rows.
+            predictions: result of `_predictions`.
         """
         way_classes = self._classes[rows[:, 0]]
         self._num_queries[way_classes] += self._queries_per_class
-        for name, ways in taken.items():
+        for name, ways in predictions.items():
             is_right = (ways == torch.arange(len(ways), device=ways.device)[:, None]).cpu()
             self._accuracies[name].append(float(is_right.double().mean()))
             self._errors[name][way_classes] += (~is_right).sum(1)
@@ -153,7 +153,7 @@ class _Counts:
 
 
 def _dense_classes(labels: Tensor, pools: list[list[Tensor]]) -> Tensor:
-    """(N,) int64: the classes that can be drawn, numbered from 0; -1 for rows of others."""
+    """(N,) int64: classes that can be sampled, numbered from 0; -1 for other rows."""
     classes = torch.full_like(labels, -1)
     for number, rows in enumerate(rows for pool in pools for rows in pool):
         classes[rows] = number
@@ -161,25 +161,25 @@ def _dense_classes(labels: Tensor, pools: list[list[Tensor]]) -> Tensor:
 
 
 def class_pools(labels: Tensor, within: Tensor | None, ways: int, size: int) -> list[list[Tensor]]:
-    """Of each value of `within`, the rows of every class that is large enough."""
+    """For each value of `within`, the rows of every class that is large enough."""
     groups: dict[int, list[Tensor]] = {}
     for label in torch.unique(labels):
         rows = (labels == label).nonzero()[:, 0]
         values = [0] if within is None else torch.unique(within[rows]).tolist()
         if len(values) > 1:
             raise ValueError(
-                f"Every class must have one value of `within`; class {int(label)} has {values}. Take an "
+                f"Every class must have one value of `within`; class {int(label)} has {values}. Use an "
                 "attribute of classes, not of items."
             )
         if len(rows) >= size:
             groups.setdefault(values[0], []).append(rows)
     pools = [pool for pool in groups.values() if len(pool) >= ways]
     if not pools:
-        most = max(map(len, groups.values()), default=0)
+        num_available = max(map(len, groups.values()), default=0)
         raise ValueError(
             f"An episode needs {ways} classes of {size} items or more"
-            f"{'' if within is None else ' with one value of `within`'}; got {most}. Lower ways, shots or "
-            "queries_per_class."
+            f"{'' if within is None else ' with one value of `within`'}; got {num_available}. Lower ways, "
+            "shots or queries_per_class."
         )
     return pools
 
@@ -187,7 +187,7 @@ def class_pools(labels: Tensor, within: Tensor | None, ways: int, size: int) -> 
 def draw_episodes(
     pools: list[list[Tensor]], ways: int, size: int, episodes: int, seed: int
 ) -> Iterator[Tensor]:
-    """(ways, size) rows of each episode; the first of a class's are its examples."""
+    """(ways, size) rows of each episode; the first rows of a class are its examples."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(episodes):
         pool = pools[int(torch.randint(0, len(pools), (1,), generator=generator))]

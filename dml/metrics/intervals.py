@@ -1,4 +1,4 @@
-"""How sure a number is: intervals of shares and of means, and whether one model beats another beyond noise.
+"""Confidence intervals of rates and means, and significance tests between two models.
 
 Queries of one class share its images, so they err together; resampling classes, the default wherever classes
 are given, keeps that in the interval. Resampling queries pretends they are independent, and is narrower.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dml.metrics.arguments import (
-    check_equally_long,
+    check_same_length,
     check_vector,
     checked_count,
     checked_number,
@@ -21,12 +21,12 @@ from dml.metrics.arguments import (
 )
 
 BLOCK_ELEMENTS = 1 << 22
-"""Resampled classes held at a time."""
+"""Resampled classes in one block."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Where the true number lies, at a confidence."""
+    """A confidence interval."""
 
     low: float
     high: float
@@ -34,18 +34,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One model against another on the same queries."""
+    """Result of a paired test of two models on the same queries."""
 
     gain: float
-    """Mean over the queries of the first's value minus the second's."""
+    """Mean difference, first model minus second model."""
     interval: Interval
-    """Of the gain: two-sided, by bootstrap."""
+    """Two-sided bootstrap interval of the gain."""
     p_value: float
-    """How often chance alone gains as much: one-sided, by flipping signs."""
+    """One-sided p-value of the sign-flip test."""
 
 
 def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
-    """Of a share of independent trials, by Wilson's score; sensible also at 0, at 1 and for few trials.
+    """Wilson score interval of a rate of independent trials; valid also for 0, 1 and few trials.
 
     Raises:
         ValueError: no trials, more successes than trials, counts that are not whole numbers, or a confidence
@@ -79,11 +79,11 @@ def bootstrap_intervals(
 
     Args:
         values: name to (Q,) float64, one value per query.
-        classes: (Q,) int64: whole classes are drawn, with replacement; None: single queries are.
-        resamples: how many draws; the interval's own noise falls with their root.
+        classes: (Q,) int64: whole classes are resampled, with replacement; None: single queries.
+        resamples: number of resamples; the error of the interval decreases with the square root.
         confidence: of the two-sided interval.
-        seed: of the draws; they are the same on every device.
-        block_elements: resampled classes held at a time.
+        seed: of the resamples, which are the same on every device.
+        block_elements: resampled classes in one block.
 
     Returns:
         Name to interval; both ends are the mean where all queries agree.
@@ -97,10 +97,12 @@ def bootstrap_intervals(
     """
     if not isinstance(values, Mapping) or not values:
         kind = "none" if isinstance(values, Mapping) else type(values).__name__
-        raise ValueError(f'values must name a metric or more; got {kind}. Pass {{"recall_at_1": values}}.')
+        raise ValueError(
+            f'values must contain at least one metric; got {kind}. Pass {{"recall_at_1": values}}.'
+        )
     for name, column in values.items():
         check_vector(name, column, "number")
-    check_equally_long(**values)
+    check_same_length(**values)
     checked_share("confidence", confidence, usual=0.95)
     table = torch.stack([column.cpu().double() for column in values.values()], dim=1)
     sums, sizes = _by_class(table, classes)
@@ -120,7 +122,7 @@ def compare_paired(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
-    """Whether the first model is better than the second on the same queries by more than `margin`.
+    """Paired test: is the first model better than the second on the same queries by more than `margin`?
 
     The p-value is of the sign-flip test: were the gain no more than `margin`, each class's surplus over it
     could as well have come with the other sign. It is the share of random signs with a surplus as large, the
@@ -128,10 +130,10 @@ def compare_paired(
 
     Args:
         first: (Q,) float, one value per query.
-        second: (Q,) float, the other model's on the same queries in the same order.
-        classes: (Q,) int64: a class's queries keep or change their sign together; None: each alone.
-        margin: the gain to exceed.
-        resamples: random signs, and bootstrap draws.
+        second: (Q,) float, values of the other model for the same queries in the same order.
+        classes: (Q,) int64: all queries of a class get the same random sign; None: single queries.
+        margin: minimum gain.
+        resamples: number of random sign vectors, and of bootstrap resamples.
         confidence: of the interval.
         seed: of both.
 
@@ -144,8 +146,8 @@ def compare_paired(
     check_vector("second", second, "number")
     if len(first) != len(second):
         raise ValueError(
-            f"Both models must have answered the same queries; got {len(first)} and {len(second)} values. "
-            "Pass one value of each query to both."
+            f"Both models must have values for the same queries; got {len(first)} and {len(second)} values. "
+            "Pass one value per query for both."
         )
     margin = checked_number("margin", margin)
     gains = (first.double() - second.double()).cpu()
@@ -158,12 +160,12 @@ def compare_paired(
 
 
 def _as_large_by_chance(surplus: Tensor, *, rounding: float, resamples: int, seed: int) -> int:
-    """How many sums with random signs are as large as the one observed.
+    """The number of sums with random signs that are at least as large as the observed sum.
 
     Args:
         surplus: (C,) float64.
-        rounding: by which equal sums in another order may differ; a tie counts as as large.
-        resamples: random signs.
+        rounding: tolerance for equal sums in another order; a tie counts as at least as large.
+        resamples: number of random sign vectors.
         seed: of the signs.
     """
     generator, observed = torch.Generator().manual_seed(seed), float(surplus.sum())
@@ -176,7 +178,7 @@ def _as_large_by_chance(surplus: Tensor, *, rounding: float, resamples: int, see
 
 
 def _by_class(table: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(C, M) sums and (C,) sizes of the classes; of single queries where there are none."""
+    """(C, M) sums and (C,) sizes of the classes; of single queries if `classes` is None."""
     if classes is None:
         if len(table) < 2:
             raise ValueError(
@@ -184,12 +186,12 @@ def _by_class(table: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
             )
         return table, torch.ones(len(table), dtype=torch.float64)
     check_vector("classes", classes, "int64")
-    check_equally_long(values=table, classes=classes)
+    check_same_length(values=table, classes=classes)
     dense, sizes = torch.unique(classes.cpu(), return_inverse=True, return_counts=True)[1:]
     if len(sizes) < 2:
         raise ValueError(
             f"An interval over classes needs queries of two classes or more; got {len(sizes)}. Evaluate on "
-            "more classes, or draw single queries: classes=None."
+            "more classes, or resample single queries: classes=None."
         )
     sums = torch.zeros(len(sizes), table.shape[1], dtype=torch.float64).index_add_(0, dense, table)
     return sums, sizes.double()
@@ -198,7 +200,7 @@ def _by_class(table: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
 def class_weights(
     num_classes: int, resamples: int, *, seed: int, block_elements: int = BLOCK_ELEMENTS
 ) -> Iterator[Tensor]:
-    """How often each class is drawn, with replacement, as many as there are: (block, C) float64, in blocks.
+    """Bootstrap weights (block, C) float64: counts of each class in C samples with replacement, in blocks.
 
     Raises:
         ValueError: no class, fewer than one resample, or a seed that is no whole number.
@@ -214,10 +216,10 @@ def class_weights(
 
 
 def percentile_interval(values: Tensor, *, confidence: float = 0.95) -> Interval:
-    """Between the two tails of resampled values (R,) float64; raises ValueError for what are none."""
+    """The percentile interval of resampled values (R,) float64; raises ValueError if there are none."""
     check_vector("values", values, "float")
     if not len(values):
-        raise ValueError("values must be of one resample or more; got none. Draw some.")
+        raise ValueError("values must have at least one resample; got none.")
     tail = (1 - checked_share("confidence", confidence, usual=0.95)) / 2
     low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()
     return Interval(low, high)

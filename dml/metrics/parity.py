@@ -1,4 +1,4 @@
-"""The numbers that the peers print where they differ from ours: to compare with their tables.
+"""Metrics as other libraries define them, for comparison with their published tables.
 
 Checked against pytorch-metric-learning itself, and against plain loops of what the others' code does:
 Confusezius' Deep-Metric-Learning-Baselines and Revisiting_Deep_Metric_Learning_PyTorch, and
@@ -23,16 +23,17 @@ def pytorch_metric_learning(
     k: int | Literal["max_bin_count"] | None = "max_bin_count",
     average_of_averages: bool = False,
 ) -> dict[str, float]:
-    """`AccuracyCalculator`'s retrieval numbers under its own names.
+    """Retrieval metrics of pytorch-metric-learning's `AccuracyCalculator`, under its names.
 
-    They differ from ours where k is below R, which cuts R-precision's R and MAP@R's hits but not its divisor.
+    They differ from `query_metrics` if k is below R: k limits R of R-precision and the hits of MAP@R, but not
+    the divisor of MAP@R.
 
     Args:
         queries: (Q, D) with labels.
-        gallery: (N, D) with labels; None: the queries, each without itself. Where the gallery *includes* the
-            queries (`ref_includes_query`), give ids to both.
-        k: how deep it searches; None: everything (its default); "max_bin_count": the largest class.
-        average_of_averages: mean over the classes' means.
+        gallery: (N, D) with labels; None: the queries; each excludes itself. If the gallery *includes* the
+            queries (`ref_includes_query`), set ids for both.
+        k: search depth; None: the whole gallery (its default); "max_bin_count": the largest class.
+        average_of_averages: mean over class means.
 
     Returns:
         NaN where no query has a positive.
@@ -54,7 +55,7 @@ def pytorch_metric_learning(
 
 
 def _accuracy_calculator(block: Ranked) -> dict[str, Tensor]:
-    """Name to (B,) float64, of the block's queries with a positive."""
+    """Maps each metric to (B,) float64 for the queries of a block with a positive."""
     has_positive = block.relevant > 0
     hits, relevant = block.hits[has_positive].double(), block.relevant[has_positive]
     ranks = torch.arange(1, hits.shape[1] + 1, device=hits.device)
@@ -72,7 +73,7 @@ def _accuracy_calculator(block: Ranked) -> dict[str, Tensor]:
 def confusezius(
     embeddings: Tensor, labels: Tensor, *, recall_at: Sequence[int] = (1, 2, 4, 8)
 ) -> dict[str, float]:
-    """Both Confusezius repositories' `e_recall@K`, and the later one's `mAP_c`.
+    """`e_recall@K` of both Confusezius repositories, and `mAP_c` of the later one.
 
     They drop the first column of a search that includes the query. Among duplicates that is not always the
     query, which then finds itself: R@1 of duplicates is inflated. Queries without a positive count as misses.
@@ -86,7 +87,9 @@ def confusezius(
         ValueError: no K, a K that is no whole number or below 1, or what `Items` and `Ranking` refuse.
     """
     recall_at = checked_ranks("recall_at", recall_at)
-    ranking = _ranking(Items(embeddings, labels), Items(embeddings, labels))  # no ids: no pair is left out
+    ranking = _ranking(
+        Items(embeddings, labels), Items(embeddings, labels)
+    )  # without ids no pair is excluded
     sizes = ranking.relevant
     depth = max(int(sizes.max()), *recall_at) + 1
     recalls: dict[int, list[Tensor]] = {k: [] for k in recall_at}
@@ -109,7 +112,7 @@ def open_metric_learning(
     top_k: Sequence[int] = (1, 5),
     denominator: Literal["attainable", "retrieved"] = "retrieved",
 ) -> dict[str, float]:
-    """open-metric-learning's CMC, precision and MAP at each K.
+    """CMC, precision and MAP of open-metric-learning at each K.
 
     Its precision divides by min(K, R), so a perfect model gets 1. Its MAP divides by min(K, R) where it takes
     a distance matrix ("attainable"), by the hits among the K where it takes retrieved ids ("retrieved"). A
@@ -153,8 +156,8 @@ def _ranking(queries: Items, gallery: Items | None) -> Ranking:
     num_queries, num_items = len(ranking.queries.labels), len(ranking.gallery.labels)
     if not num_queries or not num_items:
         raise ValueError(
-            f"The peers' numbers need a query and a gallery item; got {num_queries} queries and {num_items} "
-            "gallery items. Pass some."
+            f"These metrics need a query and a gallery item; got {num_queries} queries and {num_items} "
+            "gallery items."
         )
     return ranking
 

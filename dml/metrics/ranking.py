@@ -1,8 +1,8 @@
-"""The nearest gallery items of every query, a block of queries at a time: exact, and with a stated policy.
+"""Exact nearest neighbours of queries in a gallery, in blocks of queries.
 
-An item never meets itself: pairs of equal `ids` are left out by their ids, never by their distance or by
-dropping the first answer, so duplicates of a query count. Pairs of one label and one group (the same camera)
-are left out too where groups are given. Equal similarities rank by position in the gallery.
+A query is excluded from its own answers by its id, not by distance and not by dropping the first answer, so
+duplicates of a query count. With `groups`, pairs with the same label and the same group (e.g. camera) are
+also excluded. Ties are ordered by position in the gallery.
 """
 
 import math
@@ -16,9 +16,9 @@ from dml.metrics.arguments import check_labelled, check_one_device, check_unit_r
 from dml.similarity import cosine_similarities
 
 BLOCK_ELEMENTS = 1 << 25
-"""Similarities held at a time: 128 MiB of float32."""
-_ELEMENTS_PER_RANK = 4  # what ranking and counting hold per answer, in similarities
-_ROWS_COUNTED = 16  # at a time: 4 MiB of SOP's gallery
+"""Similarities in one block: 128 MiB of float32."""
+_ELEMENTS_PER_RANK = 4  # memory of ranking and counting per answer, in units of a similarity
+_ROWS_COUNTED = 16  # at a time: 4 MiB for the gallery of SOP
 # One core, topk over topk_by_groups: 1.2 to 5.9 times from 8,000 columns on, 0.5 to 1.5 times up to 2,000.
 _FEWEST_GROUPED_COLUMNS, _SMALLEST_GROUP = 8_000, 4
 
@@ -32,15 +32,15 @@ class Items:
     labels: Tensor
     """(N,) int64 class ids."""
     ids: Tensor | None = None
-    """(N,) int64; a query and an answer of equal id are one item, and that pair is left out."""
+    """(N,) int64; a query and an answer with the same id are the same item, and the pair is excluded."""
     groups: Tensor | None = None
-    """(N,) int64; a query and an answer of one label *and* one group are no pair: neither right nor wrong."""
+    """(N,) int64; pairs with the same label and the same group are excluded: neither right nor wrong."""
 
     def __post_init__(self) -> None:
         check_labelled(self.embeddings, self.labels, ids=self.ids, groups=self.groups)
 
-    def of(self, rows: slice | Tensor) -> "Items":
-        """Some of them; views of these where `rows` is a slice."""
+    def select(self, rows: slice | Tensor) -> "Items":
+        """The items of some rows; views if `rows` is a slice."""
         return Items(
             self.embeddings[rows],
             self.labels[rows],
@@ -54,17 +54,17 @@ class Ranked:
     """The nearest gallery items of a block of queries."""
 
     rows: slice
-    """Which of the queries."""
+    """The rows of these queries."""
     hits: Tensor
-    """(B, depth) bool: whether the r-th nearest is of the query's label."""
+    """(B, depth) bool: whether the r-th nearest item has the label of the query."""
     relevant: Tensor
-    """(B,) int64: how many answers of its label each query could find."""
+    """(B,) int64: number of gallery items with the label of the query, without excluded ones."""
     first_hit: Tensor
-    """(B,) int64: rank of the nearest of its label, from 1; beyond `depth` it is `depth + 1`, or exact."""
+    """(B,) int64: rank of the first hit, from 1; if beyond `depth`, it is `depth + 1` or exact."""
     answers: Tensor
     """(B, depth) int64: positions in the gallery, the nearest first."""
     similarities: Tensor
-    """(B, depth), theirs; -inf where no pair is left, and what `answers` says there means nothing."""
+    """(B, depth) similarities of the answers; -inf for excluded pairs, whose `answers` are arbitrary."""
 
 
 class Ranking:
@@ -72,9 +72,9 @@ class Ranking:
 
     Args:
         queries: (Q, D) with labels.
-        gallery: (N, D) with labels; None: the queries, each without the rows of its own id (without
-            ids: without its own row).
-        block_elements: similarities held at a time.
+        gallery: (N, D) with labels; None: the queries; each query excludes rows with its id, or without
+            ids its row.
+        block_elements: similarities in one block.
 
     Raises:
         ValueError: ids or groups on one side only, rows of different length or type on the
@@ -94,17 +94,17 @@ class Ranking:
         _check_one_space(queries.embeddings, gallery.embeddings)
         for name in ("ids", "groups"):
             if (getattr(queries, name) is None) != (getattr(gallery, name) is None):
-                given, missing = (
+                present, missing = (
                     ("gallery", "queries") if getattr(queries, name) is None else ("queries", "gallery")
                 )
                 raise ValueError(
-                    f"{name} must be given for queries and gallery, or for neither; got those of the {given} "
-                    f"alone. Pass the {missing}' too."
+                    f"{name} must be set for both queries and gallery, or for neither; got only {name} of "
+                    f"the {present}. Pass {name} of the {missing} too."
                 )
         for items in (queries, gallery):
             check_unit_rows(items.embeddings)
         self.queries, self.gallery = queries, gallery
-        labels = self._of_label = _Matches(queries.labels, gallery.labels)
+        labels = self._same_label = _Matches(queries.labels, gallery.labels)
         self._query_labels, self._gallery_labels = labels.query_keys, labels.gallery_keys
         self.relevant = labels.counts.clone()
         self._excluded: list[_Matches] = []
@@ -115,16 +115,16 @@ class Ranking:
         if queries.groups is not None and gallery.groups is not None:
             in_group = labels.joined(_Matches(queries.groups, gallery.groups))
             self.relevant -= in_group.counts
-            for ids_ in self._excluded:  # both reasons at once: left out once
+            for ids_ in self._excluded:  # a pair that is excluded for both reasons is subtracted once
                 self.relevant += in_group.joined(ids_).counts
             self._excluded.append(in_group)
 
     def blocks(self, depth: int, *, every_first_hit: bool = False) -> Iterator[Ranked]:
-        """The `depth` nearest of every query, in blocks; memory: one block's similarities, and its ranks.
+        """The `depth` nearest items of every query, in blocks; memory: similarities and ranks of one block.
 
         Args:
-            depth: how many answers to rank.
-            every_first_hit: count how many answers come before a first hit that lies beyond.
+            depth: number of answers to rank.
+            every_first_hit: also compute the exact rank of first hits beyond `depth`.
 
         Raises:
             ValueError: a depth below 1.
@@ -148,8 +148,8 @@ class Ranking:
             yield Ranked(rows, hits, self.relevant[rows], first_hit, order, values)
 
     def _counted_first_hits(self, similarities: Tensor, rows: slice, late: Tensor) -> Tensor:
-        """Ranks of the first hits of a block's late queries, without ranking what comes before them."""
-        queries, positives = self._of_label.pairs(rows)
+        """Ranks of first hits beyond the depth, by counting the items before them instead of sorting."""
+        queries, positives = self._same_label.pairs(rows)
         values = similarities[queries, positives]
         best = similarities.new_full((len(late),), -torch.inf).scatter_reduce(0, queries, values, "amax")
         size = similarities.shape[1]
@@ -157,19 +157,19 @@ class Ranking:
         first = torch.full_like(queries, size)[:1].expand(len(late)).scatter_reduce(0, queries, tied, "amin")
         columns = torch.arange(size, device=positives.device)
         ranks = []
-        for part in torch.split(late.nonzero()[:, 0], _ROWS_COUNTED):
-            of_part, to_beat = similarities[part], best[part, None]
-            before = _count(of_part > to_beat)
-            equal = of_part == to_beat
-            if int(_count(equal).max()) > 1:  # by position among equals
-                before += _count(equal & (columns < first[part, None]))
+        for late_rows in torch.split(late.nonzero()[:, 0], _ROWS_COUNTED):
+            values, best_value = similarities[late_rows], best[late_rows, None]
+            before = _count(values > best_value)
+            equal = values == best_value
+            if int(_count(equal).max()) > 1:  # ties are ordered by position
+                before += _count(equal & (columns < first[late_rows, None]))
             ranks.append(before + 1)
         return torch.cat(ranks)
 
 
-def _count(chosen: Tensor) -> Tensor:
-    """(rows,) int64 how many of each row; half the time of summing truth values."""
-    return chosen.view(torch.int8).sum(1, dtype=torch.int32).long()
+def _count(mask: Tensor) -> Tensor:
+    """(rows,) int64 number of True values in each row; takes half the time of summing bool."""
+    return mask.view(torch.int8).sum(1, dtype=torch.int32).long()
 
 
 def _require_items(name: str, items: object) -> None:
@@ -178,22 +178,22 @@ def _require_items(name: str, items: object) -> None:
 
 
 def _check_one_space(queries: Tensor, gallery: Tensor) -> None:
-    """Raise ValueError for rows that have no inner product."""
+    """Raise ValueError if queries and gallery differ in device, dimension or type."""
     check_one_device(queries=queries, gallery=gallery)
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(
-            f"queries and gallery must be equally long rows; got D = {queries.shape[1]} and "
+            f"queries and gallery must have vectors of the same length; got D = {queries.shape[1]} and "
             f"{gallery.shape[1]}. Embed both with one model."
         )
     if (queries.dtype == torch.float64) != (gallery.dtype == torch.float64):
         raise ValueError(
-            f"queries and gallery must be of one type; got {queries.dtype} and {gallery.dtype}. Pass both "
-            ".float() or both .double()."
+            f"queries and gallery must have the same type; got {queries.dtype} and {gallery.dtype}. Pass "
+            "both .float() or both .double()."
         )
 
 
 class _Matches:
-    """Which pairs of a query and a gallery item have equal keys, without looking at all pairs."""
+    """The pairs of query and gallery item with equal keys, without comparing all pairs."""
 
     def __init__(self, query_keys: Tensor, gallery_keys: Tensor) -> None:
         both = torch.unique(torch.cat([query_keys, gallery_keys]), return_inverse=True)[1]
@@ -205,9 +205,9 @@ class _Matches:
     def joined(self, other: "_Matches") -> "_Matches":
         """The pairs that match in both."""
         keys = torch.cat([other.query_keys, other.gallery_keys])
-        most = int(keys.max()) + 1 if len(keys) else 0
+        num_keys = int(keys.max()) + 1 if len(keys) else 0
         return _Matches(
-            self.query_keys * most + other.query_keys, self.gallery_keys * most + other.gallery_keys
+            self.query_keys * num_keys + other.query_keys, self.gallery_keys * num_keys + other.gallery_keys
         )
 
     def pairs(self, rows: slice) -> tuple[Tensor, Tensor]:
@@ -228,7 +228,7 @@ def ranked(similarities: Tensor, depth: int) -> tuple[Tensor, Tensor]:
         values, order = topk_by_groups(similarities, count, group_size)
     else:
         values, order = similarities.topk(count, dim=1, sorted=False)
-    # topk leaves the order of ties open: restore it inside, redo the rows where one reaches over the edge.
+    # topk returns ties in any order: sort them by position, and sort rows completely if a tie crosses depth.
     order, by_position = order.sort(1)
     values, by_value = values.gather(1, by_position).sort(dim=1, descending=True, stable=True)
     order = order.gather(1, by_value)
@@ -241,19 +241,20 @@ def ranked(similarities: Tensor, depth: int) -> tuple[Tensor, Tensor]:
 
 
 def topk_by_groups(similarities: Tensor, count: int, group_size: int) -> tuple[Tensor, Tensor]:
-    """`similarities.topk(count)` in unspecified order, several times faster for few among many.
+    """`similarities.topk(count)` in unspecified order, several times faster for a small count.
 
-    The columns are dealt into groups. The `count` largest values lie in the `count` groups of largest maxima
-    (and the columns left over), so only those are ranked: a pass of maxima, not a selection over all columns.
+    The columns are divided into groups. The `count` largest values are in the `count` groups with the largest
+    maxima, or in the remaining columns, so only these are candidates: one pass for the maxima instead of a
+    selection over all columns.
     """
     num_columns = similarities.shape[1]
     num_groups = num_columns // group_size
-    dealt = num_groups * group_size
-    dealt_out = similarities[:, :dealt].view(-1, group_size, num_groups)
-    groups = dealt_out.amax(1).topk(count, dim=1, sorted=False).indices
-    members = dealt_out.gather(2, groups[:, None, :].expand(-1, group_size, -1)).flatten(1)
-    candidates = torch.cat([members, similarities[:, dealt:]], dim=1)
-    values, chosen = candidates.topk(count, dim=1, sorted=False)
-    in_group = chosen // count * num_groups + groups.gather(1, chosen % count)
-    left_over = chosen - members.shape[1] + dealt
-    return values, torch.where(chosen < members.shape[1], in_group, left_over)
+    num_grouped = num_groups * group_size
+    grouped = similarities[:, :num_grouped].view(-1, group_size, num_groups)
+    groups = grouped.amax(1).topk(count, dim=1, sorted=False).indices
+    members = grouped.gather(2, groups[:, None, :].expand(-1, group_size, -1)).flatten(1)
+    candidates = torch.cat([members, similarities[:, num_grouped:]], dim=1)
+    values, selected = candidates.topk(count, dim=1, sorted=False)
+    in_group = selected // count * num_groups + groups.gather(1, selected % count)
+    remaining = selected - members.shape[1] + num_grouped
+    return values, torch.where(selected < members.shape[1], in_group, remaining)

@@ -1,8 +1,8 @@
-"""Recall@K, precision, R-precision, MAP in all its spellings: one pass, one value per query.
+"""Recall@K, precision, R-precision and variants of MAP for every query, in one pass.
 
-Policy: what a query may find is said in `ranking`; a query without a positive is left out of every mean,
-as in pytorch-metric-learning, and counted apart (`num_without_positives`). A K beyond the gallery means all
-of it.
+`ranking` defines which pairs are excluded. A query without a positive is excluded from every mean, as in
+pytorch-metric-learning, and counted in `num_without_positives`. A K larger than the gallery means the whole
+gallery.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from dml.metrics.arguments import check_vector, checked_choices, checked_count, 
 from dml.metrics.ranking import BLOCK_ELEMENTS, Items, Ranked, Ranking
 
 RECALL_DEPTH = 64
-"""Up to which rank first hits are ranked for recall; those beyond are counted."""
+"""For recall, first hits up to this rank are found by sorting, those beyond by counting."""
 
 MapDenominator = Literal["relevant", "attainable", "retrieved"]
-"""What the sum of precisions at the K nearest's hits is divided by; R is how many there are to find.
+"""Divisor of the sum of precisions at the hits among the K nearest; R is the number of positives.
 
-"relevant": R, so 1 is out of reach where K < R (pytorch-metric-learning's `mean_average_precision`);
-"attainable": min(K, R), so a perfect ranking gets 1 (open-metric-learning, from a distance matrix);
-"retrieved": the hits among the K, so one hit at rank 1 is 1 whatever R (the same, from retrieved ids).
+"relevant": R; below 1 even for a perfect ranking if K < R (pytorch-metric-learning `mean_average_precision`);
+"attainable": min(K, R); 1 for a perfect ranking (open-metric-learning from a distance matrix);
+"retrieved": hits among the K; 1 for a single hit at rank 1 (open-metric-learning from retrieved ids).
 """
 
 
@@ -32,9 +32,9 @@ class RetrievalMetrics:
     """Means over the queries with at least one positive in the gallery."""
 
     recall_at: dict[int, float]
-    """Share of queries with at least one of their class among the K nearest."""
+    """Fraction of queries with at least one positive among the K nearest."""
     r_precision: float
-    """Share of the R nearest that are of the query's class, R being how many of it there are."""
+    """Fraction of positives among the R nearest, where R is the number of positives in the gallery."""
     map_at_r: float
     """Mean over the R nearest of precision at each hit. Musgrave et al. 2020, arXiv:2003.08505, sec. 3.2."""
     num_queries: int
@@ -48,23 +48,23 @@ class RetrievalMetrics:
 
 @dataclass(frozen=True)
 class QueryMetrics:
-    """Every metric of every query with a positive in the gallery; M of them among all Q queries."""
+    """All metrics of each query with a positive in the gallery: M of Q queries."""
 
     values: dict[str, Tensor]
     """Name to (M,) float64, in [0, 1]."""
     labels: Tensor
     """(M,) int64."""
     rows: Tensor
-    """(M,) int64: which of the queries given, ascending."""
+    """(M,) int64, ascending: rows of these queries among all Q."""
     num_without_positives: int
     """Queries without a positive in the gallery."""
 
     def means(self) -> dict[str, float]:
-        """Every query weighs the same; 0 where there is none."""
+        """Means over queries; 0 if there are none."""
         return {name: float(v.mean()) if len(v) else 0.0 for name, v in self.values.items()}
 
     def class_means(self) -> dict[str, float]:
-        """Every class weighs the same, however many queries it has (macro); 0 where there is none."""
+        """Means over classes of the mean over their queries (macro average); 0 if there are none."""
         if not len(self.labels):
             return dict.fromkeys(self.values, 0.0)
         classes, sizes = torch.unique(self.labels, return_inverse=True, return_counts=True)[1:]
@@ -73,32 +73,32 @@ class QueryMetrics:
             for name, v in self.values.items()
         }
 
-    def of(self, chosen: Tensor) -> "QueryMetrics":
-        """The queries of a slice.
+    def select(self, mask: Tensor) -> "QueryMetrics":
+        """The metrics of some queries.
 
         Args:
-            chosen: (Q,) bool over all queries, those without a positive among them.
+            mask: (Q,) bool over all queries, including those without a positive.
 
         Raises:
-            ValueError: not one truth value for each query.
+            ValueError: the mask does not have one value per query.
         """
-        check_vector("chosen", chosen, "bool")
+        check_vector("mask", mask, "bool")
         num_queries = len(self.rows) + self.num_without_positives
-        if len(chosen) != num_queries:
+        if len(mask) != num_queries:
             raise ValueError(
-                f"chosen must have one truth value for each of the {num_queries} queries; "
-                f"got {len(chosen)}. Count the queries without a positive too."
+                f"mask must have one value for each of the {num_queries} queries; got {len(mask)}. Include "
+                "the queries without a positive."
             )
-        kept = chosen[self.rows]
+        is_selected = mask[self.rows]
         return QueryMetrics(
-            {name: values[kept] for name, values in self.values.items()},
-            self.labels[kept],
-            self.rows[kept],
-            int(chosen.sum()) - int(kept.sum()),
+            {name: values[is_selected] for name, values in self.values.items()},
+            self.labels[is_selected],
+            self.rows[is_selected],
+            int(mask.sum()) - int(is_selected.sum()),
         )
 
     def cpu(self) -> "QueryMetrics":
-        """The same, off the GPU."""
+        """The same metrics on the CPU."""
         return QueryMetrics(
             {name: values.cpu() for name, values in self.values.items()},
             self.labels.cpu(),
@@ -108,19 +108,19 @@ class QueryMetrics:
 
 
 def joined(parts: Sequence[QueryMetrics], sizes: Sequence[int]) -> QueryMetrics:
-    """The metrics of all queries, of which each block has searched the same gallery.
+    """Concatenates the metrics of blocks of queries that searched the same gallery.
 
     Args:
-        parts: each block's, in the queries' order, with the same K.
-        sizes: the number of queries of each, those without a positive among them.
+        parts: metrics of each block in the order of the queries, with the same K.
+        sizes: number of queries of each block, including those without a positive.
 
     Raises:
-        ValueError: no part, or not one size for each.
+        ValueError: there is no part, or not one size per part.
     """
     if not parts or len(parts) != len(sizes):
         raise ValueError(
-            f"parts and sizes must be equally many, one or more; got {len(parts)} and {len(sizes)}. Pass the "
-            "number of queries of each part."
+            f"parts and sizes must have the same length, one or more; got {len(parts)} and {len(sizes)}. "
+            "Pass the number of queries of each part."
         )
     starts = [sum(sizes[:number]) for number in range(len(sizes))]
     return QueryMetrics(
@@ -143,31 +143,32 @@ def query_metrics(
     recall_depth: int = RECALL_DEPTH,
     block_elements: int = BLOCK_ELEMENTS,
 ) -> QueryMetrics:
-    """Every query against the gallery, or against all the other queries.
+    """Retrieval metrics of every query against the gallery, or against all other queries.
 
     Args:
         queries: (Q, D) with labels.
-        gallery: (N, D) with labels; None: the queries themselves, each without itself.
-        recall_at: K of `recall_at_K`, which is also CMC at rank K; P@1 is `recall_at_1`.
-        precision_at: K of `precision_at_K`: share of the K nearest that are of the query's label.
+        gallery: (N, D) with labels; None: the queries; each query excludes itself.
+        recall_at: K of `recall_at_K`, which equals CMC at rank K; P@1 is `recall_at_1`.
+        precision_at: K of `precision_at_K`: fraction of positives among the K nearest.
         map_at: K of `map_at_K_by_DENOMINATOR`.
         map_denominators: see `MapDenominator`.
-        full_map: also `map`, average precision over the whole ranking (Market-1501's, without the trapezoids
-            of its first evaluation code); ranks the whole gallery, several times the cost.
-        recall_depth: for recall alone no more answers are ranked; first hits beyond are counted.
-        block_elements: similarities held at a time.
+        full_map: also compute `map`, the average precision over the whole ranking (Market-1501, without the
+            trapezoids of its first evaluation code). It sorts the whole gallery, which takes several times
+            as long.
+        recall_depth: number of answers sorted for recall; first hits beyond are found by counting.
+        block_elements: similarities in one block.
 
     Returns:
-        `recall_at_K...`, `r_precision`, `map_at_r` and the others, per query. Ranks the max(K, R_max)
-        nearest, but no more than `recall_depth` for recall. Memory O(Q x metrics) beyond one block.
+        `recall_at_K...`, `r_precision`, `map_at_r` and the others, per query. Sorts the max(K, R_max)
+        nearest, but at most `recall_depth` for recall. Memory O(Q x metrics) plus one block.
 
     Raises:
-        ValueError: no K at all, a K that is no whole number or below 1, an unknown denominator, or what
-            `Items` and `Ranking` refuse.
+        ValueError: an empty `recall_at`, a K that is not an integer of at least 1, an unknown denominator, or
+            invalid `Items` or `Ranking`.
 
     Source: Musgrave et al. 2020, arXiv:2003.08505, sec. 3.2; Zheng et al. 2015 (Market-1501).
     """
-    wanted = _Wanted(
+    selection = _Selection(
         checked_ranks("recall_at", recall_at),
         checked_ranks("precision_at", precision_at, may_be_empty=True),
         checked_ranks("map_at", map_at, may_be_empty=True),
@@ -175,11 +176,13 @@ def query_metrics(
         full_map,
     )
     ranking = Ranking(queries, gallery, block_elements=block_elements)
-    depth = wanted.depth(ranking, checked_count("recall_depth", recall_depth))
+    depth = selection.depth(ranking, checked_count("recall_depth", recall_depth))
     has_positive = ranking.relevant > 0
-    every_first_hit = max(wanted.recall_at) > depth
+    every_first_hit = max(selection.recall_at) > depth
     blocks = ranking.blocks(depth, every_first_hit=every_first_hit) if has_positive.any() else ()
-    parts = [wanted.of(block) for block in blocks] or [wanted.of(_no_query(has_positive.device))]
+    parts = [selection.compute(block) for block in blocks] or [
+        selection.compute(_no_query(has_positive.device))
+    ]
     return QueryMetrics(
         values={name: torch.cat([part[name] for part in parts]) for name in parts[0]},
         labels=queries.labels[has_positive],
@@ -189,8 +192,8 @@ def query_metrics(
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """Which metrics, and each K; see `query_metrics`."""
+class _Selection:
+    """The metrics to compute, with their K; see `query_metrics`."""
 
     recall_at: Sequence[int]
     precision_at: Sequence[int]
@@ -199,17 +202,17 @@ class _Wanted:
     full_map: bool
 
     def depth(self, ranking: Ranking, recall_depth: int) -> int:
-        """How many of the nearest must be ranked."""
+        """The number of nearest items to sort."""
         size = len(ranking.gallery.labels)
         if self.full_map:
             return size
-        most = int(ranking.relevant.max()) if len(ranking.relevant) else 0
-        # Recall needs first hits alone: most lie near; what comes before the others is counted, not ranked.
-        near = min(max(self.recall_at), recall_depth)
-        return min(max(*self.precision_at, *self.map_at, most, near), size)
+        max_relevant = int(ranking.relevant.max()) if len(ranking.relevant) else 0
+        # Recall needs only the first hit, usually at a small rank; larger ranks are counted, not sorted.
+        for_recall = min(max(self.recall_at), recall_depth)
+        return min(max(*self.precision_at, *self.map_at, max_relevant, for_recall), size)
 
-    def of(self, block: Ranked) -> dict[str, Tensor]:
-        """Name to (B,) float64, of the block's queries with a positive."""
+    def compute(self, block: Ranked) -> dict[str, Tensor]:
+        """Maps each metric to (B,) float64 for the queries of a block with a positive."""
         sums = _Sums(block)
         values = {f"recall_at_{k}": (sums.first_hit <= k).double() for k in self.recall_at}
         values |= {f"precision_at_{k}": sums.hits_at(k) / k for k in self.precision_at}
@@ -231,7 +234,7 @@ def _no_query(device: torch.device) -> Ranked:
 
 
 class _Sums:
-    """Cumulative hits and gains of a block's queries with a positive: every metric is one look-up."""
+    """Cumulative hits and precisions for the queries of a block with a positive; a metric is one look-up."""
 
     def __init__(self, block: Ranked) -> None:
         has_positive = block.relevant > 0
@@ -242,11 +245,11 @@ class _Sums:
         self._gains = (self._hits / ranks * hits).cumsum(1)
 
     def hits_at(self, rank: int | Tensor) -> Tensor:
-        """(B,) float64: how many hits among the nearest; one rank for all queries, or (B,) one for each."""
+        """(B,) float64: number of hits up to a rank, which is one for all queries or (B,) one per query."""
         return _at(self._hits, rank)
 
     def gain_at(self, rank: int | Tensor) -> Tensor:
-        """(B,) float64: the sum of the precisions at the hits among the nearest."""
+        """(B,) float64: sum of the precisions at the hits up to a rank."""
         return _at(self._gains, rank)
 
     def denominator(self, k: int, name: MapDenominator) -> Tensor:
@@ -265,7 +268,7 @@ def _at(cumulative: Tensor, rank: int | Tensor) -> Tensor:
 def retrieval_metrics(
     embeddings: Tensor, labels: Tensor, *, recall_at: Sequence[int] = (1, 2, 4, 8)
 ) -> RetrievalMetrics:
-    """The usual means, every row a query among all the others.
+    """Mean retrieval metrics where every row is a query and all other rows are its gallery.
 
     Args:
         embeddings: (N, D) float, unit length.
@@ -273,10 +276,10 @@ def retrieval_metrics(
         recall_at: the K of Recall@K.
 
     Returns:
-        Exact metrics; all 0 where no class has two members. Memory O(N) beyond one block of similarities.
+        Exact metrics; all 0 if no class has two rows. Memory O(N) plus one block of similarities.
 
     Raises:
-        ValueError: as `query_metrics`.
+        ValueError: see `query_metrics`.
     """
     recall_at = checked_ranks("recall_at", recall_at)
     metrics = query_metrics(Items(embeddings, labels), recall_at=recall_at)

@@ -1,4 +1,4 @@
-"""Is it the same one, or not? Errors of accepting a pair by its similarity, on given pairs or on all of them.
+"""Verification (same or different): ROC curves of pairs by similarity, for a list of pairs or for all pairs.
 
 A pair is accepted where its similarity is at least the threshold. Genuine pairs share a class, impostor pairs
 don't. Pairs that share a class, let alone an item, err together: among all pairs, intervals resample classes.
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dml.metrics.arguments import (
     LENGTH_TOLERANCE,
-    check_equally_long,
     check_one_device,
+    check_same_length,
     check_vector,
     checked_count,
     checked_share,
@@ -38,20 +38,20 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The threshold that accepts as many genuine pairs as a false-accept rate allows; 95 % intervals."""
+    """The threshold for a false-accept rate, with its rates and 95 % intervals."""
 
     threshold: float
-    """Similarity; infinity where even the nearest impostor pair is too many."""
+    """Similarity; infinity if even the most similar impostor pair exceeds the rate."""
     true_accept_rate: float
     true_accept_interval: Interval
     false_accept_rate: float
-    """What the threshold really gives: at most the rate named, never the nearest to it."""
+    """The rate at this threshold: at most the requested rate, not the nearest one."""
     false_accept_interval: Interval
 
 
 @dataclass(frozen=True)
 class RocCurve:
-    """How many pairs each threshold accepts; thresholds descend from infinity, which accepts none."""
+    """Counts of accepted pairs at each threshold; thresholds descend from infinity, which accepts none."""
 
     thresholds: Tensor
     """(T,) float64 similarities."""
@@ -60,7 +60,7 @@ class RocCurve:
     impostor: Tensor
     """(T,) int64: impostor pairs accepted; the last is all of them."""
     resamples: Resamples | None = None
-    """For intervals; None: the classes of the pairs are not known."""
+    """Resamples for intervals; None: the classes of the pairs are unknown."""
 
     @property
     def true_accept_rates(self) -> Tensor:
@@ -73,15 +73,15 @@ class RocCurve:
         return self.impostor.double() / self.impostor[-1]
 
     def area(self) -> float:
-        """Under the curve: how often a genuine pair is more similar than an impostor pair, ties half."""
+        """Area under the curve: probability that a genuine pair is more similar than an impostor pair."""
         return float(torch.trapezoid(self.true_accept_rates, self.false_accept_rates))
 
     def equal_error_rate(self) -> float:
-        """Where as large a share of impostors is accepted as of genuine pairs refused; straight between."""
+        """The rate where false accepts equal false rejects, by linear interpolation."""
         return float(equal_error_rates(self.false_accept_rates[None], self.true_accept_rates[None]))
 
     def equal_error_interval(self) -> Interval:
-        """Of the equal error rate, 95 %: percentile bootstrap over classes.
+        """95 % interval of the equal error rate, by percentile bootstrap over classes.
 
         Raises:
             ValueError: the classes of the pairs are not known, or none of the false-accept rates that the
@@ -90,18 +90,18 @@ class RocCurve:
         rate = self.equal_error_rate()
         if self.resamples is None:
             raise ValueError(
-                "An interval of the equal error rate needs the pairs' classes; got pairs alone. Use "
+                "An interval of the equal error rate needs the classes of the pairs; got only pairs. Use "
                 "roc_of_all_pairs."
             )
         if rate > self.resamples.largest_rate:
             raise ValueError(
-                f"An interval of the equal error rate, {rate:.4g}, needs a false-accept rate as large; the "
-                f"largest is {self.resamples.largest_rate}. Name a larger one in false_accept_rates."
+                f"The interval of the equal error rate {rate:.4g} needs a false-accept rate that large; the "
+                f"largest is {self.resamples.largest_rate}. Pass a larger one in false_accept_rates."
             )
         return percentile_interval(self.resamples.equal_error_rates())
 
     def at_false_accept_rate(self, rate: float) -> OperatingPoint:
-        """The most accepting threshold whose false-accept rate is at most `rate`, with 95 % intervals.
+        """The lowest threshold whose false-accept rate is at most `rate`, with 95 % intervals.
 
         Of all pairs the intervals are percentile bootstraps over classes: of the true-accept rate with the
         threshold that each resample would choose, of the false-accept rate at this threshold. Of given pairs
@@ -117,9 +117,9 @@ class RocCurve:
         if self.resamples is not None and rate > self.resamples.largest_rate:
             raise ValueError(
                 f"A false-accept rate must be at most {self.resamples.largest_rate}, for which the intervals "
-                f"were prepared; got {rate}. Name it in false_accept_rates when you count the pairs."
+                f"were prepared; got {rate}. Pass it in false_accept_rates when you count the pairs."
             )
-        # In whole pairs: rounding of a quotient must not turn 10 of 1000 away at 0.01.
+        # Compared as counts of pairs, because rounding of a quotient could reject 10 of 1000 at 0.01.
         allowed = int((self.impostor.double() <= rate * int(self.impostor[-1]) * (1 + 1e-12)).sum()) - 1
         genuine, impostor = int(self.genuine[allowed]), int(self.impostor[allowed])
         num_genuine, num_impostor = int(self.genuine[-1]), int(self.impostor[-1])
@@ -140,10 +140,10 @@ class RocCurve:
 
 
 def roc_of_pairs(similarities: Tensor, same: Tensor) -> RocCurve:
-    """Exact, on given pairs.
+    """The exact ROC curve of a list of pairs.
 
     Args:
-        similarities: (P,) float, of each pair.
+        similarities: (P,) float, one per pair.
         same: (P,) bool: genuine pairs.
 
     Returns:
@@ -168,16 +168,16 @@ def roc_of_all_pairs(
     false_accept_rates: Sequence[float] = (0.1,),
     resamples: int = _RESAMPLES,
 ) -> RocCurve:
-    """All N(N-1)/2 pairs of different items, streamed into histograms of similarity.
+    """The ROC curve of all N(N-1)/2 pairs of different items, counted in histograms of similarity.
 
     The counts at the bins' edges are exact: bins are powers of two, so no rounding moves a pair over an edge.
 
     Args:
         embeddings: (N, D) float, unit length.
         labels: (N,) int64 class ids.
-        ids: (N,) int64; pairs of equal id are one item and left out; None: all rows are items of their own.
+        ids: (N,) int64; pairs with the same id are the same item and excluded; None: all rows differ.
         bins: of similarity over [-1, 1], a power of two.
-        false_accept_rates: up to the largest of them `at_false_accept_rate` has intervals.
+        false_accept_rates: `at_false_accept_rate` has intervals up to the largest of these.
         resamples: of the classes, for the intervals.
 
     Raises:
@@ -192,12 +192,12 @@ def roc_of_all_pairs(
 def roc_of_counts(
     counts: PairCounts, levels: Levels, items: Items, *, resamples: int = _RESAMPLES
 ) -> RocCurve:
-    """The curve of all pairs from what `count_pairs` has counted, with its resamples of classes.
+    """The ROC curve from the counts of `count_pairs`, with resamples of the classes.
 
     Args:
-        counts: of all rows.
-        levels: those counted at.
-        items: those counted.
+        counts: counts of all rows.
+        levels: levels of the counts.
+        items: items of the counts.
         resamples: of the classes.
 
     Raises:
@@ -211,18 +211,18 @@ def roc_of_counts(
 def _check_pairs(similarities: Tensor, same: Tensor) -> None:
     check_vector("similarities", similarities, "float")
     check_vector("same", same, "bool")
-    check_equally_long(similarities=similarities, same=same)
+    check_same_length(similarities=similarities, same=same)
     check_one_device(similarities=similarities, same=same)
 
 
 def _curve(
     thresholds: Tensor, genuine: Tensor, impostor: Tensor, resamples: Resamples | None = None
 ) -> RocCurve:
-    """From ascending thresholds and the pairs at each."""
+    """The curve from ascending thresholds and the number of pairs at each."""
     if not genuine.sum() or not impostor.sum():
         raise ValueError(
-            f"Verification needs pairs of one class and of two; got {int(genuine.sum())} genuine and "
-            f"{int(impostor.sum())} impostor pairs. Give items of two classes or more, one of them twice."
+            f"Verification needs genuine and impostor pairs; got {int(genuine.sum())} genuine and "
+            f"{int(impostor.sum())} impostor pairs. Pass at least two classes, one of them with two items."
         )
     infinity, none = thresholds.new_full((1,), torch.inf), genuine.new_zeros(1)
     return RocCurve(
@@ -235,25 +235,27 @@ def _curve(
 
 @dataclass(frozen=True)
 class FoldAccuracy:
-    """Share of pairs told right, each fold by the threshold that was best on the others."""
+    """Accuracy of each fold with the threshold that is best on the other folds."""
 
     mean: float
     deviation: float
-    """Of the folds, with their number as divisor, as LFW's tables print it."""
+    """Standard deviation over folds with divisor num_folds, as in the tables of LFW."""
     folds: list[float]
 
 
 def k_fold_accuracy(
     similarities: Tensor, same: Tensor, *, folds: Tensor | None = None, num_folds: int = 10
 ) -> FoldAccuracy:
-    """LFW's protocol: 10 folds, thresholds 0, 0.01 .. 3.99 of squared distance, the lowest of the best ones.
+    """Verification accuracy by the LFW protocol: 10 folds, thresholds 0, 0.01 .. 3.99 of squared distance.
+
+    If several thresholds are best, the lowest is used.
 
     Args:
-        similarities: (P,) float, cosine, of each pair.
+        similarities: (P,) float, cosine similarity of each pair.
         same: (P,) bool: genuine pairs.
-        folds: (P,) int64, which fold each pair is of, as the benchmark's list says; None: `num_folds`
-            blocks of equal length in the order given, which is LFW's own list's.
-        num_folds: where `folds` is None.
+        folds: (P,) int64, fold of each pair in the list of the benchmark; None: `num_folds` blocks of equal
+            length in list order, as in LFW.
+        num_folds: number of folds if `folds` is None.
 
     Raises:
         ValueError: what are not (P,) cosines, truth values and whole numbers of one length, or fewer than two
@@ -270,13 +272,13 @@ def k_fold_accuracy(
             "rows of length 1, not distances."
         )
     check_vector("folds", folds, "int64")
-    check_equally_long(similarities=similarities, same=same, folds=folds)
+    check_same_length(similarities=similarities, same=same, folds=folds)
     check_one_device(similarities=similarities, folds=folds)
     thresholds = torch.arange(400, dtype=torch.float64, device=similarities.device) / 100
     distances = squared_distances(similarities.double())
     members = [folds == fold for fold in torch.unique(folds)]
     if len(members) < 2:
-        raise ValueError(f"folds must name two folds or more; got {len(members)}. Deal the pairs out.")
+        raise ValueError(f"folds must have at least two different values; got {len(members)}.")
     right = torch.stack([_told_right(distances[fold], same[fold], thresholds) for fold in members])
     best = (right.sum(0) - right).argmax(1)
     accuracies = torch.tensor(
@@ -287,17 +289,17 @@ def k_fold_accuracy(
 
 
 def _equal_folds(same: Tensor, num_folds: int) -> Tensor:
-    """(P,) int64: blocks of equal length, in the order given."""
+    """(P,) int64: blocks of equal length in list order."""
     if checked_count("num_folds", num_folds, at_least=2) > len(same):
         raise ValueError(
-            f"num_folds must lie in [2, number of pairs]; got {num_folds} of {len(same)}. Lower it."
+            f"num_folds must be in [2, number of pairs]; got {num_folds} of {len(same)}. Lower it."
         )
     parts = torch.arange(len(same), device=same.device).tensor_split(num_folds)
     return torch.cat([torch.full_like(part, number) for number, part in enumerate(parts)])
 
 
 def _told_right(distances: Tensor, same: Tensor, thresholds: Tensor) -> Tensor:
-    """(T,) int64: pairs told right by each threshold; accepted is a pair whose distance is below it."""
+    """(T,) int64: number of correct pairs at each threshold; a pair with a smaller distance is accepted."""
     genuine = torch.searchsorted(distances[same].sort().values, thresholds)
     impostor = torch.searchsorted(distances[~same].sort().values, thresholds)
     return genuine + (~same).sum() - impostor

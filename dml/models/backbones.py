@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dml.config import BackboneConfig, Conv4Config, TimmConfig, TorchvisionConfig, TorchvisionNetwork
-from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
+from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting
+from dml.models.hub import require_timm, timm_weights, web_file
 from dml.models.weights import read_weights, require_weights_file
 from dml.storage import file_digest
 
@@ -74,9 +75,7 @@ def _conv4(channels: int, width: int) -> nn.Module:
 
 
 def require_weights(config: BackboneConfig) -> None:
-    """Make sure that a backbone's weights are on this machine, fetching torchvision's where they can be.
-
-    timm's are fetched when the backbone is built.
+    """Make sure that a backbone's weights are on this machine, fetching them where they can be.
 
     Raises:
         MissingArtifact: a weights file that is not there, or a hub that cannot be reached.
@@ -90,19 +89,18 @@ def require_weights(config: BackboneConfig) -> None:
     elif config.kind == "torchvision" and config.pretrained:
         weights = _hub_weights(config)
         cached = _cache_path(weights)
-        if not cached.exists():
-            try:
-                weights.get_state_dict(progress=False, check_hash=True)
-            except OSError as error:
-                raise MissingArtifact(
-                    f"The ImageNet weights {weights} must be fetched or lie at {cached}; fetching "
-                    f"{weights.url} failed: {error}. Put the file there from a machine that reaches it."
-                ) from error
+        web_file(
+            weights.url,
+            what=f"The weights {weights} of torchvision:{config.name}",
+            give=f"Put the file at {cached}, or name one: --weights FILE, backbone.weights=FILE.",
+        )
         digits = cached.stem.rpartition("-")[2]  # torchvision names files by their digests
         if not file_digest(str(cached)).startswith(digits):
             raise CorruptArtifact(
                 f"{cached} must have a SHA-256 that begins with {digits}; it has another. Delete the file."
             )
+    elif config.kind == "timm" and config.pretrained:
+        timm_weights(config.name)
 
 
 def find_cached_weights(network: TorchvisionNetwork) -> Path | None:
@@ -162,11 +160,27 @@ def _timm(config: TimmConfig, channels: int, pretrained: bool, own_pooling: bool
     import timm
 
     pooling = {} if own_pooling else {"global_pool": ""}
+    require_timm(config.name)
+    # Read here and not by timm, which would unpickle a .pth file.
+    read = {"state_dict": read_weights(timm_weights(config.name))} if pretrained else None
     network = timm.create_model(
-        config.name, pretrained=pretrained, num_classes=0, in_chans=channels, **pooling
+        config.name,
+        pretrained=pretrained,
+        pretrained_cfg_overlay=read,
+        num_classes=0,
+        in_chans=channels,
+        **pooling,
     )
     # Some networks, such as MobileNetV3, have a convolution between the last features and the classifier.
     return Backbone(network, getattr(network, "head_hidden_size", network.num_features))
+
+
+def num_features_of(config: BackboneConfig, *, own_pooling: bool) -> int:
+    """C, the length of a backbone's pooled features, without its weights."""
+    import torch
+
+    with torch.device("meta"):
+        return build_backbone(config, channels=3, initialise=False, own_pooling=own_pooling).num_features
 
 
 def weights_digest(path: Path) -> str:

@@ -62,7 +62,14 @@ class Encoder(nn.Module):
             self.gem = GeneralisedMeanPooling() if config.pooling == "gem" else None
             self.norm = nn.LayerNorm(num_features) if config.layer_norm else None
             self.dropout = nn.Dropout(config.dropout) if config.dropout else None
-            self.head = nn.Linear(num_features, config.dim)
+            self.head: nn.Module = (
+                nn.Identity() if config.head == "none" else nn.Linear(num_features, config.dim)
+            )
+        if config.head == "none" and config.dim != num_features:
+            raise InvalidSetting(
+                f"encoder.dim must be {num_features}, the backbone's features, where encoder.head is 'none'; "
+                f"got {config.dim}. Set encoder.dim={num_features}."
+            )
         if config.freeze_batch_norm:
             freeze_batch_norm(self.backbone)
 

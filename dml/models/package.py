@@ -1,58 +1,68 @@
-"""The package: the model we ship. Safetensors weights, encoder and preprocessing in JSON, no pickle anywhere.
+"""The package: the model we ship. Weights, the network's description and preprocessing in JSON, no pickle.
 
 It loads without training code, and its fingerprint covers all that decides an embedding: the weights, the
-encoder's configuration and the preprocessing.
+network's description, its runtime and the preprocessing.
 """
 
-import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save
-from torch import Tensor
+from safetensors.torch import save
 
 from dml import storage
-from dml.config import EncoderConfig, PreprocessingConfig
+from dml.config import PreprocessingConfig
 from dml.config.training import Precision
 from dml.errors import CorruptArtifact, IncompatibleArtifact, MissingArtifact
 from dml.models.encoder import Encoder
-from dml.models.precision import autocast, choose_precision, convolutions_in
-from dml.preprocessing import preprocess, preprocess_batch
+from dml.models.runtimes import Runtime, runtime
+from dml.models.runtimes.torch import WEIGHTS, TorchRuntime
 from dml.refs import DatasetRef, PackageRef
 
-logger = logging.getLogger(__name__)
-
-FORMAT_VERSION = 1
-_DECISIVE = ("format_version", "encoder", "preprocessing")
+FORMAT_VERSION = 2
+_DECISIVE = ("format_version", "runtime", "encoder", "preprocessing")
 """Of the description, what the fingerprint covers."""
 _THREADS_AT_MOST = 16
-_WEIGHTS, _DESCRIPTION = "weights.safetensors", "package.json"
+_DESCRIPTION = "package.json"
 
 
 class Package:
     """A loaded package: image bytes in, unit-length embeddings out."""
 
-    def __init__(
-        self,
-        ref: PackageRef,
-        encoder: Encoder,
-        preprocessing: PreprocessingConfig,
-        device: torch.device,
-        precision: Precision = "auto",
-    ) -> None:
+    def __init__(self, ref: PackageRef, runtime: Runtime) -> None:
         self.ref = ref
-        self.preprocessing = preprocessing
-        self.device = device
-        self.precision, why = choose_precision(precision, device)
-        if device.type == "cuda":
-            logger.info("embedding in %s, %s", self.precision, why)
-        self.encoder = encoder.eval().to(device).to(memory_format=torch.channels_last)
+        self.runtime = runtime
+
+    @property
+    def preprocessing(self) -> PreprocessingConfig:
+        """What an image becomes before the network sees it."""
+        return self.runtime.preprocessing
+
+    @property
+    def device(self) -> torch.device:
+        return self.runtime.device
+
+    @property
+    def precision(self) -> Precision:
+        """What it computes in; never "auto"."""
+        return self.runtime.precision
+
+    @property
+    def encoder(self) -> Encoder:
+        """The torch module; raises IncompatibleArtifact for a network that another runtime computes."""
+        if not isinstance(self.runtime, TorchRuntime):
+            raise IncompatibleArtifact(
+                f"This needs a network that torch computes; package {self.ref.version}, of "
+                f"{self.ref.source or 'a training'}, has the runtime {type(self.runtime).__name__}. Name "
+                "another model."
+            )
+        return self.runtime.encoder
 
     def embed(
         self, images: Sequence[bytes], *, batch_size: int = 256, num_threads: int | None = None
@@ -77,32 +87,24 @@ class Package:
             num_threads = min(os.cpu_count() or 1, _THREADS_AT_MOST) if self.device.type == "cuda" else 0
         batches = _batches(images, batch_size)
         if num_threads:
-            pixels = self._decoded_ahead(batches, num_threads)
+            prepared = self._prepared_ahead(batches, num_threads)
         else:
-            pixels = (preprocess_batch(batch, self.preprocessing) for batch in batches)
+            prepared = ([self.runtime.prepare(image) for image in batch] for batch in batches)
         # They stay on the device until all are made, so that it never waits for the host.
-        parts = [self._embed_pixels(batch) for batch in pixels]
+        parts = [self.runtime.embed(batch) for batch in prepared]
         if not parts:
             return np.empty((0, self.ref.dim), dtype=np.float32)
         values: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
         return values
 
-    def _decoded_ahead(self, batches: Iterable[Sequence[bytes]], num_threads: int) -> Iterator[Tensor]:
+    def _prepared_ahead(self, batches: Iterable[Sequence[bytes]], num_threads: int) -> Iterator[list[Any]]:
         with ThreadPoolExecutor(num_threads, thread_name_prefix="embed") as pool:
-            begun = ([pool.submit(preprocess, image, self.preprocessing) for image in b] for b in batches)
+            begun = ([pool.submit(self.runtime.prepare, image) for image in batch] for batch in batches)
             current = next(begun, None)
             while current is not None:
                 following = next(begun, None)
-                pixels = torch.stack([image.result() for image in current])
-                yield pixels.pin_memory() if self.device.type == "cuda" else pixels
+                yield [image.result() for image in current]
                 current = following
-
-    def _embed_pixels(self, pixels: Tensor) -> Tensor:
-        on_device = pixels.to(self.device, non_blocking=True)
-        on_gpu = convolutions_in(self.precision) if self.device.type == "cuda" else nullcontext()
-        with torch.inference_mode(), on_gpu, autocast(self.precision, self.device):
-            embeddings: Tensor = self.encoder(on_device.to(memory_format=torch.channels_last))
-        return embeddings
 
 
 def _require_encoded(images: object) -> None:
@@ -125,6 +127,21 @@ def _batches(images: Sequence[bytes], batch_size: int) -> Iterator[Sequence[byte
         yield images[start : start + batch_size]
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a package is made of: all that decides an embedding."""
+
+    runtime: str
+    """What computes it, by the name of its file in `dml.models.runtimes`."""
+    encoder: Mapping[str, Any]
+    """The runtime's settings, a JSON tree."""
+    preprocessing: PreprocessingConfig
+    files: Mapping[str, bytes]
+    """Beside the description, by name."""
+    dim: int
+    """D, the length of an embedding."""
+
+
 def save_package(
     store: str,
     encoder: Encoder,
@@ -144,26 +161,66 @@ def save_package(
         initial: the same encoder before that training.
         experiment: the configuration it came from, kept for the reader.
     """
+    contents = contents_of(encoder, preprocessing)
+    return publish_package(
+        store, contents, dataset=dataset, initial=initial, about={"experiment": experiment}
+    )
+
+
+def contents_of(encoder: Encoder, preprocessing: PreprocessingConfig) -> Contents:
+    """An encoder as what a package is made of."""
     weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
-    weights_bytes = save(weights)
     # Where the first weights came from does not decide what the package computes, and names a local path.
     backbone = encoder.config.backbone.model_dump(mode="json", exclude={"weights", "pretrained"})
     config = {**encoder.config.model_dump(mode="json"), "backbone": backbone}
+    return Contents("torch", config, preprocessing, {WEIGHTS: save(weights)}, encoder.config.dim)
+
+
+def publish_package(
+    store: str,
+    contents: Contents,
+    *,
+    dataset: DatasetRef | None = None,
+    initial: PackageRef | None = None,
+    source: str = "",
+    licence: str = "",
+    about: Mapping[str, Any] | None = None,
+) -> PackageRef:
+    """Publish a package in the store; the same contents give the same package.
+
+    Args:
+        store: the store's URI.
+        contents: all that decides an embedding.
+        dataset: what it was trained on.
+        initial: the same encoder before that training.
+        source: where a network that was not trained here comes from, as `timm:resnet50`.
+        licence: of its weights, as its authors say.
+        about: more for the reader, which decides nothing.
+    """
     description = {
         "format_version": FORMAT_VERSION,
-        "encoder": config,
-        "preprocessing": preprocessing.model_dump(mode="json"),
+        "runtime": contents.runtime,
+        "encoder": dict(contents.encoder),
+        "preprocessing": contents.preprocessing.model_dump(mode="json"),
     }
-    fingerprint = storage.digest_of(description, storage.digest_of_bytes(weights_bytes))
+    digests = {name: storage.digest_of_bytes(content) for name, content in contents.files.items()}
+    fingerprint = storage.digest_of(description, digests)
     uri = storage.join(store, "packages", fingerprint[:12])
     ref = PackageRef(
-        uri=uri, fingerprint=fingerprint, dim=encoder.config.dim, dataset=dataset, initial=initial
+        uri=uri,
+        fingerprint=fingerprint,
+        dim=contents.dim,
+        dataset=dataset,
+        initial=initial,
+        source=source,
+        licence=licence,
     )
     if storage.is_intact(uri):
         return ref
     with storage.staged(uri) as staged:
-        storage.write_bytes(storage.join(staged, _WEIGHTS), weights_bytes)
-        storage.write_json(storage.join(staged, _DESCRIPTION), {**description, "experiment": experiment})
+        for name, content in contents.files.items():
+            storage.write_bytes(storage.join(staged, name), content)
+        storage.write_json(storage.join(staged, _DESCRIPTION), {**description, **(about or {})})
         storage.publish(staged, uri, {"ref": ref.model_dump(mode="json", exclude={"uri"})})
     return ref
 
@@ -179,6 +236,11 @@ def read_preprocessing(ref: PackageRef) -> PreprocessingConfig:
     return PreprocessingConfig.model_validate(description["preprocessing"])
 
 
+def requirements_of(ref: PackageRef) -> tuple[str, ...]:
+    """Distributions that a package's runtime needs beside those of every package."""
+    return runtime(storage.read_json(storage.join(ref.uri, _DESCRIPTION))["runtime"]).requirements
+
+
 def load_package(uri: str, *, device: str | None = None, precision: Precision = "auto") -> Package:
     """Load a package from wherever it was published.
 
@@ -190,7 +252,7 @@ def load_package(uri: str, *, device: str | None = None, precision: Precision = 
     Raises:
         MissingArtifact: there is no package.
         CorruptArtifact: its weights are not those that were published.
-        IncompatibleArtifact: it was made by a newer version of this project.
+        IncompatibleArtifact: it was made by another version of this project.
     """
     ref = find_package(uri)
     folder = storage.fetch(uri, ref.fingerprint)
@@ -199,8 +261,14 @@ def load_package(uri: str, *, device: str | None = None, precision: Precision = 
 
 def _read_description(folder: str) -> dict[str, Any]:
     description = storage.read_json(storage.join(folder, _DESCRIPTION))
+    version = description.get("format_version")
+    if isinstance(version, int) and version != FORMAT_VERSION:
+        raise IncompatibleArtifact(
+            f"The package in {folder} must have format version {FORMAT_VERSION}; got {version}. Train it "
+            "again, or install the version of this project that made it."
+        )
     missing = [key for key in _DECISIVE if key not in description]
-    if missing or not isinstance(description["format_version"], int):
+    if missing or not isinstance(version, int):
         raise CorruptArtifact(
             f"{storage.join(folder, _DESCRIPTION)} must say {', '.join(_DECISIVE)}; it was changed. Publish "
             "the package again."
@@ -222,28 +290,29 @@ def read_package(
     """
     ref = ref or find_package(folder)
     description = _read_description(folder)
-    if description["format_version"] > FORMAT_VERSION:
-        raise IncompatibleArtifact(
-            f"The package in {folder} must have a format version up to {FORMAT_VERSION}; got "
-            f"{description['format_version']}. Install the version of this project that made it."
-        )
-    weights_uri = storage.join(folder, _WEIGHTS)
-    if not storage.exists(weights_uri):
-        raise MissingArtifact(f"A package must hold {_WEIGHTS}; {folder} does not. Publish it again.")
     decisive = {key: description[key] for key in _DECISIVE}
-    if storage.digest_of(decisive, storage.file_digest(weights_uri)) != ref.fingerprint:
+    digests = {}
+    for name in storage.read_manifest(folder)["files"]:
+        if not storage.exists(storage.join(folder, name)):
+            raise MissingArtifact(f"A package must hold {name}; {folder} does not. Publish it again.")
+        if name != _DESCRIPTION:
+            digests[name] = storage.file_digest(storage.join(folder, name))
+    if storage.digest_of(decisive, digests) != ref.fingerprint:
         raise CorruptArtifact(
             f"The package in {folder} must have fingerprint {ref.fingerprint}; its files have another. "
             "They were changed or cut short: publish it again."
         )
-    preprocessing = PreprocessingConfig.model_validate(description["preprocessing"])
-    config = EncoderConfig.model_validate(description["encoder"])
-    if config.dim != ref.dim:
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    ready = runtime(description["runtime"])(
+        Path(folder),
+        description["encoder"],
+        PreprocessingConfig.model_validate(description["preprocessing"]),
+        device=torch.device(chosen),
+        precision=precision,
+    )
+    if ready.dim != ref.dim:
         raise CorruptArtifact(
             f"The package in {folder} must give embeddings of {ref.dim} numbers, as its ref says; its "
-            f"encoder gives {config.dim}. Its manifest was changed: publish it again."
+            f"encoder gives {ready.dim}. Its manifest was changed: publish it again."
         )
-    encoder = Encoder(config, channels=preprocessing.channels, initialise=False)
-    encoder.load_state_dict(load_file(weights_uri))
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Package(ref, encoder, preprocessing, torch.device(chosen), precision)
+    return Package(ref, ready)

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from dml import storage
 from dml.errors import InvalidSetting, MissingArtifact, did_you_mean, without_password
+from dml.models.package import requirements_of
 from dml.names import check_name
 from dml.refs import ModelRef, PackageRef
 from dml.registry.connection import as_default, connect
@@ -135,7 +136,7 @@ def _log_model(run: Run, package: PackageRef) -> str:
             code_paths=[str(code)],
             signature=signature,
             input_example=example,
-            pip_requirements=_REQUIREMENTS,
+            pip_requirements=[*_REQUIREMENTS, *requirements_of(package)],
         )
     return str(logged.model_uri)
 

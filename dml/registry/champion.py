@@ -115,6 +115,22 @@ def _require_measured(
         )
 
 
+def leave_unjudged(store: str, model: ModelRef, reason: str) -> ModelRef:
+    """Write down why a version was not given to the gate; a version that was judged before stays as it is.
+
+    Args:
+        store: the store's URI.
+        model: the version.
+        reason: for people.
+    """
+    if model.alias is not None:
+        return model
+    client = connect(tracking_uri(store))
+    with storage.exclusive(local_folder(store) / REGISTRY_LOCK):
+        client.set_model_version_tag(model.name, str(model.version), REASON_TAG, reason)
+    return model.model_copy(update={"reason": reason})
+
+
 def _foreign_champion(model: ModelRef, foreign: str) -> str:
     return (
         f"the alias champion is on version {foreign}, which dml did not make or cannot read, and is kept; "

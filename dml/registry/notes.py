@@ -29,9 +29,12 @@ def version_description(
             f" Trained on `{dataset.name}@{dataset.version}`: {dataset.rows:,} images of {dataset.classes:,} "
             "classes, those of the split `train`."
         )
+    if package.source:
+        lines[0] += f" From `{package.source}`, not trained here."
+        lines[0] += f" Licence of its weights: {package.licence}." if package.licence else ""
     shown = [name for name in _SHOWN if name in metrics]
     if shown:
-        rows = {**baselines, "**trained**": metrics}
+        rows = {**baselines, "**pretrained**" if package.source else "**trained**": metrics}
         table = ["| on the test split | " + " | ".join(shown) + " |", "|---|" + "---|" * len(shown)]
         for name, values in rows.items():
             cells = (f"{values[key]:.4f}" if key in values else "" for key in shown)

@@ -12,7 +12,7 @@ from dml.errors import IncompatibleArtifact
 from dml.metrics.retrieval import retrieval_metrics
 from dml.refs import EmbeddingsRef, ReportRef, require_dataset
 from dml.report.circle_histogram import CircleHistogram, draw_circle_histograms
-from dml.report.page import Page, Picture, Section, page_uri, publish_page, written_before
+from dml.report.page import Page, Picture, Section, publish_page
 
 _CODE_VERSION = 1
 _TEXT = (
@@ -45,9 +45,10 @@ def draw_circles(store: str, embeddings: Mapping[str, EmbeddingsRef], trained_on
             )
     parents = [(name, table.fingerprint) for name, table in embeddings.items()]
     fingerprint = storage.digest_of("circles", _CODE_VERSION, parents, trained_on)
-    uri = page_uri(store, fingerprint)
-    if (written := written_before(uri)) is not None:
-        return written
+    return publish_page(store, fingerprint, lambda: _page(embeddings, trained_on))
+
+
+def _page(embeddings: Mapping[str, EmbeddingsRef], trained_on: str) -> Page:
     shown = require_dataset(next(iter(embeddings.values())).items, "A picture of images on circles")
     where = f"{shown.rows:,} images of {shown}, encoders trained on {trained_on}"
     histograms = {name: _rose(name, table) for name, table in embeddings.items()}
@@ -55,8 +56,7 @@ def draw_circles(store: str, embeddings: Mapping[str, EmbeddingsRef], trained_on
     picture = Picture("circles", png, f"{', '.join(embeddings)}: {where}")
     rows = [{"loss": name, **metrics} for name, (_, metrics) in histograms.items()]
     sections = [Section("The circles", _TEXT, [picture], rows)]
-    page = Page("What does a loss do to an embedding?", where, sections)
-    return publish_page(uri, fingerprint, page, shows=[shown])
+    return Page("What does a loss do to an embedding?", where, sections, shows=[shown])
 
 
 def _rose(name: str, table: EmbeddingsRef) -> tuple[CircleHistogram, dict[str, float]]:

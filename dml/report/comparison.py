@@ -1,7 +1,5 @@
 """Is one embedding better than another, where, and is that more than noise? One page per pair and split."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +18,7 @@ from dml.report.class_gains import draw_class_gains
 from dml.report.embedded_split import EmbeddedSplit
 from dml.report.findings import ClassGain, class_gains, only_right, win_loss_tie
 from dml.report.gallery import GalleryRow
-from dml.report.page import Page, Picture, Section, page_uri, publish_page, written_before
+from dml.report.page import Page, Picture, Section, csv_of, publish_page
 from dml.report.sections import (
     VERIFICATION,
     GalleryText,
@@ -76,27 +74,7 @@ def write_comparison(store: str, first: Candidate, second: Candidate, config: Re
         raise ValueError(f"Two embeddings must be named apart; got {first.name!r} twice. Name the versions.")
     parents = [(each.name, each.embeddings.fingerprint) for each in (first, second)]
     fingerprint = storage.digest_of("comparison", _CODE_VERSION, parents, config.model_dump(mode="json"))
-    uri = page_uri(store, fingerprint)
-    if (written := written_before(uri)) is not None:
-        return written
-    pair = _Pair(first, second, config)
-    dataset = pair.ours.dataset
-    subtitle = (
-        f"{dataset}, split {config.split}: {len(pair.ours.labels):,} items of "
-        f"{len(pair.ours.names):,} classes, embedded in {first.embeddings.dim} dimensions by "
-        f"{first.embeddings.embedder} and in {second.embeddings.dim} by "
-        f"{second.embeddings.embedder}."
-    )
-    sections = [
-        _numbers(pair),
-        _classes(pair),
-        _only(pair, pair.ours, pair.theirs),
-        _only(pair, pair.theirs, pair.ours),
-        _verification(pair),
-    ]
-    title = f"Is {first.name} better than {second.name}, and where?"
-    beside = {COMPARISONS: _COMPARISONS.dump_json(pair.comparisons, indent=1), CLASSES: _classes_csv(pair)}
-    return publish_page(uri, fingerprint, Page(title, subtitle, sections), beside, shows=[dataset])
+    return publish_page(store, fingerprint, lambda: _page(_Pair(first, second, config)))
 
 
 def read_comparisons(report: ReportRef) -> list[PairedComparison]:
@@ -147,6 +125,25 @@ class _Pair:
             replace(row, title=f"{name}: MAP@R {view.map_at_r[query]:.2f}", colour=colour)
             for query, row in rows
         ]
+
+
+def _page(pair: _Pair) -> Page:
+    (first, second), ours, theirs = pair.names, pair.ours, pair.theirs
+    subtitle = (
+        f"{ours.dataset}, split {pair.config.split}: {len(ours.labels):,} items of {len(ours.names):,} "
+        f"classes, embedded in {ours.embeddings.dim} dimensions by {ours.embeddings.embedder} and in "
+        f"{theirs.embeddings.dim} by {theirs.embeddings.embedder}."
+    )
+    sections = [
+        _numbers(pair),
+        _classes(pair),
+        _only(pair, ours, theirs),
+        _only(pair, theirs, ours),
+        _verification(pair),
+    ]
+    title = f"Is {first} better than {second}, and where?"
+    beside = {COMPARISONS: _COMPARISONS.dump_json(pair.comparisons, indent=1), CLASSES: _classes_csv(pair)}
+    return Page(title, subtitle, sections, beside, shows=[ours.dataset])
 
 
 def _numbers(pair: _Pair) -> Section:
@@ -227,11 +224,7 @@ def _class_row(pair: _Pair, each: ClassGain) -> dict[str, Any]:
 
 def _classes_csv(pair: _Pair) -> bytes:
     rows = [_class_row(pair, each) for each in pair.class_gains]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue().encode()
+    return csv_of(list(rows[0]), rows)
 
 
 def _only(pair: _Pair, winner: EmbeddedSplit, loser: EmbeddedSplit) -> Section:

@@ -1,17 +1,12 @@
 """What is in a dataset, and what is wrong with it? One page, before any training, in the store."""
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
 from dml import storage
 from dml.config import DatasetReportConfig
 from dml.refs import DatasetRef, EmbeddingsRef, ReportRef
 from dml.report import dataset_findings as found
 from dml.report import dataset_sections as sections
 from dml.report.dataset_view import DatasetView, EmbeddedDataset
-from dml.report.page import Page, page_uri, publish_page, written_before
+from dml.report.page import Page, csv_of, publish_page
 from dml.reports import (
     ClassSize,
     DatasetFindings,
@@ -52,15 +47,9 @@ def write_dataset_report(
     fingerprint = storage.digest_of(
         "dataset report", _CODE_VERSION, str(dataset), dataset.fingerprint, table, embedder, settings
     )
-    uri = page_uri(store, fingerprint)
-    if (written := written_before(uri)) is not None:
-        return _read(dataset, written)
-    view = DatasetView(dataset, config)
-    embedded = None if embeddings is None else EmbeddedDataset(view, embeddings)
-    findings = found.find(view, embedded, embedder)
-    beside = _tables(view, embedded)
-    beside[_FINDINGS] = findings.model_dump_json().encode()
-    report = publish_page(uri, fingerprint, _page(view, embedded, findings), beside, shows=[dataset])
+    report = publish_page(
+        store, fingerprint, lambda: _page(DatasetView(dataset, config), embeddings, embedder)
+    )
     return _read(dataset, report)
 
 
@@ -70,8 +59,10 @@ def _read(dataset: DatasetRef, report: ReportRef) -> DatasetReport:
     return DatasetReport(dataset=dataset, report=report, findings=findings)
 
 
-def _page(view: DatasetView, embedded: EmbeddedDataset | None, findings: DatasetFindings) -> Page:
+def _page(view: DatasetView, embeddings: EmbeddingsRef | None, embedder: str | None) -> Page:
     dataset = view.dataset
+    embedded = None if embeddings is None else EmbeddedDataset(view, embeddings)
+    findings = found.find(view, embedded, embedder)
     subtitle = (
         f"{dataset.rows:,} images of {dataset.classes:,} classes, {dataset.quarantined:,} in quarantine"
     )
@@ -89,6 +80,8 @@ def _page(view: DatasetView, embedded: EmbeddedDataset | None, findings: Dataset
             sections.quarantine_section(view),
             *sections.embedding_sections(view, embedded, findings.embedder),
         ],
+        {**_tables(view, embedded), _FINDINGS: findings.model_dump_json().encode()},
+        shows=[dataset],
     )
 
 
@@ -97,18 +90,10 @@ def _tables(view: DatasetView, embedded: EmbeddedDataset | None) -> dict[str, by
     classes = (each.model_dump() for each in found.class_sizes(view, largest=True))
     pairs = ({"between": between, **pair.model_dump()} for between, pair in found.all_pairs(view))
     tables = {
-        sections.CLASSES: _csv(list(ClassSize.model_fields), classes),
-        sections.NEAR_DUPLICATES: _csv(["between", *NearDuplicatePair.model_fields], pairs),
+        sections.CLASSES: csv_of(list(ClassSize.model_fields), classes),
+        sections.NEAR_DUPLICATES: csv_of(["between", *NearDuplicatePair.model_fields], pairs),
     }
     if embedded is not None:
         suspects = (each.model_dump() for each in found.suspected_labels(view, embedded))
-        tables[sections.SUSPECTS] = _csv(list(SuspectedLabel.model_fields), suspects)
+        tables[sections.SUSPECTS] = csv_of(list(SuspectedLabel.model_fields), suspects)
     return tables
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue().encode()

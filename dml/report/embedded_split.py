@@ -25,7 +25,8 @@ class EmbeddedSplit:
     """A split's rows as the page needs them, each thing computed once and only where a section asks."""
 
     def __init__(self, embeddings: EmbeddingsRef, config: ReportConfig) -> None:
-        self.config, self.dataset = config, require_dataset(embeddings.items, "A report")
+        self.embeddings, self.config = embeddings, config
+        self.dataset = require_dataset(embeddings.items, "A report")
         self.positions, self._rows = split_rows(self.dataset, config.evaluation, config.split)
         self.vectors: NDArray[np.float32] = read_embeddings(embeddings, split=config.split).vectors
         self.labels = self._rows.labels
@@ -36,17 +37,17 @@ class EmbeddedSplit:
         )
 
     @cached_property
-    def _embeddings(self) -> torch.Tensor:
+    def _on_device(self) -> torch.Tensor:
         return torch.from_numpy(self.vectors).to(device_for(self.vectors.nbytes))
 
     @cached_property
     def metrics(self) -> QueryMetrics:
-        return query_values(self._embeddings, self._rows, self.config.evaluation)
+        return query_values(self._on_device, self._rows, self.config.evaluation)
 
     @cached_property
     def neighbours(self) -> Neighbours:
         depth = max(self.config.answers, self.config.agreeing)
-        return nearest(*query_gallery(self._embeddings, self._rows, self.config.evaluation), depth=depth)
+        return nearest(*query_gallery(self._on_device, self._rows, self.config.evaluation), depth=depth)
 
     @cached_property
     def map_at_r(self) -> dict[int, float]:
@@ -63,9 +64,9 @@ class EmbeddedSplit:
         sizes = np.unique(self.labels, return_counts=True)[1]
         if len(sizes) < 2 or sizes.max() < 2:
             return None
-        labels = torch.from_numpy(self.labels).to(self._embeddings.device)
+        labels = torch.from_numpy(self.labels).to(self._on_device.device)
         rates = self.config.false_accept_rates or (0.1,)
-        return roc_of_all_pairs(self._embeddings, labels, false_accept_rates=rates)
+        return roc_of_all_pairs(self._on_device, labels, false_accept_rates=rates)
 
     def row_of(self, query: int) -> int:
         return int(self.neighbours.rows[query])

@@ -1,8 +1,10 @@
 """One HTML page that needs nothing beside it: words, tables, and its pictures inside."""
 
 import base64
+import csv
+import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -68,38 +70,33 @@ class Page:
     title: str
     subtitle: str
     sections: Sequence[Section]
+    beside: Mapping[str, bytes] = field(default_factory=dict)
+    """Further files, name to content."""
+    shows: Sequence[DatasetRef] = ()
+    """The datasets whose images may be on it; forgetting one of their items removes the page."""
 
 
-def page_uri(store: str, fingerprint: str) -> str:
-    """Where a report is published."""
-    return storage.join(store, "reports", fingerprint[:12])
-
-
-def publish_page(
-    uri: str,
-    fingerprint: str,
-    page: Page,
-    beside: Mapping[str, bytes] | None = None,
-    *,
-    shows: Sequence[DatasetRef] = (),
-) -> ReportRef:
-    """Write a page, its pictures and what lies beside them, whole or not at all.
+def publish_page(store: str, fingerprint: str, make: Callable[[], Page]) -> ReportRef:
+    """Write a page, its pictures and what lies beside them, whole or not at all, and once for its inputs.
 
     Args:
-        uri: as `page_uri` says.
+        store: the store's URI; the page is in `reports/` there.
         fingerprint: digest of all that decides the page.
-        page: what to write.
-        beside: further files, name to content.
-        shows: the datasets whose images may be on it; forgetting one of their items removes the page.
+        make: called where there is no page of these inputs yet: nothing is looked at twice.
     """
+    uri = storage.join(store, "reports", fingerprint[:12])
+    if storage.is_complete(uri):
+        logger.info("report: nothing to do, the page of these inputs is %s", uri)
+        return find_report(uri)
+    page = make()
     pictures = {f"{picture.name}.png": picture for section in page.sections for picture in section.pictures}
     files = {name: picture.png for name, picture in pictures.items()}
     captions = {name: picture.caption for name, picture in pictures.items()}
     description = {"fingerprint": fingerprint, "title": page.title, "pictures": captions}
     with storage.staged(uri) as staged:
-        for name, content in {**files, **(beside or {}), PAGE: render(page).encode()}.items():
+        for name, content in {**files, **page.beside, PAGE: render(page).encode()}.items():
             storage.write_bytes(storage.join(staged, name), content)
-        datasets = [dataset.fingerprint for dataset in shows]
+        datasets = [dataset.fingerprint for dataset in page.shows]
         storage.publish(staged, uri, {"ref": description, "datasets": datasets})
     return find_report(uri)
 
@@ -109,17 +106,18 @@ def find_report(uri: str) -> ReportRef:
     return ReportRef(uri=uri, page=storage.join(uri, PAGE), **storage.read_manifest(uri)["ref"])
 
 
-def written_before(uri: str) -> ReportRef | None:
-    """The report of the same inputs, where there is one: nothing is looked at twice."""
-    if not storage.is_complete(uri):
-        return None
-    logger.info("report: nothing to do, the page of these inputs is %s", uri)
-    return find_report(uri)
-
-
 def read_picture(report: ReportRef, name: str) -> bytes:
     """A picture's PNG file's bytes, by its name among `report.pictures`."""
     return storage.read_bytes(storage.join(report.uri, name))
+
+
+def csv_of(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """A table as a file to lie beside a page."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().encode()
 
 
 def render(page: Page) -> str:

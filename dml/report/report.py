@@ -1,7 +1,5 @@
 """What did a model learn, and where does it fail? One page per model, dataset and split, in the store."""
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +17,7 @@ from dml.report import charts
 from dml.report.circle_histogram import CircleHistogram, draw_circle_histograms
 from dml.report.embedded_split import EmbeddedSplit
 from dml.report.findings import Suspect, confident_mistakes, worst_queries
-from dml.report.page import Page, Picture, Section, page_uri, publish_page, written_before
+from dml.report.page import Page, Picture, Section, csv_of, publish_page
 from dml.report.projection import map_of
 from dml.report.sections import (
     VERIFICATION,
@@ -69,18 +67,21 @@ def write_report(
         settings,
         curves,
     )
-    uri = page_uri(store, fingerprint)
-    if (written := written_before(uri)) is not None:
-        return written
-    view = EmbeddedSplit(embeddings, config)
-    dataset = view.dataset
+    return publish_page(
+        store, fingerprint, lambda: _page(model, EmbeddedSplit(embeddings, config), before, curves)
+    )
+
+
+def _page(
+    model: ModelRef, view: EmbeddedSplit, before: EmbeddingsRef | None, curves: Mapping[str, charts.Curve]
+) -> Page:
     subtitle = (
-        f"{dataset}, split {config.split}: {len(view.labels):,} items of "
-        f"{len(view.names):,} classes, embedded in {embeddings.dim} dimensions by "
-        f"{embeddings.embedder}."
+        f"{view.dataset}, split {view.config.split}: {len(view.labels):,} items of "
+        f"{len(view.names):,} classes, embedded in {view.embeddings.dim} dimensions by "
+        f"{view.embeddings.embedder}."
     )
     sections = [
-        _numbers(view, embeddings, before, config),
+        _numbers(view, before),
         _answers(view),
         _failures(view),
         _mistakes(view),
@@ -89,9 +90,8 @@ def write_report(
         *_verification(view),
         *_training(curves),
     ]
-    page = Page(f"What did {model} learn, and where does it fail?", subtitle, sections)
-    beside = {SUSPECTS: _suspects_csv(view).encode()}
-    return publish_page(uri, fingerprint, page, beside, shows=[dataset])
+    title = f"What did {model} learn, and where does it fail?"
+    return Page(title, subtitle, sections, {SUSPECTS: _suspects_csv(view)}, shows=[view.dataset])
 
 
 def lay_first_pictures(
@@ -130,10 +130,9 @@ def _gallery(
     return gallery_section(name, words, queries, rows_of, shown, table)
 
 
-def _numbers(
-    view: EmbeddedSplit, embeddings: EmbeddingsRef, before: EmbeddingsRef | None, config: ReportConfig
-) -> Section:
+def _numbers(view: EmbeddedSplit, before: EmbeddingsRef | None) -> Section:
     """Every number of the evaluation with its interval, beside the baselines."""
+    embeddings, config = view.embeddings, view.config
     wanted = config.evaluation
     has_intervals = len(torch.unique(view.metrics.labels)) > 1  # one class says nothing of others
     evaluation = wanted.model_copy(
@@ -251,13 +250,9 @@ def _suspect_row(view: EmbeddedSplit, suspect: Suspect) -> dict[str, Any]:
     }
 
 
-def _suspects_csv(view: EmbeddedSplit) -> str:
-    out = io.StringIO()
+def _suspects_csv(view: EmbeddedSplit) -> bytes:
     columns = ["id", "label", "neighbours' label", "neighbours", "mean similarity"]
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_suspect_row(view, suspect) for suspect in view.suspects)
-    return out.getvalue()
+    return csv_of(columns, (_suspect_row(view, suspect) for suspect in view.suspects))
 
 
 def _map(view: EmbeddedSplit) -> Section:

@@ -32,7 +32,7 @@ def build_optimizer(config: OptimizerConfig, encoder: Encoder, loss: nn.Module) 
         if params
     ]
     # One kernel for all parameters where they lie on a GPU; None: torch's own choice.
-    fused = True if encoder.head.weight.is_cuda else None
+    fused = True if next(encoder.parameters()).is_cuda else None
     match config.kind:
         case "sgd":
             return SGD(parameters, momentum=config.momentum, fused=fused)

@@ -59,3 +59,16 @@ def test_a_newer_champion_is_named_beside_an_index_of_a_former_one(dml, tmp_path
             publish_index(store, build_index(store, "shelves", table, IndexConfig(), model=str(version)))
     (listed,) = dml("indexes", "--store", store, "--json").json["indexes"]
     assert (listed["model"], listed["newer"]) == ("shelves/1", ["shelves/2"])
+
+
+def test_an_index_takes_one_of_a_model_and_an_embedder(dml, store):
+    both = dml("index", "labels", "--model", "labels", "--embedder", "timm:resnet18", "--store", store)
+    assert both.status == 2
+    assert "Leave one out" in both.err
+
+
+@pytest.mark.parametrize("option", ["--weights", "--preprocessing", "--licence"])
+def test_what_belongs_to_an_embedder_is_not_ignored_without_one(dml, store, option):
+    alone = dml("index", "labels", option, "x", "--store", store)
+    assert alone.status == 2
+    assert f"{option} belongs to an --embedder" in alone.err

@@ -134,3 +134,8 @@ def test_a_class_that_comes_changes_no_fragment_more_than_a_fragments_rows_away(
 def test_fragments_are_half_full_on_average():
     parts = cut(samples_of({f"{number:05d}": 5 for number in range(4000)}), 200)
     assert 0.4 < sum(map(len, parts)) / len(parts) / 200 < 0.6
+
+
+def test_the_cuts_of_a_release_are_those_of_the_one_before_so_that_fragments_are_shared():
+    parts = cut(samples_of({"a": 9, "b": 3, "c": 1, "d": 12, "e": 2}), 4)
+    assert [len(part) for part in parts] == [3, 3, 3, 3, 1, 3, 3, 2, 2, 2, 2]

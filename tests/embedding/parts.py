@@ -2,11 +2,15 @@
 
 import csv
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from dml import storage
 from dml.config import EncoderConfig, IngestConfig, PreprocessingConfig
@@ -49,8 +53,28 @@ def png(seed: int) -> bytes:
     return out.getvalue()
 
 
+def make_encoder(*, seed: int = 3, dim: int = 16) -> Encoder:
+    return Encoder(EncoderConfig(dim=dim), channels=1, seed=seed)
+
+
 def make_package(store: str, *, seed: int = 3, dim: int = 16) -> PackageRef:
-    return save_package(store, Encoder(EncoderConfig(dim=dim), channels=1, seed=seed), GREY)
+    return save_package(store, make_encoder(seed=seed, dim=dim), GREY)
+
+
+@contextmanager
+def embedded_in_this_process() -> Iterator[list[int]]:
+    """How many images every encoder sees meanwhile, as a list of counts."""
+    counts: list[int] = []
+
+    def count(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if isinstance(module, Encoder) and not module.training:
+            counts.append(len(arguments[0]))
+
+    hook = register_module_forward_pre_hook(count)
+    try:
+        yield counts
+    finally:
+        hook.remove()
 
 
 def unit_vectors(rows: int, dim: int, seed: int) -> np.ndarray:

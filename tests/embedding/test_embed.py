@@ -9,17 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dml import storage
 from dml.data.dataset import fragments, read_images, read_rows
 from dml.embedding.embed import embed
 from dml.embedding.table import KnownVectors, part_uris, read_embeddings, read_part
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, MissingArtifact
-from dml.models.package import Package, load_package
+from dml.models.package import load_package, save_package
 from tests.embedding.parts import (
+    GREY,
     ROWS,
+    embedded_in_this_process,
     ids_of,
     make_dataset,
+    make_encoder,
     make_package,
     rows_of_fragments,
     table_of,
@@ -43,17 +47,10 @@ embed(store, find_package(package), find_dataset(dataset, "shelves"), progress=p
 
 
 @pytest.fixture
-def embedded_images(monkeypatch):
-    """How many images went through a package, as a list of counts."""
-    counts = []
-    original = Package.embed
-
-    def counting(self, images, **settings):
-        counts.append(len(images))
-        return original(self, images, **settings)
-
-    monkeypatch.setattr(Package, "embed", counting)
-    return counts
+def embedded_images():
+    """How many images went through an encoder, as a list of counts."""
+    with embedded_in_this_process() as counts:
+        yield counts
 
 
 def test_every_row_has_the_vector_of_its_image(embeddings, dataset, package):
@@ -135,11 +132,10 @@ def test_vectors_of_another_package_are_not_reused(store, dataset, embeddings):
         embed(store, other, dataset, previous=embeddings)
 
 
-def test_vectors_that_are_no_numbers_are_never_written(package, dataset, tmp_path, monkeypatch):
-    def broken(self, images, **settings):
-        return np.full((len(images), self.ref.dim), np.nan, np.float32)
-
-    monkeypatch.setattr(Package, "embed", broken)
+def test_vectors_that_are_no_numbers_are_never_written(dataset, tmp_path):
+    encoder = make_encoder()
+    torch.nn.init.constant_(encoder.head.weight, torch.nan)
+    package = save_package(str(tmp_path), encoder, GREY)
     with pytest.raises(InvalidData, match="unit length"):
         embed(str(tmp_path), package, dataset)
     assert storage.list_names(f"{tmp_path}/embeddings/{package.version}-{dataset.version}") == []

@@ -81,7 +81,8 @@ def test_metrics_of_blocks_joined_are_those_of_all_queries(sizes):
     whole = query_metrics(items, recall_at=(1, 3))
     ends = np.cumsum([0, *sizes])
     parts = [
-        query_metrics(items.of(slice(start, stop)), items, recall_at=(1, 3)) for start, stop in pairwise(ends)
+        query_metrics(items.select(slice(start, stop)), items, recall_at=(1, 3))
+        for start, stop in pairwise(ends)
     ]
     found = joined(parts, sizes)
     assert found.values.keys() == whole.values.keys()
@@ -113,11 +114,9 @@ def test_blocks_of_equal_area_have_equally_many_pairs():
 
 def test_workers_are_called_for_where_rows_are_many_and_a_cluster_is_there(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert workers_for(10**7) == 1, "one process uses all cores already"
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert workers_for(10**7) == 4
-    assert workers_for(60_502) == 1
+    assert workers_for(10**7, num_gpus=0) == 1, "one process uses all cores already"
+    assert workers_for(10**7, num_gpus=4) == 4
+    assert workers_for(60_502, num_gpus=4) == 1
 
 
 @pytest.mark.slow
@@ -146,7 +145,7 @@ def test_workers_share_out_queries_and_pairs_exactly():
 def test_what_a_worker_refuses_is_raised_as_it_is():
     vectors, rows = split(6)
     alone = Rows(rows.labels, {"role": ["query"] * 211})
-    with pytest.raises(InvalidData, match="must say 'query' of some rows"):
+    with pytest.raises(InvalidData, match="must be 'query' for some rows"):
         measure(vectors, alone, CONFIGS["query and gallery"], num_workers=2)
     vectors[7] = np.nan
     with pytest.raises(ValueError, match="must be finite"):

@@ -93,7 +93,7 @@ def test_slices_are_those_of_every_value_and_count_their_queries():
     for part in found:
         chosen = torch.tensor([shelf == part.value for shelf in SHELVES])
         assert part.num_queries == int(chosen.sum())
-        assert {name: each.value for name, each in part.metrics.items()} == queries.of(chosen).means()
+        assert {name: each.value for name, each in part.metrics.items()} == queries.select(chosen).means()
 
 
 def test_queries_search_the_gallery_alone_where_the_rows_have_roles():
@@ -109,7 +109,7 @@ def test_queries_search_the_gallery_alone_where_the_rows_have_roles():
     assert {name: found[name] for name in queries.values} == queries.means()
     (top,) = (part for part in evaluation.slices if part.value == "top")
     sliced = [SHELVES[row] == "top" for row in range(90) if is_query[row]]
-    assert top.metrics["recall_at_1"].value == queries.of(torch.tensor(sliced)).means()["recall_at_1"]
+    assert top.metrics["recall_at_1"].value == queries.select(torch.tensor(sliced)).means()["recall_at_1"]
 
 
 def test_answers_by_the_same_camera_are_left_out_but_a_missing_camera_is_no_camera():
@@ -231,7 +231,7 @@ def test_tables_of_different_datasets_are_not_compared(store, dataset, package, 
         table_of(store, package, dataset, unit_vectors(ROWS, 16, 1)),
         table_of(str(tmp_path), package, other, unit_vectors(30, 16, 1)),
     ]
-    with pytest.raises(IncompatibleArtifact, match="one dataset"):
+    with pytest.raises(IncompatibleArtifact, match="the same dataset"):
         compare(*tables, EvaluationConfig(), GateConfig())
 
 

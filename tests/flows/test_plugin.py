@@ -2,11 +2,17 @@
 
 import asyncio
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from flows import plugin
+
+ROOT = str(Path(__file__).parents[2])
 
 
 class Client:
@@ -49,7 +55,7 @@ def test_a_full_name_goes_through_untouched():
     assert not hasattr(client, "filter")
 
 
-def test_prefect_is_changed_once_and_only_where_the_hook_is_called(monkeypatch: pytest.MonkeyPatch):
+def test_the_client_is_changed_once(monkeypatch: pytest.MonkeyPatch):
     from prefect.client.orchestration import PrefectClient
     from prefect.client.orchestration._deployments.client import DeploymentAsyncClient
 
@@ -57,11 +63,43 @@ def test_prefect_is_changed_once_and_only_where_the_hook_is_called(monkeypatch: 
     stock = stock or DeploymentAsyncClient.read_deployment_by_name
     monkeypatch.setattr(DeploymentAsyncClient, "read_deployment_by_name", stock)
     context = SimpleNamespace(prefect_version="3", logger_factory=logging.getLogger)
-    plugin.setup_environment(ctx=context)
+    plugin.let_client_take_bare_names(context)
     once = PrefectClient.read_deployment_by_name
-    plugin.setup_environment(ctx=context)
+    plugin.let_client_take_bare_names(context)
     assert PrefectClient.read_deployment_by_name is once
     assert once.__wrapped__ is stock
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("python /opt/bin/prefect deployment run train-flow", True),
+        ("python -m prefect --profile other deployment run train-flow", True),
+        ("python /opt/bin/prefect server start", False),
+        ("python -m prefect.engine deployment", False),
+        ("python /opt/bin/dml train deployment", False),
+    ],
+)
+def test_only_prefects_own_command_for_deployments_takes_bare_names(words: str, expected: bool):
+    assert plugin.is_deployment_command(words.split()) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "expected"), [("deployment", True), ("worker", False)])
+def test_a_process_of_prefect_is_changed_for_that_command_alone(tmp_path: Path, command: str, expected: bool):
+    program = tmp_path / "prefect"
+    program.write_text(
+        "from prefect.client.orchestration import PrefectClient as Client\n"
+        "print(hasattr(Client.read_deployment_by_name, 'takes_bare_names'))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, program, command],
+        env={**os.environ, "PREFECT_PLUGINS_ENABLED": "1", "PREFECT_HOME": str(tmp_path), "PYTHONPATH": ROOT},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == str(expected)
 
 
 def test_another_prefect_gives_a_warning_that_says_what_to_type(
@@ -70,5 +108,5 @@ def test_another_prefect_gives_a_warning_that_says_what_to_type(
     from prefect.client.orchestration._deployments import client
 
     monkeypatch.delattr(client, "DeploymentAsyncClient")
-    plugin.setup_environment(ctx=SimpleNamespace(prefect_version="9", logger_factory=logging.getLogger))
+    plugin.let_client_take_bare_names(SimpleNamespace(prefect_version="9", logger_factory=logging.getLogger))
     assert "Name deployments in full: FLOW/default" in caplog.text

@@ -5,12 +5,12 @@ import pytest
 from PIL import Image
 
 from dml.config import IngestConfig
-from dml.models.package import Package
 from dml.retrieval.index import find_index
 from flows.index import index_flow
 from flows.ingest import ingest_flow
 from flows.reindex import reindex_flow
 from flows.train import train_flow
+from tests.embedding.parts import embedded_in_this_process
 
 
 @pytest.fixture
@@ -31,17 +31,9 @@ def add_image(folder, label: int, number: int) -> None:
 
 
 @pytest.fixture
-def embedded(monkeypatch):
-    """How many images every call of a package embeds."""
-    counts = []
-    original = Package.embed
-
-    def counting(self, images, **options):
-        counts.append(len(images))
-        return original(self, images, **options)
-
-    monkeypatch.setattr(Package, "embed", counting)
-    return counts
+def embedded():
+    with embedded_in_this_process() as counts:
+        yield counts
 
 
 @pytest.mark.slow

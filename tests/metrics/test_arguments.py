@@ -97,7 +97,7 @@ COLUMNS = {
     "Items ids": (lambda v: Items(X, Y, ids=v), Y),
     "Items groups": (lambda v: Items(X, Y, groups=v), Y),
     "roc_of_all_pairs ids": (lambda v: roc_of_all_pairs(X, Y, ids=v, resamples=5), torch.arange(30)),
-    "QueryMetrics.of chosen": (lambda v: query_metrics(ITEMS).of(v), SAME),
+    "QueryMetrics.select mask": (lambda v: query_metrics(ITEMS).select(v), SAME),
 }
 
 
@@ -146,7 +146,7 @@ def test_what_is_no_seed_is_refused(name, value):
 @each(SHARES)
 @pytest.mark.parametrize("value", [0, 1, -0.1, 95, math.nan, math.inf, True, "0.5", None, torch.tensor(0.5)])
 def test_what_is_no_share_is_refused(name, value):
-    with pytest.raises(ValueError, match=r"must lie in \(0, 1\)"):
+    with pytest.raises(ValueError, match=r"must be in \(0, 1\)"):
         SHARES[name](value)
 
 
@@ -166,7 +166,7 @@ def test_a_column_of_another_shape_or_length_is_refused(name):
         (column[0], r"must be \(N,\)"),
         (column.tolist(), "must be a torch tensor; got list"),
         (column.numpy(), r"must be a torch tensor; got numpy\.ndarray"),
-        (column[:-1], "equally long|same queries|one truth value"),
+        (column[:-1], "same length|same queries|one value"),
     ):
         with pytest.raises(ValueError, match=message):
             call(bad)
@@ -203,9 +203,9 @@ def test_a_column_of_another_type_is_refused(name):
         (lambda: compare_paired(VALUES, VALUES, Y, margin="0"), "margin must be a finite number"),
         (lambda: wilson_interval(True, 2), "successes must be a whole number, 0 or more"),
         (lambda: wilson_interval(-1, 2), "successes must be a whole number, 0 or more"),
-        (lambda: bootstrap_intervals([VALUES], Y), "values must name a metric or more; got list"),
-        (lambda: joined([], []), "equally many, one or more"),
-        (lambda: percentile_interval(VALUES[:0]), "one resample or more; got none"),
+        (lambda: bootstrap_intervals([VALUES], Y), "values must contain at least one metric; got list"),
+        (lambda: joined([], []), "same length, one or more"),
+        (lambda: percentile_interval(VALUES[:0]), "at least one resample; got none"),
         (lambda: k_fold_accuracy(VALUES * 4, SAME), r"cosines, in \[-1, 1\]; got 1\."),
         (lambda: confusezius(X[:0], Y[:0]), "got 0 queries and 0 gallery items"),
         (lambda: pytorch_metric_learning(Items(X[:0], Y[:0])), "got 0 queries"),

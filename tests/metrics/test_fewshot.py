@@ -137,7 +137,7 @@ def test_more_episodes_do_not_make_the_interval_narrower_than_the_classes_allow(
         ({"ways": 1}, "ways must be a whole number, 2 or more"),
         ({"ways": 5, "episodes": 0}, "episodes"),
         ({"ways": 5, "within": torch.arange(80)}, "one value"),
-        ({"ways": 5, "within": torch.arange(79)}, "equally long"),
+        ({"ways": 5, "within": torch.arange(79)}, "same length"),
         ({"ways": 15, "within": torch.arange(80) // 4 % 2}, "with one value"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from dml.metrics.intervals import bootstrap_intervals, compare_paired, wilson_interval
+from dml.metrics.intervals import bootstrap_intervals, class_weights, compare_paired, wilson_interval
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
@@ -112,6 +112,22 @@ def test_noise_passes_as_seldom_as_the_confidence_says_and_a_gain_passes():
     assert right >= 180
 
 
+@pytest.mark.parametrize("resamples", [1, 2, 3, 7])
+def test_as_many_resamples_are_drawn_as_asked_for_in_blocks_of_whatever_size(resamples):
+    at_once = torch.cat(list(class_weights(5, resamples, seed=0)))
+    assert at_once.shape == (resamples, 5)
+    assert (at_once.sum(1) == 5).all(), "each draws as many classes as there are"
+    blocks = list(class_weights(5, resamples, seed=0, block_elements=10))
+    assert [len(block) for block in blocks] == [2] * (resamples // 2) + [1] * (resamples % 2)
+    torch.testing.assert_close(torch.cat(blocks), at_once)
+
+
+@pytest.mark.parametrize("resamples", [1, 99])
+def test_the_smallest_p_value_is_one_over_one_more_than_the_resamples(resamples):
+    better = compare_paired(torch.ones(60), torch.zeros(60), torch.arange(60), resamples=resamples)
+    assert better.p_value == 1 / (1 + resamples)
+
+
 def test_a_model_against_itself_gains_nothing_and_is_never_better():
     values = torch.rand(30, generator=torch.Generator().manual_seed(0))
     found = compare_paired(values, values, torch.arange(30) // 3)
@@ -128,8 +144,8 @@ def test_a_model_against_itself_gains_nothing_and_is_never_better():
         (lambda: bootstrap_intervals({"x": torch.ones(1)}, None), "two queries or more; got 1"),
         (lambda: bootstrap_intervals({"x": torch.ones(3)}, Y[:3] * 0), "two classes or more; got 1"),
         (lambda: compare_paired(torch.ones(3), torch.zeros(3), Y[:3] * 0), "two classes or more; got 1"),
-        (lambda: bootstrap_intervals({"x": torch.ones(3), "y": torch.ones(2)}, None), "equally long"),
-        (lambda: bootstrap_intervals({"x": torch.ones(3)}, Y[:2]), "equally long"),
+        (lambda: bootstrap_intervals({"x": torch.ones(3), "y": torch.ones(2)}, None), "same length"),
+        (lambda: bootstrap_intervals({"x": torch.ones(3)}, Y[:2]), "same length"),
         (lambda: bootstrap_intervals({"x": torch.ones(3)}, None, resamples=0), "resamples"),
         (lambda: compare_paired(torch.ones(3), torch.ones(2), None), "same queries"),
     ],

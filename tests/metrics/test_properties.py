@@ -65,7 +65,7 @@ def test_streamed_pairs_have_the_area_of_pairs_one_by_one(case):
     first, second = torch.triu_indices(len(labels), len(labels), 1)
     same = labels[first] == labels[second]
     if not same.any() or same.all():
-        with pytest.raises(ValueError, match="pairs of one class and of two"):
+        with pytest.raises(ValueError, match=r"genuine and impostor pairs|pairs of the same class"):
             roc_of_all_pairs(embeddings, labels, bins=2, resamples=2)
         return
     found = roc_of_all_pairs(embeddings, labels, bins=4096, resamples=2)

@@ -153,7 +153,7 @@ def test_slices_part_the_queries_and_not_the_gallery():
     embeddings, labels = balanced(2)
     chosen = torch.arange(60) % 3 == 1
     whole = query_metrics(Items(embeddings, labels))
-    part = whole.of(chosen)
+    part = whole.select(chosen)
     assert part.rows.tolist() == [row for row in range(60) if row % 3 == 1]
     alone = query_metrics(
         Items(embeddings[chosen], labels[chosen], torch.arange(60)[chosen]),
@@ -164,7 +164,7 @@ def test_slices_part_the_queries_and_not_the_gallery():
 
 def test_queries_without_a_positive_are_counted_in_their_slice():
     found = query_metrics(Items(unit(5, 4, 0), torch.tensor([1, 1, 2, 3, 4])))
-    assert found.of(torch.tensor([True, False, True, True, False])).num_without_positives == 2
+    assert found.select(torch.tensor([True, False, True, True, False])).num_without_positives == 2
 
 
 def test_an_item_embedded_twice_is_not_its_own_answer():

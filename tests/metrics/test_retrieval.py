@@ -117,7 +117,7 @@ def test_nobody_to_find_is_zero_and_counted():
 @pytest.mark.parametrize(
     ("labels", "recall_at", "message"),
     [
-        (torch.zeros(4).long(), (1,), "equally long"),
+        (torch.zeros(4).long(), (1,), "same length"),
         (torch.zeros(5).long(), (), "at least one"),
         (torch.zeros(5).long(), (0,), "0"),
     ],

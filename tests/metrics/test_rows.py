@@ -57,7 +57,7 @@ def test_what_are_no_rows_of_a_tensor_is_refused(name):
     for x, y, message in (
         (X.numpy(), Y, r"embeddings must be a torch tensor; got numpy\.ndarray\. Pass torch\.as_tensor"),
         (X, Y.tolist(), r"labels must be a torch tensor; got list\. Pass torch\.as_tensor"),
-        (X, Y[:-1], "equally long"),
+        (X, Y[:-1], "same length"),
         (X[:, 0], Y, r"\(N, D\)"),
         (X[:, None], Y, r"\(N, D\)"),
     ):
@@ -74,7 +74,7 @@ UNIT = torch.eye(4)
         (lambda: query_metrics(Items(X, Y), Items(UNIT, Y[:4])), r"got D = \d+ and 4\. Embed both with one"),
         (
             lambda: query_metrics(Items(X.float(), Y), Items(X.double(), Y)),
-            "must be of one type; got torch.float32",
+            "must have the same type; got torch.float32",
         ),
         (lambda: Items(UNIT, Y[:4, None]), r"labels must be \(N,\) int64; got \(4, 1\)"),
         (lambda: Items(UNIT, torch.full((4,), torch.nan)), "labels must be finite"),
@@ -88,12 +88,15 @@ UNIT = torch.eye(4)
             lambda: bootstrap_intervals({"recall": torch.tensor([1.0, torch.nan])}, None),
             "recall must be finite",
         ),
-        (lambda: bootstrap_intervals({}, None), "must name a metric or more"),
+        (lambda: bootstrap_intervals({}, None), "must contain at least one metric"),
         (
             lambda: compare_paired(torch.ones(2), torch.tensor([1.0, torch.nan]), None),
             "second must be finite",
         ),
-        (lambda: roc_of_all_pairs(X[:0], Y[:0]), "pairs of one class and of two; got no item"),
+        (
+            lambda: roc_of_all_pairs(X[:0], Y[:0]),
+            "pairs of the same class and of different classes; got no item",
+        ),
     ],
 )
 def test_what_has_no_answer_is_refused_and_not_answered_with_nan(make, message):

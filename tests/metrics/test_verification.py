@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from dml.metrics.intervals import class_weights, wilson_interval
-from dml.metrics.pair_counts import MOST_GROUPS, count_pairs, groups_of, levels_for
+from dml.metrics.pair_counts import MAX_GROUPS, class_groups, count_pairs, levels_for
 from dml.metrics.ranking import Items
 from dml.metrics.verification import k_fold_accuracy, roc_of_all_pairs, roc_of_counts, roc_of_pairs
 from tests.metrics.cases import balanced, duplicates, people, single_items, ties, uneven
@@ -149,8 +149,8 @@ def test_resampled_rates_are_those_of_the_loop_over_weighed_pairs(num_classes, p
         embeddings, labels = torch.cat([embeddings, -embeddings[:40]]), torch.cat([labels, labels[:40]])
     ids = torch.arange(len(labels)) // 2 if with_ids else None
     curve = roc_of_all_pairs(embeddings, labels, ids=ids, resamples=3)
-    groups = groups_of(labels).tolist()
-    assert len(set(groups)) == min(num_classes, MOST_GROUPS)
+    groups = class_groups(labels).tolist()
+    assert len(set(groups)) == min(num_classes, MAX_GROUPS)
     drawn = torch.cat(list(class_weights(len(set(groups)), 3, seed=0))).numpy()
     for number, weights in enumerate(drawn):
         similarities, same, times = weighed_pairs(embeddings, labels.tolist(), ids, groups, weights)
@@ -185,7 +185,7 @@ def test_the_interval_is_that_of_the_plain_loop_that_draws_classes(num_classes, 
         accepted.append(genuine[allowed] / genuine[-1])
         falsely.append(impostor[similarities >= point.threshold][-1] / impostor[-1])
     # 220 classes are dealt into groups, and so drawn otherwise: the quantiles of 300 draws are 6 % apart.
-    within = 0.2 if num_classes > MOST_GROUPS else 0.06
+    within = 0.2 if num_classes > MAX_GROUPS else 0.06
     for found, values in ((point.true_accept_interval, accepted), (point.false_accept_interval, falsely)):
         low, high = np.quantile(values, [0.025, 0.975])
         assert found.low == pytest.approx(low, abs=within * (high - low))
@@ -213,7 +213,7 @@ def test_the_interval_of_the_equal_error_rate_is_that_of_the_plain_loop(num_clas
 def test_an_equal_error_rate_beyond_the_rates_prepared_for_has_no_interval():
     curve = roc_of_all_pairs(*balanced(0), false_accept_rates=(0.01,))
     assert curve.equal_error_rate() > 0.01
-    with pytest.raises(ValueError, match="Name a larger one in false_accept_rates"):
+    with pytest.raises(ValueError, match="Pass a larger one in false_accept_rates"):
         curve.equal_error_interval()
 
 
@@ -241,7 +241,7 @@ def test_95_percent_intervals_hold_the_population_s_number_at_least_90_times_of_
 
 def test_rates_beyond_those_prepared_for_are_refused_with_what_to_name():
     curve = roc_of_all_pairs(*balanced(0), false_accept_rates=(0.01,))
-    with pytest.raises(ValueError, match="Name it in false_accept_rates"):
+    with pytest.raises(ValueError, match="Pass it in false_accept_rates"):
         curve.at_false_accept_rate(0.02)
 
 
@@ -293,15 +293,15 @@ ALL_ONE = torch.zeros(3, dtype=torch.long)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: roc_of_pairs(torch.ones(3), torch.ones(2).bool()), "equally long"),
+        (lambda: roc_of_pairs(torch.ones(3), torch.ones(2).bool()), "same length"),
         (lambda: roc_of_pairs(torch.ones(3), torch.ones(3).bool()), "0 impostor"),
         (lambda: roc_of_all_pairs(torch.eye(3), torch.arange(3)), "0 genuine"),
-        (lambda: roc_of_all_pairs(torch.eye(3), torch.arange(2)), "equally long"),
+        (lambda: roc_of_all_pairs(torch.eye(3), torch.arange(2)), "same length"),
         (lambda: roc_of_all_pairs(torch.eye(3), ALL_ONE, bins=100), "power of two"),
         (lambda: roc_of_all_pairs(torch.eye(3) * 2, ALL_ONE), "length 1; got length 2 in row 0 and 3"),
         (lambda: roc_of_all_pairs(torch.eye(3)[0], ALL_ONE), r"must be \(N, D\)"),
         (lambda: roc_of_all_pairs(torch.eye(3), np.zeros(3)), r"got numpy.ndarray. Pass torch.as_tensor"),
-        (lambda: roc_of_all_pairs(torch.eye(3), ALL_ONE, false_accept_rates=(1,)), "must lie in"),
+        (lambda: roc_of_all_pairs(torch.eye(3), ALL_ONE, false_accept_rates=(1,)), "must be in"),
         (lambda: roc_of_all_pairs(*balanced(0)).at_false_accept_rate(0), "false-accept"),
         (lambda: roc_of_pairs(torch.tensor([0.1, torch.nan]), torch.tensor([True, False])), "finite"),
         (lambda: roc_of_all_pairs(torch.eye(4) * torch.inf, torch.arange(4) // 2), "finite"),
@@ -309,7 +309,7 @@ ALL_ONE = torch.zeros(3, dtype=torch.long)
         (lambda: k_fold_accuracy(torch.ones(5), torch.ones(5).bool()), "num_folds"),
         (
             lambda: k_fold_accuracy(torch.ones(5), torch.ones(5).bool(), folds=torch.zeros(5).long()),
-            "two folds",
+            "at least two different values",
         ),
     ],
 )

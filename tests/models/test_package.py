@@ -95,7 +95,8 @@ def test_loading_needs_neither_training_nor_flows_nor_registry(package):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"format_version": "1", "encoder": 1, "preprocessing": 1}']
+    "content",
+    ["", "{", "[]", "{}", '{"format_version": "2", "runtime": 1, "encoder": 1, "preprocessing": 1}'],
 )
 def test_a_description_that_is_damaged_is_no_traceback(content, package):
     storage.write_bytes(f"{package.uri}/package.json", content.encode())

@@ -2,6 +2,9 @@
 
 import base64
 import re
+from dataclasses import replace
+
+import pytest
 
 from dml import storage
 from dml.refs import ReportRef
@@ -9,8 +12,8 @@ from dml.report.page import (
     Page,
     Picture,
     Section,
+    csv_of,
     find_report,
-    page_uri,
     publish_page,
     read_picture,
     render,
@@ -51,9 +54,9 @@ def test_every_section_is_one_click_away():
 
 
 def test_a_report_is_published_whole_with_its_pictures_beside_it(tmp_path):
-    uri = page_uri(str(tmp_path), "0" * 64)
-    report = publish_page(uri, "0" * 64, PAGE, beside={"list.csv": b"id\n"})
-    assert report == find_report(uri) == ReportRef.model_validate_json(report.model_dump_json())
+    page = replace(PAGE, beside={"list.csv": csv_of(["id"], [])})
+    report = publish_page(str(tmp_path), "0" * 64, lambda: page)
+    assert report == find_report(report.uri) == ReportRef.model_validate_json(report.model_dump_json())
     assert report.pictures == {"one.png": 'a "caption"'}
     assert read_picture(report, "one.png") == PNG
     folder = tmp_path / "reports" / ("0" * 12)
@@ -62,9 +65,14 @@ def test_a_report_is_published_whole_with_its_pictures_beside_it(tmp_path):
     assert report.page == str(folder / "index.html")
 
 
+def test_a_page_of_the_same_inputs_is_not_made_again(tmp_path):
+    report = publish_page(str(tmp_path), "0" * 64, lambda: PAGE)
+    assert publish_page(str(tmp_path), "0" * 64, lambda: pytest.fail("made again")) == report
+
+
 def test_a_report_on_s3_is_fetched_as_it_was_written(s3_store):
     fingerprint = "1" * 64
-    report = publish_page(page_uri(s3_store, fingerprint), fingerprint, PAGE)
+    report = publish_page(s3_store, fingerprint, lambda: PAGE)
     assert report.page == f"{s3_store}/reports/{'1' * 12}/index.html"
     assert read_picture(report, "one.png") == PNG
     assert (storage.fetch(report.uri, report.fingerprint) / "index.html").read_text() == render(PAGE)

@@ -1,10 +1,13 @@
 """Speed and losses since the last report, on a clock that the test turns."""
 
+import math
+
 import pytest
 
 from dml.config import TrainingConfig
+from dml.refs import BestStep
 from dml.training.loop import Due
-from dml.training.meter import Meter
+from dml.training.meter import Meter, Progress
 
 
 class Clock:
@@ -35,6 +38,41 @@ def test_a_report_counts_from_the_one_before():
     clock.now += 2
     progress = meter.progress(3, wait_s=3.0)
     assert (progress.loss, progress.images_per_second, progress.data_wait) == (6.0, 10.0, 0.5)
+
+
+def test_a_report_of_half_a_second_or_of_none_is_one_too():
+    clock = Clock()
+    meter = Meter(batch_size=10, clock=clock)
+    meter.losses += [1.0]
+    clock.now += 0.5
+    assert meter.progress(1, wait_s=0.0).images_per_second == 20.0
+    assert meter.progress(1, wait_s=0.0).images_per_second == 0.0, "no step since, and no time"
+
+
+def test_of_a_wait_that_began_before_the_report_no_more_counts_than_the_whole_time():
+    clock = Clock()
+    meter = Meter(batch_size=10, clock=clock)
+    clock.now += 2
+    assert meter.progress(1, wait_s=3.0).data_wait == 1.0
+
+
+def test_without_a_step_there_is_no_loss():
+    assert math.isnan(Meter(batch_size=10).progress(0, wait_s=0.0).loss)
+
+
+def test_numbers_of_validation_are_named_by_their_metric():
+    best, now = (
+        BestStep(step=step, metric="r_precision", value=value) for step, value in ((4, 0.5), (8, 0.25))
+    )
+    assert Progress(8, 1.0, 2.0, 0.5).metrics() == {"loss": 1.0, "images_per_second": 2.0, "data_wait": 0.5}
+    assert Progress(8, 1.0, 2.0, 0.5, now, best).metrics() == {
+        "loss": 1.0,
+        "images_per_second": 2.0,
+        "data_wait": 0.5,
+        "validation_r_precision": 0.25,
+        "best_r_precision": 0.5,
+        "best_step": 4.0,
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,11 @@
+"""Networks from elsewhere as packages: one file and one class per kind of address, found by the file's name.
+
+timm:NAME                        a network of timm, with the weights that timm publishes
+torchvision:NAME                 a network of torchvision
+safetensors:FILE@timm:NAME       weights in a file, and the network they belong to
+"""
+
+from dml.models.external.base import External, Options, Source
+from dml.models.external.importing import import_embedder, preview, read_embedder
+
+__all__ = ["External", "Options", "Source", "import_embedder", "preview", "read_embedder"]

@@ -1,0 +1,65 @@
+"""The form of a source of networks, and what a user says about them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dml.config import PreprocessingConfig
+from dml.models.external.preprocessing import PreprocessingFile
+from dml.models.package import Contents
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user says beside an embedder's address."""
+
+    weights: Path | None = None
+    """A local safetensors or .pth file."""
+    preprocessing: Path | None = None
+    """A JSON file, see `PreprocessingFile`."""
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class External:
+    """A network from elsewhere, ready to become a package."""
+
+    contents: Contents
+    source: str
+    """Its address, as the user types it, without folders of this machine."""
+    licence: str = ""
+    about: dict[str, Any] = field(default_factory=dict)
+    """More for the reader: a weights file's name, versions of libraries."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what was concluded, and what the user must see to."""
+
+
+class Source(ABC):
+    """A kind of address, KIND:ADDRESS; the kind is the name of the class's file."""
+
+    example: ClassVar[str]
+    """As a user types it."""
+
+    @abstractmethod
+    def read(self, address: str, options: Options, follow: Callable[[str, Options], External]) -> External:
+        """The network at an address.
+
+        Args:
+            address: what stands behind the kind and the colon.
+            options: what the user says beside it.
+            follow: reads another address, for kinds that hold one.
+
+        Raises:
+            InvalidSetting: no such network, or options that it does not take.
+            MissingArtifact: weights that are neither on this machine nor can be fetched.
+            CorruptArtifact, IncompatibleArtifact: weights that are damaged, or another network's.
+        """
+
+
+def prepared(default: PreprocessingConfig, options: Options) -> PreprocessingConfig:
+    """A network's own preprocessing, with what the user says of it in a file."""
+    if options.preprocessing is None:
+        return default
+    return PreprocessingFile.read(options.preprocessing).over(default)

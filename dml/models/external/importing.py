@@ -1,0 +1,104 @@
+"""An embedder's address becomes a package in the store."""
+
+import io
+import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image
+
+from dml.errors import InvalidData, InvalidSetting, did_you_mean
+from dml.models import external
+from dml.models.external.base import External, Options, Source
+from dml.models.package import Package, load_package, publish_package
+from dml.refs import PackageRef
+
+_NO_SOURCES = ("base", "importing", "preprocessing")
+_LENGTH_TOLERANCE = 1e-3
+
+
+def sources() -> list[str]:
+    """The kinds of addresses."""
+    return sorted(f.name for f in pkgutil.iter_modules(external.__path__) if f.name not in _NO_SOURCES)
+
+
+def read_embedder(address: str, options: Options) -> External:
+    """The network at an address.
+
+    Args:
+        address: KIND:ADDRESS, as `timm:resnet50`.
+        options: what the user says beside it.
+
+    Raises:
+        InvalidSetting: no such address, or options that it does not take.
+        MissingArtifact, CorruptArtifact, IncompatibleArtifact: its weights are not there, or are others.
+    """
+    kind, colon, rest = address.partition(":")
+    if kind not in sources() or not colon or not rest:
+        examples = ", ".join(_source(each).example for each in sources())
+        raise InvalidSetting(
+            f"An embedder must be one of {examples}; got {address!r}.{did_you_mean(kind, sources())} A "
+            "registered model is named by --model."
+        )
+    return _source(kind).read(rest, options, read_embedder)
+
+
+def _source(kind: str) -> Source:
+    module = import_module(f"{external.__name__}.{kind}")
+    return next(
+        each()
+        for each in vars(module).values()
+        if isinstance(each, type) and issubclass(each, Source) and each.__module__ == module.__name__
+    )
+
+
+def import_embedder(store: str, address: str, options: Options) -> PackageRef:
+    """Make the network at an address a package of the store, and embed a drawn picture with it.
+
+    Args:
+        store: the store's URI.
+        address: as `read_embedder`.
+        options: what the user says beside it.
+
+    Raises:
+        InvalidData: it gives something else than one embedding for an image.
+        InvalidSetting, MissingArtifact, CorruptArtifact, IncompatibleArtifact: as `read_embedder`.
+    """
+    found = read_embedder(address, options)
+    with preview(found) as package:
+        _require_embeddings(package)
+    return publish_package(
+        store,
+        found.contents,
+        source=found.source,
+        licence=options.licence or found.licence,
+        about={"from_elsewhere": found.about},
+    )
+
+
+@contextmanager
+def preview(found: External) -> Iterator[Package]:
+    """A network from elsewhere as it would embed, before any store holds it."""
+    with TemporaryDirectory() as folder:
+        yield load_package(publish_package(folder, found.contents, source=found.source).uri)
+
+
+def _require_embeddings(package: Package) -> None:
+    out = io.BytesIO()
+    Image.fromarray(np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)).save(out, "PNG")
+    vectors = package.embed([out.getvalue()] * 2)
+    source = package.ref.source
+    if vectors.shape != (2, package.ref.dim):
+        raise InvalidData(
+            f"An embedder must give one embedding of {package.ref.dim} numbers for each image; {source} "
+            f"gives {vectors.shape} for 2 images. Name another output, or cut the network off before its "
+            "classifier."
+        )
+    if not (np.abs(np.linalg.norm(vectors, axis=1) - 1) <= _LENGTH_TOLERANCE).all():
+        raise InvalidData(
+            f"An embedder must give numbers; {source} gives {vectors[0, :3]}... of a drawn picture. Check "
+            "its weights and its preprocessing."
+        )

@@ -1,0 +1,55 @@
+"""The form of a runtime: one image's bytes become what it takes, and a batch of those becomes embeddings."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dml.config import Part, PreprocessingConfig
+from dml.config.training import Precision
+from dml.preprocessing import Encoded, preprocess
+
+
+class Runtime(ABC):
+    """A network, ready to embed.
+
+    Args:
+        folder: the package's files.
+        settings: what the package's description says under `encoder`, a JSON tree.
+        preprocessing: what an image becomes before the network sees it.
+        device: where to compute, if the runtime can.
+        precision: as of training, if the runtime can.
+    """
+
+    requirements: ClassVar[tuple[str, ...]] = ()
+    """Distributions it needs beside those of every package."""
+
+    config: Part
+    preprocessing: PreprocessingConfig
+    device: torch.device
+    dim: int
+    """D, the length of an embedding."""
+    precision: Precision = "float32"
+    """What it computes in; never "auto"."""
+
+    @abstractmethod
+    def __init__(
+        self,
+        folder: Path,
+        settings: Any,
+        preprocessing: PreprocessingConfig,
+        *,
+        device: torch.device,
+        precision: Precision,
+    ) -> None: ...
+
+    def prepare(self, content: Encoded) -> Any:
+        """An image file's bytes as the network takes them; threads call it side by side."""
+        return preprocess(content, self.preprocessing)
+
+    @abstractmethod
+    def embed(self, prepared: Sequence[Any]) -> Tensor:
+        """(B, D) float32 embeddings of unit length of B prepared images; it may stay on the device."""

@@ -1,0 +1,55 @@
+"""An encoder of ours, or any network that torch holds inside one, from safetensors."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dml.config import EncoderConfig, PreprocessingConfig
+from dml.config.training import Precision
+from dml.models.encoder import Encoder
+from dml.models.precision import autocast, choose_precision, convolutions_in
+from dml.models.runtimes.base import Runtime
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = "weights.safetensors"
+
+
+class TorchRuntime(Runtime):
+    """An encoder on a torch device."""
+
+    config: EncoderConfig
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Any,
+        preprocessing: PreprocessingConfig,
+        *,
+        device: torch.device,
+        precision: Precision,
+    ) -> None:
+        self.config = EncoderConfig.model_validate(settings)
+        self.dim, self.preprocessing, self.device = self.config.dim, preprocessing, device
+        self.precision, why = choose_precision(precision, device)
+        if device.type == "cuda":
+            logger.info("embedding in %s, %s", self.precision, why)
+        encoder = Encoder(self.config, channels=preprocessing.channels, initialise=False)
+        encoder.load_state_dict(load_file(folder / WEIGHTS))
+        self.encoder = encoder.eval().to(device).to(memory_format=torch.channels_last)
+
+    def embed(self, prepared: Sequence[Tensor]) -> Tensor:
+        pixels = torch.stack(list(prepared))
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        on_device = pixels.to(self.device, non_blocking=True)
+        on_gpu = convolutions_in(self.precision) if self.device.type == "cuda" else nullcontext()
+        with torch.inference_mode(), on_gpu, autocast(self.precision, self.device):
+            embeddings: Tensor = self.encoder(on_device.to(memory_format=torch.channels_last))
+        return embeddings

@@ -176,17 +176,20 @@ def resize_and_crop(image: Image.Image, config: PreprocessingConfig) -> Image.Im
     if config.crop_mode == "none":
         return image
     shorter = min(image.size)
-    scales = [(side if config.crop_mode == "squash" else shorter) / config.resize for side in image.size]
+    scales = [shorter / config.resize] * 2
+    if config.crop_mode == "squash":
+        resized = (config.resize * side / config.crop for side in config.size)
+        scales = [length / side for length, side in zip(image.size, resized, strict=True)]
     # On the grid of the resized image, so that an image of the final size stays as it is, to the bit.
     left, top = (
-        int((length / scale - config.crop) / 2) * scale
-        for length, scale in zip(image.size, scales, strict=True)
+        int((length / scale - side) / 2) * scale
+        for length, scale, side in zip(image.size, scales, config.size, strict=True)
     )
     right, bottom = (
-        min(start + config.crop * scale, length)
-        for start, scale, length in zip((left, top), scales, image.size, strict=True)
+        min(start + side * scale, length)
+        for start, scale, side, length in zip((left, top), scales, config.size, image.size, strict=True)
     )
-    return image.resize((config.crop, config.crop), resampling(config), box=(left, top, right, bottom))
+    return image.resize(config.size, resampling(config), box=(left, top, right, bottom))
 
 
 def resampling(config: PreprocessingConfig) -> Image.Resampling:

@@ -114,13 +114,16 @@ _EVALUATIONS = {
 _CONFUSEZIUS = "Confusezius' Deep-Metric-Learning-Baselines"
 
 
+_IMAGENET_RESNET50 = TorchvisionConfig(name="resnet50", pretrained="IMAGENET1K_V1")  # the papers' weights
+
+
 def _resnet50(name: str, dim: int, dataset: str = "") -> ExperimentConfig:
     """Roth et al. 2020, arXiv:2002.08473: frozen batch norm, 224-pixel crops, batches of 112, Adam 1e-5."""
     return ExperimentConfig(
         name=name,
         augmentation=AugmentationConfig(random_resized_crop=(0.08, 1.0), horizontal_flip=True),
         encoder=EncoderConfig(
-            backbone=TorchvisionConfig(name="resnet50", pretrained="IMAGENET1K_V1"),  # the papers' weights
+            backbone=_IMAGENET_RESNET50,
             dim=dim,
             freeze_batch_norm=True,
         ),
@@ -297,6 +300,36 @@ def _family() -> dict[str, tuple[str, Callable[[], ExperimentConfig]]]:
     return found
 
 
+def market1501_triplet() -> ExperimentConfig:
+    """Person re-identification on ResNet50 at 256 x 128 pixels, batch-hard triplets, for Market-1501.
+
+    Images, batches and optimizer as Luo et al. 2019, arXiv:1903.07071, configs/softmax_triplet.yml. Their sum
+    of losses, random erasing, last stride of 1 and batch norm neck are left out.
+    """
+    batch, epochs, epoch = 64, 120, 12936 // 64
+    return ExperimentConfig(
+        name="market1501-triplet",
+        preprocessing=PreprocessingConfig(resize=128, crop=128, height=256, crop_mode="squash"),
+        augmentation=AugmentationConfig(horizontal_flip=True, translation=10 / 256),
+        encoder=EncoderConfig(backbone=_IMAGENET_RESNET50, head="none", dim=2048),
+        sampler=SamplerConfig(classes_per_batch=batch // 4, samples_per_class=4),
+        loss=loss_config("triplet_margin", mining="batch_hard", margin=0.3),
+        optimizer=OptimizerConfig(
+            kind="adam",
+            learning_rate=3.5e-4,
+            weight_decay=5e-4,
+            warmup_steps=10 * epoch,
+            schedule="step",
+            milestones=(40 / epochs, 70 / epochs),
+            gamma=0.1,
+        ),
+        training=TrainingConfig(num_steps=epochs * epoch),
+        evaluation=EvaluationConfig(
+            recall_at=(1, 5, 10), full_map=True, role_attribute="role", same_camera_attribute="camera"
+        ),
+    )
+
+
 # --- by name -------------------------------------------------------------------------------------------
 
 AUTO = "auto"
@@ -319,7 +352,7 @@ def smoke_of(config: ExperimentConfig) -> ExperimentConfig:
     memory, validation = config.memory, config.training.validation
     changes: dict[str, Any] = {
         "name": f"smoke-{config.name}",
-        "preprocessing": {**config.preprocessing.model_dump(), "resize": 28, "crop": 28},
+        "preprocessing": {**config.preprocessing.model_dump(), "resize": 28, "crop": 28, "height": None},
         "encoder": {
             **config.encoder.model_dump(),
             "backbone": Conv4Config(width=32),
@@ -356,6 +389,7 @@ _ALL: tuple[Callable[[], ExperimentConfig], ...] = (
     resnet50_triplet,
     resnet50_multi_similarity,
     resnet50_proxy_anchor,
+    market1501_triplet,
 )
 
 

@@ -269,6 +269,22 @@ def test_resize_and_crop_equals_resizing_all_of_it_and_cropping(size):
     assert difference.mean() < 4, "sides are rounded to whole pixels there, and not here"
 
 
+@pytest.mark.parametrize("size", [(128, 64), (60, 300), (50, 50)])
+def test_a_person_is_squashed_to_a_rectangle_as_plain_resizing_does(size):
+    config = PreprocessingConfig(resize=64, crop=64, height=128, crop_mode="squash")
+    image = gradient(*size)
+    got = preprocess(encoded(image), config)
+    assert got.shape == (3, 128, 64)
+    plain = np.asarray(image.resize((64, 128), Image.Resampling.BILINEAR), dtype=np.float32) / 255
+    want = (torch.from_numpy(plain) - torch.tensor(config.mean)) / torch.tensor(config.std)
+    torch.testing.assert_close(got, want.permute(2, 0, 1), rtol=0, atol=1e-5)
+
+
+def test_a_height_without_squash_is_refused():
+    with pytest.raises(ValueError, match="crop_mode 'squash'; got 128"):
+        PreprocessingConfig(resize=64, crop=64, height=128)
+
+
 def test_a_very_long_strip_costs_no_more_memory_than_its_crop():
     strip = Image.new("L", (1_000_000, 2))
     config = PreprocessingConfig(color="L", resize=256, crop=224, mean=(0.5,), std=(0.5,))

@@ -151,6 +151,9 @@ class PreprocessingConfig(Part):
     crop_mode: Literal["center", "squash", "none"] = Field(
         "center", description="squash: both sides to `resize`, whatever the shape; none: as large as it is"
     )
+    height: int | None = Field(
+        None, gt=0, description="of the result in pixels, with crop_mode squash; None: `crop`, a square"
+    )
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bilinear"
     channel_order: Literal["RGB", "BGR"] = Field("RGB", description="in which the network takes them")
     mean: tuple[float, ...] = Field(
@@ -162,10 +165,20 @@ class PreprocessingConfig(Part):
     def channels(self) -> int:
         return len(self.color)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the result in pixels."""
+        return self.crop, self.height or self.crop
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.crop > self.resize:
             raise ValueError(f"crop must not exceed resize; got {self.crop} and {self.resize}.")
+        if self.height is not None and self.crop_mode != "squash":
+            raise ValueError(
+                f"height belongs to crop_mode 'squash'; got {self.height} with {self.crop_mode!r}. Set "
+                "crop_mode to 'squash', or leave height out for a square."
+            )
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(
                 f"mean and std need one value for each of {self.color!r}'s {self.channels} channels; "

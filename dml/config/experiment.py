@@ -131,10 +131,10 @@ class ExperimentConfig(Part):
         kind, color = self.encoder.backbone.kind, self.preprocessing.color
         if kind != "conv4" and color != "RGB":
             raise ValueError(f"The {kind} backbones take RGB images; got color {color!r}.")
-        if kind == "conv4" and self.preprocessing.crop < _CONV4_MIN_SIDE:
+        if kind == "conv4" and min(self.preprocessing.size) < _CONV4_MIN_SIDE:
             raise ValueError(
                 f"conv4 halves the image four times, so crop must be at least {_CONV4_MIN_SIDE}; got "
-                f"{self.preprocessing.crop}."
+                f"{min(self.preprocessing.size)}."
             )
         if kind != "timm" and self.encoder.pooling == "own":
             raise ValueError(

@@ -62,8 +62,7 @@ def _random_resized_crop(
     else:  # no part of that shape fits: the largest centred one that does
         w, h = min(width, round(height * _ASPECT[1])), min(height, round(width / _ASPECT[0]))
         left, top = (width - w) // 2, (height - h) // 2
-    size = (preprocessing.crop, preprocessing.crop)
-    return image.resize(size, resampling(preprocessing), box=(left, top, left + w, top + h))
+    return image.resize(preprocessing.size, resampling(preprocessing), box=(left, top, left + w, top + h))
 
 
 def _random_affine(

@@ -126,13 +126,13 @@ def _write_classes(ref: DatasetRef, staged: str, labels: list[str]) -> None:
     uri = storage.join(ref.uri, CLASSES)
     filesystem, path = storage.filesystem(uri)
     with storage.reading(uri, "`dml verify --heal` makes the version again."):
-        table = parquet.read_table(path, filesystem=filesystem)
+        table = parquet.read_table(path, filesystem=filesystem, page_checksum_verification=True)
     lost = set(read_rows(ref, columns=["label"])["label"].to_pylist()) - set(labels)
     table = table.filter(
         compute.invert(compute.is_in(table["label"], pa.array(sorted(lost), pa.large_string())))
     )
     filesystem, path = storage.filesystem(storage.join(staged, CLASSES))
-    parquet.write_table(table, path, filesystem=filesystem, compression="ZSTD")
+    parquet.write_table(table, path, filesystem=filesystem, compression="ZSTD", write_page_checksum=True)
 
 
 def erase_from_latest_quarantine(store: str, name: str, ids: Sequence[str]) -> None:

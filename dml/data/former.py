@@ -167,7 +167,7 @@ def _read_class_splits(ref: DatasetRef) -> dict[str, str]:
     """From the small table, or where that is damaged from the rows themselves."""
     filesystem, path = storage.filesystem(storage.join(ref.uri, CLASSES))
     try:
-        table = parquet.read_table(path, filesystem=filesystem)
+        table = parquet.read_table(path, filesystem=filesystem, page_checksum_verification=True)
     except (OSError, pa.ArrowException):
         return _splits_of_rows(ref)
     return dict(zip(table["label"].to_pylist(), table["split"].to_pylist(), strict=True))
@@ -191,7 +191,7 @@ def write_class_splits(folder: str, splits: Mapping[str, str]) -> None:
         {"label": pa.array(labels, pa.large_string()), "split": [splits[label] for label in labels]}
     )
     filesystem, path = storage.filesystem(storage.join(folder, CLASSES))
-    parquet.write_table(table, path, filesystem=filesystem, compression="ZSTD")
+    parquet.write_table(table, path, filesystem=filesystem, compression="ZSTD", write_page_checksum=True)
 
 
 def choose_split(

@@ -20,11 +20,10 @@ _PACKAGES = {
         *("torchvision", "yaml"),
     ),
     "train": (
-        *("matplotlib", "mlflow", "pandas", "ray", "requests", "s3fs", "scipy", "sklearn", "sqlalchemy"),
+        *("matplotlib", "mlflow", "pandas", "ray", "requests", "scipy", "sklearn", "sqlalchemy"),
         "threadpoolctl",
     ),
     "flows": ("prefect",),
-    "serve": ("fastapi", "uvicorn"),
     "onnx": ("onnx", "onnxruntime"),
     "huggingface": ("transformers",),
     "hdf5": ("h5py",),

@@ -7,7 +7,7 @@ from typing import Any
 
 MISSING = {
     *("boto3", "faiss", "fastapi", "hypothesis", "matplotlib", "mlflow", "moto", "pandas", "prefect"),
-    *("pytest_timeout", "pytorch_metric_learning", "ray", "rich", "s3fs", "scipy", "sklearn", "torchvision"),
+    *("pytest_timeout", "pytorch_metric_learning", "ray", "rich", "scipy", "sklearn", "torchvision"),
     "typer",
 }
 

@@ -62,6 +62,15 @@ def test_a_package_is_looked_for_in_the_extra_that_brings_it(extra):
             assert EXTRA_OF[package] in held_by(extra), requirement.name
 
 
+def test_every_package_of_an_extra_is_imported():
+    """But for what only bounds a version for Prefect, and drivers that SQLAlchemy loads by their names."""
+    wanted = {requirement.name for requirements in EXTRAS.values() for requirement in requirements}
+    packages = {IMPORTED_AS.get(name, name) for name in wanted - BOUNDED_FOR_PREFECT - {PROJECT["name"]}}
+    loaded_by_name = {"asyncpg", "psycopg2"}
+    external_embedders = {"h5py", "onnx", "onnxruntime", "transformers"}
+    assert packages - third_party_imports() <= loaded_by_name | external_embedders
+
+
 def test_all_holds_every_extra():
     assert held_by("all") == EXTRAS.keys()
 

@@ -179,7 +179,7 @@ def test_a_report_is_a_page_to_open_and_circles_are_one_too(folder, dml):
     assert "shop/" in Path(report["page"]).read_text()
     assert {"answers.png", "roc.png"} <= report["pictures"].keys()
     small = ("--set", "training.num_steps=1", "--set", "encoder.backbone.width=8")
-    circles = dml("circles", "shop", "--loss", "softmax", "--loss", "triplet_margin", *small)
+    circles = dml("circles", "shop", "--losses", "softmax", "triplet_margin", *small)
     assert circles["pictures"]["circles.png"].startswith("softmax, triplet_margin: 320 images of shop@")
 
 
@@ -211,8 +211,8 @@ def test_searching_finds_the_query_itself_first_and_obeys_the_filter(folder, dml
         (["train", "shop", "--set", "loss.margn=1"], "margn"),
         (["evaluate", "nobody", "shop"], "nobody"),
         (["report", "nobody", "shop"], "nobody"),
-        (["report", "shop", "shop", "--split", "nonsense"], "nonsense"),
-        (["circles", "shop", "--loss", "nonsense"], "nonsense"),
+        (["report", "shop", "shop", "--set", "split=nonsense"], "nonsense"),
+        (["circles", "shop", "--losses", "nonsense"], "nonsense"),
         (["index", "shop", "--factory", "Nonsense"], "Nonsense"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value[:2]),

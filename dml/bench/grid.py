@@ -60,8 +60,8 @@ def _experiments(config: BenchConfig, dataset: str) -> list[Entry]:
     rows = config.rows()
     if not names:
         raise InvalidSetting(
-            f"Every dataset needs a preset; got none for {dataset}. Give one with --preset NAME or "
-            f"--preset {bare}=NAME."
+            f"Every dataset needs a preset; got none for {dataset}. Give one with --presets NAME or "
+            f"--presets {bare}=NAME."
         )
     if rows and len(names) > 1:
         raise InvalidSetting(
@@ -127,7 +127,7 @@ def _check_settings(config: BenchConfig) -> None:
     for text in config.presets:
         dataset, equals, _ = text.partition("=")
         if equals and dataset not in bare:
-            raise InvalidSetting(f"--preset {text!r} is for a dataset of this bench, {sorted(bare)}.")
+            raise InvalidSetting(f"--presets {text!r} is for a dataset of this bench, {sorted(bare)}.")
     for text in config.settings:
         where, setting = _scope(text)
         path = setting.partition("=")[0]

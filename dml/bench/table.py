@@ -94,13 +94,13 @@ def command_of(config: BenchConfig) -> str:
     """What to type for the same grid."""
     options: dict[str, Sequence[str]] = {
         "--datasets": config.datasets,
-        "--preset": config.presets,
+        "--presets": config.presets,
         "--losses": config.losses,
-        "--mining": config.minings,
+        "--minings": config.minings,
         "--set": [shlex.quote(text) for text in config.settings],
     }
     if config.reproduce is not None:
-        options = {"--reproduce": [config.reproduce], **options, "--preset": (), "--losses": ()}
+        options = {"--reproduce": [config.reproduce], **options, "--presets": (), "--losses": ()}
     parts = ["dml bench", *(f"{name} {' '.join(values)}" for name, values in options.items() if values)]
     parts.append(f"--seeds {config.seeds}")
     if config.reproduce is None and not config.baselines:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 import dml
 from dml.errors import InvalidSetting, MissingArtifact
@@ -24,10 +25,13 @@ Store = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, logs on stderr")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="change a setting: path.to.key=value; repeatable")
+    list[str] | None, typer.Option("--set", help="change a setting, path.to.key=value; repeatable")
 ]
 Preset = Annotated[str, typer.Option(help="experiment to start from; `dml presets` lists them")]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="default: as the size asks")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="processes that work at once; default: as the size asks"),
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -63,6 +67,29 @@ def verb(register: Callable[..., Callable[[Any], Any]] = app.command, **options:
         return registered
 
     return decorate
+
+
+class SeveralWords(TyperCommand):
+    """`--losses margin circle` means `--losses margin --losses circle`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        several = {
+            name
+            for option in self.params
+            if isinstance(option, TyperOption) and option.multiple and option.nargs == 1
+            for name in option.opts
+        }
+        spelt: list[str] = []
+        current, words = "", 0
+        for word in args:
+            if word.startswith("--"):
+                current, words = (word if word in several else ""), 0
+            elif current:
+                words += 1
+                if words > 1:
+                    spelt.append(current)
+            spelt.append(word)
+        return super().parse_args(ctx, spelt)
 
 
 def store_uri(explicit: str | None) -> str:

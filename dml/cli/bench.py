@@ -1,11 +1,10 @@
 """`dml bench`."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperCommand, TyperOption
 
-from dml.cli.app import Json, Store, store_uri, verb
+from dml.cli.app import Json, SeveralWords, Store, store_uri, verb
 from dml.cli.output import emit, print_table
 from dml.errors import InvalidSetting
 
@@ -13,46 +12,29 @@ if TYPE_CHECKING:
     from dml.reports import BenchReport
 
 
-class SeveralWords(TyperCommand):
-    """`--losses margin circle` means `--losses margin --losses circle`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        several = {
-            name
-            for option in self.params
-            if isinstance(option, TyperOption) and option.multiple and option.nargs == 1
-            for name in option.opts
-        }
-        spelt: list[str] = []
-        current, words = "", 0
-        for word in args:
-            if word.startswith("--"):
-                current, words = (word if word in several else ""), 0
-            elif current:
-                words += 1
-                if words > 1:
-                    spelt.append(current)
-            spelt.append(word)
-        return super().parse_args(ctx, spelt)
-
-
 @verb(cls=SeveralWords)
 def bench(
-    datasets: Annotated[list[str] | None, typer.Option(help="NAME or NAME@VERSION, several")] = None,
+    datasets: Annotated[list[str] | None, typer.Option(help="several NAME or NAME@VERSION")] = None,
     losses: Annotated[
-        list[str] | None, typer.Option(help="LOSS or LOSS/MINING, several; none: each preset is a row")
+        list[str] | None, typer.Option(help="several; LOSS or LOSS/MINING; default: each preset is a row")
     ] = None,
     minings: Annotated[
-        list[str] | None, typer.Option("--mining", help="several; for losses that take one and name none")
+        list[str] | None, typer.Option(help="several; for losses that take one and name none")
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="runs of each row; default 3")] = None,
     chosen: Annotated[
         list[str] | None,
-        typer.Option("--preset", help="where rows start from: NAME, or DATASET=NAME for one dataset"),
+        typer.Option(
+            "--presets", help="several, where rows start from; NAME, or DATASET=NAME for one dataset"
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="path.to.key=value; WHERE:path.to.key=value for one dataset or loss"),
+        typer.Option(
+            "--set",
+            help="change a setting, path.to.key=value; or WHERE:path.to.key=value, for one dataset or loss; "
+            "several",
+        ),
     ] = None,
     baselines: Annotated[bool, typer.Option(help="rows of raw pixels and softmax")] = True,
     parallel: Annotated[int | None, typer.Option(min=1, help="cells at a time; default: the GPUs")] = None,

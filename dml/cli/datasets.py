@@ -22,7 +22,7 @@ Layout = Literal[
 @verb()
 def ingest(
     source: Annotated[str, typer.Argument(help="folder, zip, manifest (.csv, .parquet), or `glyphs:`")],
-    name: Annotated[str | None, typer.Option(help="the dataset's name; default: from the source")] = None,
+    name: Annotated[str | None, typer.Option(help="name of what is made; default: from the source")] = None,
     layout: Annotated[Layout, typer.Option(help="how the source is laid out")] = "auto",
     split: Annotated[
         str | None,

@@ -31,9 +31,9 @@ def train(
         Path | None, typer.Option(help="the backbone's pretrained weights, safetensors or .pth")
     ] = None,
     settings: Settings = None,
-    name: Annotated[str | None, typer.Option(help="the model's; default: the dataset's")] = None,
+    name: Annotated[str | None, typer.Option(help="name of what is made; default: the dataset's")] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="training workers; default: the preset's")
+        int | None, typer.Option(min=1, help="processes that work at once; default: the preset's")
     ] = None,
     store: Store = None,
     as_json: Json = False,
@@ -81,7 +81,10 @@ def evaluate(
     dataset: Annotated[str | None, typer.Argument(help="NAME or NAME@VERSION; none for vectors")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value, as recall_at=[1,10] or few_shot.ways=5; repeatable"),
+        typer.Option(
+            "--set",
+            help="change a setting, path.to.key=value; as few_shot.ways=5 or recall_at=[1,10]; repeatable",
+        ),
     ] = None,
     store: Store = None,
     as_json: Json = False,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Settings, Store, store_uri, verb
+from dml.cli.app import Json, Settings, SeveralWords, Store, store_uri, verb
 from dml.cli.output import emit, print_table, visible
 from dml.errors import InvalidSetting
 
@@ -28,18 +28,23 @@ def report(
     against: Annotated[
         str | None, typer.Option(help="another model: which is better on the same queries, and where?")
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="of MODEL: test (default), or train to look for wrong labels there")
-    ] = None,
     model: Annotated[
-        str | None, typer.Option(help="of a dataset alone: suspected labels and a map by this model")
+        str | None,
+        typer.Option(
+            help="NAME (its champion), NAME@ALIAS or NAME/VERSION; of a dataset alone: suspected labels and a "
+            "map by this model"
+        ),
     ] = None,
     embeddings: Annotated[
         str | None, typer.Option(help="the same by a table: its folder in STORE/embeddings, or its path")
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value, as failures=30 or evaluation.role_attribute=role; repeatable"),
+        typer.Option(
+            "--set",
+            help="change a setting, path.to.key=value; as failures=30, or split=train to look for wrong "
+            "labels there; repeatable",
+        ),
     ] = None,
     store: Store = None,
     as_json: Json = False,
@@ -50,13 +55,13 @@ def report(
     Of a DATASET alone, before any training: classes, pictures, near-duplicates, attributes, quarantine.
     """
     if len(names) == 1:
-        _refuse({"--against": against, "--split": split}, "dml report MODEL DATASET has", names[0])
+        _refuse({"--against": against}, "dml report MODEL DATASET has", names[0])
         return _report_dataset(names[0], model, embeddings, settings, store, as_json)
     if len(names) == 2:
         _refuse(
             {"--model": model, "--embeddings": embeddings}, "dml report DATASET alone has", " ".join(names)
         )
-        return _report_model(names[0], names[1], against, split or "test", settings, store, as_json)
+        return _report_model(names[0], names[1], against, settings, store, as_json)
     raise InvalidSetting(f"A report must be of MODEL DATASET or of DATASET alone; got {len(names)} names.")
 
 
@@ -102,7 +107,6 @@ def _report_model(
     model: str,
     dataset: str,
     against: str | None,
-    split: str,
     settings: list[str] | None,
     store: str | None,
     as_json: bool,
@@ -111,7 +115,7 @@ def _report_model(
     from flows.policy import run
     from flows.report import report_flow
 
-    config = ReportConfig().overridden([f"split={split}", *(settings or [])])
+    config = ReportConfig().overridden(settings or [])
     ref = run(report_flow, model, dataset, config, store=store_uri(store), against=against)
     return emit(ref, as_json, partial(_show_report, model=model, against=against))
 
@@ -130,12 +134,12 @@ def _show_page(ref: "ReportRef") -> None:
     print(f"open {ref.page}")
 
 
-@verb()
+@verb(cls=SeveralWords)
 def circles(
     dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION; its split train is learnt")],
     losses: Annotated[
         list[str] | None,
-        typer.Option("--loss", help="repeatable; default: softmax, arcface, triplet_margin, margin"),
+        typer.Option(help="several; default: softmax, arcface, triplet_margin, margin"),
     ] = None,
     show: Annotated[str | None, typer.Option(help="draw this dataset's rows; default: the same")] = None,
     settings: Settings = None,

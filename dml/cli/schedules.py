@@ -54,8 +54,15 @@ def schedule(
     ] = None,
     off: Annotated[bool, typer.Option("--off", help="leave the index as it is from now on")] = False,
     timezone: Annotated[str, typer.Option(help="that of --cron, as Europe/Rome")] = "UTC",
-    model: Annotated[str | None, typer.Option(help="default: the champion of the index's model")] = None,
-    dataset: Annotated[str | None, typer.Option(help="default: the name of the index's dataset")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="NAME (its champion), NAME@ALIAS or NAME/VERSION; default: the champion of the index's model"
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="NAME or NAME@VERSION; default: the name of the index's dataset")
+    ] = None,
     store: Store = None,
     as_json: Json = False,
 ) -> "ScheduleList":

@@ -62,7 +62,7 @@ class BenchConfig(Part):
             rows |= dict.fromkeys((kind, m) for m in minings or (mining or None,))
         if self.minings and not any(mining in self.minings for _, mining in rows):
             raise InvalidSetting(
-                f"None of the losses {list(self.losses)} takes a mining of --mining; got "
+                f"None of the losses {list(self.losses)} takes a mining of --minings; got "
                 f"{list(self.minings)}. Leave it out, or add one of "
                 f"{', '.join(k for k in loss_kinds() if takes_mining(k))}."
             )

@@ -38,7 +38,6 @@ def test_an_embeddings_table_that_exists_is_named_by_its_folder_or_path(dml, sto
     ("words", "said"),
     [
         (["labels", "--against", "a/1"], "Only dml report MODEL DATASET has --against"),
-        (["labels", "--split", "train"], "Only dml report MODEL DATASET has --split"),
         (["a/1", "labels", "--model", "b/1"], "Only dml report DATASET alone has --model"),
         (["a/1", "labels", "--embeddings", "t"], "Only dml report DATASET alone has --embeddings"),
         (["a/1", "labels", "third"], "got 3 names"),

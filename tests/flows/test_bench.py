@@ -103,7 +103,7 @@ def test_the_command_line_gives_the_same_table(killed, finished, monkeypatch, ca
 
 
 def test_the_command_line_refuses_what_the_grid_does(monkeypatch, capsys, tmp_path):
-    words = "dml bench --datasets a b --losses margin --preset smoke --compare margin --json --store"
+    words = "dml bench --datasets a b --losses margin --presets smoke --compare margin --json --store"
     monkeypatch.setattr(sys, "argv", [*words.split(), str(tmp_path)])
     with pytest.raises(SystemExit) as done:
         main()

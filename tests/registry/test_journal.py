@@ -222,6 +222,6 @@ def test_training_ends_without_mlflow_and_the_same_command_continues_later(serve
     again = Training(shop, server.uri, seed=2)
     status, answer = again.ends()
     assert status == 0, (answer, again.log[-20:])
-    logged = history(server.uri, run_of(server.uri, version=answer["version"]))
+    logged = history(server.uri, run_of(server.uri, version=answer["model"]["version"]))
     assert [step for step, _ in logged] == list(range(1, STEPS + 1))
     assert not any("step 1 of" in line for line in again.log), "nothing is trained again"

@@ -15,7 +15,18 @@ if TYPE_CHECKING:
 
 # As config.SourceLayout, which would import the whole configuration only to print a help text.
 Layout = Literal[
-    "auto", "folder", "omniglot", "cars196", "cub200", "sop", "mnist", "tiny-imagenet", "manifest", "glyphs"
+    "auto",
+    "folder",
+    "omniglot",
+    "cars196",
+    "cub200",
+    "sop",
+    "in-shop",
+    "market1501",
+    "mnist",
+    "tiny-imagenet",
+    "manifest",
+    "glyphs",
 ]
 
 

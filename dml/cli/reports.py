@@ -31,8 +31,8 @@ def report(
     model: Annotated[
         str | None,
         typer.Option(
-            help="NAME (its champion), NAME@ALIAS or NAME/VERSION; of a dataset alone: suspected labels and a "
-            "map by this model"
+            help="NAME (its champion), NAME@ALIAS or NAME/VERSION; of a dataset alone: suspected labels "
+            "and a map by this model"
         ),
     ] = None,
     embeddings: Annotated[

@@ -56,7 +56,9 @@ def index(
             "safetensors:FILE@timm:NAME"
         ),
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="of --embedder: a safetensors or .pth file")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="pretrained weights, a safetensors or .pth file; of --embedder")
+    ] = None,
     preprocessing: Annotated[
         Path | None, typer.Option(help="of --embedder: a JSON file, where it wants images otherwise")
     ] = None,

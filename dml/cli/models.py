@@ -28,7 +28,7 @@ def train(
         Path | None, typer.Option(help="a YAML or JSON file with a whole experiment, instead of a preset")
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="the backbone's pretrained weights, safetensors or .pth")
+        Path | None, typer.Option(help="pretrained weights, a safetensors or .pth file; of the backbone")
     ] = None,
     settings: Settings = None,
     name: Annotated[str | None, typer.Option(help="name of what is made; default: the dataset's")] = None,

@@ -57,7 +57,7 @@ def recommend(
     context: typer.Context,
     dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION")],
     weights: Annotated[
-        Path | None, typer.Option(help="the backbone's pretrained weights, safetensors or .pth")
+        Path | None, typer.Option(help="pretrained weights, a safetensors or .pth file; of the backbone")
     ] = None,
     store: Store = None,
     as_json: Json = False,

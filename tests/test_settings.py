@@ -33,7 +33,7 @@ def test_mlflow_is_the_configured_one_else_a_database_in_the_store(monkeypatch, 
     assert settings.tracking_uri(str(tmp_path / "s")) == f"sqlite:///{tmp_path}/s/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
     assert settings.tracking_uri(str(tmp_path / "s")) == "http://host:5000"
-    assert settings.own_tracking_uri(str(tmp_path / "s")) == f"sqlite:///{tmp_path}/s/mlflow.db"
+    assert settings.store_tracking_uri(str(tmp_path / "s")) == f"sqlite:///{tmp_path}/s/mlflow.db"
 
 
 def test_there_can_be_models_where_a_database_or_a_server_is_and_on_s3(monkeypatch, tmp_path):

@@ -49,8 +49,20 @@ test_fraction 0.5 >=0 <=1
 Conv4Config
 width 64 >0
 
+DatasetReportConfig
+classes 16 >=0
+images_per_class 6 >=1
+pairs 12 >=0
+max_distance 6 >=0 <=64
+min_similarity 0.97 >=-1 <=1
+suspects 24 >=0
+agreeing 5 >=2
+map_points 1000 >=10
+map_classes 16 >=1 <=24
+
 EncoderConfig
 pooling avg
+head linear
 dim 128 >0
 layer_norm False
 dropout 0.0 >=0 <1
@@ -130,6 +142,10 @@ PreprocessingConfig
 color RGB
 resize 256 >0
 crop 224 >0
+crop_mode center
+height None >0
+interpolation bilinear
+channel_order RGB
 mean (0.485, 0.456, 0.406)
 std (0.229, 0.224, 0.225)
 

@@ -173,7 +173,7 @@ def warnings_of(findings: DatasetFindings) -> Iterable[str]:
     for found in findings.near_duplicates:
         if found.between == "test and train" and found.images:
             yield (
-                f"{found.images:,} of {sizes['test'].images:,} test images have a near-duplicate in train: "
+                f"Near-duplicates in train have {found.images:,} of {sizes['test'].images:,} test images: "
                 "an evaluation on them measures memory, not generalisation."
             )
     for balance in findings.splits:
@@ -183,18 +183,18 @@ def warnings_of(findings: DatasetFindings) -> Iterable[str]:
             yield "The train split has one class: there is no negative to learn from."
         if balance.single:
             of = f"{balance.single:,} of {balance.classes:,} classes of {balance.split}"
-            yield f"{of} have a single image: it has {_SINGLE[balance.split]}."
+            yield f"A single image in {of}: it has {_SINGLE[balance.split]}."
     for found in findings.near_duplicates:
         if found.between != "test and train" and found.other_label:
             yield (
-                f"{found.other_label:,} images of {found.between} have a near-duplicate under another label: "
+                f"Near-duplicates under another label within {found.between}: {found.other_label:,} images; "
                 "one of both labels is wrong, or an image shows both."
             )
     if findings.num_suspected:
-        yield f"{findings.num_suspected:,} labels are suspected: the nearest neighbours agree on another one."
+        yield f"Suspected labels, where the nearest neighbours agree on another: {findings.num_suspected:,}."
     if findings.quarantine:
         rows = sum(refusal.rows for refusal in findings.quarantine)
-        yield f"{rows:,} entries of the source are in quarantine, and not in the dataset."
+        yield f"In quarantine, and so not in the dataset: {rows:,} of the source's entries."
     for balance in findings.splits:
         if balance.most >= _UNEVEN * balance.median:
             yield (

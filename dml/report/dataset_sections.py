@@ -1,6 +1,7 @@
 """The sections of a dataset's report: what `dataset_findings` finds, with pictures."""
 
 from collections.abc import Sequence
+from html import escape
 
 import numpy as np
 
@@ -25,9 +26,12 @@ _EXAMPLES = 3
 
 
 def warnings_section(findings: DatasetFindings) -> Section:
-    rows = [{"": number, "what stands out": text} for number, text in enumerate(findings.warnings, start=1)]
-    text = "" if rows else "Nothing stands out."
-    return Section("What to look at first", text, table=rows)
+    """The warnings as a list."""
+    title = "What to look at first"
+    if not findings.warnings:
+        return Section(title, "Nothing stands out.")
+    items = "\n".join(f"<li>{escape(text)}</li>" for text in findings.warnings)
+    return Section(title, "", html=f"<ol>\n{items}\n</ol>")
 
 
 def class_sections(view: DatasetView, findings: DatasetFindings) -> list[Section]:

@@ -31,19 +31,22 @@ def draw_class_sizes(sizes: Mapping[str, NDArray[np.int64]]) -> bytes:
 
 
 def draw_image_sizes(width: NDArray[np.int64], height: NDArray[np.int64]) -> bytes:
-    """How many images have which shorter side and which proportions; PNG.
+    """How many images have which shorter side, and which proportions where these differ; PNG.
 
     Args:
         width: (N,) pixels.
         height: (N,) pixels.
     """
+    proportions = width / height
+    differ = bool(np.ptp(proportions))
     with style.figure(8.6, 3.2) as (figure, out):
-        sides, ratios = figure.subplots(1, 2)
+        sides, *others = figure.subplots(1, 1 + differ, squeeze=False)[0]
         _plot(sides, {"": np.minimum(width, height).astype(np.float64)}, whole=True)
         sides.set_xlabel("shorter side, pixels")
         sides.set_ylabel("images")
-        _plot(ratios, {"": width / height}, whole=False)
-        ratios.set_xlabel("width / height")
+        for ratios in others:
+            _plot(ratios, {"": proportions}, whole=False)
+            ratios.set_xlabel("width / height")
     return out.getvalue()
 
 

@@ -173,8 +173,8 @@ def warnings_of(findings: DatasetFindings) -> Iterable[str]:
     for found in findings.near_duplicates:
         if found.between == "test and train" and found.images:
             yield (
-                f"Near-duplicates in train have {found.images:,} of {sizes['test'].images:,} test images: "
-                "an evaluation on them measures memory, not generalisation."
+                f"Test images with a near-duplicate in train: {found.images:,} of {sizes['test'].images:,}. "
+                "An evaluation on them measures memory, not generalisation."
             )
     for balance in findings.splits:
         if balance.split == "test" and balance.classes == 1:
@@ -182,13 +182,13 @@ def warnings_of(findings: DatasetFindings) -> Iterable[str]:
         if balance.split == "train" and balance.classes == 1:
             yield "The train split has one class: there is no negative to learn from."
         if balance.single:
-            of = f"{balance.single:,} of {balance.classes:,} classes of {balance.split}"
-            yield f"A single image in {of}: it has {_SINGLE[balance.split]}."
+            of = f"{balance.single:,} of {balance.classes:,}"
+            yield f"Classes of {balance.split} with a single image: {of}. It has {_SINGLE[balance.split]}."
     for found in findings.near_duplicates:
         if found.between != "test and train" and found.other_label:
             yield (
-                f"Near-duplicates under another label within {found.between}: {found.other_label:,} images; "
-                "one of both labels is wrong, or an image shows both."
+                f"Images of {found.between} with a near-duplicate there under another label: "
+                f"{found.other_label:,}. One of both labels is wrong, or an image shows both."
             )
     if findings.num_suspected:
         yield f"Suspected labels, where the nearest neighbours agree on another: {findings.num_suspected:,}."

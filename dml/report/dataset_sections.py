@@ -80,7 +80,9 @@ def images_section(view: DatasetView, summary: ImageSummary) -> Section:
     if summary.width.low == summary.width.high and summary.height.low == summary.height.high:
         return Section("Image files", f"{text} All have one size.", table=rows)
     png = draw_image_sizes(view.width, view.height)
-    picture = Picture("image-sizes", png, "Images by their shorter side and by their proportions")
+    picture = Picture(
+        "image-sizes", png, "Images by their shorter side, and by their proportions where these differ"
+    )
     return Section("Image files", text, [picture], rows)
 
 

@@ -99,7 +99,7 @@ def test_a_test_image_that_is_in_train_is_named_with_its_pair(report, page):
         "item 0",
         "train 0",
     )
-    assert report.findings.warnings[0].startswith("Near-duplicates in train have 1 of 4 test images")
+    assert report.findings.warnings[0].startswith("Test images with a near-duplicate in train: 1 of 4.")
     section = section_of(page, "Near-duplicates: test images in train")
     assert section.count("<img") == 2
     assert "item 12" in section
@@ -125,7 +125,7 @@ def test_sizes_of_classes_are_counted_by_split(report, page):
         0,
     )
     assert (test.images, test.classes, test.fewest, test.most, test.single) == (4, 2, 1, 3, 1)
-    assert "A single image in 1 of 2 classes of test" in " ".join(report.findings.warnings)
+    assert "Classes of test with a single image: 1 of 2." in " ".join(report.findings.warnings)
     assert "With a single image: lonely." in section_of(page, "Classes and sizes")
     rows = list(csv.DictReader(io.StringIO((Path(report.report.uri) / "classes.csv").read_text())))
     assert {row["label"]: int(row["images"]) for row in rows}["lonely"] == 1

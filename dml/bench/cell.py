@@ -71,7 +71,7 @@ class Cell(Part):
         """What a tracking server shows of it."""
         row = self.row
         bench = {
-            "dataset": f"{row.dataset.name}@{row.dataset.version}",
+            "dataset": str(row.dataset),
             "preset": row.preset,
             "row": row.name,
         }

@@ -70,7 +70,7 @@ def write_table(
         return BenchReport.model_validate(storage.read_json(storage.join(uri, _REPORT)))
     datasets: dict[str, list[Line]] = {}
     for line in lines_of(cells, reports):
-        version = f"{line.row.dataset.name}@{line.row.dataset.version}"
+        version = str(line.row.dataset)
         datasets.setdefault(version, []).append(line)
     report = BenchReport(
         uri=uri,

@@ -52,7 +52,7 @@ def index(
     embedder: Annotated[
         str | None,
         typer.Option(
-            help="a pretrained network instead of --model: timm:NAME, torchvision:NAME, "
+            help="what embeds; a pretrained network instead of --model: timm:NAME, torchvision:NAME, "
             "safetensors:FILE@timm:NAME"
         ),
     ] = None,
@@ -62,7 +62,7 @@ def index(
     preprocessing: Annotated[
         Path | None, typer.Option(help="of --embedder: a JSON file, where it wants images otherwise")
     ] = None,
-    licence: Annotated[str, typer.Option(help="of --embedder's weights, for the registry")] = "",
+    licence: Annotated[str, typer.Option(help="licence of what embeds; for the registry")] = "",
     factory: Annotated[str, typer.Option(help="auto, or any Faiss index_factory string")] = "auto",
     workers: Workers = None,
     store: Store = None,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @verb(name="import")
 def import_(
     vectors: Annotated[Path, typer.Argument(help=".npy, .parquet or .h5 file of N vectors")],
-    name: Annotated[str | None, typer.Option(help="what to call them; default: from the file")] = None,
+    name: Annotated[str | None, typer.Option(help="name of what is made; default: from the file")] = None,
     ids: Annotated[
         Path | None,
         typer.Option(
@@ -32,9 +32,9 @@ def import_(
         ),
     ] = None,
     embedder: Annotated[
-        str | None, typer.Option(help="what made the vectors, for the reader; default: vectors:NAME")
+        str | None, typer.Option(help="what embeds; for the reader; default: vectors:NAME")
     ] = None,
-    licence: Annotated[str | None, typer.Option(help="of what made them, for the reader")] = None,
+    licence: Annotated[str | None, typer.Option(help="licence of what embeds; for the reader")] = None,
     max_quarantined: Annotated[
         float, typer.Option(min=0, max=1, help="largest share of vectors that may be refused")
     ] = 0.05,

@@ -26,7 +26,7 @@ def version_description(
     lines = [f"Images in, embeddings of {package.dim} dimensions and unit length out."]
     if dataset is not None:
         lines[0] += (
-            f" Trained on `{dataset.name}@{dataset.version}`: {dataset.rows:,} images of {dataset.classes:,} "
+            f" Trained on `{dataset}`: {dataset.rows:,} images of {dataset.classes:,} "
             "classes, those of the split `train`."
         )
     if package.source:

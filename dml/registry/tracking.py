@@ -149,7 +149,7 @@ def _input(dataset: DatasetRef) -> "DatasetInput":
 
     sizes = {name: size.model_dump() for name, size in dataset.splits.items()}
     profile = json.dumps({"rows": dataset.rows, "classes": dataset.classes, "splits": sizes})
-    source = json.dumps({"dataset": f"{dataset.name}@{dataset.version}"})
+    source = json.dumps({"dataset": str(dataset)})
     shown = Dataset(dataset.name, dataset.version, "dml", source, profile=profile)
     return DatasetInput(shown, [InputTag("mlflow.data.context", "training")])
 

@@ -27,7 +27,14 @@ PAGES = [
     ROOT / "docker" / "README.md",
     *sorted(DOCS.rglob("*.md")),
 ]
-EXAMPLES_RUN = ["start.md", "tutorials/folder.md", "tutorials/faces.md", "tutorials/losses.md", "commands.md"]
+EXAMPLES_RUN = [
+    "start.md",
+    "tutorials/folder.md",
+    "tutorials/faces.md",
+    "tutorials/losses.md",
+    "vectors.md",
+    "commands.md",
+]
 """Pages whose blocks run in one folder; the first makes what the others take."""
 VERBS = typer.main.get_command(app)
 FOLDERS = "dml|flows|tests|benchmarks|docs|infra|docker|examples"

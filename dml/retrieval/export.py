@@ -93,10 +93,14 @@ def _blocks(ref: IndexRef, items: pa.Table) -> Iterator[tuple[pa.Table, NDArray[
 
 def _write_parquet(ref: IndexRef, items: pa.Table, folder: Path) -> None:
     dim = ref.embeddings.dim
-    schema = items.schema.append(pa.field("embedding", pa.list_(pa.float32(), dim), nullable=False))
-    with parquet.ParquetWriter(folder / VECTORS_PARQUET, schema, compression="zstd") as writer:
+    schema = items.schema.append(pa.field("embedding", pa.list_(pa.float32()), nullable=False))
+    # Without Arrow's own schema in it: a plain list of floats to every reader.
+    with parquet.ParquetWriter(
+        folder / VECTORS_PARQUET, schema, compression="zstd", store_schema=False
+    ) as writer:
         for rows, vectors in _blocks(ref, items):
-            column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), dim)
+            offsets = pa.array(range(0, vectors.size + 1, dim), pa.int32())
+            column = pa.ListArray.from_arrays(offsets, vectors.ravel())
             writer.write_table(rows.append_column(schema.field("embedding"), column))
 
 

@@ -161,8 +161,7 @@ def _find(config: BenchConfig, store: str, name: str) -> DatasetRef:
     differs = published.data_differs(dataset, family)
     if differs:
         raise IncompatibleArtifact(
-            f"{config.reproduce} needs {family} as published; {name}@{dataset.version} is not: "
-            f"{'; '.join(differs)}. {how}"
+            f"{config.reproduce} needs {family} as published; {dataset} is not: {'; '.join(differs)}. {how}"
         )
     return dataset
 
@@ -181,13 +180,13 @@ def _check_classes(dataset: DatasetRef, experiment: ExperimentConfig) -> None:
     for split in ("train", "test"):
         if split not in dataset.splits or not dataset.splits[split].rows:
             raise InvalidData(
-                f"A bench trains on a dataset's split train and judges on test; {dataset.name}@"
-                f"{dataset.version} has {sorted(dataset.splits)}. Ingest it with another --split."
+                f"A bench trains on a dataset's split train and judges on test; {dataset} "
+                f"has {sorted(dataset.splits)}. Ingest it with another --split."
             )
     wanted = getattr(experiment.sampler, "classes_per_batch", 1)
     have = dataset.splits["train"].classes
     if have < wanted:
         raise InvalidData(
-            f"A batch needs sampler.classes_per_batch = {wanted} classes; the split train of {dataset.name}@"
-            f"{dataset.version} has {have}. Set fewer: --set {dataset.name}:sampler.classes_per_batch={have}."
+            f"A batch needs sampler.classes_per_batch = {wanted} classes; the split train of {dataset} "
+            f"has {have}. Set fewer: --set {dataset.name}:sampler.classes_per_batch={have}."
         )

@@ -7,10 +7,10 @@ from dml.data.forget import (
     point_without,
     require_known,
     same_images,
-    versions_with,
+    versions_containing,
     without_items,
 )
-from dml.data.forgotten import keep_forgotten
+from dml.data.forgotten import add_forgotten
 from dml.embedding.embed import embed
 from dml.lineage import remove_with_descendants
 from dml.refs import DatasetRef, IndexRef, require_package
@@ -35,10 +35,10 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
         MissingArtifact: some of the items are in no version; nothing is removed.
     """
     root = store_uri(store)
-    holding = stage(versions_with)(root, dataset, ids)
+    holding = stage(versions_containing)(root, dataset, ids)
     stage(require_known)(root, dataset, holding, ids)
-    stage(keep_forgotten)(root, dataset, ids)  # from now on no ingest brings them back
-    holding = stage(versions_with)(root, dataset, ids)  # also what one published meanwhile
+    stage(add_forgotten)(root, dataset, ids)  # from now on no ingest brings them back
+    holding = stage(versions_containing)(root, dataset, ids)  # also what one published meanwhile
     twins = sorted({twin for ref in holding for twin in stage(same_images)(ref, ids)})
     indexes = [
         ref for ref in stage(list_indexes)(root) if ref.embeddings.items.uri in {h.uri for h in holding}

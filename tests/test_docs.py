@@ -275,7 +275,9 @@ def test_the_messages_of_troubleshooting_are_ours():
 TEXT = (DOCS / "commands.md").read_text()
 SETTINGS = [
     found
-    for found in re.findall(r"`([^`]+)`", TEXT[TEXT.index("| a field of |") : TEXT.index("Another `kind`")])
+    for found in re.findall(
+        r"`([^`]+)`", TEXT[TEXT.index("| type of the field |") : TEXT.index("A different `kind`")]
+    )
     if "=" in found
 ]
 

@@ -13,7 +13,7 @@ import pytest
 from dml import storage
 from dml.config import EncoderConfig, IndexConfig, PreprocessingConfig
 from dml.data.dataset import find_dataset, list_datasets
-from dml.data.forgotten import keep_forgotten
+from dml.data.forgotten import add_forgotten
 from dml.embedding.embed import embed
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.integrity import check_store
@@ -279,7 +279,7 @@ def test_a_pointer_to_a_missing_version_is_reported(store, tmp_path):
 def test_a_damaged_list_of_forgotten_items_is_named_and_ends_an_ingest(store, tmp_path):
     """Read as it is, it would let a forgotten item come back."""
     make_dataset(tmp_path / "images", store, rows=30)
-    keep_forgotten(store, "shelves", ["00003.png"])
+    add_forgotten(store, "shelves", ["00003.png"])
     flip_middle(storage.join(store, "datasets", "shelves", "forgotten.json"))
     assert [checked.damaged for checked in check_store(store) if checked.damaged] == [["forgotten.json"]]
     with pytest.raises(CorruptArtifact, match=r"forgotten\.json must be as it was written"):

@@ -13,7 +13,7 @@ import pytest
 from dml import storage
 from dml.config import IngestConfig
 from dml.data.dataset import list_versions, read_rows
-from dml.data.forgotten import forgotten_ids, keep_forgotten
+from dml.data.forgotten import add_forgotten, forgotten_ids
 from dml.data.ingest import ingest_source
 from dml.errors import DmlError, IncompatibleArtifact
 from dml.lineage import remove, unneeded
@@ -113,7 +113,7 @@ def test_two_ingests_at_once_put_no_class_on_two_sides(store, tmp_path):
 def forget_ids(number: int, barrier: Barrier, store: str) -> None:
     for round_ in range(ROUNDS):
         barrier.wait(60)
-        keep_forgotten(store, "faces", [f"{number}/{round_}"])
+        add_forgotten(store, "faces", [f"{number}/{round_}"])
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_an_item_forgotten_during_an_ingest_is_not_published(store, tmp_path):
     source = labelled(tmp_path / "source", list("abcdefgh"))
     config = IngestConfig(name="d", source=source, num_workers=1)
     with pytest.raises(IncompatibleArtifact, match="1 items of d were forgotten meanwhile"):
-        ingest_source(config, store, lambda *_: keep_forgotten(store, "d", ["a/0.png"]))
+        ingest_source(config, store, lambda *_: add_forgotten(store, "d", ["a/0.png"]))
     assert list_versions(store) == []
     assert ingest_source(config, store).dataset.rows == 7
 

@@ -1,4 +1,4 @@
-"""Batches of decoded, augmented images, made ahead of the training step that will want them."""
+"""Prefetched training batches: decoded, augmented images, made before the step that uses them."""
 
 import os
 import time
@@ -18,27 +18,27 @@ from dml.data.transforms import augment, augmentation_rng
 from dml.errors import InvalidData
 from dml.preprocessing import decode
 
-_THREADS_AT_MOST = 8
+_MAX_THREADS = 8
 
 Batch = tuple[Tensor, Tensor, NDArray[np.int64]]
 """Images (B, C, H, W) float32, labels (B,) int64, positions (B,) of the rows in the dataset."""
 
 
 class TrainingBatches:
-    """Iterates a sampler's batches, each decoded by a thread: Pillow releases the interpreter's lock.
+    """Iterates over a sampler's batches; threads decode them, since Pillow releases the GIL.
 
-    What a batch holds does not depend on the number of threads, nor on which of W workers makes it.
+    The content of a batch does not depend on the number of threads, nor on which of W workers makes it.
 
     Args:
-        mapped: where the images are.
-        positions: (N,) a training row's position in the dataset.
-        class_ids: (N,) a training row's class.
+        mapped: the images.
+        positions: (N,) position in the dataset of each training row.
+        class_ids: (N,) class of each training row.
         sampler: yields batches of training rows.
-        preprocessing: size, colours, normalisation.
-        augmentation: what training adds to it.
-        seed: of the augmentation.
-        pinned: in memory from which a GPU fetches by itself, while the host goes on.
-        num_threads: None: this machine's cores, at most 8.
+        preprocessing: size, colors, normalization.
+        augmentation: random changes for training.
+        seed: seed of the augmentation.
+        pinned: return pinned memory, for asynchronous copies to a GPU.
+        num_threads: None for this machine's cores, at most 8.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class TrainingBatches:
         self.sampler, self.preprocessing = sampler, preprocessing
         self.augmentation, self.seed, self.pinned = augmentation, seed, pinned
         self.wait_s = 0.0
-        """Seconds that `__iter__` has waited for a batch so far."""
-        self.num_threads = num_threads or min(os.cpu_count() or 1, _THREADS_AT_MOST)
+        """Total seconds that `__iter__` has waited for batches."""
+        self.num_threads = num_threads or min(os.cpu_count() or 1, _MAX_THREADS)
         self._pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="batches")
 
     def __iter__(self) -> Iterator[Batch]:
         first, end = self.sampler.stream.first_step, self.sampler.stream.num_steps
-        num_ahead = self.num_threads + 1  # one for each thread, and one that is done
+        num_ahead = self.num_threads + 1  # one per thread, and one finished batch
         ahead: deque[Future[Batch]] = deque()
         for step in range(first, end):
             began = time.perf_counter()

@@ -1,6 +1,6 @@
-"""The read side of a dataset: its refs, its rows, and its images by position.
+"""Reading of datasets: refs, rows, and images by position.
 
-A row's position is its number in the dataset, counted through the fragments in order.
+A row's position is its index in the dataset, counted over all fragments in order.
 """
 
 import shutil
@@ -23,7 +23,7 @@ from dml.names import split_version
 from dml.refs import DatasetRef, ItemsRef
 
 _READ_THREADS = 8
-_REMEDY = "Ingest its source again: the version is made anew."
+_REMEDY = "Ingest its source again to make the version again."
 
 
 def find_dataset(store: str, name: str) -> DatasetRef:
@@ -34,9 +34,9 @@ def find_dataset(store: str, name: str) -> DatasetRef:
         name: NAME for its current version, or NAME@VERSION.
 
     Raises:
-        InvalidSetting: that is no name.
+        InvalidSetting: the name is invalid.
         MissingArtifact: there is no such dataset or version.
-        CorruptArtifact: files of it are missing or have other sizes.
+        CorruptArtifact: files are missing or have a different size.
         IncompatibleArtifact: it was written by another version of this project.
     """
     name, version = split_version(name, "dataset")
@@ -44,7 +44,7 @@ def find_dataset(store: str, name: str) -> DatasetRef:
 
 
 def list_versions(store: str, damaged: list[DmlError] | None = None) -> list[storage.Version[DatasetRef]]:
-    """Every published version, by name, the oldest first; `damaged` is for `storage.read_versions`."""
+    """Every published version, by name, then the oldest first; `damaged` as in `storage.read_versions`."""
     return storage.read_versions(storage.join(store, "datasets"), read_ref, damaged)
 
 
@@ -58,7 +58,7 @@ def read_ref(uri: str, manifest: Mapping[str, Any] | None = None) -> DatasetRef:
 
     Args:
         uri: its folder.
-        manifest: its manifest, where that was read already.
+        manifest: its manifest, if it was already read.
 
     Raises:
         CorruptArtifact, MissingArtifact: as `storage.read_manifest`.
@@ -70,7 +70,7 @@ def read_ref(uri: str, manifest: Mapping[str, Any] | None = None) -> DatasetRef:
 
 
 def require_schema(ref: ItemsRef) -> None:
-    """Raise IncompatibleArtifact where a dataset's files are of another version of this project."""
+    """Raise IncompatibleArtifact if a dataset was written by another version of this project."""
     if ref.schema_version != SCHEMA_VERSION:
         raise IncompatibleArtifact(
             f"A dataset must have schema version {SCHEMA_VERSION} for this program; {ref.uri} has "
@@ -117,7 +117,7 @@ def read_rows(ref: ItemsRef, *, split: str | None = None, columns: Sequence[str]
 
 
 def _class_ids(labels: pa.ChunkedArray) -> NDArray[np.int64]:
-    """(N,) the number of each label among the distinct ones, sorted."""
+    """(N,) the index of each label among the sorted distinct labels."""
     encoded = labels.combine_chunks().dictionary_encode()
     class_id: NDArray[np.int64] = np.empty(len(encoded.dictionary), dtype=np.int64)
     class_id[compute.sort_indices(encoded.dictionary).to_numpy()] = np.arange(len(class_id))
@@ -126,9 +126,9 @@ def _class_ids(labels: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def with_wide_offsets(table: pa.Table) -> pa.Table:
-    """The same rows, text and bytes with 64-bit offsets.
+    """The same rows, with 64-bit offsets for text and bytes.
 
-    `take` makes one array of a column, and 32-bit offsets end at 2 GiB: 33.5 million digests of 64 letters.
+    `take` concatenates a column, and 32-bit offsets end at 2 GiB: 33.5 million digests of 64 characters.
     """
     wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
     return table.cast(
@@ -137,9 +137,9 @@ def with_wide_offsets(table: pa.Table) -> pa.Table:
 
 
 def read_values(ref: DatasetRef, name: str, *, split: str) -> tuple[NDArray[np.int64], list[Any]]:
-    """A column as numbers: for each row of a split the number of its value, and the values.
+    """A dictionary-encoded column of a split: the value index of each row, and the values.
 
-    A missing value is a value, None. Raises InvalidSetting as `read_rows`.
+    A missing value counts as the value None. Raises InvalidSetting as `read_rows`.
     """
     column = read_rows(ref, split=split, columns=[name])[name].combine_chunks()
     encoded = column.dictionary_encode(null_encoding="encode")
@@ -147,24 +147,24 @@ def read_values(ref: DatasetRef, name: str, *, split: str) -> tuple[NDArray[np.i
 
 
 def read_fragment(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The named columns of one fragment, its images among them if asked for; None: all but the image.
+    """The given columns of one fragment; None: all except the image.
 
     Raises:
-        InvalidSetting: a column that it does not have.
+        InvalidSetting: a column does not exist.
         CorruptArtifact: the file is damaged.
     """
     with _opened(uri) as file:
-        have = file.schema_arrow.names
-        wanted = [name for name in have if name != IMAGE] if columns is None else list(dict.fromkeys(columns))
-        unknown = sorted(set(wanted) - set(have))
+        names = file.schema_arrow.names
+        selected = [n for n in names if n != IMAGE] if columns is None else list(dict.fromkeys(columns))
+        unknown = sorted(set(selected) - set(names))
         if unknown:
-            raise InvalidSetting(f"columns must be among {have}; got {unknown}.")
-        return file.read(columns=wanted)
+            raise InvalidSetting(f"columns must be among {names}; got {unknown}.")
+        return file.read(columns=selected)
 
 
 @contextmanager
 def _opened(uri: str) -> Iterator[parquet.ParquetFile]:
-    """A fragment whose pages are compared with their checksums as they are read."""
+    """An open fragment that verifies its page checksums on reading."""
     filesystem, path = storage.filesystem(uri)
     with (
         storage.reading(uri, _REMEDY),
@@ -174,21 +174,22 @@ def _opened(uri: str) -> Iterator[parquet.ParquetFile]:
 
 
 def read_images(ref: DatasetRef, positions: Sequence[int]) -> list[bytes]:
-    """The image files of a handful of rows, straight from Parquet, in the order asked for."""
+    """The image files of a few rows, read directly from Parquet, in the order of `positions`."""
     sizes = [entry["rows"] for entry in storage.read_manifest(ref.uri)["fragments"]]
     starts, uris = np.cumsum([0, *sizes]), fragments(ref)
     image_at: dict[int, bytes] = {}
     order = np.unique(np.asarray(positions, dtype=np.int64))
     _check_positions(order, ref.rows)
     for number in np.unique(np.searchsorted(starts, order, side="right") - 1):
-        here = order[(order >= starts[number]) & (order < starts[number + 1])]
-        images = [image for group in read_images_of(uris[number], here - starts[number]) for image in group]
-        image_at.update(zip(here.tolist(), images, strict=True))
+        in_fragment = order[(order >= starts[number]) & (order < starts[number + 1])]
+        groups = read_fragment_images(uris[number], in_fragment - starts[number])
+        images = [image for group in groups for image in group]
+        image_at.update(zip(in_fragment.tolist(), images, strict=True))
     return [image_at[int(position)] for position in positions]
 
 
-def read_images_of(uri: str, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:
-    """The images of a fragment's rows, ascending, those of one row group at a time; others are not read."""
+def read_fragment_images(uri: str, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:
+    """The images of ascending rows of a fragment, one row group at a time; other groups are not read."""
     with _opened(uri) as file:
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         starts = np.cumsum([0, *sizes])
@@ -201,13 +202,11 @@ def read_images_of(uri: str, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:
 
 def _check_positions(positions: NDArray[np.int64], num_rows: int) -> None:
     if len(positions) and not 0 <= positions.min() <= positions.max() < num_rows:
-        raise ValueError(
-            f"positions must lie in [0, {num_rows}); got {positions.min()} to {positions.max()}."
-        )
+        raise ValueError(f"positions must be in [0, {num_rows}); got {positions.min()} to {positions.max()}.")
 
 
 class MappedDataset:
-    """A dataset's images in a memory-mapped file on this machine: one costs microseconds, and no copy."""
+    """A dataset's images in a local memory-mapped file; reading one takes microseconds, without a copy."""
 
     def __init__(self, ref: DatasetRef, path: Path) -> None:
         self.ref = ref
@@ -222,23 +221,23 @@ class MappedDataset:
         return int(self._starts[-1])
 
     def image(self, position: int) -> memoryview:
-        """A view of the image file's bytes; valid as long as this object is."""
+        """A view of the image file's bytes; valid while this object exists."""
         if not 0 <= position < len(self):
-            raise ValueError(f"position must lie in [0, {len(self)}); got {position}.")
+            raise ValueError(f"position must be in [0, {len(self)}); got {position}.")
         number = int(np.searchsorted(self._starts, position, side="right")) - 1
         row = int(position) - int(self._starts[number])
         begin, end = self._offsets[number][row : row + 2]
         return self._bytes[number][begin:end]
 
     def images(self, positions: Sequence[int] | NDArray[np.int64]) -> list[memoryview]:
-        """Views of several image files' bytes, in the order asked for."""
+        """Views of several image files' bytes, in the order of `positions`."""
         return [self.image(int(position)) for position in positions]
 
 
 def open_mapped(ref: DatasetRef) -> MappedDataset:
-    """A dataset's images, memory-mapped; copied to `storage.cache_dir()` once per machine and content.
+    """A dataset's images, memory-mapped; copied to `storage.cache_dir()` once per machine and fingerprint.
 
-    A copy that is not as it was made is made again: its bytes are hashed as those of every artefact.
+    A damaged copy is replaced: its bytes are hashed like those of every artefact.
 
     Raises:
         InvalidSetting: the disk of the cache is too small.
@@ -251,7 +250,7 @@ def open_mapped(ref: DatasetRef) -> MappedDataset:
 
 
 def _copy_images(ref: DatasetRef, target: Path) -> None:
-    """Write aside, then rename: processes that race make equal files, and readers see a whole one."""
+    """Write to a temporary file, then rename it: concurrent processes write equal files, readers see one."""
     target.parent.mkdir(parents=True, exist_ok=True)
     needed = sum(file["size_bytes"] for file in storage.read_manifest(ref.uri)["files"].values())
     free = shutil.disk_usage(target.parent).free
@@ -260,16 +259,16 @@ def _copy_images(ref: DatasetRef, target: Path) -> None:
             f"Reading {ref} by position needs {needed >> 20} MiB in {target.parent}; "
             f"{free >> 20} MiB are free. Make room, or set DML_CACHE to a folder on a larger disk."
         )
-    aside = target.with_name(f".{uuid.uuid4().hex}.arrow")
+    temporary = target.with_name(f".{uuid.uuid4().hex}.arrow")
     try:
         schema = pa.schema([pa.field(IMAGE, pa.binary(), nullable=False)])
-        with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for uri in fragments(ref):
                 for batch in _image_batches(uri):
                     writer.write_batch(batch)
-        aside.rename(target)
+        temporary.rename(target)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _image_batches(uri: str) -> Iterator[pa.RecordBatch]:

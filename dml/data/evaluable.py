@@ -1,4 +1,4 @@
-"""Whether a split can be evaluated, checked before a model is trained."""
+"""Check, before training, that a split can be evaluated."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,18 +16,18 @@ from dml.refs import DatasetRef
 def require_evaluable(dataset: DatasetRef, config: EvaluationConfig, *, split: str = TEST) -> None:
     """Refuse a split on which an evaluation's metrics are undefined or trivial.
 
-    It needs two classes, and at least one query with a positive in the gallery (of another camera, where
-    `same_camera_attribute` is set); intervals need two classes with one. Few-shot episodes need classes that
-    are large enough.
+    The split needs two classes, and at least one query with a positive in the gallery (from another camera if
+    `same_camera_attribute` is set). Intervals need such queries in two classes. Few-shot episodes need
+    classes that are large enough.
 
     Args:
-        dataset: to evaluate on.
+        dataset: the dataset to evaluate on.
         config: queries, gallery and metrics.
         split: the split to check.
 
     Raises:
-        InvalidData: it cannot be evaluated; the message says how to ingest it, or where else to evaluate.
-        InvalidSetting: an attribute that the dataset does not have.
+        InvalidData: the split cannot be evaluated; the message says what to do instead.
+        InvalidSetting: the dataset does not have an attribute of the configuration.
     """
     role, camera = config.role_attribute, config.same_camera_attribute
     within = config.few_shot.within if config.few_shot else None
@@ -45,14 +45,14 @@ def require_evaluable(dataset: DatasetRef, config: EvaluationConfig, *, split: s
     num_classes = _num_classes_with_a_positive(classes, roles, cameras)
     if config.bootstrap is not None and config.bootstrap.by == "class" and num_classes == 1:
         raise InvalidData(
-            f"Intervals of evaluation.bootstrap need queries with a positive of at least 2 classes; "
-            f"the {where} has those of 1. Leave evaluation.bootstrap out. {_REMEDY}"
+            f"Intervals of evaluation.bootstrap need queries with a positive in at least 2 classes; "
+            f"the {where} has them in 1. Leave evaluation.bootstrap out. {_REMEDY}"
         )
     if not num_classes:
-        needed = "" if role is None else f", by {role!r} in the gallery,"
-        needed += "" if camera is None else f" with another {camera!r}"
+        condition = "" if role is None else f", by {role!r} in the gallery,"
+        condition += "" if camera is None else f" with another {camera!r}"
         raise InvalidData(
-            f"An evaluation needs at least one query with another image of its class to find{needed}; in the "
+            f"An evaluation needs at least one query with another image of its class{condition}; in the "
             f"{where} no query has one: {len(classes)} images of {len(np.unique(classes))} classes. {_REMEDY}"
         )
     if config.few_shot is not None:
@@ -62,15 +62,17 @@ def require_evaluable(dataset: DatasetRef, config: EvaluationConfig, *, split: s
 
 
 def shared_classes(train: DatasetRef, test: DatasetRef) -> list[str]:
-    """Labels that are in the train split of one dataset and in the test split of the other, sorted."""
-    trained, tested = (
+    """The sorted labels that are both in `train`'s train split and in `test`'s test split."""
+    train_labels, test_labels = (
         set(read_rows(dataset, split=split, columns=["label"])["label"].unique().to_pylist())
         for dataset, split in ((train, TRAIN), (test, TEST))
     )
-    return sorted(trained & tested)
+    return sorted(train_labels & test_labels)
 
 
-_REMEDY = "Ingest it with another --split or more images per class, or test on another: dml train A --test B."
+_REMEDY = (
+    "Ingest it with another --split or more images per class, or evaluate on another: dml train A --test B."
+)
 
 
 def _sizes(dataset: DatasetRef) -> str:
@@ -80,18 +82,20 @@ def _sizes(dataset: DatasetRef) -> str:
 def _num_classes_with_a_positive(
     classes: NDArray[np.int64], roles: Sequence[Any] | None, cameras: Sequence[Any] | None
 ) -> int:
-    """Classes of which a query has a positive: another image of it, in the gallery and by another camera."""
+    """The number of classes with a query that has a positive in the gallery, from another camera if set."""
     if roles is None and cameras is None:
         return int((np.bincount(classes) >= 2).sum())
-    of_queries: dict[int, set[Any]] = {}
-    of_gallery: dict[int, set[Any]] = {}
+    query_cameras: dict[int, set[Any]] = {}
+    gallery_cameras: dict[int, set[Any]] = {}
     for row, label in enumerate(classes.tolist()):
         camera = row if cameras is None or cameras[row] is None else ("camera", cameras[row])
         if roles is None or roles[row] == QUERY:
-            of_queries.setdefault(label, set()).add(camera)
+            query_cameras.setdefault(label, set()).add(camera)
         if roles is None or roles[row] == GALLERY:
-            of_gallery.setdefault(label, set()).add(camera)
-    return sum(len(of_queries[c] | of_gallery[c]) > 1 for c in of_queries.keys() & of_gallery.keys())
+            gallery_cameras.setdefault(label, set()).add(camera)
+    return sum(
+        len(query_cameras[c] | gallery_cameras[c]) > 1 for c in query_cameras.keys() & gallery_cameras.keys()
+    )
 
 
 def _require_episodes(

@@ -1,6 +1,6 @@
-"""A dataset version without some of its items: their rows, images and every trace in its tables gone.
+"""A dataset version without some items: their rows, images and entries in all tables are removed.
 
-The new version is the one that reading the source again gives, since `forgotten.json` keeps them out.
+The new version equals the result of ingesting the source again, since `forgotten.json` excludes the items.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -22,17 +22,17 @@ from dml.errors import InvalidSetting, MissingArtifact
 from dml.refs import DatasetRef
 
 
-def versions_with(store: str, name: str, ids: Sequence[str]) -> list[DatasetRef]:
-    """The versions of a dataset that hold any of these items, or name one in their quarantine table."""
-    wanted = pa.array(sorted(set(ids)), pa.large_string())
-    return [ref for ref in list_datasets(store) if ref.name == name and _names_any(ref, wanted)]
+def versions_containing(store: str, name: str, ids: Sequence[str]) -> list[DatasetRef]:
+    """The versions of a dataset that contain any of these items, or list one in their quarantine table."""
+    id_array = pa.array(sorted(set(ids)), pa.large_string())
+    return [ref for ref in list_datasets(store) if ref.name == name and _contains_any(ref, id_array)]
 
 
-def _names_any(ref: DatasetRef, ids: pa.Array) -> bool:
+def _contains_any(ref: DatasetRef, ids: pa.Array) -> bool:
     tables = (read_fragment(uri, ["id"])["id"] for uri in fragments(ref))
-    held = any(compute.any(_is_in(column, ids)).as_py() for column in tables)
+    in_rows = any(compute.any(_is_in(column, ids)).as_py() for column in tables)
     refused = {problem.id for problem in read_quarantine(storage.join(ref.uri, QUARANTINE))}
-    return held or bool(refused & set(ids.to_pylist()))
+    return in_rows or bool(refused & set(ids.to_pylist()))
 
 
 def _is_in(column: pa.ChunkedArray, ids: pa.Array) -> pa.ChunkedArray:
@@ -40,34 +40,36 @@ def _is_in(column: pa.ChunkedArray, ids: pa.Array) -> pa.ChunkedArray:
 
 
 def same_images(ref: DatasetRef, ids: Sequence[str]) -> list[str]:
-    """The ids of other items of a version whose images are, to the byte, those of these items."""
+    """The ids of other items of a version whose image bytes equal those of these items."""
     rows = read_rows(ref, columns=["id", "sha256"])
-    own = _is_in(rows["id"], pa.array(sorted(set(ids)), pa.large_string()))
-    digests = rows.filter(own)["sha256"].unique()
-    others = rows.filter(compute.and_(compute.invert(own), compute.is_in(rows["sha256"], digests)))
-    found: list[str] = sorted(others["id"].to_pylist())
-    return found
+    is_given = _is_in(rows["id"], pa.array(sorted(set(ids)), pa.large_string()))
+    digests = rows.filter(is_given)["sha256"].unique()
+    others = rows.filter(compute.and_(compute.invert(is_given), compute.is_in(rows["sha256"], digests)))
+    other_ids: list[str] = sorted(others["id"].to_pylist())
+    return other_ids
 
 
 def without_items(store: str, ref: DatasetRef, ids: Sequence[str]) -> DatasetRef:
-    """Publish a version without these items; the pointer stays where it is.
+    """Publish a version without these items; the pointer is not moved.
 
     Args:
         store: the store's URI.
-        ref: the version that holds them.
-        ids: of the items.
+        ref: the version that contains the items.
+        ids: ids of the items.
 
     Returns:
-        The new version; `ref` itself where it names none of them.
+        The new version; `ref` itself if it contains none of them.
 
     Raises:
-        InvalidSetting: nothing would be left.
+        InvalidSetting: no item would remain.
     """
-    gone = set(ids)
+    removed_ids = set(ids)
     table = read_rows(ref)
-    table = table.filter(compute.invert(_is_in(table["id"], pa.array(sorted(gone), pa.large_string()))))
+    table = table.filter(
+        compute.invert(_is_in(table["id"], pa.array(sorted(removed_ids), pa.large_string())))
+    )
     refused = read_quarantine(storage.join(ref.uri, QUARANTINE))
-    problems = [problem for problem in refused if problem.id not in gone]
+    problems = [problem for problem in refused if problem.id not in removed_ids]
     if len(table) == ref.rows and len(problems) == len(refused):
         return ref
     if not len(table):
@@ -75,9 +77,9 @@ def without_items(store: str, ref: DatasetRef, ids: Sequence[str]) -> DatasetRef
             f"A dataset must keep at least one item; {ref} holds no others. Remove it: "
             f"dml rm dataset {ref.name}."
         )
-    new = _ref_of(store, ref, [_row(row, ref) for row in table.to_pylist()], problems)
+    new = _make_ref(store, ref, [_row(row, ref) for row in table.to_pylist()], problems)
     with storage.staged(new.uri) as staged:
-        written = list(_write_fragments(ref, staged, gone, ingest_config_of(ref)))
+        written = list(_write_fragments(ref, staged, removed_ids, ingest_config_of(ref)))
         write_quarantine(storage.join(staged, QUARANTINE), problems)
         _write_classes(ref, staged, sorted(set(table["label"].to_pylist())))
         description = {
@@ -89,8 +91,8 @@ def without_items(store: str, ref: DatasetRef, ids: Sequence[str]) -> DatasetRef
     return find_dataset(store, str(new))
 
 
-def _ref_of(store: str, former: DatasetRef, rows: Sequence[Row], problems: Sequence[Problem]) -> DatasetRef:
-    """The ref of a version with these rows, else as the former one."""
+def _make_ref(store: str, former: DatasetRef, rows: Sequence[Row], problems: Sequence[Problem]) -> DatasetRef:
+    """The ref of a version with these rows, otherwise like the former one."""
     fingerprint = fingerprint_of(rows, former.attributes, problems)
     return former.model_copy(
         update={
@@ -111,18 +113,20 @@ def _row(row: dict[str, object], ref: DatasetRef) -> Row:
 
 
 def _write_fragments(
-    ref: DatasetRef, staged: str, gone: Set[str], config: IngestConfig
+    ref: DatasetRef, staged: str, removed_ids: Set[str], config: IngestConfig
 ) -> Iterator[dict[str, Any]]:
-    """Every fragment less the items; one that held none of them is the same, name and bytes."""
+    """Write every fragment without the items; a fragment that contains none keeps its name and bytes."""
     for number, uri in enumerate(fragments(ref)):
-        aside = f".fragment-{number:08d}"
-        fragment = copy_fragment(uri, staged, config, keep=lambda id_: id_ not in gone, aside=aside)
+        temporary_name = f".fragment-{number:08d}"
+        fragment = copy_fragment(
+            uri, staged, config, keep=lambda id_: id_ not in removed_ids, temporary_name=temporary_name
+        )
         if fragment is not None:
             yield fragment._asdict()
 
 
 def _write_classes(ref: DatasetRef, staged: str, labels: list[str]) -> None:
-    """The splits of classes, without those that lost all their items: a label may be a person's name."""
+    """Write the class splits, without classes that lost all items, since a label can be a person's name."""
     uri = storage.join(ref.uri, CLASSES)
     filesystem, path = storage.filesystem(uri)
     with storage.reading(uri, "`dml verify --heal` makes the version again."):
@@ -136,31 +140,31 @@ def _write_classes(ref: DatasetRef, staged: str, labels: list[str]) -> None:
 
 
 def erase_from_latest_quarantine(store: str, name: str, ids: Sequence[str]) -> None:
-    """Take items out of the table that the latest ingest of a dataset left beside its versions."""
+    """Remove items from the quarantine table of a dataset's latest ingest."""
     uri = latest_quarantine(store, name)
     if storage.exists(uri):
         write_quarantine(uri, [problem for problem in read_quarantine(uri) if problem.id not in set(ids)])
 
 
 def require_known(store: str, name: str, holding: Sequence[DatasetRef], ids: Sequence[str]) -> None:
-    """Raise MissingArtifact where there is no such dataset, or an item was in none of its versions."""
+    """Raise MissingArtifact if there is no such dataset, or an item is in none of its versions."""
     folder = storage.named_folder(store, "datasets", name)
     if not storage.list_versions(folder):
         raise storage.missing_version(folder, None, "dataset")
     known = forgotten_ids(store, name)
-    left = {id_ for id_ in ids if digest_of_id(id_) not in known}
+    missing = {id_ for id_ in ids if digest_of_id(id_) not in known}
     for ref in holding:
-        left -= set(read_rows(ref, columns=["id"])["id"].to_pylist())
-        left -= {problem.id for problem in read_quarantine(storage.join(ref.uri, QUARANTINE))}
-    if left or not ids:
+        missing -= set(read_rows(ref, columns=["id"])["id"].to_pylist())
+        missing -= {problem.id for problem in read_quarantine(storage.join(ref.uri, QUARANTINE))}
+    if missing or not ids:
         raise MissingArtifact(
-            f"Items to forget must be in dataset {name!r}; {sorted(left)[:10]} are in none of its versions. "
-            "Ids are as `dml search` shows them. Nothing was removed."
+            f"Items to forget must be in dataset {name!r}; {sorted(missing)[:10]} are in none of its "
+            "versions. Give ids as `dml search` shows them. Nothing was removed."
         )
 
 
 def point_without(store: str, name: str, without: Mapping[str, DatasetRef]) -> None:
-    """Make the version without the items current, where the one with them was."""
+    """If the current version contains the items, make its replacement in `without` current."""
     parent = storage.named_folder(store, "datasets", name)
     with storage.locked_pointer(parent) as pointer:
         if pointer.version is not None and (uri := storage.join(parent, pointer.version)) in without:

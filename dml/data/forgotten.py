@@ -1,6 +1,6 @@
-"""The items of a dataset that must not come back when its source is read again.
+"""Forgotten items of a dataset, which later ingests of its source leave out.
 
-`datasets/NAME/forgotten.json` holds the SHA-256 of their ids: enough to know one again, and no list of names.
+`datasets/NAME/forgotten.json` holds the SHA-256 of their ids, so that the file lists no names.
 """
 
 from collections.abc import Iterable
@@ -11,21 +11,21 @@ FORGOTTEN = "forgotten.json"
 
 
 def digest_of_id(id_: str) -> str:
-    """What is kept of an id."""
+    """The digest that is stored for an id."""
     return storage.digest_of_bytes(id_.encode("utf-8", errors="surrogatepass"))
 
 
 def forgotten_ids(store: str, name: str) -> frozenset[str]:
-    """The digests of a dataset's forgotten ids; raises CorruptArtifact where their list is damaged."""
-    held = storage.read_checked(_uri(store, name))
-    return frozenset(held["ids"] if held else [])
+    """The digests of a dataset's forgotten ids; raises CorruptArtifact if the list is damaged."""
+    content = storage.read_checked(_uri(store, name))
+    return frozenset(content["ids"] if content else [])
 
 
-def keep_forgotten(store: str, name: str, ids: Iterable[str]) -> None:
-    """Add ids to those that must not come back."""
+def add_forgotten(store: str, name: str, ids: Iterable[str]) -> None:
+    """Add ids to a dataset's forgotten items."""
     added = {digest_of_id(id_) for id_ in ids}
     storage.update_checked(
-        _uri(store, name), lambda held: {"ids": sorted(added.union(held["ids"] if held else []))}
+        _uri(store, name), lambda content: {"ids": sorted(added.union(content["ids"] if content else []))}
     )
 
 

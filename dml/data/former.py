@@ -1,8 +1,8 @@
-"""What a dataset's former version says of the next: a class that was for test stays for test.
+"""The former version of a dataset and its split, which classes keep in the next version.
 
-A version remembers the split of every class that it or one before it had, in `classes.parquet`. One that
-became current again knows nothing of those made after it, so theirs are read as well. How a dataset was
-ingested last, which may have given a version that was there already, stands beside the pointer to it.
+A version stores the split of every class that it or an earlier version had, in `classes.parquet`. After a
+rollback, the current version does not know the classes of later versions, so their tables are read too. The
+configuration of the latest ingest is stored with the pointer.
 """
 
 import logging
@@ -19,7 +19,7 @@ from dml import storage
 from dml.config import IngestConfig, SplitConfig
 from dml.data.dataset import find_dataset, read_ref, read_rows
 from dml.data.sources.sample import Sample
-from dml.data.split import split_of_classes
+from dml.data.split import split_classes
 from dml.errors import CorruptArtifact, DmlError
 from dml.refs import DatasetRef
 
@@ -27,71 +27,71 @@ logger = logging.getLogger(__name__)
 
 CLASSES = "classes.parquet"
 _READING_THREADS = 8
-_NAMED_AT_MOST = 5
+_MAX_NAMED = 5
 _SPLIT: TypeAdapter[SplitConfig] = TypeAdapter(SplitConfig)
 
 
 @dataclass(frozen=True)
 class FormerVersion:
-    """A dataset's current version, as the next one sees it; all empty before the first."""
+    """The facts about a dataset's current version that the next ingest needs; empty before the first."""
 
     version: str | None = None
     requested_split: SplitConfig | None = None
-    """What a user chose, or None where the source's layout did."""
+    """The split that a user chose; None if the source's layout chose it."""
     split: SplitConfig | None = None
     rows: int = 0
     classes: int = 0
     split_of_class: Mapping[str, str] = field(default_factory=dict)
-    """From label to split, of every class of it, of those before it, and of those made after it alike."""
+    """Split by label, for the classes of this version, earlier ones, and later ones with the same split."""
 
 
 @dataclass(frozen=True)
 class ChosenSplit:
-    """How the classes of a new version are split."""
+    """The split of the classes of a new version."""
 
     requested: SplitConfig | None
-    """What a user chose, now or before, or None where the source's layout did."""
+    """The split that a user chose, now or before; None if the source's layout chose it."""
     config: SplitConfig
     split_of_class: dict[str, str]
     remembered: dict[str, str]
-    """`split_of_class`, and the same of classes that are not there at present."""
+    """`split_of_class`, and the split of classes that the source does not contain at present."""
     notes: list[str]
     reassigns: bool = False
-    """Whether another split was requested than the former version's, so that no class keeps its own."""
+    """Whether the requested split differs from the former one, so that all classes are assigned again."""
 
 
 def find_former(store: str, name: str) -> FormerVersion:
-    """The current version of a dataset, or the last before it that is still there; empty before the first.
+    """The current version of a dataset, or the latest former one that still exists; empty if there is none.
 
     Raises:
-        CorruptArtifact: nothing in that version says any more which classes were for test.
+        CorruptArtifact: the splits of that version cannot be read.
         IncompatibleArtifact: it was written by another version of this project.
     """
     parent = storage.named_folder(store, "datasets", name)
     current = storage.current(parent)
-    there = (storage.join(parent, v) for v in [current, *storage.former_versions(parent)] if v is not None)
-    uri = next((uri for uri in there if storage.is_complete(uri)), None)
+    uris = (storage.join(parent, v) for v in [current, *storage.former_versions(parent)] if v is not None)
+    uri = next((uri for uri in uris if storage.is_complete(uri)), None)
     if uri is None:
         return FormerVersion()
     manifest = storage.read_manifest(uri)
     ref, made = read_ref(uri, manifest), _parse(manifest, uri)
     last = made if ref.version != current else _read_last(parent) or made
-    # Assigned again with the same result, a version's table has absent classes as the former split had them.
+    # If a reassignment gave the same version, its table has absent classes with their former split.
     splits = _read_class_splits(ref) if last.split == made.split else _splits_of_rows(ref)
-    later = _splits_of_later(parent, str(manifest["created"]), last)
+    later = _splits_of_later_versions(parent, str(manifest["created"]), last)
     return FormerVersion(
         ref.version, last.config.split, last.split, ref.rows, ref.classes, {**later, **splits}
     )
 
 
 class LastIngest(NamedTuple):
-    """How a dataset was ingested last."""
+    """The configuration of a dataset's latest ingest."""
 
     config: IngestConfig
     split: SplitConfig
 
     def to_json(self) -> dict[str, Any]:
-        """As a manifest has it, and as the pointer to the current version remembers it."""
+        """The form that manifests and the pointer store."""
         return {
             "ingest": self.config.model_dump(mode="json"),
             "split": self.split.model_dump(mode="json"),
@@ -99,11 +99,11 @@ class LastIngest(NamedTuple):
 
 
 def last_ingest(store: str, name: str) -> IngestConfig:
-    """How a dataset was ingested last, to do the same again; that may have given a version that was there.
+    """The configuration of a dataset's latest ingest, for repeating it.
 
     Raises:
         MissingArtifact: there is no such dataset.
-        CorruptArtifact: its pointer, or its current version's manifest, is damaged.
+        CorruptArtifact: the pointer or the current version's manifest is damaged.
     """
     ref = find_dataset(store, name)
     last = _read_last(storage.named_folder(store, "datasets", ref.name))
@@ -122,16 +122,16 @@ def _parse(content: Mapping[str, Any], uri: str) -> LastIngest:
         )
     except (KeyError, ValidationError) as error:
         raise CorruptArtifact(
-            f"{uri} must say how the dataset was ingested; it is damaged, or of another version of this "
-            "project. Remove it, and ingest with --split."
+            f"{uri} must record how the dataset was ingested; it is damaged, or was written by another "
+            "version of this project. Remove it, and ingest with --split."
         ) from error
 
 
-def _splits_of_later(parent: str, created: str, last: LastIngest) -> dict[str, str]:
-    """From label to split, of the versions that were made after the current one and are split as it is.
+def _splits_of_later_versions(parent: str, created: str, last: LastIngest) -> dict[str, str]:
+    """Split by label, from the versions made after the current one that have the same split.
 
-    There are some after a rollback, and where a source is again what it was. Another split than the current
-    one's assigned all classes again, so it counts for nothing.
+    Later versions exist after a rollback, or if a source returned to an earlier state. Versions with a
+    different split are ignored, since a different split assigns all classes again.
     """
     uris = [storage.join(parent, version) for version in storage.list_versions(parent)]
     with ThreadPoolExecutor(_READING_THREADS) as pool:
@@ -149,22 +149,22 @@ def _splits_of_later(parent: str, created: str, last: LastIngest) -> dict[str, s
         try:
             splits |= _read_class_splits(DatasetRef(uri=uri, **ref))
         except DmlError as error:
-            logger.warning("classes that only a later version has may change sides: %s", error)
+            logger.warning("classes that only a later version has may change their split: %s", error)
     return splits
 
 
 def _manifest_or_none(uri: str) -> dict[str, Any] | None:
-    """What a version says of itself; None where it is damaged, was just removed, or says no split."""
+    """A version's manifest; None if it is damaged, was just removed, or has no split."""
     try:
         manifest = storage.read_manifest(uri)
     except DmlError as error:
-        logger.warning("classes that only this version has may change sides: %s", error)
+        logger.warning("classes that only this version has may change their split: %s", error)
         return None
     return manifest if "split" in manifest else None
 
 
 def _read_class_splits(ref: DatasetRef) -> dict[str, str]:
-    """From the small table, or where that is damaged from the rows themselves."""
+    """Split by label, from the small table, or from the rows if the table is damaged."""
     filesystem, path = storage.filesystem(storage.join(ref.uri, CLASSES))
     try:
         table = parquet.read_table(path, filesystem=filesystem, page_checksum_verification=True)
@@ -178,14 +178,14 @@ def _splits_of_rows(ref: DatasetRef) -> dict[str, str]:
         table = read_rows(ref, columns=["label", "split"])
     except (OSError, pa.ArrowException) as error:
         raise CorruptArtifact(
-            f"A dataset's current version must say which classes are for test; {ref.uri} is damaged: "
-            f"{error}. Bring its files back, or remove that folder: then the one before it decides."
+            f"A dataset's current version must record which classes are for test; {ref.uri} is damaged: "
+            f"{error}. Restore its files, or remove that folder to use the version before it."
         ) from error
     return dict(zip(table["label"].to_pylist(), table["split"].to_pylist(), strict=True))
 
 
 def write_class_splits(folder: str, splits: Mapping[str, str]) -> None:
-    """Lay the splits of classes into a version that is being made."""
+    """Write the table of class splits into a version that is being made."""
     labels = sorted(splits)
     table = pa.table(
         {"label": pa.array(labels, pa.large_string()), "split": [splits[label] for label in labels]}
@@ -197,39 +197,39 @@ def write_class_splits(folder: str, splits: Mapping[str, str]) -> None:
 def choose_split(
     samples: Sequence[Sample], requested: SplitConfig | None, default: SplitConfig, former: FormerVersion
 ) -> ChosenSplit:
-    """The split of a new version's classes: as the former version has them, new ones assigned.
+    """The split of a new version's classes: known classes keep their split, new ones are assigned.
 
     Args:
         samples: every sample of the source.
-        requested: what a user chose now; another split than the former version's assigns all classes again.
-        default: what the source's layout uses where no user ever chose.
+        requested: the user's choice; a different split than the former version's assigns all classes again.
+        default: the layout's split, used if no user ever chose one.
         former: the current version.
 
     Raises:
-        DmlError: as `split_of_classes`.
+        DmlError: as `split_classes`.
     """
     config, known = requested or former.requested_split or default, former.split_of_class
     reassigns = requested is not None and former.split is not None and requested != former.split
     try:
-        split_of_class = split_of_classes(samples, config, {} if reassigns else known)
+        split_of_class = split_classes(samples, config, {} if reassigns else known)
     except DmlError as error:
         if requested is not None:
             raise
         if former.requested_split is None:
             raise type(error)(
-                f"{error} The source's layout is split by {default}; --split asks for another."
+                f"{error} The source's layout is split by {default}; choose another with --split."
             ) from error
         raise type(error)(
-            f"{error} Version {former.version} was split by {config}; --split asks for another."
+            f"{error} Version {former.version} was split by {config}; choose another with --split."
         ) from error
     changed = sorted(label for label, split in split_of_class.items() if known.get(label, split) != split)
     notes = []
     if reassigns or changed:
-        why = "asked for" if reassigns else "as the source says"
-        examples = f", such as {changed[:_NAMED_AT_MOST]}" if changed else ""
+        reason = "requested" if reassigns else "given by the source"
+        examples = f", such as {changed[:_MAX_NAMED]}" if changed else ""
         notes.append(
-            f"split {config} ({why}) instead of {former.split} of version {former.version}: "
-            f"{len(changed)} of {len(split_of_class)} classes change sides{examples}"
+            f"split {config} ({reason}) instead of {former.split} of version {former.version}: "
+            f"{len(changed)} of {len(split_of_class)} classes change their split{examples}"
         )
     remembered = split_of_class if reassigns else {**known, **split_of_class}
     return ChosenSplit(

@@ -1,4 +1,4 @@
-"""Making a fragment: its samples are read, validated and written, on any worker alike."""
+"""Fragments: samples in, one validated Parquet file out; independent of the worker that makes it."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,24 +20,24 @@ from dml.refs import AttributeType
 
 @dataclass(frozen=True)
 class FragmentJob:
-    """What a worker needs to make one fragment."""
+    """The input of a worker that makes one fragment."""
 
     number: int
     source: Source
     samples: Sequence[Sample]
-    """With the split that was decided for their class."""
+    """Their split is that of their class."""
     attributes: Mapping[str, AttributeType]
     staged: str
     config: IngestConfig
 
     @property
-    def aside(self) -> str:
-        """The name of what is not finished: the same when the job is begun again."""
+    def temporary_name(self) -> str:
+        """The file's name until it is finished; the same when the job is started again."""
         return f".fragment-{self.number:08d}"
 
 
 class Row(NamedTuple):
-    """What is remembered of a written row."""
+    """A written row, without its image."""
 
     sample: Sample
     sha256: str
@@ -55,13 +55,13 @@ class Row(NamedTuple):
 class FragmentResult(NamedTuple):
     number: int
     fragment: Fragment | None
-    """None where no sample is valid."""
+    """None if no sample is valid."""
     rows: list[Row]
     problems: list[Problem]
 
 
 def make_fragment(job: FragmentJob, on_sample: Callable[[], None] | None = None) -> FragmentResult:
-    """Validate a job's samples and write the good ones, holding one row group's images at a time.
+    """Validate a job's samples and write the valid ones; holds one row group's images in memory.
 
     Args:
         job: the samples.
@@ -73,7 +73,10 @@ def make_fragment(job: FragmentJob, on_sample: Callable[[], None] | None = None)
     records = _records(job, rows, problems, on_sample)
     groups = _row_groups(records, schema, job.config)
     return FragmentResult(
-        job.number, write_fragment(job.staged, groups, schema, aside=job.aside), rows, problems
+        job.number,
+        write_fragment(job.staged, groups, schema, temporary_name=job.temporary_name),
+        rows,
+        problems,
     )
 
 
@@ -89,7 +92,7 @@ def _records(
 def _row_groups(
     records: Iterable[dict[str, Any]], schema: pa.Schema, config: IngestConfig
 ) -> Iterator[pa.Table]:
-    """Records in tables of at most so many rows and bytes; Arrow's offsets end at 2 GiB."""
+    """Records in tables within the row and byte limits of a row group; Arrow's offsets end at 2 GiB."""
     group: list[dict[str, Any]] = []
     size_bytes = 0
     for record in records:
@@ -105,12 +108,12 @@ def _row_groups(
 def _read_sample(
     job: FragmentJob, number: int, rows: list[Row], problems: list[Problem]
 ) -> list[dict[str, Any]]:
-    """The record of one of a job's samples, or none; adds to its rows or problems."""
+    """The record of a job's sample as a list, empty if invalid; appends to `rows` or `problems`."""
     sample = job.samples[number]
     try:
         content, (width, height) = _validated(job.source, sample, job.config)
     except Refused as refusal:
-        problems.append(problem_of(sample, refusal.reason, refusal.detail))
+        problems.append(make_problem(sample, refusal.reason, refusal.detail))
         return []
     row = Row(sample, hashlib.sha256(content).hexdigest())
     rows.append(row)
@@ -129,12 +132,12 @@ def _read_sample(
 
 
 def _validated(source: Source, sample: Sample, config: IngestConfig) -> tuple[bytes, tuple[int, int]]:
-    """The file's bytes and the upright (width, height); raises Refused. An unreachable storage raises on."""
+    """The file's bytes and the upright (width, height); raises Refused, or DmlError if storage fails."""
     try:
         content = source.read(sample.locator, config.max_bytes)
     except (Refused, DmlError, MemoryError):
         raise
-    except Exception as error:  # what others made fails in ways that nobody foresaw
+    except Exception as error:  # files of others can fail in any way
         raise Refused("unreadable file", f"{type(error).__name__}: {error}") from error
     if not content:
         raise Refused("empty file", "0 bytes")
@@ -145,15 +148,17 @@ def _validated(source: Source, sample: Sample, config: IngestConfig) -> tuple[by
 
 
 def keep_rows(job: FragmentJob, fragment: Fragment, rows: Sequence[Row]) -> Fragment | None:
-    """Keep only these rows of a job's fragment; None where there are none."""
+    """Keep only these rows of a job's fragment; None if there are none."""
     uri, ids = storage.join(job.staged, fragment.name), {row.sample.id for row in rows}
-    kept = copy_fragment(uri, job.staged, job.config, keep=lambda id_: id_ in ids, aside=job.aside)
+    kept = copy_fragment(
+        uri, job.staged, job.config, keep=lambda id_: id_ in ids, temporary_name=job.temporary_name
+    )
     storage.delete(uri)
     return kept
 
 
 def copy_fragment(
-    uri: str, folder: str, config: IngestConfig, *, keep: Callable[[str], bool], aside: str
+    uri: str, folder: str, config: IngestConfig, *, keep: Callable[[str], bool], temporary_name: str
 ) -> Fragment | None:
     """Write the fragment that has some rows of another, holding two row groups' images at a time.
 
@@ -162,7 +167,7 @@ def copy_fragment(
         folder: where to.
         config: how many rows and bytes a row group has.
         keep: from a row's id to whether it is copied.
-        aside: as `write_fragment`.
+        temporary_name: as `write_fragment`.
 
     Returns:
         The file; None where there are no such rows.
@@ -178,7 +183,9 @@ def copy_fragment(
         groups = (file.read_row_group(number) for number in range(file.num_row_groups))
         records = (record for group in groups for record in group.to_pylist() if keep(record["id"]))
         schema = file.schema_arrow
-        return write_fragment(folder, _row_groups(records, schema, config), schema, aside=aside)
+        return write_fragment(
+            folder, _row_groups(records, schema, config), schema, temporary_name=temporary_name
+        )
 
 
 def cut(samples: Sequence[Sample], most: int) -> list[Sequence[Sample]]:
@@ -187,30 +194,30 @@ def cut(samples: Sequence[Sample], most: int) -> list[Sequence[Sample]]:
         cut(samples) = [samples] if they fit, else cut(those before c) + cut(c and those after it),
         where c begins the class whose label has the smallest hash (within one class: has the smallest id's)
 
-    So a cut depends only on what is near: rows that come or go change no fragment that is more than `most`
-    rows away, whereas counting rows from the start would move every cut behind them. Fragments are half full
-    on average, as the parts of a quicksort that stops at that size.
+    So a cut depends only on nearby rows: added or removed rows change no fragment that is more than `most`
+    rows away, whereas counting rows from the start would move every later cut. Fragments are half full on
+    average, like the parts of a quicksort that stops at that size.
 
     Args:
         samples: sorted by label, then by id.
-        most: rows of a fragment.
+        most: maximum rows of a fragment.
 
     Source: Seidel and Aragon 1996, "Randomized search trees": the cuts are the upper nodes of a treap.
     """
     keys = np.array([_cut_key(samples, row) for row in range(len(samples))], dtype=np.uint64)
-    parts, left = [], [(0, len(samples))]
-    while left:
-        start, end = left.pop()
+    parts, pending = [], [(0, len(samples))]
+    while pending:
+        start, end = pending.pop()
         if end - start <= most:
             parts.append(samples[start:end])
         else:
             middle = start + 1 + int(keys[start + 1 : end].argmin())
-            left += [(middle, end), (start, middle)]
+            pending += [(middle, end), (start, middle)]
     return parts
 
 
 def _cut_key(samples: Sequence[Sample], row: int) -> int:
-    """The smaller, the sooner a cut is made before this row; before a class sooner than within one."""
+    """Priority of a cut before this row: the smallest key first, and class starts before other rows."""
     sample = samples[row]
     begins_class = row == 0 or samples[row - 1].label != sample.label
     text = sample.label if begins_class else sample.id
@@ -218,5 +225,5 @@ def _cut_key(samples: Sequence[Sample], row: int) -> int:
     return int(digest[:15], 16) + (0 if begins_class else 1 << 60)
 
 
-def problem_of(sample: Sample, reason: str, detail: str) -> Problem:
+def make_problem(sample: Sample, reason: str, detail: str) -> Problem:
     return Problem(sample.id, sample.label, sample.locator, reason, detail)

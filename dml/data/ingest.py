@@ -1,8 +1,8 @@
-"""From a source to a published dataset: listed, split, validated, written aside in fragments, then published.
+"""Ingest: a source in, a published dataset version out. It lists, splits, validates, writes and publishes.
 
-A fragment is read, decoded and written on its own, by a thread of this process or by Ray, with the same
-result to the byte. What cannot become a row goes to the quarantine table and the rest goes on. A killed
-ingest leaves nothing visible.
+Each fragment is read, decoded and written independently, by a thread of this process or by Ray, with the same
+bytes as result. Samples that cannot become rows go to the quarantine table. A killed ingest leaves no visible
+files.
 """
 
 import hashlib
@@ -33,16 +33,16 @@ from dml.data.former import (
     last_ingest,
     write_class_splits,
 )
-from dml.data.fragment import FragmentJob, FragmentResult, Row, cut, keep_rows, make_fragment, problem_of
+from dml.data.fragment import FragmentJob, FragmentResult, Row, cut, keep_rows, make_fragment, make_problem
 from dml.data.quarantine import (
     QUARANTINE,
-    in_words,
+    count_refusals,
     latest_quarantine,
-    refusals_of,
     require_few,
+    summarize_problems,
     write_quarantine,
 )
-from dml.data.reach import find_witness, require_missing_here_too, require_reach
+from dml.data.reach import find_witness, require_missing_locally, require_reach
 from dml.data.schema import SCHEMA_VERSION, TEST, Fragment, attribute_types
 from dml.data.sources.access import Access
 from dml.data.sources.detect import absolute, open_source
@@ -54,21 +54,21 @@ from dml.reports import IngestOutcome, IngestReport
 
 logger = logging.getLogger(__name__)
 
-# Ray takes some 12 s to start on 2 cores; two threads validate and write that many small images meanwhile.
+# Ray takes about 12 s to start on 2 cores; two threads process this many small images in that time.
 _SMALL_SOURCE_ROWS = 25_000
-_NAMED_AT_MOST = 3
+_MAX_NAMED = 3
 
 OnProgress = Callable[[int, int], None]
-"""Receives how many fragments are done, and how many there are."""
+"""Called with (fragments done, total fragments)."""
 
 
 def ingest(config: IngestConfig, store: str, progress: OnProgress | None = None) -> DatasetRef:
-    """The version that `ingest_source` reports of."""
+    """The dataset of `ingest_source`."""
     return ingest_source(config, store, progress).dataset
 
 
 def ingest_again(ref: DatasetRef, store: str, progress: OnProgress | None = None) -> DatasetRef:
-    """The version that a damaged one's source gives now; which version is current stays as it is."""
+    """Ingest the source of a damaged version again; does not change which version is current."""
     is_current = storage.current(storage.named_folder(store, "datasets", ref.name)) == ref.version
     config = last_ingest(store, ref.name) if is_current else ingest_config_of(ref)
     return ingest_source(config, store, progress, make_current=False).dataset
@@ -77,25 +77,25 @@ def ingest_again(ref: DatasetRef, store: str, progress: OnProgress | None = None
 def ingest_source(
     config: IngestConfig, store: str, progress: OnProgress | None = None, *, make_current: bool = True
 ) -> IngestReport:
-    """Make a dataset version of a source and point the dataset's name at it.
+    """Make a dataset version from a source, and make it the current version.
 
     Args:
         config: the source and how to read it.
         store: the store's URI.
         progress: called after each fragment.
-        make_current: False makes a version again that is damaged, and leaves the current one as it is.
+        make_current: False makes a damaged version again, without changing the current version.
 
     Returns:
-        The version, and what there is to know of it. The same content gives the same version, and no second
-        copy, wherever it came from and however many workers read it; one that was damaged is made again.
+        The version and a report. Equal content gives the same version, without a second copy, independent of
+        the source's location and the number of workers. A damaged version is made again.
 
     Raises:
-        InvalidData: no known layout, no valid row, a split that cannot be, or attributes of mixed types.
-        TooManyRefused: more than `max_quarantined` of the rows; nothing is published.
-        MissingArtifact: there is no such source, or a worker's machine does not see it or the store.
-        InvalidSetting: the split or the source cannot be followed.
-        IncompatibleArtifact: another ingest of the same name, published meanwhile, split a class otherwise;
-            or items were forgotten meanwhile.
+        InvalidData: unknown layout, no valid row, an impossible split, or attributes of mixed types.
+        TooManyRefused: more than `max_quarantined` of the rows were refused; nothing is published.
+        MissingArtifact: there is no such source, or a worker's machine cannot read it or the store.
+        InvalidSetting: the split or the source is invalid.
+        IncompatibleArtifact: another ingest of the same name was published meanwhile with a different split
+            of a class, or items were forgotten meanwhile.
     """
     with Ticker("ingest") as ticker:
         return _ingest_source(config, store, ticker, progress, make_current)
@@ -114,32 +114,34 @@ def _ingest_source(
     config = config.model_copy(update={"split": split.requested})
     parent = storage.named_folder(store, "datasets", config.name)
     with storage.staged(storage.join(parent, "ingest")) as staged:
-        made = _make_fragments(config, listed, split.split_of_class, staged, ticker, progress)
-        is_empty = not made.rows or {row.split for row in made.rows} != set(split.split_of_class.values())
-        _require_valid(config, store, made.problems, listed.num_rows, is_empty=is_empty)
+        written = _make_fragments(config, listed, split.split_of_class, staged, ticker, progress)
+        splits = {row.split for row in written.rows}
+        is_empty = not written.rows or splits != set(split.split_of_class.values())
+        _require_valid(config, store, written.problems, listed.num_rows, is_empty=is_empty)
         with storage.locked_pointer(parent) as pointer:
-            split = _as_others_assigned(split, former, find_former(store, config.name), config.name)
-            write_quarantine(storage.join(staged, QUARANTINE), made.problems)
+            split = _merge_concurrent_ingest(split, former, find_former(store, config.name), config.name)
+            write_quarantine(storage.join(staged, QUARANTINE), written.problems)
             write_class_splits(staged, split.remembered)
-            ref = _ref_of(made, config.name, parent)
-            this = LastIngest(config, split.config).to_json()
+            ref = _make_ref(written, config.name, parent)
+            this_ingest = LastIngest(config, split.config).to_json()
             ticker.begin("publishing", "files")
-            outcome = _publish(staged, ref, made, this, is_current=pointer.version == ref.version)
-            _refuse_forgotten(store, ref, made.ids, outcome)
+            is_current = pointer.version == ref.version
+            outcome = _publish(staged, ref, written, this_ingest, is_current=is_current)
+            _refuse_forgotten(store, ref, written.ids, outcome)
             if make_current or pointer.version is None:
-                pointer.move(ref.version, remember=this)
+                pointer.move(ref.version, remember=this_ingest)
     return IngestReport(
         dataset=find_dataset(store, str(ref)),
         outcome=outcome,
-        refused=refusals_of(made.problems),
+        refused=count_refusals(written.problems),
         quarantine=latest_quarantine(store, config.name),
-        notes=_notes(config, ref, listed, split, former, made),
+        notes=_notes(config, ref, listed, split, former, written),
     )
 
 
 @dataclass(frozen=True)
 class _Listed:
-    """A source's samples, screened, and what is wrong with the rest."""
+    """A source's valid samples, and the problems of the others."""
 
     source: Source
     samples: list[Sample]
@@ -162,8 +164,8 @@ def _list_samples(config: IngestConfig, store: str, ticker: Ticker) -> _Listed:
 
 
 @dataclass(frozen=True)
-class _Made:
-    """A version's fragments, with their rows, before it is published."""
+class _Fragments:
+    """The fragments of a version and their rows, before it is published."""
 
     fragments: list[Fragment]
     rows: list[Row]
@@ -173,7 +175,7 @@ class _Made:
 
     @property
     def ids(self) -> list[str]:
-        """Of all that it names."""
+        """The ids of all rows and problems."""
         return [*(row.sample.id for row in self.rows), *(problem.id for problem in self.problems)]
 
 
@@ -184,7 +186,7 @@ def _make_fragments(
     staged: str,
     ticker: Ticker,
     progress: OnProgress | None,
-) -> _Made:
+) -> _Fragments:
     attributes = attribute_types([sample.attributes for sample in listed.samples])
     jobs = _jobs(config, listed, split_of_class, attributes, staged)
     results = _results(jobs, config.num_workers, len(listed.samples), ticker, progress)
@@ -192,21 +194,21 @@ def _make_fragments(
     fragments, rows, contradictions = _reconcile(jobs, results)
     problems = listed.problems + [problem for result in results for problem in result.problems]
     if config.quarantine_contradictions:
-        problems += _contradictory(contradictions)
-    return _Made(fragments, rows, attributes, problems, contradictions)
+        problems += _contradiction_problems(contradictions)
+    return _Fragments(fragments, rows, attributes, problems, contradictions)
 
 
-def _ref_of(made: _Made, name: str, parent: str) -> DatasetRef:
-    fingerprint = fingerprint_of(made.rows, made.attributes, made.problems)
+def _make_ref(written: _Fragments, name: str, parent: str) -> DatasetRef:
+    fingerprint = fingerprint_of(written.rows, written.attributes, written.problems)
     return DatasetRef(
         uri=storage.join(parent, fingerprint[:12]),
         fingerprint=fingerprint,
         name=name,
-        rows=len(made.rows),
-        classes=len({row.label for row in made.rows}),
-        splits=split_sizes(made.rows),
-        quarantined=len(made.problems),
-        attributes=made.attributes,
+        rows=len(written.rows),
+        classes=len({row.label for row in written.rows}),
+        splits=split_sizes(written.rows),
+        quarantined=len(written.problems),
+        attributes=written.attributes,
         schema_version=SCHEMA_VERSION,
     )
 
@@ -217,24 +219,24 @@ def _notes(
     listed: _Listed,
     split: ChosenSplit,
     former: FormerVersion,
-    made: _Made,
+    written: _Fragments,
 ) -> list[str]:
-    """What the reader must know of how the version came about."""
+    """Notes for the user about how the version was made."""
     return [
-        _held_out(ref, str(split.config)),
+        _split_note(ref, str(split.config)),
         *split.notes,
-        *_fewer(ref, former, split.split_of_class),
+        *_shrinkage_note(ref, former, split.split_of_class),
         *listed.notes,
-        *_contradictions_note(made.contradictions, config.quarantine_contradictions),
-        *_repeated(made.rows),
-        *_lost(split.split_of_class, made.rows),
+        *_contradictions_note(written.contradictions, config.quarantine_contradictions),
+        *_duplicates_note(written.rows),
+        *_lost_classes_note(split.split_of_class, written.rows),
     ]
 
 
 def _require_valid(
     config: IngestConfig, store: str, problems: Sequence[Problem], num_listed: int, *, is_empty: bool
 ) -> None:
-    """Keep the table of problems where a failed ingest leaves it too; fail with too many, or nothing left."""
+    """Write the quarantine table, also for a failed ingest; fail if too many rows or all rows are refused."""
     table = latest_quarantine(store, config.name)
     write_quarantine(table, problems)
     require_few(problems, num_listed, config.max_quarantined, source=config.source, table=table)
@@ -243,9 +245,9 @@ def _require_valid(
 
 
 def _publish(
-    staged: str, ref: DatasetRef, made: _Made, this: Mapping[str, Any], *, is_current: bool
+    staged: str, ref: DatasetRef, written: _Fragments, this_ingest: Mapping[str, Any], *, is_current: bool
 ) -> IngestOutcome:
-    """Make the version visible; one that is there already is checked, and made again where it is damaged."""
+    """Publish the version; an existing version is verified, and replaced if it is damaged."""
     outcome: IngestOutcome = "made"
     if storage.is_complete(ref.uri):
         try:
@@ -257,55 +259,55 @@ def _publish(
             outcome = "repaired"
     description = {
         "ref": ref.model_dump(mode="json", exclude={"uri"}),
-        "fragments": [fragment._asdict() for fragment in made.fragments],
-        **this,
+        "fragments": [fragment._asdict() for fragment in written.fragments],
+        **this_ingest,
         "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
     storage.publish(staged, ref.uri, description)
     return outcome
 
 
-def _as_others_assigned(
+def _merge_concurrent_ingest(
     split: ChosenSplit, former: FormerVersion, latest: FormerVersion, name: str
 ) -> ChosenSplit:
-    """The split, also of the classes that another ingest of the same name published while this one read."""
+    """Add the class splits that another ingest of the same name published while this one was reading."""
     if not split.reassigns and latest.requested_split != former.requested_split:
         raise IncompatibleArtifact(
-            f"One ingest of a dataset must end before the next begins; {name}@{latest.version} was meanwhile "
-            f"split by {latest.requested_split}. Nothing was published; begin again."
+            f"One ingest of a dataset must end before the next starts; {name}@{latest.version} was meanwhile "
+            f"split by {latest.requested_split}. Nothing was published; start again."
         )
     if latest.version == former.version:
         return split
     known = {} if split.reassigns else latest.split_of_class
-    apart = sorted(label for label, side in split.split_of_class.items() if known.get(label, side) != side)
-    if apart:
+    differing = sorted(label for label, s in split.split_of_class.items() if known.get(label, s) != s)
+    if differing:
         raise IncompatibleArtifact(
-            f"One ingest of a dataset must end before the next begins; {name}@{latest.version} was published "
-            f"meanwhile, where {len(apart)} of these classes are on the other side, such as "
-            f"{apart[:_NAMED_AT_MOST]}. Nothing was published; begin again."
+            f"One ingest of a dataset must end before the next starts; {name}@{latest.version} was published "
+            f"meanwhile, where {len(differing)} of these classes have the other split, such as "
+            f"{differing[:_MAX_NAMED]}. Nothing was published; start again."
         )
     return replace(split, remembered={**known, **split.remembered})
 
 
 def _refuse_forgotten(store: str, ref: DatasetRef, ids: Sequence[str], outcome: IngestOutcome) -> None:
-    """Take back a version with items that were forgotten while it was made: `forget` saw it, or this does."""
+    """Remove a version with items that were forgotten while it was made, and raise."""
     forgotten = forgotten_ids(store, ref.name)
-    back = sum(digest_of_id(id_) in forgotten for id_ in ids) if forgotten else 0
-    if back:
+    num_forgotten = sum(digest_of_id(id_) in forgotten for id_ in ids) if forgotten else 0
+    if num_forgotten:
         if outcome == "made":
             storage.remove(ref.uri)
         raise IncompatibleArtifact(
-            f"An ingest must not bring back what is forgotten; {back} items of {ref.name} were forgotten "
-            "meanwhile. Nothing was published; begin again."
+            f"An ingest must not restore forgotten items; {num_forgotten} items of {ref.name} were forgotten "
+            "meanwhile. Nothing was published; start again."
         )
 
 
-def _fewer(ref: DatasetRef, former: FormerVersion, labels: Iterable[str]) -> list[str]:
-    """What to say where a source has lost much since it was ingested last, or is another one."""
+def _shrinkage_note(ref: DatasetRef, former: FormerVersion, labels: Iterable[str]) -> list[str]:
+    """A note if a source has fewer images or classes than at the latest ingest, or no class in common."""
     if former.version is not None and former.split_of_class.keys().isdisjoint(labels):
         return [
-            f"none of these classes is in {ref.name}@{former.version}, which this version replaces; another "
-            "source needs another --name"
+            f"none of these classes is in {ref.name}@{former.version}, which this version replaces; give a "
+            "different source a different --name"
         ]
     if ref.rows >= former.rows and ref.classes >= former.classes:
         return []
@@ -315,10 +317,10 @@ def _fewer(ref: DatasetRef, former: FormerVersion, labels: Iterable[str]) -> lis
     ]
 
 
-def _held_out(ref: DatasetRef, split: str) -> str:
+def _split_note(ref: DatasetRef, split: str) -> str:
     test = ref.splits.get(TEST)
     if test is None:
-        return f"nothing is held out (split {split}): judge on another, dml train {ref.name} --test OTHER"
+        return f"nothing is held out (split {split}): evaluate on another, dml train {ref.name} --test OTHER"
     return (
         f"held out for test: {test.classes} of {ref.classes} classes ({test.classes / ref.classes:.0%}), "
         f"{test.rows} of {ref.rows} images ({test.rows / ref.rows:.0%}), by split {split}"
@@ -326,47 +328,45 @@ def _held_out(ref: DatasetRef, split: str) -> str:
 
 
 def _contradictions_note(contradictions: Sequence[Sequence[Row]], refused: bool) -> list[str]:
-    """What to say of the images that stand under several labels."""
+    """A note about images with several labels."""
     if not contradictions:
         return []
     apart = [len({row.split for row in rows}) > 1 for rows in contradictions]
     ordered = sorted(range(len(apart)), key=lambda number: not apart[number])
     examples = [
         " and ".join(f"{row.sample.id} ({row.label}, {row.split})" for row in contradictions[number])
-        for number in ordered[:_NAMED_AT_MOST]
+        for number in ordered[:_MAX_NAMED]
     ]
-    done = "in quarantine" if refused else "kept; --set quarantine_contradictions=true leaves them out"
+    treatment = "in quarantine" if refused else "kept; --set quarantine_contradictions=true removes them"
     return [
-        f"{len(contradictions)} images stand under several labels, {sum(apart)} of them in train and in test "
-        f"({done}): {'; '.join(examples)}"
+        f"{len(contradictions)} images have several labels, {sum(apart)} of them in train and in test "
+        f"({treatment}): {'; '.join(examples)}"
     ]
 
 
-def _repeated(rows: Sequence[Row]) -> list[str]:
-    """What to say of images that stand under one label more than once."""
-    of_image: dict[tuple[str, str], list[Row]] = {}
+def _duplicates_note(rows: Sequence[Row]) -> list[str]:
+    """A note about images that occur more than once under one label."""
+    rows_by_image: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        of_image.setdefault((row.label, row.sha256), []).append(row)
-    twins = [same for same in of_image.values() if len(same) > 1]
-    if not twins:
+        rows_by_image.setdefault((row.label, row.sha256), []).append(row)
+    duplicates = [same for same in rows_by_image.values() if len(same) > 1]
+    if not duplicates:
         return []
-    examples = [" and ".join(row.sample.id for row in same[:_NAMED_AT_MOST]) for same in twins]
-    in_test = sum(same[0].split == TEST for same in twins)
+    examples = [" and ".join(row.sample.id for row in same[:_MAX_NAMED]) for same in duplicates]
+    in_test = sum(same[0].split == TEST for same in duplicates)
     return [
-        f"{len(twins)} images stand more than once under their label, {in_test} of them in test, where one "
-        f"is found by the other: {'; '.join(examples[:_NAMED_AT_MOST])}"
+        f"{len(duplicates)} images occur more than once under their label, {in_test} of them in test, where "
+        f"each is an easy match for the other: {'; '.join(examples[:_MAX_NAMED])}"
     ]
 
 
-def _lost(split_of_class: Mapping[str, str], rows: Iterable[Row]) -> list[str]:
+def _lost_classes_note(split_of_class: Mapping[str, str], rows: Iterable[Row]) -> list[str]:
     lost = sorted(set(split_of_class) - {row.label for row in rows})
-    return (
-        [f"{len(lost)} classes have lost all their images, such as {lost[:_NAMED_AT_MOST]}"] if lost else []
-    )
+    return [f"{len(lost)} classes have lost all their images, such as {lost[:_MAX_NAMED]}"] if lost else []
 
 
 def ingest_config_of(ref: DatasetRef) -> IngestConfig:
-    """How a dataset version was ingested, to do the same again."""
+    """The configuration of a dataset version's ingest, for repeating it."""
     return IngestConfig.model_validate(storage.read_manifest(ref.uri)["ingest"])
 
 
@@ -375,37 +375,37 @@ def _list(source: Source, config: IngestConfig) -> Listing:
         return source.list()
     except (DmlError, MemoryError):
         raise
-    except Exception as error:  # what others made fails in ways that nobody foresaw
+    except Exception as error:  # files of others can fail in any way
         raise InvalidData(
-            f"The lists of {config.source} must be as its layout has them; reading them failed: {error!r}. "
+            f"The list files of {config.source} must match its layout; reading them failed: {error!r}. "
             "Download it again, or name another layout."
         ) from error
 
 
 def _without_forgotten(listing: Listing, forgotten: frozenset[str]) -> tuple[Listing, list[str]]:
-    """What a source lists, less the items that must not come back; and what to say of them."""
+    """The listing without forgotten items, and a note about them."""
     if not forgotten:
         return listing, []
 
-    def stays(each: Sample | Problem) -> bool:
-        return digest_of_id(each.id) not in forgotten
+    def is_kept(entry: Sample | Problem) -> bool:
+        return digest_of_id(entry.id) not in forgotten
 
-    kept = replace(
+    filtered = replace(
         listing,
-        samples=[sample for sample in listing.samples if stays(sample)],
-        problems=[problem for problem in listing.problems if stays(problem)],
+        samples=[sample for sample in listing.samples if is_kept(sample)],
+        problems=[problem for problem in listing.problems if is_kept(problem)],
     )
-    left_out = len(listing.samples) - len(kept.samples)
-    return kept, [f"{left_out} forgotten items are left out"] if left_out else []
+    num_removed = len(listing.samples) - len(filtered.samples)
+    return filtered, [f"{num_removed} forgotten items are left out"] if num_removed else []
 
 
 def _screen(samples: Sequence[Sample]) -> tuple[list[Sample], list[Problem], list[str]]:
-    """Samples with a label and an id of their own, by class and id, so that a class lies together.
+    """Samples with a label and a unique id, sorted by class and id.
 
-    Labels are taken without space around them and in Unicode's form NFC: those that look alike are one class.
+    Labels are stripped and normalised to Unicode NFC, so that labels that look alike are one class.
 
     Returns:
-        The samples, what is wrong with the others, and what to say of labels that became one.
+        The samples, the problems of the others, and notes about labels that were merged.
     """
     raw_of: dict[str, set[str]] = {}
     for sample in samples:
@@ -414,41 +414,39 @@ def _screen(samples: Sequence[Sample]) -> tuple[list[Sample], list[Problem], lis
     labels_of: dict[str, set[str]] = {}
     for sample in samples:
         labels_of.setdefault(sample.id, set()).add(sample.label)
-    kept: dict[str, Sample] = {}
+    sample_by_id: dict[str, Sample] = {}
     problems = []
     for sample in samples:
         if not sample.label:
-            problems.append(problem_of(sample, "missing label", "the label is blank"))
+            problems.append(make_problem(sample, "missing label", "the label is blank"))
         elif len(labels_of[sample.id]) > 1:
             detail = f"this id also has the labels {sorted(labels_of[sample.id] - {sample.label})}"
-            problems.append(problem_of(sample, "contradictory label", detail))
-        elif sample.id in kept:
-            problems.append(problem_of(sample, "duplicate id", f"as {kept[sample.id].locator}"))
+            problems.append(make_problem(sample, "contradictory label", detail))
+        elif sample.id in sample_by_id:
+            problems.append(make_problem(sample, "duplicate id", f"as {sample_by_id[sample.id].locator}"))
         else:
-            kept[sample.id] = sample
-    ordered = sorted(kept.values(), key=lambda sample: (sample.label, sample.id))
-    return ordered, problems, _merged({label: raw for label, raw in raw_of.items() if label})
+            sample_by_id[sample.id] = sample
+    ordered = sorted(sample_by_id.values(), key=lambda sample: (sample.label, sample.id))
+    return ordered, problems, _merged_labels_note({label: raw for label, raw in raw_of.items() if label})
 
 
-def _merged(raw_of: Mapping[str, set[str]]) -> list[str]:
+def _merged_labels_note(raw_of: Mapping[str, set[str]]) -> list[str]:
     merged = {label: sorted(raw) for label, raw in sorted(raw_of.items()) if len(raw) > 1}
     if not merged:
         return []
     examples = [f"{label!r} from {', '.join(map(ascii, raw))}" for label, raw in merged.items()]
     return [
         f"{sum(map(len, merged.values()))} labels became {len(merged)}, since they differ only in outer "
-        f"space or in Unicode's form: {'; '.join(examples[:_NAMED_AT_MOST])}"
+        f"space or in Unicode normalization: {'; '.join(examples[:_MAX_NAMED])}"
     ]
 
 
 def _nothing_valid(config: IngestConfig, problems: Sequence[Problem], table: str) -> InvalidData:
     if not problems:
-        return InvalidData(
-            f"A source must list images; {config.source} lists none. Check what it should hold."
-        )
+        return InvalidData(f"A source must list images; {config.source} lists none. Check its content.")
     return InvalidData(
-        f"A dataset needs valid images in each of its splits; {config.source} has none left in one of them. "
-        f"In quarantine: {in_words(problems)}. All of it is listed in {table}."
+        f"A dataset needs valid images in each of its splits; {config.source} has none in one of them. "
+        f"In quarantine: {summarize_problems(problems)}. All of them are listed in {table}."
     )
 
 
@@ -473,10 +471,11 @@ def _results(
     ticker: Ticker,
     progress: OnProgress | None,
 ) -> list[FragmentResult]:
-    here = num_workers == 1 or (num_workers is None and num_samples < _SMALL_SOURCE_ROWS)
+    is_local = num_workers == 1 or (num_workers is None and num_samples < _SMALL_SOURCE_ROWS)
+    generator = _make_with_threads(jobs, ticker) if is_local else _make_with_ray(jobs, num_workers, ticker)
     results = []
-    with closing(_by_threads(jobs, ticker) if here else _by_ray(jobs, num_workers, ticker)) as made:
-        for result in made:
+    with closing(generator):
+        for result in generator:
             results.append(result)
             if progress is not None:
                 progress(len(results), len(jobs))
@@ -484,10 +483,10 @@ def _results(
 
 
 class _Stopped(Exception):
-    """What ends a thread of an ingest that was interrupted, or has failed."""
+    """Ends the threads of an ingest that was interrupted or has failed."""
 
 
-def _by_threads(jobs: Sequence[FragmentJob], ticker: Ticker) -> Generator[FragmentResult]:
+def _make_with_threads(jobs: Sequence[FragmentJob], ticker: Ticker) -> Generator[FragmentResult]:
     stopping = threading.Event()
 
     def on_sample() -> None:
@@ -507,7 +506,7 @@ def _by_threads(jobs: Sequence[FragmentJob], ticker: Ticker) -> Generator[Fragme
                 future.cancel()
 
 
-def _by_ray(
+def _make_with_ray(
     jobs: Sequence[FragmentJob], num_workers: int | None, ticker: Ticker
 ) -> Generator[FragmentResult]:
     ticker.begin("starting Ray")
@@ -517,22 +516,22 @@ def _by_ray(
         import ray.data
 
         quiet_ray_data()
-        # Pickled, since Arrow would make tables of what is ours; one block a job, so that each is a task.
+        # Pickled, since Arrow would convert the objects to tables; one block per job, so that each is a task.
         items = [{"job": pickle.dumps((job, witness))} for job in jobs]
-        done = ray.data.from_items(items, override_num_blocks=len(items)).map(_make_pickled)
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(_make_pickled)
         ticker.begin("reading with Ray", "images", sum(len(job.samples) for job in jobs))
-        with closing(iter(done.iter_rows())) as rows:  # else Ray Data's threads outlive the session
+        with closing(iter(dataset.iter_rows())) as rows:  # else Ray Data's threads outlive the session
             for row in rows:
                 result = pickle.loads(row["result"])
                 if isinstance(result, DmlError):
                     raise result
-                require_missing_here_too(source, result.problems, uri=jobs[0].config.source, node=row["node"])
+                require_missing_locally(source, result.problems, uri=jobs[0].config.source, node=row["node"])
                 ticker.count(len(jobs[result.number].samples))
                 yield result
 
 
 def _make_pickled(row: dict[str, bytes]) -> dict[str, Any]:
-    """A job's result; what a user can put right comes back as it is, for Ray would wrap it and try again."""
+    """A job's result. Users' errors are returned, since Ray would wrap raised ones and retry the task."""
     job, witness = pickle.loads(row["job"])
     node = _node()
     try:
@@ -552,12 +551,12 @@ def _node() -> str:
 def _reconcile(
     jobs: Sequence[FragmentJob], results: Sequence[FragmentResult]
 ) -> tuple[list[Fragment], list[Row], list[list[Row]]]:
-    """A version's fragments and rows, and its images under several labels, refused where that is asked."""
+    """A version's fragments and rows, and its images with several labels, which are removed if configured."""
     contradictions = _contradictions(results)
     refused: set[str] = set()
     if jobs[0].config.quarantine_contradictions:
         refused = {row.sha256 for rows in contradictions for row in rows}
-    fragments, kept = [], []
+    fragments, all_rows = [], []
     for job, result in zip(jobs, results, strict=True):
         rows = [row for row in result.rows if row.sha256 not in refused]
         fragment = result.fragment
@@ -565,14 +564,14 @@ def _reconcile(
             fragment = keep_rows(job, fragment, rows)
         if fragment is not None:
             fragments.append(fragment)
-        kept += rows
-    return fragments, kept, contradictions
+        all_rows += rows
+    return fragments, all_rows, contradictions
 
 
 def _contradictions(results: Sequence[FragmentResult]) -> list[list[Row]]:
-    """The rows of each image that has several labels: one is wrong, and nobody can tell which.
+    """The rows of each image that has several labels, of which at most one is right.
 
-    Published data sets have them (22 rows of CARS196's training half), and results are compared with them in.
+    Published datasets contain them (22 rows of CARS196's training half), and published results include them.
     """
     rows_of: dict[str, list[Row]] = {}
     for result in results:
@@ -581,9 +580,9 @@ def _contradictions(results: Sequence[FragmentResult]) -> list[list[Row]]:
     return [rows for rows in rows_of.values() if len({row.label for row in rows}) > 1]
 
 
-def _contradictory(contradictions: Sequence[Sequence[Row]]) -> list[Problem]:
+def _contradiction_problems(contradictions: Sequence[Sequence[Row]]) -> list[Problem]:
     return [
-        problem_of(
+        make_problem(
             row.sample,
             "contradictory label",
             f"the same bytes have the labels {sorted({other.label for other in rows})}",
@@ -602,7 +601,7 @@ def split_sizes(rows: Sequence[Row]) -> dict[str, SplitSize]:
 def fingerprint_of(
     rows: Iterable[Row], attributes: Mapping[str, AttributeType], problems: Iterable[Problem]
 ) -> str:
-    """SHA-256 of the rows and of what was refused: the same for any order, place and number of workers."""
+    """SHA-256 of the rows and problems, independent of their order, location and the number of workers."""
     digest = hashlib.sha256(storage.digest_of(SCHEMA_VERSION, dict(attributes)).encode())
     for row in sorted(rows, key=lambda row: row.sample.id):
         values = [_value(row.sample.attributes.get(name), kind) for name, kind in attributes.items()]

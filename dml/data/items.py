@@ -219,7 +219,9 @@ def write_items(folder: str, rows: pa.Table) -> Fragment | None:
     schema = items_schema(attribute_types_of(rows))
     if "label" not in rows.column_names:
         rows = rows.append_column("label", pa.nulls(len(rows), pa.string()))
-    return write_fragment(folder, [rows.select(schema.names).cast(schema)], schema, aside=".fragment")
+    return write_fragment(
+        folder, [rows.select(schema.names).cast(schema)], schema, temporary_name=".fragment"
+    )
 
 
 def seal_items(folder: str, ref: dict[str, object], fragments: Sequence[Fragment]) -> None:

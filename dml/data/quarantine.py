@@ -1,7 +1,7 @@
-"""What of a source cannot become a row: counted by reason, kept as a table, and a failure where it is much.
+"""Quarantine: the samples that cannot become rows, counted by reason, written to a table, limited in number.
 
-`STORE/quarantine/NAME.parquet` is the table of a dataset's latest ingest, whether it ended well or not; a
-published version holds its own as `quarantine.parquet`.
+`STORE/quarantine/NAME.parquet` is the table of a dataset's latest ingest, successful or not. A published
+version also contains its table, as `quarantine.parquet`.
 """
 
 import io
@@ -21,12 +21,12 @@ QUARANTINE = "quarantine.parquet"
 
 
 def latest_quarantine(store: str, name: str) -> str:
-    """Where the table of a dataset's latest ingest lies."""
+    """The URI of the quarantine table of a dataset's latest ingest."""
     return storage.join(store, "quarantine", f"{name}.parquet")
 
 
 def write_quarantine(uri: str, problems: Sequence[Problem]) -> None:
-    """The table of problems, in an order of its own."""
+    """Write the table of problems, sorted."""
     rows = [
         {name: _as_utf8(value) for name, value in problem._asdict().items()} for problem in sorted(problems)
     ]
@@ -36,14 +36,14 @@ def write_quarantine(uri: str, problems: Sequence[Problem]) -> None:
 
 
 def read_quarantine(uri: str) -> list[Problem]:
-    """The table again; raises MissingArtifact where there is none, CorruptArtifact where it is damaged."""
+    """Read the table; raises MissingArtifact if there is none, CorruptArtifact if it is damaged."""
     content = io.BytesIO(storage.read_bytes(uri))
     with storage.reading(uri, "Restore it from a copy, or ingest the source again."):
         table = parquet.read_table(content, page_checksum_verification=True)
     return [Problem(**row) for row in table.to_pylist()]
 
 
-def refusals_of(problems: Sequence[Problem]) -> list[Refusal]:
+def count_refusals(problems: Sequence[Problem]) -> list[Refusal]:
     """Each reason with its count and one example, the most frequent first."""
     by_reason: dict[str, list[Problem]] = {}
     for problem in sorted(problems):
@@ -58,25 +58,25 @@ def example_of(problem: Problem) -> str:
 
 
 def _as_utf8(text: str) -> str:
-    """Text with what is not UTF-8 escaped: a path on Linux may hold any bytes."""
+    """The text with bytes that are not UTF-8 escaped; a path on Linux can contain any bytes."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def _shown(problem: Problem) -> str:
-    """Where it is; of a web address without the query, which may be signed."""
-    place = problem.locator or problem.id
-    return without_query(place) if "://" in place else place
+    """The problem's locator or id; a URL without its query, which may be signed."""
+    location = problem.locator or problem.id
+    return without_query(location) if "://" in location else location
 
 
 def refused_rows(problems: Sequence[Problem], num_listed: int) -> tuple[int, int]:
-    """How many of a source's rows are refused, and how many rows it has.
+    """The number of refused rows of a source, and the number of its rows.
 
-    Files of another kind, empty folders and the like are no rows, unless they are the majority of what the
-    source has: then it is no source of images.
+    Other files, empty folders and the like do not count as rows, unless they are the majority: then the
+    source is not a source of images.
 
     Args:
-        problems: what is refused.
-        num_listed: all that the source lists, problems among it.
+        problems: the refused entries.
+        num_listed: all entries that the source lists, including problems.
     """
     others = sum(problem.reason in NO_ROWS for problem in problems)
     if 2 * others > num_listed:
@@ -87,15 +87,15 @@ def refused_rows(problems: Sequence[Problem], num_listed: int) -> tuple[int, int
 def require_few(
     problems: Sequence[Problem], num_listed: int, most: float, *, source: str, table: str
 ) -> None:
-    """Raise TooManyRefused where a larger share than `most` of a source's rows is refused."""
+    """Raise TooManyRefused if more than the fraction `most` of a source's rows is refused."""
     refused, rows = refused_rows(problems, num_listed)
     if refused and refused / rows > most:
         raise TooManyRefused(
             f"At most {most:.4g} of a source's rows may be refused (max_quarantined); "
-            f"{refused} of the {rows} of {source} are: {in_words(problems)}. "
-            f"All of them are listed in {table}. Mend the source, or allow it: --set max_quarantined=1."
+            f"{refused} of the {rows} of {source} are: {summarize_problems(problems)}. "
+            f"All of them are listed in {table}. Repair the source, or allow it: --set max_quarantined=1."
         )
 
 
-def in_words(problems: Sequence[Problem]) -> str:
-    return "; ".join(f"{r.rows} {r.reason} ({r.example})" for r in refusals_of(problems))
+def summarize_problems(problems: Sequence[Problem]) -> str:
+    return "; ".join(f"{r.rows} {r.reason} ({r.example})" for r in count_refusals(problems))

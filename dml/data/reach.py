@@ -1,6 +1,6 @@
-"""Whether a worker's machine sees what the ingest's own machine sees: the source, and the store's folder.
+"""Check that a worker's machine can read the source and write to the store, like the machine that listed it.
 
-A machine without the source would else find every image missing, and the dataset would be the rest.
+Otherwise every image would be missing on a machine without the source, and the dataset would be incomplete.
 """
 
 import hashlib
@@ -12,22 +12,22 @@ from dml import storage
 from dml.data.sources.sample import Problem, Sample, Source
 from dml.errors import MissingArtifact
 
-_TRIED = 20
+_MAX_CANDIDATES = 20
 _MISSING = "missing file"
-_MISSING_TRIED = 3
-_reached: set[str] = set()
+_MAX_MISSING_CHECKED = 3
+_checked_folders: set[str] = set()
 
 
 class Witness(NamedTuple):
-    """An image that was read where the source was listed."""
+    """An image that could be read on the machine that listed the source."""
 
     locator: str
     sha256: str
 
 
 def find_witness(source: Source, samples: Sequence[Sample]) -> Witness | None:
-    """The first image that can be read here, of a few; None: their quarantine will say what is wrong."""
-    for sample in samples[:_TRIED]:
+    """The first of a few images that can be read here; None if none can, which the quarantine will show."""
+    for sample in samples[:_MAX_CANDIDATES]:
         try:
             return Witness(sample.locator, hashlib.sha256(source.read(sample.locator)).hexdigest())
         except Exception:
@@ -36,19 +36,19 @@ def find_witness(source: Source, samples: Sequence[Sample]) -> Witness | None:
 
 
 def require_reach(source: Source, witness: Witness | None, staged: str, *, uri: str, node: str) -> None:
-    """Once per process and ingest, check that this machine reads the witness and has the folder to write to.
+    """Check, once per process and ingest, that this machine can read the witness and write to the folder.
 
     Args:
-        source: to read from.
-        witness: what it must hold; None: nothing is known to be readable.
-        staged: the folder that the ingest's fragments go to; every ingest has one of its own.
-        uri: where the source is, for the message.
+        source: the source to read from.
+        witness: an image that must be readable; None if no readable image is known.
+        staged: the folder for the ingest's fragments; it differs for every ingest.
+        uri: the source's URI, for the message.
         node: this machine, for the message.
 
     Raises:
-        MissingArtifact: it does not.
+        MissingArtifact: this machine cannot.
     """
-    if staged in _reached:
+    if staged in _checked_folders:
         return
     if not storage.is_remote(staged) and not Path(storage.resolve(staged)).is_dir():
         raise MissingArtifact(
@@ -57,35 +57,35 @@ def require_reach(source: Source, witness: Witness | None, staged: str, *, uri: 
         )
     if witness is not None:
         try:
-            found = hashlib.sha256(source.read(witness.locator)).hexdigest()
+            digest = hashlib.sha256(source.read(witness.locator)).hexdigest()
         except Exception as error:
             raise MissingArtifact(
                 f"Every node must see the source; {node} cannot read {witness.locator} of {uri}, which could "
                 f"be read where it was listed: {error}. Mount it there at the same path, or put it on S3."
             ) from error
-        if found != witness.sha256:
+        if digest != witness.sha256:
             raise MissingArtifact(
                 f"Every node must see the same source; {node} has other bytes than the node that listed "
                 f"{uri} has at {witness.locator}. Mount the same folder at the same path."
             )
-    _reached.add(staged)
+    _checked_folders.add(staged)
 
 
-def require_missing_here_too(source: Source, problems: Sequence[Problem], *, uri: str, node: str) -> None:
-    """Check that images which a worker's machine did not find are not here either; of a fragment's, a few.
+def require_missing_locally(source: Source, problems: Sequence[Problem], *, uri: str, node: str) -> None:
+    """Check that a few of the images missing on a worker's machine are also missing on this machine.
 
-    A folder may be there on a machine and not hold everything, and a manifest may name several folders.
+    A folder can exist on a machine and be incomplete, and a manifest can name several folders.
 
     Args:
-        source: to read from.
-        problems: of a fragment that was read on another machine.
-        uri: where the source is, for the message.
+        source: the source to read from.
+        problems: problems of a fragment that was read on another machine.
+        uri: the source's URI, for the message.
         node: that machine, for the message.
 
     Raises:
-        MissingArtifact: one of them is here.
+        MissingArtifact: one of them exists on this machine.
     """
-    for problem in [problem for problem in problems if problem.reason == _MISSING][:_MISSING_TRIED]:
+    for problem in [problem for problem in problems if problem.reason == _MISSING][:_MAX_MISSING_CHECKED]:
         try:
             source.read(problem.locator)
         except Exception:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dml import storage
-from dml.data.dataset import fragments, read_images_of
+from dml.data.dataset import fragments, read_fragment_images
 from dml.preprocessing import decode, image_format
 from dml.progress import Ticker
 from dml.refs import DatasetRef
@@ -128,7 +128,7 @@ def _decoded(uri: str, rows: int, ticker: Ticker) -> Mapping[str, NDArray[np.gen
 
 def _groups(uri: str, rows: int) -> Iterator[list[bytes]]:
     """The images of a whole fragment, a row group's at a time."""
-    return read_images_of(uri, np.arange(rows))
+    return read_fragment_images(uri, np.arange(rows))
 
 
 def _write(folder: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:

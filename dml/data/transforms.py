@@ -1,6 +1,6 @@
-"""Augmentation for training: what is drawn depends on (seed, step, index in the global batch) alone.
+"""Augmentation of training images: a function of the image and (seed, step, index in the global batch).
 
-Pillow's own operations on drawn parameters: nothing else to import, and the same on any worker and thread.
+Pillow's operations with random parameters, the same on any worker and thread.
 """
 
 import math
@@ -26,9 +26,9 @@ def augment(
 
     Args:
         image: decoded, in the preprocessing's colours.
-        augmentation: what may happen to it.
+        augmentation: the random changes.
         preprocessing: final size and normalisation.
-        rng: where the draws come from.
+        rng: source of the random parameters.
 
     Returns:
         (C, H, W) float32.
@@ -50,7 +50,7 @@ def _random_resized_crop(
     preprocessing: PreprocessingConfig,
     rng: np.random.Generator,
 ) -> Image.Image:
-    """A random part of the image at the final size, as torchvision's transform of this name draws it."""
+    """A random crop of the image at the final size, like torchvision's RandomResizedCrop."""
     width, height = image.size
     for _ in range(_ATTEMPTS):
         pixels = width * height * rng.uniform(*area)
@@ -59,7 +59,7 @@ def _random_resized_crop(
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
             break
-    else:  # no part of that shape fits: the largest centred one that does
+    else:  # no crop of that shape fits: use the largest centred crop that does
         w, h = min(width, round(height * _ASPECT[1])), min(height, round(width / _ASPECT[0]))
         left, top = (width - w) // 2, (height - h) // 2
     return image.resize(preprocessing.size, resampling(preprocessing), box=(left, top, left + w, top + h))
@@ -68,7 +68,7 @@ def _random_resized_crop(
 def _random_affine(
     image: Image.Image, augmentation: AugmentationConfig, rng: np.random.Generator
 ) -> Image.Image:
-    """Rotate and zoom about the centre, then shift; what comes in from outside repeats the top left pixel."""
+    """Rotate and zoom about the centre, then shift; pixels from outside get the top left pixel's color."""
     angle = math.radians(rng.uniform(-augmentation.rotation, augmentation.rotation))
     zoom = rng.uniform(*(augmentation.scaling or (1.0, 1.0)))
     shift = rng.uniform(-augmentation.translation, augmentation.translation, 2) * image.size
@@ -86,5 +86,5 @@ def _random_affine(
 
 
 def augmentation_rng(seed: int, step: int, index: int) -> np.random.Generator:
-    """The random numbers of one image of a run: the `index`-th of a step's global batch."""
+    """The random number generator of one image: the `index`-th of a step's global batch."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, step, index))))

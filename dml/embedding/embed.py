@@ -20,7 +20,7 @@ from pyarrow import compute
 
 from dml import errors, storage
 from dml.cluster import capacity, on_cluster, quiet_ray_data, ray_session
-from dml.data.dataset import fragments, read_fragment, read_images_of
+from dml.data.dataset import fragments, read_fragment, read_fragment_images
 from dml.embedding.table import (
     KnownVectors,
     find_embeddings,
@@ -246,7 +246,7 @@ class _Embedder:
 def _images(job: _PartJob, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:
     """The images of a fragment's rows, ascending, as many at a time as `_BYTES_HELD` has room for."""
     held: list[bytes] = []
-    for images in read_images_of(job.fragment, rows):
+    for images in read_fragment_images(job.fragment, rows):
         held += images
         if sum(map(len, held)) > _BYTES_HELD:
             yield held

@@ -28,7 +28,13 @@ from dml.data.items import (
     with_attributes,
     write_items,
 )
-from dml.data.quarantine import QUARANTINE, in_words, latest_quarantine, refusals_of, write_quarantine
+from dml.data.quarantine import (
+    QUARANTINE,
+    count_refusals,
+    latest_quarantine,
+    summarize_problems,
+    write_quarantine,
+)
 from dml.data.schema import SCHEMA_VERSION, Fragment
 from dml.data.sources.sample import Problem
 from dml.embedding.table import part_name, write_part
@@ -129,7 +135,7 @@ def import_vectors(
         embeddings=find_vectors(store, f"{name}@{ref.version}"),
         outcome="current" if was_current else "made",
         normalized=table.num_normalized,
-        refused=refusals_of(table.problems),
+        refused=count_refusals(table.problems),
         quarantine=latest_quarantine(store, name),
         notes=notes,
     )
@@ -305,13 +311,13 @@ def _require_usable(table: _Table, file: VectorFile, most: float, quarantine: st
     if table.num_refused > table.most_refused:
         raise TooManyRefused(
             f"At most {most:.4g} of the vectors may be refused; {table.num_refused} or more of the "
-            f"{file.num_rows} of {file.path} are: {in_words(table.problems)}. They are listed in "
+            f"{file.num_rows} of {file.path} are: {summarize_problems(table.problems)}. They are listed in "
             f"{quarantine}. Mend the file, or allow it: --max-quarantined 1."
         )
     if not table.fragments:
         raise InvalidData(
             f"{file.path} must hold a vector that can be used; none of {file.num_rows} can: "
-            f"{in_words(table.problems)}."
+            f"{summarize_problems(table.problems)}."
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dml.data.quarantine import refusals_of
+from dml.data.quarantine import count_refusals
 from dml.report.dataset_view import DatasetView, EmbeddedDataset, FoundDuplicates
 from dml.reports import (
     AttributeSummary,
@@ -158,7 +158,7 @@ def find(view: DatasetView, embedded: EmbeddedDataset | None, embedder: str | No
         smallest=class_sizes(view, largest=False, most=_CLASSES_LISTED),
         images=image_summary(view),
         attributes=attribute_summaries(view),
-        quarantine=refusals_of(view.problems),
+        quarantine=count_refusals(view.problems),
         near_duplicates=duplicate_summaries(view),
         embedder=embedder,
         num_suspected=None if embedded is None else len(embedded.suspects),

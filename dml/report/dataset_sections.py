@@ -5,7 +5,7 @@ from html import escape
 
 import numpy as np
 
-from dml.data.quarantine import example_of, refusals_of
+from dml.data.quarantine import count_refusals, example_of
 from dml.report import charts
 from dml.report.dataset_charts import draw_class_sizes, draw_image_sizes
 from dml.report.dataset_findings import one_line, pair_of, some, suspected_labels
@@ -215,7 +215,7 @@ def quarantine_section(view: DatasetView) -> Section:
             "entries": refusal.rows,
             "examples": some(examples[refusal.reason], most=_EXAMPLES, between="; "),
         }
-        for refusal in refusals_of(view.problems)
+        for refusal in count_refusals(view.problems)
     ]
     text = "What of the source did not become a row, and why; quarantine.parquet in the dataset lists all."
     return Section("Quarantine", text, table=rows)

@@ -44,7 +44,7 @@ def test_a_split_is_taken_as_it_is_typed(ingest, tmp_path, text, split):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("official", "must say a split for every sample"),
+        ("official", "must give a split for every sample"),
         ("x:²", r"must have the attribute 'x'"),
         ("year:1", "must have the attribute 'year'"),
         ("classes:many", "test_fraction"),

@@ -58,9 +58,9 @@ def test_images_read_from_parquet_come_in_the_order_asked_for(dataset, contents)
 
 @pytest.mark.parametrize("position", [-1, 42, 10_000])
 def test_a_position_beyond_the_rows_is_refused(dataset, position):
-    with pytest.raises(ValueError, match="must lie in"):
+    with pytest.raises(ValueError, match="must be in"):
         open_mapped(dataset).image(position)
-    with pytest.raises(ValueError, match="must lie in"):
+    with pytest.raises(ValueError, match="must be in"):
         read_images(dataset, [0, position])
 
 

@@ -69,7 +69,7 @@ def test_intervals_need_queries_with_a_positive_of_two_classes(tmp_path):
     one = dataset(tmp_path / "one", rows_of(("x", "query", "a"), ("x", "query", "a"), ("y", "query", "a")))
     require_evaluable(one, PLAIN)
     require_evaluable(one, EvaluationConfig(bootstrap=BootstrapConfig(by="query")))
-    with pytest.raises(InvalidData, match=r"at least 2 classes; the split 'test' of d@.* has those of 1"):
+    with pytest.raises(InvalidData, match=r"at least 2 classes; the split 'test' of d@.* has them in 1"):
         require_evaluable(one, EvaluationConfig(bootstrap=BootstrapConfig()))
 
 

@@ -148,7 +148,7 @@ def test_contradictory_labels_are_kept_by_default_as_published_data_sets_have_th
     report = ingest_source(config(source, split=split), str(tmp_path / "store"))
     assert report.dataset.rows == 24
     (note,) = [note for note in report.notes if "several labels" in note]
-    assert note.startswith("2 images stand under several labels, 1 of them in train and in test")
+    assert note.startswith("2 images have several labels, 1 of them in train and in test")
     assert "class0/apart.png (class0, train) and class2/apart.png (class2, test); class0/same.png" in note
 
 
@@ -159,7 +159,7 @@ def test_images_that_stand_twice_under_their_label_are_told_of(tmp_path):
         {f"{label}/twin.png": (source / label / "0.png").read_bytes() for label in ("class0", "class1")},
     )
     report = ingest_source(config(source), str(tmp_path / "store"))
-    assert report.notes[-1].startswith("2 images stand more than once under their label, 1 of them in test")
+    assert report.notes[-1].startswith("2 images occur more than once under their label, 1 of them in test")
     assert "class0/0.png and class0/twin.png" in report.notes[-1]
 
 
@@ -183,7 +183,7 @@ def test_a_layouts_own_split_that_does_not_fit_is_named(tmp_path):
     files = {
         f"{alphabet}/character0{n}/{n}.png": picture(n) for alphabet in ("Greek", "Latin") for n in (1, 2)
     }
-    with pytest.raises(InvalidSetting, match="layout is split by alphabet:10; --split asks for another"):
+    with pytest.raises(InvalidSetting, match="layout is split by alphabet:10; choose another with --split"):
         ingest(config(write(tmp_path / "source", files)), str(tmp_path / "store"))
 
 
@@ -479,7 +479,7 @@ def test_of_two_ingests_at_once_the_later_one_does_not_deal_a_class_to_the_other
         published.append(ingest(config(first), store))
 
     with pytest.raises(
-        IncompatibleArtifact, match=r"1 of these classes are on the other side, such as \['b'\]"
+        IncompatibleArtifact, match=r"1 of these classes have the other split, such as \['b'\]"
     ):
         ingest_source(config(second), store, meanwhile)
     assert [version.ref for version in list_versions(store)] == published
@@ -505,7 +505,7 @@ def test_another_split_deals_anew_and_says_so_and_no_split_keeps_the_one_asked_f
     ingest(config(source), store)
     three = ingest_source(config(source, split=ClassSplit(test_fraction=0.3)), store)
     assert three.dataset.splits["test"].classes == 3
-    assert any("split classes:0.3 (asked for) instead of classes:0.5" in note for note in three.notes)
+    assert any("split classes:0.3 (requested) instead of classes:0.5" in note for note in three.notes)
     again = ingest_source(config(source), store)
     assert (again.dataset, again.outcome) == (three.dataset, "current")
     assert again.notes == [
@@ -517,7 +517,7 @@ def test_the_split_that_was_asked_for_before_is_named_where_it_no_longer_fits(tm
     store, source = str(tmp_path / "store"), class_folders(tmp_path / "source", classes=3, per_class=1)
     ingest(config(source, split=AttributeSplit(name="label", test_values=("class1",))), store)
     shutil.rmtree(source / "class1")
-    with pytest.raises(InvalidSetting, match="was split by label:class1; --split asks for another"):
+    with pytest.raises(InvalidSetting, match="was split by label:class1; choose another with --split"):
         ingest(config(source), store)
 
 
@@ -525,7 +525,7 @@ def test_nothing_is_held_out_without_a_split(tmp_path):
     source = class_folders(tmp_path / "source")
     report = ingest_source(config(source, split=NoSplit()), str(tmp_path / "store"))
     assert report.dataset.splits == {"train": SplitSize(rows=20, classes=4)}
-    assert report.notes == ["nothing is held out (split none): judge on another, dml train d --test OTHER"]
+    assert report.notes == ["nothing is held out (split none): evaluate on another, dml train d --test OTHER"]
 
 
 def test_more_refused_rows_than_allowed_publish_nothing_and_leave_their_table(store, tmp_path):

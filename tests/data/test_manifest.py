@@ -208,7 +208,7 @@ def test_a_named_pipe_is_no_manifest(tmp_path):
     os.mkfifo(tmp_path / "m.parquet")
     with pytest.raises(InvalidData, match="not a regular file"):
         open_source(str(tmp_path / "m.csv")).list()
-    with pytest.raises(MissingArtifact, match="must be a file"):
+    with pytest.raises(MissingArtifact, match="must be a regular file"):
         open_source(str(tmp_path / "m.parquet")).list()
 
 

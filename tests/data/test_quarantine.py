@@ -4,11 +4,11 @@ import pytest
 
 from dml import storage
 from dml.data.quarantine import (
-    in_words,
+    count_refusals,
     read_quarantine,
-    refusals_of,
     refused_rows,
     require_few,
+    summarize_problems,
     write_quarantine,
 )
 from dml.data.sources.sample import NO_ROWS, Problem
@@ -51,9 +51,9 @@ def test_reasons_come_by_their_frequency_and_then_by_name_with_the_first_as_an_e
         problem("b", id_="1", detail="early"),
         problem("a", id_="4"),
     ]
-    found = [(each.reason, each.rows, each.example) for each in refusals_of(problems)]
+    found = [(each.reason, each.rows, each.example) for each in count_refusals(problems)]
     assert found == [("b", 2, "1: early"), ("a", 1, "4: why"), ("c", 1, "2: why")]
-    assert in_words(problems) == "2 b (1: early); 1 a (4: why); 1 c (2: why)"
+    assert summarize_problems(problems) == "2 b (1: early); 1 a (4: why); 1 c (2: why)"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_reasons_come_by_their_frequency_and_then_by_name_with_the_first_as_an_e
     ],
 )
 def test_an_example_says_where_it_is_and_no_secret(locator, shown):
-    (refusal,) = refusals_of([problem("x", locator=locator)])
+    (refusal,) = count_refusals([problem("x", locator=locator)])
     assert refusal.example == f"{shown}: why"
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from dml.config import IngestConfig
-from dml.data.fragment import problem_of
+from dml.data.fragment import make_problem
 from dml.data.ingest import ingest
-from dml.data.reach import find_witness, require_missing_here_too, require_reach
+from dml.data.reach import find_witness, require_missing_locally, require_reach
 from dml.data.sources.detect import open_source
 from dml.data.sources.sample import Sample
 from dml.errors import MissingArtifact
@@ -78,11 +78,11 @@ def test_images_that_cannot_be_read_anywhere_are_no_witness(source):
 
 def test_an_image_that_one_machine_alone_misses_ends_the_ingest(source):
     opened = open_source(str(source))
-    missed = problem_of(opened.list().samples[0], "missing file", "there is no file")
+    missed = make_problem(opened.list().samples[0], "missing file", "there is no file")
     with pytest.raises(MissingArtifact, match=f"{NODE} has no class0/0.png"):
-        require_missing_here_too(opened, [missed], uri=str(source), node=NODE)
+        require_missing_locally(opened, [missed], uri=str(source), node=NODE)
     (source / "class0" / "0.png").unlink()
-    require_missing_here_too(opened, [missed], uri=str(source), node=NODE)
+    require_missing_locally(opened, [missed], uri=str(source), node=NODE)
 
 
 @pytest.mark.slow

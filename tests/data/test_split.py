@@ -4,7 +4,7 @@ import pytest
 
 from dml.config import AttributeSplit, ClassSplit, NoSplit, OfficialSplit
 from dml.data.sources.sample import Sample
-from dml.data.split import split_of_classes
+from dml.data.split import split_classes
 from dml.errors import InvalidData, InvalidSetting
 
 
@@ -40,21 +40,21 @@ def held_out(split_of) -> set[str]:
 def test_the_share_of_classes_asked_for_is_held_out_and_two_on_each_side_if_there_are_four(
     classes, fraction, test
 ):
-    split_of = split_of_classes(MANY[: 2 * classes], ClassSplit(test_fraction=fraction))
+    split_of = split_classes(MANY[: 2 * classes], ClassSplit(test_fraction=fraction))
     assert len(held_out(split_of)) == test
 
 
 def test_the_split_of_a_class_does_not_come_from_its_place_in_the_alphabet_or_in_the_source():
-    split_of = split_of_classes(MANY, ClassSplit())
+    split_of = split_classes(MANY, ClassSplit())
     first_half = sum(label < "c100" for label in held_out(split_of))
     assert 35 < first_half < 65, "of 100, where the last in the alphabet would be 0"
-    assert split_of_classes(MANY[::-1], ClassSplit()) == split_of
+    assert split_classes(MANY[::-1], ClassSplit()) == split_of
 
 
 def test_known_classes_keep_their_side_and_new_ones_make_up_the_share():
-    first = split_of_classes(MANY[:40], ClassSplit())
+    first = split_classes(MANY[:40], ClassSplit())
     for classes in range(21, 200):
-        later = split_of_classes(MANY[: 2 * classes], ClassSplit(), first)
+        later = split_classes(MANY[: 2 * classes], ClassSplit(), first)
         assert {label: later[label] for label in first} == first
         assert len(held_out(later)) == round(classes / 2)
         first = later
@@ -62,44 +62,44 @@ def test_known_classes_keep_their_side_and_new_ones_make_up_the_share():
 
 def test_known_classes_keep_their_side_also_where_the_share_is_exceeded():
     known = dict.fromkeys(["a", "b", "c"], "test")
-    assert held_out(split_of_classes(FOUR, ClassSplit(test_fraction=0.25), known)) == {"a", "b", "c"}
+    assert held_out(split_classes(FOUR, ClassSplit(test_fraction=0.25), known)) == {"a", "b", "c"}
 
 
 def test_nothing_is_held_out_where_that_is_asked_for():
-    assert held_out(split_of_classes(FOUR, NoSplit(), {"a": "test"})) == set()
+    assert held_out(split_classes(FOUR, NoSplit(), {"a": "test"})) == set()
 
 
 def test_one_class_cannot_be_split():
     with pytest.raises(InvalidData, match=r"none .all for training. or classes:1"):
-        split_of_classes(samples(a="x"), ClassSplit())
+        split_classes(samples(a="x"), ClassSplit())
 
 
 @pytest.mark.parametrize(("values", "test"), [(1, "d"), (2, "bd"), (("x",), "ac"), (("x", "y", "z"), "abcd")])
 def test_whole_groups_are_held_out(values, test):
-    split_of = split_of_classes(FOUR, AttributeSplit(name="group", test_values=values))
+    split_of = split_classes(FOUR, AttributeSplit(name="group", test_values=values))
     assert "".join(sorted(label for label, split in split_of.items() if split == "test")) == test
 
 
 def test_classes_are_held_out_by_name():
     split = AttributeSplit(name="label", test_values=("a", "d"))
-    assert held_out(split_of_classes(FOUR, split)) == {"a", "d"}
-    assert held_out(split_of_classes(FOUR, AttributeSplit(name="label", test_values=1))) == {"d"}
+    assert held_out(split_classes(FOUR, split)) == {"a", "d"}
+    assert held_out(split_classes(FOUR, AttributeSplit(name="label", test_values=1))) == {"d"}
 
 
 def test_a_number_that_is_a_value_is_that_value_and_else_a_count():
     years = samples(a=2019, b=2020, c=2021, d=2)
-    assert held_out(split_of_classes(years, AttributeSplit(name="group", test_values=2019))) == {"a"}
-    assert held_out(split_of_classes(years, AttributeSplit(name="group", test_values=2))) == {"d"}
-    assert held_out(split_of_classes(years, AttributeSplit(name="group", test_values=3))) == {"a", "b", "c"}
+    assert held_out(split_classes(years, AttributeSplit(name="group", test_values=2019))) == {"a"}
+    assert held_out(split_classes(years, AttributeSplit(name="group", test_values=2))) == {"d"}
+    assert held_out(split_classes(years, AttributeSplit(name="group", test_values=3))) == {"a", "b", "c"}
 
 
 def test_groups_keep_their_side_and_new_ones_make_up_the_count():
     last = AttributeSplit(name="group", test_values=1)
-    known = split_of_classes(FOUR, last)
+    known = split_classes(FOUR, last)
     assert held_out(known) == {"d"}
     later = samples(a="x", a2="x", b="y", c="x", d="z", d2="z", e="zz")
-    assert held_out(split_of_classes(later, last, known)) == {"d", "d2"}
-    assert held_out(split_of_classes(later, AttributeSplit(name="group", test_values=2), known)) == {
+    assert held_out(split_classes(later, last, known)) == {"d", "d2"}
+    assert held_out(split_classes(later, AttributeSplit(name="group", test_values=2), known)) == {
         "d",
         "d2",
         "e",
@@ -109,7 +109,7 @@ def test_groups_keep_their_side_and_new_ones_make_up_the_count():
 @pytest.mark.parametrize("missing", [None, "", " "])
 def test_a_missing_value_of_the_attribute_is_told_as_such(missing):
     with pytest.raises(InvalidData, match=r"value of the attribute 'group'.*'a9' is missing"):
-        split_of_classes(
+        split_classes(
             [*FOUR, Sample("a9", "", "a", attributes={"group": missing})],
             AttributeSplit(name="group", test_values=1),
         )
@@ -117,23 +117,23 @@ def test_a_missing_value_of_the_attribute_is_told_as_such(missing):
 
 def test_groups_that_cannot_be_held_out_are_refused():
     with pytest.raises(InvalidSetting, match="3 values"):
-        split_of_classes(FOUR, AttributeSplit(name="group", test_values=3))
+        split_classes(FOUR, AttributeSplit(name="group", test_values=3))
     with pytest.raises(InvalidSetting, match=r"\['w'\]"):
-        split_of_classes(FOUR, AttributeSplit(name="group", test_values=("w",)))
+        split_classes(FOUR, AttributeSplit(name="group", test_values=("w",)))
     with pytest.raises(InvalidData, match="attribute 'colour'"):
-        split_of_classes(FOUR, AttributeSplit(name="colour", test_values=1))
+        split_classes(FOUR, AttributeSplit(name="colour", test_values=1))
     mixed = [*FOUR, Sample("a9", "", "a", attributes={"group": "z"})]
     with pytest.raises(InvalidData, match="one value in a class"):
-        split_of_classes(mixed, AttributeSplit(name="group", test_values=1))
+        split_classes(mixed, AttributeSplit(name="group", test_values=1))
 
 
 def test_an_official_split_must_be_there_and_share_no_class():
     official = [Sample("1", "", "a", "train"), Sample("2", "", "b", "test")]
-    assert split_of_classes(official, OfficialSplit()) == {"a": "train", "b": "test"}
+    assert split_classes(official, OfficialSplit()) == {"a": "train", "b": "test"}
     with pytest.raises(InvalidData, match=r"share no class.*'a'"):
-        split_of_classes([*official, Sample("3", "", "a", "test")], OfficialSplit())
+        split_classes([*official, Sample("3", "", "a", "test")], OfficialSplit())
     with pytest.raises(InvalidData, match="'a0' has none"):
-        split_of_classes(FOUR, OfficialSplit())
+        split_classes(FOUR, OfficialSplit())
 
 
 @pytest.mark.parametrize(
@@ -149,9 +149,9 @@ def test_an_official_split_must_be_there_and_share_no_class():
 )
 def test_a_value_may_be_named_as_its_source_writes_it(a, b, named):
     split = AttributeSplit(name="group", test_values=named)
-    assert held_out(split_of_classes(samples(a=a, b=b), split)) == {"a"}
+    assert held_out(split_classes(samples(a=a, b=b), split)) == {"a"}
 
 
 def test_a_number_in_a_text_stays_text():
     with pytest.raises(InvalidSetting, match=r"must be one of 002, 7; got \['2'\]"):
-        split_of_classes(samples(a="002", b="7"), AttributeSplit(name="group", test_values=("2",)))
+        split_classes(samples(a="002", b="7"), AttributeSplit(name="group", test_values=("2",)))

@@ -10,7 +10,7 @@ import pytest
 
 from dml.config import IndexConfig
 from dml.data.dataset import find_dataset, list_datasets, open_mapped, read_rows
-from dml.data.forgotten import keep_forgotten
+from dml.data.forgotten import add_forgotten
 from dml.data.ingest import ingest, ingest_config_of
 from dml.embedding.embed import embed
 from dml.embedding.table import read_embeddings
@@ -82,7 +82,7 @@ def test_reading_the_source_again_does_not_bring_it_back(store):
 
 
 def test_a_forget_that_was_killed_goes_on(store):
-    keep_forgotten(store, "shelves", GONE)
+    add_forgotten(store, "shelves", GONE)
     report = forget_flow.fn("shelves", GONE, store)
     assert len(report.rebuilt) == 2
     again = forget_flow.fn("shelves", GONE, store)

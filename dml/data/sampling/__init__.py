@@ -1,7 +1,7 @@
-"""Which rows make a batch: pure functions of (seed, step, rank, W), each a torch `BatchSampler`.
+"""Batch samplers: pure functions of (seed, step, rank, W), each usable as a torch `BatchSampler`.
 
 `DataLoader(dataset, batch_sampler=PKBatchSampler(class_ids, ..., stream=Stream(num_steps=1000)))` in your own
-loop. On W workers each rank gives `Stream` its rank and W, and gets its part of the same global batches.
+loop. On W workers, pass each rank and W to `Stream`; each rank gets its part of the same global batches.
 """
 
 from dml.data.sampling.attribute import AttributeBatchSampler

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from dml.data.sampling.permutations import Integers, hash_of, random_bits
-from dml.data.sampling.pk import OF_CLASSES, ClassBatchSampler, Groups, refuse_too_few
+from dml.data.sampling.pk import OF_CLASSES, ClassBatchSampler, Groups, require_enough_classes
 from dml.data.sampling.stream import Stream
 from dml.errors import InvalidSetting
 
@@ -15,26 +15,25 @@ _OF_VALUES = 4
 
 
 class AttributeBatchSampler(ClassBatchSampler):
-    """Every batch holds P classes of one value, so its negatives differ in what the attribute does not tell.
+    """Every batch has P classes with the same value, so the attribute does not distinguish its negatives.
 
-    Values take turns in proportion to their classes: a cycle gives each value as many batches as it has
-    classes (divided by what all these numbers have in common), spread evenly over the cycle. Within a value
-    every class appears once per pass, every image once per round, as in `PKBatchSampler`; at the end of each
-    cycle no class has appeared twice more than any other.
+    Values alternate in proportion to their classes: a cycle gives each value as many batches as it has
+    classes (divided by the greatest common divisor of these numbers), spread evenly over the cycle. Within a
+    value every class appears once per pass, every image once per round, as in `PKBatchSampler`; at the end of
+    each cycle no class has appeared twice more than any other.
 
     Args:
         class_ids: (N,) int, the class of each row.
         values: (N,) int, the value of each row, from 0.
         classes_per_batch: P, of the global batch.
         samples_per_class: K.
-        small_values: what becomes of values with fewer than P classes: "pool" joins them into one group whose
-            batches mix them (if it has fewer than P classes itself, it takes in the smallest of the other
-            values); "refuse" raises.
-        several_values: what becomes of classes with more than one value: "refuse" raises; "majority" gives
-            all rows of a class to its most frequent value (of equals the first); "split" lets it appear under
-            each with the rows of that one.
-        value_names: what messages call the values.
-        stream: which batches, and whose part of them.
+        small_values: treatment of values with fewer than P classes: "pool" joins them into one group (with
+            the smallest other value, if the group has fewer than P classes); "refuse" raises.
+        several_values: treatment of classes with more than one value: "refuse" raises; "majority" gives all
+            rows of a class to its most frequent value (the first of equals); "split" uses the rows of each
+            value separately.
+        value_names: names of the values for messages.
+        stream: the steps, and this rank's part.
 
     Raises:
         InvalidSetting: as `BatchSampler`; fewer than P classes; or what `small_values` and `several_values`
@@ -67,7 +66,7 @@ class AttributeBatchSampler(ClassBatchSampler):
         if changed is not None:
             values = changed[class_ids]
             groups = Groups(values * num_classes + class_ids)
-        # The value whose batches a value's classes are in; a pool goes by its first member.
+        # The value that each value is grouped under; a pool is represented by its first member.
         self.pooled_into = _pools(groups, num_classes, classes_per_batch, small_values, names)
         if (self.pooled_into != np.arange(len(self.pooled_into))).any():
             groups = Groups(self.pooled_into[values] * num_classes + class_ids)
@@ -83,7 +82,7 @@ class AttributeBatchSampler(ClassBatchSampler):
         self._cycle = _Cycle(sizes // math.gcd(*sizes.tolist()))
 
     def value(self, step: int) -> int:
-        """The value that all classes of a step's global batch share; of a pool, its first member."""
+        """The value of all classes of a step's global batch; for a pool, its first member."""
         return int(self._values[self._cycle.value_at(self.stream.seed, step)[0]])
 
     def global_classes(self, step: int) -> Integers:
@@ -109,7 +108,7 @@ class _Cycle:
         self._drawn: tuple[int, int, Integers] | None = None
 
     def value_at(self, seed: int, step: int) -> tuple[int, int]:
-        """(v, t): the value of a step's batch, and how many batches v has had before."""
+        """(v, t): the value of a step's batch, and the number of earlier batches of v."""
         cycle, index = divmod(step, len(self._of))
         entry = int(self._order(seed, cycle)[index])
         value = int(self._of[entry])
@@ -129,7 +128,7 @@ class _Cycle:
 def _one_value_each(
     groups: Groups, num_classes: int, several_values: str, names: Sequence[object]
 ) -> Integers | None:
-    """(num_classes,) the value that each class is to have, where that changes anything."""
+    """(num_classes,) the value assigned to each class; None if nothing changes."""
     values, classes = np.divmod(groups.keys, num_classes)
     counts = np.bincount(classes)
     if several_values == "split" or counts.max() == 1:
@@ -142,7 +141,7 @@ def _one_value_each(
             f"several, such as class {first} with {several[:5]}. Set several_values to 'majority' (the most "
             "frequent one) or 'split' (the class appears under each, with the rows of that one)."
         )
-    # The last written wins: the largest unit, of equals the one with the first value.
+    # The last assignment wins: the largest group, or the first value of equals.
     order = np.lexsort((-values, groups.sizes))
     most = np.zeros(num_classes, dtype=np.int64)
     most[classes[order]] = values[order]
@@ -154,7 +153,7 @@ def _pools(
 ) -> Integers:
     """(V,) the value that each value's classes go to: itself, or the pool's first member."""
     values, classes = np.divmod(groups.keys, num_classes)
-    refuse_too_few(len(np.unique(classes)), classes_per_batch)
+    require_enough_classes(len(np.unique(classes)), classes_per_batch)
     sizes = np.bincount(values)
     pooled_into = np.arange(len(sizes))
     small = np.flatnonzero((sizes > 0) & (sizes < classes_per_batch))
@@ -163,7 +162,7 @@ def _pools(
     if small_values == "refuse":
         few = {str(names[value]): int(sizes[value]) for value in small[:5].tolist()}
         raise InvalidSetting(
-            f"Every value of the attribute must have {classes_per_batch} classes, a batch's worth; "
+            f"Every value of the attribute must have {classes_per_batch} classes, enough for a batch; "
             f"{len(small)} have fewer, such as {few}. Lower classes_per_batch, or set small_values to "
             "'pool'."
         )

@@ -1,4 +1,4 @@
-"""Endless random permutations cut into windows, as a pure function: what makes every batch random."""
+"""Windows of an endless sequence of random permutations, as a pure function of (index, key)."""
 
 from collections import OrderedDict
 
@@ -23,8 +23,8 @@ class Permutations:
     def window(self, n: int, size: int, index: int, key: int) -> Integers:
         """(size,) the items of the `index`-th window: distinct, and each item once per permutation.
 
-        With n < size no window can be distinct: each then holds whole permutations of its own, and the rest
-        of it goes through permutations as windows do, so that no item ever appears twice more than another.
+        With n < size a window must repeat items: it then contains whole permutations, and its rest comes from
+        windows of another sequence, so that no item ever appears twice more than another.
         """
         if n < size:
             rounds = [self._permutation(n, hash_of(key, index, part)) for part in range(size // n)]
@@ -75,7 +75,7 @@ class Permutations:
         return np.concatenate([front[begin:end], order[size:end]]) if end > size else front[begin:end]
 
     def _permutation(self, n: int, key: int) -> Integers:
-        """A random order of 0 to n - 1, kept while it is long and recent."""
+        """A random order of 0 to n - 1; long, recent ones are cached."""
         kept = self._kept.get((n, key))
         if kept is not None:
             return kept

@@ -98,7 +98,7 @@ class PKBatchSampler(ClassBatchSampler):
             stream=stream,
         )
         self.classes = self._groups.keys
-        refuse_too_few(len(self.classes), classes_per_batch)
+        require_enough_classes(len(self.classes), classes_per_batch)
 
     def global_classes(self, step: int) -> Integers:
         """(P,) the distinct classes of a step's global batch."""
@@ -110,7 +110,7 @@ class PKBatchSampler(ClassBatchSampler):
         return numbers, (step * p + np.arange(p)) // num_classes
 
 
-def refuse_too_few(num_classes: int, classes_per_batch: int) -> None:
+def require_enough_classes(num_classes: int, classes_per_batch: int) -> None:
     """Raises InvalidSetting where there are fewer classes than a batch needs."""
     if num_classes < classes_per_batch:
         raise InvalidSetting(

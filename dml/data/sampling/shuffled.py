@@ -1,4 +1,4 @@
-"""Shuffled batches, for losses that need no two images of a class in a batch."""
+"""Shuffled batches, for losses that do not need two images per class in a batch."""
 
 from dml.data.sampling.permutations import Integers, Permutations, hash_of
 from dml.data.sampling.stream import BatchSampler, Stream
@@ -8,15 +8,15 @@ _OF_ROWS = 3
 
 
 class ShuffledBatchSampler(BatchSampler):
-    """Every row once per epoch, whatever its class.
+    """Every row once per epoch, independent of its class.
 
-    What is left of an epoch and fills no batch opens the next epoch's first batch, in which no row comes
-    twice: nothing is dropped and nothing repeated.
+    Rows of an epoch that do not fill a batch start the first batch of the next epoch, which has no
+    duplicates: no row is dropped or repeated.
 
     Args:
         num_rows: N, at least B.
         batch_size: B, of the global batch.
-        stream: which batches, and whose part of them.
+        stream: the steps, and this rank's part.
 
     Raises:
         InvalidSetting: as `BatchSampler`, or there are fewer than B rows.

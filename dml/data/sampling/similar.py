@@ -1,4 +1,4 @@
-"""P x K batches of classes that resemble each other: the hard negatives are in the batch."""
+"""P x K batches of similar classes, so that batches contain hard negatives."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,7 +39,7 @@ class SimilarClassBatchSampler(PKBatchSampler):
         InvalidSetting: as `PKBatchSampler`, fewer than 2 P classes, or S does not divide P.
 
     Source: Ge et al. 2018, arXiv:1810.06951, sec. 3.3 (anchor neighbourhood: random classes and the nearest
-    of each); regrouping a whole permutation instead of drawing with replacement is ours.
+    of each); regrouping a whole permutation instead of drawing with replacement is this project's variant.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class SimilarClassBatchSampler(PKBatchSampler):
             self.set_class_vectors(class_vectors)
 
     def set_class_vectors(self, vectors: ArrayLike) -> None:
-        """Use these from the next n batches on; those n of which one was asked for already stay as they are.
+        """Use these vectors from the next n batches on; a group of n batches that was started is not changed.
 
         Args:
-            vectors: (C, D) float, row c of class id c, any length; zeros for a class not seen yet. Kept, not
-                copied: they must stay as they are until the next are set.
+            vectors: (C, D) float, row c of class id c, any length; zeros for a class not seen yet. Not
+                copied, so do not change them until the next call.
 
         Raises:
-            ValueError: fewer rows than class ids, or a coordinate that is no number.
+            ValueError: fewer rows than class ids, or a coordinate is not finite.
         """
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or len(vectors) <= self.classes[-1]:
@@ -97,7 +97,7 @@ class SimilarClassBatchSampler(PKBatchSampler):
         self._vectors = vectors
 
     def known_until(self, step: int) -> int:
-        """The end of the n batches that a step is in: those after it want the vectors of then."""
+        """The end of the group of n batches of a step; later batches depend on later vectors."""
         n = self.refresh_every_steps
         return min((step // n + 1) * n, self.stream.num_steps)
 

@@ -1,4 +1,4 @@
-"""What every sampler here is: a stream of global batches, of which a rank takes its part."""
+"""Base class of batch samplers: a stream of global batches, and a rank's part of each batch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -10,17 +10,17 @@ from dml.errors import InvalidSetting
 
 @dataclass(frozen=True)
 class Stream:
-    """Which part of a run's batches a sampler gives.
+    """The steps and the rank of a sampler.
 
     Args:
-        num_steps: how many batches there are.
-        seed: decides the batches; rank and world_size do not.
-        rank: whose part of each global batch.
-        world_size: W, how many ranks share a global batch.
-        first_step: where iteration starts; starting at a late step costs what starting at the first does.
+        num_steps: number of batches.
+        seed: determines the batches, independent of rank and world_size.
+        rank: rank of this worker, which gets one part of each global batch.
+        world_size: W, the number of ranks that share a global batch.
+        first_step: first step of the iteration; a late step costs no more than the first.
 
     Raises:
-        InvalidSetting: rank or first_step lie outside their range.
+        InvalidSetting: rank or first_step is out of range.
     """
 
     num_steps: int
@@ -31,20 +31,20 @@ class Stream:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
-            raise InvalidSetting(f"rank must lie in [0, {self.world_size}); got {self.rank}.")
+            raise InvalidSetting(f"rank must be in [0, {self.world_size}); got {self.rank}.")
         if not 0 <= self.first_step <= self.num_steps:
-            raise InvalidSetting(f"first_step must lie in [0, {self.num_steps}]; got {self.first_step}.")
+            raise InvalidSetting(f"first_step must be in [0, {self.num_steps}]; got {self.first_step}.")
 
 
 class BatchSampler(ABC):
     """Global batches as a pure function of (seed, step): iterate it, or hand it to a DataLoader.
 
     The stream is the same for any number of workers W; rank r takes the r-th of W equal blocks of each batch,
-    so every rank has equally many rows and equally many batches, and no DistributedSampler is needed.
+    so every rank has the same number of rows and batches, and no DistributedSampler is needed.
 
     Args:
         batch_size: B, rows of a global batch; a multiple of W.
-        stream: which batches, and whose part of them.
+        stream: the steps, and this rank's part.
 
     Raises:
         InvalidSetting: B is not a multiple of W.
@@ -54,8 +54,8 @@ class BatchSampler(ABC):
         if remainder := batch_size % stream.world_size:
             nearest = batch_size - remainder or stream.world_size
             raise InvalidSetting(
-                f"Every rank gets equally many rows, so the batch must be a multiple of world_size; got "
-                f"{batch_size} and {stream.world_size}. Nearest: {nearest}."
+                f"Every rank gets the same number of rows, so the batch must be a multiple of world_size; "
+                f"got {batch_size} and {stream.world_size}. Nearest: {nearest}."
             )
         self.batch_size, self.stream = batch_size, stream
 
@@ -72,7 +72,7 @@ class BatchSampler(ABC):
         return self._rows(step, self.stream.rank * share, (self.stream.rank + 1) * share)
 
     def known_until(self, step: int) -> int:
-        """Steps from this one on cannot be asked for before `step` is done; most samplers know them all."""
+        """The first step that cannot be requested before `step` is done; most samplers know all steps."""
         del step
         return self.stream.num_steps
 

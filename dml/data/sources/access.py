@@ -1,7 +1,7 @@
-"""What a source may read: its own folder and what a setting names, never where else its rows point to.
+"""Access control of a source: it reads only its folder and the prefixes allowed by a setting.
 
-A manifest, a link in a folder and a redirect are written by others. Without this, a row that names a private
-file or a service of the local network would publish what it says.
+Manifests, links and redirects come from others. Without this check, a row that names a private file or a
+service of the local network would publish its content.
 """
 
 import os
@@ -21,51 +21,53 @@ _SHOWN_CHARACTERS = 100
 
 @dataclass(frozen=True)
 class Access:
-    """Where a source may read, and how patiently it fetches."""
+    """The locations that a source may read, and the timeout and retries of its downloads."""
 
     allowed_prefixes: tuple[str, ...] = ()
-    """Folders, `s3://bucket/folder/` and `https://host/folder/` beside the source's own."""
+    """Folders, `s3://bucket/folder/` and `https://host/folder/` in addition to the source's folder."""
     excluded: tuple[str, ...] = ()
-    """Folders within the source that are none of it, such as the store."""
+    """Folders inside the source that do not belong to it, such as the store."""
     timeout_s: float = 30.0
-    """For one file from the web, tries and pauses together."""
+    """For one file from the web, including retries and pauses."""
     retries: int = 3
 
     def real_path(self, path: str, root: str) -> str:
-        """A local path without links and `..`.
+        """A local path with links and `..` resolved.
 
         Args:
-            path: absolute.
-            root: the source's own folder, itself without links.
+            path: an absolute path.
+            root: the source's folder, with links resolved.
 
         Raises:
-            Refused: it leads out of the root and of every allowed folder.
+            Refused: the path is outside the root and every allowed folder.
         """
         real = os.path.realpath(path)
         allowed = (storage.resolve(p) for p in self.allowed_prefixes if not storage.is_remote(p))
-        if not any(_lies_below(real, folder) for folder in (root, *allowed)):
-            raise _outside(path if real == path else f"{path} leads to {real}")
+        if not any(_is_below(real, folder) for folder in (root, *allowed)):
+            raise _outside_prefixes(path if real == path else f"{path} leads to {real}")
         return real
 
     def require_key(self, uri: str, root: str) -> None:
-        """Raises Refused for an `s3://` URI outside the root and every allowed one."""
+        """Raise Refused for an `s3://` URI outside the root and every allowed prefix."""
         prefixes = (root, *(p for p in self.allowed_prefixes if p.startswith("s3://")))
-        if _climbs(uri) or not any(_lies_below(uri, prefix.rstrip("/")) for prefix in prefixes):
-            raise _outside(uri)
+        if _has_dot_segments(uri) or not any(_is_below(uri, prefix.rstrip("/")) for prefix in prefixes):
+            raise _outside_prefixes(uri)
 
     def require_url(self, url: str) -> None:
-        """Raises Refused for a web address that no allowed one of the same host begins."""
-        wanted = _web_parts(url)
+        """Raise Refused for a URL outside every allowed prefix of the same host."""
+        requested = _web_parts(url)
         allowed = (_web_parts(p) for p in self.allowed_prefixes if p.startswith(("http://", "https://")))
-        if wanted is None or not any(
-            prefix is not None and wanted[0] == prefix[0] and _lies_below(wanted[1], prefix[1].rstrip("/"))
+        if requested is None or not any(
+            prefix is not None
+            and requested[0] == prefix[0]
+            and _is_below(requested[1], prefix[1].rstrip("/"))
             for prefix in allowed
         ):
-            raise _outside(without_query(url))
+            raise _outside_prefixes(without_query(url))
 
 
-OWN_FOLDER = Access()
-"""Nothing but the source itself."""
+SOURCE_FOLDER_ONLY = Access()
+"""Access to the source's folder only."""
 
 
 def local_path(uri: str) -> str:
@@ -75,21 +77,21 @@ def local_path(uri: str) -> str:
 
 
 def without_query(url: str) -> str:
-    """A web address to show: what is signed or secret stands in the query or before the host."""
+    """A URL for messages, without query and user, which can hold secrets."""
     return without_password(re.split(r"[?#]", url, maxsplit=1)[0])
 
 
 def shown_address(url: str) -> str:
-    """What an address of any kind begins with: one of `data:` holds a whole file."""
+    """The beginning of a URL of any kind, for messages; a `data:` URL holds a whole file."""
     shown = without_query(url)
     return shown if len(shown) <= _SHOWN_CHARACTERS else f"{shown[:_SHOWN_CHARACTERS]}..."
 
 
 def require_web_address(url: str, what: str) -> None:
-    """Raises Refused for what is no http or https address with a host.
+    """Raise Refused for a URL that is not an http or https URL with a host.
 
     Args:
-        url: to look at.
+        url: the URL to check.
         what: the beginning of the message, up to "an address".
     """
     try:
@@ -102,7 +104,7 @@ def require_web_address(url: str, what: str) -> None:
 
 
 def _web_parts(url: str) -> tuple[tuple[str, str, int], str] | None:
-    """((scheme, host, port), decoded path), or None for what two parsers could read differently."""
+    """((scheme, host, port), decoded path), or None for a URL that parsers could interpret differently."""
     if re.search(r"[\\\x00-\x1f\x7f]", url):
         return None
     try:
@@ -111,21 +113,21 @@ def _web_parts(url: str) -> tuple[tuple[str, str, int], str] | None:
     except ValueError:
         return None
     path = unquote(parts.path)
-    if parts.scheme not in _WEB or not host or "@" in parts.netloc or _climbs(path) or "\\" in path:
+    if parts.scheme not in _WEB or not host or "@" in parts.netloc or _has_dot_segments(path) or "\\" in path:
         return None
     return (parts.scheme, host.lower().rstrip("."), port or _DEFAULT_PORTS[parts.scheme]), path or "/"
 
 
-def _climbs(path: str) -> bool:
+def _has_dot_segments(path: str) -> bool:
     return not {".", ".."}.isdisjoint(path.split("/"))
 
 
-def _lies_below(path: str, folder: str) -> bool:
+def _is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
-def _outside(what: str) -> Refused:
+def _outside_prefixes(what: str) -> Refused:
     return Refused(
         "outside allowed prefixes",
-        f"{what}; it must lie below the source's own folder or an entry of the setting allowed_prefixes",
+        f"{what}; it must be below the source's folder or an entry of the setting allowed_prefixes",
     )

@@ -1,11 +1,11 @@
-"""Stanford Cars (CARS196) in the layouts it is handed on in.
+"""Stanford Cars (CARS196) in the layouts in which it is distributed.
 
-- the devkit's: `cars_train/*.jpg` with `cars_train_annos.mat`, `cars_test/*.jpg` with
+- the devkit: `cars_train/*.jpg` with `cars_train_annos.mat`, `cars_test/*.jpg` with
   `cars_test_annos_withlabels.mat`, and `cars_meta.mat`; either half may be missing;
-- the whole: `car_ims/*.jpg` with `cars_annos.mat`, 16,185 images.
+- the single archive: `car_ims/*.jpg` with `cars_annos.mat`, 16,185 images.
 
-Source: Krause et al. 2013, 3DRR. The split of metric learning, classes 1-98 against 99-196, is that of Song
-et al. 2016, arXiv:1511.06452. Images are taken whole: boxes are not applied.
+Source: Krause et al. 2013, 3DRR. The metric-learning split, classes 1-98 and 99-196, is that of Song et al.
+2016, arXiv:1511.06452. Images are not cropped to their boxes.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
-"""CSV as it is found: any of four delimiters, the usual encodings, and text that stays text.
+"""CSV tables: four delimiters, the usual encodings, and careful type inference.
 
-A column becomes numbers only if every value, written again, is the same text: `11` and `1.5` are numbers,
-while `007`, `+1`, `1e5`, `1.50` and ` 5` name something and stay as they are. A header `price:double` says
-it outright; the types are string, int64, double and bool.
+A column becomes numeric only if every value is unchanged when it is parsed and written again: `11` and `1.5`
+are numbers, while `007`, `+1`, `1e5`, `1.50` and ` 5` stay text. A header such as `price:double` sets the
+type; the types are string, int64, double and bool.
 """
 
 import csv
@@ -28,7 +28,7 @@ _FIELD_CHARACTERS = 1 << 20
 
 
 def read_csv(content: bytes, uri: str) -> Table:
-    """The table in a CSV file; raises InvalidData, naming what is wrong and where."""
+    """The table in a CSV file; raises InvalidData with the problem and its line."""
     text = _decoded(content, uri)
     if "\0" in text:
         raise InvalidData(
@@ -59,8 +59,8 @@ def read_csv(content: bytes, uri: str) -> Table:
     width = len(names)
     padded = [record if len(record) == width else (record + [""] * width)[:width] for record in records]
     columns: dict[str, list[Any]] = {}
-    for place, name in enumerate(names):
-        texts = [record[place] or None for record in padded]
+    for column, name in enumerate(names):
+        texts = [record[column] or None for record in padded]
         if name in NAMED:
             columns[name] = texts
         elif not is_index(name):
@@ -95,19 +95,19 @@ def _decoded(content: bytes, uri: str) -> str:
 
 
 def _refuse_damaged_utf8(content: bytes, error: UnicodeDecodeError, uri: str) -> None:
-    """Raise where most letters beyond ASCII are UTF-8: as western text, each would become two others."""
+    """Raise if most characters beyond ASCII are valid UTF-8; decoded as cp1252, each would become two."""
     beyond = [char for char in content.decode("utf-8", errors="surrogateescape") if char > "\x7f"]
     broken = sum("\udc80" <= char <= "\udcff" for char in beyond)
     if 2 * broken < len(beyond):
         line = content.count(b"\n", 0, error.start) + 1
         raise InvalidData(
             f"{uri} must be UTF-8 throughout, as most of it is; line {line} is not: "
-            f"{content[error.start : error.start + 8]!r}. Mend that line, or save the table as UTF-8."
+            f"{content[error.start : error.start + 8]!r}. Repair that line, or save the table as UTF-8."
         )
 
 
 def _dialect(header: str) -> tuple[str, bool]:
-    """The delimiter that the header is cut by, and whether a space follows it each time."""
+    """The header's delimiter, and whether a space follows it each time."""
 
     def names(delimiter: str) -> list[str]:
         return [name.strip().strip('"') for name in header.split(delimiter)]
@@ -118,28 +118,28 @@ def _dialect(header: str) -> tuple[str, bool]:
 
 
 def declared_types(header: Sequence[str], uri: str) -> tuple[list[str], dict[str, str]]:
-    """The columns' names, and the types that the header gives some of them."""
+    """The columns' names, and the types that the header declares for some of them."""
     names, types = [], {}
     for written in header:
         name, colon, kind = (part.strip() for part in written.partition(":"))
         if colon and kind not in _PARSERS:
             raise InvalidData(
-                f"A type in the header must be one of {list(_PARSERS)}; {uri} has {written!r}. Write for "
-                f"instance {name}:string."
+                f"A type in the header must be one of {list(_PARSERS)}; {uri} has {written!r}. Write, for "
+                f"example, {name}:string."
             )
         if colon and name not in NAMED:
             types[name] = kind
         names.append(name)
     twice = sorted({name for name in names if names.count(name) > 1 and not is_index(name)})
     if twice:
-        raise InvalidData(f"Each column of {uri} must have a name of its own; got {twice} twice. Rename one.")
+        raise InvalidData(f"Each column of {uri} must have a unique name; got {twice} twice. Rename one.")
     return names, types
 
 
 def _typed(
     name: str, texts: list[str | None], declared: str | None, refused: dict[int, tuple[str, str]]
 ) -> list[Any]:
-    """The column's values; a blank is missing, but among texts it is the empty text."""
+    """The column's values; a blank is a missing value, but an empty text in a text column."""
     kind = declared or inferred_type(texts)
     if kind == "string":
         return [text or "" for text in texts] if any(texts) else list(texts)
@@ -156,14 +156,14 @@ def _typed(
 
 def inferred_type(texts: Sequence[str | None]) -> str:
     """The type of a column of these texts: "string", "int64", "double" or "bool"."""
-    given = {text for text in texts if text is not None}
-    if not given:
+    values = {text for text in texts if text is not None}
+    if not values:
         return "string"
-    if any(given <= words for words in _TRUTH):
+    if any(values <= words for words in _TRUTH):
         return "bool"
-    if all(_reads_back_as_int(text) for text in given):
+    if all(_reads_back_as_int(text) for text in values):
         return "int64"
-    if all(_reads_back_as_double(text) or _is_exact_as_double(text) for text in given):
+    if all(_reads_back_as_double(text) or _is_exact_as_double(text) for text in values):
         return "double"
     return "string"
 
@@ -183,7 +183,7 @@ def _reads_back_as_double(text: str) -> bool:
 
 
 def _is_exact_as_double(text: str) -> bool:
-    """Whether a whole number among others with fractions keeps its digits: not all beyond 2**53 do."""
+    """Whether an integer in a column of doubles is exactly representable; beyond 2**53 not all are."""
     return _reads_back_as_int(text) and int(float(text)) == int(text)
 
 

@@ -1,7 +1,8 @@
-"""Caltech-UCSD Birds: `images.txt`, `image_class_labels.txt`, `classes.txt` and `images/CLASS/*.jpg`.
+"""Caltech-UCSD Birds (CUB-200-2011): `images.txt`, `image_class_labels.txt`, `classes.txt`,
+`images/CLASS/*.jpg`.
 
-Source: Wah et al. 2011, CNS-TR-2011-001. The split of metric learning, classes 1-100 against 101-200, is that
-of Song et al. 2016, arXiv:1511.06452. Images are taken whole: boxes are not applied.
+Source: Wah et al. 2011, CNS-TR-2011-001. The metric-learning split, classes 1-100 and 101-200, is that of
+Song et al. 2016, arXiv:1511.06452. Images are not cropped to their boxes.
 """
 
 from dataclasses import dataclass
@@ -16,23 +17,23 @@ _LAST_TRAIN_CLASS = 100
 
 @dataclass(frozen=True)
 class Cub200Source(FilesSource):
-    """One class per species, labelled as `classes.txt` says."""
+    """One class per species, labelled by `classes.txt`."""
 
     def listing(self, tree: Tree) -> Listing:
         labels = tree.named(_LABELS)
-        assert labels is not None, "recognise() asks for it"
+        assert labels is not None, "recognise() checks this"
         root = labels.removesuffix(_LABELS)
         paths, names = self._pairs(root + "images.txt"), self._pairs(root + "classes.txt")
-        class_ids, there = self._pairs(labels), set(tree.files)
+        class_ids, existing = self._pairs(labels), set(tree.files)
         samples, problems = [], []
         for image, path in paths.items():
             locator, class_id = f"{root}images/{path}", class_ids.get(image, "")
             label = names.get(class_id, "")
-            if locator in there:
+            if locator in existing:
                 split = "train" if class_id and int(class_id) <= _LAST_TRAIN_CLASS else "test"
                 samples.append(Sample(path, locator, label, split))
             else:
-                problems.append(Problem(path, label, locator, "missing file", "listed, but not there"))
+                problems.append(Problem(path, label, locator, "missing file", "listed, but not existing"))
         return Listing(samples, OfficialSplit(), problems)
 
     def _pairs(self, path: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ from dml.data.sources import (
     sop,
     tiny_imagenet,
 )
-from dml.data.sources.access import OWN_FOLDER, Access, without_query
+from dml.data.sources.access import SOURCE_FOLDER_ONLY, Access, without_query
 from dml.data.sources.cars196 import Cars196Source
 from dml.data.sources.cub200 import Cub200Source
 from dml.data.sources.files import Files, Tree, open_files
@@ -59,7 +59,7 @@ _LAYOUTS: dict[str, _Layout] = {
 }
 
 
-def open_source(uri: str, layout: SourceLayout = "auto", access: Access = OWN_FOLDER) -> Source:
+def open_source(uri: str, layout: SourceLayout = "auto", access: Access = SOURCE_FOLDER_ONLY) -> Source:
     """The source at a place.
 
     Args:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pyarrow import fs
 
 from dml import storage
-from dml.data.sources.access import OWN_FOLDER, Access
+from dml.data.sources.access import SOURCE_FOLDER_ONLY, Access
 from dml.data.sources.sample import MAX_BYTES, REPEATED_FOLDER, Listing, Problem, Refused
 from dml.errors import InvalidData, InvalidSetting, MissingArtifact
 from dml.progress import count
@@ -39,23 +39,23 @@ class Tree:
     files: list[str]
     folders: list[str]
     problems: list[Problem] = field(default_factory=list)
-    """What is there and cannot be listed: broken links, names that are not UTF-8, devices."""
+    """Entries that cannot be listed: broken links, names that are not UTF-8, devices."""
 
     def named(self, *names: str) -> str | None:
-        """The first file with one of these names, in whatever folder, or None."""
+        """The first file with one of these names, in any folder, or None."""
         return next((path for path in self.files if path.rsplit("/", 1)[-1] in names), None)
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files below a folder or inside a zip; travels to workers and opens there what it needs."""
+    """The files below a folder or inside a zip; picklable, opens files on the worker that reads them."""
 
     uri: str
     is_zip: bool = False
-    access: Access = OWN_FOLDER
+    access: Access = SOURCE_FOLDER_ONLY
 
     def tree(self) -> Tree:
-        """Every file and folder there is; on S3, and in most zips, folders exist only by their files."""
+        """All files and folders; on S3 and in most zips, folders exist only through their files."""
         if self.is_zip:
             tree = self._zip_tree()
         elif storage.is_remote(self.uri):
@@ -73,7 +73,7 @@ class Files:
         return read_local(self.access.real_path(os.path.join(self.uri, name), self.uri), max_bytes)
 
     def read_list(self, name: str, max_bytes: int = _LIST_BYTES) -> bytes:
-        """A file that says what the images are; raises InvalidData when it cannot be read."""
+        """The content of a file that lists the images; raises InvalidData if it cannot be read."""
         try:
             return self.read(name, max_bytes)
         except Refused as refusal:
@@ -86,7 +86,7 @@ class Files:
         return self.read_list(name).decode("utf-8", errors="replace")
 
     def head(self, name: str, num_bytes: int) -> bytes:
-        """A file's first bytes, or none of one that cannot be read."""
+        """A file's first bytes; empty if it cannot be read."""
         try:
             if self.is_zip:
                 opened = self._zip()
@@ -98,7 +98,7 @@ class Files:
                     return bytes(stream.read(num_bytes))
             with open(self.access.real_path(os.path.join(self.uri, name), self.uri), "rb") as stream:
                 return stream.read(num_bytes)
-        except Exception:  # `read` says what is wrong with it
+        except Exception:  # `read` reports the error
             return b""
 
     def _s3_tree(self) -> Tree:
@@ -131,7 +131,7 @@ class Files:
         opened = self._zip()
         info = opened.members.get(name)
         if info is None:
-            raise Refused("missing file", f"{self.uri} holds no {name}")
+            raise Refused("missing file", f"{self.uri} does not contain {name}")
         if info.flag_bits & 0x1:
             raise Refused("encrypted", "a member that needs a password; pack it without")
         _require_size(info.file_size, max_bytes)
@@ -145,13 +145,13 @@ class Files:
                 f"packed in a way that Python does not unpack: {error}. Unpack the zip and ingest the folder"
             )
             raise Refused("unreadable file", detail) from error
-        except Exception as error:  # zlib, lzma, bz2 and zipfile raise whatever the damage hits
+        except Exception as error:  # zlib, lzma, bz2 and zipfile raise various errors for damage
             raise Refused("unreadable file", f"it does not unpack: {error}") from error
         _require_size(len(content), max_bytes)
         return content
 
     def _zip(self) -> "_OpenZip":
-        """One open zip per thread and process: reading seeks, so nobody may share it."""
+        """One open zip per thread and process, since reading seeks in the shared file."""
         opened: dict[tuple[int, str, int], _OpenZip] = _open.__dict__.setdefault("zips", {})
         key = (os.getpid(), self.uri, os.stat(self.uri).st_mtime_ns)
         if key not in opened:
@@ -161,7 +161,7 @@ class Files:
 
 @dataclass(frozen=True)
 class FilesSource:
-    """What the layouts share: the images are files of a tree, and what is wrong with the tree is told."""
+    """Base class of layouts whose images are files of a tree; adds the tree's problems to the listing."""
 
     files: Files
 
@@ -178,51 +178,55 @@ class FilesSource:
         return self.files.read(locator, max_bytes)
 
 
-def open_files(uri: str, access: Access = OWN_FOLDER) -> Files:
-    """The files of a source; raises MissingArtifact where there is nothing, InvalidData for a broken zip."""
-    place = storage.resolve(uri)
-    if storage.is_remote(place):
-        if place.lower().endswith(".zip"):
-            raise InvalidSetting(f"A zip must lie on a local disk; got {place}. Copy it, or unpack it there.")
-        filesystem, path = storage.filesystem(place)
+def open_files(uri: str, access: Access = SOURCE_FOLDER_ONLY) -> Files:
+    """The files of a source; raises MissingArtifact if it does not exist, InvalidData for a damaged zip."""
+    location = storage.resolve(uri)
+    if storage.is_remote(location):
+        if location.lower().endswith(".zip"):
+            raise InvalidSetting(
+                f"A zip must be on a local disk; got {location}. Copy it, or unpack it there."
+            )
+        filesystem, path = storage.filesystem(location)
         try:
             kind = filesystem.get_file_info(path).type
         except OSError as error:
-            raise _unreachable(place, error) from error
+            raise _unreachable(location, error) from error
         if kind == fs.FileType.Directory:
-            return Files(place, access=access)
-    elif os.path.isdir(place):
-        return Files(place, access=access)
-    elif os.path.isfile(place):
-        if not zipfile.is_zipfile(place):
+            return Files(location, access=access)
+    elif os.path.isdir(location):
+        return Files(location, access=access)
+    elif os.path.isfile(location):
+        if not zipfile.is_zipfile(location):
             raise InvalidData(
-                f"A source must be a folder, a zip or a manifest (.csv, .tsv, .parquet); the file {place} is "
-                "none of them. Download it again, or unpack it."
+                f"A source must be a folder, a zip or a manifest (.csv, .tsv, .parquet); the file {location} "
+                "is none of them. Download it again, or unpack it."
             )
-        files = Files(place, is_zip=True, access=access)
+        files = Files(location, is_zip=True, access=access)
         try:
             files._zip()
-        except Exception as error:  # zipfile raises whatever the damage hits
-            raise InvalidData(f"{place} must be a whole zip; reading its list failed: {error}.") from error
+        except Exception as error:  # zipfile raises various errors for damage
+            raise InvalidData(f"{location} must be a whole zip; reading its list failed: {error}.") from error
         return files
-    elif os.path.lexists(place):
-        what = "a link that leads nowhere"
+    elif os.path.lexists(location):
+        what = "a broken link"
         with suppress(OSError):
-            what = _NOT_READABLE.get(stat.S_IFMT(os.stat(place).st_mode), "something else")
-        raise InvalidData(f"The source must be a folder, a zip or a manifest; {place} is {what}.")
-    missing = "file" if place.lower().endswith(".zip") else "folder"
-    raise MissingArtifact(f"The source must be a folder, a zip or a manifest; there is no {missing} {place}.")
+            what = _NOT_READABLE.get(stat.S_IFMT(os.stat(location).st_mode), "something else")
+        raise InvalidData(f"The source must be a folder, a zip or a manifest; {location} is {what}.")
+    missing = "file" if location.lower().endswith(".zip") else "folder"
+    raise MissingArtifact(
+        f"The source must be a folder, a zip or a manifest; there is no {missing} {location}."
+    )
 
 
 def read_local(path: str, max_bytes: int) -> bytes:
-    """A local file's bytes; nothing but a regular file is opened, and its size is looked at first."""
+    """A local file's bytes; opens only a regular file within the size limit."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             what = _NOT_READABLE.get(stat.S_IFMT(status.st_mode), "something else")
             raise Refused("not a regular file", f"{path} is {what}")
         _require_size(status.st_size, max_bytes)
-        # Never waits, should a named pipe have taken the file's place meanwhile.
+        # Never waits, should a named pipe have taken the file's location meanwhile.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
             content = stream.read(max_bytes + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -236,7 +240,7 @@ def read_local(path: str, max_bytes: int) -> bytes:
 
 
 def read_object(uri: str, max_bytes: int) -> bytes:
-    """The bytes of an object on S3; raises Refused for what is wrong with it, DmlError for the storage."""
+    """The bytes of an object on S3; raises Refused for a problem of the object, DmlError for the storage."""
     try:
         filesystem, path = storage.filesystem(uri)
         with filesystem.open_input_file(path) as stream:
@@ -261,12 +265,12 @@ def _require_size(size_bytes: int, max_bytes: int) -> None:
 def _unreachable(uri: str, error: OSError) -> MissingArtifact:
     return MissingArtifact(
         f"The source's storage must answer; reading {uri} failed: {error}. Check the address and the "
-        "credentials, and begin again: what was read so far is not kept."
+        "credentials, and start again; what was read so far is not kept."
     )
 
 
 class _OpenZip:
-    """A zip, and its members by the names that a folder it was unpacked to would show."""
+    """A zip, and its members by the names that they have when unpacked to a folder."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self.archive = archive
@@ -274,19 +278,19 @@ class _OpenZip:
 
 
 def _member_name(info: zipfile.ZipInfo) -> str:
-    """`./a//b.png` and `a\\b.png`, as .NET packed folders for years, are `a/b.png`."""
+    """A member's normalized name: `a/b.png` for `./a//b.png` and for .NET's `a\\b.png`."""
     return "/".join(part for part in re.split(r"[/\\]", info.filename) if part not in ("", "."))
 
 
 def _open_zip(path: str) -> zipfile.ZipFile:
-    try:  # macOS packs UTF-8 names without saying so
+    try:  # macOS writes UTF-8 names without the UTF-8 flag
         return zipfile.ZipFile(path, metadata_encoding="utf-8")
     except UnicodeDecodeError:
         return zipfile.ZipFile(path)
 
 
 class _Walk:
-    """A local folder's files: links are followed, but nowhere twice and never out of the source."""
+    """Walk of a local folder that follows links, but visits no folder twice and none outside the source."""
 
     def __init__(self, root: str, access: Access) -> None:
         self.root, self.access = root, access
@@ -299,7 +303,7 @@ class _Walk:
 
     def tree(self) -> Tree:
         self._folder("")
-        while self.links:  # after what is really there, which is then not seen by its links first
+        while self.links:  # after the real folders, so that a folder is listed under its real path
             links, self.links = sorted(self.links), []
             for name in links:
                 self._link(name)
@@ -323,7 +327,7 @@ class _Walk:
                     pending += self._entry(folder, entry)
 
     def _entry(self, folder: str, entry: os.DirEntry[str]) -> list[str]:
-        """Takes a file; returns a folder to go on with."""
+        """Add a file, or return a folder to visit."""
         name = f"{folder}/{entry.name}" if folder else entry.name
         try:
             name.encode()
@@ -401,7 +405,7 @@ def _tree(entries: Iterator[tuple[str, bool]] | Sequence[tuple[str, bool]]) -> T
 
 
 def _without_stores(tree: Tree) -> Tree:
-    """Leave out every store of ours: what was made from a source is no part of it."""
+    """Leave out every store inside a source, since its files were made from the source."""
     markers = [path for path in tree.files if path.rpartition("/")[2] == storage.MARKER]
     if not markers:
         return tree

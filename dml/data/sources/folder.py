@@ -1,10 +1,11 @@
-"""Class folders: the path of the folder is the label, however deep.
+"""Class folders: the path of an image's folder, at any depth, is its label.
 
-One rule for a folder, a zip and S3, by what holds images and nothing else:
+The same rules apply to a folder, a zip and S3:
 
-1. Outer folders that hold everything are left out.
-2. Where what is left is `train`, `val` and `test` (in any spelling) with class folders in them, these are
-   parts: the attribute `part`, and no part of a label.
+1. Outer folders that contain all images are ignored.
+2. If the remaining top folders are `train`, `val` and `test` (in any spelling) and contain class folders,
+they
+   become the attribute `part`, and do not belong to the label.
 3. The rest of a path is the label.
 """
 
@@ -40,8 +41,8 @@ _SPLITS = {"train": TRAIN, "val": TRAIN, "test": TEST}
 class FolderSource(FilesSource):
     """`CLASS/anything.jpg`, `GROUP/CLASS/anything`, `train/CLASS/anything.png`.
 
-    A file is an image by its name, or, where that says nothing, by its first bytes. Parts that share no class
-    are the source's own split, `val` belonging to train; classes that are in both are split as classes.
+    An image is recognized by its name, or, if the name is unknown, by its first bytes. Parts that share no
+    class are the source's split, with `val` in train; otherwise the split is by classes.
     """
 
     def listing(self, tree: Tree) -> Listing:
@@ -83,7 +84,7 @@ class FolderSource(FilesSource):
 
 
 def is_named_as_image(path: str) -> bool:
-    """Whether a file's name says that it is an image."""
+    """Whether a file's name has an image suffix."""
     return path.lower().endswith(_IMAGE_SUFFIXES)
 
 
@@ -96,7 +97,7 @@ def _may_be_image(path: str) -> bool:
 
 
 def _outer_folder(images: set[str]) -> str:
-    """The folders, with their slash, that hold all images and none directly."""
+    """The path, with its slash, of the outer folders that contain all images, but none directly."""
     outer = ""
     while True:
         below = [path.removeprefix(outer) for path in images]
@@ -110,7 +111,7 @@ def _outer_folder(images: set[str]) -> str:
 
 
 def _parts(ids: Iterable[str]) -> dict[str, str]:
-    """From a top folder to the part it is; empty where the top folders are classes or groups of them."""
+    """The part of each top folder; empty if the top folders are classes or groups of classes."""
     tops: defaultdict[str, bool] = defaultdict(bool)
     for id_ in ids:
         if "/" in id_:
@@ -127,7 +128,7 @@ def _part_and_label(folder: str, parts: dict[str, str]) -> tuple[str | None, str
 
 
 def _share_no_class(samples: Sequence[Sample]) -> bool:
-    """Whether the parts are a split: some classes train, others test, and none is in both."""
+    """Whether the parts are a split: both have classes, and none is in both."""
     classes: dict[str | None, set[str]] = {TRAIN: set(), TEST: set()}
     for sample in samples:
         if sample.split is None:
@@ -143,6 +144,6 @@ def _empty_folders(tree: Tree) -> list[str]:
 
 
 def _parents(path: str) -> list[str]:
-    """`a/b/c` lies in `a/b` and in `a`."""
+    """The parent folders of a path: `a` and `a/b` for `a/b/c`."""
     parts = path.split("/")
     return ["/".join(parts[:depth]) for depth in range(1, len(parts))]

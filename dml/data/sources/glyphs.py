@@ -1,7 +1,7 @@
-"""Drawn characters: a labelled image collection that needs nothing but the installed fonts.
+"""Synthetic source of drawn characters, which needs only the fonts of matplotlib.
 
-`glyphs:` or `glyphs:classes=300,per_class=20,seed=0`. A class is a character; its images are drawn with the
-twelve DejaVu faces that come with matplotlib, each under its own random affine change, contrast and noise.
+`glyphs:` or `glyphs:classes=300,per_class=20,seed=0`. A class is a character. Its images are drawn with the
+twelve DejaVu fonts of matplotlib, each with a random affine transform, contrast and noise.
 """
 
 import hashlib
@@ -51,13 +51,13 @@ _CATEGORIES = ("Lu", "Ll", "Lo", "Nd", "Sm", "So")
 _NOT_A_CHARACTER = "\uffff"
 _SIDE, _FONT_SIZE = 48, 30
 _COMPARED_SIDE = 16
-# Cosine of two undistorted drawings scaled to one size; above it people, too, confuse them (o O, x X, - _).
+# Cosine of two undistorted drawings of one size; above it, people confuse the characters too (o O, x X, - _).
 _SAME_LOOK = 0.9
 
 
 @dataclass(frozen=True)
 class GlyphsSource:
-    """Characters, labelled as `U+03B1 GREEK SMALL LETTER ALPHA`; attributes `script` and `style`."""
+    """Characters with labels such as `U+03B1 GREEK SMALL LETTER ALPHA`; attributes `script` and `style`."""
 
     classes: int = 400
     per_class: int = 20
@@ -70,7 +70,7 @@ class GlyphsSource:
                 f"glyphs: takes 2 to {len(characters)} classes and at least 1 per_class; "
                 f"got {self.classes} and {self.per_class}."
             )
-        # Evenly over all scripts, however many are asked for.
+        # Evenly over all scripts, for any number of classes.
         chosen = [characters[i * len(characters) // self.classes] for i in range(self.classes)]
         samples = []
         for character in chosen:
@@ -96,7 +96,7 @@ class GlyphsSource:
 
 
 def open_glyphs(uri: str) -> GlyphsSource:
-    """The source a `glyphs:` URI asks for; raises InvalidSetting for anything but its three numbers."""
+    """The source of a `glyphs:` URI; raises InvalidSetting for anything except its three integers."""
     assignments = [part.split("=", 1) for part in uri.removeprefix(SCHEME).split(",") if part]
     known = ("classes", "per_class", "seed")
     if any(len(pair) != 2 or pair[0] not in known or not pair[1].isdecimal() for pair in assignments):
@@ -106,7 +106,7 @@ def open_glyphs(uri: str) -> GlyphsSource:
 
 @cache
 def distinct_characters() -> tuple[str, ...]:
-    """Every character that the fonts draw and that looks like none before it, by code point."""
+    """The characters that the fonts contain and that look different from all earlier ones, by code point."""
     candidates = [
         chr(code)
         for script in _SCRIPTS.values()
@@ -116,10 +116,10 @@ def distinct_characters() -> tuple[str, ...]:
     shown = [character for character in candidates if _has_glyph("Sans", character)]
     looks = np.stack([_look(character) for character in shown])
     alike = np.tril(looks @ looks.T > _SAME_LOOK, k=-1)
-    kept = np.ones(len(shown), dtype=bool)
+    is_distinct = np.ones(len(shown), dtype=bool)
     for row in np.flatnonzero(alike.any(axis=1)):
-        kept[row] = not (alike[row] & kept).any()
-    return tuple(character for character, keep in zip(shown, kept, strict=True) if keep)
+        is_distinct[row] = not (alike[row] & is_distinct).any()
+    return tuple(character for character, keep in zip(shown, is_distinct, strict=True) if keep)
 
 
 def _script(character: str) -> str:
@@ -128,7 +128,7 @@ def _script(character: str) -> str:
 
 @cache
 def _font(face: str) -> ImageFont.FreeTypeFont:
-    spec = importlib.util.find_spec("matplotlib")  # found, not imported: that would take longer than drawing
+    spec = importlib.util.find_spec("matplotlib")  # not imported, since that takes longer than drawing
     assert spec is not None
     assert spec.origin is not None
     folder = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
@@ -150,7 +150,7 @@ def _faces_with(character: str) -> list[str]:
 
 
 def _ink(character: str, face: str) -> Image.Image:
-    """The character alone, bright on black, cropped to its ink."""
+    """The character in white on black, cropped to its bounding box."""
     font = _font(face)
     left, top, right, bottom = font.getbbox(character)
     ink = Image.new("L", (int(right - left), int(bottom - top)))

@@ -1,4 +1,4 @@
-"""A CSV or Parquet table of images: columns `image`, `label`, optionally `id` and `split`, and attributes."""
+"""Manifest: a CSV or Parquet table with columns `image`, `label`, `id`, `split`, and attributes."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dml import storage
 from dml.config import ClassSplit, OfficialSplit
 from dml.data.sources import web
-from dml.data.sources.access import OWN_FOLDER, Access, local_path
+from dml.data.sources.access import SOURCE_FOLDER_ONLY, Access, local_path
 from dml.data.sources.csv_table import read_csv
 from dml.data.sources.files import read_local, read_object
 from dml.data.sources.parquet_table import ParquetTable, is_parquet
@@ -20,21 +20,21 @@ _TABLE_BYTES = 16 << 30
 _CSV_SUFFIXES, _PARQUET_SUFFIX = (".csv", ".tsv"), ".parquet"
 _DATA = re.compile(r"\s*data:[\w.+-]+/[\w.+-]+[;,]", re.IGNORECASE)
 _INLINE = re.compile(r"#(\d+)")
-"""The locator of an image that the table itself holds: its row."""
+"""The locator of an image inside the table: its row."""
 
 
 @dataclass(frozen=True)
 class ManifestSource:
     """Each row names an image: a path relative to the manifest, an absolute one, or an s3, http or https URI.
 
-    What lies outside the manifest's own folder must be allowed. In Parquet the image may also be its bytes,
-    or Hugging Face's struct of bytes and path. `id` defaults to the image's path or URI, and to the row's
-    number where rows hold bytes without a path of their own. Where there is a column `split` it holds train
-    or test. Every other column is an attribute.
+    Images outside the manifest's folder must be below an allowed prefix. In Parquet an image can also be its
+    bytes, or Hugging Face's struct of bytes and path. `id` defaults to the image's path or URI, or to the row
+    number if rows have bytes without a unique path. An optional column `split` is train or test. Every other
+    column is an attribute.
     """
 
     uri: str
-    access: Access = OWN_FOLDER
+    access: Access = SOURCE_FOLDER_ONLY
 
     def list(self) -> Listing:
         begin("listing, reading the table")
@@ -55,7 +55,7 @@ class ManifestSource:
             if row in table.refused:
                 problems.append(Problem(id_ or image or "", label or "", image or "", *table.refused[row]))
                 continue
-            locator = f"#{row}" if table.is_inline else _path_of(image)
+            locator = f"#{row}" if table.is_inline else _locator(image)
             split = splits[row] if splits is not None else None
             if not locator:
                 problems.append(
@@ -124,13 +124,13 @@ def _unknown_scheme(uri: str) -> Refused:
     )
 
 
-def _path_of(image: str | None) -> str | None:
-    """A file may be called `#7`, which is also how a table's seventh row is named."""
+def _locator(image: str | None) -> str | None:
+    """The locator of an image; a file called `#7` must not be confused with a table's row 7."""
     return f"./{image}" if image and _INLINE.fullmatch(image) else image
 
 
 def recognise(uri: str) -> bool:
-    """Whether a place is a manifest, by its name, or by what it begins with."""
+    """Whether a URI is a manifest, by its name or first bytes."""
     if storage.is_remote(uri):
         return uri.lower().endswith((*_CSV_SUFFIXES, _PARQUET_SUFFIX))
     path = storage.resolve(uri)

@@ -1,4 +1,4 @@
-"""MATLAB's files, read in a process of their own: SciPy's reader ends its process where one is damaged."""
+"""MATLAB files, read in a separate process, since SciPy's reader can crash on a damaged file."""
 
 import io
 import json
@@ -17,38 +17,40 @@ def read_mat(content: bytes, name: str) -> dict[str, Any]:
     """The variables of a file.
 
     Args:
-        content: of the file.
-        name: of the file, for the message.
+        content: the file's bytes.
+        name: the file's name, for the message.
 
     Returns:
-        Name to values: a list of objects for an array of structs, else a list of whole numbers and texts.
+        Values by name: a list of objects for an array of structs, else a list of integers and texts.
 
     Raises:
-        InvalidData: no such file, a damaged one, or one that takes more than 8 GiB or 5 minutes to unpack.
+        InvalidData: not a MATLAB file, a damaged one, or one that needs more than 8 GiB or 5 minutes.
     """
     command = [sys.executable, "-c", f"from {__name__} import main; main()"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
-        done = subprocess.run(command, input=content, env=env, capture_output=True, timeout=_TIMEOUT_S)
-        if done.returncode == 0:
-            variables: dict[str, Any] = json.loads(done.stdout)
+        completed = subprocess.run(command, input=content, env=env, capture_output=True, timeout=_TIMEOUT_S)
+        if completed.returncode == 0:
+            variables: dict[str, Any] = json.loads(completed.stdout)
             return variables
-        why = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["its reader broke down"]
+        messages = completed.stderr.decode(errors="replace").strip().splitlines()[-1:] or [
+            "its reader crashed"
+        ]
     except (subprocess.TimeoutExpired, ValueError) as error:
-        why = [str(error)]
-    raise InvalidData(f"{name} must be a whole MATLAB file; it is not: {why[0]}. Download it again.")
+        messages = [str(error)]
+    raise InvalidData(f"{name} must be a whole MATLAB file; it is not: {messages[0]}. Download it again.")
 
 
 def main() -> None:
-    """Standard input's variables as JSON."""
+    """Convert the MATLAB file on standard input to JSON on standard output."""
     import resource
 
     from scipy.io import loadmat
 
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     content: Any = io.BytesIO(sys.stdin.buffer.read())
-    found = loadmat(content, squeeze_me=True)
-    json.dump({k: _plain(v) for k, v in found.items() if not k.startswith("__")}, sys.stdout)
+    variables = loadmat(content, squeeze_me=True)
+    json.dump({k: _plain(v) for k, v in variables.items() if not k.startswith("__")}, sys.stdout)
 
 
 def _plain(values: Any) -> list[Any]:

@@ -1,7 +1,7 @@
-"""MNIST and what is packed like it: pairs of idx files, gzipped or not; images become PNG files.
+"""MNIST and datasets in its format: pairs of idx files, gzipped or not; images become PNG files.
 
-Source: LeCun, Cortes and Burges, yann.lecun.com/exdb/mnist. The halves `train` and `t10k` share their
-classes, so here they are the attribute `part`, "train" and "test"; classes 0-4 train and 5-9 test by default.
+Source: LeCun, Cortes and Burges, yann.lecun.com/exdb/mnist. The files `train` and `t10k` share their
+classes, so they become the attribute `part`, "train" and "test"; the split is by classes.
 """
 
 import gzip
@@ -31,20 +31,20 @@ _MOST_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class MnistSource(FilesSource):
-    """One class per digit; attribute `part`, "train", "test" or what else the files' names begin with."""
+    """One class per digit; attribute `part`: "train", "test" or another prefix of the files' names."""
 
     def listing(self, tree: Tree) -> Listing:
-        found: dict[tuple[str, str], dict[str, str]] = {}
+        pairs: dict[tuple[str, str], dict[str, str]] = {}
         for path in tree.files:
             if match := _FILE.fullmatch(path):
-                pair = found.setdefault((match["folder"] or "", match["part"]), {})
+                pair = pairs.setdefault((match["folder"] or "", match["part"]), {})
                 pair.setdefault(match["what"], path)  # unpacked before .gz, which sorts later
-        several = len({folder for folder, _ in found}) > 1
+        several = len({folder for folder, _ in pairs}) > 1
         samples, problems = [], []
-        for (folder, prefix), paths in sorted(found.items()):
+        for (folder, prefix), paths in sorted(pairs.items()):
             name = folder + prefix if several else prefix
             if len(paths) < 2:
-                detail = f"only the {next(iter(paths))} file is there"
+                detail = f"only the {next(iter(paths))} file exists"
                 problems.append(Problem(name, "", name, "missing file", detail))
                 continue
             labels = _read_idx(self.files, paths["labels"])
@@ -89,7 +89,7 @@ def _read_idx(files: Files, path: str) -> NDArray[np.uint8]:
             size = math.prod(shape)
             if len(shape) < header[3] or size > _MOST_BYTES:
                 raise InvalidData(f"{path} must hold at most {_MOST_BYTES} values; its header says {shape}.")
-            values = file.read(size + 1)  # no more than the header says, whatever is packed there
+            values = file.read(size + 1)  # no more than the header's size, also if the file is larger
     except (OSError, EOFError, zlib.error) as error:
         raise InvalidData(f"{path} must unzip; it does not: {error}. Download it again.") from error
     if len(values) != size:

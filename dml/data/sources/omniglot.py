@@ -1,8 +1,8 @@
 """Omniglot: handwritten characters, `images_background/ALPHABET/characterNN/*.png`.
 
-Source: Lake, Salakhutdinov and Tenenbaum 2015, Science 350(6266). Whole alphabets are held out, so that a
-test character's relatives were never seen either: where both halves are there, those of `images_evaluation`,
-and the last ten of one half.
+Source: Lake, Salakhutdinov and Tenenbaum 2015, Science 350(6266). Whole alphabets are held out, so
+that training has no character of a test alphabet: those of `images_evaluation` if both halves exist, else the
+last ten alphabets.
 """
 
 import re
@@ -23,19 +23,19 @@ _SPLITS = {"background": "train", "evaluation": "test"}
 class OmniglotSource(FilesSource):
     """One class per character, labelled `ALPHABET/characterNN`; attribute `alphabet`.
 
-    Where both halves are there, the attribute `part` says which: background or evaluation.
+    If both halves exist, the attribute `part` is "background" or "evaluation".
     """
 
     def listing(self, tree: Tree) -> Listing:
         drawings = [(path, match) for path in tree.files if (match := _DRAWING.fullmatch(path))]
         alphabets: dict[str | None, set[str]] = {}
         for _, match in drawings:
-            alphabets.setdefault(_part_of(match), set()).add(match["alphabet"])
+            alphabets.setdefault(_find_part(match), set()).add(match["alphabet"])
         both = set(alphabets) == set(_SPLITS)
         repeated = set.intersection(*alphabets.values()) if both else set()
         samples = []
         for path, match in drawings:
-            part, (_, alphabet, character, drawing) = _part_of(match), match.groups()
+            part, (_, alphabet, character, drawing) = _find_part(match), match.groups()
             label = f"{alphabet}/{character}"
             if part == "evaluation" and alphabet in repeated:
                 label = f"{part}/{label}"
@@ -45,9 +45,9 @@ class OmniglotSource(FilesSource):
         return Listing(samples, OfficialSplit() if both else AttributeSplit(name="alphabet", test_values=10))
 
 
-def _part_of(drawing: re.Match[str]) -> str | None:
-    found = _PART.fullmatch(drawing["above"] or "")
-    return found["part"] if found else None
+def _find_part(drawing: re.Match[str]) -> str | None:
+    match = _PART.fullmatch(drawing["above"] or "")
+    return match["part"] if match else None
 
 
 def recognise(tree: Tree) -> bool:

@@ -1,7 +1,7 @@
-"""A Parquet manifest: typed columns, and images by path, as bytes, or as Hugging Face packs them.
+"""Parquet manifests: typed columns, and images as paths, bytes, or Hugging Face structs.
 
-Hugging Face's `datasets` writes an image as a struct of `bytes` and `path`, and a class as a whole number
-whose name stands in the file's metadata; both are read as what they mean.
+Hugging Face's `datasets` stores an image as a struct of `bytes` and `path`, and a class as an integer whose
+name is in the file's metadata; both are supported.
 """
 
 import json
@@ -27,23 +27,23 @@ _GROUP_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class ParquetTable:
-    """A Parquet file's columns without the images, and then its images one by one."""
+    """A Parquet file: its columns without the images, and its images one by one."""
 
     uri: str
 
     def read(self) -> Table:
-        """Everything but the images' bytes; raises InvalidData for what is no such table."""
+        """The table without the images' bytes; raises InvalidData if it is not a valid manifest."""
         try:
             return self._read()
         except (InvalidData, MissingArtifact, MemoryError):
             raise
-        except Exception as error:  # Arrow raises whatever the damage hits
+        except Exception as error:  # Arrow raises various errors for damage
             raise InvalidData(
                 f"{self.uri} must be a whole Parquet table: {str(error).rstrip('.')}. Write it again."
             ) from error
 
     def image(self, row: int, max_bytes: int) -> bytes | str:
-        """The bytes of a row's image, or its path where the row has no bytes."""
+        """The bytes of a row's image, or its path if the row has no bytes."""
         try:
             value = _cache.image(self, row)
         except (Refused, MemoryError):
@@ -86,7 +86,7 @@ class ParquetTable:
         twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
         if twice:
             raise InvalidData(
-                f"Each column of {self.uri} must have a name of its own; got {twice} twice. Rename one."
+                f"Each column of {self.uri} must have a unique name; got {twice} twice. Rename one."
             )
 
     def _inline_image(self, fields: list[pa.Field]) -> pa.Field | None:
@@ -126,7 +126,7 @@ _OR_BYTES = {True: ", bytes, or a struct of bytes and path", False: " or whole n
 
 
 def is_parquet(path: str) -> bool:
-    """Whether a local regular file begins as Parquet does."""
+    """Whether a local regular file starts with Parquet's magic bytes."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return False
@@ -139,7 +139,7 @@ def is_parquet(path: str) -> bool:
 def open_parquet(uri: str) -> parquet.ParquetFile:
     filesystem, path = storage.filesystem(uri)
     if not storage.is_remote(uri) and not os.path.isfile(path):
-        raise MissingArtifact(f"The manifest {uri} must be a file; there is none, or it is no regular one.")
+        raise MissingArtifact(f"The manifest {uri} must be a regular file; there is none.")
     return parquet.ParquetFile(filesystem.open_input_file(path))
 
 
@@ -151,7 +151,7 @@ def _holds_images(kind: pa.DataType) -> bool:
 
 
 def _has_usable_fields(kind: pa.DataType) -> bool:
-    """Whether a struct of an image has the types that its names promise; null where every row is blank."""
+    """Whether an image struct's fields have suitable types; a field is null if every row is blank."""
     if not pa.types.is_struct(kind):
         return True
     fields = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
@@ -178,7 +178,7 @@ def _field_names(kind: pa.DataType) -> list[str]:
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """The names of each column of whole numbers that Hugging Face's metadata calls a ClassLabel."""
+    """The class names of each integer column that Hugging Face's metadata declares as ClassLabel."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {
@@ -212,7 +212,7 @@ def _plain(field: pa.Field, column: pa.ChunkedArray, class_names: list[str] | No
 
 
 def _number_text(value: float | None) -> str | None:
-    """Whole numbers become floats in pandas as soon as one is missing; 7.0 still names class 7."""
+    """pandas converts integers to floats if one is missing, so 7.0 means class 7."""
     if value is None:
         return None
     return str(int(value)) if value.is_integer() else repr(value)
@@ -225,15 +225,15 @@ def _paths(table: pa.Table) -> list[str | None]:
 
 
 def _ids(paths: list[str | None]) -> list[str]:
-    """The paths, where each row has one of its own; else the rows' numbers."""
-    given = [path for path in paths if path]
-    if len(set(given)) == len(paths):
-        return given
+    """The paths if each row has a unique one, else ids from the row numbers."""
+    existing = [path for path in paths if path]
+    if len(set(existing)) == len(paths):
+        return existing
     return [f"row-{row:08d}" for row in range(len(paths))]
 
 
 class _OpenTable:
-    """An open Parquet file, and which row group a row is in."""
+    """An open Parquet file, and the row group of each row."""
 
     def __init__(self, uri: str) -> None:
         self.file = open_parquet(uri)
@@ -259,7 +259,7 @@ class _OpenTable:
 
 
 class _GroupCache:
-    """The row groups of images read last, up to a bound: an ingest reads by class, a file lies as it lies."""
+    """Cache of recent image row groups, up to a size: an ingest reads by class, not in the file's order."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes

@@ -1,4 +1,4 @@
-"""What every source lists: samples that can be read again, and what it found wrong while listing."""
+"""The interface of a source: samples that can be read repeatedly, and problems found while listing."""
 
 import re
 import unicodedata
@@ -8,21 +8,21 @@ from typing import Any, NamedTuple, Protocol
 from dml.config import SplitConfig
 
 MAX_BYTES = 64 << 20
-"""Of one image file, where nobody sets another limit."""
+"""Default size limit of one image file."""
 
 OTHER_KIND, EMPTY_CLASS = "another kind of file", "empty class"
 REPEATED_FOLDER, UNUSABLE_COLUMN = "repeated folder", "unusable column"
 LEFT_OUT = "left out by the protocol"
 NO_ROWS = frozenset({OTHER_KIND, EMPTY_CLASS, REPEATED_FOLDER, UNUSABLE_COLUMN, LEFT_OUT})
-"""Reasons of problems that are no rows: a text file beside the images does not make a source a bad one."""
+"""Reasons of problems that do not count as rows, such as a text file beside the images."""
 
-# Unicode's white space, and what is not seen at all: a byte order mark, zero-width spaces and joiners.
+# Unicode white space and invisible characters: the byte order mark, zero-width spaces and joiners.
 _INVISIBLE = r"[\s\u200b-\u200d\u2060\ufeff]+"
 _OUTER_SPACE = re.compile(rf"\A{_INVISIBLE}|{_INVISIBLE}\Z")
 
 
 class Refused(Exception):
-    """One file that cannot become a row; what is wrong with it becomes a line of the quarantine table."""
+    """A file that cannot become a row; its reason and detail go to the quarantine table."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -35,15 +35,15 @@ class Sample(NamedTuple):
     id: str
     """Stable across re-reads of the same source, unique within it."""
     locator: str
-    """What `Source.read` needs to find the bytes."""
+    """The argument of `Source.read`."""
     label: str
     split: str | None = None
-    """"train" or "test" where the source has a split of its own."""
+    """"train" or "test" if the source has a split."""
     attributes: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
 class Problem(NamedTuple):
-    """Something that cannot become a row: one line of the quarantine table."""
+    """An entry that cannot become a row: one line of the quarantine table."""
 
     id: str
     label: str
@@ -54,7 +54,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """All samples of a source, the split its field uses, and what is wrong with it."""
+    """All samples of a source, its usual split, and its problems."""
 
     samples: list[Sample]
     split: SplitConfig
@@ -62,7 +62,7 @@ class Listing:
 
 
 def normalised(label: str) -> str:
-    """A label as it is kept: without space around it and in Unicode's form NFC, so that twins are one."""
+    """A label without outer white space, in Unicode form NFC, so that equal-looking labels are equal."""
     return unicodedata.normalize("NFC", _OUTER_SPACE.sub("", label))
 
 
@@ -73,9 +73,9 @@ class Source(Protocol):
         """Every sample, without reading an image."""
 
     def read(self, locator: str, max_bytes: int = MAX_BYTES) -> bytes:
-        """The image file's bytes, of which never more than one beyond `max_bytes` are read.
+        """The image file's bytes; never reads more than one byte beyond `max_bytes`.
 
         Raises:
-            Refused: this one file cannot be read, or is larger.
-            DmlError: none can be, as when the storage does not answer.
+            Refused: this file cannot be read, or is larger.
+            DmlError: no file can be read, for example because the storage does not answer.
         """

@@ -1,6 +1,6 @@
 """Stanford Online Products: `Ebay_train.txt` and `Ebay_test.txt` list `SUPER_CLASS_final/*.JPG`.
 
-Source: Song et al. 2016, arXiv:1511.06452; the two lists are the split, 11,318 against 11,316 classes.
+Source: Song et al. 2016, arXiv:1511.06452; the two lists are the split, 11,318 and 11,316 classes.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class SopSource(FilesSource):
     """One class per product, labelled `SUPER_CLASS/CLASS_ID`; attribute `super_class`."""
 
     def listing(self, tree: Tree) -> Listing:
-        there = set(tree.files)
+        existing = set(tree.files)
         samples, problems = [], []
         for name, split in _LISTS.items():
             listed = tree.named(name)
@@ -32,11 +32,11 @@ class SopSource(FilesSource):
                 _, class_id, _, path = line.split()
                 super_class = path.split("/")[0].removesuffix("_final")
                 label = f"{super_class}/{class_id}"
-                if root + path in there:
+                if root + path in existing:
                     attributes = {"super_class": super_class}
                     samples.append(Sample(path, root + path, label, split, attributes))
                 else:
-                    problems.append(Problem(path, label, path, "missing file", "listed, but not there"))
+                    problems.append(Problem(path, label, path, "missing file", "listed, but not existing"))
         return Listing(samples, OfficialSplit(), problems)
 
 

@@ -1,4 +1,4 @@
-"""What a manifest's file becomes, CSV or Parquet alike: columns of plain values, and what was wrong."""
+"""The table of a CSV or Parquet manifest: columns of plain values, and problems."""
 
 import re
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 from dml.data.sources.sample import Problem
 
 NAMED = ("image", "label", "id", "split")
-"""The columns with a meaning; every other one is an attribute."""
+"""The columns with a fixed meaning; every other column is an attribute."""
 
 _INDEX_OF_A_DATAFRAME = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
 
@@ -15,17 +15,17 @@ _INDEX_OF_A_DATAFRAME = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
 @dataclass(frozen=True)
 class Table:
     names: list[str]
-    """As the file has them, for messages."""
+    """The file's column names, for messages."""
     columns: dict[str, list[Any]]
     is_inline: bool = False
-    """Whether the images are bytes in the table itself."""
+    """Whether the table contains the images as bytes."""
     refused: dict[int, tuple[str, str]] = field(default_factory=dict)
-    """Row to (reason, detail) of the rows that are none."""
+    """(reason, detail) by row, of the refused rows."""
     problems: list[Problem] = field(default_factory=list)
 
 
 def is_index(name: str) -> bool:
-    """Whether a column is the row numbers that pandas writes without being asked."""
+    """Whether a column is the row index that pandas writes by default."""
     return _INDEX_OF_A_DATAFRAME.fullmatch(name) is not None
 
 

@@ -1,7 +1,7 @@
 """Tiny ImageNet: `train/WNID/images/*.JPEG`, `val/images/*.JPEG` with `val_annotations.txt`, and `test`.
 
-Source: Stanford CS231N, 200 classes of 500, 50 and 50 images at 64 px. The test half has no labels, so it
-gives no rows. The others share their classes, so here they are the attribute `part`.
+Source: Stanford CS231N, 200 classes of 500, 50 and 50 images at 64 px. The test part has no labels, so it
+gives no rows. The other parts share their classes, so they become the attribute `part`.
 """
 
 import re
@@ -18,11 +18,11 @@ _IMAGE = re.compile(r"(?:train/(?P<wnid>n\d{8})/images|(?P<part>val|test)/images
 
 @dataclass(frozen=True)
 class TinyImagenetSource(FilesSource):
-    """One class per WordNet id, labelled by it; attributes `name`, where words.txt is there, and `part`."""
+    """One class per WordNet id, which is its label; attributes `part`, and `name` if words.txt exists."""
 
     def listing(self, tree: Tree) -> Listing:
         annotations = tree.named(_ANNOTATIONS)
-        assert annotations is not None, "recognise() asks for it"
+        assert annotations is not None, "recognise() checks this"
         root = annotations.removesuffix(_ANNOTATIONS).removesuffix("val/")
         wnid_of = dict(self._table(annotations))
         words = tree.named("words.txt")
@@ -51,7 +51,7 @@ class TinyImagenetSource(FilesSource):
         return Listing(samples, ClassSplit(), problems)
 
     def _table(self, path: str) -> Iterator[tuple[str, str]]:
-        """The first two columns of a file of tabs."""
+        """The first two columns of a tab-separated file."""
         for line in self.files.read_text(path).splitlines():
             first, tab, rest = line.partition("\t")
             if tab:

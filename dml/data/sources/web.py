@@ -1,4 +1,4 @@
-"""Images from the web: one bounded, patient GET a file, and a reason for every way it can fail."""
+"""Download of images: one GET per file with limits and retries, and a reason for every failure."""
 
 import asyncio
 import contextlib
@@ -19,29 +19,29 @@ from dml.data.sources.sample import Refused
 
 _MOST_REDIRECTS = 5
 _FIRST_PAUSE_S = 0.5
-_WORTH_ANOTHER_TRY = {408, 425, 429, 500, 502, 503, 504}
+_RETRYABLE_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _HEADERS = {"User-Agent": "dml-platform/0.1", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
-_own = threading.local()
-logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it logs addresses with what is signed in them
+_thread_state = threading.local()
+logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it logs signed URLs
 
 
-class _TryAgain(Exception):
-    """A failure that may pass: a server that is busy, restarting, or that broke off."""
+class _Retryable(Exception):
+    """A temporary failure: the server is busy, restarting, or closed the connection."""
 
     def __init__(self, reason: str, detail: str, pause_s: float = 0.0) -> None:
         self.reason, self.detail, self.pause_s = reason, detail, pause_s
 
 
 def fetch(url: str, access: Access, max_bytes: int) -> bytes:
-    """The bytes behind a web address.
+    """Download a URL.
 
     Args:
-        url: http or https, below one of the allowed prefixes, as every address it redirects to must be.
-        access: the prefixes, the time for this file and how often it is tried again.
-        max_bytes: more are refused, before they are read where the server says how many come.
+        url: http or https, below an allowed prefix, like every URL that it redirects to.
+        access: the allowed prefixes, the timeout and the number of retries.
+        max_bytes: size limit, checked against the announced length before reading.
 
     Raises:
-        Refused: with what happened, such as "HTTP 403", "connection refused" or "short body".
+        Refused: with the reason, such as "HTTP 403", "connection refused" or "short body".
     """
     session = _session()
     return session.runner.run(_fetch(session.client, url, access, max_bytes))
@@ -53,22 +53,22 @@ class _Session(NamedTuple):
 
 
 def _session() -> _Session:
-    """One event loop and one pool of connections for each thread and process.
+    """One event loop and one connection pool per thread and process.
 
-    A loop, since only cancelling it ends a request in time whatever it waits for: a name, a header, a body.
+    A loop, because only cancelling a task stops a request in time in every phase: DNS, headers and body.
     """
-    if getattr(_own, "pid", None) != os.getpid():
+    if getattr(_thread_state, "pid", None) != os.getpid():
         runner = asyncio.Runner()
-        # No cookies: one that a server sets badly would spoil every later request of this thread.
-        none = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
-        client = httpx.AsyncClient(headers=_HEADERS, cookies=none, timeout=None, follow_redirects=False)
-        _own.pid, _own.session = os.getpid(), _Session(runner, client)
-    session: _Session = _own.session
+        # No cookies: an invalid one would break every later request of this thread.
+        no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+        client = httpx.AsyncClient(headers=_HEADERS, cookies=no_cookies, timeout=None, follow_redirects=False)
+        _thread_state.pid, _thread_state.session = os.getpid(), _Session(runner, client)
+    session: _Session = _thread_state.session
     return session
 
 
 async def _fetch(client: httpx.AsyncClient, url: str, access: Access, max_bytes: int) -> bytes:
-    failure: _TryAgain | None = None
+    failure: _Retryable | None = None
     tries = 0
     try:
         async with asyncio.timeout(access.timeout_s) as limit:
@@ -76,9 +76,9 @@ async def _fetch(client: httpx.AsyncClient, url: str, access: Access, max_bytes:
                 tries += 1
                 try:
                     return await _get(client, url, access, max_bytes)
-                except _TryAgain as passing:
-                    failure = passing
-                    pause_s = max(_FIRST_PAUSE_S * 2 ** (tries - 1), passing.pause_s)
+                except _Retryable as temporary:
+                    failure = temporary
+                    pause_s = max(_FIRST_PAUSE_S * 2 ** (tries - 1), temporary.pause_s)
                     ends_at = limit.when() or 0.0
                     if tries > access.retries or asyncio.get_running_loop().time() + pause_s >= ends_at:
                         break
@@ -93,25 +93,25 @@ async def _fetch(client: httpx.AsyncClient, url: str, access: Access, max_bytes:
 
 
 async def _get(client: httpx.AsyncClient, url: str, access: Access, max_bytes: int) -> bytes:
-    """One try, redirects followed."""
+    """One attempt, following redirects."""
     first = url
     require_web_address(url, f"{shown_address(url)} must be")
     for _ in range(_MOST_REDIRECTS + 1):
         access.require_url(url)
         try:
-            answer: bytes | str = await _request(client, url, max_bytes)
-        except (Refused, _TryAgain) as failure:
+            body_or_url: bytes | str = await _request(client, url, max_bytes)
+        except (Refused, _Retryable) as failure:
             if url != first:
                 failure.detail = f"redirected to {without_query(url)}: {failure.detail}"
             raise
-        if isinstance(answer, bytes):
-            return answer
-        url = answer
+        if isinstance(body_or_url, bytes):
+            return body_or_url
+        url = body_or_url
     raise Refused("too many redirects", f"more than {_MOST_REDIRECTS}, the last to {without_query(url)}")
 
 
 async def _request(client: httpx.AsyncClient, url: str, max_bytes: int) -> bytes | str:
-    """The body, or where it is to be found."""
+    """The body, or the URL of a redirect."""
     received, announced = 0, None
     try:
         request = client.build_request("GET", url)
@@ -120,31 +120,31 @@ async def _request(client: httpx.AsyncClient, url: str, max_bytes: int) -> bytes
     try:
         async with contextlib.aclosing(await client.send(request, stream=True)) as response:
             if response.has_redirect_location:
-                return _redirected(url, response.headers["location"])
+                return _redirect_target(url, response.headers["location"])
             if response.status_code != httpx.codes.OK:
-                raise _of_status(response)
+                raise _status_error(response)
             announced = _announced_bytes(response)
             if announced is not None and announced > max_bytes:
-                raise _too_many(announced, max_bytes)
+                raise _too_many_bytes(announced, max_bytes)
             parts = []
             async for part in response.aiter_bytes():
                 received += len(part)
                 if received > max_bytes:
-                    raise _too_many(received, max_bytes, more=True)
+                    raise _too_many_bytes(received, max_bytes, more=True)
                 parts.append(part)
-    except httpx.InvalidURL as error:  # httpx reads where it leads, and follows nothing
+    except httpx.InvalidURL as error:  # httpx parses a redirect's target, also if it does not follow it
         raise Refused("not a web address", f"it redirects to what is none: {error}") from error
     except httpx.DecodingError as error:
         raise Refused("unreadable file", f"its encoding is damaged: {error}") from error
     except (httpx.TransportError, OSError) as error:
-        raise _of_connection(error, received, announced) from error
+        raise _connection_error(error, received, announced) from error
     if received == 0:
         raise Refused("empty file", "0 bytes")
     return b"".join(parts)
 
 
-def _redirected(url: str, location: str) -> str:
-    """The address that a redirect leads to; raises Refused where it is none of the web."""
+def _redirect_target(url: str, location: str) -> str:
+    """The URL of a redirect's target; raises Refused if it is not http or https."""
     try:
         target = urljoin(url, location)
     except ValueError:  # http://[bad/
@@ -158,55 +158,55 @@ def _announced_bytes(response: httpx.Response) -> int | None:
     return int(length) if length.isascii() and length.isdecimal() else None
 
 
-def _of_status(response: httpx.Response) -> Exception:
+def _status_error(response: httpx.Response) -> Exception:
     reason = f"HTTP {response.status_code}"
-    if response.status_code not in _WORTH_ANOTHER_TRY:
+    if response.status_code not in _RETRYABLE_STATUS:
         return Refused(reason, response.reason_phrase)
     pause = response.headers.get("retry-after", "")
     pause_s = float(pause) if pause.isascii() and pause.isdecimal() else 0.0
-    return _TryAgain(reason, response.reason_phrase, pause_s)
+    return _Retryable(reason, response.reason_phrase, pause_s)
 
 
-def _of_connection(error: Exception, received: int, announced: int | None) -> Exception:
-    """What a failed connection is called, by the cause that httpx and its layers wrapped."""
+def _connection_error(error: Exception, received: int, announced: int | None) -> Exception:
+    """The error for a failed connection, from the causes wrapped by httpx and its layers."""
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, socket.gaierror):
             if cause.errno == socket.EAI_AGAIN:  # the name server itself did not answer
-                return _TryAgain("no such host", str(cause.strerror))
+                return _Retryable("no such host", str(cause.strerror))
             return Refused("no such host", str(cause.strerror))
         if isinstance(cause, ssl.SSLCertVerificationError):
             return Refused("certificate not trusted", cause.verify_message)
     numbers = {cause.errno for cause in causes if isinstance(cause, OSError)}
     if announced is not None and received < announced and not isinstance(error, httpx.ConnectError):
-        return _TryAgain(f"short body: {received} of {announced} bytes", "the server broke off")
+        return _Retryable(f"short body: {received} of {announced} bytes", "the server broke off")
     if isinstance(error, httpx.RemoteProtocolError) and received:
-        return _TryAgain("short body", f"the server broke off after {received} bytes: {error}")
+        return _Retryable("short body", f"the server broke off after {received} bytes: {error}")
     if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error):
         return Refused("not an HTTP answer", str(error))
     if errno.ECONNREFUSED in numbers:
-        return _TryAgain("connection refused", "nothing answers there")
+        return _Retryable("connection refused", "nothing answers there")
     if isinstance(error, httpx.ConnectError):
-        return _TryAgain("no connection", str(error))
+        return _Retryable("no connection", str(error))
     if isinstance(error, httpx.UnsupportedProtocol | httpx.ProxyError):
         return Refused("no connection", str(error))
-    return _TryAgain("connection reset", str(error) or type(error).__name__)
+    return _Retryable("connection reset", str(error) or type(error).__name__)
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
-    found: list[BaseException] = []
+    causes: list[BaseException] = []
     pending = [error]
     while pending:
         cause = pending.pop()
-        if cause is not None and cause not in found:
-            found.append(cause)
+        if cause is not None and cause not in causes:
+            causes.append(cause)
             pending += [cause.__cause__, cause.__context__]
             if isinstance(cause, BaseExceptionGroup):
                 pending += cause.exceptions
-    return found
+    return causes
 
 
-def _too_many(size_bytes: int, max_bytes: int, *, more: bool = False) -> Refused:
+def _too_many_bytes(size_bytes: int, max_bytes: int, *, more: bool = False) -> Refused:
     return Refused(
         "too many bytes", f"{size_bytes} bytes{' and more' if more else ''}; at most {max_bytes} are read"
     )

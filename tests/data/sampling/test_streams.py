@@ -167,7 +167,7 @@ def test_data_loaders_of_two_ddp_ranks_share_the_batches_without_a_distributed_s
 def test_places_that_cannot_be_are_refused(make):
     with pytest.raises(InvalidSetting, match=r"multiple of world_size; got 12 and 5\. Nearest: 10"):
         make(uneven(30), 4, 3, world_size=5)
-    with pytest.raises(InvalidSetting, match=r"rank must lie in \[0, 2\)"):
+    with pytest.raises(InvalidSetting, match=r"rank must be in \[0, 2\)"):
         make(uneven(30), 4, 3, rank=2, world_size=2)
     with pytest.raises(InvalidSetting, match="first_step"):
         make(uneven(30), 4, 3, first_step=101)

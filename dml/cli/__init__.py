@@ -7,6 +7,7 @@ too many bad rows in a source. What a verb does not need is not imported: search
 MLflow or Prefect. Nothing at all is imported here before Ctrl-C is heeded.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -22,6 +23,34 @@ class Interrupted(KeyboardInterrupt):
     A class of its own, since Python ends a process by the signal, without an exit status, where a plain
     KeyboardInterrupt once passed through code that C runs, as the import of torch does.
     """
+
+
+def program() -> None:
+    """The process `dml`: `main`, with its exit status also where a library's C++ threads outlive Python.
+
+    Such a thread (Arrow's, gRPC's, torch's) that is destroyed while it runs ends the process by
+    `std::terminate`: status 134 after the right message. So the process ends before C++ is torn down, and
+    after Python is: threads are joined and all that libraries registered with `atexit` has run.
+    """
+    process = os.getpid()
+    status = 1  # of an exception that `main` lets through, whose traceback Python prints
+
+    def end() -> None:
+        if os.getpid() != process:
+            return
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            return  # Python says so as it ends
+        os._exit(status)
+
+    atexit.register(end)  # what is registered first is called last
+    try:
+        main()
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+        raise
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 """`python -m dml.cli`."""
 
-from dml.cli import main
+from dml.cli import program
 
-main()
+program()

@@ -161,3 +161,49 @@ def test_json_on_a_full_disk_is_one_line(store):
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
+
+
+ABORTS_AT_THE_END = """
+import os
+class Thread:
+    def __del__(self):
+        os.abort()  # as the destructor of a C++ thread that still runs
+sys.modules["thread"] = Thread()
+"""
+ENDS_LATE = """
+import atexit, threading, time
+def end_late():
+    while "dml.cli.command" not in sys.modules:
+        time.sleep(0.01)
+    atexit.register(print, "handler")
+    time.sleep(2)
+    print("thread")
+threading.Thread(target=end_late).start()
+"""
+
+
+def program(before: str, *arguments: str, entry: str = "program") -> subprocess.CompletedProcess[str]:
+    """`dml` in a process that first does something else; its output goes into a pipe."""
+    code = f"import sys\n{before}\nsys.argv = ['dml', *{list(arguments)}]\n"
+    code += f"from dml.cli import {entry} as entry\nentry()"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def test_a_thread_that_aborts_when_the_process_ends_changes_no_status():
+    done = program(ABORTS_AT_THE_END, "serch", "--json")
+    assert done.returncode == 2
+    assert "Did you mean 'search'" in json.loads(done.stdout)["error"]
+    assert program(ABORTS_AT_THE_END, "serch", entry="main").returncode == -signal.SIGABRT, "it does abort"
+
+
+def test_threads_and_exit_handlers_of_libraries_have_run_and_what_they_print_is_complete():
+    done = program(ENDS_LATE, "presets")
+    assert done.returncode == 0
+    assert "cub200" in done.stdout
+    assert done.stdout.endswith("thread\nhandler\n")
+
+
+def test_an_exception_of_ours_is_status_1_with_its_traceback():
+    done = program("import dml.cli; dml.cli.main = lambda: 1 / 0", "presets")
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr

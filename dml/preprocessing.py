@@ -212,6 +212,14 @@ def to_tensor(image: Image.Image, config: PreprocessingConfig) -> "Tensor":
     return torch.from_numpy(normalised)
 
 
+def to_image(tensor: "Tensor", config: PreprocessingConfig) -> Image.Image:
+    """What a network sees, as a picture for people: the inverse of `to_tensor`."""
+    mean, std = (np.reshape(values, (-1, 1, 1)) for values in (config.mean, config.std))
+    pixels = np.rint((tensor.numpy() * std + mean) * 255).clip(0, 255).astype(np.uint8)
+    planes = [Image.fromarray(plane) for plane in pixels]
+    return Image.merge(config.color, planes[::-1] if config.channel_order == "BGR" else planes)
+
+
 def preprocess(content: Encoded, config: PreprocessingConfig) -> "Tensor":
     """An image file's bytes as (C, H, W) float32; raises as `decode`."""
     return to_tensor(resize_and_crop(decode(content, config.color), config), config)

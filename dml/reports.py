@@ -409,6 +409,29 @@ class SearchReport(Result):
     picture: str | None = Field(None, description="path of the picture of query and answers; null: none")
 
 
+class Neighbour(Result):
+    """An image, and the image most similar to it."""
+
+    id: str
+    label: str | None
+    nearest: str = Field(description="id of the other")
+    nearest_label: str | None
+    similarity: float = Field(description="cosine")
+
+
+class ImportReport(Result):
+    """What is known of a network from elsewhere, how it was tried, and the model it became."""
+
+    source: str
+    dim: int = Field(description="length of one embedding")
+    licence: str = Field(description="of its weights; empty: not said")
+    notes: list[str] = Field(description="what was concluded of it, and what you must see to")
+    preprocessing: dict[str, str | int | list[float]] = Field(description="what an image becomes before it")
+    picture: str | None = Field(None, description="path of an image as the network sees it; null: none")
+    neighbours: list[Neighbour] = Field([], description="of ten images, in the first 200 of the dataset")
+    model: ModelRef | None = Field(None, description="null: it was only tried")
+
+
 class Schedule(Refresh):
     """A scheduled refresh."""
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Settings, Store, store_to_list, store_uri, verb
+from dml.cli.app import Json, Settings, Store, app, store_to_list, store_uri, verb
 from dml.cli.output import columns_of, emit, print_table, visible
 from dml.errors import InvalidSetting
 
@@ -120,9 +120,16 @@ def _print_verdict(verdict: str) -> None:
         print(f"the model is {verdict}")
 
 
-@verb()
-def models(store: Store = None, as_json: Json = False) -> "ModelList":
+models = typer.Typer()
+app.add_typer(models, name="models")
+
+
+@verb(models.callback, invoke_without_command=True)
+def list_models(context: typer.Context, store: Store = None, as_json: Json = False) -> "ModelList | None":
     """List the registry's model versions; each model's champion is the one that is used."""
+    if context.invoked_subcommand is not None:
+        context.obj = (store, as_json)  # `dml models --json import FILE` asks for JSON, too
+        return None
     from dml.registry.catalog import read_registry
     from dml.reports import ListedModel, ModelList
 
@@ -146,7 +153,7 @@ def _row_of(model: "ListedModel") -> dict[str, str | float]:
         "model": str(model),
         **columns_of(model.current, model.created),
         "alias": model.alias or "",
-        "dataset": str(dataset) if dataset else "",
+        "dataset": str(dataset) if dataset else model.package.source,
         **{key: model.metrics[key] for key in ("recall_at_1", "map_at_r") if key in model.metrics},
         "reason": model.reason,
     }

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dml.config import Part, PreprocessingConfig
 from dml.config.training import Precision
-from dml.preprocessing import Encoded, preprocess
+from dml.preprocessing import Encoded, preprocess, to_image
 
 
 class Runtime(ABC):
@@ -49,6 +50,10 @@ class Runtime(ABC):
     def prepare(self, content: Encoded) -> Any:
         """An image file's bytes as the network takes them; threads call it side by side."""
         return preprocess(content, self.preprocessing)
+
+    def picture(self, prepared: Any) -> Image.Image:
+        """A prepared image for people: what of it the network sees, in its right colours."""
+        return to_image(prepared, self.preprocessing)
 
     @abstractmethod
     def embed(self, prepared: Sequence[Any]) -> Tensor:

@@ -1,0 +1,117 @@
+"""`dml models import`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dml.cli.app import Json, Store, store_uri, verb
+from dml.cli.models import models
+from dml.cli.output import emit, print_table, visible
+from dml.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from dml.models.external import External
+    from dml.refs import DatasetRef
+    from dml.reports import ImportReport
+
+_BY_SUFFIX = {".onnx": "onnx", ".safetensors": "safetensors", ".pth": "safetensors"}
+
+
+@verb(models.command, name="import")
+def import_model(
+    context: typer.Context,
+    embedder: Annotated[
+        str, typer.Argument(help="a file, or an address as timm:NAME; see docs/pretrained.md")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="the model's; default: the dataset's, else the file's")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="NAME or NAME@VERSION to try it on, and whose test split judges it")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="a safetensors or .pth file")] = None,
+    preprocessing: Annotated[
+        Path | None, typer.Option(help="a JSON file: what the network wants of an image; default: FILE.json")
+    ] = None,
+    licence: Annotated[str, typer.Option(help="of the weights, for the registry")] = "",
+    picture: Annotated[Path, typer.Option(help="where an image is drawn as the network sees it")] = Path(
+        "preprocessed.png"
+    ),
+    yes: Annotated[bool, typer.Option("--yes", help="register it; without, it is only tried")] = False,
+    store: Store = None,
+    as_json: Json = False,
+) -> "ImportReport":
+    """Try a network from elsewhere on ten images; with --yes register it, and let the gate judge it."""
+    from dml.data.dataset import find_dataset
+    from dml.models.external import Options, read_embedder
+    from dml.reports import ImportReport
+
+    given_store, given_json = context.obj or (None, False)
+    root, as_json = store_uri(store or given_store), as_json or given_json
+    address = _address(embedder)
+    source = None if dataset is None else find_dataset(root, dataset)
+    name = name or (source.name if source else _name_of(address))
+    found = read_embedder(address, Options(weights, preprocessing, licence))
+    report = ImportReport(
+        source=found.source,
+        dim=found.contents.dim,
+        licence=licence or found.licence,
+        notes=list(found.notes),
+        preprocessing=found.contents.preprocessing.model_dump(mode="json"),
+    )
+    if yes:
+        from flows.import_model import import_model_flow
+        from flows.policy import run
+
+        files = {"weights": weights, "preprocessing": preprocessing}
+        given = {key: str(file) for key, file in files.items() if file is not None}
+        model = run(import_model_flow, address, name, dataset, **given, licence=licence, store=root)
+        report = report.model_copy(update={"model": model})
+    elif source is not None:
+        report = _tried(report, found, source, picture)
+    return emit(report, as_json, _show)
+
+
+def _address(embedder: str) -> str:
+    """A file's address by what its name ends in; any other text as it is."""
+    kind = _BY_SUFFIX.get(Path(embedder).suffix.lower())
+    return f"{kind}:{embedder}" if kind is not None and ":" not in embedder else embedder
+
+
+def _name_of(address: str) -> str:
+    from dml.names import suggest_name
+
+    name = suggest_name(Path(address.partition(":")[2]).stem)
+    if name is None:
+        raise InvalidSetting(f"The model needs a name, and {address!r} suggests none. Give one with --name.")
+    return name
+
+
+def _tried(report: "ImportReport", found: "External", dataset: "DatasetRef", picture: Path) -> "ImportReport":
+    from dml.trial import Trial
+
+    trial = Trial(found, dataset)
+    try:
+        picture.write_bytes(trial.picture())
+    except OSError as error:
+        raise InvalidSetting(
+            f"--picture must be a file that can be written; {picture}: {error.strerror}."
+        ) from error
+    return report.model_copy(update={"picture": str(picture.resolve()), "neighbours": trial.neighbours})
+
+
+def _show(report: "ImportReport") -> None:
+    print(f"{visible(report.source)}: embeddings of {report.dim} dimensions")
+    for note in report.notes:
+        print(f"- {visible(note)}")
+    print_table("an image becomes", [report.preprocessing])
+    if report.neighbours:
+        print_table("nearest neighbours", [each.model_dump() for each in report.neighbours])
+        print(f"an image as the network sees it: {report.picture}")
+    if report.model is not None:
+        print(f"model {report.model} is {report.model.alias or 'registered'}: {report.model.reason}")
+        return
+    if not report.neighbours:
+        print("to see what it does with ten images of a dataset: --dataset NAME")
+    print("nothing was registered; with --yes it is")

@@ -1,0 +1,105 @@
+"""A network in an ONNX file, computed by ONNX Runtime."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dml.config import Part, PreprocessingConfig
+from dml.config.training import Precision
+from dml.errors import CorruptArtifact
+from dml.models.runtimes.base import Runtime
+
+NETWORK = "network.onnx"
+TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+}
+"""Of inputs, ONNX Runtime's name to NumPy's."""
+
+
+class OnnxConfig(Part):
+    """How images enter a network in an ONNX file, and where its embeddings leave it."""
+
+    input: str
+    output: str
+    layout: Literal["NCHW", "NHWC"]
+    batch_size: int | None = Field(None, gt=0, description="that the file fixes; None: any")
+    dim: int = Field(gt=0, description="length of one embedding")
+    alignment: str = Field("", description="what must be done to an image before, such as to a face")
+
+
+class OnnxRuntime(Runtime):
+    """A session of ONNX Runtime."""
+
+    requirements = ("onnxruntime",)
+    config: OnnxConfig
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Any,
+        preprocessing: PreprocessingConfig,
+        *,
+        device: torch.device,
+        precision: Precision,
+    ) -> None:
+        self.config = OnnxConfig.model_validate(settings)
+        self.dim, self.preprocessing = self.config.dim, preprocessing
+        self.session = open_session((folder / NETWORK).read_bytes(), str(folder), device)
+        on_gpu = "CUDAExecutionProvider" in self.session.get_providers()
+        self.device = device if on_gpu else torch.device("cpu")
+        self._type = TYPES[self.session.get_inputs()[0].type]
+
+    def embed(self, prepared: Sequence[Tensor]) -> Tensor:
+        pixels = torch.stack(list(prepared)).numpy()
+        if self.config.layout == "NHWC":
+            pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+        if self._type is np.uint8:
+            pixels = np.rint(pixels)
+        pixels = pixels.astype(self._type, copy=False)
+        size = self.config.batch_size or len(pixels)
+        parts = [self._run(pixels[start : start + size], size) for start in range(0, len(pixels), size)]
+        return normalize(torch.from_numpy(np.concatenate(parts)), dim=1)
+
+    def _run(self, pixels: "np.ndarray[Any, Any]", size: int) -> "np.ndarray[Any, Any]":
+        """Embeddings of at most `size` images; what a fixed batch lacks is filled with its last image."""
+        filled = np.concatenate([pixels, np.repeat(pixels[-1:], size - len(pixels), axis=0)])
+        (embeddings,) = self.session.run([self.config.output], {self.config.input: filled})
+        return np.asarray(embeddings, dtype=np.float32).reshape(size, -1)[: len(pixels)]
+
+
+def open_session(content: bytes, name: str, device: torch.device) -> Any:
+    """A session of ONNX Runtime.
+
+    Args:
+        content: of an ONNX file that holds its own weights.
+        name: for the message.
+        device: a GPU where this and ONNX Runtime's installation have one.
+
+    Raises:
+        CorruptArtifact: ONNX Runtime cannot open it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    wanted = (["CUDAExecutionProvider"] if device.type == "cuda" else []) + ["CPUExecutionProvider"]
+    there_are = onnxruntime.get_available_providers()
+    providers = [each for each in wanted if each in there_are]
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=providers)
+    except Exception as error:  # a class for each status code, without a common one
+        first_line = str(error).strip().partition("\n")[0]
+        raise CorruptArtifact(
+            f"ONNX Runtime {onnxruntime.__version__} must open the network in {name}; it does not: "
+            f"{first_line}. Export it again, with an opset that it knows."
+        ) from error

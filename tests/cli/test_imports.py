@@ -1,0 +1,51 @@
+"""`dml models import` tries a network and says what it concluded; only with --yes is anything registered."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.models.test_onnx import network
+
+
+@pytest.fixture
+def face(tmp_path):
+    return str(network(tmp_path / "face.onnx"))
+
+
+def test_a_trial_shows_a_picture_and_neighbours_and_registers_nothing(dml, store, face, tmp_path):
+    done = dml("models", "import", face, "--dataset", "labels", "--store", store)
+    assert done.status == 0, done.err
+    assert "nothing was registered" in done.out
+    assert "five landmarks" in done.out
+    with Image.open(tmp_path / "preprocessed.png") as picture:
+        assert picture.size == (112, 112)
+    assert not (Path(store) / "mlflow.db").exists()
+
+
+def test_a_trial_in_json_holds_the_neighbours_of_ten_images(dml, store, face):
+    found = dml("models", "import", face, "--dataset", "labels", "--store", store, "--json").json
+    assert (found["source"], found["dim"], found["model"]) == ("onnx:face.onnx", 8, None)
+    assert len(found["neighbours"]) == 10
+    assert all(each["id"] != each["nearest"] for each in found["neighbours"])
+
+
+def test_without_a_dataset_it_says_what_it_concluded_alone(dml, store, face):
+    done = dml("models", "import", face, "--store", store)
+    assert "--dataset NAME" in done.out
+    assert "embeddings of 8 dimensions" in done.out
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(dml, store, face, tmp_path):
+    done = dml("models", "import", face, "--dataset", "labels", "--picture", str(tmp_path), "--store", store)
+    assert done.status == 2
+    assert "--picture must be a file that can be written" in done.err
+
+
+@pytest.mark.slow
+def test_with_yes_it_is_a_model_that_is_used_by_its_name(dml, tmp_path, face):
+    store = str(tmp_path / "store")
+    found = dml("models", "import", face, "--yes", "--store", store, "--json").json
+    assert (found["model"]["name"], found["model"]["version"], found["model"]["alias"]) == ("face", 1, None)
+    listed = dml("models", "--store", store, "--json").json["models"]
+    assert [model["package"]["source"] for model in listed] == ["onnx:face.onnx"]

@@ -147,6 +147,8 @@ class Copy:
                 if failed in self._passing or self._first_failed([failed]) is None:
                     self._passing.add(failed)
                     return True
+                if failed in self._failing:
+                    sys.exit(f"{failed} must be importable; it is not. Mend it first.")
                 print(f"fails on unchanged files, too: {failed}", flush=True)
                 self._failing.add(failed)
         return False

@@ -8,7 +8,7 @@ from dml import storage
 from dml.bench.cell import Row, make_cell
 from dml.bench.published import PUBLISHED, SIZES, data_differs, published_rows, why_not
 from dml.bench.reproduce import reproduction
-from dml.bench.table import write_table
+from dml.bench.table import command_of, write_table
 from dml.config import BenchConfig
 from dml.presets import experiment, names
 from dml.refs import SplitSize
@@ -145,3 +145,25 @@ def test_a_published_number_stands_beside_ours_and_its_conditions_below(datasets
     assert [record["recall_at_1_published"] for record in records] == ["0.634", ""]
     assert float(records[0]["recall_at_1_mean"]) == pytest.approx(0.625)
     assert "unit vectors" in records[1]["not_comparable"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "end"),
+    [
+        ({}, "--seeds 3"),
+        ({"compare": [["a", "b"]]}, "--seeds 3 --compare a b"),
+        ({"compare": [["a", "b"]], "compare_metric": "map_at_r"}, "--compare a b --compare-metric map_at_r"),
+        ({"compare_metric": "map_at_r"}, "--seeds 3"),
+        ({"baselines": []}, "--seeds 3 --no-baselines"),
+        ({"settings": ["name='a b'"]}, """--set 'name='"'"'a b'"'"'' --seeds 3"""),
+    ],
+)
+def test_the_command_of_a_table_is_what_to_type_for_it(changes, end):
+    command = command_of(BenchConfig.model_validate({"datasets": ["birds"], "losses": ["margin"], **changes}))
+    assert command.startswith("dml bench --datasets birds --preset smoke --losses margin ")
+    assert command.endswith(end)
+
+
+def test_the_command_of_a_reproduced_table_names_neither_presets_nor_losses():
+    command = command_of(reproduction("confusezius-cub200", {"seeds": 5}))
+    assert command == "dml bench --reproduce confusezius-cub200 --datasets cub200 --seeds 5"

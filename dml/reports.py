@@ -419,7 +419,7 @@ class Neighbour(Result):
     similarity: float = Field(description="cosine")
 
 
-class ImportReport(Result):
+class ModelImportReport(Result):
     """What is known of a network from elsewhere, how it was tried, and the model it became."""
 
     source: str

@@ -13,7 +13,7 @@ from dml.errors import InvalidSetting
 if TYPE_CHECKING:
     from dml.models.external import External
     from dml.refs import DatasetRef
-    from dml.reports import ImportReport
+    from dml.reports import ModelImportReport
 
 _BY_SUFFIX = {".onnx": "onnx", ".safetensors": "safetensors", ".pth": "safetensors"}
 
@@ -41,11 +41,11 @@ def import_model(
     yes: Annotated[bool, typer.Option("--yes", help="register it; without, it is only tried")] = False,
     store: Store = None,
     as_json: Json = False,
-) -> "ImportReport":
+) -> "ModelImportReport":
     """Try a network from elsewhere on ten images; with --yes register it, and let the gate judge it."""
     from dml.data.dataset import find_dataset
     from dml.models.external import Options, read_embedder
-    from dml.reports import ImportReport
+    from dml.reports import ModelImportReport
 
     given_store, given_json = context.obj or (None, False)
     root, as_json = store_uri(store or given_store), as_json or given_json
@@ -53,7 +53,7 @@ def import_model(
     source = None if dataset is None else find_dataset(root, dataset)
     name = name or (source.name if source else _name_of(address))
     found = read_embedder(address, Options(weights, preprocessing, licence))
-    report = ImportReport(
+    report = ModelImportReport(
         source=found.source,
         dim=found.contents.dim,
         licence=licence or found.licence,
@@ -88,7 +88,9 @@ def _name_of(address: str) -> str:
     return name
 
 
-def _tried(report: "ImportReport", found: "External", dataset: "DatasetRef", picture: Path) -> "ImportReport":
+def _tried(
+    report: "ModelImportReport", found: "External", dataset: "DatasetRef", picture: Path
+) -> "ModelImportReport":
     from dml.trial import Trial
 
     trial = Trial(found, dataset)
@@ -101,7 +103,7 @@ def _tried(report: "ImportReport", found: "External", dataset: "DatasetRef", pic
     return report.model_copy(update={"picture": str(picture.resolve()), "neighbours": trial.neighbours})
 
 
-def _show(report: "ImportReport") -> None:
+def _show(report: "ModelImportReport") -> None:
     print(f"{visible(report.source)}: embeddings of {report.dim} dimensions")
     for note in report.notes:
         print(f"- {visible(note)}")

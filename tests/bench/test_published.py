@@ -160,7 +160,7 @@ def test_a_published_number_stands_beside_ours_and_its_conditions_below(datasets
 )
 def test_the_command_of_a_table_is_what_to_type_for_it(changes, end):
     command = command_of(BenchConfig.model_validate({"datasets": ["birds"], "losses": ["margin"], **changes}))
-    assert command.startswith("dml bench --datasets birds --preset smoke --losses margin ")
+    assert command.startswith("dml bench --datasets birds --presets smoke --losses margin ")
     assert command.endswith(end)
 
 

@@ -426,7 +426,9 @@ class ModelImportReport(Result):
     dim: int = Field(description="length of one embedding")
     licence: str = Field(description="of its weights; empty: not said")
     notes: list[str] = Field(description="what was concluded of it, and what you must see to")
-    preprocessing: dict[str, str | int | list[float]] = Field(description="what an image becomes before it")
+    preprocessing: dict[str, str | int | list[float] | None] = Field(
+        description="what an image becomes before it"
+    )
     picture: str | None = Field(None, description="path of an image as the network sees it; null: none")
     neighbours: list[Neighbour] = Field([], description="of ten images, in the first 200 of the dataset")
     model: ModelRef | None = Field(None, description="null: it was only tried")

@@ -95,7 +95,7 @@ def test_a_preprocessing_file_speaks_of_pixels_from_0_to_255(tmp_path, tiny_weig
     [
         ("{", "cannot be read"),
         ("[1]", "JSON object"),
-        ('{"colour": "BGR"}', "colour is no setting"),
+        ('{"colour": "BGR"}', "colour is not a setting"),
         ('{"std": 0}', "greater than 0"),
         ('{"mean": [1, 2]}', "one value for each"),
         ('{"color": "L"}', "mean must be given"),

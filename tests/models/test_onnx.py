@@ -33,7 +33,8 @@ def network(
         "kernel": rng.standard_normal((6, channels, 5, 5)).astype(np.float32),
         "head": rng.standard_normal((6, D)).astype(np.float32),
     }
-    shape = [batch, channels, side, side] if layout == "NCHW" else [batch, side, side, channels]
+    plane = list(side) if isinstance(side, tuple) else [side, side]
+    shape = [batch, channels, *plane] if layout == "NCHW" else [batch, *plane, channels]
     nodes = [
         helper.make_node("Cast", ["data"], ["cast"], to=TensorProto.FLOAT),
         helper.make_node(
@@ -156,7 +157,7 @@ def test_what_was_concluded_is_said_and_so_is_the_alignment(tmp_path):
     ("made", "settings", "error", "message"),
     [
         ({"side": "S"}, {}, InvalidSetting, '"size": 224'),
-        ({"side": 96}, {"size": 112}, InvalidSetting, "96 pixels; got size 112"),
+        ({"side": 96}, {"size": 112}, InvalidSetting, r"\(96, 96\), height and width; got size 112"),
         ({}, {"layout": "NHWC"}, InvalidSetting, "layout must fit"),
         ({"channels": 1}, {"color": "RGB", "mean": 0, "std": 1}, InvalidSetting, '"color": "L"'),
         ({"channels": 2}, {"layout": "NCHW"}, InvalidData, "1 or 3 channels"),
@@ -190,3 +191,10 @@ def test_a_grey_network_sees_grey(tmp_path, faces):
     np.testing.assert_allclose(
         found, embed(tmp_path / "s", path, [face.convert("L") for face in faces]), atol=1e-5
     )
+
+
+def test_a_network_for_people_sees_them_taller_than_wide(tmp_path):
+    path = network(tmp_path / "person.onnx", side=(256, 128))
+    people = [photo(128, 256, seed=seed) for seed in range(2)]
+    found = embed(tmp_path / "s", path, people, {"mean": 0.5, "std": 0.5})
+    np.testing.assert_allclose(found, expected_of(path, people), atol=1e-5)

@@ -54,7 +54,7 @@ class OnnxSource(Source):
         output, dim = _embedding_output(session, given, image, preprocessing, file)
         alignment = given.alignment
         if alignment is None:
-            alignment = _FACE_ALIGNMENT if preprocessing.crop == _FACE_SIDE else ""
+            alignment = _FACE_ALIGNMENT if preprocessing.size == (_FACE_SIDE, _FACE_SIDE) else ""
         config = OnnxConfig(
             input=image.name,
             output=output,
@@ -104,8 +104,8 @@ class _Image(NamedTuple):
     type: str
     layout: Literal["NCHW", "NHWC"]
     channels: int
-    side: int | None
-    """None: any."""
+    size: tuple[int | None, int | None]
+    """(height, width); None: any."""
     batch_size: int | None
 
 
@@ -133,32 +133,35 @@ def _image_input(session: Any, given: OnnxFile, file: Path) -> _Image:
     channels = channels if isinstance(channels, int) else 3
     if channels not in _CHANNELS:
         raise InvalidData(f"An image must have 1 or 3 channels; the input {name} of {file} is {shape}.")
-    fixed = [side for side in (height, width) if isinstance(side, int)]
-    if len(set(fixed)) == 2:
-        raise InvalidData(f"An embedder must see square images; the input {name} of {file} is {shape}.")
     return _Image(
         name=name,
         type=kind,
         layout="NCHW" if layout == "NCHW" else "NHWC",
         channels=channels,
-        side=fixed[0] if fixed else None,
+        size=(height if isinstance(height, int) else None, width if isinstance(width, int) else None),
         batch_size=batch if isinstance(batch, int) else None,
     )
 
 
 def _preprocessing(image: _Image, given: OnnxFile) -> tuple[PreprocessingConfig, list[str]]:
     """What an image becomes, and on what ground."""
-    side = given.size or image.side
-    if side is None:
+    size: tuple[int | None, int | None] = image.size
+    if given.size is not None:
+        size = given.size if isinstance(given.size, tuple) else (given.size, given.size)
+    height, width = size
+    if height is None or width is None:
         raise InvalidSetting(f'The input {image.name} takes images of any size. Say which: "size": 224.')
-    if image.side is not None and side != image.side:
-        raise InvalidSetting(f"The input {image.name} takes images of {image.side} pixels; got size {side}.")
-    is_face = side == _FACE_SIDE
+    if any(fixed not in (None, side) for fixed, side in zip(image.size, size, strict=True)):
+        raise InvalidSetting(
+            f"The input {image.name} takes images of {image.size}, height and width; got size {given.size}."
+        )
+    is_face = height == width == _FACE_SIDE
     color = "L" if image.channels == 1 else "RGB"
     usual = PreprocessingConfig(
-        resize=side,
-        crop=side,
-        crop_mode="squash" if is_face else "center",
+        resize=width,
+        crop=width,
+        height=None if height == width else height,
+        crop_mode="squash" if is_face or height != width else "center",
         color=color,
         mean=(0.5,) * image.channels if is_face or color == "L" else (0.485, 0.456, 0.406),
         std=(0.5,) * image.channels if is_face or color == "L" else (0.229, 0.224, 0.225),
@@ -188,8 +191,7 @@ def _embedding_output(
             f"The embedding must be one of the outputs {outputs} of {file}; got {given.output}. Say "
             f'"output": "{outputs[0]}" in {file.name}.json.'
         )
-    num_images, side = image.batch_size or 1, preprocessing.crop
-    plane = (side, side)
+    num_images, plane = image.batch_size or 1, preprocessing.size[::-1]
     shape = (
         (num_images, image.channels, *plane)
         if image.layout == "NCHW"
@@ -200,7 +202,7 @@ def _embedding_output(
     except Exception as error:  # ONNX Runtime has a class for each status code, without a common one
         first_line = str(error).strip().partition("\n")[0]
         raise InvalidData(
-            f"The network must take images of {side} pixels; {file} does not: {first_line}."
+            f"The network must take images of {plane} pixels; {file} does not: {first_line}."
         ) from error
     dim = int(np.prod(embeddings.shape[1:]))
     if (

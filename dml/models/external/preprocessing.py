@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from dml.config import Part, PreprocessingConfig
 from dml.config.part import parse
@@ -19,7 +19,9 @@ class PreprocessingFile(Part):
     Pixels from 0 to 255 are multiplied by `scale`; then `mean` is taken away, and they are divided by `std`.
     """
 
-    size: int | None = Field(None, gt=0, description="side of what the network sees, in pixels")
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="of what the network sees: its side, or (height, width), in pixels"
+    )
     resize: int | None = Field(None, gt=0, description="shorter side before the crop; default: `size`")
     crop_mode: Literal["center", "squash", "none"] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] | None = None
@@ -49,7 +51,10 @@ class PreprocessingFile(Part):
                     f"{name} must be given for {color} images; got none. Add it to the file."
                 )
         if self.size is not None:
-            tree |= {"crop": self.size, "resize": self.size}
+            height, width = self.size if isinstance(self.size, tuple) else (self.size, self.size)
+            tree |= {"crop": width, "resize": width, "height": None}
+            if height != width:
+                tree |= {"height": height, "crop_mode": "squash"}
         for name in ("resize", "crop_mode", "interpolation"):
             if getattr(self, name) is not None:
                 tree[name] = getattr(self, name)

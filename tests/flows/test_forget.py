@@ -8,15 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from dml.config import IndexConfig
+from dml.config import DatasetReportConfig, IndexConfig
 from dml.data.dataset import find_dataset, list_datasets, open_mapped, read_rows
 from dml.data.forgotten import add_forgotten
 from dml.data.ingest import ingest, ingest_config_of
+from dml.data.thumbnails import make_thumbnails, read_thumbnails
 from dml.embedding.embed import embed
 from dml.embedding.table import read_embeddings
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.integrity import check_store
 from dml.models.package import load_package
+from dml.report.dataset_report import write_dataset_report
 from dml.retrieval.index import build_index, find_index, publish_index
 from dml.retrieval.search import open_index
 from dml.serving.answers import draw_sample
@@ -28,7 +30,7 @@ GONE = ["00003.png", "00017.png"]
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    """Two versions of a dataset that hold the items, an index on each, pictures and a cached copy."""
+    """Two versions of a dataset that hold the items, an index on each, pictures and cached copies."""
     monkeypatch.setenv("DML_CACHE", str(tmp_path / "cache"))  # other tests cache the same pictures
     store = str(tmp_path / "store")
     package = make_package(store)
@@ -38,6 +40,7 @@ def store(tmp_path, monkeypatch):
         publish_index(store, ref)
         draw_sample(store, ref)
         open_mapped(dataset)
+        read_thumbnails(dataset)
     return store
 
 
@@ -49,7 +52,8 @@ def files_with(content, *folders):
 def test_no_file_holds_a_forgotten_items_image_or_vector(store):
     table = read_embeddings(find_index(store, "large").embeddings)
     rows = [table.ids.to_pylist().index(id_) for id_ in GONE]
-    traces = [png(3), png(17), *table.vectors[rows]]
+    thumbnails = make_thumbnails([png(3), png(17)]).pixels
+    traces = [png(3), png(17), *table.vectors[rows], *thumbnails]
     places = (store, os.environ["DML_CACHE"])
     assert all(files_with(bytes(trace), *places) for trace in traces)
     report = forget_flow.fn("shelves", GONE, store)
@@ -61,6 +65,12 @@ def test_no_file_holds_a_forgotten_items_image_or_vector(store):
     for ref in list_datasets(store):
         assert not set(GONE) & set(read_rows(ref, columns=["id"])["id"].to_pylist())
     assert all(not each.damaged for each in check_store(store))
+
+
+def test_a_page_of_a_dataset_that_held_the_items_is_gone(store):
+    page = write_dataset_report(store, find_dataset(store, "shelves"), DatasetReportConfig(classes=1)).report
+    assert page.uri in forget_flow.fn("shelves", GONE, store).removed
+    assert not Path(page.uri).exists()
 
 
 def test_searches_go_on_and_never_answer_with_it(store):
@@ -158,7 +168,8 @@ forget_flow.fn("shelves", sys.argv[3:], sys.argv[2])
 def test_killed_anywhere_and_repeated_it_leaves_nothing_of_the_items_and_all_of_the_others(store, number):
     table = read_embeddings(find_index(store, "large").embeddings)
     rows = [table.ids.to_pylist().index(id_) for id_ in GONE]
-    traces = [png(3), png(17), *table.vectors[rows]]
+    thumbnails = make_thumbnails([png(3), png(17)]).pixels
+    traces = [png(3), png(17), *table.vectors[rows], *thumbnails]
     died = subprocess.run([sys.executable, "-c", FORGET_AND_DIE, str(number), store, *GONE], check=False)
     assert died.returncode == -signal.SIGKILL
     assert all(open_index(find_index(store, name)) for name in ("small", "large")), "searches go on"

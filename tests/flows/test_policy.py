@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from prefect.utilities.callables import parameter_schema
 
+from flows.dataset_report import dataset_report_flow
 from flows.embed import embed_flow
 from flows.evaluate import evaluate_flow
 from flows.index import index_flow
@@ -151,6 +152,7 @@ def test_a_stale_profile_is_named(run_a_flow):
         (index_flow, ["name", "model", "dataset"]),
         (reindex_flow, ["name", "model", "dataset"]),
         (report_flow, ["model", "dataset", "against"]),
+        (dataset_report_flow, ["dataset", "model"]),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )

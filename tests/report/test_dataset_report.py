@@ -312,3 +312,15 @@ def test_a_histogram_has_every_value_once_and_few_bins(values, whole):
     assert (np.diff(edges) > 0).all()
     assert len(edges) <= 42
     assert np.histogram(each, edges)[0].sum() == len(values)
+
+
+@pytest.mark.slow
+def test_photos_that_stand_twice_in_a_published_set_are_found(shared_data, tmp_path):
+    """CARS196's training half has 17 pairs of the same photo, under two labels, none across the split."""
+    source = str(shared_data / "cars196_trainhalf_96px.zip")
+    store = str(tmp_path / "store")
+    dataset = ingest(IngestConfig(name="cars", source=source, num_workers=1), store)
+    between, train, test = write_dataset_report(store, dataset, FEW).findings.near_duplicates
+    assert (between.images, train.pairs, test.pairs) == (0, 13, 4)
+    assert (train.images, train.other_label) == (26, 26)
+    assert (test.images, test.other_label) == (8, 8)

@@ -25,6 +25,7 @@ from dml.report.circles import draw_circles
 from dml.report.gallery import _font
 from dml.settings import tracking_uri
 from flows.circles import circles_flow
+from flows.dataset_report import dataset_report_flow
 from flows.ingest import ingest_flow
 from flows.report import report_flow, report_on
 from flows.train import train_flow
@@ -116,6 +117,15 @@ def test_planted_wrong_labels_are_suspected_and_no_others(report):
     }
     assert "suspects.png" in report.pictures
     assert "2 items whose 5 nearest" in page_of(report)
+
+
+def test_planted_wrong_labels_are_suspected_in_the_report_of_the_dataset_too(store):
+    found = dataset_report_flow.fn("shop", store=store, model="shop").findings
+    suspected = {(each.id, each.label, each.agreed) for each in found.suspected if each.split == "test"}
+    assert suspected >= {
+        (place, f"class{label:02d}", f"class{truth:02d}") for place, (truth, label) in PLANTED.items()
+    }
+    assert found.embedder == "model shop/1"
 
 
 def test_the_training_split_can_be_looked_at_too(store):

@@ -136,7 +136,7 @@ class PointerMachine(RuleBasedStateMachine):
     @rule(version=st.sampled_from([None, *VERSIONS]))
     def go_back(self, version: str | None) -> None:
         whole = [former for former in self.history[1:] if former in self.there]
-        with storage.held_pointer(self.parent) as pointer:
+        with storage.locked_pointer(self.parent) as pointer:
             if version not in whole and (version is not None or not whole):
                 with pytest.raises(MissingArtifact, match="former version"):
                     pointer.back(version)

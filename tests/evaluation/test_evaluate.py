@@ -77,6 +77,21 @@ def test_blank_images_are_alike_as_raw_pixels(tmp_path):
     assert found.values["recall_at_1"] >= 0.5
 
 
+def test_images_with_one_pixel_a_level_off_are_not_blank(tmp_path):
+    (tmp_path / "images").mkdir()
+    lines = ["image,label,split"]
+    for number in range(8):
+        pixels = np.full((28, 28), 30 * number, np.uint8)
+        pixels[(3, 3) if number % 2 else (20, 20)] += 1
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+        lines.append(f"{number}.png,{number % 2},test")
+    (tmp_path / "images" / "images.csv").write_text("\n".join(lines))
+    source = str(tmp_path / "images" / "images.csv")
+    faint = ingest(IngestConfig(name="faint", source=source, num_workers=1), str(tmp_path))
+    found = raw_pixel_baseline(faint, GREY, EvaluationConfig(recall_at=(1,), nmi=False))
+    assert found.values["r_precision"] == 1
+
+
 def test_a_split_without_rows_is_refused(package, tmp_path):
     train_only = make_dataset(tmp_path / "images", str(tmp_path), rows=5)
     table = table_of(str(tmp_path), package, train_only, unit_vectors(5, 16, 0))

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from dml.config import Conv4Config, EncoderConfig, TimmConfig, TorchvisionConfig
 from dml.errors import IncompatibleArtifact, InvalidSetting, MissingArtifact
-from dml.models.encoder import Encoder
+from dml.models.encoder import Encoder, GeneralisedMeanPooling
 
 
 @pytest.mark.parametrize("pooling", ["avg", "max", "avg+max", "gem"])
@@ -90,3 +90,22 @@ def test_the_shared_squeezenet_weights_load(shared_data):
 def test_only_timm_brings_its_own_pooling():
     with pytest.raises(InvalidSetting, match="timm"):
         Encoder(EncoderConfig(backbone=Conv4Config(), pooling="own"), channels=1)
+
+
+def test_generalised_mean_pooling_begins_at_power_three_and_is_the_plain_formula():
+    features = torch.rand(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    pooling = GeneralisedMeanPooling()
+    assert float(pooling.power.detach()) == 3, "as published"
+    plain = [[(channel**3).mean() ** (1 / 3) for channel in image] for image in features]
+    torch.testing.assert_close(pooling(features).detach(), torch.tensor(plain))
+    assert float(pooling(-features).max().detach()) == pytest.approx(1e-6), "what is below zero counts as next to nothing"
+
+
+@pytest.mark.parametrize("pooling", ["avg", "max", "avg+max"])
+def test_poolings_are_the_mean_the_maximum_and_their_sum_over_positions(pooling):
+    encoder = Encoder(EncoderConfig(pooling=pooling), channels=1).eval()
+    images = torch.randn(2, 1, 48, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        flat = encoder.backbone(images).flatten(2)
+        expected = {"avg": flat.mean(2), "max": flat.amax(2), "avg+max": flat.mean(2) + flat.amax(2)}
+        torch.testing.assert_close(encoder.features(images), expected[pooling])

@@ -139,10 +139,10 @@ class PointerMachine(RuleBasedStateMachine):
         with storage.locked_pointer(self.parent) as pointer:
             if version not in whole and (version is not None or not whole):
                 with pytest.raises(MissingArtifact, match="former version"):
-                    pointer.back(version)
+                    pointer.roll_back(version)
                 return
             chosen = version or whole[0]
-            assert pointer.back(version) == chosen
+            assert pointer.roll_back(version) == chosen
         self.history = self.history[self.history.index(chosen) :]
 
     @invariant()

@@ -98,7 +98,7 @@ def test_generalised_mean_pooling_begins_at_power_three_and_is_the_plain_formula
     assert float(pooling.power.detach()) == 3, "as published"
     plain = [[(channel**3).mean() ** (1 / 3) for channel in image] for image in features]
     torch.testing.assert_close(pooling(features).detach(), torch.tensor(plain))
-    assert float(pooling(-features).max().detach()) == pytest.approx(1e-6), "what is below zero counts as next to nothing"
+    assert float(pooling(-features).max().detach()) == pytest.approx(1e-6)  # of negatives
 
 
 @pytest.mark.parametrize("pooling", ["avg", "max", "avg+max"])

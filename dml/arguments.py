@@ -133,7 +133,7 @@ def check_argument(
         raise ValueError(f"{name} must be {_in_words(annotation)}; got {value!r}. {do}")
 
 
-def arguments_of(cls: type) -> dict[str, inspect.Parameter]:
+def constructor_arguments(cls: type) -> dict[str, inspect.Parameter]:
     """All arguments of a constructor by name: what it takes as `**options` is found in its base classes."""
     arguments: dict[str, inspect.Parameter] = {}
     for name, parameter in inspect.signature(cls).parameters.items():

@@ -1,4 +1,4 @@
-"""The loss and the sampler a configuration names."""
+"""Builds the loss and the sampler of a configuration."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from dml import config as configs
 from dml import losses
-from dml.arguments import arguments_of
+from dml.arguments import constructor_arguments
 from dml.data import sampling
 from dml.data.dataset import read_values
 from dml.data.schema import TRAIN
@@ -23,30 +23,30 @@ def build_loss(
     seed: int,
     memory: configs.MemoryConfig | None = None,
 ) -> nn.Module:
-    """The loss with its initial weights, which depend on the seed alone.
+    """The loss with its initial weights, which depend only on the seed.
 
     Args:
-        config: which loss, and its settings.
+        config: kind and settings of the loss.
         dim: length of an embedding.
         num_classes: C, classes of the training split, labelled 0 to C - 1.
-        seed: of the initial weights, and of what a miner draws.
-        memory: of former batches around it, or None.
+        seed: of the initial weights and of random miners.
+        memory: settings of a cross-batch memory, or None.
     """
     loss = _build_alone(config, dim, num_classes, seed)
     return loss if memory is None else losses.CrossBatchMemory(loss, dim=dim, **memory.model_dump())
 
 
 def _build_alone(config: configs.LossConfig, dim: int, num_classes: int, seed: int) -> losses.EmbeddingLoss:
-    make = losses.LOSSES[config.kind]
+    loss_class = losses.LOSSES[config.kind]
     run: dict[str, Any] = {
         "num_classes": num_classes if getattr(config, "per_class", True) else None,
         "dim": dim,
         "seed": seed,
         "normalize": False,  # an encoder's embeddings have length 1 already
     }
-    wanted = arguments_of(make)
+    arguments = constructor_arguments(loss_class)
     settings = config.model_dump(exclude={"kind", "per_class"})
-    return make(**settings, **{name: value for name, value in run.items() if name in wanted})
+    return loss_class(**settings, **{name: value for name, value in run.items() if name in arguments})
 
 
 def build_sampler(
@@ -60,14 +60,14 @@ def build_sampler(
     """The batches of a run.
 
     Args:
-        config: which sampler, and its settings.
-        dataset: where attributes of the training rows are read.
-        class_ids: (N,) the classes of the rows learnt from.
-        learnt: which of the training split's rows they are.
-        stream: which batches, and whose part of them.
+        config: kind and settings of the sampler.
+        dataset: dataset with the attributes of the training rows.
+        class_ids: (N,) classes of the rows used for training.
+        learnt: mask of these rows in the training split.
+        stream: seed, steps and the part of this worker.
 
     Raises:
-        InvalidSetting: the data or the workers do not allow such batches.
+        InvalidSetting: the data or the number of workers do not allow these batches.
     """
     settings = config.model_dump(exclude={"kind", "attribute", "momentum"})
     match config.kind:

@@ -1,12 +1,12 @@
-"""One optimiser step on a batch whose activations need not fit in memory: the cached-gradient step.
+"""Cached-gradient step: one optimizer step on a batch whose activations do not fit into memory.
 
-The batch is embedded in chunks without a graph; the loss sees all embeddings of all workers at once; its
-gradient at the embeddings is then carried back chunk by chunk. Gao et al. 2021, arXiv:2101.06983, sec. 3.2.
-It costs a second forward pass, and holds the activations of one chunk instead of the batch's.
+The batch is embedded in chunks without a graph. The loss is computed from all embeddings of all workers. Its
+gradient with respect to the embeddings is then propagated chunk by chunk. Gao et al. 2021, arXiv:2101.06983,
+sec. 3.2. It needs a second forward pass, and memory for the activations of one chunk instead of the batch.
 
-It is the plain step's gradient but for what a chunk's forward pass takes from beyond its own rows:
-- Dropout draws anew for every chunk; the second pass draws what the first drew.
-- A frozen batch norm takes nothing, so it is exact. One that trains is a ghost batch norm: see there.
+The gradient equals that of the plain step, except for layers that depend on other rows of the batch:
+- Dropout: the second pass uses the same random numbers as the first.
+- Batch norm: exact if frozen. A training one becomes a ghost batch norm, see `ghost_batch_norm`.
 """
 
 from collections.abc import Container
@@ -32,38 +32,38 @@ def cached_train_step(
     chunk_rows: int,
     clip_norm: float | None,
 ) -> Tensor:
-    """`train_step` in chunks; returns the loss of the global batch, a scalar equal on every worker.
+    """`train_step` in chunks; returns the loss of the global batch, equal on every worker.
 
-    The loss is called once. On W workers, beside the collectives of gather and loss, there is one: gradients,
-    running statistics and the loss's value travel together.
+    The loss is called once. On W workers there is one collective in addition to those of gather and loss: it
+    averages gradients, running statistics and the loss value together.
 
     Args:
-        learner: not wrapped in DistributedDataParallel, which would synchronise every chunk.
-        optimizer: of the learner's parameters.
-        images: (b, c, H, W) float32, this worker's share; equally many rows on every worker.
+        learner: not wrapped in DistributedDataParallel, which would synchronize after every chunk.
+        optimizer: optimizer of the parameters of the learner.
+        images: (b, c, H, W) float32, the images of this worker; the same number on every worker.
         labels: (b,) int64 class ids.
-        chunk_rows: images embedded at a time, >= 1; the last chunk may be smaller.
-        clip_norm: None: gradients are not clipped.
+        chunk_rows: images per chunk, >= 1; the last chunk may be smaller.
+        clip_norm: maximum gradient norm; None: no clipping.
     """
     optimizer.zero_grad(set_to_none=True)
     shards = sharded_parameters(learner)
     chunks = torch.split(images, chunk_rows)
     with ChunkStatistics(learner.encoder) as statistics:
-        draws, parts = [], []
+        states, chunk_embeddings = [], []
         with torch.no_grad():
             for chunk in chunks:
-                draws.append(_RandomState.of(images.device))
-                parts.append(learner.embed(chunk))
-        embeddings = torch.cat(parts).requires_grad_()
-        loss = learner.loss_of(embeddings, labels)
+                states.append(_RandomState.current(images.device))
+                chunk_embeddings.append(learner.embed(chunk))
+        embeddings = torch.cat(chunk_embeddings).requires_grad_()
+        loss = learner.compute_loss(embeddings, labels)
         torch.autograd.backward(loss)
         assert embeddings.grad is not None
-        after = _RandomState.of(images.device)
+        after = _RandomState.current(images.device)
         statistics.collect()
-        parts_of_gradient = torch.split(embeddings.grad, chunk_rows)
-        for number, (chunk, draw, gradient) in enumerate(zip(chunks, draws, parts_of_gradient, strict=True)):
+        gradients = torch.split(embeddings.grad, chunk_rows)
+        for number, (chunk, state, gradient) in enumerate(zip(chunks, states, gradients, strict=True)):
             statistics.begin_chunk(number)
-            draw.restore()
+            state.restore()
             torch.autograd.backward(learner.embed(chunk), gradient)
         after.restore()
         value = loss.detach().clone()
@@ -74,13 +74,13 @@ def cached_train_step(
 
 
 class _RandomState:
-    """Where torch's generators stand, on the CPU and the device that embeds."""
+    """State of torch's random generators on the CPU and on the device of the encoder."""
 
     def __init__(self, device: torch.device, cpu: Tensor, cuda: Tensor | None) -> None:
         self.device, self.cpu, self.cuda = device, cpu, cuda
 
     @classmethod
-    def of(cls, device: torch.device) -> Self:
+    def current(cls, device: torch.device) -> Self:
         cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         return cls(device, torch.get_rng_state(), cuda)
 
@@ -91,9 +91,9 @@ class _RandomState:
 
 
 def _gradients(module: nn.Module, shards: Container[nn.Parameter]) -> list[Tensor]:
-    """Every common parameter's gradient; zero where this rank has none, as ranks must agree on their number.
+    """Gradients of all parameters that are not sharded; zero if this rank has none, so that ranks match.
 
-    A shard's gradient is no common one: it is whole, and of rows that no other rank has.
+    The gradient of a shard is complete on its rank and must not be averaged.
     """
     parameters = [p for p in module.parameters() if p.requires_grad and p not in shards]
     if dist.is_initialized() and dist.get_world_size() > 1:
@@ -104,7 +104,7 @@ def _gradients(module: nn.Module, shards: Container[nn.Parameter]) -> list[Tenso
 
 
 def _average_over_ranks(tensors: list[Tensor]) -> None:
-    """Replace tensors by their means over ranks, in one collective, in the widest type among them."""
+    """Replace tensors by their means over ranks, in one collective and in the widest type of the tensors."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])

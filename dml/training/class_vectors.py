@@ -1,4 +1,4 @@
-"""What the run's classes look like so far, for a sampler that puts similar ones into a batch."""
+"""Class vectors of a training run (proxies or running means), for samplers of similar classes."""
 
 import numpy as np
 import torch
@@ -10,17 +10,17 @@ from dml.losses import References
 
 
 class WithClassVectors(nn.Module):
-    """A loss that keeps a vector of each class beside it: its proxies if it has them, else running means.
+    """A loss with one vector per class: the proxies of the loss if it has them, else running means.
 
-    `frozen` (C, D) is what the sampler goes by until the next `freeze`; being a buffer, like the means, it is
-    in every checkpoint, so a resumed run deals the same batches. (Ge et al. 2018, arXiv:1810.06951, compute
-    class means anew over all images each epoch; running means cost nothing but lag by the momentum.)
+    The sampler uses `frozen` (C, D) until the next `freeze`. It is a buffer, like the means, and therefore in
+    every checkpoint: a resumed run samples the same batches. (Ge et al. 2018, arXiv:1810.06951, recompute
+    class means over all images in each epoch; running means are cheap but lag behind.)
 
     Args:
-        loss: called with (embeddings, labels, references), as every loss.
+        loss: called with (embeddings, labels, references), like every loss.
         num_classes: C, labels are 0 to C - 1.
         dim: D.
-        momentum: share of a class's mean that stays when the class is in a batch, [0, 1).
+        momentum: weight of the old mean when a class is in a batch, [0, 1).
     """
 
     frozen: Tensor
@@ -35,29 +35,30 @@ class WithClassVectors(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor, references: References | None = None) -> Tensor:
         if self.training:
-            everybody = References.check(embeddings, labels, references)
-            self._remember(everybody.embeddings.detach(), everybody.labels)
+            batch = References.check(embeddings, labels, references)
+            self._update_means(batch.embeddings.detach(), batch.labels)
         value: Tensor = self.loss(embeddings, labels, references)
         return value
 
-    def _remember(self, embeddings: Tensor, labels: Tensor) -> None:
+    def _update_means(self, embeddings: Tensor, labels: Tensor) -> None:
         if self.means is None:
             return
-        classes, places, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+        classes, index, counts = torch.unique(labels, return_inverse=True, return_counts=True)
         sums = self.means.new_zeros(len(classes), embeddings.shape[1])
-        now = sums.index_add_(0, places, embeddings.to(sums.dtype)) / counts[:, None]
-        before = self.means[classes]
-        seen = before.any(1, keepdim=True)
-        self.means[classes] = torch.where(seen, self.momentum * before + (1 - self.momentum) * now, now)
+        batch_means = sums.index_add_(0, index, embeddings.to(sums.dtype)) / counts[:, None]
+        old = self.means[classes]
+        has_mean = old.any(1, keepdim=True)
+        updated = self.momentum * old + (1 - self.momentum) * batch_means
+        self.means[classes] = torch.where(has_mean, updated, batch_means)
 
     @torch.no_grad()
     def freeze(self) -> None:
-        """Take the present vectors as the frozen ones, rank 0's on every rank; all ranks must call it."""
+        """Copy the current vectors of rank 0 to `frozen` on every rank; all ranks must call it."""
         self.frozen.copy_(self.loss.get_parameter("proxies") if self.means is None else self.means)
         if dist.is_initialized():
-            dist.broadcast(self.frozen, 0)  # a GPU's sums may differ in the last bit between ranks
+            dist.broadcast(self.frozen, 0)  # sums on GPUs can differ in the last bit between ranks
 
     def class_vectors(self) -> NDArray[np.float32]:
-        """(C, D) the frozen ones; zeros for a class not seen by then."""
+        """(C, D) the frozen vectors; zeros for a class that has not been in a batch."""
         vectors: NDArray[np.float32] = self.frozen.cpu().numpy()
         return vectors

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from dml import losses
-from dml.arguments import arguments_of
+from dml.arguments import constructor_arguments
 
 DIM = 16
 NUM_CLASSES = 13  # no multiple of 2, 3 or 4 workers; the batches have classes 0 to 11
@@ -55,7 +55,7 @@ def table() -> dict[str, Recipe]:
 
 def _combinations(loss: type[losses.EmbeddingLoss]) -> Iterator[tuple[str, Recipe]]:
     variants: dict[str, dict[str, Any]] = {"": {}, **_VARIANTS.get(loss.__name__, {})}
-    arguments = arguments_of(loss)
+    arguments = constructor_arguments(loss)
     if "mining" in arguments:
         variants |= {mining: {"mining": mining} for mining in losses.MINING}
     if "sharded" in arguments:

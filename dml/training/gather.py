@@ -1,4 +1,4 @@
-"""The global batch on every worker, with gradients flowing back to the worker each row came from."""
+"""Gather the global batch on every worker, with gradients back to the worker of each row."""
 
 from typing import Any
 
@@ -10,18 +10,19 @@ from dml.losses import References
 
 
 def gather(embeddings: Tensor, labels: Tensor, *, equal_rows: bool = False) -> References:
-    """All workers' rows in rank order, as references for this worker's anchors.
+    """The rows of all workers in rank order, as references for the anchors of this worker.
 
-    Two collectives forward, one backward, over the default group; without one, or alone, the batch itself.
+    Two collectives in forward and one in backward, over the default group. Without a group, or with one
+    worker, it returns the batch itself.
 
     Args:
-        embeddings: (B, D) float, equally many rows on every rank.
+        embeddings: (B, D) float, with the same number of rows on every rank.
         labels: (B,) int64 class ids.
-        equal_rows: the caller knows that all ranks hold equally many; the check, for which the host would
-            wait for a GPU, is left out, and forward is one collective.
+        equal_rows: whether the caller guarantees equal numbers of rows. Skips the check, which would
+            synchronize with a GPU; forward is then one collective.
 
     Raises:
-        ValueError: the ranks hold different numbers of rows; raised on every rank.
+        ValueError: the ranks have different numbers of rows; raised on every rank.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return References(embeddings, labels)
@@ -50,8 +51,8 @@ def _check_equal_rows(num_rows: int, device: torch.device) -> None:
     counts = _gather_rows(torch.tensor([num_rows], device=device)).tolist()
     if len(set(counts)) > 1:
         raise ValueError(
-            f"Every rank must hold equally many rows; got {counts} in rank order. Use a batch sampler that "
-            "gives each rank an equal share, and drop the last incomplete batch."
+            f"Every rank must have the same number of rows; got {counts} in rank order. Use a batch sampler "
+            "that splits batches equally, and drop the last incomplete batch."
         )
 
 
@@ -59,23 +60,23 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         ctx.num_rows = len(embeddings)
-        # As bytes both travel in one collective, whatever their types.
-        parts = [part.contiguous().view(torch.uint8) for part in (embeddings, labels[:, None])]
-        widths = [part.shape[1] for part in parts]
-        rows, classes = torch.split(_gather_rows(torch.cat(parts, 1)), widths, 1)
+        # As bytes, both fit in one collective for any types.
+        columns = [values.contiguous().view(torch.uint8) for values in (embeddings, labels[:, None])]
+        widths = [column.shape[1] for column in columns]
+        rows, classes = torch.split(_gather_rows(torch.cat(columns, 1)), widths, 1)
         all_labels = classes.contiguous().view(labels.dtype)[:, 0]
         ctx.mark_non_differentiable(all_labels)
         return rows.contiguous().view(embeddings.dtype), all_labels
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor, None]:
-        """The sum over ranks of their gradients for this rank's rows."""
-        own = gradient.new_empty(ctx.num_rows, gradient.shape[1])
-        dist.reduce_scatter_tensor(own, gradient.contiguous())
-        return own, None
+        """The sum over ranks of the gradients for the rows of this rank."""
+        local = gradient.new_empty(ctx.num_rows, gradient.shape[1])
+        dist.reduce_scatter_tensor(local, gradient.contiguous())
+        return local, None
 
 
 def _gather_rows(rows: Tensor) -> Tensor:
-    everybody = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
-    dist.all_gather_into_tensor(everybody, rows)
-    return everybody
+    gathered = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
+    dist.all_gather_into_tensor(gathered, rows)
+    return gathered

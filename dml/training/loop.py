@@ -46,36 +46,36 @@ _NOT_DECISIVE = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training leaves on every worker: equal weights, and how it went since this start."""
+    """The result of training on every worker: equal weights, and statistics since this start."""
 
     encoder: Encoder
-    """Of the best step where there was validation; else the moving average, or the last weights."""
+    """Encoder of the best step if there is validation; else the moving average, or the last weights."""
     loss: float
     """Mean of the last `log_every_steps` steps."""
     images_per_second: float
     """Of all workers together, since this start."""
     data_wait: float
-    """Share of that time spent waiting for images, [0, 1]."""
+    """Fraction of that time spent waiting for images, [0, 1]."""
     best: BestStep | None
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls as it goes."""
+    """Callbacks of the loop."""
 
     report: Callable[[Progress], None]
     """Called by rank 0 every `log_every_steps`."""
     save: Callable[[int, Path | None], None]
-    """Called by every rank at every checkpoint with the steps done and, on rank 0, a folder to publish."""
+    """Called by every rank at every checkpoint with the step count and, on rank 0, a folder to publish."""
     restore: Iterable[Path] = ()
-    """Checkpoints' folders, the newest first: it goes on from the first that is whole on every worker."""
+    """Folders of checkpoints, newest first; training resumes from the first one valid on every worker."""
 
 
 def run_identity(config: ExperimentConfig, dataset: DatasetRef) -> str:
-    """Names a run by all that decides its result, and by nothing else: equal identity means equal model.
+    """A fingerprint of everything that determines the trained model: equal identity means equal model.
 
-    How it is evaluated, logged or spread over workers does not decide it; the content of a weights file does,
-    its path does not.
+    Evaluation, logging and number of workers are not part of it. The content of a weights file is, its path
+    is not.
     """
     decisive = decisive_settings(config)
     backbone = config.encoder.backbone
@@ -85,7 +85,7 @@ def run_identity(config: ExperimentConfig, dataset: DatasetRef) -> str:
 
 
 def decisive_settings(config: ExperimentConfig) -> dict[str, Any]:
-    """The settings that decide what a run learns, as a JSON tree."""
+    """The settings that determine the trained model, as a JSON tree."""
     return config.model_dump(
         mode="json",
         exclude={
@@ -104,15 +104,15 @@ def train_loop(config: ExperimentConfig, dataset: DatasetRef, worker: Worker, ho
     Args:
         config: the experiment.
         dataset: a dataset version with a split `train`.
-        worker: this process's place; more than one need an initialised default process group.
-        hooks: where progress and checkpoints go, and what to resume from.
+        worker: this worker; several workers need an initialized default process group.
+        hooks: callbacks for progress and checkpoints, and checkpoints to resume from.
 
     Returns:
-        The trained encoder, with equal weights on every worker, and the speed of the steps of this start.
+        The trained encoder, with equal weights on every worker, and the speed since this start.
 
     Raises:
-        TrainingFailed: the loss or a gradient stopped being a number; the message names the step and images.
-        InvalidData: nothing to train on, or fewer classes than a batch needs.
+        TrainingFailed: the loss or a gradient is not finite; the message names the step and the images.
+        InvalidData: there are no training rows, or fewer classes than a batch needs.
     """
     train_data = DatasetTrainData(config, dataset)
     return train_on(train_data, config, worker, hooks, run=run_identity(config, dataset))
@@ -121,7 +121,7 @@ def train_loop(config: ExperimentConfig, dataset: DatasetRef, worker: Worker, ho
 def train_on(
     train_data: TrainData, config: ExperimentConfig, worker: Worker, hooks: Hooks, *, run: str
 ) -> Outcome:
-    """`train_loop` on images from anywhere; `run` is the identity that checkpoints bear."""
+    """`train_loop` for any training data; `run` is the identity stored in checkpoints."""
     state = TrainingState(config, train_data.num_classes, worker, run)
     first_step = _resume(state, hooks, worker)
     guard = Guard(state.learner, worker, train_data.ids)
@@ -164,7 +164,7 @@ def train_on(
 
 @dataclass(frozen=True)
 class Due:
-    """What follows a step; everything after the last one."""
+    """The actions due after a step; after the last step all of them."""
 
     validation: bool
     report: bool
@@ -183,7 +183,7 @@ class Due:
 
 
 def _step(state: TrainingState, learner: nn.Module, batch: Batch, step: int) -> Tensor:
-    """One update of the weights, and of their average where there is one; returns the loss."""
+    """One update of the weights, and of their average if there is one; returns the loss."""
     config, device = state.config, state.worker.device
     images, labels = batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
     if config.training.channels_last:
@@ -203,7 +203,7 @@ def _step(state: TrainingState, learner: nn.Module, batch: Batch, step: int) -> 
 
 
 def _resume(state: TrainingState, hooks: Hooks, worker: Worker) -> int:
-    """Become the newest checkpoint that no worker finds damaged; returns the steps it has done, or 0."""
+    """Load the newest checkpoint that is valid on every worker; returns its number of steps, or 0."""
     damaged = 0
     for folder in hooks.restore:
         fault = None
@@ -211,20 +211,20 @@ def _resume(state: TrainingState, hooks: Hooks, worker: Worker) -> int:
             verify_checkpoint(folder)
         except CorruptArtifact as error:
             fault = str(error)
-        faults = [each for each in worker.collect([fault]) if each is not None]
+        faults = [error for error in worker.collect([fault]) if error is not None]
         if not faults:
             done = state.read(folder)
             logger.info("resuming after step %d", done)
             return done
         damaged += 1
-        logger.warning("the checkpoint %s is left out: %s", folder.name, faults[0])
+        logger.warning("the checkpoint %s is skipped: %s", folder.name, faults[0])
     if damaged:
-        logger.warning("no checkpoint is whole: beginning anew")
+        logger.warning("no valid checkpoint: starting from step 0")
     return 0
 
 
 def _seed_torch(seed: int, step: int, rank: int) -> None:
-    """What a backbone draws, such as dropout, depends on this alone, and not on where the run was resumed."""
+    """Seed torch, so that dropout and the like depend only on the step and not on resuming."""
     state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0]))
 
@@ -234,7 +234,7 @@ def _validate(state: TrainingState, train_data: TrainData, worker: Worker, step:
     assert config is not None
     assert train_data.validation is not None
     assert state.best is not None
-    # As its package will embed: on a GPU in the precision of training, on a CPU exactly.
+    # The precision in which the package will embed: on a GPU that of training, on a CPU float32.
     precision = state.precision if worker.device.type == "cuda" else "float32"
     measured = validate(state.current, config, train_data.validation, step, worker, precision=precision)
     state.best.offer(state.current, step, measured.value)

@@ -1,4 +1,4 @@
-"""How a run is going: means of the steps since the last report."""
+"""Progress of a run: mean loss and speed of the steps since the last report."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,18 +12,18 @@ from dml.refs import BestStep
 
 @dataclass(frozen=True)
 class Progress:
-    """What a step reports: `step` steps are done, and the means since the last report."""
+    """A progress report after `step` steps, with means since the previous report."""
 
     step: int
     loss: float
     images_per_second: float
-    """All workers together; time spent on validation is left out."""
+    """Of all workers together; the time of validation is excluded."""
     data_wait: float
-    """Share of the time spent waiting for images, [0, 1]."""
+    """Fraction of the time spent waiting for images, [0, 1]."""
     validation: BestStep | None = None
-    """What validation found since the last report."""
+    """Latest validation result since the previous report."""
     best: BestStep | None = None
-    """The best it has found so far."""
+    """Best validation result so far."""
 
     def metrics(self) -> dict[str, float]:
         """Flat, with one name per number: `loss`, `validation_recall_at_1`, `best_step`, ..."""
@@ -43,8 +43,8 @@ class Meter:
     """Means of the steps since the last report.
 
     Args:
-        batch_size: images of one step of all workers.
-        clock: seconds from any fixed moment on.
+        batch_size: images per step of all workers together.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(self, batch_size: int, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -55,7 +55,7 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done inside is not training: its time does not count."""
+        """Exclude the time spent inside the context."""
         began = self.clock()
         yield
         self.since += self.clock() - began
@@ -63,7 +63,7 @@ class Meter:
     def progress(
         self, step: int, wait_s: float, validation: BestStep | None = None, best: BestStep | None = None
     ) -> Progress:
-        """The means since the last report, from which the next count on.
+        """The means since the last report; the next report starts from here.
 
         Args:
             step: steps done.

@@ -1,4 +1,4 @@
-"""One optimiser with separate rates for backbone, head and the loss's own parameters, and its schedule."""
+"""The optimizer, with separate learning rates for backbone, head and loss parameters, and its schedule."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _LOSS_RATE_FACTOR = 100.0  # proxies learn this much faster: Kim et al. 2020, ar
 
 
 def build_optimizer(config: OptimizerConfig, encoder: Encoder, loss: nn.Module) -> Optimizer:
-    """The optimiser over encoder and loss; each group keeps its full rate as `base_lr`."""
+    """The optimizer of encoder and loss; each group stores its base learning rate as `base_lr`."""
     head_rate = config.head_learning_rate or config.learning_rate
     loss_rate = config.loss_learning_rate or config.learning_rate * _LOSS_RATE_FACTOR
     decay = config.weight_decay
@@ -31,7 +31,7 @@ def build_optimizer(config: OptimizerConfig, encoder: Encoder, loss: nn.Module) 
         for rate, weight_decay, params in groups
         if params
     ]
-    # One kernel for all parameters where they lie on a GPU; None: torch's own choice.
+    # One kernel for all parameters on a GPU; None: torch chooses.
     fused = True if next(encoder.parameters()).is_cuda else None
     match config.kind:
         case "sgd":
@@ -43,10 +43,10 @@ def build_optimizer(config: OptimizerConfig, encoder: Encoder, loss: nn.Module) 
 
 
 def rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """What the base rates are multiplied by at a step: a pure function, so that resuming needs no scheduler.
+    """The factor of the base learning rates at a step: a pure function, so that resuming needs no state.
 
-    Linear warm-up to 1; then constant, or a cosine to 0 over the remaining steps, or a power of gamma, one
-    for each milestone reached.
+    Linear warm-up to 1; then constant, or a cosine to 0 over the remaining steps, or multiplied by gamma at
+    each milestone.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -57,12 +57,12 @@ def rate_factor(config: OptimizerConfig, step: int, num_steps: int) -> float:
             progress = (step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)
             return 0.5 * (1.0 + math.cos(math.pi * progress))
         case "step":
-            stones = [round(stone * num_steps) if stone < 1 else stone for stone in config.milestones]
-            return float(config.gamma ** sum(step >= stone for stone in stones))
+            milestones = [round(at * num_steps) if at < 1 else at for at in config.milestones]
+            return float(config.gamma ** sum(step >= milestone for milestone in milestones))
 
 
 def set_rates(optimizer: Optimizer, factor: float) -> None:
-    """Every group's rate becomes `factor` times its base rate."""
+    """Set the learning rate of every group to `factor` times its base rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
@@ -70,23 +70,23 @@ def set_rates(optimizer: Optimizer, factor: float) -> None:
 def clip_gradients(
     optimizer: Optimizer, max_norm: float | None, shards: Mapping[nn.Parameter, Shard] | None = None
 ) -> None:
-    """Scale all gradients down to a common norm, if there is one to keep to.
+    """Clip the total norm of all gradients.
 
-    Gradients without a finite norm stay as they are: scaled, all of them would be NaN, and the one that
-    began it could not be named.
+    If the norm is not finite, gradients are not changed: scaling would make all of them NaN, and the guard
+    could not name the first one.
 
     Args:
-        optimizer: of all parameters.
-        max_norm: of all gradients together; None: they stay as they are.
-        shards: parameters of which every rank has other rows; their squares are summed over ranks, so that
-            the norm is that of the whole, and the same on every rank.
+        optimizer: optimizer of all parameters.
+        max_norm: maximum norm of all gradients together; None: no clipping.
+        shards: sharded parameters; their squares are summed over ranks, so that the norm is that of the
+            complete gradient and equal on every rank.
     """
     if max_norm is None:
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p not in (shards or {})])
     if shards:
-        of_rows = torch.nn.utils.get_total_norm([p.grad for p in parameters if p in shards])
+        local_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p in shards])
         world_size = next(iter(shards.values())).world_size
-        norm = (norm.square() + sum_over_shards(of_rows.square(), world_size)).sqrt()
+        norm = (norm.square() + sum_over_shards(local_norm.square(), world_size)).sqrt()
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, torch.where(norm.isfinite(), norm, 0.0))

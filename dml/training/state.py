@@ -1,4 +1,4 @@
-"""All that a run changes as it goes, and a checkpoint therefore holds."""
+"""The training state of a run, which a checkpoint stores: encoder, loss, optimizer, averages, history."""
 
 import logging
 from collections.abc import Sequence
@@ -29,37 +29,37 @@ logger = logging.getLogger(__name__)
 
 
 def initial_encoder(config: ExperimentConfig) -> Encoder:
-    """The encoder a run starts from, the same on every worker."""
+    """The initial encoder of a run, equal on every worker."""
     return Encoder(config.encoder, channels=config.preprocessing.channels, seed=config.seed)
 
 
 class LossHistory(nn.Module):
-    """The loss of every step so far, in every checkpoint, so that a resumed run knows those before."""
+    """The loss of every step; it is in every checkpoint, so that a resumed run has the earlier losses."""
 
     losses: Tensor
-    """(num_steps,) float64; NaN of the steps to come."""
+    """(num_steps,) float64; NaN for future steps."""
 
     def __init__(self, num_steps: int) -> None:
         super().__init__()
         self.register_buffer("losses", torch.full((num_steps,), torch.nan, dtype=torch.float64))
 
     def write(self, first_step: int, losses: Sequence[float]) -> None:
-        """The losses of consecutive steps, from `first_step` on."""
+        """Store the losses of consecutive steps, starting at `first_step`."""
         self.losses[first_step : first_step + len(losses)] = torch.tensor(losses, dtype=torch.float64)
 
     def mean_of_last(self, num_steps: int) -> float:
-        """The mean over the run's last steps."""
+        """The mean loss over the last steps of the run."""
         return float(np.mean(self.losses[-num_steps:].numpy()))
 
 
 class TrainingState:
-    """Encoder, loss, optimiser and the copies that are kept of the encoder.
+    """Encoder, loss, optimizer, loss history, and the average and best copies of the encoder.
 
     Args:
         config: the experiment.
-        num_classes: C of the classes that are learnt from.
-        worker: this process's place.
-        run: identity of the run, which its checkpoints bear.
+        num_classes: C, number of training classes.
+        worker: this worker.
+        run: identity of the run, stored in its checkpoints.
     """
 
     def __init__(self, config: ExperimentConfig, num_classes: int, worker: Worker, run: str) -> None:
@@ -101,12 +101,12 @@ class TrainingState:
 
     @property
     def current(self) -> Encoder:
-        """What would be shipped if training ended here: the average where there is one."""
+        """The result if training ended now: the average if there is one."""
         return self.encoder if self.average is None else self.average.encoder
 
     @property
     def shipped(self) -> Encoder:
-        """What a finished run ships: the best where steps are validated."""
+        """The result of a finished run: the best encoder if there is validation."""
         return self.current if self.best is None else self.best.encoder
 
     @property
@@ -118,10 +118,10 @@ class TrainingState:
         return BestStep(step=int(self.best.step), metric=validation.metric, value=float(self.best.value))
 
     def begin(self, step: int) -> nn.Module:
-        """Make ready to train from a step on, and return what `train_step` takes.
+        """Prepare training from a step, and return the module for `train_step`.
 
-        In the first `freeze_backbone_steps` the backbone has no gradient, so that neither the optimiser nor
-        weight decay moves it, and evaluates: its batch norm statistics rest and it drops nothing.
+        In the first `freeze_backbone_steps` the backbone has no gradient, so that neither the optimizer nor
+        weight decay changes it, and is in evaluation mode: fixed batch norm statistics, no dropout.
         """
         frozen = step < self.config.optimizer.freeze_backbone_steps
         self.learner.train()
@@ -130,18 +130,18 @@ class TrainingState:
         if frozen:
             self.encoder.backbone.eval()
         if self.worker.world_size == 1 or self.config.training.chunk_rows is not None:
-            return self.learner  # alone, or in cached steps, which synchronise by themselves, once
-        # Anew in each phase: it takes note of who has gradients once, when it is made.
+            return self.learner  # one worker, or cached steps, which synchronize themselves
+        # A new wrapper for each phase: it registers the parameters with gradients when it is created.
         keep_shards_local(self.learner)
-        # Buffers (batch norm's, a memory's) are equal on all ranks by their making: none is sent around.
+        # Buffers (batch norm, memory bank) are equal on all ranks by construction, so they are not broadcast.
         return DistributedDataParallel(self.learner, forward_sync_buffers=False)
 
     def refresh_class_vectors(
         self, sampler: BatchSampler | None, done: int, *, resumed: bool = False
     ) -> None:
-        """Give a sampler of similar classes new class vectors when its batches of the old ones are used up.
+        """Set new class vectors for a sampler of similar classes every `refresh_every_steps`.
 
-        After resuming, those of the checkpoint.
+        After resuming, it uses those of the checkpoint.
         """
         if isinstance(sampler, SimilarClassBatchSampler):
             assert isinstance(self.loss, WithClassVectors)
@@ -153,15 +153,15 @@ class TrainingState:
                 sampler.set_class_vectors(self.loss.class_vectors())
 
     def read(self, checkpoint: Path) -> int:
-        """Become what a checkpoint holds; returns the steps it has done."""
+        """Load a checkpoint; returns its number of steps."""
         return read_checkpoint(checkpoint, run=self.run, modules=self._modules(), optimizer=self.optimizer)
 
     def has_part(self) -> bool:
-        """Whether this worker has something to write: the first has, others have their cut proxies."""
+        """Whether this worker writes files: rank 0 does, others if they hold sharded proxies."""
         return has_part(self.worker.rank, self._modules())
 
     def write(self, folder: Path, step: int) -> None:
-        """Write this worker's part of it into an empty folder."""
+        """Write the files of this worker into an empty folder."""
         write_checkpoint(
             folder,
             step=step,

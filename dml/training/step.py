@@ -1,4 +1,4 @@
-"""What one worker computes of a global batch, and one optimiser step of it."""
+"""Forward pass of one worker on its part of the global batch, and one optimizer step."""
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -12,7 +12,7 @@ from dml.training.optimizer import clip_gradients
 
 
 class Learner(nn.Module):
-    """Encoder and loss as one module, so that data parallelism synchronises the gradients of both."""
+    """Encoder and loss in one module, so that DistributedDataParallel synchronizes the gradients of both."""
 
     def __init__(self, encoder: Encoder, loss: nn.Module, precision: Precision) -> None:
         super().__init__()
@@ -21,13 +21,13 @@ class Learner(nn.Module):
         self.precision = precision
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """This worker's part of the loss: the mean over workers is the loss of the global batch.
+        """The loss of this worker; the mean over workers is the loss of the global batch.
 
         Args:
-            images: (b, c, H, W) float32, this worker's share.
+            images: (b, c, H, W) float32, the images of this worker.
             labels: (b,) int64 class ids.
         """
-        return self.loss_of(self.embed(images), labels)
+        return self.compute_loss(self.embed(images), labels)
 
     def embed(self, images: Tensor) -> Tensor:
         """(b, c, H, W) images to (b, D) embeddings, in the precision of training."""
@@ -35,9 +35,10 @@ class Learner(nn.Module):
             embeddings: Tensor = self.encoder(images)
         return embeddings
 
-    def loss_of(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """`forward` from embeddings (b, D) on; every worker must call it."""
-        # A sampler gives every rank its equal share; on a GPU the check would be a wait in every step.
+    def compute_loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss of this worker for embeddings (b, D); every worker must call it."""
+        # Samplers give every rank the same number of rows; on a GPU the check would synchronize in every
+        # step.
         references = gather(embeddings, labels, equal_rows=embeddings.is_cuda)
         loss: Tensor = self.loss(embeddings, labels, references)
         return loss
@@ -46,7 +47,7 @@ class Learner(nn.Module):
 def train_step(
     learner: nn.Module, optimizer: Optimizer, images: Tensor, labels: Tensor, *, clip_norm: float | None
 ) -> Tensor:
-    """Forward, backward and update; returns the loss of the global batch, a scalar equal on every worker."""
+    """Forward, backward and update; returns the loss of the global batch, equal on every worker."""
     optimizer.zero_grad(set_to_none=True)
     loss = learner(images, labels)
     loss.backward()

@@ -1,4 +1,4 @@
-"""Where a training loop's images come from: a dataset, or anything else that can name and order them."""
+"""Training data of the loop: the train split of a dataset, or any other class with the same interface."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -26,34 +26,34 @@ _DECODING_THREADS = min(os.cpu_count() or 1, 8)
 
 
 class Batches(Protocol):
-    """One worker's batches from a step on."""
+    """The batches of one worker, starting at a step."""
 
     wait_s: float
-    """Seconds that the loop has waited for them so far."""
+    """Seconds that the loop has waited for batches so far."""
 
     @property
     def sampler(self) -> BatchSampler | None:
-        """What orders them, where it wants class vectors."""
+        """The sampler of the batches, if it needs class vectors."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
     def close(self) -> None:
-        """Stop making batches."""
+        """Stop loading batches."""
 
 
 class TrainData(Protocol):
-    """What a run is trained on."""
+    """The training data of a run."""
 
     num_classes: int
     """C: labels go from 0 to C - 1."""
     validation: ValidationSet | None
-    """Images of other classes, where the configuration wants validation."""
+    """Images of held-out classes, if the configuration has validation."""
 
     def batches(self, worker: Worker, first_step: int) -> Batches:
-        """This worker's batches, a pure function of the step, from `first_step` on."""
+        """The batches of this worker from `first_step`, a pure function of the step."""
 
     def ids(self, positions: Sequence[int]) -> list[str]:
-        """The names of images, by the positions that their batches gave."""
+        """The ids of images, by their positions in the batches."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class LabelledRows:
     def num_classes(self) -> int:
         return int(self.class_ids.max()) + 1 if len(self.class_ids) else 0
 
-    def of_classes(self, chosen: NDArray[np.bool_]) -> "LabelledRows":
-        """The rows of the classes chosen by a mask (C,), renumbered from 0 in the same order."""
-        kept = chosen[self.class_ids]
-        renumbered = np.cumsum(chosen) - 1
-        return LabelledRows(self.positions[kept], renumbered[self.class_ids[kept]])
+    def select_classes(self, mask: NDArray[np.bool_]) -> "LabelledRows":
+        """The rows of the classes in a mask (C,), with classes renumbered from 0 in the same order."""
+        is_selected = mask[self.class_ids]
+        renumbered = np.cumsum(mask) - 1
+        return LabelledRows(self.positions[is_selected], renumbered[self.class_ids[is_selected]])
 
 
 def read_training_rows(dataset: DatasetRef) -> LabelledRows:
@@ -87,11 +87,11 @@ def read_training_rows(dataset: DatasetRef) -> LabelledRows:
 
 
 def require_trainable(config: ExperimentConfig, dataset: DatasetRef) -> None:
-    """Refuse a train split of which a run could not make its batches, before anything is started for it.
+    """Check that the train split allows the batches of a configuration, before anything is started.
 
     Raises:
-        InvalidData: it is empty, or of one class.
-        InvalidSetting: too few classes or images for the configuration's batches or its validation.
+        InvalidData: the split is empty, or has one class.
+        InvalidSetting: there are too few classes or images for the batches or for validation.
     """
     rows = read_training_rows(dataset)
     if rows.num_classes < 2:
@@ -102,7 +102,7 @@ def require_trainable(config: ExperimentConfig, dataset: DatasetRef) -> None:
     learnt: NDArray[np.bool_] = np.ones(len(rows.positions), dtype=np.bool_)
     if config.training.validation is not None:
         held_out = held_out_classes(rows.num_classes, config.training.validation.fraction, config.seed)
-        learnt, rows = ~held_out[rows.class_ids], rows.of_classes(~held_out)
+        learnt, rows = ~held_out[rows.class_ids], rows.select_classes(~held_out)
     build_sampler(
         config.sampler,
         dataset,
@@ -113,11 +113,11 @@ def require_trainable(config: ExperimentConfig, dataset: DatasetRef) -> None:
 
 
 class DatasetTrainData:
-    """The train split of a dataset version, decoded and augmented as the configuration says.
+    """The train split of a dataset version, decoded and augmented by the configuration.
 
     Raises:
         InvalidData: the split is empty.
-        InvalidSetting: validation would leave too few classes.
+        InvalidSetting: validation leaves too few classes for training.
     """
 
     def __init__(self, config: ExperimentConfig, dataset: DatasetRef) -> None:
@@ -125,21 +125,21 @@ class DatasetTrainData:
         rows = read_training_rows(dataset)
         self.learnt: NDArray[np.bool_] = np.ones(len(rows.positions), dtype=np.bool_)
         self.validation: ValidationSet | None = None
-        wanted = config.training.validation
-        if wanted is not None:
-            held_out = held_out_classes(rows.num_classes, wanted.fraction, config.seed)
+        validation = config.training.validation
+        if validation is not None:
+            held_out = held_out_classes(rows.num_classes, validation.fraction, config.seed)
             self.learnt = ~held_out[rows.class_ids]
-            others, rows = rows.of_classes(held_out), rows.of_classes(~held_out)
+            others, rows = rows.select_classes(held_out), rows.select_classes(~held_out)
             self.validation = ValidationSet(others.class_ids, lambda part: self._images(others, part))
         self.mapped = open_mapped(dataset)
         self.rows = rows
         self.num_classes = rows.num_classes
 
     def sampler(self, worker: Worker, first_step: int) -> BatchSampler:
-        """What orders this worker's batches.
+        """The sampler of this worker.
 
         Raises:
-            InvalidSetting: the data do not allow such batches.
+            InvalidSetting: the data do not allow these batches.
         """
         config = self.config
         return build_sampler(

@@ -1,6 +1,6 @@
-"""How well an encoder retrieves classes it does not learn from: some of the training classes, held out.
+"""Validation during training: retrieval metrics on held-out training classes.
 
-The test classes take no part. Which are held out is a function of the seed and the training classes alone.
+Test classes are not used. The held-out classes depend only on the seed and the training classes.
 """
 
 from collections.abc import Callable
@@ -22,26 +22,26 @@ from dml.models.precision import autocast
 from dml.refs import BestStep
 from dml.training.worker import Worker
 
-# Embedded at a time. Workers share out whole chunks, so that an image has the same neighbours in its batch,
-# and to the last bit the same embedding, for any number of workers.
+# Images per chunk. Each worker embeds whole chunks, so that an image is in the same batch, and has exactly
+# the same embedding, for any number of workers.
 _CHUNK_ROWS = 64
-_OF_VALIDATION = 0x56414C  # keeps its draw apart from the sampler's
+_VALIDATION_SEED = 0x56414C  # a different random stream than that of the sampler
 
 
 def held_out_classes(num_classes: int, fraction: float, seed: int) -> NDArray[np.bool_]:
-    """(C,) whether a training class is held out: a share of them, at least two.
+    """(C,) mask of the held-out training classes: a fraction of them, at least two.
 
     Raises:
-        InvalidSetting: fewer than two classes would be left to learn from.
+        InvalidSetting: fewer than two classes remain for training.
     """
     count = max(round(fraction * num_classes), 2)
     if num_classes - count < 2:
         raise InvalidSetting(
-            f"Validation takes at least two training classes and leaves two; this split has {num_classes}. "
+            f"Validation needs two held-out and two training classes; this split has {num_classes}. "
             "Set training.validation to null, or train on more classes."
         )
     held_out = np.zeros(num_classes, dtype=np.bool_)
-    held_out[permutation(num_classes, (seed << 24) + _OF_VALIDATION)[:count]] = True
+    held_out[permutation(num_classes, (seed << 24) + _VALIDATION_SEED)[:count]] = True
     return held_out
 
 
@@ -50,8 +50,9 @@ class ValidationSet:
     """Images of held-out classes.
 
     Args:
-        class_ids: (N,) the classes.
-        images: rows of this set, ascending, to images (n, c, H, W) float32, preprocessed as the package does.
+        class_ids: (N,) class of each image.
+        images: maps ascending rows of this set to images (n, c, H, W) float32, preprocessed like in the
+            package.
     """
 
     class_ids: NDArray[np.int64]
@@ -60,7 +61,7 @@ class ValidationSet:
     def __post_init__(self) -> None:
         if not (np.bincount(self.class_ids) > 1).any():
             raise InvalidSetting(
-                "Validation looks for a second image of a class; none of the held-out classes has two. Raise "
+                "Validation needs a class with two images; none of the held-out classes has two. Raise "
                 "training.validation.fraction, or set training.validation to null."
             )
 
@@ -74,18 +75,18 @@ def validate(
     *,
     precision: Precision = "float32",
 ) -> BestStep:
-    """The metric of an encoder, in evaluation mode; every worker must call it.
+    """The validation metric of an encoder in evaluation mode; every worker must call it.
 
     Args:
         encoder: equal on all workers; its mode is restored.
-        config: which metric.
-        validation: what is embedded, shared out over the workers.
-        step: steps done.
-        worker: this process's place.
-        precision: of the encoder.
+        config: the metric.
+        validation: images to embed, distributed over the workers.
+        step: number of steps done.
+        worker: this worker.
+        precision: precision of the encoder.
 
     Returns:
-        The same on every worker: one ranks the embeddings, and tells the others.
+        The same value on every worker: rank 0 computes it and broadcasts it.
     """
     embeddings = _embed(encoder, validation, worker, precision)
     value = torch.zeros((), dtype=torch.float64, device=worker.device)
@@ -112,5 +113,5 @@ def _embed(encoder: Encoder, validation: ValidationSet, worker: Worker, precisio
     for module in was_training:
         module.training = True
     if worker.world_size > 1:
-        dist.all_reduce(embeddings)  # every row is zero but on one worker, and adding zero is exact
+        dist.all_reduce(embeddings)  # each row is nonzero on one worker only, so the sum is exact
     return embeddings

@@ -1,4 +1,4 @@
-"""This process's place among the workers, and its share of what they do together."""
+"""Rank, world size and device of a worker, and the distribution of items over workers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,20 +12,20 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Worker:
-    """Which of how many workers this is, and where it computes."""
+    """Rank, world size and device of this process."""
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def collect(self, items: Sequence[Item]) -> list[Item]:
-        """All workers' items in rank order; every worker must call it, and the items must pickle."""
+        """The items of all workers in rank order; every worker must call it, and items must be picklable."""
         if self.world_size == 1:
             return list(items)
-        everybody: list[list[Item]] = [[] for _ in range(self.world_size)]
-        dist.all_gather_object(everybody, list(items))
-        return [item for part in everybody for item in part]
+        gathered: list[list[Item]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(gathered, list(items))
+        return [item for items_of_rank in gathered for item in items_of_rank]
 
     def share(self, items: Sequence[Item]) -> Iterator[Item]:
-        """This worker's items: every W-th."""
+        """The items of this worker: every W-th."""
         yield from items[self.rank :: self.world_size]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dml import losses
-from dml.arguments import arguments_of
+from dml.arguments import constructor_arguments
 from tests import reference
 
 DIM = 16
@@ -33,7 +33,8 @@ class Case:
     def twin(self, x: Tensor, labels: Tensor, *parameters: Tensor) -> Tensor:
         """The same in plain loops: the function of tests/reference.py of the same name, and settings."""
         twin = getattr(reference, self.kind)
-        defaults = {name: each.default for name, each in arguments_of(losses.LOSSES[self.kind]).items()}
+        arguments = constructor_arguments(losses.LOSSES[self.kind])
+        defaults = {name: argument.default for name, argument in arguments.items()}
         wanted = [
             name
             for name, each in inspect.signature(twin).parameters.items()
@@ -74,7 +75,7 @@ def _cases() -> dict[str, Case]:
         cases[loss.__name__] = Case(kind)
         for variant, settings in VARIANTS.get(kind, {}).items():
             cases[f"{loss.__name__}, {variant}"] = Case(kind, settings)
-        if "mining" in arguments_of(loss):
+        if "mining" in constructor_arguments(loss):
             for mining in losses.MINING:
                 cases[f"{loss.__name__}, {mining}"] = Case(kind, {"mining": mining})
     return cases

@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from dml import losses
-from dml.arguments import arguments_of
+from dml.arguments import constructor_arguments
 from dml.losses.core.blocks import max_block_values
 from dml.losses.triplet_margin import count_by_sort, count_one_by_one
 from tests import reference
@@ -52,7 +52,7 @@ def test_every_loss_has_a_twin_an_example_and_a_row_in_the_docs_with_its_default
     assert ">>> " in loss.__doc__
     (row,) = [line for line in DOCS if line.startswith(f"| `{loss.__name__}`") and f"`{kind}` |" in line]
     defaults = row.split(" | ")[3]
-    for name, argument in arguments_of(loss).items():
+    for name, argument in constructor_arguments(loss).items():
         shown = DEFAULTS_IN_WORDS.get((kind, name), _number(argument.default))
         if shown is not None and name not in COMMON:
             assert re.search(rf"(?<![\d.]){re.escape(shown)}(?![\d.])", defaults), (name, shown)
@@ -224,7 +224,7 @@ PUBLISHED = {
 def test_the_defaults_are_those_of_the_source_that_the_docstring_names(kind):
     loss = losses.LOSSES[kind]
     assert "Source: " in loss.__doc__
-    arguments = arguments_of(loss)
+    arguments = constructor_arguments(loss)
     assert {name: arguments[name].default for name in PUBLISHED[kind]} == PUBLISHED[kind]
 
 

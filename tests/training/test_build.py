@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from dml import config, losses
-from dml.arguments import arguments_of
+from dml.arguments import constructor_arguments
 from dml.training.build import build_loss
 from dml.training.conformance_table import DIM, NUM_CLASSES, Recipe
 
@@ -46,7 +46,7 @@ def test_the_defaults_of_a_configured_memory_are_those_of_the_memory():
 
 @pytest.mark.parametrize("kind", losses.LOSSES)
 def test_every_loss_is_configured_by_the_arguments_of_its_constructor(kind):
-    arguments = arguments_of(losses.LOSSES[kind])
+    arguments = constructor_arguments(losses.LOSSES[kind])
     read = KINDS[kind].signature
     assert list(read.arguments) == list(arguments)
     assert {name: each.default for name, each in read.arguments.items() if each.default is not ...} == {

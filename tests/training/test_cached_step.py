@@ -94,7 +94,7 @@ def one_graph_step(learner: Learner, images: Tensor, labels: Tensor, chunk_rows:
     """The twin: the chunks' embeddings in one graph, so that chance and batch norm see the same chunks."""
     optimizer = sgd(learner)
     embeddings = torch.cat([learner.embed(chunk) for chunk in images.split(chunk_rows)])
-    loss = learner.loss_of(embeddings, labels)
+    loss = learner.compute_loss(embeddings, labels)
     loss.backward()
     optimizer.step()
     return loss.detach()

@@ -118,7 +118,7 @@ def test_damaged_checkpoints_are_named_and_left_out(damaged, goes_on_at, dataset
     assert resumed.package.fingerprint == undisturbed.package.fingerprint
     for name in damaged:
         assert f"{name}/encoder.safetensors is not" in caplog.text
-    assert ("beginning anew" in caplog.text) == (goes_on_at == 1)
+    assert ("starting from step 0" in caplog.text) == (goes_on_at == 1)
     for name in storage.list_folders(str(checkpoints)):
         verify_checkpoint(checkpoints / name)
 

@@ -1,1 +1,1 @@
-"""Pictures for people."""
+"""Report pages, charts and pictures of models and search results."""

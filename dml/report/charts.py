@@ -1,4 +1,4 @@
-"""The charts of a report, each a PNG file's bytes: similarities, ROC, training curves, the map."""
+"""Charts of a report as PNG bytes: similarities, ROC, training curves, map."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ def operating_points(curve: RocCurve, rates: Sequence[float]) -> dict[float, Ope
 def pair_histograms(
     curve: RocCurve, *, bins: int = 2**_FEWEST_BINS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Edges (bins + 1,) of similarity over [-1, 1], and the share of positive and of negative pairs in each.
+    """Bin edges (bins + 1,) of similarity over [-1, 1], and the fractions of positive and negative pairs.
 
     Exact: they are sums of the bins in which `roc_of_all_pairs` has counted.
     """
@@ -49,7 +49,7 @@ def pair_histograms(
 
 
 def _seen(edges: NDArray[np.float64], *kinds: NDArray[np.float64]) -> tuple[float, float]:
-    """From where to where there is something to see of some kind of pairs."""
+    """The range of similarities with a visible number of pairs."""
     ends = []
     for shares in kinds:
         below = shares.cumsum()
@@ -61,7 +61,7 @@ def _seen(edges: NDArray[np.float64], *kinds: NDArray[np.float64]) -> tuple[floa
 def _readable_histograms(
     curve: RocCurve,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """`pair_histograms` of as many bins as it takes to show a shape, where similarities crowd together."""
+    """`pair_histograms` with more bins if similarities are in a narrow range."""
     for bins in (2**power for power in range(_FEWEST_BINS, _MOST_BINS + 1)):
         histograms = pair_histograms(curve, bins=bins)
         low, high = _seen(*histograms)
@@ -71,14 +71,14 @@ def _readable_histograms(
 
 
 def draw_similarities(curve: RocCurve, points: Mapping[float, OperatingPoint]) -> bytes:
-    """How similar positive and negative pairs are, and the thresholds at the given false-accept rates."""
+    """Histograms of positive and negative pairs, and the thresholds at these false-accept rates."""
     with style.figure(8.6, 4.0) as (figure, out):
         plot_similarities(figure.add_subplot(), curve, points)
     return out.getvalue()
 
 
 def plot_similarities(axes: "Axes", curve: RocCurve, points: Mapping[float, OperatingPoint]) -> None:
-    """Two histograms, and a dashed line with its words at each threshold, the strictest on top."""
+    """Two histograms, and a dashed line with a text for each threshold, the highest on top."""
     edges, positives, negatives = _readable_histograms(curve)
     for name, shares, total, colour in (
         ("same class", positives, curve.genuine, style.POSITIVE),
@@ -99,7 +99,7 @@ def plot_similarities(axes: "Axes", curve: RocCurve, points: Mapping[float, Oper
         right = point.threshold < (low + high) / 2
         axes.annotate(
             f"≥ {point.threshold:.3f}: false accepts {style.rate_text(rate)}, "
-            f"finds {point.true_accept_rate:.0%}",
+            f"true accepts {point.true_accept_rate:.0%}",
             (point.threshold, height),
             xytext=(5 if right else -5, 0),
             textcoords="offset points",
@@ -110,13 +110,13 @@ def plot_similarities(axes: "Axes", curve: RocCurve, points: Mapping[float, Oper
     style.whole_percent_axis(axes)
     axes.set_xlabel("cosine similarity of a pair")
     axes.set_ylabel("share of its kind of pairs")
-    # Where the words are not: they lean away from the nearer edge.
+    # On the side without texts, which are placed away from the nearer edge.
     strict_is_right = all(point.threshold >= (low + high) / 2 for point in points.values())
     axes.legend(loc="upper left" if strict_is_right else "upper right")
 
 
 def draw_roc(curve: RocCurve, points: Mapping[float, OperatingPoint]) -> bytes:
-    """True accepts over false accepts, the latter on a logarithmic axis, where thresholds are chosen."""
+    """ROC curve with a logarithmic axis of false accepts."""
     with style.figure(5.2, 4.0) as (figure, out):
         axes = figure.add_subplot()
         least = _prepare_roc(axes, [curve], list(points))
@@ -136,7 +136,7 @@ def draw_roc(curve: RocCurve, points: Mapping[float, OperatingPoint]) -> bytes:
 
 
 def draw_both_rocs(curves: Mapping[str, RocCurve], rates: Sequence[float]) -> bytes:
-    """The ROC of two embeddings on the same pairs; dots at the given false-accept rates."""
+    """ROC curves of two embeddings on the same pairs; dots at the false-accept rates."""
     with style.figure(7.2, 4.6) as (figure, out):
         axes = figure.add_subplot()
         least = _prepare_roc(axes, list(curves.values()), rates)
@@ -153,7 +153,7 @@ def draw_both_rocs(curves: Mapping[str, RocCurve], rates: Sequence[float]) -> by
 
 
 def draw_both_similarities(curves: Mapping[str, RocCurve], rates: Sequence[float]) -> bytes:
-    """`plot_similarities` of two embeddings, one above the other; each on its own scale."""
+    """`plot_similarities` of two embeddings, one above the other, with separate scales."""
     with style.figure(8.6, 7.6) as (figure, out):
         panels = figure.subplots(2, 1)
         for axes, (name, curve) in zip(panels, curves.items(), strict=True):
@@ -171,7 +171,7 @@ def _first_impostor(curve: RocCurve) -> int:
 
 
 def _prepare_roc(axes: "Axes", curves: Sequence[RocCurve], rates: Sequence[float]) -> float:
-    """Axes, their words and the grid; returns the smallest rate of false accepts that is on them."""
+    """Set up axes, labels and grid; returns the smallest false-accept rate on the axis."""
     smallest = [float(curve.false_accept_rates[_first_impostor(curve)]) for curve in curves]
     least = float(10 ** np.floor(np.log10(min([*smallest, *rates, 0.1]))))
     axes.set_xscale("log")
@@ -196,7 +196,7 @@ def _roc_line(curve: RocCurve, least: float) -> tuple[NDArray[np.float64], NDArr
 
 
 def draw_curves(curves: Mapping[str, Curve]) -> bytes:
-    """Each number of a training over its steps, in a panel of its own.
+    """Training curves over the steps, one panel per metric.
 
     Args:
         curves: what a panel shows to its curve; at least one.
@@ -226,7 +226,7 @@ def draw_curves(curves: Mapping[str, Curve]) -> bytes:
 def draw_map(
     layout: Map, labels: NDArray[np.int64], names: Mapping[int, str], shown: NDArray[np.int64]
 ) -> bytes:
-    """The items on a plane; the shown classes in colours of their own, the others grey.
+    """Scatter plot of the items; `shown` classes in colours, all others grey.
 
     Args:
         layout: positions of some items.

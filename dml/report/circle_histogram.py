@@ -1,4 +1,4 @@
-"""Embeddings of two dimensions: unit vectors are points on a circle, drawn as a histogram of directions."""
+"""Circular histograms of two-dimensional embeddings, whose unit vectors are points on a circle."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _MOST_NAMED = 16  # names around one circle
 
 @dataclass(frozen=True)
 class CircleHistogram:
-    """One circle: what is on it and what is written above."""
+    """The data and title of one circle."""
 
     title: str
     vectors: NDArray[np.float32]
@@ -32,7 +32,7 @@ class CircleHistogram:
 
 
 def draw_circle_histograms(histograms: Sequence[CircleHistogram]) -> bytes:
-    """Circles side by side, PNG: bars grow outward with the square root of how many items look that way.
+    """Circles side by side, PNG: the length of a bar is the square root of its number of items.
 
     A bar is stacked of the classes in it; a class is written where its mean direction points.
     """
@@ -83,7 +83,7 @@ def _wedge(place: int, low: float, high: float) -> NDArray[np.float64]:
 
 
 def _draw_names(axes: "Axes", histogram: CircleHistogram, classes: Sequence[int]) -> None:
-    """Inside the circle, on a spoke that is as long as the class is of one mind."""
+    """Names inside the circle on a line in the mean direction; its length shows the concentration."""
     present = np.unique(histogram.labels)
     if len(present) > _MOST_NAMED:
         return

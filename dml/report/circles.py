@@ -1,4 +1,4 @@
-"""The same images in two dimensions, one circle for each loss: what does a loss do to an embedding?"""
+"""Page that shows the effect of losses: the same images in two dimensions, one circle per loss."""
 
 from collections.abc import Mapping
 
@@ -14,12 +14,12 @@ from dml.refs import EmbeddingsRef, ReportRef, require_dataset
 from dml.report.circle_histogram import CircleHistogram, draw_circle_histograms
 from dml.report.page import Page, Picture, Section, publish_page
 
-_CODE_VERSION = 1
+_CODE_VERSION = 2
 _TEXT = (
-    "Embeddings have length one, so in two dimensions they are points on a circle, also those of softmax, "
-    "which the literature draws unnormalised, as rays over the plane. Bars outside the circle: the square "
-    "root of how many images lie in that direction, stacked by class. Spokes inside: the mean direction of "
-    "each class, as long as the class is of one mind."
+    "Embeddings have length one, so in two dimensions they are points on a circle. This also applies to "
+    "softmax, which textbooks draw without normalization, as rays in the plane. Bars outside the circle: "
+    "square root of the number of images in that direction, by class. Lines inside: mean direction of "
+    "each class; the length shows how concentrated the class is."
 )
 
 
@@ -60,7 +60,7 @@ def _page(embeddings: Mapping[str, EmbeddingsRef], trained_on: str) -> Page:
 
 
 def _rose(name: str, table: EmbeddingsRef) -> tuple[CircleHistogram, dict[str, float]]:
-    """One circle, and the numbers of what is on it."""
+    """One circle and its metrics."""
     vectors = read_embeddings(table).vectors
     columns = read_rows(table.items, split=table.split, columns=["class_id", "label"])
     labels = columns["class_id"].to_numpy().astype(np.int64)

@@ -1,4 +1,4 @@
-"""Which classes one embedding ranks better than another: is a gain everywhere, or of a few?"""
+"""Charts of the difference between two embeddings for each class."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -34,12 +34,12 @@ def draw_class_gains(
 def plot_bars(
     axes: "Axes", gains: Sequence[ClassGain], names: Mapping[int, str], candidates: tuple[str, str]
 ) -> None:
-    """Gains above the line are the first's, below it the second's; dashed: the mean over all queries."""
-    values = np.array([each.gain for each in gains])
+    """Bars of gains: above the line the first embedding is better; dashed: the mean over all queries."""
+    values = np.array([by_class.gain for by_class in gains])
     named = len(gains) <= _MOST_NAMED
     axes.bar(np.arange(len(gains)), values, width=0.8 if named else 1.0, color=_colours(gains))
     axes.axhline(0, color=style.INK, linewidth=0.8)
-    mean = float(np.average(values, weights=[each.num_queries for each in gains]))
+    mean = float(np.average(values, weights=[by_class.num_queries for by_class in gains]))
     axes.axhline(mean, color=style.INK, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.annotate(
         f"all queries {mean:+.3f}",
@@ -64,7 +64,7 @@ def plot_bars(
 
 
 def plot_dots(axes: "Axes", gains: Sequence[ClassGain], candidates: tuple[str, str]) -> None:
-    """On the diagonal both are as good; the larger a dot, the more queries."""
+    """Scatter plot: both are equal on the diagonal; the size of a dot is the number of queries."""
     sizes = np.array([each.num_queries for each in gains])
     most = 1.05 * max(max(each.first, each.second, 0.01) for each in gains)
     axes.plot([0, most], [0, most], color=style.FAINT, linewidth=1, zorder=0)

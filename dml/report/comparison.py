@@ -1,4 +1,4 @@
-"""Is one embedding better than another, where, and is that more than noise? One page per pair and split."""
+"""Comparison page of two embeddings on the same split: paired tests, classes, queries and ROC curves."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,50 +29,52 @@ from dml.report.sections import (
 )
 from dml.reports import PairedComparison
 
-_CODE_VERSION = 2  # part of a page's identity: raise it when the same inputs would give another page
-_LEADING_METRIC = "map_at_r"  # the metric of classes and galleries: it sees every rank that matters
-_EXTREMES = 8  # classes named at either end
+_CODE_VERSION = 3  # part of a page's identity: raise it when the same inputs would give another page
+_LEADING_METRIC = "map_at_r"  # the metric of classes and galleries: it uses all R nearest items
+_EXTREMES = 8  # number of classes with the largest gain, and with the largest loss, in the table
 COMPARISONS, CLASSES = "comparisons.json", "classes.csv"
 _COMPARISONS = TypeAdapter(list[PairedComparison])
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An embedding and what people call it: a model's version, a cell of a bench."""
+    """An embedding and its display name: a model version, or a cell of a bench."""
 
     name: str
     embeddings: EmbeddingsRef
 
 
 def write_comparison(store: str, first: Candidate, second: Candidate, config: ReportConfig) -> ReportRef:
-    """Compare two embeddings on the same queries of a split, and publish what there is to see.
+    """Compare two embeddings on the same queries of a split, and publish a page.
 
     Args:
-        store: the store's URI; the page is in `reports/` there.
-        first: should be better.
-        second: what it is compared with, of the same dataset.
-        config: which split, who searches whom, and how much of everything.
+        store: URI of the store; the page is in its `reports/`.
+        first: the embedding that should be better.
+        second: the other embedding, of the same dataset.
+        config: split, query and gallery sets, and sizes of the sections.
 
     Returns:
-        The published page, the same one for the same inputs, written once. Beside it `classes.csv`, every
-        class by both, and `comparisons.json`, which `read_comparisons` reads.
+        The published page; the same inputs give the same page, which is written once. Its folder also
+        contains `classes.csv` (all classes) and `comparisons.json` (see `read_comparisons`).
 
     Raises:
-        IncompatibleArtifact: embeddings of different datasets, or twice the same.
-        InvalidData: the split has no rows, none of a role, or queries with a positive of fewer than two
-            classes.
-        InvalidSetting: an attribute that the dataset does not have.
-        ValueError: both have one name.
+        IncompatibleArtifact: the embeddings have different datasets, or are the same.
+        InvalidData: the split has no rows, no queries or no gallery items, or fewer than two classes with a
+            positive.
+        InvalidSetting: the dataset does not have an attribute of the configuration.
+        ValueError: both have the same name.
     """
     require_one_dataset(first.embeddings, second.embeddings)
     if first.embeddings.fingerprint == second.embeddings.fingerprint:
         raise IncompatibleArtifact(
-            f"A comparison needs two different embeddings; {first.name} and {second.name} are both those of "
-            f"{first.embeddings.embedder}. Name another model or cell."
+            f"A comparison needs two different embeddings; {first.name} and {second.name} are both from "
+            f"{first.embeddings.embedder}. Choose another model or cell."
         )
     if first.name == second.name:
-        raise ValueError(f"Two embeddings must be named apart; got {first.name!r} twice. Name the versions.")
-    parents = [(each.name, each.embeddings.fingerprint) for each in (first, second)]
+        raise ValueError(
+            f"Two embeddings must have different names; got {first.name!r} twice. Include the versions."
+        )
+    parents = [(candidate.name, candidate.embeddings.fingerprint) for candidate in (first, second)]
     fingerprint = storage.digest_of("comparison", _CODE_VERSION, parents, config.model_dump(mode="json"))
     return publish_page(store, fingerprint, lambda: _page(_Pair(first, second, config)))
 
@@ -83,40 +85,42 @@ def read_comparisons(report: ReportRef) -> list[PairedComparison]:
 
 
 class _Pair:
-    """Two embeddings of the same queries, each thing computed once."""
+    """Two embeddings of the same queries; results are computed once."""
 
     def __init__(self, first: Candidate, second: Candidate, config: ReportConfig) -> None:
         self.config, self.names = config, (first.name, second.name)
-        self.ours, self.theirs = (EmbeddedSplit(each.embeddings, config) for each in (first, second))
-        require_two_classes(self.ours.metrics, config.split)
+        self.first, self.second = (
+            EmbeddedSplit(candidate.embeddings, config) for candidate in (first, second)
+        )
+        require_two_classes(self.first.metrics, config.split)
 
     def name_of(self, view: EmbeddedSplit) -> str:
-        return self.names[0] if view is self.ours else self.names[1]
+        return self.names[0] if view is self.first else self.names[1]
 
     @cached_property
     def class_gains(self) -> list[ClassGain]:
-        return class_gains(self.ours.metrics, self.theirs.metrics, _LEADING_METRIC)
+        return class_gains(self.first.metrics, self.second.metrics, _LEADING_METRIC)
 
     @cached_property
     def comparisons(self) -> list[PairedComparison]:
         return [self._compared(metric) for metric in self.config.evaluation.query_metrics]
 
     def _compared(self, metric: str) -> PairedComparison:
-        ours, theirs = self.ours.metrics, self.theirs.metrics
-        first, second = ours.values[metric], theirs.values[metric]
+        first, second = self.first.metrics, self.second.metrics
+        first_values, second_values = first.values[metric], second.values[metric]
         return PairedComparison(
-            first=float(first.mean()),
-            second=float(second.mean()),
-            tested=paired_test(ours, theirs, metric),
-            queries=win_loss_tie((first - second).tolist()),
-            classes=win_loss_tie([each.gain for each in class_gains(ours, theirs, metric)]),
+            first=float(first_values.mean()),
+            second=float(second_values.mean()),
+            tested=paired_test(first, second, metric),
+            queries=win_loss_tie((first_values - second_values).tolist()),
+            classes=win_loss_tie([by_class.gain for by_class in class_gains(first, second, metric)]),
         )
 
     def gallery_rows(self, queries: Sequence[int]) -> list[GalleryRow]:
         """Each query with the answers of the first embedding, and below them those of the second."""
-        ours = self._titled_rows(self.ours, queries, style.FIRST)
-        theirs = [replace(row, query=None) for row in self._titled_rows(self.theirs, queries, style.SECOND)]
-        return [row for both in zip(ours, theirs, strict=True) for row in both]
+        first = self._titled_rows(self.first, queries, style.FIRST)
+        second = [replace(row, query=None) for row in self._titled_rows(self.second, queries, style.SECOND)]
+        return [row for both in zip(first, second, strict=True) for row in both]
 
     def _titled_rows(self, view: EmbeddedSplit, queries: Sequence[int], colour: str) -> list[GalleryRow]:
         rows = zip(queries, view.gallery_rows(queries, answers=self.config.answers), strict=True)
@@ -128,7 +132,7 @@ class _Pair:
 
 
 def _page(pair: _Pair) -> Page:
-    (first, second), ours, theirs = pair.names, pair.ours, pair.theirs
+    (first, second), ours, theirs = pair.names, pair.first, pair.second
     subtitle = (
         f"{ours.dataset}, split {pair.config.split}: {len(ours.labels):,} items of {len(ours.names):,} "
         f"classes, embedded in {ours.embeddings.dim} dimensions by {ours.embeddings.embedder} and in "
@@ -149,21 +153,20 @@ def _page(pair: _Pair) -> Page:
 def _numbers(pair: _Pair) -> Section:
     leading = next(each.tested for each in pair.comparisons if each.tested.metric == _LEADING_METRIC)
     first, second = pair.names
-    verdict = f"cannot be told from {second}: the interval of its gain holds 0"
+    verdict = f"does not differ significantly from {second}: the interval of its gain includes 0"
     if leading.low > 0 or leading.high < 0:
         verdict = f"is {'better' if leading.gain > 0 else 'worse'} than {second}"
     text = (
         f"By MAP@R {first} {verdict}; gain {_gain(leading.gain)} {_interval(leading.low, leading.high)}. "
-        f"Both answer the same {leading.num_queries:,} queries of {leading.num_classes:,} classes. "
-        "Intervals: 95 %, whole classes resampled. p: how often chance alone gains as much, the signs of "
-        "whole classes flipped; near 1 "
-        f"where {second} is better. Choose one metric before you look: among many, some p is small by chance."
+        f"Both have the same {leading.num_queries:,} queries of {leading.num_classes:,} classes. "
+        "Intervals: 95 %, by resampling whole classes. p: one-sided p-value of the sign-flip test by class; "
+        f"near 1 if {second} is better. Choose one metric in advance: among many, some p is small by chance."
     )
     return Section("In numbers", text, table=[comparison_row(each, pair.names) for each in pair.comparisons])
 
 
 def comparison_row(comparison: PairedComparison, names: tuple[str, str]) -> dict[str, Any]:
-    """A metric's line of a table; what is won, lost and tied is said of the first."""
+    """The table row of a metric; wins, losses and ties are those of the first embedding."""
     tested, queries, classes = comparison.tested, comparison.queries, comparison.classes
     return {
         "metric": tested.metric,
@@ -190,17 +193,18 @@ def _classes(pair: _Pair) -> Section:
     counts = win_loss_tie([each.gain for each in gains])
     text = (
         f"Of {len(gains):,} classes {counts.won:,} won, {counts.lost:,} lost, {counts.tied:,} tied by "
-        f"{first}. {_concentration(gains)}All are in {CLASSES}; the table has the {_EXTREMES} at either end."
+        f"{first}. {_concentration(gains)}All are in {CLASSES}; the table has the {_EXTREMES} largest gains "
+        "and losses."
     )
     caption = f"MAP@R of every class, {first} against {second}, the mean over its queries"
-    png = draw_class_gains(gains, pair.ours.names, pair.names)
+    png = draw_class_gains(gains, pair.first.names, pair.names)
     ends = gains if len(gains) <= 2 * _EXTREMES else [*gains[:_EXTREMES], *gains[-_EXTREMES:]]
     rows = [_class_row(pair, each) for each in ends]
-    return Section("Is it a few classes?", text, [Picture("classes", png, caption)], rows)
+    return Section("Which classes decide it?", text, [Picture("classes", png, caption)], rows)
 
 
 def _concentration(gains: Sequence[ClassGain]) -> str:
-    """In how few classes half of what is won lies, and half of what is lost."""
+    """The number of classes that contribute half of the gain, and half of the loss."""
     words = []
     for what, sign in (("won", 1), ("lost", -1)):
         shares = sorted((sign * each.gain * each.num_queries for each in gains), reverse=True)
@@ -208,13 +212,13 @@ def _concentration(gains: Sequence[ClassGain]) -> str:
         total = sum(shares)
         if total > 0:
             few = next(n for n in range(1, len(shares) + 1) if sum(shares[:n]) >= total / 2)
-            words.append(f"half of what is {what} lies in {few:,} of them")
+            words.append(f"half of what is {what} comes from {few:,} of them")
     return f"{'; '.join(words).capitalize()}. " if words else ""
 
 
 def _class_row(pair: _Pair, each: ClassGain) -> dict[str, Any]:
     return {
-        "class": pair.ours.names[each.label],
+        "class": pair.first.names[each.label],
         "queries": each.num_queries,
         f"MAP@R, {pair.names[0]}": each.first,
         f"MAP@R, {pair.names[1]}": each.second,
@@ -230,15 +234,15 @@ def _classes_csv(pair: _Pair) -> bytes:
 def _only(pair: _Pair, winner: EmbeddedSplit, loser: EmbeddedSplit) -> Section:
     name, other = pair.name_of(winner), pair.name_of(loser)
     gains = {query: value - loser.map_at_r[query] for query, value in winner.map_at_r.items()}
-    chosen = only_right(winner.neighbours, loser.neighbours, gains, len(gains))
-    shown = chosen[: pair.config.failures]
+    queries = only_right(winner.neighbours, loser.neighbours, gains, len(gains))
+    shown = queries[: pair.config.failures]
     text = (
-        f"{len(chosen):,} queries have a right first answer with {name} and a wrong one with {other}; "
-        f"{len(shown):,} are shown, the largest difference in MAP@R first. Look for what they share."
+        f"{len(queries):,} queries have a right first answer with {name} and a wrong one with {other}; "
+        f"{len(shown):,} are shown, by descending difference in MAP@R. Look for what they have in common."
     )
-    if_empty = text if chosen else f"No query's first answer is right with {name} and wrong with {other}."
+    if_empty = text if queries else f"No query's first answer is right with {name} and wrong with {other}."
     return gallery_section(
-        "only-first" if winner is pair.ours else "only-second",
+        "only-first" if winner is pair.first else "only-second",
         GalleryText(f"Right with {name} alone", text, if_empty),
         shown,
         pair.gallery_rows,
@@ -252,35 +256,35 @@ def _query_row(pair: _Pair, query: int, loser: EmbeddedSplit) -> dict[str, Any]:
     return {
         "id": line["id"],
         "label": line["label"],
-        f"MAP@R, {pair.names[0]}": pair.ours.map_at_r[query],
-        f"MAP@R, {pair.names[1]}": pair.theirs.map_at_r[query],
+        f"MAP@R, {pair.names[0]}": pair.first.map_at_r[query],
+        f"MAP@R, {pair.names[1]}": pair.second.map_at_r[query],
         f"first answer with {pair.name_of(loser)}": line["first wrong answer"],
         "its similarity": line["its similarity"],
     }
 
 
 def _verification(pair: _Pair) -> Section:
-    ours, theirs, rates = pair.ours.curve, pair.theirs.curve, pair.config.false_accept_rates
-    if ours is None or theirs is None:
+    first, second, rates = pair.first.curve, pair.second.curve, pair.config.false_accept_rates
+    if first is None or second is None:
         return no_pairs()
-    curves = dict(zip(pair.names, (ours, theirs), strict=True))
+    curves = dict(zip(pair.names, (first, second), strict=True))
     text = (
-        f"{every_pair(ours)} The two have scales of their own: a threshold of one says nothing of the other, "
-        "and must be set anew when a model is replaced."
+        f"{every_pair(first)} The two embeddings have different scales: a threshold of one is not valid for "
+        "the other. Choose a new threshold when you replace a model."
     )
     pictures = [
         Picture("roc", charts.draw_both_rocs(curves, rates), "ROC of both; dots at the rates of the table"),
         Picture(
             "similarities",
             charts.draw_both_similarities(curves, rates),
-            "Similarities of pairs of the same and of different classes, each embedding on its own scale",
+            "Similarities of pairs of the same class and of different classes; the scales differ",
         ),
     ]
     return Section(VERIFICATION, text, pictures, _threshold_rows(curves, rates))
 
 
 def _threshold_rows(curves: Mapping[str, RocCurve], rates: Sequence[float]) -> list[dict[str, Any]]:
-    """A line per rate and embedding."""
+    """One table row per rate and embedding."""
     points = {name: charts.operating_points(curve, rates) for name, curve in curves.items()}
     return [
         {"embedding": name, **threshold_row(rate, points[name].get(rate), int(curve.impostor[-1]))}

@@ -1,4 +1,4 @@
-"""A split seen through an embedding: what the sections of a report need of it."""
+"""Metrics, nearest neighbours and images of a split in one embedding, for the sections of a report."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -22,7 +22,7 @@ from dml.report.gallery import GalleryRow, Tile
 
 
 class EmbeddedSplit:
-    """A split's rows as the page needs them, each thing computed once and only where a section asks."""
+    """The data of a split for a report; results are computed once and only if a section needs them."""
 
     def __init__(self, embeddings: EmbeddingsRef, config: ReportConfig) -> None:
         self.embeddings, self.config = embeddings, config
@@ -51,7 +51,7 @@ class EmbeddedSplit:
 
     @cached_property
     def map_at_r(self) -> dict[int, float]:
-        """By query; of those with a positive."""
+        """MAP@R of each query with a positive."""
         return dict(zip(self.metrics.rows.tolist(), self.metrics.values["map_at_r"].tolist(), strict=True))
 
     @cached_property
@@ -60,7 +60,7 @@ class EmbeddedSplit:
 
     @cached_property
     def curve(self) -> RocCurve | None:
-        """None where verification has no pair of one class, or none of two."""
+        """The ROC curve of all pairs; None if there are no genuine or no impostor pairs."""
         sizes = np.unique(self.labels, return_counts=True)[1]
         if len(sizes) < 2 or sizes.max() < 2:
             return None
@@ -78,7 +78,7 @@ class EmbeddedSplit:
         """Queries, numbered from 1, with their nearest answers."""
         ranks = {query: self._answers_of(query, answers) for query in queries}
         rows = [self.row_of(query) for query in queries]
-        rows += [int(self.neighbours.answers[query_rank]) for each in ranks.values() for query_rank in each]
+        rows += [int(self.neighbours.answers[at]) for of_query in ranks.values() for at in of_query]
         images = dict(zip(rows, read_images(self.dataset, self.positions[rows].tolist()), strict=True))
         return [
             GalleryRow(
@@ -89,7 +89,7 @@ class EmbeddedSplit:
         ]
 
     def _answers_of(self, query: int, count: int) -> list[tuple[int, int]]:
-        """(query, rank from 0) of the nearest that there are."""
+        """(query, rank from 0) of the nearest answers; fewer than `count` if the gallery is small."""
         present = self.neighbours.similarities[query, :count] > -torch.inf
         return [(query, rank) for rank in range(int(present.sum()))]
 
@@ -103,7 +103,7 @@ class EmbeddedSplit:
         )
 
     def row(self, query: int) -> dict[str, Any]:
-        """A query's line of a table."""
+        """The table row of a query."""
         near = self.neighbours
         wrong = (~near.right[query] & (near.similarities[query] > -torch.inf)).nonzero()[:, 0].tolist()
         line: dict[str, Any] = {"id": self.ids[self.row_of(query)], "label": self.name_of(query)}

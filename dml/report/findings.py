@@ -1,4 +1,4 @@
-"""What is worth looking at: failures, suspected labels, and what one embedding finds and another does not."""
+"""Queries and items to inspect: failures, suspected labels, and differences between two embeddings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,24 +10,24 @@ from dml.metrics.ranking import Items, Ranking
 from dml.metrics.retrieval import QueryMetrics
 from dml.reports import WinLossTie
 
-_TIE = 1e-9  # values are shares of small counts: what differs by less, rounding made
+_TIE = 1e-9  # values are fractions of small counts: smaller differences are rounding errors
 _FEWEST_AGREEING = 2  # one neighbour of another label is a mistake of the embedding, not evidence
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest answers of every query, on the CPU; Q queries, in rows of the split."""
+    """The nearest answers of Q queries, on the CPU; rows are those of the split."""
 
     rows: Tensor
     """(Q,) int64: the queries."""
     labels: Tensor
-    """(Q,) int64: theirs."""
+    """(Q,) int64: labels of the queries."""
     answers: Tensor
     """(Q, depth) int64: rows, the nearest first."""
     answer_labels: Tensor
     """(Q, depth) int64."""
     similarities: Tensor
-    """(Q, depth) float; -inf where there is no answer any more."""
+    """(Q, depth) float; -inf if there are fewer answers."""
     relevant: Tensor
     """(Q,) int64: positives in the gallery."""
     gallery_labels: Tensor
@@ -41,20 +41,20 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Suspect:
-    """An item whose nearest neighbours agree on a label that is not its own."""
+    """An item whose nearest neighbours all have one label, which differs from its label."""
 
     query: int
-    """Which of the queries, not which row."""
+    """Index among the queries, not a row of the split."""
     label: int
     agreed: int
-    """The neighbours' label."""
+    """The label of the neighbours."""
     num_agreeing: int
     similarity: float
-    """Mean to the neighbours that agree."""
+    """Mean similarity to these neighbours."""
 
 
 def nearest(queries: Items, gallery: Items | None = None, *, depth: int) -> Neighbours:
-    """The `depth` nearest of every query, by the same exclusions as the metrics.
+    """The `depth` nearest items of every query, with the same exclusions as the metrics.
 
     Args:
         queries: their ids are rows.
@@ -79,7 +79,7 @@ def nearest(queries: Items, gallery: Items | None = None, *, depth: int) -> Neig
 
 
 def worst_queries(metrics: QueryMetrics, neighbours: Neighbours, count: int) -> list[int]:
-    """The queries of lowest MAP@R; among equals first those that are surest of their first answer.
+    """The queries with the lowest MAP@R; ties by the highest similarity of the first answer.
 
     Queries without a positive cannot fail, and are left out.
     """
@@ -90,21 +90,21 @@ def worst_queries(metrics: QueryMetrics, neighbours: Neighbours, count: int) -> 
 
 
 def confident_mistakes(neighbours: Neighbours, count: int) -> list[int]:
-    """The queries with a positive whose first answer is wrong, the most similar of those first."""
+    """The queries with a positive and a wrong first answer, by descending similarity."""
     wrong = (~neighbours.right[:, 0] & (neighbours.relevant > 0)).nonzero()[:, 0]
     order = neighbours.similarities[wrong, 0].argsort(descending=True, stable=True)
     return [int(query) for query in wrong[order[:count]]]
 
 
 def label_suspects(neighbours: Neighbours, *, agreeing: int = 5) -> list[Suspect]:
-    """Every item whose nearest neighbours all carry one label that is not its own, the most similar first.
+    """Items whose nearest neighbours all have one other label, by descending similarity.
 
     The first `agreeing` answers must agree; where the other class has fewer items, all of those it has, two
     at least. An item without a positive is never suspected: nothing could confirm its label.
 
     Args:
         neighbours: at least `agreeing` deep, or as deep as the gallery.
-        agreeing: how many neighbours must agree, 2 or more.
+        agreeing: number of neighbours that must agree, 2 or more.
 
     Raises:
         ValueError: fewer than 2, since one neighbour of another label proves nothing.
@@ -135,7 +135,7 @@ def label_suspects(neighbours: Neighbours, *, agreeing: int = 5) -> list[Suspect
 
 @dataclass(frozen=True)
 class ClassGain:
-    """One class by two embeddings' MAP@R."""
+    """The MAP@R of one class in two embeddings."""
 
     label: int
     num_queries: int
@@ -149,13 +149,13 @@ class ClassGain:
 
 
 def win_loss_tie(gains: Sequence[float]) -> WinLossTie:
-    """How many gains are above 0, below and neither, rounding apart."""
+    """Counts of gains above 0, below 0 and equal to 0, within rounding."""
     won, lost = sum(gain > _TIE for gain in gains), sum(gain < -_TIE for gain in gains)
     return WinLossTie(won=won, lost=lost, tied=len(gains) - won - lost)
 
 
 def class_gains(first: QueryMetrics, second: QueryMetrics, metric: str = "map_at_r") -> list[ClassGain]:
-    """Every class that has a query, the largest gain first, of equal ones the smallest class id.
+    """The gains of all classes with a query, in descending order; ties by class id.
 
     Args:
         first: of one embedding.
@@ -164,11 +164,14 @@ def class_gains(first: QueryMetrics, second: QueryMetrics, metric: str = "map_at
     """
     labels, index, sizes = torch.unique(first.labels.cpu(), return_inverse=True, return_counts=True)
     means = [
-        torch.zeros(len(labels), dtype=torch.float64).index_add_(0, index, each.values[metric].cpu()) / sizes
-        for each in (first, second)
+        torch.zeros(len(labels), dtype=torch.float64).index_add_(0, index, queries.values[metric].cpu())
+        / sizes
+        for queries in (first, second)
     ]
     columns = zip(labels.tolist(), sizes.tolist(), means[0].tolist(), means[1].tolist(), strict=True)
-    return sorted((ClassGain(*column) for column in columns), key=lambda each: (-each.gain, each.label))
+    return sorted(
+        (ClassGain(*column) for column in columns), key=lambda by_class: (-by_class.gain, by_class.label)
+    )
 
 
 def only_right(ours: Neighbours, theirs: Neighbours, gains: Mapping[int, float], count: int) -> list[int]:

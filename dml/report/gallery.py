@@ -21,7 +21,7 @@ _TITLE_HEIGHT = 30
 _ANSWERS_PER_LINE = 10
 _HTML_TEXT = 80  # characters of a label
 _COLOURS = {True: "#1e8e3e", False: "#d93025", None: "#80868b"}
-_MARKS = {True: "✓ ", False: "✗ ", None: ""}  # for eyes that tell no red from green
+_MARKS = {True: "✓ ", False: "✗ ", None: ""}  # readable without colour vision
 _QUERY_COLOUR, _INK, _PAPER, _EMPTY, _RULE = "#1a73e8", "#202124", "white", "#f1f3f4", "#dadce0"
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -29,7 +29,7 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture with what is written below it."""
+    """One picture with its caption."""
 
     image: bytes
     text: str

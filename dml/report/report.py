@@ -29,7 +29,7 @@ from dml.report.sections import (
 )
 from dml.reports import RAW_PIXELS, Evaluation, EvaluationReport
 
-_CODE_VERSION = 2  # part of a report's identity: raise it when the same inputs would give another page
+_CODE_VERSION = 3  # part of a report's identity: raise it when the same inputs would give another page
 SUSPECTS = "suspects.csv"
 
 

@@ -1,4 +1,4 @@
-"""Sections that several pages have: a gallery with its table, and verification."""
+"""Sections shared by several pages: a gallery with its table, and verification."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ VERIFICATION = "Same or not: similarities and thresholds"
 
 @dataclass(frozen=True)
 class GalleryText:
-    """A gallery section's text where it has queries, and where it has none."""
+    """Texts of a gallery section, with and without queries."""
 
     title: str
     text: str
@@ -50,7 +50,9 @@ def gallery_section(
 
 def no_pairs() -> Section:
     """Where there is no pair of one class, or none of two."""
-    return Section(VERIFICATION, "Verification needs pairs of one class and of two; this split has not both.")
+    return Section(
+        VERIFICATION, "Verification needs genuine and impostor pairs; this split does not have both."
+    )
 
 
 def every_pair(curve: RocCurve) -> str:

@@ -1,4 +1,4 @@
-"""Which indexes are to be refreshed by themselves: `refresh.json` beside an index's versions, in the store.
+"""Schedules for refreshing indexes: the file `refresh.json` in the folder of an index.
 
 The file is the wish itself, so it moves with the store and ends with the index; a scheduler is told of it.
 """
@@ -13,7 +13,7 @@ from dml.retrieval.index import find_index
 
 REFRESH_FILE = "refresh.json"
 LEAST_LEFT = 0.5
-"""The share of an index's items below which a refresh leaves the index as it is."""
+"""If a source has less than this fraction of the items of an index, a refresh fails."""
 
 
 def ask_refresh(
@@ -25,7 +25,7 @@ def ask_refresh(
     model: str | None = None,
     dataset: str | None = None,
 ) -> RefreshConfig:
-    """From now on the index is to be refreshed so; replaces the former wish.
+    """Schedule the refresh of an index; replaces an earlier schedule.
 
     Args:
         store: the store's URI.
@@ -39,9 +39,9 @@ def ask_refresh(
         MissingArtifact: there is no such index.
         InvalidSetting: a version, not a name; or no model is given and the index names none.
     """
-    own_model, own_dataset = _made_with(store, name)
+    built_model, built_dataset = _built_from(store, name)
     config = RefreshConfig(
-        cron=cron, timezone=timezone, model=model or own_model, dataset=dataset or own_dataset
+        cron=cron, timezone=timezone, model=model or built_model, dataset=dataset or built_dataset
     )
     _require_model(name, config.model)
     storage.write_json(_file(store, name), config.model_dump(mode="json"))
@@ -49,17 +49,17 @@ def ask_refresh(
 
 
 def end_refresh(store: str, name: str) -> None:
-    """From now on the index stays as it is.
+    """Remove the schedule of an index.
 
     Raises:
         MissingArtifact: there is no such index.
     """
-    _made_with(store, name)
+    _built_from(store, name)
     storage.delete(_file(store, name))
 
 
 def names_to_refresh(store: str) -> list[str]:
-    """The indexes that ask to be refreshed, sorted."""
+    """The names of all scheduled indexes, sorted."""
     root = storage.join(store, "indexes")
     return [
         name for name in storage.list_folders(root) if storage.exists(storage.join(root, name, REFRESH_FILE))
@@ -67,7 +67,7 @@ def names_to_refresh(store: str) -> list[str]:
 
 
 def find_refresh(store: str, name: str) -> RefreshConfig | None:
-    """How an index asks to be refreshed; None: it does not.
+    """The schedule of an index; None: it has none.
 
     Raises:
         InvalidData: the file is not what `ask_refresh` writes.
@@ -85,7 +85,7 @@ def find_refresh(store: str, name: str) -> RefreshConfig | None:
 
 
 def read_refreshes(store: str) -> tuple[dict[str, RefreshConfig], dict[str, str]]:
-    """How every index that asks is to be refreshed; and of those whose file is damaged, by name, why."""
+    """The schedules of all indexes, and the errors of damaged schedule files, both by index name."""
     asking, damaged = {}, {}
     for name in names_to_refresh(store):
         try:
@@ -99,13 +99,13 @@ def read_refreshes(store: str) -> tuple[dict[str, RefreshConfig], dict[str, str]
 
 
 def refreshed_from(store: str, name: str) -> tuple[str, str]:
-    """Model and dataset that refresh an index: as it asks, else the names it was made with.
+    """Model and dataset for refreshing an index: those of its schedule, else those it was built from.
 
     Raises:
         MissingArtifact: there is no such index.
         InvalidSetting: a version, not a name; or it does not ask and names no model.
     """
-    made_with = _made_with(store, name)
+    made_with = _built_from(store, name)
     schedule = find_refresh(store, name)
     model, dataset = made_with if schedule is None else (schedule.model, schedule.dataset)
     _require_model(name, model)
@@ -113,27 +113,27 @@ def refreshed_from(store: str, name: str) -> tuple[str, str]:
 
 
 def require_most_still_there(index: IndexRef, fresh: DatasetRef) -> None:
-    """Nobody watches a refresh: a source that is half gone, as a disk not mounted, must not become the index.
+    """Protect an unattended refresh from an incomplete source, such as a disk that is not mounted.
 
     Args:
-        index: the version that answers now.
-        fresh: what its dataset's source has given just now.
+        index: the current version.
+        fresh: the dataset that was just ingested.
 
     Raises:
         InvalidData: fewer than `LEAST_LEFT` of the index's items would be left.
     """
-    own = index.model.partition("/")[0]
+    model = index.model.partition("/")[0]
     if fresh.name == index.embeddings.items.name and fresh.rows < LEAST_LEFT * index.rows:
         raise InvalidData(
             f"At least {LEAST_LEFT:.0%} of the {index.rows} items of index {index.name} must still be in its "
             f"dataset's source; {fresh}, read just now, has {fresh.rows}. The index "
-            f"stays as it is. If that is all there is to be: dml index {index.name} --dataset {fresh.name}"
-            f"{f' --model {own}' if own else ''}."
+            f"is not changed. If the source is complete: dml index {index.name} --dataset {fresh.name}"
+            f"{f' --model {model}' if model else ''}."
         )
 
 
-def _made_with(store: str, name: str) -> tuple[str, str]:
-    """The names of an index's model ("" where it names none) and dataset, without their versions."""
+def _built_from(store: str, name: str) -> tuple[str, str]:
+    """The names of the model ("" if unknown) and the dataset of an index, without versions."""
     ref = find_index(store, name)
     if ref.name != name:
         raise InvalidSetting(f"What is refreshed must be an index's name; got {name!r}. Say {ref.name}.")

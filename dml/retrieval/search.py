@@ -1,4 +1,4 @@
-"""Search an index, narrowed by what is known beforehand, exactly k answers unless fewer match."""
+"""Search in an opened index, optionally with filters; exactly k answers unless fewer items match."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ from dml.retrieval.filters import matching_rows
 INDEX_FILE, ITEMS_FILE = "index.faiss", "items.arrow"
 
 _LENGTH_TOLERANCE = 1e-3
-_SIMILARITY_LIMIT = 1.001  # of vectors kept as they came
-_LOSSY_SIMILARITY_LIMIT = 1.5  # of reconstructed ones, which are not of unit length
+_SIMILARITY_LIMIT = 1.001  # for uncompressed vectors
+_LOSSY_SIMILARITY_LIMIT = 1.5  # for reconstructed vectors, which do not have unit length
 _EXACT = re.compile(r"(.*,)?R?Flat|(.*,)?SQfp16|(HNSW|NSG)\d+")
 _CHECKED_ROWS = 3
 _IDS_SHOWN = 3
@@ -32,14 +32,14 @@ _REMEDY = "`dml verify --heal` builds the index again."
 
 @dataclass(frozen=True)
 class Scan:
-    """Up to how many matches of a filter each is compared with, which is then fastest; beyond, the index is
-    searched among them."""
+    """Limit for brute force: up to this number of matching items each is compared with the query, which is
+    fastest. With more matches the index is searched with a selector."""
 
     rows: int = 10_000
     share: float = 0.05
-    """Of all items; the larger of both counts."""
+    """Fraction of all items; the larger of the two limits applies."""
     block_rows: int = 1 << 16
-    """Compared at a time."""
+    """Items compared at a time."""
 
     def suits(self, num_matching: int, num_items: int) -> bool:
         return num_matching <= max(self.rows, self.share * num_items)
@@ -47,7 +47,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Answer:
-    """One item found."""
+    """One item of a search result."""
 
     id: str
     similarity: float
@@ -58,19 +58,19 @@ class Answer:
     """None: the items have no splits."""
     attributes: dict[str, Any]
     position: int
-    """Of the item's row among the indexed items."""
+    """Row of the item among the indexed items."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Each query's answers, the most similar first, and what was done to find them."""
+    """The answers of each query by descending similarity, and how the search was executed."""
 
     answers: list[list[Answer]]
     plan: str
 
 
 class Items:
-    """An index's items: their columns, and single rows by number.
+    """The items of an index: columns, and rows by number.
 
     Rows are taken chunk by chunk: `take` on a whole column of text would copy it into one array, which ends
     at 2 GiB, 33.5 million digests.
@@ -82,7 +82,7 @@ class Items:
         self._starts = np.cumsum([0, *map(len, self._chunks)])
 
     def take(self, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """(N,) row numbers to N rows."""
+        """The rows with these numbers (N,)."""
         items: list[dict[str, Any]] = [{}] * len(rows)
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(numbers):
@@ -96,12 +96,12 @@ class Items:
 
 
 class Index:
-    """An opened index version: vectors and items, memory-mapped where Faiss can.
+    """An opened index version: vectors and items, memory-mapped if Faiss supports it.
 
     Args:
         ref: the version.
-        scan: when a filter's matches are all compared.
-        parameters: how Faiss is told to search among some rows; None from it: it cannot.
+        scan: limits for brute force among the matches of a filter.
+        parameters: returns Faiss search parameters with a selector of rows, or None if not supported.
 
     Raises:
         MissingArtifact, CorruptArtifact: its files are not those that were published.
@@ -138,7 +138,7 @@ class Index:
         return self._items.table
 
     def check(self) -> None:
-        """Search for a few of the index's own items, as anybody would.
+        """Search for a few items of the index.
 
         Raises:
             CorruptArtifact: it cannot be searched.
@@ -149,7 +149,7 @@ class Index:
         vectors = self._index.reconstruct_batch(rows)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not (np.isfinite(lengths) & (lengths > 0)).all():
-            raise self._corrupt("hold vectors that are numbers; it holds others")
+            raise self._corrupt("have finite vectors; it has NaN or infinity")
         self.search(vectors / lengths, 1, embedder=self.ref.embeddings.embedder.fingerprint)
 
     def vectors_of(self, ids: Sequence[str]) -> NDArray[np.float32]:
@@ -223,17 +223,18 @@ class Index:
         )
 
     def _refuse(self, vectors: NDArray[np.float32], k: object, embedder: str) -> None:
-        own = self.ref.embeddings.embedder
-        if embedder != own.fingerprint:
+        index_embedder = self.ref.embeddings.embedder
+        if embedder != index_embedder.fingerprint:
             raise IncompatibleArtifact(
-                f"index {self.ref.uri} holds vectors of {own}; this query was embedded by "
-                f"{embedder[:12]}. Embed it with {own}, or build an index for {embedder[:12]}."
+                f"index {self.ref.uri} holds vectors of {index_embedder}; this query was embedded by "
+                f"{embedder[:12]}. Embed it with {index_embedder}, or build an index for {embedder[:12]}."
             )
         if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
             raise InvalidSetting(f"k must be a whole number, 1 or more; got {k!r}.")
         if vectors.ndim != 2 or vectors.shape[1] != self.ref.embeddings.dim:
             raise InvalidData(
-                f"Queries must be (Q, {self.ref.embeddings.dim}); got {vectors.shape}. Embed them with {own}."
+                f"Queries must be (Q, {self.ref.embeddings.dim}); got {vectors.shape}. Embed them with "
+                f"{index_embedder}."
             )
         lengths = np.linalg.norm(vectors, axis=1)
         if not (np.abs(lengths - 1) <= _LENGTH_TOLERANCE).all():
@@ -245,7 +246,7 @@ class Index:
     def _find(
         self, vectors: NDArray[np.float32], k: int, matching: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
-        """(Q, k) similarities and rows, k being at most the number of matches; and what was done."""
+        """(Q, k) similarities and rows, with k at most the number of matches; and the plan."""
         if matching is None:
             similarities, rows = self._index.search(vectors, k)
             plan = f"{self.ref.factory} over {self.ref.rows} items"
@@ -260,7 +261,7 @@ class Index:
             # A selector that Faiss does not honour everywhere (its issue 5504).
             return *self._compared(vectors, k, matching), f"{plan}, others too, compared with all of them"
         if (rows < 0).any():
-            # The lists that were probed held fewer than k: nothing but all of them is sure.
+            # The probed lists have fewer than k matches: search all lists.
             everything = np.arange(self.ref.rows) if matching is None else matching
             return *self._compared(
                 vectors, k, everything
@@ -276,7 +277,7 @@ class Index:
             raise self._corrupt(f"answer with rows below {self.ref.rows}; it answers with others")
 
     def _parameters_for(self, matching: NDArray[np.int64]) -> faiss.SearchParameters | None:
-        """How the index itself can search among many matches; None where comparing with each is better."""
+        """Search parameters for many matches; None if brute force is better."""
         if self._scan.suits(len(matching), self.ref.rows):
             return None
         return self._parameters(self._index, matching)
@@ -284,7 +285,7 @@ class Index:
     def _compared(
         self, vectors: NDArray[np.float32], k: int, matching: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Compare with each matching item, as the index stores it; in blocks."""
+        """Brute force: compare with each matching item as stored in the index, in blocks."""
         similarities = np.empty((len(vectors), 0), dtype=np.float32)
         rows = np.empty((len(vectors), 0), dtype=np.int64)
         for start in range(0, len(matching), self._scan.block_rows):
@@ -297,7 +298,7 @@ class Index:
         return similarities, rows
 
     def _answers(self, similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> list[list[Answer]]:
-        """Each query's items, the most similar first, equal ones by position."""
+        """The items of each query by descending similarity, ties by position."""
         order = np.lexsort((rows, -similarities), axis=1)
         similarities = np.take_along_axis(similarities, order, axis=1)
         rows = np.take_along_axis(rows, order, axis=1)
@@ -307,9 +308,9 @@ class Index:
 
 
 def parameters_among(index: faiss.Index, rows: NDArray[np.int64]) -> faiss.SearchParameters | None:
-    """How Faiss searches an index among some of its rows; None where it is better compared with each.
+    """Faiss search parameters with a selector of rows; None if brute force is better.
 
-    Graphs lose recall under a filter (HNSW32, 1 % matching: 0.23), and refined indexes take none.
+    Graphs lose recall with a filter (HNSW32, 1 % matching: 0.23), and refined indexes support no selector.
     """
     bits = np.zeros(index.ntotal, dtype=np.bool_)
     bits[rows] = True
@@ -317,7 +318,7 @@ def parameters_among(index: faiss.Index, rows: NDArray[np.int64]) -> faiss.Searc
     if isinstance(index, faiss.IndexFlat):
         return faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
     if isinstance(index, faiss.IndexIVF):
-        # As many more lists as the filter leaves fewer items in each.
+        # More lists in proportion, because each list has fewer matching items.
         probes = min(index.nlist, int(index.nprobe * index.ntotal / len(rows)) + 1)
         return faiss.SearchParametersIVF(sel=selector, nprobe=probes)  # type: ignore[call-arg]
     return None
@@ -330,7 +331,7 @@ def _are_among(rows: NDArray[np.int64], matching: NDArray[np.int64]) -> bool:
 
 
 def _row_numbers(rows: NDArray[np.int64]) -> pa.Array:
-    """As Arrow, by hand: `pa.array` imports pandas, a third of a second that one search would wait for."""
+    """Row numbers as an Arrow array; `pa.array` would import pandas, which takes a third of a second."""
     return pa.Array.from_buffers(pa.int64(), rows.size, [None, pa.py_buffer(np.ascontiguousarray(rows))])
 
 
@@ -340,7 +341,7 @@ def _answer(similarity: float, item: dict[str, Any]) -> Answer:
 
 
 def open_index(ref: IndexRef) -> Index:
-    """Open an index version; fetched once per machine where the store is remote.
+    """Open an index version; with a remote store it is downloaded once per machine.
 
     Raises:
         MissingArtifact, CorruptArtifact: its files are not those that were published.

@@ -1,1 +1,1 @@
-"""Answers to people and programs: what the command line, the flows and a server have in common."""
+"""Search with an open index, and pictures of results, for command line, flows and servers."""

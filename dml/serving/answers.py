@@ -1,4 +1,4 @@
-"""Pictures of queries and their answers, from a search, the dataset's images and the report's gallery."""
+"""Pictures of queries and their search results."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ _SAMPLE_QUERIES, _SAMPLE_ANSWERS = 8, 8
 
 
 def draw(found: Found, query: bytes) -> bytes:
-    """The query and its answers as one row of pictures, PNG."""
+    """A PNG with the query and its answers in one row."""
     dataset = require_dataset(found.index.embeddings.items, "A picture of answers")
     images = read_images(dataset, [answer.position for answer in found.answers])
     return draw_gallery([_row(Tile(query, "query"), found.answers, images, label=None)])

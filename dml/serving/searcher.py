@@ -1,4 +1,4 @@
-"""An index that stays open: image files in, the most similar items out.
+"""A searcher that keeps an index and its model open: image files in, most similar items out.
 
 Opening costs seconds (libraries, the package's weights, the index); a query in an open searcher milliseconds.
 """
@@ -21,14 +21,14 @@ from dml.retrieval.search import Answer, Index, open_index
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found for one query, and what it did to find it."""
+    """The search result of one query: answers and plan."""
 
     index: IndexRef
     answers: Sequence[Answer]
     plan: str
 
     def report(self, *, picture: str | None = None) -> SearchReport:
-        """The same for people.
+        """The result as a report for users.
 
         Args:
             picture: path of the picture of it, where one was drawn.
@@ -55,16 +55,16 @@ class Found:
 class _Opened:
     index: Index
     package: Package | None
-    """None: a model that is not in the store embedded the items."""
+    """None: the items were embedded by a model that is not in the store."""
 
 
 class Searcher:
-    """An open index with exactly the package that made it; threads may share one.
+    """An open index with the model package that embedded its items; can be shared between threads.
 
     Example:
         searcher = Searcher.open("dml-store", "shop")
-        for found in searcher.search([image], k=3, where=["script=Greek"]):
-            print(found.answers[0].label, found.answers[0].similarity)
+        for result in searcher.search([image], k=3, where=["script=Greek"]):
+            print(result.answers[0].label, result.answers[0].similarity)
     """
 
     def __init__(self, store: str, name: str, opened: _Opened) -> None:
@@ -89,15 +89,15 @@ class Searcher:
 
     @property
     def index(self) -> IndexRef:
-        """The version that answers."""
+        """The current version."""
         return self._opened.index.ref
 
     @property
     def package(self) -> Package:
-        """What embeds the queries: exactly the package that embedded the items.
+        """The package that embeds the queries, which is the package that embedded the items.
 
         Raises:
-            IncompatibleArtifact: a model that is not in the store embedded the items.
+            IncompatibleArtifact: the items were embedded by a model that is not in the store.
         """
         return _require(self._opened)
 
@@ -106,7 +106,7 @@ class Searcher:
 
         Args:
             images: Q files' bytes, in any format Pillow reads.
-            k: how many answers are wanted of each.
+            k: number of answers per query.
             where: conditions on attributes, all of which must hold; see `dml.retrieval.filters`.
 
         Returns:
@@ -117,7 +117,7 @@ class Searcher:
             InvalidData: bytes that are no image.
             InvalidSetting: a condition that cannot be followed, or k below 1.
         """
-        opened = self._opened  # `refresh` may replace it meanwhile
+        opened = self._opened  # `refresh` can replace it during the search
         vectors = _require(opened).embed(images)
         return self._answers(opened.index, vectors, k, where)
 
@@ -166,7 +166,7 @@ class Searcher:
         return [Found(index.ref, answers, result.plan) for answers in result.answers]
 
     def refresh(self) -> bool:
-        """Take the version of the index that is in use now; whether it is another than before.
+        """Switch to the current version of the index; returns whether it changed.
 
         Searches under way end on the version they began with. A searcher of NAME@VERSION stays as it is.
         """

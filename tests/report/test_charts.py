@@ -71,7 +71,7 @@ def test_the_thresholds_drawn_are_those_of_verification():
     assert drawn == finite
     assert len(finite) >= 2
     words = [text.get_text() for text in axes.texts]
-    assert words[-1].startswith(f"≥ {finite[-1]:.3f}: false accepts 1 in 10, finds ")
+    assert words[-1].startswith(f"≥ {finite[-1]:.3f}: false accepts 1 in 10, true accepts ")
 
 
 def test_a_rate_that_no_threshold_keeps_is_left_out():

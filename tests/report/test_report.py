@@ -198,7 +198,7 @@ def test_a_split_in_which_nobody_can_be_found_is_a_page_too(store, tmp_path, num
         "No query fails",
         "first answer is wrong.",
         "neighbours agree on a label that is not its own.",
-        "Verification needs pairs of one class and of two",
+        "Verification needs genuine and impostor pairs",
     ):
         assert words in html
 

@@ -132,22 +132,22 @@ class _Pair:
 
 
 def _page(pair: _Pair) -> Page:
-    (first, second), ours, theirs = pair.names, pair.first, pair.second
+    (first, second), one, other = pair.names, pair.first, pair.second
     subtitle = (
-        f"{ours.dataset}, split {pair.config.split}: {len(ours.labels):,} items of {len(ours.names):,} "
-        f"classes, embedded in {ours.embeddings.dim} dimensions by {ours.embeddings.embedder} and in "
-        f"{theirs.embeddings.dim} by {theirs.embeddings.embedder}."
+        f"{one.dataset}, split {pair.config.split}: {len(one.labels):,} items of {len(one.names):,} "
+        f"classes, embedded in {one.embeddings.dim} dimensions by {one.embeddings.embedder} and in "
+        f"{other.embeddings.dim} by {other.embeddings.embedder}."
     )
     sections = [
         _numbers(pair),
         _classes(pair),
-        _only(pair, ours, theirs),
-        _only(pair, theirs, ours),
+        _only(pair, one, other),
+        _only(pair, other, one),
         _verification(pair),
     ]
     title = f"Is {first} better than {second}, and where?"
     beside = {COMPARISONS: _COMPARISONS.dump_json(pair.comparisons, indent=1), CLASSES: _classes_csv(pair)}
-    return Page(title, subtitle, sections, beside, shows=[ours.dataset])
+    return Page(title, subtitle, sections, beside, shows=[one.dataset])
 
 
 def _numbers(pair: _Pair) -> Section:

@@ -275,7 +275,7 @@ def test_what_cannot_be_compared_is_refused_and_nothing_is_written(store, packag
     with pytest.raises(IncompatibleArtifact, match="the same dataset"):
         write_comparison(store, first, elsewhere, CONFIG)
     with pytest.raises(
-        IncompatibleArtifact, match="two different embeddings; ours/2 and again are both those"
+        IncompatibleArtifact, match="two different embeddings; ours/2 and again are both from"
     ):
         write_comparison(store, first, Candidate("again", first.embeddings), CONFIG)
     with pytest.raises(ValueError, match="different names; got 'ours/2' twice"):

@@ -1,4 +1,4 @@
-"""Every loss on every dataset by one protocol, and one table beside the published ones."""
+"""Flow of a bench: all losses on all datasets by one protocol, and a table of the results."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from dml.errors import TrainingFailed
 from dml.registry.tracking import start_run
 from dml.reports import BenchReport, CellReport
 from dml.settings import store_uri
-from flows.policy import run_parameters, say, show_table, side_by_side, stage, tag_with_names
+from flows.policy import map_concurrently, run_parameters, say, show_table, stage, tag_with_names
 from flows.report import show_report
 
 
@@ -22,24 +22,26 @@ def _run_name() -> str:
 
 @flow(name="bench-flow", flow_run_name=_run_name, on_running=[tag_with_names])
 def bench_flow(config: BenchConfig, store: str | None = None) -> BenchReport:
-    """Run a grid; a killed one goes on where it was, and a finished one computes nothing.
+    """Run a grid; a killed run continues where it stopped, and a finished one computes nothing.
 
     Args:
-        config: datasets, losses, minings, seeds, and the preset they start from.
+        config: datasets, losses, minings, seeds, and presets.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
     """
     root = store_uri(store)
     cells = stage(plan)(config, root)
-    found = {cell.fingerprint: find_report(root, cell) for cell in cells}
-    missing = list({cell.fingerprint: cell for cell in cells if found[cell.fingerprint] is None}.values())
-    say(f"{len(found)} cells, {len(missing)} of them to be measured")
+    reports_by_cell = {cell.fingerprint: find_report(root, cell) for cell in cells}
+    missing = list(
+        {cell.fingerprint: cell for cell in cells if reports_by_cell[cell.fingerprint] is None}.values()
+    )
+    say(f"{len(reports_by_cell)} cells, {len(missing)} of them to be measured")
     with concurrency_of(config, missing) as count:
-        failures = side_by_side(partial(_failure_of, root, count), missing, count)
+        failures = map_concurrently(partial(_try_measure, root, count), missing, count)
     refuse_failures([failure for failure in failures if failure is not None])
     reports = [find_report(root, cell) for cell in cells]
-    done = [report for report in reports if report is not None]
-    pages = stage(write_pages)(root, config, cells, done)
-    table = stage(write_table)(root, config, cells, done, pages)
+    finished = [report for report in reports if report is not None]
+    pages = stage(write_pages)(root, config, cells, finished)
+    table = stage(write_table)(root, config, cells, finished, pages)
     for name, rows in table.tables.items():
         notes = "\n".join(f"- {note}" for note in table.notes[name])
         show_table(f"bench-{name.partition('@')[0]}".replace("_", "-").replace(".", "-"), rows, notes)
@@ -51,8 +53,8 @@ def bench_flow(config: BenchConfig, store: str | None = None) -> BenchReport:
     return table
 
 
-def _failure_of(store: str, count: int, cell: Cell) -> str | None:
-    """Measure a cell; a training that cannot go on is told of at the end, when others have had their turn."""
+def _try_measure(store: str, count: int, cell: Cell) -> str | None:
+    """Measure a cell; returns the error of a failed training, to be raised after the other cells."""
     try:
         _measure(store, count, cell)
     except TrainingFailed as error:
@@ -62,8 +64,8 @@ def _failure_of(store: str, count: int, cell: Cell) -> str | None:
 
 
 def _measure(store: str, count: int, cell: Cell) -> CellReport:
-    """One cell, logged before it counts as done, so that a kill between the two loses neither."""
-    say(f"{cell.title}: begins")
+    """Measure and log a cell. Its report is stored last, so that a kill before that repeats the logging."""
+    say(f"{cell.title}: starts")
     run = stage(start_run)(
         store,
         experiment=f"bench-{cell.row.dataset.name}",

@@ -1,4 +1,4 @@
-"""The same images in two dimensions under several losses, side by side."""
+"""Flow that trains two-dimensional embeddings with several losses and draws them side by side."""
 
 from prefect import flow
 
@@ -22,13 +22,13 @@ def circles_flow(
     show: Name | None = None,
     store: str | None = None,
 ) -> ReportRef:
-    """Train a two-dimensional embedding for each loss, and draw them as circles.
+    """Train a two-dimensional embedding per loss, and draw them as circles.
 
     Args:
         dataset: NAME or NAME@VERSION, with the classes to learn in its split `train`.
         losses: kinds of loss; None: softmax, arcface, triplet_margin and margin.
-        settings: changes to every one of the experiments, each `path.to.key=value`.
-        show: the dataset whose rows are drawn; None: the same.
+        settings: changes to all experiments, each `path.to.key=value`.
+        show: the dataset whose rows are drawn; None for `dataset`.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
     """
     root = store_uri(store)

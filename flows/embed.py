@@ -1,4 +1,4 @@
-"""A registered model and a dataset become an embeddings table."""
+"""Flow that embeds a dataset with a registered model."""
 
 from prefect import flow
 
@@ -14,13 +14,13 @@ from flows.policy import Name, progress_logger, say, stage, tag_with_names
 def embed_flow(
     model: Name, dataset: Name, store: str | None = None, num_workers: int | None = None
 ) -> EmbeddingsRef:
-    """Embed a whole dataset; a killed run goes on at the fragment it had reached.
+    """Embed a whole dataset; a killed run continues at the fragment where it stopped.
 
     Args:
         model: NAME (its champion), NAME@ALIAS or NAME/VERSION.
         dataset: NAME (its current version) or NAME@VERSION.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
-        num_workers: embedding actors; None: as the dataset's size asks.
+        num_workers: embedding actors; None to choose by the dataset's size.
     """
     root = store_uri(store)
     version = stage(find_model)(root, model)

@@ -1,4 +1,4 @@
-"""The whole story on one screen: images in, answers out."""
+"""Flow of the whole pipeline: ingest, train, evaluate, register, embed, index, search."""
 
 from prefect import flow
 
@@ -16,11 +16,11 @@ from flows.train import train_flow
 def end_to_end_flow(
     source: IngestConfig, experiment: ExperimentConfig, store: str | None = None
 ) -> EndToEndReport:
-    """Ingest, train, evaluate, register, embed, index and search, each stage resumable on its own.
+    """Ingest, train, evaluate, register, embed, index and search, each stage is resumable.
 
     Args:
         source: name, source, layout and split of the dataset.
-        experiment: what to train; model and index are named after the dataset.
+        experiment: the training configuration; model and index are named after the dataset.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
     """
     root, watch = store_uri(store), Stopwatch()

@@ -1,4 +1,4 @@
-"""Evaluate a package on a test split, beside raw pixels and the same encoder before training."""
+"""Flow that evaluates a package on a test split, with raw pixels and the untrained encoder as baselines."""
 
 from prefect import flow
 
@@ -24,12 +24,12 @@ _DEFAULT = EvaluationConfig()
 def evaluate_flow(
     model: Name, dataset: Name, config: EvaluationConfig = _DEFAULT, store: str | None = None
 ) -> EvaluationReport:
-    """Evaluate a registered model on the test split of any dataset; where Prefect watches, with pictures.
+    """Evaluate a registered model on the test split of any dataset; in a Prefect run, also write a report.
 
     Args:
         model: NAME (its champion), NAME@ALIAS or NAME/VERSION.
         dataset: NAME (its current version) or NAME@VERSION.
-        config: which metrics.
+        config: queries, gallery and metrics.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
     """
     root = store_uri(store)
@@ -64,7 +64,7 @@ def evaluate_vectors_flow(
 def evaluate_package(
     store: str, package: PackageRef, dataset: DatasetRef, config: EvaluationConfig
 ) -> EvaluationReport:
-    """Metrics of a package on the test split, and of its baselines; a split is embedded once per package."""
+    """Metrics of a package and its baselines on the test split; a split is embedded once per package."""
     baselines = {}
     if config.baselines:
         pixels = stage(raw_pixel_baseline)
@@ -88,12 +88,12 @@ def compare_packages(
     config: EvaluationConfig,
     gate: GateConfig,
 ) -> Comparison:
-    """Both on the same queries, with the embeddings that `evaluate_package` made."""
-    ours, theirs = (
-        stage(embed, retryable=True)(store, each, dataset, split=TEST, progress=progress_logger("embed"))
-        for each in (package, former)
+    """Compare two packages on the same queries, with the embeddings made by `evaluate_package`."""
+    new_embeddings, former_embeddings = (
+        stage(embed, retryable=True)(store, p, dataset, split=TEST, progress=progress_logger("embed"))
+        for p in (package, former)
     )
-    return stage(compare)(ours, theirs, config, gate)
+    return stage(compare)(new_embeddings, former_embeddings, config, gate)
 
 
 def _embed_and_evaluate(

@@ -1,4 +1,4 @@
-"""Forget items: erase them from every version of a dataset and from all that was made of those versions."""
+"""Flow that erases items from every version of a dataset and from everything made from those versions."""
 
 from prefect import flow
 
@@ -22,13 +22,13 @@ from flows.policy import progress_logger, say, stage, tag_with_names
 
 @flow(name="forget-flow", flow_run_name="forget items of {dataset}", on_running=[tag_with_names])
 def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> ForgetReport:
-    """Erase items from every kept version; indexes on them are built anew, so searches go on throughout.
+    """Erase items from every version; indexes are rebuilt first, so that search stays available.
 
-    Killed at any moment, the same call again goes on where it was.
+    If it is killed, the same call continues where it stopped.
 
     Args:
         dataset: NAME.
-        ids: of its items, as `dml search` shows them.
+        ids: ids of its items, as `dml search` shows them.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
 
     Raises:
@@ -37,8 +37,8 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
     root = store_uri(store)
     holding = stage(versions_containing)(root, dataset, ids)
     stage(require_known)(root, dataset, holding, ids)
-    stage(add_forgotten)(root, dataset, ids)  # from now on no ingest brings them back
-    holding = stage(versions_containing)(root, dataset, ids)  # also what one published meanwhile
+    stage(add_forgotten)(root, dataset, ids)  # later ingests leave them out
+    holding = stage(versions_containing)(root, dataset, ids)  # including versions published meanwhile
     twins = sorted({twin for ref in holding for twin in stage(same_images)(ref, ids)})
     indexes = [
         ref for ref in stage(list_indexes)(root) if ref.embeddings.items.uri in {h.uri for h in holding}
@@ -48,12 +48,12 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
     rebuilt = [_rebuild(root, index, without[index.embeddings.items.uri]) for index in indexes]
     stage(erase_from_latest_quarantine)(root, dataset, ids)
     removed = stage(remove_with_descendants)(root, holding)
-    say(f"{len(ids)} items are forgotten; {len(removed)} artefacts that held them are gone")
+    say(f"{len(ids)} items are forgotten; {len(removed)} artefacts that contained them are removed")
     return ForgetReport(items=len(ids), rebuilt=rebuilt, removed=removed, same_images=twins)
 
 
 def _rebuild(store: str, index: IndexRef, dataset: DatasetRef) -> IndexRef:
-    """The same index over what is left, its vectors copied from the former table."""
+    """The same index over the remaining items, with vectors copied from the former table."""
     former = index.embeddings
     package = require_package(former.embedder, f"Building index {index.name} again")
     table = stage(embed)(

@@ -18,7 +18,7 @@ from dml.settings import store_uri
 from flows.evaluate import evaluate_package
 from flows.gate import promote_if_better
 from flows.policy import Name, say, stage, tag_with_names
-from flows.report import first_pictures_of
+from flows.report import attach_first_pictures
 
 _EVALUATION, _GATE = EvaluationConfig(), GateConfig()
 
@@ -81,5 +81,5 @@ def _judged(store: str, run: Run, name: str, package: PackageRef, dataset: Datas
     run.log_evaluation(report.trained)
     version = stage(register)(store, run, name, package, report.metrics, report.baseline_metrics)
     model = promote_if_better(store, version, report, _EVALUATION, _GATE)
-    first_pictures_of(store, model, dataset, _EVALUATION)
+    attach_first_pictures(store, model, dataset, _EVALUATION)
     return model

@@ -1,4 +1,4 @@
-"""An embeddings table becomes the index that searches are answered from."""
+"""Flow that embeds a dataset with a model and publishes an index of the embeddings."""
 
 from prefect import flow
 
@@ -24,7 +24,7 @@ def index_flow(
     store: str | None = None,
     num_workers: int | None = None,
 ) -> IndexRef:
-    """Embed what is not embedded yet, build an index, and make it the one that searches use.
+    """Embed the new items, build an index, and make it current.
 
     Args:
         name: the index's name.
@@ -32,13 +32,13 @@ def index_flow(
         dataset: NAME (its current version) or NAME@VERSION.
         config: the Faiss factory string and probes; by default chosen by size.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
-        num_workers: embedding actors; None: as the dataset's size asks.
+        num_workers: embedding actors; None to choose by the dataset's size.
     """
     root = store_uri(store)
     check_name(name, "index")
-    version = str(stage(find_model)(root, model))  # fixed here: the champion may move meanwhile
+    version = str(stage(find_model)(root, model))  # resolved once, since the champion can change meanwhile
     embeddings = run(embed_flow, version, dataset, root, num_workers)
-    return publish_index_of(embeddings, name, config, root, version)
+    return build_and_publish(embeddings, name, config, root, version)
 
 
 @flow(name="index-vectors-flow", flow_run_name="index {name}", on_running=[tag_with_names])
@@ -55,13 +55,13 @@ def index_vectors_flow(
     """
     root = store_uri(store)
     embeddings = stage(find_vectors)(root, vectors)
-    return publish_index_of(embeddings, check_name(name, "index"), config, root, "")
+    return build_and_publish(embeddings, check_name(name, "index"), config, root, "")
 
 
-def publish_index_of(
+def build_and_publish(
     embeddings: EmbeddingsRef, name: str, config: IndexConfig, store: str, model: str
 ) -> IndexRef:
-    """Build first, publish after: until then searches are answered from the former index."""
+    """Build an index, then publish it; until then searches use the former version."""
     built = stage(build_index, retryable=True)(store, name, embeddings, config, model=model)
     stage(publish_index)(store, built)
     show_table("index", [{"index": built.name, "rows": built.rows, "recall@10": built.recall}])

@@ -1,4 +1,4 @@
-"""A source of labelled images becomes a validated dataset version."""
+"""Flow that ingests a source of labelled images to a validated dataset version."""
 
 from prefect import flow
 

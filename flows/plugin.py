@@ -1,11 +1,9 @@
-"""`prefect deployment run train-flow`: a flow's bare name means its only deployment, or `default`.
+"""Prefect plugin: in `prefect deployment run train-flow`, a name without slash is the name of a flow.
 
-Stock Prefect takes `FLOW/DEPLOYMENT` alone: its client splits the name at the slash, so that no name of a
-deployment, profile or alias can stand for it. Its documented start-up hook is the door; what is replaced
-behind it is one method of the client, which is not. So this is on only in a process of `prefect deployment`,
-and only where a project asks for it (`[tool.prefect.plugins]` in pyproject.toml), does nothing to a name with
-a slash, and stays out of the way when Prefect changes: then a warning says that the long form is needed. How
-to switch it off: docs/commands.md.
+Prefect itself accepts only `FLOW/DEPLOYMENT`. The plugin uses Prefect's documented start-up hook to wrap one
+undocumented method of its client. So it is active only if a project enables it (`[tool.prefect.plugins]` in
+pyproject.toml), does not change names with a slash, and, if Prefect changes, only warns that the long form is
+needed.
 """
 
 import functools
@@ -27,7 +25,7 @@ PREFERRED = "default"
 
 @register_hook
 def setup_environment(*, ctx: "HookContext") -> None:
-    """Called by Prefect when it is imported; sets no variable."""
+    """Called by Prefect when it is imported; sets no environment variable."""
     if is_deployment_command(sys.orig_argv):
         let_client_take_bare_names(ctx)
 
@@ -50,8 +48,8 @@ def let_client_take_bare_names(ctx: "HookContext") -> None:
     try:
         from prefect.client.orchestration._deployments.client import DeploymentAsyncClient as Client
 
-        if not getattr(Client.read_deployment_by_name, "takes_bare_names", False):
-            setattr(Client, "read_deployment_by_name", taking_bare_names(Client.read_deployment_by_name))  # noqa: B010
+        if not getattr(Client.read_deployment_by_name, "accepts_bare_names", False):
+            setattr(Client, "read_deployment_by_name", with_bare_names(Client.read_deployment_by_name))  # noqa: B010
     except Exception as error:
         ctx.logger_factory("dml").warning(
             "Bare flow names are off, because Prefect %s is not as expected (%s: %s). Name deployments in "
@@ -63,22 +61,22 @@ def let_client_take_bare_names(ctx: "HookContext") -> None:
         )
 
 
-def taking_bare_names(read: "Read") -> "Read":
-    """`read`, for which a name without slash is the name of a flow."""
+def with_bare_names(read: "Read") -> "Read":
+    """Wrap `read` so that a name without a slash is the name of a flow."""
 
     @functools.wraps(read)
     async def read_deployment_by_name(client: Any, name: str) -> "DeploymentResponse":
         if "/" in name:
             return await read(client, name)
-        return await read(client, f"{name}/{await _deployment_of(client, name)}")
+        return await read(client, f"{name}/{await _find_deployment(client, name)}")
 
-    setattr(read_deployment_by_name, "takes_bare_names", True)  # noqa: B010
+    setattr(read_deployment_by_name, "accepts_bare_names", True)  # noqa: B010
     return read_deployment_by_name
 
 
-async def _deployment_of(client: Any, flow: str) -> str:
-    """The name of a flow's only deployment, else `default`; Prefect itself says so when there is none."""
+async def _find_deployment(client: Any, flow: str) -> str:
+    """The name of a flow's only deployment, else `default`; if there is none, Prefect raises the error."""
     from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 
-    found = await client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])))
-    return str(found[0].name) if len(found) == 1 else PREFERRED
+    deployments = await client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])))
+    return str(deployments[0].name) if len(deployments) == 1 else PREFERRED

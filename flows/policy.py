@@ -1,7 +1,7 @@
-"""How stages run under Prefect, and that they cost nothing without it.
+"""Stages, subflows, artifacts and log lines of flows, with or without a Prefect server.
 
-A flow's body calls `stage(function)(...)`. Inside a flow run that is a Prefect task with its own row in the
-UI; outside (the command line without a Prefect server, a test, a notebook) it is the plain function.
+A flow's body calls `stage(function)(...)`. Inside a flow run this is a Prefect task with its own row in the
+UI. Outside (the command line without a Prefect server, a test, a notebook) it is the plain function.
 """
 
 import base64
@@ -45,43 +45,43 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-def _as_typed(name: object) -> object:
+def _as_text(name: object) -> object:
     return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
 
 
 Name = Annotated[
-    str, BeforeValidator(_as_typed), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]})
+    str, BeforeValidator(_as_text), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]})
 ]
-"""Of a dataset, model or index: `-p dataset=2024`, which Prefect reads as a number, is the dataset "2024"."""
+"""Name of a dataset, model or index; the number that Prefect parses from `-p dataset=2024` becomes text."""
 
 
-class _OneLineOfAMistake(logging.Filter):
-    """What a user can put right takes one line of a run's log; only our own mistakes have a traceback."""
+class _OneLineForUserErrors(logging.Filter):
+    """Log filter: users' errors take one line in a run's log; only internal errors have a traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, DmlError):
-            said = record.getMessage()
-            record.msg, record.args = said if str(error) in said else f"{said}: {error}", ()
+            message = record.getMessage()
+            record.msg, record.args = message if str(error) in message else f"{message}: {error}", ()
             record.exc_info = record.exc_text = None
         return True
 
 
 for _name in ("prefect.flow_runs", "prefect.task_runs"):
-    logging.getLogger(_name).addFilter(_OneLineOfAMistake())
-logging.getLogger("dml").setLevel(logging.INFO)  # training's progress, also in a run's log
+    logging.getLogger(_name).addFilter(_OneLineForUserErrors())
+logging.getLogger("dml").setLevel(logging.INFO)  # training progress, also in a run's log
 
-ANSWER_WITHIN_S, _ANSWERS_WITHIN_S = 5.0, 8.0  # one answer, and all that are asked for
+ANSWER_TIMEOUT_S, _CHECK_TIMEOUT_S = 5.0, 8.0  # one request, and the whole check
 RETRY_DELAYS_S = [10.0, 60.0]
-"""For stages that read and write remote stores and go on where they stopped; the others repeat nothing."""
+"""For stages that use remote stores and resume where they stopped; other stages are not retried."""
 
 
 def stage(function: Callable[P, R], *, retryable: bool = False) -> Callable[P, R]:
-    """A room's function as one step of a flow.
+    """A function of `dml` as one step of a flow.
 
     Args:
         function: takes and returns refs and settings, never tensors or tables.
-        retryable: a retry can help, because it resumes; retried after `RETRY_DELAYS_S`.
+        retryable: retry after `RETRY_DELAYS_S`, for a function that resumes where it stopped.
     """
     if not is_orchestrated():
         return function
@@ -99,18 +99,18 @@ def stage(function: Callable[P, R], *, retryable: bool = False) -> Callable[P, R
 
 
 def _is_retryable(_task: Any, _run: Any, state: Any) -> bool:
-    """A user's mistake stays one however often it is tried."""
+    """A retry does not help with a user's error."""
     return not isinstance(state.result(raise_on_failure=False), DmlError)
 
 
 def run_parameters() -> dict[str, Any]:
-    """The parameters of the flow run that begins, for the callable that names it."""
+    """The parameters of the starting flow run, for the callable that names it."""
     context = FlowRunContext.get()
     return dict(context.parameters or {}) if context is not None else {}
 
 
 def tag_with_names(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Tag a run that begins with what it is about, as `dataset:shop`; for a flow's `on_running`."""
+    """Tag a starting run with its datasets, models and indexes, as `dataset:shop`; an `on_running` hook."""
     given = flow_run.parameters
     parts = [part for key in ("config", "source") if isinstance(part := given.get(key), dict)]
     # What makes a dataset is configured by its name; what a flow itself has as a name is a model or an index.
@@ -132,7 +132,7 @@ def is_orchestrated() -> bool:
 
 
 def run(flow: Flow[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a flow as a (sub)flow run where a Prefect server is configured, else as the function it wraps."""
+    """Call a flow as a (sub)flow run if a Prefect server is configured, else as a plain function."""
     if is_orchestrated():
         return flow(*args, **kwargs)
     if prefect_url() is None:
@@ -142,57 +142,57 @@ def run(flow: Flow[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 
 
 def prefect_url() -> str | None:
-    """The API of the Prefect server that is configured: by a variable, a profile or a settings file."""
+    """The API URL of the Prefect server configured by a variable, a profile or a settings file; or None."""
     return get_current_settings().api.url
 
 
 def require_answer(stack: str | None = None) -> None:
-    """Refuse to go on without a Prefect server.
+    """Require a Prefect server that answers.
 
     Args:
-        stack: the address of the API that a running `dml up` has; None: the server that is configured.
+        stack: API URL of a running `dml up`; None for the configured server.
 
     Raises:
-        Unreachable: it does not answer in `ANSWER_WITHIN_S`; says where its address comes from.
+        Unreachable: it does not answer in `ANSWER_TIMEOUT_S`; the message says where its URL comes from.
     """
     url = stack or str(prefect_url())
-    patience = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: ANSWER_WITHIN_S}
-    with temporary_settings({PREFECT_API_URL: url, **patience}), get_client(sync_client=True) as client:
+    limits = {PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: ANSWER_TIMEOUT_S}
+    with temporary_settings({PREFECT_API_URL: url, **limits}), get_client(sync_client=True) as client:
         try:
-            said = call_within(_ANSWERS_WITHIN_S, lambda: _no_prefect(client))
+            problem = call_within(_CHECK_TIMEOUT_S, lambda: _connection_problem(client))
         except TimeoutError as error:
-            said = str(error)
-    if said is None:
+            problem = str(error)
+    if problem is None:
         return
     origin, remedy = (
         (_where_prefect_url_is_set(), f"Start it (`dml up`), or {_how_to_unset()} to go on without Prefect.")
         if stack is None
         else (
             "the `dml up` of this store",
-            "Wait until that has printed it, or stop that and start it again.",
+            "Wait until `dml up` has printed its addresses, or stop it and start it again.",
         )
     )
     raise Unreachable(
-        f"The Prefect server at {without_password(url)} must answer; {without_password(said).rstrip('.')}. "
-        f"Its address comes from {origin}. {remedy}"
+        f"The Prefect server at {without_password(url)} must answer; "
+        f"{without_password(problem).rstrip('.')}. Its address comes from {origin}. {remedy}"
     )
 
 
-def _no_prefect(client: SyncPrefectClient) -> str | None:
-    """Why the server that is set is no Prefect that answers; None: it is."""
+def _connection_problem(client: SyncPrefectClient) -> str | None:
+    """Why the server does not answer as a Prefect server; None if it does."""
     problem = client.api_healthcheck()
     if problem is not None:
         return f"{type(problem).__name__}: {problem}"
     try:
-        client.read_flows(limit=1)  # many a server has a page /health
-    except Exception as error:  # whatever its answer is like
+        client.read_flows(limit=1)  # other servers have a page /health too
+    except Exception as error:  # any response of another server
         first = (str(error).strip().splitlines() or [""])[0]
-        return f"another server answers there ({type(error).__name__}: {first}); its API ends in /api"
+        return f"another server answers ({type(error).__name__}: {first}); Prefect's API ends in /api"
     return None
 
 
 def _profile_with_url() -> str | None:
-    """The active Prefect profile's name, if it is what sets the address."""
+    """The active Prefect profile's name, if it sets the API URL."""
     if os.environ.get("PREFECT_API_URL"):
         return None
     profile = get_settings_context().profile
@@ -211,18 +211,18 @@ def _how_to_unset() -> str:
         return "`unset PREFECT_API_URL`"
     if _profile_with_url():
         return "`prefect config unset PREFECT_API_URL`"
-    return "take it out"
+    return "remove it"
 
 
-def side_by_side(function: Callable[[T], R], items: Sequence[T], most: int) -> list[R]:
-    """A function's results of every item in order, up to `most` items at a time.
+def map_concurrently(function: Callable[[T], R], items: Sequence[T], concurrency: int) -> list[R]:
+    """Map a function over items in order, with up to `concurrency` items at a time.
 
-    After an error no further item is begun; those under way are finished, and the first error is raised.
+    After an error no further item is started; running items are finished, and the first error is raised.
     """
-    if most == 1:
+    if concurrency == 1:
         return [function(item) for item in items]
-    with ThreadPoolExecutor(most) as pool:
-        # A thread sees the flow run it works for only in a copy of its context.
+    with ThreadPoolExecutor(concurrency) as pool:
+        # A thread needs a copy of the context to see its flow run.
         futures = [pool.submit(copy_context().run, function, item) for item in items]
         try:
             return [future.result() for future in futures]
@@ -232,7 +232,7 @@ def side_by_side(function: Callable[[T], R], items: Sequence[T], most: int) -> l
 
 
 def say(message: str) -> None:
-    """One line for whoever watches the flow."""
+    """Log one line for the user: in the run's log, or in `dml.flows`."""
     if is_orchestrated():
         get_run_logger().info(message)
     else:
@@ -255,20 +255,20 @@ def show_text(key: str, markdown: str) -> None:
 
 
 def show_picture(key: str, png: bytes, description: str) -> None:
-    """The picture travels inside the artefact, so that the UI needs no access to the store."""
+    """Show a picture; it is embedded in the artifact, so that the UI needs no access to the store."""
     if is_orchestrated():
         url = "data:image/png;base64," + base64.b64encode(png).decode()
         create_image_artifact(image_url=url, key=key, description=description)
 
 
 def announce(event: str, resource: str, payload: Mapping[str, Any]) -> None:
-    """Emit an event that automations can act on, such as `dml.model.promoted`."""
+    """Emit an event for Prefect automations, such as `dml.model.promoted`."""
     if is_orchestrated():
         emit_event(event, resource={"prefect.resource.id": resource}, payload=dict(payload))
 
 
 def progress_logger(what: str, units: str = "fragments") -> Callable[[int, int], None]:
-    """A progress callback (units done, units in all) whose lines the flow's watcher sees."""
+    """A progress callback (units done, total units) that logs lines with `say`."""
     return Progress(what, units, say)
 
 

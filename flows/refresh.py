@@ -1,4 +1,4 @@
-"""Refresh every scheduled index; one that fails does not stop the others."""
+"""Flow that refreshes every scheduled index; the failure of one does not stop the others."""
 
 from prefect import flow
 
@@ -13,8 +13,8 @@ class RefreshFailed(RuntimeError):
     """Some indexes could not be refreshed.
 
     Attributes:
-        failed: index name to what is wrong.
-        refreshed: the others.
+        failed: error by index name.
+        refreshed: the refreshed indexes.
     """
 
     def __init__(self, failed: dict[str, Exception], refreshed: list[IndexRef]) -> None:
@@ -34,12 +34,12 @@ def refresh_flow(
     """Refresh the scheduled indexes (`dml schedule`), one after another.
 
     Args:
-        names: only these; one that is no longer scheduled is left as it is. None: all scheduled ones.
+        names: only these indexes, if they are still scheduled; None for all scheduled indexes.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
-        num_workers: embedding actors; None: as the amount of new images asks.
+        num_workers: embedding actors; None to choose by the number of new images.
 
     Raises:
-        RefreshFailed: after all others were refreshed.
+        RefreshFailed: some indexes failed; raised after all others were refreshed.
     """
     root = store_uri(store)
     scheduled = stage(names_to_refresh)(root)

@@ -1,4 +1,4 @@
-"""Keep an index fresh: ingest what is new, embed what is new with the champion, build, publish."""
+"""Flow that refreshes an index: ingest the source again, embed new items, build, publish."""
 
 from prefect import flow
 
@@ -11,7 +11,7 @@ from dml.registry.catalog import find_model
 from dml.retrieval.index import index_config_of, published_index
 from dml.retrieval.refresh import refreshed_from, require_most_still_there
 from dml.settings import store_uri
-from flows.index import publish_index_of
+from flows.index import build_and_publish
 from flows.ingest import ingest_flow
 from flows.policy import Name, progress_logger, run, say, stage, tag_with_names
 
@@ -26,31 +26,31 @@ def reindex_flow(
     store: str | None = None,
     num_workers: int | None = None,
 ) -> IndexRef:
-    """Refresh an index: only images that are new are embedded, and nothing new leaves the index as it is.
+    """Refresh an index. Only new images are embedded; without changes the index stays the same.
 
-    A source most of whose images are gone fails the run and leaves the index as it is too.
+    If most of the source's images are missing, the run fails and the index is not changed.
 
     Args:
         name: the index's name.
-        model: NAME (its champion), NAME@ALIAS or NAME/VERSION; None: as `dml schedule` was told, else the
-            champion of the name it was made with.
-        dataset: NAME, whose source is read again first, or NAME@VERSION, taken as it is; None: likewise.
-        source: where NAME comes from; None: from where, and as, it came before.
-        config: the Faiss factory string and probes; None: as the index was asked for before.
+        model: NAME (its champion), NAME@ALIAS or NAME/VERSION; None for the model set by `dml schedule`, else
+            the champion of the name it was built with.
+        dataset: NAME, whose source is ingested again first, or NAME@VERSION; None: likewise.
+        source: the source of NAME; None to repeat the latest ingest.
+        config: the Faiss factory string and probes; None for the former configuration.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
-        num_workers: embedding actors; None: as the amount of new images asks.
+        num_workers: embedding actors; None to choose by the number of new images.
     """
     root = store_uri(store)
     if model is None or dataset is None:
-        own_model, own_dataset = stage(refreshed_from)(root, name)
-        model, dataset = model or own_model, dataset or own_dataset
+        default_model, default_dataset = stage(refreshed_from)(root, name)
+        model, dataset = model or default_model, dataset or default_dataset
     former = stage(published_index)(root, name)
-    read_again = "@" not in dataset
-    if read_again:
+    ingests_again = "@" not in dataset
+    if ingests_again:
         recorded = source or stage(last_ingest)(root, dataset)
         run(ingest_flow, recorded.model_copy(update={"name": dataset}), root)
     fresh = stage(find_dataset)(root, dataset)
-    if read_again and former is not None:
+    if ingests_again and former is not None:
         stage(require_most_still_there)(former, fresh)
     version = stage(find_model)(root, model)
     package = version.package
@@ -64,5 +64,5 @@ def reindex_flow(
         progress=progress_logger("embed"),
     )
     say(f"{embeddings.rows} embeddings of {fresh} by package {package.version}")
-    asked = config or (index_config_of(former) if former is not None else IndexConfig())
-    return publish_index_of(embeddings, name, asked, root, str(version))
+    index_config = config or (index_config_of(former) if former is not None else IndexConfig())
+    return build_and_publish(embeddings, name, index_config, root, str(version))

@@ -1,4 +1,4 @@
-"""Make Prefect's schedules those of a store's indexes: the store holds them, Prefect follows."""
+"""Synchronization of Prefect's schedules with the refresh settings in a store."""
 
 import asyncio
 import hashlib
@@ -19,33 +19,33 @@ DEPLOYMENT = "refresh-flow/default"
 
 
 def next_refresh(cron: str, timezone: str) -> datetime:
-    """When Prefect would next run what is scheduled so.
+    """The time of the next run of a schedule, computed by Prefect.
 
     Raises:
-        InvalidSetting: it is no cron of five fields, never comes, or its time zone is unknown.
+        InvalidSetting: the cron does not have five fields or never occurs, or the time zone is unknown.
     """
     from prefect.server.schemas.schedules import CronSchedule as ServerSchedule  # takes 2 s to import
 
     try:
         if len(cron.split()) != 5:
             raise ValueError("not five fields")
-        (coming,) = asyncio.run(ServerSchedule(cron=cron, timezone=timezone).get_dates(1))
-    except Exception as error:  # the cron parser's own classes lie in a private place
+        (next_time,) = asyncio.run(ServerSchedule(cron=cron, timezone=timezone).get_dates(1))
+    except Exception as error:  # the cron parser's error classes are private
         raise InvalidSetting(
             '--cron must have five fields, minute hour day month weekday, as "0 3 * * *", that come true on '
             f"some day, and --timezone must be a name as Europe/Rome; got {cron!r} and {timezone!r}."
         ) from error
-    return datetime.fromisoformat(coming.isoformat())
+    return datetime.fromisoformat(next_time.isoformat())
 
 
-def prefect_of(stack: str | None) -> str | None:
-    """Address of the Prefect API to update: the configured one, else that of the store's `dml up`, else None.
+def prefect_api_url(stack: str | None) -> str | None:
+    """URL of the Prefect API to update: the configured one, else that of the store's `dml up`, else None.
 
     Args:
-        stack: address of the latter's API.
+        stack: URL of the API of the store's `dml up`.
 
     Raises:
-        Unreachable: it does not answer, as a `dml up` that has only begun.
+        Unreachable: it does not answer, for example because `dml up` is still starting.
     """
     configured = prefect_url()
     if configured is not None or stack is not None:
@@ -53,31 +53,31 @@ def prefect_of(stack: str | None) -> str | None:
     return configured or stack
 
 
-def schedules_of(store: str) -> tuple[dict[str, RefreshConfig], dict[str, str]]:
-    """How every index asks to be refreshed; and of those that say no time that comes, by name, why."""
-    asking, damaged = read_refreshes(store)
-    for name, config in list(asking.items()):
+def read_schedules(store: str) -> tuple[dict[str, RefreshConfig], dict[str, str]]:
+    """The refresh settings by index name, and the errors of invalid ones by index name."""
+    valid, damaged = read_refreshes(store)
+    for name, config in list(valid.items()):
         try:
             next_refresh(config.cron, config.timezone)
         except InvalidSetting as error:
-            damaged[name] = f"{error} Ask again: dml schedule {name} --cron ..., or --off."
-            del asking[name]
-    return asking, damaged
+            damaged[name] = f"{error} Set it again: dml schedule {name} --cron ..., or --off."
+            del valid[name]
+    return valid, damaged
 
 
 def follow_store(store: str, prefect: str) -> None:
-    """Make Prefect's schedules of a store those of its indexes; other stores' schedules stay as they are.
+    """Make Prefect's schedules equal to the refresh settings of a store; schedules of other stores are kept.
 
-    One whose index says no time that comes, or whose file is damaged, stays as it was.
+    The schedule of an index whose settings are invalid or damaged is not changed.
 
     Args:
         store: the store's URI.
-        prefect: address of Prefect's API.
+        prefect: URL of Prefect's API.
 
     Raises:
         MissingArtifact: Prefect has no deployment of `refresh-flow`.
     """
-    wanted, damaged = schedules_of(store)
+    configs, damaged = read_schedules(store)
     with temporary_settings({PREFECT_API_URL: prefect}), get_client(sync_client=True) as client:
         try:
             deployment = client.read_deployment_by_name(DEPLOYMENT).id
@@ -92,11 +92,11 @@ def follow_store(store: str, prefect: str) -> None:
             name = next(iter(former.parameters.get("names", [])), "")
             if name in damaged:
                 continue
-            if name in wanted and former.schedule == _schedule(wanted[name]):
-                del wanted[name]
+            if name in configs and former.schedule == _schedule(configs[name]):
+                del configs[name]
             else:
                 client.delete_deployment_schedule(deployment, former.id)
-        if wanted:
+        if configs:
             client.create_deployment_schedules(
                 deployment,
                 [
@@ -105,7 +105,7 @@ def follow_store(store: str, prefect: str) -> None:
                         parameters={"names": [name], "store": store},
                         slug=f"{name}-{hashlib.sha256(store.encode()).hexdigest()[:8]}",
                     )
-                    for name, config in wanted.items()
+                    for name, config in configs.items()
                 ],
             )
 

@@ -1,4 +1,4 @@
-"""A dataset and an experiment become a registered model version, promoted only if it is better."""
+"""Flow that trains, evaluates and registers a model version, and promotes it if it passes the gate."""
 
 import json
 from datetime import datetime
@@ -23,7 +23,7 @@ from dml.training.train_data import require_trainable
 from flows.evaluate import evaluate_package
 from flows.gate import promote_if_better
 from flows.policy import Name, run_parameters, say, show_link, show_table, stage, tag_with_names
-from flows.report import first_pictures_of
+from flows.report import attach_first_pictures
 
 
 def _run_name() -> str:
@@ -43,27 +43,27 @@ def train_flow(
     name: Name | None = None,
     test_dataset: Name | None = None,
 ) -> TrainingReport:
-    """Train, evaluate, register, and let the gate decide; ends well also when the champion stays.
+    """Train, evaluate, register, and apply the gate; also succeeds if the champion does not change.
 
     Args:
         dataset: NAME (its current version) or NAME@VERSION.
-        preset: where the experiment starts from; `auto`: what suits the dataset and the machine.
-        settings: changes to it, each `path.to.key=value`.
+        preset: the base of the experiment; `auto` chooses by the dataset and the machine.
+        settings: changes to the preset, each `path.to.key=value`.
         config: a whole experiment instead of a preset.
         weights: a local file with the backbone's pretrained weights.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
-        name: the registered model's; None: the dataset's, so that one dataset's versions compete.
-        test_dataset: NAME or NAME@VERSION whose test split judges; None: that of `dataset`.
+        name: the registered model's name; None for the dataset's name.
+        test_dataset: NAME or NAME@VERSION to evaluate on; None for `dataset`.
     """
     root = store_uri(store)
     source = stage(find_dataset)(root, dataset)
     chosen, reason = _choose(source, preset, config, None if weights is None else Path(weights))
     chosen = chosen.overridden(settings or [])
-    judge_on = source if test_dataset is None else stage(find_dataset)(root, test_dataset)
+    test_source = source if test_dataset is None else stage(find_dataset)(root, test_dataset)
     name = check_name(name or source.name, "model")
     stage(require_trainable)(chosen, source)
-    stage(require_evaluable)(judge_on, chosen.evaluation)
-    if judge_on != source and (shared := shared_classes(source, judge_on)):
+    stage(require_evaluable)(test_source, chosen.evaluation)
+    if test_source != source and (shared := shared_classes(source, test_source)):
         say(f"{len(shared)} labels of the test classes are trained on too, such as {shared[:3]}")
     run = stage(start_run)(
         root,
@@ -75,11 +75,11 @@ def train_flow(
     )
     with run.recording():
         trained = stage(train, retryable=True)(chosen, source, root, run)
-        report = evaluate_package(root, trained.package, judge_on, chosen.evaluation)
+        report = evaluate_package(root, trained.package, test_source, chosen.evaluation)
         run.log_evaluation(report.trained)
         version = stage(register)(root, run, name, trained.package, report.metrics, report.baseline_metrics)
     model = promote_if_better(root, version, report, chosen.evaluation, chosen.gate)
-    first_pictures_of(root, model, judge_on, chosen.evaluation)
+    attach_first_pictures(root, model, test_source, chosen.evaluation)
     show_table("model", [{"model": model.name, "version": model.version, "alias": model.alias}], model.reason)
     if (page := model_page_url(root, model)) is not None:
         show_link("registry", page, model.name)
@@ -92,7 +92,7 @@ def train_flow(
 def _choose(
     dataset: DatasetRef, preset: str, config: ExperimentConfig | None, weights: Path | None
 ) -> tuple[ExperimentConfig, str | None]:
-    """The experiment that was named, or the one that suits the dataset and why."""
+    """The given experiment, or a recommended one with the reason."""
     if config is None and preset == AUTO:
         recommended = stage(recommend_for)(dataset, weights)
         say(recommended.reason)

@@ -1,4 +1,4 @@
-"""Every byte of a store against its manifests, and what is damaged made again where it can be."""
+"""Flow that compares every byte of a store with its manifests, and makes damaged artefacts again."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,8 +20,8 @@ def verify_flow(name: Name | None = None, heal: bool = False, store: str | None 
     """Compare all files with their manifests.
 
     Args:
-        name: a dataset or index, NAME or NAME@VERSION; None: everything, checkpoints too.
-        heal: make damaged artefacts again from what they were made of.
+        name: a dataset or index, NAME or NAME@VERSION; None for everything, including checkpoints.
+        heal: make damaged artefacts again from their inputs.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
     """
     root = store_uri(store)
@@ -30,67 +30,67 @@ def verify_flow(name: Name | None = None, heal: bool = False, store: str | None 
     report = VerifyReport(
         artefacts=[
             VerifiedArtefact(
-                kind=each.kind,
-                artefact=each.title,
-                damaged=each.damaged,
-                state=states.get(each.uri, "damaged" if each.damaged else "ok"),
-                uri=each.uri,
+                kind=artifact.kind,
+                artefact=artifact.title,
+                damaged=artifact.damaged,
+                state=states.get(artifact.uri, "damaged" if artifact.damaged else "ok"),
+                uri=artifact.uri,
             )
-            for each in checked
+            for artifact in checked
         ]
     )
-    wrong = [each for each in report.artefacts if each.state != "ok"]
-    rows = [{**each.model_dump(), "damaged": ", ".join(each.damaged)} for each in wrong]
+    wrong = [artifact for artifact in report.artefacts if artifact.state != "ok"]
+    rows = [{**artifact.model_dump(), "damaged": ", ".join(artifact.damaged)} for artifact in wrong]
     show_table("verify", rows, f"{len(checked)} artefacts")
     return report
 
 
 def repair(store: str, checked: Sequence[CheckedArtifact]) -> dict[str, str]:
-    """URI to what became of each damaged artefact; those that others are made from come first."""
+    """Repair damaged artefacts, inputs before outputs; returns the resulting state by URI."""
     order = ["dataset", "package", "vectors", "embeddings", "index"]
-    damaged = [each for each in checked if each.damaged]
+    damaged = [artifact for artifact in checked if artifact.damaged]
     states = {}
-    for each in sorted(damaged, key=lambda e: order.index(e.kind) if e.kind in order else len(order)):
+    for artifact in sorted(damaged, key=lambda e: order.index(e.kind) if e.kind in order else len(order)):
         try:
-            states[each.uri] = _heal(store, each)
+            states[artifact.uri] = _repair_artifact(store, artifact)
         except DmlError as error:
-            states[each.uri] = f"damaged, and cannot be made again: {error}"
-        say(f"{each.kind} {each.title}: {states[each.uri]}")
+            states[artifact.uri] = f"damaged, and cannot be made again: {error}"
+        say(f"{artifact.kind} {artifact.title}: {states[artifact.uri]}")
     return states
 
 
-def _heal(store: str, damaged: CheckedArtifact) -> str:
-    healers: dict[str, Callable[[str, CheckedArtifact], str]] = {
+def _repair_artifact(store: str, damaged: CheckedArtifact) -> str:
+    repair_functions: dict[str, Callable[[str, CheckedArtifact], str]] = {
         "dataset": _ingest_again,
         "embeddings": _embed_again,
         "index": _build_again,
     }
-    if damaged.kind in healers:
-        return healers[damaged.kind](store, damaged)
+    if damaged.kind in repair_functions:
+        return repair_functions[damaged.kind](store, damaged)
     if damaged.kind.endswith("pointer"):
-        return "damaged, and cannot be made again: go back with `dml rollback`, or remove the file"
+        return "damaged, and cannot be made again: use `dml rollback`, or remove the file"
     if damaged.kind == "list of forgotten items":
-        return "damaged, and cannot be made again: bring it back from a copy, or forget the items again"
+        return "damaged, and cannot be made again: restore it from a copy, or forget the items again"
     if damaged.kind == "vectors":
         return "damaged, and cannot be made again: import their file again under the same name"
     if damaged.kind == "package":
         return "damaged, and cannot be made again: train it again, or restore the folder from a copy"
     stage(remove_damaged)(damaged)
-    return "removed; made again when it is asked for"
+    return "removed; made again when it is needed"
 
 
 def _ingest_again(store: str, damaged: CheckedArtifact) -> str:
-    made = stage(ingest_again)(ref_of(damaged, DatasetRef), store, progress_logger("ingest"))
-    if made.version == damaged.version:
+    dataset = stage(ingest_again)(ref_of(damaged, DatasetRef), store, progress_logger("ingest"))
+    if dataset.version == damaged.version:
         return "made again"
-    return f"damaged, and cannot be made again: its source gives {made} now"
+    return f"damaged, and cannot be made again: its source gives {dataset} now"
 
 
 def _embed_again(store: str, damaged: CheckedArtifact) -> str:
     ref = ref_of(damaged, EmbeddingsRef)
     package = require_package(ref.embedder, "Embedding again")
     dataset = require_dataset(ref.items, "Embedding again")
-    stage(require_intact)(package, dataset)  # or what is left would be removed in vain
+    stage(require_intact)(package, dataset)  # before the intact files are removed
     stage(remove_damaged)(damaged)
     stage(embed)(store, package, dataset, split=ref.split)
     return "made again"

@@ -69,17 +69,17 @@ def schedule(
     """Schedule the refresh of an index, or list the schedules; a running Prefect follows."""
     from dml.reports import ScheduleList
     from dml.up import running_stack
-    from flows.schedules import follow_store, prefect_of, schedules_of
+    from flows.schedules import follow_store, prefect_api_url, read_schedules
 
     root = store_uri(store)
     _require_all_or_none(name, cron, off)
     stack = running_stack(root)
-    prefect = prefect_of(stack.addresses.PREFECT_API_URL if stack else None)
+    prefect = prefect_api_url(stack.addresses.PREFECT_API_URL if stack else None)
     if name is not None:
         _change(root, name, cron, timezone, model, dataset)
     if prefect is not None:
         follow_store(root, prefect)
-    scheduled, damaged = schedules_of(root)
+    scheduled, damaged = read_schedules(root)
     found = ScheduleList(
         schedules=[_schedule(index, config) for index, config in scheduled.items()],
         prefect=None if prefect is None else without_password(prefect),

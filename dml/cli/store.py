@@ -164,10 +164,10 @@ def _schedule_to_end(store: str, index: str) -> Callable[[], None] | None:
     if index not in names_to_refresh(store):
         return None
     from dml.up import running_stack
-    from flows.schedules import follow_store, prefect_of
+    from flows.schedules import follow_store, prefect_api_url
 
     stack = running_stack(store)
-    prefect = prefect_of(stack.addresses.PREFECT_API_URL if stack else None)
+    prefect = prefect_api_url(stack.addresses.PREFECT_API_URL if stack else None)
     return None if prefect is None else lambda: follow_store(store, prefect)
 
 

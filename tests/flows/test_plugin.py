@@ -31,7 +31,7 @@ async def read(client: Client, name: str) -> str:
 
 
 def resolve(client: Client, name: str) -> str:
-    return asyncio.run(plugin.taking_bare_names(read)(client, name))
+    return asyncio.run(plugin.with_bare_names(read)(client, name))
 
 
 @pytest.mark.parametrize(

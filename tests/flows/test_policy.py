@@ -1,4 +1,4 @@
-"""How flows are run: side by side, and not without the Prefect that is configured."""
+"""How flows are run: concurrently, and only with the configured Prefect server."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ from flows.dataset_report import dataset_report_flow
 from flows.embed import embed_flow
 from flows.evaluate import evaluate_flow
 from flows.index import index_flow
-from flows.policy import side_by_side
+from flows.policy import map_concurrently
 from flows.reindex import reindex_flow
 from flows.report import report_flow
 from flows.train import train_flow
@@ -40,9 +40,9 @@ def test_as_many_items_as_allowed_are_under_way_and_results_keep_their_order():
         together.wait()  # broken unless two are under way at once
         return item * item
 
-    assert side_by_side(square, [1, 2, 3, 4], 2) == [1, 4, 9, 16]
-    assert side_by_side(str, [1, 2], 1) == ["1", "2"]
-    assert side_by_side(str, [], 3) == []
+    assert map_concurrently(square, [1, 2, 3, 4], 2) == [1, 4, 9, 16]
+    assert map_concurrently(str, [1, 2], 1) == ["1", "2"]
+    assert map_concurrently(str, [], 3) == []
 
 
 def test_after_an_error_no_further_item_is_begun():
@@ -58,7 +58,7 @@ def test_after_an_error_no_further_item_is_begun():
         threading.Event().wait(0.2)  # the failure is noticed while this is under way
 
     with pytest.raises(ZeroDivisionError):
-        side_by_side(fail, list(range(50)), 2)
+        map_concurrently(fail, list(range(50)), 2)
     assert set(begun) >= {0, 1}
     assert len(begun) < 10
 
@@ -132,7 +132,7 @@ def test_a_server_that_is_no_prefect_is_named(run_a_flow, body):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     printed, _ = run_a_flow(PREFECT_API_URL=f"http://127.0.0.1:{server.server_port}/api")
     server.shutdown()
-    assert "must answer; another server answers there" in printed
+    assert "must answer; another server answers" in printed
     assert "the variable PREFECT_API_URL" in printed
 
 

@@ -15,7 +15,7 @@ from flows.index import index_flow
 from flows.ingest import ingest_flow
 from flows.refresh import RefreshFailed, refresh_flow
 from flows.reindex import reindex_flow
-from flows.schedules import next_refresh, prefect_of, schedules_of
+from flows.schedules import next_refresh, prefect_api_url, read_schedules
 from flows.train import train_flow
 from tests.answers import require_declared_type
 
@@ -178,8 +178,8 @@ def test_the_verbs_ask_list_refresh_and_end(dml):
 
 
 def test_nothing_is_told_to_a_stack_that_has_only_begun():
-    with pytest.raises(Unreachable, match="Wait until that has printed it"):
-        prefect_of("http://127.0.0.1:1/api")
+    with pytest.raises(Unreachable, match="has printed its addresses"):
+        prefect_api_url("http://127.0.0.1:1/api")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_one_damaged_wish_keeps_no_other_from_being_listed_told_or_refreshed(dml
     assert "dml schedule other --cron" in listed["damaged"]["other"]
     status, found = dml("indexes")
     assert (status, {ref["name"] for ref in found["indexes"]}) == (0, {"shop", "other"})
-    asking, damaged = schedules_of(store)
+    asking, damaged = read_schedules(store)
     assert (list(asking), list(damaged)) == (["shop"], ["other"])
     assert dml("schedule", "other", "--off")[0] == 0
 

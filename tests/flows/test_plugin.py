@@ -90,7 +90,7 @@ def test_a_process_of_prefect_is_changed_for_that_command_alone(tmp_path: Path, 
     program = tmp_path / "prefect"
     program.write_text(
         "from prefect.client.orchestration import PrefectClient as Client\n"
-        "print(hasattr(Client.read_deployment_by_name, 'takes_bare_names'))\n"
+        "print(hasattr(Client.read_deployment_by_name, 'accepts_bare_names'))\n"
     )
     run = subprocess.run(
         [sys.executable, program, command],

@@ -180,7 +180,7 @@ def test_two_models_are_compared_on_a_page_beside_the_run_of_the_first(store, mo
     run = client.get_model_version("shop", "2").run_id
     names = {Path(file.path).name for file in client.list_artifacts(run, f"reports/{report.version}")}
     assert names == {"index.html", "comparisons.json", "classes.csv", *report.pictures}
-    with pytest.raises(IncompatibleArtifact, match=r"shop/2 and shop/2 are both those"):
+    with pytest.raises(IncompatibleArtifact, match=r"shop/2 and shop/2 are both from"):
         report_flow.fn("shop/2", "shop", config, store=store, against="shop/2")
 
 

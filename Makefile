@@ -46,8 +46,9 @@ test-gpu: $(READY) ## what a GPU computes, beside the CPU
 
 ONLY ?= dml/**/*.py
 PER_FILE ?= 1
+SEED ?= 0
 mutate: $(READY) ## would the tests notice? One expression changed at a time
-	$(BIN)/python -m tests.mutate --only "$(ONLY)" --per-file $(PER_FILE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutate --only "$(ONLY)" --per-file $(PER_FILE) --seed $(SEED)
 
 bench: $(READY) ## figures, with the hardware they were taken on
 	$(BIN)/python -m benchmarks

@@ -33,7 +33,7 @@ def test_the_cache_lies_where_the_environment_says_or_else_at_home(monkeypatch, 
 
 
 def test_of_two_that_want_a_lock_one_has_it_and_the_other_is_told(tmp_path):
-    lock = tmp_path / "deeper" / ".x.lock"
+    lock = tmp_path / "deeper" / "still" / ".x.lock"
     with storage.exclusive(lock) as first, storage.exclusive(lock, wait=False) as second:
         assert (first, second) == (True, False)
     with storage.exclusive(lock, wait=False) as again:

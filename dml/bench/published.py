@@ -175,7 +175,7 @@ def weights_differ(config: ExperimentConfig) -> list[str]:
         return ["weights: conv4 starts from chance, published from ImageNet"]
     if backbone.weights is not None:
         return [f"weights: of the file {backbone.weights.name}, not shown to be torchvision's {IMAGENET}"]
-    if not backbone.pretrained:
+    if backbone.kind == "transformers" or not backbone.pretrained:
         return ["weights: from chance, published from ImageNet"]
     return [f"weights: {backbone.kind}'s pretrained={backbone.pretrained}, published {IMAGENET}"]
 

@@ -53,7 +53,7 @@ def index(
         str | None,
         typer.Option(
             help="what embeds; a pretrained network instead of --model: timm:NAME, torchvision:NAME, "
-            "safetensors:FILE@timm:NAME"
+            "safetensors:FILE@timm:NAME, hf:OWNER/NAME, onnx:FILE, python:MODULE:FUNCTION"
         ),
     ] = None,
     weights: Annotated[

@@ -30,6 +30,7 @@ from dml.config.encoder import (
     TimmConfig,
     TorchvisionConfig,
     TorchvisionNetwork,
+    TransformersConfig,
 )
 from dml.config.evaluation import (
     BootstrapConfig,
@@ -98,6 +99,7 @@ __all__ = [
     "TorchvisionConfig",
     "TorchvisionNetwork",
     "TrainingConfig",
+    "TransformersConfig",
     "ValidationConfig",
     "loss_config",
     "loss_kinds",

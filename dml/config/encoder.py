@@ -40,7 +40,19 @@ class TimmConfig(Part):
     weights: Path | None = Field(None, description="a local safetensors or .pth file in timm's key names")
 
 
-BackboneConfig = Annotated[Conv4Config | TorchvisionConfig | TimmConfig, Field(discriminator="kind")]
+class TransformersConfig(Part):
+    """A vision model of Hugging Face; made by `dml models import hf:NAME`, then a start for training."""
+
+    kind: Literal["transformers"] = "transformers"
+    settings: str = Field(description="the model's config.json, as text")
+    weights: Path | None = Field(
+        None, description="a local safetensors or .pth file in the model's key names"
+    )
+
+
+BackboneConfig = Annotated[
+    Conv4Config | TorchvisionConfig | TimmConfig | TransformersConfig, Field(discriminator="kind")
+]
 
 
 class EncoderConfig(Part):

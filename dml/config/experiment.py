@@ -136,7 +136,7 @@ class ExperimentConfig(Part):
                 f"conv4 halves the image four times, so crop must be at least {_CONV4_MIN_SIDE}; got "
                 f"{min(self.preprocessing.size)}."
             )
-        if kind != "timm" and self.encoder.pooling == "own":
+        if kind not in ("timm", "transformers") and self.encoder.pooling == "own":
             raise ValueError(
                 f"pooling 'own' is a timm backbone's pooling; got backbone {kind!r}. Take another pooling."
             )

@@ -10,9 +10,17 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from dml.config import BackboneConfig, Conv4Config, TimmConfig, TorchvisionConfig, TorchvisionNetwork
+from dml.config import (
+    BackboneConfig,
+    Conv4Config,
+    TimmConfig,
+    TorchvisionConfig,
+    TorchvisionNetwork,
+    TransformersConfig,
+)
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting
 from dml.models.hub import require_timm, timm_weights, web_file
+from dml.models.transformers import TransformersBackbone, build_transformers
 from dml.models.weights import read_weights, require_weights_file
 from dml.storage import file_digest
 
@@ -56,6 +64,9 @@ def build_backbone(
             backbone = _torchvision(config, pretrained=bool(config.pretrained) and initialise)
         case TimmConfig():
             backbone = _timm(config, channels, config.pretrained and initialise, own_pooling)
+        case TransformersConfig():
+            model = build_transformers(config.settings)
+            backbone = Backbone(model, model.num_features)
     if initialise and config.weights is not None:
         _load_weights(backbone.module, config.weights)
     return backbone
@@ -213,6 +224,8 @@ def identify_network(path: Path) -> TorchvisionNetwork:
 
 def _trunk(module: nn.Module) -> nn.Module:
     """The module whose names the weights file uses."""
+    if isinstance(module, TransformersBackbone):
+        return module.model
     return module.extractor if isinstance(module, _FeatureMap) else module
 
 

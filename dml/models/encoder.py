@@ -49,10 +49,10 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         own_pooling = config.pooling == "own"
-        if own_pooling and config.backbone.kind != "timm":
+        if own_pooling and config.backbone.kind not in ("timm", "transformers"):
             raise InvalidSetting(
-                f"pooling 'own' is what a timm backbone brings; got backbone {config.backbone.kind!r}. "
-                "Choose avg, max, avg+max or gem."
+                f"pooling 'own' is what a timm or transformers backbone brings; got backbone "
+                f"{config.backbone.kind!r}. Choose avg, max, avg+max or gem."
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -232,13 +232,14 @@ def find_package(uri: str) -> PackageRef:
 
 def read_preprocessing(ref: PackageRef) -> PreprocessingConfig:
     """What a package makes of an image before embedding it, without loading its weights."""
-    description = storage.read_json(storage.join(ref.uri, _DESCRIPTION))
+    description = _read_description(ref.uri)
     return PreprocessingConfig.model_validate(description["preprocessing"])
 
 
 def requirements_of(ref: PackageRef) -> tuple[str, ...]:
     """Distributions that a package's runtime needs beside those of every package."""
-    return runtime(storage.read_json(storage.join(ref.uri, _DESCRIPTION))["runtime"]).requirements
+    description = _read_description(ref.uri)
+    return runtime(description["runtime"]).requirements(description["encoder"])
 
 
 def load_package(uri: str, *, device: str | None = None, precision: Precision = "auto") -> Package:

@@ -1,9 +1,9 @@
 """The form of a runtime: one image's bytes become what it takes, and a batch of those becomes embeddings."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -25,9 +25,6 @@ class Runtime(ABC):
         precision: as of training, if the runtime can.
     """
 
-    requirements: ClassVar[tuple[str, ...]] = ()
-    """Distributions it needs beside those of every package."""
-
     config: Part
     preprocessing: PreprocessingConfig
     device: torch.device
@@ -46,6 +43,11 @@ class Runtime(ABC):
         device: torch.device,
         precision: Precision,
     ) -> None: ...
+
+    @classmethod
+    def requirements(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """Distributions that a package with these settings needs beside those of every package."""
+        return ()
 
     def prepare(self, content: Encoded) -> Any:
         """An image file's bytes as the network takes them; threads call it side by side."""

@@ -1,6 +1,6 @@
 """A network in an ONNX file, computed by ONNX Runtime."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,8 +39,11 @@ class OnnxConfig(Part):
 class OnnxRuntime(Runtime):
     """A session of ONNX Runtime."""
 
-    requirements = ("onnxruntime",)
     config: OnnxConfig
+
+    @classmethod
+    def requirements(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("onnxruntime",)
 
     def __init__(
         self,

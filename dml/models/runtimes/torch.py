@@ -1,7 +1,7 @@
 """An encoder of ours, or any network that torch holds inside one, from safetensors."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,10 @@ class TorchRuntime(Runtime):
     """An encoder on a torch device."""
 
     config: EncoderConfig
+
+    @classmethod
+    def requirements(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("transformers",) if settings["backbone"]["kind"] == "transformers" else ()
 
     def __init__(
         self,

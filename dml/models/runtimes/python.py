@@ -1,0 +1,131 @@
+"""A function of the user's own that embeds images; a package names it, and notices when its file changes."""
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dml.config import Part, PreprocessingConfig
+from dml.config.training import Precision
+from dml.errors import IncompatibleArtifact, InvalidData, MissingArtifact
+from dml.models.runtimes.base import Runtime
+from dml.preprocessing import Encoded, decode
+from dml.storage import file_digest
+
+Embed = Callable[[list[NDArray[np.uint8]]], Any]
+"""N RGB images (H, W, 3) in, (N, D) numbers out."""
+
+
+class PythonConfig(Part):
+    """Which function embeds, and of which file."""
+
+    function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="MODULE:FUNCTION")
+    sha256: str = Field(description="of the module's file")
+    distribution: str = Field("", description="that installed the module, NAME==VERSION; empty: none")
+    dim: int = Field(gt=0, description="length of one embedding")
+
+
+class SourceFile(NamedTuple):
+    """Where a function stands now."""
+
+    sha256: str
+    distribution: str
+
+
+class PythonRuntime(Runtime):
+    """A function that takes whole images."""
+
+    config: PythonConfig
+
+    @classmethod
+    def requirements(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        return (settings["distribution"],) if settings["distribution"] else ()
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Any,
+        preprocessing: PreprocessingConfig,
+        *,
+        device: torch.device,
+        precision: Precision,
+    ) -> None:
+        self.config = PythonConfig.model_validate(settings)
+        self.dim, self.preprocessing = self.config.dim, preprocessing
+        self.device = torch.device("cpu")  # the function has its own ideas
+        self._function = self._unchanged()
+
+    def _unchanged(self) -> Embed:
+        config = self.config
+        now = source_file(config.function)
+        if now.sha256 != config.sha256:
+            versions = f" ({config.distribution} then, {now.distribution} now)" if config.distribution else ""
+            raise IncompatibleArtifact(
+                f"The file of python:{config.function} must be the one that was imported, SHA-256 "
+                f"{config.sha256[:12]}; it has {now.sha256[:12]}{versions}. Bring the former back, or import "
+                f"the model again: dml models import python:{config.function} --yes."
+            )
+        return load_function(config.function)
+
+    def prepare(self, content: Encoded) -> NDArray[np.uint8]:
+        return np.asarray(decode(content, "RGB"))
+
+    def picture(self, prepared: Any) -> Image.Image:
+        return Image.fromarray(prepared)
+
+    def embed(self, prepared: Sequence[NDArray[np.uint8]]) -> Tensor:
+        return normalize(torch.from_numpy(call(self.config.function, self._function, prepared)), dim=1)
+
+
+def call(name: str, function: Embed, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """The function's embeddings, (N, D) float32.
+
+    Raises:
+        InvalidData: it gives something else.
+    """
+    found = np.asarray(function(list(images)), dtype=np.float32)
+    if found.ndim != 2 or len(found) != len(images):
+        raise InvalidData(
+            f"python:{name} must give (N, D) numbers for N images; it gives {found.shape} for {len(images)}."
+        )
+    return found
+
+
+def source_file(function: str) -> SourceFile:
+    """The digest of a function's file, and the distribution that installed it, without running the module.
+
+    Raises:
+        MissingArtifact: there is no such module here.
+    """
+    module = function.partition(":")[0]
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None or found.origin is None or not Path(found.origin).is_file():
+        raise MissingArtifact(
+            f"python:{function} needs the module {module}; it cannot be imported here. Put its folder on "
+            "PYTHONPATH, on every machine that embeds."
+        )
+    installed = importlib.metadata.packages_distributions().get(module.partition(".")[0], [])
+    version = f"{installed[0]}=={importlib.metadata.version(installed[0])}" if installed else ""
+    return SourceFile(file_digest(found.origin), version)
+
+
+def load_function(function: str) -> Embed:
+    """Import a function; raises MissingArtifact where its module has none of that name."""
+    module, _, name = function.partition(":")
+    found: Embed | None = getattr(import_module(module), name, None)
+    if not callable(found):
+        raise MissingArtifact(f"The module {module} must have a function {name}; it has none.")
+    return found

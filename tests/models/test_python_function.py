@@ -1,0 +1,103 @@
+"""A function of the user's embeds as a package, and a package notices that its file has changed."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact
+from dml.models.external import Options, import_embedder, read_embedder
+from dml.models.package import load_package
+from dml.models.runtimes.python import source_file
+from tests.models.photos import photo, png_of
+
+CODE = """
+import numpy as np
+
+def colours(images):
+    return np.stack([image.mean((0, 1)) for image in images])
+
+def blank(images):
+    return np.zeros((len(images), 4))
+
+def one(images):
+    return np.ones(4)
+
+number = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module of the user's on the path; its name is its test's own."""
+    name = f"mine_{tmp_path.name}".replace("-", "_").replace("[", "_").replace("]", "_")
+    (tmp_path / f"{name}.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield name
+    sys.modules.pop(name, None)
+
+
+def test_whole_rgb_images_of_any_size_go_in_and_unit_vectors_come_out(tmp_path, module):
+    package = import_embedder(str(tmp_path / "s"), f"python:{module}:colours", Options())
+    images = [photo(40, 30), photo(8, 90, seed=1)]
+    expected = np.stack([np.asarray(image).mean((0, 1)) for image in images])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    found = load_package(package.uri).embed([png_of(image) for image in images])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_file_that_changed_is_noticed_before_it_is_run(tmp_path, module):
+    package = import_embedder(str(tmp_path / "s"), f"python:{module}:colours", Options())
+    sys.modules.pop(module)
+    (tmp_path / f"{module}.py").write_text("raise SystemExit('was run')")
+    with pytest.raises(IncompatibleArtifact, match=rf"{module}:colours must be the one that was imported"):
+        load_package(package.uri)
+
+
+def test_a_module_that_is_not_there_any_more_is_named(tmp_path, module):
+    package = import_embedder(str(tmp_path / "s"), f"python:{module}:colours", Options())
+    sys.modules.pop(module)
+    (tmp_path / f"{module}.py").unlink()
+    with pytest.raises(MissingArtifact, match="PYTHONPATH"):
+        load_package(package.uri)
+
+
+def test_an_installed_module_is_named_with_its_distribution():
+    assert source_file("PIL.Image:open").distribution.startswith("pillow==")
+    assert source_file("json:loads").distribution == ""
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        ("blank", InvalidData, "must give numbers"),
+        ("one", InvalidData, r"\(N, D\) numbers for N images; it gives \(4,\)"),
+        ("nothing", MissingArtifact, "must have a function nothing"),
+        ("number", MissingArtifact, "must have a function number"),
+    ],
+)
+def test_a_function_that_gives_no_embeddings_is_refused(tmp_path, module, function, error, message):
+    with pytest.raises(error, match=message):
+        import_embedder(str(tmp_path / "s"), f"python:{module}:{function}", Options())
+
+
+@pytest.mark.parametrize("address", ["python:json", "python:json:", "python:a-b:c", "python:../x:y"])
+def test_an_address_that_names_no_function_is_refused(address):
+    with pytest.raises(InvalidSetting, match=r"must be (named|one of)"):
+        read_embedder(address, Options())
+
+
+def test_a_module_that_cannot_be_imported_is_named():
+    with pytest.raises(MissingArtifact, match="needs the module not_there"):
+        read_embedder("python:not_there:embed", Options())
+
+
+@pytest.mark.slow
+def test_the_primers_own_face_network_is_one(tmp_path, monkeypatch):
+    pytest.importorskip("face_recognition")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
+    package = import_embedder(str(tmp_path), "python:dlib_faces:embed", Options(licence="CC0"))
+    assert package.dim == 128
+    vectors = load_package(package.uri).embed([png_of(photo(150, 150, seed=seed)) for seed in range(3)])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)

@@ -15,6 +15,7 @@ from dml.config import EncoderConfig, IndexConfig, PreprocessingConfig
 from dml.data.dataset import find_dataset, list_datasets
 from dml.data.forgotten import add_forgotten
 from dml.embedding.embed import embed
+from dml.embedding.external import import_vectors
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.integrity import check_store
 from dml.lineage import dependents, list_artifacts, remove, remove_named, unneeded
@@ -24,6 +25,7 @@ from dml.retrieval.index import build_index, find_index, publish_index, rollback
 from dml.retrieval.search import open_index
 from flows.verify import repair
 from tests.embedding.parts import make_dataset, make_package
+from tests.embedding.vectors import random_vectors, write_npy
 
 NO_GRACE = timedelta(0)
 
@@ -354,3 +356,37 @@ def test_a_dataset_version_that_a_schedule_names_is_kept(store, tmp_path):
     storage.write_json(storage.join(store, "indexes", "shelves", "refresh.json"), settings)
     removed = {removal.uri for removal in collect(store, package, keep=1)}
     assert removed == {first.uri, first.embeddings.uri}
+
+
+def index_vectors(store, folder, seed):
+    """Imported vectors, indexed and published under the name `clip`."""
+    path = write_npy(folder, random_vectors(seed=seed))
+    table = import_vectors(store, "clip", path).embeddings
+    ref = build_index(store, "clip", table, IndexConfig())
+    publish_index(store, ref)
+    return ref
+
+
+def test_imported_vectors_go_with_the_last_index_that_needs_them(store, tmp_path):
+    versions = [index_vectors(store, tmp_path, seed) for seed in (1, 2, 3)]
+    for ref in versions:
+        make_old(ref.uri)
+        make_old(ref.embeddings.uri)
+    removals = collect(store, keep=2)
+    assert {removal.uri for removal in removals} == {versions[0].uri, versions[0].embeddings.uri}
+    remove(removals)
+    assert not any(checked.damaged for checked in check_store(store))
+    assert {str(user) for user in dependents(store, versions[2].embeddings.uri)} == {str(versions[2])}
+    with pytest.raises(InvalidSetting, match="Remove them first"):
+        remove_named(store, "vectors", "clip")
+
+
+@pytest.mark.parametrize("file", ["part-00000.parquet", "items/manifest.json", "manifest.json"])
+def test_damaged_vectors_are_found_and_their_index_is_not_built_from_them(store, tmp_path, file):
+    ref = index_vectors(store, tmp_path, 1)
+    flip_middle(f"{ref.embeddings.uri}/{file}")
+    (checked,) = [each for each in check_store(store) if each.damaged]
+    assert (checked.kind, checked.title) == ("vectors", f"clip@{ref.embeddings.version}")
+    assert "import their file again" in repair(store, check_store(store))[ref.embeddings.uri]
+    import_vectors(store, "clip", tmp_path / "vectors.npy")
+    assert not any(checked.damaged for checked in check_store(store))

@@ -201,6 +201,11 @@ class EmbeddingsRef(Ref):
     dim: int
     rows: int
 
+    @property
+    def source(self) -> str:
+        """As users name what was embedded: the dataset, or the imported vectors, NAME@VERSION."""
+        return str(self.items) if isinstance(self.items, DatasetRef) else f"{self.items.name}@{self.version}"
+
 
 class IndexRef(Ref):
     """A Faiss index of one embeddings table, with ids, labels and attributes beside the vectors."""

@@ -54,10 +54,11 @@ def evaluate_vectors_flow(
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
     """
     embeddings = stage(find_vectors)(store_uri(store), vectors)
+    stage(require_evaluable)(embeddings.items, config, split=None)
     evaluation = stage(evaluate)(
         embeddings, config, split=None, progress=progress_logger("evaluate", "blocks")
     )
-    show_table("evaluation", [evaluation.row()], str(embeddings.items))
+    show_table("evaluation", [evaluation.row()], embeddings.source)
     return VectorsReport(embeddings=embeddings, evaluation=evaluation)
 
 

@@ -294,7 +294,7 @@ def _row_of_index(index: "ListedIndex") -> dict[str, object]:
         "rows": index.rows,
         "factory": index.factory,
         "recall@10": index.recall,
-        "dataset": str(index.embeddings.items),
+        "dataset": index.embeddings.source,
         "model": index.model,
         "newer": ", ".join(index.newer),
         "refreshed": index.refresh.cron if index.refresh else "",
@@ -312,7 +312,7 @@ def _newer(store: str, ref: "IndexRef") -> list[str]:
     try:
         if not isinstance(held.items, DatasetRef):
             latest = find_vectors(store, held.items.name)
-            found += [f"{held.items.name}@{latest.version}"] * (latest.fingerprint != held.fingerprint)
+            found += [latest.source] * (latest.fingerprint != held.fingerprint)
         else:
             dataset = find_dataset(store, held.items.name)
             found += [str(dataset)] * (dataset.fingerprint != held.items.fingerprint)

@@ -110,7 +110,7 @@ def _show_evaluation(report: "EvaluationReport", model: str) -> None:
 
 
 def _show_vectors_evaluation(report: "VectorsReport") -> None:
-    print_table(str(report.embeddings.items), [report.evaluation.row()])
+    print_table(report.embeddings.source, [report.evaluation.row()])
     if report.evaluation.slices:
         print_table("by slice of the queries", report.evaluation.slice_rows())
 

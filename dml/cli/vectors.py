@@ -68,7 +68,7 @@ def _show_import(report: "ImportReport") -> None:
         refused = [each.model_dump() for each in report.refused]
         print_table(f"in quarantine, all listed in {report.quarantine}", refused)
     labels = f"{ref.items.classes} classes" if ref.items.classes else "no labels"
-    print(f"{ref.items.name}@{ref.version}: {ref.rows} vectors of {ref.dim} dimensions, {labels}: {ref.uri}")
+    print(f"{ref.source}: {ref.rows} vectors of {ref.dim} dimensions, {labels}: {ref.uri}")
     if report.outcome == "current":
         print("nothing to do: that is the current version already")
 
@@ -91,7 +91,7 @@ def _show_vectors(found: "VectorsList") -> None:
 
 def _row_of(ref: "ListedVectors") -> dict[str, str | int]:
     return {
-        "vectors": f"{ref.items.name}@{ref.version}",
+        "vectors": ref.source,
         **columns_of(ref.current, ref.created),
         "rows": ref.rows,
         "dimensions": ref.dim,

@@ -10,10 +10,10 @@ from dml.config import EvaluationConfig, FewShotConfig
 from dml.data.dataset import read_rows
 from dml.data.schema import GALLERY, QUERY, TEST, TRAIN
 from dml.errors import InvalidData
-from dml.refs import DatasetRef
+from dml.refs import DatasetRef, ItemsRef
 
 
-def require_evaluable(dataset: DatasetRef, config: EvaluationConfig, *, split: str = TEST) -> None:
+def require_evaluable(items: ItemsRef, config: EvaluationConfig, *, split: str | None = TEST) -> None:
     """Refuse a split on which an evaluation's metrics are undefined or trivial.
 
     The split needs two classes, and at least one query with a positive in the gallery (from another camera if
@@ -21,9 +21,9 @@ def require_evaluable(dataset: DatasetRef, config: EvaluationConfig, *, split: s
     classes that are large enough.
 
     Args:
-        dataset: the dataset to evaluate on.
+        items: the dataset, or items without images, to evaluate on.
         config: queries, gallery and metrics.
-        split: the split to check.
+        split: the split to check; None: all items.
 
     Raises:
         InvalidData: the split cannot be evaluated; the message says what to do instead.
@@ -32,13 +32,15 @@ def require_evaluable(dataset: DatasetRef, config: EvaluationConfig, *, split: s
     role, camera = config.role_attribute, config.same_camera_attribute
     within = config.few_shot.within if config.few_shot else None
     attributes = [name for name in (role, camera, within, *config.slices) if name is not None]
-    rows = read_rows(dataset, split=split, columns=["class_id", *attributes])
+    require_labels(items)
+    rows = read_rows(items, split=split, columns=["class_id", *attributes])
     classes = rows["class_id"].to_numpy()
-    where = f"split {split!r} of {dataset}"
+    where = str(items) if split is None else f"split {split!r} of {items}"
+    remedy = _REMEDY if isinstance(items, DatasetRef) else _REMEDY_WITHOUT_IMAGES
     if len(np.unique(classes)) < 2:
         raise InvalidData(
-            f"An evaluation needs images of at least 2 classes; the {where} has {len(np.unique(classes))} "
-            f"classes, and the dataset has the splits {_sizes(dataset)}. {_REMEDY}"
+            f"An evaluation needs items of at least 2 classes; the {where} has {len(np.unique(classes))} "
+            f"classes{_sizes(items)}. {remedy}"
         )
     roles = None if role is None else rows[role].to_pylist()
     cameras = None if camera is None else [value or None for value in rows[camera].to_pylist()]
@@ -46,18 +48,35 @@ def require_evaluable(dataset: DatasetRef, config: EvaluationConfig, *, split: s
     if config.bootstrap is not None and config.bootstrap.by == "class" and num_classes == 1:
         raise InvalidData(
             f"Intervals of evaluation.bootstrap need queries with a positive in at least 2 classes; "
-            f"the {where} has them in 1. Leave evaluation.bootstrap out. {_REMEDY}"
+            f"the {where} has them in 1. Leave evaluation.bootstrap out. {remedy}"
         )
     if not num_classes:
         condition = "" if role is None else f", by {role!r} in the gallery,"
         condition += "" if camera is None else f" with another {camera!r}"
         raise InvalidData(
-            f"An evaluation needs at least one query with another image of its class{condition}; in the "
-            f"{where} no query has one: {len(classes)} images of {len(np.unique(classes))} classes. {_REMEDY}"
+            f"An evaluation needs at least one query with another item of its class{condition}; in the "
+            f"{where} no query has one: {len(classes)} items of {len(np.unique(classes))} classes. {remedy}"
         )
     if config.few_shot is not None:
         _require_episodes(
             classes, config.few_shot, None if within is None else rows[within].to_pylist(), where
+        )
+
+
+def require_labels(items: ItemsRef) -> None:
+    """Raise InvalidData where some items have no label; those of a dataset always have one."""
+    if not items.classes:
+        raise InvalidData(
+            f"An evaluation needs a label of every item; {items} has none. Import the vectors again with a "
+            "column `label` among the attributes."
+        )
+    if isinstance(items, DatasetRef):
+        return
+    missing = read_rows(items, columns=["label"])["label"].null_count
+    if missing:
+        raise InvalidData(
+            f"An evaluation needs a label of every item; {missing} of the {items.rows} of {items} have none. "
+            "Give each a label, or import those that have one under another name."
         )
 
 
@@ -70,13 +89,18 @@ def shared_classes(train: DatasetRef, test: DatasetRef) -> list[str]:
     return sorted(train_labels & test_labels)
 
 
+_REMEDY_WITHOUT_IMAGES = "Import the vectors again with labels that two items or more share."
 _REMEDY = (
     "Ingest it with another --split or more images per class, or evaluate on another: dml train A --test B."
 )
 
 
-def _sizes(dataset: DatasetRef) -> str:
-    return ", ".join(f"{name} ({size.classes} classes)" for name, size in dataset.splits.items())
+def _sizes(items: ItemsRef) -> str:
+    """The end of a sentence: the splits that there are."""
+    if not isinstance(items, DatasetRef):
+        return ""
+    sizes = ", ".join(f"{name} ({size.classes} classes)" for name, size in items.splits.items())
+    return f", and the dataset has the splits {sizes}"
 
 
 def _num_classes_with_a_positive(

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from dml.config import EvaluationConfig, GateConfig, PreprocessingConfig
 from dml.data.dataset import open_mapped, read_rows
+from dml.data.evaluable import require_labels
 from dml.embedding.table import read_embeddings
 from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting
 from dml.evaluation.all_pairs import OnProgress, query_values
@@ -164,19 +165,14 @@ def split_rows(
     """Positions of the rows of a split, or of all rows, with labels and the attributes in `config`."""
     if split is not None:
         require_dataset(items, f"An evaluation of the split {split!r}")
-    _require_labels(items)
+    require_labels(items)
     attributes = required_attributes(config)
-    rows = read_rows(items, split=split, columns=["label", "class_id", *attributes])
+    rows = read_rows(items, split=split, columns=["class_id", *attributes])
     if not len(rows):
         splits = sorted(items.splits) if isinstance(items, DatasetRef) else []
         raise InvalidData(
             f"An evaluation needs rows in {_where(split)}; {items} has the "
             f"splits {splits}. Ingest it with another --split."
-        )
-    if rows["label"].null_count:
-        raise InvalidData(
-            f"An evaluation needs a label of every item; {rows['label'].null_count} of {len(rows)} of "
-            f"{items} have none. Give them labels, or leave them out."
         )
     labels = rows["class_id"].to_numpy().astype(np.int64)
     # An empty text is a missing value too.
@@ -184,14 +180,6 @@ def split_rows(
         name: [None if value == "" else value for value in rows[name].to_pylist()] for name in attributes
     }
     return rows["position"].to_numpy(), Rows(labels, values)
-
-
-def _require_labels(items: ItemsRef) -> None:
-    if not items.classes:
-        raise InvalidData(
-            f"An evaluation needs a label of every item; {items} has none. Import the vectors again with a "
-            "column `label` among the attributes."
-        )
 
 
 def _where(split: str | None) -> str:

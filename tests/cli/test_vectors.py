@@ -123,12 +123,24 @@ def test_what_cannot_be_done_is_said_with_what_can(dml, filled, query, tmp_path,
     assert message.replace("\\", "") in done.err.replace("\n", " ")
 
 
-def test_an_evaluation_without_labels_says_what_is_missing(dml, files, tmp_path):
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "column `label`"),
+        (["", "a", "a", "b"] * 30, "30 of the 120"),
+        (["a"] * ROWS, "at least 2 classes"),
+        (ids_of(ROWS), "another item of its class"),
+    ],
+)
+def test_an_evaluation_that_labels_do_not_allow_says_what_is_missing(dml, files, tmp_path, labels, message):
     store = ["--store", str(tmp_path / "store")]
-    assert dml("import", str(files / "vectors.npy"), "--name", "bare", *store).status == 0
+    parquet.write_table(pa.table({} if labels is None else {"label": labels}), tmp_path / "labels.parquet")
+    labelled = [] if labels is None else ["--attributes", str(tmp_path / "labels.parquet")]
+    done = dml("import", str(files / "vectors.npy"), "--name", "bare", *labelled, *store)
+    assert done.status == 0, done.err
     done = dml("evaluate", "bare", *store)
     assert done.status == 2
-    assert "column `label`" in done.err
+    assert message in done.err
 
 
 def test_parquet_is_exported_for_any_reader_and_imported_again_as_it_was(dml, filled, tmp_path):

@@ -61,7 +61,7 @@ def test_a_split_in_which_somebody_can_be_found_is_judged(tmp_path, rows, config
     ],
 )
 def test_a_split_in_which_nobody_can_be_found_is_refused(tmp_path, rows, config):
-    with pytest.raises(InvalidData, match=r"at least one query with another image.*--split"):
+    with pytest.raises(InvalidData, match=r"at least one query with another item.*--split"):
         require_evaluable(dataset(tmp_path, rows_of(*rows)), config)
 
 

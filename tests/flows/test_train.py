@@ -96,7 +96,7 @@ def test_one_dataset_is_trained_on_and_another_judges(unsplit):
     ("dataset", "settings", "says"),
     [
         ("all", [], "has 0 classes"),
-        ("lone", [], "at least one query with another image"),
+        ("lone", [], "at least one query with another item"),
         ("shop", ["sampler.classes_per_batch=200"], "200"),
         ("shop", ["evaluation.role_attribute=role"], "'role'"),
         ("shop", ["evaluation.few_shot.ways=20"], "20 classes"),

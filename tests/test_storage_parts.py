@@ -102,3 +102,20 @@ def test_a_local_file_is_listed_with_its_size_and_time_and_a_folder_with_none(tm
     modified = entries["folder/file"].modified
     assert modified is not None
     assert modified.timestamp() == pytest.approx(Path(tmp_path / "folder" / "file").stat().st_mtime)
+
+
+def test_uploads_left_open_are_listed_below_their_store_and_aborted_by_their_key(s3_store, tmp_path):
+    import boto3
+
+    bucket = s3_store.removeprefix("s3://").partition("/")[0]
+    client = boto3.client("s3")
+    for key in ("store/a", "store/a", "store/ab", "elsewhere/a"):
+        client.create_multipart_upload(Bucket=bucket, Key=key)
+    assert sorted(each.uri for each in storage.open_uploads(s3_store)) == [
+        f"{s3_store}/a",
+        f"{s3_store}/a",
+        f"{s3_store}/ab",
+    ]
+    storage.abort_uploads(f"{s3_store}/a")
+    assert [each.uri for each in storage.open_uploads(s3_store)] == [f"{s3_store}/ab"]
+    assert storage.open_uploads(str(tmp_path)) == []

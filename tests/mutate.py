@@ -159,10 +159,12 @@ class Copy:
         started.write_text(tests[0])
         run = get_context("fork").Process(target=_run, args=(self.folder, tests, self._failing))
         run.start()
-        run.join(_MOST_S)
-        with contextlib.suppress(ProcessLookupError):  # it, and what its tests started
-            os.killpg(run.pid or 0, signal.SIGKILL)
-        run.join()
+        try:
+            run.join(_MOST_S)
+        finally:  # also where this process is asked to end
+            with contextlib.suppress(ProcessLookupError):  # it, and what its tests started
+                os.killpg(run.pid or 0, signal.SIGKILL)
+            run.join()
         return None if run.exitcode == 0 else started.read_text()
 
 

@@ -373,9 +373,11 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
         raise InvalidSetting(f"An artefact to remove must be in the store itself; {link} is a symbolic link.")
     with storage.locked_pointer(folder) as pointer:
         if version is not None and version == pointer.version:
+            # Only an index can go back: a dataset and imported vectors are replaced by making them again.
+            way = f"Roll back first (`dml rollback index {base}`)" if kind == "index" else "Make another"
             raise InvalidSetting(
-                f"{name} must not be the current version; it is. Roll back first "
-                f"(`dml rollback {kind} {base}`), or remove all of {base}: `dml rm {kind} {base}`."
+                f"{name} must not be the current version; it is. {way}, or remove all of {base}: "
+                f"`dml rm {kind} {base}`."
             )
         versions = [version] if version else storage.list_versions(folder)
         uris = [storage.join(folder, v) for v in versions]

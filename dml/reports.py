@@ -389,8 +389,8 @@ class PresetList(Result):
     presets: list[Preset]
 
 
-class FoundItem(Result):
-    """One item that a search found."""
+class SearchHit(Result):
+    """One item among the answers of a search."""
 
     id: str
     label: str | None = Field(description="null: the items have no labels")
@@ -399,13 +399,13 @@ class FoundItem(Result):
 
 
 class SearchReport(Result):
-    """What a search found for one query, and how."""
+    """The answers to one query, and the query plan."""
 
     index: str = Field(description="NAME@VERSION")
     model: str = Field(description="the registered version NAME/VERSION that embedded it; empty: none")
     embedder: str = Field(description="version of what embedded items and query")
-    plan: str = Field(description="what was done to find the answers, and why they are fewer than asked for")
-    answers: list[FoundItem] = Field(description="the most similar first")
+    plan: str = Field(description="how the query was executed, and why there are fewer than k answers")
+    answers: list[SearchHit] = Field(description="the most similar first")
     picture: str | None = Field(None, description="path of the picture of query and answers; null: none")
 
 

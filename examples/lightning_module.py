@@ -1,12 +1,11 @@
-"""Our losses under Lightning, exact on any number of workers.
+"""The losses of `dml` under Lightning, exact on any number of workers.
 
     pip install lightning
     python examples/lightning_module.py --steps 200 --workers 2
 
-Each worker has its share of a batch. `gather` brings the others' embeddings as references, with their
-gradients; DDP takes the mean over workers. So the value and the gradient are those of one worker with the
-whole batch. (Where the encoder has batch norms, those must see the whole batch too: `sync_batchnorm=True` on
-GPUs.)
+Each worker has a part of the batch. `gather` adds the embeddings of the other workers as references, with
+gradients; DDP takes the mean over workers. So value and gradient equal those of one worker with the whole
+batch. If the encoder has batch norm, synchronize it as well: `sync_batchnorm=True` on GPUs.
 """
 
 import argparse
@@ -31,7 +30,7 @@ NUM_CLASSES, DIM = 100, 64
 
 
 class MetricLearner(lightning.LightningModule):
-    """An encoder and a loss; the loss is a module, so its proxies are trained and kept in checkpoints."""
+    """An encoder and a loss; the loss is a module, so its proxies are trained and saved in checkpoints."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +69,7 @@ def main() -> None:
         accelerator="cpu",
         devices=options.workers,
         strategy="ddp" if options.workers > 1 else "auto",
-        use_distributed_sampler=False,  # our sampler gives each rank its share
+        use_distributed_sampler=False,  # PKBatchSampler already gives each rank its part of the batch
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -1,9 +1,8 @@
 # %% [markdown]
-# # From images to answers
+# # From images to search results
 #
-# Each cell is a stage. Nothing needs a server: MLflow writes into the store, and Prefect's flows run as
-# plain functions. The verbs of the command line call the same flows. `DML_EXAMPLE_STEPS` makes the training
-# short.
+# Each cell is a stage. No server is needed: MLflow writes into the store, and Prefect's flows run as plain
+# functions. The commands of `dml` call the same flows. `DML_EXAMPLE_STEPS` sets the number of training steps.
 
 # %%
 import os
@@ -25,8 +24,8 @@ steps = int(os.environ.get("DML_EXAMPLE_STEPS", "200"))
 
 # %% [markdown]
 # ## Ingest
-# Drawn characters; for your own images give a folder with a folder for each class. Half of the classes are
-# held out for test.
+# Drawn characters; for your images give a folder with one folder per class. Half of the classes are the test
+# split.
 
 # %%
 source = parse_ingest({"name": "shop", "source": "glyphs:classes=40,per_class=8"})
@@ -53,16 +52,16 @@ print(f"{index.rows} items, {index.factory}, recall@10 {index.recall:.3f}")
 
 # %% [markdown]
 # ## Search
-# The query is the first test image. Any image file's bytes will do.
+# The query is the first test image; the bytes of any image file are a query.
 
 # %%
 row = read_rows(dataset).column("split").to_pylist().index("test")
 (query,) = read_images(dataset, [row])
-(found,) = Searcher.open(store, "shop").search([query], k=5)
-for answer in found.answers:
+(result,) = Searcher.open(store, "shop").search([query], k=5)
+for answer in result.answers:
     print(answer.id, answer.label, round(answer.similarity, 3))
 
 # %%
 picture = Path(store, "answers.png")
-picture.write_bytes(draw(found, query))
+picture.write_bytes(draw(result, query))
 print(f"query and answers: {picture}")

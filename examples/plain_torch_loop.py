@@ -1,8 +1,8 @@
-"""A loss, a sampler and a metric of `dml` in a training loop of your own.
+"""A loss, a sampler and a metric of `dml` in a plain torch training loop.
 
     python examples/plain_torch_loop.py --steps 200
 
-It needs torch and NumPy alone. The classes that are evaluated are not those that are trained on.
+It needs only torch and NumPy. The classes of evaluation and of training are disjoint.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def make_encoder(dim: int) -> nn.Module:
 
 @torch.no_grad()
 def recall_at_1(encoder: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images whose nearest other image is of their class."""
+    """Share of images whose nearest neighbor has the same class."""
     encoder.eval()
     embeddings = nn.functional.normalize(encoder(images))
     encoder.train()
@@ -44,7 +44,7 @@ def main() -> None:
     test_images, test_labels = shapes(50, 10, seed=2)  # other classes
 
     encoder = make_encoder(dim=64)
-    loss_function = MultiSimilarity()  # any loss of dml.losses; it gives embeddings unit length itself
+    loss_function = MultiSimilarity()  # any loss of dml.losses; it normalizes the embeddings
     optimizer = torch.optim.Adam([*encoder.parameters(), *loss_function.parameters()], lr=1e-3)
     # Every batch: 16 classes with 4 images each.
     batches = PKBatchSampler(

@@ -12,8 +12,8 @@ from dml.errors import DmlError, InvalidSetting, MissingArtifact
 if TYPE_CHECKING:
     from dml.config import IndexConfig
     from dml.refs import EmbeddingsRef, IndexRef
-    from dml.reports import FoundItem, IndexList, ListedIndex, SearchReport
-    from dml.serving.searcher import Found
+    from dml.reports import IndexList, ListedIndex, SearchHit, SearchReport
+    from dml.serving.searcher import QueryResult
 
 
 @verb()
@@ -181,11 +181,11 @@ def search(
         _require_writable(picture, image)
     from dml.serving.searcher import Searcher  # takes seconds to import, and not for a file that is not there
 
-    (found,) = Searcher.open(store_uri(store), name).search([content], k=k, where=where or [])
+    (result,) = Searcher.open(store_uri(store), name).search([content], k=k, where=where or [])
     if picture is not None:
-        _write_picture(picture, found, content)
+        _write_picture(picture, result, content)
     drawn = None if picture is None else str(picture.resolve())
-    return emit(found.report(picture=drawn), as_json, _show_answers)
+    return emit(result.report(picture=drawn), as_json, _show_answers)
 
 
 def _search_without_image(
@@ -197,7 +197,7 @@ def _search_without_image(
     k: int,
     where: list[str],
     picture: Path | None,
-) -> "Found":
+) -> "QueryResult":
     if item is not None and vector is not None:
         raise InvalidSetting(f"A search needs one query; got --id {item} and --vector {vector}.")
     if picture is not None:
@@ -210,10 +210,10 @@ def _search_without_image(
     query = None if vector is None else read_vector(vector)
     searcher = Searcher.open(store, name or (None if positional is None else str(positional)))
     if query is None:
-        (found,) = searcher.search_ids([str(item)], k=k, where=where)
+        (result,) = searcher.search_ids([str(item)], k=k, where=where)
     else:
-        (found,) = searcher.search_vectors(query, k=k, where=where)
-    return found
+        (result,) = searcher.search_vectors(query, k=k, where=where)
+    return result
 
 
 def _show_answers(report: "SearchReport") -> None:
@@ -222,7 +222,7 @@ def _show_answers(report: "SearchReport") -> None:
         print(f"picture: {report.picture}")
 
 
-def _row_of_item(item: "FoundItem") -> dict[str, object]:
+def _row_of_item(item: "SearchHit") -> dict[str, object]:
     return {"id": item.id, "label": item.label, "similarity": item.similarity, **item.attributes}
 
 
@@ -243,11 +243,11 @@ def _require_writable(picture: Path, query: Path) -> None:
         raise InvalidSetting(f"--picture must be a PNG file to write; got {picture}: {wrong}. Name another.")
 
 
-def _write_picture(target: Path, found: "Found", query: bytes) -> None:
+def _write_picture(target: Path, result: "QueryResult", query: bytes) -> None:
     from dml.serving.answers import draw
 
     try:
-        target.write_bytes(draw(found, query))
+        target.write_bytes(draw(result, query))
     except OSError as error:
         raise InvalidSetting(
             f"--picture must be a file that can be written; {target}: {error.strerror}."
@@ -266,7 +266,7 @@ def indexes(store: Store = None, as_json: Json = False) -> "IndexList":
     versions = list_versions(root, damaged)
     schedules, unreadable = read_refreshes(root)
     refreshes = {name: Refresh(**config.model_dump()) for name, config in schedules.items()}
-    found = IndexList(
+    listing = IndexList(
         indexes=[
             listed(
                 ListedIndex,
@@ -278,13 +278,13 @@ def indexes(store: Store = None, as_json: Json = False) -> "IndexList":
         ],
         damaged=unreadable,
     )
-    return emit(found, as_json, _show_indexes, error=what_is_damaged(damaged))
+    return emit(listing, as_json, _show_indexes, error=what_is_damaged(damaged))
 
 
-def _show_indexes(found: "IndexList") -> None:
-    for name, why in found.damaged.items():
+def _show_indexes(listing: "IndexList") -> None:
+    for name, why in listing.damaged.items():
         typer.echo(f"index {name} is not refreshed: {why}", err=True)
-    print_table("indexes", [_row_of_index(index) for index in found.indexes])
+    print_table("indexes", [_row_of_index(index) for index in listing.indexes])
 
 
 def _row_of_index(index: "ListedIndex") -> dict[str, object]:
@@ -307,26 +307,26 @@ def _newer(store: str, ref: "IndexRef") -> list[str]:
     from dml.embedding.external import find_vectors
     from dml.refs import DatasetRef
 
-    found: list[str] = []
+    newer: list[str] = []
     held = ref.embeddings
     try:
         if not isinstance(held.items, DatasetRef):
             latest = find_vectors(store, held.items.name)
-            found += [latest.source] * (latest.fingerprint != held.fingerprint)
+            newer += [latest.source] * (latest.fingerprint != held.fingerprint)
         else:
             dataset = find_dataset(store, held.items.name)
-            found += [str(dataset)] * (dataset.fingerprint != held.items.fingerprint)
+            newer += [str(dataset)] * (dataset.fingerprint != held.items.fingerprint)
     except MissingArtifact:
         pass  # a dataset may be removed after it was indexed
     except DmlError:
-        found.append("dataset unknown")
+        newer.append("dataset unknown")
     if ref.model:
         from dml.registry.catalog import find_champion
 
         try:
             champion = find_champion(store, ref.model.partition("/")[0])
         except DmlError:
-            return [*found, "champion unknown"]
+            return [*newer, "champion unknown"]
         if champion is not None and champion.package.fingerprint != held.embedder.fingerprint:
-            found.append(str(champion))
-    return found
+            newer.append(str(champion))
+    return newer

@@ -10,20 +10,20 @@ from dml.models.package import load_package
 from dml.refs import IndexRef, require_dataset, require_package
 from dml.report.gallery import GalleryRow, Tile, draw_gallery
 from dml.retrieval.search import Answer, open_index
-from dml.serving.searcher import Found
+from dml.serving.searcher import QueryResult
 
 _SAMPLE_QUERIES, _SAMPLE_ANSWERS = 8, 8
 
 
-def draw(found: Found, query: bytes) -> bytes:
+def draw(result: QueryResult, query: bytes) -> bytes:
     """A PNG with the query and its answers in one row."""
-    dataset = require_dataset(found.index.embeddings.items, "A picture of answers")
-    images = read_images(dataset, [answer.position for answer in found.answers])
-    return draw_gallery([_row(Tile(query, "query"), found.answers, images, label=None)])
+    dataset = require_dataset(result.index.embeddings.items, "A picture of answers")
+    images = read_images(dataset, [answer.position for answer in result.answers])
+    return draw_gallery([_row(Tile(query, "query"), result.answers, images, label=None)])
 
 
 def draw_sample(store: str, index: IndexRef) -> tuple[str, bytes]:
-    """Queries spread over the test split with their answers, each query itself left out; (URI, PNG)."""
+    """Draw queries spread evenly over the test split, with their answers but the query itself; (URI, PNG)."""
     dataset = require_dataset(index.embeddings.items, "A picture of queries and answers")
     rows = read_rows(dataset, split="test", columns=["id", "label"])
     chosen = np.linspace(0, len(rows) - 1, _SAMPLE_QUERIES).astype(int)

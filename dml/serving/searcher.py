@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from dml.errors import MissingArtifact
 from dml.models.package import Package, load_package
 from dml.refs import IndexRef, PackageRef, require_package
-from dml.reports import FoundItem, SearchReport
+from dml.reports import SearchHit, SearchReport
 from dml.retrieval.index import find_index, published_names
 from dml.retrieval.search import Answer, Index, open_index
 
 
 @dataclass(frozen=True)
-class Found:
+class QueryResult:
     """The search result of one query: answers and plan."""
 
     index: IndexRef
@@ -31,7 +31,7 @@ class Found:
         """The result as a report for users.
 
         Args:
-            picture: path of the picture of it, where one was drawn.
+            picture: path of the picture of query and answers; None: no picture was drawn.
         """
         return SearchReport(
             index=str(self.index),
@@ -39,7 +39,7 @@ class Found:
             embedder=self.index.embeddings.embedder.version,
             plan=self.plan,
             answers=[
-                FoundItem(
+                SearchHit(
                     id=answer.id,
                     label=answer.label,
                     similarity=round(answer.similarity, 6),
@@ -55,7 +55,7 @@ class Found:
 class _Opened:
     index: Index
     package: Package | None
-    """None: the items were embedded by a model that is not in the store."""
+    """None: the model that embedded the items is not in the store."""
 
 
 class Searcher:
@@ -101,7 +101,7 @@ class Searcher:
         """
         return _require(self._opened)
 
-    def search(self, images: Sequence[bytes], *, k: int = 10, where: Sequence[str] = ()) -> list[Found]:
+    def search(self, images: Sequence[bytes], *, k: int = 10, where: Sequence[str] = ()) -> list[QueryResult]:
         """Embed images and find the most similar items of each.
 
         Args:
@@ -114,8 +114,8 @@ class Searcher:
 
         Raises:
             IncompatibleArtifact: a model that is not in the store embedded the items.
-            InvalidData: bytes that are no image.
-            InvalidSetting: a condition that cannot be followed, or k below 1.
+            InvalidData: a file that is not an image.
+            InvalidSetting: an invalid condition, or k below 1.
         """
         opened = self._opened  # `refresh` can replace it during the search
         vectors = _require(opened).embed(images)
@@ -123,31 +123,31 @@ class Searcher:
 
     def search_vectors(
         self, vectors: NDArray[np.float32], *, k: int = 10, where: Sequence[str] = ()
-    ) -> list[Found]:
-        """Find the most similar items of vectors that the items' own embedder made elsewhere.
+    ) -> list[QueryResult]:
+        """Find the items most similar to vectors that the items' embedder computed outside this process.
 
         Args:
             vectors: (Q, D) float32 of unit length.
-            k: how many answers are wanted of each.
+            k: number of answers per query.
             where: as of `search`.
 
         Raises:
             InvalidData: vectors of another dimension or not of unit length.
-            InvalidSetting: a condition that cannot be followed, or k below 1.
+            InvalidSetting: an invalid condition, or k below 1.
         """
         return self._answers(self._opened.index, vectors, k, where)
 
-    def search_ids(self, ids: Sequence[str], *, k: int = 10, where: Sequence[str] = ()) -> list[Found]:
-        """Find the items that are most similar to items of the index, which are no answers to themselves.
+    def search_ids(self, ids: Sequence[str], *, k: int = 10, where: Sequence[str] = ()) -> list[QueryResult]:
+        """Find the items most similar to items of the index; an item is never its own answer.
 
         Args:
             ids: Q ids of items.
-            k: how many answers are wanted of each.
+            k: number of answers per query.
             where: as of `search`; the items of `ids` need not satisfy it.
 
         Raises:
             MissingArtifact: an id that is not in the index.
-            InvalidSetting: a condition that cannot be followed, or k below 1.
+            InvalidSetting: an invalid condition, or k below 1.
         """
         index = self._opened.index
         return self._answers(index, index.vectors_of(ids), k, where, exclude_ids=ids)
@@ -160,15 +160,15 @@ class Searcher:
         where: Sequence[str],
         *,
         exclude_ids: Sequence[str] | None = None,
-    ) -> list[Found]:
+    ) -> list[QueryResult]:
         embedder = index.ref.embeddings.embedder.fingerprint
         result = index.search(vectors, k, where=where, embedder=embedder, exclude_ids=exclude_ids)
-        return [Found(index.ref, answers, result.plan) for answers in result.answers]
+        return [QueryResult(index.ref, answers, result.plan) for answers in result.answers]
 
     def refresh(self) -> bool:
         """Switch to the current version of the index; returns whether it changed.
 
-        Searches under way end on the version they began with. A searcher of NAME@VERSION stays as it is.
+        Running searches finish on the version they started with. A searcher of NAME@VERSION does not change.
         """
         former = self._opened
         ref = find_index(self._store, self._name)

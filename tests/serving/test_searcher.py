@@ -36,10 +36,10 @@ def store(dataset):
 
 def test_each_image_of_a_batch_finds_itself_in_its_place(store):
     searcher = Searcher.open(store, "shelves")
-    found = searcher.search([png(3), png(17), png(5)], k=2)
-    assert [each.answers[0].id for each in found] == ["00003.png", "00017.png", "00005.png"]
-    assert [len(each.answers) for each in found] == [2, 2, 2]
-    assert [each.index for each in found] == [searcher.index] * 3
+    results = searcher.search([png(3), png(17), png(5)], k=2)
+    assert [each.answers[0].id for each in results] == ["00003.png", "00017.png", "00005.png"]
+    assert [len(each.answers) for each in results] == [2, 2, 2]
+    assert [each.index for each in results] == [searcher.index] * 3
     assert searcher.search([]) == []
 
 
@@ -69,7 +69,7 @@ def test_a_batch_is_answered_as_its_images_one_by_one(store):
     searcher = Searcher.open(store, "shelves")
     images = [png(seed) for seed in range(100, 106)]
     alone = [searcher.search([image], k=5, where=["sold=true"])[0].report() for image in images]
-    together = [found.report() for found in searcher.search(images, k=5, where=["sold=true"])]
+    together = [result.report() for result in searcher.search(images, k=5, where=["sold=true"])]
     assert [[item.id for item in report.answers] for report in together] == [
         [item.id for item in report.answers] for report in alone
     ]
@@ -107,8 +107,8 @@ def test_threads_share_one_and_are_answered_while_it_is_refreshed(store, dataset
     with ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(searcher.search, [png(seed)], k=1) for seed in range(20)]
         pool.submit(searcher.refresh).result()
-        found = [each.result()[0].answers[0].id for each in answers]
-    assert found == [f"{seed:05d}.png" for seed in range(20)]
+        nearest = [each.result()[0].answers[0].id for each in answers]
+    assert nearest == [f"{seed:05d}.png" for seed in range(20)]
 
 
 def test_what_cannot_be_searched_is_refused(store):

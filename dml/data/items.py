@@ -53,7 +53,7 @@ def read_table(path: Path) -> tuple[pa.Table, list[str]]:
         if path.suffix.lower() in _CSV_ENDINGS:
             return as_items(_read_csv(path, _CSV_ENDINGS[path.suffix.lower()]), path)
         return as_items(parquet.read_table(path, partitioning=None), path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InvalidData(
             f"{path} must be a whole table, text in UTF-8: {reason}. Write it again."
@@ -80,16 +80,13 @@ def _read_csv(path: Path, delimiter: str) -> pa.Table:
 
 def as_items(table: pa.Table, path: Path) -> tuple[pa.Table, list[str]]:
     """The columns of a table that items have, in their types, and a sentence on each that is left out."""
+    require_unique_names(table.column_names, path)
     columns: dict[str, pa.ChunkedArray] = {}
     notes = []
     for field in table.schema:
         if is_index(field.name):
             continue
         values = table[field.name]
-        if field.name in columns:
-            raise InvalidData(
-                f"Each column of {path} must have a name of its own; {field.name!r} stands twice."
-            )
         if field.name == "id":
             columns["id"] = _as_ids(values, path)
         elif field.name == "label":
@@ -106,21 +103,46 @@ def as_items(table: pa.Table, path: Path) -> tuple[pa.Table, list[str]]:
                     f"column {field.name!r} of {path} is left out: an attribute cannot be {field.type}"
                 )
             else:
-                columns[field.name] = values.cast(_ARROW_TYPES[kind])
+                columns[field.name] = _cast(values, _ARROW_TYPES[kind], field.name, path)
     return pa.table(columns), notes
+
+
+def require_unique_names(names: Sequence[str], path: Path) -> None:
+    """Raise InvalidData where two columns have the same name."""
+    if repeated_names := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidData(
+            f"Each column of {path} must have a unique name; got {repeated_names} twice. Rename one."
+        )
+
+
+def _cast(values: pa.ChunkedArray, kind: pa.DataType, name: str, path: Path) -> pa.ChunkedArray:
+    """The values in a type that holds each of them unchanged; text is checked to be UTF-8."""
+    try:
+        converted = values.cast(kind)
+        if pa.types.is_large_string(kind):
+            converted.validate(full=True)
+    except pa.ArrowException as error:
+        what = "text in UTF-8" if pa.types.is_large_string(kind) else f"values that fit {kind}"
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InvalidData(
+            f"Column {name!r} of {path} must hold {what}; {reason}. Convert the column, or leave it out."
+        ) from error
+    return converted
 
 
 def _as_ids(values: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
     if _type_of(values.type) not in ("string", "int64"):
         raise InvalidData(f"Ids must be text or whole numbers; those of {path} are {values.type}.")
-    return values.cast(pa.large_string())
+    return _cast(values, pa.large_string(), "id", path)
 
 
 def _as_labels(values: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
-    """Without space around them and in Unicode's form NFC; a blank one is missing."""
+    """Without space around them and in Unicode's form NFC; a blank one and NaN are missing."""
     if _type_of(values.type) is None:
         raise InvalidData(f"Labels must be text or numbers; those of {path} are {values.type}.")
-    texts = compute.utf8_trim_whitespace(values.cast(pa.large_string()))
+    if pa.types.is_floating(values.type):
+        values = compute.if_else(compute.is_nan(values), pa.scalar(None, values.type), values)
+    texts = compute.utf8_trim_whitespace(_cast(values, pa.large_string(), "label", path))
     texts = compute.utf8_normalize(texts, form="NFC")
     return compute.if_else(compute.equal(texts, ""), pa.scalar(None, pa.large_string()), texts)
 
@@ -149,7 +171,8 @@ def read_ids(path: Path) -> pa.ChunkedArray:
     """
     if path.suffix.lower() == ".txt":
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            # Not splitlines(): form feeds and Unicode's line separators may stand in an id.
+            lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
         except UnicodeDecodeError as error:
             raise InvalidData(f"{path} must be text in UTF-8; {error.reason}. Write it again.") from error
         return pa.chunked_array([pa.array(lines, pa.large_string())])

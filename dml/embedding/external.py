@@ -203,6 +203,10 @@ def _read_items(file: VectorFile, ids: Path | None, attributes: Path | None) -> 
         )
     if not table.num_columns:
         return pa.table({"id": chosen}), notes
+    if ids is not None and table is own and "id" in table.column_names:
+        table = table.drop_columns("id")  # its rows are the vectors' own, whatever they were called there
+        if not table.num_columns:
+            return pa.table({"id": chosen}), notes
     items, unmatched = with_attributes(chosen, table, attributes)
     return items, [*notes, *unmatched]
 
@@ -275,7 +279,7 @@ class _Table:
     ) -> dict[int, tuple[str, str]]:
         """Row of the block to what is wrong with it, which is also kept for the quarantine table."""
         ids = items["id"]
-        is_missing = np.array([id_ in (None, "") for id_ in ids.to_pylist()], dtype=np.bool_)
+        is_missing = np.array([not (id_ or "").strip() for id_ in ids.to_pylist()], dtype=np.bool_)
         is_repeated = self._repeated[self._next_row : self._next_row + len(items)]
         problems = dict(block.problems)
         for rows, reason, detail in (

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute, parquet
 
+from dml.data.items import require_unique_names
 from dml.errors import InvalidData, InvalidSetting, MissingArtifact
 
 VECTOR_COLUMNS = ("embedding", "embeddings", "vector", "vectors")
@@ -94,7 +95,7 @@ class Hdf5File(VectorFile):
     def blocks(self, num_rows: int) -> Iterator[Block]:
         with _opened_hdf5(self.path) as file:
             for start in range(0, self.num_rows, num_rows):
-                yield Block(file[self._name][start : start + num_rows], {})
+                yield Block(_read_hdf5(file[self._name], slice(start, start + num_rows), self.path), {})
 
 
 class ParquetFile(VectorFile):
@@ -105,6 +106,7 @@ class ParquetFile(VectorFile):
     def _shape(self) -> tuple[int, int]:
         with open_parquet(self.path) as file:
             schema = file.schema_arrow
+            require_unique_names(schema.names, self.path)
             lists = [field.name for field in schema if is_vector(field.type)]
             self.column = _choose(lists, schema.names, self.path)
             self.other_columns = [name for name in schema.names if name != self.column]
@@ -200,7 +202,9 @@ def to_unit_length(block: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np
     scale = np.where(usable, largest, 1)
     scaled = numbers / scale[:, None]
     lengths = np.sqrt(np.einsum("nd,nd->n", scaled, scaled, dtype=np.float64))
-    found = np.where(usable, lengths * scale.astype(np.float64), largest)
+    with np.errstate(over="ignore"):  # a length beyond float64's range; the row has a direction
+        found = np.where(usable, lengths * scale.astype(np.float64), largest)
+    found = np.where(usable, np.minimum(found, np.finfo(np.float64).max), largest)
     unit = (scaled / np.where(usable, lengths, 1).astype(numbers.dtype)[:, None]).astype(np.float32)
     kept = (np.abs(found - 1) < _FLOAT32_STEP) & (block.dtype == np.float32)
     unit[kept] = block[kept]
@@ -263,12 +267,39 @@ def read_columns(path: Path, columns: list[str]) -> pa.Table:
 
 
 def read_hdf5_text(path: Path, names: tuple[str, ...]) -> list[str] | None:
-    """The first of these data sets of one axis, as text; None: the file has none."""
+    """The first of these data sets of one axis, text or whole numbers, as text; None: the file has none.
+
+    Raises:
+        InvalidData: it holds something else, or is damaged.
+    """
+    import h5py
+
     with _opened_hdf5(path) as file:
         for name in names:
-            if name in file and file[name].ndim == 1:
-                return [each.decode() if isinstance(each, bytes) else str(each) for each in file[name][:]]
+            found = file.get(name)
+            if not isinstance(found, h5py.Dataset) or found.ndim != 1:
+                continue
+            if found.dtype.kind not in "SOiu":
+                raise InvalidData(
+                    f"Ids must be text or whole numbers; those of {path}, {name!r}, are {found.dtype}."
+                )
+            values = _read_hdf5(found, slice(None), path)
+            try:
+                return [each.decode() if isinstance(each, bytes) else str(each) for each in values]
+            except UnicodeDecodeError as error:
+                raise InvalidData(
+                    f"Ids must be text in UTF-8; {error.object!r} of {path}, {name!r}, is not. Write "
+                    "it again."
+                ) from error
     return None
+
+
+def _read_hdf5(table: Any, rows: slice, path: Path) -> NDArray[Any]:
+    try:
+        read: NDArray[Any] = table[rows]
+    except OSError as error:
+        raise _not_hdf5(path, error) from error
+    return read
 
 
 def is_vector(kind: pa.DataType) -> bool:
@@ -306,7 +337,11 @@ def _opened_hdf5(path: Path) -> Any:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise InvalidData(f"{path} must be a whole HDF5 file: {error}. Write it again.") from error
+        raise _not_hdf5(path, error) from error
+
+
+def _not_hdf5(path: Path, error: OSError) -> InvalidData:
+    return InvalidData(f"{path} must be a whole HDF5 file: {error}. Write it again.")
 
 
 def _unreadable(path: Path, error: Exception) -> InvalidData:

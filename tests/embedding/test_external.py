@@ -99,7 +99,7 @@ def test_rows_of_no_use_are_quarantined_with_their_reasons_and_the_others_publis
     vectors = random_vectors(1000)
     vectors[10], vectors[20, 3], vectors[30, 3] = 0, np.nan, np.inf
     ids = ids_of(1000)
-    ids[40], ids[50] = "item 7", ""
+    ids[40], ids[50], ids[51] = "item 7", "", " "
     parquet.write_table(pa.table({"id": ids}), tmp_path / "ids.parquet")
     report = import_vectors(
         new_store, "clip", write_npy(tmp_path, vectors), ids=tmp_path / "ids.parquet", block_bytes=BLOCK_BYTES
@@ -111,11 +111,12 @@ def test_rows_of_no_use_are_quarantined_with_their_reasons_and_the_others_publis
         "30": "not a finite number",
         "40": "repeated id",
         "50": "missing id",
+        "51": "missing id",
     }
     table = read_embeddings(report.embeddings)
-    kept = np.delete(vectors, [10, 20, 30, 40, 50], axis=0)
+    kept = np.delete(vectors, [10, 20, 30, 40, 50, 51], axis=0)
     np.testing.assert_allclose(table.vectors, unit(kept), atol=2e-7)
-    assert (report.embeddings.rows, sum(refusal.rows for refusal in report.refused)) == (995, 5)
+    assert (report.embeddings.rows, sum(refusal.rows for refusal in report.refused)) == (994, 6)
 
 
 def test_too_many_bad_rows_fail_and_nothing_is_published(tmp_path, new_store):
@@ -160,6 +161,73 @@ def test_attributes_that_cannot_be_matched_or_read_are_refused(tmp_path, new_sto
     vectors, ids = write_npy(tmp_path, random_vectors()), write_ids(tmp_path, ids_of(ROWS))
     with pytest.raises(InvalidData, match=message):
         import_vectors(new_store, "clip", vectors, ids=ids, attributes=tmp_path / "items.csv")
+
+
+def test_ids_of_their_own_rename_the_rows_of_one_table_and_leave_the_attributes_where_they_are(
+    tmp_path, new_store
+):
+    vectors = write_parquet(tmp_path, random_vectors(), id=ids_of(ROWS), price=list(range(ROWS)))
+    report = import_vectors(new_store, "clip", vectors, ids=write_ids(tmp_path, ids_of(ROWS)[::-1]))
+    assert read_rows(report.embeddings.items).select(["id", "price"]).to_pylist()[:2] == [
+        {"id": "item 119", "price": 0},
+        {"id": "item 118", "price": 1},
+    ]
+    assert report.notes == []
+
+
+def test_a_line_of_a_text_file_is_one_id_whatever_separators_stand_in_it(tmp_path, new_store):
+    ids = [f"a\u2028b\x0c{row}" for row in range(ROWS)]
+    (tmp_path / "ids.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
+    report = import_vectors(
+        new_store, "clip", write_npy(tmp_path, random_vectors()), ids=tmp_path / "ids.txt"
+    )
+    assert read_rows(report.embeddings.items)["id"].to_pylist() == ids
+
+
+def test_a_label_that_is_nan_is_missing(tmp_path, new_store):
+    labels = [float("nan"), *[1.0, 2.0] * 59, 1.0]
+    report = import_vectors(new_store, "clip", write_parquet(tmp_path, random_vectors(), label=labels))
+    assert report.embeddings.items.classes == 2
+
+
+def _text_that_is_not_utf8() -> pa.Array:
+    buffers = pa.array([f"\xff{row}".encode("latin-1") for row in range(ROWS)]).buffers()
+    return pa.Array.from_buffers(pa.string(), ROWS, buffers)
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["of its own", "of the vectors"])
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("id", _text_that_is_not_utf8()),
+        ("label", _text_that_is_not_utf8()),
+        ("note", _text_that_is_not_utf8()),
+        ("count", pa.array([2**63] * ROWS, pa.uint64())),
+    ],
+    ids=["id", "label", "text", "integers"],
+)
+def test_a_column_whose_values_no_item_can_hold_is_named(tmp_path, new_store, name, values, beside):
+    if beside:
+        vectors, attributes = write_npy(tmp_path, random_vectors()), tmp_path / "items.parquet"
+        parquet.write_table(pa.table({name: values}), attributes)
+    else:
+        vectors, attributes = write_parquet(tmp_path, random_vectors(), **{name: values}), None
+    with pytest.raises(InvalidData, match=f"Column '{name}' of .* must hold"):
+        import_vectors(new_store, "clip", vectors, attributes=attributes)
+
+
+@pytest.mark.parametrize("name", ["id", "embedding"])
+def test_a_column_that_stands_twice_is_refused(tmp_path, new_store, name):
+    table = parquet.read_table(write_parquet(tmp_path, random_vectors(), id=ids_of(ROWS)))
+    parquet.write_table(table.append_column(name, table[name]), tmp_path / "twice.parquet")
+    with pytest.raises(InvalidData, match=rf"unique name; got \['{name}'\] twice"):
+        import_vectors(new_store, "clip", tmp_path / "twice.parquet")
+
+
+def test_a_csv_table_in_utf16_is_refused(tmp_path, new_store):
+    (tmp_path / "ids.csv").write_text("id\na\n", encoding="utf-16")
+    with pytest.raises(InvalidData, match="UTF-8"):
+        import_vectors(new_store, "clip", write_npy(tmp_path, random_vectors()), ids=tmp_path / "ids.csv")
 
 
 def test_a_table_of_ids_needs_a_column_of_that_name(tmp_path, new_store):

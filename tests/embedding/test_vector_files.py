@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from dml.embedding.vector_files import open_vectors, read_vector, to_unit_length
+from dml.embedding.vector_files import open_vectors, read_hdf5_text, read_vector, to_unit_length
 from dml.errors import InvalidData, InvalidSetting, MissingArtifact
 from tests.embedding.vectors import random_vectors, unit, write_hdf5, write_npy, write_parquet
 
@@ -148,6 +148,41 @@ def test_hdf5_without_one_table_of_numbers_is_refused(tmp_path):
         file["gone"] = h5py.SoftLink("/nowhere")
     with pytest.raises(InvalidData, match="one column of vectors"):
         open_vectors(tmp_path / "v.h5")
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [np.array([b"\xff"]), np.array([0.5]), np.zeros(1, [("a", int)])],
+    ids=["bytes", "float", "compound"],
+)
+def test_hdf5_ids_of_another_type_are_refused(tmp_path, ids):
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file["id"] = ids
+    with pytest.raises(InvalidData, match="Ids must be text"):
+        read_hdf5_text(tmp_path / "v.h5", ("id",))
+
+
+def test_an_hdf5_group_called_as_ids_are_is_passed_over(tmp_path):
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file.create_group("id")
+        file["ids"] = np.arange(2)
+    assert read_hdf5_text(tmp_path / "v.h5", ("id", "ids")) == ["0", "1"]
+
+
+def test_an_hdf5_block_that_fails_its_checksum_is_refused(tmp_path):
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file.create_dataset("embedding", data=np.ones((40, 600)), chunks=(4, 600), fletcher32=True)
+    content = bytearray((tmp_path / "v.h5").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (tmp_path / "v.h5").write_bytes(content)
+    with pytest.raises(InvalidData, match="must be a whole HDF5 file"):
+        list(open_vectors(tmp_path / "v.h5").blocks(8))
+
+
+def test_a_length_beyond_float64_is_still_a_direction():
+    unit, lengths = to_unit_length(np.full((1, 4), 1.7e308))
+    np.testing.assert_allclose(unit, 0.5)
+    assert np.isfinite(lengths).all()
 
 
 def test_other_endings_and_absent_files_are_refused(tmp_path):

@@ -68,7 +68,13 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             f"--out must be in a folder that is there; {folder.resolve().parent} is not. Make it."
         )
     aside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    aside.mkdir()
+    try:
+        aside.mkdir()
+    except OSError as error:
+        raise InvalidSetting(
+            f"--out must be in a folder that can be written; {folder.resolve().parent}: {error.strerror}. "
+            "Name another."
+        ) from error
     try:
         yield aside
         os.rename(aside, folder)

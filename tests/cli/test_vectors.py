@@ -178,6 +178,12 @@ def test_an_export_never_touches_what_is_there(dml, filled, tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
+def test_an_export_into_a_folder_that_cannot_be_written_is_the_users_to_mend(dml, filled):
+    done = dml("export", "clip", "--to", "npy", "--out", "/proc/clip", "--store", filled)
+    assert done.status == 2
+    assert "--out must be in a folder that can be written; /proc" in done.err
+
+
 def test_vectors_are_removed_once_nothing_needs_them(dml, files, tmp_path):
     store = ["--store", str(tmp_path / "store"), "--json"]
     assert dml("import", str(files / "vectors.npy"), "--name", "bare", *store).status == 0

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
+from threading import Event, Thread
 from typing import Annotated, Any, ParamSpec, TypeVar
+from uuid import UUID
 
 from prefect import Flow, get_run_logger, task
 from prefect.artifacts import (
@@ -24,6 +26,7 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext, get_settings_context
 from prefect.events import emit_event
@@ -257,8 +260,75 @@ def show_text(key: str, markdown: str) -> None:
 def show_picture(key: str, png: bytes, description: str) -> None:
     """Show a picture; it is embedded in the artifact, so that the UI needs no access to the store."""
     if is_orchestrated():
-        url = "data:image/png;base64," + base64.b64encode(png).decode()
-        create_image_artifact(image_url=url, key=key, description=description)
+        create_image_artifact(image_url=_url_of(png), key=key, description=description)
+
+
+def _url_of(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+@contextmanager
+def live_picture(
+    key: str, draw: Callable[[], tuple[bytes, str] | None], *, first_s: float = 20.0, most_s: float = 600.0
+) -> Iterator[None]:
+    """A picture of a flow run that is drawn again while the body runs, and once after it.
+
+    It is one artefact, replaced where it has changed. The pauses grow by half each, since a run of days is
+    looked at less often than one of minutes. A picture that cannot be drawn is said, and ends nothing.
+
+    Args:
+        key: the artefact's name.
+        draw: gives a PNG file's bytes and what it shows; None: there is nothing to see yet.
+        first_s: seconds before the first.
+        most_s: seconds between two at most.
+    """
+    if not is_orchestrated():
+        yield
+        return
+    ended, shown = Event(), _LivePicture(key)
+
+    def draw_again() -> None:
+        pause = first_s
+        while not ended.wait(pause):
+            shown.update(draw)
+            pause = min(pause * 1.5, most_s)
+
+    thread = Thread(target=copy_context().run, args=(draw_again,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        shown.update(draw)
+
+
+class _LivePicture:
+    """An image artefact that is made once, then replaced."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._id: UUID | None = None
+        self._last: tuple[bytes, str] | None = None
+
+    def update(self, draw: Callable[[], tuple[bytes, str] | None]) -> None:
+        try:
+            picture = draw()
+            if picture is None or picture == self._last:
+                return
+            png, description = picture
+            if self._id is None:
+                made = create_image_artifact(image_url=_url_of(png), key=self._key, description=description)
+                assert isinstance(made, UUID), "in a thread of its own it is no coroutine"
+                self._id = made
+            else:
+                with get_client(sync_client=True) as client:
+                    client.update_artifact(
+                        self._id, ArtifactUpdate(data=_url_of(png), description=description)
+                    )
+            self._last = picture
+        except Exception as error:  # training goes on without its picture
+            say(f"{self._key} cannot be shown at present: {type(error).__name__}: {error}")
 
 
 def announce(event: str, resource: str, payload: Mapping[str, Any]) -> None:

@@ -12,8 +12,18 @@ from dml.registry.history import attach_report
 from dml.report.comparison import Candidate, write_comparison
 from dml.report.page import read_picture
 from dml.report.report import lay_first_pictures, write_report
+from dml.report.sections import VERIFICATION
 from dml.settings import store_uri
-from flows.policy import Name, progress_logger, say, show_picture, show_text, stage, tag_with_names
+from flows.policy import (
+    Name,
+    progress_logger,
+    say,
+    show_picture,
+    show_table,
+    show_text,
+    stage,
+    tag_with_names,
+)
 
 _DEFAULT = ReportConfig()
 _MAX_ROWS_FIRST_PICTURES = 20_000
@@ -63,11 +73,15 @@ def report_on(store: str, model: ModelRef, dataset: DatasetRef, config: ReportCo
 def attach_first_pictures(
     store: str, model: ModelRef, dataset: DatasetRef, evaluation: EvaluationConfig
 ) -> None:
-    """Attach the first pictures to a new version's run, unless the test split is large."""
+    """Show a new version's first pictures in MLflow and Prefect; its curves alone if the split is large."""
+    config, embeddings = ReportConfig(evaluation=evaluation), None
     if dataset.splits["test"].rows <= _MAX_ROWS_FIRST_PICTURES:
-        config = ReportConfig(evaluation=evaluation)
         embeddings = _embedded(store, model.package, dataset, config)
-        stage(lay_first_pictures)(store, model, embeddings, config)
+    for section in stage(lay_first_pictures)(store, model, embeddings, config):
+        for picture in section.pictures:
+            show_picture(f"first-{picture.name}", picture.png, picture.caption)
+        if section.title == VERIFICATION and section.table:
+            show_table("first-thresholds", section.table, section.title)
 
 
 def show_report(report: ReportRef, key: str, folder: str | None = None) -> None:

@@ -14,7 +14,8 @@ from dml.presets import AUTO, PresetName, experiment
 from dml.recommend import recommend_for
 from dml.refs import DatasetRef
 from dml.registry.catalog import model_page_url, register
-from dml.registry.tracking import start_run
+from dml.registry.tracking import Run, start_run
+from dml.report.report import draw_training
 from dml.reports import TrainingReport
 from dml.settings import store_uri
 from dml.training.loop import run_identity
@@ -22,7 +23,7 @@ from dml.training.ray_trainer import train
 from dml.training.train_data import require_trainable
 from flows.evaluate import evaluate_package
 from flows.gate import promote_if_better
-from flows.policy import Name, run_parameters, say, show_link, show_table, stage, tag_with_names
+from flows.policy import Name, live_picture, run_parameters, say, show_link, show_table, stage, tag_with_names
 from flows.report import attach_first_pictures
 
 
@@ -74,7 +75,8 @@ def train_flow(
         dataset=source,
     )
     with run.recording():
-        trained = stage(train, retryable=True)(chosen, source, root, run)
+        with live_picture("training-curves", lambda: _curves(run)):
+            trained = stage(train, retryable=True)(chosen, source, root, run)
         report = evaluate_package(root, trained.package, test_source, chosen.evaluation)
         run.log_evaluation(report.trained)
         version = stage(register)(root, run, name, trained.package, report.metrics, report.baseline_metrics)
@@ -87,6 +89,12 @@ def train_flow(
     return TrainingReport(
         model=model, trained=trained, evaluation=report, gate_metric=chosen.gate.metric, reason=reason
     )
+
+
+def _curves(run: Run) -> tuple[bytes, str] | None:
+    """What `live_picture` shows of a training; None: nothing yet."""
+    picture = draw_training(run)
+    return None if picture is None else (picture.png, picture.caption)
 
 
 def _choose(

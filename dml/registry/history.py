@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dml import storage
 from dml.refs import ModelRef, ReportRef
 from dml.registry.connection import connect
+from dml.registry.tracking import Run
 from dml.settings import tracking_uri
 
 if TYPE_CHECKING:
@@ -24,8 +25,15 @@ def training_curves(store: str, model: ModelRef) -> Mapping[str, Sequence[tuple[
     """
     client = connect(tracking_uri(store))
     run_id = _run_id(client, model)
-    if run_id is None:
-        return {}
+    return {} if run_id is None else _curves_of(client, run_id)
+
+
+def curves_of_run(run: Run) -> Mapping[str, Sequence[tuple[int, float]]]:
+    """As `training_curves`, of a run that may still go on."""
+    return _curves_of(connect(run.tracking_uri), run.id)
+
+
+def _curves_of(client: "MlflowClient", run_id: str) -> Mapping[str, Sequence[tuple[int, float]]]:
     names = sorted(name for name in client.get_run(run_id).data.metrics if name.startswith(_CURVES))
     curves = {}
     for name in names:
@@ -51,12 +59,12 @@ def attach_report(store: str, model: ModelRef, report: ReportRef) -> str | None:
 
 
 def attach_pictures(store: str, model: ModelRef, pictures: Mapping[str, bytes]) -> list[str]:
-    """Attach pictures to a version's run in MLflow, in the artifact folder `pictures`.
+    """Attach pictures and tables to a version's run in MLflow, in the artifact folder `pictures`.
 
     Args:
         store: the store's URI.
         model: the version.
-        pictures: PNG bytes by file name.
+        pictures: content by file name.
 
     Returns:
         The attached names; empty if the version's run was deleted.

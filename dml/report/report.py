@@ -12,7 +12,8 @@ from dml.config import BootstrapConfig, ReportConfig
 from dml.evaluation.evaluate import evaluate, raw_pixel_baseline
 from dml.models.package import read_preprocessing
 from dml.refs import EmbeddingsRef, ModelRef, ReportRef, require_package
-from dml.registry.history import attach_pictures, training_curves
+from dml.registry.history import attach_pictures, curves_of_run, training_curves
+from dml.registry.tracking import Run
 from dml.report import charts
 from dml.report.circle_histogram import CircleHistogram, draw_circle_histograms
 from dml.report.embedded_split import EmbeddedSplit
@@ -30,7 +31,7 @@ from dml.report.sections import (
 from dml.reports import RAW_PIXELS, Evaluation, EvaluationReport
 
 _CODE_VERSION = 3  # part of a report's identity: raise it when the same inputs would give another page
-SUSPECTS = "suspects.csv"
+SUSPECTS, THRESHOLDS = "suspects.csv", "thresholds.csv"
 
 
 def write_report(
@@ -95,23 +96,38 @@ def _page(
 
 
 def lay_first_pictures(
-    store: str, model: ModelRef, embeddings: EmbeddingsRef, config: ReportConfig
-) -> list[str]:
-    """Lay beside a model's run what is quickly drawn: queries and answers, failures, the training's curves.
+    store: str, model: ModelRef, embeddings: EmbeddingsRef | None, config: ReportConfig
+) -> list[Section]:
+    """Attach to a model's run what is quickly drawn: answers, failures, thresholds, the training's curves.
+
+    In the artifact folder `pictures` of the run in MLflow, with the thresholds also as `thresholds.csv`.
 
     Args:
         store: the store's URI.
         model: the registered version whose package made the embeddings.
-        embeddings: of the dataset it was evaluated on.
-        config: which split, and how many queries.
+        embeddings: of the dataset it was evaluated on; None: the training's curves alone.
+        config: which split, how many queries, and the false-accept rates of the thresholds.
 
     Returns:
-        The names of the pictures; none where the version's run is no longer there.
+        What was drawn, in sections.
     """
-    view = EmbeddedSplit(embeddings, config)
-    sections = [_answers(view), _failures(view), *_training(training_curves(store, model))]
-    pictures = {f"{picture.name}.png": picture.png for section in sections for picture in section.pictures}
-    return attach_pictures(store, model, pictures)
+    sections = _training(training_curves(store, model))
+    if embeddings is not None:
+        view = EmbeddedSplit(embeddings, config)
+        sections = [_answers(view), _failures(view), *_verification(view), *sections]
+    files = {f"{picture.name}.png": picture.png for section in sections for picture in section.pictures}
+    for section in sections:
+        if section.title == VERIFICATION and section.table:
+            columns = list(dict.fromkeys(column for row in section.table for column in row))
+            files[THRESHOLDS] = csv_of(columns, section.table)
+    attach_pictures(store, model, files)
+    return sections
+
+
+def draw_training(run: Run) -> Picture | None:
+    """The curves of a run that goes on, as far as MLflow has them; None: no curve has two points yet."""
+    pictures = [picture for section in _training(curves_of_run(run)) for picture in section.pictures]
+    return next(iter(pictures), None)
 
 
 def _gallery(

@@ -157,6 +157,10 @@ def test_an_evaluation_shows_its_pictures_in_prefect_and_lays_them_in_mlflow(sta
     if not (stack.folder / "store" / "datasets" / "tiny").exists():
         assert stack.run("ingest-flow/default", config=DATASET).returncode == 0
     assert stack.run("train-flow", dataset="tiny", preset="smoke").returncode == 0
+    trained = stack.runs_of("train-flow")[0]["id"]
+    found = stack.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [trained]}}})
+    first = {"first-answers", "first-similarities", "first-roc", "first-training", "first-thresholds"}
+    assert first <= {artifact["key"] for artifact in found}
     done = stack.run("evaluate-flow", model="tiny", dataset="tiny")
     assert done.returncode == 0, stack.why()
 

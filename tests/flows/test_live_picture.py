@@ -1,0 +1,57 @@
+"""A picture of a flow run is one artefact, replaced while the run goes on; without Prefect none is drawn."""
+
+import base64
+import time
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.policy import live_picture
+
+
+def shown() -> list[tuple[str, str]]:
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts()
+    return [(str(artifact.description), str(artifact.data)) for artifact in found]
+
+
+@pytest.mark.slow
+def test_a_picture_is_replaced_while_the_run_goes_on_and_errors_end_nothing():
+    steps: list[int] = []
+    seen: list[list[tuple[str, str]]] = []
+
+    def draw() -> tuple[bytes, str] | None:
+        if not steps:
+            return None
+        if steps[-1] == 2:
+            raise ConnectionError("MLflow is away")
+        return f"png {steps[-1]}".encode(), f"step {steps[-1]}"
+
+    @flow
+    def training() -> None:
+        with live_picture("curves", draw, first_s=0.05, most_s=0.05):
+            for step in (1, 2, 3):
+                steps.append(step)
+                time.sleep(1.5)
+                seen.append(shown())
+
+    with prefect_test_harness():
+        training()
+        last = shown()
+    assert [len(each) for each in seen] == [1, 1, 1]
+    assert seen[0][0][0] == seen[1][0][0] == "step 1"
+    assert last == [("step 3", "data:image/png;base64," + base64.b64encode(b"png 3").decode())]
+
+
+def test_without_prefect_nothing_is_drawn():
+    drawn: list[int] = []
+
+    def draw() -> tuple[bytes, str] | None:
+        drawn.append(1)
+        return None
+
+    with live_picture("curves", draw, first_s=0.0, most_s=0.0):
+        time.sleep(0.05)
+    assert drawn == []

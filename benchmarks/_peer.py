@@ -46,22 +46,22 @@ def peer_loss(name: str, num_classes: int, dim: int, settings: dict[str, Any]) -
 
 
 class TrainingImages(Dataset[tuple[Tensor, int]]):
-    """The train split decoded into memory, augmented as our trainer does, with each worker's chance."""
+    """The train split decoded into memory, augmented as by the trainer; one random generator per worker."""
 
     def __init__(self, dataset: DatasetRef, config: ExperimentConfig) -> None:
         rows = read_training_rows(dataset)
         self.class_ids, self.num_classes, self.config = rows.class_ids, rows.num_classes, config
         files = read_images(dataset, rows.positions.tolist())
         self.images: list[Image.Image] = [decode(file, config.preprocessing.color) for file in files]
-        self.chance: np.random.Generator | None = None
+        self.generator: np.random.Generator | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        if self.chance is None:
-            self.chance = np.random.default_rng(torch.initial_seed())  # another one in every worker
-        view = augment(self.images[row], self.config.augmentation, self.config.preprocessing, self.chance)
+        if self.generator is None:
+            self.generator = np.random.default_rng(torch.initial_seed())  # another one in every worker
+        view = augment(self.images[row], self.config.augmentation, self.config.preprocessing, self.generator)
         return view, int(self.class_ids[row])
 
 

@@ -77,7 +77,7 @@ SETTINGS: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is learnt from, the split `train` of a dataset, and the rows that judge it."""
+    """Training data, the split `train` of a dataset, and the rows that are evaluated."""
 
     dataset: DatasetRef
     positions: list[int]
@@ -90,7 +90,7 @@ class Protocol:
     def pixels(self) -> Tensor:
         return preprocess_batch(read_images(self.dataset, self.positions), self.config.preprocessing)
 
-    def apply_gate(self, encoder: Encoder) -> dict[str, float]:
+    def evaluate(self, encoder: Encoder) -> dict[str, float]:
         encoder.eval()
         with torch.inference_mode():
             chunks = [chunk.to(memory_format=torch.channels_last) for chunk in self.pixels.split(256)]
@@ -98,7 +98,7 @@ class Protocol:
         return retrieval_metrics(embeddings, self.labels, recall_at=(1,)).as_dict()
 
     def run(self, side: str, loss: str, choice: Choice, seed: int, store: str) -> dict[str, Any]:
-        """One training and its judgement."""
+        """Train once and evaluate."""
         rate, settings = choice
         optimizer = self.config.optimizer
         head_rate = optimizer.head_learning_rate or optimizer.learning_rate
@@ -126,7 +126,7 @@ class Protocol:
         else:
             encoder, speed = train_theirs(config, self.dataset, loss, settings, num_loaders=self.num_threads)
         return {
-            **self.judge(encoder),
+            **self.evaluate(encoder),
             "images_per_second": speed,
             "commit": commit(),
             "load": os.getloadavg()[0],
@@ -139,7 +139,7 @@ def steps_of(name: str, stage: str, share: float) -> int:
 
 @cache
 def protocols(name: str, store: str, share: float, num_threads: int) -> dict[str, Protocol]:
-    """`tuning` judges by the last of the training classes, `final` by the test classes."""
+    """`tuning` evaluates on the last of the training classes, `final` on the test classes."""
     whole = _ingest(name, name, store, None)
     labels = {split: set(_labels(whole, split)) for split in ("train", "test")}
     num_tuning = round(TUNING_CLASSES * len(labels["train"]))
@@ -148,9 +148,9 @@ def protocols(name: str, store: str, share: float, num_threads: int) -> dict[str
     part = _ingest(name, f"{name}-tuning", store, AttributeSplit(name="label", test_values=others))
     assert set(_labels(part, "train")) < labels["train"], "tuning must not learn from a test class"
 
-    def protocol(stage: str, dataset: DatasetRef, judges: set[str]) -> Protocol:
+    def protocol(stage: str, dataset: DatasetRef, evaluated: set[str]) -> Protocol:
         rows = read_rows(dataset, split="test", columns=["label", "class_id"])
-        kept = np.flatnonzero([label in judges for label in rows["label"].to_pylist()])
+        kept = np.flatnonzero([label in evaluated for label in rows["label"].to_pylist()])
         positions, classes = (rows[column].to_numpy()[kept] for column in ("position", "class_id"))
         class_ids = torch.from_numpy(classes.astype(np.int64))
         num_steps = steps_of(name, stage, share)
@@ -177,7 +177,7 @@ def commit() -> str:
 
 
 class Results:
-    """Every run there is, in a file that is whole at any time; a run that is missing is done."""
+    """The results of all runs, in a file replaced atomically; a run without a result is started."""
 
     def __init__(self, path: Path, store: str, share: float, num_threads: int) -> None:
         self.path, self.store, self.share, self.num_threads = path, store, share, num_threads
@@ -185,14 +185,14 @@ class Results:
 
     def of(self, name: str, stage: str, side: str, loss: str, choice: Choice, seed: int) -> dict[str, Any]:
         num_steps = steps_of(name, stage, self.share)
-        key = f"{name} {stage}, {num_steps} steps, {loss}, {side}, {told(choice)}, seed {seed}"
+        key = f"{name} {stage}, {num_steps} steps, {loss}, {side}, {describe(choice)}, seed {seed}"
         if key not in self.runs:
             protocol = protocols(name, self.store, self.share, self.num_threads)[stage]
-            found = self.runs[key] = protocol.run(side, loss, choice, seed, self.store)
+            result = self.runs[key] = protocol.run(side, loss, choice, seed, self.store)
             aside = self.path.with_name(f".{self.path.name}.aside")
             aside.write_text(json.dumps(self.runs, indent=1))
             aside.replace(self.path)
-            print(f"{key}: Recall@1 {found['recall_at_1']:.4f}, MAP@R {found['map_at_r']:.4f}", flush=True)
+            print(f"{key}: Recall@1 {result['recall_at_1']:.4f}, MAP@R {result['map_at_r']:.4f}", flush=True)
         return self.runs[key]
 
     def tuned(self, name: str, side: str, loss: str) -> Choice:
@@ -219,14 +219,14 @@ def show(results: Results, name: str, loss: str, seeds: int) -> str:
         return f"{_mean(ours)} | {_mean(theirs)} {gain:+6.2f}"
 
     speeds = [statistics.median(run[side]["images_per_second"] for run in runs) for side in sides]
-    choices = " | ".join(map(told, tuned.values()))
+    choices = " | ".join(map(describe, tuned.values()))
     return (
         f"{name:9} {loss:17} {column('recall_at_1')}   {column('map_at_r')}   "
         f"{speeds[0]:5.0f} | {speeds[1]:5.0f}   {choices}"
     )
 
 
-def told(choice: Choice) -> str:
+def describe(choice: Choice) -> str:
     rate, settings = choice
     return " ".join([f"rates x {rate:.2g}", *(f"{name}={value}" for name, value in settings.items())])
 

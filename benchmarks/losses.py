@@ -134,24 +134,24 @@ def measure_apart(
     """`measure` in a fresh process, so that one loss's peak does not hide another's; or why there is none."""
     command = [sys.executable, "-m", "benchmarks.losses", "--one", library, name, str(size), str(repeats)]
     try:
-        found = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, timeout=timeout_s, preexec_fn=_limit_memory
         )
     except subprocess.TimeoutExpired:
         return f"> {timeout_s:.0f} s"
-    if found.returncode == 0:
-        return json.loads(found.stdout)
-    return "out of memory" if "memory" in found.stderr else found.stderr.strip().rsplit("\n", 1)[-1][:30]
+    if process.returncode == 0:
+        return json.loads(process.stdout)
+    return "out of memory" if "memory" in process.stderr else process.stderr.strip().rsplit("\n", 1)[-1][:30]
 
 
 def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (SIZE_LIMIT_BYTES, SIZE_LIMIT_BYTES))
 
 
-def show(found: dict[str, float] | str, floor_s: float, size: int) -> str:
-    if isinstance(found, str):
-        return f"{found:>17}"
-    return f"{found['seconds'] / floor_s:7.1f}x {found['size_bytes'] / (4 * size**2):5.1f} B^2"
+def show(measured: dict[str, float] | str, floor_s: float, size: int) -> str:
+    if isinstance(measured, str):
+        return f"{measured:>17}"
+    return f"{measured['seconds'] / floor_s:7.1f}x {measured['size_bytes'] / (4 * size**2):5.1f} B^2"
 
 
 def main() -> None:

@@ -47,9 +47,9 @@ def embeddings_and_labels(rows: int, dim: int) -> tuple[torch.Tensor, torch.Tens
     centres = torch.randn(int(labels[-1]) + 1, dim, generator=generator)
     embeddings = torch.empty(rows, dim)
     for start in range(0, rows, 1024):
-        own = slice(start, start + 1024)
-        noise = torch.randn(len(labels[own]), dim, generator=generator)
-        embeddings[own] = torch.nn.functional.normalize(centres[labels[own]] + 2.5 * noise)
+        block = slice(start, start + 1024)
+        noise = torch.randn(len(labels[block]), dim, generator=generator)
+        embeddings[block] = torch.nn.functional.normalize(centres[labels[block]] + 2.5 * noise)
     return embeddings, labels
 
 
@@ -67,14 +67,14 @@ def usual(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
 
 def all_retrieval_metrics(embeddings: torch.Tensor, labels: torch.Tensor) -> None:
     """Those, precisions, MAP@K in three spellings, micro and macro means, and intervals by class."""
-    found = query_metrics(
+    metrics = query_metrics(
         Items(embeddings, labels),
         precision_at=(1, 5, 10),
         map_at=(5, 10),
         map_denominators=("relevant", "attainable", "retrieved"),
     )
-    found.means(), found.class_means()
-    bootstrap_intervals(found.values, found.labels)
+    metrics.means(), metrics.class_means()
+    bootstrap_intervals(metrics.values, metrics.labels)
 
 
 def recall_at_1000(embeddings: torch.Tensor, labels: torch.Tensor) -> None:

@@ -48,12 +48,12 @@ BATCH = 64
 
 def seconds(function: Callable[[], object], times: int) -> list[float]:
     """Of each of several calls."""
-    found = []
+    measured = []
     for _ in range(times):
         start = time.perf_counter()
         function()
-        found.append(time.perf_counter() - start)
-    return found
+        measured.append(time.perf_counter() - start)
+    return measured
 
 
 def percentiles(values: list[float]) -> str:
@@ -100,13 +100,13 @@ def measure(folder: Path, name: str, rows: int, queries: int, processes: int) ->
 
 def cpu_seconds(command: list[str], times: int) -> list[float]:
     """Of each of several processes, user and system."""
-    found = []
+    measured = []
     for _ in range(times):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return found
+        measured.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return measured
 
 
 def main() -> None:
@@ -115,12 +115,12 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--processes", type=int, default=5)
     parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), choices=list(BACKBONES))
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     load = f"load {os.getloadavg()[0]:.1f}"
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {load}")
-    for name in asked.backbones:
+    for name in arguments.backbones:
         with tempfile.TemporaryDirectory() as folder:
-            measure(Path(folder), name, asked.rows, asked.queries, asked.processes)
+            measure(Path(folder), name, arguments.rows, arguments.queries, arguments.processes)
 
 
 if __name__ == "__main__":

@@ -282,22 +282,22 @@ def _multi_similarity(name: str, dataset: str) -> ExperimentConfig:
 
 def _family() -> dict[str, tuple[str, Callable[[], ExperimentConfig]]]:
     """Presets of a recipe on a dataset, `cub200-proxy-anchor`: what each is for, and how it is made."""
-    found: dict[str, tuple[str, Callable[[], ExperimentConfig]]] = {}
+    family: dict[str, tuple[str, Callable[[], ExperimentConfig]]] = {}
     for dataset in _TRAINING_IMAGES:
         for recipe, row in _BASELINES.items():
             name = f"{dataset}-{recipe}"
             about = f"{row.title} on ResNet50, 128 dimensions, as {_CONFUSEZIUS} train it on {dataset}."
-            found[name] = about, partial(_baseline, name, dataset, row)
+            family[name] = about, partial(_baseline, name, dataset, row)
         for recipe, title, make in (
             ("proxy-anchor", "Proxy-Anchor", _proxy_anchor),
             ("multi-similarity", "Multi-similarity", _multi_similarity),
         ):
             name = f"{dataset}-{recipe}"
-            found[name] = (
+            family[name] = (
                 f"{title} as published, ResNet50, 512 dimensions, {dataset}.",
                 partial(make, name, dataset),
             )
-    return found
+    return family
 
 
 def market1501_triplet() -> ExperimentConfig:
@@ -404,14 +404,14 @@ def names() -> dict[str, str]:
 
 
 def experiment(name: str) -> ExperimentConfig:
-    """The preset of a name, or `smoke:NAME`; raises InvalidSetting with the names there are."""
-    found = _presets().get(name.removeprefix(_SMOKE))
-    if found is None:
+    """The preset of a name, or its small version `smoke:NAME`; raises InvalidSetting for an unknown name."""
+    preset = _presets().get(name.removeprefix(_SMOKE))
+    if preset is None:
         raise InvalidSetting(
             f"preset must be one of {', '.join(names())}, or {_SMOKE} and one of them; got {name!r}."
             f"{did_you_mean(name, [*names(), *(_SMOKE + each for each in names())])}"
         )
-    config = found[1]()
+    config = preset[1]()
     return smoke_of(config) if name.startswith(_SMOKE) else config
 
 

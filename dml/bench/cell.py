@@ -1,7 +1,7 @@
 """One cell of a bench: what it is, its numbers, and where they are kept.
 
-`STORE/bench/cells/FINGERPRINT.json` appears when a cell is done. Whoever asks for the same cell again, in any
-grid, reads it; a cell that was killed goes on from its last checkpoint.
+`STORE/bench/cells/FINGERPRINT.json` is written when a cell is finished. Another grid with the same cell reads
+it; a cell that was killed resumes from its last checkpoint.
 """
 
 import os
@@ -28,9 +28,9 @@ from dml.training.ray_trainer import train
 
 RAW_PIXELS = "raw pixels"
 EVALUATION_VERSION = 2
-"""Part of a cell's fingerprint: raise it when the same embeddings would be judged otherwise."""
-_EMBEDDED_HERE = 50_000
-"""Up to so many images a grid's cell embeds in its own process: it would start Ray once per cell."""
+"""Part of a cell's fingerprint: raise it when the same embeddings would get other metrics."""
+_MAX_IMAGES_IN_PROCESS = 50_000
+"""Up to so many images are embedded in the cell's process; Ray would be started once per cell."""
 
 
 class Row(Part):
@@ -79,7 +79,7 @@ class Cell(Part):
 
 
 def make_cell(row: Row, experiment: ExperimentConfig) -> Cell:
-    """A cell, named by what decides its numbers: the run's identity, the data, how it is judged."""
+    """A cell; its fingerprint covers all that its metrics depend on: the run, the data, the evaluation."""
     judged = experiment.evaluation.model_dump(mode="json", exclude={"baselines"})
     if row.loss == RAW_PIXELS:
         made: Any = [RAW_PIXELS, row.dataset.fingerprint, experiment.preprocessing.model_dump(mode="json")]
@@ -150,10 +150,10 @@ def _measure(store: str, cell: Cell, on_progress: Callable[[Progress], None] | N
         pixels = raw_pixel_baseline(dataset, experiment.preprocessing, experiment.evaluation)
         return CellReport(fingerprint=cell.fingerprint, evaluation=pixels, hardware=_hardware(experiment))
     trained = train(experiment, dataset, store, on_progress)
-    here = 1 if dataset.rows <= _EMBEDDED_HERE else None
+    here = 1 if dataset.rows <= _MAX_IMAGES_IN_PROCESS else None
     embeddings = embed(store, trained.package, dataset, split=TEST, num_workers=here)
     images = experiment.training.num_steps * experiment.sampler.batch_size
-    # A run killed after its last step has no speed: the start that finished it trained nothing.
+    # A run killed after its last step has no speed: the process that finished it trained no step.
     speed = trained.images_per_second
     return CellReport(
         fingerprint=cell.fingerprint,
@@ -173,7 +173,7 @@ def _hardware(experiment: ExperimentConfig) -> str:
 
 @contextmanager
 def concurrency_of(config: BenchConfig, cells: list[Cell]) -> Iterator[int]:
-    """How many cells are under way at a time; for more than one, Ray is there for the body of the `with`.
+    """Number of cells trained at a time; above one, a Ray session is open for the body of the `with`.
 
     Raises:
         InvalidSetting: several at a time where every one of them wants several workers or a cluster.

@@ -53,10 +53,10 @@ Entry = tuple[tuple[str, str, str | None], ExperimentConfig]
 def _experiments(config: BenchConfig, dataset: str) -> list[Entry]:
     """The rows of one dataset."""
     bare = dataset.partition("@")[0]
-    own = [
+    for_dataset = [
         text.partition("=")[2] for text in config.presets if text.partition("=")[0] == bare and "=" in text
     ]
-    names = own or [text for text in config.presets if "=" not in text]
+    names = for_dataset or [text for text in config.presets if "=" not in text]
     rows = config.rows()
     if not names:
         raise InvalidSetting(
@@ -102,12 +102,12 @@ def _entry(config: BenchConfig, dataset: str, preset: str, kind: str | None, min
 
 def _settings_for(config: BenchConfig, dataset: str, kind: str | None) -> list[str]:
     """Those for all, then those for the dataset, then those for the loss."""
-    found: dict[str | None, list[str]] = {}
+    by_scope: dict[str | None, list[str]] = {}
     for text in config.settings:
         where, setting = _scope(text)
-        found.setdefault(where, []).append(setting)
-    chosen = [*found.get(None, []), *found.get(dataset, []), *found.get(kind, [])]
-    if kind is None:  # raw pixels: settings of losses say nothing of them
+        by_scope.setdefault(where, []).append(setting)
+    chosen = [*by_scope.get(None, []), *by_scope.get(dataset, []), *by_scope.get(kind, [])]
+    if kind is None:  # raw pixels have no loss
         return [text for text in chosen if not text.startswith(("loss.", "memory"))]
     return chosen
 

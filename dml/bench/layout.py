@@ -51,10 +51,10 @@ class Line:
 def lines_of(cells: Sequence[Cell], reports: Sequence[CellReport]) -> Iterator[Line]:
     pairs = zip(cells, reports, strict=True)
     for row, members in groupby(pairs, key=lambda pair: pair[0].row):  # a row's seeds follow each other
-        own, numbers = zip(*members, strict=True)
+        row_cells, row_reports = zip(*members, strict=True)
         rows = published_rows(row.dataset, row.loss, row.mining)
-        found = [(each, why_not(each, row.dataset, own[0].experiment)) for each in rows]
-        yield Line(row, list(own), list(numbers), found)
+        published = [(each, why_not(each, row.dataset, row_cells[0].experiment)) for each in rows]
+        yield Line(row, list(row_cells), list(row_reports), published)
 
 
 def shown_line(line: Line, lines: Sequence[Line]) -> dict[str, str]:
@@ -185,7 +185,7 @@ def _record(line: Line) -> dict[str, str]:
 
 
 def _metrics(lines: Sequence[Line]) -> list[str]:
-    """What the rows of a dataset were judged by, in the order of its configuration."""
+    """The metrics of a dataset's rows, in the order of the evaluation's configuration."""
     return lines[0].cells[0].experiment.evaluation.metrics
 
 

@@ -41,12 +41,12 @@ def pairs_of(config: BenchConfig, cells: Sequence[Cell]) -> list[Pair]:
     ]
 
 
-def _paired(ours: Sequence[Cell], theirs: Sequence[Cell]) -> Iterator[Pair]:
+def _paired(firsts: Sequence[Cell], seconds: Sequence[Cell]) -> Iterator[Pair]:
     """On the same dataset; of equal seeds where a side has several, else its only one; none with itself."""
-    for first in ours:
-        others = [cell for cell in theirs if cell.row.dataset == first.row.dataset]
+    for first in firsts:
+        others = [cell for cell in seconds if cell.row.dataset == first.row.dataset]
         same = [cell for cell in others if cell.seed == first.seed]
-        alone = len(others) == 1 or len([c for c in ours if c.row.dataset == first.row.dataset]) == 1
+        alone = len(others) == 1 or len([c for c in firsts if c.row.dataset == first.row.dataset]) == 1
         for second in same or (others if alone else []):
             if second.fingerprint != first.fingerprint:
                 yield Pair(first, second)
@@ -64,10 +64,10 @@ def cells_named(cells: Sequence[Cell], wish: str) -> list[Cell]:
     """
     name, at, seed = wish.partition("@")
     trained = [cell for cell in cells if cell.trains]
-    found: list[Cell] = []
+    matches: list[Cell] = []
     for key in ("name", "preset", "loss"):
-        found = found or [cell for cell in trained if getattr(cell.row, key) == name]
-    chosen = [cell for cell in found if not at or str(cell.seed) == seed]
+        matches = matches or [cell for cell in trained if getattr(cell.row, key) == name]
+    chosen = [cell for cell in matches if not at or str(cell.seed) == seed]
     rows = {(cell.row.dataset.fingerprint, cell.row.preset, cell.row.name) for cell in chosen}
     if not chosen or len(rows) > len({cell.row.dataset.fingerprint for cell in chosen}):
         have = ", ".join(dict.fromkeys(cell.row.name for cell in trained))

@@ -31,7 +31,7 @@ _UNSAID = "how the epoch was chosen is not said; ours is the last step"
 
 @dataclass(frozen=True)
 class Published:
-    """A row of somebody's table."""
+    """A row of a published table."""
 
     dataset: str
     loss: str
@@ -153,17 +153,17 @@ def why_not(row: Published, dataset: DatasetRef, config: ExperimentConfig) -> li
 
 def data_differs(dataset: DatasetRef, family: str) -> list[str]:
     """What a dataset version lacks of the published one: its images, its split, or their size."""
-    found = []
+    reasons = []
     for split, published in SIZES[family].items():
-        ours = dataset.splits.get(split, SplitSize(rows=0, classes=0))
-        if ours != published:
-            found.append(
-                f"data: {split} has {ours.rows} images of {ours.classes} classes, published "
+        size = dataset.splits.get(split, SplitSize(rows=0, classes=0))
+        if size != published:
+            reasons.append(
+                f"data: {split} has {size.rows} images of {size.classes} classes, published "
                 f"{published.rows} of {published.classes}"
             )
-    if not found and (side := _median_side(dataset)) < _LEAST_SIDE:
-        found.append(f"data: half of the images are at most {side} pixels high or wide; they were shrunk")
-    return found
+    if not reasons and (side := _median_side(dataset)) < _LEAST_SIDE:
+        reasons.append(f"data: half of the images are at most {side} pixels high or wide; they were shrunk")
+    return reasons
 
 
 def weights_differ(config: ExperimentConfig) -> list[str]:

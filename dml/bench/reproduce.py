@@ -41,5 +41,5 @@ def reproduction(name: str, changes: Mapping[str, object]) -> BenchConfig:
             "--reproduce out."
         )
     dataset, recipes = REPRODUCTIONS[name]
-    own = {"datasets": [dataset], "presets": recipes, "reproduce": name, "baselines": [RAW_PIXELS]}
-    return parse_bench({**own, **changes})
+    defaults = {"datasets": [dataset], "presets": recipes, "reproduce": name, "baselines": [RAW_PIXELS]}
+    return parse_bench({**defaults, **changes})

@@ -115,11 +115,11 @@ def _comparisons(
     config: BenchConfig, pairs: Sequence[Pair], pages: Sequence[ReportRef]
 ) -> list[dict[str, str]]:
     """The paired test of each pair of cells, as its page has it."""
-    found = []
+    rows = []
     for pair, page in zip(pairs, pages, strict=True):
         tests = {comparison.tested.metric: comparison.tested for comparison in read_comparisons(page)}
         tested, (row, against) = tests[config.compare_metric], pair.names
-        found.append(
+        rows.append(
             {
                 "dataset": pair.first.row.dataset.name,
                 "row": row,
@@ -132,4 +132,4 @@ def _comparisons(
                 "page": page.page,
             }
         )
-    return found
+    return rows

@@ -1,4 +1,4 @@
-"""An embedding on paper: its own two dimensions where it has no more, else t-SNE's."""
+"""An embedding in two dimensions: as it is where it has two, else by t-SNE."""
 
 from dataclasses import dataclass
 
@@ -29,26 +29,26 @@ def map_of(
     Args:
         vectors: (N, D), unit length.
         labels: (N,) class ids.
-        shown: classes that must be seen; their items have half of the places to themselves.
+        shown: classes that must be seen; half of the points are reserved for their items.
         most: items to place, since t-SNE's time is what this costs.
 
     Source: van der Maaten, Hinton 2008, "Visualizing data using t-SNE", by scikit-learn, started from the
-    principal components, without which far apart means nothing (Kobak, Linderman 2021, Nature Biotech. 39).
+    principal components, which keeps global structure (Kobak, Linderman 2021, Nature Biotech. 39).
     """
     rows = _chosen(labels, shown, most)
-    own = vectors[rows]
+    chosen = vectors[rows]
     if vectors.shape[1] == 2:
-        return Map(rows, own.astype(np.float64), "the embedding itself, which has two dimensions")
+        return Map(rows, chosen.astype(np.float64), "the embedding itself, which has two dimensions")
     if len(rows) < _LEAST_POINTS:
-        return Map(rows, _principal(own), "its two principal components")
+        return Map(rows, _principal(chosen), "its two principal components")
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     perplexity = min(_PERPLEXITY, (len(rows) - 1) / 3)
     with threadpool_limits(1):  # sums of several threads come in any order
         points = TSNE(
-            perplexity=perplexity, init=_principal(own) * 1e-2, learning_rate="auto", random_state=0
-        ).fit_transform(own)
+            perplexity=perplexity, init=_principal(chosen) * 1e-2, learning_rate="auto", random_state=0
+        ).fit_transform(chosen)
     return Map(rows, points.astype(np.float64), f"t-SNE, perplexity {perplexity:.0f}")
 
 

@@ -30,7 +30,7 @@ from dml.report.sections import (
 )
 from dml.reports import RAW_PIXELS, Evaluation, EvaluationReport
 
-_CODE_VERSION = 3  # part of a report's identity: raise it when the same inputs would give another page
+_CODE_VERSION = 4  # part of a report's identity: raise it when the same inputs would give another page
 SUSPECTS, THRESHOLDS = "suspects.csv", "thresholds.csv"
 
 
@@ -54,7 +54,7 @@ def write_report(
         The published report, the same one for the same inputs, written once.
 
     Raises:
-        InvalidData: the split has no rows, or none of a role.
+        InvalidData: the split has no rows, or no queries or no gallery.
         InvalidSetting: an attribute that the dataset does not have.
     """
     curves = training_curves(store, model)
@@ -284,8 +284,8 @@ def _map(view: EmbeddedSplit) -> Section:
     layout = map_of(view.vectors, view.labels, shown=shown, most=view.config.map_points)
     png = charts.draw_map(layout, view.labels, view.names, shown)
     text = (
-        f"{len(layout.rows):,} items, {layout.how}. Who lies beside whom can be trusted; how far groups are "
-        "from each other, and how large they are, cannot."
+        f"{len(layout.rows):,} items, {layout.how}. Nearest neighbours on the map are reliable; "
+        "distances between groups, and their sizes, are not."
     )
     caption = f"Map of the embedding: {len(shown)} of {len(classes)} classes coloured"
     return Section("Map of the embedding", text, [Picture("map", png, caption)])

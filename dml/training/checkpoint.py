@@ -91,11 +91,11 @@ def verify_checkpoint(folder: Path) -> None:
     for rank in range(num_parts if isinstance(num_parts, int) else 1):
         for name, expected in _read_json(folder / _FILES.format(rank)).items():
             try:
-                found = _describe(folder / name)
+                actual = _describe(folder / name)
             except OSError as error:
                 raise _damaged(folder / name, error) from error
-            if found != expected:
-                raise _damaged(folder / name, f"it has {found}, and was written with {expected}")
+            if actual != expected:
+                raise _damaged(folder / name, f"it has {actual}, and was written with {expected}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -237,13 +237,13 @@ class _Stored:
             begin, end = max(first - start, 0), min(last - start, stored.get_shape()[0])
             if begin < end:
                 rows.append(stored[begin:end])
-        found = torch.cat(rows)
-        if len(found) != last - first:
+        value = torch.cat(rows)
+        if len(value) != last - first:
             raise IncompatibleArtifact(
-                f"A checkpoint must hold the files of all its ranks; {self.folder} has {len(found)} of the "
+                f"A checkpoint must hold the files of all its ranks; {self.folder} has {len(value)} of the "
                 f"rows {first} to {last} of {key}. Resume from another checkpoint."
             )
-        return found
+        return value
 
 
 def _tensor(value: Any) -> Tensor:

@@ -1,9 +1,9 @@
-"""Does a loss on W workers compute, and train, what it does on one? `python -m dml.training.conformance`.
+"""Check that a loss on W workers has the value and gradient of one worker, and trains the same model.
 
-Without arguments every loss of `dml.losses` with every mining and memory it takes; a loss of your own as
-`python -m dml.training.conformance mypackage.mymodule:MyLoss`. It must be called as ours are,
-`loss(embeddings, labels, references)`, and give this worker's part of a mean over workers: see
-`dml.losses.References`. Prints a table and exits with 1 where W workers are not one.
+`python -m dml.training.conformance` checks every loss of `dml.losses` with every mining and memory it takes;
+`python -m dml.training.conformance mypackage.mymodule:MyLoss` checks another. A loss is called as
+`loss(embeddings, labels, references)`, and returns this worker's part of a mean over workers: see
+`dml.losses.References`. Prints a table; the exit status is 1 where W workers differ from one.
 """
 
 import argparse
@@ -118,16 +118,16 @@ def _tolerance(quantity: str) -> float:
     return TOLERANCES[torch.float32 if quantity.startswith("float32") else torch.float64]
 
 
-def _error(found: list[Tensor], expected: list[Tensor]) -> float:
+def _error(actual: list[Tensor], expected: list[Tensor]) -> float:
     """Largest relative difference of a quantity over the steps, each by its largest entry.
 
-    A quantity a thousand times smaller than at another step is measured by a thousandth of that one: what is
-    zero but for rounding has no digits of its own.
+    The scale is at least a thousandth of the largest entry over all steps: a quantity that is zero up to
+    rounding has no significant digits.
     """
     sizes = [float(tensor.abs().amax()) if tensor.numel() else 0.0 for tensor in expected]
     worst = 0.0
-    for ours, tensor, size in zip(found, expected, sizes, strict=True):
-        difference = float((ours - tensor).abs().amax()) if tensor.numel() else 0.0
+    for value, tensor, size in zip(actual, expected, sizes, strict=True):
+        difference = float((value - tensor).abs().amax()) if tensor.numel() else 0.0
         if difference > 0 or difference != difference:
             scale = max(size, 1e-3 * max(sizes))
             worst = max(worst, difference / scale if difference <= scale else float("inf"))
@@ -140,7 +140,7 @@ Trace = dict[str, list[Tensor]]
 
 def _trace_all(recipes: Mapping[str, Recipe], num_steps: int) -> dict[str, Trace]:
     """What every loss computes on this rank, or alone where there is no group."""
-    found = {}
+    traces = {}
     for name, recipe in recipes.items():
         try:
             trained = _trace(recipe, torch.float64, num_steps, rate=_RATE)
@@ -148,12 +148,12 @@ def _trace_all(recipes: Mapping[str, Recipe], num_steps: int) -> dict[str, Trace
         except Exception as error:
             error.add_note(f"The loss was {name!r}.")
             raise
-        found[name] = {
+        traces[name] = {
             **{f"float64 {quantity}": trained[quantity] for quantity in ("value", "backbone", "own")},
             "trained": trained["trained"],
             **{f"float32 {quantity}": still[quantity] for quantity in ("value", "backbone", "own")},
         }
-    return found
+    return traces
 
 
 def _trace(recipe: Recipe, dtype: torch.dtype, num_steps: int, rate: float) -> Trace:

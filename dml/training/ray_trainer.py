@@ -113,15 +113,15 @@ def _refuse_impossible(config: ExperimentConfig, dataset: DatasetRef) -> None:
     The images are opened, too: on one machine the workers find the cache made, and do not race to make it.
     """
     require_weights(config.encoder.backbone)
-    everybody = Worker(world_size=config.training.num_workers)
-    DatasetTrainData(config, dataset).sampler(everybody, first_step=0)
+    worker = Worker(world_size=config.training.num_workers)
+    DatasetTrainData(config, dataset).sampler(worker, first_step=0)
 
 
 @contextmanager
 def _local_folders(checkpoints: Sequence[str]) -> Iterator[Iterator[Path]]:
-    """Each checkpoint as a folder on this machine, made when it is asked for.
+    """Each checkpoint as a local folder, downloaded when the iterator reaches it.
 
-    One that cannot be fetched whole is an incomplete folder, and whoever reads it will say so.
+    A failed download leaves an incomplete folder, which `read_checkpoint` and `verify_checkpoint` refuse.
     """
     with ExitStack() as stack:
 
@@ -184,7 +184,7 @@ def _train_with_ray(
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            # Not the user's mistake, and a new start may heal it.
+            # Not an error of the user's; a restart may succeed.
             raise RuntimeError(
                 f"The {training.num_workers} workers must finish; they failed more often than max_failures, "
                 f"{training.max_failures}, last with: {error}. Started again, the run goes on from its last "
@@ -224,13 +224,13 @@ def _ray_worker(arguments: dict[str, Any]) -> None:
         if worker.rank == 0:
             _publish_result(config, dataset, arguments["store"], arguments["run"], outcome)
     except DmlError as error:
-        # Every rank sees the same loss and settings, and ends here: Ray would repeat what cannot heal.
+        # Every rank raises the same error and returns: otherwise Ray would retry, and fail again.
         if worker.rank == 0:
             storage.write_json(storage.join(arguments["run"], "failure.json"), {"message": str(error)})
 
 
 def _delete_unreported(run: str, reported: Sequence[str]) -> None:
-    """Remove checkpoints whose upload a full disk or a kill cut short: each new start would add one."""
+    """Remove partial uploads of checkpoints, after a full disk or a kill: each restart would add one."""
     for name in storage.list_folders(run):
         if name.startswith("checkpoint_") and name not in reported:
             storage.delete(storage.join(run, name))

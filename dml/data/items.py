@@ -1,6 +1,6 @@
 """Items without images: ids, labels and attributes from tables, and the fragments of a published version.
 
-They are held in memory, as Arrow's columns; what is large beside them, their vectors, is not.
+They are held in memory as Arrow columns; their vectors, which are much larger, are not.
 """
 
 from collections.abc import Sequence
@@ -28,30 +28,30 @@ from dml.errors import InvalidData, InvalidSetting
 from dml.refs import AttributeType
 
 TABLE_ENDINGS = (".csv", ".tsv", ".parquet", ".pq")
-_MEANT_OTHERWISE = {*BASE_COLUMNS, IMAGE, POSITION, CLASS_ID, "similarity", "embedding"} - {
+_RESERVED_NAMES = {*BASE_COLUMNS, IMAGE, POSITION, CLASS_ID, "similarity", "embedding"} - {
     "id",
     "label",
     "split",
 }
-_CSV_ENDINGS = {".csv": ",", ".tsv": "\t"}
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _ARROW_TYPES = {"string": pa.large_string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
 
 
 def read_table(path: Path) -> tuple[pa.Table, list[str]]:
-    """Columns of a CSV or Parquet table, as attributes are typed, and a sentence on each that is left out.
+    """Columns of a CSV or Parquet table, in the types of attributes, and a note on each ignored column.
 
-    In CSV what does not read back as the same number stays text, such as `007`; `price:double` in the header
-    says a type outright. `id` and `label` are text in any case.
+    A CSV column whose values do not read back as the same numbers stays text, such as `007`; a header such as
+    `price:double` declares the type. `id` and `label` are always text.
 
     Raises:
-        InvalidSetting: another ending.
-        InvalidData: it is no such table, or a column's name is none that an attribute may have.
+        InvalidSetting: the file has another suffix.
+        InvalidData: the table cannot be read, or a column has a name that no attribute may have.
     """
     if path.suffix.lower() not in TABLE_ENDINGS:
         raise InvalidSetting(f"A table of items must end in one of {list(TABLE_ENDINGS)}; got {path}.")
     try:
-        if path.suffix.lower() in _CSV_ENDINGS:
-            return as_items(_read_csv(path, _CSV_ENDINGS[path.suffix.lower()]), path)
+        if path.suffix.lower() in _DELIMITERS:
+            return as_items(_read_csv(path, _DELIMITERS[path.suffix.lower()]), path)
         return as_items(parquet.read_table(path, partitioning=None), path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
@@ -61,7 +61,7 @@ def read_table(path: Path) -> tuple[pa.Table, list[str]]:
 
 
 def _read_csv(path: Path, delimiter: str) -> pa.Table:
-    """Every value as its text says, in the columns' types."""
+    """The columns of a CSV file, each cast to its declared or inferred type."""
     parsing = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     header = csv.open_csv(path, parse_options=parsing).schema.names
     names, declared = declared_types(header, str(path))
@@ -79,7 +79,7 @@ def _read_csv(path: Path, delimiter: str) -> pa.Table:
 
 
 def as_items(table: pa.Table, path: Path) -> tuple[pa.Table, list[str]]:
-    """The columns of a table that items have, in their types, and a sentence on each that is left out."""
+    """The columns of a table that items can have, cast to their types, and a note on each ignored column."""
     require_unique_names(table.column_names, path)
     columns: dict[str, pa.ChunkedArray] = {}
     notes = []
@@ -93,7 +93,7 @@ def as_items(table: pa.Table, path: Path) -> tuple[pa.Table, list[str]]:
             columns["label"] = _as_labels(values, path)
         else:
             kind = _type_of(field.type)
-            if field.name in _MEANT_OTHERWISE:
+            if field.name in _RESERVED_NAMES:
                 notes.append(f"column {field.name!r} of {path} is left out: no attribute can have that name")
                 continue
             if field.name != "split":
@@ -137,7 +137,7 @@ def _as_ids(values: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
 
 
 def _as_labels(values: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
-    """Without space around them and in Unicode's form NFC; a blank one and NaN are missing."""
+    """Labels without surrounding white space, in Unicode form NFC; blank labels and NaN are missing."""
     if _type_of(values.type) is None:
         raise InvalidData(f"Labels must be text or numbers; those of {path} are {values.type}.")
     if pa.types.is_floating(values.type):
@@ -148,7 +148,7 @@ def _as_labels(values: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
 
 
 def _type_of(kind: pa.DataType) -> AttributeType | None:
-    """The attribute type that holds a column's values; None: none does."""
+    """The attribute type for an Arrow type; None if attributes cannot hold it."""
     types = pa.types
     if types.is_dictionary(kind):
         return _type_of(kind.value_type)
@@ -163,11 +163,11 @@ def _type_of(kind: pa.DataType) -> AttributeType | None:
 
 
 def read_ids(path: Path) -> pa.ChunkedArray:
-    """One id for each vector, in their order: the column `id` of a table, or the lines of a text file.
+    """The ids of vectors, in their order: the column `id` of a table, or the lines of a text file.
 
     Raises:
-        InvalidSetting: another ending.
-        InvalidData: there is no such column.
+        InvalidSetting: the file has another suffix.
+        InvalidData: the table has no column `id`, or the file cannot be read.
     """
     if path.suffix.lower() == ".txt":
         try:
@@ -179,52 +179,52 @@ def read_ids(path: Path) -> pa.ChunkedArray:
     table, _ = read_table(path)
     if "id" not in table.column_names:
         raise InvalidData(
-            f"A table of ids must have a column `id`; {path} has {table.column_names}. Give the column that "
-            "name, or write the ids as a .txt file, one a line."
+            f"A table of ids must have a column `id`; {path} has {table.column_names}. Rename "
+            "a column, or write the ids to a .txt file, one per line."
         )
     return table["id"]
 
 
 def with_attributes(ids: pa.ChunkedArray, table: pa.Table, path: Path) -> tuple[pa.Table, list[str]]:
-    """A table's columns in the order of ids, and a sentence on what did not match.
+    """A table's rows in the order of the ids, and notes on ids and rows without a match.
 
     Args:
         ids: (N,) large_string.
-        table: with a column `id`, which says whose a row is; or N rows in the order of the ids.
-        path: the table's, for messages.
+        table: has a column `id`, or N rows in the order of the ids.
+        path: the table's path, for messages.
 
     Raises:
-        InvalidData: other than N rows without ids, or an id that stands twice.
+        InvalidData: a table without ids does not have N rows, or an id is repeated.
     """
     if "id" not in table.column_names:
         if len(table) != len(ids):
             raise InvalidData(
                 f"Attributes without a column `id` must have a row for each vector; {path} has {len(table)} "
-                f"rows for {len(ids)} vectors. Add the column, or the rows that are missing."
+                f"rows for {len(ids)} vectors. Add the column, or the missing rows."
             )
         return table.add_column(0, "id", ids), []
-    own = table["id"]
-    if own.equals(ids):
+    table_ids = table["id"]
+    if table_ids.equals(ids):
         return table, []
-    repeated = len(own) - len(own.unique())
-    if repeated:
+    num_repeated = len(table_ids) - len(table_ids.unique())
+    if num_repeated:
         raise InvalidData(
-            f"Each id of {path} must stand once; {repeated} stand again. Leave one row for each."
+            f"Each id of {path} must be unique; {num_repeated} rows repeat an id. Keep one row per id."
         )
-    rows = compute.index_in(ids, value_set=own.combine_chunks())
+    rows = compute.index_in(ids, value_set=table_ids.combine_chunks())
     matched = table.drop_columns("id").take(rows)
     notes = []
     if rows.null_count:
         notes.append(
             f"{rows.null_count} of {len(ids)} items have no row in {path}: their attributes are missing"
         )
-    if unused := len(own) - (len(ids) - rows.null_count):
-        notes.append(f"{unused} rows of {path} are of no vector")
+    if unused := len(table_ids) - (len(ids) - rows.null_count):
+        notes.append(f"{unused} rows of {path} belong to no vector")
     return matched.add_column(0, "id", ids), notes
 
 
 def repeated(ids: pa.ChunkedArray) -> NDArray[np.bool_]:
-    """(N,) whether the same id stands earlier."""
+    """(N,) whether an earlier row has the same id."""
     codes = ids.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     is_repeated = np.ones(len(ids), dtype=np.bool_)
     is_repeated[np.unique(codes, return_index=True)[1]] = False
@@ -248,5 +248,5 @@ def write_items(folder: str, rows: pa.Table) -> Fragment | None:
 
 
 def seal_items(folder: str, ref: dict[str, object], fragments: Sequence[Fragment]) -> None:
-    """Declare a folder of fragments to be items."""
+    """Write the manifest that makes a folder of fragments an items artefact."""
     storage.seal(folder, {"ref": ref, "fragments": [fragment._asdict() for fragment in fragments]})

@@ -1,10 +1,10 @@
-"""What a look at a dataset needs of every image without decoding it again: a thumbnail, its format, its size.
+"""Thumbnails, formats and sizes of a dataset's images, so that a report does not decode every image again.
 
-A fragment's are made once per machine, in `storage.cache_dir()`: versions that share fragments share them.
+They are made once per fragment and machine, in `storage.cache_dir()`, also if versions share the fragment.
 """
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,16 +30,16 @@ _REDUCING_GAP = 3.0  # Pillow: "almost indistinguishable" from resizing the whol
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """Of N images, in the order of their positions."""
+    """Thumbnails and file properties of N images, in the order of their positions."""
 
     pixels: NDArray[np.uint8]
-    """(N, SIDE, SIDE): brightness."""
+    """(N, SIDE, SIDE) brightness."""
     is_grey: NDArray[np.bool_]
-    """(N,) whether red, green and blue are alike all over the image, however it is stored."""
+    """(N,) whether every pixel has equal red, green and blue, in any file format."""
     formats: NDArray[np.str_]
-    """(N,) of the files: format and colour mode, as `JPEG RGB`."""
+    """(N,) format and colour mode of the files, such as `JPEG RGB`."""
     size_bytes: NDArray[np.int64]
-    """(N,) of the files."""
+    """(N,) sizes of the files."""
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -56,7 +56,7 @@ def read_thumbnails(ref: DatasetRef) -> Thumbnails:
     with Ticker("thumbnails") as ticker:
         ticker.begin("reading", "images", sum(sizes))
         for uri, rows in zip(fragments(ref), sizes, strict=True):
-            parts.append(_of_fragment(uri, rows, ticker))
+            parts.append(_read_fragment_thumbnails(uri, rows, ticker))
     return Thumbnails(
         np.concatenate([part.pixels for part in parts]),
         np.concatenate([part.is_grey for part in parts]),
@@ -66,7 +66,7 @@ def read_thumbnails(ref: DatasetRef) -> Thumbnails:
 
 
 def forget_thumbnails(uri: str) -> None:
-    """Remove from this machine the thumbnails of a dataset version's fragments, as they lie in its folder."""
+    """Remove from this machine the thumbnails of the fragments in a dataset version's folder."""
     for name in storage.list_names(uri):
         if name.startswith("fragment-"):
             storage.delete(str(_folder_of(name)))
@@ -82,14 +82,14 @@ def make_thumbnails(images: Sequence[bytes]) -> Thumbnails:
         UnreadableImage: as `decode`.
     """
     with ThreadPoolExecutor(_DECODING_THREADS) as pool:
-        return _of_images(list(pool.map(_thumbnail, images)), images)
+        return _from_pixels(list(pool.map(_thumbnail, images)), images)
 
 
-def _of_images(colours: Sequence[NDArray[np.uint8]], images: Sequence[bytes]) -> Thumbnails:
-    rgb = np.stack(colours)
+def _from_pixels(thumbnails: Sequence[NDArray[np.uint8]], images: Sequence[bytes]) -> Thumbnails:
+    rgb = np.stack(thumbnails)
     spread = rgb.max(-1) - rgb.min(-1)
     return Thumbnails(
-        np.stack([np.asarray(Image.fromarray(each).convert("L")) for each in rgb]),
+        np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in rgb]),
         (spread <= _GREY_TOLERANCE).all((1, 2)),
         np.array([image_format(image) for image in images]),
         np.array([len(image) for image in images], dtype=np.int64),
@@ -97,47 +97,42 @@ def _of_images(colours: Sequence[NDArray[np.uint8]], images: Sequence[bytes]) ->
 
 
 def _thumbnail(content: bytes) -> NDArray[np.uint8]:
-    """(SIDE, SIDE, 3)."""
+    """(SIDE, SIDE, 3) RGB."""
     image = decode(content, "RGB")
     small = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=_REDUCING_GAP)
     return np.asarray(small)
 
 
 def _folder_of(fragment: str) -> Path:
-    """Where a fragment's thumbnails lie; its name says what it holds."""
+    """The folder of a fragment's thumbnails; a fragment's name contains the digest of its content."""
     return storage.cache_dir() / "thumbnails" / storage.digest_of(_CODE_VERSION, fragment)[:32]
 
 
-def _of_fragment(uri: str, rows: int, ticker: Ticker) -> Thumbnails:
+def _read_fragment_thumbnails(uri: str, rows: int, ticker: Ticker) -> Thumbnails:
     folder = _folder_of(uri.rpartition("/")[2])
     if not storage.is_intact(str(folder)):
-        _write(folder, _decoded(uri, rows, ticker))
+        _write_cache(folder, _decode_fragment(uri, rows, ticker))
     else:
         ticker.count(rows)
     with np.load(folder / _FILE, allow_pickle=False) as arrays:
         return Thumbnails(**arrays)
 
 
-def _decoded(uri: str, rows: int, ticker: Ticker) -> Mapping[str, NDArray[np.generic]]:
+def _decode_fragment(uri: str, rows: int, ticker: Ticker) -> Mapping[str, NDArray[np.generic]]:
     parts = []
-    for images in _groups(uri, rows):
+    for images in read_fragment_images(uri, np.arange(rows)):
         parts.append(vars(make_thumbnails(images)))
         ticker.count(len(images))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _groups(uri: str, rows: int) -> Iterator[list[bytes]]:
-    """The images of a whole fragment, a row group's at a time."""
-    return read_fragment_images(uri, np.arange(rows))
-
-
-def _write(folder: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-    """Aside, then renamed: processes that race write the same bytes, and readers see a whole file."""
+def _write_cache(folder: Path, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+    """Write a temporary file and rename it, so that readers never see a partial file."""
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{uuid.uuid4().hex}.npz"
+    temporary = folder / f".{uuid.uuid4().hex}.npz"
     try:
-        np.savez(aside, **arrays)  # type: ignore[arg-type]
-        aside.rename(folder / _FILE)
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]
+        temporary.rename(folder / _FILE)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     storage.seal(str(folder), {})

@@ -6,12 +6,10 @@ from typing import Literal
 
 import numpy as np
 
-from dml.data.sampling.permutations import Integers, hash_of, random_bits
-from dml.data.sampling.pk import OF_CLASSES, ClassBatchSampler, Groups, require_enough_classes
+from dml.data.sampling.permutations import CLASS_STREAM, VALUE_STREAM, Integers, hash_of, random_bits
+from dml.data.sampling.pk import ClassBatchSampler, Groups, require_enough_classes
 from dml.data.sampling.stream import Stream
 from dml.errors import InvalidSetting
-
-_OF_VALUES = 4
 
 
 class AttributeBatchSampler(ClassBatchSampler):
@@ -19,8 +17,8 @@ class AttributeBatchSampler(ClassBatchSampler):
 
     Values alternate in proportion to their classes: a cycle gives each value as many batches as it has
     classes (divided by the greatest common divisor of these numbers), spread evenly over the cycle. Within a
-    value every class appears once per pass, every image once per round, as in `PKBatchSampler`; at the end of
-    each cycle no class has appeared twice more than any other.
+    value every class appears once per pass, as in `PKBatchSampler`; at the end of each cycle the numbers of
+    appearances of two classes differ by at most one.
 
     Args:
         class_ids: (N,) int, the class of each row.
@@ -93,34 +91,36 @@ class AttributeBatchSampler(ClassBatchSampler):
         p = self.classes_per_batch
         number, occurrence = self._cycle.value_at(self.stream.seed, step)
         start, end = self._starts[number : number + 2].tolist()
-        key = hash_of(self.stream.seed, OF_CLASSES, int(self._values[number]))
+        key = hash_of(self.stream.seed, CLASS_STREAM, int(self._values[number]))
         numbers = start + self._permutations.window(end - start, p, occurrence, key)
         return numbers, (occurrence * p + np.arange(p)) // (end - start)
 
 
 class _Cycle:
-    """Endless cycles in which value v has `shares[v]` batches, spread evenly, anew in each cycle."""
+    """Endless cycles in which value v has `shares[v]` batches, evenly spread, in a new order per cycle."""
 
     def __init__(self, shares: Integers) -> None:
         self.shares = shares
-        self._of = np.repeat(np.arange(len(shares)), shares)
+        self._value_of_entry = np.repeat(np.arange(len(shares)), shares)
         self._before: Integers = np.cumsum(shares) - shares
         self._drawn: tuple[int, int, Integers] | None = None
 
     def value_at(self, seed: int, step: int) -> tuple[int, int]:
         """(v, t): the value of a step's batch, and the number of earlier batches of v."""
-        cycle, index = divmod(step, len(self._of))
+        cycle, index = divmod(step, len(self._value_of_entry))
         entry = int(self._order(seed, cycle)[index])
-        value = int(self._of[entry])
+        value = int(self._value_of_entry[entry])
         return value, cycle * int(self.shares[value]) + entry - int(self._before[value])
 
     def _order(self, seed: int, cycle: int) -> Integers:
         """Entry j of value v comes at a random time in [j, j + 1) / shares[v]: one in each such interval."""
         if self._drawn is not None and self._drawn[:2] == (seed, cycle):
             return self._drawn[2]
-        jitter = (random_bits(len(self._of), hash_of(seed, _OF_VALUES, cycle)) >> np.uint64(11)) * 2.0**-53
-        entry = np.arange(len(self._of)) - self._before[self._of]
-        order: Integers = np.argsort((entry + jitter) / self.shares[self._of], kind="stable")
+        jitter = (
+            random_bits(len(self._value_of_entry), hash_of(seed, VALUE_STREAM, cycle)) >> np.uint64(11)
+        ) * 2.0**-53
+        entry = np.arange(len(self._value_of_entry)) - self._before[self._value_of_entry]
+        order: Integers = np.argsort((entry + jitter) / self.shares[self._value_of_entry], kind="stable")
         self._drawn = (seed, cycle, order)
         return order
 

@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
 
+# Random streams, so that permutations of classes, images, rows and values use different random numbers.
+CLASS_STREAM, IMAGE_STREAM, ROW_STREAM, VALUE_STREAM = 1, 2, 3, 4
+
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 # Shorter permutations cost less to draw again than to keep; kept ones take at most 160 MB.
@@ -24,7 +27,7 @@ class Permutations:
         """(size,) the items of the `index`-th window: distinct, and each item once per permutation.
 
         With n < size a window must repeat items: it then contains whole permutations, and its rest comes from
-        windows of another sequence, so that no item ever appears twice more than another.
+        windows of another sequence, so the numbers of appearances of two items differ by at most one.
         """
         if n < size:
             rounds = [self._permutation(n, hash_of(key, index, part)) for part in range(size // n)]
@@ -34,32 +37,32 @@ class Permutations:
         if size < n < 2 * size:
             return self._all_but(n, n - size, index, key)
         number, offset = divmod(index * size, n)
-        items = self._parted(n, size, number, key, offset, min(offset + size, n))
+        items = self._without_repeats(n, size, number, key, offset, min(offset + size, n))
         if missing := size - len(items):
-            return np.concatenate([items, self._parted(n, size, number + 1, key, 0, missing)])
+            return np.concatenate([items, self._without_repeats(n, size, number + 1, key, 0, missing)])
         return items
 
     def _all_but(self, n: int, num_left_out: int, index: int, key: int) -> Integers:
-        """A window of more than half the items: what it leaves out comes from permutations.
+        """A window of more than half the items: permutations choose the items that it leaves out.
 
-        Items left out once more than the others so far have appeared once less, so they come first: then the
-        concatenated windows still hold each item once in every n.
+        Items that were left out once more than the others have appeared once less. They come first, so the
+        concatenated windows still contain each item once in every n.
         """
         left_out = self.window(n, num_left_out, index, key)
         number, offset = divmod(index * num_left_out, n)
         behind, stays = np.zeros(n, dtype=bool), np.ones(n, dtype=bool)
-        behind[self._parted(n, num_left_out, number, key, 0, offset)] = True
+        behind[self._without_repeats(n, num_left_out, number, key, 0, offset)] = True
         stays[left_out] = False
         items = self._permutation(n, hash_of(key, index, 1))
         items = items[stays[items]]
         return np.concatenate([items[behind[items]], items[~behind[items]]])
 
-    def _parted(self, n: int, size: int, number: int, key: int, begin: int, end: int) -> Integers:
-        """Positions begin to end - 1 of the `number`-th permutation, parted from the one before; n >= 2 size.
+    def _without_repeats(self, n: int, size: int, number: int, key: int, begin: int, end: int) -> Integers:
+        """Positions begin to end - 1 of permutation `number`, without repeats at its start; n >= 2 size.
 
-        A window may begin at the end of one permutation and go on at the head of the next. Items of the head
-        that it has already are swapped with the first others behind the head. The end of a permutation is
-        never changed, so nothing depends on what was done to those before: any step costs the same.
+        A window may begin at the end of one permutation and continue at the head of the next. Items of the
+        head that the window has already are swapped with later items that it does not have. The end of a
+        permutation is never changed, so it does not depend on earlier ones, and every step costs the same.
         """
         order = self._permutation(n, hash_of(key, number))
         before = number * n % size
@@ -67,10 +70,10 @@ class Permutations:
             return order[begin:end]
         front, head = order[:size].copy(), size - before
         taken = self._permutation(n, hash_of(key, number - 1))[-before:]
-        clashing = np.flatnonzero(_are_among(front[:head], taken))
-        # c clashing items leave before - c of the taken ones behind the head, so `before` places have c free
-        # ones; they lie below `size`, and the end begins above n - size.
-        free = head + np.flatnonzero(~_are_among(front[head:], taken))[: len(clashing)]
+        clashing = np.flatnonzero(_is_in(front[:head], taken))
+        # If c items clash, before - c of the `before` positions behind the head hold taken items; c are free.
+        # They are below `size`, and the end of the permutation begins above n - size.
+        free = head + np.flatnonzero(~_is_in(front[head:], taken))[: len(clashing)]
         front[clashing], front[free] = front[free], front[clashing]
         return np.concatenate([front[begin:end], order[size:end]]) if end > size else front[begin:end]
 
@@ -89,7 +92,7 @@ class Permutations:
         return order
 
 
-def _are_among(items: Integers, others: Integers) -> NDArray[np.bool_]:
+def _is_in(items: Integers, others: Integers) -> NDArray[np.bool_]:
     if len(items) * len(others) <= 4096:  # a sixth of isin's time at 4 x 4
         among: NDArray[np.bool_] = (items[:, None] == others).any(axis=1)
         return among
@@ -97,7 +100,7 @@ def _are_among(items: Integers, others: Integers) -> NDArray[np.bool_]:
 
 
 def permutation(n: int, key: int) -> Integers:
-    """(n,) a random order of 0 to n - 1, a function of the key on every machine and in every version.
+    """(n,) a random order of 0 to n - 1 that depends only on the key, on every machine and in every version.
 
     The order of SplitMix64's numbers; Steele, Lea and Flood 2014, OOPSLA, sec. 4. Each carries its index in
     its low bits: sorting them takes a third of the time of an argsort (10^7: 0.3 s).

@@ -1,23 +1,20 @@
-"""P x K batches as a pure function of (seed, step, rank, W): nothing to store, nothing to synchronise.
+"""P x K batches as a pure function of (seed, step, rank, W), so ranks share no state.
 
-Classes come as endless permutations, one pass after the other, so every class appears once before any
-appears again; at its t-th appearance a class gives its next K images, from endless permutations of its own.
+Classes are drawn from consecutive permutations, so every class appears once before any class appears again.
+At each appearance a class gives its next K images, from consecutive permutations of its images.
 """
 
 from abc import abstractmethod
 
 import numpy as np
 
-from dml.data.sampling.permutations import Integers, Permutations, hash_of
+from dml.data.sampling.permutations import CLASS_STREAM, IMAGE_STREAM, Integers, Permutations, hash_of
 from dml.data.sampling.stream import BatchSampler, Stream
 from dml.errors import InvalidSetting
 
-# What a permutation is of, so that classes and the images of a class never share their random numbers.
-OF_CLASSES, OF_IMAGES = 1, 2
-
 
 class Groups:
-    """Rows by an integer key: `keys` (U,) the distinct ones, ascending, and each one's rows, ascending."""
+    """Rows grouped by an integer key: `keys` (U,) distinct and ascending; the rows of a key ascend."""
 
     def __init__(self, keys: Integers) -> None:
         self._rows: Integers = np.argsort(keys, kind="stable")
@@ -25,18 +22,18 @@ class Groups:
         self._starts: Integers = np.cumsum(np.append(0, self.sizes))
 
     def rows(self, number: int) -> Integers:
-        """The rows of the `number`-th key."""
+        """The rows of `keys[number]`."""
         return self._rows[self._starts[number] : self._starts[number + 1]]
 
 
 class ClassBatchSampler(BatchSampler):
     """Batches of P classes, each giving its next K images; subclasses choose the classes.
 
-    The K rows of a class lie next to each other. Where W divides P, classes are disjoint across ranks within
-    a batch; where it divides only P * K, a class may lie on two neighbouring ranks (on more, if K > B/W).
+    The K rows of a class are adjacent. If W divides P, the ranks have disjoint classes within a batch; if it
+    divides only P * K, a class can be split over two neighbouring ranks (over more, if K > B/W).
 
-    A class with fewer than K images gives all of them, then again, so that at no time one of its images has
-    appeared twice more than another.
+    A class with fewer than K images repeats them; the numbers of times that its images have appeared never
+    differ by more than one.
     """
 
     def __init__(
@@ -54,30 +51,30 @@ class ClassBatchSampler(BatchSampler):
 
     @abstractmethod
     def _groups_and_occurrences(self, step: int) -> tuple[Integers, Integers]:
-        """(P,) the groups of a step's global batch, and for each how often it has appeared before."""
+        """(P,) groups of a step's global batch, and (P,) the number of earlier appearances of each."""
 
     def _rows(self, step: int, begin: int, end: int) -> Integers:
         k = self.samples_per_class
         first, last = begin // k, -(-end // k)
         numbers, occurrences = (part[first:last].tolist() for part in self._groups_and_occurrences(step))
-        rows = [self._images(*each) for each in zip(numbers, occurrences, strict=True)]
+        rows = [self._images(*pair) for pair in zip(numbers, occurrences, strict=True)]
         return np.concatenate(rows)[begin - first * k : end - first * k]
 
     def _images(self, number: int, occurrence: int) -> Integers:
         """(K,) rows of a group at one of its occurrences, counted from 0."""
         rows = self._groups.rows(number)
-        key = hash_of(self.stream.seed, OF_IMAGES, int(self._groups.keys[number]))
+        key = hash_of(self.stream.seed, IMAGE_STREAM, int(self._groups.keys[number]))
         return rows[self._permutations.window(len(rows), self.samples_per_class, occurrence, key)]
 
 
 class PKBatchSampler(ClassBatchSampler):
-    """P classes with K images each: every class once per pass, every image once per round of its class.
+    """P classes with K images each; every class once per pass, every image once per pass of its class.
 
     Args:
         class_ids: (N,) int, the class of each row, from 0; ids without rows are left out.
         classes_per_batch: P, of the global batch.
         samples_per_class: K.
-        stream: which batches, and whose part of them.
+        stream: the steps, and this rank's part.
 
     Raises:
         InvalidSetting: as `BatchSampler`, or there are fewer than P classes.
@@ -106,12 +103,12 @@ class PKBatchSampler(ClassBatchSampler):
 
     def _groups_and_occurrences(self, step: int) -> tuple[Integers, Integers]:
         p, num_classes = self.classes_per_batch, len(self.classes)
-        numbers = self._permutations.window(num_classes, p, step, hash_of(self.stream.seed, OF_CLASSES))
+        numbers = self._permutations.window(num_classes, p, step, hash_of(self.stream.seed, CLASS_STREAM))
         return numbers, (step * p + np.arange(p)) // num_classes
 
 
 def require_enough_classes(num_classes: int, classes_per_batch: int) -> None:
-    """Raises InvalidSetting where there are fewer classes than a batch needs."""
+    """Raise InvalidSetting if there are fewer classes than a batch needs."""
     if num_classes < classes_per_batch:
         raise InvalidSetting(
             f"A batch of {classes_per_batch} classes needs as many in the data; there are "

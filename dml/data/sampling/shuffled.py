@@ -1,10 +1,8 @@
 """Shuffled batches, for losses that do not need two images per class in a batch."""
 
-from dml.data.sampling.permutations import Integers, Permutations, hash_of
+from dml.data.sampling.permutations import ROW_STREAM, Integers, Permutations, hash_of
 from dml.data.sampling.stream import BatchSampler, Stream
 from dml.errors import InvalidSetting
-
-_OF_ROWS = 3
 
 
 class ShuffledBatchSampler(BatchSampler):
@@ -39,5 +37,5 @@ class ShuffledBatchSampler(BatchSampler):
         self._permutations = Permutations()
 
     def _rows(self, step: int, begin: int, end: int) -> Integers:
-        key = hash_of(self.stream.seed, _OF_ROWS)
+        key = hash_of(self.stream.seed, ROW_STREAM)
         return self._permutations.window(self.num_rows, self.batch_size, step, key)[begin:end]

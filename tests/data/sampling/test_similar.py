@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dml.data.sampling import SimilarClassBatchSampler, Stream
-from dml.data.sampling.similar import _in_units, _regrouped
+from dml.data.sampling.similar import _regroup, _to_fixed_point
 from dml.errors import InvalidSetting
 from tests.data.sampling.cases import pk, unit_vectors
 
@@ -43,9 +43,9 @@ def regrouped_in_plain_loops(vectors, size, num_seeds):
 @given(num_batches=st.integers(1, 8), num_seeds=st.sampled_from([1, 2, 3, 6]), seed=st.integers(0, 999))
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 def test_dealing_is_what_plain_loops_deal(num_batches, num_seeds, seed):
-    exact = _in_units(unit_vectors(6 * num_batches, seed))
+    exact = _to_fixed_point(unit_vectors(6 * num_batches, seed))
     want = regrouped_in_plain_loops(exact.astype(np.float64), 6, num_seeds)
-    np.testing.assert_array_equal(_regrouped(exact, 6, num_seeds), want)
+    np.testing.assert_array_equal(_regroup(exact, 6, num_seeds), want)
 
 
 def test_classes_that_come_in_tight_groups_are_put_together():
@@ -120,7 +120,7 @@ def test_batches_are_known_until_the_next_refresh():
 @pytest.mark.parametrize("dim", [1, 3, 128, 4096])
 def test_similarities_are_the_same_in_whatever_order_they_are_added(dim):
     random = np.random.default_rng(0)
-    exact = _in_units(random.normal(size=(50, dim)).astype(np.float32))
+    exact = _to_fixed_point(random.normal(size=(50, dim)).astype(np.float32))
     want = exact.astype(np.float64) @ exact.astype(np.float64).T
     for _ in range(3):
         order = random.permutation(dim)
@@ -130,14 +130,14 @@ def test_similarities_are_the_same_in_whatever_order_they_are_added(dim):
 def test_any_length_of_the_vectors_will_do_and_zeros_are_like_nobody():
     vectors = unit_vectors(20)
     lengths = np.random.default_rng(2).uniform(1e-20, 1e20, (20, 1))
-    assert np.abs(_in_units(vectors * lengths) - _in_units(vectors)).max() <= 1
-    assert not _in_units(np.zeros((2, 3))).any()
+    assert np.abs(_to_fixed_point(vectors * lengths) - _to_fixed_point(vectors)).max() <= 1
+    assert not _to_fixed_point(np.zeros((2, 3))).any()
     for step in range(10):
         assert len(set(sampler(20, class_vectors=np.zeros((20, 8))).global_classes(step))) == P
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(InvalidSetting, match="at least two batches of them, 8; there are 7"):
+    with pytest.raises(InvalidSetting, match="at least two batches of classes, 8; got 7"):
         sampler(7)
     with pytest.raises(InvalidSetting, match="multiple of seeds_per_batch; got 4 and 3"):
         sampler(20, seeds_per_batch=3)

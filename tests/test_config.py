@@ -21,7 +21,7 @@ from dml.config import (
     read_experiment,
 )
 from dml.errors import InvalidSetting
-from dml.presets import experiment, names, smoke_of
+from dml.presets import circle, experiment, names, smoke_of
 
 
 @pytest.mark.parametrize("name", names())
@@ -322,3 +322,20 @@ def test_an_invalid_dataset_name_is_refused():
 def test_mining_is_refused_for_a_loss_that_uses_all_pairs():
     with pytest.raises(InvalidSetting, match=r"sup_con loss weighs all pairs .* take contrastive"):
         experiment("smoke").overridden(['loss={"kind":"sup_con","mining":"semi_hard"}'])
+
+
+@pytest.mark.parametrize("loss", ["softmax", "normalized_softmax", "cosface", "arcface", "soft_triple"])
+def test_a_classification_loss_may_see_the_lengths_of_embeddings(loss):
+    config = circle(loss).overridden(["encoder.unit_length=false"])
+    assert not config.encoder.unit_length
+
+
+@pytest.mark.parametrize("loss", ["proxy_anchor", "triplet_margin", "contrastive", "n_pair"])
+def test_a_loss_that_is_no_classification_needs_unit_length(loss):
+    with pytest.raises(InvalidSetting, match=f"got {loss}"):
+        circle(loss).overridden(["encoder.unit_length=false"])
+
+
+def test_a_classification_with_lengths_takes_no_memory():
+    with pytest.raises(InvalidSetting, match="memory"):
+        circle("softmax").overridden(["encoder.unit_length=false", "memory.size=64"])

@@ -67,6 +67,7 @@ dim 128 >0
 layer_norm False
 dropout 0.0 >=0 <1
 freeze_batch_norm False
+unit_length True
 
 EvaluationConfig
 recall_at (1, 2, 4, 8)

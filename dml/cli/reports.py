@@ -139,9 +139,15 @@ def circles(
     dataset: Annotated[str, typer.Argument(help="NAME or NAME@VERSION; its split train is learnt")],
     losses: Annotated[
         list[str] | None,
-        typer.Option(help="several; default: softmax, arcface, triplet_margin, margin"),
+        typer.Option(
+            help="several; default: softmax, arcface, triplet_margin, margin; "
+            "with --plane softmax, normalized_softmax, cosface, arcface"
+        ),
     ] = None,
     show: Annotated[str | None, typer.Option(help="draw this dataset's rows; default: the same")] = None,
+    plane: Annotated[
+        bool, typer.Option("--plane", help="train with lengths kept, and draw points of the plane too")
+    ] = False,
     settings: Settings = None,
     store: Store = None,
     as_json: Json = False,
@@ -150,5 +156,13 @@ def circles(
     from flows.circles import circles_flow
     from flows.policy import run
 
-    ref = run(circles_flow, dataset, losses=losses, settings=settings, show=show, store=store_uri(store))
+    ref = run(
+        circles_flow,
+        dataset,
+        losses=losses,
+        settings=settings,
+        show=show,
+        store=store_uri(store),
+        plane=plane,
+    )
     return emit(ref, as_json, _show_page)

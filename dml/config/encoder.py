@@ -69,3 +69,8 @@ class EncoderConfig(Part):
     layer_norm: bool = Field(False, description="normalise pooled features before the head")
     dropout: float = Field(0.0, ge=0, lt=1, description="fraction of pooled features dropped in training")
     freeze_batch_norm: bool = Field(False, description="keep the backbone's running statistics and affine")
+    unit_length: bool = Field(
+        True,
+        description="normalise embeddings in training; false: a classification loss sees their lengths. "
+        "Outside training they always have unit length",
+    )

@@ -15,7 +15,7 @@ from dml.config.data import (
 )
 from dml.config.encoder import EncoderConfig
 from dml.config.evaluation import EvaluationConfig, GateConfig
-from dml.config.losses import LossConfig, MemoryConfig, loss_config
+from dml.config.losses import LossConfig, MemoryConfig, loss_config, loss_kinds
 from dml.config.part import Part, parse
 from dml.config.text import read_tree
 from dml.config.training import OptimizerConfig, TrainingConfig
@@ -48,6 +48,7 @@ class ExperimentConfig(Part):
         self._check_chunks()
         self._check_backbone()
         self._check_head()
+        self._check_lengths()
         self._check_milestones()
         self._check_gate()
         return self
@@ -153,6 +154,15 @@ class ExperimentConfig(Part):
                 "Without a head nothing is left to train while the backbone is frozen; got encoder.head "
                 f"'none' and optimizer.freeze_backbone_steps {frozen}. Set encoder.head=linear, or "
                 "freeze_backbone_steps=0."
+            )
+
+    def _check_lengths(self) -> None:
+        if not self.encoder.unit_length and not self.loss.is_classification:
+            kinds = [kind for kind in loss_kinds() if loss_config(kind).is_classification]
+            raise ValueError(
+                "encoder.unit_length=false lets a classification loss see the lengths of embeddings, so the "
+                f"loss must be one of {', '.join(kinds)}; got {self.loss.kind}. Take one of them, or "
+                "encoder.unit_length=true."
             )
 
     def _check_milestones(self) -> None:

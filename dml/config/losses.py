@@ -41,6 +41,11 @@ class LossPart(_ConstructorPart):
         return "ProxyLoss" in self.signature.bases
 
     @property
+    def is_classification(self) -> bool:
+        """Whether the loss is a cross-entropy over classes, such as softmax and ArcFace."""
+        return "ClassSoftmax" in self.signature.bases
+
+    @property
     def within_batch(self) -> bool:
         """Whether all its pairs must be within the batch, so that it cannot use a memory."""
         mines_n_pairs = getattr(self, "mining", None) == "n_pair"

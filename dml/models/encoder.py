@@ -36,6 +36,9 @@ def _pool(features: Tensor, pooling: str) -> Tensor:
 class Encoder(nn.Module):
     """Images (B, c, H, W) to unit-length float32 embeddings (B, D), also under autocast.
 
+    With `config.unit_length` false they keep their lengths in training mode; in evaluation mode they have
+    unit length all the same.
+
     Args:
         config: backbone, pooling and dimension.
         channels: of the images, 1 or 3.
@@ -92,9 +95,16 @@ class Encoder(nn.Module):
             features = self.gem(features) if self.gem else _pool(features, self.config.pooling)
         return self.norm(features) if self.norm else features
 
-    def forward(self, images: Tensor) -> Tensor:
-        # Length one must hold to float32's precision, so the division leaves autocast.
+    def head_output(self, images: Tensor) -> Tensor:
+        """(B, D) float32 embeddings before normalization, of any length."""
         features = self.features(images)
         if self.dropout:
             features = self.dropout(features)
-        return F.normalize(self.head(features).float(), dim=1)
+        output: Tensor = self.head(features)
+        return output.float()
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Length one must hold to float32's precision, so the division leaves autocast.
+        output = self.head_output(images)
+        keeps_length = self.training and not self.config.unit_length
+        return output if keeps_length else F.normalize(output, dim=1)

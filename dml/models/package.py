@@ -65,7 +65,12 @@ class Package:
         return self.runtime.encoder
 
     def embed(
-        self, images: Sequence[bytes], *, batch_size: int = 256, num_threads: int | None = None
+        self,
+        images: Sequence[bytes],
+        *,
+        batch_size: int = 256,
+        num_threads: int | None = None,
+        unit_length: bool = True,
     ) -> NDArray[np.float32]:
         """Embed encoded images.
 
@@ -74,9 +79,11 @@ class Package:
             batch_size: images decoded and embedded at a time; bounds the memory.
             num_threads: they decode the next batch while this one is embedded; None: this machine's cores for
                 a GPU, at most 16, and 0 for a CPU, whose cores embed.
+            unit_length: False: as the network gives them, of any length, to draw them; an index, a search and
+                an evaluation take unit length.
 
         Returns:
-            (N, D) float32, unit length, in the order of the images.
+            (N, D) float32, unit length unless otherwise asked, in the order of the images.
 
         Raises:
             UnreadableImage: bytes that are no image, or of more pixels.
@@ -91,7 +98,7 @@ class Package:
         else:
             prepared = ([self.runtime.prepare(image) for image in batch] for batch in batches)
         # They stay on the device until all are made, so that it never waits for the host.
-        parts = [self.runtime.embed(batch) for batch in prepared]
+        parts = [self.runtime.embed(batch, unit_length=unit_length) for batch in prepared]
         if not parts:
             return np.empty((0, self.ref.dim), dtype=np.float32)
         values: NDArray[np.float32] = torch.cat(parts).cpu().numpy()

@@ -41,17 +41,21 @@ def draw_circle_histograms(histograms: Sequence[CircleHistogram]) -> bytes:
     lines = -(-len(histograms) // columns)
     with style.figure(3.5 * columns, 4.1 * lines) as (figure, out):
         for number, histogram in enumerate(histograms, start=1):
-            axes = figure.add_subplot(lines, columns, number)
-            _draw_bars(axes, histogram, classes)
-            _draw_names(axes, histogram, classes)
-            reach = 1 + _TALLEST + 0.02
-            axes.set(xlim=(-reach, reach), ylim=(-reach, reach + _TITLE_ROOM), aspect="equal")
-            axes.text(0, reach + 0.05, histogram.title, ha="center", va="bottom", fontsize=11)
-            axes.set_axis_off()
+            draw_circle(figure.add_subplot(lines, columns, number), histogram, classes)
     return out.getvalue()
 
 
-def _colour(label: int, classes: Sequence[int]) -> str:
+def draw_circle(axes: "Axes", histogram: CircleHistogram, classes: Sequence[int]) -> None:
+    """One circle of a figure, with its title; `classes` are all that have a colour there."""
+    _draw_bars(axes, histogram, classes)
+    _draw_names(axes, histogram, classes)
+    reach = 1 + _TALLEST + 0.02
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach + _TITLE_ROOM), aspect="equal")
+    axes.text(0, reach + 0.05, histogram.title, ha="center", va="bottom", fontsize=11)
+    axes.set_axis_off()
+
+
+def class_colour(label: int, classes: Sequence[int]) -> str:
     return style.RING_COLOURS[classes.index(label) % len(style.RING_COLOURS)]
 
 
@@ -66,7 +70,7 @@ def _draw_bars(axes: "Axes", histogram: CircleHistogram, classes: Sequence[int])
     for label in classes:
         top = bottom + share * np.bincount(bins[histogram.labels == label], minlength=_BINS)
         shapes = [_wedge(place, bottom[place], top[place]) for place in np.flatnonzero(top > bottom).tolist()]
-        bars = PolyCollection(shapes, facecolor=_colour(label, classes), edgecolor="face", linewidth=0.3)
+        bars = PolyCollection(shapes, facecolor=class_colour(label, classes), edgecolor="face", linewidth=0.3)
         if classes.index(label) // len(style.RING_COLOURS) % 2:  # the colour's second class
             bars.set(hatch="////", edgecolor="white", linewidth=0)
         axes.add_collection(bars, autolim=False)
@@ -91,7 +95,7 @@ def _draw_names(axes: "Axes", histogram: CircleHistogram, classes: Sequence[int]
         mean = histogram.vectors[histogram.labels == label].mean(0)
         end = 0.8 * mean
         x, y = end + 0.1 * mean / max(float(np.linalg.norm(mean)), 1e-12)
-        colour = _colour(label, classes)
+        colour = class_colour(label, classes)
         axes.plot([0, end[0]], [0, end[1]], color=colour, linewidth=1.4)
         name = style.short(histogram.names[label], 10)
         axes.text(x, y, name, color=colour, ha="center", va="center", fontsize=9, fontweight="bold")

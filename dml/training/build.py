@@ -22,6 +22,7 @@ def build_loss(
     num_classes: int,
     seed: int,
     memory: configs.MemoryConfig | None = None,
+    unit_length: bool = True,
 ) -> nn.Module:
     """The loss with its initial weights, which depend only on the seed.
 
@@ -31,19 +32,24 @@ def build_loss(
         num_classes: C, classes of the training split, labelled 0 to C - 1.
         seed: of the initial weights and of random miners.
         memory: settings of a cross-batch memory, or None.
+        unit_length: whether the embeddings have length 1, and need no normalization by the loss; False: the
+            loss normalizes as it does by default, softmax not at all.
     """
-    loss = _build_alone(config, dim, num_classes, seed)
+    loss = _build_alone(config, dim, num_classes, seed, unit_length)
     return loss if memory is None else losses.CrossBatchMemory(loss, dim=dim, **memory.model_dump())
 
 
-def _build_alone(config: configs.LossConfig, dim: int, num_classes: int, seed: int) -> losses.EmbeddingLoss:
+def _build_alone(
+    config: configs.LossConfig, dim: int, num_classes: int, seed: int, unit_length: bool
+) -> losses.EmbeddingLoss:
     loss_class = losses.LOSSES[config.kind]
     run: dict[str, Any] = {
         "num_classes": num_classes if getattr(config, "per_class", True) else None,
         "dim": dim,
         "seed": seed,
-        "normalize": False,  # an encoder's embeddings have length 1 already
     }
+    if unit_length:
+        run["normalize"] = False
     arguments = constructor_arguments(loss_class)
     settings = config.model_dump(exclude={"kind", "per_class"})
     return loss_class(**settings, **{name: value for name, value in run.items() if name in arguments})

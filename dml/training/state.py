@@ -80,6 +80,7 @@ class TrainingState:
             num_classes=num_classes,
             seed=config.seed,
             memory=config.memory,
+            unit_length=config.encoder.unit_length,
         )
         if config.sampler.kind == "similar":
             loss = WithClassVectors(loss, num_classes, config.encoder.dim, momentum=config.sampler.momentum)

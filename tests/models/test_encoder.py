@@ -109,3 +109,23 @@ def test_poolings_are_the_mean_the_maximum_and_their_sum_over_positions(pooling)
         flat = encoder.backbone(images).flatten(2)
         expected = {"avg": flat.mean(2), "max": flat.amax(2), "avg+max": flat.mean(2) + flat.amax(2)}
         torch.testing.assert_close(encoder.features(images), expected[pooling])
+
+
+def test_lengths_are_kept_in_training_mode_alone():
+    kept = Encoder(EncoderConfig(dim=8, unit_length=False, freeze_batch_norm=True), channels=1, seed=3)
+    plain = Encoder(EncoderConfig(dim=8, freeze_batch_norm=True), channels=1, seed=3)
+    images = torch.randn(5, 1, 28, 28)
+    expected = plain.train()(images)
+    lengths = kept.train()(images).norm(dim=1, keepdim=True)
+    assert (lengths - 1).abs().min() > 1e-3
+    torch.testing.assert_close(kept(images) / lengths, expected)
+    assert torch.equal(kept.eval()(images), plain.eval()(images))
+    assert torch.equal(kept.head_output(images), plain.head_output(images))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_encoder_of_unit_length_is_the_normalized_head_of_its_features(training):
+    encoder = Encoder(EncoderConfig(dim=8, freeze_batch_norm=True), channels=1).train(training)
+    images = torch.randn(5, 1, 28, 28)
+    expected = torch.nn.functional.normalize(encoder.head(encoder.features(images)).float(), dim=1)
+    assert torch.equal(encoder(images), expected)

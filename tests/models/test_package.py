@@ -107,3 +107,15 @@ def test_a_description_that_is_damaged_is_no_traceback(content, package):
 def test_a_ref_of_another_dimension_is_refused(package):
     with pytest.raises(CorruptArtifact, match="16"):
         read_package(package.uri, package.model_copy(update={"dim": 17}))
+
+
+def test_a_package_trained_with_lengths_gives_unit_length_unless_it_is_asked_for_lengths(tmp_path):
+    encoder = Encoder(EncoderConfig(dim=2, unit_length=False), channels=1, seed=3)
+    loaded = load_package(save_package(str(tmp_path), encoder, GREY).uri)
+    assert not loaded.encoder.config.unit_length
+    images = [image(i) for i in range(5)]
+    directions, points = loaded.embed(images), loaded.embed(images, unit_length=False)
+    lengths = np.linalg.norm(points, axis=1, keepdims=True)
+    assert np.abs(lengths - 1).min() > 1e-3
+    np.testing.assert_allclose(points / lengths, directions, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1, atol=1e-6)

@@ -17,6 +17,7 @@ from dml.config import AttributeSplit, IngestConfig, ReportConfig
 from dml.data.dataset import find_dataset
 from dml.embedding.embed import embed
 from dml.errors import IncompatibleArtifact, InvalidSetting
+from dml.presets import circle
 from dml.refs import ModelRef, ReportRef
 from dml.registry.catalog import find_model
 from dml.registry.history import attach_report, training_curves
@@ -24,6 +25,7 @@ from dml.registry.tracking import connect
 from dml.report.circles import draw_circles
 from dml.report.gallery import _font
 from dml.settings import tracking_uri
+from dml.training.ray_trainer import train
 from flows.circles import circles_flow
 from flows.dataset_report import dataset_report_flow
 from flows.ingest import ingest_flow
@@ -250,6 +252,57 @@ def test_four_losses_are_drawn_side_by_side_from_an_idx_file(tmp_path):
     assert "they are points on a circle" in html
     assert all(f"<td>{loss}</td>" in html for loss in ("softmax", "arcface", "triplet_margin", "margin"))
     assert circles_flow.fn("mnist-train", settings=small, show="mnist-t10k", store=store) == report
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """A store with a data set of four drawn digits."""
+    store = str(tmp_path / "store")
+    write_digits(tmp_path / "digits", "train", digits=4, per_digit=8, seed=0)
+    all_train = {"kind": "classes", "test_fraction": 0}
+    source = {"name": "digits", "source": str(tmp_path / "digits"), "split": all_train}
+    ingest_flow.fn(IngestConfig.model_validate(source), store)
+    return store
+
+
+FEW_DIGITS = [
+    "training.num_steps=2",
+    "sampler.classes_per_batch=4",
+    "sampler.samples_per_class=4",
+    "encoder.backbone.width=8",
+]
+
+
+def test_the_plane_shows_embeddings_with_their_lengths_above_their_circles(digits):
+    losses = ["softmax", "cosface"]
+    report = circles_flow.fn("digits", losses=losses, settings=FEW_DIGITS, store=digits, plane=True)
+    assert list(report.pictures) == ["plane.png"]
+    width, height = Image.open(Path(report.uri) / "plane.png").size
+    assert height > width  # two columns of two
+    html = page_of(report)
+    assert "every plane has its own scale" in html
+    assert "<th>median length</th>" in html
+    assert circles_flow.fn("digits", losses=losses, settings=FEW_DIGITS, store=digits, plane=True) == report
+
+
+@pytest.mark.parametrize(
+    ("losses", "settings", "message"),
+    [
+        (["softmax", "margin"], [], "must be one of arcface, .*; got margin"),
+        (["softmax"], ["encoder.unit_length=true"], "got encoder.unit_length=true"),
+    ],
+)
+def test_a_plane_that_cannot_be_trained_is_refused_before_any_training(digits, losses, settings, message):
+    with pytest.raises(InvalidSetting, match=message):
+        circles_flow.fn("digits", losses=losses, settings=settings, store=digits, plane=True)
+
+
+def test_an_encoder_trained_at_unit_length_is_no_plane(digits):
+    config = circle().overridden(FEW_DIGITS)
+    package = train(config, find_dataset(digits, "digits"), digits).package
+    table = embed(digits, package, find_dataset(digits, "digits"))
+    with pytest.raises(IncompatibleArtifact, match="'softmax' was trained at unit length"):
+        draw_circles(digits, {"softmax": table}, "digits", plane=True)
 
 
 def test_more_than_two_dimensions_are_no_circle(store, model):

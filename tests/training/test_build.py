@@ -36,6 +36,20 @@ def test_the_defaults_of_a_configuration_are_those_of_the_loss(kind):
     assert found == DIFFERENT.get(kind, set())
 
 
+CLASSIFICATION = [kind for kind in KINDS if KINDS[kind]().is_classification]
+
+
+@pytest.mark.parametrize("kind", CLASSIFICATION)
+def test_where_embeddings_keep_their_lengths_every_loss_but_softmax_normalizes_itself(kind):
+    built = build_loss(KINDS[kind](), dim=DIM, num_classes=NUM_CLASSES, seed=0, unit_length=False)
+    assert built.normalize == (kind != "softmax")
+
+
+def test_the_classification_losses_are_the_cross_entropies():
+    expected = {"softmax", "normalized_softmax", "cosface", "arcface"}
+    assert set(CLASSIFICATION) == expected | {"proxy_nca", "proxy_nca_plus_plus", "soft_triple"}
+
+
 def test_the_defaults_of_a_configured_memory_are_those_of_the_memory():
     loss = config.loss_config("contrastive")
     built = build_loss(loss, dim=DIM, num_classes=NUM_CLASSES, seed=0, memory=config.MemoryConfig())

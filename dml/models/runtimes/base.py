@@ -58,5 +58,10 @@ class Runtime(ABC):
         return to_image(prepared, self.preprocessing)
 
     @abstractmethod
-    def embed(self, prepared: Sequence[Any]) -> Tensor:
-        """(B, D) float32 embeddings of unit length of B prepared images; it may stay on the device."""
+    def embed(self, prepared: Sequence[Any], *, unit_length: bool = True) -> Tensor:
+        """(B, D) float32 embeddings of B prepared images; they may stay on the device.
+
+        Args:
+            prepared: by `prepare`.
+            unit_length: False: as the network gives them, of any length.
+        """

@@ -61,7 +61,7 @@ class OnnxRuntime(Runtime):
         self.device = device if on_gpu else torch.device("cpu")
         self._type = TYPES[self.session.get_inputs()[0].type]
 
-    def embed(self, prepared: Sequence[Tensor]) -> Tensor:
+    def embed(self, prepared: Sequence[Tensor], *, unit_length: bool = True) -> Tensor:
         pixels = torch.stack(list(prepared)).numpy()
         if self.config.layout == "NHWC":
             pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
@@ -70,7 +70,8 @@ class OnnxRuntime(Runtime):
         pixels = pixels.astype(self._type, copy=False)
         size = self.config.batch_size or len(pixels)
         parts = [self._run(pixels[start : start + size], size) for start in range(0, len(pixels), size)]
-        return normalize(torch.from_numpy(np.concatenate(parts)), dim=1)
+        output = torch.from_numpy(np.concatenate(parts))
+        return normalize(output, dim=1) if unit_length else output
 
     def _run(self, pixels: "np.ndarray[Any, Any]", size: int) -> "np.ndarray[Any, Any]":
         """Embeddings of at most `size` images; what a fixed batch lacks is filled with its last image."""

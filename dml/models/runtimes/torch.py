@@ -48,12 +48,13 @@ class TorchRuntime(Runtime):
         encoder.load_state_dict(load_file(folder / WEIGHTS))
         self.encoder = encoder.eval().to(device).to(memory_format=torch.channels_last)
 
-    def embed(self, prepared: Sequence[Tensor]) -> Tensor:
+    def embed(self, prepared: Sequence[Tensor], *, unit_length: bool = True) -> Tensor:
         pixels = torch.stack(list(prepared))
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()
         on_device = pixels.to(self.device, non_blocking=True)
         on_gpu = convolutions_in(self.precision) if self.device.type == "cuda" else nullcontext()
         with torch.inference_mode(), on_gpu, autocast(self.precision, self.device):
-            embeddings: Tensor = self.encoder(on_device.to(memory_format=torch.channels_last))
+            network = self.encoder if unit_length else self.encoder.head_output
+            embeddings: Tensor = network(on_device.to(memory_format=torch.channels_last))
         return embeddings

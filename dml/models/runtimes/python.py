@@ -83,8 +83,9 @@ class PythonRuntime(Runtime):
     def picture(self, prepared: Any) -> Image.Image:
         return Image.fromarray(prepared)
 
-    def embed(self, prepared: Sequence[NDArray[np.uint8]]) -> Tensor:
-        return normalize(torch.from_numpy(call(self.config.function, self._function, prepared)), dim=1)
+    def embed(self, prepared: Sequence[NDArray[np.uint8]], *, unit_length: bool = True) -> Tensor:
+        output = torch.from_numpy(call(self.config.function, self._function, prepared))
+        return normalize(output, dim=1) if unit_length else output
 
 
 def call(name: str, function: Embed, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:

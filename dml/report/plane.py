@@ -46,7 +46,8 @@ def _draw_points(axes: "Axes", plane: PlanePoints, classes: Sequence[int]) -> No
         axis(0, color=style.FAINT, linewidth=0.6, zorder=0)
     for label in np.unique(plane.labels).tolist():
         points = plane.points[plane.labels == label]
-        axes.scatter(*points.T, s=3, color=class_colour(label, classes), linewidths=0)
+        color = class_colour(label, classes)
+        axes.scatter(points[:, 0], points[:, 1], s=3, color=color, linewidths=0)
     reach = 1.05 * max(float(np.abs(plane.points).max(initial=0)), 1e-12)
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     axes.tick_params(labelsize=8)

@@ -104,7 +104,7 @@ class PackageRef(Ref):
     dataset: DatasetRef | None = Field(None, description="what it was trained on; None for an untrained one")
     initial: "PackageRef | None" = Field(None, description="the same encoder before that training")
     source: str = Field("", description="where it comes from if it was not trained here, as timm:resnet50")
-    licence: str = Field("", description="of weights from elsewhere, as their authors say")
+    license: str = Field("", description="of weights from elsewhere, as their authors say")
 
     def __str__(self) -> str:
         return f"package {self.version}"
@@ -117,7 +117,7 @@ class ExternalModelRef(Fingerprinted):
     spec: str = Field(description='what it is, such as "timm:resnet50", "onnx:face.onnx", "vectors:clip"')
     dim: int = Field(gt=0, description="length of one embedding")
     preprocessing: str | None = Field(None, description="what an image becomes before it is embedded")
-    licence: str | None = Field(None, description="text of its licence")
+    license: str | None = Field(None, description="text of its license")
 
     def __str__(self) -> str:
         return self.spec

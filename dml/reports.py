@@ -424,7 +424,7 @@ class ModelImportReport(Result):
 
     source: str
     dim: int = Field(description="length of one embedding")
-    licence: str = Field(description="of its weights; empty: not said")
+    license: str = Field(description="of its weights; empty: not said")
     notes: list[str] = Field(description="what was concluded of it, and what you must see to")
     preprocessing: dict[str, str | int | list[float] | None] = Field(
         description="what an image becomes before it"

@@ -30,7 +30,7 @@ def import_model_flow(
     dataset: Name | None = None,
     weights: str | None = None,
     preprocessing: str | None = None,
-    licence: str = "",
+    license: str = "",
     store: str | None = None,
 ) -> ModelRef:
     """Import, evaluate, register, and let the gate decide; without a test split it is registered alone.
@@ -41,19 +41,19 @@ def import_model_flow(
         dataset: NAME or NAME@VERSION whose test split judges; None: nothing does.
         weights: a local file with the network's weights.
         preprocessing: a JSON file that says what the network wants of an image.
-        licence: of the weights, for the reader.
+        license: of the weights, for the reader.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
     """
     root = store_uri(store)
     check_name(name, "model")
     judge_on = None if dataset is None else stage(find_dataset)(root, dataset)
-    options = Options(_path(weights), _path(preprocessing), licence)
+    options = Options(_path(weights), _path(preprocessing), license)
     package = stage(import_embedder)(root, embedder, options)
     run = stage(start_run)(
         root,
         experiment=name,
         identity=f"import-{package.version}",
-        params={"embedder": package.source, "licence": package.licence, "dim": package.dim},
+        params={"embedder": package.source, "license": package.license, "dim": package.dim},
         name=package.source,
     )
     with run.recording():

@@ -204,6 +204,9 @@ checkpoint_every_steps 200 >0
 log_every_steps 20 >0
 max_failures 2 >=0
 
+TransformersConfig
+weights None
+
 ValidationConfig
 fraction 0.1 >0 <=0.5
 every_steps 200 >0

@@ -25,19 +25,22 @@ def import_model(
         str, typer.Argument(help="a file, or an address as timm:NAME; see docs/pretrained.md")
     ],
     name: Annotated[
-        str | None, typer.Option(help="the model's; default: the dataset's, else the file's")
+        str | None, typer.Option(help="name of what is made; default: the dataset's, else the file's")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="NAME or NAME@VERSION to try it on, and whose test split judges it")
+        str | None,
+        typer.Option(help="NAME or NAME@VERSION; to try it on, and to evaluate it by its test split"),
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="a safetensors or .pth file")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="pretrained weights, a safetensors or .pth file")
+    ] = None,
     preprocessing: Annotated[
-        Path | None, typer.Option(help="a JSON file: what the network wants of an image; default: FILE.json")
+        Path | None, typer.Option(help="how the network takes images, a JSON file; default: FILE.json")
     ] = None,
-    licence: Annotated[str, typer.Option(help="of the weights, for the registry")] = "",
-    picture: Annotated[Path, typer.Option(help="where an image is drawn as the network sees it")] = Path(
-        "preprocessed.png"
-    ),
+    license: Annotated[str, typer.Option(help="license of what embeds; for the registry")] = "",
+    picture: Annotated[
+        Path, typer.Option(help="write a picture into this PNG file; of an image as the network sees it")
+    ] = Path("preprocessed.png"),
     yes: Annotated[bool, typer.Option("--yes", help="register it; without, it is only tried")] = False,
     store: Store = None,
     as_json: Json = False,
@@ -52,11 +55,11 @@ def import_model(
     address = _address(embedder)
     source = None if dataset is None else find_dataset(root, dataset)
     name = name or (source.name if source else _name_of(address))
-    found = read_embedder(address, Options(weights, preprocessing, licence))
+    found = read_embedder(address, Options(weights, preprocessing, license))
     report = ModelImportReport(
         source=found.source,
         dim=found.contents.dim,
-        licence=licence or found.licence,
+        license=license or found.license,
         notes=list(found.notes),
         preprocessing=found.contents.preprocessing.model_dump(mode="json"),
     )
@@ -66,7 +69,7 @@ def import_model(
 
         files = {"weights": weights, "preprocessing": preprocessing}
         given = {key: str(file) for key, file in files.items() if file is not None}
-        model = run(import_model_flow, address, name, dataset, **given, licence=licence, store=root)
+        model = run(import_model_flow, address, name, dataset, **given, license=license, store=root)
         report = report.model_copy(update={"model": model})
     elif source is not None:
         report = _tried(report, found, source, picture)

@@ -60,9 +60,9 @@ def index(
         Path | None, typer.Option(help="pretrained weights, a safetensors or .pth file; of --embedder")
     ] = None,
     preprocessing: Annotated[
-        Path | None, typer.Option(help="of --embedder: a JSON file, where it wants images otherwise")
+        Path | None, typer.Option(help="how the network takes images, a JSON file; of --embedder")
     ] = None,
-    licence: Annotated[str, typer.Option(help="licence of what embeds; for the registry")] = "",
+    license: Annotated[str, typer.Option(help="license of what embeds; for the registry")] = "",
     factory: Annotated[str, typer.Option(help="auto, or any Faiss index_factory string")] = "auto",
     workers: Workers = None,
     store: Store = None,
@@ -79,7 +79,7 @@ def index(
         return emit(_index_vectors(name, vectors or name, other, config, root), as_json, _show_index)
     dataset = dataset or name
     if embedder is None:
-        _refuse_without_embedder(weights, preprocessing, licence)
+        _refuse_without_embedder(weights, preprocessing, license)
         model = model or dataset.partition("@")[0]
     else:
         if model is not None:
@@ -95,7 +95,7 @@ def index(
             dataset,
             weights=None if weights is None else str(weights),
             preprocessing=None if preprocessing is None else str(preprocessing),
-            licence=licence,
+            license=license,
             store=root,
         )
         model = str(imported)
@@ -127,8 +127,8 @@ def _show_index(ref: "IndexRef") -> None:
     print(f"{ref}: {ref.rows} rows, {ref.factory}, recall@10 {ref.recall:.3f}: {ref.uri}")
 
 
-def _refuse_without_embedder(weights: Path | None, preprocessing: Path | None, licence: str) -> None:
-    given = {"--weights": weights, "--preprocessing": preprocessing, "--licence": licence or None}
+def _refuse_without_embedder(weights: Path | None, preprocessing: Path | None, license: str) -> None:
+    given = {"--weights": weights, "--preprocessing": preprocessing, "--license": license or None}
     for option, value in given.items():
         if value is not None:
             raise InvalidSetting(
@@ -157,7 +157,7 @@ def search(
         ),
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="write a picture of query and answers into this PNG file")
+        Path | None, typer.Option(help="write a picture into this PNG file; of query and answers")
     ] = None,
     store: Store = None,
     as_json: Json = False,

@@ -34,7 +34,7 @@ def import_(
     embedder: Annotated[
         str | None, typer.Option(help="what embeds; for the reader; default: vectors:NAME")
     ] = None,
-    licence: Annotated[str | None, typer.Option(help="licence of what embeds; for the reader")] = None,
+    license: Annotated[str | None, typer.Option(help="license of what embeds; for the reader")] = None,
     max_quarantined: Annotated[
         float, typer.Option(min=0, max=1, help="largest share of vectors that may be refused")
     ] = 0.05,
@@ -52,7 +52,7 @@ def import_(
         ids=ids,
         attributes=attributes,
         embedder=embedder,
-        licence=licence,
+        license=license,
         max_quarantined=max_quarantined,
     )
     return emit(report, as_json, _show_import)

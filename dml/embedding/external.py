@@ -76,7 +76,7 @@ def import_vectors(
     ids: Path | None = None,
     attributes: Path | None = None,
     embedder: str | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     max_quarantined: float = 0.05,
     block_bytes: int = _BLOCK_BYTES,
 ) -> ImportReport:
@@ -94,7 +94,7 @@ def import_vectors(
         attributes: a .csv, .tsv or .parquet table with a column `id`, or N rows in the vectors' order; a
             column `label` says which items are alike. None: the other columns of the vectors' own table.
         embedder: what made the vectors; None: "vectors:NAME".
-        licence: the text of its licence.
+        license: the text of its license.
         max_quarantined: the largest share of the N vectors that may be refused.
         block_bytes: of vectors that are held at a time.
 
@@ -114,7 +114,7 @@ def import_vectors(
         ticker.begin("reading ids and attributes")
         file = open_vectors(vectors)
         items, notes = _read_items(file, ids, attributes)
-        model = _external_model(embedder or f"vectors:{name}", file.dim, licence)
+        model = _external_model(embedder or f"vectors:{name}", file.dim, license)
         storage.mark_store(store)
         with storage.staged(storage.join(folder, "import")) as staged:
             ticker.begin("vectors", "rows", file.num_rows)
@@ -180,9 +180,9 @@ def _free_folder(store: str, name: str) -> str:
     return folder
 
 
-def _external_model(spec: str, dim: int, licence: str | None) -> ExternalModelRef:
+def _external_model(spec: str, dim: int, license: str | None) -> ExternalModelRef:
     fingerprint = storage.digest_of("external", spec, dim)
-    return ExternalModelRef(fingerprint=fingerprint, spec=spec, dim=dim, licence=licence)
+    return ExternalModelRef(fingerprint=fingerprint, spec=spec, dim=dim, license=license)
 
 
 def _read_items(file: VectorFile, ids: Path | None, attributes: Path | None) -> tuple[pa.Table, list[str]]:

@@ -190,7 +190,7 @@ def publish_package(
     dataset: DatasetRef | None = None,
     initial: PackageRef | None = None,
     source: str = "",
-    licence: str = "",
+    license: str = "",
     about: Mapping[str, Any] | None = None,
 ) -> PackageRef:
     """Publish a package in the store; the same contents give the same package.
@@ -201,7 +201,7 @@ def publish_package(
         dataset: what it was trained on.
         initial: the same encoder before that training.
         source: where a network that was not trained here comes from, as `timm:resnet50`.
-        licence: of its weights, as its authors say.
+        license: of its weights, as its authors say.
         about: more for the reader, which decides nothing.
     """
     description = {
@@ -220,7 +220,7 @@ def publish_package(
         dataset=dataset,
         initial=initial,
         source=source,
-        licence=licence,
+        license=license,
     )
     if storage.is_intact(uri):
         return ref

@@ -31,7 +31,7 @@ def version_description(
         )
     if package.source:
         lines[0] += f" From `{package.source}`, not trained here."
-        lines[0] += f" Licence of its weights: {package.licence}." if package.licence else ""
+        lines[0] += f" License of its weights: {package.license}." if package.license else ""
     shown = [name for name in _SHOWN if name in metrics]
     if shown:
         rows = {**baselines, "**pretrained**" if package.source else "**trained**": metrics}

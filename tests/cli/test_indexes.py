@@ -67,7 +67,7 @@ def test_an_index_takes_one_of_a_model_and_an_embedder(dml, store):
     assert "Leave one out" in both.err
 
 
-@pytest.mark.parametrize("option", ["--weights", "--preprocessing", "--licence"])
+@pytest.mark.parametrize("option", ["--weights", "--preprocessing", "--license"])
 def test_what_belongs_to_an_embedder_is_not_ignored_without_one(dml, store, option):
     alone = dml("index", "labels", option, "x", "--store", store)
     assert alone.status == 2

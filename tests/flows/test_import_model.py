@@ -38,7 +38,7 @@ def world(tmp_path_factory):
     dataset = make_dataset(folder / "images", store)
     models = [
         import_model_flow.fn(
-            f"timm:{TINY}", "shelves", "shelves", weights(folder, seed), store=store, licence="MIT"
+            f"timm:{TINY}", "shelves", "shelves", weights(folder, seed), store=store, license="MIT"
         )
         for seed in (0, 1)
     ]
@@ -92,10 +92,10 @@ def test_mlflow_loads_it(world):
     np.testing.assert_allclose(loaded.predict(pd.DataFrame({"image": images})), expected, atol=1e-5)
 
 
-def test_its_source_and_licence_stand_in_the_registry(world):
+def test_its_source_and_license_stand_in_the_registry(world):
     store, _, (first, _), _ = world
     package = find_model(store, str(first)).package
-    assert (package.source, package.licence) == (f"timm:{TINY}", "MIT")
+    assert (package.source, package.license) == (f"timm:{TINY}", "MIT")
 
 
 def test_without_a_dataset_to_judge_it_is_used_by_its_version_alone(world):

@@ -1,4 +1,4 @@
-"""What the project says of itself: its licence, its version, its types, and how to change it."""
+"""What the project says of itself: its license, its version, its types, and how to change it."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 HOOKS = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
 
 
-def test_the_licence_is_the_one_that_is_named():
+def test_the_license_is_the_one_that_is_named():
     assert PROJECT["license"] == "Apache-2.0"
     assert [(ROOT / file).read_text().split("\n")[1].strip() for file in PROJECT["license-files"]] == [
         "Apache License"

@@ -49,7 +49,7 @@ def install(requirement: str, folder: Path) -> Path:
     return environment / "bin"
 
 
-def test_the_wheel_holds_both_packages_their_types_and_the_licence(wheel):
+def test_the_wheel_holds_both_packages_their_types_and_the_license(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {"dml/py.typed", "flows/py.typed", "dml/losses/__init__.py", "flows/train.py"} <= set(names)
     assert any(name.endswith("/licenses/LICENSE") for name in names)

@@ -72,8 +72,8 @@ def test_a_torchvision_network_embeds_as_its_averaged_features(tmp_path, squeeze
 
 def test_the_package_knows_no_folder_of_the_machine(tmp_path, tiny_weights):
     store = tmp_path / "store"
-    package = import_embedder(str(store), f"timm:{TINY}", Options(weights=tiny_weights, licence="MIT"))
-    assert package.licence == "MIT"
+    package = import_embedder(str(store), f"timm:{TINY}", Options(weights=tiny_weights, license="MIT"))
+    assert package.license == "MIT"
     for name in ("package.json", "manifest.json"):
         assert str(tmp_path) not in (store / "packages" / package.version / name).read_text()
 

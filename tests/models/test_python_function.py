@@ -97,7 +97,7 @@ def test_a_module_that_cannot_be_imported_is_named():
 def test_the_primers_own_face_network_is_one(tmp_path, monkeypatch):
     pytest.importorskip("face_recognition")
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
-    package = import_embedder(str(tmp_path), "python:dlib_faces:embed", Options(licence="CC0"))
+    package = import_embedder(str(tmp_path), "python:dlib_faces:embed", Options(license="CC0"))
     assert package.dim == 128
     vectors = load_package(package.uri).embed([png_of(photo(150, 150, seed=seed)) for seed in range(3)])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)

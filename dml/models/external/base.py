@@ -19,7 +19,7 @@ class Options:
     """A local safetensors or .pth file."""
     preprocessing: Path | None = None
     """A JSON file, see `PreprocessingFile`."""
-    licence: str = ""
+    license: str = ""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class External:
     contents: Contents
     source: str
     """Its address, as the user types it, without folders of this machine."""
-    licence: str = ""
+    license: str = ""
     about: dict[str, Any] = field(default_factory=dict)
     """More for the reader: a weights file's name, versions of libraries."""
     notes: tuple[str, ...] = ()

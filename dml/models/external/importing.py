@@ -74,7 +74,7 @@ def import_embedder(store: str, address: str, options: Options) -> PackageRef:
         store,
         found.contents,
         source=found.source,
-        licence=options.licence or found.licence,
+        license=options.license or found.license,
         about={"from_elsewhere": found.about},
     )
 

@@ -1,4 +1,4 @@
-"""Networks of timm, with the preprocessing and the licence that timm has of them."""
+"""Networks of timm, with the preprocessing and the license that timm has of them."""
 
 import math
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class TimmSource(Source):
         return External(
             contents_of(encoder, preprocessing),
             source=f"timm:{address}",
-            licence=(published.license or "") if published and not given else "",
+            license=(published.license or "") if published and not given else "",
             about={"weights": options.weights.name if options.weights else "published by timm"},
         )
 

@@ -11,6 +11,7 @@ from dml.data.dataset import read_images
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.models.package import load_package
 from dml.registry.catalog import find_model
+from dml.registry.connection import as_default
 from dml.serving.searcher import Searcher
 from dml.settings import tracking_uri
 from flows.evaluate import evaluate_flow
@@ -85,8 +86,8 @@ def test_mlflow_loads_it(world):
     import pandas as pd
 
     store, dataset, (first, _), _ = world
-    mlflow.set_tracking_uri(tracking_uri(store))
-    loaded = mlflow.pyfunc.load_model(f"models:/{first}")
+    with as_default(tracking_uri(store)):
+        loaded = mlflow.pyfunc.load_model(f"models:/{first}")
     images = read_images(dataset, [0, 1])
     expected = load_package(first.package.uri).embed(images)
     np.testing.assert_allclose(loaded.predict(pd.DataFrame({"image": images})), expected, atol=1e-5)

@@ -298,7 +298,7 @@ class ListedDataset(DatasetRef):
     """A version of a dataset in the store."""
 
     created: datetime = Field(description="when it was published, UTC")
-    current: bool = Field(description="whether the name alone stands for it")
+    current: bool = Field(description="whether the name alone means this version")
 
 
 class DatasetList(PartialResult):
@@ -311,7 +311,7 @@ class ListedVectors(EmbeddingsRef):
     """A version of imported vectors in the store."""
 
     created: datetime = Field(description="when it was published, UTC")
-    current: bool = Field(description="whether the name alone stands for it")
+    current: bool = Field(description="whether the name alone means this version")
 
 
 class VectorsList(PartialResult):
@@ -372,7 +372,7 @@ class ModelList(Result):
 
     models: list[ListedModel]
     foreign: list[str] = Field(
-        description="registered models that dml did not make, NAME, and what stands beside ours, NAME/VERSION"
+        description="models of other tools, NAME, and their versions of models of dml, NAME/VERSION"
     )
 
 
@@ -438,7 +438,7 @@ class Schedule(Refresh):
     """A scheduled refresh."""
 
     index: str
-    next: datetime = Field(description="when it is due next, in its own time zone")
+    next: datetime = Field(description="when it is due next, in the time zone of the schedule")
 
 
 class ScheduleList(PartialResult):

@@ -1,4 +1,4 @@
-"""Published numbers, and when ours may stand beside them: same data, same first weights, same training.
+"""Published numbers, and when they are comparable with ours: same data, same first weights, same training.
 
 All rows were read in the sources named. What a source says of the epoch it reports is in `chosen`.
 """
@@ -88,12 +88,12 @@ _RECALLS: list[tuple[str, str, str, tuple[float | None, ...], tuple[str | None, 
 
 def _rows() -> Iterator[Published]:
     for dataset, numbers in _CONFUSEZIUS_NUMBERS.items():
-        for ((loss, mining), (preset, differs)), found in zip(
+        for ((loss, mining), (preset, differs)), numbers_of_row in zip(
             _CONFUSEZIUS.items(), numbers, strict=False
         ):  # Proxy-NCA has no row for SOP and In-Shop
-            if found is None:
+            if numbers_of_row is None:
                 continue
-            metrics = dict(zip(("nmi", "pairwise_f1", "recall_at_1"), found, strict=True))
+            metrics = dict(zip(("nmi", "pairwise_f1", "recall_at_1"), numbers_of_row, strict=True))
             yield Published(
                 dataset,
                 loss,

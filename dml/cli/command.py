@@ -1,4 +1,4 @@
-"""The words of a command line in, an exit status out: parsed, called, and every error told as whose it is."""
+"""From the words of a command line to an exit status; errors are reported as the user's or as ours."""
 
 import errno
 import io
@@ -166,18 +166,18 @@ def _signs_of_life(log: ScreenLog) -> Iterator[None]:
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     ended, start = threading.Event(), time.monotonic()
 
-    def tell() -> None:
+    def report_progress() -> None:
         if ended.wait(_QUIET_S):
             return
         print(f"dml {visible(verb)}: at work", file=sys.stderr, flush=True)
-        told = time.monotonic()
+        reported = time.monotonic()
         while verb not in _FOREVER and not ended.wait(_POLL_S):
             now = time.monotonic()
-            if now - max(told, log.last) >= _EVERY_S:
+            if now - max(reported, log.last) >= _EVERY_S:
                 print(f"dml {visible(verb)}: at work, {now - start:.0f} s", file=sys.stderr, flush=True)
-                told = now
+                reported = now
 
-    threading.Thread(target=tell, daemon=True).start()
+    threading.Thread(target=report_progress, daemon=True).start()
     try:
         yield
     finally:

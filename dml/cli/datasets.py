@@ -89,18 +89,18 @@ def _show_ingest(report: "IngestReport") -> None:
 
 @verb()
 def datasets(store: Store = None, as_json: Json = False) -> "DatasetList":
-    """List the store's dataset versions; `*` marks the one that a name alone stands for."""
+    """List the store's dataset versions; `*` marks the one that the name alone means."""
     from dml.data.dataset import list_versions
     from dml.reports import DatasetList, ListedDataset
 
     damaged: list[DmlError] = []
     versions = list_versions(store_to_list(store), damaged)
-    found = DatasetList(datasets=[listed(ListedDataset, version) for version in versions])
-    return emit(found, as_json, _show_datasets, error=what_is_damaged(damaged))
+    answer = DatasetList(datasets=[listed(ListedDataset, version) for version in versions])
+    return emit(answer, as_json, _show_datasets, error=what_is_damaged(damaged))
 
 
-def _show_datasets(found: "DatasetList") -> None:
-    print_table("datasets", [_row_of(dataset) for dataset in found.datasets])
+def _show_datasets(answer: "DatasetList") -> None:
+    print_table("datasets", [_row_of(dataset) for dataset in answer.datasets])
 
 
 def _row_of(dataset: "ListedDataset") -> dict[str, str | int]:

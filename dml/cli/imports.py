@@ -55,13 +55,13 @@ def import_model(
     address = _address(embedder)
     source = None if dataset is None else find_dataset(root, dataset)
     name = name or (source.name if source else _name_of(address))
-    found = read_embedder(address, Options(weights, preprocessing, license))
+    network = read_embedder(address, Options(weights, preprocessing, license))
     report = ModelImportReport(
-        source=found.source,
-        dim=found.contents.dim,
-        license=license or found.license,
-        notes=list(found.notes),
-        preprocessing=found.contents.preprocessing.model_dump(mode="json"),
+        source=network.source,
+        dim=network.contents.dim,
+        license=license or network.license,
+        notes=list(network.notes),
+        preprocessing=network.contents.preprocessing.model_dump(mode="json"),
     )
     if yes:
         from flows.import_model import import_model_flow
@@ -72,7 +72,7 @@ def import_model(
         model = run(import_model_flow, address, name, dataset, **given, license=license, store=root)
         report = report.model_copy(update={"model": model})
     elif source is not None:
-        report = _tried(report, found, source, picture)
+        report = _tried(report, network, source, picture)
     return emit(report, as_json, _show)
 
 
@@ -92,11 +92,11 @@ def _name_of(address: str) -> str:
 
 
 def _tried(
-    report: "ModelImportReport", found: "External", dataset: "DatasetRef", picture: Path
+    report: "ModelImportReport", network: "External", dataset: "DatasetRef", picture: Path
 ) -> "ModelImportReport":
     from dml.trial import Trial
 
-    trial = Trial(found, dataset)
+    trial = Trial(network, dataset)
     try:
         picture.write_bytes(trial.picture())
     except OSError as error:

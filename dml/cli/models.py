@@ -134,17 +134,17 @@ def list_models(context: typer.Context, store: Store = None, as_json: Json = Fal
     from dml.reports import ListedModel, ModelList
 
     registry = read_registry(store_to_list(store))
-    found = ModelList(
+    answer = ModelList(
         models=[ListedModel(**model.model_dump(), current=model.promoted) for model in registry.models],
         foreign=list(registry.foreign),
     )
-    return emit(found, as_json, _show_models)
+    return emit(answer, as_json, _show_models)
 
 
-def _show_models(found: "ModelList") -> None:
-    print_table("models", [_row_of(model) for model in found.models])
-    if found.foreign:
-        print(f"not ours, left out: {', '.join(visible(name) for name in found.foreign)}")
+def _show_models(answer: "ModelList") -> None:
+    print_table("models", [_row_of(model) for model in answer.models])
+    if answer.foreign:
+        print(f"not ours, left out: {', '.join(visible(name) for name in answer.foreign)}")
 
 
 def _row_of(model: "ListedModel") -> dict[str, str | float]:

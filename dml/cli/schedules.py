@@ -80,13 +80,13 @@ def schedule(
     if prefect is not None:
         follow_store(root, prefect)
     scheduled, damaged = read_schedules(root)
-    found = ScheduleList(
+    answer = ScheduleList(
         schedules=[_schedule(index, config) for index, config in scheduled.items()],
         prefect=None if prefect is None else without_password(prefect),
         damaged=damaged,
     )
     said = "; ".join(f"index {index}: {why}" for index, why in damaged.items())
-    return emit(found, as_json, _show_schedules, error=InvalidData(said) if damaged else None)
+    return emit(answer, as_json, _show_schedules, error=InvalidData(said) if damaged else None)
 
 
 def _require_all_or_none(name: str | None, cron: str | None, off: bool) -> None:
@@ -118,16 +118,16 @@ def _schedule(index: str, config: "RefreshConfig") -> "Schedule":
     return Schedule(index=index, **config.model_dump(), next=next_refresh(config.cron, config.timezone))
 
 
-def _show_schedules(found: "ScheduleList") -> None:
+def _show_schedules(answer: "ScheduleList") -> None:
     rows = [
         {"index": each.index, **each.model_dump(), "next": each.next.isoformat(timespec="minutes")}
-        for each in found.schedules
+        for each in answer.schedules
     ]
     if rows:
         print_table("scheduled indexes", rows)
-    elif not found.damaged:
+    elif not answer.damaged:
         print("no index is scheduled")
-    if found.prefect is not None:
-        print(f"Prefect at {found.prefect} follows.")
+    if answer.prefect is not None:
+        print(f"Prefect at {answer.prefect} follows.")
     elif rows:
         print("No Prefect runs for this store here: `dml up` starts one, which follows.")

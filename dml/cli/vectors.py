@@ -75,18 +75,18 @@ def _show_import(report: "ImportReport") -> None:
 
 @verb()
 def vectors(store: Store = None, as_json: Json = False) -> "VectorsList":
-    """List the versions of imported vectors; `*` marks the one that a name alone stands for."""
+    """List the versions of imported vectors; `*` marks the one that the name alone means."""
     from dml.embedding.external import list_vectors
     from dml.reports import ListedVectors, VectorsList
 
     damaged: list[DmlError] = []
     versions = list_vectors(store_to_list(store), damaged)
-    found = VectorsList(vectors=[listed(ListedVectors, version) for version in versions])
-    return emit(found, as_json, _show_vectors, error=what_is_damaged(damaged))
+    answer = VectorsList(vectors=[listed(ListedVectors, version) for version in versions])
+    return emit(answer, as_json, _show_vectors, error=what_is_damaged(damaged))
 
 
-def _show_vectors(found: "VectorsList") -> None:
-    print_table("vectors", [_row_of(each) for each in found.vectors])
+def _show_vectors(answer: "VectorsList") -> None:
+    print_table("vectors", [_row_of(each) for each in answer.vectors])
 
 
 def _row_of(ref: "ListedVectors") -> dict[str, str | int]:

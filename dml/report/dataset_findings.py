@@ -108,25 +108,27 @@ def duplicate_summaries(view: DatasetView) -> list[NearDuplicateSummary]:
     return [
         NearDuplicateSummary(
             between=between,
-            images=len(found.first),
-            other_label=int((view.labels[found.first] != view.labels[found.second]).sum()),
-            pairs=found.num_pairs,
-            truncated=found.truncated,
-            examples=[pair_of(view, found, number) for number in found.each_once()[: view.config.pairs]],
+            images=len(duplicates.first),
+            other_label=int((view.labels[duplicates.first] != view.labels[duplicates.second]).sum()),
+            pairs=duplicates.num_pairs,
+            truncated=duplicates.truncated,
+            examples=[
+                pair_of(view, duplicates, number) for number in duplicates.each_once()[: view.config.pairs]
+            ],
         )
-        for between, found in view.near_duplicates.items()
+        for between, duplicates in view.near_duplicates.items()
     ]
 
 
-def pair_of(view: DatasetView, found: FoundDuplicates, number: int) -> NearDuplicatePair:
-    first, second = int(found.first[number]), int(found.second[number])
+def pair_of(view: DatasetView, duplicates: FoundDuplicates, number: int) -> NearDuplicatePair:
+    first, second = int(duplicates.first[number]), int(duplicates.second[number])
     return NearDuplicatePair(
         first=view.ids[first],
         first_label=view.labels[first],
         second=view.ids[second],
         second_label=view.labels[second],
-        distance=int(found.distances[number]),
-        similarity=float(found.similarities[number]),
+        distance=int(duplicates.distances[number]),
+        similarity=float(duplicates.similarities[number]),
     )
 
 
@@ -134,10 +136,10 @@ def suspected_labels(
     view: DatasetView, embedded: EmbeddedDataset, most: int | None = None
 ) -> list[SuspectedLabel]:
     """The most similar to their neighbours first."""
-    found = []
+    groups = []
     for suspect in embedded.suspects[:most]:
         row = int(embedded.positions[int(embedded.neighbours.rows[suspect.query])])
-        found.append(
+        groups.append(
             SuspectedLabel(
                 id=view.ids[row],
                 label=str(view.names[suspect.label]),
@@ -147,11 +149,11 @@ def suspected_labels(
                 similarity=suspect.similarity,
             )
         )
-    return found
+    return groups
 
 
 def find(view: DatasetView, embedded: EmbeddedDataset | None, embedder: str | None) -> DatasetFindings:
-    """Everything that is found, without pictures."""
+    """All findings, without pictures."""
     findings = DatasetFindings(
         splits=balance_of(view),
         largest=class_sizes(view, largest=True, most=_CLASSES_LISTED),
@@ -170,10 +172,11 @@ def find(view: DatasetView, embedded: EmbeddedDataset | None, embedder: str | No
 def warnings_of(findings: DatasetFindings) -> Iterable[str]:
     """What to look at first, the worst first."""
     sizes = {balance.split: balance for balance in findings.splits}
-    for found in findings.near_duplicates:
-        if found.between == "test and train" and found.images:
+    for summary in findings.near_duplicates:
+        if summary.between == "test and train" and summary.images:
             yield (
-                f"Test images with a near-duplicate in train: {found.images:,} of {sizes['test'].images:,}. "
+                f"Test images with a near-duplicate in train: {summary.images:,} of "
+                f"{sizes['test'].images:,}. "
                 "An evaluation on them measures memory, not generalisation."
             )
     for balance in findings.splits:
@@ -184,11 +187,11 @@ def warnings_of(findings: DatasetFindings) -> Iterable[str]:
         if balance.single:
             of = f"{balance.single:,} of {balance.classes:,}"
             yield f"Classes of {balance.split} with a single image: {of}. It has {_SINGLE[balance.split]}."
-    for found in findings.near_duplicates:
-        if found.between != "test and train" and found.other_label:
+    for summary in findings.near_duplicates:
+        if summary.between != "test and train" and summary.other_label:
             yield (
-                f"Images of {found.between} with a near-duplicate there under another label: "
-                f"{found.other_label:,}. One of both labels is wrong, or an image shows both."
+                f"Images of {summary.between} with a near-duplicate there under another label: "
+                f"{summary.other_label:,}. One of both labels is wrong, or an image shows both."
             )
     if findings.num_suspected:
         yield f"Suspected labels, where the nearest neighbours agree on another: {findings.num_suspected:,}."
@@ -221,6 +224,6 @@ def one_line(value: Any) -> str:
 
 def all_pairs(view: DatasetView) -> Iterable[tuple[Between, NearDuplicatePair]]:
     """Every image with a near-duplicate, beside its nearest."""
-    for between, found in view.near_duplicates.items():
-        for number in range(len(found.first)):
-            yield between, pair_of(view, found, number)
+    for between, duplicates in view.near_duplicates.items():
+        for number in range(len(duplicates.first)):
+            yield between, pair_of(view, duplicates, number)

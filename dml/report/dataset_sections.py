@@ -29,7 +29,7 @@ def warnings_section(findings: DatasetFindings) -> Section:
     """The warnings as a list."""
     title = "What to look at first"
     if not findings.warnings:
-        return Section(title, "Nothing stands out.")
+        return Section(title, "Nothing noticeable.")
     items = "\n".join(f"<li>{escape(text)}</li>" for text in findings.warnings)
     return Section(title, "", html=f"<ol>\n{items}\n</ol>")
 
@@ -141,9 +141,9 @@ def _duplicates(view: DatasetView, summary: NearDuplicateSummary) -> Section:
     )
     if not summary.images:
         return Section(title, f"None. {rule}")
-    found = view.near_duplicates[summary.between]
-    shown = found.each_once()[: config.pairs]
-    text = f"{_how_many(summary, view)} {rule} Only a person can tell whether a pair is one picture."
+    duplicates = view.near_duplicates[summary.between]
+    shown = duplicates.each_once()[: config.pairs]
+    text = f"{_how_many(summary, view)} {rule} Only a person can decide whether both show the same picture."
     if summary.truncated:
         text += (
             f" {summary.truncated:,} images have so many candidates that only their nearest were compared."
@@ -152,7 +152,7 @@ def _duplicates(view: DatasetView, summary: NearDuplicateSummary) -> Section:
         text += f" {len(shown):,} pairs are shown, the most alike first; all images are in {NEAR_DUPLICATES}."
     if not shown:
         return Section(title, text)
-    rows = [_pair_row(view, found, number) for number in shown]
+    rows = [_pair_row(view, duplicates, number) for number in shown]
     name = "near-duplicates-" + summary.between.replace(" ", "-")
     caption = f"{title}: each row a pair; ✓ green has the same label, ✗ red another"
     picture = Picture(name, draw_gallery(rows), caption)
@@ -169,10 +169,10 @@ def _how_many(summary: NearDuplicateSummary, view: DatasetView) -> str:
     return f"{text}: {at_least}{summary.pairs:,} pairs."
 
 
-def _pair_row(view: DatasetView, found: FoundDuplicates, number: int) -> GalleryRow:
-    pair = pair_of(view, found, number)
+def _pair_row(view: DatasetView, duplicates: FoundDuplicates, number: int) -> GalleryRow:
+    pair = pair_of(view, duplicates, number)
     query, answer = view.tiles(
-        [int(found.first[number]), int(found.second[number])],
+        [int(duplicates.first[number]), int(duplicates.second[number])],
         [
             f"{one_line(pair.first_label)}: {one_line(pair.first)}",
             f"{one_line(pair.second_label)}: {one_line(pair.second)}",
@@ -237,14 +237,14 @@ def _suspects(view: DatasetView, embedded: EmbeddedDataset, embedder: str | None
     title, agreeing = "Suspected labels", view.config.agreeing
     if not embedded.suspects:
         return Section(
-            title, f"No image's {agreeing} nearest neighbours agree on a label that is not its own."
+            title, f"No image's {agreeing} nearest neighbours agree on a label other than its label."
         )
     shown = embedded.suspects[: view.config.suspects]
     text = (
         f"{len(embedded.suspects):,} images whose {agreeing} nearest neighbours by {embedder} all carry one "
-        "label that is not their own (fewer where that class is smaller): Wilson's edited nearest neighbour "
+        "label other than theirs (fewer where that class is smaller): Wilson's edited nearest neighbour "
         f"rule (1972), with all neighbours agreeing. {len(shown):,} are shown, all are in {SUSPECTS}. Either "
-        "the label is wrong or the embedding is: only a person can tell."
+        "the label is wrong or the embedding is: only a person can decide."
     )
     if not shown:
         return Section(title, text)
@@ -258,9 +258,9 @@ def _suspect_row(view: DatasetView, embedded: EmbeddedDataset, query: int, count
     near = embedded.neighbours
     similarities = near.similarities[query, :count].tolist()
     ranks = [rank for rank, similarity in enumerate(similarities) if similarity > -np.inf]
-    own = int(near.rows[query])
+    row = int(near.rows[query])
     positions = [int(embedded.positions[int(near.answers[query, rank])]) for rank in ranks]
-    rows = [int(embedded.positions[own]), *positions]
+    rows = [int(embedded.positions[row]), *positions]
     first, *tiles = view.tiles(rows, [one_line(view.labels[row]) for row in rows])
     answers = [
         Tile(tile.image, tile.text, similarities[rank], bool(near.right[query, rank]))

@@ -74,27 +74,27 @@ class DatasetView:
     def near_duplicates(self) -> "dict[Between, FoundDuplicates]":
         """Test images in train first, then within each split that the dataset has."""
         splits = self.present_splits
-        found: dict[Between, FoundDuplicates] = {}
+        duplicates: dict[Between, FoundDuplicates] = {}
         if TRAIN in splits and TEST in splits:
-            found["test and train"] = self._duplicates(TEST, TRAIN)
+            duplicates["test and train"] = self._duplicates(TEST, TRAIN)
         if TRAIN in splits:
-            found["train"] = self._duplicates(TRAIN, None)
+            duplicates["train"] = self._duplicates(TRAIN, None)
         if TEST in splits:
-            found["test"] = self._duplicates(TEST, None)
-        return found
+            duplicates["test"] = self._duplicates(TEST, None)
+        return duplicates
 
     def _duplicates(self, split: str, other: str | None) -> "FoundDuplicates":
         rows = self.rows_of(split)
         gallery = rows if other is None else self.rows_of(other)
         pixels = self.thumbnails.pixels
-        found = find_near_duplicates(
+        pairs = find_near_duplicates(
             pixels[rows],
             None if other is None else pixels[gallery],
             max_distance=self.config.max_distance,
             min_similarity=self.config.min_similarity,
             part=f"within {split}" if other is None else f"of {split} in {other}",
         )
-        return FoundDuplicates(found, rows, gallery)
+        return FoundDuplicates(pairs, rows, gallery)
 
     def tiles(self, rows: Sequence[int], texts: Sequence[str]) -> list[Tile]:
         """Pictures of some rows with what is written below each."""
@@ -105,14 +105,17 @@ class DatasetView:
 class FoundDuplicates:
     """Near-duplicates in rows of the dataset."""
 
-    def __init__(self, found: NearDuplicates, rows: NDArray[np.int64], gallery: NDArray[np.int64]) -> None:
-        self.num_pairs, self.truncated = found.num_pairs, found.truncated
-        own = found.rows
-        self.first: NDArray[np.int64] = rows[own]
+    def __init__(self, pairs: NearDuplicates, rows: NDArray[np.int64], gallery: NDArray[np.int64]) -> None:
+        self.num_pairs, self.truncated = pairs.num_pairs, pairs.truncated
+        with_duplicate = pairs.rows
+        self.first: NDArray[np.int64] = rows[with_duplicate]
         """(F,) the images that have one, the most alike first."""
-        self.second: NDArray[np.int64] = gallery[found.nearest[own]]
+        self.second: NDArray[np.int64] = gallery[pairs.nearest[with_duplicate]]
         """(F,) the nearest of each."""
-        self.distances, self.similarities = found.distances[own], found.similarities[own]
+        self.distances, self.similarities = (
+            pairs.distances[with_duplicate],
+            pairs.similarities[with_duplicate],
+        )
 
     def each_once(self) -> list[int]:
         """Which of the F pairs to show: of two images that are each other's nearest, one of both."""

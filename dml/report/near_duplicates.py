@@ -1,4 +1,4 @@
-"""Images that are nearly the same: found by perceptual hash, confirmed by their thumbnails' structure."""
+"""Images that are nearly the same: candidates by perceptual hash, confirmed by their thumbnails."""
 
 from dataclasses import dataclass
 
@@ -33,9 +33,9 @@ class NearDuplicates:
     @property
     def rows(self) -> NDArray[np.int64]:
         """The images that have one, the most alike first, of equal ones the first."""
-        found = np.flatnonzero(self.nearest >= 0)
-        order = np.lexsort((found, self.distances[found], -self.similarities[found]))
-        ordered: NDArray[np.int64] = found[order]
+        rows = np.flatnonzero(self.nearest >= 0)
+        order = np.lexsort((rows, self.distances[rows], -self.similarities[rows]))
+        ordered: NDArray[np.int64] = rows[order]
         return ordered
 
     def pairs(self) -> list[tuple[int, int]]:
@@ -63,18 +63,18 @@ def find_near_duplicates(
         max_distance: in bits of 64.
         min_similarity: in [-1, 1].
         most_candidates: by hash, of one image; bounds the time where very many are alike.
-        part: what is told of the progress.
+        part: the name of this step in progress messages.
     """
     hashes = perceptual_hashes(images)
     others, other_hashes = (images, hashes) if gallery is None else (gallery, perceptual_hashes(gallery))
-    found = _Nearest(len(images), within=gallery is None)
+    nearest = _Nearest(len(images), within=gallery is None)
     most = most_candidates + (gallery is None)  # an image is its own nearest candidate
     with Ticker("near-duplicates") as ticker:
         ticker.begin(part, "images", len(images))
         for block in pairs_within(hashes, other_hashes, max_distance=max_distance, most=most):
-            found.add(block, images, others, min_similarity)
+            nearest.add(block, images, others, min_similarity)
             ticker.count(block.num_queries)
-    return found.result()
+    return nearest.result()
 
 
 class _Nearest:

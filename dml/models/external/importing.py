@@ -67,23 +67,23 @@ def import_embedder(store: str, address: str, options: Options) -> PackageRef:
         InvalidData: it gives something else than one embedding for an image.
         InvalidSetting, MissingArtifact, CorruptArtifact, IncompatibleArtifact: as `read_embedder`.
     """
-    found = read_embedder(address, options)
-    with preview(found) as package:
+    network = read_embedder(address, options)
+    with preview(network) as package:
         _require_embeddings(package)
     return publish_package(
         store,
-        found.contents,
-        source=found.source,
-        license=options.license or found.license,
-        about={"from_elsewhere": found.about},
+        network.contents,
+        source=network.source,
+        license=options.license or network.license,
+        about={"from_elsewhere": network.about},
     )
 
 
 @contextmanager
-def preview(found: External) -> Iterator[Package]:
+def preview(network: External) -> Iterator[Package]:
     """A network from elsewhere as it would embed, before any store holds it."""
     with TemporaryDirectory() as folder:
-        yield load_package(publish_package(folder, found.contents, source=found.source).uri)
+        yield load_package(publish_package(folder, network.contents, source=network.source).uri)
 
 
 def _require_embeddings(package: Package) -> None:

@@ -1,4 +1,4 @@
-"""A function of the user's own that embeds images; a package names it, and notices when its file changes."""
+"""A user's function that embeds images: a package holds its name, and a changed source file is an error."""
 
 import importlib.metadata
 import importlib.util
@@ -36,7 +36,7 @@ class PythonConfig(Part):
 
 
 class SourceFile(NamedTuple):
-    """Where a function stands now."""
+    """The source file of a function."""
 
     sha256: str
     distribution: str
@@ -62,7 +62,7 @@ class PythonRuntime(Runtime):
     ) -> None:
         self.config = PythonConfig.model_validate(settings)
         self.dim, self.preprocessing = self.config.dim, preprocessing
-        self.device = torch.device("cpu")  # the function has its own ideas
+        self.device = torch.device("cpu")  # the function chooses its device itself
         self._function = self._unchanged()
 
     def _unchanged(self) -> Embed:
@@ -94,12 +94,13 @@ def call(name: str, function: Embed, images: Sequence[NDArray[np.uint8]]) -> NDA
     Raises:
         InvalidData: it gives something else.
     """
-    found = np.asarray(function(list(images)), dtype=np.float32)
-    if found.ndim != 2 or len(found) != len(images):
+    embeddings = np.asarray(function(list(images)), dtype=np.float32)
+    if embeddings.ndim != 2 or len(embeddings) != len(images):
         raise InvalidData(
-            f"python:{name} must give (N, D) numbers for N images; it gives {found.shape} for {len(images)}."
+            f"python:{name} must give (N, D) numbers for N images; it gives {embeddings.shape} for "
+            f"{len(images)}."
         )
-    return found
+    return embeddings
 
 
 def source_file(function: str) -> SourceFile:
@@ -110,23 +111,23 @@ def source_file(function: str) -> SourceFile:
     """
     module = function.partition(":")[0]
     try:
-        found = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
-        found = None
-    if found is None or found.origin is None or not Path(found.origin).is_file():
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise MissingArtifact(
             f"python:{function} needs the module {module}; it cannot be imported here. Put its folder on "
             "PYTHONPATH, on every machine that embeds."
         )
     installed = importlib.metadata.packages_distributions().get(module.partition(".")[0], [])
     version = f"{installed[0]}=={importlib.metadata.version(installed[0])}" if installed else ""
-    return SourceFile(file_digest(found.origin), version)
+    return SourceFile(file_digest(spec.origin), version)
 
 
 def load_function(function: str) -> Embed:
     """Import a function; raises MissingArtifact where its module has none of that name."""
     module, _, name = function.partition(":")
-    found: Embed | None = getattr(import_module(module), name, None)
-    if not callable(found):
+    embed: Embed | None = getattr(import_module(module), name, None)
+    if not callable(embed):
         raise MissingArtifact(f"The module {module} must have a function {name}; it has none.")
-    return found
+    return embed

@@ -175,7 +175,8 @@ def search(
         content = read_local(str(image), MAX_BYTES)
     except Refused as refusal:
         raise MissingArtifact(
-            f"The query must be a readable image file; {image}: {refusal.reason}, {refusal.detail}."
+            f"The query must be a readable image file; {image}: {refusal.reason}, {refusal.detail}. "
+            "Check the path, or give --id ITEM or --vector FILE instead."
         ) from refusal
     if picture is not None:
         _require_writable(picture, image)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,10 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
+from safetensors.torch import save_file
 
 from dml import storage
 from dml.cli import main
 from tests.answers import require_declared_type
+from tests.data.pictures import class_folders
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
@@ -88,7 +92,7 @@ def test_the_readme_has_blocks_of_both_kinds():
 
 
 def test_every_console_block_is_run_by_a_test():
-    known = ("make demo", "dml up", 'eval "$(dml env)"', "dml bench")
+    known = ("make demo", "dml ingest photos/", "dml up", 'eval "$(dml env)"', "dml bench")
     assert len([console(beginning) for beginning in known]) == len(CONSOLE)
 
 
@@ -97,6 +101,17 @@ def test_what_is_made_is_in_the_makefile():
         subprocess.run(
             ["make", "--dry-run", line.split()[1]], cwd=README.parent, check=True, capture_output=True
         )
+
+
+def test_photos_and_a_pretrained_network_give_answers_without_training(tmp_path):
+    """With the weights of a small timm network in a file, since the example's are fetched."""
+    images = class_folders(tmp_path / "photos", classes=6)
+    shutil.copy(next(images.rglob("*.png")), tmp_path / "query.jpg")
+    save_file(timm.create_model("test_vit.r160_in1k").state_dict(), tmp_path / "vit.safetensors")
+    block = console("dml ingest photos/").replace(
+        "timm:resnet50", "safetensors:vit.safetensors@timm:test_vit.r160_in1k"
+    )
+    assert re.search(r"class\d/\d\.png\W+class\d\W+1\b", type_in(tmp_path, block)), "it finds itself first"
 
 
 @pytest.mark.timeout(2400)

@@ -175,7 +175,7 @@ def test_training_the_same_again_computes_nothing_and_adds_no_version(folder, dm
 def test_the_champion_stays_where_a_newcomer_is_not_better(folder, dml):
     settings = ("--set", "training.num_steps=1", "--set", "optimizer.learning_rate=1e-9")
     worse = dml("train", "shop", "--preset", "smoke", *settings)
-    assert worse["model"]["alias"] is None
+    assert worse["model"]["alias"] == "challenger"
     assert "against the champion's" in worse["model"]["reason"]
     champions = [model for model in dml("models")["models"] if model["alias"] == "champion"]
     assert len(champions) == 1

@@ -21,7 +21,7 @@ from dml.config import PreprocessingConfig
 from dml.config.training import Precision
 from dml.errors import CorruptArtifact, IncompatibleArtifact, MissingArtifact
 from dml.models.encoder import Encoder
-from dml.models.runtimes import Runtime, runtime
+from dml.models.runtimes import Runtime, StoredNetwork, runtime
 from dml.models.runtimes.torch import WEIGHTS, TorchRuntime
 from dml.refs import DatasetRef, PackageRef
 
@@ -311,13 +311,14 @@ def read_package(
             "They were changed or cut short: publish it again."
         )
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    ready = runtime(description["runtime"])(
-        Path(folder),
-        description["encoder"],
-        PreprocessingConfig.model_validate(description["preprocessing"]),
+    stored = StoredNetwork(
+        folder=Path(folder),
+        settings=description["encoder"],
+        preprocessing=PreprocessingConfig.model_validate(description["preprocessing"]),
         device=torch.device(chosen),
         precision=precision,
     )
+    ready = runtime(description["runtime"])(stored)
     if ready.dim != ref.dim:
         raise CorruptArtifact(
             f"The package in {folder} must give embeddings of {ref.dim} numbers, as its ref says; its "

@@ -4,9 +4,9 @@ import pkgutil
 from importlib import import_module
 
 from dml.errors import IncompatibleArtifact
-from dml.models.runtimes.base import Runtime
+from dml.models.runtimes.base import Runtime, StoredNetwork
 
-__all__ = ["Runtime", "runtime"]
+__all__ = ["Runtime", "StoredNetwork", "runtime"]
 
 _KINDS = sorted(file.name for file in pkgutil.iter_modules(__path__) if file.name != "base")
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,23 @@ from dml.config.training import Precision
 from dml.preprocessing import Encoded, preprocess, to_image
 
 
-class Runtime(ABC):
-    """A network, ready to embed.
+@dataclass(frozen=True)
+class StoredNetwork:
+    """A package's network on this machine, and where to compute it."""
 
-    Args:
-        folder: the package's files.
-        settings: what the package's description says under `encoder`, a JSON tree.
-        preprocessing: what an image becomes before the network sees it.
-        device: where to compute, if the runtime can.
-        precision: as of training, if the runtime can.
-    """
+    folder: Path
+    """Of the package's files."""
+    settings: Any
+    """The package's description of its `encoder`, a JSON tree."""
+    preprocessing: PreprocessingConfig
+    device: torch.device
+    """A preference: not every runtime can choose."""
+    precision: Precision
+    """As in training; a preference, too."""
+
+
+class Runtime(ABC):
+    """A network, ready to embed."""
 
     config: Part
     preprocessing: PreprocessingConfig
@@ -34,15 +42,7 @@ class Runtime(ABC):
     """What it computes in; never "auto"."""
 
     @abstractmethod
-    def __init__(
-        self,
-        folder: Path,
-        settings: Any,
-        preprocessing: PreprocessingConfig,
-        *,
-        device: torch.device,
-        precision: Precision,
-    ) -> None: ...
+    def __init__(self, stored: StoredNetwork) -> None: ...
 
     @classmethod
     def requirements(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """A network in an ONNX file, computed by ONNX Runtime."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -10,10 +9,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dml.config import Part, PreprocessingConfig
-from dml.config.training import Precision
+from dml.config import Part
 from dml.errors import CorruptArtifact
-from dml.models.runtimes.base import Runtime
+from dml.models.runtimes.base import Runtime, StoredNetwork
 
 NETWORK = "network.onnx"
 TYPES = {
@@ -45,20 +43,12 @@ class OnnxRuntime(Runtime):
     def requirements(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
         return ("onnxruntime",)
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: Any,
-        preprocessing: PreprocessingConfig,
-        *,
-        device: torch.device,
-        precision: Precision,
-    ) -> None:
-        self.config = OnnxConfig.model_validate(settings)
-        self.dim, self.preprocessing = self.config.dim, preprocessing
-        self.session = open_session((folder / NETWORK).read_bytes(), str(folder), device)
+    def __init__(self, stored: StoredNetwork) -> None:
+        self.config = OnnxConfig.model_validate(stored.settings)
+        self.dim, self.preprocessing = self.config.dim, stored.preprocessing
+        self.session = open_session((stored.folder / NETWORK).read_bytes(), str(stored.folder), stored.device)
         on_gpu = "CUDAExecutionProvider" in self.session.get_providers()
-        self.device = device if on_gpu else torch.device("cpu")
+        self.device = stored.device if on_gpu else torch.device("cpu")
         self._type = TYPES[self.session.get_inputs()[0].type]
 
     def embed(self, prepared: Sequence[Tensor], *, unit_length: bool = True) -> Tensor:

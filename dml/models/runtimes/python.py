@@ -15,10 +15,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dml.config import Part, PreprocessingConfig
-from dml.config.training import Precision
+from dml.config import Part
 from dml.errors import IncompatibleArtifact, InvalidData, MissingArtifact
-from dml.models.runtimes.base import Runtime
+from dml.models.runtimes.base import Runtime, StoredNetwork
 from dml.preprocessing import Encoded, decode
 from dml.storage import file_digest
 
@@ -51,17 +50,9 @@ class PythonRuntime(Runtime):
     def requirements(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
         return (settings["distribution"],) if settings["distribution"] else ()
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: Any,
-        preprocessing: PreprocessingConfig,
-        *,
-        device: torch.device,
-        precision: Precision,
-    ) -> None:
-        self.config = PythonConfig.model_validate(settings)
-        self.dim, self.preprocessing = self.config.dim, preprocessing
+    def __init__(self, stored: StoredNetwork) -> None:
+        self.config = PythonConfig.model_validate(stored.settings)
+        self.dim, self.preprocessing = self.config.dim, stored.preprocessing
         self.device = torch.device("cpu")  # the function chooses its device itself
         self._function = self._unchanged()
 

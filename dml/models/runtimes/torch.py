@@ -3,18 +3,16 @@
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dml.config import EncoderConfig, PreprocessingConfig
-from dml.config.training import Precision
+from dml.config import EncoderConfig
 from dml.models.encoder import Encoder
 from dml.models.precision import autocast, choose_precision, convolutions_in
-from dml.models.runtimes.base import Runtime
+from dml.models.runtimes.base import Runtime, StoredNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -30,23 +28,15 @@ class TorchRuntime(Runtime):
     def requirements(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
         return ("transformers",) if settings["backbone"]["kind"] == "transformers" else ()
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: Any,
-        preprocessing: PreprocessingConfig,
-        *,
-        device: torch.device,
-        precision: Precision,
-    ) -> None:
-        self.config = EncoderConfig.model_validate(settings)
-        self.dim, self.preprocessing, self.device = self.config.dim, preprocessing, device
-        self.precision, why = choose_precision(precision, device)
-        if device.type == "cuda":
+    def __init__(self, stored: StoredNetwork) -> None:
+        self.config = EncoderConfig.model_validate(stored.settings)
+        self.dim, self.preprocessing, self.device = self.config.dim, stored.preprocessing, stored.device
+        self.precision, why = choose_precision(stored.precision, self.device)
+        if self.device.type == "cuda":
             logger.info("embedding in %s, %s", self.precision, why)
-        encoder = Encoder(self.config, channels=preprocessing.channels, initialise=False)
-        encoder.load_state_dict(load_file(folder / WEIGHTS))
-        self.encoder = encoder.eval().to(device).to(memory_format=torch.channels_last)
+        encoder = Encoder(self.config, channels=self.preprocessing.channels, initialise=False)
+        encoder.load_state_dict(load_file(stored.folder / WEIGHTS))
+        self.encoder = encoder.eval().to(self.device).to(memory_format=torch.channels_last)
 
     def embed(self, prepared: Sequence[Tensor], *, unit_length: bool = True) -> Tensor:
         pixels = torch.stack(list(prepared))

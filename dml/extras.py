@@ -10,6 +10,7 @@ _PACKAGES = {
             "faiss",
             "httpx",
             "huggingface_hub",
+            "lark",
             "PIL",
             "pyarrow",
             "pydantic",
@@ -27,6 +28,7 @@ _PACKAGES = {
     "onnx": ("onnx", "onnxruntime"),
     "huggingface": ("transformers",),
     "hdf5": ("h5py",),
+    "milvus": ("pymilvus",),
     "postgres": ("asyncpg", "psycopg2"),
     "all": (
         "rich",

@@ -15,7 +15,7 @@ from dml.data.ingest import ingest
 from dml.data.sampling import PKBatchSampler, Stream
 from dml.data.transforms import augment, augmentation_rng
 from dml.errors import InvalidData
-from dml.preprocessing import preprocess, resize_and_crop, to_tensor
+from dml.preprocessing import preprocess, resampling, resize_and_crop, to_tensor
 
 PREPROCESSING = PreprocessingConfig(color="L", resize=28, crop=28, mean=(0.5,), std=(0.5,))
 EVERYTHING = AugmentationConfig(
@@ -152,3 +152,50 @@ def test_random_crops_cover_the_area_asked_for():
         height = augment(Image.fromarray(y), config, plain, augmentation_rng(0, 0, place)) * 255
         ranges.append(float(np.ptp(width.numpy()) * np.ptp(height.numpy())) / (side - 1) ** 2)
     assert 0.2 < min(ranges) < max(ranges) < 0.4
+
+
+def test_a_flip_of_the_smallest_draw_mirrors_and_of_the_largest_does_not():
+    image = Image.effect_noise((28, 28), 80)
+    config = AugmentationConfig(horizontal_flip=True)
+    mirrored = augment(image, config, PREPROCESSING, ConstantDraws(0.0))
+    as_it_is = augment(image, config, PREPROCESSING, ConstantDraws(0.999))
+    torch.testing.assert_close(as_it_is, to_tensor(image, PREPROCESSING), rtol=0, atol=0)
+    torch.testing.assert_close(mirrored, as_it_is.flip(2), rtol=0, atol=0)
+
+
+class ConstantDraws:
+    """In a generator's place: draws lie at one point of their range, from 0 to 1."""
+
+    def __init__(self, point: float) -> None:
+        self._point = point
+
+    def random(self):
+        return self._point
+
+    def uniform(self, low, high):
+        return low + self._point * (high - low)
+
+    def integers(self, high):
+        return min(int(self._point * high), high - 1)
+
+
+@pytest.mark.parametrize("point", [0.0, 1.0])
+def test_a_random_crop_may_be_the_whole_image_and_may_touch_every_edge(point):
+    """At the ends of the ranges: a quarter of the area at 3:4 from the top left, the whole width from the
+    bottom right."""
+    size = (30, 40) if point == 0 else (40, 30)
+    image = Image.effect_noise(size, 80)
+    config = AugmentationConfig(random_resized_crop=(0.25, 1.0))
+    got = augment(image, config, PREPROCESSING, ConstantDraws(point))
+    box = (0, 0, 15, 20) if point == 0 else (0, 0, 40, 30)
+    want = to_tensor(image.resize((28, 28), resampling(PREPROCESSING), box=box), PREPROCESSING)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+def test_where_no_random_crop_fits_it_is_the_largest_in_the_middle_of_the_widest_shape():
+    """The whole area at 3:4 does not fit a strip; at 4:3 at most, 12 high, it is 16 wide."""
+    image = Image.effect_noise((60, 12), 80)
+    config = AugmentationConfig(random_resized_crop=(1.0, 1.0))
+    got = augment(image, config, PREPROCESSING, ConstantDraws(0.0))
+    want = image.resize((28, 28), resampling(PREPROCESSING), box=(22, 0, 38, 12))
+    torch.testing.assert_close(got, to_tensor(want, PREPROCESSING), rtol=0, atol=0)

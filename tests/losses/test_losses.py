@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import math
 import re
 from pathlib import Path
 
@@ -232,6 +233,8 @@ def hinge_cases() -> dict[str, tuple[losses.EmbeddingLoss, list[list[float]], li
     """Batches in which a hinge is inactive, with the loss of the active ones by hand."""
     far = [[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]
     near = [[1.0, 0.0], [0.6, 0.8], [1.0, 0.0], [0.6, 0.8]]
+    corner = [[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]
+    sum_of_two = math.log(2 * math.exp(1 - math.sqrt(2))) + 2  # both positives are sqrt(2) from the negative
     return {
         "lifted structure, inactive": (losses.LiftedStructure(), far, [0, 0, 1], 0.0),
         "generalized lifted structure, inactive": (
@@ -245,6 +248,7 @@ def hinge_cases() -> dict[str, tuple[losses.EmbeddingLoss, list[list[float]], li
         "margin, inactive": (losses.Margin(mining="all"), far, [0, 0, 1], 0.0),
         "ranked list, inactive": (losses.RankedList(), far, [0, 0, 1], 0.0),
         "triplet, active": (losses.TripletMargin(mining="all"), near, [0, 0, 1, 1], (1.0 + 0.2) / 2),
+        "lifted structure, one negative": (losses.LiftedStructure(), corner, [0, 0, 1], sum_of_two**2 / 2),
     }
 
 

@@ -15,6 +15,16 @@ GREY = PreprocessingConfig(color="L", resize=28, crop=28, mean=(0.5,), std=(0.5,
 ROOT = Path(__file__).parents[2]
 
 
+class Step:
+    """The metrics of one training step."""
+
+    def __init__(self, step: int, **metrics: float) -> None:
+        self.step, self._metrics = step, metrics
+
+    def metrics(self) -> dict[str, float]:
+        return self._metrics
+
+
 def new_package(store: str, seed: int) -> PackageRef:
     return save_package(store, Encoder(EncoderConfig(dim=16), channels=1, seed=seed), GREY)
 

@@ -139,3 +139,11 @@ def test_an_unsupported_address_is_refused(uri, tmp_path, monkeypatch):
         connect(uri)
     assert isinstance(raised.value, DmlError)
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("driver", ["", "+psycopg2"])
+def test_a_database_server_that_is_down_is_reported_at_once(driver, free_port):
+    began = time.monotonic()
+    with pytest.raises(Unreachable, match=f"127.0.0.1:{free_port}"):
+        connect(f"postgresql{driver}://reader@127.0.0.1:{free_port}/mlflow")
+    assert time.monotonic() - began < 10

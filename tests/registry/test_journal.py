@@ -19,7 +19,7 @@ from dml.registry.connection import connect
 from dml.registry.journal import Journal
 from dml.settings import tracking_uri
 from flows.ingest import ingest_flow
-from tests.registry.parts import new_run, python
+from tests.registry.parts import Step, new_run, python
 
 STEPS = 40
 
@@ -31,16 +31,6 @@ def history(uri: str, run_id: str, name: str = "loss") -> list[tuple[int, float]
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return str(tmp_path_factory.mktemp("store"))
-
-
-class Step:
-    """The metrics of one training step."""
-
-    def __init__(self, step: int, **metrics: float) -> None:
-        self.step, self._metrics = step, metrics
-
-    def metrics(self) -> dict[str, float]:
-        return self._metrics
 
 
 def test_a_step_repeated_after_a_kill_is_logged_once(store):

@@ -59,11 +59,55 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
         raise ValueError(
             f"successes must be at most the trials; got {successes} of {trials}. Count both again."
         )
-    z = NormalDist().inv_cdf((1 + checked_share("confidence", confidence, usual=0.95)) / 2)
-    share, wide = successes / trials, z * z / trials
+    checked_share("confidence", confidence, usual=0.95)
+    return _score_interval(successes / trials, trials, confidence)
+
+
+def _score_interval(share: float, trials: float, confidence: float) -> Interval:
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    wide = z * z / trials
     middle = (share + wide / 2) / (1 + wide)
     half = math.sqrt(share * (1 - share) * wide + wide * wide / 4) / (1 + wide)
-    return Interval(0.0 if successes == 0 else middle - half, 1.0 if successes == trials else middle + half)
+    return Interval(0.0 if share == 0 else middle - half, 1.0 if share == 1 else middle + half)
+
+
+def clustered_wilson_interval(events: Tensor, classes: Tensor, *, confidence: float = 0.95) -> Interval:
+    """Wilson score interval of a rate whose trials of one class err together, also for rates near 0.
+
+    As many independent trials are counted as give the variance between classes: N / (design effect). Where
+    no trial or every trial is an event nothing is known of that effect, and each class counts once.
+
+    Args:
+        events: (N,) bool.
+        classes: (N,) int64, such as the identity of each probe.
+        confidence: of the two-sided interval.
+
+    Raises:
+        ValueError: other types, different lengths, no trial, or a confidence outside (0, 1).
+
+    Source: Korn and Graubard 1998, Survey Methodology 24(2), effective sample size; Wilson 1927.
+
+    Example:
+        >>> events = torch.tensor([False] * 1000)
+        >>> round(clustered_wilson_interval(events, torch.arange(1000) // 20).high, 3)  # 50 people
+        0.071
+    """
+    check_vector("events", events, "bool")
+    check_vector("classes", classes, "int64")
+    check_same_length(events=events, classes=classes)
+    confidence = checked_share("confidence", confidence, usual=0.95)
+    if not len(events):
+        raise ValueError("events must have at least one trial; got none. Pass one value per trial.")
+    dense, sizes = torch.unique(classes.cpu(), return_inverse=True, return_counts=True)[1:]
+    num_trials, num_classes = len(events), len(sizes)
+    share = float(events.double().mean())
+    trials = float(num_classes)
+    if 0 < share < 1 and num_classes > 1:
+        sums = torch.bincount(dense, weights=events.cpu().double(), minlength=num_classes)
+        surplus = float((sums - share * sizes).square().sum()) * num_classes / (num_classes - 1)
+        design_effect = surplus / num_trials**2 / (share * (1 - share) / num_trials)
+        trials = max(num_trials / max(design_effect, 1.0), 1.0)
+    return _score_interval(share, trials, confidence)
 
 
 def bootstrap_intervals(

@@ -91,7 +91,7 @@ class Ranking:
             ids = rows if queries.ids is None else queries.ids
             queries = gallery = Items(queries.embeddings, queries.labels, ids, queries.groups)
         _require_items("gallery", gallery)
-        _check_one_space(queries.embeddings, gallery.embeddings)
+        check_one_space(queries.embeddings, gallery.embeddings)
         for name in ("ids", "groups"):
             if (getattr(queries, name) is None) != (getattr(gallery, name) is None):
                 present, missing = (
@@ -177,7 +177,7 @@ def _require_items(name: str, items: object) -> None:
         raise ValueError(f"{name} must be Items; got {type(items).__name__}. Pass Items(embeddings, labels).")
 
 
-def _check_one_space(queries: Tensor, gallery: Tensor) -> None:
+def check_one_space(queries: Tensor, gallery: Tensor) -> None:
     """Raise ValueError if queries and gallery differ in device, dimension or type."""
     check_one_device(queries=queries, gallery=gallery)
     if queries.shape[1] != gallery.shape[1]:

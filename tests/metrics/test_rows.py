@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dml.metrics.fewshot import few_shot
+from dml.metrics.identification import identification_scores
 from dml.metrics.intervals import bootstrap_intervals, compare_paired
 from dml.metrics.parity import confusezius, open_metric_learning, pytorch_metric_learning
 from dml.metrics.ranking import Items
@@ -16,6 +17,7 @@ METRICS = {
     "query_metrics": lambda x, y: query_metrics(Items(x, y)),
     "query_metrics, gallery": lambda x, y: query_metrics(Items(x, y), Items(x, y)),
     "roc_of_all_pairs": roc_of_all_pairs,
+    "identification_scores": lambda x, y: identification_scores(Items(x, y), Items(x[:15], y[:15])),
     "few_shot": lambda x, y: few_shot(x, y, ways=3, episodes=2),
     "pytorch_metric_learning": lambda x, y: pytorch_metric_learning(Items(x, y)),
     "open_metric_learning": lambda x, y: open_metric_learning(Items(x, y)),

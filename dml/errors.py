@@ -2,6 +2,7 @@
 
     DmlError
     ├── InvalidSetting            a setting, argument or expression (also a ValueError)
+    │   └── InvalidFilter         a filter that cannot be read, or does not fit the columns
     ├── InvalidData               the content of a source or table
     │   └── TooManyRefused        too many rows of a source cannot be used
     ├── MissingArtifact           does not exist, or is incomplete
@@ -31,6 +32,19 @@ class DmlError(Exception):
 
 class InvalidSetting(DmlError, ValueError):
     """An invalid setting, argument or expression."""
+
+
+class InvalidFilter(InvalidSetting):
+    """A filter that cannot be read, or does not fit the columns of the items.
+
+    Args:
+        message: one line.
+        pointed_at: the filter's text, and below it a caret that points at the mistake; empty: it was no text.
+    """
+
+    def __init__(self, message: str, pointed_at: str = "") -> None:
+        super().__init__(f"{message}\n{pointed_at}" if pointed_at else message)
+        self.message = message
 
 
 class InvalidData(DmlError):

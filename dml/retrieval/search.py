@@ -16,7 +16,7 @@ from dml import storage
 from dml.data.schema import BASE_COLUMNS
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact
 from dml.refs import IndexRef
-from dml.retrieval.filters import matching_rows
+from dml.retrieval.conditions import matching_rows
 
 INDEX_FILE, ITEMS_FILE = "index.faiss", "items.arrow"
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dml.retrieval.filters import matching_rows
+from dml.retrieval.conditions import matching_rows
 
 examples = settings(max_examples=80, deadline=None, derandomize=True, database=None)
 ORDERED = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}

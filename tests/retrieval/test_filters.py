@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from dml.errors import InvalidSetting
-from dml.retrieval.filters import matching_rows
+from dml.retrieval.conditions import matching_rows
 
 ROWS = [
     {"script": "Greek", "year": 1990, "weight": 0.5, "sold": True, "label": "a=b"},

@@ -1,0 +1,271 @@
+"""A filter: what is known beforehand of the items wanted, as a tree of eight kinds of node.
+
+| node | an item satisfies it if |
+|---|---|
+| `And`, `Or`, `Not` | all, any, none of its filters hold |
+| `Compare` | its value compares so |
+| `Between` | its value is from low to high, both included |
+| `In` | its value is one of these |
+| `IsNull` | its value is missing: null, NaN or empty text |
+| `Within` | its location is at most so far away |
+
+Truth has two values: a comparison with a missing value is false, and `Not` inverts. So `a != x` is
+`not a = x`, also where a is missing. The same tree is read from text (`parse`), from JSON (`from_json`) and
+from Python (`col("age") > 20`). Times are ISO texts. `str(filter)` is its canonical text, which parses to the
+same tree.
+"""
+
+import math
+from datetime import date
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
+
+from dml.retrieval.filters.text import MAX_TEXT_BYTES, write_name, write_value
+
+MAX_DEPTH = 64
+MAX_VALUES = 10_000
+MAX_FILTERS = 1_000
+MAX_NAME_LENGTH = 1_024
+Operator: TypeAlias = Literal["=", "!=", "<", "<=", ">", ">="]
+
+
+def _value(value: Any) -> Any:
+    """A value as filters hold it; raises ValueError for what no column holds."""
+    if isinstance(value, date):  # and its subclass datetime
+        return value.isoformat()
+    if not isinstance(value, bool | int | float | str) and hasattr(value, "item"):
+        value = value.item()  # a scalar of NumPy's
+    if isinstance(value, str):
+        try:
+            too_long = len(value.encode()) > MAX_TEXT_BYTES
+        except UnicodeEncodeError:
+            raise ValueError("a text must be UTF-8") from None
+        if too_long:
+            raise ValueError(f"a text must have at most {MAX_TEXT_BYTES} bytes")
+    elif isinstance(value, bool | int | float):
+        try:
+            is_finite = math.isfinite(value)
+        except OverflowError:
+            is_finite = False
+        if not is_finite:
+            raise ValueError("a number must be finite")
+    else:
+        raise ValueError(f"a value must be text, a number or a truth value; got {type(value).__name__}")
+    return value
+
+
+Value: TypeAlias = Annotated[StrictBool | StrictInt | StrictFloat | StrictStr, BeforeValidator(_value)]
+_Filters: TypeAlias = Annotated[tuple["Filter", ...], Field(min_length=2, max_length=MAX_FILTERS)]
+Column: TypeAlias = Annotated[StrictStr, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
+_Degrees: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+class _Node(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def filters_below(self) -> tuple["Filter", ...]:
+        """The filters that this one is made of."""
+        return ()
+
+    def __repr__(self) -> str:
+        return f"<filter {self}>"
+
+    def __and__(self, other: "Filter") -> "And":
+        return And(filters=(*_parts(And, self), *_parts(And, other)))
+
+    def __or__(self, other: "Filter") -> "Or":
+        return Or(filters=(*_parts(Or, self), *_parts(Or, other)))
+
+    def __invert__(self) -> "Filter":
+        return self.filter if isinstance(self, Not) else Not(filter=self)
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            "A filter has no truth value. Join filters by &, | and ~, and bracket each comparison."
+        )
+
+
+class _Combination(_Node):
+    """A node with filters below it, at most `MAX_DEPTH` deep; so no walk down a tree recurses deeper."""
+
+    @model_validator(mode="after")
+    def _limit_depth(self) -> "_Combination":
+        if depth_of(self) > MAX_DEPTH:
+            raise ValueError(f"a filter must be at most {MAX_DEPTH} deep")
+        return self
+
+
+class And(_Combination):
+    """All of the filters hold."""
+
+    op: Literal["and"] = "and"
+    filters: _Filters
+
+    @property
+    def filters_below(self) -> tuple["Filter", ...]:
+        return self.filters
+
+    def __str__(self) -> str:
+        return " and ".join(_in_brackets(f) if isinstance(f, And | Or) else str(f) for f in self.filters)
+
+
+class Or(_Combination):
+    """At least one of the filters holds."""
+
+    op: Literal["or"] = "or"
+    filters: _Filters
+
+    @property
+    def filters_below(self) -> tuple["Filter", ...]:
+        return self.filters
+
+    def __str__(self) -> str:
+        return " or ".join(_in_brackets(f) if isinstance(f, Or) else str(f) for f in self.filters)
+
+
+class Not(_Combination):
+    """The filter does not hold."""
+
+    op: Literal["not"] = "not"
+    filter: "Filter"
+
+    @property
+    def filters_below(self) -> tuple["Filter", ...]:
+        return (self.filter,)
+
+    def __str__(self) -> str:
+        match self.filter:
+            case And() | Or():
+                return f"not {_in_brackets(self.filter)}"
+            case Between(column=column, low=low, high=high):
+                return f"{write_name(column)} not between {write_value(low)} and {write_value(high)}"
+            case In(column=column):
+                return f"{write_name(column)} not in {self.filter.list_text}"
+            case IsNull(column=column):
+                return f"{write_name(column)} is not null"
+        return f"not {self.filter}"
+
+
+class Compare(_Node):
+    """The column's value compares so with this one; `!=` is also true where it is missing."""
+
+    op: Literal["compare"] = "compare"
+    column: Column
+    operator: Operator
+    value: Value
+
+    def __str__(self) -> str:
+        return f"{write_name(self.column)} {self.operator} {write_value(self.value)}"
+
+
+class Between(_Node):
+    """The column's value is from low to high, both included."""
+
+    op: Literal["between"] = "between"
+    column: Column
+    low: Value
+    high: Value
+
+    def __str__(self) -> str:
+        return f"{write_name(self.column)} between {write_value(self.low)} and {write_value(self.high)}"
+
+
+class In(_Node):
+    """The column's value is one of these."""
+
+    op: Literal["in"] = "in"
+    column: Column
+    values: Annotated[tuple[Value, ...], Field(min_length=1, max_length=MAX_VALUES)]
+
+    @property
+    def list_text(self) -> str:
+        """The values in parentheses."""
+        return f"({', '.join(map(write_value, self.values))})"
+
+    def __str__(self) -> str:
+        return f"{write_name(self.column)} in {self.list_text}"
+
+
+class IsNull(_Node):
+    """The column's value is missing: null, NaN or empty text."""
+
+    op: Literal["is_null"] = "is_null"
+    column: Column
+
+    def __str__(self) -> str:
+        return f"{write_name(self.column)} is null"
+
+
+class Within(_Node):
+    """The location is at most so far away, along a great circle.
+
+    Attributes:
+        column: a text column of `latitude,longitude`, or two columns of numbers, latitude and longitude.
+        latitude: of the place, degrees, [-90, 90].
+        longitude: of the place, degrees, [-180, 180].
+        radius_km: kilometres, above 0.
+    """
+
+    op: Literal["within"] = "within"
+    column: Column | tuple[Column, Column]
+    latitude: Annotated[_Degrees, Field(ge=-90, le=90)]
+    longitude: Annotated[_Degrees, Field(ge=-180, le=180)]
+    radius_km: Annotated[_Degrees, Field(gt=0)]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The one column or the two."""
+        return (self.column,) if isinstance(self.column, str) else self.column
+
+    def __str__(self) -> str:
+        place = f"{write_value(self.latitude)}, {write_value(self.longitude)}"
+        return (
+            f"within({', '.join(map(write_name, self.columns))}, {place}, {write_value(self.radius_km)} km)"
+        )
+
+
+Filter: TypeAlias = Annotated[
+    And | Or | Not | Compare | Between | In | IsNull | Within, Field(discriminator="op")
+]
+for _node in (And, Or, Not):
+    _node.model_rebuild()
+
+
+def depth_of(filter: _Node) -> int:
+    """The number of nodes from this one down to the farthest."""
+    depth, level = 0, (filter,)
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            break
+        level = tuple(below for node in level for below in node.filters_below)  # type: ignore[assignment]
+    return depth
+
+
+def columns_of(filter: _Node) -> set[str]:
+    """The columns that a filter asks for."""
+    if isinstance(filter, Within):
+        return set(filter.columns)
+    if isinstance(filter, Compare | Between | In | IsNull):
+        return {filter.column}
+    return set().union(*(columns_of(below) for below in filter.filters_below))
+
+
+def _parts(kind: type[And] | type[Or], filter: Any) -> tuple[Any, ...]:
+    return filter.filters if isinstance(filter, kind) else (filter,)
+
+
+def _in_brackets(filter: _Node) -> str:
+    return f"({filter})"

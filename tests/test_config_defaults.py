@@ -107,6 +107,7 @@ confidence None
 
 IndexConfig
 factory auto
+vectors float32
 num_probes None >0
 recall_queries 1000 >0
 

@@ -169,6 +169,9 @@ class IndexConfig(Part):
     """Construction of a Faiss index, and measurement of its recall."""
 
     factory: str = Field("auto", description="auto: Flat below 100,000 rows, IVF beyond; or a Faiss string")
+    vectors: Literal["float32", "float16"] = Field(
+        "float32", description="flat vectors beside the index, for exact comparison; float16: half the size"
+    )
     num_probes: int | None = Field(None, gt=0, description="IVF lists searched; None: chosen by recall")
     recall_queries: int = Field(1000, gt=0, description="queries of the recall measurement")
 

@@ -23,7 +23,8 @@ from dml.errors import CorruptArtifact, InvalidSetting
 from dml.progress import Ticker, count
 from dml.refs import IndexRef
 from dml.reports import ExportFormat, ExportReport
-from dml.retrieval.search import INDEX_FILE, open_index
+from dml.retrieval.bundle import INDEX_FILE
+from dml.retrieval.search import open_index
 
 VECTORS_PARQUET, VECTORS_NPY, ITEMS_PARQUET = "vectors.parquet", "vectors.npy", "items.parquet"
 

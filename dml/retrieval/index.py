@@ -1,7 +1,7 @@
 """Build a Faiss index of one embeddings table, measure it, publish it whole, find it again.
 
-A version is a folder with `index.faiss` and `items.arrow`: row i of one is row i of the other, so a position
-means nothing outside its version, and ids, labels and attributes never come apart from their vectors.
+A version is a folder of files whose rows correspond, see `bundle`: so a row number means nothing outside its
+version, and ids, labels and attributes never come apart from their vectors.
 """
 
 import logging
@@ -24,11 +24,14 @@ from dml.errors import DmlError, IncompatibleArtifact, InvalidSetting
 from dml.names import split_version
 from dml.progress import Ticker, begin, count
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef
-from dml.retrieval.search import INDEX_FILE, ITEMS_FILE, open_index
+from dml.retrieval.bundle import INDEX_FILE, INDEX_FORMAT, ITEMS_FILE, VECTORS_FILE
+from dml.retrieval.search import open_index
+from dml.retrieval.vectors import write_vectors
 
 logger = logging.getLogger(__name__)
 
 _FLAT_BELOW = 100_000
+_FLAT_FACTORY = {"float32": "Flat", "float16": "SQfp16"}
 _ADD_ROWS = 1 << 17
 _ITEMS_PER_CHUNK = 1 << 20  # 32-bit offsets are enough for a chunk's text, at 2 KiB an item
 _NARROW = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
@@ -58,7 +61,16 @@ def build_index(
         IncompatibleArtifact: items of the dataset were forgotten meanwhile.
     """
     factory = _choose_factory(embeddings.rows) if config.factory == "auto" else config.factory
-    fingerprint = storage.digest_of(embeddings.fingerprint, factory, config.num_probes, config.recall_queries)
+    if factory == "Flat":
+        factory = _FLAT_FACTORY[config.vectors]
+    fingerprint = storage.digest_of(
+        INDEX_FORMAT,
+        embeddings.fingerprint,
+        factory,
+        config.vectors,
+        config.num_probes,
+        config.recall_queries,
+    )
     uri = storage.join(storage.named_folder(store, "indexes", name), fingerprint[:12])
     if storage.is_intact(uri):
         logger.info("index: nothing to do, %s@%s is built already", name, fingerprint[:12])
@@ -80,17 +92,22 @@ def build_index(
         rows=len(items),
         recall=recall,
     )
-    _save(ref, index, items, config)
+    _save(ref, index, vectors, items, config)
     _refuse_forgotten(store, ref, items["id"])
     return ref
 
 
-def _save(ref: IndexRef, index: faiss.Index, items: pa.Table, config: IndexConfig) -> None:
+def _save(
+    ref: IndexRef, index: faiss.Index, vectors: NDArray[np.float32], items: pa.Table, config: IndexConfig
+) -> None:
     """Write a version aside, and publish it whole."""
     with Ticker("index") as ticker, storage.staged(ref.uri) as staged:
         ticker.begin("writing")
         _write(staged, index, items)
+        if ref.factory != _FLAT_FACTORY[config.vectors]:
+            _write_vectors(staged, vectors, config)
         description = {
+            "format": INDEX_FORMAT,
             "ref": ref.model_dump(mode="json", exclude={"uri"}),
             "config": config.model_dump(mode="json"),
             "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -120,9 +137,11 @@ def _choose_factory(num_rows: int) -> str:
 
 
 def _fill(factory: str, vectors: NDArray[np.float32]) -> faiss.Index:
-    """Train and fill; an index that cannot give its vectors back could not be filtered, and is refused."""
+    """Train and fill."""
     try:
         index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise RuntimeError("it compares by another metric")
         if not index.is_trained:
             begin(f"training {factory}")
             index.train(_training_rows(index, vectors, factory))
@@ -130,14 +149,11 @@ def _fill(factory: str, vectors: NDArray[np.float32]) -> faiss.Index:
         for start in range(0, len(vectors), _ADD_ROWS):
             index.add(vectors[start : start + _ADD_ROWS])
             count(_ADD_ROWS)
-        lists = faiss.try_extract_index_ivf(index)
-        if lists is not None:
-            lists.make_direct_map()  # stored with the index: where each vector is
-        index.reconstruct_batch(np.zeros(1, dtype=np.int64))
+        index.search(vectors[:1], 1)  # refuses what has no lists to search
     except RuntimeError as error:
         raise InvalidSetting(
-            f"index.factory must be a Faiss index_factory string for inner products, whose vectors can be "
-            f"read back; got {factory!r}: {str(error).rsplit(': ', 1)[-1]}"
+            f"index.factory must be a Faiss index_factory string for inner products; got {factory!r}: "
+            f"{str(error).rsplit(': ', 1)[-1]}"
         ) from error
     return index
 
@@ -203,6 +219,14 @@ def _write(folder: str, index: faiss.Index, items: pa.Table) -> None:
     ):
         for start in range(0, len(items), _ITEMS_PER_CHUNK):
             writer.write_table(items.slice(start, _ITEMS_PER_CHUNK).combine_chunks().cast(schema))
+
+
+def _write_vectors(folder: str, vectors: NDArray[np.float32], config: IndexConfig) -> None:
+    filesystem, path = storage.filesystem(folder)
+    with filesystem.open_output_stream(f"{path}/{VECTORS_FILE}") as stream:
+        blocks = (vectors[start : start + _ADD_ROWS] for start in range(0, len(vectors), _ADD_ROWS))
+        rows, dim = vectors.shape
+        write_vectors(stream.write, blocks, rows=rows, dim=dim, dtype=config.vectors)
 
 
 def publish_index(store: str, ref: IndexRef) -> None:

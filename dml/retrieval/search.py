@@ -1,6 +1,5 @@
 """Search in an opened index, optionally with filters; exactly k answers unless fewer items match."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -16,18 +15,14 @@ from dml import storage
 from dml.data.schema import BASE_COLUMNS
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact
 from dml.refs import IndexRef
+from dml.retrieval.bundle import ITEMS_FILE, REMEDY, open_bundle
 from dml.retrieval.conditions import matching_rows
 
-INDEX_FILE, ITEMS_FILE = "index.faiss", "items.arrow"
-
 _LENGTH_TOLERANCE = 1e-3
-_SIMILARITY_LIMIT = 1.001  # for uncompressed vectors
-_LOSSY_SIMILARITY_LIMIT = 1.5  # for reconstructed vectors, which do not have unit length
-_EXACT = re.compile(r"(.*,)?R?Flat|(.*,)?SQfp16|(HNSW|NSG)\d+")
+_SIMILARITY_LIMIT = 1.001
 _CHECKED_ROWS = 3
 _IDS_SHOWN = 3
 SearchAmong = Callable[[faiss.Index, NDArray[np.int64]], faiss.SearchParameters | None]
-_REMEDY = "`dml verify --heal` builds the index again."
 
 
 @dataclass(frozen=True)
@@ -38,8 +33,6 @@ class Scan:
     rows: int = 10_000
     share: float = 0.05
     """Fraction of all items; the larger of the two limits applies."""
-    block_rows: int = 1 << 16
-    """Items compared at a time."""
 
     def suits(self, num_matching: int, num_items: int) -> bool:
         return num_matching <= max(self.rows, self.share * num_items)
@@ -69,32 +62,6 @@ class SearchResult:
     plan: str
 
 
-class Items:
-    """The items of an index: columns, and rows by number.
-
-    Rows are taken chunk by chunk: `take` on a whole column of text would copy it into one array, which ends
-    at 2 GiB, 33.5 million digests.
-    """
-
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
-        self._chunks = table.to_batches()
-        self._starts = np.cumsum([0, *map(len, self._chunks)])
-
-    def take(self, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """The rows with these numbers (N,)."""
-        items: list[dict[str, Any]] = [{}] * len(rows)
-        numbers = np.searchsorted(self._starts, rows, side="right") - 1
-        for number in np.unique(numbers):
-            positions = np.flatnonzero(numbers == number)
-            in_chunk = _row_numbers(rows[positions] - self._starts[number])
-            for position, item in zip(
-                positions, self._chunks[number].take(in_chunk).to_pylist(), strict=True
-            ):
-                items[position] = item
-        return items
-
-
 class Index:
     """An opened index version: vectors and items, memory-mapped if Faiss supports it.
 
@@ -112,25 +79,8 @@ class Index:
     ) -> None:
         self.ref, self._scan = ref, scan or Scan()
         self._parameters = parameters or parameters_among
-        folder = storage.fetch(ref.uri, ref.fingerprint)
-        try:
-            self._index = faiss.read_index(str(folder / INDEX_FILE), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
-            raise CorruptArtifact(
-                f"{ref.uri}/{INDEX_FILE} must be as it was published; Faiss cannot read it: "
-                f"{str(error).rsplit(': ', 1)[-1]}. {_REMEDY}"
-            ) from error
-        with (
-            storage.reading(f"{ref.uri}/{ITEMS_FILE}", _REMEDY),
-            pa.memory_map(str(folder / ITEMS_FILE)) as source,
-        ):
-            self._items = Items(pa.ipc.open_file(source).read_all())
-        sizes = self._index.ntotal, len(self.items), self._index.d
-        if sizes != (ref.rows, ref.rows, ref.embeddings.dim):
-            raise self._corrupt(
-                f"have {ref.rows} vectors and items of {ref.embeddings.dim} dimensions; it has {sizes[0]} "
-                f"and {sizes[1]}, of {sizes[2]}"
-            )
+        bundle = open_bundle(ref)
+        self._index, self._vectors, self._items = bundle.index, bundle.vectors, bundle.items
 
     @property
     def items(self) -> pa.Table:
@@ -146,7 +96,7 @@ class Index:
         rows = np.unique(
             np.linspace(0, self.ref.rows - 1, min(self.ref.rows, _CHECKED_ROWS)).astype(np.int64)
         )
-        vectors = self._index.reconstruct_batch(rows)
+        vectors = self._vectors.take(rows)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not (np.isfinite(lengths) & (lengths > 0)).all():
             raise self._corrupt("have finite vectors; it has NaN or infinity")
@@ -167,12 +117,12 @@ class Index:
                 f"An item to search with must be in index {self.ref}; {absent!r} is not. Its {self.ref.rows} "
                 f"ids begin {', '.join(map(repr, few))}."
             )
-        vectors = self._index.reconstruct_batch(rows)
+        vectors = self._vectors.take(rows)
         unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return unit
 
     def _corrupt(self, must: str) -> CorruptArtifact:
-        return CorruptArtifact(f"Index {self.ref.uri} must {must}. {_REMEDY}")
+        return CorruptArtifact(f"Index {self.ref.uri} must {must}. {REMEDY}")
 
     def search(
         self,
@@ -254,24 +204,35 @@ class Index:
             plan = f"{len(matching)} of {self.ref.rows} items match"
             parameters = self._parameters_for(matching)
             if parameters is None:
-                return *self._compared(vectors, k, matching), f"{plan}, compared with all of them"
+                return *self._vectors.search_among(vectors, k, matching), f"{plan}, compared with all of them"
             similarities, rows = self._index.search(vectors, k, params=parameters)
             plan += f", {self.ref.factory} among them"
         if matching is not None and not _are_among(rows[rows >= 0], matching):
             # A selector that Faiss does not honour everywhere (its issue 5504).
-            return *self._compared(vectors, k, matching), f"{plan}, others too, compared with all of them"
+            return *self._vectors.search_among(
+                vectors, k, matching
+            ), f"{plan}, others too, compared with all of them"
         if (rows < 0).any():
             # The probed lists have fewer than k matches: search all lists.
             everything = np.arange(self.ref.rows) if matching is None else matching
-            return *self._compared(
+            return *self._vectors.search_among(
                 vectors, k, everything
             ), f"{plan}, too few there, compared with all of them"
-        return similarities, rows, plan
+        return self._rescored(vectors, similarities, rows), rows, plan
+
+    def _rescored(
+        self, vectors: NDArray[np.float32], similarities: NDArray[np.float32], rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """The similarities of the flat vectors, where the index has only estimates of them."""
+        if isinstance(self._index, faiss.IndexFlat):
+            return similarities
+        found = self._vectors.take(rows.ravel()).reshape(*rows.shape, -1)
+        exact: NDArray[np.float32] = np.einsum("qd,qkd->qk", vectors, found)
+        return exact
 
     def _refuse_impossible(self, similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
-        limit = _SIMILARITY_LIMIT if _EXACT.fullmatch(self.ref.factory) else _LOSSY_SIMILARITY_LIMIT
-        if not (np.abs(similarities) <= limit).all():
-            wrong = similarities[~(np.abs(similarities) <= limit)]
+        if not (np.abs(similarities) <= _SIMILARITY_LIMIT).all():
+            wrong = similarities[~(np.abs(similarities) <= _SIMILARITY_LIMIT)]
             raise self._corrupt(f"answer with similarities in [-1, 1]; it answers with {wrong.flat[0]:.6g}")
         if not ((rows >= 0) & (rows < self.ref.rows)).all():
             raise self._corrupt(f"answer with rows below {self.ref.rows}; it answers with others")
@@ -282,27 +243,12 @@ class Index:
             return None
         return self._parameters(self._index, matching)
 
-    def _compared(
-        self, vectors: NDArray[np.float32], k: int, matching: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Brute force: compare with each matching item as stored in the index, in blocks."""
-        similarities = np.empty((len(vectors), 0), dtype=np.float32)
-        rows = np.empty((len(vectors), 0), dtype=np.int64)
-        for start in range(0, len(matching), self._scan.block_rows):
-            block = matching[start : start + self._scan.block_rows]
-            similarities = np.hstack([similarities, vectors @ self._index.reconstruct_batch(block).T])
-            rows = np.hstack([rows, np.broadcast_to(block, (len(vectors), len(block)))])
-            best = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
-            similarities = np.take_along_axis(similarities, best, axis=1)
-            rows = np.take_along_axis(rows, best, axis=1)
-        return similarities, rows
-
     def _answers(self, similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> list[list[Answer]]:
         """The items of each query by descending similarity, ties by position."""
         order = np.lexsort((rows, -similarities), axis=1)
         similarities = np.take_along_axis(similarities, order, axis=1)
         rows = np.take_along_axis(rows, order, axis=1)
-        with storage.reading(f"{self.ref.uri}/{ITEMS_FILE}", _REMEDY):
+        with storage.reading(f"{self.ref.uri}/{ITEMS_FILE}", REMEDY):
             items = iter(self._items.take(rows.ravel()))
         return [[_answer(float(value), next(items)) for value in values] for values in similarities]
 
@@ -328,11 +274,6 @@ def _are_among(rows: NDArray[np.int64], matching: NDArray[np.int64]) -> bool:
     """Whether all rows match; `matching` ascends."""
     positions = np.searchsorted(matching, rows).clip(max=len(matching) - 1)
     return bool((matching[positions] == rows).all())
-
-
-def _row_numbers(rows: NDArray[np.int64]) -> pa.Array:
-    """Row numbers as an Arrow array; `pa.array` would import pandas, which takes a third of a second."""
-    return pa.Array.from_buffers(pa.int64(), rows.size, [None, pa.py_buffer(np.ascontiguousarray(rows))])
 
 
 def _answer(similarity: float, item: dict[str, Any]) -> Answer:

@@ -10,8 +10,10 @@ import pytest
 
 from dml import storage
 from dml.config import IndexConfig
-from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
+from dml.embedding.table import read_embeddings
+from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
 from dml.retrieval import index as index_room
+from dml.retrieval.bundle import open_bundle
 from dml.retrieval.index import build_index, find_index, list_indexes, publish_index
 from tests.embedding.parts import ROWS, table_of, unit_vectors
 
@@ -20,6 +22,7 @@ import os, signal, sys
 from dml import storage
 from dml.config import IndexConfig
 from dml.refs import EmbeddingsRef
+from dml.retrieval.bundle import open_bundle
 from dml.retrieval.index import build_index
 
 storage.publish = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
@@ -138,11 +141,41 @@ def test_auto_is_exact_while_that_is_cheap(rows, factory):
     assert index_room._choose_factory(rows).endswith(factory)
 
 
-@pytest.mark.parametrize("factory", ["Flt", "IVF500,Flat", "LSH", "IDMap,Flat", "IVF0,Flat", ""])
+@pytest.mark.parametrize(
+    "factory", ["Flt", "IVF500,Flat", "LSH", "IDMap,Flat", "IVF0,Flat", "HNSW8_2+PQ4", ""]
+)
 def test_a_factory_that_cannot_be_followed_is_refused(place, embeddings, factory):
     with pytest.raises(InvalidSetting, match=r"Flat|factory"):
         build_index(place, "shelves", embeddings, IndexConfig(factory=factory))
     assert storage.list_names(f"{place}/indexes/shelves") == []
+
+
+@pytest.mark.parametrize(
+    ("config", "files"),
+    [
+        (IndexConfig(), ["index.faiss"]),
+        (IndexConfig(vectors="float16"), ["index.faiss"]),
+        (IndexConfig(factory="IVF4,PQ4x4"), ["index.faiss", "vectors.faiss"]),
+        (IndexConfig(factory="SQfp16"), ["index.faiss", "vectors.faiss"]),
+        (IndexConfig(factory="HNSW8", vectors="float16"), ["index.faiss", "vectors.faiss"]),
+    ],
+)
+def test_flat_vectors_are_stored_once_in_the_type_asked_for(place, embeddings, config, files):
+    ref = build_index(place, "shelves", embeddings, config)
+    assert [name for name in sorted(os.listdir(ref.uri)) if name.endswith(".faiss")] == files
+    vectors = open_bundle(ref).vectors
+    assert (vectors.dtype, vectors.rows) == (config.vectors, ROWS)
+    np.testing.assert_allclose(vectors.take(np.arange(ROWS)), read_embeddings(embeddings).vectors, atol=1e-3)
+
+
+def test_an_index_of_an_older_program_is_refused(place, embeddings):
+    ref = build_index(place, "shelves", embeddings, IndexConfig())
+    manifest = storage.read_manifest(ref.uri)
+    storage.seal(
+        ref.uri, {name: value for name, value in manifest.items() if name not in ("files", "format")}
+    )
+    with pytest.raises(IncompatibleArtifact, match="dml reindex shelves"):
+        open_bundle(ref)
 
 
 def test_a_table_of_other_rows_than_its_dataset_is_refused(place, embeddings, dataset):

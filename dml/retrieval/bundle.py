@@ -1,0 +1,104 @@
+"""The files of an index version, verified and opened memory-mapped.
+
+`index.faiss` is what Faiss searches, `vectors.faiss` the flat vectors (an index that is flat is both), and
+`items.arrow` ids and attributes. Row i of one is row i of the others.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dml import storage
+from dml.errors import CorruptArtifact, IncompatibleArtifact
+from dml.refs import IndexRef
+from dml.retrieval.vectors import FlatVectors
+
+INDEX_FILE, VECTORS_FILE, ITEMS_FILE = "index.faiss", "vectors.faiss", "items.arrow"
+INDEX_FORMAT = 2
+REMEDY = "`dml verify --heal` builds the index again."
+
+
+class Items:
+    """The items of an index: columns, and rows by number.
+
+    Rows are taken chunk by chunk: `take` on a whole column of text would copy it into one array, which ends
+    at 2 GiB, 33.5 million digests.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self._chunks = table.to_batches()
+        self._starts = np.cumsum([0, *map(len, self._chunks)])
+
+    def take(self, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """The rows with these numbers (N,)."""
+        items: list[dict[str, Any]] = [{}] * len(rows)
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(numbers):
+            positions = np.flatnonzero(numbers == number)
+            in_chunk = _row_numbers(rows[positions] - self._starts[number])
+            for position, item in zip(
+                positions, self._chunks[number].take(in_chunk).to_pylist(), strict=True
+            ):
+                items[position] = item
+        return items
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened index version."""
+
+    ref: IndexRef
+    index: faiss.Index
+    vectors: FlatVectors
+    items: Items
+
+
+def open_bundle(ref: IndexRef) -> Bundle:
+    """Open the files of an index version; with a remote store they are downloaded once per machine.
+
+    Raises:
+        MissingArtifact, CorruptArtifact: they are not those that were published.
+        IncompatibleArtifact: an older version of this program made them.
+    """
+    folder = storage.fetch(ref.uri, ref.fingerprint)
+    manifest = storage.read_manifest(str(folder))
+    format_ = manifest.get("format")
+    if format_ != INDEX_FORMAT:
+        raise IncompatibleArtifact(
+            f"An index must have format {INDEX_FORMAT} for this program; {ref} has {format_ or 1}. "
+            f"Build it again: dml reindex {ref.name}, or dml index {ref.name}."
+        )
+    index_path, vectors_path = folder / INDEX_FILE, folder / VECTORS_FILE
+    try:
+        index = faiss.read_index(str(index_path), faiss.IO_FLAG_MMAP_IFC)
+        if VECTORS_FILE in manifest["files"]:
+            vectors = FlatVectors(str(vectors_path))
+        else:
+            vectors = FlatVectors(str(index_path), index)
+    except (RuntimeError, ValueError) as error:
+        raise CorruptArtifact(
+            f"{ref.uri} must be as it was published; Faiss cannot read it: "
+            f"{str(error).rsplit(': ', 1)[-1]}. {REMEDY}"
+        ) from error
+    with (
+        storage.reading(f"{ref.uri}/{ITEMS_FILE}", REMEDY),
+        pa.memory_map(str(folder / ITEMS_FILE)) as source,
+    ):
+        items = Items(pa.ipc.open_file(source).read_all())
+    sizes = index.ntotal, vectors.rows, len(items.table)
+    if (*sizes, vectors.dim) != (ref.rows, ref.rows, ref.rows, ref.embeddings.dim):
+        raise CorruptArtifact(
+            f"Index {ref.uri} must have {ref.rows} vectors and items of {ref.embeddings.dim} dimensions; its "
+            f"files have {sizes[0]}, {sizes[1]} and {sizes[2]}, of {vectors.dim}. {REMEDY}"
+        )
+    return Bundle(ref, index, vectors, items)
+
+
+def _row_numbers(rows: NDArray[np.int64]) -> pa.Array:
+    """Row numbers as an Arrow array; `pa.array` would import pandas, which takes a third of a second."""
+    return pa.Array.from_buffers(pa.int64(), rows.size, [None, pa.py_buffer(np.ascontiguousarray(rows))])

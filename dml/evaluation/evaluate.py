@@ -153,9 +153,9 @@ def _raw_pixels(
         image = resize_and_crop(decode(mapped.image(int(position)), preprocessing.color), preprocessing)
         pixels[row] = np.asarray(image.resize((side, side)), dtype=np.float32).ravel()
     pixels -= pixels.mean(1, keepdims=True)
-    lengths = np.linalg.norm(pixels, axis=1, keepdims=True)
     # Blank images get a constant vector: equal to each other and orthogonal to all centred rows.
-    pixels = np.where(lengths > 1e-6, pixels / np.maximum(lengths, 1e-6), pixels.shape[1] ** -0.5)
+    pixels[np.ptp(pixels, axis=1) == 0] = 1
+    pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
     return pixels, rows
 
 

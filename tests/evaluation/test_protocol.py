@@ -131,6 +131,12 @@ def test_clusters_of_few_rows_are_those_of_20_seeds_with_their_spread():
     assert [seeds_for(size) for size in (2_000, 2_001, 20_000, 60_502)] == [20, 5, 5, 1]
 
 
+def test_k_means_of_as_many_clusters_as_vectors_gives_each_its_own_without_a_warning(capfd):
+    clusters = k_means(np.eye(6, dtype=np.float32), 6)
+    assert sorted(clusters) == list(range(6))
+    assert capfd.readouterr().err == "", "Faiss warns below its least number of points per cluster"
+
+
 def test_intervals_of_verification_and_episodes_are_the_metrics_room_s():
     found = measure(VECTORS, ROWS_, EVERYTHING).metrics
     point = roc_of_all_pairs(ITEMS.embeddings, ITEMS.labels).at_false_accept_rate(0.1)

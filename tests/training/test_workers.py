@@ -73,10 +73,20 @@ def run(dataset, folder: Path, num_workers: int, *settings: str, kill_at=None, v
     return train(config, dataset, str(folder), recorder), recorder
 
 
-# Smooth ones: a mined tuple that rounding lets in or out moves a curve by more than rounding.
-@pytest.mark.parametrize("loss", ["contrastive", "sup_con"])
-def test_two_workers_give_the_loss_curve_of_one(loss, dataset, tmp_path):
-    setting = f'loss={{"kind":"{loss}"}}'
+@pytest.fixture(scope="module")
+def undisturbed(dataset, tmp_path_factory):
+    """Number of workers to the result of a run that nothing disturbs."""
+    return {workers: run(dataset, tmp_path_factory.mktemp("undisturbed"), workers)[0] for workers in (1, 2)}
+
+
+def assert_same_weights(result, expected):
+    weights, right = (load_file(f"{each.package.uri}/weights.safetensors") for each in (result, expected))
+    torch.testing.assert_close(weights, right, rtol=1e-4, atol=1e-5)
+
+
+def test_two_workers_give_the_loss_curve_of_one(dataset, tmp_path):
+    """A smooth loss: a mined tuple that rounding lets in or out moves a curve by more than rounding."""
+    setting = 'loss={"kind":"contrastive"}'
     _, one = run(dataset, tmp_path / "one", 1, setting)
     _, two = run(dataset, tmp_path / "two", 2, setting)
     assert two.losses().keys() == set(range(1, 21))
@@ -84,23 +94,19 @@ def test_two_workers_give_the_loss_curve_of_one(loss, dataset, tmp_path):
         assert two.losses()[step] == pytest.approx(value, rel=1e-4, abs=1e-4), f"step {step}"
 
 
-def test_a_killed_worker_restarts_by_itself_and_ends_as_the_undisturbed_run(dataset, tmp_path):
-    undisturbed, _ = run(dataset, tmp_path / "a", 2)
-    disturbed, recorder = run(dataset, tmp_path / "b", 2, kill_at=12)
+def test_a_killed_worker_restarts_by_itself_and_ends_as_the_undisturbed_run(dataset, undisturbed, tmp_path):
+    disturbed, recorder = run(dataset, tmp_path, 2, kill_at=12)
     steps = recorder.steps()
     assert steps.count(20) == 1
     first_again = next(step for before, step in pairwise(steps) if step <= before)
     assert first_again <= 11, "it goes on from a checkpoint at or before the kill, never after"
-    for name, value in load_file(f"{undisturbed.package.uri}/weights.safetensors").items():
-        other = load_file(f"{disturbed.package.uri}/weights.safetensors")[name]
-        torch.testing.assert_close(other, value, rtol=1e-4, atol=1e-5)
+    assert_same_weights(disturbed, undisturbed[2])
 
 
-def test_a_damaged_checkpoint_is_left_out_and_an_unfinished_one_removed(dataset, tmp_path):
-    undisturbed, _ = run(dataset, tmp_path / "a", 2)
+def test_a_damaged_checkpoint_is_left_out_and_an_unfinished_one_removed(dataset, undisturbed, tmp_path):
     with pytest.raises(RuntimeError, match="max_failures"):
-        run(dataset, tmp_path / "b", 2, "training.max_failures=0", kill_at=13)
-    (folder,) = (tmp_path / "b" / "runs").glob("[!.]*")  # beside its lock
+        run(dataset, tmp_path, 2, "training.max_failures=0", kill_at=13)
+    (folder,) = (tmp_path / "runs").glob("[!.]*")  # beside its lock
     newest = sorted(folder.glob("checkpoint_*-*"))[-1]
     content = bytearray((newest / "encoder.safetensors").read_bytes())
     content[-1] ^= 0b11
@@ -108,14 +114,12 @@ def test_a_damaged_checkpoint_is_left_out_and_an_unfinished_one_removed(dataset,
     unfinished = folder / "checkpoint_9999-12-31_00-00-00.000000"
     unfinished.mkdir()
     (unfinished / "state.json").touch()
-    resumed, recorder = run(dataset, tmp_path / "b", 2, "training.max_failures=0")
+    resumed, recorder = run(dataset, tmp_path, 2, "training.max_failures=0")
     steps = recorder.steps()
     assert steps[steps.index(13) + 1] == 6, "the checkpoint after step 10 was damaged, that after 5 was not"
     assert steps[-1] == 20
     assert not unfinished.exists()
-    for name, value in load_file(f"{undisturbed.package.uri}/weights.safetensors").items():
-        other = load_file(f"{resumed.package.uri}/weights.safetensors")[name]
-        torch.testing.assert_close(other, value, rtol=1e-4, atol=1e-5)
+    assert_same_weights(resumed, undisturbed[2])
 
 
 def test_two_workers_with_half_of_the_proxies_each_are_killed_and_end_as_one_with_all(dataset, tmp_path):
@@ -135,9 +139,8 @@ def test_a_loss_that_is_no_number_is_reported_once_and_not_retried(dataset, tmp_
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_killed_driver_leaves_a_run_that_goes_on(dataset, tmp_path, num_workers):
+def test_a_killed_driver_leaves_a_run_that_goes_on(dataset, undisturbed, tmp_path, num_workers):
     """The whole process is gone without a chance to clean up; the next one finds the last checkpoint."""
-    undisturbed, _ = run(dataset, tmp_path / "a", num_workers)
     code = (
         "import os, sys; from pathlib import Path; "
         "from tests.training.test_workers import run; from dml.data.dataset import find_dataset; "
@@ -145,15 +148,12 @@ def test_a_killed_driver_leaves_a_run_that_goes_on(dataset, tmp_path, num_worker
         "run(find_dataset(store, name), Path(folder), int(workers), kill_at=13, victim=os.getpid())"
     )
     store = dataset.uri.rsplit("/datasets/", 1)[0]
-    folder = tmp_path / "b"
-    command = [sys.executable, "-c", code, store, "tiny", str(folder), str(num_workers)]
+    command = [sys.executable, "-c", code, store, "tiny", str(tmp_path), str(num_workers)]
     killed = subprocess.run(command, cwd=Path(__file__).parents[2])
     assert killed.returncode == -signal.SIGKILL
-    resumed, recorder = run(dataset, folder, num_workers)
+    resumed, recorder = run(dataset, tmp_path, num_workers)
     steps = recorder.steps()
     goes_on_at = next(step for before, step in pairwise(steps) if step <= before)
     assert 1 < goes_on_at <= 14, "it goes on from a checkpoint, neither anew nor after the kill"
     assert steps[-1] == 20
-    for name, value in load_file(f"{undisturbed.package.uri}/weights.safetensors").items():
-        other = load_file(f"{resumed.package.uri}/weights.safetensors")[name]
-        torch.testing.assert_close(other, value, rtol=1e-4, atol=1e-5)
+    assert_same_weights(resumed, undisturbed[num_workers])

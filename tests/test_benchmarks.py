@@ -21,15 +21,17 @@ def test_what_a_benchmark_imports_is_there(name):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_its_benchmark_says_what_it_needs():
-    found = subprocess.run([sys.executable, "-m", "benchmarks", "--gpu"], capture_output=True, text=True)
-    assert found.returncode == 2
-    assert "must find a GPU" in found.stderr
+    completed = subprocess.run([sys.executable, "-m", "benchmarks", "--gpu"], capture_output=True, text=True)
+    assert completed.returncode == 2
+    assert "must find a GPU" in completed.stderr
 
 
 @pytest.mark.slow
 def test_the_benchmark_for_a_gpu_runs_without_most_other_libraries(tmp_path):
-    found = run_bare("benchmarks", "--gpu", "--device", "cpu", "--quick", "--out", str(tmp_path / "out.json"))
-    assert found.returncode == 0, found.stderr[-3000:] + found.stdout[-3000:]
+    completed = run_bare(
+        "benchmarks", "--gpu", "--device", "cpu", "--quick", "--out", str(tmp_path / "out.json")
+    )
+    assert completed.returncode == 0, completed.stderr[-3000:] + completed.stdout[-3000:]
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert {row["part"] for row in rows} == {"rates", "evaluation", "training", "losses"}
     assert not [row for row in rows if row["failed"]]

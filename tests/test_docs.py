@@ -50,8 +50,8 @@ class Code(NamedTuple):
 
 
 def blocks(page: Path) -> list[Code]:
-    found = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    return [Code(language, text) for language, text in found]
+    matches = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [Code(language, text) for language, text in matches]
 
 
 def prose(page: Path) -> str:
@@ -99,12 +99,12 @@ def resolves(dotted: str) -> bool:
     parts = dotted.split(".")
     for length in range(len(parts), 0, -1):
         try:
-            found: Any = importlib.import_module(".".join(parts[:length]))
+            value: Any = importlib.import_module(".".join(parts[:length]))
         except ModuleNotFoundError:
             continue
         for name in parts[length:]:
-            found = getattr(found, name, None)
-        return found is not None
+            value = getattr(value, name, None)
+        return value is not None
     return False
 
 
@@ -160,14 +160,14 @@ SETTINGS_OF: dict[str, config.Part] = {
 
 def options_of(words: list[str]) -> dict[str, list[str]]:
     """Options to the values they are given; `--losses a b` has two."""
-    found: dict[str, list[str]] = {}
+    options: dict[str, list[str]] = {}
     name = ""
     for word in words:
         if word.startswith("--"):
             name = word
         elif name:
-            found.setdefault(name, []).append(word)
-    return found
+            options.setdefault(name, []).append(word)
+    return options
 
 
 def module_calls(page: Path) -> Iterator[list[str]]:
@@ -198,8 +198,8 @@ def test_every_command_behind_a_figure_takes_the_options_that_are_shown(page):
 def settings_of(page: Path) -> set[str]:
     """Paths of an experiment's settings that a page names, as `loss.margin`."""
     roots = "|".join(config.ExperimentConfig.model_fields)
-    found = (re.fullmatch(rf"((?:{roots})(?:\.\w+)+)(?:=.*)?", code) for code in inline_code(page))
-    return {match[1] for match in found if match}
+    matches = (re.fullmatch(rf"((?:{roots})(?:\.\w+)+)(?:=.*)?", code) for code in inline_code(page))
+    return {match[1] for match in matches if match}
 
 
 def all_settings() -> set[str]:
@@ -274,11 +274,11 @@ def test_the_messages_of_troubleshooting_are_ours():
 
 TEXT = (DOCS / "commands.md").read_text()
 SETTINGS = [
-    found
-    for found in re.findall(
+    setting
+    for setting in re.findall(
         r"`([^`]+)`", TEXT[TEXT.index("| type of the field |") : TEXT.index("A different `kind`")]
     )
-    if "=" in found
+    if "=" in setting
 ]
 
 

@@ -87,17 +87,17 @@ def test_a_name_that_is_not_there_brings_those_that_are(store, name, message):
 def test_damaged_files_are_named_and_a_damaged_manifest_is_one(store):
     damage(store, "datasets", "birds", VERSION, "b")
     damage(store, "packages", VERSION, "manifest.json")
-    found = {each.uri.removeprefix(store): each.damaged for each in check_store(store) if each.damaged}
-    assert found == {f"/datasets/birds/{VERSION}": ["b"], f"/packages/{VERSION}": ["manifest.json"]}
+    damaged = {each.uri.removeprefix(store): each.damaged for each in check_store(store) if each.damaged}
+    assert damaged == {f"/datasets/birds/{VERSION}": ["b"], f"/packages/{VERSION}": ["manifest.json"]}
 
 
 def test_a_pointer_that_is_damaged_or_names_what_is_gone_is_told_of(store):
     storage.delete(storage.join(store, "datasets", "birds", OTHER))
     damage(store, "indexes", "birds", "current.json")
-    found = [(each.kind, each.name, each.damaged) for each in check_store(store) if each.damaged]
-    assert [each[:2] for each in found] == [("dataset pointer", "birds"), ("index pointer", "birds")]
-    assert OTHER in found[0][2][0], "what it names"
-    assert found[1][2] == ["current.json"]
+    damaged = [(each.kind, each.name, each.damaged) for each in check_store(store) if each.damaged]
+    assert [each[:2] for each in damaged] == [("dataset pointer", "birds"), ("index pointer", "birds")]
+    assert OTHER in damaged[0][2][0], "what it names"
+    assert damaged[1][2] == ["current.json"]
     assert not any(each.damaged for each in check_store(store, "cars"))
 
 
@@ -105,8 +105,8 @@ def test_a_damaged_list_of_forgotten_items_is_told_of(store):
     from dml.data.forgotten import FORGOTTEN
 
     damage(store, "datasets", "birds", FORGOTTEN)
-    found = [(each.kind, each.name, each.damaged) for each in check_store(store) if each.damaged]
-    assert found == [("list of forgotten items", "birds", [FORGOTTEN])]
+    damaged = [(each.kind, each.name, each.damaged) for each in check_store(store) if each.damaged]
+    assert damaged == [("list of forgotten items", "birds", [FORGOTTEN])]
     assert not any(each.damaged for each in check_store(store, "cars"))
 
 
@@ -120,8 +120,8 @@ def test_a_damaged_artefact_goes_whole_but_of_embeddings_only_what_is_damaged(st
 
 def test_a_ref_is_read_from_the_manifest_unless_that_says_none(store):
     uri = storage.join(store, "datasets", "birds", VERSION)
-    found = ref_of(CheckedArtifact("dataset", "birds", VERSION, uri, ["a"]), DatasetRef)
-    assert found == DATASET.model_copy(update={"uri": uri})
+    actual = ref_of(CheckedArtifact("dataset", "birds", VERSION, uri, ["a"]), DatasetRef)
+    assert actual == DATASET.model_copy(update={"uri": uri})
     storage.write_manifest(uri, {"files": {}})
     with pytest.raises(CorruptArtifact, match=r"manifest\.json must"):
         ref_of(CheckedArtifact("dataset", "birds", VERSION, uri, ["a"]), DatasetRef)

@@ -200,15 +200,15 @@ def test_a_report_is_a_page_to_open_and_circles_are_one_too(folder, dml):
 
 def test_searching_finds_the_query_itself_first_and_obeys_the_filter(folder, dml):
     options = ("--index", "shop", "-k", "7", "--where", "split=train", "--picture", "found.png")
-    found = dml("search", "query.png", *options)
-    assert {"answers", "index", "model"} <= found.keys()
-    assert found["model"].startswith("shop/")
-    assert len(found["answers"]) == 7
-    assert {"script", "style"} <= found["answers"][0]["attributes"].keys()
-    similarities = [answer["similarity"] for answer in found["answers"]]
+    printed = dml("search", "query.png", *options)
+    assert {"answers", "index", "model"} <= printed.keys()
+    assert printed["model"].startswith("shop/")
+    assert len(printed["answers"]) == 7
+    assert {"script", "style"} <= printed["answers"][0]["attributes"].keys()
+    similarities = [answer["similarity"] for answer in printed["answers"]]
     assert similarities == sorted(similarities, reverse=True)
     assert similarities[0] == pytest.approx(1, abs=1e-5)
-    assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")
+    assert Path(printed["picture"]).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -85,13 +85,13 @@ def test_distances_at_their_ends(value, squared, distance):
 
 def test_the_gradient_of_a_distance_is_the_derivative_and_at_zero_it_is_zero():
     s = torch.tensor([0.5, -0.9, 1.0, -torch.inf], dtype=torch.float64, requires_grad=True)
-    found = similarity.distances(s)
-    (grad,) = torch.autograd.grad(found, s, torch.tensor([1.0, 2.0, 1.0, 1.0], dtype=torch.float64))
+    actual = similarity.distances(s)
+    (grad,) = torch.autograd.grad(actual, s, torch.tensor([1.0, 2.0, 1.0, 1.0], dtype=torch.float64))
     torch.testing.assert_close(grad[:2], torch.tensor([-1.0, -2 / 3.8**0.5], dtype=torch.float64))
     assert grad[2:].abs().max() < 1e-12
-    assert found[3] > 1e9, "where there is no vector, it is farther than any"
+    assert actual[3] > 1e9, "where there is no vector, it is farther than any"
 
 
 def test_the_inverse_of_a_distance_is_zero_at_zero():
-    found = similarity.inverse_or_zero(torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64))
-    torch.testing.assert_close(found, torch.tensor([0.0, 2.0, 0.5], dtype=torch.float64))
+    actual = similarity.inverse_or_zero(torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64))
+    torch.testing.assert_close(actual, torch.tensor([0.0, 2.0, 0.5], dtype=torch.float64))

@@ -59,8 +59,8 @@ def test_rows_name_presets_that_exist_and_shares_of_one():
 def test_one_change_that_decides_is_the_one_reason(setting, reason, datasets):
     row = next(row for row in PUBLISHED if row.preset == "cub200-margin-distance")
     config = experiment(row.preset).overridden([setting])
-    (found,) = why_not(row, datasets["cub200"], config)
-    assert found.startswith(reason)
+    (actual,) = why_not(row, datasets["cub200"], config)
+    assert actual.startswith(reason)
 
 
 @pytest.mark.parametrize("setting", ["seed=4", "name=mine", "training.num_workers=2", "evaluation.nmi=false"])
@@ -81,9 +81,9 @@ def test_half_of_a_dataset_is_not_the_published_one(datasets):
 @pytest.mark.parametrize(("side", "reasons"), [(224, 0), (223, 1)])
 def test_images_that_were_shrunk_below_the_crop_are_not_the_published_ones(tmp_path, side, reasons):
     dataset = as_published(str(tmp_path / "store"), tmp_path / "images", "cub200", size=(300, side))
-    found = data_differs(dataset, "cub200")
-    assert len(found) == reasons
-    assert all("at most 223 pixels" in reason for reason in found)
+    actual = data_differs(dataset, "cub200")
+    assert len(actual) == reasons
+    assert all("at most 223 pixels" in reason for reason in actual)
 
 
 @pytest.mark.parametrize("dataset", SIZES)
@@ -95,8 +95,8 @@ def test_a_published_table_is_reproduced_at_its_own_ranks(dataset):
 
 def test_a_loss_has_the_rows_of_the_dataset_its_name_begins_with(datasets):
     dataset = datasets["cars196"].model_copy(update={"name": "cars196-half"})
-    (found,) = published_rows(dataset, "margin", "distance_weighted")
-    assert found.metrics["recall_at_1"] == 0.793
+    (actual,) = published_rows(dataset, "margin", "distance_weighted")
+    assert actual.metrics["recall_at_1"] == 0.793
     assert published_rows(dataset, "margin", "random") == []
     assert published_rows(dataset.model_copy(update={"name": "birds"}), "margin", "distance_weighted") == []
 

@@ -24,10 +24,10 @@ def test_a_trial_shows_a_picture_and_neighbours_and_registers_nothing(dml, store
 
 
 def test_a_trial_in_json_holds_the_neighbours_of_ten_images(dml, store, face):
-    found = dml("models", "import", face, "--dataset", "labels", "--store", store, "--json").json
-    assert (found["source"], found["dim"], found["model"]) == ("onnx:face.onnx", 8, None)
-    assert len(found["neighbours"]) == 10
-    assert all(each["id"] != each["nearest"] for each in found["neighbours"])
+    printed = dml("models", "import", face, "--dataset", "labels", "--store", store, "--json").json
+    assert (printed["source"], printed["dim"], printed["model"]) == ("onnx:face.onnx", 8, None)
+    assert len(printed["neighbours"]) == 10
+    assert all(each["id"] != each["nearest"] for each in printed["neighbours"])
 
 
 def test_without_a_dataset_it_says_what_it_concluded_alone(dml, store, face):
@@ -45,7 +45,11 @@ def test_a_picture_that_cannot_be_written_is_one_line(dml, store, face, tmp_path
 @pytest.mark.slow
 def test_with_yes_it_is_a_model_that_is_used_by_its_name(dml, tmp_path, face):
     store = str(tmp_path / "store")
-    found = dml("models", "import", face, "--yes", "--store", store, "--json").json
-    assert (found["model"]["name"], found["model"]["version"], found["model"]["alias"]) == ("face", 1, None)
+    printed = dml("models", "import", face, "--yes", "--store", store, "--json").json
+    assert (printed["model"]["name"], printed["model"]["version"], printed["model"]["alias"]) == (
+        "face",
+        1,
+        None,
+    )
     listed = dml("models", "--store", store, "--json").json["models"]
     assert [model["package"]["source"] for model in listed] == ["onnx:face.onnx"]

@@ -70,7 +70,7 @@ def test_an_answer_that_is_whole_has_no_error(capsys):
 
 
 def test_without_json_the_answer_is_shown(capsys):
-    result = emit(ModelList(models=[], foreign=["theirs"]), False, lambda found: print(found.foreign[0]))
+    result = emit(ModelList(models=[], foreign=["theirs"]), False, lambda actual: print(actual.foreign[0]))
     assert (capsys.readouterr().out, result.foreign) == ("theirs\n", ["theirs"])
 
 

@@ -214,13 +214,13 @@ def test_a_changed_byte_of_a_fragment_is_never_read_as_data(tmp_path, share):
         except CorruptArtifact as error:
             return f"refused: {error}"
 
-    for found, before in (
+    for actual, before in (
         (read(lambda: read_rows(ref)), rows),
         (read(lambda: read_images(ref, positions)), images),
         (read(lambda: [bytes(image) for image in open_mapped(ref).images(positions)]), images),
     ):
-        if not (isinstance(found, str) and fragment.name in found):
-            assert found == before
+        if not (isinstance(actual, str) and fragment.name in actual):
+            assert actual == before
 
 
 def test_a_dataset_is_written_as_users_type_it(dataset):

@@ -104,9 +104,9 @@ def test_a_header_may_say_the_type(tmp_path, kind, values, wanted):
 
 
 def test_a_value_of_another_type_than_the_header_says_is_a_refused_row(tmp_path):
-    found = listing(tmp_path / "m.csv", "image,label,price:double\na.png,x,1.50\nb.png,x,cheap\n")
-    assert [sample.attributes for sample in found.samples] == [{"price": 1.5}]
-    assert [(p.locator, p.reason, p.detail) for p in found.problems] == [
+    listed = listing(tmp_path / "m.csv", "image,label,price:double\na.png,x,1.50\nb.png,x,cheap\n")
+    assert [sample.attributes for sample in listed.samples] == [{"price": 1.5}]
+    assert [(p.locator, p.reason, p.detail) for p in listed.problems] == [
         ("b.png", "wrong type", "price must be double; got 'cheap'")
     ]
     with pytest.raises(InvalidData, match="price:string"):
@@ -152,8 +152,8 @@ def test_an_image_may_be_called_as_a_row_of_a_table_is(tmp_path):
 
 
 def test_a_tsv_and_quoted_headers_are_read(tmp_path):
-    found = listing(tmp_path / "m.tsv", '"image"\t"label"\na.png\tcat\n\n"b\nc.png"\tdog\n')
-    assert [s.id for s in found.samples] == ["a.png", "b\nc.png"]
+    listed = listing(tmp_path / "m.tsv", '"image"\t"label"\na.png\tcat\n\n"b\nc.png"\tdog\n')
+    assert [s.id for s in listed.samples] == ["a.png", "b\nc.png"]
 
 
 def test_excels_line_that_names_the_delimiter_is_no_header(tmp_path):
@@ -163,9 +163,11 @@ def test_excels_line_that_names_the_delimiter_is_no_header(tmp_path):
 
 
 def test_rows_of_another_length_are_refused_and_the_rest_goes_on(tmp_path):
-    found = listing(tmp_path / "m.csv", "image,label,x\na.png,cat,1\nb.png,dog\nc.png,dog,1,2\nd.png,cat,2\n")
-    assert [s.id for s in found.samples] == ["a.png", "d.png"]
-    assert [(p.locator, p.reason) for p in found.problems] == [
+    listed = listing(
+        tmp_path / "m.csv", "image,label,x\na.png,cat,1\nb.png,dog\nc.png,dog,1,2\nd.png,cat,2\n"
+    )
+    assert [s.id for s in listed.samples] == ["a.png", "d.png"]
+    assert [(p.locator, p.reason) for p in listed.problems] == [
         ("b.png", "wrong number of fields"),
         ("c.png", "wrong number of fields"),
     ]
@@ -386,12 +388,12 @@ def test_attributes_of_any_type_are_read_or_named(tmp_path):
     }
     table = pa.table({"image": ["a.png", "b.png"], "label": ["x", "y"], **attributes})
     parquet.write_table(table, tmp_path / "m.parquet")
-    found = open_source(str(tmp_path / "m.parquet")).list()
-    assert found.samples[0].attributes == {
+    actual = open_source(str(tmp_path / "m.parquet")).list()
+    assert actual.samples[0].attributes == {
         "small": 1, "missing": None, "money": 1.0, "day": "1970-01-01", "kind": "x"
     }  # fmt: skip
-    assert {p.id for p in found.problems} == {"huge", "raw", "pair", "tags"}
-    assert {p.reason for p in found.problems} == {"unusable column"}
+    assert {p.id for p in actual.problems} == {"huge", "raw", "pair", "tags"}
+    assert {p.reason for p in actual.problems} == {"unusable column"}
 
 
 @pytest.mark.parametrize("name", ["image", "label"])

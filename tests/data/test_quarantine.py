@@ -51,8 +51,8 @@ def test_reasons_come_by_their_frequency_and_then_by_name_with_the_first_as_an_e
         problem("b", id_="1", detail="early"),
         problem("a", id_="4"),
     ]
-    found = [(each.reason, each.rows, each.example) for each in count_refusals(problems)]
-    assert found == [("b", 2, "1: early"), ("a", 1, "4: why"), ("c", 1, "2: why")]
+    actual = [(each.reason, each.rows, each.example) for each in count_refusals(problems)]
+    assert actual == [("b", 2, "1: early"), ("a", 1, "4: why"), ("c", 1, "2: why")]
     assert summarize_problems(problems) == "2 b (1: early); 1 a (4: why); 1 c (2: why)"
 
 

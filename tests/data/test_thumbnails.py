@@ -30,14 +30,14 @@ def _cache(tmp_path, monkeypatch):
 
 
 def test_a_dataset_has_the_thumbnails_of_its_images_in_their_order(dataset):
-    found, images = read_thumbnails(dataset), read_images(dataset, range(ROWS))
+    thumbnails, images = read_thumbnails(dataset), read_images(dataset, range(ROWS))
     alone = [make_thumbnails([image]) for image in images]
-    np.testing.assert_array_equal(found.pixels, np.concatenate([each.pixels for each in alone]))
-    assert len(found) == ROWS
-    assert found.pixels.shape == (ROWS, SIDE, SIDE)
-    assert found.size_bytes.tolist() == [len(image) for image in images]
-    assert set(found.formats.tolist()) == {"PNG L"}
-    assert found.is_grey.all()
+    np.testing.assert_array_equal(thumbnails.pixels, np.concatenate([each.pixels for each in alone]))
+    assert len(thumbnails) == ROWS
+    assert thumbnails.pixels.shape == (ROWS, SIDE, SIDE)
+    assert thumbnails.size_bytes.tolist() == [len(image) for image in images]
+    assert set(thumbnails.formats.tolist()) == {"PNG L"}
+    assert thumbnails.is_grey.all()
 
 
 def test_a_fragment_is_read_once(dataset, caplog):
@@ -75,9 +75,9 @@ def test_grey_is_what_looks_grey_however_it_is_stored():
         encoded(colour),
         encoded(Image.new("RGB", (9, 9), "red")),
     ]
-    found = make_thumbnails(files)
-    assert found.is_grey.tolist() == [True, True, True, False, False]
-    assert found.formats.tolist() == ["PNG L", "PNG RGB", "JPEG RGB", "PNG RGB", "PNG RGB"]
+    thumbnails = make_thumbnails(files)
+    assert thumbnails.is_grey.tolist() == [True, True, True, False, False]
+    assert thumbnails.formats.tolist() == ["PNG L", "PNG RGB", "JPEG RGB", "PNG RGB", "PNG RGB"]
 
 
 def test_a_photo_that_lies_on_its_side_has_the_thumbnail_of_the_upright_one():
@@ -85,5 +85,5 @@ def test_a_photo_that_lies_on_its_side_has_the_thumbnail_of_the_upright_one():
     exif = Image.Exif()
     exif[0x0112] = 8  # turn it by 90 degrees to the left
     lying = encoded(upright.transpose(Image.Transpose.ROTATE_270), exif=exif)
-    found = make_thumbnails([encoded(upright), lying])
-    np.testing.assert_array_equal(found.pixels[0], found.pixels[1])
+    thumbnails = make_thumbnails([encoded(upright), lying])
+    np.testing.assert_array_equal(thumbnails.pixels[0], thumbnails.pixels[1])

@@ -284,9 +284,9 @@ def test_a_killed_actor_changes_nothing(embeddings, package, dataset, tmp_path):
     assert killed
     files = [storage.read_manifest(ref.uri)["files"].keys() for ref in (embeddings, table)]
     assert files[0] == files[1]
-    found, expected = read_embeddings(table), read_embeddings(embeddings)
-    assert found.ids.equals(expected.ids)
-    np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-5)
+    actual, expected = read_embeddings(table), read_embeddings(embeddings)
+    assert actual.ids.equals(expected.ids)
+    np.testing.assert_allclose(actual.vectors, expected.vectors, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -38,9 +38,9 @@ def test_blocks_of_every_format_and_type_are_the_rows_in_order(tmp_path, form, d
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "uint8", "int64"])
 def test_unit_length_equals_division_in_float64(dtype):
     vectors = (random_vectors(50, 8) * 50).astype(dtype)
-    found, lengths = to_unit_length(vectors)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, unit(vectors), atol=2e-7)
+    actual, lengths = to_unit_length(vectors)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, unit(vectors), atol=2e-7)
     np.testing.assert_allclose(lengths, np.linalg.norm(vectors.astype(np.float64), axis=1), rtol=1e-6)
 
 

@@ -45,16 +45,16 @@ def test_blocks_of_queries_give_the_values_of_one_pass(name, pairs_per_block):
     vectors, rows = split(1)
     embeddings, done = torch.from_numpy(vectors), []
     whole = query_values(embeddings, rows, CONFIGS[name])
-    found = query_values(
+    actual = query_values(
         embeddings,
         rows,
         CONFIGS[name],
         pairs_per_block=pairs_per_block,
         progress=lambda *at: done.append(at),
     )
-    assert found.values.keys() == whole.values.keys()
-    assert all(torch.equal(found.values[metric], whole.values[metric]) for metric in whole.values)
-    assert torch.equal(found.rows, whole.rows)
+    assert actual.values.keys() == whole.values.keys()
+    assert all(torch.equal(actual.values[metric], whole.values[metric]) for metric in whole.values)
+    assert torch.equal(actual.rows, whole.rows)
     assert len(done) > 1
     assert done == [(n, len(done)) for n in range(1, len(done) + 1)]
 
@@ -64,12 +64,10 @@ def test_blocks_of_pairs_give_the_curve_of_one_pass(pairs_per_block):
     vectors, rows = split(1)
     embeddings, done = torch.from_numpy(vectors).double(), []  # float32 rounds by the shape of a product
     whole = roc_of_rows(embeddings, rows)
-    found = roc_of_rows(
-        embeddings, rows, pairs_per_block=pairs_per_block, progress=lambda *at: done.append(at)
-    )
-    assert torch.equal(found.genuine, whole.genuine)
-    assert torch.equal(found.impostor, whole.impostor)
-    assert found.at_false_accept_rate(0.1) == whole.at_false_accept_rate(0.1)
+    roc = roc_of_rows(embeddings, rows, pairs_per_block=pairs_per_block, progress=lambda *at: done.append(at))
+    assert torch.equal(roc.genuine, whole.genuine)
+    assert torch.equal(roc.impostor, whole.impostor)
+    assert roc.at_false_accept_rate(0.1) == whole.at_false_accept_rate(0.1)
     assert len(done) > 1
     assert done == [(n, len(done)) for n in range(1, len(done) + 1)]
 
@@ -84,12 +82,12 @@ def test_metrics_of_blocks_joined_are_those_of_all_queries(sizes):
         query_metrics(items.select(slice(start, stop)), items, recall_at=(1, 3))
         for start, stop in pairwise(ends)
     ]
-    found = joined(parts, sizes)
-    assert found.values.keys() == whole.values.keys()
-    assert all(torch.equal(found.values[name], whole.values[name]) for name in whole.values)
-    assert torch.equal(found.rows, whole.rows)
-    assert torch.equal(found.labels, whole.labels)
-    assert found.num_without_positives == whole.num_without_positives > 0
+    actual = joined(parts, sizes)
+    assert actual.values.keys() == whole.values.keys()
+    assert all(torch.equal(actual.values[name], whole.values[name]) for name in whole.values)
+    assert torch.equal(actual.rows, whole.rows)
+    assert torch.equal(actual.labels, whole.labels)
+    assert actual.num_without_positives == whole.num_without_positives > 0
 
 
 def test_counts_of_blocks_add_up_to_all_pairs():
@@ -99,9 +97,9 @@ def test_counts_of_blocks_add_up_to_all_pairs():
     blocks = [slice(start, min(start + 13, 211)) for start in range(0, 211, 13)]
     counts = reduce(add, (count_pairs(items, levels, block) for block in blocks))
     whole = roc_of_all_pairs(items.embeddings, items.labels)
-    found = roc_of_counts(counts, levels, items)
-    assert torch.equal(found.genuine, whole.genuine)
-    assert torch.equal(found.impostor, whole.impostor)
+    roc = roc_of_counts(counts, levels, items)
+    assert torch.equal(roc.genuine, whole.genuine)
+    assert torch.equal(roc.impostor, whole.impostor)
     assert int(whole.genuine[-1] + whole.impostor[-1]) == 211 * 210 // 2
 
 
@@ -124,8 +122,8 @@ def test_workers_are_called_for_where_rows_are_many_and_a_cluster_is_there(monke
 def test_workers_give_the_numbers_of_one_process(name):
     vectors, rows = split(4)
     done = []
-    found = measure(vectors, rows, CONFIGS[name], num_workers=2, progress=lambda *at: done.append(at))
-    assert found == measure(vectors, rows, CONFIGS[name], num_workers=1)
+    evaluation = measure(vectors, rows, CONFIGS[name], num_workers=2, progress=lambda *at: done.append(at))
+    assert evaluation == measure(vectors, rows, CONFIGS[name], num_workers=1)
     assert (8, 8) in done, "four blocks for each worker"
 
 
@@ -172,8 +170,8 @@ def test_a_cluster_that_is_there_is_used_where_rows_are_many(two_nodes):
     num_workers = workers_for(len(vectors), pairs_here=40_000)
     assert num_workers == 2, "a worker per core of both nodes"
     done = []
-    found = measure(
+    evaluation = measure(
         vectors, rows, CONFIGS["all"], num_workers=num_workers, progress=lambda *at: done.append(at)
     )
     assert (8, 8) in done
-    assert found == measure(vectors, rows, CONFIGS["all"], num_workers=1)
+    assert evaluation == measure(vectors, rows, CONFIGS["all"], num_workers=1)

@@ -26,24 +26,24 @@ CLUSTERING = {"nmi", "pairwise_f1"}
 
 def test_only_the_splits_rows_are_queries_and_answers(store, dataset, package):
     vectors = unit_vectors(ROWS, 16, 11)
-    found = evaluate(table_of(store, package, dataset, vectors), CONFIG).values
+    values = evaluate(table_of(store, package, dataset, vectors), CONFIG).values
     rows = read_rows(dataset, split="test", columns=["class_id"])
     own = torch.from_numpy(vectors[rows["position"].to_numpy()])
     expected = retrieval_metrics(own, torch.from_numpy(rows["class_id"].to_numpy()).long(), recall_at=(1, 4))
-    assert {name: found[name] for name in expected.as_dict()} == expected.as_dict()
-    assert set(found) - set(expected.as_dict()) == CLUSTERING
+    assert {name: values[name] for name in expected.as_dict()} == expected.as_dict()
+    assert set(values) - set(expected.as_dict()) == CLUSTERING
 
 
 def test_an_embedding_that_knows_the_classes_is_perfect(store, dataset, package):
     classes = read_rows(dataset, columns=["class_id"])["class_id"].to_numpy()
-    found = evaluate(table_of(store, package, dataset, np.eye(16, dtype=np.float32)[classes]), CONFIG).values
-    assert {name: value for name, value in found.items() if name not in CLUSTERING} == {
+    values = evaluate(table_of(store, package, dataset, np.eye(16, dtype=np.float32)[classes]), CONFIG).values
+    assert {name: value for name, value in values.items() if name not in CLUSTERING} == {
         "recall_at_1": 1.0,
         "recall_at_4": 1.0,
         "r_precision": 1.0,
         "map_at_r": 1.0,
     }
-    assert found["nmi"] > 0.8
+    assert values["nmi"] > 0.8
 
 
 def test_evaluating_twice_gives_the_same_numbers(store, dataset, package):
@@ -56,9 +56,9 @@ def test_clusters_are_left_out_when_nobody_asks(embeddings):
 
 
 def test_raw_pixels_are_evaluated_by_the_same_protocol(dataset):
-    found = raw_pixel_baseline(dataset, GREY, CONFIG).values
-    assert set(found) - CLUSTERING == {"recall_at_1", "recall_at_4", "r_precision", "map_at_r"}
-    assert found["recall_at_1"] < 0.5  # the images are noise
+    values = raw_pixel_baseline(dataset, GREY, CONFIG).values
+    assert set(values) - CLUSTERING == {"recall_at_1", "recall_at_4", "r_precision", "map_at_r"}
+    assert values["recall_at_1"] < 0.5  # the images are noise
 
 
 def test_blank_images_are_alike_as_raw_pixels(tmp_path):
@@ -73,8 +73,8 @@ def test_blank_images_are_alike_as_raw_pixels(tmp_path):
     (tmp_path / "images" / "images.csv").write_text("\n".join(lines))
     source = str(tmp_path / "images" / "images.csv")
     blanks = ingest(IngestConfig(name="blanks", source=source, num_workers=1), str(tmp_path))
-    found = raw_pixel_baseline(blanks, GREY, EvaluationConfig(recall_at=(1,), nmi=False))
-    assert found.values["recall_at_1"] >= 0.5
+    evaluation = raw_pixel_baseline(blanks, GREY, EvaluationConfig(recall_at=(1,), nmi=False))
+    assert evaluation.values["recall_at_1"] >= 0.5
 
 
 def test_images_with_one_pixel_a_level_off_are_not_blank(tmp_path):
@@ -88,8 +88,8 @@ def test_images_with_one_pixel_a_level_off_are_not_blank(tmp_path):
     (tmp_path / "images" / "images.csv").write_text("\n".join(lines))
     source = str(tmp_path / "images" / "images.csv")
     faint = ingest(IngestConfig(name="faint", source=source, num_workers=1), str(tmp_path))
-    found = raw_pixel_baseline(faint, GREY, EvaluationConfig(recall_at=(1,), nmi=False))
-    assert found.values["r_precision"] == 1
+    evaluation = raw_pixel_baseline(faint, GREY, EvaluationConfig(recall_at=(1,), nmi=False))
+    assert evaluation.values["r_precision"] == 1
 
 
 def test_a_split_without_rows_is_refused(package, tmp_path):

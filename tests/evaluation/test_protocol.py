@@ -48,25 +48,27 @@ EVERYTHING = EvaluationConfig(
 
 
 def test_the_configuration_names_what_the_evaluation_gives():
-    found = measure(VECTORS, ROWS_, EVERYTHING).metrics
-    assert sorted(found) == sorted(EVERYTHING.metrics)
+    metrics = measure(VECTORS, ROWS_, EVERYTHING).metrics
+    assert sorted(metrics) == sorted(EVERYTHING.metrics)
     assert set(EVERYTHING.query_metrics) <= set(EVERYTHING.metrics)
-    assert all(found[name].low <= found[name].high for name in [*EVERYTHING.query_metrics, "tar_at_far_0.1"])
+    assert all(
+        metrics[name].low <= metrics[name].high for name in [*EVERYTHING.query_metrics, "tar_at_far_0.1"]
+    )
 
 
 def test_every_number_is_that_of_the_metrics_room():
     evaluation = measure(VECTORS, ROWS_, EVERYTHING)
-    found, with_intervals = evaluation.values, evaluation.metrics
+    actual, with_intervals = evaluation.values, evaluation.metrics
     queries = query_metrics(
         ITEMS, precision_at=(5,), map_at=(5,), map_denominators=EVERYTHING.map_denominators, full_map=True
     )
-    assert {name: found[name] for name in queries.values} == queries.means()
-    assert found["map_at_r_macro"] == queries.class_means()["map_at_r"]
+    assert {name: actual[name] for name in queries.values} == queries.means()
+    assert actual["map_at_r_macro"] == queries.class_means()["map_at_r"]
     interval = bootstrap_intervals(queries.values, queries.labels, resamples=50)["map_at_r"]
     assert ends(with_intervals["map_at_r"]) == ends(interval)
     curve = roc_of_all_pairs(ITEMS.embeddings, ITEMS.labels)
-    assert found["eer"] == curve.equal_error_rate()
-    assert found["tar_at_far_0.1"] == curve.at_false_accept_rate(0.1).true_accept_rate
+    assert actual["eer"] == curve.equal_error_rate()
+    assert actual["tar_at_far_0.1"] == curve.at_false_accept_rate(0.1).true_accept_rate
     episodes = few_shot(
         *(ITEMS.embeddings, ITEMS.labels),
         ways=5,
@@ -75,22 +77,22 @@ def test_every_number_is_that_of_the_metrics_room():
         episodes=20,
         within=ITEMS.labels % 2,
     )
-    assert found["5_way_3_shot_nearest"] == episodes.means()["nearest"]
+    assert actual["5_way_3_shot_nearest"] == episodes.means()["nearest"]
     runs = [torch.from_numpy(k_means(VECTORS, 15, seed=seed)) for seed in (1, 2)]
     by_seed = [normalised_mutual_information(ITEMS.labels, clusters) for clusters in runs]
     assert by_seed[0] != by_seed[1]
-    assert found["nmi"] == pytest.approx(sum(by_seed) / 2)
+    assert actual["nmi"] == pytest.approx(sum(by_seed) / 2)
 
 
 def test_slices_are_those_of_every_value_and_count_their_queries():
-    found = measure(VECTORS, ROWS_, EvaluationConfig(slices=("shelf",), nmi=False)).slices
+    slices = measure(VECTORS, ROWS_, EvaluationConfig(slices=("shelf",), nmi=False)).slices
     queries = query_metrics(ITEMS)
-    assert [(part.attribute, part.value) for part in found] == [
+    assert [(part.attribute, part.value) for part in slices] == [
         ("shelf", "low/er"),
         ("shelf", "top"),
         ("shelf", None),
     ]
-    for part in found:
+    for part in slices:
         chosen = torch.tensor([shelf == part.value for shelf in SHELVES])
         assert part.num_queries == int(chosen.sum())
         assert {name: each.value for name, each in part.metrics.items()} == queries.select(chosen).means()
@@ -100,34 +102,34 @@ def test_queries_search_the_gallery_alone_where_the_rows_have_roles():
     evaluation = measure(
         VECTORS, ROWS_, EvaluationConfig(role_attribute="role", slices=("shelf",), nmi=False)
     )
-    found = evaluation.values
+    values = evaluation.values
     is_query, is_gallery = (torch.tensor([role == each for role in ROLES]) for each in ("query", "gallery"))
     queries = query_metrics(
         Items(ITEMS.embeddings[is_query], ITEMS.labels[is_query]),
         Items(ITEMS.embeddings[is_gallery], ITEMS.labels[is_gallery]),
     )
-    assert {name: found[name] for name in queries.values} == queries.means()
+    assert {name: values[name] for name in queries.values} == queries.means()
     (top,) = (part for part in evaluation.slices if part.value == "top")
     sliced = [SHELVES[row] == "top" for row in range(90) if is_query[row]]
     assert top.metrics["recall_at_1"].value == queries.select(torch.tensor(sliced)).means()["recall_at_1"]
 
 
 def test_answers_by_the_same_camera_are_left_out_but_a_missing_camera_is_no_camera():
-    found = measure(VECTORS, ROWS_, EvaluationConfig(same_camera_attribute="shelf", nmi=False)).values
+    values = measure(VECTORS, ROWS_, EvaluationConfig(same_camera_attribute="shelf", nmi=False)).values
     groups = torch.tensor(
         [1000 + i if shelf is None else hash(shelf) % 1000 for i, shelf in enumerate(SHELVES)]
     )
     expected = query_metrics(Items(ITEMS.embeddings, ITEMS.labels, groups=groups)).means()
-    assert {name: found[name] for name in expected} == expected
+    assert {name: values[name] for name in expected} == expected
     assert expected != query_metrics(ITEMS).means()
 
 
 def test_clusters_of_few_rows_are_those_of_20_seeds_with_their_spread():
-    found = measure(VECTORS, ROWS_, EvaluationConfig()).metrics["nmi"]
+    nmi = measure(VECTORS, ROWS_, EvaluationConfig()).metrics["nmi"]
     clusters = [torch.from_numpy(k_means(VECTORS, 15, seed=seed)) for seed in range(1, 21)]
     runs = [normalised_mutual_information(ITEMS.labels, each) for each in clusters]
-    assert found.value == pytest.approx(sum(runs) / 20)
-    assert ends(found) == (min(runs), max(runs))
+    assert nmi.value == pytest.approx(sum(runs) / 20)
+    assert ends(nmi) == (min(runs), max(runs))
     assert [seeds_for(size) for size in (2_000, 2_001, 20_000, 60_502)] == [20, 5, 5, 1]
 
 
@@ -138,10 +140,10 @@ def test_k_means_of_as_many_clusters_as_vectors_gives_each_its_own_without_a_war
 
 
 def test_intervals_of_verification_and_episodes_are_the_metrics_room_s():
-    found = measure(VECTORS, ROWS_, EVERYTHING).metrics
+    metrics = measure(VECTORS, ROWS_, EVERYTHING).metrics
     point = roc_of_all_pairs(ITEMS.embeddings, ITEMS.labels).at_false_accept_rate(0.1)
-    assert ends(found["tar_at_far_0.1"]) == ends(point.true_accept_interval)
-    assert found["5_way_1_shot_nearest"].low <= found["5_way_1_shot_nearest"].value
+    assert ends(metrics["tar_at_far_0.1"]) == ends(point.true_accept_interval)
+    assert metrics["5_way_1_shot_nearest"].low <= metrics["5_way_1_shot_nearest"].value
 
 
 def test_the_report_shows_intervals_in_brackets_and_slices_apart(dataset, package):
@@ -203,9 +205,9 @@ def test_an_attribute_the_dataset_has_not_is_refused(store, dataset, package):
 
 def test_attributes_of_the_dataset_slice_its_queries(store, dataset, package):
     table = table_of(store, package, dataset, unit_vectors(ROWS, 16, 1))
-    found = evaluate(table, EvaluationConfig(slices=("shelf", "sold"), nmi=False)).slices
+    slices = evaluate(table, EvaluationConfig(slices=("shelf", "sold"), nmi=False)).slices
     shelves = read_rows(dataset, split="test", columns=["shelf"])["shelf"].to_pylist()
-    counts = {(part.attribute, part.value): part.num_queries for part in found}
+    counts = {(part.attribute, part.value): part.num_queries for part in slices}
     assert counts["shelf", "top"] == shelves.count("top")
     assert counts["shelf", None] == shelves.count("")
     assert {("sold", "True"), ("sold", "False")} <= counts.keys()
@@ -217,7 +219,7 @@ def test_two_tables_are_compared_on_the_same_queries(store, dataset, package):
     known /= np.linalg.norm(known, axis=1, keepdims=True)
     tables = [table_of(store, package, dataset, vectors) for vectors in (known, unit_vectors(ROWS, 16, 6))]
     gate = GateConfig(metric="map_at_r", min_gain=0.1)
-    found = compare(*tables, EvaluationConfig(), gate)
+    comparison = compare(*tables, EvaluationConfig(), gate)
     rows = read_rows(dataset, split="test", columns=["class_id"])
     positions, labels = rows["position"].to_numpy(), torch.from_numpy(rows["class_id"].to_numpy()).long()
     values = [
@@ -225,9 +227,13 @@ def test_two_tables_are_compared_on_the_same_queries(store, dataset, package):
         for vectors in (known, unit_vectors(ROWS, 16, 6))
     ]
     expected = compare_paired(*values, labels, margin=0.1)
-    assert (found.gain, found.p_value, found.low) == (expected.gain, expected.p_value, expected.interval.low)
-    assert (found.num_queries, found.num_classes) == (60, 5)
-    assert found.gain > 0.1
+    assert (comparison.gain, comparison.p_value, comparison.low) == (
+        expected.gain,
+        expected.p_value,
+        expected.interval.low,
+    )
+    assert (comparison.num_queries, comparison.num_classes) == (60, 5)
+    assert comparison.gain > 0.1
     assert compare(*reversed(tables), EvaluationConfig(), gate).p_value > 0.9
 
 

@@ -166,8 +166,8 @@ def test_a_training_that_fails_keeps_no_other_cell_from_its_turn(killed):
     )
     with pytest.raises(TrainingFailed, match=r"1 could not be: shop margin/.*, seed 0: .*others are kept"):
         bench_flow.fn(broken, store)
-    found = {cell.row.loss: find_report(store, cell) for cell in plan(broken, store)}
-    assert [loss for loss, report in found.items() if report is None] == ["margin"]
+    actual = {cell.row.loss: find_report(store, cell) for cell in plan(broken, store)}
+    assert [loss for loss, report in actual.items() if report is None] == ["margin"]
 
 
 def test_two_rows_are_compared_on_the_same_queries_seed_by_seed(finished):

@@ -20,7 +20,7 @@ def test_a_newcomer_is_compared_with_the_champion_on_the_same_queries(tmp_path):
 
     again = train_flow.fn("shop", "smoke", [*settings, *untrained, "seed=5"], store=store)
     assert "queries of 12 classes, p " in again.model.reason
-    found = re.search(r"gain ([+-][\d.]+) \[.*p ([\d.]+)", again.model.reason)
+    match = re.search(r"gain ([+-][\d.]+) \[.*p ([\d.]+)", again.model.reason)
     gain = again.evaluation.metrics["recall_at_1"] - first.evaluation.metrics["recall_at_1"]
-    assert float(found[1]) == round(gain, 4)
-    assert again.model.promoted == (gain > 0 and float(found[2]) <= 0.05)
+    assert float(match[1]) == round(gain, 4)
+    assert again.model.promoted == (gain > 0 and float(match[2]) <= 0.05)

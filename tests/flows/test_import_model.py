@@ -71,8 +71,8 @@ def test_an_image_finds_itself_in_an_index_of_it(world):
     store, dataset, (first, _), _ = world
     index_flow.fn("shelves", str(first), "shelves", store=store)
     (image,) = read_images(dataset, [7])
-    (found,) = Searcher.open(store, "shelves").search([image], k=1)
-    assert found.answers[0].similarity == pytest.approx(1, abs=1e-5)
+    (answers,) = Searcher.open(store, "shelves").search([image], k=1)
+    assert answers.answers[0].similarity == pytest.approx(1, abs=1e-5)
 
 
 def test_two_of_them_are_compared_on_one_page(world):

@@ -13,8 +13,8 @@ from flows.policy import live_picture
 
 def shown() -> list[tuple[str, str]]:
     with get_client(sync_client=True) as client:
-        found = client.read_artifacts()
-    return [(str(artifact.description), str(artifact.data)) for artifact in found]
+        actual = client.read_artifacts()
+    return [(str(artifact.description), str(artifact.data)) for artifact in actual]
 
 
 @pytest.mark.slow

@@ -157,9 +157,9 @@ def test_a_stale_profile_is_named(run_a_flow):
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_a_name_of_digits_stays_a_name_though_prefect_reads_a_number(flow, names):
-    found = flow.validate_parameters(dict.fromkeys(names, 2024))
+    actual = flow.validate_parameters(dict.fromkeys(names, 2024))
     for name in names:
-        assert found[name] == "2024"
+        assert actual[name] == "2024"
         kinds = {each.get("type") for each in parameter_schema(flow.fn).properties[name]["anyOf"]}
         assert kinds - {"null"} == {"string", "integer"}
 

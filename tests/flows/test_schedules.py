@@ -191,8 +191,8 @@ def test_one_damaged_wish_keeps_no_other_from_being_listed_told_or_refreshed(dml
     status, listed = dml("schedule")
     assert (status, [row["index"] for row in listed["schedules"]]) == (2, ["shop"])
     assert "dml schedule other --cron" in listed["damaged"]["other"]
-    status, found = dml("indexes")
-    assert (status, {ref["name"] for ref in found["indexes"]}) == (0, {"shop", "other"})
+    status, actual = dml("indexes")
+    assert (status, {ref["name"] for ref in actual["indexes"]}) == (0, {"shop", "other"})
     asking, damaged = read_schedules(store)
     assert (list(asking), list(damaged)) == (["shop"], ["other"])
     assert dml("schedule", "other", "--off")[0] == 0

@@ -57,18 +57,18 @@ class LocalStack:
         return json.load(urllib.request.urlopen(request))
 
     def runs_of(self, flow: str) -> list[dict[str, Any]]:
-        found = self.post(
+        runs = self.post(
             "/flow_runs/filter", {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_DESC"}
         )
-        return [run for run in found if run["state_type"] != "SCHEDULED"]
+        return [run for run in runs if run["state_type"] != "SCHEDULED"]
 
     def scheduled(self, flow: str) -> list[dict[str, Any]]:
         body = {
             "flows": {"name": {"any_": [flow]}},
             "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
         }
-        found: list[dict[str, Any]] = self.post("/flow_runs/filter", body)
-        return found
+        runs: list[dict[str, Any]] = self.post("/flow_runs/filter", body)
+        return runs
 
     def mlflow(self, route: str) -> Any:
         return json.load(urllib.request.urlopen(f"{self.env['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/{route}"))
@@ -87,10 +87,10 @@ def free_port() -> int:
 
 def until(condition: Callable[[], Any], timeout_s: float = 300.0) -> Any:
     deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
+    while not (value := condition()):
         assert time.monotonic() < deadline, "the condition did not come true in time"
         time.sleep(0.5)
-    return found
+    return value
 
 
 @pytest.fixture(scope="module")
@@ -158,15 +158,15 @@ def test_an_evaluation_shows_its_pictures_in_prefect_and_lays_them_in_mlflow(sta
         assert stack.run("ingest-flow/default", config=DATASET).returncode == 0
     assert stack.run("train-flow", dataset="tiny", preset="smoke").returncode == 0
     trained = stack.runs_of("train-flow")[0]["id"]
-    found = stack.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [trained]}}})
+    artifacts = stack.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [trained]}}})
     first = {"first-answers", "first-similarities", "first-roc", "first-training", "first-thresholds"}
-    assert first <= {artifact["key"] for artifact in found}
+    assert first <= {artifact["key"] for artifact in artifacts}
     done = stack.run("evaluate-flow", model="tiny", dataset="tiny")
     assert done.returncode == 0, stack.why()
 
     run = stack.runs_of("evaluate-flow")[0]["id"]
-    found = stack.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
-    types = {artifact["key"]: artifact["type"] for artifact in found}
+    artifacts = stack.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
+    types = {artifact["key"]: artifact["type"] for artifact in artifacts}
     assert {"report-map", "report-roc", "report-answers", "report-similarities"} <= types.keys()
     assert types["report-map"] == "image"
     assert types["report"] == "markdown"

@@ -27,28 +27,28 @@ def package_on(device: torch.device, store: str, **settings: str) -> Package:
 
 def pictures(count: int) -> list[bytes]:
     generator = np.random.default_rng(0)
-    found = []
+    images = []
     for _ in range(count):
         out = io.BytesIO()
         Image.fromarray(generator.integers(0, 255, (70, 64, 3), dtype=np.uint8)).save(out, "PNG")
-        found.append(out.getvalue())
-    return found
+        images.append(out.getvalue())
+    return images
 
 
 def test_float32_embeddings_are_the_cpus(device, store):
     images = pictures(10)
     expected = package_on(torch.device("cpu"), store).embed(images)
-    found = package_on(device, store, precision="float32").embed(images, batch_size=4)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    embeddings = package_on(device, store, precision="float32").embed(images, batch_size=4)
+    np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-5)
 
 
 def test_the_default_gives_float32_of_unit_length_close_to_exact(device, store):
     images = pictures(10)
     exact = package_on(device, store, precision="float32").embed(images)
-    found = package_on(device, store).embed(images)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
-    assert (found * exact).sum(1).min() > 0.995
+    embeddings = package_on(device, store).embed(images)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
+    assert (embeddings * exact).sum(1).min() > 0.995
 
 
 def test_threads_that_decode_ahead_change_nothing_but_the_time(device, store):

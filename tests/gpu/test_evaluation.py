@@ -34,24 +34,24 @@ def test_retrieval_metrics_with_ties(device):
 
 def test_retrieval_metrics_of_scattered_embeddings(device):
     rows, labels = scattered()
-    found = retrieval_metrics(rows.to(device), labels.to(device), recall_at=(1, 10)).as_dict()
+    metrics = retrieval_metrics(rows.to(device), labels.to(device), recall_at=(1, 10)).as_dict()
     # Rounding may put two neighbours the other way round, and so change one query of the 900.
-    assert found == pytest.approx(retrieval_metrics(rows, labels, recall_at=(1, 10)).as_dict(), abs=2 / 900)
+    assert metrics == pytest.approx(retrieval_metrics(rows, labels, recall_at=(1, 10)).as_dict(), abs=2 / 900)
 
 
 def test_verification_on_all_pairs_with_ties(device):
     rows, labels = exact()
-    found, expected = roc_of_all_pairs(rows.to(device), labels.to(device)), roc_of_all_pairs(rows, labels)
+    roc, expected = roc_of_all_pairs(rows.to(device), labels.to(device)), roc_of_all_pairs(rows, labels)
     for name in ("thresholds", "genuine", "impostor"):
-        assert torch.equal(getattr(found, name).cpu(), getattr(expected, name)), name
-    assert found.equal_error_rate() == expected.equal_error_rate()
+        assert torch.equal(getattr(roc, name).cpu(), getattr(expected, name)), name
+    assert roc.equal_error_rate() == expected.equal_error_rate()
 
 
 def test_verification_on_given_pairs(device):
     rows, labels = scattered()
     similarities, same = (rows[:-1] * rows[1:]).sum(1), labels[:-1] == labels[1:]
-    found = roc_of_pairs(similarities.to(device), same.to(device))
-    assert found.area() == pytest.approx(roc_of_pairs(similarities, same).area(), abs=1e-9)
+    roc = roc_of_pairs(similarities.to(device), same.to(device))
+    assert roc.area() == pytest.approx(roc_of_pairs(similarities, same).area(), abs=1e-9)
 
 
 def test_all_pairs_in_blocks(device):
@@ -61,21 +61,21 @@ def test_all_pairs_in_blocks(device):
 
     rows, labels = exact()
     of_rows = Rows(labels.numpy(), {})
-    found, expected = (
+    actual, expected = (
         all_pairs.query_values(rows.to(on), of_rows, EvaluationConfig()) for on in (device, CPU)
     )
-    assert found.means() == expected.means()
+    assert actual.means() == expected.means()
 
 
 def test_clusterings_are_compared_alike(device):
     _, labels = exact()
     clusters = torch.arange(600) // 7 % 40
-    found = normalised_mutual_information(labels.to(device), clusters.to(device))
-    assert float(found) == pytest.approx(float(normalised_mutual_information(labels, clusters)), abs=1e-12)
+    actual = normalised_mutual_information(labels.to(device), clusters.to(device))
+    assert float(actual) == pytest.approx(float(normalised_mutual_information(labels, clusters)), abs=1e-12)
 
 
 def test_k_means_of_embeddings_finds_their_clusters(device):
     kmeans = pytest.importorskip("dml.evaluation.kmeans", reason="k-means is Faiss'", exc_type=ImportError)
     rows, labels = scattered()
-    found = torch.from_numpy(kmeans.k_means(rows.numpy(), 300))
-    assert normalised_mutual_information(labels, found) > 0.8
+    clusters = torch.from_numpy(kmeans.k_means(rows.numpy(), 300))
+    assert normalised_mutual_information(labels, clusters) > 0.8

@@ -45,8 +45,8 @@ def test_value_and_gradient_are_those_of_float64_on_the_cpu(name, labels, device
     x = embeddings().float()
     module = CASES[name].make().to(device)
     y = labels().to(device)
-    found = value_and_gradients(lambda x: module(x, y), x.to(device), *module.parameters())
-    _compare(found, on_the_cpu(name, x, labels()))
+    actual = value_and_gradients(lambda x: module(x, y), x.to(device), *module.parameters())
+    _compare(actual, on_the_cpu(name, x, labels()))
 
 
 @every_loss
@@ -66,9 +66,9 @@ def test_the_host_waits_for_nothing_but_the_counts_that_decide_shapes(name, devi
     module = CASES[name].make().to(device)
     x, y = embeddings().float().to(device).requires_grad_(), balanced().to(device)
     module(x, y).backward()  # what is made once is not counted
-    with host_waits(device) as found:
+    with host_waits(device) as places:
         module(x, y).backward()
-    waits = [place for place in found if device.type == "cuda" or place not in ON_A_CPU_ALONE]
+    waits = [place for place in places if device.type == "cuda" or place not in ON_A_CPU_ALONE]
     assert len(waits) <= sum(allowed(name).values()), waits
 
 
@@ -84,7 +84,7 @@ def test_a_memory_on_the_device_remembers_what_one_on_the_cpu_does(device):
     torch.testing.assert_close(run(device, torch.float32), expected, rtol=1e-3, atol=1e-5)
 
 
-def _compare(found: list[Tensor], expected: list[Tensor]) -> None:
-    for each, right in zip(found, expected, strict=True):
+def _compare(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for each, right in zip(actual, expected, strict=True):
         error = (each.cpu().double() - right).norm()
         assert error <= 1e-3 * right.norm() + 1e-5, f"off by {float(error):.2e} of {float(right.norm()):.2e}"

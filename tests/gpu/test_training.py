@@ -75,9 +75,9 @@ class Noise:
         for step in range(self.first_step, STEPS):
             batch = self._batch(step)
             if self.watched and 2 <= step < STEPS - 1:
-                with host_waits(self.device) as found:
+                with host_waits(self.device) as waits:
                     yield batch  # until the loop asks for the next: all of the step
-                self.waits += found
+                self.waits += waits
             else:
                 yield batch
 
@@ -132,16 +132,16 @@ def train(
 )
 def test_the_loss_curve_is_the_cpus(settings, device):
     _, expected = train(CPU, *settings)
-    _, found = train(device, *settings)
-    assert len(found) == STEPS
-    assert found == pytest.approx(expected, rel=5e-3)
+    _, actual = train(device, *settings)
+    assert len(actual) == STEPS
+    assert actual == pytest.approx(expected, rel=5e-3)
 
 
 @pytest.mark.parametrize("precision", ["auto", "tf32", "bfloat16"])
 def test_less_precision_stays_close_and_embeddings_are_float32(precision, device):
     _, exact = train(device)
-    outcome, found = train(device, f"training.precision={precision}")
-    assert found == pytest.approx(exact, rel=0.1)
+    outcome, actual = train(device, f"training.precision={precision}")
+    assert actual == pytest.approx(exact, rel=0.1)
     images = Noise(CPU)._batch(0)[0].to(device)
     with torch.no_grad():
         embeddings = outcome.encoder.eval()(images)
@@ -166,9 +166,9 @@ def test_float32_convolutions_are_exact_although_torch_would_round_them(device):
     expected = nn.functional.conv2d(images.double(), layer.weight.double())
     torch.backends.cudnn.allow_tf32 = True
     with convolutions_in("float32"), torch.no_grad():
-        found = layer.to(device)(images.to(device))
+        actual = layer.to(device)(images.to(device))
     assert torch.backends.cudnn.allow_tf32, "what the caller had is put back"
-    torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual.cpu().double(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [[], EVERYTHING, ["optimizer.kind=adamw"]], ids=["sgd", "all", "adamw"])

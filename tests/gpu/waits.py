@@ -28,28 +28,28 @@ _METHODS = {Tensor.tolist, Tensor.numpy, Tensor.cpu}
 class _Functions(TorchFunctionMode):
     """Methods that read a tensor's memory without an operator of their own."""
 
-    def __init__(self, found: list[str]) -> None:
+    def __init__(self, waits: list[str]) -> None:
         super().__init__()
-        self.found = found
+        self.waits = waits
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if func in _METHODS:
-            self.found.append(_where())
+            self.waits.append(_where())
         return func(*args, **(kwargs or {}))
 
 
 class _Operators(TorchDispatchMode):
-    def __init__(self, found: list[str]) -> None:
+    def __init__(self, waits: list[str]) -> None:
         super().__init__()
-        self.found = found
+        self.waits = waits
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name().removeprefix("aten::").partition(".")[0]
         by_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
         if name in _OPERATORS or by_mask:
-            self.found.append(_where())
+            self.waits.append(_where())
         return func(*args, **(kwargs or {}))
 
 
@@ -60,16 +60,16 @@ def host_waits(device: torch.device) -> Iterator[list[str]]:
     On CUDA by `torch.cuda.set_sync_debug_mode`, which knows every call that waits; on a CPU by the calls that
     would, so that the same test says the same there.
     """
-    found: list[str] = []
+    waits: list[str] = []
     if device.type != "cuda":
-        with _Functions(found), _Operators(found):
-            yield found
+        with _Functions(waits), _Operators(waits):
+            yield waits
         return
     show = warnings.showwarning
 
     def note(message: Any, *arguments: Any, **options: Any) -> None:
         if "called a synchronizing" in str(message):  # not the warning that the mode is a prototype
-            found.append(_where())
+            waits.append(_where())
         else:
             show(message, *arguments, **options)
 
@@ -78,7 +78,7 @@ def host_waits(device: torch.device) -> Iterator[list[str]]:
         warnings.showwarning = note
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            yield found
+            yield waits
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -19,13 +19,13 @@ DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load(FILE.read_text())["deployment
 def unknown_keys(content: Any, model: type[BaseModel], where: str = "") -> list[str]:
     """The keys of a tree that its model has no field for."""
     fields = {field.alias or name: field for name, field in model.model_fields.items()}
-    found = [f"{where}{key}" for key in content if key not in fields]
+    unknown = [f"{where}{key}" for key in content if key not in fields]
     for key, value in content.items():
         inner = _model_inside(fields[key].annotation) if key in fields else None
         for item in value if isinstance(value, list) else [value]:
             if inner is not None and isinstance(item, dict):
-                found += unknown_keys(item, inner, f"{where}{key}.")
-    return found
+                unknown += unknown_keys(item, inner, f"{where}{key}.")
+    return unknown
 
 
 def _model_inside(annotation: Any) -> type[BaseModel] | None:

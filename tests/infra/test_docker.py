@@ -24,9 +24,9 @@ def instructions(dockerfile: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
 def test_instructions_are_known_and_the_image_runs_as_somebody_else_than_root(dockerfile: Path):
-    found = instructions(dockerfile)
-    assert {keyword for keyword, _ in found} <= KEYWORDS
-    users = [rest for keyword, rest in found if keyword == "USER"]
+    actual = instructions(dockerfile)
+    assert {keyword for keyword, _ in actual} <= KEYWORDS
+    users = [rest for keyword, rest in actual if keyword == "USER"]
     assert users
     assert users[-1] not in ("root", "0")
 

@@ -83,7 +83,7 @@ def filled(template: Any, values: dict[str, Any]) -> Any:
     if isinstance(template, str) and (alone := re.fullmatch(r"\{\{ (\w+) \}\}", template)):
         return values[alone[1]]
     if isinstance(template, str):
-        return re.sub(r"\{\{ (\w+) \}\}", lambda found: str(values[found[1]]), template)
+        return re.sub(r"\{\{ (\w+) \}\}", lambda match: str(values[match[1]]), template)
     return template
 
 

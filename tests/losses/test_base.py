@@ -24,11 +24,11 @@ def of_any_length(seed: int = 0) -> Tensor:
 def test_rows_of_any_length_give_the_loss_of_unit_rows_with_its_exact_gradient(name):
     ours, plain = CASES[name].make().double(), CASES[name].make().double()
     ours.normalize, plain.normalize = True, False
-    found = value_and_gradients(lambda x: ours(x, uneven()), of_any_length(), *ours.parameters())
+    actual = value_and_gradients(lambda x: ours(x, uneven()), of_any_length(), *ours.parameters())
     expected = value_and_gradients(
         lambda x: plain(nn.functional.normalize(x), uneven()), of_any_length(), *plain.parameters()
     )
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
 
 
 @every_loss
@@ -45,8 +45,8 @@ def test_lengths_whose_squares_have_no_place_in_their_type_count_as_any(name, dt
     expected, grad_unit = value_and_gradients(lambda x: ours(x, uneven()), unit)[:2]
     ours = CASES[name].make().to(dtype)
     ours.normalize = True
-    found, grad = value_and_gradients(lambda x: ours(x, uneven()), unit * scales)[:2]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    actual, grad = value_and_gradients(lambda x: ours(x, uneven()), unit * scales)[:2]
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(grad * scales, grad_unit, rtol=1e-3, atol=1e-4)
 
 
@@ -60,7 +60,7 @@ def test_references_of_any_length_count_as_unit_rows(name):
     ours, plain = CASES[name].make().double(), CASES[name].make().double()
     plain.normalize = False
     others, labels = of_any_length(1), balanced()
-    found = value_and_gradients(
+    actual = value_and_gradients(
         lambda x: ours(x, uneven(), References(others, labels, contain_anchors=False)), of_any_length()
     )
     unit = nn.functional.normalize(others)
@@ -70,7 +70,7 @@ def test_references_of_any_length_count_as_unit_rows(name):
         ),
         of_any_length(),
     )
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
 
 
 def test_a_row_of_zeros_gets_a_zero_gradient():
@@ -125,16 +125,16 @@ def test_pair_and_proxy_losses_alike_compute_in_the_precision_of_the_embeddings(
 
 @every_loss
 def test_autocast_around_forward_and_backward_changes_neither_value_nor_gradient(name):
-    def found() -> list[Tensor]:
+    def gradients() -> list[Tensor]:
         loss = CASES[name].make()
         x = scattered().float().requires_grad_()
         value = loss(x, uneven())
         value.backward()
         return [value.detach(), x.grad, *(p.grad for p in loss.parameters())]
 
-    outside = found()
+    outside = gradients()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = found()
+        inside = gradients()
     torch.testing.assert_close(inside, outside, rtol=0, atol=0)
 
 

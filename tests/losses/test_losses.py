@@ -119,8 +119,8 @@ def test_triplets_counted_by_sort_are_those_counted_one_by_one(seed, semi_hard):
     negatives, positives = (torch.randint(-8, 9, s, generator=generator) / 8 for s in shapes)
     negatives[:, ::3] = -torch.inf
     bounds, ceilings = positives - 0.25, positives if semi_hard else None
-    found, expected = (count(negatives, bounds, ceilings) for count in (count_by_sort, count_one_by_one))
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    actual, expected = (count(negatives, bounds, ceilings) for count in (count_by_sort, count_one_by_one))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_no_block_outlives_the_next(name):
 
 
 def _tensors() -> list[torch.Tensor]:
-    return [found for found in gc.get_objects() if type(found) is torch.Tensor]
+    return [actual for actual in gc.get_objects() if type(actual) is torch.Tensor]
 
 
 def _depends_on_order(name: str) -> bool:

@@ -82,7 +82,7 @@ def _results(make, make_optimizer, sharded: bool, num_classes: int) -> list[Tens
     optimizer = make_optimizer(module.parameters())
     shards = losses.named_shards(module)
 
-    def found(name: str, values: Tensor) -> Tensor:
+    def gathered(name: str, values: Tensor) -> Tensor:
         return whole(values, shards[name]) if name in shards else values.clone()
 
     results = []
@@ -96,10 +96,10 @@ def _results(make, make_optimizer, sharded: bool, num_classes: int) -> list[Tens
             mean = value.detach().clone()
             if world_size > 1:
                 dist.all_reduce(mean)
-            gradients = [found(name, p.grad) for name, p in module.named_parameters()]
+            gradients = [gathered(name, p.grad) for name, p in module.named_parameters()]
             results += [mean / world_size, *gradients]
         optimizer.step()
-    return [*results, *(found(name, p.detach()) for name, p in module.named_parameters())]
+    return [*results, *(gathered(name, p.detach()) for name, p in module.named_parameters())]
 
 
 @cache
@@ -195,12 +195,12 @@ def test_frozen_proxies_or_embeddings_leave_the_other_gradient_as_it_is():
 def _reshard(old: int, new: int) -> Tensor:
     table = torch.arange(40.0).view(20, 2)
     was, now = Shard.of_this_rank(old), Shard.of_this_rank(new)
-    found = reshard(table[was.first : was.last], was, now)
+    actual = reshard(table[was.first : was.last], was, now)
     expected = torch.zeros(len(now), 2)
     kept = max(min(now.last, old) - now.first, 0)
     expected[:kept] = table[now.first : now.first + kept]
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    return found
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    return actual
 
 
 @pytest.mark.parametrize(("old", "new"), [(13, 20), (2, 20)])

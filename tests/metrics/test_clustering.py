@@ -36,8 +36,8 @@ def test_nmi_is_scikit_learns(case, average):
 @pytest.mark.parametrize("case", CASES)
 def test_ami_is_scikit_learns(case, terms_at_a_time):
     expected = adjusted_mutual_info_score(*(part.numpy() for part in case))
-    found = adjusted_mutual_information(*case, terms_at_a_time=terms_at_a_time)
-    assert found == pytest.approx(expected, abs=1e-9)
+    actual = adjusted_mutual_information(*case, terms_at_a_time=terms_at_a_time)
+    assert actual == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_expected_information_is_the_mean_over_every_dealing():

@@ -32,12 +32,12 @@ def plain_episode(embeddings, rows, shots):
 def test_every_episode_is_that_of_the_plain_loop(case, shots):
     embeddings, labels = case(1)
     arguments = {"ways": 4, "episodes": 30, "seed": 5}
-    found = few_shot(embeddings, labels, shots=shots, queries_per_class=2, **arguments)
+    actual = few_shot(embeddings, labels, shots=shots, queries_per_class=2, **arguments)
     pools = class_pools(labels, None, 4, shots + 2)
     for number, rows in enumerate(draw_episodes(pools, size=shots + 2, **arguments)):
         expected = plain_episode(embeddings, rows.tolist(), shots)
-        assert float(found.class_mean[number]) == pytest.approx(expected["class_mean"])
-        assert float(found.nearest[number]) == pytest.approx(expected["nearest"])
+        assert float(actual.class_mean[number]) == pytest.approx(expected["class_mean"])
+        assert float(actual.nearest[number]) == pytest.approx(expected["nearest"])
 
 
 def test_an_episodes_classes_differ_and_its_items_are_drawn_once():
@@ -61,9 +61,9 @@ def test_classes_of_an_episode_share_their_alphabet():
 
 
 def test_one_shot_is_the_same_by_mean_and_by_neighbour():
-    found = few_shot(unit(100, 16, 0), torch.arange(100) // 5, ways=10, episodes=50)
-    torch.testing.assert_close(found.class_mean, found.nearest)
-    assert found.means()["class_mean"] == pytest.approx(found.means()["nearest"])
+    actual = few_shot(unit(100, 16, 0), torch.arange(100) // 5, ways=10, episodes=50)
+    torch.testing.assert_close(actual.class_mean, actual.nearest)
+    assert actual.means()["class_mean"] == pytest.approx(actual.means()["nearest"])
 
 
 def test_an_embedding_that_says_nothing_gets_chance_and_one_that_knows_gets_all():
@@ -78,7 +78,7 @@ def test_an_embedding_that_says_nothing_gets_chance_and_one_that_knows_gets_all(
 def test_the_interval_is_that_of_the_loop_that_weighs_each_error_by_its_two_classes(method):
     embeddings, labels = uneven(1)
     arguments = {"ways": 4, "episodes": 30, "seed": 5}
-    found = few_shot(embeddings, labels, shots=2, queries_per_class=2, **arguments)
+    actual = few_shot(embeddings, labels, shots=2, queries_per_class=2, **arguments)
     pools = class_pools(labels, None, 4, 4)
     errors, queries = [], []
     for rows in draw_episodes(pools, size=4, **arguments):
@@ -101,7 +101,7 @@ def test_the_interval_is_that_of_the_loop_that_weighs_each_error_by_its_two_clas
     expected = torch.quantile(
         torch.tensor(accuracies, dtype=torch.float64), torch.tensor([0.025, 0.975], dtype=torch.float64)
     )
-    interval = found.intervals(resamples=100)[method]
+    interval = actual.intervals(resamples=100)[method]
     assert [interval.low, interval.high] == pytest.approx(expected.tolist(), abs=1e-9)
 
 
@@ -112,11 +112,11 @@ def test_95_percent_intervals_hold_the_accuracy_on_other_classes_at_least_90_tim
     truth = few_shot(*people(2000, 6, seed=999), ways=5, episodes=20_000).means()["nearest"]
     covered = {"classes": 0, "episodes": 0}
     for seed in range(100):
-        found = few_shot(*people(40, 6, seed=seed), **arguments)
-        interval = found.intervals(resamples=300)["nearest"]
-        error = abs(found.means()["nearest"] - truth)
+        actual = few_shot(*people(40, 6, seed=seed), **arguments)
+        interval = actual.intervals(resamples=300)["nearest"]
+        error = abs(actual.means()["nearest"] - truth)
         covered["classes"] += interval.low <= truth <= interval.high
-        covered["episodes"] += error <= 1.96 * float(found.nearest.std()) / 400**0.5
+        covered["episodes"] += error <= 1.96 * float(actual.nearest.std()) / 400**0.5
     assert covered["classes"] >= 90
     assert covered["episodes"] <= 60
 

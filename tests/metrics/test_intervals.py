@@ -14,8 +14,8 @@ from dml.metrics.intervals import bootstrap_intervals, class_weights, compare_pa
 @pytest.mark.parametrize(("successes", "trials"), [(0, 1), (0, 40), (1, 40), (16, 25), (40, 40), (7, 10**6)])
 def test_the_interval_of_a_share_is_scipys_wilson(successes, trials, confidence):
     expected = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-    found = wilson_interval(successes, trials, confidence=confidence)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    interval = wilson_interval(successes, trials, confidence=confidence)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 Y = torch.arange(9)
@@ -42,7 +42,7 @@ def test_the_bootstrap_is_the_loop_over_its_draws(seed, block_elements, by):
     classes = (torch.rand(40, generator=generator) ** 2 * 9).long() * 3 - 4
     keys = classes.tolist() if by == "class" else list(range(40))
     means = torch.tensor(plain_bootstrap(values.tolist(), keys, 200, seed), dtype=torch.float64)
-    found = bootstrap_intervals(
+    interval = bootstrap_intervals(
         {"a": values, "b": 1 - values},
         classes if by == "class" else None,
         resamples=200,
@@ -51,8 +51,8 @@ def test_the_bootstrap_is_the_loop_over_its_draws(seed, block_elements, by):
         block_elements=block_elements,
     )
     expected = torch.quantile(means, torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
-    assert [found["a"].low, found["a"].high] == pytest.approx(expected, abs=1e-12)
-    assert [1 - found["b"].high, 1 - found["b"].low] == pytest.approx(expected, abs=1e-12)
+    assert [interval["a"].low, interval["a"].high] == pytest.approx(expected, abs=1e-12)
+    assert [1 - interval["b"].high, 1 - interval["b"].low] == pytest.approx(expected, abs=1e-12)
 
 
 def test_queries_of_a_class_that_err_together_need_classes_to_be_drawn():
@@ -63,8 +63,8 @@ def test_queries_of_a_class_that_err_together_need_classes_to_be_drawn():
         classes = torch.arange(40).repeat_interleave(25)
         values = {"x": torch.randn(40, generator=generator, dtype=torch.float64).repeat_interleave(25)}
         for by, keys in (("class", classes), ("query", None)):
-            found = bootstrap_intervals(values, keys, resamples=200, seed=seed)["x"]
-            covered[by] += found.low <= 0 <= found.high
+            interval = bootstrap_intervals(values, keys, resamples=200, seed=seed)["x"]
+            covered[by] += interval.low <= 0 <= interval.high
     assert covered["class"] >= 88
     assert covered["query"] <= 50
 
@@ -92,9 +92,11 @@ def test_the_p_value_is_that_of_all_sign_patterns(seed, by, margin):
     first, second = (torch.randint(0, 2, (12,), generator=generator).double() for _ in range(2))
     classes = torch.randint(0, 8, (12,), generator=generator)
     keys = classes.tolist() if by == "class" else list(range(12))
-    found = compare_paired(first, second, classes if by == "class" else None, margin=margin, resamples=20_000)
-    assert found.gain == pytest.approx(float((first - second).mean()))
-    assert found.p_value == pytest.approx(plain_p_value((first - second).tolist(), keys, margin), abs=0.012)
+    actual = compare_paired(
+        first, second, classes if by == "class" else None, margin=margin, resamples=20_000
+    )
+    assert actual.gain == pytest.approx(float((first - second).mean()))
+    assert actual.p_value == pytest.approx(plain_p_value((first - second).tolist(), keys, margin), abs=0.012)
 
 
 def test_noise_passes_as_seldom_as_the_confidence_says_and_a_gain_passes():
@@ -130,8 +132,8 @@ def test_the_smallest_p_value_is_one_over_one_more_than_the_resamples(resamples)
 
 def test_a_model_against_itself_gains_nothing_and_is_never_better():
     values = torch.rand(30, generator=torch.Generator().manual_seed(0))
-    found = compare_paired(values, values, torch.arange(30) // 3)
-    assert (found.gain, found.interval.low, found.interval.high, found.p_value) == (0, 0, 0, 1)
+    actual = compare_paired(values, values, torch.arange(30) // 3)
+    assert (actual.gain, actual.interval.low, actual.interval.high, actual.p_value) == (0, 0, 0, 1)
 
 
 @pytest.mark.parametrize(

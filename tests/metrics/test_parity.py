@@ -47,9 +47,9 @@ def theirs(queries, gallery=None, *, k, average_of_averages=False, includes=Fals
 @pytest.mark.parametrize("case", [balanced, uneven, ties, duplicates, single_items], ids=lambda c: c.__name__)
 def test_pytorch_metric_learnings_numbers_are_its_own(case, k, average_of_averages):
     items = Items(*case(1))
-    found = parity.pytorch_metric_learning(items, k=k, average_of_averages=average_of_averages)
+    actual = parity.pytorch_metric_learning(items, k=k, average_of_averages=average_of_averages)
     expected = theirs(items, k=k, average_of_averages=average_of_averages)
-    assert found == pytest.approx(expected, abs=1e-6)
+    assert actual == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("includes", [False, True], ids=["apart", "gallery includes the queries"])
@@ -61,16 +61,16 @@ def test_pytorch_metric_learnings_numbers_on_a_gallery_are_its_own(k, includes):
         queries, gallery = Items(embeddings[:30], labels[:30], ids[:30]), Items(embeddings, labels, ids)
     else:
         queries, gallery = Items(embeddings[:30], labels[:30]), Items(embeddings[30:], labels[30:])
-    found = parity.pytorch_metric_learning(queries, gallery, k=k)
-    assert found == pytest.approx(theirs(queries, gallery, k=k, includes=includes), abs=1e-6)
+    actual = parity.pytorch_metric_learning(queries, gallery, k=k)
+    assert actual == pytest.approx(theirs(queries, gallery, k=k, includes=includes), abs=1e-6)
 
 
 @pytest.mark.parametrize("case", [balanced, uneven, single_items], ids=lambda case: case.__name__)
 def test_searched_deep_enough_its_numbers_are_ours_too(case):
     embeddings, labels = case(3)
-    found = parity.pytorch_metric_learning(Items(embeddings, labels))
+    actual = parity.pytorch_metric_learning(Items(embeddings, labels))
     ours = retrieval_metrics(embeddings, labels)
-    assert [found["precision_at_1"], found["r_precision"], found["mean_average_precision_at_r"]] == (
+    assert [actual["precision_at_1"], actual["r_precision"], actual["mean_average_precision_at_r"]] == (
         pytest.approx([ours.recall_at[1], ours.r_precision, ours.map_at_r])
     )
 
@@ -95,15 +95,15 @@ def plain_confusezius(embeddings, labels, recall_at):
         precisions.append(
             sum(sum(hits[: i + 1]) / (i + 1) for i in range(min(size, len(hits))) if hits[i]) / size
         )
-    found = {f"e_recall_at_{k}": sum(values) / len(values) for k, values in recall.items()}
-    return found | {"map_c": math.fsum(precisions) / len(precisions)}
+    metrics = {f"e_recall_at_{k}": sum(values) / len(values) for k, values in recall.items()}
+    return metrics | {"map_c": math.fsum(precisions) / len(precisions)}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_confusezius_numbers_are_those_of_dropping_the_first_column(case):
     embeddings, labels = case(4)
-    found = parity.confusezius(embeddings, labels, recall_at=(1, 2, 40))
-    assert found == pytest.approx(plain_confusezius(embeddings, labels, (1, 2, 40)), abs=1e-12)
+    actual = parity.confusezius(embeddings, labels, recall_at=(1, 2, 40))
+    assert actual == pytest.approx(plain_confusezius(embeddings, labels, (1, 2, 40)), abs=1e-12)
 
 
 def test_a_query_among_duplicates_finds_itself_there_and_not_here():
@@ -115,13 +115,13 @@ def test_a_query_among_duplicates_finds_itself_there_and_not_here():
 
 def test_a_perfect_embedding_of_fives_tops_out_below_one_in_map_c():
     labels = torch.arange(50) // 5
-    found = parity.confusezius(torch.eye(10, dtype=torch.float64)[labels], labels, recall_at=(1,))
-    assert found == {"e_recall_at_1": 1.0, "map_c": pytest.approx(4 / 5)}
+    actual = parity.confusezius(torch.eye(10, dtype=torch.float64)[labels], labels, recall_at=(1,))
+    assert actual == {"e_recall_at_1": 1.0, "map_c": pytest.approx(4 / 5)}
 
 
 def plain_open_metric_learning(items, gallery, top_k, denominator):
     similarities = (items.embeddings @ gallery.embeddings.T).tolist()
-    found = {}
+    metrics = {}
     for k in top_k:
         cmc, precision, maps = [], [], []
         for query, label in enumerate(items.labels.tolist()):
@@ -136,8 +136,8 @@ def plain_open_metric_learning(items, gallery, top_k, denominator):
                 gain = sum(sum(hits[: i + 1]) / (i + 1) for i in range(len(hits)) if hits[i])
                 maps.append(gain / divisor)
         for name, values in {"cmc": cmc, "precision": precision, "map": maps}.items():
-            found[f"{name}_{k}"] = math.fsum(values) / len(values)
-    return found
+            metrics[f"{name}_{k}"] = math.fsum(values) / len(values)
+    return metrics
 
 
 @pytest.mark.parametrize("denominator", ["attainable", "retrieved"])
@@ -146,17 +146,17 @@ def test_open_metric_learnings_numbers_are_those_of_its_divisors(case, denominat
     embeddings, labels = case(5)
     items = Items(embeddings, labels, torch.arange(len(labels)))
     top_k = tuple(k for k in (1, 3, 20) if k <= len(labels))
-    found = parity.open_metric_learning(items, top_k=top_k, denominator=denominator)
+    actual = parity.open_metric_learning(items, top_k=top_k, denominator=denominator)
     expected = plain_open_metric_learning(items, items, top_k, denominator)
-    assert found == pytest.approx(expected, abs=1e-12)
+    assert actual == pytest.approx(expected, abs=1e-12)
 
 
 def test_one_hit_of_five_at_rank_one_is_everything_to_one_divisor_and_a_fifth_to_another():
     embeddings = torch.eye(8, dtype=torch.float64)[[0, 0, 1, 1, 2, 3]]
     gallery = Items(embeddings, torch.tensor([7, 1, 1, 7, 7, 7]))
     query = Items(torch.eye(8, dtype=torch.float64)[[0]], torch.tensor([7]))
-    found = parity.open_metric_learning(query, gallery, top_k=(1, 2))
-    assert found["map_2"] == 1.0
+    actual = parity.open_metric_learning(query, gallery, top_k=(1, 2))
+    assert actual["map_2"] == 1.0
     ours = query_metrics(query, gallery, map_at=(2,)).means()
     assert ours["map_at_2_by_relevant"] == 1 / 4
 

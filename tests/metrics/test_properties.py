@@ -29,12 +29,12 @@ labelings = st.lists(st.tuples(st.integers(0, 4), st.integers(-2, 3)), min_size=
 @few
 @given(labelled())
 def test_retrieval_metrics_are_shares_and_recall_grows_with_k(case):
-    found = retrieval_metrics(*case, recall_at=(1, 2, 5, 100))
-    values = list(found.as_dict().values())
+    metrics = retrieval_metrics(*case, recall_at=(1, 2, 5, 100))
+    values = list(metrics.as_dict().values())
     assert all(0 <= value <= 1 for value in values)
     assert values[:4] == sorted(values[:4])
-    assert found.map_at_r <= found.r_precision + 1e-12
-    assert found.recall_at[100] == (1.0 if found.num_queries else 0.0)
+    assert metrics.map_at_r <= metrics.r_precision + 1e-12
+    assert metrics.recall_at[100] == (1.0 if metrics.num_queries else 0.0)
 
 
 @few
@@ -42,10 +42,10 @@ def test_retrieval_metrics_are_shares_and_recall_grows_with_k(case):
 def test_no_metric_depends_on_the_names_of_classes_or_on_a_rotation(case, seed):
     embeddings, labels = case
     embeddings = unit(len(labels), 8, seed)  # without ties, which rounding may break
-    found = retrieval_metrics(embeddings, labels, recall_at=(1, 3))
-    assert retrieval_metrics(embeddings, -7 * labels, recall_at=(1, 3)) == found
+    metrics = retrieval_metrics(embeddings, labels, recall_at=(1, 3))
+    assert retrieval_metrics(embeddings, -7 * labels, recall_at=(1, 3)) == metrics
     rotation = torch.linalg.qr(unit(8, 8, seed))[0]
-    assert retrieval_metrics(embeddings @ rotation, labels, recall_at=(1, 3)) == found
+    assert retrieval_metrics(embeddings @ rotation, labels, recall_at=(1, 3)) == metrics
 
 
 @few
@@ -53,9 +53,9 @@ def test_no_metric_depends_on_the_names_of_classes_or_on_a_rotation(case, seed):
 def test_a_query_with_a_copy_of_its_class_alone_finds_it(case):
     embeddings, labels = case
     own = torch.arange(len(labels))
-    found = query_metrics(Items(embeddings, own), Items(embeddings, own), recall_at=(1,))
+    metrics = query_metrics(Items(embeddings, own), Items(embeddings, own), recall_at=(1,))
     distinct = len(torch.unique(embeddings, dim=0)) == len(embeddings)
-    assert not distinct or found.means()["recall_at_1"] == 1.0
+    assert not distinct or metrics.means()["recall_at_1"] == 1.0
 
 
 @few
@@ -68,10 +68,10 @@ def test_streamed_pairs_have_the_area_of_pairs_one_by_one(case):
         with pytest.raises(ValueError, match=r"genuine and impostor pairs|pairs of the same class"):
             roc_of_all_pairs(embeddings, labels, bins=2, resamples=2)
         return
-    found = roc_of_all_pairs(embeddings, labels, bins=4096, resamples=2)
+    roc = roc_of_all_pairs(embeddings, labels, bins=4096, resamples=2)
     exact = roc_of_pairs((embeddings[first] * embeddings[second]).sum(1), same)
-    assert found.area() == pytest.approx(exact.area(), abs=0.02)
-    assert 0 <= found.equal_error_rate() <= 1
+    assert roc.area() == pytest.approx(exact.area(), abs=0.02)
+    assert 0 <= roc.equal_error_rate() <= 1
 
 
 @few
@@ -91,9 +91,9 @@ def test_clusterings_are_compared_alike_from_both_sides(pairs):
 def test_an_interval_lies_within_the_values_and_holds_what_no_resample_changes(pairs, seed):
     classes, column = torch.tensor(pairs).T
     values = {"x": column.double(), "constant": torch.full((len(column),), 0.25, dtype=torch.float64)}
-    found = bootstrap_intervals(values, classes, resamples=20, seed=seed)
-    assert float(column.min()) <= found["x"].low <= found["x"].high <= float(column.max())
-    assert (found["constant"].low, found["constant"].high) == (0.25, 0.25)
+    interval = bootstrap_intervals(values, classes, resamples=20, seed=seed)
+    assert float(column.min()) <= interval["x"].low <= interval["x"].high <= float(column.max())
+    assert (interval["constant"].low, interval["constant"].high) == (0.25, 0.25)
 
 
 @few
@@ -112,7 +112,7 @@ def test_a_gain_seen_from_the_other_model_is_a_loss_of_the_same_size(pairs):
 @given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilsons_interval_holds_the_share_and_mirrors(counts):
     successes, trials = counts
-    found = wilson_interval(successes, trials)
+    interval = wilson_interval(successes, trials)
     mirrored = wilson_interval(trials - successes, trials)
-    assert 0 <= found.low <= successes / trials <= found.high <= 1
-    assert (found.low, found.high) == pytest.approx((1 - mirrored.high, 1 - mirrored.low))
+    assert 0 <= interval.low <= successes / trials <= interval.high <= 1
+    assert (interval.low, interval.high) == pytest.approx((1 - mirrored.high, 1 - mirrored.low))

@@ -45,23 +45,23 @@ def numbers(hits, wanted):
     def gain(k):
         return math.fsum(sum(hits[: i + 1]) / (i + 1) for i in range(min(k, len(hits))) if hits[i])
 
-    found = {f"recall_at_{k}": float(any(hits[:k])) for k in wanted["recall_at"]}
-    found |= {f"precision_at_{k}": sum(hits[:k]) / k for k in wanted["precision_at"]}
-    found["r_precision"] = sum(hits[:relevant]) / relevant
-    found["map_at_r"] = gain(relevant) / relevant
+    values = {f"recall_at_{k}": float(any(hits[:k])) for k in wanted["recall_at"]}
+    values |= {f"precision_at_{k}": sum(hits[:k]) / k for k in wanted["precision_at"]}
+    values["r_precision"] = sum(hits[:relevant]) / relevant
+    values["map_at_r"] = gain(relevant) / relevant
     for k in wanted["map_at"]:
         over = {"relevant": relevant, "attainable": min(k, relevant), "retrieved": max(sum(hits[:k]), 1)}
-        found |= {f"map_at_{k}_by_{name}": gain(k) / over[name] for name in wanted["map_denominators"]}
+        values |= {f"map_at_{k}_by_{name}": gain(k) / over[name] for name in wanted["map_denominators"]}
     if wanted["full_map"]:
-        found["map"] = gain(len(hits)) / relevant
-    return found
+        values["map"] = gain(len(hits)) / relevant
+    return values
 
 
-def assert_same(found, rows):
+def assert_same(actual, rows):
     kept = [row for row, values in enumerate(rows) if values is not None]
-    assert found.rows.tolist() == kept
-    assert found.num_without_positives == len(rows) - len(kept)
-    for name, values in found.values.items():
+    assert actual.rows.tolist() == kept
+    assert actual.num_without_positives == len(rows) - len(kept)
+    for name, values in actual.values.items():
         assert values.dtype == torch.float64
         assert values.tolist() == pytest.approx([rows[row][name] for row in kept], abs=1e-12), name
 
@@ -89,8 +89,8 @@ def test_every_number_of_every_query_is_that_of_the_plain_loop(case, kept, block
     )
     wanted = {**EVERY_METRIC, "full_map": full}
     with_ids = Items(embeddings, labels, own if items.ids is None else items.ids, items.groups)
-    found = query_metrics(items, **wanted, block_elements=block_elements)
-    assert_same(found, plain(with_ids, with_ids, wanted))
+    metrics = query_metrics(items, **wanted, block_elements=block_elements)
+    assert_same(metrics, plain(with_ids, with_ids, wanted))
 
 
 @pytest.mark.parametrize("ranked", [1, 3])
@@ -101,8 +101,8 @@ def test_first_hits_beyond_what_is_ranked_are_counted_exactly(case, kept, ranked
     own = torch.arange(len(labels))
     items = Items(embeddings, labels, ids if kept == "both" else own, groups if kept == "both" else None)
     wanted = {"recall_at": (1, 5, 20, 500), "precision_at": (), "map_at": (), "full_map": False}
-    found = query_metrics(items, recall_at=wanted["recall_at"], recall_depth=ranked)
-    assert_same(found, plain(items, items, wanted))
+    metrics = query_metrics(items, recall_at=wanted["recall_at"], recall_depth=ranked)
+    assert_same(metrics, plain(items, items, wanted))
 
 
 @pytest.mark.parametrize("kept", ["neither", "ids", "groups", "both"])
@@ -126,8 +126,8 @@ def test_market_1501_a_view_by_the_querys_own_camera_is_neither_right_nor_wrong(
     embeddings = torch.eye(4, dtype=torch.float64)[[0, 0, 1, 2]]
     gallery = Items(embeddings, torch.tensor([7, 7, 8, 7]), groups=torch.tensor([1, 2, 1, 1]))
     query = Items(embeddings[:1], torch.tensor([7]), groups=torch.tensor([1]))
-    found = query_metrics(query, gallery, recall_at=(1,), full_map=True)
-    assert found.means() == {"recall_at_1": 1.0, "r_precision": 1.0, "map_at_r": 1.0, "map": 1.0}
+    metrics = query_metrics(query, gallery, recall_at=(1,), full_map=True)
+    assert metrics.means() == {"recall_at_1": 1.0, "r_precision": 1.0, "map_at_r": 1.0, "map": 1.0}
     other = Items(embeddings[:1], torch.tensor([7]), groups=torch.tensor([2]))
     # Its own camera's copy (place 1) is left out; place 0 is right, place 2 another person, place 3 right.
     assert query_metrics(other, gallery, full_map=True).means()["map"] == pytest.approx((1 + 2 / 3) / 2)
@@ -135,18 +135,18 @@ def test_market_1501_a_view_by_the_querys_own_camera_is_neither_right_nor_wrong(
 
 def test_macro_means_weigh_classes_and_micro_means_weigh_queries():
     embeddings = torch.eye(4, dtype=torch.float64)[[0, 0, 0, 0, 1, 2]]
-    found = query_metrics(Items(embeddings, torch.tensor([5, 5, 5, 5, 9, 9])), recall_at=(1,))
-    assert found.means()["recall_at_1"] == pytest.approx(4 / 6)
-    assert found.class_means()["recall_at_1"] == pytest.approx(1 / 2)
+    metrics = query_metrics(Items(embeddings, torch.tensor([5, 5, 5, 5, 9, 9])), recall_at=(1,))
+    assert metrics.means()["recall_at_1"] == pytest.approx(4 / 6)
+    assert metrics.class_means()["recall_at_1"] == pytest.approx(1 / 2)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_macro_means_are_means_of_the_classes_means(case):
     embeddings, labels = case(3)
-    found = query_metrics(Items(embeddings, labels))
-    for name, values in found.values.items():
-        by_class = [float(values[found.labels == label].mean()) for label in found.labels.unique()]
-        assert found.class_means()[name] == pytest.approx(math.fsum(by_class) / len(by_class))
+    metrics = query_metrics(Items(embeddings, labels))
+    for name, values in metrics.values.items():
+        by_class = [float(values[metrics.labels == label].mean()) for label in metrics.labels.unique()]
+        assert metrics.class_means()[name] == pytest.approx(math.fsum(by_class) / len(by_class))
 
 
 def test_slices_part_the_queries_and_not_the_gallery():
@@ -163,8 +163,8 @@ def test_slices_part_the_queries_and_not_the_gallery():
 
 
 def test_queries_without_a_positive_are_counted_in_their_slice():
-    found = query_metrics(Items(unit(5, 4, 0), torch.tensor([1, 1, 2, 3, 4])))
-    assert found.select(torch.tensor([True, False, True, True, False])).num_without_positives == 2
+    metrics = query_metrics(Items(unit(5, 4, 0), torch.tensor([1, 1, 2, 3, 4])))
+    assert metrics.select(torch.tensor([True, False, True, True, False])).num_without_positives == 2
 
 
 def test_an_item_embedded_twice_is_not_its_own_answer():
@@ -203,6 +203,6 @@ def test_an_unknown_denominator_is_refused():
 
 def test_a_gallery_without_the_querys_class_holds_no_positive():
     embeddings, labels = balanced(0)
-    found = query_metrics(Items(embeddings, labels), Items(embeddings, labels + 100))
-    assert (found.num_without_positives, len(found.rows)) == (60, 0)
-    assert set(found.means().values()) == {0.0} == set(found.class_means().values())
+    metrics = query_metrics(Items(embeddings, labels), Items(embeddings, labels + 100))
+    assert (metrics.num_without_positives, len(metrics.rows)) == (60, 0)
+    assert set(metrics.means().values()) == {0.0} == set(metrics.class_means().values())

@@ -37,12 +37,12 @@ def plain(embeddings, labels, recall_at):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_every_number_is_that_of_the_plain_loop(case, seed):
     embeddings, labels = case(seed)
-    found = retrieval_metrics(embeddings, labels, recall_at=RECALL_AT)
+    metrics = retrieval_metrics(embeddings, labels, recall_at=RECALL_AT)
     recall, r_precision, map_at_r, without_positives = plain(embeddings, labels, RECALL_AT)
-    assert found.recall_at == pytest.approx(recall, abs=1e-12)
-    assert found.r_precision == pytest.approx(r_precision, abs=1e-12)
-    assert found.map_at_r == pytest.approx(map_at_r, abs=1e-12)
-    assert (found.num_without_positives, found.num_queries) == (
+    assert metrics.recall_at == pytest.approx(recall, abs=1e-12)
+    assert metrics.r_precision == pytest.approx(r_precision, abs=1e-12)
+    assert metrics.map_at_r == pytest.approx(map_at_r, abs=1e-12)
+    assert (metrics.num_without_positives, metrics.num_queries) == (
         without_positives,
         len(labels) - without_positives,
     )
@@ -109,9 +109,9 @@ def test_half_precision_is_ranked_in_float32():
 
 
 def test_nobody_to_find_is_zero_and_counted():
-    found = retrieval_metrics(unit(5, 8, seed=0), torch.arange(5))
-    assert found.as_dict() == dict.fromkeys(found.as_dict(), 0.0)
-    assert (found.num_queries, found.num_without_positives) == (0, 5)
+    metrics = retrieval_metrics(unit(5, 8, seed=0), torch.arange(5))
+    assert metrics.as_dict() == dict.fromkeys(metrics.as_dict(), 0.0)
+    assert (metrics.num_queries, metrics.num_without_positives) == (0, 5)
 
 
 @pytest.mark.parametrize(

@@ -107,5 +107,5 @@ def test_what_has_no_answer_is_refused_and_not_answered_with_nan(make, message):
 
 
 def test_no_query_at_all_gives_zeros_as_no_query_with_a_positive_does():
-    found = retrieval_metrics(X[:0], Y[:0])
-    assert (found.recall_at[1], found.num_queries, found.num_without_positives) == (0.0, 0, 0)
+    metrics = retrieval_metrics(X[:0], Y[:0])
+    assert (metrics.recall_at[1], metrics.num_queries, metrics.num_without_positives) == (0.0, 0, 0)

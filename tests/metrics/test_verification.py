@@ -116,14 +116,14 @@ def test_the_threshold_accepts_as_many_genuine_pairs_as_the_rate_allows(case, ra
         if counted(pairs, threshold)[1] <= rate * num_impostor
     ]
     genuine, impostor = counted(pairs, min(allowed))
-    found = roc_of_pairs(*as_tensors(pairs)).at_false_accept_rate(rate)
-    assert found.threshold == min(allowed)
-    assert (found.true_accept_rate, found.false_accept_rate) == (
+    point = roc_of_pairs(*as_tensors(pairs)).at_false_accept_rate(rate)
+    assert point.threshold == min(allowed)
+    assert (point.true_accept_rate, point.false_accept_rate) == (
         genuine / num_genuine,
         impostor / num_impostor,
     )
-    assert found.true_accept_interval == wilson_interval(genuine, num_genuine)
-    assert found.false_accept_interval == wilson_interval(impostor, num_impostor)
+    assert point.true_accept_interval == wilson_interval(genuine, num_genuine)
+    assert point.false_accept_interval == wilson_interval(impostor, num_impostor)
 
 
 def weighed_pairs(embeddings, labels, ids, groups, weights):
@@ -186,16 +186,16 @@ def test_the_interval_is_that_of_the_plain_loop_that_draws_classes(num_classes, 
         falsely.append(impostor[similarities >= point.threshold][-1] / impostor[-1])
     # 220 classes are dealt into groups, and so drawn otherwise: the quantiles of 300 draws are 6 % apart.
     within = 0.2 if num_classes > MAX_GROUPS else 0.06
-    for found, values in ((point.true_accept_interval, accepted), (point.false_accept_interval, falsely)):
+    for actual, values in ((point.true_accept_interval, accepted), (point.false_accept_interval, falsely)):
         low, high = np.quantile(values, [0.025, 0.975])
-        assert found.low == pytest.approx(low, abs=within * (high - low))
-        assert found.high == pytest.approx(high, abs=within * (high - low))
+        assert actual.low == pytest.approx(low, abs=within * (high - low))
+        assert actual.high == pytest.approx(high, abs=within * (high - low))
 
 
 @pytest.mark.parametrize(("num_classes", "per_class"), [(12, 6), (40, 6)])
 def test_the_interval_of_the_equal_error_rate_is_that_of_the_plain_loop(num_classes, per_class):
     embeddings, labels = people(num_classes, per_class, seed=2)
-    found = roc_of_all_pairs(embeddings, labels, resamples=200).equal_error_interval()
+    interval = roc_of_all_pairs(embeddings, labels, resamples=200).equal_error_interval()
     first, second = np.triu_indices(len(labels), 1)
     similarities = (embeddings @ embeddings.T).numpy()[first, second]
     order = np.argsort(-similarities, kind="stable")
@@ -206,8 +206,8 @@ def test_the_interval_of_the_equal_error_rate_is_that_of_the_plain_loop(num_clas
         refused = 1 - np.cumsum(weights[first] * same) / (weights[first] * same).sum()
         rates.append((accepted / accepted[-1])[np.argmax(accepted / accepted[-1] >= refused)])
     low, high = np.quantile(rates, [0.025, 0.975])
-    assert found.low == pytest.approx(low, abs=0.06 * (high - low))
-    assert found.high == pytest.approx(high, abs=0.06 * (high - low))
+    assert interval.low == pytest.approx(low, abs=0.06 * (high - low))
+    assert interval.high == pytest.approx(high, abs=0.06 * (high - low))
 
 
 def test_an_equal_error_rate_beyond_the_rates_prepared_for_has_no_interval():
@@ -233,8 +233,8 @@ def test_95_percent_intervals_hold_the_population_s_number_at_least_90_times_of_
         point = curve.at_false_accept_rate(rate)
         num_genuine = int(curve.genuine[-1])
         independent = wilson_interval(round(point.true_accept_rate * num_genuine), num_genuine)
-        for name, found in (("classes", point.true_accept_interval), ("pairs", independent)):
-            covered[name] += found.low <= truth <= found.high
+        for name, actual in (("classes", point.true_accept_interval), ("pairs", independent)):
+            covered[name] += actual.low <= truth <= actual.high
     assert covered["classes"] >= 90
     assert covered["pairs"] <= most_of_pairs
 
@@ -279,12 +279,12 @@ def test_ten_fold_accuracy_is_that_of_the_plain_loop(seed, given):
     folds = [number for number, size in enumerate(parts) for _ in range(size)]
     if given:
         folds = torch.randint(3, 9, (103,), generator=generator).tolist()
-    found = k_fold_accuracy(similarities, same, folds=torch.tensor(folds) if given else None)
+    accuracy = k_fold_accuracy(similarities, same, folds=torch.tensor(folds) if given else None)
     expected = plain_folds(similarities.tolist(), same.tolist(), folds)
-    assert found.folds == pytest.approx(expected)
-    assert found.mean == pytest.approx(sum(expected) / len(expected))
-    variance = sum((value - found.mean) ** 2 for value in expected) / len(expected)
-    assert found.deviation == pytest.approx(variance**0.5)
+    assert accuracy.folds == pytest.approx(expected)
+    assert accuracy.mean == pytest.approx(sum(expected) / len(expected))
+    variance = sum((value - accuracy.mean) ** 2 for value in expected) / len(expected)
+    assert accuracy.deviation == pytest.approx(variance**0.5)
 
 
 ALL_ONE = torch.zeros(3, dtype=torch.long)

@@ -51,9 +51,9 @@ def test_the_preprocessing_is_timms_own(tmp_path, tiny_weights):
 @pytest.mark.parametrize("form", ["safetensors:{}@torchvision:squeezenet1_1", "safetensors:{}"])
 def test_a_weights_file_becomes_the_same_package_in_every_form(tmp_path, squeezenet, form):
     named = read_embedder("torchvision:squeezenet1_1", Options(weights=squeezenet))
-    found = read_embedder(form.format(squeezenet), Options())
-    assert found.contents == named.contents
-    assert found.source == "torchvision:squeezenet1_1"
+    embedder = read_embedder(form.format(squeezenet), Options())
+    assert embedder.contents == named.contents
+    assert embedder.source == "torchvision:squeezenet1_1"
 
 
 def test_a_torchvision_network_embeds_as_its_averaged_features(tmp_path, squeezenet):
@@ -84,10 +84,14 @@ def test_a_preprocessing_file_speaks_of_pixels_from_0_to_255(tmp_path, tiny_weig
         json.dumps({"color": "BGR", "scale": 1, "mean": [1, 2, 3], "std": 128, "crop_mode": "squash"})
     )
     options = Options(weights=tiny_weights, preprocessing=file)
-    found = read_embedder(f"timm:{TINY}", options).contents.preprocessing
-    assert (found.channel_order, found.crop_mode, found.crop) == ("BGR", "squash", 160)
-    np.testing.assert_allclose(np.multiply(found.mean, 255), [1, 2, 3])
-    np.testing.assert_allclose(np.multiply(found.std, 255), [128, 128, 128])
+    preprocessing = read_embedder(f"timm:{TINY}", options).contents.preprocessing
+    assert (preprocessing.channel_order, preprocessing.crop_mode, preprocessing.crop) == (
+        "BGR",
+        "squash",
+        160,
+    )
+    np.testing.assert_allclose(np.multiply(preprocessing.mean, 255), [1, 2, 3])
+    np.testing.assert_allclose(np.multiply(preprocessing.std, 255), [128, 128, 128])
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,8 @@ def test_the_preprocessing_is_its_image_processors(tmp_path):
 )
 def test_every_form_of_an_image_processor_is_understood(tmp_path, changes, expected):
     saved(tmp_path, dinov2, {**CENTRE, **changes})
-    found = read_embedder(f"hf:{tmp_path}", Options()).contents.preprocessing
-    assert {name: getattr(found, name) for name in expected} == expected
+    preprocessing = read_embedder(f"hf:{tmp_path}", Options()).contents.preprocessing
+    assert {name: getattr(preprocessing, name) for name in expected} == expected
 
 
 def test_a_package_of_one_is_an_encoder_to_train(tmp_path):

@@ -95,12 +95,12 @@ def test_a_face_network_embeds_as_its_own_runtime_does(tmp_path, faces, layout):
 
 def test_bgr_and_pixels_up_to_255_are_said_in_the_file_beside_it(tmp_path, faces):
     path = network(tmp_path / "face.onnx")
-    found = embed(
+    embeddings = embed(
         tmp_path / "s", path, faces, {"color": "BGR", "scale": 1, "mean": [104, 117, 123], "std": 128}
     )
     expected = expected_of(path, faces, bgr=True, mean=np.array([104, 117, 123]), std=128)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert np.abs(found - expected_of(path, faces)).max() > 1e-3
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+    assert np.abs(embeddings - expected_of(path, faces)).max() > 1e-3
 
 
 def test_a_file_that_fixes_its_batch_takes_any_number_of_images(tmp_path, faces):
@@ -113,8 +113,8 @@ def test_a_file_that_fixes_its_batch_takes_any_number_of_images(tmp_path, faces)
 def test_bytes_go_in_as_bytes(tmp_path, faces):
     path = network(tmp_path / "face.onnx", kind=TensorProto.UINT8)
     plain = network(tmp_path / "plain.onnx")
-    found = embed(tmp_path / "s", path, faces, {"scale": 1, "mean": 0, "std": 1})
-    np.testing.assert_allclose(found, expected_of(plain, faces, mean=0, std=1), atol=1e-5)
+    embeddings = embed(tmp_path / "s", path, faces, {"scale": 1, "mean": 0, "std": 1})
+    np.testing.assert_allclose(embeddings, expected_of(plain, faces, mean=0, std=1), atol=1e-5)
 
 
 def test_weights_beside_the_file_are_taken_into_the_package(tmp_path, faces):
@@ -124,8 +124,8 @@ def test_weights_beside_the_file_are_taken_into_the_package(tmp_path, faces):
     expected = expected_of(path, faces)
     package = import_embedder(str(tmp_path / "s"), f"onnx:{path}", Options())
     (folder / "weights.bin").unlink()
-    found = load_package(package.uri).embed([png_of(face) for face in faces])
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    embeddings = load_package(package.uri).embed([png_of(face) for face in faces])
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname"])
@@ -187,14 +187,14 @@ def test_a_file_that_is_no_network_is_refused(tmp_path, content):
 
 def test_a_grey_network_sees_grey(tmp_path, faces):
     path = network(tmp_path / "grey.onnx", channels=1)
-    found = embed(tmp_path / "s", path, faces)
+    embeddings = embed(tmp_path / "s", path, faces)
     np.testing.assert_allclose(
-        found, embed(tmp_path / "s", path, [face.convert("L") for face in faces]), atol=1e-5
+        embeddings, embed(tmp_path / "s", path, [face.convert("L") for face in faces]), atol=1e-5
     )
 
 
 def test_a_network_for_people_sees_them_taller_than_wide(tmp_path):
     path = network(tmp_path / "person.onnx", side=(256, 128))
     people = [photo(128, 256, seed=seed) for seed in range(2)]
-    found = embed(tmp_path / "s", path, people, {"mean": 0.5, "std": 0.5})
-    np.testing.assert_allclose(found, expected_of(path, people), atol=1e-5)
+    embeddings = embed(tmp_path / "s", path, people, {"mean": 0.5, "std": 0.5})
+    np.testing.assert_allclose(embeddings, expected_of(path, people), atol=1e-5)

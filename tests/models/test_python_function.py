@@ -43,8 +43,8 @@ def test_whole_rgb_images_of_any_size_go_in_and_unit_vectors_come_out(tmp_path, 
     images = [photo(40, 30), photo(8, 90, seed=1)]
     expected = np.stack([np.asarray(image).mean((0, 1)) for image in images])
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    found = load_package(package.uri).embed([png_of(image) for image in images])
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    embeddings = load_package(package.uri).embed([png_of(image) for image in images])
+    np.testing.assert_allclose(embeddings, expected, atol=1e-6)
 
 
 def test_a_file_that_changed_is_noticed_before_it_is_run(tmp_path, module):

@@ -142,10 +142,10 @@ def test_equal_inputs_give_equal_bytes():
     "label", ["$x^", "$\\frac$", "a $ b $ c", "_hidden", "two\nlines", "日本", "\x1b[31m"]
 )
 def test_a_label_is_drawn_as_it_is_whatever_is_in_it(label):
-    found = Map(np.arange(4), np.random.default_rng(0).standard_normal((4, 2)), "given")
+    actual = Map(np.arange(4), np.random.default_rng(0).standard_normal((4, 2)), "given")
     labels = np.zeros(4, dtype=np.int64)
-    without = charts.draw_map(found, labels, {0: "."}, np.array([0]))
-    assert charts.draw_map(found, labels, {0: label}, np.array([0])) != without
+    without = charts.draw_map(actual, labels, {0: "."}, np.array([0]))
+    assert charts.draw_map(actual, labels, {0: label}, np.array([0])) != without
 
 
 def test_training_curves_get_a_panel_each():
@@ -157,27 +157,27 @@ def test_training_curves_get_a_panel_each():
 def test_a_map_keeps_half_of_its_places_for_the_classes_shown():
     vectors, labels = case(num_items=3000, num_classes=300)
     shown = np.array([7, 150])
-    found = map_of(
+    drawn = map_of(
         vectors[:, :2] / np.linalg.norm(vectors[:, :2], axis=1)[:, None], labels, shown=shown, most=40
     )
-    assert len(found.rows) == len(np.unique(found.rows)) == 40
-    assert np.isin(labels[found.rows], shown).sum() == 20
-    assert (np.diff(found.rows) > 0).all()
+    assert len(drawn.rows) == len(np.unique(drawn.rows)) == 40
+    assert np.isin(labels[drawn.rows], shown).sum() == 20
+    assert (np.diff(drawn.rows) > 0).all()
 
 
 def test_two_dimensions_are_shown_as_they_are():
     vectors, labels = case(dim=2)
-    found = map_of(vectors, labels, shown=np.unique(labels), most=1000)
-    np.testing.assert_array_equal(found.points, vectors)
-    assert "itself" in found.how
+    drawn = map_of(vectors, labels, shown=np.unique(labels), most=1000)
+    np.testing.assert_array_equal(drawn.points, vectors)
+    assert "itself" in drawn.how
 
 
 def test_neighbours_on_the_map_are_neighbours_in_the_embedding():
     vectors, labels = case(num_items=120, num_classes=4, dim=32)
     vectors = vectors + 3 * np.eye(32, dtype=np.float32)[labels]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    found = map_of(vectors, labels, shown=np.unique(labels), most=1000)
-    distances = np.linalg.norm(found.points[:, None] - found.points[None], axis=2)
+    drawn = map_of(vectors, labels, shown=np.unique(labels), most=1000)
+    distances = np.linalg.norm(drawn.points[:, None] - drawn.points[None], axis=2)
     np.fill_diagonal(distances, np.inf)
     assert (labels[distances.argmin(1)] == labels).mean() > 0.95
 
@@ -185,15 +185,15 @@ def test_neighbours_on_the_map_are_neighbours_in_the_embedding():
 @pytest.mark.parametrize("num_items", [1, 2, 3])
 def test_very_few_items_are_a_map_too(num_items):
     vectors, labels = case(num_items=num_items, num_classes=2)
-    found = map_of(vectors, labels, shown=np.unique(labels), most=10)
-    assert found.points.shape == (num_items, 2)
-    assert np.isfinite(found.points).all()
+    drawn = map_of(vectors, labels, shown=np.unique(labels), most=10)
+    assert drawn.points.shape == (num_items, 2)
+    assert np.isfinite(drawn.points).all()
 
 
 def test_many_classes_are_grey_beside_those_shown():
     labels = np.arange(30) // 3
-    found = Map(np.arange(30), np.random.default_rng(0).standard_normal((30, 2)), "given")
-    png = charts.draw_map(found, labels, {0: "zero"}, np.array([0]))
+    drawn = Map(np.arange(30), np.random.default_rng(0).standard_normal((30, 2)), "given")
+    png = charts.draw_map(drawn, labels, {0: "zero"}, np.array([0]))
     assert has_colour(png, style.COLOURS[0])
     assert has_colour(png, style.FAINT)
     assert not has_colour(png, style.COLOURS[1])

@@ -79,7 +79,7 @@ def judged(dataset, vectors):
     """The metrics room's values of both, and the classes."""
     rows = read_rows(dataset, split="test", columns=["class_id"])
     positions, labels = rows["position"].to_numpy(), torch.from_numpy(rows["class_id"].to_numpy()).long()
-    found = [
+    metrics = [
         query_metrics(
             Items(torch.from_numpy(each[positions]), labels),
             recall_at=(1, 4),
@@ -88,7 +88,7 @@ def judged(dataset, vectors):
         )
         for each in vectors
     ]
-    return found, labels, positions
+    return metrics, labels, positions
 
 
 def page_of(report: ReportRef) -> str:
@@ -306,10 +306,10 @@ def test_a_split_in_which_nobody_can_be_found_cannot_be_compared(store, package,
 )
 def test_the_page_says_in_how_few_classes_a_gain_lies(gains, says):
     classes = [ClassGain(label, 10, 0.5 + gain, 0.5) for label, gain in enumerate(gains)]
-    found = _concentration(classes)
-    assert found.startswith(says)
-    assert bool(found) == bool(says)
-    assert ("lost" in found) == (min(gains) < 0)
+    actual = _concentration(classes)
+    assert actual.startswith(says)
+    assert bool(actual) == bool(says)
+    assert ("lost" in actual) == (min(gains) < 0)
 
 
 def test_a_class_with_more_queries_weighs_more_in_a_gain():

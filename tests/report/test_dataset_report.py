@@ -90,9 +90,9 @@ def section_of(page: str, title: str) -> str:
 
 
 def test_a_test_image_that_is_in_train_is_named_with_its_pair(report, page):
-    found = report.findings.near_duplicates[0]
-    assert (found.between, found.images, found.other_label, found.pairs) == ("test and train", 1, 1, 1)
-    (pair,) = found.examples
+    pair = report.findings.near_duplicates[0]
+    assert (pair.between, pair.images, pair.other_label, pair.pairs) == ("test and train", 1, 1, 1)
+    (pair,) = pair.examples
     assert (pair.first, pair.first_label, pair.second, pair.second_label) == (
         "item 12",
         HOSTILE,
@@ -277,9 +277,9 @@ def test_a_class_alone_is_warned_of(tmp_path):
 
 def test_images_that_are_all_alike_are_counted_and_few_are_shown(tmp_path):
     report = write_dataset_report(*make(tmp_path, all_blank()), FEW)
-    (found,) = report.findings.near_duplicates
-    assert (found.between, found.images, found.pairs) == ("train", 30, 30 * 29 // 2)
-    assert len(found.examples) <= FEW.pairs
+    (pairs,) = report.findings.near_duplicates
+    assert (pairs.between, pairs.images, pairs.pairs) == ("train", 30, 30 * 29 // 2)
+    assert len(pairs.examples) <= FEW.pairs
 
 
 def test_many_classes_make_a_small_page(tmp_path):

@@ -49,32 +49,36 @@ def neighbours_in_loops(all_items, query):
 
 def suspects_in_loops(all_items, agreeing):
     labels = all_items.labels.tolist()
-    found = {}
+    suspects = {}
     for query, label in enumerate(labels):
         order = neighbours_in_loops(all_items, query)
         other = labels[order[0]]
         needed = max(min(agreeing, labels.count(other)), 2)
         near = order[:needed]
         if other != label and labels.count(label) > 1 and all(labels[row] == other for row in near):
-            found[query] = other
-    return found
+            suspects[query] = other
+    return suspects
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_neighbours_are_those_of_plain_loops(seed):
     case = random_items(seed)
-    found = nearest(case, depth=7)
+    neighbours = nearest(case, depth=7)
     for query in range(len(case.labels)):
-        assert found.answers[query].tolist() == neighbours_in_loops(case, query)[:7]
+        assert neighbours.answers[query].tolist() == neighbours_in_loops(case, query)[:7]
         own = case.labels[query]
-        assert found.right[query].tolist() == [bool(case.labels[r] == own) for r in found.answers[query]]
+        assert neighbours.right[query].tolist() == [
+            bool(case.labels[r] == own) for r in neighbours.answers[query]
+        ]
 
 
 def test_answers_of_the_querys_own_camera_are_not_shown():
     vectors, labels = clusters([3, 3])
-    found = nearest(items(vectors, labels, groups=torch.tensor([0, 0, 1, 0, 0, 1])), depth=6)
-    assert found.answers[0, 0] == 2
-    assert found.similarities[0].tolist().count(-math.inf) == 2, "itself, and its neighbour of one camera"
+    neighbours = nearest(items(vectors, labels, groups=torch.tensor([0, 0, 1, 0, 0, 1])), depth=6)
+    assert neighbours.answers[0, 0] == 2
+    assert neighbours.similarities[0].tolist().count(-math.inf) == 2, (
+        "itself, and its neighbour of one camera"
+    )
 
 
 def test_where_queries_and_gallery_are_apart_answers_are_rows_of_the_gallery():
@@ -83,11 +87,11 @@ def test_where_queries_and_gallery_are_apart_answers_are_rows_of_the_gallery():
     given = labels.clone()
     given[6] = 0
     sides = [Items(vectors[rows], given[rows], rows) for rows in (asking, answering)]
-    found = nearest(*sides, depth=3)
-    assert found.rows.tolist() == [1, 6]
-    assert set(found.answers[0].tolist()) == {0, 2, 3}
-    assert set(found.answers[1].tolist()) == {4, 5, 7}
-    (suspect,) = label_suspects(found, agreeing=3)
+    neighbours = nearest(*sides, depth=3)
+    assert neighbours.rows.tolist() == [1, 6]
+    assert set(neighbours.answers[0].tolist()) == {0, 2, 3}
+    assert set(neighbours.answers[1].tolist()) == {4, 5, 7}
+    (suspect,) = label_suspects(neighbours, agreeing=3)
     assert (suspect.query, suspect.label, suspect.agreed) == (1, 0, 1)
 
 
@@ -95,22 +99,22 @@ def test_where_queries_and_gallery_are_apart_answers_are_rows_of_the_gallery():
 @pytest.mark.parametrize("agreeing", [2, 3, 5])
 def test_suspects_are_those_of_plain_loops(seed, agreeing):
     case = random_items(seed, num_items=60, num_classes=3, dim=2)
-    found = label_suspects(nearest(case, depth=agreeing), agreeing=agreeing)
-    assert {suspect.query: suspect.agreed for suspect in found} == suspects_in_loops(case, agreeing)
-    similarities = [suspect.similarity for suspect in found]
+    suspects = label_suspects(nearest(case, depth=agreeing), agreeing=agreeing)
+    assert {suspect.query: suspect.agreed for suspect in suspects} == suspects_in_loops(case, agreeing)
+    similarities = [suspect.similarity for suspect in suspects]
     assert similarities == sorted(similarities, reverse=True)
     if agreeing == 2:
-        assert found, "the case must have some"
+        assert suspects, "the case must have some"
 
 
 def test_planted_wrong_labels_are_found_and_nothing_else():
     vectors, truth = clusters([8, 8, 8, 8])
     given = truth.clone()
     given[[3, 12, 30]] = torch.tensor([1, 3, 0])
-    found = label_suspects(nearest(items(vectors, given), depth=5))
+    suspects = label_suspects(nearest(items(vectors, given), depth=5))
     planted = {3: (1, 0), 12: (3, 1), 30: (0, 3)}
-    assert {suspect.query: (suspect.label, suspect.agreed) for suspect in found} == planted
-    assert all(suspect.num_agreeing == 5 for suspect in found)
+    assert {suspect.query: (suspect.label, suspect.agreed) for suspect in suspects} == planted
+    assert all(suspect.num_agreeing == 5 for suspect in suspects)
 
 
 def test_where_a_class_is_small_all_of_it_must_agree():
@@ -136,19 +140,19 @@ def test_one_agreeing_neighbour_is_refused():
 
 def test_the_worst_queries_come_first_and_of_equals_the_surest():
     case = random_items(3)
-    found, near = query_metrics(case), nearest(case, depth=5)
-    values = dict(zip(found.rows.tolist(), found.values["map_at_r"].tolist(), strict=True))
+    metrics, near = query_metrics(case), nearest(case, depth=5)
+    values = dict(zip(metrics.rows.tolist(), metrics.values["map_at_r"].tolist(), strict=True))
     expected = sorted(values, key=lambda query: (values[query], -float(near.similarities[query, 0]), query))
-    assert worst_queries(found, near, len(values)) == expected
-    assert worst_queries(found, near, 3) == expected[:3]
+    assert worst_queries(metrics, near, len(values)) == expected
+    assert worst_queries(metrics, near, 3) == expected[:3]
 
 
 def test_confident_mistakes_are_wrong_first_answers_by_similarity():
     case = random_items(4)
     near = nearest(case, depth=5)
-    found = confident_mistakes(near, 100)
+    actual = confident_mistakes(near, 100)
     wrong = [query for query in range(len(case.labels)) if not near.right[query, 0] and near.relevant[query]]
-    assert found == sorted(wrong, key=lambda query: (-float(near.similarities[query, 0]), query))
+    assert actual == sorted(wrong, key=lambda query: (-float(near.similarities[query, 0]), query))
     perfect = items(*clusters([4, 4]))
     assert confident_mistakes(nearest(perfect, depth=3), 10) == []
 
@@ -157,23 +161,23 @@ def test_gains_by_class_are_those_of_plain_loops_the_largest_first():
     case, other = random_items(5), random_items(6)
     other = items(other.embeddings, case.labels)
     first, second = query_metrics(case), query_metrics(other)
-    labels, values = first.labels.tolist(), [found.values["map_at_r"].tolist() for found in (first, second)]
+    labels, values = first.labels.tolist(), [actual.values["map_at_r"].tolist() for actual in (first, second)]
     expected = []
     for label in set(labels):
         own = [query for query, each in enumerate(labels) if each == label]
         means = [sum(column[query] for query in own) / len(own) for column in values]
         expected.append((label, len(own), pytest.approx(means[0]), pytest.approx(means[1])))
-    found = class_gains(first, second)
-    assert sorted(found, key=lambda each: -each.gain) == found
-    found = sorted(found, key=lambda each: each.label)
-    assert [(each.label, each.num_queries, each.first, each.second) for each in found] == sorted(
+    actual = class_gains(first, second)
+    assert sorted(actual, key=lambda each: -each.gain) == actual
+    actual = sorted(actual, key=lambda each: each.label)
+    assert [(each.label, each.num_queries, each.first, each.second) for each in actual] == sorted(
         expected, key=lambda each: each[0]
     )
 
 
 def test_equal_gains_are_in_the_order_of_class_ids():
-    found = query_metrics(random_items(5))
-    gains = class_gains(found, found)
+    metrics = query_metrics(random_items(5))
+    gains = class_gains(metrics, metrics)
     assert [each.label for each in gains] == sorted(each.label for each in gains)
     assert {each.gain for each in gains} == {0.0}
 

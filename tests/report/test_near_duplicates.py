@@ -20,7 +20,7 @@ def plain(images, gallery, max_distance, min_similarity):
     within = gallery is None
     others = images if within else gallery
     hashes, other_hashes = perceptual_hashes(images), perceptual_hashes(others)
-    found = []
+    pairs = []
     for query in range(len(images)):
         mine = []
         for row in range(len(others)):
@@ -29,8 +29,8 @@ def plain(images, gallery, max_distance, min_similarity):
             alike = distance <= max_distance and similarity >= min_similarity
             if alike and not (within and query == row):
                 mine.append((-similarity, distance, row))
-        found.append(sorted(mine))
-    return found
+        pairs.append(sorted(mine))
+    return pairs
 
 
 @pytest.mark.parametrize("within", [True, False])
@@ -39,31 +39,31 @@ def test_the_nearest_and_the_number_of_pairs_are_those_of_the_plain_loop(
     within, max_distance, min_similarity
 ):
     images, gallery = thumbnails(40, 0), None if within else thumbnails(30, 1)
-    found = find_near_duplicates(images, gallery, max_distance=max_distance, min_similarity=min_similarity)
+    pairs = find_near_duplicates(images, gallery, max_distance=max_distance, min_similarity=min_similarity)
     expected = plain(images, gallery, max_distance, min_similarity)
-    assert found.nearest.tolist() == [mine[0][2] if mine else -1 for mine in expected]
-    assert found.num_pairs == sum(map(len, expected)) // (2 if within else 1)
-    assert found.truncated == 0
-    for row in found.rows:
+    assert pairs.nearest.tolist() == [mine[0][2] if mine else -1 for mine in expected]
+    assert pairs.num_pairs == sum(map(len, expected)) // (2 if within else 1)
+    assert pairs.truncated == 0
+    for row in pairs.rows:
         similarity, distance, _ = expected[row][0]
-        assert found.distances[row] == distance
-        assert found.similarities[row] == pytest.approx(-similarity)
+        assert pairs.distances[row] == distance
+        assert pairs.similarities[row] == pytest.approx(-similarity)
 
 
 def test_an_image_is_no_duplicate_of_itself():
     different = np.random.default_rng(0).integers(0, 255, (20, 32, 32), dtype=np.uint8)
-    found = find_near_duplicates(different)
-    assert (found.nearest == -1).all()
-    assert found.num_pairs == 0
-    assert found.pairs() == []
+    pairs = find_near_duplicates(different)
+    assert (pairs.nearest == -1).all()
+    assert pairs.num_pairs == 0
+    assert pairs.pairs() == []
 
 
 def test_equal_images_are_found_where_very_many_are_alike():
     same = np.full((50, 32, 32), 7, np.uint8)
-    found = find_near_duplicates(same, most_candidates=5)
-    assert (found.nearest >= 0).all()
-    assert found.truncated == 50
-    assert found.num_pairs >= 125
+    pairs = find_near_duplicates(same, most_candidates=5)
+    assert (pairs.nearest >= 0).all()
+    assert pairs.truncated == 50
+    assert pairs.num_pairs >= 125
 
 
 def test_the_most_alike_come_first():

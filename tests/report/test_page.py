@@ -32,9 +32,9 @@ PAGE = Page(
 
 def test_the_page_holds_its_pictures_and_asks_for_nothing_else():
     html = render(PAGE)
-    assert [base64.b64decode(found) for found in re.findall(r'src="data:image/png;base64,(.+?)"', html)] == [
-        PNG
-    ]
+    assert [
+        base64.b64decode(actual) for actual in re.findall(r'src="data:image/png;base64,(.+?)"', html)
+    ] == [PNG]
     assert len(re.findall("src=", html)) == 1
     assert "http" not in html
 

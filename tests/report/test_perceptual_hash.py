@@ -54,9 +54,9 @@ def test_bits_are_those_of_the_plain_loop():
 
 def test_many_are_hashed_as_one_is():
     thumbnails = np.random.default_rng(0).integers(0, 255, (5000, 32, 32), dtype=np.uint8)
-    found = perceptual_hashes(thumbnails)
+    actual = perceptual_hashes(thumbnails)
     for row in (0, 4095, 4096, 4999):
-        np.testing.assert_array_equal(found[row], perceptual_hashes(thumbnails[row : row + 1])[0])
+        np.testing.assert_array_equal(actual[row], perceptual_hashes(thumbnails[row : row + 1])[0])
 
 
 @pytest.mark.parametrize("seed", range(5))

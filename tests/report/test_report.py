@@ -122,12 +122,12 @@ def test_planted_wrong_labels_are_suspected_and_no_others(report):
 
 
 def test_planted_wrong_labels_are_suspected_in_the_report_of_the_dataset_too(store):
-    found = dataset_report_flow.fn("shop", store=store, model="shop").findings
-    suspected = {(each.id, each.label, each.agreed) for each in found.suspected if each.split == "test"}
+    actual = dataset_report_flow.fn("shop", store=store, model="shop").findings
+    suspected = {(each.id, each.label, each.agreed) for each in actual.suspected if each.split == "test"}
     assert suspected >= {
         (place, f"class{label:02d}", f"class{truth:02d}") for place, (truth, label) in PLANTED.items()
     }
-    assert found.embedder == "model shop/1"
+    assert actual.embedder == "model shop/1"
 
 
 def test_the_training_split_can_be_looked_at_too(store):

@@ -35,12 +35,12 @@ def outcome(module: nn.Module, part: torch.Tensor, world_size: int) -> dict[str,
     """Outputs, gradients summed over ranks, and buffers after one step."""
     output = module(part)
     (output.square() * torch.linspace(1, 2, output.shape[1])[:, None, None]).sum().backward()
-    found = {"output": output.detach()}
+    tensors = {"output": output.detach()}
     for name, parameter in module.named_parameters():
         if world_size > 1:
             dist.all_reduce(parameter.grad)
-        found[f"gradient of {name}"] = parameter.grad
-    return found | {name: buffer.clone() for name, buffer in module.named_buffers()}
+        tensors[f"gradient of {name}"] = parameter.grad
+    return tensors | {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
 def on_a_rank() -> dict[str, torch.Tensor]:
@@ -55,9 +55,9 @@ def test_two_workers_equal_one():
     first, second = run_ranks(2, on_a_rank)
     outputs = torch.cat([first.pop("output"), second.pop("output")])
     torch.testing.assert_close(outputs, expected.pop("output"))
-    for found in (first, second):
+    for actual in (first, second):
         for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, msg=name)
+            torch.testing.assert_close(actual[name], value, msg=name)
 
 
 @on_either

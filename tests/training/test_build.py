@@ -32,8 +32,8 @@ def settings(loss: nn.Module) -> dict[str, object]:
 def test_the_defaults_of_a_configuration_are_those_of_the_loss(kind):
     built = build_loss(KINDS[kind](), dim=DIM, num_classes=NUM_CLASSES, seed=0)
     own = settings(Recipe(type(built)).make()) | {"normalize": False}  # an encoder's rows are unit vectors
-    found = {name for name, value in settings(built).items() if own[name] != value}
-    assert found == DIFFERENT.get(kind, set())
+    actual = {name for name, value in settings(built).items() if own[name] != value}
+    assert actual == DIFFERENT.get(kind, set())
 
 
 CLASSIFICATION = [kind for kind in KINDS if KINDS[kind]().is_classification]

@@ -78,12 +78,12 @@ def sgd(learner: nn.Module) -> torch.optim.Optimizer:
 
 def outcome(learner: nn.Module, value: Tensor) -> dict[str, Tensor]:
     """The step's value, all gradients and the state after it, whole where a rank has a part."""
-    found = {"value": value}
+    tensors = {"value": value}
     shards = named_shards(learner)
     for name, parameter in learner.named_parameters():
         if parameter.grad is not None:
-            found[f"gradient of {name}"] = whole(parameter.grad, shards.get(name))
-    return found | {name: whole(tensor, shards.get(name)) for name, tensor in learner.state_dict().items()}
+            tensors[f"gradient of {name}"] = whole(parameter.grad, shards.get(name))
+    return tensors | {name: whole(tensor, shards.get(name)) for name, tensor in learner.state_dict().items()}
 
 
 def whole(tensor: Tensor, shard: Shard | None) -> Tensor:
@@ -148,10 +148,10 @@ def test_ghost_batch_norm_sees_each_chunk_once_and_moves_once(momentum):
     weight = 1.0 if momentum is None else momentum
     expected = outcome(twin, one_graph_step(twin, *batch(), chunk_rows=6))
     value = cached_train_step(cached, sgd(cached), *batch(), chunk_rows=6, clip_norm=None)
-    found = outcome(cached, value)
+    actual = outcome(cached, value)
     learnt = [name for name in expected if not name.rpartition(".")[2].startswith(("running", "num_batches"))]
     torch.testing.assert_close(
-        {name: found[name] for name in learnt},
+        {name: actual[name] for name in learnt},
         {name: expected[name] for name in learnt},
         rtol=1e-9,
         atol=1e-9,
@@ -190,16 +190,16 @@ def test_the_loss_is_called_once_a_step():
 def train_ghosts(num_steps: int) -> dict[str, list[dict[str, Tensor]]]:
     """Every loss trained in chunks of 3 with ghost batch norm on this rank's share."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    found = {}
+    outcomes = {}
     for loss in LOSSES:
         learner = conv4_learner(loss, frozen=False)
         optimizer = sgd(learner)
-        found[loss] = []
+        outcomes[loss] = []
         for step in range(num_steps):
             images, labels = (part.chunk(world_size)[rank] for part in batch(seed=step))
             value = cached_train_step(learner, optimizer, images, labels, chunk_rows=3, clip_norm=1.0)
-            found[loss].append(copy.deepcopy(outcome(learner, value)))
-    return found
+            outcomes[loss].append(copy.deepcopy(outcome(learner, value)))
+    return outcomes
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

@@ -34,14 +34,14 @@ def gathered() -> dict[str, object]:
 def test_rows_stand_in_rank_order_and_gradients_of_all_ranks_return_to_their_owner():
     ranks = run_ranks(3, gathered)
     rows = torch.arange(NUM_ROWS * DIM, dtype=torch.float64).reshape(NUM_ROWS, DIM)
-    for rank, found in enumerate(ranks):
-        torch.testing.assert_close(found["embeddings"], torch.cat([rows, rows + 100, rows + 200]))
-        assert found["labels"].tolist() == [10 * r + row for r in range(3) for row in range(NUM_ROWS)]
-        assert found["own"], "first_row is where this rank's rows begin"
+    for rank, actual in enumerate(ranks):
+        torch.testing.assert_close(actual["embeddings"], torch.cat([rows, rows + 100, rows + 200]))
+        assert actual["labels"].tolist() == [10 * r + row for r in range(3) for row in range(NUM_ROWS)]
+        assert actual["own"], "first_row is where this rank's rows begin"
         places = torch.arange(NUM_ROWS, dtype=torch.float64) + rank * NUM_ROWS + 1
-        torch.testing.assert_close(found["gradient"], ((1 + 2 + 3) * places)[:, None].expand(-1, DIM))
+        torch.testing.assert_close(actual["gradient"], ((1 + 2 + 3) * places)[:, None].expand(-1, DIM))
         # Row counts; embeddings and labels together; the gradients. gloo scatters a sum by reducing it whole.
-        assert found["collectives"] == ["gloo:all_gather", "gloo:all_gather", "gloo:all_reduce"]
+        assert actual["collectives"] == ["gloo:all_gather", "gloo:all_gather", "gloo:all_reduce"]
 
 
 def similarities_in_memory() -> int:

@@ -154,20 +154,20 @@ class Fading(DatasetTrainData):
 
 def test_the_best_step_is_kept_shipped_and_remembered_after_a_kill(dataset: DatasetRef, tmp_path: Path):
     config = experiment("smoke").overridden([*SETTINGS, "encoder.backbone.width=8"])
-    kept, found = {}, {}
+    kept, actual = {}, {}
 
     def save(step: int, folder: Path) -> None:
         kept[step] = shutil.copytree(folder, tmp_path / str(step))
 
     def watch(progress: Progress) -> None:
         if progress.validation:
-            found[progress.step] = progress.validation.value
+            actual[progress.step] = progress.validation.value
 
     hooks = Hooks(report=watch, save=save)
     whole = train_on(Fading(config, dataset, clear=1), config, Worker(), hooks, run="a")
-    assert list(found) == [3, 6, 9, 12]
-    assert whole.best == BestStep(step=3, metric="map_at_r", value=found[3])
-    assert found[3] > max(found[6], found[9], found[12])
+    assert list(actual) == [3, 6, 9, 12]
+    assert whole.best == BestStep(step=3, metric="map_at_r", value=actual[3])
+    assert actual[3] > max(actual[6], actual[9], actual[12])
     hooks = Hooks(report=watch, save=lambda step, folder: None, restore=[kept[8]])
     resumed = train_on(Fading(config, dataset, clear=0), config, Worker(), hooks, run="a")
     assert resumed.best == whole.best

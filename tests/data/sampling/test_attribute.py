@@ -78,7 +78,7 @@ def test_values_of_too_few_classes_are_pooled_and_all_their_rows_used():
     batches = sampler(class_ids, values)
     together = {frozenset(values[rows].tolist()) for rows in batches}
     assert frozenset({1}) in together
-    assert all(found == {1} or found <= {0, 2, 3} for found in together)
+    assert all(actual == {1} or actual <= {0, 2, 3} for actual in together)
     assert len(set(np.concatenate(list(batches)).tolist())) == len(class_ids)
 
 
@@ -107,10 +107,10 @@ def test_a_class_of_several_values_is_refused_with_what_to_do():
 
 def test_majority_gives_a_class_to_its_most_frequent_value_with_all_its_rows():
     batches = sampler(MIXED_CLASSES, MIXED_VALUES, several_values="majority")
-    found = {value: set() for value in (0, 1)}
+    actual = {value: set() for value in (0, 1)}
     for step in range(100):
-        found[batches.value(step)] |= set(batches.global_classes(step).tolist())
-    assert found == {0: {1, 2, 3}, 1: {0, 4, 5}}
+        actual[batches.value(step)] |= set(batches.global_classes(step).tolist())
+    assert actual == {0: {1, 2, 3}, 1: {0, 4, 5}}
     assert len(set(np.concatenate(list(batches)).tolist())) == 24
 
 

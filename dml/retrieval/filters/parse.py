@@ -39,7 +39,6 @@ from dml.retrieval.filters.tree import (
     Not,
     Or,
     Within,
-    depth_of,
 )
 
 _GRAMMAR = (
@@ -208,7 +207,7 @@ class _Reader(Transformer[Token, Parsed]):
         return _joined(And, below)
 
     def negated(self, below: Parsed) -> Parsed:
-        if depth_of(below.filter) == MAX_DEPTH:
+        if below.filter.depth == MAX_DEPTH:
             raise _too_deep(below)
         return Parsed(Not(filter=below.filter), below=(below,))
 
@@ -278,7 +277,7 @@ def _joined(kind: type[And] | type[Or], below: tuple[Parsed, ...]) -> Parsed:
             below[MAX_FILTERS].first,
         )
     for each in below:
-        if depth_of(each.filter) == MAX_DEPTH:
+        if each.filter.depth == MAX_DEPTH:
             raise _too_deep(each)
     return Parsed(kind(filters=tuple(each.filter for each in below)), below=below)
 

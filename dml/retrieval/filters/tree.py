@@ -17,7 +17,8 @@ same tree.
 
 import math
 from datetime import date
-from typing import Annotated, Any, Literal, TypeAlias
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -28,13 +29,16 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     StrictStr,
+    ValidationError,
     model_validator,
 )
 
+from dml.errors import InvalidFilter
 from dml.retrieval.filters.text import MAX_TEXT_BYTES, write_name, write_value
 
 MAX_DEPTH = 64
 MAX_VALUES = 10_000
+MAX_NODES = 10_000
 MAX_FILTERS = 1_000
 MAX_NAME_LENGTH = 1_024
 Operator: TypeAlias = Literal["=", "!=", "<", "<=", ">", ">="]
@@ -71,7 +75,9 @@ Column: TypeAlias = Annotated[StrictStr, Field(min_length=1, max_length=MAX_NAME
 _Degrees: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
-class _Node(BaseModel):
+class Node(BaseModel):
+    """What the eight kinds share; `str` writes the filter as text that parses to the same tree."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @property
@@ -82,14 +88,33 @@ class _Node(BaseModel):
     def __repr__(self) -> str:
         return f"<filter {self}>"
 
+    @cached_property
+    def depth(self) -> int:
+        """The number of nodes from this one down to the farthest."""
+        return 1 + max((below.depth for below in self.filters_below), default=0)
+
+    @cached_property
+    def num_nodes(self) -> int:
+        """This one and all below."""
+        return 1 + sum(below.num_nodes for below in self.filters_below)
+
+    @property
+    def columns_asked(self) -> frozenset[str]:
+        """The columns that the filter asks for."""
+        return frozenset().union(*(below.columns_asked for below in self.filters_below))
+
     def __and__(self, other: "Filter") -> "And":
-        return And(filters=(*_parts(And, self), *_parts(And, other)))
+        if not isinstance(other, Node):
+            return NotImplemented
+        return made(And, filters=(*_parts(And, self), *_parts(And, other)))
 
     def __or__(self, other: "Filter") -> "Or":
-        return Or(filters=(*_parts(Or, self), *_parts(Or, other)))
+        if not isinstance(other, Node):
+            return NotImplemented
+        return made(Or, filters=(*_parts(Or, self), *_parts(Or, other)))
 
     def __invert__(self) -> "Filter":
-        return self.filter if isinstance(self, Not) else Not(filter=self)
+        return self.filter if isinstance(self, Not) else made(Not, filter=self)
 
     def __bool__(self) -> bool:
         raise TypeError(
@@ -97,14 +122,25 @@ class _Node(BaseModel):
         )
 
 
-class _Combination(_Node):
-    """A node with filters below it, at most `MAX_DEPTH` deep; so no walk down a tree recurses deeper."""
+class _Combination(Node):
+    """A node with filters below it: so few and so deep that a walk down a tree recurses and ends soon."""
 
     @model_validator(mode="after")
-    def _limit_depth(self) -> "_Combination":
-        if depth_of(self) > MAX_DEPTH:
+    def _limit(self) -> Self:
+        if self.depth > MAX_DEPTH:
             raise ValueError(f"a filter must be at most {MAX_DEPTH} deep")
+        if self.num_nodes > MAX_NODES:
+            raise ValueError(f"a filter must have at most {MAX_NODES} nodes")
         return self
+
+
+class _OfColumn(Node):
+    op: str
+    column: Column
+
+    @property
+    def columns_asked(self) -> frozenset[str]:
+        return frozenset({self.column})
 
 
 class And(_Combination):
@@ -158,11 +194,10 @@ class Not(_Combination):
         return f"not {self.filter}"
 
 
-class Compare(_Node):
+class Compare(_OfColumn):
     """The column's value compares so with this one; `!=` is also true where it is missing."""
 
     op: Literal["compare"] = "compare"
-    column: Column
     operator: Operator
     value: Value
 
@@ -170,11 +205,10 @@ class Compare(_Node):
         return f"{write_name(self.column)} {self.operator} {write_value(self.value)}"
 
 
-class Between(_Node):
+class Between(_OfColumn):
     """The column's value is from low to high, both included."""
 
     op: Literal["between"] = "between"
-    column: Column
     low: Value
     high: Value
 
@@ -182,11 +216,10 @@ class Between(_Node):
         return f"{write_name(self.column)} between {write_value(self.low)} and {write_value(self.high)}"
 
 
-class In(_Node):
+class In(_OfColumn):
     """The column's value is one of these."""
 
     op: Literal["in"] = "in"
-    column: Column
     values: Annotated[tuple[Value, ...], Field(min_length=1, max_length=MAX_VALUES)]
 
     @property
@@ -198,17 +231,16 @@ class In(_Node):
         return f"{write_name(self.column)} in {self.list_text}"
 
 
-class IsNull(_Node):
+class IsNull(_OfColumn):
     """The column's value is missing: null, NaN or empty text."""
 
     op: Literal["is_null"] = "is_null"
-    column: Column
 
     def __str__(self) -> str:
         return f"{write_name(self.column)} is null"
 
 
-class Within(_Node):
+class Within(Node):
     """The location is at most so far away, along a great circle.
 
     Attributes:
@@ -229,6 +261,10 @@ class Within(_Node):
         """The one column or the two."""
         return (self.column,) if isinstance(self.column, str) else self.column
 
+    @property
+    def columns_asked(self) -> frozenset[str]:
+        return frozenset(self.columns)
+
     def __str__(self) -> str:
         place = f"{write_value(self.latitude)}, {write_value(self.longitude)}"
         return (
@@ -239,33 +275,33 @@ class Within(_Node):
 Filter: TypeAlias = Annotated[
     And | Or | Not | Compare | Between | In | IsNull | Within, Field(discriminator="op")
 ]
-for _node in (And, Or, Not):
-    _node.model_rebuild()
+for _kind in (And, Or, Not):
+    _kind.model_rebuild()
+N = TypeVar("N", bound=Node)
+_TAGS = {"and", "or", "not", "compare", "between", "in", "is_null", "within"}
 
 
-def depth_of(filter: _Node) -> int:
-    """The number of nodes from this one down to the farthest."""
-    depth, level = 0, (filter,)
-    while level:
-        depth += 1
-        if depth > MAX_DEPTH:
-            break
-        level = tuple(below for node in level for below in node.filters_below)  # type: ignore[assignment]
-    return depth
+def made(kind: type[N], **fields: Any) -> N:
+    """A node; raises InvalidFilter where it cannot be."""
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        raise invalid_filter(error) from None
 
 
-def columns_of(filter: _Node) -> set[str]:
-    """The columns that a filter asks for."""
-    if isinstance(filter, Within):
-        return set(filter.columns)
-    if isinstance(filter, Compare | Between | In | IsNull):
-        return {filter.column}
-    return set().union(*(columns_of(below) for below in filter.filters_below))
+def invalid_filter(error: ValidationError) -> InvalidFilter:
+    """The first mistake that pydantic found in a tree, in one line."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(step) for step in first["loc"] if step not in _TAGS)
+    message = first["msg"].removeprefix("Value error, ")
+    return InvalidFilter(
+        f"A filter must be a tree of its eight kinds of node; {place or error.title}: {message}."
+    )
 
 
 def _parts(kind: type[And] | type[Or], filter: Any) -> tuple[Any, ...]:
     return filter.filters if isinstance(filter, kind) else (filter,)
 
 
-def _in_brackets(filter: _Node) -> str:
+def _in_brackets(filter: Node) -> str:
     return f"({filter})"

@@ -1,0 +1,58 @@
+"""Filters as JSON: `{"op": "compare", "column": "age", "operator": ">", "value": 20}`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from dml.errors import InvalidFilter
+from dml.retrieval.filters.tree import MAX_DEPTH, MAX_NODES, Filter, invalid_filter
+
+_FILTER: TypeAdapter[Filter] = TypeAdapter(Filter)
+
+
+def from_json(tree: Mapping[str, Any]) -> Filter:
+    """The filter of a JSON object; `filter.model_dump(mode="json")` is the way back.
+
+    Raises:
+        InvalidFilter: it is none, or beyond the limits.
+
+    Example:
+        >>> print(from_json({"op": "not", "filter": {"op": "is_null", "column": "price"}}))
+        price is not null
+    """
+    _limit(tree)
+    try:
+        return _FILTER.validate_python(tree)
+    except ValidationError as error:
+        raise invalid_filter(error) from None
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of filters."""
+    return _FILTER.json_schema()
+
+
+def _limit(tree: Mapping[str, Any]) -> None:
+    """Raise InvalidFilter for more objects, or deeper ones, than a filter has; without recursion."""
+    level: list[Any] = [tree]
+    num_objects = 0
+    for depth in range(1, MAX_DEPTH + 2):
+        num_objects += len(level)
+        if num_objects > MAX_NODES:
+            raise InvalidFilter(
+                f"A filter must have at most {MAX_NODES} nodes; got more. Use a list of values."
+            )
+        if not level:
+            return
+        if depth > MAX_DEPTH:
+            break
+        below: list[Any] = []
+        for each in level:
+            for value in each.values():
+                inner = (
+                    value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value,)
+                )
+                below += (other for other in inner if isinstance(other, Mapping))
+        level = below
+    raise InvalidFilter(f"A filter must be at most {MAX_DEPTH} deep; got a deeper one.")

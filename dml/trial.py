@@ -16,12 +16,12 @@ _QUERIES, _IMAGES = 10, 200
 class Trial:
     """A network that was tried on the first images of a dataset, class by class."""
 
-    def __init__(self, found: External, dataset: DatasetRef) -> None:
+    def __init__(self, network: External, dataset: DatasetRef) -> None:
         rows = read_rows(dataset, columns=["id", "label", "class_id"])
         chosen = np.sort(np.argsort(rows["class_id"].to_numpy(), kind="stable")[:_IMAGES])
         ids, labels = (rows[name].take(chosen).to_pylist() for name in ("id", "label"))
         images = read_images(dataset, chosen.tolist())
-        with preview(found) as package:
+        with preview(network) as package:
             vectors = package.embed(images)
             self._seen = package.runtime.picture(package.runtime.prepare(images[0]))
         similarities = vectors @ vectors.T

@@ -16,17 +16,17 @@ from flows.policy import Name, progress_logger, say, show_table, stage
 
 
 @flow(name="verify-flow")
-def verify_flow(name: Name | None = None, heal: bool = False, store: str | None = None) -> VerifyReport:
+def verify_flow(name: Name | None = None, repair: bool = False, store: str | None = None) -> VerifyReport:
     """Compare all files with their manifests.
 
     Args:
         name: a dataset or index, NAME or NAME@VERSION; None for everything, including checkpoints.
-        heal: make damaged artefacts again from their inputs.
+        repair: make damaged artefacts again from their inputs.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
     """
     root = store_uri(store)
     checked = stage(check_store)(root, name, progress_logger("verify", "artefacts"))
-    states = repair(root, checked) if heal else {}
+    states = repaired(root, checked) if repair else {}
     report = VerifyReport(
         artefacts=[
             VerifiedArtefact(
@@ -45,7 +45,7 @@ def verify_flow(name: Name | None = None, heal: bool = False, store: str | None 
     return report
 
 
-def repair(store: str, checked: Sequence[CheckedArtifact]) -> dict[str, str]:
+def repaired(store: str, checked: Sequence[CheckedArtifact]) -> dict[str, str]:
     """Repair damaged artefacts, inputs before outputs; returns the resulting state by URI."""
     order = ["dataset", "package", "vectors", "embeddings", "index"]
     damaged = [artifact for artifact in checked if artifact.damaged]

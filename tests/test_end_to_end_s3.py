@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_the_road_on_s3(s3_store, num_workers):
+def test_images_become_answers_with_the_store_on_s3(s3_store, num_workers):
     source = IngestConfig(name="tiny", source="glyphs:classes=24,per_class=6", num_workers=1)
     settings = ["training.num_steps=12", "training.checkpoint_every_steps=5"]
     config = experiment("smoke").overridden([*settings, f"training.num_workers={num_workers}"])

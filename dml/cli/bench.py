@@ -57,7 +57,7 @@ def bench(
     from flows.bench import bench_flow
     from flows.policy import run
 
-    asked = {
+    options = {
         "datasets": datasets,
         "losses": losses,
         "minings": minings,
@@ -68,7 +68,7 @@ def bench(
         "compare": _pairs(compare or []),
         "compare_metric": compare_metric,
     }
-    given = {name: value for name, value in asked.items() if value not in (None, [])}
+    given = {name: value for name, value in options.items() if value not in (None, [])}
     if not baselines:
         given["baselines"] = []
     config = parse_bench(given) if reproduce is None else reproduction(reproduce, given)

@@ -161,7 +161,7 @@ class ScreenLog(logging.StreamHandler[TextIO]):
 def _signs_of_life(log: ScreenLog) -> Iterator[None]:
     """A line for a verb that has not ended after `_QUIET_S`: its libraries take seconds to import.
 
-    And one whenever it has said nothing for `_EVERY_S`, so that whoever waits sees that it goes on.
+    And one whenever it has said nothing for `_EVERY_S`, so that a waiting user sees progress.
     """
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     ended, start = threading.Event(), time.monotonic()

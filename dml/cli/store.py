@@ -46,7 +46,9 @@ def verify(
     name: Annotated[
         str | None, typer.Argument(help="a dataset or index, NAME or NAME@VERSION; default: everything")
     ] = None,
-    heal: Annotated[bool, typer.Option("--heal", help="make again what is damaged, where it can be")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="make again what is damaged, where it can be")
+    ] = False,
     store: Store = None,
     as_json: Json = False,
 ) -> "VerifyReport":
@@ -54,9 +56,9 @@ def verify(
     from flows.policy import run
     from flows.verify import verify_flow
 
-    report = run(verify_flow, name, heal, store_uri(store))
+    report = run(verify_flow, name, repair, store_uri(store))
     error = CorruptArtifact(
-        "Some artefacts are damaged, see above. `dml verify --heal` makes again what can be."
+        "Some artefacts are damaged, see above. `dml verify --repair` makes again what can be."
     )
     return emit(report, as_json, _show_verified, error=error if report.damaged else None)
 
@@ -158,7 +160,7 @@ def _show_removed(report: "RemovalReport") -> None:
 
 
 def _schedule_to_end(store: str, index: str) -> Callable[[], None] | None:
-    """What takes a scheduled index from Prefect once it is gone; None: no Prefect knows of it."""
+    """The function that removes a scheduled index from Prefect; None: no Prefect server has its schedule."""
     from dml.retrieval.refresh import names_to_refresh
 
     if index not in names_to_refresh(store):

@@ -129,7 +129,7 @@ def _write_classes(ref: DatasetRef, staged: str, labels: list[str]) -> None:
     """Write the class splits, without classes that lost all items, since a label can be a person's name."""
     uri = storage.join(ref.uri, CLASSES)
     filesystem, path = storage.filesystem(uri)
-    with storage.reading(uri, "`dml verify --heal` makes the version again."):
+    with storage.reading(uri, "`dml verify --repair` makes the version again."):
         table = parquet.read_table(path, filesystem=filesystem, page_checksum_verification=True)
     lost = set(read_rows(ref, columns=["label"])["label"].to_pylist()) - set(labels)
     table = table.filter(

@@ -286,7 +286,7 @@ class _Table:
             (~np.isfinite(lengths), NOT_FINITE, "NaN or infinite"),
             (lengths == 0, ZERO, "has no direction"),
             (is_missing, MISSING_ID, "blank"),
-            (is_repeated & ~is_missing, REPEATED_ID, "stands in an earlier row"),
+            (is_repeated & ~is_missing, REPEATED_ID, "same as in an earlier row"),
         ):
             for row in np.flatnonzero(rows).tolist():
                 problems.setdefault(row, (reason, detail))

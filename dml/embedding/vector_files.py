@@ -203,12 +203,12 @@ def to_unit_length(block: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np
     scaled = numbers / scale[:, None]
     lengths = np.sqrt(np.einsum("nd,nd->n", scaled, scaled, dtype=np.float64))
     with np.errstate(over="ignore"):  # a length beyond float64's range; the row has a direction
-        found = np.where(usable, lengths * scale.astype(np.float64), largest)
-    found = np.where(usable, np.minimum(found, np.finfo(np.float64).max), largest)
+        measured = np.where(usable, lengths * scale.astype(np.float64), largest)
+    measured = np.where(usable, np.minimum(measured, np.finfo(np.float64).max), largest)
     unit = (scaled / np.where(usable, lengths, 1).astype(numbers.dtype)[:, None]).astype(np.float32)
-    kept = (np.abs(found - 1) < _FLOAT32_STEP) & (block.dtype == np.float32)
+    kept = (np.abs(measured - 1) < _FLOAT32_STEP) & (block.dtype == np.float32)
     unit[kept] = block[kept]
-    return unit, found
+    return unit, measured
 
 
 _FLOAT32_STEP = 1e-6
@@ -276,14 +276,14 @@ def read_hdf5_text(path: Path, names: tuple[str, ...]) -> list[str] | None:
 
     with _opened_hdf5(path) as file:
         for name in names:
-            found = file.get(name)
-            if not isinstance(found, h5py.Dataset) or found.ndim != 1:
+            column = file.get(name)
+            if not isinstance(column, h5py.Dataset) or column.ndim != 1:
                 continue
-            if found.dtype.kind not in "SOiu":
+            if column.dtype.kind not in "SOiu":
                 raise InvalidData(
-                    f"Ids must be text or whole numbers; those of {path}, {name!r}, are {found.dtype}."
+                    f"Ids must be text or whole numbers; those of {path}, {name!r}, are {column.dtype}."
                 )
-            values = _read_hdf5(found, slice(None), path)
+            values = _read_hdf5(column, slice(None), path)
             try:
                 return [each.decode() if isinstance(each, bytes) else str(each) for each in values]
             except UnicodeDecodeError as error:

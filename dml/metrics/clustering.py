@@ -31,7 +31,7 @@ def normalised_mutual_information(
             "geometric" (Strehl and Ghosh 2002, as the field's older papers).
 
     Returns:
-        1 where both say the same or each has one value, 0 where one tells nothing of the other.
+        1 where both say the same or each has one value, 0 where they are independent.
 
     Raises:
         ValueError: no items, different lengths, what are not whole numbers (N,), or another average.

@@ -121,13 +121,13 @@ class IdentificationScores:
 
     def det_curve(self, *, max_rank: int = 1) -> DetCurve:
         """The two error rates at every threshold at which one of them changes."""
-        found = self.mates[self.ranks <= checked_count("max_rank", max_rank)]
-        thresholds = torch.unique(torch.cat([self.maxima, found])).flip(0)
+        within = self.mates[self.ranks <= checked_count("max_rank", max_rank)]
+        thresholds = torch.unique(torch.cat([self.maxima, within])).flip(0)
         thresholds = torch.cat([thresholds.new_full((1,), torch.inf), thresholds])
         return DetCurve(
             thresholds,
             _num_at_least(self.maxima, thresholds).double() / len(self.maxima),
-            1 - _num_at_least(found, thresholds).double() / len(self.mates),
+            1 - _num_at_least(within, thresholds).double() / len(self.mates),
         )
 
     def _resampled_fnir(self, fpir: float, max_rank: int, resamples: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Backbones without their classifiers: images (B, c, H, W) to feature maps (B, C, h, w).
 
-torchvision and timm are imported only when one of theirs is built: they cost seconds.
+torchvision and timm are imported only to build one of their networks: the import takes seconds.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Weights that others publish: found on this machine, or fetched after a line that says so."""
+"""Published weights: read from this machine's caches, or downloaded after a log line."""
 
 import logging
 from collections.abc import Sequence

@@ -33,14 +33,14 @@ def choose_precision(wanted: Precision, device: torch.device) -> Choice:
     """
     if device.type != "cuda":
         exact = wanted in ("auto", "tf32")
-        return Choice("float32", "as always on a CPU") if exact else Choice(wanted, "as asked for")
+        return Choice("float32", "as always on a CPU") if exact else Choice(wanted, "as configured")
     capability = torch.cuda.get_device_capability(device)
     card = f"{torch.cuda.get_device_name(device)} of compute capability {capability[0]}.{capability[1]}"
     if capability < _TF32_SINCE and wanted in ("auto", "tf32"):
         return Choice("float32", f"for {card} has units for nothing less")
     if wanted == "auto":
         return Choice("bfloat16", f"for {card} has units for it; losses stay float32")
-    return Choice(wanted, "as asked for")
+    return Choice(wanted, "as configured")
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:

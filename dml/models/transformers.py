@@ -44,12 +44,12 @@ class TransformersBackbone(nn.Module):
         return int(getattr(config, "hidden_size", None) or config.hidden_sizes[-1])
 
     def forward(self, images: Tensor) -> Tensor:
-        found = self.model(pixel_values=images)
+        outputs = self.model(pixel_values=images)
         for name in ("image_embeds", "pooler_output"):
-            features: Tensor | None = getattr(found, name, None)
+            features: Tensor | None = getattr(outputs, name, None)
             if features is not None:
                 return features.flatten(1)
-        tokens: Tensor = found.last_hidden_state
+        tokens: Tensor = outputs.last_hidden_state
         return tokens[:, 0] if tokens.ndim == 3 else tokens.mean((2, 3))
 
 

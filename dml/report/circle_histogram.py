@@ -80,7 +80,7 @@ def _draw_bars(axes: "Axes", histogram: CircleHistogram, classes: Sequence[int])
 
 
 def _wedge(place: int, low: float, high: float) -> NDArray[np.float64]:
-    """(4, 2) corners of a bar; at three degrees chord and arc cannot be told apart."""
+    """(4, 2) corners of a bar; at three degrees a chord looks like its arc."""
     ends = np.exp(2j * np.pi * np.array([place, place + 1]) / _BINS)
     corners = np.concatenate([low * ends, high * ends[::-1]])
     return np.stack([corners.real, corners.imag], axis=1)

@@ -3,7 +3,7 @@
 from dml import storage
 from dml.config import DatasetReportConfig
 from dml.refs import DatasetRef, EmbeddingsRef, ReportRef
-from dml.report import dataset_findings as found
+from dml.report import dataset_findings
 from dml.report import dataset_sections as sections
 from dml.report.dataset_view import DatasetView, EmbeddedDataset
 from dml.report.page import Page, csv_of, publish_page
@@ -62,7 +62,7 @@ def _read(dataset: DatasetRef, report: ReportRef) -> DatasetReport:
 def _page(view: DatasetView, embeddings: EmbeddingsRef | None, embedder: str | None) -> Page:
     dataset = view.dataset
     embedded = None if embeddings is None else EmbeddedDataset(view, embeddings)
-    findings = found.find(view, embedded, embedder)
+    findings = dataset_findings.find(view, embedded, embedder)
     subtitle = (
         f"{dataset.rows:,} images of {dataset.classes:,} classes, {dataset.quarantined:,} in quarantine"
     )
@@ -87,13 +87,13 @@ def _page(view: DatasetView, embeddings: EmbeddingsRef | None, embedder: str | N
 
 def _tables(view: DatasetView, embedded: EmbeddedDataset | None) -> dict[str, bytes]:
     """What the page cuts, whole."""
-    classes = (each.model_dump() for each in found.class_sizes(view, largest=True))
-    pairs = ({"between": between, **pair.model_dump()} for between, pair in found.all_pairs(view))
+    classes = (each.model_dump() for each in dataset_findings.class_sizes(view, largest=True))
+    pairs = ({"between": between, **pair.model_dump()} for between, pair in dataset_findings.all_pairs(view))
     tables = {
         sections.CLASSES: csv_of(list(ClassSize.model_fields), classes),
         sections.NEAR_DUPLICATES: csv_of(["between", *NearDuplicatePair.model_fields], pairs),
     }
     if embedded is not None:
-        suspects = (each.model_dump() for each in found.suspected_labels(view, embedded))
+        suspects = (each.model_dump() for each in dataset_findings.suspected_labels(view, embedded))
         tables[sections.SUSPECTS] = csv_of(list(SuspectedLabel.model_fields), suspects)
     return tables

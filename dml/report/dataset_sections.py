@@ -99,7 +99,7 @@ def pictures_section(view: DatasetView) -> Section:
     ]
     chosen = [pairs[number] for number in _spread(len(pairs), view.config.classes)]
     if not chosen:
-        return Section("Pictures", "No pictures were asked for.")
+        return Section("Pictures", "This report was made without pictures.")
     by_code = np.argsort(view.codes, kind="stable")
     starts = np.searchsorted(
         view.codes[by_code], np.searchsorted(view.names, [label for _, label, _ in chosen])
@@ -276,7 +276,7 @@ def _map(view: DatasetView, embedded: EmbeddedDataset) -> Section:
     names = dict(enumerate(view.names.tolist()))
     png = charts.draw_map(layout, embedded.labels, names, shown)
     text = (
-        f"{len(layout.rows):,} images, {layout.how}. Who lies beside whom can be trusted; how far groups are "
+        f"{len(layout.rows):,} images, {layout.how}. Neighbours are reliable; how far groups are "
         "from each other, and how large they are, cannot."
     )
     caption = f"Map of the embedding: {len(shown)} of {len(classes):,} classes coloured"

@@ -1,4 +1,4 @@
-"""A dataset as the sections of its report need it: each thing computed once, and only where one asks."""
+"""A dataset as the sections of its report need it: each quantity is computed once, on first use."""
 
 from collections.abc import Sequence
 from functools import cached_property

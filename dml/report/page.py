@@ -77,7 +77,7 @@ class Page:
 
 
 def publish_page(store: str, fingerprint: str, make: Callable[[], Page]) -> ReportRef:
-    """Write a page, its pictures and what lies beside them, whole or not at all, and once for its inputs.
+    """Publish a page with its pictures and files atomically, once for the same inputs.
 
     Args:
         store: the store's URI; the page is in `reports/` there.
@@ -112,7 +112,7 @@ def read_picture(report: ReportRef, name: str) -> bytes:
 
 
 def csv_of(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """A table as a file to lie beside a page."""
+    """A table as a file beside a page."""
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()

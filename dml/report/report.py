@@ -243,7 +243,7 @@ def _suspects(view: EmbeddedSplit) -> Section:
     text = (
         f"{len(suspects):,} items whose {agreeing} nearest neighbours all carry one label that is not their "
         f"own (fewer where that class is smaller); {len(shown):,} are shown, all are in {SUSPECTS}. Either "
-        "the label is wrong or the embedding is: only a person can tell."
+        "either the label or the embedding is wrong: look at the images."
     )
     if_empty = f"No item's {agreeing} nearest neighbours agree on a label that is not its own."
     return _gallery(
@@ -275,9 +275,7 @@ def _map(view: EmbeddedSplit) -> Section:
     classes = np.unique(view.labels)
     if view.vectors.shape[1] == 2:
         png = draw_circle_histograms([CircleHistogram("", view.vectors, view.labels, view.names)])
-        text = (
-            "Embeddings have length one, so two dimensions are a circle; bars say how many items lie where."
-        )
+        text = "Embeddings have length 1: two dimensions are a circle. Bars count the items at each angle."
         return Section("The embedding itself", text, [Picture("map", png, "The embedding on its circle")])
     most = view.config.map_classes
     shown = classes if len(classes) <= most else classes[np.arange(most) * len(classes) // most]

@@ -1,4 +1,4 @@
-"""How our charts look: few lines, readable words, colours that colour-blind eyes tell apart."""
+"""Style of the charts: few lines, readable words, colours that colour-blind readers can distinguish."""
 
 import io
 import math

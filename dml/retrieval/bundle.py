@@ -19,7 +19,7 @@ from dml.retrieval.vectors import FlatVectors
 
 INDEX_FILE, VECTORS_FILE, ITEMS_FILE = "index.faiss", "vectors.faiss", "items.arrow"
 INDEX_FORMAT = 2
-REMEDY = "`dml verify --heal` builds the index again."
+REMEDY = "`dml verify --repair` builds the index again."
 
 
 class Items:

@@ -91,7 +91,7 @@ def _blocks(ref: IndexRef, items: pa.Table) -> Iterator[tuple[pa.Table, NDArray[
         if not of_part["id"].cast(ids.type).equals(ids):
             raise CorruptArtifact(
                 f"Index {ref.uri} must have the items of {ref.embeddings.uri}, in their order. "
-                "`dml verify --heal` builds it again."
+                "`dml verify --repair` builds it again."
             )
         yield of_part, vectors
         start += len(ids)

@@ -336,7 +336,7 @@ def _require_undamaged(uri: str, names: list[str]) -> None:
         raise CorruptArtifact(
             f"Every file of an artefact must be as it was published; in {uri} {len(names)} are not: "
             f"{', '.join(names[:5])}. They were changed, truncated or removed. `dml verify` lists all "
-            "damaged artefacts; `dml verify --heal` removes them, so that they can be made again."
+            "damaged artefacts; `dml verify --repair` removes them, so that they can be made again."
         )
 
 

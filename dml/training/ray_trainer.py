@@ -288,7 +288,7 @@ def _device(config: ExperimentConfig) -> torch.device:
         )
     device = torch.device("cpu" if wanted is False or not there_is_one else "cuda")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
-    why = "as asked for" if wanted is not None else "the first GPU" if there_is_one else "no GPU is here"
+    why = "as configured" if wanted is not None else "the first GPU" if there_is_one else "no GPU is here"
     logger.info("training on %s: %s", name, why)
     return device
 

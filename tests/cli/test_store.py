@@ -102,7 +102,7 @@ def test_gc_where_there_is_no_store_is_the_users_mistake(dml, tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
-def test_verify_names_the_damaged_file_and_heal_makes_it_again(dml, small):
+def test_verify_names_the_damaged_file_and_repair_makes_it_again(dml, small):
     assert dml("verify", "--store", small).status == 0
     victim = next(Path(small, "indexes").rglob("index.faiss"))
     content = bytearray(victim.read_bytes())
@@ -113,10 +113,10 @@ def test_verify_names_the_damaged_file_and_heal_makes_it_again(dml, small):
     assert "index.faiss: damaged" in done.out
     done = dml("verify", "shelves", "--store", small, "--json")
     assert (done.status, "damaged" in [each["state"] for each in done.json["artefacts"]]) == (2, True)
-    assert "--heal" in done.json["error"]
-    healed = dml("verify", "--heal", "--store", small)
-    assert healed.status == 0
-    assert "index.faiss: made again" in healed.out
+    assert "--repair" in done.json["error"]
+    repaired = dml("verify", "--repair", "--store", small)
+    assert repaired.status == 0
+    assert "index.faiss: made again" in repaired.out
     assert dml("verify", "--store", small).status == 0
 
 
@@ -221,7 +221,7 @@ def test_hours_of_grace_that_no_calendar_holds_are_refused(dml, small, hours):
 @pytest.mark.parametrize("folder", ["indexes", "datasets"])
 def test_verify_names_a_damaged_pointer(dml, small, folder):
     Path(small, folder, "shelves", "current.json").write_bytes(b"")
-    for extra in ([], ["--heal"], ["shelves"]):
+    for extra in ([], ["--repair"], ["shelves"]):
         done = dml("verify", *extra, "--store", small)
         assert done.status == 2
         assert "shelves@current: current.json: damaged" in done.out

@@ -173,9 +173,9 @@ def test_a_part_that_a_killed_run_left_damaged_is_made_again(
     shutil.copytree(embeddings.uri, folder)
     (folder / storage.MANIFEST).unlink()
     damage(folder / "part-00002.parquet")
-    healed = embed(str(tmp_path), package, dataset)
+    repaired = embed(str(tmp_path), package, dataset)
     assert embedded_images == [rows_of_fragments(dataset)[2]], "the others are kept"
-    files = [storage.read_manifest(ref.uri)["files"] for ref in (embeddings, healed)]
+    files = [storage.read_manifest(ref.uri)["files"] for ref in (embeddings, repaired)]
     assert files[0] == files[1]
 
 

@@ -1,4 +1,4 @@
-"""In what precision an encoder computes: as asked for, and afterwards as before."""
+"""In what precision an encoder computes: as configured, and afterwards as before."""
 
 from contextlib import suppress
 

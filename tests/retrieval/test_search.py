@@ -217,7 +217,7 @@ def test_an_index_whose_bytes_have_changed_is_not_opened(tmp_path, embeddings, n
     open_index(ref)
     path = Path(ref.uri, name)
     flip(path, int(share * (path.stat().st_size - 4)))
-    with pytest.raises(CorruptArtifact, match=f"{name}.*--heal"):
+    with pytest.raises(CorruptArtifact, match=f"{name}.*--repair"):
         open_index(ref)
 
 

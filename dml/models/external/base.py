@@ -47,7 +47,7 @@ class Source(ABC):
         """The network at an address.
 
         Args:
-            address: what stands behind the kind and the colon.
+            address: the part after the kind and the colon.
             options: what the user says beside it.
             follow: reads another address, for kinds that hold one.
 

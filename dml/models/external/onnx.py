@@ -1,4 +1,4 @@
-"""Networks in ONNX files; what a file does not say of its images stands in a JSON file beside it."""
+"""Networks in ONNX files; a JSON file beside it gives the preprocessing that the file lacks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -121,9 +121,9 @@ def _image_input(session: Any, given: OnnxFile, file: Path) -> _Image:
             f"An input of images must have 4 dimensions and be one of {sorted(TYPES)}; {name} of {file} has "
             f"{shape} and is {kind}."
         )
-    found = [layout for layout, at in (("NCHW", 1), ("NHWC", 3)) if shape[at] in _CHANNELS]
-    layout = given.layout or (found[0] if len(found) == 1 else None)
-    if layout is None or (found and layout not in found):
+    possible = [layout for layout, at in (("NCHW", 1), ("NHWC", 3)) if shape[at] in _CHANNELS]
+    layout = given.layout or (possible[0] if len(possible) == 1 else None)
+    if layout is None or (possible and layout not in possible):
         raise InvalidSetting(
             f"The layout must fit the input {name} of {file}, {shape}; got {given.layout}. Say "
             f'"layout": "NCHW" or "NHWC" in {file.name}.json.'

@@ -1,4 +1,4 @@
-"""An encoder of ours, or any network that torch holds inside one, from safetensors."""
+"""An `Encoder`, or any torch network wrapped in one, from safetensors."""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -9,7 +9,7 @@ from dml import storage
 from dml.data.forgotten import FORGOTTEN, forgotten_ids
 from dml.errors import CorruptArtifact, MissingArtifact, did_you_mean
 from dml.lineage import VERSIONED, artifact_locations
-from dml.names import split_version
+from dml.names import split_version, versioned
 from dml.progress import Ticker
 from dml.refs import Ref
 
@@ -29,7 +29,7 @@ class CheckedArtifact(NamedTuple):
 
     @property
     def title(self) -> str:
-        return self.version if self.name == self.version else f"{self.name}@{self.version}"
+        return self.version if self.name == self.version else versioned(self.name, self.version)
 
 
 def check_store(
@@ -54,7 +54,7 @@ def check_store(
     selected = [p for p in locations if name is None or (p[1] == base and version in (None, p[2]))]
     if name is not None and not selected:
         names = sorted({n for kind, n, _, _ in locations if kind in VERSIONED})
-        titles = [f"{n}@{v}" for kind, n, v, _ in locations if kind in VERSIONED and n == base]
+        titles = [versioned(n, v) for kind, n, v, _ in locations if kind in VERSIONED and n == base]
         near = did_you_mean(name, titles) if titles else did_you_mean(str(base), names)
         raise MissingArtifact(
             f"A dataset or index {name!r} must exist in the store; there are {titles or names}.{near}"

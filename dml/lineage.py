@@ -14,7 +14,7 @@ from typing import Any, Literal
 from dml import storage
 from dml.data.thumbnails import forget_thumbnails
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact, did_you_mean
-from dml.names import split_version
+from dml.names import split_version, versioned
 from dml.progress import count
 from dml.refs import DatasetRef
 
@@ -55,7 +55,7 @@ class Artifact:
     fingerprint: str
 
     def __str__(self) -> str:
-        return f"{self.name}@{self.version}" if self.kind in VERSIONED else self.version
+        return versioned(self.name, self.version) if self.kind in VERSIONED else self.version
 
 
 @dataclass(frozen=True)
@@ -391,7 +391,7 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
             storage.remove(uri)
         if version is None:
             _remove_rest(store, kind, folder)
-    return [f"{base}@{v}" for v in versions] or [base]
+    return [versioned(base, v) for v in versions] or [base]
 
 
 def _folder_of_kind(kind: str) -> str:

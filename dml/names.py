@@ -60,6 +60,16 @@ def split_version(text: str, kind: str = "name") -> tuple[str, str | None]:
     return name, version if at else None
 
 
+def versioned(name: str, version: str | None) -> str:
+    """NAME@VERSION, as users type it; the name alone if the version is None.
+
+    Example:
+        >>> versioned("shop", "0123456789ab")
+        'shop@0123456789ab'
+    """
+    return name if version is None else f"{name}@{version}"
+
+
 def is_version(text: str) -> bool:
     """Whether a text is valid as the folder name of a version."""
     return bool(_VERSION.fullmatch(text)) and len(text) <= MAX_LENGTH

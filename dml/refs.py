@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from dml.errors import IncompatibleArtifact
+from dml.names import versioned
 
 AttributeType = str
 """One of "string", "int64", "double", "bool": the type of an attribute column."""
@@ -63,7 +64,7 @@ class ItemsRef(Ref):
 
     def __str__(self) -> str:
         """As users type it: NAME@VERSION."""
-        return f"{self.name}@{self.version}"
+        return versioned(self.name, self.version)
 
 
 class DatasetRef(ItemsRef):
@@ -204,7 +205,11 @@ class EmbeddingsRef(Ref):
     @property
     def source(self) -> str:
         """As users name what was embedded: the dataset, or the imported vectors, NAME@VERSION."""
-        return str(self.items) if isinstance(self.items, DatasetRef) else f"{self.items.name}@{self.version}"
+        return (
+            str(self.items)
+            if isinstance(self.items, DatasetRef)
+            else versioned(self.items.name, self.version)
+        )
 
 
 class IndexRef(Ref):
@@ -220,7 +225,7 @@ class IndexRef(Ref):
 
     def __str__(self) -> str:
         """As users type it: NAME@VERSION."""
-        return f"{self.name}@{self.version}"
+        return versioned(self.name, self.version)
 
 
 class ReportRef(Ref):

@@ -5,14 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dml.errors import InvalidSetting
-from dml.names import check_name, is_version, split_version, suggest_name
+from dml.names import check_name, is_version, split_version, suggest_name, versioned
 
 
 @pytest.mark.parametrize("name", ["shop", "cub200-2011", "a.b_c-d", "x", "d-2024"])
 def test_a_valid_name_is_returned_unchanged(name):
     assert check_name(name) == name
     assert split_version(name) == (name, None)
-    assert split_version(f"{name}@0123456789ab") == (name, "0123456789ab")
+    assert versioned(name, None) == name
+    assert versioned(name, "0123456789ab") == f"{name}@0123456789ab"
+    assert split_version(versioned(name, "0123456789ab")) == (name, "0123456789ab")
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def write_pages(
             embeddings = made[cell.fingerprint]
             assert embeddings is not None, "only trained cells are named"
             candidates.append(Candidate(name, embeddings))
-        config = ReportConfig(evaluation=pair.first.experiment.evaluation)
-        pages.append(write_comparison(store, candidates[0], candidates[1], config))
+        settings = ReportConfig(evaluation=pair.first.experiment.evaluation)
+        pages.append(write_comparison(store, candidates[0], candidates[1], settings))
     return pages
 
 

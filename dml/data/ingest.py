@@ -48,6 +48,7 @@ from dml.data.sources.access import Access
 from dml.data.sources.detect import absolute, open_source
 from dml.data.sources.sample import Listing, Problem, Sample, Source, normalised
 from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact, InvalidData
+from dml.names import versioned
 from dml.progress import Ticker
 from dml.refs import AttributeType, DatasetRef, SplitSize
 from dml.reports import IngestOutcome, IngestReport
@@ -273,8 +274,8 @@ def _merge_concurrent_ingest(
     """Add the class splits that another ingest of the same name published while this one was reading."""
     if not split.reassigns and latest.requested_split != former.requested_split:
         raise IncompatibleArtifact(
-            f"One ingest of a dataset must end before the next starts; {name}@{latest.version} was meanwhile "
-            f"split by {latest.requested_split}. Nothing was published; start again."
+            f"One ingest of a dataset must end before the next starts; {versioned(name, latest.version)} was "
+            f"meanwhile split by {latest.requested_split}. Nothing was published; start again."
         )
     if latest.version == former.version:
         return split
@@ -282,8 +283,8 @@ def _merge_concurrent_ingest(
     differing = sorted(label for label, s in split.split_of_class.items() if known.get(label, s) != s)
     if differing:
         raise IncompatibleArtifact(
-            f"One ingest of a dataset must end before the next starts; {name}@{latest.version} was published "
-            f"meanwhile, where {len(differing)} of these classes have the other split, such as "
+            f"One ingest of a dataset must end before the next starts; {versioned(name, latest.version)} was "
+            f"published meanwhile, where {len(differing)} of these classes have the other split, such as "
             f"{differing[:_MAX_NAMED]}. Nothing was published; start again."
         )
     return replace(split, remembered={**known, **split.remembered})
@@ -304,15 +305,16 @@ def _refuse_forgotten(store: str, ref: DatasetRef, ids: Sequence[str], outcome: 
 
 def _shrinkage_note(ref: DatasetRef, former: FormerVersion, labels: Iterable[str]) -> list[str]:
     """A note if a source has fewer images or classes than at the latest ingest, or no class in common."""
+    before = versioned(ref.name, former.version)
     if former.version is not None and former.split_of_class.keys().isdisjoint(labels):
         return [
-            f"none of these classes is in {ref.name}@{former.version}, which this version replaces; give a "
+            f"none of these classes is in {before}, which this version replaces; give a "
             "different source a different --name"
         ]
     if ref.rows >= former.rows and ref.classes >= former.classes:
         return []
     return [
-        f"fewer than in {ref.name}@{former.version}: {ref.rows} of {former.rows} images, {ref.classes} of "
+        f"fewer than in {before}: {ref.rows} of {former.rows} images, {ref.classes} of "
         f"{former.classes} classes"
     ]
 

@@ -52,7 +52,7 @@ from dml.embedding.vector_files import (
     to_unit_length,
 )
 from dml.errors import DmlError, InvalidData, InvalidSetting, TooManyRefused
-from dml.names import split_version
+from dml.names import split_version, versioned
 from dml.progress import Ticker
 from dml.refs import EmbeddingsRef, ExternalModelRef, ItemsRef
 from dml.reports import ImportReport
@@ -132,7 +132,7 @@ def import_vectors(
     if not was_current:
         storage.point(folder, ref.version)
     return ImportReport(
-        embeddings=find_vectors(store, f"{name}@{ref.version}"),
+        embeddings=find_vectors(store, versioned(name, ref.version)),
         outcome="current" if was_current else "made",
         normalized=table.num_normalized,
         refused=count_refusals(table.problems),

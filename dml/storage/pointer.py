@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from dml.errors import CorruptArtifact, DmlError, MissingArtifact, did_you_mean
-from dml.names import is_version
+from dml.names import is_version, versioned
 from dml.storage.artifacts import is_complete, list_versions, read_manifest
 from dml.storage.conditional import StoredObject, WriteConflict, read_with_etag, replace_if_unchanged
 from dml.storage.digest import decode_checked, encode_checked
@@ -329,6 +329,6 @@ def missing_version(parent_uri: str, version: str | None, kind: str) -> MissingA
     published = list_versions(parent_uri)
     siblings = [sibling for sibling in list_folders(parent) if list_versions(join(parent, sibling))]
     existing = f"{kind} {name!r} has versions {published}" if published else f"there are {siblings}"
-    wanted = f"{name}@{version}" if version else name
+    wanted = versioned(name, version or None)
     near = "" if published else did_you_mean(name, siblings)
     return MissingArtifact(f"{kind} {wanted!r} must exist in the store; {existing}.{near}")

@@ -16,8 +16,8 @@ from dml.data.transforms import augment
 from dml.models.encoder import Encoder
 from dml.preprocessing import decode
 from dml.refs import DatasetRef
+from dml.training.initial import initial_encoder
 from dml.training.optimizer import build_optimizer, rate_factor, set_rates
-from dml.training.state import initial_encoder
 from dml.training.train_data import read_training_rows
 
 Choice = tuple[float, dict[str, Any]]

@@ -29,9 +29,9 @@ from dml.data.ingest import ingest
 from dml.data.sampling import BatchSampler
 from dml.presets import experiment
 from dml.training.build import build_loss
+from dml.training.initial import initial_encoder
 from dml.training.loop import Hooks, train_loop, train_on
 from dml.training.optimizer import build_optimizer
-from dml.training.state import initial_encoder
 from dml.training.validation import ValidationSet
 from dml.training.worker import Worker
 

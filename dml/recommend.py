@@ -10,6 +10,7 @@ import torch
 
 from dml.config import (
     AugmentationConfig,
+    BackboneConfig,
     Conv4Config,
     EncoderConfig,
     ExperimentConfig,
@@ -19,6 +20,7 @@ from dml.config import (
     TorchvisionConfig,
     TorchvisionNetwork,
     TrainingConfig,
+    Tuning,
     loss_config,
 )
 from dml.data.dataset import read_images, read_rows
@@ -27,7 +29,8 @@ from dml.errors import InvalidData
 from dml.models.backbones import find_cached_weights, identify_network
 from dml.preprocessing import decode
 from dml.presets import experiment
-from dml.refs import DatasetRef
+from dml.refs import DatasetRef, ModelRef
+from dml.training.initial import start_from
 
 _SAMPLED_IMAGES = 64
 _COLOR_DIFFERENCE = 8
@@ -108,6 +111,65 @@ def recommend_for(
     return recommend(profile_dataset(dataset), find_weights(weights, has_gpu=has_gpu), has_gpu=has_gpu)
 
 
+def recommend_from(
+    dataset: DatasetRef, model: ModelRef, tune: Tuning, *, has_gpu: bool | None = None
+) -> Recommendation:
+    """The experiment that starts from a registered model; its encoder and preprocessing are the model's.
+
+    Args:
+        dataset: to train on.
+        model: trained here or imported.
+        tune: what is trained of it.
+        has_gpu: allows more steps; None: where torch finds one.
+
+    Raises:
+        IncompatibleArtifact: the model cannot be trained.
+    """
+    if has_gpu is None:
+        has_gpu = torch.cuda.is_available()
+    profile = profile_dataset(dataset)
+    config = start_from(_tuned(profile, has_gpu=has_gpu), model, tune)
+    rate = _backbone_rate(config.encoder.backbone)
+    if tune == "lora":
+        rate = min(10 * rate, 2e-3)  # of zero at first, and small: they learn faster than weights should
+    config = config.overridden([f"optimizer.learning_rate={rate}"])
+    what = {"frozen": "the head alone", "lora": "the head and low-rank adapters", "whole": "all of it"}[tune]
+    return Recommendation(config, f"{config.name}: {profile}; {model} is the start, {what} trains.")
+
+
+def _backbone_rate(backbone: BackboneConfig) -> float:
+    """The learning rate of weights that were trained before."""
+    if backbone.kind == "conv4":
+        return 1e-3
+    if backbone.kind == "torchvision":
+        return 4e-4 if backbone.name == "squeezenet1_1" else 1e-4
+    is_transformer = backbone.kind == "transformers" or any(
+        part in backbone.name for part in _TRANSFORMERS_IN_TIMM
+    )
+    return 1e-5 if is_transformer else 1e-4
+
+
+_TRANSFORMERS_IN_TIMM = ("vit", "deit", "eva", "beit", "swin")
+
+
+def _tuned(profile: DatasetProfile, *, has_gpu: bool) -> ExperimentConfig:
+    sampler = _sampler(profile, classes_per_batch=28)
+    steps = _steps(profile, sampler, most=7500 if has_gpu else 600)
+    return ExperimentConfig(
+        name="fine-tuning",
+        augmentation=_CROPS if profile.is_color else experiment("omniglot").augmentation,
+        sampler=sampler,
+        loss=loss_config("proxy_anchor"),
+        optimizer=OptimizerConfig(
+            head_learning_rate=2e-3,
+            loss_learning_rate=1e-2,
+            warmup_steps=steps // 12,
+            freeze_backbone_steps=steps // 12,
+        ),
+        training=TrainingConfig(num_steps=steps),
+    )
+
+
 def _has_color(image: bytes) -> bool:
     pixels = np.asarray(decode(image, "RGB"), dtype=np.int16)
     return bool((np.ptp(pixels, axis=2) > _COLOR_DIFFERENCE).mean() > _COLOR_SHARE)
@@ -164,6 +226,9 @@ _WHY_NO_WEIGHTS = (
 )
 
 
+_CROPS = AugmentationConfig(random_resized_crop=(0.3, 1.0), horizontal_flip=True)
+
+
 def _color(side: int) -> PreprocessingConfig:
     return PreprocessingConfig(resize=side, crop=side)
 
@@ -171,11 +236,10 @@ def _color(side: int) -> PreprocessingConfig:
 def _from_scratch(profile: DatasetProfile, preprocessing: PreprocessingConfig) -> ExperimentConfig:
     sampler = _sampler(profile, classes_per_batch=32)
     affine = experiment("omniglot").augmentation
-    crops = AugmentationConfig(random_resized_crop=(0.3, 1.0), horizontal_flip=True)
     return ExperimentConfig(
         name="drawings" if preprocessing.color == "L" else "photos-from-scratch",
         preprocessing=preprocessing,
-        augmentation=affine if preprocessing.color == "L" else crops,
+        augmentation=affine if preprocessing.color == "L" else _CROPS,
         encoder=EncoderConfig(backbone=Conv4Config(), dim=64),
         sampler=sampler,
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=20),
@@ -190,7 +254,7 @@ def _fine_tuned(profile: DatasetProfile, weights: Weights, *, has_gpu: bool) -> 
     return ExperimentConfig(
         name=f"photos-{weights.network}",
         preprocessing=_color(side),
-        augmentation=AugmentationConfig(random_resized_crop=(0.3, 1.0), horizontal_flip=True),
+        augmentation=_CROPS,
         encoder=EncoderConfig(
             backbone=TorchvisionConfig(name=weights.network, weights=weights.file),
             pooling="avg+max",

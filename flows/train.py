@@ -6,18 +6,20 @@ from pathlib import Path
 
 from prefect import flow
 
-from dml.config import ExperimentConfig
+from dml.config import ExperimentConfig, Tuning
 from dml.data.dataset import find_dataset
 from dml.data.evaluable import require_evaluable, shared_classes
+from dml.errors import InvalidSetting
 from dml.names import check_name
 from dml.presets import AUTO, PresetName, experiment
-from dml.recommend import recommend_for
-from dml.refs import DatasetRef
-from dml.registry.catalog import model_page_url, register
+from dml.recommend import recommend_for, recommend_from
+from dml.refs import DatasetRef, ModelRef
+from dml.registry.catalog import find_model, model_page_url, register
 from dml.registry.tracking import Run, start_run
 from dml.report.report import draw_training
 from dml.reports import TrainingReport
 from dml.settings import store_uri
+from dml.training.initial import start_from
 from dml.training.loop import run_identity
 from dml.training.ray_trainer import train
 from dml.training.train_data import require_trainable
@@ -43,6 +45,8 @@ def train_flow(
     store: str | None = None,
     name: Name | None = None,
     test_dataset: Name | None = None,
+    from_model: Name | None = None,
+    tune: Tuning | None = None,
 ) -> TrainingReport:
     """Train, evaluate, register, and apply the gate; also succeeds if the champion does not change.
 
@@ -55,10 +59,18 @@ def train_flow(
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
         name: the registered model's name; None for the dataset's name.
         test_dataset: NAME or NAME@VERSION to evaluate on; None for `dataset`.
+        from_model: the registered model to start from, with its encoder and preprocessing: NAME (its
+            champion), NAME@ALIAS or NAME/VERSION; None: as the experiment says.
+        tune: what of that is trained; None: all.
     """
     root = store_uri(store)
     source = stage(find_dataset)(root, dataset)
-    chosen, reason = _choose(source, preset, config, None if weights is None else Path(weights))
+    if from_model is None:
+        _refuse_without_model(tune)
+        chosen, reason = _choose(source, preset, config, None if weights is None else Path(weights))
+    else:
+        model_to_tune = stage(find_model)(root, from_model)
+        chosen, reason = _choose_from(source, model_to_tune, tune or "whole", preset, config, weights)
     chosen = chosen.overridden(settings or [])
     test_source = source if test_dataset is None else stage(find_dataset)(root, test_dataset)
     name = check_name(name or source.name, "model")
@@ -89,6 +101,35 @@ def train_flow(
     return TrainingReport(
         model=model, trained=trained, evaluation=report, gate_metric=chosen.gate.metric, reason=reason
     )
+
+
+def _refuse_without_model(tune: Tuning | None) -> None:
+    if tune is not None:
+        raise InvalidSetting(
+            f"tune says what is trained of a model to start from; got {tune!r} and no model. Name it with "
+            "--from MODEL, or leave --tune out."
+        )
+
+
+def _choose_from(
+    dataset: DatasetRef,
+    model: ModelRef,
+    tune: Tuning,
+    preset: str,
+    config: ExperimentConfig | None,
+    weights: str | None,
+) -> tuple[ExperimentConfig, str | None]:
+    """The experiment with a registered model's encoder; a recommended one comes with the reason."""
+    if weights is not None:
+        raise InvalidSetting(
+            f"The first weights must be named once; got --from {model} and --weights {weights}. Leave one "
+            "out."
+        )
+    if config is None and preset == AUTO:
+        recommended = stage(recommend_from)(dataset, model, tune)
+        say(recommended.reason)
+        return recommended.config, recommended.reason
+    return stage(start_from)(config or experiment(preset), model, tune), None
 
 
 def _curves(run: Run) -> tuple[bytes, str] | None:

@@ -339,3 +339,10 @@ def test_a_loss_that_is_no_classification_needs_unit_length(loss):
 def test_a_classification_with_lengths_takes_no_memory():
     with pytest.raises(InvalidSetting, match="memory"):
         circle("softmax").overridden(["encoder.unit_length=false", "memory.size=64"])
+
+
+def test_settings_of_a_start_without_a_model_say_how_to_name_it():
+    with pytest.raises(
+        InvalidSetting, match=r"initial .*got only lora. Name the model: dml train DATASET --from"
+    ):
+        experiment("smoke").overridden(["initial.lora.rank=4"])

@@ -90,6 +90,7 @@ baselines True
 
 ExperimentConfig
 seed 0 >=0 <2147483648
+initial None
 memory None
 
 FewShotConfig
@@ -125,6 +126,14 @@ rows_per_fragment 1024 >0
 rows_per_group 128 >0
 bytes_per_group 134217728 >0 <2147483648
 num_workers None >=1
+
+InitialConfig
+model None
+tune whole
+
+LoraConfig
+rank 8 >=1
+alpha 16.0 >0
 
 OptimizerConfig
 learning_rate 0.0001 >0

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,6 +29,20 @@ def train(
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="pretrained weights, a safetensors or .pth file; of the backbone")
+    ] = None,
+    from_model: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="the registered model to start from, trained here or imported: NAME (its champion), "
+            "NAME@ALIAS or NAME/VERSION",
+        ),
+    ] = None,
+    tune: Annotated[
+        Literal["frozen", "lora", "whole"] | None,
+        typer.Option(
+            help="what is trained of --from: frozen: a head; lora: low-rank adapters, too; default: whole"
+        ),
     ] = None,
     settings: Settings = None,
     name: Annotated[str | None, typer.Option(help="name of what is made; default: the dataset's")] = None,
@@ -59,6 +73,8 @@ def train(
         store=store_uri(store),
         name=name,
         test_dataset=test,
+        from_model=from_model,
+        tune=tune,
     )
     return emit(report, as_json, _show_training)
 

@@ -56,7 +56,14 @@ from dml.config.losses import (
 )
 from dml.config.part import Part
 from dml.config.text import to_yaml
-from dml.config.training import OptimizerConfig, TrainingConfig, ValidationConfig
+from dml.config.training import (
+    InitialConfig,
+    LoraConfig,
+    OptimizerConfig,
+    TrainingConfig,
+    Tuning,
+    ValidationConfig,
+)
 
 __all__ = [
     "MAX_PIXELS",
@@ -77,6 +84,8 @@ __all__ = [
     "GateConfig",
     "IndexConfig",
     "IngestConfig",
+    "InitialConfig",
+    "LoraConfig",
     "LossConfig",
     "LossPart",
     "MemoryConfig",
@@ -100,6 +109,7 @@ __all__ = [
     "TorchvisionNetwork",
     "TrainingConfig",
     "TransformersConfig",
+    "Tuning",
     "ValidationConfig",
     "loss_config",
     "loss_kinds",

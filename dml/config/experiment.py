@@ -18,7 +18,7 @@ from dml.config.evaluation import EvaluationConfig, GateConfig
 from dml.config.losses import LossConfig, MemoryConfig, loss_config, loss_kinds
 from dml.config.part import Part, parse
 from dml.config.text import read_tree
-from dml.config.training import OptimizerConfig, TrainingConfig
+from dml.config.training import InitialConfig, OptimizerConfig, TrainingConfig
 
 _CONV4_MIN_SIDE = 16
 
@@ -31,6 +31,9 @@ class ExperimentConfig(Part):
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     encoder: EncoderConfig = EncoderConfig()
+    initial: InitialConfig | None = Field(
+        None, description="None: the encoder starts as `encoder` says, else from a package"
+    )
     sampler: BatchesConfig = SamplerConfig()
     loss: LossConfig = loss_config("multi_similarity")
     memory: MemoryConfig | None = Field(None, description="None: the loss sees only its batch")
@@ -38,6 +41,13 @@ class ExperimentConfig(Part):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
+
+    @property
+    def freeze_backbone_steps(self) -> int:
+        """First steps in which the backbone keeps its weights: all, where only the head is trained."""
+        if self.initial is not None and self.initial.tune == "frozen":
+            return self.training.num_steps
+        return self.optimizer.freeze_backbone_steps
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -148,12 +158,12 @@ class ExperimentConfig(Part):
             )
 
     def _check_head(self) -> None:
-        frozen = self.optimizer.freeze_backbone_steps
+        frozen = self.freeze_backbone_steps
         if self.encoder.head == "none" and frozen:
             raise ValueError(
                 "Without a head nothing is left to train while the backbone is frozen; got encoder.head "
-                f"'none' and optimizer.freeze_backbone_steps {frozen}. Set encoder.head=linear, or "
-                "freeze_backbone_steps=0."
+                f"'none' and a backbone that is frozen for {frozen} steps. Set encoder.head=linear, or train "
+                "the backbone: optimizer.freeze_backbone_steps=0, and initial.tune=whole where it is set."
             )
 
     def _check_lengths(self) -> None:

@@ -1,6 +1,7 @@
-"""Configuration of the optimizer, its schedule, validation and the training loop."""
+"""Configuration of the first weights, the optimizer, its schedule, validation and the training loop."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -8,6 +9,40 @@ from dml.config.part import Part
 
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 """Precision of the encoder's matrix products; losses are always float32."""
+
+
+Tuning = Literal["frozen", "lora", "whole"]
+"""What is trained of a package that training starts from: the head alone, low-rank adapters too, or all."""
+
+
+class LoraConfig(Part):
+    """Low-rank adapters of linear and convolution layers; the package holds them merged into the weights."""
+
+    rank: int = Field(8, ge=1, description="of the update of a layer's weights")
+    alpha: float = Field(16.0, gt=0, description="the update is multiplied by alpha / rank")
+
+
+class InitialConfig(Part):
+    """A package that training starts from; `dml train --from MODEL` fills it in."""
+
+    uri: str = Field(description="the package's folder")
+    fingerprint: str = Field(description="the package's")
+    model: str | None = Field(None, description="the registered version, for the reader")
+    tune: Tuning = Field(
+        "whole",
+        description="frozen: only the head; lora: head and low-rank adapters of the backbone; whole: all",
+    )
+    lora: LoraConfig = LoraConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, tree: Any) -> Any:
+        if isinstance(tree, Mapping) and not {"uri", "fingerprint"} <= tree.keys():
+            raise ValueError(
+                f"it must name a package to start from; got only {', '.join(tree)}. Name the model: dml "
+                "train DATASET --from MODEL."
+            )
+        return tree
 
 
 class OptimizerConfig(Part):

@@ -23,6 +23,7 @@ from dml.storage import digest_of
 from dml.training.cached_step import cached_train_step
 from dml.training.checkpoint import verify_checkpoint
 from dml.training.guard import Guard
+from dml.training.lora import merge_adapters
 from dml.training.meter import Meter, Progress
 from dml.training.optimizer import rate_factor, set_rates
 from dml.training.state import TrainingState
@@ -49,7 +50,8 @@ class Outcome:
     """The result of training on every worker: equal weights, and statistics since this start."""
 
     encoder: Encoder
-    """Encoder of the best step if there is validation; else the moving average, or the last weights."""
+    """Encoder of the best step if there is validation; else the moving average, or the last weights. Low-rank
+    adapters are merged into its weights."""
     loss: float
     """Mean of the last `log_every_steps` steps."""
     images_per_second: float
@@ -74,8 +76,8 @@ class Hooks:
 def run_identity(config: ExperimentConfig, dataset: DatasetRef) -> str:
     """A fingerprint of everything that determines the trained model: equal identity means equal model.
 
-    Evaluation, logging and number of workers are not part of it. The content of a weights file is, its path
-    is not.
+    Evaluation, logging and number of workers are not part of it. The contents of a weights file and of a
+    package to start from are, their paths are not.
     """
     decisive = decisive_settings(config)
     backbone = config.encoder.backbone
@@ -94,6 +96,7 @@ def decisive_settings(config: ExperimentConfig) -> dict[str, Any]:
             "gate": True,
             "training": _NOT_DECISIVE,
             "loss": {"sharded"},
+            "initial": {"uri", "model"},
         },
     )
 
@@ -131,7 +134,7 @@ def train_on(
     num_known, validated = first_step, None
     with closing(batches), convolutions_in(state.precision):
         for step, batch in enumerate(batches, start=first_step):
-            if step in (first_step, config.optimizer.freeze_backbone_steps):
+            if step in (first_step, config.freeze_backbone_steps):
                 learner = state.begin(step)
             loss = _step(state, learner, batch, step)
             losses = guard.observe(step, batch[2], loss)
@@ -154,7 +157,7 @@ def train_on(
                 _save(hooks, state, done)
         overall = whole.progress(config.training.num_steps, batches.wait_s)
     return Outcome(
-        encoder=state.shipped,
+        encoder=merge_adapters(state.shipped),
         loss=state.history.mean_of_last(config.training.log_every_steps),
         images_per_second=overall.images_per_second,
         data_wait=overall.data_wait,

@@ -23,9 +23,9 @@ from dml.models.backbones import require_weights
 from dml.models.package import save_package
 from dml.progress import format_time_left
 from dml.refs import DatasetRef, TrainedRef
+from dml.training.initial import require_initial, save_initial
 from dml.training.loop import Hooks, Outcome, run_identity, train_loop
 from dml.training.meter import Progress
-from dml.training.state import initial_encoder
 from dml.training.train_data import DatasetTrainData
 from dml.training.worker import Worker
 
@@ -52,8 +52,8 @@ def train(
         RuntimeError: the workers died more often than `max_failures`; starting again goes on.
         InvalidData: the dataset cannot be trained on.
         InvalidSetting: nor can it with these settings, such as more classes in a batch than there are.
-        MissingArtifact, CorruptArtifact, IncompatibleArtifact: the backbone's first weights are not there, or
-            are others.
+        MissingArtifact, CorruptArtifact, IncompatibleArtifact: the backbone's first weights, or the package
+            to start from, are not there, or are others.
     """
     run = storage.join(store, "runs", run_identity(config, dataset))
     result = storage.join(run, "result.json")
@@ -113,6 +113,7 @@ def _refuse_impossible(config: ExperimentConfig, dataset: DatasetRef) -> None:
     The images are opened, too: on one machine the workers find the cache made, and do not race to make it.
     """
     require_weights(config.encoder.backbone)
+    require_initial(config)
     worker = Worker(world_size=config.training.num_workers)
     DatasetTrainData(config, dataset).sampler(worker, first_step=0)
 
@@ -244,8 +245,8 @@ def _publish_result(
         outcome.encoder,
         config.preprocessing,
         dataset=dataset,
-        initial=save_package(store, initial_encoder(config), config.preprocessing),
-        experiment=config.model_dump(mode="json"),
+        initial=save_initial(store, config),
+        experiment=config.model_dump(mode="json", exclude={"initial": {"uri"}}),
     )
     trained = TrainedRef(
         package=package,

@@ -21,16 +21,13 @@ from dml.training.build import build_loss
 from dml.training.checkpoint import has_part, read_checkpoint, write_checkpoint
 from dml.training.class_vectors import WithClassVectors
 from dml.training.ghost_batch_norm import refuse_training_batch_norm
+from dml.training.initial import initial_encoder
+from dml.training.lora import add_adapters
 from dml.training.optimizer import build_optimizer
 from dml.training.step import Learner
 from dml.training.worker import Worker
 
 logger = logging.getLogger(__name__)
-
-
-def initial_encoder(config: ExperimentConfig) -> Encoder:
-    """The initial encoder of a run, equal on every worker."""
-    return Encoder(config.encoder, channels=config.preprocessing.channels, seed=config.seed)
 
 
 class LossHistory(nn.Module):
@@ -66,7 +63,10 @@ class TrainingState:
         self.config, self.worker, self.run = config, worker, run
         training = config.training
         torch.manual_seed(config.seed)
-        self.encoder = initial_encoder(config).to(worker.device)
+        self.encoder = initial_encoder(config)
+        if config.initial is not None and config.initial.tune == "lora":
+            add_adapters(self.encoder.backbone, config.initial.lora, seed=config.seed)
+        self.encoder = self.encoder.to(worker.device)
         chunked = training.chunk_rows is not None
         if chunked and not training.ghost_batch_norm:
             refuse_training_batch_norm(self.encoder)
@@ -124,7 +124,7 @@ class TrainingState:
         In the first `freeze_backbone_steps` the backbone has no gradient, so that neither the optimizer nor
         weight decay changes it, and is in evaluation mode: fixed batch norm statistics, no dropout.
         """
-        frozen = step < self.config.optimizer.freeze_backbone_steps
+        frozen = step < self.config.freeze_backbone_steps
         self.learner.train()
         for parameter in self._trained_backbone:
             parameter.requires_grad_(not frozen)

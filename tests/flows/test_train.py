@@ -117,3 +117,38 @@ def test_a_split_that_cannot_be_judged_is_refused_by_evaluation_and_report(unspl
         evaluate_flow.fn("shop", "all", store=unsplit)
     with pytest.raises(InvalidData, match="has 0 classes"):
         report_flow.fn("shop", "all", store=unsplit)
+
+
+@pytest.mark.slow
+def test_a_registered_model_is_the_start_of_another_that_must_be_as_good(store):
+    first = train_flow.fn("shop", "smoke", SETTINGS, store=store, name="start").model
+    settings = ["evaluation.nmi=false", "training.num_steps=1"]
+    tuned = train_flow.fn(
+        "shop", "smoke", settings, store=store, name="tuned", from_model="start", tune="lora"
+    )
+    assert tuned.trained.package.initial == first.package
+    assert (
+        tuned.evaluation.baselines["before training"].metrics["recall_at_1"] == first.metrics["recall_at_1"]
+    )
+    worse = tuned.model.metrics["recall_at_1"] < first.metrics["recall_at_1"]
+    assert (tuned.model.alias == "champion") != worse
+    chosen = train_flow.fn("shop", "auto", settings, store=store, name="tuned", from_model=str(tuned.model))
+    assert "tuned/1 is the start, all of it trains" in chosen.reason
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"tune": "lora"}, "no model. Name it with --from MODEL"),
+        ({"from_model": "nothing"}, "'nothing' must be in the registry"),
+    ],
+)
+def test_what_to_start_from_must_be_said_and_be_there(store, given, says):
+    with pytest.raises(DmlError, match=says):
+        train_flow.fn("shop", "smoke", SETTINGS, store=store, **given)
+
+
+def test_first_weights_are_named_once(store):
+    train_flow.fn("shop", "smoke", SETTINGS, store=store)
+    with pytest.raises(InvalidSetting, match=r"got --from shop/1 and --weights a.pth"):
+        train_flow.fn("shop", "smoke", SETTINGS, store=store, from_model="shop/1", weights="a.pth")

@@ -18,9 +18,9 @@ from dml.models.package import load_package
 from dml.presets import experiment
 from dml.training import ray_trainer
 from dml.training.checkpoint import verify_checkpoint
+from dml.training.initial import initial_encoder
 from dml.training.loop import Hooks, run_identity, train_loop
 from dml.training.spawn import run_ranks
-from dml.training.state import initial_encoder
 from dml.training.worker import Worker
 
 RGB = '{"color":"RGB","resize":32,"crop":32}'

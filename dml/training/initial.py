@@ -1,0 +1,132 @@
+"""What a run starts from: new weights, weights of a file, or a package of the store."""
+
+import torch
+from torch import nn
+
+from dml.config import EncoderConfig, ExperimentConfig, InitialConfig, Tuning
+from dml.config.experiment import parse_experiment
+from dml.errors import IncompatibleArtifact, InvalidSetting
+from dml.models.encoder import Encoder
+from dml.models.package import Package, find_package, load_package, save_package
+from dml.refs import ModelRef, PackageRef
+
+_OF_THE_EXPERIMENT = ("dropout", "unit_length", "freeze_batch_norm")
+"""Of an encoder's settings, those that decide its training and not its weights."""
+
+
+def initial_encoder(config: ExperimentConfig) -> Encoder:
+    """The initial encoder of a run, equal on every worker.
+
+    Raises:
+        MissingArtifact, CorruptArtifact, IncompatibleArtifact: the package to start from is not there, was
+            changed, or is not of the experiment's encoder.
+    """
+    initial = config.initial
+    encoder = Encoder(
+        config.encoder, channels=config.preprocessing.channels, seed=config.seed, initialise=initial is None
+    )
+    if initial is not None:
+        _start_from(encoder, _load(initial))
+    return encoder
+
+
+def start_from(config: ExperimentConfig, model: ModelRef, tune: Tuning) -> ExperimentConfig:
+    """An experiment that starts from a registered model: with its encoder and its preprocessing.
+
+    A model without a head, as one from elsewhere, is given a linear one that changes nothing at first.
+
+    Args:
+        config: batches, loss, optimizer and the rest.
+        model: trained here or imported.
+        tune: what is trained.
+
+    Raises:
+        IncompatibleArtifact: torch does not compute the model, so that it cannot be trained.
+    """
+    package = _trainable(load_package(model.package.uri, device="cpu"), str(model))
+    own = package.encoder.config.model_dump(mode="json")
+    chosen = config.encoder.model_dump(mode="json")
+    encoder = {**own, **{name: chosen[name] for name in _OF_THE_EXPERIMENT}}
+    if own["head"] == "none":
+        encoder["head"] = chosen["head"] if tune != "frozen" else "linear"
+    if tune == "lora":
+        encoder["freeze_batch_norm"] = True  # its statistics would change what the adapters are added to
+    initial = InitialConfig(
+        uri=model.package.uri, fingerprint=model.package.fingerprint, model=str(model), tune=tune
+    )
+    changes = {
+        "encoder": encoder,
+        "preprocessing": package.preprocessing.model_dump(mode="json"),
+        "initial": initial.model_dump(mode="json"),
+    }
+    if config.gate.at_least is None and config.evaluation.baselines:
+        changes["gate"] = {**config.gate.model_dump(mode="json"), "at_least": "before_training"}
+    return parse_experiment({**config.model_dump(mode="json"), **changes})
+
+
+def save_initial(store: str, config: ExperimentConfig) -> PackageRef:
+    """The package of a run's initial encoder: the one it starts from, where both embed alike."""
+    if config.initial is None:
+        return save_package(store, initial_encoder(config), config.preprocessing)
+    package = _load(config.initial)
+    theirs, ours = package.encoder.config, config.encoder
+    same_embedding = theirs.dim == ours.dim and theirs.head in ("none", ours.head)
+    if same_embedding and config.preprocessing == package.preprocessing:
+        return package.ref
+    return save_package(store, initial_encoder(config), config.preprocessing, initial=package.ref)
+
+
+def require_initial(config: ExperimentConfig) -> None:
+    """Raise as `initial_encoder` does, before anything is started."""
+    if config.initial is not None:
+        initial_encoder(config)
+
+
+def _load(initial: InitialConfig) -> Package:
+    ref = find_package(initial.uri)
+    if ref.fingerprint != initial.fingerprint:
+        raise IncompatibleArtifact(
+            f"Training must start from the package {initial.fingerprint[:12]}; {initial.uri} has "
+            f"{ref.version}. Name the model again: dml train DATASET --from MODEL."
+        )
+    return _trainable(load_package(ref.uri, device="cpu"), initial.model or str(ref))
+
+
+def _trainable(package: Package, name: str) -> Package:
+    """The package; raises IncompatibleArtifact where there is nothing that torch could train."""
+    try:
+        _ = package.encoder
+    except IncompatibleArtifact as error:
+        raise IncompatibleArtifact(
+            f"Only a network that torch computes can be trained further; {name}, {package.ref.source}, is "
+            "none. Import its weights as a network of torch, dml models import "
+            "safetensors:FILE@timm:NAME --yes, or train another: dml train DATASET."
+        ) from error
+    return package
+
+
+def _start_from(encoder: Encoder, package: Package) -> None:
+    """Load a package's weights; a head that it lacks begins as the identity, where the lengths agree."""
+    theirs, ours = package.encoder.config, encoder.config
+    _require_same_features(theirs, ours, package)
+    weights = package.encoder.state_dict()
+    keeps_head = theirs.head == ours.head and theirs.dim == ours.dim
+    if not keeps_head:
+        weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
+        head = encoder.head
+        if theirs.head == "none" and isinstance(head, nn.Linear) and theirs.dim == ours.dim:
+            with torch.no_grad():
+                nn.init.eye_(head.weight)
+                nn.init.zeros_(head.bias)
+        weights |= {f"head.{name}": value for name, value in head.state_dict().items()}
+    encoder.load_state_dict(weights)
+
+
+def _require_same_features(theirs: EncoderConfig, ours: EncoderConfig, package: Package) -> None:
+    for name in ("backbone", "pooling", "layer_norm"):
+        wanted, got = getattr(theirs, name), getattr(ours, name)
+        if wanted != got:
+            raise InvalidSetting(
+                f"encoder.{name} must be that of the {package.ref} that training starts from, {wanted}; got "
+                f"{got}. Leave it out, or train without --from."
+            )

@@ -1,0 +1,160 @@
+"""Thresholds keep the false-positive rate they promise, on probes that took no part, or promise nothing."""
+
+import numpy as np
+import pytest
+from scipy.stats import genpareto
+
+from dml.errors import InvalidData, InvalidSetting
+from dml.retrieval.thresholds import (
+    check_thresholds,
+    fit_pareto,
+    fit_tail,
+    fold_of_identities,
+    impostor_scores,
+    pair_rate,
+    sample_probes,
+    tails_without_each_fold,
+)
+
+
+def people(num, per_identity, *, dim=16, noise=0.4, seed=0):
+    """Unit vectors of identities, and whose they are."""
+    random = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(num), per_identity)
+    vectors = random.normal(size=(num, dim))[labels] + noise * random.normal(size=(len(labels), dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), labels
+
+
+def searched(vectors, labels, probes, **options):
+    return impostor_scores(vectors[probes], labels[probes], vectors.__getitem__, labels, **options)
+
+
+@pytest.mark.parametrize("shape", [-0.4, -0.15, 0.0, 0.15])
+def test_the_fit_is_as_near_to_the_truth_as_scipys_maximum_likelihood(shape):
+    errors = []
+    for seed in range(10):
+        excesses = genpareto.rvs(shape, scale=0.05, size=1000, random_state=seed)
+        scale, found = fit_pareto(excesses)
+        theirs, _, their_scale = genpareto.fit(excesses, floc=0)
+        errors.append(
+            [(found - shape) ** 2, (theirs - shape) ** 2, (scale - 0.05) ** 2, (their_scale - 0.05) ** 2]
+        )
+    ours, maximum_likelihood, of_scale, of_their_scale = np.sqrt(np.mean(errors, axis=0))
+    assert ours < max(2 * maximum_likelihood, 0.05)
+    assert of_scale < max(2 * of_their_scale, 0.004)
+
+
+def test_the_tail_of_cosines_has_scipys_quantiles():
+    vectors, labels = people(300, 4)
+    tail = fit_tail([searched(vectors, labels, np.arange(len(labels)))])
+    for rate in (tail.share / 2, tail.share / 20, tail.share / 100):
+        expected = tail.location + genpareto.isf(rate / tail.share, tail.shape, scale=tail.scale)
+        assert tail.similarity_at(rate) == pytest.approx(expected)
+
+
+def test_every_pair_is_compared_once_with_the_best_image_of_the_identity():
+    vectors, labels = people(12, 3)
+    probes = np.arange(0, 36, 2)
+    expected = {}
+    for probe in probes:
+        for identity in set(labels.tolist()) - {labels[probe]}:
+            expected[probe, identity] = max(float(vectors[probe] @ v) for v in vectors[labels == identity])
+    found = searched(vectors, labels, probes)
+    assert found.num_pairs == len(expected) == len(found.similarities)
+    np.testing.assert_allclose(np.sort(found.similarities), sorted(expected.values()), rtol=1e-5)
+    best = [max(value for (row, _), value in expected.items() if row == probe) for probe in probes]
+    np.testing.assert_allclose(found.maxima, best, rtol=1e-5)
+
+
+def test_by_image_every_image_of_another_identity_is_a_pair():
+    vectors, labels = people(12, 3)
+    found = searched(vectors, labels, np.arange(36), by_image=True)
+    similarities = vectors @ vectors.T
+    np.testing.assert_allclose(
+        np.sort(found.similarities), np.sort(similarities[labels[:, None] != labels]), rtol=1e-5
+    )
+    assert found.num_pairs == len(found.similarities) == 36 * 33
+
+
+def test_only_the_most_similar_pairs_are_kept_of_many_and_none_of_them_is_missed():
+    vectors, labels = people(200, 3)
+    everything = searched(vectors, labels, np.arange(600))
+    some = searched(vectors, labels, np.arange(600), most_kept=5000)
+    assert 3000 < len(some.similarities) < 8000
+    np.testing.assert_array_equal(
+        np.sort(some.similarities), np.sort(everything.similarities)[-len(some.similarities) :]
+    )
+    np.testing.assert_array_equal(some.maxima, everything.maxima)
+    assert some.num_pairs == everything.num_pairs == 600 * 199
+
+
+def test_the_threshold_is_that_pair_quantile_where_there_are_many_pairs():
+    vectors, labels = people(300, 4)
+    scores = searched(vectors, labels, np.arange(1200))
+    tail = fit_tail([scores])
+    for rate in (0.9, 0.3, 0.02, 0.003):
+        assert tail.similarity_at(rate) == pytest.approx(
+            np.quantile(scores.similarities, 1 - rate), abs=0.003
+        )
+
+
+@pytest.mark.parametrize(("num_identities", "fpir"), [(1, 0.01), (100, 0.01), (50_000, 0.01), (10, 0.3)])
+def test_independent_pairs_at_the_pair_rate_give_the_fpir(num_identities, fpir):
+    assert 1 - (1 - pair_rate(num_identities, fpir)) ** num_identities == pytest.approx(fpir)
+
+
+def test_held_out_identities_meet_the_fpir_that_was_asked_for():
+    vectors, labels = people(600, 2)
+    scores = searched(vectors, labels, np.arange(1200))
+    folds = fold_of_identities(600)
+    tails = tails_without_each_fold([scores], folds)
+    check = check_thresholds(scores, folds, [tail.threshold(600, 0.05) for tail in tails])
+    assert check.low <= 0.05 <= check.high < 0.08
+    assert (check.identities, check.enrolled, check.probes) == (600, 600, 1200)
+
+
+def test_a_threshold_beyond_what_was_seen_is_refused_with_what_it_needs():
+    vectors, labels = people(60, 3)
+    tail = fit_tail([searched(vectors, labels, np.arange(180))])
+    assert tail.promised(60, 0.3, "index faces") < tail.threshold(60, 0.001)
+    with pytest.raises(
+        InvalidSetting, match=r"faces: an FPIR of 0.001 among 60 .* needs 10 pairs .* it has \d, of 60"
+    ):
+        tail.promised(60, 0.001, "index faces")
+
+
+def test_pairs_of_identities_are_counted_and_not_pairs_of_their_images():
+    vectors, labels = people(40, 1)
+    again = np.repeat(vectors, 30, axis=0), np.repeat(labels, 30)
+    once, often = (
+        fit_tail([searched(*case, np.arange(len(case[1])))]) for case in ((vectors, labels), again)
+    )
+    assert often.pairs == 30 * once.pairs
+    assert often.num_beyond(0.5) == once.num_beyond(0.5) > 0
+
+
+def test_a_fold_takes_part_neither_as_probe_nor_as_enrolled():
+    vectors, labels = people(30, 2)
+    scores = searched(vectors, labels, np.arange(60)).among(np.arange(30) >= 10)
+    assert set(scores.of_probes) == set(scores.of_enrolled) == set(scores.probes) == set(range(10, 30))
+    assert scores.num_pairs == len(scores.similarities) == 40 * 19
+
+
+def test_probes_are_one_of_each_identity_before_a_second_of_any():
+    labels = np.repeat(np.arange(50), np.arange(1, 51))
+    assert sorted(labels[sample_probes(labels, 50)]) == list(range(50))
+    assert np.bincount(labels[sample_probes(labels, 99)]).tolist() == [1] + [2] * 49
+    assert len(sample_probes(labels, 10_000)) == len(labels)
+
+
+@pytest.mark.parametrize(
+    "vectors", [np.tile([[1.0, 0.0]], (40, 1)), np.eye(40)], ids=["copies", "orthogonal"]
+)
+def test_similarities_that_are_all_the_same_have_no_tail(vectors):
+    with pytest.raises(InvalidData, match="must have different similarities"):
+        fit_tail([searched(vectors.astype(np.float32), np.arange(40), np.arange(40))])
+
+
+def test_too_few_pairs_have_no_tail():
+    with pytest.raises(InvalidData, match="A tail needs 20 impostor pairs; got 6"):
+        fit_tail([searched(*people(3, 1), np.arange(3))])

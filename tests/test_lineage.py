@@ -23,7 +23,7 @@ from dml.models.encoder import Encoder
 from dml.models.package import save_package
 from dml.retrieval.index import build_index, find_index, publish_index, rollback_index
 from dml.retrieval.search import open_index
-from flows.verify import repair
+from flows.verify import repaired
 from tests.embedding.parts import make_dataset, make_package
 from tests.embedding.vectors import random_vectors, write_npy
 
@@ -248,7 +248,7 @@ def flip_middle(uri):
 def test_a_damaged_index_on_s3_is_rebuilt_in_place(s3_store, tmp_path, file):
     ref = grow(s3_store, tmp_path / "images", make_package(s3_store), 30)
     flip_middle(storage.join(ref.uri, file))
-    states = repair(s3_store, [checked for checked in check_store(s3_store) if checked.damaged])
+    states = repaired(s3_store, [checked for checked in check_store(s3_store) if checked.damaged])
     assert list(states.values()) == ["made again"]
     assert not any(checked.damaged for checked in check_store(s3_store))
 
@@ -262,7 +262,7 @@ def test_a_damaged_index_is_kept_if_its_embeddings_cannot_be_made_again(store, t
         f"{package.uri}/weights.safetensors",
     ):
         flip_middle(storage.join(ref.uri, path) if "/" not in path else path)
-    states = repair(store, [checked for checked in check_store(store) if checked.damaged])
+    states = repaired(store, [checked for checked in check_store(store) if checked.damaged])
     assert all("cannot be made again" in state for state in states.values())
     assert {checked.kind for checked in check_store(store) if checked.damaged} == {
         "index",
@@ -323,7 +323,7 @@ def test_a_flipped_byte_is_reported_and_repaired_if_possible(store, tmp_path, vi
     path.write_bytes(content)
     damaged = [checked for checked in check_store(store) if checked.damaged]
     assert [checked.damaged for checked in damaged] == [[path.name]]
-    states = repair(store, damaged)
+    states = repaired(store, damaged)
     if victim.startswith("weights"):
         assert "cannot be made again" in states[package.uri]
     else:
@@ -387,6 +387,6 @@ def test_damaged_vectors_are_found_and_their_index_is_not_built_from_them(store,
     flip_middle(f"{ref.embeddings.uri}/{file}")
     (checked,) = [each for each in check_store(store) if each.damaged]
     assert (checked.kind, checked.title) == ("vectors", f"clip@{ref.embeddings.version}")
-    assert "import their file again" in repair(store, check_store(store))[ref.embeddings.uri]
+    assert "import their file again" in repaired(store, check_store(store))[ref.embeddings.uri]
     import_vectors(store, "clip", tmp_path / "vectors.npy")
     assert not any(checked.damaged for checked in check_store(store))

@@ -21,6 +21,7 @@ from dml.cli import (  # noqa: F401 - each adds its verbs to the app
     imports,
     indexes,
     models,
+    plans,
     presets,
     reports,
     schedules,

@@ -1,0 +1,46 @@
+"""What a machine does per unit of time, measured by `probe` or for reference."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PROBE_DIM = 128
+PROBE_GRAPH_ROWS = 20_000
+PROBE_LINKS = 32
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Rates(BaseModel):
+    """Times of 128-dimensional vectors; those of queries on one thread, those of builds on all `threads`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    processor: str
+    threads: int = Field(gt=0)
+    measured: bool = Field(description="false: figures of another machine, for reference")
+    scan_row_ns: _Positive = Field(description="exact search: each row")
+    list_row_ns: dict[str, _Positive] = Field(description="inverted lists: each row, by its code")
+    centroid_ns: _Positive = Field(description="each centroid a query is compared with")
+    multiply_ps: _Positive = Field(description="picoseconds a multiplication when rows are assigned to lists")
+    compare_ns: _Positive = Field(description="comparing in full with a row somewhere in memory")
+    insert_us: _Positive = Field(description="inserting a row into a graph of 20,000 rows, 32 links")
+    visit_us: _Positive = Field(description="each of `efSearch` in that graph")
+    random_read_us: _Positive = Field(description="reading 4 KiB somewhere in a file")
+    read_bytes_per_s: _Positive = Field(description="reading a file in order")
+
+
+REFERENCE = Rates(
+    processor="an x86-64 server core with AVX-512",
+    threads=1,
+    measured=False,
+    scan_row_ns=46,
+    list_row_ns={"Flat": 58, "SQfp16": 32, "SQ8": 27, "RaBitQ": 13, "PQ": 1.5},
+    centroid_ns=11,
+    multiply_ps=60,
+    compare_ns=37,
+    insert_us=250,
+    visit_us=2.8,
+    random_read_us=283,
+    read_bytes_per_s=1.0e9,
+)

@@ -1,0 +1,548 @@
+"""The index for a number of vectors, before it is built: family, memory, disk, time and machines, and why.
+
+Bytes are formulas (`families`), times are counts of operations times the rates of a machine (`probe`).
+How many lists or links a recall takes depends on the embedding; the figures here are of a trained one and say
+where to begin: `dml index` tunes them on the index's own vectors, and measures the recall.
+
+Among the indexes within the bounds, those on the fewest machines; of them exact search, where its latency is
+within the bound, or else the least time for a query.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from dml.errors import InvalidSetting
+from dml.reports import IndexOption, SizingReport, StageTime
+from dml.retrieval.families import Family
+from dml.retrieval.rates import PROBE_DIM, PROBE_GRAPH_ROWS, REFERENCE, Rates
+
+K = 10
+MAX_ROWS, MAX_DIM = 10**12, 1 << 16
+FILTER_BYTES = 4
+"""Of each row and column: a posting."""
+_ITEM_BYTES = 120  # a digest as id, a label and short attributes, in items.arrow
+_LEAST_RECALL = 0.5
+_ROWS_PER_LIST = 39  # fewer to train on, and Faiss warns
+_LISTS = (16, 1 << 17)
+_COARSE_GRAPH_FROM = 1 << 15  # beyond, comparing with all centroids takes as long as the lists
+_COARSE_LINKS = 32
+_LINKS = 32
+_TRAIN_ROWS_PER_LIST, _LEAST_TRAIN_ROWS = 100, 1 << 16
+_ITERATIONS = 10
+_VERIFIED_QUERIES = 1000
+_MACHINES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
+_RECALLS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.999)
+
+# What recall@10 takes, on 200,000 and 1,000,000 vectors drawn around a trained embedding
+# (`python -m benchmarks.sizing`): recall to the share of 1,024 lists, to `efSearch`, to `k_factor`.
+_PROBES = {0.5: 1, 0.8: 3, 0.9: 6, 0.95: 11, 0.98: 22, 0.99: 32, 0.999: 96, 1.0: 1024}
+_PROBES_GROW = 0.35
+_VISITED = {0.5: 10, 0.9: 16, 0.95: 32, 0.98: 64, 0.99: 128, 0.995: 256, 0.999: 1024}
+_K_FACTORS: dict[str, dict[float, float]] = {
+    "SQ8": {0.5: 1, 0.98: 1, 0.999: 2},
+    "RaBitQ4": {0.5: 1, 0.98: 2, 0.999: 4},
+    "RaBitQ": {0.5: 2, 0.9: 8, 0.95: 12, 0.98: 24, 0.99: 32, 0.995: 64},
+    "PQ/2": {0.5: 1, 0.95: 2, 0.99: 4, 0.999: 8},
+    "PQ/4": {0.5: 2, 0.95: 6, 0.99: 12, 0.999: 32},
+    "PQ/8": {0.5: 4, 0.9: 16, 0.95: 32, 0.99: 64},
+}
+_IMBALANCE = 1.3  # rows in a probed list over those of the mean list: full lists lie where queries are
+_GRAPH_GROWS = 0.25  # a visit and an insertion cost this power of the rows more: steps, and memory far away
+
+_IMAGES_PER_S = {"ingest": 300.0, "embed": 1500.0, "train": 500.0}
+_EPOCHS = 10
+
+_GPU_LINKS = 64
+_GPU_INSERT_US, _GPU_QUERY_MS = 40.0, 1.0  # CAGRA on one H100: published, not measured by us
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
+_BINARY = {f"{unit}i": 1 << (10 * power) for power, unit in enumerate("kmgtp", start=1)}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is asked of an index.
+
+    Raises:
+        InvalidSetting: a value that has no meaning, with what is possible.
+    """
+
+    rows: int
+    dim: int
+    recall: float = 0.95
+    """recall@10 against exact search, (0.5, 1]."""
+    latency_ms: float = 20.0
+    """Milliseconds of one query on one thread, at most."""
+    memory_bytes: int = 64 * 10**9
+    """Of each machine, for the index."""
+    filters: int = 0
+    """Columns that searches are narrowed by."""
+    gpu_bytes: int = 0
+    """Memory of each machine's GPU; 0: there is none."""
+    machines: int | None = None
+    """At most; None: as many as it takes."""
+
+    def __post_init__(self) -> None:
+        _require("rows", self.rows, 1, MAX_ROWS, "vectors")
+        _require("dim", self.dim, 2, MAX_DIM, "dimensions")
+        _require("memory", self.memory_bytes, 10**6, 10**18, "bytes, as 64G")
+        _require("filters", self.filters, 0, 10**4, "columns")
+        _require("gpu-memory", self.gpu_bytes, 0, 10**18, "bytes, as 80G")
+        _require("machines", 1 if self.machines is None else self.machines, 1, _MACHINES[-1], "machines")
+        _require(
+            "recall", self.recall, _LEAST_RECALL, 1.0, "the share of the 10 nearest that is found, as 0.95"
+        )
+        if not 0 < self.latency_ms < math.inf:
+            raise InvalidSetting(
+                f"latency-ms must be milliseconds above 0; got {self.latency_ms}. Name one, as 20."
+            )
+
+
+def _require(name: str, value: float, low: float, high: float, what: str) -> None:
+    if not low <= value <= high:  # NaN neither
+        raise InvalidSetting(f"{name} must be {low:g} to {high:g}, {what}; got {value:g}.")
+
+
+def parse_count(name: str, text: str) -> int:
+    """`1e9`, `250000`, `250_000`, `100M`: a whole number.
+
+    Raises:
+        InvalidSetting: it is none.
+    """
+    value = _number(text, _UNITS | {"b": 10**9})
+    if value is None or value != int(value):
+        raise InvalidSetting(f"{name} must be a whole number, as 250000, 1e9 or 100M; got {text!r}.")
+    return int(value)
+
+
+def parse_bytes(name: str, text: str) -> int:
+    """`64G` or `64GB` (10^9 bytes each), `64GiB` or `64Gi` (2^30), `500M`, `1.5T`, or bytes.
+
+    Raises:
+        InvalidSetting: it is none.
+    """
+    value = _number(text, _UNITS | _BINARY, suffix="b")
+    if value is None:
+        raise InvalidSetting(
+            f"{name} must be an amount of memory, as 64G, 512MB or 1.5TiB; got {text!r}. Units: K, M, G, T "
+            "(powers of 1000), KiB, MiB, GiB, TiB."
+        )
+    return int(value)
+
+
+def _number(text: str, units: dict[str, int], suffix: str = "") -> float | None:
+    words = text.strip().lower().replace("_", "")
+    number = words.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    unit = words[len(number) :].strip()
+    if suffix and unit not in units:
+        unit = unit.removesuffix(suffix)
+    with suppress(ValueError):
+        value = float(number) * units.get(unit, math.nan)
+        return value if math.isfinite(value) else None
+    return None
+
+
+def machine_memory() -> int:
+    """Bytes of memory that a process may use here: the machine's, or its control group's limit."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 16 * 10**9
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            return min(total, int(Path(limit).read_text()))
+    return total
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One family for one shard of a target, with the parameters that the target's recall takes."""
+
+    target: Target
+    family: Family
+    machines: int
+    rates: Rates = field(repr=False)
+    is_gpu: bool = False
+
+    @cached_property
+    def rows(self) -> int:
+        return -(-self.target.rows // self.machines)
+
+    @property
+    def _scale(self) -> float:
+        return self.target.dim / PROBE_DIM
+
+    @property
+    def _k_factor_kind(self) -> str:
+        if self.family.code != "PQ":
+            return self.family.code
+        return f"PQ/{self.target.dim // self.family.parts}"
+
+    @property
+    def best_recall(self) -> float:
+        """The highest that it can be tuned to."""
+        if self.is_gpu:
+            return 0.99
+        if self.family.links:
+            return max(_VISITED)
+        if self.family.lists:
+            refined = _K_FACTORS.get(self._k_factor_kind)
+            return 0.999 if refined is None else max(refined)
+        return 1.0 if self.family.code == "Flat" else 0.999
+
+    @cached_property
+    def probes(self) -> int:
+        if not self.family.lists:
+            return 0
+        wanted = _between(_PROBES, self.target.recall) * math.pow(self.family.lists / 1024, _PROBES_GROW)
+        return min(max(round(wanted), 1), self.family.lists)
+
+    @cached_property
+    def visited(self) -> int:
+        return round(_between(_VISITED, self.target.recall)) if self.family.links else 0
+
+    @cached_property
+    def k_factor(self) -> int:
+        """Candidates per answer that are compared in full; 0: none are."""
+        table = _K_FACTORS.get(self._k_factor_kind) if self.family.lists else None
+        return math.ceil(_between(table, self.target.recall)) if table else 0
+
+    @property
+    def parameters(self) -> str:
+        """As Faiss' ParameterSpace takes them."""
+        named = {"nprobe": self.probes, "efSearch": self.visited, "k_factor_rf": self.k_factor}
+        return ",".join(f"{name}={value}" for name, value in named.items() if value and not self.is_gpu)
+
+    @cached_property
+    def index_bytes(self) -> int:
+        """Of one shard's `index.faiss`."""
+        if self.is_gpu:
+            return self.rows * (self.target.dim * 4 + _GPU_LINKS * 4)
+        return self.family.file_bytes(self.rows, self.target.dim)
+
+    @cached_property
+    def memory_bytes(self) -> int:
+        """Of one machine, with the postings of filters."""
+        return self.index_bytes + self.rows * FILTER_BYTES * self.target.filters
+
+    @cached_property
+    def disk_bytes(self) -> int:
+        """Of all machines: the index, the vectors in full, items and attributes."""
+        flat = (
+            0 if self.family.factory == "Flat" else Family.of("Flat").file_bytes(self.rows, self.target.dim)
+        )
+        each = self.rows * (_ITEM_BYTES + FILTER_BYTES * self.target.filters)
+        return self.machines * (self.index_bytes + flat + each)
+
+    @cached_property
+    def query_s(self) -> float:
+        """Of one query on one thread, in one shard; the shards are searched at the same time."""
+        rates, scale = self.rates, self._scale
+        if self.is_gpu:
+            return _GPU_QUERY_MS * 1e-3
+        if self.family.links:
+            grown = math.pow(max(self.rows, PROBE_GRAPH_ROWS) / PROBE_GRAPH_ROWS, _GRAPH_GROWS)
+            return self.visited * rates.visit_us * 1e-6 * grown * scale
+        if not self.family.lists:
+            return self.rows * rates.scan_row_ns * 1e-9 * scale
+        coarse = self.family.lists * rates.centroid_ns * 1e-9 * scale
+        if self.family.coarse_links:
+            coarse = max(self.probes, 16) * rates.visit_us * 1e-6 * scale
+        scanned = min(self.probes / self.family.lists * _IMBALANCE, 1.0) * self.rows
+        return coarse + scanned * self._list_row_s + self._refine_s
+
+    @property
+    def _list_row_s(self) -> float:
+        code_128 = Family.of("PQ32x4fs".join(["IVF16,", ""])) if self.family.code == "PQ" else self.family
+        wider = self.family.code_bytes(self.target.dim) / code_128.code_bytes(PROBE_DIM)
+        return self.rates.list_row_ns[self.family.code] * 1e-9 * wider
+
+    @property
+    def _refine_s(self) -> float:
+        """Comparing candidates with their vectors in full: from memory, where it is left, or from disk."""
+        full = self.rows * self.target.dim * 4
+        cold = 1 - min(max(self.target.memory_bytes - self.memory_bytes, 0) / full, 1.0)
+        each = self.rates.compare_ns * 1e-9 * self._scale + cold * self.rates.random_read_us * 1e-6
+        return K * self.k_factor * each
+
+    @cached_property
+    def build_s(self) -> float:
+        """Of one shard on all threads of one machine; the shards are built at the same time."""
+        rates, dim, scale = self.rates, self.target.dim, self._scale
+        reading = 2 * self.rows * dim * 4 / rates.read_bytes_per_s
+        multiply_s = rates.multiply_ps * 1e-12
+        verifying = min(_VERIFIED_QUERIES, self.rows) * self.rows * dim * multiply_s
+        if self.is_gpu:
+            return reading + self.rows * _GPU_INSERT_US * 1e-6 * scale
+        if self.family.links:
+            grown = math.pow(max(self.rows, PROBE_GRAPH_ROWS) / PROBE_GRAPH_ROWS, _GRAPH_GROWS)
+            return reading + verifying + self.rows * rates.insert_us * 1e-6 * grown * scale
+        if not self.family.lists:
+            return reading
+        trained = min(self.rows, max(self.family.lists * _TRAIN_ROWS_PER_LIST, _LEAST_TRAIN_ROWS))
+        assign_s = self.family.lists * dim * multiply_s
+        add_s = assign_s
+        if self.family.coarse_links:
+            add_s = 16 * rates.visit_us * 1e-6 * scale / rates.threads
+        return reading + verifying + _ITERATIONS * trained * assign_s + self.rows * add_s
+
+    @property
+    def is_feasible(self) -> bool:
+        return not self.refusal
+
+    @cached_property
+    def refusal(self) -> str:
+        """Why it does not meet the target; empty: it does."""
+        target = self.target
+        if target.filters and (self.family.links or self.is_gpu):
+            return "a graph loses recall under a filter (0.35 at 1 % of the rows)"
+        if target.recall > self.best_recall:
+            return f"reaches a recall of {self.best_recall:g}, not {target.recall:g}"
+        if self.is_gpu and not target.gpu_bytes:
+            return "needs a GPU; --gpu-memory names one"
+        if self.family.lists * _ROWS_PER_LIST > self.rows:
+            return f"{self.rows:,} rows are too few for lists"
+        allowed = target.gpu_bytes if self.is_gpu else target.memory_bytes
+        if self.memory_bytes > allowed:
+            return f"{show_bytes(self.memory_bytes)} on each machine, more than {show_bytes(allowed)}"
+        if self.query_s * 1e3 > target.latency_ms:
+            return f"{self.query_s * 1e3:.3g} ms for a query, more than {target.latency_ms:g}"
+        return ""
+
+    @property
+    def is_exact(self) -> bool:
+        return self.family.factory == "Flat"
+
+    @property
+    def order(self) -> tuple[int, bool, float]:
+        """The first is chosen."""
+        return (self.machines, not self.is_exact, self.query_s)
+
+    @property
+    def name(self) -> str:
+        return "CAGRA" if self.is_gpu else self.family.factory
+
+
+def _between(table: dict[float, float] | dict[float, int], recall: float) -> float:
+    """A value at a recall, its logarithm linear in the logarithm of what is missed."""
+    recalls = sorted(table)
+    if recall <= recalls[0]:
+        return float(table[recalls[0]])
+    above = next((value for value in recalls if value >= recall), recalls[-1])
+    below = max(value for value in recalls if value < above)
+    missed = [math.log(max(1 - value, 1e-4)) for value in (below, min(recall, above), above)]
+    share = (missed[0] - missed[1]) / (missed[0] - missed[2])
+    return math.exp((1 - share) * math.log(table[below]) + share * math.log(table[above]))
+
+
+def _kinds(rows: int, dim: int) -> Iterator[tuple[str, Family, bool]]:
+    """Every family that is tried for a shard: its name in the list, itself, and whether it is a GPU's."""
+    exact = math.log2(4 * math.sqrt(rows))
+    lists = min(max(2 ** round(exact), _LISTS[0]), _LISTS[1])
+    inverted = f"IVF{lists}" + (f"_HNSW{_COARSE_LINKS}" if lists >= _COARSE_GRAPH_FROM else "")
+    yield "Flat", Family.of("Flat"), False
+    for code in ("Flat", "SQfp16", "SQ8", "RaBitQ"):
+        yield f"IVF-{code}", Family.of(f"{inverted},{code}"), False
+    for divisor in (2, 4, 8):
+        if dim % divisor == 0:
+            parts = dim // divisor
+            yield f"IVF-PQ{parts}x4fs", Family.of(f"{inverted},PQ{parts}x4fs"), False
+    yield "HNSW", Family.of(f"HNSW{_LINKS}"), False
+    yield "CAGRA", Family.of("Flat"), True
+
+
+def _candidates(target: Target, rates: Rates) -> dict[str, list[_Candidate]]:
+    """By kind, each on every number of machines that is allowed."""
+    found: dict[str, list[_Candidate]] = {}
+    most = target.machines or _MACHINES[-1]
+    for machines in sorted({*(number for number in _MACHINES if number <= most), most}):
+        if machines > 1 and machines > target.rows:
+            break
+        for kind, family, is_gpu in _kinds(-(-target.rows // machines), target.dim):
+            name = kind
+            found.setdefault(name, []).append(_Candidate(target, family, machines, rates, is_gpu))
+    return found
+
+
+def _chosen(target: Target, rates: Rates) -> _Candidate | None:
+    feasible = [
+        candidate
+        for candidates in _candidates(target, rates).values()
+        for candidate in candidates
+        if candidate.is_feasible
+    ]
+    return min(feasible, key=lambda candidate: candidate.order, default=None)
+
+
+def plan(target: Target, rates: Rates = REFERENCE) -> SizingReport:
+    """The index for a target, with what it takes, and why it and none of the others.
+
+    Args:
+        target: rows, dimensions and bounds.
+        rates: of the machine, measured by `probe`, or for reference.
+
+    Returns:
+        What is chosen; nothing where no index is within the bounds, and then what would be.
+
+    Example:
+        >>> plan(Target(rows=50_000, dim=128)).chosen.factory
+        'Flat'
+    """
+    chosen = _chosen(target, rates)
+    options = [
+        _option(_representative(candidates), chosen) for candidates in _candidates(target, rates).values()
+    ]
+    nearest = [] if chosen is not None else list(_nearest(target, rates))
+    what = rates.processor if rates.measured else f"{rates.processor}, for reference"
+    return SizingReport(
+        rows=target.rows,
+        dim=target.dim,
+        recall=target.recall if chosen is not None else _best_recall(target, rates),
+        feasible=chosen is not None,
+        chosen=None if chosen is None else _option(chosen, chosen),
+        others=[option for option in options if chosen is None or option.kind != _kind(chosen)],
+        nearest=nearest,
+        stages=_stages(target.rows),
+        times_of=f"{what}, {rates.threads} threads",
+    )
+
+
+def factory_for(rows: int, dim: int, *, recall: float, latency_ms: float, memory: int, filters: int) -> str:
+    """The factory string for an index on one machine, by the figures for reference, so that it is the same on
+    every machine with as much memory.
+
+    Raises:
+        InvalidSetting: no index is within the bounds, with the nearest that is.
+    """
+    target = Target(max(rows, 1), dim, recall, latency_ms, memory, filters, machines=1)
+    chosen = _chosen(target, REFERENCE)
+    if chosen is None:
+        raise infeasible(plan(target))
+    return chosen.family.factory
+
+
+def infeasible(report: SizingReport) -> InvalidSetting:
+    """What is said where no index is within the bounds."""
+    return InvalidSetting(
+        f"An index of {report.rows:,} x {report.dim} must be within the bounds; none is. "
+        f"The nearest that is: {'; or '.join(report.nearest) or 'none with one other bound'}."
+    )
+
+
+def _representative(candidates: Sequence[_Candidate]) -> _Candidate:
+    """A feasible one on the fewest machines; else the one that is refused least."""
+    feasible = [candidate for candidate in candidates if candidate.is_feasible]
+    if feasible:
+        return feasible[0]
+    fits = [
+        each
+        for each in candidates
+        if each.memory_bytes <= (each.target.gpu_bytes if each.is_gpu else each.target.memory_bytes)
+    ]
+    return fits[0] if fits else candidates[-1]
+
+
+def _kind(candidate: _Candidate) -> str:
+    if candidate.is_gpu:
+        return "CAGRA"
+    family = candidate.family
+    return f"IVF-{family.factory.split(',')[1]}" if family.lists else ("HNSW" if family.links else "Flat")
+
+
+def _option(candidate: _Candidate, chosen: _Candidate | None) -> IndexOption:
+    return IndexOption(
+        kind=_kind(candidate),
+        factory=candidate.name,
+        parameters=candidate.parameters,
+        machines=candidate.machines,
+        memory_bytes=candidate.memory_bytes,
+        disk_bytes=candidate.disk_bytes,
+        latency_ms=candidate.query_s * 1e3,
+        build_hours=candidate.build_s / 3600,
+        why=_why(candidate, chosen),
+    )
+
+
+def _why(candidate: _Candidate, chosen: _Candidate | None) -> str:
+    if candidate.refusal or chosen is None:
+        return candidate.refusal
+    if candidate == chosen:
+        if candidate.is_exact:
+            return "exact, and within the bounds"
+        compared = ", candidates compared in full" if candidate.k_factor else ""
+        return f"the least time for a query within the bounds{compared}"
+    if candidate.machines > chosen.machines:
+        return f"{candidate.machines} machines, not {chosen.machines}"
+    if chosen.is_exact:
+        return "not exact"
+    return f"{candidate.query_s / chosen.query_s:.1f} times the time for a query"
+
+
+def _best_recall(target: Target, rates: Rates) -> float:
+    """The highest recall within the other bounds; 0: none."""
+    lower = [recall for recall in _RECALLS if recall < target.recall]
+    reached = (recall for recall in reversed(lower) if _chosen(replace(target, recall=recall), rates))
+    return next(reached, 0.0)
+
+
+def _nearest(target: Target, rates: Rates) -> Iterator[str]:
+    """Each bound as it would have to be, with the others as they are."""
+    if recall := _best_recall(target, rates):
+        yield f"--recall {recall:g}"
+    unhurried = [
+        candidate.query_s
+        for candidates in _candidates(replace(target, latency_ms=1e12), rates).values()
+        for candidate in candidates
+        if candidate.is_feasible
+    ]
+    if unhurried:
+        least = _round_up(min(unhurried) * 1e3)
+        if _chosen(replace(target, latency_ms=least), rates):
+            yield f"--latency-ms {least:g}"
+    bytes_ = target.memory_bytes
+    while bytes_ < 10**15:
+        bytes_ = math.ceil(bytes_ * 1.1)
+        wider = _whole(bytes_)
+        if _chosen(replace(target, memory_bytes=wider), rates):
+            yield f"--memory {show_bytes(wider).replace(' ', '').replace('B', '')}"
+            break
+    for machines in _MACHINES if target.machines else ():
+        if machines > (target.machines or 0) and _chosen(replace(target, machines=machines), rates):
+            yield f"--machines {machines}"
+            break
+
+
+def _round_up(value: float) -> float:
+    step = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.ceil(value / step * (1 - 1e-12)) * step
+
+
+def _whole(size: int) -> int:
+    """Up to two digits, as it is printed."""
+    step: int = 10 ** max(len(str(size)) - 2, 0)
+    return -(-size // step) * step
+
+
+def show_bytes(size: float) -> str:
+    """`43 GB`: three digits."""
+    power = min(int(math.log10(max(size, 1)) / 3 + 1e-9), 5)
+    return f"{size / 1000**power:.3g} {('B', 'KB', 'MB', 'GB', 'TB', 'PB')[power]}"
+
+
+def _stages(rows: int) -> list[StageTime]:
+    def stage(name: str, images: float, on: str, basis: str) -> StageTime:
+        rate = _IMAGES_PER_S[name]
+        return StageTime(stage=name, hours=images / rate / 3600, images_per_s=rate, on=on, basis=basis)
+
+    return [
+        stage("ingest", rows, "one core", "JPEG files of some 50 KB, decoded, checked and hashed"),
+        stage("embed", rows, "one GPU, an RTX 3080", "clip-retrieval's figure for ViT-B/32"),
+        stage(
+            "train",
+            _EPOCHS * min(rows, 10**7),
+            "one GPU, an RTX 3080",
+            f"{_EPOCHS} passes over at most 10,000,000 images; a third of the rate of embedding",
+        ),
+    ]

@@ -1,0 +1,176 @@
+"""The plan before the build keeps every bound, says what is nearest where none can be kept, and grows no worse."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dml.errors import InvalidSetting
+from dml.retrieval.families import Family
+from dml.retrieval.rates import REFERENCE
+from dml.retrieval.sizing import Target, factory_for, machine_memory, parse_bytes, parse_count, plan
+
+targets = st.builds(
+    Target,
+    rows=st.sampled_from([1, 1000, 40_000, 10**6, 10**8, 10**9]),
+    dim=st.sampled_from([2, 64, 128, 384, 1000]),
+    recall=st.sampled_from([0.5, 0.9, 0.95, 0.99, 0.999, 1.0]),
+    latency_ms=st.sampled_from([0.05, 1.0, 20.0, 500.0]),
+    memory_bytes=st.sampled_from([2 * 10**6, 10**9, 64 * 10**9, 2 * 10**12]),
+    filters=st.sampled_from([0, 3]),
+    machines=st.sampled_from([None, 1, 5]),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(targets)
+def test_what_is_chosen_is_within_every_bound(target):
+    report = plan(target)
+    if report.chosen is None:
+        assert not report.feasible
+        return
+    chosen = report.chosen
+    assert report.recall == target.recall
+    assert chosen.memory_bytes <= target.memory_bytes
+    assert chosen.latency_ms <= target.latency_ms
+    assert target.machines is None or chosen.machines <= target.machines
+    assert not (target.filters and chosen.kind in ("HNSW", "CAGRA"))
+    assert chosen.kind not in [option.kind for option in report.others]
+
+
+@settings(deadline=None, max_examples=40)
+@given(targets, st.sampled_from([1.5, 10, 1000]))
+def test_more_memory_never_gives_a_worse_recall_nor_more_machines(target, factor):
+    less = plan(target)
+    more = plan(Target(**{**vars(target), "memory_bytes": int(target.memory_bytes * factor)}))
+    assert more.recall >= less.recall
+    if less.chosen is not None:
+        assert more.chosen is not None
+        assert more.chosen.machines <= less.chosen.machines
+
+
+OPTIONS = {
+    "--recall": ("recall", float),
+    "--latency-ms": ("latency_ms", float),
+    "--memory": ("memory_bytes", lambda text: parse_bytes("memory", text)),
+    "--machines": ("machines", int),
+}
+
+
+@settings(deadline=None, max_examples=30)
+@given(targets)
+def test_each_nearest_target_is_feasible(target):
+    for words in plan(target).nearest:
+        option, text = words.split()
+        name, read = OPTIONS[option]
+        assert plan(Target(**{**vars(target), name: read(text)})).feasible, words
+
+
+def test_the_nearest_targets_name_the_bounds_that_are_in_the_way():
+    report = plan(Target(10**9, 512, 0.99, 20, 64 * 10**9, filters=3, machines=1))
+    assert (report.feasible, report.chosen) == (False, None)
+    assert [words.split()[0] for words in report.nearest] == [
+        "--recall",
+        "--latency-ms",
+        "--memory",
+        "--machines",
+    ]
+    assert report.recall < 0.99
+
+
+def test_few_rows_are_searched_exactly():
+    report = plan(Target(20_000, 128))
+    assert report.chosen is not None
+    assert (report.chosen.factory, report.chosen.why) == ("Flat", "exact, and within the bounds")
+
+
+def test_a_recall_of_1_is_exact_search_on_as_many_machines_as_it_takes():
+    report = plan(Target(10**8, 128, recall=1.0))
+    assert report.chosen is not None
+    assert report.chosen.factory == "Flat"
+    assert report.chosen.machines > 1
+
+
+def test_no_graph_is_chosen_where_searches_are_filtered():
+    report = plan(Target(10**6, 128, latency_ms=5, filters=2))
+    (graph,) = [option for option in report.others if option.kind == "HNSW"]
+    assert "filter" in graph.why
+    assert report.chosen is not None
+    assert report.chosen.kind.startswith("IVF")
+
+
+def test_a_gpu_is_planned_with_where_its_memory_is_named():
+    without, with_gpu = (plan(Target(10**7, 128, gpu_bytes=size)) for size in (0, 80 * 10**9))
+    kinds = [{option.kind: option.why for option in report.others} for report in (without, with_gpu)]
+    assert "GPU" in kinds[0]["CAGRA"]
+    assert "GPU" not in kinds[1].get("CAGRA", "")
+
+
+def test_memory_is_that_of_the_formula_and_the_postings():
+    report = plan(Target(10**6, 128, latency_ms=5, filters=2))
+    assert report.chosen is not None
+    assert report.chosen.memory_bytes == Family.of(report.chosen.factory).file_bytes(10**6, 128) + 8 * 10**6
+
+
+def test_slower_machines_are_not_promised_what_faster_ones_are():
+    slow = REFERENCE.model_copy(update={"scan_row_ns": REFERENCE.scan_row_ns * 1000})
+    assert plan(Target(50_000, 128)).chosen.kind == "Flat"
+    assert plan(Target(50_000, 128), slow).chosen.kind != "Flat"
+
+
+def test_a_factory_for_a_machine_is_refused_where_nothing_fits():
+    assert factory_for(1000, 64, recall=0.95, latency_ms=5, memory=10**9, filters=0) == "Flat"
+    with pytest.raises(InvalidSetting, match=r"nearest that is: --recall|--memory"):
+        factory_for(10**9, 512, recall=0.95, latency_ms=5, memory=10**9, filters=0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"rows": 0}, "rows must be 1 to 1e"),
+        ({"rows": -5}, "got -5"),
+        ({"dim": 1}, "dim must be 2"),
+        ({"recall": 1.5}, "recall must be 0.5 to 1"),
+        ({"recall": float("nan")}, "recall"),
+        ({"latency_ms": 0}, "latency-ms"),
+        ({"latency_ms": float("nan")}, "latency-ms"),
+        ({"memory_bytes": 0}, "memory"),
+        ({"filters": -1}, "filters"),
+        ({"machines": 0}, "machines"),
+    ],
+)
+def test_nonsense_is_refused_by_name(changed, said):
+    with pytest.raises(InvalidSetting, match=said):
+        Target(**{"rows": 10, "dim": 8, **changed})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("64G", 64 * 10**9), ("64 GB", 64 * 10**9), ("64GiB", 64 << 30), ("64gi", 64 << 30),
+     ("1.5T", 1.5 * 10**12), ("512m", 512 * 10**6), ("1000000", 10**6), ("8e9", 8 * 10**9), ("1_000k", 10**6), ("7B", 7)],
+)  # fmt: skip
+def test_units_of_memory(text, size):
+    assert parse_bytes("memory", text) == size
+
+
+@pytest.mark.parametrize("text", ["64 bananas", "", "G", "-", "1e", "nan", "inf", "64 G G", "64GBiB", "0x10"])
+def test_an_amount_that_is_none_is_refused(text):
+    with pytest.raises(InvalidSetting, match="memory must be an amount of memory, as 64G"):
+        parse_bytes("memory", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1e9", 10**9), ("250000", 250_000), ("250_000", 250_000), ("100M", 10**8), ("2b", 2 * 10**9)],
+)
+def test_units_of_rows(text, number):
+    assert parse_count("rows", text) == number
+
+
+@pytest.mark.parametrize("text", ["1.5", "many", "10 rows", "1e-3", "nan"])
+def test_rows_that_are_no_whole_number_are_refused(text):
+    with pytest.raises(InvalidSetting, match="rows must be a whole number"):
+        parse_count("rows", text)
+
+
+def test_the_memory_of_this_machine_is_known():
+    assert 10**8 < machine_memory() < 10**15

@@ -28,8 +28,8 @@ def test_the_bytes_of_a_file_are_exact(factory, rows, dim):
 
 
 @pytest.mark.parametrize("factory", EXPECTED)
-def test_graphs_and_padded_lists_are_within_two_percent(factory):
-    assert Family.of(factory).file_bytes(900, 32) == pytest.approx(built(factory, 900, 32), rel=0.02)
+def test_graphs_and_padded_lists_are_within_five_percent(factory):
+    assert Family.of(factory).file_bytes(1200, 32) == pytest.approx(built(factory, 1200, 32), rel=0.05)
 
 
 def test_the_places_of_rows_count_where_they_are_stored():

@@ -1,4 +1,4 @@
-"""The plan before the build keeps every bound, says what is nearest where none can be kept, and grows no worse."""
+"""The plan before the build keeps every bound, and says what is nearest where none can be kept."""
 
 import pytest
 from hypothesis import given, settings
@@ -146,7 +146,8 @@ def test_nonsense_is_refused_by_name(changed, said):
 @pytest.mark.parametrize(
     ("text", "size"),
     [("64G", 64 * 10**9), ("64 GB", 64 * 10**9), ("64GiB", 64 << 30), ("64gi", 64 << 30),
-     ("1.5T", 1.5 * 10**12), ("512m", 512 * 10**6), ("1000000", 10**6), ("8e9", 8 * 10**9), ("1_000k", 10**6), ("7B", 7)],
+     ("1.5T", 1.5 * 10**12), ("512m", 512 * 10**6), ("1000000", 10**6), ("8e9", 8 * 10**9),
+     ("1_000k", 10**6), ("7B", 7)],
 )  # fmt: skip
 def test_units_of_memory(text, size):
     assert parse_bytes("memory", text) == size

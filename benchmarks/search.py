@@ -82,7 +82,7 @@ def measure(folder: Path, name: str, rows: int, queries: int, processes: int) ->
     print(f"\n{name}, {dataset.rows} items; opened again in {min(opening) * 1e3:.0f} ms")
     alone = [value * 1e3 for value in seconds(lambda: package.embed([next(each)]), queries)]
     whole = [value * 1e3 for value in seconds(lambda: searcher.search([next(each)]), queries)]
-    where = ["script=Latin"]
+    where = "script = 'Latin'"
     narrow = [value * 1e3 for value in seconds(lambda: searcher.search([next(each)], where=where), queries)]
     print(f"  ms, encoder alone       {percentiles(alone)}")
     print(f"  ms, open searcher       {percentiles(whole)}")

@@ -34,6 +34,7 @@ EXAMPLES_RUN = [
     "tutorials/losses.md",
     "vectors.md",
     "commands.md",
+    "filters.md",
 ]
 """Pages whose blocks run in one folder; the first makes what the others take."""
 VERBS = typer.main.get_command(app)

@@ -199,7 +199,7 @@ def test_a_report_is_a_page_to_open_and_circles_are_one_too(folder, dml):
 
 
 def test_searching_finds_the_query_itself_first_and_obeys_the_filter(folder, dml):
-    options = ("--index", "shop", "-k", "7", "--where", "split=train", "--picture", "found.png")
+    options = ("--index", "shop", "-k", "7", "--where", "split = 'train'", "--picture", "found.png")
     printed = dml("search", "query.png", *options)
     assert {"answers", "index", "model"} <= printed.keys()
     assert printed["model"].startswith("shop/")
@@ -216,8 +216,8 @@ def test_searching_finds_the_query_itself_first_and_obeys_the_filter(folder, dml
     [
         (["search", "missing.png", "--index", "shop"], "missing.png"),
         (["search", "query.png", "--index", "none"], "'none'"),
-        (["search", "query.png", "--index", "shop", "--where", "colour=red"], "colour"),
-        (["search", "query.png", "--index", "shop", "--where", "script==Latin"], "single ="),
+        (["search", "query.png", "--index", "shop", "--where", "colour = 'red'"], "colour"),
+        (["search", "query.png", "--index", "shop", "--where", "script=Latin"], "Write: script = 'Latin'"),
         (["search", "dml-store/mlflow.db", "--index", "shop"], "image"),
         (["ingest", "no-such-folder"], "no-such-folder"),
         (["ingest", "glyphs:", "--split", "nonsense"], "nonsense"),

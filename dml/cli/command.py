@@ -32,7 +32,7 @@ from dml.cli import (  # noqa: F401 - each adds its verbs to the app
 )
 from dml.cli.app import app
 from dml.cli.output import print_error, print_json, stdout, visible
-from dml.errors import DmlError, StackFailed
+from dml.errors import DmlError, InvalidFilter, StackFailed
 from dml.extras import what_to_install
 
 _USERS_MISTAKE, _OURS = 2, 1
@@ -77,7 +77,7 @@ def run() -> int:
 def _run(as_json: bool, words: Sequence[str] | None = None) -> int:
     try:
         ended = app(args=words, prog_name="dml", standalone_mode=False)
-    except StackFailed as error:  # with the lines that a log ends with
+    except (InvalidFilter, StackFailed) as error:  # with a caret below; with the lines that a log ends with
         return _refused(str(error), as_json, error.exit_status, keep="\n")
     except DmlError as error:
         return _refused(str(error), as_json, error.exit_status)

@@ -153,7 +153,7 @@ def search(
     where: Annotated[
         list[str] | None,
         typer.Option(
-            help="a=x, a=x|y (either), a!=x, a= (missing), a>=1, a<2024-03-01; repeatable: all must hold"
+            help="a filter: \"region = 'east' and age between 20 and 40\"; repeatable: all must hold"
         ),
     ] = None,
     picture: Annotated[

@@ -16,7 +16,9 @@ from dml.data.schema import BASE_COLUMNS
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact
 from dml.refs import IndexRef
 from dml.retrieval.bundle import ITEMS_FILE, REMEDY, open_bundle
-from dml.retrieval.conditions import matching_rows
+from dml.retrieval.filters import Where, check
+from dml.retrieval.filters.columns import ItemColumns
+from dml.retrieval.filters.matching import evaluate
 
 _LENGTH_TOLERANCE = 1e-3
 _SIMILARITY_LIMIT = 1.001
@@ -81,6 +83,7 @@ class Index:
         self._parameters = parameters or parameters_among
         bundle = open_bundle(ref)
         self._index, self._vectors, self._items = bundle.index, bundle.vectors, bundle.items
+        self._columns = ItemColumns(self.items)
 
     @property
     def items(self) -> pa.Table:
@@ -130,7 +133,7 @@ class Index:
         k: int,
         *,
         embedder: str,
-        where: Sequence[str] = (),
+        where: Where = None,
         exclude_ids: Sequence[str] | None = None,
     ) -> SearchResult:
         """Find the k most similar items for each query; equal similarities rank by position.
@@ -139,7 +142,7 @@ class Index:
             vectors: (Q, D) float32, unit length.
             k: answers wanted.
             embedder: fingerprint of what embedded the queries.
-            where: conditions all of which an answer must satisfy; see `filters`.
+            where: the filter that an answer must satisfy, as text, a filter, JSON, or several; see `filters`.
             exclude_ids: (Q,) for each query an item that is not an answer, such as the query itself.
 
         Returns:
@@ -156,7 +159,8 @@ class Index:
         k = int(k)  # Faiss takes no integer of NumPy's
         if exclude_ids is not None and len(exclude_ids) != len(vectors):
             raise ValueError(f"exclude_ids must name one item per query; got {len(exclude_ids)}.")
-        matching = np.flatnonzero(matching_rows(self.items, where)) if where else None
+        filter = check(where, self._columns)
+        matching = None if filter is None else np.flatnonzero(evaluate(filter, self._columns))
         num_matching = self.ref.rows if matching is None else len(matching)
         wanted = min(k + (exclude_ids is not None), num_matching)
         similarities, rows, plan = self._find(np.ascontiguousarray(vectors), wanted, matching)

@@ -33,7 +33,7 @@ def draw_sample(store: str, index: IndexRef) -> tuple[str, bytes]:
     result = open_index(index).search(
         package.embed(images),
         _SAMPLE_ANSWERS,
-        where=["split=test"],
+        where="split = 'test'",
         embedder=package.ref.fingerprint,
         exclude_ids=[query["id"] for query in queries],
     )

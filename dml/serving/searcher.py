@@ -15,6 +15,7 @@ from dml.errors import MissingArtifact
 from dml.models.package import Package, load_package
 from dml.refs import IndexRef, PackageRef, require_package
 from dml.reports import SearchHit, SearchReport
+from dml.retrieval.filters import Where
 from dml.retrieval.index import find_index, published_names
 from dml.retrieval.search import Answer, Index, open_index
 
@@ -63,7 +64,7 @@ class Searcher:
 
     Example:
         searcher = Searcher.open("dml-store", "shop")
-        for result in searcher.search([image], k=3, where=["script=Greek"]):
+        for result in searcher.search([image], k=3, where="script = 'Greek'"):
             print(result.answers[0].label, result.answers[0].similarity)
     """
 
@@ -101,13 +102,14 @@ class Searcher:
         """
         return _require(self._opened)
 
-    def search(self, images: Sequence[bytes], *, k: int = 10, where: Sequence[str] = ()) -> list[QueryResult]:
+    def search(self, images: Sequence[bytes], *, k: int = 10, where: Where = None) -> list[QueryResult]:
         """Embed images and find the most similar items of each.
 
         Args:
             images: Q files' bytes, in any format Pillow reads.
             k: number of answers per query.
-            where: conditions on attributes, all of which must hold; see `dml.retrieval.filters`.
+            where: a filter of items by their attributes, as text, a filter, JSON, or several of these, which
+                must all hold; see `dml.retrieval.filters`.
 
         Returns:
             Q results in the order of the images, all of the same index version.
@@ -115,14 +117,14 @@ class Searcher:
         Raises:
             IncompatibleArtifact: a model that is not in the store embedded the items.
             InvalidData: a file that is not an image.
-            InvalidSetting: an invalid condition, or k below 1.
+            InvalidSetting: k below 1, or a filter (InvalidFilter) that cannot be read or does not fit.
         """
         opened = self._opened  # `refresh` can replace it during the search
         vectors = _require(opened).embed(images)
         return self._answers(opened.index, vectors, k, where)
 
     def search_vectors(
-        self, vectors: NDArray[np.float32], *, k: int = 10, where: Sequence[str] = ()
+        self, vectors: NDArray[np.float32], *, k: int = 10, where: Where = None
     ) -> list[QueryResult]:
         """Find the items most similar to vectors that the items' embedder computed outside this process.
 
@@ -133,11 +135,11 @@ class Searcher:
 
         Raises:
             InvalidData: vectors of another dimension or not of unit length.
-            InvalidSetting: an invalid condition, or k below 1.
+            InvalidSetting: k below 1, or a filter (InvalidFilter) that cannot be read or does not fit.
         """
         return self._answers(self._opened.index, vectors, k, where)
 
-    def search_ids(self, ids: Sequence[str], *, k: int = 10, where: Sequence[str] = ()) -> list[QueryResult]:
+    def search_ids(self, ids: Sequence[str], *, k: int = 10, where: Where = None) -> list[QueryResult]:
         """Find the items most similar to items of the index; an item is never its own answer.
 
         Args:
@@ -147,7 +149,7 @@ class Searcher:
 
         Raises:
             MissingArtifact: an id that is not in the index.
-            InvalidSetting: an invalid condition, or k below 1.
+            InvalidSetting: k below 1, or a filter (InvalidFilter) that cannot be read or does not fit.
         """
         index = self._opened.index
         return self._answers(index, index.vectors_of(ids), k, where, exclude_ids=ids)
@@ -157,7 +159,7 @@ class Searcher:
         index: Index,
         vectors: NDArray[np.float32],
         k: int,
-        where: Sequence[str],
+        where: Where,
         *,
         exclude_ids: Sequence[str] | None = None,
     ) -> list[QueryResult]:

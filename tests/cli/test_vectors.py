@@ -85,7 +85,9 @@ def test_a_vector_of_any_length_is_searched_from_a_file(dml, filled, tmp_path):
     assert ids_in(done) == nearest(unit(query[None])[0], np.arange(ROWS), 9), done.err
 
 
-@pytest.mark.parametrize(("condition", "remainder"), [("color=red", 0), ("color=green", 1), ("color=", 2)])
+@pytest.mark.parametrize(
+    ("condition", "remainder"), [("color = 'red'", 0), ("color = 'green'", 1), ("color is null", 2)]
+)
 def test_conditions_narrow_the_answers(dml, filled, condition, remainder):
     words = ["--id", "item 5", "-k", "7", "--where", condition, "--store", filled, "--json"]
     rows = np.array([row for row in range(ROWS) if row % 3 == remainder and row != 5])

@@ -43,17 +43,18 @@ def matching_rows(items: pa.Table, where: Where, *, refuse_absent: bool = True) 
     """
     columns = ItemColumns(items)
     filter = check(where, columns, refuse_absent=refuse_absent)
-    return np.ones(len(items), dtype=np.bool_) if filter is None else _rows(columns, filter)
+    return np.ones(len(items), dtype=np.bool_) if filter is None else evaluate(filter, columns)
 
 
-def _rows(columns: ItemColumns, filter: Filter) -> NDArray[np.bool_]:
+def evaluate(filter: Filter, columns: ItemColumns) -> NDArray[np.bool_]:
+    """(N,) whether each item satisfies a filter that `check` returned."""
     match filter:
         case And(filters=filters):
-            return reduce(np.logical_and, (_rows(columns, each) for each in filters))
+            return reduce(np.logical_and, (evaluate(each, columns) for each in filters))
         case Or(filters=filters):
-            return reduce(np.logical_or, (_rows(columns, each) for each in filters))
+            return reduce(np.logical_or, (evaluate(each, columns) for each in filters))
         case Not():
-            return ~_rows(columns, filter.filter)
+            return ~evaluate(filter.filter, columns)
         case Within():
             return _within(columns, filter)
         case Compare(operator="="):

@@ -81,7 +81,7 @@ class NPair(EmbeddingLoss):
             block_losses = [checkpoint(block_loss, rows, use_reentrant=False) for rows in blocks]
             total = sum(block_losses, anchors.new_zeros(()))
         penalty = self.l2 * at_least_float32(embeddings).square().sum(1).mean()
-        return references.average(total, total.new_tensor(len(index))) + penalty
+        return references.average(total, total.new_full((), len(index))) + penalty
 
 
 def _anchors_and_positives(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,9 @@ from dml.similarity import cosine_similarities
 
 BINS = 1 << 16
 """Number of similarity bins over [-1, 1]; each is 2 / 65536 = 0.00003 wide."""
-TILE = (512, 2048)
-"""Rows and columns of a block of the similarity matrix; it fits the cache of a core."""
+TILE, GPU_TILE = (512, 2048), (4096, 4096)
+"""Rows and columns of a block of the similarity matrix: the first fits the cache of a core; a GPU's costs 300
+launches of some microseconds, whatever its size, and is compared in as long."""
 MAX_GROUPS = 100
 """The table of their pairs has 100 x 100 x 128 numbers, 10 MB. The width of an interval varies by 7 %."""
 _NUM_LEVELS = 128
@@ -179,7 +180,7 @@ def levels_for(items: Items, false_accept_rates: Sequence[float], *, bins: int =
 
 
 def count_pairs(
-    items: Items, levels: Levels, rows: slice = slice(None), *, tile: tuple[int, int] = TILE
+    items: Items, levels: Levels, rows: slice = slice(None), *, tile: tuple[int, int] | None = None
 ) -> PairCounts:
     """Count the pairs of each of `rows` with all later rows. Add the counts of blocks to get all pairs.
 
@@ -190,7 +191,7 @@ def count_pairs(
         items: (N, D) with labels; pairs of equal ids are left out.
         levels: of `levels_for` with the same items.
         rows: consecutive ones.
-        tile: rows and columns compared at a time.
+        tile: rows and columns compared at a time; None: as many as suit the device.
 
     Raises:
         ValueError: rows not of length 1, or with a step.
@@ -200,6 +201,7 @@ def count_pairs(
     if step != 1:
         raise ValueError(f"rows must be consecutive; got {rows}. Pass slice(start, stop).")
     embeddings, labels, ids, device = items.embeddings, items.labels, items.ids, items.labels.device
+    tile = tile or (TILE if device.type == "cpu" else GPU_TILE)
     num_bins = levels.num_bins
     excluded = 2 * num_bins  # the bin of pairs that are not counted
     histogram = torch.zeros(2 * num_bins, dtype=torch.int64, device=device)

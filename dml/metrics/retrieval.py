@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dml.metrics.arguments import check_vector, checked_choices, checked_count, checked_ranks
-from dml.metrics.ranking import BLOCK_ELEMENTS, Items, Ranked, Ranking
+from dml.metrics.ranking import Items, Ranked, Ranking
 
 RECALL_DEPTH = 64
 """For recall, first hits up to this rank are found by sorting, those beyond by counting."""
@@ -61,16 +61,17 @@ class QueryMetrics:
 
     def means(self) -> dict[str, float]:
         """Means over queries; 0 if there are none."""
-        return {name: float(v.mean()) if len(v) else 0.0 for name, v in self.values.items()}
+        # On the CPU, for a GPU adds up in another order: the same queries give the same mean anywhere.
+        return {name: float(v.cpu().mean()) if len(v) else 0.0 for name, v in self.values.items()}
 
     def class_means(self) -> dict[str, float]:
         """Means over classes of the mean over their queries (macro average); 0 if there are none."""
         if not len(self.labels):
             return dict.fromkeys(self.values, 0.0)
-        classes, sizes = torch.unique(self.labels, return_inverse=True, return_counts=True)[1:]
+        classes, sizes = torch.unique(self.labels.cpu(), return_inverse=True, return_counts=True)[1:]
         return {
             name: float((torch.zeros(len(sizes)).to(v).index_add_(0, classes, v) / sizes).mean())
-            for name, v in self.values.items()
+            for name, v in self.cpu().values.items()
         }
 
     def select(self, mask: Tensor) -> "QueryMetrics":
@@ -141,7 +142,7 @@ def query_metrics(
     map_denominators: Sequence[MapDenominator] = ("relevant", "attainable"),
     full_map: bool = False,
     recall_depth: int = RECALL_DEPTH,
-    block_elements: int = BLOCK_ELEMENTS,
+    block_elements: int | None = None,
 ) -> QueryMetrics:
     """Retrieval metrics of every query against the gallery, or against all other queries.
 
@@ -156,7 +157,7 @@ def query_metrics(
             trapezoids of its first evaluation code). It sorts the whole gallery, which takes several times
             as long.
         recall_depth: number of answers sorted for recall; first hits beyond are found by counting.
-        block_elements: similarities in one block.
+        block_elements: similarities in one block; None: as many as suit the device.
 
     Returns:
         `recall_at_K...`, `r_precision`, `map_at_r` and the others, per query. Sorts the max(K, R_max)

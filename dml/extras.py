@@ -28,7 +28,7 @@ _PACKAGES = {
     "onnx": ("onnx", "onnxruntime"),
     "huggingface": ("transformers",),
     "hdf5": ("h5py",),
-    "milvus": ("pymilvus",),
+    "milvus": ("pymilvus", "grpc"),
     "postgres": ("asyncpg", "psycopg2"),
     "all": (
         "rich",

@@ -334,6 +334,16 @@ class ExportReport(Result):
     dim: int
 
 
+class LoadReport(Result):
+    """What an engine holds of an index."""
+
+    index: str = Field(description="NAME@VERSION")
+    engine: str = Field(description="HOST:PORT of the Milvus server, and its database")
+    collection: str = Field(description="name of the collection there")
+    rows: int
+    dim: int
+
+
 class Refresh(Result):
     """When an index is refreshed by itself, and from what."""
 

@@ -1,6 +1,7 @@
 """Settings from environment variables: `DML_STORE` (default `./dml-store`) and `MLFLOW_TRACKING_URI`
-(default: a SQLite file in a local store). `DML_CACHE` is read by `storage.cache_dir`, `DML_CLUSTER_GPUS` and
-`DML_CLUSTER_CPUS` by `cluster`; the variables of Prefect, Ray and AWS are read by those libraries.
+(default: a SQLite file in a local store), `DML_MILVUS_TOKEN`. `DML_CACHE` is read by `storage.cache_dir`,
+`DML_CLUSTER_GPUS` and `DML_CLUSTER_CPUS` by `cluster`; the variables of Prefect, Ray and AWS are read by
+those libraries.
 """
 
 import hashlib
@@ -33,6 +34,11 @@ def tracking_uri(store: str) -> str:
     """`MLFLOW_TRACKING_URI`, else a SQLite database in the store (in the cache for a remote store)."""
     configured = os.environ.get("MLFLOW_TRACKING_URI")
     return configured or store_tracking_uri(store)
+
+
+def milvus_token() -> str:
+    """`DML_MILVUS_TOKEN`: USER:PASSWORD or an API key of a Milvus server; "" for one that asks for none."""
+    return os.environ.get("DML_MILVUS_TOKEN", "")
 
 
 def has_registry(store: str) -> bool:

@@ -68,8 +68,7 @@ def test_every_package_of_an_extra_is_imported():
     packages = {IMPORTED_AS.get(name, name) for name in wanted - BOUNDED_FOR_PREFECT - {PROJECT["name"]}}
     loaded_by_name = {"asyncpg", "psycopg2"}
     external_embedders = {"h5py", "onnx", "onnxruntime", "transformers"}
-    to_come = {"pymilvus"}
-    assert packages - third_party_imports() <= loaded_by_name | external_embedders | to_come
+    assert packages - third_party_imports() <= loaded_by_name | external_embedders
 
 
 def test_all_holds_every_extra():

@@ -9,11 +9,22 @@ from dml.cli.app import Json, Store, Workers, store_to_list, store_uri, verb
 from dml.cli.output import columns_of, emit, listed, print_table, what_is_damaged
 from dml.errors import DmlError, InvalidSetting, MissingArtifact
 
+Engine = Annotated[str, typer.Option("--engine", help="a Milvus server, milvus://HOST:PORT[/DATABASE]")]
+OptionalEngine = Annotated[
+    str | None, typer.Option("--engine", help="a Milvus server, milvus://HOST:PORT[/DATABASE]")
+]
+Collection = Annotated[
+    str | None, typer.Option("--collection", help="its collection; default: the index version's own")
+]
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dml.config import IndexConfig
     from dml.refs import EmbeddingsRef, IndexRef
-    from dml.reports import IndexList, ListedIndex, SearchHit, SearchReport
-    from dml.serving.searcher import QueryResult
+    from dml.reports import IndexList, ListedIndex, LoadReport, SearchHit, SearchReport
+    from dml.serving.engine_searcher import EngineSearcher
+    from dml.serving.searcher import QueryResult, Searcher
 
 
 @verb()
@@ -138,6 +149,42 @@ def _refuse_without_embedder(weights: Path | None, preprocessing: Path | None, l
 
 
 @verb()
+def load(
+    index: Annotated[str, typer.Argument(help="NAME (the version in use) or NAME@VERSION")],
+    engine: Engine,
+    collection: Collection = None,
+    index_type: Annotated[
+        str,
+        typer.Option(help="Milvus' index of the vectors; auto: FLAT below 100,000 rows, AUTOINDEX beyond"),
+    ] = "auto",
+    store: Store = None,
+    as_json: Json = False,
+) -> "LoadReport":
+    """Load an index's vectors and items into Milvus, to be searched there with the same filters."""
+    from dml.reports import LoadReport
+    from dml.retrieval.engines.milvus import MilvusAddress, MilvusEngine, collection_name
+    from dml.retrieval.index import find_index
+    from dml.settings import milvus_token
+
+    address = MilvusAddress.parse(engine)
+    ref = find_index(store_uri(store), index)
+    name = collection or collection_name(str(ref))
+    opened = MilvusEngine(address, name, token=milvus_token(), index_type=index_type)
+    rows = opened.load(ref.embeddings)
+    report = LoadReport(
+        index=str(ref), engine=str(address), collection=name, rows=rows, dim=ref.embeddings.dim
+    )
+    return emit(report, as_json, _show_load)
+
+
+def _show_load(report: "LoadReport") -> None:
+    print(
+        f"{report.index}: {report.rows} vectors of {report.dim} dimensions in Milvus' collection "
+        f"{report.collection} at {report.engine}"
+    )
+
+
+@verb()
 def search(
     image: Annotated[
         Path | None, typer.Argument(help="the query's image file; beside --id or --vector: as --index")
@@ -159,12 +206,23 @@ def search(
     picture: Annotated[
         Path | None, typer.Option(help="write a picture into this PNG file; of query and answers")
     ] = None,
+    engine: OptionalEngine = None,
+    collection: Collection = None,
     store: Store = None,
     as_json: Json = False,
 ) -> "SearchReport":
     """Find the most similar items of an index, of an image, an item or a vector."""
     if item is not None or vector is not None:
-        searched = _search_without_image(store_uri(store), image, name, item, vector, k, where or [], picture)
+        _refuse_beside(image, name, item, vector, picture)
+        searched = _search_without_image(
+            item,
+            vector,
+            lambda: _open(
+                store_uri(store), name or (None if image is None else str(image)), engine, collection
+            ),
+            k,
+            where or [],
+        )
         return emit(searched.report(), as_json, _show_answers)
     if image is None:
         raise InvalidSetting("A search needs a query: an image file, --id ITEM or --vector FILE; got none.")
@@ -180,36 +238,53 @@ def search(
         ) from refusal
     if picture is not None:
         _require_writable(picture, image)
-    from dml.serving.searcher import Searcher  # takes seconds to import, and not for a file that is not there
-
-    (result,) = Searcher.open(store_uri(store), name).search([content], k=k, where=where or [])
+    searcher = _open(store_uri(store), name, engine, collection)
+    (result,) = searcher.search([content], k=k, where=where or [])
     if picture is not None:
         _write_picture(picture, result, content)
     drawn = None if picture is None else str(picture.resolve())
     return emit(result.report(picture=drawn), as_json, _show_answers)
 
 
-def _search_without_image(
-    store: str,
-    positional: Path | None,
-    name: str | None,
-    item: str | None,
-    vector: Path | None,
-    k: int,
-    where: list[str],
-    picture: Path | None,
-) -> "QueryResult":
+def _open(
+    store: str, name: str | None, engine: str | None, collection: str | None
+) -> "Searcher | EngineSearcher":
+    """The index in this process, or where another engine holds its items."""
+    if engine is None:
+        if collection is not None:
+            raise InvalidSetting(f"--collection belongs to an --engine; got {collection} and none.")
+        from dml.serving.searcher import Searcher  # takes seconds to import
+
+        return Searcher.open(store, name)
+    from dml.serving.engine_searcher import EngineSearcher
+    from dml.settings import milvus_token
+
+    return EngineSearcher.open(store, name, engine, collection=collection, token=milvus_token())
+
+
+def _refuse_beside(
+    positional: Path | None, name: str | None, item: str | None, vector: Path | None, picture: Path | None
+) -> None:
+    """Raise InvalidSetting for what does not go with a search by --id or --vector."""
     if item is not None and vector is not None:
         raise InvalidSetting(f"A search needs one query; got --id {item} and --vector {vector}.")
     if picture is not None:
         raise InvalidSetting("--picture shows the query's image; a search by --id or --vector has none.")
     if positional is not None and name is not None:
         raise InvalidSetting(f"A search needs one query; got {positional} beside --id or --vector.")
+
+
+def _search_without_image(
+    item: str | None,
+    vector: Path | None,
+    opened: "Callable[[], Searcher | EngineSearcher]",
+    k: int,
+    where: list[str],
+) -> "QueryResult":
     from dml.embedding.vector_files import read_vector
-    from dml.serving.searcher import Searcher
 
     query = None if vector is None else read_vector(vector)
-    searcher = Searcher.open(store, name or (None if positional is None else str(positional)))
+    searcher = opened()
     if query is None:
         (result,) = searcher.search_ids([str(item)], k=k, where=where)
     else:

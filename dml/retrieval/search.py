@@ -254,7 +254,7 @@ class Index:
         rows = np.take_along_axis(rows, order, axis=1)
         with storage.reading(f"{self.ref.uri}/{ITEMS_FILE}", REMEDY):
             items = iter(self._items.take(rows.ravel()))
-        return [[_answer(float(value), next(items)) for value in values] for values in similarities]
+        return [[answer_of(float(value), next(items)) for value in values] for values in similarities]
 
 
 def parameters_among(index: faiss.Index, rows: NDArray[np.int64]) -> faiss.SearchParameters | None:
@@ -280,7 +280,8 @@ def _are_among(rows: NDArray[np.int64], matching: NDArray[np.int64]) -> bool:
     return bool((matching[positions] == rows).all())
 
 
-def _answer(similarity: float, item: dict[str, Any]) -> Answer:
+def answer_of(similarity: float, item: dict[str, Any]) -> Answer:
+    """An item, by its columns, as an answer of this similarity."""
     attributes = {k: v for k, v in item.items() if k not in BASE_COLUMNS and k != "position"}
     return Answer(item["id"], similarity, item.get("label"), item.get("split"), attributes, item["position"])
 

@@ -84,7 +84,7 @@ class Searcher:
             CorruptArtifact: the package's files are not those that were published.
         """
         store = fspath(store)
-        ref = find_index(store, _only_index(store) if index is None else index)
+        ref = find_index(store, only_index(store) if index is None else index)
         package = _package_of(ref)
         return cls(store, index or ref.name, _Opened(open_index(ref), package))
 
@@ -194,7 +194,8 @@ def _require(opened: _Opened) -> Package:
     return opened.package
 
 
-def _only_index(store: str) -> str:
+def only_index(store: str) -> str:
+    """The name of a store's only index; raises MissingArtifact where it has none or several."""
     names = published_names(store)
     if not names:
         raise MissingArtifact(

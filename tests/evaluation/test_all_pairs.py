@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dml.cluster import ray_session
 from dml.config import EvaluationConfig
 from dml.errors import InvalidData
 from dml.evaluation.all_pairs import blocks_of_equal_area, query_values, roc_of_rows, workers_for
@@ -117,39 +118,6 @@ def test_workers_are_called_for_where_rows_are_many_and_a_cluster_is_there(monke
     assert workers_for(60_502, num_gpus=4) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGS)
-def test_workers_give_the_numbers_of_one_process(name):
-    vectors, rows = split(4)
-    done = []
-    evaluation = measure(vectors, rows, CONFIGS[name], num_workers=2, progress=lambda *at: done.append(at))
-    assert evaluation == measure(vectors, rows, CONFIGS[name], num_workers=1)
-    assert (8, 8) in done, "four blocks for each worker"
-
-
-@pytest.mark.slow
-def test_workers_share_out_queries_and_pairs_exactly():
-    vectors, rows = split(5)
-    embeddings = torch.from_numpy(vectors)
-    here, apart = (query_values(embeddings, rows, CONFIGS["all"], num_workers=n) for n in (1, 2))
-    assert all(torch.equal(here.values[name], apart.values[name]) for name in here.values)
-    assert torch.equal(here.rows, apart.rows)
-    one, other = (roc_of_rows(embeddings, rows, num_workers=n) for n in (1, 2))
-    assert torch.equal(one.genuine, other.genuine)
-    assert torch.equal(one.impostor, other.impostor)
-
-
-@pytest.mark.slow
-def test_what_a_worker_refuses_is_raised_as_it_is():
-    vectors, rows = split(6)
-    alone = Rows(rows.labels, {"role": ["query"] * 211})
-    with pytest.raises(InvalidData, match="must be 'query' for some rows"):
-        measure(vectors, alone, CONFIGS["query and gallery"], num_workers=2)
-    vectors[7] = np.nan
-    with pytest.raises(ValueError, match="must be finite"):
-        measure(vectors, rows, CONFIGS["all"], num_workers=2)
-
-
 @pytest.fixture
 def two_nodes(monkeypatch):
     from ray.cluster_utils import Cluster
@@ -175,3 +143,43 @@ def test_a_cluster_that_is_there_is_used_where_rows_are_many(two_nodes):
     )
     assert (8, 8) in done
     assert evaluation == measure(vectors, rows, CONFIGS["all"], num_workers=1)
+
+
+@pytest.fixture(scope="module")
+def two_cpus():
+    """A session on this machine for the tests that follow; the one above has a cluster of its own."""
+    with ray_session(num_cpus=2):
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_workers_give_the_numbers_of_one_process(name, two_cpus):
+    vectors, rows = split(4)
+    done = []
+    evaluation = measure(vectors, rows, CONFIGS[name], num_workers=2, progress=lambda *at: done.append(at))
+    assert evaluation == measure(vectors, rows, CONFIGS[name], num_workers=1)
+    assert (8, 8) in done, "four blocks for each worker"
+
+
+@pytest.mark.slow
+def test_workers_share_out_queries_and_pairs_exactly(two_cpus):
+    vectors, rows = split(5)
+    embeddings = torch.from_numpy(vectors)
+    here, apart = (query_values(embeddings, rows, CONFIGS["all"], num_workers=n) for n in (1, 2))
+    assert all(torch.equal(here.values[name], apart.values[name]) for name in here.values)
+    assert torch.equal(here.rows, apart.rows)
+    one, other = (roc_of_rows(embeddings, rows, num_workers=n) for n in (1, 2))
+    assert torch.equal(one.genuine, other.genuine)
+    assert torch.equal(one.impostor, other.impostor)
+
+
+@pytest.mark.slow
+def test_what_a_worker_refuses_is_raised_as_it_is(two_cpus):
+    vectors, rows = split(6)
+    alone = Rows(rows.labels, {"role": ["query"] * 211})
+    with pytest.raises(InvalidData, match="must be 'query' for some rows"):
+        measure(vectors, alone, CONFIGS["query and gallery"], num_workers=2)
+    vectors[7] = np.nan
+    with pytest.raises(ValueError, match="must be finite"):
+        measure(vectors, rows, CONFIGS["all"], num_workers=2)

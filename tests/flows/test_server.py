@@ -153,11 +153,16 @@ def test_a_deployment_trains_registers_and_promotes_and_the_promotion_makes_an_i
     assert (stack.folder / "store" / "indexes" / "tiny" / "current.json").exists()
 
 
-def test_an_evaluation_shows_its_pictures_in_prefect_and_lays_them_in_mlflow(stack: LocalStack):
-    if not (stack.folder / "store" / "datasets" / "tiny").exists():
+def index_of_tiny(stack: LocalStack) -> None:
+    if not (stack.folder / "store" / "indexes" / "tiny" / "current.json").exists():
         assert stack.run("ingest-flow/default", config=DATASET).returncode == 0
-    assert stack.run("train-flow", dataset="tiny", preset="smoke").returncode == 0
-    trained = stack.runs_of("train-flow")[0]["id"]
+        assert stack.run("train-flow", dataset="tiny", preset="smoke").returncode == 0
+        assert stack.run("index-flow", name="tiny", model="tiny", dataset="tiny").returncode == 0
+
+
+def test_an_evaluation_shows_its_pictures_in_prefect_and_lays_them_in_mlflow(stack: LocalStack):
+    index_of_tiny(stack)
+    trained = stack.runs_of("train-flow")[-1]["id"]
     artifacts = stack.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [trained]}}})
     first = {"first-answers", "first-similarities", "first-roc", "first-training", "first-thresholds"}
     assert first <= {artifact["key"] for artifact in artifacts}
@@ -175,13 +180,6 @@ def test_an_evaluation_shows_its_pictures_in_prefect_and_lays_them_in_mlflow(sta
     folders = stack.mlflow(f"artifacts/list?run_id={version['run_id']}&path=reports")["files"]
     (page,) = (stack.folder / "store" / "reports").glob("*/index.html")
     assert [folder["path"] for folder in folders] == [f"reports/{page.parent.name}"]
-
-
-def index_of_tiny(stack: LocalStack) -> None:
-    if not (stack.folder / "store" / "indexes" / "tiny" / "current.json").exists():
-        assert stack.run("ingest-flow/default", config=DATASET).returncode == 0
-        assert stack.run("train-flow", dataset="tiny", preset="smoke").returncode == 0
-        assert stack.run("index-flow", name="tiny", model="tiny", dataset="tiny").returncode == 0
 
 
 def test_an_index_that_asks_is_refreshed_when_its_time_comes(stack: LocalStack):

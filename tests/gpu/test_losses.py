@@ -1,5 +1,7 @@
 """On a GPU every loss and miner is what it is on the CPU in float64, and the host hardly waits for it."""
 
+import os
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,9 @@ from tests.losses.cases import CASES, DIM, NUM_CLASSES, value_and_gradients
 from tests.losses.test_waits import allowed
 
 pytestmark = pytest.mark.gpu
-every_loss = pytest.mark.parametrize("name", CASES)
+# Where a CPU takes the GPU's place, tests/losses has compared all: here it shows that the lines run.
+ON_A_CPU = os.environ.get("DML_GPU_TEST_DEVICE") == "cpu"
+every_loss = pytest.mark.parametrize("name", [name for name in CASES if not (ON_A_CPU and "," in name)])
 ROWS = 96
 # Where a CPU looks at values because it need not wait for them; a GPU goes another way there.
 ON_A_CPU_ALONE = {

@@ -26,7 +26,7 @@ def check_name(name: str, kind: str = "name") -> str:
     Raises:
         InvalidSetting: the name is invalid.
     """
-    if _NAME.fullmatch(name) and len(name) <= MAX_LENGTH and name not in _JSON_LITERALS:
+    if is_name(name):
         return name
     suggested = suggest_name(name)
     raise InvalidSetting(
@@ -34,6 +34,11 @@ def check_name(name: str, kind: str = "name") -> str:
         f"and '-', at most {MAX_LENGTH} in all, and not be one of {', '.join(_JSON_LITERALS)}; "
         f"got {name!r}. " + (f"Use {suggested!r}." if suggested else "Give another.")
     )
+
+
+def is_name(text: str) -> bool:
+    """Whether a text is valid as a name."""
+    return bool(_NAME.fullmatch(text)) and len(text) <= MAX_LENGTH and text not in _JSON_LITERALS
 
 
 def suggest_name(text: str) -> str | None:

@@ -92,7 +92,7 @@ def test_the_readme_has_blocks_of_both_kinds():
 
 
 def test_every_console_block_is_run_by_a_test():
-    known = ("make demo", "dml ingest photos/", "dml up", 'eval "$(dml env)"', "dml bench")
+    known = ("make demo", "dml index photos/", "dml up", 'eval "$(dml env)"', "dml bench")
     assert len([console(beginning) for beginning in known]) == len(CONSOLE)
 
 
@@ -108,7 +108,7 @@ def test_photos_and_a_pretrained_network_give_answers_without_training(tmp_path)
     images = class_folders(tmp_path / "photos", classes=6)
     shutil.copy(next(images.rglob("*.png")), tmp_path / "query.jpg")
     save_file(timm.create_model("test_vit.r160_in1k").state_dict(), tmp_path / "vit.safetensors")
-    block = console("dml ingest photos/").replace(
+    block = console("dml index photos/").replace(
         "timm:resnet50", "safetensors:vit.safetensors@timm:test_vit.r160_in1k"
     )
     assert re.search(r"class\d/\d\.png\W+class\d\W+1\b", type_in(tmp_path, block)), "it finds itself first"

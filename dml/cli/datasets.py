@@ -8,7 +8,7 @@ import typer
 
 from dml.cli.app import Json, Settings, Store, Workers, store_to_list, store_uri, verb
 from dml.cli.output import columns_of, emit, listed, print_table, visible, what_is_damaged
-from dml.errors import DmlError, InvalidSetting, without_password
+from dml.errors import DmlError, InvalidSetting, MissingArtifact, without_password
 
 if TYPE_CHECKING:
     from dml.reports import DatasetList, IngestReport, ListedDataset
@@ -114,6 +114,81 @@ def _row_of(dataset: "ListedDataset") -> dict[str, str | int]:
         "quarantined": dataset.quarantined,
         "attributes": ", ".join(dataset.attributes),
     }
+
+
+def is_place(store: str, text: str) -> bool:
+    """Whether a text names images that lie somewhere, and not a dataset or vectors of the store.
+
+    A name that the store knows is that, also where a folder is called so.
+    """
+    from dml.names import is_name, split_version
+
+    if not is_name(text.partition("@")[0]):
+        return True
+    from dml.data.dataset import has_dataset
+    from dml.embedding.external import has_vectors
+
+    known = has_dataset(store, split_version(text)[0]) or has_vectors(store, text)
+    if known and Path(text).is_dir():
+        print(
+            f"{text} is what the store has of that name, and the folder is not read again; dml index "
+            f"./{text} reads it",
+            file=sys.stderr,
+        )
+    return not known and Path(text).exists()
+
+
+def ingest_place(store: str, place: str, *, has_embedder: bool, num_workers: int | None) -> str:
+    """Ingest images from where they lie, or take in what is new there; returns the dataset's name.
+
+    Args:
+        store: the store's URI.
+        place: a folder, a zip or an s3:// folder; the dataset is named after it.
+        has_embedder: whether the user says what shall embed them; if not, a model of that name must be there.
+        num_workers: of the ingest; None: as the size asks.
+
+    Raises:
+        MissingArtifact: there is nothing at the place.
+        InvalidSetting: the name is that of a dataset from another source, or nothing is there to embed.
+    """
+    from dml.config import parse_ingest
+    from dml.data.dataset import has_dataset
+    from dml.data.former import last_ingest
+    from dml.data.sources.detect import absolute
+    from flows.ingest import ingest_flow
+    from flows.policy import run
+
+    source = str(Path(place).expanduser()) if "://" not in place else place
+    if "://" not in place and not Path(source).exists():
+        raise MissingArtifact(
+            f"What is indexed must be a name of the store, or a folder or zip of images; there is no {place}."
+            " `dml datasets` lists the names."
+        )
+    name = name_of(source)
+    is_known = has_dataset(store, name)
+    if is_known:
+        config = last_ingest(store, name)
+        if config.source != absolute(source):
+            raise InvalidSetting(
+                f"{place} would be the dataset {name}, which is of another source, {config.source}. Index "
+                f"that by its name, dml index {name}, or give this one another: dml ingest {place} --name "
+                "OTHER, then dml index OTHER."
+            )
+    elif not has_embedder:
+        raise InvalidSetting(
+            f"Images that no model was trained on need something that embeds them; got only {place}. Name a "
+            f"network: dml index {place} --embedder timm:resnet50; or train one: dml ingest {place}, then "
+            f"dml train {name}."
+        )
+    else:
+        config = parse_ingest({"name": name, "source": source, "num_workers": num_workers})
+    print(f"ingesting {place} as the dataset {name}", file=sys.stderr, flush=True)
+    report = run(ingest_flow, config, store)
+    for note in report.notes:
+        print(visible(note), file=sys.stderr)
+    if report.refused:
+        print(f"{report.dataset.quarantined} in quarantine, listed in {report.quarantine}", file=sys.stderr)
+    return name
 
 
 def name_of(source: str) -> str:

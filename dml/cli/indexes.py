@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dml.cli.app import Json, Store, Workers, store_to_list, store_uri, verb
+from dml.cli.datasets import ingest_place, is_place
 from dml.cli.output import columns_of, emit, listed, print_table, what_is_damaged
 from dml.errors import DmlError, InvalidSetting, MissingArtifact
 
@@ -49,7 +50,12 @@ def _show_embeddings(ref: "EmbeddingsRef") -> None:
 
 @verb()
 def index(
-    name: Annotated[str, typer.Argument(help="the index's name")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="the index's name; or a folder or zip of images, which is ingested first and gives the name"
+        ),
+    ],
     dataset: Annotated[
         str | None, typer.Option(help="NAME or NAME@VERSION; default: the index's name")
     ] = None,
@@ -86,17 +92,20 @@ def index(
 
     config = IndexConfig(factory=factory)
     root, other = store_uri(store), dataset or model or embedder
-    if vectors is not None or (other is None and _is_vectors(root, name)):
+    is_source = vectors is None and dataset is None and is_place(root, name)
+    if not is_source and (vectors is not None or (other is None and _is_vectors(root, name))):
         return emit(_index_vectors(name, vectors or name, other, config, root), as_json, _show_index)
+    if is_source:
+        if embedder is not None and model is not None:
+            raise _two_models(model, embedder)
+        name = ingest_place(root, name, has_embedder=other is not None, num_workers=workers)
     dataset = dataset or name
     if embedder is None:
         _refuse_without_embedder(weights, preprocessing, license)
         model = model or dataset.partition("@")[0]
     else:
         if model is not None:
-            raise InvalidSetting(
-                f"An index needs one model; got --model {model} and --embedder {embedder}. Leave one out."
-            )
+            raise _two_models(model, embedder)
         from flows.import_model import import_model_flow
 
         imported = run(
@@ -112,6 +121,12 @@ def index(
         model = str(imported)
     ref = run(index_flow, name, model, dataset, config, root, workers)
     return emit(ref, as_json, _show_index)
+
+
+def _two_models(model: str, embedder: str) -> InvalidSetting:
+    return InvalidSetting(
+        f"An index needs one model; got --model {model} and --embedder {embedder}. Leave one out."
+    )
 
 
 def _is_vectors(store: str, name: str) -> bool:

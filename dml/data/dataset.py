@@ -26,6 +26,11 @@ _READ_THREADS = 8
 _REMEDY = "Ingest its source again to make the version again."
 
 
+def has_dataset(store: str, name: str) -> bool:
+    """Whether a dataset of a name was published."""
+    return bool(storage.list_versions(storage.named_folder(store, "datasets", name)))
+
+
 def find_dataset(store: str, name: str) -> DatasetRef:
     """A published dataset version.
 

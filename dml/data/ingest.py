@@ -47,7 +47,7 @@ from dml.data.schema import SCHEMA_VERSION, TEST, Fragment, attribute_types
 from dml.data.sources.access import Access
 from dml.data.sources.detect import absolute, open_source
 from dml.data.sources.sample import Listing, Problem, Sample, Source, normalised
-from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact, InvalidData
+from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact, InvalidData, InvalidSetting
 from dml.names import versioned
 from dml.progress import Ticker
 from dml.refs import AttributeType, DatasetRef, SplitSize
@@ -105,6 +105,11 @@ def ingest_source(
 def _ingest_source(
     config: IngestConfig, store: str, ticker: Ticker, progress: OnProgress | None, make_current: bool
 ) -> IngestReport:
+    if storage.list_versions(storage.named_folder(store, "vectors", config.name)):
+        raise InvalidSetting(
+            f"A dataset must have a name of its own; {config.name!r} is that of imported vectors. Give "
+            "another: --name."
+        )
     ticker.begin("listing", "entries")
     config = config.model_copy(update={"source": absolute(config.source)})
     listed = _list_samples(config, store, ticker)

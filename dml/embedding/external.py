@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dml import storage
-from dml.data.dataset import require_schema
+from dml.data.dataset import has_dataset, require_schema
 from dml.data.items import (
     as_items,
     attribute_types_of,
@@ -173,7 +173,7 @@ def _read_ref(uri: str, manifest: Mapping[str, Any] | None = None) -> Embeddings
 
 def _free_folder(store: str, name: str) -> str:
     folder = storage.named_folder(store, FOLDER, name)
-    if storage.list_versions(storage.named_folder(store, "datasets", name)):
+    if has_dataset(store, name):
         raise InvalidSetting(
             f"Imported vectors must have a name of their own; {name!r} is a dataset. Give another."
         )

@@ -58,21 +58,19 @@ class EngineSearcher:
         opened.require_table(ref.embeddings)
         return cls(ref, opened)
 
-    def search(
-        self, images: Sequence[bytes], *, k: int = 10, where: Where | None = None
-    ) -> list[QueryResult]:
+    def search(self, images: Sequence[bytes], *, k: int = 10, where: Where = None) -> list[QueryResult]:
         """Embed images and find the most similar items of each; as `Searcher.search`."""
         package = load_package(require_package(self.index.embeddings.embedder, "A search by image").uri)
         return self.search_vectors(package.embed(images), k=k, where=where)
 
     def search_vectors(
-        self, vectors: NDArray[np.float32], *, k: int = 10, where: Where | None = None
+        self, vectors: NDArray[np.float32], *, k: int = 10, where: Where = None
     ) -> list[QueryResult]:
         """Find the items most similar to vectors, (Q, D) float32 of unit length."""
         found = self._engine.search(vectors, k, where)
         return [QueryResult(self.index, answers, found.plan) for answers in found.answers]
 
-    def search_ids(self, ids: Sequence[str], *, k: int = 10, where: Where | None = None) -> list[QueryResult]:
+    def search_ids(self, ids: Sequence[str], *, k: int = 10, where: Where = None) -> list[QueryResult]:
         """Find the items most similar to items of the index; an item is never its own answer."""
         vectors = open_index(self.index).vectors_of(ids)
         results = self.search_vectors(vectors, k=k + 1, where=where)

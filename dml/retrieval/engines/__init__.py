@@ -1,1 +1,1 @@
-"""Engines behind a search: other servers that hold an index's items and answer the same filters."""
+"""Engines behind a search: an index of our own, or a server that holds the same items."""

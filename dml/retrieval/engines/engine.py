@@ -25,6 +25,8 @@ class Capabilities:
     delete: bool
     refused_filters: dict[str, str]
     """A kind of filter that it cannot follow exactly, and so refuses, to why."""
+    knows_values: bool
+    """Whether `=` with a value that no item has is refused; else it finds nothing."""
     max_k: int | None = None
     """The most answers to a query; None: all."""
 
@@ -65,7 +67,7 @@ class Engine(Protocol):
             InvalidData: an item that the engine cannot hold.
         """
 
-    def search(self, vectors: NDArray[np.float32], k: int, where: Where | None = None) -> Found:
+    def search(self, vectors: NDArray[np.float32], k: int, where: Where = None) -> Found:
         """The k most similar items that match of each query, (Q, D) float32 of unit length.
 
         Raises:
@@ -74,7 +76,7 @@ class Engine(Protocol):
             MissingArtifact: nothing was created or loaded.
         """
 
-    def count(self, where: Where | None = None) -> int:
+    def count(self, where: Where = None) -> int:
         """How many items match."""
 
     def upsert(self, items: pa.Table, vectors: NDArray[np.float32]) -> None:

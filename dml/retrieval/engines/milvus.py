@@ -140,7 +140,12 @@ class MilvusEngine:
     """
 
     capabilities = Capabilities(
-        "Milvus", upsert=True, delete=True, refused_filters=REFUSED_FILTERS, max_k=_MOST_ANSWERS
+        "Milvus",
+        upsert=True,
+        delete=True,
+        refused_filters=REFUSED_FILTERS,
+        knows_values=False,
+        max_k=_MOST_ANSWERS,
     )
 
     def __init__(
@@ -222,7 +227,7 @@ class MilvusEngine:
             self._opened = columns
         return embeddings.rows
 
-    def search(self, vectors: NDArray[np.float32], k: int, where: Where | None = None) -> Found:
+    def search(self, vectors: NDArray[np.float32], k: int, where: Where = None) -> Found:
         k = refuse_k(k, self.capabilities)
         expression = self._expression(where)
         columns = {column.field: name for name, column in self._columns.items()}
@@ -253,7 +258,7 @@ class MilvusEngine:
                 )
         return Found(answers, plan)
 
-    def count(self, where: Where | None = None) -> int:
+    def count(self, where: Where = None) -> int:
         expression = self._expression(where)
         with self._errors():
             return self._count(self._collection, expression)
@@ -324,7 +329,7 @@ class MilvusEngine:
         """The fingerprint of the table that the collection was made for."""
         return self._properties().get(_TABLE)
 
-    def _expression(self, where: Where | None) -> str:
+    def _expression(self, where: Where) -> str:
         if where is None:
             return ""
         columns = self._columns

@@ -109,8 +109,7 @@ class ItemColumn:
 
     def has(self, values: Sequence[bool | int | float | str]) -> list[bool]:
         if self.kind == "number":
-            numbers = self.values.to_numpy()
-            return [bool((numbers == value).any()) for value in values]
+            return list(np.isin(np.array(values), self.values.to_numpy()).tolist())
         kind = pa.int64() if self.kind == "integer" else self.values.type
         wanted = pa.array(values, kind)
         present = pc.is_in(wanted, value_set=pc.unique(pc.cast(self.values, kind)))

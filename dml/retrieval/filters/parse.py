@@ -107,8 +107,8 @@ _KILOMETRES = {"km": 1.0, "m": 1e-3}
 _MAX_DIGITS = 300
 _SHOWN = 60
 _QUOTES_OF_NAMES = ('"', "`")
-_OLD_FORM = re.compile(r"\s*([^\W\d][\w ]*?)\s*(!=|>=|<=|==?|>|<)\s*([^'\"()<>=]*?)\s*")
-"""`script=Greek|Latin`: a column, an operator, values without quotes."""
+_SIGN = re.compile(r"!=|>=|<=|==?|>|<")
+_UNQUOTED_NAME, _UNQUOTED_VALUES = re.compile(r"[^\W\d][\w ]*"), re.compile(r"[^'\"()<>=]*")
 _KEYWORD = re.compile(rf"\b({'|'.join(KEYWORDS)})\b", re.IGNORECASE)
 _PLAIN_VALUE = re.compile(r"[+-]?\d+(\.\d+)?|true|false|\d{4}-\d\d-\d\d(T[\d:.]+Z?)?", re.IGNORECASE)
 _WORDS = re.compile(r"\w[\w.@/\\-]*(\s+(?!(?:and|or|not|in|is|between)\b)\w[\w.@/\\-]*)*", re.IGNORECASE)
@@ -359,11 +359,15 @@ def _hint(text: str, position: int, found: str, terminals: set[str]) -> str:
 
 def _rewritten(text: str) -> str:
     """A condition of the form `script=Greek|Latin` in the language of filters; empty if it is none."""
-    match = _OLD_FORM.fullmatch(text)
-    if match is None or _KEYWORD.search(match[1]) or _KEYWORD.search(match[3]):
+    match = _SIGN.search(text)
+    if match is None:
         return ""
-    name, sign = write_name(match[1]), match[2].replace("==", "=")
-    values = [value.strip(" []") for value in re.split(r"[|,;]", match[3])]
+    column, meant = text[: match.start()].strip(), text[match.end() :].strip()
+    are_plain = _UNQUOTED_NAME.fullmatch(column) and _UNQUOTED_VALUES.fullmatch(meant)
+    if not are_plain or _KEYWORD.search(column) or _KEYWORD.search(meant):
+        return ""
+    name, sign = write_name(column), match[0].replace("==", "=")
+    values = [value.strip(" []") for value in re.split(r"[|,;]", meant)]
     written = [value if _PLAIN_VALUE.fullmatch(value) else write_value(value) for value in values if value]
     if sign not in ("=", "!="):
         return f"{name} {sign} {written[0]}" if len(values) == len(written) == 1 else ""

@@ -278,7 +278,7 @@ Filter: TypeAlias = Annotated[
 for _kind in (And, Or, Not):
     _kind.model_rebuild()
 N = TypeVar("N", bound=Node)
-_TAGS = {"and", "or", "not", "compare", "between", "in", "is_null", "within"}
+_KINDS = ("and", "or", "not", "compare", "between", "in", "is_null", "within")
 
 
 def made(kind: type[N], **fields: Any) -> N:
@@ -292,11 +292,13 @@ def made(kind: type[N], **fields: Any) -> N:
 def invalid_filter(error: ValidationError) -> InvalidFilter:
     """The first mistake that pydantic found in a tree, in one line."""
     first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(step) for step in first["loc"] if step not in _TAGS)
+    steps = [str(step) for step in first["loc"] if step not in _KINDS]
     message = first["msg"].removeprefix("Value error, ")
-    return InvalidFilter(
-        f"A filter must be a tree of its eight kinds of node; {place or error.title}: {message}."
-    )
+    if first["type"].startswith("union_tag"):
+        steps.append("op")
+        message = f"must be one of {', '.join(_KINDS)}; got {first.get('ctx', {}).get('tag', 'none')!r}"
+    place = f"{'.'.join(steps)}: " if steps else ""
+    return InvalidFilter(f"A filter must be a tree of its eight kinds of node; {place}{message}.")
 
 
 def _parts(kind: type[And] | type[Or], filter: Any) -> tuple[Any, ...]:

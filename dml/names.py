@@ -1,10 +1,10 @@
-"""Names and versions of datasets, models and indexes: checked, parsed and suggested.
+"""Names and versions of datasets, models and indexes, and of source layouts: checked, parsed, suggested.
 
 Every name and version from a user is checked here before it becomes part of a path.
 """
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -82,3 +82,19 @@ def is_version(text: str) -> bool:
 
 Name = Annotated[str, AfterValidator(check_name), Field(json_schema_extra={"pattern": "^[a-z][a-z0-9._-]*$"})]
 """A validated name, for settings and refs."""
+
+SourceLayout = Literal[
+    "auto",
+    "folder",
+    "omniglot",
+    "cars196",
+    "cub200",
+    "sop",
+    "in-shop",
+    "market1501",
+    "mnist",
+    "tiny-imagenet",
+    "manifest",
+    "glyphs",
+]
+"""Layouts of a source of images; here and not in `dml.config`, which `dml ingest --help` need not import."""

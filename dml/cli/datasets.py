@@ -2,39 +2,24 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dml.cli.app import Json, Settings, Store, Workers, store_to_list, store_uri, verb
 from dml.cli.output import columns_of, emit, listed, print_table, visible, what_is_damaged
 from dml.errors import DmlError, InvalidSetting, MissingArtifact, without_password
+from dml.names import SourceLayout
 
 if TYPE_CHECKING:
     from dml.reports import DatasetList, IngestReport, ListedDataset
-
-# As config.SourceLayout, which would import the whole configuration only to print a help text.
-Layout = Literal[
-    "auto",
-    "folder",
-    "omniglot",
-    "cars196",
-    "cub200",
-    "sop",
-    "in-shop",
-    "market1501",
-    "mnist",
-    "tiny-imagenet",
-    "manifest",
-    "glyphs",
-]
 
 
 @verb()
 def ingest(
     source: Annotated[str, typer.Argument(help="folder, zip, manifest (.csv, .parquet), or `glyphs:`")],
     name: Annotated[str | None, typer.Option(help="name of what is made; default: from the source")] = None,
-    layout: Annotated[Layout, typer.Option(help="how the source is laid out")] = "auto",
+    layout: Annotated[SourceLayout, typer.Option(help="how the source is laid out")] = "auto",
     split: Annotated[
         str | None,
         typer.Option(

@@ -19,7 +19,6 @@ from dml.config.data import (
     SamplerConfig,
     ShuffledSamplerConfig,
     SimilarSamplerConfig,
-    SourceLayout,
     SplitConfig,
     parse_ingest,
 )
@@ -102,7 +101,6 @@ __all__ = [
     "SamplerConfig",
     "ShuffledSamplerConfig",
     "SimilarSamplerConfig",
-    "SourceLayout",
     "SplitConfig",
     "TimmConfig",
     "TorchvisionConfig",

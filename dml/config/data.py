@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from dml.config.part import Part, parse
-from dml.names import Name
+from dml.names import Name, SourceLayout
 
 MAX_PIXELS = 64_000_000
 """Limit of any decoded image, including queries: 8000 x 8000, about 300 MB in memory."""
@@ -77,22 +77,6 @@ def _split_tree(value: Any) -> Any:
         "it must be official, none, classes:FRACTION, ATTRIBUTE:COUNT or ATTRIBUTE:VALUE,VALUE; got "
         f"{value!r}."
     )
-
-
-SourceLayout = Literal[
-    "auto",
-    "folder",
-    "omniglot",
-    "cars196",
-    "cub200",
-    "sop",
-    "in-shop",
-    "market1501",
-    "mnist",
-    "tiny-imagenet",
-    "manifest",
-    "glyphs",
-]
 
 
 class IngestConfig(Part):

@@ -45,7 +45,7 @@ def cached_train_step(
         chunk_rows: images per chunk, >= 1; the last chunk may be smaller.
         clip_norm: maximum gradient norm; None: no clipping.
     """
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     shards = sharded_parameters(learner)
     chunks = torch.split(images, chunk_rows)
     with ChunkStatistics(learner.encoder) as statistics:

@@ -48,7 +48,7 @@ def train_step(
     learner: nn.Module, optimizer: Optimizer, images: Tensor, labels: Tensor, *, clip_norm: float | None
 ) -> Tensor:
     """Forward, backward and update; returns the loss of the global batch, equal on every worker."""
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     loss = learner(images, labels)
     loss.backward()
     clip_gradients(optimizer, clip_norm, sharded_parameters(learner))

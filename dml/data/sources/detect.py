@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dml import storage
-from dml.config import SourceLayout
 from dml.data.sources import (
     cars196,
     cub200,
@@ -33,6 +32,7 @@ from dml.data.sources.sample import Source
 from dml.data.sources.sop import SopSource
 from dml.data.sources.tiny_imagenet import TinyImagenetSource
 from dml.errors import InvalidData, InvalidSetting
+from dml.names import SourceLayout
 
 
 class _Layout(NamedTuple):

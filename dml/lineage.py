@@ -20,7 +20,7 @@ from dml.refs import DatasetRef
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["dataset", "index", "vectors", "package", "embeddings", "report", "bench"]
+Kind = Literal["dataset", "index", "vectors", "package", "embeddings", "report", "bench", "thresholds"]
 
 VERSIONED: dict[Kind, str] = {"dataset": "datasets", "index": "indexes", "vectors": "vectors"}
 _PLAIN: dict[Kind, str] = {
@@ -28,9 +28,19 @@ _PLAIN: dict[Kind, str] = {
     "embeddings": "embeddings",
     "report": "reports",
     "bench": "bench/tables",
+    "thresholds": "thresholds",
 }
-_PARENTS = ("embeddings", "items", "embedder", "initial")
-_PROJECT_FOLDERS = (*VERSIONED.values(), "packages", "embeddings", "reports", "bench", "runs", "galleries")
+_PARENTS = ("index", "embeddings", "items", "embedder", "initial")
+_PROJECT_FOLDERS = (
+    *VERSIONED.values(),
+    "packages",
+    "embeddings",
+    "reports",
+    "bench",
+    "runs",
+    "galleries",
+    "thresholds",
+)
 """The folders of a store that this project writes; MLflow and Prefect manage the others."""
 
 _FORGOTTEN, _UNFINISHED_REMOVAL = "forgotten", "its removal was killed"
@@ -147,6 +157,7 @@ def unneeded(
     now = now or datetime.now(UTC)
     artifacts = {artifact.uri: artifact for artifact in list_artifacts(store)}
     reachable = _reachable(artifacts, _roots(store, artifacts, registered, keep, grace, now))
+    reachable |= {uri for uri, a in artifacts.items() if a.kind == "thresholds" and a.parents[0] in reachable}
     removals = [
         Removal(a.uri, a.kind, "not referenced", a.size_bytes, a.fingerprint)
         for uri, a in artifacts.items()
@@ -381,13 +392,14 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
             )
         versions = [version] if version else storage.list_versions(folder)
         uris = [storage.join(folder, v) for v in versions]
-        indexes = {str(a) for uri in uris for a in dependents(store, uri) if a.kind == "index"}
+        made = [artifact for uri in uris for artifact in dependents(store, uri)]
+        indexes = {str(a) for a in made if a.kind == "index"}
         if indexes:
             raise InvalidSetting(
                 f"{kind} {name} must not be needed; the indexes {sorted(indexes)} were made from it. "
                 "Remove them first."
             )
-        for uri in uris:
+        for uri in [*(a.uri for a in made if a.kind == "thresholds"), *uris]:
             storage.remove(uri)
         if version is None:
             _remove_rest(store, kind, folder)

@@ -228,6 +228,13 @@ class IndexRef(Ref):
         return versioned(self.name, self.version)
 
 
+class ThresholdsRef(Ref):
+    """Calibrated thresholds of an index version, for its gallery and scopes."""
+
+    index: IndexRef
+    fpir: float = Field(description="false-positive identification rate that they were checked for")
+
+
 class ReportRef(Ref):
     """A page of pictures for people, with each picture beside it as a file."""
 

@@ -18,6 +18,7 @@ from dml.refs import (
     PackageRef,
     Ref,
     ReportRef,
+    ThresholdsRef,
     TrainedRef,
 )
 
@@ -359,6 +360,9 @@ class ListedIndex(IndexRef):
     created: datetime = Field(description="when it was published, UTC")
     current: bool = Field(description="whether searches use it")
     newer: list[str] = Field(description="the dataset version and champion that are newer than it")
+    fpir: float | None = Field(
+        None, description="that its thresholds were calibrated for; null: it was not calibrated"
+    )
     refresh: Refresh | None = Field(description="null: it is not refreshed by itself")
 
 
@@ -417,6 +421,64 @@ class SearchReport(Result):
     plan: str = Field(description="how the query was executed, and why there are fewer than k answers")
     answers: list[SearchHit] = Field(description="the most similar first")
     picture: str | None = Field(None, description="path of the picture of query and answers; null: none")
+
+
+class CheckedFpir(Result):
+    """The false-positive identification rate of a threshold, on identities that did not set it."""
+
+    fpir: float = Field(description="probes with a candidate, though none of them is enrolled")
+    low: float = Field(description="of the 95 % interval, which counts identities and not images")
+    high: float
+    probes: int
+    identities: int = Field(description="of the probes")
+    enrolled: int = Field(description="identities that they were searched among")
+
+    def __str__(self) -> str:
+        return f"{100 * self.fpir:.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}] of {self.probes}"
+
+
+class CalibratedScope(Result):
+    """A scope's threshold, and how it did on identities that took no part in setting it."""
+
+    scope: str = Field(description="a filter; empty: the whole gallery")
+    identities: int = Field(description="enrolled in it")
+    share: float = Field(description="its share of the false-positive identification rate")
+    threshold: float | None = Field(None, description="similarity; null: none is promised")
+    basis: Literal["own", "similar scopes"] | None = Field(
+        None, description="whose impostors: its own, or those inside all scopes of its column"
+    )
+    beyond: int | None = Field(
+        None, description="pairs of different identities at least so similar; at most 1,000 are counted"
+    )
+    checked: CheckedFpir | None = None
+    refused: str = Field("", description="why nothing is promised; empty: something is")
+
+
+class CalibrationReport(Result):
+    """The thresholds of an index version: the whole gallery first, then its scopes."""
+
+    thresholds: ThresholdsRef
+    scopes: list[CalibratedScope]
+
+    @property
+    def num_promised(self) -> int:
+        """Scopes with a threshold."""
+        return sum(not scope.refused for scope in self.scopes)
+
+    def table(self) -> list[dict[str, str | int | float]]:
+        """One row per scope."""
+        return [
+            {
+                "scope": each.scope or "the whole gallery",
+                "identities": each.identities,
+                "threshold": "none" if each.refused or each.threshold is None else round(each.threshold, 4),
+                "of": each.basis or "",
+                "pairs beyond": "" if each.beyond is None else each.beyond,
+                "FPIR wanted": f"{100 * each.share:.3g} %",
+                "checked": "" if each.checked is None else str(each.checked),
+            }
+            for each in self.scopes
+        ]
 
 
 class Neighbour(Result):

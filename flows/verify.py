@@ -73,6 +73,8 @@ def _repair_artifact(store: str, damaged: CheckedArtifact) -> str:
         return "damaged, and cannot be made again: restore it from a copy, or forget the items again"
     if damaged.kind == "vectors":
         return "damaged, and cannot be made again: import their file again under the same name"
+    if damaged.kind == "thresholds":
+        return "damaged, and cannot be made again: calibrate the index again by `dml calibrate`"
     if damaged.kind == "package":
         return "damaged, and cannot be made again: train it again, or restore the folder from a copy"
     stage(remove_damaged)(damaged)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from dml.errors import InvalidData, InvalidSetting
+from dml.reports import CheckedFpir
 
 FEWEST_BEYOND = 10
 """Pairs of identities beyond a threshold without which nothing is promised: 10 give +-63 % of the rate."""
@@ -150,19 +151,6 @@ class ImpostorScores:
             of_enrolled=self.of_enrolled[kept],
             floor=floor,
         )
-
-
-class Check(BaseModel):
-    """The FPIR that a threshold has on probes whose identities took no part in setting it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    fpir: float
-    low: float = Field(description="of the 95 % interval, which counts identities")
-    high: float
-    probes: int
-    identities: int = Field(description="of the probes, none of them mated")
-    enrolled: int = Field(description="identities in the gallery that they were searched in")
 
 
 def pair_rate(num_identities: int, fpir: float) -> float:
@@ -377,7 +365,9 @@ def tails_without_each_fold(parts: Sequence[ImpostorScores], folds: NDArray[np.i
     return [fit_tail([part.among(folds != fold) for part in parts]) for fold in range(NUM_FOLDS)]
 
 
-def check_thresholds(scores: ImpostorScores, folds: NDArray[np.int64], thresholds: Sequence[float]) -> Check:
+def check_thresholds(
+    scores: ImpostorScores, folds: NDArray[np.int64], thresholds: Sequence[float]
+) -> CheckedFpir:
     """The FPIR where each fold's probes meet the threshold that was set without them.
 
     Args:
@@ -391,7 +381,7 @@ def check_thresholds(scores: ImpostorScores, folds: NDArray[np.int64], threshold
 
     raised = scores.maxima >= np.asarray(thresholds)[folds[scores.probes]]
     interval = clustered_wilson_interval(torch.from_numpy(raised), torch.from_numpy(scores.probes))
-    return Check(
+    return CheckedFpir(
         fpir=float(raised.mean()),
         low=interval.low,
         high=interval.high,

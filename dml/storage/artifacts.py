@@ -60,6 +60,7 @@ STORE_FOLDERS = frozenset(
         "quarantine",
         "reports",
         "runs",
+        "thresholds",
         "vectors",
     ]
 )

@@ -1,0 +1,212 @@
+"""Calibrating an index: its items are the probes, scopes have tails of their own, promises are checked."""
+
+from datetime import timedelta
+
+import numpy as np
+import pytest
+
+from dml import storage
+from dml.config import IndexConfig
+from dml.embedding.external import import_vectors
+from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting
+from dml.integrity import check_store
+from dml.lineage import remove, remove_named, unneeded
+from dml.retrieval.calibration import calibrate, calibrated_fpir, find_thresholds, threshold_for
+from dml.retrieval.index import build_index, find_index, publish_index
+from tests.embedding.vectors import write_parquet
+
+REGIONS, PER_REGION, IMAGES, DIM = 6, 60, 3, 24
+
+
+def people(*, seed=0, regions=REGIONS, per_region=PER_REGION, likeness=1.2, noise=0.7):
+    """Vectors of people whose regions look alike, and their labels and regions."""
+    random = np.random.default_rng(seed)
+    centres = likeness * random.normal(size=(regions, DIM))
+    region = np.repeat(np.arange(regions), per_region)
+    identity = centres[region] + random.normal(size=(len(region), DIM))
+    rows = np.repeat(np.arange(len(region)), IMAGES)
+    vectors = identity[rows] + noise * random.normal(size=(len(rows), DIM))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors.astype(np.float32), rows, region[rows]
+
+
+def enrol(folder, *, labelled=True, name="faces", **options):
+    """A store with an index of these people."""
+    vectors, labels, regions = people(**options)
+    columns = {
+        "id": [f"image {row}" for row in range(len(vectors))],
+        "region": [f"region {region}" for region in regions],
+        "device": [f"device {label % 40}" for label in labels],
+    }
+    if labelled:
+        columns["label"] = [f"person {label}" for label in labels]
+    store = str(folder / "store")
+    folder.mkdir(exist_ok=True)
+    report = import_vectors(store, name, write_parquet(folder, vectors, **columns))
+    ref = build_index(store, name, report.embeddings, IndexConfig())
+    publish_index(store, ref)
+    return store, ref
+
+
+@pytest.fixture(scope="module")
+def enrolled(tmp_path_factory):
+    return enrol(tmp_path_factory.mktemp("faces"))
+
+
+@pytest.fixture(scope="module")
+def calibrated(enrolled):
+    store, ref = enrolled
+    report = calibrate(store, ref, fpir=0.3, scopes=["region in ('region 1', 'region 2')"], by=["region"])
+    return store, ref, report, find_thresholds(store, ref)
+
+
+def fpir_of_strangers(threshold, region=None):
+    """Of people of the same regions who are not enrolled, searched in the index or in one region of it."""
+    enrolled, _, of_enrolled = people()
+    gallery = enrolled if region is None else enrolled[of_enrolled == region]
+    strangers, _, of_strangers = strangers_of_the_same_regions()
+    probes = strangers if region is None else strangers[of_strangers == region]
+    return float(((probes @ gallery.T).max(axis=1) >= threshold).mean())
+
+
+def strangers_of_the_same_regions(per_region=200, noise=0.7, likeness=1.2):
+    centres = likeness * np.random.default_rng(0).normal(size=(REGIONS, DIM))
+    random = np.random.default_rng(99)
+    region = np.repeat(np.arange(REGIONS), per_region)
+    vectors = centres[region] + random.normal(size=(len(region), DIM))
+    vectors += noise * random.normal(size=vectors.shape)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), None, region
+
+
+def test_strangers_meet_the_fpir_of_the_whole_gallery(calibrated):
+    *_, report, _ = calibrated
+    whole = report.scopes[0]
+    assert (whole.scope, whole.identities, whole.basis) == ("", 360, "own")
+    assert whole.share == pytest.approx(0.1)
+    assert whole.checked.low <= whole.share <= whole.checked.high
+    assert 0.5 * whole.share < fpir_of_strangers(whole.threshold) < 1.7 * whole.share
+
+
+def test_a_scope_of_similar_people_has_a_higher_threshold_than_as_many_of_all(calibrated):
+    *_, report, thresholds = calibrated
+    region = next(scope for scope in report.scopes if scope.scope == "region = 'region 3'")
+    assert region.identities == PER_REGION
+    as_many_of_all = thresholds.scopes[0].tail.threshold(PER_REGION, region.share)
+    assert region.threshold > as_many_of_all + 0.02
+    assert fpir_of_strangers(as_many_of_all, 3) > 2 * region.share
+    assert fpir_of_strangers(region.threshold, 3) < 1.5 * region.share
+
+
+def test_every_value_of_a_column_and_every_filter_is_a_scope(calibrated):
+    *_, report, _ = calibrated
+    assert [scope.scope for scope in report.scopes] == [
+        "",
+        "region in ('region 1', 'region 2')",
+        *(f"region = 'region {number}'" for number in range(REGIONS)),
+    ]
+    assert report.num_promised == len(report.scopes)
+
+
+def test_a_small_scope_borrows_the_tail_of_the_others_and_is_never_below_the_whole_gallery(tmp_path):
+    store, ref = enrol(tmp_path)
+    report = calibrate(store, ref, fpir=0.1, by=["device"])  # 40 devices of 9 people each
+    whole, *devices = report.scopes
+    assert len(devices) == 40
+    assert {device.basis for device in devices} == {"similar scopes"}
+    assert min(device.threshold for device in devices) >= whole.threshold
+    thresholds = find_thresholds(store, ref)
+    unseen = threshold_for(thresholds, "device = 'new'", "device", 9, 0.05)
+    assert (unseen.basis, unseen.similarity) == ("similar scopes", devices[0].threshold)
+
+
+def test_a_promise_that_the_pairs_cannot_keep_is_refused_with_what_it_needs(enrolled):
+    store, ref = enrolled
+    (whole,) = calibrate(store, ref, fpir=0.0005).scopes
+    assert whole.threshold is None
+    assert "an FPIR of 0.0005 among 360 identities needs 10 pairs of different" in whole.refused
+
+
+def test_a_scope_that_was_not_calibrated_is_refused_with_the_command(calibrated):
+    thresholds = calibrated[-1]
+    with pytest.raises(
+        InvalidSetting, match=r"""scope "device = 'device 1'" is not, .* --scope .* or --by device"""
+    ):
+        threshold_for(thresholds, "device = 'device 1'", "device", 9, 0.01)
+
+
+def test_a_lower_fpir_than_calibrated_is_promised_where_the_pairs_are_enough(calibrated):
+    thresholds = calibrated[-1]
+    strict, loose = (threshold_for(thresholds, "", None, 360, fpir) for fpir in (0.05, 0.4))
+    assert strict.similarity > loose.similarity
+    assert 10 <= strict.beyond < loose.beyond
+
+
+def test_calibrating_changes_nothing_in_the_index_and_replaces_what_was_calibrated(tmp_path):
+    store, ref = enrol(tmp_path)
+    before = storage.read_manifest(ref.uri)
+    assert (find_thresholds(store, ref), calibrated_fpir(store, ref)) == (None, None)
+    calibrate(store, ref, fpir=0.1, by=["region"])
+    calibrate(store, ref, fpir=0.2)
+    assert len(find_thresholds(store, ref).scopes) == 1
+    assert calibrated_fpir(store, ref) == 0.2
+    assert storage.read_manifest(ref.uri) == before
+    assert find_index(store, "faces") == ref
+
+
+def test_thresholds_are_kept_and_removed_with_their_index(tmp_path):
+    store, ref = enrol(tmp_path)
+    thresholds = calibrate(store, ref, fpir=0.1).thresholds
+    assert not [r for r in unneeded(store, [], grace=timedelta(0)) if r.kind == "thresholds"]
+    assert {checked.kind for checked in check_store(store)} >= {"thresholds", "index"}
+    remove_named(store, "index", "faces")
+    assert not storage.exists(thresholds.uri)
+
+
+def test_thresholds_of_a_superseded_index_are_garbage(tmp_path):
+    store, former = enrol(tmp_path)
+    old = calibrate(store, former, fpir=0.1).thresholds
+    _, ref = enrol(tmp_path, seed=1)
+    new = calibrate(store, ref, fpir=0.1).thresholds
+    garbage = unneeded(store, [], keep=1, grace=timedelta(0))
+    assert {former.uri, old.uri} <= {removal.uri for removal in garbage}
+    remove(garbage)
+    assert (storage.exists(old.uri), storage.exists(new.uri)) == (False, True)
+
+
+def test_a_flipped_byte_of_the_thresholds_is_not_used(tmp_path):
+    store, ref = enrol(tmp_path)
+    uri = calibrate(store, ref, fpir=0.1).thresholds.uri
+    file = tmp_path / "store" / "thresholds" / ref.version / "thresholds.json"
+    content = file.read_bytes()
+    file.write_bytes(
+        content.replace(b'"fpir": 0.1', b'"fpir": 0.9') if b'"fpir": 0.1' in content else content[::-1]
+    )
+    with pytest.raises(CorruptArtifact):
+        find_thresholds(store, ref)
+    assert uri.endswith(ref.version)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fpir": 0.0}, r"fpir must be in \(0, 0.5\]; got 0.0"),
+        ({"by": ["regoin"]}, "--by must name a column of the items"),
+        ({"scopes": ["regoin = 'x'"]}, "regoin"),
+    ],
+    ids=lambda case: str(case)[:20],
+)
+def test_what_cannot_be_calibrated_is_refused(enrolled, options, message):
+    with pytest.raises(InvalidSetting, match=message):
+        calibrate(*enrolled, **options)
+
+
+def test_items_without_labels_are_refused(tmp_path):
+    store, ref = enrol(tmp_path, labelled=False, regions=2, per_region=5)
+    with pytest.raises(IncompatibleArtifact, match="Thresholds need labels"):
+        calibrate(store, ref)
+
+
+def test_one_identity_alone_is_refused(tmp_path):
+    store, ref = enrol(tmp_path, regions=1, per_region=1)
+    with pytest.raises(IncompatibleArtifact, match=r"has 1 label\(s\)"):
+        calibrate(store, ref)

@@ -75,6 +75,15 @@ def test_a_text_reads_as_its_tree_and_the_tree_prints_as_a_text_of_the_same_tree
         ("not " * 65 + "a", "64 deep", 39),
         ("(" * 65 + "a" + ")" * 65, "64 deep", 39),
         ("a = 1; drop table items", "got ';'", 5),
+        ("a != NULL", "a is null, or a is not null", 5),
+        ("a in (1, none)", "a is null, or a is not null", 9),
+        ("20 < a", "The column comes first", 0),
+        ("b and 'x' = a", "The column comes first", 6),
+        ("a is true", "Write = true", 5),
+        ("a like 'x%'", "compared whole", 2),
+        ("a = 1, b = 2", "Write and", 5),
+        ("a = 1 || b", "Write or", 6),
+        ("!a", "Write not", 0),
     ],
 )
 def test_a_text_that_cannot_be_read_is_refused_with_a_caret_at_the_mistake(text, message, caret):

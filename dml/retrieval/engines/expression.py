@@ -52,7 +52,9 @@ class MilvusColumn:
     # A distance passes the check, and is refused with its reason.
     holds_places = True
     limits = (0.0, 0.0)
-    example = ""
+
+    def example(self, unlike: str) -> str:
+        return ""
 
     def has(self, values: Sequence[bool | int | float | str]) -> list[bool]:
         return [True] * len(values)

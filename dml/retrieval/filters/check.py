@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -10,8 +11,9 @@ from lark import Token
 from dml.errors import InvalidFilter, did_you_mean
 from dml.retrieval.filters.columns import Column, Columns
 from dml.retrieval.filters.parse import Parsed
+from dml.retrieval.filters.places import PLACE
 from dml.retrieval.filters.text import pointed_at, write_name, write_value
-from dml.retrieval.filters.times import time_of
+from dml.retrieval.filters.times import TIME, time_of
 from dml.retrieval.filters.tree import (
     And,
     Between,
@@ -148,9 +150,16 @@ class _Check:
     def _time(self, name: str, value: Value, column: Column, token: Token | None) -> str:
         kind = column.time_kind
         if kind is None:
+            example = column.example(unlike=TIME)
+            if re.match(TIME, example):
+                self._refuse(
+                    "The times of a column must all name a zone, or none of them, and their days must exist; "
+                    f"those of {name} do not, such as {write_value(example)}. Use =, != or in.",
+                    token,
+                )
             self._refuse(
-                f"Numbers and times have an order; {name} holds text that is neither, such as "
-                f"{write_value(column.example[:_SHOWN_TEXT])}. Use =, != or in.",
+                f"Numbers and times have an order; {name} holds text that is neither{_such_as(example)}. "
+                "Use =, != or in.",
                 token,
             )
         if not isinstance(value, str) or time_of(value, kind) is None:
@@ -221,7 +230,7 @@ class _Check:
                 self._refuse(
                     "within must have a text column of locations such as '30.2,120.1', latitude first, in "
                     f"degrees, or two columns of numbers, within(lat, lon, ...); {names[0]} holds "
-                    f"{_HOLDS[columns[0].kind]}{_such_as(columns[0])}.",
+                    f"{_HOLDS[columns[0].kind]}{_such_as(columns[0].example(unlike=PLACE))}.",
                     first,
                 )
             return
@@ -285,8 +294,8 @@ def _written(value: Value, token: Token | None) -> str:
     return str(write_value(value) if token is None else token)[:_SHOWN_TEXT]
 
 
-def _such_as(column: Column) -> str:
-    return f", such as {write_value(column.example[:_SHOWN_TEXT])}" if column.example else ""
+def _such_as(example: str) -> str:
+    return f", such as {write_value(example[:_SHOWN_TEXT])}" if example else ""
 
 
 def _is_number(value: str | bool) -> bool:

@@ -34,9 +34,9 @@ class Column(Protocol):
     def limits(self) -> tuple[float, float]:
         """The least and the largest number; (inf, -inf) where there is none."""
 
-    @property
-    def example(self) -> str:
-        """A text that the column holds; empty where it holds none."""
+    def example(self, unlike: str) -> str:
+        """A text that the column holds and that does not match this regular expression, else any; empty where
+        it holds none."""
 
     def has(self, values: Sequence[bool | int | float | str]) -> list[bool]:
         """Whether some item has each of these values, which are of the column's type."""
@@ -103,9 +103,12 @@ class ItemColumn:
         limits = pc.min_max(numbers)
         return float(limits["min"].as_py()), float(limits["max"].as_py())
 
-    @property
-    def example(self) -> str:
-        return next((value for value in self.values.to_pylist() if value), "") if self.kind == "text" else ""
+    def example(self, unlike: str) -> str:
+        if self.kind != "text":
+            return ""
+        texts = pc.filter(self.values, pc.not_equal(self.values, ""))
+        others = pc.filter(texts, pc.invert(pc.match_substring_regex(texts, unlike)))
+        return next((str(text) for column in (others, texts) for text in column.slice(0, 1)), "")
 
     def has(self, values: Sequence[bool | int | float | str]) -> list[bool]:
         if self.kind == "number":

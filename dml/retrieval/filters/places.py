@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 EARTH_RADIUS_KM = 6371.0088
 """The mean radius of the Earth's ellipsoid (IUGG)."""
-_PLACE = r"^\s*(?P<latitude>[+-]?\d+(?:\.\d*)?)\s*,\s*(?P<longitude>[+-]?\d+(?:\.\d*)?)\s*$"
+PLACE = r"^\s*(?P<latitude>[+-]?\d+(?:\.\d*)?)\s*,\s*(?P<longitude>[+-]?\d+(?:\.\d*)?)\s*$"
+"""A text that is a location, for RE2 and for `re`."""
 
 
 def distances_km(
@@ -45,7 +46,7 @@ def distances_km(
 
 def places_in_text(texts: pa.ChunkedArray) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """(N,) latitudes and (N,) longitudes, NaN where the text is missing; None: some text is no location."""
-    fields = pc.extract_regex(texts, pattern=_PLACE)
+    fields = pc.extract_regex(texts, pattern=PLACE)
     missing = pc.or_kleene(pc.is_null(texts), pc.equal(texts, ""))
     if not pc.all(pc.or_(pc.is_valid(fields), missing)).as_py():
         return None

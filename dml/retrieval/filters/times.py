@@ -7,6 +7,8 @@ import pyarrow.compute as pc
 
 _KINDS = tuple(pa.timestamp(unit, zone) for unit in ("us", "ns") for zone in (None, "UTC"))
 """Microseconds reach from year 1 to 9999; pandas writes nanoseconds, which reach from 1677 to 2262."""
+TIME = r"^\d{4}-\d\d-\d\d([T ]\d\d(:?\d\d(:?\d\d(\.\d{1,9})?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?$"
+"""A text that is a time, for RE2 and for `re`, but for the days that a month does not have."""
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 
 

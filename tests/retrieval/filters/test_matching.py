@@ -24,6 +24,9 @@ MORE = {
     "lat": [30.2, 30.25, None, -30.2],
     "lon": [120.1, 120.1, 120.1, float("nan")],
     "east": [120, 121, 122, 190],
+    "mixed": ["2024-03-01T12:00Z", "2024-03-01", None, ""],
+    "soon": ["2024-03-01", None, "unknown", ""],
+    "spot": ["30.2,120.1", "", "30.2;120.1", None],
 }
 ITEMS = pa.Table.from_pydict({**pa.Table.from_pylist(ROWS).to_pydict(), **MORE})
 
@@ -102,6 +105,9 @@ def test_rows_that_satisfy_the_filter(where, expected):
         ("alphabet = 'x'", "one of the columns script, year.*got alphabet", 0),
         ("scirpt = 'Greek'", "mean 'script'", 0),
         ("script > 'Greek'", "text that is neither, such as 'Greek'", 9),
+        ("mixed > 2024-03-01", "must all name a zone.*such as '2024-03-01T12:00Z'", 8),
+        ("soon > 2024-03-01", "text that is neither, such as 'unknown'", 7),
+        ("within(spot, 1, 2, 3 km)", "holds text, such as '30.2;120.1'", 7),
         ("day >= 2024-02-30", "holds times, so the value must be one", 7),
         ("day >= 'soon'", "holds times", 7),
         ("day >= 3", "holds times", 7),

@@ -116,16 +116,16 @@ class Copy:
     def tests_of(self, file: Path) -> tuple[list[str], list[str]]:
         """The tests of a file's room, or else those that import the module: that name it, and the others."""
         room, module = room_of(file), ".".join(file.with_suffix("").parts)
-        own = [test.relative_to(self.folder) for test in self._tests]
+        all_tests = [test.relative_to(self.folder) for test in self._tests]
         tests = [
             test
-            for test in own
+            for test in all_tests
             if test.parts[1] == room  # its folder, or files beside the folders, or one of its name elsewhere
             or (len(test.parts) == 2 and test.stem.startswith(f"test_{room}"))
             or test.stem == f"test_{room}"
         ]
         imports = re.compile(rf"from {module} import|from dml import .*\b{file.stem}\b")
-        tests = tests or [test for test in own if imports.search(self._text(test))]
+        tests = tests or [test for test in all_tests if imports.search(self._text(test))]
         named = [str(test) for test in tests if file.stem in self._text(test)]
         return named, [str(test) for test in tests if str(test) not in named]
 

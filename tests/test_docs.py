@@ -263,7 +263,7 @@ def test_a_word_of_the_glossary_is_defined_once_and_the_concepts_words_are_defin
     assert {word for word in words if word.rstrip("s") not in defined} == set()
 
 
-def test_the_messages_of_troubleshooting_are_ours():
+def test_the_messages_of_troubleshooting_are_in_the_code():
     """Each quoted part is in the code, as one literal or across the literals of one message."""
     sources = [*ROOT.glob("dml/**/*.py"), *ROOT.glob("flows/**/*.py")]
     code = "\n".join(file.read_text() for file in sources)

@@ -42,9 +42,9 @@ def titles(checked):
     return [(each.kind, each.title) for each in checked]
 
 
-def test_everything_of_a_store_is_compared_and_told_of_as_it_goes(store):
-    told = []
-    checked = check_store(store, progress=lambda done, total: told.append((done, total)))
+def test_everything_of_a_store_is_compared_and_progress_is_reported(store):
+    reported = []
+    checked = check_store(store, progress=lambda done, total: reported.append((done, total)))
     assert titles(checked) == [
         ("dataset", f"birds@{VERSION}"),
         ("dataset", f"birds@{OTHER}"),
@@ -54,7 +54,7 @@ def test_everything_of_a_store_is_compared_and_told_of_as_it_goes(store):
         ("checkpoint", f"r1@{VERSION}"),
     ]
     assert not any(each.damaged for each in checked)
-    assert told == [(number, 6) for number in range(1, 7)]
+    assert reported == [(number, 6) for number in range(1, 7)]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_damaged_files_are_named_and_a_damaged_manifest_is_one(store):
     assert damaged == {f"/datasets/birds/{VERSION}": ["b"], f"/packages/{VERSION}": ["manifest.json"]}
 
 
-def test_a_pointer_that_is_damaged_or_names_what_is_gone_is_told_of(store):
+def test_a_pointer_that_is_damaged_or_names_a_missing_version_is_reported(store):
     storage.delete(storage.join(store, "datasets", "birds", OTHER))
     damage(store, "indexes", "birds", "current.json")
     damaged = [(each.kind, each.name, each.damaged) for each in check_store(store) if each.damaged]
@@ -101,7 +101,7 @@ def test_a_pointer_that_is_damaged_or_names_what_is_gone_is_told_of(store):
     assert not any(each.damaged for each in check_store(store, "cars"))
 
 
-def test_a_damaged_list_of_forgotten_items_is_told_of(store):
+def test_a_damaged_list_of_forgotten_items_is_reported(store):
     from dml.data.forgotten import FORGOTTEN
 
     damage(store, "datasets", "birds", FORGOTTEN)

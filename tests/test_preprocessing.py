@@ -42,7 +42,7 @@ def gradient(width: int = 40, height: int = 30) -> Image.Image:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
 @pytest.mark.parametrize("color", ["RGB", "L"])
-def test_every_mode_becomes_what_is_asked_for(mode, color):
+def test_every_mode_becomes_the_configured_one(mode, color):
     form = "TIFF" if mode in ("CMYK", "I", "F") else "PNG"
     source = (
         gradient().convert("L").convert("I").convert("I;16") if mode == "I;16" else gradient().convert(mode)

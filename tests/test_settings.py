@@ -59,7 +59,7 @@ def test_the_uri_of_a_database_leads_to_it_whatever_its_path_holds(tmp_path, nam
     assert sqlite3.connect(tmp_path / name).execute("select name from sqlite_master").fetchall() == [("t",)]
 
 
-def test_what_must_be_local_lies_in_the_store_or_for_a_remote_one_in_the_cache(tmp_path, monkeypatch):
+def test_local_files_are_in_the_store_or_for_a_remote_one_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DML_CACHE", str(tmp_path / "cache"))
     assert settings.local_folder(str(tmp_path / "s")) == tmp_path / "s"
     storage.require_store(str(tmp_path / "s"))
@@ -70,7 +70,7 @@ def test_what_must_be_local_lies_in_the_store_or_for_a_remote_one_in_the_cache(t
     assert len(one.name) == 12
 
 
-def test_artefacts_lie_in_the_store_and_mlflow_reads_their_path_as_it_is(tmp_path, monkeypatch):
+def test_artefacts_are_in_the_store_and_mlflow_reads_their_path_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("DML_CACHE", str(tmp_path / "cache"))
     assert settings.artifact_root("s3://bucket/a%41") == "s3://bucket/a%41/mlflow-artifacts"
     assert settings.artifact_root(str(tmp_path / "50%")) == f"{tmp_path}/50%/mlflow-artifacts"

@@ -61,7 +61,7 @@ def test_a_vector_without_direction_becomes_zero_and_gets_no_gradient(tiny):
     torch.testing.assert_close(unit[:2], nn.functional.normalize(X[:2]))
 
 
-def test_a_vector_that_is_not_finite_has_no_direction_that_could_be_told():
+def test_a_vector_that_is_not_finite_has_no_direction():
     for value in (torch.inf, torch.nan):
         assert similarity.unit_length(torch.tensor([[1.0, value], [3.0, 4.0]]))[0].isnan().any()
 

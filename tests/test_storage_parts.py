@@ -23,7 +23,7 @@ def test_a_file_is_no_store(tmp_path):
         storage.mark_store(str(tmp_path / "file"))
 
 
-def test_the_cache_lies_where_the_environment_says_or_else_at_home(monkeypatch, tmp_path):
+def test_the_cache_is_where_the_environment_says_or_else_at_home(monkeypatch, tmp_path):
     monkeypatch.setenv("DML_CACHE", str(tmp_path / "own"))
     assert storage.cache_dir() == tmp_path / "own"
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -32,7 +32,7 @@ def test_the_cache_lies_where_the_environment_says_or_else_at_home(monkeypatch, 
         assert storage.cache_dir() == tmp_path / ".cache" / "dml"
 
 
-def test_of_two_that_want_a_lock_one_has_it_and_the_other_is_told(tmp_path):
+def test_of_two_that_want_a_lock_one_has_it_and_the_other_gets_an_error(tmp_path):
     lock = tmp_path / "deeper" / "still" / ".x.lock"
     with storage.exclusive(lock) as first, storage.exclusive(lock, wait=False) as second:
         assert (first, second) == (True, False)

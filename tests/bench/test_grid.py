@@ -154,7 +154,7 @@ def test_a_mining_that_does_not_exist_is_refused_by_its_name():
         bench(minings=["semi-hrad"])
 
 
-def test_datasets_that_are_missing_or_cannot_be_judged_are_refused(store):
+def test_datasets_that_are_missing_or_cannot_be_evaluated_are_refused(store):
     with pytest.raises(MissingArtifact, match="nowhere"):
         plan(bench(datasets=["shop", "nowhere"]), store)
     with pytest.raises(InvalidData, match="split train and judges on test"):
@@ -192,7 +192,7 @@ def test_cells_are_paired_seed_by_seed_and_never_with_themselves(store):
     ]
 
 
-def test_rows_of_one_name_are_told_apart_by_their_presets(store):
+def test_rows_of_one_name_are_distinguished_by_their_presets(store):
     presets = ["smoke", "smoke:sop-multi-similarity"]
     config = bench(losses=[], presets=presets, compare=[presets], seeds=1, baselines=[])
     (pair,) = pairs_of(config, plan(config, store))

@@ -105,7 +105,7 @@ def evaluation_of(values):
     return Evaluation(metrics={name: Measured(value=value) for name, value in values.items()})
 
 
-def test_a_published_number_stands_beside_ours_and_its_conditions_below(datasets, tmp_path):
+def test_a_published_number_is_beside_the_measured_one_and_its_conditions_below(datasets, tmp_path):
     cells = []
     for preset in ("cub200-margin-distance", "cub200-n-pair"):
         config = experiment(preset)

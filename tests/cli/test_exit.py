@@ -64,7 +64,7 @@ def test_a_store_that_cannot_be_written_is_one_line_with_the_path(dml):
     assert done.err.splitlines()[-1].startswith("error: The system refused: ")
 
 
-def test_an_error_that_nobody_expected_keeps_its_traceback_and_is_ours(dml, tmp_path, monkeypatch):
+def test_an_unexpected_error_keeps_its_traceback_and_is_status_1(dml, tmp_path, monkeypatch):
     monkeypatch.setattr("dml.presets.names", lambda: {}[0])
     done = dml("presets", "--json")
     assert (done.status, done.json) == (1, {"error": "KeyError: 0"})
@@ -123,7 +123,7 @@ def test_a_verb_imports_nothing_it_does_not_need(tmp_path, words, never):
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-def test_the_log_stays_ours_when_prefect_is_imported():
+def test_the_log_is_the_same_when_prefect_is_imported():
     code = "import sys; sys.argv = ['dml', 'presets', '--json']\nfrom dml.cli.command import run\nrun()\n"
     code += "import logging, prefect\nlogging.getLogger('dml.x').info('a\\x1bb')"
     environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
@@ -203,7 +203,7 @@ def test_threads_and_exit_handlers_of_libraries_have_run_and_what_they_print_is_
     assert done.stdout.endswith("thread\nhandler\n")
 
 
-def test_an_exception_of_ours_is_status_1_with_its_traceback():
+def test_an_exception_of_this_package_is_status_1_with_its_traceback():
     done = program("import dml.cli; dml.cli.main = lambda: 1 / 0", "presets")
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr

@@ -49,8 +49,8 @@ def test_the_page_has_a_table_of_every_type_it_links_to():
     ["datasets", "indexes", "models", "presets", "presets show smoke", "schedule", "verify", "gc --dry-run"],
 )
 def test_an_answer_is_of_the_declared_type(dml, store, words):
-    own = [] if words.startswith("presets") else ["--store", store]
-    done = dml(*words.split(), *own, "--json")  # which compares it with the type
+    options = [] if words.startswith("presets") else ["--store", store]
+    done = dml(*words.split(), *options, "--json")  # which compares it with the type
     assert done.status == 0, done.err
 
 

@@ -21,7 +21,7 @@ def test_a_preset_that_is_shown_is_a_file_for_config(dml, tmp_path, options):
     assert read_experiment(file) == experiment("smoke:cub200-proxy-nca")
 
 
-def test_a_preset_is_json_wherever_json_stands(dml):
+def test_a_preset_is_json_wherever_the_option_is(dml):
     assert dml("presets", "--json", "show", "smoke").json == dml("presets", "show", "smoke", "--json").json
 
 

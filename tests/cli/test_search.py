@@ -9,7 +9,7 @@ import pytest
 from tests.data.pictures import huge_png
 
 
-def test_nothing_is_written_unless_a_picture_is_asked_for(dml, store, query, tmp_path, monkeypatch):
+def test_nothing_is_written_unless_a_picture_is_requested(dml, store, query, tmp_path, monkeypatch):
     monkeypatch.chdir("/proc")  # where nobody can write, root neither
     done = dml("search", query, "--store", store, "--json")
     assert done.status == 0, done.err

@@ -81,7 +81,7 @@ def test_a_name_that_is_a_path_is_refused_and_touches_nothing(dml, around, monke
     assert paths_below(around) == before
 
 
-def test_gc_shows_then_removes_what_is_superseded_and_search_goes_on(dml, small):
+def test_gc_shows_then_removes_what_is_superseded_and_search_continues(dml, small):
     shown = dml("gc", "--dry-run", "--keep", "1", "--grace-hours", "0", "--store", small, "--json")
     assert shown.status == 0
     kinds = sorted(entry["kind"] for entry in shown.json["removed"])
@@ -127,7 +127,7 @@ def test_rollback_takes_an_index_back(dml, small):
     assert [ref["factory"] for ref in shown if ref["current"]] == ["Flat"]
 
 
-def test_a_copied_store_stands_alone(dml, small, tmp_path):
+def test_a_copied_store_needs_nothing_of_the_original(dml, small, tmp_path):
     (tmp_path / "query.png").write_bytes((tmp_path / "images" / "00000.png").read_bytes())
     copy = str(tmp_path / "elsewhere" / "a 100% copy")
     shutil.copytree(small, copy)

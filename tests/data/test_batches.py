@@ -141,7 +141,7 @@ def test_rotation_of_a_quarter_and_shift_of_nothing_turn_the_image():
     torch.testing.assert_close(got, want, rtol=0, atol=0.02)
 
 
-def test_random_crops_cover_the_area_asked_for():
+def test_random_crops_cover_the_configured_area():
     side = 64
     y, x = np.mgrid[:side, :side].astype(np.uint8)
     ranges = []

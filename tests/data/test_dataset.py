@@ -50,7 +50,7 @@ def test_mapped_images_are_the_files_at_every_position(dataset, contents):
     assert isinstance(mapped.image(0), memoryview), "no copy"
 
 
-def test_images_read_from_parquet_come_in_the_order_asked_for(dataset, contents):
+def test_images_read_from_parquet_come_in_the_requested_order(dataset, contents):
     positions = [41, 0, 9, 10, 0, 23, 24]
     assert read_images(dataset, positions) == [contents[position] for position in positions]
     assert read_images(dataset, []) == []

@@ -46,7 +46,7 @@ PLAIN = EvaluationConfig()
         ([("x", "query", "a"), ("x", "gallery", "a"), ("x", "gallery", "b"), ("y", "query", "a")], BOTH),
     ],
 )
-def test_a_split_in_which_somebody_can_be_found_is_judged(tmp_path, rows, config):
+def test_a_split_with_a_positive_is_evaluable(tmp_path, rows, config):
     require_evaluable(dataset(tmp_path, rows_of(*rows)), config)
 
 
@@ -60,7 +60,7 @@ def test_a_split_in_which_somebody_can_be_found_is_judged(tmp_path, rows, config
         ([("x", "query", "a"), ("x", "query", "b"), ("y", "gallery", "b")], BOTH),
     ],
 )
-def test_a_split_in_which_nobody_can_be_found_is_refused(tmp_path, rows, config):
+def test_a_split_without_any_positive_is_refused(tmp_path, rows, config):
     with pytest.raises(InvalidData, match=r"at least one query with another item.*--split"):
         require_evaluable(dataset(tmp_path, rows_of(*rows)), config)
 
@@ -84,7 +84,7 @@ def test_a_split_of_one_class_or_none_is_refused(tmp_path):
         require_evaluable(none, PLAIN)
 
 
-def test_what_the_evaluation_asks_for_must_be_there(tmp_path):
+def test_what_the_evaluation_needs_must_exist(tmp_path):
     source = class_folders(tmp_path / "source", classes=8)
     ref = ingest(IngestConfig(name="d", source=str(source)), str(tmp_path / "store"))
     require_evaluable(ref, EvaluationConfig(few_shot=FewShotConfig(ways=4, shots=(1,), queries_per_class=4)))
@@ -100,7 +100,7 @@ def test_what_the_evaluation_asks_for_must_be_there(tmp_path):
         require_evaluable(ref, CAMERAS)
 
 
-def test_labels_that_are_learnt_and_judged_are_found(tmp_path):
+def test_labels_in_both_training_and_test_are_reported(tmp_path):
     whole = class_folders(tmp_path / "source")
     store = str(tmp_path / "store")
     learnt = ingest(IngestConfig(name="a", source=str(whole), split=NoSplit()), store)

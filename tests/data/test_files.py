@@ -79,7 +79,7 @@ def test_a_file_that_is_too_large_is_refused_by_its_size(tmp_path):
         read_local(str(path), max_bytes=1000)
 
 
-def test_special_files_in_class_folders_are_told_and_the_rest_is_ingested(tmp_path):
+def test_special_files_in_class_folders_are_reported_and_the_rest_is_ingested(tmp_path):
     source = class_folders(tmp_path / "source", classes=2)
     os.mkfifo(source / "class0" / "pipe.png")
     ref = ingest(config(source), str(tmp_path / "store"))
@@ -89,7 +89,7 @@ def test_special_files_in_class_folders_are_told_and_the_rest_is_ingested(tmp_pa
     ]
 
 
-def test_links_are_followed_once_and_broken_ones_are_told(tmp_path):
+def test_links_are_followed_once_and_broken_ones_are_reported(tmp_path):
     source = class_folders(tmp_path / "source", classes=2, per_class=1)
     (source / "class0" / "up").symlink_to("..")
     (source / "class0" / "loop").symlink_to("loop")
@@ -142,7 +142,7 @@ def test_a_link_that_is_the_source_is_followed(tmp_path):
     assert source.read("class0/0.png") == (folder / "class0" / "0.png").read_bytes()
 
 
-def test_names_that_are_not_utf_8_are_told_escaped(tmp_path):
+def test_names_that_are_not_utf_8_are_reported_escaped(tmp_path):
     source = class_folders(tmp_path / "source", classes=2, per_class=1)
     shutil.copy(source / "class0" / "0.png", os.fsencode(source / "class0") + b"/caf\xe9.png")
     os.mkdir(os.fsencode(source) + b"/\xff")
@@ -154,7 +154,7 @@ def test_names_that_are_not_utf_8_are_told_escaped(tmp_path):
     ]
 
 
-def test_a_link_to_a_name_that_is_not_utf_8_is_told_escaped(tmp_path):
+def test_a_link_to_a_name_that_is_not_utf_8_is_reported_escaped(tmp_path):
     source = class_folders(tmp_path / "source", classes=2, per_class=1)
     outside = os.fsencode(tmp_path) + b"/\xff"
     os.mkdir(outside)
@@ -165,7 +165,7 @@ def test_a_link_to_a_name_that_is_not_utf_8_is_told_escaped(tmp_path):
     assert "\\udcff; it must" in row["detail"]
 
 
-def test_a_folder_that_may_not_be_read_is_told(tmp_path):
+def test_a_folder_that_may_not_be_read_is_reported(tmp_path):
     source = class_folders(tmp_path / "source", classes=2, per_class=1)
     (source / "closed").mkdir(mode=0)
     (source / "class0" / "closed.png").touch(mode=0)

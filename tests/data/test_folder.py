@@ -104,7 +104,7 @@ def test_labels_are_what_a_reader_would_say(tmp_path, names, wanted):
     assert len(got) == len(names)
 
 
-def test_images_beside_the_parts_and_without_a_class_are_told(tmp_path):
+def test_images_beside_the_parts_and_without_a_class_are_reported(tmp_path):
     source = tree(
         tmp_path / "s", "train/cat/1.png", "train/dog/1.png", "test/1.png", "val/cat/2.png", "x/y/3.png"
     )
@@ -164,7 +164,7 @@ def test_an_image_is_known_by_what_it_holds(tmp_path, name, form, zipped):
         ("1", b"", "another kind of file"),
     ],
 )
-def test_what_is_no_image_is_told(tmp_path, name, content, reason):
+def test_what_is_no_image_is_reported(tmp_path, name, content, reason):
     source = tree(tmp_path / "s", "cat/a.png", "dog/b.png")
     write(source, {f"cat/{name}": content})
     ref = ingest(config(source), str(tmp_path / "store"))

@@ -25,7 +25,7 @@ def store(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_without_the_table_of_classes_the_rows_are_asked(store, damage):
+def test_without_the_table_of_classes_the_rows_are_read(store, damage):
     before = find_former(store, "birds")
     uri = storage.join(find_dataset(store, "birds").uri, CLASSES)
     if damage == "gone":
@@ -82,7 +82,7 @@ def test_the_first_requested_split_assigns_no_class_again_and_another_one_assign
     assert "1 of 6 classes change their split" in note
 
 
-def test_a_class_that_is_away_keeps_its_split_until_all_classes_are_assigned_again():
+def test_a_missing_class_keeps_its_split_until_all_classes_are_assigned_again():
     known = FormerVersion("v1", THIRD, THIRD, 7, 7, {**dict.fromkeys("abcdef", "train"), "away": "test"})
     assert choose_split(SAMPLES, None, HALF, known).remembered["away"] == "test"
     assert "away" not in choose_split(SAMPLES, HALF, HALF, known).remembered

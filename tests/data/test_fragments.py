@@ -68,10 +68,10 @@ def test_rows_left_out_later_leave_the_fragment_of_the_others(source, tmp_path):
     """Also its row groups: they are cut anew."""
     settings = {"rows_per_fragment": 100}
     whole = ingested(source, tmp_path / "store", **settings)
-    gone = read_rows(whole, columns=["id"])["id"].to_pylist()[3:30:4]
-    forgotten = without_items(str(tmp_path / "store"), whole, gone)
+    forgotten_ids = read_rows(whole, columns=["id"])["id"].to_pylist()[3:30:4]
+    forgotten = without_items(str(tmp_path / "store"), whole, forgotten_ids)
     shutil.copytree(source, tmp_path / "source")
-    for id_ in gone:
+    for id_ in forgotten_ids:
         (tmp_path / "source" / id_).unlink()
     assert bytes_of(forgotten) == bytes_of(ingested(tmp_path / "source", tmp_path / "other", **settings))
 

@@ -152,7 +152,7 @@ def test_contradictory_labels_are_kept_by_default_as_published_data_sets_have_th
     assert "class0/apart.png (class0, train) and class2/apart.png (class2, test); class0/same.png" in note
 
 
-def test_images_that_stand_twice_under_their_label_are_told_of(tmp_path):
+def test_images_that_occur_twice_under_their_label_are_reported(tmp_path):
     source = class_folders(tmp_path / "source", classes=2, per_class=2)
     write(
         source,
@@ -172,7 +172,7 @@ def test_a_source_that_has_lost_images_says_how_many_there_were(tmp_path):
     assert not any("fewer" in note for note in ingest_source(config(source), store).notes)
 
 
-def test_another_source_under_the_same_name_is_told_of(tmp_path):
+def test_another_source_under_the_same_name_is_reported(tmp_path):
     store = str(tmp_path / "store")
     first = ingest(config(labelled(tmp_path / "first", "abcd")), store)
     other = ingest_source(config(labelled(tmp_path / "other", "wxyz")), store)
@@ -368,7 +368,7 @@ def test_a_split_that_is_no_split_is_refused(tmp_path):
         read_rows(ingest(config(source), str(tmp_path / "store")), split="val")
 
 
-def test_the_manifest_tells_how_the_dataset_was_made(tmp_path):
+def test_the_manifest_records_how_the_dataset_was_made(tmp_path):
     source = class_folders(tmp_path / "source")
     ref = ingest(config(source, rows_per_fragment=7), str(tmp_path / "store"))
     manifest = json.loads((Path(ref.uri) / "manifest.json").read_text())
@@ -421,7 +421,7 @@ def test_a_class_stays_on_its_side_when_a_version_before_it_was_current_again(tm
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["of the current version", "of one before it"])
-def test_a_split_that_deals_as_a_version_there_is_remembered(tmp_path, back):
+def test_a_split_that_gives_an_existing_version_is_remembered(tmp_path, back):
     store, source = str(tmp_path / "store"), class_folders(tmp_path / "source", classes=10, per_class=1)
     first = ingest(config(source), store)
     if back:
@@ -436,7 +436,7 @@ def test_a_split_that_deals_as_a_version_there_is_remembered(tmp_path, back):
     assert {label: known[label] for label in sides(first)} == sides(first)
 
 
-def test_a_split_that_deals_alike_forgets_the_classes_that_are_away(tmp_path):
+def test_another_split_with_the_same_result_forgets_the_classes_that_are_missing(tmp_path):
     store = str(tmp_path / "store")
     first = ingest(config(labelled(tmp_path / "all", "abcdefgh")), store)
     away, *held_out = [label for label, side in sides(first).items() if side == "test"]
@@ -500,7 +500,7 @@ def test_of_two_ingests_at_once_the_later_one_remembers_the_classes_of_both(tmp_
     assert {label: later[label] for label in known} == known
 
 
-def test_another_split_deals_anew_and_says_so_and_no_split_keeps_the_one_asked_for(tmp_path):
+def test_another_split_assigns_all_classes_again_and_says_so_and_no_split_keeps_the_requested_one(tmp_path):
     store, source = str(tmp_path / "store"), class_folders(tmp_path / "source", classes=10, per_class=1)
     ingest(config(source), store)
     three = ingest_source(config(source, split=ClassSplit(test_fraction=0.3)), store)
@@ -513,7 +513,7 @@ def test_another_split_deals_anew_and_says_so_and_no_split_keeps_the_one_asked_f
     ]
 
 
-def test_the_split_that_was_asked_for_before_is_named_where_it_no_longer_fits(tmp_path):
+def test_the_split_that_was_requested_before_is_named_where_it_no_longer_fits(tmp_path):
     store, source = str(tmp_path / "store"), class_folders(tmp_path / "source", classes=3, per_class=1)
     ingest(config(source, split=AttributeSplit(name="label", test_values=("class1",))), store)
     shutil.rmtree(source / "class1")

@@ -132,7 +132,7 @@ def test_csv_is_read_as_spreadsheets_write_it(tmp_path, encoding, delimiter, new
     ]
 
 
-def test_a_table_in_windows_encoding_is_told_of(tmp_path, caplog):
+def test_a_table_in_windows_encoding_is_reported(tmp_path, caplog):
     listing(tmp_path / "m.csv", TABLE.encode())
     assert not caplog.records
     listing(tmp_path / "m.csv", TABLE.encode("cp1252"))
@@ -162,7 +162,7 @@ def test_excels_line_that_names_the_delimiter_is_no_header(tmp_path):
     ]
 
 
-def test_rows_of_another_length_are_refused_and_the_rest_goes_on(tmp_path):
+def test_rows_of_another_length_are_refused_and_the_rest_continues(tmp_path):
     listed = listing(
         tmp_path / "m.csv", "image,label,x\na.png,cat,1\nb.png,dog\nc.png,dog,1,2\nd.png,cat,2\n"
     )

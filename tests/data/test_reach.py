@@ -35,7 +35,7 @@ def check(source, tmp_path):
     return lambda: require_reach(opened, witness, str(staged), uri=str(source), node=NODE)
 
 
-def test_a_machine_that_sees_both_is_asked_once(check, source, tmp_path):
+def test_a_machine_that_sees_both_is_checked_once(check, source, tmp_path):
     check()
     shutil.rmtree(source)
     check()
@@ -70,10 +70,10 @@ def test_a_machine_without_the_stores_folder_is_named(check, tmp_path):
 
 def test_images_that_cannot_be_read_anywhere_are_no_witness(source):
     opened = open_source(str(source))
-    gone = [Sample(str(number), f"class0/none{number}.png", "x") for number in range(3)]
-    assert find_witness(opened, gone) is None
+    missing = [Sample(str(number), f"class0/none{number}.png", "x") for number in range(3)]
+    assert find_witness(opened, missing) is None
     good = opened.list().samples[-1]
-    assert find_witness(opened, [*gone, good]).locator == good.locator
+    assert find_witness(opened, [*missing, good]).locator == good.locator
 
 
 def test_an_image_that_one_machine_alone_misses_ends_the_ingest(source):

@@ -182,7 +182,7 @@ def test_a_damaged_list_of_cars_is_refused_for_what_its_reader_says(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "types", "nothing"])
-def test_a_damaged_list_of_cars_is_refused_and_harms_nobody(tmp_path, damage):
+def test_a_damaged_list_of_cars_is_refused_and_runs_no_code(tmp_path, damage):
     fields = ("relative_im_path", "class")
     rows = [("car_ims/000001.jpg", 2), ("car_ims/000002.jpg", 196)]
     path = tmp_path / "cars_annos.mat"
@@ -423,7 +423,7 @@ def test_a_manifest_may_bring_its_split_and_ids_default_to_the_image(tmp_path):
     assert listing.split == OfficialSplit()
 
 
-def test_folders_and_manifests_may_lie_on_s3(s3_store):
+def test_folders_and_manifests_may_be_on_s3(s3_store):
     for number, label in enumerate(("cat", "cat", "dog")):
         uri = storage.join(s3_store, "raw", label, f"{number}.png")
         storage.write_bytes(uri, picture(number))
@@ -523,7 +523,7 @@ def test_listing_counts_what_it_has_seen(tmp_path, kind):
         assert f"{len(listing.samples)} of {len(listing.samples)} " in ticker.line()
 
 
-def test_images_in_no_folder_are_told_of_as_such(tmp_path):
+def test_images_in_no_folder_are_reported_as_such(tmp_path):
     write(tmp_path / "flat", {f"{number}.png": picture(number) for number in range(3)})
     with pytest.raises(InvalidData, match=r"must lie in a folder of its name; .* 3 lie in no folder"):
         open_source(str(tmp_path / "flat"))

@@ -37,7 +37,7 @@ def held_out(split_of) -> set[str]:
         (2, 0.5, 1),
     ],
 )
-def test_the_share_of_classes_asked_for_is_held_out_and_two_on_each_side_if_there_are_four(
+def test_the_requested_share_of_classes_is_held_out_and_two_on_each_side_if_there_are_four(
     classes, fraction, test
 ):
     split_of = split_classes(MANY[: 2 * classes], ClassSplit(test_fraction=fraction))
@@ -65,7 +65,7 @@ def test_known_classes_keep_their_side_also_where_the_share_is_exceeded():
     assert held_out(split_classes(FOUR, ClassSplit(test_fraction=0.25), known)) == {"a", "b", "c"}
 
 
-def test_nothing_is_held_out_where_that_is_asked_for():
+def test_nothing_is_held_out_where_that_is_requested():
     assert held_out(split_classes(FOUR, NoSplit(), {"a": "test"})) == set()
 
 
@@ -107,7 +107,7 @@ def test_groups_keep_their_side_and_new_ones_make_up_the_count():
 
 
 @pytest.mark.parametrize("missing", [None, "", " "])
-def test_a_missing_value_of_the_attribute_is_told_as_such(missing):
+def test_a_missing_value_of_the_attribute_is_reported_as_such(missing):
     with pytest.raises(InvalidData, match=r"value of the attribute 'group'.*'a9' is missing"):
         split_classes(
             [*FOUR, Sample("a9", "", "a", attributes={"group": missing})],

@@ -80,7 +80,7 @@ def test_grey_is_what_looks_grey_however_it_is_stored():
     assert thumbnails.formats.tolist() == ["PNG L", "PNG RGB", "JPEG RGB", "PNG RGB", "PNG RGB"]
 
 
-def test_a_photo_that_lies_on_its_side_has_the_thumbnail_of_the_upright_one():
+def test_a_photo_stored_on_its_side_has_the_thumbnail_of_the_upright_one():
     upright = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 32), dtype=np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 8  # turn it by 90 degrees to the left

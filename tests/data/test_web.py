@@ -31,19 +31,19 @@ def config(source, **others) -> IngestConfig:
 
 
 IMAGE = picture(1)
-asked: Counter[str] = Counter()
+requests: Counter[str] = Counter()
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         path = self.path.partition("?")[0]
-        asked[path] += 1
+        requests[path] += 1
         what = path.strip("/").split("/")
         if what[0] == "status":
             self.answer(int(what[1]), b"no")
         elif what[0] == "later":
             self.answer(503, b"busy", retry_after="3600")
-        elif what[0] == "flaky" and asked[path] < int(what[1]):
+        elif what[0] == "flaky" and requests[path] < int(what[1]):
             self.answer(503, b"busy")
         elif what[0] == "short":
             self.answer(200, bytes(100), length=2000)
@@ -113,7 +113,7 @@ def server():
 
 @pytest.fixture
 def access(server):
-    asked.clear()
+    requests.clear()
     return Access((f"{server}/",), timeout_s=3, retries=1)
 
 
@@ -159,16 +159,16 @@ def test_only_what_may_pass_is_tried_again(server, access):
     patient = Access(access.allowed_prefixes, timeout_s=10, retries=3)
     assert fetch(f"{server}/flaky/3", patient, 1 << 20) == IMAGE
     refusal(f"{server}/status/404", patient)
-    assert asked == {"/flaky/3": 3, "/status/404": 1}
+    assert requests == {"/flaky/3": 3, "/status/404": 1}
 
 
-def test_a_server_that_asks_for_more_time_than_there_is_is_not_waited_for(server, access):
+def test_a_retry_after_beyond_the_timeout_is_not_waited_for(server, access):
     begin = time.monotonic()
     assert refusal(f"{server}/later", access).reason == "HTTP 503"
     assert time.monotonic() - begin < 2
 
 
-def test_a_certificate_that_nobody_vouches_for_is_called_so(tmp_path):
+def test_an_untrusted_certificate_is_called_so(tmp_path):
     write_certificate(tmp_path / "cert.pem")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "cert.pem")
@@ -279,7 +279,7 @@ def test_an_address_that_only_looks_as_one_is_not(url):
 
 
 def test_one_bad_address_is_one_row_of_the_quarantine(server, tmp_path):
-    asked.clear()
+    requests.clear()
     rows = ["a.png,cat", "b.png,dog", "short,cat", "status/403,cat", "status/500,dog", "large,dog"]
     manifest = tmp_path / "m.csv"
     manifest.write_text("image,label\n" + "".join(f"{server}/{row}\n" for row in rows))
@@ -294,7 +294,7 @@ def test_one_bad_address_is_one_row_of_the_quarantine(server, tmp_path):
 
 
 @pytest.mark.slow
-def test_whoever_waits_for_a_slow_server_is_told_how_far_it_is(server, tmp_path, caplog):
+def test_progress_is_reported_while_a_server_is_slow(server, tmp_path, caplog):
     rows = [("ok", "a"), ("slow/1", "a"), ("slow/2", "a"), ("ok?2", "b"), ("ok?3", "c"), ("ok?4", "d")]
     (tmp_path / "m.csv").write_text("image,label\n" + "".join(f"{server}/{url},{c}\n" for url, c in rows))
     with caplog.at_level("INFO", "dml"):
@@ -304,8 +304,8 @@ def test_whoever_waits_for_a_slow_server_is_told_how_far_it_is(server, tmp_path,
     assert "reading, 2 of 6 images" in caplog.text
 
 
-def test_without_the_setting_no_address_is_asked(server, tmp_path):
-    asked.clear()
+def test_without_the_setting_no_address_is_requested(server, tmp_path):
+    requests.clear()
     (tmp_path / "a.png").write_bytes(picture(2))
     manifest = tmp_path / "m.csv"
     manifest.write_text(
@@ -315,4 +315,4 @@ def test_without_the_setting_no_address_is_asked(server, tmp_path):
     assert ref.rows == 1
     assert {row["reason"] for row in quarantine(ref)} == {"outside allowed prefixes"}
     assert all("allowed_prefixes" in row["detail"] for row in quarantine(ref))
-    assert not asked
+    assert not requests

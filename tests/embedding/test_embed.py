@@ -73,7 +73,7 @@ def test_a_finished_table_is_returned_at_once(store, embeddings, dataset, packag
     assert embedded_images == []
 
 
-def test_a_run_killed_after_two_parts_goes_on_with_the_third(
+def test_a_run_killed_after_two_parts_continues_with_the_third(
     embeddings, store, dataset, package, tmp_path, embedded_images
 ):
     other = str(tmp_path / "store")
@@ -83,11 +83,11 @@ def test_a_run_killed_after_two_parts_goes_on_with_the_third(
     uri = storage.join(other, "embeddings", Path(embeddings.uri).name)
     assert storage.list_names(uri) == ["part-00000.parquet", "part-00001.parquet"]
     assert not storage.is_complete(uri)
-    told = []
-    resumed = embed(other, package, dataset, progress=lambda *step: told.append(step))
+    reported = []
+    resumed = embed(other, package, dataset, progress=lambda *step: reported.append(step))
     sizes = rows_of_fragments(dataset)
     assert embedded_images == sizes[2:]
-    assert told == [(done, len(sizes)) for done in range(3, len(sizes) + 1)]
+    assert reported == [(done, len(sizes)) for done in range(3, len(sizes) + 1)]
     assert resumed.fingerprint == embeddings.fingerprint
     files = [storage.read_manifest(ref.uri)["files"] for ref in (embeddings, resumed)]
     assert files[0] == files[1]
@@ -259,10 +259,10 @@ def test_a_damaged_part_is_named_when_it_is_read(store, package, dataset, damage
         read_embeddings(table)
 
 
-def test_a_package_that_is_gone_is_named(store, dataset, package, tmp_path):
-    gone = package.model_copy(update={"uri": str(tmp_path / "gone")})
+def test_a_missing_package_is_named(store, dataset, package, tmp_path):
+    missing = package.model_copy(update={"uri": str(tmp_path / "gone")})
     with pytest.raises(MissingArtifact, match="gone"):
-        embed(str(tmp_path), gone, dataset)
+        embed(str(tmp_path), missing, dataset)
 
 
 def test_an_s3_store_holds_the_same_table(embeddings, package, dataset, s3_store):

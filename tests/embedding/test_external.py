@@ -70,7 +70,7 @@ def test_without_ids_an_item_is_called_by_its_row(tmp_path, new_store):
     assert read_rows(report.embeddings.items)["id"].to_pylist() == [str(row) for row in range(ROWS)]
 
 
-def test_attributes_are_matched_by_id_in_any_order_and_what_does_not_match_is_told(tmp_path, new_store):
+def test_attributes_are_matched_by_id_in_any_order_and_others_are_reported(tmp_path, new_store):
     lines = [f"item {row},{row:03d},{row}" for row in reversed(range(10, ROWS + 5))]
     (tmp_path / "items.csv").write_text("id,code,number\n" + "\n".join(lines) + "\n")
     report = import_vectors(
@@ -86,7 +86,7 @@ def test_attributes_are_matched_by_id_in_any_order_and_what_does_not_match_is_to
     assert [note.split(" of ")[0] for note in report.notes] == ["10", "5 rows"]
 
 
-def test_columns_that_no_attribute_can_be_are_left_out_and_told(tmp_path, new_store):
+def test_columns_that_no_attribute_can_be_are_left_out_and_reported(tmp_path, new_store):
     columns = {"id": ids_of(ROWS), "sha256": ["x"] * ROWS, "tags": [["a"]] * ROWS, "split": ["test"] * ROWS}
     parquet.write_table(pa.table(columns), tmp_path / "items.parquet")
     vectors = write_npy(tmp_path, random_vectors())
@@ -175,7 +175,7 @@ def test_ids_of_their_own_rename_the_rows_of_one_table_and_leave_the_attributes_
     assert report.notes == []
 
 
-def test_a_line_of_a_text_file_is_one_id_whatever_separators_stand_in_it(tmp_path, new_store):
+def test_a_line_of_a_text_file_is_one_id_whatever_separators_it_has(tmp_path, new_store):
     ids = [f"a\u2028b\x0c{row}" for row in range(ROWS)]
     (tmp_path / "ids.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")
     report = import_vectors(
@@ -217,7 +217,7 @@ def test_a_column_whose_values_no_item_can_hold_is_named(tmp_path, new_store, na
 
 
 @pytest.mark.parametrize("name", ["id", "embedding"])
-def test_a_column_that_stands_twice_is_refused(tmp_path, new_store, name):
+def test_a_column_that_occurs_twice_is_refused(tmp_path, new_store, name):
     table = parquet.read_table(write_parquet(tmp_path, random_vectors(), id=ids_of(ROWS)))
     parquet.write_table(table.append_column(name, table[name]), tmp_path / "twice.parquet")
     with pytest.raises(InvalidData, match=rf"unique name; got \['{name}'\] twice"):

@@ -56,14 +56,14 @@ def test_float32_of_unit_length_keeps_its_bits():
     np.testing.assert_array_equal(to_unit_length(vectors)[0], vectors)
 
 
-def test_what_has_no_direction_is_told_by_its_length():
+def test_vectors_without_a_direction_are_recognised_by_their_length():
     lengths = to_unit_length(np.array([[0, 0], [np.nan, 1], [np.inf, 0], [-np.inf, np.nan], [0, 2]]))[1]
     assert lengths[0] == 0
     assert not np.isfinite(lengths[1:4]).any()
     assert lengths[4] == 2
 
 
-def test_lists_that_are_missing_or_of_another_length_are_told(tmp_path):
+def test_lists_that_are_missing_or_of_another_length_are_reported(tmp_path):
     rows = [[1.0, 2.0], None, [3.0], [4.0, None], [5.0, 6.0, 7.0], [8.0, 9.0]]
     parquet.write_table(pa.table({"v": rows}), tmp_path / "v.parquet")
     file = open_vectors(tmp_path / "v.parquet")

@@ -28,8 +28,10 @@ def test_only_the_splits_rows_are_queries_and_answers(store, dataset, package):
     vectors = unit_vectors(ROWS, 16, 11)
     values = evaluate(table_of(store, package, dataset, vectors), CONFIG).values
     rows = read_rows(dataset, split="test", columns=["class_id"])
-    own = torch.from_numpy(vectors[rows["position"].to_numpy()])
-    expected = retrieval_metrics(own, torch.from_numpy(rows["class_id"].to_numpy()).long(), recall_at=(1, 4))
+    test_vectors = torch.from_numpy(vectors[rows["position"].to_numpy()])
+    expected = retrieval_metrics(
+        test_vectors, torch.from_numpy(rows["class_id"].to_numpy()).long(), recall_at=(1, 4)
+    )
     assert {name: values[name] for name in expected.as_dict()} == expected.as_dict()
     assert set(values) - set(expected.as_dict()) == CLUSTERING
 
@@ -51,7 +53,7 @@ def test_evaluating_twice_gives_the_same_numbers(store, dataset, package):
     assert evaluate(table, CONFIG) == evaluate(table, CONFIG)
 
 
-def test_clusters_are_left_out_when_nobody_asks(embeddings):
+def test_clusters_are_left_out_unless_requested(embeddings):
     assert "nmi" not in evaluate(embeddings, EvaluationConfig(nmi=False)).metrics
 
 

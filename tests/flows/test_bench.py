@@ -77,7 +77,7 @@ def finished(killed) -> BenchReport:
     return bench_flow.fn(GRID, str(killed[0]))
 
 
-def test_a_killed_grid_goes_on_where_it_was(killed, finished):
+def test_a_killed_grid_continues_where_it_was(killed, finished):
     store, before = killed
     after = written_at(store / "bench" / "cells") | written_at(store / "packages")
     assert {path: after[path] for path in before} == before, "what was done is not done again"

@@ -67,13 +67,13 @@ def test_no_file_holds_a_forgotten_items_image_or_vector(store):
     assert all(not each.damaged for each in check_store(store))
 
 
-def test_a_page_of_a_dataset_that_held_the_items_is_gone(store):
+def test_a_page_of_a_dataset_that_held_the_items_is_removed(store):
     page = write_dataset_report(store, find_dataset(store, "shelves"), DatasetReportConfig(classes=1)).report
     assert page.uri in forget_flow.fn("shelves", GONE, store).removed
     assert not Path(page.uri).exists()
 
 
-def test_searches_go_on_and_never_answer_with_it(store):
+def test_searches_continue_and_never_answer_with_it(store):
     forget_flow.fn("shelves", GONE, store)
     for name, rows in (("small", 28), ("large", 58)):
         index = open_index(find_index(store, name))
@@ -91,7 +91,7 @@ def test_reading_the_source_again_does_not_bring_it_back(store):
     assert ingest(ingest_config_of(current), store) == current
 
 
-def test_a_forget_that_was_killed_goes_on(store):
+def test_a_forget_that_was_killed_continues(store):
     add_forgotten(store, "shelves", GONE)
     report = forget_flow.fn("shelves", GONE, store)
     assert len(report.rebuilt) == 2

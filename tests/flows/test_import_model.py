@@ -93,13 +93,13 @@ def test_mlflow_loads_it(world):
     np.testing.assert_allclose(loaded.predict(pd.DataFrame({"image": images})), expected, atol=1e-5)
 
 
-def test_its_source_and_license_stand_in_the_registry(world):
+def test_its_source_and_license_are_in_the_registry(world):
     store, _, (first, _), _ = world
     package = find_model(store, str(first)).package
     assert (package.source, package.license) == (f"timm:{TINY}", "MIT")
 
 
-def test_without_a_dataset_to_judge_it_is_used_by_its_version_alone(world):
+def test_without_a_dataset_to_evaluate_on_it_is_used_by_its_version_alone(world):
     store, _, _, folder = world
     model = import_model_flow.fn(f"timm:{TINY}", "tiny", weights=weights(folder, 0), store=store)
     assert (model.alias, model.metrics) == (None, {})

@@ -18,7 +18,7 @@ def shown() -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-def test_a_picture_is_replaced_while_the_run_goes_on_and_errors_end_nothing():
+def test_a_picture_is_replaced_while_the_run_continues_and_errors_end_nothing():
     steps: list[int] = []
     seen: list[list[tuple[str, str]]] = []
 

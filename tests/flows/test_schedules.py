@@ -60,24 +60,24 @@ def dml(store, monkeypatch, capsys):
     return call
 
 
-def test_what_is_asked_lies_beside_the_index_and_is_filled_in_from_it(store):
-    asked = ask_refresh(store, "shop", cron=NIGHTLY)
-    assert (asked.model, asked.dataset) == ("shop", "shop")
-    assert storage.read_json(storage.join(store, "indexes", "shop", "refresh.json")) == asked.model_dump()
-    assert find_refresh(store, "shop") == asked
+def test_a_schedule_is_stored_beside_the_index_which_fills_in_the_rest(store):
+    refresh = ask_refresh(store, "shop", cron=NIGHTLY)
+    assert (refresh.model, refresh.dataset) == ("shop", "shop")
+    assert storage.read_json(storage.join(store, "indexes", "shop", "refresh.json")) == refresh.model_dump()
+    assert find_refresh(store, "shop") == refresh
     assert names_to_refresh(store) == ["shop"]
     end_refresh(store, "shop")
     assert find_refresh(store, "shop") is None
     assert names_to_refresh(store) == []
 
 
-def test_an_index_is_refreshed_from_what_was_asked_else_from_what_it_was_made_with(store):
+def test_an_index_is_refreshed_from_its_schedules_model_and_dataset_else_from_its_own(store):
     assert refreshed_from(store, "shop") == ("shop", "shop")
     ask_refresh(store, "shop", cron=NIGHTLY, model="shop/1", dataset="bigger")
     assert refreshed_from(store, "shop") == ("shop/1", "bigger")
 
 
-def test_only_an_index_can_ask_and_by_its_name(store):
+def test_only_an_index_can_be_scheduled_and_by_its_name(store):
     with pytest.raises(MissingArtifact, match="nowhere"):
         ask_refresh(store, "nowhere", cron=NIGHTLY)
     version = storage.current(storage.join(store, "indexes", "shop"))
@@ -110,12 +110,12 @@ def test_a_time_that_never_comes_is_refused(cron, timezone):
         next_refresh(cron, timezone)
 
 
-def test_the_next_time_is_in_the_asked_time_zone():
+def test_the_next_time_is_in_the_requested_time_zone():
     coming = next_refresh(NIGHTLY, "Asia/Kolkata")
     assert coming.isoformat(timespec="minutes").endswith("T03:00+05:30")
 
 
-def test_all_that_ask_are_refreshed_and_one_that_fails_does_not_stop_the_others(store):
+def test_all_scheduled_indexes_are_refreshed_and_one_that_fails_does_not_stop_the_others(store):
     ask_refresh(store, "other", cron=NIGHTLY, dataset="gone")
     ask_refresh(store, "shop", cron=NIGHTLY)
     with pytest.raises(
@@ -126,7 +126,7 @@ def test_all_that_ask_are_refreshed_and_one_that_fails_does_not_stop_the_others(
     assert refresh_flow.fn(["shop"], store)[0].name == "shop"
 
 
-def test_a_source_that_is_more_than_half_gone_does_not_become_the_index(store):
+def test_a_source_that_lost_more_than_half_does_not_become_the_index(store):
     before = find_index(store, "shop")
     rest = IngestConfig(name="shop", source="glyphs:classes=8,per_class=2")
     try:
@@ -153,11 +153,11 @@ def test_a_damaged_index_is_named_and_keeps_no_other_from_being_refreshed(store)
         storage.write_bytes(manifest, whole)
 
 
-def test_a_scheduled_run_leaves_alone_what_no_longer_asks(store):
+def test_a_scheduled_run_skips_an_index_that_is_no_longer_scheduled(store):
     assert refresh_flow.fn(["shop"], store) == []
 
 
-def test_the_verbs_ask_list_refresh_and_end(dml):
+def test_the_verbs_schedule_list_refresh_and_unschedule(dml):
     assert dml("reindex") == (0, {"refreshed": [], "failed": {}})
     status, asked = dml("schedule", "shop", "--cron", NIGHTLY)
     assert status == 0
@@ -177,7 +177,7 @@ def test_the_verbs_ask_list_refresh_and_end(dml):
     assert (status, [ref["name"] for ref in done["refreshed"]]) == (0, ["other"])
 
 
-def test_nothing_is_told_to_a_stack_that_has_only_begun():
+def test_no_schedule_is_sent_to_a_stack_that_is_still_starting():
     with pytest.raises(Unreachable, match="has printed its addresses"):
         prefect_api_url("http://127.0.0.1:1/api")
 
@@ -185,7 +185,7 @@ def test_nothing_is_told_to_a_stack_that_has_only_begun():
 @pytest.mark.parametrize(
     "content", [b"{", b'{"cron": "soon", "timezone": "UTC", "model": "shop", "dataset": "shop"}']
 )
-def test_one_damaged_wish_keeps_no_other_from_being_listed_told_or_refreshed(dml, store, content):
+def test_one_damaged_schedule_keeps_no_other_from_being_listed_sent_or_refreshed(dml, store, content):
     dml("schedule", "shop", "--cron", NIGHTLY)
     storage.write_bytes(storage.join(store, "indexes", "other", "refresh.json"), content)
     status, listed = dml("schedule")

@@ -182,11 +182,11 @@ def test_an_evaluation_shows_its_pictures_in_prefect_and_lays_them_in_mlflow(sta
     assert [folder["path"] for folder in folders] == [f"reports/{page.parent.name}"]
 
 
-def test_an_index_that_asks_is_refreshed_when_its_time_comes(stack: LocalStack):
+def test_a_scheduled_index_is_refreshed_when_its_time_comes(stack: LocalStack):
     index_of_tiny(stack)
-    asked = stack.dml("schedule", "tiny", "--cron", "* * * * *", "--json")
-    assert asked.returncode == 0, asked.stderr
-    assert json.loads(asked.stdout)["prefect"] == stack.env["PREFECT_API_URL"]
+    scheduled_now = stack.dml("schedule", "tiny", "--cron", "* * * * *", "--json")
+    assert scheduled_now.returncode == 0, scheduled_now.stderr
+    assert json.loads(scheduled_now.stdout)["prefect"] == stack.env["PREFECT_API_URL"]
 
     coming = until(lambda: stack.scheduled("refresh-flow"))
     assert coming[0]["parameters"]["names"] == ["tiny"]
@@ -226,8 +226,10 @@ def test_another_terminal_learns_where_the_stack_is_and_a_second_start_that_it_r
     dml = f"{sys.executable} -m dml.cli"
     script = f'eval "$({dml} env --store {store})"; echo "$PREFECT_API_URL $MLFLOW_TRACKING_URI $DML_STORE"'
     env = {name: v for name, v in stack.env.items() if not name.startswith(("PREFECT_API", "MLFLOW_"))}
-    told = subprocess.run(["bash", "-c", script], cwd=stack.folder, env=env, capture_output=True, text=True)
-    assert told.stdout.split() == [
+    completed = subprocess.run(
+        ["bash", "-c", script], cwd=stack.folder, env=env, capture_output=True, text=True
+    )
+    assert completed.stdout.split() == [
         stack.env[n] for n in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "DML_STORE")
     ]
     second = stack.dml("up", "--store", store)

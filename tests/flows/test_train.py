@@ -55,7 +55,7 @@ def test_another_name_makes_another_model_of_the_same_dataset(store):
 
 
 @pytest.mark.slow
-def test_a_champion_that_is_gone_is_named_with_the_ways_on(store):
+def test_a_missing_champion_is_named_with_its_remedies(store):
     first = train_flow.fn("shop", "smoke", SETTINGS, store=store, name="lost").model
     assert first.promoted
     away = Path(first.package.uri).rename(Path(store) / "away")
@@ -82,7 +82,7 @@ def unsplit(store):
 
 
 @pytest.mark.slow
-def test_one_dataset_is_trained_on_and_another_judges(unsplit):
+def test_one_dataset_is_trained_on_and_another_evaluated(unsplit):
     report = train_flow.fn("all", "smoke", SETTINGS, store=unsplit, test_dataset="photos")
     assert report.evaluation.dataset == find_dataset(unsplit, "photos")
     assert report.trained.package.dataset == find_dataset(unsplit, "all")
@@ -102,7 +102,7 @@ def test_one_dataset_is_trained_on_and_another_judges(unsplit):
         ("shop", ["evaluation.few_shot.ways=20"], "20 classes"),
     ],
 )
-def test_what_cannot_be_trained_or_judged_is_refused_before_a_run_begins(unsplit, dataset, settings, says):
+def test_what_cannot_be_trained_or_evaluated_is_refused_before_a_run_begins(unsplit, dataset, settings, says):
     ingest_flow.fn(IngestConfig(name="lone", source="glyphs:classes=40,per_class=1"), unsplit)
     client = connect(tracking_uri(unsplit))
     before = [experiment.name for experiment in client.search_experiments()]
@@ -111,7 +111,7 @@ def test_what_cannot_be_trained_or_judged_is_refused_before_a_run_begins(unsplit
     assert [experiment.name for experiment in client.search_experiments()] == before
 
 
-def test_a_split_that_cannot_be_judged_is_refused_by_evaluation_and_report(unsplit):
+def test_a_split_without_any_positive_is_refused_by_evaluation_and_report(unsplit):
     train_flow.fn("shop", "smoke", SETTINGS, store=unsplit)
     with pytest.raises(InvalidData, match="has 0 classes"):
         evaluate_flow.fn("shop", "all", store=unsplit)

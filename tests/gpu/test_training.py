@@ -172,7 +172,7 @@ def test_float32_convolutions_are_exact_although_torch_would_round_them(device):
 
 
 @pytest.mark.parametrize("settings", [[], EVERYTHING, ["optimizer.kind=adamw"]], ids=["sgd", "all", "adamw"])
-def test_a_step_waits_for_the_device_nowhere_else_than_known(settings, device):
+def test_a_step_waits_for_the_device_only_at_known_places(settings, device):
     train_data = Noise(device, watched=True)
     # No report and no checkpoint among the steps that are watched: those must look at the losses.
     quiet = ["training.log_every_steps=100", "training.checkpoint_every_steps=100"]
@@ -205,7 +205,7 @@ def test_a_checkpoint_brings_back_every_number_and_its_place_in_memory(kind, dev
                 assert moment.device == parameter.device
 
 
-def test_a_resumed_run_goes_on_as_the_undisturbed_one(device, tmp_path):
+def test_a_resumed_run_continues_as_the_undisturbed_one(device, tmp_path):
     """Close, not bitwise: a GPU adds in any order. On a CPU tests/training proves it bitwise."""
     settings = ["training.ema_decay=0.9", "optimizer.kind=adamw", "optimizer.learning_rate=0.0001"]
     _, whole = train(device, *settings, keep=tmp_path)

@@ -106,7 +106,7 @@ def test_secrets_come_from_the_environment_alone():
 
 
 @pytest.mark.parametrize(("name", "route"), [("mlflow", "/api/2.0/mlflow/"), ("prefect", "/api/")])
-def test_health_is_asked_of_the_api_under_the_name_that_clients_use(name: str, route: str):
+def test_health_is_checked_by_the_address_that_clients_use(name: str, route: str):
     test = " ".join(SERVICES[name]["healthcheck"]["test"])
     assert re.search(rf"http://{name}:\d+{route}", test)
 

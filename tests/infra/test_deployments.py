@@ -93,7 +93,7 @@ def test_prefects_server_takes_the_parameters_by_their_schema(deployment: dict[s
     )
 
 
-def test_the_whole_road_is_deployed_with_the_preset_of_the_demo():
+def test_end_to_end_is_deployed_with_the_preset_of_the_demo():
     (end_to_end,) = (d for d in DEPLOYMENTS if "end_to_end" in d["entrypoint"])
     assert ExperimentConfig.model_validate(end_to_end["parameters"]["experiment"]) == experiment("glyphs")
 

@@ -23,7 +23,7 @@ def instructions(dockerfile: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
-def test_instructions_are_known_and_the_image_runs_as_somebody_else_than_root(dockerfile: Path):
+def test_instructions_are_known_and_the_image_does_not_run_as_root(dockerfile: Path):
     actual = instructions(dockerfile)
     assert {keyword for keyword, _ in actual} <= KEYWORDS
     users = [rest for keyword, rest in actual if keyword == "USER"]

@@ -12,7 +12,7 @@ LOCK = (ROOT / "requirements.lock").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_everything_asked_for_is_pinned_to_a_version_that_will_do():
+def test_every_requirement_is_pinned_to_a_version_that_satisfies_it():
     pinned: dict[str, set[str]] = {}
     for name, version in re.findall(r"^([A-Za-z0-9._-]+)==([^\s;]+)", LOCK, re.MULTILINE):
         pinned.setdefault(canonicalize_name(name), set()).add(version)

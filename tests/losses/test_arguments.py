@@ -120,8 +120,10 @@ def test_what_the_annotations_allow_is_taken():
 def test_a_range_in_a_docstring_is_the_range_that_is_checked(kind):
     loss = losses.LOSSES[kind]
     arguments = inspect.getdoc(loss).partition("Args:\n")[2].partition("\n\n")[0]
-    told = re.findall(r"^    (\w+):[^\n]*?([\[(][\d.]+, [\w.]+[\])])", arguments, re.MULTILINE)
-    told += [(name, "(0, inf)") for name in re.findall(r"^    (\w+):[^\n]*> 0", arguments, re.MULTILINE)]
-    for name, shown in told:
+    documented = re.findall(r"^    (\w+):[^\n]*?([\[(][\d.]+, [\w.]+[\])])", arguments, re.MULTILINE)
+    documented += [
+        (name, "(0, inf)") for name in re.findall(r"^    (\w+):[^\n]*> 0", arguments, re.MULTILINE)
+    ]
+    for name, shown in documented:
         checked = [str(each) for each in ranges(inspect.signature(loss).parameters[name].annotation)]
         assert shown.replace("pi", f"{math.pi:g}") in checked, name

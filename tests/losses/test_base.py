@@ -22,9 +22,11 @@ def of_any_length(seed: int = 0) -> Tensor:
 
 @every_loss
 def test_rows_of_any_length_give_the_loss_of_unit_rows_with_its_exact_gradient(name):
-    ours, plain = CASES[name].make().double(), CASES[name].make().double()
-    ours.normalize, plain.normalize = True, False
-    actual = value_and_gradients(lambda x: ours(x, uneven()), of_any_length(), *ours.parameters())
+    normalizing, plain = CASES[name].make().double(), CASES[name].make().double()
+    normalizing.normalize, plain.normalize = True, False
+    actual = value_and_gradients(
+        lambda x: normalizing(x, uneven()), of_any_length(), *normalizing.parameters()
+    )
     expected = value_and_gradients(
         lambda x: plain(nn.functional.normalize(x), uneven()), of_any_length(), *plain.parameters()
     )
@@ -38,14 +40,14 @@ def test_rows_of_any_length_give_the_loss_of_unit_rows_with_its_exact_gradient(n
     ids=["float32", "float64"],
 )
 def test_lengths_whose_squares_have_no_place_in_their_type_count_as_any(name, dtype, lengths):
-    ours = CASES[name].make().to(dtype)
-    ours.normalize = True
+    normalizing = CASES[name].make().to(dtype)
+    normalizing.normalize = True
     unit = scattered().to(dtype)
     scales = torch.tensor(lengths * 3, dtype=dtype)[:12, None]
-    expected, grad_unit = value_and_gradients(lambda x: ours(x, uneven()), unit)[:2]
-    ours = CASES[name].make().to(dtype)
-    ours.normalize = True
-    actual, grad = value_and_gradients(lambda x: ours(x, uneven()), unit * scales)[:2]
+    expected, grad_unit = value_and_gradients(lambda x: normalizing(x, uneven()), unit)[:2]
+    normalizing = CASES[name].make().to(dtype)
+    normalizing.normalize = True
+    actual, grad = value_and_gradients(lambda x: normalizing(x, uneven()), unit * scales)[:2]
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(grad * scales, grad_unit, rtol=1e-3, atol=1e-4)
 
@@ -57,11 +59,11 @@ def test_all_losses_but_those_of_inner_products_normalise_by_default(name):
 
 @pytest.mark.parametrize("name", [name for name in CASES if not CASES[name].make().within_batch])
 def test_references_of_any_length_count_as_unit_rows(name):
-    ours, plain = CASES[name].make().double(), CASES[name].make().double()
+    normalizing, plain = CASES[name].make().double(), CASES[name].make().double()
     plain.normalize = False
     others, labels = of_any_length(1), balanced()
     actual = value_and_gradients(
-        lambda x: ours(x, uneven(), References(others, labels, contain_anchors=False)), of_any_length()
+        lambda x: normalizing(x, uneven(), References(others, labels, contain_anchors=False)), of_any_length()
     )
     unit = nn.functional.normalize(others)
     expected = value_and_gradients(

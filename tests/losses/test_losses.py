@@ -33,13 +33,13 @@ every_loss = pytest.mark.parametrize("name", CASES)
 def compare(name: str, x: torch.Tensor, labels: torch.Tensor) -> None:
     module = CASES[name].make().double()
     parameters = list(module.parameters())
-    ours = value_and_gradients(lambda x: module(x, labels), x, *parameters)
-    twin = value_and_gradients(
+    actual = value_and_gradients(lambda x: module(x, labels), x, *parameters)
+    expected = value_and_gradients(
         lambda x: CASES[name].twin(unit_rows(x) if module.normalize else x, labels, *parameters),
         x,
         *parameters,
     )
-    torch.testing.assert_close(ours, twin, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
 
 
 def unit_rows(x: torch.Tensor) -> torch.Tensor:

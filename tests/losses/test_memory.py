@@ -57,7 +57,7 @@ def test_nothing_is_used_before_its_time_and_nothing_is_remembered_in_evaluation
     torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
 
 
-def test_a_resumed_memory_goes_on_as_if_never_stopped():
+def test_a_resumed_memory_continues_as_if_never_stopped():
     undisturbed, stopped = memory(size=30), memory(size=30)
     for x, y in batches(3):
         undisturbed(x, y), stopped(x, y)
@@ -115,7 +115,7 @@ class Squares(nn.Module):
         return (embeddings @ references.embeddings.T).square().sum()
 
 
-def test_a_loss_of_somebody_s_own_may_keep_the_memory_until_backward():
+def test_a_users_loss_may_keep_the_memory_until_backward():
     module = memory(Squares(), size=30)
     values, inputs = [], []
     for x, y in batches(3):
@@ -123,9 +123,9 @@ def test_a_loss_of_somebody_s_own_may_keep_the_memory_until_backward():
         values.append(module(x, y))
     gradient = torch.autograd.grad(sum(values), inputs)[2]
     former = torch.cat([x.detach() for x in inputs[:2]])
-    own = inputs[2].detach().requires_grad_()
-    expected = (own @ own.T).square().sum() + (own @ former.T).square().sum()
-    torch.testing.assert_close(gradient, torch.autograd.grad(expected, own)[0])
+    batch = inputs[2].detach().requires_grad_()
+    expected = (batch @ batch.T).square().sum() + (batch @ former.T).square().sum()
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, batch)[0])
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf], ids=["NaN", "infinity"])

@@ -53,14 +53,14 @@ PAIRS = {
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("seed", range(3))
 def test_value_and_gradient_are_the_peer_s(name, seed):
-    ours, theirs = PAIRS[name]
+    loss_here, peers_loss = PAIRS[name]
     generator = torch.Generator().manual_seed(seed)
     per_class = 2 if name == "N-pair" else 4
     labels = torch.arange(32) // per_class
     centres = torch.randn(32, 16, dtype=torch.float64, generator=generator)[labels]
     rows = centres + torch.randn(32, 16, dtype=torch.float64, generator=generator)
     x = nn.functional.normalize(rows).requires_grad_()
-    values = [loss(x, labels) for loss in (ours, theirs)]
+    values = [loss(x, labels) for loss in (loss_here, peers_loss)]
     gradients = [torch.autograd.grad(value, x)[0] for value in values]
     # Theirs normalises once more, which takes the part along the embedding out of its gradient.
     gradients = [g - (g * x).sum(1, keepdim=True) * x for g in gradients]

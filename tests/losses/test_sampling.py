@@ -29,13 +29,13 @@ def test_it_is_the_loss_over_the_sampled_rows_and_no_other_row_has_a_gradient():
     sampled = with_gradient(make()).nonzero()[:, 0]
     assert len(labels.unique()) < len(sampled) < NUM_CLASSES
     loss = make()
-    ours = value_and_gradients(lambda x: loss(x, labels), x, loss.proxies)
+    actual = value_and_gradients(lambda x: loss(x, labels), x, loss.proxies)
     index = torch.searchsorted(sampled, labels)
 
     def twin(x: Tensor) -> Tensor:
         return reference.cosface(x, index, loss.proxies[sampled], margin=0.35, scale=64.0)
 
-    torch.testing.assert_close(ours, value_and_gradients(twin, x, loss.proxies))
+    torch.testing.assert_close(actual, value_and_gradients(twin, x, loss.proxies))
 
 
 def test_every_batch_has_its_own_classes_and_another_sample_that_the_state_resumes():

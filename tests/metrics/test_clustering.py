@@ -88,7 +88,7 @@ def test_two_names_for_the_same_partition_agree_entirely(same):
     assert adjusted_mutual_information(same, 7 - same) == 1.0
 
 
-def test_one_cluster_of_everything_tells_nothing():
+def test_one_cluster_of_everything_has_no_information():
     assert normalised_mutual_information(torch.arange(6) // 2, torch.zeros(6, dtype=torch.long)) == 0.0
 
 

@@ -12,8 +12,8 @@ def plain_episode(embeddings, rows, shots):
     """Accuracies by class mean and by nearest example, in loops; the first drawn of equally near classes."""
     right = {"class_mean": 0, "nearest": 0}
     num_queries = 0
-    for truth, own in enumerate(rows):
-        for query in own[shots:]:
+    for truth, members in enumerate(rows):
+        for query in members[shots:]:
             x = embeddings[query]
             to_means, to_nearest = [], []
             for other in rows:
@@ -66,7 +66,7 @@ def test_one_shot_is_the_same_by_mean_and_by_neighbour():
     assert actual.means()["class_mean"] == pytest.approx(actual.means()["nearest"])
 
 
-def test_an_embedding_that_says_nothing_gets_chance_and_one_that_knows_gets_all():
+def test_a_random_embedding_gets_chance_and_a_perfect_one_gets_all():
     labels = torch.arange(100) // 5
     nothing = few_shot(torch.ones(100, 4) / 2, labels, ways=20, episodes=10)
     assert nothing.class_mean.tolist() == pytest.approx([1 / 20] * 10)
@@ -82,22 +82,22 @@ def test_the_interval_is_that_of_the_loop_that_weighs_each_error_by_its_two_clas
     pools = class_pools(labels, None, 4, 4)
     errors, queries = [], []
     for rows in draw_episodes(pools, size=4, **arguments):
-        for truth, own in enumerate(rows):
-            for query in own[2:]:
+        for truth, members in enumerate(rows):
+            for query in members[2:]:
                 near = [embeddings[other[:2]] @ embeddings[query] for other in rows]
                 means = [embeddings[other[:2]].mean(0) for other in rows]
                 by_mean = [float(2 * m @ embeddings[query] - m @ m) for m in means]
                 scores = by_mean if method == "class_mean" else [float(values.max()) for values in near]
                 taken = scores.index(max(scores))
-                queries.append(int(labels[own[0]]))
+                queries.append(int(labels[members[0]]))
                 if taken != truth:
-                    errors.append((int(labels[own[0]]), int(labels[rows[taken][0]])))
+                    errors.append((int(labels[members[0]]), int(labels[rows[taken][0]])))
     names = sorted({int(labels[rows[0]]) for pool in pools for rows in pool})
     accuracies = []
     for weights in torch.cat(list(class_weights(len(names), 100, seed=0))).tolist():
         times = dict(zip(names, weights, strict=True))
-        wrong = sum(times[own] + times[taken] - 1 for own, taken in errors)
-        accuracies.append(min(max(1 - wrong / max(sum(times[own] for own in queries), 1), 0), 1))
+        wrong = sum(times[members] + times[taken] - 1 for members, taken in errors)
+        accuracies.append(min(max(1 - wrong / max(sum(times[members] for members in queries), 1), 0), 1))
     expected = torch.quantile(
         torch.tensor(accuracies, dtype=torch.float64), torch.tensor([0.025, 0.975], dtype=torch.float64)
     )

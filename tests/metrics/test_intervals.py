@@ -24,11 +24,11 @@ Y = torch.arange(9)
 def plain_bootstrap(values, classes, resamples, seed):
     """The same draws, one class at a time."""
     generator = torch.Generator().manual_seed(seed)
-    members = [[i for i, c in enumerate(classes) if c == own] for own in sorted(set(classes))]
+    members = [[i for i, c in enumerate(classes) if c == label] for label in sorted(set(classes))]
     means = []
     for _ in range(resamples):
         drawn = torch.randint(0, len(members), (1, len(members)), generator=generator)[0].tolist()
-        queries = [i for own in drawn for i in members[own]]
+        queries = [i for label in drawn for i in members[label]]
         means.append(math.fsum(values[i] for i in queries) / len(queries))
     return means
 
@@ -72,8 +72,8 @@ def test_queries_of_a_class_that_err_together_need_classes_to_be_drawn():
 def plain_p_value(gains, classes, margin):
     """All sign patterns, exactly."""
     surplus = [
-        math.fsum(g - margin for g, c in zip(gains, classes, strict=True) if c == own)
-        for own in sorted(set(classes))
+        math.fsum(g - margin for g, c in zip(gains, classes, strict=True) if c == label)
+        for label in sorted(set(classes))
     ]
     observed = math.fsum(surplus)
     patterns = list(itertools.product((-1, 1), repeat=len(surplus)))
@@ -115,7 +115,7 @@ def test_noise_passes_as_seldom_as_the_confidence_says_and_a_gain_passes():
 
 
 @pytest.mark.parametrize("resamples", [1, 2, 3, 7])
-def test_as_many_resamples_are_drawn_as_asked_for_in_blocks_of_whatever_size(resamples):
+def test_the_requested_number_of_resamples_is_drawn_in_blocks_of_any_size(resamples):
     at_once = torch.cat(list(class_weights(5, resamples, seed=0)))
     assert at_once.shape == (resamples, 5)
     assert (at_once.sum(1) == 5).all(), "each draws as many classes as there are"

@@ -31,7 +31,7 @@ class ByPlace:
         return 2 - 2 * similarities.gather(1, order), order
 
 
-def theirs(queries, gallery=None, *, k, average_of_averages=False, includes=False):
+def peers_metrics(queries, gallery=None, *, k, average_of_averages=False, includes=False):
     calculator = AccuracyCalculator(
         include=NAMES, k=k, avg_of_avgs=average_of_averages, knn_func=ByPlace(), device=torch.device("cpu")
     )
@@ -48,7 +48,7 @@ def theirs(queries, gallery=None, *, k, average_of_averages=False, includes=Fals
 def test_pytorch_metric_learnings_numbers_are_its_own(case, k, average_of_averages):
     items = Items(*case(1))
     actual = parity.pytorch_metric_learning(items, k=k, average_of_averages=average_of_averages)
-    expected = theirs(items, k=k, average_of_averages=average_of_averages)
+    expected = peers_metrics(items, k=k, average_of_averages=average_of_averages)
     assert actual == pytest.approx(expected, abs=1e-6)
 
 
@@ -62,11 +62,11 @@ def test_pytorch_metric_learnings_numbers_on_a_gallery_are_its_own(k, includes):
     else:
         queries, gallery = Items(embeddings[:30], labels[:30]), Items(embeddings[30:], labels[30:])
     actual = parity.pytorch_metric_learning(queries, gallery, k=k)
-    assert actual == pytest.approx(theirs(queries, gallery, k=k, includes=includes), abs=1e-6)
+    assert actual == pytest.approx(peers_metrics(queries, gallery, k=k, includes=includes), abs=1e-6)
 
 
 @pytest.mark.parametrize("case", [balanced, uneven, single_items], ids=lambda case: case.__name__)
-def test_searched_deep_enough_its_numbers_are_ours_too(case):
+def test_searched_deep_enough_its_numbers_equal_retrieval_metrics(case):
     embeddings, labels = case(3)
     actual = parity.pytorch_metric_learning(Items(embeddings, labels))
     ours = retrieval_metrics(embeddings, labels)
@@ -76,7 +76,7 @@ def test_searched_deep_enough_its_numbers_are_ours_too(case):
 
 
 @pytest.mark.parametrize("k", [2, None, "max_bin_count"])
-def test_nobody_to_find_is_not_a_number_there(k):
+def test_without_any_positive_it_is_nan(k):
     items = Items(balanced(0)[0][:5], torch.arange(5))
     assert all(math.isnan(value) for value in parity.pytorch_metric_learning(items, k=k).values())
 

@@ -52,8 +52,8 @@ def test_no_metric_depends_on_the_names_of_classes_or_on_a_rotation(case, seed):
 @given(labelled())
 def test_a_query_with_a_copy_of_its_class_alone_finds_it(case):
     embeddings, labels = case
-    own = torch.arange(len(labels))
-    metrics = query_metrics(Items(embeddings, own), Items(embeddings, own), recall_at=(1,))
+    unique = torch.arange(len(labels))
+    metrics = query_metrics(Items(embeddings, unique), Items(embeddings, unique), recall_at=(1,))
     distinct = len(torch.unique(embeddings, dim=0)) == len(embeddings)
     assert not distinct or metrics.means()["recall_at_1"] == 1.0
 

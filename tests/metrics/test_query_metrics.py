@@ -80,7 +80,7 @@ def drawn(case, seed):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_every_number_of_every_query_is_that_of_the_plain_loop(case, kept, block_elements, full):
     embeddings, labels, ids, groups = drawn(case, 1)
-    own = torch.arange(len(labels))
+    row_ids = torch.arange(len(labels))
     items = Items(
         embeddings,
         labels,
@@ -88,7 +88,7 @@ def test_every_number_of_every_query_is_that_of_the_plain_loop(case, kept, block
         groups if kept in ("groups", "both") else None,
     )
     wanted = {**EVERY_METRIC, "full_map": full}
-    with_ids = Items(embeddings, labels, own if items.ids is None else items.ids, items.groups)
+    with_ids = Items(embeddings, labels, row_ids if items.ids is None else items.ids, items.groups)
     metrics = query_metrics(items, **wanted, block_elements=block_elements)
     assert_same(metrics, plain(with_ids, with_ids, wanted))
 
@@ -98,8 +98,8 @@ def test_every_number_of_every_query_is_that_of_the_plain_loop(case, kept, block
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_first_hits_beyond_what_is_ranked_are_counted_exactly(case, kept, ranked):
     embeddings, labels, ids, groups = drawn(case, 2)
-    own = torch.arange(len(labels))
-    items = Items(embeddings, labels, ids if kept == "both" else own, groups if kept == "both" else None)
+    row_ids = torch.arange(len(labels))
+    items = Items(embeddings, labels, ids if kept == "both" else row_ids, groups if kept == "both" else None)
     wanted = {"recall_at": (1, 5, 20, 500), "precision_at": (), "map_at": (), "full_map": False}
     metrics = query_metrics(items, recall_at=wanted["recall_at"], recall_depth=ranked)
     assert_same(metrics, plain(items, items, wanted))

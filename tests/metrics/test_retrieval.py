@@ -76,12 +76,12 @@ def test_ties_rank_by_position_also_over_many_groups(columns, depth):
 def test_they_are_pytorch_metric_learnings_numbers(case):
     embeddings, labels = case(5)
     names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
-    theirs = AccuracyCalculator(include=names, k="max_bin_count", knn_func=_exact_knn).get_accuracy(
+    peers = AccuracyCalculator(include=names, k="max_bin_count", knn_func=_exact_knn).get_accuracy(
         embeddings, labels
     )
     ours = retrieval_metrics(embeddings, labels)
     assert [ours.recall_at[1], ours.r_precision, ours.map_at_r] == pytest.approx(
-        [theirs[name] for name in names]
+        [peers[name] for name in names]
     )
 
 
@@ -108,7 +108,7 @@ def test_half_precision_is_ranked_in_float32():
     assert retrieval_metrics(half, labels) == retrieval_metrics(half.float(), labels)
 
 
-def test_nobody_to_find_is_zero_and_counted():
+def test_queries_without_positives_are_zero_and_counted():
     metrics = retrieval_metrics(unit(5, 8, seed=0), torch.arange(5))
     assert metrics.as_dict() == dict.fromkeys(metrics.as_dict(), 0.0)
     assert (metrics.num_queries, metrics.num_without_positives) == (0, 5)

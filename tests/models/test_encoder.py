@@ -43,7 +43,7 @@ def test_tokens_need_the_backbones_own_pooling():
         Encoder(EncoderConfig(backbone=vit, dim=8), channels=3)(images)
 
 
-def test_weights_follow_from_the_seed_and_leave_the_callers_chance_alone():
+def test_weights_follow_from_the_seed_and_leave_the_callers_generator_alone():
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)

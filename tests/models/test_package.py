@@ -109,7 +109,7 @@ def test_a_ref_of_another_dimension_is_refused(package):
         read_package(package.uri, package.model_copy(update={"dim": 17}))
 
 
-def test_a_package_trained_with_lengths_gives_unit_length_unless_it_is_asked_for_lengths(tmp_path):
+def test_a_package_trained_with_lengths_gives_unit_length_unless_lengths_are_requested(tmp_path):
     encoder = Encoder(EncoderConfig(dim=2, unit_length=False), channels=1, seed=3)
     loaded = load_package(save_package(str(tmp_path), encoder, GREY).uri)
     assert not loaded.encoder.config.unit_length

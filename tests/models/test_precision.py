@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
     ("wanted", "chosen"),
     [("auto", "float32"), ("tf32", "float32"), ("float32", "float32"), ("bfloat16", "bfloat16")],
 )
-def test_a_cpu_computes_in_float32_unless_bfloat16_is_asked_for(wanted, chosen):
+def test_a_cpu_computes_in_float32_unless_bfloat16_is_configured(wanted, chosen):
     assert choose_precision(wanted, CPU).precision == chosen
 
 

@@ -215,7 +215,7 @@ def test_the_gate_does_not_move_an_alias_from_a_foreign_version(foreign_champion
     assert str(champion.rollback_champion(store, "shop/3")) == "shop/3"
 
 
-def test_a_version_registered_but_not_judged_is_reported_with_its_remedy(tmp_path):
+def test_a_version_registered_but_not_gated_is_reported_with_its_remedy(tmp_path):
     store = str(tmp_path)
     version = new_version(store, "shop", 1, 0.5)
     (listed,) = catalog.list_models(store)

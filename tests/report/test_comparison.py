@@ -75,7 +75,7 @@ def report(store, candidates) -> ReportRef:
 
 
 @pytest.fixture(scope="module")
-def judged(dataset, vectors):
+def evaluated_pair(dataset, vectors):
     """The metrics room's values of both, and the classes."""
     rows = read_rows(dataset, split="test", columns=["class_id"])
     positions, labels = rows["position"].to_numpy(), torch.from_numpy(rows["class_id"].to_numpy()).long()
@@ -103,8 +103,8 @@ def tables_of(report: ReportRef) -> list[list[list[str]]]:
     ]
 
 
-def test_every_metrics_test_is_the_plain_one(report, judged):
-    (ours, theirs), labels, _ = judged
+def test_every_metrics_test_is_the_plain_one(report, evaluated_pair):
+    (ours, theirs), labels, _ = evaluated_pair
     comparisons = read_comparisons(report)
     assert [comparison.tested.metric for comparison in comparisons] == CONFIG.evaluation.query_metrics
     for comparison, shown in zip(comparisons, tables_of(report)[0][1:], strict=True):
@@ -124,8 +124,8 @@ def test_every_metrics_test_is_the_plain_one(report, judged):
         assert shown[5] == f"{plain.p_value:.4f}"
 
 
-def test_won_lost_and_tied_are_counted_by_query_and_by_class(report, judged):
-    (ours, theirs), labels, _ = judged
+def test_won_lost_and_tied_are_counted_by_query_and_by_class(report, evaluated_pair):
+    (ours, theirs), labels, _ = evaluated_pair
     for comparison in read_comparisons(report):
         pairs = list(
             zip(
@@ -150,8 +150,8 @@ def test_won_lost_and_tied_are_counted_by_query_and_by_class(report, judged):
     assert led.classes.lost >= 1, "the case must have some"
 
 
-def test_the_classes_are_listed_by_gain_with_both_means(report, judged, dataset):
-    (ours, theirs), labels, _ = judged
+def test_the_classes_are_listed_by_gain_with_both_means(report, evaluated_pair, dataset):
+    (ours, theirs), labels, _ = evaluated_pair
     rows = list(csv.DictReader(io.StringIO((Path(report.uri) / CLASSES).read_text())))
     names = read_rows(dataset, split="test", columns=["label"])["label"].to_pylist()
     expected = {
@@ -172,8 +172,8 @@ def test_the_classes_are_listed_by_gain_with_both_means(report, judged, dataset)
     assert tables_of(report)[1][1][0] == rows[0]["class"]
 
 
-def test_the_galleries_are_of_queries_that_one_alone_gets_right(report, judged, dataset, vectors):
-    (ours, theirs), labels, positions = judged
+def test_the_galleries_are_of_queries_that_one_alone_gets_right(report, evaluated_pair, dataset, vectors):
+    (ours, theirs), labels, positions = evaluated_pair
     ids = [ids_of(dataset)[position] for position in positions]
     right = []
     for each in vectors:
@@ -205,8 +205,8 @@ def test_the_page_names_both_and_holds_its_pictures(report, dataset):
         assert Image.open(Path(report.uri) / name).format == "PNG"
 
 
-def test_the_thresholds_are_those_of_each_embeddings_own_curve(report, judged, vectors):
-    _, labels, positions = judged
+def test_the_thresholds_are_those_of_each_embeddings_own_curve(report, evaluated_pair, vectors):
+    _, labels, positions = evaluated_pair
     lines = tables_of(report)[4][1:]
     assert [line[0] for line in lines] == list(NAMES) * len(CONFIG.false_accept_rates)
     for name, each in zip(NAMES, vectors, strict=True):
@@ -283,7 +283,7 @@ def test_what_cannot_be_compared_is_refused_and_nothing_is_written(store, packag
     assert (sorted(Path(store, "reports").iterdir()) if Path(store, "reports").exists() else []) == before
 
 
-def test_a_split_in_which_nobody_can_be_found_cannot_be_compared(store, package, tmp_path):
+def test_a_split_without_any_positive_cannot_be_compared(store, package, tmp_path):
     alone = make_dataset(tmp_path / "images", store, rows=10, first=200)
     sides = [
         Candidate(name, table_of(store, package, alone, unit_vectors(10, 16, seed)))
@@ -304,7 +304,7 @@ def test_a_split_in_which_nobody_can_be_found_cannot_be_compared(store, package,
         ([0.0, 0.0], ""),
     ],
 )
-def test_the_page_says_in_how_few_classes_a_gain_lies(gains, says):
+def test_the_page_says_how_few_classes_make_a_gain(gains, says):
     classes = [ClassGain(label, 10, 0.5 + gain, 0.5) for label, gain in enumerate(gains)]
     actual = _concentration(classes)
     assert actual.startswith(says)

@@ -270,7 +270,7 @@ def test_any_dataset_has_a_page(rows: Callable[[], list[dict]], tmp_path):
     assert sum(balance.images for balance in report.findings.splits) == dataset.rows
 
 
-def test_a_class_alone_is_warned_of(tmp_path):
+def test_a_single_class_is_warned_of(tmp_path):
     report = write_dataset_report(*make(tmp_path, one_class()), FEW)
     assert report.findings.warnings == ["The train split has one class: there is no negative to learn from."]
 
@@ -315,7 +315,7 @@ def test_a_histogram_has_every_value_once_and_few_bins(values, whole):
 
 
 @pytest.mark.slow
-def test_photos_that_stand_twice_in_a_published_set_are_found(shared_data, tmp_path):
+def test_photos_that_occur_twice_in_a_published_set_are_reported(shared_data, tmp_path):
     """CARS196's training half has 17 pairs of the same photo, under two labels, none across the split."""
     source = str(shared_data / "cars196_trainhalf_96px.zip")
     store = str(tmp_path / "store")

@@ -66,9 +66,9 @@ def test_neighbours_are_those_of_plain_loops(seed):
     neighbours = nearest(case, depth=7)
     for query in range(len(case.labels)):
         assert neighbours.answers[query].tolist() == neighbours_in_loops(case, query)[:7]
-        own = case.labels[query]
+        label = case.labels[query]
         assert neighbours.right[query].tolist() == [
-            bool(case.labels[r] == own) for r in neighbours.answers[query]
+            bool(case.labels[r] == label) for r in neighbours.answers[query]
         ]
 
 
@@ -107,7 +107,7 @@ def test_suspects_are_those_of_plain_loops(seed, agreeing):
         assert suspects, "the case must have some"
 
 
-def test_planted_wrong_labels_are_found_and_nothing_else():
+def test_planted_wrong_labels_are_suspected_and_nothing_else():
     vectors, truth = clusters([8, 8, 8, 8])
     given = truth.clone()
     given[[3, 12, 30]] = torch.tensor([1, 3, 0])
@@ -164,9 +164,9 @@ def test_gains_by_class_are_those_of_plain_loops_the_largest_first():
     labels, values = first.labels.tolist(), [actual.values["map_at_r"].tolist() for actual in (first, second)]
     expected = []
     for label in set(labels):
-        own = [query for query, each in enumerate(labels) if each == label]
-        means = [sum(column[query] for query in own) / len(own) for column in values]
-        expected.append((label, len(own), pytest.approx(means[0]), pytest.approx(means[1])))
+        queries = [query for query, each in enumerate(labels) if each == label]
+        means = [sum(column[query] for query in queries) / len(queries) for column in values]
+        expected.append((label, len(queries), pytest.approx(means[0]), pytest.approx(means[1])))
     actual = class_gains(first, second)
     assert sorted(actual, key=lambda each: -each.gain) == actual
     actual = sorted(actual, key=lambda each: each.label)
@@ -191,7 +191,7 @@ def test_rounding_wins_nothing():
 def test_only_right_are_first_answers_that_one_embedding_alone_gets_right():
     case = random_items(7, num_classes=3)
     other = items(random_items(8).embeddings, case.labels)
-    ours, theirs = nearest(case, depth=1), nearest(other, depth=1)
+    near, near_other = nearest(case, depth=1), nearest(other, depth=1)
     gains = {query: math.sin(query // 2) for query in range(len(case.labels))}  # with ties
     expected = [
         query
@@ -201,6 +201,6 @@ def test_only_right_are_first_answers_that_one_embedding_alone_gets_right():
     ]
     expected.sort(key=lambda query: (-gains[query], query))
     assert len(expected) > 3
-    assert only_right(ours, theirs, gains, 100) == expected
-    assert only_right(ours, theirs, gains, 2) == expected[:2]
-    assert only_right(ours, ours, gains, 100) == []
+    assert only_right(near, near_other, gains, 100) == expected
+    assert only_right(near, near_other, gains, 2) == expected[:2]
+    assert only_right(near, near, gains, 100) == []

@@ -24,7 +24,7 @@ def pixels_of(picture, colour):
     return int((np.asarray(picture) == ImageColor.getrgb(colour)).all(axis=2).sum())
 
 
-def test_frames_tell_right_wrong_and_unknown():
+def test_frames_show_right_wrong_and_unknown():
     for right, colour in gallery._COLOURS.items():
         picture = drawn([GalleryRow(Tile(png(), "query"), [Tile(png(), "answer", right=right)])])
         others = set(gallery._COLOURS.values()) - {colour}
@@ -33,7 +33,7 @@ def test_frames_tell_right_wrong_and_unknown():
         assert pixels_of(picture, gallery._QUERY_COLOUR) > 1000
 
 
-def test_many_answers_go_on_in_the_next_line():
+def test_many_answers_continue_in_the_next_line():
     tile = Tile(png(), "an answer", similarity=0.5)
     widths = {count: drawn([GalleryRow(tile, [tile] * count)]).size for count in (1, 10, 11, 25)}
     assert widths[10][0] == widths[11][0] == widths[25][0] > widths[1][0]

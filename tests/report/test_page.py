@@ -30,7 +30,7 @@ PAGE = Page(
 )
 
 
-def test_the_page_holds_its_pictures_and_asks_for_nothing_else():
+def test_the_page_embeds_its_pictures_and_loads_nothing_else():
     html = render(PAGE)
     assert [
         base64.b64decode(actual) for actual in re.findall(r'src="data:image/png;base64,(.+?)"', html)

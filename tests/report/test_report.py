@@ -100,7 +100,7 @@ def test_the_page_names_what_it_shows(report, store, model):
         assert Image.open(Path(report.uri) / name).format == "PNG"
 
 
-def test_the_numbers_stand_beside_the_baselines_with_their_intervals(report):
+def test_the_metrics_are_beside_the_baselines_with_their_intervals(report):
     html = page_of(report)
     table = html[html.index("In numbers</h2>") : html.index("Queries and answers</h2>")]
     assert re.findall("<th>(.+?)</th>", table) == ["metric", "trained", "before training", "raw pixels"]
@@ -157,7 +157,7 @@ def test_training_curves_are_what_was_logged_and_a_repeated_step_counts_once(sto
     assert training_curves(store, model)["loss"][-1] == (8, 0.125)
 
 
-def test_the_report_lies_beside_the_models_run(report, store, model):
+def test_the_report_is_attached_to_the_models_run(report, store, model):
     folder = attach_report(store, model, report)
     client = connect(tracking_uri(store))
     run = client.get_model_version("shop", "1").run_id
@@ -187,7 +187,7 @@ def test_two_models_are_compared_on_a_page_beside_the_run_of_the_first(store, mo
 
 
 @pytest.mark.parametrize("num_classes", [2, 5], ids=["one item", "single items"])
-def test_a_split_in_which_nobody_can_be_found_is_a_page_too(store, tmp_path, num_classes):
+def test_a_split_without_any_positive_has_a_page_too(store, tmp_path, num_classes):
     for label in range(num_classes):
         (tmp_path / f"class{label}").mkdir()
         picture_of(label, 0).save(tmp_path / f"class{label}" / "only.png")

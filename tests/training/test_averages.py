@@ -41,9 +41,9 @@ def test_batch_norm_statistics_are_averaged_and_counts_are_copied():
     average = AveragedEncoder(encoder, decay=0.9)
     disturb(encoder, 0)
     average.update(encoder, step=10**6)
-    mine, theirs = average.encoder.state_dict(), encoder.state_dict()
-    torch.testing.assert_close(mine["backbone.1.running_mean"], 0.1 * theirs["backbone.1.running_mean"])
-    assert mine["backbone.1.num_batches_tracked"] == 1
+    averaged, current = average.encoder.state_dict(), encoder.state_dict()
+    torch.testing.assert_close(averaged["backbone.1.running_mean"], 0.1 * current["backbone.1.running_mean"])
+    assert averaged["backbone.1.num_batches_tracked"] == 1
 
 
 def test_the_average_has_no_gradient_and_does_not_move_with_the_encoder():

@@ -74,13 +74,13 @@ def test_a_timm_backbone_keeps_its_activations_and_its_weights_names(device, kin
 
 
 @on_either
-def test_alone_it_is_the_batch_norm_that_it_replaces(device, kind):
+def test_in_one_process_it_is_the_batch_norm_that_it_replaces(device, kind):
     expected, shared = outcome(network(), images(), 1), network()
     synchronise_batch_norm(shared, device)
     assert {type(shared[1]), type(shared[3])} == {kind}
     torch.testing.assert_close(outcome(shared, images(), 1), expected, rtol=0, atol=0)
 
 
-def test_a_batch_norm_nobody_can_share_is_refused():
+def test_a_batch_norm_that_cannot_be_synchronized_is_refused():
     with pytest.raises(InvalidSetting, match="BatchNorm1d"):
         synchronise_batch_norm(nn.Sequential(nn.BatchNorm1d(3)), CPU)

@@ -31,8 +31,8 @@ def settings(loss: nn.Module) -> dict[str, object]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_defaults_of_a_configuration_are_those_of_the_loss(kind):
     built = build_loss(KINDS[kind](), dim=DIM, num_classes=NUM_CLASSES, seed=0)
-    own = settings(Recipe(type(built)).make()) | {"normalize": False}  # an encoder's rows are unit vectors
-    actual = {name for name, value in settings(built).items() if own[name] != value}
+    direct = settings(Recipe(type(built)).make()) | {"normalize": False}  # an encoder's rows are unit vectors
+    actual = {name for name, value in settings(built).items() if direct[name] != value}
     assert actual == DIFFERENT.get(kind, set())
 
 
@@ -53,9 +53,9 @@ def test_the_classification_losses_are_the_cross_entropies():
 def test_the_defaults_of_a_configured_memory_are_those_of_the_memory():
     loss = config.loss_config("contrastive")
     built = build_loss(loss, dim=DIM, num_classes=NUM_CLASSES, seed=0, memory=config.MemoryConfig())
-    own = losses.CrossBatchMemory(losses.Contrastive(), dim=DIM)
-    assert settings(built) == settings(own)
-    assert len(built.labels) == len(own.labels)
+    direct = losses.CrossBatchMemory(losses.Contrastive(), dim=DIM)
+    assert settings(built) == settings(direct)
+    assert len(built.labels) == len(direct.labels)
 
 
 @pytest.mark.parametrize("kind", losses.LOSSES)

@@ -108,7 +108,7 @@ def test_moments_are_laid_out_in_memory_as_their_weights(tmp_path):
         assert moments["exp_avg_sq"].stride() == parameter.stride()
 
 
-def test_a_disk_that_takes_no_more_is_told_as_the_system_tells_it(tmp_path):
+def test_a_full_disk_is_reported_with_the_systems_message(tmp_path):
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:

@@ -81,8 +81,8 @@ def _vectors_on_this_rank() -> np.ndarray:
     loss = WithClassVectors(SupCon(), C, D, momentum=0.5)
     for seed, labels in enumerate([[0, 0, 1, 1], [1, 0, 2, 2]]):
         embeddings, classes = batch(seed, labels)
-        own = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
-        loss(embeddings[own], classes[own], gather(embeddings[own], classes[own]))
+        local = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
+        loss(embeddings[local], classes[local], gather(embeddings[local], classes[local]))
     loss.freeze()
     return loss.class_vectors()
 

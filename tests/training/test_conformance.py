@@ -114,7 +114,7 @@ def test_four_workers_equal_one_process_after_twenty_steps():
         (OwnMemory, {"trained"}),
     ],
 )
-def test_what_differs_between_workers_is_found(loss, wrong, world_size, findings):
+def test_a_difference_between_workers_is_detected(loss, wrong, world_size, findings):
     finding = findings[loss.__name__, world_size]
     assert wrong <= {name for name, error in finding.errors.items() if error > 1e-4}
     assert not finding.passed
@@ -140,7 +140,7 @@ def test_every_loss_is_in_the_table():
 
 
 @slow
-def test_the_command_line_judges_users_own_losses_and_fails_if_one_does():
+def test_the_command_line_checks_users_own_losses_and_fails_if_one_does():
     command = [sys.executable, "-m", "dml.training.conformance", f"{__name__}:Margin", f"{__name__}:OwnCount"]
     ended = subprocess.run([*command, "--world-sizes", "2", "--steps", "2"], capture_output=True, text=True)
     assert ended.returncode == 1, ended.stderr

@@ -31,7 +31,7 @@ def gathered() -> dict[str, object]:
     }
 
 
-def test_rows_stand_in_rank_order_and_gradients_of_all_ranks_return_to_their_owner():
+def test_rows_are_in_rank_order_and_gradients_of_all_ranks_return_to_their_rank():
     ranks = run_ranks(3, gathered)
     rows = torch.arange(NUM_ROWS * DIM, dtype=torch.float64).reshape(NUM_ROWS, DIM)
     for rank, actual in enumerate(ranks):
@@ -71,7 +71,7 @@ def test_unequal_batches_are_refused_on_every_rank():
     assert len(run_ranks(2, gather_unequal)) == 2
 
 
-def test_alone_the_references_are_the_batch_itself():
+def test_in_one_process_the_references_are_the_batch_itself():
     embeddings, labels = torch.randn(4, 3), torch.arange(4)
     references = gather(embeddings, labels)
     assert references.embeddings is embeddings

@@ -163,9 +163,9 @@ def losses_after_damage(config, dataset, folders, damaged):
     """On this rank: the steps that are reported when rank 1 alone finds a checkpoint damaged."""
     rank = dist.get_rank()
     if rank == damaged:
-        own = [shutil.copytree(folder, f"{folder}-of-{rank}") for folder in folders]
-        flip_two_bits(Path(own[0]) / "optimizer.safetensors")
-        folders = [Path(folder) for folder in own]
+        copies = [shutil.copytree(folder, f"{folder}-of-{rank}") for folder in folders]
+        flip_two_bits(Path(copies[0]) / "optimizer.safetensors")
+        folders = [Path(folder) for folder in copies]
     steps = []
     hooks = Hooks(report=lambda p: steps.append(p.step), save=lambda step, folder: None, restore=folders)
     train_loop(config, dataset, Worker(rank, 2), hooks)
@@ -193,7 +193,7 @@ def test_what_is_impossible_is_refused_before_the_run_has_a_folder(dataset, tmp_
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_asked_for_and_not_there_is_refused(dataset, tmp_path):
+def test_a_gpu_that_is_requested_and_missing_is_refused(dataset, tmp_path):
     with pytest.raises(InvalidSetting, match="finds none"):
         ray_trainer.train(
             experiment("smoke").overridden([*FAST, "training.use_gpu=true"]), dataset, str(tmp_path)

@@ -62,7 +62,7 @@ def run(
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_a_run_killed_on_some_workers_goes_on_with_others(before, after, dataset, tmp_path):
+def test_a_run_killed_on_some_workers_continues_with_others(before, after, dataset, tmp_path):
     torch.set_num_threads(1)
     config = experiment("smoke").overridden(SETTINGS)
     undisturbed = run(config, dataset, tmp_path / "none", None, False)

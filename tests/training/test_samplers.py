@@ -72,7 +72,7 @@ def losses_of(settings, dataset, worker, *, stop_at=None, save_to=None, restore=
 
 
 @every_sampler
-def test_a_run_stopped_between_checkpoints_goes_on_with_the_same_batches_bitwise(name, dataset, tmp_path):
+def test_a_run_stopped_between_checkpoints_continues_with_the_same_batches_bitwise(name, dataset, tmp_path):
     whole = losses_of(SAMPLERS[name], dataset, Worker())
     begun = losses_of(SAMPLERS[name], dataset, Worker(), stop_at=8, save_to=tmp_path)
     resumed = losses_of(SAMPLERS[name], dataset, Worker(), restore=tmp_path)
@@ -81,7 +81,7 @@ def test_a_run_stopped_between_checkpoints_goes_on_with_the_same_batches_bitwise
     assert len(set(whole)) == NUM_STEPS
 
 
-def test_similar_classes_are_dealt_as_soon_as_anything_is_known_of_those_to_come(dataset):
+def test_similar_classes_are_drawn_as_soon_as_their_vectors_are_known(dataset):
     plain = losses_of([f"sampler={{{P_K}}}", 'loss={"kind":"sup_con"}'], dataset, Worker())
     similar = losses_of(SAMPLERS["similar by means"], dataset, Worker())
     assert similar[:5] == plain[:5], "the first pass, 20 classes, shows each for the first time"
@@ -110,7 +110,7 @@ def test_an_attribute_that_the_dataset_does_not_have_is_refused(dataset):
         losses_of([f'sampler={{"kind":"attribute","attribute":"camera",{P_K}}}'], dataset, Worker())
 
 
-def test_an_attribute_of_images_asks_for_a_policy_naming_a_class_and_its_values(dataset):
+def test_an_attribute_of_images_needs_a_policy_and_the_error_names_a_class_and_its_values(dataset):
     sampler = f'"kind":"attribute","attribute":"style",{P_K}'
     with pytest.raises(InvalidSetting, match=r"several, such as class 0 with .*Sans"):
         losses_of([f"sampler={{{sampler}}}"], dataset, Worker())

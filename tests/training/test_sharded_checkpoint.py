@@ -57,14 +57,14 @@ class Run:
 
     def write(self, folder: Path) -> None:
         if has_part(self.rank, self.modules):
-            own = folder / f"own-{self.rank}"
-            own.mkdir(parents=True)
+            part = folder / f"own-{self.rank}"
+            part.mkdir(parents=True)
             write_checkpoint(
-                own, step=STOP, run="a", modules=self.modules, optimizer=self.optimizer, rank=self.rank
+                part, step=STOP, run="a", modules=self.modules, optimizer=self.optimizer, rank=self.rank
             )
-            for path in own.iterdir():
+            for path in part.iterdir():
                 path.rename(folder / path.name)
-            own.rmdir()
+            part.rmdir()
 
     def read(self, folder: Path) -> None:
         assert read_checkpoint(folder, run="a", modules=self.modules, optimizer=self.optimizer) == STOP
@@ -96,7 +96,7 @@ def stop_at_step_four(folder: Path) -> None:
         run.write(at)
 
 
-def go_on(folder: Path, sharded: bool) -> dict[str, dict[str, Tensor]]:
+def resume(folder: Path, sharded: bool) -> dict[str, dict[str, Tensor]]:
     ends = {}
     for name, kind, at in runs(folder):
         run = Run(name, kind, sharded=sharded)
@@ -133,21 +133,21 @@ def check(of_ranks: list[dict[str, dict[str, Tensor]]], undisturbed: dict[str, d
             torch.testing.assert_close(whole, value, rtol=1e-8, atol=1e-11, msg=f"{run}: {name}")
 
 
-def test_written_by_two_it_goes_on_alone_whole_or_as_the_one_shard(written_by_two, undisturbed):
+def test_written_by_two_it_continues_alone_whole_or_as_the_one_shard(written_by_two, undisturbed):
     for sharded in (False, True):
-        check([go_on(written_by_two, sharded)], undisturbed)
+        check([resume(written_by_two, sharded)], undisturbed)
 
 
-def test_written_by_two_it_goes_on_with_three(written_by_two, undisturbed):
-    check(run_ranks(3, go_on, written_by_two, True), undisturbed)
+def test_written_by_two_it_continues_with_three(written_by_two, undisturbed):
+    check(run_ranks(3, resume, written_by_two, True), undisturbed)
 
 
-def test_written_by_one_it_goes_on_with_two(tmp_path, undisturbed):
+def test_written_by_one_it_continues_with_two(tmp_path, undisturbed):
     for name, kind, at in runs(tmp_path):
         run = Run(name, kind, sharded=False)
         run.steps(0, STOP)
         run.write(at)
-    check(run_ranks(2, go_on, tmp_path, True), undisturbed)
+    check(run_ranks(2, resume, tmp_path, True), undisturbed)
 
 
 def test_every_rank_writes_its_own_rows_alone(written_by_two):

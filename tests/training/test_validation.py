@@ -58,7 +58,7 @@ def test_too_few_classes_are_refused():
         held_out_classes(3, 0.1, 0)
 
 
-def test_a_set_where_nobody_has_a_second_image_is_refused():
+def test_a_set_where_no_class_has_a_second_image_is_refused():
     with pytest.raises(InvalidSetting, match="class with two images"):
         ValidationSet(np.arange(4), lambda rows: torch.zeros(len(rows), 1, 28, 28))
 

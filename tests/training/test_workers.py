@@ -139,7 +139,7 @@ def test_a_loss_that_is_no_number_is_reported_once_and_not_retried(dataset, tmp_
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_killed_driver_leaves_a_run_that_goes_on(dataset, undisturbed, tmp_path, num_workers):
+def test_a_run_continues_after_its_driver_was_killed(dataset, undisturbed, tmp_path, num_workers):
     """The whole process is gone without a chance to clean up; the next one finds the last checkpoint."""
     code = (
         "import os, sys; from pathlib import Path; "

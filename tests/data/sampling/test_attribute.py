@@ -89,7 +89,7 @@ def test_a_pool_of_too_few_classes_takes_in_the_smallest_other_value():
     assert all(set(values[rows]) == {0} or set(values[rows]) <= {1, 2, 3} for rows in batches)
 
 
-def test_values_of_too_few_classes_are_refused_by_name_where_asked():
+def test_values_of_too_few_classes_are_refused_by_name_where_configured():
     class_ids, values = rows_of([2, 5])
     with pytest.raises(InvalidSetting, match=r"\{'cups': 2\}.*'pool'"):
         sampler(class_ids, values, small_values="refuse", value_names=["cups", "chairs"])

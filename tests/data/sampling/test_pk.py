@@ -10,12 +10,12 @@ from dml.data.sampling import PKBatchSampler, Stream
 from tests.data.sampling.cases import pk, uneven
 
 
-def test_where_w_divides_only_the_rows_a_class_may_lie_on_two_neighbouring_ranks_and_all_rows_are_there():
+def test_where_w_divides_only_the_rows_a_class_may_be_on_two_neighbouring_ranks_and_all_rows_are_there():
     class_ids = uneven(40)
     parts = [pk(class_ids, 5, 4, rank=rank, world_size=4) for rank in range(4)]
     classes = [class_ids[part.batch(0)].tolist() for part in parts]
-    assert [len(own) for own in classes] == [5, 5, 5, 5]
-    together = [label for own in classes for label in own]
+    assert [len(of_rank) for of_rank in classes] == [5, 5, 5, 5]
+    together = [label for of_rank in classes for label in of_rank]
     assert together == [label for label in dict.fromkeys(together) for _ in range(4)], "class after class"
 
 

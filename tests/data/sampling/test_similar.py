@@ -71,7 +71,7 @@ def test_a_batchs_classes_are_more_alike_than_those_of_plain_batches(num_seeds, 
 
 @given(num_classes=st.integers(2 * P, 30), seed=st.integers(0, 999), first_step=st.integers(0, 59))
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
-def test_whatever_vectors_come_every_class_appears_once_per_pass_and_a_resumed_run_deals_the_same(
+def test_for_any_vectors_every_class_appears_once_per_pass_and_a_resumed_run_draws_the_same(
     num_classes, seed, first_step
 ):
     def vectors_of(step):
@@ -127,7 +127,7 @@ def test_similarities_are_the_same_in_whatever_order_they_are_added(dim):
         np.testing.assert_array_equal(exact[:, order] @ exact[:, order].T, want)
 
 
-def test_any_length_of_the_vectors_will_do_and_zeros_are_like_nobody():
+def test_vectors_may_have_any_length_and_zeros_are_similar_to_none():
     vectors = unit_vectors(20)
     lengths = np.random.default_rng(2).uniform(1e-20, 1e20, (20, 1))
     assert np.abs(_to_fixed_point(vectors * lengths) - _to_fixed_point(vectors)).max() <= 1

@@ -412,6 +412,45 @@ class SearchHit(Result):
     attributes: dict[str, str | int | float | bool | None] = Field(description="null: it has no value")
 
 
+class SearchRecall(Result):
+    """Share of the k most similar matching items that are answered, and how that is known."""
+
+    value: float
+    basis: Literal["exact", "calibrated", "built"] = Field(
+        description="exact; calibrated: on held-out queries under filters; built: at build, without a filter"
+    )
+    low: float | None = Field(description="of its 95 % interval; null: exact, or not measured")
+    high: float | None
+    num_queries: int | None = Field(description="held-out queries it was measured on")
+
+
+class SearchPlan(Result):
+    """How a search was executed, why, and what it costs by the cost model that was fitted at build."""
+
+    kind: Literal["nothing", "exact", "index_filtered", "index"] = Field(
+        description="nothing: no item matches; exact: compared with every match; index_filtered: the nearest "
+        "lists, without what does not match; index: as built, without a filter"
+    )
+    factory: str = Field(description="the index's Faiss factory")
+    count: int = Field(description="items that match the filter; all without one")
+    rows: int = Field(description="items of the index")
+    k: int = Field(description="answers wanted, at most the matches")
+    filtered: bool
+    probes: int | None = Field(description="lists that a query is expected to need; null: none")
+    scan_us: float | None = Field(
+        description="CPU microseconds of comparing with every match; null: not timed"
+    )
+    index_us: float | None = Field(
+        description="of the index under this filter; null: not possible or not timed"
+    )
+    reason: str
+    recall: SearchRecall
+    timed_elsewhere: str | None = Field(
+        description="the processor on which the costs were timed, where it is another than this one"
+    )
+    notes: list[str] = Field(description="what happened while it was executed")
+
+
 class SearchReport(Result):
     """The answers to one query, and the query plan."""
 
@@ -419,6 +458,9 @@ class SearchReport(Result):
     model: str = Field(description="the registered version NAME/VERSION that embedded it; empty: none")
     embedder: str = Field(description="version of what embedded items and query")
     plan: str = Field(description="how the query was executed, and why there are fewer than k answers")
+    execution: SearchPlan | None = Field(
+        description="the same in full: costs, reason, recall with its basis; null: another engine searched"
+    )
     answers: list[SearchHit] = Field(description="the most similar first")
     picture: str | None = Field(None, description="path of the picture of query and answers; null: none")
 

@@ -223,10 +223,16 @@ def search(
     ] = None,
     engine: OptionalEngine = None,
     collection: Collection = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="print the plan, its costs, and the recall with its basis")
+    ] = False,
     store: Store = None,
     as_json: Json = False,
 ) -> "SearchReport":
     """Find the most similar items of an index, of an image, an item or a vector."""
+    if explain and engine is not None:
+        raise InvalidSetting(f"--explain is for an index in this process; got --engine {engine} too.")
+    show = _explain if explain else _show_answers
     if item is not None or vector is not None:
         _refuse_beside(image, name, item, vector, picture)
         searched = _search_without_image(
@@ -238,7 +244,7 @@ def search(
             k,
             where or [],
         )
-        return emit(searched.report(), as_json, _show_answers)
+        return emit(searched.report(), as_json, show)
     if image is None:
         raise InvalidSetting("A search needs a query: an image file, --id ITEM or --vector FILE; got none.")
     from dml.data.sources.files import read_local
@@ -258,7 +264,7 @@ def search(
     if picture is not None:
         _write_picture(picture, result, content)
     drawn = None if picture is None else str(picture.resolve())
-    return emit(result.report(picture=drawn), as_json, _show_answers)
+    return emit(result.report(picture=drawn), as_json, show)
 
 
 def _open(
@@ -311,6 +317,15 @@ def _show_answers(report: "SearchReport") -> None:
     print_table(f"{report.index}: {report.plan}", [_row_of_item(item) for item in report.answers])
     if report.picture is not None:
         print(f"picture: {report.picture}")
+
+
+def _explain(report: "SearchReport") -> None:
+    from dml.retrieval.plan import Plan
+
+    _show_answers(report)
+    assert report.execution is not None
+    for name, text in Plan.model_validate(report.execution.model_dump()).explained():
+        print(f"{name}: {text}")
 
 
 def _row_of_item(item: "SearchHit") -> dict[str, object]:

@@ -1,7 +1,8 @@
 """The files of an index version, verified and opened memory-mapped.
 
 `index.faiss` is what Faiss searches, `vectors.faiss` the flat vectors (an index that is flat is both), and
-`items.arrow` ids and attributes. Row i of one is row i of the others.
+`items.arrow` ids and attributes: row i of one is row i of the others. `calibration.json` has what was
+measured of them, if anything.
 """
 
 from dataclasses import dataclass
@@ -11,13 +12,16 @@ import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from dml import storage
 from dml.errors import CorruptArtifact, IncompatibleArtifact
 from dml.refs import IndexRef
+from dml.retrieval.plan import Costs, RecallTable
 from dml.retrieval.vectors import FlatVectors
 
 INDEX_FILE, VECTORS_FILE, ITEMS_FILE = "index.faiss", "vectors.faiss", "items.arrow"
+CALIBRATION_FILE = "calibration.json"
 INDEX_FORMAT = 2
 REMEDY = "`dml verify --repair` builds the index again."
 
@@ -48,6 +52,15 @@ class Items:
         return items
 
 
+class Calibration(BaseModel):
+    """What was measured of an index when it was built; each part may be absent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recall_table: RecallTable | None = None
+    costs: Costs | None = None
+
+
 @dataclass(frozen=True)
 class Bundle:
     """An opened index version."""
@@ -56,6 +69,7 @@ class Bundle:
     index: faiss.Index
     vectors: FlatVectors
     items: Items
+    calibration: Calibration
 
 
 def open_bundle(ref: IndexRef) -> Bundle:
@@ -96,7 +110,10 @@ def open_bundle(ref: IndexRef) -> Bundle:
             f"Index {ref.uri} must have {ref.rows} vectors and items of {ref.embeddings.dim} dimensions; its "
             f"files have {sizes[0]}, {sizes[1]} and {sizes[2]}, of {vectors.dim}. {REMEDY}"
         )
-    return Bundle(ref, index, vectors, items)
+    calibration = Calibration()
+    if CALIBRATION_FILE in manifest["files"]:
+        calibration = Calibration.model_validate_json((folder / CALIBRATION_FILE).read_bytes())
+    return Bundle(ref, index, vectors, items, calibration)
 
 
 def _row_numbers(rows: NDArray[np.int64]) -> pa.Array:

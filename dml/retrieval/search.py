@@ -1,7 +1,8 @@
 """Search in an opened index, optionally with filters; exactly k answers unless fewer items match."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral
 from typing import Any
 
@@ -15,29 +16,20 @@ from dml import storage
 from dml.data.schema import BASE_COLUMNS
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact
 from dml.refs import IndexRef
-from dml.retrieval.bundle import ITEMS_FILE, REMEDY, open_bundle
+from dml.retrieval.bundle import ITEMS_FILE, REMEDY, Calibration, open_bundle
+from dml.retrieval.execution import FilteredLists, Found, bitmap_of
 from dml.retrieval.filters import Where, check
 from dml.retrieval.filters.columns import ItemColumns
 from dml.retrieval.filters.matching import evaluate
+from dml.retrieval.lists import InvertedLists, Selector
+from dml.retrieval.plan import Plan, Recall, choose_plan
+from dml.retrieval.probe import processor_name
+from dml.retrieval.vectors import is_flat
 
 _LENGTH_TOLERANCE = 1e-3
 _SIMILARITY_LIMIT = 1.001
 _CHECKED_ROWS = 3
 _IDS_SHOWN = 3
-SearchAmong = Callable[[faiss.Index, NDArray[np.int64]], faiss.SearchParameters | None]
-
-
-@dataclass(frozen=True)
-class Scan:
-    """Limit for brute force: up to this number of matching items each is compared with the query, which is
-    fastest. With more matches the index is searched with a selector."""
-
-    rows: int = 10_000
-    share: float = 0.05
-    """Fraction of all items; the larger of the two limits applies."""
-
-    def suits(self, num_matching: int, num_items: int) -> bool:
-        return num_matching <= max(self.rows, self.share * num_items)
 
 
 @dataclass(frozen=True)
@@ -61,7 +53,27 @@ class SearchResult:
     """The answers of each query by descending similarity, and how the search was executed."""
 
     answers: list[list[Answer]]
-    plan: str
+    plan: Plan
+
+
+class _Matches:
+    """The rows that match a filter."""
+
+    def __init__(self, mask: NDArray[np.bool_]) -> None:
+        self._rows, self._num_rows = np.flatnonzero(mask), len(mask)
+        self.count = len(self._rows)
+
+    def rows(self) -> NDArray[np.int64]:
+        """(n,) ascending."""
+        return self._rows
+
+    def bitmap(self) -> NDArray[np.uint8]:
+        """One bit a row, the lowest bit first."""
+        return self._bitmap
+
+    @cached_property
+    def _bitmap(self) -> NDArray[np.uint8]:
+        return bitmap_of(self._rows, self._num_rows)
 
 
 class Index:
@@ -69,21 +81,37 @@ class Index:
 
     Args:
         ref: the version.
-        scan: limits for brute force among the matches of a filter.
-        parameters: returns Faiss search parameters with a selector of rows, or None if not supported.
+        calibration: recall table and cost model; None: those that were measured when it was built.
+        selector: makes Faiss' selector of a bitmap.
 
     Raises:
         MissingArtifact, CorruptArtifact: its files are not those that were published.
     """
 
     def __init__(
-        self, ref: IndexRef, *, scan: Scan | None = None, parameters: SearchAmong | None = None
+        self,
+        ref: IndexRef,
+        *,
+        calibration: Calibration | None = None,
+        selector: Selector = faiss.IDSelectorBitmap,  # type: ignore[assignment]
     ) -> None:
-        self.ref, self._scan = ref, scan or Scan()
-        self._parameters = parameters or parameters_among
+        self.ref = ref
         bundle = open_bundle(ref)
         self._index, self._vectors, self._items = bundle.index, bundle.vectors, bundle.items
         self._columns = ItemColumns(self.items)
+        calibration = calibration or bundle.calibration
+        lists = InvertedLists.of(self._index, selector=selector)
+        self._costs = calibration.costs
+        self._recall_table = None if lists is None else calibration.recall_table
+        self._keeps_vectors = lists is not None and lists.keeps_vectors
+        self._filtered_lists = None
+        if lists is not None and self._costs is not None and self._recall_table is not None:
+            self._filtered_lists = FilteredLists(lists, self._vectors, self._recall_table, self._costs)
+        self._recall = None if is_flat(self._index) else Recall(value=ref.recall, basis="built")
+        here = processor_name()
+        self._timed_elsewhere = (
+            None if self._costs is None or self._costs.processor == here else self._costs.processor
+        )
 
     @property
     def items(self) -> pa.Table:
@@ -160,10 +188,10 @@ class Index:
         if exclude_ids is not None and len(exclude_ids) != len(vectors):
             raise ValueError(f"exclude_ids must name one item per query; got {len(exclude_ids)}.")
         filter = check(where, self._columns)
-        matching = None if filter is None else np.flatnonzero(evaluate(filter, self._columns))
-        num_matching = self.ref.rows if matching is None else len(matching)
+        matches = None if filter is None else _Matches(evaluate(filter, self._columns))
+        num_matching = self.ref.rows if matches is None else matches.count
         wanted = min(k + (exclude_ids is not None), num_matching)
-        similarities, rows, plan = self._find(np.ascontiguousarray(vectors), wanted, matching)
+        (similarities, rows), plan = self._find(np.ascontiguousarray(vectors), wanted, matches)
         self._refuse_impossible(similarities, rows)
         answers = self._answers(similarities, rows)
         if exclude_ids is not None:
@@ -172,9 +200,9 @@ class Index:
                 for of_query, excluded in zip(answers, exclude_ids, strict=True)
             ]
         fewest = min(map(len, answers), default=k)
-        return SearchResult(
-            answers, plan if fewest == k else f"{plan}; {fewest} of {k} answers: no more match"
-        )
+        if fewest < k:
+            plan = plan.noting(f"{fewest} of {k} answers: no more match")
+        return SearchResult(answers, plan)
 
     def _refuse(self, vectors: NDArray[np.float32], k: object, embedder: str) -> None:
         index_embedder = self.ref.embeddings.embedder
@@ -197,38 +225,50 @@ class Index:
                 "Divide each by its length."
             )
 
-    def _find(
-        self, vectors: NDArray[np.float32], k: int, matching: NDArray[np.int64] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
+    def _find(self, vectors: NDArray[np.float32], k: int, matches: _Matches | None) -> tuple[Found, Plan]:
         """(Q, k) similarities and rows, with k at most the number of matches; and the plan."""
-        if matching is None:
-            similarities, rows = self._index.search(vectors, k)
-            plan = f"{self.ref.factory} over {self.ref.rows} items"
+        plan = choose_plan(
+            self.ref.rows if matches is None else matches.count,
+            self.ref.rows,
+            max(k, 1),
+            self._costs,
+            self._recall_table,
+            factory=self.ref.factory,
+            filtered=matches is not None,
+            built=self._recall,
+            timed_elsewhere=self._timed_elsewhere,
+        )
+        if plan.kind == "nothing":
+            return (np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)), plan
+        if plan.kind == "index" or plan.count == plan.rows:
+            found = self._index.search(vectors, k)
+            answered = (found[1] >= 0).all(axis=1)
+            why = "too few in their lists"
+        elif plan.kind == "index_filtered":
+            assert matches is not None
+            assert self._filtered_lists is not None
+            found, answered = self._filtered_lists.search(vectors, k, matches, plan)
+            why = "too few matches near them"
         else:
-            plan = f"{len(matching)} of {self.ref.rows} items match"
-            parameters = self._parameters_for(matching)
-            if parameters is None:
-                return *self._vectors.search_among(vectors, k, matching), f"{plan}, compared with all of them"
-            similarities, rows = self._index.search(vectors, k, params=parameters)
-            plan += f", {self.ref.factory} among them"
-        if matching is not None and not _are_among(rows[rows >= 0], matching):
-            # A selector that Faiss does not honour everywhere (its issue 5504).
-            return *self._vectors.search_among(
-                vectors, k, matching
-            ), f"{plan}, others too, compared with all of them"
-        if (rows < 0).any():
-            # The probed lists have fewer than k matches: search all lists.
-            everything = np.arange(self.ref.rows) if matching is None else matching
-            return *self._vectors.search_among(
-                vectors, k, everything
-            ), f"{plan}, too few there, compared with all of them"
-        return self._rescored(vectors, similarities, rows), rows, plan
+            assert matches is not None
+            return self._compared(vectors, k, matches), plan
+        others = np.flatnonzero(~answered)
+        if len(others):
+            few = self._compared(vectors[others], k, matches)
+            found[0][others], found[1][others] = few
+            plan = plan.noting(f"{len(others)} of {len(vectors)} queries compared with all, {why}")
+        return (self._rescored(vectors, *found), found[1]), plan
+
+    def _compared(self, vectors: NDArray[np.float32], k: int, matches: _Matches | None) -> Found:
+        """Exact: compare with every match."""
+        every = np.arange(self.ref.rows) if matches is None else matches.rows()
+        return self._vectors.search_among(vectors, k, every)
 
     def _rescored(
         self, vectors: NDArray[np.float32], similarities: NDArray[np.float32], rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """The similarities of the flat vectors, where the index has only estimates of them."""
-        if isinstance(self._index, faiss.IndexFlat):
+        if is_flat(self._index) or self._keeps_vectors:
             return similarities
         found = self._vectors.take(rows.ravel()).reshape(*rows.shape, -1)
         exact: NDArray[np.float32] = np.einsum("qd,qkd->qk", vectors, found)
@@ -241,12 +281,6 @@ class Index:
         if not ((rows >= 0) & (rows < self.ref.rows)).all():
             raise self._corrupt(f"answer with rows below {self.ref.rows}; it answers with others")
 
-    def _parameters_for(self, matching: NDArray[np.int64]) -> faiss.SearchParameters | None:
-        """Search parameters for many matches; None if brute force is better."""
-        if self._scan.suits(len(matching), self.ref.rows):
-            return None
-        return self._parameters(self._index, matching)
-
     def _answers(self, similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> list[list[Answer]]:
         """The items of each query by descending similarity, ties by position."""
         order = np.lexsort((rows, -similarities), axis=1)
@@ -255,29 +289,6 @@ class Index:
         with storage.reading(f"{self.ref.uri}/{ITEMS_FILE}", REMEDY):
             items = iter(self._items.take(rows.ravel()))
         return [[answer_of(float(value), next(items)) for value in values] for values in similarities]
-
-
-def parameters_among(index: faiss.Index, rows: NDArray[np.int64]) -> faiss.SearchParameters | None:
-    """Faiss search parameters with a selector of rows; None if brute force is better.
-
-    Graphs lose recall with a filter (HNSW32, 1 % matching: 0.23), and refined indexes support no selector.
-    """
-    bits = np.zeros(index.ntotal, dtype=np.bool_)
-    bits[rows] = True
-    selector = faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))  # type: ignore[call-arg, arg-type]
-    if isinstance(index, faiss.IndexFlat):
-        return faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-    if isinstance(index, faiss.IndexIVF):
-        # More lists in proportion, because each list has fewer matching items.
-        probes = min(index.nlist, int(index.nprobe * index.ntotal / len(rows)) + 1)
-        return faiss.SearchParametersIVF(sel=selector, nprobe=probes)  # type: ignore[call-arg]
-    return None
-
-
-def _are_among(rows: NDArray[np.int64], matching: NDArray[np.int64]) -> bool:
-    """Whether all rows match; `matching` ascends."""
-    positions = np.searchsorted(matching, rows).clip(max=len(matching) - 1)
-    return bool((matching[positions] == rows).all())
 
 
 def answer_of(similarity: float, item: dict[str, Any]) -> Answer:

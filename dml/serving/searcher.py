@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from dml.errors import MissingArtifact
 from dml.models.package import Package, load_package
 from dml.refs import IndexRef, PackageRef, require_package
-from dml.reports import SearchHit, SearchReport
+from dml.reports import SearchHit, SearchPlan, SearchReport
 from dml.retrieval.filters import Where
 from dml.retrieval.index import find_index, published_names
+from dml.retrieval.plan import Plan
 from dml.retrieval.search import Answer, Index, open_index
 
 
@@ -26,7 +27,8 @@ class QueryResult:
 
     index: IndexRef
     answers: Sequence[Answer]
-    plan: str
+    plan: Plan | str
+    """Text: another engine searched."""
 
     def report(self, *, picture: str | None = None) -> SearchReport:
         """The result as a report for users.
@@ -38,7 +40,10 @@ class QueryResult:
             index=str(self.index),
             model=self.index.model,
             embedder=self.index.embeddings.embedder.version,
-            plan=self.plan,
+            plan=str(self.plan),
+            execution=(
+                SearchPlan.model_validate(self.plan.model_dump()) if isinstance(self.plan, Plan) else None
+            ),
             answers=[
                 SearchHit(
                     id=answer.id,

@@ -13,12 +13,22 @@ def test_nothing_is_written_unless_a_picture_is_requested(dml, store, query, tmp
     monkeypatch.chdir("/proc")  # where nobody can write, root neither
     done = dml("search", query, "--store", store, "--json")
     assert done.status == 0, done.err
-    assert set(done.json) == {"answers", "index", "model", "embedder", "plan", "picture"}
+    assert set(done.json) == {"answers", "index", "model", "embedder", "plan", "execution", "picture"}
     assert done.json["picture"] is None
     target = tmp_path / "answers.png"
     drawn = dml("search", query, "--store", store, "--json", "--picture", str(target))
     assert drawn.json["picture"] == str(target)
     assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def test_explain_prints_count_reason_and_recall_with_its_basis(dml, store, query):
+    done = dml("search", query, "--store", store, "--where", "brand = 'Nike'", "--explain")
+    assert done.status == 0, done.err
+    for line in ("reason: Flat compares with every match anyway", "matches: 4 of 14", "recall: 1, exact"):
+        assert line in done.out.splitlines()
+    refused = dml("search", query, "--store", store, "--explain", "--engine", "milvus://127.0.0.1:1")
+    assert refused.status == 2
+    assert "--explain is for an index in this process" in refused.err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,361 @@
+"""How a search is executed, and why: count of matching items and k in, a physical plan out. No Faiss here.
+
+Two plans serve filtered search. *Exact* compares the query with every matching item: its cost grows with the
+count of matches. *Index* scans the nearest inverted lists of an IVF index and skips what does not match: its
+cost grows with the lists, and its recall is measured when the index is built. The cheaper of those that reach
+the recall target is chosen.
+
+    exact(n)         = a + b n                        n: matching items
+    index(p, ids, m) = c0 + c1 p + c2 ids + c3 m      p: lists, ids: their items, m: matches among these
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+Correlation = Literal["random", "inside", "outside"]
+"""How matching items lie to the query: independent of it; near it, as its own region; far from it."""
+
+
+Number = TypeVar("Number", float, NDArray[Any])
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+_Microseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Costs(_Value):
+    """Cost model of one query on one thread, fitted by timing an index on the machine that built it.
+
+    Example:
+        >>> fitted = {"scan_us": 8, "scan_row_us": 0.05, "index_us": 10, "list_us": 0.5, "id_us": 0.004}
+        >>> costs = Costs(processor="any", match_us=0.04, **fitted)
+        >>> costs.scan(1000), costs.index(lists=16, ids=4000, matches=400)
+        (58.0, 50.0)
+    """
+
+    processor: str = Field(description="name of the processor that was timed")
+    scan_us: _Microseconds = Field(description="exact: each query")
+    scan_row_us: _Microseconds = Field(description="exact: each matching item")
+    index_us: _Microseconds = Field(description="index: each query")
+    list_us: _Microseconds = Field(description="index: each list")
+    id_us: _Microseconds = Field(description="index: each item of the lists, which is checked")
+    match_us: _Microseconds = Field(description="index: each matching item of the lists, which is compared")
+
+    def scan(self, count: int) -> float:
+        """Microseconds of comparing with all matches."""
+        return self.scan_us + self.scan_row_us * count
+
+    def index(self, *, lists: Number, ids: Number, matches: Number) -> Number:
+        """Microseconds of scanning inverted lists under a filter, of numbers or arrays of them."""
+        return self.index_us + self.list_us * lists + self.id_us * ids + self.match_us * matches
+
+
+class RecallStep(_Value):
+    """Lists that a selectivity needs for the recall target, of a filter that is independent of the query."""
+
+    selectivity: float = Field(gt=0, le=1, description="matching items / all items")
+    probes: int = Field(gt=0, description="nearest lists to scan")
+    ids_share: _Share = Field(description="items in these lists / all items")
+
+
+class RecallCell(_Value):
+    """Recall of held-out queries under filters of one selectivity and correlation."""
+
+    selectivity: float = Field(gt=0, le=1)
+    correlation: Correlation
+    by_index: _Share = Field(description="queries whose lists were enough; the others are compared exactly")
+    recall: _Share = Field(description="of all these queries")
+    low: _Share = Field(description="95 % Wilson interval of the recall")
+    high: _Share
+    num_queries: int = Field(gt=0)
+
+
+class Recall(_Value):
+    """Share of the k most similar matching items that are answered, and how that is known."""
+
+    value: _Share
+    basis: Literal["exact", "calibrated", "built"] = Field(
+        description="exact; calibrated: by the recall table; built: measured once without a filter, at build"
+    )
+    low: _Share | None = Field(None, description="95 % interval; null: exact, or not known")
+    high: _Share | None = None
+    num_queries: int | None = Field(None, description="held-out queries it was measured on; null: exact")
+
+    def __str__(self) -> str:
+        if self.basis == "exact":
+            return "1, exact"
+        interval = "" if self.low is None else f", interval {self.low:.3f} to {self.high:.3f}"
+        word = "calibrated" if self.basis == "calibrated" else "measured at build"
+        queries = "" if self.num_queries is None else f" on {self.num_queries} queries"
+        return f"{self.value:.3f}, {word}{queries}{interval}"
+
+
+EXACT = Recall(value=1.0, basis="exact")
+
+
+class Probes(_Value):
+    """Lists to scan for the recall target where matches are as frequent near the query as anywhere."""
+
+    probes: int
+    ids_share: float
+    recall: Recall
+
+
+@dataclass(frozen=True)
+class Depths:
+    """How far from each query its first k matching items lie, counted in whole lists."""
+
+    ids: NDArray[np.int64]
+    """(Q,) items in the nearest lists that together have k matches."""
+    lists: NDArray[np.int64]
+    """(Q,) how many lists these are; 0: the lists looked at have fewer than k."""
+    nearest: NDArray[np.int64]
+    """(Q,) items in the nearest list."""
+
+    @classmethod
+    def of(cls, ids: NDArray[np.int64], matches: NDArray[np.int64], k: int) -> "Depths":
+        """From (Q, P) items and matches in each query's nearest lists."""
+        enough = matches.cumsum(axis=1) >= k
+        first = enough.argmax(axis=1)
+        within = np.take_along_axis(ids.cumsum(axis=1), first[:, None], axis=1)[:, 0]
+        return cls(within, np.where(enough.any(axis=1), first + 1, 0), ids[:, 0])
+
+
+class RecallTable(_Value):
+    """Lists to scan under a filter so that recall@k reaches the target.
+
+    It is read by *depth*, how many items of the whole index lie nearer to a query than its k-th match: about
+    k / selectivity. The 10 nearest of 1 % of the items and the 100 nearest of 10 % lie equally deep. Matches
+    that are rare near the query lie deeper. So each query's depth is counted in its own nearest lists. Where
+    it is far more than expected, the filter excludes what is near the query, and no list count is promised.
+    """
+
+    target: float = Field(gt=0, le=1)
+    k: int = Field(gt=0)
+    num_lists: int = Field(gt=0)
+    candidates: int = Field(gt=0, description="items found per answer, then compared in full; 1: none")
+    margin: float = Field(ge=1, description="factor of the steps' lists")
+    most_rare: float = Field(
+        ge=1, description="queries whose depth is more than so many times the expected one are not promised"
+    )
+    steps: tuple[RecallStep, ...] = Field(description="by falling selectivity; lists do not fall")
+    cells: tuple[RecallCell, ...] = Field(description="recall measured with these lists")
+
+    def probes_for(self, count: int, rows: int, k: int) -> Probes | None:
+        """The lists that a query is expected to need for k of `count` matches among `rows` items.
+
+        Returns:
+            With the lowest recall of the cells of the nearest selectivities, of any correlation; None: no
+            selectivity was measured that is as deep.
+        """
+        if not 0 < count <= rows or not self.steps:
+            return None
+        depth = max(k, self.k) * rows / count
+        if not self._is_promised(np.array(depth)):
+            return None
+        place = np.log(depth)
+        share = float(np.interp(place, self._log_depths, [step.ids_share for step in self.steps]))
+        return Probes(
+            probes=int(self._needed(np.array(depth))),
+            ids_share=min(share * self.margin, 1.0),
+            recall=self._recall(self.k / depth),
+        )
+
+    def lists_for(self, depths: Depths, *, count: int, rows: int, k: int) -> NDArray[np.int64]:
+        """(Q,) how many of its nearest lists each query needs; 0: no number is promised.
+
+        Args:
+            depths: of the queries' first max(k, `self.k`) matches.
+            count: matching items.
+            rows: items.
+            k: answers wanted.
+        """
+        expected = max(k, self.k) * rows / count + depths.nearest
+        promised = (
+            (depths.lists > 0) & self._is_promised(depths.ids) & (depths.ids <= self.most_rare * expected)
+        )
+        return np.where(promised, np.maximum(self._needed(depths.ids), depths.lists), 0)
+
+    @cached_property
+    def _log_depths(self) -> NDArray[np.float64]:
+        return np.log([self.k / step.selectivity for step in self.steps])
+
+    @cached_property
+    def _log_probes(self) -> NDArray[np.float64]:
+        return np.log([step.probes * self.margin for step in self.steps])
+
+    def _is_promised(self, depths: NDArray[Any]) -> NDArray[np.bool_]:
+        promised: NDArray[np.bool_] = depths <= self.k / self.steps[-1].selectivity * (1 + 1e-9)
+        return promised
+
+    def _needed(self, depths: NDArray[Any]) -> NDArray[np.int64]:
+        """Lists by depth, interpolated in the logarithms, at most all."""
+        logs = np.interp(np.log(np.maximum(depths, 1)), self._log_depths, self._log_probes)
+        probes = np.minimum(np.ceil(np.exp(logs) * (1 - 1e-12)), self.num_lists)
+        lists: NDArray[np.int64] = probes.astype(np.int64)
+        return lists
+
+    def _recall(self, selectivity: float) -> Recall:
+        shares = sorted({cell.selectivity for cell in self.cells})
+        below = [share for share in shares if share <= selectivity * (1 + 1e-9)][-1:]
+        above = [share for share in shares if share >= selectivity * (1 - 1e-9)][:1]
+        near = [cell for cell in self.cells if cell.selectivity in {*below, *above}]
+        worst = min(near, key=lambda cell: (cell.low, cell.recall))
+        return Recall(
+            value=worst.recall,
+            basis="calibrated",
+            low=worst.low,
+            high=worst.high,
+            num_queries=worst.num_queries,
+        )
+
+
+Kind = Literal["nothing", "exact", "index_filtered", "index"]
+
+
+class Plan(_Value):
+    """How a search is executed, why, what it costs by the model, and the recall with its basis."""
+
+    kind: Kind = Field(
+        description="nothing: no item matches; exact: compared with every match; index_filtered: the nearest "
+        "lists, without what does not match; index: as built, without a filter"
+    )
+    factory: str = Field(description="Faiss factory of the index")
+    count: int = Field(ge=0, description="items that match the filter; all without a filter")
+    rows: int = Field(ge=0, description="items of the index")
+    k: int = Field(gt=0, description="answers wanted")
+    filtered: bool
+    probes: int | None = Field(None, description="lists that a query is expected to need; null: none")
+    scan_us: float | None = Field(
+        None, description="CPU microseconds of exact by the cost model; null: unknown"
+    )
+    index_us: float | None = Field(None, description="of the index under this filter; null: not possible")
+    reason: str
+    recall: Recall
+    timed_elsewhere: str | None = Field(
+        None, description="the processor on which the costs were timed, where it is another than this one"
+    )
+    notes: tuple[str, ...] = Field((), description="what happened while it was executed")
+
+    def noting(self, *notes: str) -> "Plan":
+        """The plan with what happened while it was executed."""
+        return self.model_copy(update={"notes": (*self.notes, *(note for note in notes if note))})
+
+    def __str__(self) -> str:
+        if not self.filtered:
+            first = f"{self.factory} over {self.rows} items"
+        elif self.kind == "nothing":
+            first = f"none of {self.rows} items matches"
+        elif self.kind == "exact":
+            first = f"{self.count} of {self.rows} items match, compared with all of them"
+        elif self.kind == "index":
+            first = f"{self.count} of {self.rows} items match, {self.factory}"
+        else:
+            first = f"{self.count} of {self.rows} items match, {self.factory} among them, {self.probes} lists"
+        return "; ".join((first, *self.notes))
+
+    def explained(self) -> list[tuple[str, str]]:
+        """Name and text of each thing there is to say, for people."""
+        lines = [("plan", str(self)), ("reason", self.reason), ("matches", f"{self.count} of {self.rows}")]
+        if self.scan_us is not None:
+            lines.append(("exact", f"{self.scan_us:.0f} us"))
+        if self.index_us is not None:
+            lines.append(
+                ("index", f"{self.index_us:.0f} us" + (f", {self.probes} lists" if self.probes else ""))
+            )
+        if self.timed_elsewhere is not None:
+            lines.append(("timed on", f"{self.timed_elsewhere}: on this processor the costs may differ"))
+        return [*lines, ("recall", str(self.recall))]
+
+
+def choose_plan(
+    count: int,
+    rows: int,
+    k: int,
+    costs: Costs | None = None,
+    recall_table: RecallTable | None = None,
+    *,
+    factory: str = "Flat",
+    filtered: bool = True,
+    built: Recall | None = None,
+    timed_elsewhere: str | None = None,
+) -> Plan:
+    """Choose how to search.
+
+    Args:
+        count: items that match the filter.
+        rows: items of the index.
+        k: answers wanted.
+        costs: cost model; None: not timed.
+        recall_table: lists to scan under a filter; None: the index cannot search under a filter.
+        factory: the index's Faiss factory, for the reader.
+        filtered: whether there is a filter.
+        built: recall of the index without a filter; None: it is exact.
+        timed_elsewhere: the processor on which the costs were timed, where it is another.
+
+    Returns:
+        A plan that answers exactly min(k, count) items of recall at least the target of `recall_table`, or
+        exactly. Without a filter the index as it was built.
+
+    Raises:
+        ValueError: counts that cannot be.
+
+    Example:
+        >>> str(choose_plan(60, 120, 5))
+        '60 of 120 items match, compared with all of them'
+    """
+    if not (0 <= count <= rows and k >= 1):
+        raise ValueError(f"count must be 0 to rows and k 1 or more; got {count} of {rows} and k {k}.")
+    scan_us = None if costs is None else costs.scan(count)
+
+    def plan(kind: Kind, reason: str, recall: Recall = EXACT, *, probes: Probes | None = None) -> Plan:
+        return Plan(
+            kind=kind,
+            factory=factory,
+            count=count,
+            rows=rows,
+            k=k,
+            filtered=filtered,
+            probes=None if probes is None else probes.probes,
+            scan_us=scan_us,
+            index_us=_index_us(costs, probes, count, rows),
+            reason=reason,
+            recall=recall,
+            timed_elsewhere=timed_elsewhere,
+        )
+
+    if count == 0:
+        return plan("nothing", "no item matches")
+    if not filtered or (count == rows and built is not None):
+        why = "there is no filter" if not filtered else "every item matches"
+        return plan("index", why, built or EXACT)
+    if built is None:
+        return plan("exact", f"{factory} compares with every match anyway")
+    if k >= count:
+        return plan("exact", "every match is wanted")
+    if recall_table is None or costs is None:
+        return plan("exact", f"{factory} is not calibrated for filters")
+    probes = recall_table.probes_for(count, rows, k)
+    if probes is None:
+        return plan("exact", f"too few match to promise recall {recall_table.target:g} by the index")
+    index_us = _index_us(costs, probes, count, rows)
+    assert index_us is not None
+    if costs.scan(count) <= index_us:
+        return plan("exact", "it costs less than the index", probes=probes)
+    return plan("index_filtered", "it costs less than exact", probes.recall, probes=probes)
+
+
+def _index_us(costs: Costs | None, probes: Probes | None, count: int, rows: int) -> float | None:
+    if costs is None or probes is None:
+        return None
+    share = probes.ids_share
+    return costs.index(lists=float(probes.probes), ids=share * rows, matches=share * count)

@@ -384,8 +384,8 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
         raise InvalidSetting(f"An artefact to remove must be in the store itself; {link} is a symbolic link.")
     with storage.locked_pointer(folder) as pointer:
         if version is not None and version == pointer.version:
-            # Only an index can go back: a dataset and imported vectors are replaced by making them again.
-            way = f"Roll back first (`dml rollback index {base}`)" if kind == "index" else "Make another"
+            # A dataset cannot go back: it is what its source holds.
+            way = "Make another" if kind == "dataset" else f"Roll back first (`dml rollback {kind} {base}`)"
             raise InvalidSetting(
                 f"{name} must not be the current version; it is. {way}, or remove all of {base}: "
                 f"`dml rm {kind} {base}`."

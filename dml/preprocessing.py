@@ -169,17 +169,18 @@ def _eight_bits(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
 
 
 def resize_and_crop(image: Image.Image, config: PreprocessingConfig) -> Image.Image:
-    """The shorter side to `config.resize` (both, where it squashes), antialiased, then the centre crop.
+    """The image covering `config.resize` (both sides of it, where it squashes), then the centre crop.
 
-    Only what the crop shows is computed, so that a long strip costs no more than a square.
+    Antialiased. Only what the crop shows is computed, so that a long strip costs no more than a square.
     """
     if config.crop_mode == "none":
         return image
-    shorter = min(image.size)
-    scales = [shorter / config.resize] * 2
-    if config.crop_mode == "squash":
-        resized = (config.resize * side / config.crop for side in config.size)
-        scales = [length / side for length, side in zip(image.size, resized, strict=True)]
+    resized = (config.resize * side / config.crop for side in config.size)
+    scales = [length / side for length, side in zip(image.size, resized, strict=True)]
+    if config.crop_mode == "border":
+        return _bordered(image, config, max(scales))
+    if config.crop_mode == "center":
+        scales = [min(scales)] * 2
     # On the grid of the resized image, so that an image of the final size stays as it is, to the bit.
     left, top = (
         int((length / scale - side) / 2) * scale
@@ -190,6 +191,17 @@ def resize_and_crop(image: Image.Image, config: PreprocessingConfig) -> Image.Im
         for start, scale, side, length in zip((left, top), scales, config.size, image.size, strict=True)
     )
     return image.resize(config.size, resampling(config), box=(left, top, right, bottom))
+
+
+def _bordered(image: Image.Image, config: PreprocessingConfig, scale: float) -> Image.Image:
+    """The image made smaller by a factor, in the middle of the final size; around it the mean colour."""
+    mean = config.mean[::-1] if config.channel_order == "BGR" else config.mean
+    fill = tuple(round(255 * value) for value in mean)
+    whole = Image.new(config.color, config.size, fill[0] if len(fill) == 1 else fill)
+    resized = image.resize([max(round(length / scale), 1) for length in image.size], resampling(config))
+    left, top = (round((side - length) / 2) for side, length in zip(config.size, resized.size, strict=True))
+    whole.paste(resized, (left, top))
+    return whole
 
 
 def resampling(config: PreprocessingConfig) -> Image.Resampling:

@@ -12,6 +12,8 @@ from dml.data.forget import (
 )
 from dml.data.forgotten import add_forgotten
 from dml.embedding.embed import embed
+from dml.embedding.external import has_vectors
+from dml.errors import InvalidSetting
 from dml.lineage import remove_with_descendants
 from dml.refs import DatasetRef, IndexRef, require_package
 from dml.reports import ForgetReport
@@ -35,6 +37,13 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
         MissingArtifact: some of the items are in no version; nothing is removed.
     """
     root = store_uri(store)
+    if stage(has_vectors)(root, dataset):
+        raise InvalidSetting(
+            f"Items of a dataset can be forgotten; {dataset} are imported vectors. Import them again without "
+            f"these items, dml import FILE --name {dataset}; index them, dml index {dataset}; and remove the "
+            f"versions before, which `dml indexes` and `dml vectors` list: dml rm index {dataset}@VERSION, "
+            f"dml rm vectors {dataset}@VERSION."
+        )
     holding = stage(versions_containing)(root, dataset, ids)
     stage(require_known)(root, dataset, holding, ids)
     stage(add_forgotten)(root, dataset, ids)  # later ingests leave them out

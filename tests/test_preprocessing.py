@@ -280,9 +280,23 @@ def test_a_person_is_squashed_to_a_rectangle_as_plain_resizing_does(size):
     torch.testing.assert_close(got, want.permute(2, 0, 1), rtol=0, atol=1e-5)
 
 
-def test_a_height_without_squash_is_refused():
-    with pytest.raises(ValueError, match="crop_mode 'squash'; got 128"):
-        PreprocessingConfig(resize=64, crop=64, height=128)
+def test_a_height_of_what_stays_as_large_as_it_is_is_refused():
+    with pytest.raises(ValueError, match="got 128 with crop_mode 'none'"):
+        PreprocessingConfig(resize=64, crop=64, height=128, crop_mode="none")
+
+
+@pytest.mark.parametrize("size", [(128, 64), (64, 128), (32, 32)])
+@pytest.mark.parametrize(("mode", "height"), [("border", 64), ("border", 32), ("center", 32), ("squash", 32)])
+def test_every_crop_of_timm_is_followed_also_of_sizes_that_are_no_square(size, mode, height):
+    from timm.data import create_transform
+
+    config = PreprocessingConfig(resize=64, crop=64, height=height, crop_mode=mode)
+    image = gradient(*size)
+    settings = {"mean": config.mean, "std": config.std, "interpolation": "bilinear", "crop_pct": 1.0}
+    want = create_transform((3, height, 64), crop_mode=mode, **settings)(image)
+    got = preprocess(encoded(image), config)
+    assert got.shape == (3, height, 64)
+    assert (got - want).abs().max() < 2.1 / 255 / min(config.std)  # borders are whole numbers there, too
 
 
 def test_a_very_long_strip_costs_no_more_memory_than_its_crop():

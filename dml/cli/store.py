@@ -39,6 +39,7 @@ class Pointed(StrEnum):
 
     INDEX = "index"
     MODEL = "model"
+    VECTORS = "vectors"
 
 
 @verb()
@@ -183,7 +184,7 @@ def rollback(
     store: Store = None,
     as_json: Json = False,
 ) -> "RollbackReport":
-    """Make the version before the current one current again: of an index, or the champion of a model."""
+    """Make the version before the current one current again: of an index, of vectors, or a champion."""
     from dml.reports import RollbackReport
 
     root = store_uri(store)
@@ -191,6 +192,10 @@ def rollback(
         from dml.registry.champion import rollback_champion
 
         version = str(rollback_champion(root, name, reason=reason))
+    elif kind == Pointed.VECTORS:
+        from dml.embedding.external import rollback_vectors
+
+        version = rollback_vectors(root, name).source
     else:
         from dml.retrieval.index import rollback_index
 

@@ -47,7 +47,7 @@ class AttributeSplit(Part):
 
 
 class NoSplit(Part):
-    """Every class is for training; evaluate on another dataset, `dml train A --test B`."""
+    """Every class is for training; evaluate on another dataset, `dml train NAME --test OTHER`."""
 
     kind: Literal["none"] = "none"
 
@@ -132,11 +132,13 @@ class PreprocessingConfig(Part):
     color: Literal["RGB", "L"] = "RGB"
     resize: int = Field(256, gt=0, description="shorter side in pixels")
     crop: int = Field(224, gt=0, description="side of the centre crop, in pixels")
-    crop_mode: Literal["center", "squash", "none"] = Field(
-        "center", description="squash: both sides to `resize`, whatever the shape; none: as large as it is"
+    crop_mode: Literal["center", "squash", "border", "none"] = Field(
+        "center",
+        description="squash: both sides to `resize`, whatever the shape; border: the whole image, with "
+        "borders of the mean colour; none: as large as it is",
     )
     height: int | None = Field(
-        None, gt=0, description="of the result in pixels, with crop_mode squash; None: `crop`, a square"
+        None, gt=0, description="of the result in pixels; None: `crop`, a square. `crop` is the width then"
     )
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bilinear"
     channel_order: Literal["RGB", "BGR"] = Field("RGB", description="in which the network takes them")
@@ -158,10 +160,10 @@ class PreprocessingConfig(Part):
     def _consistent(self) -> Self:
         if self.crop > self.resize:
             raise ValueError(f"crop must not exceed resize; got {self.crop} and {self.resize}.")
-        if self.height is not None and self.crop_mode != "squash":
+        if self.height is not None and self.crop_mode == "none":
             raise ValueError(
-                f"height belongs to crop_mode 'squash'; got {self.height} with {self.crop_mode!r}. Set "
-                "crop_mode to 'squash', or leave height out for a square."
+                f"height is of a result that has one size; got {self.height} with crop_mode 'none'. Take "
+                "another crop_mode, or leave height out."
             )
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(

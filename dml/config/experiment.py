@@ -153,8 +153,8 @@ class ExperimentConfig(Part):
             )
         if self.preprocessing.crop_mode == "none":
             raise ValueError(
-                "A batch's images have one size, so preprocessing.crop_mode must be 'center' or 'squash' to "
-                "train; got 'none'."
+                "A batch's images have one size, so preprocessing.crop_mode must be 'center', 'squash' or "
+                "'border' to train; got 'none'."
             )
 
     def _check_head(self) -> None:

@@ -36,7 +36,7 @@ def require_evaluable(items: ItemsRef, config: EvaluationConfig, *, split: str |
     rows = read_rows(items, split=split, columns=["class_id", *attributes])
     classes = rows["class_id"].to_numpy()
     where = str(items) if split is None else f"split {split!r} of {items}"
-    remedy = _REMEDY if isinstance(items, DatasetRef) else _REMEDY_WITHOUT_IMAGES
+    remedy = _remedy(items)
     if len(np.unique(classes)) < 2:
         raise InvalidData(
             f"An evaluation needs items of at least 2 classes; the {where} has {len(np.unique(classes))} "
@@ -90,9 +90,15 @@ def shared_classes(train: DatasetRef, test: DatasetRef) -> list[str]:
 
 
 _REMEDY_WITHOUT_IMAGES = "Import the vectors again with labels that two items or more share."
-_REMEDY = (
-    "Ingest it with another --split or more images per class, or evaluate on another: dml train A --test B."
-)
+
+
+def _remedy(items: ItemsRef) -> str:
+    if not isinstance(items, DatasetRef):
+        return _REMEDY_WITHOUT_IMAGES
+    return (
+        f"Ingest {items.name} again with another --split or more images per class, or evaluate on another "
+        f"dataset: dml train {items.name} --test OTHER, dml evaluate MODEL OTHER."
+    )
 
 
 def _sizes(items: ItemsRef) -> str:

@@ -33,7 +33,10 @@ _RESERVED_NAMES = {*BASE_COLUMNS, IMAGE, POSITION, CLASS_ID, "similarity", "embe
     "label",
     "split",
 }
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_CSV_ENDINGS = (".csv", ".tsv")
+_DELIMITERS = ",;\t|"
+"""As of a manifest; the first, where none stands in the header."""
+_MOST_HEADER_BYTES = 1 << 20
 _ARROW_TYPES = {"string": pa.large_string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
 
 
@@ -50,8 +53,8 @@ def read_table(path: Path) -> tuple[pa.Table, list[str]]:
     if path.suffix.lower() not in TABLE_ENDINGS:
         raise InvalidSetting(f"A table of items must end in one of {list(TABLE_ENDINGS)}; got {path}.")
     try:
-        if path.suffix.lower() in _DELIMITERS:
-            return as_items(_read_csv(path, _DELIMITERS[path.suffix.lower()]), path)
+        if path.suffix.lower() in _CSV_ENDINGS:
+            return as_items(_read_csv(path), path)
         return as_items(parquet.read_table(path, partitioning=None), path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
@@ -60,15 +63,22 @@ def read_table(path: Path) -> tuple[pa.Table, list[str]]:
         ) from error
 
 
-def _read_csv(path: Path, delimiter: str) -> pa.Table:
+def _read_csv(path: Path) -> pa.Table:
     """The columns of a CSV file, each cast to its declared or inferred type."""
+    delimiter = _delimiter_of(path)
     parsing = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     header = csv.open_csv(path, parse_options=parsing).schema.names
+    if (
+        len(header) == 1
+    ):  # there a blank line is a row without a value, which others must not take the place of
+        parsing.ignore_empty_lines = False
     names, declared = declared_types(header, str(path))
     converting = csv.ConvertOptions(
         column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True, null_values=[""]
     )
     table = csv.read_csv(path, parse_options=parsing, convert_options=converting).rename_columns(names)
+    if len(names) == 1:
+        table = table.slice(0, _num_before_blanks(table[0]))
     columns = {}
     for name in names:
         texts = table[name].cast(pa.large_string())
@@ -76,6 +86,21 @@ def _read_csv(path: Path, delimiter: str) -> pa.Table:
         kind = "string" if is_text else declared.get(name) or inferred_type(texts.unique().to_pylist())
         columns[name] = texts.cast(_ARROW_TYPES[kind])
     return pa.table(columns)
+
+
+def _delimiter_of(path: Path) -> str:
+    """The delimiter that stands most often in the header; of a .tsv a tab."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    with path.open("rb") as stream:
+        header = stream.readline(_MOST_HEADER_BYTES)  # names, in which none of them stands
+    return max(_DELIMITERS, key=lambda each: header.count(each.encode()))
+
+
+def _num_before_blanks(values: pa.ChunkedArray) -> int:
+    """The number of rows up to the last with a value: blank lines at a file's end mean nothing."""
+    present = np.flatnonzero(values.is_valid().to_numpy())
+    return int(present[-1]) + 1 if len(present) else 0
 
 
 def as_items(table: pa.Table, path: Path) -> tuple[pa.Table, list[str]]:

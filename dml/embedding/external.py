@@ -160,6 +160,29 @@ def has_vectors(store: str, name: str) -> bool:
     return version in versions if version else bool(versions)
 
 
+def rollback_vectors(store: str, name: str) -> EmbeddingsRef:
+    """Make a former version of imported vectors the one that their name means again.
+
+    An index that was made of other vectors stays as it is; roll that back, too.
+
+    Args:
+        store: the store's URI.
+        name: NAME, the version before the current one; or NAME@VERSION, a former one.
+
+    Raises:
+        MissingArtifact: there is no such former version.
+        CorruptArtifact: it cannot be read; the current version stays.
+    """
+    base, version = split_version(name, "vectors")
+    folder = storage.named_folder(store, FOLDER, base)
+    if not storage.list_versions(folder):
+        raise storage.missing_version(folder, version, "vectors")
+    with storage.locked_pointer(folder) as pointer:
+        ref = _read_ref(storage.join(folder, pointer.rollback_target(version)))
+        pointer.roll_back(ref.version)
+    return ref
+
+
 def list_vectors(store: str, damaged: list[DmlError] | None = None) -> list[storage.Version[EmbeddingsRef]]:
     """Every version of all imported vectors; `damaged` is for `storage.read_versions`."""
     return storage.read_versions(storage.join(store, FOLDER), _read_ref, damaged)

@@ -3,6 +3,7 @@
 A block is read, used and let go, so a file may be larger than memory. Nothing is ever unpickled.
 """
 
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -116,6 +117,7 @@ class ParquetFile(VectorFile):
                     f"Vectors must be numbers; column {self.column!r} of {self.path} holds {kind.value_type}."
                 )
             size = kind.list_size if pa.types.is_fixed_size_list(kind) else self._usual_length(file)
+            self._is_fixed = pa.types.is_fixed_size_list(kind)
             return file.metadata.num_rows, size
 
     def _usual_length(self, file: parquet.ParquetFile) -> int:
@@ -127,7 +129,7 @@ class ParquetFile(VectorFile):
         return 0
 
     def blocks(self, num_rows: int) -> Iterator[Block]:
-        with open_parquet(self.path) as file:
+        with open_parquet(self.path, as_written=not self._is_fixed) as file:
             try:
                 for batch in file.iter_batches(batch_size=num_rows, columns=[self.column]):
                     yield self._block(_storage_of(batch.column(0)))
@@ -249,12 +251,39 @@ def require_numbers(array: Any, path: Path) -> tuple[int, int]:
     return int(array.shape[0]), int(array.shape[1])
 
 
-def open_parquet(path: Path) -> parquet.ParquetFile:
-    """A Parquet file, memory-mapped; raises InvalidData where it is damaged."""
+def open_parquet(path: Path, *, as_written: bool = True) -> parquet.ParquetFile:
+    """A Parquet file, memory-mapped.
+
+    Args:
+        path: the file.
+        as_written: in the Arrow types that its writer had; False: in those of Parquet, which has lists of any
+            length alone. Arrow refuses a whole column of lists of fixed length in which one row has none.
+
+    Raises:
+        InvalidData: it is damaged.
+    """
     try:
-        return parquet.ParquetFile(path, memory_map=True, pre_buffer=False)
+        metadata = None if as_written else _without_arrow_schema(path)
+        return parquet.ParquetFile(path, metadata=metadata, memory_map=True, pre_buffer=False)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
+
+
+def _without_arrow_schema(path: Path) -> parquet.FileMetaData:
+    """A file's metadata, in which the entry with its writer's Arrow types has another name."""
+    with path.open("rb") as stream:
+        stream.seek(-_PARQUET_TAIL_BYTES, os.SEEK_END)
+        tail = stream.read()
+        length = int.from_bytes(tail[:4], "little")
+        stream.seek(-_PARQUET_TAIL_BYTES - length, os.SEEK_END)
+        footer = stream.read(length)
+    renamed = footer.replace(_ARROW_SCHEMA, _ARROW_SCHEMA.lower())
+    return parquet.read_metadata(pa.BufferReader(_PARQUET_MARK + renamed + tail))
+
+
+_PARQUET_MARK, _PARQUET_TAIL_BYTES = b"PAR1", 8
+"""A file begins with the mark, and ends with the length of its metadata, in 4 bytes, and the mark."""
+_ARROW_SCHEMA = b"ARROW:schema"
 
 
 def read_columns(path: Path, columns: list[str]) -> pa.Table:

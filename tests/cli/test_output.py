@@ -3,11 +3,23 @@
 import json
 import re
 import sys
+import time
 
 import pytest
 
 from dml.cli.output import print_json, print_table, stdout, visible
 from tests.cli.conftest import LABELS
+
+
+def test_a_long_answer_has_a_line_per_row_and_is_printed_at_once(capsys):
+    rows = [{"id": f"item\n{n}", "similarity": 1 - n / 1e6, "price": n if n else None} for n in range(50_000)]
+    began = time.process_time()
+    print_table("answers", rows)
+    assert time.process_time() - began < 5  # as a laid out table: 40
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 50_002
+    assert lines[3].split() == [r"item\n1", "1", "1"]
+    assert lines[0] == "answers"
 
 
 def flat(text):

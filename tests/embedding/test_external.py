@@ -12,7 +12,7 @@ from pyarrow import parquet
 from dml import storage
 from dml.data.dataset import read_rows
 from dml.data.quarantine import read_quarantine
-from dml.embedding.external import find_vectors, import_vectors
+from dml.embedding.external import find_vectors, import_vectors, rollback_vectors
 from dml.embedding.table import read_embeddings
 from dml.errors import CorruptArtifact, InvalidData, InvalidSetting, MissingArtifact, TooManyRefused
 from tests.embedding.vectors import (
@@ -182,6 +182,40 @@ def test_a_line_of_a_text_file_is_one_id_whatever_separators_it_has(tmp_path, ne
         new_store, "clip", write_npy(tmp_path, random_vectors()), ids=tmp_path / "ids.txt"
     )
     assert read_rows(report.embeddings.items)["id"].to_pylist() == ids
+
+
+def test_a_blank_line_among_ids_is_a_missing_id_and_moves_no_other(tmp_path, new_store):
+    vectors = write_npy(tmp_path, random_vectors()[:4])
+    (tmp_path / "ids.csv").write_text("id\na\n\nc\nd\n\n\n")
+    report = import_vectors(new_store, "v", vectors, ids=tmp_path / "ids.csv", max_quarantined=0.5)
+    assert [(each.reason, each.rows) for each in report.refused] == [("missing id", 1)]
+    table = read_embeddings(report.embeddings)
+    assert table.ids.to_pylist() == ["a", "c", "d"]
+    np.testing.assert_allclose(table.vectors, unit(random_vectors()[[0, 2, 3]]), atol=1e-6)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "|", "\t"])
+def test_a_csv_table_may_have_any_usual_delimiter(tmp_path, new_store, delimiter):
+    vectors = write_npy(tmp_path, random_vectors()[:2])
+    rows = [["id", "size", "price"], ["x", "1,5", "3"], ["y", '"z;"', "4"]]
+    if delimiter == ",":
+        rows[1][1] = '"1,5"'
+    (tmp_path / "items.csv").write_text("".join(delimiter.join(row) + "\n" for row in rows))
+    report = import_vectors(new_store, "v", vectors, attributes=tmp_path / "items.csv")
+    table = read_rows(report.embeddings.items)
+    assert report.embeddings.items.attributes == {"size": "string", "price": "int64"}
+    assert table["size"].to_pylist() == ["1,5", "z;"]
+
+
+def test_a_former_version_is_meant_again_after_a_rollback(tmp_path, new_store):
+    first = import_vectors(new_store, "v", write_npy(tmp_path, random_vectors())).embeddings
+    import_vectors(new_store, "v", write_npy(tmp_path, -random_vectors()))
+    assert rollback_vectors(new_store, "v").version == first.version
+    assert find_vectors(new_store, "v").version == first.version
+    with pytest.raises(MissingArtifact, match="must have a former version"):
+        rollback_vectors(new_store, "v")
+    with pytest.raises(MissingArtifact, match="'w' must exist"):
+        rollback_vectors(new_store, "w")
 
 
 def test_a_label_that_is_nan_is_missing(tmp_path, new_store):

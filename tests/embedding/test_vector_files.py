@@ -78,6 +78,26 @@ def test_lists_that_are_missing_or_of_another_length_are_reported(tmp_path):
     assert np.isnan(block.vectors[3, 1])
 
 
+@pytest.mark.parametrize(
+    "make", [lambda kind: kind, lambda kind: pa.fixed_shape_tensor(kind.value_type, [2])]
+)
+@pytest.mark.parametrize("number", [pa.float32(), pa.float16(), pa.uint8()])
+def test_a_missing_list_of_fixed_length_is_one_bad_row(tmp_path, number, make):
+    """Arrow reads no such column: apache/arrow's "Expected all lists to be of size=2"."""
+    kind = pa.list_(number, 2)
+    column = pa.array([[1, 2], None, [8, 9], None], kind)
+    if (extension := make(kind)) is not kind:
+        column = pa.ExtensionArray.from_storage(extension, column)
+    parquet.write_table(pa.table({"id": ["a", "b", "c", "d"], "v": column}), tmp_path / "v.parquet")
+    file = open_vectors(tmp_path / "v.parquet")
+    blocks = list(file.blocks(2))
+    assert (file.num_rows, file.dim) == (4, 2)
+    assert [{row: reason for row, (reason, _) in block.problems.items()} for block in blocks] == [
+        {1: "missing vector"}
+    ] * 2
+    np.testing.assert_array_equal([block.vectors[0] for block in blocks], [[1, 2], [8, 9]])
+
+
 def _pickled_array(path):
     np.save(path, np.array([{"a": 1}, None], dtype=object), allow_pickle=True)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dml.config import DatasetReportConfig, IndexConfig
@@ -14,6 +15,7 @@ from dml.data.forgotten import add_forgotten
 from dml.data.ingest import ingest, ingest_config_of
 from dml.data.thumbnails import make_thumbnails, read_thumbnails
 from dml.embedding.embed import embed
+from dml.embedding.external import import_vectors
 from dml.embedding.table import read_embeddings
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.integrity import check_store
@@ -179,3 +181,10 @@ def test_killed_anywhere_and_repeated_it_leaves_nothing_of_the_items_and_all_of_
     left = {name: len(open_index(find_index(store, name)).items) for name in ("small", "large")}
     assert left == {"small": 28, "large": 58}
     assert all(not each.damaged for each in check_store(store))
+
+
+def test_forgetting_items_of_imported_vectors_says_how_it_is_done(tmp_path):
+    np.save(tmp_path / "v.npy", np.eye(4, dtype=np.float32))
+    import_vectors(str(tmp_path / "store"), "clip", tmp_path / "v.npy")
+    with pytest.raises(InvalidSetting, match=r"clip are imported vectors. Import them again without"):
+        forget_flow.fn("clip", ["1"], str(tmp_path / "store"))

@@ -23,7 +23,7 @@ class PreprocessingFile(Part):
         None, description="of what the network sees: its side, or (height, width), in pixels"
     )
     resize: int | None = Field(None, gt=0, description="shorter side before the crop; default: `size`")
-    crop_mode: Literal["center", "squash", "none"] | None = None
+    crop_mode: Literal["center", "squash", "border", "none"] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] | None = None
     color: Literal["RGB", "BGR", "L"] | None = Field(None, description="L: one channel of grey")
     scale: float = Field(1 / 255, gt=0)

@@ -45,20 +45,15 @@ class TimmSource(Source):
 
 def _preprocessing(name: str, known: dict[str, Any]) -> PreprocessingConfig:
     channels, height, width = known["input_size"]
-    if height != width or channels != 3:
+    if channels != 3:
         raise InvalidSetting(
-            f"An embedder must see square RGB images; {name} sees {channels} x {height} x {width}. Name "
-            "another network."
-        )
-    if known["crop_mode"] == "border":
-        raise InvalidSetting(
-            f"An image must be cropped at the centre or squashed; {name} fills its borders up. Name "
-            "another network."
+            f"An embedder must see RGB images; {name} sees {channels} channels. Name another network."
         )
     interpolation = known["interpolation"]
     return PreprocessingConfig(
-        resize=max(math.floor(height / known["crop_pct"]), height),
-        crop=height,
+        resize=max(math.floor(width / known["crop_pct"]), width),
+        crop=width,
+        height=None if height == width else height,
         crop_mode=known["crop_mode"],
         interpolation=interpolation if interpolation in _INTERPOLATIONS else "bicubic",
         mean=known["mean"],

@@ -24,6 +24,7 @@ from dml.storage import cache_dir
 
 _SCANNED_ROWS = 200_000  # 100 MB, beyond most caches
 _LISTS, _CENTROIDS = 256, 1024
+_FEW_ROWS_SHARE = 8
 _LIST_CODES = {
     "Flat": "Flat",
     "SQfp16": "SQfp16",
@@ -87,9 +88,7 @@ def measure(processor: str, threads: int, *, rows: int = _SCANNED_ROWS) -> Rates
     centroids.add(vectors[:_CENTROIDS])
     centroid_s = _of_one_thread(lambda: _search_each(centroids, queries, 16)) / _CENTROIDS
     assign_s = _of_all_threads(lambda: centroids.search(vectors[: 1 << 14], 1), threads) / (1 << 14)
-    row_s = {
-        code: _list_row_s(factory, vectors, queries, centroid_s) for code, factory in _LIST_CODES.items()
-    }
+    scanned = {code: _list_s(factory, vectors, queries, centroid_s) for code, factory in _LIST_CODES.items()}
     graph = faiss.index_factory(PROBE_DIM, f"HNSW{PROBE_LINKS}", faiss.METRIC_INNER_PRODUCT)
     in_graph = vectors[: min(PROBE_GRAPH_ROWS, rows)]
     insert_s = _of_all_threads(lambda: graph.add(in_graph), threads, times=1) / len(in_graph)
@@ -101,7 +100,8 @@ def measure(processor: str, threads: int, *, rows: int = _SCANNED_ROWS) -> Rates
         threads=threads,
         measured=True,
         scan_row_ns=_of_one_thread(lambda: _search_each(flat, queries, 10)) / rows * 1e9,
-        list_row_ns={code: seconds * 1e9 for code, seconds in row_s.items()},
+        list_us={code: list_s * 1e6 for code, (list_s, _) in scanned.items()},
+        list_row_ns={code: row_s * 1e9 for code, (_, row_s) in scanned.items()},
         centroid_ns=centroid_s * 1e9,
         multiply_ps=assign_s / (_CENTROIDS * PROBE_DIM) * 1e12,
         compare_ns=_compare_s(flat, queries, rows) * 1e9,
@@ -112,18 +112,22 @@ def measure(processor: str, threads: int, *, rows: int = _SCANNED_ROWS) -> Rates
     )
 
 
-def _list_row_s(
+def _list_s(
     factory: str, vectors: NDArray[np.float32], queries: NDArray[np.float32], centroid_s: float
-) -> float:
-    """Seconds a row in the lists of an index, all of which are scanned; a short list costs more a row."""
+) -> tuple[float, float]:
+    """Seconds of each list that is scanned, and of each row in it: from lists of few rows, and of more."""
     index = faiss.index_factory(PROBE_DIM, f"IVF{_LISTS},{factory}", faiss.METRIC_INNER_PRODUCT)
     lists = faiss.extract_index_ivf(index)
     lists.cp.niter = 2
     index.train(vectors[: _LISTS * 64])
-    index.add(vectors)
     lists.nprobe = _LISTS
-    taken = _of_one_thread(lambda: _search_each(index, queries, 10))
-    return max(taken - centroid_s * _LISTS, taken / 10) / len(vectors)
+    few = len(vectors) // _FEW_ROWS_SHARE
+    taken = []
+    for block in (vectors[:few], vectors[few:]):
+        index.add(block)
+        taken.append(_of_one_thread(lambda: _search_each(index, queries, 10)) - _LISTS * centroid_s)
+    row_s = max(taken[1] - taken[0], 0.1 * taken[1]) / (len(vectors) - few)
+    return max(taken[0] - few * row_s, 0.05 * taken[0]) / _LISTS, row_s
 
 
 def _compare_s(flat: faiss.Index, queries: NDArray[np.float32], rows: int) -> float:

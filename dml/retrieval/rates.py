@@ -20,6 +20,7 @@ class Rates(BaseModel):
     threads: int = Field(gt=0)
     measured: bool = Field(description="false: figures of another machine, for reference")
     scan_row_ns: _Positive = Field(description="exact search: each row")
+    list_us: dict[str, _Positive] = Field(description="inverted lists: each that is scanned, by its code")
     list_row_ns: dict[str, _Positive] = Field(description="inverted lists: each row, by its code")
     centroid_ns: _Positive = Field(description="each centroid a query is compared with")
     multiply_ps: _Positive = Field(description="picoseconds a multiplication when rows are assigned to lists")
@@ -35,6 +36,7 @@ REFERENCE = Rates(
     threads=1,
     measured=False,
     scan_row_ns=46,
+    list_us={"Flat": 0.5, "SQfp16": 0.5, "SQ8": 0.5, "RaBitQ": 1.0, "PQ": 1.5},
     list_row_ns={"Flat": 58, "SQfp16": 32, "SQ8": 27, "RaBitQ": 13, "PQ": 1.5},
     centroid_ns=11,
     multiply_ps=60,

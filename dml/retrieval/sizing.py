@@ -28,34 +28,37 @@ FILTER_BYTES = 4
 _ITEM_BYTES = 120  # a digest as id, a label and short attributes, in items.arrow
 _LEAST_RECALL = 0.5
 _ROWS_PER_LIST = 39  # fewer to train on, and Faiss warns
-_LISTS = (16, 1 << 17)
+_LISTS = (16, 1 << 20)
+_LISTS_PER_ROOT = (4, 16)
+_MORE_LISTS_FROM = 10**6  # before, the time of training them is not worth it
 _COARSE_GRAPH_FROM = 1 << 15  # beyond, comparing with all centroids takes as long as the lists
 _COARSE_LINKS = 32
 _LINKS = 32
-_TRAIN_ROWS_PER_LIST, _LEAST_TRAIN_ROWS = 100, 1 << 16
+_TRAIN_ROWS_PER_LIST, _TRAIN_SHARE, _LEAST_TRAIN_ROWS = 100, 0.2, 1 << 16
 _ITERATIONS = 10
 _VERIFIED_QUERIES = 1000
 _MACHINES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
 _RECALLS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.999)
 
-# What recall@10 takes, on 200,000 and 1,000,000 vectors drawn around a trained embedding
-# (`python -m benchmarks.sizing`): recall to the share of 1,024 lists, to `efSearch`, to `k_factor`.
-_PROBES = {0.5: 1, 0.8: 3, 0.9: 6, 0.95: 11, 0.98: 22, 0.99: 32, 0.999: 96, 1.0: 1024}
+# What recall@10 takes on 200,000 vectors drawn around a trained embedding (`benchmarks/_embeddings.py`): of
+# 2,048 lists, of `efSearch`, and, for the neighbours that are in the lists, of `k_factor`.
+_PROBES = {0.46: 1, 0.59: 2, 0.73: 4, 0.85: 8, 0.92: 16, 0.966: 32, 0.99: 64, 0.999: 128, 1.0: 256}
 _PROBES_GROW = 0.35
 _VISITED = {0.5: 10, 0.9: 16, 0.95: 32, 0.98: 64, 0.99: 128, 0.995: 256, 0.999: 1024}
 _K_FACTORS: dict[str, dict[float, float]] = {
-    "SQ8": {0.5: 1, 0.98: 1, 0.999: 2},
-    "RaBitQ4": {0.5: 1, 0.98: 2, 0.999: 4},
-    "RaBitQ": {0.5: 2, 0.9: 8, 0.95: 12, 0.98: 24, 0.99: 32, 0.995: 64},
-    "PQ/2": {0.5: 1, 0.95: 2, 0.99: 4, 0.999: 8},
-    "PQ/4": {0.5: 2, 0.95: 6, 0.99: 12, 0.999: 32},
-    "PQ/8": {0.5: 4, 0.9: 16, 0.95: 32, 0.99: 64},
+    "SQ8": {0.5: 1, 0.99: 1, 0.9999: 2},
+    "RaBitQ": {0.68: 1, 0.86: 2, 0.96: 4, 0.989: 8, 0.998: 16, 0.9999: 32},
+    "PQ/2": {0.665: 1, 0.848: 2, 0.945: 4, 0.988: 8, 0.999: 16, 0.9999: 32},
+    "PQ/4": {0.468: 1, 0.624: 2, 0.765: 4, 0.879: 8, 0.953: 16, 0.983: 32, 0.994: 64},
+    "PQ/8": {0.257: 1, 0.364: 2, 0.489: 4, 0.625: 8, 0.753: 16, 0.862: 32, 0.93: 64, 0.98: 128},
 }
-_IMBALANCE = 1.3  # rows in a probed list over those of the mean list: full lists lie where queries are
+_IMBALANCE = 1.05  # rows in a probed list over those of the mean list: full lists lie where queries are
 _GRAPH_GROWS = 0.25  # a visit and an insertion cost this power of the rows more: steps, and memory far away
 
 _IMAGES_PER_S = {"ingest": 300.0, "embed": 1500.0, "train": 500.0}
 _EPOCHS = 10
+
+_CALL_S = 8e-6  # of a call from Python
 
 _GPU_LINKS = 64
 _GPU_INSERT_US, _GPU_QUERY_MS = 40.0, 1.0  # CAGRA on one H100: published, not measured by us
@@ -165,6 +168,8 @@ class _Candidate:
     machines: int
     rates: Rates = field(repr=False)
     is_gpu: bool = False
+    given: tuple[tuple[str, int], ...] = ()
+    """Search parameters that are set by hand; the others are what the recall takes."""
 
     @cached_property
     def rows(self) -> int:
@@ -189,25 +194,36 @@ class _Candidate:
             return max(_VISITED)
         if self.family.lists:
             refined = _K_FACTORS.get(self._k_factor_kind)
-            return 0.999 if refined is None else max(refined)
+            return 0.999 if refined is None else 2 * max(refined) - 1
         return 1.0 if self.family.code == "Flat" else 0.999
+
+    @property
+    def _recall_of_each(self) -> float:
+        """What lists reach, and what codes keep, so that both together are the target."""
+        missed = 1 - self.target.recall
+        return 1 - missed / 2 if self._k_factor_kind in _K_FACTORS else self.target.recall
 
     @cached_property
     def probes(self) -> int:
         if not self.family.lists:
             return 0
-        wanted = _between(_PROBES, self.target.recall) * math.pow(self.family.lists / 1024, _PROBES_GROW)
+        if "nprobe" in dict(self.given):
+            return dict(self.given)["nprobe"]
+        wanted = _between(_PROBES, self._recall_of_each) * math.pow(self.family.lists / 2048, _PROBES_GROW)
         return min(max(round(wanted), 1), self.family.lists)
 
     @cached_property
     def visited(self) -> int:
-        return round(_between(_VISITED, self.target.recall)) if self.family.links else 0
+        wanted = dict(self.given).get("efSearch") or round(_between(_VISITED, self.target.recall))
+        return wanted if self.family.links else 0
 
     @cached_property
     def k_factor(self) -> int:
         """Candidates per answer that are compared in full; 0: none are."""
+        if "k_factor_rf" in dict(self.given):
+            return dict(self.given)["k_factor_rf"]
         table = _K_FACTORS.get(self._k_factor_kind) if self.family.lists else None
-        return math.ceil(_between(table, self.target.recall)) if table else 0
+        return math.ceil(_between(table, self._recall_of_each)) if table else 0
 
     @property
     def parameters(self) -> str:
@@ -244,14 +260,15 @@ class _Candidate:
             return _GPU_QUERY_MS * 1e-3
         if self.family.links:
             grown = math.pow(max(self.rows, PROBE_GRAPH_ROWS) / PROBE_GRAPH_ROWS, _GRAPH_GROWS)
-            return self.visited * rates.visit_us * 1e-6 * grown * scale
+            return _CALL_S + self.visited * rates.visit_us * 1e-6 * grown * scale
         if not self.family.lists:
-            return self.rows * rates.scan_row_ns * 1e-9 * scale
+            return _CALL_S + self.rows * rates.scan_row_ns * 1e-9 * scale
         coarse = self.family.lists * rates.centroid_ns * 1e-9 * scale
         if self.family.coarse_links:
             coarse = max(self.probes, 16) * rates.visit_us * 1e-6 * scale
         scanned = min(self.probes / self.family.lists * _IMBALANCE, 1.0) * self.rows
-        return coarse + scanned * self._list_row_s + self._refine_s
+        lists_s = self.probes * rates.list_us[self.family.code] * 1e-6
+        return _CALL_S + coarse + lists_s + scanned * self._list_row_s + self._refine_s
 
     @property
     def _list_row_s(self) -> float:
@@ -281,7 +298,9 @@ class _Candidate:
             return reading + verifying + self.rows * rates.insert_us * 1e-6 * grown * scale
         if not self.family.lists:
             return reading
-        trained = min(self.rows, max(self.family.lists * _TRAIN_ROWS_PER_LIST, _LEAST_TRAIN_ROWS))
+        lists = self.family.lists
+        sampled = min(lists * _TRAIN_ROWS_PER_LIST, int(_TRAIN_SHARE * self.rows))
+        trained = min(max(sampled, lists * _ROWS_PER_LIST, _LEAST_TRAIN_ROWS), self.rows)
         assign_s = self.family.lists * dim * multiply_s
         add_s = assign_s
         if self.family.coarse_links:
@@ -304,12 +323,19 @@ class _Candidate:
             return "needs a GPU; --gpu-memory names one"
         if self.family.lists * _ROWS_PER_LIST > self.rows:
             return f"{self.rows:,} rows are too few for lists"
-        allowed = target.gpu_bytes if self.is_gpu else target.memory_bytes
-        if self.memory_bytes > allowed:
-            return f"{show_bytes(self.memory_bytes)} on each machine, more than {show_bytes(allowed)}"
+        if not self.fits:
+            return f"{show_bytes(self.memory_bytes)} on each machine, more than {show_bytes(self._allowed)}"
         if self.query_s * 1e3 > target.latency_ms:
             return f"{self.query_s * 1e3:.3g} ms for a query, more than {target.latency_ms:g}"
         return ""
+
+    @property
+    def _allowed(self) -> int:
+        return self.target.gpu_bytes if self.is_gpu else self.target.memory_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.memory_bytes <= self._allowed
 
     @property
     def is_exact(self) -> bool:
@@ -339,16 +365,16 @@ def _between(table: dict[float, float] | dict[float, int], recall: float) -> flo
 
 def _kinds(rows: int, dim: int) -> Iterator[tuple[str, Family, bool]]:
     """Every family that is tried for a shard: its name in the list, itself, and whether it is a GPU's."""
-    exact = math.log2(4 * math.sqrt(rows))
-    lists = min(max(2 ** round(exact), _LISTS[0]), _LISTS[1])
-    inverted = f"IVF{lists}" + (f"_HNSW{_COARSE_LINKS}" if lists >= _COARSE_GRAPH_FROM else "")
     yield "Flat", Family.of("Flat"), False
-    for code in ("Flat", "SQfp16", "SQ8", "RaBitQ"):
-        yield f"IVF-{code}", Family.of(f"{inverted},{code}"), False
-    for divisor in (2, 4, 8):
-        if dim % divisor == 0:
-            parts = dim // divisor
-            yield f"IVF-PQ{parts}x4fs", Family.of(f"{inverted},PQ{parts}x4fs"), False
+    for per_root in _LISTS_PER_ROOT if rows >= _MORE_LISTS_FROM else _LISTS_PER_ROOT[:1]:
+        lists = min(max(2 ** round(math.log2(per_root * math.sqrt(rows))), _LISTS[0]), _LISTS[1])
+        inverted = f"IVF{lists}" + (f"_HNSW{_COARSE_LINKS}" if lists >= _COARSE_GRAPH_FROM else "")
+        for code in ("Flat", "SQfp16", "SQ8", "RaBitQ"):
+            yield f"IVF-{code}", Family.of(f"{inverted},{code}"), False
+        for divisor in (2, 4, 8):
+            if dim % divisor == 0:
+                parts = dim // divisor
+                yield f"IVF-PQ{parts}x4fs", Family.of(f"{inverted},PQ{parts}x4fs"), False
     yield "HNSW", Family.of(f"HNSW{_LINKS}"), False
     yield "CAGRA", Family.of("Flat"), True
 
@@ -361,8 +387,7 @@ def _candidates(target: Target, rates: Rates) -> dict[str, list[_Candidate]]:
         if machines > 1 and machines > target.rows:
             break
         for kind, family, is_gpu in _kinds(-(-target.rows // machines), target.dim):
-            name = kind
-            found.setdefault(name, []).append(_Candidate(target, family, machines, rates, is_gpu))
+            found.setdefault(kind, []).append(_Candidate(target, family, machines, rates, is_gpu))
     return found
 
 
@@ -409,6 +434,23 @@ def plan(target: Target, rates: Rates = REFERENCE) -> SizingReport:
     )
 
 
+def estimate(target: Target, factory: str, rates: Rates = REFERENCE, *, parameters: str = "") -> IndexOption:
+    """What an index of a factory string takes, on one machine, within the bounds or not.
+
+    Args:
+        target: rows, dimensions, recall and memory.
+        factory: of a family that can be planned with.
+        rates: of the machine.
+        parameters: of a search, as Faiss' ParameterSpace takes them; others are what the recall takes.
+
+    Raises:
+        InvalidSetting: another family.
+    """
+    settings = (setting.partition("=") for setting in parameters.split(",") if setting)
+    given = tuple((name, round(float(value))) for name, _, value in settings)
+    return _option(_Candidate(target, Family.of(factory), 1, rates, given=given), None)
+
+
 def factory_for(rows: int, dim: int, *, recall: float, latency_ms: float, memory: int, filters: int) -> str:
     """The factory string for an index on one machine, by the figures for reference, so that it is the same on
     every machine with as much memory.
@@ -435,12 +477,8 @@ def _representative(candidates: Sequence[_Candidate]) -> _Candidate:
     """A feasible one on the fewest machines; else the one that is refused least."""
     feasible = [candidate for candidate in candidates if candidate.is_feasible]
     if feasible:
-        return feasible[0]
-    fits = [
-        each
-        for each in candidates
-        if each.memory_bytes <= (each.target.gpu_bytes if each.is_gpu else each.target.memory_bytes)
-    ]
+        return min(feasible, key=lambda candidate: candidate.order)
+    fits = [candidate for candidate in candidates if candidate.fits]
     return fits[0] if fits else candidates[-1]
 
 

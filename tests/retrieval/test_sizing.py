@@ -66,7 +66,7 @@ def test_each_nearest_target_is_feasible(target):
 
 
 def test_the_nearest_targets_name_the_bounds_that_are_in_the_way():
-    report = plan(Target(10**9, 512, 0.99, 20, 64 * 10**9, filters=3, machines=1))
+    report = plan(Target(10**7, 128, 0.99, 20, 10**9, filters=3, machines=1))
     assert (report.feasible, report.chosen) == (False, None)
     assert [words.split()[0] for words in report.nearest] == [
         "--recall",
@@ -119,7 +119,7 @@ def test_slower_machines_are_not_promised_what_faster_ones_are():
 
 def test_a_factory_for_a_machine_is_refused_where_nothing_fits():
     assert factory_for(1000, 64, recall=0.95, latency_ms=5, memory=10**9, filters=0) == "Flat"
-    with pytest.raises(InvalidSetting, match=r"nearest that is: --recall|--memory"):
+    with pytest.raises(InvalidSetting, match="nearest that is: --"):
         factory_for(10**9, 512, recall=0.95, latency_ms=5, memory=10**9, filters=0)
 
 

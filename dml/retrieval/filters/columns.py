@@ -138,4 +138,5 @@ def kind_of(type_: pa.DataType) -> Kind:
         return "boolean"
     if types.is_integer(type_):
         return "integer"
-    return "number" if types.is_floating(type_) else "other"
+    is_number = types.is_floating(type_) and not types.is_float16(type_)  # of which Arrow compares none
+    return "number" if is_number else "other"

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,9 @@ from dml.training.checkpoint import verify_checkpoint
 from dml.training.initial import initial_encoder
 from dml.training.loop import Hooks, run_identity, train_loop
 from dml.training.spawn import run_ranks
+from dml.training.train_data import require_trainable
 from dml.training.worker import Worker
+from tests.data.pictures import class_folders
 
 RGB = '{"color":"RGB","resize":32,"crop":32}'
 ONE_THREAD = "training.threads_per_worker=1"  # two wait for each other where the machine is busy
@@ -264,6 +267,17 @@ def test_fewer_classes_than_a_batch_needs_is_refused(dataset, tmp_path):
         ray_trainer.train(
             experiment("smoke").overridden(["sampler.classes_per_batch=64"]), dataset, str(tmp_path)
         )
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_two_classes_can_be_trained_on_and_one_cannot(classes, tmp_path):
+    config = experiment("smoke").overridden(["sampler.classes_per_batch=2", "sampler.samples_per_class=2"])
+    source = str(class_folders(tmp_path / "images", classes=classes, per_class=2))
+    ingested = IngestConfig(name="few", source=source, split={"kind": "none"}, num_workers=1)
+    dataset = ingest(ingested, str(tmp_path))
+    too_few = pytest.raises(InvalidData, match="at least 2 classes")
+    with too_few if classes == 1 else nullcontext():
+        require_trainable(config, dataset)
 
 
 def test_a_dataset_without_a_train_split_is_refused(tmp_path):

@@ -22,8 +22,12 @@ _HTTP_RETRY_SETTINGS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQ
 """Enough for a server that restarts. MLflow's defaults, 7 and 120, wait four minutes for a stopped server."""
 
 
-def connect(tracking_uri: str) -> "MlflowClient":
+def connect(tracking_uri: str, *, timeout_s: float = CONTACT_TIMEOUT_S) -> "MlflowClient":
     """An MLflow client. From this call on, MLflow refuses models that need unpickling.
+
+    Args:
+        tracking_uri: of a server or a database.
+        timeout_s: for the first contact with a server.
 
     Raises:
         Unreachable: no server answers at the address, or the server is not MLflow.
@@ -40,7 +44,7 @@ def connect(tracking_uri: str) -> "MlflowClient":
     import mlflow
 
     if (os.getpid(), tracking_uri) not in _CHECKED:
-        _check_connection(tracking_uri)
+        _check_connection(tracking_uri, timeout_s)
         _CHECKED.add((os.getpid(), tracking_uri))
     client = mlflow.MlflowClient(tracking_uri, registry_uri=tracking_uri)
     return cast("MlflowClient", _Client(client, tracking_uri))
@@ -70,7 +74,7 @@ def as_default(tracking_uri: str) -> Iterator[None]:
 def require_answer(tracking_uri: str) -> None:
     """Check again, briefly, that a server answers; raises Unreachable. A database is not checked."""
     if tracking_uri.startswith(_HTTP):
-        _check_server(tracking_uri)
+        _check_server(tracking_uri, CONTACT_TIMEOUT_S)
 
 
 @contextmanager
@@ -107,14 +111,14 @@ class _Client:
         return call
 
 
-def _check_connection(tracking_uri: str) -> None:
+def _check_connection(tracking_uri: str, timeout_s: float) -> None:
     """Check a tracking URI on first use, with a short timeout, since retries do not fix a wrong address."""
     import mlflow
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     if tracking_uri.startswith(_HTTP):
-        _check_server(tracking_uri)
+        _check_server(tracking_uri, timeout_s)
         return
     file = sqlite_file(tracking_uri)
     try:
@@ -131,17 +135,17 @@ def _check_connection(tracking_uri: str) -> None:
         ) from error
 
 
-def _check_server(tracking_uri: str) -> None:
+def _check_server(tracking_uri: str, timeout_s: float) -> None:
     import mlflow.utils.rest_utils  # noqa: F401  # the import takes seconds, which must not count
 
     try:
-        call_within(CONTACT_TIMEOUT_S, lambda: _require_mlflow(tracking_uri))
+        call_within(timeout_s, lambda: _require_mlflow(tracking_uri, timeout_s))
     except TimeoutError as error:
         raise _unreachable(tracking_uri, error) from error
 
 
-def _require_mlflow(tracking_uri: str) -> None:
-    response = _get(tracking_uri, "experiments/search", max_results=1)
+def _require_mlflow(tracking_uri: str, timeout_s: float) -> None:
+    response = _get(tracking_uri, "experiments/search", timeout_s, max_results=1)
     if response.status_code != 200:
         raise Unreachable(
             f"MLflow must answer at {without_password(tracking_uri)}; it refuses with status "
@@ -150,7 +154,7 @@ def _require_mlflow(tracking_uri: str) -> None:
         )
     content = _json(response)
     if content == {}:  # all experiments were deleted; or a different server that always returns {}
-        content = _json(_get(tracking_uri, "experiments/get", experiment_id="0"))
+        content = _json(_get(tracking_uri, "experiments/get", timeout_s, experiment_id="0"))
     is_mlflow = isinstance(content, dict) and bool(
         {"experiments", "experiment", "error_code"} & content.keys()
     )
@@ -161,7 +165,7 @@ def _require_mlflow(tracking_uri: str) -> None:
         )
 
 
-def _get(tracking_uri: str, route: str, **params: Any) -> "Response":
+def _get(tracking_uri: str, route: str, timeout_s: float, **params: Any) -> "Response":
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
@@ -174,7 +178,7 @@ def _get(tracking_uri: str, route: str, **params: Any) -> "Response":
             params=params,
             max_retries=0,
             raise_on_status=False,
-            timeout=CONTACT_TIMEOUT_S,
+            timeout=timeout_s,
         )
     except MlflowException as error:
         raise _unreachable(tracking_uri, error.__cause__ or error.__context__ or error) from error

@@ -70,14 +70,15 @@ def test_a_server_that_is_down_is_reported_at_once(free_port, monkeypatch, tmp_p
     assert time.monotonic() - began < 10
 
 
-def test_a_server_that_never_answers_is_reported_within_ten_seconds(silent_port):
+def test_a_server_that_never_answers_is_reported_after_the_timeout(silent_port):
     began = time.monotonic()
     with pytest.raises(Unreachable, match=f"127.0.0.1:{silent_port}; it does not answer in time"):
-        connect(f"http://127.0.0.1:{silent_port}")
-    assert CONTACT_TIMEOUT_S <= time.monotonic() - began < 10
+        connect(f"http://127.0.0.1:{silent_port}", timeout_s=1)
+    assert 1 <= time.monotonic() - began < 3
+    assert CONTACT_TIMEOUT_S < 10
 
 
-def test_a_server_that_sends_single_bytes_is_reported_within_ten_seconds():
+def test_a_server_that_sends_single_bytes_is_reported_after_the_timeout():
     class Dripping(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200)
@@ -95,8 +96,8 @@ def test_a_server_that_sends_single_bytes_is_reported_within_ten_seconds():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     began = time.monotonic()
     with pytest.raises(Unreachable, match="it does not answer in time"):
-        connect(f"http://127.0.0.1:{server.server_port}")
-    assert time.monotonic() - began < 10
+        connect(f"http://127.0.0.1:{server.server_port}", timeout_s=1)
+    assert 1 <= time.monotonic() - began < 3
     over.set()
     server.shutdown()
 

@@ -121,6 +121,17 @@ def read_rows(ref: ItemsRef, *, split: str | None = None, columns: Sequence[str]
     return table if columns is None else table.select(list(dict.fromkeys([*columns, POSITION])))
 
 
+def read_row_parts(ref: ItemsRef, *, split: str | None = None) -> Iterator[pa.Table]:
+    """The rows of `read_rows`, with all that is stored but the image, fragment by fragment."""
+    first = 0
+    for uri in fragments(ref):
+        table = with_wide_offsets(read_fragment(uri))
+        positions = np.arange(first, first + len(table), dtype=np.int64)
+        first += len(table)
+        table = table.append_column(POSITION, pa.array(positions))
+        yield table if split is None else table.filter(compute.equal(table["split"], split))
+
+
 def _class_ids(labels: pa.ChunkedArray) -> NDArray[np.int64]:
     """(N,) the index of each label among the sorted distinct labels."""
     encoded = labels.combine_chunks().dictionary_encode()

@@ -22,6 +22,7 @@ from dml.refs import EmbeddingsRef, require_dataset
 _FOLDER = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
 _DIGEST = np.dtype("S64")  # hex SHA-256
 _READ_THREADS = 8
+_BLOCK_ROWS, _STREAM_BYTES = 1 << 13, 1 << 22
 _REMEDY = "Remove it, and run `dml embed`, or what read it, again: it is made anew."
 
 
@@ -48,32 +49,54 @@ def read_embeddings(ref: EmbeddingsRef, *, split: str | None = None) -> Embeddin
         IncompatibleArtifact: the table is of another split, or of items without splits.
         CorruptArtifact: a file is damaged, or the table's rows are not its items, in their order.
     """
+    vectors = np.empty((_num_rows(ref, split), ref.dim), dtype=np.float32)
+    positions = np.empty(len(vectors), dtype=np.int64)
+    chunks: list[pa.Array] = []
+    start = 0
+    for part in read_pieces(ref, split=split):
+        stop = start + len(part.ids)
+        vectors[start:stop], positions[start:stop] = part.vectors, part.positions
+        chunks += part.ids.chunks
+        start = stop
+    return EmbeddingTable(pa.chunked_array(chunks, pa.large_string()), vectors, positions)
+
+
+def read_pieces(ref: EmbeddingsRef, *, split: str | None = None) -> Iterator[EmbeddingTable]:
+    """The rows of `read_embeddings`, some thousand at a time; memory: a few pieces, and ids read ahead.
+
+    Raises:
+        IncompatibleArtifact, CorruptArtifact: as `read_embeddings`; missing rows after the last piece.
+    """
+    num_rows, chosen = _num_rows(ref, split), split or ref.split
+    start = first = 0
+    for part, fragment, rows in _parts_and_rows(ref, of_split=chosen is not None):
+        is_chosen = _is_of(rows, chosen)
+        stop = start + int(is_chosen.sum())
+        if start < stop <= num_rows:  # a part without chosen rows is not read
+            held = _of_split(rows, ref.split)["id"]
+            _refuse_other_samples(part, read_part(part, ["id"])["id"], fragment, held)
+            kept = np.flatnonzero(is_chosen[_is_of(rows, ref.split)])
+            ids = rows["id"].filter(pa.array(is_chosen)).cast(pa.large_string())
+            positions = first + np.flatnonzero(is_chosen)
+            begin = seen = 0
+            for block in _vector_blocks(part, ref.dim):
+                end = int(np.searchsorted(kept, seen + len(block)))
+                vectors = block if end - begin == len(block) else block[kept[begin:end] - seen]
+                yield EmbeddingTable(ids.slice(begin, end - begin), vectors, positions[begin:end])
+                begin, seen = end, seen + len(block)
+        start, first = stop, first + len(rows)
+    if start != num_rows:
+        raise CorruptArtifact(f"{ref.uri} must have {num_rows} rows; it has {start}. Embed again.")
+
+
+def _num_rows(ref: EmbeddingsRef, split: str | None) -> int:
     if split is not None and ref.split not in (None, split):
         raise IncompatibleArtifact(
             f"The table must have embeddings of the split {split!r}; {ref.uri} has those of {ref.split!r}. "
             "Embed that split, or the whole dataset."
         )
     chosen = split or ref.split
-    num_rows = ref.rows if chosen == ref.split else _size_of(ref, chosen)
-    vectors = np.empty((num_rows, ref.dim), dtype=np.float32)
-    positions = np.empty(num_rows, dtype=np.int64)
-    ids: list[pa.ChunkedArray] = []
-    start = first = 0
-    for part, fragment, rows in _parts_and_rows(ref, of_split=chosen is not None):
-        is_chosen = _is_of(rows, chosen)
-        stop = start + int(is_chosen.sum())
-        if start < stop <= num_rows:  # a part without chosen rows is not read
-            table = read_part(part, ["id", "embedding"])
-            _refuse_other_samples(part, table["id"], fragment, _of_split(rows, ref.split)["id"])
-            kept = is_chosen[_is_of(rows, ref.split)]
-            vectors[start:stop] = _vectors(table, ref.dim)[kept]
-            positions[start:stop] = first + np.flatnonzero(is_chosen)
-            ids.append(rows["id"].filter(pa.array(is_chosen)).cast(pa.large_string()))
-        start, first = stop, first + len(rows)
-    if start != num_rows:
-        raise CorruptArtifact(f"{ref.uri} must have {num_rows} rows; it has {start}. Embed again.")
-    chunks = [chunk for column in ids for chunk in column.chunks]
-    return EmbeddingTable(pa.chunked_array(chunks, pa.large_string()), vectors, positions)
+    return ref.rows if chosen == ref.split else _size_of(ref, chosen)
 
 
 def _parts_and_rows(ref: EmbeddingsRef, *, of_split: bool) -> Iterator[tuple[str, str, pa.Table]]:
@@ -269,6 +292,23 @@ class KnownVectors:
         numbers = np.where(rows < 0, -1, np.searchsorted(self._starts, rows, side="right") - 1)
         for number in np.unique(numbers[numbers >= 0]):
             yield int(number), numbers == number
+
+
+def _vector_blocks(uri: str, dim: int) -> Iterator[NDArray[np.float32]]:
+    """(n, D) the vectors of a part. Reading it whole takes three times its memory, beside it."""
+    filesystem, path = storage.filesystem(uri)
+    with (
+        storage.reading(uri, _REMEDY),
+        parquet.ParquetFile(
+            path,
+            filesystem=filesystem,
+            pre_buffer=False,
+            buffer_size=_STREAM_BYTES,
+            page_checksum_verification=True,
+        ) as file,
+    ):
+        for batch in file.iter_batches(_BLOCK_ROWS, columns=["embedding"]):
+            yield batch.column(0).flatten().to_numpy().reshape(-1, dim)
 
 
 def _vectors(part: pa.Table, dim: int) -> NDArray[np.float32]:

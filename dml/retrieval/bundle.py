@@ -5,7 +5,10 @@
 measured of them, if anything.
 """
 
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -16,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dml import storage
 from dml.errors import CorruptArtifact, IncompatibleArtifact
+from dml.progress import count
 from dml.refs import IndexRef
 from dml.retrieval.plan import Costs, RecallTable
 from dml.retrieval.vectors import FlatVectors
@@ -23,6 +27,9 @@ from dml.retrieval.vectors import FlatVectors
 INDEX_FILE, VECTORS_FILE, ITEMS_FILE = "index.faiss", "vectors.faiss", "items.arrow"
 CALIBRATION_FILE = "calibration.json"
 INDEX_FORMAT = 2
+_MOST_CHUNK_ROWS = 1 << 20  # 32-bit offsets are enough for a chunk's text, at 2 KiB an item
+_CHUNK_BYTES = 1 << 26
+_NARROW = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
 REMEDY = "`dml verify --repair` builds the index again."
 
 
@@ -50,6 +57,42 @@ class Items:
             ):
                 items[position] = item
         return items
+
+
+def write_items(folder: Path, parts: Iterable[pa.Table]) -> None:
+    """Write the items, some at a time, in chunks as large as fit.
+
+    Args:
+        folder: of this machine.
+        parts: some rows each, in order, with 64-bit offsets.
+    """
+    gathered: list[pa.Table] = []
+    with (folder / ITEMS_FILE).open("wb") as file, ExitStack() as stack:
+        writer = None
+        for part in parts:
+            schema = pa.schema(
+                [field.with_type(_NARROW.get(field.type, field.type)) for field in part.schema]
+            )
+            if writer is None:
+                writer = stack.enter_context(pa.ipc.new_file(file, schema))
+            gathered.append(part)
+            count(len(part))
+            rows, size = sum(map(len, gathered)), sum(table.nbytes for table in gathered)
+            if rows >= _MOST_CHUNK_ROWS or size >= _CHUNK_BYTES:
+                _write_chunk(writer, gathered, schema)
+                gathered = []
+        if gathered and writer is not None:
+            _write_chunk(writer, gathered, schema)
+
+
+def read_items(folder: Path) -> pa.Table:
+    """The items that `write_items` wrote, memory-mapped."""
+    with pa.memory_map(str(folder / ITEMS_FILE)) as source:
+        return pa.ipc.open_file(source).read_all()
+
+
+def _write_chunk(writer: pa.ipc.RecordBatchFileWriter, tables: list[pa.Table], schema: pa.Schema) -> None:
+    writer.write_table(pa.concat_tables(tables).combine_chunks().cast(schema))
 
 
 class Calibration(BaseModel):
@@ -99,11 +142,8 @@ def open_bundle(ref: IndexRef) -> Bundle:
             f"{ref.uri} must be as it was published; Faiss cannot read it: "
             f"{str(error).rsplit(': ', 1)[-1]}. {REMEDY}"
         ) from error
-    with (
-        storage.reading(f"{ref.uri}/{ITEMS_FILE}", REMEDY),
-        pa.memory_map(str(folder / ITEMS_FILE)) as source,
-    ):
-        items = Items(pa.ipc.open_file(source).read_all())
+    with storage.reading(f"{ref.uri}/{ITEMS_FILE}", REMEDY):
+        items = Items(read_items(folder))
     sizes = index.ntotal, vectors.rows, len(items.table)
     if (*sizes, vectors.dim) != (ref.rows, ref.rows, ref.rows, ref.embeddings.dim):
         raise CorruptArtifact(

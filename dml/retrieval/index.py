@@ -6,39 +6,41 @@ version, and ids, labels and attributes never come apart from their vectors.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import fs
 
 from dml import storage
 from dml.config import IndexConfig
-from dml.data.dataset import read_rows, require_schema
+from dml.data.dataset import read_row_parts, require_schema
 from dml.data.forgotten import digest_of_id, forgotten_ids
-from dml.embedding.table import read_embeddings
+from dml.embedding.table import read_pieces
 from dml.errors import DmlError, IncompatibleArtifact, InvalidSetting
 from dml.names import split_version
 from dml.progress import Ticker, begin, count
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef
-from dml.retrieval.bundle import INDEX_FILE, INDEX_FORMAT, ITEMS_FILE, VECTORS_FILE
+from dml.retrieval.bundle import INDEX_FILE, INDEX_FORMAT, VECTORS_FILE, read_items, write_items
+from dml.retrieval.fill import fill, num_lists
 from dml.retrieval.search import open_index
-from dml.retrieval.vectors import write_vectors
+from dml.retrieval.vectors import FlatVectors, write_vectors
 
 logger = logging.getLogger(__name__)
 
 _FLAT_BELOW = 100_000
 _FLAT_FACTORY = {"float32": "Flat", "float16": "SQfp16"}
-_ADD_ROWS = 1 << 17
-_ITEMS_PER_CHUNK = 1 << 20  # 32-bit offsets are enough for a chunk's text, at 2 KiB an item
-_NARROW = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
 _RECALL_AT = 10
 _WANTED_RECALL = 0.95
 _FEWEST_PROBES = 8
-_TRAIN_ROWS_PER_LIST = 100  # 30 to 256 by Faiss' guidelines
+_IDS_AT_ONCE = 1 << 16
 
 
 def build_index(
@@ -75,51 +77,66 @@ def build_index(
     if storage.is_intact(uri):
         logger.info("index: nothing to do, %s@%s is built already", name, fingerprint[:12])
         return _read_ref(uri)
-    with Ticker("index") as ticker:
-        ticker.begin("reading vectors")
-        vectors = read_embeddings(embeddings).vectors
-        items = read_rows(embeddings.items, split=embeddings.split)
-        index = _fill(factory, vectors)
-        ticker.begin("measuring recall")
+    with Ticker("index"), storage.staged(uri) as staged, _local(staged) as folder:
+        vectors, index = _write_vectors(folder, factory, embeddings, config)
+        begin("writing items", "rows", embeddings.rows)
+        write_items(folder, read_row_parts(embeddings.items, split=embeddings.split))
+        begin("measuring recall")
         recall = _tune(index, vectors, config)
-    ref = IndexRef(
-        uri=uri,
-        fingerprint=fingerprint,
-        name=name,
-        embeddings=embeddings,
-        model=model,
-        factory=factory,
-        rows=len(items),
-        recall=recall,
-    )
-    _save(ref, index, vectors, items, config)
-    _refuse_forgotten(store, ref, items["id"])
-    return ref
-
-
-def _save(
-    ref: IndexRef, index: faiss.Index, vectors: NDArray[np.float32], items: pa.Table, config: IndexConfig
-) -> None:
-    """Write a version aside, and publish it whole."""
-    with Ticker("index") as ticker, storage.staged(ref.uri) as staged:
-        ticker.begin("writing")
-        _write(staged, index, items)
-        if ref.factory != _FLAT_FACTORY[config.vectors]:
-            _write_vectors(staged, vectors, config)
+        if vectors.index is not index:
+            begin("writing the index")
+            _write_index(folder, index)
+        ref = IndexRef(
+            uri=uri,
+            fingerprint=fingerprint,
+            name=name,
+            embeddings=embeddings,
+            model=model,
+            factory=factory,
+            rows=embeddings.rows,
+            recall=recall,
+        )
         description = {
             "format": INDEX_FORMAT,
             "ref": ref.model_dump(mode="json", exclude={"uri"}),
             "config": config.model_dump(mode="json"),
             "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
-        storage.publish(staged, ref.uri, description)
+        begin("publishing")
+        _upload(folder, staged)
+        ids = read_items(folder)["id"]  # mapped, also when the folder has its final name
+        storage.publish(staged, uri, description)
+        _refuse_forgotten(store, ref, ids)
+    return ref
+
+
+@contextmanager
+def _local(staged: str) -> Iterator[Path]:
+    """A staging folder, or a folder of this machine where that is remote: files of an index are read back
+    while it is built."""
+    if not storage.is_remote(staged):
+        yield Path(storage.resolve(staged))
+        return
+    storage.make_folder(str(storage.cache_dir()))
+    with TemporaryDirectory(prefix="index-", dir=storage.cache_dir()) as folder:
+        yield Path(folder)
+
+
+def _upload(folder: Path, staged: str) -> None:
+    if storage.is_remote(staged):
+        filesystem, path = storage.filesystem(staged)
+        fs.copy_files(str(folder), path, fs.LocalFileSystem(), filesystem)
 
 
 def _refuse_forgotten(store: str, ref: IndexRef, ids: pa.ChunkedArray) -> None:
     """Take back a version with items that were forgotten meanwhile: `forget` saw it, or this does."""
     items = ref.embeddings.items
     forgotten = forgotten_ids(store, items.name) if isinstance(items, DatasetRef) else frozenset()
-    if forgotten and any(digest_of_id(id_) in forgotten for id_ in ids.to_pylist()):
+    if forgotten and any(
+        digest_of_id(id_) in forgotten
+        for start in range(0, len(ids), _IDS_AT_ONCE)
+        for id_ in ids.slice(start, _IDS_AT_ONCE).to_pylist()
+    ):
         storage.remove(ref.uri)
         raise IncompatibleArtifact(
             f"An index must not hold what is forgotten; items of {items.name} were "
@@ -131,72 +148,98 @@ def _choose_factory(num_rows: int) -> str:
     """Exact while that is cheap; then inverted lists, as many as Faiss' guidelines give for the size."""
     if num_rows < _FLAT_BELOW:
         return "Flat"
-    if num_rows < 1_000_000:
-        return f"IVF{2 ** round(math.log2(4 * math.sqrt(num_rows)))},Flat"
-    return f"IVF{16_384 if num_rows < 4_000_000 else 65_536},SQfp16"
+    lists = 2 ** round(math.log2(4 * math.sqrt(num_rows)))
+    return f"IVF{lists},Flat" if num_rows < 1_000_000 else f"IVF{lists},SQfp16"
 
 
-def _fill(factory: str, vectors: NDArray[np.float32]) -> faiss.Index:
-    """Train and fill."""
+def _write_vectors(
+    folder: Path, factory: str, embeddings: EmbeddingsRef, config: IndexConfig
+) -> tuple[FlatVectors, faiss.Index]:
+    """Write the flat vectors, and fill an index with them; a flat index is the file itself."""
+    is_both = factory == _FLAT_FACTORY[config.vectors]
+    index = _empty_index(factory, embeddings)
+    path = folder / (INDEX_FILE if is_both else VECTORS_FILE)
+    begin("reading vectors", "rows", embeddings.rows)
+    with path.open("wb") as file:
+        write_vectors(
+            file.write,
+            _counted(piece.vectors for piece in read_pieces(embeddings)),
+            rows=embeddings.rows,
+            dim=embeddings.dim,
+            dtype=config.vectors,
+        )
+    vectors = FlatVectors(str(path))
+    if is_both:
+        return vectors, vectors.index
     try:
-        index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        fill(index, vectors)
+    except RuntimeError as error:
+        raise _refused(factory, error) from error
+    return vectors, index
+
+
+def _counted(blocks: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+    for block in blocks:
+        yield block
+        count(len(block))
+
+
+def _refused(factory: str, error: RuntimeError) -> InvalidSetting:
+    return InvalidSetting(
+        f"index.factory must be a Faiss index_factory string for inner products; got {factory!r}: "
+        f"{str(error).rsplit(': ', 1)[-1]}"
+    )
+
+
+def _empty_index(factory: str, embeddings: EmbeddingsRef) -> faiss.Index:
+    try:
+        index = faiss.index_factory(embeddings.dim, factory, faiss.METRIC_INNER_PRODUCT)
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise RuntimeError("it compares by another metric")
-        if not index.is_trained:
-            begin(f"training {factory}")
-            index.train(_training_rows(index, vectors, factory))
-        begin(f"filling {factory}", "rows", len(vectors))
-        for start in range(0, len(vectors), _ADD_ROWS):
-            index.add(vectors[start : start + _ADD_ROWS])
-            count(_ADD_ROWS)
-        index.search(vectors[:1], 1)  # refuses what has no lists to search
     except RuntimeError as error:
+        raise _refused(factory, error) from error
+    lists = num_lists(index)
+    if lists > embeddings.rows:
         raise InvalidSetting(
-            f"index.factory must be a Faiss index_factory string for inner products; got {factory!r}: "
-            f"{str(error).rsplit(': ', 1)[-1]}"
-        ) from error
+            f"{factory} has {lists} lists, more than the {embeddings.rows} rows. Use Flat, or fewer lists."
+        )
     return index
 
 
-def _training_rows(index: faiss.Index, vectors: NDArray[np.float32], factory: str) -> NDArray[np.float32]:
-    lists = getattr(faiss.try_extract_index_ivf(index), "nlist", 1)
-    if lists > len(vectors):
-        raise InvalidSetting(
-            f"{factory} has {lists} lists, more than the {len(vectors)} rows. Use Flat, or fewer lists."
-        )
-    wanted = min(len(vectors), max(lists * _TRAIN_ROWS_PER_LIST, 1 << 16))
-    chosen = np.random.default_rng(0).choice(len(vectors), wanted, replace=False)
-    return vectors[np.sort(chosen)]
+def _write_index(folder: Path, index: faiss.Index) -> None:
+    with (folder / INDEX_FILE).open("wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
 
 
-def _tune(index: faiss.Index, vectors: NDArray[np.float32], config: IndexConfig) -> float:
+def _tune(index: faiss.Index, vectors: FlatVectors, config: IndexConfig) -> float:
     """Set the probes, by hand or by doubling until the recall is there; returns recall@10.
 
     Queries are rows of the table, each without itself: finding oneself is no merit.
     """
-    k = min(_RECALL_AT, len(vectors) - 1)
+    k = min(_RECALL_AT, vectors.rows - 1)
     if k == 0:
         return 1.0
-    number = min(config.recall_queries, len(vectors))
-    rows = np.random.default_rng(1).choice(len(vectors), number, replace=False)
-    _, nearest = faiss.knn(vectors[rows], vectors, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
+    number = min(config.recall_queries, vectors.rows)
+    rows = np.random.default_rng(1).choice(vectors.rows, number, replace=False)
+    queries = vectors.take(rows)
+    _, nearest = vectors.search(queries, k + 1)
     truth = _without_itself(nearest, rows, k)
     lists = faiss.try_extract_index_ivf(index)
     if lists is None:
-        return _recall(index, vectors, rows, truth)
+        return _recall(index, queries, rows, truth)
     lists.nprobe = min(config.num_probes or _FEWEST_PROBES, lists.nlist)
-    recall = _recall(index, vectors, rows, truth)
+    recall = _recall(index, queries, rows, truth)
     while config.num_probes is None and recall < _WANTED_RECALL and lists.nprobe < lists.nlist:
         lists.nprobe = min(lists.nprobe * 2, lists.nlist)
-        recall = _recall(index, vectors, rows, truth)
+        recall = _recall(index, queries, rows, truth)
     return recall
 
 
 def _recall(
-    index: faiss.Index, vectors: NDArray[np.float32], rows: NDArray[np.int64], truth: NDArray[np.int64]
+    index: faiss.Index, queries: NDArray[np.float32], rows: NDArray[np.int64], truth: NDArray[np.int64]
 ) -> float:
     k = truth.shape[1]
-    _, nearest = index.search(vectors[rows], k + 1)
+    _, nearest = index.search(queries, k + 1)
     others = _without_itself(nearest, rows, k)
     return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(others, truth, strict=True)]))
 
@@ -205,28 +248,6 @@ def _without_itself(nearest: NDArray[np.int64], rows: NDArray[np.int64], k: int)
     """(Q, k): the k best of k + 1 neighbours that are not the query."""
     others = np.argsort(nearest == rows[:, None], axis=1, kind="stable")[:, :k]
     return np.take_along_axis(nearest, others, axis=1)
-
-
-def _write(folder: str, index: faiss.Index, items: pa.Table) -> None:
-    """Stream both files to wherever the store is."""
-    filesystem, path = storage.filesystem(folder)
-    with filesystem.open_output_stream(f"{path}/{INDEX_FILE}") as stream:
-        faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write))  # type: ignore[attr-defined]
-    schema = pa.schema([field.with_type(_NARROW.get(field.type, field.type)) for field in items.schema])
-    with (
-        filesystem.open_output_stream(f"{path}/{ITEMS_FILE}") as stream,
-        pa.ipc.new_file(stream, schema) as writer,
-    ):
-        for start in range(0, len(items), _ITEMS_PER_CHUNK):
-            writer.write_table(items.slice(start, _ITEMS_PER_CHUNK).combine_chunks().cast(schema))
-
-
-def _write_vectors(folder: str, vectors: NDArray[np.float32], config: IndexConfig) -> None:
-    filesystem, path = storage.filesystem(folder)
-    with filesystem.open_output_stream(f"{path}/{VECTORS_FILE}") as stream:
-        blocks = (vectors[start : start + _ADD_ROWS] for start in range(0, len(vectors), _ADD_ROWS))
-        rows, dim = vectors.shape
-        write_vectors(stream.write, blocks, rows=rows, dim=dim, dtype=config.vectors)
 
 
 def publish_index(store: str, ref: IndexRef) -> None:

@@ -86,12 +86,12 @@ class FlatVectors:
         self, path: str, index: faiss.Index | None = None, *, block_bytes: int = _BLOCK_BYTES
     ) -> None:
         self.path, self.block_bytes = path, block_bytes
-        self._index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC) if index is None else index
-        if not is_flat(self._index):
+        self.index = faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC) if index is None else index
+        if not is_flat(self.index):
             raise ValueError(f"A file of flat vectors must be a flat Faiss index; {path} is another.")
-        self.rows, self.dim = int(self._index.ntotal), int(self._index.d)
-        self.dtype: VectorType = "float32" if isinstance(self._index, faiss.IndexFlat) else "float16"
-        self._row_bytes = int(self._index.sa_code_size())
+        self.rows, self.dim = int(self.index.ntotal), int(self.index.d)
+        self.dtype: VectorType = "float32" if isinstance(self.index, faiss.IndexFlat) else "float16"
+        self._row_bytes = int(self.index.sa_code_size())
         self._start = os.path.getsize(path) - self.rows * self._row_bytes
         self._halves = None
         if self.dtype == "float16":
@@ -108,7 +108,7 @@ class FlatVectors:
         self._refuse_rows_outside(rows)
         if self._halves is not None:
             return self._halves[rows].view(np.float16).astype(np.float32)
-        taken: NDArray[np.float32] = self._index.reconstruct_batch(np.ascontiguousarray(rows, dtype=np.int64))
+        taken: NDArray[np.float32] = self.index.reconstruct_batch(np.ascontiguousarray(rows, dtype=np.int64))
         return taken
 
     def blocks(self, block_rows: int | None = None) -> Iterator[NDArray[np.float32]]:
@@ -173,7 +173,7 @@ class FlatVectors:
         rows = np.ascontiguousarray(rows, dtype=np.int64)
         selector = faiss.IDSelectorArray(rows)
         parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-        return _sorted(*self._index.search(queries, k, params=parameters))
+        return _sorted(*self.index.search(queries, k, params=parameters))
 
     def _search_halves(
         self, queries: NDArray[np.float32], k: int, rows: NDArray[np.int64]

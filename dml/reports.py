@@ -451,6 +451,58 @@ class SearchPlan(Result):
     notes: list[str] = Field(description="what happened while it was executed")
 
 
+class ImageHit(Result):
+    """An image of an identity among the answers."""
+
+    id: str
+    similarity: float = Field(description="cosine of query and image, [-1, 1]")
+    attributes: dict[str, str | int | float | bool | None] = Field(description="null: it has no value")
+
+
+class IdentityHit(Result):
+    """An identity among the answers of a search, which are grouped by it."""
+
+    identity: str = Field(description="the label; of items without labels the id")
+    similarity: float = Field(description="of its most similar image, or the mean over its images")
+    images: list[ImageHit] = Field(description="the most similar image, or all its images")
+
+
+class TriedScope(Result):
+    """A part of the gallery that an identification looked into."""
+
+    scope: str = Field(description="a filter; empty: the whole gallery")
+    share: float | None = Field(description="of the FPIR; null: the threshold was given")
+    threshold: float | None = Field(description="similarity; null: nobody is in the scope")
+    candidates: int = Field(description="identities at or above it, whom the hint allows")
+
+
+class Identification(Result):
+    """Whose image a probe is, of those enrolled, or nobody's."""
+
+    index: str = Field(description="NAME@VERSION")
+    status: Literal["identified", "unknown", "needs_hint", "undecided"] = Field(
+        description='"needs_hint": several could be, and `ask` tells them apart; "undecided": nothing does'
+    )
+    identity: str | None = Field(None, description="the label; of items without labels the id")
+    similarity: float | None = Field(None, description="of its most similar image")
+    id: str | None = Field(None, description="of that image")
+    scope: str | None = Field(None, description="the filter of the scope that decided; null: none did")
+    ask: str | None = Field(None, description="the attribute to ask for; never a value of it")
+    tried: list[TriedScope] = Field(description="in order")
+
+
+class Verification(Result):
+    """Whether two images show the same identity, or an image an enrolled identity."""
+
+    index: str = Field(description="NAME@VERSION")
+    same: bool
+    similarity: float = Field(description="cosine; of the most similar image of an identity")
+    threshold: float
+    fmr: float | None = Field(description="false-match rate of the threshold; null: it was given")
+    identity: str | None = Field(description="null: the other is an image")
+    images: int = Field(description="with which the image was compared")
+
+
 class SearchReport(Result):
     """The answers to one query, and the query plan."""
 
@@ -462,6 +514,9 @@ class SearchReport(Result):
         description="the same in full: costs, reason, recall with its basis; null: another engine searched"
     )
     answers: list[SearchHit] = Field(description="the most similar first")
+    identities: list[IdentityHit] | None = Field(
+        None, description="the most similar first, instead of answers; null: they are not grouped"
+    )
     picture: str | None = Field(None, description="path of the picture of query and answers; null: none")
 
 

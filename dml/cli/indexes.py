@@ -1,7 +1,7 @@
 """`dml embed`, `dml index`, `dml search` and `dml indexes`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -221,6 +221,12 @@ def search(
     picture: Annotated[
         Path | None, typer.Option(help="write a picture into this PNG file; of query and answers")
     ] = None,
+    group_by_identity: Annotated[
+        str | None,
+        typer.Option(
+            help="answer with labels: best (by the most similar image), mean (of all images), all (list them)"
+        ),
+    ] = None,
     engine: OptionalEngine = None,
     collection: Collection = None,
     explain: Annotated[
@@ -233,6 +239,16 @@ def search(
     if explain and engine is not None:
         raise InvalidSetting(f"--explain is for an index in this process; got --engine {engine} too.")
     show = _explain if explain else _show_answers
+    if group_by_identity is not None:
+        if item is not None or vector is not None:
+            _refuse_beside(image, name, item, vector, None)
+        if engine is not None or picture is not None or explain:
+            raise InvalidSetting(
+                "--group-by-identity goes without --engine, --picture and --explain; leave them out."
+            )
+        root = store_uri(store)
+        grouped = _search_identities(root, image, name, item, vector, k, where or [], group_by_identity)
+        return emit(grouped.report(), as_json, _show_answers)
     if item is not None or vector is not None:
         _refuse_beside(image, name, item, vector, picture)
         searched = _search_without_image(
@@ -247,16 +263,9 @@ def search(
         return emit(searched.report(), as_json, show)
     if image is None:
         raise InvalidSetting("A search needs a query: an image file, --id ITEM or --vector FILE; got none.")
-    from dml.data.sources.files import read_local
-    from dml.data.sources.sample import MAX_BYTES, Refused
+    from dml.cli.queries import read_image
 
-    try:
-        content = read_local(str(image), MAX_BYTES)
-    except Refused as refusal:
-        raise MissingArtifact(
-            f"The query must be a readable image file; {image}: {refusal.reason}, {refusal.detail}. "
-            "Check the path, or give --id ITEM or --vector FILE instead."
-        ) from refusal
+    content = read_image(image)
     if picture is not None:
         _require_writable(picture, image)
     searcher = _open(store_uri(store), name, engine, collection)
@@ -265,6 +274,29 @@ def search(
         _write_picture(picture, result, content)
     drawn = None if picture is None else str(picture.resolve())
     return emit(result.report(picture=drawn), as_json, show)
+
+
+def _search_identities(
+    store: str,
+    image: Path | None,
+    name: str | None,
+    item: str | None,
+    vector: Path | None,
+    k: int,
+    where: list[str],
+    grouping: str,
+) -> "QueryResult":
+    from dml.cli.queries import read_image
+    from dml.embedding.vector_files import read_vector
+    from dml.serving.searcher import Searcher
+
+    if item is None and vector is None and image is None:
+        raise InvalidSetting("A search needs a query: an image file, --id ITEM or --vector FILE; got none.")
+    if item is not None or vector is not None:
+        name = name or (None if image is None else str(image))
+    probe: Any = item or (read_vector(vector)[0] if vector is not None else read_image(Path(str(image))))
+    searcher = Searcher.open(store, name)
+    return searcher.search_identities(probe, k=k, where=where, grouping=grouping)
 
 
 def _open(
@@ -314,7 +346,14 @@ def _search_without_image(
 
 
 def _show_answers(report: "SearchReport") -> None:
-    print_table(f"{report.index}: {report.plan}", [_row_of_item(item) for item in report.answers])
+    rows = [_row_of_item(item) for item in report.answers]
+    if report.identities is not None:
+        rows = [
+            {"identity": hit.identity, "similarity": hit.similarity, "images": image.id}
+            for hit in report.identities
+            for image in hit.images
+        ]
+    print_table(f"{report.index}: {report.plan}", rows)
     if report.picture is not None:
         print(f"picture: {report.picture}")
 
@@ -378,6 +417,7 @@ def indexes(store: Store = None, as_json: Json = False) -> "IndexList":
                 ListedIndex,
                 version,
                 newer=_newer(root, version.ref) if version.is_current else [],
+                fpir=_fpir_of(root, version.ref),
                 refresh=refreshes.get(version.ref.name),
             )
             for version in versions
@@ -403,8 +443,17 @@ def _row_of_index(index: "ListedIndex") -> dict[str, object]:
         "dataset": index.embeddings.source,
         "model": index.model,
         "newer": ", ".join(index.newer),
+        **({} if index.fpir is None else {"FPIR": f"{100 * index.fpir:.3g} %"}),
         "refreshed": index.refresh.cron if index.refresh else "",
     }
+
+
+def _fpir_of(store: str, ref: "IndexRef") -> float | None:
+    """The false-positive rate that an index was calibrated for."""
+    from dml.retrieval.calibration import find_thresholds_ref
+
+    thresholds = find_thresholds_ref(store, ref)
+    return None if thresholds is None else thresholds.fpir
 
 
 def _newer(store: str, ref: "IndexRef") -> list[str]:

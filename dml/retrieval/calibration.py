@@ -156,10 +156,10 @@ def find_thresholds(store: str, index: IndexRef) -> Thresholds | None:
     return Thresholds.model_validate(storage.read_json(storage.join(uri, FILE)))
 
 
-def calibrated_fpir(store: str, index: IndexRef) -> float | None:
-    """The FPIR that an index version was calibrated for; None: it was not."""
+def find_thresholds_ref(store: str, index: IndexRef) -> ThresholdsRef | None:
+    """Where the thresholds of an index version are, and for which FPIR; None: it was not calibrated."""
     uri = _uri(store, index)
-    return float(storage.read_manifest(uri)["ref"]["fpir"]) if storage.is_complete(uri) else None
+    return ThresholdsRef(uri=uri, **storage.read_manifest(uri)["ref"]) if storage.is_complete(uri) else None
 
 
 def _uri(store: str, index: IndexRef) -> str:

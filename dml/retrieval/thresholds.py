@@ -88,10 +88,13 @@ class ImpostorTail(BaseModel):
         beyond = self.num_beyond(threshold)
         if beyond < FEWEST_BEYOND:
             wanted = self.identities * FEWEST_BEYOND // max(beyond, 1)
+            rate = f"an FPIR of {fpir:.3g} among {num_identities} identities"
+            if num_identities == 1:
+                rate = f"a false-match rate of {fpir:.3g}"
             raise InvalidSetting(
-                f"{what}: an FPIR of {fpir:.3g} among {num_identities} identities needs {FEWEST_BEYOND} "
-                f"pairs of different identities beyond the threshold; it has {beyond}, of {self.identities} "
-                f"identities. Calibrate with some {wanted}, or ask for a higher FPIR."
+                f"{what}: {rate} needs {FEWEST_BEYOND} pairs of different identities beyond the threshold; "
+                f"it has {beyond}, of {self.identities} identities. Calibrate with some {wanted}, "
+                "or ask for a higher rate."
             )
         return threshold
 

@@ -3,21 +3,24 @@
 Opening costs seconds (libraries, the package's weights, the index); a query in an open searcher milliseconds.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dml.errors import MissingArtifact
 from dml.models.package import Package, load_package
-from dml.refs import IndexRef, PackageRef, require_package
-from dml.reports import SearchHit, SearchPlan, SearchReport
+from dml.refs import IndexRef, PackageRef, ThresholdsRef, require_package
+from dml.reports import Identification, IdentityHit, SearchHit, SearchPlan, SearchReport, Verification
+from dml.retrieval.calibration import find_thresholds, find_thresholds_ref
 from dml.retrieval.filters import Where
 from dml.retrieval.index import find_index, published_names
 from dml.retrieval.plan import Plan
+from dml.retrieval.scopes import Identifier
 from dml.retrieval.search import Answer, Index, open_index
 
 
@@ -28,7 +31,9 @@ class QueryResult:
     index: IndexRef
     answers: Sequence[Answer]
     plan: Plan | str
-    """Text: another engine searched."""
+    """Text: another engine searched, or answers are grouped."""
+    identities: Sequence[IdentityHit] | None = None
+    """Instead of answers, where these are grouped."""
 
     def report(self, *, picture: str | None = None) -> SearchReport:
         """The result as a report for users.
@@ -53,6 +58,7 @@ class QueryResult:
                 )
                 for answer in self.answers
             ],
+            identities=None if self.identities is None else list(self.identities),
             picture=picture,
         )
 
@@ -62,6 +68,8 @@ class _Opened:
     index: Index
     package: Package | None
     """None: the model that embedded the items is not in the store."""
+    thresholds: ThresholdsRef | None
+    identifier: Identifier
 
 
 class Searcher:
@@ -91,7 +99,7 @@ class Searcher:
         store = fspath(store)
         ref = find_index(store, only_index(store) if index is None else index)
         package = _package_of(ref)
-        return cls(store, index or ref.name, _Opened(open_index(ref), package))
+        return cls(store, index or ref.name, _open(store, ref, package))
 
     @property
     def index(self) -> IndexRef:
@@ -172,24 +180,153 @@ class Searcher:
         result = index.search(vectors, k, where=where, embedder=embedder, exclude_ids=exclude_ids)
         return [QueryResult(index.ref, answers, result.plan) for answers in result.answers]
 
+    def identify(
+        self,
+        probe: bytes | NDArray[np.float32],
+        *,
+        scopes: Sequence[Where] = ("",),
+        hint: Mapping[str, Any] | None = None,
+        fpir: float | None = None,
+        threshold: float | None = None,
+        never_ask: Sequence[str] = (),
+        margin: float = math.inf,
+    ) -> Identification:
+        """Find out whose image this is, of those enrolled; "unknown" is an answer.
+
+        Args:
+            probe: an image file's bytes, or (D,) float32 of unit length.
+            scopes: filters, tried in order, such as `["device = '17'", "region = 'east'", ""]`; an empty text
+                is the whole gallery. Each accepts only above its own calibrated threshold.
+            hint: attribute to value, known of the probe; resolves `needs_hint`.
+            fpir: false-positive identification rate over all scopes; None: what was calibrated.
+            threshold: similarity for every scope, instead of calibrated ones.
+            never_ask: attributes that the answer must not ask for.
+            margin: an identity further below the best one than this is no candidate; by default every one
+                above the threshold is.
+
+        Raises:
+            MissingArtifact: the index was not calibrated (`dml calibrate`), and there is no threshold.
+            InvalidSetting: a scope that is not calibrated, or for which nothing can be promised.
+
+        Example:
+            answer = searcher.identify(image, scopes=["region = 'east'", ""], fpir=0.01)
+            if answer.status == "needs_hint":
+                answer = searcher.identify(image, scopes=["region = 'east'", ""], hint={answer.ask: asked})
+        """
+        opened = self._opened
+        (vector,) = _embedded(opened, [probe])
+        return opened.identifier.identify(
+            vector,
+            embedder=opened.index.ref.embeddings.embedder.fingerprint,
+            scopes=scopes,
+            hint=hint,
+            fpir=fpir,
+            threshold=threshold,
+            never_ask=never_ask,
+            margin=margin,
+        )
+
+    def verify(
+        self,
+        probe: bytes | NDArray[np.float32],
+        other: bytes | NDArray[np.float32] | str,
+        *,
+        fmr: float = 0.001,
+        threshold: float | None = None,
+    ) -> Verification:
+        """Decide whether two images show the same identity, or one image an enrolled identity.
+
+        Args:
+            probe: an image file's bytes, or (D,) float32 of unit length.
+            other: another such, or an identity, a label: then the most similar of all its images counts.
+            fmr: false-match rate: the share of impostors who are taken for the other.
+            threshold: similarity instead of a calibrated one.
+
+        Raises:
+            MissingArtifact: no such identity; or the index was not calibrated, and there is no threshold.
+            InvalidSetting: too few pairs to promise this rate.
+        """
+        opened = self._opened
+        embedder = opened.index.ref.embeddings.embedder.fingerprint
+        known = [probe] if isinstance(other, str) else [probe, other]
+        first, *second = _embedded(opened, known)
+        return opened.identifier.verify(
+            first, second[0] if second else str(other), embedder=embedder, fmr=fmr, threshold=threshold
+        )
+
+    def search_identities(
+        self,
+        probe: bytes | NDArray[np.float32] | str,
+        *,
+        k: int = 10,
+        where: Where = None,
+        grouping: str = "best",
+    ) -> QueryResult:
+        """Find the most similar identities: the answers of a search, grouped by label.
+
+        Args:
+            probe: an image file's bytes, (D,) float32 of unit length, or the id of an item, which is then no
+                answer.
+            k: number of identities.
+            where: as of `search`.
+            grouping: "best": as similar as its most similar image; "mean": as the mean of its images; "all":
+                as its most similar image, with all its images.
+
+        Raises:
+            InvalidSetting: k below 1, another grouping, or a filter that does not fit.
+        """
+        opened = self._opened
+        index, excluded = opened.index, probe if isinstance(probe, str) else None
+        (vector,) = index.vectors_of([probe]) if isinstance(probe, str) else _embedded(opened, [probe])
+        hits = opened.identifier.by_identity(
+            vector,
+            k,
+            embedder=index.ref.embeddings.embedder.fingerprint,
+            where=where,
+            grouping=grouping,
+            exclude_id=excluded,
+        )
+        return QueryResult(index.ref, [], f"{len(hits)} identities, by {grouping}", hits)
+
     def refresh(self) -> bool:
-        """Switch to the current version of the index; returns whether it changed.
+        """Switch to the current version of the index, and to its latest thresholds; returns whether the
+        version changed.
 
         Running searches finish on the version they started with. A searcher of NAME@VERSION does not change.
         """
         former = self._opened
         ref = find_index(self._store, self._name)
         if ref.fingerprint == former.index.ref.fingerprint:
+            if find_thresholds_ref(self._store, ref) != former.thresholds:
+                self._opened = _with_thresholds(self._store, former.index, former.package)
             return False
         same = ref.embeddings.embedder.fingerprint == former.index.ref.embeddings.embedder.fingerprint
         package = former.package if same else _package_of(ref)
-        self._opened = _Opened(open_index(ref), package)
+        self._opened = _open(self._store, ref, package)
         return True
+
+
+def _open(store: str, ref: IndexRef, package: Package | None) -> _Opened:
+    return _with_thresholds(store, open_index(ref), package)
+
+
+def _with_thresholds(store: str, index: Index, package: Package | None) -> _Opened:
+    found = find_thresholds_ref(store, index.ref)
+    return _Opened(index, package, found, Identifier(index, find_thresholds(store, index.ref)))
 
 
 def _package_of(ref: IndexRef) -> Package | None:
     embedder = ref.embeddings.embedder
     return load_package(embedder.uri) if isinstance(embedder, PackageRef) else None
+
+
+def _embedded(
+    opened: _Opened, probes: Sequence[bytes | NDArray[np.float32] | str]
+) -> list[NDArray[np.float32]]:
+    """(D,) of each image or vector."""
+    images = [probe for probe in probes if isinstance(probe, bytes)]
+    embedded = iter(_require(opened).embed(images) if images else ())
+    return [next(embedded) if isinstance(probe, bytes) else np.asarray(probe) for probe in probes]
 
 
 def _require(opened: _Opened) -> Package:

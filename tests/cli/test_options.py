@@ -4,8 +4,8 @@ import typer
 
 from dml.cli.command import app
 
-REPEATED_VERBS = {"--set", "--where", "--compare"}
-"""Options that take several values and whose name is no noun."""
+REPEATED_VERBS = {"--set", "--where", "--compare", "--by", "--never-ask", "--scope", "--hint"}
+"""Options that take several values and whose name is no noun, or that say one thing each time."""
 
 
 def options():

@@ -13,7 +13,8 @@ def test_nothing_is_written_unless_a_picture_is_requested(dml, store, query, tmp
     monkeypatch.chdir("/proc")  # where nobody can write, root neither
     done = dml("search", query, "--store", store, "--json")
     assert done.status == 0, done.err
-    assert set(done.json) == {"answers", "index", "model", "embedder", "plan", "execution", "picture"}
+    keys = {"answers", "index", "model", "embedder", "plan", "execution", "picture", "identities"}
+    assert set(done.json) == keys
     assert done.json["picture"] is None
     target = tmp_path / "answers.png"
     drawn = dml("search", query, "--store", store, "--json", "--picture", str(target))

@@ -11,7 +11,7 @@ from dml.embedding.external import import_vectors
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting
 from dml.integrity import check_store
 from dml.lineage import remove, remove_named, unneeded
-from dml.retrieval.calibration import calibrate, calibrated_fpir, find_thresholds, threshold_for
+from dml.retrieval.calibration import calibrate, find_thresholds, find_thresholds_ref, threshold_for
 from dml.retrieval.index import build_index, find_index, publish_index
 from tests.embedding.vectors import write_parquet
 
@@ -144,11 +144,11 @@ def test_a_lower_fpir_than_calibrated_is_promised_where_the_pairs_are_enough(cal
 def test_calibrating_changes_nothing_in_the_index_and_replaces_what_was_calibrated(tmp_path):
     store, ref = enrol(tmp_path)
     before = storage.read_manifest(ref.uri)
-    assert (find_thresholds(store, ref), calibrated_fpir(store, ref)) == (None, None)
+    assert (find_thresholds(store, ref), find_thresholds_ref(store, ref)) == (None, None)
     calibrate(store, ref, fpir=0.1, by=["region"])
     calibrate(store, ref, fpir=0.2)
     assert len(find_thresholds(store, ref).scopes) == 1
-    assert calibrated_fpir(store, ref) == 0.2
+    assert find_thresholds_ref(store, ref).fpir == 0.2
     assert storage.read_manifest(ref.uri) == before
     assert find_index(store, "faces") == ref
 

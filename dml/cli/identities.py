@@ -1,0 +1,163 @@
+"""`dml calibrate`, `dml identify` and `dml compare`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dml.cli.app import Json, Store, store_uri, verb
+from dml.cli.output import emit, print_table
+from dml.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from dml.reports import CalibrationReport, Identification, Verification
+
+Index = Annotated[str | None, typer.Option("--index", help="default: the store's only index")]
+Fpir = Annotated[
+    float | None,
+    typer.Option(
+        help="false-positive identification rate, over all scopes; default: 0.01, or what was calibrated"
+    ),
+]
+Scopes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scope", help='a part of the gallery, as a filter; repeatable, tried in order; "" is all of it'
+    ),
+]
+Threshold = Annotated[
+    float | None, typer.Option(min=-1, max=1, help="similarity to accept from, instead of a calibrated one")
+]
+
+_USUAL_FPIR = 0.01
+
+
+@verb()
+def calibrate(
+    index: Annotated[str, typer.Argument(help="NAME (the version in use) or NAME@VERSION")],
+    fpir: Fpir = None,
+    scopes: Scopes = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="a column, each of whose values is a scope; repeatable")
+    ] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> "CalibrationReport":
+    """Set an index's thresholds for a false-positive rate, and check them on held-out identities."""
+    from flows.calibrate import calibrate_flow
+    from flows.policy import run
+
+    rate = _USUAL_FPIR if fpir is None else fpir
+    report = run(calibrate_flow, index, rate, scopes or [], by or [], store_uri(store))
+    return emit(report, as_json, _show_thresholds)
+
+
+def _show_thresholds(report: "CalibrationReport") -> None:
+    print_table(f"thresholds of {report.thresholds.index}", report.table())
+    for scope in report.scopes:
+        if scope.refused:
+            print(f"none for {scope.scope or 'the whole gallery'}: {scope.refused}")
+
+
+@verb()
+def identify(
+    image: Annotated[Path, typer.Argument(help="image file, or a .npy file with one vector")],
+    name: Index = None,
+    scopes: Scopes = None,
+    hints: Annotated[
+        list[str] | None, typer.Option("--hint", help="what is known of the person, name=value; repeatable")
+    ] = None,
+    fpir: Fpir = None,
+    threshold: Threshold = None,
+    never_ask: Annotated[
+        list[str] | None, typer.Option(help="an attribute not to ask for; repeatable")
+    ] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> "Identification":
+    """Find out who of those enrolled an image shows, or that it is none of them."""
+    from dml.cli.queries import read_probe
+
+    known = dict(map(_name_and_value, hints or []))
+    probe = read_probe(image)
+    from dml.serving.searcher import Searcher  # takes seconds to import
+
+    found = Searcher.open(store_uri(store), name).identify(
+        probe,
+        scopes=scopes or [""],
+        hint=known,
+        fpir=fpir,
+        threshold=threshold,
+        never_ask=never_ask or [],
+    )
+    return emit(found, as_json, _show_identification)
+
+
+def _name_and_value(hint: str) -> tuple[str, str]:
+    name, equals, value = hint.partition("=")
+    if not (equals and name.strip()):
+        raise InvalidSetting(f"--hint must be name=value; got {hint!r}.")
+    return name.strip(), value.strip()
+
+
+def _show_identification(found: "Identification") -> None:
+    where = "the whole gallery" if found.scope == "" else found.scope
+    if found.status == "identified":
+        print(f"{found.identity}, similarity {found.similarity:.4f}, in {where}: {found.id}")
+    elif found.status == "unknown":
+        print("unknown: nobody enrolled is so similar")
+    else:
+        num = found.tried[-1].candidates
+        what = (
+            f"needs a hint: --hint {found.ask}=..."
+            if found.ask
+            else "undecided: no attribute tells them apart"
+        )
+        print(f"{what}; {num} identities of {where} could be it")
+    rows = [
+        {
+            "scope": each.scope or "the whole gallery",
+            "FPIR": "" if each.share is None else f"{100 * each.share:.3g} %",
+            "threshold": "nobody is in it" if each.threshold is None else each.threshold,
+            "candidates": each.candidates,
+        }
+        for each in found.tried
+    ]
+    print_table(found.index, rows)
+
+
+@verb()
+def compare(
+    image: Annotated[Path, typer.Argument(help="image file, or a .npy file with one vector")],
+    other: Annotated[Path | None, typer.Argument(help="another one, to compare it with")] = None,
+    identity: Annotated[
+        str | None, typer.Option(help="compare with all images of this label instead")
+    ] = None,
+    name: Index = None,
+    fmr: Annotated[
+        float, typer.Option(help="false-match rate: impostors who are taken for the other")
+    ] = 0.001,
+    threshold: Threshold = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> "Verification":
+    """Decide whether two images show the same, or whether an image shows an identity of an index."""
+    if (other is None) == (identity is None):
+        got = "none" if other is None else f"{other} and --identity {identity}"
+        raise InvalidSetting(f"An image is compared with another or with an --identity; got {got}. Name one.")
+    from dml.cli.queries import read_probe
+
+    probe = read_probe(image)
+    second = identity if other is None else read_probe(other)
+    from dml.serving.searcher import Searcher  # takes seconds to import
+
+    assert second is not None
+    found = Searcher.open(store_uri(store), name).verify(probe, second, fmr=fmr, threshold=threshold)
+    return emit(found, as_json, _show_verification)
+
+
+def _show_verification(found: "Verification") -> None:
+    rate = "" if found.fmr is None else f" for a false-match rate of {100 * found.fmr:.3g} %"
+    images = "" if found.identity is None else f" to the most similar of {found.images} images"
+    verdict = "same" if found.same else "different"
+    print(f"{verdict}: similarity {found.similarity:.4f}{images}, threshold {found.threshold:.4f}{rate}")

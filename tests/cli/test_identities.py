@@ -1,0 +1,98 @@
+"""`dml calibrate`, `dml identify`, `dml compare`, and searches grouped by identity, on the command line."""
+
+import numpy as np
+import pytest
+
+from dml.retrieval.calibration import calibrate
+from tests.retrieval.test_calibration import enrol
+from tests.retrieval.test_scopes import between, photo
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    store, ref = enrol(tmp_path_factory.mktemp("faces"), likeness=0.5, noise=0.15)
+    calibrate(store, ref, fpir=0.3, by=["region"])
+    return store
+
+
+@pytest.fixture
+def probes(tmp_path):
+    """Files of one vector each."""
+    for name, vector in {"three": photo(3), "again": photo(3, seed=8), "either": between(5, 190)}.items():
+        np.save(tmp_path / f"{name}.npy", vector)
+    return lambda name: str(tmp_path / f"{name}.npy")
+
+
+def test_an_index_is_calibrated_and_listed_as_such(store, dml):
+    done = dml("calibrate", "faces", "--fpir", "0.3", "--by", "region", "--store", store, "--json")
+    scopes = done.json["scopes"]
+    assert [scope["scope"] for scope in scopes] == ["", *(f"region = 'region {n}'" for n in range(6))]
+    assert scopes[0]["checked"]["low"] <= 0.15 <= scopes[0]["checked"]["high"]
+    listed = dml("indexes", "--store", store, "--json").json["indexes"]
+    assert [index["fpir"] for index in listed] == [0.3]
+    assert "30 %" in dml("indexes", "--store", store).out
+
+
+def test_a_promise_that_cannot_be_kept_is_not_made(dml, tmp_path):
+    store, _ = enrol(tmp_path / "few", regions=2, per_region=16)
+    done = dml("calibrate", "faces", "--fpir", "0.0001", "--store", store)
+    assert done.status == 0
+    assert "none for the whole gallery: the whole gallery: an FPIR of 0.0001 among 3" in done.out
+
+
+def test_somebody_is_identified_in_the_first_scope_that_holds_them(store, dml, probes):
+    scopes = ["--scope", "region = 'region 4'", "--scope", ""]
+    done = dml("identify", probes("three"), *scopes, "--store", store, "--json")
+    assert (done.json["status"], done.json["identity"], done.json["scope"]) == ("identified", "person 3", "")
+    shown = dml("identify", probes("three"), *scopes, "--store", store).out
+    assert shown.startswith("person 3, similarity 0.9")
+
+
+def test_a_hint_that_was_asked_for_resolves(store, dml, probes):
+    asked = ["identify", probes("either"), "--threshold", "0.7", "--never-ask", "region", "--store", store]
+    assert "needs a hint: --hint device=...; 2 identities" in dml(*asked).out
+    done = dml(*asked, "--hint", "device = device 30", "--json")
+    assert (done.json["status"], done.json["identity"]) == ("identified", "person 190")
+
+
+def test_nobody_is_unknown_and_that_is_no_failure(store, dml, probes):
+    done = dml("identify", probes("three"), "--threshold", "1", "--store", store)
+    assert (done.status, done.out.splitlines()[0]) == (0, "unknown: nobody enrolled is so similar")
+
+
+def test_two_vectors_are_compared_and_one_with_an_identity(store, dml, probes):
+    own = ["--store", store, "--fmr", "0.01"]
+    assert dml("compare", probes("three"), probes("again"), *own).out.startswith("same: similarity 0.9")
+    done = dml("compare", probes("three"), "--identity", "person 190", *own, "--json").json
+    assert (done["same"], done["images"], done["fmr"]) == (False, 3, 0.01)
+
+
+def test_answers_are_grouped_by_identity(store, dml):
+    grouped = ["search", "--id", "image 9", "-k", "2", "--store", store, "--group-by-identity"]
+    first, second = dml(*grouped, "all", "--json").json["identities"]
+    assert (first["identity"], len(first["images"]), len(second["images"])) == ("person 3", 2, 3)
+    assert "person 3" in dml(*grouped, "best").out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["identify", "{three}", "--hint", "device"], "--hint must be name=value; got 'device'"),
+        (["identify", "nowhere.jpg"], "must be a readable image file; nowhere.jpg"),
+        (["identify", "{three}", "--fpir", "2"], "fpir must be in (0, 0.5]"),
+        (["compare", "{three}"], "compared with another or with an --identity; got none"),
+        (["compare", "{three}", "{again}", "--identity", "x"], "--identity x. Name one"),
+        (
+            ["search", "--id", "image 9", "--group-by-identity", "worst"],
+            "mean, all; got 'worst'",
+        ),
+        (["calibrate", "nobody"], "nobody"),
+    ],
+    ids=lambda case: case[0] if isinstance(case, list) else "",
+)
+def test_a_mistake_is_said_in_one_line(store, dml, probes, words, message):
+    spelt = [probes(word[1:-1]) if word.startswith("{") else word for word in words]
+    done = dml(*spelt, "--store", store)
+    assert done.status == 2
+    assert message in done.err
+    assert "Traceback" not in done.err

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dml.config import Conv4Config, EncoderConfig
 from dml.losses import MultiSimilarity
 from dml.models.encoder import Encoder
-from dml.training.batch_norm import synchronise_batch_norm
+from dml.training.batch_norm import synchronize_batch_norm
 from dml.training.cached_step import cached_train_step
 from dml.training.spawn import run_ranks
 from dml.training.step import Learner, train_step
@@ -45,7 +45,7 @@ def take_steps(size: int, chunk_rows: int | None, repeats: int) -> dict[str, flo
     encoder = Encoder(EncoderConfig(backbone=Conv4Config(), dim=64), channels=1)
     encoder = encoder.to(memory_format=torch.channels_last)
     if chunk_rows is None and world_size > 1:
-        synchronise_batch_norm(encoder, torch.device("cpu"))
+        synchronize_batch_norm(encoder, torch.device("cpu"))
     learner = Learner(encoder, MultiSimilarity(), "float32").train()
     wrapped: nn.Module = learner
     if chunk_rows is None and world_size > 1:

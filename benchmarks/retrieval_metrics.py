@@ -44,12 +44,12 @@ def embeddings_and_labels(rows: int, dim: int) -> tuple[torch.Tensor, torch.Tens
     """Noisy copies of random class centres, made in blocks so that making them is not the peak."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(rows) // _ROWS_PER_CLASS
-    centres = torch.randn(int(labels[-1]) + 1, dim, generator=generator)
+    centers = torch.randn(int(labels[-1]) + 1, dim, generator=generator)
     embeddings = torch.empty(rows, dim)
     for start in range(0, rows, 1024):
         block = slice(start, start + 1024)
         noise = torch.randn(len(labels[block]), dim, generator=generator)
-        embeddings[block] = torch.nn.functional.normalize(centres[labels[block]] + 2.5 * noise)
+        embeddings[block] = torch.nn.functional.normalize(centers[labels[block]] + 2.5 * noise)
     return embeddings, labels
 
 
@@ -119,7 +119,7 @@ def k_means_with_nmi_f1_and_ami(embeddings: torch.Tensor, labels: torch.Tensor) 
     from dml.metrics import clustering
 
     clusters = torch.from_numpy(k_means(embeddings.numpy(), int(labels.max()) + 1))
-    clustering.normalised_mutual_information(labels, clusters)
+    clustering.normalized_mutual_information(labels, clusters)
     clustering.pairwise_f1(labels, clusters)
     clustering.adjusted_mutual_information(labels, clusters)
 

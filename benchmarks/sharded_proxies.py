@@ -42,7 +42,7 @@ class Learner(nn.Module):
 
 @dataclass(frozen=True)
 class Measured:
-    initialise_s: float
+    initialize_s: float
     step_s: float
     peak_bytes: int
     first_loss: float
@@ -56,10 +56,10 @@ def train(num_classes: int, sample_rate: float | None, num_steps: int) -> Measur
     before = _peak_bytes()
     start = time.perf_counter()
     loss = losses.CosFace(num_classes, DIM, seed=0, sharded=True, scale=16, sample_rate=sample_rate)
-    initialised = time.perf_counter()
+    initialized = time.perf_counter()
     seconds, values = _steps(loss, num_classes, rank, world_size, num_steps)
     return Measured(
-        initialised - start,
+        initialized - start,
         statistics.median(seconds[1:]),
         _peak_bytes() - before,
         values[0],

@@ -211,17 +211,17 @@ def resampling(config: PreprocessingConfig) -> Image.Resampling:
 
 def to_tensor(image: Image.Image, config: PreprocessingConfig) -> "Tensor":
     """An image of the final size as (C, H, W) float32, normalised by the configured mean and deviation."""
-    normalised = np.empty((config.channels, image.height, image.width), dtype=np.float32)
+    normalized = np.empty((config.channels, image.height, image.width), dtype=np.float32)
     planes = image.split()[::-1] if config.channel_order == "BGR" else image.split()
     # Plane by plane, which takes half the time of arithmetic along a last axis of three channels.
-    for plane, pixels, mean, std in zip(normalised, planes, config.mean, config.std, strict=True):
+    for plane, pixels, mean, std in zip(normalized, planes, config.mean, config.std, strict=True):
         plane[:] = np.asarray(pixels)
         plane /= 255
         plane -= mean
         plane /= std
     import torch
 
-    return torch.from_numpy(normalised)
+    return torch.from_numpy(normalized)
 
 
 def to_image(tensor: "Tensor", config: PreprocessingConfig) -> Image.Image:

@@ -578,7 +578,7 @@ class CalibrationReport(Result):
         ]
 
 
-class Neighbour(Result):
+class Neighbor(Result):
     """An image, and the image most similar to it."""
 
     id: str
@@ -599,7 +599,7 @@ class ModelImportReport(Result):
         description="what an image becomes before it"
     )
     picture: str | None = Field(None, description="path of an image as the network sees it; null: none")
-    neighbours: list[Neighbour] = Field([], description="of ten images, in the first 200 of the dataset")
+    neighbors: list[Neighbor] = Field([], description="of ten images, in the first 200 of the dataset")
     model: ModelRef | None = Field(None, description="null: it was only tried")
 
 
@@ -625,11 +625,11 @@ class RefreshReport(PartialResult):
     failed: dict[str, str] = Field({}, description="index to why it was not refreshed")
 
 
-class VerifiedArtefact(Result):
+class VerifiedArtifact(Result):
     """An artefact whose bytes were compared with its manifest."""
 
     kind: str = Field(description="as `dataset`, `index`, `package`, `checkpoint`")
-    artefact: str = Field(description="NAME@VERSION, or the version alone")
+    artifact: str = Field(description="NAME@VERSION, or the version alone")
     damaged: list[str] = Field(description="files")
     state: str = Field(description='"ok", "made again", or what begins with "damaged" or "removed"')
     uri: str
@@ -638,15 +638,15 @@ class VerifiedArtefact(Result):
 class VerifyReport(PartialResult):
     """Every artefact that was compared with what was published."""
 
-    artefacts: list[VerifiedArtefact]
+    artifacts: list[VerifiedArtifact]
 
     @property
-    def damaged(self) -> list[VerifiedArtefact]:
+    def damaged(self) -> list[VerifiedArtifact]:
         """What is damaged still."""
-        return [each for each in self.artefacts if each.state.startswith("damaged")]
+        return [each for each in self.artifacts if each.state.startswith("damaged")]
 
 
-class UnneededArtefact(Result):
+class UnneededArtifact(Result):
     """Something in the store that nothing needs."""
 
     uri: str
@@ -658,7 +658,7 @@ class UnneededArtefact(Result):
 class CleanupReport(Result):
     """What `dml gc` removed."""
 
-    removed: list[UnneededArtefact]
+    removed: list[UnneededArtifact]
     size_bytes: int = Field(description="of them all")
     dry_run: bool = Field(description="whether they were only listed")
 
@@ -822,7 +822,7 @@ class SuspectedLabel(Result):
     label: str
     split: str
     agreed: str = Field(description="the neighbours' label")
-    neighbours: int = Field(description="that agree")
+    neighbors: int = Field(description="that agree")
     similarity: float = Field(description="mean cosine similarity to them")
 
 

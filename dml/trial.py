@@ -8,7 +8,7 @@ from PIL import Image
 from dml.data.dataset import read_images, read_rows
 from dml.models.external import External, preview
 from dml.refs import DatasetRef
-from dml.reports import Neighbour
+from dml.reports import Neighbor
 
 _QUERIES, _IMAGES = 10, 200
 
@@ -29,11 +29,11 @@ class Trial:
         queries = (
             np.unique(np.linspace(0, len(ids) - 1, _QUERIES).astype(int)).tolist() if len(ids) > 1 else []
         )
-        self.neighbours = []
+        self.neighbors = []
         for query in queries:
             nearest = int(similarities[query].argmax())
-            self.neighbours.append(
-                Neighbour(
+            self.neighbors.append(
+                Neighbor(
                     id=ids[query],
                     label=labels[query],
                     nearest=ids[nearest],

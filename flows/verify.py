@@ -9,7 +9,7 @@ from dml.embedding.embed import embed
 from dml.errors import DmlError
 from dml.integrity import CheckedArtifact, check_store, ref_of, remove_damaged, require_intact
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, require_dataset, require_package
-from dml.reports import VerifiedArtefact, VerifyReport
+from dml.reports import VerifiedArtifact, VerifyReport
 from dml.retrieval.index import build_index, index_config_of
 from dml.settings import store_uri
 from flows.policy import Name, progress_logger, say, show_table, stage
@@ -28,10 +28,10 @@ def verify_flow(name: Name | None = None, repair: bool = False, store: str | Non
     checked = stage(check_store)(root, name, progress_logger("verify", "artefacts"))
     states = repaired(root, checked) if repair else {}
     report = VerifyReport(
-        artefacts=[
-            VerifiedArtefact(
+        artifacts=[
+            VerifiedArtifact(
                 kind=artifact.kind,
-                artefact=artifact.title,
+                artifact=artifact.title,
                 damaged=artifact.damaged,
                 state=states.get(artifact.uri, "damaged" if artifact.damaged else "ok"),
                 uri=artifact.uri,
@@ -39,7 +39,7 @@ def verify_flow(name: Name | None = None, repair: bool = False, store: str | Non
             for artifact in checked
         ]
     )
-    wrong = [artifact for artifact in report.artefacts if artifact.state != "ok"]
+    wrong = [artifact for artifact in report.artifacts if artifact.state != "ok"]
     rows = [{**artifact.model_dump(), "damaged": ", ".join(artifact.damaged)} for artifact in wrong]
     show_table("verify", rows, f"{len(checked)} artefacts")
     return report

@@ -103,7 +103,7 @@ def _tried(
         raise InvalidSetting(
             f"--picture must be a file that can be written; {picture}: {error.strerror}."
         ) from error
-    return report.model_copy(update={"picture": str(picture.resolve()), "neighbours": trial.neighbours})
+    return report.model_copy(update={"picture": str(picture.resolve()), "neighbors": trial.neighbors})
 
 
 def _show(report: "ModelImportReport") -> None:
@@ -111,12 +111,12 @@ def _show(report: "ModelImportReport") -> None:
     for note in report.notes:
         print(f"- {visible(note)}")
     print_table("an image becomes", [report.preprocessing])
-    if report.neighbours:
-        print_table("nearest neighbours", [each.model_dump() for each in report.neighbours])
+    if report.neighbors:
+        print_table("nearest neighbours", [each.model_dump() for each in report.neighbors])
         print(f"an image as the network sees it: {report.picture}")
     if report.model is not None:
         print(f"model {report.model} is {report.model.alias or 'registered'}: {report.model.reason}")
         return
-    if not report.neighbours:
+    if not report.neighbors:
         print("to see what it does with ten images of a dataset: --dataset NAME")
     print("nothing was registered; with --yes it is")

@@ -65,11 +65,11 @@ def verify(
 
 
 def _show_verified(report: "VerifyReport") -> None:
-    for each in report.artefacts:
+    for each in report.artifacts:
         if each.state != "ok":
-            print(f"{each.kind} {each.artefact}: {', '.join(each.damaged)}: {each.state}")
-    num_ok = sum(each.state == "ok" for each in report.artefacts)
-    print(f"{len(report.artefacts)} artefacts, {num_ok} as they were published")
+            print(f"{each.kind} {each.artifact}: {', '.join(each.damaged)}: {each.state}")
+    num_ok = sum(each.state == "ok" for each in report.artifacts)
+    print(f"{len(report.artifacts)} artefacts, {num_ok} as they were published")
 
 
 @verb()
@@ -90,7 +90,7 @@ def gc(
     from dml.lineage import remove, unneeded
     from dml.registry.catalog import list_models
     from dml.registry.registered import registered_elsewhere
-    from dml.reports import CleanupReport, UnneededArtefact
+    from dml.reports import CleanupReport, UnneededArtifact
 
     root = store_uri(store)
     storage.require_store(root)  # or asking for its models would make it one
@@ -107,7 +107,7 @@ def gc(
             removals = remove(removals)
     report = CleanupReport(
         removed=[
-            UnneededArtefact(uri=each.uri, kind=each.kind, why=each.why, size_bytes=each.size_bytes)
+            UnneededArtifact(uri=each.uri, kind=each.kind, why=each.why, size_bytes=each.size_bytes)
             for each in removals
         ],
         size_bytes=sum(each.size_bytes for each in removals),

@@ -129,10 +129,10 @@ class ExperimentConfig(Part):
                 f"number of workers forms the same chunks; got {chunk_rows} and a share of {share}."
             )
         backbone = self.encoder.backbone
-        normalises = backbone.kind == "conv4" or (
+        normalizes = backbone.kind == "conv4" or (
             backbone.kind == "torchvision" and backbone.name != "squeezenet1_1"
         )
-        if chunk_rows is not None and normalises and not (ghost or self.encoder.freeze_batch_norm):
+        if chunk_rows is not None and normalizes and not (ghost or self.encoder.freeze_batch_norm):
             raise ValueError(
                 f"chunk_rows changes the statistics of batch norm, and {backbone.kind} has batch norms. Set "
                 "encoder.freeze_batch_norm, or training.ghost_batch_norm to normalise each chunk separately."

@@ -46,7 +46,7 @@ from dml.data.reach import find_witness, require_missing_locally, require_reach
 from dml.data.schema import SCHEMA_VERSION, TEST, Fragment, attribute_types
 from dml.data.sources.access import Access
 from dml.data.sources.detect import absolute, open_source
-from dml.data.sources.sample import Listing, Problem, Sample, Source, normalised
+from dml.data.sources.sample import Listing, Problem, Sample, Source, normalized
 from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact, InvalidData, InvalidSetting
 from dml.names import versioned
 from dml.progress import Ticker
@@ -416,8 +416,8 @@ def _screen(samples: Sequence[Sample]) -> tuple[list[Sample], list[Problem], lis
     """
     raw_of: dict[str, set[str]] = {}
     for sample in samples:
-        raw_of.setdefault(normalised(sample.label), set()).add(sample.label)
-    samples = [sample._replace(label=normalised(sample.label)) for sample in samples]
+        raw_of.setdefault(normalized(sample.label), set()).add(sample.label)
+    samples = [sample._replace(label=normalized(sample.label)) for sample in samples]
     labels_of: dict[str, set[str]] = {}
     for sample in samples:
         labels_of.setdefault(sample.id, set()).add(sample.label)

@@ -15,7 +15,7 @@ from dml.evaluation.kmeans import k_means
 from dml.evaluation.query_gallery import Rows, encode_values, query_gallery_rows
 from dml.metrics.clustering import (
     adjusted_mutual_information,
-    normalised_mutual_information,
+    normalized_mutual_information,
     pairwise_f1,
 )
 from dml.metrics.fewshot import few_shot
@@ -150,7 +150,7 @@ def _clustering(
     for seed in range(1, num_seeds + 1):
         clusters = torch.from_numpy(k_means(vectors, num_classes, seed=seed))
         run = {
-            "nmi": normalised_mutual_information(classes, clusters, average=config.nmi_average),
+            "nmi": normalized_mutual_information(classes, clusters, average=config.nmi_average),
             "pairwise_f1": pairwise_f1(classes, clusters),
         }
         if config.ami:

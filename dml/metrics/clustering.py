@@ -19,7 +19,7 @@ TERMS_AT_A_TIME = 1 << 20
 _ROUNDING = 1e-12
 
 
-def normalised_mutual_information(
+def normalized_mutual_information(
     labels: Tensor, clusters: Tensor, *, average: Literal["arithmetic", "geometric"] = "arithmetic"
 ) -> float:
     """Mutual information of two labelings over the mean of their entropies, in [0, 1].

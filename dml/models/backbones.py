@@ -42,7 +42,7 @@ _CLASSIFIER_KEYS = ("classifier.", "fc.", "aux1.", "aux2.", "head.")
 
 
 def build_backbone(
-    config: BackboneConfig, *, channels: int, initialise: bool = True, own_pooling: bool = False
+    config: BackboneConfig, *, channels: int, initialize: bool = True, own_pooling: bool = False
 ) -> Backbone:
     """Build the backbone a configuration names.
 
@@ -61,13 +61,13 @@ def build_backbone(
         case Conv4Config(width=width):
             return Backbone(_conv4(channels, width), width)
         case TorchvisionConfig():
-            backbone = _torchvision(config, pretrained=bool(config.pretrained) and initialise)
+            backbone = _torchvision(config, pretrained=bool(config.pretrained) and initialize)
         case TimmConfig():
-            backbone = _timm(config, channels, config.pretrained and initialise, own_pooling)
+            backbone = _timm(config, channels, config.pretrained and initialize, own_pooling)
         case TransformersConfig():
             model = build_transformers(config.settings)
             backbone = Backbone(model, model.num_features)
-    if initialise and config.weights is not None:
+    if initialize and config.weights is not None:
         _load_weights(backbone.module, config.weights)
     return backbone
 
@@ -191,7 +191,7 @@ def num_features_of(config: BackboneConfig, *, own_pooling: bool) -> int:
     import torch
 
     with torch.device("meta"):
-        return build_backbone(config, channels=3, initialise=False, own_pooling=own_pooling).num_features
+        return build_backbone(config, channels=3, initialize=False, own_pooling=own_pooling).num_features
 
 
 def weights_digest(path: Path) -> str:

@@ -13,7 +13,7 @@ from dml.models.backbones import build_backbone, freeze_batch_norm
 _GEM_EPSILON = 1e-6
 
 
-class GeneralisedMeanPooling(nn.Module):
+class GeneralizedMeanPooling(nn.Module):
     """(mean x^p)^(1/p) over positions, p learnt. Radenovic et al. 2018, arXiv:1711.02512, sec. 3.2."""
 
     def __init__(self, power: float = 3.0) -> None:
@@ -47,7 +47,7 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, config: EncoderConfig, *, channels: int, seed: int = 0, initialise: bool = True
+        self, config: EncoderConfig, *, channels: int, seed: int = 0, initialize: bool = True
     ) -> None:
         super().__init__()
         self.config = config
@@ -60,9 +60,9 @@ class Encoder(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.backbone, num_features = build_backbone(
-                config.backbone, channels=channels, initialise=initialise, own_pooling=own_pooling
+                config.backbone, channels=channels, initialize=initialize, own_pooling=own_pooling
             )
-            self.gem = GeneralisedMeanPooling() if config.pooling == "gem" else None
+            self.gem = GeneralizedMeanPooling() if config.pooling == "gem" else None
             self.norm = nn.LayerNorm(num_features) if config.layer_norm else None
             self.dropout = nn.Dropout(config.dropout) if config.dropout else None
             self.head: nn.Module = (

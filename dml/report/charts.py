@@ -80,13 +80,13 @@ def draw_similarities(curve: RocCurve, points: Mapping[float, OperatingPoint]) -
 def plot_similarities(axes: "Axes", curve: RocCurve, points: Mapping[float, OperatingPoint]) -> None:
     """Two histograms, and a dashed line with a text for each threshold, the highest on top."""
     edges, positives, negatives = _readable_histograms(curve)
-    for name, shares, total, colour in (
+    for name, shares, total, color in (
         ("same class", positives, curve.genuine, style.POSITIVE),
         ("other class", negatives, curve.impostor, style.NEGATIVE),
     ):
         label = f"{name}: {int(total[-1]):,} pairs"
-        axes.stairs(shares, edges, fill=True, alpha=0.35, color=colour, label=label)
-        axes.stairs(shares, edges, color=colour, linewidth=1.2)
+        axes.stairs(shares, edges, fill=True, alpha=0.35, color=color, label=label)
+        axes.stairs(shares, edges, color=color, linewidth=1.2)
     top, step = float(max(positives.max(), negatives.max())), 0.09
     low, high = _seen(edges, positives, negatives)
     thresholds = [point.threshold for point in points.values()]
@@ -141,13 +141,13 @@ def draw_both_rocs(curves: Mapping[str, RocCurve], rates: Sequence[float]) -> by
         axes = figure.add_subplot()
         least = _prepare_roc(axes, list(curves.values()), rates)
         looks = ((style.FIRST, 3.2), (style.SECOND, 1.6))  # where both are one, both are seen
-        for (name, curve), (colour, width) in zip(curves.items(), looks, strict=True):
+        for (name, curve), (color, width) in zip(curves.items(), looks, strict=True):
             label = f"{style.short(name, 40)}: {_roc_summary(curve)}"
             line = _roc_line(curve, least)
-            axes.plot(*line, color=colour, linewidth=width, drawstyle="steps-post", label=label)
+            axes.plot(*line, color=color, linewidth=width, drawstyle="steps-post", label=label)
             for point in operating_points(curve, rates).values():
                 place = (max(point.false_accept_rate, least), point.true_accept_rate)
-                axes.plot(*place, "o", color=colour, markersize=5, clip_on=False, zorder=3)
+                axes.plot(*place, "o", color=color, markersize=5, clip_on=False, zorder=3)
         figure.legend(loc="outside upper left")
     return out.getvalue()
 
@@ -205,8 +205,8 @@ def draw_curves(curves: Mapping[str, Curve]) -> bytes:
         panels = figure.subplots(1, len(curves), squeeze=False)[0]
         for number, (axes, (name, curve)) in enumerate(zip(panels, curves.items(), strict=True)):
             steps, values = [step for step, _ in curve], [value for _, value in curve]
-            colour = style.COLOURS[number % len(style.COLOURS)]
-            axes.plot(steps, values, color=colour, linewidth=1.8, marker="o", markersize=3.5)
+            color = style.COLORS[number % len(style.COLORS)]
+            axes.plot(steps, values, color=color, linewidth=1.8, marker="o", markersize=3.5)
             axes.annotate(
                 f"{values[-1]:.3g}",
                 (steps[-1], values[-1]),
@@ -244,13 +244,13 @@ def draw_map(
             x, y = layout.points[others].T
             axes.scatter(x, y, s=12, color=style.FAINT, linewidths=0, label="other classes")
         for number, label in enumerate(shown):
-            colour, marker = style.colour_and_marker(number)
+            color, marker = style.color_and_marker(number)
             x, y = layout.points[shown_labels == label].T
             axes.scatter(
                 x,
                 y,
                 s=34,
-                color=colour,
+                color=color,
                 marker=marker,
                 linewidths=0.4,
                 edgecolors="white",

@@ -55,8 +55,8 @@ def draw_circle(axes: "Axes", histogram: CircleHistogram, classes: Sequence[int]
     axes.set_axis_off()
 
 
-def class_colour(label: int, classes: Sequence[int]) -> str:
-    return style.RING_COLOURS[classes.index(label) % len(style.RING_COLOURS)]
+def class_color(label: int, classes: Sequence[int]) -> str:
+    return style.RING_COLORS[classes.index(label) % len(style.RING_COLORS)]
 
 
 def _draw_bars(axes: "Axes", histogram: CircleHistogram, classes: Sequence[int]) -> None:
@@ -70,8 +70,8 @@ def _draw_bars(axes: "Axes", histogram: CircleHistogram, classes: Sequence[int])
     for label in classes:
         top = bottom + share * np.bincount(bins[histogram.labels == label], minlength=_BINS)
         shapes = [_wedge(place, bottom[place], top[place]) for place in np.flatnonzero(top > bottom).tolist()]
-        bars = PolyCollection(shapes, facecolor=class_colour(label, classes), edgecolor="face", linewidth=0.3)
-        if classes.index(label) // len(style.RING_COLOURS) % 2:  # the colour's second class
+        bars = PolyCollection(shapes, facecolor=class_color(label, classes), edgecolor="face", linewidth=0.3)
+        if classes.index(label) // len(style.RING_COLORS) % 2:  # the colour's second class
             bars.set(hatch="////", edgecolor="white", linewidth=0)
         axes.add_collection(bars, autolim=False)
         bottom = top
@@ -95,7 +95,7 @@ def _draw_names(axes: "Axes", histogram: CircleHistogram, classes: Sequence[int]
         mean = histogram.vectors[histogram.labels == label].mean(0)
         end = 0.8 * mean
         x, y = end + 0.1 * mean / max(float(np.linalg.norm(mean)), 1e-12)
-        colour = class_colour(label, classes)
-        axes.plot([0, end[0]], [0, end[1]], color=colour, linewidth=1.4)
+        color = class_color(label, classes)
+        axes.plot([0, end[0]], [0, end[1]], color=color, linewidth=1.4)
         name = style.short(histogram.names[label], 10)
-        axes.text(x, y, name, color=colour, ha="center", va="center", fontsize=9, fontweight="bold")
+        axes.text(x, y, name, color=color, ha="center", va="center", fontsize=9, fontweight="bold")

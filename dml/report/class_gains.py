@@ -37,7 +37,7 @@ def plot_bars(
     """Bars of gains: above the line the first embedding is better; dashed: the mean over all queries."""
     values = np.array([by_class.gain for by_class in gains])
     named = len(gains) <= _MOST_NAMED
-    axes.bar(np.arange(len(gains)), values, width=0.8 if named else 1.0, color=_colours(gains))
+    axes.bar(np.arange(len(gains)), values, width=0.8 if named else 1.0, color=_colors(gains))
     axes.axhline(0, color=style.INK, linewidth=0.8)
     mean = float(np.average(values, weights=[by_class.num_queries for by_class in gains]))
     axes.axhline(mean, color=style.INK, linewidth=0.9, linestyle=(0, (4, 3)))
@@ -72,7 +72,7 @@ def plot_dots(axes: "Axes", gains: Sequence[ClassGain], candidates: tuple[str, s
         [each.second for each in gains],
         [each.first for each in gains],
         s=10 + 30 * sizes / sizes.max(),
-        color=_colours(gains),
+        color=_colors(gains),
         alpha=0.65,
         linewidths=0,
     )
@@ -82,5 +82,5 @@ def plot_dots(axes: "Axes", gains: Sequence[ClassGain], candidates: tuple[str, s
     axes.set_title("a dot is a class")
 
 
-def _colours(gains: Sequence[ClassGain]) -> list[str]:
+def _colors(gains: Sequence[ClassGain]) -> list[str]:
     return [style.FIRST if each.gain > 0 else style.SECOND for each in gains]

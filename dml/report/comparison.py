@@ -122,11 +122,11 @@ class _Pair:
         second = [replace(row, query=None) for row in self._titled_rows(self.second, queries, style.SECOND)]
         return [row for both in zip(first, second, strict=True) for row in both]
 
-    def _titled_rows(self, view: EmbeddedSplit, queries: Sequence[int], colour: str) -> list[GalleryRow]:
+    def _titled_rows(self, view: EmbeddedSplit, queries: Sequence[int], color: str) -> list[GalleryRow]:
         rows = zip(queries, view.gallery_rows(queries, answers=self.config.answers), strict=True)
         name = self.name_of(view)
         return [
-            replace(row, title=f"{name}: MAP@R {view.map_at_r[query]:.2f}", colour=colour)
+            replace(row, title=f"{name}: MAP@R {view.map_at_r[query]:.2f}", color=color)
             for query, row in rows
         ]
 
@@ -234,7 +234,7 @@ def _classes_csv(pair: _Pair) -> bytes:
 def _only(pair: _Pair, winner: EmbeddedSplit, loser: EmbeddedSplit) -> Section:
     name, other = pair.name_of(winner), pair.name_of(loser)
     gains = {query: value - loser.map_at_r[query] for query, value in winner.map_at_r.items()}
-    queries = only_right(winner.neighbours, loser.neighbours, gains, len(gains))
+    queries = only_right(winner.neighbors, loser.neighbors, gains, len(gains))
     shown = queries[: pair.config.failures]
     text = (
         f"{len(queries):,} queries have a right first answer with {name} and a wrong one with {other}; "

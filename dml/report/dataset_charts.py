@@ -76,9 +76,9 @@ def _plot(axes: "Axes", groups: Mapping[str, NDArray[np.float64]], *, whole: boo
     edges = histogram_edges(np.concatenate(list(groups.values())), whole=whole)
     for number, (name, values) in enumerate(groups.items()):
         counts, _ = np.histogram(values, edges)
-        colour = style.COLOURS[number]
-        axes.stairs(counts, edges, fill=True, alpha=0.35, color=colour, label=name)
-        axes.stairs(counts, edges, color=colour, linewidth=1.2)
+        color = style.COLORS[number]
+        axes.stairs(counts, edges, fill=True, alpha=0.35, color=color, label=name)
+        axes.stairs(counts, edges, color=color, linewidth=1.2)
     if not np.allclose(np.diff(edges), edges[1] - edges[0]):
         axes.set_xscale("log")
     else:

@@ -138,14 +138,14 @@ def suspected_labels(
     """The most similar to their neighbours first."""
     groups = []
     for suspect in embedded.suspects[:most]:
-        row = int(embedded.positions[int(embedded.neighbours.rows[suspect.query])])
+        row = int(embedded.positions[int(embedded.neighbors.rows[suspect.query])])
         groups.append(
             SuspectedLabel(
                 id=view.ids[row],
                 label=str(view.names[suspect.label]),
                 split=view.splits[row],
                 agreed=str(view.names[suspect.agreed]),
-                neighbours=suspect.num_agreeing,
+                neighbors=suspect.num_agreeing,
                 similarity=suspect.similarity,
             )
         )

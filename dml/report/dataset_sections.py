@@ -255,7 +255,7 @@ def _suspects(view: DatasetView, embedded: EmbeddedDataset, embedder: str | None
 
 
 def _suspect_row(view: DatasetView, embedded: EmbeddedDataset, query: int, count: int) -> GalleryRow:
-    near = embedded.neighbours
+    near = embedded.neighbors
     similarities = near.similarities[query, :count].tolist()
     ranks = [rank for rank, similarity in enumerate(similarities) if similarity > -np.inf]
     row = int(near.rows[query])

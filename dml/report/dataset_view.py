@@ -21,12 +21,12 @@ from dml.evaluation.all_pairs import device_for
 from dml.metrics.ranking import Items
 from dml.progress import Ticker
 from dml.refs import DatasetRef, EmbeddingsRef
-from dml.report.findings import Neighbours, Suspect, label_suspects, nearest
+from dml.report.findings import Neighbors, Suspect, label_suspects, nearest
 from dml.report.gallery import Tile
 from dml.report.near_duplicates import NearDuplicates, find_near_duplicates
 from dml.reports import Between
 
-_FEWEST_NEIGHBOURS = 5
+_FEWEST_NEIGHBORS = 5
 
 
 class DatasetView:
@@ -155,7 +155,7 @@ class EmbeddedDataset:
         """(M,) numbers of `view.names`."""
 
     @cached_property
-    def neighbours(self) -> Neighbours:
+    def neighbors(self) -> Neighbors:
         """Their rows are rows of the table."""
         device = device_for(self.vectors.nbytes)
         labels = torch.from_numpy(self.labels).to(device)
@@ -163,10 +163,10 @@ class EmbeddedDataset:
         items = Items(torch.from_numpy(self.vectors).to(device), labels, ids)
         with Ticker("neighbours") as ticker:
             ticker.begin(f"of {len(labels):,} embeddings")
-            return nearest(items, depth=max(self._config.agreeing, _FEWEST_NEIGHBOURS))
+            return nearest(items, depth=max(self._config.agreeing, _FEWEST_NEIGHBORS))
 
     @cached_property
     def suspects(self) -> list[Suspect]:
         if len(self.labels) < 2:
             return []
-        return label_suspects(self.neighbours, agreeing=self._config.agreeing)
+        return label_suspects(self.neighbors, agreeing=self._config.agreeing)

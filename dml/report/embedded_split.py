@@ -17,7 +17,7 @@ from dml.evaluation.query_gallery import query_gallery
 from dml.metrics.retrieval import QueryMetrics
 from dml.metrics.verification import RocCurve, roc_of_all_pairs
 from dml.refs import EmbeddingsRef, require_dataset
-from dml.report.findings import Neighbours, Suspect, label_suspects, nearest
+from dml.report.findings import Neighbors, Suspect, label_suspects, nearest
 from dml.report.gallery import GalleryRow, Tile
 
 
@@ -45,7 +45,7 @@ class EmbeddedSplit:
         return query_values(self._on_device, self._rows, self.config.evaluation)
 
     @cached_property
-    def neighbours(self) -> Neighbours:
+    def neighbors(self) -> Neighbors:
         depth = max(self.config.answers, self.config.agreeing)
         return nearest(*query_gallery(self._on_device, self._rows, self.config.evaluation), depth=depth)
 
@@ -56,7 +56,7 @@ class EmbeddedSplit:
 
     @cached_property
     def suspects(self) -> list[Suspect]:
-        return label_suspects(self.neighbours, agreeing=self.config.agreeing)
+        return label_suspects(self.neighbors, agreeing=self.config.agreeing)
 
     @cached_property
     def curve(self) -> RocCurve | None:
@@ -69,16 +69,16 @@ class EmbeddedSplit:
         return roc_of_all_pairs(self._on_device, labels, false_accept_rates=rates)
 
     def row_of(self, query: int) -> int:
-        return int(self.neighbours.rows[query])
+        return int(self.neighbors.rows[query])
 
     def name_of(self, query: int) -> str:
-        return self.names[int(self.neighbours.labels[query])]
+        return self.names[int(self.neighbors.labels[query])]
 
     def gallery_rows(self, queries: Sequence[int], *, answers: int) -> list[GalleryRow]:
         """Queries, numbered from 1, with their nearest answers."""
         ranks = {query: self._answers_of(query, answers) for query in queries}
         rows = [self.row_of(query) for query in queries]
-        rows += [int(self.neighbours.answers[at]) for of_query in ranks.values() for at in of_query]
+        rows += [int(self.neighbors.answers[at]) for of_query in ranks.values() for at in of_query]
         images = dict(zip(rows, read_images(self.dataset, self.positions[rows].tolist()), strict=True))
         return [
             GalleryRow(
@@ -90,11 +90,11 @@ class EmbeddedSplit:
 
     def _answers_of(self, query: int, count: int) -> list[tuple[int, int]]:
         """(query, rank from 0) of the nearest answers; fewer than `count` if the gallery is small."""
-        present = self.neighbours.similarities[query, :count] > -torch.inf
+        present = self.neighbors.similarities[query, :count] > -torch.inf
         return [(query, rank) for rank in range(int(present.sum()))]
 
     def _answer(self, images: Mapping[int, bytes], query_rank: tuple[int, int]) -> Tile:
-        near = self.neighbours
+        near = self.neighbors
         return Tile(
             images[int(near.answers[query_rank])],
             self.names[int(near.answer_labels[query_rank])],
@@ -104,7 +104,7 @@ class EmbeddedSplit:
 
     def row(self, query: int) -> dict[str, Any]:
         """The table row of a query."""
-        near = self.neighbours
+        near = self.neighbors
         wrong = (~near.right[query] & (near.similarities[query] > -torch.inf)).nonzero()[:, 0].tolist()
         line: dict[str, Any] = {"id": self.ids[self.row_of(query)], "label": self.name_of(query)}
         if query in self.map_at_r:

@@ -15,7 +15,7 @@ _FEWEST_AGREEING = 2  # one neighbour of another label is a mistake of the embed
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """The nearest answers of Q queries, on the CPU; rows are those of the split."""
 
     rows: Tensor
@@ -53,7 +53,7 @@ class Suspect:
     """Mean similarity to these neighbours."""
 
 
-def nearest(queries: Items, gallery: Items | None = None, *, depth: int) -> Neighbours:
+def nearest(queries: Items, gallery: Items | None = None, *, depth: int) -> Neighbors:
     """The `depth` nearest items of every query, with the same exclusions as the metrics.
 
     Args:
@@ -67,7 +67,7 @@ def nearest(queries: Items, gallery: Items | None = None, *, depth: int) -> Neig
     ranking = Ranking(queries, gallery)
     blocks = list(ranking.blocks(depth))
     positions = torch.cat([block.answers for block in blocks])
-    return Neighbours(
+    return Neighbors(
         rows=queries.ids.cpu(),
         labels=queries.labels.cpu(),
         answers=gallery.ids[positions].cpu(),
@@ -78,25 +78,25 @@ def nearest(queries: Items, gallery: Items | None = None, *, depth: int) -> Neig
     )
 
 
-def worst_queries(metrics: QueryMetrics, neighbours: Neighbours, count: int) -> list[int]:
+def worst_queries(metrics: QueryMetrics, neighbors: Neighbors, count: int) -> list[int]:
     """The queries with the lowest MAP@R; ties by the highest similarity of the first answer.
 
     Queries without a positive cannot fail, and are left out.
     """
     rows, values = metrics.rows.cpu(), metrics.values["map_at_r"].cpu()
-    by_surety = neighbours.similarities[rows, 0].argsort(descending=True, stable=True)
+    by_surety = neighbors.similarities[rows, 0].argsort(descending=True, stable=True)
     order = by_surety[values[by_surety].argsort(stable=True)]
     return [int(query) for query in rows[order[:count]]]
 
 
-def confident_mistakes(neighbours: Neighbours, count: int) -> list[int]:
+def confident_mistakes(neighbors: Neighbors, count: int) -> list[int]:
     """The queries with a positive and a wrong first answer, by descending similarity."""
-    wrong = (~neighbours.right[:, 0] & (neighbours.relevant > 0)).nonzero()[:, 0]
-    order = neighbours.similarities[wrong, 0].argsort(descending=True, stable=True)
+    wrong = (~neighbors.right[:, 0] & (neighbors.relevant > 0)).nonzero()[:, 0]
+    order = neighbors.similarities[wrong, 0].argsort(descending=True, stable=True)
     return [int(query) for query in wrong[order[:count]]]
 
 
-def label_suspects(neighbours: Neighbours, *, agreeing: int = 5) -> list[Suspect]:
+def label_suspects(neighbors: Neighbors, *, agreeing: int = 5) -> list[Suspect]:
     """Items whose nearest neighbours all have one other label, by descending similarity.
 
     The first `agreeing` answers must agree; where the other class has fewer items, all of those it has, two
@@ -111,22 +111,22 @@ def label_suspects(neighbours: Neighbours, *, agreeing: int = 5) -> list[Suspect
     """
     if agreeing < _FEWEST_AGREEING:
         raise ValueError(f"agreeing must be {_FEWEST_AGREEING} or more; got {agreeing}. 5 is usual.")
-    present = neighbours.similarities[:, :agreeing] > -torch.inf
-    labels = neighbours.answer_labels[:, :agreeing]
+    present = neighbors.similarities[:, :agreeing] > -torch.inf
+    labels = neighbors.answer_labels[:, :agreeing]
     agreed = labels[:, 0].contiguous()
     # A run of equal labels from the nearest on: cumulative product of agreement is 1 as long as it lasts.
     run = ((labels == agreed[:, None]) & present).long().cumprod(1).sum(1)
-    classes, sizes = torch.unique(neighbours.gallery_labels, return_counts=True)
+    classes, sizes = torch.unique(neighbors.gallery_labels, return_counts=True)
     needed = sizes[torch.searchsorted(classes, agreed)].clamp(max=agreeing)
     chosen = (run >= needed) & (run >= _FEWEST_AGREEING)
-    chosen &= (agreed != neighbours.labels) & (neighbours.relevant > 0)
+    chosen &= (agreed != neighbors.labels) & (neighbors.relevant > 0)
     suspects = [
         Suspect(
             query=query,
-            label=int(neighbours.labels[query]),
+            label=int(neighbors.labels[query]),
             agreed=int(agreed[query]),
             num_agreeing=int(run[query]),
-            similarity=float(neighbours.similarities[query, : int(run[query])].mean()),
+            similarity=float(neighbors.similarities[query, : int(run[query])].mean()),
         )
         for query in chosen.nonzero()[:, 0].tolist()
     ]
@@ -174,7 +174,7 @@ def class_gains(first: QueryMetrics, second: QueryMetrics, metric: str = "map_at
     )
 
 
-def only_right(ours: Neighbours, theirs: Neighbours, gains: Mapping[int, float], count: int) -> list[int]:
+def only_right(ours: Neighbors, theirs: Neighbors, gains: Mapping[int, float], count: int) -> list[int]:
     """The queries whose first answer is right here and wrong there, the largest gain first.
 
     Args:

@@ -20,9 +20,9 @@ _CELL_HEIGHT = _CELL_WIDTH + _NUM_LINES * _LINE + 6
 _TITLE_HEIGHT = 30
 _ANSWERS_PER_LINE = 10
 _HTML_TEXT = 80  # characters of a label
-_COLOURS = {True: "#1e8e3e", False: "#d93025", None: "#80868b"}
+_COLORS = {True: "#1e8e3e", False: "#d93025", None: "#80868b"}
 _MARKS = {True: "✓ ", False: "✗ ", None: ""}  # readable without colour vision
-_QUERY_COLOUR, _INK, _PAPER, _EMPTY, _RULE = "#1a73e8", "#202124", "white", "#f1f3f4", "#dadce0"
+_QUERY_COLOR, _INK, _PAPER, _EMPTY, _RULE = "#1a73e8", "#202124", "white", "#f1f3f4", "#dadce0"
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -48,7 +48,7 @@ class GalleryRow:
     answers: Sequence[Tile]
     title: str = ""
     """Written above, where several rows answer one query."""
-    colour: str = _INK
+    color: str = _INK
     """Of the title."""
 
 
@@ -65,9 +65,9 @@ def draw_gallery(rows: Sequence[GalleryRow]) -> bytes:
         if line.title:
             _draw_title(picture, top, line, left=2 * _GAP + first * _CELL_WIDTH)
         if line.query is not None:
-            _draw_tile(picture, (_GAP, top), line.query, _QUERY_COLOUR)
+            _draw_tile(picture, (_GAP, top), line.query, _QUERY_COLOR)
         for column, tile in enumerate(line.answers, start=first):
-            _draw_tile(picture, (2 * _GAP + column * _CELL_WIDTH, top), tile, _COLOURS[tile.right])
+            _draw_tile(picture, (2 * _GAP + column * _CELL_WIDTH, top), tile, _COLORS[tile.right])
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=True)
     return out.getvalue()
@@ -79,7 +79,7 @@ def gallery_html(rows: Sequence[GalleryRow]) -> str:
 
 
 def _row_html(row: GalleryRow) -> str:
-    title = f'<h3 style="border-color: {row.colour}">{escape(row.title)}</h3>' if row.title else ""
+    title = f'<h3 style="border-color: {row.color}">{escape(row.title)}</h3>' if row.title else ""
     query = _tile_html(row.query, "query") if row.query is not None else ""
     names = {True: "right", False: "wrong", None: ""}
     return (
@@ -118,19 +118,19 @@ def _draw_title(picture: Image.Image, top: int, line: GalleryRow, *, left: int) 
     draw, bottom = ImageDraw.Draw(picture), top - 7
     if line.query is not None:
         draw.line((_GAP, top - _TITLE_HEIGHT, picture.width - _GAP, top - _TITLE_HEIGHT), fill=_RULE)
-    draw.rectangle((left, bottom - 11, left + 11, bottom), fill=line.colour)
+    draw.rectangle((left, bottom - 11, left + 11, bottom), fill=line.color)
     draw.text((left + 18, bottom - 5), " ".join(line.title.split()), fill=_INK, font=_font(13), anchor="lm")
 
 
-def _draw_tile(picture: Image.Image, corner: tuple[int, int], tile: Tile, colour: str) -> None:
+def _draw_tile(picture: Image.Image, corner: tuple[int, int], tile: Tile, color: str) -> None:
     draw, (left, top) = ImageDraw.Draw(picture), corner
     outer = _SIDE + 2 * _FRAME
-    draw.rectangle((left, top, left + outer - 1, top + outer - 1), fill=colour)
+    draw.rectangle((left, top, left + outer - 1, top + outer - 1), fill=color)
     picture.paste(_fitted(tile.image), (left + _FRAME, top + _FRAME))
     if tile.similarity is not None:
         font, text = _font(12), f"{_MARKS[tile.right]}{tile.similarity:.2f}"
         right, bottom = left + outer - _FRAME, top + outer - _FRAME
-        draw.rectangle((right - font.getlength(text) - 8, bottom - 18, right, bottom), fill=colour)
+        draw.rectangle((right - font.getlength(text) - 8, bottom - 18, right, bottom), fill=color)
         draw.text((right - 4, bottom - 9), text, fill=_PAPER, font=font, anchor="rm")
     for number, line in enumerate(_wrapped(tile.text, _font(11), outer)):
         draw.text((left, top + outer + 4 + number * _LINE), line, fill=_INK, font=_font(11))

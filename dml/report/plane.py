@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml.report import style
-from dml.report.circle_histogram import CircleHistogram, class_colour, draw_circle
+from dml.report.circle_histogram import CircleHistogram, class_color, draw_circle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def _draw_points(axes: "Axes", plane: PlanePoints, classes: Sequence[int]) -> No
         axis(0, color=style.FAINT, linewidth=0.6, zorder=0)
     for label in np.unique(plane.labels).tolist():
         points = plane.points[plane.labels == label]
-        color = class_colour(label, classes)
+        color = class_color(label, classes)
         axes.scatter(points[:, 0], points[:, 1], s=3, color=color, linewidths=0)
     reach = 1.05 * max(float(np.abs(plane.points).max(initial=0)), 1e-12)
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")

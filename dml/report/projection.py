@@ -75,11 +75,11 @@ def _principal(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
 
     A direction's sign, which the decomposition leaves open, makes its largest coordinate positive.
     """
-    centred = vectors.astype(np.float64) - vectors.mean(0, dtype=np.float64)
+    centered = vectors.astype(np.float64) - vectors.mean(0, dtype=np.float64)
     points: NDArray[np.float64] = np.zeros((len(vectors), 2))
     if len(vectors):
-        directions = np.linalg.svd(centred, full_matrices=False)[2][:2]
-        scores = centred @ directions.T
+        directions = np.linalg.svd(centered, full_matrices=False)[2][:2]
+        scores = centered @ directions.T
         largest = np.abs(scores).argmax(0)
         points[:, : scores.shape[1]] = scores * np.sign(scores[largest, np.arange(scores.shape[1])])
     points /= max(points[:, 0].std(), 1e-12)

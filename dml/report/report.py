@@ -217,7 +217,7 @@ def _answers(view: EmbeddedSplit) -> Section:
 def _failures(view: EmbeddedSplit) -> Section:
     chosen = [
         query
-        for query in worst_queries(view.metrics, view.neighbours, view.config.failures)
+        for query in worst_queries(view.metrics, view.neighbors, view.config.failures)
         if view.map_at_r[query] < 1
     ]
     text = (
@@ -230,7 +230,7 @@ def _failures(view: EmbeddedSplit) -> Section:
 
 
 def _mistakes(view: EmbeddedSplit) -> Section:
-    chosen = confident_mistakes(view.neighbours, view.config.failures)
+    chosen = confident_mistakes(view.neighbors, view.config.failures)
     text = "The queries whose first answer is wrong, the most similar first: no threshold would refuse these."
     words = GalleryText("Most confident mistakes", text, "No query's first answer is wrong.")
     rows = map(view.row, chosen)

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe, Ito 2008, "Color universal design", without its yellow, which white paper swallows; then a grey.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#6A3D9A", "#595959")
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#6A3D9A", "#595959")
 MARKERS = ("o", "^", "s")
 # Tol's "muted" (personal.sron.nl/~pault), ten where no markers help: as many as there are digits.
-RING_COLOURS = (
+RING_COLORS = (
     *("#332288", "#DDCC77", "#117733", "#CC6677", "#88CCEE"),
     *("#882255", "#44AA99", "#999933", "#AA4499", "#8a8d91"),
 )
-POSITIVE, NEGATIVE = COLOURS[0], COLOURS[5]
-FIRST, SECOND = COLOURS[6], COLOURS[1]  # two models side by side: neither is the positive one
+POSITIVE, NEGATIVE = COLORS[0], COLORS[5]
+FIRST, SECOND = COLORS[6], COLORS[1]  # two models side by side: neither is the positive one
 INK, FAINT = "#202124", "#c4c7c5"
 _DPI = 120
 _SETTINGS = {
@@ -57,10 +57,10 @@ def figure(width: float, height: float) -> Iterator[tuple["Figure", "io.BytesIO"
         drawn.savefig(out, format="png", dpi=_DPI, metadata={"Software": None})
 
 
-def colour_and_marker(number: int) -> tuple[str, str]:
+def color_and_marker(number: int) -> tuple[str, str]:
     """For the classes of a chart in order: 24 different pairs, then again from the first."""
-    marker = MARKERS[number // len(COLOURS) % len(MARKERS)]
-    return COLOURS[number % len(COLOURS)], marker
+    marker = MARKERS[number // len(COLORS) % len(MARKERS)]
+    return COLORS[number % len(COLORS)], marker
 
 
 def short(text: str, length: int = 24) -> str:

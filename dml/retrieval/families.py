@@ -122,5 +122,5 @@ def _graph_bytes(rows: int, links: int) -> int:
     levels = 1
     while links**-levels * (1 - 1 / links) >= _LEAST_LEVEL_PROBABILITY:
         levels += 1
-    neighbours = round(rows * (2 * links + links / (links - 1)))
-    return _HNSW_HEADER + 12 * levels + rows * (4 + _OFFSET) + _OFFSET + neighbours * _LINK
+    neighbors = round(rows * (2 * links + links / (links - 1)))
+    return _HNSW_HEADER + 12 * levels + rows * (4 + _OFFSET) + _OFFSET + neighbors * _LINK

@@ -46,21 +46,21 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training and dist.is_initialized() and dist.get_world_size() > 1:
-            normalised = self._normalise(at_least_float32(images)).to(images.dtype)
+            normalized = self._normalize(at_least_float32(images)).to(images.dtype)
         else:
-            normalised = super().forward(images)
-        activated: Tensor = self.act(self.drop(normalised))
+            normalized = super().forward(images)
+        activated: Tensor = self.act(self.drop(normalized))
         return activated
 
-    def _normalise(self, images: Tensor) -> Tensor:
+    def _normalize(self, images: Tensor) -> Tensor:
         count = images.numel() // images.shape[1] * dist.get_world_size()
         # Two passes: E[x^2] - E[x]^2 loses the digits that W workers and one must agree on.
         mean = _SumOverRanks.apply(images.sum((0, 2, 3)) / count)
-        centred = images - mean[:, None, None]
-        variance = _SumOverRanks.apply(centred.square().sum((0, 2, 3)) / count)
+        centered = images - mean[:, None, None]
+        variance = _SumOverRanks.apply(centered.square().sum((0, 2, 3)) / count)
         self._update_running(mean.detach(), variance.detach() * (count / max(count - 1, 1)))
-        normalised: Tensor = centred * (variance + self.eps).rsqrt()[:, None, None]
-        return normalised * self.weight[:, None, None] + self.bias[:, None, None]
+        normalized: Tensor = centered * (variance + self.eps).rsqrt()[:, None, None]
+        return normalized * self.weight[:, None, None] + self.bias[:, None, None]
 
     def _update_running(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
@@ -97,7 +97,7 @@ def _take_over(layer: nn.Module, original: nn.BatchNorm2d) -> tuple[nn.Module, n
     return drop or nn.Identity(), act or nn.Identity()
 
 
-def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
+def synchronize_batch_norm(module: nn.Module, device: torch.device) -> None:
     """Replace every batch norm below a module by one over all ranks.
 
     Args:
@@ -118,4 +118,4 @@ def synchronise_batch_norm(module: nn.Module, device: torch.device) -> None:
             kind = GlobalBatchNormOnGpus if device.type == "cuda" else GlobalBatchNorm2d
             setattr(module, name, kind(child))
         else:
-            synchronise_batch_norm(child, device)
+            synchronize_batch_norm(child, device)

@@ -23,7 +23,7 @@ def initial_encoder(config: ExperimentConfig) -> Encoder:
     """
     initial = config.initial
     encoder = Encoder(
-        config.encoder, channels=config.preprocessing.channels, seed=config.seed, initialise=initial is None
+        config.encoder, channels=config.preprocessing.channels, seed=config.seed, initialize=initial is None
     )
     if initial is not None:
         _start_from(encoder, _load(initial))

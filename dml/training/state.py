@@ -16,7 +16,7 @@ from dml.models.encoder import Encoder
 from dml.models.precision import choose_precision
 from dml.refs import BestStep
 from dml.training.averages import AveragedEncoder, BestEncoder
-from dml.training.batch_norm import synchronise_batch_norm
+from dml.training.batch_norm import synchronize_batch_norm
 from dml.training.build import build_loss
 from dml.training.checkpoint import has_part, read_checkpoint, write_checkpoint
 from dml.training.class_vectors import WithClassVectors
@@ -71,7 +71,7 @@ class TrainingState:
         if chunked and not training.ghost_batch_norm:
             refuse_training_batch_norm(self.encoder)
         if worker.world_size > 1 and not (chunked or config.encoder.freeze_batch_norm):
-            synchronise_batch_norm(self.encoder, worker.device)
+            synchronize_batch_norm(self.encoder, worker.device)
         if training.channels_last:
             self.encoder = self.encoder.to(memory_format=torch.channels_last)
         loss = build_loss(

@@ -26,8 +26,8 @@ def test_a_trial_shows_a_picture_and_neighbours_and_registers_nothing(dml, store
 def test_a_trial_in_json_holds_the_neighbours_of_ten_images(dml, store, face):
     printed = dml("models", "import", face, "--dataset", "labels", "--store", store, "--json").json
     assert (printed["source"], printed["dim"], printed["model"]) == ("onnx:face.onnx", 8, None)
-    assert len(printed["neighbours"]) == 10
-    assert all(each["id"] != each["nearest"] for each in printed["neighbours"])
+    assert len(printed["neighbors"]) == 10
+    assert all(each["id"] != each["nearest"] for each in printed["neighbors"])
 
 
 def test_without_a_dataset_it_says_what_it_concluded_alone(dml, store, face):

@@ -112,7 +112,7 @@ def test_verify_names_the_damaged_file_and_repair_makes_it_again(dml, small):
     assert done.status == 2
     assert "index.faiss: damaged" in done.out
     done = dml("verify", "shelves", "--store", small, "--json")
-    assert (done.status, "damaged" in [each["state"] for each in done.json["artefacts"]]) == (2, True)
+    assert (done.status, "damaged" in [each["state"] for each in done.json["artifacts"]]) == (2, True)
     assert "--repair" in done.json["error"]
     repaired = dml("verify", "--repair", "--store", small)
     assert repaired.status == 0

@@ -67,12 +67,12 @@ def test_forgetting_a_version_leaves_no_thumbnail_of_it(dataset, tmp_path):
 
 def test_grey_is_what_looks_grey_however_it_is_stored():
     grey = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50), dtype=np.uint8))
-    colour = Image.fromarray(np.random.default_rng(1).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+    color = Image.fromarray(np.random.default_rng(1).integers(0, 255, (40, 50, 3), dtype=np.uint8))
     files = [
         encoded(grey),
         encoded(grey.convert("RGB")),
         encoded(grey.convert("RGB"), "JPEG"),
-        encoded(colour),
+        encoded(color),
         encoded(Image.new("RGB", (9, 9), "red")),
     ]
     thumbnails = make_thumbnails(files)

@@ -11,7 +11,7 @@ from dml.evaluation.evaluate import compare, evaluate
 from dml.evaluation.kmeans import k_means
 from dml.evaluation.protocol import measure, seeds_for
 from dml.evaluation.query_gallery import Rows
-from dml.metrics.clustering import normalised_mutual_information
+from dml.metrics.clustering import normalized_mutual_information
 from dml.metrics.fewshot import few_shot
 from dml.metrics.intervals import bootstrap_intervals, compare_paired
 from dml.metrics.ranking import Items
@@ -79,7 +79,7 @@ def test_every_number_is_that_of_the_metrics_room():
     )
     assert actual["5_way_3_shot_nearest"] == episodes.means()["nearest"]
     runs = [torch.from_numpy(k_means(VECTORS, 15, seed=seed)) for seed in (1, 2)]
-    by_seed = [normalised_mutual_information(ITEMS.labels, clusters) for clusters in runs]
+    by_seed = [normalized_mutual_information(ITEMS.labels, clusters) for clusters in runs]
     assert by_seed[0] != by_seed[1]
     assert actual["nmi"] == pytest.approx(sum(by_seed) / 2)
 
@@ -127,7 +127,7 @@ def test_answers_by_the_same_camera_are_left_out_but_a_missing_camera_is_no_came
 def test_clusters_of_few_rows_are_those_of_20_seeds_with_their_spread():
     nmi = measure(VECTORS, ROWS_, EvaluationConfig()).metrics["nmi"]
     clusters = [torch.from_numpy(k_means(VECTORS, 15, seed=seed)) for seed in range(1, 21)]
-    runs = [normalised_mutual_information(ITEMS.labels, each) for each in clusters]
+    runs = [normalized_mutual_information(ITEMS.labels, each) for each in clusters]
     assert nmi.value == pytest.approx(sum(runs) / 20)
     assert ends(nmi) == (min(runs), max(runs))
     assert [seeds_for(size) for size in (2_000, 2_001, 20_000, 60_502)] == [20, 5, 5, 1]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dml.metrics.clustering import normalised_mutual_information
+from dml.metrics.clustering import normalized_mutual_information
 from dml.metrics.retrieval import retrieval_metrics
 from dml.metrics.verification import roc_of_all_pairs, roc_of_pairs
 
@@ -21,8 +21,8 @@ def exact() -> tuple[Tensor, Tensor]:
 def scattered() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(900) // 3
-    centres = torch.randn(300, 32, generator=generator)
-    rows = centres[labels] + torch.randn(900, 32, generator=generator)
+    centers = torch.randn(300, 32, generator=generator)
+    rows = centers[labels] + torch.randn(900, 32, generator=generator)
     return nn.functional.normalize(rows), labels
 
 
@@ -70,12 +70,12 @@ def test_all_pairs_in_blocks(device):
 def test_clusterings_are_compared_alike(device):
     _, labels = exact()
     clusters = torch.arange(600) // 7 % 40
-    actual = normalised_mutual_information(labels.to(device), clusters.to(device))
-    assert float(actual) == pytest.approx(float(normalised_mutual_information(labels, clusters)), abs=1e-12)
+    actual = normalized_mutual_information(labels.to(device), clusters.to(device))
+    assert float(actual) == pytest.approx(float(normalized_mutual_information(labels, clusters)), abs=1e-12)
 
 
 def test_k_means_of_embeddings_finds_their_clusters(device):
     kmeans = pytest.importorskip("dml.evaluation.kmeans", reason="k-means is Faiss'", exc_type=ImportError)
     rows, labels = scattered()
     clusters = torch.from_numpy(kmeans.k_means(rows.numpy(), 300))
-    assert normalised_mutual_information(labels, clusters) > 0.8
+    assert normalized_mutual_information(labels, clusters) > 0.8

@@ -20,7 +20,7 @@ from dml.data.sampling import BatchSampler
 from dml.errors import TrainingFailed
 from dml.models.precision import choose_precision, convolutions_in
 from dml.presets import experiment
-from dml.training.batch_norm import GlobalBatchNorm2d, GlobalBatchNormOnGpus, synchronise_batch_norm
+from dml.training.batch_norm import GlobalBatchNorm2d, GlobalBatchNormOnGpus, synchronize_batch_norm
 from dml.training.loop import Hooks, Outcome, train_loop, train_on
 from dml.training.state import TrainingState
 from dml.training.validation import ValidationSet
@@ -269,7 +269,7 @@ def values(layer: nn.Module, images: Tensor) -> list[Tensor]:
 def test_batch_norm_over_one_rank_is_torchs_own(device, group_of_one):
     images = torch.randn(6, 5, 4, 4, generator=torch.Generator().manual_seed(0)).to(device)
     alone, shared = nn.Sequential(nn.BatchNorm2d(5)).to(device), nn.Sequential(nn.BatchNorm2d(5)).to(device)
-    synchronise_batch_norm(shared, device)
+    synchronize_batch_norm(shared, device)
     kind = GlobalBatchNormOnGpus if device.type == "cuda" else GlobalBatchNorm2d
     assert type(shared[0]) is kind
     torch.testing.assert_close(values(shared, images), values(alone, images), rtol=1e-5, atol=1e-6)

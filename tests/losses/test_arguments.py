@@ -112,8 +112,8 @@ def test_the_message_says_what_must_be_what_came_and_what_to_do(settings, messag
 
 def test_what_the_annotations_allow_is_taken():
     Example("b", flag=True, size=8, several=[0.1, 2])
-    with pytest.raises(TypeError, match="colour"):
-        Example(colour="red")
+    with pytest.raises(TypeError, match="color"):
+        Example(color="red")
 
 
 @pytest.mark.parametrize("kind", losses.LOSSES)

@@ -57,8 +57,8 @@ def test_value_and_gradient_are_the_peer_s(name, seed):
     generator = torch.Generator().manual_seed(seed)
     per_class = 2 if name == "N-pair" else 4
     labels = torch.arange(32) // per_class
-    centres = torch.randn(32, 16, dtype=torch.float64, generator=generator)[labels]
-    rows = centres + torch.randn(32, 16, dtype=torch.float64, generator=generator)
+    centers = torch.randn(32, 16, dtype=torch.float64, generator=generator)[labels]
+    rows = centers + torch.randn(32, 16, dtype=torch.float64, generator=generator)
     x = nn.functional.normalize(rows).requires_grad_()
     values = [loss(x, labels) for loss in (loss_here, peers_loss)]
     gradients = [torch.autograd.grad(value, x)[0] for value in values]

@@ -56,9 +56,9 @@ def people(num_classes, per_class, *, seed, dim=16, noise=0.7):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(num_classes).repeat_interleave(per_class)
     spread = noise * torch.rand(num_classes, 1, generator=generator, dtype=torch.float64).add(0.5)
-    centres = unit(num_classes, dim, seed)
+    centers = unit(num_classes, dim, seed)
     around = torch.randn(len(labels), dim, generator=generator, dtype=torch.float64) * spread[labels]
-    return torch.nn.functional.normalize(centres[labels] + around / dim**0.5), labels
+    return torch.nn.functional.normalize(centers[labels] + around / dim**0.5), labels
 
 
 CASES = [balanced, uneven, ties, duplicates, all_the_same, single_items, one_class, two_rows]

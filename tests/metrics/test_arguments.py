@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dml.metrics.clustering import adjusted_mutual_information, normalised_mutual_information, pairwise_f1
+from dml.metrics.clustering import adjusted_mutual_information, normalized_mutual_information, pairwise_f1
 from dml.metrics.fewshot import few_shot
 from dml.metrics.intervals import (
     bootstrap_intervals,
@@ -87,8 +87,8 @@ COLUMNS = {
     "compare_paired first": (lambda v: compare_paired(v, VALUES, Y, resamples=5), VALUES),
     "compare_paired second": (lambda v: compare_paired(VALUES, v, Y, resamples=5), VALUES),
     "compare_paired classes": (lambda v: compare_paired(VALUES, VALUES, v, resamples=5), Y),
-    "nmi labels": (lambda v: normalised_mutual_information(v, Y), Y),
-    "nmi clusters": (lambda v: normalised_mutual_information(Y, v), Y),
+    "nmi labels": (lambda v: normalized_mutual_information(v, Y), Y),
+    "nmi clusters": (lambda v: normalized_mutual_information(Y, v), Y),
     "ami labels": (lambda v: adjusted_mutual_information(v, Y), Y),
     "pairwise_f1 clusters": (lambda v: pairwise_f1(Y, v), Y),
     "few_shot labels": (lambda v: few_shot(X, v, ways=3, episodes=2), Y),
@@ -198,7 +198,7 @@ def test_a_column_of_another_type_is_refused(name):
             "denominator must be one of attainable",
         ),
         (lambda: pytorch_metric_learning(ITEMS, k="all"), "k must be a whole number"),
-        (lambda: normalised_mutual_information(Y, Y, average=None), "average must be one of arithmetic"),
+        (lambda: normalized_mutual_information(Y, Y, average=None), "average must be one of arithmetic"),
         (lambda: compare_paired(VALUES, VALUES, Y, margin=math.nan), "margin must be a finite number"),
         (lambda: compare_paired(VALUES, VALUES, Y, margin="0"), "margin must be a finite number"),
         (lambda: wilson_interval(True, 2), "successes must be a whole number, 0 or more"),

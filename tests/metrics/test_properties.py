@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dml.metrics.clustering import adjusted_mutual_information, normalised_mutual_information, pairwise_f1
+from dml.metrics.clustering import adjusted_mutual_information, normalized_mutual_information, pairwise_f1
 from dml.metrics.intervals import bootstrap_intervals, compare_paired, wilson_interval
 from dml.metrics.ranking import Items
 from dml.metrics.retrieval import query_metrics, retrieval_metrics
@@ -78,7 +78,7 @@ def test_streamed_pairs_have_the_area_of_pairs_one_by_one(case):
 @given(labelings)
 def test_clusterings_are_compared_alike_from_both_sides(pairs):
     labels, clusters = torch.tensor(pairs).T
-    for metric in (normalised_mutual_information, adjusted_mutual_information, pairwise_f1):
+    for metric in (normalized_mutual_information, adjusted_mutual_information, pairwise_f1):
         value = metric(labels, clusters)
         assert value == pytest.approx(metric(clusters, labels), abs=1e-9)
         assert value == pytest.approx(metric(-3 * labels, clusters + 9), abs=1e-9)

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from dml.config import Conv4Config, EncoderConfig, TimmConfig, TorchvisionConfig
 from dml.errors import IncompatibleArtifact, InvalidSetting, MissingArtifact
-from dml.models.encoder import Encoder, GeneralisedMeanPooling
+from dml.models.encoder import Encoder, GeneralizedMeanPooling
 
 
 @pytest.mark.parametrize("pooling", ["avg", "max", "avg+max", "gem"])
@@ -94,7 +94,7 @@ def test_only_timm_brings_its_own_pooling():
 
 def test_generalised_mean_pooling_begins_at_power_three_and_is_the_plain_formula():
     features = torch.rand(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
-    pooling = GeneralisedMeanPooling()
+    pooling = GeneralizedMeanPooling()
     assert float(pooling.power.detach()) == 3, "as published"
     plain = [[(channel**3).mean() ** (1 / 3) for channel in image] for image in features]
     torch.testing.assert_close(pooling(features).detach(), torch.tensor(plain))

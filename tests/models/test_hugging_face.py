@@ -23,7 +23,7 @@ SMALL = {
     "image_size": 32,
     "patch_size": 8,
 }
-CENTRE = {
+CENTER = {
     "size": {"shortest_edge": 32},
     "do_center_crop": True,
     "crop_size": {"height": 32, "width": 32},
@@ -76,7 +76,7 @@ EXPECTED = {
 }
 
 
-def saved(folder, make, processor=CENTRE):
+def saved(folder, make, processor=CENTER):
     torch.manual_seed(0)
     model = make().eval()
     model.save_pretrained(folder)
@@ -102,7 +102,7 @@ def test_the_preprocessing_is_its_image_processors(tmp_path):
         import_embedder(str(tmp_path / "s"), f"hf:{tmp_path / 'model'}", Options())
     )
     assert (preprocessing.resize, preprocessing.crop, preprocessing.interpolation) == (32, 32, "bicubic")
-    np.testing.assert_allclose(preprocessing.mean, CENTRE["image_mean"])
+    np.testing.assert_allclose(preprocessing.mean, CENTER["image_mean"])
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_the_preprocessing_is_its_image_processors(tmp_path):
     ],
 )
 def test_every_form_of_an_image_processor_is_understood(tmp_path, changes, expected):
-    saved(tmp_path, dinov2, {**CENTRE, **changes})
+    saved(tmp_path, dinov2, {**CENTER, **changes})
     preprocessing = read_embedder(f"hf:{tmp_path}", Options()).contents.preprocessing
     assert {name: getattr(preprocessing, name) for name in expected} == expected
 

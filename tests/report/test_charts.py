@@ -34,8 +34,8 @@ def picture(png):
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
-def has_colour(png, colour):
-    wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+def has_color(png, color):
+    wanted = [int(color[place : place + 2], 16) for place in (1, 3, 5)]
     return bool((np.abs(picture(png).astype(int) - wanted).max(axis=2) <= 2).any())
 
 
@@ -88,8 +88,8 @@ def test_similarities_and_roc_are_drawn(separate):
         vectors = np.eye(8, dtype=np.float32)[labels]
     curve = curve_of(vectors, labels)
     points = charts.operating_points(curve, RATES)
-    assert has_colour(charts.draw_similarities(curve, points), style.POSITIVE)
-    assert has_colour(charts.draw_roc(curve, points), style.POSITIVE)
+    assert has_color(charts.draw_similarities(curve, points), style.POSITIVE)
+    assert has_color(charts.draw_roc(curve, points), style.POSITIVE)
 
 
 def test_two_embeddings_are_drawn_in_one_picture_on_axes_that_hold_both():
@@ -99,8 +99,8 @@ def test_two_embeddings_are_drawn_in_one_picture_on_axes_that_hold_both():
         "theirs": curve_of(vectors, labels),
     }
     png = charts.draw_both_rocs(curves, RATES)
-    assert has_colour(png, style.FIRST)
-    assert has_colour(png, style.SECOND)
+    assert has_color(png, style.FIRST)
+    assert has_color(png, style.SECOND)
     one = charts.draw_similarities(curves["theirs"], charts.operating_points(curves["theirs"], RATES))
     both = charts.draw_both_similarities(curves, RATES)
     assert picture(both).shape[0] > 1.8 * picture(one).shape[0]
@@ -120,8 +120,8 @@ def test_a_bar_is_a_classs_gain_and_few_classes_have_their_names(num_classes):
     assert [text.get_text() for text in axes.texts] == [f"all queries {mean:+.3f}"]
     words = [text.get_text() for text in axes.get_xticklabels()]
     assert (words == list(names.values())) == (num_classes <= 40)
-    colours = {style.FIRST if each.gain > 0 else style.SECOND for each in gains}
-    assert all(has_colour(draw_class_gains(gains, names, ("ours", "theirs")), colour) for colour in colours)
+    colors = {style.FIRST if each.gain > 0 else style.SECOND for each in gains}
+    assert all(has_color(draw_class_gains(gains, names, ("ours", "theirs")), color) for color in colors)
 
 
 def test_equal_inputs_give_equal_bytes():
@@ -194,9 +194,9 @@ def test_many_classes_are_grey_beside_those_shown():
     labels = np.arange(30) // 3
     drawn = Map(np.arange(30), np.random.default_rng(0).standard_normal((30, 2)), "given")
     png = charts.draw_map(drawn, labels, {0: "zero"}, np.array([0]))
-    assert has_colour(png, style.COLOURS[0])
-    assert has_colour(png, style.FAINT)
-    assert not has_colour(png, style.COLOURS[1])
+    assert has_color(png, style.COLORS[0])
+    assert has_color(png, style.FAINT)
+    assert not has_color(png, style.COLORS[1])
 
 
 @pytest.mark.parametrize("num_classes", [1, 10, 30])
@@ -209,8 +209,8 @@ def test_circles_are_drawn_of_any_number_of_classes(num_classes):
     png = draw_circle_histograms(
         [CircleHistogram(f"loss {number}", vectors, labels, names) for number in range(5)]
     )
-    for colour in style.RING_COLOURS[: min(num_classes, 10)]:
-        assert has_colour(png, colour)
+    for color in style.RING_COLORS[: min(num_classes, 10)]:
+        assert has_color(png, color)
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,8 @@ def package(store: str) -> PackageRef:
 def knowing(dataset: DatasetRef, classes: list[int], *, seed: int) -> np.ndarray:
     """Noise around the axis of the class for those of `classes`, noise alone for the others."""
     own = read_rows(dataset, columns=["class_id"])["class_id"].to_numpy()
-    centres = np.where(np.isin(own, classes)[:, None], np.eye(16, dtype=np.float32)[own], 0)
-    vectors = 1.2 * centres + unit_vectors(ROWS, 16, seed)
+    centers = np.where(np.isin(own, classes)[:, None], np.eye(16, dtype=np.float32)[own], 0)
+    vectors = 1.2 * centers + unit_vectors(ROWS, 16, seed)
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 

@@ -35,12 +35,12 @@ def clusters(sizes, spread=0.02, seed=0):
     """Tight clusters around the axes, and their labels."""
     chance = torch.Generator().manual_seed(seed)
     labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    centres = torch.eye(len(sizes), dtype=torch.float64)[labels]
+    centers = torch.eye(len(sizes), dtype=torch.float64)[labels]
     noise = spread * torch.randn(len(labels), len(sizes), generator=chance, dtype=torch.float64)
-    return torch.nn.functional.normalize(centres + noise, dim=1), labels
+    return torch.nn.functional.normalize(centers + noise, dim=1), labels
 
 
-def neighbours_in_loops(all_items, query):
+def neighbors_in_loops(all_items, query):
     """Every other row, the nearest first, ties by place."""
     vectors = all_items.embeddings
     others = [row for row in range(len(vectors)) if row != query]
@@ -51,7 +51,7 @@ def suspects_in_loops(all_items, agreeing):
     labels = all_items.labels.tolist()
     suspects = {}
     for query, label in enumerate(labels):
-        order = neighbours_in_loops(all_items, query)
+        order = neighbors_in_loops(all_items, query)
         other = labels[order[0]]
         needed = max(min(agreeing, labels.count(other)), 2)
         near = order[:needed]
@@ -63,22 +63,20 @@ def suspects_in_loops(all_items, agreeing):
 @pytest.mark.parametrize("seed", range(5))
 def test_neighbours_are_those_of_plain_loops(seed):
     case = random_items(seed)
-    neighbours = nearest(case, depth=7)
+    neighbors = nearest(case, depth=7)
     for query in range(len(case.labels)):
-        assert neighbours.answers[query].tolist() == neighbours_in_loops(case, query)[:7]
+        assert neighbors.answers[query].tolist() == neighbors_in_loops(case, query)[:7]
         label = case.labels[query]
-        assert neighbours.right[query].tolist() == [
-            bool(case.labels[r] == label) for r in neighbours.answers[query]
+        assert neighbors.right[query].tolist() == [
+            bool(case.labels[r] == label) for r in neighbors.answers[query]
         ]
 
 
 def test_answers_of_the_querys_own_camera_are_not_shown():
     vectors, labels = clusters([3, 3])
-    neighbours = nearest(items(vectors, labels, groups=torch.tensor([0, 0, 1, 0, 0, 1])), depth=6)
-    assert neighbours.answers[0, 0] == 2
-    assert neighbours.similarities[0].tolist().count(-math.inf) == 2, (
-        "itself, and its neighbour of one camera"
-    )
+    neighbors = nearest(items(vectors, labels, groups=torch.tensor([0, 0, 1, 0, 0, 1])), depth=6)
+    assert neighbors.answers[0, 0] == 2
+    assert neighbors.similarities[0].tolist().count(-math.inf) == 2, "itself, and its neighbour of one camera"
 
 
 def test_where_queries_and_gallery_are_apart_answers_are_rows_of_the_gallery():
@@ -87,11 +85,11 @@ def test_where_queries_and_gallery_are_apart_answers_are_rows_of_the_gallery():
     given = labels.clone()
     given[6] = 0
     sides = [Items(vectors[rows], given[rows], rows) for rows in (asking, answering)]
-    neighbours = nearest(*sides, depth=3)
-    assert neighbours.rows.tolist() == [1, 6]
-    assert set(neighbours.answers[0].tolist()) == {0, 2, 3}
-    assert set(neighbours.answers[1].tolist()) == {4, 5, 7}
-    (suspect,) = label_suspects(neighbours, agreeing=3)
+    neighbors = nearest(*sides, depth=3)
+    assert neighbors.rows.tolist() == [1, 6]
+    assert set(neighbors.answers[0].tolist()) == {0, 2, 3}
+    assert set(neighbors.answers[1].tolist()) == {4, 5, 7}
+    (suspect,) = label_suspects(neighbors, agreeing=3)
     assert (suspect.query, suspect.label, suspect.agreed) == (1, 0, 1)
 
 
@@ -196,8 +194,8 @@ def test_only_right_are_first_answers_that_one_embedding_alone_gets_right():
     expected = [
         query
         for query, label in enumerate(case.labels)
-        if case.labels[neighbours_in_loops(case, query)[0]] == label
-        and case.labels[neighbours_in_loops(other, query)[0]] != label
+        if case.labels[neighbors_in_loops(case, query)[0]] == label
+        and case.labels[neighbors_in_loops(other, query)[0]] != label
     ]
     expected.sort(key=lambda query: (-gains[query], query))
     assert len(expected) > 3

@@ -10,9 +10,9 @@ from dml.report import gallery
 from dml.report.gallery import GalleryRow, Tile, draw_gallery
 
 
-def png(size=(20, 20), colour="white", mode="RGB"):
+def png(size=(20, 20), color="white", mode="RGB"):
     out = io.BytesIO()
-    Image.new(mode, size, colour).save(out, "PNG")
+    Image.new(mode, size, color).save(out, "PNG")
     return out.getvalue()
 
 
@@ -20,17 +20,17 @@ def drawn(rows):
     return Image.open(io.BytesIO(draw_gallery(rows)))
 
 
-def pixels_of(picture, colour):
-    return int((np.asarray(picture) == ImageColor.getrgb(colour)).all(axis=2).sum())
+def pixels_of(picture, color):
+    return int((np.asarray(picture) == ImageColor.getrgb(color)).all(axis=2).sum())
 
 
 def test_frames_show_right_wrong_and_unknown():
-    for right, colour in gallery._COLOURS.items():
+    for right, color in gallery._COLORS.items():
         picture = drawn([GalleryRow(Tile(png(), "query"), [Tile(png(), "answer", right=right)])])
-        others = set(gallery._COLOURS.values()) - {colour}
-        assert pixels_of(picture, colour) > 1000
+        others = set(gallery._COLORS.values()) - {color}
+        assert pixels_of(picture, color) > 1000
         assert [pixels_of(picture, other) for other in others] == [0, 0]
-        assert pixels_of(picture, gallery._QUERY_COLOUR) > 1000
+        assert pixels_of(picture, gallery._QUERY_COLOR) > 1000
 
 
 def test_many_answers_continue_in_the_next_line():
@@ -41,12 +41,12 @@ def test_many_answers_continue_in_the_next_line():
 
 
 def test_a_second_row_for_a_query_is_titled_and_shows_no_query_again():
-    tile, colour = Tile(png(), "an answer", right=True), "#6a3d9a"
+    tile, color = Tile(png(), "an answer", right=True), "#6a3d9a"
     plain = drawn([GalleryRow(tile, [tile]), GalleryRow(tile, [tile])])
-    titled = drawn([GalleryRow(tile, [tile], "one", colour), GalleryRow(None, [tile], "other", colour)])
-    assert pixels_of(titled, gallery._QUERY_COLOUR) == pixels_of(plain, gallery._QUERY_COLOUR) / 2
-    assert pixels_of(titled, gallery._COLOURS[True]) == pixels_of(plain, gallery._COLOURS[True])
-    assert pixels_of(titled, colour) == 2 * 12 * 12
+    titled = drawn([GalleryRow(tile, [tile], "one", color), GalleryRow(None, [tile], "other", color)])
+    assert pixels_of(titled, gallery._QUERY_COLOR) == pixels_of(plain, gallery._QUERY_COLOR) / 2
+    assert pixels_of(titled, gallery._COLORS[True]) == pixels_of(plain, gallery._COLORS[True])
+    assert pixels_of(titled, color) == 2 * 12 * 12
     assert titled.size == (plain.width, plain.height + 2 * gallery._TITLE_HEIGHT)
 
 

@@ -21,9 +21,9 @@ REGIONS, PER_REGION, IMAGES, DIM = 6, 60, 3, 24
 def people(*, seed=0, regions=REGIONS, per_region=PER_REGION, likeness=1.2, noise=0.7):
     """Vectors of people whose regions look alike, and their labels and regions."""
     random = np.random.default_rng(seed)
-    centres = likeness * random.normal(size=(regions, DIM))
+    centers = likeness * random.normal(size=(regions, DIM))
     region = np.repeat(np.arange(regions), per_region)
-    identity = centres[region] + random.normal(size=(len(region), DIM))
+    identity = centers[region] + random.normal(size=(len(region), DIM))
     rows = np.repeat(np.arange(len(region)), IMAGES)
     vectors = identity[rows] + noise * random.normal(size=(len(rows), DIM))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -70,10 +70,10 @@ def fpir_of_strangers(threshold, region=None):
 
 
 def strangers_of_the_same_regions(per_region=200, noise=0.7, likeness=1.2):
-    centres = likeness * np.random.default_rng(0).normal(size=(REGIONS, DIM))
+    centers = likeness * np.random.default_rng(0).normal(size=(REGIONS, DIM))
     random = np.random.default_rng(99)
     region = np.repeat(np.arange(REGIONS), per_region)
-    vectors = centres[region] + random.normal(size=(len(region), DIM))
+    vectors = centers[region] + random.normal(size=(len(region), DIM))
     vectors += noise * random.normal(size=vectors.shape)
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), None, region
 

@@ -9,9 +9,9 @@ from dml.retrieval.hamming import pairs_within
 def codes(rows: int, seed: int) -> np.ndarray:
     """Around three centres, so that there are near ones."""
     rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(99).integers(0, 2, (3, 64))
+    centers = np.random.default_rng(99).integers(0, 2, (3, 64))
     flips = rng.random((rows, 64)) < 0.06
-    return np.packbits(centres[rng.integers(0, 3, rows)] ^ flips, axis=1)
+    return np.packbits(centers[rng.integers(0, 3, rows)] ^ flips, axis=1)
 
 
 def plain(queries, gallery, max_distance, most):

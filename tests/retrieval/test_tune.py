@@ -12,8 +12,8 @@ ROWS, DIM, QUERIES, PER_LABEL = 3000, 24, 100, 4
 @pytest.fixture(scope="module")
 def vectors():
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((ROWS // PER_LABEL, DIM), dtype=np.float32)
-    drawn = np.repeat(centres, PER_LABEL, axis=0) + 0.3 * rng.standard_normal((ROWS, DIM), dtype=np.float32)
+    centers = rng.standard_normal((ROWS // PER_LABEL, DIM), dtype=np.float32)
+    drawn = np.repeat(centers, PER_LABEL, axis=0) + 0.3 * rng.standard_normal((ROWS, DIM), dtype=np.float32)
     faiss.normalize_L2(drawn)
     return drawn
 

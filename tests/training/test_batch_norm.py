@@ -11,7 +11,7 @@ from torch import nn
 from dml.config import EncoderConfig, TimmConfig
 from dml.errors import InvalidSetting
 from dml.models.encoder import Encoder
-from dml.training.batch_norm import GlobalBatchNorm2d, GlobalBatchNormOnGpus, synchronise_batch_norm
+from dml.training.batch_norm import GlobalBatchNorm2d, GlobalBatchNormOnGpus, synchronize_batch_norm
 from dml.training.spawn import run_ranks
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -46,7 +46,7 @@ def outcome(module: nn.Module, part: torch.Tensor, world_size: int) -> dict[str,
 def on_a_rank() -> dict[str, torch.Tensor]:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     module = network()
-    synchronise_batch_norm(module, CPU)
+    synchronize_batch_norm(module, CPU)
     return outcome(module, images().chunk(world_size)[rank], world_size)
 
 
@@ -65,7 +65,7 @@ def test_a_timm_backbone_keeps_its_activations_and_its_weights_names(device, kin
     config = EncoderConfig(backbone=TimmConfig(name="mobilenetv3_small_050"), dim=8)
     encoder = Encoder(config, channels=3).eval()
     shared = copy.deepcopy(encoder)
-    synchronise_batch_norm(shared, device)
+    synchronize_batch_norm(shared, device)
     pixels = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(shared.eval()(pixels), encoder(pixels))
     assert shared.state_dict().keys() == encoder.state_dict().keys()
@@ -76,11 +76,11 @@ def test_a_timm_backbone_keeps_its_activations_and_its_weights_names(device, kin
 @on_either
 def test_in_one_process_it_is_the_batch_norm_that_it_replaces(device, kind):
     expected, shared = outcome(network(), images(), 1), network()
-    synchronise_batch_norm(shared, device)
+    synchronize_batch_norm(shared, device)
     assert {type(shared[1]), type(shared[3])} == {kind}
     torch.testing.assert_close(outcome(shared, images(), 1), expected, rtol=0, atol=0)
 
 
 def test_a_batch_norm_that_cannot_be_synchronized_is_refused():
     with pytest.raises(InvalidSetting, match="BatchNorm1d"):
-        synchronise_batch_norm(nn.Sequential(nn.BatchNorm1d(3)), CPU)
+        synchronize_batch_norm(nn.Sequential(nn.BatchNorm1d(3)), CPU)

@@ -37,7 +37,7 @@ def images(name: str) -> torch.Tensor:
 def test_the_merged_network_is_a_plain_one_with_the_same_embeddings(name):
     encoder = adapted(name)
     merged = merge_adapters(encoder)
-    plain = Encoder(ENCODERS[name], channels=3, seed=0, initialise=False)
+    plain = Encoder(ENCODERS[name], channels=3, seed=0, initialize=False)
     plain.load_state_dict(merged.state_dict())
     with torch.inference_mode():
         torch.testing.assert_close(plain.eval()(images(name)), encoder(images(name)), rtol=0, atol=1e-5)

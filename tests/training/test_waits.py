@@ -11,7 +11,7 @@ from dml.config import EncoderConfig, OptimizerConfig
 from dml.losses import NormalizedSoftmax
 from dml.models.encoder import Encoder
 from dml.training.averages import AveragedEncoder
-from dml.training.batch_norm import synchronise_batch_norm
+from dml.training.batch_norm import synchronize_batch_norm
 from dml.training.cached_step import cached_train_step
 from dml.training.optimizer import build_optimizer
 from dml.training.step import Learner, train_step
@@ -24,7 +24,7 @@ def test_a_step_looks_at_no_value_and_at_no_other_device(kind, pooling, chunk_ro
     with torch.device("meta"):
         encoder = Encoder(EncoderConfig(dim=16, pooling=pooling, dropout=0.1, layer_norm=True), channels=1)
         if chunk_rows is None:
-            synchronise_batch_norm(encoder, torch.device("cuda"))
+            synchronize_batch_norm(encoder, torch.device("cuda"))
         loss = NormalizedSoftmax(12, 16)
         images, labels = torch.randn(24, 1, 28, 28), torch.arange(24) % 12
     learner = Learner(encoder, loss, "float32").train()

@@ -68,7 +68,7 @@ class Cars196Source(FilesSource):
         return read_mat(self.files.read_list(path), path)
 
 
-def recognise(tree: Tree) -> bool:
+def recognize(tree: Tree) -> bool:
     return bool(tree.named(_WHOLE) or (tree.named(*_HALVES) and tree.named("cars_meta.mat")))
 
 

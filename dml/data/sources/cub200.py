@@ -42,5 +42,5 @@ class Cub200Source(FilesSource):
         return dict(line.strip().split(maxsplit=1) for line in lines if line.strip())
 
 
-def recognise(tree: Tree) -> bool:
+def recognize(tree: Tree) -> bool:
     return tree.named(_LABELS) is not None

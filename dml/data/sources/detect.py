@@ -37,25 +37,25 @@ from dml.names import SourceLayout
 
 class _Layout(NamedTuple):
     source: Callable[[Files], Source]
-    recognise: Callable[[Tree], bool]
+    recognize: Callable[[Tree], bool]
     marks: str
 
 
 # In the order they are tried: class folders fit almost everything, so they come last.
 _LAYOUTS: dict[str, _Layout] = {
-    "cub200": _Layout(Cub200Source, cub200.recognise, "image_class_labels.txt"),
+    "cub200": _Layout(Cub200Source, cub200.recognize, "image_class_labels.txt"),
     "cars196": _Layout(
-        Cars196Source, cars196.recognise, "cars_annos.mat, or cars_meta.mat with cars_train_annos.mat"
+        Cars196Source, cars196.recognize, "cars_annos.mat, or cars_meta.mat with cars_train_annos.mat"
     ),
-    "sop": _Layout(SopSource, sop.recognise, "Ebay_train.txt"),
-    "in-shop": _Layout(InShopSource, in_shop.recognise, "list_eval_partition.txt"),
+    "sop": _Layout(SopSource, sop.recognize, "Ebay_train.txt"),
+    "in-shop": _Layout(InShopSource, in_shop.recognize, "list_eval_partition.txt"),
     "market1501": _Layout(
-        Market1501Source, market1501.recognise, "bounding_box_train, bounding_box_test and query"
+        Market1501Source, market1501.recognize, "bounding_box_train, bounding_box_test and query"
     ),
-    "mnist": _Layout(MnistSource, mnist.recognise, "train-images-idx3-ubyte, or .gz"),
-    "omniglot": _Layout(OmniglotSource, omniglot.recognise, "ALPHABET/characterNN/*.png"),
-    "tiny-imagenet": _Layout(TinyImagenetSource, tiny_imagenet.recognise, "val_annotations.txt"),
-    "folder": _Layout(FolderSource, folder.recognise, "CLASS/* that are images, whatever their names"),
+    "mnist": _Layout(MnistSource, mnist.recognize, "train-images-idx3-ubyte, or .gz"),
+    "omniglot": _Layout(OmniglotSource, omniglot.recognize, "ALPHABET/characterNN/*.png"),
+    "tiny-imagenet": _Layout(TinyImagenetSource, tiny_imagenet.recognize, "val_annotations.txt"),
+    "folder": _Layout(FolderSource, folder.recognize, "CLASS/* that are images, whatever their names"),
 }
 
 
@@ -75,13 +75,13 @@ def open_source(uri: str, layout: SourceLayout = "auto", access: Access = SOURCE
     _require_readable_scheme(uri)
     if layout == "glyphs" or (layout == "auto" and uri.startswith(glyphs.SCHEME)):
         return glyphs.open_glyphs(uri)
-    if layout == "manifest" or (layout == "auto" and manifest.recognise(uri)):
+    if layout == "manifest" or (layout == "auto" and manifest.recognize(uri)):
         return ManifestSource(storage.resolve(uri), access)
     files = open_files(uri, access)
     tree = files.tree()
     candidates = _LAYOUTS if layout == "auto" else {layout: _LAYOUTS[layout]}
     for candidate in candidates.values():
-        if candidate.recognise(tree):
+        if candidate.recognize(tree):
             return candidate.source(files)
     beside = [path for path in tree.files if "/" not in path and folder.is_named_as_image(path)]
     if beside and layout in ("auto", "folder"):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from dml.config import ClassSplit, OfficialSplit
 from dml.data.schema import TEST, TRAIN
 from dml.data.sources.files import FilesSource, Tree
-from dml.data.sources.sample import EMPTY_CLASS, OTHER_KIND, Listing, Problem, Sample, normalised
+from dml.data.sources.sample import EMPTY_CLASS, OTHER_KIND, Listing, Problem, Sample, normalized
 from dml.errors import InvalidData
 from dml.preprocessing import SIGNATURE_BYTES, has_signature
 from dml.progress import begin, count
@@ -88,7 +88,7 @@ def is_named_as_image(path: str) -> bool:
     return path.lower().endswith(_IMAGE_SUFFIXES)
 
 
-def recognise(tree: Tree) -> bool:
+def recognize(tree: Tree) -> bool:
     return any("/" in path and _may_be_image(path) for path in tree.files)
 
 
@@ -134,7 +134,7 @@ def _share_no_class(samples: Sequence[Sample]) -> bool:
         if sample.split is None:
             return False
         if sample.label:
-            classes[sample.split].add(normalised(sample.label))
+            classes[sample.split].add(normalized(sample.label))
     return bool(classes[TRAIN] and classes[TEST]) and classes[TRAIN].isdisjoint(classes[TEST])
 
 

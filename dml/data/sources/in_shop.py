@@ -56,5 +56,5 @@ def _base(tree: Tree, listed: list[str]) -> str:
     return ""
 
 
-def recognise(tree: Tree) -> bool:
+def recognize(tree: Tree) -> bool:
     return tree.named(_LIST) is not None

@@ -129,7 +129,7 @@ def _locator(image: str | None) -> str | None:
     return f"./{image}" if image and _INLINE.fullmatch(image) else image
 
 
-def recognise(uri: str) -> bool:
+def recognize(uri: str) -> bool:
     """Whether a URI is a manifest, by its name or first bytes."""
     if storage.is_remote(uri):
         return uri.lower().endswith((*_CSV_SUFFIXES, _PARQUET_SUFFIX))

@@ -54,6 +54,6 @@ class Market1501Source(FilesSource):
         return Listing(samples, OfficialSplit(), problems)
 
 
-def recognise(tree: Tree) -> bool:
+def recognize(tree: Tree) -> bool:
     folders = {path.split("/")[-2] for path in tree.files if path.count("/")}
     return {_TRAIN, _GALLERY, _QUERY} <= folders

@@ -68,7 +68,7 @@ class MnistSource(FilesSource):
         return encoded.getvalue()
 
 
-def recognise(tree: Tree) -> bool:
+def recognize(tree: Tree) -> bool:
     return any(_FILE.fullmatch(path) for path in tree.files)
 
 

@@ -50,5 +50,5 @@ def _find_part(drawing: re.Match[str]) -> str | None:
     return match["part"] if match else None
 
 
-def recognise(tree: Tree) -> bool:
+def recognize(tree: Tree) -> bool:
     return any(_DRAWING.fullmatch(path) for path in tree.files)

@@ -61,7 +61,7 @@ class Listing:
     problems: list[Problem] = field(default_factory=list)
 
 
-def normalised(label: str) -> str:
+def normalized(label: str) -> str:
     """A label without outer white space, in Unicode form NFC, so that equal-looking labels are equal."""
     return unicodedata.normalize("NFC", _OUTER_SPACE.sub("", label))
 

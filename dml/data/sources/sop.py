@@ -40,5 +40,5 @@ class SopSource(FilesSource):
         return Listing(samples, OfficialSplit(), problems)
 
 
-def recognise(tree: Tree) -> bool:
+def recognize(tree: Tree) -> bool:
     return tree.named(*_LISTS) is not None

@@ -58,5 +58,5 @@ class TinyImagenetSource(FilesSource):
                 yield first, rest.split("\t")[0]
 
 
-def recognise(tree: Tree) -> bool:
+def recognize(tree: Tree) -> bool:
     return tree.named(_ANNOTATIONS) is not None

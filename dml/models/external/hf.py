@@ -42,7 +42,7 @@ class HuggingFaceSource(Source):
             head="none",
             dim=read.backbone.num_features,
         )
-        encoder = Encoder(config, channels=preprocessing.channels, initialise=False)
+        encoder = Encoder(config, channels=preprocessing.channels, initialize=False)
         encoder.backbone.load_state_dict(read.backbone.state_dict())
         import transformers
 
@@ -105,9 +105,9 @@ def _as_settings(tree: dict[str, Any]) -> dict[str, Any]:
     elif not squashed and tree.get("crop_pct"):  # as ConvNeXt's: resized to more, then cropped to `size`
         settings["resize"] = int(width / tree["crop_pct"])
     factor = tree.get("rescale_factor", 1 / 255) if tree.get("do_rescale", True) else 1.0
-    normalised = tree.get("do_normalize", True)
-    mean = tree["image_mean"] if normalised else [0.0] * 3
-    std = tree["image_std"] if normalised else [1.0] * 3
+    normalized = tree.get("do_normalize", True)
+    mean = tree["image_mean"] if normalized else [0.0] * 3
+    std = tree["image_std"] if normalized else [1.0] * 3
     settings["mean"] = [value / (255 * factor) for value in mean]
     settings["std"] = [value / (255 * factor) for value in std]
     settings["interpolation"] = _RESAMPLING[tree.get("resample", 2)]

@@ -34,7 +34,7 @@ class TorchRuntime(Runtime):
         self.precision, why = choose_precision(stored.precision, self.device)
         if self.device.type == "cuda":
             logger.info("embedding in %s, %s", self.precision, why)
-        encoder = Encoder(self.config, channels=self.preprocessing.channels, initialise=False)
+        encoder = Encoder(self.config, channels=self.preprocessing.channels, initialize=False)
         encoder.load_state_dict(load_file(stored.folder / WEIGHTS))
         self.encoder = encoder.eval().to(self.device).to(memory_format=torch.channels_last)
 

@@ -211,6 +211,8 @@ def test_circles_are_drawn_of_any_number_of_classes(num_classes):
     )
     for color in style.RING_COLORS[: min(num_classes, 10)]:
         assert has_color(png, color)
+    height, width = picture(png).shape[:2]
+    assert (width, height) == (4 * 420, 2 * 492), "four in a line, each 3.5 x 4.1 inches of 120 pixels"
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def mutant(tree: ast.Module, index: int) -> tuple[str, ast.Module]:
 
 
 def _expressions(tree: ast.Module) -> Iterator[ast.expr]:
-    """Expressions of functions and classes; no annotations, messages, module's constants or zip's `strict`."""
+    """Expressions of functions and classes; not annotations, messages, module constants, zip's `strict`."""
     for statement in tree.body:
         if isinstance(statement, ast.FunctionDef | ast.ClassDef):
             yield from _below(statement)

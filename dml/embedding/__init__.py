@@ -1,1 +1,1 @@
-"""A package and a dataset in, an embeddings table out: one unit vector for each sample."""
+"""Embeddings tables: one unit vector for each sample of a dataset, by a package."""

@@ -1,4 +1,4 @@
-"""Embed a dataset, or a split of it, with one package: one Parquet part per fragment, finished parts kept.
+"""Embed a dataset or a split with one package: one Parquet part per fragment; finished parts are kept.
 
 The table's folder is named by package, dataset and split. A part's name appears only once it is whole, the
 manifest only once every part is there and was read again: after any number of crashes the table has exactly
@@ -50,7 +50,7 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class _PartJob:
-    """One fragment, whose samples of it are embedded, and where their embeddings go."""
+    """One fragment, the samples of it to embed, and the part to write."""
 
     fragment: str
     split: str | None
@@ -71,7 +71,7 @@ def embed(
     num_workers: int | None = None,
     progress: OnProgress | None = None,
 ) -> EmbeddingsRef:
-    """Embed every image of a dataset, or of a split; what a killed run has finished is kept.
+    """Embed every image of a dataset or of a split; finished parts of a killed run are kept.
 
     What another table of the same package and dataset knows is copied: a split's vectors are not embedded
     again with the whole dataset, nor the other way round.
@@ -124,7 +124,7 @@ def _refuse_other_package(previous: EmbeddingsRef | None, package: PackageRef) -
 
 
 def _begin(ref: EmbeddingsRef, dataset: DatasetRef) -> list[_PartJob]:
-    """Make the table's folder, unfinished, and say what its parts are."""
+    """Create the folder of an unfinished table; returns its parts."""
     was_sealed = storage.is_complete(ref.uri)
     storage.make_folder(ref.uri)
     if was_sealed:  # and is damaged, else nothing would be done
@@ -141,7 +141,7 @@ def _not_there(ref: EmbeddingsRef, jobs: Sequence[_PartJob]) -> list[_PartJob]:
 
 
 def _observe(embedded: Iterator[None], num_left: int, num_jobs: int, progress: OnProgress | None) -> None:
-    """Embed, and say how far it is after each part."""
+    """Embed, and report progress after each part."""
     with Ticker("embed") as ticker:
         ticker.begin("embedding", "fragments", num_left)
         for done, _ in enumerate(embedded, start=num_jobs - num_left + 1):
@@ -176,7 +176,7 @@ def _ref_of(store: str, package: PackageRef, dataset: DatasetRef, split: str | N
 
 
 def _is_whole(uri: str) -> bool:
-    """Whether a table was finished there, and every part still has its size."""
+    """Whether a finished table is there, and every part has its recorded size."""
     try:
         return "parts" in storage.verify_opened(uri, digests=False)
     except (MissingArtifact, CorruptArtifact):
@@ -194,7 +194,7 @@ def _of_other_splits(
 
 
 def _rows_held(jobs: Sequence[_PartJob], made: set[_PartJob]) -> dict[_PartJob, int | None]:
-    """Each part's rows; None: it must be made again. Parts that were not made in this run are read whole."""
+    """Number of rows of each part; None: it must be made again. Parts of earlier runs are read completely."""
 
     def of(job: _PartJob) -> int | None:
         return rows_held(job.part, job.fragment, job.split, whole=job not in made)
@@ -216,14 +216,14 @@ def _num_new(jobs: Sequence[_PartJob], known: Sequence[EmbeddingsRef]) -> int:
 
 
 def _samples(job: _PartJob) -> pa.Table:
-    """A job's `id` and `sha256`, and as `row` where they are in the fragment."""
+    """The `id` and `sha256` of a job's samples, and their `row` in the fragment."""
     rows = read_fragment(job.fragment, ["id", "sha256", "split"])
     rows = rows.append_column("row", pa.array(np.arange(len(rows))))
     return rows if job.split is None else rows.filter(compute.equal(rows["split"], job.split))
 
 
 class _Embedder:
-    """Makes parts; as a Ray actor or in this process."""
+    """Writer of parts, as a Ray actor or in this process."""
 
     def __init__(self, package: PackageRef, known: Sequence[EmbeddingsRef]) -> None:
         self.package = load_package(package.uri)
@@ -244,7 +244,7 @@ class _Embedder:
 
 
 def _images(job: _PartJob, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:
-    """The images of a fragment's rows, ascending, as many at a time as `_BYTES_HELD` has room for."""
+    """The images of a fragment's rows, ascending, in blocks of at most `_BYTES_HELD`."""
     held: list[bytes] = []
     for images in read_fragment_images(job.fragment, rows):
         held += images
@@ -268,7 +268,7 @@ def _refuse_wrong_length(vectors: NDArray[np.float32], job: _PartJob, package: P
 def _embed_parts(
     jobs: Sequence[_PartJob], package: PackageRef, known: Sequence[EmbeddingsRef], workers: int
 ) -> Iterator[None]:
-    """Yields after each part."""
+    """Write the parts; yields after each."""
     if workers > 1 and len(jobs) > 1:
         yield from _with_ray(jobs, package, known, min(workers, len(jobs)))
     elif jobs:
@@ -276,7 +276,7 @@ def _embed_parts(
 
 
 class _Actor:
-    """The embedder as Ray Data's stateful stage: a row names a job, and brings back what went wrong."""
+    """The embedder as a stateful stage of Ray Data: a row names a job; the result contains its error."""
 
     def __init__(self, package: PackageRef, known: Sequence[EmbeddingsRef], jobs: Sequence[_PartJob]) -> None:
         self.embedder, self.jobs = _Embedder(package, known), jobs

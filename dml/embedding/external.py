@@ -1,4 +1,4 @@
-"""Vectors that something else made, as an embeddings table of items without images.
+"""Imported vectors of another program, as an embeddings table of items without images.
 
 `vectors/NAME/VERSION` in the store holds the table's parts and, in its folder `items`, their ids, labels and
 attributes. It is published whole or not at all.
@@ -142,7 +142,7 @@ def import_vectors(
 
 
 def find_vectors(store: str, name: str) -> EmbeddingsRef:
-    """The imported vectors of a name, its current version, or of NAME@VERSION.
+    """The imported vectors NAME, in their current version, or NAME@VERSION.
 
     Raises:
         InvalidSetting: that is no name.
@@ -161,7 +161,7 @@ def has_vectors(store: str, name: str) -> bool:
 
 
 def rollback_vectors(store: str, name: str) -> EmbeddingsRef:
-    """Make a former version of imported vectors the one that their name means again.
+    """Make a former version of imported vectors the current one.
 
     An index that was made of other vectors stays as it is; roll that back, too.
 
@@ -209,7 +209,7 @@ def _external_model(spec: str, dim: int, license: str | None) -> ExternalModelRe
 
 
 def _read_items(file: VectorFile, ids: Path | None, attributes: Path | None) -> tuple[pa.Table, list[str]]:
-    """(N,) `id`, and `label` and attributes where there are some; and what was left out."""
+    """(N,) `id`, and `label` and attributes if there are any; and notes on what was left out."""
     for path in (ids, attributes):
         if path is not None:
             require_file(path)
@@ -235,7 +235,7 @@ def _read_items(file: VectorFile, ids: Path | None, attributes: Path | None) -> 
 
 
 def _own_columns(file: VectorFile, *, only_ids: bool) -> tuple[pa.Table, list[str]]:
-    """What the vectors' file itself says of their items."""
+    """The items' columns in the vectors' file itself."""
     if isinstance(file, ParquetFile):
         columns = [name for name in file.other_columns if name == "id" or not only_ids]
         return as_items(read_columns(file.path, columns), file.path)
@@ -261,7 +261,7 @@ def _most(file: VectorFile, share: float) -> int:
 
 @dataclass
 class _Table:
-    """A table that is being written: parts and fragments so far, and what was refused."""
+    """A table that is being written: parts, fragments and refused rows so far."""
 
     folder: str
     items: pa.Table
@@ -300,7 +300,7 @@ class _Table:
     def _problems_of(
         self, block: Block, items: pa.Table, lengths: NDArray[np.float64]
     ) -> dict[int, tuple[str, str]]:
-        """Row of the block to what is wrong with it, which is also kept for the quarantine table."""
+        """Problem by row of the block, which is also added to the quarantine table."""
         ids = items["id"]
         is_missing = np.array([not (id_ or "").strip() for id_ in ids.to_pylist()], dtype=np.bool_)
         is_repeated = self._repeated[self._next_row : self._next_row + len(items)]
@@ -349,7 +349,7 @@ def _require_usable(table: _Table, file: VectorFile, most: float, quarantine: st
 
 
 def _publish(table: _Table, folder: str, name: str, model: ExternalModelRef) -> EmbeddingsRef:
-    """Seal the items, publish both, and return the table's ref."""
+    """Publish the items and the table; returns the table's ref."""
     attributes = attribute_types_of(table.items)
     names = [fragment.name for fragment in table.fragments]
     items_fingerprint = storage.digest_of("items", names, attributes)

@@ -100,7 +100,7 @@ def _num_rows(ref: EmbeddingsRef, split: str | None) -> int:
 
 
 def _parts_and_rows(ref: EmbeddingsRef, *, of_split: bool) -> Iterator[tuple[str, str, pa.Table]]:
-    """Each part, its items' fragment, and the fragment's `id`, and `split` where asked for; read ahead."""
+    """Each part, its items' fragment, and the fragment's `id`, and `split` if requested; read ahead."""
     parts, files = part_uris(ref.uri), fragments(ref.items)
     if len(parts) != len(files):
         raise CorruptArtifact(
@@ -145,7 +145,7 @@ def read_vectors(ref: EmbeddingsRef) -> Iterator[tuple[pa.ChunkedArray, NDArray[
 
 
 def rows_held(part: str, fragment: str, split: str | None, *, whole: bool) -> int | None:
-    """How many rows a part has; None where it is not there, is damaged or has not the fragment's samples.
+    """The number of rows of a part; None if it is missing, damaged or has not the fragment's samples.
 
     Args:
         part: the part's URI.
@@ -199,7 +199,7 @@ def find_embeddings(uri: str) -> EmbeddingsRef:
 
 
 def part_name(number: int) -> str:
-    """Of the part made from the dataset's fragment of that number."""
+    """The file name of the part for the dataset's fragment of that number."""
     return f"part-{number:05d}.parquet"
 
 
@@ -215,7 +215,7 @@ def part_uris(uri: str) -> list[str]:
 
 
 def read_part(uri: str, columns: list[str]) -> pa.Table:
-    """Some columns of a part, their pages compared with their checksums.
+    """Some columns of a part; page checksums are verified.
 
     Raises:
         CorruptArtifact: it is damaged.
@@ -234,7 +234,7 @@ def read_part(uri: str, columns: list[str]) -> pa.Table:
 def write_part(
     uri: str, ids: pa.ChunkedArray, digests: pa.ChunkedArray | None, vectors: NDArray[np.float32]
 ) -> None:
-    """Write one part; its name appears when it is whole, and what is there already stays.
+    """Write one part atomically; an existing part is kept.
 
     So of several processes that make the same table, none changes what another has sealed.
 
@@ -275,7 +275,7 @@ class KnownVectors:
         self._digests = digests[self._order]
 
     def rows_of(self, digests: pa.ChunkedArray) -> NDArray[np.int64]:
-        """(N,) the row in the tables of each image, -1 where they have none."""
+        """(N,) the row of each image in the tables, -1 if there is none."""
         wanted = digests.to_numpy(zero_copy_only=False).astype(_DIGEST)
         if not len(self._digests):
             return np.full(len(wanted), -1)
@@ -283,7 +283,7 @@ class KnownVectors:
         return np.where(self._digests[positions] == wanted, self._order[positions], -1)
 
     def copy(self, rows: NDArray[np.int64], into: NDArray[np.float32]) -> None:
-        """Fill (N, D) with the vectors of the tables' rows; -1 leaves what is there."""
+        """Fill (N, D) with the vectors of the tables' rows; -1 leaves a row unchanged."""
         for number, mine in self._by_part(rows):
             part = _vectors(read_part(self._uris[number], ["embedding"]), self._dim)
             into[mine] = part[rows[mine] - self._starts[number]]

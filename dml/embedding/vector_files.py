@@ -1,4 +1,4 @@
-"""Files of ready vectors, read in blocks: NumPy arrays, Parquet tables and HDF5 files, of any type of number.
+"""Files of vectors, read in blocks: NumPy arrays, Parquet tables and HDF5 files, of any numeric type.
 
 A block is read, used and let go, so a file may be larger than memory. Nothing is ever unpickled.
 """
@@ -50,7 +50,7 @@ class VectorFile(ABC):
 
     @abstractmethod
     def _shape(self) -> tuple[int, int]:
-        """N and D; raises InvalidData for what is not a table of numbers."""
+        """N and D; raises InvalidData if it is not a matrix of numbers."""
 
     @abstractmethod
     def blocks(self, num_rows: int) -> Iterator[Block]:
@@ -76,7 +76,7 @@ class NpyFile(VectorFile):
 
 
 class Hdf5File(VectorFile):
-    """A data set of an HDF5 file: the only one of two axes, or the one that is called as vectors are."""
+    """A data set of an HDF5 file: the only one with two axes, or the one with a usual name."""
 
     endings = (".h5", ".hdf5")
 
@@ -217,7 +217,7 @@ _FLOAT32_STEP = 1e-6
 
 
 def require_file(path: Path) -> None:
-    """Raise MissingArtifact for what is no regular file that can be read."""
+    """Raise MissingArtifact for anything but a readable regular file."""
     if not path.is_file():
         what = "it is a folder" if path.is_dir() else "there is none"
         raise MissingArtifact(f"{path} must be a file on this machine; {what}. Check the path.")
@@ -228,7 +228,7 @@ def require_file(path: Path) -> None:
 
 
 def open_npy(path: Path) -> NDArray[Any]:
-    """A NumPy array, memory-mapped; raises InvalidData where it would have to be unpickled, or is damaged."""
+    """A NumPy array, memory-mapped; raises InvalidData if it contains pickled objects or is damaged."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)  # NumPy's, of a header whose sizes overflow
@@ -270,7 +270,7 @@ def open_parquet(path: Path, *, as_written: bool = True) -> parquet.ParquetFile:
 
 
 def _without_arrow_schema(path: Path) -> parquet.FileMetaData:
-    """A file's metadata, in which the entry with its writer's Arrow types has another name."""
+    """A file's metadata without the entry of its writer's Arrow types."""
     with path.open("rb") as stream:
         stream.seek(-_PARQUET_TAIL_BYTES, os.SEEK_END)
         tail = stream.read()

@@ -1,1 +1,1 @@
-"""From an image to a point on the unit sphere: backbones, the encoder around one, and the package we ship."""
+"""Encoders of images to unit-length embeddings: backbones, the head, and packages that are published."""

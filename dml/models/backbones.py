@@ -86,7 +86,7 @@ def _conv4(channels: int, width: int) -> nn.Module:
 
 
 def require_weights(config: BackboneConfig) -> None:
-    """Make sure that a backbone's weights are on this machine, fetching them where they can be.
+    """Make sure that a backbone's weights are on this machine; download them if possible.
 
     Raises:
         MissingArtifact: a weights file that is not there, or a hub that cannot be reached.
@@ -230,7 +230,7 @@ def _trunk(module: nn.Module) -> nn.Module:
 
 
 def _differences(module: nn.Module, weights: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
-    """Names that a backbone lacks in the weights, does not know, or has in another shape."""
+    """Names of missing and unexpected tensors, and of tensors with another shape."""
     expected = _trunk(module).state_dict()
     missing = [k for k in expected.keys() - weights.keys() if not k.endswith("num_batches_tracked")]
     unknown = [k for k in weights.keys() - expected.keys() if not k.startswith(_CLASSIFIER_KEYS)]

@@ -1,4 +1,4 @@
-"""The package: the model we ship. Weights, the network's description and preprocessing in JSON, no pickle.
+"""The package, a published model: weights in safetensors, configuration and preprocessing in JSON, no pickle.
 
 It loads without training code, and its fingerprint covers all that decides an embedding: the weights, the
 network's description, its runtime and the preprocessing.
@@ -41,7 +41,7 @@ class Package:
 
     @property
     def preprocessing(self) -> PreprocessingConfig:
-        """What an image becomes before the network sees it."""
+        """The preprocessing of images for the network."""
         return self.runtime.preprocessing
 
     @property
@@ -50,12 +50,12 @@ class Package:
 
     @property
     def precision(self) -> Precision:
-        """What it computes in; never "auto"."""
+        """The precision of the computation; never "auto"."""
         return self.runtime.precision
 
     @property
     def encoder(self) -> Encoder:
-        """The torch module; raises IncompatibleArtifact for a network that another runtime computes."""
+        """The torch module; raises IncompatibleArtifact for a network of another runtime."""
         if not isinstance(self.runtime, TorchRuntime):
             raise IncompatibleArtifact(
                 f"This needs a network that torch computes; package {self.ref.version}, of "
@@ -136,7 +136,7 @@ def _batches(images: Sequence[bytes], batch_size: int) -> Iterator[Sequence[byte
 
 @dataclass(frozen=True)
 class Contents:
-    """What a package is made of: all that decides an embedding."""
+    """The contents of a package: everything that determines an embedding."""
 
     runtime: str
     """What computes it, by the name of its file in `dml.models.runtimes`."""
@@ -175,7 +175,7 @@ def save_package(
 
 
 def contents_of(encoder: Encoder, preprocessing: PreprocessingConfig) -> Contents:
-    """An encoder as what a package is made of."""
+    """The contents of a package for an encoder."""
     weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
     # Where the first weights came from does not decide what the package computes, and names a local path.
     backbone = encoder.config.backbone.model_dump(mode="json", exclude={"weights", "pretrained"})
@@ -238,7 +238,7 @@ def find_package(uri: str) -> PackageRef:
 
 
 def read_preprocessing(ref: PackageRef) -> PreprocessingConfig:
-    """What a package makes of an image before embedding it, without loading its weights."""
+    """The preprocessing of a package, without loading its weights."""
     description = _read_description(ref.uri)
     return PreprocessingConfig.model_validate(description["preprocessing"])
 
@@ -250,7 +250,7 @@ def requirements_of(ref: PackageRef) -> tuple[str, ...]:
 
 
 def load_package(uri: str, *, device: str | None = None, precision: Precision = "auto") -> Package:
-    """Load a package from wherever it was published.
+    """Load a published package from its URI.
 
     Args:
         uri: the package's folder.

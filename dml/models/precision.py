@@ -1,4 +1,4 @@
-"""In what precision an encoder computes: exact float32, or as a GPU is fastest. Losses are float32 always.
+"""Precision of an encoder: exact float32, or the fastest of a GPU. Losses are always float32.
 
 A matrix product in TF32 keeps three of float32's seven digits, one in bfloat16 two or three; sums stay in
 float32 in both. Batch norm, softmax and the embedding's length are float32 under bfloat16 too (autocast).
@@ -16,7 +16,7 @@ _TF32_SINCE = (8, 0)  # compute capability: Ampere
 
 
 class Choice(NamedTuple):
-    """What a setting comes to on a device."""
+    """The precision that a setting gives on a device."""
 
     precision: Precision
     """Never "auto"."""
@@ -24,7 +24,7 @@ class Choice(NamedTuple):
 
 
 def choose_precision(wanted: Precision, device: torch.device) -> Choice:
-    """What a setting comes to on a device, with the reason.
+    """The precision that a setting gives on a device, with the reason.
 
     Args:
         wanted: "auto" takes bfloat16 where the GPU has units for it, else float32; the others are taken at
@@ -44,7 +44,7 @@ def choose_precision(wanted: Precision, device: torch.device) -> Choice:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """The forward pass of an encoder belongs inside; its loss does not."""
+    """Context for the forward pass of an encoder, but not for its loss."""
     if precision == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()

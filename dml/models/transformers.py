@@ -29,7 +29,7 @@ _OTHER: _Class = ("AutoModel", "AutoConfig", {})
 
 
 class TransformersBackbone(nn.Module):
-    """A vision model's one vector for an image: projected, else pooled, else that of its first token."""
+    """One vector per image: the projected output, else the pooled one, else that of the first token."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class TransformersBackbone(nn.Module):
 
 
 class VisionModel(NamedTuple):
-    """A model that was read, and what builds it again."""
+    """A loaded model, and the configuration that rebuilds it."""
 
     backbone: TransformersBackbone
     settings: str

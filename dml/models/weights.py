@@ -21,7 +21,7 @@ _HEAD_BYTES = 64
 
 
 def require_weights_file(path: Path) -> None:
-    """Look at a file's first bytes.
+    """Check a file by its first bytes.
 
     Raises:
         MissingArtifact: there is no such file.

@@ -1,4 +1,4 @@
-"""What a look at a dataset finds: sizes, files, attributes, near-duplicates, suspected labels, warnings."""
+"""Findings about a dataset: sizes, files, attributes, near-duplicates, suspected labels, warnings."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -170,7 +170,7 @@ def find(view: DatasetView, embedded: EmbeddedDataset | None, embedder: str | No
 
 
 def warnings_of(findings: DatasetFindings) -> Iterable[str]:
-    """What to look at first, the worst first."""
+    """Warnings, the most serious first."""
     sizes = {balance.split: balance for balance in findings.splits}
     for summary in findings.near_duplicates:
         if summary.between == "test and train" and summary.images:
@@ -211,7 +211,7 @@ def warnings_of(findings: DatasetFindings) -> Iterable[str]:
 
 
 def some(texts: Sequence[str], *, most: int = _NAMED, between: str = ", ") -> str:
-    """The first of them, and how many more there are."""
+    """The first texts, and how many more there are."""
     shown = between.join(one_line(text) for text in texts[:most])
     return shown if len(texts) <= most else f"{shown} … and {len(texts) - most:,} more"
 

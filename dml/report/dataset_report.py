@@ -1,4 +1,4 @@
-"""What is in a dataset, and what is wrong with it? One page, before any training, in the store."""
+"""The report page of a dataset: its contents and its problems, before any training."""
 
 from dml import storage
 from dml.config import DatasetReportConfig
@@ -26,7 +26,7 @@ def write_dataset_report(
     embeddings: EmbeddingsRef | None = None,
     embedder: str | None = None,
 ) -> DatasetReport:
-    """Look at a dataset, and publish what there is to see; nothing of the dataset is changed.
+    """Publish the report page of a dataset; the dataset is not changed.
 
     Args:
         store: the store's URI; the report is in `reports/` there.
@@ -86,7 +86,7 @@ def _page(view: DatasetView, embeddings: EmbeddingsRef | None, embedder: str | N
 
 
 def _tables(view: DatasetView, embedded: EmbeddedDataset | None) -> dict[str, bytes]:
-    """What the page cuts, whole."""
+    """Complete tables of what the page shows in part."""
     classes = (each.model_dump() for each in dataset_findings.class_sizes(view, largest=True))
     pairs = ({"between": between, **pair.model_dump()} for between, pair in dataset_findings.all_pairs(view))
     tables = {

@@ -1,4 +1,4 @@
-"""The sections of a dataset's report: what `dataset_findings` finds, with pictures."""
+"""The sections of a dataset's report: the findings of `dataset_findings`, with pictures."""
 
 from collections.abc import Sequence
 from html import escape

@@ -129,7 +129,7 @@ class FoundDuplicates:
 
 
 class EmbeddedDataset:
-    """What an embeddings table of the dataset, or of one of its splits, says of its labels.
+    """Nearest neighbours and labels of the dataset, or a split, in an embeddings table.
 
     Args:
         view: of the dataset.

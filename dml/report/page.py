@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing beside it: words, tables, and its pictures inside."""
+"""A self-contained HTML page: text, tables and embedded pictures."""
 
 import base64
 import csv
@@ -55,7 +55,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A question of the reader's, and what answers it."""
+    """A section of a page: heading, text, pictures and tables."""
 
     title: str
     text: str

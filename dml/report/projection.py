@@ -11,7 +11,7 @@ _LEAST_POINTS = 4  # below, t-SNE has no neighbourhood to keep
 
 @dataclass(frozen=True)
 class Map:
-    """Places of some items on a plane."""
+    """Positions of some items in two dimensions."""
 
     rows: NDArray[np.int64]
     """(M,) which of the items, ascending."""

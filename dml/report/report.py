@@ -1,4 +1,4 @@
-"""What did a model learn, and where does it fail? One page per model, dataset and split, in the store."""
+"""The report page of a model on a split of a dataset: what it learned, and where it fails."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -41,7 +41,7 @@ def write_report(
     config: ReportConfig,
     before: EmbeddingsRef | None = None,
 ) -> ReportRef:
-    """Look at a split through a model's embeddings, and publish what there is to see.
+    """Publish the report page of a model's embeddings of a split.
 
     Args:
         store: the store's URI; the report is in `reports/` there.
@@ -98,7 +98,7 @@ def _page(
 def lay_first_pictures(
     store: str, model: ModelRef, embeddings: EmbeddingsRef | None, config: ReportConfig
 ) -> list[Section]:
-    """Attach to a model's run what is quickly drawn: answers, failures, thresholds, the training's curves.
+    """Attach quickly drawn pictures to a model's run: answers, failures, thresholds, training curves.
 
     In the artifact folder `pictures` of the run in MLflow, with the thresholds also as `thresholds.csv`.
 
@@ -125,7 +125,7 @@ def lay_first_pictures(
 
 
 def draw_training(run: Run) -> Picture | None:
-    """The curves of a run that goes on, as far as MLflow has them; None: no curve has two points yet."""
+    """The training curves of a running training, from MLflow; None: no curve has two points yet."""
     pictures = [picture for section in _training(curves_of_run(run)) for picture in section.pictures]
     return next(iter(pictures), None)
 

@@ -49,14 +49,14 @@ def gallery_section(
 
 
 def no_pairs() -> Section:
-    """Where there is no pair of one class, or none of two."""
+    """The section of a split without genuine or without impostor pairs."""
     return Section(
         VERIFICATION, "Verification needs genuine and impostor pairs; this split does not have both."
     )
 
 
 def every_pair(curve: RocCurve) -> str:
-    """What is counted, in words."""
+    """A text that says which pairs are counted."""
     return (
         f"All {int(curve.genuine[-1] + curve.impostor[-1]):,} pairs of different items. A pair is accepted "
         "where its similarity is at least the threshold; a rate's threshold is the lowest that keeps it."

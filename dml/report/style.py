@@ -64,7 +64,7 @@ def color_and_marker(number: int) -> tuple[str, str]:
 
 
 def short(text: str, length: int = 24) -> str:
-    """A label as it fits beside a chart: one line; a dollar is no formula, a leading _ hides nothing."""
+    """A label for a chart, cut to one line; `$` and a leading `_`, special in matplotlib, are escaped."""
     line = " ".join(text.split())
     cut = line if len(line) <= length else line[: length - 1].rstrip() + "…"
     return ("\u200b" if cut.startswith("_") else "") + cut.replace("$", r"\$")
@@ -77,6 +77,6 @@ def whole_percent_axis(axes: "Axes", which: str = "y") -> None:
 
 
 def rate_text(rate: float) -> str:
-    """A false-accept rate as people say it: `1 in 1,000`, or its figure where it is no such share."""
+    """A false-accept rate as text: `1 in 1,000` if it is such a share, else the number."""
     inverse = 1 / rate
     return f"1 in {round(inverse):,}" if math.isclose(inverse, round(inverse), rel_tol=1e-6) else f"{rate:g}"

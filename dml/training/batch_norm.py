@@ -72,7 +72,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 class GlobalBatchNormOnGpus(nn.SyncBatchNorm):
-    """The same on GPUs; elsewhere it evaluates, and trains alone.
+    """The same on GPUs; on a CPU it can be evaluated, and trained in one process.
 
     Args:
         original: as of `GlobalBatchNorm2d`.
@@ -88,7 +88,7 @@ class GlobalBatchNormOnGpus(nn.SyncBatchNorm):
 
 
 def _take_over(layer: nn.Module, original: nn.BatchNorm2d) -> tuple[nn.Module, nn.Module]:
-    """Share the original's parameters and statistics; returns what it does after normalising."""
+    """Share the original's parameters and statistics; returns its dropout and activation (timm)."""
     layer.weight, layer.bias = original.weight, original.bias
     for name, buffer in original.named_buffers():
         setattr(layer, name, buffer)

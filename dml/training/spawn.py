@@ -49,7 +49,7 @@ def run_ranks(
 
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    """A variable that the processes started meanwhile inherit."""
+    """An environment variable for processes that are started within the context."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

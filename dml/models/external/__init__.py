@@ -1,4 +1,4 @@
-"""Networks from elsewhere as packages: one file and one class per kind of address, found by the file's name.
+"""External networks as packages: one file and one class per kind of address, looked up by the file's name.
 
 timm:NAME                        a network of timm, with the weights that timm publishes
 torchvision:NAME                 a network of torchvision

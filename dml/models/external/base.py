@@ -1,4 +1,4 @@
-"""The form of a source of networks, and what a user says about them."""
+"""Interface of a source of external networks, and the user's options."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from dml.models.package import Contents
 
 @dataclass(frozen=True)
 class Options:
-    """What a user says beside an embedder's address."""
+    """The user's options for an embedder's address."""
 
     weights: Path | None = None
     """A local safetensors or .pth file."""
@@ -24,7 +24,7 @@ class Options:
 
 @dataclass(frozen=True)
 class External:
-    """A network from elsewhere, ready to become a package."""
+    """An external network, ready to become a package."""
 
     contents: Contents
     source: str
@@ -59,7 +59,7 @@ class Source(ABC):
 
 
 def prepared(default: PreprocessingConfig, options: Options) -> PreprocessingConfig:
-    """A network's own preprocessing, with what the user says of it in a file."""
+    """A network's own preprocessing, overridden by the user's file."""
     if options.preprocessing is None:
         return default
     return PreprocessingFile.read(options.preprocessing).over(default)

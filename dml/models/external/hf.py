@@ -70,7 +70,7 @@ def _fetched(address: str) -> Path:
 
 
 def _preprocessing(folder: Path) -> PreprocessingConfig:
-    """What the image processor that was saved with a model does."""
+    """The preprocessing of the image processor that was saved with a model."""
     if not (folder / "config.json").is_file():
         raise MissingArtifact(f"A model's folder must hold config.json; {folder} does not.")
     file = next((folder / name for name in _PROCESSORS if (folder / name).is_file()), None)

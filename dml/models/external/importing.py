@@ -1,4 +1,4 @@
-"""An embedder's address becomes a package in the store."""
+"""Import of the network at an address as a package of the store."""
 
 import io
 import pkgutil
@@ -56,7 +56,7 @@ def _source(kind: str) -> Source:
 
 
 def import_embedder(store: str, address: str, options: Options) -> PackageRef:
-    """Make the network at an address a package of the store, and embed a drawn picture with it.
+    """Publish the network at an address as a package, and check it by embedding a drawn picture.
 
     Args:
         store: the store's URI.
@@ -81,7 +81,7 @@ def import_embedder(store: str, address: str, options: Options) -> PackageRef:
 
 @contextmanager
 def preview(network: External) -> Iterator[Package]:
-    """A network from elsewhere as it would embed, before any store holds it."""
+    """An external network as a package in a temporary folder, before it is published."""
     with TemporaryDirectory() as folder:
         yield load_package(publish_package(folder, network.contents, source=network.source).uri)
 

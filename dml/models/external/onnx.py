@@ -80,7 +80,7 @@ class OnnxSource(Source):
 
 
 def _whole(file: Path) -> bytes:
-    """An ONNX file's bytes, with weights that it keeps in files beside it taken in."""
+    """An ONNX file's bytes, including weights from external data files."""
     import onnx
 
     try:
@@ -144,7 +144,7 @@ def _image_input(session: Any, given: OnnxFile, file: Path) -> _Image:
 
 
 def _preprocessing(image: _Image, given: OnnxFile) -> tuple[PreprocessingConfig, list[str]]:
-    """What an image becomes, and on what ground."""
+    """The preprocessing, and how it was determined."""
     size: tuple[int | None, int | None] = image.size
     if given.size is not None:
         size = given.size if isinstance(given.size, tuple) else (given.size, given.size)

@@ -1,4 +1,4 @@
-"""What a network wants of an image, as its user writes it down in a small JSON file."""
+"""Preprocessing of an external network, from a small JSON file of the user."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ _NUMBER_OR_THREE = float | tuple[float, ...]
 
 
 class PreprocessingFile(Part):
-    """Every key is optional; what is left out stays as the network's own description has it.
+    """Every key is optional; missing keys keep the value of the network's own description.
 
     Pixels from 0 to 255 are multiplied by `scale`; then `mean` is taken away, and they are divided by `std`.
     """
@@ -36,7 +36,7 @@ class PreprocessingFile(Part):
         return parse(cls, read_json_file(path))
 
     def over(self, default: PreprocessingConfig) -> PreprocessingConfig:
-        """A preprocessing with what is said here in place of its own."""
+        """A preprocessing with the values of this file."""
         tree = default.model_dump()
         color = self.color or ("L" if default.color == "L" else default.channel_order)
         tree |= {"color": "L" if color == "L" else "RGB", "channel_order": "BGR" if color == "BGR" else "RGB"}

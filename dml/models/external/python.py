@@ -1,4 +1,4 @@
-"""A function of the user's own: RGB images in, vectors out."""
+"""A user's function as an embedder: RGB images in, vectors out."""
 
 import re
 from collections.abc import Callable

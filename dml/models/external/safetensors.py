@@ -1,4 +1,4 @@
-"""Weights in a file of the user's, and the network that they belong to."""
+"""Weights in a user's file, and the network that they belong to."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Networks of timm, with the preprocessing and the license that timm has of them."""
+"""Networks of timm, with timm's preprocessing and license for them."""
 
 import math
 from collections.abc import Callable

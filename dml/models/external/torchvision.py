@@ -1,4 +1,4 @@
-"""Networks of torchvision, with the preprocessing that torchvision has of their weights."""
+"""Networks of torchvision, with torchvision's preprocessing for their weights."""
 
 from collections.abc import Callable
 

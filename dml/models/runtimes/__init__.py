@@ -1,4 +1,4 @@
-"""What computes a package's embeddings: one file and one class per runtime, found by the file's name."""
+"""Runtimes that compute a package's embeddings: one file and one class each, looked up by the file's name."""
 
 import pkgutil
 from importlib import import_module

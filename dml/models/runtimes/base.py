@@ -1,4 +1,4 @@
-"""The form of a runtime: one image's bytes become what it takes, and a batch of those becomes embeddings."""
+"""Interface of a runtime: it prepares one image file at a time, and embeds batches of prepared images."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from dml.preprocessing import Encoded, preprocess, to_image
 
 @dataclass(frozen=True)
 class StoredNetwork:
-    """A package's network on this machine, and where to compute it."""
+    """The local files of a package's network, and the device."""
 
     folder: Path
     """Of the package's files."""
@@ -50,11 +50,11 @@ class Runtime(ABC):
         return ()
 
     def prepare(self, content: Encoded) -> Any:
-        """An image file's bytes as the network takes them; threads call it side by side."""
+        """Decode and preprocess an image file; called from several threads."""
         return preprocess(content, self.preprocessing)
 
     def picture(self, prepared: Any) -> Image.Image:
-        """A prepared image for people: what of it the network sees, in its right colours."""
+        """The prepared image as a picture to look at, with its colours restored."""
         return to_image(prepared, self.preprocessing)
 
     @abstractmethod

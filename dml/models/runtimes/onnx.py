@@ -24,7 +24,7 @@ TYPES = {
 
 
 class OnnxConfig(Part):
-    """How images enter a network in an ONNX file, and where its embeddings leave it."""
+    """Input format and embedding output of a network in an ONNX file."""
 
     input: str
     output: str
@@ -64,7 +64,7 @@ class OnnxRuntime(Runtime):
         return normalize(output, dim=1) if unit_length else output
 
     def _run(self, pixels: "np.ndarray[Any, Any]", size: int) -> "np.ndarray[Any, Any]":
-        """Embeddings of at most `size` images; what a fixed batch lacks is filled with its last image."""
+        """Embeddings of at most `size` images; a smaller batch is padded with its last image."""
         filled = np.concatenate([pixels, np.repeat(pixels[-1:], size - len(pixels), axis=0)])
         (embeddings,) = self.session.run([self.config.output], {self.config.input: filled})
         return np.asarray(embeddings, dtype=np.float32).reshape(size, -1)[: len(pixels)]

@@ -1,4 +1,4 @@
-"""A user's function that embeds images: a package holds its name, and a changed source file is an error."""
+"""A user's function that embeds images: the package contains its name; a changed source file is an error."""
 
 import importlib.metadata
 import importlib.util
@@ -26,7 +26,7 @@ Embed = Callable[[list[NDArray[np.uint8]]], Any]
 
 
 class PythonConfig(Part):
-    """Which function embeds, and of which file."""
+    """The function's name, and its source file."""
 
     function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="MODULE:FUNCTION")
     sha256: str = Field(description="of the module's file")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from dml.errors import InvalidSetting, Unreachable
 
@@ -29,6 +29,7 @@ _OBJECT_STORE_BYTES = 1 << 30
 _AUTOSCALER_TIMEOUT_S = 20.0
 """The autoscaler's default interval is 5 s; it needs two intervals to see a request and report new nodes."""
 _CONNECT_TIMEOUT_S = 10.0
+_CALL_RETRIES = 3
 _SETTINGS = {"GPU": "DML_CLUSTER_GPUS", "CPU": "DML_CLUSTER_CPUS"}
 
 
@@ -279,23 +280,93 @@ def call_remote(function: Callable[..., R], *arguments: Any, num_cpus: int, num_
     return result
 
 
-def map_remote(function: Callable[[S, P], R], shared: S, parts: Sequence[P]) -> Iterator[R]:
+def map_remote(
+    function: Callable[[S, P], R], shared: S, parts: Sequence[P], *, use_gpu: bool = True
+) -> Iterator[R]:
     """Map `function(shared, part)` over the parts in parallel Ray tasks; yields results in order.
 
     Needs an open session, whose size limits how many tasks run at once. A task gets one CPU and, if the
-    cluster has any, one GPU. `shared` is stored once per machine: NumPy arrays in it are read without a copy
-    and are read-only. A task lost with its machine runs again. The function's exceptions are re-raised
-    unchanged.
+    cluster has any and `use_gpu`, one GPU. `shared` is stored once per machine: NumPy arrays in it are read
+    without a copy and are read-only. A task lost with its machine runs again. The function's exceptions are
+    re-raised unchanged.
     """
     import ray
 
     def call_function(shared: S, part: P) -> R:  # Ray accepts only plain functions, no other callables
         return function(shared, part)
 
-    remote = ray.remote(call_function).options(num_cpus=1, num_gpus=1 if capacity("GPU").most else 0)
+    remote = ray.remote(call_function).options(num_cpus=1, num_gpus=int(use_gpu and capacity("GPU").most > 0))
     shared_ref = ray.put(shared)
     for result in [remote.remote(shared_ref, part) for part in parts]:
         try:
             yield ray.get(result)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
+
+
+class RemoteObjects:
+    """Objects that live in Ray processes of their own, spread over the machines of the open session.
+
+    A process that is lost is started again, where there is room, and its object made anew; a call that was
+    lost with it is repeated. Needs an open session for as long as it is used.
+
+    Args:
+        make: makes an object of a part, in its process.
+        parts: one for each object.
+        num_gpus: logical GPUs for each; 0 or 1.
+        timeout_s: how long a call may take, with all that is repeated, seconds.
+    """
+
+    def __init__(
+        self, make: Callable[[P], object], parts: Sequence[P], *, num_gpus: int = 0, timeout_s: float = 120.0
+    ) -> None:
+        import ray
+
+        class Holder:
+            def __init__(self, part: P) -> None:
+                self.part, self.made = part, cast(Any, None)
+
+            def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+                if self.made is None:  # here, so that its exceptions are those of the call
+                    self.made = make(self.part)
+                return getattr(self.made, method)(*arguments)
+
+        remote = ray.remote(Holder).options(
+            num_cpus=0,
+            num_gpus=num_gpus,
+            scheduling_strategy="SPREAD",
+            max_restarts=-1,
+            max_task_retries=_CALL_RETRIES,
+        )
+        self._timeout_s = timeout_s
+        self._actors = [remote.remote(part) for part in parts]
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method of each object at once; their results in order, all of them.
+
+        The method's exceptions are re-raised unchanged.
+
+        Raises:
+            Unreachable: some process is lost and cannot be started again in time; no result is returned.
+        """
+        import ray
+
+        calls = [actor.call.remote(method, arguments) for actor in self._actors]
+        try:
+            return list(ray.get(calls, timeout=self._timeout_s))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+            ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
+            raise Unreachable(
+                f"All {len(calls)} processes of the cluster must answer; {len(ready)} have done so within "
+                f"{self._timeout_s:g} s, so there is no answer. Check its machines with `ray status`, and "
+                f"try again. ({str(error).splitlines()[0]})"
+            ) from error
+
+    def close(self) -> None:
+        """End the processes."""
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)

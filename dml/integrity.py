@@ -64,13 +64,20 @@ def check_store(
         for number, (kind, artifact_name, artifact_version, uri) in enumerate(selected, start=1):
             ticker.begin(f"{kind} {artifact_version}, {number} of {len(selected)} artefacts", "files")
             try:
-                damaged = storage.damaged_files(uri)
+                damaged = [*storage.damaged_files(uri), *_missing_shards(uri)]
             except (CorruptArtifact, MissingArtifact):
                 damaged = [storage.MANIFEST]
             checked.append(CheckedArtifact(kind, artifact_name, artifact_version, uri, damaged))
             if progress is not None:
                 progress(number, len(selected))
     return checked + _damaged_pointers(store, base)
+
+
+def _missing_shards(uri: str) -> list[str]:
+    """The shards of an index that are not there; one that is damaged is an artefact of its own."""
+    shards = storage.read_manifest(uri).get("ref", {}).get("shards") or []
+    missing = [shard["uri"] for shard in shards if not storage.is_complete(shard["uri"])]
+    return [f"{storage.SHARDS}/{uri.rpartition('/')[2]}" for uri in missing]
 
 
 def _damaged_pointers(store: str, name: str | None) -> list[CheckedArtifact]:

@@ -20,7 +20,9 @@ from dml.refs import DatasetRef
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["dataset", "index", "vectors", "package", "embeddings", "report", "bench", "thresholds"]
+Kind = Literal[
+    "dataset", "index", "shard", "vectors", "package", "embeddings", "report", "bench", "thresholds"
+]
 
 VERSIONED: dict[Kind, str] = {"dataset": "datasets", "index": "indexes", "vectors": "vectors"}
 _PLAIN: dict[Kind, str] = {
@@ -65,7 +67,7 @@ class Artifact:
     fingerprint: str
 
     def __str__(self) -> str:
-        return versioned(self.name, self.version) if self.kind in VERSIONED else self.version
+        return versioned(self.name, self.version) if self.kind in (*VERSIONED, "shard") else self.version
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,10 @@ def artifact_locations(store: str) -> Iterator[tuple[Kind, str, str, str]]:
         for name in storage.list_folders(root):
             for version in storage.list_versions(storage.join(root, name)):
                 yield kind, storage.join(root, name, version), name, version
+            if kind == "index":
+                shards = storage.join(root, name, storage.SHARDS)
+                for version in storage.list_versions(shards):
+                    yield "shard", storage.join(shards, version), name, version
     for kind, folder in _PLAIN.items():
         root = storage.join(store, *folder.split("/"))
         for version in storage.list_versions(root):
@@ -128,6 +134,8 @@ def _parents(ref: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(parent, Mapping) and "uri" in parent:
             yield str(parent["uri"])
             yield from _parents(parent)
+    for shard in ref.get("shards") or ():
+        yield str(shard["uri"])
 
 
 def unneeded(
@@ -202,7 +210,8 @@ def _roots(
         superseded = artifact.kind in VERSIONED and artifact.version in storage.former_versions(
             artifact.uri.rpartition("/")[0]
         )
-        if artifact.kind in ("report", "bench") or (now - artifact.created < grace and not superseded):
+        recent = max(grace, ABANDONED_AFTER) if artifact.kind == "shard" else grace  # a build takes hours
+        if artifact.kind in ("report", "bench") or (now - artifact.created < recent and not superseded):
             yield artifact.uri
             if artifact.kind == "package":  # a running stage may evaluate it on its dataset's test split
                 yield from _all_references(storage.read_manifest(artifact.uri)["ref"])
@@ -348,7 +357,7 @@ def remove(removals: Sequence[Removal]) -> list[Removal]:
 
 
 def _descendants_first(removal: Removal) -> int:
-    order = ["index", "embeddings", "vectors", "package", "dataset"]
+    order = ["index", "shard", "embeddings", "vectors", "package", "dataset"]
     return order.index(removal.kind) if removal.kind in order else -1
 
 
@@ -412,7 +421,7 @@ def _folder_of_kind(kind: str) -> str:
 
 def _remove_rest(store: str, kind: str, folder: str) -> None:
     """Remove a name's other files once it has no versions; the list of forgotten items is kept."""
-    for name in (storage.POINTER, "refresh.json"):
+    for name in (storage.POINTER, "refresh.json", *([storage.SHARDS] if kind == "index" else [])):
         storage.delete(storage.join(folder, name))
     if kind in ("dataset", "vectors"):
         storage.delete(storage.join(store, "quarantine", f"{folder.rpartition('/')[2]}.parquet"))

@@ -199,6 +199,9 @@ class EmbeddingsRef(Ref):
     embedder: AnyEmbedder
     items: AnyItems
     split: str | None = Field(None, description="only this split's samples; None: all of the dataset")
+    parts: tuple[int, int] | None = Field(
+        None, description="only these parts of the table, from the first to before the last; None: all"
+    )
     dim: int
     rows: int
 
@@ -212,6 +215,13 @@ class EmbeddingsRef(Ref):
         )
 
 
+class ShardRef(Ref):
+    """A bundle with some consecutive rows of an index."""
+
+    rows: int
+    recall: float = Field(description="recall@10 among its own rows, measured when it was built")
+
+
 class IndexRef(Ref):
     """A Faiss index of one embeddings table, with ids, labels and attributes beside the vectors."""
 
@@ -221,7 +231,17 @@ class IndexRef(Ref):
     factory: str = Field(description="the Faiss index_factory string it was built with")
     metric: str = "cosine"
     rows: int
-    recall: float = Field(description="recall@10 against exact search, measured when it was built")
+    recall: float = Field(
+        description="recall@10 against exact search, measured when it was built; the mean of shards"
+    )
+    shards: tuple[ShardRef, ...] = Field(
+        (), description="in the order of their rows; empty: it is one bundle"
+    )
+
+    def shard(self, number: int) -> "IndexRef":
+        """A shard as an index of its own."""
+        shard = self.shards[number]
+        return self.model_copy(update={**shard.model_dump(), "shards": ()})
 
     def __str__(self) -> str:
         """As users type it: NAME@VERSION."""

@@ -47,7 +47,7 @@ def verify_flow(name: Name | None = None, repair: bool = False, store: str | Non
 
 def repaired(store: str, checked: Sequence[CheckedArtifact]) -> dict[str, str]:
     """Repair damaged artefacts, inputs before outputs; returns the resulting state by URI."""
-    order = ["dataset", "package", "vectors", "embeddings", "index"]
+    order = ["dataset", "package", "vectors", "embeddings", "shard", "index"]
     damaged = [artifact for artifact in checked if artifact.damaged]
     states = {}
     for artifact in sorted(damaged, key=lambda e: order.index(e.kind) if e.kind in order else len(order)):
@@ -63,6 +63,7 @@ def _repair_artifact(store: str, damaged: CheckedArtifact) -> str:
     repair_functions: dict[str, Callable[[str, CheckedArtifact], str]] = {
         "dataset": _ingest_again,
         "embeddings": _embed_again,
+        "shard": _build_again,
         "index": _build_again,
     }
     if damaged.kind in repair_functions:

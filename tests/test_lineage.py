@@ -22,7 +22,7 @@ from dml.lineage import dependents, list_artifacts, remove, remove_named, unneed
 from dml.models.encoder import Encoder
 from dml.models.package import save_package
 from dml.retrieval.index import build_index, find_index, publish_index, rollback_index
-from dml.retrieval.search import open_index
+from dml.retrieval.shards import open_index
 from flows.verify import repaired
 from tests.embedding.parts import make_dataset, make_package
 from tests.embedding.vectors import random_vectors, write_npy

@@ -81,6 +81,9 @@ def index(
     ] = None,
     license: Annotated[str, typer.Option(help="license of what embeds; for the registry")] = "",
     factory: Annotated[str, typer.Option(help="auto, or any Faiss index_factory string")] = "auto",
+    shards: Annotated[
+        int, typer.Option(min=1, help="bundles to cut the rows into, built in parallel and searched together")
+    ] = 1,
     workers: Workers = None,
     store: Store = None,
     as_json: Json = False,
@@ -90,7 +93,7 @@ def index(
     from flows.index import index_flow
     from flows.policy import run
 
-    config = IndexConfig(factory=factory)
+    config = IndexConfig(factory=factory, shards=shards)
     root, other = store_uri(store), dataset or model or embedder
     is_source = vectors is None and dataset is None and is_place(root, name)
     if not is_source and (vectors is not None or (other is None and _is_vectors(root, name))):

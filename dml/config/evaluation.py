@@ -174,6 +174,9 @@ class IndexConfig(Part):
     )
     num_probes: int | None = Field(None, gt=0, description="IVF lists searched; None: chosen by recall")
     recall_queries: int = Field(1000, gt=0, description="queries of the recall measurement")
+    shards: int = Field(
+        1, gt=0, description="bundles that the rows are cut into, at the parts of the embeddings table"
+    )
 
 
 class RefreshConfig(Part):

@@ -84,12 +84,31 @@ def require_schema(ref: ItemsRef) -> None:
         )
 
 
-def fragments(ref: ItemsRef) -> list[str]:
-    """The URIs of the items' Parquet files, in the order that positions count."""
-    return [storage.join(ref.uri, entry["name"]) for entry in storage.read_manifest(ref.uri)["fragments"]]
+def fragments(ref: ItemsRef, numbers: tuple[int, int] | None = None) -> list[str]:
+    """The URIs of the items' Parquet files, in the order that positions count.
+
+    Args:
+        ref: the dataset, or items without images.
+        numbers: only those from the first to before the last; None: all.
+    """
+    entries = storage.read_manifest(ref.uri)["fragments"][slice(*numbers or (None,))]
+    return [storage.join(ref.uri, entry["name"]) for entry in entries]
 
 
-def read_rows(ref: ItemsRef, *, split: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+def first_position(ref: ItemsRef, numbers: tuple[int, int] | None) -> int:
+    """The position of the first row of `fragments`."""
+    if numbers is None:
+        return 0
+    return sum(entry["rows"] for entry in storage.read_manifest(ref.uri)["fragments"][: numbers[0]])
+
+
+def read_rows(
+    ref: ItemsRef,
+    *,
+    split: str | None = None,
+    columns: Sequence[str] | None = None,
+    numbers: tuple[int, int] | None = None,
+) -> pa.Table:
     """Rows in the order of their positions.
 
     Args:
@@ -97,6 +116,7 @@ def read_rows(ref: ItemsRef, *, split: str | None = None, columns: Sequence[str]
         split: only rows of this split, which may be none; None: all.
         columns: the columns wanted; `class_id` is the number of a row's label among all labels of the
             version, sorted, from 0. None: all that are stored, but the image.
+        numbers: only the rows of these `fragments`; None: of all.
 
     Returns:
         The columns, text and bytes with 64-bit offsets, `class_id` and `position` int64.
@@ -111,9 +131,10 @@ def read_rows(ref: ItemsRef, *, split: str | None = None, columns: Sequence[str]
         if columns is not None:
             wanted = [*columns, *([] if split is None else ["split"])]
             stored = ["label" if name == CLASS_ID else name for name in wanted]
-        parts = pool.map(lambda uri: with_wide_offsets(read_fragment(uri, stored)), fragments(ref))
+        parts = pool.map(lambda uri: with_wide_offsets(read_fragment(uri, stored)), fragments(ref, numbers))
         table = pa.concat_tables(parts)
-    table = table.append_column(POSITION, pa.array(np.arange(len(table), dtype=np.int64)))
+    positions = np.arange(len(table), dtype=np.int64) + first_position(ref, numbers)
+    table = table.append_column(POSITION, pa.array(positions))
     if columns is not None and CLASS_ID in columns:
         table = table.append_column(CLASS_ID, pa.array(_class_ids(table["label"])))
     if split is not None:
@@ -121,10 +142,12 @@ def read_rows(ref: ItemsRef, *, split: str | None = None, columns: Sequence[str]
     return table if columns is None else table.select(list(dict.fromkeys([*columns, POSITION])))
 
 
-def read_row_parts(ref: ItemsRef, *, split: str | None = None) -> Iterator[pa.Table]:
+def read_row_parts(
+    ref: ItemsRef, *, split: str | None = None, numbers: tuple[int, int] | None = None
+) -> Iterator[pa.Table]:
     """The rows of `read_rows`, with all that is stored but the image, fragment by fragment."""
-    first = 0
-    for uri in fragments(ref):
+    first = first_position(ref, numbers)
+    for uri in fragments(ref, numbers):
         table = with_wide_offsets(read_fragment(uri))
         positions = np.arange(first, first + len(table), dtype=np.int64)
         first += len(table)

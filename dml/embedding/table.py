@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from pyarrow import compute, parquet
 
 from dml import storage
-from dml.data.dataset import fragments, read_fragment
+from dml.data.dataset import first_position, fragments, read_fragment
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
 from dml.refs import EmbeddingsRef, require_dataset
 
@@ -68,7 +69,7 @@ def read_pieces(ref: EmbeddingsRef, *, split: str | None = None) -> Iterator[Emb
         IncompatibleArtifact, CorruptArtifact: as `read_embeddings`; missing rows after the last piece.
     """
     num_rows, chosen = _num_rows(ref, split), split or ref.split
-    start = first = 0
+    start, first = 0, first_position(ref.items, ref.parts)
     for part, fragment, rows in _parts_and_rows(ref, of_split=chosen is not None):
         is_chosen = _is_of(rows, chosen)
         stop = start + int(is_chosen.sum())
@@ -101,7 +102,7 @@ def _num_rows(ref: EmbeddingsRef, split: str | None) -> int:
 
 def _parts_and_rows(ref: EmbeddingsRef, *, of_split: bool) -> Iterator[tuple[str, str, pa.Table]]:
     """Each part, its items' fragment, and the fragment's `id`, and `split` if requested; read ahead."""
-    parts, files = part_uris(ref.uri), fragments(ref.items)
+    parts, files = _part_uris_of(ref), fragments(ref.items, ref.parts)
     if len(parts) != len(files):
         raise CorruptArtifact(
             f"{ref.uri} must have a part for each of the {len(files)} fragments of {ref.items.uri}; it has "
@@ -139,7 +140,7 @@ def _refuse_other_samples(part: str, ids: pa.ChunkedArray, fragment: str, expect
 
 def read_vectors(ref: EmbeddingsRef) -> Iterator[tuple[pa.ChunkedArray, NDArray[np.float32]]]:
     """The ids and the (n, D) vectors of each part, in the table's order; memory: one part."""
-    for uri in part_uris(ref.uri):
+    for uri in _part_uris_of(ref):
         part = read_part(uri, ["id", "embedding"])
         yield part["id"], _vectors(part, ref.dim)
 
@@ -212,6 +213,47 @@ def part_uris(uri: str) -> list[str]:
             "folder and embed again."
         )
     return [storage.join(uri, part["name"]) for part in parts]
+
+
+def _part_uris_of(ref: EmbeddingsRef) -> list[str]:
+    """The URIs of the parts that a ref is of."""
+    return part_uris(ref.uri)[slice(*ref.parts or (None,))]
+
+
+def cut_table(ref: EmbeddingsRef, number: int) -> list[EmbeddingsRef]:
+    """Cut a table into as many of about as many rows, between its parts.
+
+    Returns:
+        The same table with some of its parts each, in their order.
+
+    Raises:
+        InvalidSetting: it has fewer parts.
+    """
+    rows = [int(part["rows"]) for part in storage.read_manifest(ref.uri)["parts"]]
+    held = [part for part, size in enumerate(rows) if size]
+    if number > len(held):
+        raise InvalidSetting(
+            "index.shards must be at most the number of parts of the embeddings table, which are cut no "
+            f"further; got {number}, and {ref.source} has {len(held)}. Use fewer, or one."
+        )
+    before = np.cumsum([0, *rows])
+    cuts, first = [0], 1
+    for cut in range(1, number):
+        free = held[first : len(held) - (number - 1 - cut)]
+        nearest = min(free, key=lambda part: abs(before[part] - ref.rows * cut / number))
+        cuts.append(nearest)
+        first = held.index(nearest) + 1
+    cuts.append(len(rows))
+    return [
+        ref.model_copy(
+            update={
+                "parts": (start, stop),
+                "rows": int(before[stop] - before[start]),
+                "fingerprint": storage.digest_of(ref.fingerprint, start, stop),
+            }
+        )
+        for start, stop in pairwise(cuts)
+    ]
 
 
 def read_part(uri: str, columns: list[str]) -> pa.Table:

@@ -24,7 +24,7 @@ from dml.progress import Ticker, count
 from dml.refs import IndexRef
 from dml.reports import ExportFormat, ExportReport
 from dml.retrieval.bundle import INDEX_FILE
-from dml.retrieval.search import open_index
+from dml.retrieval.shards import open_index
 
 VECTORS_PARQUET, VECTORS_NPY, ITEMS_PARQUET = "vectors.parquet", "vectors.npy", "items.parquet"
 
@@ -43,6 +43,12 @@ def export_index(ref: IndexRef, to: ExportFormat, folder: Path) -> ExportReport:
         InvalidSetting: there is something in its place, or no folder to make it in.
         MissingArtifact, CorruptArtifact: the index or its embeddings table are not as they were published.
     """
+    if to == "faiss" and ref.shards:
+        raise InvalidSetting(
+            f"--to faiss writes the file of one Faiss index; {ref} has {len(ref.shards)} shards. Use --to "
+            "parquet or "
+            "npy, or build it without --shards."
+        )
     items = open_index(ref).items
     items = items.drop_columns([name for name in (POSITION,) if name in items.column_names])
     with Ticker("export") as ticker, _new_folder(folder) as aside:

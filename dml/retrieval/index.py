@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,17 +21,18 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from dml import storage
+from dml.cluster import map_remote, ray_session
 from dml.config import IndexConfig
-from dml.data.dataset import read_row_parts, require_schema
+from dml.data.dataset import read_row_parts, read_rows, require_schema
 from dml.data.forgotten import digest_of_id, forgotten_ids
-from dml.embedding.table import read_pieces
+from dml.embedding.table import cut_table, read_pieces
 from dml.errors import DmlError, IncompatibleArtifact, InvalidSetting
-from dml.names import split_version
+from dml.names import split_version, versioned
 from dml.progress import Ticker, begin, count
-from dml.refs import DatasetRef, EmbeddingsRef, IndexRef
+from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ShardRef
 from dml.retrieval.bundle import INDEX_FILE, INDEX_FORMAT, VECTORS_FILE, read_items, write_items
 from dml.retrieval.fill import fill, num_lists
-from dml.retrieval.search import open_index
+from dml.retrieval.shards import open_index
 from dml.retrieval.vectors import FlatVectors, write_vectors
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,8 @@ def build_index(
         CorruptArtifact: a file of table or items is damaged, or they have different rows.
         IncompatibleArtifact: items of the dataset were forgotten meanwhile.
     """
+    if config.shards > 1:
+        return _build_shards(store, name, embeddings, config, model=model)
     factory = _choose_factory(embeddings.rows) if config.factory == "auto" else config.factory
     if factory == "Flat":
         factory = _FLAT_FACTORY[config.vectors]
@@ -73,14 +77,17 @@ def build_index(
         config.num_probes,
         config.recall_queries,
     )
-    uri = storage.join(storage.named_folder(store, "indexes", name), fingerprint[:12])
+    folders = [] if embeddings.parts is None else [storage.SHARDS]
+    uri = storage.join(storage.named_folder(store, "indexes", name), *folders, fingerprint[:12])
     if storage.is_intact(uri):
         logger.info("index: nothing to do, %s@%s is built already", name, fingerprint[:12])
         return _read_ref(uri)
     with Ticker("index"), storage.staged(uri) as staged, _local(staged) as folder:
         vectors, index = _write_vectors(folder, factory, embeddings, config)
         begin("writing items", "rows", embeddings.rows)
-        write_items(folder, read_row_parts(embeddings.items, split=embeddings.split))
+        write_items(
+            folder, read_row_parts(embeddings.items, split=embeddings.split, numbers=embeddings.parts)
+        )
         begin("measuring recall")
         recall = _tune(index, vectors, config)
         if vectors.index is not index:
@@ -96,18 +103,66 @@ def build_index(
             rows=embeddings.rows,
             recall=recall,
         )
-        description = {
-            "format": INDEX_FORMAT,
-            "ref": ref.model_dump(mode="json", exclude={"uri"}),
-            "config": config.model_dump(mode="json"),
-            "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        }
         begin("publishing")
         _upload(folder, staged)
         ids = read_items(folder)["id"]  # mapped, also when the folder has its final name
-        storage.publish(staged, uri, description)
+        storage.publish(staged, uri, _description(ref, config))
         _refuse_forgotten(store, ref, ids)
     return ref
+
+
+def _build_shards(
+    store: str, name: str, embeddings: EmbeddingsRef, config: IndexConfig, *, model: str
+) -> IndexRef:
+    """Build each shard in a Ray task, then the version that names them.
+
+    A shard that is there is not built again, so a killed build goes on where it ended.
+    """
+    slices = cut_table(embeddings, config.shards)
+    each = config.model_copy(update={"shards": 1})
+    digests = [part.fingerprint for part in slices]
+    fingerprint = storage.digest_of(INDEX_FORMAT, "shards", *digests, each.model_dump_json())
+    uri = storage.join(storage.named_folder(store, "indexes", name), fingerprint[:12])
+    if storage.is_intact(uri) and all(storage.is_intact(shard.uri) for shard in _read_ref(uri).shards):
+        logger.info("index: nothing to do, %s is built already", versioned(name, fingerprint[:12]))
+        return _read_ref(uri)
+    with ray_session():
+        build = partial(_build_shard, store, name, model)
+        built = list(map_remote(build, each, slices, use_gpu=False))
+    ref = IndexRef(
+        uri=uri,
+        fingerprint=fingerprint,
+        name=name,
+        embeddings=embeddings,
+        model=model,
+        factory=built[0].factory,
+        rows=embeddings.rows,
+        recall=sum(shard.recall * shard.rows for shard in built) / embeddings.rows,
+        shards=tuple(
+            ShardRef(uri=shard.uri, fingerprint=shard.fingerprint, rows=shard.rows, recall=shard.recall)
+            for shard in built
+        ),
+    )
+    with storage.staged(uri) as staged:
+        storage.publish(staged, uri, _description(ref, config))
+    _refuse_forgotten(store, ref, read_rows(embeddings.items, split=embeddings.split, columns=["id"])["id"])
+    return ref
+
+
+def _build_shard(
+    store: str, name: str, model: str, config: IndexConfig, embeddings: EmbeddingsRef
+) -> IndexRef:
+    return build_index(store, name, embeddings, config, model=model)
+
+
+def _description(ref: IndexRef, config: IndexConfig) -> dict[str, Any]:
+    """What the manifest of a version says."""
+    return {
+        "format": INDEX_FORMAT,
+        "ref": ref.model_dump(mode="json", exclude={"uri"}),
+        "config": config.model_dump(mode="json"),
+        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+    }
 
 
 @contextmanager
@@ -137,7 +192,8 @@ def _refuse_forgotten(store: str, ref: IndexRef, ids: pa.ChunkedArray) -> None:
         for start in range(0, len(ids), _IDS_AT_ONCE)
         for id_ in ids.slice(start, _IDS_AT_ONCE).to_pylist()
     ):
-        storage.remove(ref.uri)
+        for uri in (ref.uri, *(shard.uri for shard in ref.shards)):
+            storage.remove(uri)
         raise IncompatibleArtifact(
             f"An index must not hold what is forgotten; items of {items.name} were "
             "forgotten while it was built. Nothing was published; begin again."

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 import faiss
 import numpy as np
@@ -19,15 +19,19 @@ from dml.refs import IndexRef
 from dml.retrieval.bundle import ITEMS_FILE, REMEDY, Calibration, open_bundle
 from dml.retrieval.execution import FilteredLists, Found, bitmap_of
 from dml.retrieval.filters import Where, check
-from dml.retrieval.filters.columns import ItemColumns
+from dml.retrieval.filters.columns import Columns, ItemColumns
 from dml.retrieval.filters.matching import evaluate
 from dml.retrieval.lists import InvertedLists, Selector
 from dml.retrieval.plan import Plan, Recall, choose_plan
 from dml.retrieval.probe import processor_name
+from dml.retrieval.ties import first_of_equals
 from dml.retrieval.vectors import is_flat
+
+Device = Literal["cpu", "cuda"]
 
 _LENGTH_TOLERANCE = 1e-3
 _SIMILARITY_LIMIT = 1.001
+NO_MORE = "no more match"
 _CHECKED_ROWS = 3
 _IDS_SHOWN = 3
 
@@ -98,6 +102,7 @@ class Index:
         self.ref = ref
         bundle = open_bundle(ref)
         self._index, self._vectors, self._items = bundle.index, bundle.vectors, bundle.items
+        self._unfiltered = self._index
         self._columns = ItemColumns(self.items)
         calibration = calibration or bundle.calibration
         lists = InvertedLists.of(self._index, selector=selector)
@@ -117,6 +122,27 @@ class Index:
     def items(self) -> pa.Table:
         """A row for each vector."""
         return self._items.table
+
+    @property
+    def columns(self) -> Columns:
+        """What filters are checked against."""
+        return self._columns
+
+    def move_to(self, device: Device) -> None:
+        """Search without a filter there from now on; on the CPU where there is no GPU.
+
+        Raises:
+            InvalidSetting: Faiss has no such index on a GPU.
+        """
+        if device == "cuda" and getattr(faiss, "get_num_gpus", int)() > 0:
+            try:
+                self._resources = faiss.StandardGpuResources()
+                self._unfiltered = faiss.index_cpu_to_gpu(self._resources, 0, self._index)
+            except RuntimeError as error:
+                raise InvalidSetting(
+                    f"Faiss must have the index on a GPU to search there; {self.ref.factory} it has not: "
+                    f"{str(error).rsplit(': ', 1)[-1]}. Search on the CPU, or build it with Flat or IVF."
+                ) from error
 
     def check(self) -> None:
         """Search for a few items of the index.
@@ -152,6 +178,11 @@ class Index:
         unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return unit
 
+    def count(self, where: Where, *, refuse_absent: bool = True) -> int:
+        """How many items satisfy a filter; without one, all."""
+        filter = check(where, self._columns, refuse_absent=refuse_absent)
+        return self.ref.rows if filter is None else _Matches(evaluate(filter, self._columns)).count
+
     def _corrupt(self, must: str) -> CorruptArtifact:
         return CorruptArtifact(f"Index {self.ref.uri} must {must}. {REMEDY}")
 
@@ -163,6 +194,7 @@ class Index:
         embedder: str,
         where: Where = None,
         exclude_ids: Sequence[str] | None = None,
+        refuse_absent: bool = True,
     ) -> SearchResult:
         """Find the k most similar items for each query; equal similarities rank by position.
 
@@ -172,6 +204,7 @@ class Index:
             embedder: fingerprint of what embedded the queries.
             where: the filter that an answer must satisfy, as text, a filter, JSON, or several; see `filters`.
             exclude_ids: (Q,) for each query an item that is not an answer, such as the query itself.
+            refuse_absent: refuse a value that no item has; False where items elsewhere may have it.
 
         Returns:
             Exactly k answers per query unless fewer items match, and then the plan says so.
@@ -187,7 +220,7 @@ class Index:
         k = int(k)  # Faiss takes no integer of NumPy's
         if exclude_ids is not None and len(exclude_ids) != len(vectors):
             raise ValueError(f"exclude_ids must name one item per query; got {len(exclude_ids)}.")
-        filter = check(where, self._columns)
+        filter = check(where, self._columns, refuse_absent=refuse_absent)
         matches = None if filter is None else _Matches(evaluate(filter, self._columns))
         num_matching = self.ref.rows if matches is None else matches.count
         wanted = min(k + (exclude_ids is not None), num_matching)
@@ -201,7 +234,7 @@ class Index:
             ]
         fewest = min(map(len, answers), default=k)
         if fewest < k:
-            plan = plan.noting(f"{fewest} of {k} answers: no more match")
+            plan = plan.noting(f"{fewest} of {k} answers: {NO_MORE}")
         return SearchResult(answers, plan)
 
     def _refuse(self, vectors: NDArray[np.float32], k: object, embedder: str) -> None:
@@ -241,7 +274,10 @@ class Index:
         if plan.kind == "nothing":
             return (np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)), plan
         if plan.kind == "index" or plan.count == plan.rows:
-            found = self._index.search(vectors, k)
+            if is_flat(self._index):
+                found = first_of_equals(self._unfiltered.search, vectors, k, self.ref.rows)
+            else:
+                found = self._unfiltered.search(vectors, k)
             answered = (found[1] >= 0).all(axis=1)
             why = "too few in their lists"
         elif plan.kind == "index_filtered":
@@ -262,7 +298,9 @@ class Index:
     def _compared(self, vectors: NDArray[np.float32], k: int, matches: _Matches | None) -> Found:
         """Exact: compare with every match."""
         every = np.arange(self.ref.rows) if matches is None else matches.rows()
-        return self._vectors.search_among(vectors, k, every)
+        return first_of_equals(
+            lambda queries, number: self._vectors.search_among(queries, number, every), vectors, k, len(every)
+        )
 
     def _rescored(
         self, vectors: NDArray[np.float32], similarities: NDArray[np.float32], rows: NDArray[np.int64]
@@ -295,12 +333,3 @@ def answer_of(similarity: float, item: dict[str, Any]) -> Answer:
     """An item, by its columns, as an answer of this similarity."""
     attributes = {k: v for k, v in item.items() if k not in BASE_COLUMNS and k != "position"}
     return Answer(item["id"], similarity, item.get("label"), item.get("split"), attributes, item["position"])
-
-
-def open_index(ref: IndexRef) -> Index:
-    """Open an index version; with a remote store it is downloaded once per machine.
-
-    Raises:
-        MissingArtifact, CorruptArtifact: its files are not those that were published.
-    """
-    return Index(ref)

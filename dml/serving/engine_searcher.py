@@ -12,7 +12,7 @@ from dml.refs import IndexRef, require_package
 from dml.retrieval.engines.milvus import MilvusAddress, MilvusEngine, collection_name
 from dml.retrieval.filters.where import Where
 from dml.retrieval.index import find_index
-from dml.retrieval.search import open_index
+from dml.retrieval.shards import open_index
 from dml.serving.searcher import QueryResult, only_index
 
 

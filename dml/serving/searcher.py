@@ -21,7 +21,8 @@ from dml.retrieval.filters import Where
 from dml.retrieval.index import find_index, published_names
 from dml.retrieval.plan import Plan
 from dml.retrieval.scopes import Identifier
-from dml.retrieval.search import Answer, Index, open_index
+from dml.retrieval.search import Answer, Index
+from dml.retrieval.shards import open_index
 
 
 @dataclass(frozen=True)

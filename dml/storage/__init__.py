@@ -3,6 +3,7 @@
 from dml.storage.artifacts import (
     MANIFEST,
     MARKER,
+    SHARDS,
     STORE_FOLDERS,
     damaged_files,
     is_complete,
@@ -77,6 +78,7 @@ __all__ = [
     "MANIFEST",
     "MARKER",
     "POINTER",
+    "SHARDS",
     "STORE_FOLDERS",
     "Entry",
     "Pointer",

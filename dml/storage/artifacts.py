@@ -47,6 +47,8 @@ from dml.storage.files import (
 )
 
 MANIFEST = "manifest.json"
+SHARDS = "shards"
+"""The folder of an index that holds the shards of all its versions."""
 MARKER = "dml-store.json"
 STORE_FOLDERS = frozenset(
     [

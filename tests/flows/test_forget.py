@@ -22,7 +22,7 @@ from dml.integrity import check_store
 from dml.models.package import load_package
 from dml.report.dataset_report import write_dataset_report
 from dml.retrieval.index import build_index, find_index, publish_index
-from dml.retrieval.search import open_index
+from dml.retrieval.shards import open_index
 from dml.serving.answers import draw_sample
 from flows.forget import forget_flow
 from tests.embedding.parts import make_dataset, make_package, png

@@ -10,9 +10,9 @@ from dml.config import IndexConfig
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.refs import EmbeddingsRef
 from dml.retrieval.engines.engine import Capabilities, Found, refuse_k
-from dml.retrieval.filters import Where, matching_rows
+from dml.retrieval.filters import Where
 from dml.retrieval.index import build_index, publish_index, published_index
-from dml.retrieval.search import open_index
+from dml.retrieval.shards import open_index
 
 
 class BundleEngine:
@@ -77,7 +77,7 @@ class BundleEngine:
         if self._index is None:
             self._require_created()
             return 0
-        return int(matching_rows(self._index.items, where).sum())
+        return self._index.count(where)
 
     def upsert(self, items: pa.Table, vectors: NDArray[np.float32]) -> None:
         raise self._refusal("change an item")

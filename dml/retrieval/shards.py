@@ -1,0 +1,359 @@
+"""An index in shards: opened here or held in a cluster, searched together, answered as if it were one.
+
+Each shard is a bundle of consecutive rows. A query goes to all of them; the best of their best are the best
+of all, equal similarities by position. With exact plans that is bit for bit what one bundle answers. There is
+never an answer of some shards only.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import compute
+
+from dml.cluster import RemoteObjects
+from dml.errors import InvalidSetting, MissingArtifact
+from dml.refs import IndexRef
+from dml.retrieval.filters import Filter, Where, check
+from dml.retrieval.filters.columns import Columns, Kind
+from dml.retrieval.plan import Kind as PlanKind
+from dml.retrieval.plan import Plan
+from dml.retrieval.search import NO_MORE, Answer, Device, Index, SearchResult
+
+
+class Shards(Protocol):
+    """All shards of an index, to be asked at once."""
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """Each shard's result of a method of `Shard`, in order."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class ColumnSummary:
+    """What one shard knows of a column."""
+
+    kind: Kind
+    time_kind: pa.TimestampType | None
+    holds_places: bool
+    limits: tuple[float, float]
+    has_texts: bool
+
+
+class Shard:
+    """One opened shard of an index.
+
+    Args:
+        ref: the shard as an index.
+        device: where a search without a filter is computed.
+    """
+
+    def __init__(self, ref: IndexRef, device: Device = "cpu") -> None:
+        self.index = Index(ref)
+        self.index.move_to(device)
+
+    def columns(self) -> list[str]:
+        """The names of the items' columns."""
+        return list(self.index.columns)
+
+    def summary(self, column: str) -> ColumnSummary:
+        """What it knows of a column."""
+        asked = self.index.columns[column]
+        has_texts = bool(asked.example(""))
+        return ColumnSummary(asked.kind, asked.time_kind, asked.holds_places, asked.limits, has_texts)
+
+    def example(self, column: str, unlike: str) -> str:
+        """A text that the column holds."""
+        return self.index.columns[column].example(unlike)
+
+    def has(self, column: str, values: Sequence[Any]) -> list[bool]:
+        """Whether some item has each of these values."""
+        return self.index.columns[column].has(values)
+
+    def near(self, column: str, value: Any) -> tuple[list[Any], int]:
+        """Values to name where no item has this one."""
+        return self.index.columns[column].near(value)
+
+    def search(
+        self, vectors: NDArray[np.float32], k: int, embedder: str, where: Filter | None
+    ) -> SearchResult:
+        """The k most similar of its own items, under a filter that was checked against all shards."""
+        return self.index.search(vectors, k, embedder=embedder, where=where, refuse_absent=False)
+
+    def vectors_of(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The vectors of those of some items that it has, by id."""
+        column = self.index.items["id"]
+        held = [id_ for id_ in ids if compute.index(column, id_).as_py() >= 0]
+        return dict(zip(held, self.index.vectors_of(held), strict=True)) if held else {}
+
+    def count(self, where: Filter | None) -> int:
+        """How many of its items match."""
+        return self.index.count(where, refuse_absent=False)
+
+    def check(self) -> None:
+        """Search for a few of its items; raises CorruptArtifact where that fails."""
+        self.index.check()
+
+
+class LocalShards:
+    """Shards opened in this process; can be shared between threads."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self.shards = shards
+        self._pool = ThreadPoolExecutor(len(shards), thread_name_prefix="shard")
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        return list(self._pool.map(lambda shard: getattr(shard, method)(*arguments), self.shards))
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+class ShardedColumn:
+    """A column of all shards together; a `Column` that filters are checked against."""
+
+    def __init__(self, name: str, shards: Shards) -> None:
+        self._name, self._shards = name, shards
+
+    @cached_property
+    def _summaries(self) -> list[ColumnSummary]:
+        summaries: list[ColumnSummary] = self._shards.call("summary", self._name)
+        return summaries
+
+    @property
+    def _with_texts(self) -> list[ColumnSummary]:
+        return [summary for summary in self._summaries if summary.has_texts] or self._summaries[:1]
+
+    @property
+    def kind(self) -> Kind:
+        return self._summaries[0].kind
+
+    @property
+    def time_kind(self) -> pa.TimestampType | None:
+        kinds = {summary.time_kind for summary in self._with_texts}
+        if None in kinds or len({kind.tz for kind in kinds if kind is not None}) != 1:
+            return None
+        return max((kind for kind in kinds if kind is not None), key=lambda kind: str(kind.unit) == "ns")
+
+    @property
+    def holds_places(self) -> bool:
+        return all(summary.holds_places for summary in self._with_texts)
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        limits = [summary.limits for summary in self._summaries]
+        return min(low for low, _ in limits), max(high for _, high in limits)
+
+    def example(self, unlike: str) -> str:
+        texts = [text for text in self._shards.call("example", self._name, unlike) if text]
+        return next((text for text in texts if not re.search(unlike, text)), texts[0] if texts else "")
+
+    def has(self, values: Sequence[bool | int | float | str]) -> list[bool]:
+        present: list[list[bool]] = self._shards.call("has", self._name, list(values))
+        return [any(each) for each in zip(*present, strict=True)]
+
+    def near(self, value: int | float | str) -> tuple[list[int] | list[float] | list[str], int]:
+        near = self._shards.call("near", self._name, value)
+        values = list({each: None for of_shard, _ in near for each in of_shard})
+        if isinstance(value, str):
+            return values, max(len(values), *(number for _, number in near))
+        nearest = sorted(values, key=lambda each: abs(each - value))[: max(len(each) for each, _ in near)]
+        return sorted(nearest), max(len(values), *(number for _, number in near))
+
+
+class ShardedColumns(Mapping[str, ShardedColumn]):
+    """The columns of an index in shards, each asked for where a filter does."""
+
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+        self._columns: dict[str, ShardedColumn] = {}
+
+    @cached_property
+    def _names(self) -> list[str]:
+        names: list[str] = self._shards.call("columns")[0]
+        return names
+
+    def __getitem__(self, name: str) -> ShardedColumn:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._columns.setdefault(name, ShardedColumn(name, self._shards))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class ShardedIndex(Index):
+    """An opened index version whose rows are in shards.
+
+    Args:
+        ref: the version.
+        shards: its shards, opened.
+    """
+
+    def __init__(self, ref: IndexRef, shards: Shards) -> None:
+        self.ref, self._shards = ref, shards
+        self._sharded_columns = ShardedColumns(shards)
+
+    @property
+    def items(self) -> pa.Table:
+        """A row for each vector.
+
+        Raises:
+            InvalidSetting: the shards are held in a cluster, and so are their items.
+        """
+        if not isinstance(self._shards, LocalShards):
+            raise InvalidSetting(
+                f"The items of {self.ref} must be in this process to be read; a cluster holds them. Open "
+                "the index "
+                "here: open_index(ref)."
+            )
+        return pa.concat_tables(shard.index.items for shard in self._shards.shards)
+
+    @property
+    def columns(self) -> Columns:
+        return self._sharded_columns
+
+    def check(self) -> None:
+        self._shards.call("check")
+
+    def vectors_of(self, ids: Sequence[str]) -> NDArray[np.float32]:
+        held: dict[str, NDArray[np.float32]] = {}
+        for of_shard in self._shards.call("vectors_of", list(dict.fromkeys(ids))):
+            held |= of_shard
+        absent = [id_ for id_ in ids if id_ not in held]
+        if absent:
+            raise MissingArtifact(
+                f"An item to search with must be in index {self.ref}; {absent[0]!r} is not among its "
+                f"{self.ref.rows}."
+            )
+        dim = self.ref.embeddings.dim
+        return np.stack([held[id_] for id_ in ids]) if len(ids) else np.empty((0, dim), dtype=np.float32)
+
+    def count(self, where: Where, *, refuse_absent: bool = True) -> int:
+        filter = check(where, self._sharded_columns, refuse_absent=refuse_absent)
+        return int(sum(self._shards.call("count", filter)))
+
+    def close(self) -> None:
+        """Close the shards; processes of a cluster end."""
+        self._shards.close()
+
+    def search(
+        self,
+        vectors: NDArray[np.float32],
+        k: int,
+        *,
+        embedder: str,
+        where: Where = None,
+        exclude_ids: Sequence[str] | None = None,
+        refuse_absent: bool = True,
+    ) -> SearchResult:
+        self._refuse(vectors, k, embedder)
+        k = int(k)
+        if exclude_ids is not None and len(exclude_ids) != len(vectors):
+            raise ValueError(f"exclude_ids must name one item per query; got {len(exclude_ids)}.")
+        filter = check(where, self._sharded_columns, refuse_absent=refuse_absent)
+        wanted = k + (exclude_ids is not None)
+        results: list[SearchResult] = self._shards.call("search", vectors, wanted, embedder, filter)
+        answers = [
+            _best([result.answers[number] for result in results], wanted) for number in range(len(vectors))
+        ]
+        if exclude_ids is not None:
+            answers = [
+                [answer for answer in of_query if answer.id != excluded][:k]
+                for of_query, excluded in zip(answers, exclude_ids, strict=True)
+            ]
+        fewest = min(map(len, answers), default=k)
+        return SearchResult(answers, _plan_of(results, k, fewest))
+
+
+def _best(of_shards: Sequence[Sequence[Answer]], k: int) -> list[Answer]:
+    answers = [answer for of_shard in of_shards for answer in of_shard]
+    return sorted(answers, key=lambda answer: (-answer.similarity, answer.position))[:k]
+
+
+_BY_CERTAINTY: tuple[PlanKind, ...] = ("index", "index_filtered", "exact", "nothing")
+
+
+def _plan_of(results: Sequence[SearchResult], k: int, fewest: int) -> Plan:
+    """The plan of all shards: that of the shard which is least certain, with the counts and costs of all."""
+    plans = [result.plan for result in results]
+    worst = min(plans, key=lambda plan: (_BY_CERTAINTY.index(plan.kind), plan.recall.value))
+    notes = dict.fromkeys(note for plan in plans for note in plan.notes if not note.endswith(NO_MORE))
+    plan = worst.model_copy(
+        update={
+            "count": sum(plan.count for plan in plans),
+            "rows": sum(plan.rows for plan in plans),
+            "k": k,
+            "scan_us": _total([plan.scan_us for plan in plans]),
+            "index_us": _total([plan.index_us for plan in plans]),
+            "notes": (f"in {len(plans)} shards", *notes),
+        }
+    )
+    return plan if fewest == k else plan.noting(f"{fewest} of {k} answers: {NO_MORE}")
+
+
+def _total(costs: Sequence[float | None]) -> float | None:
+    known = [cost for cost in costs if cost is not None]
+    return sum(known) if len(known) == len(costs) else None
+
+
+def open_index(ref: IndexRef, *, device: Device = "cpu") -> Index:
+    """Open an index version, with all its shards, in this process.
+
+    With a remote store it is downloaded once per machine.
+
+    Args:
+        ref: the version.
+        device: "cuda" searches on a GPU where there is one and the search has no filter, else on the CPU.
+
+    Raises:
+        MissingArtifact, CorruptArtifact: its files are not those that were published.
+        IncompatibleArtifact: an older version of this program made them.
+    """
+    if ref.shards:
+        parts = [ref.shard(number) for number in range(len(ref.shards))]
+        return ShardedIndex(ref, LocalShards([Shard(part, device) for part in parts]))
+    index = Index(ref)
+    index.move_to(device)
+    return index
+
+
+def open_in_cluster(ref: IndexRef, *, device: Device = "cpu") -> ShardedIndex:
+    """Open each shard of an index in a process of the open Ray session, on whichever machines have room.
+
+    A lost process is started again and the query repeated; if that fails, the query is refused. They are held
+    until `close`, or the end of the session.
+
+    Args:
+        ref: the version; its files must be reachable from every machine.
+        device: "cuda" gives each shard a GPU.
+
+    Raises:
+        InvalidSetting: the index has no shards.
+        MissingArtifact, CorruptArtifact: files are not those that were published.
+        Unreachable: the cluster has no room, or its processes do not answer.
+    """
+    if not ref.shards:
+        raise InvalidSetting(
+            f"An index must have shards to be held in a cluster; {ref} is one bundle. Build it with "
+            "--shards N, or "
+            "open it here."
+        )
+    parts = [(ref.shard(number), device) for number in range(len(ref.shards))]
+    held = RemoteObjects(_open_shard, parts, num_gpus=int(device == "cuda"))
+    held.call("columns")  # opened, or refused now
+    return ShardedIndex(ref, held)
+
+
+def _open_shard(part: tuple[IndexRef, Device]) -> Shard:
+    return Shard(*part)

@@ -6,7 +6,7 @@ import pytest
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.retrieval.calibration import calibrate, find_thresholds
 from dml.retrieval.scopes import Identifier, separating_attribute
-from dml.retrieval.search import open_index
+from dml.retrieval.shards import open_index
 from dml.serving.searcher import Searcher
 from tests.retrieval.test_calibration import enrol, people, strangers_of_the_same_regions
 

@@ -15,7 +15,7 @@ from dml.reports import (
     SuspectedLabel,
 )
 
-_CODE_VERSION = 1  # part of a report's identity: raise it when the same inputs would give another page
+_CODE_VERSION = 2  # part of a report's identity: raise it when the same inputs would give another page
 _FINDINGS = "findings.json"
 
 

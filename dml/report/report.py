@@ -30,7 +30,7 @@ from dml.report.sections import (
 )
 from dml.reports import RAW_PIXELS, Evaluation, EvaluationReport
 
-_CODE_VERSION = 4  # part of a report's identity: raise it when the same inputs would give another page
+_CODE_VERSION = 5  # part of a report's identity: raise it when the same inputs would give another page
 SUSPECTS, THRESHOLDS = "suspects.csv", "thresholds.csv"
 
 

@@ -88,7 +88,8 @@ class ScopeThreshold:
     fpir: float
     basis: Literal["own", "similar scopes"]
     beyond: int
-    """Pairs of different identities beyond it, of those it was calibrated with; at most 1,000."""
+    """Pairs of different identities beyond it, before it was raised to that of the whole gallery; at most
+    1,000."""
 
 
 def threshold_for(
@@ -125,12 +126,13 @@ def threshold_for(
             f'identities. Do dml calibrate INDEX with --scope "{scope}"{by}, or give a threshold yourself.'
         )
     similarity = pooled.promised(num_identities, fpir, f"{what}, with the other values of {column}")
+    beyond = pooled.num_beyond(similarity)
     whole = thresholds.scope(WHOLE)
     if whole is not None and whole.tail is not None:
         similarity = max(similarity, whole.tail.threshold(whole.identities, fpir))
     if own is not None:  # a scope of more similar people than the others, as far as its few pairs show
         similarity = max(similarity, own.threshold(num_identities, fpir))
-    return ScopeThreshold(similarity, fpir, "similar scopes", pooled.num_beyond(similarity))
+    return ScopeThreshold(similarity, fpir, "similar scopes", beyond)
 
 
 def column_of(filter: Filter | None) -> str | None:

@@ -1,9 +1,17 @@
 """`dml calibrate`, `dml identify`, `dml compare`, and searches grouped by identity, on the command line."""
 
+import re
+import shlex
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from dml.config import IndexConfig
+from dml.embedding.external import import_vectors
 from dml.retrieval.calibration import calibrate
+from dml.retrieval.index import build_index, publish_index
+from tests.embedding.vectors import write_parquet
 from tests.retrieval.test_calibration import enrol
 from tests.retrieval.test_scopes import between, photo
 
@@ -96,3 +104,62 @@ def test_a_mistake_is_said_in_one_line(store, dml, probes, words, message):
     assert done.status == 2
     assert message in done.err
     assert "Traceback" not in done.err
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "identification.md").read_text()
+REGIONS = ("north", "east", "south", "west")
+
+
+def page_of_people(folder):
+    """What docs/identification.md has before its first command: an index `people`, and photos of three."""
+    random = np.random.default_rng(7)
+    region = np.arange(240) % 4
+    centres = 0.6 * random.normal(size=(4, 32))
+    identity = centres[region] + random.normal(size=(240, 32))
+    identity[32] = 0.8 * identity[28] + 0.2 * identity[32]  # two who look alike
+
+    def photos(people):
+        vectors = people + 0.25 * random.normal(size=people.shape)
+        return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+    rows = np.repeat(np.arange(240), 3)
+    columns = {
+        "id": [f"photo-{row:03d}" for row in range(720)],
+        "label": [f"person-{number:03d}" for number in rows],
+        "region": [REGIONS[number % 4] for number in rows],
+        "phone_suffix": [str(1000 + number) for number in rows],
+    }
+    store = str(folder / "store")
+    report = import_vectors(store, "people", write_parquet(folder, photos(identity[rows]), **columns))
+    publish_index(store, build_index(store, "people", report.embeddings, IndexConfig()))
+    np.save(folder / "guest.npy", photos(identity[4]))
+    np.save(folder / "stranger.npy", photos(centres[0] + random.normal(size=32)))
+    np.save(folder / "twin.npy", photos((identity[28] + identity[32]) / 2))
+    return store
+
+
+def commands_of_the_page():
+    """Each command of its transcript, and what the page says that it prints."""
+    (transcript,) = re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)
+    for part in re.split(r"^\$ ", transcript, flags=re.MULTILINE)[1:]:
+        command, _, printed = part.partition("\n")
+        yield command, printed
+
+
+def words_and_numbers(printed):
+    """The text without numbers, versions and spaces, and the numbers."""
+    text = re.sub(r"@[0-9a-f]{12}", "", printed)
+    numbers = [float(number) for number in re.findall(r"-?\d+\.?\d*", text)]
+    return re.sub(r"\s+", " ", re.sub(r"-?\d+\.?\d*|[─━┄]", "", text)).strip(), numbers
+
+
+def test_the_transcript_of_the_page_is_what_its_commands_print(dml, tmp_path, monkeypatch):
+    store = page_of_people(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for command, printed in commands_of_the_page():
+        done = dml(*shlex.split(command)[1:], "--store", store)
+        assert done.status == 0, done.err
+        actual, numbers = words_and_numbers(done.out)
+        expected, of_page = words_and_numbers(printed)
+        assert actual == expected, command
+        assert numbers == pytest.approx(of_page, rel=0.05, abs=0.01), command

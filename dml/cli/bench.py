@@ -51,7 +51,7 @@ def bench(
     store: Store = None,
     as_json: Json = False,
 ) -> "BenchReport":
-    """Run a grid of losses, datasets and seeds, and lay it out as one table; killed, it goes on."""
+    """Run a grid of losses, datasets and seeds, and print one table; a killed run can be resumed."""
     from dml.bench.reproduce import reproduction
     from dml.config import parse_bench
     from flows.bench import bench_flow

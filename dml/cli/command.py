@@ -104,7 +104,9 @@ def _run(as_json: bool, words: Sequence[str] | None = None) -> int:
         where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         message = f"{error.strerror}: {where}" if where else str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message += ". Make room on the disks of the store, of DML_CACHE and of TMPDIR; the same goes on"
+            message += (
+                ". Make room on the disks of the store, of DML_CACHE and of TMPDIR; then repeat the command"
+            )
         return _refused(f"The system refused: {message}.", as_json, _OURS)
     except ModuleNotFoundError as error:
         if what_to_install(error) is None or was_interrupted():

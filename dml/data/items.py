@@ -35,7 +35,7 @@ _RESERVED_NAMES = {*BASE_COLUMNS, IMAGE, POSITION, CLASS_ID, "similarity", "embe
 }
 _CSV_ENDINGS = (".csv", ".tsv")
 _DELIMITERS = ",;\t|"
-"""As of a manifest; the first, where none stands in the header."""
+"""As of a manifest; the first if the header has none."""
 _MOST_HEADER_BYTES = 1 << 20
 _ARROW_TYPES = {"string": pa.large_string(), "int64": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
 

@@ -83,7 +83,7 @@ def _read_result(uri: str) -> TrainedRef:
         return TrainedRef.model_validate(storage.read_json(uri))
     except ValidationError as error:
         raise CorruptArtifact(
-            f"{uri} must say what a run gave; it does not. Remove it: then the run goes on "
+            f"{uri} must be the result of a run; it is damaged. Remove it: then the run resumes "
             "from its last checkpoint."
         ) from error
 
@@ -188,7 +188,7 @@ def _train_with_ray(
             # Not an error of the user's; a restart may succeed.
             raise RuntimeError(
                 f"The {training.num_workers} workers must finish; they failed more often than max_failures, "
-                f"{training.max_failures}, last with: {error}. Started again, the run goes on from its last "
+                f"{training.max_failures}, last with: {error}. Start it again: the run resumes from its last "
                 "checkpoint."
             ) from error
     if storage.exists(failure):

@@ -525,5 +525,5 @@ def test_listing_counts_what_it_has_seen(tmp_path, kind):
 
 def test_images_in_no_folder_are_reported_as_such(tmp_path):
     write(tmp_path / "flat", {f"{number}.png": picture(number) for number in range(3)})
-    with pytest.raises(InvalidData, match=r"must lie in a folder of its name; .* 3 lie in no folder"):
+    with pytest.raises(InvalidData, match=r"must be in a folder of its name; .* 3 are in no folder"):
         open_source(str(tmp_path / "flat"))

@@ -86,7 +86,7 @@ def open_source(uri: str, layout: SourceLayout = "auto", access: Access = SOURCE
     beside = [path for path in tree.files if "/" not in path and folder.is_named_as_image(path)]
     if beside and layout in ("auto", "folder"):
         raise InvalidData(
-            f"The images of each class must lie in a folder of its name; in {files.uri} {len(beside)} lie in "
+            f"The images of each class must be in a folder of its name; in {files.uri} {len(beside)} are in "
             f"no folder, such as {beside[:3]}. Sort them into folders, or write a manifest (.csv) with the "
             "columns image and label."
         )

@@ -27,7 +27,7 @@ class HuggingFaceSource(Source):
     def read(self, address: str, options: Options, follow: Callable[[str, Options], External]) -> External:
         if options.weights is not None:
             raise InvalidSetting(
-                f"A model's weights lie in its folder; got --weights {options.weights}. Name the folder: "
+                f"A model's weights must be in its folder; got --weights {options.weights}. Name the folder: "
                 "hf:FOLDER."
             )
         folder = Path(address).expanduser()

@@ -38,6 +38,8 @@ _PAIRS: list[tuple[type, type]] = [
     (ast.And, ast.Or),
 ]
 _IMPORTED = ("PIL.Image", "pyarrow.dataset", "pyarrow.parquet", "pydantic", "torch")
+_UNNOTICEABLE = {"strict", "alpha", "fontsize", "labelsize", "length", "linewidth", "linewidths", "zorder"}
+"""Keywords: zip's check, which no correct program notices, and the looks of a chart's lines and words."""
 _MOST_S = 1800  # a changed loop may be endless; pytest's own limit ends most
 _OPERATORS = dict(_PAIRS) | {second: first for first, second in _PAIRS}
 
@@ -57,15 +59,15 @@ def mutant(tree: ast.Module, index: int) -> tuple[str, ast.Module]:
 
 
 def _expressions(tree: ast.Module) -> Iterator[ast.expr]:
-    """Expressions of functions and classes; not annotations, messages, module constants, zip's `strict`."""
+    """Expressions of functions and classes; not annotations, messages and a module's constants."""
     for statement in tree.body:
         if isinstance(statement, ast.FunctionDef | ast.ClassDef):
             yield from _below(statement)
 
 
 def _below(node: ast.AST) -> Iterator[ast.expr]:
-    if isinstance(node, ast.keyword) and node.arg == "strict":
-        return  # a check that no correct program notices
+    if isinstance(node, ast.keyword) and node.arg in _UNNOTICEABLE:
+        return
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "exc", "msg") or isinstance(
             node, ast.JoinedStr

@@ -28,9 +28,9 @@ def test_frames_show_right_wrong_and_unknown():
     for right, color in gallery._COLORS.items():
         picture = drawn([GalleryRow(Tile(png(), "query"), [Tile(png(), "answer", right=right)])])
         others = set(gallery._COLORS.values()) - {color}
-        assert pixels_of(picture, color) > 1000
+        frame = (128 + 2 * 4) ** 2 - 128**2  # 4 pixels on each side of a tile
+        assert pixels_of(picture, color) == pixels_of(picture, gallery._QUERY_COLOR) == frame
         assert [pixels_of(picture, other) for other in others] == [0, 0]
-        assert pixels_of(picture, gallery._QUERY_COLOR) > 1000
 
 
 def test_many_answers_continue_in_the_next_line():

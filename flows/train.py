@@ -8,7 +8,7 @@ from prefect import flow
 
 from dml.config import ExperimentConfig, Tuning
 from dml.data.dataset import find_dataset
-from dml.data.evaluable import require_evaluable, shared_classes
+from dml.data.evaluable import classes_trained_on, require_evaluable, shared_classes
 from dml.errors import InvalidSetting
 from dml.names import check_name
 from dml.presets import AUTO, PresetName, experiment
@@ -65,14 +65,16 @@ def train_flow(
     """
     root = store_uri(store)
     source = stage(find_dataset)(root, dataset)
-    if from_model is None:
+    model_to_tune = None if from_model is None else stage(find_model)(root, from_model)
+    if model_to_tune is None:
         _refuse_without_model(tune)
         chosen, reason = _choose(source, preset, config, None if weights is None else Path(weights))
     else:
-        model_to_tune = stage(find_model)(root, from_model)
         chosen, reason = _choose_from(source, model_to_tune, tune or "whole", preset, config, weights)
     chosen = chosen.overridden(settings or [])
     test_source = source if test_dataset is None else stage(find_dataset)(root, test_dataset)
+    if model_to_tune is not None and (known := stage(classes_trained_on)(model_to_tune.package, test_source)):
+        say(f"{model_to_tune} was trained on {len(known)} labels of the test classes, such as {known[:3]}")
     name = check_name(name or source.name, "model")
     stage(require_trainable)(chosen, source)
     stage(require_evaluable)(test_source, chosen.evaluation)

@@ -28,7 +28,7 @@ stdout: ContextVar[TextIO | None] = ContextVar("stdout", default=None)
 
 _WIDTH_IN_FILES, _UNBOUND = 160, 10_000
 _MOST_ROWS_LAID_OUT = 1000
-"""Rich takes 20 s for 50,000 rows."""
+"""Rich takes 17 s of CPU for 50,000 rows, lines of text 0.3 s."""
 _UNSEEN = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode's control characters, surrogates and separators of lines and paragraphs."""
 _BIDI_CONTROLS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}

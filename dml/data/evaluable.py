@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dml import storage
 from dml.config import EvaluationConfig, FewShotConfig
 from dml.data.dataset import read_rows
 from dml.data.schema import GALLERY, QUERY, TEST, TRAIN
 from dml.errors import InvalidData
-from dml.refs import DatasetRef, ItemsRef
+from dml.refs import DatasetRef, ItemsRef, PackageRef
 
 
 def require_evaluable(items: ItemsRef, config: EvaluationConfig, *, split: str | None = TEST) -> None:
@@ -87,6 +88,20 @@ def shared_classes(train: DatasetRef, test: DatasetRef) -> list[str]:
         for dataset, split in ((train, TRAIN), (test, TEST))
     )
     return sorted(train_labels & test_labels)
+
+
+def classes_trained_on(package: PackageRef, test: DatasetRef) -> list[str]:
+    """The sorted labels of `test`'s test split that a package, or what it started from, was trained on.
+
+    Datasets that were removed meanwhile cannot be asked and are left out.
+    """
+    labels: set[str] = set()
+    start: PackageRef | None = package
+    while start is not None:
+        if start.dataset is not None and storage.is_complete(start.dataset.uri):
+            labels.update(shared_classes(start.dataset, test))
+        start = start.initial
+    return sorted(labels)
 
 
 _REMEDY_WITHOUT_IMAGES = "Import the vectors again with labels that two items or more share."

@@ -4,6 +4,7 @@ A block is read, used and let go, so a file may be larger than memory. Nothing i
 """
 
 import os
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -218,6 +219,12 @@ _FLOAT32_STEP = 1e-6
 
 def require_file(path: Path) -> None:
     """Raise MissingArtifact for anything but a readable regular file."""
+    if (address := re.match(r"(\w+):/+(?=.)", str(path))) is not None:  # a path has one slash of the two left
+        uri = f"{address[1]}://{str(path)[address.end() :]}"
+        raise MissingArtifact(
+            f"Vectors, ids and attributes must be files on this machine, which are read in parts; got {uri}. "
+            f"Copy it first, such as by aws s3 cp {uri} ."
+        )
     if not path.is_file():
         what = "it is a folder" if path.is_dir() else "there is none"
         raise MissingArtifact(f"{path} must be a file on this machine; {what}. Check the path.")

@@ -3,10 +3,13 @@
 import pytest
 from pyarrow import Table, parquet
 
+from dml import storage
 from dml.config import BootstrapConfig, EvaluationConfig, FewShotConfig, IngestConfig, NoSplit
-from dml.data.evaluable import require_evaluable, shared_classes
+from dml.data.dataset import read_rows
+from dml.data.evaluable import classes_trained_on, require_evaluable, shared_classes
 from dml.data.ingest import ingest
 from dml.errors import InvalidData, InvalidSetting
+from dml.refs import PackageRef
 from tests.data.pictures import class_folders, picture, write
 
 
@@ -109,3 +112,16 @@ def test_labels_in_both_training_and_test_are_reported(tmp_path):
     judged = ingest(IngestConfig(name="b", source=str(whole)), store)
     assert len(shared_classes(learnt, judged)) == 2
     assert shared_classes(judged, judged) == []
+
+
+def test_classes_that_a_start_was_trained_on_are_known_also_behind_another_start(tmp_path):
+    store, source = str(tmp_path / "store"), class_folders(tmp_path / "source", classes=8)
+    judged = ingest(IngestConfig(name="judged", source=str(source)), store)
+    everything = ingest(IngestConfig(name="all", source=str(source), split=NoSplit()), store)
+    tested = sorted(read_rows(judged, split="test", columns=["label"])["label"].unique().to_pylist())
+    first = PackageRef(uri="first", fingerprint="1", dim=2, dataset=everything)
+    second = PackageRef(uri="second", fingerprint="2", dim=2, dataset=judged, initial=first)
+    assert classes_trained_on(second, judged) == tested
+    assert classes_trained_on(second.model_copy(update={"initial": None}), judged) == []
+    storage.remove(everything.uri)
+    assert classes_trained_on(second, judged) == []

@@ -184,6 +184,39 @@ def test_a_line_of_a_text_file_is_one_id_whatever_separators_it_has(tmp_path, ne
     assert read_rows(report.embeddings.items)["id"].to_pylist() == ids
 
 
+def test_ids_of_any_text_come_back_as_they_were(tmp_path, new_store):
+    names = [
+        "a\nb",
+        "nul\0x",
+        "😀",
+        "x" * 10_000,
+        "'; DROP TABLE items; --",
+        "../../etc/passwd",
+        " a",
+        "\u202eabc",
+    ]
+    names += [
+        "--help",
+        "a@b",
+        "@champion",
+        "[red]",
+        "%s{0}",
+        "\x1b[31m",
+        "\ufeffbom",
+        "null",
+        "NaN",
+        '"',
+        "a,b",
+        "\u00e9",
+        "e\u0301",
+    ]
+    vectors = random_vectors()[: len(names) + 3]
+    path = write_parquet(tmp_path, vectors, id=[*names, "😀", "\t", None])
+    report = import_vectors(new_store, "v", path, max_quarantined=0.5)
+    assert read_embeddings(report.embeddings).ids.to_pylist() == names
+    assert {each.reason: each.rows for each in report.refused} == {"repeated id": 1, "missing id": 2}
+
+
 def test_a_blank_line_among_ids_is_a_missing_id_and_moves_no_other(tmp_path, new_store):
     vectors = write_npy(tmp_path, random_vectors()[:4])
     (tmp_path / "ids.csv").write_text("id\na\n\nc\nd\n\n\n")

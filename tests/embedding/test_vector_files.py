@@ -2,6 +2,7 @@
 
 import pickle
 from functools import partial
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -220,3 +221,9 @@ def test_a_query_is_one_vector_with_a_direction(tmp_path, array):
     np.save(tmp_path / "q.npy", array)
     with pytest.raises(InvalidData, match="one vector"):
         read_vector(tmp_path / "q.npy")
+
+
+@pytest.mark.parametrize("path", [Path("s3://bucket/a/v.npy"), Path("https://host/v.parquet")])
+def test_an_address_elsewhere_says_that_it_must_be_copied(path):
+    with pytest.raises(MissingArtifact, match=r"got (s3://bucket/a/v.npy|https://host/v.parquet). Copy it"):
+        open_vectors(path)

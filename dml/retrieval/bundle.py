@@ -1,8 +1,8 @@
 """The files of an index version, verified and opened memory-mapped.
 
 `index.faiss` is what Faiss searches, `vectors.faiss` the flat vectors (an index that is flat is both), and
-`items.arrow` ids and attributes: row i of one is row i of the others. `calibration.json` has what was
-measured of them, if anything.
+`items.arrow` ids and attributes: row i of one is row i of the others. `attributes` holds indexes of the
+items' columns, and `calibration.json` what was measured, if anything.
 """
 
 from collections.abc import Iterable
@@ -21,6 +21,7 @@ from dml import storage
 from dml.errors import CorruptArtifact, IncompatibleArtifact
 from dml.progress import count
 from dml.refs import IndexRef
+from dml.retrieval.attributes import AttributeIndexes, open_attributes
 from dml.retrieval.plan import Costs, RecallTable
 from dml.retrieval.vectors import FlatVectors
 
@@ -112,6 +113,7 @@ class Bundle:
     index: faiss.Index
     vectors: FlatVectors
     items: Items
+    attributes: AttributeIndexes
     calibration: Calibration
 
 
@@ -144,6 +146,7 @@ def open_bundle(ref: IndexRef) -> Bundle:
         ) from error
     with storage.reading(f"{ref.uri}/{ITEMS_FILE}", REMEDY):
         items = Items(read_items(folder))
+        attributes = open_attributes(folder, items.table)
     sizes = index.ntotal, vectors.rows, len(items.table)
     if (*sizes, vectors.dim) != (ref.rows, ref.rows, ref.rows, ref.embeddings.dim):
         raise CorruptArtifact(
@@ -153,7 +156,7 @@ def open_bundle(ref: IndexRef) -> Bundle:
     calibration = Calibration()
     if CALIBRATION_FILE in manifest["files"]:
         calibration = Calibration.model_validate_json((folder / CALIBRATION_FILE).read_bytes())
-    return Bundle(ref, index, vectors, items, calibration)
+    return Bundle(ref, index, vectors, items, attributes, calibration)
 
 
 def _row_numbers(rows: NDArray[np.int64]) -> pa.Array:

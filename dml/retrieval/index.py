@@ -30,6 +30,7 @@ from dml.errors import DmlError, IncompatibleArtifact, InvalidSetting
 from dml.names import split_version, versioned
 from dml.progress import Ticker, begin, count
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ShardRef
+from dml.retrieval.attributes import write_attributes
 from dml.retrieval.bundle import INDEX_FILE, INDEX_FORMAT, VECTORS_FILE, read_items, write_items
 from dml.retrieval.fill import fill, num_lists
 from dml.retrieval.shards import open_index
@@ -88,6 +89,8 @@ def build_index(
         write_items(
             folder, read_row_parts(embeddings.items, split=embeddings.split, numbers=embeddings.parts)
         )
+        items = read_items(folder)  # mapped, also when the folder has its final name
+        write_attributes(folder, items)
         begin("measuring recall")
         recall = _tune(index, vectors, config)
         if vectors.index is not index:
@@ -105,9 +108,8 @@ def build_index(
         )
         begin("publishing")
         _upload(folder, staged)
-        ids = read_items(folder)["id"]  # mapped, also when the folder has its final name
         storage.publish(staged, uri, _description(ref, config))
-        _refuse_forgotten(store, ref, ids)
+        _refuse_forgotten(store, ref, items["id"])
     return ref
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from numbers import Integral
 from typing import Any, Literal
 
@@ -16,11 +15,11 @@ from dml import storage
 from dml.data.schema import BASE_COLUMNS
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact
 from dml.refs import IndexRef
+from dml.retrieval.attributes import Matches
 from dml.retrieval.bundle import ITEMS_FILE, REMEDY, Calibration, open_bundle
-from dml.retrieval.execution import FilteredLists, Found, bitmap_of
+from dml.retrieval.execution import FilteredLists, Found
 from dml.retrieval.filters import Where, check
-from dml.retrieval.filters.columns import Columns, ItemColumns
-from dml.retrieval.filters.matching import evaluate
+from dml.retrieval.filters.columns import Columns
 from dml.retrieval.lists import InvertedLists, Selector
 from dml.retrieval.plan import Plan, Recall, choose_plan
 from dml.retrieval.probe import processor_name
@@ -60,26 +59,6 @@ class SearchResult:
     plan: Plan
 
 
-class _Matches:
-    """The rows that match a filter."""
-
-    def __init__(self, mask: NDArray[np.bool_]) -> None:
-        self._rows, self._num_rows = np.flatnonzero(mask), len(mask)
-        self.count = len(self._rows)
-
-    def rows(self) -> NDArray[np.int64]:
-        """(n,) ascending."""
-        return self._rows
-
-    def bitmap(self) -> NDArray[np.uint8]:
-        """One bit a row, the lowest bit first."""
-        return self._bitmap
-
-    @cached_property
-    def _bitmap(self) -> NDArray[np.uint8]:
-        return bitmap_of(self._rows, self._num_rows)
-
-
 class Index:
     """An opened index version: vectors and items, memory-mapped if Faiss supports it.
 
@@ -103,7 +82,7 @@ class Index:
         bundle = open_bundle(ref)
         self._index, self._vectors, self._items = bundle.index, bundle.vectors, bundle.items
         self._unfiltered = self._index
-        self._columns = ItemColumns(self.items)
+        self._attributes = bundle.attributes
         calibration = calibration or bundle.calibration
         lists = InvertedLists.of(self._index, selector=selector)
         self._costs = calibration.costs
@@ -126,7 +105,7 @@ class Index:
     @property
     def columns(self) -> Columns:
         """What filters are checked against."""
-        return self._columns
+        return self._attributes
 
     def move_to(self, device: Device) -> None:
         """Search without a filter there from now on; on the CPU where there is no GPU.
@@ -180,8 +159,8 @@ class Index:
 
     def count(self, where: Where, *, refuse_absent: bool = True) -> int:
         """How many items satisfy a filter; without one, all."""
-        filter = check(where, self._columns, refuse_absent=refuse_absent)
-        return self.ref.rows if filter is None else _Matches(evaluate(filter, self._columns)).count
+        filter = check(where, self._attributes, refuse_absent=refuse_absent)
+        return self.ref.rows if filter is None else self._attributes.matches(filter).count
 
     def _corrupt(self, must: str) -> CorruptArtifact:
         return CorruptArtifact(f"Index {self.ref.uri} must {must}. {REMEDY}")
@@ -220,8 +199,8 @@ class Index:
         k = int(k)  # Faiss takes no integer of NumPy's
         if exclude_ids is not None and len(exclude_ids) != len(vectors):
             raise ValueError(f"exclude_ids must name one item per query; got {len(exclude_ids)}.")
-        filter = check(where, self._columns, refuse_absent=refuse_absent)
-        matches = None if filter is None else _Matches(evaluate(filter, self._columns))
+        filter = check(where, self._attributes, refuse_absent=refuse_absent)
+        matches = None if filter is None else self._attributes.matches(filter)
         num_matching = self.ref.rows if matches is None else matches.count
         wanted = min(k + (exclude_ids is not None), num_matching)
         (similarities, rows), plan = self._find(np.ascontiguousarray(vectors), wanted, matches)
@@ -258,7 +237,7 @@ class Index:
                 "Divide each by its length."
             )
 
-    def _find(self, vectors: NDArray[np.float32], k: int, matches: _Matches | None) -> tuple[Found, Plan]:
+    def _find(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> tuple[Found, Plan]:
         """(Q, k) similarities and rows, with k at most the number of matches; and the plan."""
         plan = choose_plan(
             self.ref.rows if matches is None else matches.count,
@@ -295,7 +274,7 @@ class Index:
             plan = plan.noting(f"{len(others)} of {len(vectors)} queries compared with all, {why}")
         return (self._rescored(vectors, *found), found[1]), plan
 
-    def _compared(self, vectors: NDArray[np.float32], k: int, matches: _Matches | None) -> Found:
+    def _compared(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> Found:
         """Exact: compare with every match."""
         every = np.arange(self.ref.rows) if matches is None else matches.rows()
         return first_of_equals(

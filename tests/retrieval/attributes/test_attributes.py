@@ -1,4 +1,4 @@
-"""Indexes of attributes: the rows that they find are those of comparing whole columns, and so is the count."""
+"""Indexes of attributes find the rows, and the count, that comparing whole columns finds."""
 
 import threading
 from datetime import datetime, timedelta

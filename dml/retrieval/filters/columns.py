@@ -124,7 +124,7 @@ class ItemColumn:
             values = pc.filter(values, pc.not_equal(values, ""))
             return values.slice(0, _COMPARED).to_pylist(), len(values)
         numbers = values.to_numpy(zero_copy_only=False)
-        numbers = numbers[~np.isnan(numbers)]
+        numbers = np.unique(numbers[~np.isnan(numbers)])  # -0.0 is 0.0
         distances = np.abs(numbers.astype(np.float64) - float(value))
         return sorted(numbers[np.argsort(distances, kind="stable")[:_NEAREST]].tolist()), len(numbers)
 

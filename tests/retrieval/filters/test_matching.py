@@ -203,6 +203,19 @@ def test_whole_numbers_beyond_two_to_the_53_are_compared_exactly():
     assert matching_rows(items, f"code > {2**53}").tolist() == [False, True]
 
 
+def test_zero_has_one_sign():
+    items = pa.table({"number": [0.0, -0.0, None, 1.0]})
+    assert matching_rows(items, "number = 0").tolist() == [True, True, False, False]
+    assert matching_rows(items, "number in (-0.0, 7)", refuse_absent=False).tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    with pytest.raises(InvalidFilter, match=r"There are -?0\.0, 1\.0\. *$"):
+        matching_rows(items, parse("number = 3"))
+
+
 def test_no_items_match_no_filter():
     empty = pa.table({"script": pa.array([], pa.string()), "year": pa.array([], pa.int64())})
     assert matching_rows(empty, "script is null or year > 3").shape == (0,)

@@ -145,7 +145,7 @@ def scopes(people: Gallery, size: int, others: int, draws: int, title: str) -> N
                 "the scope's own tail": own.threshold(num, FPIR),
                 "all scopes' tails pooled": shared,
                 "... not below the gallery's": max(shared, whole),
-                "... nor below its own": max(shared, whole, own.threshold(num, FPIR)),
+                "pooled, not below its own": max(shared, own.threshold(num, FPIR)),
             }.items():
                 taken.setdefault(name, []).append(best >= threshold)
         for name, values in taken.items():

@@ -528,7 +528,7 @@ class CheckedFpir(Result):
     high: float
     probes: int
     identities: int = Field(description="of the probes")
-    enrolled: int = Field(description="identities that they were searched among")
+    enrolled: int = Field(description="identities that they were searched among, at most")
 
     def __str__(self) -> str:
         return f"{100 * self.fpir:.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}] of {self.probes}"

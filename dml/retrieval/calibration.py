@@ -6,7 +6,8 @@ of the gallery, so no other data is needed; an identity is a label.
 
 A scope is a part of the gallery, and as a rule a more similar one: it has a tail of its own, of probes from
 inside it. A scope with too few identities for that borrows the tail that it and the other values of its
-column have together, and is then never below the threshold of the whole gallery, nor below its own estimate.
+column have together. It is then not below its own estimate, and not below the threshold of the whole gallery
+unless the probes of all these scopes together show that they need not be.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +47,9 @@ _MAX_SCOPES = 10_000
 _PROBES_OF_A_SCOPE, _FEWEST_KEPT = 2_000, 20_000
 _KEPT_OF_ALL = 4_000_000
 _SAMPLED_FOR_PAIRS = 20_000
+_SHOWN_BELOW = 2.0
+"""A pooled threshold may be below the whole gallery's if the interval of its checked FPIR ends below so many
+times the target."""
 
 
 class ScopeTail(BaseModel):
@@ -61,6 +65,17 @@ class ScopeTail(BaseModel):
     refused: str = Field("", description="why nothing is promised for it; empty: something is")
 
 
+class SimilarScopes(BaseModel):
+    """The impostors inside all scopes of a column, pooled."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tail: ImpostorTail
+    holds: bool = Field(
+        description="whether probes that took no part met the target, so that it may be below the gallery's"
+    )
+
+
 class Thresholds(BaseModel):
     """All tails of an index version, from which the threshold for any FPIR is computed."""
 
@@ -69,9 +84,7 @@ class Thresholds(BaseModel):
     fpir: float = Field(description="of one identification, over all scopes that it tries")
     tries: int = Field(description="scopes over which it was split when it was checked")
     scopes: list[ScopeTail]
-    similar: dict[str, ImpostorTail] = Field(
-        description="column to the pooled tail of the scopes of its values"
-    )
+    similar: dict[str, SimilarScopes] = Field(description="column to the scopes of its values")
     image_to_image: ImpostorTail | None
     image_to_identity: ImpostorTail | None
 
@@ -125,9 +138,9 @@ def threshold_for(
             f"A threshold needs a calibrated scope; {what} is not, or has too few of its {num_identities} "
             f'identities. Do dml calibrate INDEX with --scope "{scope}"{by}, or give a threshold yourself.'
         )
-    similarity = pooled.promised(num_identities, fpir, f"{what}, with the other values of {column}")
-    beyond = pooled.num_beyond(similarity)
-    whole = thresholds.scope(WHOLE)
+    similarity = pooled.tail.promised(num_identities, fpir, f"{what}, with the other values of {column}")
+    beyond = pooled.tail.num_beyond(similarity)
+    whole = None if pooled.holds else thresholds.scope(WHOLE)
     if whole is not None and whole.tail is not None:
         similarity = max(similarity, whole.tail.threshold(whole.identities, fpir))
     if own is not None:  # a scope of more similar people than the others, as far as its few pairs show
@@ -282,6 +295,14 @@ class _Searched:
     tail: ImpostorTail | None = None
 
 
+@dataclass(frozen=True)
+class _Family:
+    """The scopes of one column."""
+
+    scopes: SimilarScopes
+    fold_tails: Sequence[ImpostorTail]
+
+
 def _refusal(scope: str, share: float, checked: CheckedFpir) -> str:
     """Why nothing is promised for a scope; empty where its check agrees with the target."""
     if checked.low <= share:
@@ -362,35 +383,49 @@ class _Gallery:
         families = {
             name: self._family(name, within) for name in {s.column for s in within} if name is not None
         }
-        similar = {name: family[0] for name, family in families.items() if family is not None}
+        similar = {name: family.scopes for name, family in families.items() if family is not None}
         tails = [self._scope_tail(each) for each in (whole, *within)]
         thresholds = Thresholds(fpir=fpir, tries=tries, scopes=tails, similar=similar, **self._pairs(whole))
         report = []
         for number, each in enumerate((whole, *within)):
-            folds = None if each.column is None else families.get(each.column)
-            row = self._report(each, thresholds, whole, () if folds is None else folds[1])
+            family = None if each.column is None else families.get(each.column)
+            row = self._report(each, thresholds, whole, family)
             report.append(row)
             if row.refused:
                 tails[number] = tails[number].model_copy(update={"refused": row.refused})
         return thresholds.model_copy(update={"scopes": tails}), report
 
-    def _family(
-        self, column: str, within: Sequence[_Searched]
-    ) -> tuple[ImpostorTail, list[ImpostorTail]] | None:
-        """The pooled tail of a column's scopes, and that without each fold."""
-        parts = [each.scores for each in within if each.column == column and each.scores is not None]
+    def _family(self, column: str, within: Sequence[_Searched]) -> _Family | None:
+        """The pooled tail of a column's scopes; None for one scope, or too few pairs."""
+        members = [each for each in within if each.column == column]
+        parts = [each.scores for each in members if each.scores is not None]
         if len(parts) < 2:
             return None
         try:
-            return fit_tail(parts), tails_without_each_fold(parts, self._folds)
+            tail, fold_tails = fit_tail(parts), tails_without_each_fold(parts, self._folds)
         except InvalidData:
             return None
+        limits = [self._borrowed(each, fold_tails) for each in members]
+        searches = [
+            (each.scores, limit)
+            for each, limit in zip(members, limits, strict=True)
+            if each.scores is not None
+        ]
+        checked = check_thresholds(searches, self._folds)
+        holds = checked.low <= self._share and checked.high <= _SHOWN_BELOW * self._share
+        return _Family(SimilarScopes(tail=tail, holds=holds), fold_tails)
+
+    def _borrowed(self, scope: _Searched, fold_tails: Sequence[ImpostorTail]) -> list[float]:
+        """Each fold's threshold of a scope by the pooled tail, not below its own estimate."""
+        pooled = [tail.threshold(scope.identities, self._share) for tail in fold_tails]
+        own = [tail.threshold(scope.identities, self._share) for tail in scope.fold_tails] or pooled
+        return [max(pair) for pair in zip(pooled, own, strict=True)]
 
     def _scope_tail(self, scope: _Searched) -> ScopeTail:
         holds = False
         if scope.fold_tails and scope.scores is not None:
             limits = [tail.threshold(scope.identities, self._share) for tail in scope.fold_tails]
-            holds = check_thresholds(scope.scores, self._folds, limits).low <= self._share
+            holds = check_thresholds([(scope.scores, limits)], self._folds).low <= self._share
         return ScopeTail(
             scope=scope.scope,
             column=scope.column,
@@ -404,7 +439,7 @@ class _Gallery:
         scope: _Searched,
         thresholds: Thresholds,
         whole: _Searched,
-        similar: Sequence[ImpostorTail],
+        family: _Family | None,
     ) -> CalibratedScope:
         size, share = scope.identities, self._share
         row = CalibratedScope(scope=scope.scope, identities=size, share=share)
@@ -414,16 +449,14 @@ class _Gallery:
             return row.model_copy(update={"refused": str(error)})
         checked, refused = None, ""
         if scope.scores is not None:
-            if found.basis == "own":
+            if family is None or found.basis == "own":
                 limits = [tail.threshold(size, share) for tail in scope.fold_tails]
             else:
-                limits = [
-                    max(pooled.threshold(size, share), of_all.threshold(whole.identities, share))
-                    for pooled, of_all in zip(similar, whole.fold_tails, strict=True)
-                ]
-                own = [tail.threshold(size, share) for tail in scope.fold_tails] or limits
-                limits = [max(pair) for pair in zip(limits, own, strict=True)]
-            checked = check_thresholds(scope.scores, self._folds, limits)
+                limits = self._borrowed(scope, family.fold_tails)
+                if not family.scopes.holds:
+                    of_all = [tail.threshold(whole.identities, share) for tail in whole.fold_tails]
+                    limits = [max(pair) for pair in zip(limits, of_all, strict=True)]
+            checked = check_thresholds([(scope.scores, limits)], self._folds)
             refused = _refusal(scope.scope, share, checked)
         return row.model_copy(
             update={

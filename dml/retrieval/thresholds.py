@@ -369,26 +369,28 @@ def tails_without_each_fold(parts: Sequence[ImpostorScores], folds: NDArray[np.i
 
 
 def check_thresholds(
-    scores: ImpostorScores, folds: NDArray[np.int64], thresholds: Sequence[float]
+    searches: Sequence[tuple[ImpostorScores, Sequence[float]]], folds: NDArray[np.int64]
 ) -> CheckedFpir:
     """The FPIR where each fold's probes meet the threshold that was set without them.
 
     Args:
-        scores: of the search to check.
+        searches: one or several, each with the thresholds of the folds.
         folds: (N,) fold of each identity.
-        thresholds: of each fold.
     """
     import torch
 
     from dml.metrics.intervals import clustered_wilson_interval
 
-    raised = scores.maxima >= np.asarray(thresholds)[folds[scores.probes]]
-    interval = clustered_wilson_interval(torch.from_numpy(raised), torch.from_numpy(scores.probes))
+    raised = np.concatenate(
+        [scores.maxima >= np.asarray(limits)[folds[scores.probes]] for scores, limits in searches]
+    )
+    probes = np.concatenate([scores.probes for scores, _ in searches])
+    interval = clustered_wilson_interval(torch.from_numpy(raised), torch.from_numpy(probes))
     return CheckedFpir(
         fpir=float(raised.mean()),
         low=interval.low,
         high=interval.high,
         probes=len(raised),
-        identities=len(np.unique(scores.probes)),
-        enrolled=len(scores.enrolled),
+        identities=len(np.unique(probes)),
+        enrolled=max(len(scores.enrolled) for scores, _ in searches),
     )

@@ -107,16 +107,37 @@ def test_every_value_of_a_column_and_every_filter_is_a_scope(calibrated):
     assert report.num_promised == len(report.scopes)
 
 
-def test_a_small_scope_borrows_the_tail_of_the_others_and_is_never_below_the_whole_gallery(tmp_path):
-    store, ref = enrol(tmp_path)
-    report = calibrate(store, ref, fpir=0.1, by=["device"])  # 40 devices of 9 people each
+@pytest.fixture(scope="module")
+def by_device(tmp_path_factory):
+    """40 devices of 9 people each, of any region."""
+    store, ref = enrol(tmp_path_factory.mktemp("devices"))
+    return calibrate(store, ref, fpir=0.1, by=["device"]), find_thresholds(store, ref)
+
+
+def test_a_small_scope_borrows_the_tail_of_the_others_below_the_gallery_where_that_is_shown(by_device):
+    report, thresholds = by_device
     whole, *devices = report.scopes
     assert len(devices) == 40
     assert {device.basis for device in devices} == {"similar scopes"}
-    assert min(device.threshold for device in devices) >= whole.threshold
-    thresholds = find_thresholds(store, ref)
+    assert thresholds.similar["device"].holds
+    assert np.median([device.threshold for device in devices]) < whole.threshold - 0.05
+    checked = np.mean([device.checked.fpir for device in devices])
+    assert 0.01 < checked <= 0.06
+
+
+def test_a_borrowed_threshold_is_not_below_the_gallery_where_that_is_not_shown(by_device):
+    report, thresholds = by_device
+    unsure = thresholds.similar["device"].model_copy(update={"holds": False})
+    changed = thresholds.model_copy(update={"similar": {"device": unsure}})
+    found = threshold_for(changed, "device = 'device 1'", "device", 9, 0.05)
+    assert (found.basis, found.similarity) == ("similar scopes", report.scopes[0].threshold)
+
+
+def test_a_value_that_came_later_has_the_threshold_of_the_others(by_device):
+    _, thresholds = by_device
     unseen = threshold_for(thresholds, "device = 'new'", "device", 9, 0.05)
-    assert (unseen.basis, unseen.similarity) == ("similar scopes", devices[0].threshold)
+    assert unseen.basis == "similar scopes"
+    assert unseen.similarity == thresholds.similar["device"].tail.threshold(9, 0.05)
 
 
 def test_a_promise_that_the_pairs_cannot_keep_is_refused_with_what_it_needs(enrolled):

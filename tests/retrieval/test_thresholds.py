@@ -108,7 +108,7 @@ def test_held_out_identities_meet_the_fpir_that_was_asked_for():
     scores = searched(vectors, labels, np.arange(1200))
     folds = fold_of_identities(600)
     tails = tails_without_each_fold([scores], folds)
-    check = check_thresholds(scores, folds, [tail.threshold(600, 0.05) for tail in tails])
+    check = check_thresholds([(scores, [tail.threshold(600, 0.05) for tail in tails])], folds)
     assert check.low <= 0.05 <= check.high < 0.08
     assert (check.identities, check.enrolled, check.probes) == (600, 600, 1200)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
 from typing import Any, Literal, TypeVar, cast
 
 from dml.errors import InvalidSetting, Unreachable
@@ -304,6 +305,21 @@ def map_remote(
             raise error.cause from None
 
 
+def _in_turn(num_gpus: int) -> Iterator[Any]:
+    """The nodes that have so many GPUs in turn, without end, as preferences where to start a process."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("GPU", 0) >= num_gpus
+    ]
+    # Ray's own SPREAD is a wish, and processes that need no CPU weigh nothing.
+    preferred = [NodeAffinitySchedulingStrategy(node, soft=True) for node in sorted(nodes)]
+    return cycle(preferred or ["SPREAD"])
+
+
 class RemoteObjects:
     """Objects that live in Ray processes of their own, spread over the machines of the open session.
 
@@ -331,15 +347,14 @@ class RemoteObjects:
                     self.made = make(self.part)
                 return getattr(self.made, method)(*arguments)
 
-        remote = ray.remote(Holder).options(
-            num_cpus=0,
-            num_gpus=num_gpus,
-            scheduling_strategy="SPREAD",
-            max_restarts=-1,
-            max_task_retries=_CALL_RETRIES,
+        remote = ray.remote(num_cpus=0, num_gpus=num_gpus, max_restarts=-1, max_task_retries=_CALL_RETRIES)(
+            Holder
         )
         self._timeout_s = timeout_s
-        self._actors = [remote.remote(part) for part in parts]
+        self._actors = [
+            remote.options(scheduling_strategy=strategy).remote(part)
+            for part, strategy in zip(parts, _in_turn(num_gpus), strict=False)
+        ]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method of each object at once; their results in order, all of them.

@@ -111,6 +111,7 @@ factory auto
 vectors float32
 num_probes None >0
 recall_queries 1000 >0
+shards 1 >0
 
 IngestConfig
 layout auto

@@ -122,8 +122,13 @@ def open_bundle(ref: IndexRef) -> Bundle:
 
     Raises:
         MissingArtifact, CorruptArtifact: they are not those that were published.
-        IncompatibleArtifact: an older version of this program made them.
+        IncompatibleArtifact: an older version of this program made them, or they are in shards.
     """
+    if ref.shards:
+        raise IncompatibleArtifact(
+            f"This needs an index of one bundle; {ref} has {len(ref.shards)} shards. Build it without "
+            "--shards."
+        )
     folder = storage.fetch(ref.uri, ref.fingerprint)
     manifest = storage.read_manifest(str(folder))
     format_ = manifest.get("format")

@@ -204,7 +204,7 @@ class ShardedIndex(Index):
         self.ref, self._shards = ref, shards
         self._sharded_columns = ShardedColumns(shards)
 
-    @property
+    @cached_property
     def items(self) -> pa.Table:
         """A row for each vector.
 

@@ -35,6 +35,7 @@ def cluster() -> Iterator[str]:
         node = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 100_000_000, "include_dashboard": False}
         nodes = Cluster(initialize_head=True, head_node_args=node)
         nodes.add_node(**{**node, "include_dashboard": None})
+        nodes.wait_for_nodes(60)
         patch.setenv("RAY_ADDRESS", nodes.address)
         try:
             with ray_session():

@@ -182,6 +182,20 @@ def test_neighbours_on_the_map_are_neighbours_in_the_embedding():
     assert (labels[distances.argmin(1)] == labels).mean() > 0.95
 
 
+def test_a_map_keeps_the_order_of_classes_and_forgets_the_size_of_its_start():
+    """Classes along half a circle; a start as large as the finished map would be left as it is."""
+    labels = np.repeat(np.arange(10), 12)
+    vectors = 0.15 * np.random.default_rng(0).standard_normal((len(labels), 16))
+    vectors[:, 0] += np.cos(labels / 10 * np.pi)
+    vectors[:, 1] += np.sin(labels / 10 * np.pi)
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    points = map_of(vectors, labels, shown=np.unique(labels), most=1000).points
+    centers = np.array([points[labels == label].mean(0) for label in range(10)])
+    distances = np.linalg.norm(centers[:, None] - centers[None], axis=2)
+    assert (distances[0].argsort() == np.arange(10)).mean() > 0.7
+    assert np.abs(points).max() < 50
+
+
 @pytest.mark.parametrize("num_items", [1, 2, 3])
 def test_very_few_items_are_a_map_too(num_items):
     vectors, labels = case(num_items=num_items, num_classes=2)

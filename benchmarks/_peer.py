@@ -72,6 +72,7 @@ def train_theirs(
     settings: dict[str, Any],
     *,
     num_loaders: int,
+    device: torch.device,
 ) -> tuple[Encoder, float]:
     """The plain loop: (encoder, images per second), with the images decoded before the clock starts."""
     from pytorch_metric_learning.samplers import MPerClassSampler
@@ -84,13 +85,14 @@ def train_theirs(
         images.class_ids, config.sampler.samples_per_class, batch_size, num_steps * batch_size
     )
     loader = DataLoader(images, batch_size, sampler=sampler, num_workers=num_loaders)
-    encoder = initial_encoder(config).to(memory_format=torch.channels_last).train()
-    loss = peer_loss(loss_name, images.num_classes, config.encoder.dim, settings)
+    encoder = initial_encoder(config).to(device, memory_format=torch.channels_last).train()
+    loss = peer_loss(loss_name, images.num_classes, config.encoder.dim, settings).to(device)
     optimizer = build_optimizer(config.optimizer, encoder, loss)
     start = time.perf_counter()
     for step, (pixels, labels) in enumerate(loader):
         set_rates(optimizer, rate_factor(config.optimizer, step, num_steps))
         optimizer.zero_grad(set_to_none=True)
-        loss(encoder(pixels.contiguous(memory_format=torch.channels_last)), labels).backward()
+        pixels = pixels.to(device, memory_format=torch.channels_last)
+        loss(encoder(pixels), labels.to(device)).backward()
         optimizer.step()
     return encoder, num_steps * batch_size / (time.perf_counter() - start)

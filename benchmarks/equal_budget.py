@@ -1,8 +1,8 @@
 """Our trainer beside a plain loop of pytorch-metric-learning: `python -m benchmarks.equal_budget`.
 
 Same encoder with the same first weights, images, augmentation, batch size, steps, AdamW and schedule; what
-differs is the sampler, the loss with its mining, and the loop. Ours is `dml.training.ray_trainer.train` with
-a preset; theirs is `benchmarks._peer.train_theirs`. A short budget, for two cores:
+differs is the sampler, the loss with its mining, and the loop. Ours is `dml.training.loop.train_loop` with a
+preset; theirs is `benchmarks._peer.train_theirs`; both in float32. A short budget, for two cores:
 400 steps of 128 on Omniglot (first 20 alphabets against the last 10), 200 steps of 112 on CARS196 at 96
 pixels (classes 1-98 against 99-196; its training half alone, so not comparable with published numbers).
 
@@ -11,6 +11,8 @@ their loss: by MAP@R on the last quarter of the training classes, after a third 
 three quarters, seed 0. Test classes are looked at by the final runs alone, once each.
 
 Images per second: ours decode every image again, theirs are decoded before its clock starts.
+
+On a GPU: `--device cuda --share 4 --threads 16`, four times the steps; Ray and Faiss are not needed.
 
 Every run is kept in `--out` as soon as it is done: a killed benchmark goes on, a finished one only prints.
 After a change of the code, name another file and store.
@@ -41,10 +43,10 @@ from dml.data.dataset import read_images, read_rows
 from dml.data.ingest import ingest
 from dml.metrics.retrieval import retrieval_metrics
 from dml.models.encoder import Encoder
-from dml.models.package import load_package
 from dml.preprocessing import preprocess_batch
 from dml.refs import DatasetRef
-from dml.training.ray_trainer import train
+from dml.training.loop import Hooks, train_loop
+from dml.training.worker import Worker
 
 PML = "pytorch-metric-learning"
 RATES = (1 / 3, 1.0, 3.0)
@@ -84,6 +86,7 @@ class Protocol:
     labels: Tensor
     num_steps: int
     num_threads: int
+    device: torch.device
     config: ExperimentConfig
 
     @cached_property
@@ -91,13 +94,15 @@ class Protocol:
         return preprocess_batch(read_images(self.dataset, self.positions), self.config.preprocessing)
 
     def evaluate(self, encoder: Encoder) -> dict[str, float]:
-        encoder.eval()
+        encoder.eval().to(self.device)
         with torch.inference_mode():
-            chunks = [chunk.to(memory_format=torch.channels_last) for chunk in self.pixels.split(256)]
+            chunks = [
+                chunk.to(self.device, memory_format=torch.channels_last) for chunk in self.pixels.split(256)
+            ]
             embeddings = torch.cat([encoder(chunk) for chunk in chunks])
-        return retrieval_metrics(embeddings, self.labels, recall_at=(1,)).as_dict()
+        return retrieval_metrics(embeddings.cpu(), self.labels, recall_at=(1,)).as_dict()
 
-    def run(self, side: str, loss: str, choice: Choice, seed: int, store: str) -> dict[str, Any]:
+    def run(self, side: str, loss: str, choice: Choice, seed: int) -> dict[str, Any]:
         """Train once and evaluate."""
         rate, settings = choice
         optimizer = self.config.optimizer
@@ -113,18 +118,18 @@ class Protocol:
                 f"optimizer.warmup_steps={self.num_steps // 12}",
                 f"training.num_steps={self.num_steps}",
                 f"training.threads_per_worker={self.num_threads}",
-                "training.use_gpu=false",
+                "training.precision=float32",
             ]
         )
         torch.set_num_threads(self.num_threads)
         if side == "ours":
-            trained = train(config, self.dataset, store)
-            encoder, speed = (
-                load_package(trained.package.uri, device="cpu").encoder,
-                trained.images_per_second,
-            )
+            hooks = Hooks(report=lambda progress: None, save=lambda step, folder: None)
+            outcome = train_loop(config, self.dataset, Worker(device=self.device), hooks)
+            encoder, speed = outcome.encoder, outcome.images_per_second
         else:
-            encoder, speed = train_theirs(config, self.dataset, loss, settings, num_loaders=self.num_threads)
+            encoder, speed = train_theirs(
+                config, self.dataset, loss, settings, num_loaders=self.num_threads, device=self.device
+            )
         return {
             **self.evaluate(encoder),
             "images_per_second": speed,
@@ -138,7 +143,9 @@ def steps_of(name: str, stage: str, share: float) -> int:
 
 
 @cache
-def protocols(name: str, store: str, share: float, num_threads: int) -> dict[str, Protocol]:
+def protocols(
+    name: str, store: str, share: float, num_threads: int, device: torch.device
+) -> dict[str, Protocol]:
     """`tuning` evaluates on the last of the training classes, `final` on the test classes."""
     whole = _ingest(name, name, store, None)
     labels = {split: set(_labels(whole, split)) for split in ("train", "test")}
@@ -154,7 +161,8 @@ def protocols(name: str, store: str, share: float, num_threads: int) -> dict[str
         positions, classes = (rows[column].to_numpy()[kept] for column in ("position", "class_id"))
         class_ids = torch.from_numpy(classes.astype(np.int64))
         num_steps = steps_of(name, stage, share)
-        return Protocol(dataset, positions.tolist(), class_ids, num_steps, num_threads, EXPERIMENTS[name]())
+        config = EXPERIMENTS[name]()
+        return Protocol(dataset, positions.tolist(), class_ids, num_steps, num_threads, device, config)
 
     return {
         "tuning": protocol("tuning", part, labels["train"]),
@@ -179,16 +187,16 @@ def commit() -> str:
 class Results:
     """The results of all runs, in a file replaced atomically; a run without a result is started."""
 
-    def __init__(self, path: Path, store: str, share: float, num_threads: int) -> None:
-        self.path, self.store, self.share, self.num_threads = path, store, share, num_threads
+    def __init__(self, path: Path, store: str, share: float, num_threads: int, device: torch.device) -> None:
+        self.path, self.share = path, share
+        self.setting = store, share, num_threads, device
         self.runs: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
 
     def of(self, name: str, stage: str, side: str, loss: str, choice: Choice, seed: int) -> dict[str, Any]:
         num_steps = steps_of(name, stage, self.share)
         key = f"{name} {stage}, {num_steps} steps, {loss}, {side}, {describe(choice)}, seed {seed}"
         if key not in self.runs:
-            protocol = protocols(name, self.store, self.share, self.num_threads)[stage]
-            result = self.runs[key] = protocol.run(side, loss, choice, seed, self.store)
+            result = self.runs[key] = protocols(name, *self.setting)[stage].run(side, loss, choice, seed)
             aside = self.path.with_name(f".{self.path.name}.aside")
             aside.write_text(json.dumps(self.runs, indent=1))
             aside.replace(self.path)
@@ -246,10 +254,12 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of the steps; 0.02 tries whether all works")
     parser.add_argument("--threads", type=int, default=2, help="of torch, and their DataLoader's workers")
     parser.add_argument("--out", type=Path, default=Path("equal_budget.json"))
-    parser.add_argument("--store", help="where datasets and packages go; a temporary folder otherwise")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--store", help="where datasets go; a temporary folder otherwise")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        results = Results(arguments.out, arguments.store or temporary, arguments.share, arguments.threads)
+        store = arguments.store or temporary
+        results = Results(arguments.out, store, arguments.share, arguments.threads, arguments.device)
         cells = [(name, loss) for name in arguments.datasets for loss in arguments.losses]
         lines = [show(results, name, loss, arguments.seeds) for name, loss in cells]
     commits = sorted({run["commit"] for run in results.runs.values()})

@@ -21,7 +21,7 @@ _PACKAGES = {
         *("torchvision", "yaml"),
     ),
     "train": (
-        *("matplotlib", "mlflow", "pandas", "ray", "requests", "scipy", "sklearn", "sqlalchemy"),
+        *("loky", "matplotlib", "mlflow", "pandas", "ray", "requests", "scipy", "sklearn", "sqlalchemy"),
         "threadpoolctl",
     ),
     "flows": ("prefect",),

@@ -211,6 +211,7 @@ validation None
 chunk_rows None >=1
 ghost_batch_norm False
 threads_per_worker None >=1
+loading_processes None >=0
 checkpoint_every_steps 200 >0
 log_every_steps 20 >0
 max_failures 2 >=0

@@ -133,6 +133,12 @@ class TrainingConfig(Part):
     threads_per_worker: int | None = Field(
         None, ge=1, description="None: this machine's cores divided by the workers"
     )
+    loading_processes: int | None = Field(
+        None,
+        ge=0,
+        description="processes that decode a worker's images; 0: its threads do; None: on a GPU one a core, "
+        "at most 16, else 0",
+    )
     checkpoint_every_steps: int = Field(200, gt=0)
     log_every_steps: int = Field(20, gt=0)
     max_failures: int = Field(2, ge=0, description="restarts of a killed worker group")

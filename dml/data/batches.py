@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dml.config import AugmentationConfig, PreprocessingConfig
-from dml.data.dataset import MappedDataset, read_rows
+from dml.data.dataset import MappedDataset
+from dml.data.image_processes import NUM_BUFFERS, ImageProcesses
 from dml.data.sampling import BatchSampler
-from dml.data.transforms import augment, augmentation_rng
-from dml.errors import InvalidData
-from dml.preprocessing import decode
+from dml.data.transforms import training_view
 
 _MAX_THREADS = 8
 
@@ -25,9 +24,10 @@ Batch = tuple[Tensor, Tensor, NDArray[np.int64]]
 
 
 class TrainingBatches:
-    """Iterates over a sampler's batches; threads decode them, since Pillow releases the GIL.
+    """Iterates over a sampler's batches, decoded by threads, or by processes where a GPU would wait for them.
 
-    The content of a batch does not depend on the number of threads, nor on which of W workers makes it.
+    The content of a batch does not depend on the number of threads or processes, nor on which of W workers
+    makes it.
 
     Args:
         mapped: the images.
@@ -39,6 +39,7 @@ class TrainingBatches:
         seed: seed of the augmentation.
         pinned: return pinned memory, for asynchronous copies to a GPU.
         num_threads: None for this machine's cores, at most 8.
+        num_processes: that decode instead of the threads; 0: none.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class TrainingBatches:
         seed: int,
         pinned: bool = False,
         num_threads: int | None = None,
+        num_processes: int = 0,
     ) -> None:
         self.mapped, self.positions = mapped, positions
         self.class_ids = class_ids.astype(np.int64)
@@ -60,6 +62,17 @@ class TrainingBatches:
         self.augmentation, self.seed, self.pinned = augmentation, seed, pinned
         self.wait_s = 0.0
         """Total seconds that `__iter__` has waited for batches."""
+        self._processes: ImageProcesses | None = None
+        if num_processes:
+            self._processes = ImageProcesses(
+                mapped,
+                preprocessing,
+                augmentation,
+                seed=seed,
+                batch_size=sampler.batch_size // sampler.stream.world_size,
+                num_processes=num_processes,
+            )
+            num_threads = NUM_BUFFERS
         self.num_threads = num_threads or min(os.cpu_count() or 1, _MAX_THREADS)
         self._pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="batches")
 
@@ -79,25 +92,25 @@ class TrainingBatches:
         return self._pool.submit(self._make, step, self.sampler.batch(step))
 
     def _make(self, step: int, rows: NDArray[np.int64]) -> Batch:
-        first_index = self.sampler.stream.rank * len(rows)
         positions = self.positions[rows]
-        images = [
-            self._image(int(position), augmentation_rng(self.seed, step, index))
-            for index, position in enumerate(positions, start=first_index)
-        ]
-        batch, labels = torch.stack(images), torch.from_numpy(self.class_ids[rows])
-        if self.pinned:
-            batch, labels = batch.pin_memory(), labels.pin_memory()
-        return batch, labels, positions
+        images, labels = self._images(step, positions), torch.from_numpy(self.class_ids[rows])
+        return images, labels.pin_memory() if self.pinned else labels, positions
 
-    def _image(self, position: int, rng: np.random.Generator) -> Tensor:
-        try:
-            image = decode(self.mapped.image(position), self.preprocessing.color)
-        except InvalidData as error:
-            id_ = read_rows(self.mapped.ref, columns=["id"])["id"][position].as_py()
-            raise InvalidData(f"Image {id_!r} of {self.mapped.ref.uri}: {error}") from error
-        return augment(image, self.augmentation, self.preprocessing, rng)
+    def _images(self, step: int, positions: NDArray[np.int64]) -> Tensor:
+        first_index = self.sampler.stream.rank * len(positions)
+        if self._processes is not None:
+            return self._processes.images(step, first_index, positions, pinned=self.pinned)
+        views = [
+            training_view(
+                self.mapped, position, self.augmentation, self.preprocessing, (self.seed, step, index)
+            )
+            for index, position in enumerate(positions.tolist(), start=first_index)
+        ]
+        batch = torch.stack(views)
+        return batch.pin_memory() if self.pinned else batch
 
     def close(self) -> None:
-        """Stop making batches, and wait for the threads."""
+        """Stop making batches, and wait for the threads and processes."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._processes is not None:
+            self._processes.close()

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -248,13 +248,17 @@ class MappedDataset:
     """A dataset's images in a local memory-mapped file; reading one takes microseconds, without a copy."""
 
     def __init__(self, ref: DatasetRef, path: Path) -> None:
-        self.ref = ref
+        self.ref, self._path = ref, path
         source = pa.memory_map(str(path))
         reader = pa.ipc.open_file(source)
         batches = [reader.get_batch(number).column(IMAGE) for number in range(reader.num_record_batches)]
         self._starts = np.cumsum([0, *map(len, batches)])
         self._offsets = [np.frombuffer(b.buffers()[1], dtype=np.int32)[: len(b) + 1] for b in batches]
         self._bytes = [memoryview(batch.buffers()[2]) for batch in batches]
+
+    def __reduce__(self) -> tuple[type[Self], tuple[DatasetRef, Path]]:
+        """Another process maps the same file."""
+        return type(self), (self.ref, self._path)
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -10,10 +10,42 @@ from PIL import Image
 from torch import Tensor
 
 from dml.config import AugmentationConfig, PreprocessingConfig
-from dml.preprocessing import resampling, resize_and_crop, to_tensor
+from dml.data.dataset import MappedDataset, read_rows
+from dml.errors import InvalidData
+from dml.preprocessing import decode, resampling, resize_and_crop, to_tensor
 
 _ASPECT = (3 / 4, 4 / 3)  # of random crops: Szegedy et al. 2015, arXiv:1409.4842, sec. 6
 _ATTEMPTS = 10
+
+
+def training_view(
+    mapped: MappedDataset,
+    position: int,
+    augmentation: AugmentationConfig,
+    preprocessing: PreprocessingConfig,
+    draw: tuple[int, int, int],
+) -> Tensor:
+    """An image of a dataset, decoded and augmented.
+
+    Args:
+        mapped: the dataset's images.
+        position: the image's row.
+        augmentation: the random changes.
+        preprocessing: final size and normalisation.
+        draw: (seed, step, index in the global batch), of the random parameters.
+
+    Returns:
+        (C, H, W) float32.
+
+    Raises:
+        InvalidData: it does not decode.
+    """
+    try:
+        image = decode(mapped.image(position), preprocessing.color)
+    except InvalidData as error:
+        id_ = read_rows(mapped.ref, columns=["id"])["id"][position].as_py()
+        raise InvalidData(f"Image {id_!r} of {mapped.ref.uri}: {error}") from error
+    return augment(image, augmentation, preprocessing, augmentation_rng(*draw))
 
 
 def augment(

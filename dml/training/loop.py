@@ -39,6 +39,7 @@ CODE_VERSION = 3
 _NOT_DECISIVE = {
     "num_workers",
     "threads_per_worker",
+    "loading_processes",
     "checkpoint_every_steps",
     "log_every_steps",
     "max_failures",

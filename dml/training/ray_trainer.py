@@ -207,8 +207,9 @@ def _ray_worker(arguments: dict[str, Any]) -> None:
     dataset = DatasetRef.model_validate(arguments["dataset"])
     logging.basicConfig(level=logging.INFO)
     context = ray.train.get_context()
-    worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    _set_threads(config, here=context.get_local_world_size())
+    here = context.get_local_world_size()
+    worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device(), here)
+    _set_threads(config, here=here)
 
     def save(step: int, folder: Path | None) -> None:
         checkpoint = Checkpoint.from_directory(str(folder)) if folder else None

@@ -23,6 +23,7 @@ from dml.training.validation import ValidationSet, held_out_classes
 from dml.training.worker import Worker
 
 _DECODING_THREADS = min(os.cpu_count() or 1, 8)
+_MOST_PROCESSES = 16
 
 
 class Batches(Protocol):
@@ -161,6 +162,7 @@ class DatasetTrainData:
             augmentation=config.augmentation,
             seed=config.seed,
             pinned=worker.device.type == "cuda",
+            num_processes=_loading_processes(config.training.loading_processes, worker),
         )
 
     def ids(self, positions: Sequence[int]) -> list[str]:
@@ -171,3 +173,11 @@ class DatasetTrainData:
         contents = self.mapped.images(rows.positions[part])
         with ThreadPoolExecutor(_DECODING_THREADS) as pool:
             return torch.stack(list(pool.map(lambda c: preprocess(c, self.config.preprocessing), contents)))
+
+
+def _loading_processes(wanted: int | None, worker: Worker) -> int:
+    """Beside a CPU's training, processes would only take its cores; fewer than three gain nothing."""
+    if wanted is not None:
+        return wanted
+    share = min((os.cpu_count() or 1) // worker.local_world_size, _MOST_PROCESSES)
+    return share if worker.device.type == "cuda" and share > 2 else 0

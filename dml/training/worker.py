@@ -17,6 +17,8 @@ class Worker:
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    local_world_size: int = 1
+    """Workers on this machine, which share its cores."""
 
     def collect(self, items: Sequence[Item]) -> list[Item]:
         """The items of all workers in rank order; every worker must call it, and items must be picklable."""

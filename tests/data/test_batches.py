@@ -1,6 +1,9 @@
 """What a training step gets does not depend on threads, workers or where it resumes."""
 
+import os
+import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from dml.data.dataset import open_mapped, read_rows
 from dml.data.ingest import ingest
 from dml.data.sampling import PKBatchSampler, Stream
 from dml.data.transforms import augment, augmentation_rng
-from dml.errors import InvalidData
+from dml.errors import InvalidData, TrainingFailed
 from dml.preprocessing import preprocess, resampling, resize_and_crop, to_tensor
 
 PREPROCESSING = PreprocessingConfig(color="L", resize=28, crop=28, mean=(0.5,), std=(0.5,))
@@ -29,7 +32,9 @@ def dataset(tmp_path_factory):
     return ingest(config, str(tmp_path_factory.mktemp("store")))
 
 
-def batches(dataset, *, rank=0, world_size=1, first_step=0, augmentation=EVERYTHING, num_threads=2):
+def batches(
+    dataset, *, rank=0, world_size=1, first_step=0, augmentation=EVERYTHING, num_threads=2, **options
+):
     rows = read_rows(dataset, split="test", columns=["class_id"])
     class_ids = rows["class_id"].to_numpy() - 8
     sampler = PKBatchSampler(
@@ -47,6 +52,7 @@ def batches(dataset, *, rank=0, world_size=1, first_step=0, augmentation=EVERYTH
         augmentation=augmentation,
         seed=3,
         num_threads=num_threads,
+        **options,
     )
 
 
@@ -79,6 +85,39 @@ def test_a_batch_is_its_rows_preprocessed(dataset):
 
 def test_threads_do_not_change_a_batch(dataset):
     assert_equal(taken(batches(dataset, num_threads=1)), taken(batches(dataset, num_threads=5)))
+
+
+@pytest.mark.slow
+def test_processes_do_not_change_a_batch(dataset):
+    got = taken(batches(dataset, rank=1, world_size=2, num_processes=2))
+    assert_equal(got, taken(batches(dataset, rank=1, world_size=2)))
+
+
+@pytest.mark.slow
+def test_a_process_names_an_image_that_does_not_decode(tmp_path):
+    config = IngestConfig(name="d", source="glyphs:classes=16,per_class=5")
+    made = batches(ingest(config, str(tmp_path / "store")), num_processes=2)
+    begin = made.mapped.image(0).tobytes()[:24]
+    path = next(storage.cache_dir().glob("rows/*/images.arrow"))
+    path.write_bytes(path.read_bytes().replace(begin, b"x" * len(begin)))
+    with pytest.raises(InvalidData, match=r"Image 'U\+.*' of .*datasets/d"):
+        taken(made)
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_told_of_instead_of_waited_for(dataset):
+    made = batches(dataset, num_processes=2)
+    steps = iter(made)
+    next(steps)
+    children = [
+        int(pid) for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()
+    ]
+    for pid in children:
+        if b"popen_loky" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+    with pytest.raises(TrainingFailed, match="one was killed"):
+        list(steps)
+    made.close()
 
 
 def test_going_on_equals_never_having_stopped(dataset):

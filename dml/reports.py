@@ -670,6 +670,40 @@ class RemovalReport(Result):
     removed: list[str] = Field(description="versions, as they are typed")
 
 
+class OperatingPoint(Result):
+    """What a search with some parameters finds, and what it costs."""
+
+    parameters: str = Field(description="as Faiss' ParameterSpace takes them; empty: there are none")
+    recall: float = Field(ge=0, le=1, description="recall@10 against exact search")
+    mate_at_1: float | None = Field(description="queries whose first answer has their label; null: no labels")
+    latency_ms: float = Field(ge=0, description="of one query on one thread, median")
+
+
+class OperatingCurve(Result):
+    """Search parameters of an index by recall, measured on held-out queries when it was built."""
+
+    target: float = Field(description="recall@10 that was asked for")
+    num_queries: int
+    memory_bytes: int = Field(description="of `index.faiss`")
+    exact_mate_at_1: float | None = Field(description="of exact search; null: no labels")
+    chosen: OperatingPoint
+    points: tuple[OperatingPoint, ...] = Field(description="by recall, ascending")
+
+    @property
+    def k_factor(self) -> int:
+        """Candidates per answer that are compared in full; 0: none are."""
+        settings = dict(setting.split("=") for setting in self.chosen.parameters.split(",") if setting)
+        return int(settings.get("k_factor_rf", 0))
+
+
+class IndexExplanation(Result):
+    """How an index version was built, and what its searches find and cost."""
+
+    index: IndexRef
+    curve: OperatingCurve | None = Field(description="null: it has too few rows to measure")
+    picture: str | None = Field(None, description="path of the drawn curve; null: none")
+
+
 class IndexOption(Result):
     """An index that was planned with, or why it was not chosen."""
 

@@ -108,6 +108,9 @@ confidence None
 
 IndexConfig
 factory auto
+recall 0.95 >=0.5 <=1
+latency_ms 5.0 >0
+memory_gb None >0
 vectors float32
 num_probes None >0
 recall_queries 1000 >0

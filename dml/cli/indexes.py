@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from dml.config import IndexConfig
     from dml.refs import EmbeddingsRef, IndexRef
-    from dml.reports import IndexList, ListedIndex, LoadReport, SearchHit, SearchReport
+    from dml.reports import IndexExplanation, IndexList, ListedIndex, LoadReport, SearchHit, SearchReport
     from dml.serving.engine_searcher import EngineSearcher
     from dml.serving.searcher import QueryResult, Searcher
 
@@ -80,7 +80,15 @@ def index(
         Path | None, typer.Option(help="how the network takes images, a JSON file; of --embedder")
     ] = None,
     license: Annotated[str, typer.Option(help="license of what embeds; for the registry")] = "",
-    factory: Annotated[str, typer.Option(help="auto, or any Faiss index_factory string")] = "auto",
+    factory: Annotated[
+        str, typer.Option(help="auto, as `dml plan` has it, or any Faiss index_factory string")
+    ] = "auto",
+    recall: Annotated[
+        float, typer.Option(min=0.5, max=1.0, help="recall@10 that searches are tuned to")
+    ] = 0.95,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="print what searches find and cost, by their parameters")
+    ] = False,
     shards: Annotated[
         int, typer.Option(min=1, help="bundles to cut the rows into, built in parallel and searched together")
     ] = 1,
@@ -93,11 +101,12 @@ def index(
     from flows.index import index_flow
     from flows.policy import run
 
-    config = IndexConfig(factory=factory, shards=shards)
+    config = IndexConfig(factory=factory, recall=recall, shards=shards)
+    show = _show_explained if explain else _show_index
     root, other = store_uri(store), dataset or model or embedder
     is_source = vectors is None and dataset is None and is_place(root, name)
     if not is_source and (vectors is not None or (other is None and _is_vectors(root, name))):
-        return emit(_index_vectors(name, vectors or name, other, config, root), as_json, _show_index)
+        return emit(_index_vectors(name, vectors or name, other, config, root), as_json, show)
     if is_source:
         if embedder is not None and model is not None:
             raise _two_models(model, embedder)
@@ -123,7 +132,7 @@ def index(
         )
         model = str(imported)
     ref = run(index_flow, name, model, dataset, config, root, workers)
-    return emit(ref, as_json, _show_index)
+    return emit(ref, as_json, show)
 
 
 def _two_models(model: str, embedder: str) -> InvalidSetting:
@@ -154,6 +163,38 @@ def _index_vectors(
 
 def _show_index(ref: "IndexRef") -> None:
     print(f"{ref}: {ref.rows} rows, {ref.factory}, recall@10 {ref.recall:.3f}: {ref.uri}")
+
+
+def _show_explained(ref: "IndexRef") -> None:
+    from dml.reports import IndexExplanation
+    from dml.retrieval.bundle import read_calibration
+
+    _show_index(ref)
+    _show_explanation(IndexExplanation(index=ref, curve=read_calibration(ref).operating_curve))
+
+
+def _show_explanation(explanation: "IndexExplanation") -> None:
+    curve = explanation.curve
+    if curve is None:
+        print(f"{explanation.index}: it has one row, and nothing to find")
+        return
+    title = f"{explanation.index}: {explanation.index.factory}, {curve.memory_bytes / 1e6:,.1f} MB; "
+    title += f"{curve.num_queries} queries, recall@10 of {curve.target:g} wanted"
+    rows = [
+        {
+            "chosen": "*" if point == curve.chosen else "",
+            "parameters": point.parameters,
+            "recall@10": point.recall,
+            **({} if point.mate_at_1 is None else {"mate@1": point.mate_at_1}),
+            "ms": point.latency_ms,
+        }
+        for point in curve.points
+    ]
+    print_table(title, rows)
+    if curve.exact_mate_at_1 is not None:
+        print(f"mate@1 of exact search: {curve.exact_mate_at_1:.4f}")
+    if explanation.picture is not None:
+        print(f"picture: {explanation.picture}")
 
 
 def _refuse_without_embedder(weights: Path | None, preprocessing: Path | None, license: str) -> None:
@@ -374,12 +415,12 @@ def _row_of_item(item: "SearchHit") -> dict[str, object]:
     return {"id": item.id, "label": item.label, "similarity": item.similarity, **item.attributes}
 
 
-def _require_writable(picture: Path, query: Path) -> None:
+def _require_writable(picture: Path, query: Path | None = None) -> None:
     """Raise InvalidSetting for what must not be written over, before the search takes its seconds."""
     wrong = ""
     if picture.is_dir():
         wrong = "it is a folder"
-    elif picture.exists() and picture.samefile(query):
+    elif query is not None and picture.exists() and picture.samefile(query):
         wrong = "it is the query, which would be lost"
     elif picture.exists() and not picture.is_file():
         wrong = "it is no regular file"
@@ -394,8 +435,12 @@ def _require_writable(picture: Path, query: Path) -> None:
 def _write_picture(target: Path, result: "QueryResult", query: bytes) -> None:
     from dml.serving.answers import draw
 
+    _write(target, draw(result, query))
+
+
+def _write(target: Path, content: bytes) -> None:
     try:
-        target.write_bytes(draw(result, query))
+        target.write_bytes(content)
     except OSError as error:
         raise InvalidSetting(
             f"--picture must be a file that can be written; {target}: {error.strerror}."
@@ -403,8 +448,19 @@ def _write_picture(target: Path, result: "QueryResult", query: bytes) -> None:
 
 
 @verb()
-def indexes(store: Store = None, as_json: Json = False) -> "IndexList":
+def indexes(
+    explain: Annotated[
+        str | None, typer.Option(help="what searches of one index find and cost; NAME or NAME@VERSION")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="draw that into this PNG file; of --explain")] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> "IndexList | IndexExplanation":
     """List the versions of all indexes; `*` marks those that searches use, beside what is newer than they."""
+    if explain is not None:
+        return emit(_explanation(store_to_list(store), explain, picture), as_json, _show_explanation)
+    if picture is not None:
+        raise InvalidSetting(f"--picture draws what --explain NAME finds; got {picture} and no --explain.")
     from dml.reports import IndexList, ListedIndex, Refresh
     from dml.retrieval.index import list_versions
     from dml.retrieval.refresh import read_refreshes
@@ -428,6 +484,22 @@ def indexes(store: Store = None, as_json: Json = False) -> "IndexList":
         damaged=unreadable,
     )
     return emit(listing, as_json, _show_indexes, error=what_is_damaged(damaged))
+
+
+def _explanation(store: str, name: str, picture: Path | None) -> "IndexExplanation":
+    from dml.reports import IndexExplanation
+    from dml.retrieval.bundle import read_calibration
+    from dml.retrieval.index import find_index
+
+    ref = find_index(store, name)
+    curve = read_calibration(ref).operating_curve
+    if picture is None or curve is None:
+        return IndexExplanation(index=ref, curve=curve)
+    from dml.report.operating_curve import draw_operating_curve
+
+    _require_writable(picture)
+    _write(picture, draw_operating_curve(f"{ref}: {ref.factory}", curve))
+    return IndexExplanation(index=ref, curve=curve, picture=str(picture.resolve()))
 
 
 def _show_indexes(listing: "IndexList") -> None:

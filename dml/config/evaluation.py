@@ -168,7 +168,10 @@ class GateConfig(Part):
 class IndexConfig(Part):
     """Construction of a Faiss index, and measurement of its recall."""
 
-    factory: str = Field("auto", description="auto: Flat below 100,000 rows, IVF beyond; or a Faiss string")
+    factory: str = Field("auto", description="auto: as `dml plan` has it for these rows; or a Faiss string")
+    recall: float = Field(0.95, ge=0.5, le=1, description="recall@10 that the search parameters are tuned to")
+    latency_ms: float = Field(5.0, gt=0, description="auto: of one query on one thread, at most")
+    memory_gb: float | None = Field(None, gt=0, description="auto: for the index; None: this machine's")
     vectors: Literal["float32", "float16"] = Field(
         "float32", description="flat vectors beside the index, for exact comparison; float16: half the size"
     )

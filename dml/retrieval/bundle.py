@@ -21,6 +21,7 @@ from dml import storage
 from dml.errors import CorruptArtifact, IncompatibleArtifact
 from dml.progress import count
 from dml.refs import IndexRef
+from dml.reports import OperatingCurve
 from dml.retrieval.attributes import AttributeIndexes, open_attributes
 from dml.retrieval.plan import Costs, RecallTable
 from dml.retrieval.vectors import FlatVectors
@@ -103,6 +104,17 @@ class Calibration(BaseModel):
 
     recall_table: RecallTable | None = None
     costs: Costs | None = None
+    operating_curve: OperatingCurve | None = None
+
+
+def read_calibration(ref: IndexRef) -> Calibration:
+    """What was measured of an index version; with a remote store it is downloaded once per machine.
+
+    Raises:
+        MissingArtifact, CorruptArtifact: its files are not those that were published.
+    """
+    file = storage.fetch(ref.uri, ref.fingerprint) / CALIBRATION_FILE
+    return Calibration.model_validate_json(file.read_bytes()) if file.exists() else Calibration()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ version, and ids, labels and attributes never come apart from their vectors.
 """
 
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -30,19 +29,26 @@ from dml.errors import DmlError, IncompatibleArtifact, InvalidSetting
 from dml.names import split_version, versioned
 from dml.progress import Ticker, begin, count
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ShardRef
+from dml.reports import OperatingCurve
 from dml.retrieval.attributes import write_attributes
-from dml.retrieval.bundle import INDEX_FILE, INDEX_FORMAT, VECTORS_FILE, read_items, write_items
+from dml.retrieval.bundle import (
+    CALIBRATION_FILE,
+    INDEX_FILE,
+    INDEX_FORMAT,
+    VECTORS_FILE,
+    Calibration,
+    read_items,
+    write_items,
+)
 from dml.retrieval.fill import fill, num_lists
 from dml.retrieval.shards import open_index
+from dml.retrieval.sizing import factory_for, machine_memory
+from dml.retrieval.tune import HeldOut, K, tune
 from dml.retrieval.vectors import FlatVectors, write_vectors
 
 logger = logging.getLogger(__name__)
 
-_FLAT_BELOW = 100_000
 _FLAT_FACTORY = {"float32": "Flat", "float16": "SQfp16"}
-_RECALL_AT = 10
-_WANTED_RECALL = 0.95
-_FEWEST_PROBES = 8
 _IDS_AT_ONCE = 1 << 16
 
 
@@ -57,7 +63,7 @@ def build_index(
         store: the store's URI.
         name: the index's name.
         embeddings: the table to index, whole.
-        config: factory string ("auto": Flat below 100,000 rows, IVF beyond), probes, recall measurement.
+        config: factory string ("auto": as `sizing` plans it for rows, bounds and memory), recall target.
         model: the registered version whose package embedded the table, for the reader.
 
     Raises:
@@ -67,7 +73,7 @@ def build_index(
     """
     if config.shards > 1:
         return _build_shards(store, name, embeddings, config, model=model)
-    factory = _choose_factory(embeddings.rows) if config.factory == "auto" else config.factory
+    factory = _choose_factory(embeddings, config) if config.factory == "auto" else config.factory
     if factory == "Flat":
         factory = _FLAT_FACTORY[config.vectors]
     fingerprint = storage.digest_of(
@@ -77,6 +83,7 @@ def build_index(
         config.vectors,
         config.num_probes,
         config.recall_queries,
+        config.recall,
     )
     folders = [] if embeddings.parts is None else [storage.SHARDS]
     uri = storage.join(storage.named_folder(store, "indexes", name), *folders, fingerprint[:12])
@@ -92,7 +99,10 @@ def build_index(
         items = read_items(folder)  # mapped, also when the folder has its final name
         write_attributes(folder, items)
         begin("measuring recall")
-        recall = _tune(index, vectors, config)
+        curve = _tune(index, vectors, items, config)
+        if curve is not None:
+            calibration = Calibration(operating_curve=curve)
+            (folder / CALIBRATION_FILE).write_text(calibration.model_dump_json(indent=1), encoding="utf-8")
         if vectors.index is not index:
             begin("writing the index")
             _write_index(folder, index)
@@ -104,7 +114,7 @@ def build_index(
             model=model,
             factory=factory,
             rows=embeddings.rows,
-            recall=recall,
+            recall=1.0 if curve is None else curve.chosen.recall,
         )
         begin("publishing")
         _upload(folder, staged)
@@ -202,12 +212,20 @@ def _refuse_forgotten(store: str, ref: IndexRef, ids: pa.ChunkedArray) -> None:
         )
 
 
-def _choose_factory(num_rows: int) -> str:
-    """Exact while that is cheap; then inverted lists, as many as Faiss' guidelines give for the size."""
-    if num_rows < _FLAT_BELOW:
-        return "Flat"
-    lists = 2 ** round(math.log2(4 * math.sqrt(num_rows)))
-    return f"IVF{lists},Flat" if num_rows < 1_000_000 else f"IVF{lists},SQfp16"
+def _choose_factory(embeddings: EmbeddingsRef, config: IndexConfig) -> str:
+    """As `dml plan` has it, by the figures for reference: the same on every machine of as much memory.
+
+    Raises:
+        InvalidSetting: no index is within the bounds.
+    """
+    return factory_for(
+        embeddings.rows,
+        embeddings.dim,
+        recall=config.recall,
+        latency_ms=config.latency_ms,
+        memory=machine_memory() if config.memory_gb is None else int(config.memory_gb * 1e9),
+        filters=len(embeddings.items.attributes),
+    )
 
 
 def _write_vectors(
@@ -269,43 +287,34 @@ def _write_index(folder: Path, index: faiss.Index) -> None:
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
 
 
-def _tune(index: faiss.Index, vectors: FlatVectors, config: IndexConfig) -> float:
-    """Set the probes, by hand or by doubling until the recall is there; returns recall@10.
+def _tune(
+    index: faiss.Index, vectors: FlatVectors, items: pa.Table, config: IndexConfig
+) -> OperatingCurve | None:
+    """Set the search parameters by the recall target; None: there are no neighbours to find.
 
     Queries are rows of the table, each without itself: finding oneself is no merit.
     """
-    k = min(_RECALL_AT, vectors.rows - 1)
+    k = min(K, vectors.rows - 1)
     if k == 0:
-        return 1.0
+        return None
     number = min(config.recall_queries, vectors.rows)
     rows = np.random.default_rng(1).choice(vectors.rows, number, replace=False)
     queries = vectors.take(rows)
     _, nearest = vectors.search(queries, k + 1)
-    truth = _without_itself(nearest, rows, k)
-    lists = faiss.try_extract_index_ivf(index)
-    if lists is None:
-        return _recall(index, queries, rows, truth)
-    lists.nprobe = min(config.num_probes or _FEWEST_PROBES, lists.nlist)
-    recall = _recall(index, queries, rows, truth)
-    while config.num_probes is None and recall < _WANTED_RECALL and lists.nprobe < lists.nlist:
-        lists.nprobe = min(lists.nprobe * 2, lists.nlist)
-        recall = _recall(index, queries, rows, truth)
-    return recall
+    held_out = HeldOut.of(rows, queries, nearest, _label_numbers(items))
+    probes = None if config.num_probes is None else min(config.num_probes, num_lists(index))
+    return tune(index, vectors.index, held_out, target=config.recall, probes=probes)
 
 
-def _recall(
-    index: faiss.Index, queries: NDArray[np.float32], rows: NDArray[np.int64], truth: NDArray[np.int64]
-) -> float:
-    k = truth.shape[1]
-    _, nearest = index.search(queries, k + 1)
-    others = _without_itself(nearest, rows, k)
-    return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(others, truth, strict=True)]))
-
-
-def _without_itself(nearest: NDArray[np.int64], rows: NDArray[np.int64], k: int) -> NDArray[np.int64]:
-    """(Q, k): the k best of k + 1 neighbours that are not the query."""
-    others = np.argsort(nearest == rows[:, None], axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(nearest, others, axis=1)
+def _label_numbers(items: pa.Table) -> NDArray[np.int64] | None:
+    """(N,) a number for each label, another one for each missing; None: there are no labels."""
+    if "label" not in items.column_names or items["label"].null_count == len(items):
+        return None
+    chunks = items["label"].dictionary_encode().chunks  # with one dictionary
+    labels = np.concatenate([chunk.indices.fill_null(-1).to_numpy() for chunk in chunks]).astype(np.int64)
+    missing = labels < 0
+    labels[missing] = labels.max() + 1 + np.arange(int(missing.sum()))
+    return labels
 
 
 def publish_index(store: str, ref: IndexRef) -> None:

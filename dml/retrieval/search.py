@@ -24,6 +24,7 @@ from dml.retrieval.lists import InvertedLists, Selector
 from dml.retrieval.plan import Plan, Recall, choose_plan
 from dml.retrieval.probe import processor_name
 from dml.retrieval.ties import first_of_equals
+from dml.retrieval.tune import refined
 from dml.retrieval.vectors import is_flat
 
 Device = Literal["cpu", "cuda"]
@@ -81,9 +82,11 @@ class Index:
         self.ref = ref
         bundle = open_bundle(ref)
         self._index, self._vectors, self._items = bundle.index, bundle.vectors, bundle.items
-        self._unfiltered = self._index
         self._attributes = bundle.attributes
         calibration = calibration or bundle.calibration
+        curve = calibration.operating_curve
+        self._k_factor = 0 if curve is None else curve.k_factor
+        self._unfiltered = refined(self._index, self._vectors.index, self._k_factor)
         lists = InvertedLists.of(self._index, selector=selector)
         self._costs = calibration.costs
         self._recall_table = None if lists is None else calibration.recall_table
@@ -116,7 +119,8 @@ class Index:
         if device == "cuda" and getattr(faiss, "get_num_gpus", int)() > 0:
             try:
                 self._resources = faiss.StandardGpuResources()
-                self._unfiltered = faiss.index_cpu_to_gpu(self._resources, 0, self._index)
+                on_gpu = faiss.index_cpu_to_gpu(self._resources, 0, self._index)
+                self._unfiltered = refined(on_gpu, self._vectors.index, self._k_factor)
             except RuntimeError as error:
                 raise InvalidSetting(
                     f"Faiss must have the index on a GPU to search there; {self.ref.factory} it has not: "
@@ -285,7 +289,7 @@ class Index:
         self, vectors: NDArray[np.float32], similarities: NDArray[np.float32], rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """The similarities of the flat vectors, where the index has only estimates of them."""
-        if is_flat(self._index) or self._keeps_vectors:
+        if is_flat(self._index) or self._keeps_vectors or isinstance(self._index, faiss.IndexHNSWFlat):
             return similarities
         found = self._vectors.take(rows.ravel()).reshape(*rows.shape, -1)
         exact: NDArray[np.float32] = np.einsum("qd,qkd->qk", vectors, found)

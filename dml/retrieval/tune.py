@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+
+from dml.reports import OperatingCurve, OperatingPoint
 
 K = 10
 _K_FACTORS = (1, 2, 4, 8, 16, 32, 64)
@@ -19,36 +20,6 @@ _K_FACTORS_COMPARED = 3  # beyond the first that reaches the target, fewer lists
 _VISITED = (10, 4096)
 _WELL_BEYOND = 0.99  # the curve goes on to this recall
 _TIMED_QUERIES = 32
-
-
-class OperatingPoint(BaseModel):
-    """What a search with some parameters finds, and what it costs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    parameters: str = Field(description="as Faiss' ParameterSpace takes them; empty: there are none")
-    recall: float = Field(ge=0, le=1, description="recall@10 against exact search")
-    mate_at_1: float | None = Field(description="queries whose first answer has their label; null: no labels")
-    latency_ms: float = Field(ge=0, description="of one query on one thread, median")
-
-
-class OperatingCurve(BaseModel):
-    """Search parameters of an index by recall, measured on held-out queries."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    target: float = Field(description="recall@10 that was asked for")
-    num_queries: int
-    memory_bytes: int = Field(description="of `index.faiss`")
-    exact_mate_at_1: float | None = Field(description="of exact search; null: no labels")
-    chosen: OperatingPoint
-    points: tuple[OperatingPoint, ...] = Field(description="by recall, ascending")
-
-    @property
-    def k_factor(self) -> int:
-        """Candidates per answer that are compared in full; 0: none are."""
-        settings = dict(setting.split("=") for setting in self.chosen.parameters.split(",") if setting)
-        return int(settings.get("k_factor_rf", 0))
 
 
 @dataclass(frozen=True)
@@ -113,7 +84,7 @@ def keeps_vectors(index: faiss.Index) -> bool:
         index = faiss.downcast_index(index.storage)
     if isinstance(index, faiss.IndexScalarQuantizer | faiss.IndexIVFScalarQuantizer):
         return bool(index.sq.qtype == faiss.ScalarQuantizer.QT_fp16)
-    return isinstance(index, faiss.IndexFlat | faiss.IndexIVFFlat)
+    return isinstance(index, faiss.IndexFlat | faiss.IndexIVFFlat | faiss.IndexNSGFlat)
 
 
 def refined(index: faiss.Index, vectors: faiss.Index, k_factor: int) -> faiss.Index:

@@ -72,3 +72,23 @@ def test_what_belongs_to_an_embedder_is_not_ignored_without_one(dml, store, opti
     alone = dml("index", "labels", option, "x", "--store", store)
     assert alone.status == 2
     assert f"{option} belongs to an --embedder" in alone.err
+
+
+def test_what_searches_of_an_index_find_is_explained_and_drawn(dml, tmp_path):
+    store = str(tmp_path / "store")
+    dataset, package = make_dataset(tmp_path / "images", store), make_package(store)
+    table = embed(store, package, dataset)
+    publish_index(store, build_index(store, "shelves", table, IndexConfig(factory="IVF4,Flat")))
+    picture = tmp_path / "curve.png"
+    done = dml("indexes", "--explain", "shelves", "--picture", str(picture), "--store", store)
+    assert done.status == 0, done.err
+    assert "nprobe=" in done.out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    explained = dml("indexes", "--explain", "shelves", "--store", store, "--json").json
+    assert explained["curve"]["chosen"] in explained["curve"]["points"]
+
+
+def test_a_picture_of_a_list_is_refused(dml, tmp_path):
+    done = dml("indexes", "--picture", str(tmp_path / "x.png"), "--store", str(tmp_path))
+    assert done.status == 2
+    assert "--explain" in done.err

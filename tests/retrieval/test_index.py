@@ -12,9 +12,10 @@ from dml import storage
 from dml.config import IndexConfig
 from dml.embedding.table import read_embeddings
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
-from dml.retrieval import index as index_room
-from dml.retrieval.bundle import open_bundle
+from dml.retrieval.bundle import CALIBRATION_FILE, open_bundle, read_calibration
 from dml.retrieval.index import build_index, find_index, list_indexes, publish_index
+from dml.retrieval.shards import open_index
+from dml.retrieval.sizing import factory_for
 from tests.embedding.parts import ROWS, table_of, unit_vectors
 
 KILLED_BEFORE_PUBLISHING = """
@@ -81,6 +82,7 @@ def test_killed_right_before_publishing_the_former_index_stays_and_a_retry_ends_
     assert find_index(place, "shelves") == retried
     made = [storage.read_manifest(ref.uri) for ref in (retried, undisturbed)]
     assert all(manifest.pop("created") for manifest in made)
+    assert all(manifest["files"].pop(CALIBRATION_FILE) for manifest in made), "times are never the same"
     assert made[0] == made[1]
 
 
@@ -121,24 +123,58 @@ def test_probes_are_raised_until_the_recall_is_there(place, store, package, data
     assert probes[1] > 8, "raised from the fewest"
 
 
-def test_finding_oneself_does_not_count_as_recall():
-    nearest = np.array([[4, 1, 2], [0, 3, 9], [7, 8, 9]])
-    others = index_room._without_itself(nearest, np.array([4, 3, 5]), 2)
-    assert others.tolist() == [[1, 2], [0, 9], [7, 8]]
+@pytest.mark.parametrize(("rows", "factory"), [(1, "Flat"), (99_999, "Flat"), (200_000, "HNSW32")])
+def test_auto_is_exact_while_that_is_fast(rows, factory):
+    assert factory_for(rows, 128, recall=0.95, latency_ms=5, memory=10**10, filters=0) == factory
 
 
-@pytest.mark.parametrize(
-    ("rows", "factory"),
-    [
-        (0, "Flat"),
-        (99_999, "Flat"),
-        (100_000, "IVF1024,Flat"),
-        (999_999, "IVF4096,Flat"),
-        (2_000_000, "SQfp16"),
-    ],
-)
-def test_auto_is_exact_while_that_is_cheap(rows, factory):
-    assert index_room._choose_factory(rows).endswith(factory)
+def test_auto_takes_lists_where_items_have_attributes_to_filter_by():
+    chosen = factory_for(200_000, 128, recall=0.95, latency_ms=5, memory=10**10, filters=2)
+    assert chosen == "IVF2048,Flat"
+
+
+def test_another_recall_target_is_another_version_and_is_reached(place, store, package, dataset):
+    table = table_of(store, package, dataset, unit_vectors(ROWS, 32, 2))
+    refs = [
+        build_index(place, "targets", table, IndexConfig(factory="IVF40,Flat", recall=recall))
+        for recall in (0.6, 0.9)
+    ]
+    assert refs[0].version != refs[1].version
+    assert refs[0].recall >= 0.6
+    assert refs[1].recall >= 0.9
+
+
+def test_the_operating_curve_is_kept_beside_the_index(place, store, package, dataset):
+    table = table_of(store, package, dataset, unit_vectors(ROWS, 32, 2))
+    ref = build_index(place, "measured", table, IndexConfig(factory="IVF40,Flat"))
+    curve = read_calibration(ref).operating_curve
+    assert curve is not None
+    assert curve.chosen.recall == ref.recall
+    assert curve.chosen.mate_at_1 is not None, "the items have labels"
+    assert curve.memory_bytes == os.path.getsize(f"{ref.uri}/index.faiss")
+
+
+def test_codes_are_searched_with_candidates_compared_in_full(place, store, package, dataset):
+    table = table_of(store, package, dataset, unit_vectors(ROWS, 32, 2))
+    ref = build_index(place, "codes", table, IndexConfig(factory="IVF4,PQ8x4fs", recall=0.9))
+    curve = read_calibration(ref).operating_curve
+    assert curve is not None
+    assert curve.k_factor > 1
+    index = open_index(ref)
+    exact = build_index(place, "exact", table, IndexConfig())
+    queries = unit_vectors(60, 32, 3)
+    found, truth = (
+        each.search(queries, 10, embedder=table.embedder.fingerprint).answers
+        for each in (index, open_index(exact))
+    )
+    shares = [
+        len({answer.id for answer in ours} & {answer.id for answer in theirs}) / 10
+        for ours, theirs in zip(found, truth, strict=True)
+    ]
+    assert np.mean(shares) > 0.85
+    similarity = {answer.id: answer.similarity for answer in truth[0]}
+    for answer in found[0]:
+        assert answer.similarity == pytest.approx(similarity.get(answer.id, answer.similarity), abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from pyarrow import compute
 from dml.cluster import RemoteObjects
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.refs import IndexRef
-from dml.retrieval.filters import Filter, Where, check
+from dml.retrieval.filters import And, Between, Compare, Filter, Not, Or, Where, Within, check
 from dml.retrieval.filters.columns import Columns, Kind
 from dml.retrieval.plan import Kind as PlanKind
 from dml.retrieval.plan import Plan
@@ -85,7 +85,7 @@ class Shard:
         self, vectors: NDArray[np.float32], k: int, embedder: str, where: Filter | None
     ) -> SearchResult:
         """The k most similar of its own items, under a filter that was checked against all shards."""
-        return self.index.search(vectors, k, embedder=embedder, where=where, refuse_absent=False)
+        return self.index.search(vectors, k, embedder=embedder, where=self._own(where), refuse_absent=False)
 
     def vectors_of(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The vectors of those of some items that it has, by id."""
@@ -95,11 +95,29 @@ class Shard:
 
     def count(self, where: Filter | None) -> int:
         """How many of its items match."""
-        return self.index.count(where, refuse_absent=False)
+        return self.index.count(self._own(where), refuse_absent=False)
 
     def check(self) -> None:
         """Search for a few of its items; raises CorruptArtifact where that fails."""
         self.index.check()
+
+    def _own(self, where: Filter | None) -> Filter | None:
+        """The filter with nothing that only items of other shards say: whether a column's texts are times.
+
+        Where all are missing here, no order holds, and neither does an equality.
+        """
+        match where:
+            case And() | Or():
+                return where.model_copy(update={"filters": tuple(map(self._own, where.filters))})
+            case Not():
+                return Not(filter=self._own(where.filter))
+            case Compare(operator="=" | "!=") | None:
+                return where
+            case Compare(column=column) | Between(column=column) | Within(column=str(column)):
+                asked = self.index.columns[column]
+                if asked.kind == "text" and not asked.example(""):
+                    return Compare(column=column, operator="=", value="none")
+        return where
 
 
 class LocalShards:

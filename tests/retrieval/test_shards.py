@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from dml.config import IndexConfig
+from dml.embedding.external import import_vectors
 from dml.embedding.table import cut_table, read_embeddings
 from dml.errors import CorruptArtifact, InvalidFilter, InvalidSetting, MissingArtifact
 from dml.retrieval.index import build_index
@@ -127,3 +130,75 @@ def test_a_flipped_byte_in_a_shard_is_refused(store, slices, tmp_path, name):
     file.write_bytes(content)
     with pytest.raises(CorruptArtifact):
         Shard(ref)
+
+
+UNEVEN = [
+    "seen >= '2026-01-05'",
+    "seen >= '2026-01-05T00:00:00Z'",
+    "not (seen < '2026-01-05')",
+    "mixed >= '2026-01-05'",
+    "mixed = 'not a time'",
+    "local between '2026-01-03' and '2026-01-08'",
+    "local >= '2026-01-05T00:00:00Z'",
+    "within(place, 30.2, 120.1, 50 km)",
+    "not within(place, 30.2, 120.1, 50 km)",
+    "price < 3.5 or price is null",
+    "price = 2.25",
+    "price = 2.26",
+    "kind = 'a' and not (price > 5)",
+    "kind in ('a', 'z')",
+    "kind != 'z'",
+    "empty is null",
+    "empty = 'x'",
+]
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """A table whose columns differ between its shards: all missing, other types of times, other values."""
+    folder = tmp_path_factory.mktemp("uneven")
+    rows = range(90)
+    first, last = [row < 30 for row in rows], [row >= 60 for row in rows]
+    days = [f"2026-01-{row % 9 + 1:02d}" for row in rows]
+    columns = {
+        "id": [f"item {row}" for row in rows],
+        "seen": [None if first[row] else f"{days[row]}T12:00:00Z" for row in rows],
+        "mixed": ["not a time" if last[row] and row % 7 == 0 else days[row] for row in rows],
+        "local": [f"{days[row]}T12:00:00.123456789" if last[row] else days[row] for row in rows],
+        "place": [None if first[row] else f"{30 + row % 3}.1,120.{row % 9}" for row in rows],
+        "price": [None if first[row] else row % 8 / 4 + row % 5 for row in rows],
+        "kind": ["a" if first[row] else "b" if row % 2 else "c" for row in rows],
+        "empty": pa.array([None if row % 2 else "" for row in rows], pa.string()),
+        "vector": list(unit_vectors(90, 8, 3)),
+    }
+    parquet.write_table(pa.table(columns), folder / "items.parquet")
+    store = str(folder / "store")
+    return store, import_vectors(store, "uneven", folder / "items.parquet", block_bytes=30 * 4 * 8).embeddings
+
+
+@pytest.fixture(scope="module")
+def uneven_indexes(uneven):
+    store, table = uneven
+    whole = open_index(build_index(store, "whole", table, IndexConfig()))
+    built = [build_index(store, "cut", part, IndexConfig()) for part in cut_table(table, 3)]
+    return whole, ShardedIndex(whole.ref, LocalShards([Shard(ref) for ref in built]))
+
+
+@pytest.mark.parametrize("where", UNEVEN)
+def test_columns_that_differ_between_shards_mean_what_they_do_in_one_index(uneven_indexes, where):
+    whole, cut = uneven_indexes
+    query = unit_vectors(2, 8, 9)
+    if refusal(whole, query, where):
+        assert refusal(cut, query, where) == refusal(whole, query, where)
+    else:
+        assert search(cut, query, 90, where=where).answers == search(whole, query, 90, where=where).answers
+        assert cut.count(where) == whole.count(where)
+
+
+def refusal(index, query, where):
+    """Why a filter is refused, without the values that there are; empty: it is followed."""
+    try:
+        search(index, query, 1, where=where)
+    except InvalidFilter as error:
+        return error.message.partition(". There are")[0]
+    return ""

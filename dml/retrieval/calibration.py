@@ -2,7 +2,8 @@
 
 An artefact of its own, in the store's `thresholds/`, found by the index's version: calibrating changes
 nothing in a published index. Every item of the index is a non-mated probe once its own identity is left out
-of the gallery, so no other data is needed; an identity is a label.
+of the gallery, so no other data is needed; an identity is a label. Items of training classes are enrolled,
+and are no probes where there are others: the embedding has learnt to tell them apart, but not strangers.
 
 A scope is a part of the gallery, and as a rule a more similar one: it has a tail of its own, of probes from
 inside it. A scope with too few identities for that borrows the tail that it and the other values of its
@@ -47,6 +48,7 @@ _MAX_SCOPES = 10_000
 _PROBES_OF_A_SCOPE, _FEWEST_KEPT = 2_000, 20_000
 _KEPT_OF_ALL = 4_000_000
 _SAMPLED_FOR_PAIRS = 20_000
+_MANY_SCOPES, _COUNTED_OF_MANY = 100, 50
 _SHOWN_BELOW = 2.0
 """A pooled threshold may be below the whole gallery's if the interval of its checked FPIR ends below so many
 times the target."""
@@ -281,6 +283,15 @@ def _values(items: pa.Table, name: str) -> tuple[list[Any], NDArray[np.int64]]:
     return values, codes
 
 
+def _of_other_splits(items: pa.Table) -> NDArray[np.bool_]:
+    """(N,) the items whose classes were not trained on; all where there is no other, or no split."""
+    if "split" not in items.column_names:
+        return np.ones(len(items), dtype=np.bool_)
+    trained = compute.fill_null(compute.equal(items["split"], "train"), False)
+    others: NDArray[np.bool_] = ~trained.to_numpy()
+    return others if others.any() else ~others
+
+
 @dataclass(frozen=True)
 class _Searched:
     """A scope, searched by its own items."""
@@ -288,7 +299,7 @@ class _Searched:
     scope: str
     column: str | None
     scores: ImpostorScores | None
-    """None: fewer than two identities."""
+    """None: fewer than two identities, or no probe."""
     identities: int
     fold_tails: Sequence[ImpostorTail] = ()
     """Of its own; none where a fold has too few pairs."""
@@ -334,6 +345,7 @@ class _Gallery:
         self._take, self._share = bundle.vectors.take, share
         self._names, self.identities = _values(items, "label")
         self.has_label = self.identities >= 0
+        self._may_probe = _of_other_splits(items)
         self._folds = fold_of_identities(len(self._names))
         self._index = bundle.ref
 
@@ -348,10 +360,11 @@ class _Gallery:
     ) -> _Searched:
         rows = rows[self.has_label[rows]]
         num_identities = len(np.unique(self.identities[rows]))
-        if num_identities < 2:
+        probes = rows[self._may_probe[rows]]
+        if num_identities < 2 or not len(probes):
             count()
             return _Searched(scope, column, None, num_identities)
-        probes = rows[sample_probes(self.identities[rows], max_probes)]
+        probes = probes[sample_probes(self.identities[probes], max_probes)]
         scores = impostor_scores(
             self._vectors(probes),
             self.identities[probes],
@@ -384,7 +397,7 @@ class _Gallery:
             name: self._family(name, within) for name in {s.column for s in within} if name is not None
         }
         similar = {name: family.scopes for name, family in families.items() if family is not None}
-        tails = [self._scope_tail(each) for each in (whole, *within)]
+        tails = [self._scope_tail(each, len(within)) for each in (whole, *within)]
         thresholds = Thresholds(fpir=fpir, tries=tries, scopes=tails, similar=similar, **self._pairs(whole))
         report = []
         for number, each in enumerate((whole, *within)):
@@ -421,8 +434,10 @@ class _Gallery:
         own = [tail.threshold(scope.identities, self._share) for tail in scope.fold_tails] or pooled
         return [max(pair) for pair in zip(pooled, own, strict=True)]
 
-    def _scope_tail(self, scope: _Searched) -> ScopeTail:
-        holds = False
+    def _scope_tail(self, scope: _Searched, num_scopes: int) -> ScopeTail:
+        tail, holds = scope.tail, False
+        if tail is not None and num_scopes > _MANY_SCOPES:
+            tail = tail.model_copy(update={"largest": tail.largest[:_COUNTED_OF_MANY]})
         if scope.fold_tails and scope.scores is not None:
             limits = [tail.threshold(scope.identities, self._share) for tail in scope.fold_tails]
             holds = check_thresholds([(scope.scores, limits)], self._folds).low <= self._share
@@ -430,7 +445,7 @@ class _Gallery:
             scope=scope.scope,
             column=scope.column,
             identities=scope.identities,
-            tail=scope.tail,
+            tail=tail,
             holds=holds,
         )
 
@@ -472,7 +487,8 @@ class _Gallery:
         """The tails of one probe against one image, and against one identity."""
         rows = np.flatnonzero(self.has_label)
         some = rows[sample_probes(self.identities[rows], _SAMPLED_FOR_PAIRS)]
-        probes = some[sample_probes(self.identities[some], _PROBES_OF_A_SCOPE)]
+        probes = some[self._may_probe[some]]
+        probes = probes[sample_probes(self.identities[probes], _PROBES_OF_A_SCOPE)]
         tails: dict[str, ImpostorTail | None] = {}
         for name, by_image in (("image_to_image", True), ("image_to_identity", False)):
             scores = impostor_scores(

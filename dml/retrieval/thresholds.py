@@ -223,7 +223,7 @@ def fit_tail(parts: Sequence[ImpostorScores]) -> ImpostorTail:
         share=size / num_pairs,
         scale=scale,
         shape=shape,
-        quantiles=[(rank / num_pairs, float(similarities[rank - 1])) for rank in ranks.tolist()],
+        quantiles=[(rank / num_pairs, round(float(similarities[rank - 1]), 7)) for rank in ranks.tolist()],
         largest=_largest_of_identities(parts, order, similarities),
     )
 
@@ -243,7 +243,7 @@ def _largest_of_identities(
         first = np.unique(pairs[:size], return_index=True)[1]
         if len(first) >= _LARGEST:
             break
-    largest: list[float] = descending[np.sort(first)[:_LARGEST]].tolist()
+    largest: list[float] = descending[np.sort(first)[:_LARGEST]].round(7).tolist()
     return largest
 
 

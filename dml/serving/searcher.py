@@ -6,6 +6,7 @@ Opening costs seconds (libraries, the package's weights, the index); a query in 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike, fspath
 from typing import Any, Self
 
@@ -69,8 +70,17 @@ class _Opened:
     index: Index
     package: Package | None
     """None: the model that embedded the items is not in the store."""
-    thresholds: ThresholdsRef | None
-    identifier: Identifier
+    store: str
+
+    @cached_property
+    def thresholds(self) -> ThresholdsRef | None:
+        """Those of `identifier`; read when somebody is identified, since a search needs none."""
+        return find_thresholds_ref(self.store, self.index.ref)
+
+    @cached_property
+    def identifier(self) -> Identifier:
+        calibrated = self.thresholds is not None
+        return Identifier(self.index, find_thresholds(self.store, self.index.ref) if calibrated else None)
 
 
 class Searcher:
@@ -100,7 +110,7 @@ class Searcher:
         store = fspath(store)
         ref = find_index(store, only_index(store) if index is None else index)
         package = _package_of(ref)
-        return cls(store, index or ref.name, _open(store, ref, package))
+        return cls(store, index or ref.name, _Opened(open_index(ref), package, store))
 
     @property
     def index(self) -> IndexRef:
@@ -298,22 +308,14 @@ class Searcher:
         former = self._opened
         ref = find_index(self._store, self._name)
         if ref.fingerprint == former.index.ref.fingerprint:
-            if find_thresholds_ref(self._store, ref) != former.thresholds:
-                self._opened = _with_thresholds(self._store, former.index, former.package)
+            is_read = "thresholds" in vars(former)
+            if is_read and find_thresholds_ref(self._store, ref) != former.thresholds:
+                self._opened = _Opened(former.index, former.package, self._store)
             return False
         same = ref.embeddings.embedder.fingerprint == former.index.ref.embeddings.embedder.fingerprint
         package = former.package if same else _package_of(ref)
-        self._opened = _open(self._store, ref, package)
+        self._opened = _Opened(open_index(ref), package, self._store)
         return True
-
-
-def _open(store: str, ref: IndexRef, package: Package | None) -> _Opened:
-    return _with_thresholds(store, open_index(ref), package)
-
-
-def _with_thresholds(store: str, index: Index, package: Package | None) -> _Opened:
-    found = find_thresholds_ref(store, index.ref)
-    return _Opened(index, package, found, Identifier(index, find_thresholds(store, index.ref)))
 
 
 def _package_of(ref: IndexRef) -> Package | None:

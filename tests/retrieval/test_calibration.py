@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from dml import storage
-from dml.config import IndexConfig
+from dml.config import IndexConfig, IngestConfig
+from dml.data.ingest import ingest
+from dml.embedding.embed import embed
 from dml.embedding.external import import_vectors
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting
 from dml.integrity import check_store
-from dml.lineage import remove, remove_named, unneeded
+from dml.lineage import dependents, remove, remove_named, unneeded
 from dml.retrieval.calibration import calibrate, find_thresholds, find_thresholds_ref, threshold_for
 from dml.retrieval.index import build_index, find_index, publish_index
+from tests.embedding.parts import make_package
 from tests.embedding.vectors import write_parquet
 
 REGIONS, PER_REGION, IMAGES, DIM = 6, 60, 3, 24
@@ -179,6 +182,7 @@ def test_thresholds_are_kept_and_removed_with_their_index(tmp_path):
     thresholds = calibrate(store, ref, fpir=0.1).thresholds
     assert not [r for r in unneeded(store, [], grace=timedelta(0)) if r.kind == "thresholds"]
     assert {checked.kind for checked in check_store(store)} >= {"thresholds", "index"}
+    assert "thresholds" in {artifact.kind for artifact in dependents(store, ref.embeddings.uri)}
     remove_named(store, "index", "faces")
     assert not storage.exists(thresholds.uri)
 
@@ -231,3 +235,14 @@ def test_one_identity_alone_is_refused(tmp_path):
     store, ref = enrol(tmp_path, regions=1, per_region=1)
     with pytest.raises(IncompatibleArtifact, match=r"has 1 label\(s\)"):
         calibrate(store, ref)
+
+
+def test_classes_that_were_trained_on_are_enrolled_and_are_no_probes(tmp_path):
+    store = str(tmp_path / "store")
+    source = IngestConfig(name="glyphs", source="glyphs:classes=40,per_class=3", num_workers=1)
+    dataset = ingest(source, store)
+    ref = build_index(store, "glyphs", embed(store, make_package(store), dataset), IndexConfig())
+    calibrate(store, ref, fpir=0.5)
+    whole = find_thresholds(store, ref).scopes[0]
+    assert (whole.identities, whole.tail.identities) == (40, dataset.splits["test"].classes)
+    assert whole.tail.probes == dataset.splits["test"].rows < dataset.rows

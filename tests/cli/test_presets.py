@@ -25,6 +25,14 @@ def test_a_preset_is_json_wherever_the_option_is(dml):
     assert dml("presets", "--json", "show", "smoke").json == dml("presets", "show", "smoke", "--json").json
 
 
+def test_what_is_recommended_for_a_dataset_is_a_file_for_config_too(dml, tmp_path, store):
+    words = ("presets", "recommend", "labels", "--store", store)
+    (tmp_path / "x.yaml").write_text(dml(*words).out)
+    assert (tmp_path / "x.yaml").read_text().startswith("# ")
+    (tmp_path / "x.json").write_text(dml(*words, "--json").out)
+    assert read_experiment(tmp_path / "x.yaml") == read_experiment(tmp_path / "x.json")
+
+
 def test_an_unknown_preset_brings_the_nearest(dml):
     done = dml("presets", "show", "omniglott")
     assert done.status == 2

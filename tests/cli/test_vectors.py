@@ -71,6 +71,13 @@ def test_vectors_are_imported_listed_indexed_and_evaluated_by_their_name_alone(d
     assert dml("verify", *store).status == 0
 
 
+def test_importing_the_same_vectors_again_says_that_there_is_nothing_to_do(dml, files, tmp_path):
+    words = ("import", str(files / "vectors.npy"), "--name", "clip", "--store", str(tmp_path / "store"))
+    first, again = dml(*words), dml(*words)
+    assert "nothing to do" not in first.out
+    assert "nothing to do: that is the current version already" in again.out
+
+
 def test_an_item_is_searched_by_its_id_and_is_no_answer_to_itself(dml, filled):
     done = dml("search", "clip", "--id", "item 5", "-k", "7", "--store", filled, "--json")
     others = np.delete(np.arange(ROWS), 5)

@@ -13,6 +13,7 @@ from dml.report import charts, style
 from dml.report.circle_histogram import CircleHistogram, draw_circle_histograms
 from dml.report.class_gains import draw_class_gains, plot_bars
 from dml.report.findings import ClassGain
+from dml.report.plane import PlanePoints, draw_planes
 from dml.report.projection import Map, map_of
 
 RATES = (0.001, 0.01, 0.1)
@@ -124,6 +125,12 @@ def test_a_bar_is_a_classs_gain_and_few_classes_have_their_names(num_classes):
     assert all(has_color(draw_class_gains(gains, names, ("ours", "theirs")), color) for color in colors)
 
 
+def test_a_long_name_of_an_embedding_is_cut_to_30_characters_in_a_title():
+    axes = Figure().add_subplot()
+    plot_bars(axes, [ClassGain(0, 1, 0.5, 0.25)], {0: "class"}, ("a" * 31, "b" * 30))
+    assert axes.get_title() == f"above 0 {'a' * 29}… is better, below {'b' * 30}"
+
+
 def test_equal_inputs_give_equal_bytes():
     vectors, labels = case()
     curve = curve_of(vectors, labels)
@@ -227,6 +234,14 @@ def test_circles_are_drawn_of_any_number_of_classes(num_classes):
         assert has_color(png, color)
     height, width = picture(png).shape[:2]
     assert (width, height) == (4 * 420, 2 * 492), "four in a line, each 3.5 x 4.1 inches of 120 pixels"
+
+
+@pytest.mark.parametrize(("planes", "columns", "lines"), [(1, 1, 1), (3, 3, 1), (5, 4, 2)])
+def test_each_plane_is_above_its_circle(planes, columns, lines):
+    vectors, labels = case(dim=2)
+    circle = CircleHistogram("softmax", vectors, labels, {label: str(label) for label in range(6)})
+    height, width = picture(draw_planes([PlanePoints(3 * vectors, labels, circle)] * planes)).shape[:2]
+    assert (width, height) == (columns * 420, lines * 888), "3.5 x 7.4 inches of 120 pixels"
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,8 @@ def _index_vectors(
 
 
 def _show_index(ref: "IndexRef") -> None:
-    print(f"{ref}: {ref.rows} rows, {ref.factory}, recall@10 {ref.recall:.3f}: {ref.uri}")
+    shards = f" in {len(ref.shards)} shards" if ref.shards else ""
+    print(f"{ref}: {ref.rows} rows{shards}, {ref.factory}, recall@10 {ref.recall:.3f}: {ref.uri}")
 
 
 def _show_explained(ref: "IndexRef") -> None:
@@ -180,6 +181,8 @@ def _show_explanation(explanation: "IndexExplanation") -> None:
         return
     title = f"{explanation.index}: {explanation.index.factory}, {curve.memory_bytes / 1e6:,.1f} MB; "
     title += f"{curve.num_queries} queries, recall@10 of {curve.target:g} wanted"
+    if explanation.index.shards:
+        title += f"; of {len(explanation.index.shards)} shards that with the least recall"
     rows = [
         {
             "chosen": "*" if point == curve.chosen else "",

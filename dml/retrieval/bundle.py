@@ -110,9 +110,14 @@ class Calibration(BaseModel):
 def read_calibration(ref: IndexRef) -> Calibration:
     """What was measured of an index version; with a remote store it is downloaded once per machine.
 
+    Of an index in shards it is that of the shard with the least recall.
+
     Raises:
         MissingArtifact, CorruptArtifact: its files are not those that were published.
     """
+    if ref.shards:
+        recalls = [shard.recall for shard in ref.shards]
+        ref = ref.shard(recalls.index(min(recalls)))
     file = storage.fetch(ref.uri, ref.fingerprint) / CALIBRATION_FILE
     return Calibration.model_validate_json(file.read_bytes()) if file.exists() else Calibration()
 

@@ -11,9 +11,10 @@ import pytest
 from dml import storage
 from dml.cluster import ray_session
 from dml.config import IndexConfig
-from dml.errors import CorruptArtifact, InvalidSetting
+from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting
 from dml.integrity import check_store
 from dml.lineage import list_artifacts, remove, remove_named, remove_with_descendants, unneeded
+from dml.retrieval.bundle import open_bundle, read_calibration
 from dml.retrieval.export import export_index
 from dml.retrieval.index import build_index, find_index, publish_index, rollback_index
 from dml.retrieval.shards import open_in_cluster, open_index
@@ -106,6 +107,9 @@ def test_shards_are_built_by_tasks_published_verified_and_resumed(store, table, 
     publish_index(store, ref)
     assert sum(shard.rows for shard in ref.shards) == ref.rows == ROWS
     assert find_index(store, "resumed") == ref
+    assert read_calibration(ref).operating_curve.chosen.recall == min(shard.recall for shard in ref.shards)
+    with pytest.raises(IncompatibleArtifact, match="has 3 shards"):
+        open_bundle(ref)
     vectors = with_twins(23)[:4]
     opened = open_index(find_index(store, "resumed"))
     assert search(opened, vectors, 9).answers == search(single, vectors, 9).answers

@@ -22,7 +22,7 @@ from dml.errors import CorruptArtifact, IncompatibleArtifact
 from dml.progress import count
 from dml.refs import IndexRef
 from dml.reports import OperatingCurve
-from dml.retrieval.attributes import AttributeIndexes, open_attributes
+from dml.retrieval.attributes import FOLDER, AttributeIndexes, open_attributes
 from dml.retrieval.plan import Costs, RecallTable
 from dml.retrieval.vectors import FlatVectors
 
@@ -168,7 +168,8 @@ def open_bundle(ref: IndexRef) -> Bundle:
         ) from error
     with storage.reading(f"{ref.uri}/{ITEMS_FILE}", REMEDY):
         items = Items(read_items(folder))
-        attributes = open_attributes(folder, items.table)
+        published = sorted(name for name in manifest["files"] if name.startswith(f"{FOLDER}/"))
+        attributes = open_attributes([folder / name for name in published], items.table)
     sizes = index.ntotal, vectors.rows, len(items.table)
     if (*sizes, vectors.dim) != (ref.rows, ref.rows, ref.rows, ref.embeddings.dim):
         raise CorruptArtifact(

@@ -9,7 +9,6 @@ import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import compute
 
 from dml import storage
 from dml.data.schema import BASE_COLUMNS
@@ -148,16 +147,15 @@ class Index:
         Raises:
             MissingArtifact: an id that none of its items has.
         """
-        column = self.items["id"]
-        rows = np.array([compute.index(column, id_).as_py() for id_ in ids], dtype=np.int64)
-        if (rows < 0).any():
-            absent = ids[int(np.flatnonzero(rows < 0)[0])]
-            few = column.slice(0, _IDS_SHOWN).to_pylist()
+        found = [self._attributes.row_with("id", id_) for id_ in ids]
+        if None in found:
+            absent = ids[found.index(None)]
+            few = self.items["id"].slice(0, _IDS_SHOWN).to_pylist()
             raise MissingArtifact(
                 f"An item to search with must be in index {self.ref}; {absent!r} is not. Its {self.ref.rows} "
                 f"ids begin {', '.join(map(repr, few))}."
             )
-        vectors = self._vectors.take(rows)
+        vectors = self._vectors.take(np.array(found, dtype=np.int64))
         unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return unit
 

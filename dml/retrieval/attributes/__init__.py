@@ -2,6 +2,6 @@
 
 from dml.retrieval.attributes.indexes import AttributeIndexes, open_attributes
 from dml.retrieval.attributes.matches import Matches
-from dml.retrieval.attributes.write import write_attributes
+from dml.retrieval.attributes.write import FOLDER, write_attributes
 
-__all__ = ["AttributeIndexes", "Matches", "open_attributes", "write_attributes"]
+__all__ = ["FOLDER", "AttributeIndexes", "Matches", "open_attributes", "write_attributes"]

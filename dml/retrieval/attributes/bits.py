@@ -26,7 +26,12 @@ def bitmap_of(rows: NDArray[np.integer], num_rows: int) -> Bitmap:
 
 def rows_of(bitmap: Bitmap, num_rows: int) -> NDArray[np.int64]:
     """The rows that are set, ascending."""
-    return np.flatnonzero(np.unpackbits(bitmap, count=num_rows, bitorder="little").view(np.bool_))
+    places = np.flatnonzero(bitmap)
+    if len(places) * 2 > len(bitmap):
+        return np.flatnonzero(np.unpackbits(bitmap, count=num_rows, bitorder="little").view(np.bool_))
+    bits = np.flatnonzero(np.unpackbits(bitmap[places], bitorder="little").view(np.bool_))
+    rows: NDArray[np.int64] = places[bits >> 3] * 8 + (bits & 7)
+    return rows
 
 
 def count_of(bitmap: Bitmap) -> int:

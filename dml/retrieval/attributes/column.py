@@ -22,7 +22,7 @@ from dml.retrieval.filters.times import time_of
 from dml.retrieval.filters.tree import Value
 
 _NEAREST, _COMPARED = 5, 10_000
-_MOST_IN_DICT = 100_000
+_MOST_IN_DICT = 1_000
 
 
 class AttributeColumn:

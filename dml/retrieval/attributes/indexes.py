@@ -6,7 +6,7 @@ filter's canonical text.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from pathlib import Path
 from threading import Lock
@@ -18,11 +18,10 @@ from dml.retrieval.attributes.bits import inverted
 from dml.retrieval.attributes.column import AttributeColumn
 from dml.retrieval.attributes.grid import box_around
 from dml.retrieval.attributes.matches import Matches
-from dml.retrieval.attributes.write import FOLDER
 from dml.retrieval.filters.columns import Column, ItemColumns
 from dml.retrieval.filters.matching import evaluate
 from dml.retrieval.filters.places import distances_km
-from dml.retrieval.filters.tree import And, Between, Compare, Filter, In, IsNull, Not, Or, Within
+from dml.retrieval.filters.tree import And, Between, Compare, Filter, In, IsNull, Not, Or, Value, Within
 
 _CACHE_BYTES = 256 << 20
 _FEW = 32  # a term is narrow if it matches at most 1/32 of the rows
@@ -73,6 +72,14 @@ class AttributeIndexes(Mapping[str, Column]):
                 name, _ = self._cache.popitem(last=False)
                 total -= sizes[name]
         return found
+
+    def row_with(self, column: str, value: Value) -> int | None:
+        """The first row with a value; None: no row has it."""
+        held = self._indexed.get(column)
+        if held is None:
+            return None
+        matches = held.one_of([value])
+        return int(matches.rows()[0]) if matches.count else None
 
     def _evaluate(self, filter: Filter) -> Matches:
         match filter:
@@ -140,7 +147,9 @@ class AttributeIndexes(Mapping[str, Column]):
         return Matches.of_rows(rows[distances <= filter.radius_km], self._num_rows)
 
 
-def open_attributes(folder: Path, items: pa.Table, *, cache_bytes: int = _CACHE_BYTES) -> AttributeIndexes:
-    """The indexes in a version's folder."""
-    columns = [AttributeColumn(path, items) for path in sorted((folder / FOLDER).glob("*.arrow"))]
+def open_attributes(
+    paths: Iterable[Path], items: pa.Table, *, cache_bytes: int = _CACHE_BYTES
+) -> AttributeIndexes:
+    """The indexes in files of `write_attributes`, memory-mapped."""
+    columns = [AttributeColumn(path, items) for path in paths]
     return AttributeIndexes({column.name: column for column in columns}, items, cache_bytes=cache_bytes)

@@ -23,14 +23,18 @@ FOLDER = "attributes"
 _NOT_INDEXED = {POSITION, "sha256"}
 
 
-def write_attributes(folder: Path, items: pa.Table) -> None:
+def write_attributes(folder: Path, items: pa.Table) -> list[Path]:
     """Write a file for each column that a filter is likely to ask for, one after the other.
 
     Args:
         folder: of an index version.
         items: N rows.
+
+    Returns:
+        The files.
     """
     (folder / FOLDER).mkdir()
+    paths = []
     names = [
         field.name
         for field in items.schema
@@ -40,8 +44,10 @@ def write_attributes(folder: Path, items: pa.Table) -> None:
     for number, name in enumerate(names):
         arrays, times = _arrays(items[name])
         metadata = {"column": name, "kind": kind_of(items[name].type), "rows": len(items), "times": times}
-        _write(folder / FOLDER / f"{number:05d}.arrow", arrays, metadata)
+        paths.append(folder / FOLDER / f"{number:05d}.arrow")
+        _write(paths[-1], arrays, metadata)
         count()
+    return paths
 
 
 def _write(path: Path, arrays: dict[str, pa.Array], metadata: dict[str, object]) -> None:

@@ -20,8 +20,7 @@ MANY = 4_000
 
 
 def indexed(folder, items) -> AttributeIndexes:
-    write_attributes(folder, items)
-    return open_attributes(folder, items)
+    return open_attributes(write_attributes(folder, items), items)
 
 
 def assert_same_rows(indexes, items, where):
@@ -171,11 +170,11 @@ def test_a_filter_is_refused_as_by_the_items_themselves(indexes, items, where):
 
 
 def test_equal_filters_are_evaluated_once_and_the_oldest_are_forgotten(items, tmp_path):
-    write_attributes(tmp_path, items)
-    opened = open_attributes(tmp_path, items)
+    paths = write_attributes(tmp_path, items)
+    opened = open_attributes(paths, items)
     filter = check("number > 0", opened)
     assert opened.matches(filter) is opened.matches(check("number > 0.0", opened))
-    small = open_attributes(tmp_path, items, cache_bytes=3_000)
+    small = open_attributes(paths, items, cache_bytes=3_000)
     first = small.matches(filter)
     first.bitmap()
     for bound in range(8):
@@ -216,8 +215,8 @@ def test_bitmaps_have_the_rows_that_they_were_made_of(num_rows, data):
 
 
 def test_a_file_is_read_by_plain_pyarrow(tmp_path, items):
-    write_attributes(tmp_path, items)
-    file = pa.ipc.open_file(pa.memory_map(str(tmp_path / "attributes" / "00000.arrow"))).read_all()
+    path = write_attributes(tmp_path, items)[0]
+    file = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     assert b'"column": "text"' in file.schema.metadata[b"dml"]
     values, offsets, rows = (file[name][0].as_py() for name in ("values", "offsets", "rows"))
     number = values.index("name 7")

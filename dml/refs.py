@@ -253,6 +253,8 @@ class ThresholdsRef(Ref):
 
     index: IndexRef
     fpir: float = Field(description="false-positive identification rate that they were checked for")
+    scopes: list[str] = Field([], description="filters that were calibrated")
+    by: list[str] = Field([], description="columns each of whose values was calibrated")
 
 
 class ReportRef(Ref):

@@ -13,10 +13,11 @@ from dml.data.forget import (
 from dml.data.forgotten import add_forgotten
 from dml.embedding.embed import embed
 from dml.embedding.external import has_vectors
-from dml.errors import InvalidSetting
+from dml.errors import DmlError, InvalidSetting
 from dml.lineage import remove_with_descendants
 from dml.refs import DatasetRef, IndexRef, require_package
 from dml.reports import ForgetReport
+from dml.retrieval.calibration import calibrate_alike
 from dml.retrieval.index import build_index, index_config_of, list_indexes, publish_index
 from dml.settings import store_uri
 from flows.policy import progress_logger, say, stage, tag_with_names
@@ -69,5 +70,9 @@ def _rebuild(store: str, index: IndexRef, dataset: DatasetRef) -> IndexRef:
         store, package, dataset, split=former.split, previous=former, progress=progress_logger("embed")
     )
     built = stage(build_index)(store, index.name, table, index_config_of(index), model=index.model)
+    try:
+        stage(calibrate_alike)(store, built)
+    except DmlError as error:  # what must be forgotten is forgotten all the same
+        say(f"index {built} has no thresholds: {error}")
     stage(publish_index)(store, built)
     return built

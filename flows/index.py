@@ -7,6 +7,7 @@ from dml.embedding.external import find_vectors
 from dml.names import check_name
 from dml.refs import EmbeddingsRef, IndexRef
 from dml.registry.catalog import find_model
+from dml.retrieval.calibration import calibrate_alike
 from dml.retrieval.index import build_index, publish_index
 from dml.settings import store_uri
 from flows.embed import embed_flow
@@ -61,8 +62,9 @@ def index_vectors_flow(
 def build_and_publish(
     embeddings: EmbeddingsRef, name: str, config: IndexConfig, store: str, model: str
 ) -> IndexRef:
-    """Build an index, then publish it; until then searches use the former version."""
+    """Build an index, calibrate it as the former version was, publish it; till then searches use that one."""
     built = stage(build_index, retryable=True)(store, name, embeddings, config, model=model)
+    stage(calibrate_alike)(store, built)
     stage(publish_index)(store, built)
     show_table("index", [{"index": built.name, "rows": built.rows, "recall@10": built.recall}])
     say(f"index {built}: {built.rows} rows, {built.factory}, recall {built.recall:.3f}")

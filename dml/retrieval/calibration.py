@@ -11,6 +11,7 @@ column have together. It is then not below its own estimate, and not below the t
 unless the probes of all these scopes together show that they need not be.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,13 +23,14 @@ from pyarrow import compute
 from pydantic import BaseModel, ConfigDict, Field
 
 from dml import storage
-from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting
+from dml.errors import DmlError, IncompatibleArtifact, InvalidData, InvalidSetting
 from dml.progress import Ticker, count
 from dml.refs import IndexRef, ThresholdsRef
 from dml.reports import CalibratedScope, CalibrationReport, CheckedFpir
 from dml.retrieval.bundle import Bundle, open_bundle
 from dml.retrieval.filters import Compare, Filter, check, matching_rows
 from dml.retrieval.filters.columns import ItemColumns
+from dml.retrieval.index import published_index
 from dml.retrieval.thresholds import (
     FEWEST_BEYOND,
     ImpostorScores,
@@ -40,6 +42,8 @@ from dml.retrieval.thresholds import (
     sample_probes,
     tails_without_each_fold,
 )
+
+logger = logging.getLogger(__name__)
 
 FOLDER, FILE = "thresholds", "thresholds.json"
 WHOLE = ""
@@ -191,6 +195,7 @@ def calibrate(
     scopes: Sequence[str] = (),
     by: Sequence[str] = (),
     max_probes: int = 5_000,
+    refuse_absent: bool = True,
 ) -> CalibrationReport:
     """Measure the impostors of an index, set the thresholds, and check them on held-out identities.
 
@@ -203,6 +208,7 @@ def calibrate(
         scopes: filters, each a scope.
         by: columns, each of whose values is a scope.
         max_probes: items of the index that are searched in it.
+        refuse_absent: refuse a filter with a value that no item has, as searches do.
 
     Returns:
         For each scope its threshold, the pairs beyond it, and the FPIR of the check; or why none is promised.
@@ -218,14 +224,40 @@ def calibrate(
     with Ticker("calibrate") as ticker:
         ticker.begin("the whole gallery", "probes", max_probes)
         whole = gallery.searched(WHOLE, None, np.flatnonzero(gallery.has_label), max_probes)
-        parts = list(_scopes(bundle.items.table, scopes, by))
+        parts = list(_scopes(bundle.items.table, scopes, by, refuse_absent))
         ticker.begin("scopes", "scopes", len(parts))
         within = [gallery.searched(*part, _PROBES_OF_A_SCOPE, most_kept=_kept(len(parts))) for part in parts]
         thresholds, report = gallery.calibrated(whole, within, fpir, 1 + len(by) + len(scopes))
     fingerprint = storage.digest_of(index.fingerprint, thresholds.model_dump(mode="json"))
-    ref = ThresholdsRef(uri=_uri(store, index), fingerprint=fingerprint, index=index, fpir=fpir)
+    ref = ThresholdsRef(
+        uri=_uri(store, index),
+        fingerprint=fingerprint,
+        index=index,
+        fpir=fpir,
+        scopes=list(scopes),
+        by=list(by),
+    )
     _save(ref, thresholds)
     return CalibrationReport(thresholds=ref, scopes=report)
+
+
+def calibrate_alike(store: str, index: IndexRef) -> CalibrationReport | None:
+    """Calibrate a new version as the version in use was, so that a refreshed index goes on identifying.
+
+    A filter whose values no item has any more is an empty scope.
+
+    Returns:
+        None: there is no version in use, it was not calibrated or cannot be read, or it is this one.
+    """
+    try:
+        former = published_index(store, index.name)
+        asked = None if former is None else find_thresholds_ref(store, former)
+    except DmlError as error:
+        logger.warning("%s is not calibrated, since the version in use cannot be read: %s", index, error)
+        return None
+    if former is None or asked is None or former.version == index.version:
+        return None
+    return calibrate(store, index, fpir=asked.fpir, scopes=asked.scopes, by=asked.by, refuse_absent=False)
 
 
 def _kept(num_scopes: int) -> int:
@@ -244,17 +276,21 @@ Part = tuple[str, str | None, NDArray[np.int64]]
 """A scope's text, its column where it is one of several values, and its rows."""
 
 
-def _scopes(items: pa.Table, scopes: Sequence[str], by: Sequence[str]) -> Iterator[Part]:
+def _scopes(items: pa.Table, scopes: Sequence[str], by: Sequence[str], refuse_absent: bool) -> Iterator[Part]:
     columns = ItemColumns(items)
     named = set()
     for where in scopes:
-        filter = check(where, columns)
+        filter = check(where, columns, refuse_absent=refuse_absent)
         if filter is None:
             raise InvalidSetting(
                 "--scope must be a filter; the whole gallery is always calibrated. Leave it out."
             )
         named.add(str(filter))
-        yield str(filter), column_of(filter), np.flatnonzero(matching_rows(items, filter))
+        yield (
+            str(filter),
+            column_of(filter),
+            np.flatnonzero(matching_rows(items, filter, refuse_absent=False)),
+        )
     for name in by:
         values, codes = _values(items, name)
         if len(values) > _MAX_SCOPES:

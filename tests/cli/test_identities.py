@@ -12,7 +12,7 @@ from dml.embedding.external import import_vectors
 from dml.retrieval.calibration import calibrate
 from dml.retrieval.index import build_index, publish_index
 from tests.embedding.vectors import write_parquet
-from tests.retrieval.test_calibration import enrol
+from tests.retrieval.test_calibration import enrol, people
 from tests.retrieval.test_scopes import between, photo
 
 
@@ -104,6 +104,28 @@ def test_a_mistake_is_said_in_one_line(store, dml, probes, words, message):
     assert done.status == 2
     assert message in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_new_version_of_a_calibrated_index_is_calibrated_alike(dml, tmp_path):
+    store, former = enrol(tmp_path, likeness=0.5, noise=0.15)
+    calibrate(store, former, fpir=0.3, scopes=["device = 'device 3'"], by=["region"])
+    vectors, labels, regions = people(likeness=0.5, noise=0.15)
+    columns = {
+        "id": [f"image {row}" for row in range(len(vectors))],
+        "label": [f"person {n}" for n in labels],
+    }
+    columns |= {"region": [f"region {n}" for n in regions], "device": ["another"] * len(vectors)}
+    import_vectors(store, "faces", write_parquet(tmp_path, vectors, **columns))
+    assert dml("index", "faces", "--store", store).status == 0
+    new, old = sorted(
+        dml("indexes", "--store", store, "--json").json["indexes"], key=lambda each: not each["current"]
+    )
+    assert (new["fpir"], old["fpir"]) == (0.3, 0.3)
+    assert new["fingerprint"] != old["fingerprint"] == former.fingerprint
+    np.save(tmp_path / "probe.npy", photo(3))
+    scopes = ["--scope", "device = 'device 3'", "--scope", "region = 'region 0'"]
+    done = dml("identify", str(tmp_path / "probe.npy"), *scopes, "--store", store, "--json")
+    assert (done.json["identity"], done.json["scope"]) == ("person 3", "region = 'region 0'")
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "identification.md").read_text()

@@ -46,6 +46,8 @@ DEFAULT_PORT = 19530
 CONNECT_TIMEOUT_S = 8.0
 """Of the first answer; with what follows, a dead server is named within 10 s."""
 _REQUEST_TIMEOUT_S = 6.0
+# pymilvus pings an idle server each 10 s; gRPC's servers end the connections of clients that ping so often.
+_QUIET_CHANNEL = {"grpc.keepalive_time_ms": 300_000, "grpc.keepalive_permit_without_calls": False}
 _LOAD_TIMEOUT_S = 600.0
 _VECTOR = "vector"
 _MOST_TEXT = 65_535
@@ -172,6 +174,7 @@ class MilvusEngine:
                 db_name=address.database,
                 timeout=connect_timeout_s,
                 dedicated=True,
+                grpc_options=_QUIET_CHANNEL,
             )
 
         with self._errors():
@@ -438,8 +441,7 @@ class MilvusEngine:
             reason = without_password(str(getattr(error, "message", None) or error).splitlines()[0])
             raise Unreachable(
                 f"A Milvus server must answer at {self._address}; it does not, or refuses: {reason}. Check "
-                "the "
-                "address, that the server runs, and DML_MILVUS_TOKEN."
+                "the address, that the server runs, and DML_MILVUS_TOKEN."
             ) from error
 
 

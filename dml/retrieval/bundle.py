@@ -122,6 +122,12 @@ def read_calibration(ref: IndexRef) -> Calibration:
     return Calibration.model_validate_json(file.read_bytes()) if file.exists() else Calibration()
 
 
+def write_calibration(folder: Path, calibration: Calibration) -> None:
+    """Write what was measured; nothing where nothing was."""
+    if calibration != Calibration():
+        (folder / CALIBRATION_FILE).write_text(calibration.model_dump_json(indent=1), encoding="utf-8")
+
+
 @dataclass(frozen=True)
 class Bundle:
     """An opened index version."""

@@ -6,6 +6,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from dml.retrieval.attributes import Matches
+from dml.retrieval.attributes.bits import are_set
 from dml.retrieval.lists import InvertedLists, NearLists
 from dml.retrieval.plan import Costs, Depths, Plan, RecallTable
 
@@ -23,18 +25,6 @@ class Vectors(Protocol):
 
     def search_among(self, queries: NDArray[np.float32], k: int, rows: NDArray[np.int64]) -> Found:
         """(Q, k) the most similar among (n,) ascending rows, exactly."""
-
-
-class Matches(Protocol):
-    """The rows that match a filter."""
-
-    count: int
-
-    def rows(self) -> NDArray[np.int64]:
-        """(n,) ascending."""
-
-    def bitmap(self) -> NDArray[np.uint8]:
-        """One bit a row, the lowest bit first."""
 
 
 class FilteredLists:
@@ -98,8 +88,8 @@ class FilteredLists:
 
 def are_among(rows: NDArray[np.int64], bitmap: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Whether each row is there and has its bit; Faiss does not always honour selectors (its issue 5504)."""
-    bits = bitmap[rows >> 3] >> (rows & 7).astype(np.uint8)
-    among: NDArray[np.bool_] = (rows >= 0) & ((bits & 1) == 1)
+    there = rows >= 0
+    among: NDArray[np.bool_] = there & are_set(bitmap, np.where(there, rows, 0))
     return among
 
 
@@ -126,13 +116,6 @@ def scan(
     return similarities, rows
 
 
-def bitmap_of(rows: NDArray[np.int64], num_rows: int) -> NDArray[np.uint8]:
-    """One bit a row, the lowest bit first, as Faiss reads it."""
-    bits = np.zeros(num_rows, dtype=np.bool_)
-    bits[rows] = True
-    return np.packbits(bits, bitorder="little")
-
-
 def matches_per_list(
     rows: NDArray[np.int64], list_of_row: NDArray[np.int32], num_lists: int
 ) -> NDArray[np.int64]:
@@ -146,7 +129,7 @@ def nearest_among(
     rows: NDArray[np.int64],
     k: int,
     *,
-    block_rows: int = 1 << 15,
+    block_rows: int = 1 << 13,
 ) -> NDArray[np.int64]:
     """(Q, k) the most similar rows by matrix products, in blocks: for many queries."""
     similarities = np.empty((len(queries), 0), dtype=np.float32)

@@ -32,15 +32,16 @@ from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ShardRef
 from dml.reports import OperatingCurve
 from dml.retrieval.attributes import write_attributes
 from dml.retrieval.bundle import (
-    CALIBRATION_FILE,
     INDEX_FILE,
     INDEX_FORMAT,
     VECTORS_FILE,
     Calibration,
     read_items,
+    write_calibration,
     write_items,
 )
 from dml.retrieval.fill import fill, num_lists
+from dml.retrieval.plan_calibration import calibrate_plans
 from dml.retrieval.shards import open_index
 from dml.retrieval.sizing import factory_for, machine_memory
 from dml.retrieval.tune import HeldOut, K, tune
@@ -100,9 +101,9 @@ def build_index(
         write_attributes(folder, items)
         begin("measuring recall")
         curve = _tune(index, vectors, items, config)
-        if curve is not None:
-            calibration = Calibration(operating_curve=curve)
-            (folder / CALIBRATION_FILE).write_text(calibration.model_dump_json(indent=1), encoding="utf-8")
+        begin("measuring the plans of filtered searches")
+        table, costs = calibrate_plans(index, vectors)
+        write_calibration(folder, Calibration(operating_curve=curve, recall_table=table, costs=costs))
         if vectors.index is not index:
             begin("writing the index")
             _write_index(folder, index)

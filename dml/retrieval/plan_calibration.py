@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml.metrics.intervals import wilson_interval
-from dml.retrieval.execution import Vectors, bitmap_of, matches_per_list, nearest_among, scan
+from dml.retrieval.attributes.bits import bitmap_of
+from dml.retrieval.execution import Vectors, matches_per_list, nearest_among, scan
 from dml.retrieval.lists import InvertedLists
 from dml.retrieval.plan import Correlation, Costs, Depths, RecallCell, RecallStep, RecallTable
 from dml.retrieval.probe import processor_name
@@ -25,17 +26,18 @@ SELECTIVITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001, 0.0001)
 RECALL_TARGET = 0.99
 FEWEST_ROWS = 20_000
 """Below, comparing with every match takes at most a millisecond: nothing is measured."""
+BUDGET_S = 60.0
 _K = 10
 _CANDIDATES = (2, 4, 8, 16, 32, 64)
 _MARGINS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
-_MOST_RARE = (4.0, 3.0, 2.0)
+_MOST_RARE = (4.0, 3.0, 2.0, 1.5)
 _KEPT_BY_CODES = 0.9995  # of the neighbours that the lists reach
 _FEWEST_BY_INDEX = 16  # queries; fewer say nothing of the recall of their lists
 _MOST_QUERIES, _FEWEST_QUERIES = 256, 32
 _QUERIES_PER_ANCHOR, _FEWEST_ANCHORS = 32, 2
-_BLOCK_ROWS = 1 << 15
-_TIMED_QUERIES, _REPEATS = 12, 3
-_TIMED_COUNTS = (10, 300, 3_000, 30_000, 100_000)
+_BLOCK_ROWS = 1 << 13
+_TIMED_QUERIES, _REPEATS = 32, 2
+_TIMED_COUNTS = (10, 300, 3_000, 30_000)
 _TIMED_PROBES = (1, 8, 64, 512, 4_096)
 _TIMED_SHARES = (1.0, 0.1, 0.01)
 _FLOPS = 2e10  # of a matrix product on one core, for the estimate of a calibration's time
@@ -107,6 +109,34 @@ def measure_recall(
         if min(of_lists, default=1.0) >= target and min(cell.recall for cell in cells) >= target:
             return table.model_copy(update={"cells": tuple(cells)})
     return None
+
+
+def calibrate_plans(
+    index: faiss.Index,
+    vectors: Vectors,
+    *,
+    fewest_rows: int = FEWEST_ROWS,
+    budget_s: float = BUDGET_S,
+) -> tuple[RecallTable | None, Costs | None]:
+    """Measure what the planner needs of an index when it is built.
+
+    A flat index, a graph and a small index need nothing: under a filter they compare with every match.
+
+    Args:
+        index: a filled index.
+        vectors: its rows' vectors.
+        fewest_rows: smaller indexes are not measured.
+        budget_s: time for the exact neighbours of the held-out queries, by an estimate; with 32 queries, the
+            fewest, it can take longer.
+
+    Returns:
+        Recall table and costs; None: not measured, or the index has no lists that reach the recall target.
+    """
+    if index.ntotal < fewest_rows or InvertedLists.of(index) is None:
+        return None, None
+    queries = affordable_queries(int(index.ntotal), int(index.d), budget_s)
+    table = measure_recall(index, vectors, num_queries=queries)
+    return (None, None) if table is None else (table, fit_costs(index, vectors, candidates=table.candidates))
 
 
 def affordable_queries(num_rows: int, dim: int, budget_s: float) -> int:
@@ -244,8 +274,8 @@ def _candidates(
 def _cells(
     table: RecallTable, measured: list[_Measured], num_rows: int
 ) -> tuple[list[RecallCell], list[float]]:
-    """The recall of each selectivity and correlation with a table's lists; and that of the queries which
-    these answer, where there are enough."""
+    """The recall of each selectivity and correlation with a table's lists; and that of the queries
+    which these answer, with a standard error, where there are enough."""
     by_cell: dict[tuple[float, Correlation], list[tuple[NDArray[np.float64], NDArray[np.bool_]]]] = {}
     for part in measured:
         needed = table.lists_for(part.depths, count=len(part.filter.rows), rows=num_rows, k=_K)
@@ -257,7 +287,7 @@ def _cells(
         recalls, answered = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         recall, low, high = _interval(recalls)
         if answered.sum() >= _FEWEST_BY_INDEX:
-            of_lists.append(float(recalls[answered].mean()))
+            of_lists.append(_upper(recalls[answered]))
         cells.append(
             RecallCell(
                 selectivity=selectivity,
@@ -270,6 +300,11 @@ def _cells(
             )
         )
     return cells, of_lists
+
+
+def _upper(recalls: NDArray[np.float64]) -> float:
+    """Mean and a standard error: lists are at fault only where chance does not explain what they miss."""
+    return float(recalls.mean() + recalls.std() / np.sqrt(len(recalls)))
 
 
 def _interval(recalls: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -343,16 +378,17 @@ def _fit(
 
 
 def _microseconds(calls: Sequence[Callable[[], object]]) -> float:
-    """Median over the calls of the best of some repeats, CPU time of this thread."""
-    best = []
-    for call in calls:
-        times = []
-        for _ in range(_REPEATS):
+    """Median over the calls, CPU time of this thread.
+
+    The calls take turns: repeated at once, each would find its own lists in the processor's cache.
+    """
+    times = np.full((_REPEATS, len(calls)), np.inf)
+    for repeat in range(_REPEATS):
+        for number, call in enumerate(calls):
             start = time.thread_time_ns()
             call()
-            times.append(time.thread_time_ns() - start)
-        best.append(min(times) / 1e3)
-    return float(np.median(best))
+            times[repeat, number] = time.thread_time_ns() - start
+    return float(np.median(times.min(axis=0))) / 1e3
 
 
 def _least_squares(columns: list[list[float]], times: list[float]) -> list[float]:

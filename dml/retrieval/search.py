@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from numbers import Integral
 from typing import Any, Literal
 
@@ -17,14 +18,14 @@ from dml.refs import IndexRef
 from dml.retrieval.attributes import Matches
 from dml.retrieval.bundle import ITEMS_FILE, REMEDY, Calibration, open_bundle
 from dml.retrieval.execution import FilteredLists, Found
-from dml.retrieval.filters import Where, check
+from dml.retrieval.filters import Filter, Where, check
 from dml.retrieval.filters.columns import Columns
 from dml.retrieval.lists import InvertedLists, Selector
 from dml.retrieval.plan import Plan, Recall, choose_plan
 from dml.retrieval.probe import processor_name
-from dml.retrieval.ties import first_of_equals
+from dml.retrieval.ties import by_similarity, first_of_equals
 from dml.retrieval.tune import refined
-from dml.retrieval.vectors import is_flat
+from dml.retrieval.vectors import FlatVectors, is_flat
 
 Device = Literal["cpu", "cuda"]
 
@@ -33,6 +34,7 @@ _SIMILARITY_LIMIT = 1.001
 NO_MORE = "no more match"
 _CHECKED_ROWS = 3
 _IDS_SHOWN = 3
+_KEPT_PLANS, _KEPT_FILTERS, _KEPT_LENGTH = 1024, 256, 1024
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,18 @@ class Index:
         self._filtered_lists = None
         if lists is not None and self._costs is not None and self._recall_table is not None:
             self._filtered_lists = FilteredLists(lists, self._vectors, self._recall_table, self._costs)
+        self._plan = lru_cache(_KEPT_PLANS)(self._choose_plan)
+        self._checked = lru_cache(_KEPT_FILTERS)(self._check)
         self._recall = None if is_flat(self._index) else Recall(value=ref.recall, basis="built")
         here = processor_name()
         self._timed_elsewhere = (
             None if self._costs is None or self._costs.processor == here else self._costs.processor
         )
+
+    @property
+    def vectors(self) -> FlatVectors:
+        """The vectors of the rows."""
+        return self._vectors
 
     @property
     def items(self) -> pa.Table:
@@ -197,16 +206,11 @@ class Index:
             CorruptArtifact: the index answers with what cannot be.
             ValueError: not one excluded id per query.
         """
-        self._refuse(vectors, k, embedder)
-        k = int(k)  # Faiss takes no integer of NumPy's
         if exclude_ids is not None and len(exclude_ids) != len(vectors):
             raise ValueError(f"exclude_ids must name one item per query; got {len(exclude_ids)}.")
-        filter = check(where, self._attributes, refuse_absent=refuse_absent)
-        matches = None if filter is None else self._attributes.matches(filter)
-        num_matching = self.ref.rows if matches is None else matches.count
-        wanted = min(k + (exclude_ids is not None), num_matching)
-        (similarities, rows), plan = self._find(np.ascontiguousarray(vectors), wanted, matches)
-        self._refuse_impossible(similarities, rows)
+        (similarities, rows), plan = self._search(
+            vectors, k, embedder, where, refuse_absent, more=int(exclude_ids is not None)
+        )
         answers = self._answers(similarities, rows)
         if exclude_ids is not None:
             answers = [
@@ -217,6 +221,43 @@ class Index:
         if fewest < k:
             plan = plan.noting(f"{fewest} of {k} answers: {NO_MORE}")
         return SearchResult(answers, plan)
+
+    def search_rows(
+        self, vectors: NDArray[np.float32], k: int, *, embedder: str, where: Where = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], Plan]:
+        """Find the k most similar items for each query, as row numbers; as `search`, without their columns.
+
+        Returns:
+            (Q, min(k, matches)) similarities, descending, and rows; and the plan.
+        """
+        (similarities, rows), plan = self._search(vectors, k, embedder, where, True)
+        return similarities, rows, plan
+
+    def _search(
+        self,
+        vectors: NDArray[np.float32],
+        k: int,
+        embedder: str,
+        where: Where,
+        refuse_absent: bool,
+        *,
+        more: int = 0,
+    ) -> tuple[Found, Plan]:
+        """Similarities, descending, and rows, ties by row; `more` than k are found."""
+        self._refuse(vectors, k, embedder)
+        if isinstance(where, str) and len(where) <= _KEPT_LENGTH:
+            filter = self._checked(where, refuse_absent)
+        else:
+            filter = check(where, self._attributes, refuse_absent=refuse_absent)
+        matches = None if filter is None else self._attributes.matches(filter)
+        num_matching = self.ref.rows if matches is None else matches.count
+        # Faiss takes no integer of NumPy's.
+        found, plan = self._find(np.ascontiguousarray(vectors), min(int(k) + more, num_matching), matches)
+        self._refuse_impossible(*found)
+        return by_similarity(*found), plan
+
+    def _check(self, where: str, refuse_absent: bool) -> Filter | None:
+        return check(where, self._attributes, refuse_absent=refuse_absent)
 
     def _refuse(self, vectors: NDArray[np.float32], k: object, embedder: str) -> None:
         index_embedder = self.ref.embeddings.embedder
@@ -241,17 +282,7 @@ class Index:
 
     def _find(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> tuple[Found, Plan]:
         """(Q, k) similarities and rows, with k at most the number of matches; and the plan."""
-        plan = choose_plan(
-            self.ref.rows if matches is None else matches.count,
-            self.ref.rows,
-            max(k, 1),
-            self._costs,
-            self._recall_table,
-            factory=self.ref.factory,
-            filtered=matches is not None,
-            built=self._recall,
-            timed_elsewhere=self._timed_elsewhere,
-        )
+        plan = self._plan(None if matches is None else matches.count, max(k, 1))
         if plan.kind == "nothing":
             return (np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)), plan
         if plan.kind == "index" or plan.count == plan.rows:
@@ -275,6 +306,20 @@ class Index:
             found[0][others], found[1][others] = few
             plan = plan.noting(f"{len(others)} of {len(vectors)} queries compared with all, {why}")
         return (self._rescored(vectors, *found), found[1]), plan
+
+    def _choose_plan(self, count: int | None, k: int) -> Plan:
+        """The plan for a count of matches; None: without a filter."""
+        return choose_plan(
+            self.ref.rows if count is None else count,
+            self.ref.rows,
+            k,
+            self._costs,
+            self._recall_table,
+            factory=self.ref.factory,
+            filtered=count is not None,
+            built=self._recall,
+            timed_elsewhere=self._timed_elsewhere,
+        )
 
     def _compared(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> Found:
         """Exact: compare with every match."""
@@ -301,10 +346,7 @@ class Index:
             raise self._corrupt(f"answer with rows below {self.ref.rows}; it answers with others")
 
     def _answers(self, similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> list[list[Answer]]:
-        """The items of each query by descending similarity, ties by position."""
-        order = np.lexsort((rows, -similarities), axis=1)
-        similarities = np.take_along_axis(similarities, order, axis=1)
-        rows = np.take_along_axis(rows, order, axis=1)
+        """The items of each query."""
         with storage.reading(f"{self.ref.uri}/{ITEMS_FILE}", REMEDY):
             items = iter(self._items.take(rows.ravel()))
         return [[answer_of(float(value), next(items)) for value in values] for values in similarities]

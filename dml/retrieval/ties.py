@@ -24,7 +24,7 @@ def first_of_equals(
         most: how many rows there are.
     """
     wanted = min(k + 1, most)
-    similarities, rows = _ranked(*search(queries, wanted))
+    similarities, rows = by_similarity(*search(queries, wanted))
     best_similarities, best_rows = similarities[:, :k].copy(), rows[:, :k].copy()
     numbers = np.arange(len(queries))
     while k and wanted < most:
@@ -32,11 +32,14 @@ def first_of_equals(
         if not tied.any():
             break
         numbers, wanted = numbers[tied], min(2 * wanted, most)
-        similarities, rows = _ranked(*search(np.ascontiguousarray(queries[numbers]), wanted))
+        similarities, rows = by_similarity(*search(np.ascontiguousarray(queries[numbers]), wanted))
         best_similarities[numbers], best_rows[numbers] = similarities[:, :k], rows[:, :k]
     return best_similarities, best_rows
 
 
-def _ranked(similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> Found:
+def by_similarity(similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> Found:
+    """(Q, k) by descending similarity, ties by row."""
+    if (similarities[:, :-1] > similarities[:, 1:]).all():
+        return similarities, rows  # as Faiss gives them, unless some are equal
     order = np.lexsort((rows, -similarities), axis=1)
     return np.take_along_axis(similarities, order, axis=1), np.take_along_axis(rows, order, axis=1)

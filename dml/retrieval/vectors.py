@@ -12,6 +12,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from dml.retrieval.ties import by_similarity
+
 VectorType = Literal["float32", "float16"]
 
 _EMPTY: dict[VectorType, Callable[[int], faiss.Index]] = {
@@ -161,7 +163,7 @@ class FlatVectors:
         Returns:
             (Q, min(k, n)) similarities, descending, and rows; equal similarities rank by row.
         """
-        self._refuse_rows_outside(rows)
+        self._refuse_rows_outside(rows[[0, -1]] if len(rows) else rows)  # they ascend
         queries, k = np.ascontiguousarray(queries), min(k, len(rows))
         if not k or not len(queries):
             shape = len(queries), k
@@ -173,7 +175,7 @@ class FlatVectors:
         rows = np.ascontiguousarray(rows, dtype=np.int64)
         selector = faiss.IDSelectorArray(rows)
         parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-        return _sorted(*self.index.search(queries, k, params=parameters))
+        return by_similarity(*self.index.search(queries, k, params=parameters))
 
     def _search_halves(
         self, queries: NDArray[np.float32], k: int, rows: NDArray[np.int64]
@@ -208,15 +210,7 @@ class _Best:
         self.rows = np.empty((num_queries, 0), dtype=np.int64)
 
     def add(self, similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
-        similarities, rows = _sorted(
+        similarities, rows = by_similarity(
             np.hstack([self.similarities, similarities]), np.hstack([self.rows, rows])
         )
         self.similarities, self.rows = similarities[:, : self._k], rows[:, : self._k]
-
-
-def _sorted(
-    similarities: NDArray[np.float32], rows: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """By descending similarity, ties by row."""
-    order = np.lexsort((rows, -similarities), axis=1)
-    return np.take_along_axis(similarities, order, axis=1), np.take_along_axis(rows, order, axis=1)

@@ -251,13 +251,13 @@ def peer_duckdb(vectors: NDArray[np.float32], items: pa.Table) -> Callable[[Case
     return engine
 
 
-def build(folder: Path, vectors: NDArray[np.float32], table: pa.Table, factory: str, probes: int) -> Index:
+def build(folder: Path, vectors: NDArray[np.float32], table: pa.Table, factory: str) -> Index:
     np.save(folder / "vectors.npy", vectors)
     parquet.write_table(table, folder / "attributes.parquet")
     store = str(folder / "store")
     import_vectors(store, "drawn", folder / "vectors.npy", attributes=folder / "attributes.parquet")
     start = time.process_time()
-    config = IndexConfig(factory=factory, num_probes=probes)
+    config = IndexConfig(factory=factory, recall=TARGET)
     ref = build_index(store, "drawn", find_vectors(store, "drawn"), config)
     print(f"built in {time.process_time() - start:.0f} CPU s: {ref.factory}, recall@10 {ref.recall:.3f}")
     calibration = open_bundle(ref).calibration
@@ -275,7 +275,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--factory", default="IVF4096,Flat")
-    parser.add_argument("--probes", type=int, default=128, help="lists of a search without a filter")
     parser.add_argument("--peers", nargs="*", default=["hnsw"], choices=PEERS)
     arguments = parser.parse_args()
     faiss.omp_set_num_threads(1)
@@ -293,7 +292,7 @@ def main() -> None:
     load = f"load {os.getloadavg()[0]:.1f}"
     print(f"{len(vectors)} x {vectors.shape[1]}, {processor_name()}, {load}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        index = build(Path(folder), vectors, table, arguments.factory, arguments.probes)
+        index = build(Path(folder), vectors, table, arguments.factory)
         flat = faiss.IndexFlatIP(vectors.shape[1])
         flat.add(vectors)
         ivf = faiss.read_index(f"{index.ref.uri}/index.faiss")

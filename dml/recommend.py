@@ -134,7 +134,7 @@ def recommend_from(
         rate = min(10 * rate, 2e-3)  # of zero at first, and small: they learn faster than weights should
     config = config.overridden([f"optimizer.learning_rate={rate}"])
     what = {"frozen": "the head alone", "lora": "the head and low-rank adapters", "whole": "all of it"}[tune]
-    return Recommendation(config, f"{config.name}: {profile}; {model} is the start, {what} trains.")
+    return Recommendation(config, f"{config.name}: {profile}; it starts from {model} and trains {what}.")
 
 
 def _backbone_rate(backbone: BackboneConfig) -> float:

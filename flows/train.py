@@ -65,12 +65,12 @@ def train_flow(
     """
     root = store_uri(store)
     source = stage(find_dataset)(root, dataset)
+    _refuse_two_starts(from_model, tune, weights)
     model_to_tune = None if from_model is None else stage(find_model)(root, from_model)
     if model_to_tune is None:
-        _refuse_without_model(tune)
         chosen, reason = _choose(source, preset, config, None if weights is None else Path(weights))
     else:
-        chosen, reason = _choose_from(source, model_to_tune, tune or "whole", preset, config, weights)
+        chosen, reason = _choose_from(source, model_to_tune, tune or "whole", preset, config)
     chosen = chosen.overridden(settings or [])
     test_source = source if test_dataset is None else stage(find_dataset)(root, test_dataset)
     if model_to_tune is not None and (known := stage(classes_trained_on)(model_to_tune.package, test_source)):
@@ -105,8 +105,14 @@ def train_flow(
     )
 
 
-def _refuse_without_model(tune: Tuning | None) -> None:
-    if tune is not None:
+def _refuse_two_starts(model: str | None, tune: Tuning | None, weights: str | None) -> None:
+    """Raise InvalidSetting where the first weights are named twice, or what to tune is said of no model."""
+    if model is not None and weights is not None:
+        raise InvalidSetting(
+            f"The first weights must be named once; got --from {model} and --weights {weights}. Leave one "
+            "out."
+        )
+    if model is None and tune is not None:
         raise InvalidSetting(
             f"tune says what is trained of a model to start from; got {tune!r} and no model. Name it with "
             "--from MODEL, or leave --tune out."
@@ -119,14 +125,8 @@ def _choose_from(
     tune: Tuning,
     preset: str,
     config: ExperimentConfig | None,
-    weights: str | None,
 ) -> tuple[ExperimentConfig, str | None]:
     """The experiment with a registered model's encoder; a recommended one comes with the reason."""
-    if weights is not None:
-        raise InvalidSetting(
-            f"The first weights must be named once; got --from {model} and --weights {weights}. Leave one "
-            "out."
-        )
     if config is None and preset == AUTO:
         recommended = stage(recommend_from)(dataset, model, tune)
         say(recommended.reason)

@@ -243,6 +243,11 @@ def read_preprocessing(ref: PackageRef) -> PreprocessingConfig:
     return PreprocessingConfig.model_validate(description["preprocessing"])
 
 
+def runtime_of(ref: PackageRef) -> str:
+    """What computes a package, by the name of its file in `dml.models.runtimes`, without loading it."""
+    return str(_read_description(ref.uri)["runtime"])
+
+
 def requirements_of(ref: PackageRef) -> tuple[str, ...]:
     """Distributions that a package's runtime needs beside those of every package."""
     description = _read_description(ref.uri)

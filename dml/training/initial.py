@@ -7,7 +7,7 @@ from dml.config import EncoderConfig, ExperimentConfig, InitialConfig, Tuning
 from dml.config.experiment import parse_experiment
 from dml.errors import IncompatibleArtifact, InvalidSetting
 from dml.models.encoder import Encoder
-from dml.models.package import Package, find_package, load_package, save_package
+from dml.models.package import Package, find_package, load_package, runtime_of, save_package
 from dml.refs import ModelRef, PackageRef
 
 _OF_THE_EXPERIMENT = ("dropout", "unit_length", "freeze_batch_norm")
@@ -43,7 +43,7 @@ def start_from(config: ExperimentConfig, model: ModelRef, tune: Tuning) -> Exper
     Raises:
         IncompatibleArtifact: torch does not compute the model, so that it cannot be trained.
     """
-    package = _trainable(load_package(model.package.uri, device="cpu"), str(model))
+    package = _load_trainable(model.package, str(model))
     own = package.encoder.config.model_dump(mode="json")
     chosen = config.encoder.model_dump(mode="json")
     encoder = {**own, **{name: chosen[name] for name in _OF_THE_EXPERIMENT}}
@@ -89,20 +89,18 @@ def _load(initial: InitialConfig) -> Package:
             f"Training must start from the package {initial.fingerprint[:12]}; {initial.uri} has "
             f"{ref.version}. Name the model again: dml train DATASET --from MODEL."
         )
-    return _trainable(load_package(ref.uri, device="cpu"), initial.model or str(ref))
+    return _load_trainable(ref, initial.model or str(ref))
 
 
-def _trainable(package: Package, name: str) -> Package:
+def _load_trainable(ref: PackageRef, name: str) -> Package:
     """The package; raises IncompatibleArtifact where there is nothing that torch could train."""
-    try:
-        _ = package.encoder
-    except IncompatibleArtifact as error:
+    if runtime_of(ref) != "torch":
         raise IncompatibleArtifact(
-            f"Only a network that torch computes can be trained further; {name}, {package.ref.source}, is "
-            "none. Import its weights as a network of torch, dml models import "
-            "safetensors:FILE@timm:NAME --yes, or train another: dml train DATASET."
-        ) from error
-    return package
+            f"Only a network that torch computes can be trained further; {name}, {ref.source}, is none. "
+            "Import its weights as a network of torch, dml models import safetensors:FILE@timm:NAME --yes, "
+            "or train another: dml train DATASET."
+        )
+    return load_package(ref.uri, device="cpu")
 
 
 def _start_from(encoder: Encoder, package: Package) -> None:

@@ -191,6 +191,7 @@ def test_what_torch_does_not_compute_is_refused_with_what_to_do(store, tmp_path,
     (tmp_path / "my_embedder.py").write_text("def embed(images):\n    return [[1.0, 2.0] for _ in images]\n")
     monkeypatch.syspath_prepend(tmp_path)
     package = import_embedder(store, "python:my_embedder:embed", Options())
+    (tmp_path / "my_embedder.py").unlink()  # nor need it be there to say so
     model = ModelRef(name="mine", version=1, package=package)
     with pytest.raises(IncompatibleArtifact, match=r"mine/1, python:my_embedder:embed, is none. Import its"):
         start_from(experiment("smoke"), model, "whole")

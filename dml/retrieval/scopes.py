@@ -8,9 +8,10 @@ them apart best, and never a value of it: that would say who is enrolled.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -98,10 +99,11 @@ class Identifier:
             InvalidSetting: a scope that is not calibrated or nothing is promised for, a filter, hint or
                 attribute that the items do not have.
         """
+        scopes = _checked_list("scopes", scopes, "\"region = 'east'\"")
         if not scopes:
-            raise InvalidSetting(
-                'scopes must name one part of the gallery or more; got none. "" is all of it.'
-            )
+            raise InvalidSetting('scopes must name a part of the gallery; got none. "" is all of it.')
+        never_ask = _checked_list("never_ask", never_ask, '"phone_suffix"')
+        threshold = None if threshold is None else _checked_threshold(threshold)
         hint = self._checked_hint(hint or {})
         self._require_attributes(never_ask, "never_ask")
         share = None if threshold is not None else self._share(fpir, len(scopes))
@@ -170,11 +172,10 @@ class Identifier:
             self.index.search(np.stack([probe, other]), 1, embedder=embedder)  # which refuses other vectors
             similarities = [float(probe @ other)]
             tail = None if self.thresholds is None else self.thresholds.image_to_image
-        limit = threshold
+        limit = None if threshold is None else _checked_threshold(threshold)
         if limit is None:
             self._require_thresholds("Comparing")
-            if not 0 < fmr <= 0.5:
-                raise InvalidSetting(f"fmr must be in (0, 0.5]; got {fmr}. 0.001 is usual.")
+            fmr = _checked_rate("fmr", fmr, usual=0.001)
             if tail is None:
                 raise InvalidSetting(
                     f"A false-match rate needs 20 impostor pairs; index {self.index.ref} has fewer. Enrol "
@@ -214,6 +215,7 @@ class Identifier:
                 four times k; "all": as its most similar image, and all its images are listed.
             exclude_id: an item that is no answer, such as the probe itself.
         """
+        k = _checked_count(k)
         if grouping not in GROUPINGS:
             raise InvalidSetting(f"grouping must be one of {', '.join(GROUPINGS)}; got {grouping!r}.")
         wanted = k if grouping != "mean" else max(4 * k, _IDENTITIES_AT_LEAST)
@@ -295,9 +297,8 @@ class Identifier:
 
     def _share(self, fpir: float | None, num_scopes: int) -> float:
         thresholds = self._require_thresholds("Identifying")
-        if fpir is not None and not 0 < fpir <= 0.5:
-            raise InvalidSetting(f"fpir must be in (0, 0.5]; got {fpir}. 0.01 is usual.")
-        return (thresholds.fpir if fpir is None else fpir) / num_scopes
+        fpir = thresholds.fpir if fpir is None else _checked_rate("fpir", fpir, usual=0.01)
+        return fpir / num_scopes
 
     def _require_thresholds(self, what: str) -> Thresholds:
         if self.thresholds is None:
@@ -308,6 +309,10 @@ class Identifier:
         return self.thresholds
 
     def _checked_hint(self, hint: Mapping[str, Any]) -> dict[str, Any]:
+        if not isinstance(hint, Mapping):
+            raise InvalidSetting(
+                f'hint must be attribute to value; got {type(hint).__name__}. Pass {{"region": "east"}}.'
+            )
         self._require_attributes(list(hint), "hint")
         return dict(hint)
 
@@ -335,6 +340,30 @@ class Identifier:
         encoded = self.index.items["label"].combine_chunks().dictionary_encode()
         identities: NDArray[np.int64] = encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
         return identities
+
+
+def _checked_list(name: str, values: object, example: str) -> list[Any]:
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise InvalidSetting(f"{name} must be a list; got {values!r}. Pass [{example}].")
+    return list(values)
+
+
+def _checked_count(k: object) -> int:
+    if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
+        raise InvalidSetting(f"k must be a whole number, 1 or more; got {k!r}.")
+    return int(k)
+
+
+def _checked_rate(name: str, value: object, *, usual: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 0.5:
+        raise InvalidSetting(f"{name} must be a number in (0, 0.5]; got {value!r}. {usual} is usual.")
+    return float(value)
+
+
+def _checked_threshold(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not -1 <= float(value) <= 1:
+        raise InvalidSetting(f"threshold must be a cosine, in [-1, 1]; got {value!r}. Pass 0.6, for example.")
+    return float(value)
 
 
 def separating_attribute(candidates: Sequence[Mapping[str, frozenset[Any]]]) -> str | None:

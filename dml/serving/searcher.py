@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dml.errors import MissingArtifact
+from dml.errors import InvalidSetting, MissingArtifact
 from dml.models.package import Package, load_package
 from dml.refs import IndexRef, PackageRef, ThresholdsRef, require_package
 from dml.reports import Identification, IdentityHit, SearchHit, SearchPlan, SearchReport, Verification
@@ -326,7 +326,19 @@ def _package_of(ref: IndexRef) -> Package | None:
 def _embedded(
     opened: _Opened, probes: Sequence[bytes | NDArray[np.float32] | str]
 ) -> list[NDArray[np.float32]]:
-    """(D,) of each image or vector."""
+    """(D,) of each image or vector.
+
+    Raises:
+        InvalidSetting: what is neither.
+    """
+    dim = opened.index.ref.embeddings.dim
+    for probe in probes:
+        if not isinstance(probe, bytes) and np.shape(probe) != (dim,):
+            got = f"shape {np.shape(probe)}" if isinstance(probe, np.ndarray) else type(probe).__name__
+            raise InvalidSetting(
+                f"A probe must be an image file's bytes, or a vector ({dim},); got {got}. "
+                "Pass Path(file).read_bytes()."
+            )
     images = [probe for probe in probes if isinstance(probe, bytes)]
     embedded = iter(_require(opened).embed(images) if images else ())
     return [next(embedded) if isinstance(probe, bytes) else np.asarray(probe) for probe in probes]

@@ -87,7 +87,7 @@ def test_answers_are_grouped_by_identity(store, dml):
     [
         (["identify", "{three}", "--hint", "device"], "--hint must be name=value; got 'device'"),
         (["identify", "nowhere.jpg"], "must be a readable image file; nowhere.jpg"),
-        (["identify", "{three}", "--fpir", "2"], "fpir must be in (0, 0.5]"),
+        (["identify", "{three}", "--fpir", "2"], "fpir must be a number in (0, 0.5]"),
         (["compare", "{three}"], "compared with another or with an --identity; got none"),
         (["compare", "{three}", "{again}", "--identity", "x"], "--identity x. Name one"),
         (

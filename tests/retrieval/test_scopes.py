@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 
+from dml.config import IndexConfig
+from dml.embedding.embed import embed
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.retrieval.calibration import calibrate, find_thresholds
+from dml.retrieval.index import build_index, publish_index
 from dml.retrieval.scopes import Identifier, separating_attribute
 from dml.retrieval.shards import open_index
 from dml.serving.searcher import Searcher
+from tests.embedding.parts import make_dataset, make_package, png
 from tests.retrieval.test_calibration import enrol, people, strangers_of_the_same_regions
 
 
@@ -124,12 +128,18 @@ def test_a_scope_in_which_nobody_is_is_passed_over(faces):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scopes": []}, "scopes must name one part"),
+        ({"scopes": []}, "scopes must name a part"),
         ({"scopes": ["id = 'image 3'"]}, "needs a calibrated scope"),
         ({"scopes": ["regoin = 'x'"]}, "regoin"),
         ({"hint": {"phone": "1234"}}, "hint must name attributes of the items"),
         ({"never_ask": ["devise"]}, "Did you mean 'device'"),
-        ({"fpir": 0.0}, r"fpir must be in \(0, 0.5\]"),
+        ({"fpir": 0.0}, r"fpir must be a number in \(0, 0.5\]"),
+        ({"fpir": "0.01"}, r"fpir must be a number in .*; got '0.01'"),
+        ({"scopes": "region = 'region 0'"}, r"scopes must be a list; got .* Pass \["),
+        ({"never_ask": "device"}, "never_ask must be a list"),
+        ({"hint": ["device"]}, "hint must be attribute to value; got list"),
+        ({"threshold": float("nan")}, r"threshold must be a cosine, in \[-1, 1\]; got nan"),
+        ({"threshold": True}, "threshold must be a cosine"),
         ({"fpir": 1e-5}, "needs 10 pairs of different identities"),
     ],
     ids=str,
@@ -194,6 +204,12 @@ def test_another_grouping_is_refused(faces):
         faces.by_identity(photo(11), 4, embedder=embedder(faces), grouping="worst")
 
 
+@pytest.mark.parametrize("k", [0, "3", 1.5, True, None])
+def test_a_number_of_identities_that_is_none_is_refused(faces, k):
+    with pytest.raises(InvalidSetting, match="k must be a whole number"):
+        faces.by_identity(photo(11), k, embedder=embedder(faces))
+
+
 def test_an_attribute_that_some_candidate_lacks_or_all_share_is_not_asked():
     def of(**values):
         return {name: frozenset([value] if value else []) for name, value in values.items()}
@@ -213,3 +229,34 @@ def test_an_open_searcher_takes_new_thresholds_when_it_is_refreshed(tmp_path):
     assert searcher.identify(photo(3)).identity == "person 3"
     assert searcher.verify(photo(3), photo(4), fmr=0.01).same is False
     assert searcher.search_identities("image 9", k=1).identities[0].identity == "person 3"
+
+
+def test_an_image_file_is_identified_compared_and_searched_by_its_bytes(tmp_path):
+    store = str(tmp_path / "store")
+    dataset = make_dataset(tmp_path / "images", store, rows=40)
+    table = embed(store, make_package(store), dataset)
+    publish_index(store, build_index(store, "shelves", table, IndexConfig()))
+    searcher = Searcher.open(store)
+    found = searcher.identify(png(17), threshold=0.9999, scopes=["shelf = 'bottom'", ""])
+    assert (found.identity, found.id, found.scope) == ("class 7", "00017.png", "")
+    assert searcher.verify(png(17), png(17), threshold=0.99).same
+    assert searcher.verify(png(17), "class 7", threshold=0.99).images == 4
+    assert searcher.search_identities(png(17), k=2).identities[0].identity == "class 7"
+
+
+@pytest.mark.parametrize(
+    ("probe", "got"),
+    [
+        ("photo.jpg", "str"),
+        (np.zeros((1, 24)), r"shape \(1, 24\)"),
+        (np.zeros(3), r"shape \(3,\)"),
+        (None, "NoneType"),
+    ],
+    ids=["a path", "a row", "too short", "nothing"],
+)
+def test_what_is_no_image_and_no_vector_is_refused(store, probe, got):
+    searcher = Searcher.open(store[0])
+    with pytest.raises(InvalidSetting, match=f"image file's bytes, or a vector .*; got {got}"):
+        searcher.identify(probe, threshold=0.5)
+    with pytest.raises(InvalidSetting, match="A probe must be"):
+        searcher.verify(photo(3), np.zeros(3), threshold=0.5)

@@ -50,6 +50,7 @@ def find_near_duplicates(
     max_distance: int = MAX_DISTANCE,
     min_similarity: float = MIN_SIMILARITY,
     most_candidates: int = _MOST_CANDIDATES,
+    pairs_at_a_time: int = _PAIRS_COMPARED,
     part: str = "near-duplicates",
 ) -> NearDuplicates:
     """Find each image's near-duplicates.
@@ -63,11 +64,12 @@ def find_near_duplicates(
         max_distance: in bits of 64.
         min_similarity: in [-1, 1].
         most_candidates: by hash, of one image; bounds the time where very many are alike.
+        pairs_at_a_time: compared by their thumbnails; bounds the memory.
         part: the name of this step in progress messages.
     """
     hashes = perceptual_hashes(images)
     others, other_hashes = (images, hashes) if gallery is None else (gallery, perceptual_hashes(gallery))
-    nearest = _Nearest(len(images), within=gallery is None)
+    nearest = _Nearest(len(images), within=gallery is None, pairs_at_a_time=pairs_at_a_time)
     most = most_candidates + (gallery is None)  # an image is its own nearest candidate
     with Ticker("near-duplicates") as ticker:
         ticker.begin(part, "images", len(images))
@@ -80,8 +82,8 @@ def find_near_duplicates(
 class _Nearest:
     """The nearest so far, and how many pairs there were."""
 
-    def __init__(self, num_images: int, *, within: bool) -> None:
-        self._within = within
+    def __init__(self, num_images: int, *, within: bool, pairs_at_a_time: int) -> None:
+        self._within, self._pairs_at_a_time = within, pairs_at_a_time
         self._nearest = np.full(num_images, -1, np.int64)
         self._distances = np.zeros(num_images, np.int32)
         self._similarities = np.zeros(num_images, np.float32)
@@ -92,8 +94,8 @@ class _Nearest:
     ) -> None:
         """Confirm a block's candidates. A query's are all in one block."""
         self._truncated += len(block.truncated)
-        for start in range(0, len(block.queries), _PAIRS_COMPARED):
-            part = slice(start, start + _PAIRS_COMPARED)
+        for start in range(0, len(block.queries), self._pairs_at_a_time):
+            part = slice(start, start + self._pairs_at_a_time)
             queries, rows, distances = block.queries[part], block.gallery[part], block.distances[part]
             alike = structure_similarity(images[queries], gallery[rows])
             kept = alike >= min_similarity

@@ -50,6 +50,14 @@ def test_the_nearest_and_the_number_of_pairs_are_those_of_the_plain_loop(
         assert pairs.similarities[row] == pytest.approx(-similarity)
 
 
+def test_of_equal_images_the_first_is_the_nearest_however_few_pairs_are_compared_at_a_time():
+    images = thumbnails(20, 0)
+    gallery = np.concatenate([images, images])
+    pairs = find_near_duplicates(images, gallery, pairs_at_a_time=1)
+    assert pairs.nearest.tolist() == list(range(20))
+    assert pairs.num_pairs == find_near_duplicates(images, gallery).num_pairs
+
+
 def test_an_image_is_no_duplicate_of_itself():
     different = np.random.default_rng(0).integers(0, 255, (20, 32, 32), dtype=np.uint8)
     pairs = find_near_duplicates(different)

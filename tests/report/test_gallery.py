@@ -31,6 +31,8 @@ def test_frames_show_right_wrong_and_unknown():
         frame = (128 + 2 * 4) ** 2 - 128**2  # 4 pixels on each side of a tile
         assert pixels_of(picture, color) == pixels_of(picture, gallery._QUERY_COLOR) == frame
         assert [pixels_of(picture, other) for other in others] == [0, 0]
+        of_answer = (np.asarray(picture) == ImageColor.getrgb(color)).all(axis=2).any(axis=0)
+        assert of_answer.argmax() == 14 + 136 + 2 * 14, "a gap, the query, and a gap beside each tile"
 
 
 def test_many_answers_continue_in_the_next_line():

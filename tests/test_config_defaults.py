@@ -114,6 +114,7 @@ memory_gb None >0
 vectors float32
 num_probes None >0
 recall_queries 1000 >0
+order_by None
 shards 1 >0
 
 IngestConfig

@@ -177,6 +177,11 @@ class IndexConfig(Part):
     )
     num_probes: int | None = Field(None, gt=0, description="IVF lists searched; None: chosen by recall")
     recall_queries: int = Field(1000, gt=0, description="queries of the recall measurement")
+    order_by: str | None = Field(
+        None,
+        description="the column that filters name most: rows are stored by its values, then by IVF list, so "
+        "that matches are together; None: in the order of the items",
+    )
     shards: int = Field(
         1, gt=0, description="bundles that the rows are cut into, at the parts of the embeddings table"
     )

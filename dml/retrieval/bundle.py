@@ -5,7 +5,7 @@
 items' columns, and `calibration.json` what was measured, if anything.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ CALIBRATION_FILE = "calibration.json"
 INDEX_FORMAT = 2
 _MOST_CHUNK_ROWS = 1 << 20  # 32-bit offsets are enough for a chunk's text, at 2 KiB an item
 _CHUNK_BYTES = 1 << 26
+_ROWS_AT_ONCE = 1 << 16
 _NARROW = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
 REMEDY = "`dml verify --repair` builds the index again."
 
@@ -91,6 +92,24 @@ def read_items(folder: Path) -> pa.Table:
     """The items that `write_items` wrote, memory-mapped."""
     with pa.memory_map(str(folder / ITEMS_FILE)) as source:
         return pa.ipc.open_file(source).read_all()
+
+
+def in_order(items: pa.Table, order: NDArray[np.int64]) -> Iterator[pa.Table]:
+    """The rows of a table in another order, some at a time, for `write_items`."""
+    chunks = items.to_batches()
+    starts = np.cumsum([0, *map(len, chunks)])
+    for start in range(0, len(order), _ROWS_AT_ONCE):
+        rows = order[start : start + _ROWS_AT_ONCE]
+        by_row = np.argsort(rows, kind="stable")
+        ends = np.searchsorted(rows[by_row], starts)
+        parts = [
+            chunk.take(_row_numbers(rows[by_row[begin:end]] - first))
+            for chunk, first, begin, end in zip(chunks, starts[:-1], ends[:-1], ends[1:], strict=True)
+            if begin < end
+        ]
+        places = np.empty_like(by_row)
+        places[by_row] = np.arange(len(rows))
+        yield pa.Table.from_batches(parts).take(_row_numbers(places))
 
 
 def _write_chunk(writer: pa.ipc.RecordBatchFileWriter, tables: list[pa.Table], schema: pa.Schema) -> None:

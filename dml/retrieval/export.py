@@ -23,7 +23,7 @@ from dml.errors import CorruptArtifact, InvalidSetting
 from dml.progress import Ticker, count
 from dml.refs import IndexRef
 from dml.reports import ExportFormat, ExportReport
-from dml.retrieval.bundle import INDEX_FILE
+from dml.retrieval.bundle import INDEX_FILE, in_order
 from dml.retrieval.shards import open_index
 
 VECTORS_PARQUET, VECTORS_NPY, ITEMS_PARQUET = "vectors.parquet", "vectors.npy", "items.parquet"
@@ -50,6 +50,8 @@ def export_index(ref: IndexRef, to: ExportFormat, folder: Path) -> ExportReport:
             "npy, or build it without --shards."
         )
     items = open_index(ref).items
+    if to != "faiss":
+        items = _in_order_of_the_table(items)
     items = items.drop_columns([name for name in (POSITION,) if name in items.column_names])
     with Ticker("export") as ticker, _new_folder(folder) as aside:
         ticker.begin(f"writing {to}", "rows", ref.rows)
@@ -63,6 +65,13 @@ def export_index(ref: IndexRef, to: ExportFormat, folder: Path) -> ExportReport:
         rows=ref.rows,
         dim=ref.embeddings.dim,
     )
+
+
+def _in_order_of_the_table(items: pa.Table) -> pa.Table:
+    positions = items[POSITION].to_numpy()
+    if (np.diff(positions) > 0).all():
+        return items
+    return pa.concat_tables(in_order(items, np.argsort(positions, kind="stable")))
 
 
 @contextmanager

@@ -23,12 +23,22 @@ def fill(index: faiss.Index, vectors: FlatVectors) -> None:
     Raises:
         RuntimeError: Faiss cannot train or fill it, or it has no lists.
     """
+    train(index, vectors)
+    add(index, vectors)
+
+
+def train(index: faiss.Index, vectors: FlatVectors) -> None:
+    """Train an index, if it has to be; raises as `fill`."""
+    if num_lists(index) < 1:
+        raise RuntimeError("it has no lists")
     if not index.is_trained:
         begin("training")
         index.train(training_rows(index, vectors))
+
+
+def add(index: faiss.Index, vectors: FlatVectors) -> None:
+    """Fill a trained index; raises as `fill`."""
     begin("filling", "rows", vectors.rows)
-    if num_lists(index) < 1:
-        raise RuntimeError("it has no lists")
     if isinstance(index, faiss.IndexIVF) and (lists := _growing_lists(index)) is not None:
         _fill_lists(index, lists, vectors)
     elif isinstance(index, faiss.IndexNSG):
@@ -52,8 +62,7 @@ def _growing_lists(index: faiss.IndexIVF) -> faiss.ArrayInvertedLists | None:
 def _fill_lists(index: faiss.IndexIVF, lists: faiss.ArrayInvertedLists, vectors: FlatVectors) -> None:
     """The same as adding blocks. But lists that grow take up to twice their memory, 1.6 times on average, so
     their sizes are found first; the second pass takes the nearest lists from the first."""
-    quantizer = faiss.downcast_index(index.quantizer)
-    nearest = np.concatenate([quantizer.search(block, 1)[1].ravel() for block in vectors.blocks()])
+    nearest = nearest_lists(index, vectors)
     for number, size in enumerate(np.bincount(nearest[nearest >= 0], minlength=index.nlist).tolist()):
         lists.resize(number, size)
         lists.resize(number, 0)
@@ -63,6 +72,12 @@ def _fill_lists(index: faiss.IndexIVF, lists: faiss.ArrayInvertedLists, vectors:
         index.add_core(len(block), faiss.swig_ptr(block), None, faiss.swig_ptr(numbers))
         start += len(block)
         count(len(block))
+
+
+def nearest_lists(index: faiss.IndexIVF, vectors: FlatVectors) -> NDArray[np.int64]:
+    """(N,) the list of a trained index that each row belongs to."""
+    quantizer = faiss.downcast_index(index.quantizer)
+    return np.concatenate([quantizer.search(block, 1)[1].ravel() for block in vectors.blocks()])
 
 
 def _reserve(index: faiss.Index, rows: int) -> None:

@@ -5,6 +5,7 @@ version, and ids, labels and attributes never come apart from their vectors.
 """
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import fs
+from pyarrow import compute, fs
 
 from dml import storage
 from dml.cluster import map_remote, ray_session
@@ -25,7 +26,7 @@ from dml.config import IndexConfig
 from dml.data.dataset import read_row_parts, read_rows, require_schema
 from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.embedding.table import cut_table, read_pieces
-from dml.errors import DmlError, IncompatibleArtifact, InvalidSetting
+from dml.errors import DmlError, IncompatibleArtifact, InvalidSetting, did_you_mean
 from dml.names import split_version, versioned
 from dml.progress import Ticker, begin, count
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ShardRef
@@ -34,18 +35,20 @@ from dml.retrieval.attributes import write_attributes
 from dml.retrieval.bundle import (
     INDEX_FILE,
     INDEX_FORMAT,
+    ITEMS_FILE,
     VECTORS_FILE,
     Calibration,
+    in_order,
     read_items,
     write_calibration,
     write_items,
 )
-from dml.retrieval.fill import fill, num_lists
+from dml.retrieval.fill import add, nearest_lists, num_lists, train
 from dml.retrieval.plan_calibration import calibrate_plans
 from dml.retrieval.shards import open_index
 from dml.retrieval.sizing import factory_for, machine_memory
 from dml.retrieval.tune import HeldOut, K, tune
-from dml.retrieval.vectors import FlatVectors, write_vectors
+from dml.retrieval.vectors import FlatVectors, VectorType, write_vectors
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +88,7 @@ def build_index(
         config.num_probes,
         config.recall_queries,
         config.recall,
+        config.order_by,
     )
     folders = [] if embeddings.parts is None else [storage.SHARDS]
     uri = storage.join(storage.named_folder(store, "indexes", name), *folders, fingerprint[:12])
@@ -92,12 +96,7 @@ def build_index(
         logger.info("index: nothing to do, %s@%s is built already", name, fingerprint[:12])
         return _read_ref(uri)
     with Ticker("index"), storage.staged(uri) as staged, _local(staged) as folder:
-        vectors, index = _write_vectors(folder, factory, embeddings, config)
-        begin("writing items", "rows", embeddings.rows)
-        write_items(
-            folder, read_row_parts(embeddings.items, split=embeddings.split, numbers=embeddings.parts)
-        )
-        items = read_items(folder)  # mapped, also when the folder has its final name
+        vectors, items, index = _write_rows(folder, factory, embeddings, config)
         write_attributes(folder, items)
         begin("measuring recall")
         curve = _tune(index, vectors, items, config)
@@ -229,30 +228,73 @@ def _choose_factory(embeddings: EmbeddingsRef, config: IndexConfig) -> str:
     )
 
 
-def _write_vectors(
+def _write_rows(
     folder: Path, factory: str, embeddings: EmbeddingsRef, config: IndexConfig
-) -> tuple[FlatVectors, faiss.Index]:
-    """Write the flat vectors, and fill an index with them; a flat index is the file itself."""
+) -> tuple[FlatVectors, pa.Table, faiss.Index]:
+    """Write flat vectors and items, and fill an index; a flat index is the file of the vectors.
+
+    Returns:
+        Vectors and items, mapped, also when the folder has its final name; and the index.
+    """
     is_both = factory == _FLAT_FACTORY[config.vectors]
     index = _empty_index(factory, embeddings)
     path = folder / (INDEX_FILE if is_both else VECTORS_FILE)
     begin("reading vectors", "rows", embeddings.rows)
-    with path.open("wb") as file:
-        write_vectors(
-            file.write,
-            _counted(piece.vectors for piece in read_pieces(embeddings)),
-            rows=embeddings.rows,
-            dim=embeddings.dim,
-            dtype=config.vectors,
-        )
-    vectors = FlatVectors(str(path))
-    if is_both:
-        return vectors, vectors.index
+    pieces = (piece.vectors for piece in read_pieces(embeddings))
+    vectors = _write_vectors(path, pieces, embeddings.rows, embeddings.dim, config.vectors)
+    begin("writing items", "rows", embeddings.rows)
+    write_items(folder, read_row_parts(embeddings.items, split=embeddings.split, numbers=embeddings.parts))
+    items = read_items(folder)
     try:
-        fill(index, vectors)
+        if not is_both:
+            train(index, vectors)
+        if config.order_by is not None:
+            order = _order(index, vectors, items, config.order_by)
+            vectors, items = _write_in_order(folder, path, vectors, items, order)
+        if not is_both:
+            add(index, vectors)
     except RuntimeError as error:
         raise _refused(factory, error) from error
-    return vectors, index
+    return vectors, items, vectors.index if is_both else index
+
+
+def _write_vectors(
+    path: Path, blocks: Iterator[NDArray[np.float32]], rows: int, dim: int, dtype: VectorType
+) -> FlatVectors:
+    with path.open("wb") as file:
+        write_vectors(file.write, _counted(blocks), rows=rows, dim=dim, dtype=dtype)
+    return FlatVectors(str(path))
+
+
+def _order(index: faiss.Index, vectors: FlatVectors, items: pa.Table, column: str) -> NDArray[np.int64]:
+    """(N,) rows by their value in a column, missing ones last; those of a value by their list."""
+    if column not in items.column_names:
+        raise InvalidSetting(
+            f"index.order_by must be one of the columns {items.column_names}; got {column!r}."
+            f"{did_you_mean(column, items.column_names)}"
+        )
+    begin(f"ordering by {column}")
+    ranks = compute.rank(items[column], "ascending", tiebreaker="dense").to_numpy()
+    is_listed = isinstance(index, faiss.IndexIVF)
+    lists = nearest_lists(index, vectors) if is_listed else np.zeros(len(items), np.int64)  # type: ignore[arg-type]
+    return np.lexsort((lists, ranks))
+
+
+def _write_in_order(
+    folder: Path, path: Path, vectors: FlatVectors, items: pa.Table, order: NDArray[np.int64]
+) -> tuple[FlatVectors, pa.Table]:
+    """Write vectors and items again in another order of rows, in place of those that there are."""
+    begin("writing rows in order", "rows", 2 * len(order))
+    with TemporaryDirectory(dir=folder) as aside:
+        rows = (
+            order[start : start + vectors.block_rows] for start in range(0, len(order), vectors.block_rows)
+        )
+        blocks = (vectors.take(each) for each in rows)
+        _write_vectors(Path(aside) / path.name, blocks, vectors.rows, vectors.dim, vectors.dtype)
+        write_items(Path(aside), in_order(items, order))
+        for name in (path.name, ITEMS_FILE):
+            os.replace(Path(aside) / name, folder / name)
+    return FlatVectors(str(path)), read_items(folder)
 
 
 def _counted(blocks: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:

@@ -1,12 +1,11 @@
 """Searches without a filter, at equal recall: `python -m benchmarks.unfiltered_search [--rows 200000]`.
 
-Ours, as `dml index` builds it and an open `Searcher` answers vectors with items; Faiss alone, tuned by hand,
-by its commonest factories; autofaiss, hnswlib and LanceDB, each in the interpreter that is named for it
-(without one, in this one): `uv venv peers && uv pip install --python peers hnswlib lancedb`, and another for
-autofaiss, which needs faiss-cpu. Vectors are drawn around real embeddings. Each is tuned on half of the
-held-out queries to the recall and measured on the others. Processor microseconds of a query, alone and in a
-batch, on one
-thread; build in processor seconds; memory is the size of the index's files.
+Ours, as `dml index` builds it: rows alone, and as an open `Searcher` answers with items; Faiss alone, tuned
+by hand, by its commonest factories; autofaiss, hnswlib and LanceDB, each in the interpreter that is named for
+it (without one, in this one): `uv venv peers && uv pip install --python peers hnswlib lancedb`, and another
+for autofaiss, which needs faiss-cpu: `autofaiss "pyarrow<20"`. Vectors are drawn around real embeddings. Each
+is tuned on half of the held-out queries to the recall and measured on the others. Processor microseconds of a
+query, alone and in a batch, on one thread; build in processor seconds; memory is the size of the files.
 """
 
 import argparse
@@ -27,8 +26,10 @@ from benchmarks._embeddings import drawn_around
 from benchmarks._search_peers import PEERS, K, halves, measure
 from benchmarks.sizing import build
 from dml.config import IndexConfig
-from dml.embedding.external import import_vectors
+from dml.embedding.external import find_vectors, import_vectors
+from dml.retrieval.bundle import read_calibration
 from dml.retrieval.index import build_index, publish_index
+from dml.retrieval.search import Index
 from dml.retrieval.tune import HeldOut, refined, tune
 from dml.serving.searcher import Searcher
 
@@ -52,7 +53,8 @@ def write(folder: Path, rows: int) -> None:
 def ours(folder: Path, recalls: list[float]) -> Iterator[dict[str, Any]]:
     """`dml index` with a recall target, and a `Searcher`; the build's seconds are with all it measures."""
     store = str(folder / "store")
-    table = import_vectors(store, "vectors", folder / "vectors" / "vectors.npy")
+    import_vectors(store, "vectors", folder / "vectors" / "vectors.npy")
+    table = find_vectors(store, "vectors")
     for target in recalls:
         start = time.process_time()
         ref = build_index(store, "vectors", table, IndexConfig(recall=target))
@@ -66,7 +68,19 @@ def ours(folder: Path, recalls: list[float]) -> Iterator[dict[str, Any]]:
 
         _, measured = halves(folder)
         size = (Path(ref.uri) / "index.faiss").stat().st_size
-        yield {"index": ref.factory, "build_s": build_s, "bytes": size} | measure(search, *measured)
+        index = Index(ref)
+        parameters = read_calibration(ref).operating_curve.chosen.parameters
+        for what, function in (
+            (
+                "rows",
+                lambda queries, index=index: index.search_rows(
+                    queries, K, embedder=table.embedder.fingerprint
+                )[1],
+            ),
+            ("items", search),
+        ):
+            name = f"{ref.factory} {parameters}, {what}"
+            yield {"index": name, "build_s": build_s, "bytes": size} | measure(function, *measured)
 
 
 def by_hand(folder: Path, recalls: list[float], factories: list[str]) -> Iterator[dict[str, Any]]:

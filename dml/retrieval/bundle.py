@@ -50,7 +50,10 @@ class Items:
 
     def take(self, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
         """The rows with these numbers (N,)."""
-        items: list[dict[str, Any]] = [{}] * len(rows)
+        if len(self._chunks) == 1:
+            items: list[dict[str, Any]] = self._chunks[0].take(_row_numbers(rows)).to_pylist()
+            return items
+        items = [{}] * len(rows)
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(numbers):
             positions = np.flatnonzero(numbers == number)

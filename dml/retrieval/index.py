@@ -335,18 +335,30 @@ def _tune(
 ) -> OperatingCurve | None:
     """Set the search parameters by the recall target; None: there are no neighbours to find.
 
-    Queries are rows of the table, each without itself: finding oneself is no merit.
+    A query lies as far from a row of the table as another row from its nearest neighbour, and that row is no
+    answer. Rows themselves are easier to find than queries: a graph with a recall of 0.99 for them has 0.94.
     """
     k = min(K, vectors.rows - 1)
     if k == 0:
         return None
     number = min(config.recall_queries, vectors.rows)
     rows = np.random.default_rng(1).choice(vectors.rows, number, replace=False)
-    queries = vectors.take(rows)
+    queries = _displaced(vectors, rows)
     _, nearest = vectors.search(queries, k + 1)
     held_out = HeldOut.of(rows, queries, nearest, _label_numbers(items))
     probes = None if config.num_probes is None else min(config.num_probes, num_lists(index))
     return tune(index, vectors.index, held_out, target=config.recall, probes=probes)
+
+
+def _displaced(vectors: FlatVectors, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(Q, D) of unit length: rows, each moved by the difference of another one and its nearest neighbour."""
+    taken = vectors.take(rows)
+    _, nearest = vectors.search(taken, 2)
+    others = np.where(nearest[:, 0] == rows, nearest[:, 1], nearest[:, 0])
+    moved = taken + np.roll(vectors.take(others) - taken, 1, axis=0)
+    lengths = np.linalg.norm(moved, axis=1, keepdims=True)
+    queries: NDArray[np.float32] = np.where(lengths > 0, moved / np.maximum(lengths, 1e-12), taken)
+    return queries
 
 
 def _label_numbers(items: pa.Table) -> NDArray[np.int64] | None:

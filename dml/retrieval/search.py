@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import faiss
 import numpy as np
@@ -37,8 +37,7 @@ _IDS_SHOWN = 3
 _KEPT_PLANS, _KEPT_FILTERS, _KEPT_LENGTH = 1024, 256, 1024
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):  # made ten times a query; a frozen dataclass takes four times as long
     """One item of a search result."""
 
     id: str

@@ -21,7 +21,6 @@ from dml.errors import InvalidSetting, MissingArtifact, did_you_mean
 from dml.reports import Identification, IdentityHit, ImageHit, TriedScope, Verification
 from dml.retrieval.calibration import Thresholds, column_of, scope_text, threshold_for
 from dml.retrieval.filters import Compare, Filter, In, Where, check, matching_rows
-from dml.retrieval.filters.columns import ItemColumns
 from dml.retrieval.search import Answer, Index
 
 GROUPINGS = ("best", "mean", "all")
@@ -65,7 +64,7 @@ class Identifier:
 
     def __init__(self, index: Index, thresholds: Thresholds | None) -> None:
         self.index, self.thresholds = index, thresholds
-        self._columns = ItemColumns(index.items)
+        self._columns = index.columns
         self._scopes: dict[str, _Scope] = {}
 
     def identify(

@@ -244,7 +244,7 @@ def main() -> None:
             np.savez(arguments.embeddings, **vars(characters))
         whole_galleries(characters, (50, 200, 600), 500, arguments.draws, "Omniglot")
         scopes(characters, 600, 800, arguments.draws, "Omniglot, the probe's own alphabet")
-    people = synthetic(arguments.identities, 2)
+    people = synthetic(arguments.identities, 2, populations=max(arguments.identities // 120, 2))
     others = arguments.identities // 12
     sizes = tuple(size for size in (100, 1_000, 10_000, 50_000) if size + 2 * others <= arguments.identities)
     whole_galleries(people, sizes, others, 1, "synthetic people")

@@ -200,7 +200,7 @@ def fit_tail(parts: Sequence[ImpostorScores]) -> ImpostorTail:
     num_pairs = sum(part.num_pairs for part in parts)
     floor = max((part.floor for part in parts), default=-math.inf)  # where several keep different shares
     parts = [part.at_least(floor) for part in parts]
-    similarities = np.concatenate([part.similarities for part in parts])
+    similarities = np.concatenate([part.similarities for part in parts] or [np.empty(0, np.float32)])
     if num_pairs < 2 * FEWEST_BEYOND or len(similarities) < 2 * FEWEST_BEYOND:
         raise InvalidData(
             f"A tail needs {2 * FEWEST_BEYOND} impostor pairs; got {num_pairs}. Add items of others."

@@ -158,3 +158,5 @@ def test_similarities_that_are_all_the_same_have_no_tail(vectors):
 def test_too_few_pairs_have_no_tail():
     with pytest.raises(InvalidData, match="A tail needs 20 impostor pairs; got 6"):
         fit_tail([searched(*people(3, 1), np.arange(3))])
+    with pytest.raises(InvalidData, match="got 0"):
+        fit_tail([])

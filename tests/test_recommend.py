@@ -11,7 +11,9 @@ from dml.config import IngestConfig, TorchvisionConfig
 from dml.data.ingest import ingest
 from dml.errors import IncompatibleArtifact, InvalidData, MissingArtifact
 from dml.models.backbones import build_backbone, identify_network
+from dml.presets import experiment
 from dml.recommend import DatasetProfile, Weights, find_weights, profile_dataset, recommend
+from dml.training.loop import decisive_settings
 from dml.training.train_data import require_trainable
 from tests.data.pictures import class_folders, picture, write
 
@@ -47,6 +49,13 @@ def test_grayscale_images_train_a_small_network_from_scratch_even_beside_weights
     assert recommended.config.encoder.backbone.kind == "conv4"
     assert recommended.config.preprocessing.color == "L"
     assert "grayscale" in recommended.reason
+
+
+def test_omniglot_gets_the_experiment_whose_result_is_published():
+    """docs/pretrained.md names the row of docs/results.md as that of the default."""
+    omniglot = DatasetProfile(rows=12660, classes=633, images_per_class=20, side=105, is_color=False)
+    chosen = recommend(omniglot, None, has_gpu=False).config
+    assert decisive_settings(chosen) == decisive_settings(experiment("omniglot"))
 
 
 @pytest.mark.parametrize(("classes", "images_per_class"), [(2, 1), (3, 2), (10, 3), (1000, 50)])

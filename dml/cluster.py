@@ -31,6 +31,7 @@ _AUTOSCALER_TIMEOUT_S = 20.0
 """The autoscaler's default interval is 5 s; it needs two intervals to see a request and report new nodes."""
 _CONNECT_TIMEOUT_S = 10.0
 _CALL_RETRIES = 3
+_RESTART_POLL_S = 0.5
 _SETTINGS = {"GPU": "DML_CLUSTER_GPUS", "CPU": "DML_CLUSTER_CPUS"}
 
 
@@ -334,7 +335,7 @@ class RemoteObjects:
     """
 
     def __init__(
-        self, make: Callable[[P], object], parts: Sequence[P], *, num_gpus: int = 0, timeout_s: float = 120.0
+        self, make: Callable[[P], object], parts: Sequence[P], *, num_gpus: int = 0, timeout_s: float = 60.0
     ) -> None:
         import ray
 
@@ -366,18 +367,28 @@ class RemoteObjects:
         """
         import ray
 
-        calls = [actor.call.remote(method, arguments) for actor in self._actors]
-        try:
-            return list(ray.get(calls, timeout=self._timeout_s))
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-            ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
-            raise Unreachable(
-                f"All {len(calls)} processes of the cluster must answer; {len(ready)} have done so within "
-                f"{self._timeout_s:g} s, so there is no answer. Check its machines with `ray status`, and "
-                f"try again. ({str(error).splitlines()[0]})"
-            ) from error
+        deadline = time.monotonic() + self._timeout_s
+        results: dict[int, Any] = {}
+        reason = ""
+        while len(results) < len(self._actors):
+            missing = [number for number in range(len(self._actors)) if number not in results]
+            calls = {number: self._actors[number].call.remote(method, arguments) for number in missing}
+            for number, call in calls.items():
+                try:
+                    results[number] = ray.get(call, timeout=max(deadline - time.monotonic(), 0.0))
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from None
+                except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+                    reason = str(error).splitlines()[0]
+            if len(results) < len(self._actors) and time.monotonic() >= deadline:
+                raise Unreachable(
+                    f"All {len(self._actors)} processes of the cluster must answer; {len(results)} have done "
+                    f"so within {self._timeout_s:g} s, so there is no answer. Check its machines with "
+                    f"`ray status`, and try again. ({reason})"
+                )
+            if len(results) < len(self._actors):  # as while a node is lost, and Ray has not noticed it yet
+                time.sleep(_RESTART_POLL_S)
+        return [results[number] for number in range(len(self._actors))]
 
     def close(self) -> None:
         """End the processes."""

@@ -23,7 +23,7 @@ from dml.retrieval.index import find_index, published_names
 from dml.retrieval.plan import Plan
 from dml.retrieval.scopes import Identifier
 from dml.retrieval.search import Answer, Index
-from dml.retrieval.shards import open_index
+from dml.retrieval.shards import open_in_cluster, open_index
 
 
 @dataclass(frozen=True)
@@ -92,25 +92,29 @@ class Searcher:
             print(result.answers[0].label, result.answers[0].similarity)
     """
 
-    def __init__(self, store: str, name: str, opened: _Opened) -> None:
-        self._store, self._name, self._opened = store, name, opened
+    def __init__(self, store: str, name: str, opened: _Opened, *, in_cluster: bool = False) -> None:
+        self._store, self._name, self._opened, self._in_cluster = store, name, opened, in_cluster
 
     @classmethod
-    def open(cls, store: str | PathLike[str], index: str | None = None) -> Self:
+    def open(cls, store: str | PathLike[str], index: str | None = None, *, in_cluster: bool = False) -> Self:
         """Open an index of a store.
 
         Args:
             store: the store's folder or s3:// URI.
             index: NAME (the version in use) or NAME@VERSION; None: the store's only index.
+            in_cluster: hold the shards of an index in processes of the open Ray session, see
+                `dml.retrieval.shards.open_in_cluster`; what reads the items, as `identify`, is then refused.
 
         Raises:
             MissingArtifact: no such index, or several and none was named.
             CorruptArtifact: the package's files are not those that were published.
+            InvalidSetting: `in_cluster`, and the index has no shards.
         """
         store = fspath(store)
         ref = find_index(store, only_index(store) if index is None else index)
         package = _package_of(ref)
-        return cls(store, index or ref.name, _Opened(open_index(ref), package, store))
+        opened = _Opened(_open(ref, in_cluster=in_cluster), package, store)
+        return cls(store, index or ref.name, opened, in_cluster=in_cluster)
 
     @property
     def index(self) -> IndexRef:
@@ -314,8 +318,12 @@ class Searcher:
             return False
         same = ref.embeddings.embedder.fingerprint == former.index.ref.embeddings.embedder.fingerprint
         package = former.package if same else _package_of(ref)
-        self._opened = _Opened(open_index(ref), package, self._store)
+        self._opened = _Opened(_open(ref, in_cluster=self._in_cluster), package, self._store)
         return True
+
+
+def _open(ref: IndexRef, *, in_cluster: bool) -> Index:
+    return open_in_cluster(ref) if in_cluster else open_index(ref)
 
 
 def _package_of(ref: IndexRef) -> Package | None:

@@ -132,6 +132,14 @@ def test_a_flipped_byte_in_a_shard_is_refused(store, slices, tmp_path, name):
         Shard(ref)
 
 
+def test_without_a_gpu_a_search_on_a_gpu_is_one_on_the_cpu(single):
+    vectors = unit_vectors(3, 16, 8)
+    assert (
+        search(open_index(single.ref, device="cuda"), vectors, 5).answers
+        == search(single, vectors, 5).answers
+    )
+
+
 UNEVEN = [
     "seen >= '2026-01-05'",
     "seen >= '2026-01-05T00:00:00Z'",

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -23,11 +24,14 @@ from flows.verify import repaired
 from tests.embedding.parts import ROWS, make_dataset, make_package, table_of, unit_vectors
 from tests.retrieval.test_shards import search, with_twins
 
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
+def cluster() -> "Iterator[Cluster]":
     """The open session of a cluster of two nodes on this machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
@@ -40,7 +44,7 @@ def cluster() -> Iterator[str]:
         patch.setenv("RAY_ADDRESS", nodes.address)
         try:
             with ray_session():
-                yield nodes.address
+                yield nodes
         finally:
             nodes.shutdown()
 
@@ -194,6 +198,19 @@ def test_a_searcher_opens_shards_alike(shop):
     (found,) = searcher.search_ids([open_index(ref).items["id"][7].as_py()], k=3, where="shelf = 'top'")
     assert len(found.answers) == 3
     assert "in 2 shards" in found.report().plan
+    held = Searcher.open(store, "shop", in_cluster=True)
+    (same,) = held.search_ids([open_index(ref).items["id"][7].as_py()], k=3, where="shelf = 'top'")
+    assert same.answers == found.answers
+    assert not held.refresh()
     with pytest.raises(InvalidSetting, match="has 2 shards"):
         export_index(ref, "faiss", Path(store) / "out")
     assert export_index(ref, "npy", Path(store) / "out").rows == 60
+
+
+def test_the_shards_of_a_lost_node_move_to_another_and_the_query_is_answered(single, held, cluster):
+    vectors = with_twins(23)[:3]
+    expected = search(single, vectors, 5).answers
+    assert search(held, vectors, 5).answers == expected
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    assert search(held, vectors, 5).answers == expected
+    assert len({actor["Address"]["NodeID"] for actor in actors()}) == 1

@@ -112,22 +112,27 @@ class Probes(_Value):
 
 @dataclass(frozen=True)
 class Depths:
-    """How far from each query its first k matching items lie, counted in whole lists."""
+    """How many items are as near to each query as its first k matching items, by its nearest lists."""
 
-    ids: NDArray[np.int64]
-    """(Q,) items in the nearest lists that together have k matches."""
+    items: NDArray[np.float64]
+    """(Q,) items in the lists before the one with the k-th match, and this one's share."""
     lists: NDArray[np.int64]
-    """(Q,) how many lists these are; 0: the lists looked at have fewer than k."""
-    nearest: NDArray[np.int64]
-    """(Q,) items in the nearest list."""
+    """(Q,) lists that together have k matches; 0: those looked at have fewer."""
 
     @classmethod
     def of(cls, ids: NDArray[np.int64], matches: NDArray[np.int64], k: int) -> "Depths":
         """From (Q, P) items and matches in each query's nearest lists."""
-        enough = matches.cumsum(axis=1) >= k
-        first = enough.argmax(axis=1)
-        within = np.take_along_axis(ids.cumsum(axis=1), first[:, None], axis=1)[:, 0]
-        return cls(within, np.where(enough.any(axis=1), first + 1, 0), ids[:, 0])
+        within = matches.cumsum(axis=1)
+        enough = within >= k
+        last = enough.argmax(axis=1)[:, None]
+
+        def of_last(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+            return np.take_along_axis(counts, last, axis=1)[:, 0]
+
+        size, in_last = of_last(ids), np.maximum(of_last(matches), 1)
+        before = of_last(ids.cumsum(axis=1)) - size
+        missing = k - (of_last(within) - of_last(matches))
+        return cls(before + size * missing / in_last, np.where(enough.any(axis=1), last[:, 0] + 1, 0))
 
 
 class RecallTable(_Value):
@@ -179,11 +184,10 @@ class RecallTable(_Value):
             rows: items.
             k: answers wanted.
         """
-        expected = max(k, self.k) * rows / count + depths.nearest
-        promised = (
-            (depths.lists > 0) & self._is_promised(depths.ids) & (depths.ids <= self.most_rare * expected)
-        )
-        return np.where(promised, np.maximum(self._needed(depths.ids), depths.lists), 0)
+        expected = max(k, self.k) * rows / count
+        promised = (depths.lists > 0) & (depths.items <= self.most_rare * expected)
+        promised &= self._is_promised(depths.items)
+        return np.where(promised, np.maximum(self._needed(depths.items), depths.lists), 0)
 
     @cached_property
     def _log_depths(self) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """Search in an opened index, optionally with filters; exactly k answers unless fewer items match."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
@@ -21,7 +21,7 @@ from dml.retrieval.execution import FilteredLists, Found
 from dml.retrieval.filters import Filter, Where, check
 from dml.retrieval.filters.columns import Columns
 from dml.retrieval.lists import InvertedLists, Selector
-from dml.retrieval.plan import Plan, Recall, choose_plan
+from dml.retrieval.plan import Costs, Plan, Recall, RecallTable, choose_plan
 from dml.retrieval.probe import processor_name
 from dml.retrieval.ties import by_similarity, first_of_equals
 from dml.retrieval.tune import refined
@@ -88,19 +88,14 @@ class Index:
         self._k_factor = 0 if curve is None else curve.k_factor
         self._unfiltered = refined(self._index, self._vectors.index, self._k_factor)
         lists = InvertedLists.of(self._index, selector=selector)
-        self._costs = calibration.costs
-        self._recall_table = None if lists is None else calibration.recall_table
+        costs, table = calibration.costs, None if lists is None else calibration.recall_table
         self._keeps_vectors = lists is not None and lists.keeps_vectors
         self._filtered_lists = None
-        if lists is not None and self._costs is not None and self._recall_table is not None:
-            self._filtered_lists = FilteredLists(lists, self._vectors, self._recall_table, self._costs)
-        self._plan = lru_cache(_KEPT_PLANS)(self._choose_plan)
-        self._checked = lru_cache(_KEPT_FILTERS)(self._check)
-        self._recall = None if is_flat(self._index) else Recall(value=ref.recall, basis="built")
-        here = processor_name()
-        self._timed_elsewhere = (
-            None if self._costs is None or self._costs.processor == here else self._costs.processor
-        )
+        if lists is not None and costs is not None and table is not None:
+            self._filtered_lists = FilteredLists(lists, self._vectors, table, costs)
+        # Neither remembers this object: a version that is replaced is freed at once.
+        self._plan = lru_cache(_KEPT_PLANS)(_planner(ref, costs, table, exact=is_flat(self._index)))
+        self._checked = lru_cache(_KEPT_FILTERS)(_checker(self._attributes))
 
     @property
     def vectors(self) -> FlatVectors:
@@ -255,9 +250,6 @@ class Index:
         self._refuse_impossible(*found)
         return by_similarity(*found), plan
 
-    def _check(self, where: str, refuse_absent: bool) -> Filter | None:
-        return check(where, self._attributes, refuse_absent=refuse_absent)
-
     def _refuse(self, vectors: NDArray[np.float32], k: object, embedder: str) -> None:
         index_embedder = self.ref.embeddings.embedder
         if embedder != index_embedder.fingerprint:
@@ -306,20 +298,6 @@ class Index:
             plan = plan.noting(f"{len(others)} of {len(vectors)} queries compared with all, {why}")
         return (self._rescored(vectors, *found), found[1]), plan
 
-    def _choose_plan(self, count: int | None, k: int) -> Plan:
-        """The plan for a count of matches; None: without a filter."""
-        return choose_plan(
-            self.ref.rows if count is None else count,
-            self.ref.rows,
-            k,
-            self._costs,
-            self._recall_table,
-            factory=self.ref.factory,
-            filtered=count is not None,
-            built=self._recall,
-            timed_elsewhere=self._timed_elsewhere,
-        )
-
     def _compared(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> Found:
         """Exact: compare with every match."""
         every = np.arange(self.ref.rows) if matches is None else matches.rows()
@@ -349,6 +327,35 @@ class Index:
         with storage.reading(f"{self.ref.uri}/{ITEMS_FILE}", REMEDY):
             items = iter(self._items.take(rows.ravel()))
         return [[answer_of(float(value), next(items)) for value in values] for values in similarities]
+
+
+def _planner(
+    ref: IndexRef, costs: Costs | None, table: RecallTable | None, *, exact: bool
+) -> Callable[[int | None, int], Plan]:
+    """The plan for a count of matches, None without a filter, and k."""
+    timed_elsewhere = None if costs is None or costs.processor == processor_name() else costs.processor
+
+    def plan(count: int | None, k: int) -> Plan:
+        return choose_plan(
+            ref.rows if count is None else count,
+            ref.rows,
+            k,
+            costs,
+            table,
+            factory=ref.factory,
+            filtered=count is not None,
+            built=None if exact else Recall(value=ref.recall, basis="built"),
+            timed_elsewhere=timed_elsewhere,
+        )
+
+    return plan
+
+
+def _checker(columns: Columns) -> Callable[[str, bool], Filter | None]:
+    def checked(where: str, refuse_absent: bool) -> Filter | None:
+        return check(where, columns, refuse_absent=refuse_absent)
+
+    return checked
 
 
 def answer_of(similarity: float, item: dict[str, Any]) -> Answer:

@@ -141,16 +141,18 @@ def test_lists_are_promised_only_where_they_have_k_matches_as_near_as_expected(
     depths = Depths.of(ids, matches, wanted)
     needed = recall_table.lists_for(depths, count=count, rows=rows, k=k)
     for query in range(queries):  # the plain loop
-        total = lists = 0
-        for number, (size, found) in enumerate(zip(ids[query], matches[query], strict=True), start=1):
-            total, lists = total + size, lists + found
-            if lists >= wanted:
-                expected = wanted * rows / count + ids[query, 0]
+        before = found = 0
+        for number, (size, matching) in enumerate(zip(ids[query], matches[query], strict=True), start=1):
+            if found + matching >= wanted:
+                depth = before + size * (wanted - found) / matching
                 deepest = recall_table.k / recall_table.steps[-1].selectivity
-                is_promised = total <= deepest * (1 + 1e-9) and total <= recall_table.most_rare * expected
+                is_promised = depth <= min(
+                    deepest * (1 + 1e-9), recall_table.most_rare * wanted * rows / count
+                )
                 assert (needed[query] > 0) == is_promised
                 assert not is_promised or number <= needed[query] <= max(number, recall_table.num_lists)
                 break
+            before, found = before + size, found + matching
         else:
             assert needed[query] == 0
 

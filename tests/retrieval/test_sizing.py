@@ -66,7 +66,7 @@ def test_each_nearest_target_is_feasible(target):
 
 
 def test_the_nearest_targets_name_the_bounds_that_are_in_the_way():
-    report = plan(Target(10**7, 128, 0.99, 20, 10**9, filters=3, machines=1))
+    report = plan(Target(10**7, 128, 0.99, 10, 10**9, filters=3, machines=1))
     assert (report.feasible, report.chosen) == (False, None)
     assert [words.split()[0] for words in report.nearest] == [
         "--recall",

@@ -13,7 +13,7 @@ from dml.retrieval.plan import Costs, Depths, Plan, RecallTable
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 """(Q, k) similarities and rows."""
-_LOOKED_AT = 2
+LOOKED_AT = 2
 """Lists whose matches are counted / lists expected to be needed."""
 
 
@@ -62,7 +62,7 @@ class FilteredLists:
         """
         assert plan.probes is not None
         assert plan.scan_us is not None
-        near = self._lists.near(queries, min(_LOOKED_AT * plan.probes, self._lists.num_lists))
+        near = self._lists.near(queries, min(LOOKED_AT * plan.probes, self._lists.num_lists))
         sizes, in_lists = self._lists.sizes[near.numbers], self._of_each_list(matches)[near.numbers]
         depths = Depths.of(sizes, in_lists, max(k, self._table.k))
         needed = self._table.lists_for(depths, count=plan.count, rows=plan.rows, k=k)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dml.metrics.intervals import wilson_interval
 from dml.retrieval.attributes.bits import bitmap_of
-from dml.retrieval.execution import Vectors, matches_per_list, nearest_among, scan
+from dml.retrieval.execution import LOOKED_AT, Vectors, matches_per_list, nearest_among, scan
 from dml.retrieval.lists import InvertedLists
 from dml.retrieval.plan import Correlation, Costs, Depths, RecallCell, RecallStep, RecallTable
 from dml.retrieval.probe import processor_name
@@ -136,7 +136,7 @@ def calibrate_plans(
         return None, None
     queries = affordable_queries(int(index.ntotal), int(index.d), budget_s)
     table = measure_recall(index, vectors, num_queries=queries)
-    return (None, None) if table is None else (table, fit_costs(index, vectors, candidates=table.candidates))
+    return (None, None) if table is None else (table, fit_costs(index, vectors, table))
 
 
 def affordable_queries(num_rows: int, dim: int, budget_s: float) -> int:
@@ -322,7 +322,7 @@ def _interval(recalls: NDArray[np.float64]) -> tuple[float, float, float]:
     return mean, min(interval.low, mean), max(interval.high, mean)
 
 
-def fit_costs(index: faiss.Index, vectors: Vectors, *, candidates: int = 1, seed: int = 0) -> Costs | None:
+def fit_costs(index: faiss.Index, vectors: Vectors, table: RecallTable, *, seed: int = 0) -> Costs | None:
     """Time both plans on one thread, one query a call, and fit the cost model.
 
     Returns:
@@ -334,13 +334,13 @@ def fit_costs(index: faiss.Index, vectors: Vectors, *, candidates: int = 1, seed
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
-        return _fit(lists, vectors, int(index.ntotal), candidates, np.random.default_rng(seed))
+        return _fit(lists, vectors, int(index.ntotal), table, np.random.default_rng(seed))
     finally:
         faiss.omp_set_num_threads(threads)
 
 
 def _fit(
-    lists: InvertedLists, vectors: Vectors, num_rows: int, candidates: int, rng: np.random.Generator
+    lists: InvertedLists, vectors: Vectors, num_rows: int, table: RecallTable, rng: np.random.Generator
 ) -> Costs:
     chosen = vectors.take(np.sort(rng.choice(num_rows, min(_TIMED_QUERIES, num_rows), replace=False)))
     queries = [chosen[n : n + 1] for n in range(len(chosen))]
@@ -360,8 +360,12 @@ def _fit(
             def search(
                 query: NDArray[np.float32], bitmap: NDArray[np.uint8] = bitmap, probes: int = probes
             ) -> object:
-                near, taken = lists.near(query, probes), np.ones((1, probes), np.bool_)
-                return scan(lists, vectors, near, taken, _K, bitmap, candidates, query)
+                near = lists.near(query, min(LOOKED_AT * probes, lists.num_lists))
+                sizes = lists.sizes[near.numbers]
+                depths = Depths.of(sizes, sizes, table.k)  # as a search chooses its lists
+                table.lists_for(depths, count=num_rows, rows=num_rows, k=table.k)
+                taken = np.arange(sizes.shape[1])[None, :] < probes
+                return scan(lists, vectors, near, taken, _K, bitmap, table.candidates, query)
 
             probe_times.append(_microseconds([partial(search, query) for query in queries]))
     scan_us, scan_row_us = _least_squares(scans, scan_times)

@@ -98,6 +98,7 @@ def build_index(
     with Ticker("index"), storage.staged(uri) as staged, _local(staged) as folder:
         vectors, items, index = _write_rows(folder, factory, embeddings, config)
         write_attributes(folder, items)
+        pa.default_memory_pool().release_unused()
         begin("measuring recall")
         curve = _tune(index, vectors, items, config)
         begin("measuring the plans of filtered searches")
@@ -245,6 +246,7 @@ def _write_rows(
     begin("writing items", "rows", embeddings.rows)
     write_items(folder, read_row_parts(embeddings.items, split=embeddings.split, numbers=embeddings.parts))
     items = read_items(folder)
+    pa.default_memory_pool().release_unused()  # what reading took, before the index takes its memory
     try:
         if not is_both:
             train(index, vectors)

@@ -24,7 +24,7 @@ _EMPTY: dict[VectorType, Callable[[int], faiss.Index]] = {
 }
 _ROWS_AT = slice(8, 16)  # of a Faiss file: magic, dimension, number of rows
 _SIZE_AT = slice(-8, None)  # of the file of an empty index: the length of the array of vectors, which follows
-_BLOCK_BYTES = 1 << 25
+_BLOCK_BYTES = 1 << 24
 # From 20 queries Faiss computes a matrix product instead, whose last bits depend on the size of the batch.
 _QUERIES_AT_ONCE = 16
 

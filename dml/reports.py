@@ -751,8 +751,8 @@ class SizingReport(PartialResult):
 class RollbackReport(Result):
     """What `dml rollback` made current again."""
 
-    kind: str = Field(description="`index` or `model`")
-    current: str = Field(description="NAME@VERSION of an index, NAME/VERSION of a model")
+    kind: str = Field(description="`index`, `vectors` or `model`")
+    current: str = Field(description="NAME@VERSION, or NAME/VERSION of a model")
 
 
 class StackAddresses(Result):

@@ -3,7 +3,7 @@
 Of characters that are not enrolled (Omniglot's, in four rotations, of alphabets that the encoder trained here
 has not seen), and of people who are not (synthetic, in populations that look alike): how many of their probes
 reach a threshold that was set with others for an FPIR of 1 %? Beside each other the fixed 0.4, the quantile
-of impostor pairs, the Pareto tail of `dml.retrieval.thresholds`, a Gumbel distribution of the maxima in the
+of impostor pairs, the Pareto tail of `dml.retrieval.tails`, a Gumbel distribution of the maxima in the
 smallest gallery, and the quantile of the maxima at the gallery's own size. Then with a scope as gallery.
 Without Omniglot (DML_TEST_DATA, or --omniglot ZIP) the synthetic part runs alone.
 """
@@ -24,7 +24,8 @@ from torch import nn
 
 from dml.errors import InvalidData
 from dml.losses import MultiSimilarity
-from dml.retrieval.thresholds import fit_tail, impostor_scores, pair_rate
+from dml.retrieval.impostors import impostor_scores
+from dml.retrieval.tails import fit_tail, pair_rate
 
 FPIR = 0.01
 ARCHIVE = "omniglot_background.zip"

@@ -541,8 +541,8 @@ class CalibratedScope(Result):
     identities: int = Field(description="enrolled in it")
     share: float = Field(description="its share of the false-positive identification rate")
     threshold: float | None = Field(None, description="similarity; null: none is promised")
-    basis: Literal["own", "similar scopes"] | None = Field(
-        None, description="whose impostors: its own, or those inside all scopes of its column"
+    basis: Literal["scope", "pooled"] | None = Field(
+        None, description="which impostors: those inside the scope, or those inside all scopes of its column"
     )
     beyond: int | None = Field(
         None, description="pairs of different identities at least so similar; at most 1,000 are counted"
@@ -569,7 +569,7 @@ class CalibrationReport(Result):
                 "scope": each.scope or "the whole gallery",
                 "identities": each.identities,
                 "threshold": "none" if each.refused or each.threshold is None else round(each.threshold, 4),
-                "of": each.basis or "",
+                "tail": each.basis or "",
                 "pairs beyond": "" if each.beyond is None else each.beyond,
                 "FPIR wanted": f"{100 * each.share:.3g} %",
                 "checked": "" if each.checked is None else str(each.checked),

@@ -528,7 +528,7 @@ def _row_of_index(index: "ListedIndex") -> dict[str, object]:
 
 def _fpir_of(store: str, ref: "IndexRef") -> float | None:
     """The false-positive rate that an index was calibrated for."""
-    from dml.retrieval.calibration import find_thresholds_ref
+    from dml.retrieval.thresholds import find_thresholds_ref
 
     thresholds = find_thresholds_ref(store, ref)
     return None if thresholds is None else thresholds.fpir

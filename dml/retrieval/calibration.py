@@ -1,26 +1,24 @@
-"""Calibrated thresholds of an index version: for the whole gallery, for scopes, and for pairs of images.
+"""Calibration of an index: its items are probes of each other, and set and check the thresholds of scopes.
 
-An artefact of its own, in the store's `thresholds/`, found by the index's version: calibrating changes
-nothing in a published index. Every item of the index is a non-mated probe once its own identity is left out
-of the gallery, so no other data is needed; an identity is a label. Items of training classes are enrolled,
-and are no probes where there are others: the embedding has learnt to tell them apart, but not strangers.
+Every item of the index is a non-mated probe once its identity is left out of the gallery, so no other data is
+needed; an identity is a label. Items of training classes are enrolled, and are no probes where there are
+others: the embedding has learnt to tell them apart, but not strangers.
 
 A scope is a part of the gallery, and as a rule a more similar one: it has a tail of its own, of probes from
-inside it. A scope with too few identities for that borrows the tail that it and the other values of its
-column have together. It is then not below its own estimate, and not below the threshold of the whole gallery
-unless the probes of all these scopes together show that they need not be.
+inside it. A scope with too few identities for that uses the pooled tail of its column: that of the scopes of
+all values. Its threshold is then not below the scope's own estimate, and not below that of the whole gallery
+unless the held-out probes of all these scopes together show that they need not be.
 """
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute
-from pydantic import BaseModel, ConfigDict, Field
 
 from dml import storage
 from dml.errors import DmlError, IncompatibleArtifact, InvalidData, InvalidSetting
@@ -28,163 +26,35 @@ from dml.progress import Ticker, count
 from dml.refs import IndexRef, ThresholdsRef
 from dml.reports import CalibratedScope, CalibrationReport, CheckedFpir
 from dml.retrieval.bundle import Bundle, open_bundle
-from dml.retrieval.filters import Compare, Filter, check, matching_rows
+from dml.retrieval.filters import Compare, check, matching_rows
 from dml.retrieval.filters.columns import ItemColumns
+from dml.retrieval.impostors import ImpostorScores, impostor_scores, sample_probes
 from dml.retrieval.index import published_index
+from dml.retrieval.tails import ImpostorTail, fit_tail, held_out_fpir, held_out_tails, identity_folds
 from dml.retrieval.thresholds import (
-    FEWEST_BEYOND,
-    ImpostorScores,
-    ImpostorTail,
-    check_thresholds,
-    fit_tail,
-    fold_of_identities,
-    impostor_scores,
-    sample_probes,
-    tails_without_each_fold,
+    WHOLE_GALLERY,
+    PooledTail,
+    ScopeTail,
+    Thresholds,
+    column_of,
+    find_thresholds_ref,
+    save_thresholds,
+    threshold_for,
+    thresholds_uri,
 )
 
 logger = logging.getLogger(__name__)
 
-FOLDER, FILE = "thresholds", "thresholds.json"
-WHOLE = ""
-"""The scope of the whole gallery."""
+
 _MAX_SCOPES = 10_000
-_PROBES_OF_A_SCOPE, _FEWEST_KEPT = 2_000, 20_000
-_KEPT_OF_ALL = 4_000_000
-_SAMPLED_FOR_PAIRS = 20_000
-_MANY_SCOPES, _COUNTED_OF_MANY = 100, 50
-_SHOWN_BELOW = 2.0
+_MAX_SCOPE_PROBES = 2_000
+_MIN_PAIRS_PER_SCOPE, _MAX_PAIRS_OF_SCOPES = 20_000, 4_000_000
+_MAX_ROWS_FOR_PAIRS = 20_000
+_MANY_SCOPES, _LARGEST_OF_MANY = 100, 50
+"""Of so many scopes, each tail keeps only its 50 most similar pairs of identities."""
+_MAX_FPIR_RATIO = 2.0
 """A pooled threshold may be below the whole gallery's if the interval of its checked FPIR ends below so many
 times the target."""
-
-
-class ScopeTail(BaseModel):
-    """The impostors inside a scope."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    scope: str = Field(description="a filter; empty: the whole gallery")
-    column: str | None = Field(description="its scopes of other values are similar ones; null: it has none")
-    identities: int
-    tail: ImpostorTail | None = Field(description="null: too few pairs")
-    holds: bool = Field(description="whether probes that took no part met the target by the own tail")
-    refused: str = Field("", description="why nothing is promised for it; empty: something is")
-
-
-class SimilarScopes(BaseModel):
-    """The impostors inside all scopes of a column, pooled."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    tail: ImpostorTail
-    holds: bool = Field(
-        description="whether probes that took no part met the target, so that it may be below the gallery's"
-    )
-
-
-class Thresholds(BaseModel):
-    """All tails of an index version, from which the threshold for any FPIR is computed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    fpir: float = Field(description="of one identification, over all scopes that it tries")
-    tries: int = Field(description="scopes over which it was split when it was checked")
-    scopes: list[ScopeTail]
-    similar: dict[str, SimilarScopes] = Field(description="column to the scopes of its values")
-    image_to_image: ImpostorTail | None
-    image_to_identity: ImpostorTail | None
-
-    def scope(self, text: str) -> ScopeTail | None:
-        """The calibrated scope of a filter's canonical text."""
-        return next((each for each in self.scopes if each.scope == text), None)
-
-
-@dataclass(frozen=True)
-class ScopeThreshold:
-    """The threshold of a scope."""
-
-    similarity: float
-    fpir: float
-    basis: Literal["own", "similar scopes"]
-    beyond: int
-    """Pairs of different identities beyond it, before it was raised to that of the whole gallery; at most
-    1,000."""
-
-
-def threshold_for(
-    thresholds: Thresholds, scope: str, column: str | None, num_identities: int, fpir: float
-) -> ScopeThreshold:
-    """The threshold of a scope for its share of the FPIR.
-
-    Args:
-        thresholds: of the index.
-        scope: a filter's canonical text; empty: the whole gallery.
-        column: where the scope is `column = value`.
-        num_identities: enrolled inside the scope.
-        fpir: the scope's share.
-
-    Raises:
-        InvalidSetting: the scope is not calibrated, or nothing can be promised for it.
-    """
-    calibrated = thresholds.scope(scope)
-    if calibrated is not None and calibrated.refused and fpir <= thresholds.fpir / thresholds.tries:
-        raise InvalidSetting(calibrated.refused)
-    what = f"scope {scope!r}" if scope else "the whole gallery"
-    own = None if calibrated is None else calibrated.tail
-    pooled = None if column is None else thresholds.similar.get(column)
-    if own is not None and calibrated is not None:
-        similarity = own.threshold(num_identities, fpir)
-        if pooled is None:
-            own.promised(num_identities, fpir, what)
-        if pooled is None or (calibrated.holds and own.num_beyond(similarity) >= FEWEST_BEYOND):
-            return ScopeThreshold(similarity, fpir, "own", own.num_beyond(similarity))
-    if pooled is None:
-        by = f" or --by {column}" if column else ""
-        raise InvalidSetting(
-            f"A threshold needs a calibrated scope; {what} is not, or has too few of its {num_identities} "
-            f'identities. Do dml calibrate INDEX with --scope "{scope}"{by}, or give a threshold yourself.'
-        )
-    similarity = pooled.tail.promised(num_identities, fpir, f"{what}, with the other values of {column}")
-    beyond = pooled.tail.num_beyond(similarity)
-    whole = None if pooled.holds else thresholds.scope(WHOLE)
-    if whole is not None and whole.tail is not None:
-        similarity = max(similarity, whole.tail.threshold(whole.identities, fpir))
-    if own is not None:  # a scope of more similar people than the others, as far as its few pairs show
-        similarity = max(similarity, own.threshold(num_identities, fpir))
-    return ScopeThreshold(similarity, fpir, "similar scopes", beyond)
-
-
-def column_of(filter: Filter | None) -> str | None:
-    """The column of a scope `column = value`; None for any other."""
-    return filter.column if isinstance(filter, Compare) and filter.operator == "=" else None
-
-
-def scope_text(filter: Filter | None) -> str:
-    """How a scope is called: its filter's canonical text."""
-    return WHOLE if filter is None else str(filter)
-
-
-def find_thresholds(store: str, index: IndexRef) -> Thresholds | None:
-    """What was calibrated for an index version; None: nothing.
-
-    Raises:
-        CorruptArtifact: its file is not the one that was published.
-    """
-    uri = _uri(store, index)
-    if not storage.is_complete(uri):
-        return None
-    storage.verify_opened(uri)
-    return Thresholds.model_validate(storage.read_json(storage.join(uri, FILE)))
-
-
-def find_thresholds_ref(store: str, index: IndexRef) -> ThresholdsRef | None:
-    """Where the thresholds of an index version are, and for which FPIR; None: it was not calibrated."""
-    uri = _uri(store, index)
-    return ThresholdsRef(uri=uri, **storage.read_manifest(uri)["ref"]) if storage.is_complete(uri) else None
-
-
-def _uri(store: str, index: IndexRef) -> str:
-    return storage.join(store, FOLDER, index.version)
 
 
 def calibrate(
@@ -220,24 +90,26 @@ def calibrate(
     if not 0 < fpir <= 0.5:
         raise InvalidSetting(f"fpir must be in (0, 0.5]; got {fpir}. 0.01 is usual.")
     bundle = open_bundle(index)
-    gallery = _Gallery(bundle, fpir / (1 + len(by) + len(scopes)), max_probes)
+    num_tries = 1 + len(by) + len(scopes)
+    calibrator = _Calibrator(bundle, fpir / num_tries)
     with Ticker("calibrate") as ticker:
         ticker.begin("the whole gallery", "probes", max_probes)
-        whole = gallery.searched(WHOLE, None, np.flatnonzero(gallery.has_label), max_probes)
-        parts = list(_scopes(bundle.items.table, scopes, by, refuse_absent))
-        ticker.begin("scopes", "scopes", len(parts))
-        within = [gallery.searched(*part, _PROBES_OF_A_SCOPE, most_kept=_kept(len(parts))) for part in parts]
-        thresholds, report = gallery.calibrated(whole, within, fpir, 1 + len(by) + len(scopes))
+        gallery = calibrator.measure_gallery(max_probes)
+        selections = list(_select_scopes(bundle.items.table, scopes, by, refuse_absent))
+        ticker.begin("scopes", "scopes", len(selections))
+        max_kept = max(_MAX_PAIRS_OF_SCOPES // max(len(selections), 1), _MIN_PAIRS_PER_SCOPE)
+        measured = [calibrator.measure(selected, _MAX_SCOPE_PROBES, max_kept) for selected in selections]
+        thresholds, report = calibrator.calibrate(gallery, measured, fpir, num_tries)
     fingerprint = storage.digest_of(index.fingerprint, thresholds.model_dump(mode="json"))
     ref = ThresholdsRef(
-        uri=_uri(store, index),
+        uri=thresholds_uri(store, index),
         fingerprint=fingerprint,
         index=index,
         fpir=fpir,
         scopes=list(scopes),
         by=list(by),
     )
-    _save(ref, thresholds)
+    save_thresholds(ref, thresholds)
     return CalibrationReport(thresholds=ref, scopes=report)
 
 
@@ -260,23 +132,19 @@ def calibrate_alike(store: str, index: IndexRef) -> CalibrationReport | None:
     return calibrate(store, index, fpir=asked.fpir, scopes=asked.scopes, by=asked.by, refuse_absent=False)
 
 
-def _kept(num_scopes: int) -> int:
-    return max(_KEPT_OF_ALL // max(num_scopes, 1), _FEWEST_KEPT)
+@dataclass(frozen=True)
+class _Selection:
+    """The items of a scope."""
+
+    scope: str
+    column: str | None
+    """Where the scope is `column = value`."""
+    rows: NDArray[np.int64]
 
 
-def _save(ref: ThresholdsRef, thresholds: Thresholds) -> None:
-    with storage.staged(ref.uri) as staged:
-        storage.write_json(storage.join(staged, FILE), thresholds.model_dump(mode="json"))
-        if storage.is_complete(ref.uri):
-            storage.remove(ref.uri)
-        storage.publish(staged, ref.uri, {"ref": ref.model_dump(mode="json", exclude={"uri"})})
-
-
-Part = tuple[str, str | None, NDArray[np.int64]]
-"""A scope's text, its column where it is one of several values, and its rows."""
-
-
-def _scopes(items: pa.Table, scopes: Sequence[str], by: Sequence[str], refuse_absent: bool) -> Iterator[Part]:
+def _select_scopes(
+    items: pa.Table, scopes: Sequence[str], by: Sequence[str], refuse_absent: bool
+) -> Iterator[_Selection]:
     columns = ItemColumns(items)
     named = set()
     for where in scopes:
@@ -286,11 +154,8 @@ def _scopes(items: pa.Table, scopes: Sequence[str], by: Sequence[str], refuse_ab
                 "--scope must be a filter; the whole gallery is always calibrated. Leave it out."
             )
         named.add(str(filter))
-        yield (
-            str(filter),
-            column_of(filter),
-            np.flatnonzero(matching_rows(items, filter, refuse_absent=False)),
-        )
+        rows = np.flatnonzero(matching_rows(items, filter, refuse_absent=False))
+        yield _Selection(str(filter), column_of(filter), rows)
     for name in by:
         values, codes = _values(items, name)
         if len(values) > _MAX_SCOPES:
@@ -303,7 +168,7 @@ def _scopes(items: pa.Table, scopes: Sequence[str], by: Sequence[str], refuse_ab
         for value, start, stop in zip(values, stops[:-1], stops[1:], strict=True):
             text = str(check(Compare(column=name, operator="=", value=value), columns))
             if text not in named:
-                yield text, name, np.sort(by_value[start:stop])
+                yield _Selection(text, name, np.sort(by_value[start:stop]))
 
 
 def _values(items: pa.Table, name: str) -> tuple[list[Any], NDArray[np.int64]]:
@@ -319,7 +184,7 @@ def _values(items: pa.Table, name: str) -> tuple[list[Any], NDArray[np.int64]]:
     return values, codes
 
 
-def _of_other_splits(items: pa.Table) -> NDArray[np.bool_]:
+def _not_trained_on(items: pa.Table) -> NDArray[np.bool_]:
     """(N,) the items whose classes were not trained on; all where there is no other, or no split."""
     if "split" not in items.column_names:
         return np.ones(len(items), dtype=np.bool_)
@@ -329,24 +194,29 @@ def _of_other_splits(items: pa.Table) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class _Searched:
-    """A scope, searched by its own items."""
+class _Measured:
+    """The impostors inside a scope: its items, searched among each other."""
 
     scope: str
     column: str | None
     scores: ImpostorScores | None
     """None: fewer than two identities, or no probe."""
     identities: int
-    fold_tails: Sequence[ImpostorTail] = ()
-    """Of its own; none where a fold has too few pairs."""
     tail: ImpostorTail | None = None
+    """None: too few pairs."""
+    fold_tails: Sequence[ImpostorTail] = ()
+    """For each fold of identities the tail without them; none where a fold has too few pairs."""
+
+    def fold_thresholds(self, share: float) -> list[float]:
+        """The threshold of each fold for a share of the FPIR, by this scope's tails."""
+        return [tail.threshold(self.identities, share) for tail in self.fold_tails]
 
 
 @dataclass(frozen=True)
-class _Family:
-    """The scopes of one column."""
+class _Pooled:
+    """The impostors inside the scopes of all values of a column."""
 
-    scopes: SimilarScopes
+    tail: PooledTail
     fold_tails: Sequence[ImpostorTail]
 
 
@@ -362,181 +232,184 @@ def _refusal(scope: str, share: float, checked: CheckedFpir) -> str:
     )
 
 
-class _Gallery:
-    """The items of an index as probes and as enrolled.
+class _Calibrator:
+    """Measures the impostors among an index's items, and sets and checks thresholds.
 
     Args:
         bundle: the open index.
         share: of the FPIR, for each scope.
-        max_probes: of the whole gallery.
     """
 
-    def __init__(self, bundle: Bundle, share: float, max_probes: int) -> None:
+    def __init__(self, bundle: Bundle, share: float) -> None:
         items = bundle.items.table
         if "label" not in items.column_names or items["label"].null_count == len(items):
             raise IncompatibleArtifact(
                 f"Thresholds need labels, which say whose image an item is; the items of "
                 f"{bundle.ref} have none. Import the vectors with labels, or give a threshold of your own."
             )
-        self._take, self._share = bundle.vectors.take, share
-        self._names, self.identities = _values(items, "label")
-        self.has_label = self.identities >= 0
-        self._may_probe = _of_other_splits(items)
-        self._folds = fold_of_identities(len(self._names))
-        self._index = bundle.ref
+        self._index, self._take, self._share = bundle.ref, bundle.vectors.take, share
+        names, self._identities = _values(items, "label")
+        self._has_label = self._identities >= 0
+        self._may_probe = _not_trained_on(items)
+        self._folds = identity_folds(len(names))
 
-    def searched(
-        self,
-        scope: str,
-        column: str | None,
-        rows: NDArray[np.int64],
-        max_probes: int,
-        *,
-        most_kept: int = _KEPT_OF_ALL // 2,
-    ) -> _Searched:
-        rows = rows[self.has_label[rows]]
-        num_identities = len(np.unique(self.identities[rows]))
+    def measure_gallery(self, max_probes: int) -> _Measured:
+        """The impostors in the whole gallery."""
+        selection = _Selection(WHOLE_GALLERY, None, np.flatnonzero(self._has_label))
+        return self.measure(selection, max_probes, _MAX_PAIRS_OF_SCOPES // 2)
+
+    def measure(self, selection: _Selection, max_probes: int, max_kept: int) -> _Measured:
+        """The impostors inside a scope, from about `max_kept` pairs."""
+        scope, column, rows = selection.scope, selection.column, selection.rows
+        rows = rows[self._has_label[rows]]
+        num_identities = len(np.unique(self._identities[rows]))
         probes = rows[self._may_probe[rows]]
         if num_identities < 2 or not len(probes):
             count()
-            return _Searched(scope, column, None, num_identities)
-        probes = probes[sample_probes(self.identities[probes], max_probes)]
-        scores = impostor_scores(
-            self._vectors(probes),
-            self.identities[probes],
-            self._vectors,
-            self.identities,
-            rows=rows,
-            most_kept=most_kept,
-        )
-        count(len(probes) if scope == WHOLE else 1)
+            return _Measured(scope, column, None, num_identities)
+        probes = probes[sample_probes(self._identities[probes], max_probes)]
+        scores = self._scores(probes, rows, max_kept=max_kept)
+        count(len(probes) if scope == WHOLE_GALLERY else 1)
         try:
-            tails = tails_without_each_fold([scores], self._folds)
-            return _Searched(scope, column, scores, num_identities, tails, fit_tail([scores]))
+            fold_tails = held_out_tails([scores], self._folds)
+            return _Measured(scope, column, scores, num_identities, fit_tail([scores]), fold_tails)
         except InvalidData:
-            return _Searched(scope, column, scores, num_identities)
+            return _Measured(scope, column, scores, num_identities)
+
+    def calibrate(
+        self, gallery: _Measured, scopes: Sequence[_Measured], fpir: float, num_tries: int
+    ) -> tuple[Thresholds, list[CalibratedScope]]:
+        """The thresholds of the gallery and of its scopes, and how held-out probes met them."""
+        if gallery.scores is None or gallery.tail is None or not gallery.fold_tails:
+            raise IncompatibleArtifact(
+                f"Thresholds need impostors: 20 pairs of items of different labels that are not all copies; "
+                f"{self._index} has {gallery.identities} label(s). Enrol more identities."
+            )
+        columns = {scope.column for scope in scopes if scope.column is not None}
+        pooled = {column: self._pool(column, scopes) for column in columns}
+        tails = [self._scope_tail(measured, len(scopes)) for measured in (gallery, *scopes)]
+        thresholds = Thresholds(
+            fpir=fpir,
+            num_tries=num_tries,
+            scopes=tails,
+            pooled={column: pool.tail for column, pool in pooled.items() if pool is not None},
+            **self._pair_tails(),
+        )
+        report = [
+            self._check(
+                measured,
+                thresholds,
+                gallery,
+                None if measured.column is None else pooled[measured.column],
+            )
+            for measured in (gallery, *scopes)
+        ]
+        checked_tails = [
+            tail.model_copy(update={"refused": row.refused}) for tail, row in zip(tails, report, strict=True)
+        ]
+        return thresholds.model_copy(update={"scopes": checked_tails}), report
 
     def _vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         vectors = self._take(rows)
         unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return unit
 
-    def calibrated(
-        self, whole: _Searched, within: Sequence[_Searched], fpir: float, tries: int
-    ) -> tuple[Thresholds, list[CalibratedScope]]:
-        if whole.scores is None or whole.tail is None or not whole.fold_tails:
-            raise IncompatibleArtifact(
-                f"Thresholds need impostors: 20 pairs of items of different labels that are not all copies; "
-                f"{self._index} has {whole.identities} label(s). Enrol more identities."
-            )
-        families = {
-            name: self._family(name, within) for name in {s.column for s in within} if name is not None
-        }
-        similar = {name: family.scopes for name, family in families.items() if family is not None}
-        tails = [self._scope_tail(each, len(within)) for each in (whole, *within)]
-        thresholds = Thresholds(fpir=fpir, tries=tries, scopes=tails, similar=similar, **self._pairs(whole))
-        report = []
-        for number, each in enumerate((whole, *within)):
-            family = None if each.column is None else families.get(each.column)
-            row = self._report(each, thresholds, whole, family)
-            report.append(row)
-            if row.refused:
-                tails[number] = tails[number].model_copy(update={"refused": row.refused})
-        return thresholds.model_copy(update={"scopes": tails}), report
-
-    def _family(self, column: str, within: Sequence[_Searched]) -> _Family | None:
-        """The pooled tail of a column's scopes; None for one scope, or too few pairs."""
-        members = [each for each in within if each.column == column]
-        parts = [each.scores for each in members if each.scores is not None]
-        if len(parts) < 2:
-            return None
-        try:
-            tail, fold_tails = fit_tail(parts), tails_without_each_fold(parts, self._folds)
-        except InvalidData:
-            return None
-        limits = [self._borrowed(each, fold_tails) for each in members]
-        searches = [
-            (each.scores, limit)
-            for each, limit in zip(members, limits, strict=True)
-            if each.scores is not None
-        ]
-        checked = check_thresholds(searches, self._folds)
-        holds = checked.low <= self._share and checked.high <= _SHOWN_BELOW * self._share
-        return _Family(SimilarScopes(tail=tail, holds=holds), fold_tails)
-
-    def _borrowed(self, scope: _Searched, fold_tails: Sequence[ImpostorTail]) -> list[float]:
-        """Each fold's threshold of a scope by the pooled tail, not below its own estimate."""
-        pooled = [tail.threshold(scope.identities, self._share) for tail in fold_tails]
-        own = [tail.threshold(scope.identities, self._share) for tail in scope.fold_tails] or pooled
-        return [max(pair) for pair in zip(pooled, own, strict=True)]
-
-    def _scope_tail(self, scope: _Searched, num_scopes: int) -> ScopeTail:
-        tail, holds = scope.tail, False
-        if tail is not None and num_scopes > _MANY_SCOPES:
-            tail = tail.model_copy(update={"largest": tail.largest[:_COUNTED_OF_MANY]})
-        if scope.fold_tails and scope.scores is not None:
-            limits = [tail.threshold(scope.identities, self._share) for tail in scope.fold_tails]
-            holds = check_thresholds([(scope.scores, limits)], self._folds).low <= self._share
-        return ScopeTail(
-            scope=scope.scope,
-            column=scope.column,
-            identities=scope.identities,
-            tail=tail,
-            holds=holds,
+    def _scores(
+        self, probes: NDArray[np.int64], gallery: NDArray[np.int64], **options: Any
+    ) -> ImpostorScores:
+        """Compare some rows with the other identities of some rows."""
+        return impostor_scores(
+            self._vectors(probes),
+            self._identities[probes],
+            self._vectors,
+            self._identities,
+            rows=gallery,
+            **options,
         )
 
-    def _report(
-        self,
-        scope: _Searched,
-        thresholds: Thresholds,
-        whole: _Searched,
-        family: _Family | None,
-    ) -> CalibratedScope:
-        size, share = scope.identities, self._share
-        row = CalibratedScope(scope=scope.scope, identities=size, share=share)
+    def _pool(self, column: str, scopes: Sequence[_Measured]) -> _Pooled | None:
+        """The pooled tail of a column's scopes; None for one scope, or too few pairs."""
+        members = [scope for scope in scopes if scope.column == column]
+        scores = [scope.scores for scope in members if scope.scores is not None]
+        if len(scores) < 2:
+            return None
         try:
-            found = threshold_for(thresholds, scope.scope, scope.column, size, share)
+            tail, fold_tails = fit_tail(scores), held_out_tails(scores, self._folds)
+        except InvalidData:
+            return None
+        searches = [
+            (scope.scores, self._pooled_fold_thresholds(scope, fold_tails))
+            for scope in members
+            if scope.scores is not None
+        ]
+        checked = held_out_fpir(searches, self._folds)
+        meets_target = checked.low <= self._share and checked.high <= _MAX_FPIR_RATIO * self._share
+        return _Pooled(PooledTail(tail=tail, meets_target=meets_target), fold_tails)
+
+    def _pooled_fold_thresholds(self, scope: _Measured, pooled_tails: Sequence[ImpostorTail]) -> list[float]:
+        """Each fold's threshold of a scope by the pooled tail, not below the scope's own estimate."""
+        pooled = [tail.threshold(scope.identities, self._share) for tail in pooled_tails]
+        return _maxima(pooled, scope.fold_thresholds(self._share) or pooled)
+
+    def _scope_tail(self, measured: _Measured, num_scopes: int) -> ScopeTail:
+        tail, meets_target = measured.tail, False
+        if tail is not None and num_scopes > _MANY_SCOPES:
+            tail = tail.model_copy(update={"largest": tail.largest[:_LARGEST_OF_MANY]})
+        if measured.fold_tails and measured.scores is not None:
+            limits = measured.fold_thresholds(self._share)
+            meets_target = held_out_fpir([(measured.scores, limits)], self._folds).low <= self._share
+        return ScopeTail(
+            scope=measured.scope,
+            column=measured.column,
+            identities=measured.identities,
+            tail=tail,
+            meets_target=meets_target,
+        )
+
+    def _check(
+        self, measured: _Measured, thresholds: Thresholds, gallery: _Measured, pooled: _Pooled | None
+    ) -> CalibratedScope:
+        """A scope's threshold, and the FPIR of held-out probes by it."""
+        size, share = measured.identities, self._share
+        row = CalibratedScope(scope=measured.scope, identities=size, share=share)
+        try:
+            threshold = threshold_for(thresholds, measured.scope, measured.column, size, share)
         except InvalidSetting as error:
             return row.model_copy(update={"refused": str(error)})
         checked, refused = None, ""
-        if scope.scores is not None:
-            if family is None or found.basis == "own":
-                limits = [tail.threshold(size, share) for tail in scope.fold_tails]
-            else:
-                limits = self._borrowed(scope, family.fold_tails)
-                if not family.scopes.holds:
-                    of_all = [tail.threshold(whole.identities, share) for tail in whole.fold_tails]
-                    limits = [max(pair) for pair in zip(limits, of_all, strict=True)]
-            checked = check_thresholds([(scope.scores, limits)], self._folds)
-            refused = _refusal(scope.scope, share, checked)
+        if measured.scores is not None:
+            limits = measured.fold_thresholds(share)
+            if pooled is not None and threshold.basis == "pooled":
+                limits = self._pooled_fold_thresholds(measured, pooled.fold_tails)
+                if not pooled.tail.meets_target:
+                    limits = _maxima(limits, gallery.fold_thresholds(share))
+            checked = held_out_fpir([(measured.scores, limits)], self._folds)
+            refused = _refusal(measured.scope, share, checked)
         return row.model_copy(
             update={
-                "threshold": found.similarity,
-                "basis": found.basis,
-                "beyond": found.beyond,
+                "threshold": threshold.similarity,
+                "basis": threshold.basis,
+                "beyond": threshold.beyond,
                 "checked": checked,
                 "refused": refused,
             }
         )
 
-    def _pairs(self, whole: _Searched) -> Mapping[str, ImpostorTail | None]:
+    def _pair_tails(self) -> Mapping[str, ImpostorTail | None]:
         """The tails of one probe against one image, and against one identity."""
-        rows = np.flatnonzero(self.has_label)
-        some = rows[sample_probes(self.identities[rows], _SAMPLED_FOR_PAIRS)]
-        probes = some[self._may_probe[some]]
-        probes = probes[sample_probes(self.identities[probes], _PROBES_OF_A_SCOPE)]
+        rows = np.flatnonzero(self._has_label)
+        gallery = rows[sample_probes(self._identities[rows], _MAX_ROWS_FOR_PAIRS)]
+        probes = gallery[self._may_probe[gallery]]
+        probes = probes[sample_probes(self._identities[probes], _MAX_SCOPE_PROBES)]
         tails: dict[str, ImpostorTail | None] = {}
         for name, by_image in (("image_to_image", True), ("image_to_identity", False)):
-            scores = impostor_scores(
-                self._vectors(probes),
-                self.identities[probes],
-                self._vectors,
-                self.identities,
-                rows=some,
-                by_image=by_image,
-            )
             try:
-                tails[name] = fit_tail([scores])
+                tails[name] = fit_tail([self._scores(probes, gallery, by_image=by_image)])
             except InvalidData:
                 tails[name] = None
         return tails
+
+
+def _maxima(thresholds: Sequence[float], others: Sequence[float]) -> list[float]:
+    """The higher of both thresholds of each fold."""
+    return [max(both) for both in zip(thresholds, others, strict=True)]

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from dml.errors import InvalidSetting, MissingArtifact, did_you_mean
 from dml.reports import Identification, IdentityHit, ImageHit, TriedScope, Verification
-from dml.retrieval.calibration import Thresholds, column_of, scope_text, threshold_for
 from dml.retrieval.filters import Compare, Filter, In, Where, check, matching_rows
 from dml.retrieval.search import Answer, Index
+from dml.retrieval.thresholds import Thresholds, column_of, scope_text, threshold_for
 
 GROUPINGS = ("best", "mean", "all")
 _FIRST_ANSWERS, _MOST_ANSWERS = 16, 4_096
@@ -180,7 +180,7 @@ class Identifier:
                     f"A false-match rate needs 20 impostor pairs; index {self.index.ref} has fewer. Enrol "
                     "more identities and calibrate again, or give a threshold."
                 )
-            limit = tail.promised(1, fmr, f"index {self.index.ref}")
+            limit = tail.supported_threshold(1, fmr, f"index {self.index.ref}")
         best = max(similarities)
         return Verification(
             index=str(self.index.ref),

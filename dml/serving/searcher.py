@@ -17,13 +17,13 @@ from dml.errors import InvalidSetting, MissingArtifact
 from dml.models.package import Package, load_package
 from dml.refs import IndexRef, PackageRef, ThresholdsRef, require_package
 from dml.reports import Identification, IdentityHit, SearchHit, SearchPlan, SearchReport, Verification
-from dml.retrieval.calibration import find_thresholds, find_thresholds_ref
 from dml.retrieval.filters import Where
 from dml.retrieval.index import find_index, published_names
 from dml.retrieval.plan import Plan
 from dml.retrieval.scopes import Identifier
 from dml.retrieval.search import Answer, Index
 from dml.retrieval.shards import open_in_cluster, open_index
+from dml.retrieval.thresholds import find_thresholds, find_thresholds_ref
 
 
 @dataclass(frozen=True)

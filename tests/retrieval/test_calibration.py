@@ -13,8 +13,9 @@ from dml.embedding.external import import_vectors
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting
 from dml.integrity import check_store
 from dml.lineage import dependents, remove, remove_named, unneeded
-from dml.retrieval.calibration import calibrate, find_thresholds, find_thresholds_ref, threshold_for
+from dml.retrieval.calibration import calibrate
 from dml.retrieval.index import build_index, find_index, publish_index
+from dml.retrieval.thresholds import find_thresholds, find_thresholds_ref, threshold_for
 from tests.embedding.parts import make_package
 from tests.embedding.vectors import write_parquet
 
@@ -84,7 +85,7 @@ def strangers_of_the_same_regions(per_region=200, noise=0.7, likeness=1.2):
 def test_strangers_meet_the_fpir_of_the_whole_gallery(calibrated):
     *_, report, _ = calibrated
     whole = report.scopes[0]
-    assert (whole.scope, whole.identities, whole.basis) == ("", 360, "own")
+    assert (whole.scope, whole.identities, whole.basis) == ("", 360, "scope")
     assert whole.share == pytest.approx(0.1)
     assert whole.checked.low <= whole.share <= whole.checked.high
     assert 0.5 * whole.share < fpir_of_strangers(whole.threshold) < 1.7 * whole.share
@@ -117,30 +118,30 @@ def by_device(tmp_path_factory):
     return calibrate(store, ref, fpir=0.1, by=["device"]), find_thresholds(store, ref)
 
 
-def test_a_small_scope_borrows_the_tail_of_the_others_below_the_gallery_where_that_is_shown(by_device):
+def test_a_small_scope_uses_the_pooled_tail_below_the_gallery_where_held_out_probes_allow_it(by_device):
     report, thresholds = by_device
     whole, *devices = report.scopes
     assert len(devices) == 40
-    assert {device.basis for device in devices} == {"similar scopes"}
-    assert thresholds.similar["device"].holds
+    assert {device.basis for device in devices} == {"pooled"}
+    assert thresholds.pooled["device"].meets_target
     assert np.median([device.threshold for device in devices]) < whole.threshold - 0.05
     checked = np.mean([device.checked.fpir for device in devices])
     assert 0.01 < checked <= 0.06
 
 
-def test_a_borrowed_threshold_is_not_below_the_gallery_where_that_is_not_shown(by_device):
+def test_a_pooled_threshold_is_not_below_the_gallery_where_held_out_probes_do_not_allow_it(by_device):
     report, thresholds = by_device
-    unsure = thresholds.similar["device"].model_copy(update={"holds": False})
-    changed = thresholds.model_copy(update={"similar": {"device": unsure}})
+    unsure = thresholds.pooled["device"].model_copy(update={"meets_target": False})
+    changed = thresholds.model_copy(update={"pooled": {"device": unsure}})
     found = threshold_for(changed, "device = 'device 1'", "device", 9, 0.05)
-    assert (found.basis, found.similarity) == ("similar scopes", report.scopes[0].threshold)
+    assert (found.basis, found.similarity) == ("pooled", report.scopes[0].threshold)
 
 
 def test_a_value_that_came_later_has_the_threshold_of_the_others(by_device):
     _, thresholds = by_device
     unseen = threshold_for(thresholds, "device = 'new'", "device", 9, 0.05)
-    assert unseen.basis == "similar scopes"
-    assert unseen.similarity == thresholds.similar["device"].tail.threshold(9, 0.05)
+    assert unseen.basis == "pooled"
+    assert unseen.similarity == thresholds.pooled["device"].tail.threshold(9, 0.05)
 
 
 def test_a_promise_that_the_pairs_cannot_keep_is_refused_with_what_it_needs(enrolled):

@@ -6,10 +6,11 @@ import pytest
 from dml.config import IndexConfig
 from dml.embedding.embed import embed
 from dml.errors import InvalidSetting, MissingArtifact
-from dml.retrieval.calibration import calibrate, find_thresholds
+from dml.retrieval.calibration import calibrate
 from dml.retrieval.index import build_index, publish_index
 from dml.retrieval.scopes import Identifier, separating_attribute
 from dml.retrieval.shards import open_index
+from dml.retrieval.thresholds import find_thresholds
 from dml.serving.searcher import Searcher
 from tests.embedding.parts import make_dataset, make_package, png
 from tests.retrieval.test_calibration import enrol, people, strangers_of_the_same_regions

@@ -5,15 +5,14 @@ import pytest
 from scipy.stats import genpareto
 
 from dml.errors import InvalidData, InvalidSetting
-from dml.retrieval.thresholds import (
-    check_thresholds,
+from dml.retrieval.impostors import impostor_scores, sample_probes
+from dml.retrieval.tails import (
     fit_pareto,
     fit_tail,
-    fold_of_identities,
-    impostor_scores,
+    held_out_fpir,
+    held_out_tails,
+    identity_folds,
     pair_rate,
-    sample_probes,
-    tails_without_each_fold,
 )
 
 
@@ -79,7 +78,7 @@ def test_by_image_every_image_of_another_identity_is_a_pair():
 def test_only_the_most_similar_pairs_are_kept_of_many_and_none_of_them_is_missed():
     vectors, labels = people(200, 3)
     everything = searched(vectors, labels, np.arange(600))
-    some = searched(vectors, labels, np.arange(600), most_kept=5000)
+    some = searched(vectors, labels, np.arange(600), max_kept=5000)
     assert 3000 < len(some.similarities) < 8000
     np.testing.assert_array_equal(
         np.sort(some.similarities), np.sort(everything.similarities)[-len(some.similarities) :]
@@ -106,9 +105,9 @@ def test_independent_pairs_at_the_pair_rate_give_the_fpir(num_identities, fpir):
 def test_held_out_identities_meet_the_fpir_that_was_asked_for():
     vectors, labels = people(600, 2)
     scores = searched(vectors, labels, np.arange(1200))
-    folds = fold_of_identities(600)
-    tails = tails_without_each_fold([scores], folds)
-    check = check_thresholds([(scores, [tail.threshold(600, 0.05) for tail in tails])], folds)
+    folds = identity_folds(600)
+    tails = held_out_tails([scores], folds)
+    check = held_out_fpir([(scores, [tail.threshold(600, 0.05) for tail in tails])], folds)
     assert check.low <= 0.05 <= check.high < 0.08
     assert (check.identities, check.enrolled, check.probes) == (600, 600, 1200)
 
@@ -116,11 +115,11 @@ def test_held_out_identities_meet_the_fpir_that_was_asked_for():
 def test_a_threshold_beyond_what_was_seen_is_refused_with_what_it_needs():
     vectors, labels = people(60, 3)
     tail = fit_tail([searched(vectors, labels, np.arange(180))])
-    assert tail.promised(60, 0.3, "index faces") < tail.threshold(60, 0.001)
+    assert tail.supported_threshold(60, 0.3, "index faces") < tail.threshold(60, 0.001)
     with pytest.raises(
         InvalidSetting, match=r"faces: an FPIR of 0.001 among 60 .* needs 10 pairs .* it has \d, of 60"
     ):
-        tail.promised(60, 0.001, "index faces")
+        tail.supported_threshold(60, 0.001, "index faces")
 
 
 def test_pairs_of_identities_are_counted_and_not_pairs_of_their_images():
@@ -135,8 +134,8 @@ def test_pairs_of_identities_are_counted_and_not_pairs_of_their_images():
 
 def test_a_fold_takes_part_neither_as_probe_nor_as_enrolled():
     vectors, labels = people(30, 2)
-    scores = searched(vectors, labels, np.arange(60)).among(np.arange(30) >= 10)
-    assert set(scores.of_probes) == set(scores.of_enrolled) == set(scores.probes) == set(range(10, 30))
+    scores = searched(vectors, labels, np.arange(60)).restricted_to(np.arange(30) >= 10)
+    assert set(scores.pair_probes) == set(scores.pair_enrolled) == set(scores.probes) == set(range(10, 30))
     assert scores.num_pairs == len(scores.similarities) == 40 * 19
 
 

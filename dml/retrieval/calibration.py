@@ -25,6 +25,7 @@ from dml.errors import DmlError, IncompatibleArtifact, InvalidData, InvalidSetti
 from dml.progress import Ticker, count
 from dml.refs import IndexRef, ThresholdsRef
 from dml.reports import CalibratedScope, CalibrationReport, CheckedFpir
+from dml.retrieval.arguments import checked_error_rate
 from dml.retrieval.bundle import Bundle, open_bundle
 from dml.retrieval.filters import Compare, check, matching_rows
 from dml.retrieval.filters.columns import ItemColumns
@@ -87,8 +88,7 @@ def calibrate(
         InvalidSetting: a rate outside (0, 0.5], a filter or column that the items do not have.
         IncompatibleArtifact: the items have no labels, or fewer than 20 pairs of identities.
     """
-    if not 0 < fpir <= 0.5:
-        raise InvalidSetting(f"fpir must be in (0, 0.5]; got {fpir}. 0.01 is usual.")
+    fpir = checked_error_rate("fpir", fpir, usual=0.01)
     bundle = open_bundle(index)
     num_tries = 1 + len(by) + len(scopes)
     calibrator = _Calibrator(bundle, fpir / num_tries)

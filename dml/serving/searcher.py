@@ -18,9 +18,10 @@ from dml.models.package import Package, load_package
 from dml.refs import IndexRef, PackageRef, ThresholdsRef, require_package
 from dml.reports import Identification, IdentityHit, SearchHit, SearchPlan, SearchReport, Verification
 from dml.retrieval.filters import Where
+from dml.retrieval.identifier import Identifier
+from dml.retrieval.identities import search_identities
 from dml.retrieval.index import find_index, published_names
 from dml.retrieval.plan import Plan
-from dml.retrieval.scopes import Identifier
 from dml.retrieval.search import Answer, Index
 from dml.retrieval.shards import open_in_cluster, open_index
 from dml.retrieval.thresholds import find_thresholds, find_thresholds_ref
@@ -293,7 +294,8 @@ class Searcher:
         opened = self._opened
         index, excluded = opened.index, probe if isinstance(probe, str) else None
         (vector,) = index.vectors_of([probe]) if isinstance(probe, str) else _embedded(opened, [probe])
-        hits = opened.identifier.by_identity(
+        hits = search_identities(
+            index,
             vector,
             k,
             embedder=index.ref.embeddings.embedder.fingerprint,

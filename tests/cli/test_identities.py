@@ -13,7 +13,7 @@ from dml.retrieval.calibration import calibrate
 from dml.retrieval.index import build_index, publish_index
 from tests.embedding.vectors import write_parquet
 from tests.retrieval.test_calibration import enrol, people
-from tests.retrieval.test_scopes import between, photo
+from tests.retrieval.test_identifier import between, photo
 
 
 @pytest.fixture(scope="module")

@@ -215,7 +215,7 @@ def test_a_flipped_byte_of_the_thresholds_is_not_used(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fpir": 0.0}, r"fpir must be in \(0, 0.5\]; got 0.0"),
+        ({"fpir": 0.0}, r"fpir must be a number in \(0, 0.5\]; got 0.0"),
         ({"by": ["regoin"]}, "--by must name a column of the items"),
         ({"scopes": ["regoin = 'x'"]}, "regoin"),
     ],

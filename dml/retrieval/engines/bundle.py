@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from dml.config import IndexConfig
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.refs import EmbeddingsRef
-from dml.retrieval.engines.engine import Capabilities, Found, refuse_k
+from dml.retrieval.arguments import checked_k
+from dml.retrieval.engines.engine import Capabilities, Found
 from dml.retrieval.filters import Where
 from dml.retrieval.index import build_index, publish_index, published_index
 from dml.retrieval.shards import open_index
@@ -65,7 +66,7 @@ class BundleEngine:
         return ref.rows
 
     def search(self, vectors: NDArray[np.float32], k: int, where: Where = None) -> Found:
-        k = refuse_k(k, self.capabilities)
+        k = checked_k(k)
         if self._index is None:
             self._require_created()
             return Found([[] for _ in vectors], f"0 of {k} answers: no items")

@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dml.errors import InvalidSetting
 from dml.refs import EmbeddingsRef
 from dml.retrieval.filters.where import Where
 from dml.retrieval.search import Answer
@@ -92,13 +90,3 @@ class Engine(Protocol):
         Raises:
             InvalidSetting: it cannot.
         """
-
-
-def refuse_k(k: object, capabilities: Capabilities) -> int:
-    """k as an int; raises InvalidSetting where it is none, or more than the engine gives."""
-    most = capabilities.max_k
-    number = 0 if isinstance(k, bool) or not isinstance(k, Integral) else int(k)
-    if number < 1 or (most is not None and number > most):
-        at_most = "or more" if most is None else f"to {most} with {capabilities.name}"
-        raise InvalidSetting(f"k must be a whole number, 1 {at_most}; got {k!r}.")
-    return number

@@ -34,7 +34,8 @@ from dml.errors import (
 )
 from dml.progress import Ticker, count
 from dml.refs import DatasetRef, EmbeddingsRef
-from dml.retrieval.engines.engine import Capabilities, Found, refuse_k
+from dml.retrieval.arguments import checked_k
+from dml.retrieval.engines.engine import Capabilities, Found
 from dml.retrieval.engines.expression import REFUSED_FILTERS, MilvusColumns, write_expression, write_ids
 from dml.retrieval.filters.check import check
 from dml.retrieval.filters.times import times_of
@@ -231,7 +232,7 @@ class MilvusEngine:
         return embeddings.rows
 
     def search(self, vectors: NDArray[np.float32], k: int, where: Where = None) -> Found:
-        k = refuse_k(k, self.capabilities)
+        k = checked_k(k, at_most=self.capabilities.max_k, engine=self.capabilities.name)
         expression = self._expression(where)
         columns = {column.field: name for name, column in self._columns.items()}
         answers: list[list[Answer]] = []

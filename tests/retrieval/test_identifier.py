@@ -1,4 +1,4 @@
-"""Identification: scopes in order with their own thresholds, hints by name, one to one, grouped answers."""
+"""Identification: scopes in order with thresholds of their own, hints by name, one to one."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ from dml.config import IndexConfig
 from dml.embedding.embed import embed
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.retrieval.calibration import calibrate
+from dml.retrieval.identifier import Identifier
 from dml.retrieval.index import build_index, publish_index
-from dml.retrieval.scopes import Identifier, separating_attribute
 from dml.retrieval.shards import open_index
 from dml.retrieval.thresholds import find_thresholds
 from dml.serving.searcher import Searcher
@@ -178,46 +178,6 @@ def test_a_false_match_rate_needs_an_identity_thresholds_and_pairs(faces, uncali
         uncalibrated.verify(photo(3), photo(4), embedder=embedder(faces))
     given = uncalibrated.verify(photo(3), photo(4), embedder=embedder(faces), threshold=-1.0)
     assert (given.same, given.fmr) == (True, None)
-
-
-@pytest.mark.parametrize("grouping", ["best", "mean", "all"])
-def test_answers_grouped_by_identity_are_those_of_the_plain_loop(faces, grouping):
-    vectors, labels, _ = people(likeness=0.5, noise=0.15)
-    probe = photo(11)
-    of_images = {label: np.sort(vectors[labels == label] @ probe)[::-1] for label in range(360)}
-    score = {label: s.mean() if grouping == "mean" else s.max() for label, s in of_images.items()}
-    first = sorted(score, key=lambda label: -score[label])[:5]
-    hits = faces.by_identity(probe, 5, embedder=embedder(faces), grouping=grouping)
-    assert [hit.identity for hit in hits] == [f"person {label}" for label in first]
-    assert [hit.similarity for hit in hits] == pytest.approx([score[label] for label in first], abs=1e-5)
-    assert {len(hit.images) for hit in hits} == {3 if grouping == "all" else 1}
-
-
-def test_grouped_answers_satisfy_the_filter(faces):
-    hits = faces.by_identity(
-        photo(11), 4, embedder=embedder(faces), where="region = 'region 2'", grouping="all"
-    )
-    assert {image.attributes["region"] for hit in hits for image in hit.images} == {"region 2"}
-
-
-def test_another_grouping_is_refused(faces):
-    with pytest.raises(InvalidSetting, match="grouping must be one of best, mean, all; got 'worst'"):
-        faces.by_identity(photo(11), 4, embedder=embedder(faces), grouping="worst")
-
-
-@pytest.mark.parametrize("k", [0, "3", 1.5, True, None])
-def test_a_number_of_identities_that_is_none_is_refused(faces, k):
-    with pytest.raises(InvalidSetting, match="k must be a whole number"):
-        faces.by_identity(photo(11), k, embedder=embedder(faces))
-
-
-def test_an_attribute_that_some_candidate_lacks_or_all_share_is_not_asked():
-    def of(**values):
-        return {name: frozenset([value] if value else []) for name, value in values.items()}
-
-    candidates = [of(a="x", b="y", c="1"), of(a="x", b=None, c="2"), of(a="x", b="z", c="2")]
-    assert separating_attribute(candidates) == "c"
-    assert separating_attribute(candidates[1:]) is None
 
 
 def test_an_open_searcher_takes_new_thresholds_when_it_is_refreshed(tmp_path):

@@ -1,0 +1,46 @@
+"""Checks of the arguments of searches and identifications: any object in, a value of its type out."""
+
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+from dml.errors import InvalidSetting
+
+
+def checked_k(k: object, *, at_most: int | None = None, engine: str = "") -> int:
+    """A number of answers.
+
+    Args:
+        k: what was passed.
+        at_most: the most answers that an engine gives; None: any number.
+        engine: the name of that engine.
+
+    Raises:
+        InvalidSetting: it is no whole number from 1 to `at_most`.
+    """
+    number = 0 if isinstance(k, bool) or not isinstance(k, Integral) else int(k)
+    if number < 1 or (at_most is not None and number > at_most):
+        allowed = "or more" if at_most is None else f"to {at_most} with {engine}"
+        raise InvalidSetting(f"k must be a whole number, 1 {allowed}; got {k!r}.")
+    return number
+
+
+def checked_error_rate(name: str, value: object, *, usual: float) -> float:
+    """A false-positive or false-match rate; raises InvalidSetting where it is no number in (0, 0.5]."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 0.5:
+        raise InvalidSetting(f"{name} must be a number in (0, 0.5]; got {value!r}. {usual} is usual.")
+    return float(value)
+
+
+def checked_threshold(value: object) -> float:
+    """A threshold of cosines; raises InvalidSetting where it is no number in [-1, 1]."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not -1 <= float(value) <= 1:
+        raise InvalidSetting(f"threshold must be a cosine, in [-1, 1]; got {value!r}. Pass 0.6, for example.")
+    return float(value)
+
+
+def checked_list(name: str, values: object, example: str) -> list[Any]:
+    """The values as a list; raises InvalidSetting for text, a mapping, or what has no values."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise InvalidSetting(f"{name} must be a list; got {values!r}. Pass [{example}].")
+    return list(values)

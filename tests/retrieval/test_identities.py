@@ -33,14 +33,7 @@ def test_answers_grouped_by_identity_are_those_of_the_plain_loop(index, grouping
 
 
 def test_grouped_answers_satisfy_the_filter(index):
-    hits = most_similar(
-        index,
-        photo(11),
-        4,
-        embedder=index.ref.embeddings.embedder.fingerprint,
-        where="region = 'region 2'",
-        grouping="all",
-    )
+    hits = most_similar(index, photo(11), 4, where="region = 'region 2'", grouping="all")
     assert {image.attributes["region"] for hit in hits for image in hit.images} == {"region 2"}
 
 

@@ -41,8 +41,8 @@ class ColumnSummary:
     """What one shard knows of a column."""
 
     kind: Kind
-    time_kind: pa.TimestampType | None
-    holds_places: bool
+    time_type: pa.TimestampType | None
+    holds_locations: bool
     limits: tuple[float, float]
     has_texts: bool
 
@@ -67,7 +67,7 @@ class Shard:
         """What it knows of a column."""
         asked = self.index.columns[column]
         has_texts = bool(asked.example(""))
-        return ColumnSummary(asked.kind, asked.time_kind, asked.holds_places, asked.limits, has_texts)
+        return ColumnSummary(asked.kind, asked.time_type, asked.holds_locations, asked.limits, has_texts)
 
     def example(self, column: str, unlike: str) -> str:
         """A text that the column holds."""
@@ -154,15 +154,15 @@ class ShardedColumn:
         return self._summaries[0].kind
 
     @property
-    def time_kind(self) -> pa.TimestampType | None:
-        kinds = {summary.time_kind for summary in self._with_texts}
+    def time_type(self) -> pa.TimestampType | None:
+        kinds = {summary.time_type for summary in self._with_texts}
         if None in kinds or len({kind.tz for kind in kinds if kind is not None}) != 1:
             return None
         return max((kind for kind in kinds if kind is not None), key=lambda kind: str(kind.unit) == "ns")
 
     @property
-    def holds_places(self) -> bool:
-        return all(summary.holds_places for summary in self._with_texts)
+    def holds_locations(self) -> bool:
+        return all(summary.holds_locations for summary in self._with_texts)
 
     @property
     def limits(self) -> tuple[float, float]:

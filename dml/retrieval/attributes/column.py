@@ -17,7 +17,7 @@ from dml.retrieval.attributes.grid import box_around, cell_ranges
 from dml.retrieval.attributes.matches import Matches, Test
 from dml.retrieval.attributes.postings import Postings
 from dml.retrieval.filters.columns import Kind
-from dml.retrieval.filters.places import distances_km
+from dml.retrieval.filters.locations import distances_km
 from dml.retrieval.filters.times import time_of
 from dml.retrieval.filters.tree import Value
 
@@ -40,7 +40,7 @@ class AttributeColumn:
         self.name: str = held["column"]
         self.kind: Kind = held["kind"]
         self.num_rows: int = held["rows"]
-        self.time_kind = None if held["times"] is None else pa.timestamp(*held["times"])
+        self.time_type = None if held["times"] is None else pa.timestamp(*held["times"])
         arrays = {name: table[name].chunk(0).flatten() for name in table.column_names}
         self.values: pa.Array = arrays.pop("values")
         numbers = {name: array.to_numpy() for name, array in arrays.items()}
@@ -55,7 +55,7 @@ class AttributeColumn:
         self._column = items[self.name]
 
     @property
-    def holds_places(self) -> bool:
+    def holds_locations(self) -> bool:
         return self._places is not None or (self.kind == "text" and not len(self.values))
 
     @property
@@ -167,8 +167,8 @@ class AttributeColumn:
         if self.kind == "text":
             if self._instants is None:
                 return 0
-            assert self.time_kind is not None
-            time = time_of(str(value), self.time_kind)
+            assert self.time_type is not None
+            time = time_of(str(value), self.time_type)
             assert time is not None, "the check refuses other values"
             return int(np.searchsorted(self._instants, time.value, side))
         kind = np.int64 if self.kind == "integer" else np.float64

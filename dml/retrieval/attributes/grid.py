@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from dml.retrieval.filters.places import EARTH_RADIUS_KM
+from dml.retrieval.filters.locations import EARTH_RADIUS_KM
 
 PER_DEGREE = 10
 _WIDTH = 360 * PER_DEGREE + 1

@@ -19,8 +19,8 @@ from dml.retrieval.attributes.column import AttributeColumn
 from dml.retrieval.attributes.grid import box_around
 from dml.retrieval.attributes.matches import Matches
 from dml.retrieval.filters.columns import Column, ItemColumns
+from dml.retrieval.filters.locations import distances_km
 from dml.retrieval.filters.matching import evaluate
-from dml.retrieval.filters.places import distances_km
 from dml.retrieval.filters.tree import And, Between, Compare, Filter, In, IsNull, Not, Or, Value, Within
 
 _CACHE_BYTES = 256 << 20

@@ -16,7 +16,7 @@ from dml.progress import begin, count
 from dml.retrieval.attributes.grid import cells_of
 from dml.retrieval.attributes.postings import posting_arrays
 from dml.retrieval.filters.columns import kind_of
-from dml.retrieval.filters.places import places_in_text
+from dml.retrieval.filters.locations import locations_in_text
 from dml.retrieval.filters.times import times_of
 
 FOLDER = "attributes"
@@ -99,7 +99,7 @@ def _text_arrays(column: pa.ChunkedArray) -> tuple[dict[str, pa.Array], tuple[st
         instants = pc.fill_null(pc.cast(times, pa.int64()), 0).to_numpy()
         distinct, of_times = _by_value(instants[held], np.flatnonzero(held), num_rows)
         arrays |= {"instants": pa.array(distinct), **{f"time_{name}": of for name, of in of_times.items()}}
-    places = places_in_text(column) if held.any() else None
+    places = locations_in_text(column) if held.any() else None
     if places is not None:
         rows = np.flatnonzero(held)
         latitudes, longitudes = (degrees[rows] for degrees in places)

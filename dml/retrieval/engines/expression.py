@@ -37,7 +37,7 @@ class MilvusColumn:
     name: str
     field: str
     type: pa.DataType
-    time_kind: pa.TimestampType | None = None
+    time_type: pa.TimestampType | None = None
     """Of a text column of times, which has a second field of integers; None: it is not."""
 
     @property
@@ -50,7 +50,7 @@ class MilvusColumn:
         return kind_of(self.type)
 
     # A distance passes the check, and is refused with its reason.
-    holds_places = True
+    holds_locations = True
     limits = (0.0, 0.0)
 
     def example(self, unlike: str) -> str:
@@ -98,7 +98,7 @@ class MilvusColumns(Mapping[str, MilvusColumn]):
         return {
             column.name: [
                 str(column.type),
-                *([] if column.time_kind is None else [column.time_kind.unit, column.time_kind.tz]),
+                *([] if column.time_type is None else [column.time_type.unit, column.time_type.tz]),
             ]
             for column in self._columns.values()
         }
@@ -167,9 +167,9 @@ class _Writer:
     def _ordered(self, column: str, value: bool | int | float | str) -> tuple[str, bool | int | float | str]:
         """The field and the value to compare by order: times are integers."""
         asked = self._columns[column]
-        if asked.time_kind is None or not isinstance(value, str):
+        if asked.time_type is None or not isinstance(value, str):
             return asked.field, value
-        time = time_of(value, asked.time_kind)
+        time = time_of(value, asked.time_type)
         assert time is not None, "the filter was checked"
         return asked.time_field, int(time.value)
 

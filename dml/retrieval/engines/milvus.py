@@ -356,7 +356,7 @@ class MilvusEngine:
             text = {"max_length": _MOST_TEXT} if column.kind == "text" else {}
             schema.add_field(column.field, of_kind[column.kind], nullable=True, **text)
             attributes.add_index(column.field, index_type="INVERTED")
-            if column.time_kind is not None:
+            if column.time_type is not None:
                 schema.add_field(column.time_field, kinds.INT64, nullable=True)
                 attributes.add_index(column.time_field, index_type="INVERTED")
         client.create_collection(
@@ -481,8 +481,8 @@ def _rows(items: pa.Table, columns: MilvusColumns) -> list[dict[str, Any]]:
     for name, column in columns.items():
         values = items[name].cast(column.type)
         fields[column.field] = _held(name, values)
-        if column.time_kind is not None:
-            fields[column.time_field] = _times(name, values, column.time_kind)
+        if column.time_type is not None:
+            fields[column.time_field] = _times(name, values, column.time_type)
     return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
 
 

@@ -10,8 +10,8 @@ from lark import Token
 
 from dml.errors import InvalidFilter, did_you_mean
 from dml.retrieval.filters.columns import Column, Columns
+from dml.retrieval.filters.locations import LOCATION
 from dml.retrieval.filters.parse import Parsed
-from dml.retrieval.filters.places import PLACE
 from dml.retrieval.filters.text import pointed_at, write_name, write_value
 from dml.retrieval.filters.times import TIME, time_of
 from dml.retrieval.filters.tree import (
@@ -26,7 +26,7 @@ from dml.retrieval.filters.tree import (
     Value,
     Within,
 )
-from dml.retrieval.filters.where import Where, all_of, read
+from dml.retrieval.filters.where import Where, all_of, read_filters
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,10 @@ def check(where: Where, columns: Columns, *, refuse_absent: bool = True) -> Filt
         InvalidFilter: it cannot be read, or does not fit the columns.
     """
     return all_of(
-        [_Check(columns, text, refuse_absent).checked(parsed, negated=False) for parsed, text in read(where)]
+        [
+            _Check(columns, text, refuse_absent).checked(parsed, negated=False)
+            for parsed, text in read_filters(where)
+        ]
     )
 
 
@@ -76,11 +79,11 @@ class _Check:
         filter = parsed.filter
         match filter:
             case And() | Or():
-                below = _below(parsed, filter.filters)
-                return type(filter)(filters=tuple(self.checked(each, negated=negated) for each in below))
+                children = _children(parsed, filter.filters)
+                return type(filter)(filters=tuple(self.checked(child, negated=negated) for child in children))
             case Not():
-                (each,) = _below(parsed, (filter.filter,))
-                return Not(filter=self.checked(each, negated=not negated))
+                (child,) = _children(parsed, (filter.filter,))
+                return Not(filter=self.checked(child, negated=not negated))
             case Within():
                 self._check_within(filter, parsed)
                 return filter
@@ -102,7 +105,7 @@ class _Check:
     def _among(self, filter: Compare | In, column: Column, parsed: Parsed, *, negated: bool) -> Filter:
         name, given = write_name(filter.column), filter.values if isinstance(filter, In) else (filter.value,)
         values = [
-            self._value(name, value, column, _at(parsed.values, n), is_bare=parsed.is_bare)
+            self._value(name, value, column, _at(parsed.values, n), is_bare_column=parsed.is_bare_column)
             for n, value in enumerate(given)
         ]
         if column.kind != "boolean" and self._refuse_absent:
@@ -110,7 +113,7 @@ class _Check:
             present = column.has(values)
             if not all(present):
                 n = present.index(False)
-                self._tell_absent(name, column, values[n], _at(parsed.values, n), is_negative=is_negative)
+                self._report_absent(name, column, values[n], _at(parsed.values, n), is_negative=is_negative)
         if isinstance(filter, In):
             return In(column=filter.column, values=tuple(sorted(set(values))))
         return Compare(column=filter.column, operator=filter.operator, value=values[0])
@@ -118,7 +121,7 @@ class _Check:
     def _between(self, filter: Between, column: Column, parsed: Parsed) -> Between:
         low = self._ordered(filter, ">=", filter.low, column, _at(parsed.values, 0))
         high = self._ordered(filter, "<=", filter.high, column, _at(parsed.values, 1))
-        kind = column.time_kind
+        kind = column.time_type
         if kind is None:
             is_reversed = filter.low > filter.high  # type: ignore[operator]
         else:
@@ -148,7 +151,7 @@ class _Check:
         return number
 
     def _time(self, name: str, value: Value, column: Column, token: Token | None) -> str:
-        kind = column.time_kind
+        kind = column.time_type
         if kind is None:
             example = column.example(unlike=TIME)
             if re.match(TIME, example):
@@ -171,10 +174,12 @@ class _Check:
             )
         return value
 
-    def _value(self, name: str, value: Value, column: Column, token: Token | None, *, is_bare: bool) -> Value:
+    def _value(
+        self, name: str, value: Value, column: Column, token: Token | None, *, is_bare_column: bool
+    ) -> Value:
         """A value to be equal to, of the column's type."""
         kind = column.kind
-        if is_bare and kind != "boolean":
+        if is_bare_column and kind != "boolean":
             self._refuse(
                 f"A column that stands alone must hold true or false; {name} holds {_HOLDS[kind]}. Compare "
                 f"it, or write {name} is not null.",
@@ -226,11 +231,11 @@ class _Check:
         columns = [self._column(name, _at(parsed.columns, n)) for n, name in enumerate(filter.columns)]
         names, first = [write_name(name) for name in filter.columns], _at(parsed.columns, 0)
         if len(columns) == 1:
-            if not columns[0].holds_places:
+            if not columns[0].holds_locations:
                 self._refuse(
                     "within must have a text column of locations such as '30.2,120.1', latitude first, in "
                     f"degrees, or two columns of numbers, within(lat, lon, ...); {names[0]} holds "
-                    f"{_HOLDS[columns[0].kind]}{_such_as(columns[0].example(unlike=PLACE))}.",
+                    f"{_HOLDS[columns[0].kind]}{_such_as(columns[0].example(unlike=LOCATION))}.",
                     first,
                 )
             return
@@ -258,7 +263,7 @@ class _Check:
             )
         return self._columns[name]
 
-    def _tell_absent(
+    def _report_absent(
         self, name: str, column: Column, value: Value, token: Token | None, *, is_negative: bool
     ) -> None:
         values, number = column.near(value)
@@ -280,12 +285,12 @@ class _Check:
         raise InvalidFilter(message, place)
 
 
-def _below(parsed: Parsed, filters: Sequence[Filter]) -> Sequence[Parsed]:
-    return parsed.below or [Parsed(filter) for filter in filters]
+def _children(parsed: Parsed, filters: Sequence[Filter]) -> Sequence[Parsed]:
+    return parsed.children or [Parsed(filter) for filter in filters]
 
 
 def _at(tokens: Sequence[Token], n: int) -> Token | None:
-    """The place of a column or value; None where the filter was not read from text."""
+    """The position of a column or value in the text; None where the filter was not read from text."""
     return tokens[n] if tokens else None
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dml.retrieval.filters.places import places_in_text
+from dml.retrieval.filters.locations import locations_in_text
 from dml.retrieval.filters.times import times_of
 
 Kind: TypeAlias = Literal["text", "integer", "number", "boolean", "other"]
@@ -23,12 +23,12 @@ class Column(Protocol):
         """What the column holds."""
 
     @property
-    def time_kind(self) -> pa.TimestampType | None:
+    def time_type(self) -> pa.TimestampType | None:
         """The type of a text column's times, as of `times_of`; None: they are no times."""
 
     @property
-    def holds_places(self) -> bool:
-        """Whether the texts are locations, as of `places_in_text`."""
+    def holds_locations(self) -> bool:
+        """Whether the texts are locations, as of `locations_in_text`."""
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -84,12 +84,12 @@ class ItemColumn:
         return times_of(self.values) if self.kind == "text" else None
 
     @property
-    def time_kind(self) -> pa.TimestampType | None:
+    def time_type(self) -> pa.TimestampType | None:
         return None if self.times is None else self.times.type
 
     @cached_property
-    def holds_places(self) -> bool:
-        return self.kind == "text" and places_in_text(self.values) is not None
+    def holds_locations(self) -> bool:
+        return self.kind == "text" and locations_in_text(self.values) is not None
 
     @cached_property
     def limits(self) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dml.retrieval.filters.check import check
 from dml.retrieval.filters.columns import ItemColumn, ItemColumns
-from dml.retrieval.filters.places import distances_km, places_in_numbers, places_in_text
+from dml.retrieval.filters.locations import distances_km, locations_in_numbers, locations_in_text
 from dml.retrieval.filters.times import time_of
 from dml.retrieval.filters.tree import And, Between, Compare, Filter, In, IsNull, Not, Or, Within
 from dml.retrieval.filters.where import Where
@@ -50,9 +50,9 @@ def evaluate(filter: Filter, columns: ItemColumns) -> NDArray[np.bool_]:
     """(N,) whether each item satisfies a filter that `check` returned."""
     match filter:
         case And(filters=filters):
-            return reduce(np.logical_and, (evaluate(each, columns) for each in filters))
+            return reduce(np.logical_and, (evaluate(child, columns) for child in filters))
         case Or(filters=filters):
-            return reduce(np.logical_or, (evaluate(each, columns) for each in filters))
+            return reduce(np.logical_or, (evaluate(child, columns) for child in filters))
         case Not():
             return ~evaluate(filter.filter, columns)
         case Within():
@@ -92,10 +92,10 @@ def _is_null(column: ItemColumn) -> NDArray[np.bool_]:
 
 
 def _within(columns: ItemColumns, filter: Within) -> NDArray[np.bool_]:
-    held = [columns[name].values for name in filter.columns]
-    places = places_in_text(*held) if len(held) == 1 else places_in_numbers(*held)
-    assert places is not None, "the check refuses other columns"
-    near: NDArray[np.bool_] = distances_km(*places, filter.latitude, filter.longitude) <= filter.radius_km
+    values = [columns[name].values for name in filter.columns]
+    locations = locations_in_text(*values) if len(values) == 1 else locations_in_numbers(*values)
+    assert locations is not None, "the check refuses other columns"
+    near: NDArray[np.bool_] = distances_km(*locations, filter.latitude, filter.longitude) <= filter.radius_km
     return near
 
 

@@ -9,7 +9,6 @@ than `or`.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -18,13 +17,11 @@ from typing import Any, NoReturn
 from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedToken, v_args
 
 from dml.errors import InvalidFilter
+from dml.retrieval.filters.suggestions import suggestion
 from dml.retrieval.filters.text import (
-    KEYWORDS,
     MAX_TEXT_BYTES,
     NAME,
     pointed_at,
-    write_name,
-    write_value,
 )
 from dml.retrieval.filters.tree import (
     MAX_DEPTH,
@@ -105,36 +102,26 @@ _COULD_STAND = {
 """What a terminal of the grammar is called in an error, in the order of naming; a quoted name is a column."""
 _KILOMETRES = {"km": 1.0, "m": 1e-3}
 _MAX_DIGITS = 300
-_SHOWN, _REMEMBERED_LENGTH = 60, 500
-_QUOTES_OF_NAMES = ('"', "`")
-_SIGN = re.compile(r"!=|>=|<=|==?|>|<")
-_UNQUOTED_NAME, _UNQUOTED_VALUES = re.compile(r"[^\W\d][\w ]*"), re.compile(r"[^'\"()<>=]*")
-_KEYWORD = re.compile(rf"\b({'|'.join(KEYWORDS)})\b", re.IGNORECASE)
-_PLAIN_VALUE = re.compile(r"[+-]?\d+(\.\d+)?|true|false|\d{4}-\d\d-\d\d(T[\d:.]+Z?)?", re.IGNORECASE)
-_WORDS = re.compile(r"\w[\w.@/\\-]*(\s+(?!(?:and|or|not|in|is|between)\b)\w[\w.@/\\-]*)*", re.IGNORECASE)
-_NULLS = ("null", "none", "nil", "nan")
-_MATCHERS = ("like", "ilike", "contains", "startswith", "matches", "regexp", "rlike", "glob", "similar", "~")
-_JOINERS = {"&": "and", "|": "or", ",": "and", ";": "and"}
-_ELSEWHERE = {"!": " Write not.", "=": " Write a single =.", "~": " Write not."}
+_MAX_CHARACTERS_SHOWN, _MAX_LENGTH_CACHED = 60, 500
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """A filter, and where its columns and values stand in the text."""
+    """A filter, with the tokens of its columns and values, which know their positions in the text."""
 
     filter: Filter
     columns: tuple[Token, ...] = ()
     values: tuple[Token, ...] = ()
-    below: tuple["Parsed", ...] = ()
-    is_bare: bool = False
-    """The comparison with true of a column that stands alone."""
+    children: tuple["Parsed", ...] = ()
+    is_bare_column: bool = False
+    """It is a column without an operator, which is compared with true."""
 
     @property
     def first(self) -> Token:
         """The first column in the text."""
         parsed = self
-        while parsed.below:
-            parsed = parsed.below[0]
+        while parsed.children:
+            parsed = parsed.children[0]
         return parsed.columns[0]
 
 
@@ -148,20 +135,20 @@ def parse(text: str) -> Filter:
         >>> print(parse("age >= 20 AND NOT (vip OR region IN ('east', 'west'))"))
         age >= 20 and not (vip = true or region in ('east', 'west'))
     """
-    return parse_with_places(text).filter
+    return parse_with_positions(text).filter
 
 
-def parse_with_places(text: str) -> Parsed:
-    """As `parse`, with the places of columns and values, so that later errors can point at them.
+def parse_with_positions(text: str) -> Parsed:
+    """As `parse`, with the positions of columns and values, so that later errors can point at them.
 
-    The last short texts are remembered, in at most 25 MB: reading `age > 20` takes 97 us of CPU time,
-    remembering it 0.3.
+    The last 256 short texts are cached, in at most 25 MB: `age > 20` takes 97 us of CPU time, 0.3 from the
+    cache.
     """
-    return _remembered(text) if len(text) <= _REMEMBERED_LENGTH else _read(text)
+    return _read_cached(text) if len(text) <= _MAX_LENGTH_CACHED else _read(text)
 
 
 @lru_cache(maxsize=256)
-def _remembered(text: str) -> Parsed:
+def _read_cached(text: str) -> Parsed:
     return _read(text)
 
 
@@ -200,7 +187,7 @@ def _terminals_after(tokens: Sequence[Token]) -> set[str]:
 
 
 class _Refused(Exception):
-    """What can be read, but says nothing; the text is not known here."""
+    """Grammatical text that no filter can mean, such as -1 km; caught where the text is known."""
 
     def __init__(self, message: str, token: Token) -> None:
         super().__init__(message)
@@ -216,20 +203,23 @@ def _parser() -> Lark:
 class _Reader(Transformer[Token, Parsed]):
     """Builds the filter while the text is read, so that no nesting is met by recursion."""
 
-    def or_(self, *below: Parsed) -> Parsed:
-        return _joined(Or, below)
+    def or_(self, *children: Parsed) -> Parsed:
+        return _joined(Or, children)
 
-    def and_(self, *below: Parsed) -> Parsed:
-        return _joined(And, below)
+    def and_(self, *children: Parsed) -> Parsed:
+        return _joined(And, children)
 
-    def negated(self, below: Parsed) -> Parsed:
-        if below.filter.depth == MAX_DEPTH:
-            raise _too_deep(below)
-        return Parsed(Not(filter=below.filter), below=(below,))
+    def negated(self, child: Parsed) -> Parsed:
+        if child.filter.depth == MAX_DEPTH:
+            raise _too_deep(child)
+        return Parsed(Not(filter=child.filter), children=(child,))
 
     def is_true(self, column: Token) -> Parsed:
         return Parsed(
-            Compare(column=_name(column), operator="=", value=True), (column,), (column,), is_bare=True
+            Compare(column=_name(column), operator="=", value=True),
+            (column,),
+            (column,),
+            is_bare_column=True,
         )
 
     def compare(self, column: Token, operator: Token, value: Token) -> Parsed:
@@ -286,20 +276,20 @@ class _Reader(Transformer[Token, Parsed]):
         return Parsed(node, columns)
 
 
-def _joined(kind: type[And] | type[Or], below: tuple[Parsed, ...]) -> Parsed:
-    if len(below) > MAX_FILTERS:
+def _joined(kind: type[And] | type[Or], children: tuple[Parsed, ...]) -> Parsed:
+    if len(children) > MAX_FILTERS:
         raise _Refused(
-            f"At most {MAX_FILTERS} filters can be joined; got {len(below)}. Use a list: a in (1, 2).",
-            below[MAX_FILTERS].first,
+            f"At most {MAX_FILTERS} filters can be joined; got {len(children)}. Use a list: a in (1, 2).",
+            children[MAX_FILTERS].first,
         )
-    for each in below:
-        if each.filter.depth == MAX_DEPTH:
-            raise _too_deep(each)
-    return Parsed(kind(filters=tuple(each.filter for each in below)), below=below)
+    for child in children:
+        if child.filter.depth == MAX_DEPTH:
+            raise _too_deep(child)
+    return Parsed(kind(filters=tuple(child.filter for child in children)), children=children)
 
 
-def _too_deep(below: Parsed) -> _Refused:
-    return _Refused(f"A filter must be at most {MAX_DEPTH} deep; this one is deeper.", below.first)
+def _too_deep(child: Parsed) -> _Refused:
+    return _Refused(f"A filter must be at most {MAX_DEPTH} deep; this one is deeper.", child.first)
 
 
 def _name(token: Token) -> str:
@@ -345,63 +335,15 @@ def _limit_length(text: str) -> None:
 
 
 def _refuse_at(text: str, position: int, found: str, terminals: set[str]) -> NoReturn:
-    """Raise InvalidFilter that says what could stand at this place."""
+    """Raise InvalidFilter that says what could stand at this position."""
     if terminals == {"NAME"}:
         could = ["km or m"]
     else:
         could = [name for terminal, name in _COULD_STAND.items() if terminal in terminals]
     alternatives = " or ".join([", ".join(could[:-1]), could[-1]] if len(could) > 1 else could)
-    got = f"{found[:_SHOWN]!r}" if found else "the end"
+    got = f"{found[:_MAX_CHARACTERS_SHOWN]!r}" if found else "the end"
     raise InvalidFilter(
         f"A filter must have {alternatives} at character {position + 1}; got {got}."
-        f"{_hint(text, position, found, terminals)}",
+        f"{suggestion(text, position, found, terminals)}",
         pointed_at(text, position),
     )
-
-
-def _hint(text: str, position: int, found: str, terminals: set[str]) -> str:
-    """What was probably meant by those who know another language."""
-    word, is_value = found.lower(), "TEXT" in terminals
-    if is_value and word in _NULLS:
-        return " A missing value has a condition of its own: a is null, or a is not null."
-    if rewritten := _rewritten(text):
-        return f" Write: {rewritten}"
-    if found == "'":
-        return " A text ends with a single quote; one inside it is written ''."
-    if is_value and found[:1] in _QUOTES_OF_NAMES and len(found) > 1:
-        return f" Text stands in single quotes: {write_value(found[1:-1])}"
-    if is_value and (words := _WORDS.match(text, position)):
-        return f" Text stands in single quotes: {write_value(words[0])}"
-    if "NAME" in terminals and (found[:1].isdigit() or found[:1] == "'"):
-        return " The column comes first, as in age > 20."
-    if "_NULL" in terminals and word in ("true", "false"):
-        return f" Write = {word}."
-    if "OPERATOR" in terminals and word in _MATCHERS:
-        return " Texts are compared whole, by = or in."
-    if "_AND" in terminals and found in _JOINERS:
-        return f" Write {_JOINERS[found]}."
-    return _ELSEWHERE.get(found, "")
-
-
-def _rewritten(text: str) -> str:
-    """A condition of the form `script=Greek|Latin` in the language of filters; empty if it is none."""
-    match = _SIGN.search(text)
-    if match is None:
-        return ""
-    column, meant = text[: match.start()].strip(), text[match.end() :].strip()
-    are_plain = _UNQUOTED_NAME.fullmatch(column) and _UNQUOTED_VALUES.fullmatch(meant)
-    if not are_plain or "||" in meant or _KEYWORD.search(column) or _KEYWORD.search(meant):
-        return ""
-    name, sign = write_name(column), match[0].replace("==", "=")
-    values = [value.strip(" []") for value in re.split(r"[|,;]", meant)]
-    written = [value if _PLAIN_VALUE.fullmatch(value) else write_value(value) for value in values if value]
-    if sign not in ("=", "!="):
-        return f"{name} {sign} {written[0]}" if len(values) == len(written) == 1 else ""
-    several = f"{'not ' if sign == '!=' else ''}in ({', '.join(written)})"
-    missing = f"{name} is {'not ' if sign == '!=' else ''}null"
-    if not written:
-        return missing
-    condition = f"{name} {sign} {written[0]}" if len(written) == 1 else f"{name} {several}"
-    if len(written) == len(values):
-        return condition
-    return f"{condition} {'and' if sign == '!=' else 'or'} {missing}"

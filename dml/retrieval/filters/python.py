@@ -5,7 +5,7 @@ from operator import and_, or_
 from typing import Any
 
 from dml.errors import InvalidFilter
-from dml.retrieval.filters.tree import Between, Compare, Filter, In, IsNull, Node, Operator, Within, made
+from dml.retrieval.filters.tree import Between, Compare, Filter, In, IsNull, Node, Operator, Within, make_node
 
 
 class Col:
@@ -40,7 +40,7 @@ class Col:
 
     def between(self, low: Any, high: Any) -> Between:
         """The value is from low to high, both included."""
-        return made(Between, column=self._name, low=low, high=high)
+        return make_node(Between, column=self._name, low=low, high=high)
 
     def isin(self, values: Iterable[Any]) -> In:
         """The value is one of these."""
@@ -48,11 +48,11 @@ class Col:
             raise InvalidFilter(
                 f"isin must have a list of values; got the text {values!r}. Pass [{values!r}]."
             )
-        return made(In, column=self._name, values=tuple(values))
+        return make_node(In, column=self._name, values=tuple(values))
 
     def is_null(self) -> IsNull:
         """The value is missing: null, NaN or empty text."""
-        return made(IsNull, column=self._name)
+        return make_node(IsNull, column=self._name)
 
     def is_true(self) -> Compare:
         """The truth value is true."""
@@ -61,7 +61,7 @@ class Col:
     def within(self, latitude: float, longitude: float, radius_km: float) -> Within:
         """The location is at most so many kilometres from this place, in degrees."""
         column = self._name if self._longitude is None else (self._name, self._longitude)
-        return made(Within, column=column, latitude=latitude, longitude=longitude, radius_km=radius_km)
+        return make_node(Within, column=column, latitude=latitude, longitude=longitude, radius_km=radius_km)
 
     def __and__(self, other: Any) -> Filter:
         return _joined(self, other, and_)
@@ -84,7 +84,7 @@ class Col:
         )
 
     def _compare(self, operator: Operator, value: object) -> Compare:
-        return made(Compare, column=self._name, operator=operator, value=value)
+        return make_node(Compare, column=self._name, operator=operator, value=value)
 
 
 def col(name: str, longitude: str | None = None) -> Col:
@@ -105,7 +105,7 @@ def col(name: str, longitude: str | None = None) -> Col:
 
 
 def _joined(left: Any, right: Any, join: Callable[[Any, Any], Filter]) -> Filter:
-    nodes = [each.is_true() if isinstance(each, Col) else each for each in (left, right)]
+    nodes = [side.is_true() if isinstance(side, Col) else side for side in (left, right)]
     for node in nodes:
         if not isinstance(node, Node):
             raise TypeError(f"Filters are joined with filters; got {node!r}. Bracket each comparison.")

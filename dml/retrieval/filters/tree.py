@@ -44,8 +44,8 @@ MAX_NAME_LENGTH = 1_024
 Operator: TypeAlias = Literal["=", "!=", "<", "<=", ">", ">="]
 
 
-def _value(value: Any) -> Any:
-    """A value as filters hold it; raises ValueError for what no column holds."""
+def _plain_value(value: Any) -> Any:
+    """A value as a filter stores it; raises ValueError for what no column can hold."""
     if isinstance(value, date):  # and its subclass datetime
         return value.isoformat()
     if not isinstance(value, bool | int | float | str) and hasattr(value, "item"):
@@ -69,20 +69,20 @@ def _value(value: Any) -> Any:
     return value
 
 
-Value: TypeAlias = Annotated[StrictBool | StrictInt | StrictFloat | StrictStr, BeforeValidator(_value)]
+Value: TypeAlias = Annotated[StrictBool | StrictInt | StrictFloat | StrictStr, BeforeValidator(_plain_value)]
 _Filters: TypeAlias = Annotated[tuple["Filter", ...], Field(min_length=2, max_length=MAX_FILTERS)]
 Column: TypeAlias = Annotated[StrictStr, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
 _Degrees: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class Node(BaseModel):
-    """What the eight kinds share; `str` writes the filter as text that parses to the same tree."""
+    """The base of the eight kinds; `str` writes the filter as text that parses to the same tree."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @property
-    def filters_below(self) -> tuple["Filter", ...]:
-        """The filters that this one is made of."""
+    def children(self) -> tuple["Filter", ...]:
+        """The filters that this one joins or negates."""
         return ()
 
     def __repr__(self) -> str:
@@ -91,30 +91,30 @@ class Node(BaseModel):
     @cached_property
     def depth(self) -> int:
         """The number of nodes from this one down to the farthest."""
-        return 1 + max((below.depth for below in self.filters_below), default=0)
+        return 1 + max((child.depth for child in self.children), default=0)
 
     @cached_property
     def num_nodes(self) -> int:
-        """This one and all below."""
-        return 1 + sum(below.num_nodes for below in self.filters_below)
+        """The number of nodes of the tree."""
+        return 1 + sum(child.num_nodes for child in self.children)
 
     @property
-    def columns_asked(self) -> frozenset[str]:
-        """The columns that the filter asks for."""
-        return frozenset().union(*(below.columns_asked for below in self.filters_below))
+    def column_names(self) -> frozenset[str]:
+        """The names of the columns that the filter compares."""
+        return frozenset().union(*(child.column_names for child in self.children))
 
     def __and__(self, other: "Filter") -> "And":
         if not isinstance(other, Node):
             return NotImplemented
-        return made(And, filters=(*_parts(And, self), *_parts(And, other)))
+        return make_node(And, filters=(*_same_kind(And, self), *_same_kind(And, other)))
 
     def __or__(self, other: "Filter") -> "Or":
         if not isinstance(other, Node):
             return NotImplemented
-        return made(Or, filters=(*_parts(Or, self), *_parts(Or, other)))
+        return make_node(Or, filters=(*_same_kind(Or, self), *_same_kind(Or, other)))
 
     def __invert__(self) -> "Filter":
-        return self.filter if isinstance(self, Not) else made(Not, filter=self)
+        return self.filter if isinstance(self, Not) else make_node(Not, filter=self)
 
     def __bool__(self) -> bool:
         raise TypeError(
@@ -122,8 +122,8 @@ class Node(BaseModel):
         )
 
 
-class _Combination(Node):
-    """A node with filters below it: so few and so deep that a walk down a tree recurses and ends soon."""
+class _Parent(Node):
+    """A node with children; limited, so that a recursive walk down a tree is short."""
 
     @model_validator(mode="after")
     def _limit(self) -> Self:
@@ -134,51 +134,50 @@ class _Combination(Node):
         return self
 
 
-class _OfColumn(Node):
+class _ColumnCondition(Node):
     op: str
     column: Column
 
     @property
-    def columns_asked(self) -> frozenset[str]:
+    def column_names(self) -> frozenset[str]:
         return frozenset({self.column})
 
 
-class And(_Combination):
-    """All of the filters hold."""
-
-    op: Literal["and"] = "and"
+class _Junction(_Parent):
+    op: str
     filters: _Filters
 
     @property
-    def filters_below(self) -> tuple["Filter", ...]:
+    def children(self) -> tuple["Filter", ...]:
         return self.filters
+
+
+class And(_Junction):
+    """All of the filters hold."""
+
+    op: Literal["and"] = "and"
 
     def __str__(self) -> str:
         return " and ".join(_in_brackets(f) if isinstance(f, And | Or) else str(f) for f in self.filters)
 
 
-class Or(_Combination):
+class Or(_Junction):
     """At least one of the filters holds."""
 
     op: Literal["or"] = "or"
-    filters: _Filters
-
-    @property
-    def filters_below(self) -> tuple["Filter", ...]:
-        return self.filters
 
     def __str__(self) -> str:
         return " or ".join(_in_brackets(f) if isinstance(f, Or) else str(f) for f in self.filters)
 
 
-class Not(_Combination):
+class Not(_Parent):
     """The filter does not hold."""
 
     op: Literal["not"] = "not"
     filter: "Filter"
 
     @property
-    def filters_below(self) -> tuple["Filter", ...]:
+    def children(self) -> tuple["Filter", ...]:
         return (self.filter,)
 
     def __str__(self) -> str:
@@ -194,7 +193,7 @@ class Not(_Combination):
         return f"not {self.filter}"
 
 
-class Compare(_OfColumn):
+class Compare(_ColumnCondition):
     """The column's value compares so with this one; `!=` is also true where it is missing."""
 
     op: Literal["compare"] = "compare"
@@ -205,7 +204,7 @@ class Compare(_OfColumn):
         return f"{write_name(self.column)} {self.operator} {write_value(self.value)}"
 
 
-class Between(_OfColumn):
+class Between(_ColumnCondition):
     """The column's value is from low to high, both included."""
 
     op: Literal["between"] = "between"
@@ -216,7 +215,7 @@ class Between(_OfColumn):
         return f"{write_name(self.column)} between {write_value(self.low)} and {write_value(self.high)}"
 
 
-class In(_OfColumn):
+class In(_ColumnCondition):
     """The column's value is one of these."""
 
     op: Literal["in"] = "in"
@@ -231,7 +230,7 @@ class In(_OfColumn):
         return f"{write_name(self.column)} in {self.list_text}"
 
 
-class IsNull(_OfColumn):
+class IsNull(_ColumnCondition):
     """The column's value is missing: null, NaN or empty text."""
 
     op: Literal["is_null"] = "is_null"
@@ -245,8 +244,8 @@ class Within(Node):
 
     Attributes:
         column: a text column of `latitude,longitude`, or two columns of numbers, latitude and longitude.
-        latitude: of the place, degrees, [-90, 90].
-        longitude: of the place, degrees, [-180, 180].
+        latitude: of the center, degrees, [-90, 90].
+        longitude: of the center, degrees, [-180, 180].
         radius_km: kilometres, above 0.
     """
 
@@ -262,27 +261,27 @@ class Within(Node):
         return (self.column,) if isinstance(self.column, str) else self.column
 
     @property
-    def columns_asked(self) -> frozenset[str]:
+    def column_names(self) -> frozenset[str]:
         return frozenset(self.columns)
 
     def __str__(self) -> str:
-        place = f"{write_value(self.latitude)}, {write_value(self.longitude)}"
+        center = f"{write_value(self.latitude)}, {write_value(self.longitude)}"
         return (
-            f"within({', '.join(map(write_name, self.columns))}, {place}, {write_value(self.radius_km)} km)"
+            f"within({', '.join(map(write_name, self.columns))}, {center}, {write_value(self.radius_km)} km)"
         )
 
 
 Filter: TypeAlias = Annotated[
     And | Or | Not | Compare | Between | In | IsNull | Within, Field(discriminator="op")
 ]
-for _kind in (And, Or, Not):
+for _kind in (_Junction, And, Or, Not):
     _kind.model_rebuild()
 N = TypeVar("N", bound=Node)
 _KINDS = ("and", "or", "not", "compare", "between", "in", "is_null", "within")
 
 
-def made(kind: type[N], **fields: Any) -> N:
-    """A node; raises InvalidFilter where it cannot be."""
+def make_node(kind: type[N], **fields: Any) -> N:
+    """A node of a kind; raises InvalidFilter where a field is wrong."""
     try:
         return kind(**fields)
     except ValidationError as error:
@@ -301,7 +300,7 @@ def invalid_filter(error: ValidationError) -> InvalidFilter:
     return InvalidFilter(f"A filter must be a tree of its eight kinds of node; {place}{message}.")
 
 
-def _parts(kind: type[And] | type[Or], filter: Any) -> tuple[Any, ...]:
+def _same_kind(kind: type[And] | type[Or], filter: Any) -> tuple[Any, ...]:
     return filter.filters if isinstance(filter, kind) else (filter,)
 
 

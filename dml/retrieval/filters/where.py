@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from dml.errors import InvalidFilter
 from dml.retrieval.filters.json_tree import from_json
-from dml.retrieval.filters.parse import Parsed, parse_with_places
+from dml.retrieval.filters.parse import Parsed, parse_with_positions
 from dml.retrieval.filters.python import Col
 from dml.retrieval.filters.tree import Filter, Node
 
@@ -16,29 +16,29 @@ Where: TypeAlias = _One | Sequence[_One] | None
 """Several must all hold; None or none of them: every item."""
 
 
-def read(where: Where) -> Iterator[tuple[Parsed, str]]:
-    """Each filter that must hold, with the text that it was read from; empty: from none.
+def read_filters(where: Where) -> Iterator[tuple[Parsed, str]]:
+    """Each filter that must hold, with the text that it was read from, "" where it was not text.
 
     Raises:
         InvalidFilter: it cannot be read.
     """
     several = where if isinstance(where, Sequence) and not isinstance(where, str | bytes) else (where,)
-    for each in several:
-        match each:
+    for one in several:
+        match one:
             case None if where is None:
                 return
             case str():
-                yield parse_with_places(each), each
+                yield parse_with_positions(one), one
             case Node():
-                yield Parsed(each), ""
+                yield Parsed(one), ""
             case Col():
-                yield Parsed(each.is_true()), ""
+                yield Parsed(one.is_true()), ""
             case Mapping():
-                yield Parsed(from_json(each)), ""
+                yield Parsed(from_json(one)), ""
             case _:
                 raise InvalidFilter(
                     "A filter must be text, a filter, its JSON object, or a list of these; got "
-                    f"{type(each).__name__}."
+                    f"{type(one).__name__}."
                 )
 
 

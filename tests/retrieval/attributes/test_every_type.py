@@ -61,8 +61,7 @@ filters = (
 @pytest.fixture(scope="module")
 def indexes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("types")
-    write_attributes(folder, ITEMS)
-    return open_attributes(folder, ITEMS)
+    return open_attributes(write_attributes(folder, ITEMS), ITEMS)
 
 
 @settings(max_examples=400, deadline=None, derandomize=True, database=None)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dml.errors import InvalidFilter
 from dml.retrieval.filters import from_json, json_schema, matching_rows, parse
-from dml.retrieval.filters.places import distances_km
+from dml.retrieval.filters.locations import distances_km
 from tests.retrieval.filters.trees import (
     filters_of,
     haversine_km,

@@ -251,12 +251,13 @@ def _fine_tuned(profile: DatasetProfile, weights: Weights, *, has_gpu: bool) -> 
     sampler = _sampler(profile, classes_per_batch=28)
     steps = _steps(profile, sampler, most=7500 if has_gpu else 600)
     side = min(224 if has_gpu else 96, max(profile.side // 32 * 32, 64))
+    backbone = TorchvisionConfig(name=weights.network, weights=weights.file)
     return ExperimentConfig(
         name=f"photos-{weights.network}",
         preprocessing=_color(side),
         augmentation=_CROPS,
         encoder=EncoderConfig(
-            backbone=TorchvisionConfig(name=weights.network, weights=weights.file),
+            backbone=backbone,
             pooling="avg+max",
             dim=512 if has_gpu else 128,
             freeze_batch_norm=weights.network != "squeezenet1_1",  # which has none
@@ -264,7 +265,7 @@ def _fine_tuned(profile: DatasetProfile, weights: Weights, *, has_gpu: bool) -> 
         sampler=sampler,
         loss=loss_config("proxy_anchor"),
         optimizer=OptimizerConfig(
-            learning_rate=1e-4 if has_gpu else 4e-4,
+            learning_rate=_backbone_rate(backbone),
             head_learning_rate=2e-3,
             loss_learning_rate=1e-2,
             warmup_steps=steps // 12,

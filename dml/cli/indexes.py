@@ -84,10 +84,11 @@ def index(
         str, typer.Option(help="auto, as `dml plan` has it, or any Faiss index_factory string")
     ] = "auto",
     recall: Annotated[
-        float, typer.Option(min=0.5, max=1.0, help="recall@10 that searches are tuned to")
+        float, typer.Option(min=0.5, max=1.0, help="recall@10 of searches; they are tuned to it")
     ] = 0.95,
     explain: Annotated[
-        bool, typer.Option("--explain", help="print what searches find and cost, by their parameters")
+        bool,
+        typer.Option("--explain", help="print costs and recall with their basis; by parameters of a search"),
     ] = False,
     shards: Annotated[
         int, typer.Option(min=1, help="bundles to cut the rows into, built in parallel and searched together")
@@ -277,7 +278,8 @@ def search(
     engine: OptionalEngine = None,
     collection: Collection = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="print the plan, its costs, and the recall with its basis")
+        bool,
+        typer.Option("--explain", help="print costs and recall with their basis; of the plan of this search"),
     ] = False,
     store: Store = None,
     as_json: Json = False,
@@ -452,18 +454,21 @@ def _write(target: Path, content: bytes) -> None:
 
 @verb()
 def indexes(
-    explain: Annotated[
-        str | None, typer.Option(help="what searches of one index find and cost; NAME or NAME@VERSION")
+    name: Annotated[
+        str | None,
+        typer.Argument(help="what searches of this one find and cost, instead of all; NAME or NAME@VERSION"),
     ] = None,
-    picture: Annotated[Path | None, typer.Option(help="draw that into this PNG file; of --explain")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="write a picture into this PNG file; of recall and time by parameter")
+    ] = None,
     store: Store = None,
     as_json: Json = False,
 ) -> "IndexList | IndexExplanation":
     """List the versions of all indexes; `*` marks those that searches use, beside what is newer than they."""
-    if explain is not None:
-        return emit(_explanation(store_to_list(store), explain, picture), as_json, _show_explanation)
+    if name is not None:
+        return emit(_explanation(store_to_list(store), name, picture), as_json, _show_explanation)
     if picture is not None:
-        raise InvalidSetting(f"--picture draws what --explain NAME finds; got {picture} and no --explain.")
+        raise InvalidSetting(f"--picture is of one index; got {picture} and no NAME. Do: dml indexes NAME.")
     from dml.reports import IndexList, ListedIndex, Refresh
     from dml.retrieval.index import list_versions
     from dml.retrieval.refresh import read_refreshes

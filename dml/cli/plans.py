@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 def plan(
     rows: Annotated[str, typer.Option(help="vectors, as 250000, 1e9 or 100M")],
     dim: Annotated[int, typer.Option(help="dimensions of a vector")],
-    recall: Annotated[float, typer.Option(help="share of the 10 nearest that is found")] = 0.95,
+    recall: Annotated[
+        float,
+        typer.Option(
+            min=0.5, max=1.0, help="recall@10 of searches; the share of the 10 nearest that is found"
+        ),
+    ] = 0.95,
     latency_ms: Annotated[float, typer.Option(help="of one query on one thread, at most")] = 20.0,
     memory: Annotated[
         str | None, typer.Option(help="of each machine, as 64G; default: this machine's")

@@ -80,15 +80,15 @@ def test_what_searches_of_an_index_find_is_explained_and_drawn(dml, tmp_path):
     table = embed(store, package, dataset)
     publish_index(store, build_index(store, "shelves", table, IndexConfig(factory="IVF4,Flat")))
     picture = tmp_path / "curve.png"
-    done = dml("indexes", "--explain", "shelves", "--picture", str(picture), "--store", store)
+    done = dml("indexes", "shelves", "--picture", str(picture), "--store", store)
     assert done.status == 0, done.err
     assert "nprobe=" in done.out
     assert picture.read_bytes().startswith(b"\x89PNG")
-    explained = dml("indexes", "--explain", "shelves", "--store", store, "--json").json
+    explained = dml("indexes", "shelves", "--store", store, "--json").json
     assert explained["curve"]["chosen"] in explained["curve"]["points"]
 
 
 def test_a_picture_of_a_list_is_refused(dml, tmp_path):
     done = dml("indexes", "--picture", str(tmp_path / "x.png"), "--store", str(tmp_path))
     assert done.status == 2
-    assert "--explain" in done.err
+    assert "dml indexes NAME" in done.err

@@ -424,12 +424,22 @@ class SearchRecall(Result):
     num_queries: int | None = Field(description="held-out queries it was measured on")
 
 
+class SearchStage(Result):
+    """One stage of a search: what it looked at, and what that cost."""
+
+    name: str
+    budget: int = Field(description="rows that it was given to compare, at most")
+    recall: float | None = Field(description="of what it hands on; null: not measured")
+    cpu_us: float = Field(description="processor time of a query, mean of those searched together")
+
+
 class SearchPlan(Result):
     """How a search was executed, why, and what it costs by the cost model that was fitted at build."""
 
-    kind: Literal["nothing", "exact", "index_filtered", "index"] = Field(
+    kind: Literal["nothing", "exact", "index_filtered", "index", "cascade"] = Field(
         description="nothing: no item matches; exact: compared with every match; index_filtered: the nearest "
-        "lists, without what does not match; index: as built, without a filter"
+        "lists, without what does not match; index: as built, without a filter; cascade: the candidates of "
+        "small codes, compared in full"
     )
     factory: str = Field(description="the index's Faiss factory")
     count: int = Field(description="items that match the filter; all without one")
@@ -448,6 +458,7 @@ class SearchPlan(Result):
     timed_elsewhere: str | None = Field(
         description="the processor on which the costs were timed, where it is another than this one"
     )
+    stages: list[SearchStage] = Field(description="of a cascade, in order, as it was executed")
     notes: list[str] = Field(description="what happened while it was executed")
 
 
@@ -696,11 +707,39 @@ class OperatingCurve(Result):
         return int(settings.get("k_factor_rf", 0))
 
 
+class FirstStageTrial(Result):
+    """What a first stage of a cascade finds and costs, with its candidates compared in full."""
+
+    kind: str = Field(description="pca16, pca32, signs, rabitq, pq4 or pq8")
+    bytes_per_vector: int
+    shortlist: int = Field(description="candidates")
+    recall: float = Field(ge=0, le=1, description="recall@10 against exact search")
+    mate_at_1: float | None = Field(description="queries whose first answer has their label; null: no labels")
+    scan_us: float = Field(
+        ge=0, description="processor time to find them, of one query on one thread, median"
+    )
+    compare_us: float = Field(ge=0, description="and to compare them in full")
+
+
+class FirstStageChoice(Result):
+    """First stages that were tried when an index was built, and the one that was kept."""
+
+    target: float = Field(description="recall@10 that was asked for")
+    num_queries: int = Field(description="on which the chosen one was measured")
+    sample_rows: int = Field(description="on which all were tried")
+    chosen: FirstStageTrial | None = Field(description="on all rows; null: none reaches the target")
+    refused: tuple[FirstStageTrial, ...] = Field(
+        description="on all rows: reached the target on the sample only"
+    )
+    trials: tuple[FirstStageTrial, ...] = Field(description="on the sample")
+
+
 class IndexExplanation(Result):
     """How an index version was built, and what its searches find and cost."""
 
     index: IndexRef
     curve: OperatingCurve | None = Field(description="null: it has too few rows to measure")
+    first_stage: FirstStageChoice | None = Field(None, description="null: it was built without")
     picture: str | None = Field(None, description="path of the drawn curve; null: none")
 
 

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
     from dml.config import IndexConfig
     from dml.refs import EmbeddingsRef, IndexRef
-    from dml.reports import IndexExplanation, IndexList, ListedIndex, LoadReport, SearchHit, SearchReport
+    from dml.reports import (
+        FirstStageChoice,
+        IndexExplanation,
+        IndexList,
+        ListedIndex,
+        LoadReport,
+        SearchHit,
+        SearchReport,
+    )
     from dml.serving.engine_searcher import EngineSearcher
     from dml.serving.searcher import QueryResult, Searcher
 
@@ -86,6 +94,13 @@ def index(
     recall: Annotated[
         float, typer.Option(min=0.5, max=1.0, help="recall@10 of searches; they are tuned to it")
     ] = 0.95,
+    first_stage: Annotated[
+        str | None,
+        typer.Option(
+            help="small codes that find candidates first: pca16, pca32, signs, rabitq, pq4, pq8, or auto, "
+            "the cheapest of them that reaches the recall"
+        ),
+    ] = None,
     explain: Annotated[
         bool,
         typer.Option("--explain", help="print costs and recall with their basis; by parameters of a search"),
@@ -98,11 +113,10 @@ def index(
     as_json: Json = False,
 ) -> "IndexRef":
     """Build an index over a dataset's embeddings, or imported vectors, and make it the one in use."""
-    from dml.config import IndexConfig
     from flows.index import index_flow
     from flows.policy import run
 
-    config = IndexConfig(factory=factory, recall=recall, shards=shards)
+    config = _index_config(factory=factory, recall=recall, shards=shards, first_stage=first_stage)
     show = _show_explained if explain else _show_index
     root, other = store_uri(store), dataset or model or embedder
     is_source = vectors is None and dataset is None and is_place(root, name)
@@ -134,6 +148,20 @@ def index(
         model = str(imported)
     ref = run(index_flow, name, model, dataset, config, root, workers)
     return emit(ref, as_json, show)
+
+
+def _index_config(**settings: Any) -> "IndexConfig":
+    from pydantic import ValidationError
+
+    from dml.config import IndexConfig
+
+    try:
+        return IndexConfig(**settings)
+    except ValidationError as error:
+        raise InvalidSetting(
+            "--first-stage must be auto, pca16, pca32, signs, rabitq, pq4 or pq8; got "
+            f"{settings['first_stage']!r}."
+        ) from error
 
 
 def _two_models(model: str, embedder: str) -> InvalidSetting:
@@ -172,7 +200,9 @@ def _show_explained(ref: "IndexRef") -> None:
     from dml.retrieval.bundle import read_calibration
 
     _show_index(ref)
-    _show_explanation(IndexExplanation(index=ref, curve=read_calibration(ref).operating_curve))
+    known = read_calibration(ref)
+    explanation = IndexExplanation(index=ref, curve=known.operating_curve, first_stage=known.first_stage)
+    _show_explanation(explanation)
 
 
 def _show_explanation(explanation: "IndexExplanation") -> None:
@@ -197,8 +227,32 @@ def _show_explanation(explanation: "IndexExplanation") -> None:
     print_table(title, rows)
     if curve.exact_mate_at_1 is not None:
         print(f"mate@1 of exact search: {curve.exact_mate_at_1:.4f}")
+    if explanation.first_stage is not None:
+        _show_first_stage(explanation.first_stage)
     if explanation.picture is not None:
         print(f"picture: {explanation.picture}")
+
+
+def _show_first_stage(choice: "FirstStageChoice") -> None:
+    chosen = [] if choice.chosen is None else [choice.chosen]
+    tried = [("*", trial, "all rows") for trial in chosen]
+    tried += [("", trial, "all rows") for trial in choice.refused]
+    tried += [("", trial, f"{choice.sample_rows} rows") for trial in choice.trials]
+    rows = [
+        {
+            "chosen": mark,
+            "first stage": trial.kind,
+            "bytes": trial.bytes_per_vector,
+            "candidates": trial.shortlist,
+            "of": of,
+            "recall@10": trial.recall,
+            **({} if trial.mate_at_1 is None else {"mate@1": trial.mate_at_1}),
+            "ms": (trial.scan_us + trial.compare_us) / 1e3,
+        }
+        for mark, trial, of in tried
+    ]
+    title = f"first stage, compared in full; recall@10 of {choice.target:g} wanted"
+    print_table(title if chosen else f"{title}, and reached by none: there is none", rows)
 
 
 def _refuse_without_embedder(weights: Path | None, preprocessing: Path | None, license: str) -> None:
@@ -500,14 +554,16 @@ def _explanation(store: str, name: str, picture: Path | None) -> "IndexExplanati
     from dml.retrieval.index import find_index
 
     ref = find_index(store, name)
-    curve = read_calibration(ref).operating_curve
+    calibration = read_calibration(ref)
+    curve, first_stage = calibration.operating_curve, calibration.first_stage
     if picture is None or curve is None:
-        return IndexExplanation(index=ref, curve=curve)
+        return IndexExplanation(index=ref, curve=curve, first_stage=first_stage)
     from dml.report.operating_curve import draw_operating_curve
 
     _require_writable(picture)
     _write(picture, draw_operating_curve(f"{ref}: {ref.factory}", curve))
-    return IndexExplanation(index=ref, curve=curve, picture=str(picture.resolve()))
+    drawn = str(picture.resolve())
+    return IndexExplanation(index=ref, curve=curve, first_stage=first_stage, picture=drawn)
 
 
 def _show_indexes(listing: "IndexList") -> None:

@@ -182,6 +182,11 @@ class IndexConfig(Part):
         description="the column that filters name most: rows are stored by its values, then by IVF list, so "
         "that matches are together; None: in the order of the items",
     )
+    first_stage: Literal["auto", "pca16", "pca32", "signs", "rabitq", "pq4", "pq8"] | None = Field(
+        None,
+        description="small codes that find the candidates of a search without a filter; auto: the cheapest "
+        "that reaches the recall, if one does",
+    )
     shards: int = Field(
         1, gt=0, description="bundles that the rows are cut into, at the parts of the embeddings table"
     )

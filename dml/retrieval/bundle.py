@@ -2,7 +2,8 @@
 
 `index.faiss` is what Faiss searches, `vectors.faiss` the flat vectors (an index that is flat is both), and
 `items.arrow` ids and attributes: row i of one is row i of the others. `attributes` holds indexes of the
-items' columns, and `calibration.json` what was measured, if anything.
+items' columns, `first_stage.faiss` the codes of a cascade's first stage, if there is one, and
+`calibration.json` what was measured, if anything.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,12 +22,13 @@ from dml import storage
 from dml.errors import CorruptArtifact, IncompatibleArtifact
 from dml.progress import count
 from dml.refs import IndexRef
-from dml.reports import OperatingCurve
+from dml.reports import FirstStageChoice, OperatingCurve
 from dml.retrieval.attributes import FOLDER, AttributeIndexes, open_attributes
 from dml.retrieval.plan import Costs, RecallTable
 from dml.retrieval.vectors import FlatVectors
 
 INDEX_FILE, VECTORS_FILE, ITEMS_FILE = "index.faiss", "vectors.faiss", "items.arrow"
+FIRST_STAGE_FILE = "first_stage.faiss"
 CALIBRATION_FILE = "calibration.json"
 INDEX_FORMAT = 2
 _MOST_CHUNK_ROWS = 1 << 20  # 32-bit offsets are enough for a chunk's text, at 2 KiB an item
@@ -127,6 +129,14 @@ class Calibration(BaseModel):
     recall_table: RecallTable | None = None
     costs: Costs | None = None
     operating_curve: OperatingCurve | None = None
+    first_stage: FirstStageChoice | None = None
+
+    @property
+    def recall(self) -> float:
+        """recall@10 of searches without a filter."""
+        if self.first_stage is not None and self.first_stage.chosen is not None:
+            return self.first_stage.chosen.recall
+        return 1.0 if self.operating_curve is None else self.operating_curve.chosen.recall
 
 
 def read_calibration(ref: IndexRef) -> Calibration:
@@ -160,6 +170,8 @@ class Bundle:
     items: Items
     attributes: AttributeIndexes
     calibration: Calibration
+    first_stage: faiss.Index | None = None
+    """Of the same rows; None: it was built without."""
 
 
 def open_bundle(ref: IndexRef) -> Bundle:
@@ -189,6 +201,9 @@ def open_bundle(ref: IndexRef) -> Bundle:
             vectors = FlatVectors(str(vectors_path))
         else:
             vectors = FlatVectors(str(index_path), index)
+        first_stage = None
+        if FIRST_STAGE_FILE in manifest["files"]:
+            first_stage = faiss.read_index(str(folder / FIRST_STAGE_FILE), faiss.IO_FLAG_MMAP_IFC)
     except (RuntimeError, ValueError) as error:
         raise CorruptArtifact(
             f"{ref.uri} must be as it was published; Faiss cannot read it: "
@@ -204,10 +219,14 @@ def open_bundle(ref: IndexRef) -> Bundle:
             f"Index {ref.uri} must have {ref.rows} vectors and items of {ref.embeddings.dim} dimensions; its "
             f"files have {sizes[0]}, {sizes[1]} and {sizes[2]}, of {vectors.dim}. {REMEDY}"
         )
+    if first_stage is not None and first_stage.ntotal != ref.rows:
+        raise CorruptArtifact(
+            f"The first stage of {ref.uri} must have {ref.rows} rows; it has {first_stage.ntotal}. {REMEDY}"
+        )
     calibration = Calibration()
     if CALIBRATION_FILE in manifest["files"]:
         calibration = Calibration.model_validate_json((folder / CALIBRATION_FILE).read_bytes())
-    return Bundle(ref, index, vectors, items, attributes, calibration)
+    return Bundle(ref, index, vectors, items, attributes, calibration, first_stage)
 
 
 def _row_numbers(rows: NDArray[np.int64]) -> pa.Array:

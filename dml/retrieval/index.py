@@ -30,9 +30,10 @@ from dml.errors import DmlError, IncompatibleArtifact, InvalidSetting, did_you_m
 from dml.names import split_version, versioned
 from dml.progress import Ticker, begin, count
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ShardRef
-from dml.reports import OperatingCurve
+from dml.reports import FirstStageChoice, OperatingCurve
 from dml.retrieval.attributes import write_attributes
 from dml.retrieval.bundle import (
+    FIRST_STAGE_FILE,
     INDEX_FILE,
     INDEX_FORMAT,
     ITEMS_FILE,
@@ -44,6 +45,7 @@ from dml.retrieval.bundle import (
     write_items,
 )
 from dml.retrieval.fill import add, nearest_lists, num_lists, train
+from dml.retrieval.first_stage import KINDS, choose_first_stage
 from dml.retrieval.plan_calibration import calibrate_plans
 from dml.retrieval.shards import open_index
 from dml.retrieval.sizing import factory_for, machine_memory
@@ -89,6 +91,7 @@ def build_index(
         config.recall_queries,
         config.recall,
         config.order_by,
+        *([] if config.first_stage is None else ["first stage", config.first_stage]),
     )
     folders = [] if embeddings.parts is None else [storage.SHARDS]
     uri = storage.join(storage.named_folder(store, "indexes", name), *folders, fingerprint[:12])
@@ -100,13 +103,16 @@ def build_index(
         write_attributes(folder, items)
         pa.default_memory_pool().release_unused()
         begin("measuring recall")
-        curve = _tune(index, vectors, items, config)
+        held_out = _held_out(vectors, items, config)
+        curve = None if held_out is None else _tune(index, vectors, held_out, config)
+        choice = None if held_out is None else _write_first_stage(folder, vectors, held_out, config)
         begin("measuring the plans of filtered searches")
         table, costs = calibrate_plans(index, vectors)
-        write_calibration(folder, Calibration(operating_curve=curve, recall_table=table, costs=costs))
+        calibration = Calibration(operating_curve=curve, recall_table=table, costs=costs, first_stage=choice)
+        write_calibration(folder, calibration)
         if vectors.index is not index:
             begin("writing the index")
-            _write_index(folder, index)
+            _write_index(folder / INDEX_FILE, index)
         ref = IndexRef(
             uri=uri,
             fingerprint=fingerprint,
@@ -115,7 +121,7 @@ def build_index(
             model=model,
             factory=factory,
             rows=embeddings.rows,
-            recall=1.0 if curve is None else curve.chosen.recall,
+            recall=calibration.recall,
         )
         begin("publishing")
         _upload(folder, staged)
@@ -327,15 +333,13 @@ def _empty_index(factory: str, embeddings: EmbeddingsRef) -> faiss.Index:
     return index
 
 
-def _write_index(folder: Path, index: faiss.Index) -> None:
-    with (folder / INDEX_FILE).open("wb") as file:
+def _write_index(path: Path, index: faiss.Index) -> None:
+    with path.open("wb") as file:
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
 
 
-def _tune(
-    index: faiss.Index, vectors: FlatVectors, items: pa.Table, config: IndexConfig
-) -> OperatingCurve | None:
-    """Set the search parameters by the recall target; None: there are no neighbours to find.
+def _held_out(vectors: FlatVectors, items: pa.Table, config: IndexConfig) -> HeldOut | None:
+    """Queries with their exact neighbours; None: there are no neighbours to find.
 
     A query lies as far from a row of the table as another row from its nearest neighbour, and that row is no
     answer. Rows themselves are easier to find than queries: a graph with a recall of 0.99 for them has 0.94.
@@ -347,7 +351,11 @@ def _tune(
     rows = np.random.default_rng(1).choice(vectors.rows, number, replace=False)
     queries = _displaced(vectors, rows)
     _, nearest = vectors.search(queries, k + 1)
-    held_out = HeldOut.of(rows, queries, nearest, _label_numbers(items))
+    return HeldOut.of(rows, queries, nearest, _label_numbers(items))
+
+
+def _tune(index: faiss.Index, vectors: FlatVectors, held_out: HeldOut, config: IndexConfig) -> OperatingCurve:
+    """Set the search parameters by the recall target."""
     probes = None if config.num_probes is None else min(config.num_probes, num_lists(index))
     return tune(index, vectors.index, held_out, target=config.recall, probes=probes)
 
@@ -361,6 +369,30 @@ def _displaced(vectors: FlatVectors, rows: NDArray[np.int64]) -> NDArray[np.floa
     lengths = np.linalg.norm(moved, axis=1, keepdims=True)
     queries: NDArray[np.float32] = np.where(lengths > 0, moved / np.maximum(lengths, 1e-12), taken)
     return queries
+
+
+def _write_first_stage(
+    folder: Path, vectors: FlatVectors, held_out: HeldOut, config: IndexConfig
+) -> FirstStageChoice | None:
+    """None: the index is built without.
+
+    Raises:
+        InvalidSetting: the first stage that was asked for misses the recall.
+    """
+    if config.first_stage is None:
+        return None
+    begin("trying first stages")
+    kinds = KINDS if config.first_stage == "auto" else (config.first_stage,)
+    stage, choice = choose_first_stage(vectors, held_out, target=config.recall, kinds=kinds)
+    if stage is not None:
+        _write_index(folder / FIRST_STAGE_FILE, stage)
+    elif config.first_stage != "auto":
+        best = max((trial.recall for trial in (*choice.refused, *choice.trials)), default=0.0)
+        raise InvalidSetting(
+            f"first_stage must reach recall@{K} {config.recall:g}; {config.first_stage} reaches {best:.3f}. "
+            "Use auto, or ask for less recall."
+        )
+    return choice
 
 
 def _label_numbers(items: pa.Table) -> NDArray[np.int64] | None:

@@ -223,7 +223,20 @@ class RecallTable(_Value):
         )
 
 
-Kind = Literal["nothing", "exact", "index_filtered", "index"]
+Kind = Literal["nothing", "exact", "index_filtered", "index", "cascade"]
+
+
+class Stage(_Value):
+    """One stage of a search: what it looked at, and what that cost."""
+
+    name: str
+    budget: int = Field(ge=0, description="rows that it was given to compare, at most")
+    recall: float | None = Field(None, description="of what it hands on, where that was measured")
+    cpu_us: _Microseconds = Field(description="processor time of a query, mean of those searched together")
+
+    def __str__(self) -> str:
+        recall = "" if self.recall is None else f", recall {self.recall:.3f}"
+        return f"{self.budget} rows, {self.cpu_us:.0f} us{recall}"
 
 
 class Plan(_Value):
@@ -231,7 +244,8 @@ class Plan(_Value):
 
     kind: Kind = Field(
         description="nothing: no item matches; exact: compared with every match; index_filtered: the nearest "
-        "lists, without what does not match; index: as built, without a filter"
+        "lists, without what does not match; index: as built, without a filter; cascade: the candidates of "
+        "small codes, compared in full"
     )
     factory: str = Field(description="Faiss factory of the index")
     count: int = Field(ge=0, description="items that match the filter; all without a filter")
@@ -248,6 +262,7 @@ class Plan(_Value):
     timed_elsewhere: str | None = Field(
         None, description="the processor on which the costs were timed, where it is another than this one"
     )
+    stages: tuple[Stage, ...] = Field((), description="of a cascade, in order; measured as it was executed")
     notes: tuple[str, ...] = Field((), description="what happened while it was executed")
 
     def noting(self, *notes: str) -> "Plan":
@@ -255,7 +270,9 @@ class Plan(_Value):
         return self.model_copy(update={"notes": (*self.notes, *(note for note in notes if note))})
 
     def __str__(self) -> str:
-        if not self.filtered:
+        if self.kind == "cascade":
+            first = f"{' -> '.join(stage.name for stage in self.stages)} over {self.rows} items"
+        elif not self.filtered:
             first = f"{self.factory} over {self.rows} items"
         elif self.kind == "nothing":
             first = f"none of {self.rows} items matches"
@@ -278,6 +295,7 @@ class Plan(_Value):
             )
         if self.timed_elsewhere is not None:
             lines.append(("timed on", f"{self.timed_elsewhere}: on this processor the costs may differ"))
+        lines += [(f"stage {stage.name}", str(stage)) for stage in self.stages]
         return [*lines, ("recall", str(self.recall))]
 
 

@@ -17,9 +17,11 @@ from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, Inval
 from dml.refs import IndexRef
 from dml.retrieval.attributes import Matches
 from dml.retrieval.bundle import ITEMS_FILE, REMEDY, Calibration, open_bundle
+from dml.retrieval.cascade import Cascade
 from dml.retrieval.execution import FilteredLists, Found
 from dml.retrieval.filters import Filter, Where, check
 from dml.retrieval.filters.columns import Columns
+from dml.retrieval.first_stage import FirstStage
 from dml.retrieval.lists import InvertedLists, Selector
 from dml.retrieval.plan import Costs, Plan, Recall, RecallTable, choose_plan
 from dml.retrieval.probe import processor_name
@@ -93,8 +95,13 @@ class Index:
         self._filtered_lists = None
         if lists is not None and costs is not None and table is not None:
             self._filtered_lists = FilteredLists(lists, self._vectors, table, costs)
+        self._cascade = None
+        if bundle.first_stage is not None and (choice := calibration.first_stage) and choice.chosen:
+            self._cascade = Cascade(FirstStage(bundle.first_stage), self._vectors, choice)
+        built = ref.recall if curve is None else curve.chosen.recall
         # Neither remembers this object: a version that is replaced is freed at once.
-        self._plan = lru_cache(_KEPT_PLANS)(_planner(ref, costs, table, exact=is_flat(self._index)))
+        planner = _planner(ref, costs, table, built=None if is_flat(self._index) else built)
+        self._plan = lru_cache(_KEPT_PLANS)(planner)
         self._checked = lru_cache(_KEPT_FILTERS)(_checker(self._attributes))
 
     @property
@@ -123,6 +130,7 @@ class Index:
                 self._resources = faiss.StandardGpuResources()
                 on_gpu = faiss.index_cpu_to_gpu(self._resources, 0, self._index)
                 self._unfiltered = refined(on_gpu, self._vectors.index, self._k_factor)
+                self._cascade = None
             except RuntimeError as error:
                 raise InvalidSetting(
                     f"Faiss must have the index on a GPU to search there; {self.ref.factory} it has not: "
@@ -166,6 +174,10 @@ class Index:
         """How many items satisfy a filter; without one, all."""
         filter = check(where, self._attributes, refuse_absent=refuse_absent)
         return self.ref.rows if filter is None else self._attributes.matches(filter).count
+
+    def rows_of(self, filter: Filter) -> NDArray[np.int64]:
+        """(n,) the rows that satisfy a checked filter, ascending."""
+        return self._attributes.matches(filter).rows()
 
     def _corrupt(self, must: str) -> CorruptArtifact:
         return CorruptArtifact(f"Index {self.ref.uri} must {must}. {REMEDY}")
@@ -276,7 +288,11 @@ class Index:
         plan = self._plan(None if matches is None else matches.count, max(k, 1))
         if plan.kind == "nothing":
             return (np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)), plan
-        if plan.kind == "index" or plan.count == plan.rows:
+        if plan.kind == "index" and self._cascade is not None and self._cascade.suits(k):
+            found, plan = self._cascade.search(vectors, k, plan)
+            answered = (found[1] >= 0).all(axis=1)
+            why = "too few candidates"
+        elif plan.kind == "index" or plan.count == plan.rows:
             if is_flat(self._index):
                 found = first_of_equals(self._unfiltered.search, vectors, k, self.ref.rows)
             else:
@@ -296,6 +312,8 @@ class Index:
             few = self._compared(vectors[others], k, matches)
             found[0][others], found[1][others] = few
             plan = plan.noting(f"{len(others)} of {len(vectors)} queries compared with all, {why}")
+        if plan.kind == "cascade":
+            return found, plan
         return (self._rescored(vectors, *found), found[1]), plan
 
     def _compared(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> Found:
@@ -330,9 +348,9 @@ class Index:
 
 
 def _planner(
-    ref: IndexRef, costs: Costs | None, table: RecallTable | None, *, exact: bool
+    ref: IndexRef, costs: Costs | None, table: RecallTable | None, *, built: float | None
 ) -> Callable[[int | None, int], Plan]:
-    """The plan for a count of matches, None without a filter, and k."""
+    """The plan for a count of matches, None without a filter, and k; `built`: recall, None if it is exact."""
     timed_elsewhere = None if costs is None or costs.processor == processor_name() else costs.processor
 
     def plan(count: int | None, k: int) -> Plan:
@@ -344,7 +362,7 @@ def _planner(
             table,
             factory=ref.factory,
             filtered=count is not None,
-            built=None if exact else Recall(value=ref.recall, basis="built"),
+            built=None if built is None else Recall(value=built, basis="built"),
             timed_elsewhere=timed_elsewhere,
         )
 

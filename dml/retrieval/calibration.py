@@ -307,7 +307,8 @@ class _Calibrator:
         checked_tails = [
             tail.model_copy(update={"refused": row.refused}) for tail, row in zip(tails, report, strict=True)
         ]
-        return thresholds.model_copy(update={"scopes": checked_tails}), report
+        # `model_copy` would keep the scopes that were looked up.
+        return Thresholds(**{**dict(thresholds), "scopes": checked_tails}), report
 
     def _vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         vectors = self._take(rows)

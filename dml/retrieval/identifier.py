@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dml.errors import InvalidSetting, MissingArtifact, did_you_mean
 from dml.reports import Identification, TriedScope, Verification
 from dml.retrieval.arguments import checked_error_rate, checked_list, checked_threshold
-from dml.retrieval.filters import Compare, Filter, Where, check, matching_rows
+from dml.retrieval.filters import Compare, Filter, Where, check
 from dml.retrieval.hints import matches_hint, separating_attribute
 from dml.retrieval.identities import FIRST_K, IdentityAnswers, group_by_identity
 from dml.retrieval.search import Index
@@ -217,11 +217,7 @@ class Identifier:
         text = scope_text(filter)
         cached = self._scopes if len(self._scopes) < _MAX_SCOPES_CACHED else {}
         if text not in cached:
-            rows = (
-                slice(None)
-                if filter is None
-                else matching_rows(self.index.items, filter, refuse_absent=False)
-            )
+            rows = slice(None) if filter is None else self.index.rows_of(filter)
             scope = _Scope(text, filter, len(np.unique(self._identities[rows])))
             self._scopes = {**cached, text: scope}  # a new dict: other threads may read the former one
             return scope

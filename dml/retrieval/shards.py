@@ -20,7 +20,7 @@ from pyarrow import compute
 from dml.cluster import RemoteObjects
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.refs import IndexRef
-from dml.retrieval.filters import And, Between, Compare, Filter, Not, Or, Where, Within, check
+from dml.retrieval.filters import And, Between, Compare, Filter, Not, Or, Where, Within, check, matching_rows
 from dml.retrieval.filters.columns import Columns, Kind
 from dml.retrieval.plan import Kind as PlanKind
 from dml.retrieval.plan import Plan
@@ -260,6 +260,9 @@ class ShardedIndex(Index):
     def count(self, where: Where, *, refuse_absent: bool = True) -> int:
         filter = check(where, self._sharded_columns, refuse_absent=refuse_absent)
         return int(sum(self._shards.call("count", filter)))
+
+    def rows_of(self, filter: Filter) -> NDArray[np.int64]:
+        return np.flatnonzero(matching_rows(self.items, filter, refuse_absent=False))
 
     def close(self) -> None:
         """Close the shards; processes of a cluster end."""

@@ -5,6 +5,7 @@ changes nothing in a published index. `dml.retrieval.calibration` makes them.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -60,7 +61,11 @@ class Thresholds(BaseModel):
 
     def scope(self, text: str) -> ScopeTail | None:
         """The calibrated scope of a filter's canonical text."""
-        return next((scope for scope in self.scopes if scope.scope == text), None)
+        return self._by_text.get(text)
+
+    @cached_property
+    def _by_text(self) -> dict[str, ScopeTail]:
+        return {scope.scope: scope for scope in self.scopes}
 
 
 @dataclass(frozen=True)

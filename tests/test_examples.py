@@ -65,3 +65,16 @@ def test_the_notebook_goes_from_images_to_answers(tmp_path):
     )
     assert "is champion" in printed
     assert (tmp_path / "answers.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_alipays_day_keeps_the_rate_and_asks_who_is_unsure(tmp_path):
+    picture = tmp_path / "day.png"
+    settings = "--identities 300 --arrivals 120 --fpir 0.2 --source glyphs:classes=60,per_class=6".split()
+    printed = run_example("alipay_day.py", *settings, "--picture", str(picture))
+    rates = {line[:32].strip(): line[32:].split() for line in printed.splitlines()}
+    scoped, fixed, _ = map(float, rates["not enrolled: accepted (FPIR)"])
+    assert scoped < 45 < fixed  # 13 probes: with a rate of 20 % six are beyond the 99.9th percentile
+    assert float(rates["enrolled: identified"][0]) > 90
+    assert float(rates["asked for a hint"][0]) > 0
+    assert picture.read_bytes().startswith(b"\x89PNG")

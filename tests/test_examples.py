@@ -70,7 +70,16 @@ def test_the_notebook_goes_from_images_to_answers(tmp_path):
 @pytest.mark.slow
 def test_alipays_day_keeps_the_rate_and_asks_who_is_unsure(tmp_path):
     picture = tmp_path / "day.png"
-    settings = "--identities 300 --arrivals 120 --fpir 0.2 --source glyphs:classes=60,per_class=6".split()
+    settings = [
+        "--identities",
+        "300",
+        "--arrivals",
+        "120",
+        "--fpir",
+        "0.2",
+        "--source",
+        "glyphs:classes=60,per_class=6",
+    ]
     printed = run_example("alipay_day.py", *settings, "--picture", str(picture))
     rates = {line[:32].strip(): line[32:].split() for line in printed.splitlines()}
     scoped, fixed, _ = map(float, rates["not enrolled: accepted (FPIR)"])

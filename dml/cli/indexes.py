@@ -279,7 +279,8 @@ def load(
 ) -> "LoadReport":
     """Load an index's vectors and items into Milvus, to be searched there with the same filters."""
     from dml.reports import LoadReport
-    from dml.retrieval.engines.milvus import MilvusAddress, MilvusEngine, collection_name
+    from dml.retrieval.engines.milvus import MilvusEngine
+    from dml.retrieval.engines.milvus_address import MilvusAddress, collection_name
     from dml.retrieval.index import find_index
     from dml.settings import milvus_token
 

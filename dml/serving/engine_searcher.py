@@ -1,6 +1,7 @@
 """Search an index's items where another engine holds them: images, items or vectors in, answers out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike, fspath
 from typing import Self
 
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 
 from dml.models.package import load_package
 from dml.refs import IndexRef, require_package
-from dml.retrieval.engines.milvus import MilvusAddress, MilvusEngine, collection_name
+from dml.retrieval.engines.milvus import MilvusEngine
+from dml.retrieval.engines.milvus_address import MilvusAddress, collection_name
 from dml.retrieval.filters.where import Where
 from dml.retrieval.index import find_index
 from dml.retrieval.shards import open_index
@@ -67,16 +69,16 @@ class EngineSearcher:
         self, vectors: NDArray[np.float32], *, k: int = 10, where: Where = None
     ) -> list[QueryResult]:
         """Find the items most similar to vectors, (Q, D) float32 of unit length."""
-        found = self._engine.search(vectors, k, where)
-        return [QueryResult(self.index, answers, found.plan) for answers in found.answers]
+        result = self._engine.search(vectors, k, where)
+        return [QueryResult(self.index, answers, result.plan) for answers in result.answers]
 
     def search_ids(self, ids: Sequence[str], *, k: int = 10, where: Where = None) -> list[QueryResult]:
         """Find the items most similar to items of the index; an item is never its own answer."""
         vectors = open_index(self.index).vectors_of(ids)
         results = self.search_vectors(vectors, k=k + 1, where=where)
         return [
-            QueryResult(result.index, [a for a in result.answers if a.id != own][:k], result.plan)
-            for own, result in zip(ids, results, strict=True)
+            replace(result, answers=[answer for answer in result.answers if answer.id != id_][:k])
+            for id_, result in zip(ids, results, strict=True)
         ]
 
     def close(self) -> None:

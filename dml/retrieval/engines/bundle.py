@@ -10,7 +10,7 @@ from dml.config import IndexConfig
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.refs import EmbeddingsRef
 from dml.retrieval.arguments import checked_k
-from dml.retrieval.engines.engine import Capabilities, Found
+from dml.retrieval.engines.engine import Capabilities, EngineResult
 from dml.retrieval.filters import Where
 from dml.retrieval.index import build_index, publish_index, published_index
 from dml.retrieval.shards import open_index
@@ -65,14 +65,14 @@ class BundleEngine:
         self._index = open_index(ref)
         return ref.rows
 
-    def search(self, vectors: NDArray[np.float32], k: int, where: Where = None) -> Found:
+    def search(self, vectors: NDArray[np.float32], k: int, where: Where = None) -> EngineResult:
         k = checked_k(k)
         if self._index is None:
             self._require_created()
-            return Found([[] for _ in vectors], f"0 of {k} answers: no items")
+            return EngineResult([[] for _ in vectors], f"0 of {k} answers: no items")
         embedder = self._index.ref.embeddings.embedder.fingerprint
         result = self._index.search(vectors, k, where=where, embedder=embedder)
-        return Found(result.answers, str(result.plan))
+        return EngineResult(result.answers, str(result.plan))
 
     def count(self, where: Where = None) -> int:
         if self._index is None:

@@ -30,7 +30,7 @@ class Capabilities:
 
 
 @dataclass(frozen=True)
-class Found:
+class EngineResult:
     """The answers of each query by descending similarity, and how they were found."""
 
     answers: list[list[Answer]]
@@ -65,7 +65,7 @@ class Engine(Protocol):
             InvalidData: an item that the engine cannot hold.
         """
 
-    def search(self, vectors: NDArray[np.float32], k: int, where: Where = None) -> Found:
+    def search(self, vectors: NDArray[np.float32], k: int, where: Where = None) -> EngineResult:
         """The k most similar items that match of each query, (Q, D) float32 of unit length.
 
         Raises:

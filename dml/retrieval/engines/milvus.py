@@ -7,20 +7,15 @@ the same.
 
 import json
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import compute
 
 from dml.data.dataset import read_rows
-from dml.data.schema import IMAGE, POSITION, dataset_schema, items_schema
 from dml.deadline import call_within
 from dml.embedding.table import read_vectors
 from dml.errors import (
@@ -33,17 +28,16 @@ from dml.errors import (
     without_password,
 )
 from dml.progress import Ticker, count
-from dml.refs import DatasetRef, EmbeddingsRef
+from dml.refs import EmbeddingsRef
 from dml.retrieval.arguments import checked_k
-from dml.retrieval.engines.engine import Capabilities, Found
-from dml.retrieval.engines.expression import REFUSED_FILTERS, MilvusColumns, write_expression, write_ids
+from dml.retrieval.engines.engine import Capabilities, EngineResult
+from dml.retrieval.engines.milvus_address import MilvusAddress
+from dml.retrieval.engines.milvus_columns import MAX_TEXT_BYTES, MilvusColumns, columns_of, rows_of, types_of
+from dml.retrieval.engines.milvus_expression import REFUSED_FILTERS, write_expression, write_ids
 from dml.retrieval.filters.check import check
-from dml.retrieval.filters.times import times_of
 from dml.retrieval.filters.where import Where
 from dml.retrieval.search import Answer, answer_of
 
-SCHEMES = {"milvus": "http", "milvus+tls": "https"}
-DEFAULT_PORT = 19530
 CONNECT_TIMEOUT_S = 8.0
 """Of the first answer; with what follows, a dead server is named within 10 s."""
 _REQUEST_TIMEOUT_S = 6.0
@@ -51,9 +45,7 @@ _REQUEST_TIMEOUT_S = 6.0
 _QUIET_CHANNEL = {"grpc.keepalive_time_ms": 300_000, "grpc.keepalive_permit_without_calls": False}
 _LOAD_TIMEOUT_S = 600.0
 _VECTOR = "vector"
-_MOST_TEXT = 65_535
-"""Bytes of a text, Milvus' own limit."""
-_MOST_ANSWERS = 16_384
+_MAX_ANSWERS = 16_384
 _BATCH_QUERIES = 1_000
 _BATCH_BYTES = 4 << 20
 """Of vectors in a request; gRPC's own limit is some times more."""
@@ -61,64 +53,6 @@ _FLAT_BELOW = 100_000
 _TABLE, _COLUMNS = "dml.embeddings", "dml.columns"
 """Properties of a collection: the fingerprint of its embeddings table, and its columns' types."""
 _LENGTH_TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class MilvusAddress:
-    """Where a Milvus server is: `milvus://HOST[:PORT][/DATABASE]`, `milvus+tls://...` if encrypted."""
-
-    host: str
-    port: int
-    database: str = ""
-    is_encrypted: bool = False
-
-    @classmethod
-    def parse(cls, text: str) -> "MilvusAddress":
-        """The address that a text is.
-
-        Raises:
-            InvalidSetting: it is none.
-        """
-        try:
-            parts = urlsplit(text)
-            port = parts.port or DEFAULT_PORT
-        except ValueError:
-            parts, port = urlsplit(""), 0
-        database = parts.path.strip("/")
-        wrong = not parts.hostname or "/" in database or parts.query or parts.fragment
-        if parts.scheme not in SCHEMES or wrong:
-            raise InvalidSetting(
-                "An engine must be milvus://HOST:PORT, or milvus+tls://HOST:PORT, and may end in /DATABASE; "
-                "got "
-                f"{without_password(text)!r}."
-            )
-        if parts.username or parts.password:
-            raise InvalidSetting(
-                "An engine's address must hold no password, which others on this machine could read; got "
-                "one for "
-                f"{parts.hostname}. Set DML_MILVUS_TOKEN=USER:PASSWORD instead."
-            )
-        return cls(str(parts.hostname), port, unquote(database), parts.scheme == "milvus+tls")
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}" + (f"/{self.database}" if self.database else "")
-
-    @property
-    def uri(self) -> str:
-        """As pymilvus takes it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'https' if self.is_encrypted else 'http'}://{host}:{self.port}"
-
-
-def collection_name(index: str) -> str:
-    """The collection of an index version NAME@VERSION; Milvus allows letters, digits and underscores.
-
-    Example:
-        >>> collection_name("shop-2@0123456789ab")
-        'dml_shop_2_0123456789ab'
-    """
-    return "dml_" + re.sub("[^A-Za-z0-9]", "_", index)
 
 
 class MilvusEngine:
@@ -148,7 +82,7 @@ class MilvusEngine:
         delete=True,
         refused_filters=REFUSED_FILTERS,
         knows_values=False,
-        max_k=_MOST_ANSWERS,
+        max_k=_MAX_ANSWERS,
     )
 
     def __init__(
@@ -192,7 +126,7 @@ class MilvusEngine:
                     f"A collection must be new to be created; {self} is there already. Name another, or "
                     "drop it."
                 )
-            self._create(self._collection, embeddings, MilvusColumns(_types_of(embeddings)))
+            self._create(self._collection, embeddings, MilvusColumns(types_of(embeddings)))
             self._index(self._collection, embeddings.rows, wait=False)
             self._open(self._collection)
 
@@ -204,34 +138,33 @@ class MilvusEngine:
                 if self.count():
                     raise InvalidSetting(
                         f"A collection must be empty, or hold the table already, to be loaded; {self} has "
-                        "other items. "
-                        "Name another, or drop it."
+                        "other items. Name another, or drop it."
                     )
                 self._client.drop_collection(self._collection, timeout=_REQUEST_TIMEOUT_S)
-            aside = f"{self._collection}_loading"
-            if self._client.has_collection(aside, timeout=_REQUEST_TIMEOUT_S):  # of a load that was killed
-                self._client.drop_collection(aside, timeout=_REQUEST_TIMEOUT_S)
+            loading = f"{self._collection}_loading"
+            if self._client.has_collection(loading, timeout=_REQUEST_TIMEOUT_S):  # of a load that was killed
+                self._client.drop_collection(loading, timeout=_REQUEST_TIMEOUT_S)
             items = read_rows(embeddings.items, split=embeddings.split)
-            columns = _columns_of(embeddings, items)
-            self._create(aside, embeddings, columns)
+            columns = columns_of(embeddings, items)
+            self._create(loading, embeddings, columns)
             ticker.begin(f"loading into Milvus at {self._address}", "rows", embeddings.rows)
-            self._fill(aside, embeddings, items, columns)
+            self._fill(loading, embeddings, items, columns)
             ticker.begin("Milvus builds its index")
-            self._client.flush(aside, timeout=_LOAD_TIMEOUT_S)
-            self._index(aside, embeddings.rows, wait=True)
-            self._open(aside)
-            held = self._count(aside, "")
-            if held != embeddings.rows:
+            self._client.flush(loading, timeout=_LOAD_TIMEOUT_S)
+            self._index(loading, embeddings.rows, wait=True)
+            self._open(loading)
+            num_loaded = self._count(loading, "")
+            if num_loaded != embeddings.rows:
                 raise InvalidData(
-                    f"{self} must hold the {embeddings.rows} rows that were loaded; Milvus counts {held}. "
-                    "Load again."
+                    f"{self} must hold the {embeddings.rows} rows that were loaded; Milvus counts "
+                    f"{num_loaded}. Load again."
                 )
-            self._client.rename_collection(aside, self._collection, timeout=_REQUEST_TIMEOUT_S)
+            self._client.rename_collection(loading, self._collection, timeout=_REQUEST_TIMEOUT_S)
             self._open(self._collection)
             self._opened = columns
         return embeddings.rows
 
-    def search(self, vectors: NDArray[np.float32], k: int, where: Where = None) -> Found:
+    def search(self, vectors: NDArray[np.float32], k: int, where: Where = None) -> EngineResult:
         k = checked_k(k, at_most=self.capabilities.max_k, engine=self.capabilities.name)
         expression = self._expression(where)
         columns = {column.field: name for name, column in self._columns.items()}
@@ -239,7 +172,7 @@ class MilvusEngine:
         with self._errors():
             self._refuse_queries(vectors)
             for start in range(0, len(vectors), _BATCH_QUERIES):
-                found = self._client.search(
+                results = self._client.search(
                     self._collection,
                     data=list(vectors[start : start + _BATCH_QUERIES]),
                     filter=expression,
@@ -250,7 +183,7 @@ class MilvusEngine:
                     timeout=_REQUEST_TIMEOUT_S,
                     consistency_level="Strong",
                 )
-                answers += [_answers(hits, columns) for hits in found]
+                answers += [_answers(hits, columns) for hits in results]
             plan = f"{self._kind_of_index()} of {self}"
             fewest = min(map(len, answers), default=k)
             if fewest < k:
@@ -260,7 +193,7 @@ class MilvusEngine:
                     if fewest == matching
                     else f"Milvus' index finds no more of the {matching} that match"
                 )
-        return Found(answers, plan)
+        return EngineResult(answers, plan)
 
     def count(self, where: Where = None) -> int:
         expression = self._expression(where)
@@ -274,11 +207,10 @@ class MilvusEngine:
             if items.num_rows != len(vectors) or set(items.column_names) != set(columns):
                 raise InvalidData(
                     f"Items must have a vector each and the columns {list(columns)}; got {items.num_rows} "
-                    "items of "
-                    f"{items.column_names} and {len(vectors)} vectors."
+                    f"items of {items.column_names} and {len(vectors)} vectors."
                 )
             for start, stop in _batches(len(items), vectors.shape[1]):
-                rows = _rows(items.slice(start, stop - start), columns)
+                rows = rows_of(items.slice(start, stop - start), columns)
                 self._upsert(self._collection, rows, vectors[start:stop])
 
     def delete(self, ids: Sequence[str]) -> None:
@@ -350,10 +282,10 @@ class MilvusEngine:
         }
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
         attributes = client.prepare_index_params()
-        schema.add_field("id", kinds.VARCHAR, is_primary=True, max_length=_MOST_TEXT)
+        schema.add_field("id", kinds.VARCHAR, is_primary=True, max_length=MAX_TEXT_BYTES)
         schema.add_field(_VECTOR, kinds.FLOAT_VECTOR, dim=embeddings.dim)
         for column in [column for column in columns.values() if column.name != "id"]:
-            text = {"max_length": _MOST_TEXT} if column.kind == "text" else {}
+            text = {"max_length": MAX_TEXT_BYTES} if column.kind == "text" else {}
             schema.add_field(column.field, of_kind[column.kind], nullable=True, **text)
             attributes.add_index(column.field, index_type="INVERTED")
             if column.time_type is not None:
@@ -398,7 +330,7 @@ class MilvusEngine:
                 )
             first += len(ids)
             for start, stop in _batches(len(ids), embeddings.dim):
-                self._upsert(name, _rows(part.slice(start, stop - start), columns), vectors[start:stop])
+                self._upsert(name, rows_of(part.slice(start, stop - start), columns), vectors[start:stop])
                 count(stop - start)
 
     def _upsert(self, name: str, rows: list[dict[str, Any]], vectors: NDArray[np.float32]) -> None:
@@ -446,74 +378,11 @@ class MilvusEngine:
             ) from error
 
 
-def _types_of(embeddings: EmbeddingsRef) -> dict[str, str]:
-    """The columns of a table's items, in the four types that attributes have."""
-    items = embeddings.items
-    schema = dataset_schema if isinstance(items, DatasetRef) else items_schema
-    columns = {field.name: str(field.type) for field in schema(items.attributes) if field.name != IMAGE}
-    return {
-        **{name: "int64" if kind == "int32" else kind for name, kind in columns.items()},
-        POSITION: "int64",
-    }
-
-
-def _columns_of(embeddings: EmbeddingsRef, items: pa.Table) -> MilvusColumns:
-    types = _types_of(embeddings)
-    texts = [name for name, kind in types.items() if kind == "string" and name != "id"]
-    held = {name: times_of(items[name]) for name in texts if items[name].null_count < len(items)}
-    return MilvusColumns(types, {name: times.type for name, times in held.items() if times is not None})
-
-
 def _batches(rows: int, dim: int) -> Iterator[tuple[int, int]]:
     """First and last row, exclusive, of each request."""
     size = max(1, _BATCH_BYTES // (4 * dim + 256))
     for start in range(0, rows, size):
         yield start, min(start + size, rows)
-
-
-def _rows(items: pa.Table, columns: MilvusColumns) -> list[dict[str, Any]]:
-    """Items as Milvus takes them: null for what is missing.
-
-    Raises:
-        InvalidData: a value that Milvus cannot hold.
-    """
-    fields: dict[str, list[Any]] = {}
-    for name, column in columns.items():
-        values = items[name].cast(column.type)
-        fields[column.field] = _held(name, values)
-        if column.time_type is not None:
-            fields[column.time_field] = _times(name, values, column.time_type)
-    return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
-
-
-def _times(name: str, texts: pa.ChunkedArray, kind: pa.TimestampType) -> list[int | None]:
-    missing = compute.fill_null(compute.equal(texts, ""), True)
-    filled = compute.if_else(missing, pa.scalar(None, texts.type), texts)
-    try:
-        values: list[int | None] = filled.cast(kind).cast(pa.int64()).to_pylist()
-    except pa.ArrowInvalid as error:
-        raise InvalidData(
-            f"Column {name!r} holds times; {str(error).splitlines()[0]}. Write them alike, or load into "
-            "another."
-        ) from error
-    return values
-
-
-def _held(name: str, column: pa.ChunkedArray) -> list[Any]:
-    if pa.types.is_floating(column.type):
-        if compute.any(compute.is_inf(column)).as_py():
-            raise InvalidData(f"Milvus holds finite numbers; column {name!r} has infinity. Make it missing.")
-        column = compute.if_else(compute.is_nan(column), None, column)
-    elif pa.types.is_string(column.type):
-        longest = compute.max(compute.binary_length(column)).as_py() or 0
-        if longest > _MOST_TEXT:
-            raise InvalidData(
-                f"Milvus holds texts of at most {_MOST_TEXT} bytes; column {name!r} has one of {longest}. "
-                "Shorten it."
-            )
-        column = compute.if_else(compute.equal(column, ""), None, column)
-    values: list[Any] = column.to_pylist()
-    return values
 
 
 def _answers(hits: Sequence[Any], columns: dict[str, str]) -> list[Answer]:

@@ -3,7 +3,10 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
+
+from dml.errors import InvalidSetting
 
 
 def separating_attribute(candidates: Sequence[Mapping[str, frozenset[Any]]]) -> str | None:
@@ -54,8 +57,35 @@ def _is_equal(value: Any, wanted: Any) -> bool:
     if isinstance(value, bool):
         return str(value).lower() == str(wanted).strip().lower()
     if isinstance(value, int | float):
-        try:
-            return float(value) == float(wanted)
-        except (TypeError, ValueError):
-            return False
+        number = _number(wanted, exact=isinstance(value, int))
+        return number is not None and number == value
     return str(value).strip() == str(wanted).strip()
+
+
+def check_hint(name: str, wanted: Any, kind: str) -> None:
+    """Raise InvalidSetting for a value that no item of such a column can have.
+
+    Args:
+        name: the attribute.
+        wanted: its value, of the attribute's type or as text.
+        kind: what the column holds: "text", "integer", "number" or "boolean".
+    """
+    text = str(wanted).strip()
+    what = None
+    if not text:
+        what = "a value"
+    elif kind == "boolean" and text.lower() not in ("true", "false"):
+        what = "true or false"
+    elif kind in ("integer", "number") and _number(wanted, exact=kind == "integer") is None:
+        what = "a number"
+    if what is not None:
+        raise InvalidSetting(f"The hint {name} must be {what}; got {text!r}.")
+
+
+def _number(value: Any, *, exact: bool) -> Decimal | float | None:
+    """A number that may be written as text; exact, since whole numbers beyond 2^53 are no float."""
+    try:
+        number = Decimal(str(value).strip()) if exact else float(value)
+    except (ArithmeticError, TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None

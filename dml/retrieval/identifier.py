@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from dml.errors import InvalidSetting, MissingArtifact, did_you_mean
 from dml.reports import Identification, TriedScope, Verification
 from dml.retrieval.arguments import checked_error_rate, checked_list, checked_threshold
-from dml.retrieval.filters import Compare, Filter, Where, check
-from dml.retrieval.hints import matches_hint, separating_attribute
+from dml.retrieval.filters import Compare, Filter, IsNull, Where, check
+from dml.retrieval.hints import check_hint, matches_hint, separating_attribute
 from dml.retrieval.identities import FIRST_K, IdentityAnswers, group_by_identity
 from dml.retrieval.search import Index
 from dml.retrieval.thresholds import Thresholds, column_of, scope_text, threshold_for
@@ -200,16 +200,21 @@ class Identifier:
 
     def _similarities(self, probe: NDArray[np.float32], identity: str, embedder: str) -> list[float]:
         """The similarities to each image of an identity."""
-        if not self._has_labels:
-            return [float(probe @ self.index.vectors_of([identity])[0])]
-        if not self._columns["label"].has([identity])[0]:
-            near, _ = self._columns["label"].near(identity)
+        labels = self._columns.get("label")
+        where: list[Filter] = []
+        if labels is not None and labels.has([identity])[0]:
+            where = [Compare(column="label", operator="=", value=identity)]
+        elif self._columns["id"].has([identity])[0]:  # without a label an item is an identity by itself
+            where = [Compare(column="id", operator="=", value=identity)]
+            where += [] if labels is None else [IsNull(column="label")]
+        rows = self.index.ref.rows
+        result = self.index.search(probe[None], rows, embedder=embedder, where=where) if where else None
+        if result is None or not result.answers[0]:
+            near, _ = self._columns["id" if labels is None else "label"].near(identity)
             raise MissingArtifact(
-                f"An identity must be a label of index {self.index.ref}; {identity!r} is not."
-                f"{did_you_mean(identity, map(str, near))}"
+                f"An identity must be a label of index {self.index.ref}, or the id of an item without one; "
+                f"{identity!r} is not.{did_you_mean(identity, map(str, near))}"
             )
-        where = Compare(column="label", operator="=", value=identity)
-        result = self.index.search(probe[None], self.index.ref.rows, embedder=embedder, where=where)
         return [answer.similarity for answer in result.answers[0]]
 
     def _scope(self, where: Where) -> _Scope:
@@ -250,6 +255,8 @@ class Identifier:
                 f'hint must be attribute to value; got {type(hint).__name__}. Pass {{"region": "east"}}.'
             )
         self._require_attributes(list(hint), "hint")
+        for name, wanted in hint.items():
+            check_hint(name, wanted, self._columns[name].kind)
         return dict(hint)
 
     def _require_attributes(self, names: Sequence[str], what: str) -> None:
@@ -264,15 +271,13 @@ class Identifier:
     def _attributes(self) -> list[str]:
         return list(self.index.ref.embeddings.items.attributes)
 
-    @property
-    def _has_labels(self) -> bool:
-        return "label" in self.index.items.column_names
-
     @cached_property
     def _identities(self) -> NDArray[np.int64]:
-        """(N,) the identity of each item, numbered."""
-        if not self._has_labels:
+        """(N,) the identity of each item, numbered; without a label it is one by itself."""
+        if "label" not in self.index.items.column_names:
             return np.arange(self.index.ref.rows)
         encoded = self.index.items["label"].combine_chunks().dictionary_encode()
         identities: NDArray[np.int64] = encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
+        unlabelled = np.flatnonzero(identities < 0)
+        identities[unlabelled] = len(encoded.dictionary) + np.arange(len(unlabelled))
         return identities

@@ -56,16 +56,17 @@ class IdentityAnswers:
         )
 
 
-def group_by_identity(answers: Sequence[Answer]) -> dict[str, IdentityAnswers]:
-    """Identities in the order of their most similar image.
+def group_by_identity(answers: Sequence[Answer]) -> dict[tuple[str, str], IdentityAnswers]:
+    """Identities in the order of their most similar image; the keys are (label, "") or ("", id), since the id
+    of an item without a label may be spelt like another item's label.
 
     Args:
         answers: of one query, by descending similarity.
     """
-    groups: dict[str, IdentityAnswers] = {}
+    groups: dict[tuple[str, str], IdentityAnswers] = {}
     for answer in answers:
-        identity = answer.id if answer.label is None else answer.label
-        groups.setdefault(identity, IdentityAnswers(identity, [])).answers.append(answer)
+        key = (answer.label, "") if answer.label else ("", answer.id)
+        groups.setdefault(key, IdentityAnswers(key[0] or key[1], [])).answers.append(answer)
     return groups
 
 
@@ -115,9 +116,10 @@ def search_identities(
             break
         num_answers *= 4
     candidates = list(groups)[:num_candidates]
-    if grouping != "best" and candidates and "label" in index.items.column_names:
-        of_candidates = In(column="label", values=tuple(candidates))
-        groups = group_by_identity(search(index.ref.rows, [of_candidates, *_filters(where)]))
+    labels = tuple(label for label, _ in candidates if label)
+    if grouping != "best" and labels:
+        of_candidates = In(column="label", values=labels)
+        groups |= group_by_identity(search(index.ref.rows, [of_candidates, *_filters(where)]))
     hits = [groups[identity].hit(grouping) for identity in candidates]
     return sorted(hits, key=lambda hit: -hit.similarity)[:k]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact
-from dml.models.external import Options, import_embedder, read_embedder
+from dml.models.external import Options, import_embedder, preview, read_embedder
 from dml.models.package import load_package
 from dml.models.runtimes.python import source_file
 from tests.models.photos import photo, png_of
@@ -23,6 +23,12 @@ def blank(images):
 
 def one(images):
     return np.ones(4)
+
+def fails(images):
+    return np.stack([np.zeros(2), np.zeros(3)])
+
+def leaves(images):
+    raise SystemExit(0)
 
 number = 3
 """
@@ -75,11 +81,41 @@ def test_an_installed_module_is_named_with_its_distribution():
         ("one", InvalidData, r"\(N, D\) numbers for N images; it gives \(4,\)"),
         ("nothing", MissingArtifact, "must have a function nothing"),
         ("number", MissingArtifact, "must have a function number"),
+        ("fails", InvalidData, r"raised ValueError: all input arrays .* \(.*mine_.*\.py, line 14\)"),
+        ("leaves", InvalidData, r"raised SystemExit: 0 \(.*mine_.*\.py, line 17\). Mend it"),
     ],
 )
 def test_a_function_that_gives_no_embeddings_is_refused(tmp_path, module, function, error, message):
     with pytest.raises(error, match=message):
         import_embedder(str(tmp_path / "s"), f"python:{module}:{function}", Options())
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import face_models_not_here", r"ModuleNotFoundError: No module .* \(.*mine_.*\.py, line 1\)"),
+        ("def broken(:", r"raised SyntaxError: .*line 1\)"),
+        ("import sys\nsys.exit()", r"raised SystemExit \(.*mine_.*\.py, line 2\)"),
+    ],
+    ids=["needs another", "no Python", "leaves"],
+)
+def test_a_module_that_fails_while_it_is_imported_is_refused_with_its_line(tmp_path, module, code, message):
+    (tmp_path / f"{module}.py").write_text(code)
+    with pytest.raises(InvalidData, match=message):
+        read_embedder(f"python:{module}:colours", Options())
+
+
+def test_a_package_that_fails_while_it_is_imported_is_not_called_missing(tmp_path, module):
+    (tmp_path / f"{module}_of").mkdir()
+    (tmp_path / f"{module}_of" / "__init__.py").write_text("import face_models_not_here")
+    with pytest.raises(InvalidData, match="No module named 'face_models_not_here'"):
+        read_embedder(f"python:{module}_of.part:colours", Options())
+
+
+def test_a_network_that_gives_no_numbers_is_not_tried(tmp_path, module):
+    network = read_embedder(f"python:{module}:blank", Options())
+    with pytest.raises(InvalidData, match="must give numbers"), preview(network):
+        pass
 
 
 @pytest.mark.parametrize("address", ["python:json", "python:json:", "python:a-b:c", "python:../x:y"])

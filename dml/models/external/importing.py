@@ -68,8 +68,8 @@ def import_embedder(store: str, address: str, options: Options) -> PackageRef:
         InvalidSetting, MissingArtifact, CorruptArtifact, IncompatibleArtifact: as `read_embedder`.
     """
     network = read_embedder(address, options)
-    with preview(network) as package:
-        _require_embeddings(package)
+    with preview(network):
+        pass
     return publish_package(
         store,
         network.contents,
@@ -81,9 +81,15 @@ def import_embedder(store: str, address: str, options: Options) -> PackageRef:
 
 @contextmanager
 def preview(network: External) -> Iterator[Package]:
-    """An external network as a package in a temporary folder, before it is published."""
+    """An external network as a package in a temporary folder, before it is published.
+
+    Raises:
+        InvalidData: it gives something else than one embedding for an image, here a drawn picture.
+    """
     with TemporaryDirectory() as folder:
-        yield load_package(publish_package(folder, network.contents, source=network.source).uri)
+        package = load_package(publish_package(folder, network.contents, source=network.source).uri)
+        _require_embeddings(package)
+        yield package
 
 
 def _require_embeddings(package: Package) -> None:

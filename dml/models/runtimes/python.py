@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,9 @@ from dml.errors import IncompatibleArtifact, InvalidData, MissingArtifact
 from dml.models.runtimes.base import Runtime, StoredNetwork
 from dml.preprocessing import Encoded, decode
 from dml.storage import file_digest
+
+_IMPORTING = ("<frozen importlib", str(Path(importlib.util.__file__).parent))
+"""Files whose names begin so import other files."""
 
 Embed = Callable[[list[NDArray[np.uint8]]], Any]
 """N RGB images (H, W, 3) in, (N, D) numbers out."""
@@ -83,9 +88,10 @@ def call(name: str, function: Embed, images: Sequence[NDArray[np.uint8]]) -> NDA
     """The function's embeddings, (N, D) float32.
 
     Raises:
-        InvalidData: it gives something else.
+        InvalidData: it gives something else, or raises.
     """
-    embeddings = np.asarray(function(list(images)), dtype=np.float32)
+    with _users_code(name):
+        embeddings = np.asarray(function(list(images)), dtype=np.float32)
     if embeddings.ndim != 2 or len(embeddings) != len(images):
         raise InvalidData(
             f"python:{name} must give (N, D) numbers for N images; it gives {embeddings.shape} for "
@@ -99,11 +105,16 @@ def source_file(function: str) -> SourceFile:
 
     Raises:
         MissingArtifact: there is no such module here.
+        InvalidData: importing the package that it is in raises.
     """
     module = function.partition(":")[0]
     try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
+        with _users_code(function):
+            spec = importlib.util.find_spec(module)
+    except InvalidData as error:
+        missing = error.__cause__
+        if not isinstance(missing, ModuleNotFoundError) or not module.startswith(missing.name or "-"):
+            raise
         spec = None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise MissingArtifact(
@@ -116,9 +127,39 @@ def source_file(function: str) -> SourceFile:
 
 
 def load_function(function: str) -> Embed:
-    """Import a function; raises MissingArtifact where its module has none of that name."""
+    """Import a function.
+
+    Raises:
+        MissingArtifact: its module has none of that name.
+        InvalidData: importing the module raises.
+    """
     module, _, name = function.partition(":")
-    embed: Embed | None = getattr(import_module(module), name, None)
+    with _users_code(function):
+        embed: Embed | None = getattr(import_module(module), name, None)
     if not callable(embed):
         raise MissingArtifact(f"The module {module} must have a function {name}; it has none.")
     return embed
+
+
+@contextmanager
+def _users_code(function: str) -> Iterator[None]:
+    """What code of the user's raises is the user's mistake; so is `sys.exit`, which would end the command."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        text = str(error).strip().partition("\n")[0]
+        raise InvalidData(
+            f"python:{function} must embed without an error; it raised {type(error).__name__}"
+            f"{f': {text}' if text else ''}{_place(error)}. Mend it, and repeat the command."
+        ) from error
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's own file, not in what that calls; empty for a file that Python cannot read."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__ and not frame.filename.startswith(_IMPORTING)
+    ]
+    last = next((frame for frame in reversed(frames) if frame.filename == frames[0].filename), None)
+    return "" if last is None else f" ({last.filename}, line {last.lineno})"

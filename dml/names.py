@@ -4,9 +4,7 @@ Every name and version from a user is checked here before it becomes part of a p
 """
 
 import re
-from typing import Annotated, Literal
-
-from pydantic import AfterValidator, Field
+from typing import Literal
 
 from dml.errors import InvalidSetting
 
@@ -79,9 +77,6 @@ def is_version(text: str) -> bool:
     """Whether a text is valid as the folder name of a version."""
     return bool(_VERSION.fullmatch(text)) and len(text) <= MAX_LENGTH
 
-
-Name = Annotated[str, AfterValidator(check_name), Field(json_schema_extra={"pattern": "^[a-z][a-z0-9._-]*$"})]
-"""A validated name, for settings and refs."""
 
 SourceLayout = Literal[
     "auto",

@@ -26,6 +26,7 @@ from dml.cli import (  # noqa: F401 - each adds its verbs to the app
     presets,
     reports,
     schedules,
+    searches,
     stack,
     store,
     vectors,

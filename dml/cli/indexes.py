@@ -1,4 +1,4 @@
-"""`dml embed`, `dml index`, `dml search` and `dml indexes`."""
+"""`dml embed`, `dml index` and `dml indexes`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,19 +8,10 @@ import typer
 from dml.cli.app import Json, Store, Workers, store_to_list, store_uri, verb
 from dml.cli.datasets import ingest_place, is_place
 from dml.cli.output import columns_of, emit, listed, print_table, what_is_damaged
+from dml.cli.pictures import require_picture, write_picture
 from dml.errors import DmlError, InvalidSetting, MissingArtifact
 
-Engine = Annotated[str, typer.Option("--engine", help="a Milvus server, milvus://HOST:PORT[/DATABASE]")]
-OptionalEngine = Annotated[
-    str | None, typer.Option("--engine", help="a Milvus server, milvus://HOST:PORT[/DATABASE]")
-]
-Collection = Annotated[
-    str | None, typer.Option("--collection", help="its collection; default: the index version's own")
-]
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dml.config import IndexConfig
     from dml.refs import EmbeddingsRef, IndexRef
     from dml.reports import (
@@ -28,12 +19,7 @@ if TYPE_CHECKING:
         IndexExplanation,
         IndexList,
         ListedIndex,
-        LoadReport,
-        SearchHit,
-        SearchReport,
     )
-    from dml.serving.engine_searcher import EngineSearcher
-    from dml.serving.searcher import QueryResult, Searcher
 
 
 @verb()
@@ -266,248 +252,6 @@ def _refuse_without_embedder(weights: Path | None, preprocessing: Path | None, l
 
 
 @verb()
-def load(
-    index: Annotated[str, typer.Argument(help="NAME (the version in use) or NAME@VERSION")],
-    engine: Engine,
-    collection: Collection = None,
-    index_type: Annotated[
-        str,
-        typer.Option(help="Milvus' index of the vectors; auto: FLAT below 100,000 rows, AUTOINDEX beyond"),
-    ] = "auto",
-    store: Store = None,
-    as_json: Json = False,
-) -> "LoadReport":
-    """Load an index's vectors and items into Milvus, to be searched there with the same filters."""
-    from dml.reports import LoadReport
-    from dml.retrieval.engines.milvus import MilvusEngine
-    from dml.retrieval.engines.milvus_address import MilvusAddress, collection_name
-    from dml.retrieval.index import find_index
-    from dml.settings import milvus_token
-
-    address = MilvusAddress.parse(engine)
-    ref = find_index(store_uri(store), index)
-    name = collection or collection_name(str(ref))
-    opened = MilvusEngine(address, name, token=milvus_token(), index_type=index_type)
-    rows = opened.load(ref.embeddings)
-    report = LoadReport(
-        index=str(ref), engine=str(address), collection=name, rows=rows, dim=ref.embeddings.dim
-    )
-    return emit(report, as_json, _show_load)
-
-
-def _show_load(report: "LoadReport") -> None:
-    print(
-        f"{report.index}: {report.rows} vectors of {report.dim} dimensions in Milvus' collection "
-        f"{report.collection} at {report.engine}"
-    )
-
-
-@verb()
-def search(
-    image: Annotated[
-        Path | None, typer.Argument(help="the query's image file; beside --id or --vector: as --index")
-    ] = None,
-    name: Annotated[str | None, typer.Option("--index", help="default: the store's only index")] = None,
-    item: Annotated[
-        str | None, typer.Option("--id", help="search with an item of the index instead of an image")
-    ] = None,
-    vector: Annotated[
-        Path | None, typer.Option(help="search with the one vector in this .npy file instead of an image")
-    ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="how many answers")] = 10,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="a filter: \"region = 'east' and age between 20 and 40\"; repeatable: all must hold"
-        ),
-    ] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="write a picture into this PNG file; of query and answers")
-    ] = None,
-    group_by_identity: Annotated[
-        str | None,
-        typer.Option(
-            help="answer with labels: best (by the most similar image), mean (of all images), all (list them)"
-        ),
-    ] = None,
-    engine: OptionalEngine = None,
-    collection: Collection = None,
-    explain: Annotated[
-        bool,
-        typer.Option("--explain", help="print costs and recall with their basis; of the plan of this search"),
-    ] = False,
-    store: Store = None,
-    as_json: Json = False,
-) -> "SearchReport":
-    """Find the most similar items of an index, of an image, an item or a vector."""
-    if explain and engine is not None:
-        raise InvalidSetting(f"--explain is for an index in this process; got --engine {engine} too.")
-    show = _explain if explain else _show_answers
-    if group_by_identity is not None:
-        if item is not None or vector is not None:
-            _refuse_beside(image, name, item, vector, None)
-        if engine is not None or picture is not None or explain:
-            raise InvalidSetting(
-                "--group-by-identity goes without --engine, --picture and --explain; leave them out."
-            )
-        root = store_uri(store)
-        grouped = _search_identities(root, image, name, item, vector, k, where or [], group_by_identity)
-        return emit(grouped.report(), as_json, _show_answers)
-    if item is not None or vector is not None:
-        _refuse_beside(image, name, item, vector, picture)
-        searched = _search_without_image(
-            item,
-            vector,
-            lambda: _open(
-                store_uri(store), name or (None if image is None else str(image)), engine, collection
-            ),
-            k,
-            where or [],
-        )
-        return emit(searched.report(), as_json, show)
-    if image is None:
-        raise InvalidSetting("A search needs a query: an image file, --id ITEM or --vector FILE; got none.")
-    from dml.cli.queries import read_image
-
-    content = read_image(image)
-    if picture is not None:
-        _require_writable(picture, image)
-    searcher = _open(store_uri(store), name, engine, collection)
-    (result,) = searcher.search([content], k=k, where=where or [])
-    if picture is not None:
-        _write_picture(picture, result, content)
-    drawn = None if picture is None else str(picture.resolve())
-    return emit(result.report(picture=drawn), as_json, show)
-
-
-def _search_identities(
-    store: str,
-    image: Path | None,
-    name: str | None,
-    item: str | None,
-    vector: Path | None,
-    k: int,
-    where: list[str],
-    grouping: str,
-) -> "QueryResult":
-    from dml.cli.queries import read_image
-    from dml.embedding.vector_files import read_vector
-    from dml.serving.searcher import Searcher
-
-    if item is None and vector is None and image is None:
-        raise InvalidSetting("A search needs a query: an image file, --id ITEM or --vector FILE; got none.")
-    if item is not None or vector is not None:
-        name = name or (None if image is None else str(image))
-    probe: Any = item or (read_vector(vector)[0] if vector is not None else read_image(Path(str(image))))
-    searcher = Searcher.open(store, name)
-    return searcher.search_identities(probe, k=k, where=where, grouping=grouping)
-
-
-def _open(
-    store: str, name: str | None, engine: str | None, collection: str | None
-) -> "Searcher | EngineSearcher":
-    """The index in this process, or where another engine holds its items."""
-    if engine is None:
-        if collection is not None:
-            raise InvalidSetting(f"--collection belongs to an --engine; got {collection} and none.")
-        from dml.serving.searcher import Searcher  # takes seconds to import
-
-        return Searcher.open(store, name)
-    from dml.serving.engine_searcher import EngineSearcher
-    from dml.settings import milvus_token
-
-    return EngineSearcher.open(store, name, engine, collection=collection, token=milvus_token())
-
-
-def _refuse_beside(
-    positional: Path | None, name: str | None, item: str | None, vector: Path | None, picture: Path | None
-) -> None:
-    """Raise InvalidSetting for what does not go with a search by --id or --vector."""
-    if item is not None and vector is not None:
-        raise InvalidSetting(f"A search needs one query; got --id {item} and --vector {vector}.")
-    if picture is not None:
-        raise InvalidSetting("--picture shows the query's image; a search by --id or --vector has none.")
-    if positional is not None and name is not None:
-        raise InvalidSetting(f"A search needs one query; got {positional} beside --id or --vector.")
-
-
-def _search_without_image(
-    item: str | None,
-    vector: Path | None,
-    opened: "Callable[[], Searcher | EngineSearcher]",
-    k: int,
-    where: list[str],
-) -> "QueryResult":
-    from dml.embedding.vector_files import read_vector
-
-    query = None if vector is None else read_vector(vector)
-    searcher = opened()
-    if query is None:
-        (result,) = searcher.search_ids([str(item)], k=k, where=where)
-    else:
-        (result,) = searcher.search_vectors(query, k=k, where=where)
-    return result
-
-
-def _show_answers(report: "SearchReport") -> None:
-    rows = [_row_of_item(item) for item in report.answers]
-    if report.identities is not None:
-        rows = [
-            {"identity": hit.identity, "similarity": hit.similarity, "images": image.id}
-            for hit in report.identities
-            for image in hit.images
-        ]
-    print_table(f"{report.index}: {report.plan}", rows)
-    if report.picture is not None:
-        print(f"picture: {report.picture}")
-
-
-def _explain(report: "SearchReport") -> None:
-    from dml.retrieval.plan import Plan
-
-    _show_answers(report)
-    assert report.execution is not None
-    for name, text in Plan.model_validate(report.execution.model_dump()).explained():
-        print(f"{name}: {text}")
-
-
-def _row_of_item(item: "SearchHit") -> dict[str, object]:
-    return {"id": item.id, "label": item.label, "similarity": item.similarity, **item.attributes}
-
-
-def _require_writable(picture: Path, query: Path | None = None) -> None:
-    """Raise InvalidSetting for what must not be written over, before the search takes its seconds."""
-    wrong = ""
-    if picture.is_dir():
-        wrong = "it is a folder"
-    elif query is not None and picture.exists() and picture.samefile(query):
-        wrong = "it is the query, which would be lost"
-    elif picture.exists() and not picture.is_file():
-        wrong = "it is no regular file"
-    elif picture.suffix.lower() != ".png":
-        wrong = "its name does not end in .png"
-    elif not picture.parent.is_dir():
-        wrong = f"there is no folder {picture.parent}"
-    if wrong:
-        raise InvalidSetting(f"--picture must be a PNG file to write; got {picture}: {wrong}. Name another.")
-
-
-def _write_picture(target: Path, result: "QueryResult", query: bytes) -> None:
-    from dml.serving.answers import draw
-
-    _write(target, draw(result, query))
-
-
-def _write(target: Path, content: bytes) -> None:
-    try:
-        target.write_bytes(content)
-    except OSError as error:
-        raise InvalidSetting(
-            f"--picture must be a file that can be written; {target}: {error.strerror}."
-        ) from error
-
-
-@verb()
 def indexes(
     name: Annotated[
         str | None,
@@ -561,8 +305,8 @@ def _explanation(store: str, name: str, picture: Path | None) -> "IndexExplanati
         return IndexExplanation(index=ref, curve=curve, first_stage=first_stage)
     from dml.report.operating_curve import draw_operating_curve
 
-    _require_writable(picture)
-    _write(picture, draw_operating_curve(f"{ref}: {ref.factory}", curve))
+    require_picture(picture)
+    write_picture(picture, draw_operating_curve(f"{ref}: {ref.factory}", curve))
     drawn = str(picture.resolve())
     return IndexExplanation(index=ref, curve=curve, first_stage=first_stage, picture=drawn)
 

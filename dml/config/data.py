@@ -3,11 +3,21 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from dml.config.part import Part, parse
-from dml.names import Name, SourceLayout
+from dml.names import SourceLayout, check_name
 
+Name = Annotated[str, AfterValidator(check_name), Field(json_schema_extra={"pattern": "^[a-z][a-z0-9._-]*$"})]
+"""A validated name."""
 MAX_PIXELS = 64_000_000
 """Limit of any decoded image, including queries: 8000 x 8000, about 300 MB in memory."""
 

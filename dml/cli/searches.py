@@ -1,0 +1,199 @@
+"""`dml search` and `dml load`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dml.cli.app import Json, Store, store_uri, verb
+from dml.cli.output import emit, print_table
+from dml.cli.pictures import require_picture, write_picture
+from dml.errors import InvalidSetting
+
+Engine = Annotated[
+    str, typer.Option("--engine", help="a Milvus server: milvus://HOST:PORT, or milvus://HOST:PORT/DATABASE")
+]
+OptionalEngine = Annotated[
+    str | None,
+    typer.Option("--engine", help="a Milvus server: milvus://HOST:PORT, or milvus://HOST:PORT/DATABASE"),
+]
+Collection = Annotated[
+    str | None, typer.Option("--collection", help="its collection; default: the index version's own")
+]
+
+if TYPE_CHECKING:
+    from dml.cli.queries import Query
+    from dml.reports import LoadReport, SearchHit, SearchReport
+    from dml.serving.engine_searcher import EngineSearcher
+    from dml.serving.searcher import QueryResult, Searcher
+
+
+@verb()
+def search(
+    image: Annotated[
+        Path | None, typer.Argument(help="the query's image file; beside --id or --vector: as --index")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--index", help="default: the store's only index")] = None,
+    item: Annotated[
+        str | None, typer.Option("--id", help="search with an item of the index instead of an image")
+    ] = None,
+    vector: Annotated[
+        Path | None, typer.Option(help="search with the one vector in this .npy file instead of an image")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="how many answers")] = 10,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="a filter: \"region = 'east' and age between 20 and 40\"; repeatable: all must hold"
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="write a picture into this PNG file; of query and answers")
+    ] = None,
+    group_by_identity: Annotated[
+        str | None,
+        typer.Option(
+            help="answer with labels: best (by the most similar image), mean (of all images), all (list them)"
+        ),
+    ] = None,
+    engine: OptionalEngine = None,
+    collection: Collection = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="print costs and recall with their basis; of the plan of this search"),
+    ] = False,
+    store: Store = None,
+    as_json: Json = False,
+) -> "SearchReport":
+    """Find the most similar items of an index, of an image, an item or a vector."""
+    if explain and engine is not None:
+        raise InvalidSetting(f"--explain is for an index in this process; got --engine {engine} too.")
+    if group_by_identity is not None and (engine is not None or picture is not None or explain):
+        raise InvalidSetting(
+            "--group-by-identity goes without --engine, --picture and --explain; leave them out."
+        )
+    if item is not None or vector is not None:
+        _refuse_beside(image, name, item, vector, picture)
+        name, image = name or (None if image is None else str(image)), None
+    from dml.cli.queries import read_query
+
+    query = read_query(image, item, vector)
+    if picture is not None:
+        require_picture(picture, query=image)
+    root = store_uri(store)
+    if group_by_identity is not None:
+        from dml.serving.searcher import Searcher  # takes seconds to import
+
+        found = Searcher.open(root, name).search_identities(
+            query, k=k, where=where or [], grouping=group_by_identity
+        )
+        return emit(found.report(), as_json, _show_answers)
+    result = _search(_open(root, name, engine, collection), query, k, where or [])
+    drawn = None
+    if picture is not None and isinstance(query, bytes):
+        from dml.serving.answers import draw
+
+        write_picture(picture, draw(result, query))
+        drawn = str(picture.resolve())
+    return emit(result.report(picture=drawn), as_json, _show_explained if explain else _show_answers)
+
+
+def _refuse_beside(
+    positional: Path | None, name: str | None, item: str | None, vector: Path | None, picture: Path | None
+) -> None:
+    """Raise InvalidSetting for what does not go with a search by --id or --vector."""
+    if item is not None and vector is not None:
+        raise InvalidSetting(f"A search needs one query; got --id {item} and --vector {vector}.")
+    if picture is not None:
+        raise InvalidSetting("--picture shows the query's image; a search by --id or --vector has none.")
+    if positional is not None and name is not None:
+        raise InvalidSetting(f"A search needs one query; got {positional} beside --id or --vector.")
+
+
+def _open(
+    store: str, name: str | None, engine: str | None, collection: str | None
+) -> "Searcher | EngineSearcher":
+    """The index in this process, or where another engine holds its items."""
+    if engine is None:
+        if collection is not None:
+            raise InvalidSetting(f"--collection belongs to an --engine; got {collection} and none.")
+        from dml.serving.searcher import Searcher  # takes seconds to import
+
+        return Searcher.open(store, name)
+    from dml.serving.engine_searcher import EngineSearcher
+    from dml.settings import milvus_token
+
+    return EngineSearcher.open(store, name, engine, collection=collection, token=milvus_token())
+
+
+def _search(searcher: "Searcher | EngineSearcher", query: "Query", k: int, where: list[str]) -> "QueryResult":
+    if isinstance(query, bytes):
+        (result,) = searcher.search([query], k=k, where=where)
+    elif isinstance(query, str):
+        (result,) = searcher.search_ids([query], k=k, where=where)
+    else:
+        (result,) = searcher.search_vectors(query[None], k=k, where=where)
+    return result
+
+
+def _show_answers(report: "SearchReport") -> None:
+    rows = [_row_of_item(item) for item in report.answers]
+    if report.identities is not None:
+        rows = [
+            {"identity": hit.identity, "similarity": hit.similarity, "images": image.id}
+            for hit in report.identities
+            for image in hit.images
+        ]
+    print_table(f"{report.index}: {report.plan}", rows)
+    if report.picture is not None:
+        print(f"picture: {report.picture}")
+
+
+def _show_explained(report: "SearchReport") -> None:
+    from dml.retrieval.plan import Plan
+
+    _show_answers(report)
+    assert report.execution is not None
+    for name, text in Plan.model_validate(report.execution.model_dump()).explained():
+        print(f"{name}: {text}")
+
+
+def _row_of_item(item: "SearchHit") -> dict[str, object]:
+    return {"id": item.id, "label": item.label, "similarity": item.similarity, **item.attributes}
+
+
+@verb()
+def load(
+    index: Annotated[str, typer.Argument(help="NAME (the version in use) or NAME@VERSION")],
+    engine: Engine,
+    collection: Collection = None,
+    index_type: Annotated[
+        str,
+        typer.Option(help="Milvus' index of the vectors; auto: FLAT below 100,000 rows, AUTOINDEX beyond"),
+    ] = "auto",
+    store: Store = None,
+    as_json: Json = False,
+) -> "LoadReport":
+    """Load an index's vectors and items into Milvus, to be searched there with the same filters."""
+    from dml.reports import LoadReport
+    from dml.retrieval.engines.milvus import MilvusEngine
+    from dml.retrieval.engines.milvus_address import MilvusAddress, collection_name
+    from dml.retrieval.index import find_index
+    from dml.settings import milvus_token
+
+    address = MilvusAddress.parse(engine)
+    ref = find_index(store_uri(store), index)
+    name = collection or collection_name(str(ref))
+    opened = MilvusEngine(address, name, token=milvus_token(), index_type=index_type)
+    rows = opened.load(ref.embeddings)
+    report = LoadReport(
+        index=str(ref), engine=str(address), collection=name, rows=rows, dim=ref.embeddings.dim
+    )
+    return emit(report, as_json, _show_load)
+
+
+def _show_load(report: "LoadReport") -> None:
+    print(
+        f"{report.index}: {report.rows} vectors of {report.dim} dimensions in Milvus' collection "
+        f"{report.collection} at {report.engine}"
+    )

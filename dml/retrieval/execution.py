@@ -10,9 +10,8 @@ from dml.retrieval.attributes import Matches
 from dml.retrieval.attributes.bits import are_set
 from dml.retrieval.lists import InvertedLists, NearLists
 from dml.retrieval.plan import Costs, Depths, Plan, RecallTable
+from dml.retrieval.ties import Neighbors
 
-Found = tuple[NDArray[np.float32], NDArray[np.int64]]
-"""(Q, k) similarities and rows."""
 LOOKED_AT = 2
 """Lists whose matches are counted / lists expected to be needed."""
 
@@ -23,7 +22,7 @@ class Vectors(Protocol):
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n, D) vectors of the rows."""
 
-    def search_among(self, queries: NDArray[np.float32], k: int, rows: NDArray[np.int64]) -> Found:
+    def search_among(self, queries: NDArray[np.float32], k: int, rows: NDArray[np.int64]) -> Neighbors:
         """(Q, k) the most similar among (n,) ascending rows, exactly."""
 
 
@@ -44,7 +43,7 @@ class FilteredLists:
 
     def search(
         self, queries: NDArray[np.float32], k: int, matches: Matches, plan: Plan
-    ) -> tuple[Found, NDArray[np.bool_]]:
+    ) -> tuple[Neighbors, NDArray[np.bool_]]:
         """Find the k most similar matching rows, where the index reaches the recall target cheaply enough.
 
         How many lists a query needs, and what they cost, is known from the matches of each list before one is
@@ -102,7 +101,7 @@ def scan(
     bitmap: NDArray[np.uint8],
     candidates: int,
     queries: NDArray[np.float32],
-) -> Found:
+) -> Neighbors:
     """Scan lists; where they keep codes, find `candidates` rows per answer and compare these in full."""
     if candidates == 1:
         return lists.scan(near, taken, k, bitmap)

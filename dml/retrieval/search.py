@@ -18,14 +18,14 @@ from dml.refs import IndexRef
 from dml.retrieval.attributes import Matches
 from dml.retrieval.bundle import ITEMS_FILE, REMEDY, Calibration, open_bundle
 from dml.retrieval.cascade import Cascade
-from dml.retrieval.execution import FilteredLists, Found
+from dml.retrieval.execution import FilteredLists
 from dml.retrieval.filters import Filter, Where, check
 from dml.retrieval.filters.columns import Columns
 from dml.retrieval.first_stage import FirstStage
 from dml.retrieval.lists import InvertedLists, Selector
 from dml.retrieval.plan import Costs, Plan, Recall, RecallTable, choose_plan
 from dml.retrieval.probe import processor_name
-from dml.retrieval.ties import by_similarity, first_of_equals
+from dml.retrieval.ties import Neighbors, by_similarity, first_of_equals
 from dml.retrieval.tune import refined
 from dml.retrieval.vectors import FlatVectors, is_flat
 
@@ -248,7 +248,7 @@ class Index:
         refuse_absent: bool,
         *,
         more: int = 0,
-    ) -> tuple[Found, Plan]:
+    ) -> tuple[Neighbors, Plan]:
         """Similarities, descending, and rows, ties by row; `more` than k are found."""
         self._refuse(vectors, k, embedder)
         if isinstance(where, str) and len(where) <= _KEPT_LENGTH:
@@ -283,7 +283,7 @@ class Index:
                 "Divide each by its length."
             )
 
-    def _find(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> tuple[Found, Plan]:
+    def _find(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> tuple[Neighbors, Plan]:
         """(Q, k) similarities and rows, with k at most the number of matches; and the plan."""
         plan = self._plan(None if matches is None else matches.count, max(k, 1))
         if plan.kind == "nothing":
@@ -316,7 +316,7 @@ class Index:
             return found, plan
         return (self._rescored(vectors, *found), found[1]), plan
 
-    def _compared(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> Found:
+    def _compared(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> Neighbors:
         """Exact: compare with every match."""
         every = np.arange(self.ref.rows) if matches is None else matches.rows()
         return first_of_equals(

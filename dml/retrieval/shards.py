@@ -5,12 +5,10 @@ of all, equal similarities by position. With exact plans that is bit for bit wha
 never an answer of some shards only.
 """
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,30 +19,11 @@ from dml.cluster import RemoteObjects
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.refs import IndexRef
 from dml.retrieval.filters import And, Between, Compare, Filter, Not, Or, Where, Within, check, matching_rows
-from dml.retrieval.filters.columns import Columns, Kind
+from dml.retrieval.filters.columns import Columns
 from dml.retrieval.plan import Kind as PlanKind
 from dml.retrieval.plan import Plan
 from dml.retrieval.search import NO_MORE, Answer, Device, Index, SearchResult
-
-
-class Shards(Protocol):
-    """All shards of an index, to be asked at once."""
-
-    def call(self, method: str, *arguments: Any) -> list[Any]:
-        """Each shard's result of a method of `Shard`, in order."""
-
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class ColumnSummary:
-    """What one shard knows of a column."""
-
-    kind: Kind
-    time_type: pa.TimestampType | None
-    holds_locations: bool
-    limits: tuple[float, float]
-    has_texts: bool
+from dml.retrieval.sharded_columns import ColumnSummary, ShardedColumns, Shards
 
 
 class Shard:
@@ -64,10 +43,10 @@ class Shard:
         return list(self.index.columns)
 
     def summary(self, column: str) -> ColumnSummary:
-        """What it knows of a column."""
-        asked = self.index.columns[column]
-        has_texts = bool(asked.example(""))
-        return ColumnSummary(asked.kind, asked.time_type, asked.holds_locations, asked.limits, has_texts)
+        """The column in this shard."""
+        here = self.index.columns[column]
+        has_texts = bool(here.example(""))
+        return ColumnSummary(here.kind, here.time_type, here.holds_locations, here.limits, has_texts)
 
     def example(self, column: str, unlike: str) -> str:
         """A text that the column holds."""
@@ -85,37 +64,37 @@ class Shard:
         self, vectors: NDArray[np.float32], k: int, embedder: str, where: Filter | None
     ) -> SearchResult:
         """The k most similar of its own items, under a filter that was checked against all shards."""
-        return self.index.search(vectors, k, embedder=embedder, where=self._own(where), refuse_absent=False)
+        return self.index.search(vectors, k, embedder=embedder, where=self._local(where), refuse_absent=False)
 
     def vectors_of(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The vectors of those of some items that it has, by id."""
         column = self.index.items["id"]
-        held = [id_ for id_ in ids if compute.index(column, id_).as_py() >= 0]
-        return dict(zip(held, self.index.vectors_of(held), strict=True)) if held else {}
+        present = [id_ for id_ in ids if compute.index(column, id_).as_py() >= 0]
+        return dict(zip(present, self.index.vectors_of(present), strict=True)) if present else {}
 
     def count(self, where: Filter | None) -> int:
         """How many of its items match."""
-        return self.index.count(self._own(where), refuse_absent=False)
+        return self.index.count(self._local(where), refuse_absent=False)
 
     def check(self) -> None:
         """Search for a few of its items; raises CorruptArtifact where that fails."""
         self.index.check()
 
-    def _own(self, where: Filter | None) -> Filter | None:
-        """The filter with nothing that only items of other shards say: whether a column's texts are times.
+    def _local(self, where: Filter | None) -> Filter | None:
+        """The filter for this shard, in which a column of times may have no text at all.
 
-        Where all are missing here, no order holds, and neither does an equality.
+        Then no comparison by order holds, as little as an equality with any text.
         """
         match where:
             case And() | Or():
-                return where.model_copy(update={"filters": tuple(map(self._own, where.filters))})
+                return where.model_copy(update={"filters": tuple(map(self._local, where.filters))})
             case Not():
-                return Not(filter=self._own(where.filter))
+                return Not(filter=self._local(where.filter))
             case Compare(operator="=" | "!=") | None:
                 return where
             case Compare(column=column) | Between(column=column) | Within(column=str(column)):
-                asked = self.index.columns[column]
-                if asked.kind == "text" and not asked.example(""):
+                here = self.index.columns[column]
+                if here.kind == "text" and not here.example(""):
                     return Compare(column=column, operator="=", value="none")
         return where
 
@@ -132,82 +111,6 @@ class LocalShards:
 
     def close(self) -> None:
         self._pool.shutdown()
-
-
-class ShardedColumn:
-    """A column of all shards together; a `Column` that filters are checked against."""
-
-    def __init__(self, name: str, shards: Shards) -> None:
-        self._name, self._shards = name, shards
-
-    @cached_property
-    def _summaries(self) -> list[ColumnSummary]:
-        summaries: list[ColumnSummary] = self._shards.call("summary", self._name)
-        return summaries
-
-    @property
-    def _with_texts(self) -> list[ColumnSummary]:
-        return [summary for summary in self._summaries if summary.has_texts] or self._summaries[:1]
-
-    @property
-    def kind(self) -> Kind:
-        return self._summaries[0].kind
-
-    @property
-    def time_type(self) -> pa.TimestampType | None:
-        kinds = {summary.time_type for summary in self._with_texts}
-        if None in kinds or len({kind.tz for kind in kinds if kind is not None}) != 1:
-            return None
-        return max((kind for kind in kinds if kind is not None), key=lambda kind: str(kind.unit) == "ns")
-
-    @property
-    def holds_locations(self) -> bool:
-        return all(summary.holds_locations for summary in self._with_texts)
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        limits = [summary.limits for summary in self._summaries]
-        return min(low for low, _ in limits), max(high for _, high in limits)
-
-    def example(self, unlike: str) -> str:
-        texts = [text for text in self._shards.call("example", self._name, unlike) if text]
-        return next((text for text in texts if not re.search(unlike, text)), texts[0] if texts else "")
-
-    def has(self, values: Sequence[bool | int | float | str]) -> list[bool]:
-        present: list[list[bool]] = self._shards.call("has", self._name, list(values))
-        return [any(each) for each in zip(*present, strict=True)]
-
-    def near(self, value: int | float | str) -> tuple[list[int] | list[float] | list[str], int]:
-        near = self._shards.call("near", self._name, value)
-        values = list({each: None for of_shard, _ in near for each in of_shard})
-        if isinstance(value, str):
-            return values, max(len(values), *(number for _, number in near))
-        nearest = sorted(values, key=lambda each: abs(each - value))[: max(len(each) for each, _ in near)]
-        return sorted(nearest), max(len(values), *(number for _, number in near))
-
-
-class ShardedColumns(Mapping[str, ShardedColumn]):
-    """The columns of an index in shards, each asked for where a filter does."""
-
-    def __init__(self, shards: Shards) -> None:
-        self._shards = shards
-        self._columns: dict[str, ShardedColumn] = {}
-
-    @cached_property
-    def _names(self) -> list[str]:
-        names: list[str] = self._shards.call("columns")[0]
-        return names
-
-    def __getitem__(self, name: str) -> ShardedColumn:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._columns.setdefault(name, ShardedColumn(name, self._shards))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 class ShardedIndex(Index):
@@ -232,8 +135,7 @@ class ShardedIndex(Index):
         if not isinstance(self._shards, LocalShards):
             raise InvalidSetting(
                 f"The items of {self.ref} must be in this process to be read; a cluster holds them. Open "
-                "the index "
-                "here: open_index(ref)."
+                "the index here: open_index(ref)."
             )
         return pa.concat_tables(shard.index.items for shard in self._shards.shards)
 
@@ -245,17 +147,17 @@ class ShardedIndex(Index):
         self._shards.call("check")
 
     def vectors_of(self, ids: Sequence[str]) -> NDArray[np.float32]:
-        held: dict[str, NDArray[np.float32]] = {}
+        vectors: dict[str, NDArray[np.float32]] = {}
         for of_shard in self._shards.call("vectors_of", list(dict.fromkeys(ids))):
-            held |= of_shard
-        absent = [id_ for id_ in ids if id_ not in held]
+            vectors |= of_shard
+        absent = [id_ for id_ in ids if id_ not in vectors]
         if absent:
             raise MissingArtifact(
                 f"An item to search with must be in index {self.ref}; {absent[0]!r} is not among its "
                 f"{self.ref.rows}."
             )
         dim = self.ref.embeddings.dim
-        return np.stack([held[id_] for id_ in ids]) if len(ids) else np.empty((0, dim), dtype=np.float32)
+        return np.stack([vectors[id_] for id_ in ids]) if len(ids) else np.empty((0, dim), dtype=np.float32)
 
     def count(self, where: Where, *, refuse_absent: bool = True) -> int:
         filter = check(where, self._sharded_columns, refuse_absent=refuse_absent)
@@ -367,13 +269,12 @@ def open_in_cluster(ref: IndexRef, *, device: Device = "cpu") -> ShardedIndex:
     if not ref.shards:
         raise InvalidSetting(
             f"An index must have shards to be held in a cluster; {ref} is one bundle. Build it with "
-            "--shards N, or "
-            "open it here."
+            "--shards N, or open it here."
         )
     parts = [(ref.shard(number), device) for number in range(len(ref.shards))]
-    held = RemoteObjects(_open_shard, parts, num_gpus=int(device == "cuda"))
-    held.call("columns")  # opened, or refused now
-    return ShardedIndex(ref, held)
+    shards = RemoteObjects(_open_shard, parts, num_gpus=int(device == "cuda"))
+    shards.call("columns")  # opened, or refused now
+    return ShardedIndex(ref, shards)
 
 
 def _open_shard(part: tuple[IndexRef, Device]) -> Shard:

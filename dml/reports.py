@@ -562,7 +562,7 @@ class CalibratedScope(Result):
     refused: str = Field("", description="why nothing is promised; empty: something is")
 
 
-class CalibrationReport(Result):
+class CalibrationReport(PartialResult):
     """The thresholds of an index version: the whole gallery first, then its scopes."""
 
     thresholds: ThresholdsRef

@@ -49,13 +49,14 @@ def calibrate(
 
     rate = _USUAL_FPIR if fpir is None else fpir
     report = run(calibrate_flow, index, rate, scopes or [], by or [], store_uri(store))
-    return emit(report, as_json, _show_thresholds)
+    nothing = None if report.num_promised else InvalidSetting(report.scopes[0].refused)
+    return emit(report, as_json, _show_thresholds, error=nothing)
 
 
 def _show_thresholds(report: "CalibrationReport") -> None:
     print_table(f"thresholds of {report.thresholds.index}", report.table())
     for scope in report.scopes:
-        if scope.refused:
+        if scope.refused and report.num_promised:
             print(f"none for {scope.scope or 'the whole gallery'}: {scope.refused}")
 
 

@@ -70,7 +70,7 @@ def calibrate(
 ) -> CalibrationReport:
     """Measure the impostors of an index, set the thresholds, and check them on held-out identities.
 
-    The thresholds replace those that the index version had.
+    The thresholds replace those that the index version had, unless nothing at all can be promised.
 
     Args:
         store: the store's URI.
@@ -85,7 +85,8 @@ def calibrate(
         For each scope its threshold, the pairs beyond it, and the FPIR of the check; or why none is promised.
 
     Raises:
-        InvalidSetting: a rate outside (0, 0.5], a filter or column that the items do not have.
+        InvalidSetting: a rate outside (0, 0.5], a filter or column that the items do not have; or nothing can
+            be promised, and the index version has thresholds, which it keeps.
         IncompatibleArtifact: the items have no labels, or fewer than 20 pairs of identities.
     """
     fpir = checked_error_rate("fpir", fpir, usual=0.01)
@@ -93,13 +94,18 @@ def calibrate(
     num_tries = 1 + len(by) + len(scopes)
     calibrator = _Calibrator(bundle, fpir / num_tries)
     with Ticker("calibrate") as ticker:
-        ticker.begin("the whole gallery", "probes", max_probes)
-        gallery = calibrator.measure_gallery(max_probes)
         selections = list(_select_scopes(bundle.items.table, scopes, by, refuse_absent))
+        ticker.begin("the whole gallery", "probes", min(max_probes, index.rows))
+        gallery = calibrator.measure_gallery(max_probes)
         ticker.begin("scopes", "scopes", len(selections))
         max_kept = max(_MAX_PAIRS_OF_SCOPES // max(len(selections), 1), _MIN_PAIRS_PER_SCOPE)
         measured = [calibrator.measure(selected, _MAX_SCOPE_PROBES, max_kept) for selected in selections]
         thresholds, report = calibrator.calibrate(gallery, measured, fpir, num_tries)
+    former = find_thresholds_ref(store, index)
+    if former is not None and all(scope.refused for scope in report):
+        raise InvalidSetting(
+            f"{report[0].refused} The thresholds of {index} for an FPIR of {former.fpir:g} stay."
+        )
     fingerprint = storage.digest_of(index.fingerprint, thresholds.model_dump(mode="json"))
     ref = ThresholdsRef(
         uri=thresholds_uri(store, index),
@@ -129,7 +135,10 @@ def calibrate_alike(store: str, index: IndexRef) -> CalibrationReport | None:
         return None
     if former is None or asked is None or former.version == index.version:
         return None
-    return calibrate(store, index, fpir=asked.fpir, scopes=asked.scopes, by=asked.by, refuse_absent=False)
+    report = calibrate(store, index, fpir=asked.fpir, scopes=asked.scopes, by=asked.by, refuse_absent=False)
+    if not report.num_promised:
+        logger.warning("%s has no thresholds any more: %s", index, report.scopes[0].refused)
+    return report
 
 
 @dataclass(frozen=True)
@@ -178,10 +187,9 @@ def _values(items: pa.Table, name: str) -> tuple[list[Any], NDArray[np.int64]]:
     encoded = items[name].combine_chunks().dictionary_encode()
     codes = compute.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
     values = encoded.dictionary.to_pylist()
-    if "" in values:
-        codes[codes == values.index("")] = -1
-        values = values[:-1] if values[-1] == "" else values
-    return values, codes
+    is_value = np.array([value not in (None, "") and value == value for value in values], dtype=np.bool_)
+    numbers = np.append(np.where(is_value, np.cumsum(is_value) - 1, -1), -1)  # the last is that of -1
+    return [value for value, is_one in zip(values, is_value, strict=True) if is_one], numbers[codes]
 
 
 def _not_trained_on(items: pa.Table) -> NDArray[np.bool_]:

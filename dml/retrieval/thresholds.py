@@ -106,6 +106,10 @@ def threshold_for(
             tail.supported_threshold(num_identities, fpir, what)
         if pooled is None or (calibrated.meets_target and tail.num_beyond(similarity) >= MIN_PAIRS_BEYOND):
             return ScopeThreshold(similarity, fpir, "scope", tail.num_beyond(similarity))
+    if pooled is None and calibrated is not None and not num_identities:
+        raise InvalidSetting(
+            f"No item is in {what}, so it needs no threshold: `dml identify` passes it over."
+        )
     if pooled is None:
         by = f" or --by {column}" if column else ""
         raise InvalidSetting(

@@ -44,8 +44,8 @@ def test_an_index_is_calibrated_and_listed_as_such(store, dml):
 def test_a_promise_that_cannot_be_kept_is_not_made(dml, tmp_path):
     store, _ = enrol(tmp_path / "few", regions=2, per_region=16)
     done = dml("calibrate", "faces", "--fpir", "0.0001", "--store", store)
-    assert done.status == 0
-    assert "none for the whole gallery: the whole gallery: an FPIR of 0.0001 among 3" in done.out
+    assert done.status == 2
+    assert "error: the whole gallery: an FPIR of 0.0001 among 3" in done.err
 
 
 def test_somebody_is_identified_in_the_first_scope_that_holds_them(store, dml, probes):

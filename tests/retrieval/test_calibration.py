@@ -144,8 +144,8 @@ def test_a_value_that_came_later_has_the_threshold_of_the_others(by_device):
     assert unseen.similarity == thresholds.pooled["device"].tail.threshold(9, 0.05)
 
 
-def test_a_promise_that_the_pairs_cannot_keep_is_refused_with_what_it_needs(enrolled):
-    store, ref = enrolled
+def test_a_promise_that_the_pairs_cannot_keep_is_refused_with_what_it_needs(tmp_path):
+    store, ref = enrol(tmp_path)
     (whole,) = calibrate(store, ref, fpir=0.0005).scopes
     assert whole.threshold is None
     assert "an FPIR of 0.0005 among 360 identities needs 10 pairs of different" in whole.refused
@@ -176,6 +176,38 @@ def test_calibrating_changes_nothing_in_the_index_and_replaces_what_was_calibrat
     assert find_thresholds_ref(store, ref).fpir == 0.2
     assert storage.read_manifest(ref.uri) == before
     assert find_index(store, "faces") == ref
+
+
+def test_a_promise_that_cannot_be_kept_leaves_the_former_thresholds(tmp_path):
+    store, ref = enrol(tmp_path, regions=2, per_region=30)
+    calibrate(store, ref, fpir=0.3)
+    former = find_thresholds(store, ref)
+    with pytest.raises(InvalidSetting, match=r"needs 10 pairs.* for an FPIR of 0.3 stay"):
+        calibrate(store, ref, fpir=1e-9)
+    assert find_thresholds(store, ref) == former
+
+
+def test_a_missing_value_of_a_column_is_no_scope(tmp_path):
+    vectors, labels, _ = people(regions=2, per_region=30)
+    columns = {
+        "id": [str(row) for row in range(len(vectors))],
+        "label": [f"person {label}" for label in labels],
+        "shop": [["x", "", "y"][label % 3] for label in labels],
+        "size": [[1.5, float("nan"), 2.5][label % 3] for label in labels],
+    }
+    store = str(tmp_path / "store")
+    report = import_vectors(store, "faces", write_parquet(tmp_path, vectors, **columns))
+    ref = build_index(store, "faces", report.embeddings, IndexConfig())
+    scopes = calibrate(store, ref, fpir=0.4, by=["shop", "size"]).scopes
+    assert [scope.scope for scope in scopes[1:]] == ["shop = 'x'", "shop = 'y'", "size = 1.5", "size = 2.5"]
+
+
+def test_a_scope_of_nobody_says_that_it_needs_no_threshold(tmp_path):
+    store, ref = enrol(tmp_path, regions=2, per_region=30)
+    nobody = "region = 'region 0' and region = 'region 1'"
+    scopes = calibrate(store, ref, fpir=0.4, scopes=[nobody]).scopes
+    assert not scopes[0].refused
+    assert "No item is in scope" in scopes[1].refused
 
 
 def test_thresholds_are_kept_and_removed_with_their_index(tmp_path):

@@ -18,7 +18,7 @@ from pyarrow import compute, parquet
 
 from dml import storage
 from dml.data.schema import CLASS_ID, IMAGE, POSITION, SCHEMA_VERSION, TEST, TRAIN
-from dml.errors import DmlError, IncompatibleArtifact, InvalidSetting
+from dml.errors import DmlError, IncompatibleArtifact, InvalidSetting, MissingArtifact
 from dml.names import split_version
 from dml.refs import DatasetRef, ItemsRef
 
@@ -45,6 +45,12 @@ def find_dataset(store: str, name: str) -> DatasetRef:
         IncompatibleArtifact: it was written by another version of this project.
     """
     name, version = split_version(name, "dataset")
+    if not has_dataset(store, name) and storage.list_versions(storage.named_folder(store, "vectors", name)):
+        raise MissingArtifact(
+            f"Dataset {name!r} must have images; {name} are imported vectors, which have none. Index, "
+            "search, evaluate and export them, or ingest the images under another name: dml ingest SOURCE "
+            "--name OTHER."
+        )
     return read_ref(storage.find_version(storage.named_folder(store, "datasets", name), version, "dataset"))
 
 

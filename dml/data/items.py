@@ -187,8 +187,11 @@ def _type_of(kind: pa.DataType) -> AttributeType | None:
     return "string" if any(test(kind) for test in is_text) else None
 
 
-def read_ids(path: Path) -> pa.ChunkedArray:
+def read_ids(path: Path) -> tuple[pa.ChunkedArray, list[str]]:
     """The ids of vectors, in their order: the column `id` of a table, or the lines of a text file.
+
+    Returns:
+        The ids, and the names of the table's other columns, which nobody reads.
 
     Raises:
         InvalidSetting: the file has another suffix.
@@ -200,14 +203,14 @@ def read_ids(path: Path) -> pa.ChunkedArray:
             lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
         except UnicodeDecodeError as error:
             raise InvalidData(f"{path} must be text in UTF-8; {error.reason}. Write it again.") from error
-        return pa.chunked_array([pa.array(lines, pa.large_string())])
+        return pa.chunked_array([pa.array(lines, pa.large_string())]), []
     table, _ = read_table(path)
     if "id" not in table.column_names:
         raise InvalidData(
             f"A table of ids must have a column `id`; {path} has {table.column_names}. Rename "
             "a column, or write the ids to a .txt file, one per line."
         )
-    return table["id"]
+    return table["id"], [name for name in table.column_names if name != "id"]
 
 
 def with_attributes(ids: pa.ChunkedArray, table: pa.Table, path: Path) -> tuple[pa.Table, list[str]]:

@@ -6,7 +6,7 @@ attributes. It is published whole or not at all.
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -218,11 +218,19 @@ def _read_items(file: VectorFile, ids: Path | None, attributes: Path | None) -> 
         table, attributes = own, file.path
     else:
         table, notes = read_table(attributes)
-    chosen = _ids(file, ids, own, table)
+        if isinstance(file, ParquetFile) and attributes != file.path:
+            others = [name for name in file.other_columns if name != "id"]
+            notes = [*_unread(others, file.path, f"the attributes are those of {attributes}"), *notes]
+    if ids is None:
+        chosen = _ids(file, own, table)
+    else:
+        chosen, others = read_ids(ids)
+        if ids != attributes:
+            notes = [*_unread(others, ids, f"--ids takes `id` alone; add --attributes {ids}"), *notes]
     if len(chosen) != file.num_rows:
         raise InvalidData(
             f"Every vector must have an id; {file.path} has {file.num_rows} vectors, and there are "
-            f"{len(chosen)} ids. Give one a vector, in the same order."
+            f"{len(chosen)} ids. Give one for each vector, in the same order."
         )
     if not table.num_columns:
         return pa.table({"id": chosen}), notes
@@ -244,9 +252,11 @@ def _own_columns(file: VectorFile, *, only_ids: bool) -> tuple[pa.Table, list[st
     return pa.table({}), []
 
 
-def _ids(file: VectorFile, path: Path | None, own: pa.Table, attributes: pa.Table) -> pa.ChunkedArray:
-    if path is not None:
-        return read_ids(path)
+def _unread(columns: Sequence[str], path: Path, reason: str) -> list[str]:
+    return [f"columns {list(columns)} of {path} are left out: {reason}"] if columns else []
+
+
+def _ids(file: VectorFile, own: pa.Table, attributes: pa.Table) -> pa.ChunkedArray:
     for table in (own, attributes):
         if "id" in table.column_names:
             return table["id"]

@@ -175,6 +175,26 @@ def test_ids_of_their_own_rename_the_rows_of_one_table_and_leave_the_attributes_
     assert report.notes == []
 
 
+def test_columns_that_nobody_reads_are_named(tmp_path, new_store):
+    vectors = write_parquet(tmp_path, random_vectors(), id=ids_of(ROWS), label=["a"] * ROWS)
+    lines = [f"{id_};b;{row}" for row, id_ in enumerate(ids_of(ROWS))]
+    (tmp_path / "ids.csv").write_text("\n".join(["id;label;price", *lines]))
+    (tmp_path / "items.csv").write_text("\n".join(["id;color", *(f"{id_};red" for id_ in ids_of(ROWS))]))
+    report = import_vectors(
+        new_store, "clip", vectors, ids=tmp_path / "ids.csv", attributes=tmp_path / "items.csv"
+    )
+    assert report.notes == [
+        f"columns ['label', 'price'] of {tmp_path / 'ids.csv'} are left out: --ids takes `id` alone; add "
+        f"--attributes {tmp_path / 'ids.csv'}",
+        f"columns ['label'] of {vectors} are left out: the attributes are those of {tmp_path / 'items.csv'}",
+    ]
+    both = import_vectors(
+        new_store, "clip", vectors, ids=tmp_path / "ids.csv", attributes=tmp_path / "ids.csv"
+    )
+    assert set(both.embeddings.items.attributes) == {"price"}
+    assert both.embeddings.items.classes == 1
+
+
 def test_a_line_of_a_text_file_is_one_id_whatever_separators_it_has(tmp_path, new_store):
     ids = [f"a\u2028b\x0c{row}" for row in range(ROWS)]
     (tmp_path / "ids.txt").write_text("\n".join(ids) + "\n", encoding="utf-8")

@@ -15,7 +15,8 @@ import numpy as np
 
 from benchmarks._embeddings import drawn_around
 from dml.retrieval.probe import read_rates
-from dml.retrieval.sizing import Target, estimate
+from dml.retrieval.sizing import estimate
+from dml.retrieval.target import Target
 from dml.retrieval.tune import HeldOut, OperatingCurve, tune
 
 QUERIES = 500
@@ -23,7 +24,7 @@ TRAIN_PER_LIST, LEAST_TRAIN, TRAIN_SHARE, LEAST_PER_LIST = 100, 1 << 16, 0.2, 39
 
 
 def factories(rows: int) -> list[str]:
-    """One of each family, with as many lists as the plan takes."""
+    """One of each index type, with as many lists as the plan takes."""
     lists = 2 ** round(np.log2(4 * np.sqrt(rows)))
     codes = ("Flat", "SQfp16", "SQ8", "RaBitQ", "PQ64x4fs", "PQ32x4fs")
     return ["Flat", *(f"IVF{lists},{code}" for code in codes), "HNSW32"]
@@ -66,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--recall", type=float, default=0.95)
-    parser.add_argument("--only", nargs="+", help="factory strings; default: one of each family")
+    parser.add_argument("--only", nargs="+", help="factory strings; default: one of each index type")
     arguments = parser.parse_args()
     rates = read_rates()
     print(f"{rates.processor}, {rates.threads} threads; load {os.getloadavg()[0]:.1f}; {arguments.recall}")

@@ -35,10 +35,12 @@ def plan(
     ] = True,
     as_json: Json = False,
 ) -> "SizingReport":
-    """Plan an index before it is built: family, memory, disk, machines, time, and why."""
+    """Plan an index before it is built: type, memory, disk, machines, time, and why."""
+    from dml.retrieval.amounts import machine_memory, parse_bytes, parse_count
     from dml.retrieval.rates import REFERENCE
-    from dml.retrieval.sizing import Target, infeasible, machine_memory, parse_bytes, parse_count
+    from dml.retrieval.sizing import infeasible
     from dml.retrieval.sizing import plan as plan_for
+    from dml.retrieval.target import Target
 
     target = Target(
         rows=parse_count("rows", rows),
@@ -82,7 +84,7 @@ def _show_plan(report: "SizingReport") -> None:
 
 
 def _row_of_option(option: "IndexOption") -> dict[str, object]:
-    from dml.retrieval.sizing import show_bytes
+    from dml.retrieval.amounts import show_bytes
 
     return {
         "index": option.factory,

@@ -31,6 +31,7 @@ from dml.names import split_version, versioned
 from dml.progress import Ticker, begin, count
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ShardRef
 from dml.reports import FirstStageChoice, OperatingCurve
+from dml.retrieval.amounts import machine_memory
 from dml.retrieval.attributes import write_attributes
 from dml.retrieval.bundle import (
     FIRST_STAGE_FILE,
@@ -48,7 +49,7 @@ from dml.retrieval.fill import add, nearest_lists, num_lists, train
 from dml.retrieval.first_stage import KINDS, choose_first_stage
 from dml.retrieval.plan_calibration import calibrate_plans
 from dml.retrieval.shards import open_index
-from dml.retrieval.sizing import factory_for, machine_memory
+from dml.retrieval.sizing import factory_for
 from dml.retrieval.tune import HeldOut, K, tune
 from dml.retrieval.vectors import FlatVectors, VectorType, write_vectors
 

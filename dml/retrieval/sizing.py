@@ -1,6 +1,6 @@
-"""The index for a number of vectors, before it is built: family, memory, disk, time and machines, and why.
+"""The index for a number of vectors, before it is built: type, memory, disk, time and machines, and why.
 
-Bytes are formulas (`families`), times are counts of operations times the rates of a machine (`probe`).
+Bytes are formulas (`index_type`), times are counts of operations times the rates of a machine (`probe`).
 How many lists or links a recall takes depends on the embedding; the figures here are of a trained one and say
 where to begin: `dml index` tunes them on the index's own vectors, and measures the recall.
 
@@ -10,24 +10,21 @@ a query.
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 
 from dml.errors import InvalidSetting
 from dml.reports import IndexOption, SizingReport, StageTime
-from dml.retrieval.families import Family
+from dml.retrieval.amounts import show_bytes
+from dml.retrieval.index_type import IndexType
 from dml.retrieval.rates import PROBE_DIM, PROBE_GRAPH_ROWS, REFERENCE, Rates
+from dml.retrieval.target import Target
 
 K = 10
-MAX_ROWS, MAX_DIM = 10**12, 1 << 16
 FILTER_BYTES = 4
 """Of each row and column: a posting."""
 _ITEM_BYTES = 120  # a digest as id, a label and short attributes, in items.arrow
-_LEAST_RECALL = 0.5
 _ROWS_PER_LIST = 39  # fewer to train on, and Faiss warns
 _LISTS = (16, 1 << 20)
 _LISTS_PER_ROOT = (4, 16)
@@ -65,108 +62,13 @@ _CANDIDATE_S = 3.5e-7  # of keeping a candidate among the best
 _GPU_LINKS = 64
 _GPU_INSERT_US, _GPU_QUERY_MS = 40.0, 1.0  # CAGRA on one H100: published, not measured by us
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
-_BINARY = {f"{unit}i": 1 << (10 * power) for power, unit in enumerate("kmgtp", start=1)}
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is asked of an index.
-
-    Raises:
-        InvalidSetting: a value that has no meaning, with what is possible.
-    """
-
-    rows: int
-    dim: int
-    recall: float = 0.95
-    """recall@10 against exact search, (0.5, 1]."""
-    latency_ms: float = 20.0
-    """Milliseconds of one query on one thread, at most."""
-    memory_bytes: int = 64 * 10**9
-    """Of each machine, for the index."""
-    filters: int = 0
-    """Columns that searches are narrowed by."""
-    gpu_bytes: int = 0
-    """Memory of each machine's GPU; 0: there is none."""
-    machines: int | None = None
-    """At most; None: as many as it takes."""
-
-    def __post_init__(self) -> None:
-        _require("rows", self.rows, 1, MAX_ROWS, "vectors")
-        _require("dim", self.dim, 2, MAX_DIM, "dimensions")
-        _require("memory", self.memory_bytes, 10**6, 10**18, "bytes, as 64G")
-        _require("filters", self.filters, 0, 10**4, "columns")
-        _require("gpu-memory", self.gpu_bytes, 0, 10**18, "bytes, as 80G")
-        _require("machines", 1 if self.machines is None else self.machines, 1, _MACHINES[-1], "machines")
-        _require(
-            "recall", self.recall, _LEAST_RECALL, 1.0, "the share of the 10 nearest that is found, as 0.95"
-        )
-        if not 0 < self.latency_ms < math.inf:
-            raise InvalidSetting(
-                f"latency-ms must be milliseconds above 0; got {self.latency_ms}. Name one, as 20."
-            )
-
-
-def _require(name: str, value: float, low: float, high: float, what: str) -> None:
-    if not low <= value <= high:  # NaN neither
-        raise InvalidSetting(f"{name} must be {low:g} to {high:g}, {what}; got {value:g}.")
-
-
-def parse_count(name: str, text: str) -> int:
-    """`1e9`, `250000`, `250_000`, `100M`: a whole number.
-
-    Raises:
-        InvalidSetting: it is none.
-    """
-    value = _number(text, _UNITS | {"b": 10**9})
-    if value is None or value != int(value):
-        raise InvalidSetting(f"{name} must be a whole number, as 250000, 1e9 or 100M; got {text!r}.")
-    return int(value)
-
-
-def parse_bytes(name: str, text: str) -> int:
-    """`64G` or `64GB` (10^9 bytes each), `64GiB` or `64Gi` (2^30), `500M`, `1.5T`, or bytes.
-
-    Raises:
-        InvalidSetting: it is none.
-    """
-    value = _number(text, _UNITS | _BINARY, suffix="b")
-    if value is None:
-        raise InvalidSetting(
-            f"{name} must be an amount of memory, as 64G, 512MB or 1.5TiB; got {text!r}. Units: K, M, G, T "
-            "(powers of 1000), KiB, MiB, GiB, TiB."
-        )
-    return int(value)
-
-
-def _number(text: str, units: dict[str, int], suffix: str = "") -> float | None:
-    words = text.strip().lower().replace("_", "")
-    number = words.rstrip("abcdefghijklmnopqrstuvwxyz ")
-    unit = words[len(number) :].strip()
-    if suffix and unit not in units:
-        unit = unit.removesuffix(suffix)
-    with suppress(ValueError):
-        value = float(number) * units.get(unit, math.nan)
-        return value if math.isfinite(value) else None
-    return None
-
-
-def machine_memory() -> int:
-    """Bytes of memory that a process may use here: the machine's, or its control group's limit."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 16 * 10**9
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):
-            return min(total, int(Path(limit).read_text()))
-    return total
-
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One family for one shard of a target, with the parameters that the target's recall takes."""
+    """One index type for one shard of a target, with the parameters that the target's recall takes."""
 
     target: Target
-    family: Family
+    index_type: IndexType
     machines: int
     rates: Rates = field(repr=False)
     is_gpu: bool = False
@@ -183,21 +85,21 @@ class _Candidate:
 
     @property
     def _k_factor_kind(self) -> str:
-        if self.family.code != "PQ":
-            return self.family.code
-        return f"PQ/{self.target.dim // self.family.parts}"
+        if self.index_type.code != "PQ":
+            return self.index_type.code
+        return f"PQ/{self.target.dim // self.index_type.parts}"
 
     @property
     def best_recall(self) -> float:
         """The highest that it can be tuned to."""
         if self.is_gpu:
             return 0.99
-        if self.family.links:
+        if self.index_type.links:
             return max(_VISITED)
-        if self.family.lists:
+        if self.index_type.lists:
             refined = _K_FACTORS.get(self._k_factor_kind)
             return 0.999 if refined is None else 2 * max(refined) - 1
-        return 1.0 if self.family.code == "Flat" else 0.999
+        return 1.0 if self.index_type.code == "Flat" else 0.999
 
     @property
     def _recall_of_each(self) -> float:
@@ -207,24 +109,25 @@ class _Candidate:
 
     @cached_property
     def probes(self) -> int:
-        if not self.family.lists:
+        if not self.index_type.lists:
             return 0
         if "nprobe" in dict(self.given):
             return dict(self.given)["nprobe"]
-        wanted = _between(_PROBES, self._recall_of_each) * math.pow(self.family.lists / 2048, _PROBES_GROW)
-        return min(max(round(wanted), 1), self.family.lists)
+        growth = math.pow(self.index_type.lists / 2048, _PROBES_GROW)
+        wanted = _between(_PROBES, self._recall_of_each) * growth
+        return min(max(round(wanted), 1), self.index_type.lists)
 
     @cached_property
     def visited(self) -> int:
         wanted = dict(self.given).get("efSearch") or round(_between(_VISITED, self.target.recall))
-        return wanted if self.family.links else 0
+        return wanted if self.index_type.links else 0
 
     @cached_property
     def k_factor(self) -> int:
         """Candidates per answer that are compared in full; 0: none are."""
         if "k_factor_rf" in dict(self.given):
             return dict(self.given)["k_factor_rf"]
-        table = _K_FACTORS.get(self._k_factor_kind) if self.family.lists else None
+        table = _K_FACTORS.get(self._k_factor_kind) if self.index_type.lists else None
         return math.ceil(_between(table, self._recall_of_each)) if table else 0
 
     @property
@@ -238,7 +141,7 @@ class _Candidate:
         """Of one shard's `index.faiss`."""
         if self.is_gpu:
             return self.rows * (self.target.dim * 4 + _GPU_LINKS * 4)
-        return self.family.file_bytes(self.rows, self.target.dim)
+        return self.index_type.file_bytes(self.rows, self.target.dim)
 
     @cached_property
     def memory_bytes(self) -> int:
@@ -249,7 +152,9 @@ class _Candidate:
     def disk_bytes(self) -> int:
         """Of all machines: the index, the vectors in full, items and attributes."""
         flat = (
-            0 if self.family.factory == "Flat" else Family.of("Flat").file_bytes(self.rows, self.target.dim)
+            0
+            if self.index_type.factory == "Flat"
+            else IndexType.parse("Flat").file_bytes(self.rows, self.target.dim)
         )
         each = self.rows * (_ITEM_BYTES + FILTER_BYTES * self.target.filters)
         return self.machines * (self.index_bytes + flat + each)
@@ -260,23 +165,23 @@ class _Candidate:
         rates, scale = self.rates, self._scale
         if self.is_gpu:
             return _GPU_QUERY_MS * 1e-3
-        if self.family.links:
+        if self.index_type.links:
             grown = math.pow(max(self.rows, PROBE_GRAPH_ROWS) / PROBE_GRAPH_ROWS, _GRAPH_GROWS)
             return _CALL_S + self.visited * rates.visit_us * 1e-6 * grown * scale
-        if not self.family.lists:
+        if not self.index_type.lists:
             return _CALL_S + self.rows * rates.scan_row_ns * 1e-9 * scale
-        coarse = self.family.lists * rates.centroid_ns * 1e-9 * scale
-        if self.family.coarse_links:
+        coarse = self.index_type.lists * rates.centroid_ns * 1e-9 * scale
+        if self.index_type.coarse_links:
             coarse = max(self.probes, 16) * rates.visit_us * 1e-6 * scale
-        scanned = min(self.probes / self.family.lists * _IMBALANCE, 1.0) * self.rows
-        lists_s = self.probes * rates.list_us[self.family.code] * 1e-6
+        scanned = min(self.probes / self.index_type.lists * _IMBALANCE, 1.0) * self.rows
+        lists_s = self.probes * rates.list_us[self.index_type.code] * 1e-6
         return _CALL_S + coarse + lists_s + scanned * self._list_row_s + self._refine_s
 
     @property
     def _list_row_s(self) -> float:
-        code_128 = Family.of("PQ32x4fs".join(["IVF16,", ""])) if self.family.code == "PQ" else self.family
-        wider = self.family.code_bytes(self.target.dim) / code_128.code_bytes(PROBE_DIM)
-        return self.rates.list_row_ns[self.family.code] * 1e-9 * wider
+        code_128 = IndexType.parse("IVF16,PQ32x4fs") if self.index_type.code == "PQ" else self.index_type
+        wider = self.index_type.code_bytes(self.target.dim) / code_128.code_bytes(PROBE_DIM)
+        return self.rates.list_row_ns[self.index_type.code] * 1e-9 * wider
 
     @property
     def _refine_s(self) -> float:
@@ -295,17 +200,17 @@ class _Candidate:
         verifying = min(_VERIFIED_QUERIES, self.rows) * self.rows * dim * multiply_s
         if self.is_gpu:
             return reading + self.rows * _GPU_INSERT_US * 1e-6 * scale
-        if self.family.links:
+        if self.index_type.links:
             grown = math.pow(max(self.rows, PROBE_GRAPH_ROWS) / PROBE_GRAPH_ROWS, _GRAPH_GROWS)
             return reading + verifying + self.rows * rates.insert_us * 1e-6 * grown * scale
-        if not self.family.lists:
+        if not self.index_type.lists:
             return reading
-        lists = self.family.lists
+        lists = self.index_type.lists
         sampled = min(lists * _TRAIN_ROWS_PER_LIST, int(_TRAIN_SHARE * self.rows))
         trained = min(max(sampled, lists * _ROWS_PER_LIST, _LEAST_TRAIN_ROWS), self.rows)
-        assign_s = self.family.lists * dim * multiply_s
+        assign_s = self.index_type.lists * dim * multiply_s
         add_s = assign_s
-        if self.family.coarse_links:
+        if self.index_type.coarse_links:
             add_s = 16 * rates.visit_us * 1e-6 * scale / rates.threads
         return reading + verifying + _ITERATIONS * trained * assign_s + self.rows * add_s
 
@@ -317,13 +222,13 @@ class _Candidate:
     def refusal(self) -> str:
         """Why it does not meet the target; empty: it does."""
         target = self.target
-        if target.filters and (self.family.links or self.is_gpu):
+        if target.filters and (self.index_type.links or self.is_gpu):
             return "a graph loses recall under a filter (0.35 at 1 % of the rows)"
         if target.recall > self.best_recall:
             return f"reaches a recall of {self.best_recall:g}, not {target.recall:g}"
         if self.is_gpu and not target.gpu_bytes:
             return "needs a GPU; --gpu-memory names one"
-        if self.family.lists * _ROWS_PER_LIST > self.rows:
+        if self.index_type.lists * _ROWS_PER_LIST > self.rows:
             return f"{self.rows:,} rows are too few for lists"
         if not self.fits:
             return f"{show_bytes(self.memory_bytes)} on each machine, more than {show_bytes(self._allowed)}"
@@ -341,17 +246,17 @@ class _Candidate:
 
     @property
     def is_exact(self) -> bool:
-        return self.family.factory == "Flat"
+        return self.index_type.factory == "Flat"
 
     @property
     def order(self) -> tuple[int, bool, bool, float]:
         """The first is chosen. Under a filter codes need more candidates than the vectors themselves."""
-        is_coded = bool(self.target.filters) and self.family.code != "Flat"
+        is_coded = bool(self.target.filters) and self.index_type.code != "Flat"
         return (self.machines, not self.is_exact, is_coded, self.query_s)
 
     @property
     def name(self) -> str:
-        return "CAGRA" if self.is_gpu else self.family.factory
+        return "CAGRA" if self.is_gpu else self.index_type.factory
 
 
 def _between(table: dict[float, float] | dict[float, int], recall: float) -> float:
@@ -366,20 +271,20 @@ def _between(table: dict[float, float] | dict[float, int], recall: float) -> flo
     return math.exp((1 - share) * math.log(table[below]) + share * math.log(table[above]))
 
 
-def _kinds(rows: int, dim: int) -> Iterator[tuple[str, Family, bool]]:
-    """Every family that is tried for a shard: its name in the list, itself, and whether it is a GPU's."""
-    yield "Flat", Family.of("Flat"), False
+def _kinds(rows: int, dim: int) -> Iterator[tuple[str, IndexType, bool]]:
+    """Every index type that is tried for a shard: its name in the list, itself, and whether it is a GPU's."""
+    yield "Flat", IndexType.parse("Flat"), False
     for per_root in _LISTS_PER_ROOT if rows >= _MORE_LISTS_FROM else _LISTS_PER_ROOT[:1]:
         lists = min(max(2 ** round(math.log2(per_root * math.sqrt(rows))), _LISTS[0]), _LISTS[1])
         inverted = f"IVF{lists}" + (f"_HNSW{_COARSE_LINKS}" if lists >= _COARSE_GRAPH_FROM else "")
         for code in ("Flat", "SQfp16", "SQ8", "RaBitQ"):
-            yield f"IVF-{code}", Family.of(f"{inverted},{code}"), False
+            yield f"IVF-{code}", IndexType.parse(f"{inverted},{code}"), False
         for divisor in (2, 4, 8):
             if dim % divisor == 0:
                 parts = dim // divisor
-                yield f"IVF-PQ{parts}x4fs", Family.of(f"{inverted},PQ{parts}x4fs"), False
-    yield "HNSW", Family.of(f"HNSW{_LINKS}"), False
-    yield "CAGRA", Family.of("Flat"), True
+                yield f"IVF-PQ{parts}x4fs", IndexType.parse(f"{inverted},PQ{parts}x4fs"), False
+    yield "HNSW", IndexType.parse(f"HNSW{_LINKS}"), False
+    yield "CAGRA", IndexType.parse("Flat"), True
 
 
 def _candidates(target: Target, rates: Rates) -> dict[str, list[_Candidate]]:
@@ -389,8 +294,8 @@ def _candidates(target: Target, rates: Rates) -> dict[str, list[_Candidate]]:
     for machines in sorted({*(number for number in _MACHINES if number <= most), most}):
         if machines > 1 and machines > target.rows:
             break
-        for kind, family, is_gpu in _kinds(-(-target.rows // machines), target.dim):
-            found.setdefault(kind, []).append(_Candidate(target, family, machines, rates, is_gpu))
+        for kind, index_type, is_gpu in _kinds(-(-target.rows // machines), target.dim):
+            found.setdefault(kind, []).append(_Candidate(target, index_type, machines, rates, is_gpu))
     return found
 
 
@@ -442,16 +347,16 @@ def estimate(target: Target, factory: str, rates: Rates = REFERENCE, *, paramete
 
     Args:
         target: rows, dimensions, recall and memory.
-        factory: of a family that can be planned with.
+        factory: of an index type that can be planned with.
         rates: of the machine.
         parameters: of a search, as Faiss' ParameterSpace takes them; others are what the recall takes.
 
     Raises:
-        InvalidSetting: another family.
+        InvalidSetting: another index_type.
     """
     settings = (setting.partition("=") for setting in parameters.split(",") if setting)
     given = tuple((name, round(float(value))) for name, _, value in settings)
-    return _option(_Candidate(target, Family.of(factory), 1, rates, given=given), None)
+    return _option(_Candidate(target, IndexType.parse(factory), 1, rates, given=given), None)
 
 
 def factory_for(rows: int, dim: int, *, recall: float, latency_ms: float, memory: int, filters: int) -> str:
@@ -469,7 +374,7 @@ def factory_for(rows: int, dim: int, *, recall: float, latency_ms: float, memory
         chosen = min(feasible, key=lambda candidate: candidate.query_s, default=None)
     if chosen is None:
         raise infeasible(plan(target))
-    return chosen.family.factory
+    return chosen.index_type.factory
 
 
 def infeasible(report: SizingReport) -> InvalidSetting:
@@ -492,8 +397,10 @@ def _representative(candidates: Sequence[_Candidate]) -> _Candidate:
 def _kind(candidate: _Candidate) -> str:
     if candidate.is_gpu:
         return "CAGRA"
-    family = candidate.family
-    return f"IVF-{family.factory.split(',')[1]}" if family.lists else ("HNSW" if family.links else "Flat")
+    index_type = candidate.index_type
+    if index_type.lists:
+        return f"IVF-{index_type.factory.split(',')[1]}"
+    return "HNSW" if index_type.links else "Flat"
 
 
 def _option(candidate: _Candidate, chosen: _Candidate | None) -> IndexOption:
@@ -570,12 +477,6 @@ def _whole(size: int) -> int:
     """Up to two digits, as it is printed."""
     step: int = 10 ** max(len(str(size)) - 2, 0)
     return -(-size // step) * step
-
-
-def show_bytes(size: float) -> str:
-    """`43 GB`: three digits."""
-    power = min(int(math.log10(max(size, 1)) / 3 + 1e-9), 5)
-    return f"{size / 1000**power:.3g} {('B', 'KB', 'MB', 'GB', 'TB', 'PB')[power]}"
 
 
 def _stages(rows: int) -> list[StageTime]:

@@ -5,9 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dml.errors import InvalidSetting
-from dml.retrieval.families import Family
+from dml.retrieval.amounts import machine_memory, parse_bytes, parse_count
+from dml.retrieval.index_type import IndexType
 from dml.retrieval.rates import REFERENCE
-from dml.retrieval.sizing import Target, factory_for, machine_memory, parse_bytes, parse_count, plan
+from dml.retrieval.sizing import factory_for, plan
+from dml.retrieval.target import Target
 
 targets = st.builds(
     Target,
@@ -108,7 +110,10 @@ def test_a_gpu_is_planned_with_where_its_memory_is_named():
 def test_memory_is_that_of_the_formula_and_the_postings():
     report = plan(Target(10**6, 128, latency_ms=5, filters=2))
     assert report.chosen is not None
-    assert report.chosen.memory_bytes == Family.of(report.chosen.factory).file_bytes(10**6, 128) + 8 * 10**6
+    assert (
+        report.chosen.memory_bytes
+        == IndexType.parse(report.chosen.factory).file_bytes(10**6, 128) + 8 * 10**6
+    )
 
 
 def test_slower_machines_are_not_promised_what_faster_ones_are():

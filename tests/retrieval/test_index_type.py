@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dml.errors import InvalidSetting
-from dml.retrieval.families import Family
+from dml.retrieval.index_type import IndexType
 
 EXACT = ["Flat", "SQfp16", "SQ8", "IVF8,Flat", "IVF12,SQfp16", "IVF8,SQ8", "IVF8,RaBitQ", "IVF8,RaBitQ4"]
 EXPECTED = ["IVF8,PQ16x4fs", "IVF24,PQ8x4fs", "IVF32_HNSW8,Flat", "HNSW32", "HNSW8", "HNSW16,SQ8"]
@@ -24,16 +24,16 @@ def built(factory, rows, dim, *, direct_map=False):
 @pytest.mark.parametrize(("rows", "dim"), [(1200, 32), (1601, 48)])
 @pytest.mark.parametrize("factory", EXACT)
 def test_the_bytes_of_a_file_are_exact(factory, rows, dim):
-    assert Family.of(factory).file_bytes(rows, dim) == built(factory, rows, dim)
+    assert IndexType.parse(factory).file_bytes(rows, dim) == built(factory, rows, dim)
 
 
 @pytest.mark.parametrize("factory", EXPECTED)
 def test_graphs_and_padded_lists_are_within_five_percent(factory):
-    assert Family.of(factory).file_bytes(1200, 32) == pytest.approx(built(factory, 1200, 32), rel=0.05)
+    assert IndexType.parse(factory).file_bytes(1200, 32) == pytest.approx(built(factory, 1200, 32), rel=0.05)
 
 
 def test_the_places_of_rows_count_where_they_are_stored():
-    assert Family.of("IVF8,Flat").file_bytes(1200, 32, direct_map=True) == built(
+    assert IndexType.parse("IVF8,Flat").file_bytes(1200, 32, direct_map=True) == built(
         "IVF8,Flat", 1200, 32, direct_map=True
     )
 
@@ -45,7 +45,7 @@ def test_the_places_of_rows_count_where_they_are_stored():
 )  # fmt: skip
 def test_bytes_of_a_vector_of_512_dimensions(factory, bytes_):
     rows = 10**9
-    assert Family.of(factory).file_bytes(rows, 512) / rows == pytest.approx(bytes_, rel=1e-3)
+    assert IndexType.parse(factory).file_bytes(rows, 512) / rows == pytest.approx(bytes_, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -53,4 +53,4 @@ def test_bytes_of_a_vector_of_512_dimensions(factory, bytes_):
 )
 def test_a_family_without_a_formula_is_refused(factory):
     with pytest.raises(InvalidSetting, match="predicted"):
-        Family.of(factory)
+        IndexType.parse(factory)

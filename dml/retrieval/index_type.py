@@ -1,4 +1,4 @@
-"""Families of Faiss indexes: bytes of a file by a factory string, before anything is built. No Faiss here.
+"""Types of Faiss indexes: bytes of a file by a factory string, before anything is built. No Faiss here.
 
 A file holds headers, for each row its code and its row number, for each list its centroid and its size, and
 for a graph its links. The formulas are exact, but for a graph, whose levels are drawn, and for fast-scan
@@ -25,11 +25,11 @@ _LEAST_LEVEL_PROBABILITY = 1e-9
 
 
 @dataclass(frozen=True)
-class Family:
-    """A factory string taken apart, of one of the families that are planned with.
+class IndexType:
+    """A factory string taken apart, of one of the types whose size can be predicted.
 
     Example:
-        >>> Family.of("IVF1024,PQ32x4fs").code_bytes(128)
+        >>> IndexType.parse("IVF1024,PQ32x4fs").code_bytes(128)
         16
     """
 
@@ -46,21 +46,22 @@ class Family:
     """Parts of a product quantizer of 4 bits each."""
 
     @classmethod
-    def of(cls, factory: str) -> Self:
-        """
+    def parse(cls, factory: str) -> Self:
+        """The type that a factory string names.
+
         Raises:
-            InvalidSetting: another family; there is no formula for it.
+            InvalidSetting: another type; there is no formula for it.
         """
-        found = _FACTORY.fullmatch(factory)
-        code = found["code"] if found else ""
-        unsuited = found and not found["lists"] and (code.startswith("RaBitQ") or found["parts"])
-        if found is None or unsuited or (not code and not found["links"]):
+        match = _FACTORY.fullmatch(factory)
+        code = match["code"] if match else ""
+        unsuited = match and not match["lists"] and (code.startswith("RaBitQ") or match["parts"])
+        if match is None or unsuited or (not code and not match["links"]):
             raise InvalidSetting(
                 "A size can be predicted for Flat, SQfp16, SQ8, HNSWm[,SQ8], and IVFn[_HNSWm], with one of "
                 f"Flat, SQfp16, SQ8, RaBitQ, RaBitQ4, PQmx4fs; got {factory!r}. Name one of these."
             )
-        number = {name: int(found[name] or 0) for name in ("lists", "coarse", "links", "parts")}
-        kind = "PQ" if found["parts"] else code or "Flat"
+        number = {name: int(match[name] or 0) for name in ("lists", "coarse", "links", "parts")}
+        kind = "PQ" if match["parts"] else code or "Flat"
         return cls(factory, kind, number["lists"], number["coarse"], number["links"], number["parts"])
 
     @property

@@ -1,7 +1,7 @@
 """`dml search` and `dml load`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,6 +56,10 @@ def search(
             help="answer with labels: best (by the most similar image), mean (of all images), all (list them)"
         ),
     ] = None,
+    rerank: Annotated[
+        str | None,
+        typer.Option(help="put what is most similar in another order: query-expansion or k-reciprocal"),
+    ] = None,
     engine: OptionalEngine = None,
     collection: Collection = None,
     explain: Annotated[
@@ -72,6 +76,8 @@ def search(
         raise InvalidSetting(
             "--group-by-identity goes without --engine, --picture and --explain; leave them out."
         )
+    if rerank is not None and (engine is not None or group_by_identity is not None):
+        raise InvalidSetting("--rerank goes without --engine and --group-by-identity; leave them out.")
     if item is not None or vector is not None:
         _refuse_beside(image, name, item, vector, picture)
         name, image = name or (None if image is None else str(image)), None
@@ -88,7 +94,7 @@ def search(
             query, k=k, where=where or [], grouping=group_by_identity
         )
         return emit(found.report(), as_json, _show_answers)
-    result = _search(_open(root, name, engine, collection), query, k, where or [])
+    result = _search(_open(root, name, engine, collection), query, k, where or [], rerank)
     drawn = None
     if picture is not None and isinstance(query, bytes):
         from dml.serving.answers import draw
@@ -126,13 +132,16 @@ def _open(
     return EngineSearcher.open(store, name, engine, collection=collection, token=milvus_token())
 
 
-def _search(searcher: "Searcher | EngineSearcher", query: "Query", k: int, where: list[str]) -> "QueryResult":
+def _search(
+    searcher: "Searcher | EngineSearcher", query: "Query", k: int, where: list[str], rerank: str | None
+) -> "QueryResult":
+    more: dict[str, Any] = {} if rerank is None else {"rerank": rerank}  # which another engine does not take
     if isinstance(query, bytes):
-        (result,) = searcher.search([query], k=k, where=where)
+        (result,) = searcher.search([query], k=k, where=where, **more)
     elif isinstance(query, str):
-        (result,) = searcher.search_ids([query], k=k, where=where)
+        (result,) = searcher.search_ids([query], k=k, where=where, **more)
     else:
-        (result,) = searcher.search_vectors(query[None], k=k, where=where)
+        (result,) = searcher.search_vectors(query[None], k=k, where=where, **more)
     return result
 
 

@@ -31,7 +31,7 @@ KINDS = ("pca16", "pca32", "signs", "rabitq", "pq4", "pq8")
 SHORTLISTS = (100, 1_000)
 """Candidates that are tried."""
 _WIDENED = 4
-_LARGEST_SHARE = 0.05  # of the sample as candidates: with more, any codes are good enough
+_LARGEST_SHARE = 0.1  # of the sample as candidates: with more, any codes are good enough
 _HAMMING_FACTOR = 4
 """Candidates by Hamming distance / candidates by the query in full."""
 _SAMPLE_ROWS, _SAMPLE_QUERIES, _TIMED_QUERIES = 1 << 16, 200, 32

@@ -22,6 +22,7 @@ from dml.retrieval.identifier import Identifier
 from dml.retrieval.identities import search_identities
 from dml.retrieval.index import find_index, published_names
 from dml.retrieval.plan import Plan
+from dml.retrieval.rerank import Rerank, reranked_search
 from dml.retrieval.search import Answer, Index
 from dml.retrieval.shards import open_in_cluster, open_index
 from dml.retrieval.thresholds import find_thresholds, find_thresholds_ref
@@ -131,7 +132,9 @@ class Searcher:
         """
         return _require(self._opened)
 
-    def search(self, images: Sequence[bytes], *, k: int = 10, where: Where = None) -> list[QueryResult]:
+    def search(
+        self, images: Sequence[bytes], *, k: int = 10, where: Where = None, rerank: Rerank | None = None
+    ) -> list[QueryResult]:
         """Embed images and find the most similar items of each.
 
         Args:
@@ -139,6 +142,8 @@ class Searcher:
             k: number of answers per query.
             where: a filter of items by their attributes, as text, a filter, JSON, or several of these, which
                 must all hold; see `dml.retrieval.filters`.
+            rerank: puts the 100 most similar items in another order: "query-expansion", "k-reciprocal", or a
+                function of a query (D,) and `dml.retrieval.rerank.Candidates` that returns a score for each.
 
         Returns:
             Q results in the order of the images, all of the same index version.
@@ -150,10 +155,15 @@ class Searcher:
         """
         opened = self._opened  # `refresh` can replace it during the search
         vectors = _require(opened).embed(images)
-        return self._answers(opened.index, vectors, k, where)
+        return self._answers(opened.index, vectors, k, where, rerank)
 
     def search_vectors(
-        self, vectors: NDArray[np.float32], *, k: int = 10, where: Where = None
+        self,
+        vectors: NDArray[np.float32],
+        *,
+        k: int = 10,
+        where: Where = None,
+        rerank: Rerank | None = None,
     ) -> list[QueryResult]:
         """Find the items most similar to vectors that the items' embedder computed outside this process.
 
@@ -161,27 +171,31 @@ class Searcher:
             vectors: (Q, D) float32 of unit length.
             k: number of answers per query.
             where: as of `search`.
+            rerank: as of `search`.
 
         Raises:
             InvalidData: vectors of another dimension or not of unit length.
             InvalidSetting: k below 1, or a filter (InvalidFilter) that cannot be read or does not fit.
         """
-        return self._answers(self._opened.index, vectors, k, where)
+        return self._answers(self._opened.index, vectors, k, where, rerank)
 
-    def search_ids(self, ids: Sequence[str], *, k: int = 10, where: Where = None) -> list[QueryResult]:
+    def search_ids(
+        self, ids: Sequence[str], *, k: int = 10, where: Where = None, rerank: Rerank | None = None
+    ) -> list[QueryResult]:
         """Find the items most similar to items of the index; an item is never its own answer.
 
         Args:
             ids: Q ids of items.
             k: number of answers per query.
             where: as of `search`; the items of `ids` need not satisfy it.
+            rerank: as of `search`.
 
         Raises:
             MissingArtifact: an id that is not in the index.
             InvalidSetting: k below 1, or a filter (InvalidFilter) that cannot be read or does not fit.
         """
         index = self._opened.index
-        return self._answers(index, index.vectors_of(ids), k, where, exclude_ids=ids)
+        return self._answers(index, index.vectors_of(ids), k, where, rerank, exclude_ids=ids)
 
     def _answers(
         self,
@@ -189,11 +203,17 @@ class Searcher:
         vectors: NDArray[np.float32],
         k: int,
         where: Where,
+        rerank: Rerank | None = None,
         *,
         exclude_ids: Sequence[str] | None = None,
     ) -> list[QueryResult]:
         embedder = index.ref.embeddings.embedder.fingerprint
-        result = index.search(vectors, k, where=where, embedder=embedder, exclude_ids=exclude_ids)
+        if rerank is None:
+            result = index.search(vectors, k, where=where, embedder=embedder, exclude_ids=exclude_ids)
+        else:
+            result = reranked_search(
+                index, vectors, k, by=rerank, where=where, embedder=embedder, exclude_ids=exclude_ids
+            )
         return [QueryResult(index.ref, answers, result.plan) for answers in result.answers]
 
     def identify(

@@ -1,14 +1,23 @@
 """Which first stage of a cascade is kept depends on the vectors; its figures are those of plain loops."""
 
+import shutil
+
 import faiss
 import numpy as np
 import pytest
 
+from dml.config import IndexConfig
+from dml.embedding.external import import_vectors
+from dml.errors import CorruptArtifact
+from dml.retrieval.bundle import read_calibration
 from dml.retrieval.cascade import Cascade
 from dml.retrieval.first_stage import FirstStage, choose_first_stage, compared_in_full, factory_of
+from dml.retrieval.index import build_index, publish_index
 from dml.retrieval.plan import choose_plan
+from dml.retrieval.shards import open_index
 from dml.retrieval.tune import HeldOut
 from dml.retrieval.vectors import FlatVectors, write_vectors
+from dml.serving.searcher import Searcher
 
 ROWS, DIM, QUERIES = 4_000, 64, 80
 
@@ -150,3 +159,53 @@ def test_more_answers_have_more_candidates_until_comparing_all_is_as_cheap(flat)
     assert cascade.shortlist(30) == 30 * per_answer
     assert cascade.suits(10)
     assert not cascade.suits(ROWS // 2 // per_answer + 1)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A store with an index of 600 imported vectors, and these."""
+    store = tmp_path_factory.mktemp("cascade")
+    drawn = np.random.default_rng(0).standard_normal((600, DIM)).astype(np.float32)
+    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+    np.save(store / "vectors.npy", drawn)
+    table = import_vectors(str(store), "people", store / "vectors.npy").embeddings
+    ref = build_index(str(store), "people", table, IndexConfig(first_stage="signs", recall=0.5))
+    publish_index(str(store), ref)
+    return store, ref, drawn
+
+
+def test_an_index_keeps_its_first_stage_and_searches_by_it_where_there_is_no_filter(built):
+    store, ref, drawn = built
+    choice = read_calibration(ref).first_stage
+    assert ref.recall == choice.chosen.recall
+    searcher = Searcher.open(store, "people")
+    (result,) = searcher.search_vectors(drawn[:1], k=2)
+    assert result.plan.kind == "cascade"
+    assert [stage.name for stage in result.plan.stages] == ["signs", "in full"]
+    assert (result.answers[0].id, round(result.answers[0].similarity, 5)) == ("0", 1.0)
+    (filtered,) = searcher.search_vectors(drawn[:1], k=2, where="id = '7'")
+    assert (filtered.plan.kind, [answer.id for answer in filtered.answers]) == ("exact", ["7"])
+    (every,) = searcher.search_vectors(drawn[:1], k=100)
+    assert every.plan.kind == "index", "1,000 candidates are more than half of 600"
+    assert len(every.answers) == 100
+
+
+def test_a_cascade_ends_with_a_re_ranker_if_one_is_asked_for(built):
+    store, _, drawn = built
+    (result,) = Searcher.open(store, "people").search_vectors(drawn[:1], k=2, rerank="k-reciprocal")
+    assert [(stage.name, stage.budget) for stage in result.plan.stages][-1] == ("k-reciprocal", 100)
+    report = result.report()
+    assert report.execution is not None
+    assert [stage.name for stage in report.execution.stages][-1] == "k-reciprocal"
+
+
+def test_a_first_stage_whose_bytes_have_changed_is_not_opened(built, tmp_path):
+    _, ref, _ = built
+    copied = tmp_path / "copied"
+    shutil.copytree(ref.uri, copied)
+    content = bytearray((copied / "first_stage.faiss").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied / "first_stage.faiss").chmod(0o644)
+    (copied / "first_stage.faiss").write_bytes(content)
+    with pytest.raises(CorruptArtifact):
+        open_index(ref.model_copy(update={"uri": str(copied)}))

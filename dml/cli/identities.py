@@ -83,7 +83,7 @@ def identify(
     probe = read_probe(image)
     from dml.serving.searcher import Searcher  # takes seconds to import
 
-    found = Searcher.open(store_uri(store), name).identify(
+    identification = Searcher.open(store_uri(store), name).identify(
         probe,
         scopes=scopes or [""],
         hint=known,
@@ -91,7 +91,7 @@ def identify(
         threshold=threshold,
         never_ask=never_ask or [],
     )
-    return emit(found, as_json, _show_identification)
+    return emit(identification, as_json, _show_identification)
 
 
 def _name_and_value(hint: str) -> tuple[str, str]:
@@ -101,30 +101,30 @@ def _name_and_value(hint: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _show_identification(found: "Identification") -> None:
-    where = "the whole gallery" if found.scope == "" else found.scope
-    if found.status == "identified":
-        print(f"{found.identity}, similarity {found.similarity:.4f}, in {where}: {found.id}")
-    elif found.status == "unknown":
+def _show_identification(result: "Identification") -> None:
+    where = "the whole gallery" if result.scope == "" else result.scope
+    if result.status == "identified":
+        print(f"{result.identity}, similarity {result.similarity:.4f}, in {where}: {result.id}")
+    elif result.status == "unknown":
         print("unknown: nobody enrolled is so similar")
     else:
-        num = found.tried[-1].candidates
+        num = result.tried[-1].candidates
         what = (
-            f"needs a hint: --hint {found.ask}=..."
-            if found.ask
+            f"needs a hint: --hint {result.ask}=..."
+            if result.ask
             else "undecided: no attribute tells them apart"
         )
         print(f"{what}; {num} identities of {where} could be it")
     rows = [
         {
-            "scope": each.scope or "the whole gallery",
-            "FPIR": "" if each.share is None else f"{100 * each.share:.3g} %",
-            "threshold": "nobody is in it" if each.threshold is None else each.threshold,
-            "candidates": each.candidates,
+            "scope": tried.scope or "the whole gallery",
+            "FPIR": "" if tried.share is None else f"{100 * tried.share:.3g} %",
+            "threshold": "nobody is in it" if tried.threshold is None else tried.threshold,
+            "candidates": tried.candidates,
         }
-        for each in found.tried
+        for tried in result.tried
     ]
-    print_table(found.index, rows)
+    print_table(result.index, rows)
 
 
 @verb()
@@ -153,12 +153,12 @@ def compare(
     from dml.serving.searcher import Searcher  # takes seconds to import
 
     assert second is not None
-    found = Searcher.open(store_uri(store), name).verify(probe, second, fmr=fmr, threshold=threshold)
-    return emit(found, as_json, _show_verification)
+    verification = Searcher.open(store_uri(store), name).verify(probe, second, fmr=fmr, threshold=threshold)
+    return emit(verification, as_json, _show_verification)
 
 
-def _show_verification(found: "Verification") -> None:
-    rate = "" if found.fmr is None else f" for a false-match rate of {100 * found.fmr:.3g} %"
-    images = "" if found.identity is None else f" to the most similar of {found.images} images"
-    verdict = "same" if found.same else "different"
-    print(f"{verdict}: similarity {found.similarity:.4f}{images}, threshold {found.threshold:.4f}{rate}")
+def _show_verification(result: "Verification") -> None:
+    rate = "" if result.fmr is None else f" for a false-match rate of {100 * result.fmr:.3g} %"
+    images = "" if result.identity is None else f" to the most similar of {result.images} images"
+    verdict = "same" if result.same else "different"
+    print(f"{verdict}: similarity {result.similarity:.4f}{images}, threshold {result.threshold:.4f}{rate}")

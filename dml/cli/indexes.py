@@ -347,14 +347,14 @@ def _newer(store: str, ref: "IndexRef") -> list[str]:
     from dml.refs import DatasetRef
 
     newer: list[str] = []
-    held = ref.embeddings
+    embeddings = ref.embeddings
     try:
-        if not isinstance(held.items, DatasetRef):
-            latest = find_vectors(store, held.items.name)
-            newer += [latest.source] * (latest.fingerprint != held.fingerprint)
+        if not isinstance(embeddings.items, DatasetRef):
+            latest = find_vectors(store, embeddings.items.name)
+            newer += [latest.source] * (latest.fingerprint != embeddings.fingerprint)
         else:
-            dataset = find_dataset(store, held.items.name)
-            newer += [str(dataset)] * (dataset.fingerprint != held.items.fingerprint)
+            dataset = find_dataset(store, embeddings.items.name)
+            newer += [str(dataset)] * (dataset.fingerprint != embeddings.items.fingerprint)
     except MissingArtifact:
         pass  # a dataset may be removed after it was indexed
     except DmlError:
@@ -366,6 +366,6 @@ def _newer(store: str, ref: "IndexRef") -> list[str]:
             champion = find_champion(store, ref.model.partition("/")[0])
         except DmlError:
             return [*newer, "champion unknown"]
-        if champion is not None and champion.package.fingerprint != held.embedder.fingerprint:
+        if champion is not None and champion.package.fingerprint != embeddings.embedder.fingerprint:
             newer.append(str(champion))
     return newer

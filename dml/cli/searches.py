@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from dml.cli.queries import Query
     from dml.reports import LoadReport, SearchHit, SearchReport
     from dml.serving.engine_searcher import EngineSearcher
-    from dml.serving.searcher import QueryResult, Searcher
+    from dml.serving.query_result import QueryResult
+    from dml.serving.searcher import Searcher
 
 
 @verb()

@@ -11,7 +11,7 @@ from dml.refs import IndexRef, require_dataset, require_package
 from dml.report.gallery import GalleryRow, Tile, draw_gallery
 from dml.retrieval.search import Answer
 from dml.retrieval.shards import open_index
-from dml.serving.searcher import QueryResult
+from dml.serving.query_result import QueryResult
 
 _SAMPLE_QUERIES, _SAMPLE_ANSWERS = 8, 8
 

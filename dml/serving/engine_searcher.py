@@ -15,7 +15,8 @@ from dml.retrieval.engines.milvus_address import MilvusAddress, collection_name
 from dml.retrieval.filters.where import Where
 from dml.retrieval.index import find_index
 from dml.retrieval.shards import open_index
-from dml.serving.searcher import QueryResult, only_index
+from dml.serving.query_result import QueryResult
+from dml.serving.searcher import only_index
 
 
 class EngineSearcher:

@@ -16,59 +16,22 @@ from numpy.typing import NDArray
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.models.package import Package, load_package
 from dml.refs import IndexRef, PackageRef, ThresholdsRef, require_package
-from dml.reports import Identification, IdentityHit, SearchHit, SearchPlan, SearchReport, Verification
+from dml.reports import Identification, Verification
 from dml.retrieval.filters import Where
 from dml.retrieval.identifier import Identifier
 from dml.retrieval.identities import search_identities
 from dml.retrieval.index import find_index, published_names
-from dml.retrieval.plan import Plan
 from dml.retrieval.rerank import Rerank, reranked_search
-from dml.retrieval.search import Answer, Index
+from dml.retrieval.search import Index
 from dml.retrieval.shards import open_in_cluster, open_index
 from dml.retrieval.thresholds import find_thresholds, find_thresholds_ref
-
-
-@dataclass(frozen=True)
-class QueryResult:
-    """The search result of one query: answers and plan."""
-
-    index: IndexRef
-    answers: Sequence[Answer]
-    plan: Plan | str
-    """Text: another engine searched, or answers are grouped."""
-    identities: Sequence[IdentityHit] | None = None
-    """Instead of answers, where these are grouped."""
-
-    def report(self, *, picture: str | None = None) -> SearchReport:
-        """The result as a report for users.
-
-        Args:
-            picture: path of the picture of query and answers; None: no picture was drawn.
-        """
-        return SearchReport(
-            index=str(self.index),
-            model=self.index.model,
-            embedder=self.index.embeddings.embedder.version,
-            plan=str(self.plan),
-            execution=(
-                SearchPlan.model_validate(self.plan.model_dump()) if isinstance(self.plan, Plan) else None
-            ),
-            answers=[
-                SearchHit(
-                    id=answer.id,
-                    label=answer.label,
-                    similarity=round(answer.similarity, 6),
-                    attributes=answer.attributes,
-                )
-                for answer in self.answers
-            ],
-            identities=None if self.identities is None else list(self.identities),
-            picture=picture,
-        )
+from dml.serving.query_result import QueryResult
 
 
 @dataclass(frozen=True)
 class _Opened:
+    """A version of an index with what embeds its queries; `refresh` replaces all of it at once."""
+
     index: Index
     package: Package | None
     """None: the model that embedded the items is not in the store."""
@@ -76,7 +39,7 @@ class _Opened:
 
     @cached_property
     def thresholds(self) -> ThresholdsRef | None:
-        """Those of `identifier`; read when somebody is identified, since a search needs none."""
+        """Read when somebody is identified, since a search needs none."""
         return find_thresholds_ref(self.store, self.index.ref)
 
     @cached_property
@@ -130,7 +93,7 @@ class Searcher:
         Raises:
             IncompatibleArtifact: the items were embedded by a model that is not in the store.
         """
-        return _require(self._opened)
+        return _require_package(self._opened)
 
     def search(
         self, images: Sequence[bytes], *, k: int = 10, where: Where = None, rerank: Rerank | None = None
@@ -154,7 +117,7 @@ class Searcher:
             InvalidSetting: k below 1, or a filter (InvalidFilter) that cannot be read or does not fit.
         """
         opened = self._opened  # `refresh` can replace it during the search
-        vectors = _require(opened).embed(images)
+        vectors = _require_package(opened).embed(images)
         return self._answers(opened.index, vectors, k, where, rerank)
 
     def search_vectors(
@@ -250,7 +213,7 @@ class Searcher:
                 answer = searcher.identify(image, scopes=["region = 'east'", ""], hint={answer.ask: asked})
         """
         opened = self._opened
-        (vector,) = _embedded(opened, [probe])
+        (vector,) = _embed(opened, [probe])
         return opened.identifier.identify(
             vector,
             embedder=opened.index.ref.embeddings.embedder.fingerprint,
@@ -285,7 +248,7 @@ class Searcher:
         opened = self._opened
         embedder = opened.index.ref.embeddings.embedder.fingerprint
         known = [probe] if isinstance(other, str) else [probe, other]
-        first, *second = _embedded(opened, known)
+        first, *second = _embed(opened, known)
         return opened.identifier.verify(
             first, second[0] if second else str(other), embedder=embedder, fmr=fmr, threshold=threshold
         )
@@ -313,7 +276,7 @@ class Searcher:
         """
         opened = self._opened
         index, excluded = opened.index, probe if isinstance(probe, str) else None
-        (vector,) = index.vectors_of([probe]) if isinstance(probe, str) else _embedded(opened, [probe])
+        (vector,) = index.vectors_of([probe]) if isinstance(probe, str) else _embed(opened, [probe])
         hits = search_identities(
             index,
             vector,
@@ -353,9 +316,7 @@ def _package_of(ref: IndexRef) -> Package | None:
     return load_package(embedder.uri) if isinstance(embedder, PackageRef) else None
 
 
-def _embedded(
-    opened: _Opened, probes: Sequence[bytes | NDArray[np.float32] | str]
-) -> list[NDArray[np.float32]]:
+def _embed(opened: _Opened, probes: Sequence[bytes | NDArray[np.float32] | str]) -> list[NDArray[np.float32]]:
     """(D,) of each image or vector.
 
     Raises:
@@ -370,11 +331,11 @@ def _embedded(
                 "Pass Path(file).read_bytes()."
             )
     images = [probe for probe in probes if isinstance(probe, bytes)]
-    embedded = iter(_require(opened).embed(images) if images else ())
+    embedded = iter(_require_package(opened).embed(images) if images else ())
     return [next(embedded) if isinstance(probe, bytes) else np.asarray(probe) for probe in probes]
 
 
-def _require(opened: _Opened) -> Package:
+def _require_package(opened: _Opened) -> Package:
     if opened.package is None:
         require_package(opened.index.ref.embeddings.embedder, "A search by image")
     assert opened.package is not None

@@ -36,11 +36,11 @@ class AttributeColumn:
     def __init__(self, path: Path, items: pa.Table) -> None:
         with pa.memory_map(str(path)) as source:
             table = pa.ipc.open_file(source).read_all()
-        held = json.loads(table.schema.metadata[b"dml"])
-        self.name: str = held["column"]
-        self.kind: Kind = held["kind"]
-        self.num_rows: int = held["rows"]
-        self.time_type = None if held["times"] is None else pa.timestamp(*held["times"])
+        metadata = json.loads(table.schema.metadata[b"dml"])
+        self.name: str = metadata["column"]
+        self.kind: Kind = metadata["kind"]
+        self.num_rows: int = metadata["rows"]
+        self.time_type = None if metadata["times"] is None else pa.timestamp(*metadata["times"])
         arrays = {name: table[name].chunk(0).flatten() for name in table.column_names}
         self.values: pa.Array = arrays.pop("values")
         numbers = {name: array.to_numpy() for name, array in arrays.items()}
@@ -51,12 +51,12 @@ class AttributeColumn:
             name.removeprefix("time_"): of for name, of in numbers.items() if name.startswith("time_")
         }
         self._by_time = Postings(of_times, self.num_rows) if of_times else None
-        self._places = numbers if "cells" in numbers else None
+        self._locations = numbers if "cells" in numbers else None
         self._column = items[self.name]
 
     @property
     def holds_locations(self) -> bool:
-        return self._places is not None or (self.kind == "text" and not len(self.values))
+        return self._locations is not None or (self.kind == "text" and not len(self.values))
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -88,12 +88,12 @@ class AttributeColumn:
     def one_of(self, values: Sequence[Value]) -> Matches:
         """The rows whose value is one of these."""
         numbers = {number for value in values if (number := self._number_of(value)) is not None}
-        found = sorted(numbers)
+        ascending = sorted(numbers)
         test: Test | None = None
-        if self._forward is not None and len(found):
-            wanted = self._numbers[found]
-            test = self._tested(lambda held: np.isin(held, wanted))
-        return self._postings.of(found, test=test)
+        if self._forward is not None and len(ascending):
+            wanted = self._numbers[ascending]
+            test = self._tested(lambda column: np.isin(column, wanted))
+        return self._postings.of(ascending, test=test)
 
     def compared(self, operator: str, value: Value) -> Matches:
         """The rows whose value is <, <=, > or >= this one."""
@@ -115,16 +115,16 @@ class AttributeColumn:
 
     def within(self, latitude: float, longitude: float, radius_km: float) -> Matches:
         """The rows whose location is at most so far away."""
-        if self._places is None:
+        if self._locations is None:
             return Matches.of_rows(np.empty(0, np.int64), self.num_rows)
-        cells, offsets = self._places["cells"], self._places["cell_offsets"]
+        cells, offsets = self._locations["cells"], self._locations["cell_offsets"]
         first, last = cell_ranges(*box_around(latitude, longitude, radius_km))
         begins, ends = offsets[np.searchsorted(cells, first)], offsets[np.searchsorted(cells, last, "right")]
         slices = [slice(begin, end) for begin, end in zip(begins, ends, strict=True) if begin < end]
         near = [
-            self._places["cell_rows"][of][
+            self._locations["cell_rows"][of][
                 distances_km(
-                    self._places["latitudes"][of], self._places["longitudes"][of], latitude, longitude
+                    self._locations["latitudes"][of], self._locations["longitudes"][of], latitude, longitude
                 )
                 <= radius_km
             ]
@@ -150,7 +150,7 @@ class AttributeColumn:
         test: Test | None = None
         if self._forward is not None and first < last:
             low, high = self._numbers[first], self._numbers[last - 1]
-            test = self._tested(lambda held: (held >= low) & (held <= high))
+            test = self._tested(lambda column: (column >= low) & (column <= high))
         return self._postings.of_range(first, last, test=test)
 
     def _tested(self, compare: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> Test:

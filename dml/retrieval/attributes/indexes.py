@@ -63,22 +63,22 @@ class AttributeIndexes(Mapping[str, Column]):
             if known is not None:
                 self._cache.move_to_end(key)
                 return known
-        found = self._evaluate(filter)
+        matches = self._evaluate(filter)
         with self._lock:
-            found = self._cache.setdefault(key, found)
-            sizes = {name: matches.size_bytes for name, matches in self._cache.items()}
+            matches = self._cache.setdefault(key, matches)
+            sizes = {text: cached.size_bytes for text, cached in self._cache.items()}
             total = sum(sizes.values())
             while total > self._cache_bytes and len(self._cache) > 1:
-                name, _ = self._cache.popitem(last=False)
-                total -= sizes[name]
-        return found
+                text, _ = self._cache.popitem(last=False)
+                total -= sizes[text]
+        return matches
 
     def row_with(self, column: str, value: Value) -> int | None:
         """The first row with a value; None: no row has it."""
-        held = self._indexed.get(column)
-        if held is None:
+        indexed = self._indexed.get(column)
+        if indexed is None:
             return None
-        matches = held.one_of([value])
+        matches = indexed.one_of([value])
         return int(matches.rows()[0]) if matches.count else None
 
     def _evaluate(self, filter: Filter) -> Matches:

@@ -70,12 +70,12 @@ def _arrays(column: pa.ChunkedArray) -> tuple[dict[str, pa.Array], tuple[str, st
     else:
         values = pc.cast(column, pa.int64() if kind == "integer" else pa.float64())
     numbers: NDArray[np.int64] = pc.fill_null(values, 0).to_numpy()
-    held = pc.is_valid(values).to_numpy()
+    is_present = pc.is_valid(values).to_numpy()
     if kind == "number":
-        held &= ~np.isnan(numbers)
-    distinct, arrays = _by_value(numbers[held], np.flatnonzero(held), num_rows)
+        is_present &= ~np.isnan(numbers)
+    distinct, arrays = _by_value(numbers[is_present], np.flatnonzero(is_present), num_rows)
     sorted_values = pa.array(distinct.astype(np.bool_)) if kind == "boolean" else pa.array(distinct)
-    return {"values": sorted_values, **arrays, **_missing(held)}, None
+    return {"values": sorted_values, **arrays, **_missing(is_present)}, None
 
 
 def _text_arrays(column: pa.ChunkedArray) -> tuple[dict[str, pa.Array], tuple[str, str | None] | None]:
@@ -91,18 +91,18 @@ def _text_arrays(column: pa.ChunkedArray) -> tuple[dict[str, pa.Array], tuple[st
     ranks = np.full(len(dictionary) + 1, -1, dtype=np.int64)  # the last for index -1
     ranks[order] = np.arange(len(order))
     ranks = ranks[codes]
-    held = ranks >= 0
-    _, arrays = _by_value(ranks[held], np.flatnonzero(held), num_rows, ordered=False)
-    arrays = {"values": dictionary.take(pa.array(order)), **arrays, **_missing(held)}
+    is_present = ranks >= 0
+    _, arrays = _by_value(ranks[is_present], np.flatnonzero(is_present), num_rows, ordered=False)
+    arrays = {"values": dictionary.take(pa.array(order)), **arrays, **_missing(is_present)}
     times = times_of(column)
-    if times is not None and held.any():
+    if times is not None and is_present.any():
         instants = pc.fill_null(pc.cast(times, pa.int64()), 0).to_numpy()
-        distinct, of_times = _by_value(instants[held], np.flatnonzero(held), num_rows)
+        distinct, of_times = _by_value(instants[is_present], np.flatnonzero(is_present), num_rows)
         arrays |= {"instants": pa.array(distinct), **{f"time_{name}": of for name, of in of_times.items()}}
-    places = locations_in_text(column) if held.any() else None
-    if places is not None:
-        rows = np.flatnonzero(held)
-        latitudes, longitudes = (degrees[rows] for degrees in places)
+    locations = locations_in_text(column) if is_present.any() else None
+    if locations is not None:
+        rows = np.flatnonzero(is_present)
+        latitudes, longitudes = (degrees[rows] for degrees in locations)
         cells = cells_of(latitudes, longitudes)
         order = np.argsort(cells, kind="stable")
         distinct, starts = _distinct(cells[order])
@@ -116,8 +116,9 @@ def _text_arrays(column: pa.ChunkedArray) -> tuple[dict[str, pa.Array], tuple[st
     return arrays, None if times is None else (times.type.unit, times.type.tz)
 
 
-def _missing(held: NDArray[np.bool_]) -> dict[str, pa.Array]:
-    return {} if held.all() else {"missing": pa.array(np.packbits(~held, bitorder="little"))}
+def _missing(is_present: NDArray[np.bool_]) -> dict[str, pa.Array]:
+    """The bitmap of the rows without a value; none where all have one."""
+    return {} if is_present.all() else {"missing": pa.array(np.packbits(~is_present, bitorder="little"))}
 
 
 def _by_value(

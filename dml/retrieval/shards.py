@@ -21,7 +21,7 @@ from dml.refs import IndexRef
 from dml.retrieval.filters import And, Between, Compare, Filter, Not, Or, Where, Within, check, matching_rows
 from dml.retrieval.filters.columns import Columns
 from dml.retrieval.plan import Kind as PlanKind
-from dml.retrieval.plan import Plan
+from dml.retrieval.plan import Plan, Stage
 from dml.retrieval.search import NO_MORE, Answer, Device, Index, SearchResult
 from dml.retrieval.sharded_columns import ColumnSummary, ShardedColumns, Shards
 
@@ -204,7 +204,7 @@ def _best(of_shards: Sequence[Sequence[Answer]], k: int) -> list[Answer]:
     return sorted(answers, key=lambda answer: (-answer.similarity, answer.position))[:k]
 
 
-_BY_CERTAINTY: tuple[PlanKind, ...] = ("index", "index_filtered", "exact", "nothing")
+_BY_CERTAINTY: tuple[PlanKind, ...] = ("cascade", "index", "index_filtered", "exact", "nothing")
 
 
 def _plan_of(results: Sequence[SearchResult], k: int, fewest: int) -> Plan:
@@ -219,10 +219,27 @@ def _plan_of(results: Sequence[SearchResult], k: int, fewest: int) -> Plan:
             "k": k,
             "scan_us": _total([plan.scan_us for plan in plans]),
             "index_us": _total([plan.index_us for plan in plans]),
+            "stages": _stages(worst, plans),
             "notes": (f"in {len(plans)} shards", *notes),
         }
     )
     return plan if fewest == k else plan.noting(f"{fewest} of {k} answers: {NO_MORE}")
+
+
+def _stages(worst: Plan, plans: Sequence[Plan]) -> tuple[Stage, ...]:
+    """Of all shards together, where they have the same; else those of the least certain."""
+    names = [stage.name for stage in worst.stages]
+    if any([stage.name for stage in plan.stages] != names for plan in plans):
+        return worst.stages
+    return tuple(
+        stage.model_copy(
+            update={
+                "budget": sum(plan.stages[place].budget for plan in plans),
+                "cpu_us": sum(plan.stages[place].cpu_us for plan in plans),
+            }
+        )
+        for place, stage in enumerate(worst.stages)
+    )
 
 
 def _total(costs: Sequence[float | None]) -> float | None:

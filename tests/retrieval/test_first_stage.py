@@ -8,13 +8,14 @@ import pytest
 
 from dml.config import IndexConfig
 from dml.embedding.external import import_vectors
+from dml.embedding.table import cut_table
 from dml.errors import CorruptArtifact
 from dml.retrieval.bundle import read_calibration
 from dml.retrieval.cascade import Cascade
 from dml.retrieval.first_stage import FirstStage, choose_first_stage, compared_in_full, factory_of
 from dml.retrieval.index import build_index, publish_index
 from dml.retrieval.plan import choose_plan
-from dml.retrieval.shards import open_index
+from dml.retrieval.shards import LocalShards, Shard, ShardedIndex, open_index
 from dml.retrieval.tune import HeldOut
 from dml.retrieval.vectors import FlatVectors, write_vectors
 from dml.serving.searcher import Searcher
@@ -188,6 +189,22 @@ def test_an_index_keeps_its_first_stage_and_searches_by_it_where_there_is_no_fil
     (every,) = searcher.search_vectors(drawn[:1], k=100)
     assert every.plan.kind == "index", "1,000 candidates are more than half of 600"
     assert len(every.answers) == 100
+
+
+@pytest.mark.parametrize("second", ["signs", "pq4"])
+def test_the_stages_of_shards_are_those_of_all_where_they_are_the_same(built, second):
+    store, _, drawn = built
+    found = import_vectors(str(store), "shards", store / "vectors.npy", block_bytes=300 * 4 * DIM)
+    refs = [
+        build_index(str(store), "cut", part, IndexConfig(first_stage=kind, recall=0.5))
+        for part, kind in zip(cut_table(found.embeddings, 2), ("signs", second), strict=True)
+    ]
+    whole = build_index(str(store), "whole", found.embeddings, IndexConfig())
+    sharded = ShardedIndex(whole, LocalShards([Shard(ref) for ref in refs]))
+    result = sharded.search(drawn[[7, 400]], 2, embedder=whole.embeddings.embedder.fingerprint)
+    assert [answers[0].id for answers in result.answers] == ["7", "400"]
+    assert result.plan.kind == "cascade"
+    assert result.plan.stages[0].budget == (600 if second == "signs" else 300)
 
 
 def test_a_cascade_ends_with_a_re_ranker_if_one_is_asked_for(built):

@@ -149,7 +149,7 @@ def ingest_place(store: str, place: str, *, has_embedder: bool, num_workers: int
             f"What is indexed must be a name of the store, or a folder or zip of images; there is no {place}."
             " `dml datasets` lists the names."
         )
-    name = name_of(source)
+    name = name_of(source, remedy=f"Give one: dml ingest {place} --name NAME, then dml index NAME.")
     is_known = has_dataset(store, name)
     if is_known:
         config = last_ingest(store, name)
@@ -176,12 +176,12 @@ def ingest_place(store: str, place: str, *, has_embedder: bool, num_workers: int
     return name
 
 
-def name_of(source: str) -> str:
+def name_of(source: str, *, remedy: str = "Give one with --name.") -> str:
     """A dataset name from a source: `images/Omniglot_v1.zip` gives `omniglot_v1`, `glyphs:...` `glyphs`."""
     from dml.names import suggest_name
 
     stem = source.split(":")[0] if source.startswith("glyphs:") else Path(source.rstrip("/")).stem
     name = suggest_name(stem)
     if name is None:
-        raise InvalidSetting(f"The dataset needs a name, and {source!r} suggests none. Give one with --name.")
+        raise InvalidSetting(f"The dataset needs a name, and {source!r} suggests none. {remedy}")
     return name

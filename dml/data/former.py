@@ -217,10 +217,12 @@ def choose_split(
             raise
         if former.requested_split is None:
             raise type(error)(
-                f"{error} The source's layout is split by {default}; choose another with --split."
+                f"{error} The source's layout is split by {default}; choose another, dml ingest SOURCE "
+                "--split SPLIT."
             ) from error
         raise type(error)(
-            f"{error} Version {former.version} was split by {config}; choose another with --split."
+            f"{error} Version {former.version} was split by {config}; choose another, dml ingest SOURCE "
+            "--split SPLIT."
         ) from error
     changed = sorted(label for label, split in split_of_class.items() if known.get(label, split) != split)
     notes = []

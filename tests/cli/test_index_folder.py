@@ -12,7 +12,7 @@ from dml.config import IngestConfig
 from dml.data.dataset import find_dataset
 from dml.data.ingest import ingest
 from dml.embedding.external import import_vectors
-from dml.errors import InvalidSetting, MissingArtifact
+from dml.errors import InvalidData, InvalidSetting, MissingArtifact
 from tests.data.pictures import class_folders, picture
 
 FUNCTION = """
@@ -104,3 +104,15 @@ def test_a_dataset_cannot_take_the_name_of_imported_vectors(photos, store, tmp_p
     import_vectors(store, "my-photos", tmp_path / "v.npy")
     with pytest.raises(InvalidSetting, match="'my-photos' is that of imported vectors"):
         ingest_folder(store, photos)
+
+
+def test_a_folder_whose_name_gives_no_dataset_name_is_refused_with_the_command_that_names_it(photos, store):
+    folder = photos.rename(photos.parent / "日本")
+    with pytest.raises(InvalidSetting, match=rf"Give one: dml ingest {folder} --name NAME, then dml index"):
+        ingest_folder(store, folder)
+
+
+def test_a_folder_of_one_class_is_refused_with_the_command_that_takes_a_split(tmp_path, store):
+    folder = class_folders(tmp_path / "one", classes=1)
+    with pytest.raises(InvalidData, match="choose another, dml ingest SOURCE --split"):
+        ingest_folder(store, folder)

@@ -183,7 +183,9 @@ def test_a_layouts_own_split_that_does_not_fit_is_named(tmp_path):
     files = {
         f"{alphabet}/character0{n}/{n}.png": picture(n) for alphabet in ("Greek", "Latin") for n in (1, 2)
     }
-    with pytest.raises(InvalidSetting, match="layout is split by alphabet:10; choose another with --split"):
+    with pytest.raises(
+        InvalidSetting, match="layout is split by alphabet:10; choose another, dml ingest SOURCE --split"
+    ):
         ingest(config(write(tmp_path / "source", files)), str(tmp_path / "store"))
 
 
@@ -517,7 +519,9 @@ def test_the_split_that_was_requested_before_is_named_where_it_no_longer_fits(tm
     store, source = str(tmp_path / "store"), class_folders(tmp_path / "source", classes=3, per_class=1)
     ingest(config(source, split=AttributeSplit(name="label", test_values=("class1",))), store)
     shutil.rmtree(source / "class1")
-    with pytest.raises(InvalidSetting, match="was split by label:class1; choose another with --split"):
+    with pytest.raises(
+        InvalidSetting, match="was split by label:class1; choose another, dml ingest SOURCE --split"
+    ):
         ingest(config(source), store)
 
 

@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from dml.reports import FirstStageChoice
 from dml.retrieval.first_stage import FirstStage, Vectors, compared_in_full
 from dml.retrieval.plan import Plan, Recall, Stage
+from dml.retrieval.ties import Neighbors
 from dml.retrieval.tune import K
 
-Found = tuple[NDArray[np.float32], NDArray[np.int64]]
-"""(Q, k) similarities and rows."""
 _LARGEST_SHARE = 0.5
 """Of the rows as candidates; with more, comparing with all of them is as cheap."""
 
@@ -32,14 +31,14 @@ class Cascade:
         self._chosen, self._choice = choice.chosen, choice
 
     def shortlist(self, k: int) -> int:
-        """Candidates for k answers: as many for each as recall@10 was measured with."""
+        """Candidates for k answers: as many per answer as recall@10 was measured with."""
         return max(self._chosen.shortlist, math.ceil(self._chosen.shortlist * k / K))
 
     def suits(self, k: int) -> bool:
         """Whether few enough candidates are needed, of the rows."""
         return self.shortlist(k) <= _LARGEST_SHARE * self._vectors.rows
 
-    def search(self, queries: NDArray[np.float32], k: int, plan: Plan) -> tuple[Found, Plan]:
+    def search(self, queries: NDArray[np.float32], k: int, plan: Plan) -> tuple[Neighbors, Plan]:
         """Find candidates and compare them in full.
 
         Args:
@@ -55,13 +54,13 @@ class Cascade:
         start = time.thread_time()
         candidates = self._first_stage.candidates(queries, shortlist)
         middle = time.thread_time()
-        found = compared_in_full(self._vectors, queries, k, candidates)
+        neighbors = compared_in_full(self._vectors, queries, k, candidates)
         end = time.thread_time()
-        each = 1e6 / max(len(queries), 1)
+        us_per_query = 1e6 / max(len(queries), 1)
         recall = self._chosen.recall
         stages = (
-            Stage(name=self._chosen.kind, budget=rows, recall=recall, cpu_us=each * (middle - start)),
-            Stage(name="in full", budget=shortlist, recall=recall, cpu_us=each * (end - middle)),
+            Stage(name=self._chosen.kind, budget=rows, recall=recall, cpu_us=us_per_query * (middle - start)),
+            Stage(name="in full", budget=shortlist, recall=recall, cpu_us=us_per_query * (end - middle)),
         )
         update = {
             "kind": "cascade",
@@ -69,4 +68,4 @@ class Cascade:
             "reason": f"{plan.reason}, and {self._chosen.kind} was the cheapest first stage at build",
             "recall": Recall(value=recall, basis="built", num_queries=self._choice.num_queries),
         }
-        return found, plan.model_copy(update=update)
+        return neighbors, plan.model_copy(update=update)

@@ -139,16 +139,16 @@ def _build_shards(
     A shard that is there is not built again, so a killed build goes on where it ended.
     """
     slices = cut_table(embeddings, config.shards)
-    each = config.model_copy(update={"shards": 1})
+    shard_config = config.model_copy(update={"shards": 1})
     digests = [part.fingerprint for part in slices]
-    fingerprint = storage.digest_of(INDEX_FORMAT, "shards", *digests, each.model_dump_json())
+    fingerprint = storage.digest_of(INDEX_FORMAT, "shards", *digests, shard_config.model_dump_json())
     uri = storage.join(storage.named_folder(store, "indexes", name), fingerprint[:12])
     if storage.is_intact(uri) and all(storage.is_intact(shard.uri) for shard in _read_ref(uri).shards):
         logger.info("index: nothing to do, %s is built already", versioned(name, fingerprint[:12]))
         return _read_ref(uri)
     with ray_session():
         build = partial(_build_shard, store, name, model)
-        built = list(map_remote(build, each, slices, use_gpu=False))
+        built = list(map_remote(build, shard_config, slices, use_gpu=False))
     ref = IndexRef(
         uri=uri,
         fingerprint=fingerprint,
@@ -298,7 +298,7 @@ def _write_in_order(
         rows = (
             order[start : start + vectors.block_rows] for start in range(0, len(order), vectors.block_rows)
         )
-        blocks = (vectors.take(each) for each in rows)
+        blocks = (vectors.take(block) for block in rows)
         _write_vectors(Path(aside) / path.name, blocks, vectors.rows, vectors.dim, vectors.dtype)
         write_items(Path(aside), in_order(items, order))
         for name in (path.name, ITEMS_FILE):

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import faiss
@@ -15,6 +14,7 @@ from dml import storage
 from dml.data.schema import BASE_COLUMNS
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact
 from dml.refs import IndexRef
+from dml.retrieval.arguments import checked_k
 from dml.retrieval.attributes import Matches
 from dml.retrieval.bundle import ITEMS_FILE, REMEDY, Calibration, open_bundle
 from dml.retrieval.cascade import Cascade
@@ -269,8 +269,7 @@ class Index:
                 f"index {self.ref.uri} holds vectors of {index_embedder}; this query was embedded by "
                 f"{embedder[:12]}. Embed it with {index_embedder}, or build an index for {embedder[:12]}."
             )
-        if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
-            raise InvalidSetting(f"k must be a whole number, 1 or more; got {k!r}.")
+        checked_k(k)
         if vectors.ndim != 2 or vectors.shape[1] != self.ref.embeddings.dim:
             raise InvalidData(
                 f"Queries must be (Q, {self.ref.embeddings.dim}); got {vectors.shape}. Embed them with "

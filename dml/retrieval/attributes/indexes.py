@@ -84,9 +84,9 @@ class AttributeIndexes(Mapping[str, Column]):
     def _evaluate(self, filter: Filter) -> Matches:
         match filter:
             case And(filters=filters):
-                return self._all_of([self.matches(each) for each in filters])
+                return self._all_of([self.matches(child) for child in filters])
             case Or(filters=filters):
-                return self._any_of([self.matches(each) for each in filters])
+                return self._any_of([self.matches(child) for child in filters])
             case Not():
                 return self._none_of(self.matches(filter.filter))
         names = filter.columns if isinstance(filter, Within) else (filter.column,)

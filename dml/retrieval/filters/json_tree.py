@@ -48,8 +48,8 @@ def _limit(tree: Mapping[str, Any]) -> None:
         if depth > MAX_DEPTH:
             break
         below: list[Any] = []
-        for each in level:
-            for value in each.values():
+        for node in level:
+            for value in node.values():
                 inner = (
                     value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else (value,)
                 )

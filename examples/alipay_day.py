@@ -43,7 +43,7 @@ Result = TypeVar("Result")
 PHOTOS = 2
 REGIONS = 30
 AGE_BANDS = ("under 20", "20 to 39", "40 to 59", "60 and over")
-PHOTOS_PER_DEVICE, MOST_DEVICES = 100, 10_000
+PHOTOS_PER_DEVICE, MOST_DEVICES = 100, 2_000
 TWINS = 0.002
 """Share of the identities that are very similar to another one; both are enrolled."""
 ARRIVALS = {
@@ -81,7 +81,7 @@ def embedded_source(spec: str) -> tuple[Vectors, Numbers]:
 def class_means(vectors: Vectors, classes: Numbers) -> Vectors:
     sums = np.zeros((classes.max() + 1, vectors.shape[1]), dtype=vectors.dtype)
     np.add.at(sums, classes, vectors)
-    return sums / np.bincount(classes)[:, None]
+    return (sums / np.bincount(classes)[:, None]).astype(vectors.dtype)
 
 
 def unit(vectors: Vectors) -> Vectors:

@@ -258,7 +258,9 @@ class Index:
         matches = None if filter is None else self._attributes.matches(filter)
         num_matching = self.ref.rows if matches is None else matches.count
         # Faiss takes no integer of NumPy's.
-        found, plan = self._find(np.ascontiguousarray(vectors), min(int(k) + more, num_matching), matches)
+        found, plan = self._find(
+            np.ascontiguousarray(vectors, dtype=np.float32), min(int(k) + more, num_matching), matches
+        )
         self._refuse_impossible(*found)
         return by_similarity(*found), plan
 

@@ -172,6 +172,17 @@ def test_a_query_that_is_short_of_answers_does_not_send_the_others_to_a_scan(bui
         assert all(len(answers) == 10 for answers in result.answers)
 
 
+@pytest.mark.parametrize("where", [None, "sold"])
+def test_queries_in_double_precision_are_answered_as_in_single(built, package, where):
+    queries = unit_vectors(3, 16, 8)
+    index = Index(built["IVF12,Flat"], calibration=eager(12))
+    single, double = (
+        index.search(each, 5, where=where, embedder=package.fingerprint).answers
+        for each in (queries, queries.astype(np.float64))
+    )
+    assert double == single
+
+
 def test_what_was_timed_on_another_processor_is_said(built, vectors, package):
     index = Index(built["IVF12,Flat"], calibration=eager(12))
     plan = index.search(vectors[:1], 2, where="sold", embedder=package.fingerprint).plan

@@ -6,6 +6,7 @@ version, and ids, labels and attributes never come apart from their vectors.
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -57,6 +58,12 @@ logger = logging.getLogger(__name__)
 
 _FLAT_FACTORY = {"float32": "Flat", "float16": "SQfp16"}
 _IDS_AT_ONCE = 1 << 16
+_FACTORY_NUMBERS = {
+    r"HNSW(\d+)": ("links of a graph", 2, 512),
+    r"NSG(\d+)": ("links of a graph", 4, 512),
+    r"PQ\d+x(\d+)": ("bits of a code", 1, 16),
+}
+"""What Faiss does not check: it aborts the process, or takes all memory of the machine."""
 
 
 def build_index(
@@ -319,7 +326,23 @@ def _refused(factory: str, error: RuntimeError) -> InvalidSetting:
     )
 
 
+def _check_factory_numbers(factory: str, rows: int) -> None:
+    """Raise InvalidSetting for numbers in a factory string that are refused before Faiss reads it."""
+    for pattern, (what, low, high) in _FACTORY_NUMBERS.items():
+        for number in map(int, re.findall(pattern, factory)):
+            if not low <= number <= high:
+                raise InvalidSetting(
+                    f"index.factory must have {low} to {high} {what}; got {number} in {factory!r}."
+                )
+    for lists in map(int, re.findall(r"IVF(\d+)", factory)):
+        if lists > rows:
+            raise InvalidSetting(
+                f"{factory} has {lists} lists, more than the {rows} rows. Use Flat, or fewer lists."
+            )
+
+
 def _empty_index(factory: str, embeddings: EmbeddingsRef) -> faiss.Index:
+    _check_factory_numbers(factory, embeddings.rows)
     try:
         index = faiss.index_factory(embeddings.dim, factory, faiss.METRIC_INNER_PRODUCT)
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:

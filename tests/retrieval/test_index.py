@@ -187,6 +187,22 @@ def test_a_factory_that_cannot_be_followed_is_refused(place, embeddings, factory
 
 
 @pytest.mark.parametrize(
+    ("factory", "what"),
+    [
+        ("HNSW0", "2 to 512 links of a graph; got 0"),
+        ("HNSW99999999", "2 to 512 links of a graph"),
+        ("IVF4_HNSW1,Flat", "2 to 512 links of a graph; got 1"),
+        ("NSG2", "4 to 512 links of a graph"),
+        ("PQ4x0", "1 to 16 bits of a code; got 0"),
+        ("IVF999999999,Flat", "has 999999999 lists, more than the"),
+    ],
+)
+def test_numbers_by_which_faiss_would_end_the_process_are_refused(place, embeddings, factory, what):
+    with pytest.raises(InvalidSetting, match=what):
+        build_index(place, "shelves", embeddings, IndexConfig(factory=factory))
+
+
+@pytest.mark.parametrize(
     ("config", "files"),
     [
         (IndexConfig(), ["index.faiss"]),

@@ -38,7 +38,8 @@ class Target:
         _require("dim", self.dim, 2, MAX_DIM, "dimensions")
         _require("memory", self.memory_bytes, 10**6, 10**18, "bytes, as 64G")
         _require("filters", self.filters, 0, 10**4, "columns")
-        _require("gpu-memory", self.gpu_bytes, 0, 10**18, "bytes, as 80G")
+        if self.gpu_bytes:
+            _require("gpu-memory", self.gpu_bytes, 10**6, 10**18, "bytes, as 80G")
         _require("machines", 1 if self.machines is None else self.machines, 1, MAX_MACHINES, "machines")
         _require("recall", self.recall, MIN_RECALL, 1.0, "the share of the 10 nearest that is found, as 0.95")
         if not 0 < self.latency_ms < math.inf:

@@ -94,6 +94,7 @@ def test_answers_are_grouped_by_identity(store, dml):
             ["search", "--id", "image 9", "--group-by-identity", "worst"],
             "mean, all; got 'worst'",
         ),
+        (["search", "--id", "", "--group-by-identity", "best"], "'' is not. Its"),
         (["calibrate", "nobody"], "nobody"),
     ],
     ids=lambda case: case[0] if isinstance(case, list) else "",

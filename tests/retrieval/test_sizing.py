@@ -180,3 +180,8 @@ def test_rows_that_are_no_whole_number_are_refused(text):
 
 def test_the_memory_of_this_machine_is_known():
     assert 10**8 < machine_memory() < 10**15
+
+
+def test_a_gpu_memory_without_its_unit_is_refused():
+    with pytest.raises(InvalidSetting, match=r"gpu-memory must be 1e\+06 to 1e\+18, bytes, as 80G; got 80"):
+        Target(rows=10, dim=8, gpu_bytes=80)

@@ -95,10 +95,11 @@ def test_processes_do_not_change_a_batch(dataset):
 
 @pytest.mark.slow
 def test_a_process_names_an_image_that_does_not_decode(tmp_path):
-    config = IngestConfig(name="d", source="glyphs:classes=16,per_class=5")
-    made = batches(ingest(config, str(tmp_path / "store")), num_processes=2)
+    config = IngestConfig(name="d", source="glyphs:classes=16,per_class=6")
+    damaged = ingest(config, str(tmp_path / "store"))
+    made = batches(damaged, num_processes=2)
     begin = made.mapped.image(0).tobytes()[:24]
-    path = next(storage.cache_dir().glob("rows/*/images.arrow"))
+    path = storage.cache_dir() / "rows" / damaged.fingerprint / "images.arrow"
     path.write_bytes(path.read_bytes().replace(begin, b"x" * len(begin)))
     with pytest.raises(InvalidData, match=r"Image 'U\+.*' of .*datasets/d"):
         taken(made)

@@ -115,6 +115,7 @@ vectors float32
 num_probes None >0
 recall_queries 1000 >0
 order_by None
+first_stage None
 shards 1 >0
 
 IngestConfig

@@ -270,7 +270,7 @@ class Outcomes:
             [answer == identity(owner) for answer, owner in zip(self.answers, owners.tolist(), strict=True)]
         )
         known = owners >= 0
-        stranger = np.array([kind == "not enrolled" for kind in arrivals.kinds])
+        not_enrolled = np.array([kind == "not enrolled" for kind in arrivals.kinds])
         alike = np.array([kind == "not enrolled, a look-alike" for kind in arrivals.kinds])
         return {
             "accepted": float(said.mean()),
@@ -279,7 +279,7 @@ class Outcomes:
             "enrolled: identified": share(right, known),
             "enrolled: rejected": share(~said, known),
             "enrolled: taken for another": share(said & ~right, known),
-            "not enrolled: accepted (FPIR)": share(said, stranger),
+            "not enrolled: accepted (FPIR)": share(said, not_enrolled),
             "look-alikes: accepted": share(said, alike),
         }
 
@@ -383,7 +383,7 @@ def draw(ways: Sequence[Outcomes], arrivals: Arrivals, fpir: float, path: Path) 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (enrolled, strangers, latency) = pyplot.subplots(1, 3, figsize=(10, 3.1))
+    figure, (enrolled, not_enrolled, latency) = pyplot.subplots(1, 3, figsize=(10, 3.1))
     names = [way.name.replace(", ", ",\n", 1) for way in ways]
     rates = [way.rates(arrivals) for way in ways]
     left = np.zeros(len(ways))
@@ -395,10 +395,10 @@ def draw(ways: Sequence[Outcomes], arrivals: Arrivals, fpir: float, path: Path) 
     enrolled.set(title="enrolled, and not identified, %", xlim=(0, 1.25 * max(left.max(), 0.1)))
     enrolled.legend(fontsize=7)
     accepted = [100 * each["not enrolled: accepted (FPIR)"] for each in rates]
-    bars = strangers.barh(names, accepted, color="#c0392b")
-    strangers.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
-    strangers.axvline(100 * fpir, color="black", linewidth=1, linestyle=":")
-    strangers.set(title=f"not enrolled, accepted, % (wanted {100 * fpir:g})", xlim=(0, 115), yticks=[])
+    bars = not_enrolled.barh(names, accepted, color="#c0392b")
+    not_enrolled.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+    not_enrolled.axvline(100 * fpir, color="black", linewidth=1, linestyle=":")
+    not_enrolled.set(title=f"not enrolled, accepted, % (wanted {100 * fpir:g})", xlim=(0, 115), yticks=[])
     decided, taken = np.array(ways[0].decided), np.array(ways[0].milliseconds)
     stages = (("machine", "device"), ("+ region", "region"), ("+ all", ""))
     groups = [(name, taken[decided == column]) for name, column in stages]
@@ -407,11 +407,11 @@ def draw(ways: Sequence[Outcomes], arrivals: Arrivals, fpir: float, path: Path) 
     latency.boxplot([values for _, values in groups], showfliers=False, tick_labels=[n for n, _ in groups])
     latency.set(title="processor time, ms", yscale="log")
     latency.tick_params(axis="x", labelsize=7)
-    for axes in (enrolled, strangers, latency):
+    for axes in (enrolled, not_enrolled, latency):
         axes.title.set_fontsize(9)
         axes.tick_params(axis="y", labelsize=7)
     enrolled.invert_yaxis()
-    strangers.invert_yaxis()
+    not_enrolled.invert_yaxis()
     figure.tight_layout()
     figure.savefig(path, dpi=90)
 

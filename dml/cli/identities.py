@@ -136,8 +136,9 @@ def compare(
     ] = None,
     name: Index = None,
     fmr: Annotated[
-        float, typer.Option(help="false-match rate: impostors who are taken for the other")
-    ] = 0.001,
+        float | None,
+        typer.Option(help="false-match rate: impostors who are taken for the other; default: 0.001"),
+    ] = None,
     threshold: Threshold = None,
     store: Store = None,
     as_json: Json = False,

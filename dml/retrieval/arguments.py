@@ -32,8 +32,23 @@ def checked_error_rate(name: str, value: object, *, usual: float) -> float:
     return float(value)
 
 
-def checked_threshold(value: object) -> float:
-    """A threshold of cosines; raises InvalidSetting where it is no number in [-1, 1]."""
+def checked_threshold(value: object, **rates: float | None) -> float | None:
+    """A threshold of cosines that was given instead of a calibrated one; None: none was.
+
+    Args:
+        value: what was passed.
+        rates: the error rate that the calibrated threshold would be for, by its name; None: not given.
+
+    Raises:
+        InvalidSetting: it is no number in [-1, 1], or a rate was given too, which nothing would follow.
+    """
+    if value is None:
+        return None
+    for name, rate in rates.items():
+        if rate is not None:
+            raise InvalidSetting(
+                f"threshold and {name} each decide alone; got {value!r} and {rate!r}. Leave one out."
+            )
     if isinstance(value, bool) or not isinstance(value, Real) or not -1 <= float(value) <= 1:
         raise InvalidSetting(f"threshold must be a cosine, in [-1, 1]; got {value!r}. Pass 0.6, for example.")
     return float(value)

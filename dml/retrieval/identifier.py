@@ -25,6 +25,7 @@ from dml.retrieval.search import Index
 from dml.retrieval.thresholds import Thresholds, column_of, scope_text, threshold_for
 
 _MAX_ANSWERS = 4_096
+_USUAL_FMR = 0.001
 _MAX_SCOPES_CACHED = 1_000
 
 
@@ -87,7 +88,7 @@ class Identifier:
         if not scopes:
             raise InvalidSetting('scopes must name a part of the gallery; got none. "" is all of it.')
         never_ask = checked_list("never_ask", never_ask, '"phone_suffix"')
-        threshold = None if threshold is None else checked_threshold(threshold)
+        threshold = checked_threshold(threshold, fpir=fpir)
         hint = self._checked_hint(hint or {})
         self._require_attributes(never_ask, "never_ask")
         share = None if threshold is not None else self._share(fpir, len(scopes))
@@ -140,7 +141,7 @@ class Identifier:
         other: NDArray[np.float32] | str,
         *,
         embedder: str,
-        fmr: float = 0.001,
+        fmr: float | None = None,
         threshold: float | None = None,
     ) -> Verification:
         """Decide whether two images show the same identity, or one image an enrolled identity.
@@ -149,7 +150,7 @@ class Identifier:
             probe: (D,) float32, unit length.
             other: another such vector, or an identity: then the most similar of all its images counts.
             embedder: fingerprint of what embedded both.
-            fmr: false-match rate: share of the impostors who are taken for the other.
+            fmr: false-match rate: share of the impostors who are taken for the other; None: 0.001.
             threshold: similarity instead of a calibrated one.
 
         Raises:
@@ -163,10 +164,10 @@ class Identifier:
             self.index.search(np.stack([probe, other]), 1, embedder=embedder)  # which refuses other vectors
             similarities = [float(probe @ other)]
             tail = None if self.thresholds is None else self.thresholds.image_to_image
-        limit = None if threshold is None else checked_threshold(threshold)
+        limit = checked_threshold(threshold, fmr=fmr)
         if limit is None:
             self._require_thresholds("Comparing")
-            fmr = checked_error_rate("fmr", fmr, usual=0.001)
+            fmr = checked_error_rate("fmr", _USUAL_FMR if fmr is None else fmr, usual=_USUAL_FMR)
             if tail is None:
                 raise InvalidSetting(
                     f"A false-match rate needs 20 impostor pairs; index {self.index.ref} has fewer. Enrol "

@@ -230,7 +230,7 @@ class Searcher:
         probe: bytes | NDArray[np.float32],
         other: bytes | NDArray[np.float32] | str,
         *,
-        fmr: float = 0.001,
+        fmr: float | None = None,
         threshold: float | None = None,
     ) -> Verification:
         """Decide whether two images show the same identity, or one image an enrolled identity.
@@ -238,7 +238,7 @@ class Searcher:
         Args:
             probe: an image file's bytes, or (D,) float32 of unit length.
             other: another such, or an identity, a label: then the most similar of all its images counts.
-            fmr: false-match rate: the share of impostors who are taken for the other.
+            fmr: false-match rate: the share of impostors who are taken for the other; None: 0.001.
             threshold: similarity instead of a calibrated one.
 
         Raises:

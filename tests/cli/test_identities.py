@@ -156,7 +156,7 @@ def page_of_people(folder):
     report = import_vectors(store, "people", write_parquet(folder, photos(identity[rows]), **columns))
     publish_index(store, build_index(store, "people", report.embeddings, IndexConfig()))
     np.save(folder / "guest.npy", photos(identity[4]))
-    np.save(folder / "stranger.npy", photos(centres[0] + random.normal(size=32)))
+    np.save(folder / "not_enrolled.npy", photos(centres[0] + random.normal(size=32)))
     np.save(folder / "twin.npy", photos((identity[28] + identity[32]) / 2))
     return store
 

@@ -64,16 +64,16 @@ def calibrated(enrolled):
     return store, ref, report, find_thresholds(store, ref)
 
 
-def fpir_of_strangers(threshold, region=None):
+def fpir_of_non_mated_probes(threshold, region=None):
     """Of people of the same regions who are not enrolled, searched in the index or in one region of it."""
     enrolled, _, of_enrolled = people()
     gallery = enrolled if region is None else enrolled[of_enrolled == region]
-    strangers, _, of_strangers = strangers_of_the_same_regions()
-    probes = strangers if region is None else strangers[of_strangers == region]
+    non_mated, _, of_probes = non_mated_probes()
+    probes = non_mated if region is None else non_mated[of_probes == region]
     return float(((probes @ gallery.T).max(axis=1) >= threshold).mean())
 
 
-def strangers_of_the_same_regions(per_region=200, noise=0.7, likeness=1.2):
+def non_mated_probes(per_region=200, noise=0.7, likeness=1.2):
     centers = likeness * np.random.default_rng(0).normal(size=(REGIONS, DIM))
     random = np.random.default_rng(99)
     region = np.repeat(np.arange(REGIONS), per_region)
@@ -82,13 +82,13 @@ def strangers_of_the_same_regions(per_region=200, noise=0.7, likeness=1.2):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), None, region
 
 
-def test_strangers_meet_the_fpir_of_the_whole_gallery(calibrated):
+def test_non_mated_probes_meet_the_fpir_of_the_whole_gallery(calibrated):
     *_, report, _ = calibrated
     whole = report.scopes[0]
     assert (whole.scope, whole.identities, whole.basis) == ("", 360, "scope")
     assert whole.share == pytest.approx(0.1)
     assert whole.checked.low <= whole.share <= whole.checked.high
-    assert 0.5 * whole.share < fpir_of_strangers(whole.threshold) < 1.7 * whole.share
+    assert 0.5 * whole.share < fpir_of_non_mated_probes(whole.threshold) < 1.7 * whole.share
 
 
 def test_a_scope_of_similar_people_has_a_higher_threshold_than_as_many_of_all(calibrated):
@@ -97,8 +97,8 @@ def test_a_scope_of_similar_people_has_a_higher_threshold_than_as_many_of_all(ca
     assert region.identities == PER_REGION
     as_many_of_all = thresholds.scopes[0].tail.threshold(PER_REGION, region.share)
     assert region.threshold > as_many_of_all + 0.02
-    assert fpir_of_strangers(as_many_of_all, 3) > 2 * region.share
-    assert fpir_of_strangers(region.threshold, 3) < 1.5 * region.share
+    assert fpir_of_non_mated_probes(as_many_of_all, 3) > 2 * region.share
+    assert fpir_of_non_mated_probes(region.threshold, 3) < 1.5 * region.share
 
 
 def test_every_value_of_a_column_and_every_filter_is_a_scope(calibrated):

@@ -13,7 +13,7 @@ from dml.retrieval.shards import open_index
 from dml.retrieval.thresholds import find_thresholds
 from dml.serving.searcher import Searcher
 from tests.embedding.parts import make_dataset, make_package, png
-from tests.retrieval.test_calibration import enrol, people, strangers_of_the_same_regions
+from tests.retrieval.test_calibration import enrol, non_mated_probes, people
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +63,10 @@ def test_an_enrolled_person_is_identified_in_the_first_scope_that_holds_it(faces
     assert [tried.candidates for tried in elsewhere.tried] == [0, 1]
 
 
-def test_a_stranger_is_unknown_at_the_rate_that_was_asked_for(faces):
-    strangers, _, regions = strangers_of_the_same_regions(per_region=40, noise=0.15, likeness=0.5)
+def test_a_non_mated_probe_is_unknown_at_the_rate_that_was_asked_for(faces):
+    non_mated, _, regions = non_mated_probes(per_region=40, noise=0.15, likeness=0.5)
     scopes = [[f"region = 'region {region}'", ""] for region in regions]
-    found = [identify(faces, probe, scopes=tried) for probe, tried in zip(strangers, scopes, strict=True)]
+    found = [identify(faces, probe, scopes=tried) for probe, tried in zip(non_mated, scopes, strict=True)]
     taken = np.mean([each.status != "unknown" for each in found])
     assert taken < 0.3
     assert {each.identity for each in found if each.status == "unknown"} == {None}
@@ -141,6 +141,7 @@ def test_a_scope_in_which_nobody_is_is_passed_over(faces):
         ({"hint": ["device"]}, "hint must be attribute to value; got list"),
         ({"threshold": float("nan")}, r"threshold must be a cosine, in \[-1, 1\]; got nan"),
         ({"threshold": True}, "threshold must be a cosine"),
+        ({"threshold": 0.5, "fpir": 0.1}, "threshold and fpir each decide alone; got 0.5 and 0.1"),
         ({"fpir": 1e-5}, "needs 10 pairs of different identities"),
     ],
     ids=str,
@@ -157,6 +158,11 @@ def test_two_images_are_the_same_above_the_threshold_of_a_false_match_rate(faces
     vectors, labels, _ = people(likeness=0.5, noise=0.15)
     impostors = (vectors @ vectors.T)[labels[:, None] != labels]
     assert np.mean(impostors >= same.threshold) == pytest.approx(0.01, rel=0.1)
+
+
+def test_a_threshold_beside_a_false_match_rate_is_refused(faces):
+    with pytest.raises(InvalidSetting, match="threshold and fmr each decide alone"):
+        faces.verify(photo(3), photo(4), embedder=embedder(faces), fmr=0.01, threshold=0.5)
 
 
 def test_an_image_is_compared_with_all_images_of_an_identity(faces):

@@ -35,7 +35,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 def cluster() -> "Iterator[Cluster]":
     """The open session of a cluster of two nodes on this machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
+        # A local session before this one has switched this process to tokens; the nodes then ask for them too.
+        patch.setenv("RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE", "disabled"))
         from ray.cluster_utils import Cluster
 
         node = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 100_000_000, "include_dashboard": False}

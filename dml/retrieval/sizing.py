@@ -1,274 +1,32 @@
 """The index for a number of vectors, before it is built: type, memory, disk, time and machines, and why.
 
-Bytes are formulas (`index_type`), times are counts of operations times the rates of a machine (`probe`).
-How many lists or links a recall takes depends on the embedding; the figures here are of a trained one and say
-where to begin: `dml index` tunes them on the index's own vectors, and measures the recall.
-
-Among the indexes within the bounds, those on the fewest machines; of them exact search, where its latency is
-within the bound; else, where searches are filtered, lists of the vectors themselves; else the least time for
-a query.
+Among the indexes that the cost model finds within the bounds, those on the fewest machines; of them exact
+search, where its latency is within the bound; else, where searches are filtered, lists of the vectors
+themselves; else the least time for a query.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 
 from dml.errors import InvalidSetting
 from dml.reports import IndexOption, SizingReport, StageTime
 from dml.retrieval.amounts import show_bytes
+from dml.retrieval.cost_model import Candidate
 from dml.retrieval.index_type import IndexType
-from dml.retrieval.rates import PROBE_DIM, PROBE_GRAPH_ROWS, REFERENCE, Rates
+from dml.retrieval.rates import REFERENCE, Rates
 from dml.retrieval.target import Target
 
-K = 10
-FILTER_BYTES = 4
-"""Of each row and column: a posting."""
-_ITEM_BYTES = 120  # a digest as id, a label and short attributes, in items.arrow
-_ROWS_PER_LIST = 39  # fewer to train on, and Faiss warns
 _LISTS = (16, 1 << 20)
 _LISTS_PER_ROOT = (4, 16)
 _MORE_LISTS_FROM = 10**6  # before, the time of training them is not worth it
 _COARSE_GRAPH_FROM = 1 << 15  # beyond, comparing with all centroids takes as long as the lists
 _COARSE_LINKS = 32
 _LINKS = 32
-_TRAIN_ROWS_PER_LIST, _TRAIN_SHARE, _LEAST_TRAIN_ROWS = 100, 0.2, 1 << 16
-_ITERATIONS = 10
-_VERIFIED_QUERIES = 1000
 _MACHINES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
 _RECALLS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.999)
-
-# What recall@10 takes on 200,000 vectors drawn around a trained embedding (`benchmarks/_embeddings.py`): of
-# 2,048 lists, of `efSearch`, and, for the neighbours that are in the lists, of `k_factor`.
-_PROBES = {0.46: 1, 0.59: 2, 0.73: 4, 0.85: 8, 0.92: 16, 0.966: 32, 0.99: 64, 0.999: 128, 1.0: 256}
-_PROBES_GROW = 0.35
-_VISITED = {0.9: 10, 0.95: 14, 0.976: 21, 0.987: 32, 0.992: 48, 0.999: 256}
-_K_FACTORS: dict[str, dict[float, float]] = {
-    "SQ8": {0.5: 1, 0.99: 1, 0.9999: 2},
-    "RaBitQ": {0.68: 1, 0.86: 2, 0.96: 4, 0.989: 8, 0.998: 16, 0.9999: 32},
-    "PQ/2": {0.665: 1, 0.848: 2, 0.945: 4, 0.988: 8, 0.999: 16, 0.9999: 32},
-    "PQ/4": {0.468: 1, 0.624: 2, 0.765: 4, 0.879: 8, 0.953: 16, 0.983: 32, 0.994: 64},
-    "PQ/8": {0.257: 1, 0.364: 2, 0.489: 4, 0.625: 8, 0.753: 16, 0.862: 32, 0.93: 64, 0.98: 128},
-}
-_IMBALANCE = 1.05  # rows in a probed list over those of the mean list: full lists lie where queries are
-_GRAPH_GROWS = 0.25  # a visit and an insertion cost this power of the rows more: steps, and memory far away
-
 _IMAGES_PER_S = {"ingest": 300.0, "embed": 1500.0, "train": 500.0}
 _EPOCHS = 10
-
-_CALL_S = 8e-6  # of a call from Python
-_CANDIDATE_S = 3.5e-7  # of keeping a candidate among the best
-
-_GPU_LINKS = 64
-_GPU_INSERT_US, _GPU_QUERY_MS = 40.0, 1.0  # CAGRA on one H100: published, not measured by us
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """One index type for one shard of a target, with the parameters that the target's recall takes."""
-
-    target: Target
-    index_type: IndexType
-    machines: int
-    rates: Rates = field(repr=False)
-    is_gpu: bool = False
-    given: tuple[tuple[str, int], ...] = ()
-    """Search parameters that are set by hand; the others are what the recall takes."""
-
-    @cached_property
-    def rows(self) -> int:
-        return -(-self.target.rows // self.machines)
-
-    @property
-    def _scale(self) -> float:
-        return self.target.dim / PROBE_DIM
-
-    @property
-    def _k_factor_kind(self) -> str:
-        if self.index_type.code != "PQ":
-            return self.index_type.code
-        return f"PQ/{self.target.dim // self.index_type.parts}"
-
-    @property
-    def best_recall(self) -> float:
-        """The highest that it can be tuned to."""
-        if self.is_gpu:
-            return 0.99
-        if self.index_type.links:
-            return max(_VISITED)
-        if self.index_type.lists:
-            refined = _K_FACTORS.get(self._k_factor_kind)
-            return 0.999 if refined is None else 2 * max(refined) - 1
-        return 1.0 if self.index_type.code == "Flat" else 0.999
-
-    @property
-    def _recall_of_each(self) -> float:
-        """What lists reach, and what codes keep, so that both together are the target."""
-        missed = 1 - self.target.recall
-        return 1 - missed / 2 if self._k_factor_kind in _K_FACTORS else self.target.recall
-
-    @cached_property
-    def probes(self) -> int:
-        if not self.index_type.lists:
-            return 0
-        if "nprobe" in dict(self.given):
-            return dict(self.given)["nprobe"]
-        growth = math.pow(self.index_type.lists / 2048, _PROBES_GROW)
-        wanted = _between(_PROBES, self._recall_of_each) * growth
-        return min(max(round(wanted), 1), self.index_type.lists)
-
-    @cached_property
-    def visited(self) -> int:
-        wanted = dict(self.given).get("efSearch") or round(_between(_VISITED, self.target.recall))
-        return wanted if self.index_type.links else 0
-
-    @cached_property
-    def k_factor(self) -> int:
-        """Candidates per answer that are compared in full; 0: none are."""
-        if "k_factor_rf" in dict(self.given):
-            return dict(self.given)["k_factor_rf"]
-        table = _K_FACTORS.get(self._k_factor_kind) if self.index_type.lists else None
-        return math.ceil(_between(table, self._recall_of_each)) if table else 0
-
-    @property
-    def parameters(self) -> str:
-        """As Faiss' ParameterSpace takes them."""
-        named = {"nprobe": self.probes, "efSearch": self.visited, "k_factor_rf": self.k_factor}
-        return ",".join(f"{name}={value}" for name, value in named.items() if value and not self.is_gpu)
-
-    @cached_property
-    def index_bytes(self) -> int:
-        """Of one shard's `index.faiss`."""
-        if self.is_gpu:
-            return self.rows * (self.target.dim * 4 + _GPU_LINKS * 4)
-        return self.index_type.file_bytes(self.rows, self.target.dim)
-
-    @cached_property
-    def memory_bytes(self) -> int:
-        """Of one machine, with the postings of filters."""
-        return self.index_bytes + self.rows * FILTER_BYTES * self.target.filters
-
-    @cached_property
-    def disk_bytes(self) -> int:
-        """Of all machines: the index, the vectors in full, items and attributes."""
-        flat = (
-            0
-            if self.index_type.factory == "Flat"
-            else IndexType.parse("Flat").file_bytes(self.rows, self.target.dim)
-        )
-        each = self.rows * (_ITEM_BYTES + FILTER_BYTES * self.target.filters)
-        return self.machines * (self.index_bytes + flat + each)
-
-    @cached_property
-    def query_s(self) -> float:
-        """Of one query on one thread, in one shard; the shards are searched at the same time."""
-        rates, scale = self.rates, self._scale
-        if self.is_gpu:
-            return _GPU_QUERY_MS * 1e-3
-        if self.index_type.links:
-            grown = math.pow(max(self.rows, PROBE_GRAPH_ROWS) / PROBE_GRAPH_ROWS, _GRAPH_GROWS)
-            return _CALL_S + self.visited * rates.visit_us * 1e-6 * grown * scale
-        if not self.index_type.lists:
-            return _CALL_S + self.rows * rates.scan_row_ns * 1e-9 * scale
-        coarse = self.index_type.lists * rates.centroid_ns * 1e-9 * scale
-        if self.index_type.coarse_links:
-            coarse = max(self.probes, 16) * rates.visit_us * 1e-6 * scale
-        scanned = min(self.probes / self.index_type.lists * _IMBALANCE, 1.0) * self.rows
-        lists_s = self.probes * rates.list_us[self.index_type.code] * 1e-6
-        return _CALL_S + coarse + lists_s + scanned * self._list_row_s + self._refine_s
-
-    @property
-    def _list_row_s(self) -> float:
-        code_128 = IndexType.parse("IVF16,PQ32x4fs") if self.index_type.code == "PQ" else self.index_type
-        wider = self.index_type.code_bytes(self.target.dim) / code_128.code_bytes(PROBE_DIM)
-        return self.rates.list_row_ns[self.index_type.code] * 1e-9 * wider
-
-    @property
-    def _refine_s(self) -> float:
-        """Comparing candidates with their vectors in full: from memory, where it is left, or from disk."""
-        full = self.rows * self.target.dim * 4
-        cold = 1 - min(max(self.target.memory_bytes - self.memory_bytes, 0) / full, 1.0)
-        each = self.rates.compare_ns * 1e-9 * self._scale + cold * self.rates.random_read_us * 1e-6
-        return K * self.k_factor * (each + _CANDIDATE_S)
-
-    @cached_property
-    def build_s(self) -> float:
-        """Of one shard on all threads of one machine; the shards are built at the same time."""
-        rates, dim, scale = self.rates, self.target.dim, self._scale
-        reading = 2 * self.rows * dim * 4 / rates.read_bytes_per_s
-        multiply_s = rates.multiply_ps * 1e-12
-        verifying = min(_VERIFIED_QUERIES, self.rows) * self.rows * dim * multiply_s
-        if self.is_gpu:
-            return reading + self.rows * _GPU_INSERT_US * 1e-6 * scale
-        if self.index_type.links:
-            grown = math.pow(max(self.rows, PROBE_GRAPH_ROWS) / PROBE_GRAPH_ROWS, _GRAPH_GROWS)
-            return reading + verifying + self.rows * rates.insert_us * 1e-6 * grown * scale
-        if not self.index_type.lists:
-            return reading
-        lists = self.index_type.lists
-        sampled = min(lists * _TRAIN_ROWS_PER_LIST, int(_TRAIN_SHARE * self.rows))
-        trained = min(max(sampled, lists * _ROWS_PER_LIST, _LEAST_TRAIN_ROWS), self.rows)
-        assign_s = self.index_type.lists * dim * multiply_s
-        add_s = assign_s
-        if self.index_type.coarse_links:
-            add_s = 16 * rates.visit_us * 1e-6 * scale / rates.threads
-        return reading + verifying + _ITERATIONS * trained * assign_s + self.rows * add_s
-
-    @property
-    def is_feasible(self) -> bool:
-        return not self.refusal
-
-    @cached_property
-    def refusal(self) -> str:
-        """Why it does not meet the target; empty: it does."""
-        target = self.target
-        if target.filters and (self.index_type.links or self.is_gpu):
-            return "a graph loses recall under a filter (0.35 at 1 % of the rows)"
-        if target.recall > self.best_recall:
-            return f"reaches a recall of {self.best_recall:g}, not {target.recall:g}"
-        if self.is_gpu and not target.gpu_bytes:
-            return "needs a GPU; --gpu-memory names one"
-        if self.index_type.lists * _ROWS_PER_LIST > self.rows:
-            return f"{self.rows:,} rows are too few for lists"
-        if not self.fits:
-            return f"{show_bytes(self.memory_bytes)} on each machine, more than {show_bytes(self._allowed)}"
-        if self.query_s * 1e3 > target.latency_ms:
-            return f"{self.query_s * 1e3:.3g} ms for a query, more than {target.latency_ms:g}"
-        return ""
-
-    @property
-    def _allowed(self) -> int:
-        return self.target.gpu_bytes if self.is_gpu else self.target.memory_bytes
-
-    @property
-    def fits(self) -> bool:
-        return self.memory_bytes <= self._allowed
-
-    @property
-    def is_exact(self) -> bool:
-        return self.index_type.factory == "Flat"
-
-    @property
-    def order(self) -> tuple[int, bool, bool, float]:
-        """The first is chosen. Under a filter codes need more candidates than the vectors themselves."""
-        is_coded = bool(self.target.filters) and self.index_type.code != "Flat"
-        return (self.machines, not self.is_exact, is_coded, self.query_s)
-
-    @property
-    def name(self) -> str:
-        return "CAGRA" if self.is_gpu else self.index_type.factory
-
-
-def _between(table: dict[float, float] | dict[float, int], recall: float) -> float:
-    """A value at a recall, its logarithm linear in the logarithm of what is missed."""
-    recalls = sorted(table)
-    if recall <= recalls[0]:
-        return float(table[recalls[0]])
-    above = next((value for value in recalls if value >= recall), recalls[-1])
-    below = max(value for value in recalls if value < above)
-    missed = [math.log(max(1 - value, 1e-4)) for value in (below, min(recall, above), above)]
-    share = (missed[0] - missed[1]) / (missed[0] - missed[2])
-    return math.exp((1 - share) * math.log(table[below]) + share * math.log(table[above]))
 
 
 def _kinds(rows: int, dim: int) -> Iterator[tuple[str, IndexType, bool]]:
@@ -287,19 +45,19 @@ def _kinds(rows: int, dim: int) -> Iterator[tuple[str, IndexType, bool]]:
     yield "CAGRA", IndexType.parse("Flat"), True
 
 
-def _candidates(target: Target, rates: Rates) -> dict[str, list[_Candidate]]:
+def _candidates(target: Target, rates: Rates) -> dict[str, list[Candidate]]:
     """By kind, each on every number of machines that is allowed."""
-    found: dict[str, list[_Candidate]] = {}
+    found: dict[str, list[Candidate]] = {}
     most = target.machines or _MACHINES[-1]
     for machines in sorted({*(number for number in _MACHINES if number <= most), most}):
         if machines > 1 and machines > target.rows:
             break
         for kind, index_type, is_gpu in _kinds(-(-target.rows // machines), target.dim):
-            found.setdefault(kind, []).append(_Candidate(target, index_type, machines, rates, is_gpu))
+            found.setdefault(kind, []).append(Candidate(target, index_type, machines, rates, is_gpu))
     return found
 
 
-def _chosen(target: Target, rates: Rates) -> _Candidate | None:
+def _chosen(target: Target, rates: Rates) -> Candidate | None:
     feasible = [
         candidate
         for candidates in _candidates(target, rates).values()
@@ -335,7 +93,7 @@ def plan(target: Target, rates: Rates = REFERENCE) -> SizingReport:
         recall=target.recall if chosen is not None else _best_recall(target, rates),
         feasible=chosen is not None,
         chosen=None if chosen is None else _option(chosen, chosen),
-        others=[option for option in options if chosen is None or option.kind != _kind(chosen)],
+        others=[option for option in options if chosen is None or option.kind != chosen.kind],
         nearest=nearest,
         stages=_stages(target.rows),
         times_of=f"{what}, {rates.threads} threads",
@@ -356,7 +114,7 @@ def estimate(target: Target, factory: str, rates: Rates = REFERENCE, *, paramete
     """
     settings = (setting.partition("=") for setting in parameters.split(",") if setting)
     given = tuple((name, round(float(value))) for name, _, value in settings)
-    return _option(_Candidate(target, IndexType.parse(factory), 1, rates, given=given), None)
+    return _option(Candidate(target, IndexType.parse(factory), 1, rates, given=given), None)
 
 
 def factory_for(rows: int, dim: int, *, recall: float, latency_ms: float, memory: int, filters: int) -> str:
@@ -385,7 +143,7 @@ def infeasible(report: SizingReport) -> InvalidSetting:
     )
 
 
-def _representative(candidates: Sequence[_Candidate]) -> _Candidate:
+def _representative(candidates: Sequence[Candidate]) -> Candidate:
     """A feasible one on the fewest machines; else the one that is refused least."""
     feasible = [candidate for candidate in candidates if candidate.is_feasible]
     if feasible:
@@ -394,18 +152,9 @@ def _representative(candidates: Sequence[_Candidate]) -> _Candidate:
     return fits[0] if fits else candidates[-1]
 
 
-def _kind(candidate: _Candidate) -> str:
-    if candidate.is_gpu:
-        return "CAGRA"
-    index_type = candidate.index_type
-    if index_type.lists:
-        return f"IVF-{index_type.factory.split(',')[1]}"
-    return "HNSW" if index_type.links else "Flat"
-
-
-def _option(candidate: _Candidate, chosen: _Candidate | None) -> IndexOption:
+def _option(candidate: Candidate, chosen: Candidate | None) -> IndexOption:
     return IndexOption(
-        kind=_kind(candidate),
+        kind=candidate.kind,
         factory=candidate.name,
         parameters=candidate.parameters,
         machines=candidate.machines,
@@ -417,7 +166,7 @@ def _option(candidate: _Candidate, chosen: _Candidate | None) -> IndexOption:
     )
 
 
-def _why(candidate: _Candidate, chosen: _Candidate | None) -> str:
+def _why(candidate: Candidate, chosen: Candidate | None) -> str:
     if candidate.refusal or chosen is None:
         return candidate.refusal
     if candidate == chosen:

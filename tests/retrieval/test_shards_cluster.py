@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 def cluster() -> "Iterator[Cluster]":
     """The open session of a cluster of two nodes on this machine."""
     with pytest.MonkeyPatch.context() as patch:
-        # A local session before this one has switched this process to tokens; the nodes then ask for them too.
+        # A local session before this one switched this process to tokens; the nodes then ask for them too.
         patch.setenv("RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE", "disabled"))
         from ray.cluster_utils import Cluster
 

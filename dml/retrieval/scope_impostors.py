@@ -1,0 +1,198 @@
+"""The impostors of an index, measured: its items, searched among those of other identities, scope by scope.
+
+Items of training classes are enrolled, and are no probes where there are others: the embedding has learnt to
+tell those apart, and not the people who come later.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import compute
+
+from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting
+from dml.progress import count
+from dml.retrieval.bundle import Bundle
+from dml.retrieval.filters import Compare, check, matching_rows
+from dml.retrieval.filters.columns import ItemColumns
+from dml.retrieval.impostors import ImpostorScores, impostor_scores, sample_probes
+from dml.retrieval.tails import ImpostorTail, fit_tail, held_out_tails, identity_folds
+from dml.retrieval.thresholds import WHOLE_GALLERY, column_of
+
+_MAX_SCOPES = 10_000
+_MAX_SCOPE_PROBES = 2_000
+_MIN_PAIRS_PER_SCOPE, _MAX_PAIRS_OF_SCOPES = 20_000, 4_000_000
+_MAX_ROWS_FOR_PAIRS = 20_000
+
+
+def pairs_per_scope(num_scopes: int) -> int:
+    """The pairs that are kept of each scope, so that those of all of them fit into memory."""
+    return max(_MAX_PAIRS_OF_SCOPES // max(num_scopes, 1), _MIN_PAIRS_PER_SCOPE)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The items of a scope."""
+
+    scope: str
+    column: str | None
+    """Where the scope is `column = value`."""
+    rows: NDArray[np.int64]
+
+
+def select_scopes(
+    items: pa.Table, scopes: Sequence[str], by: Sequence[str], refuse_absent: bool
+) -> Iterator[Selection]:
+    """The items of each filter, and of each value of each column that no filter has named.
+
+    Raises:
+        InvalidSetting: a filter or column that the items do not have, or a column of too many values.
+    """
+    columns = ItemColumns(items)
+    named = set()
+    for where in scopes:
+        filter = check(where, columns, refuse_absent=refuse_absent)
+        if filter is None:
+            raise InvalidSetting(
+                "--scope must be a filter; the whole gallery is always calibrated. Leave it out."
+            )
+        named.add(str(filter))
+        rows = np.flatnonzero(matching_rows(items, filter, refuse_absent=False))
+        yield Selection(str(filter), column_of(filter), rows)
+    for name in by:
+        values, codes = _values(items, name)
+        if len(values) > _MAX_SCOPES:
+            raise InvalidSetting(
+                f"--by must name a column with at most {_MAX_SCOPES} values; {name} has {len(values)}. Name "
+                "another, or the scopes themselves by --scope."
+            )
+        by_value = np.argsort(codes, kind="stable")
+        stops = np.cumsum(np.bincount(codes + 1, minlength=len(values) + 1))  # the missing ones come first
+        for value, start, stop in zip(values, stops[:-1], stops[1:], strict=True):
+            text = str(check(Compare(column=name, operator="=", value=value), columns))
+            if text not in named:
+                yield Selection(text, name, np.sort(by_value[start:stop]))
+
+
+def _values(items: pa.Table, name: str) -> tuple[list[Any], NDArray[np.int64]]:
+    """The values of a column, and (N,) which of them each item has; -1 where it is missing."""
+    if name not in items.column_names:
+        raise InvalidSetting(f"--by must name a column of the items, {items.column_names}; got {name!r}.")
+    encoded = items[name].combine_chunks().dictionary_encode()
+    codes = compute.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    values = encoded.dictionary.to_pylist()
+    is_value = np.array([value not in (None, "") and value == value for value in values], dtype=np.bool_)
+    numbers = np.append(np.where(is_value, np.cumsum(is_value) - 1, -1), -1)  # the last is that of -1
+    return [value for value, is_one in zip(values, is_value, strict=True) if is_one], numbers[codes]
+
+
+def _not_trained_on(items: pa.Table) -> NDArray[np.bool_]:
+    """(N,) the items whose classes were not trained on; all where there is no other, or no split."""
+    if "split" not in items.column_names:
+        return np.ones(len(items), dtype=np.bool_)
+    trained = compute.fill_null(compute.equal(items["split"], "train"), False)
+    others: NDArray[np.bool_] = ~trained.to_numpy()
+    return others if others.any() else ~others
+
+
+@dataclass(frozen=True)
+class ScopeImpostors:
+    """The impostors inside a scope."""
+
+    scope: str
+    column: str | None
+    scores: ImpostorScores | None
+    """None: fewer than two identities, or no probe."""
+    identities: int
+    tail: ImpostorTail | None = None
+    """None: too few pairs."""
+    fold_tails: Sequence[ImpostorTail] = ()
+    """For each fold of identities the tail without them; none where a fold has too few pairs."""
+
+    def fold_thresholds(self, share: float) -> list[float]:
+        """The threshold of each fold for a share of the FPIR, by this scope's tails."""
+        return [tail.threshold(self.identities, share) for tail in self.fold_tails]
+
+
+class ImpostorSearch:
+    """Searches an index's items among those of other identities.
+
+    Args:
+        bundle: the open index.
+
+    Raises:
+        IncompatibleArtifact: the items have no labels.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        items = bundle.items.table
+        if "label" not in items.column_names or items["label"].null_count == len(items):
+            raise IncompatibleArtifact(
+                f"Thresholds need labels, which say whose image an item is; the items of "
+                f"{bundle.ref} have none. Import the vectors with labels, or give a threshold of your own."
+            )
+        self.index, self._take = bundle.ref, bundle.vectors.take
+        names, self._identities = _values(items, "label")
+        self._has_label = self._identities >= 0
+        self._may_probe = _not_trained_on(items)
+        self.folds = identity_folds(len(names))
+
+    def in_gallery(self, max_probes: int) -> ScopeImpostors:
+        """The impostors in the whole gallery."""
+        selection = Selection(WHOLE_GALLERY, None, np.flatnonzero(self._has_label))
+        return self.in_scope(selection, _MAX_PAIRS_OF_SCOPES // 2, max_probes)
+
+    def in_scope(
+        self, selection: Selection, max_kept: int, max_probes: int = _MAX_SCOPE_PROBES
+    ) -> ScopeImpostors:
+        """The impostors inside a scope, from about `max_kept` pairs."""
+        scope, column, rows = selection.scope, selection.column, selection.rows
+        rows = rows[self._has_label[rows]]
+        num_identities = len(np.unique(self._identities[rows]))
+        probes = rows[self._may_probe[rows]]
+        if num_identities < 2 or not len(probes):
+            count()
+            return ScopeImpostors(scope, column, None, num_identities)
+        probes = probes[sample_probes(self._identities[probes], max_probes)]
+        scores = self._scores(probes, rows, max_kept=max_kept)
+        count(len(probes) if scope == WHOLE_GALLERY else 1)
+        try:
+            fold_tails = held_out_tails([scores], self.folds)
+            return ScopeImpostors(scope, column, scores, num_identities, fit_tail([scores]), fold_tails)
+        except InvalidData:
+            return ScopeImpostors(scope, column, scores, num_identities)
+
+    def pair_tails(self) -> Mapping[str, ImpostorTail | None]:
+        """The tails of one probe against one image, and against one identity."""
+        rows = np.flatnonzero(self._has_label)
+        gallery = rows[sample_probes(self._identities[rows], _MAX_ROWS_FOR_PAIRS)]
+        probes = gallery[self._may_probe[gallery]]
+        probes = probes[sample_probes(self._identities[probes], _MAX_SCOPE_PROBES)]
+        tails: dict[str, ImpostorTail | None] = {}
+        for name, by_image in (("image_to_image", True), ("image_to_identity", False)):
+            try:
+                tails[name] = fit_tail([self._scores(probes, gallery, by_image=by_image)])
+            except InvalidData:
+                tails[name] = None
+        return tails
+
+    def _vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        vectors = self._take(rows)
+        unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit
+
+    def _scores(
+        self, probes: NDArray[np.int64], gallery: NDArray[np.int64], **options: Any
+    ) -> ImpostorScores:
+        """Compare some rows with the other identities of some rows."""
+        return impostor_scores(
+            self._vectors(probes),
+            self._identities[probes],
+            self._vectors,
+            self._identities,
+            rows=gallery,
+            **options,
+        )

@@ -23,7 +23,7 @@ def resident(kind):
 
 from dml.config import IndexConfig
 from dml.embedding.external import find_vectors
-from dml.retrieval.index import build_index
+from dml.retrieval.build import build_index
 import faiss, pyarrow.parquet
 before, peak, ended = resident("RssAnon"), [0], threading.Event()
 

@@ -37,10 +37,10 @@ from benchmarks._embeddings import drawn_around
 from dml.config import IndexConfig
 from dml.embedding.external import find_vectors, import_vectors
 from dml.retrieval.attributes.bits import bitmap_of
+from dml.retrieval.build import build_index
 from dml.retrieval.bundle import open_bundle
 from dml.retrieval.execution import nearest_among
 from dml.retrieval.filters import matching_rows
-from dml.retrieval.index import build_index
 from dml.retrieval.probe import processor_name
 from dml.retrieval.search import Index
 

@@ -35,7 +35,8 @@ from dml.data.ingest import ingest
 from dml.embedding.embed import embed
 from dml.models.encoder import Encoder
 from dml.models.package import save_package
-from dml.retrieval.index import build_index, publish_index
+from dml.retrieval.build import build_index
+from dml.retrieval.index import publish_index
 from dml.serving.searcher import Searcher
 
 BACKBONES: dict[str, tuple[BackboneConfig, str]] = {

@@ -27,8 +27,9 @@ from benchmarks._search_peers import PEERS, K, halves, measure
 from benchmarks.sizing import build
 from dml.config import IndexConfig
 from dml.embedding.external import find_vectors, import_vectors
+from dml.retrieval.build import build_index
 from dml.retrieval.bundle import read_calibration
-from dml.retrieval.index import build_index, publish_index
+from dml.retrieval.index import publish_index
 from dml.retrieval.search import Index
 from dml.retrieval.tune import HeldOut, refined, tune
 from dml.serving.searcher import Searcher

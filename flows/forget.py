@@ -17,8 +17,9 @@ from dml.errors import DmlError, InvalidSetting
 from dml.lineage import remove_with_descendants
 from dml.refs import DatasetRef, IndexRef, require_package
 from dml.reports import ForgetReport
+from dml.retrieval.build import build_index
 from dml.retrieval.calibration import calibrate_alike
-from dml.retrieval.index import build_index, index_config_of, list_indexes, publish_index
+from dml.retrieval.index import index_config_of, list_indexes, publish_index
 from dml.settings import store_uri
 from flows.policy import progress_logger, say, stage, tag_with_names
 

@@ -7,8 +7,9 @@ from dml.embedding.external import find_vectors
 from dml.names import check_name
 from dml.refs import EmbeddingsRef, IndexRef
 from dml.registry.catalog import find_model
+from dml.retrieval.build import build_index
 from dml.retrieval.calibration import calibrate_alike
-from dml.retrieval.index import build_index, publish_index
+from dml.retrieval.index import publish_index
 from dml.settings import store_uri
 from flows.embed import embed_flow
 from flows.policy import Name, run, say, show_table, stage, tag_with_names

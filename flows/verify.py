@@ -10,7 +10,8 @@ from dml.errors import DmlError
 from dml.integrity import CheckedArtifact, check_store, ref_of, remove_damaged, require_intact
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, require_dataset, require_package
 from dml.reports import VerifiedArtifact, VerifyReport
-from dml.retrieval.index import build_index, index_config_of
+from dml.retrieval.build import build_index
+from dml.retrieval.index import index_config_of
 from dml.settings import store_uri
 from flows.policy import Name, progress_logger, say, show_table, stage
 

@@ -21,7 +21,8 @@ from dml.integrity import check_store
 from dml.lineage import dependents, list_artifacts, remove, remove_named, unneeded
 from dml.models.encoder import Encoder
 from dml.models.package import save_package
-from dml.retrieval.index import build_index, find_index, publish_index, rollback_index
+from dml.retrieval.build import build_index
+from dml.retrieval.index import find_index, publish_index, rollback_index
 from dml.retrieval.shards import open_index
 from flows.verify import repaired
 from tests.embedding.parts import make_dataset, make_package

@@ -16,7 +16,8 @@ from dml.config import IndexConfig, IngestConfig
 from dml.data.ingest import ingest
 from dml.embedding.embed import embed
 from dml.refs import DatasetRef
-from dml.retrieval.index import build_index, publish_index
+from dml.retrieval.build import build_index
+from dml.retrieval.index import publish_index
 from tests.answers import require_declared_type
 from tests.embedding.parts import make_package, png
 

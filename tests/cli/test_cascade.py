@@ -5,7 +5,8 @@ import pytest
 
 from dml.config import IndexConfig
 from dml.embedding.external import import_vectors
-from dml.retrieval.index import build_index, publish_index
+from dml.retrieval.build import build_index
+from dml.retrieval.index import publish_index
 
 
 @pytest.fixture(scope="module")

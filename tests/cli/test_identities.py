@@ -9,8 +9,9 @@ import pytest
 
 from dml.config import IndexConfig
 from dml.embedding.external import import_vectors
+from dml.retrieval.build import build_index
 from dml.retrieval.calibration import calibrate
-from dml.retrieval.index import build_index, publish_index
+from dml.retrieval.index import publish_index
 from tests.embedding.vectors import write_parquet
 from tests.retrieval.test_calibration import enrol, people
 from tests.retrieval.test_identifier import between, photo

@@ -8,7 +8,8 @@ from dml.config import GateConfig, IndexConfig
 from dml.embedding.embed import embed
 from dml.registry.catalog import find_champion
 from dml.registry.champion import apply_gate
-from dml.retrieval.index import build_index, publish_index
+from dml.retrieval.build import build_index
+from dml.retrieval.index import publish_index
 from tests.embedding.parts import ROWS, make_dataset, make_package
 from tests.registry.parts import new_version
 

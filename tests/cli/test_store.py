@@ -13,7 +13,8 @@ from dml.config import IndexConfig
 from dml.data.dataset import find_dataset
 from dml.embedding.embed import embed
 from dml.registry.catalog import list_models
-from dml.retrieval.index import build_index, publish_index
+from dml.retrieval.build import build_index
+from dml.retrieval.index import publish_index
 from tests.embedding.parts import make_dataset, make_package
 
 HOSTILE = ["../..", "", ".hidden", "shelves@../../.."]  # more in tests/test_names.py

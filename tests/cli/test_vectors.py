@@ -31,7 +31,8 @@ def filled(files):
     """A store with the imported vectors `clip`, and their index."""
     from dml.config import IndexConfig
     from dml.embedding.external import import_vectors
-    from dml.retrieval.index import build_index, publish_index
+    from dml.retrieval.build import build_index
+    from dml.retrieval.index import publish_index
 
     store = str(files / "store")
     report = import_vectors(

@@ -15,7 +15,7 @@ from dml.evaluation.evaluate import compare, evaluate, raw_pixel_baseline
 from dml.metrics.retrieval import retrieval_metrics
 from dml.report.circles import draw_circles
 from dml.report.embedded_split import EmbeddedSplit
-from dml.retrieval.index import build_index
+from dml.retrieval.build import build_index
 from tests.embedding.parts import GREY, ROWS, make_dataset, png, table_of, turn, unit_vectors
 
 CONFIG = EvaluationConfig(recall_at=(1, 4))

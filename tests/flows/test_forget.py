@@ -21,7 +21,8 @@ from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.integrity import check_store
 from dml.models.package import load_package
 from dml.report.dataset_report import write_dataset_report
-from dml.retrieval.index import build_index, find_index, publish_index
+from dml.retrieval.build import build_index
+from dml.retrieval.index import find_index, publish_index
 from dml.retrieval.shards import open_index
 from dml.serving.answers import draw_sample
 from flows.forget import forget_flow

@@ -14,8 +14,9 @@ import pytest
 from dml import storage
 from dml.config import IndexConfig
 from dml.errors import CorruptArtifact
+from dml.retrieval.build import build_index
 from dml.retrieval.bundle import open_bundle
-from dml.retrieval.index import build_index, find_index, publish_index
+from dml.retrieval.index import find_index, publish_index
 from dml.retrieval.search import Index
 from tests.embedding.parts import ROWS, unit_vectors
 
@@ -34,7 +35,7 @@ import os, signal, sys
 from dml.config import IndexConfig
 from dml.progress import Ticker
 from dml.refs import EmbeddingsRef
-from dml.retrieval.index import build_index
+from dml.retrieval.build import build_index
 
 def begin(ticker, part, units="", total=None, go_on=Ticker.begin):
     if part == sys.argv[3]:

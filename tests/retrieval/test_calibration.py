@@ -13,8 +13,9 @@ from dml.embedding.external import import_vectors
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting
 from dml.integrity import check_store
 from dml.lineage import dependents, remove, remove_named, unneeded
+from dml.retrieval.build import build_index
 from dml.retrieval.calibration import calibrate
-from dml.retrieval.index import build_index, find_index, publish_index
+from dml.retrieval.index import find_index, publish_index
 from dml.retrieval.thresholds import find_thresholds, find_thresholds_ref, threshold_for
 from tests.embedding.parts import make_package
 from tests.embedding.vectors import write_parquet

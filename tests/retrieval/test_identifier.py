@@ -6,9 +6,10 @@ import pytest
 from dml.config import IndexConfig
 from dml.embedding.embed import embed
 from dml.errors import InvalidSetting, MissingArtifact
+from dml.retrieval.build import build_index
 from dml.retrieval.calibration import calibrate
 from dml.retrieval.identifier import Identifier
-from dml.retrieval.index import build_index, publish_index
+from dml.retrieval.index import publish_index
 from dml.retrieval.shards import open_index
 from dml.retrieval.thresholds import find_thresholds
 from dml.serving.searcher import Searcher

@@ -6,9 +6,9 @@ import pytest
 from dml.config import IndexConfig
 from dml.embedding.external import import_vectors
 from dml.errors import InvalidSetting, MissingArtifact
+from dml.retrieval.build import build_index
 from dml.retrieval.identifier import Identifier
 from dml.retrieval.identities import search_identities
-from dml.retrieval.index import build_index
 from dml.retrieval.shards import open_index
 from tests.embedding.vectors import write_parquet
 from tests.retrieval.test_calibration import enrol, people

@@ -12,8 +12,9 @@ from dml import storage
 from dml.config import IndexConfig
 from dml.embedding.table import read_embeddings
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
+from dml.retrieval.build import build_index
 from dml.retrieval.bundle import CALIBRATION_FILE, open_bundle, read_calibration
-from dml.retrieval.index import build_index, find_index, list_indexes, publish_index
+from dml.retrieval.index import find_index, list_indexes, publish_index
 from dml.retrieval.shards import open_index
 from dml.retrieval.sizing import factory_for
 from tests.embedding.parts import ROWS, table_of, unit_vectors
@@ -24,7 +25,7 @@ from dml import storage
 from dml.config import IndexConfig
 from dml.refs import EmbeddingsRef
 from dml.retrieval.bundle import open_bundle
-from dml.retrieval.index import build_index
+from dml.retrieval.build import build_index
 
 storage.publish = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 build_index(sys.argv[1], "shelves", EmbeddingsRef.model_validate_json(sys.argv[2]), IndexConfig())

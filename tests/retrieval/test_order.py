@@ -6,10 +6,10 @@ import pytest
 from dml.config import IndexConfig
 from dml.embedding.table import read_embeddings
 from dml.errors import InvalidSetting
+from dml.retrieval.build import build_index
 from dml.retrieval.bundle import open_bundle
 from dml.retrieval.export import export_index
 from dml.retrieval.filters import check
-from dml.retrieval.index import build_index
 from dml.retrieval.shards import open_index
 from tests.embedding.parts import unit_vectors
 

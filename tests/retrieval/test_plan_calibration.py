@@ -9,8 +9,8 @@ from pyarrow import parquet
 from dml.config import IndexConfig
 from dml.embedding.external import find_vectors, import_vectors
 from dml.retrieval.attributes import Matches
+from dml.retrieval.build import build_index
 from dml.retrieval.execution import FilteredLists, nearest_among
-from dml.retrieval.index import build_index
 from dml.retrieval.lists import InvertedLists
 from dml.retrieval.plan import Recall, choose_plan
 from dml.retrieval.plan_calibration import calibrate_plans, measure_recall

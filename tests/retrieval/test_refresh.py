@@ -5,7 +5,8 @@ import pytest
 from dml import storage
 from dml.config import IndexConfig
 from dml.errors import InvalidData, InvalidSetting, MissingArtifact
-from dml.retrieval.index import build_index, find_index, publish_index
+from dml.retrieval.build import build_index
+from dml.retrieval.index import find_index, publish_index
 from dml.retrieval.refresh import (
     REFRESH_FILE,
     ask_refresh,

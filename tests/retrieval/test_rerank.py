@@ -5,7 +5,7 @@ import pytest
 
 from dml.config import IndexConfig
 from dml.errors import InvalidSetting
-from dml.retrieval.index import build_index
+from dml.retrieval.build import build_index
 from dml.retrieval.rerank import expanded, k_reciprocal_distances, reranked_search
 from dml.retrieval.search import Index
 from tests.embedding.parts import ROWS, table_of, unit_vectors

@@ -11,8 +11,9 @@ from dml import storage
 from dml.config import IndexConfig
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, InvalidSetting
 from dml.models.package import load_package
+from dml.retrieval.build import build_index
 from dml.retrieval.bundle import Items
-from dml.retrieval.index import build_index, find_index, publish_index
+from dml.retrieval.index import find_index, publish_index
 from dml.retrieval.plan import EXACT
 from dml.retrieval.search import Index
 from dml.retrieval.shards import open_index

@@ -11,7 +11,7 @@ from dml.config import IndexConfig
 from dml.embedding.external import import_vectors
 from dml.embedding.table import cut_table, read_embeddings
 from dml.errors import CorruptArtifact, InvalidFilter, InvalidSetting, MissingArtifact
-from dml.retrieval.index import build_index
+from dml.retrieval.build import build_index
 from dml.retrieval.shards import LocalShards, Shard, ShardedIndex, open_index
 from tests.embedding.parts import ROWS, table_of, unit_vectors
 

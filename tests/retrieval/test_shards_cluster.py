@@ -16,9 +16,10 @@ from dml.config import IndexConfig
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting
 from dml.integrity import check_store
 from dml.lineage import list_artifacts, remove, remove_named, remove_with_descendants, unneeded
+from dml.retrieval.build import build_index
 from dml.retrieval.bundle import open_bundle, read_calibration
 from dml.retrieval.export import export_index
-from dml.retrieval.index import build_index, find_index, publish_index, rollback_index
+from dml.retrieval.index import find_index, publish_index, rollback_index
 from dml.retrieval.shards import open_in_cluster, open_index
 from dml.serving.searcher import Searcher
 from flows.verify import repaired

@@ -9,7 +9,8 @@ import pytest
 from dml.config import IndexConfig
 from dml.embedding.embed import embed
 from dml.errors import InvalidData, InvalidSetting, MissingArtifact
-from dml.retrieval.index import build_index, publish_index
+from dml.retrieval.build import build_index
+from dml.retrieval.index import publish_index
 from dml.serving.searcher import Searcher
 from tests.embedding.parts import make_dataset, make_package, png
 

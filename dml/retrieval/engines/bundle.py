@@ -10,9 +10,10 @@ from dml.config import IndexConfig
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.refs import EmbeddingsRef
 from dml.retrieval.arguments import checked_k
+from dml.retrieval.build import build_index
 from dml.retrieval.engines.engine import Capabilities, EngineResult
 from dml.retrieval.filters import Where
-from dml.retrieval.index import build_index, publish_index, published_index
+from dml.retrieval.index import publish_index, published_index
 from dml.retrieval.shards import open_index
 
 

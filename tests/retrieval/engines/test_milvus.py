@@ -20,11 +20,12 @@ import pytest
 
 from dml.config import IndexConfig
 from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact, Unreachable
+from dml.retrieval.build import build_index
 from dml.retrieval.engines.milvus import MilvusEngine
 from dml.retrieval.engines.milvus_address import MilvusAddress, collection_name
 from dml.retrieval.engines.milvus_columns import MilvusColumns
 from dml.retrieval.engines.milvus_expression import write_expression, write_ids
-from dml.retrieval.index import build_index, publish_index
+from dml.retrieval.index import publish_index
 from tests.retrieval.engines.conformance import FILTERS, ITEMS, NASTY, ROWS, EngineConformance, compare
 
 ROOT = Path(__file__).parents[3]

@@ -4,7 +4,12 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
-from dml.errors import InvalidSetting
+import numpy as np
+from numpy.typing import NDArray
+
+from dml.errors import InvalidData, InvalidSetting
+
+_LENGTH_TOLERANCE = 1e-3
 
 
 def checked_k(k: object, *, at_most: int | None = None, engine: str = "") -> int:
@@ -23,6 +28,28 @@ def checked_k(k: object, *, at_most: int | None = None, engine: str = "") -> int
         allowed = "or more" if at_most is None else f"to {at_most} with {engine}"
         raise InvalidSetting(f"k must be a whole number, 1 {allowed}; got {k!r}.")
     return number
+
+
+def check_vectors(what: str, vectors: NDArray[np.float32], dim: int, *, do: str = "") -> None:
+    """Refuse vectors that are not those of an index or collection.
+
+    Args:
+        what: how an error calls them.
+        vectors: what was passed.
+        dim: of the index.
+        do: the remedy for another dimension.
+
+    Raises:
+        InvalidData: they are not (N, dim), or not of unit length.
+    """
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise InvalidData(f"{what} must be (N, {dim}); got {vectors.shape}.{do and ' ' + do}")
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not (np.abs(lengths - 1) <= _LENGTH_TOLERANCE).all():
+        raise InvalidData(
+            f"{what} must have length 1; got lengths {lengths.min()} to {lengths.max()}. "
+            "Divide each by its length."
+        )
 
 
 def checked_error_rate(name: str, value: object, *, usual: float) -> float:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from dml import storage
 from dml.data.schema import BASE_COLUMNS
-from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact
+from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
 from dml.refs import IndexRef
-from dml.retrieval.arguments import checked_k
+from dml.retrieval.arguments import check_vectors, checked_k
 from dml.retrieval.attributes import Matches
 from dml.retrieval.bundle import ITEMS_FILE, REMEDY, Calibration, open_bundle
 from dml.retrieval.cascade import Cascade
@@ -31,7 +31,6 @@ from dml.retrieval.vectors import FlatVectors, is_flat
 
 Device = Literal["cpu", "cuda"]
 
-_LENGTH_TOLERANCE = 1e-3
 _SIMILARITY_LIMIT = 1.001
 NO_MORE = "no more match"
 _CHECKED_ROWS = 3
@@ -212,12 +211,11 @@ class Index:
             CorruptArtifact: the index answers with what cannot be.
             ValueError: not one excluded id per query.
         """
+        k = self._checked_queries(vectors, k, embedder)
         if exclude_ids is not None and len(exclude_ids) != len(vectors):
             raise ValueError(f"exclude_ids must name one item per query; got {len(exclude_ids)}.")
-        (similarities, rows), plan = self._search(
-            vectors, k, embedder, where, refuse_absent, more=int(exclude_ids is not None)
-        )
-        answers = self._answers(similarities, rows)
+        more = int(exclude_ids is not None)
+        answers, plan = self._nearest(vectors, k, self._filter(where, refuse_absent), more=more)
         if exclude_ids is not None:
             answers = [
                 [answer for answer in of_query if answer.id != excluded][:k]
@@ -236,53 +234,46 @@ class Index:
         Returns:
             (Q, min(k, matches)) similarities, descending, and rows; and the plan.
         """
-        (similarities, rows), plan = self._search(vectors, k, embedder, where, True)
+        k = self._checked_queries(vectors, k, embedder)
+        (similarities, rows), plan = self._neighbors(vectors, k, self._filter(where, True))
         return similarities, rows, plan
 
-    def _search(
-        self,
-        vectors: NDArray[np.float32],
-        k: int,
-        embedder: str,
-        where: Where,
-        refuse_absent: bool,
-        *,
-        more: int = 0,
+    def _nearest(
+        self, vectors: NDArray[np.float32], k: int, filter: Filter | None, *, more: int
+    ) -> tuple[list[list[Answer]], Plan]:
+        """The answers of each query, up to `k + more`, and the plan."""
+        (similarities, rows), plan = self._neighbors(vectors, k + more, filter)
+        return self._answers(similarities, rows), plan
+
+    def _neighbors(
+        self, vectors: NDArray[np.float32], k: int, filter: Filter | None
     ) -> tuple[Neighbors, Plan]:
-        """Similarities, descending, and rows, ties by row; `more` than k are found."""
-        self._refuse(vectors, k, embedder)
-        if isinstance(where, str) and len(where) <= _KEPT_LENGTH:
-            filter = self._checked(where, refuse_absent)
-        else:
-            filter = check(where, self._attributes, refuse_absent=refuse_absent)
+        """Similarities, descending, and rows, ties by row."""
         matches = None if filter is None else self._attributes.matches(filter)
         num_matching = self.ref.rows if matches is None else matches.count
-        # Faiss takes no integer of NumPy's.
         found, plan = self._find(
-            np.ascontiguousarray(vectors, dtype=np.float32), min(int(k) + more, num_matching), matches
+            np.ascontiguousarray(vectors, dtype=np.float32), min(k, num_matching), matches
         )
         self._refuse_impossible(*found)
         return by_similarity(*found), plan
 
-    def _refuse(self, vectors: NDArray[np.float32], k: object, embedder: str) -> None:
+    def _filter(self, where: Where, refuse_absent: bool) -> Filter | None:
+        if isinstance(where, str) and len(where) <= _KEPT_LENGTH:
+            return self._checked(where, refuse_absent)
+        return check(where, self._attributes, refuse_absent=refuse_absent)
+
+    def _checked_queries(self, vectors: NDArray[np.float32], k: object, embedder: str) -> int:
+        """Refuse what cannot be searched for; the k to search with, since Faiss takes none of NumPy's."""
         index_embedder = self.ref.embeddings.embedder
         if embedder != index_embedder.fingerprint:
             raise IncompatibleArtifact(
                 f"index {self.ref.uri} holds vectors of {index_embedder}; this query was embedded by "
                 f"{embedder[:12]}. Embed it with {index_embedder}, or build an index for {embedder[:12]}."
             )
-        checked_k(k)
-        if vectors.ndim != 2 or vectors.shape[1] != self.ref.embeddings.dim:
-            raise InvalidData(
-                f"Queries must be (Q, {self.ref.embeddings.dim}); got {vectors.shape}. Embed them with "
-                f"{index_embedder}."
-            )
-        lengths = np.linalg.norm(vectors, axis=1)
-        if not (np.abs(lengths - 1) <= _LENGTH_TOLERANCE).all():
-            raise InvalidData(
-                f"Queries must have length 1; got lengths {lengths.min()} to {lengths.max()}. "
-                "Divide each by its length."
-            )
+        number = checked_k(k)
+        dim = self.ref.embeddings.dim
+        check_vectors("Queries", vectors, dim, do=f"Embed them with {index_embedder}.")
+        return number
 
     def _find(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> tuple[Neighbors, Plan]:
         """(Q, k) similarities and rows, with k at most the number of matches; and the plan."""

@@ -160,7 +160,7 @@ class ShardedIndex(Index):
         return np.stack([vectors[id_] for id_ in ids]) if len(ids) else np.empty((0, dim), dtype=np.float32)
 
     def count(self, where: Where, *, refuse_absent: bool = True) -> int:
-        filter = check(where, self._sharded_columns, refuse_absent=refuse_absent)
+        filter = self._filter(where, refuse_absent)
         return int(sum(self._shards.call("count", filter)))
 
     def rows_of(self, filter: Filter) -> NDArray[np.int64]:
@@ -170,33 +170,18 @@ class ShardedIndex(Index):
         """Close the shards; processes of a cluster end."""
         self._shards.close()
 
-    def search(
-        self,
-        vectors: NDArray[np.float32],
-        k: int,
-        *,
-        embedder: str,
-        where: Where = None,
-        exclude_ids: Sequence[str] | None = None,
-        refuse_absent: bool = True,
-    ) -> SearchResult:
-        self._refuse(vectors, k, embedder)
-        k = int(k)
-        if exclude_ids is not None and len(exclude_ids) != len(vectors):
-            raise ValueError(f"exclude_ids must name one item per query; got {len(exclude_ids)}.")
-        filter = check(where, self._sharded_columns, refuse_absent=refuse_absent)
-        wanted = k + (exclude_ids is not None)
-        results: list[SearchResult] = self._shards.call("search", vectors, wanted, embedder, filter)
+    def _filter(self, where: Where, refuse_absent: bool) -> Filter | None:
+        return check(where, self._sharded_columns, refuse_absent=refuse_absent)
+
+    def _nearest(
+        self, vectors: NDArray[np.float32], k: int, filter: Filter | None, *, more: int
+    ) -> tuple[list[list[Answer]], Plan]:
+        embedder = self.ref.embeddings.embedder.fingerprint
+        results: list[SearchResult] = self._shards.call("search", vectors, k + more, embedder, filter)
         answers = [
-            _best([result.answers[number] for result in results], wanted) for number in range(len(vectors))
+            _best([result.answers[number] for result in results], k + more) for number in range(len(vectors))
         ]
-        if exclude_ids is not None:
-            answers = [
-                [answer for answer in of_query if answer.id != excluded][:k]
-                for of_query, excluded in zip(answers, exclude_ids, strict=True)
-            ]
-        fewest = min(map(len, answers), default=k)
-        return SearchResult(answers, _plan_of(results, k, fewest))
+        return answers, _plan_of(results, k)
 
 
 def _best(of_shards: Sequence[Sequence[Answer]], k: int) -> list[Answer]:
@@ -207,12 +192,12 @@ def _best(of_shards: Sequence[Sequence[Answer]], k: int) -> list[Answer]:
 _BY_CERTAINTY: tuple[PlanKind, ...] = ("cascade", "index", "index_filtered", "exact", "nothing")
 
 
-def _plan_of(results: Sequence[SearchResult], k: int, fewest: int) -> Plan:
+def _plan_of(results: Sequence[SearchResult], k: int) -> Plan:
     """The plan of all shards: that of the shard which is least certain, with the counts and costs of all."""
     plans = [result.plan for result in results]
     worst = min(plans, key=lambda plan: (_BY_CERTAINTY.index(plan.kind), plan.recall.value))
     notes = dict.fromkeys(note for plan in plans for note in plan.notes if not note.endswith(NO_MORE))
-    plan = worst.model_copy(
+    return worst.model_copy(
         update={
             "count": sum(plan.count for plan in plans),
             "rows": sum(plan.rows for plan in plans),
@@ -223,7 +208,6 @@ def _plan_of(results: Sequence[SearchResult], k: int, fewest: int) -> Plan:
             "notes": (f"in {len(plans)} shards", *notes),
         }
     )
-    return plan if fewest == k else plan.noting(f"{fewest} of {k} answers: {NO_MORE}")
 
 
 def _stages(worst: Plan, plans: Sequence[Plan]) -> tuple[Stage, ...]:

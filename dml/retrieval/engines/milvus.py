@@ -29,7 +29,7 @@ from dml.errors import (
 )
 from dml.progress import Ticker, count
 from dml.refs import EmbeddingsRef
-from dml.retrieval.arguments import checked_k
+from dml.retrieval.arguments import check_vectors, checked_k
 from dml.retrieval.engines.engine import Capabilities, EngineResult
 from dml.retrieval.engines.milvus_address import MilvusAddress
 from dml.retrieval.engines.milvus_columns import MAX_TEXT_BYTES, MilvusColumns, columns_of, rows_of, types_of
@@ -52,7 +52,6 @@ _BATCH_BYTES = 4 << 20
 _FLAT_BELOW = 100_000
 _TABLE, _COLUMNS = "dml.embeddings", "dml.columns"
 """Properties of a collection: the fingerprint of its embeddings table, and its columns' types."""
-_LENGTH_TOLERANCE = 1e-3
 
 
 class MilvusEngine:
@@ -170,7 +169,7 @@ class MilvusEngine:
         columns = {column.field: name for name, column in self._columns.items()}
         answers: list[list[Answer]] = []
         with self._errors():
-            self._refuse_queries(vectors)
+            check_vectors("Vectors", vectors, self._dim())
             for start in range(0, len(vectors), _BATCH_QUERIES):
                 results = self._client.search(
                     self._collection,
@@ -203,7 +202,7 @@ class MilvusEngine:
     def upsert(self, items: pa.Table, vectors: NDArray[np.float32]) -> None:
         columns = self._columns
         with self._errors():
-            self._refuse_queries(vectors)
+            check_vectors("Vectors", vectors, self._dim())
             if items.num_rows != len(vectors) or set(items.column_names) != set(columns):
                 raise InvalidData(
                     f"Items must have a vector each and the columns {list(columns)}; got {items.num_rows} "
@@ -347,17 +346,6 @@ class MilvusEngine:
             consistency_level="Strong",
         )
         return int(row["count(*)"])
-
-    def _refuse_queries(self, vectors: NDArray[np.float32]) -> None:
-        dim = self._dim()
-        if vectors.ndim != 2 or vectors.shape[1] != dim:
-            raise InvalidData(f"Vectors must be (N, {dim}); got {vectors.shape}.")
-        lengths = np.linalg.norm(vectors, axis=1)
-        if not (np.abs(lengths - 1) <= _LENGTH_TOLERANCE).all():
-            raise InvalidData(
-                f"Vectors must have length 1; got lengths {lengths.min()} to {lengths.max()}. "
-                "Divide each by its length."
-            )
 
     def _dim(self) -> int:
         described = self._client.describe_collection(self._collection, timeout=_REQUEST_TIMEOUT_S)

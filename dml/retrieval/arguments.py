@@ -43,7 +43,7 @@ def check_vectors(what: str, vectors: NDArray[np.float32], dim: int, *, do: str 
         InvalidData: they are not (N, dim), or not of unit length.
     """
     if vectors.ndim != 2 or vectors.shape[1] != dim:
-        raise InvalidData(f"{what} must be (N, {dim}); got {vectors.shape}.{do and ' ' + do}")
+        raise InvalidData(f"{what} must be ({what[0]}, {dim}); got {vectors.shape}.{do and ' ' + do}")
     lengths = np.linalg.norm(vectors, axis=1)
     if not (np.abs(lengths - 1) <= _LENGTH_TOLERANCE).all():
         raise InvalidData(

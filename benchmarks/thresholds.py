@@ -24,7 +24,7 @@ from torch import nn
 
 from dml.errors import InvalidData
 from dml.losses import MultiSimilarity
-from dml.retrieval.impostors import impostor_scores
+from dml.retrieval.impostors import ImpostorPool, impostor_scores
 from dml.retrieval.tails import fit_tail, pair_rate
 
 FPIR = 0.01
@@ -80,7 +80,7 @@ def thresholds_of(calibrating: Gallery, enrolled: Gallery, smallest: Gallery) ->
     return {
         "fixed 0.4": 0.4,
         "pair quantile": float(kept[min(int(rate * scores.num_pairs), len(kept) - 1)]),
-        "Pareto tail": fit_tail([scores]).threshold(num, FPIR),
+        "Pareto tail": fit_tail(scores.pairs()).threshold(num, FPIR),
         "Gumbel of the smallest gallery": gumbel(
             maxima(calibrating, smallest), len(np.unique(smallest.identities)), num
         ),
@@ -116,7 +116,7 @@ def scopes(people: Gallery, size: int, others: int, draws: int, title: str) -> N
     per_scope: list[int] = []
     for draw in range(draws):
         calibrating, tested, enrolled = drawn(people, others, size, draw)
-        everybody = fit_tail([scores_of(people.of(calibrating), people.of(enrolled, images=1))])
+        everybody = fit_tail(scores_of(people.of(calibrating), people.of(enrolled, images=1)).pairs())
         whole = everybody.threshold(size, FPIR)
         group_of = dict(zip(people.identities.tolist(), people.groups.tolist(), strict=True))
         parts = {}
@@ -130,14 +130,17 @@ def scopes(people: Gallery, size: int, others: int, draws: int, title: str) -> N
                     people.of(ids, images=images) for ids, images in zip(inside, (None, None, 1), strict=True)
                 ]
         scores = {group: scores_of(part[0], part[2]) for group, part in parts.items()}
-        pooled = fit_tail(list(scores.values()))
+        pool = ImpostorPool(np.empty(0, dtype=np.int64))
+        for found in scores.values():
+            pool.add(found)
+        pooled = fit_tail(pool.pairs())
         taken: dict[str, list[NDArray[np.bool_]]] = {}
         for group, (_, probes, gallery) in parts.items():
             num = len(np.unique(gallery.identities))
             per_scope.append(num)
             best = maxima(probes, gallery)
             try:
-                own = fit_tail([scores[group]])
+                own = fit_tail(scores[group].pairs())
             except InvalidData:  # fewer than 20 pairs
                 own = pooled
             shared = pooled.threshold(num, FPIR)

@@ -22,8 +22,8 @@ from dml.reports import CalibratedScope, CalibrationReport, CheckedFpir
 from dml.retrieval.arguments import checked_error_rate
 from dml.retrieval.bundle import open_bundle
 from dml.retrieval.index import published_index
-from dml.retrieval.scope_impostors import ImpostorSearch, ScopeImpostors, pairs_per_scope, select_scopes
-from dml.retrieval.tails import ImpostorTail, fit_tail, held_out_fpir, held_out_tails
+from dml.retrieval.scope_impostors import ImpostorSearch, ScopeImpostors, select_scopes
+from dml.retrieval.tails import MAX_LARGEST, ImpostorTail, fit_tail, held_out_fpir, held_out_tails
 from dml.retrieval.thresholds import (
     PooledTail,
     ScopeTail,
@@ -78,16 +78,15 @@ def calibrate(
     fpir = checked_error_rate("fpir", fpir, usual=0.01)
     bundle = open_bundle(index)
     num_tries = 1 + len(by) + len(scopes)
-    search = ImpostorSearch(bundle)
-    calibrator = _Calibrator(search, fpir / num_tries)
+    search = ImpostorSearch(bundle, fpir / num_tries)
     with Ticker("calibrate") as ticker:
         selections = list(select_scopes(bundle.items.table, scopes, by, refuse_absent))
         ticker.begin("the whole gallery", "probes", min(max_probes, index.rows))
         gallery = search.in_gallery(max_probes)
         ticker.begin("scopes", "scopes", len(selections))
-        max_kept = pairs_per_scope(len(selections))
-        measured = [search.in_scope(selected, max_kept) for selected in selections]
-        thresholds, report = calibrator.calibrate(gallery, measured, fpir, num_tries)
+        num_largest = _LARGEST_OF_MANY if len(selections) > _MANY_SCOPES else MAX_LARGEST
+        measured = [search.in_scope(selected, num_largest=num_largest) for selected in selections]
+        thresholds, report = _Calibrator(search).calibrate(gallery, measured, fpir, num_tries)
     former = find_thresholds_ref(store, index)
     if former is not None and all(scope.refused for scope in report):
         raise InvalidSetting(
@@ -153,24 +152,23 @@ class _Calibrator:
 
     Args:
         search: has measured the impostors.
-        share: of the FPIR, for each scope.
     """
 
-    def __init__(self, search: ImpostorSearch, share: float) -> None:
-        self._search, self._share = search, share
+    def __init__(self, search: ImpostorSearch) -> None:
+        self._search, self._share = search, search.share
 
     def calibrate(
         self, gallery: ScopeImpostors, scopes: Sequence[ScopeImpostors], fpir: float, num_tries: int
     ) -> tuple[Thresholds, list[CalibratedScope]]:
         """The thresholds of the gallery and of its scopes, and how held-out probes met them."""
-        if gallery.scores is None or gallery.tail is None or not gallery.fold_tails:
+        if gallery.tail is None or not gallery.fold_thresholds:
             raise IncompatibleArtifact(
                 f"Thresholds need impostors: 20 pairs of items of different labels that are not all copies; "
                 f"{self._search.index} has {gallery.identities} label(s). Enrol more identities."
             )
         columns = {scope.column for scope in scopes if scope.column is not None}
         pooled = {column: self._pool(column, scopes) for column in columns}
-        tails = [self._scope_tail(measured, len(scopes)) for measured in (gallery, *scopes)]
+        tails = [self._scope_tail(measured) for measured in (gallery, *scopes)]
         thresholds = Thresholds(
             fpir=fpir,
             num_tries=num_tries,
@@ -195,18 +193,17 @@ class _Calibrator:
 
     def _pool(self, column: str, scopes: Sequence[ScopeImpostors]) -> _Pooled | None:
         """The pooled tail of a column's scopes; None for one scope, or too few pairs."""
-        members = [scope for scope in scopes if scope.column == column]
-        scores = [scope.scores for scope in members if scope.scores is not None]
-        if len(scores) < 2:
+        pool = self._search.pool(column)
+        if pool.num_searches < 2:
             return None
         try:
-            tail, fold_tails = fit_tail(scores), held_out_tails(scores, self._search.folds)
+            tail, fold_tails = fit_tail(pool.pairs()), held_out_tails(pool)
         except InvalidData:
             return None
         searches = [
-            (scope.scores, self._pooled_fold_thresholds(scope, fold_tails))
-            for scope in members
-            if scope.scores is not None
+            (scope.probes, self._pooled_fold_thresholds(scope, fold_tails))
+            for scope in scopes
+            if scope.column == column and scope.probes is not None
         ]
         checked = held_out_fpir(searches, self._search.folds)
         meets_target = checked.low <= self._share and checked.high <= _MAX_FPIR_RATIO * self._share
@@ -217,20 +214,18 @@ class _Calibrator:
     ) -> list[float]:
         """Each fold's threshold of a scope by the pooled tail, not below the scope's own estimate."""
         pooled = [tail.threshold(scope.identities, self._share) for tail in pooled_tails]
-        return _maxima(pooled, scope.fold_thresholds(self._share) or pooled)
+        return _maxima(pooled, scope.fold_thresholds or pooled)
 
-    def _scope_tail(self, measured: ScopeImpostors, num_scopes: int) -> ScopeTail:
-        tail, meets_target = measured.tail, False
-        if tail is not None and num_scopes > _MANY_SCOPES:
-            tail = tail.model_copy(update={"largest": tail.largest[:_LARGEST_OF_MANY]})
-        if measured.fold_tails and measured.scores is not None:
-            limits = measured.fold_thresholds(self._share)
-            meets_target = held_out_fpir([(measured.scores, limits)], self._search.folds).low <= self._share
+    def _scope_tail(self, measured: ScopeImpostors) -> ScopeTail:
+        meets_target = False
+        if measured.probes is not None and measured.fold_thresholds:
+            checked = held_out_fpir([(measured.probes, measured.fold_thresholds)], self._search.folds)
+            meets_target = checked.low <= self._share
         return ScopeTail(
             scope=measured.scope,
             column=measured.column,
             identities=measured.identities,
-            tail=tail,
+            tail=measured.tail,
             meets_target=meets_target,
         )
 
@@ -249,13 +244,13 @@ class _Calibrator:
         except InvalidSetting as error:
             return row.model_copy(update={"refused": str(error)})
         checked, refused = None, ""
-        if measured.scores is not None:
-            limits = measured.fold_thresholds(share)
+        if measured.probes is not None:
+            limits = measured.fold_thresholds
             if pooled is not None and threshold.basis == "pooled":
                 limits = self._pooled_fold_thresholds(measured, pooled.fold_tails)
                 if not pooled.tail.meets_target:
-                    limits = _maxima(limits, gallery.fold_thresholds(share))
-            checked = held_out_fpir([(measured.scores, limits)], self._search.folds)
+                    limits = _maxima(limits, gallery.fold_thresholds)
+            checked = held_out_fpir([(measured.probes, limits)], self._search.folds)
             refused = _refusal(measured.scope, share, checked)
         return row.model_copy(
             update={

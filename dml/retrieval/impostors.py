@@ -2,17 +2,46 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_MAX_PAIRS_KEPT = 2_000_000
+MAX_PAIRS_KEPT = 2_000_000
 _BLOCK_SIMILARITIES = 1 << 24
 
 
 Take = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 """Vectors (n, D) of unit length, of the rows (n,)."""
+
+
+@dataclass(frozen=True)
+class ProbeMaxima:
+    """How similar the most similar identity was to each probe of a search, its own left out."""
+
+    maxima: NDArray[np.float32]
+    """(P,)"""
+    identities: NDArray[np.int64]
+    """(P,) of the probes."""
+    num_enrolled: int
+
+
+@dataclass(frozen=True)
+class ImpostorPairs:
+    """The most similar impostor pairs of one search or of several, and how many pairs there were."""
+
+    similarities: NDArray[np.float32]
+    """(E,) descending."""
+    pair_probes: NDArray[np.int64]
+    """(E,) identity of each pair's probe."""
+    pair_enrolled: NDArray[np.int64]
+    """(E,) the enrolled identity of each pair."""
+    num_pairs: int
+    """Kept or not."""
+    num_probes: int
+    num_identities: int
+    """Different ones among the probes."""
 
 
 @dataclass(frozen=True)
@@ -37,44 +66,113 @@ class ImpostorScores:
     @property
     def num_pairs(self) -> int:
         """Pairs of a probe and another identity, kept or not."""
-        # An identity is enrolled several times where a pair is of images.
-        identities, counts = np.unique(self.enrolled, return_counts=True)
-        if not len(identities):
-            return 0
-        mates = np.searchsorted(identities, self.probes).clip(max=len(identities) - 1)
-        num_mated = int(counts[mates][identities[mates] == self.probes].sum())
-        return len(self.probes) * len(self.enrolled) - num_mated
+        return _num_pairs(self.probes, self.enrolled)
 
-    def restricted_to(self, selected: NDArray[np.bool_]) -> "ImpostorScores":
-        """The pairs of two selected identities.
+    def num_pairs_among(self, selected: NDArray[np.bool_]) -> int:
+        """Pairs of two selected identities, kept or not.
 
         Args:
             selected: a truth value for each identity.
         """
-        kept = selected[self.pair_probes] & selected[self.pair_enrolled]
-        probes = selected[self.probes]
-        return ImpostorScores(
-            self.similarities[kept],
-            self.pair_probes[kept],
-            self.pair_enrolled[kept],
-            self.maxima[probes],
-            self.probes[probes],
-            self.enrolled[selected[self.enrolled]],
-            self.floor,
+        return _num_pairs(self.probes[selected[self.probes]], self.enrolled[selected[self.enrolled]])
+
+    def pairs(self) -> ImpostorPairs:
+        """The pairs kept, the most similar first."""
+        pool = ImpostorPool(np.empty(0, dtype=np.int64), max_kept=len(self.similarities))
+        pool.add(self)
+        return pool.pairs()
+
+    def probe_maxima(self) -> ProbeMaxima:
+        """What is needed of the scores to count the probes beyond a threshold."""
+        return ProbeMaxima(self.maxima, self.probes, len(self.enrolled))
+
+
+def _num_pairs(probes: NDArray[np.int64], enrolled: NDArray[np.int64]) -> int:
+    # An identity is enrolled several times where a pair is of images.
+    first = np.searchsorted(enrolled, probes, side="left")
+    num_mated = int((np.searchsorted(enrolled, probes, side="right") - first).sum())
+    return len(probes) * len(enrolled) - num_mated
+
+
+_Pairs = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
+"""Similarities, identities of the probes, and enrolled identities."""
+
+
+class ImpostorPool:
+    """The most similar impostor pairs of searches that are added one after another.
+
+    Args:
+        folds: (N,) fold of each identity; empty where none is left out.
+        max_kept: about how many pairs are kept, the most similar of all. Memory: 40 bytes each, and 8 for
+            each probe.
+    """
+
+    def __init__(self, folds: NDArray[np.int64], *, max_kept: int = MAX_PAIRS_KEPT) -> None:
+        self._folds, self._max_kept = folds, max_kept
+        none = np.empty(0, dtype=np.int64)
+        self._kept: list[_Pairs] = [(none.astype(np.float32), none, none)]
+        self._probes: list[NDArray[np.int64]] = []
+        self._floor = -math.inf
+        self._is_sorted = True
+        self._num_pairs = 0
+        self._num_pairs_without = np.zeros(int(folds.max(initial=-1)) + 1, dtype=np.int64)
+
+    @property
+    def num_searches(self) -> int:
+        """How many were added."""
+        return len(self._probes)
+
+    def add(self, scores: ImpostorScores) -> None:
+        """Add the pairs of a search, of identities numbered as all others."""
+        self._probes.append(scores.probes)
+        self._num_pairs += scores.num_pairs
+        for fold in range(len(self._num_pairs_without)):
+            self._num_pairs_without[fold] += scores.num_pairs_among(self._folds != fold)
+        self._floor = max(self._floor, scores.floor)  # searches may keep different shares
+        pairs = scores.similarities, scores.pair_probes, scores.pair_enrolled
+        self._kept.append(_chosen(pairs, scores.similarities >= self._floor))
+        self._is_sorted = False
+        if sum(len(similarities) for similarities, *_ in self._kept) > 2 * self._max_kept:
+            similarities = np.concatenate([similarities for similarities, *_ in self._kept])
+            place = len(similarities) - self._max_kept
+            self._floor = max(self._floor, float(np.partition(similarities, place)[place]))
+            self._kept = [self._joined()]
+
+    def _joined(self) -> _Pairs:
+        """The pairs from the floor on."""
+        kept = [_chosen(pairs, pairs[0] >= self._floor) for pairs in self._kept]
+        similarities, pair_probes, pair_enrolled = (
+            np.concatenate(column) for column in zip(*kept, strict=True)
+        )
+        return similarities, pair_probes, pair_enrolled
+
+    def pairs(self, *, without: int | None = None) -> ImpostorPairs:
+        """The pairs kept, the most similar first.
+
+        Args:
+            without: a fold; a pair with an identity of it is left out.
+        """
+        if not self._is_sorted:
+            joined = self._joined()
+            self._kept = [_chosen(joined, np.argsort(-joined[0], kind="stable"))]
+            self._is_sorted = True
+        (similarities, pair_probes, pair_enrolled) = self._kept[0]
+        probes = np.concatenate(self._probes or [np.empty(0, dtype=np.int64)])
+        num_pairs = self._num_pairs
+        if without is not None:
+            is_other = self._folds != without
+            kept = is_other[pair_probes] & is_other[pair_enrolled]
+            similarities, pair_probes, pair_enrolled = _chosen(self._kept[0], kept)
+            probes = probes[is_other[probes]]
+            num_pairs = int(self._num_pairs_without[without])
+        return ImpostorPairs(
+            similarities, pair_probes, pair_enrolled, num_pairs, len(probes), len(np.unique(probes))
         )
 
-    def at_least(self, floor: float) -> "ImpostorScores":
-        """The same scores with only the pairs of at least this similarity."""
-        if floor <= self.floor:
-            return self
-        kept = self.similarities >= floor
-        return replace(
-            self,
-            similarities=self.similarities[kept],
-            pair_probes=self.pair_probes[kept],
-            pair_enrolled=self.pair_enrolled[kept],
-            floor=floor,
-        )
+
+def _chosen(pairs: _Pairs, which: NDArray[Any]) -> _Pairs:
+    similarities, pair_probes, pair_enrolled = pairs
+    return similarities[which], pair_probes[which], pair_enrolled[which]
 
 
 def sample_probes(identities: NDArray[np.int64], max_probes: int, *, seed: int = 0) -> NDArray[np.int64]:
@@ -104,7 +202,7 @@ def impostor_scores(
     *,
     rows: NDArray[np.int64] | None = None,
     by_image: bool = False,
-    max_kept: int = _MAX_PAIRS_KEPT,
+    max_kept: int = MAX_PAIRS_KEPT,
 ) -> ImpostorScores:
     """Compare every probe with every other identity of a gallery, in blocks of the gallery.
 

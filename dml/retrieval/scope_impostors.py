@@ -4,8 +4,9 @@ Items of training classes are enrolled, and are no probes where there are others
 tell those apart, and not the people who come later.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,19 +19,21 @@ from dml.progress import count
 from dml.retrieval.bundle import Bundle
 from dml.retrieval.filters import Compare, check, matching_rows
 from dml.retrieval.filters.columns import ItemColumns
-from dml.retrieval.impostors import ImpostorScores, impostor_scores, sample_probes
-from dml.retrieval.tails import ImpostorTail, fit_tail, held_out_tails, identity_folds
+from dml.retrieval.impostors import (
+    MAX_PAIRS_KEPT,
+    ImpostorPool,
+    ImpostorScores,
+    ProbeMaxima,
+    impostor_scores,
+    sample_probes,
+)
+from dml.retrieval.tails import MAX_LARGEST, ImpostorTail, fit_tail, held_out_tails, identity_folds
 from dml.retrieval.thresholds import WHOLE_GALLERY, column_of
 
 _MAX_SCOPES = 10_000
 _MAX_SCOPE_PROBES = 2_000
-_MIN_PAIRS_PER_SCOPE, _MAX_PAIRS_OF_SCOPES = 20_000, 4_000_000
+_MAX_PAIRS_OF_SCOPE, _MAX_PAIRS_POOLED = 500_000, 4_000_000
 _MAX_ROWS_FOR_PAIRS = 20_000
-
-
-def pairs_per_scope(num_scopes: int) -> int:
-    """The pairs that are kept of each scope, so that those of all of them fit into memory."""
-    return max(_MAX_PAIRS_OF_SCOPES // max(num_scopes, 1), _MIN_PAIRS_PER_SCOPE)
 
 
 @dataclass(frozen=True)
@@ -104,66 +107,89 @@ class ScopeImpostors:
 
     scope: str
     column: str | None
-    scores: ImpostorScores | None
-    """None: fewer than two identities, or no probe."""
     identities: int
+    probes: ProbeMaxima | None = None
+    """None: fewer than two identities, or no probe."""
     tail: ImpostorTail | None = None
     """None: too few pairs."""
-    fold_tails: Sequence[ImpostorTail] = ()
-    """For each fold of identities the tail without them; none where a fold has too few pairs."""
-
-    def fold_thresholds(self, share: float) -> list[float]:
-        """The threshold of each fold for a share of the FPIR, by this scope's tails."""
-        return [tail.threshold(self.identities, share) for tail in self.fold_tails]
+    fold_thresholds: Sequence[float] = ()
+    """For each fold of identities the threshold by the tail without them; none where a fold has too few
+    pairs."""
 
 
 class ImpostorSearch:
-    """Searches an index's items among those of other identities.
+    """Searches an index's items among those of other identities, one scope after another.
+
+    Memory is that of one scope's pairs, and of the most similar pairs of each column's scopes.
 
     Args:
         bundle: the open index.
+        share: of the FPIR, for each scope.
 
     Raises:
         IncompatibleArtifact: the items have no labels.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, share: float) -> None:
         items = bundle.items.table
         if "label" not in items.column_names or items["label"].null_count == len(items):
             raise IncompatibleArtifact(
                 f"Thresholds need labels, which say whose image an item is; the items of "
                 f"{bundle.ref} have none. Import the vectors with labels, or give a threshold of your own."
             )
-        self.index, self._take = bundle.ref, bundle.vectors.take
+        self.index, self.share, self._take = bundle.ref, share, bundle.vectors.take
         names, self._identities = _values(items, "label")
         self._has_label = self._identities >= 0
         self._may_probe = _not_trained_on(items)
         self.folds = identity_folds(len(names))
+        self._pools: defaultdict[str, ImpostorPool] = defaultdict(
+            lambda: ImpostorPool(self.folds, max_kept=_MAX_PAIRS_POOLED)
+        )
 
     def in_gallery(self, max_probes: int) -> ScopeImpostors:
         """The impostors in the whole gallery."""
         selection = Selection(WHOLE_GALLERY, None, np.flatnonzero(self._has_label))
-        return self.in_scope(selection, _MAX_PAIRS_OF_SCOPES // 2, max_probes)
+        measured = self._measured(selection, max_probes, MAX_PAIRS_KEPT, MAX_LARGEST)
+        count(0 if measured.probes is None else len(measured.probes.maxima))
+        return measured
 
-    def in_scope(
-        self, selection: Selection, max_kept: int, max_probes: int = _MAX_SCOPE_PROBES
+    def in_scope(self, selection: Selection, *, num_largest: int = MAX_LARGEST) -> ScopeImpostors:
+        """The impostors inside a scope. Its pairs are pooled with those of its column's other scopes.
+
+        Args:
+            selection: the scope.
+            num_largest: pairs of two identities whose similarities its tail keeps at most.
+        """
+        measured = self._measured(selection, _MAX_SCOPE_PROBES, _MAX_PAIRS_OF_SCOPE, num_largest)
+        count()
+        return measured
+
+    def pool(self, column: str) -> ImpostorPool:
+        """The impostors inside the scopes `column = value` that were measured."""
+        return self._pools[column]
+
+    def _measured(
+        self, selection: Selection, max_probes: int, max_kept: int, num_largest: int
     ) -> ScopeImpostors:
-        """The impostors inside a scope, from about `max_kept` pairs."""
-        scope, column, rows = selection.scope, selection.column, selection.rows
-        rows = rows[self._has_label[rows]]
+        rows = selection.rows[self._has_label[selection.rows]]
         num_identities = len(np.unique(self._identities[rows]))
+        measured = ScopeImpostors(selection.scope, selection.column, num_identities)
         probes = rows[self._may_probe[rows]]
         if num_identities < 2 or not len(probes):
-            count()
-            return ScopeImpostors(scope, column, None, num_identities)
+            return measured
         probes = probes[sample_probes(self._identities[probes], max_probes)]
         scores = self._scores(probes, rows, max_kept=max_kept)
-        count(len(probes) if scope == WHOLE_GALLERY else 1)
+        measured = replace(measured, probes=scores.probe_maxima())
+        if selection.column is not None:
+            self._pools[selection.column].add(scores)
+        pool = ImpostorPool(self.folds, max_kept=max_kept)
+        pool.add(scores)
         try:
-            fold_tails = held_out_tails([scores], self.folds)
-            return ScopeImpostors(scope, column, scores, num_identities, fit_tail([scores]), fold_tails)
+            tail = fit_tail(pool.pairs(), num_largest=num_largest)
+            limits = [each.threshold(num_identities, self.share) for each in held_out_tails(pool)]
         except InvalidData:
-            return ScopeImpostors(scope, column, scores, num_identities)
+            return measured
+        return replace(measured, tail=tail, fold_thresholds=limits)
 
     def pair_tails(self) -> Mapping[str, ImpostorTail | None]:
         """The tails of one probe against one image, and against one identity."""
@@ -174,7 +200,7 @@ class ImpostorSearch:
         tails: dict[str, ImpostorTail | None] = {}
         for name, by_image in (("image_to_image", True), ("image_to_identity", False)):
             try:
-                tails[name] = fit_tail([self._scores(probes, gallery, by_image=by_image)])
+                tails[name] = fit_tail(self._scores(probes, gallery, by_image=by_image).pairs())
             except InvalidData:
                 tails[name] = None
         return tails

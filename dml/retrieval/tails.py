@@ -20,14 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dml.errors import InvalidData, InvalidSetting
 from dml.reports import CheckedFpir
-from dml.retrieval.impostors import ImpostorScores
+from dml.retrieval.impostors import ImpostorPairs, ImpostorPool, ProbeMaxima
 
 MIN_PAIRS_BEYOND = 10
 """Pairs of identities beyond a threshold without which nothing is promised: 10 give +-63 % of the rate."""
 NUM_FOLDS = 5
 _TAIL_SHARE, _MIN_IN_TAIL, _MAX_IN_TAIL = 0.001, 500, 20_000
 _MAX_TAIL_SHARE = 0.1
-_MAX_LARGEST = 1_000
+MAX_LARGEST = 1_000
 _QUANTILES = 64
 
 
@@ -129,55 +129,52 @@ def fit_pareto(excesses: NDArray[np.float64]) -> tuple[float, float]:
     return 2 * mean * weighted / (mean - 2 * weighted), shape
 
 
-def fit_tail(parts: Sequence[ImpostorScores]) -> ImpostorTail:
-    """The tail of the impostor pairs of one search, or of several searches pooled.
+def fit_tail(pairs: ImpostorPairs, *, num_largest: int = MAX_LARGEST) -> ImpostorTail:
+    """The tail of impostor pairs.
+
+    Args:
+        pairs: of one search, or of several searches pooled.
+        num_largest: pairs of two identities whose similarities it keeps at most.
 
     Raises:
         InvalidData: there are fewer than 20 pairs, or their similarities are all the same.
     """
-    num_pairs = sum(part.num_pairs for part in parts)
-    floor = max((part.floor for part in parts), default=-math.inf)  # where several keep different shares
-    parts = [part.at_least(floor) for part in parts]
-    similarities = np.concatenate([part.similarities for part in parts] or [np.empty(0, np.float32)])
-    if num_pairs < 2 * MIN_PAIRS_BEYOND or len(similarities) < 2 * MIN_PAIRS_BEYOND:
+    num_pairs, num_kept = pairs.num_pairs, len(pairs.similarities)
+    if min(num_pairs, num_kept) < 2 * MIN_PAIRS_BEYOND:
         raise InvalidData(
             f"A tail needs {2 * MIN_PAIRS_BEYOND} impostor pairs; got {num_pairs}. Add items of others."
         )
-    order = np.argsort(-similarities, kind="stable")
-    similarities = similarities[order].astype(np.float64)
     wanted = min(max(_TAIL_SHARE * num_pairs, _MIN_IN_TAIL), _MAX_IN_TAIL, _MAX_TAIL_SHARE * num_pairs)
-    size = min(max(int(wanted), MIN_PAIRS_BEYOND), len(similarities) - 1)
-    location = float(similarities[size])
-    scale, shape = fit_pareto(similarities[:size] - location)
-    ranks = np.unique(np.geomspace(size + 1, len(similarities), _QUANTILES).astype(np.int64))[::-1]
-    probes = np.concatenate([part.probes for part in parts])
+    size = min(max(int(wanted), MIN_PAIRS_BEYOND), num_kept - 1)
+    location = float(pairs.similarities[size])
+    scale, shape = fit_pareto(pairs.similarities[:size].astype(np.float64) - location)
+    ranks = np.unique(np.geomspace(size + 1, num_kept, _QUANTILES).astype(np.int64))[::-1]
+    reached = pairs.similarities[ranks - 1].astype(np.float64).round(7)
     return ImpostorTail(
         pairs=num_pairs,
-        probes=len(probes),
-        identities=len(np.unique(probes)),
+        probes=pairs.num_probes,
+        identities=pairs.num_identities,
         location=location,
         share=size / num_pairs,
         scale=scale,
         shape=shape,
-        quantiles=[(rank / num_pairs, round(float(similarities[rank - 1]), 7)) for rank in ranks.tolist()],
-        largest=_largest_of_identities(parts, order, similarities),
+        quantiles=list(zip((ranks / num_pairs).tolist(), reached.tolist(), strict=True)),
+        largest=_largest_of_identities(pairs, num_largest),
     )
 
 
-def _largest_of_identities(
-    parts: Sequence[ImpostorScores], order: NDArray[np.int64], descending: NDArray[np.float64]
-) -> list[float]:
+def _largest_of_identities(pairs: ImpostorPairs, number: int) -> list[float]:
     """The highest similarity of each unordered pair of identities, descending."""
-    pair_probes = np.concatenate([part.pair_probes for part in parts])[order]
-    pair_enrolled = np.concatenate([part.pair_enrolled for part in parts])[order]
-    low, high = np.minimum(pair_probes, pair_enrolled), np.maximum(pair_probes, pair_enrolled)
-    pairs = low * (high.max(initial=0) + 1) + high
-    # The most similar pairs are often of few identities; then all pairs are read.
-    for size in (64 * _MAX_LARGEST, len(order)):
-        first = np.unique(pairs[:size], return_index=True)[1]
-        if len(first) >= _MAX_LARGEST:
+    # The most similar pairs are often of few identities; then more pairs are read.
+    size = 4 * number
+    while True:
+        one, other = pairs.pair_probes[:size], pairs.pair_enrolled[:size]
+        low, high = np.minimum(one, other), np.maximum(one, other)
+        first = np.unique(low * (high.max(initial=0) + 1) + high, return_index=True)[1]
+        if len(first) >= number or size >= len(pairs.similarities):
             break
-    largest: list[float] = descending[np.sort(first)[:_MAX_LARGEST]].round(7).tolist()
+        size *= 8
+    largest: list[float] = pairs.similarities[np.sort(first)[:number]].astype(np.float64).round(7).tolist()
     return largest
 
 
@@ -186,13 +183,13 @@ def identity_folds(num_identities: int, *, seed: int = 0) -> NDArray[np.int64]:
     return np.random.default_rng(seed).permutation(num_identities) % NUM_FOLDS
 
 
-def held_out_tails(parts: Sequence[ImpostorScores], folds: NDArray[np.int64]) -> list[ImpostorTail]:
-    """For each fold of identities the tail of the pairs of all others."""
-    return [fit_tail([part.restricted_to(folds != fold) for part in parts]) for fold in range(NUM_FOLDS)]
+def held_out_tails(pool: ImpostorPool) -> list[ImpostorTail]:
+    """For each fold of identities the tail of the pairs of all others, without its largest."""
+    return [fit_tail(pool.pairs(without=fold), num_largest=0) for fold in range(NUM_FOLDS)]
 
 
 def held_out_fpir(
-    searches: Sequence[tuple[ImpostorScores, Sequence[float]]], folds: NDArray[np.int64]
+    searches: Sequence[tuple[ProbeMaxima, Sequence[float]]], folds: NDArray[np.int64]
 ) -> CheckedFpir:
     """The FPIR where each fold's probes meet the threshold that was set without them.
 
@@ -205,9 +202,9 @@ def held_out_fpir(
     from dml.metrics.intervals import clustered_wilson_interval
 
     raised = np.concatenate(
-        [scores.maxima >= np.asarray(limits)[folds[scores.probes]] for scores, limits in searches]
+        [found.maxima >= np.asarray(limits)[folds[found.identities]] for found, limits in searches]
     )
-    probes = np.concatenate([scores.probes for scores, _ in searches])
+    probes = np.concatenate([found.identities for found, _ in searches])
     interval = clustered_wilson_interval(torch.from_numpy(raised), torch.from_numpy(probes))
     return CheckedFpir(
         fpir=float(raised.mean()),
@@ -215,5 +212,5 @@ def held_out_fpir(
         high=interval.high,
         probes=len(raised),
         identities=len(np.unique(probes)),
-        enrolled=max(len(scores.enrolled) for scores, _ in searches),
+        enrolled=max(found.num_enrolled for found, _ in searches),
     )

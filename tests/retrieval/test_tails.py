@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import genpareto
 
 from dml.errors import InvalidData, InvalidSetting
-from dml.retrieval.impostors import impostor_scores, sample_probes
+from dml.retrieval.impostors import ImpostorPool, impostor_scores, sample_probes
 from dml.retrieval.tails import (
     fit_pareto,
     fit_tail,
@@ -28,6 +28,13 @@ def searched(vectors, labels, probes, **options):
     return impostor_scores(vectors[probes], labels[probes], vectors.__getitem__, labels, **options)
 
 
+def pooled(searches, folds=None, **options):
+    pool = ImpostorPool(np.empty(0, dtype=np.int64) if folds is None else folds, **options)
+    for scores in searches:
+        pool.add(scores)
+    return pool
+
+
 @pytest.mark.parametrize("shape", [-0.4, -0.15, 0.0, 0.15])
 def test_the_fit_is_as_near_to_the_truth_as_scipys_maximum_likelihood(shape):
     errors = []
@@ -45,7 +52,7 @@ def test_the_fit_is_as_near_to_the_truth_as_scipys_maximum_likelihood(shape):
 
 def test_the_tail_of_cosines_has_scipys_quantiles():
     vectors, labels = people(300, 4)
-    tail = fit_tail([searched(vectors, labels, np.arange(len(labels)))])
+    tail = fit_tail(searched(vectors, labels, np.arange(len(labels))).pairs())
     for rate in (tail.share / 2, tail.share / 20, tail.share / 100):
         expected = tail.location + genpareto.isf(rate / tail.share, tail.shape, scale=tail.scale)
         assert tail.similarity_at(rate) == pytest.approx(expected)
@@ -90,7 +97,7 @@ def test_only_the_most_similar_pairs_are_kept_of_many_and_none_of_them_is_missed
 def test_the_threshold_is_that_pair_quantile_where_there_are_many_pairs():
     vectors, labels = people(300, 4)
     scores = searched(vectors, labels, np.arange(1200))
-    tail = fit_tail([scores])
+    tail = fit_tail(scores.pairs())
     for rate in (0.9, 0.3, 0.02, 0.003):
         assert tail.similarity_at(rate) == pytest.approx(
             np.quantile(scores.similarities, 1 - rate), abs=0.003
@@ -106,15 +113,16 @@ def test_held_out_identities_meet_the_fpir_that_was_asked_for():
     vectors, labels = people(600, 2)
     scores = searched(vectors, labels, np.arange(1200))
     folds = identity_folds(600)
-    tails = held_out_tails([scores], folds)
-    check = held_out_fpir([(scores, [tail.threshold(600, 0.05) for tail in tails])], folds)
+    tails = held_out_tails(pooled([scores], folds))
+    limits = [tail.threshold(600, 0.05) for tail in tails]
+    check = held_out_fpir([(scores.probe_maxima(), limits)], folds)
     assert check.low <= 0.05 <= check.high < 0.08
     assert (check.identities, check.enrolled, check.probes) == (600, 600, 1200)
 
 
 def test_a_threshold_beyond_what_was_seen_is_refused_with_what_it_needs():
     vectors, labels = people(60, 3)
-    tail = fit_tail([searched(vectors, labels, np.arange(180))])
+    tail = fit_tail(searched(vectors, labels, np.arange(180)).pairs())
     assert tail.supported_threshold(60, 0.3, "index faces") < tail.threshold(60, 0.001)
     with pytest.raises(
         InvalidSetting, match=r"faces: an FPIR of 0.001 among 60 .* needs 10 pairs .* it has \d, of 60"
@@ -126,7 +134,7 @@ def test_pairs_of_identities_are_counted_and_not_pairs_of_their_images():
     vectors, labels = people(40, 1)
     again = np.repeat(vectors, 30, axis=0), np.repeat(labels, 30)
     once, often = (
-        fit_tail([searched(*case, np.arange(len(case[1])))]) for case in ((vectors, labels), again)
+        fit_tail(searched(*case, np.arange(len(case[1]))).pairs()) for case in ((vectors, labels), again)
     )
     assert often.pairs == 30 * once.pairs
     assert often.num_beyond(0.5) == once.num_beyond(0.5) > 0
@@ -134,9 +142,41 @@ def test_pairs_of_identities_are_counted_and_not_pairs_of_their_images():
 
 def test_a_fold_takes_part_neither_as_probe_nor_as_enrolled():
     vectors, labels = people(30, 2)
-    scores = searched(vectors, labels, np.arange(60)).restricted_to(np.arange(30) >= 10)
-    assert set(scores.pair_probes) == set(scores.pair_enrolled) == set(scores.probes) == set(range(10, 30))
-    assert scores.num_pairs == len(scores.similarities) == 40 * 19
+    folds = np.arange(30) // 10
+    pairs = pooled([searched(vectors, labels, np.arange(60))], folds).pairs(without=0)
+    assert set(pairs.pair_probes) == set(pairs.pair_enrolled) == set(range(10, 30))
+    assert pairs.num_pairs == len(pairs.similarities) == 40 * 19
+    assert (pairs.num_probes, pairs.num_identities) == (40, 20)
+
+
+def test_searches_added_one_after_another_have_the_tail_of_all_their_pairs():
+    vectors, labels = people(200, 3)
+    searches = [searched(vectors, labels, np.arange(start, start + 60)) for start in range(0, 600, 60)]
+    once = searched(vectors, labels, np.arange(600))
+    assert fit_tail(pooled(searches).pairs()) == fit_tail(once.pairs())
+
+
+def test_a_pool_keeps_the_most_similar_pairs_and_forgets_the_others():
+    vectors, labels = people(200, 3)
+    searches = [searched(vectors, labels, np.arange(start, start + 60)) for start in range(0, 600, 60)]
+    pairs, every = pooled(searches, max_kept=10_000).pairs(), pooled(searches).pairs()
+    kept = len(pairs.similarities)
+    assert 10_000 <= kept <= 20_000 < len(every.similarities)
+    np.testing.assert_array_equal(pairs.similarities, every.similarities[:kept])
+    assert (pairs.num_pairs, pairs.num_probes) == (every.num_pairs, 600)
+    few, all_ = fit_tail(pairs), fit_tail(every)
+    assert (few.largest, few.similarity_at(1e-4)) == (all_.largest, all_.similarity_at(1e-4))
+
+
+def test_searches_that_keep_different_shares_are_pooled_from_the_highest_floor_on():
+    vectors, labels = people(200, 3)
+    first, second = np.arange(300), np.arange(300, 600)
+    some = searched(vectors, labels, first, max_kept=500)
+    every = searched(vectors, labels, second)
+    for order in ([some, every], [every, some]):
+        pairs = pooled(order).pairs()
+        assert pairs.similarities[-1] >= some.floor
+        assert len(pairs.similarities) == len(some.similarities) + (every.similarities >= some.floor).sum()
 
 
 def test_probes_are_one_of_each_identity_before_a_second_of_any():
@@ -151,11 +191,11 @@ def test_probes_are_one_of_each_identity_before_a_second_of_any():
 )
 def test_similarities_that_are_all_the_same_have_no_tail(vectors):
     with pytest.raises(InvalidData, match="must have different similarities"):
-        fit_tail([searched(vectors.astype(np.float32), np.arange(40), np.arange(40))])
+        fit_tail(searched(vectors.astype(np.float32), np.arange(40), np.arange(40)).pairs())
 
 
 def test_too_few_pairs_have_no_tail():
     with pytest.raises(InvalidData, match="A tail needs 20 impostor pairs; got 6"):
-        fit_tail([searched(*people(3, 1), np.arange(3))])
+        fit_tail(searched(*people(3, 1), np.arange(3)).pairs())
     with pytest.raises(InvalidData, match="got 0"):
-        fit_tail([])
+        fit_tail(pooled([]).pairs())

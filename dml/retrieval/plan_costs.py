@@ -1,0 +1,111 @@
+"""The cost model of an index's plans, fitted to times of this machine: an index in, costs out."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from dml.retrieval.attributes.bits import bitmap_of
+from dml.retrieval.execution import LOOKED_AT, Vectors, scan
+from dml.retrieval.ground_truth import K
+from dml.retrieval.lists import InvertedLists
+from dml.retrieval.plan import Costs, Depths, RecallTable
+from dml.retrieval.probe import processor_name
+
+_TIMED_QUERIES, _REPEATS = 32, 2
+_TIMED_COUNTS = (10, 300, 3_000, 30_000)
+_TIMED_PROBES = (1, 8, 64, 512, 4_096)
+_TIMED_SHARES = (1.0, 0.1, 0.01)
+
+
+def fit_costs(index: faiss.Index, vectors: Vectors, table: RecallTable, *, seed: int = 0) -> Costs | None:
+    """Time both plans on one thread, one query a call, and fit the cost model.
+
+    Returns:
+        None: the index has no inverted lists.
+    """
+    lists = InvertedLists.of(index)
+    if lists is None:
+        return None
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        return _fit(lists, vectors, int(index.ntotal), table, np.random.default_rng(seed))
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def _fit(
+    lists: InvertedLists, vectors: Vectors, num_rows: int, table: RecallTable, rng: np.random.Generator
+) -> Costs:
+    chosen = vectors.take(np.sort(rng.choice(num_rows, min(_TIMED_QUERIES, num_rows), replace=False)))
+    queries = [chosen[n : n + 1] for n in range(len(chosen))]
+    scans, scan_times = [], []
+    for count in sorted({min(count, num_rows // 2) for count in _TIMED_COUNTS}):
+        rows = np.sort(rng.choice(num_rows, count, replace=False))
+        scans.append([1.0, float(count)])
+        calls = [partial(vectors.search_among, query, min(K, count), rows) for query in queries]
+        scan_times.append(_microseconds(calls))
+    probed, probe_times = [], []
+    for share in _TIMED_SHARES:
+        bitmap = bitmap_of(np.flatnonzero(rng.random(num_rows) < share), num_rows)
+        for probes in sorted({min(probes, lists.num_lists) for probes in _TIMED_PROBES}):
+            ids = np.mean([lists.sizes[lists.near(query, probes).numbers].sum() for query in queries])
+            probed.append([1.0, float(probes), float(ids), float(ids * share)])
+
+            def search(
+                query: NDArray[np.float32], bitmap: NDArray[np.uint8] = bitmap, probes: int = probes
+            ) -> object:
+                near = lists.near(query, min(LOOKED_AT * probes, lists.num_lists))
+                sizes = lists.sizes[near.numbers]
+                depths = Depths.of(sizes, sizes, table.k)  # as a search chooses its lists
+                table.lists_for(depths, count=num_rows, rows=num_rows, k=table.k)
+                taken = np.arange(sizes.shape[1])[None, :] < probes
+                return scan(lists, vectors, near, taken, K, bitmap, table.candidates, query)
+
+            probe_times.append(_microseconds([partial(search, query) for query in queries]))
+    scan_us, scan_row_us = _least_squares(scans, scan_times)
+    index_us, list_us, id_us, match_us = _least_squares(probed, probe_times)
+    return Costs(
+        processor=processor_name(),
+        scan_us=scan_us,
+        scan_row_us=scan_row_us,
+        index_us=index_us,
+        list_us=list_us,
+        id_us=id_us,
+        match_us=match_us,
+    )
+
+
+def _microseconds(calls: Sequence[Callable[[], object]]) -> float:
+    """Median over the calls, CPU time of this thread.
+
+    The calls take turns: repeated at once, each would find its own lists in the processor's cache.
+    """
+    times = np.full((_REPEATS, len(calls)), np.inf)
+    for repeat in range(_REPEATS):
+        for number, call in enumerate(calls):
+            start = time.thread_time_ns()
+            call()
+            times[repeat, number] = time.thread_time_ns() - start
+    return float(np.median(times.min(axis=0))) / 1e3
+
+
+def _least_squares(columns: list[list[float]], times: list[float]) -> list[float]:
+    """Coefficients of 0 or more that fit the times with the least relative error."""
+    weights = 1 / np.array(times)
+    matrix = np.array(columns) * weights[:, None]
+    kept = list(range(matrix.shape[1]))
+    while True:
+        scale = np.linalg.norm(matrix[:, kept], axis=0)
+        solution = np.linalg.lstsq(matrix[:, kept] / scale, np.ones(len(times)), rcond=None)[0] / scale
+        if (solution >= 0).all() or len(kept) == 1:
+            break
+        del kept[int(np.argmin(solution))]
+    coefficients = [0.0] * matrix.shape[1]
+    for place, value in zip(kept, solution, strict=True):
+        coefficients[place] = max(float(value), 0.0)
+    return coefficients

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import faiss
 import numpy as np
@@ -27,7 +28,7 @@ from dml.retrieval.plan import Costs, Plan, Recall, RecallTable, choose_plan
 from dml.retrieval.probe import processor_name
 from dml.retrieval.ties import Neighbors, by_similarity, first_of_equals
 from dml.retrieval.tune import refined
-from dml.retrieval.vectors import FlatVectors, is_flat
+from dml.retrieval.vectors import FlatVectors, Subset, is_flat
 
 Device = Literal["cpu", "cuda"]
 
@@ -35,7 +36,7 @@ _SIMILARITY_LIMIT = 1.001
 NO_MORE = "no more match"
 _CHECKED_ROWS = 3
 _IDS_SHOWN = 3
-_KEPT_PLANS, _KEPT_FILTERS, _KEPT_LENGTH = 1024, 256, 1024
+_KEPT_PLANS, _KEPT_FILTERS, _KEPT_LENGTH = 1024, 256, 8192
 
 
 class Answer(NamedTuple):  # made ten times a query; a frozen dataclass takes four times as long
@@ -81,6 +82,7 @@ class Index:
         selector: Selector = faiss.IDSelectorBitmap,  # type: ignore[assignment]
     ) -> None:
         self.ref = ref
+        self._remedy = f"Embed them with {ref.embeddings.embedder}."
         bundle = open_bundle(ref)
         self._index, self._vectors, self._items = bundle.index, bundle.vectors, bundle.items
         self._attributes = bundle.attributes
@@ -102,6 +104,7 @@ class Index:
         planner = _planner(ref, costs, table, built=None if is_flat(self._index) else built)
         self._plan = lru_cache(_KEPT_PLANS)(planner)
         self._checked = lru_cache(_KEPT_FILTERS)(_checker(self._attributes))
+        self._subsets: WeakKeyDictionary[Matches, Subset] = WeakKeyDictionary()
 
     @property
     def vectors(self) -> FlatVectors:
@@ -251,11 +254,10 @@ class Index:
         """Similarities, descending, and rows, ties by row."""
         matches = None if filter is None else self._attributes.matches(filter)
         num_matching = self.ref.rows if matches is None else matches.count
-        found, plan = self._find(
-            np.ascontiguousarray(vectors, dtype=np.float32), min(k, num_matching), matches
-        )
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        found, plan = self._find(vectors, min(k, num_matching), matches)
         self._refuse_impossible(*found)
-        return by_similarity(*found), plan
+        return found, plan
 
     def _filter(self, where: Where, refuse_absent: bool) -> Filter | None:
         if isinstance(where, str) and len(where) <= _KEPT_LENGTH:
@@ -271,12 +273,11 @@ class Index:
                 f"{embedder[:12]}. Embed it with {index_embedder}, or build an index for {embedder[:12]}."
             )
         number = checked_k(k)
-        dim = self.ref.embeddings.dim
-        check_vectors("Queries", vectors, dim, do=f"Embed them with {index_embedder}.")
+        check_vectors("Queries", vectors, self.ref.embeddings.dim, do=self._remedy)
         return number
 
     def _find(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> tuple[Neighbors, Plan]:
-        """(Q, k) similarities and rows, with k at most the number of matches; and the plan."""
+        """(Q, k) similarities, descending, and rows, with k at most the number of matches; and the plan."""
         plan = self._plan(None if matches is None else matches.count, max(k, 1))
         if plan.kind == "nothing":
             return (np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)), plan
@@ -304,16 +305,23 @@ class Index:
             few = self._compared(vectors[others], k, matches)
             found[0][others], found[1][others] = few
             plan = plan.noting(f"{len(others)} of {len(vectors)} queries compared with all, {why}")
-        if plan.kind == "cascade":
-            return found, plan
-        return (self._rescored(vectors, *found), found[1]), plan
+        if plan.kind != "cascade":
+            found = self._rescored(vectors, *found), found[1]
+        return by_similarity(*found), plan
 
     def _compared(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> Neighbors:
         """Exact: compare with every match."""
-        every = np.arange(self.ref.rows) if matches is None else matches.rows()
-        return first_of_equals(
-            lambda queries, number: self._vectors.search_among(queries, number, every), vectors, k, len(every)
-        )
+        subset = self._subset(matches)
+        return first_of_equals(subset.search, vectors, k, len(subset.rows))
+
+    def _subset(self, matches: Matches | None) -> Subset:
+        """The vectors of the matches, as Faiss compares them; made once."""
+        if matches is None:
+            return self._vectors.subset(np.arange(self.ref.rows))
+        subset = self._subsets.get(matches)
+        if subset is None:
+            self._subsets[matches] = subset = self._vectors.subset(matches.rows())
+        return subset
 
     def _rescored(
         self, vectors: NDArray[np.float32], similarities: NDArray[np.float32], rows: NDArray[np.int64]

@@ -29,7 +29,7 @@ def first_of_equals(
     """
     wanted = min(k + 1, num_rows)
     similarities, rows = by_similarity(*search(queries, wanted))
-    best_similarities, best_rows = similarities[:, :k].copy(), rows[:, :k].copy()
+    best_similarities, best_rows = similarities[:, :k], rows[:, :k]
     unfinished = np.arange(len(queries))
     while k and wanted < num_rows:
         tied = similarities[:, k - 1] == similarities[:, -1]

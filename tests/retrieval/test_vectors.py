@@ -78,6 +78,31 @@ def test_a_similarity_does_not_depend_on_the_other_queries(flat):
     np.testing.assert_array_equal(together[1], np.concatenate([rows for _, rows in alone]))
 
 
+@pytest.mark.parametrize("num_queries", [1, 16, 50])
+def test_rows_side_by_side_have_the_similarities_of_rows_that_are_not(tmp_path, num_queries):
+    vectors, queries = unit_vectors(9_000, DIM, seed=6), unit_vectors(num_queries, DIM, seed=7)
+    flat, first = written(tmp_path / "many", vectors, block=4_000), 200
+    together = np.arange(first, len(vectors))
+    with_a_gap = np.concatenate([[0], together])
+    similarities, rows = flat.search_among(queries, 400, together)
+    expected, expected_rows = flat.search_among(queries, 401, with_a_gap)
+    for query in range(num_queries):
+        others = expected_rows[query] != 0
+        np.testing.assert_array_equal(rows[query], expected_rows[query][others][:400])
+        np.testing.assert_array_equal(similarities[query], expected[query][others][:400])
+
+
+def test_a_subset_is_searched_again_and_again(flat):
+    rows = np.arange(0, ROWS, 7)
+    subset = flat.subset(rows)
+    for seed in range(3):
+        queries = unit_vectors(4, DIM, seed)
+        for found, expected in zip(
+            subset.search(queries, 6), flat.search_among(queries, 6, rows), strict=True
+        ):
+            np.testing.assert_array_equal(found, expected)
+
+
 def test_the_best_of_all_rows_are_found_block_by_block(flat, vectors):
     queries = unit_vectors(30, DIM, seed=4)
     in_blocks = FlatVectors(flat.path, block_bytes=4 * DIM * 37)  # of 37 rows

@@ -57,7 +57,7 @@ class AttributeIndexes(Mapping[str, Column]):
 
     def matches(self, filter: Filter) -> Matches:
         """The rows that satisfy a filter which `check` returned."""
-        key = str(filter)
+        key = filter.text
         with self._lock:
             known = self._cache.get(key)
             if known is not None:

@@ -98,6 +98,11 @@ class Node(BaseModel):
         """The number of nodes of the tree."""
         return 1 + sum(child.num_nodes for child in self.children)
 
+    @cached_property
+    def text(self) -> str:
+        """`str(filter)`, made once."""
+        return str(self)
+
     @property
     def column_names(self) -> frozenset[str]:
         """The names of the columns that the filter compares."""

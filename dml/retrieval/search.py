@@ -82,7 +82,6 @@ class Index:
         selector: Selector = faiss.IDSelectorBitmap,  # type: ignore[assignment]
     ) -> None:
         self.ref = ref
-        self._remedy = f"Embed them with {ref.embeddings.embedder}."
         bundle = open_bundle(ref)
         self._index, self._vectors, self._items = bundle.index, bundle.vectors, bundle.items
         self._attributes = bundle.attributes
@@ -273,7 +272,7 @@ class Index:
                 f"{embedder[:12]}. Embed it with {index_embedder}, or build an index for {embedder[:12]}."
             )
         number = checked_k(k)
-        check_vectors("Queries", vectors, self.ref.embeddings.dim, do=self._remedy)
+        check_vectors("Queries", vectors, self.ref.embeddings.dim, do=f"Embed them with {index_embedder}.")
         return number
 
     def _find(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> tuple[Neighbors, Plan]:

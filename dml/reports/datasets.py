@@ -1,0 +1,54 @@
+"""Results about datasets: ingests, versions, forgotten items."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from dml.refs import DatasetRef, IndexRef
+from dml.reports.result import PartialResult, Result
+
+
+class Refusal(Result):
+    """How many rows of a source were refused for one reason."""
+
+    reason: str
+    rows: int
+    example: str = Field(description="where one of them is, and what is wrong with it")
+
+
+IngestOutcome = Literal["made", "found", "repaired", "current"]
+"""made: a new version; found: it was there, and is the current one now; repaired: it was there, damaged;
+current: it was that before."""
+
+
+class IngestReport(Result):
+    """An ingest's result: the version, and what its reader must know of how it came about."""
+
+    dataset: DatasetRef
+    outcome: IngestOutcome
+    refused: list[Refusal] = Field([])
+    quarantine: str = Field(description="path or URI of the table of what was refused, one row each")
+    notes: list[str] = Field([], description="sentences on the split, merged labels, contradictory labels")
+
+
+class ForgetReport(Result):
+    """What forgetting items did."""
+
+    items: int
+    rebuilt: list[IndexRef] = Field(description="indexes, over what is left")
+    removed: list[str] = Field(description="URIs of artefacts that held the items or were made of them")
+    same_images: list[str] = Field(description="ids of other items with the same bytes, which stay")
+
+
+class ListedDataset(DatasetRef):
+    """A version of a dataset in the store."""
+
+    created: datetime = Field(description="when it was published, UTC")
+    current: bool = Field(description="whether the name alone means this version")
+
+
+class DatasetList(PartialResult):
+    """The versions of the store's datasets, by name, the oldest first."""
+
+    datasets: list[ListedDataset]

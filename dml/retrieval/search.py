@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import gt
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -91,7 +92,10 @@ class Index:
         self._unfiltered = refined(self._index, self._vectors.index, self._k_factor)
         lists = InvertedLists.of(self._index, selector=selector)
         costs, table = calibration.costs, None if lists is None else calibration.recall_table
-        self._keeps_vectors = lists is not None and lists.keeps_vectors
+        self._is_flat = is_flat(self._index)
+        has_similarities = self._is_flat or isinstance(self._index, faiss.IndexHNSWFlat)
+        has_similarities |= lists is not None and lists.keeps_vectors
+        self._has_estimates = not has_similarities
         self._filtered_lists = None
         if lists is not None and costs is not None and table is not None:
             self._filtered_lists = FilteredLists(lists, self._vectors, table, costs)
@@ -100,7 +104,7 @@ class Index:
             self._cascade = Cascade(FirstStage(bundle.first_stage), self._vectors, choice)
         built = ref.recall if curve is None else curve.chosen.recall
         # Neither remembers this object: a version that is replaced is freed at once.
-        planner = _planner(ref, costs, table, built=None if is_flat(self._index) else built)
+        planner = _planner(ref, costs, table, built=None if self._is_flat else built)
         self._plan = lru_cache(_KEPT_PLANS)(planner)
         self._checked = lru_cache(_KEPT_FILTERS)(_checker(self._attributes))
         self._subsets: WeakKeyDictionary[Matches, Subset] = WeakKeyDictionary()
@@ -253,12 +257,11 @@ class Index:
         """Similarities, descending, and rows, ties by row."""
         matches = None if filter is None else self._attributes.matches(filter)
         num_matching = self.ref.rows if matches is None else matches.count
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        found, plan = self._find(vectors, min(k, num_matching), matches)
-        self._refuse_impossible(*found)
-        return found, plan
+        return self._find(np.ascontiguousarray(vectors, dtype=np.float32), min(k, num_matching), matches)
 
     def _filter(self, where: Where, refuse_absent: bool) -> Filter | None:
+        if where is None:
+            return None
         if isinstance(where, str) and len(where) <= _KEPT_LENGTH:
             return self._checked(where, refuse_absent)
         return check(where, self._attributes, refuse_absent=refuse_absent)
@@ -280,15 +283,20 @@ class Index:
         plan = self._plan(None if matches is None else matches.count, max(k, 1))
         if plan.kind == "nothing":
             return (np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)), plan
+        are_estimates = self._has_estimates
         if plan.kind == "index" and self._cascade is not None and self._cascade.suits(k):
             found, plan = self._cascade.search(vectors, k, plan)
+            are_estimates = False
             answered = (found[1] >= 0).all(axis=1)
             why = "too few candidates"
         elif plan.kind == "index" or plan.count == plan.rows:
-            if is_flat(self._index):
+            if self._is_flat:
                 found = first_of_equals(self._unfiltered.search, vectors, k, self.ref.rows)
             else:
                 found = self._unfiltered.search(vectors, k)
+            are_estimates &= not self._k_factor  # else compared in full
+            if not are_estimates and self._are_in_order(*found):
+                return found, plan  # as a rule; what follows takes a third of the time of a search in a graph
             answered = (found[1] >= 0).all(axis=1)
             why = "too few in their lists"
         elif plan.kind == "index_filtered":
@@ -298,15 +306,15 @@ class Index:
             why = "too few matches near them"
         else:
             assert matches is not None
-            return self._compared(vectors, k, matches), plan
+            return self._in_order(*self._compared(vectors, k, matches)), plan
         others = np.flatnonzero(~answered)
         if len(others):
             few = self._compared(vectors[others], k, matches)
             found[0][others], found[1][others] = few
             plan = plan.noting(f"{len(others)} of {len(vectors)} queries compared with all, {why}")
-        if plan.kind != "cascade":
-            found = self._rescored(vectors, *found), found[1]
-        return by_similarity(*found), plan
+        if are_estimates:
+            found = self._rescored(vectors, found[1]), found[1]
+        return self._in_order(*found), plan
 
     def _compared(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> Neighbors:
         """Exact: compare with every match."""
@@ -322,22 +330,41 @@ class Index:
             self._subsets[matches] = subset = self._vectors.subset(matches.rows())
         return subset
 
-    def _rescored(
-        self, vectors: NDArray[np.float32], similarities: NDArray[np.float32], rows: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
+    def _rescored(self, vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """The similarities of the flat vectors, where the index has only estimates of them."""
-        if is_flat(self._index) or self._keeps_vectors or isinstance(self._index, faiss.IndexHNSWFlat):
-            return similarities
         found = self._vectors.take(rows.ravel()).reshape(*rows.shape, -1)
         exact: NDArray[np.float32] = np.einsum("qd,qkd->qk", vectors, found)
         return exact
 
-    def _refuse_impossible(self, similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+    def _are_in_order(self, similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> bool:
+        """Whether the answers are cosines of rows that there are, each less similar than the one before."""
+        if len(rows) == 1:  # as lists: 2 us instead of the 10 of arrays
+            (cosines,), (numbers,) = similarities.tolist(), rows.tolist()
+            return (
+                all(map(gt, cosines, cosines[1:]))
+                and cosines[-1] >= -_SIMILARITY_LIMIT
+                and cosines[0] <= _SIMILARITY_LIMIT
+                and min(numbers) >= 0
+                and max(numbers) < self.ref.rows
+            )
+        descend = similarities[:, :-1] > similarities[:, 1:]
+        possible = (np.abs(similarities) <= _SIMILARITY_LIMIT) & (rows >= 0) & (rows < self.ref.rows)
+        return bool(descend.all() and possible.all())
+
+    def _in_order(self, similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> Neighbors:
+        """The answers by similarity, ties by row.
+
+        Raises:
+            CorruptArtifact: they are no cosines, or of rows that there are not.
+        """
+        if self._are_in_order(similarities, rows):
+            return similarities, rows
         if not (np.abs(similarities) <= _SIMILARITY_LIMIT).all():
             wrong = similarities[~(np.abs(similarities) <= _SIMILARITY_LIMIT)]
             raise self._corrupt(f"answer with similarities in [-1, 1]; it answers with {wrong.flat[0]:.6g}")
         if not ((rows >= 0) & (rows < self.ref.rows)).all():
             raise self._corrupt(f"answer with rows below {self.ref.rows}; it answers with others")
+        return by_similarity(similarities, rows)
 
     def _answers(self, similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> list[list[Answer]]:
         """The items of each query."""

@@ -312,3 +312,13 @@ def test_rows_beyond_the_reach_of_32_bit_offsets_are_found():
         (0, 7),
         (0, 7),
     ]
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_a_query_alone_is_answered_as_in_a_batch(opened, package, factory):
+    queries = unit_vectors(20, 16, seed=8)
+    together = opened[factory].search_rows(queries, 7, embedder=package.fingerprint)[0]
+    alone = [
+        opened[factory].search_rows(query[None], 7, embedder=package.fingerprint)[0] for query in queries
+    ]
+    np.testing.assert_allclose(np.concatenate(alone), together, atol=1e-6)

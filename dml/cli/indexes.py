@@ -103,36 +103,17 @@ def index(
     from flows.policy import run
 
     config = _index_config(factory=factory, recall=recall, shards=shards, first_stage=first_stage)
+    _refuse_contradiction(model, embedder, weights=weights, preprocessing=preprocessing, license=license)
     show = _show_explained if explain else _show_index
     root, other = store_uri(store), dataset or model or embedder
-    is_source = vectors is None and dataset is None and is_place(root, name)
-    if not is_source and (vectors is not None or (other is None and _is_vectors(root, name))):
-        return emit(_index_vectors(name, vectors or name, other, config, root), as_json, show)
-    if is_source:
-        if embedder is not None and model is not None:
-            raise _two_models(model, embedder)
+    if vectors is None and dataset is None and is_place(root, name):
         name = ingest_place(root, name, has_embedder=other is not None, num_workers=workers)
+    elif vectors is not None or (other is None and _is_vectors(root, name)):
+        return emit(_index_vectors(name, vectors or name, other, config, root), as_json, show)
     dataset = dataset or name
-    if embedder is None:
-        _refuse_without_embedder(weights, preprocessing, license)
-        model = model or dataset.partition("@")[0]
-    else:
-        if model is not None:
-            raise _two_models(model, embedder)
-        from flows.import_model import import_model_flow
-
-        imported = run(
-            import_model_flow,
-            embedder,
-            dataset.partition("@")[0],
-            dataset,
-            weights=None if weights is None else str(weights),
-            preprocessing=None if preprocessing is None else str(preprocessing),
-            license=license,
-            store=root,
-        )
-        model = str(imported)
-    ref = run(index_flow, name, model, dataset, config, root, workers)
+    if embedder is not None:
+        model = _import_model(embedder, dataset, weights, preprocessing, license, root)
+    ref = run(index_flow, name, model or dataset.partition("@")[0], dataset, config, root, workers)
     return emit(ref, as_json, show)
 
 
@@ -150,10 +131,38 @@ def _index_config(**settings: Any) -> "IndexConfig":
         ) from error
 
 
-def _two_models(model: str, embedder: str) -> InvalidSetting:
-    return InvalidSetting(
-        f"An index needs one model; got --model {model} and --embedder {embedder}. Leave one out."
+def _refuse_contradiction(model: str | None, embedder: str | None, **of_embedder: object) -> None:
+    """Raise InvalidSetting for two models, or for options of an embedder without one."""
+    if model is not None and embedder is not None:
+        raise InvalidSetting(
+            f"An index needs one model; got --model {model} and --embedder {embedder}. Leave one out."
+        )
+    for option, value in of_embedder.items():
+        if embedder is None and value:
+            raise InvalidSetting(
+                f"--{option} belongs to an --embedder; got {value} and none. Name the network it is of, as "
+                "--embedder torchvision:resnet50."
+            )
+
+
+def _import_model(
+    embedder: str, dataset: str, weights: Path | None, preprocessing: Path | None, license: str, store: str
+) -> str:
+    """Register a pretrained network under the dataset's name; returns its version."""
+    from flows.import_model import import_model_flow
+    from flows.policy import run
+
+    imported = run(
+        import_model_flow,
+        embedder,
+        dataset.partition("@")[0],
+        dataset,
+        weights=None if weights is None else str(weights),
+        preprocessing=None if preprocessing is None else str(preprocessing),
+        license=license,
+        store=store,
     )
+    return str(imported)
 
 
 def _is_vectors(store: str, name: str) -> bool:
@@ -239,16 +248,6 @@ def _show_first_stage(choice: "FirstStageChoice") -> None:
     ]
     title = f"first stage, compared in full; recall@10 of {choice.target:g} wanted"
     print_table(title if chosen else f"{title}, and reached by none: there is none", rows)
-
-
-def _refuse_without_embedder(weights: Path | None, preprocessing: Path | None, license: str) -> None:
-    given = {"--weights": weights, "--preprocessing": preprocessing, "--license": license or None}
-    for option, value in given.items():
-        if value is not None:
-            raise InvalidSetting(
-                f"{option} belongs to an --embedder; got {value} and none. Name the network it is of, as "
-                "--embedder torchvision:resnet50."
-            )
 
 
 @verb()

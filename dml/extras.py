@@ -25,6 +25,8 @@ _PACKAGES = {
         "threadpoolctl",
     ),
     "flows": ("prefect",),
+    "serve": ("fastapi", "prometheus_client", "starlette", "uvicorn"),
+    "telemetry": ("opentelemetry",),
     "onnx": ("onnx", "onnxruntime"),
     "huggingface": ("transformers",),
     "hdf5": ("h5py",),

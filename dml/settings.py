@@ -70,6 +70,13 @@ def local_folder(store: str) -> Path:
     return folder
 
 
+def service_folder(store: str) -> Path:
+    """The folder of a service's API keys and audit log, for its owner alone."""
+    folder = local_folder(store) / "service"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
 def artifact_root(store: str) -> str:
     """The folder of MLflow's artefacts when no tracking server decides it.
 

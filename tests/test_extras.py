@@ -17,7 +17,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMPORTED_AS = {
     "faiss-cpu": "faiss",
     "faiss-gpu-cuvs": "faiss",
+    "opencv-python-headless": "cv2",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+    "opentelemetry-sdk": "opentelemetry",
     "pillow": "PIL",
+    "prometheus-client": "prometheus_client",
     "psycopg2-binary": "psycopg2",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",

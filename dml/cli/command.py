@@ -27,6 +27,7 @@ from dml.cli import (  # noqa: F401 - each adds its verbs to the app
     reports,
     schedules,
     searches,
+    serve,
     stack,
     store,
     vectors,
@@ -41,7 +42,7 @@ _USERS_MISTAKE, _OURS = 2, 1
 _HELP = frozenset(["--help", "--version"])
 _QUIET_S, _EVERY_S = 1.5, 10.0  # importing torch alone takes as long as the first
 _POLL_S = 1.0
-_FOREVER = frozenset(["up"])
+_FOREVER = frozenset(["serve", "up"])
 """Verbs that have no end to wait for."""
 _OF_THE_MACHINE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),

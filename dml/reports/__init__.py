@@ -78,6 +78,7 @@ from dml.reports.searches import (
     SearchReport,
     SearchStage,
 )
+from dml.reports.service import KeyList, ListedKey, NewKey, ServedAddress
 from dml.reports.stack import StackAddresses
 from dml.reports.store import (
     CleanupReport,
@@ -124,8 +125,10 @@ __all__ = [
     "IndexOption",
     "IngestOutcome",
     "IngestReport",
+    "KeyList",
     "ListedDataset",
     "ListedIndex",
+    "ListedKey",
     "ListedModel",
     "ListedVectors",
     "LoadReport",
@@ -135,6 +138,7 @@ __all__ = [
     "NearDuplicatePair",
     "NearDuplicateSummary",
     "Neighbor",
+    "NewKey",
     "OperatingCurve",
     "OperatingPoint",
     "PairedComparison",
@@ -154,6 +158,7 @@ __all__ = [
     "SearchRecall",
     "SearchReport",
     "SearchStage",
+    "ServedAddress",
     "SizingReport",
     "Slice",
     "StackAddresses",

@@ -110,6 +110,23 @@ class Identifier:
                 return self._decide(candidates, tried, {*never_ask, *hint})
         return Identification(index=str(self.index.ref), status="unknown", tried=tried)
 
+    def threshold(self, where: Where = "", *, fpir: float | None = None) -> float | None:
+        """The similarity from which an answer in one part of the gallery is accepted.
+
+        Args:
+            where: the part, a filter; an empty text is the whole gallery.
+            fpir: as of `identify`.
+
+        Returns:
+            None: nobody is in that part.
+
+        Raises:
+            MissingArtifact: the index was not calibrated.
+            InvalidSetting: the part is not calibrated, or nothing can be promised for it.
+        """
+        share = self._share(fpir, 1)
+        return self._threshold(self._scope(where), share)
+
     def _decide(
         self, candidates: Sequence[IdentityAnswers], tried: list[TriedScope], never_ask: set[str]
     ) -> Identification:

@@ -4,6 +4,7 @@ A version is a folder of files whose rows correspond, see `bundle`; `build` make
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from dml import storage
@@ -73,6 +74,19 @@ def index_config_of(ref: IndexRef) -> IndexConfig:
 def list_versions(store: str, damaged: list[DmlError] | None = None) -> list[storage.Version[IndexRef]]:
     """Every version of every index, by name, the oldest first; `damaged` is for `storage.read_versions`."""
     return storage.read_versions(storage.join(store, "indexes"), read_index, damaged)
+
+
+def versions_of(store: str, name: str) -> list[storage.Version[IndexRef]]:
+    """Every version of one index that can be read, the oldest first."""
+    folder = storage.named_folder(store, "indexes", name)
+    current, found = storage.current(folder), []
+    for version in storage.list_versions(folder):
+        uri = storage.join(folder, version)
+        with suppress(DmlError):
+            manifest = storage.read_manifest(uri)
+            ref = read_index(uri, manifest)
+            found.append(storage.Version(ref, str(manifest.get("created", "")), version == current))
+    return sorted(found, key=lambda each: each.created)
 
 
 def published_names(store: str) -> list[str]:

@@ -62,6 +62,7 @@ STORE_FOLDERS = frozenset(
         "quarantine",
         "reports",
         "runs",
+        "service",
         "thresholds",
         "vectors",
     ]

@@ -1,0 +1,143 @@
+"""`dml serve` and `dml keys`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dml.cli.app import Json, Store, Workers, app, store_uri, verb
+from dml.cli.output import emit, print_table
+from dml.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from dml.reports import KeyList, NewKey, ServedAddress
+
+KeyFile = Annotated[
+    Path | None, typer.Option("--keys", help="file of API keys; default: service/keys.json of the store")
+]
+
+
+@verb()
+def serve(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="indexes to serve; default: all of the store, new ones too")
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", help="address to listen on; others than this machine's need keys")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="to listen on; 0: a free one")] = 8000,
+    workers: Workers = None,
+    ask_for_keys: Annotated[
+        bool, typer.Option("--ask-for-keys", help="ask for API keys on this machine's own addresses, too")
+    ] = False,
+    keys: KeyFile = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> "ServedAddress":
+    """Answer searches over HTTP until Ctrl-C, with new index versions as they are published."""
+    from dml.reports import ServedAddress
+    from dml.serving.app.server import serve as run
+    from dml.serving.app.settings import ServiceSettings, is_loopback
+
+    root = store_uri(store)
+    path = _key_file(root, keys)
+    asks = ask_for_keys or not is_loopback(host)
+    if asks:
+        from dml.serving.app.keys import read_keys
+
+        if not read_keys(path):
+            raise InvalidSetting(
+                f"A service that asks for API keys must have one; {path} has none. Make one: dml "
+                "keys make NAME --permissions read."
+            )
+    settings = ServiceSettings(store=root, indexes=tuple(names or ()), keys=path if asks else None)
+    served: list[ServedAddress] = []
+
+    def announce(address: str) -> None:
+        served.append(emit(ServedAddress(address=address, store=root, keys=asks), as_json, _show_address))
+
+    run(settings, host=host, port=port, workers=workers or 1, announce=announce)
+    return served[-1]
+
+
+def _show_address(served: "ServedAddress") -> None:
+    keys = "asks for API keys" if served.keys else "asks for no key"
+    print(f"{served.address} answers ({keys}); {served.address}/openapi.json describes it. Ctrl-C ends it.")
+
+
+def _key_file(store: str, named: Path | None) -> Path:
+    from dml.settings import service_folder
+
+    return named or service_folder(store) / "keys.json"
+
+
+keys_app = typer.Typer(help="API keys of the service: make, list and revoke.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+
+
+@verb(keys_app.command, name="make")
+def make(
+    name: Annotated[str, typer.Argument(help="who gets it")],
+    permissions: Annotated[
+        list[str], typer.Option("--permissions", help="read, enrol, forget or admin, which may all")
+    ],
+    galleries: Annotated[
+        list[str] | None, typer.Option("--galleries", help="indexes that it is for; default: all")
+    ] = None,
+    keys: KeyFile = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> "NewKey":
+    """Make an API key; it is shown once, and only its hash is kept."""
+    from dml.reports import NewKey
+    from dml.serving.app.keys import make_key
+
+    made, secret = make_key(_key_file(store_uri(store), keys), name, permissions, galleries or [])
+    report = NewKey(key=secret, **made.model_dump(exclude={"sha256"}))
+    return emit(report, as_json, _show_new)
+
+
+def _show_new(made: "NewKey") -> None:
+    print(f"{made.key}\nkeep it: it is shown this once. Revoke it: dml keys revoke {made.id}")
+
+
+@verb(keys_app.command, name="list")
+def list_keys(keys: KeyFile = None, store: Store = None, as_json: Json = False) -> "KeyList":
+    """List the API keys, without the keys themselves."""
+    from dml.reports import KeyList, ListedKey
+    from dml.serving.app.keys import read_keys
+
+    found = read_keys(_key_file(store_uri(store), keys))
+    listed = [ListedKey(**key.model_dump(exclude={"sha256"})) for key in found]
+    return emit(KeyList(keys=listed), as_json, _show_keys)
+
+
+def _show_keys(found: "KeyList") -> None:
+    rows = [
+        {
+            "id": key.id,
+            "name": key.name,
+            "permissions": ", ".join(key.permissions),
+            "galleries": ", ".join(key.galleries) or "all",
+            "created": f"{key.created:%Y-%m-%d %H:%M}",
+        }
+        for key in found.keys
+    ]
+    print_table("API keys", rows)
+
+
+@verb(keys_app.command, name="revoke")
+def revoke(
+    key: Annotated[str, typer.Argument(help="its id, as `dml keys list` shows it")],
+    keys: KeyFile = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> "KeyList":
+    """Revoke an API key; running services refuse it within a second."""
+    from dml.reports import KeyList, ListedKey
+    from dml.serving.app.keys import read_keys, revoke_key
+
+    path = _key_file(store_uri(store), keys)
+    revoke_key(path, key)
+    left = [ListedKey(**each.model_dump(exclude={"sha256"})) for each in read_keys(path)]
+    return emit(KeyList(keys=left), as_json, _show_keys)

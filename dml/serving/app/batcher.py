@@ -1,0 +1,82 @@
+"""Micro-batches: single inputs of many requests in, calls of one function with many at once.
+
+The function takes a list and returns a list of as many results, which is also what Ray Serve's `@serve.batch`
+wants, so either can call it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Generic, TypeVar
+
+X = TypeVar("X")
+Y = TypeVar("Y")
+
+ManyAtOnce = Callable[[list[X]], Awaitable[Sequence[Y]]]
+OneByOne = Callable[[X], Awaitable[Y]]
+
+
+class MicroBatcher(Generic[X, Y]):
+    """Calls a function with what waits for it, while it is busy with what came before.
+
+    Args:
+        function: N inputs in, N results out.
+        max_size: inputs of one call.
+        wait_s: for more inputs, once one is there and the function is idle.
+    """
+
+    def __init__(self, function: ManyAtOnce[X, Y], *, max_size: int, wait_s: float) -> None:
+        self._function, self._max_size, self._wait_s = function, max_size, wait_s
+        self._waiting: asyncio.Queue[tuple[X, asyncio.Future[Y]]] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __call__(self, value: X) -> Y:
+        """The function's result for one input; raises what the function raised for it."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+        future: asyncio.Future[Y] = asyncio.get_running_loop().create_future()
+        self._waiting.put_nowait((value, future))
+        return await future
+
+    async def close(self) -> None:
+        """End; what waits is cancelled."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        while not self._waiting.empty():
+            self._waiting.get_nowait()[1].cancel()
+
+    async def _run(self) -> None:
+        while True:
+            batch = await self._next()
+            batch = [(value, future) for value, future in batch if not future.done()]  # its request has ended
+            if not batch:
+                continue
+            try:
+                await self._answer(batch)
+            except asyncio.CancelledError:
+                for _, future in batch:
+                    future.cancel()
+                raise
+
+    async def _answer(self, batch: list[tuple[X, asyncio.Future[Y]]]) -> None:
+        try:
+            results = await self._function([value for value, _ in batch])
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
+        except Exception as error:
+            if len(batch) > 1:  # whose input it was is known only of one alone
+                for each in batch:
+                    await self._answer([each])
+            elif not batch[0][1].done():
+                batch[0][1].set_exception(error)
+
+    async def _next(self) -> list[tuple[X, asyncio.Future[Y]]]:
+        batch = [await self._waiting.get()]
+        if self._wait_s and self._waiting.qsize() < self._max_size - 1:
+            await asyncio.sleep(self._wait_s)
+        while len(batch) < self._max_size and not self._waiting.empty():
+            batch.append(self._waiting.get_nowait())
+        return batch

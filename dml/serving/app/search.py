@@ -1,0 +1,188 @@
+"""Route of searches: images, vectors or ids in, the most similar items or identities out."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from fastapi import APIRouter
+from numpy.typing import NDArray
+
+from dml.errors import InvalidSetting
+from dml.reports import IdentityHit, SearchPlan
+from dml.retrieval.identities import search_identities
+from dml.retrieval.plan import Plan
+from dml.retrieval.rerank import reranked_search
+from dml.retrieval.search import Answer
+from dml.serving.app import messages
+from dml.serving.app.opened import OpenIndex
+from dml.serving.app.problems import Refused
+from dml.serving.app.routing import ERRORS, LimitRate, Name, Reader, TheService
+from dml.serving.app.service import Stages, answered
+from dml.serving.app.where import Wheres, checked_where
+
+router = APIRouter(prefix="/v1/indexes/{name}", tags=["search"], responses=ERRORS)
+
+
+@router.post("/search")
+async def search(
+    name: Name, body: messages.SearchRequest, service: TheService, _: Reader, limit_rate: LimitRate
+) -> messages.SearchResponse:
+    """Find the most similar items of each query, under a filter; or the most similar identities."""
+    limit_rate(len(body.queries) - 1)
+    where = checked_where(body.filter)
+    stages = Stages(service.metrics)
+    with service.indexes.hold(name) as opened:
+        vectors = np.stack(await service.vectors(opened, stages, body.queries))
+        found = await service.search(opened, stages, lambda: _search(opened, body, where, vectors))
+        return messages.SearchResponse(
+            **answered(opened),
+            results=found.results,
+            threshold=found.threshold,
+            no_threshold=found.no_threshold,
+            plan=found.plan,
+            execution=found.execution,
+            milliseconds=stages.milliseconds(),
+        )
+
+
+class _Found:
+    """What a search has found, for all queries."""
+
+    results: list[messages.QueryAnswer]
+    hits: list[list[Answer]]
+    """Of each query; empty where identities were asked for."""
+    threshold: messages.Threshold | None
+    no_threshold: str
+    plan: str
+    execution: SearchPlan | None = None
+
+
+def _search(
+    opened: OpenIndex, body: messages.SearchRequest, where: Wheres, vectors: NDArray[np.float32]
+) -> _Found:
+    """In a thread."""
+    found = _Found()
+    found.threshold, found.no_threshold = _threshold(opened, body, where)
+    excluded = [query.id if isinstance(query, messages.IdQuery) else None for query in body.queries]
+    limit = None if found.threshold is None else found.threshold.similarity
+    if body.group_by_identity is not None:
+        if body.rerank is not None or body.explain:
+            raise InvalidSetting(
+                "group_by_identity goes without rerank and explain; got them too. Leave them out."
+            )
+        grouped = [
+            search_identities(
+                opened.index,
+                vector,
+                body.k,
+                embedder=opened.embedder,
+                where=where,
+                grouping=body.group_by_identity,
+                exclude_id=excluded_id,
+            )
+            for vector, excluded_id in zip(vectors, excluded, strict=True)
+        ]
+        found.hits = []
+        found.plan = f"identities, by {body.group_by_identity}"
+        found.results = [_of_identities(hits, limit) for hits in grouped]
+        return found
+    found.hits, plan = _items(opened, body, where, vectors, excluded)
+    found.plan = str(plan)
+    found.execution = SearchPlan.model_validate(plan.model_dump()) if body.explain else None
+    found.results = [_of_items(answers, limit) for answers in found.hits]
+    return found
+
+
+def _items(
+    opened: OpenIndex,
+    body: messages.SearchRequest,
+    where: Wheres,
+    vectors: NDArray[np.float32],
+    excluded: Sequence[str | None],
+) -> tuple[list[list[Answer]], Plan]:
+    """The answers of each query; items that are queries are searched for apart from the others."""
+    answers: list[list[Answer]] = [[] for _ in vectors]
+    plan = None
+    for are_items in (False, True):
+        places = [place for place, id_ in enumerate(excluded) if (id_ is not None) == are_items]
+        if not places:
+            continue
+        ids = [id_ for id_ in excluded if id_ is not None] if are_items else None
+        of_index = opened.index
+        if body.rerank is None:
+            result = of_index.search(
+                vectors[places], body.k, where=where, embedder=opened.embedder, exclude_ids=ids
+            )
+        else:
+            result = reranked_search(
+                of_index,
+                vectors[places],
+                body.k,
+                by=body.rerank,
+                where=where,
+                embedder=opened.embedder,
+                exclude_ids=ids,
+            )
+        plan = result.plan
+        for place, of_query in zip(places, result.answers, strict=True):
+            answers[place] = of_query
+    assert plan is not None
+    return answers, plan
+
+
+def _threshold(
+    opened: OpenIndex, body: messages.SearchRequest, where: Wheres
+) -> tuple[messages.Threshold | None, str]:
+    """From which similarity an answer is accepted; or None and why."""
+    if body.threshold is not None and body.fpir is not None:
+        raise InvalidSetting("A search must have a threshold or an fpir; got both. Leave one of them out.")
+    if body.threshold is not None:
+        return messages.Threshold(similarity=body.threshold, fpir=None), ""
+    if opened.thresholds is None:
+        require_calibration(opened, body.fpir)
+        return None, f"index {opened.ref} was not calibrated"
+    fpir = opened.thresholds.fpir if body.fpir is None else body.fpir
+    try:
+        similarity = opened.identifier.threshold(where or "", fpir=fpir)
+    except InvalidSetting as error:
+        if body.fpir is not None:
+            raise
+        return None, str(error)
+    if similarity is None:
+        return None, "no item satisfies the filter"
+    return messages.Threshold(similarity=similarity, fpir=fpir), ""
+
+
+def require_calibration(opened: OpenIndex, wanted: float | None) -> None:
+    """Raise Refused for an error rate that was asked for, and no calibration."""
+    if wanted is not None and opened.thresholds is None:
+        raise Refused(
+            409,
+            "not_calibrated",
+            "An index must be calibrated to promise an error rate",
+            f"{opened.ref} is not",
+            f"Do: dml calibrate {opened.ref.name}; or give a threshold.",
+        )
+
+
+def _of_items(answers: Sequence[Answer], limit: float | None) -> messages.QueryAnswer:
+    hits = [
+        messages.Hit(
+            id=answer.id,
+            label=answer.label,
+            similarity=round(answer.similarity, 6),
+            attributes=answer.attributes,
+            accepted=None if limit is None else answer.similarity >= limit,
+        )
+        for answer in answers
+    ]
+    best = max((answer.similarity for answer in answers), default=-2.0)
+    return messages.QueryAnswer(answers=hits, identities=None, status=_status(best, limit))
+
+
+def _of_identities(hits: Sequence[IdentityHit], limit: float | None) -> messages.QueryAnswer:
+    best = max((hit.similarity for hit in hits), default=-2.0)
+    return messages.QueryAnswer(answers=[], identities=list(hits), status=_status(best, limit))
+
+
+def _status(best: float, limit: float | None) -> messages.Status | None:
+    return None if limit is None else "known" if best >= limit else "unknown"

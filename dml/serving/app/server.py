@@ -1,0 +1,187 @@
+"""The process: settings and an address in, a service until it is told to end.
+
+uvicorn waits for ever for a request's headers; a connection that sends half of them is closed here.
+"""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from socket import socket
+from typing import Any
+from uuid import uuid4
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.supervisors import Multiprocess
+
+from dml.errors import MissingArtifact
+from dml.retrieval.index import find_index, published_names
+from dml.serving.app.factory import create_app
+from dml.serving.app.guard import access
+from dml.serving.app.problems import Refused, problem_of
+from dml.serving.app.settings import (
+    LOOPBACK_NAMES,
+    ServiceSettings,
+    is_loopback,
+    require_keys_beyond_loopback,
+)
+
+_MOST_HEAD_BYTES = 64 << 10
+_KEEP_ALIVE_S = 15
+_REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
+
+
+class _Config(uvicorn.Config):
+    """uvicorn's, with the service's limits."""
+
+    def __init__(self, settings: ServiceSettings, **options: Any) -> None:
+        super().__init__(partial(served_app, settings), factory=True, **options)
+        self.limits = settings.limits
+
+
+class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """A connection whose headers must arrive in time, and be no more than `_MOST_HEAD_BYTES`."""
+
+    _waiting: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._is_in_request():
+            self._stop_waiting()
+        elif self._head_bytes > _MOST_HEAD_BYTES:
+            self._refuse(431, "long_head", f"Headers must be at most {_MOST_HEAD_BYTES} bytes", "more came")
+        elif self._waiting is None:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, "malformed", "A request must be well-formed HTTP", "this is not")
+
+    def _is_in_request(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _wait(self) -> None:
+        seconds = self.config.limits.head_seconds
+        self._waiting = self.loop.call_later(seconds, self._give_up, seconds)
+
+    def _stop_waiting(self) -> None:
+        self._head_bytes = 0
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _give_up(self, seconds: float) -> None:
+        if self._is_in_request():
+            return
+        if not self._head_bytes:
+            self.transport.close()
+            return
+        self._refuse(408, "slow_head", f"Headers must arrive within {seconds:g} s", "they did not")
+
+    def _refuse(self, status: int, code: str, must: str, got: str) -> None:
+        """In the form of all errors; the app has not seen the request."""
+        self._stop_waiting()
+        body = problem_of(Refused(status, code, must, got, "Send it again."), uuid4().hex[:16]).encode()
+        head = (
+            f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, which says when it has started."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
+
+
+def served_app(settings: ServiceSettings) -> FastAPI:
+    """The app in a process of its own, whose log of requests is JSON lines on stderr."""
+    if not access.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        access.addHandler(handler)
+        access.setLevel(logging.INFO)
+        access.propagate = False
+    return create_app(settings)
+
+
+def serve(
+    settings: ServiceSettings,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    workers: int = 1,
+    announce: Callable[[str], None] = print,
+) -> None:
+    """Serve until SIGINT or SIGTERM; requests that were begun are answered.
+
+    Args:
+        settings: of the service.
+        host: address to listen on.
+        port: 0: a free one.
+        workers: processes, each with models and indexes of its own.
+        announce: called with the address once it answers; with several workers, once they are started.
+
+    Raises:
+        InvalidSetting: others reach the address, and no key is needed.
+        MissingArtifact: the store has no index, or not one that was named.
+    """
+    require_keys_beyond_loopback(host, settings.keys)
+    _require_indexes(settings)
+    if settings.keys is None and not settings.hosts and is_loopback(host):
+        settings = settings.model_copy(update={"hosts": LOOPBACK_NAMES})
+    config = _Config(
+        settings,
+        host=host,
+        port=port,
+        workers=workers,
+        http=_Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(settings.limits.seconds),
+    )
+    bound = config.bind_socket()
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{bound.getsockname()[1]}"
+    with suppress(KeyboardInterrupt):  # uvicorn sends it again once it has ended
+        if workers == 1:
+            _Server(config, lambda: announce(address)).run(sockets=[bound])
+        else:
+            announce(address)
+            Multiprocess(config, sockets=[bound]).run()
+
+
+def _require_indexes(settings: ServiceSettings) -> None:
+    for name in settings.indexes:
+        find_index(settings.store, name)
+    if not settings.indexes and not published_names(settings.store):
+        raise MissingArtifact(
+            f"A service needs an index; the store {settings.store} has none. Make one: dml index FOLDER "
+            "--embedder timm:NAME, or dml index NAME --model MODEL --dataset DATASET."
+        )

@@ -1,0 +1,259 @@
+"""What all routes share: open indexes, the encoder's micro-batches, threads, metrics.
+
+The event loop only waits: images are decoded, encoded and searched for in threads.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dml.errors import DmlError, MissingArtifact
+from dml.models.package import Package
+from dml.preprocessing import image_size
+from dml.serving.app import messages
+from dml.serving.app.batcher import ManyAtOnce, MicroBatcher, OneByOne
+from dml.serving.app.keys import Keys
+from dml.serving.app.metrics import STAGES, Metrics
+from dml.serving.app.opened import OpenIndex, OpenIndexes
+from dml.serving.app.problems import Refused, refusal_of
+from dml.serving.app.settings import ServiceSettings
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Vector = NDArray[np.float32]
+Encode = OneByOne[Tensor, Vector]
+Batched = Callable[[ManyAtOnce[Tensor, Vector]], Encode]
+"""Makes a function of one prepared image of a function of many, such as `@serve.batch`."""
+
+
+@dataclass
+class Stages:
+    """Seconds of the stages of one request; of parallel ones the longest."""
+
+    metrics: Metrics
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[stage] = max(self.seconds[stage], spent)
+            self.metrics.stage.labels(stage).observe(spent)
+
+    def milliseconds(self) -> messages.StageTimes:
+        return messages.StageTimes(**{stage: round(1000 * self.seconds[stage], 3) for stage in STAGES})
+
+
+class Service:
+    """Everything that requests share, in one process.
+
+    Args:
+        settings: of the service.
+        keys: read again when their file changes.
+        batched: makes the encoder of one image of that of many; None: micro-batches in this process.
+    """
+
+    def __init__(
+        self, settings: ServiceSettings, *, keys: Keys | None = None, batched: Batched | None = None
+    ) -> None:
+        self.settings, self.metrics, self._keys = settings, Metrics(), keys
+        self.indexes = OpenIndexes(settings.store, settings.indexes)
+        threads = settings.threads or os.cpu_count() or 1
+        self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._searching = ThreadPoolExecutor(threads, thread_name_prefix="search")
+        self._batched = batched or self._micro_batched
+        self._encoders: dict[Package, Encode] = {}
+        self._refreshing: asyncio.Task[None] | None = None
+        self.is_ready = False
+
+    async def start(self) -> None:
+        """Open the indexes, and look for new versions from then on.
+
+        Raises:
+            MissingArtifact: none of them can be opened.
+        """
+        await self.refresh()
+        if not self.indexes.opened:
+            why = "; ".join(self.indexes.unavailable.values()) or "the store has none"
+            raise MissingArtifact(f"A service must have an index to search; {why}.")
+        self._refreshing = asyncio.create_task(self._refresh_for_ever())
+
+    async def close(self) -> None:
+        """End the threads, after what they are at."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._refreshing
+        for encode in self._encoders.values():
+            await _close(encode)
+        for pool in (self._decoding, self._encoding, self._searching):
+            pool.shutdown(wait=True, cancel_futures=True)
+        self.indexes.close()
+
+    async def refresh(self) -> None:
+        """Take what was published since into use."""
+        if self._keys is not None:
+            self._keys.refresh()
+        changed = await asyncio.to_thread(self.indexes.refresh)
+        for name in changed:
+            self.metrics.swaps.labels(name).inc()
+        if changed or not self.is_ready:
+            self._measure()
+            await self._drop_encoders()
+        self.is_ready = True
+
+    async def _refresh_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.refresh_seconds)
+            try:
+                await self.refresh()
+            except Exception:
+                logger.exception("looking for new versions failed; it is tried again")
+
+    def _measure(self) -> None:
+        self.metrics.version.clear()
+        for name, opened in self.indexes.opened.items():
+            self.metrics.version.labels(name, opened.ref.version, opened.embedder[:12]).set(1)
+            self.metrics.rows.labels(name).set(opened.ref.rows)
+        self.metrics.packages.set(self.indexes.packages.num_loaded)
+
+    async def _drop_encoders(self) -> None:
+        """Of models that no index uses."""
+        used = {opened.package for opened in self.indexes.opened.values()}
+        for package in [package for package in self._encoders if package not in used]:
+            await _close(self._encoders.pop(package))
+
+    async def search(self, opened: OpenIndex, stages: Stages, function: Callable[[], T]) -> T:
+        """Call a function that reads an open index in a thread; the index stays open until it ends."""
+        with stages.time("search"):
+            return await self._in_thread(self._searching, opened, function)
+
+    async def run(self, opened: OpenIndex, function: Callable[[], T]) -> T:
+        """As `search`, of what is no search."""
+        return await self._in_thread(self._searching, opened, function)
+
+    async def embed(
+        self, opened: OpenIndex, stages: Stages, images: Sequence[messages.Image]
+    ) -> list[Vector]:
+        """(D,) of each image, by the model of the index.
+
+        Raises:
+            Refused: an image that cannot be read, by its place.
+            IncompatibleArtifact: the model is not in the store.
+        """
+        if not images:
+            return []
+        package = opened.required_package
+        with stages.time("decode"):
+            prepared = await asyncio.gather(
+                *(self._prepare(opened, package, place, image) for place, image in enumerate(images))
+            )
+        encode = self._encoder(package)
+        with stages.time("encode"):
+            return list(await asyncio.gather(*map(encode, prepared)))
+
+    async def vectors(self, opened: OpenIndex, stages: Stages, queries: Sequence[Any]) -> list[Vector]:
+        """(D,) of each query.
+
+        Raises:
+            MissingArtifact: an id that is not in the index.
+        """
+        images = [query.image for query in queries if isinstance(query, messages.ImageQuery)]
+        ids = [query.id for query in queries if isinstance(query, messages.IdQuery)]
+        embedded = iter(await self.embed(opened, stages, images))
+        stored = iter(await self.run(opened, lambda: opened.index.vectors_of(ids)) if ids else ())
+        return [
+            next(embedded)
+            if isinstance(query, messages.ImageQuery)
+            else next(stored)
+            if isinstance(query, messages.IdQuery)
+            else self._given(opened, query.vector)
+            for query in queries
+        ]
+
+    def _given(self, opened: OpenIndex, vector: Sequence[float]) -> Vector:
+        dim = opened.ref.embeddings.dim
+        if len(vector) != dim:
+            raise Refused(
+                422,
+                "invalid_request",
+                f"A vector must have the {dim} dimensions of index {opened.ref}",
+                f"got {len(vector)}",
+                f"Embed it with {opened.ref.embeddings.embedder}.",
+            )
+        return np.asarray(vector, dtype=np.float32)
+
+    async def _prepare(
+        self, opened: OpenIndex, package: Package, place: int, image: messages.Image
+    ) -> Tensor:
+        def prepare() -> Tensor:
+            content = image.content()
+            image_size(content, self.settings.limits.pixels)
+            prepared: Tensor = package.runtime.prepare(content)
+            return prepared
+
+        try:
+            return await self._in_thread(self._decoding, opened, prepare)
+        except (DmlError, Refused) as error:
+            refused = refusal_of(error, hide=self.settings.store)
+            refused.got = f"image {place}: {refused.got}"
+            raise refused from None
+
+    def _encoder(self, package: Package) -> Encode:
+        if package not in self._encoders:
+            loop = asyncio.get_running_loop()
+
+            def embed(prepared: Sequence[Tensor]) -> list[Vector]:
+                return list(package.runtime.embed(prepared).cpu().numpy())
+
+            async def encode(prepared: list[Tensor]) -> list[Vector]:
+                self.metrics.batch.observe(len(prepared))
+                return await loop.run_in_executor(self._encoding, embed, prepared)
+
+            self._encoders[package] = self._batched(encode)
+        return self._encoders[package]
+
+    def _micro_batched(self, encode: ManyAtOnce[Tensor, Vector]) -> Encode:
+        batching = self.settings.batching
+        return MicroBatcher(encode, max_size=batching.images, wait_s=batching.wait_ms / 1000)
+
+    async def _in_thread(self, pool: ThreadPoolExecutor, opened: OpenIndex, function: Callable[[], T]) -> T:
+        opened.uses.begin()  # it is open: the request holds it
+        try:
+            future = pool.submit(function)
+        except BaseException:
+            opened.uses.end()
+            raise
+        future.add_done_callback(lambda _: opened.uses.end())
+        return await asyncio.wrap_future(future)
+
+
+async def _close(encode: Encode) -> None:
+    if isinstance(encode, MicroBatcher):
+        await encode.close()
+
+
+def answered(opened: OpenIndex) -> dict[str, Any]:
+    """The fields of `messages.Answered`."""
+    return {
+        "index": str(opened.ref),
+        "revision": 0,
+        "model": opened.ref.model,
+        "embedder": opened.embedder,
+        "dim": opened.ref.embeddings.dim,
+    }

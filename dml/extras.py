@@ -26,6 +26,7 @@ _PACKAGES = {
     ),
     "flows": ("prefect",),
     "serve": ("fastapi", "prometheus_client", "starlette", "uvicorn"),
+    "faces": ("cv2",),
     "telemetry": ("opentelemetry",),
     "onnx": ("onnx", "onnxruntime"),
     "huggingface": ("transformers",),

@@ -27,6 +27,8 @@ IMPORTED_AS = {
     "scikit-learn": "sklearn",
 }
 BOUNDED_FOR_PREFECT = {"fastapi", "sqlalchemy"}
+IN_TWO_EXTRAS = {"ray"}
+"""`serve` of Ray and the rest of it."""
 EXTRAS = {
     name: [Requirement(text) for text in texts] for name, texts in PROJECT["optional-dependencies"].items()
 }
@@ -61,7 +63,7 @@ def test_every_package_that_we_import_is_the_bases_or_an_extras():
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_a_package_is_looked_for_in_the_extra_that_brings_it(extra):
     for requirement in EXTRAS[extra]:
-        if requirement.name not in {PROJECT["name"], "typer", "rich", *BOUNDED_FOR_PREFECT}:
+        if requirement.name not in {PROJECT["name"], "typer", "rich", *BOUNDED_FOR_PREFECT, *IN_TWO_EXTRAS}:
             package = IMPORTED_AS.get(requirement.name, requirement.name)
             assert EXTRA_OF[package] in held_by(extra), requirement.name
 

@@ -71,12 +71,24 @@ def _key_file(store: str, named: Path | None) -> Path:
     return named or service_folder(store) / "keys.json"
 
 
-keys_app = typer.Typer(help="API keys of the service: make, list and revoke.", no_args_is_help=True)
+keys_app = typer.Typer()
 app.add_typer(keys_app, name="keys")
+
+
+@verb(keys_app.callback, invoke_without_command=True)
+def list_keys(
+    context: typer.Context, keys: KeyFile = None, store: Store = None, as_json: Json = False
+) -> "KeyList | None":
+    """List the API keys of the service, without the keys themselves; make one, or revoke it."""
+    if context.invoked_subcommand is not None:
+        context.obj = (keys, store, as_json)  # `dml keys --json make NAME` asks for JSON, too
+        return None
+    return _emit_keys(_key_file(store_uri(store), keys), as_json)
 
 
 @verb(keys_app.command, name="make")
 def make(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="who gets it")],
     permissions: Annotated[
         list[str], typer.Option("--permissions", help="read, enrol, forget or admin, which may all")
@@ -92,7 +104,8 @@ def make(
     from dml.reports import NewKey
     from dml.serving.app.keys import make_key
 
-    made, secret = make_key(_key_file(store_uri(store), keys), name, permissions, galleries or [])
+    path, as_json = _inherited(context, keys, store, as_json)
+    made, secret = make_key(path, name, permissions, galleries or [])
     report = NewKey(key=secret, **made.model_dump(exclude={"sha256"}))
     return emit(report, as_json, _show_new)
 
@@ -101,14 +114,35 @@ def _show_new(made: "NewKey") -> None:
     print(f"{made.key}\nkeep it: it is shown this once. Revoke it: dml keys revoke {made.id}")
 
 
-@verb(keys_app.command, name="list")
-def list_keys(keys: KeyFile = None, store: Store = None, as_json: Json = False) -> "KeyList":
-    """List the API keys, without the keys themselves."""
+@verb(keys_app.command, name="revoke")
+def revoke(
+    context: typer.Context,
+    key: Annotated[str, typer.Argument(help="its id, as `dml keys` shows it")],
+    keys: KeyFile = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> "KeyList":
+    """Revoke an API key; running services refuse it within a second."""
+    from dml.serving.app.keys import revoke_key
+
+    path, as_json = _inherited(context, keys, store, as_json)
+    revoke_key(path, key)
+    return _emit_keys(path, as_json)
+
+
+def _inherited(
+    context: typer.Context, keys: Path | None, store: str | None, as_json: bool
+) -> tuple[Path, bool]:
+    """The file of keys and whether JSON is wanted, where options stand before or after the inner verb."""
+    outer_keys, outer_store, outer_json = context.obj or (None, None, False)
+    return _key_file(store_uri(store or outer_store), keys or outer_keys), as_json or outer_json
+
+
+def _emit_keys(path: Path, as_json: bool) -> "KeyList":
     from dml.reports import KeyList, ListedKey
     from dml.serving.app.keys import read_keys
 
-    found = read_keys(_key_file(store_uri(store), keys))
-    listed = [ListedKey(**key.model_dump(exclude={"sha256"})) for key in found]
+    listed = [ListedKey(**key.model_dump(exclude={"sha256"})) for key in read_keys(path)]
     return emit(KeyList(keys=listed), as_json, _show_keys)
 
 
@@ -124,20 +158,3 @@ def _show_keys(found: "KeyList") -> None:
         for key in found.keys
     ]
     print_table("API keys", rows)
-
-
-@verb(keys_app.command, name="revoke")
-def revoke(
-    key: Annotated[str, typer.Argument(help="its id, as `dml keys list` shows it")],
-    keys: KeyFile = None,
-    store: Store = None,
-    as_json: Json = False,
-) -> "KeyList":
-    """Revoke an API key; running services refuse it within a second."""
-    from dml.reports import KeyList, ListedKey
-    from dml.serving.app.keys import read_keys, revoke_key
-
-    path = _key_file(store_uri(store), keys)
-    revoke_key(path, key)
-    left = [ListedKey(**each.model_dump(exclude={"sha256"})) for each in read_keys(path)]
-    return emit(KeyList(keys=left), as_json, _show_keys)

@@ -12,7 +12,8 @@ from fastapi import FastAPI
 from dml.config import IndexConfig
 from dml.embedding.embed import embed
 from dml.refs import DatasetRef, IndexRef
-from dml.retrieval.index import build_index, publish_index
+from dml.retrieval.build import build_index
+from dml.retrieval.index import publish_index
 from dml.serving.app.factory import create_app
 from dml.serving.app.settings import ServiceSettings
 from tests.embedding.parts import make_dataset, make_package

@@ -21,6 +21,7 @@ from dml.retrieval.overview import ColumnOverview, column_overviews
 from dml.retrieval.search import Index
 from dml.retrieval.shards import ShardedIndex, open_index
 from dml.retrieval.thresholds import Thresholds, find_thresholds, find_thresholds_ref
+from dml.serving.app.problems import Refused
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +137,18 @@ class OpenIndex:
     @cached_property
     def columns(self) -> list[ColumnOverview]:
         return column_overviews(self.index)
+
+
+def require_calibration(opened: OpenIndex) -> None:
+    """Raise Refused where an error rate is promised, and there is no calibration."""
+    if opened.thresholds_ref is None:
+        raise Refused(
+            409,
+            "not_calibrated",
+            "An index must be calibrated to promise an error rate",
+            f"{opened.ref} is not",
+            f"Do: dml calibrate {opened.ref.name}; or give a threshold.",
+        )
 
 
 class OpenIndexes:

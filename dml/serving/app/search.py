@@ -13,8 +13,7 @@ from dml.retrieval.plan import Plan
 from dml.retrieval.rerank import reranked_search
 from dml.retrieval.search import Answer
 from dml.serving.app import messages
-from dml.serving.app.opened import OpenIndex
-from dml.serving.app.problems import Refused
+from dml.serving.app.opened import OpenIndex, require_calibration
 from dml.serving.app.routing import ERRORS, LimitRate, Name, Reader, TheService
 from dml.serving.app.service import Stages, answered
 from dml.serving.app.where import Wheres, checked_where
@@ -138,7 +137,8 @@ def _threshold(
     if body.threshold is not None:
         return messages.Threshold(similarity=body.threshold, fpir=None), ""
     if opened.thresholds is None:
-        require_calibration(opened, body.fpir)
+        if body.fpir is not None:
+            require_calibration(opened)
         return None, f"index {opened.ref} was not calibrated"
     fpir = opened.thresholds.fpir if body.fpir is None else body.fpir
     try:
@@ -150,18 +150,6 @@ def _threshold(
     if similarity is None:
         return None, "no item satisfies the filter"
     return messages.Threshold(similarity=similarity, fpir=fpir), ""
-
-
-def require_calibration(opened: OpenIndex, wanted: float | None) -> None:
-    """Raise Refused for an error rate that was asked for, and no calibration."""
-    if wanted is not None and opened.thresholds is None:
-        raise Refused(
-            409,
-            "not_calibrated",
-            "An index must be calibrated to promise an error rate",
-            f"{opened.ref} is not",
-            f"Do: dml calibrate {opened.ref.name}; or give a threshold.",
-        )
 
 
 def _of_items(answers: Sequence[Answer], limit: float | None) -> messages.QueryAnswer:

@@ -1,5 +1,6 @@
 """A small store with a published index, and clients of an app in this process."""
 
+import base64
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from dml.retrieval.build import build_index
 from dml.retrieval.index import publish_index
 from dml.serving.app.factory import create_app
 from dml.serving.app.settings import ServiceSettings
-from tests.embedding.parts import make_dataset, make_package
+from tests.embedding.parts import make_dataset, make_package, png
 
 NAME = "shelves"
 
@@ -56,3 +57,18 @@ def ask(settings: ServiceSettings, asking: Callable[[httpx.AsyncClient], Corouti
             return await asking(client)
 
     return anyio.run(run)
+
+
+def post(settings: ServiceSettings, path: str, body: Any) -> httpx.Response:
+    """The answer to one request."""
+
+    async def asking(client: httpx.AsyncClient) -> httpx.Response:
+        return await client.post(path, json=body)
+
+    answer: httpx.Response = ask(settings, asking)
+    return answer
+
+
+def image(seed: int) -> dict[str, Any]:
+    """A query by a picture of noise; below 40 it is one of the store's."""
+    return {"image": {"base64": base64.b64encode(png(seed)).decode()}}

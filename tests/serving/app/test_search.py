@@ -1,22 +1,8 @@
 """Searches over HTTP: what a client sends and gets."""
 
-import base64
-
-from tests.embedding.parts import png
-from tests.serving.app.parts import NAME, ask
+from tests.serving.app.parts import NAME, ask, image, post
 
 SEARCH = f"/v1/indexes/{NAME}/search"
-
-
-def image(seed):
-    return {"image": {"base64": base64.b64encode(png(seed)).decode()}}
-
-
-def post(settings, path, body):
-    async def asking(client):
-        return await client.post(path, json=body)
-
-    return ask(settings, asking)
 
 
 def test_images_vectors_and_ids_of_one_batch_are_answered_in_their_places(settings, served):

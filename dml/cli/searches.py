@@ -45,7 +45,8 @@ def search(
     where: Annotated[
         list[str] | None,
         typer.Option(
-            help="a filter: \"region = 'east' and age between 20 and 40\"; repeatable: all must hold"
+            help="a filter: \"region = 'east' and age between 20 and 40\", or its JSON; repeatable: all must "
+            "hold"
         ),
     ] = None,
     picture: Annotated[

@@ -46,7 +46,7 @@ class MilvusColumn:
     limits = (0.0, 0.0)
 
     def example(self, unlike: str) -> str:
-        return ""
+        return "" if self.time_type is None else "2024-03-01"
 
     def has(self, values: Sequence[bool | int | float | str]) -> list[bool]:
         return [True] * len(values)

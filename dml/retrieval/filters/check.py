@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import NoReturn
 
+import pyarrow as pa
 from lark import Token
 
 from dml.errors import InvalidFilter, did_you_mean
@@ -37,6 +38,7 @@ _HOLDS = {
     "boolean": "true or false",
     "other": "what no filter can ask for",
 }
+_ZONE = re.compile(r"(?<=\d)(Z|[+-]\d\d(:?\d\d)?)$")
 _INT64 = 2**63
 _SHOWN_VALUES, _SHOWN_TEXT = 5, 60
 
@@ -166,13 +168,31 @@ class _Check:
                 token,
             )
         if not isinstance(value, str) or time_of(value, kind) is None:
-            zone = "Its times have no zone, so leave that out. " if kind.tz is None else ""
+            self._refuse_time(name, value, column, kind, token)
+        return value
+
+    def _refuse_time(
+        self, name: str, value: Value, column: Column, kind: pa.TimestampType, token: Token | None
+    ) -> NoReturn:
+        if not column.example(unlike=""):
             self._refuse(
-                f"{name} holds times, so the value must be one, such as 2024-03-01 or 2024-03-01T12:30; got "
-                f"{_written(value, token)}. {zone}At most six decimals of a second count.",
+                f"A column must hold something to be compared by order; {name} is missing in every item. "
+                f"Leave it out, or write {name} is null.",
                 token,
             )
-        return value
+        got = _written(value, token)
+        without_zone = _ZONE.sub("", value) if isinstance(value, str) else value
+        if kind.tz is None and without_zone != value and time_of(str(without_zone), kind) is not None:
+            self._refuse(
+                f"The times of {name} have no zone, so the value must have none; got {got}. Write "
+                f"{without_zone}",
+                token,
+            )
+        self._refuse(
+            f"{name} holds times, so the value must be one, such as 2024-03-01 or 2024-03-01T12:30, with at "
+            f"most six decimals of a second; got {got}.",
+            token,
+        )
 
     def _value(
         self, name: str, value: Value, column: Column, token: Token | None, *, is_bare_column: bool

@@ -1,11 +1,13 @@
 """Filters as JSON: `{"op": "compare", "column": "age", "operator": ">", "value": 20}`."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from dml.errors import InvalidFilter
+from dml.retrieval.filters.text import pointed_at
 from dml.retrieval.filters.tree import MAX_DEPTH, MAX_NODES, Filter, invalid_filter
 
 _FILTER: TypeAdapter[Filter] = TypeAdapter(Filter)
@@ -26,6 +28,24 @@ def from_json(tree: Mapping[str, Any]) -> Filter:
         return _FILTER.validate_python(tree)
     except ValidationError as error:
         raise invalid_filter(error) from None
+
+
+def from_json_text(text: str) -> Filter:
+    """As `from_json`, of the object's text.
+
+    Raises:
+        InvalidFilter: it is no JSON, or no filter.
+    """
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidFilter(
+            f"A filter in braces must be JSON; {error.msg} at character {error.pos + 1}.",
+            pointed_at(text, error.pos),
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidFilter(f"A filter in braces must be JSON that can be read; {error}.") from None
+    return from_json(tree)
 
 
 def json_schema() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, NoReturn
 
-from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedToken, v_args
+from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedInput, UnexpectedToken, v_args
 
 from dml.errors import InvalidFilter
 from dml.retrieval.filters.suggestions import suggestion
@@ -154,18 +154,9 @@ def _read_cached(text: str) -> Parsed:
 
 def _read(text: str) -> Parsed:
     _limit_length(text)
-    parser = _parser()
-    state: Any = parser.parse_interactive()
     tokens: list[Token] = []
-    depth = 0
     try:
-        for token in parser.lex(text):
-            depth += (token.type == "_OPEN") - (token.type == "_CLOSE")
-            if depth > MAX_DEPTH:
-                raise _Refused(f"Brackets must be at most {MAX_DEPTH} deep; here they are deeper.", token)
-            state.feed_token(token)
-            tokens.append(token)
-        parsed: Parsed = state.feed_eof()
+        return _tree(text, tokens)
     except UnexpectedCharacters as error:
         position = error.pos_in_stream or 0
         _refuse_at(text, position, text[position], _terminals_after(tokens))
@@ -175,7 +166,29 @@ def _read(text: str) -> Parsed:
         _refuse_at(text, position, "" if at_end else str(error.token), _terminals_after(tokens))
     except _Refused as refused:
         raise InvalidFilter(refused.message, pointed_at(text, _start(refused.token))) from None
+
+
+def _tree(text: str, tokens: list[Token]) -> Parsed:
+    """Read a text; `tokens` takes those before a mistake."""
+    parser = _parser()
+    state: Any = parser.parse_interactive()
+    depth = 0
+    for token in parser.lex(text):
+        depth += (token.type == "_OPEN") - (token.type == "_CLOSE")
+        if depth > MAX_DEPTH:
+            raise _Refused(f"Brackets must be at most {MAX_DEPTH} deep; here they are deeper.", token)
+        state.feed_token(token)
+        tokens.append(token)
+    parsed: Parsed = state.feed_eof()
     return parsed
+
+
+def _is_read(text: str) -> bool:
+    try:
+        _tree(text, [])
+    except (UnexpectedInput, _Refused):
+        return False
+    return True
 
 
 def _terminals_after(tokens: Sequence[Token]) -> set[str]:
@@ -329,8 +342,8 @@ def _limit_length(text: str) -> None:
         ) from None
     if size > MAX_TEXT_BYTES:
         raise InvalidFilter(
-            f"A filter must be at most {MAX_TEXT_BYTES} bytes of text; got {size}. Give a longer "
-            "list as JSON or from Python."
+            f"A filter must be at most {MAX_TEXT_BYTES} bytes of text; got {size}. Write a long list as "
+            'JSON: {"op": "in", "column": "id", "values": ["a", "b"]}'
         )
 
 
@@ -344,6 +357,6 @@ def _refuse_at(text: str, position: int, found: str, terminals: set[str]) -> NoR
     got = f"{found[:_MAX_CHARACTERS_SHOWN]!r}" if found else "the end"
     raise InvalidFilter(
         f"A filter must have {alternatives} at character {position + 1}; got {got}."
-        f"{suggestion(text, position, found, terminals)}",
+        f"{suggestion(text, position, found, terminals, is_read=_is_read)}",
         pointed_at(text, position),
     )

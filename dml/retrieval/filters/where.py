@@ -6,7 +6,7 @@ from operator import and_
 from typing import Any, TypeAlias
 
 from dml.errors import InvalidFilter
-from dml.retrieval.filters.json_tree import from_json
+from dml.retrieval.filters.json_tree import from_json, from_json_text
 from dml.retrieval.filters.parse import Parsed, parse_with_positions
 from dml.retrieval.filters.python import Col
 from dml.retrieval.filters.tree import Filter, Node
@@ -27,6 +27,8 @@ def read_filters(where: Where) -> Iterator[tuple[Parsed, str]]:
         match one:
             case None if where is None:
                 return
+            case str() if one.lstrip().startswith("{"):
+                yield Parsed(from_json_text(one)), ""
             case str():
                 yield parse_with_positions(one), one
             case Node():

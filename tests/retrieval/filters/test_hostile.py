@@ -204,3 +204,26 @@ def test_a_filter_is_frozen_and_a_key():
     with pytest.raises(ValueError, match="frozen"):
         filter.filters = ()
     assert json.loads(filter.model_dump_json())["op"] == "and"
+
+
+def test_a_list_too_long_for_text_is_written_as_json_text():
+    items = pa.table({"age": np.arange(5_000)})
+    listed = ", ".join(map(str, range(4_000)))
+    with pytest.raises(InvalidFilter, match=r'Write a long list as JSON: \{"op": "in"'):
+        matching_rows(items, f"age in ({listed})")
+    assert matching_rows(items, f' {{"op": "in", "column": "age", "values": [{listed}]}}').sum() == 4_000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"op": "in", }', "must be JSON; .* at character 14"),
+        ('{"op": "like"}', "op: must be one of"),
+        ('{"op": "compare", "column": "age", "operator": "=", "value": NaN}', "finite"),
+        ('{"a": ' * 100_000, "JSON that can be read"),
+        ('{"a": 1' + "0" * 5_000 + "}", "JSON that can be read"),
+    ],
+)
+def test_json_text_that_is_no_filter_is_refused(text, message):
+    with pytest.raises(InvalidFilter, match=message):
+        matching_rows(pa.table({"age": [1]}), text)

@@ -26,6 +26,7 @@ MORE = {
     "east": [120, 121, 122, 190],
     "mixed": ["2024-03-01T12:00Z", "2024-03-01", None, ""],
     "soon": ["2024-03-01", None, "unknown", ""],
+    "unsaid": pa.array([None, "", None, None], pa.string()),
     "spot": ["30.2,120.1", "", "30.2;120.1", None],
 }
 ITEMS = pa.Table.from_pydict({**pa.Table.from_pylist(ROWS).to_pydict(), **MORE})
@@ -111,7 +112,10 @@ def test_rows_that_satisfy_the_filter(where, expected):
         ("day >= 2024-02-30", "holds times, so the value must be one", 7),
         ("day >= 'soon'", "holds times", 7),
         ("day >= 3", "holds times", 7),
-        ("day >= 2024-03-01T12:00Z", "have no zone, so leave that out", 7),
+        ("day >= 2024-03-01T12:00Z", "must have none; got .* Write 2024-03-01T12:00\n", 7),
+        ("day >= '2024-03-01T12:00+02:00'", "must have none; got .* Write 2024-03-01T12:00\n", 7),
+        ("unsaid > 3", "unsaid is missing in every item. .* unsaid is null", 9),
+        ("unsaid between 'a' and 'b'", "unsaid is missing in every item", 15),
         ("sold < true", "holds true or false. Write sold", 7),
         ("sold = 1", "holds true or false; got 1", 7),
         ("sold = 'yes'", "holds true or false; got 'yes'", 7),

@@ -117,3 +117,43 @@ def test_a_condition_without_quotes_is_refused_with_how_it_is_written(text, writ
         parse(text)
     assert refused.value.message.endswith(f" Write: {written}")
     assert str(parse(written)) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("age > ٣", "age > 3"),
+        ("age in (１, ２)", "age in (1, 2)"),
+        ("w > 1٫5", "w > 1.5"),
+        ("age > −1", "age > -1"),
+        ("age ≥ 1 and b", "age >= 1 and b"),
+        ("(age ＞ 1）", "(age > 1)"),
+        ("label = ‘x’", "label = 'x'"),
+        ("label = 'x’", "label = 'x'"),
+        ("label = “O’Hara” and b = 'ٰ٣'", "label = 'O’Hara' and b = 'ٰ٣'"),
+        ("“unit price” > 1", '"unit price" > 1'),
+        ("seen > ٢٠٢٦-٠١-٠١", "seen > 2026-01-01"),
+        ("seen > 2026-01-01Z", "seen > 2026-01-01T00:00Z"),
+        ("seen > 2026-01-01 12:30 and b", "seen > 2026-01-01T12:30 and b"),
+        ("age > 1_000", "age > 1000"),
+    ],
+)
+def test_what_a_keyboard_does_not_have_is_refused_with_how_it_is_written(text, written):
+    with pytest.raises(InvalidFilter) as refused:
+        parse(text)
+    assert str(refused.value).splitlines()[0].endswith(f" Write: {written}")
+    parse(written)
+
+
+def test_a_decimal_comma_is_not_taken_for_and():
+    with pytest.raises(InvalidFilter, match=r"decimal point is a dot: 1\.5"):
+        parse("age > 1,5")
+
+
+@pytest.mark.parametrize("text", ["age > 0b1٣ x", "‘‘‘ = ٣", "a = “x” “y”", "٣٣٣", "a = ’"])
+def test_only_a_filter_that_can_be_read_is_suggested(text):
+    with pytest.raises(InvalidFilter) as refused:
+        parse(text)
+    _, _, written = str(refused.value).splitlines()[0].partition(" Write: ")
+    if written:
+        parse(written)

@@ -16,6 +16,7 @@ some real image does from its character's mean, times `--spread`.
 
 import argparse
 import io
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -32,8 +33,10 @@ from pyarrow import parquet
 from dml.config import IndexConfig
 from dml.data.sources.detect import open_source
 from dml.embedding.external import import_vectors
+from dml.metrics.intervals import wilson_interval
+from dml.retrieval.build import build_index
 from dml.retrieval.calibration import calibrate
-from dml.retrieval.index import build_index, publish_index
+from dml.retrieval.index import publish_index
 from dml.serving.searcher import Searcher
 
 Vectors = NDArray[np.float32]
@@ -43,7 +46,7 @@ Result = TypeVar("Result")
 PHOTOS = 2
 REGIONS = 30
 AGE_BANDS = ("under 20", "20 to 39", "40 to 59", "60 and over")
-PHOTOS_PER_DEVICE, MOST_DEVICES = 100, 2_000
+PHOTOS_PER_DEVICE, MOST_DEVICES = 100, 10_000
 TWINS = 0.002
 """Share of the identities that are very similar to another one; both are enrolled."""
 ARRIVALS = {
@@ -159,7 +162,7 @@ def enrol(people: People, number: int) -> Enrolled:
     regions[1:num_twins:2] = regions[0:num_twins:2]
     num_devices = int(np.clip(PHOTOS * number // PHOTOS_PER_DEVICE, REGIONS, MOST_DEVICES))
     shares = np.bincount(regions, minlength=REGIONS) / number
-    device_regions = np.repeat(np.arange(REGIONS), np.maximum(np.round(shares * num_devices), 1).astype(int))
+    device_regions = np.repeat(np.arange(REGIONS), np.maximum(shares * num_devices, 1).astype(int))
     first = np.searchsorted(device_regions, np.arange(REGIONS))
     in_region = np.bincount(device_regions)
     devices = first[regions, None] + random.integers(0, in_region[regions, None], (number, PHOTOS))
@@ -283,6 +286,16 @@ class Outcomes:
             "look-alikes: accepted": share(said, alike),
         }
 
+    def fpir(self, arrivals: Arrivals) -> tuple[float, float]:
+        """The 95 % interval of the share of those not enrolled who were accepted."""
+        accepted = [
+            answer is not None
+            for answer, kind in zip(self.answers, arrivals.kinds, strict=True)
+            if kind == "not enrolled"
+        ]
+        interval = wilson_interval(sum(accepted), len(accepted))
+        return interval.low, interval.high
+
 
 def share(holds: NDArray[np.bool_], among: NDArray[np.bool_]) -> float:
     return float(holds[among].mean()) if among.any() else float("nan")
@@ -338,9 +351,12 @@ def by_one_search(searcher: Searcher, arrivals: Arrivals, threshold: float) -> l
 
 
 def timed(what: str, work: Callable[[], Result]) -> Result:
-    start = time.perf_counter()
+    """Print how long it took, the processor's time, and the most memory that the process has had so far."""
+    start, of_processor = time.perf_counter(), time.process_time()
     result = work()
-    print(f"{what}: {time.perf_counter() - start:.0f} s", flush=True)
+    taken, of_processor = time.perf_counter() - start, time.process_time() - of_processor
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+    print(f"{what}: {taken:.0f} s, {of_processor:.0f} s of processor, {memory:.1f} GB", flush=True)
     return result
 
 
@@ -349,6 +365,11 @@ def print_rates(ways: Sequence[Outcomes], arrivals: Arrivals, fpir: float) -> No
     print(f"\n{'%, FPIR wanted ' + format(100 * fpir, 'g'):32}" + "".join(f"{way.name:>29}" for way in ways))
     for name in rates[0]:
         print(f"{name:32}" + "".join(f"{100 * each[name]:29.2f}" for each in rates))
+        if name.endswith("(FPIR)"):
+            within = [
+                f"{100 * low:.2f} to {100 * high:.2f}" for low, high in (way.fpir(arrivals) for way in ways)
+            ]
+            print(f"{'  95 % interval':32}" + "".join(f"{each:>29}" for each in within))
     print(f"{'ms of processor, median':32}" + "".join(f"{np.median(way.milliseconds):29.2f}" for way in ways))
 
 
@@ -447,6 +468,8 @@ def day(arguments: argparse.Namespace, store: Path) -> None:
         f"{index}: {index.factory}, recall@10 {index.recall:.3f}; thresholds for {report.num_promised} of "
         f"{len(report.scopes)} scopes"
     )
+    if report.scopes[0].refused:
+        raise SystemExit(report.scopes[0].refused)
     searcher = Searcher.open(store, "people")
     refused = {scope.scope for scope in report.scopes if scope.refused}
     everybody = searcher.identify(arrivals.photos[0], fpir=arguments.fpir).tried[0].threshold

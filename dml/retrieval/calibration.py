@@ -51,7 +51,6 @@ def calibrate(
     fpir: float = 0.01,
     scopes: Sequence[str] = (),
     by: Sequence[str] = (),
-    max_probes: int = 5_000,
     refuse_absent: bool = True,
 ) -> CalibrationReport:
     """Measure the impostors of an index, set the thresholds, and check them on held-out identities.
@@ -64,7 +63,6 @@ def calibrate(
         fpir: false-positive identification rate of one identification, over all scopes that it tries.
         scopes: filters, each a scope.
         by: columns, each of whose values is a scope.
-        max_probes: items of the index that are searched in it.
         refuse_absent: refuse a filter with a value that no item has, as searches do.
 
     Returns:
@@ -81,8 +79,8 @@ def calibrate(
     search = ImpostorSearch(bundle, fpir / num_tries)
     with Ticker("calibrate") as ticker:
         selections = list(select_scopes(bundle.items.table, scopes, by, refuse_absent))
-        ticker.begin("the whole gallery", "probes", min(max_probes, index.rows))
-        gallery = search.in_gallery(max_probes)
+        ticker.begin("the whole gallery", "probes", search.num_gallery_probes)
+        gallery = search.in_gallery()
         ticker.begin("scopes", "scopes", len(selections))
         num_largest = _LARGEST_OF_MANY if len(selections) > _MANY_SCOPES else MAX_LARGEST
         measured = [search.in_scope(selected, num_largest=num_largest) for selected in selections]

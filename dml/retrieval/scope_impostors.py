@@ -4,6 +4,7 @@ Items of training classes are enrolled, and are no probes where there are others
 tell those apart, and not the people who come later.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +32,9 @@ from dml.retrieval.tails import MAX_LARGEST, ImpostorTail, fit_tail, held_out_ta
 from dml.retrieval.thresholds import WHOLE_GALLERY, column_of
 
 _MAX_SCOPES = 10_000
-_MAX_SCOPE_PROBES = 2_000
+_GALLERY_PROBES, _SCOPE_PROBES = 5_000, 2_000
+_WANTED_BEYOND = 30
+"""Pairs that are expected beyond a threshold, where there are enough items: of P probes P * FPIR."""
 _MAX_PAIRS_OF_SCOPE, _MAX_PAIRS_POOLED = 500_000, 4_000_000
 _MAX_ROWS_FOR_PAIRS = 20_000
 
@@ -146,10 +149,18 @@ class ImpostorSearch:
             lambda: ImpostorPool(self.folds, max_kept=_MAX_PAIRS_POOLED)
         )
 
-    def in_gallery(self, max_probes: int) -> ScopeImpostors:
+    @property
+    def num_gallery_probes(self) -> int:
+        """Items that are searched in the whole gallery."""
+        return min(self._enough(_GALLERY_PROBES), int((self._has_label & self._may_probe).sum()))
+
+    def _enough(self, usual: int) -> int:
+        return max(usual, math.ceil(_WANTED_BEYOND / self.share))
+
+    def in_gallery(self) -> ScopeImpostors:
         """The impostors in the whole gallery."""
         selection = Selection(WHOLE_GALLERY, None, np.flatnonzero(self._has_label))
-        measured = self._measured(selection, max_probes, MAX_PAIRS_KEPT, MAX_LARGEST)
+        measured = self._measured(selection, self._enough(_GALLERY_PROBES), MAX_PAIRS_KEPT, MAX_LARGEST)
         count(0 if measured.probes is None else len(measured.probes.maxima))
         return measured
 
@@ -160,7 +171,7 @@ class ImpostorSearch:
             selection: the scope.
             num_largest: pairs of two identities whose similarities its tail keeps at most.
         """
-        measured = self._measured(selection, _MAX_SCOPE_PROBES, _MAX_PAIRS_OF_SCOPE, num_largest)
+        measured = self._measured(selection, self._enough(_SCOPE_PROBES), _MAX_PAIRS_OF_SCOPE, num_largest)
         count()
         return measured
 
@@ -196,7 +207,7 @@ class ImpostorSearch:
         rows = np.flatnonzero(self._has_label)
         gallery = rows[sample_probes(self._identities[rows], _MAX_ROWS_FOR_PAIRS)]
         probes = gallery[self._may_probe[gallery]]
-        probes = probes[sample_probes(self._identities[probes], _MAX_SCOPE_PROBES)]
+        probes = probes[sample_probes(self._identities[probes], _SCOPE_PROBES)]
         tails: dict[str, ImpostorTail | None] = {}
         for name, by_image in (("image_to_image", True), ("image_to_identity", False)):
             try:

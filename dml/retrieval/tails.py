@@ -6,9 +6,10 @@ Of N enrolled identities a probe of somebody else reaches a threshold t with pro
 
 so FPIR = 1 % at N = 50,000 needs the similarity that one pair in five million reaches. p(t) is read from the
 pairs where many are beyond t, and further out from a generalised Pareto distribution fitted to the most
-similar ones. A threshold beyond which fewer than `MIN_PAIRS_BEYOND` pairs of identities are seen is refused.
-The other extreme-value distribution, a Gumbel of the probes' maxima in a small gallery, is not used: fitted
-at N = 1,000 and carried to 10,000 it gave an FPIR of 0.0 % where 1 % was asked for.
+similar ones; but not below what is read, as long as 10 pairs are beyond. A threshold beyond which fewer than
+`MIN_PAIRS_BEYOND` pairs of identities are seen is refused. The other extreme-value distribution, a Gumbel of
+the probes' maxima in a small gallery, is not used: fitted at N = 1,000 and carried to 10,000 it gave an FPIR
+of 0.0 % where 1 % was asked for.
 """
 
 import math
@@ -28,7 +29,6 @@ NUM_FOLDS = 5
 _TAIL_SHARE, _MIN_IN_TAIL, _MAX_IN_TAIL = 0.001, 500, 20_000
 _MAX_TAIL_SHARE = 0.1
 MAX_LARGEST = 1_000
-_QUANTILES = 64
 
 
 class ImpostorTail(BaseModel):
@@ -44,17 +44,27 @@ class ImpostorTail(BaseModel):
     scale: float = Field(description="of the Pareto distribution")
     shape: float = Field(description="of the Pareto distribution; below 0 the similarities have an upper end")
     quantiles: list[tuple[float, float]] = Field(
-        description="share of the pairs and the similarity that it reaches, up to the location"
+        description="share of the pairs and the similarity that it reaches, up to 10 pairs"
     )
     largest: list[float] = Field(
         description="highest similarity of each pair of two identities, the highest first; at most 1,000"
     )
 
     def similarity_at(self, pair_rate: float) -> float:
-        """The similarity that this share of the impostor pairs reaches."""
+        """The similarity that this share of the impostor pairs reaches, by those seen and the distribution.
+
+        The higher of both where both have one: a few near-copies, such as twins, are a hump of their own,
+        which a distribution fitted to thousands of pairs does not see.
+        """
+        rates, similarities = zip(*self.quantiles, strict=True)  # rates descend
+        seen = float(np.interp(-math.log(pair_rate), -np.log(rates), similarities))
         if pair_rate >= self.share:
-            rates, similarities = zip(*self.quantiles, strict=True)  # rates descend
-            return float(np.interp(-pair_rate, [-rate for rate in rates], similarities))
+            return seen
+        by_pareto = self.pareto_similarity_at(pair_rate)
+        return max(seen, by_pareto) if pair_rate >= rates[-1] else by_pareto
+
+    def pareto_similarity_at(self, pair_rate: float) -> float:
+        """The similarity that this share of the pairs reaches, below `share`, by the Pareto distribution."""
         beyond = math.log(pair_rate / self.share)
         if abs(self.shape) < 1e-9:
             return self.location - self.scale * beyond
@@ -148,7 +158,8 @@ def fit_tail(pairs: ImpostorPairs, *, num_largest: int = MAX_LARGEST) -> Imposto
     size = min(max(int(wanted), MIN_PAIRS_BEYOND), num_kept - 1)
     location = float(pairs.similarities[size])
     scale, shape = fit_pareto(pairs.similarities[:size].astype(np.float64) - location)
-    ranks = np.unique(np.geomspace(size + 1, num_kept, _QUANTILES).astype(np.int64))[::-1]
+    spaced = [np.geomspace(MIN_PAIRS_BEYOND, size + 1, 32), np.geomspace(size + 1, num_kept, 64)]
+    ranks = np.unique(np.concatenate(spaced).astype(np.int64))[::-1]
     reached = pairs.similarities[ranks - 1].astype(np.float64).round(7)
     return ImpostorTail(
         pairs=num_pairs,

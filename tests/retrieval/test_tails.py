@@ -55,7 +55,26 @@ def test_the_tail_of_cosines_has_scipys_quantiles():
     tail = fit_tail(searched(vectors, labels, np.arange(len(labels))).pairs())
     for rate in (tail.share / 2, tail.share / 20, tail.share / 100):
         expected = tail.location + genpareto.isf(rate / tail.share, tail.shape, scale=tail.scale)
-        assert tail.similarity_at(rate) == pytest.approx(expected)
+        assert tail.pareto_similarity_at(rate) == pytest.approx(expected)
+    assert tail.similarity_at(rate) == tail.pareto_similarity_at(rate)  # of 5 pairs
+
+
+def test_twins_raise_the_threshold_above_the_distribution_of_all_others():
+    vectors, _ = people(2_000, 1)
+    twins = vectors[:40] + 0.1 * np.random.default_rng(1).normal(size=(40, 16))
+    twins /= np.linalg.norm(twins, axis=1, keepdims=True)
+    vectors = np.concatenate([vectors, twins.astype(np.float32)])
+    scores = searched(vectors, np.arange(2_040), np.arange(2_040))
+    folds = identity_folds(2_040)
+    pool = pooled([scores], folds)
+    rate = pair_rate(2_040, 0.02)
+    expected = float(np.sort(scores.similarities)[-round(rate * scores.num_pairs)])
+    tail = fit_tail(pool.pairs())
+    assert tail.similarity_at(rate) == pytest.approx(expected, abs=0.01)
+    assert tail.pareto_similarity_at(rate) < expected - 0.05
+    limits = [tail.threshold(2_040, 0.02) for tail in held_out_tails(pool)]
+    check = held_out_fpir([(scores.probe_maxima(), limits)], folds)
+    assert check.low <= 0.02
 
 
 def test_every_pair_is_compared_once_with_the_best_image_of_the_identity():
@@ -165,7 +184,8 @@ def test_a_pool_keeps_the_most_similar_pairs_and_forgets_the_others():
     np.testing.assert_array_equal(pairs.similarities, every.similarities[:kept])
     assert (pairs.num_pairs, pairs.num_probes) == (every.num_pairs, 600)
     few, all_ = fit_tail(pairs), fit_tail(every)
-    assert (few.largest, few.similarity_at(1e-4)) == (all_.largest, all_.similarity_at(1e-4))
+    assert few.largest == all_.largest
+    assert few.pareto_similarity_at(1e-4) == all_.pareto_similarity_at(1e-4)
 
 
 def test_searches_that_keep_different_shares_are_pooled_from_the_highest_floor_on():

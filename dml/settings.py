@@ -41,6 +41,11 @@ def milvus_token() -> str:
     return os.environ.get("DML_MILVUS_TOKEN", "")
 
 
+def prefect_pages() -> str:
+    """The address of Prefect's pages, by `PREFECT_API_URL`; empty: it is not set."""
+    return os.environ.get("PREFECT_API_URL", "").rstrip("/").removesuffix("/api")
+
+
 def has_registry(store: str) -> bool:
     """Whether a model registry can exist; checked first, so that a lookup never creates a store."""
     configured = bool(os.environ.get("MLFLOW_TRACKING_URI"))

@@ -1,11 +1,13 @@
-"""What the columns of an index hold, for a form of filters: an open index in, types and counts out."""
+"""What the columns of items hold, for a form of filters: an index or a table in, types and counts out."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
 from pyarrow import compute
 
+from dml.retrieval.filters.columns import Columns
 from dml.retrieval.search import Index
 
 Holds = Literal["text", "integer", "number", "boolean", "time", "location"]
@@ -40,15 +42,26 @@ def column_overviews(index: Index, *, most_values: int = 50) -> list[ColumnOverv
         InvalidSetting: the shards of the index are held in a cluster.
     """
     table = index.items
-    return [
-        _overview(index, table, name, most_values)
-        for name in index.columns
-        if name not in _LEFT_OUT and index.columns[name].kind != "other" and name in table.column_names
-    ]
+    names = [name for name in index.columns if name not in _LEFT_OUT and name in table.column_names]
+    return table_overviews(table, index.columns, names, most_values=most_values)
 
 
-def _overview(index: Index, table: pa.Table, name: str, most_values: int) -> ColumnOverview:
-    column = index.columns[name]
+def table_overviews(
+    table: pa.Table, columns: Columns, names: Iterable[str], *, most_values: int = 50
+) -> list[ColumnOverview]:
+    """As `column_overviews`, of some columns of a table.
+
+    Args:
+        table: the items.
+        columns: of the same items.
+        names: of the columns that are wanted; one that no filter can ask for is left out.
+        most_values: of each column.
+    """
+    return [_overview(columns, table, name, most_values) for name in names if columns[name].kind != "other"]
+
+
+def _overview(columns: Columns, table: pa.Table, name: str, most_values: int) -> ColumnOverview:
+    column = columns[name]
     present = compute.drop_null(table[name])
     if column.kind == "text":
         present = compute.filter(present, compute.not_equal(present, ""))

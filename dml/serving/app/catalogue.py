@@ -5,6 +5,7 @@ from fastapi import APIRouter
 from dml.errors import InvalidSetting
 from dml.refs import PackageRef
 from dml.retrieval.index import versions_of
+from dml.retrieval.overview import ColumnOverview
 from dml.retrieval.thresholds import threshold_for
 from dml.serving.app import messages
 from dml.serving.app.opened import OpenIndex
@@ -86,18 +87,7 @@ def _detail(opened: OpenIndex) -> messages.IndexDetail:
     versions = versions_of(opened.store, opened.ref.name)
     return messages.IndexDetail(
         **_summary(opened),
-        columns=[
-            messages.Column(
-                name=column.name,
-                type=column.holds,
-                missing=column.missing,
-                distinct=column.distinct,
-                values=[messages.ColumnValue(value=value, count=count) for value, count in column.values],
-                low=column.low,
-                high=column.high,
-            )
-            for column in opened.columns
-        ],
+        columns=[column_message(column) for column in opened.columns],
         versions=[
             messages.IndexVersion(
                 version=version.ref.version,
@@ -111,6 +101,19 @@ def _detail(opened: OpenIndex) -> messages.IndexDetail:
             for version in reversed(versions)
         ],
         thresholds=_thresholds(opened),
+    )
+
+
+def column_message(column: ColumnOverview) -> messages.Column:
+    """A column for a form of filters."""
+    return messages.Column(
+        name=column.name,
+        type=column.holds,
+        missing=column.missing,
+        distinct=column.distinct,
+        values=[messages.ColumnValue(value=value, count=count) for value, count in column.values],
+        low=column.low,
+        high=column.high,
     )
 
 

@@ -1,0 +1,240 @@
+"""Routes that look through datasets and correct them, and that say what indexes and models were made from."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+
+from dml.data.dataset import list_versions
+from dml.data.quarantine import count_refusals
+from dml.errors import DmlError, without_password
+from dml.names import MAX_LENGTH
+from dml.refs import DatasetRef, ModelRef
+from dml.registry.catalog import list_models, model_page_url
+from dml.retrieval import index as indexes
+from dml.serving.ancestry import ancestry, training_runs
+from dml.serving.app import browse_messages as messages
+from dml.serving.app.catalogue import column_message
+from dml.serving.app.keys import Caller, Permission
+from dml.serving.app.problems import Refused
+from dml.serving.app.routing import ERRORS, Reader, TheService
+from dml.serving.app.where import checked_where
+from dml.serving.browsed import BrowsedDatasets
+from dml.settings import prefect_pages, tracking_uri
+
+router = APIRouter(prefix="/v1", tags=["datasets and lineage"], responses=ERRORS)
+
+
+def _of_whole_store(permission: Permission) -> Callable[[Request], Caller]:
+    """A dependency: the caller, who has a permission in all galleries, since a dataset belongs to none."""
+
+    def caller(request: Request) -> Caller:
+        caller: Caller = request.state.caller
+        if caller.galleries or not caller.may(permission, None):
+            raise Refused(
+                403,
+                "forbidden",
+                f"A key must have the permission {permission} in all galleries, as no dataset is of one",
+                f"key {caller.id} has not",
+                "Ask the operator for another key.",
+            )
+        return caller
+
+    return caller
+
+
+def _datasets(request: Request, service: TheService) -> BrowsedDatasets:
+    state = request.app.state
+    if not hasattr(state, "browsed"):
+        state.browsed = BrowsedDatasets(service.settings.store)
+    opened: BrowsedDatasets = state.browsed
+    return opened
+
+
+Datasets = Annotated[BrowsedDatasets, Depends(_datasets)]
+DatasetReader = Annotated[Caller, Depends(_of_whole_store("read"))]
+Dataset = Annotated[
+    str, Path(description="NAME or NAME@VERSION of a dataset", max_length=MAX_LENGTH + 65, examples=["shop"])
+]
+First = Annotated[messages.First, Query()]
+Most = Annotated[messages.Most, Query()]
+
+
+# These routes read files, so they are plain functions, which FastAPI calls in threads.
+@router.get("/datasets")
+def datasets(service: TheService, _: DatasetReader) -> messages.DatasetList:
+    """The datasets of the store, each in its current version."""
+    damaged: list[DmlError] = []
+    versions = list_versions(service.settings.store, damaged)
+    return messages.DatasetList(
+        datasets=[
+            messages.DatasetSummary(**_summary(version.ref)) for version in versions if version.is_current
+        ]
+    )
+
+
+@router.get("/datasets/{dataset}")
+def dataset(dataset: Dataset, opened: Datasets, _: DatasetReader) -> messages.DatasetDetail:
+    """A dataset: its columns with values and counts."""
+    browsed = opened.open(dataset)
+    return messages.DatasetDetail(
+        **_summary(browsed.ref), columns=[column_message(column) for column in browsed.columns]
+    )
+
+
+@router.post("/datasets/{dataset}/items")
+def items(
+    dataset: Dataset, body: messages.ItemsRequest, opened: Datasets, _: DatasetReader
+) -> messages.ItemsPage:
+    """Items of a dataset under a filter, page by page."""
+    browsed = opened.open(dataset)
+    total, rows = browsed.page(checked_where(body.filter), first=body.first, most=body.most)
+    return messages.ItemsPage(
+        version=browsed.ref.version,
+        total=total,
+        items=[
+            messages.DatasetItem(
+                **{name: row[name] for name in ("id", "label", "split", "width", "height")},
+                attributes={name: row[name] for name in browsed.ref.attributes},
+            )
+            for row in rows
+        ],
+    )
+
+
+@router.get(
+    "/datasets/{dataset}/picture",
+    response_class=Response,
+    responses={200: {"description": "The image, made smaller.", "content": {"image/webp": {}}}},
+)
+def picture(
+    dataset: Dataset,
+    id: Annotated[str, Query(description="of the item", min_length=1, max_length=1_000)],
+    opened: Datasets,
+    _: DatasetReader,
+    side: Annotated[int, Query(ge=16, le=1_024, description="pixels of the longer side at most")] = 224,
+) -> Response:
+    """The image of an item. It is always encoded anew, so nothing but pixels is sent."""
+    return Response(opened.open(dataset).picture(id, side), media_type="image/webp")
+
+
+@router.get("/datasets/{dataset}/quarantine")
+def quarantine(
+    dataset: Dataset, opened: Datasets, _: DatasetReader, first: First = 0, most: Most = 60
+) -> messages.QuarantinePage:
+    """What was refused when the dataset was ingested, with reasons."""
+    browsed = opened.open(dataset)
+    problems = browsed.quarantine
+    return messages.QuarantinePage(
+        version=browsed.ref.version,
+        total=len(problems),
+        reasons=count_refusals(problems),
+        problems=[
+            messages.RefusedEntry(
+                id=each.id,
+                label=each.label,
+                locator=None if each.locator is None else each.locator.rpartition("/")[2].partition("?")[0],
+                reason=each.reason,
+                detail=each.detail,
+            )
+            for each in problems[first : first + most]
+        ],
+    )
+
+
+@router.get("/datasets/{dataset}/suspected_labels")
+def suspected_labels(
+    dataset: Dataset, opened: Datasets, _: DatasetReader, first: First = 0, most: Most = 60
+) -> messages.SuspectsPage:
+    """Items whose nearest neighbours all have one other label, as a model in the store sees them."""
+    browsed = opened.open(dataset)
+    embedder, suspects = browsed.suspected_labels()
+    return messages.SuspectsPage(
+        version=browsed.ref.version,
+        embedder=embedder,
+        total=len(suspects),
+        suspects=suspects[first : first + most],
+    )
+
+
+@router.get("/datasets/{dataset}/near_duplicates")
+def near_duplicates(
+    dataset: Dataset, opened: Datasets, _: DatasetReader, first: First = 0, most: Most = 60
+) -> messages.NearDuplicatesPage:
+    """Images with a near-duplicate across the splits or within one. The first call decodes all images."""
+    browsed = opened.open(dataset)
+    pairs = browsed.near_duplicates()
+    return messages.NearDuplicatesPage(
+        version=browsed.ref.version,
+        total=len(pairs),
+        pairs=[
+            messages.BetweenPair(between=between, pair=pair) for between, pair in pairs[first : first + most]
+        ],
+    )
+
+
+@router.get("/lineage")
+def lineage(service: TheService, caller: Reader) -> messages.Lineage:
+    """What the indexes that your key may read were made from, and the registered models."""
+    store = service.settings.store
+    models, missing = _models(store)
+    runs = training_runs(store)
+    by_name: dict[str, messages.IndexLineage] = {}
+    damaged: list[DmlError] = []
+    for version in reversed(indexes.list_versions(store, damaged)):
+        ref = version.ref
+        if caller.may("read", ref.name):
+            by_name.setdefault(ref.name, messages.IndexLineage(name=ref.name, versions=[])).versions.append(
+                messages.VersionLineage(
+                    version=ref.version,
+                    created=version.created,
+                    current=version.is_current,
+                    rows=ref.rows,
+                    recall=ref.recall,
+                    lineage=[
+                        messages.LineageStep(**step._asdict()) for step in ancestry(store, ref, runs, models)
+                    ],
+                )
+            )
+    addresses = {"MLflow": without_password(tracking_uri(store)), "Prefect": prefect_pages()}
+    return messages.Lineage(
+        indexes=[by_name[name] for name in sorted(by_name)],
+        models=[_registered(store, model) for model in models],
+        models_missing=missing,
+        pages=[
+            messages.Pages(name=name, url=url)
+            for name, url in addresses.items()
+            if url.startswith(("http://", "https://"))
+        ],
+    )
+
+
+def _models(store: str) -> tuple[list[ModelRef], str]:
+    """The registered versions, and why there are none: a service needs no registry to answer."""
+    try:
+        return list_models(store), ""
+    except (DmlError, ImportError) as error:
+        return [], f"The model registry cannot be read: {without_password(str(error))}"
+
+
+def _registered(store: str, model: ModelRef) -> messages.RegisteredModel:
+    recall = model.metrics.get("recall_at_1")
+    return messages.RegisteredModel(
+        name=str(model),
+        champion=model.promoted,
+        dataset="" if model.package.dataset is None else str(model.package.dataset),
+        recall_at_1=None if recall is None or recall != recall else recall,
+        reason=model.reason,
+        created=None if model.created is None else model.created.isoformat(),
+        url=model_page_url(store, model),
+    )
+
+
+def _summary(ref: DatasetRef) -> dict[str, object]:
+    return {
+        "name": ref.name,
+        "version": ref.version,
+        "rows": ref.rows,
+        "classes": ref.classes,
+        "quarantined": ref.quarantined,
+    }

@@ -1,0 +1,170 @@
+/** Data: a dataset as a grid, and what is wrong in it, with corrections. */
+
+import { datasets } from "./api.mjs";
+import { correctLabel, removeItem, showDatasetItem } from "./corrections.mjs";
+import { button, fill, fold, h, text } from "./dom.mjs";
+import { filterForm } from "./filters.mjs";
+import { picture } from "./pictures.mjs";
+import { choice } from "./search_view.mjs";
+import { empty, failed, loading } from "./states.mjs";
+import { cosine, count, counted, shown } from "./words.mjs";
+
+const PARTS = { items: "Items", suspects: "Suspected labels", duplicates: "Near-duplicates", quarantine: "Quarantine" };
+const PER_PAGE = 60;
+const SIDE = 224;
+
+/** @param {import("./main.mjs").Context} context */
+export async function dataView({ parameters, go }) {
+  const { datasets: known } = await datasets.list();
+  const title = h("h1", { tabindex: "-1" }, "Data");
+  if (!known.length) return [h("div", { class: "head" }, title), empty("No dataset yet", "Make one: dml ingest SOURCE --name NAME.", "grid")];
+  const name = known.some((each) => each.name === parameters.dataset) ? parameters.dataset : known[0].name;
+  const part = PARTS[parameters.part] ? parameters.part : "items";
+  const detail = await datasets.detail(name);
+  const select = choice("Dataset", known.map((each) => [each.name, each.name]), name, (chosen) => go("data", { dataset: chosen, part }));
+  const head = h(
+    "div",
+    { class: "head" },
+    h("div", {}, title, h("p", {}, `${counted(detail.rows, "image")} of ${counted(detail.classes, "label")}, version `, h("span", { class: "code" }, detail.version), ".")),
+    h("div", { class: "head-select" }, select),
+  );
+  const tabs = h("nav", { class: "views", "aria-label": "Parts of the dataset" }, Object.entries(PARTS).map(([each, label]) => h("a", { href: `#/data?${new URLSearchParams({ dataset: name, part: each })}`, "aria-current": each === part ? "page" : null }, label, each === "quarantine" && detail.quarantined > 0 && ` (${count(detail.quarantined)})`)));
+  const again = () => go("data", { dataset: name, part }, { anew: true });
+  return [head, tabs, await VIEWS[part](detail, again)];
+}
+
+const VIEWS = { items: itemsPart, suspects: suspectsPart, duplicates: duplicatesPart, quarantine: quarantinePart };
+
+/** The grid: filters, and one page of items at a time. */
+function itemsPart(detail, again) {
+  const name = detail.name;
+  const results = h("section", { "aria-label": "Items", "aria-live": "polite" });
+  const state = { conditions: [], first: 0, running: null };
+  const form = filterForm(detail.columns, (conditions) => {
+    Object.assign(state, { conditions, first: 0 });
+    show();
+  });
+  show();
+  return h("div", { class: "columns" }, fold("Filters", form.element), results);
+
+  async function show() {
+    state.running?.abort();
+    state.running = new AbortController();
+    if (!results.firstChild) fill(results, loading("items", 24));
+    const request = { first: state.first, most: PER_PAGE };
+    if (state.conditions.length) request.filter = state.conditions;
+    try {
+      const page = await datasets.items(name, request, state.running.signal);
+      if (!page.total) return fill(results, empty("No item matches", "Take a filter away.", "grid"));
+      const cards = page.items.map((item) => card(detail, item, again));
+      fill(results, h("p", { class: "quiet row" }, counted(page.total, "item")), h("ol", { class: "items" }, cards), pages(page));
+    } catch (error) {
+      if (error.name !== "AbortError") fill(results, failed(error, show));
+    }
+  }
+
+  function pages({ total }) {
+    if (total <= PER_PAGE) return null;
+    const turn = (step) => () => {
+      state.first += step * PER_PAGE;
+      show().then(() => document.querySelector("h1").scrollIntoView({ block: "center" }));
+    };
+    const last = Math.min(total, state.first + PER_PAGE);
+    return h("nav", { class: "pages", "aria-label": "Pages" }, button("Former", turn(-1), { disabled: state.first === 0 }), h("span", {}, `${count(state.first + 1)}–${count(last)} of ${count(total)}`), button("Next", turn(1), { disabled: last >= total }));
+  }
+}
+
+function card(detail, item, again) {
+  const open = () => showDatasetItem(detail, item, again);
+  const known = Object.values(item.attributes).filter((value) => value !== null);
+  return h("li", { class: "answer" }, picture(datasets.picture(detail.name, item.id, SIDE), `${item.label}, ${item.id}`, "button", { on: { click: open } }), h("div", { class: "caption" }, text(item.label, { class: "who" }), h("bdi", { class: "what" }, [item.split, ...known.map(shown)].join(" · "))));
+}
+
+/** A list that the service computes, page by page. */
+async function computed(ask, what, draw, nothing) {
+  const results = h("section", { "aria-label": what, "aria-live": "polite" }, loading(what));
+  const shownSoFar = h("div", { class: "pairs" });
+  let first = 0;
+  more();
+  return results;
+
+  async function more() {
+    try {
+      const page = await ask({ first, most: PER_PAGE });
+      if (!page.total) return fill(results, nothing);
+      shownSoFar.append(...draw(page));
+      first += PER_PAGE;
+      fill(results, h("p", { class: "quiet row" }, page.note), shownSoFar, first < page.total && h("div", { class: "pages" }, button(`More of ${count(page.total)}`, more)));
+    } catch (error) {
+      fill(results, failed(error, more));
+    }
+  }
+}
+
+function suspectsPart(detail, again) {
+  const draw = ({ suspects }) => suspects.map(({ id, label, split, agreed, neighbors, similarity }) => {
+    const item = { id, label };
+    return h(
+      "article",
+      { class: "card pair" },
+      picture(datasets.picture(detail.name, id, SIDE), `${label}, ${id}`),
+      h("dl", { class: "stack tight" }, h("div", {}, h("dt", { class: "small quiet" }, "Labelled"), h("dd", {}, text(label))), h("div", {}, h("dt", { class: "small quiet" }, `${counted(neighbors, "neighbour")} say`), h("dd", {}, h("strong", {}, text(agreed)))), h("div", {}, h("dt", { class: "small quiet" }, "Their similarity"), h("dd", {}, cosine(similarity))), h("div", {}, h("dt", { class: "small quiet" }, split), h("dd", { class: "small" }, text(id)))),
+      h("div", { class: "row whole" }, button("Correct…", () => correctLabel(detail, item, agreed, again)), button("Remove…", () => removeItem(detail, item, again), { kind: "danger" })),
+    );
+  });
+  const ask = async (page) => {
+    const answer = await datasets.suspects(detail.name, page);
+    return { ...answer, note: `${counted(answer.total, "item")} whose nearest neighbours all have another label, as ${answer.embedder} sees them.` };
+  };
+  return computed(ask, "suspected labels", draw, empty("No suspected label", "No item's nearest neighbours agree on another label than its own.", "check"));
+}
+
+function duplicatesPart(detail, again) {
+  const draw = ({ pairs }) => pairs.map(({ between, pair }) =>
+    h(
+      "article",
+      { class: "card pair" },
+      side(detail, pair.first, pair.first_label, again),
+      side(detail, pair.second, pair.second_label, again),
+      h("p", { class: "small quiet whole" }, `${between}, alike by ${cosine(pair.similarity)}${pair.first_label === pair.second_label ? "" : ", with two labels"}`),
+    ),
+  );
+  const ask = async (page) => {
+    const answer = await datasets.nearDuplicates(detail.name, page);
+    return { ...answer, note: `${counted(answer.total, "image")} with a near-duplicate. Between test and train they make an evaluation look better than it is.` };
+  };
+  return computed(ask, "near-duplicates", draw, empty("No near-duplicates", "No two images of the dataset are nearly the same.", "check"));
+}
+
+function side(detail, id, label, again) {
+  const item = { id, label };
+  return h("div", { class: "caption" }, picture(datasets.picture(detail.name, id, SIDE), `${label}, ${id}`), text(label, { class: "who" }), text(id, { class: "what" }), h("div", { class: "row" }, button("Correct…", () => correctLabel(detail, item, "", again), { kind: "bare" }), button("Remove…", () => removeItem(detail, item, again), { kind: "bare danger" })));
+}
+
+async function quarantinePart(detail) {
+  const results = h("section", { "aria-label": "Quarantine" }, loading("quarantine"));
+  const state = { first: 0 };
+  show();
+  return results;
+
+  async function show() {
+    try {
+      const page = await datasets.quarantine(detail.name, { first: state.first, most: PER_PAGE });
+      if (!page.total) return fill(results, empty("Nothing in quarantine", "Every entry of the source became an item.", "check"));
+      const rows = page.problems.map((each) => h("tr", {}, h("td", {}, text(each.reason)), h("td", {}, text(each.id || each.locator || "—")), h("td", {}, text(each.label ?? "—")), h("td", {}, text(each.detail ?? ""))));
+      const last = Math.min(page.total, state.first + PER_PAGE);
+      const turn = (step) => () => {
+        state.first += step * PER_PAGE;
+        show();
+      };
+      fill(
+        results,
+        h("div", { class: "row" }, page.reasons.map((each) => h("span", { class: "tag" }, `${each.reason} ${count(each.rows)}`))),
+        h("div", { class: "card table-scroll", tabindex: "0", role: "region", "aria-label": "Refused entries" }, h("table", {}, h("thead", {}, h("tr", {}, ["Reason", "Entry", "Label", "What is wrong"].map((each) => h("th", { scope: "col" }, each)))), h("tbody", {}, rows))),
+        page.total > PER_PAGE && h("nav", { class: "pages", "aria-label": "Pages" }, button("Former", turn(-1), { disabled: state.first === 0 }), h("span", {}, `${count(state.first + 1)}–${count(last)} of ${count(page.total)}`), button("Next", turn(1), { disabled: last >= page.total })),
+      );
+    } catch (error) {
+      fill(results, failed(error, show));
+    }
+  }
+}

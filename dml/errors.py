@@ -9,6 +9,9 @@
     ├── IncompatibleArtifact      two artefacts that do not belong together
     ├── CorruptArtifact           its bytes differ from what was published
     ├── Unreachable               Prefect, MLflow or Ray does not answer
+    ├── GalleryUnavailable        the log of a gallery cannot be written
+    │   └── GalleryBusy           another process has been writing it for too long
+    ├── WriteCommitted            a write is durable, but the memory of this process does not show it yet
     ├── StackFailed               a process of `dml up` ended, or was not ready in time
     └── TrainingFailed            a training run cannot continue
 
@@ -71,6 +74,27 @@ class CorruptArtifact(DmlError):
 
 class Unreachable(DmlError):
     """A configured server (Prefect, MLflow, Ray) that does not answer, or is a different kind of server."""
+
+
+class GalleryUnavailable(DmlError):
+    """The log of a gallery cannot be opened, read or written; nothing was written."""
+
+
+class GalleryBusy(GalleryUnavailable):
+    """Another process has been writing the log for longer than the timeout; nothing was written."""
+
+
+class WriteCommitted(DmlError):
+    """A write that is durable, after which this process failed: it is read again from the log.
+
+    Args:
+        message: one line.
+        revision: of the transaction that is committed.
+    """
+
+    def __init__(self, message: str, revision: int) -> None:
+        super().__init__(message)
+        self.revision = revision
 
 
 class StackFailed(DmlError):

@@ -237,6 +237,9 @@ class IndexRef(Ref):
     shards: tuple[ShardRef, ...] = Field(
         (), description="in the order of their rows; empty: it is one bundle"
     )
+    covers_revision: int = Field(
+        0, description="of the gallery: what was enrolled and forgotten up to it is in the index"
+    )
 
     def shard(self, number: int) -> "IndexRef":
         """A shard as an index of its own."""

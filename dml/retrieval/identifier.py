@@ -225,7 +225,7 @@ class Identifier:
         elif self._columns["id"].has([identity])[0]:  # without a label an item is an identity by itself
             where = [Compare(column="id", operator="=", value=identity)]
             where += [] if labels is None else [IsNull(column="label")]
-        rows = self.index.ref.rows
+        rows = self.index.num_rows
         result = self.index.search(probe[None], rows, embedder=embedder, where=where) if where else None
         if result is None or not result.answers[0]:
             near, _ = self._columns["id" if labels is None else "label"].near(identity)
@@ -240,8 +240,7 @@ class Identifier:
         text = scope_text(filter)
         cached = self._scopes if len(self._scopes) < _MAX_SCOPES_CACHED else {}
         if text not in cached:
-            rows = slice(None) if filter is None else self.index.rows_of(filter)
-            scope = _Scope(text, filter, len(np.unique(self._identities[rows])))
+            scope = _Scope(text, filter, self.index.num_identities(filter))
             self._scopes = {**cached, text: scope}  # a new dict: other threads may read the former one
             return scope
         return cached[text]
@@ -288,14 +287,3 @@ class Identifier:
     @cached_property
     def _attributes(self) -> list[str]:
         return list(self.index.ref.embeddings.items.attributes)
-
-    @cached_property
-    def _identities(self) -> NDArray[np.int64]:
-        """(N,) the identity of each item, numbered; without a label it is one by itself."""
-        if "label" not in self.index.items.column_names:
-            return np.arange(self.index.ref.rows)
-        encoded = self.index.items["label"].combine_chunks().dictionary_encode()
-        identities: NDArray[np.int64] = encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
-        unlabelled = np.flatnonzero(identities < 0)
-        identities[unlabelled] = len(encoded.dictionary) + np.arange(len(unlabelled))
-        return identities

@@ -119,7 +119,7 @@ def search_identities(
     labels = tuple(label for label, _ in candidates if label)
     if grouping != "best" and labels:
         of_candidates = In(column="label", values=labels)
-        groups |= group_by_identity(search(index.ref.rows, [of_candidates, *_filters(where)]))
+        groups |= group_by_identity(search(index.num_rows, [of_candidates, *_filters(where)]))
     hits = [groups[identity].hit(grouping) for identity in candidates]
     return sorted(hits, key=lambda hit: -hit.similarity)[:k]
 

@@ -1,8 +1,8 @@
 """Search in an opened index, optionally with filters; exactly k answers unless fewer items match."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from operator import gt
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
@@ -11,6 +11,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import compute
 
 from dml import storage
 from dml.data.schema import BASE_COLUMNS
@@ -28,6 +29,7 @@ from dml.retrieval.lists import InvertedLists, Selector
 from dml.retrieval.plan import Costs, Plan, Recall, RecallTable, choose_plan
 from dml.retrieval.probe import processor_name
 from dml.retrieval.ties import Neighbors, by_similarity, first_of_equals
+from dml.retrieval.tombstones import Tombstones
 from dml.retrieval.tune import refined
 from dml.retrieval.vectors import FlatVectors, Subset, is_flat
 
@@ -37,6 +39,9 @@ _SIMILARITY_LIMIT = 1.001
 NO_MORE = "no more match"
 _CHECKED_ROWS = 3
 _IDS_SHOWN = 3
+_FEW_TOMBSTONES = 16
+"""A search without a filter finds so many more rows, and as many again as it wants, of which it leaves out
+those that are deleted."""
 _KEPT_PLANS, _KEPT_FILTERS, _KEPT_LENGTH = 1024, 256, 8192
 
 
@@ -163,7 +168,7 @@ class Index:
         Raises:
             MissingArtifact: an id that none of its items has.
         """
-        found = [self._attributes.row_with("id", id_) for id_ in ids]
+        found = self.find_rows(ids)
         if None in found:
             absent = ids[found.index(None)]
             few = self.items["id"].slice(0, _IDS_SHOWN).to_pylist()
@@ -175,14 +180,68 @@ class Index:
         unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return unit
 
-    def count(self, where: Where, *, refuse_absent: bool = True) -> int:
+    def count(self, where: Where, *, refuse_absent: bool = True, tombstones: Tombstones | None = None) -> int:
         """How many items satisfy a filter; without one, all."""
-        filter = check(where, self._attributes, refuse_absent=refuse_absent)
-        return self.ref.rows if filter is None else self._attributes.matches(filter).count
+        matches = self._matching(self._filter(where, refuse_absent), tombstones)
+        return self.ref.rows if matches is None else matches.count
 
     def rows_of(self, filter: Filter) -> NDArray[np.int64]:
         """(n,) the rows that satisfy a checked filter, ascending."""
         return self._attributes.matches(filter).rows()
+
+    def find_rows(self, ids: Sequence[str]) -> list[int | None]:
+        """The row of each of these items; None: it is not here."""
+        return [self._attributes.row_with("id", id_) for id_ in ids]
+
+    def items_at(self, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """The columns of these rows (n,)."""
+        with storage.reading(f"{self.ref.uri}/{ITEMS_FILE}", REMEDY):
+            return self._items.take(rows)
+
+    @property
+    def num_rows(self) -> int:
+        """How many items can be found."""
+        return self.ref.rows
+
+    def num_identities(self, filter: Filter | None) -> int:
+        """How many identities have an item that satisfies a checked filter; None: in all."""
+        rows = slice(None) if filter is None else self.rows_of(filter)
+        return len(np.unique(self.identities[rows]))
+
+    @cached_property
+    def identities(self) -> NDArray[np.int64]:
+        """(N,) the identity of each item, numbered: its label; without one it is one by itself."""
+        return self._identities_and_labels[0]
+
+    def identities_of(self, labels: Iterable[str]) -> dict[str, int]:
+        """The numbers of those labels that some item has."""
+        known, wanted = self._known_labels, list(labels)
+        unknown = [label for label in wanted if label not in known]
+        if unknown:
+            every = self._identities_and_labels[1]
+            found = compute.index_in(pa.array(unknown, every.type), value_set=every).to_pylist()
+            known.update(zip(unknown, found, strict=True))
+        return {label: number for label in wanted if (number := known[label]) is not None}
+
+    @cached_property
+    def _known_labels(self) -> dict[str, int | None]:
+        return {}
+
+    @cached_property
+    def _identities_and_labels(self) -> tuple[NDArray[np.int64], pa.Array]:
+        if "label" not in self.items.column_names:
+            return np.arange(self.ref.rows), pa.array([], pa.string())
+        encoded = self.items["label"].combine_chunks().dictionary_encode()
+        identities: NDArray[np.int64] = encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
+        unlabelled = np.flatnonzero(identities < 0)
+        identities[unlabelled] = len(encoded.dictionary) + np.arange(len(unlabelled))
+        return identities, encoded.dictionary
+
+    def _matching(self, filter: Filter | None, tombstones: Tombstones | None) -> Matches | None:
+        """The live rows that match; None: every row does."""
+        if not tombstones:
+            return None if filter is None else self._attributes.matches(filter)
+        return tombstones.live if filter is None else tombstones.without(self._attributes.matches(filter))
 
     def _corrupt(self, must: str) -> CorruptArtifact:
         return CorruptArtifact(f"Index {self.ref.uri} must {must}. {REMEDY}")
@@ -196,6 +255,7 @@ class Index:
         where: Where = None,
         exclude_ids: Sequence[str] | None = None,
         refuse_absent: bool = True,
+        tombstones: Tombstones | None = None,
     ) -> SearchResult:
         """Find the k most similar items for each query; equal similarities rank by position.
 
@@ -206,6 +266,7 @@ class Index:
             where: the filter that an answer must satisfy, as text, a filter, JSON, or several; see `filters`.
             exclude_ids: (Q,) for each query an item that is not an answer, such as the query itself.
             refuse_absent: refuse a value that no item has; False where items elsewhere may have it.
+            tombstones: rows that are no answers, since they are deleted; None: there are none.
 
         Returns:
             Exactly k answers per query unless fewer items match, and then the plan says so.
@@ -221,7 +282,8 @@ class Index:
         if exclude_ids is not None and len(exclude_ids) != len(vectors):
             raise ValueError(f"exclude_ids must name one item per query; got {len(exclude_ids)}.")
         more = int(exclude_ids is not None)
-        answers, plan = self._nearest(vectors, k, self._filter(where, refuse_absent), more=more)
+        filter = self._filter(where, refuse_absent)
+        answers, plan = self._nearest(vectors, k, filter, tombstones, more=more)
         if exclude_ids is not None:
             answers = [
                 [answer for answer in of_query if answer.id != excluded][:k]
@@ -241,23 +303,58 @@ class Index:
             (Q, min(k, matches)) similarities, descending, and rows; and the plan.
         """
         k = self._checked_queries(vectors, k, embedder)
-        (similarities, rows), plan = self._neighbors(vectors, k, self._filter(where, True))
+        (similarities, rows), plan = self._neighbors(vectors, k, self._filter(where, True), None)
         return similarities, rows, plan
 
     def _nearest(
-        self, vectors: NDArray[np.float32], k: int, filter: Filter | None, *, more: int
+        self,
+        vectors: NDArray[np.float32],
+        k: int,
+        filter: Filter | None,
+        tombstones: Tombstones | None,
+        *,
+        more: int,
     ) -> tuple[list[list[Answer]], Plan]:
         """The answers of each query, up to `k + more`, and the plan."""
-        (similarities, rows), plan = self._neighbors(vectors, k + more, filter)
+        (similarities, rows), plan = self._neighbors(vectors, k + more, filter, tombstones)
         return self._answers(similarities, rows), plan
 
     def _neighbors(
-        self, vectors: NDArray[np.float32], k: int, filter: Filter | None
+        self, vectors: NDArray[np.float32], k: int, filter: Filter | None, tombstones: Tombstones | None
     ) -> tuple[Neighbors, Plan]:
         """Similarities, descending, and rows, ties by row."""
-        matches = None if filter is None else self._attributes.matches(filter)
+        matches = self._matching(filter, tombstones)
         num_matching = self.ref.rows if matches is None else matches.count
-        return self._find(np.ascontiguousarray(vectors, dtype=np.float32), min(k, num_matching), matches)
+        queries, k = np.ascontiguousarray(vectors, dtype=np.float32), min(k, num_matching)
+        if not tombstones:
+            return self._find(queries, k, matches)
+        found, plan = (
+            self._find_live(queries, k, tombstones) if filter is None else self._find(queries, k, matches)
+        )
+        if tombstones.among(found[1].ravel()).any():
+            raise self._corrupt("answer with live rows; it answers with deleted ones")
+        return found, plan
+
+    def _find_live(
+        self, vectors: NDArray[np.float32], k: int, tombstones: Tombstones
+    ) -> tuple[Neighbors, Plan]:
+        """As `_find` without a filter, of the live rows: a few more are found, and the deleted ones left out.
+
+        Graphs and small codes take no selector, and a filter that all but a few rows satisfy is dear. Where
+        too few are left, the search is one with a filter.
+        """
+        more = min(len(tombstones), k + _FEW_TOMBSTONES)
+        if not k or k + more > self.ref.rows:
+            return self._find(vectors, k, tombstones.live)
+        (similarities, rows), plan = self._find(vectors, k + more, None)
+        is_live = ~tombstones.among(rows.ravel()).reshape(rows.shape)
+        first = np.argsort(~is_live, axis=1, kind="stable")[:, :k]
+        found = np.take_along_axis(similarities, first, axis=1), np.take_along_axis(rows, first, axis=1)
+        others = np.flatnonzero(is_live.sum(axis=1) < k)
+        if len(others):
+            found[0][others], found[1][others] = self._find(vectors[others], k, tombstones.live)[0]
+        count = self.ref.rows - len(tombstones)
+        return found, plan.model_copy(update={"k": k, "count": count})
 
     def _filter(self, where: Where, refuse_absent: bool) -> Filter | None:
         if where is None:
@@ -368,8 +465,7 @@ class Index:
 
     def _answers(self, similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> list[list[Answer]]:
         """The items of each query."""
-        with storage.reading(f"{self.ref.uri}/{ITEMS_FILE}", REMEDY):
-            items = iter(self._items.take(rows.ravel()))
+        items = iter(self.items_at(rows.ravel()))
         return [[answer_of(float(value), next(items)) for value in values] for values in similarities]
 
 

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from dml.retrieval.filters.columns import Kind
+from dml.retrieval.filters.columns import Columns, Kind
+from dml.retrieval.filters.tree import And, Between, Compare, Filter, Not, Or, Within
 
 
 class Shards(Protocol):
@@ -30,6 +31,53 @@ class ColumnSummary:
     limits: tuple[float, float]
     has_texts: bool
     """Whether some item has a text there."""
+
+
+class LocalColumns:
+    """The columns of one part of an index, by the methods that `ShardedColumns` calls."""
+
+    def __init__(self, columns: Columns) -> None:
+        self._here = columns
+
+    def columns(self) -> list[str]:
+        """The names of the items' columns."""
+        return list(self._here)
+
+    def summary(self, column: str) -> ColumnSummary:
+        """The column in this part."""
+        here = self._here[column]
+        has_texts = bool(here.example(""))
+        return ColumnSummary(here.kind, here.time_type, here.holds_locations, here.limits, has_texts)
+
+    def example(self, column: str, unlike: str) -> str:
+        """A text that the column holds."""
+        return self._here[column].example(unlike)
+
+    def has(self, column: str, values: Sequence[Any]) -> list[bool]:
+        """Whether some item has each of these values."""
+        return self._here[column].has(values)
+
+    def near(self, column: str, value: Any) -> tuple[list[Any], int]:
+        """Values to name where no item has this one."""
+        return self._here[column].near(value)
+
+    def local(self, where: Filter | None) -> Filter | None:
+        """A checked filter for this part, in which a column of times may have no text at all.
+
+        Then no comparison by order holds, as little as an equality with any text.
+        """
+        match where:
+            case And() | Or():
+                return where.model_copy(update={"filters": tuple(map(self.local, where.filters))})
+            case Not():
+                return Not(filter=self.local(where.filter))
+            case Compare(operator="=" | "!=") | None:
+                return where
+            case Compare(column=column) | Between(column=column) | Within(column=str(column)):
+                here = self._here[column]
+                if here.kind == "text" and not here.example(""):
+                    return Compare(column=column, operator="=", value="none")
+        return where
 
 
 class ShardedColumn:

@@ -8,95 +8,83 @@ never an answer of some shards only.
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import compute
 
 from dml.cluster import RemoteObjects
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.refs import IndexRef
-from dml.retrieval.filters import And, Between, Compare, Filter, Not, Or, Where, Within, check, matching_rows
+from dml.retrieval.filters import Filter, Where, check, matching_rows
 from dml.retrieval.filters.columns import Columns
 from dml.retrieval.plan import Kind as PlanKind
 from dml.retrieval.plan import Plan, Stage
 from dml.retrieval.search import NO_MORE, Answer, Device, Index, SearchResult
-from dml.retrieval.sharded_columns import ColumnSummary, ShardedColumns, Shards
+from dml.retrieval.sharded_columns import LocalColumns, ShardedColumns, Shards
+from dml.retrieval.tombstones import Tombstones
 
 
-class Shard:
+class Shard(LocalColumns):
     """One opened shard of an index.
 
     Args:
         ref: the shard as an index.
         device: where a search without a filter is computed.
+        first_row: where its rows begin among those of all shards.
     """
 
-    def __init__(self, ref: IndexRef, device: Device = "cpu") -> None:
+    def __init__(self, ref: IndexRef, device: Device = "cpu", *, first_row: int = 0) -> None:
         self.index = Index(ref)
         self.index.move_to(device)
-
-    def columns(self) -> list[str]:
-        """The names of the items' columns."""
-        return list(self.index.columns)
-
-    def summary(self, column: str) -> ColumnSummary:
-        """The column in this shard."""
-        here = self.index.columns[column]
-        has_texts = bool(here.example(""))
-        return ColumnSummary(here.kind, here.time_type, here.holds_locations, here.limits, has_texts)
-
-    def example(self, column: str, unlike: str) -> str:
-        """A text that the column holds."""
-        return self.index.columns[column].example(unlike)
-
-    def has(self, column: str, values: Sequence[Any]) -> list[bool]:
-        """Whether some item has each of these values."""
-        return self.index.columns[column].has(values)
-
-    def near(self, column: str, value: Any) -> tuple[list[Any], int]:
-        """Values to name where no item has this one."""
-        return self.index.columns[column].near(value)
+        self._first, self._last = first_row, first_row + ref.rows
+        super().__init__(self.index.columns)
 
     def search(
-        self, vectors: NDArray[np.float32], k: int, embedder: str, where: Filter | None
+        self,
+        vectors: NDArray[np.float32],
+        k: int,
+        embedder: str,
+        where: Filter | None,
+        tombstones: Tombstones | None,
     ) -> SearchResult:
         """The k most similar of its own items, under a filter that was checked against all shards."""
-        return self.index.search(vectors, k, embedder=embedder, where=self._local(where), refuse_absent=False)
+        return self.index.search(
+            vectors,
+            k,
+            embedder=embedder,
+            where=self.local(where),
+            refuse_absent=False,
+            tombstones=self._own(tombstones),
+        )
 
     def vectors_of(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The vectors of those of some items that it has, by id."""
-        column = self.index.items["id"]
-        present = [id_ for id_ in ids if compute.index(column, id_).as_py() >= 0]
+        found = self.index.find_rows(ids)
+        present = [id_ for id_, row in zip(ids, found, strict=True) if row is not None]
         return dict(zip(present, self.index.vectors_of(present), strict=True)) if present else {}
 
-    def count(self, where: Filter | None) -> int:
+    def find_rows(self, ids: Sequence[str]) -> list[int | None]:
+        """The row among those of all shards of each item; None: it is not in this one."""
+        return [None if row is None else self._first + row for row in self.index.find_rows(ids)]
+
+    def items_at(self, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """The columns of those of these rows (n,) of all shards, ascending, that are its own."""
+        own = rows[(rows >= self._first) & (rows < self._last)] - self._first
+        return self.index.items_at(own)
+
+    def count(self, where: Filter | None, tombstones: Tombstones | None) -> int:
         """How many of its items match."""
-        return self.index.count(self._local(where), refuse_absent=False)
+        return self.index.count(self.local(where), refuse_absent=False, tombstones=self._own(tombstones))
 
     def check(self) -> None:
         """Search for a few of its items; raises CorruptArtifact where that fails."""
         self.index.check()
 
-    def _local(self, where: Filter | None) -> Filter | None:
-        """The filter for this shard, in which a column of times may have no text at all.
-
-        Then no comparison by order holds, as little as an equality with any text.
-        """
-        match where:
-            case And() | Or():
-                return where.model_copy(update={"filters": tuple(map(self._local, where.filters))})
-            case Not():
-                return Not(filter=self._local(where.filter))
-            case Compare(operator="=" | "!=") | None:
-                return where
-            case Compare(column=column) | Between(column=column) | Within(column=str(column)):
-                here = self.index.columns[column]
-                if here.kind == "text" and not here.example(""):
-                    return Compare(column=column, operator="=", value="none")
-        return where
+    def _own(self, tombstones: Tombstones | None) -> Tombstones | None:
+        return None if tombstones is None else tombstones.part(self._first, self._last)
 
 
 class LocalShards:
@@ -159,9 +147,20 @@ class ShardedIndex(Index):
         dim = self.ref.embeddings.dim
         return np.stack([vectors[id_] for id_ in ids]) if len(ids) else np.empty((0, dim), dtype=np.float32)
 
-    def count(self, where: Where, *, refuse_absent: bool = True) -> int:
+    def count(self, where: Where, *, refuse_absent: bool = True, tombstones: Tombstones | None = None) -> int:
         filter = self._filter(where, refuse_absent)
-        return int(sum(self._shards.call("count", filter)))
+        return int(sum(self._shards.call("count", filter, tombstones)))
+
+    def find_rows(self, ids: Sequence[str]) -> list[int | None]:
+        of_shards = self._shards.call("find_rows", list(ids))
+        return [
+            next((row for row in of_id if row is not None), None) for of_id in zip(*of_shards, strict=True)
+        ]
+
+    def items_at(self, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+        ascending, places = np.unique(rows, return_inverse=True)
+        items = [item for of_shard in self._shards.call("items_at", ascending) for item in of_shard]
+        return [items[place] for place in places]
 
     def rows_of(self, filter: Filter) -> NDArray[np.int64]:
         return np.flatnonzero(matching_rows(self.items, filter, refuse_absent=False))
@@ -174,10 +173,18 @@ class ShardedIndex(Index):
         return check(where, self._sharded_columns, refuse_absent=refuse_absent)
 
     def _nearest(
-        self, vectors: NDArray[np.float32], k: int, filter: Filter | None, *, more: int
+        self,
+        vectors: NDArray[np.float32],
+        k: int,
+        filter: Filter | None,
+        tombstones: Tombstones | None,
+        *,
+        more: int,
     ) -> tuple[list[list[Answer]], Plan]:
         embedder = self.ref.embeddings.embedder.fingerprint
-        results: list[SearchResult] = self._shards.call("search", vectors, k + more, embedder, filter)
+        results: list[SearchResult] = self._shards.call(
+            "search", vectors, k + more, embedder, filter, tombstones
+        )
         answers = [
             _best([result.answers[number] for result in results], k + more) for number in range(len(vectors))
         ]
@@ -245,8 +252,7 @@ def open_index(ref: IndexRef, *, device: Device = "cpu") -> Index:
         IncompatibleArtifact: an older version of this program made them.
     """
     if ref.shards:
-        parts = [ref.shard(number) for number in range(len(ref.shards))]
-        return ShardedIndex(ref, LocalShards([Shard(part, device) for part in parts]))
+        return ShardedIndex(ref, LocalShards([_open_shard(part) for part in _parts(ref, device)]))
     index = Index(ref)
     index.move_to(device)
     return index
@@ -272,11 +278,16 @@ def open_in_cluster(ref: IndexRef, *, device: Device = "cpu") -> ShardedIndex:
             f"An index must have shards to be held in a cluster; {ref} is one bundle. Build it with "
             "--shards N, or open it here."
         )
-    parts = [(ref.shard(number), device) for number in range(len(ref.shards))]
-    shards = RemoteObjects(_open_shard, parts, num_gpus=int(device == "cuda"))
+    shards = RemoteObjects(_open_shard, _parts(ref, device), num_gpus=int(device == "cuda"))
     shards.call("columns")  # opened, or refused now
     return ShardedIndex(ref, shards)
 
 
-def _open_shard(part: tuple[IndexRef, Device]) -> Shard:
-    return Shard(*part)
+def _parts(ref: IndexRef, device: Device) -> list[tuple[IndexRef, Device, int]]:
+    starts = [0, *accumulate(shard.rows for shard in ref.shards)]
+    return [(ref.shard(number), device, starts[number]) for number in range(len(ref.shards))]
+
+
+def _open_shard(part: tuple[IndexRef, Device, int]) -> Shard:
+    ref, device, first_row = part
+    return Shard(ref, device, first_row=first_row)

@@ -14,42 +14,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml.errors import InvalidSetting, MissingArtifact
-from dml.models.package import Package, load_package
-from dml.refs import IndexRef, PackageRef, ThresholdsRef, require_package
+from dml.models.package import Package
+from dml.refs import IndexRef, ThresholdsRef, require_package
 from dml.reports import Identification, Verification
 from dml.retrieval.filters import Where
+from dml.retrieval.gallery import Gallery
 from dml.retrieval.identifier import Identifier
 from dml.retrieval.identities import search_identities
-from dml.retrieval.index import find_index, published_names
+from dml.retrieval.index import published_names
 from dml.retrieval.rerank import Rerank, reranked_search
 from dml.retrieval.search import Index
 from dml.retrieval.shards import open_in_cluster, open_index
-from dml.retrieval.thresholds import find_thresholds, find_thresholds_ref
+from dml.retrieval.thresholds import Thresholds, find_thresholds, find_thresholds_ref
 from dml.serving.query_result import QueryResult
+
+
+class _Version:
+    """What belongs to a version of an index beside its items."""
+
+    def __init__(self, store: str, ref: IndexRef) -> None:
+        self.store, self.ref = store, ref
+
+    @cached_property
+    def thresholds_ref(self) -> ThresholdsRef | None:
+        """Read when somebody is identified, since a search needs none."""
+        return find_thresholds_ref(self.store, self.ref)
+
+    @cached_property
+    def thresholds(self) -> Thresholds | None:
+        return None if self.thresholds_ref is None else find_thresholds(self.store, self.ref)
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """A version of an index with what embeds its queries; `refresh` replaces all of it at once."""
+    """A revision of a gallery with what embeds its queries; replaced whole."""
 
     index: Index
     package: Package | None
     """None: the model that embedded the items is not in the store."""
-    store: str
-
-    @cached_property
-    def thresholds(self) -> ThresholdsRef | None:
-        """Read when somebody is identified, since a search needs none."""
-        return find_thresholds_ref(self.store, self.index.ref)
+    version: _Version
 
     @cached_property
     def identifier(self) -> Identifier:
-        calibrated = self.thresholds is not None
-        return Identifier(self.index, find_thresholds(self.store, self.index.ref) if calibrated else None)
+        return Identifier(self.index, self.version.thresholds)
 
 
 class Searcher:
     """An open index with the model package that embedded its items; can be shared between threads.
+
+    What is enrolled and forgotten, here or by another process of this machine, is seen by the searches after
+    it; see `gallery`.
 
     Example:
         searcher = Searcher.open("dml-store", "shop")
@@ -57,8 +71,9 @@ class Searcher:
             print(result.answers[0].label, result.answers[0].similarity)
     """
 
-    def __init__(self, store: str, name: str, opened: _Opened, *, in_cluster: bool = False) -> None:
-        self._store, self._name, self._opened, self._in_cluster = store, name, opened, in_cluster
+    def __init__(self, store: str, gallery: Gallery) -> None:
+        self._store, self._gallery = store, gallery
+        self._last = self._open()
 
     @classmethod
     def open(cls, store: str | PathLike[str], index: str | None = None, *, in_cluster: bool = False) -> Self:
@@ -76,10 +91,27 @@ class Searcher:
             InvalidSetting: `in_cluster`, and the index has no shards.
         """
         store = fspath(store)
-        ref = find_index(store, only_index(store) if index is None else index)
-        package = _package_of(ref)
-        opened = _Opened(_open(ref, in_cluster=in_cluster), package, store)
-        return cls(store, index or ref.name, opened, in_cluster=in_cluster)
+        name = only_index(store) if index is None else index
+        return cls(store, Gallery.open(store, name, open_base=open_in_cluster if in_cluster else open_index))
+
+    @property
+    def gallery(self) -> Gallery:
+        """Enrols, changes and forgets items."""
+        return self._gallery
+
+    @property
+    def _opened(self) -> _Opened:
+        """What a search begins with; the next one may find more."""
+        last = self._last
+        if self._gallery.live is not last.index:
+            self._last = last = self._open(last)
+        return last
+
+    def _open(self, last: _Opened | None = None) -> _Opened:
+        index = self._gallery.live
+        if last is not None and index.ref.fingerprint == last.index.ref.fingerprint:
+            return _Opened(index, last.package, last.version)
+        return _Opened(index, self._gallery.package_of(index.ref), _Version(self._store, index.ref))
 
     @property
     def index(self) -> IndexRef:
@@ -294,26 +326,14 @@ class Searcher:
 
         Running searches finish on the version they started with. A searcher of NAME@VERSION does not change.
         """
-        former = self._opened
-        ref = find_index(self._store, self._name)
-        if ref.fingerprint == former.index.ref.fingerprint:
-            is_read = "thresholds" in vars(former)
-            if is_read and find_thresholds_ref(self._store, ref) != former.thresholds:
-                self._opened = _Opened(former.index, former.package, self._store)
-            return False
-        same = ref.embeddings.embedder.fingerprint == former.index.ref.embeddings.embedder.fingerprint
-        package = former.package if same else _package_of(ref)
-        self._opened = _Opened(_open(ref, in_cluster=self._in_cluster), package, self._store)
-        return True
-
-
-def _open(ref: IndexRef, *, in_cluster: bool) -> Index:
-    return open_in_cluster(ref) if in_cluster else open_index(ref)
-
-
-def _package_of(ref: IndexRef) -> Package | None:
-    embedder = ref.embeddings.embedder
-    return load_package(embedder.uri) if isinstance(embedder, PackageRef) else None
+        former = self._last
+        changed = self._gallery.refresh()
+        version = former.version
+        if not changed and "thresholds_ref" in vars(version):
+            ref = former.index.ref
+            if find_thresholds_ref(self._store, ref) != version.thresholds_ref:
+                self._last = _Opened(self._gallery.live, former.package, _Version(self._store, ref))
+        return changed
 
 
 def _embed(opened: _Opened, probes: Sequence[bytes | NDArray[np.float32] | str]) -> list[NDArray[np.float32]]:

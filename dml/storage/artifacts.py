@@ -69,7 +69,12 @@ STORE_FOLDERS = frozenset(
 )
 """Folders that stages write below a store. They are skipped when the store is inside an image source."""
 STORE_FORMAT = 2
-KIND_OF_FOLDER = {"datasets": "dataset", "indexes": "index", "vectors": "name of vectors"}
+KIND_OF_FOLDER = {
+    "datasets": "dataset",
+    "indexes": "index",
+    "vectors": "name of vectors",
+    "galleries": "gallery",
+}
 _STAGING = re.compile(r"\.staging-.+-[0-9a-f]{8}")
 _REMOVED = "removed-"
 _TRIES = 5
@@ -109,7 +114,7 @@ def named_folder(store: str, folder: str, name: str) -> str:
 
     Args:
         store: the store's URI.
-        folder: "datasets" or "indexes".
+        folder: one of `KIND_OF_FOLDER`.
         name: as the user gave it.
 
     Raises:

@@ -1,0 +1,255 @@
+"""The log of a gallery: what was enrolled, changed and forgotten since its first index, in one SQLite file.
+
+It holds the last change of each item, with the revision of its transaction. So what happened since a
+revision is a query, and nothing is left of what came before a change or a forgetting. A transaction is on
+the disk before it is acknowledged (write-ahead log, `synchronous=FULL`), and what is deleted is overwritten
+(`secure_delete`).
+"""
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dml.errors import CorruptArtifact, GalleryBusy, GalleryUnavailable, IncompatibleArtifact
+
+FORMAT = 1
+BUSY_TIMEOUT_S = 10.0
+_TRUNCATE_TRIES, _TRUNCATE_PAUSE_S = 20, 0.05
+_SCHEMA = """
+CREATE TABLE entries (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    revision INTEGER NOT NULL,
+    op TEXT NOT NULL,
+    id TEXT NOT NULL UNIQUE,
+    label TEXT,
+    attributes TEXT NOT NULL,
+    content TEXT NOT NULL,
+    who TEXT NOT NULL,
+    time TEXT NOT NULL
+);
+CREATE INDEX entries_by_revision ON entries (revision);
+CREATE TABLE vectors (
+    id TEXT NOT NULL, embedder TEXT NOT NULL, vector BLOB NOT NULL, PRIMARY KEY (id, embedder)
+);
+CREATE TABLE images (id TEXT PRIMARY KEY, image BLOB NOT NULL);
+CREATE TABLE revision (last INTEGER NOT NULL);
+INSERT INTO revision VALUES (0);
+"""
+
+Operation = Literal["enrol", "update", "forget"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The last change of an item."""
+
+    op: Operation
+    """enrol: it is in the log, with its vector; update: it is in the index, with other columns."""
+    id: str
+    label: str | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    content: str = ""
+    """SHA-256 of its image, or of its vector where there is none."""
+    who: str = ""
+    time: str = ""
+    """ISO 8601, UTC."""
+    vector: NDArray[np.float32] | None = None
+    """(D,) by the embedder that was asked for; None: it has none, or none by that."""
+    revision: int = 0
+
+
+class Log:
+    """An open log; for one thread at a time.
+
+    Args:
+        path: of its file.
+        create: make it where it is missing.
+        busy_timeout_s: how long to wait for a transaction of another process.
+
+    Raises:
+        CorruptArtifact: the file is none that SQLite can read.
+        IncompatibleArtifact: another version of this program made it.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+        self.path, self._busy_timeout_s = path, busy_timeout_s
+        if create:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with self._reading_errors():
+            self._connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}",
+                uri=True,
+                timeout=busy_timeout_s,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            self._prepare(create=create)
+
+    def _prepare(self, *, create: bool) -> None:
+        execute = self._connection.execute
+        (made,) = execute("PRAGMA user_version").fetchone()
+        if made == 0 and create:
+            execute("PRAGMA journal_mode=WAL")
+            with self.transaction():
+                if execute("PRAGMA user_version").fetchone() == (0,):
+                    for statement in _SCHEMA.split(";\n"):
+                        execute(statement)
+                    execute(f"PRAGMA user_version={FORMAT}")
+            (made,) = execute("PRAGMA user_version").fetchone()
+        if made not in (0, FORMAT):
+            raise IncompatibleArtifact(
+                f"The log of a gallery must have format {FORMAT} for this program; {self.path} has {made}. "
+                "Use the program that made it."
+            )
+        execute("PRAGMA synchronous=FULL")
+        execute("PRAGMA secure_delete=ON")
+        self.is_ready = made == FORMAT
+        """Whether it can be read; not for the moment in which another process makes it."""
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """A transaction that writes; it is undone where the block raises.
+
+        Raises:
+            GalleryBusy: another process was writing for longer than the timeout.
+        """
+        with self._reading_errors():
+            self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            with self._reading_errors():
+                self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Whatever is read in the block is of one revision."""
+        with self._reading_errors():
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._connection.execute("COMMIT")
+
+    @property
+    def data_version(self) -> int:
+        """A number that changes when another connection has committed."""
+        with self._reading_errors():
+            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+
+    @property
+    def revision(self) -> int:
+        """Of the last transaction; 0 before the first."""
+        with self._reading_errors():
+            return int(self._connection.execute("SELECT last FROM revision").fetchone()[0])
+
+    def entries_after(self, revision: int, embedder: str) -> list[Entry]:
+        """The last changes of all items that changed since, in order, with vectors by an embedder."""
+        return list(self._entries("WHERE revision > ?", revision, embedder=embedder))
+
+    def entry(self, id_: str) -> Entry | None:
+        """The last change of an item; None: nobody touched it."""
+        return next(self._entries("WHERE entries.id = ?", id_, embedder=""), None)
+
+    def _entries(self, where: str, *values: Any, embedder: str) -> Iterator[Entry]:
+        with self._reading_errors():
+            rows = self._connection.execute(
+                "SELECT op, entries.id, label, attributes, content, who, time, vector, revision FROM entries "
+                f"LEFT JOIN vectors ON vectors.id = entries.id AND embedder = ? {where} ORDER BY seq",
+                (embedder, *values),
+            ).fetchall()
+        for op, id_, label, attributes, content, who, when, vector, revision in rows:
+            unpacked = None if vector is None else np.frombuffer(vector, "<f4")
+            yield Entry(op, id_, label, json.loads(attributes), content, who, when, unpacked, revision)
+
+    def image(self, id_: str) -> bytes | None:
+        """The image of an enrolled item; None: it was enrolled as a vector, or is not in the log."""
+        with self._reading_errors():
+            row = self._connection.execute("SELECT image FROM images WHERE id = ?", (id_,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def write(self, revision: int, entry: Entry, *, embedder: str, image: bytes | None = None) -> None:
+        """Make this the last change of its item, inside a transaction.
+
+        An entry without a vector leaves the item's vectors and image; of one that is forgotten, none is left.
+        """
+        execute = self._connection.execute
+        with self._reading_errors():
+            execute("DELETE FROM entries WHERE id = ?", (entry.id,))
+            if entry.op == "forget" or entry.vector is not None:
+                execute("DELETE FROM vectors WHERE id = ?", (entry.id,))
+                execute("DELETE FROM images WHERE id = ?", (entry.id,))
+            execute(
+                "INSERT INTO entries (revision, op, id, label, attributes, content, who, time) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    revision,
+                    entry.op,
+                    entry.id,
+                    entry.label,
+                    json.dumps(dict(entry.attributes), allow_nan=False),
+                    entry.content,
+                    entry.who,
+                    entry.time,
+                ),
+            )
+            if entry.vector is not None:
+                self.write_vector(entry.id, embedder, entry.vector)
+            if image is not None:
+                execute("INSERT INTO images VALUES (?, ?)", (entry.id, image))
+
+    def write_vector(self, id_: str, embedder: str, vector: NDArray[np.float32]) -> None:
+        """Add an item's vector by an embedder, inside a transaction."""
+        self._connection.execute(
+            "INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", (id_, embedder, vector.astype("<f4").tobytes())
+        )
+
+    def set_revision(self, revision: int) -> None:
+        """Number the open transaction."""
+        self._connection.execute("UPDATE revision SET last = ?", (revision,))
+
+    def truncate(self) -> bool:
+        """Move all transactions into the main file and empty the write-ahead log, which may hold what was
+        deleted; False: readers in other processes kept it."""
+        for _ in range(_TRUNCATE_TRIES):
+            with self._reading_errors():
+                (busy, *_) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if not busy:
+                return True
+            time.sleep(_TRUNCATE_PAUSE_S)
+        return False
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    @contextmanager
+    def _reading_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise GalleryBusy(
+                    f"A gallery is written by one transaction at a time; another process has been writing "
+                    f"{self.path} for {self._busy_timeout_s:g} s. Try again."
+                ) from error
+            raise GalleryUnavailable(
+                f"The log of a gallery must be a file that this process can read and write; {self.path} is "
+                f"not: {error}. Nothing was written."
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise CorruptArtifact(
+                f"The log of a gallery must be as SQLite wrote it; {self.path} is not: {error}. Restore it "
+                "from a backup."
+            ) from error

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Store, Workers, app, store_uri, verb
+from dml.cli.app import Json, Settings, Store, Workers, app, store_uri, verb
 from dml.cli.output import emit, print_table
 from dml.errors import InvalidSetting
 
@@ -27,6 +27,7 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="to listen on; 0: a free one")] = 8000,
     workers: Workers = None,
+    settings: Settings = None,
     ask_for_keys: Annotated[
         bool, typer.Option("--ask-for-keys", help="ask for API keys on this machine's own addresses, too")
     ] = False,
@@ -50,13 +51,14 @@ def serve(
                 f"A service that asks for API keys must have one; {path} has none. Make one: dml "
                 "keys make NAME --permissions read."
             )
-    settings = ServiceSettings(store=root, indexes=tuple(names or ()), keys=path if asks else None)
+    service = ServiceSettings(store=root, indexes=tuple(names or ()), keys=path if asks else None)
+    service = service.overridden(settings or [])
     served: list[ServedAddress] = []
 
     def announce(address: str) -> None:
         served.append(emit(ServedAddress(address=address, store=root, keys=asks), as_json, _show_address))
 
-    run(settings, host=host, port=port, workers=workers or 1, announce=announce)
+    run(service, host=host, port=port, workers=workers or 1, announce=announce)
     return served[-1]
 
 

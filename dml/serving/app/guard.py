@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 access = logging.getLogger("dml.serving.access")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+LINGER_S = 2.0
 _OPEN_TO_ALL = ("/healthz", "/readyz", "/openapi.json")
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
@@ -128,7 +129,7 @@ class Guard:
         except _Gone:
             raise
         except Exception as error:
-            await self._refuse(scope, error, send)
+            await self._refuse(scope, error, receive, send)
         finally:
             self._bodies_bytes -= reserved
 
@@ -153,14 +154,29 @@ class Guard:
                 retry_after=5,
             ) from None
 
-    async def _refuse(self, scope: Scope, error: Exception, send: _Watched) -> None:
+    async def _refuse(self, scope: Scope, error: Exception, receive: Receive, send: _Watched) -> None:
         refused = refusal_of(error, hide=self._settings.store)
         if refused.status == 500:
             logger.error("request %s failed", send.request_id, exc_info=error)
         if send.status:  # it has begun: a broken answer must not look whole
             raise error
-        with suppress(OSError):
-            await response_of(refused, send.request_id)(scope, _nothing, send)
+        answer = response_of(refused, send.request_id)
+        if not send.closes:
+            await answer(scope, receive, send)
+            return
+
+        async def send_and_linger(message: Message) -> None:
+            """A connection that is closed while the client sends is reset, and the answer is lost with it."""
+            is_last = message["type"] == "http.response.body"
+            await send({**message, "more_body": True} if is_last else message)
+            if is_last:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LINGER_S):
+                        while (await receive()).get("more_body"):
+                            pass
+                await send({"type": "http.response.body"})
+
+        await answer(scope, receive, send_and_linger)
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
         """Who sends it, and whether it may: before its body is read."""
@@ -305,7 +321,3 @@ class Guard:
                 }
             )
         )
-
-
-async def _nothing() -> Message:
-    return {"type": "http.disconnect"}

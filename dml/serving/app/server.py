@@ -21,7 +21,7 @@ from uvicorn.supervisors import Multiprocess
 from dml.errors import MissingArtifact
 from dml.retrieval.index import find_index, published_names
 from dml.serving.app.factory import create_app
-from dml.serving.app.guard import access
+from dml.serving.app.guard import LINGER_S, access
 from dml.serving.app.problems import Refused, problem_of
 from dml.serving.app.settings import (
     LOOPBACK_NAMES,
@@ -32,6 +32,8 @@ from dml.serving.app.settings import (
 
 _MOST_HEAD_BYTES = 64 << 10
 _KEEP_ALIVE_S = 15
+_WORKER_STARTS_S = 120
+"""It imports torch before it can say that it is alive, and is killed if it has not said so by then."""
 _REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
@@ -48,14 +50,22 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     _waiting: asyncio.TimerHandle | None = None
     _head_bytes = 0
+    _is_refused: bool = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self._wait()
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
         self._head_bytes += len(data)
         super().data_received(data)
+        self._watch_head()
+
+    def _watch_head(self) -> None:
+        if self._is_refused:
+            return
         if self._is_in_request():
             self._stop_waiting()
         elif self._head_bytes > _MOST_HEAD_BYTES:
@@ -100,7 +110,11 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        self.transport.close()
+        self.transport.write_eof()
+        # What the client still sends is taken and dropped: a close now would reset the connection, and the
+        # answer with it.
+        self._is_refused = True
+        self.loop.call_later(LINGER_S, self.transport.close)
 
 
 class _Server(uvicorn.Server):
@@ -164,6 +178,7 @@ def serve(
         access_log=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_worker_healthcheck=_WORKER_STARTS_S,
         timeout_graceful_shutdown=int(settings.limits.seconds),
     )
     bound = config.bind_socket()

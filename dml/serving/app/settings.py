@@ -3,15 +3,14 @@
 from ipaddress import ip_address
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from dml.config import Part
 from dml.errors import InvalidSetting
 
 
-class Limits(BaseModel):
+class Limits(Part):
     """What is refused before it costs much."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     body_bytes: int = Field(16 << 20, gt=0, description="of one request")
     bodies_bytes: int = Field(512 << 20, gt=0, description="of all requests that are being answered")
@@ -26,10 +25,8 @@ class Limits(BaseModel):
     seconds: float = Field(30.0, gt=0, description="in which a request must be answered")
 
 
-class Batching(BaseModel):
+class Batching(Part):
     """How images of different requests are encoded together."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     images: int = Field(32, gt=0, description="encoded at once, at most")
     wait_ms: float = Field(
@@ -37,10 +34,8 @@ class Batching(BaseModel):
     )
 
 
-class ServiceSettings(BaseModel):
+class ServiceSettings(Part):
     """All of it; can be sent to another process."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     store: str
     indexes: tuple[str, ...] = Field((), description="NAME; empty: all of the store, new ones too")

@@ -1,0 +1,140 @@
+"""The audit log: who enrolled, changed, forgot or exported what, and when. No images, no vectors, no keys.
+
+One JSON object a line, in a file that is only ever appended to. Each line holds the SHA-256 of the line
+before, so that a line that was changed or taken out shows.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dml.errors import CorruptArtifact
+
+Action = Literal["enrol", "update", "forget", "export", "correct", "remove"]
+Outcome = Literal["done", "refused", "failed"]
+_FIRST = "0" * 64
+_TAIL_BYTES = 1 << 20
+_MOST_IDS = 100
+
+
+class AuditEntry(BaseModel):
+    """One line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    when: datetime = Field(description="UTC")
+    who: str = Field(description="id and name of the API key; local: none was needed")
+    address: str = Field(description="of the client")
+    request_id: str
+    action: Action
+    gallery: str = Field(description="or dataset")
+    identity: str | None = None
+    ids: list[str] = Field([], description="of items, the first 100 of them")
+    num_ids: int = 0
+    revision: int | None = Field(None, description="of the gallery; null: nothing was written")
+    outcome: Outcome
+    former: str = Field(_FIRST, description="SHA-256 of the line before; of the first line zeros")
+
+
+class AuditLog:
+    """A file that several processes append to.
+
+    Args:
+        path: made with mode 600 where it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(
+        self,
+        *,
+        who: str,
+        address: str,
+        request_id: str,
+        action: Action,
+        gallery: str,
+        outcome: Outcome,
+        identity: str | None = None,
+        ids: Sequence[str] = (),
+        revision: int | None = None,
+    ) -> AuditEntry:
+        """Write one line; it is on the disk when this returns.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            entry = AuditEntry(
+                when=datetime.now(UTC),
+                who=who,
+                address=address,
+                request_id=request_id,
+                action=action,
+                gallery=gallery,
+                identity=identity,
+                ids=list(ids[:_MOST_IDS]),
+                num_ids=len(ids),
+                revision=revision,
+                outcome=outcome,
+                former=_digest_of_last(descriptor),
+            )
+            line = json.dumps(entry.model_dump(mode="json"), ensure_ascii=False) + "\n"
+            content = line.encode("utf-8", "replace")
+            while content:
+                content = content[os.write(descriptor, content) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return entry
+
+    def require_writable(self) -> None:
+        """Raise OSError where a line could not be appended: what is not logged must not be done."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600))
+
+
+def _digest_of_last(descriptor: int) -> str:
+    """The SHA-256 of the file's last line; a line that a lost power cut short counts as it is."""
+    size = os.fstat(descriptor).st_size
+    if not size:
+        return _FIRST
+    start = max(size - _TAIL_BYTES, 0)
+    tail = os.pread(descriptor, size - start, start)
+    if not tail.endswith(b"\n"):
+        os.write(descriptor, b"\n")
+    last = tail.rstrip(b"\n").rpartition(b"\n")[2]
+    return hashlib.sha256(last).hexdigest()
+
+
+def read_audit(path: Path) -> Iterator[AuditEntry]:
+    """The entries of a log, the oldest first.
+
+    Raises:
+        CorruptArtifact: a line was changed, or one before it taken out.
+    """
+    former = _FIRST
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            text = line.rstrip(b"\n")
+            try:
+                entry = AuditEntry.model_validate_json(text)
+            except ValidationError:
+                entry = None
+            if entry is None or entry.former != former:
+                raise CorruptArtifact(
+                    f"{path} must be as it was written; line {number} was changed, or one before it taken "
+                    "out. Compare it with a copy."
+                )
+            former = hashlib.sha256(text).hexdigest()
+            yield entry

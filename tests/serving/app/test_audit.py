@@ -1,0 +1,57 @@
+"""The audit log is appended to, and shows what was taken out of it."""
+
+import multiprocessing
+
+import pytest
+
+from dml.errors import CorruptArtifact
+from dml.serving.app.audit import AuditLog, read_audit
+
+
+def append(path, number):
+    return AuditLog(path).append(
+        who="k1 page",
+        address="127.0.0.1",
+        request_id=str(number),
+        action="enrol",
+        gallery="shelves",
+        identity="ann",
+        ids=[f"ann/{number}"],
+        revision=number,
+        outcome="done",
+    )
+
+
+def append_some(path, first):
+    for number in range(first, first + 20):
+        append(path, number)
+
+
+def test_what_was_appended_is_read_back_in_order(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    written = [append(path, number) for number in range(3)]
+    assert list(read_audit(path)) == written
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_processes_append_to_one_chain(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=append_some, args=(path, first)) for first in (0, 100, 200)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert len(list(read_audit(path))) == 60
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda lines: lines[:1] + lines[2:], lambda lines: [lines[1], *lines[1:]]]
+)
+def test_a_line_that_was_taken_out_or_changed_shows(tmp_path, damage):
+    path = tmp_path / "audit.jsonl"
+    for number in range(3):
+        append(path, number)
+    path.write_bytes(b"".join(damage(path.read_bytes().splitlines(keepends=True))))
+    with pytest.raises(CorruptArtifact, match=r"line [12] was changed"):
+        list(read_audit(path))

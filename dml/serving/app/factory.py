@@ -6,8 +6,8 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse
 
 import dml
 from dml.errors import DmlError
@@ -65,6 +65,20 @@ def create_app(settings: ServiceSettings, *, batched: Batched | None = None) -> 
     for kind in (DmlError, Refused, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, refuse)
     app.add_middleware(Guard, settings=settings, keys=keys, metrics=service.metrics)
-    if _PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=_PAGE, html=True), name="page")
+    _add_page(app)
     return app
+
+
+def _add_page(app: FastAPI) -> None:
+    """A route for the files of the page. A mount at "/" would take every path, so none would be refused for
+    its method."""
+    files = {file.name: file for file in _PAGE.iterdir() if file.is_file()}
+
+    async def page(request: Request) -> Response:
+        file = files.get(request.path_params.get("file", "index.html"))
+        if file is None:
+            raise HTTPException(404)
+        return FileResponse(file)
+
+    app.add_route("/", page, methods=["GET"])
+    app.add_route("/{file}", page, methods=["GET"])

@@ -6,12 +6,14 @@ from a pointer, a registered model, an unfinished run or a finished bench.
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from dml import storage
+from dml.data.corrected import CORRECTIONS
+from dml.data.known_files import FILES
 from dml.data.thumbnails import forget_thumbnails
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact, did_you_mean
 from dml.names import split_version, versioned
@@ -45,6 +47,7 @@ _PROJECT_FOLDERS = (
 )
 """The folders of a store that this project writes; MLflow and Prefect manage the others."""
 
+_FRAGMENT = "fragment"
 _FORGOTTEN, _UNFINISHED_REMOVAL = "forgotten", "its removal was killed"
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
 ABANDONED_AFTER = timedelta(days=1)
@@ -174,6 +177,7 @@ def unneeded(
     removals += _finished_checkpoints(store)
     removals += _galleries(store, {f"{a.name}-{a.version}" for u, a in artifacts.items() if u in reachable})
     removals += _abandoned(store, now)
+    removals += _unshared_fragments(store, {removal.uri for removal in removals}, now)
     link_of = {r.uri: storage.link_above(r.uri, store) for r in removals}
     links = sorted({link for link in link_of.values() if link is not None})
     if links:
@@ -261,6 +265,19 @@ def _reachable(artifacts: Mapping[str, Artifact], roots: Iterable[str]) -> set[s
     return reachable
 
 
+def _unshared_fragments(store: str, removed: Collection[str], now: datetime) -> Iterator[Removal]:
+    """Dataset files that no version has once some are removed; not those of a publication that is running."""
+    root = storage.join(store, "datasets")
+    for name in storage.list_folders(root):
+        folder = storage.join(root, name)
+        unused_now = {entry.path for entry in storage.unshared_files(folder)}
+        for entry in storage.unshared_files(folder, removed):
+            is_recent = entry.modified is not None and entry.modified > now - ABANDONED_AFTER
+            if not (entry.path in unused_now and is_recent):
+                uri = storage.join(folder, storage.SHARED, entry.path)
+                yield Removal(uri, _FRAGMENT, "no version has it", entry.size_bytes)
+
+
 def _finished_checkpoints(store: str) -> Iterator[Removal]:
     """Checkpoints of finished runs; a run's result and configuration are kept."""
     for run in storage.list_folders(storage.join(store, "runs")):
@@ -330,7 +347,7 @@ def remove(removals: Sequence[Removal]) -> list[Removal]:
     removed: set[str] = set()
     for removal in sorted(removals, key=_descendants_first):
         count()
-        if removal.uri in kept:
+        if removal.uri in kept or removal.kind == _FRAGMENT:
             continue
         if removal.fingerprint:
             for folder in ("rows", "artifacts"):
@@ -353,7 +370,21 @@ def remove(removals: Sequence[Removal]) -> list[Removal]:
         else:
             storage.remove(removal.uri)
         removed.add(removal.uri)
+    removed |= _remove_fragments([removal.uri for removal in removals if removal.kind == _FRAGMENT])
     return [removal for removal in removals if removal.uri in removed]
+
+
+def _remove_fragments(uris: Sequence[str]) -> set[str]:
+    """Remove those of these dataset files that no version has; returns them."""
+    removed: set[str] = set()
+    for shared in sorted({uri.rpartition("/")[0] for uri in uris}):
+        folder = shared.rpartition("/")[0]
+        with storage.locked_pointer(folder):
+            unused = {storage.join(shared, entry.path) for entry in storage.unshared_files(folder)}
+            for uri in sorted(unused & set(uris)):
+                storage.delete(uri)
+                removed.add(uri)
+    return removed
 
 
 def _descendants_first(removal: Removal) -> int:
@@ -408,8 +439,12 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
                 f"{kind} {name} must not be needed; the indexes {sorted(indexes)} were made from it. "
                 "Remove them first."
             )
+        unused_before = {entry.path for entry in storage.unshared_files(folder)}
         for uri in [*(a.uri for a in made if a.kind == "thresholds"), *uris]:
             storage.remove(uri)
+        for entry in storage.unshared_files(folder):
+            if entry.path not in unused_before:
+                storage.delete(storage.join(folder, storage.SHARED, entry.path))
         if version is None:
             _remove_rest(store, kind, folder)
     return [versioned(base, v) for v in versions] or [base]
@@ -421,7 +456,8 @@ def _folder_of_kind(kind: str) -> str:
 
 def _remove_rest(store: str, kind: str, folder: str) -> None:
     """Remove a name's other files once it has no versions; the list of forgotten items is kept."""
-    for name in (storage.POINTER, "refresh.json", *([storage.SHARDS] if kind == "index" else [])):
+    folders = {"index": [storage.SHARDS], "dataset": [storage.SHARED, FILES, CORRECTIONS]}
+    for name in (storage.POINTER, "refresh.json", *folders.get(kind, ())):
         storage.delete(storage.join(folder, name))
     if kind in ("dataset", "vectors"):
         storage.delete(storage.join(store, "quarantine", f"{folder.rpartition('/')[2]}.parquet"))

@@ -73,6 +73,7 @@ class DatasetRef(ItemsRef):
     kind: Literal["dataset"] = "dataset"  # type: ignore[assignment]  # tells the two apart in JSON
     splits: dict[str, SplitSize]
     quarantined: int
+    order: str = Field("", description="hex SHA-256 of the ids in the order of their positions")
 
 
 AnyItems = Annotated[DatasetRef | ItemsRef, Field(discriminator="kind")]

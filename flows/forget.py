@@ -4,6 +4,7 @@ from prefect import flow
 
 from dml.data.forget import (
     erase_from_latest_quarantine,
+    erase_remains,
     point_without,
     require_known,
     same_images,
@@ -46,8 +47,7 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
             f"versions before, which `dml indexes` and `dml vectors` list: dml rm index {dataset}@VERSION, "
             f"dml rm vectors {dataset}@VERSION."
         )
-    holding = stage(versions_containing)(root, dataset, ids)
-    stage(require_known)(root, dataset, holding, ids)
+    stage(require_known)(root, dataset, ids)
     stage(add_forgotten)(root, dataset, ids)  # later ingests leave them out
     holding = stage(versions_containing)(root, dataset, ids)  # including versions published meanwhile
     twins = sorted({twin for ref in holding for twin in stage(same_images)(ref, ids)})
@@ -59,6 +59,7 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
     rebuilt = [_rebuild(root, index, without[index.embeddings.items.uri]) for index in indexes]
     stage(erase_from_latest_quarantine)(root, dataset, ids)
     removed = stage(remove_with_descendants)(root, holding)
+    stage(erase_remains)(root, dataset, ids)
     say(f"{len(ids)} items are forgotten; {len(removed)} artefacts that contained them are removed")
     return ForgetReport(items=len(ids), rebuilt=rebuilt, removed=removed, same_images=twins)
 

@@ -10,16 +10,20 @@ from flows.policy import is_orchestrated, progress_logger, say, show_table, show
 
 
 @flow(name="ingest-flow", flow_run_name="ingest {config.name}", on_running=[tag_with_names], log_prints=False)
-def ingest_flow(config: IngestConfig, store: str | None = None) -> IngestReport:
-    """Ingest a source; the same content gives the same version and no second copy.
+def ingest_flow(config: IngestConfig, store: str | None = None, reread: bool = False) -> IngestReport:
+    """Ingest a source; the same content gives the same version and no second copy. Only new or changed files
+    are read.
 
     Args:
         config: name, source, layout and split of the dataset.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
+        reread: read every file, also those that have not changed by size, times or ETag.
     """
     if is_orchestrated():
         say(f"dataset {config.name}: listing its source")
-    report = stage(ingest_source, retryable=True)(config, store_uri(store), progress_logger("ingest"))
+    report = stage(ingest_source, retryable=True)(
+        config, store_uri(store), progress_logger("ingest"), reread=reread
+    )
     dataset = report.dataset
     name = str(dataset)
     rows = [{"split": split, **size.model_dump()} for split, size in dataset.splits.items()]
@@ -27,5 +31,8 @@ def ingest_flow(config: IngestConfig, store: str | None = None) -> IngestReport:
     if report.refused:
         show_table("quarantine", [refusal.model_dump() for refusal in report.refused], report.quarantine)
     show_text("ingest-notes", "\n".join(f"- {note}" for note in report.notes))
-    say(f"dataset {name} ({report.outcome}): {dataset.rows} rows of {dataset.classes} classes")
+    say(
+        f"dataset {name} ({report.outcome}): {dataset.rows} rows of {dataset.classes} classes; "
+        f"{report.changes}"
+    )
     return report

@@ -1,5 +1,6 @@
 """`dml ingest` and `dml datasets`."""
 
+import getpass
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ from dml.errors import DmlError, InvalidSetting, MissingArtifact, without_passwo
 from dml.names import SourceLayout
 
 if TYPE_CHECKING:
-    from dml.reports import DatasetList, IngestReport, ListedDataset
+    from dml.reports import CorrectionList, DatasetList, IngestReport, ListedDataset
 
 
 @verb()
@@ -28,6 +29,12 @@ def ingest(
             "Default: as before, else as the layout's field does"
         ),
     ] = None,
+    reread: Annotated[
+        bool,
+        typer.Option(
+            "--reread", help="read every image, also those whose size, times or ETag have not changed"
+        ),
+    ] = False,
     settings: Settings = None,
     workers: Workers = None,
     store: Store = None,
@@ -51,7 +58,7 @@ def ingest(
             "num_workers": workers,
         }
     ).overridden(settings or [])
-    report = run(ingest_flow, config, store_uri(store))
+    report = run(ingest_flow, config, store_uri(store), reread=reread)
     return emit(report, as_json, _show_ingest)
 
 
@@ -63,6 +70,7 @@ def _show_ingest(report: "IngestReport") -> None:
     if report.refused:
         refused = [each.model_dump() for each in report.refused]
         print_table(f"in quarantine, all listed in {report.quarantine}", refused)
+    print(report.changes)
     print(f"{ref.rows} rows, {ref.classes} classes, {ref.quarantined} in quarantine: {ref.uri}")
     if report.outcome == "current":
         print(f"nothing to do: the source gives {ref}, which is the current version already")
@@ -99,6 +107,65 @@ def _row_of(dataset: "ListedDataset") -> dict[str, str | int]:
         "quarantined": dataset.quarantined,
         "attributes": ", ".join(dataset.attributes),
     }
+
+
+@verb()
+def correct(
+    dataset: Annotated[str, typer.Argument(help="dataset NAME")],
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="items, as `dml search` shows them")],
+    label: Annotated[str | None, typer.Option(help="the class that they belong to")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="leave them out")] = False,
+    revoke: Annotated[bool, typer.Option("--revoke", help="take their corrections back")] = False,
+    who: Annotated[str | None, typer.Option(help="who corrects; default: the user of this machine")] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> "CorrectionList":
+    """Correct items' labels or leave items out, in a new version; later ingests of the source keep it."""
+    from dml.data.corrections import correct_labels, list_corrections, remove_items, revoke_correction
+    from dml.reports import CorrectionList
+
+    if (label is not None) + remove + revoke != 1:
+        raise InvalidSetting("Say what is right: one of --label LABEL, --remove and --revoke.")
+    root, by = store_to_list(store), who if who is not None else getpass.getuser()
+    if label is not None:
+        ref = correct_labels(root, dataset, dict.fromkeys(ids, label), who=by)
+    elif remove:
+        ref = remove_items(root, dataset, ids, who=by)
+    else:
+        for id_ in ids:
+            ref = revoke_correction(root, dataset, id_)
+    answer = CorrectionList(dataset=ref, corrections=list_corrections(root, dataset))
+    return emit(answer, as_json, _show_corrections)
+
+
+@verb()
+def corrections(
+    dataset: Annotated[str, typer.Argument(help="dataset NAME")], store: Store = None, as_json: Json = False
+) -> "CorrectionList":
+    """List the corrections of a dataset by people: who, when, and what was there before."""
+    from dml.data.corrections import list_corrections
+    from dml.data.dataset import find_dataset
+    from dml.reports import CorrectionList
+
+    root = store_to_list(store)
+    answer = CorrectionList(dataset=find_dataset(root, dataset), corrections=list_corrections(root, dataset))
+    return emit(answer, as_json, _show_corrections)
+
+
+def _show_corrections(answer: "CorrectionList") -> None:
+    rows = [
+        {
+            "item": visible(each.id),
+            "label": "removed" if each.label is None else visible(each.label),
+            "before": visible(each.former_label),
+            "who": visible(each.who),
+            "when": each.when,
+        }
+        for each in answer.corrections
+    ]
+    print_table("corrections", rows)
+    ref = answer.dataset
+    print(f"{ref}: {ref.rows} rows, {ref.classes} classes")
 
 
 def is_place(store: str, text: str) -> bool:

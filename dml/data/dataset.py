@@ -1,6 +1,7 @@
 """Reading of datasets: refs, rows, and images by position.
 
-A row's position is its index in the dataset, counted over all fragments in order.
+A row's position is its index in the dataset, counted over all fragments in order. A fragment can be a file
+that several versions share, of which each can leave out rows.
 """
 
 import shutil
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -90,15 +91,55 @@ def require_schema(ref: ItemsRef) -> None:
         )
 
 
-def fragments(ref: ItemsRef, numbers: tuple[int, int] | None = None) -> list[str]:
-    """The URIs of the items' Parquet files, in the order that positions count.
+class StoredFragment(NamedTuple):
+    """A Parquet file of items, and which of its rows belong to them."""
+
+    uri: str
+    rows: int
+    deleted: tuple[int, ...] = ()
+    """Rows of the file that do not belong to the items, ascending."""
+
+    @property
+    def name(self) -> str:
+        return self.uri.rpartition("/")[2]
+
+    def file_rows(self) -> NDArray[np.int64]:
+        """(rows,) the rows of the file that belong to the items."""
+        return np.delete(np.arange(self.rows + len(self.deleted), dtype=np.int64), list(self.deleted))
+
+
+def fragments(ref: ItemsRef, numbers: tuple[int, int] | None = None) -> list[StoredFragment]:
+    """The items' Parquet files, in the order that positions count.
 
     Args:
         ref: the dataset, or items without images.
         numbers: only those from the first to before the last; None: all.
+
+    Raises:
+        IncompatibleArtifact: the version was made again with its rows in another order.
     """
-    entries = storage.read_manifest(ref.uri)["fragments"][slice(*numbers or (None,))]
-    return [storage.join(ref.uri, entry["name"]) for entry in entries]
+    manifest = storage.read_manifest(ref.uri)
+    if isinstance(ref, DatasetRef) and ref.order != manifest["ref"].get("order", ref.order):
+        raise IncompatibleArtifact(
+            f"The rows of a dataset must be in the order that their embeddings and indexes were made from; "
+            f"{ref.uri} was made again in another. Embed and index it again."
+        )
+    return fragments_in(ref.uri, manifest)[slice(*numbers or (None,))]
+
+
+def fragments_in(uri: str, manifest: Mapping[str, Any]) -> list[StoredFragment]:
+    """The fragments that a version's manifest lists."""
+    shared = manifest.get("shared", {})
+    return [
+        StoredFragment(
+            storage.shared_file(uri, entry["name"])
+            if entry["name"] in shared
+            else storage.join(uri, entry["name"]),
+            entry["rows"],
+            tuple(entry.get("deleted", ())),
+        )
+        for entry in manifest["fragments"]
+    ]
 
 
 def first_position(ref: ItemsRef, numbers: tuple[int, int] | None) -> int:
@@ -137,7 +178,9 @@ def read_rows(
         if columns is not None:
             wanted = [*columns, *([] if split is None else ["split"])]
             stored = ["label" if name == CLASS_ID else name for name in wanted]
-        parts = pool.map(lambda uri: with_wide_offsets(read_fragment(uri, stored)), fragments(ref, numbers))
+        parts = pool.map(
+            lambda fragment: with_wide_offsets(read_fragment(fragment, stored)), fragments(ref, numbers)
+        )
         table = pa.concat_tables(parts)
     positions = np.arange(len(table), dtype=np.int64) + first_position(ref, numbers)
     table = table.append_column(POSITION, pa.array(positions))
@@ -153,8 +196,8 @@ def read_row_parts(
 ) -> Iterator[pa.Table]:
     """The rows of `read_rows`, with all that is stored but the image, fragment by fragment."""
     first = first_position(ref, numbers)
-    for uri in fragments(ref, numbers):
-        table = with_wide_offsets(read_fragment(uri))
+    for fragment in fragments(ref, numbers):
+        table = with_wide_offsets(read_fragment(fragment))
         positions = np.arange(first, first + len(table), dtype=np.int64)
         first += len(table)
         table = table.append_column(POSITION, pa.array(positions))
@@ -191,20 +234,21 @@ def read_values(ref: DatasetRef, name: str, *, split: str) -> tuple[NDArray[np.i
     return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
 
 
-def read_fragment(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The given columns of one fragment; None: all except the image.
+def read_fragment(fragment: StoredFragment, columns: Sequence[str] | None = None) -> pa.Table:
+    """The given columns of one fragment's rows; None: all except the image.
 
     Raises:
         InvalidSetting: a column does not exist.
         CorruptArtifact: the file is damaged.
     """
-    with _opened(uri) as file:
+    with _opened(fragment.uri) as file:
         names = file.schema_arrow.names
         selected = [n for n in names if n != IMAGE] if columns is None else list(dict.fromkeys(columns))
         unknown = sorted(set(selected) - set(names))
         if unknown:
             raise InvalidSetting(f"columns must be among {names}; got {unknown}.")
-        return file.read(columns=selected)
+        table = file.read(columns=selected)
+    return table.take(fragment.file_rows()) if fragment.deleted else table
 
 
 @contextmanager
@@ -220,22 +264,23 @@ def _opened(uri: str) -> Iterator[parquet.ParquetFile]:
 
 def read_images(ref: DatasetRef, positions: Sequence[int]) -> list[bytes]:
     """The image files of a few rows, read directly from Parquet, in the order of `positions`."""
-    sizes = [entry["rows"] for entry in storage.read_manifest(ref.uri)["fragments"]]
-    starts, uris = np.cumsum([0, *sizes]), fragments(ref)
+    stored = fragments(ref)
+    starts = np.cumsum([0, *(fragment.rows for fragment in stored)])
     image_at: dict[int, bytes] = {}
     order = np.unique(np.asarray(positions, dtype=np.int64))
     _check_positions(order, ref.rows)
     for number in np.unique(np.searchsorted(starts, order, side="right") - 1):
         in_fragment = order[(order >= starts[number]) & (order < starts[number + 1])]
-        groups = read_fragment_images(uris[number], in_fragment - starts[number])
+        groups = read_fragment_images(stored[number], in_fragment - starts[number])
         images = [image for group in groups for image in group]
         image_at.update(zip(in_fragment.tolist(), images, strict=True))
     return [image_at[int(position)] for position in positions]
 
 
-def read_fragment_images(uri: str, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:
+def read_fragment_images(fragment: StoredFragment, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:
     """The images of ascending rows of a fragment, one row group at a time; other groups are not read."""
-    with _opened(uri) as file:
+    rows = fragment.file_rows()[rows] if fragment.deleted else rows
+    with _opened(fragment.uri) as file:
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         starts = np.cumsum([0, *sizes])
         for group in range(file.num_row_groups):
@@ -292,16 +337,19 @@ def open_mapped(ref: DatasetRef) -> MappedDataset:
         InvalidSetting: the disk of the cache is too small.
     """
     target = storage.cache_dir() / "rows" / ref.fingerprint / "images.arrow"
-    if not storage.is_intact(str(target.parent)):
+    is_copied = storage.is_intact(str(target.parent))
+    if not is_copied or storage.read_manifest(str(target.parent)).get("order") != ref.order:
         _copy_images(ref, target)
-        storage.seal(str(target.parent), {"copy_of": ref.uri})
+        storage.seal(str(target.parent), {"copy_of": ref.uri, "order": ref.order})
     return MappedDataset(ref, target)
 
 
 def _copy_images(ref: DatasetRef, target: Path) -> None:
     """Write to a temporary file, then rename it: concurrent processes write equal files, readers see one."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    needed = sum(file["size_bytes"] for file in storage.read_manifest(ref.uri)["files"].values())
+    manifest = storage.read_manifest(ref.uri)
+    files = [*manifest["files"].values(), *manifest.get("shared", {}).values()]
+    needed = sum(file["size_bytes"] for file in files)
     free = shutil.disk_usage(target.parent).free
     if free < needed:
         raise InvalidSetting(
@@ -312,15 +360,20 @@ def _copy_images(ref: DatasetRef, target: Path) -> None:
     try:
         schema = pa.schema([pa.field(IMAGE, pa.binary(), nullable=False)])
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for uri in fragments(ref):
-                for batch in _image_batches(uri):
+            for fragment in fragments(ref):
+                for batch in _image_batches(fragment):
                     writer.write_batch(batch)
         temporary.rename(target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _image_batches(uri: str) -> Iterator[pa.RecordBatch]:
-    with _opened(uri) as file:
+def _image_batches(fragment: StoredFragment) -> Iterator[pa.RecordBatch]:
+    rows, start = fragment.file_rows(), 0
+    with _opened(fragment.uri) as file:
         for group in range(file.num_row_groups):
-            yield from file.read_row_group(group, columns=[IMAGE]).to_batches()
+            images = file.read_row_group(group, columns=[IMAGE])
+            stop = start + len(images)
+            kept = rows[(rows >= start) & (rows < stop)] - start
+            yield from (images if len(kept) == len(images) else images.take(kept)).to_batches()
+            start = stop

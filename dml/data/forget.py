@@ -1,6 +1,7 @@
 """A dataset version without some items: their rows, images and entries in all tables are removed.
 
 The new version equals the result of ingesting the source again, since `forgotten.json` excludes the items.
+Rows that a version lists as deleted are erased from its files too.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -11,13 +12,25 @@ from pyarrow import compute, parquet
 
 from dml import storage
 from dml.config import IngestConfig
-from dml.data.dataset import find_dataset, fragments, list_datasets, read_fragment, read_rows
+from dml.data.corrected import erase_corrections
+from dml.data.dataset import (
+    StoredFragment,
+    find_dataset,
+    fragments,
+    list_datasets,
+    read_fragment,
+    read_rows,
+)
+from dml.data.delta import write_ids
 from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.data.former import CLASSES
 from dml.data.fragment import Row, copy_fragment
-from dml.data.ingest import fingerprint_of, ingest_config_of, split_sizes
+from dml.data.ingest import fingerprint_of, ingest_config_of, order_of, split_sizes
+from dml.data.known_files import erase_known_files
 from dml.data.quarantine import QUARANTINE, latest_quarantine, read_quarantine, write_quarantine
+from dml.data.schema import Fragment
 from dml.data.sources.sample import Problem, Sample
+from dml.data.thumbnails import forget_fragment_thumbnails
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.refs import DatasetRef
 
@@ -29,7 +42,7 @@ def versions_containing(store: str, name: str, ids: Sequence[str]) -> list[Datas
 
 
 def _contains_any(ref: DatasetRef, ids: pa.Array) -> bool:
-    tables = (read_fragment(uri, ["id"])["id"] for uri in fragments(ref))
+    tables = (read_fragment(fragment, ["id"])["id"] for fragment in fragments(ref))
     in_rows = any(compute.any(_is_in(column, ids)).as_py() for column in tables)
     refused = {problem.id for problem in read_quarantine(storage.join(ref.uri, QUARANTINE))}
     return in_rows or bool(refused & set(ids.to_pylist()))
@@ -80,14 +93,17 @@ def without_items(store: str, ref: DatasetRef, ids: Sequence[str]) -> DatasetRef
     new = _make_ref(store, ref, [_row(row, ref) for row in table.to_pylist()], problems)
     with storage.staged(new.uri) as staged:
         written = list(_write_fragments(ref, staged, removed_ids, ingest_config_of(ref)))
+        shared = storage.read_manifest(ref.uri)["shared"]
+        kept = {fragment.name for fragment in written} & shared.keys()
+        write_ids(staged, table["id"].to_pylist())
         write_quarantine(storage.join(staged, QUARANTINE), problems)
         _write_classes(ref, staged, sorted(set(table["label"].to_pylist())))
         description = {
-            **{key: value for key, value in storage.read_manifest(ref.uri).items() if key != "files"},
+            **_description(ref),
             "ref": new.model_dump(mode="json", exclude={"uri"}),
-            "fragments": written,
+            "fragments": [fragment._asdict() for fragment in written],
         }
-        storage.publish(staged, new.uri, description)
+        storage.publish(staged, new.uri, description, {name: shared[name] for name in sorted(kept)})
     return find_dataset(store, str(new))
 
 
@@ -102,6 +118,7 @@ def _make_ref(store: str, former: DatasetRef, rows: Sequence[Row], problems: Seq
             "classes": len({row.label for row in rows}),
             "splits": split_sizes(rows),
             "quarantined": len(problems),
+            "order": order_of(row.sample.id for row in rows),
         }
     )
 
@@ -112,17 +129,71 @@ def _row(row: dict[str, object], ref: DatasetRef) -> Row:
     return Row(sample, str(row["sha256"]))
 
 
+def _description(ref: DatasetRef) -> dict[str, Any]:
+    """What a version's manifest says besides its files."""
+    manifest = storage.read_manifest(ref.uri)
+    return {key: value for key, value in manifest.items() if key not in ("files", "shared")}
+
+
 def _write_fragments(
     ref: DatasetRef, staged: str, removed_ids: Set[str], config: IngestConfig
-) -> Iterator[dict[str, Any]]:
-    """Write every fragment without the items; a fragment that contains none keeps its name and bytes."""
-    for number, uri in enumerate(fragments(ref)):
-        temporary_name = f".fragment-{number:08d}"
-        fragment = copy_fragment(
-            uri, staged, config, keep=lambda id_: id_ not in removed_ids, temporary_name=temporary_name
+) -> Iterator[Fragment]:
+    """The fragments without the items; one whose file contains none of them stays."""
+    folder = storage.make_folder(storage.join(staged, storage.SHARED))
+    for number, fragment in enumerate(fragments(ref)):
+        ids = _ids_in_file(fragment)
+        if removed_ids.isdisjoint(ids):
+            yield Fragment(fragment.name, fragment.rows, fragment.deleted)
+            continue
+        keep = {row for row in fragment.file_rows().tolist() if ids[row] not in removed_ids}
+        copied = copy_fragment(
+            fragment.uri, folder, config, keep=keep, temporary_name=f".fragment-{number:08d}"
         )
-        if fragment is not None:
-            yield fragment._asdict()
+        if copied is not None:
+            yield copied
+
+
+def _ids_in_file(fragment: StoredFragment) -> list[str]:
+    """The ids of all rows of a fragment's file, deleted ones included."""
+    whole = StoredFragment(fragment.uri, fragment.rows + len(fragment.deleted))
+    ids: list[str] = read_fragment(whole, ["id"])["id"].to_pylist()
+    return ids
+
+
+def erase_remains(store: str, name: str, ids: Sequence[str]) -> None:
+    """Erase items from what is left of them once no version contains them: from the files whose rows versions
+    list as deleted, from the list of files read, and from the corrections. Files that no version has are
+    removed."""
+    erased = set(ids)
+    for ref in list_datasets(store):
+        if ref.name == name:
+            _erase_deleted_rows(ref, erased)
+    erase_known_files(store, name, ids)
+    erase_corrections(store, name, ids)
+    parent = storage.named_folder(store, "datasets", name)
+    with storage.locked_pointer(parent):
+        for entry in storage.unshared_files(parent):
+            storage.delete(storage.join(parent, storage.SHARED, entry.path))
+
+
+def _erase_deleted_rows(ref: DatasetRef, ids: Set[str]) -> None:
+    """Write files of a version without their deleted rows, where these are of the items."""
+    config, stored = ingest_config_of(ref), fragments(ref)
+    with storage.staged(ref.uri) as staged:
+        folder = storage.make_folder(storage.join(staged, storage.SHARED))
+        result = [Fragment(fragment.name, fragment.rows, fragment.deleted) for fragment in stored]
+        for number, fragment in enumerate(stored):
+            if fragment.deleted and not ids.isdisjoint(_ids_in_file(fragment)):
+                keep = set(fragment.file_rows().tolist())
+                temporary_name = f".fragment-{number:08d}"
+                copied = copy_fragment(fragment.uri, folder, config, keep=keep, temporary_name=temporary_name)
+                assert copied is not None
+                result[number] = copied
+                forget_fragment_thumbnails(fragment)
+        if any(new.name != old.name for new, old in zip(result, stored, strict=True)):
+            description = {**_description(ref), "fragments": [fragment._asdict() for fragment in result]}
+            storage.replace_shared(staged, ref.uri, description, [fragment.name for fragment in result])
+        storage.delete(staged)
 
 
 def _write_classes(ref: DatasetRef, staged: str, labels: list[str]) -> None:
@@ -146,15 +217,17 @@ def erase_from_latest_quarantine(store: str, name: str, ids: Sequence[str]) -> N
         write_quarantine(uri, [problem for problem in read_quarantine(uri) if problem.id not in set(ids)])
 
 
-def require_known(store: str, name: str, holding: Sequence[DatasetRef], ids: Sequence[str]) -> None:
-    """Raise MissingArtifact if there is no such dataset, or an item is in none of its versions."""
+def require_known(store: str, name: str, ids: Sequence[str]) -> None:
+    """Raise MissingArtifact if there is no such dataset, or an item is in no file of its versions."""
     folder = storage.named_folder(store, "datasets", name)
     if not storage.list_versions(folder):
         raise storage.missing_version(folder, None, "dataset")
     known = forgotten_ids(store, name)
     missing = {id_ for id_ in ids if digest_of_id(id_) not in known}
-    for ref in holding:
-        missing -= set(read_rows(ref, columns=["id"])["id"].to_pylist())
+    for ref in list_datasets(store) if missing else ():
+        if ref.name != name:
+            continue
+        missing -= {id_ for fragment in fragments(ref) for id_ in _ids_in_file(fragment)}
         missing -= {problem.id for problem in read_quarantine(storage.join(ref.uri, QUARANTINE))}
     if missing or not ids:
         raise MissingArtifact(

@@ -43,6 +43,9 @@ class FormerVersion:
     classes: int = 0
     split_of_class: Mapping[str, str] = field(default_factory=dict)
     """Split by label, for the classes of this version, earlier ones, and later ones with the same split."""
+    ref: DatasetRef | None = None
+    config: IngestConfig | None = None
+    """Of the latest ingest."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,14 @@ def find_former(store: str, name: str) -> FormerVersion:
     splits = _read_class_splits(ref) if last.split == made.split else _splits_of_rows(ref)
     later = _splits_of_later_versions(parent, str(manifest["created"]), last)
     return FormerVersion(
-        ref.version, last.config.split, last.split, ref.rows, ref.classes, {**later, **splits}
+        ref.version,
+        last.config.split,
+        last.split,
+        ref.rows,
+        ref.classes,
+        {**later, **splits},
+        ref,
+        last.config,
     )
 
 

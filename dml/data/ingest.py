@@ -1,6 +1,7 @@
 """Ingest: a source in, a published dataset version out. It lists, splits, validates, writes and publishes.
 
-Each fragment is read, decoded and written independently, by a thread of this process or by Ray, with the same
+Only what is new or has changed since the former version is read, and comes in new fragments (`delta`). Each
+fragment is read, decoded and written independently, by a thread of this process or by Ray, with the same
 bytes as result. Samples that cannot become rows go to the quarantine table. A killed ingest leaves no visible
 files.
 """
@@ -12,7 +13,7 @@ import pickle
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -22,7 +23,9 @@ from typing import Any
 from dml import storage
 from dml.cluster import quiet_ray_data, ray_session
 from dml.config import IngestConfig, SplitConfig
+from dml.data.corrected import Corrections, read_corrections
 from dml.data.dataset import find_dataset
+from dml.data.delta import FormerRows, Plan, make_plan, read_former_rows, write_ids
 from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.data.former import (
     ChosenSplit,
@@ -33,7 +36,8 @@ from dml.data.former import (
     last_ingest,
     write_class_splits,
 )
-from dml.data.fragment import FragmentJob, FragmentResult, Row, cut, keep_rows, make_fragment, make_problem
+from dml.data.fragment import FragmentJob, FragmentResult, Row, keep_rows, make_fragment, make_problem
+from dml.data.known_files import CurrentFile, KnownFile, current_files, read_known_files, write_known_files
 from dml.data.quarantine import (
     QUARANTINE,
     count_refusals,
@@ -51,7 +55,7 @@ from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact, InvalidD
 from dml.names import versioned
 from dml.progress import Ticker
 from dml.refs import AttributeType, DatasetRef, SplitSize
-from dml.reports import IngestOutcome, IngestReport
+from dml.reports import DatasetChanges, IngestOutcome, IngestReport
 
 logger = logging.getLogger(__name__)
 
@@ -69,26 +73,31 @@ def ingest(config: IngestConfig, store: str, progress: OnProgress | None = None)
 
 
 def ingest_again(ref: DatasetRef, store: str, progress: OnProgress | None = None) -> DatasetRef:
-    """Ingest the source of a damaged version again; does not change which version is current."""
+    """Make a damaged version again from its source, its rows in the same order; does not change which version
+    is current."""
     is_current = storage.current(storage.named_folder(store, "datasets", ref.name)) == ref.version
     config = last_ingest(store, ref.name) if is_current else ingest_config_of(ref)
-    return ingest_source(config, store, progress, make_current=False).dataset
+    with Ticker("ingest") as ticker:
+        return _ingest_source(config, store, ticker, progress, damaged=ref).dataset
 
 
 def ingest_source(
-    config: IngestConfig, store: str, progress: OnProgress | None = None, *, make_current: bool = True
+    config: IngestConfig, store: str, progress: OnProgress | None = None, *, reread: bool = False
 ) -> IngestReport:
     """Make a dataset version from a source, and make it the current version.
+
+    Only files that are new or have changed since the former version are read; its fragments are shared.
 
     Args:
         config: the source and how to read it.
         store: the store's URI.
         progress: called after each fragment.
-        make_current: False makes a damaged version again, without changing the current version.
+        reread: read every file, also those that have not changed by size, times or ETag.
 
     Returns:
         The version and a report. Equal content gives the same version, without a second copy, independent of
-        the source's location and the number of workers. A damaged version is made again.
+        the source's location, the number of workers, and what was ingested before. A damaged version is made
+        again.
 
     Raises:
         InvalidData: unknown layout, no valid row, an impossible split, or attributes of mixed types.
@@ -96,14 +105,20 @@ def ingest_source(
         MissingArtifact: there is no such source, or a worker's machine cannot read it or the store.
         InvalidSetting: the split or the source is invalid.
         IncompatibleArtifact: another ingest of the same name was published meanwhile with a different split
-            of a class, or items were forgotten meanwhile.
+            of a class, or items were forgotten or corrected meanwhile.
     """
     with Ticker("ingest") as ticker:
-        return _ingest_source(config, store, ticker, progress, make_current)
+        return _ingest_source(config, store, ticker, progress, reread=reread)
 
 
 def _ingest_source(
-    config: IngestConfig, store: str, ticker: Ticker, progress: OnProgress | None, make_current: bool
+    config: IngestConfig,
+    store: str,
+    ticker: Ticker,
+    progress: OnProgress | None,
+    *,
+    reread: bool = False,
+    damaged: DatasetRef | None = None,
 ) -> IngestReport:
     if storage.list_versions(storage.named_folder(store, "vectors", config.name)):
         raise InvalidSetting(
@@ -120,25 +135,36 @@ def _ingest_source(
     config = config.model_copy(update={"split": split.requested})
     parent = storage.named_folder(store, "datasets", config.name)
     with storage.staged(storage.join(parent, "ingest")) as staged:
-        written = _make_fragments(config, listed, split.split_of_class, staged, ticker, progress)
+        ticker.begin("comparing with the former version")
+        plan, files = _plan(config, store, listed, split.split_of_class, former, staged, reread, damaged)
+        written = _write_fragments(config, plan, listed, ticker, progress)
         splits = {row.split for row in written.rows}
         is_empty = not written.rows or splits != set(split.split_of_class.values())
         _require_valid(config, store, written.problems, listed.num_rows, is_empty=is_empty)
         with storage.locked_pointer(parent) as pointer:
             split = _merge_concurrent_ingest(split, former, find_former(store, config.name), config.name)
-            write_quarantine(storage.join(staged, QUARANTINE), written.problems)
-            write_class_splits(staged, split.remembered)
-            ref = _make_ref(written, config.name, parent)
+            _refuse_other_corrections(store, config.name, listed.corrections)
+            ref = make_ref(parent, config.name, written)
             this_ingest = LastIngest(config, split.config).to_json()
             ticker.begin("publishing", "files")
             is_current = pointer.version == ref.version
-            outcome = _publish(staged, ref, written, this_ingest, is_current=is_current)
+            outcome = publish_version(
+                staged,
+                ref,
+                written,
+                split.remembered,
+                this_ingest,
+                is_current=is_current,
+                thorough=bool(damaged),
+            )
             _refuse_forgotten(store, ref, written.ids, outcome)
-            if make_current or pointer.version is None:
+            if not damaged or pointer.version is None:
                 pointer.move(ref.version, remember=this_ingest)
+            _remember_files(store, config, files, written.rows)
     return IngestReport(
         dataset=find_dataset(store, str(ref)),
         outcome=outcome,
+        changes=written.changes,
         refused=count_refusals(written.problems),
         quarantine=latest_quarantine(store, config.name),
         notes=_notes(config, ref, listed, split, former, written),
@@ -153,6 +179,8 @@ class _Listed:
     samples: list[Sample]
     problems: list[Problem]
     default_split: SplitConfig
+    corrections: Corrections
+    """Those that were applied."""
     notes: list[str]
 
     @property
@@ -165,19 +193,26 @@ def _list_samples(config: IngestConfig, store: str, ticker: Ticker) -> _Listed:
     source = open_source(config.source, config.layout, access)
     listing, notes = _without_forgotten(_list(source, config), forgotten_ids(store, config.name))
     ticker.begin(f"sorting {len(listing.samples)} samples")
-    samples, problems, merged = _screen(listing.samples)
-    return _Listed(source, samples, problems + listing.problems, listing.split, notes + merged)
+    corrections = read_corrections(store, config.name)
+    remaining, corrected = corrections.apply(listing.samples)
+    samples, problems, merged = _screen(remaining)
+    notes += [*corrected, *merged]
+    return _Listed(source, samples, problems + listing.problems, listing.split, corrections, notes)
 
 
 @dataclass(frozen=True)
-class _Fragments:
+class VersionRows:
     """The fragments of a version and their rows, before it is published."""
 
     fragments: list[Fragment]
     rows: list[Row]
+    """In the order of their positions."""
     attributes: dict[str, AttributeType]
     problems: list[Problem]
+    shared: dict[str, Any]
+    """The entries of the files that the former version has too."""
     contradictions: list[list[Row]]
+    changes: DatasetChanges
 
     @property
     def ids(self) -> list[str]:
@@ -185,26 +220,147 @@ class _Fragments:
         return [*(row.sample.id for row in self.rows), *(problem.id for problem in self.problems)]
 
 
-def _make_fragments(
+def _plan(
     config: IngestConfig,
+    store: str,
     listed: _Listed,
     split_of_class: Mapping[str, str],
+    former: FormerVersion,
     staged: str,
-    ticker: Ticker,
-    progress: OnProgress | None,
-) -> _Fragments:
+    reread: bool,
+    damaged: DatasetRef | None,
+) -> tuple[Plan, dict[str, CurrentFile]]:
+    """The plan of a version, and the source's files by id."""
+    base = damaged or former.ref
+    former_rows = FormerRows() if base is None else read_former_rows(base, thorough=damaged is not None)
+    samples = [sample._replace(split=split_of_class[sample.label]) for sample in listed.samples]
+    files = current_files(listed.source, samples)
+    known = {} if reread else read_known_files(store, config)
+    folder = storage.make_folder(storage.join(staged, storage.SHARED))
     attributes = attribute_types([sample.attributes for sample in listed.samples])
-    jobs = _jobs(config, listed, split_of_class, attributes, staged)
-    results = _results(jobs, config.num_workers, len(listed.samples), ticker, progress)
+    plan = make_plan(listed.source, samples, files, attributes, former_rows, known, folder, config)
+    return plan, {sample.id: file for sample, file in zip(samples, files, strict=True)}
+
+
+def _write_fragments(
+    config: IngestConfig, plan: Plan, listed: _Listed, ticker: Ticker, progress: OnProgress | None
+) -> VersionRows:
+    """Read and write what the plan says."""
+    attributes = attribute_types([sample.attributes for sample in listed.samples])
+    results = _results(plan.jobs, config.num_workers, ticker, progress)
     ticker.begin("comparing images and labels")
-    fragments, rows, contradictions = _reconcile(jobs, results)
-    problems = listed.problems + [problem for result in results for problem in result.problems]
+    return finish_version(config, plan, results, attributes, listed.problems)
+
+
+def finish_version(
+    config: IngestConfig,
+    plan: Plan,
+    results: Sequence[FragmentResult],
+    attributes: dict[str, AttributeType],
+    problems: Sequence[Problem],
+) -> VersionRows:
+    """The fragments of a version from those that stay and the results of the plan's jobs.
+
+    Args:
+        config: whether images with several labels are refused.
+        plan: which fragments there are.
+        results: of the plan's jobs.
+        attributes: the columns' types.
+        problems: the samples that were not read.
+    """
+    rows = _rows_of(plan, results)
+    all_problems = [*problems, *(problem for result in results for problem in result.problems)]
+    contradictions = _contradictions(rows.values())
+    refused: set[str] = set()
     if config.quarantine_contradictions:
-        problems += _contradiction_problems(contradictions)
-    return _Fragments(fragments, rows, attributes, problems, contradictions)
+        all_problems += _contradiction_problems(contradictions)
+        refused = {row.sha256 for same in contradictions for row in same}
+    fragments, in_order = _assemble(plan, results, rows, refused)
+    names = {fragment.name for fragment in fragments}
+    shared = {name: entry for name, entry in plan.former.shared.items() if name in names}
+    changes = _changes(plan.former, in_order, results)
+    return VersionRows(fragments, in_order, attributes, all_problems, shared, contradictions, changes)
 
 
-def _make_ref(written: _Fragments, name: str, parent: str) -> DatasetRef:
+def _rows_of(plan: Plan, results: Sequence[FragmentResult]) -> dict[str, Row]:
+    """All rows of a version by id, also those that stay."""
+    sha256 = plan.former.columns.get("sha256", ())
+    rows = [Row(sample, sha256[position]) for position, sample in plan.kept.items()]
+    rows += [row for result in results for row in [*result.rows, *result.unchanged]]
+    return {row.sample.id: row for row in rows}
+
+
+def _assemble(
+    plan: Plan, results: Sequence[FragmentResult], row_of: Mapping[str, Row], refused: Collection[str]
+) -> tuple[list[Fragment], list[Row]]:
+    """The fragments of a version and their rows, without those whose image is refused."""
+    former = plan.former
+    result_of = {result.number: result for result in results}
+    staying = {former.ids[position] for position in plan.kept}
+    staying |= {row.sample.id for result in results for row in result.unchanged}
+    kept = {
+        position: row_of[id_]
+        for position, id_ in enumerate(former.ids)
+        if id_ in staying and row_of[id_].sha256 not in refused
+    }
+    fragments: list[Fragment] = []
+    rows: list[Row] = []
+    for number, part in enumerate(plan.parts):
+        if isinstance(part, int):
+            fragment = plan.stored(part, kept)
+            positions = range(former.starts[part], former.starts[part + 1])
+            in_fragment = [kept[position] for position in positions if position in kept]
+        else:
+            fragment = result_of[number].fragment
+            in_fragment = [row for row in result_of[number].rows if row.sha256 not in refused]
+            if fragment is not None and len(in_fragment) < fragment.rows:
+                fragment = keep_rows(part, fragment, in_fragment)
+        if fragment is not None:
+            fragments.append(fragment)
+            rows += in_fragment
+    return fragments, rows
+
+
+def _changes(former: FormerRows, rows: Sequence[Row], results: Sequence[FragmentResult]) -> DatasetChanges:
+    """How the rows differ from the former version's, and what was read for it."""
+    counts: Counter[str] = Counter()
+    for row in rows:
+        position = former.position_of.get(row.sample.id)
+        if position is None:
+            counts["added"] += 1
+        elif not former.is_readable(position):
+            counts["unchanged"] += 1
+        elif former.columns["sha256"][position] != row.sha256:
+            counts["changed"] += 1
+        else:
+            counts["unchanged" if former.equals(position, row.sample) else "relabelled"] += 1
+    ids = {row.sample.id for row in rows}
+    return DatasetChanges(
+        files_read=sum(result.files_read for result in results),
+        bytes_read=sum(result.bytes_read for result in results),
+        removed=sum(id_ not in ids for id_ in former.ids),
+        **counts,
+    )
+
+
+def _remember_files(
+    store: str, config: IngestConfig, files: Mapping[str, CurrentFile], rows: Sequence[Row]
+) -> None:
+    """Store which file each row was read from; a file that has just changed is read again the next time."""
+    current = ((row, files[row.sample.id]) for row in rows)
+    write_known_files(
+        store,
+        config,
+        {
+            row.sample.id: KnownFile(file.stamp, row.sha256)
+            for row, file in current
+            if file.stamp is not None and file.is_settled
+        },
+    )
+
+
+def make_ref(parent: str, name: str, written: VersionRows) -> DatasetRef:
+    """The ref of a version that is being made."""
     fingerprint = fingerprint_of(written.rows, written.attributes, written.problems)
     return DatasetRef(
         uri=storage.join(parent, fingerprint[:12]),
@@ -216,7 +372,17 @@ def _make_ref(written: _Fragments, name: str, parent: str) -> DatasetRef:
         quarantined=len(written.problems),
         attributes=written.attributes,
         schema_version=SCHEMA_VERSION,
+        order=order_of(row.sample.id for row in written.rows),
     )
+
+
+def order_of(ids: Iterable[str]) -> str:
+    """The digest of ids in their order."""
+    digest = hashlib.sha256()
+    for id_ in ids:
+        encoded = id_.encode()
+        digest.update(len(encoded).to_bytes(8, "big") + encoded)
+    return digest.hexdigest()
 
 
 def _notes(
@@ -225,7 +391,7 @@ def _notes(
     listed: _Listed,
     split: ChosenSplit,
     former: FormerVersion,
-    written: _Fragments,
+    written: VersionRows,
 ) -> list[str]:
     """Notes for the user about how the version was made."""
     return [
@@ -250,14 +416,34 @@ def _require_valid(
         raise _nothing_valid(config, problems, table)
 
 
-def _publish(
-    staged: str, ref: DatasetRef, written: _Fragments, this_ingest: Mapping[str, Any], *, is_current: bool
+def publish_version(
+    staged: str,
+    ref: DatasetRef,
+    written: VersionRows,
+    class_splits: Mapping[str, str],
+    this_ingest: Mapping[str, Any],
+    *,
+    is_current: bool,
+    thorough: bool = False,
 ) -> IngestOutcome:
-    """Publish the version; an existing version is verified, and replaced if it is damaged."""
+    """Publish the version; an existing version is verified, and replaced if it is damaged.
+
+    Args:
+        staged: the folder where the new fragments are.
+        ref: the version.
+        written: its rows.
+        class_splits: the split by label that later versions must keep.
+        this_ingest: the configuration, as manifests store it.
+        is_current: whether it is the current version already.
+        thorough: compare every byte of an existing version, not only sizes and times.
+    """
+    write_quarantine(storage.join(staged, QUARANTINE), written.problems)
+    write_class_splits(staged, class_splits)
+    write_ids(staged, [row.sample.id for row in written.rows])
     outcome: IngestOutcome = "made"
     if storage.is_complete(ref.uri):
         try:
-            storage.verify(ref.uri)
+            (storage.verify if thorough else storage.verify_opened)(ref.uri)
             outcome = "current" if is_current else "found"
         except CorruptArtifact as error:
             logger.warning("made again, since it was damaged: %s", error)
@@ -269,8 +455,16 @@ def _publish(
         **this_ingest,
         "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
-    storage.publish(staged, ref.uri, description)
+    storage.publish(staged, ref.uri, description, written.shared)
     return outcome
+
+
+def _refuse_other_corrections(store: str, name: str, applied: Corrections) -> None:
+    if read_corrections(store, name) != applied:
+        raise IncompatibleArtifact(
+            f"An ingest must not undo corrections; items of {name} were corrected meanwhile. Nothing was "
+            "published; start again."
+        )
 
 
 def _merge_concurrent_ingest(
@@ -354,7 +548,7 @@ def _contradictions_note(contradictions: Sequence[Sequence[Row]], refused: bool)
 def _duplicates_note(rows: Sequence[Row]) -> list[str]:
     """A note about images that occur more than once under one label."""
     rows_by_image: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (row.label, row.sample.id)):
         rows_by_image.setdefault((row.label, row.sha256), []).append(row)
     duplicates = [same for same in rows_by_image.values() if len(same) > 1]
     if not duplicates:
@@ -457,28 +651,14 @@ def _nothing_valid(config: IngestConfig, problems: Sequence[Problem], table: str
     )
 
 
-def _jobs(
-    config: IngestConfig,
-    listed: _Listed,
-    split_of_class: Mapping[str, str],
-    attributes: Mapping[str, AttributeType],
-    staged: str,
-) -> list[FragmentJob]:
-    samples = [sample._replace(split=split_of_class[sample.label]) for sample in listed.samples]
-    return [
-        FragmentJob(number, listed.source, part, attributes, staged, config)
-        for number, part in enumerate(cut(samples, config.rows_per_fragment))
-    ]
-
-
 def _results(
     jobs: Sequence[FragmentJob],
     num_workers: int | None,
-    num_samples: int,
     ticker: Ticker,
     progress: OnProgress | None,
 ) -> list[FragmentResult]:
-    is_local = num_workers == 1 or (num_workers is None and num_samples < _SMALL_SOURCE_ROWS)
+    num_samples = sum(len(job.samples) for job in jobs)
+    is_local = not jobs or num_workers == 1 or (num_workers is None and num_samples < _SMALL_SOURCE_ROWS)
     generator = _make_with_threads(jobs, ticker) if is_local else _make_with_ray(jobs, num_workers, ticker)
     results = []
     with closing(generator):
@@ -555,36 +735,15 @@ def _node() -> str:
     return f"node {ray.util.get_node_ip_address()} ({socket.gethostname()})"
 
 
-def _reconcile(
-    jobs: Sequence[FragmentJob], results: Sequence[FragmentResult]
-) -> tuple[list[Fragment], list[Row], list[list[Row]]]:
-    """A version's fragments and rows, and its images with several labels, which are removed if configured."""
-    contradictions = _contradictions(results)
-    refused: set[str] = set()
-    if jobs[0].config.quarantine_contradictions:
-        refused = {row.sha256 for rows in contradictions for row in rows}
-    fragments, all_rows = [], []
-    for job, result in zip(jobs, results, strict=True):
-        rows = [row for row in result.rows if row.sha256 not in refused]
-        fragment = result.fragment
-        if fragment is not None and len(rows) < fragment.rows:
-            fragment = keep_rows(job, fragment, rows)
-        if fragment is not None:
-            fragments.append(fragment)
-        all_rows += rows
-    return fragments, all_rows, contradictions
-
-
-def _contradictions(results: Sequence[FragmentResult]) -> list[list[Row]]:
+def _contradictions(rows: Iterable[Row]) -> list[list[Row]]:
     """The rows of each image that has several labels, of which at most one is right.
 
     Published datasets contain them (22 rows of CARS196's training half), and published results include them.
     """
-    rows_of: dict[str, list[Row]] = {}
-    for result in results:
-        for row in result.rows:
-            rows_of.setdefault(row.sha256, []).append(row)
-    return [rows for rows in rows_of.values() if len({row.label for row in rows}) > 1]
+    same: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row.label, row.sample.id)):
+        same.setdefault(row.sha256, []).append(row)
+    return [rows for rows in same.values() if len({row.label for row in rows}) > 1]
 
 
 def _contradiction_problems(contradictions: Sequence[Sequence[Row]]) -> list[Problem]:

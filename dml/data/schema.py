@@ -109,6 +109,9 @@ class Fragment(NamedTuple):
 
     name: str
     rows: int
+    """Without the deleted ones."""
+    deleted: tuple[int, ...] = ()
+    """Rows of the file that do not belong to the version, ascending."""
 
 
 def write_fragment(

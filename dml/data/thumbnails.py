@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dml import storage
-from dml.data.dataset import fragments, read_fragment_images
+from dml.data.dataset import StoredFragment, fragments, fragments_in, read_fragment_images
 from dml.preprocessing import decode, image_format
 from dml.progress import Ticker
 from dml.refs import DatasetRef
@@ -51,12 +51,9 @@ def read_thumbnails(ref: DatasetRef) -> Thumbnails:
     Raises:
         CorruptArtifact: a fragment is damaged.
     """
-    parts = []
-    sizes = [entry["rows"] for entry in storage.read_manifest(ref.uri)["fragments"]]
     with Ticker("thumbnails") as ticker:
-        ticker.begin("reading", "images", sum(sizes))
-        for uri, rows in zip(fragments(ref), sizes, strict=True):
-            parts.append(_read_fragment_thumbnails(uri, rows, ticker))
+        ticker.begin("reading", "images", ref.rows)
+        parts = [_read_fragment_thumbnails(fragment, ticker) for fragment in fragments(ref)]
     return Thumbnails(
         np.concatenate([part.pixels for part in parts]),
         np.concatenate([part.is_grey for part in parts]),
@@ -66,10 +63,14 @@ def read_thumbnails(ref: DatasetRef) -> Thumbnails:
 
 
 def forget_thumbnails(uri: str) -> None:
-    """Remove from this machine the thumbnails of the fragments in a dataset version's folder."""
-    for name in storage.list_names(uri):
-        if name.startswith("fragment-"):
-            storage.delete(str(_folder_of(name)))
+    """Remove from this machine the thumbnails of a dataset version's fragments."""
+    for fragment in fragments_in(uri, storage.read_manifest(uri)):
+        forget_fragment_thumbnails(fragment)
+
+
+def forget_fragment_thumbnails(fragment: StoredFragment) -> None:
+    """Remove from this machine the thumbnails of a fragment."""
+    storage.delete(str(_folder_of(fragment.name)))
 
 
 def make_thumbnails(images: Sequence[bytes]) -> Thumbnails:
@@ -108,19 +109,21 @@ def _folder_of(fragment: str) -> Path:
     return storage.cache_dir() / "thumbnails" / storage.digest_of(_CODE_VERSION, fragment)[:32]
 
 
-def _read_fragment_thumbnails(uri: str, rows: int, ticker: Ticker) -> Thumbnails:
-    folder = _folder_of(uri.rpartition("/")[2])
+def _read_fragment_thumbnails(fragment: StoredFragment, ticker: Ticker) -> Thumbnails:
+    """Those of the fragment's rows; the cache has those of all rows of the file."""
+    folder = _folder_of(fragment.name)
     if not storage.is_intact(str(folder)):
-        _write_cache(folder, _decode_fragment(uri, rows, ticker))
+        whole = StoredFragment(fragment.uri, fragment.rows + len(fragment.deleted))
+        _write_cache(folder, _decode_fragment(whole, ticker))
     else:
-        ticker.count(rows)
+        ticker.count(fragment.rows)
     with np.load(folder / _FILE, allow_pickle=False) as arrays:
-        return Thumbnails(**arrays)
+        return Thumbnails(**{name: values[fragment.file_rows()] for name, values in arrays.items()})
 
 
-def _decode_fragment(uri: str, rows: int, ticker: Ticker) -> Mapping[str, NDArray[np.generic]]:
+def _decode_fragment(fragment: StoredFragment, ticker: Ticker) -> Mapping[str, NDArray[np.generic]]:
     parts = []
-    for images in read_fragment_images(uri, np.arange(rows)):
+    for images in read_fragment_images(fragment, np.arange(fragment.rows)):
         parts.append(vars(make_thumbnails(images)))
         ticker.count(len(images))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -20,7 +20,7 @@ from pyarrow import compute
 
 from dml import errors, storage
 from dml.cluster import capacity, on_cluster, quiet_ray_data, ray_session
-from dml.data.dataset import fragments, read_fragment, read_fragment_images
+from dml.data.dataset import StoredFragment, fragments, read_fragment, read_fragment_images
 from dml.embedding.table import (
     KnownVectors,
     find_embeddings,
@@ -52,7 +52,7 @@ OnProgress = Callable[[int, int], None]
 class _PartJob:
     """One fragment, the samples of it to embed, and the part to write."""
 
-    fragment: str
+    fragment: StoredFragment
     split: str | None
     part: str
 
@@ -110,8 +110,8 @@ def embed(
             return ref
         _remove_parts(left)
     raise CorruptArtifact(
-        f"{left[0].part} must have the samples of {left[0].fragment} once it is written; it has not, after "
-        f"{_ROUNDS} times. Look after the disk, and whether another program writes there."
+        f"{left[0].part} must have the samples of {left[0].fragment.uri} once it is written; it has not, "
+        f"after {_ROUNDS} times. Look after the disk, and whether another program writes there."
     )
 
 
@@ -260,7 +260,7 @@ def _refuse_wrong_length(vectors: NDArray[np.float32], job: _PartJob, package: P
     if wrong.any():
         raise InvalidData(
             f"Embeddings must be of unit length; {int(wrong.sum())} of {len(vectors)} that package "
-            f"{package.uri} made of {job.fragment} are not, the first in row {int(wrong.argmax())}. "
+            f"{package.uri} made of {job.fragment.uri} are not, the first in row {int(wrong.argmax())}. "
             "Train a package whose weights are numbers."
         )
 

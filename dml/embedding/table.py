@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyarrow import compute, parquet
 
 from dml import storage
-from dml.data.dataset import first_position, fragments, read_fragment
+from dml.data.dataset import StoredFragment, first_position, fragments, read_fragment
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
 from dml.refs import EmbeddingsRef, require_dataset
 
@@ -100,7 +100,7 @@ def _num_rows(ref: EmbeddingsRef, split: str | None) -> int:
     return ref.rows if chosen == ref.split else _size_of(ref, chosen)
 
 
-def _parts_and_rows(ref: EmbeddingsRef, *, of_split: bool) -> Iterator[tuple[str, str, pa.Table]]:
+def _parts_and_rows(ref: EmbeddingsRef, *, of_split: bool) -> Iterator[tuple[str, StoredFragment, pa.Table]]:
     """Each part, its items' fragment, and the fragment's `id`, and `split` if requested; read ahead."""
     parts, files = _part_uris_of(ref), fragments(ref.items, ref.parts)
     if len(parts) != len(files):
@@ -131,10 +131,12 @@ def _of_split(rows: pa.Table, split: str | None) -> pa.Table:
     return rows if split is None else rows.filter(compute.equal(rows["split"], split))
 
 
-def _refuse_other_samples(part: str, ids: pa.ChunkedArray, fragment: str, expected: pa.ChunkedArray) -> None:
+def _refuse_other_samples(
+    part: str, ids: pa.ChunkedArray, fragment: StoredFragment, expected: pa.ChunkedArray
+) -> None:
     if not ids.equals(expected):
         raise CorruptArtifact(
-            f"{part} must have the samples of {fragment}, in their order; it has others. {_REMEDY}"
+            f"{part} must have the samples of {fragment.uri}, in their order; it has others. {_REMEDY}"
         )
 
 
@@ -145,12 +147,12 @@ def read_vectors(ref: EmbeddingsRef) -> Iterator[tuple[pa.ChunkedArray, NDArray[
         yield part["id"], _vectors(part, ref.dim)
 
 
-def rows_held(part: str, fragment: str, split: str | None, *, whole: bool) -> int | None:
+def rows_held(part: str, fragment: StoredFragment, split: str | None, *, whole: bool) -> int | None:
     """The number of rows of a part; None if it is missing, damaged or has not the fragment's samples.
 
     Args:
         part: the part's URI.
-        fragment: the fragment's.
+        fragment: the dataset's fragment.
         split: whose samples; None: all.
         whole: whether its vectors are read too, and compared with their checksums.
     """

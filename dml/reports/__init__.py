@@ -5,10 +5,13 @@ They hold refs, and are never handed on from stage to stage. A verb's `--json` p
 
 from dml.reports.bench import BenchReport, CellReport
 from dml.reports.datasets import (
+    CorrectionList,
+    DatasetChanges,
     DatasetList,
     ForgetReport,
     IngestOutcome,
     IngestReport,
+    ItemCorrection,
     ListedDataset,
     Refusal,
 )
@@ -103,6 +106,8 @@ __all__ = [
     "ClassSize",
     "CleanupReport",
     "Comparison",
+    "CorrectionList",
+    "DatasetChanges",
     "DatasetFindings",
     "DatasetList",
     "DatasetReport",
@@ -125,6 +130,7 @@ __all__ = [
     "IndexOption",
     "IngestOutcome",
     "IngestReport",
+    "ItemCorrection",
     "KeyList",
     "ListedDataset",
     "ListedIndex",

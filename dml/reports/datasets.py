@@ -22,11 +22,48 @@ IngestOutcome = Literal["made", "found", "repaired", "current"]
 current: it was that before."""
 
 
+class DatasetChanges(Result):
+    """How a dataset version differs from the former one, and what was read of its source for that."""
+
+    files_read: int = Field(0, description="images read from the source")
+    bytes_read: int = 0
+    added: int = Field(0, description="items that the former version has not")
+    changed: int = Field(0, description="items with another image")
+    relabelled: int = Field(0, description="items with the same image and another label, split or attribute")
+    removed: int = 0
+    unchanged: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.files_read} images read ({self.bytes_read / 1e6:.1f} MB): {self.added} added, "
+            f"{self.changed} changed, {self.relabelled} relabelled, {self.removed} removed, {self.unchanged} "
+            "unchanged"
+        )
+
+
+class ItemCorrection(Result):
+    """A correction of one item of a dataset by a person."""
+
+    id: str
+    label: str | None = Field(description="the right label; null: the item is removed")
+    former_label: str = Field(description="the label in the source when it was corrected")
+    who: str
+    when: str = Field(description="ISO 8601 in UTC")
+
+
+class CorrectionList(Result):
+    """The corrections of a dataset."""
+
+    dataset: DatasetRef
+    corrections: list[ItemCorrection]
+
+
 class IngestReport(Result):
     """An ingest's result: the version, and what its reader must know of how it came about."""
 
     dataset: DatasetRef
     outcome: IngestOutcome
+    changes: DatasetChanges = Field(description="since the former version")
     refused: list[Refusal] = Field([])
     quarantine: str = Field(description="path or URI of the table of what was refused, one row each")
     notes: list[str] = Field([], description="sentences on the split, merged labels, contradictory labels")

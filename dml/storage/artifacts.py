@@ -8,7 +8,7 @@ import os
 import posixpath
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +26,7 @@ from dml.storage import verified
 from dml.storage.conditional import WriteConflict, read_with_etag, replace_if_unchanged
 from dml.storage.digest import decode_checked, encode_checked
 from dml.storage.files import (
+    Entry,
     absolute_references,
     delete,
     exists,
@@ -35,6 +36,7 @@ from dml.storage.files import (
     is_link,
     is_remote,
     join,
+    list_entries,
     list_folders,
     make_folder,
     read_bytes,
@@ -49,6 +51,8 @@ from dml.storage.files import (
 MANIFEST = "manifest.json"
 SHARDS = "shards"
 """The folder of an index that holds the shards of all its versions."""
+SHARED = "fragments"
+"""The folder beside the versions of a dataset that holds the files that several of them can have."""
 MARKER = "dml-store.json"
 STORE_FOLDERS = frozenset(
     [
@@ -151,19 +155,41 @@ def is_staging(name: str) -> bool:
     return _STAGING.fullmatch(name) is not None
 
 
-def publish(staged_uri: str, final_uri: str, description: Mapping[str, Any]) -> None:
+def publish(
+    staged_uri: str,
+    final_uri: str,
+    description: Mapping[str, Any],
+    shared: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """Make a staged folder visible under its final name, atomically.
+
+    The files in the staged folder's subfolder `SHARED` come to the folder of that name beside the versions,
+    where later versions can have them too. They must be named by their content.
 
     Args:
         staged_uri: a folder made by `staged(final_uri)` that holds every file of the artefact.
         final_uri: the URI that readers open. An intact artefact that already exists there was made from the
             same inputs and is kept; a damaged one is replaced.
         description: manifest entries besides the list of files.
+        shared: files of other versions that this one has too, as their manifests list them.
+
+    Raises:
+        IncompatibleArtifact: one of `shared` was removed meanwhile.
     """
     if is_intact(final_uri):
         delete(staged_uri)
         return
-    manifest = {**description, "files": _describe_files(staged_uri)}
+    described = _describe_files(staged_uri)
+    new = {name.removeprefix(f"{SHARED}/"): e for name, e in described.items() if _is_shared(name)}
+    own = {name: entry for name, entry in described.items() if not _is_shared(name)}
+    all_shared = {**(shared or {}), **new}
+    manifest = {**description, "files": own, **({"shared": all_shared} if all_shared else {})}
+    _move_shared(staged_uri, final_uri, sorted(new))
+    if missing := _changed_sizes(final_uri, {f"../{SHARED}/{name}": e for name, e in all_shared.items()}):
+        raise IncompatibleArtifact(
+            f"A version must not be removed while the next is made; {len(missing)} files that both have "
+            f"were, such as {missing[0]}. Nothing was published; start again."
+        )
     if is_remote(final_uri):
         _publish_remote(staged_uri, final_uri, manifest)
         return
@@ -177,7 +203,90 @@ def publish(staged_uri: str, final_uri: str, description: Mapping[str, Any]) -> 
             return
         delete(final_uri)  # unfinished or damaged
         os.rename(source, target)
-    verified.remember(final_uri, manifest["files"])
+    verified.remember(final_uri, _all_files(manifest))
+
+
+def replace_shared(staged_uri: str, uri: str, description: Mapping[str, Any], names: Collection[str]) -> None:
+    """Give a published version other shared files, atomically, for example without rows that it never reads.
+
+    Args:
+        staged_uri: a folder made by `staged(uri)` with the new files in its subfolder `SHARED`.
+        uri: the version.
+        description: manifest entries besides the lists of files.
+        names: the shared files that it has from now on.
+    """
+    manifest = read_manifest(uri)
+    described = _describe_files(join(staged_uri, SHARED))
+    _move_shared(staged_uri, uri, sorted(described))
+    shared = {name: entry for name, entry in {**manifest["shared"], **described}.items() if name in names}
+    replaced = {**description, "files": manifest["files"], "shared": shared}
+    write_manifest(uri, replaced)
+    verified.remember(uri, _all_files(replaced))
+
+
+def _is_shared(name: str) -> bool:
+    return name.startswith(f"{SHARED}/")
+
+
+def _move_shared(staged_uri: str, final_uri: str, names: Sequence[str]) -> None:
+    """Move the staged shared files beside the versions; one that is there already has the same content."""
+    if not names:
+        return
+    make_folder(shared_folder(final_uri))
+    for name in names:
+        source, target = join(staged_uri, SHARED, name), shared_file(final_uri, name)
+        if is_remote(final_uri):
+            filesystem_, path = filesystem(source)
+            filesystem_.copy_file(path, filesystem(target)[1])
+            delete(source)
+        else:
+            os.replace(resolve(source), resolve(target))
+        count()
+    delete(join(staged_uri, SHARED))
+
+
+def shared_folder(uri: str) -> str:
+    """The folder of shared files beside a version."""
+    return join(uri.rstrip("/").rpartition("/")[0], SHARED)
+
+
+def shared_file(uri: str, name: str) -> str:
+    """The URI of a shared file of a version."""
+    return join(shared_folder(uri), name)
+
+
+def _all_files(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of an artefact's files, the shared ones as `../fragments/NAME`."""
+    shared = {f"../{SHARED}/{name}": entry for name, entry in manifest.get("shared", {}).items()}
+    return {**manifest["files"], **shared}
+
+
+def _file_uri(uri: str, name: str) -> str:
+    """The URI of a file that `_all_files` names."""
+    return shared_file(uri, name.removeprefix(f"../{SHARED}/")) if name.startswith("../") else join(uri, name)
+
+
+def unshared_files(parent_uri: str, without: Collection[str] = ()) -> list[Entry]:
+    """The shared files beside the versions of a folder that no version has.
+
+    Args:
+        parent_uri: the folder of versions.
+        without: URIs of versions that do not count, since they will be removed.
+
+    Returns:
+        Nothing if a version's manifest cannot be read: its files must be kept.
+    """
+    entries = list_entries(join(parent_uri, SHARED))
+    used: set[str] = set()
+    for version in list_versions(parent_uri) if entries else ():
+        if (uri := join(parent_uri, version)) not in without:
+            try:
+                used |= read_manifest(uri).get("shared", {}).keys()
+            except MissingArtifact:  # removed meanwhile
+                continue
+            except CorruptArtifact:
+                return []
+    return [entry for entry in entries if not entry.is_folder and entry.name not in used]
 
 
 def _publish_remote(staged_uri: str, final_uri: str, manifest: Mapping[str, Any]) -> None:
@@ -259,6 +368,7 @@ def read_manifest(uri: str) -> dict[str, Any]:
             "or remove the folder and make the artefact again."
         )
     outside = [name for name in content["files"] if name != posixpath.normpath(name) or _leads_out(name)]
+    outside += [name for name in content.get("shared", {}) if "/" in name or name.startswith(".")]
     if outside:
         raise CorruptArtifact(
             f"{join(uri, MANIFEST)} must list only files inside its folder; it lists {outside[:3]}. "
@@ -294,11 +404,11 @@ def verify(uri: str) -> None:
 
 def damaged_files(uri: str) -> list[str]:
     """The files of an artefact that differ from its manifest, compared byte by byte; raises like `verify`."""
-    files = read_manifest(uri)["files"]
+    files = _all_files(read_manifest(uri))
     resized = set(_changed_sizes(uri, files))
 
     def differs(name: str) -> bool:
-        return name in resized or file_digest(join(uri, name)) != files[name]["sha256"]
+        return name in resized or file_digest(_file_uri(uri, name)) != files[name]["sha256"]
 
     damaged = []
     with ThreadPoolExecutor(_HASHING_THREADS) as pool:
@@ -325,18 +435,27 @@ def verify_opened(uri: str, *, digests: bool = True) -> dict[str, Any]:
         MissingArtifact, CorruptArtifact: as `verify`.
     """
     manifest = read_manifest(uri)
-    files = manifest["files"]
-    _require_undamaged(uri, _changed_sizes(uri, files))
-    if digests and not is_remote(uri):
-        unknown = verified.unknown_files(uri, files)
-        _require_undamaged(uri, [n for n in unknown if file_digest(join(uri, n)) != files[n]["sha256"]])
-        if unknown:
-            verified.remember(uri, files)
+    _require_undamaged(uri, changed_files(uri, manifest, digests=digests))
     return manifest
+
+
+def changed_files(uri: str, manifest: Mapping[str, Any], *, digests: bool = True) -> list[str]:
+    """The files that `verify_opened` finds damaged; a shared one is `../fragments/NAME`."""
+    files = _all_files(manifest)
+    changed = _changed_sizes(uri, files)
+    if digests and not changed and not is_remote(uri):
+        unknown = verified.unknown_files(uri, files)
+        changed = [name for name in unknown if file_digest(_file_uri(uri, name)) != files[name]["sha256"]]
+        if unknown and not changed:
+            verified.remember(uri, files)
+    return changed
 
 
 def _changed_sizes(uri: str, files: Mapping[str, Any]) -> list[str]:
     sizes = {entry.path: entry.size_bytes for entry in files_below(uri)}
+    if any(name.startswith("../") for name in files):
+        shared = list_entries(shared_folder(uri))
+        sizes |= {f"../{SHARED}/{entry.name}": entry.size_bytes for entry in shared}
     return [name for name in files if sizes.get(name) != files[name]["size_bytes"]]
 
 

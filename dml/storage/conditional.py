@@ -40,6 +40,20 @@ def translated_s3_errors() -> Iterator[None]:
         raise OSError(f"AWS Error: {error}") from error
 
 
+def list_etags(uri: str, *, recursive: bool = True) -> dict[str, str]:
+    """Size and ETag of every object below an `s3://` folder, by its key relative to the folder."""
+    client, bucket, key = s3_client(uri)
+    prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
+    options = {} if recursive else {"Delimiter": "/"}
+    with translated_s3_errors():
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
+        return {
+            str(entry["Key"]).removeprefix(prefix): f"{entry['Size']} {entry['ETag']}"
+            for page in pages
+            for entry in page.get("Contents", ())
+        }
+
+
 def read_with_etag(uri: str) -> StoredObject:
     """The object's content and ETag."""
     client, bucket, key = s3_client(uri)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import posixpath
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +29,7 @@ def remember(uri: str, files: Mapping[str, Any]) -> None:
 
 
 def _stamp(uri: str, name: str, sha256: str) -> list[Any]:
-    status = os.stat(resolve(join(uri, name)))
+    status = os.stat(resolve(posixpath.normpath(join(uri, name))))
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, sha256]
 
 

@@ -141,8 +141,9 @@ def test_a_copy_that_was_damaged_is_made_again(dataset, contents, monkeypatch, t
 
 def test_a_copy_that_was_cut_short_is_never_read(dataset, monkeypatch, tmp_path):
     monkeypatch.setenv("DML_CACHE", str(tmp_path))
-    damaged = dataset.model_copy(update={"uri": str(shutil.copytree(dataset.uri, tmp_path / "dataset"))})
-    last = Path(fragments(damaged)[-1])
+    copy = shutil.copytree(Path(dataset.uri).parent, tmp_path / "dataset") / dataset.version
+    damaged = dataset.model_copy(update={"uri": str(copy)})
+    last = Path(fragments(damaged)[-1].uri)
     last.write_bytes(bytes(last.stat().st_size))
     with pytest.raises(CorruptArtifact):
         open_mapped(damaged)
@@ -203,7 +204,7 @@ def test_a_changed_byte_of_a_fragment_is_never_read_as_data(tmp_path, share):
     ref = ingest(IngestConfig(name="d", source=source, rows_per_group=5), str(tmp_path / "store"))
     positions = list(range(ref.rows))
     rows, images = read_rows(ref), read_images(ref, positions)
-    (fragment,) = (Path(uri) for uri in fragments(ref))
+    (fragment,) = (Path(each.uri) for each in fragments(ref))
     content = bytearray(fragment.read_bytes())
     content[int(share * len(content))] ^= 0xFF
     fragment.write_bytes(content)

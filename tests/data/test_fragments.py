@@ -26,7 +26,7 @@ def ingested(source, store, **settings):
 
 
 def bytes_of(ref) -> dict[str, bytes]:
-    return {Path(uri).name: Path(uri).read_bytes() for uri in fragments(ref)}
+    return {fragment.name: Path(fragment.uri).read_bytes() for fragment in fragments(ref)}
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +84,16 @@ def test_images_under_several_labels_leave_the_fragment_of_the_others(source, be
     assert bytes_of(refused) == bytes_of(ingested(source, tmp_path / "other", rows_per_fragment=100))
 
 
-def test_a_version_holds_its_fragments_and_tables_and_nothing_else(source, tmp_path):
+def test_a_version_holds_its_tables_and_its_fragments_lie_beside_it(source, tmp_path):
     ref = ingested(source, tmp_path / "store")
-    names = {Path(uri).name for uri in fragments(ref)}
-    assert {path.name for path in Path(ref.uri).iterdir()} == names | {
+    assert {path.name for path in Path(ref.uri).iterdir()} == {
         "manifest.json",
         "classes.parquet",
+        "ids.parquet",
         "quarantine.parquet",
     }
+    shared = {path.name for path in Path(ref.uri).with_name("fragments").iterdir()}
+    assert shared == {fragment.name for fragment in fragments(ref)}
     assert find_dataset(str(tmp_path / "store"), "d") == ref
 
 

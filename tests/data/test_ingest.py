@@ -77,7 +77,7 @@ def test_the_same_content_is_the_same_version_and_no_second_copy(tmp_path):
     source.rename(moved)
     assert ingest(config(moved, rows_per_fragment=3, num_workers=1), store) == first
     assert sorted(os.listdir(tmp_path / "store" / "datasets" / "d")) == sorted(
-        [first.version, "current.json"]
+        [first.version, "current.json", "files.parquet", "fragments"]
     )
 
 
@@ -274,8 +274,8 @@ def test_a_storage_that_stops_answering_ends_the_ingest_instead_of_filling_the_q
 def test_fragments_hold_whole_classes_in_small_plain_row_groups(tmp_path):
     source = class_folders(tmp_path / "source", classes=4, per_class=8)
     ref = ingest(config(source, rows_per_fragment=16, rows_per_group=8), str(tmp_path / "store"))
-    for uri in fragments(ref):
-        file = parquet.ParquetFile(uri)
+    for fragment in fragments(ref):
+        file = parquet.ParquetFile(fragment.uri)
         assert file.schema_arrow.names[-1] == "image"
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
@@ -291,8 +291,8 @@ def test_row_groups_are_cut_by_bytes_too(tmp_path):
     source = class_folders(tmp_path / "source", classes=2, per_class=8)
     sizes = [path.stat().st_size for path in sorted(source.rglob("*.png"))]
     ref = ingest(config(source, bytes_per_group=2 * max(sizes)), str(tmp_path / "store"))
-    (uri,) = fragments(ref)
-    file = parquet.ParquetFile(uri)
+    (fragment,) = fragments(ref)
+    file = parquet.ParquetFile(fragment.uri)
     groups = [
         file.read_row_group(n, columns=["image"])["image"].to_pylist() for n in range(file.num_row_groups)
     ]
@@ -304,8 +304,8 @@ def test_row_groups_are_cut_by_bytes_too(tmp_path):
 def test_an_image_larger_than_a_row_group_has_its_own(tmp_path):
     source = class_folders(tmp_path / "source", classes=2, per_class=2)
     ref = ingest(config(source, bytes_per_group=1), str(tmp_path / "store"))
-    (uri,) = fragments(ref)
-    assert parquet.ParquetFile(uri).num_row_groups == ref.rows == 4
+    (fragment,) = fragments(ref)
+    assert parquet.ParquetFile(fragment.uri).num_row_groups == ref.rows == 4
     assert ref.fingerprint == ingest(config(source), str(tmp_path / "other")).fingerprint
 
 
@@ -585,7 +585,7 @@ def test_labels_that_differ_in_outer_space_or_unicode_form_are_one_class(tmp_pat
 def test_a_damaged_version_is_made_again(tmp_path, damage):
     source, store = class_folders(tmp_path / "source"), str(tmp_path / "store")
     ref = ingest(config(source), store)
-    for victim in (fragments(ref)[0], "classes.parquet"):
+    for victim in (fragments(ref)[0].uri, "classes.parquet"):
         damage(Path(ref.uri) / victim)
         report = ingest_source(config(source), store)
         assert (report.dataset, report.outcome) == (ref, "repaired")

@@ -42,7 +42,7 @@ def test_a_dataset_has_the_thumbnails_of_its_images_in_their_order(dataset):
 
 def test_a_fragment_is_read_once(dataset, caplog):
     first = read_thumbnails(dataset)
-    files = [_folder_of(uri.rpartition("/")[2]) / "thumbnails.npz" for uri in fragments(dataset)]
+    files = [_folder_of(fragment.name) / "thumbnails.npz" for fragment in fragments(dataset)]
     assert len(files) >= ROWS // ROWS_PER_FRAGMENT
     times = [file.stat().st_mtime_ns for file in files]
     np.testing.assert_array_equal(read_thumbnails(dataset).pixels, first.pixels)
@@ -51,7 +51,7 @@ def test_a_fragment_is_read_once(dataset, caplog):
 
 def test_a_damaged_copy_is_made_again(dataset):
     first = read_thumbnails(dataset)
-    file = _folder_of(fragments(dataset)[0].rpartition("/")[2]) / "thumbnails.npz"
+    file = _folder_of(fragments(dataset)[0].name) / "thumbnails.npz"
     content = bytearray(file.read_bytes())
     content[-200] ^= 0xFF
     file.write_bytes(content)

@@ -196,7 +196,7 @@ def test_a_finished_table_that_lost_a_part_is_made_whole_again(
 def test_a_damaged_fragment_of_the_dataset_is_named(package, tmp_path, workers):
     store = str(tmp_path / "store")
     damaged = make_dataset(tmp_path / "images", store)
-    fragment = Path(fragments(damaged)[2])
+    fragment = Path(fragments(damaged)[2].uri)
     flip(fragment, fragment.stat().st_size // 2)
     with pytest.raises(CorruptArtifact, match=f"{fragment.name}.*Ingest"):
         embed(store, package, damaged, num_workers=workers)

@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from dml import storage
 from dml.data.sources.access import SOURCE_FOLDER_ONLY, Access
-from dml.data.sources.sample import MAX_BYTES, REPEATED_FOLDER, Listing, Problem, Refused
+from dml.data.sources.sample import MAX_BYTES, REPEATED_FOLDER, Listing, Problem, Refused, Stamp
 from dml.errors import InvalidData, InvalidSetting, MissingArtifact
 from dml.progress import count
 
@@ -71,6 +71,16 @@ class Files:
         if storage.is_remote(self.uri):
             return read_object(storage.join(self.uri, name), max_bytes)
         return read_local(self.access.real_path(os.path.join(self.uri, name), self.uri), max_bytes)
+
+    def stamps(self, names: Sequence[str]) -> Sequence[Stamp | None]:
+        """The stamp of each file, as `Source.stamps`."""
+        if self.is_zip:
+            members = self._zip().members
+            return [_member_stamp(members[name]) if name in members else None for name in names]
+        if storage.is_remote(self.uri):
+            etags = storage.list_etags(self.uri)
+            return [Stamp(etags[name]) if name in etags else None for name in names]
+        return [local_stamp(os.path.join(self.uri, name)) for name in names]
 
     def read_list(self, name: str, max_bytes: int = _LIST_BYTES) -> bytes:
         """The content of a file that lists the images; raises InvalidData if it cannot be read."""
@@ -174,6 +184,9 @@ class FilesSource:
         """The samples of this layout among the files of a tree."""
         raise NotImplementedError
 
+    def stamps(self, locators: Sequence[str]) -> Sequence[Stamp | None]:
+        return self.files.stamps(locators)
+
     def read(self, locator: str, max_bytes: int = MAX_BYTES) -> bytes:
         return self.files.read(locator, max_bytes)
 
@@ -239,6 +252,31 @@ def read_local(path: str, max_bytes: int) -> bytes:
     return content
 
 
+def local_stamp(path: str) -> Stamp | None:
+    """The stamp of a local file; None if there is no such regular file.
+
+    Nobody can set ctime, so the stamp changes also if a file is replaced by another of the same size and
+    mtime (`cp -p`), and the inode tells two files apart whose folders were swapped.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    text = f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    return Stamp(text, status.st_ctime_ns)
+
+
+def object_stamps(uris: Sequence[str]) -> Sequence[Stamp | None]:
+    """The stamp of each object on S3; one listing per folder."""
+    etags: dict[str, str] = {}
+    for folder in sorted({uri.rpartition("/")[0] for uri in uris}):
+        listed = storage.list_etags(folder, recursive=False)
+        etags |= {f"{folder}/{name}": etag for name, etag in listed.items()}
+    return [Stamp(etags[uri]) if uri in etags else None for uri in uris]
+
+
 def read_object(uri: str, max_bytes: int) -> bytes:
     """The bytes of an object on S3; raises Refused for a problem of the object, DmlError for the storage."""
     try:
@@ -280,6 +318,11 @@ class _OpenZip:
 def _member_name(info: zipfile.ZipInfo) -> str:
     """A member's normalized name: `a/b.png` for `./a//b.png` and for .NET's `a\\b.png`."""
     return "/".join(part for part in re.split(r"[/\\]", info.filename) if part not in ("", "."))
+
+
+def _member_stamp(info: zipfile.ZipInfo) -> Stamp:
+    """CRC-32, size and time of a member: what the zip's directory has of its content."""
+    return Stamp(f"{info.CRC:08x} {info.file_size} {info.date_time}")
 
 
 def _open_zip(path: str) -> zipfile.ZipFile:

@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import io
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from dml.config import ClassSplit
-from dml.data.sources.sample import MAX_BYTES, Listing, Sample
+from dml.data.sources.sample import MAX_BYTES, Listing, Sample, Stamp
 from dml.errors import InvalidSetting
 
 SCHEME = "glyphs:"
@@ -88,6 +89,10 @@ class GlyphsSource:
                     )
                 )
         return Listing(samples, ClassSplit())
+
+    def stamps(self, locators: Sequence[str]) -> Sequence[Stamp | None]:
+        """None: drawing is all there is to compare."""
+        return [None] * len(locators)
 
     def read(self, locator: str, max_bytes: int = MAX_BYTES) -> bytes:
         code, number, face = locator.split("/")

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from dml import storage
@@ -9,9 +11,9 @@ from dml.config import ClassSplit, OfficialSplit
 from dml.data.sources import web
 from dml.data.sources.access import SOURCE_FOLDER_ONLY, Access, local_path
 from dml.data.sources.csv_table import read_csv
-from dml.data.sources.files import read_local, read_object
+from dml.data.sources.files import local_stamp, object_stamps, read_local, read_object
 from dml.data.sources.parquet_table import ParquetTable, is_parquet
-from dml.data.sources.sample import MAX_BYTES, Listing, Problem, Refused, Sample
+from dml.data.sources.sample import MAX_BYTES, Listing, Problem, Refused, Sample, Stamp
 from dml.data.sources.table import Table
 from dml.errors import InvalidData, MissingArtifact
 from dml.progress import begin, count
@@ -68,6 +70,49 @@ class ManifestSource:
                 attributes = {name: values[row] for name, values in columns.items()}
                 samples.append(Sample(id_ or locator, locator, label or "", split, attributes))
         return Listing(samples, OfficialSplit() if official else ClassSplit(), problems)
+
+    def stamps(self, locators: Sequence[str]) -> Sequence[Stamp | None]:
+        """Of images in the table that of the table; of images from the web none."""
+        objects = {locator: uri for locator in locators if (uri := self._object(locator)) is not None}
+        stamp_of = dict(zip(objects, object_stamps(list(objects.values())), strict=True))
+        table = self._table_stamp() if any(map(_INLINE.fullmatch, locators)) else None
+        return [
+            table
+            if _INLINE.fullmatch(locator)
+            else stamp_of[locator]
+            if locator in stamp_of
+            else self._local_stamp(locator)
+            for locator in locators
+        ]
+
+    def _object(self, locator: str) -> str | None:
+        """The URI of an image on S3; None for one elsewhere."""
+        locator = locator.strip() if "://" in locator else locator
+        is_relative = "://" not in locator and not locator.startswith("/") and not _DATA.match(locator)
+        if storage.is_remote(self.uri) and is_relative and not _INLINE.fullmatch(locator):
+            locator = storage.join(self._folder, locator)
+        if not locator.startswith("s3://"):
+            return None
+        with suppress(Refused):
+            self.access.require_key(locator, self._folder)
+            return locator
+        return None
+
+    def _local_stamp(self, locator: str) -> Stamp | None:
+        locator = locator.strip() if "://" in locator else locator
+        if _DATA.match(locator) or ("://" in locator and not locator.lower().startswith("file://")):
+            return None
+        path, root = local_path(locator), self.uri
+        if not storage.is_remote(self.uri):
+            path, root = os.path.join(self._folder, path), os.path.realpath(self._folder)
+        with suppress(Refused):
+            return local_stamp(self.access.real_path(path, root))
+        return None
+
+    def _table_stamp(self) -> Stamp | None:
+        if not ParquetTable(self.uri).has_all_bytes():
+            return None
+        return object_stamps([self.uri])[0] if storage.is_remote(self.uri) else local_stamp(self.uri)
 
     def read(self, locator: str, max_bytes: int = MAX_BYTES) -> bytes:
         if inline := _INLINE.fullmatch(locator):

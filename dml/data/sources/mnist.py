@@ -9,6 +9,7 @@ import io
 import math
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from dml.config import ClassSplit
 from dml.data.sources.files import Files, FilesSource, Tree
-from dml.data.sources.sample import MAX_BYTES, Listing, Problem, Sample
+from dml.data.sources.sample import MAX_BYTES, Listing, Problem, Sample, Stamp
 from dml.errors import InvalidData
 
 _FILE = re.compile(
@@ -60,6 +61,11 @@ class MnistSource(FilesSource):
                 for row, label in enumerate(labels)
             ]
         return Listing(samples, ClassSplit(), problems)
+
+    def stamps(self, locators: Sequence[str]) -> Sequence[Stamp | None]:
+        paths = sorted({locator.rpartition("#")[0] for locator in locators})
+        stamp_of = dict(zip(paths, self.files.stamps(paths), strict=True))
+        return [stamp_of[locator.rpartition("#")[0]] for locator in locators]
 
     def read(self, locator: str, max_bytes: int = MAX_BYTES) -> bytes:
         path, _, row = locator.rpartition("#")

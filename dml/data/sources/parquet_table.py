@@ -42,6 +42,24 @@ class ParquetTable:
                 f"{self.uri} must be a whole Parquet table: {str(error).rstrip('.')}. Write it again."
             ) from error
 
+    def has_all_bytes(self) -> bool:
+        """Whether the images are certainly bytes in the table, and none is a path to another file."""
+        with open_parquet(self.uri) as file:
+            kind = file.schema_arrow.field("image").type
+            if not pa.types.is_struct(kind) or "path" not in _field_names(kind):
+                return True
+            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        contents = [
+            group.column(number)
+            for group in groups
+            for number in range(group.num_columns)
+            if group.column(number).path_in_schema == "image.bytes"
+        ]
+        return len(contents) == len(groups) and all(
+            column.is_stats_set and column.statistics.has_null_count and not column.statistics.null_count
+            for column in contents
+        )
+
     def image(self, row: int, max_bytes: int) -> bytes | str:
         """The bytes of a row's image, or its path if the row has no bytes."""
         try:

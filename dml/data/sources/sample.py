@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -52,6 +53,15 @@ class Problem(NamedTuple):
     detail: str
 
 
+class Stamp(NamedTuple):
+    """What identifies a file's content without reading it: equal stamps mean equal content."""
+
+    text: str
+    """Of a local file inode, size, mtime and ctime; of an object on S3 size and ETag; of a zip member CRC."""
+    changed_ns: int | None = None
+    """When the file was last changed (ctime, nanoseconds); None if the text alone tells every change."""
+
+
 @dataclass(frozen=True)
 class Listing:
     """All samples of a source, its usual split, and its problems."""
@@ -71,6 +81,9 @@ class Source(Protocol):
 
     def list(self) -> Listing:
         """Every sample, without reading an image."""
+
+    def stamps(self, locators: Sequence[str]) -> Sequence[Stamp | None]:
+        """The stamp of each sample's file; None where only its content tells whether it changed."""
 
     def read(self, locator: str, max_bytes: int = MAX_BYTES) -> bytes:
         """The image file's bytes; never reads more than one byte beyond `max_bytes`.

@@ -33,6 +33,10 @@ let shownLast = 0;
 startTheme(document.getElementById("theme"));
 document.getElementById("key").addEventListener("click", askForKey);
 select.addEventListener("change", () => go(address().name, { index: select.value }));
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address names the view
+  main.focus();
+});
 addEventListener("hashchange", show);
 show();
 

@@ -1,0 +1,264 @@
+"""The page in a real browser, asking a real service of a real store."""
+
+import re
+import shutil
+from urllib.parse import urlencode
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect, sync_playwright
+
+from dml.serving.app.settings import ServiceSettings
+from tests.serving.page.parts import (
+    HOSTILE,
+    IDENTITIES,
+    MARKUP,
+    NAME,
+    PER_IDENTITY,
+    drawing,
+    file_of,
+    label_of,
+    make_dataset,
+    make_index,
+    serving,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+VIEWS = ["search", "compare", "gallery", "data", "versions"]
+PARTS = ["items", "suspects", "duplicates", "quarantine"]
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """Of a service whose store these tests change."""
+    folder = tmp_path_factory.mktemp("served")
+    store = str(folder / "store")
+    make_index(store, make_dataset(folder / "images", store))
+    with serving(ServiceSettings(store=store, threads=1, recall_share=0)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.fail("These tests need Chromium; there is no `chromium` here. Do: apt-get install chromium.")
+    with sync_playwright() as playwright:
+        # A container's root has no user namespaces for Chromium's own sandbox.
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(address, browser):
+    """Opens a view; at the end there were no errors of scripts, and nothing that the policy refused."""
+    contexts, complaints = [], []
+
+    def opened(view="search", *, viewport=WIDE, scheme="light", **parameters):
+        context = browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce")
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text) if is_policy(message) else None)
+        go(page, view, **parameters)
+        return page
+
+    def go(page, view, **parameters):
+        page.goto(f"{address}/#/{view}?{query_of(parameters)}")
+        page.wait_for_load_state("networkidle")
+
+    yield opened
+    titles = [page.title() for context in contexts for page in context.pages]
+    for context in contexts:
+        context.close()
+    assert not complaints
+    assert "attacked" not in titles
+
+
+def is_policy(message):
+    return "Content Security Policy" in message.text or "Refused to" in message.text
+
+
+def query_of(parameters):
+    return urlencode(parameters)
+
+
+def choose(page, image, *, label="Image to search with", name="query.png"):
+    """Pick an image file where the page asks for one."""
+    chooser = page.get_by_label(f"{label}: choose a file")
+    chooser.set_input_files({"name": name, "mimeType": "image/png", "buffer": image})
+
+
+def answers(page):
+    return page.locator(".answers .who")
+
+
+def violations(page):
+    found = Axe().run(page).response["violations"]
+    return [(each["id"], [node["html"][:160] for node in each["nodes"][:3]]) for each in found]
+
+
+def test_an_uploaded_image_finds_its_identity_above_the_line_and_others_below(open_page):
+    page = open_page()
+    choose(page, drawing(6, 50))
+    expect(page.locator(".verdict h2")).to_have_text(label_of(6))
+    expect(page.locator(".line")).to_contain_text("Same identity above, unknown below")
+    expect(page.locator(".answers").first.locator(".who").first).to_have_text(label_of(6))
+    expect(page.locator(".answers.below .who")).not_to_have_count(0)
+    page.get_by_label("The gallery holds").select_option("people")
+    expect(page.locator(".line")).to_contain_text("Same person above")
+
+
+def test_an_image_of_nobody_is_unknown(open_page):
+    page = open_page()
+    choose(page, drawing(99))
+    expect(page.locator(".verdict h2")).to_have_text("Unknown")
+    expect(page.locator(".verdict")).to_contain_text("below the threshold")
+    assert page.locator(".answers:not(.below)").count() == 0
+
+
+def test_the_threshold_moves_the_line(open_page):
+    page = open_page()
+    choose(page, drawing(6, 50))
+    expect(page.locator(".answers")).to_have_count(2)
+    page.get_by_label("Threshold").fill("0")
+    expect(page.locator(".answers.below")).to_have_count(0)
+    page.get_by_label("Threshold").fill("1")
+    expect(page.locator(".verdict h2")).to_have_text("Unknown")
+
+
+def test_a_click_on_an_answer_searches_from_it_and_the_back_button_returns(open_page):
+    page = open_page(item=file_of(6, 0))
+    expect(page.locator(".verdict h2")).to_have_text(label_of(6))
+    page.locator(".answers .picture").nth(1).click()
+    expect(page.locator(".drop .picture img")).not_to_have_attribute("alt", f"Item {file_of(6, 0)}")
+    page.go_back()
+    expect(page.locator(".drop .picture img")).to_have_attribute("alt", f"Item {file_of(6, 0)}")
+
+
+def test_filters_have_counts_and_answers_satisfy_them(open_page):
+    page = open_page(item=file_of(6, 0))
+    region = page.locator(".filter", has=page.locator("legend", has_text="region"))
+    expect(region.locator(".check", has_text="east").locator(".count")).to_have_text(
+        str(PER_IDENTITY * (IDENTITIES // 3))
+    )
+    page.get_by_label("Answers by").select_option("")
+    region.locator(".check", has_text="west").click()
+    expect(page.locator(".answers .what").first).to_contain_text("west")
+    for text in page.locator(".answers .what").all_inner_texts():
+        assert "west" in text
+    page.get_by_label("year from").fill("3000")
+    page.get_by_label("year from").press("Enter")
+    expect(page.get_by_role("heading", name="No item matches")).to_be_visible()
+    page.get_by_role("button", name="Clear filters").click()
+    expect(answers(page).first).to_have_text(label_of(6))
+
+
+def test_the_plan_is_explained_in_a_panel(open_page):
+    page = open_page(item=file_of(6, 0))
+    page.get_by_text("How this was searched").click()
+    expect(page.locator(".stage")).to_have_count(3)
+    expect(page.locator(".plan .facts")).to_contain_text(NAME)
+
+
+def test_two_images_are_the_same_or_not(open_page):
+    page = open_page("compare")
+    choose(page, drawing(6, 50), label="First image")
+    choose(page, drawing(6, 51), label="Second image")
+    expect(page.locator(".verdict h2")).to_have_text("Same identity")
+    choose(page, drawing(11, 51), label="Second image")
+    expect(page.locator(".verdict h2")).to_have_text("Different identities")
+
+
+def test_names_that_attack_the_page_are_only_text(open_page):
+    page = open_page("data", dataset=NAME)
+    shown = page.locator(".items .who").all_inner_texts()
+    assert MARKUP in shown
+    for identity in range(len(HOSTILE)):
+        page = open_page(item=file_of(identity, 0))
+        expect(answers(page).first).to_have_attribute("title", label_of(identity))
+        page.get_by_role("button", name="More on").first.click()
+        expect(page.locator("dialog .facts")).to_contain_text(file_of(identity, 1)[:4])
+
+
+def test_everything_can_be_done_with_the_keyboard(open_page):
+    page = open_page(item=file_of(6, 0))
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    page.keyboard.press("Enter")
+    reached = set()
+    for _ in range(90):
+        page.keyboard.press("Tab")
+        reached.add(
+            page.evaluate(
+                "document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent"
+            )
+        )
+        if any("More on" in each for each in reached):
+            break
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    assert "More on" in page.evaluate("document.activeElement.getAttribute('aria-label')")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile("item="))
+
+
+@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_view_is_accessible_and_as_wide_as_the_screen(open_page, address, viewport, scheme):
+    page = open_page(viewport=viewport, scheme=scheme, item=file_of(0, 0))
+    expect(page.locator(".answers").first).to_be_visible()
+    seen = [("search", violations(page), page.evaluate("document.documentElement.scrollWidth"))]
+    for view in [*VIEWS, *(f"data?part={part}" for part in PARTS)]:
+        page.goto(f"{address}/#/{view}")
+        page.wait_for_load_state("networkidle")
+        expect(page.locator("h1")).to_be_visible()
+        seen.append((view, violations(page), page.evaluate("document.documentElement.scrollWidth")))
+    assert seen == [(view, [], viewport["width"]) for view, _, _ in seen]
+
+
+def test_dark_is_as_the_system_says_until_somebody_chooses(open_page):
+    page = open_page(scheme="dark")
+    background = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(background)
+    page.get_by_role("button", name="Light colours").click()
+    light = page.evaluate(background)
+    page.reload()
+    assert page.evaluate(background) == light != dark
+
+
+def test_a_service_that_does_not_answer_is_said_and_asked_again(open_page):
+    page = open_page(item=file_of(6, 0))
+    expect(page.locator(".answers").first).to_be_visible()
+    page.context.set_offline(True)
+    page.locator(".answers .picture").nth(1).click()
+    expect(page.get_by_role("alert")).to_contain_text("The service cannot be reached.")
+    page.context.set_offline(False)
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".answers").first).to_be_visible()
+
+
+def test_an_image_that_is_none_is_refused_with_what_to_do(open_page):
+    page = open_page()
+    choose(page, b"no image at all")
+    expect(page.get_by_role("alert")).to_contain_text("That did not work.")
+
+
+def test_the_dataset_shows_its_problems_and_lineage_how_the_index_was_made(open_page):
+    page = open_page("data", part="suspects")
+    expect(page.locator(".pair")).to_have_count(1)
+    expect(page.locator(".pair")).to_contain_text(label_of(8))
+    page = open_page("data", part="quarantine")
+    expect(page.locator("tbody tr")).to_contain_text("broken.png")
+    page = open_page("data", part="duplicates")
+    expect(page.locator(".pair")).to_have_count(2)
+    page = open_page("versions")
+    expect(page.locator(".lineage .kind")).to_have_text(["Dataset", "Model", "Embeddings", "Index"])

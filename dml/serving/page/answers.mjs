@@ -45,7 +45,7 @@ export function answerList(index, answers, actions) {
 }
 
 function thresholdLine({ similarity, fpir }, words) {
-  const rate = fpir === null ? "" : `, ${percent(fpir)} of strangers pass`;
+  const rate = fpir === null ? "" : `, false-positive rate ${percent(fpir)}`;
   return h("p", { class: "line" }, h("span", {}, `${words.above}, ${words.below}`), h("span", { class: "quiet" }, `${cosine(similarity)}${rate}`));
 }
 

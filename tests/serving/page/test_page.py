@@ -174,15 +174,12 @@ def test_two_images_are_the_same_or_not(open_page):
     expect(page.locator(".verdict h2")).to_have_text("Different identities")
 
 
-def test_names_that_attack_the_page_are_only_text(open_page):
+def test_names_that_attack_the_page_are_only_text(open_page, address):
     page = open_page("data", dataset=NAME)
-    shown = page.locator(".items .who").all_inner_texts()
-    assert MARKUP in shown
+    assert MARKUP in page.locator(".items .who").all_inner_texts()
     for identity in range(len(HOSTILE)):
-        page = open_page(item=file_of(identity, 0))
+        page.goto(f"{address}/#/search?{urlencode({'item': file_of(identity, 0)})}")
         expect(answers(page).first).to_have_attribute("title", label_of(identity))
-        page.get_by_role("button", name="More on").first.click()
-        expect(page.locator("dialog .facts")).to_contain_text(file_of(identity, 1)[:4])
 
 
 def test_everything_can_be_done_with_the_keyboard(open_page):

@@ -8,14 +8,28 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dml.errors import CorruptArtifact
+from dml.errors import CorruptArtifact, DmlError, WriteCommitted
+from dml.serving.app.problems import Refused
+
+
+class Written(Protocol):
+    """What a write returns."""
+
+    @property
+    def revision(self) -> int: ...
+
+    @property
+    def ids(self) -> list[str]: ...
+
 
 Action = Literal["enrol", "update", "forget", "export", "correct", "remove"]
 Outcome = Literal["done", "refused", "failed"]
@@ -98,10 +112,80 @@ class AuditLog:
             os.close(descriptor)
         return entry
 
-    def require_writable(self) -> None:
-        """Raise OSError where a line could not be appended: what is not logged must not be done."""
+    @contextmanager
+    def around(self, audited: "Audited") -> Iterator[Callable[[Written], None]]:
+        """Log what the block does, whatever becomes of it; the block gives its result to what is yielded.
+
+        Raises:
+            Refused: the log cannot be written: before the block, which then does not run, or after it.
+        """
+        with _logged(write_committed=None):
+            self._require_writable()
+        results: list[Written] = []
+
+        def record(outcome: Outcome, ids: Sequence[str], revision: int | None) -> None:
+            self.append(**{**vars(audited), "ids": ids}, outcome=outcome, revision=revision)
+
+        try:
+            yield results.append
+        except Exception as error:
+            revision = error.revision if isinstance(error, WriteCommitted) else None
+            is_written = bool(results) or revision is not None
+            outcome: Outcome = "done" if is_written else "refused" if _is_refusal(error) else "failed"
+            if results:
+                revision = results[0].revision
+            with _logged(write_committed=is_written or None):
+                record(outcome, results[0].ids if results else audited.ids, revision)
+            if results:
+                raise Refused(
+                    503,
+                    "write_committed",
+                    "A write must be shown by this process once it is durable",
+                    "it is durable, and this process does not show it yet",
+                    "Do not write it again.",
+                    write_committed=True,
+                    retry_after=5,
+                ) from error
+            raise
+        with _logged(write_committed=True):
+            record("done", results[0].ids, results[0].revision)
+
+    def _require_writable(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600))
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What is about to be done, and by whom."""
+
+    who: str
+    address: str
+    request_id: str
+    action: Action
+    gallery: str
+    identity: str | None = None
+    ids: Sequence[str] = ()
+
+
+def _is_refusal(error: Exception) -> bool:
+    return isinstance(error, DmlError | Refused)
+
+
+@contextmanager
+def _logged(*, write_committed: bool | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Refused(
+            503,
+            "audit",
+            "What is written must be in the audit log",
+            f"that cannot be written: {error.strerror}",
+            "Tell the operator.",
+            write_committed=write_committed,
+            retry_after=5,
+        ) from error
 
 
 def _digest_of_last(descriptor: int) -> str:

@@ -11,7 +11,7 @@ from starlette.responses import FileResponse
 
 import dml
 from dml.errors import DmlError
-from dml.serving.app import browse, catalogue, health, identities, search
+from dml.serving.app import browse, catalogue, gallery, health, identities, search
 from dml.serving.app.guard import Guard
 from dml.serving.app.keys import Keys
 from dml.serving.app.problems import Refused, refusal_of, response_of
@@ -54,7 +54,7 @@ def create_app(settings: ServiceSettings, *, batched: Batched | None = None) -> 
         lifespan=lifespan,
     )
     app.state.service = service
-    for room in (search, identities, catalogue, browse, health):
+    for room in (search, identities, gallery, catalogue, browse, health):
         app.include_router(room.router)
 
     async def refuse(request: Request, error: Exception) -> Response:

@@ -57,6 +57,11 @@ class Caller:
     galleries: frozenset[str]
     """Empty: all."""
 
+    @property
+    def label(self) -> str:
+        """For the log and the audit log."""
+        return self.id if self.name == self.id else f"{self.id} {self.name}"
+
     def may(self, permission: Permission, gallery: str | None) -> bool:
         """Whether it has a permission in a gallery; None: in some gallery."""
         has = permission in self.permissions or "admin" in self.permissions

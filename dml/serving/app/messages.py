@@ -357,9 +357,8 @@ class Item(Answered):
 
     id: str
     label: str | None
-    split: str | None = Field(description="null: it has none")
     attributes: dict[str, Scalar]
-    enrolled: bool = Field(description="whether it was enrolled after the index was built")
+    enrolled: bool = Field(description="whether it was enrolled or changed after the index was built")
     picture: str | None = Field(description="path of its image in this service; null: it has none")
 
 

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from functools import cached_property
 from weakref import WeakValueDictionary
 
-from dml import storage
 from dml.errors import DmlError, MissingArtifact, did_you_mean
 from dml.models.package import Package, load_package
 from dml.refs import DatasetRef, IndexRef, PackageRef, ThresholdsRef, require_package
+from dml.retrieval.gallery import Gallery, LiveIndex
 from dml.retrieval.identifier import Identifier
-from dml.retrieval.index import find_index, published_names
+from dml.retrieval.index import published_names
 from dml.retrieval.overview import ColumnOverview, column_overviews
 from dml.retrieval.search import Index
 from dml.retrieval.shards import ShardedIndex, open_index
@@ -27,26 +27,33 @@ logger = logging.getLogger(__name__)
 
 
 class Packages:
-    """Packages by fingerprint: loaded once, whichever indexes use them, dropped with the last of these."""
+    """Packages by URI: loaded once, whichever indexes use them, dropped with the last of these."""
 
     def __init__(self) -> None:
         self._loaded: WeakValueDictionary[str, Package] = WeakValueDictionary()
         self._lock = threading.Lock()
 
-    def load(self, ref: IndexRef) -> Package | None:
+    def load(self, uri: str) -> Package:
+        """The package at a URI."""
+        with self._lock:
+            package = self._loaded.get(uri)
+            if package is None:
+                package = self._loaded[uri] = load_package(uri)
+            return package
+
+    def of(self, ref: IndexRef) -> Package | None:
         """The package that embedded an index; None: it is not in the store."""
         embedder = ref.embeddings.embedder
-        if not isinstance(embedder, PackageRef):
-            return None
-        with self._lock:
-            package = self._loaded.get(embedder.fingerprint)
-            if package is None:
-                package = self._loaded[embedder.fingerprint] = load_package(embedder.uri)
-            return package
+        return self.load(embedder.uri) if isinstance(embedder, PackageRef) else None
 
     @property
     def num_loaded(self) -> int:
         return len(self._loaded)
+
+
+def base_of(index: Index) -> Index:
+    """The index as it was built, of one with what was enrolled since."""
+    return index.base if isinstance(index, LiveIndex) else index
 
 
 class _Uses:
@@ -81,33 +88,50 @@ class _Uses:
 
 
 class OpenIndex:
-    """An index version with what embeds its queries and decides on its answers.
+    """A version of an index at a revision of its gallery, with the model and thresholds that go with it.
 
     Args:
         store: the store's URI.
-        index: open.
+        index: open; a value, whatever is enrolled meanwhile.
+        revision: of the gallery; the index has all that was written up to it.
+        gallery: which it is a revision of.
         package: what embeds queries; None: it is not in the store.
         thresholds: where the calibration is; None: there is none.
+        uses: of the base that it shares with other revisions.
     """
 
     def __init__(
         self,
         store: str,
         index: Index,
+        revision: int,
+        gallery: Gallery,
         package: Package | None,
         thresholds: ThresholdsRef | None,
-        uses: _Uses | None = None,
+        uses: _Uses,
     ) -> None:
-        self.store, self.index, self.package, self.thresholds_ref = store, index, package, thresholds
-        self.uses = uses or _Uses(index)
-
-    def calibrated(self, thresholds: ThresholdsRef | None) -> "OpenIndex":
-        """The same index with other thresholds."""
-        return OpenIndex(self.store, self.index, self.package, thresholds, self.uses)
+        self.store, self.index, self.revision = store, index, revision
+        self.gallery, self.package = gallery, package
+        self.thresholds_ref, self.uses = thresholds, uses
 
     @property
     def ref(self) -> IndexRef:
         return self.index.ref
+
+    @property
+    def base(self) -> Index:
+        """The index without what was enrolled since it was built."""
+        return base_of(self.index)
+
+    @property
+    def enrolled(self) -> int:
+        """Items since the index was built, changed ones among them."""
+        return self.index.delta.num_rows if isinstance(self.index, LiveIndex) else 0
+
+    @property
+    def forgotten(self) -> int:
+        """Items of the index that were forgotten or changed since it was built."""
+        return len(self.index.tombstones) if isinstance(self.index, LiveIndex) else 0
 
     @property
     def embedder(self) -> str:
@@ -162,22 +186,22 @@ class OpenIndexes:
     def __init__(self, store: str, names: Sequence[str] = ()) -> None:
         self._store, self._names = store, tuple(names)
         self.packages = Packages()
+        self._galleries: dict[str, Gallery] = {}
         self._opened: dict[str, OpenIndex] = {}
         self.unavailable: dict[str, str] = {}
         """Name to why it cannot be opened."""
-        self._refreshing = threading.Lock()
+        self._refreshing, self._taking = threading.Lock(), threading.Lock()
 
     @property
     def opened(self) -> dict[str, OpenIndex]:
         """By name; what `hold` gives."""
-        return dict(self._opened)
+        return self._opened
 
     @contextmanager
     def hold(self, name: str) -> Iterator[OpenIndex]:
-        """The version of an index that is in use, open until the end of the block.
+        """The index in use, open until the end of the block.
 
         Raises:
-            InvalidSetting: no name.
             MissingArtifact: there is no such index.
         """
         while True:
@@ -192,7 +216,7 @@ class OpenIndexes:
             opened.uses.end()
 
     def refresh(self) -> list[str]:
-        """Open versions and thresholds that were published since; blocks. The names that changed."""
+        """Take versions, thresholds and enrolments that are new into use; blocks. The names that changed."""
         with self._refreshing:
             changed = []
             names = self._names or published_names(self._store)
@@ -206,36 +230,65 @@ class OpenIndexes:
                         logger.warning("index %s cannot be refreshed: %s", name, error)
                     self.unavailable[name] = str(error)
             for name in [name for name in self._opened if name not in names]:
-                self._opened[name].uses.retire()
-                self._opened = {key: each for key, each in self._opened.items() if key != name}
+                self._drop(name)
                 changed.append(name)
             return changed
 
+    def gallery(self, name: str) -> Gallery:
+        """Of an open index; what enrols, changes and forgets."""
+        return self._galleries[name]
+
+    def take(self, name: str) -> OpenIndex:
+        """What the gallery of an open index is now: after a write, it shows what was written."""
+        self._take(name, self._opened[name].thresholds_ref)
+        return self._opened[name]
+
     def close(self) -> None:
         """Close all, each when its last request has ended."""
-        for opened in self._opened.values():
-            opened.uses.retire()
-        self._opened = {}
+        for name in list(self._opened):
+            self._drop(name)
 
     def _refresh_one(self, name: str) -> bool:
-        former = self._opened.get(name)
-        version = storage.current(storage.named_folder(self._store, "indexes", name))
-        if former is not None and former.ref.version == version:
-            thresholds = find_thresholds_ref(self._store, former.ref)
-            if thresholds == former.thresholds_ref:
+        gallery = self._galleries.get(name)
+        if gallery is None:
+            gallery = Gallery.open(self._store, name, open_base=_open_checked, load=self.packages.load)
+            self._galleries[name] = gallery
+        else:
+            gallery.refresh()
+        return self._take(name, find_thresholds_ref(self._store, gallery.ref))
+
+    def _take(self, name: str, thresholds: ThresholdsRef | None) -> bool:
+        """Publish what a gallery is now; whether it is another revision, version or calibration."""
+        with self._taking:
+            former = self._opened.get(name)
+            gallery = self._galleries[name]
+            revision = gallery.revision  # before the index, which may then have more than it says, never less
+            index = gallery.live
+            if (
+                former is not None
+                and index is former.index
+                and revision == former.revision
+                and thresholds == former.thresholds_ref
+            ):
                 return False
-            self._opened = {**self._opened, name: former.calibrated(thresholds)}
-            return True
-        ref = find_index(self._store, name)
-        package = self.packages.load(ref)
-        index = open_index(ref)
-        index.check()  # a version that cannot be searched is not taken
-        opened = OpenIndex(self._store, index, package, find_thresholds_ref(self._store, ref))
-        self._opened = {**self._opened, name: opened}  # a new dict: others read the former one
-        if former is not None:
-            former.uses.retire()
-        logger.info("serving %s", ref)
+            if thresholds is not None and thresholds.index.fingerprint != index.ref.fingerprint:
+                thresholds = find_thresholds_ref(self._store, index.ref)  # another version by now
+            package = self.packages.of(index.ref)
+            stays = former is not None and base_of(index) is former.base
+            uses = former.uses if stays and former is not None else _Uses(base_of(index))
+            opened = OpenIndex(self._store, index, revision, gallery, package, thresholds, uses)
+            self._opened = {**self._opened, name: opened}  # a new dict: others read the former one
+        if not stays:
+            logger.info("serving %s", index.ref)
+            if former is not None:
+                former.uses.retire()
         return True
+
+    def _drop(self, name: str) -> None:
+        opened = self._opened[name]
+        self._opened = {key: each for key, each in self._opened.items() if key != name}
+        opened.uses.retire()
+        self._galleries.pop(name).close()
 
     def _missing(self, name: str) -> MissingArtifact:
         if name in self.unavailable:
@@ -245,3 +298,10 @@ class OpenIndexes:
             f"An index must be served to be asked; {name[:100]!r} is not. There are "
             f"{', '.join(there) or 'none'}.{did_you_mean(name[:100], there)}"
         )
+
+
+def _open_checked(ref: IndexRef) -> Index:
+    """A version that cannot be searched is not taken into use."""
+    index = open_index(ref)
+    index.check()
+    return index

@@ -11,12 +11,14 @@ from starlette.responses import Response
 from dml.errors import (
     CorruptArtifact,
     DmlError,
+    GalleryUnavailable,
     IncompatibleArtifact,
     InvalidData,
     InvalidFilter,
     InvalidSetting,
     MissingArtifact,
     Unreachable,
+    WriteCommitted,
     without_password,
 )
 from dml.preprocessing import OversizedImage, UnreadableImage
@@ -57,6 +59,8 @@ class Refused(Exception):
 
 
 _OF_ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
+    (WriteCommitted, 503, "write_committed"),
+    (GalleryUnavailable, 503, "unavailable"),
     (OversizedImage, 413, "too_many_pixels"),
     (UnreadableImage, 422, "unreadable_image"),
     (InvalidFilter, 422, "invalid_filter"),
@@ -99,7 +103,9 @@ def refusal_of(error: Exception, *, hide: str = "") -> Refused:
     for kind, status, code in _OF_ERRORS:
         if isinstance(error, kind):
             text = without_password(str(error).replace(f"{hide}/", "") if hide else str(error))
-            return _split(status, code, text, retry_after=5 if status == 503 else None)
+            refused = _split(status, code, text, retry_after=5 if status == 503 else None)
+            refused.write_committed = True if kind is WriteCommitted else None
+            return refused
     if isinstance(error, HTTPException):
         code, must, do = _OF_STATUS.get(error.status_code, ("refused", "A request must be allowed", ""))
         return Refused(error.status_code, code, must, f"got {error.status_code}", do)

@@ -20,17 +20,23 @@ from torch import Tensor
 from dml.errors import DmlError, MissingArtifact
 from dml.models.package import Package
 from dml.preprocessing import image_size
+from dml.retrieval.gallery import Gallery
 from dml.serving.app import messages
+from dml.serving.app.audit import Audited, AuditLog, Written
 from dml.serving.app.batcher import ManyAtOnce, MicroBatcher, OneByOne
 from dml.serving.app.keys import Keys
 from dml.serving.app.metrics import STAGES, Metrics
 from dml.serving.app.opened import OpenIndex, OpenIndexes
 from dml.serving.app.problems import Refused, refusal_of
 from dml.serving.app.settings import ServiceSettings
+from dml.settings import service_folder
 
 logger = logging.getLogger(__name__)
 
+_WRITERS = 32
+
 T = TypeVar("T")
+W = TypeVar("W", bound=Written)
 Vector = NDArray[np.float32]
 Encode = OneByOne[Tensor, Vector]
 Batched = Callable[[ManyAtOnce[Tensor, Vector]], Encode]
@@ -72,10 +78,13 @@ class Service:
     ) -> None:
         self.settings, self.metrics, self._keys = settings, Metrics(), keys
         self.indexes = OpenIndexes(settings.store, settings.indexes)
+        self.audit = AuditLog(settings.audit or service_folder(settings.store) / "audit.jsonl")
         threads = settings.threads or os.cpu_count() or 1
         self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._searching = ThreadPoolExecutor(threads, thread_name_prefix="search")
+        # Writers wait for each other's transaction, which they then share: so there are more than cores.
+        self._writing = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._batched = batched or self._micro_batched
         self._encoders: dict[Package, Encode] = {}
         self._refreshing: asyncio.Task[None] | None = None
@@ -101,7 +110,7 @@ class Service:
                 await self._refreshing
         for encode in self._encoders.values():
             await _close(encode)
-        for pool in (self._decoding, self._encoding, self._searching):
+        for pool in (self._decoding, self._encoding, self._searching, self._writing):
             pool.shutdown(wait=True, cancel_futures=True)
         self.indexes.close()
 
@@ -129,14 +138,43 @@ class Service:
         self.metrics.version.clear()
         for name, opened in self.indexes.opened.items():
             self.metrics.version.labels(name, opened.ref.version, opened.embedder[:12]).set(1)
-            self.metrics.rows.labels(name).set(opened.ref.rows)
+            self._measure_gallery(name, opened)
         self.metrics.packages.set(self.indexes.packages.num_loaded)
+
+    def _measure_gallery(self, name: str, opened: OpenIndex) -> None:
+        self.metrics.rows.labels(name).set(opened.ref.rows)
+        self.metrics.enrolled.labels(name).set(opened.enrolled)
+        self.metrics.forgotten.labels(name).set(opened.forgotten)
+        self.metrics.revision.labels(name).set(opened.revision)
 
     async def _drop_encoders(self) -> None:
         """Of models that no index uses."""
         used = {opened.package for opened in self.indexes.opened.values()}
         for package in [package for package in self._encoders if package not in used]:
             await _close(self._encoders.pop(package))
+
+    async def write(
+        self, name: str, audited: Audited, function: Callable[[Gallery], W]
+    ) -> tuple[W, OpenIndex]:
+        """Call a function that writes to a gallery in a thread, and log who did it.
+
+        Returns:
+            What it returned, and the index with what was written: every later search has it.
+
+        Raises:
+            Refused: the audit log cannot be written; `write_committed` says whether the gallery was.
+        """
+
+        def write() -> tuple[W, OpenIndex]:
+            with self.audit.around(audited) as done:
+                result = function(self.indexes.gallery(name))
+                done(result)
+                return result, self.indexes.take(name)
+
+        with self.indexes.hold(name) as opened:
+            result, written = await self._in_thread(self._writing, opened, write)
+        self._measure_gallery(name, written)
+        return result, written
 
     async def search(self, opened: OpenIndex, stages: Stages, function: Callable[[], T]) -> T:
         """Call a function that reads an open index in a thread; the index stays open until it ends."""
@@ -252,7 +290,7 @@ def answered(opened: OpenIndex) -> dict[str, Any]:
     """The fields of `messages.Answered`."""
     return {
         "index": str(opened.ref),
-        "revision": 0,
+        "revision": opened.revision,
         "model": opened.ref.model,
         "embedder": opened.embedder,
         "dim": opened.ref.embeddings.dim,

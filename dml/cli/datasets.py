@@ -126,6 +126,8 @@ def correct(
 
     if (label is not None) + remove + revoke != 1:
         raise InvalidSetting("Say what is right: one of --label LABEL, --remove and --revoke.")
+    if revoke and who is not None:
+        raise InvalidSetting("--who says who corrects; what is taken back is no longer listed. Leave it out.")
     root, by = store_to_list(store), who if who is not None else getpass.getuser()
     if label is not None:
         ref = correct_labels(root, dataset, dict.fromkeys(ids, label), who=by)

@@ -10,7 +10,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,17 @@ from dml.cluster import capacity, on_cluster, quiet_ray_data, ray_session
 from dml.data.dataset import StoredFragment, fragments, read_fragment, read_fragment_images
 from dml.embedding.table import (
     KnownVectors,
+    SealedPart,
+    copy_part,
     find_embeddings,
     part_name,
     rows_held,
     seal_table,
+    sealed_parts,
     write_part,
 )
 from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact, InvalidData, MissingArtifact
-from dml.models.package import load_package
+from dml.models.package import Package, load_package
 from dml.progress import Ticker
 from dml.refs import DatasetRef, EmbeddingsRef, PackageRef
 
@@ -55,6 +59,8 @@ class _PartJob:
     fragment: StoredFragment
     split: str | None
     part: str
+    same: SealedPart | None = None
+    """The part of another table with the same rows."""
 
     @property
     def name(self) -> str:
@@ -74,7 +80,8 @@ def embed(
     """Embed every image of a dataset or of a split; finished parts of a killed run are kept.
 
     What another table of the same package and dataset knows is copied: a split's vectors are not embedded
-    again with the whole dataset, nor the other way round.
+    again with the whole dataset, nor the other way round. Of `previous` whole parts are copied where a
+    fragment is the same, and only the other parts are looked through for images.
 
     Args:
         store: the store's URI.
@@ -96,19 +103,20 @@ def embed(
     if _is_whole(ref.uri):
         logger.info("embed: nothing to do, all %d embeddings are in %s", ref.rows, ref.uri)
         return ref
-    jobs = _begin(ref, dataset)
+    jobs = _begin(ref, dataset, previous)
     known = [*([] if previous is None else [previous]), *_of_other_splits(store, package, dataset, split)]
     left, made = _not_there(ref, jobs), set[_PartJob]()
     for _ in range(_ROUNDS):
         workers = num_workers or _choose_workers(left, ref, known)
         _observe(_embed_parts(left, package, known, workers), len(left), len(jobs), progress)
         made |= set(left)
-        rows = _rows_held(jobs, made)
+        rows = _rows_held(jobs, {job.part for job in made})
         left = [job for job in jobs if rows[job] is None]
         if not left:
             seal_table(ref, {job.name: rows[job] or 0 for job in jobs})
             return ref
         _remove_parts(left)
+        left = [replace(job, same=None) for job in left]
     raise CorruptArtifact(
         f"{left[0].part} must have the samples of {left[0].fragment.uri} once it is written; it has not, "
         f"after {_ROUNDS} times. Look after the disk, and whether another program writes there."
@@ -123,16 +131,34 @@ def _refuse_other_package(previous: EmbeddingsRef | None, package: PackageRef) -
         )
 
 
-def _begin(ref: EmbeddingsRef, dataset: DatasetRef) -> list[_PartJob]:
+def _begin(ref: EmbeddingsRef, dataset: DatasetRef, previous: EmbeddingsRef | None) -> list[_PartJob]:
     """Create the folder of an unfinished table; returns its parts."""
+    same = {} if previous is None else _parts_by_rows(previous, ref.split)
     was_sealed = storage.is_complete(ref.uri)
     storage.make_folder(ref.uri)
     if was_sealed:  # and is damaged, else nothing would be done
         storage.delete(storage.join(ref.uri, storage.MANIFEST))
     return [
-        _PartJob(fragment, ref.split, storage.join(ref.uri, part_name(number)))
+        _PartJob(
+            fragment,
+            ref.split,
+            storage.join(ref.uri, part_name(number)),
+            same.get((fragment.name, fragment.deleted)),
+        )
         for number, fragment in enumerate(fragments(dataset))
     ]
+
+
+def _parts_by_rows(table: EmbeddingsRef, split: str | None) -> dict[tuple[str, tuple[int, ...]], SealedPart]:
+    """The parts of a table by their fragment and its deleted rows; none if it is of another split."""
+    if table.split != split or not isinstance(table.items, DatasetRef):
+        return {}
+    try:
+        parts = zip(fragments(table.items), sealed_parts(table.uri), strict=True)
+        return {(fragment.name, fragment.deleted): part for fragment, part in parts}
+    except (DmlError, ValueError) as error:
+        logger.warning("no part of %s is copied as it is: %s", table.uri, error)
+        return {}
 
 
 def _not_there(ref: EmbeddingsRef, jobs: Sequence[_PartJob]) -> list[_PartJob]:
@@ -193,11 +219,11 @@ def _of_other_splits(
     return [find_embeddings(uri) for uri in uris if _is_whole(uri)]
 
 
-def _rows_held(jobs: Sequence[_PartJob], made: set[_PartJob]) -> dict[_PartJob, int | None]:
+def _rows_held(jobs: Sequence[_PartJob], made: set[str]) -> dict[_PartJob, int | None]:
     """Number of rows of each part; None: it must be made again. Parts of earlier runs are read completely."""
 
     def of(job: _PartJob) -> int | None:
-        return rows_held(job.part, job.fragment, job.split, whole=job not in made)
+        return rows_held(job.part, job.fragment, job.split, whole=job.part not in made)
 
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         return dict(zip(jobs, pool.map(of, jobs), strict=True))
@@ -211,8 +237,10 @@ def _choose_workers(jobs: Sequence[_PartJob], ref: EmbeddingsRef, known: Sequenc
 
 def _num_new(jobs: Sequence[_PartJob], known: Sequence[EmbeddingsRef]) -> int:
     """How many images must be embedded, not copied."""
-    vectors = KnownVectors(*known)
-    return sum(int((vectors.rows_of(_samples(job)["sha256"]) < 0).sum()) for job in jobs)
+    if all(job.same is not None for job in jobs):
+        return 0
+    vectors = _known_vectors(jobs, known)
+    return sum(int((vectors.rows_of(_samples(job)["sha256"]) < 0).sum()) for job in jobs if job.same is None)
 
 
 def _samples(job: _PartJob) -> pa.Table:
@@ -222,14 +250,29 @@ def _samples(job: _PartJob) -> pa.Table:
     return rows if job.split is None else rows.filter(compute.equal(rows["split"], job.split))
 
 
+def _known_vectors(jobs: Sequence[_PartJob], known: Sequence[EmbeddingsRef]) -> KnownVectors:
+    """The vectors of other tables, but of the parts that are copied as they are."""
+    return KnownVectors(*known, without={job.same.uri for job in jobs if job.same is not None})
+
+
 class _Embedder:
     """Writer of parts, as a Ray actor or in this process."""
 
-    def __init__(self, package: PackageRef, known: Sequence[EmbeddingsRef]) -> None:
-        self.package = load_package(package.uri)
-        self.known = KnownVectors(*known)
+    def __init__(self, package: PackageRef, known: Sequence[EmbeddingsRef], jobs: Sequence[_PartJob]) -> None:
+        self._uri, self._known_tables, self._jobs = package.uri, known, jobs
+
+    @cached_property
+    def package(self) -> Package:
+        """Loaded only if a part is not the same as another table's."""
+        return load_package(self._uri)
+
+    @cached_property
+    def known(self) -> KnownVectors:
+        return _known_vectors(self._jobs, self._known_tables)
 
     def __call__(self, job: _PartJob) -> None:
+        if job.same is not None and copy_part(job.same, job.part):
+            return
         samples = _samples(job)
         vectors = np.empty((len(samples), self.package.ref.dim), dtype=np.float32)
         known = self.known.rows_of(samples["sha256"])
@@ -272,14 +315,14 @@ def _embed_parts(
     if workers > 1 and len(jobs) > 1:
         yield from _with_ray(jobs, package, known, min(workers, len(jobs)))
     elif jobs:
-        yield from map(_Embedder(package, known), jobs)
+        yield from map(_Embedder(package, known, jobs), jobs)
 
 
 class _Actor:
     """The embedder as a stateful stage of Ray Data: a row names a job; the result contains its error."""
 
     def __init__(self, package: PackageRef, known: Sequence[EmbeddingsRef], jobs: Sequence[_PartJob]) -> None:
-        self.embedder, self.jobs = _Embedder(package, known), jobs
+        self.embedder, self.jobs = _Embedder(package, known, jobs), jobs
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:

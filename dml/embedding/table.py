@@ -5,10 +5,11 @@ reads vectors gets them with ids that were compared with the dataset's.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -206,6 +207,31 @@ def part_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
+class SealedPart(NamedTuple):
+    """A part of a finished table, and the SHA-256 of its file."""
+
+    uri: str
+    sha256: str
+
+
+def sealed_parts(uri: str) -> list[SealedPart]:
+    """A finished table's parts, in the order of the dataset's fragments."""
+    files = storage.read_manifest(uri)["files"]
+    return [SealedPart(part, files[part.rpartition("/")[2]]["sha256"]) for part in part_uris(uri)]
+
+
+def copy_part(part: SealedPart, uri: str) -> bool:
+    """Copy a part into another table; False, and no file, if it is damaged or gone."""
+    try:
+        content = storage.read_bytes(part.uri)
+    except MissingArtifact:
+        return False
+    if storage.digest_of_bytes(content) != part.sha256:
+        return False
+    storage.write_new(uri, content)
+    return True
+
+
 def part_uris(uri: str) -> list[str]:
     """A finished table's parts, in the order of the dataset's fragments."""
     parts = storage.read_manifest(uri).get("parts")
@@ -304,10 +330,11 @@ class KnownVectors:
 
     Args:
         tables: of one package; none: nothing is known.
+        without: URIs of parts that are left out.
     """
 
-    def __init__(self, *tables: EmbeddingsRef) -> None:
-        self._uris = [uri for table in tables for uri in part_uris(table.uri)]
+    def __init__(self, *tables: EmbeddingsRef, without: Collection[str] = ()) -> None:
+        self._uris = [uri for table in tables for uri in part_uris(table.uri) if uri not in without]
         self._dim = tables[0].dim if tables else 0
         parts = [
             read_part(uri, ["sha256"])["sha256"].to_numpy(zero_copy_only=False).astype(_DIGEST)

@@ -17,6 +17,41 @@ def ingest(dml, tmp_path):
     )
 
 
+def test_an_ingest_says_what_it_read_and_what_changed(ingest, tmp_path):
+    assert "20 images read" in ingest().out
+    write(tmp_path / "source", {"class1/new.png": picture(900)})
+    (tmp_path / "source" / "class2" / "0.png").unlink()
+    changes = ingest("--json").json["changes"]
+    assert (changes["added"], changes["removed"], changes["unchanged"]) == (1, 1, 19)
+    assert "20 images read" in ingest("--reread").out
+
+
+def test_a_label_is_corrected_listed_and_taken_back(ingest, dml, tmp_path):
+    ingest()
+    there = ("--store", str(tmp_path / "store"))
+    done = dml("correct", "d", "class1/2.png", "class1/3.png", "--label", "class2", "--who", "ann", *there)
+    assert done.status == 0, done.err
+    assert "class1/3.png" in done.out
+    assert "20 rows, 4 classes" in done.out
+    listed = dml("corrections", "d", *there, "--json").json["corrections"]
+    assert [(each["id"], each["label"], each["who"]) for each in listed] == [
+        ("class1/2.png", "class2", "ann"),
+        ("class1/3.png", "class2", "ann"),
+    ]
+    assert dml("correct", "d", "class1/2.png", "--remove", *there, "--json").json["dataset"]["rows"] == 19
+    assert dml("correct", "d", "class1/3.png", "--revoke", *there).status == 0
+    (left,) = dml("corrections", "d", *there, "--json").json["corrections"]
+    assert (left["id"], left["label"], left["former_label"]) == ("class1/2.png", None, "class1")
+
+
+@pytest.mark.parametrize("options", [[], ["--label", "x", "--remove"], ["--remove", "--revoke"]])
+def test_a_correction_says_one_thing(ingest, dml, tmp_path, options):
+    ingest()
+    done = dml("correct", "d", "class1/2.png", *options, "--store", str(tmp_path / "store"))
+    assert done.status == 2
+    assert "one of --label LABEL, --remove and --revoke" in done.err
+
+
 def split_of(tmp_path):
     return read_manifest(find_dataset(str(tmp_path / "store"), "d").uri)["split"]
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dml import storage
+from dml.data.corrections import correct_label, remove_item
 from dml.data.dataset import fragments, read_images, read_rows
 from dml.embedding.embed import embed
 from dml.embedding.table import KnownVectors, part_uris, read_embeddings, read_part
@@ -111,6 +112,35 @@ def test_only_new_images_are_embedded(embeddings, package, tmp_path, embedded_im
     anew = read_embeddings(embed(str(tmp_path / "other"), package, grown))
     assert reused.ids.equals(anew.ids)
     np.testing.assert_allclose(reused.vectors, anew.vectors, atol=1e-5)
+
+
+def test_the_part_of_an_unchanged_fragment_is_that_of_the_table_before(
+    embeddings, package, tmp_path, embedded_images
+):
+    store = str(tmp_path / "store")
+    grown = make_dataset(tmp_path / "images", store)
+    before = {Path(uri).read_bytes() for uri in part_uris(embeddings.uri)}
+    remove_item(store, "shelves", "00003.png", who="ann")
+    fewer = correct_label(store, "shelves", "00018.png", "class 2", who="ann")
+    assert len(fragments(fewer)) == len(fragments(grown)) + 1
+    reused = embed(store, package, fewer, previous=embeddings)
+    changed = {Path(uri).read_bytes() for uri in part_uris(reused.uri)} - before
+    assert 2 <= len(changed) <= 3, "those of the two rows' fragments, and the new one"
+    assert sum(embedded_images) == 0
+    table, anew = read_embeddings(reused), read_embeddings(embed(str(tmp_path / "other"), package, fewer))
+    assert table.ids.equals(anew.ids)
+    np.testing.assert_allclose(table.vectors, anew.vectors, atol=1e-5)
+
+
+def test_a_damaged_part_of_the_table_before_is_not_copied(embeddings, package, tmp_path, embedded_images):
+    store = str(tmp_path / "store")
+    dataset = make_dataset(tmp_path / "images", store)
+    table = embeddings.model_copy(update={"uri": str(shutil.copytree(embeddings.uri, tmp_path / "table"))})
+    part = Path(part_uris(table.uri)[1])
+    flip(part, part.stat().st_size // 2)
+    made = embed(store, package, dataset, previous=table)
+    assert sum(embedded_images) == rows_of_fragments(dataset)[1]
+    np.testing.assert_allclose(read_embeddings(made).vectors, read_embeddings(embeddings).vectors, atol=1e-5)
 
 
 def test_known_vectors_are_found_by_the_images_digest(embeddings, dataset):

@@ -32,6 +32,7 @@ class Removable(StrEnum):
     MODEL = "model"
     RUN = "run"
     VECTORS = "vectors"
+    THRESHOLDS = "thresholds"
 
 
 class Pointed(StrEnum):
@@ -40,6 +41,7 @@ class Pointed(StrEnum):
     INDEX = "index"
     MODEL = "model"
     VECTORS = "vectors"
+    THRESHOLDS = "thresholds"
 
 
 @verb()
@@ -136,7 +138,7 @@ def rm(
     store: Store = None,
     as_json: Json = False,
 ) -> "RemovalReport":
-    """Remove a dataset, an index, a model, a run or imported vectors; refused while something needs it."""
+    """Remove a dataset, an index, its thresholds, a model, a run or imported vectors, unless it is needed."""
     from dml.reports import RemovalReport
 
     root = store_uri(store)
@@ -144,6 +146,13 @@ def rm(
         from dml.registry.removal import remove_model
 
         removed = remove_model(root, name)
+    elif kind == Removable.THRESHOLDS:
+        from dml.retrieval.index import find_index
+        from dml.retrieval.thresholds import remove_thresholds
+
+        index = find_index(root, name)
+        remove_thresholds(root, index)
+        removed = [str(index)]
     else:
         from dml.lineage import remove_named
 

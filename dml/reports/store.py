@@ -46,7 +46,7 @@ class CleanupReport(Result):
 class RemovalReport(Result):
     """What `dml rm` removed."""
 
-    kind: str = Field(description="`dataset`, `index`, `model` or `run`")
+    kind: str = Field(description="`dataset`, `index`, `thresholds`, `model`, `run` or `vectors`")
     removed: list[str] = Field(description="versions, as they are typed")
 
 

@@ -20,9 +20,8 @@ from dml.progress import Ticker
 from dml.refs import IndexRef, ThresholdsRef
 from dml.reports import CalibratedScope, CalibrationReport, CheckedFpir
 from dml.retrieval.arguments import checked_error_rate
-from dml.retrieval.bundle import open_bundle
 from dml.retrieval.index import published_index
-from dml.retrieval.scope_impostors import ImpostorSearch, ScopeImpostors, select_scopes
+from dml.retrieval.scope_impostors import ImpostorSearch, IndexedRows, ScopeImpostors, select_scopes
 from dml.retrieval.tails import MAX_LARGEST, ImpostorTail, fit_tail, held_out_fpir, held_out_tails
 from dml.retrieval.thresholds import (
     PooledTail,
@@ -74,11 +73,11 @@ def calibrate(
         IncompatibleArtifact: the items have no labels, or fewer than 20 pairs of identities.
     """
     fpir = checked_error_rate("fpir", fpir, usual=0.01)
-    bundle = open_bundle(index)
+    indexed = IndexedRows(index)
     num_tries = 1 + len(by) + len(scopes)
-    search = ImpostorSearch(bundle, fpir / num_tries)
+    search = ImpostorSearch(indexed, fpir / num_tries)
     with Ticker("calibrate") as ticker:
-        selections = list(select_scopes(bundle.items.table, scopes, by, refuse_absent))
+        selections = list(select_scopes(indexed.items, scopes, by, refuse_absent))
         ticker.begin("the whole gallery", "probes", search.num_gallery_probes)
         gallery = search.in_gallery()
         ticker.begin("scopes", "scopes", len(selections))
@@ -110,6 +109,9 @@ def calibrate_alike(store: str, index: IndexRef) -> CalibrationReport | None:
 
     Returns:
         None: there is no version in use, it was not calibrated or cannot be read, or it is this one.
+
+    Raises:
+        IncompatibleArtifact: this version has no labels, or no pairs of identities; it stays unpublished.
     """
     try:
         former = published_index(store, index.name)
@@ -119,7 +121,15 @@ def calibrate_alike(store: str, index: IndexRef) -> CalibrationReport | None:
         return None
     if former is None or asked is None or former.version == index.version:
         return None
-    report = calibrate(store, index, fpir=asked.fpir, scopes=asked.scopes, by=asked.by, refuse_absent=False)
+    try:
+        report = calibrate(
+            store, index, fpir=asked.fpir, scopes=asked.scopes, by=asked.by, refuse_absent=False
+        )
+    except (IncompatibleArtifact, InvalidSetting) as error:
+        raise IncompatibleArtifact(
+            f"{former} identifies with calibrated thresholds, and the new {index} cannot: {error} {former} "
+            f"stays in use. To go on without thresholds: dml rm thresholds {former.name}, then index again."
+        ) from error
     if not report.num_promised:
         logger.warning("%s has no thresholds any more: %s", index, report.scopes[0].refused)
     return report
@@ -162,7 +172,7 @@ class _Calibrator:
         if gallery.tail is None or not gallery.fold_thresholds:
             raise IncompatibleArtifact(
                 f"Thresholds need impostors: 20 pairs of items of different labels that are not all copies; "
-                f"{self._search.index} has {gallery.identities} label(s). Enrol more identities."
+                f"{self._search.index} has {gallery.searched} label(s). Enrol more identities."
             )
         columns = {scope.column for scope in scopes if scope.column is not None}
         pooled = {column: self._pool(column, scopes) for column in columns}
@@ -211,7 +221,7 @@ class _Calibrator:
         self, scope: ScopeImpostors, pooled_tails: Sequence[ImpostorTail]
     ) -> list[float]:
         """Each fold's threshold of a scope by the pooled tail, not below the scope's own estimate."""
-        pooled = [tail.threshold(scope.identities, self._share) for tail in pooled_tails]
+        pooled = [tail.threshold(scope.searched, self._share) for tail in pooled_tails]
         return _maxima(pooled, scope.fold_thresholds or pooled)
 
     def _scope_tail(self, measured: ScopeImpostors) -> ScopeTail:

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from dml.errors import InvalidSetting, MissingArtifact, did_you_mean
 from dml.reports import Identification, TriedScope, Verification
 from dml.retrieval.arguments import checked_error_rate, checked_list, checked_threshold
-from dml.retrieval.filters import Compare, Filter, IsNull, Where, check
+from dml.retrieval.filters import Compare, Filter, IsNull, Not, Where, check
 from dml.retrieval.hints import check_hint, matches_hint, separating_attribute
 from dml.retrieval.identities import FIRST_K, IdentityAnswers, group_by_identity
 from dml.retrieval.search import Index
 from dml.retrieval.thresholds import Thresholds, column_of, scope_text, threshold_for
 
-_MAX_ANSWERS = 4_096
+_MAX_CANDIDATES = 4_096
+"""Identities; more would be listed in memory for a question that no hint answers."""
 _USUAL_FMR = 0.001
 _MAX_SCOPES_CACHED = 1_000
 
@@ -82,7 +83,7 @@ class Identifier:
         Raises:
             MissingArtifact: the index was not calibrated, and there is no threshold.
             InvalidSetting: a scope that is not calibrated or nothing is promised for, a filter, hint or
-                attribute that the items do not have.
+                attribute that the items do not have, or more than 4,096 identities above the threshold.
         """
         scopes = checked_list("scopes", scopes, "\"region = 'east'\"")
         if not scopes:
@@ -212,8 +213,15 @@ class Identifier:
         while True:
             result = self.index.search(probe[None], k, embedder=embedder, where=scope.filter)
             answers = [answer for answer in result.answers[0] if answer.similarity >= threshold]
-            if len(answers) < k or k >= _MAX_ANSWERS:
-                return list(group_by_identity(answers).values())
+            candidates = list(group_by_identity(answers).values())
+            if len(candidates) > _MAX_CANDIDATES:
+                raise InvalidSetting(
+                    f"At most {_MAX_CANDIDATES} identities can be told apart; more than that of "
+                    f"{scope.text or 'the whole gallery'} are at least {threshold:.4g} similar to the probe. "
+                    "Accept from a higher similarity, or name a smaller scope."
+                )
+            if len(answers) < k:
+                return candidates
             k *= 4
 
     def _similarities(self, probe: NDArray[np.float32], identity: str, embedder: str) -> list[float]:
@@ -260,9 +268,11 @@ class Identifier:
 
     def _require_thresholds(self, what: str) -> Thresholds:
         if self.thresholds is None:
+            remedy = f"Do: dml calibrate {self.index.ref.name}, or give a threshold."
+            if "label" not in self._columns or not self.index.count(Not(filter=IsNull(column="label"))):
+                remedy = "Its items have no labels to calibrate them with: give a threshold."
             raise MissingArtifact(
-                f"{what} needs calibrated thresholds; index {self.index.ref} has none. Do: dml calibrate "
-                f"{self.index.ref.name}, or give a threshold."
+                f"{what} needs calibrated thresholds; index {self.index.ref} has none. {remedy}"
             )
         return self.thresholds
 

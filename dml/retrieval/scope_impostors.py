@@ -17,7 +17,8 @@ from pyarrow import compute
 
 from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting
 from dml.progress import count
-from dml.retrieval.bundle import Bundle
+from dml.refs import IndexRef
+from dml.retrieval.bundle import open_bundle
 from dml.retrieval.filters import Compare, check, matching_rows
 from dml.retrieval.filters.columns import ItemColumns
 from dml.retrieval.impostors import (
@@ -37,6 +38,38 @@ _WANTED_BEYOND = 30
 """Pairs that are expected beyond a threshold, where there are enough items: of P probes P * FPIR."""
 _MAX_PAIRS_OF_SCOPE, _MAX_PAIRS_POOLED = 500_000, 4_000_000
 _MAX_ROWS_FOR_PAIRS = 20_000
+
+
+class IndexedRows:
+    """The items and vectors of an index version, opened; of all its shards in one.
+
+    Args:
+        ref: the version.
+
+    Raises:
+        MissingArtifact, CorruptArtifact, IncompatibleArtifact: as `open_bundle`.
+    """
+
+    def __init__(self, ref: IndexRef) -> None:
+        parts = [ref.shard(number) for number in range(len(ref.shards))] or [ref]
+        bundles = [open_bundle(part) for part in parts]
+        self.ref = ref
+        self.items = pa.concat_tables([bundle.items.table for bundle in bundles])
+        """A row for each vector."""
+        self._vectors = [bundle.vectors for bundle in bundles]
+        self._stops = np.cumsum([vectors.rows for vectors in self._vectors])
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(n, D) vectors of the rows."""
+        if len(self._vectors) == 1:
+            return self._vectors[0].take(rows)
+        shards = np.searchsorted(self._stops, rows, side="right")
+        taken = np.empty((len(rows), self.ref.embeddings.dim), dtype=np.float32)
+        for shard in np.unique(shards):
+            places = np.flatnonzero(shards == shard)
+            first = self._stops[shard] - self._vectors[shard].rows
+            taken[places] = self._vectors[shard].take(rows[places] - first)
+        return taken
 
 
 @dataclass(frozen=True)
@@ -111,13 +144,16 @@ class ScopeImpostors:
     scope: str
     column: str | None
     identities: int
+    """Enrolled; an item without a label is one by itself, since nobody knows whose it is."""
+    searched: int
+    """Those with a label: the probes are searched among them."""
     probes: ProbeMaxima | None = None
     """None: fewer than two identities, or no probe."""
     tail: ImpostorTail | None = None
     """None: too few pairs."""
     fold_thresholds: Sequence[float] = ()
-    """For each fold of identities the threshold by the tail without them; none where a fold has too few
-    pairs."""
+    """For each fold of identities the threshold among those searched, by the tail without the fold; none
+    where a fold has too few pairs."""
 
 
 class ImpostorSearch:
@@ -126,21 +162,21 @@ class ImpostorSearch:
     Memory is that of one scope's pairs, and of the most similar pairs of each column's scopes.
 
     Args:
-        bundle: the open index.
+        indexed: the open index.
         share: of the FPIR, for each scope.
 
     Raises:
         IncompatibleArtifact: the items have no labels.
     """
 
-    def __init__(self, bundle: Bundle, share: float) -> None:
-        items = bundle.items.table
+    def __init__(self, indexed: IndexedRows, share: float) -> None:
+        items = indexed.items
         if "label" not in items.column_names or items["label"].null_count == len(items):
             raise IncompatibleArtifact(
                 f"Thresholds need labels, which say whose image an item is; the items of "
-                f"{bundle.ref} have none. Import the vectors with labels, or give a threshold of your own."
+                f"{indexed.ref} have none. Import the vectors with labels, or give a threshold of your own."
             )
-        self.index, self.share, self._take = bundle.ref, share, bundle.vectors.take
+        self.index, self.share, self._take = indexed.ref, share, indexed.take
         names, self._identities = _values(items, "label")
         self._has_label = self._identities >= 0
         self._may_probe = _not_trained_on(items)
@@ -159,7 +195,7 @@ class ImpostorSearch:
 
     def in_gallery(self) -> ScopeImpostors:
         """The impostors in the whole gallery."""
-        selection = Selection(WHOLE_GALLERY, None, np.flatnonzero(self._has_label))
+        selection = Selection(WHOLE_GALLERY, None, np.arange(len(self._has_label)))
         measured = self._measured(selection, self._enough(_GALLERY_PROBES), MAX_PAIRS_KEPT, MAX_LARGEST)
         count(0 if measured.probes is None else len(measured.probes.maxima))
         return measured
@@ -183,10 +219,11 @@ class ImpostorSearch:
         self, selection: Selection, max_probes: int, max_kept: int, num_largest: int
     ) -> ScopeImpostors:
         rows = selection.rows[self._has_label[selection.rows]]
-        num_identities = len(np.unique(self._identities[rows]))
-        measured = ScopeImpostors(selection.scope, selection.column, num_identities)
+        searched = len(np.unique(self._identities[rows]))
+        identities = searched + len(selection.rows) - len(rows)
+        measured = ScopeImpostors(selection.scope, selection.column, identities, searched)
         probes = rows[self._may_probe[rows]]
-        if num_identities < 2 or not len(probes):
+        if searched < 2 or not len(probes):
             return measured
         probes = probes[sample_probes(self._identities[probes], max_probes)]
         scores = self._scores(probes, rows, max_kept=max_kept)
@@ -197,7 +234,7 @@ class ImpostorSearch:
         pool.add(scores)
         try:
             tail = fit_tail(pool.pairs(), num_largest=num_largest)
-            limits = [each.threshold(num_identities, self.share) for each in held_out_tails(pool)]
+            limits = [each.threshold(searched, self.share) for each in held_out_tails(pool)]
         except InvalidData:
             return measured
         return replace(measured, tail=tail, fold_thresholds=limits)

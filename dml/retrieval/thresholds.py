@@ -4,19 +4,21 @@ They are an artefact of their own, in the store's `thresholds/`, found by the in
 changes nothing in a published index. `dml.retrieval.calibration` makes them.
 """
 
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dml import storage
-from dml.errors import InvalidSetting
+from dml.errors import IncompatibleArtifact, InvalidSetting, MissingArtifact
 from dml.refs import IndexRef, ThresholdsRef
 from dml.retrieval.filters import Compare, Filter
 from dml.retrieval.tails import MIN_PAIRS_BEYOND, ImpostorTail
 
 _FOLDER, _FILE = "thresholds", "thresholds.json"
+THRESHOLDS_FORMAT = 2
 WHOLE_GALLERY = ""
 """The text of the scope that is the whole gallery."""
 
@@ -143,12 +145,26 @@ def find_thresholds(store: str, index: IndexRef) -> Thresholds | None:
 
     Raises:
         CorruptArtifact: its file is not the one that was published.
+        IncompatibleArtifact: another version of this program made it.
     """
     uri = thresholds_uri(store, index)
     if not storage.is_complete(uri):
         return None
     storage.verify_opened(uri)
-    return Thresholds.model_validate(storage.read_json(storage.join(uri, _FILE)))
+    manifest = storage.read_manifest(uri)
+    format_, asked = manifest.get("format", 1), manifest.get("ref", {})
+    try:
+        if format_ == THRESHOLDS_FORMAT:
+            return Thresholds.model_validate(storage.read_json(storage.join(uri, _FILE)))
+    except ValidationError as error:
+        format_ = f"a field {'.'.join(map(str, error.errors()[0]['loc']))} that is not of it"
+    again = [f"--fpir {asked.get('fpir', 0.01):g}"]
+    again += [f"--scope {shlex.quote(scope)}" for scope in asked.get("scopes", [])]
+    again += [f"--by {shlex.quote(column)}" for column in asked.get("by", [])]
+    raise IncompatibleArtifact(
+        f"Thresholds must have format {THRESHOLDS_FORMAT} for this program; those of {index} have {format_}. "
+        f"Calibrate again: dml calibrate {index} {' '.join(again)}."
+    )
 
 
 def find_thresholds_ref(store: str, index: IndexRef) -> ThresholdsRef | None:
@@ -162,10 +178,26 @@ def thresholds_uri(store: str, index: IndexRef) -> str:
     return storage.join(store, _FOLDER, index.version)
 
 
+def remove_thresholds(store: str, index: IndexRef) -> None:
+    """Remove the thresholds of an index version; the next version is not calibrated alike any more.
+
+    Raises:
+        MissingArtifact: it was not calibrated.
+    """
+    uri = thresholds_uri(store, index)
+    if not storage.is_complete(uri):
+        raise MissingArtifact(f"Index {index} has no thresholds to remove; it was not calibrated.")
+    storage.remove(uri)
+
+
 def save_thresholds(ref: ThresholdsRef, thresholds: Thresholds) -> None:
     """Publish thresholds; they replace those that the index version had."""
     with storage.staged(ref.uri) as staged:
         storage.write_json(storage.join(staged, _FILE), thresholds.model_dump(mode="json"))
         if storage.is_complete(ref.uri):
             storage.remove(ref.uri)
-        storage.publish(staged, ref.uri, {"ref": ref.model_dump(mode="json", exclude={"uri"})})
+        storage.publish(
+            staged,
+            ref.uri,
+            {"ref": ref.model_dump(mode="json", exclude={"uri"}), "format": THRESHOLDS_FORMAT},
+        )

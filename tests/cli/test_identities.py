@@ -130,6 +130,22 @@ def test_a_new_version_of_a_calibrated_index_is_calibrated_alike(dml, tmp_path):
     assert (done.json["identity"], done.json["scope"]) == ("person 3", "region = 'region 0'")
 
 
+def test_a_new_version_that_cannot_be_calibrated_is_used_after_the_command_that_is_named(dml, tmp_path):
+    store, former = enrol(tmp_path, regions=2, per_region=30)
+    calibrate(store, former, fpir=0.3)
+    vectors, *_ = people(seed=1, regions=2, per_region=30)
+    import_vectors(store, "faces", write_parquet(tmp_path, vectors, id=list(map(str, range(len(vectors))))))
+    done = dml("index", "faces", "--store", store)
+    said = " ".join(done.err.split())
+    assert done.status == 2
+    assert f"{former} stays in use. To go on without thresholds: dml rm thresholds faces, then" in said
+    assert dml("rm", "thresholds", "faces", "--store", store, "--json").json["removed"] == [str(former)]
+    assert dml("rm", "thresholds", "faces", "--store", store).status == 2
+    assert dml("index", "faces", "--store", store).status == 0
+    (used,) = [e for e in dml("indexes", "--store", store, "--json").json["indexes"] if e["current"]]
+    assert (used["fingerprint"] == former.fingerprint, used["fpir"]) == (False, None)
+
+
 PAGE = (Path(__file__).parents[2] / "docs" / "identification.md").read_text()
 REGIONS = ("north", "east", "south", "west")
 

@@ -10,12 +10,16 @@ from dml.config import IndexConfig, IngestConfig
 from dml.data.ingest import ingest
 from dml.embedding.embed import embed
 from dml.embedding.external import import_vectors
+from dml.embedding.table import cut_table
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting
 from dml.integrity import check_store
 from dml.lineage import dependents, remove, remove_named, unneeded
+from dml.refs import ShardRef
 from dml.retrieval.build import build_index
-from dml.retrieval.calibration import calibrate
+from dml.retrieval.calibration import calibrate, calibrate_alike
+from dml.retrieval.identifier import Identifier
 from dml.retrieval.index import find_index, publish_index
+from dml.retrieval.shards import open_index
 from dml.retrieval.thresholds import find_thresholds, find_thresholds_ref, threshold_for
 from tests.embedding.parts import make_package
 from tests.embedding.vectors import write_parquet
@@ -263,6 +267,75 @@ def test_items_without_labels_are_refused(tmp_path):
     store, ref = enrol(tmp_path, labelled=False, regions=2, per_region=5)
     with pytest.raises(IncompatibleArtifact, match="Thresholds need labels"):
         calibrate(store, ref)
+
+
+def test_an_index_in_shards_has_the_thresholds_of_one_bundle(tmp_path):
+    vectors, labels, regions = people()
+    columns = {
+        "id": [f"image {row}" for row in range(len(vectors))],
+        "label": [f"person {label}" for label in labels],
+        "region": [f"region {region}" for region in regions],
+    }
+    store, file = str(tmp_path / "store"), write_parquet(tmp_path, vectors, **columns)
+    table = import_vectors(store, "faces", file, block_bytes=40_000).embeddings
+    whole = build_index(store, "faces", table, IndexConfig())
+    parts = [build_index(store, "cut", part, IndexConfig()) for part in cut_table(table, 3)]
+    shards = tuple(
+        ShardRef(**{name: getattr(part, name) for name in ShardRef.model_fields}) for part in parts
+    )
+    sharded = whole.model_copy(update={"shards": shards})
+    options = {"fpir": 0.3, "scopes": ["region != 'region 1'"], "by": ["region"]}
+    one, three = (calibrate(store, ref, **options) for ref in (whole, sharded))
+    assert [row.model_dump(exclude={"threshold"}) for row in three.scopes] == [
+        row.model_dump(exclude={"threshold"}) for row in one.scopes
+    ]
+    assert [row.threshold for row in three.scopes] == pytest.approx([row.threshold for row in one.scopes])
+
+
+def test_an_item_without_a_label_is_enrolled_and_is_no_probe(tmp_path):
+    vectors, labels, _ = people(regions=2)
+    columns = {
+        "id": [f"image {row}" for row in range(len(vectors))],
+        "label": [f"person {label}" if label < 60 else None for label in labels],
+    }
+    store = str(tmp_path / "store")
+    report = import_vectors(store, "faces", write_parquet(tmp_path, vectors, **columns))
+    ref = build_index(store, "faces", report.embeddings, IndexConfig())
+    (whole,) = calibrate(store, ref, fpir=0.5).scopes
+    assert whole.identities == 60 + 60 * IMAGES
+    assert (whole.checked.enrolled, whole.checked.identities, whole.checked.probes) == (60, 60, 60 * IMAGES)
+    identifier = Identifier(open_index(ref), find_thresholds(store, ref))
+    embedder = ref.embeddings.embedder.fingerprint
+    (tried,) = identifier.identify(vectors[0], embedder=embedder).tried
+    assert tried.threshold == whole.threshold
+
+
+def test_a_new_version_without_labels_stays_unpublished_with_what_to_do(tmp_path):
+    store, former = enrol(tmp_path)
+    calibrate(store, former, fpir=0.3)
+    vectors, _, _ = people(seed=1)
+    ids = [f"image {row}" for row in range(len(vectors))]
+    report = import_vectors(store, "faces", write_parquet(tmp_path, vectors, id=ids))
+    new = build_index(store, "faces", report.embeddings, IndexConfig())
+    with pytest.raises(IncompatibleArtifact) as refused:
+        calibrate_alike(store, new)
+    assert f"{former} stays in use" in str(refused.value)
+    assert "dml rm thresholds faces, then index again." in str(refused.value)
+
+
+def test_thresholds_of_another_format_are_refused_with_the_command_that_makes_them_again(tmp_path):
+    store, ref = enrol(tmp_path, regions=2, per_region=30)
+    thresholds = calibrate(store, ref, fpir=0.3, scopes=["region = 'region 1'"], by=["device"]).thresholds
+    manifest = storage.read_manifest(thresholds.uri)
+    storage.write_manifest(thresholds.uri, {k: v for k, v in manifest.items() if k != "format"})
+    with pytest.raises(
+        IncompatibleArtifact, match=r"must have format 2 for this program; those of faces@.* have 1"
+    ):
+        find_thresholds(store, ref)
+    with pytest.raises(
+        IncompatibleArtifact, match=r"dml calibrate faces@.* --fpir 0.3 --scope .* --by device"
+    ):
+        find_thresholds(store, ref)
 
 
 def test_one_identity_alone_is_refused(tmp_path):

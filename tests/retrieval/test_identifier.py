@@ -5,6 +5,7 @@ import pytest
 
 from dml.config import IndexConfig
 from dml.embedding.embed import embed
+from dml.embedding.external import import_vectors
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.retrieval.build import build_index
 from dml.retrieval.calibration import calibrate
@@ -14,6 +15,7 @@ from dml.retrieval.shards import open_index
 from dml.retrieval.thresholds import find_thresholds
 from dml.serving.searcher import Searcher
 from tests.embedding.parts import make_dataset, make_package, png
+from tests.embedding.vectors import write_parquet
 from tests.retrieval.test_calibration import enrol, non_mated_probes, people
 
 
@@ -228,3 +230,34 @@ def test_what_is_no_image_and_no_vector_is_refused(store, probe, got):
         searcher.identify(probe, threshold=0.5)
     with pytest.raises(InvalidSetting, match="A probe must be"):
         searcher.verify(photo(3), np.zeros(3), threshold=0.5)
+
+
+def test_more_candidates_than_can_be_told_apart_are_refused_and_not_cut(tmp_path):
+    _, ref = enrol(tmp_path, regions=1, per_region=1_400, labelled=False)
+    everybody = Identifier(open_index(ref), None)
+    with pytest.raises(
+        InvalidSetting, match="At most 4096 identities can be told apart; more than that of the"
+    ):
+        identify(everybody, people()[0][0], threshold=-1)
+    assert identify(everybody, people()[0][0], threshold=1).status == "unknown"
+
+
+def test_an_identity_of_many_images_hides_no_other_candidate(tmp_path):
+    random = np.random.default_rng(0)
+    near = np.eye(8)[0] + 0.001 * random.normal(size=(5_000, 8))
+    other = np.array([[1.0, 0.2, 0, 0, 0, 0, 0, 0]])
+    vectors = np.concatenate([near, other]).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    labels = ["filmed"] * 5_000 + ["other"]
+    ids = [str(row) for row in range(5_001)]
+    store = str(tmp_path / "store")
+    report = import_vectors(store, "faces", write_parquet(tmp_path, vectors, id=ids, label=labels))
+    ref = build_index(store, "faces", report.embeddings, IndexConfig())
+    found = identify(Identifier(open_index(ref), None), vectors[0], threshold=0.9)
+    assert (found.status, found.tried[0].candidates) == ("undecided", 2)
+
+
+def test_an_index_without_labels_is_told_to_give_a_threshold(tmp_path):
+    _, ref = enrol(tmp_path, regions=1, per_region=4, labelled=False)
+    with pytest.raises(MissingArtifact, match=r"Its items have no labels to calibrate them with: give a"):
+        identify(Identifier(open_index(ref), None), people()[0][0])

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dml.retrieval.execution import Vectors, matches_per_list, nearest_among
+from dml.retrieval.execution import Vectors, are_first, matches_per_list, nearest_among
 from dml.retrieval.lists import InvertedLists
-from dml.retrieval.plan import Correlation, Depths
+from dml.retrieval.plan import Correlation, depths_of
 
 K = 10
 _QUERIES_PER_ANCHOR, _FEWEST_ANCHORS = 32, 2
@@ -81,14 +81,22 @@ def _by_similarity(vectors: Vectors, num_rows: int, anchor: int) -> NDArray[np.i
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """For each query of a filter: its true neighbours, by how many lists each is reached, and its depth."""
+    """For each query of a filter: its true neighbours, and what reaches them."""
 
     filter: FilterCase
     truth: NDArray[np.int64]
     """(Q, k)"""
-    reached_by: NDArray[np.int64]
-    """(Q, k)"""
-    depths: Depths
+    depths: NDArray[np.float64]
+    """(Q,) see `depths_of`."""
+    similarities: NDArray[np.float32]
+    """(Q,) of the k-th item in the lists that are scanned first; -infinity: they have fewer than k."""
+    margins: NDArray[np.float64]
+    """(Q, k) the least with which the list of each neighbour is scanned; -infinity: it is one of the first,
+    infinity: none."""
+
+    def is_rare(self, rare: float, num_rows: int) -> NDArray[np.bool_]:
+        """(Q,) whether matches are rare near the query."""
+        return self.depths > rare * K * num_rows / len(self.filter.rows)
 
 
 def find_ground_truth(
@@ -97,15 +105,43 @@ def find_ground_truth(
     """Compare the queries of a filter with all rows that match; `list_of_row` is (N,)."""
     queries = vectors.take(case.queries)
     truth = nearest_among(vectors, queries, case.rows, K)
-    numbers = lists.near(queries, lists.num_lists).numbers
-    # An approximate quantizer may leave lists out: they are reached by more lists than there are.
-    ranks = np.full((len(queries), lists.num_lists + 1), lists.num_lists, dtype=np.int64)
-    np.put_along_axis(ranks, numbers, np.arange(lists.num_lists)[None, :], axis=1)
-    ranks[:, -1] = lists.num_lists
-    per_list = matches_per_list(case.rows, list_of_row, lists.num_lists)
+    near = lists.near(queries, lists.num_lists)
+    in_lists = matches_per_list(case.rows, list_of_row, lists.num_lists)[near.numbers]
+    within = in_lists.cumsum(axis=1)
+    first = are_first(in_lists, within, K)
+    similarities = _kth_similarities(vectors, queries, case.rows, list_of_row, near.numbers, first)
+    # An approximate quantizer may leave lists out: no margin reaches them.
+    by_list = np.full((len(queries), lists.num_lists + 1), np.inf)
+    least = np.where(first, -np.inf, similarities[:, None] - near.similarities)
+    np.put_along_axis(by_list, near.numbers, least, axis=1)
+    by_list[:, -1] = np.inf  # where list -1 was written
     return GroundTruth(
         filter=case,
         truth=truth,
-        reached_by=np.take_along_axis(ranks, list_of_row[truth], axis=1) + 1,
-        depths=Depths.of(lists.sizes[numbers], per_list[numbers], K),
+        depths=depths_of(lists.sizes[near.numbers], in_lists, within, K),
+        similarities=similarities,
+        margins=np.take_along_axis(by_list, list_of_row[truth], axis=1),
     )
+
+
+def _kth_similarities(
+    vectors: Vectors,
+    queries: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    list_of_row: NDArray[np.int32],
+    numbers: NDArray[np.int64],
+    taken: NDArray[np.bool_],
+) -> NDArray[np.float32]:
+    """(Q,) of the k-th of some rows in each query's taken lists; -infinity where there are fewer."""
+    lists = list_of_row[rows]
+    by_list = np.argsort(lists, kind="stable")
+    ascending = lists[by_list]
+    found = np.full(len(queries), -np.inf, dtype=np.float32)
+    for query, vector in enumerate(queries):
+        of_query = numbers[query, taken[query]]
+        begins, ends = np.searchsorted(ascending, of_query), np.searchsorted(ascending, of_query, "right")
+        places = [by_list[begin:end] for begin, end in zip(begins, ends, strict=True)]
+        near = rows[np.concatenate(places)] if places else rows[:0]
+        if len(near) >= K:
+            found[query] = np.partition(vectors.take(near) @ vector, -K)[-K]
+    return found

@@ -9,9 +9,9 @@ the recall target is chosen.
     index(p, ids, m) = c0 + c1 p + c2 ids + c3 m      p: lists, ids: their items, m: matches among these
 """
 
-from dataclasses import dataclass
+import math
 from functools import cached_property
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,8 @@ Correlation = Literal["random", "inside", "outside"]
 """How matching items lie to the query: independent of it; near it, as its own region; far from it."""
 
 
-Number = TypeVar("Number", float, NDArray[Any])
+_LOOKED_AT = 2.0
+"""Nearest lists that a search looks at / those that calibration found enough."""
 
 
 class _Value(BaseModel):
@@ -54,17 +55,32 @@ class Costs(_Value):
         """Microseconds of comparing with all matches."""
         return self.scan_us + self.scan_row_us * count
 
-    def index(self, *, lists: Number, ids: Number, matches: Number) -> Number:
-        """Microseconds of scanning inverted lists under a filter, of numbers or arrays of them."""
+    def index(self, *, lists: float, ids: float, matches: float) -> float:
+        """Microseconds of scanning inverted lists under a filter."""
         return self.index_us + self.list_us * lists + self.id_us * ids + self.match_us * matches
+
+    def lists(self, *, ids: NDArray[np.int64], matches: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(L,) microseconds of scanning each list, by how many items it has, and how many match."""
+        each: NDArray[np.float64] = self.list_us + self.id_us * ids + self.match_us * matches
+        return each
 
 
 class RecallStep(_Value):
-    """Lists that a selectivity needs for the recall target, of a filter that is independent of the query."""
+    """What filters of one selectivity need for the recall target; means are of filters that are independent
+    of the query."""
 
     selectivity: float = Field(gt=0, le=1, description="matching items / all items")
-    probes: int = Field(gt=0, description="nearest lists to scan")
+    margin: float = Field(
+        ge=0,
+        description="a list is scanned if its centroid is at most so much less similar than the k-th item",
+    )
+    rare_margin: float | None = Field(
+        None, ge=0, description="where matches are rare near the query; null: nothing is promised"
+    )
+    probes: int = Field(gt=0, description="nearest lists among which those that are scanned were found")
+    lists: float = Field(ge=0, description="lists that are scanned, mean")
     ids_share: _Share = Field(description="items in these lists / all items")
+    matches_share: _Share = Field(description="matching items in these lists / all matching items")
 
 
 class RecallCell(_Value):
@@ -103,57 +119,56 @@ EXACT = Recall(value=1.0, basis="exact")
 
 
 class Probes(_Value):
-    """Lists to scan for the recall target where matches are as frequent near the query as anywhere."""
+    """The lists that a query is expected to need, where matches are as frequent near it as anywhere."""
 
-    probes: int
+    looked_at: int
+    lists: float
     ids_share: float
+    matches_share: float
     recall: Recall
 
 
-@dataclass(frozen=True)
-class Depths:
-    """How many items are as near to each query as its first k matching items, by its nearest lists."""
+def depths_of(
+    ids: NDArray[np.int64], matches: NDArray[np.int64], within: NDArray[np.int64], k: int
+) -> NDArray[np.float64]:
+    """(Q,) how many items are as near to each query as its k-th matching item, by its nearest lists.
 
-    items: NDArray[np.float64]
-    """(Q,) items in the lists before the one with the k-th match, and this one's share."""
-    lists: NDArray[np.int64]
-    """(Q,) lists that together have k matches; 0: those looked at have fewer."""
+    Those of the lists before the one with the k-th match, and this one's share; infinite: these lists have
+    fewer than k matches.
 
-    @classmethod
-    def of(cls, ids: NDArray[np.int64], matches: NDArray[np.int64], k: int) -> "Depths":
-        """From (Q, P) items and matches in each query's nearest lists."""
-        within = matches.cumsum(axis=1)
-        enough = within >= k
-        last = enough.argmax(axis=1)[:, None]
-
-        def of_last(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-            return np.take_along_axis(counts, last, axis=1)[:, 0]
-
-        size, in_last = of_last(ids), np.maximum(of_last(matches), 1)
-        before = of_last(ids.cumsum(axis=1)) - size
-        missing = k - (of_last(within) - of_last(matches))
-        return cls(before + size * missing / in_last, np.where(enough.any(axis=1), last[:, 0] + 1, 0))
+    Args:
+        ids: (Q, P) items in each query's nearest lists.
+        matches: (Q, P) matching ones among them.
+        within: (Q, P) the sums of matches up to each list.
+        k: how many.
+    """
+    queries, last = np.arange(len(ids)), (within >= k).argmax(axis=1)
+    size, in_last, found = ids[queries, last], matches[queries, last], within[queries, last]
+    before = ids.cumsum(axis=1)[queries, last] - size
+    depths = before + size * (k - found + in_last) / np.maximum(in_last, 1)
+    return np.where(found >= k, depths, np.inf)
 
 
 class RecallTable(_Value):
-    """Lists to scan under a filter so that recall@k reaches the target.
+    """Which lists to scan under a filter so that recall@k reaches the target.
 
-    It is read by *depth*, how many items of the whole index lie nearer to a query than its k-th match: about
-    k / selectivity. The 10 nearest of 1 % of the items and the 100 nearest of 10 % lie equally deep. Matches
-    that are rare near the query lie deeper. So each query's depth is counted in its own nearest lists. Where
-    it is far more than expected, the filter excludes what is near the query, and no list count is promised.
+    A query first scans its nearest lists, until they have some times k matches. Then it scans each list whose
+    centroid is at most a margin less similar to it than its k-th item so far. The margin is read by *depth*,
+    how many items of the whole index lie nearer to a query than its k-th match: about k / selectivity. The 10
+    nearest of 1 % of the items and the 100 nearest of 10 % lie equally deep. Each query's depth is counted in
+    its own nearest lists. Where it is far more than expected, the filter excludes what is near the query:
+    then another margin holds, or nothing is promised.
     """
 
     target: float = Field(gt=0, le=1)
     k: int = Field(gt=0)
     num_lists: int = Field(gt=0)
     candidates: int = Field(gt=0, description="items found per answer, then compared in full; 1: none")
-    margin: float = Field(ge=1, description="factor of the steps' lists")
-    most_rare: float = Field(
-        ge=1, description="queries whose depth is more than so many times the expected one are not promised"
+    rare: float = Field(
+        ge=1, description="matches are rare near a query whose depth is more than so many times the expected"
     )
-    steps: tuple[RecallStep, ...] = Field(description="by falling selectivity; lists do not fall")
-    cells: tuple[RecallCell, ...] = Field(description="recall measured with these lists")
+    steps: tuple[RecallStep, ...] = Field(description="by falling selectivity; probes do not fall")
+    cells: tuple[RecallCell, ...] = Field(description="recall measured with these margins")
 
     def probes_for(self, count: int, rows: int, k: int) -> Probes | None:
         """The lists that a query is expected to need for k of `count` matches among `rows` items.
@@ -165,48 +180,46 @@ class RecallTable(_Value):
         if not 0 < count <= rows or not self.steps:
             return None
         depth = max(k, self.k) * rows / count
-        if not self._is_promised(np.array(depth)):
+        if depth > self._deepest:
             return None
-        place = np.log(depth)
-        share = float(np.interp(place, self._log_depths, [step.ids_share for step in self.steps]))
+        probes = math.exp(self._at(depth, [math.log(step.probes) for step in self.steps]))
         return Probes(
-            probes=int(self._needed(np.array(depth))),
-            ids_share=min(share * self.margin, 1.0),
+            looked_at=min(math.ceil(_LOOKED_AT * probes * (1 - 1e-12)), self.num_lists),
+            lists=self._at(depth, [step.lists for step in self.steps]),
+            ids_share=self._at(depth, [step.ids_share for step in self.steps]),
+            matches_share=self._at(depth, [step.matches_share for step in self.steps]),
             recall=self._recall(self.k / depth),
         )
 
-    def lists_for(self, depths: Depths, *, count: int, rows: int, k: int) -> NDArray[np.int64]:
-        """(Q,) how many of its nearest lists each query needs; 0: no number is promised.
+    def margins_at(self, depth: float) -> tuple[float, float]:
+        """The margin, and the one where matches are rare near the query; NaN: nothing is promised there."""
+        rare_margins = [math.nan if step.rare_margin is None else step.rare_margin for step in self.steps]
+        return self._at(depth, [step.margin for step in self.steps]), self._at(depth, rare_margins)
+
+    def margins_for(
+        self, depths: NDArray[np.float64], expected: float, margins: tuple[float, float]
+    ) -> NDArray[np.float64]:
+        """(Q,) the margin of each query; NaN: nothing is promised.
 
         Args:
-            depths: of the queries' first max(k, `self.k`) matches.
-            count: matching items.
-            rows: items.
-            k: answers wanted.
+            depths: (Q,) of the queries' first max(k, `self.k`) matches.
+            expected: depth, where matches are as frequent near a query as anywhere.
+            margins: `margins_at` the expected depth.
         """
-        expected = max(k, self.k) * rows / count
-        promised = (depths.lists > 0) & (depths.items <= self.most_rare * expected)
-        promised &= self._is_promised(depths.items)
-        return np.where(promised, np.maximum(self._needed(depths.items), depths.lists), 0)
+        of_queries = np.where(depths <= self.rare * expected, *margins)
+        return np.where(depths <= self._deepest, of_queries, np.nan)
+
+    @cached_property
+    def _deepest(self) -> float:
+        return self.k / self.steps[-1].selectivity * (1 + 1e-9)
+
+    def _at(self, depth: float, values: list[float]) -> float:
+        """Of the steps' values, interpolated by the logarithm of the depth."""
+        return float(np.interp(math.log(depth), self._log_depths, values))
 
     @cached_property
     def _log_depths(self) -> NDArray[np.float64]:
         return np.log([self.k / step.selectivity for step in self.steps])
-
-    @cached_property
-    def _log_probes(self) -> NDArray[np.float64]:
-        return np.log([step.probes * self.margin for step in self.steps])
-
-    def _is_promised(self, depths: NDArray[Any]) -> NDArray[np.bool_]:
-        promised: NDArray[np.bool_] = depths <= self.k / self.steps[-1].selectivity * (1 + 1e-9)
-        return promised
-
-    def _needed(self, depths: NDArray[Any]) -> NDArray[np.int64]:
-        """Lists by depth, interpolated in the logarithms, at most all."""
-        logs = np.interp(np.log(np.maximum(depths, 1)), self._log_depths, self._log_probes)
-        probes = np.minimum(np.ceil(np.exp(logs) * (1 - 1e-12)), self.num_lists)
-        lists: NDArray[np.int64] = probes.astype(np.int64)
-        return lists
 
     def _recall(self, selectivity: float) -> Recall:
         shares = sorted({cell.selectivity for cell in self.cells})
@@ -252,7 +265,8 @@ class Plan(_Value):
     rows: int = Field(ge=0, description="items of the index")
     k: int = Field(gt=0, description="answers wanted")
     filtered: bool
-    probes: int | None = Field(None, description="lists that a query is expected to need; null: none")
+    probes: int | None = Field(None, description="lists that a query is expected to scan; null: none")
+    looked_at: int | None = Field(None, description="its nearest lists, from which these are taken")
     scan_us: float | None = Field(
         None, description="CPU microseconds of exact by the cost model; null: unknown"
     )
@@ -347,7 +361,8 @@ def choose_plan(
             rows=rows,
             k=k,
             filtered=filtered,
-            probes=None if probes is None else probes.probes,
+            probes=None if probes is None else max(math.ceil(probes.lists), 1),
+            looked_at=None if probes is None else probes.looked_at,
             scan_us=scan_us,
             index_us=_index_us(costs, probes, count, rows),
             reason=reason,
@@ -379,5 +394,5 @@ def choose_plan(
 def _index_us(costs: Costs | None, probes: Probes | None, count: int, rows: int) -> float | None:
     if costs is None or probes is None:
         return None
-    share = probes.ids_share
-    return costs.index(lists=float(probes.probes), ids=share * rows, matches=share * count)
+    matches = probes.matches_share * count
+    return costs.index(lists=probes.lists, ids=probes.ids_share * rows, matches=matches)

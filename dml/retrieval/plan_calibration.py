@@ -1,14 +1,12 @@
 """What the planner must know of an index, decided when it is built: lists for a recall target, and costs."""
 
-from itertools import product
-
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from dml.metrics.intervals import wilson_interval
 from dml.retrieval.attributes.bits import bitmap_of
-from dml.retrieval.execution import Vectors, scan
+from dml.retrieval.execution import Vectors, are_first, matches_per_list, scan
 from dml.retrieval.ground_truth import GroundTruth, K, draw_cases, find_ground_truth
 from dml.retrieval.lists import InvertedLists
 from dml.retrieval.plan import Correlation, Costs, RecallCell, RecallStep, RecallTable
@@ -20,10 +18,10 @@ FEWEST_ROWS = 20_000
 """Below, comparing with every match takes at most a millisecond: nothing is measured."""
 BUDGET_S = 60.0
 _CANDIDATES = (2, 4, 8, 16, 32, 64)
-_MARGINS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
-_MOST_RARE = (4.0, 3.0, 2.0, 1.5)
+_CORRELATED: tuple[Correlation, ...] = ("inside", "outside")
+_RARE = 2.0
 _KEPT_BY_CODES = 0.9995  # of the neighbours that the lists reach
-_FEWEST_BY_INDEX = 16  # queries; fewer say nothing of the recall of their lists
+_FEWEST_QUERIES_OF_MARGIN = 16  # fewer say nothing of it
 _MOST_QUERIES, _FEWEST_QUERIES = 256, 32
 _FLOPS = 2e10  # of a matrix product on one core, for the estimate of a calibration's time
 
@@ -39,8 +37,8 @@ def measure_recall(
 ) -> RecallTable | None:
     """The lists to scan under filters so that recall@10 reaches a target.
 
-    The list of each true neighbour tells how many lists its query needs. Steps are the lists that filters
-    independent of the query need. The margin is the least with which correlated filters reach the target too.
+    The list of each true neighbour tells the margin that its query needs. A step's margin is the least with
+    which filters of this selectivity reach the target, whether they are independent of the query or not.
 
     Args:
         index: a filled index.
@@ -61,27 +59,27 @@ def measure_recall(
     rng = np.random.default_rng(seed)
     cases = draw_cases(vectors, num_rows, num_queries, selectivities, rng)
     measured = [find_ground_truth(lists, vectors, case, list_of_row) for case in cases]
-    random = [part for part in measured if part.filter.correlation == "random"]
-    steps = _steps(lists, vectors, random, target, num_rows)
+    steps = _steps(lists, vectors, measured, list_of_row, target)
+    random = [part for part in measured if part.filter.correlation == "random"][: len(steps)]
     try:
-        candidates = _candidates(lists, vectors, random, steps, num_rows)
+        candidates = _candidates(lists, vectors, random, steps, list_of_row)
     except RuntimeError:  # Faiss: such lists are not scanned under a selector
         return None
     if not steps or candidates is None:
         return None
-    for margin, most_rare in product(_MARGINS, _MOST_RARE):
+    without_rare = [step.model_copy(update={"rare_margin": None}) for step in steps]
+    for promised in (steps, without_rare):
         table = RecallTable(
             target=target,
             k=K,
             num_lists=lists.num_lists,
             candidates=candidates,
-            margin=margin,
-            most_rare=most_rare,
-            steps=tuple(steps),
+            rare=_RARE,
+            steps=tuple(promised),
             cells=(),
         )
-        cells, of_lists = _cells(table, measured, num_rows)
-        if min(of_lists, default=1.0) >= target and min(cell.recall for cell in cells) >= target:
+        cells = _cells(table, measured, num_rows)
+        if min(cell.recall for cell in cells) >= target:
             return table.model_copy(update={"cells": tuple(cells)})
     return None
 
@@ -122,35 +120,95 @@ def affordable_queries(num_rows: int, dim: int, budget_s: float) -> int:
 
 
 def _steps(
-    lists: InvertedLists, vectors: Vectors, random: list[GroundTruth], target: float, num_rows: int
+    lists: InvertedLists,
+    vectors: Vectors,
+    measured: list[GroundTruth],
+    list_of_row: NDArray[np.int32],
+    target: float,
 ) -> list[RecallStep]:
-    """Until one is not reached by all lists."""
+    """By falling selectivity, until one is not reached by all lists."""
     steps: list[RecallStep] = []
-    for part in random:
-        probes = _fewest_probes(part.reached_by, lists.num_lists, target)
-        if probes is None:
+    num_rows = len(list_of_row)
+    for part in measured:
+        if part.filter.correlation != "random":
+            continue
+        selectivity = part.filter.selectivity
+        margins = [_least_margin([part], target, num_rows, is_rare=False, is_sure=True)]
+        rare_margins = []
+        for correlation in _CORRELATED:
+            parts = [
+                other
+                for other in measured
+                if (other.filter.selectivity, other.filter.correlation) == (selectivity, correlation)
+            ]
+            margins.append(_least_margin(parts, target, num_rows, is_rare=False))
+            rare_margins.append(_least_margin(parts, target, num_rows, is_rare=True))
+        margin, rare_margin = max(margins), max(rare_margins)
+        if margin == np.inf:
             break
-        probes = max([probes, *(step.probes for step in steps)])
-        ids = lists.sizes[lists.near(vectors.take(part.filter.queries), probes).numbers].sum(axis=1)
-        share = min(float(ids.mean()) / num_rows, 1.0)
-        steps.append(RecallStep(selectivity=part.filter.selectivity, probes=probes, ids_share=share))
-    return steps
+        near = lists.near(vectors.take(part.filter.queries), lists.num_lists)
+        in_lists = matches_per_list(part.filter.rows, list_of_row, lists.num_lists)[near.numbers]
+        is_near = near.similarities >= part.similarities[:, None] - margin
+        taken = (is_near | are_first(in_lists, in_lists.cumsum(axis=1), K)) & (in_lists > 0)
+        ids = (lists.sizes[near.numbers] * taken).sum(axis=1)
+        last = lists.num_lists - taken[:, ::-1].argmax(axis=1)
+        steps.append(
+            RecallStep(
+                selectivity=selectivity,
+                margin=margin,
+                rare_margin=rare_margin if 0 < rare_margin < np.inf else None,
+                probes=max([int(last.max()), *(step.probes for step in steps)]),
+                lists=float(taken.sum(axis=1).mean()),
+                ids_share=min(float(ids.mean()) / num_rows, 1.0),
+                matches_share=min(float((in_lists * taken).sum(axis=1).mean()) / len(part.filter.rows), 1.0),
+            )
+        )
+    # Too few queries at some selectivities, as where every item matches: the margin of the others.
+    known = [step.rare_margin for step in steps if step.rare_margin is not None]
+    largest = max(known, default=None)
+    return [
+        step.model_copy(update={"rare_margin": largest}) if step.rare_margin is None else step
+        for step in steps
+    ]
 
 
-def _fewest_probes(reached_by: NDArray[np.int64], num_lists: int, target: float) -> int | None:
-    """The fewest lists at which the lower end of the recall's interval reaches the target."""
-    low, high = 1, num_lists + 1
+def _least_margin(
+    parts: list[GroundTruth], target: float, num_rows: int, *, is_rare: bool, is_sure: bool = False
+) -> float:
+    """The least with which the recall of the queries near which matches are rare, or are not, is the target.
+
+    Args:
+        parts: filters of one selectivity and correlation.
+        target: of the recall.
+        num_rows: of the index.
+        is_rare: which queries.
+        is_sure: the lower end of the recall's interval reaches the target.
+
+    Returns:
+        0: there are too few such queries. Infinite: all lists are not enough.
+    """
+    chosen = [part.margins[part.is_rare(_RARE, num_rows) == is_rare] for part in parts]
+    needed = np.concatenate(chosen) if chosen else np.empty((0, K))
+    if len(needed) < _FEWEST_QUERIES_OF_MARGIN:
+        return 0.0
+    steps = np.unique(np.maximum(needed[needed < np.inf], 0))
+    low, high = 0, len(steps)
     while low < high:
         middle = (low + high) // 2
-        if _interval((reached_by <= middle).mean(axis=1))[1] >= target:
+        recall, lower, _ = _interval((needed <= steps[middle]).mean(axis=1))
+        if (lower if is_sure else recall) >= target:
             high = middle
         else:
             low = middle + 1
-    return low if low <= num_lists else None
+    return float(np.ceil(steps[low] * 1e4) / 1e4) if low < len(steps) else np.inf
 
 
 def _candidates(
-    lists: InvertedLists, vectors: Vectors, random: list[GroundTruth], steps: list[RecallStep], num_rows: int
+    lists: InvertedLists,
+    vectors: Vectors,
+    random: list[GroundTruth],
+    steps: list[RecallStep],
+    list_of_row: NDArray[np.int32],
 ) -> int | None:
     """The fewest candidates per answer among which codes keep the neighbours in the lists; None: none.
 
@@ -161,13 +219,13 @@ def _candidates(
         return 1
     for candidates in _CANDIDATES:
         kept = []
-        for part, step in zip(random, steps, strict=False):
+        for part, step in zip(random, steps, strict=True):
             queries = vectors.take(part.filter.queries)
-            bitmap = bitmap_of(part.filter.rows, num_rows)
             near = lists.near(queries, step.probes)
+            parameters = lists.parameters(bitmap_of(part.filter.rows, len(list_of_row)), step.probes)
             taken = np.ones(near.numbers.shape, np.bool_)
-            _, rows = scan(lists, vectors, near, taken, K, bitmap, candidates, queries)
-            reached = part.reached_by <= step.probes
+            _, rows = scan(lists, vectors, near, taken, K, parameters, candidates, queries)
+            reached = (list_of_row[part.truth][:, :, None] == near.numbers[:, None, :]).any(axis=2)
             found = (part.truth[:, :, None] == rows[:, None, :]).any(axis=2)
             kept.append((found & reached).sum() / max(int(reached.sum()), 1))
         if min(kept, default=1.0) >= _KEPT_BY_CODES:
@@ -175,23 +233,20 @@ def _candidates(
     return None
 
 
-def _cells(
-    table: RecallTable, measured: list[GroundTruth], num_rows: int
-) -> tuple[list[RecallCell], list[float]]:
-    """The recall of each selectivity and correlation with a table's lists; and that of the queries
-    which these answer, with a standard error, where there are enough."""
+def _cells(table: RecallTable, measured: list[GroundTruth], num_rows: int) -> list[RecallCell]:
+    """The recall of each selectivity and correlation with a table's margins."""
     by_cell: dict[tuple[float, Correlation], list[tuple[NDArray[np.float64], NDArray[np.bool_]]]] = {}
     for part in measured:
-        needed = table.lists_for(part.depths, count=len(part.filter.rows), rows=num_rows, k=K)
-        recalls = np.where(needed > 0, (part.reached_by <= needed[:, None]).mean(axis=1), 1.0)
+        expected = K * num_rows / len(part.filter.rows)
+        margins = table.margins_for(part.depths, expected, table.margins_at(expected))
+        by_index = ~np.isnan(margins)
+        recalls = np.where(by_index, (part.margins <= margins[:, None]).mean(axis=1), 1.0)
         key = part.filter.selectivity, part.filter.correlation
-        by_cell.setdefault(key, []).append((recalls, needed > 0))
-    cells, of_lists = [], []
+        by_cell.setdefault(key, []).append((recalls, by_index))
+    cells = []
     for (selectivity, correlation), parts in by_cell.items():
         recalls, answered = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         recall, low, high = _interval(recalls)
-        if answered.sum() >= _FEWEST_BY_INDEX:
-            of_lists.append(_upper(recalls[answered]))
         cells.append(
             RecallCell(
                 selectivity=selectivity,
@@ -203,12 +258,7 @@ def _cells(
                 num_queries=len(recalls),
             )
         )
-    return cells, of_lists
-
-
-def _upper(recalls: NDArray[np.float64]) -> float:
-    """Mean and a standard error: lists are at fault only where chance does not explain what they miss."""
-    return float(recalls.mean() + recalls.std() / np.sqrt(len(recalls)))
+    return cells
 
 
 def _interval(recalls: NDArray[np.float64]) -> tuple[float, float, float]:

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml.retrieval.attributes.bits import bitmap_of
-from dml.retrieval.execution import LOOKED_AT, Vectors, scan
+from dml.retrieval.execution import Vectors, scan
 from dml.retrieval.ground_truth import K
 from dml.retrieval.lists import InvertedLists
-from dml.retrieval.plan import Costs, Depths, RecallTable
+from dml.retrieval.plan import Costs, RecallTable, depths_of
 from dml.retrieval.probe import processor_name
 
 _TIMED_QUERIES, _REPEATS = 32, 2
@@ -53,18 +53,27 @@ def _fit(
     for share in _TIMED_SHARES:
         bitmap = bitmap_of(np.flatnonzero(rng.random(num_rows) < share), num_rows)
         for probes in sorted({min(probes, lists.num_lists) for probes in _TIMED_PROBES}):
+            looked_at = min(2 * probes, lists.num_lists)
+            parameters = lists.parameters(bitmap, looked_at)
             ids = np.mean([lists.sizes[lists.near(query, probes).numbers].sum() for query in queries])
             probed.append([1.0, float(probes), float(ids), float(ids * share)])
 
             def search(
-                query: NDArray[np.float32], bitmap: NDArray[np.uint8] = bitmap, probes: int = probes
+                query: NDArray[np.float32],
+                probes: int = probes,
+                looked_at: int = looked_at,
+                parameters: faiss.SearchParametersIVF = parameters,
             ) -> object:
-                near = lists.near(query, min(LOOKED_AT * probes, lists.num_lists))
+                near = lists.near(query, looked_at)
                 sizes = lists.sizes[near.numbers]
-                depths = Depths.of(sizes, sizes, table.k)  # as a search chooses its lists
-                table.lists_for(depths, count=num_rows, rows=num_rows, k=table.k)
-                taken = np.arange(sizes.shape[1])[None, :] < probes
-                return scan(lists, vectors, near, taken, K, bitmap, table.candidates, query)
+                within = sizes.cumsum(axis=1)  # as a search chooses its lists, in two rounds
+                depths = depths_of(sizes, sizes, within, table.k)
+                table.margins_for(depths, table.k, table.margins_at(table.k))
+                order = np.arange(sizes.shape[1])[None, :]
+                first, rest = order < (probes + 1) // 2, (order >= (probes + 1) // 2) & (order < probes)
+                for taken in (first, rest):
+                    scan(lists, vectors, near, taken, K, parameters, table.candidates, query)
+                return None
 
             probe_times.append(_microseconds([partial(search, query) for query in queries]))
     scan_us, scan_row_us = _least_squares(scans, scan_times)

@@ -46,4 +46,5 @@ def by_similarity(similarities: NDArray[np.float32], rows: NDArray[np.int64]) ->
     if (similarities[:, :-1] > similarities[:, 1:]).all():
         return similarities, rows  # as Faiss gives them, unless some are equal
     order = np.lexsort((rows, -similarities), axis=1)
-    return np.take_along_axis(similarities, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    queries = np.arange(len(order))[:, None]
+    return similarities[queries, order], rows[queries, order]

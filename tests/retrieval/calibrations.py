@@ -5,22 +5,35 @@ from dml.retrieval.plan import Costs, RecallCell, RecallStep, RecallTable
 
 
 def table(
-    num_lists: int, probes: dict[float, int], *, target: float = 0.9, candidates: int = 1
+    num_lists: int,
+    lists: dict[float, int],
+    *,
+    target: float = 0.9,
+    candidates: int = 1,
+    k: int = 10,
+    probes: dict[float, int] | None = None,
+    margins: dict[float, float] | None = None,
 ) -> RecallTable:
-    """Lists by selectivity; the same recall everywhere."""
+    """Expected lists by selectivity; the same recall everywhere. All lists are looked at, without a margin."""
     cell = {"by_index": 1.0, "recall": 0.95, "low": 0.92, "high": 0.97, "num_queries": 256}
     return RecallTable(
         target=target,
-        k=10,
+        k=k,
         num_lists=num_lists,
         candidates=candidates,
-        margin=1.0,
-        most_rare=1e9,
+        rare=1e9,
         steps=tuple(
-            RecallStep(selectivity=share, probes=number, ids_share=number / num_lists)
-            for share, number in probes.items()
+            RecallStep(
+                selectivity=share,
+                margin=0.0 if margins is None else margins[share],
+                probes=num_lists if probes is None else probes[share],
+                lists=number,
+                ids_share=number / num_lists,
+                matches_share=number / num_lists,
+            )
+            for share, number in lists.items()
         ),
-        cells=tuple(RecallCell(selectivity=share, correlation="random", **cell) for share in probes),
+        cells=tuple(RecallCell(selectivity=share, correlation="random", **cell) for share in lists),
     )
 
 
@@ -38,9 +51,9 @@ def costs(
     )
 
 
-def eager(num_lists: int, *, candidates: int = 1, match_us: float = 0.0) -> Calibration:
+def eager(num_lists: int, *, candidates: int = 1, match_us: float = 0.0, k: int = 10) -> Calibration:
     """The index costs next to nothing, and always reaches the target with a third of its lists."""
     shares = {1.0: 1, 1e-6: max(num_lists // 3, 1)}
     return Calibration(
-        recall_table=table(num_lists, shares, candidates=candidates), costs=costs(match_us=match_us)
+        recall_table=table(num_lists, shares, candidates=candidates, k=k), costs=costs(match_us=match_us)
     )

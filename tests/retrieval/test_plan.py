@@ -13,13 +13,13 @@ from dml.retrieval import plan as module
 from dml.retrieval.plan import (
     EXACT,
     Costs,
-    Depths,
     Plan,
     Recall,
     RecallCell,
     RecallStep,
     RecallTable,
     choose_plan,
+    depths_of,
 )
 from tests.retrieval.calibrations import costs, table
 
@@ -60,10 +60,17 @@ def any_table(draw):
         k=draw(st.integers(1, 20)),
         num_lists=num_lists,
         candidates=draw(st.sampled_from([1, 4])),
-        margin=draw(st.floats(1, 3)),
-        most_rare=draw(st.floats(1, 5)),
+        rare=draw(st.floats(1, 5)),
         steps=tuple(
-            RecallStep(selectivity=share, probes=number, ids_share=number / num_lists)
+            RecallStep(
+                selectivity=share,
+                margin=draw(st.floats(0, 2)),
+                rare_margin=draw(st.none() | st.floats(0, 2)),
+                probes=number,
+                lists=draw(st.floats(0, number)),
+                ids_share=draw(shares),
+                matches_share=draw(shares),
+            )
             for share, number in zip(selectivities, probes, strict=True)
         ),
         cells=tuple(cells),
@@ -97,6 +104,7 @@ def test_whatever_the_table_there_is_a_plan_and_it_promises_only_what_was_measur
         assert k < count < rows
         assert plan.index_us < plan.scan_us
         assert 1 <= plan.probes <= recall_table.num_lists
+        assert 1 <= plan.looked_at <= recall_table.num_lists
         assert recall_table.k * rows / count <= recall_table.k / recall_table.steps[-1].selectivity * 1.000001
         same = [
             cell
@@ -119,51 +127,53 @@ def test_a_plan_is_the_cheapest_of_those_there_are(numbers, fitted, recall_table
 
 @examples
 @given(any_table(), st.integers(1, 10**7), st.integers(1, 500), st.data())
-def test_fewer_matches_or_more_answers_never_need_fewer_lists(recall_table, rows, k, data):
+def test_fewer_matches_or_more_answers_never_look_at_fewer_lists(recall_table, rows, k, data):
     many, few = sorted((data.draw(st.integers(1, rows)), data.draw(st.integers(1, rows))), reverse=True)
     first, second = recall_table.probes_for(many, rows, k), recall_table.probes_for(few, rows, k)
-    assert second is None or (first is not None and first.probes <= second.probes)
+    assert second is None or (first is not None and first.looked_at <= second.looked_at)
     more = recall_table.probes_for(many, rows, k + 10)
-    assert more is None or (first is not None and first.probes <= more.probes)
+    assert more is None or (first is not None and first.looked_at <= more.looked_at)
 
 
 @examples
 @given(any_table(), st.integers(1, 6), st.integers(1, 40), st.integers(0, 10**6))
-def test_lists_are_promised_only_where_they_have_k_matches_as_near_as_expected(
-    recall_table, queries, looked_at, seed
-):
+def test_a_margin_is_promised_only_as_deep_as_was_measured(recall_table, queries, looked_at, seed):
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, 300, (queries, looked_at))
     matches = rng.integers(0, ids + 1)
     k = int(rng.integers(1, 15))
     rows, wanted = 10**6, max(k, recall_table.k)
-    count = int(rng.integers(wanted, rows))
-    depths = Depths.of(ids, matches, wanted)
-    needed = recall_table.lists_for(depths, count=count, rows=rows, k=k)
+    expected = wanted * rows / int(rng.integers(wanted, rows))
+    depths = depths_of(ids, matches, matches.cumsum(axis=1), wanted)
+    margin, rare_margin = recall_table.margins_at(expected)
+    margins = recall_table.margins_for(depths, expected, (margin, rare_margin))
+    deepest = recall_table.k / recall_table.steps[-1].selectivity
     for query in range(queries):  # the plain loop
         before = found = 0
-        for number, (size, matching) in enumerate(zip(ids[query], matches[query], strict=True), start=1):
+        for size, matching in zip(ids[query], matches[query], strict=True):
             if found + matching >= wanted:
                 depth = before + size * (wanted - found) / matching
-                deepest = recall_table.k / recall_table.steps[-1].selectivity
-                is_promised = depth <= min(
-                    deepest * (1 + 1e-9), recall_table.most_rare * wanted * rows / count
-                )
-                assert (needed[query] > 0) == is_promised
-                assert not is_promised or number <= needed[query] <= max(number, recall_table.num_lists)
+                assert depths[query] == pytest.approx(depth)
+                is_rare = depths[query] > recall_table.rare * expected
+                promised = rare_margin if is_rare else margin
+                is_too_deep = depths[query] > deepest * (1 + 1e-9)
+                np.testing.assert_equal(margins[query], math.nan if is_too_deep else promised)
                 break
             before, found = before + size, found + matching
         else:
-            assert needed[query] == 0
+            assert math.isnan(margins[query])
 
 
-def test_between_two_selectivities_lists_are_interpolated_in_the_logarithms():
-    steps = table(1000, {1.0: 10, 0.01: 1000})
-    assert steps.probes_for(100, 1000, 10).probes == 100
-    assert steps.probes_for(1000, 1000, 10).probes == 10
-    assert steps.probes_for(10, 1000, 10).probes == 1000
+def test_between_two_selectivities_all_is_interpolated_in_the_logarithms():
+    steps = table(1000, {1.0: 10, 0.01: 1000}, probes={1.0: 5, 0.01: 500}, margins={1.0: 0.1, 0.01: 0.3})
+    assert steps.probes_for(100, 1000, 10).looked_at == 100, "twice as many as were enough"
+    assert steps.probes_for(100, 1000, 10).lists == pytest.approx(505)
+    assert steps.probes_for(1000, 1000, 10).looked_at == 10
+    assert steps.probes_for(10, 1000, 10).looked_at == 1000
     assert steps.probes_for(9, 1000, 10) is None, "deeper than what was measured"
-    assert steps.probes_for(100, 1000, 100).probes == 1000, "ten times the answers lie ten times as deep"
+    assert steps.probes_for(100, 1000, 100).looked_at == 1000, "ten times the answers lie ten times as deep"
+    assert steps.margins_at(100)[0] == pytest.approx(0.2)
+    assert math.isnan(steps.margins_at(100)[1]), "nothing was measured where matches are rare"
 
 
 @pytest.mark.parametrize(
@@ -230,7 +240,5 @@ def test_the_examples_in_the_documentation_run():
 def test_costs_are_those_of_the_formula():
     fitted = costs(scan_row_us=0.5, list_us=2.0)
     assert math.isclose(fitted.scan(10), 6.0)
-    assert fitted.index(lists=np.array([1, 2]), ids=np.array([9, 9]), matches=np.array([3, 3])).tolist() == [
-        3,
-        5,
-    ]
+    assert fitted.index(lists=1, ids=9, matches=3) == 3
+    assert fitted.lists(ids=np.array([9, 9]), matches=np.array([3, 0])).tolist() == [2, 2]

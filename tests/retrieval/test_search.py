@@ -165,12 +165,12 @@ def test_the_plan_says_what_was_done(built, opened, vectors, package):
 def test_a_query_that_is_short_of_answers_does_not_send_the_others_to_a_scan(built, vectors, package):
     """Without a filter the list of some has too few; with one, the lists of some have so many matches that
     comparing with all costs less."""
-    index = Index(built["IVF12,Flat"], calibration=eager(12, match_us=4.9))
-    for where in (None, "sold"):
-        result = index.search(unit_vectors(40, 16, 8), 10, where=where, embedder=package.fingerprint)
+    index = Index(built["IVF12,Flat"], calibration=eager(12, match_us=3.0, k=1))
+    for where, k in ((None, 10), ("sold", 1)):
+        result = index.search(unit_vectors(40, 16, 8), k, where=where, embedder=package.fingerprint)
         (note,) = result.plan.notes
         assert 0 < int(note.split()[0]) < 40, "some of the queries, not all"
-        assert all(len(answers) == 10 for answers in result.answers)
+        assert all(len(answers) == k for answers in result.answers)
 
 
 @pytest.mark.parametrize("where", [None, "sold"])

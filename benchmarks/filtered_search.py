@@ -45,6 +45,8 @@ from dml.retrieval.probe import processor_name
 from dml.retrieval.search import Index
 
 K, TARGET, SLACK, SLACK_US = 10, 0.99, 1.2, 50.0
+REPEATS = 3
+"""Of what the bar is about; other engines are measured once."""
 NUM_POPULATIONS = 1000
 NUMBERS = 1_000_000
 PEERS = ("hnsw", "hnswlib", "lancedb", "duckdb")
@@ -121,17 +123,21 @@ def cases(
         )
 
 
-def measure(engine: Engine, case: Case) -> tuple[float, float]:
-    """Recall@10 and median CPU microseconds."""
+def measure(engine: Engine, case: Case, repeats: int = 1) -> tuple[float, float]:
+    """Recall@10 and median CPU microseconds, of each query the least of several.
+
+    All queries take turns before one is repeated, so that none finds its own rows in the cache.
+    """
     engine(case.queries[:1])
-    found, times = [], []
-    for number in range(len(case.queries)):
-        query = case.queries[number : number + 1]
-        start = time.process_time_ns()
-        rows = engine(query)
-        times.append(time.process_time_ns() - start)
-        found.append(np.isin(case.truth[number], rows).mean())
-    return float(np.mean(found)), float(np.median(times)) / 1e3
+    found, times = [], np.empty((repeats, len(case.queries)))
+    for repeat in range(repeats):
+        for number in range(len(case.queries)):
+            query = case.queries[number : number + 1]
+            start = time.process_time_ns()
+            rows = engine(query)
+            times[repeat, number] = time.process_time_ns() - start
+            found.append(np.isin(case.truth[number], rows).mean())
+    return float(np.mean(found)), float(np.median(times.min(axis=0))) / 1e3
 
 
 def ours(index: Index, case: Case) -> Engine:
@@ -169,7 +175,7 @@ def plain_b(ivf: faiss.IndexIVF, case: Case) -> tuple[float, float, int]:
         if recall >= TARGET or probes >= ivf.nlist:
             break
         probes = min(probes * 2, ivf.nlist)
-    return *measure(lambda query: ivf.search(query, K, params=parameters)[1][0], case), probes
+    return *measure(lambda query: ivf.search(query, K, params=parameters)[1][0], case, REPEATS), probes
 
 
 def peer_hnsw(vectors: NDArray[np.float32], items: pa.Table) -> Callable[[Case], Engine]:
@@ -263,7 +269,7 @@ def build(folder: Path, vectors: NDArray[np.float32], table: pa.Table, factory: 
     calibration = open_bundle(ref).calibration
     if calibration.recall_table is not None:
         for step in calibration.recall_table.steps:
-            print(f"  {step.selectivity:.2%} of the items: {step.probes} lists")
+            print(f"  {step.selectivity:.2%} of the items: {step.lists:.0f} lists, margin {step.margin:.3f}")
     print(calibration.costs, flush=True)
     return Index(ref)
 
@@ -319,9 +325,9 @@ def print_row(
 ) -> None:
     embedder = index.ref.embeddings.embedder.fingerprint
     plan = index.search_rows(case.queries, K, embedder=embedder, where=case.where)[2]
-    recall, us = measure(ours(index, case), case)
-    answers = measure(with_answers(index, case), case)
-    a = measure(plain_a(flat, case), case)
+    recall, us = measure(ours(index, case), case, REPEATS)
+    answers = measure(with_answers(index, case), case, REPEATS)
+    a = measure(plain_a(flat, case), case, REPEATS)
     *b, lists = plain_b(ivf, case)
     allowed = SLACK * min(a[1], b[1] if b[0] >= TARGET else a[1]) + SLACK_US
     bar = "met" if recall >= TARGET and us <= allowed else f"MISSED ({us:.0f} of {allowed:.0f} us)"

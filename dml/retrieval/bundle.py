@@ -30,7 +30,7 @@ from dml.retrieval.vectors import FlatVectors
 INDEX_FILE, VECTORS_FILE, ITEMS_FILE = "index.faiss", "vectors.faiss", "items.arrow"
 FIRST_STAGE_FILE = "first_stage.faiss"
 CALIBRATION_FILE = "calibration.json"
-INDEX_FORMAT = 2
+INDEX_FORMAT = 3
 _MOST_CHUNK_ROWS = 1 << 20  # 32-bit offsets are enough for a chunk's text, at 2 KiB an item
 _CHUNK_BYTES = 1 << 26
 _ROWS_AT_ONCE = 1 << 16

@@ -14,7 +14,7 @@ def table(
     probes: dict[float, int] | None = None,
     margins: dict[float, float] | None = None,
 ) -> RecallTable:
-    """Expected lists by selectivity; the same recall everywhere. All lists are looked at, without a margin."""
+    """Expected lists by selectivity; the same recall everywhere. All lists are looked at, with no margin."""
     cell = {"by_index": 1.0, "recall": 0.95, "low": 0.92, "high": 0.97, "num_queries": 256}
     return RecallTable(
         target=target,

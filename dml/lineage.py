@@ -23,7 +23,16 @@ from dml.refs import DatasetRef
 logger = logging.getLogger(__name__)
 
 Kind = Literal[
-    "dataset", "index", "shard", "vectors", "package", "embeddings", "report", "bench", "thresholds"
+    "dataset",
+    "index",
+    "shard",
+    "changes",
+    "vectors",
+    "package",
+    "embeddings",
+    "report",
+    "bench",
+    "thresholds",
 ]
 
 VERSIONED: dict[Kind, str] = {"dataset": "datasets", "index": "indexes", "vectors": "vectors"}
@@ -34,7 +43,7 @@ _PLAIN: dict[Kind, str] = {
     "bench": "bench/tables",
     "thresholds": "thresholds",
 }
-_PARENTS = ("index", "embeddings", "items", "embedder", "initial")
+_PARENTS = ("index", "embeddings", "items", "embedder", "initial", "changes")
 _PROJECT_FOLDERS = (
     *VERSIONED.values(),
     "packages",
@@ -70,7 +79,11 @@ class Artifact:
     fingerprint: str
 
     def __str__(self) -> str:
-        return versioned(self.name, self.version) if self.kind in (*VERSIONED, "shard") else self.version
+        return (
+            versioned(self.name, self.version)
+            if self.kind in (*VERSIONED, "shard", "changes")
+            else self.version
+        )
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,9 @@ def artifact_locations(store: str) -> Iterator[tuple[Kind, str, str, str]]:
                 shards = storage.join(root, name, storage.SHARDS)
                 for version in storage.list_versions(shards):
                     yield "shard", storage.join(shards, version), name, version
+                changes = storage.join(root, name, storage.CHANGES)
+                for version in storage.list_versions(changes):
+                    yield "changes", storage.join(changes, version), name, version
     for kind, folder in _PLAIN.items():
         root = storage.join(store, *folder.split("/"))
         for version in storage.list_versions(root):
@@ -214,7 +230,9 @@ def _roots(
         superseded = artifact.kind in VERSIONED and artifact.version in storage.former_versions(
             artifact.uri.rpartition("/")[0]
         )
-        recent = max(grace, ABANDONED_AFTER) if artifact.kind == "shard" else grace  # a build takes hours
+        recent = (
+            max(grace, ABANDONED_AFTER) if artifact.kind in ("shard", "changes") else grace
+        )  # a build takes hours
         if artifact.kind in ("report", "bench") or (now - artifact.created < recent and not superseded):
             yield artifact.uri
             if artifact.kind == "package":  # a running stage may evaluate it on its dataset's test split
@@ -388,7 +406,7 @@ def _remove_fragments(uris: Sequence[str]) -> set[str]:
 
 
 def _descendants_first(removal: Removal) -> int:
-    order = ["index", "shard", "embeddings", "vectors", "package", "dataset"]
+    order = ["index", "shard", "changes", "embeddings", "vectors", "package", "dataset"]
     return order.index(removal.kind) if removal.kind in order else -1
 
 
@@ -456,9 +474,11 @@ def _folder_of_kind(kind: str) -> str:
 
 def _remove_rest(store: str, kind: str, folder: str) -> None:
     """Remove a name's other files once it has no versions; the list of forgotten items is kept."""
-    folders = {"index": [storage.SHARDS], "dataset": [storage.SHARED, FILES, CORRECTIONS]}
+    folders = {"index": [storage.SHARDS, storage.CHANGES], "dataset": [storage.SHARED, FILES, CORRECTIONS]}
     for name in (storage.POINTER, "refresh.json", *folders.get(kind, ())):
         storage.delete(storage.join(folder, name))
+    if kind == "index":  # or another index of this name would begin with who was enrolled in this one
+        storage.delete(storage.join(store, "galleries", folder.rpartition("/")[2]))
     if kind in ("dataset", "vectors"):
         storage.delete(storage.join(store, "quarantine", f"{folder.rpartition('/')[2]}.parquet"))
     storage.delete_empty(folder)

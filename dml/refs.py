@@ -216,6 +216,15 @@ class EmbeddingsRef(Ref):
         )
 
 
+class ChangesRef(Ref):
+    """What was enrolled, changed and forgotten in a gallery up to a revision, to be built into an index."""
+
+    revision: int
+    enrolled: int = Field(description="items that are not in the embeddings table")
+    updated: int = Field(description="items of the table with another label or other attributes")
+    removed: int = Field(description="items of the table that are left out")
+
+
 class ShardRef(Ref):
     """A bundle with some consecutive rows of an index."""
 
@@ -241,6 +250,7 @@ class IndexRef(Ref):
     covers_revision: int = Field(
         0, description="of the gallery: what was enrolled and forgotten up to it is in the index"
     )
+    changes: ChangesRef | None = Field(None, description="what that was; null: nothing")
 
     def shard(self, number: int) -> "IndexRef":
         """A shard as an index of its own."""

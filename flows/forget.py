@@ -20,7 +20,8 @@ from dml.refs import DatasetRef, IndexRef, require_package
 from dml.reports import ForgetReport
 from dml.retrieval.build import build_index
 from dml.retrieval.calibration import calibrate_alike
-from dml.retrieval.index import index_config_of, list_indexes, publish_index
+from dml.retrieval.gallery import collect_changes, publish_index
+from dml.retrieval.index import index_config_of, list_indexes
 from dml.settings import store_uri
 from flows.policy import progress_logger, say, stage, tag_with_names
 
@@ -71,7 +72,9 @@ def _rebuild(store: str, index: IndexRef, dataset: DatasetRef) -> IndexRef:
     table = stage(embed)(
         store, package, dataset, split=former.split, previous=former, progress=progress_logger("embed")
     )
-    built = stage(build_index)(store, index.name, table, index_config_of(index), model=index.model)
+    changes = stage(collect_changes)(store, index.name, table)
+    config = index_config_of(index)
+    built = stage(build_index)(store, index.name, table, config, model=index.model, changes=changes)
     try:
         stage(calibrate_alike)(store, built)
     except DmlError as error:  # what must be forgotten is forgotten all the same

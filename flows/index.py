@@ -9,7 +9,7 @@ from dml.refs import EmbeddingsRef, IndexRef
 from dml.registry.catalog import find_model
 from dml.retrieval.build import build_index
 from dml.retrieval.calibration import calibrate_alike
-from dml.retrieval.index import publish_index
+from dml.retrieval.gallery import collect_changes, publish_index
 from dml.settings import store_uri
 from flows.embed import embed_flow
 from flows.policy import Name, run, say, show_table, stage, tag_with_names
@@ -63,8 +63,12 @@ def index_vectors_flow(
 def build_and_publish(
     embeddings: EmbeddingsRef, name: str, config: IndexConfig, store: str, model: str
 ) -> IndexRef:
-    """Build an index, calibrate it as the former version was, publish it; till then searches use that one."""
-    built = stage(build_index, retryable=True)(store, name, embeddings, config, model=model)
+    """Build an index with what its gallery enrolled, calibrate it as the former version was, publish it.
+
+    Till then searches use the former version.
+    """
+    changes = stage(collect_changes)(store, name, embeddings)
+    built = stage(build_index, retryable=True)(store, name, embeddings, config, model=model, changes=changes)
     stage(calibrate_alike)(store, built)
     stage(publish_index)(store, built)
     show_table("index", [{"index": built.name, "rows": built.rows, "recall@10": built.recall}])

@@ -104,5 +104,5 @@ def _build_again(store: str, damaged: CheckedArtifact) -> str:
     ref, config = ref_of(damaged, IndexRef), index_config_of(ref_of(damaged, IndexRef))
     stage(require_intact)(ref.embeddings, ref.embeddings.items)
     stage(remove_damaged)(damaged)
-    stage(build_index)(store, ref.name, ref.embeddings, config, model=ref.model)
+    stage(build_index)(store, ref.name, ref.embeddings, config, model=ref.model, changes=ref.changes)
     return "made again"

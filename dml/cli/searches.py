@@ -187,6 +187,7 @@ def load(
 ) -> "LoadReport":
     """Load an index's vectors and items into Milvus, to be searched there with the same filters."""
     from dml.reports import LoadReport
+    from dml.retrieval.changes import require_unchanged
     from dml.retrieval.engines.milvus import MilvusEngine
     from dml.retrieval.engines.milvus_address import MilvusAddress, collection_name
     from dml.retrieval.index import find_index
@@ -194,6 +195,7 @@ def load(
 
     address = MilvusAddress.parse(engine)
     ref = find_index(store_uri(store), index)
+    require_unchanged(ref, "Another engine")
     name = collection or collection_name(str(ref))
     opened = MilvusEngine(address, name, token=milvus_token(), index_type=index_type)
     rows = opened.load(ref.embeddings)

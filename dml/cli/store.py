@@ -206,7 +206,7 @@ def rollback(
 
         version = rollback_vectors(root, name).source
     else:
-        from dml.retrieval.index import rollback_index
+        from dml.retrieval.gallery import rollback_index
 
         version = str(rollback_index(root, name))
     return emit(RollbackReport(kind=kind.value, current=version), as_json, _show_rollback)

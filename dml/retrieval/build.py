@@ -23,13 +23,14 @@ from pyarrow import compute, fs
 from dml import storage
 from dml.cluster import map_remote, ray_session
 from dml.config import IndexConfig
-from dml.data.dataset import read_row_parts, read_rows
+from dml.data.dataset import read_rows
 from dml.data.forgotten import digest_of_id, forgotten_ids
-from dml.embedding.table import cut_table, read_pieces
+from dml.data.schema import POSITION
+from dml.embedding.table import cut_table
 from dml.errors import IncompatibleArtifact, InvalidSetting, did_you_mean
 from dml.names import versioned
 from dml.progress import Ticker, begin, count
-from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ShardRef
+from dml.refs import ChangesRef, DatasetRef, EmbeddingsRef, IndexRef, ShardRef
 from dml.reports import FirstStageChoice, OperatingCurve
 from dml.retrieval.attributes import write_attributes
 from dml.retrieval.bundle import (
@@ -44,6 +45,7 @@ from dml.retrieval.bundle import (
     write_calibration,
     write_items,
 )
+from dml.retrieval.changes import ChangedRows
 from dml.retrieval.factory import choose_factory, empty_index, refused_factory
 from dml.retrieval.fill import add, nearest_lists, num_lists, train
 from dml.retrieval.first_stage import KINDS, choose_first_stage
@@ -60,7 +62,13 @@ _IDS_AT_ONCE = 1 << 16
 
 
 def build_index(
-    store: str, name: str, embeddings: EmbeddingsRef, config: IndexConfig, *, model: str = ""
+    store: str,
+    name: str,
+    embeddings: EmbeddingsRef,
+    config: IndexConfig,
+    *,
+    model: str = "",
+    changes: ChangesRef | None = None,
 ) -> IndexRef:
     """Build and store an index version; searches go on using the current one until `publish_index`.
 
@@ -72,14 +80,15 @@ def build_index(
         embeddings: the table to index, whole.
         config: factory string ("auto": as `sizing` plans it for rows, bounds and memory), recall target.
         model: the registered version whose package embedded the table, for the reader.
+        changes: of its gallery, to be built in; None: none.
 
     Raises:
-        InvalidSetting: a factory string that Faiss cannot follow with these rows.
+        InvalidSetting: a factory string that Faiss cannot follow with these rows, or all were forgotten.
         CorruptArtifact: a file of table or items is damaged, or they have different rows.
         IncompatibleArtifact: items of the dataset were forgotten meanwhile.
     """
     if config.shards > 1:
-        return _build_shards(store, name, embeddings, config, model=model)
+        return _build_shards(store, name, embeddings, config, model=model, changes=changes)
     factory = choose_factory(embeddings, config) if config.factory == "auto" else config.factory
     if factory == "Flat":
         factory = _FLAT_FACTORY[config.vectors]
@@ -93,6 +102,7 @@ def build_index(
         config.recall,
         config.order_by,
         *([] if config.first_stage is None else ["first stage", config.first_stage]),
+        *([] if changes is None else ["changes", changes.fingerprint]),
     )
     folders = [] if embeddings.parts is None else [storage.SHARDS]
     uri = storage.join(storage.named_folder(store, "indexes", name), *folders, fingerprint[:12])
@@ -100,7 +110,8 @@ def build_index(
         logger.info("index: nothing to do, %s@%s is built already", name, fingerprint[:12])
         return read_index(uri)
     with Ticker("index"), storage.staged(uri) as staged, _local(staged) as folder:
-        vectors, items, index = _write_rows(folder, factory, embeddings, config)
+        rows = ChangedRows(embeddings, changes)
+        vectors, items, index = _write_rows(folder, factory, rows, config)
         write_attributes(folder, items)
         pa.default_memory_pool().release_unused()
         begin("measuring recall")
@@ -121,18 +132,26 @@ def build_index(
             embeddings=embeddings,
             model=model,
             factory=factory,
-            rows=embeddings.rows,
+            rows=vectors.rows,
             recall=calibration.recall,
+            covers_revision=0 if changes is None else changes.revision,
+            changes=changes,
         )
         begin("publishing")
         _upload(folder, staged)
         storage.publish(staged, uri, _description(ref, config))
-        _refuse_forgotten(store, ref, items["id"])
+        _refuse_forgotten(store, ref, items["id"].filter(compute.greater_equal(items[POSITION], 0)))
     return ref
 
 
 def _build_shards(
-    store: str, name: str, embeddings: EmbeddingsRef, config: IndexConfig, *, model: str
+    store: str,
+    name: str,
+    embeddings: EmbeddingsRef,
+    config: IndexConfig,
+    *,
+    model: str,
+    changes: ChangesRef | None,
 ) -> IndexRef:
     """Build each shard in a Ray task, then the version that names them.
 
@@ -141,14 +160,16 @@ def _build_shards(
     slices = cut_table(embeddings, config.shards)
     shard_config = config.model_copy(update={"shards": 1})
     digests = [part.fingerprint for part in slices]
-    fingerprint = storage.digest_of(INDEX_FORMAT, "shards", *digests, shard_config.model_dump_json())
+    folded = [] if changes is None else ["changes", changes.fingerprint]
+    fingerprint = storage.digest_of(INDEX_FORMAT, "shards", *digests, *folded, shard_config.model_dump_json())
     uri = storage.join(storage.named_folder(store, "indexes", name), fingerprint[:12])
     if storage.is_intact(uri) and all(storage.is_intact(shard.uri) for shard in read_index(uri).shards):
         logger.info("index: nothing to do, %s is built already", versioned(name, fingerprint[:12]))
         return read_index(uri)
     with ray_session():
-        build = partial(_build_shard, store, name, model)
+        build = partial(_build_shard, store, name, model, changes)
         built = list(map_remote(build, shard_config, slices, use_gpu=False))
+    num_rows = sum(shard.rows for shard in built)
     ref = IndexRef(
         uri=uri,
         fingerprint=fingerprint,
@@ -156,12 +177,14 @@ def _build_shards(
         embeddings=embeddings,
         model=model,
         factory=built[0].factory,
-        rows=embeddings.rows,
-        recall=sum(shard.recall * shard.rows for shard in built) / embeddings.rows,
+        rows=num_rows,
+        recall=sum(shard.recall * shard.rows for shard in built) / num_rows,
         shards=tuple(
             ShardRef(uri=shard.uri, fingerprint=shard.fingerprint, rows=shard.rows, recall=shard.recall)
             for shard in built
         ),
+        covers_revision=0 if changes is None else changes.revision,
+        changes=changes,
     )
     with storage.staged(uri) as staged:
         storage.publish(staged, uri, _description(ref, config))
@@ -170,9 +193,14 @@ def _build_shards(
 
 
 def _build_shard(
-    store: str, name: str, model: str, config: IndexConfig, embeddings: EmbeddingsRef
+    store: str,
+    name: str,
+    model: str,
+    changes: ChangesRef | None,
+    config: IndexConfig,
+    embeddings: EmbeddingsRef,
 ) -> IndexRef:
-    return build_index(store, name, embeddings, config, model=model)
+    return build_index(store, name, embeddings, config, model=model, changes=changes)
 
 
 def _description(ref: IndexRef, config: IndexConfig) -> dict[str, Any]:
@@ -221,7 +249,7 @@ def _refuse_forgotten(store: str, ref: IndexRef, ids: pa.ChunkedArray) -> None:
 
 
 def _write_rows(
-    folder: Path, factory: str, embeddings: EmbeddingsRef, config: IndexConfig
+    folder: Path, factory: str, rows: ChangedRows, config: IndexConfig
 ) -> tuple[FlatVectors, pa.Table, faiss.Index]:
     """Write flat vectors and items, and fill an index; a flat index is the file of the vectors.
 
@@ -229,14 +257,19 @@ def _write_rows(
         Vectors and items, mapped, also when the folder has its final name; and the index.
     """
     is_both = factory == _FLAT_FACTORY[config.vectors]
+    embeddings = rows.embeddings
+    begin("writing items", "rows", embeddings.rows)
+    write_items(folder, rows.items())
+    items = read_items(folder)
+    if not len(items):
+        raise InvalidSetting(
+            f"An index must have an item; all {embeddings.rows} of {embeddings.source} were forgotten. "
+            "Remove the index, or enrol somebody."
+        )
     index = empty_index(factory, embeddings)
     path = folder / (INDEX_FILE if is_both else VECTORS_FILE)
     begin("reading vectors", "rows", embeddings.rows)
-    pieces = (piece.vectors for piece in read_pieces(embeddings))
-    vectors = _write_vectors(path, pieces, embeddings.rows, embeddings.dim, config.vectors)
-    begin("writing items", "rows", embeddings.rows)
-    write_items(folder, read_row_parts(embeddings.items, split=embeddings.split, numbers=embeddings.parts))
-    items = read_items(folder)
+    vectors = _write_vectors(path, rows.vectors(), len(items), embeddings.dim, config.vectors)
     pa.default_memory_pool().release_unused()  # what reading took, before the index takes its memory
     try:
         if not is_both:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dml.models.package import load_package
 from dml.refs import IndexRef, require_package
+from dml.retrieval.changes import require_unchanged
 from dml.retrieval.engines.milvus import MilvusEngine
 from dml.retrieval.engines.milvus_address import MilvusAddress, collection_name
 from dml.retrieval.filters.where import Where
@@ -57,6 +58,7 @@ class EngineSearcher:
         """
         address, root = MilvusAddress.parse(engine), fspath(store)
         ref = find_index(root, only_index(root) if index is None else index)
+        require_unchanged(ref, "Another engine")
         opened = MilvusEngine(address, collection or collection_name(str(ref)), token=token)
         opened.require_table(ref.embeddings)
         return cls(ref, opened)

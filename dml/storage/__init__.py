@@ -1,6 +1,7 @@
 """Files and artefacts on a local disk or S3: staged, published, verified, made current, fetched."""
 
 from dml.storage.artifacts import (
+    CHANGES,
     MANIFEST,
     MARKER,
     SHARDS,
@@ -80,6 +81,7 @@ from dml.storage.reading import reading
 from dml.storage.uploads import abort_uploads, open_uploads
 
 __all__ = [
+    "CHANGES",
     "MANIFEST",
     "MARKER",
     "POINTER",

@@ -49,6 +49,8 @@ from dml.storage.files import (
 )
 
 MANIFEST = "manifest.json"
+CHANGES = "changes"
+"""The folder of an index that holds what was built into its versions from its gallery."""
 SHARDS = "shards"
 """The folder of an index that holds the shards of all its versions."""
 SHARED = "fragments"

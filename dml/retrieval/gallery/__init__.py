@@ -1,6 +1,17 @@
 """A published index together with what was enrolled and forgotten since: durable, and found at once."""
 
+from dml.retrieval.gallery.fold import collect_changes, publish_index, rollback_index
 from dml.retrieval.gallery.gallery import Change, Enrolment, Gallery, GallerySize, Item
 from dml.retrieval.gallery.live import LiveIndex
 
-__all__ = ["Change", "Enrolment", "Gallery", "GallerySize", "Item", "LiveIndex"]
+__all__ = [
+    "Change",
+    "Enrolment",
+    "Gallery",
+    "GallerySize",
+    "Item",
+    "LiveIndex",
+    "collect_changes",
+    "publish_index",
+    "rollback_index",
+]

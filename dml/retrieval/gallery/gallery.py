@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from dml import storage
 from dml.data.dataset import read_images
-from dml.data.schema import IMAGE, POSITION, dataset_schema, items_schema
 from dml.errors import (
     DmlError,
     IncompatibleArtifact,
@@ -36,8 +34,10 @@ from dml.errors import (
 from dml.models.package import Package, load_package
 from dml.names import split_version
 from dml.refs import AttributeType, DatasetRef, IndexRef, PackageRef, require_package
+from dml.retrieval.changes import NO_POSITION, items_columns
 from dml.retrieval.gallery.delta import Delta
-from dml.retrieval.gallery.live import NO_POSITION, LiveIndex
+from dml.retrieval.gallery.fold import log_path
+from dml.retrieval.gallery.live import LiveIndex
 from dml.retrieval.gallery.log import BUSY_TIMEOUT_S, Entry, Log
 from dml.retrieval.gallery.quality import Quality, check_quality
 from dml.retrieval.index import find_index
@@ -45,7 +45,6 @@ from dml.retrieval.search import Index
 from dml.retrieval.shards import open_index
 from dml.retrieval.tombstones import Tombstones
 
-LOG_FILE = "log.sqlite"
 _POLLED_EVERY_S = 0.1
 _LENGTH_TOLERANCE = 1e-3
 _ID_DIGITS = 12
@@ -217,7 +216,8 @@ class Gallery:
         """
         self._poll()
         state = self._state
-        return state.live if state.live.tombstones or state.live.delta.num_rows else state.index
+        live = state.live
+        return live if live.tombstones or live.delta.num_rows or live.without_vector else state.index
 
     @property
     def ref(self) -> IndexRef:
@@ -579,8 +579,17 @@ class Gallery:
             if seen != self._seen or self._is_stale:
                 self._catch_up(self._reader)
                 self._seen, self._is_stale = seen, False
+                if self._state.live.without_vector and self._pinned is None:
+                    self._follow_model()  # which changed, as another process has seen
         finally:
             self._applying.release()
+
+    def _follow_model(self) -> None:
+        """Take the version that is published, if it is another one."""
+        ref = find_index(self._store, self._name)
+        if ref.fingerprint != self._state.ref.fingerprint:
+            self._state, self._seen = self._empty(self._open_base(ref)), -1
+            self._poll(now=True)
 
     def _open_reader(self) -> bool:
         """Whether there is a log to read."""
@@ -612,7 +621,7 @@ class Gallery:
             self._poll(now=True)
 
     def _empty(self, index: Index) -> _State:
-        delta = Delta(_schema_of(index.ref), index.ref.embeddings.dim)
+        delta = Delta(items_columns(index.ref.embeddings.items), index.ref.embeddings.dim)
         tombstones = Tombstones(np.empty(0, np.int64), index.ref.rows)
         live = LiveIndex(index, tombstones, delta, index.ref.covers_revision)
         return _State(index, live)
@@ -630,7 +639,7 @@ class Gallery:
         return storage.named_folder(self._store, "indexes", self._base_name)
 
     def _log_path(self) -> Path:
-        return Path(storage.resolve(storage.join(folder_of(self._store, self._base_name), LOG_FILE)))
+        return log_path(self._store, self._base_name)
 
     def _entry(self, id_: str) -> Entry | None:
         with self._applying:
@@ -665,11 +674,6 @@ class Gallery:
             )
 
 
-def folder_of(store: str, name: str) -> str:
-    """Where the log of a gallery is."""
-    return storage.named_folder(store, "galleries", name)
-
-
 def _applied(state: _State, entries: Sequence[Entry], revision: int) -> _State:
     """The state after some changes, in their order."""
     live = state.live
@@ -680,6 +684,7 @@ def _applied(state: _State, entries: Sequence[Entry], revision: int) -> _State:
     rows = dict(zip(last, state.index.find_rows(list(last)), strict=True))
     items: list[dict[str, Any]] = []
     vectors: list[NDArray[np.float32]] = []
+    without_vector = set(live.without_vector.difference(last))
     for entry in last.values():
         if entry.op == "forget":
             continue
@@ -687,9 +692,11 @@ def _applied(state: _State, entries: Sequence[Entry], revision: int) -> _State:
         vector = live.delta.vector(entry.id) if entry.vector is None else entry.vector
         if vector is None and row is not None:
             (vector,) = state.index.vectors_of([entry.id])
-        if vector is not None:  # else it was an item of the source, which has it no more
+        if vector is not None:
             items.append(_columns_of(entry, state, row))
             vectors.append(vector)
+        elif entry.op == "enrol":  # else it was an item of the source, which has it no more
+            without_vector.add(entry.id)
     deleted = {row for row in rows.values() if row is not None}
     deleted -= set(live.tombstones.rows.tolist()) if deleted else set()
     tombstones = live.tombstones
@@ -699,12 +706,12 @@ def _applied(state: _State, entries: Sequence[Entry], revision: int) -> _State:
     delta = live.delta.without(last)
     if items:
         delta = delta.with_items(items, np.stack(vectors))
-    return replace(state, live=live.at(tombstones, delta, revision))
+    return replace(state, live=live.at(tombstones, delta, revision, frozenset(without_vector)))
 
 
 def _columns_of(entry: Entry, state: _State, row: int | None) -> dict[str, Any]:
     """An item by its columns: enrolled, or that of a row with other attributes."""
-    columns: dict[str, Any] = dict.fromkeys(_schema_of(state.ref).names)
+    columns: dict[str, Any] = dict.fromkeys(items_columns(state.ref.embeddings.items).names)
     if entry.op == "update" and row is not None:
         (columns,) = state.index.items_at(np.array([row]))
     else:
@@ -713,14 +720,6 @@ def _columns_of(entry: Entry, state: _State, row: int | None) -> dict[str, Any]:
             columns["sha256"] = entry.content
     attributes = {name: value for name, value in entry.attributes.items() if name in columns}
     return {**columns, **attributes, "id": entry.id, "label": entry.label}
-
-
-def _schema_of(ref: IndexRef) -> pa.Schema:
-    """The columns of an index's items, of which any may be missing."""
-    items = ref.embeddings.items
-    stored = (dataset_schema if isinstance(items, DatasetRef) else items_schema)(items.attributes)
-    fields = [field.with_nullable(True) for field in stored if field.name != IMAGE]
-    return pa.schema([*fields, pa.field(POSITION, pa.int64())])
 
 
 def _new_ones(

@@ -24,9 +24,6 @@ from dml.retrieval.sharded_columns import LocalColumns, ShardedColumns
 from dml.retrieval.tombstones import Tombstones
 from dml.retrieval.vectors import FlatVectors
 
-NO_POSITION = -1
-"""The position of an item that was enrolled: it has no row in the dataset."""
-
 
 class LiveIndex(Index):
     """The items of an index and a delta, without those that are deleted; can be shared between threads.
@@ -36,17 +33,28 @@ class LiveIndex(Index):
         tombstones: its deleted rows.
         delta: enrolled items, none with the id of a live row of `base`.
         revision: of the gallery.
+        without_vector: ids of enrolled items that have no vector by the model of this index.
     """
 
-    def __init__(self, base: Index, tombstones: Tombstones, delta: Delta, revision: int) -> None:
+    def __init__(
+        self,
+        base: Index,
+        tombstones: Tombstones,
+        delta: Delta,
+        revision: int,
+        without_vector: frozenset[str] = frozenset(),
+    ) -> None:
         self.base, self.tombstones, self.delta, self.revision = base, tombstones, delta, revision
+        self.without_vector = without_vector
         self.ref = base.ref
         self._parts = _Parts(_LiveBase(base, tombstones), _LiveDelta(delta))
         self._columns = ShardedColumns(self._parts)
 
-    def at(self, tombstones: Tombstones, delta: Delta, revision: int) -> "LiveIndex":
+    def at(
+        self, tombstones: Tombstones, delta: Delta, revision: int, without_vector: frozenset[str]
+    ) -> "LiveIndex":
         """The same index at another revision; what was read of its deleted rows is kept where they are."""
-        other = LiveIndex(self.base, tombstones, delta, revision)
+        other = LiveIndex(self.base, tombstones, delta, revision, without_vector)
         if tombstones is self.tombstones:
             other._parts.of_base = self._parts.of_base
         return other
@@ -61,7 +69,8 @@ class LiveIndex(Index):
         base = self.base.items
         if self.tombstones:
             base = base.take(pa.array(self.tombstones.live.rows()))
-        return pa.concat_tables([base, self.delta.table.cast(base.schema)])
+        schema = pa.schema([field.with_nullable(True) for field in base.schema])
+        return pa.concat_tables([base.cast(schema), self.delta.table.select(schema.names).cast(schema)])
 
     @property
     def columns(self) -> Columns:
@@ -202,6 +211,8 @@ class LiveIndex(Index):
         notes = [note for note in plan.notes if not note.endswith(NO_MORE)]
         if num_matching:
             notes.append(f"{num_matching} enrolled since compared exactly")
+        if self.without_vector:
+            notes.append(f"{len(self.without_vector)} enrolled items have no vector by this version's model")
         update: dict[str, Any] = {
             "count": plan.count + num_matching,
             "rows": self.num_rows,

@@ -158,6 +158,16 @@ class Log:
         """The last changes of all items that changed since, in order, with vectors by an embedder."""
         return list(self._entries("WHERE revision > ?", revision, embedder=embedder))
 
+    def without_vector(self, revision: int, embedder: str) -> list[str]:
+        """The ids of what was enrolled since a revision and has no vector by an embedder, in order."""
+        with self._reading_errors():
+            rows = self._connection.execute(
+                "SELECT id FROM entries WHERE op = 'enrol' AND revision > ? AND NOT EXISTS (SELECT 1 FROM "
+                "vectors WHERE vectors.id = entries.id AND embedder = ?) ORDER BY seq",
+                (revision, embedder),
+            ).fetchall()
+        return [id_ for (id_,) in rows]
+
     def entry(self, id_: str) -> Entry | None:
         """The last change of an item; None: nobody touched it."""
         return next(self._entries("WHERE entries.id = ?", id_, embedder=""), None)

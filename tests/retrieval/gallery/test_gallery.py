@@ -25,7 +25,7 @@ from dml.errors import (
 )
 from dml.retrieval.build import build_index
 from dml.retrieval.gallery import Gallery
-from dml.retrieval.gallery.gallery import LOG_FILE, folder_of
+from dml.retrieval.gallery.fold import LOG_FILE, folder_of
 from dml.retrieval.gallery.log import Log
 from dml.retrieval.index import publish_index
 from dml.serving.searcher import Searcher

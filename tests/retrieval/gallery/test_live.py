@@ -14,7 +14,7 @@ from dml.errors import InvalidFilter, MissingArtifact
 from dml.retrieval.filters import matching_rows
 from dml.retrieval.gallery import Gallery
 from dml.retrieval.gallery.delta import Delta
-from dml.retrieval.gallery.gallery import LOG_FILE, folder_of
+from dml.retrieval.gallery.fold import LOG_FILE, folder_of
 from dml.retrieval.identities import search_identities
 from dml.retrieval.rerank import reranked_search
 from dml.retrieval.shards import open_index

@@ -1,0 +1,188 @@
+"""Build a gallery's log into the next version of its index, and switch to it with nothing lost between.
+
+    collect what the log changes up to its revision S -> build a version that covers S -> publish it
+
+What is written meanwhile has later revisions, and so is the delta of the new version, as it was of the former
+one. The log keeps what is enrolled, so a rollback to any version is another delta of the same log.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import compute
+
+from dml import storage
+from dml.data.dataset import read_rows
+from dml.errors import IncompatibleArtifact
+from dml.models.package import load_package
+from dml.names import split_version, versioned
+from dml.refs import ChangesRef, DatasetRef, EmbeddingsRef, ExternalModelRef, IndexRef, PackageRef
+from dml.retrieval import index as versions
+from dml.retrieval.changes import Changes, write_changes
+from dml.retrieval.gallery.log import BUSY_TIMEOUT_S, Entry, Log
+
+LOG_FILE = "log.sqlite"
+_IMAGES_AT_ONCE = 256
+
+
+def folder_of(store: str, name: str) -> str:
+    """Where the log of a gallery is."""
+    return storage.named_folder(store, "galleries", name)
+
+
+def log_path(store: str, name: str) -> Path:
+    """The file of its log."""
+    return Path(storage.resolve(storage.join(folder_of(store, name), LOG_FILE)))
+
+
+@contextmanager
+def opened_log(store: str, name: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Iterator[Log | None]:
+    """The log of a gallery; None: nothing was ever enrolled or forgotten."""
+    if storage.is_remote(store) or not log_path(store, name).exists():
+        yield None
+        return
+    log = Log(log_path(store, name), busy_timeout_s=busy_timeout_s)
+    try:
+        yield log if log.is_ready else None
+    finally:
+        log.close()
+
+
+def collect_changes(store: str, name: str, embeddings: EmbeddingsRef) -> ChangesRef | None:
+    """Publish what the log changes of a table up to now, for `build_index`.
+
+    What was enrolled as an image and has no vector by the table's embedder is embedded first.
+
+    Args:
+        store: the store's URI.
+        name: of the index.
+        embeddings: the table that the index is built of.
+
+    Returns:
+        None: nothing was ever enrolled or forgotten.
+
+    Raises:
+        IncompatibleArtifact: vectors of another embedder were enrolled without images.
+    """
+    with opened_log(store, name) as log:
+        if log is None:
+            return None
+        embed_missing(log, embeddings.embedder, after=0)
+        with log.snapshot():
+            revision, entries = log.revision, log.entries_after(0, embeddings.embedder.fingerprint)
+    if not revision:
+        return None
+    ids = read_rows(embeddings.items, split=embeddings.split, columns=["id"])["id"]
+    mine = pa.array([entry.id for entry in entries], pa.large_string())
+    of_table = compute.is_in(mine, value_set=ids.combine_chunks()).to_pylist()
+    present = {entry.id for entry, is_there in zip(entries, of_table, strict=True) if is_there}
+    # One without a vector was enrolled in the moment since they were embedded: the next version takes it.
+    enrolled = [entry for entry in entries if entry.op == "enrol" and entry.vector is not None]
+    revision = min([revision, *(e.revision - 1 for e in entries if e.op == "enrol" and e.vector is None)])
+    changes = Changes(
+        revision,
+        [entry.id for entry in entries if entry.op != "update" and entry.id in present],
+        {e.id: _columns(e, embeddings) for e in entries if e.op == "update" and e.id in present},
+        [_item(entry, embeddings) for entry in enrolled],
+        np.stack([entry.vector for entry in enrolled if entry.vector is not None]) if enrolled else None,
+    )
+    return write_changes(store, name, changes)
+
+
+def _columns(entry: Entry, embeddings: EmbeddingsRef) -> dict[str, Any]:
+    names = embeddings.items.attributes
+    return {"label": entry.label, **{name: entry.attributes.get(name) for name in names}}
+
+
+def _item(entry: Entry, embeddings: EmbeddingsRef) -> dict[str, Any]:
+    digest = {"sha256": entry.content} if isinstance(embeddings.items, DatasetRef) else {}
+    return {"id": entry.id, **_columns(entry, embeddings), **digest}
+
+
+def publish_index(store: str, ref: IndexRef) -> None:
+    """Make a built version the one that searches use, together with its model; one file is replaced.
+
+    While it is replaced nobody can write to the gallery, and everything that was enrolled after what the
+    version covers has a vector by its model: no search misses one, or compares vectors of two models.
+
+    Raises:
+        MissingArtifact, CorruptArtifact: it cannot be opened and searched; the former version stays.
+        IncompatibleArtifact: something was enrolled as a vector of another model; the former version stays.
+    """
+    with _held(store, ref):
+        versions.publish_index(store, ref)
+
+
+def rollback_index(store: str, name: str) -> IndexRef:
+    """Make a former version of an index the one that searches use again, with what happened since it.
+
+    Args:
+        store: the store's URI.
+        name: NAME, the version before the current one; or NAME@VERSION, a former one.
+
+    Raises:
+        MissingArtifact: there is no such former version.
+        CorruptArtifact: it cannot be opened and searched; the current version stays.
+        IncompatibleArtifact: something was enrolled as a vector of the current model; that stays.
+    """
+    base, version = split_version(name, "index")
+    folder = storage.named_folder(store, "indexes", base)
+    if not storage.list_versions(folder):
+        raise storage.missing_version(folder, version, "index")
+    with storage.locked_pointer(folder) as pointer:
+        target = versioned(base, pointer.rollback_target(version))
+    with _held(store, versions.find_index(store, target)):
+        return versions.rollback_index(store, target)
+
+
+@contextmanager
+def _held(store: str, ref: IndexRef) -> Iterator[None]:
+    """Nobody writes, and what was enrolled since a version has vectors by its embedder."""
+    with opened_log(store, ref.name) as log:
+        if log is None:
+            yield
+            return
+        embedder = ref.embeddings.embedder
+        embed_missing(log, embedder, after=ref.covers_revision)  # the many, while others write
+        with log.transaction():
+            _write_vectors(log, embedder, log.without_vector(ref.covers_revision, embedder.fingerprint))
+            yield
+
+
+def embed_missing(log: Log, embedder: PackageRef | ExternalModelRef, *, after: int) -> None:
+    """Embed what was enrolled after a revision as an image and has no vector by this embedder.
+
+    Raises:
+        IncompatibleArtifact: it has no image.
+    """
+    missing = log.without_vector(after, embedder.fingerprint)
+    for start in range(0, len(missing), _IMAGES_AT_ONCE):
+        with log.transaction():
+            _write_vectors(log, embedder, missing[start : start + _IMAGES_AT_ONCE])
+
+
+def _write_vectors(log: Log, embedder: PackageRef | ExternalModelRef, ids: list[str]) -> None:
+    """Embed images of the log, inside a transaction."""
+    images = [(id_, image) for id_ in ids if (image := log.image(id_)) is not None]
+    without = set(ids) - {id_ for id_, _ in images}
+    gone = {id_ for id_ in without if (entry := log.entry(id_)) is None or entry.op == "forget"}
+    if without - gone:
+        raise IncompatibleArtifact(
+            f"What is enrolled must have a vector by {embedder}, or an image to embed; {len(without - gone)} "
+            f"items, such as {min(without - gone)!r}, are vectors of another model. Forget them, or enrol "
+            "their images."
+        )
+    if not images:
+        return
+    if not isinstance(embedder, PackageRef):
+        raise IncompatibleArtifact(
+            f"Enrolled images must be embedded by the index's model; {embedder} is not in the store. Index "
+            "with a registered model, or forget them and enrol their vectors."
+        )
+    vectors = load_package(embedder.uri).embed([image for _, image in images])
+    for (id_, _), vector in zip(images, vectors, strict=True):
+        log.write_vector(id_, embedder.fingerprint, np.asarray(vector, np.float32))

@@ -306,6 +306,34 @@ class Index:
         (similarities, rows), plan = self._neighbors(vectors, k, self._filter(where, True), None)
         return similarities, rows, plan
 
+    def exact_similarities(
+        self,
+        query: NDArray[np.float32],
+        k: int,
+        *,
+        where: Where = None,
+        refuse_absent: bool = False,
+        tombstones: Tombstones | None = None,
+    ) -> NDArray[np.float32]:
+        """The similarities of the k most similar items, by comparing with all that match; to measure recall.
+
+        Args:
+            query: (D,) float32, unit length.
+            k: how many.
+            where: as of `search`.
+            refuse_absent: as of `search`.
+            tombstones: as of `search`.
+
+        Returns:
+            (min(k, matches),) descending.
+        """
+        matches = self._matching(self._filter(where, refuse_absent), tombstones)
+        num_matching = self.ref.rows if matches is None else matches.count
+        if not num_matching:
+            return np.empty(0, np.float32)
+        exact: NDArray[np.float32] = self._compared(query[None], min(k, num_matching), matches)[0][0]
+        return exact
+
     def _nearest(
         self,
         vectors: NDArray[np.float32],

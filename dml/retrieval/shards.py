@@ -60,6 +60,14 @@ class Shard(LocalColumns):
             tombstones=self._own(tombstones),
         )
 
+    def exact_similarities(
+        self, query: NDArray[np.float32], k: int, where: Filter | None, tombstones: Tombstones | None
+    ) -> NDArray[np.float32]:
+        """As of `Index`, of its own items."""
+        return self.index.exact_similarities(
+            query, k, where=self.local(where), tombstones=self._own(tombstones)
+        )
+
     def vectors_of(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The vectors of those of some items that it has, by id."""
         found = self.index.find_rows(ids)
@@ -164,6 +172,19 @@ class ShardedIndex(Index):
 
     def rows_of(self, filter: Filter) -> NDArray[np.int64]:
         return np.flatnonzero(matching_rows(self.items, filter, refuse_absent=False))
+
+    def exact_similarities(
+        self,
+        query: NDArray[np.float32],
+        k: int,
+        *,
+        where: Where = None,
+        refuse_absent: bool = False,
+        tombstones: Tombstones | None = None,
+    ) -> NDArray[np.float32]:
+        filter = self._filter(where, refuse_absent)
+        parts = self._shards.call("exact_similarities", query, k, filter, tombstones)
+        return np.sort(np.concatenate(parts))[::-1][:k]
 
     def close(self) -> None:
         """Close the shards; processes of a cluster end."""

@@ -192,6 +192,22 @@ class LiveIndex(Index):
         self._require_live(answers)
         return answers, self._plan_of(of_base.plan, len(rows), k)
 
+    def exact_similarities(
+        self,
+        query: NDArray[np.float32],
+        k: int,
+        *,
+        where: Where = None,
+        refuse_absent: bool = False,
+        tombstones: Tombstones | None = None,
+    ) -> NDArray[np.float32]:
+        filter = check(where, self.columns, refuse_absent=refuse_absent)
+        of_base = self.base.exact_similarities(
+            query, k, where=self._parts.of_base.local(filter), tombstones=self.tombstones
+        )
+        (of_delta,), _ = self.delta.search(query[None], k, self._delta_rows(filter))
+        return np.sort(np.concatenate([of_base, of_delta]))[::-1][:k]
+
     def _enrolled(self, similarity: float, row: int) -> Answer:
         return answer_of(similarity, self.delta.item_at(row))
 

@@ -6,7 +6,6 @@ wants, so either can call it.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from typing import Generic, TypeVar
 
 X = TypeVar("X")
@@ -32,33 +31,21 @@ class MicroBatcher(Generic[X, Y]):
 
     async def __call__(self, value: X) -> Y:
         """The function's result for one input; raises what the function raised for it."""
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run())
         future: asyncio.Future[Y] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait((value, future))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
         return await future
 
-    async def close(self) -> None:
-        """End; what waits is cancelled."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-        while not self._waiting.empty():
-            self._waiting.get_nowait()[1].cancel()
-
     async def _run(self) -> None:
-        while True:
-            batch = await self._next()
+        """Until nothing waits: so a batcher that nobody calls any more is freed."""
+        while not self._waiting.empty():
+            if self._wait_s and self._waiting.qsize() < self._max_size:
+                await asyncio.sleep(self._wait_s)
+            batch = [self._waiting.get_nowait() for _ in range(min(self._max_size, self._waiting.qsize()))]
             batch = [(value, future) for value, future in batch if not future.done()]  # its request has ended
-            if not batch:
-                continue
-            try:
+            if batch:
                 await self._answer(batch)
-            except asyncio.CancelledError:
-                for _, future in batch:
-                    future.cancel()
-                raise
 
     async def _answer(self, batch: list[tuple[X, asyncio.Future[Y]]]) -> None:
         try:
@@ -72,11 +59,3 @@ class MicroBatcher(Generic[X, Y]):
                     await self._answer([each])
             elif not batch[0][1].done():
                 batch[0][1].set_exception(error)
-
-    async def _next(self) -> list[tuple[X, asyncio.Future[Y]]]:
-        batch = [await self._waiting.get()]
-        if self._wait_s and self._waiting.qsize() < self._max_size - 1:
-            await asyncio.sleep(self._wait_s)
-        while len(batch) < self._max_size and not self._waiting.empty():
-            batch.append(self._waiting.get_nowait())
-        return batch

@@ -14,8 +14,9 @@ from dml.retrieval.rerank import reranked_search
 from dml.retrieval.search import Answer
 from dml.serving.app import messages
 from dml.serving.app.opened import OpenIndex, require_calibration
+from dml.serving.app.recall import Sampled
 from dml.serving.app.routing import ERRORS, LimitRate, Name, Reader, TheService
-from dml.serving.app.service import Stages, answered
+from dml.serving.app.service import Service, Stages, answered
 from dml.serving.app.where import Wheres, checked_where
 
 router = APIRouter(prefix="/v1/indexes/{name}", tags=["search"], responses=ERRORS)
@@ -32,6 +33,7 @@ async def search(
     with service.indexes.hold(name) as opened:
         vectors = np.stack(await service.vectors(opened, stages, body.queries))
         found = await service.search(opened, stages, lambda: _search(opened, body, where, vectors))
+        _sample(service, opened, body, where, vectors, found)
         return messages.SearchResponse(
             **answered(opened),
             results=found.results,
@@ -41,6 +43,22 @@ async def search(
             execution=found.execution,
             milliseconds=stages.milliseconds(),
         )
+
+
+def _sample(
+    service: Service,
+    opened: OpenIndex,
+    body: messages.SearchRequest,
+    where: Wheres,
+    vectors: NDArray[np.float32],
+    found: "_Found",
+) -> None:
+    """Offer the queries whose recall can be measured: of an item as query, it is among the exact answers."""
+    if body.rerank is not None or body.group_by_identity is not None:
+        return
+    for query, vector, answers in zip(body.queries, vectors, found.hits, strict=True):
+        if not isinstance(query, messages.IdQuery):
+            service.recall.offer(Sampled(opened, vector, body.k, where, answers))
 
 
 class _Found:

@@ -28,6 +28,7 @@ from dml.serving.app.keys import Keys
 from dml.serving.app.metrics import STAGES, Metrics
 from dml.serving.app.opened import OpenIndex, OpenIndexes
 from dml.serving.app.problems import Refused, refusal_of
+from dml.serving.app.recall import RecallSampler
 from dml.serving.app.settings import ServiceSettings
 from dml.settings import service_folder
 
@@ -79,6 +80,7 @@ class Service:
         self.settings, self.metrics, self._keys = settings, Metrics(), keys
         self.indexes = OpenIndexes(settings.store, settings.indexes)
         self.audit = AuditLog(settings.audit or service_folder(settings.store) / "audit.jsonl")
+        self.recall = RecallSampler(settings.recall_share, self.metrics)
         threads = settings.threads or os.cpu_count() or 1
         self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encode")
@@ -108,10 +110,9 @@ class Service:
             self._refreshing.cancel()
             with suppress(asyncio.CancelledError):
                 await self._refreshing
-        for encode in self._encoders.values():
-            await _close(encode)
         for pool in (self._decoding, self._encoding, self._searching, self._writing):
             pool.shutdown(wait=True, cancel_futures=True)
+        self.recall.close()
         self.indexes.close()
 
     async def refresh(self) -> None:
@@ -123,7 +124,7 @@ class Service:
             self.metrics.swaps.labels(name).inc()
         if changed or not self.is_ready:
             self._measure()
-            await self._drop_encoders()
+        self._drop_encoders()
         self.is_ready = True
 
     async def _refresh_for_ever(self) -> None:
@@ -147,11 +148,11 @@ class Service:
         self.metrics.forgotten.labels(name).set(opened.forgotten)
         self.metrics.revision.labels(name).set(opened.revision)
 
-    async def _drop_encoders(self) -> None:
-        """Of models that no index uses."""
+    def _drop_encoders(self) -> None:
+        """Of models that no index uses; requests that use one of them still have it."""
         used = {opened.package for opened in self.indexes.opened.values()}
         for package in [package for package in self._encoders if package not in used]:
-            await _close(self._encoders.pop(package))
+            del self._encoders[package]
 
     async def write(
         self, name: str, audited: Audited, function: Callable[[Gallery], W]
@@ -279,11 +280,6 @@ class Service:
             raise
         future.add_done_callback(lambda _: opened.uses.end())
         return await asyncio.wrap_future(future)
-
-
-async def _close(encode: Encode) -> None:
-    if isinstance(encode, MicroBatcher):
-        await encode.close()
 
 
 def answered(opened: OpenIndex) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def ingest_flow(config: IngestConfig, store: str | None = None, reread: bool = F
     name = str(dataset)
     rows = [{"split": split, **size.model_dump()} for split, size in dataset.splits.items()]
     show_table("dataset", rows, f"{name}, {dataset.quarantined} in quarantine")
+    show_table("changes", [report.changes.model_dump()], f"{name}, since the version before")
     if report.refused:
         show_table("quarantine", [refusal.model_dump() for refusal in report.refused], report.quarantine)
     show_text("ingest-notes", "\n".join(f"- {note}" for note in report.notes))

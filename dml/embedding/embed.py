@@ -108,7 +108,8 @@ def embed(
     left, made = _not_there(ref, jobs), set[_PartJob]()
     for _ in range(_ROUNDS):
         workers = num_workers or _choose_workers(left, ref, known)
-        _observe(_embed_parts(left, package, known, workers), len(left), len(jobs), progress)
+        num_new = _observe(_embed_parts(left, package, known, workers), len(left), len(jobs), progress)
+        logger.info("embed: %d of %d images embedded, the other vectors copied", num_new, ref.rows)
         made |= set(left)
         rows = _rows_held(jobs, {job.part for job in made})
         left = [job for job in jobs if rows[job] is None]
@@ -166,14 +167,17 @@ def _not_there(ref: EmbeddingsRef, jobs: Sequence[_PartJob]) -> list[_PartJob]:
     return [job for job in jobs if job.name not in present]
 
 
-def _observe(embedded: Iterator[None], num_left: int, num_jobs: int, progress: OnProgress | None) -> None:
-    """Embed, and report progress after each part."""
+def _observe(embedded: Iterator[int], num_left: int, num_jobs: int, progress: OnProgress | None) -> int:
+    """Embed, and report progress after each part; returns how many images were embedded, not copied."""
+    num_new = 0
     with Ticker("embed") as ticker:
         ticker.begin("embedding", "fragments", num_left)
-        for done, _ in enumerate(embedded, start=num_jobs - num_left + 1):
+        for done, num_embedded in enumerate(embedded, start=num_jobs - num_left + 1):
+            num_new += num_embedded
             ticker.count()
             if progress is not None:
                 progress(done, num_jobs)
+    return num_new
 
 
 def _remove_parts(jobs: Sequence[_PartJob]) -> None:
@@ -270,9 +274,10 @@ class _Embedder:
     def known(self) -> KnownVectors:
         return _known_vectors(self._jobs, self._known_tables)
 
-    def __call__(self, job: _PartJob) -> None:
+    def __call__(self, job: _PartJob) -> int:
+        """Write a part; returns how many of its images were embedded."""
         if job.same is not None and copy_part(job.same, job.part):
-            return
+            return 0
         samples = _samples(job)
         vectors = np.empty((len(samples), self.package.ref.dim), dtype=np.float32)
         known = self.known.rows_of(samples["sha256"])
@@ -284,6 +289,7 @@ class _Embedder:
             start += len(images)
         _refuse_wrong_length(vectors, job, self.package.ref)
         write_part(job.part, samples["id"], samples["sha256"], vectors)
+        return len(new)
 
 
 def _images(job: _PartJob, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:
@@ -310,8 +316,8 @@ def _refuse_wrong_length(vectors: NDArray[np.float32], job: _PartJob, package: P
 
 def _embed_parts(
     jobs: Sequence[_PartJob], package: PackageRef, known: Sequence[EmbeddingsRef], workers: int
-) -> Iterator[None]:
-    """Write the parts; yields after each."""
+) -> Iterator[int]:
+    """Write the parts; yields after each how many images were embedded."""
     if workers > 1 and len(jobs) > 1:
         yield from _with_ray(jobs, package, known, min(workers, len(jobs)))
     elif jobs:
@@ -326,15 +332,15 @@ class _Actor:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
-            self.embedder(self.jobs[row["item"]])
+            embedded = self.embedder(self.jobs[row["item"]])
         except DmlError as error:  # Ray Data would wrap it, and lose its class
-            return {**row, "error": type(error).__name__, "message": str(error)}
-        return {**row, "error": "", "message": ""}
+            return {**row, "error": type(error).__name__, "message": str(error), "embedded": 0}
+        return {**row, "error": "", "message": "", "embedded": embedded}
 
 
 def _with_ray(
     jobs: Sequence[_PartJob], package: PackageRef, known: Sequence[EmbeddingsRef], workers: int
-) -> Iterator[None]:
+) -> Iterator[int]:
     # One logical CPU more than actors: Ray Data waits for ever when its pool holds them all.
     with ray_session(num_cpus=workers + 1):
         import ray.data
@@ -359,4 +365,4 @@ def _with_ray(
             for row in rows:
                 if row["error"]:
                     raise getattr(errors, str(row["error"]))(row["message"])
-                yield
+                yield int(row["embedded"])

@@ -31,6 +31,11 @@ class CheckedArtifact(NamedTuple):
     def title(self) -> str:
         return self.version if self.name == self.version else versioned(self.name, self.version)
 
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether its manifest is damaged, so that it does not say what it was made from."""
+        return self.damaged == [storage.MANIFEST]
+
 
 def check_store(
     store: str, name: str | None = None, progress: OnProgress | None = None

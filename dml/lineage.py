@@ -177,6 +177,7 @@ def unneeded(
     Raises:
         InvalidSetting: keep is below 1.
         MissingArtifact: there is no store.
+        CorruptArtifact: the manifest of something that is needed cannot be read.
     """
     if keep < 1:
         raise InvalidSetting(f"keep must be 1 or more, since the current version is kept; got {keep}.")
@@ -184,6 +185,9 @@ def unneeded(
     now = now or datetime.now(UTC)
     artifacts = {artifact.uri: artifact for artifact in list_artifacts(store)}
     reachable = _reachable(artifacts, _roots(store, artifacts, registered, keep, grace, now))
+    unreadable = _unreadable(store, artifacts) & reachable
+    if unreadable:
+        raise _cannot_be_read(unreadable, "so that what it was made of is kept")
     reachable |= {uri for uri, a in artifacts.items() if a.kind == "thresholds" and a.parents[0] in reachable}
     removals = [
         Removal(a.uri, a.kind, "not referenced", a.size_bytes, a.fingerprint)
@@ -201,6 +205,24 @@ def unneeded(
     removals = [removal for removal in removals if link_of[removal.uri] is None]
     inside = {removal.uri for removal in removals}
     return [r for r in removals if not any(_is_below(r.uri, uri) for uri in inside if uri != r.uri)]
+
+
+def require_readable(store: str) -> None:
+    """Raise CorruptArtifact where a manifest cannot be read: nobody knows what that artefact was made of."""
+    unreadable = _unreadable(store, {artifact.uri for artifact in list_artifacts(store)})
+    if unreadable:
+        raise _cannot_be_read(unreadable, "or what it holds of the forgotten items would stay")
+
+
+def _unreadable(store: str, readable: Iterable[str]) -> set[str]:
+    return {uri for _, uri, _, _ in artifact_locations(store)} - set(readable)
+
+
+def _cannot_be_read(uris: Iterable[str], why: str) -> CorruptArtifact:
+    return CorruptArtifact(
+        f"A manifest must say what its artefact was made of, {why}; those of {', '.join(sorted(uris)[:3])} "
+        "cannot be read. Do: dml verify --repair; restore or remove what that cannot make again."
+    )
 
 
 def _is_below(uri: str, folder: str) -> bool:
@@ -226,7 +248,10 @@ def _roots(
     yield from _refreshed_from(store)
     for package in registered:
         yield from _all_references(package)
+    built = {uri for a in artifacts.values() if a.kind == "index" for uri in a.parents}
     for artifact in artifacts.values():
+        if artifact.kind == "shard" and artifact.uri in built:
+            continue  # needed as long as its index
         superseded = artifact.kind in VERSIONED and artifact.version in storage.former_versions(
             artifact.uri.rpartition("/")[0]
         )
@@ -458,7 +483,8 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
                 "Remove them first."
             )
         unused_before = {entry.path for entry in storage.unshared_files(folder)}
-        for uri in [*(a.uri for a in made if a.kind == "thresholds"), *uris]:
+        shards = _shards_of_these_alone(store, base, uris) if kind == "index" else []
+        for uri in [*(a.uri for a in made if a.kind == "thresholds"), *uris, *shards]:
             storage.remove(uri)
         for entry in storage.unshared_files(folder):
             if entry.path not in unused_before:
@@ -466,6 +492,22 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
         if version is None:
             _remove_rest(store, kind, folder)
     return [versioned(base, v) for v in versions] or [base]
+
+
+def _shards_of_these_alone(store: str, name: str, uris: Sequence[str]) -> list[str]:
+    """The shards of some versions of an index that no other version has."""
+    of_index = [a for a in list_artifacts(store) if a.kind == "index" and a.name == name]
+    kept = {shard for a in of_index if a.uri not in uris for shard in a.parents}
+    folder = storage.join(store, VERSIONED["index"], name, storage.SHARDS)
+    return sorted(
+        {
+            shard
+            for a in of_index
+            if a.uri in uris
+            for shard in a.parents
+            if shard not in kept and _is_below(shard, folder)
+        }
+    )
 
 
 def _folder_of_kind(kind: str) -> str:

@@ -1,5 +1,7 @@
 """Flow that erases items from every version of a dataset and from everything made from those versions."""
 
+from functools import partial
+
 from prefect import flow
 
 from dml.data.forget import (
@@ -15,8 +17,8 @@ from dml.data.forgotten import add_forgotten
 from dml.embedding.embed import embed
 from dml.embedding.external import has_vectors
 from dml.errors import DmlError, InvalidSetting
-from dml.lineage import remove_with_descendants
-from dml.refs import DatasetRef, IndexRef, require_package
+from dml.lineage import remove_with_descendants, require_readable
+from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, require_package
 from dml.reports import ForgetReport
 from dml.retrieval.build import build_index
 from dml.retrieval.calibration import calibrate_alike
@@ -39,6 +41,7 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
 
     Raises:
         MissingArtifact: some of the items are in no version; nothing is removed.
+        CorruptArtifact: an artefact does not say what it was made of; nothing is removed.
     """
     root = store_uri(store)
     if stage(has_vectors)(root, dataset):
@@ -48,6 +51,7 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
             f"versions before, which `dml indexes` and `dml vectors` list: dml rm index {dataset}@VERSION, "
             f"dml rm vectors {dataset}@VERSION."
         )
+    stage(require_readable)(root)
     stage(require_known)(root, dataset, ids)
     stage(add_forgotten)(root, dataset, ids)  # later ingests leave them out
     holding = stage(versions_containing)(root, dataset, ids)  # including versions published meanwhile
@@ -72,12 +76,22 @@ def _rebuild(store: str, index: IndexRef, dataset: DatasetRef) -> IndexRef:
     table = stage(embed)(
         store, package, dataset, split=former.split, previous=former, progress=progress_logger("embed")
     )
-    changes = stage(collect_changes)(store, index.name, table)
-    config = index_config_of(index)
-    built = stage(build_index)(store, index.name, table, config, model=index.model, changes=changes)
+    built = _build_of_the_rest(store, index, table)
     try:
         stage(calibrate_alike)(store, built)
     except DmlError as error:  # what must be forgotten is forgotten all the same
         say(f"index {built} has no thresholds: {error}")
     stage(publish_index)(store, built)
     return built
+
+
+def _build_of_the_rest(store: str, index: IndexRef, table: EmbeddingsRef) -> IndexRef:
+    """Built as before; where fewer items do not allow that, as `dml plan` has it, in one bundle."""
+    changes = stage(collect_changes)(store, index.name, table)
+    build = partial(stage(build_index), store, index.name, table, model=index.model, changes=changes)
+    config = index_config_of(index)
+    try:
+        return build(config)
+    except InvalidSetting as error:  # fewer parts than shards, fewer rows than lists: they are forgotten
+        say(f"index {index.name} is built otherwise than before, of what is left: {error}")
+        return build(config.model_copy(update={"factory": "auto", "shards": 1, "first_stage": None}))

@@ -10,8 +10,8 @@ from dml.errors import DmlError
 from dml.integrity import CheckedArtifact, check_store, ref_of, remove_damaged, require_intact
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, require_dataset, require_package
 from dml.reports import VerifiedArtifact, VerifyReport
-from dml.retrieval.build import build_index
-from dml.retrieval.index import index_config_of
+from dml.retrieval.build import build_index, build_shard
+from dml.retrieval.index import find_index_of_shard, index_config_of
 from dml.settings import store_uri
 from flows.policy import Name, progress_logger, say, show_table, stage
 
@@ -64,7 +64,7 @@ def _repair_artifact(store: str, damaged: CheckedArtifact) -> str:
     repair_functions: dict[str, Callable[[str, CheckedArtifact], str]] = {
         "dataset": _ingest_again,
         "embeddings": _embed_again,
-        "shard": _build_again,
+        "shard": _build_shard_again,
         "index": _build_again,
     }
     if damaged.kind in repair_functions:
@@ -104,5 +104,27 @@ def _build_again(store: str, damaged: CheckedArtifact) -> str:
     ref, config = ref_of(damaged, IndexRef), index_config_of(ref_of(damaged, IndexRef))
     stage(require_intact)(ref.embeddings, ref.embeddings.items)
     stage(remove_damaged)(damaged)
-    stage(build_index)(store, ref.name, ref.embeddings, config, model=ref.model, changes=ref.changes)
-    return "made again"
+    built = stage(build_index)(store, ref.name, ref.embeddings, config, model=ref.model, changes=ref.changes)
+    return _same(damaged, built)
+
+
+def _build_shard_again(store: str, damaged: CheckedArtifact) -> str:
+    """Make a shard again; where its own manifest cannot be read, from what the index was made of."""
+    if not damaged.is_unreadable:
+        return _build_again(store, damaged)
+    index = stage(find_index_of_shard)(store, damaged.name, damaged.uri)
+    if index is None:
+        stage(remove_damaged)(damaged)
+        return "removed; no index that can be read has it"
+    stage(require_intact)(index.embeddings, index.embeddings.items)
+    stage(remove_damaged)(damaged)
+    return _same(damaged, stage(build_shard)(store, index, damaged.uri))
+
+
+def _same(damaged: CheckedArtifact, built: IndexRef) -> str:
+    if built.version == damaged.version:
+        return "made again"
+    return (
+        f"damaged, and cannot be made again: with the memory of this machine it is {built.factory}. Build "
+        f"it anew: dml index {built.name}"
+    )

@@ -27,6 +27,7 @@ from dml.retrieval.shards import open_index
 from flows.verify import repaired
 from tests.embedding.parts import make_dataset, make_package
 from tests.embedding.vectors import random_vectors, write_npy
+from tests.retrieval.in_shards import publish_in_shards
 
 NO_GRACE = timedelta(0)
 
@@ -391,3 +392,45 @@ def test_damaged_vectors_are_found_and_their_index_is_not_built_from_them(store,
     assert "import their file again" in repaired(store, check_store(store))[ref.embeddings.uri]
     import_vectors(store, "clip", tmp_path / "vectors.npy")
     assert not any(checked.damaged for checked in check_store(store))
+
+
+@pytest.fixture
+def two_in_shards(store, tmp_path):
+    """Two versions of an index in shards; they have a table and no shard in common."""
+    ref = grow(store, tmp_path / "images", make_package(store), 60)
+    single = ref.model_copy(update={"name": "shop"})
+    return [publish_in_shards(store, single, IndexConfig(shards=2, recall_queries=q)) for q in (9, 5)]
+
+
+def test_the_shards_of_a_version_go_with_it_however_young_they_are(store, two_in_shards):
+    first, second = two_in_shards
+    removed = remove(collect(store, first.embeddings.embedder, keep=1))
+    assert {each.uri for each in removed} == {first.uri, *(shard.uri for shard in first.shards)}
+    open_index(find_index(store, "shop")).check()
+    assert find_index(store, "shop") == second
+
+
+def test_removing_a_version_removes_the_shards_that_no_other_has(store, two_in_shards):
+    first, second = two_in_shards
+    assert rollback_index(store, "shop") == first
+    assert remove_named(store, "index", str(second)) == [str(second)]
+    assert sorted(os.listdir(f"{store}/indexes/shop/shards")) == sorted(s.version for s in first.shards)
+
+
+def test_shards_of_a_build_that_is_not_finished_stay_for_a_day(store, two_in_shards):
+    _, second = two_in_shards
+    storage.remove(second.uri)
+    shards = {shard.uri for shard in second.shards}
+    package = second.embeddings.embedder
+    assert not shards & {each.uri for each in collect(store, package)}
+    later = datetime.now(UTC) + timedelta(days=2)
+    assert shards <= {each.uri for each in collect(store, package, now=later)}
+
+
+def test_nothing_is_removed_while_something_needed_does_not_say_what_it_was_made_of(store, two_in_shards):
+    _, second = two_in_shards
+    Path(second.uri, "manifest.json").write_bytes(b"x")
+    with pytest.raises(CorruptArtifact, match=rf"{second.version} cannot be read. Do: dml verify --repair"):
+        collect(store, second.embeddings.embedder)
+    assert remove_named(store, "index", "shop")
+    assert collect(store, second.embeddings.embedder) == []

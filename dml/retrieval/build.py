@@ -50,7 +50,7 @@ from dml.retrieval.factory import choose_factory, empty_index, refused_factory
 from dml.retrieval.fill import add, nearest_lists, num_lists, train
 from dml.retrieval.first_stage import KINDS, choose_first_stage
 from dml.retrieval.held_out import hold_out
-from dml.retrieval.index import read_index
+from dml.retrieval.index import index_config_of, read_index
 from dml.retrieval.plan_calibration import calibrate_plans
 from dml.retrieval.tune import HeldOut, K, tune
 from dml.retrieval.vectors import FlatVectors, VectorType, write_vectors
@@ -190,6 +190,19 @@ def _build_shards(
         storage.publish(staged, uri, _description(ref, config))
     _refuse_forgotten(store, ref, read_rows(embeddings.items, split=embeddings.split, columns=["id"])["id"])
     return ref
+
+
+def build_shard(store: str, index: IndexRef, uri: str) -> IndexRef:
+    """Build again the one shard of an index version that was at `uri`, from the rows that it had.
+
+    Raises:
+        CorruptArtifact: a file of table or items is damaged.
+    """
+    number = [shard.uri for shard in index.shards].index(uri)
+    config = index_config_of(index)
+    part = cut_table(index.embeddings, config.shards)[number]
+    config = config.model_copy(update={"shards": 1})
+    return build_index(store, index.name, part, config, model=index.model, changes=index.changes)
 
 
 def _build_shard(

@@ -96,6 +96,13 @@ def published_names(store: str) -> list[str]:
     return sorted(name for name in names if storage.exists(storage.join(root, name, storage.POINTER)))
 
 
+def find_index_of_shard(store: str, name: str, uri: str) -> IndexRef | None:
+    """A version of an index with the shard at `uri`; None: none of those that can be read has it."""
+    damaged: list[DmlError] = []
+    refs = (version.ref for version in list_versions(store, damaged) if version.ref.name == name)
+    return next((ref for ref in refs if uri in {shard.uri for shard in ref.shards}), None)
+
+
 def list_indexes(store: str) -> list[IndexRef]:
     """The published version of every index in the store."""
     root = storage.join(store, "indexes")

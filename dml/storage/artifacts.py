@@ -366,8 +366,8 @@ def read_manifest(uri: str) -> dict[str, Any]:
         ) from error
     if content is None or not isinstance(content.get("files"), dict):
         raise CorruptArtifact(
-            f"{join(uri, MANIFEST)} must be as it was published; it was changed. Restore it from a copy, "
-            "or remove the folder and make the artefact again."
+            f"{join(uri, MANIFEST)} must be as it was published; it was changed. `dml verify --repair` "
+            "makes again what can be; else restore it from a copy, or remove the folder."
         )
     outside = [name for name in content["files"] if name != posixpath.normpath(name) or _leads_out(name)]
     outside += [name for name in content.get("shared", {}) if "/" in name or name.startswith(".")]

@@ -26,7 +26,9 @@ from dml.retrieval.index import find_index, publish_index
 from dml.retrieval.shards import open_index
 from dml.serving.answers import draw_sample
 from flows.forget import forget_flow
+from flows.verify import repaired
 from tests.embedding.parts import make_dataset, make_package, png
+from tests.retrieval.in_shards import publish_in_shards
 
 GONE = ["00003.png", "00017.png"]
 
@@ -85,6 +87,35 @@ def test_searches_continue_and_never_answer_with_it(store):
         ids = [answer.id for answer in result.answers[0]]
         assert len(ids) == rows
         assert not set(GONE) & set(ids)
+
+
+@pytest.mark.parametrize("settings", [{"shards": 2}, {"factory": "IVF40,Flat"}], ids=str)
+def test_an_index_whose_settings_the_rest_does_not_allow_is_built_otherwise(store, settings):
+    current = find_index(store, "large")
+    config = IndexConfig().model_copy(update=settings)
+    if "factory" in settings:
+        publish_index(store, build_index(store, "large", current.embeddings, config, model="shelves/1"))
+    else:
+        publish_in_shards(store, current, config)
+    most = [f"{n:05d}.png" for n in range(30, 60)]
+    report = forget_flow.fn("shelves", most, store)
+    (large,) = [ref for ref in report.rebuilt if ref.name == "large"]
+    assert (large.rows, large.factory, large.shards) == (30, "Flat", ())
+    assert find_index(store, "large") == large
+    assert not list(Path(store, "indexes", "large").rglob(f"*{current.version}*"))
+
+
+def test_nothing_is_forgotten_while_a_shard_does_not_say_what_it_was_made_of(store):
+    sharded = publish_in_shards(store, find_index(store, "large"), IndexConfig(shards=2))
+    Path(sharded.shards[0].uri, "manifest.json").write_bytes(b"x")
+    before = find_dataset(store, "shelves")
+    with pytest.raises(CorruptArtifact, match=sharded.shards[0].version):
+        forget_flow.fn("shelves", GONE, store)
+    assert find_dataset(store, "shelves") == before
+    assert set(repaired(store, [each for each in check_store(store) if each.damaged]).values()) == {
+        "made again"
+    }
+    assert len(forget_flow.fn("shelves", GONE, store).rebuilt) == 2
 
 
 def test_reading_the_source_again_does_not_bring_it_back(store):
@@ -156,6 +187,7 @@ def test_a_damaged_table_of_the_latest_ingest_is_named(store):
 FORGET_AND_DIE = """
 import itertools, os, signal, sys
 from flows.forget import forget_flow
+from flows.verify import repaired
 changes = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir"}
 seen = itertools.count(1)
 def hook(event, _):

@@ -17,17 +17,21 @@ from dml.serving.app.keys import Keys
 from dml.serving.app.problems import Refused, refusal_of, response_of
 from dml.serving.app.service import Batched, Service
 from dml.serving.app.settings import ServiceSettings
+from dml.serving.app.telemetry import Tracing
 
 _PAGE = Path(__file__).parent.parent / "page"
 
 
-def create_app(settings: ServiceSettings, *, batched: Batched | None = None) -> FastAPI:
+def create_app(
+    settings: ServiceSettings, *, batched: Batched | None = None, tracing: Tracing | None = None
+) -> FastAPI:
     """The service as an ASGI application.
 
     Args:
         settings: of the service; `ServiceSettings(store=...)` is enough.
         batched: encodes single images by a function of many; None: micro-batches in this process. Ray Serve's
             `serve.batch(...)` is another.
+        tracing: makes spans; None: for the collector of the settings, if there is one.
 
     Raises:
         InvalidSetting, CorruptArtifact: the file of keys cannot be used.
@@ -37,7 +41,7 @@ def create_app(settings: ServiceSettings, *, batched: Batched | None = None) -> 
         uvicorn.run(app, host="127.0.0.1", port=8000)
     """
     keys = None if settings.keys is None else Keys(settings.keys)
-    service = Service(settings, keys=keys, batched=batched)
+    service = Service(settings, keys=keys, batched=batched, tracing=tracing)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -64,7 +68,7 @@ def create_app(settings: ServiceSettings, *, batched: Batched | None = None) -> 
 
     for kind in (DmlError, Refused, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, refuse)
-    app.add_middleware(Guard, settings=settings, keys=keys, metrics=service.metrics)
+    app.add_middleware(Guard, settings=settings, keys=keys, metrics=service.metrics, tracing=service.tracing)
     _add_page(app)
     return app
 

@@ -20,6 +20,7 @@ from dml.serving.app.metrics import Metrics
 from dml.serving.app.problems import Refused, refusal_of, response_of
 from dml.serving.app.rates import Rates
 from dml.serving.app.settings import ServiceSettings
+from dml.serving.app.telemetry import Tracing
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("dml.serving.access")
@@ -75,13 +76,20 @@ class Guard:
         settings: of the service.
         keys: None: nobody needs one.
         metrics: of this process.
+        tracing: makes the span of a request.
     """
 
     def __init__(
-        self, app: ASGIApp, *, settings: ServiceSettings, keys: Keys | None, metrics: Metrics
+        self,
+        app: ASGIApp,
+        *,
+        settings: ServiceSettings,
+        keys: Keys | None,
+        metrics: Metrics,
+        tracing: Tracing,
     ) -> None:
         self._app, self._settings, self._limits = app, settings, settings.limits
-        self._keys, self._metrics = keys, metrics
+        self._keys, self._metrics, self._tracing = keys, metrics, tracing
         self._rates = Rates(self._limits.rate, self._limits.burst)
         self._requests = 0
         self._bodies_bytes = 0
@@ -103,9 +111,14 @@ class Guard:
         self._requests += 1
         self._metrics.in_flight.set(self._requests)
         try:
-            await self._answer(scope, headers, receive, watched)
-        except _Gone:
-            watched.status = 499
+            with self._tracing.request(scope["method"], headers) as span:
+                try:
+                    await self._answer(scope, headers, receive, watched)
+                except _Gone:
+                    watched.status = 499
+                span["http.route"] = _route_of(scope)
+                span["http.response.status_code"] = watched.status
+                span["dml.request_id"] = request_id
         finally:
             self._requests -= 1
             self._metrics.in_flight.set(self._requests)
@@ -305,7 +318,7 @@ class Guard:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         """One line of JSON: no id of an item, no image, no vector, no key."""
-        route = getattr(scope.get("route"), "path", "other")
+        route = _route_of(scope)
         self._metrics.request.labels(route, str(status)).observe(seconds)
         caller = scope["state"]["caller"]
         access.info(
@@ -321,3 +334,8 @@ class Guard:
                 }
             )
         )
+
+
+def _route_of(scope: Scope) -> str:
+    """The path of a route with its parameters' names, so that no id is in a log."""
+    return str(getattr(scope.get("route"), "path", "other"))

@@ -13,7 +13,7 @@ from dml.reports import Identification
 from dml.serving.app import messages
 from dml.serving.app.opened import OpenIndex, require_calibration
 from dml.serving.app.routing import ERRORS, LimitRate, Name, Reader, TheService
-from dml.serving.app.service import Stages, answered
+from dml.serving.app.service import answered
 from dml.serving.app.where import checked_where
 
 router = APIRouter(prefix="/v1/indexes/{name}", tags=["search"], responses=ERRORS)
@@ -24,7 +24,7 @@ async def verify(
     name: Name, body: messages.VerifyRequest, service: TheService, _: Reader
 ) -> messages.VerifyResponse:
     """Decide whether two images show the same identity, or one image an enrolled identity."""
-    stages = Stages(service.metrics)
+    stages = service.stages()
     with service.indexes.hold(name) as opened:
         if body.threshold is None:
             require_calibration(opened)
@@ -50,7 +50,7 @@ async def identify(
 ) -> messages.IdentifyResponse:
     """Find out who each query shows, of those enrolled; "unknown" is an answer."""
     limit_rate(len(body.queries) * len(body.scopes) - 1)
-    stages = Stages(service.metrics)
+    stages = service.stages()
     with service.indexes.hold(name) as opened:
         if body.threshold is None:
             require_calibration(opened)

@@ -16,7 +16,7 @@ from dml.serving.app import messages
 from dml.serving.app.opened import OpenIndex, require_calibration
 from dml.serving.app.recall import Sampled
 from dml.serving.app.routing import ERRORS, LimitRate, Name, Reader, TheService
-from dml.serving.app.service import Service, Stages, answered
+from dml.serving.app.service import Service, answered
 from dml.serving.app.where import Wheres, checked_where
 
 router = APIRouter(prefix="/v1/indexes/{name}", tags=["search"], responses=ERRORS)
@@ -29,7 +29,7 @@ async def search(
     """Find the most similar items of each query, under a filter; or the most similar identities."""
     limit_rate(len(body.queries) - 1)
     where = checked_where(body.filter)
-    stages = Stages(service.metrics)
+    stages = service.stages()
     with service.indexes.hold(name) as opened:
         vectors = np.stack(await service.vectors(opened, stages, body.queries))
         found = await service.search(opened, stages, lambda: _search(opened, body, where, vectors))

@@ -6,7 +6,7 @@ uvicorn waits for ever for a request's headers; a connection that sends half of 
 import asyncio
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from socket import socket
@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.supervisors import Multiprocess
 
-from dml.errors import MissingArtifact
+from dml.errors import DmlError, MissingArtifact
 from dml.retrieval.index import find_index, published_names
 from dml.serving.app.factory import create_app
 from dml.serving.app.guard import LINGER_S, access
@@ -186,7 +186,13 @@ def serve(
     address = f"http://{shown}:{bound.getsockname()[1]}"
     with suppress(KeyboardInterrupt):  # uvicorn sends it again once it has ended
         if workers == 1:
-            _Server(config, lambda: announce(address)).run(sockets=[bound])
+            server = _Server(config, lambda: announce(address))
+            server.run(sockets=[bound])
+            if not server.started:
+                raise MissingArtifact(
+                    f"A service must open an index to start; it could not, as the log says. Check the store "
+                    f"{settings.store}: dml verify."
+                )
         else:
             announce(address)
             Multiprocess(config, sockets=[bound]).run()
@@ -195,8 +201,22 @@ def serve(
 def _require_indexes(settings: ServiceSettings) -> None:
     for name in settings.indexes:
         find_index(settings.store, name)
-    if not settings.indexes and not published_names(settings.store):
+    names = published_names(settings.store)
+    if names and not settings.indexes:
+        _require_one(settings.store, names)
+    elif not settings.indexes:
         raise MissingArtifact(
             f"A service needs an index; the store {settings.store} has none. Make one: dml index FOLDER "
             "--embedder timm:NAME, or dml index NAME --model MODEL --dataset DATASET."
         )
+
+
+def _require_one(store: str, names: Sequence[str]) -> None:
+    """Raise for indexes none of which can be read what is wrong with the last; the others are served."""
+    for place, name in enumerate(names, 1):
+        try:
+            find_index(store, name)
+            return
+        except DmlError:
+            if place == len(names):
+                raise

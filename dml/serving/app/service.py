@@ -30,6 +30,7 @@ from dml.serving.app.opened import OpenIndex, OpenIndexes
 from dml.serving.app.problems import Refused, refusal_of
 from dml.serving.app.recall import RecallSampler
 from dml.serving.app.settings import ServiceSettings
+from dml.serving.app.telemetry import Tracing, tracing_for
 from dml.settings import service_folder
 
 logger = logging.getLogger(__name__)
@@ -49,13 +50,15 @@ class Stages:
     """Seconds of the stages of one request; of parallel ones the longest."""
 
     metrics: Metrics
+    tracing: Tracing
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         try:
-            yield
+            with self.tracing.stage(stage):
+                yield
         finally:
             spent = time.perf_counter() - start
             self.seconds[stage] = max(self.seconds[stage], spent)
@@ -72,12 +75,19 @@ class Service:
         settings: of the service.
         keys: read again when their file changes.
         batched: makes the encoder of one image of that of many; None: micro-batches in this process.
+        tracing: makes spans; None: as the settings say.
     """
 
     def __init__(
-        self, settings: ServiceSettings, *, keys: Keys | None = None, batched: Batched | None = None
+        self,
+        settings: ServiceSettings,
+        *,
+        keys: Keys | None = None,
+        batched: Batched | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.settings, self.metrics, self._keys = settings, Metrics(), keys
+        self.tracing = tracing or tracing_for(settings.telemetry)
         self.indexes = OpenIndexes(settings.store, settings.indexes)
         self.audit = AuditLog(settings.audit or service_folder(settings.store) / "audit.jsonl")
         self.recall = RecallSampler(settings.recall_share, self.metrics)
@@ -113,6 +123,7 @@ class Service:
         for pool in (self._decoding, self._encoding, self._searching, self._writing):
             pool.shutdown(wait=True, cancel_futures=True)
         self.recall.close()
+        self.tracing.close()
         self.indexes.close()
 
     async def refresh(self) -> None:
@@ -153,6 +164,10 @@ class Service:
         used = {opened.package for opened in self.indexes.opened.values()}
         for package in [package for package in self._encoders if package not in used]:
             del self._encoders[package]
+
+    def stages(self) -> Stages:
+        """The stages of a request that begins."""
+        return Stages(self.metrics, self.tracing)
 
     async def write(
         self, name: str, audited: Audited, function: Callable[[Gallery], W]

@@ -51,6 +51,7 @@ class SearchPlan(Result):
     k: int = Field(description="answers wanted, at most the matches")
     filtered: bool
     probes: int | None = Field(description="lists that a query is expected to need; null: none")
+    looked_at: int | None = Field(description="its nearest lists, from which these are taken; null: none")
     scan_us: float | None = Field(
         description="CPU microseconds of comparing with every match; null: not timed"
     )

@@ -1,11 +1,11 @@
 """Sorted distinct values of a column, and the rows of each: bitmaps of few values, lists of rows of many.
 
 Rows of a value ascend, and values ascend, so the rows of a range of values are one slice. For wide slices
-there are bitmaps of the first 1/32, 2/32, ... of all rows by value: a range is the difference of two of them
-and the rows at its ends, instead of setting a bit for each row.
+there are bitmaps of the first 1/32, 2/32, ... of all rows by value: a range is the difference of the two that
+are nearest to its ends, and the rows between these and its ends are flipped, instead of setting each bit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dml.retrieval.attributes.bits import Bitmap, bitmap_of, num_bytes
+from dml.retrieval.attributes.bits import Bitmap, bitmap_of, flip, num_bytes
 from dml.retrieval.attributes.matches import Matches, Test
 
 MOST_BITMAPS = 32  # then they take no more room than lists of rows, of 4 bytes each
@@ -61,7 +61,7 @@ class Postings:
             return self.of_range(numbers[0], numbers[0] + 1, test=test)
         count = int(sum(self.offsets[number + 1] - self.offsets[number] for number in numbers))
         if self._bitmaps is not None:
-            bitmaps = self._bitmaps[numbers]
+            bitmaps = [self._bitmaps[number] for number in numbers]
             return Matches(count, self.num_rows, bitmap=lambda: _union(bitmaps, self.num_rows))
         rows = self._rows
         assert rows is not None
@@ -77,12 +77,10 @@ class Postings:
         if self._prefixes is None or (end - begin) * _WIDE < self.num_rows:
             return bitmap_of(rows[begin:end], self.num_rows)
         starts = part_starts(len(rows))
-        first, last = int(np.searchsorted(starts, begin)), int(np.searchsorted(starts, end, side="right")) - 1
-        if first >= last:
-            return bitmap_of(rows[begin:end], self.num_rows)
-        bits: Bitmap = self._prefixes[last] & ~self._prefixes[first]
-        ends = np.concatenate([rows[begin : starts[first]], rows[starts[last] : end]])
-        bits |= bitmap_of(ends, self.num_rows)
+        first, last = np.abs(starts - begin).argmin(), np.abs(starts - end).argmin()
+        bits: Bitmap = self._prefixes[last] ^ self._prefixes[first]
+        for place, start in ((begin, starts[first]), (end, starts[last])):
+            flip(bits, rows[min(place, start) : max(place, start)])
         return bits
 
 
@@ -91,13 +89,13 @@ def part_starts(count: int) -> NDArray[np.int64]:
     return np.arange(_PARTS + 1) * count // _PARTS
 
 
-def _union(bitmaps: NDArray[np.uint8], num_rows: int) -> Bitmap:
+def _union(bitmaps: Sequence[Bitmap] | NDArray[np.uint8], num_rows: int) -> Bitmap:
     if len(bitmaps) == 1:
         one: Bitmap = bitmaps[0]
         return one
-    if not len(bitmaps):
-        return np.zeros(num_bytes(num_rows), dtype=np.uint8)
-    union: Bitmap = np.bitwise_or.reduce(bitmaps, axis=0)
+    union = np.zeros(num_bytes(num_rows), dtype=np.uint8)
+    for bitmap in bitmaps:
+        union |= bitmap
     return union
 
 

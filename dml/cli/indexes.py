@@ -1,5 +1,6 @@
 """`dml embed`, `dml index` and `dml indexes`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         IndexExplanation,
         IndexList,
         ListedIndex,
+        StageMates,
     )
 
 
@@ -196,7 +198,9 @@ def _show_explained(ref: "IndexRef") -> None:
 
     _show_index(ref)
     known = read_calibration(ref)
-    explanation = IndexExplanation(index=ref, curve=known.operating_curve, first_stage=known.first_stage)
+    explanation = IndexExplanation(
+        index=ref, curve=known.operating_curve, first_stage=known.first_stage, stages=known.stages
+    )
     _show_explanation(explanation)
 
 
@@ -224,8 +228,24 @@ def _show_explanation(explanation: "IndexExplanation") -> None:
         print(f"mate@1 of exact search: {curve.exact_mate_at_1:.4f}")
     if explanation.first_stage is not None:
         _show_first_stage(explanation.first_stage)
+    if explanation.stages:
+        _show_stages(explanation.stages)
     if explanation.picture is not None:
         print(f"picture: {explanation.picture}")
+
+
+def _show_stages(stages: "Sequence[StageMates]") -> None:
+    rows = [
+        {
+            "stage": each.stage,
+            "hands on": each.handed_on,
+            "mate-recall": each.mate_recall,
+            "mate@1": "" if each.mate_at_1 is None else each.mate_at_1,
+            "ms": each.cpu_us / 1e3,
+        }
+        for each in stages
+    ]
+    print_table(f"stages and re-rankers, of {stages[0].num_queries} labelled queries", rows)
 
 
 def _show_first_stage(choice: "FirstStageChoice") -> None:
@@ -301,13 +321,15 @@ def _explanation(store: str, name: str, picture: Path | None) -> "IndexExplanati
     calibration = read_calibration(ref)
     curve, first_stage = calibration.operating_curve, calibration.first_stage
     if picture is None or curve is None:
-        return IndexExplanation(index=ref, curve=curve, first_stage=first_stage)
+        return IndexExplanation(index=ref, curve=curve, first_stage=first_stage, stages=calibration.stages)
     from dml.report.operating_curve import draw_operating_curve
 
     require_picture(picture)
     write_picture(picture, draw_operating_curve(f"{ref}: {ref.factory}", curve))
     drawn = str(picture.resolve())
-    return IndexExplanation(index=ref, curve=curve, first_stage=first_stage, picture=drawn)
+    return IndexExplanation(
+        index=ref, curve=curve, first_stage=first_stage, stages=calibration.stages, picture=drawn
+    )
 
 
 def _show_indexes(listing: "IndexList") -> None:

@@ -59,6 +59,7 @@ from dml.reports.indexes import (
     LoadReport,
     OperatingCurve,
     OperatingPoint,
+    StageMates,
 )
 from dml.reports.models import (
     ListedModel,
@@ -168,6 +169,7 @@ __all__ = [
     "SizingReport",
     "Slice",
     "StackAddresses",
+    "StageMates",
     "StageTime",
     "SuspectedLabel",
     "TrainingReport",

@@ -107,10 +107,22 @@ class FirstStageChoice(Result):
     trials: tuple[FirstStageTrial, ...] = Field(description="on the sample")
 
 
+class StageMates(Result):
+    """How often a stage of a search hands on a mate: another item of the label of a labelled query."""
+
+    stage: str
+    num_queries: int = Field(description="labelled items that have a mate; each is no answer to itself")
+    handed_on: int = Field(description="items that it hands on, for ten answers")
+    mate_recall: float = Field(description="queries with a mate among what it hands on")
+    mate_at_1: float | None = Field(description="queries whose first answer is a mate; null: it has no order")
+    cpu_us: float = Field(description="processor time of one query on one thread, median")
+
+
 class IndexExplanation(Result):
     """How an index version was built, and what its searches find and cost."""
 
     index: IndexRef
     curve: OperatingCurve | None = Field(description="null: it has too few rows to measure")
     first_stage: FirstStageChoice | None = Field(None, description="null: it was built without")
+    stages: tuple[StageMates, ...] = Field((), description="and the re-rankers; empty: no labels, or shards")
     picture: str | None = Field(None, description="path of the drawn curve; null: none")

@@ -34,6 +34,11 @@ class SearchStage(Result):
     name: str
     budget: int = Field(description="rows that it was given to compare, at most")
     recall: float | None = Field(description="of what it hands on; null: not measured")
+    mate_recall: float | None = Field(
+        None,
+        description="labelled queries with a mate among what it hands on for ten answers, measured at build; "
+        "null: not measured",
+    )
     cpu_us: float = Field(description="processor time of a query, mean of those searched together")
 
 

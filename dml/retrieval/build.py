@@ -31,7 +31,7 @@ from dml.errors import IncompatibleArtifact, InvalidSetting, did_you_mean
 from dml.names import versioned
 from dml.progress import Ticker, begin, count
 from dml.refs import ChangesRef, DatasetRef, EmbeddingsRef, IndexRef, ShardRef
-from dml.reports import FirstStageChoice, OperatingCurve
+from dml.reports import FirstStageChoice, OperatingCurve, StageMates
 from dml.retrieval.attributes import write_attributes
 from dml.retrieval.bundle import (
     FIRST_STAGE_FILE,
@@ -45,14 +45,17 @@ from dml.retrieval.bundle import (
     write_calibration,
     write_items,
 )
+from dml.retrieval.cascade import Cascade
 from dml.retrieval.changes import ChangedRows
 from dml.retrieval.factory import choose_factory, empty_index, refused_factory
 from dml.retrieval.fill import add, nearest_lists, num_lists, train
-from dml.retrieval.first_stage import KINDS, choose_first_stage
+from dml.retrieval.first_stage import KINDS, FirstStage, choose_first_stage
 from dml.retrieval.held_out import hold_out
 from dml.retrieval.index import index_config_of, read_index
 from dml.retrieval.plan_calibration import calibrate_plans
-from dml.retrieval.tune import HeldOut, K, tune
+from dml.retrieval.scope_impostors import not_trained_on
+from dml.retrieval.stage_mates import measure_stages
+from dml.retrieval.tune import HeldOut, K, refined, tune
 from dml.retrieval.vectors import FlatVectors, VectorType, write_vectors
 
 logger = logging.getLogger(__name__)
@@ -117,10 +120,30 @@ def build_index(
         begin("measuring recall")
         held_out = hold_out(vectors, items, config)
         curve = None if held_out is None else _tune(index, vectors, held_out, config)
-        choice = None if held_out is None else _write_first_stage(folder, vectors, held_out, config)
+        choice, stage = None, None
+        if held_out is not None:
+            choice, stage = _write_first_stage(folder, vectors, held_out, config)
         begin("measuring the plans of filtered searches")
         table, costs = calibrate_plans(index, vectors)
-        calibration = Calibration(operating_curve=curve, recall_table=table, costs=costs, first_stage=choice)
+        begin("measuring mates")
+        cascade = None if stage is None or choice is None else Cascade(FirstStage(stage), vectors, choice)
+        stages: tuple[StageMates, ...] = ()
+        if curve is not None and held_out is not None and embeddings.parts is None:
+            stages = measure_stages(
+                refined(index, vectors.index, curve.k_factor),
+                vectors,
+                held_out.labels,
+                name=factory,
+                cascade=cascade,
+                may_query=not_trained_on(items),
+            )
+        calibration = Calibration(
+            operating_curve=curve,
+            recall_table=table,
+            costs=costs,
+            first_stage=choice,
+            stages=stages,
+        )
         write_calibration(folder, calibration)
         if vectors.index is not index:
             begin("writing the index")
@@ -355,14 +378,14 @@ def _tune(index: faiss.Index, vectors: FlatVectors, held_out: HeldOut, config: I
 
 def _write_first_stage(
     folder: Path, vectors: FlatVectors, held_out: HeldOut, config: IndexConfig
-) -> FirstStageChoice | None:
-    """None: the index is built without.
+) -> tuple[FirstStageChoice | None, faiss.Index | None]:
+    """What was tried and what was kept of it; None: the index is built without, or none reaches the recall.
 
     Raises:
         InvalidSetting: the first stage that was asked for misses the recall.
     """
     if config.first_stage is None:
-        return None
+        return None, None
     begin("trying first stages")
     kinds = KINDS if config.first_stage == "auto" else (config.first_stage,)
     stage, choice = choose_first_stage(vectors, held_out, target=config.recall, kinds=kinds)
@@ -374,4 +397,4 @@ def _write_first_stage(
             f"first_stage must reach recall@{K} {config.recall:g}; {config.first_stage} reaches {best:.3f}. "
             "Use auto, or ask for less recall."
         )
-    return choice
+    return choice, stage

@@ -22,7 +22,7 @@ from dml import storage
 from dml.errors import CorruptArtifact, IncompatibleArtifact
 from dml.progress import count
 from dml.refs import IndexRef
-from dml.reports import FirstStageChoice, OperatingCurve
+from dml.reports import FirstStageChoice, OperatingCurve, StageMates
 from dml.retrieval.attributes import FOLDER, AttributeIndexes, open_attributes
 from dml.retrieval.plan import Costs, RecallTable
 from dml.retrieval.vectors import FlatVectors
@@ -130,6 +130,7 @@ class Calibration(BaseModel):
     costs: Costs | None = None
     operating_curve: OperatingCurve | None = None
     first_stage: FirstStageChoice | None = None
+    stages: tuple[StageMates, ...] = ()
 
     @property
     def recall(self) -> float:

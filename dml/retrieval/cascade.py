@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from dml.retrieval.plan import Plan, Recall, Stage
 from dml.retrieval.ties import Neighbors
 from dml.retrieval.tune import K
 
+IN_FULL = "in full"
 _LARGEST_SHARE = 0.5
 """Of the rows as candidates; with more, comparing with all of them is as cheap."""
 
@@ -23,12 +25,35 @@ class Cascade:
         first_stage: of the same rows as `vectors`.
         vectors: in full.
         choice: what was measured when it was built; with a chosen one.
+        mate_recalls: of its stages, where that was measured.
     """
 
-    def __init__(self, first_stage: FirstStage, vectors: Vectors, choice: FirstStageChoice) -> None:
+    def __init__(
+        self,
+        first_stage: FirstStage,
+        vectors: Vectors,
+        choice: FirstStageChoice,
+        mate_recalls: Mapping[str, float] | None = None,
+    ) -> None:
         assert choice.chosen is not None
         self._first_stage, self._vectors = first_stage, vectors
         self._chosen, self._choice = choice.chosen, choice
+        self._mate_recalls = mate_recalls or {}
+
+    @property
+    def name(self) -> str:
+        """Of the first stage."""
+        return self._chosen.kind
+
+    def candidates(self, queries: NDArray[np.float32], k: int) -> list[NDArray[np.int64]]:
+        """For each query (D,) the rows that the first stage hands on, ascending, for k answers."""
+        return self._first_stage.candidates(queries, self.shortlist(k))
+
+    def compared(
+        self, queries: NDArray[np.float32], k: int, candidates: Sequence[NDArray[np.int64]]
+    ) -> Neighbors:
+        """(Q, k) similarities and rows of the most similar candidates, by their vectors in full."""
+        return compared_in_full(self._vectors, queries, k, candidates)
 
     def shortlist(self, k: int) -> int:
         """Candidates for k answers: as many per answer as recall@10 was measured with."""
@@ -52,15 +77,24 @@ class Cascade:
         """
         shortlist, rows = self.shortlist(k), self._vectors.rows
         start = time.thread_time()
-        candidates = self._first_stage.candidates(queries, shortlist)
+        candidates = self.candidates(queries, k)
         middle = time.thread_time()
-        neighbors = compared_in_full(self._vectors, queries, k, candidates)
+        neighbors = self.compared(queries, k, candidates)
         end = time.thread_time()
         us_per_query = 1e6 / max(len(queries), 1)
         recall = self._chosen.recall
-        stages = (
-            Stage(name=self._chosen.kind, budget=rows, recall=recall, cpu_us=us_per_query * (middle - start)),
-            Stage(name="in full", budget=shortlist, recall=recall, cpu_us=us_per_query * (end - middle)),
+        stages = tuple(
+            Stage(
+                name=name,
+                budget=budget,
+                recall=recall,
+                mate_recall=self._mate_recalls.get(name),
+                cpu_us=us_per_query * taken,
+            )
+            for name, budget, taken in (
+                (self._chosen.kind, rows, middle - start),
+                (IN_FULL, shortlist, end - middle),
+            )
         )
         update = {
             "kind": "cascade",

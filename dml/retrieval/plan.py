@@ -245,11 +245,15 @@ class Stage(_Value):
     name: str
     budget: int = Field(ge=0, description="rows that it was given to compare, at most")
     recall: float | None = Field(None, description="of what it hands on, where that was measured")
+    mate_recall: float | None = Field(
+        None, description="labelled queries with a mate among what it hands on, where that was measured"
+    )
     cpu_us: _Microseconds = Field(description="processor time of a query, mean of those searched together")
 
     def __str__(self) -> str:
         recall = "" if self.recall is None else f", recall {self.recall:.3f}"
-        return f"{self.budget} rows, {self.cpu_us:.0f} us{recall}"
+        mates = "" if self.mate_recall is None else f", mate-recall {self.mate_recall:.3f}"
+        return f"{self.budget} rows, {self.cpu_us:.0f} us{recall}{mates}"
 
 
 class Plan(_Value):

@@ -128,7 +128,7 @@ def _values(items: pa.Table, name: str) -> tuple[list[Any], NDArray[np.int64]]:
     return [value for value, is_one in zip(values, is_value, strict=True) if is_one], numbers[codes]
 
 
-def _not_trained_on(items: pa.Table) -> NDArray[np.bool_]:
+def not_trained_on(items: pa.Table) -> NDArray[np.bool_]:
     """(N,) the items whose classes were not trained on; all where there is no other, or no split."""
     if "split" not in items.column_names:
         return np.ones(len(items), dtype=np.bool_)
@@ -179,7 +179,7 @@ class ImpostorSearch:
         self.index, self.share, self._take = indexed.ref, share, indexed.take
         names, self._identities = _values(items, "label")
         self._has_label = self._identities >= 0
-        self._may_probe = _not_trained_on(items)
+        self._may_probe = not_trained_on(items)
         self.folds = identity_folds(len(names))
         self._pools: defaultdict[str, ImpostorPool] = defaultdict(
             lambda: ImpostorPool(self.folds, max_kept=_MAX_PAIRS_POOLED)

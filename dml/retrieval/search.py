@@ -1,9 +1,10 @@
 """Search in an opened index, optionally with filters; exactly k answers unless fewer items match."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from operator import gt
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -80,6 +81,8 @@ class Index:
         MissingArtifact, CorruptArtifact: its files are not those that were published.
     """
 
+    _mate_recalls: Mapping[str, float] = MappingProxyType({})
+
     def __init__(
         self,
         ref: IndexRef,
@@ -104,15 +107,21 @@ class Index:
         self._filtered_lists = None
         if lists is not None and costs is not None and table is not None:
             self._filtered_lists = FilteredLists(lists, self._vectors, table, costs)
+        self._mate_recalls = {stage.stage: stage.mate_recall for stage in calibration.stages}
         self._cascade = None
         if bundle.first_stage is not None and (choice := calibration.first_stage) and choice.chosen:
-            self._cascade = Cascade(FirstStage(bundle.first_stage), self._vectors, choice)
+            first_stage = FirstStage(bundle.first_stage)
+            self._cascade = Cascade(first_stage, self._vectors, choice, self._mate_recalls)
         built = ref.recall if curve is None else curve.chosen.recall
         # Neither remembers this object: a version that is replaced is freed at once.
         planner = _planner(ref, costs, table, built=None if self._is_flat else built)
         self._plan = lru_cache(_KEPT_PLANS)(planner)
         self._checked = lru_cache(_KEPT_FILTERS)(_checker(self._attributes))
         self._subsets: WeakKeyDictionary[Matches, Subset] = WeakKeyDictionary()
+
+    def mate_recall(self, stage: str) -> float | None:
+        """Labelled queries with a mate among what a stage hands on, measured at build; None: not measured."""
+        return self._mate_recalls.get(stage)
 
     @property
     def vectors(self) -> FlatVectors:

@@ -6,7 +6,8 @@ import pytest
 from dml.config import IndexConfig
 from dml.errors import InvalidSetting
 from dml.retrieval.build import build_index
-from dml.retrieval.rerank import expanded, k_reciprocal_distances, reranked_search
+from dml.retrieval.rerank import reranked_search
+from dml.retrieval.rerankers import expanded, k_reciprocal_distances
 from dml.retrieval.search import Index
 from tests.embedding.parts import ROWS, table_of, unit_vectors
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 
 INFRA = Path(__file__).parents[2] / "infra"
 CLUSTER = yaml.safe_load((INFRA / "kuberay" / "raycluster.yaml").read_text())
+SERVICE = yaml.safe_load((INFRA / "kuberay" / "rayservice.yaml").read_text())
 POOL = json.loads((INFRA / "prefect" / "work-pool.json").read_text())
 
 GROUP = {
@@ -117,6 +119,18 @@ def test_secrets_are_named_not_written():
             assert all(
                 not re.search("KEY|SECRET|PASSWORD", entry["name"]) for entry in container.get("env", [])
             )
+
+
+def test_the_service_is_a_ray_cluster_that_runs_our_application():
+    cluster = SERVICE["spec"]["rayClusterConfig"]
+    jsonschema.Draft202012Validator(RAY_CLUSTER["properties"]["spec"]).validate(cluster)
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        kubernetes_validate.validate(as_pod(group["template"]), "1.34", strict=True)
+    assert cluster["rayVersion"] == CLUSTER["spec"]["rayVersion"]
+    (served,) = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])["applications"]
+    module, _, name = served["import_path"].partition(":")
+    assert callable(getattr(import_module(module), name))
+    assert served["args"]["keys"], "others reach it"
 
 
 def test_the_work_pool_makes_valid_jobs_with_gpus():

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
+from dml.data import corrections
 from dml.data.dataset import list_versions
 from dml.data.quarantine import count_refusals
 from dml.errors import DmlError, without_password
@@ -52,6 +53,7 @@ def _datasets(request: Request, service: TheService) -> BrowsedDatasets:
 
 
 Datasets = Annotated[BrowsedDatasets, Depends(_datasets)]
+DatasetAdmin = Annotated[Caller, Depends(_of_whole_store("admin"))]
 DatasetReader = Annotated[Caller, Depends(_of_whole_store("read"))]
 Dataset = Annotated[
     str, Path(description="NAME or NAME@VERSION of a dataset", max_length=MAX_LENGTH + 65, examples=["shop"])
@@ -173,6 +175,44 @@ def near_duplicates(
     )
 
 
+@router.get("/datasets/{dataset}/corrections")
+def list_corrections(
+    dataset: Dataset, opened: Datasets, _: DatasetReader, first: First = 0, most: Most = 60
+) -> messages.CorrectionsPage:
+    """The corrections that hold for a dataset and that later ingests keep, with who and when."""
+    ref = opened.open(dataset).ref
+    found = corrections.list_corrections(opened.store, ref.name)
+    return messages.CorrectionsPage(
+        version=ref.version, total=len(found), corrections=found[first : first + most]
+    )
+
+
+@router.post("/datasets/{dataset}/corrections")
+def correct(
+    dataset: Dataset, body: messages.CorrectionRequest, opened: Datasets, caller: DatasetAdmin
+) -> messages.NewVersion:
+    """Give an item another label: a new version of the dataset, with who and when."""
+    return _new_version(
+        corrections.correct_label(opened.store, dataset, body.id, body.label, who=caller.label)
+    )
+
+
+@router.post("/datasets/{dataset}/removals")
+def remove(
+    dataset: Dataset, body: messages.ItemRequest, opened: Datasets, caller: DatasetAdmin
+) -> messages.NewVersion:
+    """Leave an item out: a new version, with who and when. Former versions keep it."""
+    return _new_version(corrections.remove_item(opened.store, dataset, body.id, who=caller.label))
+
+
+@router.post("/datasets/{dataset}/revocations")
+def revoke(
+    dataset: Dataset, body: messages.ItemRequest, opened: Datasets, _: DatasetAdmin
+) -> messages.NewVersion:
+    """Take a correction back: the label is what it was; a removed item returns with the next ingest."""
+    return _new_version(corrections.revoke_correction(opened.store, dataset, body.id))
+
+
 @router.get("/lineage")
 def lineage(service: TheService, caller: Reader) -> messages.Lineage:
     """What the indexes that your key may read were made from, and the registered models."""
@@ -238,3 +278,7 @@ def _summary(ref: DatasetRef) -> dict[str, object]:
         "classes": ref.classes,
         "quarantined": ref.quarantined,
     }
+
+
+def _new_version(ref: DatasetRef) -> messages.NewVersion:
+    return messages.NewVersion(dataset=ref.name, version=ref.version, rows=ref.rows)

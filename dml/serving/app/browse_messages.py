@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dml.reports import NearDuplicatePair, Refusal, SuspectedLabel
+from dml.reports import ItemCorrection, NearDuplicatePair, Refusal, SuspectedLabel
 from dml.serving.app.messages import Column, Message, Scalar, Text, Where
 
 MAX_PAGE = 500
@@ -113,10 +113,18 @@ class CorrectionRequest(Message):
     label: Text = Field(min_length=1)
 
 
-class RemovalRequest(Message):
-    """Take an item out of a dataset."""
+class ItemRequest(Message):
+    """Name an item of a dataset."""
 
     id: Text = Field(min_length=1)
+
+
+class CorrectionsPage(Message):
+    """Some of the corrections of a dataset, by id."""
+
+    version: str
+    total: int
+    corrections: list[ItemCorrection]
 
 
 class NewVersion(Message):

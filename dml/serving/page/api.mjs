@@ -92,8 +92,10 @@ export const datasets = {
   quarantine: (name, page) => ask("GET", `datasets/${part(name)}/quarantine`, { query: page }),
   suspects: (name, page) => ask("GET", `datasets/${part(name)}/suspected_labels`, { query: page }),
   nearDuplicates: (name, page) => ask("GET", `datasets/${part(name)}/near_duplicates`, { query: page }),
+  corrections: (name, page) => ask("GET", `datasets/${part(name)}/corrections`, { query: page }),
   correct: (name, id, label) => ask("POST", `datasets/${part(name)}/corrections`, { body: { id, label } }),
   remove: (name, id) => ask("POST", `datasets/${part(name)}/removals`, { body: { id } }),
+  revoke: (name, id) => ask("POST", `datasets/${part(name)}/revocations`, { body: { id } }),
   picture: (name, id, side) => address(`datasets/${part(name)}/picture`, { id, side }),
 };
 

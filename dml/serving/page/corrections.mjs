@@ -60,3 +60,17 @@ export async function removeItem(detail, item, again) {
     again();
   }
 }
+
+/** Take a correction back, after a confirmation. */
+export async function revoke(detail, { id, label, former_label: former }, again) {
+  const answer = await confirm({
+    title: "Take this correction back?",
+    content: [label === null ? h("p", {}, text(id), " will be there again after the next ingest.") : h("p", {}, text(id), " will be labelled ", h("strong", {}, text(former)), " again."), h("p", { class: "small quiet" }, NEW_VERSION)],
+    verb: "Take back",
+    write: () => datasets.revoke(detail.name, id),
+  });
+  if (answer) {
+    say(`Taken back. The dataset is now version ${answer.version}.`);
+    again();
+  }
+}

@@ -1,15 +1,15 @@
 /** Data: a dataset as a grid, and what is wrong in it, with corrections. */
 
 import { datasets } from "./api.mjs";
-import { correctLabel, removeItem, showDatasetItem } from "./corrections.mjs";
+import { correctLabel, removeItem, revoke, showDatasetItem } from "./corrections.mjs";
 import { button, fill, fold, h, text } from "./dom.mjs";
 import { filterForm } from "./filters.mjs";
 import { picture } from "./pictures.mjs";
 import { choice } from "./search_view.mjs";
 import { empty, failed, loading } from "./states.mjs";
-import { cosine, count, counted, shown } from "./words.mjs";
+import { cosine, count, counted, shown, time } from "./words.mjs";
 
-const PARTS = { items: "Items", suspects: "Suspected labels", duplicates: "Near-duplicates", quarantine: "Quarantine" };
+const PARTS = { items: "Items", suspects: "Suspected labels", duplicates: "Near-duplicates", quarantine: "Quarantine", corrections: "Corrections" };
 const PER_PAGE = 60;
 const SIDE = 224;
 
@@ -33,7 +33,7 @@ export async function dataView({ parameters, go }) {
   return [head, tabs, await VIEWS[part](detail, again)];
 }
 
-const VIEWS = { items: itemsPart, suspects: suspectsPart, duplicates: duplicatesPart, quarantine: quarantinePart };
+const VIEWS = { items: itemsPart, suspects: suspectsPart, duplicates: duplicatesPart, quarantine: quarantinePart, corrections: correctionsPart };
 
 /** The grid: filters, and one page of items at a time. */
 function itemsPart(detail, again) {
@@ -57,20 +57,15 @@ function itemsPart(detail, again) {
       const page = await datasets.items(name, request, state.running.signal);
       if (!page.total) return fill(results, empty("No item matches", "Take a filter away.", "grid"));
       const cards = page.items.map((item) => card(detail, item, again));
-      fill(results, h("p", { class: "quiet row" }, counted(page.total, "item")), h("ol", { class: "items" }, cards), pages(page));
+      fill(results, h("p", { class: "quiet row" }, counted(page.total, "item")), h("ol", { class: "items" }, cards), pages(state.first, page.total, turn));
     } catch (error) {
       if (error.name !== "AbortError") fill(results, failed(error, show));
     }
   }
 
-  function pages({ total }) {
-    if (total <= PER_PAGE) return null;
-    const turn = (step) => () => {
-      state.first += step * PER_PAGE;
-      show().then(() => document.querySelector("h1").scrollIntoView({ block: "center" }));
-    };
-    const last = Math.min(total, state.first + PER_PAGE);
-    return h("nav", { class: "pages", "aria-label": "Pages" }, button("Former", turn(-1), { disabled: state.first === 0 }), h("span", {}, `${count(state.first + 1)}–${count(last)} of ${count(total)}`), button("Next", turn(1), { disabled: last >= total }));
+  function turn(next) {
+    state.first = next;
+    show().then(() => document.querySelector("h1").scrollIntoView({ block: "center" }));
   }
 }
 
@@ -141,30 +136,55 @@ function side(detail, id, label, again) {
   return h("div", { class: "caption" }, picture(datasets.picture(detail.name, id, SIDE), `${label}, ${id}`), text(label, { class: "who" }), text(id, { class: "what" }), h("div", { class: "row" }, button("Correct…", () => correctLabel(detail, item, "", again), { kind: "bare" }), button("Remove…", () => removeItem(detail, item, again), { kind: "bare danger" })));
 }
 
-async function quarantinePart(detail) {
-  const results = h("section", { "aria-label": "Quarantine" }, loading("quarantine"));
-  const state = { first: 0 };
+function quarantinePart(detail) {
+  const ask = (page) => datasets.quarantine(detail.name, page);
+  const columns = ["Reason", "Entry", "Label", "What is wrong"];
+  const row = (each) => [text(each.reason), text(each.id || each.locator || "—"), text(each.label ?? "—"), text(each.detail ?? "")];
+  const above = ({ reasons }) => h("div", { class: "row" }, reasons.map((each) => h("span", { class: "tag" }, `${each.reason} ${count(each.rows)}`)));
+  return table(ask, "Quarantine", columns, (page) => page.problems.map(row), empty("Nothing in quarantine", "Every entry of the source became an item.", "check"), above);
+}
+
+function correctionsPart(detail, again) {
+  const ask = (page) => datasets.corrections(detail.name, page);
+  const columns = ["Item", "Was", "Is", "By", "When", ""];
+  const row = (each) => [text(each.id), text(each.former_label), each.label === null ? "removed" : text(each.label), text(each.who), time(each.when), button("Take back…", () => revoke(detail, each, again), { kind: "bare" })];
+  return table(ask, "Corrections", columns, (page) => page.corrections.map(row), empty("No corrections", "Correct a label or remove an item in the other parts; it is listed here, and later ingests keep it.", "check"));
+}
+
+/** A table that the service sends page by page. */
+async function table(ask, what, columns, rowsOf, nothing, above = () => null) {
+  const results = h("section", { "aria-label": what }, loading(what.toLowerCase()));
+  let first = 0;
   show();
   return results;
 
   async function show() {
     try {
-      const page = await datasets.quarantine(detail.name, { first: state.first, most: PER_PAGE });
-      if (!page.total) return fill(results, empty("Nothing in quarantine", "Every entry of the source became an item.", "check"));
-      const rows = page.problems.map((each) => h("tr", {}, h("td", {}, text(each.reason)), h("td", {}, text(each.id || each.locator || "—")), h("td", {}, text(each.label ?? "—")), h("td", {}, text(each.detail ?? ""))));
-      const last = Math.min(page.total, state.first + PER_PAGE);
-      const turn = (step) => () => {
-        state.first += step * PER_PAGE;
-        show();
-      };
-      fill(
-        results,
-        h("div", { class: "row" }, page.reasons.map((each) => h("span", { class: "tag" }, `${each.reason} ${count(each.rows)}`))),
-        h("div", { class: "card table-scroll", tabindex: "0", role: "region", "aria-label": "Refused entries" }, h("table", {}, h("thead", {}, h("tr", {}, ["Reason", "Entry", "Label", "What is wrong"].map((each) => h("th", { scope: "col" }, each)))), h("tbody", {}, rows))),
-        page.total > PER_PAGE && h("nav", { class: "pages", "aria-label": "Pages" }, button("Former", turn(-1), { disabled: state.first === 0 }), h("span", {}, `${count(state.first + 1)}–${count(last)} of ${count(page.total)}`), button("Next", turn(1), { disabled: last >= page.total })),
-      );
+      const page = await ask({ first, most: PER_PAGE });
+      if (!page.total) return fill(results, nothing);
+      const head = h("tr", {}, columns.map((each) => (each ? h("th", { scope: "col" }, each) : h("td", {}))));
+      const rows = rowsOf(page).map((cells) => h("tr", {}, cells.map((cell) => h("td", {}, cell))));
+      fill(results, above(page), h("div", { class: "card table-scroll", tabindex: "0", role: "region", "aria-label": what }, h("table", {}, h("thead", {}, head), h("tbody", {}, rows))), pages(first, page.total, turn));
     } catch (error) {
       fill(results, failed(error, show));
     }
   }
+
+  function turn(next) {
+    first = next;
+    show();
+  }
+}
+
+/** Former and next; nothing where one page holds all. */
+function pages(first, total, turn) {
+  if (total <= PER_PAGE) return null;
+  const last = Math.min(total, first + PER_PAGE);
+  return h(
+    "nav",
+    { class: "pages", "aria-label": "Pages" },
+    button("Former", () => turn(first - PER_PAGE), { disabled: first === 0 }),
+    h("span", {}, `${count(first + 1)}–${count(last)} of ${count(total)}`),
+    button("Next", () => turn(first + PER_PAGE), { disabled: last >= total }),
+  );
 }

@@ -28,7 +28,7 @@ function detail(index, item, dialog, actions) {
     dialog.close();
     action(item.id);
   };
-  const facts = [["Identity", item.label], ["Id", item.id], ["Split", item.split], ...Object.entries(item.attributes)];
+  const facts = [["Identity", item.label], ["Id", item.id], ...Object.entries(item.attributes)];
   return [
     h(
       "div",

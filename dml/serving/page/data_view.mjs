@@ -164,7 +164,7 @@ async function table(ask, what, columns, rowsOf, nothing, above = () => null) {
       if (!page.total) return fill(results, nothing);
       const head = h("tr", {}, columns.map((each) => (each ? h("th", { scope: "col" }, each) : h("td", {}))));
       const rows = rowsOf(page).map((cells) => h("tr", {}, cells.map((cell) => h("td", {}, cell))));
-      fill(results, above(page), h("div", { class: "card table-scroll", tabindex: "0", role: "region", "aria-label": what }, h("table", {}, h("thead", {}, head), h("tbody", {}, rows))), pages(first, page.total, turn));
+      fill(results, above(page), h("div", { class: "card table-scroll", tabindex: "0", role: "region", "aria-label": `${what}, as a table` }, h("table", {}, h("thead", {}, head), h("tbody", {}, rows))), pages(first, page.total, turn));
     } catch (error) {
       fill(results, failed(error, show));
     }

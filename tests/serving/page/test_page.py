@@ -208,8 +208,9 @@ def test_everything_can_be_done_with_the_keyboard(open_page):
     expect(page).to_have_url(re.compile("item="))
 
 
-@pytest.mark.parametrize("viewport", [WIDE, NARROW], ids=["wide", "narrow"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("viewport", "scheme"), [(WIDE, "light"), (NARROW, "dark")], ids=["wide and light", "narrow and dark"]
+)
 def test_every_view_is_accessible_and_as_wide_as_the_screen(open_page, address, viewport, scheme):
     page = open_page(viewport=viewport, scheme=scheme, item=file_of(0, 0))
     expect(page.locator(".answers").first).to_be_visible()
@@ -259,3 +260,63 @@ def test_the_dataset_shows_its_problems_and_lineage_how_the_index_was_made(open_
     expect(page.locator(".pair")).to_have_count(2)
     page = open_page("versions")
     expect(page.locator(".lineage .kind")).to_have_text(["Dataset", "Model", "Embeddings", "Index"])
+
+
+def test_somebody_is_enrolled_found_and_forgotten(open_page):
+    page = open_page("gallery")
+    chooser = page.get_by_label("Images to enrol: choose a file")
+    chooser.set_input_files(
+        [{"name": f"{n}.png", "mimeType": "image/png", "buffer": drawing(99, n)} for n in range(2)]
+    )
+    page.get_by_role("textbox", name="Identity").fill(MARKUP + "99")
+    page.get_by_label("Quality gate").select_option("off")
+    page.get_by_role("button", name="Enrol…").click()
+    expect(page.get_by_role("dialog")).to_contain_text("2 images of")
+    assert not violations(page)
+    page.get_by_role("dialog").get_by_role("button", name="Enrol", exact=True).click()
+    expect(page.locator(".notice.good")).to_contain_text("is enrolled with 2 images")
+    page.get_by_role("button", name="Search for it").click()
+    expect(page.locator(".verdict h2")).to_have_text(MARKUP + "99")
+    expect(page.locator(".answers .picture img").first).to_be_visible()
+    page.get_by_role("button", name="More on").first.click()
+    expect(page.locator("dialog .tag")).to_have_text("enrolled since the index was built")
+    assert not violations(page)
+    page.get_by_role("link", name="Gallery").press("Escape")
+    page.get_by_role("link", name="Gallery").click()
+    page.get_by_role("textbox", name="Its name or id").fill(MARKUP + "99")
+    page.get_by_role("button", name="Forget…").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.get_by_role("button", name="Forget…").click()
+    page.get_by_role("button", name="Forget identity").click()
+    expect(page.locator(".notice.good")).to_contain_text("is forgotten")
+    page.get_by_role("link", name="Search", exact=True).click()
+    choose(page, drawing(99, 0))
+    expect(page.locator(".verdict h2")).to_have_text("Unknown")
+
+
+def test_a_label_is_corrected_listed_and_taken_back(open_page):
+    page = open_page("data", part="suspects")
+    page.get_by_role("button", name="Correct…").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_label("Right label")).to_have_value(label_of(8))
+    assert not violations(page)
+    dialog.get_by_role("button", name="Correct label").click()
+    expect(page.locator("#toast")).to_contain_text("Corrected. The dataset is now version")
+    page.get_by_role("link", name="Corrections").click()
+    row = page.locator("tbody tr")
+    expect(row).to_contain_text(file_of(8, 0))
+    expect(row).to_contain_text("local")
+    row.get_by_role("button", name="Take back…").click()
+    page.get_by_role("dialog").get_by_role("button", name="Take back").click()
+    expect(page.get_by_role("heading", name="No corrections")).to_be_visible()
+
+
+def test_an_item_is_removed_from_its_dataset(open_page):
+    page = open_page("data")
+    before = page.get_by_text(f"{PER_IDENTITY * IDENTITIES} items")
+    expect(before).to_be_visible()
+    page.locator(".items .picture").nth(30).click()
+    page.get_by_role("button", name="Remove…").click()
+    page.get_by_role("button", name="Remove item").click()
+    expect(page.get_by_text(f"{PER_IDENTITY * IDENTITIES - 1} items")).to_be_visible()

@@ -2,7 +2,7 @@
 
 import { indexes } from "./api.mjs";
 import { fill, h, newId, text } from "./dom.mjs";
-import { asQuery, imageInput, onPaste } from "./image_input.mjs";
+import { asQuery, imageInput, latestImage, onPaste } from "./image_input.mjs";
 import { failed, loading } from "./states.mjs";
 import { cosine, percent, wordsOf } from "./words.mjs";
 
@@ -22,12 +22,12 @@ export async function compareView({ index, parameters }) {
     wants: () => chosen[place] === null,
   }));
   onPaste(inputs);
-  [parameters.first, parameters.second].forEach((id, place) => {
-    if (id) {
-      const query = { kind: "id", id, url: indexes.picture(index, id, 640) };
-      inputs[place].show(query);
-      chosen[place] = query;
-    }
+  const fromItem = (id) => id && { kind: "id", id, url: indexes.picture(index, id, 640) };
+  const fromSearch = parameters.image && latestImage() && { kind: "image", image: latestImage() };
+  [fromItem(parameters.first) || fromSearch, fromItem(parameters.second)].forEach((query, place) => {
+    if (!query) return;
+    inputs[place].show(query);
+    chosen[place] = query;
   });
   if (chosen.every(Boolean)) verify();
   else showHint();

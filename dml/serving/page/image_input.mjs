@@ -5,6 +5,13 @@ import { say } from "./dialogs.mjs";
 import { button, fill, h, icon } from "./dom.mjs";
 import { picture, readImage } from "./pictures.mjs";
 
+let latest = null;
+
+/** The image that was chosen last in this tab, for another view. @returns {import("./pictures.mjs").ImageFile|null} */
+export function latestImage() {
+  return latest;
+}
+
 /** @typedef {{kind: "image", image: import("./pictures.mjs").ImageFile} | {kind: "id", id: string, label: string|null, url: string}} Query */
 
 /**
@@ -12,8 +19,8 @@ import { picture, readImage } from "./pictures.mjs";
  *   `several`: files are handed on one by one, and none is shown here.
  */
 export function imageInput({ label, several = false, onChoose, onClear = () => {} }) {
-  const file = h("input", { type: "file", accept: "image/*", class: "unseen", tabindex: "-1", "aria-label": `${label}: choose a file`, multiple: several });
-  const phone = h("input", { type: "file", accept: "image/*", capture: "environment", class: "unseen", tabindex: "-1", "aria-label": `${label}: take a photo` });
+  const file = h("input", { type: "file", accept: "image/*", hidden: true, "aria-label": `${label}: choose a file`, multiple: several });
+  const phone = h("input", { type: "file", accept: "image/*", capture: "environment", hidden: true, "aria-label": `${label}: take a photo` });
   const element = h("div", { class: "drop", role: "group", "aria-label": label });
   let depth = 0;
   for (const input of [file, phone]) {
@@ -68,6 +75,7 @@ export function imageInput({ label, several = false, onChoose, onClear = () => {
     }
     for (const each of several ? images : images.slice(0, 1)) {
       const image = await readImage(each);
+      latest = image;
       if (!several) show({ kind: "image", image });
       onChoose({ kind: "image", image });
     }

@@ -125,7 +125,7 @@ export async function searchView({ index, parameters, go }) {
   }
 
   function compare(id) {
-    go("compare", { first: state.query?.kind === "id" ? state.query.id : "", second: id });
+    go("compare", { ...(state.query?.kind === "id" ? { first: state.query.id } : { image: "latest" }), second: id });
   }
 
   function showNothing() {

@@ -1,5 +1,6 @@
 """The page in a real browser, asking a real service of a real store."""
 
+import base64
 import re
 import shutil
 from urllib.parse import urlencode
@@ -8,6 +9,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
+from dml.serving.app.keys import make_key
 from dml.serving.app.settings import ServiceSettings
 from tests.serving.page.parts import (
     HOSTILE,
@@ -27,6 +29,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 VIEWS = ["search", "compare", "gallery", "data", "versions"]
 PARTS = ["items", "suspects", "duplicates", "quarantine"]
+FLAGS = [
+    "--no-sandbox",  # a container's root has no user namespaces for it
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+]
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -46,8 +53,7 @@ def browser():
     if program is None:
         pytest.fail("These tests need Chromium; there is no `chromium` here. Do: apt-get install chromium.")
     with sync_playwright() as playwright:
-        # A container's root has no user namespaces for Chromium's own sandbox.
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        opened = playwright.chromium.launch(executable_path=program, args=FLAGS)
         yield opened
         opened.close()
 
@@ -111,6 +117,32 @@ def test_an_uploaded_image_finds_its_identity_above_the_line_and_others_below(op
     expect(page.locator(".answers.below .who")).not_to_have_count(0)
     page.get_by_label("The gallery holds").select_option("people")
     expect(page.locator(".line")).to_contain_text("Same person above")
+
+
+@pytest.mark.parametrize("how", ["paste", "drop"])
+def test_an_image_is_pasted_or_dropped(open_page, how):
+    page = open_page()
+    page.locator(".drop").evaluate(
+        """(target, [how, base64]) => {
+            const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+            const files = new DataTransfer();
+            files.items.add(new File([bytes], "one.png", { type: "image/png" }));
+            const options = { bubbles: true, cancelable: true };
+            target.dispatchEvent(how === "drop"
+                ? new DragEvent("drop", { ...options, dataTransfer: files })
+                : new ClipboardEvent("paste", { ...options, clipboardData: files }));
+        }""",
+        [how, base64.b64encode(drawing(6, 50)).decode()],
+    )
+    expect(page.locator(".verdict h2")).to_have_text(label_of(6))
+
+
+def test_a_photo_is_taken_and_searched(open_page):
+    page = open_page()
+    page.get_by_role("button", name="Photo", exact=True).click()
+    expect(page.get_by_label("What the camera sees")).to_have_js_property("readyState", 4)
+    page.get_by_role("button", name="Take photo").click()
+    expect(page.locator(".verdict h2")).to_be_visible()
 
 
 def test_an_image_of_nobody_is_unknown(open_page):
@@ -320,3 +352,22 @@ def test_an_item_is_removed_from_its_dataset(open_page):
     page.get_by_role("button", name="Remove…").click()
     page.get_by_role("button", name="Remove item").click()
     expect(page.get_by_text(f"{PER_IDENTITY * IDENTITIES - 1} items")).to_be_visible()
+
+
+def test_with_keys_the_page_asks_for_one_and_shows_pictures_by_it(looked_at, browser, tmp_path):
+    keys = tmp_path / "keys.json"
+    _, key = make_key(keys, "reader", ["read"])
+    settings = ServiceSettings(store=looked_at[0], keys=keys, threads=1, recall_share=0)
+    with serving(settings) as url, browser.new_context(viewport=WIDE) as context:
+        page = context.new_page()
+        page.goto(f"{url}/#/search?{urlencode({'item': file_of(6, 0)})}")
+        expect(page.get_by_role("alert")).to_contain_text("A key is needed.")
+        page.get_by_role("button", name="Enter a key").click()
+        page.get_by_role("textbox", name="Key").fill(key)
+        page.get_by_role("button", name="Use this key").click()
+        expect(page.locator(".answers .picture img").first).to_have_js_property("complete", True)
+        assert page.locator(".answers .picture img").first.evaluate("image => image.naturalWidth") > 0
+        page.locator(".dots").first.click()
+        page.get_by_role("button", name="Forget…").click()
+        page.get_by_role("button", name="Forget item").click()
+        expect(page.get_by_role("alert")).to_contain_text("Your key does not allow this.")

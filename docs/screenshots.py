@@ -26,9 +26,9 @@ from playwright.sync_api import Browser, FilePayload, Page, sync_playwright
 
 from dml.data.dataset import read_images, read_rows
 from dml.refs import require_dataset
-from dml.retrieval.index import find_index
 from dml.serving.app.factory import create_app
 from dml.serving.app.settings import ServiceSettings
+from dml.serving.searcher import Searcher
 
 FOLDER = Path(__file__).parent / "page"
 VIEWS = ("search", "unknown", "verify", "enrol", "lineage", "data")
@@ -38,7 +38,7 @@ _BETWEEN = {"light": "#d9d6cf", "dark": "#2c2b28"}
 
 
 class Camera:
-    """Takes pictures of a served index.
+    """Takes pictures of a served index, with the test image that finds the most of its own label.
 
     Args:
         browser: open.
@@ -49,12 +49,19 @@ class Camera:
 
     def __init__(self, browser: Browser, address: str, store: str, index: str) -> None:
         self._browser, self._address, self._index = browser, address, index
-        dataset = require_dataset(find_index(store, index).embeddings.items, "A picture of the page")
-        rows = read_rows(dataset, split="test", columns=["id", "label"])
-        self._positions: list[int] = rows["position"].to_pylist()
-        self._labels: list[str] = rows["label"].to_pylist()
-        self._ids: list[str] = rows["id"].to_pylist()
-        self._dataset = dataset
+        searcher = Searcher.open(store, index)
+        self._dataset = require_dataset(searcher.index.embeddings.items, "A picture of the page")
+        rows = read_rows(self._dataset, split="test", columns=["id", "label"]).to_pylist()
+        answers = [result.answers for result in searcher.search_ids([row["id"] for row in rows], k=5)]
+        own = [
+            [answer for answer in of_row if answer.label == row["label"]]
+            for row, of_row in zip(rows, answers, strict=True)
+        ]
+        best = max(range(len(rows)), key=lambda row: (len(own[row]), own[row] and own[row][-1].similarity))
+        self._id: str = rows[best]["id"]
+        self._images = read_images(
+            self._dataset, [rows[best]["position"], *(answer.position for answer in own[best])]
+        )
 
     def take(self, view: str, scheme: str) -> bytes:
         """A WebP of a view, wide and narrow side by side; `scheme` is light or dark."""
@@ -70,6 +77,7 @@ class Camera:
             page = context.new_page()
             getattr(self, f"_{view}")(page)
             page.wait_for_load_state("networkidle")
+            page.wait_for_function(_ALL_LOADED)
             shots.append(Image.open(io.BytesIO(page.screenshot())))
             context.close()
         return _beside(shots, _BETWEEN[scheme])
@@ -78,16 +86,13 @@ class Camera:
         page.goto(f"{self._address}/#/{view}?{urlencode({'index': self._index, **parameters})}")
         page.wait_for_load_state("networkidle")
 
-    def _image(self, number: int) -> FilePayload:
-        (content,) = read_images(self._dataset, [self._positions[number]])
-        return FilePayload(name="query.png", mimeType="image/png", buffer=content)
-
-    def _pick(self, page: Page, label: str, *images: FilePayload) -> None:
-        page.get_by_label(f"{label}: choose a file").set_input_files(list(images))
+    def _pick(self, page: Page, label: str, *images: bytes) -> None:
+        files = [FilePayload(name="image.png", mimeType="image/png", buffer=image) for image in images]
+        page.get_by_label(f"{label}: choose a file").set_input_files(files)
         page.wait_for_load_state("networkidle")
 
     def _search(self, page: Page) -> None:
-        self._open(page, "search", item=self._ids[_SHOWN])
+        self._open(page, "search", item=self._id)
         page.get_by_label("Answers by").select_option("all", force=True)
         page.locator(".line").wait_for()
 
@@ -95,22 +100,18 @@ class Camera:
         self._open(page, "search")
         blank = io.BytesIO()
         Image.new("RGB", (96, 96), "white").save(blank, "PNG")
-        self._pick(
-            page,
-            "Image to search with",
-            FilePayload(name="blank.png", mimeType="image/png", buffer=blank.getvalue()),
-        )
+        self._pick(page, "Image to search with", blank.getvalue())
         page.locator(".line").wait_for()
 
     def _verify(self, page: Page) -> None:
         self._open(page, "compare")
-        self._pick(page, "First image", self._image(_SHOWN))
-        self._pick(page, "Second image", self._image(_SHOWN + 2))
+        self._pick(page, "First image", self._images[0])
+        self._pick(page, "Second image", self._images[1])
         page.locator(".measure").wait_for()
 
     def _enrol(self, page: Page) -> None:
         self._open(page, "gallery")
-        self._pick(page, "Images to enrol", *(self._image(_SHOWN + number) for number in range(3)))
+        self._pick(page, "Images to enrol", *self._images[:3])
         page.get_by_role("textbox", name="Identity").fill("Ada Lovelace")
         page.get_by_role("button", name="Enrol…").click()
         page.get_by_role("dialog").wait_for()
@@ -122,7 +123,8 @@ class Camera:
         self._open(page, "data", dataset=self._dataset.name)
 
 
-_SHOWN = 20  # which row of the test split
+_ALL_LOADED = """() => [...document.images].every((image) =>
+    image.complete || image.getBoundingClientRect().top > innerHeight)"""
 
 
 def _beside(pictures: list[Image.Image], color: str) -> bytes:

@@ -3,6 +3,7 @@
 They are held in memory as Arrow columns; their vectors, which are much larger, are not.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from dml.data.schema import (
     POSITION,
     Fragment,
     items_schema,
-    require_attribute_name,
     write_fragment,
 )
 from dml.data.sources.csv_table import declared_types, inferred_type
@@ -33,6 +33,7 @@ _RESERVED_NAMES = {*BASE_COLUMNS, IMAGE, POSITION, CLASS_ID, "similarity", "embe
     "label",
     "split",
 }
+_SHOWN = 60
 _CSV_ENDINGS = (".csv", ".tsv")
 _DELIMITERS = ",;\t|"
 """As of a manifest; the first if the header has none."""
@@ -106,6 +107,7 @@ def _num_before_blanks(values: pa.ChunkedArray) -> int:
 def as_items(table: pa.Table, path: Path) -> tuple[pa.Table, list[str]]:
     """The columns of a table that items can have, cast to their types, and a note on each ignored column."""
     require_unique_names(table.column_names, path)
+    _require_attribute_names([name for name in table.column_names if not is_index(name)], path)
     columns: dict[str, pa.ChunkedArray] = {}
     notes = []
     for field in table.schema:
@@ -121,8 +123,6 @@ def as_items(table: pa.Table, path: Path) -> tuple[pa.Table, list[str]]:
             if field.name in _RESERVED_NAMES:
                 notes.append(f"column {field.name!r} of {path} is left out: no attribute can have that name")
                 continue
-            if field.name != "split":
-                require_attribute_name(field.name)
             if kind is None:
                 notes.append(
                     f"column {field.name!r} of {path} is left out: an attribute cannot be {field.type}"
@@ -130,6 +130,26 @@ def as_items(table: pa.Table, path: Path) -> tuple[pa.Table, list[str]]:
             else:
                 columns[field.name] = _cast(values, _ARROW_TYPES[kind], field.name, path)
     return pa.table(columns), notes
+
+
+def _require_attribute_names(names: Sequence[str], path: Path) -> None:
+    """Raise InvalidData for a column whose name no attribute can have, with one that it could have."""
+    unusable = [name for name in names if not name.isidentifier()]
+    if not unusable:
+        return
+    name, more = unusable[0], f" and {len(unusable) - 1} more" if len(unusable) > 1 else ""
+    shown = name[:_SHOWN]
+    usable = re.sub(r"\W+", "_", shown).strip("_")
+    usable = usable if usable.isidentifier() else f"column_{usable}".rstrip("_")
+    how = f"Rename it in the file, as {usable}, or leave it out"
+    if path.suffix.lower() not in _CSV_ENDINGS:
+        how += (
+            f", by pyarrow's table.rename_columns({{{shown!r}: {usable!r}}}) or table.drop_columns({shown!r})"
+        )
+    raise InvalidData(
+        f"Each column of {path} must have a name of letters, digits and underscores, to be an attribute; got "
+        f"{shown!r}{more}. {how}."
+    )
 
 
 def require_unique_names(names: Sequence[str], path: Path) -> None:

@@ -54,6 +54,7 @@ def report(
     With --against it compares two models: the paired tests, and the classes and queries that decide them.
     Of a DATASET alone, before any training: classes, pictures, near-duplicates, attributes, quarantine.
     """
+    _refuse_vectors(store_uri(store), names[-1])
     if len(names) == 1:
         _refuse({"--against": against}, "dml report MODEL DATASET has", names[0])
         return _report_dataset(names[0], model, embeddings, settings, store, as_json)
@@ -70,6 +71,17 @@ def _refuse(options: Mapping[str, str | None], who_has: str, got: str) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise InvalidSetting(f"Only {who_has} {given[0]}; got dml report {got}. Leave {given[0]} out.")
+
+
+def _refuse_vectors(store: str, dataset: str) -> None:
+    """Raise InvalidSetting for imported vectors: a report is of images."""
+    from dml.embedding.external import has_vectors
+
+    if has_vectors(store, dataset):
+        raise InvalidSetting(
+            f"A report must be of images; {dataset} are imported vectors, which have none. Evaluate them by "
+            f"their labels: dml evaluate {dataset}."
+        )
 
 
 def _report_dataset(

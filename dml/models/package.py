@@ -234,6 +234,12 @@ def publish_package(
 
 def find_package(uri: str) -> PackageRef:
     """The ref of a published package; raises MissingArtifact where there is none."""
+    if not storage.is_complete(uri):
+        raise MissingArtifact(
+            f"The package of a model must be in the store, or nothing can be embedded by it; {uri} has none. "
+            "Restore that folder from a copy; or train or import the model again, and index by it: "
+            "dml index NAME."
+        )
     return PackageRef(uri=uri, **storage.read_manifest(uri)["ref"])
 
 

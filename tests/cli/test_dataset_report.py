@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dml.reports import DatasetReport
@@ -54,3 +55,15 @@ def test_what_does_not_fit_is_refused(dml, store, words, said):
     done = dml("report", *words, "--store", store, "--json")
     assert done.status == 2, done.err
     assert said in done.json["error"]
+
+
+def test_a_report_of_imported_vectors_says_what_looks_at_them(dml, tmp_path):
+    np.save(tmp_path / "clip.npy", np.eye(8, dtype=np.float32))
+    assert dml("import", "clip.npy", "--store", "s").status == 0
+    for names in (["clip"], ["clip", "clip"], ["labels", "clip"]):
+        done = dml("report", *names, "--store", "s")
+        assert done.status == 2
+        assert (
+            "clip are imported vectors, which have none. Evaluate them by their labels: dml evaluate clip"
+            in (done.err.replace("\n", " "))
+        )

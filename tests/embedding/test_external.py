@@ -1,6 +1,5 @@
 """Vectors that something else made become an embeddings table of items without images."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -169,11 +168,11 @@ def test_attributes_that_cannot_be_matched_or_read_are_refused(tmp_path, new_sto
 )
 def test_a_column_of_an_unusable_name_is_named_with_a_usable_one(tmp_path, new_store, name, usable):
     vectors = write_parquet(tmp_path, random_vectors(), **{name: ids_of(ROWS), "a-b": ids_of(ROWS)})
-    renamed = re.escape(f"got {name!r} and 1 more. Rename it in the file, as {usable}, or leave it out")
-    with pytest.raises(
-        InvalidData, match=renamed + rf".*rename_columns\({{'{re.escape(name)}': '{usable}'}}\)"
-    ):
+    with pytest.raises(InvalidData) as refused:
         import_vectors(new_store, "clip", vectors)
+    said = str(refused.value)
+    assert f"got {name!r} and 1 more. Rename it in the file, as {usable}, or leave it out" in said
+    assert f"table.rename_columns({{{name!r}: {usable!r}}})" in said
 
 
 def test_ids_of_their_own_rename_the_rows_of_one_table_and_leave_the_attributes_where_they_are(

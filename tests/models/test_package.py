@@ -81,7 +81,7 @@ def test_a_package_of_a_newer_format_is_refused(package):
 
 
 def test_a_missing_package_is_named(tmp_path):
-    with pytest.raises(MissingArtifact, match="nothing-here"):
+    with pytest.raises(MissingArtifact, match=r"nothing-here has none\. Restore that folder from a copy; or"):
         load_package(str(tmp_path / "nothing-here"))
 
 

@@ -69,9 +69,9 @@ def test_a_module_that_is_not_there_any_more_is_named(tmp_path, module):
         load_package(package.uri)
 
 
-def test_an_installed_module_is_named_with_its_distribution():
+def test_an_installed_module_is_named_with_its_distribution(module):
     assert source_file("PIL.Image:open").distribution.startswith("pillow==")
-    assert source_file("json:loads").distribution == ""
+    assert source_file(f"{module}:colours").distribution == ""
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,12 @@ def test_an_address_that_names_no_function_is_refused(address):
 def test_a_module_that_cannot_be_imported_is_named():
     with pytest.raises(MissingArtifact, match="needs the module not_there"):
         read_embedder("python:not_there:embed", Options())
+
+
+@pytest.mark.parametrize("function", ["os:system", "os.path:join", "json:loads"])
+def test_a_function_of_python_itself_embeds_nothing(function):
+    with pytest.raises(InvalidSetting, match=r"a module of Python itself\. Write one"):
+        read_embedder(f"python:{function}", Options())
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dml.config import Part
-from dml.errors import IncompatibleArtifact, InvalidData, MissingArtifact
+from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact
 from dml.models.runtimes.base import Runtime, StoredNetwork
 from dml.preprocessing import Encoded, decode
 from dml.storage import file_digest
@@ -106,8 +107,14 @@ def source_file(function: str) -> SourceFile:
     Raises:
         MissingArtifact: there is no such module here.
         InvalidData: importing the package that it is in raises.
+        InvalidSetting: it is a module of Python itself.
     """
     module = function.partition(":")[0]
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise InvalidSetting(
+            f"python:{function} must be a function that embeds images; {module} is a module of Python "
+            "itself. Write one, def embed(images) -> vectors, in a module of your own (docs/pretrained.md)."
+        )
     try:
         with _users_code(function):
             spec = importlib.util.find_spec(module)

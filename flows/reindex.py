@@ -26,7 +26,7 @@ def reindex_flow(
     store: str | None = None,
     num_workers: int | None = None,
 ) -> IndexRef:
-    """Refresh an index. Only new images are embedded; without changes the index stays the same.
+    """Refresh an index. Only new images are read and embedded; without changes the index stays the same.
 
     If most of the source's images are missing, the run fails and the index is not changed.
 

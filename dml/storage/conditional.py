@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, NamedTuple
 
 from dml.errors import IncompatibleArtifact
@@ -40,8 +41,14 @@ def translated_s3_errors() -> Iterator[None]:
         raise OSError(f"AWS Error: {error}") from error
 
 
-def list_etags(uri: str, *, recursive: bool = True) -> dict[str, str]:
-    """Size and ETag of every object below an `s3://` folder, by its key relative to the folder."""
+def list_etags(uri: str, *, recursive: bool = True, most_requests: int | None = None) -> dict[str, str]:
+    """Size and ETag of every object below an `s3://` folder, by its key relative to the folder.
+
+    Args:
+        uri: the folder.
+        recursive: also of its subfolders.
+        most_requests: the first objects only, a thousand a request; None: all.
+    """
     client, bucket, key = s3_client(uri)
     prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
     options = {} if recursive else {"Delimiter": "/"}
@@ -49,7 +56,7 @@ def list_etags(uri: str, *, recursive: bool = True) -> dict[str, str]:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
         return {
             str(entry["Key"]).removeprefix(prefix): f"{entry['Size']} {entry['ETag']}"
-            for page in pages
+            for page in islice(pages, most_requests)
             for entry in page.get("Contents", ())
         }
 

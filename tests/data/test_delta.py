@@ -3,11 +3,8 @@
 import csv
 import os
 import shutil
-import sys
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,30 +18,8 @@ from dml.data.dataset import find_dataset, fragments, open_mapped, read_images, 
 from dml.data.ingest import ingest_again, ingest_source
 from dml.errors import IncompatibleArtifact, TooManyRefused
 from dml.reports import DatasetChanges
+from tests.data.opened import files_opened
 from tests.data.pictures import class_folders, picture, write
-
-_opened: list[str] | None = None
-
-
-def _note(event: str, arguments: tuple) -> None:
-    if event == "open" and _opened is not None and isinstance(arguments[0], str):
-        _opened.append(arguments[0])
-
-
-sys.addaudithook(_note)
-
-
-@contextmanager
-def files_opened(below: Path) -> Iterator[list[str]]:
-    """The paths of the files below a folder that this process opens meanwhile."""
-    global _opened
-    _opened, found = [], []
-    try:
-        yield found
-        found += [path for path in _opened if path.startswith(f"{below}/")]
-    finally:
-        _opened = None
-
 
 def settle() -> None:
     """Wait until a file's last change is so long ago that another one changes its times."""

@@ -10,6 +10,7 @@ from flows.index import index_flow
 from flows.ingest import ingest_flow
 from flows.reindex import reindex_flow
 from flows.train import train_flow
+from tests.data.opened import files_opened
 from tests.embedding.parts import embedded_in_this_process
 
 
@@ -51,7 +52,9 @@ def test_new_images_are_found_and_only_they_are_embedded(images, embedded, tmp_p
 
     add_image(images, 3, 5)
     add_image(images, 8, 0)
-    refreshed = reindex_flow.fn("shop", "shop", "shop", store=store)
+    with files_opened(images) as opened:
+        refreshed = reindex_flow.fn("shop", "shop", "shop", store=store)
+    assert sorted(opened) == [str(images / "class3" / "5.png"), str(images / "class8" / "0.png")]
     assert sum(embedded) == 2
     assert refreshed.rows == 42
     assert find_index(store, "shop") == refreshed

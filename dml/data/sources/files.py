@@ -1,10 +1,12 @@
 """One way to list and read a local folder, a zip file or an `s3://` folder."""
 
+import logging
 import os
 import re
 import stat
 import threading
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -16,6 +18,8 @@ from dml.data.sources.access import SOURCE_FOLDER_ONLY, Access
 from dml.data.sources.sample import MAX_BYTES, REPEATED_FOLDER, Listing, Problem, Refused, Stamp
 from dml.errors import InvalidData, InvalidSetting, MissingArtifact
 from dml.progress import count
+
+logger = logging.getLogger(__name__)
 
 _ADDED_BY_SYSTEMS = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin",
@@ -269,10 +273,17 @@ def local_stamp(path: str) -> Stamp | None:
 
 
 def object_stamps(uris: Sequence[str]) -> Sequence[Stamp | None]:
-    """The stamp of each object on S3; one listing per folder."""
+    """The stamp of each object on S3, by no more requests than there are objects.
+
+    None in folders that must not be listed, and beyond the first objects of folders with many others.
+    """
     etags: dict[str, str] = {}
-    for folder in sorted({uri.rpartition("/")[0] for uri in uris}):
-        listed = storage.list_etags(folder, recursive=False)
+    for folder, wanted in sorted(Counter(uri.rpartition("/")[0] for uri in uris).items()):
+        try:
+            listed = storage.list_etags(folder, recursive=False, most_requests=wanted)
+        except OSError as error:
+            logger.warning("all images of %s are read, since it cannot be listed: %s", folder, error)
+            continue
         etags |= {f"{folder}/{name}": etag for name, etag in listed.items()}
     return [Stamp(etags[uri]) if uri in etags else None for uri in uris]
 

@@ -21,6 +21,7 @@ from dml.reports import DatasetChanges
 from tests.data.opened import files_opened
 from tests.data.pictures import class_folders, picture, write
 
+
 def settle() -> None:
     """Wait until a file's last change is so long ago that another one changes its times."""
     time.sleep(0.15)

@@ -9,6 +9,7 @@ from dml import storage
 from dml.config import IngestConfig, NoSplit
 from dml.data.dataset import fragments
 from dml.data.ingest import ingest_source
+from dml.data.sources.files import object_stamps
 from tests.data.pictures import picture
 
 
@@ -82,3 +83,11 @@ def test_of_a_manifest_that_relabels_no_object_is_read(s3_store, objects_read):
     objects_read("store-raw/")
     assert taken_in(f"{raw}/all.csv", s3_store).changes.relabelled == 1
     assert set(objects_read("store-raw/")) == {"all.csv"}
+
+
+@pytest.mark.slow
+def test_objects_of_a_folder_that_cannot_be_listed_have_no_stamp(s3_store):
+    storage.write_bytes(f"{s3_store}/a/1.png", picture())
+    there, elsewhere = object_stamps([f"{s3_store}/a/1.png", "s3://no-such-bucket/a/1.png"])
+    assert there is not None
+    assert elsewhere is None

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from dml import storage
 from dml.config import IngestConfig, NoSplit
 from dml.data.dataset import find_dataset, fragments, open_mapped, read_images, read_rows
 from dml.data.ingest import ingest_again, ingest_source
+from dml.data.known_files import current_files
+from dml.data.sources.glyphs import GlyphsSource
+from dml.data.sources.sample import Sample, Stamp
 from dml.errors import IncompatibleArtifact, TooManyRefused
 from dml.reports import DatasetChanges
 from tests.data.opened import files_opened
@@ -63,7 +67,7 @@ def test_an_unchanged_source_is_not_read(tmp_path):
 def test_only_what_is_new_or_changed_is_read_and_written(tmp_path):
     source, store = folder(tmp_path), tmp_path / "store"
     before = {each.name: each for each in fragments(taken_in(source, store).dataset)}
-    written = {name: os.stat(each.uri) for name, each in before.items()}
+    written = {name: os.stat(each.uri).st_ctime_ns for name, each in before.items()}
     write(source, {"class3/new.png": picture(900), "class7/2.png": picture(901)})
     (source / "class5" / "1.png").unlink()
     with files_opened(source) as opened:
@@ -75,7 +79,7 @@ def test_only_what_is_new_or_changed_is_read_and_written(tmp_path):
     assert len(after.keys() - before.keys()) == 1, "the two rows lie in one new file"
     assert sum(len(each.deleted) for each in after.values()) == 2
     for name in after.keys() & before.keys():
-        assert os.stat(after[name].uri) == written[name], "it was not written again"
+        assert os.stat(after[name].uri).st_ctime_ns == written[name], "it was not written again"
     assert report.dataset.fingerprint == taken_in(source, tmp_path / "other").dataset.fingerprint
 
 
@@ -163,18 +167,40 @@ def test_swapped_folders_are_noticed(tmp_path):
     assert taken_in(source, store).changes.changed == 10
 
 
-def test_a_file_that_changed_while_the_clock_stood_is_read_again(tmp_path):
-    """A change right after it was listed may leave its times as they are."""
+@dataclass(frozen=True)
+class Stamped(GlyphsSource):
+    """A source whose files have these stamps."""
+
+    of_files: tuple[Stamp | None, ...] = ()
+
+    def stamps(self, locators):
+        return self.of_files
+
+
+def test_a_file_is_known_only_once_its_times_would_show_a_further_change():
+    """A change within the tick of a file system's clock leaves them as they are."""
+    second_ns, now_ns = 10**9, time.time_ns()
+    last_second_ns = now_ns // second_ns * second_ns - second_ns
+    stamps = {
+        "just now": (Stamp("a", now_ns), False),
+        "in the future": (Stamp("a", now_ns + 9 * second_ns), False),
+        "a while ago": (Stamp("a", last_second_ns + 7), True),
+        "a second ago, in whole seconds": (Stamp("a", last_second_ns), False),
+        "some seconds ago, in whole seconds": (Stamp("a", last_second_ns - 2 * second_ns), True),
+        "by its content": (Stamp("a"), True),
+        "nothing known": (None, False),
+    }
+    source = Stamped(of_files=tuple(stamp for stamp, _ in stamps.values()))
+    files = current_files(source, [Sample(name, name, "label") for name in stamps])
+    assert [file.is_settled for file in files] == [is_settled for _, is_settled in stamps.values()]
+
+
+def test_a_file_that_changed_as_it_was_listed_is_known_once_it_is_older(tmp_path):
     source, store = class_folders(tmp_path / "source"), tmp_path / "store"
-    settle()
-    write(source, {"class0/young.png": picture(900)})
     taken_in(source, store)
-    with files_opened(source) as opened:
-        taken_in(source, store)
-    assert opened == [str(source / "class0/young.png")]
     settle()
     taken_in(source, store)
-    assert taken_in(source, store).changes.files_read == 0, "once it is older it is known"
+    assert taken_in(source, store).changes.files_read == 0
 
 
 def test_everything_is_read_again_on_request_and_nothing_is_written_twice(tmp_path):

@@ -6,7 +6,7 @@ from a pointer, a registered model, an unfinished run or a finished bench.
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from dml.data.thumbnails import forget_thumbnails
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact, did_you_mean
 from dml.names import split_version, versioned
 from dml.progress import count
-from dml.refs import DatasetRef
+from dml.refs import DatasetRef, IndexRef
 
 logger = logging.getLogger(__name__)
 
@@ -557,6 +557,8 @@ def remove_with_descendants(store: str, datasets: Sequence[DatasetRef]) -> list[
     roots = {ref.uri for ref in datasets}
     artifacts = list_artifacts(store)
     descendants = [a for a in artifacts if a.uri in roots or roots & set(a.parents)]
+    parts = _parts_of(artifacts, {a.uri for a in descendants})
+    descendants += [part for part in parts if part not in descendants]
     fingerprints = {ref.fingerprint for ref in datasets}
     pages = [a for a in artifacts if a.kind == "report" and _may_show(a, fingerprints)] if roots else []
     removals = [
@@ -580,6 +582,33 @@ def remove_with_descendants(store: str, datasets: Sequence[DatasetRef]) -> list[
     leftovers = _abandoned(store, datetime.now(UTC))
     removals += remove([removal for removal in leftovers if removal.why == _UNFINISHED_REMOVAL])
     return [removal.uri for removal in removals]
+
+
+def remove_index_versions(store: str, refs: Sequence[IndexRef]) -> list[str]:
+    """Remove versions of indexes, with their thresholds, pictures, and parts that no other version has.
+
+    Args:
+        store: the store's URI.
+        refs: versions; where one is current, the version before it becomes current.
+
+    Returns:
+        The removed URIs.
+    """
+    artifacts = list_artifacts(store)
+    gone = {ref.uri for ref in refs}
+    chosen = [a for a in artifacts if a.uri in gone or (a.kind == "thresholds" and a.parents[0] in gone)]
+    chosen += _parts_of(artifacts, gone)
+    removals = [Removal(a.uri, a.kind, _FORGOTTEN, a.size_bytes, a.fingerprint) for a in chosen]
+    removals += _galleries(store, {f"{a.name}-{a.version}" for a in artifacts if a.uri not in gone})
+    return [removal.uri for removal in remove(removals)]
+
+
+def _parts_of(artifacts: Sequence[Artifact], indexes: Set[str]) -> list[Artifact]:
+    """The shards and changes that only these versions of indexes need."""
+    needed = {parent for a in artifacts if a.kind == "index" and a.uri not in indexes for parent in a.parents}
+    parents = {parent for a in artifacts if a.uri in indexes for parent in a.parents}
+    parts = [a for a in artifacts if a.kind in ("shard", "changes")]
+    return [a for a in parts if a.uri in parents and a.uri not in needed]
 
 
 def _may_show(page: Artifact, fingerprints: set[str]) -> bool:

@@ -17,15 +17,24 @@ from dml.data.forgotten import add_forgotten
 from dml.embedding.embed import embed
 from dml.embedding.external import has_vectors
 from dml.errors import DmlError, InvalidSetting
-from dml.lineage import remove_with_descendants, require_readable
+from dml.lineage import remove_index_versions, remove_with_descendants, require_readable
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, require_package
 from dml.reports import ForgetReport
 from dml.retrieval.build import build_index
 from dml.retrieval.calibration import calibrate_alike
-from dml.retrieval.gallery import collect_changes, publish_index
-from dml.retrieval.index import index_config_of, list_indexes
+from dml.retrieval.gallery import (
+    collect_changes,
+    forget_items,
+    forget_logged,
+    forgotten_ids,
+    ids_of_table,
+    mark_erased,
+    publish_index,
+    versions_holding,
+)
+from dml.retrieval.index import index_config_of, list_indexes, published_index
 from dml.settings import store_uri
-from flows.policy import progress_logger, say, stage, tag_with_names
+from flows.policy import progress_logger, run, say, stage, tag_with_names
 
 
 @flow(name="forget-flow", flow_run_name="forget items of {dataset}", on_running=[tag_with_names])
@@ -55,6 +64,9 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
     stage(require_known)(root, dataset, ids)
     stage(add_forgotten)(root, dataset, ids)  # later ingests leave them out
     holding = stage(versions_containing)(root, dataset, ids)  # including versions published meanwhile
+    built = [ref for ref in stage(list_indexes)(root) if ref.embeddings.items.name == dataset]
+    for index in built:
+        stage(forget_logged)(root, index.name, ids)  # from answers at once, where there is a gallery
     twins = sorted({twin for ref in holding for twin in stage(same_images)(ref, ids)})
     indexes = [
         ref for ref in stage(list_indexes)(root) if ref.embeddings.items.uri in {h.uri for h in holding}
@@ -65,8 +77,66 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
     stage(erase_from_latest_quarantine)(root, dataset, ids)
     removed = stage(remove_with_descendants)(root, holding)
     stage(erase_remains)(root, dataset, ids)
+    for index in built:
+        stage(mark_erased)(root, index.name, ids)
     say(f"{len(ids)} items are forgotten; {len(removed)} artefacts that contained them are removed")
     return ForgetReport(items=len(ids), rebuilt=rebuilt, removed=removed, same_images=twins)
+
+
+@flow(
+    name="forget-enrolled-flow", flow_run_name="forget items of gallery {name}", on_running=[tag_with_names]
+)
+def forget_enrolled_flow(
+    name: str,
+    ids: list[str] | None = None,
+    identity: str | None = None,
+    now: bool = False,
+    store: str | None = None,
+) -> ForgetReport:
+    """Forget items of a gallery: from answers and log at once, from index versions and dataset if `now`.
+
+    Args:
+        name: the index's name.
+        ids: of items.
+        identity: all items with this label instead.
+        now: erase them from every version of the index and of its dataset too; else the next build does.
+        store: the store's URI; None: `DML_STORE`, else `./dml-store`.
+
+    Raises:
+        MissingArtifact: some are not in the gallery; nothing is forgotten.
+    """
+    root = store_uri(store)
+    forgotten = stage(forget_items)(root, name, ids or [], identity)
+    rebuilt, removed = erase_forgotten(root, name) if now else ([], [])
+    left = stage(forgotten_ids)(root, name)
+    holding = [str(ref) for ref in stage(versions_holding)(root, name, left)]
+    say(f"{len(forgotten)} items of gallery {name} are forgotten; {len(holding)} versions still hold some")
+    return ForgetReport(
+        items=len(forgotten), rebuilt=rebuilt, removed=removed, same_images=[], still_held_by=holding
+    )
+
+
+def erase_forgotten(store: str, name: str) -> tuple[list[IndexRef], list[str]]:
+    """Erase what was forgotten in a gallery from the versions of index and dataset; (rebuilt, removed)."""
+    ids = stage(forgotten_ids)(store, name)
+    index = stage(published_index)(store, name)
+    if not ids or index is None:
+        return [], []
+    rebuilt: list[IndexRef] = []
+    removed: list[str] = []
+    if isinstance(index.embeddings.items, DatasetRef):
+        of_dataset = stage(ids_of_table)(index.embeddings, ids)
+        if of_dataset:
+            report = run(forget_flow, index.embeddings.items.name, of_dataset, store)
+            rebuilt, removed = list(report.rebuilt), list(report.removed)
+    holding = stage(versions_holding)(store, name, ids)
+    current = stage(published_index)(store, name)
+    if current is not None and current.uri in {ref.uri for ref in holding}:
+        rebuilt.append(_build_again(store, current, current.embeddings))
+    removed += stage(remove_index_versions)(store, [ref for ref in holding if ref not in rebuilt])
+    if isinstance(index.embeddings.items, DatasetRef) or not stage(ids_of_table)(index.embeddings, ids):
+        stage(mark_erased)(store, name, ids)
+    return rebuilt, removed
 
 
 def _rebuild(store: str, index: IndexRef, dataset: DatasetRef) -> IndexRef:
@@ -76,6 +146,10 @@ def _rebuild(store: str, index: IndexRef, dataset: DatasetRef) -> IndexRef:
     table = stage(embed)(
         store, package, dataset, split=former.split, previous=former, progress=progress_logger("embed")
     )
+    return _build_again(store, index, table)
+
+
+def _build_again(store: str, index: IndexRef, table: EmbeddingsRef) -> IndexRef:
     built = _build_of_the_rest(store, index, table)
     try:
         stage(calibrate_alike)(store, built)

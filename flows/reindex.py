@@ -11,6 +11,7 @@ from dml.registry.catalog import find_model
 from dml.retrieval.index import index_config_of, published_index
 from dml.retrieval.refresh import refreshed_from, require_most_still_there
 from dml.settings import store_uri
+from flows.forget import erase_forgotten
 from flows.index import build_and_publish
 from flows.ingest import ingest_flow
 from flows.policy import Name, progress_logger, run, say, stage, tag_with_names
@@ -41,6 +42,7 @@ def reindex_flow(
         num_workers: embedding actors; None to choose by the number of new images.
     """
     root = store_uri(store)
+    erase_forgotten(root, name)  # what was forgotten in its gallery; nothing, as a rule
     if model is None or dataset is None:
         default_model, default_dataset = stage(refreshed_from)(root, name)
         model, dataset = model or default_model, dataset or default_dataset

@@ -18,6 +18,7 @@ from dml.cli import (  # noqa: F401 - each adds its verbs to the app
     INTERRUPTED,
     bench,
     datasets,
+    galleries,
     identities,
     imports,
     indexes,

@@ -116,7 +116,7 @@ def correct(
     label: Annotated[str | None, typer.Option(help="the class that they belong to")] = None,
     remove: Annotated[bool, typer.Option("--remove", help="leave them out")] = False,
     revoke: Annotated[bool, typer.Option("--revoke", help="take their corrections back")] = False,
-    who: Annotated[str | None, typer.Option(help="who corrects; default: the user of this machine")] = None,
+    who: Annotated[str | None, typer.Option(help="who does it; default: the user of this machine")] = None,
     store: Store = None,
     as_json: Json = False,
 ) -> "CorrectionList":

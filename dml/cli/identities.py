@@ -132,7 +132,7 @@ def compare(
     image: Annotated[Path, typer.Argument(help="image file, or a .npy file with one vector")],
     other: Annotated[Path | None, typer.Argument(help="another one, to compare it with")] = None,
     identity: Annotated[
-        str | None, typer.Option(help="compare with all images of this label instead")
+        str | None, typer.Option(help="the label of an identity; compare with all its images instead")
     ] = None,
     name: Index = None,
     fmr: Annotated[

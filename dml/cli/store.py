@@ -9,7 +9,7 @@ import typer
 
 from dml.cli.app import Json, Store, store_uri, verb
 from dml.cli.output import emit, print_table
-from dml.errors import CorruptArtifact
+from dml.errors import CorruptArtifact, InvalidSetting
 from dml.progress import Ticker
 
 if TYPE_CHECKING:
@@ -218,19 +218,49 @@ def _show_rollback(report: "RollbackReport") -> None:
 
 @verb()
 def forget(
-    dataset: Annotated[str, typer.Argument(help="NAME")],
-    ids: Annotated[list[str], typer.Argument(help="ids of items, as `dml search` shows them")],
+    name: Annotated[str, typer.Argument(help="a dataset, or an index into whose gallery they were enrolled")],
+    ids: Annotated[list[str] | None, typer.Argument(help="ids of items, as `dml search` shows them")] = None,
+    identity: Annotated[
+        str | None, typer.Option(help="the label of an identity; forget all its items in the gallery")
+    ] = None,
+    now: Annotated[
+        bool,
+        typer.Option("--now", help="erase what was enrolled from all index versions now, not by dml reindex"),
+    ] = False,
     store: Store = None,
     as_json: Json = False,
 ) -> "ForgetReport":
-    """Erase items from every version of a dataset and from all that was made of it; they do not come back."""
+    """Erase items: of a dataset from all versions and what was made of them; of a gallery from answers."""
     from dml import storage
-    from flows.forget import forget_flow
+    from flows.forget import forget_enrolled_flow, forget_flow
     from flows.policy import run
 
     root = store_uri(store)
     storage.require_store(root)
-    return emit(run(forget_flow, dataset, ids, root), as_json, _show_forgotten)
+    if not ids and identity is None:
+        raise InvalidSetting(
+            "What is forgotten must be named: ids of items, or --identity LABEL; got neither."
+        )
+    if ids and identity is not None:
+        raise InvalidSetting(f"--identity goes without ids of items; got {ids} too.")
+    if identity is not None or now or _are_enrolled(root, name, ids or []):
+        report = run(forget_enrolled_flow, name, ids, identity, now, root)
+    else:
+        report = run(forget_flow, name, ids or [], root)
+    return emit(report, as_json, _show_forgotten)
+
+
+def _are_enrolled(store: str, name: str, ids: list[str]) -> bool:
+    """Whether these are items of a gallery, and not of the dataset of that name."""
+    from dml.data.dataset import has_dataset
+    from dml.embedding.external import has_vectors
+    from dml.retrieval.gallery import has_entries
+    from dml.retrieval.index import published_names
+
+    if has_entries(store, name, ids):
+        return True
+    is_index = name in published_names(store)
+    return is_index and not has_dataset(store, name) and not has_vectors(store, name)
 
 
 def _show_forgotten(report: "ForgetReport") -> None:
@@ -240,6 +270,9 @@ def _show_forgotten(report: "ForgetReport") -> None:
         print(f"removed {uri}")
     if report.same_images:
         print(f"the same bytes stand under other ids, which stay: {', '.join(report.same_images[:10])}")
+    if report.still_held_by:
+        held = ", ".join(report.still_held_by[:10])
+        print(f"no search finds them; these index versions hold some until `dml reindex`, or --now: {held}")
     print(
         f"{report.items} items are forgotten. Not reached: the source, other machines' caches, what a model"
     )

@@ -176,13 +176,21 @@ def open_vectors(path: Path) -> VectorFile:
 
 def read_vector(path: Path) -> NDArray[np.float32]:
     """The one vector of a .npy file, (1, D) of unit length; raises as `open_vectors`."""
+    unit = read_unit_vectors(path)
+    if len(unit) != 1:
+        raise InvalidData(f"{path} must hold one vector of finite numbers; it holds {len(unit)}.")
+    return unit
+
+
+def read_unit_vectors(path: Path) -> NDArray[np.float32]:
+    """The vectors of a .npy file, (M, D) of unit length; raises as `open_vectors`."""
     require_file(path)
     array = np.atleast_2d(open_npy(path))
     require_numbers(array, path)
     unit, lengths = to_unit_length(np.array(array))
-    if len(unit) != 1 or not (np.isfinite(lengths) & (lengths > 0)).all():
+    if not len(unit) or not (np.isfinite(lengths) & (lengths > 0)).all():
         raise InvalidData(
-            f"{path} must hold one vector of finite numbers, not all zero; it holds {len(unit)}, of lengths "
+            f"{path} must hold vectors of finite numbers, not all zero; it holds {len(unit)}, of lengths "
             f"{lengths[:3]}."
         )
     return unit

@@ -76,6 +76,9 @@ class ForgetReport(Result):
     rebuilt: list[IndexRef] = Field(description="indexes, over what is left")
     removed: list[str] = Field(description="URIs of artefacts that held the items or were made of them")
     same_images: list[str] = Field(description="ids of other items with the same bytes, which stay")
+    still_held_by: list[str] = Field(
+        [], description="index versions that hold what was forgotten in their gallery, until they are erased"
+    )
 
 
 class ListedDataset(DatasetRef):

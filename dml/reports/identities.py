@@ -100,3 +100,14 @@ class CalibrationReport(PartialResult):
             }
             for each in self.scopes
         ]
+
+
+class EnrolmentReport(Result):
+    """What an enrolment has done."""
+
+    index: str = Field(description="NAME@VERSION")
+    identity: str
+    ids: list[str] = Field(description="of its items, in the order they were given")
+    revision: int = Field(description="of the gallery, at which they are found")
+    delta: int = Field(description="items that were enrolled or changed since the index was built")
+    tombstones: int = Field(description="items of the index that were forgotten or changed since")

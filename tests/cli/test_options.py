@@ -4,7 +4,7 @@ import typer
 
 from dml.cli.command import app
 
-REPEATED_VERBS = {"--set", "--where", "--compare", "--by", "--never-ask", "--scope", "--hint"}
+REPEATED_VERBS = {"--set", "--where", "--compare", "--by", "--never-ask", "--scope", "--hint", "--attribute"}
 """Options that take several values and whose name is no noun, or that say one thing each time."""
 
 

@@ -1,7 +1,15 @@
 """A published index together with what was enrolled and forgotten since: durable, and found at once."""
 
+from dml.retrieval.gallery.erase import (
+    forget_logged,
+    forgotten_ids,
+    has_entries,
+    ids_of_table,
+    mark_erased,
+    versions_holding,
+)
 from dml.retrieval.gallery.fold import collect_changes, publish_index, rollback_index
-from dml.retrieval.gallery.gallery import Change, Enrolment, Gallery, GallerySize, Item
+from dml.retrieval.gallery.gallery import Change, Enrolment, Gallery, GallerySize, Item, forget_items
 from dml.retrieval.gallery.live import LiveIndex
 
 __all__ = [
@@ -12,6 +20,13 @@ __all__ = [
     "Item",
     "LiveIndex",
     "collect_changes",
+    "forget_items",
+    "forget_logged",
+    "forgotten_ids",
+    "has_entries",
+    "ids_of_table",
+    "mark_erased",
     "publish_index",
     "rollback_index",
+    "versions_holding",
 ]

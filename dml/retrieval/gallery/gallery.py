@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from dml import storage
 from dml.data.dataset import read_images
+from dml.data.forgotten import digest_of_id
 from dml.errors import (
     DmlError,
     IncompatibleArtifact,
@@ -38,7 +39,7 @@ from dml.retrieval.changes import NO_POSITION, items_columns
 from dml.retrieval.gallery.delta import Delta
 from dml.retrieval.gallery.fold import log_path
 from dml.retrieval.gallery.live import LiveIndex
-from dml.retrieval.gallery.log import BUSY_TIMEOUT_S, Entry, Log
+from dml.retrieval.gallery.log import BUSY_TIMEOUT_S, ERASED, Entry, Log
 from dml.retrieval.gallery.quality import Quality, check_quality
 from dml.retrieval.index import find_index
 from dml.retrieval.search import Index
@@ -478,7 +479,7 @@ class Gallery:
                 self._apply(before, written, revision, log)
             except BaseException as error:
                 failure = error
-                self._rebuild()
+                self.rebuild()
         for request in requests:
             if request.done.done():
                 continue
@@ -614,7 +615,7 @@ class Gallery:
                 self._state = _applied(state, entries, revision)
             self._is_stale = False
 
-    def _rebuild(self) -> None:
+    def rebuild(self) -> None:
         """Read everything again from the log, now or, if that fails, when it is next needed."""
         self._is_stale = True
         with suppress(Exception):
@@ -682,6 +683,9 @@ def _applied(state: _State, entries: Sequence[Entry], revision: int) -> _State:
         last.pop(entry.id, None)
         last[entry.id] = entry
     rows = dict(zip(last, state.index.find_rows(list(last)), strict=True))
+    if any(id_.startswith(ERASED) for id_ in last):  # this version is older than the one that is without them
+        ids = state.index.items["id"].to_pylist()
+        rows |= {key: row for row, id_ in enumerate(ids) if (key := ERASED + digest_of_id(id_)) in last}
     items: list[dict[str, Any]] = []
     vectors: list[NDArray[np.float32]] = []
     without_vector = set(live.without_vector.difference(last))
@@ -829,3 +833,12 @@ def _checked_attributes(attributes: Mapping[str, Any], ref: IndexRef) -> dict[st
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def forget_items(store: str, name: str, ids: Sequence[str], identity: str | None = None) -> list[str]:
+    """Forget items of a gallery, or all of an identity; returns their ids. Raises as `Gallery.forget`."""
+    gallery = Gallery.open(store, name)
+    try:
+        return gallery.forget(None if identity is not None else list(ids), identity=identity).ids
+    finally:
+        gallery.close()

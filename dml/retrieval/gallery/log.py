@@ -44,6 +44,8 @@ CREATE TABLE revision (last INTEGER NOT NULL);
 INSERT INTO revision VALUES (0);
 """
 
+ERASED = "sha256:"
+"""Before the digest of an id that was forgotten and that no index or dataset holds any more."""
 Operation = Literal["enrol", "update", "forget"]
 
 
@@ -224,6 +226,19 @@ class Log:
         self._connection.execute(
             "INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", (id_, embedder, vector.astype("<f4").tobytes())
         )
+
+    def forgotten(self) -> list[str]:
+        """The ids of forgotten items, in order; digests of those that nothing holds any more."""
+        with self._reading_errors():
+            rows = self._connection.execute("SELECT id FROM entries WHERE op = 'forget' ORDER BY seq")
+            return [id_ for (id_,) in rows.fetchall()]
+
+    def rename_forgotten(self, id_: str, digest: str) -> None:
+        """Replace the id of a forgotten item by its digest, inside a transaction."""
+        with self._reading_errors():
+            self._connection.execute(
+                "UPDATE OR REPLACE entries SET id = ? WHERE op = 'forget' AND id = ?", (digest, id_)
+            )
 
     def set_revision(self, revision: int) -> None:
         """Number the open transaction."""

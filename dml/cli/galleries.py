@@ -1,0 +1,89 @@
+"""`dml enrol`."""
+
+from getpass import getuser
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dml.cli.app import Json, Store, store_uri, verb
+from dml.cli.output import emit
+from dml.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from dml.refs import IndexRef
+    from dml.reports import EnrolmentReport
+
+_TRUTH = {"true": True, "false": False}
+
+
+@verb()
+def enrol(
+    name: Annotated[str, typer.Argument(help="the index's name")],
+    identity: Annotated[str, typer.Argument(help="whose images they are: their label")],
+    files: Annotated[list[Path], typer.Argument(help="image files, or one .npy file of vectors")],
+    attributes: Annotated[
+        list[str] | None, typer.Option("--attribute", help="of all these items, name=value; repeatable")
+    ] = None,
+    who: Annotated[str | None, typer.Option(help="who does it; default: the user of this machine")] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> "EnrolmentReport":
+    """Add images of an identity to an index: durable, and found by the next search."""
+    from dml.cli.queries import read_image
+    from dml.reports import EnrolmentReport
+
+    are_vectors = [file.suffix.lower() == ".npy" for file in files]
+    if any(are_vectors) and len(files) > 1:
+        raise InvalidSetting(f"An enrolment takes image files, or one .npy file of vectors; got {files}.")
+    given: dict[str, Any] = {}
+    if are_vectors[0]:
+        from dml.embedding.vector_files import read_unit_vectors
+
+        given["vectors"] = read_unit_vectors(files[0])
+    else:
+        given["images"] = [read_image(file, "Check the path.") for file in files]
+    from dml.retrieval.gallery import Gallery  # takes a second to import
+
+    gallery = Gallery.open(store_uri(store), name)
+    known = dict(_attribute(text, gallery.ref) for text in attributes or [])
+    done = gallery.enrol(identity, attributes=known, who=getuser() if who is None else who, **given)
+    size = gallery.size
+    report = EnrolmentReport(
+        index=str(gallery.ref),
+        identity=done.identity,
+        ids=done.ids,
+        revision=done.revision,
+        delta=size.delta,
+        tombstones=size.tombstones,
+    )
+    return emit(report, as_json, _show_enrolment)
+
+
+def _attribute(text: str, index: "IndexRef") -> tuple[str, Any]:
+    """The name and the value, of the column's type; an unknown name is refused by the gallery."""
+    name, equals, value = text.partition("=")
+    name, value = name.strip(), value.strip()
+    if not (equals and name):
+        raise InvalidSetting(f"--attribute must be name=value; got {text!r}.")
+    kind = index.embeddings.items.attributes.get(name, "string")
+    try:
+        if kind == "int64":
+            return name, int(value)
+        if kind == "double":
+            return name, float(value)
+        if kind == "bool":
+            return name, _TRUTH[value.lower()]
+    except (KeyError, ValueError) as error:
+        what = {"int64": "a whole number", "double": "a number", "bool": "true or false"}[kind]
+        raise InvalidSetting(f"--attribute {name} must be {what}; got {value!r}.") from error
+    return name, value
+
+
+def _show_enrolment(report: "EnrolmentReport") -> None:
+    for each in report.ids:
+        print(each)
+    print(
+        f"{report.identity}: {len(report.ids)} items are in index {report.index}, as of revision "
+        f"{report.revision}; {report.delta} enrolled since it was built. `dml reindex` builds them in"
+    )

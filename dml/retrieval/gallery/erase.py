@@ -1,0 +1,91 @@
+"""Erase what was forgotten in a gallery from the versions of its index: ids in, what held them out.
+
+A forgotten item is found no more, and the log holds nothing of it but its id, which versions that were built
+before need. When no version holds it any more, a digest of the id is left.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import pyarrow as pa
+from pyarrow import compute
+
+from dml.data.dataset import read_rows
+from dml.data.forgotten import digest_of_id
+from dml.refs import EmbeddingsRef, IndexRef
+from dml.retrieval import index as versions
+from dml.retrieval.bundle import open_bundle
+from dml.retrieval.changes import read_changes
+from dml.retrieval.gallery.fold import opened_log
+from dml.retrieval.gallery.log import ERASED, Entry
+
+
+def erased_id(id_: str) -> str:
+    """What the log holds of an id that nothing else holds."""
+    return ERASED + digest_of_id(id_)
+
+
+def forget_logged(store: str, name: str, ids: Sequence[str]) -> None:
+    """Forget items of a gallery whose log there is, without asking whether they are in it."""
+    with opened_log(store, name) as log:
+        if log is None:
+            return
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with log.transaction():
+            revision = log.revision + 1
+            for id_ in dict.fromkeys(ids):
+                log.write(revision, Entry("forget", id_, time=now), embedder="")
+            log.set_revision(revision)
+        log.truncate()
+
+
+def has_entries(store: str, name: str, ids: Sequence[str]) -> bool:
+    """Whether all of these items were enrolled in a gallery."""
+    with opened_log(store, name) as log:
+        entries = [] if log is None else [log.entry(id_) for id_ in ids]
+    return bool(entries) and all(entry is not None and entry.op == "enrol" for entry in entries)
+
+
+def forgotten_ids(store: str, name: str) -> list[str]:
+    """The ids that were forgotten in a gallery and that something may still hold."""
+    with opened_log(store, name) as log:
+        return [] if log is None else [id_ for id_ in log.forgotten() if not id_.startswith(ERASED)]
+
+
+def ids_of_table(table: EmbeddingsRef, ids: Sequence[str]) -> list[str]:
+    """Those of the ids whose items an embeddings table is of."""
+    if not ids:
+        return []
+    return _among(read_rows(table.items, columns=["id"])["id"], ids)
+
+
+def versions_holding(store: str, name: str, ids: Sequence[str]) -> list[IndexRef]:
+    """The versions of an index that have one of these items, in their rows or in what was built in."""
+    every = [version.ref for version in versions.list_versions(store) if version.ref.name == name]
+    return [ref for ref in every if ids and _holds(ref, ids)]
+
+
+def _holds(ref: IndexRef, ids: Sequence[str]) -> bool:
+    if ref.changes is not None:
+        changes = read_changes(ref.changes)
+        named = {*changes.removed, *changes.updated, *(item["id"] for item in changes.enrolled)}
+        if named.intersection(ids):
+            return True
+    parts = [ref.shard(number) for number in range(len(ref.shards))] or [ref]
+    return any(_among(open_bundle(part).items.table["id"], ids) for part in parts)
+
+
+def _among(column: pa.ChunkedArray, ids: Sequence[str]) -> list[str]:
+    wanted = pa.array(ids, column.type)
+    return list(wanted.filter(compute.is_in(wanted, value_set=column.combine_chunks())).to_pylist())
+
+
+def mark_erased(store: str, name: str, ids: Sequence[str]) -> None:
+    """Leave digests of ids that were forgotten and that nothing holds any more."""
+    with opened_log(store, name) as log:
+        if log is None or not ids:
+            return
+        with log.transaction():
+            for id_ in ids:
+                log.rename_forgotten(id_, erased_id(id_))
+        log.truncate()

@@ -1,0 +1,60 @@
+"""`dml enrol` and `dml forget` of what was enrolled, on the command line."""
+
+import numpy as np
+import pytest
+
+from tests.retrieval.gallery.people import ROWS, items_of, publish, vectors_of
+
+
+@pytest.fixture
+def people(tmp_path):
+    """A store with an index of vectors, and a file with two more."""
+    publish(str(tmp_path / "store"), tmp_path, "people", items_of(ROWS), vectors_of(ROWS, 1))
+    np.save(tmp_path / "new.npy", vectors_of(2, 7))
+    return tmp_path
+
+
+def ids(dml, folder, vector):
+    np.save(folder / "query.npy", vector)
+    found = dml(
+        "search", "people", "--vector", str(folder / "query.npy"), "--store", str(folder / "store"), "--json"
+    )
+    assert found.status == 0, found.err
+    return [answer["id"] for answer in found.json["answers"]]
+
+
+def test_what_is_enrolled_is_found_by_the_next_command_and_what_is_forgotten_by_none(dml, people):
+    store = ["--store", str(people / "store")]
+    told = ["--attribute", "region=east", "--attribute", "floor=3", "--who", "me"]
+    done = dml("enrol", "people", "alice", str(people / "new.npy"), *told, *store, "--json")
+    assert (done.json["identity"], done.json["revision"], done.json["delta"]) == ("alice", 1, 2)
+    first, second = done.json["ids"]
+    assert first in ids(dml, people, vectors_of(2, 7)[0])
+    again = dml("enrol", "people", "alice", str(people / "new.npy"), *told[:4], *store)
+    assert "as of revision 1; 2 enrolled since" in again.out
+    assert dml("forget", "people", first, *store, "--json").json["items"] == 1
+    assert first not in ids(dml, people, vectors_of(2, 7)[0])
+    assert second in ids(dml, people, vectors_of(2, 7)[1])
+    assert dml("forget", "people", "--identity", "alice", *store).status == 0
+    assert second not in ids(dml, people, vectors_of(2, 7)[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["enrol", "people", "bob", "nowhere.jpg"], "nowhere.jpg"),
+        (["enrol", "people", "bob", "{new}", "{new}"], "one .npy file of vectors"),
+        (["enrol", "people", "bob", "{new}", "--attribute", "region"], "must be name=value; got 'region'"),
+        (["enrol", "people", "bob", "{new}", "--attribute", "floor=high"], "floor must be a whole number"),
+        (["enrol", "people", "bob", "{new}", "--attribute", "regoin=east"], "Did you mean 'region'"),
+        (["enrol", "peopel", "bob", "{new}"], "people"),
+        (["forget", "people"], "ids of items, or --identity LABEL"),
+        (["forget", "people", "a", "--identity", "b"], "--identity goes without ids"),
+        (["forget", "people", "--identity", "nobody"], "'nobody' has none"),
+    ],
+)
+def test_what_cannot_be_enrolled_or_forgotten_is_refused(dml, people, words, says):
+    words = [word.format(new=str(people / "new.npy")) for word in words]
+    done = dml(*words, "--store", str(people / "store"))
+    assert done.status == 2
+    assert says in done.err

@@ -35,6 +35,7 @@ EXAMPLES_RUN = [
     "vectors.md",
     "commands.md",
     "filters.md",
+    "gallery.md",
 ]
 """Pages whose blocks run in one folder; the first makes what the others take."""
 VERBS = typer.main.get_command(app)

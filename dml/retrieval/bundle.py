@@ -34,6 +34,7 @@ INDEX_FORMAT = 3
 _MOST_CHUNK_ROWS = 1 << 20  # 32-bit offsets are enough for a chunk's text, at 2 KiB an item
 _CHUNK_BYTES = 1 << 26
 _ROWS_AT_ONCE = 1 << 16
+_FEW_ROWS = 16
 _NARROW = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
 REMEDY = "`dml verify --repair` builds the index again."
 
@@ -48,10 +49,13 @@ class Items:
     def __init__(self, table: pa.Table) -> None:
         self.table = table
         self._chunks = table.to_batches()
+        self._columns = [chunk.columns for chunk in self._chunks]
         self._starts = np.cumsum([0, *map(len, self._chunks)])
 
     def take(self, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
         """The rows with these numbers (N,)."""
+        if len(rows) <= _FEW_ROWS:
+            return self._take_few(rows)
         if len(self._chunks) == 1:
             items: list[dict[str, Any]] = self._chunks[0].take(_row_numbers(rows)).to_pylist()
             return items
@@ -65,6 +69,16 @@ class Items:
             ):
                 items[position] = item
         return items
+
+    def _take_few(self, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Value by value: 10 rows of 10 columns take 45 us, where each chunk to take from takes 40."""
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        places = zip(numbers.tolist(), (rows - self._starts[numbers]).tolist(), strict=True)
+        names = self.table.column_names
+        return [
+            {name: column[row].as_py() for name, column in zip(names, self._columns[number], strict=True)}
+            for number, row in places
+        ]
 
 
 def write_items(folder: Path, parts: Iterable[pa.Table]) -> None:

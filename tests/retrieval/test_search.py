@@ -322,3 +322,12 @@ def test_a_query_alone_is_answered_as_in_a_batch(opened, package, factory):
         opened[factory].search_rows(query[None], 7, embedder=package.fingerprint)[0] for query in queries
     ]
     np.testing.assert_allclose(np.concatenate(alone), together, atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [0, 1, 10, 17, 60])
+def test_rows_are_taken_in_the_order_that_they_are_named_in(number):
+    table = pa.table({"id": [f"{n:03d}" for n in range(90)], "year": [None, 1999, 2000] * 30})
+    rows = np.random.default_rng(4).integers(0, 90, number)
+    for chunk_rows in (90, 7):
+        items = Items(pa.Table.from_batches(table.to_batches(max_chunksize=chunk_rows)))
+        assert items.take(rows) == [table.slice(int(row), 1).to_pylist()[0] for row in rows]

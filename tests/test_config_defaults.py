@@ -113,7 +113,7 @@ latency_ms 5.0 >0
 memory_gb None >0
 vectors float32
 num_probes None >0
-recall_queries 1000 >0
+recall_queries 2000 >0
 order_by None
 first_stage None
 shards 1 >0

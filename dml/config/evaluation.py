@@ -176,7 +176,7 @@ class IndexConfig(Part):
         "float32", description="flat vectors beside the index, for exact comparison; float16: half the size"
     )
     num_probes: int | None = Field(None, gt=0, description="IVF lists searched; None: chosen by recall")
-    recall_queries: int = Field(1000, gt=0, description="queries of the recall measurement")
+    recall_queries: int = Field(2000, gt=0, description="queries of the recall measurement")
     order_by: str | None = Field(
         None,
         description="the column that filters name most: rows are stored by its values, then by IVF list, so "

@@ -48,14 +48,14 @@ from dml.retrieval.bundle import (
 from dml.retrieval.cascade import Cascade
 from dml.retrieval.changes import ChangedRows
 from dml.retrieval.factory import choose_factory, empty_index, refused_factory
-from dml.retrieval.fill import add, nearest_lists, num_lists, train
+from dml.retrieval.fill import add, add_to_graph, nearest_lists, num_lists, train
 from dml.retrieval.first_stage import KINDS, FirstStage, choose_first_stage
-from dml.retrieval.held_out import hold_out
+from dml.retrieval.held_out import hold_out, leave_one_out, rows_held_out
 from dml.retrieval.index import index_config_of, read_index
 from dml.retrieval.plan_calibration import calibrate_plans
 from dml.retrieval.scope_impostors import not_trained_on
 from dml.retrieval.stage_mates import measure_stages
-from dml.retrieval.tune import HeldOut, K, refined, tune
+from dml.retrieval.tune import HeldOut, K, graph_of, refined, tune
 from dml.retrieval.vectors import FlatVectors, VectorType, write_vectors
 
 logger = logging.getLogger(__name__)
@@ -114,15 +114,18 @@ def build_index(
         return read_index(uri)
     with Ticker("index"), storage.staged(uri) as staged, _local(staged) as folder:
         rows = ChangedRows(embeddings, changes)
-        vectors, items, index = _write_rows(folder, factory, rows, config)
+        vectors, items, index, queries = _write_rows(folder, factory, rows, config)
         write_attributes(folder, items)
         pa.default_memory_pool().release_unused()
         begin("measuring recall")
-        held_out = hold_out(vectors, items, config)
+        held_out = hold_out(vectors, items, index, queries)
         curve = None if held_out is None else _tune(index, vectors, held_out, config)
+        if graph_of(index) is not None:
+            begin("adding the queries")
+            add_to_graph(index, vectors, queries)
         choice, stage = None, None
-        if held_out is not None:
-            choice, stage = _write_first_stage(folder, vectors, held_out, config)
+        if config.first_stage is not None and (alone := leave_one_out(vectors, items, queries)) is not None:
+            choice, stage = _write_first_stage(folder, vectors, alone, config)
         begin("measuring the plans of filtered searches")
         table, costs = calibrate_plans(index, vectors)
         begin("measuring mates")
@@ -286,11 +289,12 @@ def _refuse_forgotten(store: str, ref: IndexRef, ids: pa.ChunkedArray) -> None:
 
 def _write_rows(
     folder: Path, factory: str, rows: ChangedRows, config: IndexConfig
-) -> tuple[FlatVectors, pa.Table, faiss.Index]:
+) -> tuple[FlatVectors, pa.Table, faiss.Index, NDArray[np.int64]]:
     """Write flat vectors and items, and fill an index; a flat index is the file of the vectors.
 
     Returns:
-        Vectors and items, mapped, also when the folder has its final name; and the index.
+        Vectors and items, mapped, also when the folder has its final name; the index; and the rows that it is
+        tuned on, which a graph is filled without.
     """
     is_both = factory == _FLAT_FACTORY[config.vectors]
     embeddings = rows.embeddings
@@ -307,17 +311,19 @@ def _write_rows(
     begin("reading vectors", "rows", embeddings.rows)
     vectors = _write_vectors(path, rows.vectors(), len(items), embeddings.dim, config.vectors)
     pa.default_memory_pool().release_unused()  # what reading took, before the index takes its memory
+    queries = rows_held_out(vectors.rows, config.recall_queries)
     try:
         if not is_both:
-            train(index, vectors)
+            train(index, vectors, without=queries)
         if config.order_by is not None:
             order = _order(index, vectors, items, config.order_by)
             vectors, items = _write_in_order(folder, path, vectors, items, order)
+            queries = np.flatnonzero(np.isin(order, queries))
         if not is_both:
-            add(index, vectors)
+            add(index, vectors, without=queries)
     except RuntimeError as error:
         raise refused_factory(factory, error) from error
-    return vectors, items, vectors.index if is_both else index
+    return vectors, items, vectors.index if is_both else index, queries
 
 
 def _write_vectors(

@@ -5,6 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml.progress import begin, count
+from dml.retrieval.tune import graph_of
 from dml.retrieval.vectors import FlatVectors
 
 _FEWEST_PER_LIST, _MOST_PER_LIST = 39, 100  # rows to train on: by Faiss' guidelines 39 to 256
@@ -27,17 +28,23 @@ def fill(index: faiss.Index, vectors: FlatVectors) -> None:
     add(index, vectors)
 
 
-def train(index: faiss.Index, vectors: FlatVectors) -> None:
-    """Train an index, if it has to be; raises as `fill`."""
+def train(index: faiss.Index, vectors: FlatVectors, *, without: NDArray[np.int64] | None = None) -> None:
+    """Train an index, if it has to be, without some rows where enough others are left; raises as `fill`."""
     if num_lists(index) < 1:
         raise RuntimeError("it has no lists")
     if not index.is_trained:
         begin("training")
-        index.train(training_rows(index, vectors))
+        index.train(training_rows(index, vectors, without=without))
 
 
-def add(index: faiss.Index, vectors: FlatVectors) -> None:
-    """Fill a trained index; raises as `fill`."""
+def add(index: faiss.Index, vectors: FlatVectors, *, without: NDArray[np.int64] | None = None) -> None:
+    """Fill a trained index; raises as `fill`.
+
+    Args:
+        index: is empty.
+        vectors: N rows.
+        without: ascending rows that a graph is filled without until `add_to_graph`.
+    """
     begin("filling", "rows", vectors.rows)
     if isinstance(index, faiss.IndexIVF) and (lists := _growing_lists(index)) is not None:
         _fill_lists(index, lists, vectors)
@@ -45,13 +52,46 @@ def add(index: faiss.Index, vectors: FlatVectors) -> None:
         index.add(np.concatenate(list(vectors.blocks())))  # builds its graph of all at once
     else:
         _reserve(index, vectors.rows)
-        _add_blocks(index, vectors)
+        _add_blocks(index, vectors, without if graph_of(index) is not None else None)
 
 
-def _add_blocks(index: faiss.Index, vectors: FlatVectors) -> None:
+def _add_blocks(index: faiss.Index, vectors: FlatVectors, without: NDArray[np.int64] | None) -> None:
+    start = 0
     for block in vectors.blocks():
-        index.add(block)
+        if without is None:
+            index.add(block)
+        else:
+            first, last = np.searchsorted(without, [start, start + len(block)])
+            index.add(np.delete(block, without[first:last] - start, axis=0))
+        start += len(block)
         count(len(block))
+
+
+def add_to_graph(index: faiss.Index, vectors: FlatVectors, rows: NDArray[np.int64]) -> None:
+    """Add the rows that a graph was filled without, and number all as in the table.
+
+    Args:
+        index: its graph holds the other rows, in their order.
+        vectors: N rows.
+        rows: ascending.
+    """
+    index.add(vectors.take(rows))
+    graph = graph_of(index)
+    assert graph is not None
+    former = np.empty(vectors.rows, dtype=np.int64)
+    first = vectors.rows - len(rows)
+    former[np.delete(np.arange(vectors.rows), rows)] = np.arange(first)
+    former[rows] = np.arange(first, vectors.rows)
+    graph.hnsw.permute_entries(faiss.swig_ptr(former))  # type: ignore[attr-defined]
+    held = faiss.downcast_index(graph.storage).codes  # type: ignore[attr-defined]
+    codes = faiss.rev_swig_ptr(held.data(), held.size()).reshape(vectors.rows, -1)
+    late = codes[first:].copy()
+    # In place, from the end: a row that was there in time comes from no place behind its own.
+    for start in reversed(range(0, vectors.rows, vectors.block_rows)):
+        places = former[start : start + vectors.block_rows]
+        moved = codes[np.minimum(places, first - 1)]
+        moved[places >= first] = late[places[places >= first] - first]
+        codes[start : start + vectors.block_rows] = moved
 
 
 def _growing_lists(index: faiss.IndexIVF) -> faiss.ArrayInvertedLists | None:
@@ -82,18 +122,30 @@ def nearest_lists(index: faiss.IndexIVF, vectors: FlatVectors) -> NDArray[np.int
 
 def _reserve(index: faiss.Index, rows: int) -> None:
     """Memory for the codes of all rows at once, so that they are not copied as they grow."""
-    flat = faiss.downcast_index(index.storage) if isinstance(index, faiss.IndexHNSW) else index
+    graph = graph_of(index)
+    flat = index if graph is None else faiss.downcast_index(graph.storage)
     if isinstance(flat, faiss.IndexFlatCodes):
         flat.codes.resize(rows * flat.code_size)
         flat.codes.resize(0)
 
 
-def training_rows(index: faiss.Index, vectors: FlatVectors) -> NDArray[np.float32]:
-    """(n, D) random rows to train an index on, in their order."""
+def training_rows(
+    index: faiss.Index, vectors: FlatVectors, *, without: NDArray[np.int64] | None = None
+) -> NDArray[np.float32]:
+    """(n, D) random rows to train an index on, in their order.
+
+    Args:
+        index: to be trained.
+        vectors: N rows.
+        without: rows that are not chosen, where enough others are left.
+    """
     lists = num_lists(index)
     share = int(_TRAINING_SHARE * vectors.rows)
     wanted = max(min(_MOST_PER_LIST * lists, share), _FEWEST_PER_LIST * lists, _FEWEST_TRAINING_ROWS)
-    chosen = np.random.default_rng(0).choice(vectors.rows, min(wanted, vectors.rows), replace=False)
+    others = np.arange(vectors.rows) if without is None else np.delete(np.arange(vectors.rows), without)
+    if len(others) < _FEWEST_PER_LIST * lists:
+        others = np.arange(vectors.rows)
+    chosen = np.random.default_rng(0).choice(others, min(wanted, len(others)), replace=False)
     chosen.sort()
     sample = np.empty((len(chosen), vectors.dim), dtype=np.float32)
     start = 0

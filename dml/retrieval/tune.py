@@ -24,7 +24,7 @@ _TIMED_QUERIES = 32
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Queries that are rows of the index, with their exact neighbours; none is its own answer."""
+    """Queries that are rows of the table, with their exact neighbours; none is its own answer."""
 
     rows: NDArray[np.int64]
     """(Q,)"""
@@ -33,7 +33,9 @@ class HeldOut:
     truth: NDArray[np.int64]
     """(Q, k) rows, the most similar first."""
     labels: NDArray[np.int64] | None = None
-    """(N,) of the index's rows; None: there are none."""
+    """(N,) of the rows; None: there are none."""
+    indexed: NDArray[np.int64] | None = None
+    """(n,) rows by their position in the index, which the queries are not in; None: it holds every row."""
 
     @classmethod
     def of(
@@ -43,7 +45,8 @@ class HeldOut:
         nearest: NDArray[np.int64],
         labels: NDArray[np.int64] | None = None,
     ) -> "HeldOut":
-        """
+        """Queries that are in the index.
+
         Args:
             rows: (Q,) of the queries.
             queries: (Q, D).
@@ -52,21 +55,36 @@ class HeldOut:
         """
         return cls(rows, queries, without_itself(nearest, rows), labels)
 
+    @property
+    def wanted(self) -> int:
+        """How many answers to search for: a query that is in the index finds itself, too."""
+        return int(self.truth.shape[1]) + (self.indexed is None)
+
+    def recalls(self, nearest: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(Q,) share of the exact neighbours in (Q, `wanted`) answers."""
+        found: NDArray[np.bool_] = (self.truth[:, :, None] == self._others(nearest)[:, None]).any(axis=2)
+        shares: NDArray[np.float64] = found.mean(axis=1)
+        return shares
+
     def recall(self, nearest: NDArray[np.int64]) -> float:
-        """Share of the exact neighbours in (Q, k + 1) answers."""
-        k = self.truth.shape[1]
-        found = without_itself(nearest, self.rows)
-        return float(np.mean([np.isin(a, b).sum() / k for a, b in zip(self.truth, found, strict=True)]))
+        """Mean share of the exact neighbours in (Q, `wanted`) answers."""
+        return float(self.recalls(nearest).mean())
 
     def mate_at_1(self, nearest: NDArray[np.int64]) -> float | None:
         """Share of the queries with a mate whose first answer has their label."""
         if self.labels is None:
             return None
-        own = self.labels[self.rows]
-        has_mate = np.bincount(self.labels)[own] > 1
-        first = without_itself(nearest, self.rows)[:, 0]
+        own, indexed = (
+            self.labels[self.rows],
+            self.labels if self.indexed is None else self.labels[self.indexed],
+        )
+        has_mate = np.bincount(indexed, minlength=own.max() + 1)[own] > (self.indexed is None)
+        first = self._others(nearest)[:, 0]
         hits = (first >= 0) & (self.labels[first] == own)
         return float(hits[has_mate].mean()) if has_mate.any() else None
+
+    def _others(self, nearest: NDArray[np.int64]) -> NDArray[np.int64]:
+        return without_itself(nearest, self.rows) if self.indexed is None else nearest
 
 
 def without_itself(nearest: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -87,7 +105,14 @@ def keeps_vectors(index: faiss.Index) -> bool:
     return isinstance(index, faiss.IndexFlat | faiss.IndexIVFFlat | faiss.IndexNSGFlat)
 
 
-def refined(index: faiss.Index, vectors: faiss.Index, k_factor: int) -> faiss.Index:
+def graph_of(index: faiss.Index) -> faiss.IndexHNSW | None:
+    """The graph that an index searches, also below a transform; None: it searches none."""
+    if isinstance(index, faiss.IndexPreTransform):
+        index = faiss.downcast_index(index.index)
+    return index if isinstance(index, faiss.IndexHNSW) else None
+
+
+def refined(index: faiss.Index, vectors: faiss.Index, k_factor: float) -> faiss.Index:
     """An index whose candidates are compared in full.
 
     Args:
@@ -98,7 +123,7 @@ def refined(index: faiss.Index, vectors: faiss.Index, k_factor: int) -> faiss.In
     if not k_factor:
         return index
     both = faiss.IndexRefine(index, vectors)
-    both.k_factor = float(k_factor)
+    both.k_factor = k_factor
     return both
 
 
@@ -112,6 +137,9 @@ def tune(
 ) -> OperatingCurve:
     """Set an index's search parameters: the fastest that reach the target, or those that come nearest to it.
 
+    They reach it where the mean recall of the queries is above it by its standard error: so five of six times
+    the recall of all queries is, too.
+
     Args:
         index: is searched; `nprobe` or `efSearch` is set.
         vectors: a flat index of its rows, to compare the candidates of codes in full.
@@ -124,19 +152,19 @@ def tune(
     """
     tuning = _Tuning(index, vectors, held_out, target)
     low, high = tuning.range if probes is None else (probes, probes)
-    best: tuple[OperatingPoint, int] | None = None
+    best: tuple[OperatingPoint, int, bool] | None = None
     tried = 0
     for k_factor in (0,) if keeps_vectors(index) else _K_FACTORS:
         value = tuning.least(k_factor, low, high)
         point = tuning.point(k_factor, value)
-        reaches = point.recall >= target
-        if best is None or _is_better(point, best[0], target):
-            best = point, k_factor
+        reaches = tuning.reaches(k_factor, value)
+        if best is None or _is_better(point, reaches, *best[::2]):
+            best = point, k_factor, reaches
         tried += reaches
         if tried >= _K_FACTORS_COMPARED:
             break
     assert best is not None
-    chosen, k_factor = best
+    chosen, k_factor, _ = best
     steps = {point.parameters: point for point in (*tuning.steps(k_factor, low, high), chosen)}
     tuning.set(chosen)
     return OperatingCurve(
@@ -149,10 +177,25 @@ def tune(
     )
 
 
-def _is_better(point: OperatingPoint, other: OperatingPoint, target: float) -> bool:
-    if point.recall >= target and other.recall >= target:
+def _is_better(point: OperatingPoint, reaches: bool, other: OperatingPoint, other_reaches: bool) -> bool:
+    if reaches and other_reaches:
         return point.latency_ms < other.latency_ms
-    return point.recall > other.recall
+    return reaches or (not other_reaches and point.recall > other.recall)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    recall: float
+    standard_error: float
+    mate_at_1: float | None
+
+
+def _numbered(index: faiss.Index, rows: NDArray[np.int64], num_rows: int) -> faiss.Index:
+    """An index that answers with rows, not with its positions; to be refined by all `num_rows` vectors."""
+    numbered = faiss.IndexIDMap(faiss.IndexFlatIP(index.d))  # it takes none that is filled already
+    numbered.index, numbered.ntotal = index, num_rows
+    faiss.copy_array_to_vector(rows, numbered.id_map)
+    return numbered
 
 
 class _Tuning:
@@ -160,11 +203,14 @@ class _Tuning:
 
     def __init__(self, index: faiss.Index, vectors: faiss.Index, held_out: HeldOut, target: float) -> None:
         self._index, self._vectors, self._held_out, self._target = index, vectors, held_out, target
-        self._recalls: dict[tuple[int, int], tuple[float, float | None]] = {}
+        self._numbered = (
+            index if held_out.indexed is None else _numbered(index, held_out.indexed, vectors.ntotal)
+        )
+        self._measurements: dict[tuple[int, int], _Measured] = {}
         lists = faiss.try_extract_index_ivf(index)
         if lists is not None:
             self._name, self.range = "nprobe", (1, int(lists.nlist))
-        elif isinstance(index, faiss.IndexHNSW):
+        elif graph_of(index) is not None:
             self._name, self.range = "efSearch", _VISITED
         else:
             self._name, self.range = "", (1, 1)
@@ -172,15 +218,19 @@ class _Tuning:
     def least(self, k_factor: int, low: int, high: int) -> int:
         """The least value in [low, high] that reaches the target; high, where none does."""
         value = low
-        while value < high and self._measured(k_factor, value)[0] < self._target:
+        while value < high and not self.reaches(k_factor, value):
             low, value = value, min(2 * value, high)
         while value - low > max(low // 16, 1):  # finer steps than the recall of the queries tells apart
             middle = (low + value) // 2
-            if self._measured(k_factor, middle)[0] < self._target:
-                low = middle
-            else:
+            if self.reaches(k_factor, middle):
                 value = middle
-        return low if self._measured(k_factor, low)[0] >= self._target else value
+            else:
+                low = middle
+        return low if self.reaches(k_factor, low) else value
+
+    def reaches(self, k_factor: int, value: int) -> bool:
+        measured = self._measured(k_factor, value)
+        return measured.recall - measured.standard_error >= self._target
 
     def steps(self, k_factor: int, low: int, high: int) -> Iterator[OperatingPoint]:
         """Doubled values, up to a recall well beyond the target."""
@@ -193,14 +243,14 @@ class _Tuning:
             value = min(2 * value, high)
 
     def point(self, k_factor: int, value: int) -> OperatingPoint:
-        recall, mate_at_1 = self._measured(k_factor, value)
+        measured = self._measured(k_factor, value)
         self._set(value)
-        searched = refined(self._index, self._vectors, k_factor)
+        searched = refined(self._numbered, self._vectors, k_factor)
         settings = [f"{self._name}={value}"] * bool(self._name) + [f"k_factor_rf={k_factor}"] * bool(k_factor)
         return OperatingPoint(
             parameters=",".join(settings),
-            recall=recall,
-            mate_at_1=mate_at_1,
+            recall=measured.recall,
+            mate_at_1=measured.mate_at_1,
             latency_ms=_latency_ms(searched, self._held_out),
         )
 
@@ -210,14 +260,21 @@ class _Tuning:
             if name == self._name and name:
                 self._set(int(value))
 
-    def _measured(self, k_factor: int, value: int) -> tuple[float, float | None]:
-        if (k_factor, value) not in self._recalls:
+    def _measured(self, k_factor: int, value: int) -> "_Measured":
+        if (k_factor, value) not in self._measurements:
             self._set(value)
-            held_out = self._held_out
-            searched = refined(self._index, self._vectors, k_factor)
-            _, nearest = searched.search(held_out.queries, held_out.truth.shape[1] + 1)
-            self._recalls[k_factor, value] = held_out.recall(nearest), held_out.mate_at_1(nearest)
-        return self._recalls[k_factor, value]
+            held_out, k = self._held_out, self._held_out.truth.shape[1]
+            # As many candidates as for k answers, and the query itself where it is found.
+            candidates = (k * k_factor + held_out.wanted - k + 0.5) / held_out.wanted if k_factor else 0
+            searched = refined(self._numbered, self._vectors, candidates)
+            _, nearest = searched.search(held_out.queries, held_out.wanted)
+            recalls = held_out.recalls(nearest)
+            self._measurements[k_factor, value] = _Measured(
+                float(recalls.mean()),
+                float(recalls.std() / np.sqrt(len(recalls))),
+                held_out.mate_at_1(nearest),
+            )
+        return self._measurements[k_factor, value]
 
     def _set(self, value: int) -> None:
         if self._name:

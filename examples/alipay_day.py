@@ -1,6 +1,6 @@
 """A day at the counters: who is this, of everybody enrolled, or nobody?
 
-python -m examples.alipay_day --identities 100000 --arrivals 10000 --picture day.png
+python -m examples.alipay_day --identities 1000000 --arrivals 10000 --picture day.png
 
 Each identity is enrolled with two photos, taken by machines that it used. An arrival is looked for among
 those who used this machine before, then in the region, then everywhere, each above a calibrated threshold.
@@ -448,7 +448,8 @@ def day(arguments: argparse.Namespace, store: Path) -> None:
     enrolled = enrol(people, arguments.identities)
     arrivals = arrive(people, enrolled, arguments.arrivals)
     print(
-        f"{arguments.identities} people drawn around {len(real)} embeddings of {classes.max() + 1} classes, "
+        f"{arguments.identities} people drawn around {len(real)} embeddings of "
+        f"{len(np.unique(classes))} classes, "
         f"{PHOTOS * arguments.identities} photos of {real.shape[1]} dimensions, {REGIONS} regions, "
         f"{len(enrolled.device_regions)} machines, {arguments.arrivals} arrivals"
     )

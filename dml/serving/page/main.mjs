@@ -62,6 +62,7 @@ async function show() {
   for (const tab of tabs) tab.toggleAttribute("aria-current", false);
   tabs.find((tab) => tab.dataset.view === name).setAttribute("aria-current", "page");
   document.getElementById("index-choice").hidden = !ofIndex;
+  delete main.dataset.shown;
   fill(main, loading(title.toLowerCase()));
   let content;
   try {
@@ -73,6 +74,7 @@ async function show() {
   }
   if (number !== shownLast) return; // another view was asked for meanwhile
   fill(main, content);
+  main.dataset.shown = location.hash; // for programs that wait for it
   if (number > 1) (main.querySelector("h1") ?? main).focus({ preventScroll: true });
   scrollTo(0, 0);
 }

@@ -16,6 +16,8 @@ from tests.serving.page.parts import (
     drawing,
     file_of,
     label_of,
+    make_dataset,
+    make_index,
 )
 
 
@@ -24,7 +26,7 @@ def get(looked_at):
     """Ask once; (status, JSON)."""
     settings = ServiceSettings(store=looked_at[0], threads=1, recall_share=0)
 
-    def ask_once(path, *, body=None, key=None, keys=None, **parameters):
+    def ask_once(path, *, body=None, key=None, keys=None, store=None, **parameters):
         async def asking(client):
             headers = {"Authorization": f"Bearer {key}"} if key else {}
             method = "GET" if body is None else "POST"
@@ -32,7 +34,7 @@ def get(looked_at):
                 method, f"/v1/{path}", params=parameters or None, json=body, headers=headers
             )
 
-        return ask(settings.model_copy(update={"keys": keys}), asking)
+        return ask(settings.model_copy(update={"keys": keys, "store": store or settings.store}), asking)
 
     return ask_once
 
@@ -117,6 +119,34 @@ def test_a_key_of_one_gallery_sees_no_dataset(get, tmp_path):
     refused = get(f"datasets/{NAME}/items", body={}, keys=keys, key=narrow)
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
     assert get("lineage", keys=keys, key=narrow).status_code == 200
+
+
+def test_a_label_is_corrected_and_an_item_removed_by_a_key_of_an_admin_alone(get, tmp_path):
+    folder = tmp_path / "own"
+    store = str(folder / "store")
+    dataset = make_dataset(folder / "images", store)
+    make_index(store, dataset)
+    keys = tmp_path / "keys.json"
+    _, reader = make_key(keys, "reader", ["read", "enrol", "forget"])
+    _, admin = make_key(keys, "Ada", ["admin"])
+    change = {"id": file_of(8, 0), "label": label_of(8)}
+    path = f"datasets/{NAME}/corrections"
+    assert get(path, body=change, keys=keys, key=reader, store=store).status_code == 403
+    corrected = get(path, body=change, keys=keys, key=admin, store=store).json()
+    assert corrected["version"] != dataset.version
+    removal = {"id": file_of(9, 0)}
+    removed = get(f"datasets/{NAME}/removals", body=removal, keys=keys, key=admin, store=store).json()
+    assert removed["rows"] == dataset.rows - 1
+    listed = get(path, keys=keys, key=reader, store=store).json()["corrections"]
+    assert [(each["id"], each["label"]) for each in listed] == [
+        (file_of(8, 0), label_of(8)),
+        (file_of(9, 0), None),
+    ]
+    assert all("Ada" in each["who"] for each in listed)
+    unknown = get(path, body={"id": "nothing", "label": "x"}, keys=keys, key=admin, store=store)
+    assert unknown.status_code == 404
+    back = get(f"datasets/{NAME}/revocations", body={"id": file_of(8, 0)}, keys=keys, key=admin, store=store)
+    assert back.status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from tests.serving.page.parts import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 VIEWS = ["search", "compare", "gallery", "data", "versions"]
-PARTS = ["items", "suspects", "duplicates", "quarantine"]
+PARTS = ["suspects", "duplicates", "quarantine", "corrections"]
 FLAGS = [
     "--no-sandbox",  # a container's root has no user namespaces for it
     "--use-fake-device-for-media-stream",
@@ -70,12 +70,7 @@ def open_page(address, browser):
         page.set_default_timeout(15_000)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda message: complaints.append(message.text) if is_policy(message) else None)
-        go(page, view, **parameters)
-        return page
-
-    def go(page, view, **parameters):
-        page.goto(f"{address}/#/{view}?{query_of(parameters)}")
-        page.wait_for_load_state("networkidle")
+        return go(page, address, view, **parameters)
 
     yield opened
     titles = [page.title() for context in contexts for page in context.pages]
@@ -89,8 +84,14 @@ def is_policy(message):
     return "Content Security Policy" in message.text or "Refused to" in message.text
 
 
-def query_of(parameters):
-    return urlencode(parameters)
+def go(page, address, view, **parameters):
+    """Open a view in a page, and wait until it is there."""
+    page.goto(f"{address}/#/{view}?{urlencode(parameters)}")
+    page.wait_for_function(
+        """() => document.querySelector("main").dataset.shown === location.hash
+            && !document.querySelector(".bones")"""
+    )
+    return page
 
 
 def choose(page, image, *, label="Image to search with", name="query.png"):
@@ -210,7 +211,7 @@ def test_names_that_attack_the_page_are_only_text(open_page, address):
     page = open_page("data", dataset=NAME)
     assert MARKUP in page.locator(".items .who").all_inner_texts()
     for identity in range(len(HOSTILE)):
-        page.goto(f"{address}/#/search?{urlencode({'item': file_of(identity, 0)})}")
+        go(page, address, "search", item=file_of(identity, 0))
         expect(answers(page).first).to_have_attribute("title", label_of(identity))
 
 
@@ -247,10 +248,8 @@ def test_every_view_is_accessible_and_as_wide_as_the_screen(open_page, address, 
     page = open_page(viewport=viewport, scheme=scheme, item=file_of(0, 0))
     expect(page.locator(".answers").first).to_be_visible()
     seen = [("search", violations(page), page.evaluate("document.documentElement.scrollWidth"))]
-    for view in [*VIEWS, *(f"data?part={part}" for part in PARTS)]:
-        page.goto(f"{address}/#/{view}")
-        page.wait_for_load_state("networkidle")
-        expect(page.locator("h1")).to_be_visible()
+    for view, part in [*((view, "") for view in VIEWS), *(("data", part) for part in PARTS)]:
+        go(page, address, view, part=part)
         seen.append((view, violations(page), page.evaluate("document.documentElement.scrollWidth")))
     assert seen == [(view, [], viewport["width"]) for view, _, _ in seen]
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Settings, Store, Workers, app, store_uri, verb
+from dml.cli.app import Json, Settings, SeveralWords, Store, Workers, app, store_uri, verb
 from dml.cli.output import emit, print_table
 from dml.errors import InvalidSetting
 
@@ -88,7 +88,7 @@ def list_keys(
     return _emit_keys(_key_file(store_uri(store), keys), as_json)
 
 
-@verb(keys_app.command, name="make")
+@verb(keys_app.command, name="make", cls=SeveralWords)
 def make(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="who gets it")],

@@ -32,6 +32,7 @@ from dml.serving.app.settings import (
 
 _MOST_HEAD_BYTES = 64 << 10
 _KEEP_ALIVE_S = 15
+_GRACE_S = 0.5
 _WORKER_STARTS_S = 120
 """It imports torch before it can say that it is alive, and is killed if it has not said so by then."""
 _REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
@@ -84,8 +85,7 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         return self.cycle is not None and not self.cycle.response_complete
 
     def _wait(self) -> None:
-        seconds = self.config.limits.head_seconds
-        self._waiting = self.loop.call_later(seconds, self._give_up, seconds)
+        self._waiting = self.loop.call_later(self.config.limits.head_seconds, self._look_again)
 
     def _stop_waiting(self) -> None:
         self._head_bytes = 0
@@ -93,7 +93,12 @@ class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self._waiting.cancel()
             self._waiting = None
 
-    def _give_up(self, seconds: float) -> None:
+    def _look_again(self) -> None:
+        """A loop that is late runs its timers before it reads what has arrived meanwhile."""
+        self._waiting = self.loop.call_later(_GRACE_S, self._give_up)
+
+    def _give_up(self) -> None:
+        seconds = self.config.limits.head_seconds
         if self._is_in_request():
             return
         if not self._head_bytes:

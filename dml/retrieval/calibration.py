@@ -22,7 +22,7 @@ from dml.reports import CalibratedScope, CalibrationReport, CheckedFpir
 from dml.retrieval.arguments import checked_error_rate
 from dml.retrieval.index import published_index
 from dml.retrieval.scope_impostors import ImpostorSearch, IndexedRows, ScopeImpostors, select_scopes
-from dml.retrieval.tails import MAX_LARGEST, ImpostorTail, fit_tail, held_out_fpir, held_out_tails
+from dml.retrieval.tails import ImpostorTail, fit_tail, held_out_fpir, held_out_tails
 from dml.retrieval.thresholds import (
     PooledTail,
     ScopeTail,
@@ -36,8 +36,7 @@ from dml.retrieval.thresholds import (
 logger = logging.getLogger(__name__)
 
 
-_MANY_SCOPES, _LARGEST_OF_MANY = 100, 50
-"""Of so many scopes, each tail keeps only its 50 most similar pairs of identities."""
+_MANY_SCOPES = 100
 _MAX_FPIR_RATIO = 2.0
 """A pooled threshold may be below the whole gallery's if the interval of its checked FPIR ends below so many
 times the target."""
@@ -81,8 +80,8 @@ def calibrate(
         ticker.begin("the whole gallery", "probes", search.num_gallery_probes)
         gallery = search.in_gallery()
         ticker.begin("scopes", "scopes", len(selections))
-        num_largest = _LARGEST_OF_MANY if len(selections) > _MANY_SCOPES else MAX_LARGEST
-        measured = [search.in_scope(selected, num_largest=num_largest) for selected in selections]
+        are_many = len(selections) > _MANY_SCOPES
+        measured = [search.in_scope(selected, is_one_of_many=are_many) for selected in selections]
         thresholds, report = _Calibrator(search).calibrate(gallery, measured, fpir, num_tries)
     former = find_thresholds_ref(store, index)
     if former is not None and all(scope.refused for scope in report):

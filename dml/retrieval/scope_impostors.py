@@ -29,7 +29,7 @@ from dml.retrieval.impostors import (
     impostor_scores,
     sample_probes,
 )
-from dml.retrieval.tails import MAX_LARGEST, ImpostorTail, fit_tail, held_out_tails, identity_folds
+from dml.retrieval.tails import ImpostorTail, fit_tail, held_out_tails, identity_folds
 from dml.retrieval.thresholds import WHOLE_GALLERY, column_of
 
 _MAX_SCOPES = 10_000
@@ -38,6 +38,8 @@ _WANTED_BEYOND = 30
 """Pairs that are expected beyond a threshold, where there are enough items: of P probes P * FPIR."""
 _MAX_PAIRS_OF_SCOPE, _MAX_PAIRS_POOLED = 500_000, 4_000_000
 _MAX_ROWS_FOR_PAIRS = 20_000
+_SHORT_TAIL = {"num_largest": 50, "num_quantiles": 24}
+"""10,000 scopes of usual tails are 67 MB of thresholds, which a service reads at its start."""
 
 
 class IndexedRows:
@@ -196,18 +198,23 @@ class ImpostorSearch:
     def in_gallery(self) -> ScopeImpostors:
         """The impostors in the whole gallery."""
         selection = Selection(WHOLE_GALLERY, None, np.arange(len(self._has_label)))
-        measured = self._measured(selection, self._enough(_GALLERY_PROBES), MAX_PAIRS_KEPT, MAX_LARGEST)
+        measured = self._measured(selection, self._enough(_GALLERY_PROBES), MAX_PAIRS_KEPT)
         count(0 if measured.probes is None else len(measured.probes.maxima))
         return measured
 
-    def in_scope(self, selection: Selection, *, num_largest: int = MAX_LARGEST) -> ScopeImpostors:
+    def in_scope(self, selection: Selection, *, is_one_of_many: bool = False) -> ScopeImpostors:
         """The impostors inside a scope. Its pairs are pooled with those of its column's other scopes.
 
         Args:
             selection: the scope.
-            num_largest: pairs of two identities whose similarities its tail keeps at most.
+            is_one_of_many: keep a short tail.
         """
-        measured = self._measured(selection, self._enough(_SCOPE_PROBES), _MAX_PAIRS_OF_SCOPE, num_largest)
+        measured = self._measured(
+            selection,
+            self._enough(_SCOPE_PROBES),
+            _MAX_PAIRS_OF_SCOPE,
+            **(_SHORT_TAIL if is_one_of_many else {}),
+        )
         count()
         return measured
 
@@ -216,7 +223,7 @@ class ImpostorSearch:
         return self._pools[column]
 
     def _measured(
-        self, selection: Selection, max_probes: int, max_kept: int, num_largest: int
+        self, selection: Selection, max_probes: int, max_kept: int, **kept_of_tail: int
     ) -> ScopeImpostors:
         rows = selection.rows[self._has_label[selection.rows]]
         searched = len(np.unique(self._identities[rows]))
@@ -233,7 +240,7 @@ class ImpostorSearch:
         pool = ImpostorPool(self.folds, max_kept=max_kept)
         pool.add(scores)
         try:
-            tail = fit_tail(pool.pairs(), num_largest=num_largest)
+            tail = fit_tail(pool.pairs(), **kept_of_tail)
             limits = [each.threshold(searched, self.share) for each in held_out_tails(pool)]
         except InvalidData:
             return measured

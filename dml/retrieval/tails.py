@@ -28,7 +28,7 @@ MIN_PAIRS_BEYOND = 10
 NUM_FOLDS = 5
 _TAIL_SHARE, _MIN_IN_TAIL, _MAX_IN_TAIL = 0.001, 500, 20_000
 _MAX_TAIL_SHARE = 0.1
-MAX_LARGEST = 1_000
+MAX_LARGEST, NUM_QUANTILES = 1_000, 96
 
 
 class ImpostorTail(BaseModel):
@@ -139,12 +139,15 @@ def fit_pareto(excesses: NDArray[np.float64]) -> tuple[float, float]:
     return 2 * mean * weighted / (mean - 2 * weighted), shape
 
 
-def fit_tail(pairs: ImpostorPairs, *, num_largest: int = MAX_LARGEST) -> ImpostorTail:
+def fit_tail(
+    pairs: ImpostorPairs, *, num_largest: int = MAX_LARGEST, num_quantiles: int = NUM_QUANTILES
+) -> ImpostorTail:
     """The tail of impostor pairs.
 
     Args:
         pairs: of one search, or of several searches pooled.
         num_largest: pairs of two identities whose similarities it keeps at most.
+        num_quantiles: that it keeps, a third of them above the location.
 
     Raises:
         InvalidData: there are fewer than 20 pairs, or their similarities are all the same.
@@ -158,7 +161,11 @@ def fit_tail(pairs: ImpostorPairs, *, num_largest: int = MAX_LARGEST) -> Imposto
     size = min(max(int(wanted), MIN_PAIRS_BEYOND), num_kept - 1)
     location = float(pairs.similarities[size])
     scale, shape = fit_pareto(pairs.similarities[:size].astype(np.float64) - location)
-    spaced = [np.geomspace(MIN_PAIRS_BEYOND, size + 1, 32), np.geomspace(size + 1, num_kept, 64)]
+    above = num_quantiles // 3
+    spaced = [
+        np.geomspace(MIN_PAIRS_BEYOND, size + 1, above),
+        np.geomspace(size + 1, num_kept, num_quantiles - above),
+    ]
     ranks = np.unique(np.concatenate(spaced).astype(np.int64))[::-1]
     reached = pairs.similarities[ranks - 1].astype(np.float64).round(7)
     return ImpostorTail(

@@ -123,6 +123,15 @@ def test_the_threshold_is_that_pair_quantile_where_there_are_many_pairs():
         )
 
 
+def test_a_short_tail_has_nearly_the_same_thresholds():
+    vectors, labels = people(300, 4)
+    pairs = searched(vectors, labels, np.arange(1200)).pairs()
+    usual, short = fit_tail(pairs), fit_tail(pairs, num_largest=50, num_quantiles=24)
+    assert (len(short.largest), len(short.quantiles)) == (50, 23)  # both parts have the location
+    for rate in (0.1, 0.02, 0.003, 1e-3, 1e-4, 3e-5, 1e-6):
+        assert short.similarity_at(rate) == pytest.approx(usual.similarity_at(rate), abs=0.01)
+
+
 @pytest.mark.parametrize(("num_identities", "fpir"), [(1, 0.01), (100, 0.01), (50_000, 0.01), (10, 0.3)])
 def test_independent_pairs_at_the_pair_rate_give_the_fpir(num_identities, fpir):
     assert 1 - (1 - pair_rate(num_identities, fpir)) ** num_identities == pytest.approx(fpir)

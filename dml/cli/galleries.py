@@ -2,7 +2,7 @@
 
 from getpass import getuser
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -13,6 +13,7 @@ from dml.errors import InvalidSetting
 if TYPE_CHECKING:
     from dml.refs import IndexRef
     from dml.reports import EnrolmentReport
+    from dml.retrieval.gallery.quality import Quality
 
 _TRUTH = {"true": True, "false": False}
 
@@ -25,6 +26,13 @@ def enrol(
     attributes: Annotated[
         list[str] | None, typer.Option("--attribute", help="of all these items, name=value; repeatable")
     ] = None,
+    quality: Annotated[
+        str,
+        typer.Option(
+            help="off; standard: refuse images that are too small, blurred, dark or bright; strict: also "
+            "what resembles another identity more than this one"
+        ),
+    ] = "off",
     who: Annotated[str | None, typer.Option(help="who does it; default: the user of this machine")] = None,
     store: Store = None,
     as_json: Json = False,
@@ -47,7 +55,8 @@ def enrol(
 
     gallery = Gallery.open(store_uri(store), name)
     known = dict(_attribute(text, gallery.ref) for text in attributes or [])
-    done = gallery.enrol(identity, attributes=known, who=getuser() if who is None else who, **given)
+    who = getuser() if who is None else who
+    done = gallery.enrol(identity, attributes=known, who=who, quality=_quality(quality), **given)
     size = gallery.size
     report = EnrolmentReport(
         index=str(gallery.ref),
@@ -78,6 +87,12 @@ def _attribute(text: str, index: "IndexRef") -> tuple[str, Any]:
         what = {"int64": "a whole number", "double": "a number", "bool": "true or false"}[kind]
         raise InvalidSetting(f"--attribute {name} must be {what}; got {value!r}.") from error
     return name, value
+
+
+def _quality(text: str) -> "Quality":
+    if text in ("off", "standard", "strict"):
+        return cast("Quality", text)
+    raise InvalidSetting(f"--quality must be off, standard or strict; got {text!r}.")
 
 
 def _show_enrolment(report: "EnrolmentReport") -> None:

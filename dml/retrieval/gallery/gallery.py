@@ -40,7 +40,7 @@ from dml.retrieval.gallery.delta import Delta
 from dml.retrieval.gallery.fold import log_path
 from dml.retrieval.gallery.live import LiveIndex
 from dml.retrieval.gallery.log import BUSY_TIMEOUT_S, ERASED, Entry, Log
-from dml.retrieval.gallery.quality import Quality, check_quality
+from dml.retrieval.gallery.quality import Quality, check_duplicates, check_quality
 from dml.retrieval.index import find_index
 from dml.retrieval.search import Index
 from dml.retrieval.shards import open_index
@@ -309,7 +309,8 @@ class Gallery:
             attributes: values of the index's columns; the others are missing.
             ids: of the items; None: the identity, and the first digits of the content's SHA-256.
             who: enrols them, for the log.
-            quality: of images, see `quality`.
+            quality: "standard" and "strict" refuse images that are too small, blurred, dark or bright;
+                "strict" also what resembles another identity more than this one.
 
         Raises:
             InvalidSetting: neither images nor vectors, an id twice, an id that exists with other content, or
@@ -327,12 +328,13 @@ class Gallery:
             state = self._state
             attributes = _checked_attributes(attributes or {}, state.ref)
             if vectors is None:
-                check_quality(quality, images)
-                embedded = self._embed(state, images)
+                embedded = self._embed(state, images, quality)
                 contents = list(images)
             else:
                 embedded = _checked_vectors(vectors, state.ref)
                 contents = [vector.tobytes() for vector in embedded]
+            if quality == "strict":
+                check_duplicates(state.live, embedded, identity)
             digests = [hashlib.sha256(content).hexdigest() for content in contents]
             names = _checked_ids(ids, identity, digests)
             when = _now()
@@ -657,9 +659,16 @@ class Gallery:
                 self._packages = {ref.fingerprint: self._load(ref.uri)}  # the former model is not kept
             return self._packages[ref.fingerprint]
 
-    def _embed(self, state: _State, images: Sequence[bytes]) -> NDArray[np.float32]:
+    def _embed(self, state: _State, images: Sequence[bytes], quality: Quality = "off") -> NDArray[np.float32]:
+        """(M, D) of unit length, of images that pass the quality gate."""
+        check_quality(quality, images)  # before the network has work
         package = self._package(require_package(state.ref.embeddings.embedder, "An enrolment of images"))
-        return np.asarray(package.embed(images), np.float32)
+        if quality == "off":
+            return np.asarray(package.embed(images), np.float32)
+        raw = np.asarray(package.embed(images, unit_length=False), np.float32)
+        norms = np.linalg.norm(raw, axis=1)
+        check_quality(quality, images, norms)
+        return np.asarray(raw / norms[:, None], np.float32)
 
     def _refuse_writing(self) -> None:
         if self._readonly or self._pinned is not None:

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     )
 
 
+_CHOICES = {
+    "first_stage": ("--first-stage", "auto, pca16, pca32, signs, rabitq, pq4 or pq8"),
+    "vectors": ("--dtype", "float32 or float16"),
+}
+
+
 @verb()
 def embed(
     model: Annotated[str, typer.Argument(help="NAME (its champion), NAME@ALIAS or NAME/VERSION")],
@@ -89,6 +95,14 @@ def index(
             "the cheapest of them that reaches the recall"
         ),
     ] = None,
+    order_by: Annotated[
+        str | None,
+        typer.Option(help="the column that filters name most: its values are stored together; default: none"),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(help="of the vectors beside the index: float32, or float16, half the size on disk"),
+    ] = "float32",
     explain: Annotated[
         bool,
         typer.Option("--explain", help="print costs and recall with their basis; by parameters of a search"),
@@ -104,7 +118,14 @@ def index(
     from flows.index import index_flow
     from flows.policy import run
 
-    config = _index_config(factory=factory, recall=recall, shards=shards, first_stage=first_stage)
+    config = _index_config(
+        factory=factory,
+        recall=recall,
+        shards=shards,
+        first_stage=first_stage,
+        order_by=order_by,
+        vectors=dtype,
+    )
     _refuse_contradiction(model, embedder, weights=weights, preprocessing=preprocessing, license=license)
     show = _show_explained if explain else _show_index
     root, other = store_uri(store), dataset or model or embedder
@@ -127,10 +148,9 @@ def _index_config(**settings: Any) -> "IndexConfig":
     try:
         return IndexConfig(**settings)
     except ValidationError as error:
-        raise InvalidSetting(
-            "--first-stage must be auto, pca16, pca32, signs, rabitq, pq4 or pq8; got "
-            f"{settings['first_stage']!r}."
-        ) from error
+        setting, message = str(error.errors()[0]["loc"][0]), error.errors()[0]["msg"]
+        option, allowed = _CHOICES.get(setting, (f"--{setting.replace('_', '-')}", f"possible ({message})"))
+        raise InvalidSetting(f"{option} must be {allowed}; got {settings[setting]!r}.") from error
 
 
 def _refuse_contradiction(model: str | None, embedder: str | None, **of_embedder: object) -> None:

@@ -42,6 +42,7 @@ def test_a_search_explains_each_stage(dml, place):
             ["index", "people", "--first-stage", "pca"],
             "--first-stage must be auto, pca16, pca32, signs, rabitq, pq4 or pq8; got 'pca'.",
         ),
+        (["index", "people", "--dtype", "half"], "--dtype must be float32 or float16; got 'half'."),
         (["search", "--id", "3", "--rerank", "best"], "rerank must be query-expansion or k-reciprocal"),
         (
             ["search", "--id", "3", "--rerank", "k-reciprocal", "--group-by-identity", "best"],

@@ -21,8 +21,8 @@ _CANDIDATES = (2, 4, 8, 16, 32, 64)
 _CORRELATED: tuple[Correlation, ...] = ("inside", "outside")
 _RARE = 2.0
 _KEPT_BY_CODES = 0.9995  # of the neighbours that the lists reach
-_FEWEST_QUERIES_OF_MARGIN = 16  # fewer say nothing of it
-_MOST_QUERIES, _FEWEST_QUERIES = 256, 32
+# With fewer than 38 queries of 10 neighbours the interval of a recall of 1 reaches below 0.99.
+_MOST_QUERIES, _FEWEST_QUERIES = 256, 40
 _FLOPS = 2e10  # of a matrix product on one core, for the estimate of a calibration's time
 
 
@@ -43,7 +43,7 @@ def measure_recall(
     Args:
         index: a filled index.
         vectors: its rows' vectors.
-        target: of the lower end of the recall's 95 % interval at each step, and of the recall of each cell.
+        target: of the lower end of the recall's 95 % interval.
         num_queries: held-out queries of each selectivity and correlation.
         selectivities: matching rows / rows.
         seed: of queries and filters.
@@ -99,7 +99,7 @@ def calibrate_plans(
         index: a filled index.
         vectors: its rows' vectors.
         fewest_rows: smaller indexes are not measured.
-        budget_s: time for the exact neighbours of the held-out queries, by an estimate; with 32 queries, the
+        budget_s: time for the exact neighbours of the held-out queries, by an estimate; with 40 queries, the
             fewest, it can take longer.
 
     Returns:
@@ -113,7 +113,7 @@ def calibrate_plans(
 
 
 def affordable_queries(num_rows: int, dim: int, budget_s: float) -> int:
-    """Held-out queries whose exact neighbours can be found within a time, between 32 and 256."""
+    """Held-out queries whose exact neighbours can be found within a time, between 40 and 256."""
     shares = SELECTIVITIES[0] + 3 * sum(SELECTIVITIES[1:])
     seconds_each = 2.0 * num_rows * dim * shares / _FLOPS
     return int(np.clip(budget_s / seconds_each, _FEWEST_QUERIES, _MOST_QUERIES))
@@ -133,7 +133,7 @@ def _steps(
         if part.filter.correlation != "random":
             continue
         selectivity = part.filter.selectivity
-        margins = [_least_margin([part], target, num_rows, is_rare=False, is_sure=True)]
+        margins = [_least_margin([part], target, num_rows, is_rare=False)]
         rare_margins = []
         for correlation in _CORRELATED:
             parts = [
@@ -172,31 +172,27 @@ def _steps(
     ]
 
 
-def _least_margin(
-    parts: list[GroundTruth], target: float, num_rows: int, *, is_rare: bool, is_sure: bool = False
-) -> float:
+def _least_margin(parts: list[GroundTruth], target: float, num_rows: int, *, is_rare: bool) -> float:
     """The least with which the recall of the queries near which matches are rare, or are not, is the target.
 
     Args:
         parts: filters of one selectivity and correlation.
-        target: of the recall.
+        target: of the lower end of the recall's 95 % interval.
         num_rows: of the index.
         is_rare: which queries.
-        is_sure: the lower end of the recall's interval reaches the target.
 
     Returns:
         0: there are too few such queries. Infinite: all lists are not enough.
     """
     chosen = [part.margins[part.is_rare(_RARE, num_rows) == is_rare] for part in parts]
     needed = np.concatenate(chosen) if chosen else np.empty((0, K))
-    if len(needed) < _FEWEST_QUERIES_OF_MARGIN:
+    if len(needed) < _FEWEST_QUERIES:
         return 0.0
     steps = np.unique(np.maximum(needed[needed < np.inf], 0))
     low, high = 0, len(steps)
     while low < high:
         middle = (low + high) // 2
-        recall, lower, _ = _interval((needed <= steps[middle]).mean(axis=1))
-        if (lower if is_sure else recall) >= target:
+        if _interval((needed <= steps[middle]).mean(axis=1))[1] >= target:
             high = middle
         else:
             low = middle + 1

@@ -143,7 +143,8 @@ def _steps(
             ]
             margins.append(_least_margin(parts, target, num_rows, is_rare=False))
             rare_margins.append(_least_margin(parts, target, num_rows, is_rare=True))
-        margin, rare_margin = max(margins), max(rare_margins)
+        # The deeper the matches, the wider: where a margin is less than a former one, that is by chance.
+        margin, rare_margin = max(*margins, *(step.margin for step in steps)), max(rare_margins)
         if margin == np.inf:
             break
         near = lists.near(vectors.take(part.filter.queries), lists.num_lists)

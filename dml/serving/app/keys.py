@@ -129,9 +129,9 @@ def read_keys(path: Path) -> list[Key]:
     except FileNotFoundError:
         return []
     mode = stat.S_IMODE(status.st_mode)
-    if mode & 0o077:
+    if mode & 0o037:  # its group may read it: so a pod's user reads a secret of Kubernetes
         raise InvalidSetting(
-            f"A file of API keys must be readable by its owner alone; {path} has mode {mode:o}. Do: "
+            f"A file of API keys must be closed to others than its owner; {path} has mode {mode:o}. Do: "
             f"chmod 600 {path}."
         )
     try:

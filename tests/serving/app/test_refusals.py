@@ -6,8 +6,9 @@ import anyio
 import pytest
 from PIL import Image
 
+from dml.errors import InvalidSetting
 from dml.serving.app.factory import create_app
-from dml.serving.app.keys import make_key, revoke_key
+from dml.serving.app.keys import make_key, read_keys, revoke_key
 from dml.serving.app.messages import Image as ImageMessage
 from dml.serving.app.rates import Rates
 from dml.serving.app.settings import LOOPBACK_NAMES, Limits
@@ -224,6 +225,9 @@ def test_a_key_is_kept_as_its_hash_alone_in_a_file_of_its_owner(tmp_path):
     _, secret = make_key(path, "page", ["read"])
     assert secret.removeprefix("dml_") not in path.read_text()
     assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    with pytest.raises(InvalidSetting, match="chmod 600"):
+        read_keys(path)
 
 
 def test_every_answer_has_the_headers_of_security(settings):

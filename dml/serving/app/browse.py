@@ -1,6 +1,6 @@
 """Routes that look through datasets and correct them, and that say what indexes and models were made from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -71,7 +71,8 @@ def datasets(service: TheService, _: DatasetReader) -> messages.DatasetList:
     return messages.DatasetList(
         datasets=[
             messages.DatasetSummary(**_summary(version.ref)) for version in versions if version.is_current
-        ]
+        ],
+        damaged=_said(damaged, service.settings.store),
     )
 
 
@@ -236,9 +237,13 @@ def lineage(service: TheService, caller: Reader) -> messages.Lineage:
                     ],
                 )
             )
-    addresses = {"MLflow": without_password(tracking_uri(store)), "Prefect": prefect_pages()}
+    addresses = {
+        "MLflow": without_password(tracking_uri(store)),
+        "Prefect": without_password(prefect_pages()),
+    }
     return messages.Lineage(
         indexes=[by_name[name] for name in sorted(by_name)],
+        damaged=[] if caller.galleries else _said(damaged, store),  # they may be of other galleries
         models=[_registered(store, model) for model in models],
         models_missing=missing,
         pages=[
@@ -247,6 +252,11 @@ def lineage(service: TheService, caller: Reader) -> messages.Lineage:
             if url.startswith(("http://", "https://"))
         ],
     )
+
+
+def _said(errors: Sequence[DmlError], store: str) -> list[str]:
+    """What is wrong, without where the store is."""
+    return [without_password(str(error)).replace(f"{store}/", "") for error in errors]
 
 
 def _models(store: str) -> tuple[list[ModelRef], str]:

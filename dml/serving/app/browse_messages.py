@@ -26,6 +26,7 @@ class DatasetList(Message):
     """The datasets of the store."""
 
     datasets: list[DatasetSummary]
+    damaged: list[str] = Field(description="what of versions cannot be read, and what to do; empty: nothing")
 
 
 class DatasetDetail(DatasetSummary):
@@ -185,6 +186,7 @@ class Lineage(Message):
     """What the indexes and models were made from."""
 
     indexes: list[IndexLineage]
+    damaged: list[str] = Field(description="what of versions cannot be read, and what to do; empty: nothing")
     models: list[RegisteredModel] = Field(description="the newest first within a name")
     models_missing: str = Field(description="why there are no models; empty: they were read")
     pages: list[Pages]

@@ -6,7 +6,7 @@ import { button, fill, fold, h, text } from "./dom.mjs";
 import { filterForm } from "./filters.mjs";
 import { picture } from "./pictures.mjs";
 import { choice } from "./search_view.mjs";
-import { empty, failed, loading } from "./states.mjs";
+import { damageNotice, empty, failed, loading } from "./states.mjs";
 import { cosine, count, counted, shown, time } from "./words.mjs";
 
 const PARTS = { items: "Items", suspects: "Suspected labels", duplicates: "Near-duplicates", quarantine: "Quarantine", corrections: "Corrections" };
@@ -15,9 +15,9 @@ const SIDE = 224;
 
 /** @param {import("./main.mjs").Context} context */
 export async function dataView({ parameters, go }) {
-  const { datasets: known } = await datasets.list();
+  const { datasets: known, damaged } = await datasets.list();
   const title = h("h1", { tabindex: "-1" }, "Data");
-  if (!known.length) return [h("div", { class: "head" }, title), empty("No dataset yet", "Make one: dml ingest SOURCE --name NAME.", "grid")];
+  if (!known.length) return [h("div", { class: "head" }, title), damageNotice(damaged), empty("No dataset yet", "Make one: dml ingest SOURCE --name NAME.", "grid")];
   const name = known.some((each) => each.name === parameters.dataset) ? parameters.dataset : known[0].name;
   const part = PARTS[parameters.part] ? parameters.part : "items";
   const detail = await datasets.detail(name);
@@ -30,7 +30,7 @@ export async function dataView({ parameters, go }) {
   );
   const tabs = h("nav", { class: "views", "aria-label": "Parts of the dataset" }, Object.entries(PARTS).map(([each, label]) => h("a", { href: `#/data?${new URLSearchParams({ dataset: name, part: each })}`, "aria-current": each === part ? "page" : null }, label, each === "quarantine" && detail.quarantined > 0 && ` (${count(detail.quarantined)})`)));
   const again = () => go("data", { dataset: name, part }, { anew: true });
-  return [head, tabs, await VIEWS[part](detail, again)];
+  return [head, damageNotice(damaged), tabs, await VIEWS[part](detail, again)];
 }
 
 const VIEWS = { items: itemsPart, suspects: suspectsPart, duplicates: duplicatesPart, quarantine: quarantinePart, corrections: correctionsPart };

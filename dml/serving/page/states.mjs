@@ -34,6 +34,11 @@ export function failedNotice(error) {
   return h("div", { class: "notice error", role: "alert" }, h("p", {}, h("strong", {}, titleOf(error)), " ", sentence(must, got), advice && ` ${advice}`));
 }
 
+/** What the service could not read, where it could read the rest. @param {string[]} damaged */
+export function damageNotice(damaged) {
+  return damaged.length > 0 && h("div", { class: "notice error damage", role: "alert" }, h("div", { class: "stack tight" }, damaged.map((each) => h("p", {}, each))));
+}
+
 function problemOf(error) {
   return error.problem ?? { must: "The page must work", got: error.message, do: "Load it again." };
 }

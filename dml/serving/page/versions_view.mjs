@@ -2,18 +2,19 @@
 
 import { lineage } from "./api.mjs";
 import { h, text } from "./dom.mjs";
-import { empty } from "./states.mjs";
+import { damageNotice, empty } from "./states.mjs";
 import { count, percent, time } from "./words.mjs";
 
 const KINDS = { dataset: "Dataset", vectors: "Imported vectors", run: "Training run", package: "Model", embeddings: "Embeddings", index: "Index" };
 
 export async function versionsView() {
-  const { indexes, models, models_missing: missing, pages } = await lineage();
+  const { indexes, damaged, models, models_missing: missing, pages } = await lineage();
   const links = pages.map(({ name, url }) => h("a", { class: "button", href: url, target: "_blank", rel: "noreferrer" }, name));
   const head = h("div", { class: "head" }, h("div", {}, h("h1", { tabindex: "-1" }, "Versions"), h("p", {}, "What every index was made from: dataset, training run, model, embeddings.")), h("div", { class: "row" }, links));
-  if (!indexes.length && !models.length) return [head, empty("Nothing published yet", "Index a dataset: dml index NAME --model MODEL --dataset DATASET.", "layers")];
+  if (!indexes.length && !models.length) return [head, damageNotice(damaged), empty("Nothing published yet", "Index a dataset: dml index NAME --model MODEL --dataset DATASET.", "layers")];
   return [
     head,
+    damageNotice(damaged),
     h("section", { "aria-labelledby": "versions-indexes" }, h("h2", { id: "versions-indexes" }, "Indexes"), indexes.map(indexCard)),
     h("section", { "aria-labelledby": "versions-models" }, h("h2", { id: "versions-models" }, "Models"), models.length ? modelTable(models) : h("p", { class: "quiet" }, missing || "No model is registered.")),
   ];

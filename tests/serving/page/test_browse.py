@@ -1,10 +1,13 @@
 """The routes that look through datasets and lineage."""
 
 import io
+import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from dml import storage
 from dml.serving.app.keys import make_key
 from dml.serving.app.settings import ServiceSettings
 from tests.serving.app.parts import ask
@@ -109,6 +112,26 @@ def test_lineage_leads_from_the_dataset_to_the_index(get, looked_at):
         ("embeddings", index.embeddings.version),
         ("index", str(index)),
     ]
+
+
+def test_servers_of_the_stack_are_linked_without_their_passwords(get, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://me:secret@127.0.0.1:4200/api")
+    assert get("lineage").json()["pages"] == [{"name": "Prefect", "url": "http://127.0.0.1:4200"}]
+
+
+def test_a_damaged_dataset_is_said_beside_the_others(get, tmp_path):
+    folder = tmp_path / "own"
+    store = str(folder / "store")
+    dataset = make_dataset(folder / "images", store)
+    make_index(store, dataset)
+    broken = Path(store, "datasets", "broken", dataset.version)
+    shutil.copytree(dataset.uri, broken)
+    (broken / storage.MANIFEST).write_text("no manifest")
+    answer = get("datasets", store=store).json()
+    assert [each["name"] for each in answer["datasets"]] == [NAME]
+    (said,) = answer["damaged"]
+    assert "broken" in said
+    assert str(folder) not in said
 
 
 def test_a_key_of_one_gallery_sees_no_dataset(get, tmp_path):

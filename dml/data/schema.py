@@ -17,7 +17,7 @@ from dml import storage
 from dml.errors import InvalidData
 from dml.refs import AttributeType
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BASE_COLUMNS = ("id", "label", "split", "width", "height", "sha256")
 IMAGE = "image"
 POSITION, CLASS_ID = "position", "class_id"

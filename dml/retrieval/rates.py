@@ -42,7 +42,7 @@ REFERENCE = Rates(
     multiply_ps=20,
     compare_ns=60,
     insert_us=110,
-    visit_us=2.5,
+    visit_us=1.7,
     random_read_us=150,
     read_bytes_per_s=5e8,
 )

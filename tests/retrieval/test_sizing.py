@@ -122,6 +122,10 @@ def test_slower_machines_are_not_promised_what_faster_ones_are():
     assert plan(Target(50_000, 128), slow).chosen.kind != "Flat"
 
 
+def test_a_graph_is_chosen_where_exact_search_is_too_slow_and_memory_allows_it():
+    assert factory_for(120_000, 128, recall=0.95, latency_ms=5, memory=10**9, filters=0) == "HNSW32"
+
+
 def test_a_factory_for_a_machine_is_refused_where_nothing_fits():
     assert factory_for(1000, 64, recall=0.95, latency_ms=5, memory=10**9, filters=0) == "Flat"
     with pytest.raises(InvalidSetting, match="nearest that is: --"):

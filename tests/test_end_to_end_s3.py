@@ -29,9 +29,10 @@ def test_images_become_answers_with_the_store_on_s3(s3_store):
         assert ref.uri.startswith(s3_store)
         verify(ref.uri)
     image = read_images(report.dataset, [7])[0]
-    (result,) = Searcher.open(s3_store).search([image], k=3, where="style != 'none'")
+    searcher = Searcher.open(s3_store)
+    (result,) = searcher.search([image], k=3, where="style != 'none'")
     assert result.report().answers[0].similarity == pytest.approx(1, abs=1e-5)
-    assert io.BytesIO(answers.draw(result, image)).read(4) == b"\x89PNG"
+    assert io.BytesIO(answers.draw(result, image, searcher.gallery)).read(4) == b"\x89PNG"
     assert set(list_names(f"{s3_store}/indexes/tiny")) == {"current.json", report.index.version}
 
     code = (

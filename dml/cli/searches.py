@@ -99,9 +99,11 @@ def search(
     result = _search(_open(root, name, engine, collection), query, k, where or [], rerank)
     drawn = None
     if picture is not None and isinstance(query, bytes):
+        from dml.retrieval.gallery import Gallery
         from dml.serving.answers import draw
 
-        write_picture(picture, draw(result, query))
+        gallery = Gallery.open(root, str(result.index), readonly=True)
+        write_picture(picture, draw(result, query, gallery))
         drawn = str(picture.resolve())
     return emit(result.report(picture=drawn), as_json, _show_explained if explain else _show_answers)
 

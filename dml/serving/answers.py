@@ -9,6 +9,7 @@ from dml.data.dataset import read_images, read_rows
 from dml.models.package import load_package
 from dml.refs import IndexRef, require_dataset, require_package
 from dml.report.gallery import GalleryRow, Tile, draw_gallery
+from dml.retrieval.gallery import Gallery
 from dml.retrieval.search import Answer
 from dml.retrieval.shards import open_index
 from dml.serving.query_result import QueryResult
@@ -16,10 +17,16 @@ from dml.serving.query_result import QueryResult
 _SAMPLE_QUERIES, _SAMPLE_ANSWERS = 8, 8
 
 
-def draw(result: QueryResult, query: bytes) -> bytes:
-    """A PNG with the query and its answers in one row."""
+def draw(result: QueryResult, query: bytes, gallery: Gallery) -> bytes:
+    """A PNG with the query and its answers in one row.
+
+    Raises:
+        MissingArtifact: an answer was enrolled as a vector.
+    """
     dataset = require_dataset(result.index.embeddings.items, "A picture of answers")
-    images = read_images(dataset, [answer.position for answer in result.answers])
+    of_dataset = [answer.position for answer in result.answers if answer.position >= 0]
+    read = iter(read_images(dataset, of_dataset))
+    images = [next(read) if answer.position >= 0 else gallery.picture(answer.id) for answer in result.answers]
     return draw_gallery([_row(Tile(query, "query"), result.answers, images, label=None)])
 
 

@@ -243,6 +243,11 @@ class Gallery:
         embedder = ref.embeddings.embedder
         return self._package(embedder) if isinstance(embedder, PackageRef) else None
 
+    def holds(self, id_: str) -> bool:
+        """Whether there is a live item with this id."""
+        self._poll()
+        return self._state.live.item(id_) is not None
+
     def item(self, id_: str) -> Item:
         """A live item; raises MissingArtifact where there is none with this id."""
         self._poll()

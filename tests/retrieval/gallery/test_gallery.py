@@ -28,6 +28,7 @@ from dml.retrieval.gallery import Gallery
 from dml.retrieval.gallery.fold import LOG_FILE, folder_of
 from dml.retrieval.gallery.log import Log
 from dml.retrieval.index import publish_index
+from dml.serving.answers import draw
 from dml.serving.searcher import Searcher
 from tests.embedding.parts import png
 from tests.retrieval.gallery.people import ROWS, items_of, publish, vectors_of
@@ -78,6 +79,7 @@ def test_an_image_is_found_by_every_way_to_search_once_it_is_enrolled(shop):
     assert (item.label, item.enrolled, item.who) == ("alice", True, "me")
     assert searcher.gallery.picture(done.ids[0]) == image
     assert searcher.gallery.picture("00003.png") == png(3)
+    assert draw(searcher.search([image], k=3)[0], image, searcher.gallery).startswith(b"\x89PNG")
     searcher.gallery.forget(identity="alice")
     time.sleep(0.15)
     for each in (searcher, other):

@@ -129,6 +129,20 @@ async def run(
     return load, memory
 
 
+def means(metrics: str) -> str:
+    """Of the histograms of stages and batches that `/metrics` has."""
+    values = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
+
+    def mean(name: str, label: str = "") -> float:
+        return float(values[f"{name}_sum{label}"]) / float(values[f"{name}_count{label}"])
+
+    stages = {
+        stage: mean("dml_stage_seconds", f'{{stage="{stage}"}}') for stage in ("decode", "encode", "search")
+    }
+    said = ", ".join(f"{stage} {1000 * seconds:.0f} ms" for stage, seconds in stages.items())
+    return f"{said}, {mean('dml_encode_batch_images'):.1f} images a batch"
+
+
 def shown(seconds: list[float]) -> str:
     if not seconds:
         return "none"
@@ -170,6 +184,7 @@ def main() -> None:
             start = time.perf_counter()
             load, memory = asyncio.run(run(address, service.pid, images, arguments, swap))
             spent = time.perf_counter() - start
+            measured = httpx.get(f"{address}/metrics", timeout=60).text
             service.send_signal(signal.SIGINT)
     rate = len(load.search_s) / spent
     print(
@@ -180,6 +195,7 @@ def main() -> None:
         f"{rate:.1f} images/s; in one process without HTTP {alone:.1f} one by one ({rate / alone:.2f} of it),"
         f" {batched:.1f} in batches of {BATCH} ({rate / batched:.2f} of it)"
     )
+    print(f"means: {means(measured)}")
     print(f"models that answered: {len(load.embedders)}; answers of two models: {load.mixed}")
     print(f"memory, MB: {before:.0f} at the start, then {[round(each) for each in memory[::2]]}")
     if load.failed or load.mixed or set(load.statuses) - {200, 429, 503}:

@@ -94,7 +94,7 @@ def preview(network: External) -> Iterator[Package]:
 
 def _require_embeddings(package: Package) -> None:
     out = io.BytesIO()
-    Image.fromarray(np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)).save(out, "PNG")
+    Image.fromarray(np.add.outer(np.arange(112), np.arange(112)).astype(np.uint8)).save(out, "PNG")
     vectors = package.embed([out.getvalue()] * 2)
     source = package.ref.source
     if vectors.shape != (2, package.ref.dim):

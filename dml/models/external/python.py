@@ -11,7 +11,7 @@ from dml.models.external.base import External, Options, Source
 from dml.models.package import Contents
 from dml.models.runtimes.python import PythonConfig, call, load_function, source_file
 
-_SIDE = 64
+_SIDE = 112  # a face step takes a picture of this size for a crop that is aligned already
 
 
 class PythonSource(Source):

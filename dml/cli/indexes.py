@@ -226,6 +226,11 @@ def _show_explained(ref: "IndexRef") -> None:
 
 def _show_explanation(explanation: "IndexExplanation") -> None:
     curve = explanation.curve
+    if explanation.delta or explanation.tombstones:
+        print(
+            f"{explanation.delta} items enrolled or changed since, {explanation.tombstones} of its own "
+            "forgotten or changed; `dml reindex` builds that in"
+        )
     if curve is None:
         print(f"{explanation.index}: it has one row, and nothing to find")
         return
@@ -335,21 +340,28 @@ def indexes(
 def _explanation(store: str, name: str, picture: Path | None) -> "IndexExplanation":
     from dml.reports import IndexExplanation
     from dml.retrieval.bundle import read_calibration
+    from dml.retrieval.gallery import Gallery
     from dml.retrieval.index import find_index
 
     ref = find_index(store, name)
     calibration = read_calibration(ref)
     curve, first_stage = calibration.operating_curve, calibration.first_stage
+    size = Gallery.open(store, name, readonly=True).size
+    explanation = IndexExplanation(
+        index=ref,
+        curve=curve,
+        first_stage=first_stage,
+        stages=calibration.stages,
+        delta=size.delta,
+        tombstones=size.tombstones,
+    )
     if picture is None or curve is None:
-        return IndexExplanation(index=ref, curve=curve, first_stage=first_stage, stages=calibration.stages)
+        return explanation
     from dml.report.operating_curve import draw_operating_curve
 
     require_picture(picture)
     write_picture(picture, draw_operating_curve(f"{ref}: {ref.factory}", curve))
-    drawn = str(picture.resolve())
-    return IndexExplanation(
-        index=ref, curve=curve, first_stage=first_stage, stages=calibration.stages, picture=drawn
-    )
+    return explanation.model_copy(update={"picture": str(picture.resolve())})
 
 
 def _show_indexes(listing: "IndexList") -> None:

@@ -126,3 +126,5 @@ class IndexExplanation(Result):
     first_stage: FirstStageChoice | None = Field(None, description="null: it was built without")
     stages: tuple[StageMates, ...] = Field((), description="and the re-rankers; empty: no labels, or shards")
     picture: str | None = Field(None, description="path of the drawn curve; null: none")
+    delta: int = Field(0, description="items that were enrolled or changed since it was built")
+    tombstones: int = Field(0, description="items of it that were forgotten or changed since")

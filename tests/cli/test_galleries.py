@@ -32,6 +32,7 @@ def test_what_is_enrolled_is_found_by_the_next_command_and_what_is_forgotten_by_
     assert first in ids(dml, people, vectors_of(2, 7)[0])
     again = dml("enrol", "people", "alice", str(people / "new.npy"), *told[:4], *store)
     assert "as of revision 1; 2 enrolled since" in again.out
+    assert "2 items enrolled or changed since" in dml("indexes", "people", *store).out
     assert dml("forget", "people", first, *store, "--json").json["items"] == 1
     assert first not in ids(dml, people, vectors_of(2, 7)[0])
     assert second in ids(dml, people, vectors_of(2, 7)[1])

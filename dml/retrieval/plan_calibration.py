@@ -43,7 +43,7 @@ def measure_recall(
     Args:
         index: a filled index.
         vectors: its rows' vectors.
-        target: of the lower end of the recall's 95 % interval.
+        target: of the recall; where it is sure, of the lower end of its 95 % interval.
         num_queries: held-out queries of each selectivity and correlation.
         selectivities: matching rows / rows.
         seed: of queries and filters.
@@ -133,7 +133,7 @@ def _steps(
         if part.filter.correlation != "random":
             continue
         selectivity = part.filter.selectivity
-        margins = [_least_margin([part], target, num_rows, is_rare=False)]
+        margins = [_least_margin([part], target, num_rows, is_rare=False, is_sure=True)]
         rare_margins = []
         for correlation in _CORRELATED:
             parts = [
@@ -141,8 +141,9 @@ def _steps(
                 for other in measured
                 if (other.filter.selectivity, other.filter.correlation) == (selectivity, correlation)
             ]
-            margins.append(_least_margin(parts, target, num_rows, is_rare=False))
-            rare_margins.append(_least_margin(parts, target, num_rows, is_rare=True))
+            # Of a few queries near which matches are as frequent as expected, an interval says little.
+            margins.append(_least_margin(parts, target, num_rows, is_rare=False, is_sure=False))
+            rare_margins.append(_least_margin(parts, target, num_rows, is_rare=True, is_sure=True))
         # The deeper the matches, the wider: where a margin is less than a former one, that is by chance.
         margin, rare_margin = max(*margins, *(step.margin for step in steps)), max(rare_margins)
         if margin == np.inf:
@@ -173,14 +174,17 @@ def _steps(
     ]
 
 
-def _least_margin(parts: list[GroundTruth], target: float, num_rows: int, *, is_rare: bool) -> float:
+def _least_margin(
+    parts: list[GroundTruth], target: float, num_rows: int, *, is_rare: bool, is_sure: bool
+) -> float:
     """The least with which the recall of the queries near which matches are rare, or are not, is the target.
 
     Args:
         parts: filters of one selectivity and correlation.
-        target: of the lower end of the recall's 95 % interval.
+        target: of the recall.
         num_rows: of the index.
         is_rare: which queries.
+        is_sure: the lower end of the recall's 95 % interval reaches the target, not only its mean.
 
     Returns:
         0: there are too few such queries. Infinite: all lists are not enough.
@@ -193,7 +197,8 @@ def _least_margin(parts: list[GroundTruth], target: float, num_rows: int, *, is_
     low, high = 0, len(steps)
     while low < high:
         middle = (low + high) // 2
-        if _interval((needed <= steps[middle]).mean(axis=1))[1] >= target:
+        recall, lower, _ = _interval((needed <= steps[middle]).mean(axis=1))
+        if (lower if is_sure else recall) >= target:
             high = middle
         else:
             low = middle + 1

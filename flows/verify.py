@@ -102,7 +102,8 @@ def _embed_again(store: str, damaged: CheckedArtifact) -> str:
 
 def _build_again(store: str, damaged: CheckedArtifact) -> str:
     ref, config = ref_of(damaged, IndexRef), index_config_of(ref_of(damaged, IndexRef))
-    stage(require_intact)(ref.embeddings, ref.embeddings.items)
+    changes = [] if ref.changes is None else [ref.changes]
+    stage(require_intact)(ref.embeddings, ref.embeddings.items, *changes)
     stage(remove_damaged)(damaged)
     built = stage(build_index)(store, ref.name, ref.embeddings, config, model=ref.model, changes=ref.changes)
     return _same(damaged, built)

@@ -138,7 +138,7 @@ def build_index(
                 held_out.labels,
                 name=factory,
                 cascade=cascade,
-                may_query=not_trained_on(items),
+                may_query=not_trained_on(items, embeddings.embedder),
             )
         calibration = Calibration(
             operating_curve=curve,

@@ -2,7 +2,8 @@
 
 Every item of the index is a non-mated probe once its identity is left out of the gallery, so no other data is
 needed; an identity is a label. Items of training classes are enrolled, and are no probes where there are
-others: the embedding has learnt to tell those apart, and not the people who come later.
+others: the embedding has learnt to tell those apart, and not the people who come later. A network from
+elsewhere was trained on none of them.
 
 A scope is a part of the gallery, and as a rule a more similar one: it has a tail of its own, of probes from
 inside it. A scope with too few identities for that uses the pooled tail of its column: that of the scopes of

@@ -17,7 +17,7 @@ from pyarrow import compute
 
 from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting
 from dml.progress import count
-from dml.refs import IndexRef
+from dml.refs import AnyEmbedder, IndexRef, PackageRef
 from dml.retrieval.bundle import open_bundle
 from dml.retrieval.filters import Compare, check, matching_rows
 from dml.retrieval.filters.columns import ItemColumns
@@ -130,9 +130,13 @@ def _values(items: pa.Table, name: str) -> tuple[list[Any], NDArray[np.int64]]:
     return [value for value, is_one in zip(values, is_value, strict=True) if is_one], numbers[codes]
 
 
-def not_trained_on(items: pa.Table) -> NDArray[np.bool_]:
-    """(N,) the items whose classes were not trained on; all where there is no other, or no split."""
-    if "split" not in items.column_names:
+def not_trained_on(items: pa.Table, embedder: AnyEmbedder) -> NDArray[np.bool_]:
+    """(N,) the items whose classes the embedder was not trained on.
+
+    All of a network that was trained elsewhere, where there is no split, and where all were trained on.
+    """
+    is_from_elsewhere = isinstance(embedder, PackageRef) and embedder.dataset is None
+    if is_from_elsewhere or "split" not in items.column_names:
         return np.ones(len(items), dtype=np.bool_)
     trained = compute.fill_null(compute.equal(items["split"], "train"), False)
     others: NDArray[np.bool_] = ~trained.to_numpy()
@@ -181,7 +185,7 @@ class ImpostorSearch:
         self.index, self.share, self._take = indexed.ref, share, indexed.take
         names, self._identities = _values(items, "label")
         self._has_label = self._identities >= 0
-        self._may_probe = not_trained_on(items)
+        self._may_probe = not_trained_on(items, indexed.ref.embeddings.embedder)
         self.folds = identity_folds(len(names))
         self._pools: defaultdict[str, ImpostorPool] = defaultdict(
             lambda: ImpostorPool(self.folds, max_kept=_MAX_PAIRS_POOLED)

@@ -344,12 +344,29 @@ def test_one_identity_alone_is_refused(tmp_path):
         calibrate(store, ref)
 
 
-def test_classes_that_were_trained_on_are_enrolled_and_are_no_probes(tmp_path):
-    store = str(tmp_path / "store")
+@pytest.fixture(scope="module")
+def glyphs(tmp_path_factory):
+    """A store and its dataset."""
+    store = str(tmp_path_factory.mktemp("glyphs") / "store")
     source = IngestConfig(name="glyphs", source="glyphs:classes=40,per_class=3", num_workers=1)
-    dataset = ingest(source, store)
-    ref = build_index(store, "glyphs", embed(store, make_package(store), dataset), IndexConfig())
+    return store, ingest(source, store)
+
+
+def whole_gallery(store, dataset, package):
+    ref = build_index(store, "glyphs", embed(store, package, dataset), IndexConfig())
     calibrate(store, ref, fpir=0.5)
-    whole = find_thresholds(store, ref).scopes[0]
+    return find_thresholds(store, ref).scopes[0]
+
+
+def test_classes_that_were_trained_on_are_enrolled_and_are_no_probes(glyphs):
+    store, dataset = glyphs
+    package = make_package(store).model_copy(update={"dataset": dataset})
+    whole = whole_gallery(store, dataset, package)
     assert (whole.identities, whole.tail.identities) == (40, dataset.splits["test"].classes)
     assert whole.tail.probes == dataset.splits["test"].rows < dataset.rows
+
+
+def test_all_classes_are_probes_of_a_network_that_was_trained_on_none_of_them(glyphs):
+    store, dataset = glyphs
+    whole = whole_gallery(store, dataset, make_package(store, seed=4))
+    assert (whole.tail.identities, whole.tail.probes) == (40, dataset.rows)

@@ -1,5 +1,6 @@
 """The README is true: its blocks run, in order, in an empty folder; and the verbs keep their word."""
 
+import csv
 import json
 import os
 import re
@@ -8,16 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
+import zipfile
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
 
 import pytest
-import timm
-from safetensors.torch import save_file
 
 from dml import storage
 from dml.cli import main
 from tests.answers import require_declared_type
-from tests.data.pictures import class_folders
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
@@ -92,7 +92,14 @@ def test_the_readme_has_blocks_of_both_kinds():
 
 
 def test_every_console_block_is_run_by_a_test():
-    known = ("make demo", "dml index photos/", "dml up", 'eval "$(dml env)"', "dml bench")
+    known = (
+        "make demo",
+        "dml index photos/",
+        'python -c "\nfrom PIL',
+        "dml up",
+        'eval "$(dml env)"',
+        "dml bench",
+    )
     assert len([console(beginning) for beginning in known]) == len(CONSOLE)
 
 
@@ -103,15 +110,41 @@ def test_what_is_made_is_in_the_makefile():
         )
 
 
-def test_photos_and_a_pretrained_network_give_answers_without_training(tmp_path):
-    """With the weights of a small timm network in a file, since the example's are fetched."""
-    images = class_folders(tmp_path / "photos", classes=6)
-    shutil.copy(next(images.rglob("*.png")), tmp_path / "query.jpg")
-    save_file(timm.create_model("test_vit.r160_in1k").state_dict(), tmp_path / "vit.safetensors")
-    block = console("dml index photos/").replace(
-        "timm:resnet50", "safetensors:vit.safetensors@timm:test_vit.r160_in1k"
-    )
-    assert re.search(r"class\d/\d\.png\W+class\d\W+1\b", type_in(tmp_path, block)), "it finds itself first"
+def test_photos_and_a_pretrained_network_become_a_service_that_knows_what_is_unknown(tmp_path, shared_data):
+    """With weights in a file, since the example's are fetched."""
+    write_cars(shared_data, tmp_path / "photos", classes=100, per_class=2)
+    shutil.copy(next(tmp_path.glob("photos/*/*.jpg")), tmp_path / "query.jpg")
+    weights = shared_data / "weights" / "squeezenet1_1_imagenet_features.safetensors"
+    *commands, serve = console("dml index photos/").splitlines(keepends=True)
+    type_in(tmp_path, "".join(commands).replace("timm:resnet50", f"safetensors:{weights}"))
+    words = f"exec {serve.partition('#')[0]} --port 0 --json"
+    with subprocess.Popen(["bash", "-c", words], cwd=tmp_path, env=ENV, stdout=subprocess.PIPE) as service:
+        try:
+            assert service.stdout is not None
+            address = json.loads(service.stdout.readline())["address"]
+            block = console('python -c "\nfrom PIL').replace("http://127.0.0.1:8000", address)
+            blank, photo, *found = type_in(tmp_path, block).splitlines()
+        finally:
+            service.send_signal(signal.SIGINT)
+    assert service.returncode == 0
+    assert blank.startswith("unknown "), blank
+    assert re.fullmatch(r"known \d+ (1\.0|0\.99999\d+)", photo), photo
+    assert any(re.search(r"\d+/\d+\.jpg\W+\d+\W+1\b", line) for line in found), "it finds itself"
+
+
+def write_cars(shared_data: Path, folder: Path, *, classes: int, per_class: int) -> None:
+    """Photos of CARS196's first classes, a folder for each."""
+    with zipfile.ZipFile(shared_data / "cars196_trainhalf_96px.zip") as archive:
+        (labels,) = (name for name in archive.namelist() if name.endswith("labels.csv"))
+        rows = csv.DictReader(archive.read(labels).decode().splitlines())
+        of_class: defaultdict[str, list[str]] = defaultdict(list)
+        for row in rows:
+            of_class[row["class_id_1based"]].append(row["path"])
+        for label in sorted(of_class, key=int)[:classes]:
+            (folder / label).mkdir(parents=True)
+            for path in of_class[label][:per_class]:
+                photo = archive.read(str(PurePosixPath(labels).parent / path))
+                (folder / label / PurePosixPath(path).name).write_bytes(photo)
 
 
 @pytest.mark.timeout(2400)

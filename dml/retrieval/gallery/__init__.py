@@ -1,6 +1,7 @@
 """A published index together with what was enrolled and forgotten since: durable, and found at once."""
 
 from dml.retrieval.gallery.erase import (
+    forget_items,
     forget_logged,
     forgotten_ids,
     has_entries,
@@ -9,7 +10,7 @@ from dml.retrieval.gallery.erase import (
     versions_holding,
 )
 from dml.retrieval.gallery.fold import collect_changes, publish_index, rollback_index
-from dml.retrieval.gallery.gallery import Change, Enrolment, Gallery, GallerySize, Item, forget_items
+from dml.retrieval.gallery.gallery import Change, Enrolment, Gallery, GallerySize, Item
 from dml.retrieval.gallery.live import LiveIndex
 
 __all__ = [

@@ -5,7 +5,6 @@ before need. When no version holds it any more, a digest of the id is left.
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 import pyarrow as pa
 from pyarrow import compute
@@ -17,7 +16,8 @@ from dml.retrieval import index as versions
 from dml.retrieval.bundle import open_bundle
 from dml.retrieval.changes import read_changes
 from dml.retrieval.gallery.fold import opened_log
-from dml.retrieval.gallery.log import ERASED, Entry
+from dml.retrieval.gallery.gallery import Gallery
+from dml.retrieval.gallery.log import ERASED, Entry, timestamp
 
 
 def erased_id(id_: str) -> str:
@@ -25,12 +25,21 @@ def erased_id(id_: str) -> str:
     return ERASED + digest_of_id(id_)
 
 
+def forget_items(store: str, name: str, ids: Sequence[str], identity: str | None = None) -> list[str]:
+    """Forget items of a gallery, or all of an identity; returns their ids. Raises as `Gallery.forget`."""
+    gallery = Gallery.open(store, name)
+    try:
+        return gallery.forget(None if identity is not None else list(ids), identity=identity).ids
+    finally:
+        gallery.close()
+
+
 def forget_logged(store: str, name: str, ids: Sequence[str]) -> None:
     """Forget items of a gallery whose log there is, without asking whether they are in it."""
     with opened_log(store, name) as log:
         if log is None:
             return
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        now = timestamp()
         with log.transaction():
             revision = log.revision + 1
             for id_ in dict.fromkeys(ids):

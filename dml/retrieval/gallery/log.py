@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +67,11 @@ class Entry:
     vector: NDArray[np.float32] | None = None
     """(D,) by the embedder that was asked for; None: it has none, or none by that."""
     revision: int = 0
+
+
+def timestamp() -> str:
+    """Now, as an entry has it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class Log:

@@ -1,0 +1,80 @@
+"""Checks of what is enrolled: vectors, ids and attributes in, the same of the right types or an error out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dml.errors import InvalidData, InvalidSetting, did_you_mean
+from dml.refs import AttributeType, IndexRef
+
+_LENGTH_TOLERANCE = 1e-3
+_ID_DIGITS = 12
+_PYTHON_TYPES: dict[AttributeType, tuple[type, ...]] = {
+    "string": (str,),
+    "int64": (int,),
+    "double": (float, int),
+    "bool": (bool,),
+}
+
+
+def checked_vectors(vectors: NDArray[np.float32], ref: IndexRef) -> NDArray[np.float32]:
+    """(M, D) of unit length by the index's embedder; raises InvalidData."""
+    try:
+        checked = np.ascontiguousarray(vectors, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InvalidData(f"vectors must be (M, {ref.embeddings.dim}) float32; got {error}.") from error
+    if checked.ndim != 2 or checked.shape[1] != ref.embeddings.dim or not len(checked):
+        raise InvalidData(
+            f"vectors must be (M, {ref.embeddings.dim}) float32 by {ref.embeddings.embedder}; got "
+            f"{checked.shape}."
+        )
+    lengths = np.linalg.norm(checked, axis=1)
+    if not (np.abs(lengths - 1) <= _LENGTH_TOLERANCE).all():
+        raise InvalidData(
+            f"vectors must have length 1; got lengths {lengths.min()} to {lengths.max()}. Divide each by its "
+            "length."
+        )
+    return checked
+
+
+def checked_ids(ids: Sequence[str] | None, identity: str, digests: Sequence[str]) -> list[str]:
+    """Of M items with these contents; None: the identity and the content name them. Raises InvalidSetting."""
+    if ids is None:
+        names = [f"{identity}/{digest[:_ID_DIGITS]}" for digest in digests]
+    elif isinstance(ids, str) or len(ids) != len(digests):
+        raise InvalidSetting(f"ids must be {len(digests)}, one for each image or vector; got {ids!r}.")
+    else:
+        names = list(ids)
+    for name in names:
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise InvalidSetting(f"An id must be a text that is not empty; got {name!r}.")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InvalidSetting(f"ids must be different, as their images; got {twice!r} twice.")
+    return names
+
+
+def checked_attributes(attributes: Mapping[str, Any], ref: IndexRef) -> dict[str, Any]:
+    """Values of the index's columns, or None; raises InvalidSetting."""
+    known = ref.embeddings.items.attributes
+    checked = {}
+    for name, value in attributes.items():
+        if name not in known:
+            raise InvalidSetting(
+                f"attributes must be of the index's, {list(known)}; got {name!r}."
+                f"{did_you_mean(str(name), known)}"
+            )
+        kind = known[name]
+        is_right = isinstance(value, _PYTHON_TYPES[kind]) and (kind == "bool" or not isinstance(value, bool))
+        if kind == "int64" and is_right:
+            is_right = -(2**63) <= value < 2**63
+        if kind == "double" and is_right:
+            is_right = bool(np.isfinite(value))
+        if value is not None and not is_right:
+            raise InvalidSetting(
+                f"Attribute {name!r} must be {kind} or missing; got {type(value).__name__} {value!r}."
+            )
+        checked[name] = float(value) if kind == "double" and value is not None else value
+    return checked

@@ -1,0 +1,163 @@
+"""The current state of a gallery: which version of its index is published, with what its log has by now.
+
+Other processes write to the log and publish versions. A process sees what they wrote when it looks at the log
+again, ten times a second at the most, and another version when it is asked to `refresh`.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from dml import storage
+from dml.names import split_version
+from dml.refs import IndexRef
+from dml.retrieval.gallery.fold import log_path
+from dml.retrieval.gallery.log import Entry, Log
+from dml.retrieval.gallery.state import State
+from dml.retrieval.index import find_index
+from dml.retrieval.search import Index
+
+_POLLED_EVERY_S = 0.1
+
+
+class CurrentState:
+    """A state that follows the log and the published version; can be shared between threads.
+
+    Args:
+        store: the store's folder or s3:// URI.
+        index: NAME, or NAME@VERSION for that version with what happened since.
+        open_base: opens a version of the index.
+        busy_timeout_s: how long reading waits for another process.
+    """
+
+    def __init__(
+        self, store: str, index: str, open_base: Callable[[IndexRef], Index], *, busy_timeout_s: float
+    ) -> None:
+        self.store, self.opened_as = store, index
+        self.name, self._pinned = split_version(index, "index")
+        self._open_base, self._busy_timeout_s = open_base, busy_timeout_s
+        self._applying = threading.RLock()
+        self._reader: Log | None = None
+        self._seen, self._next_poll, self._is_stale = -1, 0.0, False
+        self._state = State.built(open_base(find_index(store, index)))
+        self._poll(now=True)
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether it stays at one version of the index."""
+        return self._pinned is not None
+
+    @property
+    def state(self) -> State:
+        """As this process has seen it last."""
+        return self._state
+
+    def latest(self) -> State:
+        """With what other processes have committed, as of a tenth of a second ago at the latest."""
+        self._poll()
+        return self._state
+
+    def entry(self, id_: str) -> Entry | None:
+        """The log's entry of an item; None: nobody touched it."""
+        with self._applying:
+            return None if self._reader is None else self._reader.entry(id_)
+
+    def image(self, id_: str) -> bytes | None:
+        """The image of an enrolled item; None: the log has none."""
+        with self._applying:
+            return None if self._reader is None else self._reader.image(id_)
+
+    def is_published(self) -> bool:
+        """Whether the version of the state is the published one."""
+        folder = storage.named_folder(self.store, "indexes", self.name)
+        return storage.current(folder) == self._state.ref.version
+
+    def refresh(self) -> bool:
+        """Look at the log, and at which version of the index is published; whether that changed."""
+        ref = find_index(self.store, self.opened_as)
+        moved = ref.fingerprint != self._state.ref.fingerprint
+        if moved:
+            state = State.built(self._open_base(ref))
+        with self._applying:
+            if moved:
+                self._state, self._seen = state, -1
+            self._poll(now=True)
+        return moved
+
+    def _poll(self, *, now: bool = False) -> None:
+        """Apply what other processes have committed; ten times a second at the most, unless `now`."""
+        if not now and not self._is_stale and time.monotonic() < self._next_poll:
+            return
+        if not self._applying.acquire(blocking=now or self._is_stale):
+            return  # another thread is doing it
+        try:
+            self._next_poll = time.monotonic() + _POLLED_EVERY_S
+            if self._reader is None and not self._open_reader():
+                return
+            assert self._reader is not None
+            seen = self._reader.data_version
+            if seen != self._seen or self._is_stale:
+                self.catch_up(self._reader)
+                self._seen, self._is_stale = seen, False
+                if self._state.live.without_vector and not self.is_pinned:
+                    self._follow_model()  # which changed, as another process has seen
+        finally:
+            self._applying.release()
+
+    def _follow_model(self) -> None:
+        """Take the version that is published, if it is another one."""
+        ref = find_index(self.store, self.opened_as)
+        if ref.fingerprint != self._state.ref.fingerprint:
+            self._state, self._seen = State.built(self._open_base(ref)), -1
+            self._poll(now=True)
+
+    def _open_reader(self) -> bool:
+        """Whether there is a log to read."""
+        path = log_path(self.store, self.name)
+        if storage.is_remote(self.store) or not path.exists():
+            return False
+        log = Log(path, busy_timeout_s=self._busy_timeout_s)
+        if not log.is_ready:
+            log.close()
+            return False
+        self._reader = log
+        return True
+
+    def catch_up(self, log: Log) -> None:
+        """Apply what the log has that the state has not."""
+        with self._applying:
+            if self._is_stale:
+                self._state = State.built(self._state.index)
+            state = self._state
+            revision = log.revision
+            if revision > state.live.revision:
+                entries = log.entries_after(state.live.revision, state.embedder)
+                revision = max([revision, *(entry.revision for entry in entries)])
+                self._state = state.after(entries, revision)
+            self._is_stale = False
+
+    def apply(self, before: State, written: Sequence[Entry], revision: int, log: Log) -> None:
+        """Apply what was committed; where another thread moved on meanwhile, as the log has it."""
+        with self._applying:
+            if self._state is before:
+                self._state = before.after(written, revision)
+            else:
+                self.catch_up(log)
+            if self._state.live.revision < revision:
+                raise AssertionError(
+                    f"revision {revision} is committed, this process has {self._state.live.revision}"
+                )
+
+    def rebuild(self) -> None:
+        """Read everything again from the log, now or, if that fails, when it is next needed."""
+        self._is_stale = True
+        with suppress(Exception):
+            self._poll(now=True)
+
+    def close(self) -> None:
+        """Close the log."""
+        with self._applying:
+            if self._reader is not None:
+                self._reader.close()
+            self._reader = None

@@ -23,6 +23,7 @@ from typing import Any
 from dml import storage
 from dml.cluster import quiet_ray_data, ray_session
 from dml.config import IngestConfig, SplitConfig
+from dml.data.continuity import require_listed, require_same_ids, require_same_rows
 from dml.data.corrected import Corrections, read_corrections
 from dml.data.dataset import find_dataset
 from dml.data.delta import FormerRows, Plan, make_plan, read_former_rows, write_ids
@@ -137,7 +138,10 @@ def _ingest_source(
     with storage.staged(storage.join(parent, "ingest")) as staged:
         ticker.begin("comparing with the former version")
         plan, files = _plan(config, store, listed, split.split_of_class, former, staged, reread, damaged)
+        _require_continuity(listed, plan.former)
         written = _write_fragments(config, plan, listed, ticker, progress)
+        if listed.ids_are_rows and listed.marked:
+            require_same_rows(written.changes.changed, config.source, listed.marked)
         splits = {row.split for row in written.rows}
         is_empty = not written.rows or splits != set(split.split_of_class.values())
         _require_valid(config, store, written.problems, listed.num_rows, is_empty=is_empty)
@@ -182,6 +186,9 @@ class _Listed:
     corrections: Corrections
     """Those that were applied."""
     notes: list[str]
+    ids_are_rows: bool
+    marked: str
+    """Which items of the dataset must be known by their ids: corrected and forgotten ones; empty if none."""
 
     @property
     def num_rows(self) -> int:
@@ -191,13 +198,33 @@ class _Listed:
 def _list_samples(config: IngestConfig, store: str, ticker: Ticker) -> _Listed:
     access = Access(config.allowed_prefixes, (storage.resolve(store),), config.timeout_s, config.retries)
     source = open_source(config.source, config.layout, access)
-    listing, notes = _without_forgotten(_list(source, config), forgotten_ids(store, config.name))
+    forgotten = forgotten_ids(store, config.name)
+    listing, notes = _without_forgotten(_list(source, config), forgotten)
     ticker.begin(f"sorting {len(listing.samples)} samples")
     corrections = read_corrections(store, config.name)
     remaining, corrected = corrections.apply(listing.samples)
     samples, problems, merged = _screen(remaining)
     notes += [*corrected, *merged]
-    return _Listed(source, samples, problems + listing.problems, listing.split, corrections, notes)
+    marked = [f"{len(forgotten)} forgotten items"] * bool(forgotten)
+    marked += [f"{len(corrections.by_id)} corrected items"] * bool(corrections.by_id)
+    return _Listed(
+        source,
+        samples,
+        problems + listing.problems,
+        listing.split,
+        corrections,
+        notes,
+        listing.ids_are_rows,
+        " and ".join(marked),
+    )
+
+
+def _require_continuity(listed: _Listed, former: FormerRows) -> None:
+    """Refuse a source whose images only seem to be removed, or to be others than the former version's."""
+    ids = {sample.id for sample in listed.samples} | {problem.id for problem in listed.problems}
+    require_listed(former.ids, ids, listed.problems)
+    if listed.marked:
+        require_same_ids(former.ids, ids, listed.marked)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,16 @@ from pyarrow import fs
 
 from dml import storage
 from dml.data.sources.access import SOURCE_FOLDER_ONLY, Access
-from dml.data.sources.sample import MAX_BYTES, REPEATED_FOLDER, Listing, Problem, Refused, Stamp
+from dml.data.sources.sample import (
+    BROKEN_LINK,
+    MAX_BYTES,
+    REPEATED_FOLDER,
+    UNREADABLE_FOLDER,
+    Listing,
+    Problem,
+    Refused,
+    Stamp,
+)
 from dml.errors import InvalidData, InvalidSetting, MissingArtifact
 from dml.progress import count
 
@@ -166,8 +175,8 @@ class Files:
 
     def _zip(self) -> "_OpenZip":
         """One open zip per thread and process, since reading seeks in the shared file."""
-        opened: dict[tuple[int, str, int], _OpenZip] = _open.__dict__.setdefault("zips", {})
-        key = (os.getpid(), self.uri, os.stat(self.uri).st_mtime_ns)
+        opened: dict[tuple[int, str, Stamp | None], _OpenZip] = _open.__dict__.setdefault("zips", {})
+        key = (os.getpid(), self.uri, local_stamp(self.uri))
         if key not in opened:
             opened[key] = _OpenZip(_open_zip(self.uri))
         return opened[key]
@@ -373,7 +382,7 @@ class _Walk:
             except OSError as error:
                 if not folder:
                     raise MissingArtifact(f"The source {self.root} must be readable: {error}.") from error
-                self._problem(folder, "unreadable folder", str(error))
+                self._problem(folder, UNREADABLE_FOLDER, str(error))
                 continue
             count(len(entries))
             for entry in entries:
@@ -404,7 +413,7 @@ class _Walk:
         try:
             key = _identity(self._path(name))
         except OSError as error:
-            self._problem(name, "unreadable folder", str(error))
+            self._problem(name, UNREADABLE_FOLDER, str(error))
             return []
         if key in self.excluded:
             return []
@@ -419,7 +428,7 @@ class _Walk:
         try:
             status = os.stat(path)
         except OSError:
-            self._problem(name, "broken link", f"it leads to {os.readlink(path)!a}")
+            self._problem(name, BROKEN_LINK, f"it leads to {os.readlink(path)!a}")
             return
         try:
             self.access.real_path(path, self.root)

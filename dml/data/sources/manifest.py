@@ -69,7 +69,9 @@ class ManifestSource:
             else:
                 attributes = {name: values[row] for name, values in columns.items()}
                 samples.append(Sample(id_ or locator, locator, label or "", split, attributes))
-        return Listing(samples, OfficialSplit() if official else ClassSplit(), problems)
+        return Listing(
+            samples, OfficialSplit() if official else ClassSplit(), problems, ids_are_rows=table.ids_are_rows
+        )
 
     def stamps(self, locators: Sequence[str]) -> Sequence[Stamp | None]:
         """Of images in the table that of the table; of images from the web none."""

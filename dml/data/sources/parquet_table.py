@@ -33,6 +33,7 @@ class ParquetTable:
 
     def read(self) -> Table:
         """The table without the images' bytes; raises InvalidData if it is not a valid manifest."""
+        _cache.clear()  # nothing tells of each image of an object on S3 whether it is still the same object
         try:
             return self._read()
         except (InvalidData, MissingArtifact, MemoryError):
@@ -96,9 +97,18 @@ class ParquetTable:
                     columns[field.name] = self._values(field, table, class_names.get(field.name))
             except _NoAttribute as error:
                 problems.append(unusable_column(self.uri, field.name, f"{field.type}: {error}"))
+        ids_are_rows = False
         if inline is not None and "id" not in columns:
-            columns["id"] = _ids(columns["image"])
-        return Table(schema.names, columns, is_inline=inline is not None, problems=problems)
+            paths = [path for path in _paths(table) if path]
+            ids_are_rows = len(set(paths)) < table.num_rows
+            columns["id"] = [f"row-{row:08d}" for row in range(table.num_rows)] if ids_are_rows else paths
+        return Table(
+            schema.names,
+            columns,
+            is_inline=inline is not None,
+            problems=problems,
+            ids_are_rows=ids_are_rows,
+        )
 
     def _require_unlike_names(self, schema: pa.Schema) -> None:
         twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
@@ -242,14 +252,6 @@ def _paths(table: pa.Table) -> list[str | None]:
     return list(compute.struct_field(table["image"], "path").cast(pa.string()).to_pylist())
 
 
-def _ids(paths: list[str | None]) -> list[str]:
-    """The paths if each row has a unique one, else ids from the row numbers."""
-    existing = [path for path in paths if path]
-    if len(set(existing)) == len(paths):
-        return existing
-    return [f"row-{row:08d}" for row in range(len(paths))]
-
-
 class _OpenTable:
     """An open Parquet file, and the row group of each row."""
 
@@ -301,11 +303,16 @@ class _GroupCache:
             self.groups.move_to_end(key)
             return self.groups[key][row - opened.starts[group]].as_py()
 
+    def clear(self) -> None:
+        with self.lock:
+            self.table = None
+            self.groups.clear()
+
     def _version(self, uri: str) -> tuple[Any, ...]:
         if storage.is_remote(uri):
             return (os.getpid(), uri)
         status = os.stat(storage.resolve(uri))
-        return (os.getpid(), uri, status.st_mtime_ns, status.st_size)
+        return (os.getpid(), uri, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 _cache = _GroupCache(_CACHE_BYTES)

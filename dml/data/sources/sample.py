@@ -14,6 +14,7 @@ MAX_BYTES = 64 << 20
 OTHER_KIND, EMPTY_CLASS = "another kind of file", "empty class"
 REPEATED_FOLDER, UNUSABLE_COLUMN = "repeated folder", "unusable column"
 LEFT_OUT = "left out by the protocol"
+UNREADABLE_FOLDER, BROKEN_LINK = "unreadable folder", "broken link"
 NO_ROWS = frozenset({OTHER_KIND, EMPTY_CLASS, REPEATED_FOLDER, UNUSABLE_COLUMN, LEFT_OUT})
 """Reasons of problems that do not count as rows, such as a text file beside the images."""
 
@@ -69,6 +70,8 @@ class Listing:
     samples: list[Sample]
     split: SplitConfig
     problems: list[Problem] = field(default_factory=list)
+    ids_are_rows: bool = False
+    """Whether ids are numbers of rows, so that an image's id changes if a row above it is removed."""
 
 
 def normalized(label: str) -> str:

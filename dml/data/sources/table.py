@@ -22,6 +22,8 @@ class Table:
     refused: dict[int, tuple[str, str]] = field(default_factory=dict)
     """(reason, detail) by row, of the refused rows."""
     problems: list[Problem] = field(default_factory=list)
+    ids_are_rows: bool = False
+    """Whether the ids were made from the rows' numbers."""
 
 
 def is_index(name: str) -> bool:

@@ -299,4 +299,4 @@ def _sampled(vectors: Vectors, held_out: HeldOut, sample_rows: int, seed: int) -
     queries = sample.vectors[chosen]
     nearest = sample.search(queries, min(K, len(rows) - 1) + 1)[1]
     labels = None if held_out.labels is None else held_out.labels[rows]
-    return sample, HeldOut.of(chosen, queries, nearest, labels)
+    return sample, HeldOut.of(chosen, queries, nearest, labels, take=sample.take)

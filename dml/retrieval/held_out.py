@@ -49,7 +49,8 @@ def hold_out(
     is_indexed[rows] = False
     first = np.argsort(~is_indexed[nearest], axis=1, kind="stable")[:, :k]
     truth = np.take_along_axis(nearest, first, axis=1)
-    return HeldOut(rows, queries, truth, _label_numbers(items), np.flatnonzero(is_indexed))
+    indexed = np.flatnonzero(is_indexed)
+    return HeldOut(rows, queries, truth, _label_numbers(items), indexed, vectors.take)
 
 
 def leave_one_out(vectors: FlatVectors, items: pa.Table, rows: NDArray[np.int64]) -> HeldOut | None:
@@ -58,7 +59,8 @@ def leave_one_out(vectors: FlatVectors, items: pa.Table, rows: NDArray[np.int64]
     if k < 1:
         return None
     queries = vectors.take(rows)
-    return HeldOut.of(rows, queries, vectors.search(queries, k + 1)[1], _label_numbers(items))
+    nearest = vectors.search(queries, k + 1)[1]
+    return HeldOut.of(rows, queries, nearest, _label_numbers(items), take=vectors.take)
 
 
 def _label_numbers(items: pa.Table) -> NDArray[np.int64] | None:

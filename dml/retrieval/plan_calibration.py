@@ -11,6 +11,7 @@ from dml.retrieval.ground_truth import GroundTruth, K, draw_cases, find_ground_t
 from dml.retrieval.lists import InvertedLists
 from dml.retrieval.plan import Correlation, Costs, RecallCell, RecallStep, RecallTable
 from dml.retrieval.plan_costs import fit_costs
+from dml.retrieval.tune import num_found
 
 SELECTIVITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001, 0.0001)
 RECALL_TARGET = 0.99
@@ -228,8 +229,8 @@ def _candidates(
             taken = np.ones(near.numbers.shape, np.bool_)
             _, rows = scan(lists, vectors, near, taken, K, parameters, candidates, queries)
             reached = (list_of_row[part.truth][:, :, None] == near.numbers[:, None, :]).any(axis=2)
-            found = (part.truth[:, :, None] == rows[:, None, :]).any(axis=2)
-            kept.append((found & reached).sum() / max(int(reached.sum()), 1))
+            found = np.minimum(num_found(queries, part.truth, rows, vectors.take), reached.sum(axis=1))
+            kept.append(found.sum() / max(int(reached.sum()), 1))
         if min(kept, default=1.0) >= _KEPT_BY_CODES:
             return candidates
     return None

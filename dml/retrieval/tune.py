@@ -5,7 +5,7 @@ many candidates, which are compared in full. These are Faiss' own names, as its 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import faiss
@@ -20,11 +20,20 @@ _K_FACTORS_COMPARED = 3  # beyond the first that reaches the target, fewer lists
 _VISITED = (10, 4096)
 _WELL_BEYOND = 0.99  # the curve goes on to this recall
 _TIMED_QUERIES = 32
+_EQUAL = 1e-6  # similarities of copies differ by the rounding of float32
+_COMPARED_QUERIES = 256
+
+Take = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+"""(n,) rows in, their (n, D) vectors out."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Queries that are rows of the table, with their exact neighbours; none is its own answer."""
+    """Queries that are rows of the table, with their exact neighbours; none is its own answer.
+
+    Of rows that are copies of each other any is as good an answer as the others. So an answer counts if it is
+    one of the exact neighbours, or as similar as the last of them.
+    """
 
     rows: NDArray[np.int64]
     """(Q,)"""
@@ -36,6 +45,8 @@ class HeldOut:
     """(N,) of the rows; None: there are none."""
     indexed: NDArray[np.int64] | None = None
     """(n,) rows by their position in the index, which the queries are not in; None: it holds every row."""
+    take: Take | None = None
+    """Of the table; None: no two rows are equal, so answers are not compared."""
 
     @classmethod
     def of(
@@ -44,6 +55,8 @@ class HeldOut:
         queries: NDArray[np.float32],
         nearest: NDArray[np.int64],
         labels: NDArray[np.int64] | None = None,
+        *,
+        take: Take | None = None,
     ) -> "HeldOut":
         """Queries that are in the index.
 
@@ -52,8 +65,9 @@ class HeldOut:
             queries: (Q, D).
             nearest: (Q, k + 1) rows by exact search, the query among them or not.
             labels: (N,) of the index's rows.
+            take: of the index's rows; None: no two are equal.
         """
-        return cls(rows, queries, without_itself(nearest, rows), labels)
+        return cls(rows, queries, without_itself(nearest, rows), labels, take=take)
 
     @property
     def wanted(self) -> int:
@@ -62,8 +76,8 @@ class HeldOut:
 
     def recalls(self, nearest: NDArray[np.int64]) -> NDArray[np.float64]:
         """(Q,) share of the exact neighbours in (Q, `wanted`) answers."""
-        found: NDArray[np.bool_] = (self.truth[:, :, None] == self._others(nearest)[:, None]).any(axis=2)
-        shares: NDArray[np.float64] = found.mean(axis=1)
+        found = num_found(self.queries, self.truth, self._others(nearest), self.take)
+        shares: NDArray[np.float64] = found / self.truth.shape[1]
         return shares
 
     def recall(self, nearest: NDArray[np.int64]) -> float:
@@ -91,6 +105,31 @@ def without_itself(nearest: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArr
     """(Q, k): the k best of k + 1 neighbours that are not the query."""
     others = np.argsort(nearest == rows[:, None], axis=1, kind="stable")[:, :-1]
     return np.take_along_axis(nearest, others, axis=1)
+
+
+def num_found(
+    queries: NDArray[np.float32], truth: NDArray[np.int64], answers: NDArray[np.int64], take: Take | None
+) -> NDArray[np.int64]:
+    """(Q,) how many of each query's answers are right: an exact neighbour, or as similar as the last of them.
+
+    Args:
+        queries: (Q, D) float32.
+        truth: (Q, k) rows, the most similar first.
+        answers: (Q, n) rows; -1: there is none.
+        take: of these rows; None: no two are equal.
+    """
+    found: NDArray[np.int64] = (truth[:, :, None] == answers[:, None]).any(axis=2).sum(axis=1)
+    if take is None:
+        return found
+    missed = np.flatnonzero(found < truth.shape[1])
+    for start in range(0, len(missed), _COMPARED_QUERIES):
+        few = missed[start : start + _COMPARED_QUERIES]
+        rows = np.hstack([truth[few, -1:], answers[few]])
+        vectors = take(np.maximum(rows, 0).ravel()).reshape(*rows.shape, -1)
+        similarities = np.einsum("qd,qkd->qk", queries[few], vectors)
+        equal = (similarities[:, 1:] >= similarities[:, :1] - _EQUAL) & (rows[:, 1:] >= 0)
+        found[few] = np.maximum(found[few], np.minimum(equal.sum(axis=1), truth.shape[1]))
+    return found
 
 
 def keeps_vectors(index: faiss.Index) -> bool:

@@ -142,3 +142,26 @@ def test_what_keeps_vectors_is_not_compared_again(factory, kept, vectors):
 def test_finding_oneself_does_not_count():
     nearest = np.array([[4, 1, 2], [0, 3, 9], [7, 8, 9]])
     assert without_itself(nearest, np.array([4, 3, 5])).tolist() == [[1, 2], [0, 9], [7, 8]]
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF16,Flat", "IVF16,SQ8"])
+def test_an_answer_that_is_as_similar_as_the_last_neighbour_is_found(factory, vectors):
+    copied = np.repeat(vectors[::100], 100, axis=0)  # any ten of a hundred copies are right
+    flat = filled("Flat", copied)
+    rows = np.arange(0, ROWS, 50) + 49
+    nearest = flat.search(copied[rows], 11)[1]
+    held_out = HeldOut.of(rows, copied[rows], nearest, take=lambda wanted: copied[wanted])
+    curve = tune(filled(factory, copied), flat, held_out, target=0.95)
+    assert curve.chosen.recall == 1.0
+    assert factory == "Flat" or "nprobe=1," in f"{curve.chosen.parameters},"
+
+
+def test_an_answer_that_is_less_similar_than_the_last_neighbour_is_missed(vectors, flat):
+    copied = np.repeat(vectors[::20], 5, axis=0)
+    exact = filled("Flat", copied)
+    rows = np.arange(0, len(copied), 5)
+    nearest = exact.search(copied[rows], 11)[1]
+    held_out = HeldOut.of(rows, copied[rows], nearest, take=lambda wanted: copied[wanted])
+    farther = exact.search(copied[rows], 40)[1][:, -11:]
+    assert held_out.recall(farther) == 0
+    assert held_out.recall(np.full((len(rows), 11), -1)) == 0

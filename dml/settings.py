@@ -76,10 +76,8 @@ def local_folder(store: str) -> Path:
 
 
 def service_folder(store: str) -> Path:
-    """The folder of a service's API keys and audit log, for its owner alone."""
-    folder = local_folder(store) / "service"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
+    """The folder of a service's API keys and audit log; what writes there makes it, for its owner alone."""
+    return (local_folder(store) if is_remote(store) else Path(store)) / "service"
 
 
 def artifact_root(store: str) -> str:

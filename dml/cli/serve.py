@@ -67,9 +67,12 @@ def _show_address(served: "ServedAddress") -> None:
     print(f"{served.address} answers ({keys}); {served.address}/openapi.json describes it. Ctrl-C ends it.")
 
 
-def _key_file(store: str, named: Path | None) -> Path:
-    from dml.settings import service_folder
+def _key_file(store: str, named: Path | None, *, begins: bool = False) -> Path:
+    """Where the keys are; `begins`: of a store that may not be there yet."""
+    from dml.settings import local_folder, service_folder
 
+    if begins and named is None:
+        local_folder(store)
     return named or service_folder(store) / "keys.json"
 
 
@@ -106,7 +109,7 @@ def make(
     from dml.reports import NewKey
     from dml.serving.app.keys import make_key
 
-    path, as_json = _inherited(context, keys, store, as_json)
+    path, as_json = _inherited(context, keys, store, as_json, begins=True)
     made, secret = make_key(path, name, permissions, galleries or [])
     report = NewKey(key=secret, **made.model_dump(exclude={"sha256"}))
     return emit(report, as_json, _show_new)
@@ -133,11 +136,12 @@ def revoke(
 
 
 def _inherited(
-    context: typer.Context, keys: Path | None, store: str | None, as_json: bool
+    context: typer.Context, keys: Path | None, store: str | None, as_json: bool, *, begins: bool = False
 ) -> tuple[Path, bool]:
     """The file of keys and whether JSON is wanted, where options stand before or after the inner verb."""
     outer_keys, outer_store, outer_json = context.obj or (None, None, False)
-    return _key_file(store_uri(store or outer_store), keys or outer_keys), as_json or outer_json
+    path = _key_file(store_uri(store or outer_store), keys or outer_keys, begins=begins)
+    return path, as_json or outer_json
 
 
 def _emit_keys(path: Path, as_json: bool) -> "KeyList":

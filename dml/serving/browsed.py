@@ -3,7 +3,7 @@
 import io
 from collections import OrderedDict
 from functools import cached_property
-from threading import Lock, RLock
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from dml.reports import Between, NearDuplicatePair, SuspectedLabel
 from dml.retrieval.filters import Where, matching_rows
 from dml.retrieval.filters.columns import ItemColumns
 from dml.retrieval.overview import ColumnOverview, table_overviews
+from dml.serving.shared_call import SharedCall
 
 _FILTERED = ("label", "split", "width", "height")
 _REDUCING_GAP = 3.0  # Pillow: "almost indistinguishable" from resizing the whole, and several times faster
@@ -46,7 +47,9 @@ class BrowsedDataset:
     def __init__(self, store: str, ref: DatasetRef) -> None:
         self._store, self.ref = store, ref
         self._rows = read_rows(ref)
-        self._looking = RLock()  # what is computed on first use is computed once
+        self._looking = Lock()  # what both need is computed once
+        self._near_duplicates = SharedCall(self._find_near_duplicates, keeps=True)
+        self._suspected_labels = SharedCall(self._find_suspected_labels, keeps=True)
 
     def page(self, where: Where = None, *, first: int, most: int) -> tuple[int, list[dict[str, Any]]]:
         """How many items satisfy a filter, and the rows of some of them, in the order of the dataset.
@@ -96,32 +99,42 @@ class BrowsedDataset:
         """What was refused when the version was ingested."""
         return sorted(read_quarantine(storage.join(self.ref.uri, QUARANTINE)))
 
-    def near_duplicates(self) -> list[tuple[Between, NearDuplicatePair]]:
-        """Every image with a near-duplicate, beside its nearest; the first call decodes all images."""
-        with self._looking:
-            return self._near_duplicates
+    def near_duplicates(self, wait_s: float | None = None) -> list[tuple[Between, NearDuplicatePair]]:
+        """Every image with a near-duplicate, beside its nearest; the first call decodes all images.
 
-    def suspected_labels(self) -> tuple[str, list[SuspectedLabel]]:
+        Args:
+            wait_s: None: until they are found.
+
+        Raises:
+            TimeoutError: they are not found yet; the search for them goes on.
+        """
+        return self._near_duplicates(wait_s)
+
+    def suspected_labels(self, wait_s: float | None = None) -> tuple[str, list[SuspectedLabel]]:
         """What embedded the dataset, and the items whose nearest neighbours agree on another label.
+
+        Args:
+            wait_s: None: until they are found.
 
         Raises:
             MissingArtifact: nothing has embedded this version.
+            TimeoutError: they are not found yet; the search for them goes on.
         """
-        with self._looking:
-            return self._suspected_labels
+        return self._suspected_labels(wait_s)
 
     @cached_property
     def _view(self) -> DatasetView:
         return DatasetView(self.ref, DatasetReportConfig())
 
-    @cached_property
-    def _near_duplicates(self) -> list[tuple[Between, NearDuplicatePair]]:
-        return list(all_pairs(self._view))
+    def _find_near_duplicates(self) -> list[tuple[Between, NearDuplicatePair]]:
+        with self._looking:
+            return list(all_pairs(self._view))
 
-    @cached_property
-    def _suspected_labels(self) -> tuple[str, list[SuspectedLabel]]:
+    def _find_suspected_labels(self) -> tuple[str, list[SuspectedLabel]]:
         embeddings = _embeddings_of(self._store, self.ref)
-        return str(embeddings.embedder), suspected_labels(self._view, EmbeddedDataset(self._view, embeddings))
+        with self._looking:
+            found = suspected_labels(self._view, EmbeddedDataset(self._view, embeddings))
+        return str(embeddings.embedder), found
 
 
 class BrowsedDatasets:

@@ -5,8 +5,8 @@ with Client("http://127.0.0.1:8000") as client:
     print(answer.results[0].answers[0].id)
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from dml.errors import DmlError, Unreachable
+from dml.errors import DmlError, InvalidSetting, Unreachable
 from dml.serving.app import messages
 
+_KEY = re.compile(r"[!-~]+")
 R = TypeVar("R", bound=messages.Message)
 Probe = bytes | NDArray[np.float32] | str
 """An image file's bytes, a vector (D,) of the index's embedder, or the id of an item."""
@@ -46,6 +47,9 @@ class Client:
         key: API key; None: the service asks for none.
         timeout_s: of a request.
         transport: of httpx, for tests.
+
+    Raises:
+        InvalidSetting: what cannot be an address, or cannot be a key.
     """
 
     def __init__(
@@ -56,9 +60,18 @@ class Client:
         timeout_s: float = 60.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        if key is not None and not _KEY.fullmatch(key):  # never shown: part of it may be right
+            raise InvalidSetting("A key must be as `dml keys make` shows it; this one is not. Copy it whole.")
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._address = address
-        self._http = httpx.Client(base_url=address, headers=headers, timeout=timeout_s, transport=transport)
+        try:
+            self._http = httpx.Client(
+                base_url=address, headers=headers, timeout=timeout_s, transport=transport
+            )
+        except httpx.InvalidURL as error:
+            raise InvalidSetting(
+                f"address must be such as http://127.0.0.1:8000; got {address!r}: {error}. Correct it."
+            ) from None
 
     def search(
         self,
@@ -198,7 +211,17 @@ class Client:
         self.close()
 
     def _call(self, method: str, path: str, kind: type[R], request: messages.Message | None = None) -> R:
-        return kind.model_validate_json(self._send(method, path, request).content)
+        answer = self._send(method, path, request)
+        try:
+            return kind.model_validate_json(answer.content)
+        except ValidationError:
+            raise self._another_server(answer) from None
+
+    def _another_server(self, answer: httpx.Response) -> Unreachable:
+        return Unreachable(
+            f"A dml service must answer at {self._address}; something else answered with status "
+            f"{answer.status_code}. Check the address; `dml serve` prints it."
+        )
 
     def _send(self, method: str, path: str, request: messages.Message | None) -> httpx.Response:
         content = None if request is None else request.model_dump_json(exclude_none=True)
@@ -210,9 +233,14 @@ class Client:
                 f"The service at {self._address} must answer; {error or type(error).__name__}. Start it: "
                 "dml serve."
             ) from error
-        if answer.status_code >= HTTPStatus.BAD_REQUEST:
-            raise _error_of(answer)
-        return answer
+        if answer.is_success:
+            return answer
+        try:
+            problem = messages.ErrorResponse.model_validate_json(answer.content).error
+        except ValidationError:
+            raise self._another_server(answer) from None
+        after = answer.headers.get("Retry-After", "")
+        raise ServiceError(answer.status_code, problem, float(after) if after.isdecimal() else None)
 
 
 def query_of(probe: Probe) -> Any:
@@ -224,20 +252,10 @@ def query_of(probe: Probe) -> Any:
     return messages.VectorQuery(vector=np.asarray(probe).tolist())
 
 
-def _error_of(answer: httpx.Response) -> DmlError:
-    try:
-        problem = messages.ErrorResponse.model_validate_json(answer.content).error
-    except ValidationError:
-        return Unreachable(
-            f"The service must answer in its own form; got {answer.status_code} from something else."
-        )
-    after = answer.headers.get("Retry-After")
-    return ServiceError(answer.status_code, problem, None if after is None else float(after))
-
-
 def _of(index: str) -> str:
-    return f"/v1/indexes/{quote(index, safe='')}"
+    return f"/v1/indexes/{_path(index)}"
 
 
 def _path(id: str) -> str:
-    return quote(id, safe="")
+    """As one part of a path; `.` and `..`, which `quote` leaves, would be taken for folders."""
+    return quote(id, safe="").replace(".", "%2E")

@@ -1,4 +1,4 @@
-"""The audit log: who enrolled, changed, forgot or exported what, and when. No images, no vectors, no keys.
+"""The audit log: who enrolled, changed, forgot or corrected what, and when. No images, no vectors, no keys.
 
 One JSON object a line, in a file that is only ever appended to. Each line holds the SHA-256 of the line
 before, so that a line that was changed or taken out shows.
@@ -7,31 +7,36 @@ before, so that a line that was changed or taken out shows.
 import fcntl
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dml.errors import CorruptArtifact, DmlError, WriteCommitted
 from dml.serving.app.problems import Refused
 
-
-class Written(Protocol):
-    """What a write returns."""
-
-    @property
-    def revision(self) -> int: ...
-
-    @property
-    def ids(self) -> list[str]: ...
+logger = logging.getLogger(__name__)
 
 
-Action = Literal["enrol", "update", "forget", "export", "correct", "remove"]
+@dataclass(frozen=True)
+class Done:
+    """What was written."""
+
+    ids: Sequence[str]
+    """Of items."""
+    revision: int | None = None
+    """Of a gallery."""
+    version: str | None = None
+    """Of a dataset."""
+
+
+Action = Literal["enrol", "update", "forget", "correct", "remove", "revoke"]
 Outcome = Literal["done", "refused", "failed"]
 _FIRST = "0" * 64
 _TAIL_BYTES = 1 << 20
@@ -49,10 +54,11 @@ class AuditEntry(BaseModel):
     request_id: str
     action: Action
     gallery: str = Field(description="or dataset")
-    identity: str | None = None
+    identity: str | None = Field(None, description="the label, of a correction the new one")
     ids: list[str] = Field([], description="of items, the first 100 of them")
     num_ids: int = 0
-    revision: int | None = Field(None, description="of the gallery; null: nothing was written")
+    revision: int | None = Field(None, description="of the gallery; null: nothing was written to one")
+    version: str | None = Field(None, description="of the dataset that was made; null: none was")
     outcome: Outcome
     former: str = Field(_FIRST, description="SHA-256 of the line before; of the first line zeros")
 
@@ -79,14 +85,14 @@ class AuditLog:
         identity: str | None = None,
         ids: Sequence[str] = (),
         revision: int | None = None,
+        version: str | None = None,
     ) -> AuditEntry:
         """Write one line; it is on the disk when this returns.
 
         Raises:
             OSError: it could not be written.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        descriptor = self._open()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             entry = AuditEntry(
@@ -100,31 +106,29 @@ class AuditLog:
                 ids=list(ids[:_MOST_IDS]),
                 num_ids=len(ids),
                 revision=revision,
+                version=version,
                 outcome=outcome,
                 former=_digest_of_last(descriptor),
             )
             line = json.dumps(entry.model_dump(mode="json"), ensure_ascii=False) + "\n"
-            content = line.encode("utf-8", "replace")
-            while content:
-                content = content[os.write(descriptor, content) :]
-            os.fsync(descriptor)
+            _write_whole(descriptor, line.encode("utf-8", "replace"))
         finally:
             os.close(descriptor)
         return entry
 
     @contextmanager
-    def around(self, audited: "Audited") -> Iterator[Callable[[Written], None]]:
+    def around(self, audited: "Audited") -> Iterator[Callable[[Done], None]]:
         """Log what the block does, whatever becomes of it; the block gives its result to what is yielded.
 
         Raises:
             Refused: the log cannot be written: before the block, which then does not run, or after it.
         """
         with _logged(write_committed=None):
-            self._require_writable()
-        results: list[Written] = []
+            os.close(self._open())
+        results: list[Done] = []
 
-        def record(outcome: Outcome, ids: Sequence[str], revision: int | None) -> None:
-            self.append(**{**vars(audited), "ids": ids}, outcome=outcome, revision=revision)
+        def record(outcome: Outcome, done: Done) -> None:
+            self.append(**{**vars(audited), **vars(done)}, outcome=outcome)
 
         try:
             yield results.append
@@ -132,10 +136,8 @@ class AuditLog:
             revision = error.revision if isinstance(error, WriteCommitted) else None
             is_written = bool(results) or revision is not None
             outcome: Outcome = "done" if is_written else "refused" if _is_refusal(error) else "failed"
-            if results:
-                revision = results[0].revision
             with _logged(write_committed=is_written or None):
-                record(outcome, results[0].ids if results else audited.ids, revision)
+                record(outcome, results[0] if results else Done(audited.ids, revision))
             if results:
                 raise Refused(
                     503,
@@ -148,11 +150,12 @@ class AuditLog:
                 ) from error
             raise
         with _logged(write_committed=True):
-            record("done", results[0].ids, results[0].revision)
+            record("done", results[0])
 
-    def _require_writable(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600))
+    def _open(self) -> int:
+        """Not the folders above: a store that is away is not begun anew."""
+        self.path.parent.mkdir(mode=0o700, exist_ok=True)
+        return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,18 @@ def _logged(*, write_committed: bool | None) -> Iterator[None]:
         ) from error
 
 
+def _write_whole(descriptor: int, line: bytes) -> None:
+    """Append a line, or nothing: half a line, as of a full disk, would look like one that was changed."""
+    size = os.fstat(descriptor).st_size
+    try:
+        while line:
+            line = line[os.write(descriptor, line) :]
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
 def _digest_of_last(descriptor: int) -> str:
     """The SHA-256 of the file's last line; a line that a lost power cut short counts as it is."""
     size = os.fstat(descriptor).st_size
@@ -213,9 +228,13 @@ def read_audit(path: Path) -> Iterator[AuditEntry]:
             text = line.rstrip(b"\n")
             try:
                 entry = AuditEntry.model_validate_json(text)
-            except ValidationError:
-                entry = None
-            if entry is None or entry.former != former:
+            except ValidationError:  # the next line must say that it was so when that was written
+                logger.warning(
+                    "line %s of %s is cut short, as by a lost power: nothing is known of it", number, path
+                )
+                former = hashlib.sha256(text).hexdigest()
+                continue
+            if entry.former != former:
                 raise CorruptArtifact(
                     f"{path} must be as it was written; line {number} was changed, or one before it taken "
                     "out. Compare it with a copy."

@@ -1,7 +1,7 @@
 """Routes that look through datasets and correct them, and that say what indexes and models were made from."""
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
@@ -15,15 +15,27 @@ from dml.registry.catalog import list_models, model_page_url
 from dml.retrieval import index as indexes
 from dml.serving.ancestry import ancestry, training_runs
 from dml.serving.app import browse_messages as messages
+from dml.serving.app.audit import Audited, Done
 from dml.serving.app.catalogue import column_message
 from dml.serving.app.keys import Caller, Permission
+from dml.serving.app.opened import require_store
 from dml.serving.app.problems import Refused
-from dml.serving.app.routing import ERRORS, Reader, TheService
+from dml.serving.app.routing import ERRORS, Reader, TheService, audited
+from dml.serving.app.service import Service
 from dml.serving.app.where import checked_where
 from dml.serving.browsed import BrowsedDatasets
+from dml.serving.shared_call import SharedCall
 from dml.settings import prefect_pages, tracking_uri
 
-router = APIRouter(prefix="/v1", tags=["datasets and lineage"], responses=ERRORS)
+
+def _store_is_there(service: TheService) -> None:
+    """A store that has gone is not shown as an empty one."""
+    require_store(service.settings.store)
+
+
+router = APIRouter(
+    prefix="/v1", tags=["datasets and lineage"], responses=ERRORS, dependencies=[Depends(_store_is_there)]
+)
 
 
 def _of_whole_store(permission: Permission) -> Callable[[Request], Caller]:
@@ -52,6 +64,10 @@ def _datasets(request: Request, service: TheService) -> BrowsedDatasets:
     return opened
 
 
+T = TypeVar("T")
+REGISTRY_WAIT_S = 2.0
+"""For MLflow's server: the page shows the rest without it."""
+_HTTP = ("http://", "https://")
 Datasets = Annotated[BrowsedDatasets, Depends(_datasets)]
 DatasetAdmin = Annotated[Caller, Depends(_of_whole_store("admin"))]
 DatasetReader = Annotated[Caller, Depends(_of_whole_store("read"))]
@@ -147,11 +163,16 @@ def quarantine(
 
 @router.get("/datasets/{dataset}/suspected_labels")
 def suspected_labels(
-    dataset: Dataset, opened: Datasets, _: DatasetReader, first: First = 0, most: Most = 60
+    dataset: Dataset,
+    opened: Datasets,
+    service: TheService,
+    _: DatasetReader,
+    first: First = 0,
+    most: Most = 60,
 ) -> messages.SuspectsPage:
     """Items whose nearest neighbours all have one other label, as a model in the store sees them."""
     browsed = opened.open(dataset)
-    embedder, suspects = browsed.suspected_labels()
+    embedder, suspects = _computed(browsed.suspected_labels, service)
     return messages.SuspectsPage(
         version=browsed.ref.version,
         embedder=embedder,
@@ -162,11 +183,19 @@ def suspected_labels(
 
 @router.get("/datasets/{dataset}/near_duplicates")
 def near_duplicates(
-    dataset: Dataset, opened: Datasets, _: DatasetReader, first: First = 0, most: Most = 60
+    dataset: Dataset,
+    opened: Datasets,
+    service: TheService,
+    _: DatasetReader,
+    first: First = 0,
+    most: Most = 60,
 ) -> messages.NearDuplicatesPage:
-    """Images with a near-duplicate across the splits or within one. The first call decodes all images."""
+    """Images with a near-duplicate across the splits or within one.
+
+    The first call decodes all images. Until that is done, the answer is 503 `computing`: ask again.
+    """
     browsed = opened.open(dataset)
-    pairs = browsed.near_duplicates()
+    pairs = _computed(browsed.near_duplicates, service)
     return messages.NearDuplicatesPage(
         version=browsed.ref.version,
         total=len(pairs),
@@ -190,35 +219,51 @@ def list_corrections(
 
 @router.post("/datasets/{dataset}/corrections")
 def correct(
-    dataset: Dataset, body: messages.CorrectionRequest, opened: Datasets, caller: DatasetAdmin
+    request: Request,
+    dataset: Dataset,
+    body: messages.CorrectionRequest,
+    service: TheService,
+    caller: DatasetAdmin,
 ) -> messages.NewVersion:
     """Give an item another label: a new version of the dataset, with who and when."""
-    return _new_version(
-        corrections.correct_label(opened.store, dataset, body.id, body.label, who=caller.label)
+    return _changed(
+        service,
+        audited(request, "correct", dataset, identity=body.label, ids=[body.id]),
+        lambda store: corrections.correct_label(store, dataset, body.id, body.label, who=caller.label),
     )
 
 
 @router.post("/datasets/{dataset}/removals")
 def remove(
-    dataset: Dataset, body: messages.ItemRequest, opened: Datasets, caller: DatasetAdmin
+    request: Request, dataset: Dataset, body: messages.ItemRequest, service: TheService, caller: DatasetAdmin
 ) -> messages.NewVersion:
     """Leave an item out: a new version, with who and when. Former versions keep it."""
-    return _new_version(corrections.remove_item(opened.store, dataset, body.id, who=caller.label))
+    return _changed(
+        service,
+        audited(request, "remove", dataset, ids=[body.id]),
+        lambda store: corrections.remove_item(store, dataset, body.id, who=caller.label),
+    )
 
 
 @router.post("/datasets/{dataset}/revocations")
 def revoke(
-    dataset: Dataset, body: messages.ItemRequest, opened: Datasets, _: DatasetAdmin
+    request: Request, dataset: Dataset, body: messages.ItemRequest, service: TheService, _: DatasetAdmin
 ) -> messages.NewVersion:
     """Take a correction back: the label is what it was; a removed item returns with the next ingest."""
-    return _new_version(corrections.revoke_correction(opened.store, dataset, body.id))
+    return _changed(
+        service,
+        audited(request, "revoke", dataset, ids=[body.id]),
+        lambda store: corrections.revoke_correction(store, dataset, body.id),
+    )
 
 
 @router.get("/lineage")
-def lineage(service: TheService, caller: Reader) -> messages.Lineage:
+def lineage(request: Request, service: TheService, caller: Reader) -> messages.Lineage:
     """What the indexes that your key may read were made from, and the registered models."""
-    store = service.settings.store
-    models, missing = _models(store)
+    store, state = service.settings.store, request.app.state
+    if not hasattr(state, "models"):
+        state.models = SharedCall(lambda: list_models(store), keeps=False)
+    models, missing = _models(state.models, store)
     runs = training_runs(store)
     by_name: dict[str, messages.IndexLineage] = {}
     damaged: list[DmlError] = []
@@ -247,11 +292,24 @@ def lineage(service: TheService, caller: Reader) -> messages.Lineage:
         models=[_registered(store, model) for model in models],
         models_missing=missing,
         pages=[
-            messages.Pages(name=name, url=url)
-            for name, url in addresses.items()
-            if url.startswith(("http://", "https://"))
+            messages.Pages(name=name, url=url) for name, url in addresses.items() if url.startswith(_HTTP)
         ],
     )
+
+
+def _computed(function: Callable[[float], T], service: Service) -> T:
+    """The function's result, if it is there before the request must be answered."""
+    try:
+        return function(service.settings.limits.seconds / 2)
+    except TimeoutError:
+        raise Refused(
+            503,
+            "computing",
+            "All images of the dataset must be compared once",
+            "they still are",
+            "Ask again; it goes on meanwhile.",
+            retry_after=5,
+        ) from None
 
 
 def _said(errors: Sequence[DmlError], store: str) -> list[str]:
@@ -259,10 +317,16 @@ def _said(errors: Sequence[DmlError], store: str) -> list[str]:
     return [without_password(str(error)).replace(f"{store}/", "") for error in errors]
 
 
-def _models(store: str) -> tuple[list[ModelRef], str]:
+def _models(listed: "SharedCall[list[ModelRef]]", store: str) -> tuple[list[ModelRef], str]:
     """The registered versions, and why there are none: a service needs no registry to answer."""
+    is_server = tracking_uri(store).startswith(_HTTP)
     try:
-        return list_models(store), ""
+        return listed(REGISTRY_WAIT_S if is_server else None), ""
+    except TimeoutError:
+        return [], (
+            f"MLflow must answer at {without_password(tracking_uri(store))} to show its models; it did "
+            f"not within {REGISTRY_WAIT_S:g} s. Load the page again, or start it."
+        )
     except (DmlError, ImportError) as error:
         return [], f"The model registry cannot be read: {without_password(str(error))}"
 
@@ -290,5 +354,9 @@ def _summary(ref: DatasetRef) -> dict[str, object]:
     }
 
 
-def _new_version(ref: DatasetRef) -> messages.NewVersion:
+def _changed(service: Service, what: Audited, function: Callable[[str], DatasetRef]) -> messages.NewVersion:
+    """The version that a function of the store makes; it is in the audit log, too."""
+    with service.audit.around(what) as done:
+        ref = function(service.settings.store)
+        done(Done(what.ids, version=ref.version))
     return messages.NewVersion(dataset=ref.name, version=ref.version, rows=ref.rows)

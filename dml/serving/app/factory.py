@@ -55,6 +55,7 @@ def create_app(
         summary="Search, verify, identify and enrol by image.",
         docs_url=None,  # it would fetch its page from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # a path that is not described is 404, in the form of all errors
         lifespan=lifespan,
     )
     app.state.service = service

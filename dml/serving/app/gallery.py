@@ -1,6 +1,5 @@
 """Routes of a gallery: enrol, change, forget, and look at one item."""
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -12,10 +11,17 @@ from dml.errors import InvalidSetting, MissingArtifact
 from dml.preprocessing import image_format, image_size
 from dml.retrieval.gallery import Enrolment, Gallery, Item
 from dml.serving.app import messages
-from dml.serving.app.audit import Action, Audited
-from dml.serving.app.keys import Caller
 from dml.serving.app.opened import OpenIndex
-from dml.serving.app.routing import ERRORS, Enroller, Forgetter, LimitRate, Name, Reader, TheService
+from dml.serving.app.routing import (
+    ERRORS,
+    Enroller,
+    Forgetter,
+    LimitRate,
+    Name,
+    Reader,
+    TheService,
+    audited,
+)
 from dml.serving.app.service import answered
 from dml.serving.browsed import small_picture
 
@@ -63,8 +69,8 @@ async def enrol(
             quality=body.quality,
         )
 
-    audited = _audited(request, caller, "enrol", name, identity=body.identity, ids=body.ids or ())
-    done, written = await service.write(name, audited, write)
+    what = audited(request, "enrol", name, identity=body.identity, ids=body.ids or ())
+    done, written = await service.write(name, what, write)
     return messages.EnrolResponse(
         **{**answered(written), "revision": done.revision}, identity=done.identity, ids=done.ids
     )
@@ -75,10 +81,10 @@ async def update(
     request: Request, name: Name, id: Id, body: messages.UpdateRequest, service: TheService, caller: Enroller
 ) -> messages.ChangeResponse:
     """Change attributes or the label of an item, enrolled or of the index."""
-    audited = _audited(request, caller, "update", name, ids=[id])
+    what = audited(request, "update", name, ids=[id])
     done, written = await service.write(
         name,
-        audited,
+        what,
         lambda gallery: gallery.update(id, attributes=body.attributes, label=body.label, who=caller.label),
     )
     return messages.ChangeResponse(**{**answered(written), "revision": done.revision}, ids=done.ids)
@@ -89,8 +95,8 @@ async def forget(
     request: Request, name: Name, id: Id, service: TheService, caller: Forgetter
 ) -> messages.ChangeResponse:
     """Remove an item: no search answers with it from now on."""
-    audited = _audited(request, caller, "forget", name, ids=[id])
-    done, written = await service.write(name, audited, lambda gallery: gallery.forget(id, who=caller.label))
+    what = audited(request, "forget", name, ids=[id])
+    done, written = await service.write(name, what, lambda gallery: gallery.forget(id, who=caller.label))
     return messages.ChangeResponse(**{**answered(written), "revision": done.revision}, ids=done.ids)
 
 
@@ -99,9 +105,9 @@ async def forget_identity(
     request: Request, name: Name, identity: Identity, service: TheService, caller: Forgetter
 ) -> messages.ChangeResponse:
     """Remove all items of an identity."""
-    audited = _audited(request, caller, "forget", name, identity=identity)
+    what = audited(request, "forget", name, identity=identity)
     done, written = await service.write(
-        name, audited, lambda gallery: gallery.forget(identity=identity, who=caller.label)
+        name, what, lambda gallery: gallery.forget(identity=identity, who=caller.label)
     )
     return messages.ChangeResponse(**{**answered(written), "revision": done.revision}, ids=done.ids)
 
@@ -157,16 +163,3 @@ def _matrix(vectors: list[list[float]]) -> NDArray[np.float32]:
     if len({len(vector) for vector in vectors}) > 1:
         raise InvalidSetting("Vectors must have the same dimension; got several. Send one length.")
     return np.asarray(vectors, dtype=np.float32)
-
-
-def _audited(
-    request: Request,
-    caller: Caller,
-    action: Action,
-    gallery: str,
-    *,
-    identity: str | None = None,
-    ids: Sequence[str] = (),
-) -> Audited:
-    address = "" if request.client is None else request.client.host
-    return Audited(caller.label, address, request.state.request_id, action, gallery, identity, tuple(ids))

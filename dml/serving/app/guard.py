@@ -131,7 +131,7 @@ class Guard:
             async with asyncio.timeout(self._limits.seconds + self._limits.body_seconds):
                 try:
                     self._admit(scope, headers)
-                    reserved = self._reserve(headers)
+                    reserved = self._reserve(headers, scope["state"]["caller"])
                     body = await self._body(receive, reserved)
                 except (Refused, TimeoutError) as error:
                     send.closes = True  # what of the body is still on its way is nobody's
@@ -263,13 +263,17 @@ class Guard:
             )
         return caller
 
-    def _reserve(self, headers: Headers) -> int:
-        """Room for the body: of the length it declares, or as much as it may be."""
+    def _reserve(self, headers: Headers, caller: Caller | None) -> int:
+        """Room for the body: of the length it declares, or as much as it may be.
+
+        What is open to all takes no body, so that nobody without a key can take the room of the others.
+        """
+        most = 0 if caller is None else self._limits.body_bytes
         declared = headers.get("content-length")
         chunked = "transfer-encoding" in headers
-        size = int(declared) if declared and declared.isdecimal() else self._limits.body_bytes * chunked
-        if size > self._limits.body_bytes:
-            raise self._too_large(f"{size} came")
+        size = int(declared) if declared and declared.isdecimal() else most * chunked
+        if size > most:
+            raise self._too_large(f"{size} came", most)
         if self._bodies_bytes + size > self._limits.bodies_bytes:
             raise Refused(
                 503,
@@ -294,15 +298,15 @@ class Guard:
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
                 if size > max(room, 0):
-                    raise self._too_large("more came")
+                    raise self._too_large("more came", room)
                 if not message.get("more_body"):
                     return b"".join(parts)
 
-    def _too_large(self, got: str) -> Refused:
+    def _too_large(self, got: str, most: int) -> Refused:
         return Refused(
             413,
             "too_large",
-            f"A body must be at most {self._limits.body_bytes} bytes",
+            f"A body must be at most {most} bytes",
             got,
             "Send a smaller image, or fewer queries.",
         )

@@ -179,7 +179,7 @@ def make_key(
         galleries=sorted(set(galleries)),
         created=datetime.now(UTC),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with exclusive(_lock_of(path)):
         _write(path, [*read_keys(path), key])
     return key, secret
@@ -191,7 +191,8 @@ def revoke_key(path: Path, key_id: str) -> Key:
     Raises:
         MissingArtifact: there is no such key.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        raise MissingArtifact(f"A key must exist to be revoked; there is no file {path}. Check --store.")
     with exclusive(_lock_of(path)):
         keys = read_keys(path)
         found = [key for key in keys if key.id == key_id]

@@ -56,5 +56,6 @@ class Metrics:
             ["index", "version", "embedder"],
             registry=registry,
         )
+        self.of_indexes = (self.rows, self.enrolled, self.forgotten, self.revision, self.version)
         self.packages = Gauge("dml_models_loaded", "Models in memory", registry=registry)
         self.swaps = Counter("dml_index_swaps", "Versions taken into use", ["index"], registry=registry)

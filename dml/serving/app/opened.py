@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from functools import cached_property
 from weakref import WeakValueDictionary
 
-from dml.errors import DmlError, MissingArtifact, did_you_mean
+from dml import storage
+from dml.errors import DmlError, MissingArtifact, Unreachable, did_you_mean
 from dml.models.package import Package, load_package
 from dml.refs import DatasetRef, IndexRef, PackageRef, ThresholdsRef, require_package
 from dml.retrieval.gallery import Gallery, LiveIndex
@@ -175,6 +176,17 @@ def require_calibration(opened: OpenIndex) -> None:
         )
 
 
+def require_store(store: str) -> None:
+    """Raise Unreachable where the store has gone, as a disk that is no longer mounted."""
+    try:
+        storage.require_store(store)
+    except MissingArtifact:
+        raise Unreachable(
+            f"The store must be there to be read and written; it has no {storage.MARKER} now. Mount it "
+            "again, or end the service."
+        ) from None
+
+
 class OpenIndexes:
     """The indexes that are served.
 
@@ -219,24 +231,25 @@ class OpenIndexes:
         """Take versions, thresholds and enrolments that are new into use; blocks. The names that changed."""
         with self._refreshing:
             changed = []
-            names = self._names or published_names(self._store)
+            try:
+                require_store(self._store)
+                names = self._names or published_names(self._store)
+            except (DmlError, OSError) as error:
+                for name in {*self._names, *self._opened}:
+                    self._cannot(name, error)
+                return []
             for name in names:
                 try:
                     if self._refresh_one(name):
                         changed.append(name)
                     self.unavailable.pop(name, None)
-                except DmlError as error:  # the version that is open goes on answering
-                    if self.unavailable.get(name) != str(error):
-                        logger.warning("index %s cannot be refreshed: %s", name, error)
-                    self.unavailable[name] = str(error)
+                except (DmlError, OSError) as error:
+                    self._cannot(name, error)
+            self.unavailable = {name: why for name, why in self.unavailable.items() if name in names}
             for name in [name for name in self._opened if name not in names]:
                 self._drop(name)
                 changed.append(name)
             return changed
-
-    def gallery(self, name: str) -> Gallery:
-        """Of an open index; what enrols, changes and forgets."""
-        return self._galleries[name]
 
     def take(self, name: str) -> OpenIndex:
         """What the gallery of an open index is now: after a write, it shows what was written."""
@@ -247,6 +260,12 @@ class OpenIndexes:
         """Close all, each when its last request has ended."""
         for name in list(self._opened):
             self._drop(name)
+
+    def _cannot(self, name: str, error: Exception) -> None:
+        """The version that is open goes on answering."""
+        if self.unavailable.get(name) != str(error):
+            logger.warning("index %s cannot be refreshed: %s", name, error)
+        self.unavailable[name] = str(error)
 
     def _refresh_one(self, name: str) -> bool:
         gallery = self._galleries.get(name)

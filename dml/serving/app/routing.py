@@ -1,11 +1,12 @@
 """What routes share: the service, permissions, and the statuses that every route may answer with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Request
 
 from dml.names import MAX_LENGTH
+from dml.serving.app.audit import Action, Audited
 from dml.serving.app.keys import Caller, Permission
 from dml.serving.app.messages import ErrorResponse
 from dml.serving.app.problems import Refused
@@ -62,6 +63,20 @@ Reader = Annotated[Caller, Depends(permitted("read"))]
 Enroller = Annotated[Caller, Depends(permitted("enrol"))]
 Forgetter = Annotated[Caller, Depends(permitted("forget"))]
 Admin = Annotated[Caller, Depends(permitted("admin"))]
+
+
+def audited(
+    request: Request,
+    action: Action,
+    gallery: str,
+    *,
+    identity: str | None = None,
+    ids: Sequence[str] = (),
+) -> Audited:
+    """What the caller of a request is about to do, for the audit log; `gallery` is that or a dataset."""
+    caller: Caller = request.state.caller
+    address = "" if request.client is None else request.client.host
+    return Audited(caller.label, address, request.state.request_id, action, gallery, identity, tuple(ids))
 
 
 def _limit_rate(request: Request) -> Callable[[int], None]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from socket import socket
+from socket import AF_INET, AF_INET6, SO_REUSEADDR, SOL_SOCKET, socket
 from typing import Any
 from uuid import uuid4
 
@@ -18,7 +18,8 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.supervisors import Multiprocess
 
-from dml.errors import DmlError, MissingArtifact
+from dml import storage
+from dml.errors import DmlError, InvalidSetting, MissingArtifact
 from dml.retrieval.index import find_index, published_names
 from dml.serving.app.factory import create_app
 from dml.serving.app.guard import LINGER_S, access
@@ -165,6 +166,7 @@ def serve(
 
     Raises:
         InvalidSetting: others reach the address, and no key is needed.
+        InvalidSetting: the address is taken, or none of this machine.
         MissingArtifact: the store has no index, or not one that was named.
     """
     require_keys_beyond_loopback(host, settings.keys)
@@ -186,7 +188,7 @@ def serve(
         timeout_worker_healthcheck=_WORKER_STARTS_S,
         timeout_graceful_shutdown=int(settings.limits.seconds),
     )
-    bound = config.bind_socket()
+    bound = listening(host, port)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{bound.getsockname()[1]}"
     with suppress(KeyboardInterrupt):  # uvicorn sends it again once it has ended
@@ -203,6 +205,27 @@ def serve(
             Multiprocess(config, sockets=[bound]).run()
 
 
+def listening(host: str, port: int) -> socket:
+    """A socket that processes of this one can take over; uvicorn's own ends the process if there is none.
+
+    Raises:
+        InvalidSetting: the address is taken, or none of this machine.
+    """
+    bound = socket(AF_INET6 if ":" in host else AF_INET)
+    bound.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except (OSError, UnicodeError) as error:
+        bound.close()
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidSetting(
+            f"A service must listen on a free address of this machine; {host}, port {port}, is none: "
+            f"{reason}. Choose another --host or --port; --port 0 takes a free one."
+        ) from None
+    bound.set_inheritable(True)
+    return bound
+
+
 def _require_indexes(settings: ServiceSettings) -> None:
     for name in settings.indexes:
         find_index(settings.store, name)
@@ -214,6 +237,7 @@ def _require_indexes(settings: ServiceSettings) -> None:
             f"A service needs an index; the store {settings.store} has none. Make one: dml index FOLDER "
             "--embedder timm:NAME, or dml index NAME --model MODEL --dataset DATASET."
         )
+    storage.require_store(settings.store)
 
 
 def _require_one(store: str, names: Sequence[str]) -> None:

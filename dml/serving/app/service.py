@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,11 @@ from dml.models.package import Package
 from dml.preprocessing import image_size
 from dml.retrieval.gallery import Gallery
 from dml.serving.app import messages
-from dml.serving.app.audit import Audited, AuditLog, Written
+from dml.serving.app.audit import Audited, AuditLog, Done
 from dml.serving.app.batcher import ManyAtOnce, MicroBatcher, OneByOne
 from dml.serving.app.keys import Keys
 from dml.serving.app.metrics import STAGES, Metrics
-from dml.serving.app.opened import OpenIndex, OpenIndexes
+from dml.serving.app.opened import OpenIndex, OpenIndexes, require_store
 from dml.serving.app.problems import Refused, refusal_of
 from dml.serving.app.recall import RecallSampler
 from dml.serving.app.settings import ServiceSettings
@@ -38,11 +38,21 @@ logger = logging.getLogger(__name__)
 _WRITERS = 32
 
 T = TypeVar("T")
-W = TypeVar("W", bound=Written)
+W = TypeVar("W", bound="_Written")
 Vector = NDArray[np.float32]
 Encode = OneByOne[Tensor, Vector]
 Batched = Callable[[ManyAtOnce[Tensor, Vector]], Encode]
 """Makes a function of one prepared image of a function of many, such as `@serve.batch`."""
+
+
+class _Written(Protocol):
+    """What a write to a gallery returns."""
+
+    @property
+    def revision(self) -> int: ...
+
+    @property
+    def ids(self) -> list[str]: ...
 
 
 @dataclass
@@ -100,6 +110,7 @@ class Service:
         self._batched = batched or self._micro_batched
         self._encoders: dict[Package, Encode] = {}
         self._refreshing: asyncio.Task[None] | None = None
+        self._said_of_keys = ""
         self.is_ready = False
 
     async def start(self) -> None:
@@ -128,8 +139,7 @@ class Service:
 
     async def refresh(self) -> None:
         """Take what was published since into use."""
-        if self._keys is not None:
-            self._keys.refresh()
+        self._refresh_keys()
         changed = await asyncio.to_thread(self.indexes.refresh)
         for name in changed:
             self.metrics.swaps.labels(name).inc()
@@ -138,16 +148,32 @@ class Service:
         self._drop_encoders()
         self.is_ready = True
 
+    def _refresh_keys(self) -> None:
+        """A file that cannot be read leaves the keys as they are, and indexes are looked for all the same."""
+        try:
+            if self._keys is not None:
+                self._keys.refresh()
+            self._said_of_keys = ""
+        except (DmlError, OSError) as error:
+            if str(error) != self._said_of_keys:
+                logger.error("the keys that were read before stay in use: %s", error)
+            self._said_of_keys = str(error)
+
     async def _refresh_for_ever(self) -> None:
+        said = ""
         while True:
             await asyncio.sleep(self.settings.refresh_seconds)
             try:
                 await self.refresh()
-            except Exception:
-                logger.exception("looking for new versions failed; it is tried again")
+                said = ""
+            except Exception as error:
+                if repr(error) != said:  # not every second
+                    logger.exception("looking for new versions failed; it is tried again")
+                said = repr(error)
 
     def _measure(self) -> None:
-        self.metrics.version.clear()
+        for gauge in self.metrics.of_indexes:
+            gauge.clear()  # of those that are no longer served
         for name, opened in self.indexes.opened.items():
             self.metrics.version.labels(name, opened.ref.version, opened.embedder[:12]).set(1)
             self._measure_gallery(name, opened)
@@ -182,9 +208,10 @@ class Service:
         """
 
         def write() -> tuple[W, OpenIndex]:
+            require_store(self.settings.store)
             with self.audit.around(audited) as done:
-                result = function(self.indexes.gallery(name))
-                done(result)
+                result = function(opened.gallery)
+                done(Done(result.ids, revision=result.revision))
                 return result, self.indexes.take(name)
 
         with self.indexes.hold(name) as opened:

@@ -12,6 +12,7 @@ import { cosine, count, counted, shown, time } from "./words.mjs";
 const PARTS = { items: "Items", suspects: "Suspected labels", duplicates: "Near-duplicates", quarantine: "Quarantine", corrections: "Corrections" };
 const PER_PAGE = 60;
 const SIDE = 224;
+const ASKED_AGAIN_MS = 2_000;
 
 /** @param {import("./main.mjs").Context} context */
 export async function dataView({ parameters, go }) {
@@ -91,6 +92,7 @@ async function computed(ask, what, draw, nothing) {
       first += PER_PAGE;
       fill(results, h("p", { class: "quiet row" }, page.note), shownSoFar, first < page.total && h("div", { class: "pages" }, button(`More of ${count(page.total)}`, more)));
     } catch (error) {
+      if (error.problem?.code === "computing" && results.isConnected) return setTimeout(more, ASKED_AGAIN_MS);
       fill(results, failed(error, more));
     }
   }

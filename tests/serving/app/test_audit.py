@@ -1,6 +1,8 @@
 """The audit log is appended to, and shows what was taken out of it."""
 
+import errno
 import multiprocessing
+import resource
 
 import pytest
 
@@ -55,3 +57,30 @@ def test_a_line_that_was_taken_out_or_changed_shows(tmp_path, damage):
     path.write_bytes(b"".join(damage(path.read_bytes().splitlines(keepends=True))))
     with pytest.raises(CorruptArtifact, match=r"line [12] was changed"):
         list(read_audit(path))
+
+
+def test_a_line_that_a_lost_power_cut_short_is_passed_over(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    append(path, 0)
+    with path.open("ab") as file:
+        file.write(b'{"when": "2026-')
+    append(path, 1)
+    assert [entry.request_id for entry in read_audit(path)] == ["0", "1"]
+
+
+def test_a_line_for_which_the_disk_has_no_room_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    append(path, 0)
+    before = path.read_bytes()
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(append_with_room, (path, len(before) + 20)) == errno.EFBIG
+    assert path.read_bytes() == before
+
+
+def append_with_room(path, most_bytes):
+    """The error of appending to a file that can have no more bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    try:
+        append(path, 1)
+    except OSError as error:
+        return error.errno

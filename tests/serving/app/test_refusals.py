@@ -11,6 +11,7 @@ from dml.serving.app.factory import create_app
 from dml.serving.app.keys import make_key, read_keys, revoke_key
 from dml.serving.app.messages import Image as ImageMessage
 from dml.serving.app.rates import Rates
+from dml.serving.app.server import listening
 from dml.serving.app.settings import LOOPBACK_NAMES, Limits
 from tests.serving.app.parts import NAME, ask, image, post, running
 
@@ -249,3 +250,32 @@ def test_a_request_id_of_the_client_is_kept_if_it_is_one(settings):
     first, second = ask(settings, asking)
     assert first == "a-1"
     assert second != "a b"
+
+
+def test_who_has_no_key_can_take_no_room_of_the_bodies_of_others(settings, tmp_path):
+    path = tmp_path / "keys.json"
+    make_key(path, "page", ["read"])
+
+    async def asking(client):
+        sent = [await client.post(each, content=b"x" * 9) for each in ("/healthz", "/", f"{SEARCH}")]
+        return [answer.status_code for answer in sent]
+
+    assert ask(settings.model_copy(update={"keys": path}), asking) == [413, 413, 401]
+
+
+@pytest.mark.parametrize("path", ["/v1/indexes/", "/healthz/", "/v1/"])
+def test_a_path_that_is_not_described_is_refused_in_the_one_form(settings, path):
+    async def asking(client):
+        return await client.get(path)
+
+    answer = ask(settings, asking)
+    assert answer.status_code == 404
+    assert problem(answer)["code"] == "not_found"
+
+
+def test_an_address_that_cannot_be_listened_on_is_refused_with_what_to_do():
+    with listening("127.0.0.1", 0) as taken:
+        taken.listen()
+        for host, port in (("127.0.0.1", taken.getsockname()[1]), ("192.0.2.1", 0), ("a" * 70, 0)):
+            with pytest.raises(InvalidSetting, match="--port 0 takes a free one"):
+                listening(host, port)

@@ -2,14 +2,19 @@
 
 import io
 import shutil
+import socket
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from dml import storage
+from dml.serving.app.audit import read_audit
+from dml.serving.app.browse import REGISTRY_WAIT_S
 from dml.serving.app.keys import make_key
 from dml.serving.app.settings import ServiceSettings
+from dml.serving.browsed import BrowsedDataset
 from tests.serving.app.parts import ask
 from tests.serving.page.parts import (
     IDENTITIES,
@@ -170,6 +175,45 @@ def test_a_label_is_corrected_and_an_item_removed_by_a_key_of_an_admin_alone(get
     assert unknown.status_code == 404
     back = get(f"datasets/{NAME}/revocations", body={"id": file_of(8, 0)}, keys=keys, key=admin, store=store)
     assert back.status_code == 200
+    entries = list(read_audit(Path(store) / "service" / "audit.jsonl"))
+    assert [(each.action, each.ids, each.outcome) for each in entries] == [
+        ("correct", [file_of(8, 0)], "done"),
+        ("remove", [file_of(9, 0)], "done"),
+        ("correct", ["nothing"], "refused"),
+        ("revoke", [file_of(8, 0)], "done"),
+    ]
+    assert (entries[0].gallery, entries[0].identity) == (NAME, label_of(8))
+    assert [each.version for each in entries] == [
+        corrected["version"],
+        removed["version"],
+        None,
+        back.json()["version"],
+    ]
+    assert all("Ada" in each.who for each in entries)
+
+
+def test_near_duplicates_that_take_long_are_there_when_they_are_asked_for_again(looked_at):
+    store, dataset, _ = looked_at
+    browsed = BrowsedDataset(store, dataset)
+    with pytest.raises(TimeoutError):
+        browsed.near_duplicates(wait_s=0)
+    pairs = browsed.near_duplicates()
+    assert pairs
+    assert browsed.near_duplicates(wait_s=0) == pairs
+
+
+def test_an_mlflow_that_does_not_answer_delays_the_lineage_by_two_seconds(get, monkeypatch):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        start = time.monotonic()
+        lineage = get("lineage").json()
+    assert time.monotonic() - start < REGISTRY_WAIT_S + 5  # opening the index, too
+    assert lineage["models"] == []
+    assert address in lineage["models_missing"]
+    assert lineage["indexes"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""A store that goes, changes or is not there, and what a service makes of it."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+from dml.cli.command import run
+from dml.data.dataset import find_dataset
+from dml.serving.app.factory import create_app
+from dml.serving.app.keys import make_key
+from dml.serving.app.settings import ServiceSettings
+from tests.serving.app.parts import NAME, ask, image, make_store, publish, running
+
+BASE = f"/v1/indexes/{NAME}"
+ANN = {"identity": "ann", "images": [image(900)["image"]]}
+PAUSE_S = 0.3
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Settings of a store that the test changes."""
+    store, *_ = make_store(tmp_path)
+    return ServiceSettings(store=store, threads=1, recall_share=0, refresh_seconds=0.02)
+
+
+def test_a_store_that_has_gone_is_searched_from_memory_and_neither_written_nor_begun_anew(own, tmp_path):
+    away = tmp_path / "away"
+
+    async def asking(client):
+        os.rename(own.store, away)
+        await anyio.sleep(PAUSE_S)
+        found = await client.post(f"{BASE}/search", json={"queries": [{"id": "00000.png"}]})
+        refused = await client.post(f"{BASE}/enrol", json=ANN)
+        datasets = await client.get("/v1/datasets")
+        is_begun = Path(own.store).exists()
+        os.rename(away, own.store)
+        enrolled = await client.post(f"{BASE}/enrol", json=ANN)
+        return found, refused, datasets, is_begun, enrolled
+
+    found, refused, datasets, is_begun, enrolled = ask(own, asking)
+    assert (found.status_code, enrolled.status_code, is_begun) == (200, 200, False)
+    for answer in (refused, datasets):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+        assert answer.headers["retry-after"]
+        assert own.store not in answer.text
+
+
+def test_an_index_that_was_removed_is_neither_served_nor_measured(own):
+    async def asking(client):
+        before = (await client.get("/metrics")).text
+        shutil.rmtree(Path(own.store) / "indexes" / NAME)
+        await anyio.sleep(PAUSE_S)
+        return before, (await client.get("/metrics")).text, (await client.get(BASE)).status_code
+
+    before, after, status = ask(own, asking)
+    assert f'dml_index_rows{{index="{NAME}"}} 40.0' in before
+    assert f'{{index="{NAME}"}}' not in "".join(line for line in after.splitlines() if "rows" in line)
+    assert status == 404
+
+
+def test_keys_that_cannot_be_read_stay_as_they_were_and_new_versions_are_found(own, tmp_path):
+    path = tmp_path / "keys.json"
+    _, reader = make_key(path, "page", ["read"])
+
+    async def asking():
+        async with running(create_app(own.model_copy(update={"keys": path}))) as client:
+            client.headers["Authorization"] = f"Bearer {reader}"
+            former = (await client.get(BASE)).json()["version"]
+            path.write_text("{")
+            dataset = find_dataset(own.store, NAME)
+            await anyio.to_thread.run_sync(lambda: publish(own.store, dataset, seed=2))
+            await anyio.sleep(PAUSE_S)
+            return former, await client.get(BASE)
+
+    former, answer = anyio.run(asking)
+    assert answer.status_code == 200
+    assert answer.json()["version"] != former
+
+
+@pytest.mark.parametrize(
+    "words", [["keys"], ["keys", "revoke", "1a2b3c4d"], ["serve"], ["serve", "--ask-for-keys"]]
+)
+def test_asking_about_a_store_that_is_not_there_makes_none(tmp_path, monkeypatch, capsys, words):
+    store = tmp_path / "store"
+    monkeypatch.setattr(sys, "argv", ["dml", *words, "--store", str(store)])
+    assert run() == (0 if words == ["keys"] else 2)
+    assert "No such command" not in capsys.readouterr().err
+    assert not store.exists()

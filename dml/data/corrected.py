@@ -44,6 +44,19 @@ class Corrections:
             "lists them"
         ]
 
+    def keep_splits(self, samples: Sequence[Sample], known: Mapping[str, str]) -> list[Sample]:
+        """Samples of classes that only corrected items have, with the split that these classes had before.
+
+        The source gives those classes no split; that of their items can be either.
+        """
+        of_source = {normalized(sample.label) for sample in samples if sample.id not in self.by_id}
+        return [
+            sample
+            if sample.label in of_source or sample.id not in self.by_id
+            else sample._replace(split=known.get(sample.label, sample.split))
+            for sample in samples
+        ]
+
 
 def read_corrections(store: str, name: str) -> Corrections:
     """A dataset's corrections; raises CorruptArtifact if the list is damaged."""

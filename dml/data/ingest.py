@@ -22,7 +22,7 @@ from typing import Any
 
 from dml import storage
 from dml.cluster import quiet_ray_data, ray_session
-from dml.config import IngestConfig, SplitConfig
+from dml.config import IngestConfig, OfficialSplit, SplitConfig
 from dml.data.continuity import require_listed, require_same_ids, require_same_rows
 from dml.data.corrected import Corrections, read_corrections
 from dml.data.dataset import find_dataset
@@ -132,6 +132,9 @@ def _ingest_source(
     storage.mark_store(store)
     former = find_former(store, config.name)
     _require_valid(config, store, listed.problems, listed.num_rows, is_empty=not listed.samples)
+    if isinstance(former.split, OfficialSplit):
+        kept = listed.corrections.keep_splits(listed.samples, former.split_of_class)
+        listed = replace(listed, samples=kept)
     split = choose_split(listed.samples, config.split, listed.default_split, former)
     config = config.model_copy(update={"split": split.requested})
     parent = storage.named_folder(store, "datasets", config.name)

@@ -160,3 +160,27 @@ def test_in_an_official_split_an_item_comes_to_the_side_of_its_class(tmp_path):
     (row,) = [row for row in read_rows(ref).to_pylist() if row["id"] == "train/train0/1.png"]
     assert row["split"] == "test"
     assert ingest(IngestConfig(name="d", source=str(source)), store) == ref
+
+
+def test_a_class_that_only_corrected_items_have_keeps_its_split_whatever_the_order_of_the_rows(tmp_path):
+    source, store = tmp_path / "source", str(tmp_path / "store")
+    rows = [
+        (f"{c}_{n}.png", f"c{c}", "train" if c < 2 else "test", 10 * c + n)
+        for c in range(4)
+        for n in range(3)
+    ]
+    write(source, {name: picture(seed) for name, _, _, seed in rows})
+
+    def ingested(order):
+        lines = [",".join(row[:3]) for row in order]
+        write(source, {"all.csv": "\n".join(["image,label,split", *lines])})
+        return ingest(IngestConfig(name="d", source=str(source / "all.csv")), store)
+
+    def splits(ref) -> set[str]:
+        return {row["split"] for row in read_rows(ref).to_pylist() if row["label"] == "new"}
+
+    ingested(rows)
+    before = splits(correct_labels(store, "d", {"0_0.png": "new", "3_0.png": "new"}, who="ann"))
+    assert len(before) == 1
+    assert splits(ingested(rows)) == splits(ingested(rows[::-1])) == before
+    assert splits(ingested(rows[1:])) == splits(ingested(rows[:-3] + rows[-2:])) == before

@@ -23,7 +23,7 @@ class Trial:
         images = read_images(dataset, chosen.tolist())
         with preview(network) as package:
             vectors = package.embed(images)
-            self._seen = package.runtime.picture(package.runtime.prepare(images[0]))
+            self._seen = package.runtime.picture(package.prepare(images[0]))
         similarities = vectors @ vectors.T
         np.fill_diagonal(similarities, -np.inf)
         queries = (

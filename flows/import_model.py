@@ -31,6 +31,7 @@ def import_model_flow(
     weights: str | None = None,
     preprocessing: str | None = None,
     license: str = "",
+    faces: str | None = None,
     store: str | None = None,
 ) -> ModelRef:
     """Import, evaluate, register, and let the gate decide; without a test split it is registered alone.
@@ -42,12 +43,13 @@ def import_model_flow(
         weights: a local file with the network's weights.
         preprocessing: a JSON file that says what the network wants of an image.
         license: of the weights, for the reader.
+        faces: a face detector's local ONNX file; the largest face of each image is embedded.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
     """
     root = store_uri(store)
     check_name(name, "model")
     judge_on = None if dataset is None else stage(find_dataset)(root, dataset)
-    options = Options(_path(weights), _path(preprocessing), license)
+    options = Options(_path(weights), _path(preprocessing), license, _path(faces))
     package = stage(import_embedder)(root, embedder, options)
     run = stage(start_run)(
         root,

@@ -1,6 +1,7 @@
 """Faces in pictures: detected, aligned, cropped; several are several answers, none is no error."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,72 +12,15 @@ from dml.faces import LANDMARKS, OpenCVDetector, WholePicture, similarity_transf
 from dml.models.external import Options, import_embedder
 from dml.models.package import load_package
 from dml.preprocessing import UnreadableImage
+from tests.bright_faces import EYES_AND_MOUTH, encoded, picture, write_detector
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 pytest.importorskip("cv2")
-EYES_AND_MOUTH = (LANDMARKS - 56) / 112
-"""Landmarks of an upright face, in sides of its box from its centre."""
-
-
-def encoded(pixels: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A detector with YuNet's outputs, to which each bright cell of 32 x 32 is a face."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    nodes, outputs, constants = [], [], []
-
-    def constant(name: str, values: np.ndarray) -> str:
-        constants.append(numpy_helper.from_array(values, name))
-        return name
-
-    channels = constant("channels", np.full((1, 3, 1, 1), 1 / 765, np.float32))
-    shape = constant("shape", np.array([1, -1, 1], np.int64))
-    nodes.append(helper.make_node("Conv", ["input", channels], ["grey"]))
-    for stride in (8, 16, 32):
-        nodes.append(
-            helper.make_node(
-                "AveragePool",
-                ["grey"],
-                [f"cells_{stride}"],
-                kernel_shape=[stride, stride],
-                strides=[stride, stride],
-            )
-        )
-        nodes.append(helper.make_node("Reshape", [f"cells_{stride}", shape], [f"flat_{stride}"]))
-        factor = constant(f"factor_{stride}", np.full((1, 1, 1), float(stride == 32), np.float32))
-        nodes += [
-            helper.make_node("Mul", [f"flat_{stride}", factor], [f"{kind}_{stride}"])
-            for kind in ("cls", "obj")
-        ]
-        places = {"bbox": np.array([0.5, 0.5, 0, 0]), "kps": 0.5 + EYES_AND_MOUTH.ravel()}
-        for kind, values in places.items():
-            zeros = constant(f"zeros_{kind}_{stride}", np.zeros((1, 1, len(values)), np.float32))
-            added = constant(f"added_{kind}_{stride}", values.astype(np.float32)[None, None])
-            nodes.append(helper.make_node("Mul", [f"flat_{stride}", zeros], [f"no_{kind}_{stride}"]))
-            nodes.append(helper.make_node("Add", [f"no_{kind}_{stride}", added], [f"{kind}_{stride}"]))
-    for kind, width in (("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)):
-        outputs += [
-            helper.make_tensor_value_info(f"{kind}_{stride}", TensorProto.FLOAT, [1, None, width])
-            for stride in (8, 16, 32)
-        ]
-    given = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, "height", "width"])
-    graph = helper.make_graph(nodes, "bright", [given], outputs, constants)
-    path = tmp_path_factory.mktemp("faces") / "bright.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
-    return path
-
-
-def picture(*cells: tuple[int, int]) -> np.ndarray:
-    pixels = np.zeros((128, 192, 3), np.uint8)
-    for row, column in cells:
-        pixels[32 * row : 32 * row + 32, 32 * column : 32 * column + 32] = 255
-    return pixels
+    return write_detector(tmp_path_factory.mktemp("faces") / "bright.onnx")
 
 
 def test_each_face_of_a_picture_is_a_region_with_its_box_and_an_aligned_crop(model):
@@ -115,6 +59,25 @@ def test_what_is_no_detector_is_refused(model, tmp_path):
         OpenCVDetector(model).regions(b"no image")
 
 
+def test_a_large_picture_is_detected_in_smaller_and_cropped_as_it_is(model):
+    large = np.kron(picture((1, 1)), np.ones((8, 8, 1), np.uint8))
+    large[320:336, 320:336] = 60
+    (region,) = OpenCVDetector(model, longest=192).regions_in(large)
+    assert region.box == (256, 256, 256, 256)
+    assert (region.crop < 130).any(), "a spot that is lost in the smaller picture's 2 pixels"
+    assert region.landmarks[0] == pytest.approx(384 + 256 * EYES_AND_MOUTH[0], abs=0.1)
+
+
+def test_threads_share_a_detector(model):
+    detector = OpenCVDetector(model)
+    pictures = [picture((1, 1), (2, 4))[:, : 160 + 32 * (number % 2)] for number in range(20)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(detector.regions_in, pictures))
+    assert [[region.box for region in each] for each in found] == [
+        [region.box for region in OpenCVDetector(model).regions_in(pixels)] for pixels in pictures
+    ]
+
+
 def test_a_whole_picture_is_its_only_region():
     pixels = picture((0, 0))
     (region,) = WholePicture().regions(encoded(pixels))
@@ -143,7 +106,7 @@ def test_a_package_that_detects_embeds_a_picture_as_its_largest_face(model, tmp_
         "from dml.faces import OpenCVDetector, main_region\n"
         f"detector = OpenCVDetector(Path({str(model)!r}))\n"
         "def embed(images):\n"
-        "    crops = [main_region(detector, image, 112) for image in images]\n"
+        "    crops = [main_region(detector, image) for image in images]\n"
         "    return np.stack([crop[::28, ::28].ravel() + 1.0 for crop in crops])\n"
     )
     monkeypatch.syspath_prepend(tmp_path)

@@ -37,6 +37,13 @@ def import_model(
     preprocessing: Annotated[
         Path | None, typer.Option(help="how the network takes images, a JSON file; default: FILE.json")
     ] = None,
+    faces: Annotated[
+        Path | None,
+        typer.Option(
+            help="a face detector's ONNX file, as of YuNet; the largest face of each image is detected, "
+            "aligned and cropped first"
+        ),
+    ] = None,
     license: Annotated[str, typer.Option(help="license of what embeds; for the registry")] = "",
     picture: Annotated[
         Path, typer.Option(help="write a picture into this PNG file; of an image as the network sees it")
@@ -55,7 +62,7 @@ def import_model(
     address = _address(embedder)
     source = None if dataset is None else find_dataset(root, dataset)
     name = name or (source.name if source else _name_of(address))
-    network = read_embedder(address, Options(weights, preprocessing, license))
+    network = read_embedder(address, Options(weights, preprocessing, license, faces))
     report = ModelImportReport(
         source=network.source,
         dim=network.contents.dim,
@@ -67,7 +74,7 @@ def import_model(
         from flows.import_model import import_model_flow
         from flows.policy import run
 
-        files = {"weights": weights, "preprocessing": preprocessing}
+        files = {"weights": weights, "preprocessing": preprocessing, "faces": faces}
         given = {key: str(file) for key, file in files.items() if file is not None}
         model = run(import_model_flow, address, name, dataset, **given, license=license, store=root)
         report = report.model_copy(update={"model": model})

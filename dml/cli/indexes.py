@@ -1,6 +1,6 @@
 """`dml embed`, `dml index` and `dml indexes`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,6 +81,13 @@ def index(
     preprocessing: Annotated[
         Path | None, typer.Option(help="how the network takes images, a JSON file; of --embedder")
     ] = None,
+    faces: Annotated[
+        Path | None,
+        typer.Option(
+            help="a face detector's ONNX file, as of YuNet; the largest face of each image is detected, "
+            "aligned and cropped first; of --embedder"
+        ),
+    ] = None,
     license: Annotated[str, typer.Option(help="license of what embeds; for the registry")] = "",
     factory: Annotated[
         str, typer.Option(help="auto, as `dml plan` has it, or any Faiss index_factory string")
@@ -126,7 +133,8 @@ def index(
         order_by=order_by,
         vectors=dtype,
     )
-    _refuse_contradiction(model, embedder, weights=weights, preprocessing=preprocessing, license=license)
+    files = {"weights": weights, "preprocessing": preprocessing, "faces": faces}
+    _refuse_contradiction(model, embedder, **files, license=license)
     show = _show_explained if explain else _show_index
     root, other = store_uri(store), dataset or model or embedder
     if vectors is None and dataset is None and is_place(root, name):
@@ -135,7 +143,7 @@ def index(
         return emit(_index_vectors(name, vectors or name, other, config, root), as_json, show)
     dataset = dataset or name
     if embedder is not None:
-        model = _import_model(embedder, dataset, weights, preprocessing, license, root)
+        model = _import_model(embedder, dataset, files, license, root)
     ref = run(index_flow, name, model or dataset.partition("@")[0], dataset, config, root, workers)
     return emit(ref, as_json, show)
 
@@ -168,7 +176,7 @@ def _refuse_contradiction(model: str | None, embedder: str | None, **of_embedder
 
 
 def _import_model(
-    embedder: str, dataset: str, weights: Path | None, preprocessing: Path | None, license: str, store: str
+    embedder: str, dataset: str, files: Mapping[str, Path | None], license: str, store: str
 ) -> str:
     """Register a pretrained network under the dataset's name; returns its version."""
     from flows.import_model import import_model_flow
@@ -179,8 +187,7 @@ def _import_model(
         embedder,
         dataset.partition("@")[0],
         dataset,
-        weights=None if weights is None else str(weights),
-        preprocessing=None if preprocessing is None else str(preprocessing),
+        **{name: str(file) for name, file in files.items() if file is not None},
         license=license,
         store=store,
     )

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from dml.embedding.table import (
     write_part,
 )
 from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact, InvalidData, MissingArtifact
+from dml.faces import NoFace
 from dml.models.package import Package, load_package
 from dml.progress import Ticker
 from dml.refs import DatasetRef, EmbeddingsRef, PackageRef
@@ -46,6 +48,7 @@ _MOST_GPUS_ASKED_FOR = 8
 _ROUNDS = 2  # in the second, what an earlier run has left damaged is made again
 _READ_THREADS = 8
 _BYTES_HELD = 1 << 30
+_MOST_NAMED = 20
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +99,7 @@ def embed(
     Raises:
         IncompatibleArtifact: `previous` was made by another package.
         MissingArtifact, CorruptArtifact: package or dataset are not what their refs say.
+        NoFace: the package detects faces and images show none; the message names them.
         InvalidData: the split has no rows, or the package gives vectors that are not of unit length.
     """
     _refuse_other_package(previous, package)
@@ -285,11 +289,35 @@ class _Embedder:
         new = np.flatnonzero(known < 0)
         start = 0
         for images in _images(job, samples["row"].to_numpy()[new]):
-            vectors[new[start : start + len(images)]] = self.package.embed(images)
+            try:
+                vectors[new[start : start + len(images)]] = self.package.embed(images)
+            except NoFace:
+                self._refuse_without_face(job, samples.take(new))
+                raise
             start += len(images)
         _refuse_wrong_length(vectors, job, self.package.ref)
         write_part(job.part, samples["id"], samples["sha256"], vectors)
         return len(new)
+
+    def _refuse_without_face(self, job: _PartJob, samples: pa.Table) -> None:
+        """Raise NoFace with all images of a fragment that are to be embedded and show no face."""
+        images = chain.from_iterable(_images(job, samples["row"].to_numpy()))
+        ids = samples["id"].to_pylist()
+        faceless = sorted(id_ for id_, image in zip(ids, images, strict=True) if not self._shows_face(image))
+        listed = ", ".join(faceless[:_MOST_NAMED]) + (", ..." if len(faceless) > _MOST_NAMED else "")
+        raise NoFace(
+            f"Every image must show a face to be embedded by package {self.package.ref.version}; "
+            f"{len(faceless)} of {len(ids)} in {job.fragment.name} show none: {listed}. Nothing is left out "
+            "by itself: take them out of the dataset (dml correct DATASET ID... --remove), or import the "
+            "model without --faces."
+        )
+
+    def _shows_face(self, image: bytes) -> bool:
+        try:
+            self.package.prepare(image)
+        except NoFace:
+            return False
+        return True
 
 
 def _images(job: _PartJob, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:

@@ -1,7 +1,7 @@
 """The package, a published model: weights in safetensors, configuration and preprocessing in JSON, no pickle.
 
 It loads without training code, and its fingerprint covers all that decides an embedding: the weights, the
-network's description, its runtime and the preprocessing.
+network's description, its runtime, the preprocessing and the face detector, if it has one.
 """
 
 import os
@@ -14,20 +14,26 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors.torch import save
 
 from dml import storage
 from dml.config import PreprocessingConfig
 from dml.config.training import Precision
 from dml.errors import CorruptArtifact, IncompatibleArtifact, MissingArtifact
+from dml.faces import Detector, DetectorConfig, Region, main_region
 from dml.models.encoder import Encoder
 from dml.models.runtimes import Runtime, StoredNetwork, runtime
 from dml.models.runtimes.torch import WEIGHTS, TorchRuntime
+from dml.preprocessing import Encoded, decode
 from dml.refs import DatasetRef, PackageRef
 
 FORMAT_VERSION = 2
 _DECISIVE = ("format_version", "runtime", "encoder", "preprocessing")
 """Of the description, what the fingerprint covers."""
+_DECISIVE_IF_PRESENT = ("detector",)
+DETECTOR = "detector.onnx"
+"""The file of the face detector's model."""
 _THREADS_AT_MOST = 16
 _DESCRIPTION = "package.json"
 
@@ -35,13 +41,14 @@ _DESCRIPTION = "package.json"
 class Package:
     """A loaded package: image bytes in, unit-length embeddings out."""
 
-    def __init__(self, ref: PackageRef, runtime: Runtime) -> None:
+    def __init__(self, ref: PackageRef, runtime: Runtime, detector: Detector | None = None) -> None:
         self.ref = ref
         self.runtime = runtime
+        self.detector = detector
 
     @property
     def preprocessing(self) -> PreprocessingConfig:
-        """The preprocessing of images for the network."""
+        """The preprocessing of images for the network, after a detector's crop."""
         return self.runtime.preprocessing
 
     @property
@@ -87,6 +94,7 @@ class Package:
 
         Raises:
             UnreadableImage: bytes that are no image, or of more pixels.
+            NoFace: this package detects faces, and an image shows none; of several the largest is embedded.
             ValueError: no sequence of bytes, such as one image alone, paths or arrays.
         """
         _require_encoded(images)
@@ -96,7 +104,7 @@ class Package:
         if num_threads:
             prepared = self._prepared_ahead(batches, num_threads)
         else:
-            prepared = ([self.runtime.prepare(image) for image in batch] for batch in batches)
+            prepared = ([self.prepare(image) for image in batch] for batch in batches)
         # They stay on the device until all are made, so that it never waits for the host.
         parts = [self.runtime.embed(batch, unit_length=unit_length) for batch in prepared]
         if not parts:
@@ -104,9 +112,39 @@ class Package:
         values: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
         return values
 
+    def prepare(self, content: Encoded) -> Any:
+        """Decode an image file, crop its largest face where this package detects faces, and preprocess.
+
+        Called from several threads.
+
+        Raises:
+            UnreadableImage, NoFace: as `embed`.
+        """
+        if self.detector is None:
+            return self.runtime.prepare(decode(content, self.preprocessing.color))
+        crop = main_region(self.detector, np.asarray(decode(content, "RGB")))
+        return self._prepare_crop(crop)
+
+    def _prepare_crop(self, crop: NDArray[np.uint8]) -> Any:
+        return self.runtime.prepare(Image.fromarray(crop).convert(self.preprocessing.color))
+
+    def prepare_faces(self, content: Encoded) -> list[tuple[Region, Any]]:
+        """Each face of an image file with its prepared crop, the largest first; empty where there is none.
+
+        Raises:
+            UnreadableImage: as `embed`.
+            IncompatibleArtifact: this package detects no faces.
+        """
+        if self.detector is None:
+            raise IncompatibleArtifact(
+                f"To find every face of a picture the model must detect faces; package {self.ref.version} "
+                "does not. Import it with a detector's file: dml models import FILE --faces yunet.onnx --yes."
+            )
+        return [(region, self._prepare_crop(region.crop)) for region in self.detector.regions(content)]
+
     def _prepared_ahead(self, batches: Iterable[Sequence[bytes]], num_threads: int) -> Iterator[list[Any]]:
         with ThreadPoolExecutor(num_threads, thread_name_prefix="embed") as pool:
-            begun = ([pool.submit(self.runtime.prepare, image) for image in batch] for batch in batches)
+            begun = ([pool.submit(self.prepare, image) for image in batch] for batch in batches)
             current = next(begun, None)
             while current is not None:
                 following = next(begun, None)
@@ -147,6 +185,8 @@ class Contents:
     """Beside the description, by name."""
     dim: int
     """D, the length of an embedding."""
+    detector: DetectorConfig | None = None
+    """Finds the face of an image before the preprocessing, by the model in `files[DETECTOR]`; None: none."""
 
 
 def save_package(
@@ -210,6 +250,8 @@ def publish_package(
         "encoder": dict(contents.encoder),
         "preprocessing": contents.preprocessing.model_dump(mode="json"),
     }
+    if contents.detector is not None:
+        description["detector"] = contents.detector.model_dump(mode="json")
     digests = {name: storage.digest_of_bytes(content) for name, content in contents.files.items()}
     fingerprint = storage.digest_of(description, digests)
     uri = storage.join(store, "packages", fingerprint[:12])
@@ -254,10 +296,16 @@ def runtime_of(ref: PackageRef) -> str:
     return str(_read_description(ref.uri)["runtime"])
 
 
+def has_detector(ref: PackageRef) -> bool:
+    """Whether a package detects faces, without loading it."""
+    return "detector" in _read_description(ref.uri)
+
+
 def requirements_of(ref: PackageRef) -> tuple[str, ...]:
     """Distributions that a package's runtime needs beside those of every package."""
     description = _read_description(ref.uri)
-    return runtime(description["runtime"]).requirements(description["encoder"])
+    of_detector = ("opencv-python-headless",) if "detector" in description else ()
+    return *runtime(description["runtime"]).requirements(description["encoder"]), *of_detector
 
 
 def load_package(uri: str, *, device: str | None = None, precision: Precision = "auto") -> Package:
@@ -309,7 +357,7 @@ def read_package(
     """
     ref = ref or find_package(folder)
     description = _read_description(folder)
-    decisive = {key: description[key] for key in _DECISIVE}
+    decisive = {key: description[key] for key in (*_DECISIVE, *_DECISIVE_IF_PRESENT) if key in description}
     digests = {}
     for name in storage.read_manifest(folder)["files"]:
         if not storage.exists(storage.join(folder, name)):
@@ -335,4 +383,7 @@ def read_package(
             f"The package in {folder} must give embeddings of {ref.dim} numbers, as its ref says; its "
             f"encoder gives {ready.dim}. Its manifest was changed: publish it again."
         )
-    return Package(ref, ready)
+    detector = None
+    if "detector" in description:
+        detector = DetectorConfig.model_validate(description["detector"]).open(Path(folder) / DETECTOR)
+    return Package(ref, ready, detector)

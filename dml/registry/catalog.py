@@ -142,9 +142,12 @@ def _log_model(run: Run, package: PackageRef) -> str:
 
 
 def _example_image() -> bytes:
-    """A synthetic image for the model's signature, so that no user's photograph is published."""
+    """A synthetic image for the model's signature, so that no user's photograph is published.
+
+    Of the size of an aligned face, which a model that detects faces takes as one.
+    """
     out = io.BytesIO()
-    Image.fromarray(np.add.outer(np.arange(32), 7 * np.arange(32)).astype(np.uint8)).save(out, "PNG")
+    Image.fromarray(np.add.outer(np.arange(112), 7 * np.arange(112)).astype(np.uint8)).save(out, "PNG")
     return out.getvalue()
 
 

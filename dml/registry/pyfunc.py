@@ -14,7 +14,6 @@ from PIL import Image
 
 from dml.errors import InvalidData
 from dml.models.package import Package, read_package
-from dml.preprocessing import decode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,8 +53,14 @@ class EmbeddingModel:
             return self.package.embed(images)
         except InvalidData:
             for row, image in enumerate(images):
-                _require_decodes(image, row, self.package.preprocessing.color)
+                self._require_prepared(image, row)
             raise
+
+    def _require_prepared(self, image: bytes, row: int) -> None:
+        try:
+            self.package.prepare(image)
+        except InvalidData as error:
+            raise InvalidData(f"Row {row}: {error}") from error
 
 
 def _encode_image(value: Any, row: int) -> bytes:
@@ -90,13 +95,6 @@ def _encode_png(value: "Image.Image | NDArray[Any]") -> bytes:
     out = io.BytesIO()
     value.save(out, "PNG", compress_level=1)
     return out.getvalue()
-
-
-def _require_decodes(image: bytes, row: int, color: str) -> None:
-    try:
-        decode(image, color)
-    except InvalidData as error:
-        raise InvalidData(f"Row {row}: {error}") from error
 
 
 def _load_pyfunc(data_path: str) -> EmbeddingModel:

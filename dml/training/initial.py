@@ -7,7 +7,7 @@ from dml.config import EncoderConfig, ExperimentConfig, InitialConfig, Tuning
 from dml.config.experiment import parse_experiment
 from dml.errors import IncompatibleArtifact, InvalidSetting
 from dml.models.encoder import Encoder
-from dml.models.package import Package, find_package, load_package, runtime_of, save_package
+from dml.models.package import Package, find_package, has_detector, load_package, runtime_of, save_package
 from dml.refs import ModelRef, PackageRef
 
 _OF_THE_EXPERIMENT = ("dropout", "unit_length", "freeze_batch_norm")
@@ -99,6 +99,11 @@ def _load_trainable(ref: PackageRef, name: str) -> Package:
             f"Only a network that torch computes can be trained further; {name}, {ref.source}, is none. "
             "Import its weights as a network of torch, dml models import safetensors:FILE@timm:NAME --yes, "
             "or train another: dml train DATASET."
+        )
+    if has_detector(ref):
+        raise IncompatibleArtifact(
+            f"Training takes images as they are; {name} embeds the face that it detects in them. Import the "
+            "network without --faces, and train it on a dataset of aligned crops (docs/faces.md)."
         )
     return load_package(ref.uri, device="cpu")
 

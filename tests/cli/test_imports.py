@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.bright_faces import write_detector
 from tests.models.test_onnx import network
 
 
@@ -40,6 +41,17 @@ def test_a_picture_that_cannot_be_written_is_one_line(dml, store, face, tmp_path
     done = dml("models", "import", face, "--dataset", "labels", "--picture", str(tmp_path), "--store", store)
     assert done.status == 2
     assert "--picture must be a file that can be written" in done.err
+
+
+def test_a_face_detector_is_said_and_a_dataset_without_faces_refused(dml, store, face, tmp_path):
+    pytest.importorskip("cv2")
+    given = (face, "--faces", str(write_detector(tmp_path / "yunet.onnx")), "--store", store)
+    done = dml("models", "import", *given)
+    assert (done.status, "the largest face is detected by yunet.onnx" in done.out) == (0, True)
+    done = dml("models", "import", *given, "--dataset", "labels")
+    assert (done.status, "must show a face" in done.err) == (2, True)
+    done = dml("index", "labels", "--faces", given[2], "--store", store)
+    assert (done.status, "--faces belongs to an --embedder" in done.err) == (2, True)
 
 
 @pytest.mark.slow

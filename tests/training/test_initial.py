@@ -24,6 +24,7 @@ from dml.training.loop import Hooks, run_identity, train_loop
 from dml.training.ray_trainer import train
 from dml.training.spawn import run_ranks
 from dml.training.worker import Worker
+from tests.bright_faces import write_detector
 
 SETTINGS = [
     "training.threads_per_worker=1",
@@ -85,7 +86,7 @@ def test_a_run_begins_with_the_embeddings_of_its_package(model, dataset, request
     config = configured(model, "whole")
     package = load_package(model.package.uri)
     assert config.preprocessing == package.preprocessing
-    pixels = torch.stack([package.runtime.prepare(image) for image in images(dataset)])
+    pixels = torch.stack([package.prepare(image) for image in images(dataset)])
     with torch.inference_mode():
         begins = initial_encoder(config).eval()(pixels)
     torch.testing.assert_close(begins.numpy(), package.embed(images(dataset)), rtol=0, atol=1e-6)
@@ -195,6 +196,16 @@ def test_what_torch_does_not_compute_is_refused_with_what_to_do(store, tmp_path,
     model = ModelRef(name="mine", version=1, package=package)
     with pytest.raises(IncompatibleArtifact, match=r"mine/1, python:my_embedder:embed, is none. Import its"):
         start_from(experiment("smoke"), model, "whole")
+
+
+def test_a_model_that_detects_faces_is_not_trained_on_whole_images(store, tmp_path):
+    pytest.importorskip("cv2")
+    timm_weights = tmp_path / "tiny.safetensors"
+    save_file(timm.create_model("test_vit.r160_in1k").state_dict(), timm_weights)
+    options = Options(weights=timm_weights, faces=write_detector(tmp_path / "yunet.onnx"))
+    package = import_embedder(store, "timm:test_vit.r160_in1k", options)
+    with pytest.raises(IncompatibleArtifact, match="people/1 embeds the face that it detects"):
+        start_from(experiment("smoke"), ModelRef(name="people", version=1, package=package), "whole")
 
 
 def test_another_backbone_than_the_packages_is_refused_before_training(imported, dataset, store):

@@ -20,6 +20,8 @@ class Options:
     preprocessing: Path | None = None
     """A JSON file, see `PreprocessingFile`."""
     license: str = ""
+    faces: Path | None = None
+    """A face detector's model file; None: images are taken whole."""
 
 
 @dataclass(frozen=True)

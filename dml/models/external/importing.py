@@ -4,16 +4,19 @@ import io
 import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
 
 from dml.errors import InvalidData, InvalidSetting, did_you_mean
+from dml.faces import DetectorConfig
 from dml.models import external
 from dml.models.external.base import External, Options, Source
-from dml.models.package import Package, load_package, publish_package
+from dml.models.package import DETECTOR, Package, load_package, publish_package
 from dml.refs import PackageRef
 
 _NO_SOURCES = ("base", "importing", "preprocessing")
@@ -36,6 +39,29 @@ def read_embedder(address: str, options: Options) -> External:
         InvalidSetting: no such address, or options that it does not take.
         MissingArtifact, CorruptArtifact, IncompatibleArtifact: its weights are not there, or are others.
     """
+    network = _read(address, options)
+    return network if options.faces is None else _detecting_faces(network, options.faces)
+
+
+def _detecting_faces(network: External, model: Path) -> External:
+    """A network that is given the largest face of an image instead of the image."""
+    detector = DetectorConfig()
+    fingerprint = detector.open(model).fingerprint
+    files = {**network.contents.files, DETECTOR: model.read_bytes()}
+    return replace(
+        network,
+        contents=replace(network.contents, files=files, detector=detector),
+        about={**network.about, "detector": model.name},
+        notes=(
+            *network.notes,
+            f"of each image the largest face is detected by {model.name}, aligned, and cropped to "
+            f"{detector.side} x {detector.side} pixels; an image without a face is refused, and one of this "
+            f"size is taken for a crop ({fingerprint})",
+        ),
+    )
+
+
+def _read(address: str, options: Options) -> External:
     kind, colon, rest = address.partition(":")
     if kind not in sources() or not colon or not rest:
         examples = ", ".join(_source(each).example for each in sources())
@@ -43,7 +69,7 @@ def read_embedder(address: str, options: Options) -> External:
             f"An embedder must be one of {examples}; got {address!r}.{did_you_mean(kind, sources())} A "
             "registered model is named by --model."
         )
-    return _source(kind).read(rest, options, read_embedder)
+    return _source(kind).read(rest, options, _read)
 
 
 def _source(kind: str) -> Source:

@@ -74,9 +74,13 @@ class OnnxSource(Source):
                 f"{'any batch' if image.batch_size is None else f'batches of {image.batch_size}'}",
                 f"output {output}: {dim} numbers",
                 *notes,
-                *([f"images must be {alignment}; this is not done here"] if alignment else []),
+                *([f"images must be {alignment}; {_not_done(options)}"] if alignment else []),
             ),
         )
+
+
+def _not_done(options: Options) -> str:
+    return "this is not done here" if options.faces is None else "the detector does it"
 
 
 def _whole(file: Path) -> bytes:

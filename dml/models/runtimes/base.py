@@ -1,4 +1,4 @@
-"""Interface of a runtime: it prepares one image file at a time, and embeds batches of prepared images."""
+"""Interface of a runtime: it prepares one image at a time, and embeds batches of prepared images."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dml.config import Part, PreprocessingConfig
 from dml.config.training import Precision
-from dml.preprocessing import Encoded, preprocess, to_image
+from dml.preprocessing import resize_and_crop, to_image, to_tensor
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Runtime(ABC):
         """Distributions that a package with these settings needs beside those of every package."""
         return ()
 
-    def prepare(self, content: Encoded) -> Any:
-        """Decode and preprocess an image file; called from several threads."""
-        return preprocess(content, self.preprocessing)
+    def prepare(self, image: Image.Image) -> Any:
+        """Preprocess an image, decoded in the preprocessing's color; called from several threads."""
+        return to_tensor(resize_and_crop(image, self.preprocessing), self.preprocessing)
 
     def picture(self, prepared: Any) -> Image.Image:
         """The prepared image as a picture to look at, with its colours restored."""

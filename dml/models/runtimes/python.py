@@ -21,7 +21,6 @@ from torch.nn.functional import normalize
 from dml.config import Part
 from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact
 from dml.models.runtimes.base import Runtime, StoredNetwork
-from dml.preprocessing import Encoded, decode
 from dml.storage import file_digest
 
 _IMPORTING = ("<frozen importlib", str(Path(importlib.util.__file__).parent))
@@ -74,8 +73,8 @@ class PythonRuntime(Runtime):
             )
         return load_function(config.function)
 
-    def prepare(self, content: Encoded) -> NDArray[np.uint8]:
-        return np.asarray(decode(content, "RGB"))
+    def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
+        return np.asarray(image)
 
     def picture(self, prepared: Any) -> Image.Image:
         return Image.fromarray(prepared)

@@ -285,7 +285,7 @@ class Service:
         def prepare() -> Tensor:
             content = image.content()
             image_size(content, self.settings.limits.pixels)
-            prepared: Tensor = package.runtime.prepare(content)
+            prepared: Tensor = package.prepare(content)
             return prepared
 
         try:

@@ -1,0 +1,48 @@
+"""Detection is one step of offline embedding, enrolment and queries: no face is refused, several answer."""
+
+import numpy as np
+import pytest
+
+from dml.embedding.embed import embed
+from dml.faces import NoFace
+from dml.models.package import load_package
+from dml.serving.searcher import Searcher
+from tests.serving.face_pictures import NAME, make_people, party, publish
+
+pytest.importorskip("cv2")
+PEOPLE = [(f"person {number}", party(number)) for number in range(4)]
+
+
+@pytest.fixture
+def store(tmp_path):
+    store, dataset, package = make_people(tmp_path, *PEOPLE)
+    publish(store, dataset, package)
+    return store
+
+
+def test_a_picture_is_the_same_vector_offline_enrolled_and_as_a_query(store):
+    searcher = Searcher.open(store, NAME)
+    (id_,) = searcher.gallery.enrol("ann", images=[party(0)], ids=["ann.png"]).ids
+    live = searcher.gallery.live
+    (offline,), (enrolled,) = live.vectors_of(["0.png"]), live.vectors_of([id_])
+    (query,) = searcher.package.embed([party(0)])
+    np.testing.assert_array_equal(enrolled, query)
+    np.testing.assert_array_equal(offline, query)
+    assert {each.id for each in searcher.search([party(0)], k=2)[0].answers} == {"0.png", "ann.png"}
+
+
+def test_a_query_and_an_enrolment_without_a_face_are_refused(store):
+    searcher = Searcher.open(store, NAME)
+    with pytest.raises(NoFace, match="must show a face"):
+        searcher.search([party()])
+    with pytest.raises(NoFace, match="must show a face"):
+        searcher.gallery.enrol("nobody", images=[party(0), party()])
+    assert searcher.gallery.revision == 0
+
+
+def test_offline_all_images_of_a_fragment_without_a_face_are_named_and_nothing_is_made(tmp_path):
+    pictures = [PEOPLE[0], ("wall", party()), PEOPLE[1], ("sky", party())]
+    store, dataset, package = make_people(tmp_path, *pictures)
+    with pytest.raises(NoFace, match=r"2 of 4 in .* show none: 1\.png, 3\.png\. .*dml correct"):
+        embed(store, package, dataset)
+    assert len(load_package(package.uri).embed([party(0)])) == 1

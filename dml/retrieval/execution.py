@@ -52,8 +52,8 @@ class FilteredLists:
 
         A query first scans its nearest lists, and by its k-th similarity there it is decided which others it
         needs: those whose centroids are similar enough, see `RecallTable`. What lists cost is known from the
-        matches of each before they are scanned. So a query that they do not suit costs at most twice what
-        comparing it with all matches does.
+        matches of each before they are scanned: the first are if they cost less than comparing with all
+        matches does, and the others if they do. So a query costs at most twice as much as that.
 
         Args:
             queries: (Q, D) float32.
@@ -75,12 +75,11 @@ class FilteredLists:
         margins = self._table.margins_for(depths, expected, self._margins_at(expected))
         first = are_first(in_lists, within, number) & are_there
         costs = chosen.costs_us[near.numbers]
-        most = plan.scan_us - self._costs.index_us
-        suits = ~np.isnan(margins) & (np.vecdot(costs, first) <= most)
+        suits = ~np.isnan(margins) & (np.vecdot(costs, first) <= plan.scan_us - self._costs.index_us)
         found = self._scan(near, first & suits[:, None], number, chosen, queries)
         least = found[0][:, -1] - margins
         rest = (near.similarities >= least[:, None]) & are_there & ~first
-        suits &= np.vecdot(costs, first | rest) <= most
+        suits &= np.vecdot(costs, rest) <= plan.scan_us  # what the first took is spent either way
         if plan.looked_at < self._lists.num_lists:
             suits &= near.similarities[:, -1] < least  # else lists that were not looked at are needed
         rest &= suits[:, None]

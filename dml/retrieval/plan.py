@@ -5,7 +5,7 @@ count of matches. *Index* scans the nearest inverted lists of an IVF index and s
 cost grows with the lists, and its recall is measured when the index is built. The cheaper of those that reach
 the recall target is chosen.
 
-    exact(n)         = a + b n                        n: matching items
+    exact(n)         = a + b n                        n: matching items; b is less for a long range of rows
     index(p, ids, m) = c0 + c1 p + c2 ids + c3 m      p: lists, ids: their items, m: matches among these
 """
 
@@ -37,23 +37,25 @@ class Costs(_Value):
     """Cost model of one query on one thread, fitted by timing an index on the machine that built it.
 
     Example:
-        >>> fitted = {"scan_us": 8, "scan_row_us": 0.05, "index_us": 10, "list_us": 0.5, "id_us": 0.004}
-        >>> costs = Costs(processor="any", match_us=0.04, **fitted)
-        >>> costs.scan(1000), costs.index(lists=16, ids=4000, matches=400)
-        (58.0, 50.0)
+        >>> exact = {"scan_us": 8, "scan_row_us": 0.05, "range_row_us": 0.03}
+        >>> index = {"index_us": 10, "list_us": 0.5, "id_us": 0.004, "match_us": 0.05}
+        >>> costs = Costs(processor="any", **exact, **index)
+        >>> costs.scan(1000), costs.scan(1000, is_range=True), costs.index(lists=16, ids=4000, matches=400)
+        (58.0, 38.0, 54.0)
     """
 
     processor: str = Field(description="name of the processor that was timed")
     scan_us: _Microseconds = Field(description="exact: each query")
     scan_row_us: _Microseconds = Field(description="exact: each matching item")
+    range_row_us: _Microseconds = Field(description="exact: each matching item of a long range of rows")
     index_us: _Microseconds = Field(description="index: each query")
     list_us: _Microseconds = Field(description="index: each list")
     id_us: _Microseconds = Field(description="index: each item of the lists, which is checked")
     match_us: _Microseconds = Field(description="index: each matching item of the lists, which is compared")
 
-    def scan(self, count: int) -> float:
-        """Microseconds of comparing with all matches."""
-        return self.scan_us + self.scan_row_us * count
+    def scan(self, count: int, *, is_range: bool = False) -> float:
+        """Microseconds of comparing with all matches; `is_range`: they are a long range of rows."""
+        return self.scan_us + (self.range_row_us if is_range else self.scan_row_us) * count
 
     def index(self, *, lists: float, ids: float, matches: float) -> float:
         """Microseconds of scanning inverted lists under a filter."""
@@ -326,6 +328,7 @@ def choose_plan(
     *,
     factory: str = "Flat",
     filtered: bool = True,
+    is_range: bool = False,
     built: Recall | None = None,
     timed_elsewhere: str | None = None,
 ) -> Plan:
@@ -339,6 +342,7 @@ def choose_plan(
         recall_table: lists to scan under a filter; None: the index cannot search under a filter.
         factory: the index's Faiss factory, for the reader.
         filtered: whether there is a filter.
+        is_range: whether the matches are a long range of rows, which are compared faster than others.
         built: recall of the index without a filter; None: it is exact.
         timed_elsewhere: the processor on which the costs were timed, where it is another.
 
@@ -355,7 +359,7 @@ def choose_plan(
     """
     if not (0 <= count <= rows and k >= 1):
         raise ValueError(f"count must be 0 to rows and k 1 or more; got {count} of {rows} and k {k}.")
-    scan_us = None if costs is None else costs.scan(count)
+    scan_us = None if costs is None else costs.scan(count, is_range=is_range)
 
     def plan(kind: Kind, reason: str, recall: Recall = EXACT, *, probes: Probes | None = None) -> Plan:
         return Plan(
@@ -390,7 +394,8 @@ def choose_plan(
         return plan("exact", f"too few match to promise recall {recall_table.target:g} by the index")
     index_us = _index_us(costs, probes, count, rows)
     assert index_us is not None
-    if costs.scan(count) <= index_us:
+    assert scan_us is not None
+    if scan_us <= index_us:
         return plan("exact", "it costs less than the index", probes=probes)
     return plan("index_filtered", "it costs less than exact", probes.recall, probes=probes)
 

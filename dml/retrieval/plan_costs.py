@@ -17,8 +17,10 @@ from dml.retrieval.probe import processor_name
 
 _TIMED_QUERIES, _REPEATS = 32, 2
 _TIMED_COUNTS = (10, 300, 3_000, 30_000)
-_TIMED_PROBES = (1, 8, 64, 512, 4_096)
-_TIMED_SHARES = (1.0, 0.1, 0.01)
+_TIMED_RANGES = (10_000, 30_000)
+_TIMED_PROBES = (1, 8, 32, 128)
+# Not of all items: compared one after the other, each costs half of one that is fetched by itself.
+_TIMED_SHARES = (0.3, 0.1, 0.03, 0.01)
 
 
 def fit_costs(index: faiss.Index, vectors: Vectors, table: RecallTable, *, seed: int = 0) -> Costs | None:
@@ -44,11 +46,13 @@ def _fit(
     chosen = vectors.take(np.sort(rng.choice(num_rows, min(_TIMED_QUERIES, num_rows), replace=False)))
     queries = [chosen[n : n + 1] for n in range(len(chosen))]
     scans, scan_times = [], []
-    for count in sorted({min(count, num_rows // 2) for count in _TIMED_COUNTS}):
-        rows = np.sort(rng.choice(num_rows, count, replace=False))
-        scans.append([1.0, float(count)])
-        calls = [partial(vectors.search_among, query, min(K, count), rows) for query in queries]
-        scan_times.append(_microseconds(calls))
+    timed = [
+        (np.sort(rng.choice(num_rows, n, replace=False)), False) for n in _counts(_TIMED_COUNTS, num_rows)
+    ]
+    timed += [(np.arange(num_rows - n, num_rows), True) for n in _counts(_TIMED_RANGES, num_rows)]
+    for rows, is_range in timed:
+        scans.append([1.0, len(rows) * (not is_range), len(rows) * is_range])
+        scan_times.append(_microseconds([partial(vectors.search_among, query, K, rows) for query in queries]))
     probed, probe_times = [], []
     for share in _TIMED_SHARES:
         bitmap = bitmap_of(np.flatnonzero(rng.random(num_rows) < share), num_rows)
@@ -76,17 +80,23 @@ def _fit(
                 return None
 
             probe_times.append(_microseconds([partial(search, query) for query in queries]))
-    scan_us, scan_row_us = _least_squares(scans, scan_times)
+    scan_us, scan_row_us, range_row_us = _least_squares(scans, scan_times)
     index_us, list_us, id_us, match_us = _least_squares(probed, probe_times)
     return Costs(
         processor=processor_name(),
         scan_us=scan_us,
         scan_row_us=scan_row_us,
+        range_row_us=range_row_us,
         index_us=index_us,
         list_us=list_us,
         id_us=id_us,
         match_us=match_us,
     )
+
+
+def _counts(counts: Sequence[int], num_rows: int) -> list[int]:
+    """Those of up to half of the rows, and that."""
+    return sorted({min(count, num_rows // 2) for count in counts})
 
 
 def _microseconds(calls: Sequence[Callable[[], object]]) -> float:

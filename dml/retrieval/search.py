@@ -414,7 +414,11 @@ class Index:
 
     def _find(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> tuple[Neighbors, Plan]:
         """(Q, k) similarities, descending, and rows, with k at most the number of matches; and the plan."""
-        plan = self._plan(None if matches is None else matches.count, max(k, 1))
+        if matches is None:
+            plan = self._plan(None, max(k, 1), False)
+        else:
+            is_range = matches.count < self.ref.rows and self._subset(matches).is_range
+            plan = self._plan(matches.count, max(k, 1), is_range)
         if plan.kind == "nothing":
             return (np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)), plan
         are_estimates = self._has_estimates
@@ -508,11 +512,18 @@ class Index:
 
 def _planner(
     ref: IndexRef, costs: Costs | None, table: RecallTable | None, *, built: float | None
-) -> Callable[[int | None, int], Plan]:
-    """The plan for a count of matches, None without a filter, and k; `built`: recall, None if it is exact."""
+) -> Callable[[int | None, int, bool], Plan]:
+    """The plan for a count of matches, None without a filter, k, and whether the matches are a long range.
+
+    Args:
+        ref: the index.
+        costs: cost model.
+        table: lists to scan under a filter.
+        built: recall without a filter; None: it is exact.
+    """
     timed_elsewhere = None if costs is None or costs.processor == processor_name() else costs.processor
 
-    def plan(count: int | None, k: int) -> Plan:
+    def plan(count: int | None, k: int, is_range: bool) -> Plan:
         return choose_plan(
             ref.rows if count is None else count,
             ref.rows,
@@ -521,6 +532,7 @@ def _planner(
             table,
             factory=ref.factory,
             filtered=count is not None,
+            is_range=is_range,
             built=None if built is None else Recall(value=built, basis="built"),
             timed_elsewhere=timed_elsewhere,
         )

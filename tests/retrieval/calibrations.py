@@ -38,12 +38,18 @@ def table(
 
 
 def costs(
-    *, scan_row_us: float = 1.0, list_us: float = 0.0, match_us: float = 0.0, processor: str = "any"
+    *,
+    scan_row_us: float = 1.0,
+    range_row_us: float = 1.0,
+    list_us: float = 0.0,
+    match_us: float = 0.0,
+    processor: str = "any",
 ) -> Costs:
     return Costs(
         processor=processor,
         scan_us=1.0,
         scan_row_us=scan_row_us,
+        range_row_us=range_row_us,
         index_us=1.0,
         list_us=list_us,
         id_us=0.0,

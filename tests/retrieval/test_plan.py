@@ -31,7 +31,7 @@ BUILT = Recall(value=0.95, basis="built")
 
 @st.composite
 def any_costs(draw):
-    names = ["scan_us", "scan_row_us", "index_us", "list_us", "id_us", "match_us"]
+    names = ["scan_us", "scan_row_us", "range_row_us", "index_us", "list_us", "id_us", "match_us"]
     return Costs(processor="any", **{name: draw(microseconds) for name in names})
 
 
@@ -238,7 +238,18 @@ def test_the_examples_in_the_documentation_run():
 
 
 def test_costs_are_those_of_the_formula():
-    fitted = costs(scan_row_us=0.5, list_us=2.0)
+    fitted = costs(scan_row_us=0.5, range_row_us=0.25, list_us=2.0)
     assert math.isclose(fitted.scan(10), 6.0)
+    assert math.isclose(fitted.scan(10, is_range=True), 3.5)
     assert fitted.index(lists=1, ids=9, matches=3) == 3
     assert fitted.lists(ids=np.array([9, 9]), matches=np.array([3, 0])).tolist() == [2, 2]
+
+
+def test_a_long_range_of_rows_is_compared_with_where_its_rows_apart_are_searched_by_the_index():
+    fitted = costs(scan_row_us=0.5, range_row_us=0.25, list_us=50.0)
+    lists = table(9, {1.0: 3, 0.1: 3})
+    apart, in_a_range = (
+        choose_plan(500, 1000, 5, fitted, lists, built=BUILT, is_range=is_range) for is_range in (False, True)
+    )
+    assert (apart.kind, apart.scan_us) == ("index_filtered", 251)
+    assert (in_a_range.kind, in_a_range.scan_us) == ("exact", 126)

@@ -10,12 +10,13 @@ from dml.config import IndexConfig
 from dml.embedding.external import find_vectors, import_vectors
 from dml.retrieval.attributes import Matches
 from dml.retrieval.build import build_index
+from dml.retrieval.bundle import open_bundle
 from dml.retrieval.execution import FilteredLists, nearest_among
 from dml.retrieval.lists import InvertedLists
 from dml.retrieval.plan import Recall, choose_plan
 from dml.retrieval.plan_calibration import calibrate_plans, measure_recall
 from dml.retrieval.shards import open_index
-from tests.retrieval.calibrations import costs
+from tests.retrieval.calibrations import costs, table
 
 ROWS, DIM, K = 8_000, 16, 10
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
@@ -87,6 +88,21 @@ def test_the_recall_of_new_queries_is_what_was_promised(calibrated, vectors, sha
     assert np.isin(rows[answered], matches.rows()).all()
 
 
+@pytest.mark.parametrize(("match_us", "is_answered"), [(1.2, True), (1.4, False)])
+def test_lists_are_scanned_on_while_the_others_cost_less_than_comparing_with_all(
+    vectors, match_us, is_answered
+):
+    all_lists = table(64, {1.0: 64, 0.01: 64}, margins={1.0: 2.0, 0.01: 2.0})
+    fitted, matches = costs(match_us=match_us), Matches.of_rows(np.arange(0, ROWS, 10), ROWS)
+    lists = FilteredLists(
+        InvertedLists.of(index_of("IVF64,Flat", vectors.vectors)), vectors, all_lists, fitted
+    )
+    plan = choose_plan(matches.count, ROWS, K, costs(), all_lists, built=Recall(value=0.9, basis="built"))
+    # 800 match, and the first lists have some 200 of these: the others cost some 600 match_us of 801.
+    _, answered = lists.search(drawn(20, seed=2), K, matches, plan)
+    assert answered.all() if is_answered else not answered.any()
+
+
 def test_a_table_says_what_was_measured(calibrated):
     _, table = calibrated
     assert {(cell.selectivity, cell.correlation) for cell in table.cells} == {
@@ -119,22 +135,40 @@ def test_costs_grow_with_what_is_done(vectors):
     table, fitted = calibrate_plans(index_of("IVF64,Flat", vectors.vectors), vectors, fewest_rows=1)
     assert fitted.processor
     assert fitted.scan(4000) > fitted.scan(10) > 0
+    assert fitted.scan(4000, is_range=True) > fitted.scan(10, is_range=True) > 0
     assert fitted.index(lists=64, ids=8000, matches=8000) > fitted.index(lists=1, ids=125, matches=10) > 0
     assert table.num_lists == 64
 
 
-def test_an_index_is_built_with_what_its_planner_needs(tmp_path):
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("built")
     np.save(tmp_path / "vectors.npy", drawn(20_000, seed=5))
-    numbers = pa.table({"number": np.random.default_rng(6).integers(0, 100, 20_000)})
-    parquet.write_table(numbers, tmp_path / "attributes.parquet")
+    numbers = {"number": np.random.default_rng(6).integers(0, 100, 20_000), "place": np.arange(20_000)}
+    parquet.write_table(pa.table(numbers), tmp_path / "attributes.parquet")
     store = str(tmp_path / "store")
     import_vectors(store, "drawn", tmp_path / "vectors.npy", attributes=tmp_path / "attributes.parquet")
-    ref = build_index(store, "drawn", find_vectors(store, "drawn"), IndexConfig(factory="IVF128,Flat"))
-    index = open_index(ref)
-    embedder = ref.embeddings.embedder.fingerprint
+    return build_index(store, "drawn", find_vectors(store, "drawn"), IndexConfig(factory="IVF128,Flat"))
+
+
+def test_an_index_is_built_with_what_its_planner_needs(built):
+    index = open_index(built)
+    embedder = built.embeddings.embedder.fingerprint
     result = index.search(drawn(20, seed=7), K, embedder=embedder, where="number < 50")
     plan = result.plan
     assert plan.kind == ("exact" if plan.scan_us <= plan.index_us else "index_filtered"), "both were timed"
     assert plan.recall.value >= 0.99
     assert plan.timed_elsewhere is None
     assert all(answer.attributes["number"] < 50 for answers in result.answers for answer in answers)
+
+
+def test_a_filter_of_rows_in_a_long_range_costs_what_a_range_costs(built):
+    index, costs = open_index(built), open_bundle(built).calibration.costs
+    embedder = built.embeddings.embedder.fingerprint
+
+    def scan_us(where):
+        return index.search(drawn(1, seed=7), K, embedder=embedder, where=where).plan.scan_us
+
+    assert scan_us("place >= 9000") == costs.scan(11_000, is_range=True)
+    assert scan_us("place >= 19000") == costs.scan(1_000), "a short one is compared row by row"
+    assert scan_us("place >= 9000 and place != 9500") == costs.scan(10_999)

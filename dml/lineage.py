@@ -6,7 +6,7 @@ from a pointer, a registered model, an unfinished run or a finished bench.
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -184,9 +184,14 @@ def unneeded(
     storage.require_store(store)
     now = now or datetime.now(UTC)
     artifacts = {artifact.uri: artifact for artifact in list_artifacts(store)}
-    reachable = _reachable(artifacts, _roots(store, artifacts, registered, keep, grace, now))
-    unreadable = _unreadable(store, artifacts) & reachable
-    if unreadable:
+    packages = list(registered)
+    while True:  # also what was published while the others were read needs its parents
+        reachable = _reachable(artifacts, _roots(store, artifacts, packages, keep, grace, now))
+        others, unreadable = _not_among(store, artifacts)
+        if not others:
+            break
+        artifacts |= others
+    if unreadable := unreadable & reachable:
         raise _cannot_be_read(unreadable, "so that what it was made of is kept")
     reachable |= {uri for uri, a in artifacts.items() if a.kind == "thresholds" and a.parents[0] in reachable}
     removals = [
@@ -209,13 +214,18 @@ def unneeded(
 
 def require_readable(store: str) -> None:
     """Raise CorruptArtifact where a manifest cannot be read: nobody knows what that artefact was made of."""
-    unreadable = _unreadable(store, {artifact.uri for artifact in list_artifacts(store)})
+    _, unreadable = _not_among(store, {artifact.uri for artifact in list_artifacts(store)})
     if unreadable:
         raise _cannot_be_read(unreadable, "or what it holds of the forgotten items would stay")
 
 
-def _unreadable(store: str, readable: Iterable[str]) -> set[str]:
-    return {uri for _, uri, _, _ in artifact_locations(store)} - set(readable)
+def _not_among(store: str, known: Container[str]) -> tuple[dict[str, Artifact], set[str]]:
+    """The other artefacts: by URI those published meanwhile, and those whose manifests cannot be read."""
+    others = {
+        location[1]: _read(*location) for location in artifact_locations(store) if location[1] not in known
+    }
+    unreadable = {uri for uri, artifact in others.items() if artifact is None and storage.is_complete(uri)}
+    return {uri: artifact for uri, artifact in others.items() if artifact is not None}, unreadable
 
 
 def _cannot_be_read(uris: Iterable[str], why: str) -> CorruptArtifact:

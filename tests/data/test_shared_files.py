@@ -93,6 +93,21 @@ def test_gc_keeps_all_files_beside_a_damaged_manifest(source, store):
     assert is_whole(second)
 
 
+def test_gc_does_not_take_a_version_for_damaged_that_is_published_while_it_reads(source, store):
+    taken_in(source, store)
+    published = []
+
+    def registered():  # is asked for once the artefacts are listed
+        (source / "class3" / "0.png").unlink()
+        published.append(taken_in(source, store))
+        yield from ()
+
+    removals = unneeded(store, registered(), keep=2, grace=NO_GRACE)
+    assert removals == []
+    remove(removals)
+    assert is_whole(published[0])
+
+
 def test_a_version_that_became_current_meanwhile_keeps_its_files(source, store):
     first = taken_in(source, store)
     removed = [source / "class3" / f"{number}.png" for number in range(4)]

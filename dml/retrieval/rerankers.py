@@ -59,7 +59,9 @@ def k_reciprocal_distances(
     every = np.vstack([query, vectors]).astype(np.float64)
     distances = np.maximum(2 - 2 * every @ every.T, 0)
     distances /= np.maximum(distances.max(axis=1, keepdims=True), 1e-12)
+    np.fill_diagonal(distances, -1)  # among copies each is its own nearest
     order = np.argsort(distances, axis=1, kind="stable")
+    np.fill_diagonal(distances, 0)
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(len(every))[None, :], axis=1)
     sets, halves = _reciprocal(ranks, k1), _reciprocal(ranks, round(k1 / 2))

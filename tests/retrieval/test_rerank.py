@@ -20,7 +20,7 @@ def k_reciprocal_by_plain_loop(query, vectors, k1, k2, weight):
     number = len(every)
     distance = [[max(2 - 2 * float(a @ b), 0) for b in every] for a in every]
     distance = [[value / max(row) for value in row] for row in distance]
-    ranked = [sorted(range(number), key=lambda j, i=i: (distance[i][j], j)) for i in range(number)]
+    ranked = [sorted(range(number), key=lambda j, i=i: (j != i, distance[i][j], j)) for i in range(number)]
 
     def reciprocal(i, k):
         return {j for j in ranked[i][: k + 1] if i in ranked[j][: k + 1]}
@@ -54,6 +54,17 @@ def test_k_reciprocal_distances_are_those_of_the_plain_loop(number, k1, k2, weig
     found = k_reciprocal_distances(query, np.array(vectors), k1=k1, k2=k2, weight=weight)
     expected = k_reciprocal_by_plain_loop(query, np.array(vectors), k1, k2, weight)
     np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_copies_are_before_all_others():
+    rng = np.random.default_rng(0)
+    drawn = rng.standard_normal((60, 8)) + 3 * rng.standard_normal(8)
+    drawn[5:45] = drawn[0]  # more copies of the query than a set has neighbours
+    query, *vectors = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+    found = k_reciprocal_distances(query, np.array(vectors))
+    is_copy = (np.array(vectors) == query).all(axis=1)
+    assert is_copy.sum() == 40
+    assert found[is_copy].max() < found[~is_copy].min()
 
 
 def test_a_query_is_expanded_by_its_answers_as_similar_as_they_are():

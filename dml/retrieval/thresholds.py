@@ -127,6 +127,12 @@ def threshold_for(
         similarity = max(similarity, gallery.tail.threshold(gallery.identities, fpir))
     if tail is not None:  # a scope of more similar people than the others, as far as its few pairs show
         similarity = max(similarity, tail.threshold(num_identities, fpir))
+    if similarity >= 1:
+        raise InvalidSetting(
+            f"{what}: an FPIR of {fpir:.3g} among {num_identities} identities, by those few alone, needs a "
+            f"threshold of {similarity:.3g}, which only copies reach. Enrol more of its identities and "
+            "calibrate again, ask for a higher rate, or leave it out."
+        )
     return ScopeThreshold(similarity, fpir, "pooled", beyond)
 
 

@@ -149,6 +149,17 @@ def test_a_value_that_came_later_has_the_threshold_of_the_others(by_device):
     assert unseen.similarity == thresholds.pooled["device"].tail.threshold(9, 0.05)
 
 
+def test_a_threshold_that_only_copies_reach_is_refused(by_device):
+    _, thresholds = by_device
+    place = next(n for n, scope in enumerate(thresholds.scopes) if scope.scope == "device = 'device 1'")
+    scopes = list(thresholds.scopes)
+    few_look_alike = scopes[place].tail.model_copy(update={"shape": 4.0})
+    scopes[place] = scopes[place].model_copy(update={"tail": few_look_alike})
+    changed = thresholds.model_copy(update={"scopes": scopes})
+    with pytest.raises(InvalidSetting, match=r"'device 1'.* which only copies reach. Enrol more"):
+        threshold_for(type(thresholds)(**dict(changed)), "device = 'device 1'", "device", 9, 0.05)
+
+
 def test_a_promise_that_the_pairs_cannot_keep_is_refused_with_what_it_needs(tmp_path):
     store, ref = enrol(tmp_path)
     (whole,) = calibrate(store, ref, fpir=0.0005).scopes

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from dml import storage
 from dml.config import PreprocessingConfig
 from dml.config.training import Precision
-from dml.errors import CorruptArtifact, IncompatibleArtifact, MissingArtifact
+from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, MissingArtifact
 from dml.faces import Detector, DetectorConfig, Region, main_region
 from dml.models.encoder import Encoder
 from dml.models.runtimes import Runtime, StoredNetwork, runtime
@@ -128,19 +128,52 @@ class Package:
     def _prepare_crop(self, crop: NDArray[np.uint8]) -> Any:
         return self.runtime.prepare(Image.fromarray(crop).convert(self.preprocessing.color))
 
-    def prepare_faces(self, content: Encoded) -> list[tuple[Region, Any]]:
-        """Each face of an image file with its prepared crop, the largest first; empty where there is none.
-
-        Raises:
-            UnreadableImage: as `embed`.
-            IncompatibleArtifact: this package detects no faces.
-        """
+    @property
+    def required_detector(self) -> Detector:
+        """Raises IncompatibleArtifact where this package detects no faces."""
         if self.detector is None:
             raise IncompatibleArtifact(
                 f"To find every face of a picture the model must detect faces; package {self.ref.version} "
                 "does not. Import it with a detector's file: dml models import FILE --faces yunet.onnx --yes."
             )
-        return [(region, self._prepare_crop(region.crop)) for region in self.detector.regions(content)]
+        return self.detector
+
+    def prepare_faces(self, content: Encoded, *, at_most: int | None = None) -> list[tuple[Region, Any]]:
+        """Each face of an image file with its prepared crop, the largest first; empty where there is none.
+
+        Raises:
+            UnreadableImage: as `embed`.
+            IncompatibleArtifact: this package detects no faces.
+            InvalidData: there are more than `at_most`.
+        """
+        regions = self.required_detector.regions(content)
+        if at_most is not None and len(regions) > at_most:
+            raise InvalidData(
+                f"A picture must show at most {at_most} faces; got {len(regions)}. Send parts of it."
+            )
+        return [(region, self._prepare_crop(region.crop)) for region in regions]
+
+    def embed_faces(self, image: bytes, *, batch_size: int = 256) -> list[tuple[Region, NDArray[np.float32]]]:
+        """Embed each face of an image.
+
+        Args:
+            image: a file's bytes, as of `embed`.
+            batch_size: faces embedded at a time.
+
+        Returns:
+            Each face and its embedding, (D,) of unit length, the largest first; empty where there is none.
+
+        Raises:
+            UnreadableImage, IncompatibleArtifact: as `prepare_faces`.
+        """
+        faces = self.prepare_faces(image)
+        batches = [faces[start : start + batch_size] for start in range(0, len(faces), batch_size)]
+        vectors = [
+            vector
+            for batch in batches
+            for vector in self.runtime.embed([each for _, each in batch]).cpu().numpy()
+        ]
+        return [(region, vector) for (region, _), vector in zip(faces, vectors, strict=True)]
 
     def _prepared_ahead(self, batches: Iterable[Sequence[bytes]], num_threads: int) -> Iterator[list[Any]]:
         with ThreadPoolExecutor(num_threads, thread_name_prefix="embed") as pool:

@@ -121,7 +121,7 @@ class Client:
         Args:
             index: NAME.
             queries: images, vectors or ids.
-            options: of `messages.IdentifyRequest`: scopes, hint, fpir, threshold, never_ask, margin.
+            options: of `messages.IdentifyRequest`: scopes, hint, fpir, threshold, never_ask, margin, faces.
         """
         request = messages.IdentifyRequest(queries=[query_of(each) for each in queries], **options)
         return self._call("POST", f"{_of(index)}/identify", messages.IdentifyResponse, request)

@@ -59,6 +59,17 @@ class _Opened:
         return Identifier(self.index, self.version.thresholds)
 
 
+@dataclass(frozen=True)
+class IdentifiedFace:
+    """A face of a picture, and who it is."""
+
+    box: tuple[float, float, float, float]
+    """Left, top, width and height, pixels of the picture upright."""
+    score: float
+    """Of the detector, [0, 1]."""
+    answer: Identification
+
+
 class Searcher:
     """An open index with the model package that embedded its items; can be shared between threads.
 
@@ -256,6 +267,33 @@ class Searcher:
             never_ask=never_ask,
             margin=margin,
         )
+
+    def identify_faces(self, image: bytes, **options: Any) -> list[IdentifiedFace]:
+        """Find out who each face of a picture is.
+
+        Args:
+            image: an image file's bytes.
+            options: of `identify`: scopes, hint, fpir, threshold, never_ask, margin.
+
+        Returns:
+            One answer for each face, the largest first, all of the same index version; none for no face.
+
+        Raises:
+            IncompatibleArtifact: the model of the index detects no faces.
+            MissingArtifact, InvalidSetting: as `identify`.
+
+        Example:
+            for face in searcher.identify_faces(Path("party.jpg").read_bytes(), threshold=0.5):
+                print(face.box, face.answer.identity)
+        """
+        opened = self._opened
+        embedder = opened.index.ref.embeddings.embedder.fingerprint
+        return [
+            IdentifiedFace(
+                region.box, region.score, opened.identifier.identify(vector, embedder=embedder, **options)
+            )
+            for region, vector in _require_package(opened).embed_faces(image)
+        ]
 
     def verify(
         self,

@@ -46,3 +46,15 @@ def test_offline_all_images_of_a_fragment_without_a_face_are_named_and_nothing_i
     with pytest.raises(NoFace, match=r"2 of 4 in .* show none: 1\.png, 3\.png\. .*dml correct"):
         embed(store, package, dataset)
     assert len(load_package(package.uri).embed([party(0)])) == 1
+
+
+def test_each_face_of_a_picture_is_identified_by_itself_with_its_box(store):
+    searcher = Searcher.open(store, NAME)
+    faces = searcher.identify_faces(party(2, 77, 1), threshold=0.99999)
+    assert [(face.box, face.answer.status, face.answer.identity) for face in faces] == [
+        ((0, 0, 32, 32), "identified", "person 2"),
+        ((64, 0, 32, 32), "unknown", None),
+        ((128, 0, 32, 32), "identified", "person 1"),
+    ]
+    assert min(face.score for face in faces) > 0.8
+    assert searcher.identify_faces(party(), threshold=0.5) == []

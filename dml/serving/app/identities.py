@@ -9,9 +9,11 @@ from fastapi import APIRouter
 from numpy.typing import NDArray
 
 from dml.errors import InvalidFilter
+from dml.faces import Region
 from dml.reports import Identification
 from dml.serving.app import messages
 from dml.serving.app.opened import OpenIndex, require_calibration
+from dml.serving.app.problems import Refused
 from dml.serving.app.routing import ERRORS, LimitRate, Name, Reader, TheService
 from dml.serving.app.service import answered
 from dml.serving.app.where import checked_where
@@ -54,12 +56,47 @@ async def identify(
     with service.indexes.hold(name) as opened:
         if body.threshold is None:
             require_calibration(opened)
+        if body.faces == "all":
+            faces = await service.faces(opened, stages, _images_of(body))
+            limit_rate(max(sum(map(len, faces)) - len(faces), 0) * len(body.scopes))
+            found = await service.search(opened, stages, lambda: _identify_faces(opened, body, faces))
+            return messages.IdentifyResponse(**answered(opened), results=[], faces=found)
         vectors = await service.vectors(opened, stages, body.queries)
         results = await service.search(opened, stages, lambda: _identify(opened, body, vectors))
         return messages.IdentifyResponse(
             **answered(opened),
             results=[messages.Identified(**each.model_dump(exclude={"index"})) for each in results],
         )
+
+
+def _images_of(body: messages.IdentifyRequest) -> list[messages.Image]:
+    images = [query.image for query in body.queries if isinstance(query, messages.ImageQuery)]
+    if len(images) < len(body.queries):
+        others = len(body.queries) - len(images)
+        raise Refused(
+            422,
+            "invalid_request",
+            "Queries must be images where all faces are asked for",
+            f"{others} of {len(body.queries)} are not",
+            "Leave faces out.",
+        )
+    return images
+
+
+def _identify_faces(
+    opened: OpenIndex,
+    body: messages.IdentifyRequest,
+    faces: Sequence[Sequence[tuple[Region, NDArray[np.float32]]]],
+) -> list[list[messages.IdentifiedFace]]:
+    """In a thread."""
+    answers = iter(_identify(opened, body, [vector for each in faces for _, vector in each]))
+    return [[_face(region, next(answers)) for region, _ in each] for each in faces]
+
+
+def _face(region: Region, answer: Identification) -> messages.IdentifiedFace:
+    left, top, width, height = region.box
+    box = messages.Box(left=left, top=top, width=width, height=height)
+    return messages.IdentifiedFace(**answer.model_dump(exclude={"index"}), box=box, score=region.score)
 
 
 def _identify(

@@ -278,6 +278,11 @@ class IdentifyRequest(Message):
     margin: float | None = Field(
         None, ge=0, le=2, description="an identity further below the best one is no candidate; null: none is"
     )
+    faces: Literal["main", "all"] = Field(
+        "main",
+        description="all: each face of a picture by itself, where the index's model detects faces; "
+        f"queries must be images, with {MAX_BATCH} faces together at most",
+    )
 
 
 class Identified(Message):
@@ -292,10 +297,31 @@ class Identified(Message):
     tried: list[TriedScope] = Field(description="in order")
 
 
+class Box(Message):
+    """Where a face is, in pixels of the picture upright."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+class IdentifiedFace(Identified):
+    """Who one face of a picture is."""
+
+    box: Box
+    score: float = Field(description="of the detector, [0, 1]")
+
+
 class IdentifyResponse(Answered):
     """Who each query shows, in their order."""
 
-    results: list[Identified]
+    results: list[Identified] = Field(description="empty where all faces were asked for")
+    faces: list[list[IdentifiedFace]] | None = Field(
+        None,
+        description="those of each query, the largest first; an empty list: it shows none. null: they were "
+        "not asked for",
+    )
 
 
 class EnrolRequest(Message):

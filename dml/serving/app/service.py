@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dml.errors import DmlError, MissingArtifact
+from dml.faces import Region
 from dml.models.package import Package
 from dml.preprocessing import image_size
 from dml.retrieval.gallery import Gallery
@@ -242,11 +244,36 @@ class Service:
         package = opened.required_package
         with stages.time("decode"):
             prepared = await asyncio.gather(
-                *(self._prepare(opened, package, place, image) for place, image in enumerate(images))
+                *(self._prepare(opened, package.prepare, place, image) for place, image in enumerate(images))
             )
         encode = self._encoder(package)
         with stages.time("encode"):
             return list(await asyncio.gather(*map(encode, prepared)))
+
+    async def faces(
+        self, opened: OpenIndex, stages: Stages, images: Sequence[messages.Image]
+    ) -> list[list[tuple[Region, Vector]]]:
+        """Each face of each image and its (D,), the largest first, by the model of the index.
+
+        Raises:
+            Refused: an image that cannot be read, by its place; or more faces than `messages.MAX_BATCH`.
+            IncompatibleArtifact: the model is not in the store, or detects no faces.
+        """
+        package, most = opened.required_package, messages.MAX_BATCH
+        assert package.required_detector
+        find = partial(package.prepare_faces, at_most=most)
+        with stages.time("decode"):
+            found = await asyncio.gather(
+                *(self._prepare(opened, find, place, image) for place, image in enumerate(images))
+            )
+        count = sum(map(len, found))
+        if count > most:
+            must = f"The pictures of a request must show at most {most} faces together"
+            raise Refused(422, "invalid_request", must, f"got {count}", "Send fewer at once.")
+        encode = self._encoder(package)
+        with stages.time("encode"):
+            vectors = iter(await asyncio.gather(*(encode(crop) for faces in found for _, crop in faces)))
+        return [[(region, next(vectors)) for region, _ in faces] for faces in found]
 
     async def vectors(self, opened: OpenIndex, stages: Stages, queries: Sequence[Any]) -> list[Vector]:
         """(D,) of each query.
@@ -280,13 +307,12 @@ class Service:
         return np.asarray(vector, dtype=np.float32)
 
     async def _prepare(
-        self, opened: OpenIndex, package: Package, place: int, image: messages.Image
-    ) -> Tensor:
-        def prepare() -> Tensor:
+        self, opened: OpenIndex, function: Callable[[bytes], T], place: int, image: messages.Image
+    ) -> T:
+        def prepare() -> T:
             content = image.content()
             image_size(content, self.settings.limits.pixels)
-            prepared: Tensor = package.prepare(content)
-            return prepared
+            return function(content)
 
         try:
             return await self._in_thread(self._decoding, opened, prepare)

@@ -1,0 +1,64 @@
+"""Identification of every face of a picture over HTTP."""
+
+import base64
+
+import pytest
+
+from dml.serving.app.settings import ServiceSettings
+from tests.serving.app.parts import NAME as SHELVES
+from tests.serving.app.parts import image, post
+from tests.serving.face_pictures import NAME, make_people, party, publish
+
+pytest.importorskip("cv2")
+IDENTIFY = f"/v1/indexes/{NAME}/identify"
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("people")
+    store, dataset, package = make_people(folder, *((f"person {each}", party(each)) for each in range(4)))
+    publish(store, dataset, package)
+    return ServiceSettings(store=store, threads=1, recall_share=0)
+
+
+def query(content: bytes):
+    return {"image": {"base64": base64.b64encode(content).decode()}}
+
+
+def test_each_face_of_each_picture_has_an_answer_and_a_box(people):
+    pictures = [party(2, 77, 1), party(), party(3)]
+    body = {"queries": [query(each) for each in pictures], "faces": "all", "threshold": 0.99999}
+    answer = post(people, IDENTIFY, body).json()
+    assert [[face["identity"] for face in each] for each in answer["faces"]] == [
+        ["person 2", None, "person 1"],
+        [],
+        ["person 3"],
+    ]
+    face = answer["faces"][0][2]
+    assert (face["box"], face["status"]) == ({"left": 128, "top": 0, "width": 32, "height": 32}, "identified")
+    assert 0.8 < face["score"] <= 1
+    assert answer["results"] == []
+
+
+def test_by_default_the_main_face_is_identified_and_a_picture_without_one_refused(people):
+    body = {"queries": [query(party(2, 77))], "threshold": 0.99999}
+    answer = post(people, IDENTIFY, body).json()
+    assert ([each["identity"] for each in answer["results"]], answer["faces"]) == (["person 2"], None)
+    refused = post(people, IDENTIFY, body | {"queries": [query(party(2)), query(party())]})
+    assert (refused.status_code, refused.json()["error"]["got"][:8]) == (422, "image 1:")
+    assert "must show a face" in refused.text
+
+
+def test_faces_are_asked_of_images_and_of_a_model_that_detects(people, settings):
+    refused = post(people, IDENTIFY, {"queries": [{"id": "0.png"}], "faces": "all", "threshold": 0.5})
+    assert (refused.status_code, refused.json()["error"]["got"]) == (422, "1 of 1 are not")
+    body = {"queries": [image(3)], "faces": "all", "threshold": 0.5}
+    refused = post(settings, f"/v1/indexes/{SHELVES}/identify", body)
+    assert refused.status_code == 409
+    assert "--faces" in refused.json()["error"]["do"]
+
+
+def test_more_faces_than_a_request_may_show_are_refused_before_they_are_embedded(people):
+    body = {"queries": [query(party(*range(6)))] * 43, "faces": "all", "threshold": 0.5}
+    refused = post(people, IDENTIFY, body)
+    assert (refused.status_code, refused.json()["error"]["got"]) == (422, "got 258")

@@ -134,8 +134,10 @@ def erase_forgotten(store: str, name: str) -> tuple[list[IndexRef], list[str]]:
     if current is not None and current.uri in {ref.uri for ref in holding}:
         rebuilt.append(_build_again(store, current, current.embeddings))
     removed += stage(remove_index_versions)(store, [ref for ref in holding if ref not in rebuilt])
-    if isinstance(index.embeddings.items, DatasetRef) or not stage(ids_of_table)(index.embeddings, ids):
-        stage(mark_erased)(store, name, ids)
+    # Imported vectors hold what was forgotten of them until they are imported without it.
+    is_dataset = isinstance(index.embeddings.items, DatasetRef)
+    imported = set() if is_dataset else set(stage(ids_of_table)(index.embeddings, ids))
+    stage(mark_erased)(store, name, [id_ for id_ in ids if id_ not in imported])
     return rebuilt, removed
 
 

@@ -11,12 +11,35 @@ from dml.refs import AttributeType, IndexRef
 
 _LENGTH_TOLERANCE = 1e-3
 _ID_DIGITS = 12
+MAX_NAME_BYTES, MAX_VALUE_BYTES = 4096, 1 << 16
+"""The longest id, label or name of a person, and the longest value of an attribute."""
 _PYTHON_TYPES: dict[AttributeType, tuple[type, ...]] = {
     "string": (str,),
     "int64": (int,),
     "double": (float, int),
     "bool": (bool,),
 }
+
+
+def require_text(
+    what: str, value: object, *, max_bytes: int = MAX_NAME_BYTES, or_empty: bool = False
+) -> None:
+    """Refuse what no file could hold, or would make every search carry it.
+
+    Raises:
+        InvalidSetting: it is no text, empty, too long, or has NUL or half a character in it.
+    """
+    if not isinstance(value, str) or not (value or or_empty):
+        what_it_is = "a text" if or_empty else "a text that is not empty"
+        raise InvalidSetting(f"{what} must be {what_it_is}; got {type(value).__name__} {value!r}.")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        size = -1
+    if size < 0 or "\0" in value:
+        raise InvalidSetting(f"{what} must be a text in Unicode without NUL; got {value[:100]!r}.")
+    if size > max_bytes:
+        raise InvalidSetting(f"{what} must be at most {max_bytes} bytes in UTF-8; got {size}. Shorten it.")
 
 
 def checked_vectors(vectors: NDArray[np.float32], ref: IndexRef) -> NDArray[np.float32]:
@@ -48,8 +71,7 @@ def checked_ids(ids: Sequence[str] | None, identity: str, digests: Sequence[str]
     else:
         names = list(ids)
     for name in names:
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise InvalidSetting(f"An id must be a text that is not empty; got {name!r}.")
+        require_text("An id", name)
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InvalidSetting(f"ids must be different, as their images; got {twice!r} twice.")
@@ -60,6 +82,8 @@ def checked_attributes(attributes: Mapping[str, Any], ref: IndexRef) -> dict[str
     """Values of the index's columns, or None; raises InvalidSetting."""
     known = ref.embeddings.items.attributes
     checked = {}
+    if not isinstance(attributes, Mapping):
+        raise InvalidSetting(f"attributes must be names with values; got {type(attributes).__name__}.")
     for name, value in attributes.items():
         if name not in known:
             raise InvalidSetting(
@@ -76,5 +100,7 @@ def checked_attributes(attributes: Mapping[str, Any], ref: IndexRef) -> dict[str
             raise InvalidSetting(
                 f"Attribute {name!r} must be {kind} or missing; got {type(value).__name__} {value!r}."
             )
+        if isinstance(value, str):
+            require_text(f"Attribute {name!r}", value, max_bytes=MAX_VALUE_BYTES, or_empty=True)
         checked[name] = float(value) if kind == "double" and value is not None else value
     return checked

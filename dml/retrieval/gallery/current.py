@@ -81,7 +81,7 @@ class CurrentState:
             state = State.built(self._open_base(ref))
         with self._applying:
             if moved:
-                self._state, self._seen = state, -1
+                self._take(state)
             self._poll(now=True)
         return moved
 
@@ -93,6 +93,9 @@ class CurrentState:
             return  # another thread is doing it
         try:
             self._next_poll = time.monotonic() + _POLLED_EVERY_S
+            if self._reader is not None and self._reader.is_replaced:  # restored from a backup, or removed
+                self._reader.close()
+                self._reader, self._is_stale = None, True
             if self._reader is None and not self._open_reader():
                 return
             assert self._reader is not None
@@ -109,8 +112,15 @@ class CurrentState:
         """Take the version that is published, if it is another one."""
         ref = find_index(self.store, self.opened_as)
         if ref.fingerprint != self._state.ref.fingerprint:
-            self._state, self._seen = State.built(self._open_base(ref)), -1
+            self._take(State.built(self._open_base(ref)))
             self._poll(now=True)
+
+    def _take(self, state: State) -> None:
+        """Search another version from now on, with what happened since it: no search sees it without."""
+        if self._reader is not None or self._open_reader():
+            assert self._reader is not None
+            state = _caught_up(state, self._reader)
+        self._state, self._seen = state, -1
 
     def _open_reader(self) -> bool:
         """Whether there is a log to read."""
@@ -127,14 +137,8 @@ class CurrentState:
     def catch_up(self, log: Log) -> None:
         """Apply what the log has that the state has not."""
         with self._applying:
-            if self._is_stale:
-                self._state = State.built(self._state.index)
-            state = self._state
-            revision = log.revision
-            if revision > state.live.revision:
-                entries = log.entries_after(state.live.revision, state.embedder)
-                revision = max([revision, *(entry.revision for entry in entries)])
-                self._state = state.after(entries, revision)
+            state = State.built(self._state.index) if self._is_stale else self._state
+            self._state = _caught_up(state, log)
             self._is_stale = False
 
     def apply(self, before: State, written: Sequence[Entry], revision: int, log: Log) -> None:
@@ -149,6 +153,10 @@ class CurrentState:
                     f"revision {revision} is committed, this process has {self._state.live.revision}"
                 )
 
+    def follow(self) -> None:
+        """Look at the log now."""
+        self._poll(now=True)
+
     def rebuild(self) -> None:
         """Read everything again from the log, now or, if that fails, when it is next needed."""
         self._is_stale = True
@@ -161,3 +169,12 @@ class CurrentState:
             if self._reader is not None:
                 self._reader.close()
             self._reader = None
+
+
+def _caught_up(state: State, log: Log) -> State:
+    """The state with all that was committed since."""
+    revision = log.revision
+    if revision <= state.live.revision:
+        return state
+    entries = log.entries_after(state.live.revision, state.embedder)
+    return state.after(entries, max([revision, *(entry.revision for entry in entries)]))

@@ -17,7 +17,7 @@ from pyarrow import compute
 
 from dml import storage
 from dml.data.dataset import read_rows
-from dml.errors import IncompatibleArtifact
+from dml.errors import CorruptArtifact, IncompatibleArtifact
 from dml.models.package import load_package
 from dml.names import split_version, versioned
 from dml.refs import ChangesRef, DatasetRef, EmbeddingsRef, ExternalModelRef, IndexRef, PackageRef
@@ -67,8 +67,15 @@ def collect_changes(store: str, name: str, embeddings: EmbeddingsRef) -> Changes
 
     Raises:
         IncompatibleArtifact: vectors of another embedder were enrolled without images.
+        CorruptArtifact: the log does not reach what the published version covers: it was lost, or an older
+            one took its place.
     """
+    published = versions.published_index(store, name)
+    covered = 0 if published is None else published.covers_revision
     with opened_log(store, name) as log:
+        reached = None if log is None else log.revision
+        if (reached or 0) < covered:
+            raise behind(name, reached, covered)
         if log is None:
             return None
         embed_missing(log, embeddings.embedder, after=0)
@@ -91,6 +98,16 @@ def collect_changes(store: str, name: str, embeddings: EmbeddingsRef) -> Changes
         np.stack([entry.vector for entry in enrolled if entry.vector is not None]) if enrolled else None,
     )
     return write_changes(store, name, changes)
+
+
+def behind(name: str, reached: int | None, revision: int) -> CorruptArtifact:
+    """The error for a log that has not, or no longer, what its gallery had."""
+    got = "there is none" if reached is None else f"it ends at {reached}"
+    return CorruptArtifact(
+        f"The log of gallery {name} must reach revision {revision}, which was acknowledged; {got}. Restore "
+        "it from a backup, all its files; or give up what was enrolled since a version of the index that "
+        f"covers less: dml rollback index {name}@VERSION."
+    )
 
 
 def _columns(entry: Entry, embeddings: EmbeddingsRef) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dml.data.dataset import read_images
 from dml.errors import DmlError, InvalidSetting, MissingArtifact
 from dml.models.package import Package, load_package
 from dml.refs import DatasetRef, IndexRef, PackageRef, require_package
-from dml.retrieval.gallery.checks import checked_attributes, checked_ids, checked_vectors
+from dml.retrieval.gallery.checks import checked_attributes, checked_ids, checked_vectors, require_text
 from dml.retrieval.gallery.current import CurrentState
 from dml.retrieval.gallery.entries import enrol_entries, forget_entries, no_item, update_entries
 from dml.retrieval.gallery.log import BUSY_TIMEOUT_S, Entry, timestamp
@@ -231,8 +231,8 @@ class Gallery:
             WriteCommitted: it is durable, but this process failed after that.
         """
         self._refuse_writing()
-        if not isinstance(identity, str) or not identity:
-            raise InvalidSetting(f"An identity must be a text that is not empty; got {identity!r}.")
+        require_text("An identity", identity)
+        require_text("who", who, or_empty=True)
         if (vectors is None) == (not images):
             raise InvalidSetting("An enrolment must have images or vectors, one of them; got both or none.")
         for _ in range(MOST_MOVES):
@@ -285,8 +285,10 @@ class Gallery:
         self._refuse_writing()
         if not attributes and label is None:
             raise InvalidSetting("An update must have attributes or a label; got neither.")
-        if label is not None and (not isinstance(label, str) or not label):
-            raise InvalidSetting(f"A label must be a text that is not empty; got {label!r}.")
+        require_text("An id", id_)
+        require_text("who", who, or_empty=True)
+        if label is not None:
+            require_text("A label", label)
         changed = checked_attributes(attributes or {}, self._current.state.ref)
         revision, ids = self._writer.commit(update_entries(id_, changed, label, who), None)
         return Change(revision, ids)
@@ -309,7 +311,16 @@ class Gallery:
         self._refuse_writing()
         if (id_ is None) == (identity is None):
             raise InvalidSetting("What is forgotten must be an item or an identity, one of them.")
-        wanted = [] if id_ is None else [id_] if isinstance(id_, str) else list(id_)
+        require_text("who", who, or_empty=True)
+        wanted: list[Any] = []
+        if identity is not None:
+            require_text("An identity", identity)
+        elif id_ is not None:
+            wanted = [id_] if isinstance(id_, str) or not isinstance(id_, Sequence) else list(id_)
+            if not wanted:
+                raise InvalidSetting("What is forgotten must be named; got no id.")
+            for each in wanted:
+                require_text("An id", each)
         revision, ids = self._writer.commit(forget_entries(wanted, identity, who), None)
         with suppress(DmlError):  # what is left is erased by the next one
             self._writer.truncate()

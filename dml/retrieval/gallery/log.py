@@ -7,6 +7,7 @@ the disk before it is acknowledged (write-ahead log, `synchronous=FULL`), and wh
 """
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from dml.errors import CorruptArtifact, GalleryBusy, GalleryUnavailable, IncompatibleArtifact
 
-FORMAT = 1
+FORMAT = 2
 BUSY_TIMEOUT_S = 10.0
 _TRUNCATE_TRIES, _TRUNCATE_PAUSE_S = 20, 0.05
 _SCHEMA = """
@@ -41,12 +42,11 @@ CREATE TABLE vectors (
     id TEXT NOT NULL, embedder TEXT NOT NULL, vector BLOB NOT NULL, PRIMARY KEY (id, embedder)
 );
 CREATE TABLE images (id TEXT PRIMARY KEY, image BLOB NOT NULL);
-CREATE TABLE revision (last INTEGER NOT NULL);
-INSERT INTO revision VALUES (0);
+CREATE TABLE gallery (name TEXT NOT NULL, revision INTEGER NOT NULL);
 """
 
-ERASED = "sha256:"
-"""Before the digest of an id that was forgotten and that no index or dataset holds any more."""
+ERASED = "\0sha256:"
+"""Before the digest of an id that was forgotten and that no index or dataset holds any more; no id has it."""
 Operation = Literal["enrol", "update", "forget"]
 
 
@@ -78,28 +78,42 @@ class Log:
     """An open log; for one thread at a time.
 
     Args:
-        path: of its file.
+        path: of its file, in a folder with the gallery's name.
         create: make it where it is missing.
         busy_timeout_s: how long to wait for a transaction of another process.
 
     Raises:
-        CorruptArtifact: the file is none that SQLite can read.
+        CorruptArtifact: the file is none that SQLite can read, or the log of another gallery.
         IncompatibleArtifact: another version of this program made it.
     """
 
     def __init__(self, path: Path, *, create: bool = False, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
         self.path, self._busy_timeout_s = path, busy_timeout_s
-        if create:
-            path.parent.mkdir(parents=True, exist_ok=True)
         with self._reading_errors():
-            self._connection = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}",
-                uri=True,
-                timeout=busy_timeout_s,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-            self._prepare(create=create)
+            if create:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._is_immutable = False
+            self._connection = self._connect("mode=rwc" if create else "mode=rw")
+            try:
+                self._prepare(create=create)
+            except sqlite3.OperationalError:
+                if create or os.access(path.parent, os.W_OK, effective_ids=True) or _has_tail(path):
+                    raise
+                self._connection.close()  # nobody can write to this folder, as to a mounted copy
+                self._connection, self._is_immutable = self._connect("mode=ro&immutable=1"), True
+                self._prepare(create=False)
+            self._file = _file_of(path)
+        if self.is_ready:
+            self._require_own()
+
+    def _connect(self, options: str) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?{options}",
+            uri=True,
+            timeout=self._busy_timeout_s,
+            isolation_level=None,
+            check_same_thread=False,
+        )
 
     def _prepare(self, *, create: bool) -> None:
         execute = self._connection.execute
@@ -110,6 +124,7 @@ class Log:
                 if execute("PRAGMA user_version").fetchone() == (0,):
                     for statement in _SCHEMA.split(";\n"):
                         execute(statement)
+                    execute("INSERT INTO gallery VALUES (?, 0)", (self.path.absolute().parent.name,))
                     execute(f"PRAGMA user_version={FORMAT}")
             (made,) = execute("PRAGMA user_version").fetchone()
         if made not in (0, FORMAT):
@@ -121,6 +136,19 @@ class Log:
         execute("PRAGMA secure_delete=ON")
         self.is_ready = made == FORMAT
         """Whether it can be read; not for the moment in which another process makes it."""
+
+    def _require_own(self) -> None:
+        ((name,),) = self._rows("SELECT name FROM gallery")
+        if name != self.path.absolute().parent.name:
+            raise CorruptArtifact(
+                f"The log of a gallery must be its own; {self.path} is of gallery {name}. Put the gallery's "
+                "own there, from a backup."
+            )
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether another file is at its path now, or none; or one that should not change was written to."""
+        return _file_of(self.path) != self._file or (self._is_immutable and _has_tail(self.path))
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -160,7 +188,7 @@ class Log:
     def revision(self) -> int:
         """Of the last transaction; 0 before the first."""
         with self._reading_errors():
-            return int(self._connection.execute("SELECT last FROM revision").fetchone()[0])
+            return int(self._connection.execute("SELECT revision FROM gallery").fetchone()[0])
 
     def entries_after(self, revision: int, embedder: str) -> list[Entry]:
         """The last changes of all items that changed since, in order, with vectors by an embedder."""
@@ -229,8 +257,8 @@ class Log:
 
     def write_vector(self, id_: str, embedder: str, vector: NDArray[np.float32]) -> None:
         """Add an item's vector by an embedder, inside a transaction."""
-        self._connection.execute(
-            "INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", (id_, embedder, vector.astype("<f4").tobytes())
+        self._rows(
+            "INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", id_, embedder, vector.astype("<f4").tobytes()
         )
 
     def forgotten(self) -> list[str]:
@@ -248,7 +276,7 @@ class Log:
 
     def set_revision(self, revision: int) -> None:
         """Number the open transaction."""
-        self._connection.execute("UPDATE revision SET last = ?", (revision,))
+        self._rows("UPDATE gallery SET revision = ?", revision)
 
     def truncate(self) -> bool:
         """Move all transactions into the main file and empty the write-ahead log, which may hold what was
@@ -265,22 +293,46 @@ class Log:
         """Close the file."""
         self._connection.close()
 
+    def _rows(self, statement: str, *values: Any) -> list[Any]:
+        with self._reading_errors():
+            return self._connection.execute(statement, values).fetchall()
+
     @contextmanager
     def _reading_errors(self) -> Iterator[None]:
         try:
             yield
+        except OSError as error:
+            raise self._unavailable(error) from error
         except sqlite3.OperationalError as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise GalleryBusy(
                     f"A gallery is written by one transaction at a time; another process has been writing "
                     f"{self.path} for {self._busy_timeout_s:g} s. Try again."
                 ) from error
-            raise GalleryUnavailable(
-                f"The log of a gallery must be a file that this process can read and write; {self.path} is "
-                f"not: {error}. Nothing was written."
-            ) from error
+            raise self._unavailable(error) from error
         except sqlite3.DatabaseError as error:
             raise CorruptArtifact(
                 f"The log of a gallery must be as SQLite wrote it; {self.path} is not: {error}. Restore it "
                 "from a backup."
             ) from error
+
+    def _unavailable(self, error: Exception) -> GalleryUnavailable:
+        return GalleryUnavailable(
+            f"The log of a gallery must be a file that this process can read and write; {self.path} is not: "
+            f"{error}. Nothing was written. Check the disk's space and the folder's permissions."
+        )
+
+
+def _file_of(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one that took its place; None: there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _has_tail(path: Path) -> bool:
+    """Whether a write-ahead log holds transactions that are not in the main file."""
+    tail = path.with_name(f"{path.name}-wal")
+    return tail.exists() and tail.stat().st_size > 0

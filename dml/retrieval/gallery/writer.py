@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from dml.errors import DmlError, IncompatibleArtifact, InvalidSetting, WriteCommitted
 from dml.retrieval.gallery.current import CurrentState
 from dml.retrieval.gallery.entries import MakeEntries
-from dml.retrieval.gallery.fold import log_path
+from dml.retrieval.gallery.fold import behind, log_path
 from dml.retrieval.gallery.log import Entry, Log
 
 MOST_MOVES = 5
@@ -98,14 +98,13 @@ class Writer:
 
     def _write(self, requests: list[_Request]) -> None:
         current = self._current
-        if self._log is None:
-            path = log_path(current.store, current.name)
-            self._log = Log(path, create=True, busy_timeout_s=self._busy_timeout_s)
-        log = self._log
+        log = self._opened()
         for _ in range(MOST_MOVES):
             with log.transaction():
                 moved = not current.is_published()
                 if not moved:
+                    if log.revision < current.state.live.revision:
+                        raise behind(current.name, log.revision, current.state.live.revision)
                     current.catch_up(log)
                     before = current.state
                     written, revision = self._write_all(requests, log)
@@ -136,6 +135,24 @@ class Writer:
                 )
             else:
                 request.done.set_result((revision, request.ids))
+
+    def _opened(self) -> Log:
+        """The log to write to; made with the first write.
+
+        Raises:
+            CorruptArtifact: it was removed, or another one took its place.
+        """
+        current = self._current
+        if self._log is not None and self._log.is_replaced:
+            self._log.close()
+            self._log = None
+            current.follow()
+        if self._log is None:
+            path, revision = log_path(current.store, current.name), current.state.live.revision
+            if revision and not path.exists():
+                raise behind(current.name, None, revision)
+            self._log = Log(path, create=revision == 0, busy_timeout_s=self._busy_timeout_s)
+        return self._log
 
     def _write_all(self, requests: list[_Request], log: Log) -> tuple[list[Entry], int]:
         """Write the entries of those requests that are possible; inside a transaction."""

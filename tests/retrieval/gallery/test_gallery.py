@@ -2,11 +2,13 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from dml.embedding.embed import embed
 from dml.errors import (
     CorruptArtifact,
     GalleryBusy,
+    GalleryUnavailable,
     IncompatibleArtifact,
     InvalidData,
     InvalidSetting,
@@ -24,10 +27,9 @@ from dml.errors import (
     WriteCommitted,
 )
 from dml.retrieval.build import build_index
-from dml.retrieval.gallery import Gallery
+from dml.retrieval.gallery import Gallery, collect_changes, forgotten_ids, publish_index
 from dml.retrieval.gallery.fold import LOG_FILE, folder_of
 from dml.retrieval.gallery.log import Log
-from dml.retrieval.index import publish_index
 from dml.serving.answers import draw
 from dml.serving.searcher import Searcher
 from tests.embedding.parts import png
@@ -248,7 +250,7 @@ def test_a_newly_published_version_is_taken_before_the_next_write(store_of_vecto
 WRITER = """
 import sys
 import numpy as np
-from dml.retrieval.gallery import Gallery
+from dml.retrieval.gallery import Gallery, collect_changes, forgotten_ids, publish_index
 store, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 sys.path.insert(0, sys.argv[4])
 from tests.retrieval.gallery.people import vectors_of
@@ -281,3 +283,209 @@ def test_two_processes_write_at_once_and_a_killed_one_loses_nothing_that_it_ackn
     assert len(set(present)) == len(present)
     assert {f"one {number}" for number in acknowledged} <= set(present)
     assert len(present) <= len(acknowledged) + 1
+
+
+HALF = "half \ud800"
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda gallery, text: gallery.enrol(text, vectors=vectors_of(1, 3)),
+        lambda gallery, text: gallery.enrol("bob", vectors=vectors_of(1, 3), ids=[text]),
+        lambda gallery, text: gallery.enrol("bob", vectors=vectors_of(1, 3), who=text),
+        lambda gallery, text: gallery.enrol(
+            "bob", vectors=vectors_of(1, 3), attributes={"region": 20 * text}
+        ),
+        lambda gallery, text: gallery.update("photo 1", label=text),
+        lambda gallery, text: gallery.update("photo 1", attributes={"region": 20 * text}),
+        lambda gallery, text: gallery.update(text, label="bob"),
+        lambda gallery, text: gallery.forget(text),
+        lambda gallery, text: gallery.forget(identity=text),
+        lambda gallery, text: gallery.forget("photo 1", who=text),
+    ],
+)
+@pytest.mark.parametrize("text", [HALF, "nul \0", LONG, 3], ids=["half", "nul", "long", "number"])
+def test_a_text_that_no_log_or_search_could_hold_is_refused_before_it_is_durable(
+    store_of_vectors, write, text
+):
+    with pytest.raises(InvalidSetting, match="must be"):
+        write(Gallery.open(store_of_vectors, "people"), text)
+    assert not path_of(store_of_vectors).exists()
+
+
+def test_an_item_whose_id_is_a_digest_is_forgotten_as_any_other(store_of_vectors):
+    gallery = Gallery.open(store_of_vectors, "people")
+    id_ = "sha256:" + 64 * "0"
+    gallery.enrol("bob", vectors=vectors_of(1, 3), ids=[id_])
+    gallery.forget(id_)
+    assert forgotten_ids(store_of_vectors, "people") == [id_]
+
+
+# The files of the log
+
+
+def enrolled(store, count):
+    """A gallery with that many enrolments, each a transaction; and the names of its items."""
+    gallery = Gallery.open(store, "people")
+    names = [f"one {number}" for number in range(count)]
+    for number, name in enumerate(names):
+        gallery.enrol("crowd", vectors=vectors_of(1, number), ids=[name], attributes={"floor": number})
+    return gallery, names
+
+
+@pytest.mark.parametrize("left", [0, 1, 31, 32, 33, 4151, 4152, 10_007, 50_001, -4097, -4096, -1])
+def test_of_a_torn_tail_every_transaction_before_the_tear_is_whole(store_of_vectors, tmp_path, left):
+    gallery, names = enrolled(store_of_vectors, 8)
+    copy = str(tmp_path / "copy")
+    shutil.copytree(store_of_vectors, copy)  # while it is open: as after a power failure
+    gallery.close()
+    tail = path_of(copy).with_name(LOG_FILE + "-wal")
+    content = tail.read_bytes()
+    tail.write_bytes(content[: left or len(content)])
+    tail.with_name(LOG_FILE + "-shm").unlink()
+    torn = Gallery.open(copy, "people")
+    present = [id_ for id_ in torn.live.items["id"].to_pylist() if id_.startswith("one")]
+    assert present == names[: torn.revision]
+    assert torn.revision == (8 if left == 0 else min(torn.revision, 7))
+    done = torn.enrol("crowd", vectors=vectors_of(1, 100), ids=["after"])
+    assert done.revision == len(present) + 1
+    assert Gallery.open(copy, "people").live.num_rows == ROWS + len(present) + 1
+
+
+def test_replaying_the_log_twice_gives_the_same_gallery(store_of_vectors):
+    gallery, _ = enrolled(store_of_vectors, 5)
+    gallery.forget(["one 1", "photo 3"])
+    gallery.update("one 2", attributes={"region": "north"})
+    before = gallery.live.items
+    for _ in range(2):
+        gallery.rebuild()
+        assert gallery.live.items == before
+    reopened = Gallery.open(store_of_vectors, "people")
+    assert reopened.live.items == before
+    assert reopened.revision == gallery.revision == 7
+
+
+def test_the_log_of_another_gallery_is_refused(store_of_vectors, tmp_path):
+    publish(store_of_vectors, tmp_path / "other", "other", items_of(ROWS), vectors_of(ROWS, 1))
+    gallery, _ = enrolled(store_of_vectors, 1)
+    gallery.close()
+    path_of(store_of_vectors, "other").parent.mkdir(parents=True)
+    shutil.copy(path_of(store_of_vectors), path_of(store_of_vectors, "other"))
+    with pytest.raises(CorruptArtifact, match=r"must be its own; .* is of gallery people"):
+        Gallery.open(store_of_vectors, "other")
+
+
+def test_what_an_index_covers_is_not_built_away_when_the_log_is_lost_or_an_older_one(
+    store_of_vectors, tmp_path
+):
+    gallery, _ = enrolled(store_of_vectors, 2)
+    gallery.close()
+    shutil.copytree(path_of(store_of_vectors).parent, tmp_path / "backup")
+    gallery = Gallery.open(store_of_vectors, "people")
+    gallery.enrol("crowd", vectors=vectors_of(1, 9), ids=["later"])
+    table = gallery.ref.embeddings
+    changes = collect_changes(store_of_vectors, "people", table)
+    publish_index(
+        store_of_vectors,
+        build_index(store_of_vectors, "people", table, IndexConfig(), changes=changes),
+    )
+    gallery.refresh()
+
+    def refuses(says):
+        for opened in (gallery, Gallery.open(store_of_vectors, "people")):
+            assert opened.live.num_rows == ROWS + 3  # searches go on
+            with pytest.raises(CorruptArtifact, match=says):
+                opened.enrol("crowd", vectors=vectors_of(1, 10), ids=["more"])
+        with pytest.raises(CorruptArtifact, match=says):
+            collect_changes(store_of_vectors, "people", table)
+
+    saved = path_of(store_of_vectors).parent
+    saved.rename(tmp_path / "saved")
+    refuses("must reach revision 3, which was acknowledged; there is none. Restore it")
+    assert not path_of(store_of_vectors).exists()
+    shutil.copytree(tmp_path / "backup", saved)
+    refuses("must reach revision 3, which was acknowledged; it ends at 2. Restore it")
+    shutil.rmtree(saved)
+    (tmp_path / "saved").rename(saved)
+    assert gallery.enrol("crowd", vectors=vectors_of(1, 10), ids=["more"]).revision == 4
+    assert gallery.live.num_rows == Gallery.open(store_of_vectors, "people").live.num_rows == ROWS + 4
+
+
+def test_a_write_to_a_log_that_was_removed_is_not_acknowledged(store_of_vectors):
+    gallery, _ = enrolled(store_of_vectors, 2)
+    shutil.rmtree(path_of(store_of_vectors).parent)
+    with pytest.raises(CorruptArtifact, match="must reach revision 2"):
+        gallery.enrol("crowd", vectors=vectors_of(1, 9), ids=["later"])
+
+
+@contextmanager
+def without_rights():
+    """As a user who owns nothing."""
+    if os.getuid() != 0:
+        pytest.skip("only root can become another user")
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def readable(store_of_vectors, tmp_path):
+    """A store that others can read and nobody else can write to."""
+    for folder in (tmp_path, *tmp_path.parents[:-1]):
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(folder.stat().st_mode | 0o055)
+    return store_of_vectors
+
+
+def test_a_store_that_cannot_be_written_to_is_searched_and_refuses_writes(readable):
+    gallery, names = enrolled(readable, 2)
+    gallery.close()
+    assert not path_of(readable).with_name(LOG_FILE + "-wal").exists()
+    with without_rights():
+        reader = Gallery.open(readable, "people")
+        assert ids(reader, vectors_of(1, 1)[0], k=100).count(names[1]) == 1
+        with pytest.raises(GalleryUnavailable, match="read and write"):
+            reader.enrol("bob", vectors=vectors_of(1, 9))
+        reader.close()
+
+
+def test_a_first_write_to_a_store_that_cannot_be_written_to_is_refused(readable):
+    with without_rights(), pytest.raises(GalleryUnavailable, match="read and write"):
+        Gallery.open(readable, "people").enrol("bob", vectors=vectors_of(1, 9))
+
+
+FULL = """
+import resource, signal, sys
+from dml.errors import GalleryUnavailable
+from dml.retrieval.gallery import Gallery, collect_changes, forgotten_ids, publish_index
+from tests.retrieval.gallery.people import vectors_of
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+gallery = Gallery.open(sys.argv[1], "people")
+resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+for number in range(100):
+    try:
+        gallery.enrol("crowd", vectors=vectors_of(1, number), ids=[f"one {number}"])
+    except GalleryUnavailable as error:
+        assert "Nothing was written" in str(error), error
+        assert gallery.revision == number and gallery.live.num_rows == 60 + number
+        print(number)
+        sys.exit(0)
+sys.exit("the disk was not full")
+"""
+
+
+@pytest.mark.slow
+def test_on_a_full_disk_a_write_is_refused_and_what_was_acknowledged_stays(store_of_vectors):
+    root = str(Path(__file__).parents[3])
+    command = [sys.executable, "-c", FULL, store_of_vectors]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root})
+    assert done.returncode == 0, done.stderr
+    acknowledged = int(done.stdout)
+    assert acknowledged
+    gallery = Gallery.open(store_of_vectors, "people")
+    assert gallery.live.num_rows == ROWS + acknowledged
+    assert gallery.enrol("crowd", vectors=vectors_of(1, 999)).revision == acknowledged + 1

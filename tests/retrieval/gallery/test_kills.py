@@ -1,4 +1,8 @@
-"""Nothing acknowledged is lost, twice or back when writer and builder are killed at random moments."""
+"""Nothing acknowledged is lost, twice or back when writer and builder are killed, at any moment."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,3 +17,16 @@ def test_kills_of_writer_and_builder_while_searching(tmp_path):
     assert outcome.searches
     assert (outcome.lost, outcome.double, outcome.resurrected, outcome.failed_searches) == (0, 0, 0, 0)
     assert sorted(outcome.visible_ms)[len(outcome.visible_ms) // 2] < 1000
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_step_of_build_publication_and_erasure_loses_nothing_and_the_next_finishes(tmp_path):
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.retrieval.gallery.steps", str(tmp_path), "6"],
+        capture_output=True,
+        text=True,
+        cwd=root,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "kills at" in done.stdout

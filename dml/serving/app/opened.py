@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 
 from dml import storage
 from dml.errors import DmlError, MissingArtifact, Unreachable, did_you_mean
+from dml.extras import what_to_install
 from dml.models.package import Package, load_package
 from dml.refs import DatasetRef, IndexRef, PackageRef, ThresholdsRef, require_package
 from dml.retrieval.gallery import Gallery, LiveIndex
@@ -243,6 +244,8 @@ class OpenIndexes:
                     if self._refresh_one(name):
                         changed.append(name)
                     self.unavailable.pop(name, None)
+                except ModuleNotFoundError as error:  # of what its model needs, such as a face detector's
+                    self._cannot(name, MissingArtifact(what_to_install(error) or str(error)))
                 except (DmlError, OSError) as error:
                     self._cannot(name, error)
             self.unavailable = {name: why for name, why in self.unavailable.items() if name in names}

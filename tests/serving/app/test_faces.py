@@ -1,9 +1,11 @@
 """Identification of every face of a picture over HTTP."""
 
 import base64
+import sys
 
 import pytest
 
+from dml.serving.app.opened import OpenIndexes
 from dml.serving.app.settings import ServiceSettings
 from tests.serving.app.parts import NAME as SHELVES
 from tests.serving.app.parts import image, post
@@ -62,3 +64,11 @@ def test_more_faces_than_a_request_may_show_are_refused_before_they_are_embedded
     body = {"queries": [query(party(*range(6)))] * 43, "faces": "all", "threshold": 0.5}
     refused = post(people, IDENTIFY, body)
     assert (refused.status_code, refused.json()["error"]["got"]) == (422, "got 258")
+
+
+def test_without_opencv_such_an_index_alone_is_unavailable_and_says_what_to_install(people, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)  # as where the extra is not installed
+    indexes = OpenIndexes(people.store)
+    assert indexes.refresh() == []
+    assert "pip install 'dml-platform[faces]'" in indexes.unavailable[NAME]
+    indexes.close()

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from dml.data.dataset import read_images, read_rows
+from dml.faces import NoFace
 from dml.models.external import External, preview
 from dml.refs import DatasetRef
 from dml.reports import Neighbor
@@ -22,7 +23,17 @@ class Trial:
         ids, labels = (rows[name].take(chosen).to_pylist() for name in ("id", "label"))
         images = read_images(dataset, chosen.tolist())
         with preview(network) as package:
-            vectors = package.embed(images)
+            try:
+                vectors = package.embed(images)
+            except NoFace:
+                faceless = [
+                    id_ for id_, image in zip(ids, images, strict=True) if not package.shows_face(image)
+                ]
+                raise NoFace(
+                    f"Images of {dataset} must show a face to be embedded; {len(faceless)} of the {len(ids)} "
+                    f"that were tried show none: {', '.join(faceless[:10])}. Leave --faces out, or take them "
+                    "out of the dataset: dml correct DATASET ID... --remove."
+                ) from None
             self._seen = package.runtime.picture(package.prepare(images[0]))
         similarities = vectors @ vectors.T
         np.fill_diagonal(similarities, -np.inf)

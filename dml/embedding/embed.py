@@ -303,7 +303,9 @@ class _Embedder:
         """Raise NoFace with all images of a fragment that are to be embedded and show no face."""
         images = chain.from_iterable(_images(job, samples["row"].to_numpy()))
         ids = samples["id"].to_pylist()
-        faceless = sorted(id_ for id_, image in zip(ids, images, strict=True) if not self._shows_face(image))
+        faceless = sorted(
+            id_ for id_, image in zip(ids, images, strict=True) if not self.package.shows_face(image)
+        )
         listed = ", ".join(faceless[:_MOST_NAMED]) + (", ..." if len(faceless) > _MOST_NAMED else "")
         raise NoFace(
             f"Every image must show a face to be embedded by package {self.package.ref.version}; "
@@ -311,13 +313,6 @@ class _Embedder:
             "by itself: take them out of the dataset (dml correct DATASET ID... --remove), or import the "
             "model without --faces."
         )
-
-    def _shows_face(self, image: bytes) -> bool:
-        try:
-            self.package.prepare(image)
-        except NoFace:
-            return False
-        return True
 
 
 def _images(job: _PartJob, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:

@@ -21,7 +21,7 @@ from dml import storage
 from dml.config import PreprocessingConfig
 from dml.config.training import Precision
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, MissingArtifact
-from dml.faces import Detector, DetectorConfig, Region, main_region
+from dml.faces import Detector, DetectorConfig, NoFace, Region, main_region
 from dml.models.encoder import Encoder
 from dml.models.runtimes import Runtime, StoredNetwork, runtime
 from dml.models.runtimes.torch import WEIGHTS, TorchRuntime
@@ -127,6 +127,14 @@ class Package:
 
     def _prepare_crop(self, crop: NDArray[np.uint8]) -> Any:
         return self.runtime.prepare(Image.fromarray(crop).convert(self.preprocessing.color))
+
+    def shows_face(self, content: Encoded) -> bool:
+        """Whether an image file can be embedded, by a package that detects faces; raises UnreadableImage."""
+        try:
+            self.prepare(content)
+        except NoFace:
+            return False
+        return True
 
     @property
     def required_detector(self) -> Detector:

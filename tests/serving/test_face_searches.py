@@ -5,7 +5,9 @@ import pytest
 
 from dml.embedding.embed import embed
 from dml.faces import NoFace
+from dml.models.external import Options, import_embedder
 from dml.models.package import load_package
+from dml.retrieval.gallery import collect_changes
 from dml.serving.searcher import Searcher
 from tests.serving.face_pictures import NAME, make_people, party, publish
 
@@ -46,6 +48,14 @@ def test_offline_all_images_of_a_fragment_without_a_face_are_named_and_nothing_i
     with pytest.raises(NoFace, match=r"2 of 4 in .* show none: 1\.png, 3\.png\. .*dml correct"):
         embed(store, package, dataset)
     assert len(load_package(package.uri).embed([party(0)])) == 1
+
+
+def test_what_is_enrolled_without_a_face_is_named_when_a_model_that_detects_follows(tmp_path):
+    store, dataset, package = make_people(tmp_path, *PEOPLE)
+    publish(store, dataset, import_embedder(store, f"onnx:{tmp_path / 'face.onnx'}", Options()))
+    Searcher.open(store, NAME).gallery.enrol("wall", images=[party()], ids=["wall.png"])
+    with pytest.raises(NoFace, match=r"1 items, such as 'wall\.png', show none"):
+        collect_changes(store, NAME, embed(store, package, dataset))
 
 
 def test_each_face_of_a_picture_is_identified_by_itself_with_its_box(store):

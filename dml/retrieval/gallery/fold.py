@@ -18,6 +18,7 @@ from pyarrow import compute
 from dml import storage
 from dml.data.dataset import read_rows
 from dml.errors import CorruptArtifact, IncompatibleArtifact
+from dml.faces import NoFace
 from dml.models.package import load_package
 from dml.names import split_version, versioned
 from dml.refs import ChangesRef, DatasetRef, EmbeddingsRef, ExternalModelRef, IndexRef, PackageRef
@@ -200,6 +201,14 @@ def _write_vectors(log: Log, embedder: PackageRef | ExternalModelRef, ids: list[
             f"Enrolled images must be embedded by the index's model; {embedder} is not in the store. Index "
             "with a registered model, or forget them and enrol their vectors."
         )
-    vectors = load_package(embedder.uri).embed([image for _, image in images])
+    package = load_package(embedder.uri)
+    try:
+        vectors = package.embed([image for _, image in images])
+    except NoFace:
+        faceless = sorted(id_ for id_, image in images if not package.shows_face(image))
+        raise NoFace(
+            f"What is enrolled must show a face to be embedded by {embedder}; {len(faceless)} items, such as "
+            f"{faceless[0]!r}, show none. Forget them, or index by another model."
+        ) from None
     for (id_, _), vector in zip(images, vectors, strict=True):
         log.write_vector(id_, embedder.fingerprint, np.asarray(vector, np.float32))

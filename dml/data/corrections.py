@@ -14,7 +14,7 @@ from dml.data.dataset import find_dataset
 from dml.data.delta import FormerRows, make_plan, read_former_rows
 from dml.data.former import FormerVersion, choose_split, find_former
 from dml.data.fragment import make_fragment
-from dml.data.ingest import finish_version, make_ref, publish_version
+from dml.data.ingest import finish_version, make_ref, publish_version, refuse_forgotten
 from dml.data.known_files import CurrentFile, KnownFile
 from dml.data.quarantine import QUARANTINE, read_quarantine
 from dml.data.sources.sample import MAX_BYTES, Listing, Sample, Stamp, normalized
@@ -203,17 +203,23 @@ def _publish(store: str, name: str, corrected: Corrected) -> DatasetRef | None:
         files = [CurrentFile("", is_settled=True)] * len(samples)
         attributes, config = former.ref.attributes, former.config
         plan = make_plan(_NoSource(), samples, files, attributes, rows, known, folder, config)
-        results = [make_fragment(job) for job in plan.jobs]
+        try:
+            results = [make_fragment(job) for job in plan.jobs]
+        except MissingArtifact:
+            if storage.current(parent) != former.ref.version:  # `dml forget` has written the files anew
+                return None
+            raise
         problems = read_quarantine(storage.join(former.ref.uri, QUARANTINE))
         written = finish_version(config, plan, results, dict(attributes), problems)
         with storage.locked_pointer(parent) as pointer:
             if pointer.version != former.ref.version:
                 return None
             ref = make_ref(parent, name, written)
+            refuse_forgotten(store, ref, written, "current")
             change_corrections(store, name, change)  # first, so that no ingest undoes what is published
-            publish_version(
-                staged, ref, written, split.remembered, pointer.remembered or ingest, is_current=False
-            )
+            remembered = pointer.remembered or ingest
+            outcome = publish_version(staged, ref, written, split.remembered, remembered, is_current=False)
+            refuse_forgotten(store, ref, written, outcome)
             pointer.move(ref.version)
     return find_dataset(store, str(ref))
 

@@ -164,7 +164,7 @@ def _ingest_source(
                 is_current=is_current,
                 thorough=bool(damaged),
             )
-            _refuse_forgotten(store, ref, written.ids, outcome)
+            refuse_forgotten(store, ref, written, outcome)
             if not damaged or pointer.version is None:
                 pointer.move(ref.version, remember=this_ingest)
             _remember_files(store, config, files, written.rows)
@@ -519,16 +519,26 @@ def _merge_concurrent_ingest(
     return replace(split, remembered={**known, **split.remembered})
 
 
-def _refuse_forgotten(store: str, ref: DatasetRef, ids: Sequence[str], outcome: IngestOutcome) -> None:
-    """Remove a version with items that were forgotten while it was made, and raise."""
+def refuse_forgotten(store: str, ref: DatasetRef, written: VersionRows, outcome: IngestOutcome) -> None:
+    """Remove a version with items that were forgotten while it was made, and raise.
+
+    Args:
+        store: the store's URI.
+        ref: the version, published but not current yet: so `dml forget` finds it if it was not found here.
+        written: its rows.
+        outcome: what `publish_version` has returned; only a version that it made is removed.
+    """
     forgotten = forgotten_ids(store, ref.name)
-    num_forgotten = sum(digest_of_id(id_) in forgotten for id_ in ids) if forgotten else 0
+    num_forgotten = sum(digest_of_id(id_) in forgotten for id_ in written.ids) if forgotten else 0
     if num_forgotten:
         if outcome == "made":
             storage.remove(ref.uri)
+            parent = storage.named_folder(store, "datasets", ref.name)
+            storage.remove_unshared(parent, {fragment.name for fragment in written.fragments})
         raise IncompatibleArtifact(
-            f"An ingest must not restore forgotten items; {num_forgotten} items of {ref.name} were forgotten "
-            "meanwhile. Nothing was published; start again."
+            f"A new version must not have forgotten items; {num_forgotten} items of {ref.name} were "
+            "forgotten meanwhile. Nothing was published; start again. If `dml forget` was killed, give that "
+            "command again first."
         )
 
 

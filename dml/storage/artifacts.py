@@ -8,7 +8,7 @@ import os
 import posixpath
 import re
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -188,6 +188,7 @@ def publish(
     manifest = {**description, "files": own, **({"shared": all_shared} if all_shared else {})}
     _move_shared(staged_uri, final_uri, sorted(new))
     if missing := _changed_sizes(final_uri, {f"../{SHARED}/{name}": e for name, e in all_shared.items()}):
+        remove_unshared(final_uri.rpartition("/")[0], new)
         raise IncompatibleArtifact(
             f"A version must not be removed while the next is made; {len(missing)} files that both have "
             f"were, such as {missing[0]}. Nothing was published; start again."
@@ -289,6 +290,13 @@ def unshared_files(parent_uri: str, without: Collection[str] = ()) -> list[Entry
             except CorruptArtifact:
                 return []
     return [entry for entry in entries if not entry.is_folder and entry.name not in used]
+
+
+def remove_unshared(parent_uri: str, names: Container[str]) -> None:
+    """Remove those of these shared files that no version has, after a publication that failed."""
+    for entry in unshared_files(parent_uri):
+        if entry.name in names:
+            delete(join(parent_uri, SHARED, entry.path))
 
 
 def _publish_remote(staged_uri: str, final_uri: str, manifest: Mapping[str, Any]) -> None:

@@ -8,10 +8,12 @@ import pytest
 
 from dml import storage
 from dml.config import IngestConfig, NoSplit
-from dml.data.corrections import correct_label, remove_item
+from dml.data.corrections import correct_label, list_corrections, remove_item
 from dml.data.dataset import find_dataset, fragments, list_datasets, read_images, read_rows
+from dml.data.forgotten import add_forgotten
 from dml.data.ingest import ingest
 from dml.data.thumbnails import read_thumbnails
+from dml.errors import IncompatibleArtifact
 from dml.integrity import check_store
 from dml.lineage import remove, remove_named, unneeded
 from flows.forget import forget_flow
@@ -189,3 +191,27 @@ def test_a_file_whose_rows_are_forgotten_stays_for_no_version(source, store):
     assert stored(store) == set().union(*map(names, refs))
     assert sorted(ref.rows for ref in refs) == [39, 40]
     assert all(map(is_whole, refs))
+
+
+def test_an_ingest_that_fails_beside_a_forget_leaves_no_file_with_what_was_forgotten(source, store):
+    taken_in(source, store)
+    write(source, {"class0/new.png": picture(900), "class0/0.png": picture(901)})
+    config = IngestConfig(
+        name="d", source=str(source), split=NoSplit(), rows_per_fragment=8, rows_per_group=3
+    )
+    with pytest.raises(IncompatibleArtifact, match="Nothing was published; start again"):
+        ingest(config, store, lambda *_: forget_flow("d", ["class0/0.png"], store))
+    assert files_with(b"class0/0.png", store) == []
+
+
+def test_a_correction_while_items_are_forgotten_does_not_bring_them_back(source, store):
+    before = taken_in(source, store)
+    add_forgotten(store, "d", ["class3/1.png"])  # what `dml forget` does first
+    with pytest.raises(IncompatibleArtifact, match="1 items of d were forgotten meanwhile"):
+        correct_label(store, "d", "class4/0.png", "class2", who="ann")
+    assert find_dataset(store, "d") == before
+    assert list_corrections(store, "d") == []
+    assert stored(store) == names(before)
+    forget_flow("d", ["class3/1.png"], store)
+    ref = correct_label(store, "d", "class4/0.png", "class2", who="ann")
+    assert "class3/1.png" not in read_rows(ref)["id"].to_pylist()

@@ -78,6 +78,7 @@ def _summary(opened: OpenIndex) -> dict[str, object]:
         "recall": ref.recall,
         "source": ref.embeddings.source,
         "takes_images": opened.package is not None,
+        "detects_faces": opened.package is not None and opened.package.detector is not None,
         "has_pictures": opened.has_pictures,
         "fpir": None if opened.thresholds_ref is None else opened.thresholds_ref.fpir,
     }

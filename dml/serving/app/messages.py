@@ -419,6 +419,7 @@ class IndexSummary(Answered):
     recall: float = Field(description="recall@10 against exact search, measured when it was built")
     source: str = Field(description="dataset or vectors that were embedded, NAME@VERSION")
     takes_images: bool = Field(description="false: its model is not in the store; search by vector or id")
+    detects_faces: bool = Field(description="whether every face of a picture can be identified")
     has_pictures: bool = Field(description="whether its items have images")
     fpir: float | None = Field(description="that its thresholds were calibrated for; null: not calibrated")
 

@@ -8,7 +8,7 @@ import pytest
 from dml.serving.app.opened import OpenIndexes
 from dml.serving.app.settings import ServiceSettings
 from tests.serving.app.parts import NAME as SHELVES
-from tests.serving.app.parts import image, post
+from tests.serving.app.parts import ask, image, post
 from tests.serving.face_pictures import NAME, make_people, party, publish
 
 pytest.importorskip("cv2")
@@ -72,3 +72,9 @@ def test_without_opencv_such_an_index_alone_is_unavailable_and_says_what_to_inst
     assert indexes.refresh() == []
     assert "pip install 'dml-platform[faces]'" in indexes.unavailable[NAME]
     indexes.close()
+
+
+def test_an_index_says_whether_its_model_detects_faces(people, settings):
+    for served, detects in ((people, True), (settings, False)):
+        listed = ask(served, lambda client: client.get("/v1/indexes")).json()["indexes"]
+        assert [each["detects_faces"] for each in listed] == [detects]

@@ -1,13 +1,16 @@
 """On S3 too an ingest reads what is new or has changed, counted by the server."""
 
+import io
 import threading
 from collections.abc import Callable, Iterator
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from dml import storage
 from dml.config import IngestConfig, NoSplit
-from dml.data.dataset import fragments
+from dml.data.dataset import fragments, read_images
 from dml.data.ingest import ingest_source
 from dml.data.sources.files import object_stamps
 from tests.data.pictures import picture
@@ -91,3 +94,21 @@ def test_objects_of_a_folder_that_cannot_be_listed_have_no_stamp(s3_store):
     there, elsewhere = object_stamps([f"{s3_store}/a/1.png", "s3://no-such-bucket/a/1.png"])
     assert there is not None
     assert elsewhere is None
+
+
+@pytest.mark.slow
+def test_a_table_of_images_that_was_replaced_is_read_from_the_new_object_in_the_same_process(s3_store):
+    uri = f"{s3_store}-raw/m.parquet"
+
+    def write_table(seeds: list[int]) -> None:
+        content = {"image": [picture(seed) for seed in seeds], "label": ["x", "y", "x", "y"]}
+        sink = io.BytesIO()
+        parquet.write_table(pa.table(content), sink)
+        storage.write_bytes(uri, sink.getvalue())
+
+    write_table([0, 1, 2, 3])
+    taken_in(uri, s3_store)
+    write_table([0, 1, 7, 3])
+    report = taken_in(uri, s3_store)
+    assert report.changes.changed == 1
+    assert picture(7) in read_images(report.dataset, range(4))

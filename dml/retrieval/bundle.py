@@ -6,7 +6,7 @@ items' columns, `first_stage.faiss` the codes of a cascade's first stage, if the
 `calibration.json` what was measured, if anything.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dml import storage
 from dml.errors import CorruptArtifact, IncompatibleArtifact
@@ -30,7 +30,7 @@ from dml.retrieval.vectors import FlatVectors
 INDEX_FILE, VECTORS_FILE, ITEMS_FILE = "index.faiss", "vectors.faiss", "items.arrow"
 FIRST_STAGE_FILE = "first_stage.faiss"
 CALIBRATION_FILE = "calibration.json"
-INDEX_FORMAT = 3
+INDEX_FORMAT = 4
 _MOST_CHUNK_ROWS = 1 << 20  # 32-bit offsets are enough for a chunk's text, at 2 KiB an item
 _CHUNK_BYTES = 1 << 26
 _ROWS_AT_ONCE = 1 << 16
@@ -161,12 +161,36 @@ def read_calibration(ref: IndexRef) -> Calibration:
 
     Raises:
         MissingArtifact, CorruptArtifact: its files are not those that were published.
+        IncompatibleArtifact: an older version of this program made them.
     """
     if ref.shards:
         recalls = [shard.recall for shard in ref.shards]
         ref = ref.shard(recalls.index(min(recalls)))
-    file = storage.fetch(ref.uri, ref.fingerprint) / CALIBRATION_FILE
-    return Calibration.model_validate_json(file.read_bytes()) if file.exists() else Calibration()
+    folder = storage.fetch(ref.uri, ref.fingerprint)
+    manifest = storage.read_manifest(str(folder))
+    _refuse_other_formats(ref, manifest.get("format"))
+    return _calibration_in(folder, manifest, ref)
+
+
+def _calibration_in(folder: Path, manifest: Mapping[str, Any], ref: IndexRef) -> Calibration:
+    if CALIBRATION_FILE not in manifest["files"]:
+        return Calibration()
+    try:
+        return Calibration.model_validate_json((folder / CALIBRATION_FILE).read_bytes())
+    except ValidationError as error:
+        field = ".".join(map(str, error.errors()[0]["loc"]))
+        raise IncompatibleArtifact(
+            f"The calibration of an index must have the fields of this program; that of {ref} differs in "
+            f"{field}. Build it again: dml reindex {ref.name}, or dml index {ref.name}."
+        ) from error
+
+
+def _refuse_other_formats(ref: IndexRef, found: int | None) -> None:
+    if found != INDEX_FORMAT:
+        raise IncompatibleArtifact(
+            f"An index must have format {INDEX_FORMAT} for this program; {ref} has {found or 1}. "
+            f"Build it again: dml reindex {ref.name}, or dml index {ref.name}."
+        )
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:
@@ -203,12 +227,7 @@ def open_bundle(ref: IndexRef) -> Bundle:
         )
     folder = storage.fetch(ref.uri, ref.fingerprint)
     manifest = storage.read_manifest(str(folder))
-    format_ = manifest.get("format")
-    if format_ != INDEX_FORMAT:
-        raise IncompatibleArtifact(
-            f"An index must have format {INDEX_FORMAT} for this program; {ref} has {format_ or 1}. "
-            f"Build it again: dml reindex {ref.name}, or dml index {ref.name}."
-        )
+    _refuse_other_formats(ref, manifest.get("format"))
     index_path, vectors_path = folder / INDEX_FILE, folder / VECTORS_FILE
     try:
         index = faiss.read_index(str(index_path), faiss.IO_FLAG_MMAP_IFC)
@@ -238,9 +257,7 @@ def open_bundle(ref: IndexRef) -> Bundle:
         raise CorruptArtifact(
             f"The first stage of {ref.uri} must have {ref.rows} rows; it has {first_stage.ntotal}. {REMEDY}"
         )
-    calibration = Calibration()
-    if CALIBRATION_FILE in manifest["files"]:
-        calibration = Calibration.model_validate_json((folder / CALIBRATION_FILE).read_bytes())
+    calibration = _calibration_in(folder, manifest, ref)
     return Bundle(ref, index, vectors, items, attributes, calibration, first_stage)
 
 

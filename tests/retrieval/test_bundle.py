@@ -1,5 +1,6 @@
 """The files of an index version: whole, as they were published, or not opened."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,9 +14,9 @@ import pytest
 
 from dml import storage
 from dml.config import IndexConfig
-from dml.errors import CorruptArtifact
+from dml.errors import CorruptArtifact, IncompatibleArtifact
 from dml.retrieval.build import build_index
-from dml.retrieval.bundle import open_bundle
+from dml.retrieval.bundle import CALIBRATION_FILE, open_bundle, read_calibration
 from dml.retrieval.index import find_index, publish_index
 from dml.retrieval.search import Index
 from tests.embedding.parts import ROWS, unit_vectors
@@ -100,6 +101,28 @@ def test_a_file_that_was_not_published_is_not_read(copied, name):
     Path(copied.uri, name).write_bytes(b"not of this version")
     assert answers_of(copied) == answers_of(copied)
     assert len(open_bundle(copied).items.table) == ROWS
+
+
+@pytest.mark.parametrize("opens", [open_bundle, read_calibration])
+@pytest.mark.parametrize(
+    ("description", "unknown", "message"),
+    [({"format": 3}, {}, "must have format 4 .*; .* has 3. Build it again: dml reindex shelves"),
+     ({}, {"timed_us": 1}, "differs in timed_us. Build it again: dml reindex shelves")],
+)  # fmt: skip
+def test_an_index_of_another_version_of_this_program_is_refused_with_what_to_do(
+    copied, tmp_path, opens, description, unknown, message
+):
+    manifest = storage.read_manifest(copied.uri)
+    uri = str(tmp_path / "older")
+    with storage.staged(uri) as staged:
+        for name in manifest["files"]:
+            Path(staged, name).parent.mkdir(exist_ok=True)
+            shutil.copy(Path(copied.uri, name), Path(staged, name))
+        measured = json.loads(Path(copied.uri, CALIBRATION_FILE).read_text())
+        Path(staged, CALIBRATION_FILE).write_text(json.dumps(measured | unknown))
+        storage.publish(staged, uri, {**manifest, **description})
+    with pytest.raises(IncompatibleArtifact, match=message):
+        opens(copied.model_copy(update={"uri": uri}))
 
 
 def test_two_builders_at_once_make_one_version(tmp_path, embeddings):

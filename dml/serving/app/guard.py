@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dml.errors import DmlError
 from dml.serving.app.keys import LOCAL, Caller, Keys
 from dml.serving.app.metrics import Metrics
 from dml.serving.app.problems import Refused, refusal_of, response_of
@@ -99,7 +100,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._begin(scope, receive, send)
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
@@ -123,6 +124,23 @@ class Guard:
             self._requests -= 1
             self._metrics.in_flight.set(self._requests)
             self._record(scope, watched.status, time.perf_counter() - start)
+
+    async def _begin(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Start and end the app; what a user can put right is said without a traceback."""
+        failures: list[Message] = []
+
+        async def hold_failure(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                failures.append(message)
+            else:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, hold_failure)
+        except Exception as error:
+            for failure in failures:
+                await send({**failure, "message": str(error)} if isinstance(error, DmlError) else failure)
+            raise
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: _Watched) -> None:
         """Answer, or refuse in the form of all errors."""

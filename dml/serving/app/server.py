@@ -6,6 +6,7 @@ uvicorn waits for ever for a request's headers; a connection that sends half of 
 import asyncio
 import logging
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -15,8 +16,9 @@ from uuid import uuid4
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
-from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from dml import storage
 from dml.errors import DmlError, InvalidSetting, MissingArtifact
@@ -36,6 +38,7 @@ _KEEP_ALIVE_S = 15
 _GRACE_S = 0.5
 _WORKER_STARTS_S = 120
 """It imports torch before it can say that it is alive, and is killed if it has not said so by then."""
+_PING_S = 0.5
 _REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
@@ -136,6 +139,40 @@ class _Server(uvicorn.Server):
             self._announce()
 
 
+class _Workers(Multiprocess):
+    """uvicorn's, which says when all have started, and does not wait for a process that has ended."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket], announce: Callable[[], None]) -> None:
+        super().__init__(config, sockets)
+        self._announce, self._is_announced = announce, False
+
+    @property
+    def have_failed(self) -> bool:
+        """Whether one of them could not start."""
+        return any(process.exitcode == STARTUP_FAILURE for process in self.processes)
+
+    def keep_subprocess_alive(self) -> None:
+        ready = [self._is_ready(process) for process in self.processes]
+        if self.have_failed:
+            self.should_exit.set()
+        if self.signal_queue or self.should_exit.is_set() or False in ready:
+            return
+        if all(ready) and not self._is_announced:
+            self._is_announced = True
+            self._announce()
+        super().keep_subprocess_alive()
+
+    def _is_ready(self, process: Process) -> bool | None:
+        """Whether it answers requests; None: it has ended, or says nothing for too long."""
+        deadline = time.monotonic() + _WORKER_STARTS_S
+        while process.exitcode is None and not self.signal_queue and time.monotonic() < deadline:
+            if process.ping(_PING_S):
+                while process.parent_conn.poll():
+                    process.parent_conn.recv()  # late answers to former pings
+                return process.is_ready(_PING_S)
+        return None
+
+
 def served_app(settings: ServiceSettings) -> FastAPI:
     """The app in a process of its own, whose log of requests is JSON lines on stderr."""
     if not access.handlers:
@@ -194,15 +231,18 @@ def serve(
     with suppress(KeyboardInterrupt):  # uvicorn sends it again once it has ended
         if workers == 1:
             server = _Server(config, lambda: announce(address))
-            server.run(sockets=[bound])
-            if not server.started:
-                raise MissingArtifact(
-                    f"A service must open an index to start; it could not, as the log says. Check the store "
-                    f"{settings.store}: dml verify."
-                )
+            with suppress(SystemExit):  # uvicorn's way to say that it did not start
+                server.run(sockets=[bound])
+            has_started = server.started
         else:
-            announce(address)
-            Multiprocess(config, sockets=[bound]).run()
+            several = _Workers(config, [bound], lambda: announce(address))
+            several.run()
+            has_started = not several.have_failed
+        if not has_started:
+            raise MissingArtifact(
+                f"A service must open an index to start; it could not, as the log says. Check the store "
+                f"{settings.store}: dml verify."
+            )
 
 
 def listening(host: str, port: int) -> socket:

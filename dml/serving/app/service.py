@@ -124,7 +124,7 @@ class Service:
         await self.refresh()
         if not self.indexes.opened:
             why = "; ".join(self.indexes.unavailable.values()) or "the store has none"
-            raise MissingArtifact(f"A service must have an index to search; {why}.")
+            raise MissingArtifact(f"A service must have an index to search; {why.rstrip('.')}.")
         self._refreshing = asyncio.create_task(self._refresh_for_ever())
 
     async def close(self) -> None:

@@ -124,6 +124,19 @@ def test_workers_share_an_address_and_end_together(tmp_path):
         assert end(process) == 0
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_service_that_can_open_no_index_says_so_and_ends(tmp_path, workers):
+    store, _, index = make_store(tmp_path)
+    with open(f"{index.uri}/index.faiss", "r+b") as file:
+        file.write(b"damage")
+    words = [sys.executable, "-m", "dml.cli", "serve", "--store", store, "--port", "0", "--workers", workers]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "index.faiss" in done.stderr
+    assert "A service must open an index to start" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def test_other_machines_are_not_served_without_keys(tmp_path):
     store, *_ = make_store(tmp_path)
     words = [sys.executable, "-m", "dml.cli", "serve", "--store", store, "--host", "0.0.0.0", "--port", "0"]

@@ -1,5 +1,6 @@
 """Checks of what is enrolled: vectors, ids and attributes in, the same of the right types or an error out."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,7 +73,7 @@ def checked_ids(ids: Sequence[str] | None, identity: str, digests: Sequence[str]
         names = list(ids)
     for name in names:
         require_text("An id", name)
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((name for name, number in Counter(names).items() if number > 1), None)
     if twice is not None:
         raise InvalidSetting(f"ids must be different, as their images; got {twice!r} twice.")
     return names

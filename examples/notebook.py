@@ -57,11 +57,12 @@ print(f"{index.rows} items, {index.factory}, recall@10 {index.recall:.3f}")
 # %%
 row = read_rows(dataset).column("split").to_pylist().index("test")
 (query,) = read_images(dataset, [row])
-(result,) = Searcher.open(store, "shop").search([query], k=5)
+searcher = Searcher.open(store, "shop")
+(result,) = searcher.search([query], k=5)
 for answer in result.answers:
     print(answer.id, answer.label, round(answer.similarity, 3))
 
 # %%
 picture = Path(store, "answers.png")
-picture.write_bytes(draw(result, query))
+picture.write_bytes(draw(result, query, searcher.gallery))
 print(f"query and answers: {picture}")

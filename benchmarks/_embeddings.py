@@ -72,3 +72,11 @@ def drawn_around(rows: int, *, seed: int = 0) -> tuple[NDArray[np.float32], NDAr
         drawn = real[first] + 0.5 * real[second] + deviations[rng.integers(0, len(real), len(first))]
         vectors[start : start + _BLOCK] = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
     return vectors, identities
+
+
+def drawn_with_queries(rows: int, num_queries: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Vectors to index (rows, 128), and others to search with (num_queries, 128), with mates among them."""
+    vectors, _ = drawn_around(rows + num_queries)
+    is_query = np.zeros(len(vectors), dtype=np.bool_)
+    is_query[np.random.default_rng(1).choice(len(vectors), num_queries, replace=False)] = True
+    return vectors[~is_query], vectors[is_query]

@@ -22,7 +22,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from benchmarks._embeddings import drawn_around
+from benchmarks._embeddings import drawn_with_queries
 from benchmarks._search_peers import PEERS, K, halves, measure
 from benchmarks.sizing import build
 from dml.config import IndexConfig
@@ -39,10 +39,7 @@ QUERIES = 1000
 
 def write(folder: Path, rows: int) -> None:
     """The vectors that are indexed, held-out queries with mates among them, and their exact neighbours."""
-    vectors, _ = drawn_around(rows + QUERIES)
-    is_query = np.zeros(len(vectors), dtype=np.bool_)
-    is_query[np.random.default_rng(1).choice(len(vectors), QUERIES, replace=False)] = True
-    queries, indexed = vectors[is_query], vectors[~is_query]
+    indexed, queries = drawn_with_queries(rows, QUERIES)
     (folder / "vectors").mkdir()
     np.save(folder / "vectors" / "vectors.npy", indexed)
     queries = queries[np.random.default_rng(2).permutation(QUERIES)]

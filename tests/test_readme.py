@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from dml import storage
 from dml.cli import main
 from tests.answers import require_declared_type
 

@@ -6,6 +6,7 @@ wants, so either can call it.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 X = TypeVar("X")
@@ -22,17 +23,27 @@ class MicroBatcher(Generic[X, Y]):
         function: N inputs in, N results out.
         max_size: inputs of one call.
         wait_s: for more inputs, once one is there and the function is idle.
+        coming: how many inputs are on their way; while there is none, nothing is waited for.
     """
 
-    def __init__(self, function: ManyAtOnce[X, Y], *, max_size: int, wait_s: float) -> None:
-        self._function, self._max_size, self._wait_s = function, max_size, wait_s
+    def __init__(
+        self,
+        function: ManyAtOnce[X, Y],
+        *,
+        max_size: int,
+        wait_s: float,
+        coming: Callable[[], int] = lambda: 1,
+    ) -> None:
+        self._function, self._max_size, self._wait_s, self._coming = function, max_size, wait_s, coming
         self._waiting: asyncio.Queue[tuple[X, asyncio.Future[Y]]] = asyncio.Queue()
+        self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def __call__(self, value: X) -> Y:
         """The function's result for one input; raises what the function raised for it."""
         future: asyncio.Future[Y] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait((value, future))
+        self._arrived.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
         return await future
@@ -40,12 +51,19 @@ class MicroBatcher(Generic[X, Y]):
     async def _run(self) -> None:
         """Until nothing waits: so a batcher that nobody calls any more is freed."""
         while not self._waiting.empty():
-            if self._wait_s and self._waiting.qsize() < self._max_size:
-                await asyncio.sleep(self._wait_s)
+            await self._collect()
             batch = [self._waiting.get_nowait() for _ in range(min(self._max_size, self._waiting.qsize()))]
             batch = [(value, future) for value, future in batch if not future.done()]  # its request has ended
             if batch:
                 await self._answer(batch)
+
+    async def _collect(self) -> None:
+        """Wait for a whole batch, but not longer than `wait_s`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._wait_s):
+                while self._waiting.qsize() < self._max_size and self._coming():
+                    self._arrived.clear()
+                    await self._arrived.wait()
 
     async def _answer(self, batch: list[tuple[X, asyncio.Future[Y]]]) -> None:
         try:

@@ -1,6 +1,6 @@
 """Routes that look through datasets and correct them, and that say what indexes and models were made from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -38,10 +38,10 @@ router = APIRouter(
 )
 
 
-def _of_whole_store(permission: Permission) -> Callable[[Request], Caller]:
+def _of_whole_store(permission: Permission) -> Callable[[Request], Awaitable[Caller]]:
     """A dependency: the caller, who has a permission in all galleries, since a dataset belongs to none."""
 
-    def caller(request: Request) -> Caller:
+    async def caller(request: Request) -> Caller:
         caller: Caller = request.state.caller
         if caller.galleries or not caller.may(permission, None):
             raise Refused(
@@ -56,7 +56,7 @@ def _of_whole_store(permission: Permission) -> Callable[[Request], Caller]:
     return caller
 
 
-def _datasets(request: Request, service: TheService) -> BrowsedDatasets:
+async def _datasets(request: Request, service: TheService) -> BrowsedDatasets:
     state = request.app.state
     if not hasattr(state, "browsed"):
         state.browsed = BrowsedDatasets(service.settings.store)

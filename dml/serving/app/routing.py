@@ -1,6 +1,6 @@
 """What routes share: the service, permissions, and the statuses that every route may answer with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Request
@@ -31,7 +31,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _service(request: Request) -> Service:
+# Coroutines, since they wait for nothing: FastAPI calls a plain function in a thread, in each request.
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
@@ -40,10 +41,10 @@ TheService = Annotated[Service, Depends(_service)]
 Name = Annotated[str, Path(description="of the index", max_length=MAX_LENGTH, examples=["shop"])]
 
 
-def permitted(permission: Permission) -> Callable[[Request], Caller]:
+def permitted(permission: Permission) -> Callable[[Request], Awaitable[Caller]]:
     """A dependency: the caller, who has a permission in the gallery that the path names."""
 
-    def caller(request: Request) -> Caller:
+    async def caller(request: Request) -> Caller:
         caller: Caller = request.state.caller
         gallery = request.path_params.get("name")
         if not caller.may(permission, gallery):
@@ -79,7 +80,7 @@ def audited(
     return Audited(caller.label, address, request.state.request_id, action, gallery, identity, tuple(ids))
 
 
-def _limit_rate(request: Request) -> Callable[[int], None]:
+async def _limit_rate(request: Request) -> Callable[[int], None]:
     """Counts more queries of a request than one against the caller's rate."""
     limit: Callable[[int], None] = request.state.limit_rate
     return limit

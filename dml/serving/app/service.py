@@ -111,6 +111,7 @@ class Service:
         self._writing = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         self._batched = batched or self._micro_batched
         self._encoders: dict[Package, Encode] = {}
+        self._being_decoded = 0
         self._refreshing: asyncio.Task[None] | None = None
         self._said_of_keys = ""
         self.is_ready = False
@@ -242,10 +243,7 @@ class Service:
         if not images:
             return []
         package = opened.required_package
-        with stages.time("decode"):
-            prepared = await asyncio.gather(
-                *(self._prepare(opened, package.prepare, place, image) for place, image in enumerate(images))
-            )
+        prepared = await self._prepare_all(opened, stages, package.prepare, images)
         encode = self._encoder(package)
         with stages.time("encode"):
             return list(await asyncio.gather(*map(encode, prepared)))
@@ -262,10 +260,7 @@ class Service:
         package, most = opened.required_package, messages.MAX_BATCH
         assert package.required_detector
         find = partial(package.prepare_faces, at_most=most)
-        with stages.time("decode"):
-            found = await asyncio.gather(
-                *(self._prepare(opened, find, place, image) for place, image in enumerate(images))
-            )
+        found = await self._prepare_all(opened, stages, find, images)
         count = sum(map(len, found))
         if count > most:
             must = f"The pictures of a request must show at most {most} faces together"
@@ -306,6 +301,23 @@ class Service:
             )
         return np.asarray(vector, dtype=np.float32)
 
+    async def _prepare_all(
+        self,
+        opened: OpenIndex,
+        stages: Stages,
+        function: Callable[[bytes], T],
+        images: Sequence[messages.Image],
+    ) -> list[T]:
+        """The function's result for each image; the encoder waits for them, to take them in one batch."""
+        self._being_decoded += len(images)
+        try:
+            with stages.time("decode"):
+                return await asyncio.gather(
+                    *(self._prepare(opened, function, place, image) for place, image in enumerate(images))
+                )
+        finally:
+            self._being_decoded -= len(images)
+
     async def _prepare(
         self, opened: OpenIndex, function: Callable[[bytes], T], place: int, image: messages.Image
     ) -> T:
@@ -337,7 +349,12 @@ class Service:
 
     def _micro_batched(self, encode: ManyAtOnce[Tensor, Vector]) -> Encode:
         batching = self.settings.batching
-        return MicroBatcher(encode, max_size=batching.images, wait_s=batching.wait_ms / 1000)
+        return MicroBatcher(
+            encode,
+            max_size=batching.images,
+            wait_s=batching.wait_ms / 1000,
+            coming=lambda: self._being_decoded,
+        )
 
     async def _in_thread(self, pool: ThreadPoolExecutor, opened: OpenIndex, function: Callable[[], T]) -> T:
         opened.uses.begin()  # it is open: the request holds it

@@ -30,7 +30,7 @@ class Batching(Part):
 
     images: int = Field(32, gt=0, description="encoded at once, at most")
     wait_ms: float = Field(
-        2.0, ge=0, description="for more images, once one is there and the encoder is idle"
+        5.0, ge=0, description="for images that are being decoded, once one is there and the encoder is idle"
     )
 
 

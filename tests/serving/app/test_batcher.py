@@ -62,3 +62,29 @@ def test_a_caller_that_gave_up_is_not_computed():
 
     assert anyio.run(run) == 4
     assert sizes == [1]
+
+
+def test_what_is_on_its_way_is_waited_for():
+    sizes, late = [], 3
+
+    async def run():
+        nonlocal late
+        batcher = MicroBatcher(squares(sizes), max_size=8, wait_s=10, coming=lambda: late)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(batcher, 1)
+            while late:
+                await anyio.sleep(0.005)
+                late -= 1
+                group.start_soon(batcher, late)
+
+    anyio.run(run)
+    assert sizes == [4]
+
+
+def test_an_input_alone_is_not_kept_waiting():
+    async def run():
+        with anyio.fail_after(5):
+            return await MicroBatcher(squares([]), max_size=8, wait_s=60, coming=lambda: 0)(3)
+
+    assert anyio.run(run) == 9

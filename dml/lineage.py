@@ -594,12 +594,24 @@ def remove_with_descendants(store: str, datasets: Sequence[DatasetRef]) -> list[
     return [removal.uri for removal in removals]
 
 
-def remove_index_versions(store: str, refs: Sequence[IndexRef]) -> list[str]:
+def kind_of(uri: str) -> str:
+    """What kind of artefact is, or was, at a URI of a store: its kind, or the folder that it was in."""
+    parts = uri.rstrip("/").split("/")
+    kinds = {storage.SHARDS: "shard", storage.CHANGES: "changes", "thresholds": "thresholds"}
+    kinds |= {folder.split("/")[-1]: kind for kind, folder in {**VERSIONED, **_PLAIN}.items()}
+    return next((kinds[part] for part in reversed(parts[:-1]) if part in kinds), parts[-2])
+
+
+def remove_index_versions(store: str, refs: Sequence[IndexRef], names: Sequence[str] = ()) -> list[str]:
     """Remove versions of indexes, with their thresholds, pictures, and parts that no other version has.
+
+    What a killed call has left is removed too, so that nothing of the versions stays.
 
     Args:
         store: the store's URI.
         refs: versions; where one is current, the version before it becomes current.
+        names: of indexes of which parts that no version has are removed too: a build that needs one is
+            to fail, because what it would publish was forgotten.
 
     Returns:
         The removed URIs.
@@ -607,18 +619,32 @@ def remove_index_versions(store: str, refs: Sequence[IndexRef]) -> list[str]:
     artifacts = list_artifacts(store)
     gone = {ref.uri for ref in refs}
     chosen = [a for a in artifacts if a.uri in gone or (a.kind == "thresholds" and a.parents[0] in gone)]
-    chosen += _parts_of(artifacts, gone)
+    chosen += _parts_of(artifacts, gone, names)
     removals = [Removal(a.uri, a.kind, _FORGOTTEN, a.size_bytes, a.fingerprint) for a in chosen]
     removals += _galleries(store, {f"{a.name}-{a.version}" for a in artifacts if a.uri not in gone})
+    removals += _half_removed(store, "indexes")
     return [removal.uri for removal in remove(removals)]
 
 
-def _parts_of(artifacts: Sequence[Artifact], indexes: Set[str]) -> list[Artifact]:
-    """The shards and changes that only these versions of indexes need."""
+def _half_removed(store: str, folder: str) -> Iterator[Removal]:
+    """Artefacts whose removal was killed."""
+    paths: dict[str, int] = {}
+    for entry in storage.list_entries(storage.join(store, folder), recursive=True, follow_links=False):
+        parts = entry.path.split("/")
+        depth = next((n for n, part in enumerate(parts) if storage.is_removed(part)), None)
+        if depth is not None:
+            path = "/".join(parts[: depth + 1])
+            paths[path] = paths.get(path, 0) + entry.size_bytes
+    for path, size in paths.items():
+        yield Removal(storage.join(store, folder, path), "unfinished", _UNFINISHED_REMOVAL, size)
+
+
+def _parts_of(artifacts: Sequence[Artifact], indexes: Set[str], names: Sequence[str] = ()) -> list[Artifact]:
+    """The shards and changes that only these versions of indexes need; of some indexes, that none needs."""
     needed = {parent for a in artifacts if a.kind == "index" and a.uri not in indexes for parent in a.parents}
     parents = {parent for a in artifacts if a.uri in indexes for parent in a.parents}
     parts = [a for a in artifacts if a.kind in ("shard", "changes")]
-    return [a for a in parts if a.uri in parents and a.uri not in needed]
+    return [a for a in parts if (a.uri in parents or a.name in names) and a.uri not in needed]
 
 
 def _may_show(page: Artifact, fingerprints: set[str]) -> bool:

@@ -1,5 +1,6 @@
 """Flow that erases items from every version of a dataset and from everything made from those versions."""
 
+from collections.abc import Sequence
 from functools import partial
 
 from prefect import flow
@@ -17,9 +18,9 @@ from dml.data.forgotten import add_forgotten
 from dml.embedding.embed import embed
 from dml.embedding.external import has_vectors
 from dml.errors import DmlError, InvalidSetting
-from dml.lineage import remove_index_versions, remove_with_descendants, require_readable
+from dml.lineage import kind_of, remove_index_versions, remove_with_descendants, require_readable
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, require_package
-from dml.reports import ForgetReport
+from dml.reports import Erasure, ForgetReport
 from dml.retrieval.build import build_index
 from dml.retrieval.calibration import calibrate_alike
 from dml.retrieval.gallery import (
@@ -35,6 +36,9 @@ from dml.retrieval.gallery import (
 from dml.retrieval.index import index_config_of, list_indexes, published_index
 from dml.settings import store_uri
 from flows.policy import progress_logger, run, say, stage, tag_with_names
+
+_NEXT_BUILD = "dml reindex, or dml forget --now"
+_NEXT_IMPORT = "dml import without it, and dml rm vectors of the versions before"
 
 
 @flow(name="forget-flow", flow_run_name="forget items of {dataset}", on_running=[tag_with_names])
@@ -80,7 +84,15 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
     for index in built:
         stage(mark_erased)(root, index.name, ids)
     say(f"{len(ids)} items are forgotten; {len(removed)} artefacts that contained them are removed")
-    return ForgetReport(items=len(ids), rebuilt=rebuilt, removed=removed, same_images=twins)
+    receipt = [Erasure(place="dataset", name=dataset, erased=True)]
+    receipt += [Erasure(place="log", name=index.name, erased=True) for index in built]
+    return ForgetReport(
+        items=len(ids),
+        rebuilt=rebuilt,
+        removed=removed,
+        same_images=twins,
+        receipt=[*receipt, *_removed(removed)],
+    )
 
 
 @flow(
@@ -111,9 +123,33 @@ def forget_enrolled_flow(
     left = stage(forgotten_ids)(root, name)
     holding = [str(ref) for ref in stage(versions_holding)(root, name, left)]
     say(f"{len(forgotten)} items of gallery {name} are forgotten; {len(holding)} versions still hold some")
+    receipt = [Erasure(place="log", name=name, erased=True), *_removed(removed)]
+    # After an erasure an index still names only what it must leave out of imported vectors.
+    until = _NEXT_IMPORT if now else _NEXT_BUILD
+    held = [Erasure(place="index", name=each, erased=False, until=until) for each in holding]
     return ForgetReport(
-        items=len(forgotten), rebuilt=rebuilt, removed=removed, same_images=[], still_held_by=holding
+        items=len(forgotten),
+        rebuilt=rebuilt,
+        removed=removed,
+        same_images=[],
+        still_held_by=holding,
+        receipt=[*receipt, *held, *_held_by_source(root, name, left)],
     )
+
+
+def _removed(uris: Sequence[str]) -> list[Erasure]:
+    return [Erasure(place=stage(kind_of)(uri), name=uri, erased=True) for uri in uris]
+
+
+def _held_by_source(store: str, name: str, ids: list[str]) -> list[Erasure]:
+    """The dataset or the imported vectors of an index, where they hold some of these items."""
+    index = stage(published_index)(store, name)
+    if index is None or not stage(ids_of_table)(index.embeddings, ids):
+        return []
+    items = index.embeddings.items
+    if isinstance(items, DatasetRef):
+        return [Erasure(place="dataset", name=items.name, erased=False, until=_NEXT_BUILD)]
+    return [Erasure(place="vectors", name=items.name, erased=False, until=_NEXT_IMPORT)]
 
 
 def erase_forgotten(store: str, name: str) -> tuple[list[IndexRef], list[str]]:
@@ -133,7 +169,7 @@ def erase_forgotten(store: str, name: str) -> tuple[list[IndexRef], list[str]]:
     current = stage(published_index)(store, name)
     if current is not None and current.uri in {ref.uri for ref in holding}:
         rebuilt.append(_build_again(store, current, current.embeddings))
-    removed += stage(remove_index_versions)(store, [ref for ref in holding if ref not in rebuilt])
+    removed += stage(remove_index_versions)(store, [ref for ref in holding if ref not in rebuilt], [name])
     # Imported vectors hold what was forgotten of them until they are imported without it.
     is_dataset = isinstance(index.embeddings.items, DatasetRef)
     imported = set() if is_dataset else set(stage(ids_of_table)(index.embeddings, ids))

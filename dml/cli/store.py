@@ -273,6 +273,9 @@ def _show_forgotten(report: "ForgetReport") -> None:
     if report.still_held_by:
         held = ", ".join(report.still_held_by[:10])
         print(f"no search finds them; these index versions hold some until `dml reindex`, or --now: {held}")
+    for place in report.receipt:
+        if place.place not in ("index", *((place.place,) if place.erased else ())):
+            print(f"{place.place} {place.name} holds some until: {place.until}")
     print(
         f"{report.items} items are forgotten. Not reached: the source, other machines' caches, what a model"
     )

@@ -69,6 +69,17 @@ class IngestReport(Result):
     notes: list[str] = Field([], description="sentences on the split, merged labels, contradictory labels")
 
 
+class Erasure(Result):
+    """One place that held what was forgotten."""
+
+    place: str = Field(
+        description="what kind of thing it is, such as log, index, changes, thresholds, dataset"
+    )
+    name: str = Field(description="its name, or the URI of what was removed")
+    erased: bool
+    until: str = Field("", description="what erases it there; empty where it is erased")
+
+
 class ForgetReport(Result):
     """What forgetting items did."""
 
@@ -79,6 +90,7 @@ class ForgetReport(Result):
     still_held_by: list[str] = Field(
         [], description="index versions that hold what was forgotten in their gallery, until they are erased"
     )
+    receipt: list[Erasure] = Field([], description="place by place, what is erased and what is not yet")
 
 
 class ListedDataset(DatasetRef):

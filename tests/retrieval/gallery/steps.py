@@ -52,7 +52,7 @@ def check(store: str) -> None:
     expected = {f"photo {row}" for row in range(ROWS) if row != 3} | set(KEPT)
     gallery = Gallery.open(store, NAME)
     ids = gallery.live.items["id"].to_pylist()
-    assert sorted(ids) == sorted(expected), (set(ids) ^ expected, len(ids))
+    assert sorted(ids) == sorted(expected), set(ids) ^ expected
     embedder = gallery.ref.embeddings.embedder.fingerprint
     found = gallery.live.search(vectors_of(1, 77), ROWS + 9, embedder=embedder).answers[0]
     assert {answer.id for answer in found} == expected

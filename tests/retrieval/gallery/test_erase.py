@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pyarrow import compute
 
+from dml import storage
 from dml.config import IndexConfig
 from dml.embedding.embed import embed
 from dml.retrieval.build import build_index
@@ -14,6 +15,7 @@ from dml.retrieval.index import list_versions, published_index
 from dml.serving.searcher import Searcher
 from flows.forget import forget_enrolled_flow, forget_flow
 from tests.embedding.parts import make_dataset, make_package, png
+from tests.retrieval.gallery.people import ROWS, items_of, publish, vectors_of
 
 
 @pytest.fixture
@@ -45,6 +47,9 @@ def test_one_who_was_enrolled_is_erased_from_log_and_all_versions_now(shop):
     assert (report.items, report.still_held_by) == (1, [])
     assert len(report.rebuilt) == 1
     assert not traces_of(shop, *traces)
+    assert all(line.erased for line in report.receipt)
+    assert {"log", "index", "changes"} <= {line.place for line in report.receipt}
+    assert {line.name for line in report.receipt if line.place != "log"} == set(report.removed)
     assert forgotten_ids(shop, "shop") == []
     assert list_ids(shop, "Rapunzel")
     assert published_index(shop, "shop").rows == 41
@@ -60,6 +65,37 @@ def test_without_now_the_receipt_names_the_versions_that_hold_it_until_the_next_
     assert (report.items, report.removed) == (1, [])
     holding = [str(version.ref) for version in list_versions(shop) if version.ref.changes is not None]
     assert sorted(report.still_held_by) == sorted(holding)
+    assert [(line.place, line.erased) for line in report.receipt] == [
+        ("log", True),
+        *[("index", False)] * len(holding),
+    ]
+    assert {line.until for line in report.receipt if not line.erased} == {"dml reindex, or dml forget --now"}
+
+
+def test_what_a_killed_build_or_removal_left_is_erased_too(shop):
+    gallery = Gallery.open(shop, "shop")
+    gallery.enrol("Rumpelstiltskin", images=[png(2002)])
+    collect_changes(shop, "shop", gallery.ref.embeddings)  # and the build is killed
+    half_removed = Path(shop, "indexes", "shop", ".staging-removed-0123456789ab-01234567")
+    half_removed.mkdir()
+    (half_removed / "items.parquet").write_bytes(b"Rumpelstiltskin")
+    assert storage.is_removed(half_removed.name)
+    forget_enrolled_flow.fn("shop", None, "Rumpelstiltskin", True, shop)
+    assert not traces_of(shop, b"Rumpelstiltskin")
+    assert list_ids(shop, "Rapunzel")
+
+
+def test_imported_vectors_hold_an_item_until_they_are_imported_without_it_and_nothing_else_does(tmp_path):
+    store = str(tmp_path / "store")
+    publish(store, tmp_path, "people", items_of(ROWS), vectors_of(ROWS, 1))
+    gallery = Gallery.open(store, "people")
+    gallery.enrol("Rumpelstiltskin", vectors=vectors_of(1, 77), ids=["gone"])
+    report = forget_enrolled_flow.fn("people", ["gone", "photo 3"], None, True, store)
+    held = [line for line in report.receipt if not line.erased]
+    index = published_index(store, "people")  # which names what it leaves out
+    assert [(line.place, line.name) for line in held] == [("index", str(index)), ("vectors", "people")]
+    assert all(line.until.startswith("dml import without it") for line in held)
+    assert forgotten_ids(store, "people") == ["photo 3"]
 
 
 def test_an_item_of_the_dataset_is_erased_there_and_its_change_in_the_log_too(shop):

@@ -105,7 +105,9 @@ def test_secrets_come_from_the_environment_alone():
                 assert re.search(r"//\w+:\$\{\w+:\?\}@", value), f"{name} holds a password"
 
 
-@pytest.mark.parametrize(("name", "route"), [("mlflow", "/api/2.0/mlflow/"), ("prefect", "/api/")])
+@pytest.mark.parametrize(
+    ("name", "route"), [("mlflow", "/api/2.0/mlflow/"), ("prefect", "/api/"), ("serve", "/readyz")]
+)
 def test_health_is_checked_by_the_address_that_clients_use(name: str, route: str):
     test = " ".join(SERVICES[name]["healthcheck"]["test"])
     assert re.search(rf"http://{name}:\d+{route}", test)

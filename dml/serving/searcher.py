@@ -383,10 +383,11 @@ def _embed(opened: _Opened, probes: Sequence[bytes | NDArray[np.float32] | str])
     dim = opened.index.ref.embeddings.dim
     for probe in probes:
         if not isinstance(probe, bytes) and np.shape(probe) != (dim,):
-            got = f"shape {np.shape(probe)}" if isinstance(probe, np.ndarray) else type(probe).__name__
+            is_vector = isinstance(probe, np.ndarray)
+            got = f"shape {np.shape(probe)}" if is_vector else type(probe).__name__
+            do = "Embed it as the items were." if is_vector else "Pass Path(file).read_bytes()."
             raise InvalidSetting(
-                f"A probe must be an image file's bytes, or a vector ({dim},); got {got}. "
-                "Pass Path(file).read_bytes()."
+                f"A probe must be an image file's bytes, or a vector ({dim},); got {got}. {do}"
             )
     images = [probe for probe in probes if isinstance(probe, bytes)]
     embedded = iter(_require_package(opened).embed(images) if images else ())

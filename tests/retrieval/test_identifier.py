@@ -218,9 +218,9 @@ def test_an_image_file_is_identified_compared_and_searched_by_its_bytes(tmp_path
     ("probe", "got"),
     [
         ("photo.jpg", "str"),
-        (np.zeros((1, 24)), r"shape \(1, 24\)"),
-        (np.zeros(3), r"shape \(3,\)"),
-        (None, "NoneType"),
+        (np.zeros((1, 24)), r"shape \(1, 24\). Embed it as the items were"),
+        (np.zeros(3), r"shape \(3,\). Embed it as the items were"),
+        (None, "NoneType. Pass Path"),
     ],
     ids=["a path", "a row", "too short", "nothing"],
 )

@@ -33,10 +33,12 @@ from dml.models.encoder import Encoder
 from dml.models.package import save_package
 from dml.refs import DatasetRef
 from dml.retrieval.build import build_index
-from dml.retrieval.index import publish_index
+from dml.retrieval.gallery import collect_changes, publish_index
 from dml.serving.searcher import Searcher
 
 NAME, BATCH = "glyphs", 32
+PATIENCE_S = 60
+"""After the last swap, for an answer of its model."""
 PREPROCESSING = PreprocessingConfig(resize=96, crop=96)
 
 
@@ -44,7 +46,9 @@ def publish(store: str, dataset: DatasetRef, seed: int) -> str:
     """A version by a model of its own; its fingerprint."""
     config = EncoderConfig(backbone=TorchvisionConfig(name="squeezenet1_1"), dim=128)
     package = save_package(store, Encoder(config, channels=3, seed=seed), PREPROCESSING)
-    ref = build_index(store, NAME, embed(store, package, dataset), IndexConfig(factory="Flat"))
+    embeddings = embed(store, package, dataset)
+    changes = collect_changes(store, NAME, embeddings)  # what was enrolled is embedded by the new model, too
+    ref = build_index(store, NAME, embeddings, IndexConfig(factory="Flat"), changes=changes)
     publish_index(store, ref)
     return ref.embeddings.embedder.fingerprint
 
@@ -100,10 +104,10 @@ class Connection:
         self._streams = None
 
 
-async def client(address: str, images: list[str], until: float, load: Load, seed: int) -> None:
+async def client(address: str, images: list[str], ended: asyncio.Event, load: Load, seed: int) -> None:
     """One who asks, waits for the answer, and asks again."""
     draw, connection = random.Random(seed), Connection(address)
-    while time.perf_counter() < until:
+    while not ended.is_set():
         image = {"base64": draw.choice(images)}
         enrols = draw.random() < 0.02
         body = (
@@ -143,20 +147,32 @@ def memory_mb(process: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+async def run_all(commands: list[list[str]]) -> None:
+    """One after another; the load goes on until the last has ended."""
+    for words in commands:
+        process = await asyncio.create_subprocess_exec(*words)
+        if await process.wait():
+            raise SystemExit(f"a version could not be published: {' '.join(words)}")
+
+
 async def run(
     address: str, process: int, images: list[bytes], arguments: argparse.Namespace, swap: list[list[str]]
 ) -> tuple[Load, list[float]]:
-    load, memory = Load(), []
+    load, memory, ended = Load(), [], asyncio.Event()
     until = time.perf_counter() + arguments.seconds
     encoded = [base64.b64encode(image).decode() for image in images]
     clients = [
-        asyncio.create_task(client(address, encoded, until, load, seed)) for seed in range(arguments.clients)
+        asyncio.create_task(client(address, encoded, ended, load, seed)) for seed in range(arguments.clients)
     ]
+    swaps = asyncio.create_task(run_all(swap))
     for step in range(20):
         await asyncio.sleep(max(until - time.perf_counter(), 0) / (20 - step))
         memory.append(memory_mb(process))
-        if swap and step % max(20 // (len(swap) + 1), 1) == 0:
-            await asyncio.create_subprocess_exec(*swap.pop(0))
+    await swaps
+    while len(load.embedders) <= len(swap) and time.perf_counter() < until + PATIENCE_S:
+        await asyncio.sleep(0.1)
+    memory.append(memory_mb(process))
+    ended.set()
     await asyncio.gather(*clients)
     return load, memory
 
@@ -236,6 +252,8 @@ def main() -> None:
     print(f"means: {means(measured)}")
     print(f"models that answered: {len(load.embedders)}; answers of two models: {load.mixed}")
     print(f"memory, MB: {before:.0f} at the start, then {[round(each) for each in memory[::2]]}")
+    if len(load.embedders) != arguments.swaps + 1:
+        raise SystemExit(f"{arguments.swaps + 1} models should have answered")
     if load.failed or load.mixed or set(load.statuses) - {200, 429, 503}:
         raise SystemExit("there were answers that should not be")
 

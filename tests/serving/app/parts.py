@@ -14,7 +14,7 @@ from dml.config import IndexConfig
 from dml.embedding.embed import embed
 from dml.refs import DatasetRef, IndexRef
 from dml.retrieval.build import build_index
-from dml.retrieval.index import publish_index
+from dml.retrieval.gallery import collect_changes, publish_index
 from dml.serving.app.factory import create_app
 from dml.serving.app.settings import ServiceSettings
 from tests.embedding.parts import make_dataset, make_package, png
@@ -25,9 +25,10 @@ NAME = "shelves"
 def publish(
     store: str, dataset: DatasetRef, *, seed: int = 1, dim: int = 16, factory: str = "Flat"
 ) -> IndexRef:
-    """An index of a dataset by a model of its own, published."""
+    """An index of a dataset, and of what was enrolled, by a model of its own, published."""
     table = embed(store, make_package(store, seed=seed, dim=dim), dataset)
-    ref = build_index(store, NAME, table, IndexConfig(factory=factory))
+    changes = collect_changes(store, NAME, table)
+    ref = build_index(store, NAME, table, IndexConfig(factory=factory), changes=changes)
     publish_index(store, ref)
     return ref
 

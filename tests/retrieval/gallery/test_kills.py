@@ -23,7 +23,7 @@ def test_kills_of_writer_and_builder_while_searching(tmp_path):
 def test_a_kill_at_any_step_of_build_publication_and_erasure_loses_nothing_and_the_next_finishes(tmp_path):
     root = Path(__file__).parents[3]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.retrieval.gallery.steps", str(tmp_path), "6"],
+        [sys.executable, "-m", "tests.retrieval.gallery.steps", str(tmp_path), "4"],
         capture_output=True,
         text=True,
         cwd=root,

@@ -216,10 +216,18 @@ def test_other_endings_and_absent_files_are_refused(tmp_path):
         open_vectors(tmp_path)
 
 
-@pytest.mark.parametrize("array", [np.zeros(4), np.ones((2, 4)), np.array([1, np.nan])], ids=str)
-def test_a_query_is_one_vector_with_a_direction(tmp_path, array):
+@pytest.mark.parametrize(
+    ("array", "must"),
+    [
+        (np.zeros(4), "not all zero"),
+        (np.ones((2, 4)), "must hold one vector"),
+        (np.array([1, np.nan]), "finite numbers"),
+    ],
+    ids=["zero", "two", "no number"],
+)
+def test_a_query_is_one_vector_with_a_direction(tmp_path, array, must):
     np.save(tmp_path / "q.npy", array)
-    with pytest.raises(InvalidData, match="one vector"):
+    with pytest.raises(InvalidData, match=must):
         read_vector(tmp_path / "q.npy")
 
 

@@ -61,12 +61,14 @@ class CurrentState:
     def entry(self, id_: str) -> Entry | None:
         """The log's entry of an item; None: nobody touched it."""
         with self._applying:
-            return None if self._reader is None else self._reader.entry(id_)
+            log = self._open_log()
+            return None if log is None else log.entry(id_)
 
     def image(self, id_: str) -> bytes | None:
         """The image of an enrolled item; None: the log has none."""
         with self._applying:
-            return None if self._reader is None else self._reader.image(id_)
+            log = self._open_log()
+            return None if log is None else log.image(id_)
 
     def is_published(self) -> bool:
         """Whether the version of the state is the published one."""
@@ -96,12 +98,12 @@ class CurrentState:
             if self._reader is not None and self._reader.is_replaced:  # restored from a backup, or removed
                 self._reader.close()
                 self._reader, self._is_stale = None, True
-            if self._reader is None and not self._open_reader():
+            log = self._open_log()
+            if log is None:
                 return
-            assert self._reader is not None
-            seen = self._reader.data_version
+            seen = log.data_version
             if seen != self._seen or self._is_stale:
-                self.catch_up(self._reader)
+                self.catch_up(log)
                 self._seen, self._is_stale = seen, False
                 if self._state.live.without_vector and not self.is_pinned:
                     self._follow_model()  # which changed, as another process has seen
@@ -117,22 +119,22 @@ class CurrentState:
 
     def _take(self, state: State) -> None:
         """Search another version from now on, with what happened since it: no search sees it without."""
-        if self._reader is not None or self._open_reader():
-            assert self._reader is not None
-            state = _caught_up(state, self._reader)
+        log = self._open_log()
+        if log is not None:
+            state = _caught_up(state, log)
         self._state, self._seen = state, -1
 
-    def _open_reader(self) -> bool:
-        """Whether there is a log to read."""
+    def _open_log(self) -> Log | None:
+        """The log as it is read; None: there is none yet."""
         path = log_path(self.store, self.name)
-        if storage.is_remote(self.store) or not path.exists():
-            return False
+        if self._reader is not None or storage.is_remote(self.store) or not path.exists():
+            return self._reader
         log = Log(path, busy_timeout_s=self._busy_timeout_s)
-        if not log.is_ready:
+        if log.is_ready:
+            self._reader = log
+        else:
             log.close()
-            return False
-        self._reader = log
-        return True
+        return self._reader
 
     def catch_up(self, log: Log) -> None:
         """Apply what the log has that the state has not."""

@@ -66,6 +66,7 @@ def test_an_image_is_found_by_every_way_to_search_once_it_is_enrolled(shop):
     done = searcher.gallery.enrol("alice", images=[image], attributes={"year": 2030, "sold": True}, who="me")
     assert done.ids == [f"alice/{hashlib.sha256(image).hexdigest()[:12]}"]
     assert done.revision == searcher.gallery.revision == 1
+    assert searcher.gallery.picture(done.ids[0]) == image, "at once, also where it is the log's first"
     time.sleep(0.15)
     for each in (searcher, other, Searcher.open(shop, "shop")):
         (found,) = each.search([image], k=1)

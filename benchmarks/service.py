@@ -105,7 +105,7 @@ class Connection:
 
 
 async def client(address: str, images: list[str], ended: asyncio.Event, load: Load, seed: int) -> None:
-    """One who asks, waits for the answer, and asks again."""
+    """A client that sends one request after another."""
     draw, connection = random.Random(seed), Connection(address)
     while not ended.is_set():
         image = {"base64": draw.choice(images)}

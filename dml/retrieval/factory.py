@@ -11,6 +11,9 @@ from dml.retrieval.amounts import machine_memory
 from dml.retrieval.fill import num_lists
 from dml.retrieval.sizing import factory_for
 
+FLAT_FACTORY = {"float32": "Flat", "float16": "SQfp16"}
+"""Type of the vectors to what Faiss calls a flat index of them."""
+
 _FACTORY_NUMBERS = {
     r"HNSW(\d+)": ("links of a graph", 2, 512),
     r"NSG(\d+)": ("links of a graph", 4, 512),

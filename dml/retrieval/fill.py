@@ -1,5 +1,7 @@
 """Train a Faiss index on a sample of flat vectors, and fill it in blocks: not all are in memory at a time."""
 
+from pathlib import Path
+
 import faiss
 import numpy as np
 from numpy.typing import NDArray
@@ -154,3 +156,9 @@ def training_rows(
         sample[first:last] = block[chosen[first:last] - start]
         start += len(block)
     return sample
+
+
+def write_index(path: Path, index: faiss.Index) -> None:
+    """Write an index through Python's file, whose errors say more than those of Faiss."""
+    with path.open("wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]

@@ -43,6 +43,13 @@ def require_text(
         raise InvalidSetting(f"{what} must be at most {max_bytes} bytes in UTF-8; got {size}. Shorten it.")
 
 
+def require_name(what: str, value: str) -> None:
+    """Refuse a new id or label that nobody could read, too; raises as `require_text`."""
+    require_text(what, value)
+    if not value.strip():
+        raise InvalidSetting(f"{what} must have a character that is no space; got {value!r}.")
+
+
 def checked_vectors(vectors: NDArray[np.float32], ref: IndexRef) -> NDArray[np.float32]:
     """(M, D) of unit length by the index's embedder; raises InvalidData."""
     try:
@@ -72,7 +79,7 @@ def checked_ids(ids: Sequence[str] | None, identity: str, digests: Sequence[str]
     else:
         names = list(ids)
     for name in names:
-        require_text("An id", name)
+        require_name("An id", name)
     twice = next((name for name, number in Counter(names).items() if number > 1), None)
     if twice is not None:
         raise InvalidSetting(f"ids must be different, as their images; got {twice!r} twice.")

@@ -19,7 +19,13 @@ from dml.data.dataset import read_images
 from dml.errors import DmlError, InvalidSetting, MissingArtifact
 from dml.models.package import Package, load_package
 from dml.refs import DatasetRef, IndexRef, PackageRef, require_package
-from dml.retrieval.gallery.checks import checked_attributes, checked_ids, checked_vectors, require_text
+from dml.retrieval.gallery.checks import (
+    checked_attributes,
+    checked_ids,
+    checked_vectors,
+    require_name,
+    require_text,
+)
 from dml.retrieval.gallery.current import CurrentState
 from dml.retrieval.gallery.entries import enrol_entries, forget_entries, no_item, update_entries
 from dml.retrieval.gallery.log import BUSY_TIMEOUT_S, Entry, timestamp
@@ -231,7 +237,7 @@ class Gallery:
             WriteCommitted: it is durable, but this process failed after that.
         """
         self._refuse_writing()
-        require_text("An identity", identity)
+        require_name("An identity", identity)
         require_text("who", who, or_empty=True)
         if (vectors is None) == (not images):
             raise InvalidSetting("An enrolment must have images or vectors, one of them; got both or none.")
@@ -288,7 +294,7 @@ class Gallery:
         require_text("An id", id_)
         require_text("who", who, or_empty=True)
         if label is not None:
-            require_text("A label", label)
+            require_name("A label", label)
         changed = checked_attributes(attributes or {}, self._current.state.ref)
         revision, ids = self._writer.commit(update_entries(id_, changed, label, who), None)
         return Change(revision, ids)

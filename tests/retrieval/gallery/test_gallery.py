@@ -290,6 +290,19 @@ HALF = "half \ud800"
 LONG = "x" * 5000
 
 
+def test_a_new_name_is_not_blank(store_of_vectors):
+    gallery = Gallery.open(store_of_vectors, "people")
+    for write in (
+        lambda: gallery.enrol(" ", vectors=vectors_of(1, 3)),
+        lambda: gallery.enrol("bob", vectors=vectors_of(1, 3), ids=["\t"]),
+        lambda: gallery.update("photo 1", label="\u3000"),
+    ):
+        with pytest.raises(InvalidSetting, match="a character that is no space"):
+            write()
+    assert gallery.revision == 0
+    gallery.close()
+
+
 @pytest.mark.parametrize(
     "write",
     [

@@ -316,7 +316,7 @@ def _in_turn(num_gpus: int) -> Iterator[Any]:
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("GPU", 0) >= num_gpus
     ]
-    # Ray's own SPREAD is a wish, and processes that need no CPU weigh nothing.
+    # Ray's own SPREAD is a wish.
     preferred = [NodeAffinitySchedulingStrategy(node, soft=True) for node in sorted(nodes)]
     return cycle(preferred or ["SPREAD"])
 
@@ -348,9 +348,9 @@ class RemoteObjects:
                     self.made = make(self.part)
                 return getattr(self.made, method)(*arguments)
 
-        remote = ray.remote(num_cpus=0, num_gpus=num_gpus, max_restarts=-1, max_task_retries=_CALL_RETRIES)(
-            Holder
-        )
+        # A process that asks for no resource at all is started on a random node, against any preference.
+        resources = {"num_cpus": 0, "num_gpus": num_gpus, "memory": 1}
+        remote = ray.remote(**resources, max_restarts=-1, max_task_retries=_CALL_RETRIES)(Holder)
         self._timeout_s = timeout_s
         self._actors = [
             remote.options(scheduling_strategy=strategy).remote(part)

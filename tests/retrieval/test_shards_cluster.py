@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dml import storage
-from dml.cluster import ray_session
+from dml.cluster import RemoteObjects, ray_session
 from dml.config import IndexConfig
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting
 from dml.integrity import check_store
@@ -78,6 +78,25 @@ def actors() -> list[dict[str, object]]:
     from ray._private import state
 
     return [actor for actor in state.actors().values() if actor["State"] == "ALIVE"]
+
+
+class NodeOfProcess:
+    def node(self) -> str:
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
+
+def node_of_process(_: int) -> NodeOfProcess:
+    return NodeOfProcess()
+
+
+def test_the_nodes_hold_objects_in_turn(cluster):
+    objects = RemoteObjects(node_of_process, range(8))
+    nodes = objects.call("node")
+    objects.close()
+    assert nodes[:2] * 4 == nodes
+    assert len(set(nodes)) == 2
 
 
 def test_shards_on_two_nodes_answer_as_the_single_index_bit_for_bit(single, held):

@@ -102,7 +102,8 @@ class Recall(_Value):
 
     value: _Share
     basis: Literal["exact", "calibrated", "built"] = Field(
-        description="exact; calibrated: by the recall table; built: measured once without a filter, at build"
+        description="exact; calibrated: on held-out queries under filters; built: measured once without a "
+        "filter, at build"
     )
     low: _Share | None = Field(None, description="95 % interval; null: exact, or not known")
     high: _Share | None = None

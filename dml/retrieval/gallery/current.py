@@ -8,10 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from dml import storage
 from dml.names import split_version
 from dml.refs import IndexRef
+from dml.retrieval.gallery.delta import EXACT_ROWS
 from dml.retrieval.gallery.fold import log_path
 from dml.retrieval.gallery.log import Entry, Log
 from dml.retrieval.gallery.state import State
@@ -29,18 +31,26 @@ class CurrentState:
         index: NAME, or NAME@VERSION for that version with what happened since.
         open_base: opens a version of the index.
         busy_timeout_s: how long reading waits for another process.
+        exact_rows: see `State.built`.
     """
 
     def __init__(
-        self, store: str, index: str, open_base: Callable[[IndexRef], Index], *, busy_timeout_s: float
+        self,
+        store: str,
+        index: str,
+        open_base: Callable[[IndexRef], Index],
+        *,
+        busy_timeout_s: float,
+        exact_rows: int = EXACT_ROWS,
     ) -> None:
         self.store, self.opened_as = store, index
         self.name, self._pinned = split_version(index, "index")
         self._open_base, self._busy_timeout_s = open_base, busy_timeout_s
+        self._built = partial(State.built, exact_rows=exact_rows)
         self._applying = threading.RLock()
         self._reader: Log | None = None
         self._seen, self._next_poll, self._is_stale = -1, 0.0, False
-        self._state = State.built(open_base(find_index(store, index)))
+        self._state = self._built(open_base(find_index(store, index)))
         self._poll(now=True)
 
     @property
@@ -80,7 +90,7 @@ class CurrentState:
         ref = find_index(self.store, self.opened_as)
         moved = ref.fingerprint != self._state.ref.fingerprint
         if moved:
-            state = State.built(self._open_base(ref))
+            state = self._built(self._open_base(ref))
         with self._applying:
             if moved:
                 self._take(state)
@@ -114,7 +124,7 @@ class CurrentState:
         """Take the version that is published, if it is another one."""
         ref = find_index(self.store, self.opened_as)
         if ref.fingerprint != self._state.ref.fingerprint:
-            self._take(State.built(self._open_base(ref)))
+            self._take(self._built(self._open_base(ref)))
             self._poll(now=True)
 
     def _take(self, state: State) -> None:
@@ -139,7 +149,7 @@ class CurrentState:
     def catch_up(self, log: Log) -> None:
         """Apply what the log has that the state has not."""
         with self._applying:
-            state = State.built(self._state.index) if self._is_stale else self._state
+            state = self._built(self._state.index) if self._is_stale else self._state
             self._state = _caught_up(state, log)
             self._is_stale = False
 

@@ -1,7 +1,7 @@
-"""What was enrolled since an index was built: vectors and items in memory, compared exactly.
+"""What was enrolled since an index was built: vectors and items in memory, compared exactly while few.
 
 A delta is a value: adding or removing makes another one. So a search that has begun is not disturbed, and
-deltas that follow each other share the memory of their vectors.
+deltas that follow each other share the memory of their vectors. Many rows are in inverted lists, too.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,9 +17,14 @@ from numpy.typing import NDArray
 from dml.retrieval.filters import Filter
 from dml.retrieval.filters.columns import ItemColumns
 from dml.retrieval.filters.matching import evaluate
+from dml.retrieval.gallery.delta_lists import DeltaLists
+from dml.retrieval.plan import EXACT, Recall
 from dml.retrieval.ties import Neighbors
 
+EXACT_ROWS = 20_000
+"""Enrolled items that are compared exactly; more are in inverted lists."""
 _FEWEST_ROWS = 256
+_FEWEST_IN_LISTS = 2048  # rows that are added to the lists at a time; until then they are compared exactly
 _CHUNK_ROWS = 512
 _SIMILARITIES_AT_ONCE = 1 << 22
 
@@ -38,10 +43,15 @@ class Delta:
     Args:
         schema: of the items; every column may be missing.
         dim: D.
+        recall: wanted of a search by inverted lists, (0, 1]; 1: there are none.
+        exact_rows: up to so many rows that match are compared exactly.
     """
 
-    def __init__(self, schema: pa.Schema, dim: int) -> None:
-        self._schema = schema
+    def __init__(
+        self, schema: pa.Schema, dim: int, *, recall: float = 1.0, exact_rows: int = EXACT_ROWS
+    ) -> None:
+        self._schema, self._recall, self._exact_rows = schema, recall, exact_rows
+        self._lists: DeltaLists | None = None
         self._buffer, self.num_rows = _Buffer(np.empty((_FEWEST_ROWS, dim), np.float32), 0), 0
         self._items: list[dict[str, Any]] = []
         self._row_of: dict[str, int] = {}
@@ -70,8 +80,24 @@ class Delta:
         """A delta with more items at its end, whose ids are new to it."""
         if not items:
             return self
+        grown = self._with_items(items, vectors)
+        grown._lists = grown._lists_after(self._lists)
+        return grown
+
+    def _lists_after(self, former: DeltaLists | None) -> DeltaLists | None:
+        """Inverted lists, where there are enough rows; those of a former delta while it had half as many."""
+        if self._recall == 1 or self.num_rows <= self._exact_rows:
+            return None
+        if former is None or self.num_rows >= 2 * former.num_trained:
+            return DeltaLists.made_of(self.vectors, recall=self._recall)
+        if self.num_rows < former.num_rows + _FEWEST_IN_LISTS:
+            return former
+        return former.with_rows(self.vectors[former.num_rows :])
+
+    def _with_items(self, items: Sequence[dict[str, Any]], vectors: NDArray[np.float32]) -> "Delta":
         grown = object.__new__(Delta)
         grown._schema, grown.num_rows = self._schema, self.num_rows + len(items)
+        grown._recall, grown._exact_rows, grown._lists = self._recall, self._exact_rows, None
         if self._buffer.used == self.num_rows:  # this is the latest: the others never read what is added
             grown._buffer = self._buffer
             if grown.num_rows > len(self._buffer.vectors):
@@ -98,10 +124,21 @@ class Delta:
         rows = {row for id_ in ids if (row := self._row_of.get(id_)) is not None and row < self.num_rows}
         if not rows:
             return self
-        kept = np.array([row for row in range(self.num_rows) if row not in rows], np.int64)
-        return Delta(self._schema, self.vectors.shape[1]).with_items(
-            [self._items[row] for row in kept], self.vectors[kept]
-        )
+        is_kept = np.ones(self.num_rows, np.bool_)
+        is_kept[list(rows)] = False
+        kept = np.flatnonzero(is_kept)
+        empty = Delta(self._schema, self.vectors.shape[1], recall=self._recall, exact_rows=self._exact_rows)
+        if not len(kept):
+            return empty
+        left = empty._with_items([self._items[row] for row in kept], self.vectors[kept])
+        if self._lists is not None and left.num_rows > self._exact_rows:
+            left._lists = self._lists.without(is_kept[: self._lists.num_rows])
+        return left
+
+    @property
+    def num_bytes_of_lists(self) -> int:
+        """Memory of the inverted lists."""
+        return 0 if self._lists is None else self._lists.num_bytes
 
     @cached_property
     def table(self) -> pa.Table:
@@ -130,6 +167,24 @@ class Delta:
     def rows_of(self, filter: Filter | None) -> NDArray[np.int64]:
         """(n,) the rows that satisfy a checked filter, ascending; None: all."""
         return self._every if filter is None else np.flatnonzero(evaluate(filter, self.columns))
+
+    def nearest(
+        self, queries: NDArray[np.float32], k: int, rows: NDArray[np.int64]
+    ) -> tuple[Neighbors, Recall]:
+        """As `search`; of many rows those in the nearest lists of each query alone, with the recall of that.
+
+        What a query's lists are short of is never an answer less: they are taken until they have k rows.
+        """
+        lists = self._lists
+        if lists is None or len(rows) <= max(self._exact_rows, k) or not lists.pays(k):
+            return self.search(queries, k, rows), EXACT
+        similarities, found = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        listed, others = np.split(rows, [np.searchsorted(rows, lists.num_rows)])
+        matching = None if len(listed) == lists.num_rows else listed
+        for number, candidates in enumerate(lists.candidates(queries, k, matching)):
+            query, among = queries[number : number + 1], np.concatenate([candidates, others])
+            (similarities[number],), (found[number],) = self.search(query, k, among)
+        return (similarities, found), lists.recall
 
     def search(self, queries: NDArray[np.float32], k: int, rows: NDArray[np.int64]) -> Neighbors:
         """The k most similar of some rows, exactly; equal similarities rank by row.

@@ -27,6 +27,7 @@ from dml.retrieval.gallery.checks import (
     require_text,
 )
 from dml.retrieval.gallery.current import CurrentState
+from dml.retrieval.gallery.delta import EXACT_ROWS
 from dml.retrieval.gallery.entries import enrol_entries, forget_entries, no_item, update_entries
 from dml.retrieval.gallery.log import BUSY_TIMEOUT_S, Entry, timestamp
 from dml.retrieval.gallery.quality import Quality, check_duplicates, check_quality
@@ -103,6 +104,7 @@ class Gallery:
         *,
         readonly: bool = False,
         busy_timeout_s: float = BUSY_TIMEOUT_S,
+        exact_rows: int = EXACT_ROWS,
         open_base: Callable[[IndexRef], Index] = open_index,
         load: Callable[[str], Package] = load_package,
         after_commit: Callable[[], None] = lambda: None,
@@ -114,6 +116,7 @@ class Gallery:
             name: of its index: NAME, or NAME@VERSION to search that version with what happened since.
             readonly: refuse to write.
             busy_timeout_s: how long a write waits for another process.
+            exact_rows: up to so many enrolled items are compared exactly; more are in inverted lists.
             open_base: opens a version of the index.
             load: loads the package at a URI; a service gives the one that it has loaded already.
             after_commit: called between commit and acknowledgement; tests fail there.
@@ -122,7 +125,7 @@ class Gallery:
             MissingArtifact: no such index.
             CorruptArtifact: index or log are damaged.
         """
-        current = CurrentState(store, name, open_base, busy_timeout_s=busy_timeout_s)
+        current = CurrentState(store, name, open_base, busy_timeout_s=busy_timeout_s, exact_rows=exact_rows)
         writer = Writer(current, busy_timeout_s=busy_timeout_s, after_commit=after_commit)
         return cls(current, writer, readonly=readonly, load=load)
 

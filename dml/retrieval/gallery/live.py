@@ -18,7 +18,7 @@ from dml.errors import CorruptArtifact, MissingArtifact
 from dml.retrieval.filters import Compare, Filter, Where, check
 from dml.retrieval.filters.columns import Columns
 from dml.retrieval.gallery.delta import Delta
-from dml.retrieval.plan import EXACT, Plan
+from dml.retrieval.plan import EXACT, Plan, Recall
 from dml.retrieval.search import NO_MORE, Answer, Index, answer_of
 from dml.retrieval.sharded_columns import LocalColumns, ShardedColumns
 from dml.retrieval.tombstones import Tombstones
@@ -183,14 +183,14 @@ class LiveIndex(Index):
             tombstones=self.tombstones,
         )
         rows = self._delta_rows(filter)
-        similarities, found = self.delta.search(np.asarray(vectors, np.float32), k + more, rows)
+        (similarities, found), recall = self.delta.nearest(np.asarray(vectors, np.float32), k + more, rows)
         answers = []
         for number, of_query in enumerate(of_base.answers):
             of_delta = map(self._enrolled, similarities[number].tolist(), found[number].tolist())
             both = merge(of_query, of_delta, key=lambda answer: -answer.similarity)
             answers.append(list(islice(both, k + more)))
         self._require_live(answers)
-        return answers, self._plan_of(of_base.plan, len(rows), k)
+        return answers, self._plan_of(of_base.plan, len(rows), recall, k)
 
     def exact_similarities(
         self,
@@ -223,10 +223,12 @@ class LiveIndex(Index):
                     f"`dml reindex {self.ref.name}` builds it without."
                 )
 
-    def _plan_of(self, plan: Plan, num_matching: int, k: int) -> Plan:
+    def _plan_of(self, plan: Plan, num_matching: int, of_delta: Recall, k: int) -> Plan:
+        """The plan of the index's part, with what is said of the delta; of two recalls the lower."""
         notes = [note for note in plan.notes if not note.endswith(NO_MORE)]
         if num_matching:
-            notes.append(f"{num_matching} enrolled since compared exactly")
+            how = "compared exactly" if of_delta == EXACT else "by their nearest lists"
+            notes.append(f"{num_matching} enrolled since {how}")
         if self.without_vector:
             notes.append(f"{len(self.without_vector)} enrolled items have no vector by this version's model")
         update: dict[str, Any] = {
@@ -234,9 +236,10 @@ class LiveIndex(Index):
             "rows": self.num_rows,
             "k": k,
             "notes": tuple(notes),
+            "recall": min(plan.recall, of_delta, key=lambda recall: recall.value),
         }
         if plan.kind == "nothing" and num_matching:
-            update |= {"kind": "exact", "recall": EXACT}
+            update["kind"] = "exact"
         return plan.model_copy(update=update)
 
 

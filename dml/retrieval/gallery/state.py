@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from dml.data.forgotten import digest_of_id
 from dml.refs import IndexRef
 from dml.retrieval.changes import NO_POSITION, items_columns
-from dml.retrieval.gallery.delta import Delta
+from dml.retrieval.gallery.delta import EXACT_ROWS, Delta
 from dml.retrieval.gallery.live import LiveIndex
 from dml.retrieval.gallery.log import ERASED, Entry
+from dml.retrieval.index import index_config_of
 from dml.retrieval.search import Index
 from dml.retrieval.tombstones import Tombstones
 
@@ -25,9 +26,20 @@ class State:
     live: LiveIndex
 
     @classmethod
-    def built(cls, index: Index) -> "State":
-        """As a version was built: at the revision that it covers."""
-        delta = Delta(items_columns(index.ref.embeddings.items), index.ref.embeddings.dim)
+    def built(cls, index: Index, *, exact_rows: int = EXACT_ROWS) -> "State":
+        """As a version was built: at the revision that it covers.
+
+        Args:
+            index: the version; what is enrolled into one that was asked for as Flat is compared exactly, too.
+            exact_rows: up to so many enrolled items are compared exactly whatever was asked for.
+        """
+        ref, config = index.ref, index_config_of(index.ref)
+        delta = Delta(
+            items_columns(ref.embeddings.items),
+            ref.embeddings.dim,
+            recall=1.0 if config.factory == "Flat" else config.recall,
+            exact_rows=exact_rows,
+        )
         tombstones = Tombstones(np.empty(0, np.int64), index.ref.rows)
         return cls(index, LiveIndex(index, tombstones, delta, index.ref.covers_revision))
 

@@ -66,7 +66,10 @@ def _is_settled(stamp: Stamp, began_ns: int) -> bool:
 
 
 def read_known_files(store: str, config: IngestConfig) -> dict[str, KnownFile]:
-    """What earlier ingests of the same source have read, by id; empty if the settings now refuse more."""
+    """What earlier ingests of the same source have read, by id; empty if the settings now refuse more.
+
+    Where the table cannot be read, a warning says that all images are read again.
+    """
     uri = _uri(store, config.name)
     try:
         content = storage.read_bytes(uri)
@@ -75,8 +78,8 @@ def read_known_files(store: str, config: IngestConfig) -> dict[str, KnownFile]:
             settings = json.loads((table.schema.metadata or {})[_METADATA])
     except MissingArtifact:
         return {}
-    except (CorruptArtifact, KeyError, ValueError) as error:
-        logger.warning("all files are read again: %s", error)
+    except (CorruptArtifact, KeyError, ValueError, OSError) as error:
+        logger.warning("all images are read again, since %s cannot be read: %s", uri, error)
         return {}
     if not _covers(settings, _settings(config)):
         return {}
@@ -85,12 +88,21 @@ def read_known_files(store: str, config: IngestConfig) -> dict[str, KnownFile]:
 
 
 def write_known_files(store: str, config: IngestConfig, files: Mapping[str, KnownFile]) -> None:
-    """Replace the table."""
-    _write(
-        _uri(store, config.name),
-        ({"id": id_, **file._asdict()} for id_, file in sorted(files.items())),
-        {_METADATA: json.dumps(_settings(config)).encode()},
-    )
+    """Replace the table; where it cannot be written, a warning says that the next ingest reads more."""
+    uri = _uri(store, config.name)
+    try:
+        _write(
+            uri,
+            ({"id": id_, **file._asdict()} for id_, file in sorted(files.items())),
+            {_METADATA: json.dumps(_settings(config)).encode()},
+        )
+    except OSError as error:  # the version is published, and what the table says is still true
+        logger.warning(
+            "the next ingest reads again what this one has read, since %s cannot be written: %s. "
+            "Remove it, or make it writable.",
+            uri,
+            error,
+        )
 
 
 def erase_known_files(store: str, name: str, ids: Iterable[str]) -> None:
@@ -100,7 +112,7 @@ def erase_known_files(store: str, name: str, ids: Iterable[str]) -> None:
         try:
             with storage.reading(uri, "It is removed."):
                 table = parquet.read_table(io.BytesIO(storage.read_bytes(uri)))
-        except CorruptArtifact:
+        except (CorruptArtifact, OSError):
             storage.delete(uri)
             return
         rows = (row for row in table.to_pylist() if row["id"] not in erased)

@@ -15,6 +15,7 @@ from dml.data.sources.files import local_stamp, object_stamps, read_local, read_
 from dml.data.sources.parquet_table import ParquetTable, is_parquet
 from dml.data.sources.sample import MAX_BYTES, Listing, Problem, Refused, Sample, Stamp
 from dml.data.sources.table import Table
+from dml.data.sources.web_stamps import web_stamps
 from dml.errors import InvalidData, MissingArtifact
 from dml.progress import begin, count
 
@@ -74,9 +75,11 @@ class ManifestSource:
         )
 
     def stamps(self, locators: Sequence[str]) -> Sequence[Stamp | None]:
-        """Of images in the table that of the table; of images from the web none."""
+        """Of images in the table that of the table; of others that of their file, object or answer."""
         objects = {locator: uri for locator in locators if (uri := self._object(locator)) is not None}
         stamp_of = dict(zip(objects, object_stamps(list(objects.values())), strict=True))
+        urls = {locator: locator.strip() for locator in locators if _is_web(locator)}
+        stamp_of |= dict(zip(urls, web_stamps(list(urls.values()), self.access), strict=True)) if urls else {}
         table = self._table_stamp() if any(map(_INLINE.fullmatch, locators)) else None
         return [
             table
@@ -145,7 +148,7 @@ class ManifestSource:
         if uri.startswith("s3://"):
             self.access.require_key(uri, self._folder)
             return read_object(uri, max_bytes)
-        if uri.lower().startswith(("http://", "https://")):
+        if _is_web(uri):
             return web.fetch(uri, self.access, max_bytes)
         raise _unknown_scheme(uri)
 
@@ -163,6 +166,10 @@ class ManifestSource:
                 f"The manifest {self.uri} must be readable; {refusal.reason}: {refusal.detail}."
             ) from None
         return read_csv(content, self.uri)
+
+
+def _is_web(locator: str) -> bool:
+    return locator.strip().lower().startswith(("http://", "https://"))
 
 
 def _unknown_scheme(uri: str) -> Refused:

@@ -58,7 +58,8 @@ class Stamp(NamedTuple):
     """What identifies a file's content without reading it: equal stamps mean equal content."""
 
     text: str
-    """Of a local file inode, size, mtime and ctime; of an object on S3 size and ETag; of a zip member CRC."""
+    """Of a local file inode, size, mtime and ctime; of an object on S3 size and ETag; of a zip member CRC;
+    of an image on the web ETag, or time of the last change and length."""
     changed_ns: int | None = None
     """When the file was last changed (ctime, nanoseconds); None if the text alone tells every change."""
 

@@ -1,4 +1,4 @@
-"""Download of images: one GET per file with limits and retries, and a reason for every failure."""
+"""Images on the web: one GET per file with limits and retries, and a reason for every failure."""
 
 import asyncio
 import contextlib
@@ -8,8 +8,9 @@ import os
 import socket
 import ssl
 import threading
+from collections.abc import Callable, Coroutine
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urljoin
 
 import httpx
@@ -22,10 +23,11 @@ _FIRST_PAUSE_S = 0.5
 _RETRYABLE_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _HEADERS = {"User-Agent": "dml-platform/0.1", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
 _thread_state = threading.local()
+T = TypeVar("T")
 logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it logs signed URLs
 
 
-class _Retryable(Exception):
+class Retryable(Exception):
     """A temporary failure: the server is busy, restarting, or closed the connection."""
 
     def __init__(self, reason: str, detail: str, pause_s: float = 0.0) -> None:
@@ -43,8 +45,31 @@ def fetch(url: str, access: Access, max_bytes: int) -> bytes:
     Raises:
         Refused: with the reason, such as "HTTP 403", "connection refused" or "short body".
     """
+    return run(lambda client: _fetch(client, url, access, max_bytes))
+
+
+def run(requests: Callable[[httpx.AsyncClient], Coroutine[Any, Any, T]]) -> T:
+    """The result of requests by this thread's client."""
     session = _session()
-    return session.runner.run(_fetch(session.client, url, access, max_bytes))
+    return session.runner.run(requests(session.client))
+
+
+async def head(client: httpx.AsyncClient, url: str, access: Access) -> tuple[str, httpx.Headers]:
+    """The headers of a URL's content, without the content.
+
+    Args:
+        client: that of `run`.
+        url: as for `fetch`.
+        access: the allowed prefixes.
+
+    Returns:
+        The URL that it redirects to, or itself; and the headers.
+
+    Raises:
+        Refused, Retryable: as `fetch`, which retries the second.
+    """
+    final_url, answer = await _follow(client, "HEAD", url, access, 0)
+    return final_url, answer.headers
 
 
 class _Session(NamedTuple):
@@ -68,15 +93,15 @@ def _session() -> _Session:
 
 
 async def _fetch(client: httpx.AsyncClient, url: str, access: Access, max_bytes: int) -> bytes:
-    failure: _Retryable | None = None
+    failure: Retryable | None = None
     tries = 0
     try:
         async with asyncio.timeout(access.timeout_s) as limit:
             while True:
                 tries += 1
                 try:
-                    return await _get(client, url, access, max_bytes)
-                except _Retryable as temporary:
+                    return (await _follow(client, "GET", url, access, max_bytes))[1].body
+                except Retryable as temporary:
                     failure = temporary
                     pause_s = max(_FIRST_PAUSE_S * 2 ** (tries - 1), temporary.pause_s)
                     ends_at = limit.when() or 0.0
@@ -92,29 +117,36 @@ async def _fetch(client: httpx.AsyncClient, url: str, access: Access, max_bytes:
     raise Refused(failure.reason + after, failure.detail)
 
 
-async def _get(client: httpx.AsyncClient, url: str, access: Access, max_bytes: int) -> bytes:
-    """One attempt, following redirects."""
+class _Answer(NamedTuple):
+    headers: httpx.Headers
+    body: bytes
+
+
+async def _follow(
+    client: httpx.AsyncClient, method: str, url: str, access: Access, max_bytes: int
+) -> tuple[str, _Answer]:
+    """One attempt, following redirects; the last URL and its answer."""
     first = url
     require_web_address(url, f"{shown_address(url)} must be")
     for _ in range(_MOST_REDIRECTS + 1):
         access.require_url(url)
         try:
-            body_or_url: bytes | str = await _request(client, url, max_bytes)
-        except (Refused, _Retryable) as failure:
+            answer_or_url = await _request(client, method, url, max_bytes)
+        except (Refused, Retryable) as failure:
             if url != first:
                 failure.detail = f"redirected to {without_query(url)}: {failure.detail}"
             raise
-        if isinstance(body_or_url, bytes):
-            return body_or_url
-        url = body_or_url
+        if isinstance(answer_or_url, _Answer):
+            return url, answer_or_url
+        url = answer_or_url
     raise Refused("too many redirects", f"more than {_MOST_REDIRECTS}, the last to {without_query(url)}")
 
 
-async def _request(client: httpx.AsyncClient, url: str, max_bytes: int) -> bytes | str:
-    """The body, or the URL of a redirect."""
+async def _request(client: httpx.AsyncClient, method: str, url: str, max_bytes: int) -> _Answer | str:
+    """The answer, or the URL of a redirect."""
     received, announced = 0, None
     try:
-        request = client.build_request("GET", url)
+        request = client.build_request(method, url)
     except httpx.InvalidURL as error:
         raise Refused("not a web address", str(error)) from error
     try:
@@ -123,6 +155,8 @@ async def _request(client: httpx.AsyncClient, url: str, max_bytes: int) -> bytes
                 return _redirect_target(url, response.headers["location"])
             if response.status_code != httpx.codes.OK:
                 raise _status_error(response)
+            if method == "HEAD":
+                return _Answer(response.headers, await response.aread())
             announced = _announced_bytes(response)
             if announced is not None and announced > max_bytes:
                 raise _too_many_bytes(announced, max_bytes)
@@ -140,7 +174,7 @@ async def _request(client: httpx.AsyncClient, url: str, max_bytes: int) -> bytes
         raise _connection_error(error, received, announced) from error
     if received == 0:
         raise Refused("empty file", "0 bytes")
-    return b"".join(parts)
+    return _Answer(response.headers, b"".join(parts))
 
 
 def _redirect_target(url: str, location: str) -> str:
@@ -164,7 +198,7 @@ def _status_error(response: httpx.Response) -> Exception:
         return Refused(reason, response.reason_phrase)
     pause = response.headers.get("retry-after", "")
     pause_s = float(pause) if pause.isascii() and pause.isdecimal() else 0.0
-    return _Retryable(reason, response.reason_phrase, pause_s)
+    return Retryable(reason, response.reason_phrase, pause_s)
 
 
 def _connection_error(error: Exception, received: int, announced: int | None) -> Exception:
@@ -173,24 +207,24 @@ def _connection_error(error: Exception, received: int, announced: int | None) ->
     for cause in causes:
         if isinstance(cause, socket.gaierror):
             if cause.errno == socket.EAI_AGAIN:  # the name server itself did not answer
-                return _Retryable("no such host", str(cause.strerror))
+                return Retryable("no such host", str(cause.strerror))
             return Refused("no such host", str(cause.strerror))
         if isinstance(cause, ssl.SSLCertVerificationError):
             return Refused("certificate not trusted", cause.verify_message)
     numbers = {cause.errno for cause in causes if isinstance(cause, OSError)}
     if announced is not None and received < announced and not isinstance(error, httpx.ConnectError):
-        return _Retryable(f"short body: {received} of {announced} bytes", "the server broke off")
+        return Retryable(f"short body: {received} of {announced} bytes", "the server broke off")
     if isinstance(error, httpx.RemoteProtocolError) and received:
-        return _Retryable("short body", f"the server broke off after {received} bytes: {error}")
+        return Retryable("short body", f"the server broke off after {received} bytes: {error}")
     if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error):
         return Refused("not an HTTP answer", str(error))
     if errno.ECONNREFUSED in numbers:
-        return _Retryable("connection refused", "nothing answers there")
+        return Retryable("connection refused", "nothing answers there")
     if isinstance(error, httpx.ConnectError):
-        return _Retryable("no connection", str(error))
+        return Retryable("no connection", str(error))
     if isinstance(error, httpx.UnsupportedProtocol | httpx.ProxyError):
         return Refused("no connection", str(error))
-    return _Retryable("connection reset", str(error) or type(error).__name__)
+    return Retryable("connection reset", str(error) or type(error).__name__)
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from prefect import flow
 
-from dml.data.ingest import ingest_again
+from dml.data.ingest import ingest_again, ingest_unreadable
 from dml.embedding.embed import embed
 from dml.errors import DmlError
 from dml.integrity import CheckedArtifact, check_store, ref_of, remove_damaged, require_intact
@@ -84,10 +84,17 @@ def _repair_artifact(store: str, damaged: CheckedArtifact) -> str:
 
 
 def _ingest_again(store: str, damaged: CheckedArtifact) -> str:
-    dataset = stage(ingest_again)(ref_of(damaged, DatasetRef), store, progress_logger("ingest"))
+    progress = progress_logger("ingest")
+    if damaged.is_unreadable:
+        dataset = stage(ingest_unreadable)(store, damaged.name, damaged.version, progress)
+    else:
+        dataset = stage(ingest_again)(ref_of(damaged, DatasetRef), store, progress)
     if dataset.version == damaged.version:
         return "made again"
-    return f"damaged, and cannot be made again: its source gives {dataset} now"
+    return (
+        f"damaged, and cannot be made again: its source gives {dataset} now. Where no index needs it, remove "
+        f"it: dml rm dataset {damaged.title}"
+    )
 
 
 def _embed_again(store: str, damaged: CheckedArtifact) -> str:

@@ -2,13 +2,14 @@
 
 A version stores the split of every class that it or an earlier version had, in `classes.parquet`. After a
 rollback, the current version does not know the classes of later versions, so their tables are read too. The
-configuration of the latest ingest is stored with the pointer.
+configuration of the latest ingest is stored with the pointer. So a current version whose manifest is damaged
+still says how its classes are split, and the version before it which rows there are.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -17,10 +18,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from dml import storage
 from dml.config import IngestConfig, SplitConfig
-from dml.data.dataset import find_dataset, read_ref, read_rows
+from dml.data.dataset import find_dataset, has_dataset, read_ref, read_rows
 from dml.data.sources.sample import Sample
 from dml.data.split import split_classes
 from dml.errors import CorruptArtifact, DmlError
+from dml.names import versioned
 from dml.refs import DatasetRef
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,8 @@ class FormerVersion:
     ref: DatasetRef | None = None
     config: IngestConfig | None = None
     """Of the latest ingest."""
+    notes: tuple[str, ...] = ()
+    """What could not be read of versions that are damaged."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +70,45 @@ class ChosenSplit:
 def find_former(store: str, name: str) -> FormerVersion:
     """The current version of a dataset, or the latest former one that still exists; empty if there is none.
 
+    A version whose manifest is damaged is passed over, with a note. If it is the current one, the split of
+    its classes is read from its table of classes, since a class keeps its split.
+
     Raises:
-        CorruptArtifact: the splits of that version cannot be read.
+        CorruptArtifact: a damaged manifest is all that says how the dataset was split, or the splits of the
+            version cannot be read.
         IncompatibleArtifact: it was written by another version of this project.
     """
     parent = storage.named_folder(store, "datasets", name)
+    versions = _latest_first(parent)
+    damaged: list[str] = []
+    for uri in versions:
+        try:
+            manifest = storage.read_manifest(uri)
+        except CorruptArtifact:
+            damaged.append(uri)
+        else:
+            former = _former_of(parent, uri, manifest)
+            return former if not damaged else _after_damaged(parent, former, damaged)
+    return _after_damaged(parent, FormerVersion(), damaged) if damaged else FormerVersion()
+
+
+def _latest_first(parent: str) -> list[str]:
+    """The URIs of the current version and of the former ones; of all if the pointer is gone."""
     current = storage.current(parent)
-    uris = (storage.join(parent, v) for v in [current, *storage.former_versions(parent)] if v is not None)
-    uri = next((uri for uri in uris if storage.is_complete(uri)), None)
-    if uri is None:
-        return FormerVersion()
-    manifest = storage.read_manifest(uri)
+    if current is not None:
+        named = [current, *storage.former_versions(parent)]
+        return [uri for version in named if storage.is_complete(uri := storage.join(parent, version))]
+    uris = [storage.join(parent, version) for version in storage.list_versions(parent)]
+    return sorted(uris, key=_created, reverse=True)
+
+
+def _created(uri: str) -> str:
+    return str((_manifest_or_none(uri) or {}).get("created", ""))
+
+
+def _former_of(parent: str, uri: str, manifest: Mapping[str, Any]) -> FormerVersion:
     ref, made = read_ref(uri, manifest), _parse(manifest, uri)
-    last = made if ref.version != current else _read_last(parent) or made
+    last = made if ref.version != storage.current(parent) else _read_last(parent) or made
     # If a reassignment gave the same version, its table has absent classes with their former split.
     splits = _read_class_splits(ref) if last.split == made.split else _splits_of_rows(ref)
     later = _splits_of_later_versions(parent, str(manifest["created"]), last)
@@ -91,6 +121,40 @@ def find_former(store: str, name: str) -> FormerVersion:
         {**later, **splits},
         ref,
         last.config,
+    )
+
+
+def _after_damaged(parent: str, former: FormerVersion, damaged: Sequence[str]) -> FormerVersion:
+    """The former version, given later ones whose manifests are damaged; the first of them is the latest."""
+    name, latest = parent.rpartition("/")[2], damaged[0].rpartition("/")[2]
+    titles = ", ".join(versioned(name, uri.rpartition("/")[2]) for uri in damaged)
+    how = (
+        f"images are compared with {versioned(name, former.version)}, the latest that can be read"
+        if former.ref is not None
+        else "every image is read again, since no other version can be read"
+    )
+    notes = [f"the manifest of {titles} is damaged: {how}"]
+    last = _read_last(parent) if latest == storage.current(parent) else None
+    if last is None and former.ref is None:
+        raise CorruptArtifact(
+            f"A manifest or {storage.POINTER} must record how a dataset was split; those of {titles} are "
+            f"damaged. Restore one from a copy; or remove all of the dataset, `dml rm dataset {name}`, and "
+            "ingest it with --split."
+        )
+    if last is None:
+        return replace(former, notes=tuple(notes))
+    splits = _read_class_table(damaged[0])
+    if splits is None:
+        notes.append(f"classes that only {versioned(name, latest)} had may change their split: {CLASSES}")
+    known = {**(former.split_of_class if former.split == last.split else {}), **(splits or {})}
+    return replace(
+        former,
+        version=former.version or latest,
+        requested_split=last.config.split,
+        split=last.split,
+        split_of_class=known,
+        config=last.config,
+        notes=tuple(notes),
     )
 
 
@@ -115,9 +179,14 @@ def last_ingest(store: str, name: str) -> IngestConfig:
         MissingArtifact: there is no such dataset.
         CorruptArtifact: the pointer or the current version's manifest is damaged.
     """
+    if not has_dataset(store, name):
+        raise storage.missing_version(storage.named_folder(store, "datasets", name), None, "dataset")
+    # First that beside the pointer: it is there also where the current version's manifest is damaged.
+    last = _read_last(storage.named_folder(store, "datasets", name))
+    if last is not None:
+        return last.config
     ref = find_dataset(store, name)
-    last = _read_last(storage.named_folder(store, "datasets", ref.name))
-    return (last or _parse(storage.read_manifest(ref.uri), ref.uri)).config
+    return _parse(storage.read_manifest(ref.uri), ref.uri).config
 
 
 def _read_last(parent: str) -> LastIngest | None:
@@ -175,11 +244,17 @@ def _manifest_or_none(uri: str) -> dict[str, Any] | None:
 
 def _read_class_splits(ref: DatasetRef) -> dict[str, str]:
     """Split by label, from the small table, or from the rows if the table is damaged."""
-    filesystem, path = storage.filesystem(storage.join(ref.uri, CLASSES))
+    splits = _read_class_table(ref.uri)
+    return _splits_of_rows(ref) if splits is None else splits
+
+
+def _read_class_table(uri: str) -> dict[str, str] | None:
+    """Split by label, from the small table of a version; None if that is damaged."""
+    filesystem, path = storage.filesystem(storage.join(uri, CLASSES))
     try:
         table = parquet.read_table(path, filesystem=filesystem, page_checksum_verification=True)
     except (OSError, pa.ArrowException):
-        return _splits_of_rows(ref)
+        return None
     return dict(zip(table["label"].to_pylist(), table["split"].to_pylist(), strict=True))
 
 

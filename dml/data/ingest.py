@@ -82,6 +82,30 @@ def ingest_again(ref: DatasetRef, store: str, progress: OnProgress | None = None
         return _ingest_source(config, store, ticker, progress, damaged=ref).dataset
 
 
+def ingest_unreadable(store: str, name: str, version: str, progress: OnProgress | None = None) -> DatasetRef:
+    """Make a version whose manifest is damaged again, by repeating the latest ingest of its dataset.
+
+    Args:
+        store: the store's URI.
+        name: the dataset's.
+        version: which one.
+        progress: called after each fragment.
+
+    Returns:
+        What the source gives now, the current version from then on: another one if the source has changed.
+
+    Raises:
+        CorruptArtifact: it is not the current version, so nothing says what it was made from.
+        DmlError: as `ingest_source`.
+    """
+    if storage.current(storage.named_folder(store, "datasets", name)) != version:
+        raise CorruptArtifact(
+            "a manifest must record what a former version was made from, and it is damaged. Remove the "
+            f"version: dml rm dataset {versioned(name, version)}."
+        )
+    return ingest_source(last_ingest(store, name), store, progress).dataset
+
+
 def ingest_source(
     config: IngestConfig, store: str, progress: OnProgress | None = None, *, reread: bool = False
 ) -> IngestReport:
@@ -426,6 +450,7 @@ def _notes(
     """Notes for the user about how the version was made."""
     return [
         _split_note(ref, str(split.config)),
+        *former.notes,
         *split.notes,
         *_shrinkage_note(ref, former, split.split_of_class),
         *listed.notes,

@@ -17,7 +17,7 @@ from dml import storage
 from dml.config import IngestConfig, NoSplit
 from dml.data.dataset import find_dataset, fragments, open_mapped, read_images, read_rows
 from dml.data.ingest import ingest_again, ingest_source
-from dml.data.known_files import current_files
+from dml.data.known_files import FILES, current_files
 from dml.data.sources.glyphs import GlyphsSource
 from dml.data.sources.sample import Sample, Stamp
 from dml.errors import IncompatibleArtifact, TooManyRefused
@@ -404,3 +404,25 @@ def test_the_numbers_of_a_delta_are_those_of_rows_of_files():
 
     fragment = StoredFragment("fragment", 5, (0, 3))
     np.testing.assert_array_equal(fragment.file_rows(), [1, 2, 4, 5, 6])
+
+
+@pytest.mark.parametrize("damage", ["a folder", "cut", "of another program", "empty"])
+def test_where_the_table_of_known_files_cannot_be_read_a_warning_says_that_all_images_are_read(
+    tmp_path, caplog, damage
+):
+    source, store = folder(tmp_path), tmp_path / "store"
+    first = taken_in(source, store)
+    table = store / "datasets" / "d" / FILES
+    content = table.read_bytes()
+    table.unlink()
+    if damage == "a folder":
+        table.mkdir()
+    else:
+        table.write_bytes({"cut": content[:-9], "of another program": b"PAR1", "empty": b""}[damage])
+    again = taken_in(source, store)
+    assert (again.outcome, again.dataset, again.changes.files_read) == ("current", first.dataset, 40)
+    assert f"all images are read again, since {table} cannot be read" in caplog.text
+    if damage == "a folder":
+        assert f"{table} cannot be written" in caplog.text
+    else:
+        assert taken_in(source, store).changes.files_read == 0

@@ -69,8 +69,10 @@ def build_and_publish(
     """
     changes = stage(collect_changes)(store, name, embeddings)
     built = stage(build_index, retryable=True)(store, name, embeddings, config, model=model, changes=changes)
-    stage(calibrate_alike)(store, built)
+    calibrated = stage(calibrate_alike)(store, built)
     stage(publish_index)(store, built)
     show_table("index", [{"index": built.name, "rows": built.rows, "recall@10": built.recall}])
     say(f"index {built}: {built.rows} rows, {built.factory}, recall {built.recall:.3f}")
+    if calibrated is not None:
+        say(f"thresholds as before: {calibrated.num_promised} of {len(calibrated.scopes)} scopes")
     return built

@@ -55,9 +55,11 @@ def calibrate(
 
 def _show_thresholds(report: "CalibrationReport") -> None:
     print_table(f"thresholds of {report.thresholds.index}", report.table())
-    for scope in report.scopes:
+    for scope in report.shown:
         if scope.refused and report.num_promised:
             print(f"none for {scope.scope or 'the whole gallery'}: {scope.refused}")
+    if report.summary:
+        print(f"{report.summary}; --json prints all")
 
 
 @verb()

@@ -58,6 +58,9 @@ class CheckedFpir(Result):
         return f"{100 * self.fpir:.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}] of {self.probes}"
 
 
+_SHOWN_SCOPES = 20
+
+
 class CalibratedScope(Result):
     """A scope's threshold, and how it did on identities that took no part in setting it."""
 
@@ -86,8 +89,34 @@ class CalibrationReport(PartialResult):
         """Scopes with a threshold."""
         return sum(not scope.refused for scope in self.scopes)
 
+    @property
+    def shown(self) -> list[CalibratedScope]:
+        """The scopes for people: all; or those that were named, and of the values of columns those with the
+        most and the fewest identities."""
+        num_named = 1 + len(self.thresholds.scopes)
+        named, by_value = self.scopes[:num_named], self.scopes[num_named:]
+        if len(by_value) <= _SHOWN_SCOPES:
+            return self.scopes
+        ordered = sorted(by_value, key=lambda scope: -scope.identities)
+        half = _SHOWN_SCOPES // 2
+        return [*named, *ordered[:half], *ordered[-half:]]
+
+    @property
+    def summary(self) -> str:
+        """What holds of all scopes, where not all are shown; else empty."""
+        if len(self.shown) == len(self.scopes):
+            return ""
+        half, num_refused = _SHOWN_SCOPES // 2, len(self.scopes) - self.num_promised
+        limits = [s.threshold for s in self.scopes if not s.refused and s.threshold is not None]
+        between = f" from {min(limits):.4f} to {max(limits):.4f}" if limits else ""
+        return (
+            f"the {half} values with the most identities and the {half} with the fewest; of all "
+            f"{len(self.scopes):,} scopes {self.num_promised:,} have a threshold{between}, "
+            f"{num_refused:,} have none"
+        )
+
     def table(self) -> list[dict[str, str | int | float]]:
-        """One row per scope."""
+        """One row per scope that is shown."""
         return [
             {
                 "scope": each.scope or "the whole gallery",
@@ -98,7 +127,7 @@ class CalibrationReport(PartialResult):
                 "FPIR wanted": f"{100 * each.share:.3g} %",
                 "checked": "" if each.checked is None else str(each.checked),
             }
-            for each in self.scopes
+            for each in self.shown
         ]
 
 

@@ -28,6 +28,7 @@ from dml.retrieval.thresholds import (
     PooledTail,
     ScopeTail,
     Thresholds,
+    find_thresholds,
     find_thresholds_ref,
     save_thresholds,
     threshold_for,
@@ -85,7 +86,7 @@ def calibrate(
         measured = [search.in_scope(selected, is_one_of_many=are_many) for selected in selections]
         thresholds, report = _Calibrator(search).calibrate(gallery, measured, fpir, num_tries)
     former = find_thresholds_ref(store, index)
-    if former is not None and all(scope.refused for scope in report):
+    if former is not None and all(scope.refused for scope in report) and _promised(store, index):
         raise InvalidSetting(
             f"{report[0].refused} The thresholds of {index} for an FPIR of {former.fpir:g} stay."
         )
@@ -105,13 +106,15 @@ def calibrate(
 def calibrate_alike(store: str, index: IndexRef) -> CalibrationReport | None:
     """Calibrate a new version as the version in use was, so that a refreshed index goes on identifying.
 
-    A filter whose values no item has any more is an empty scope.
+    A filter whose values no item has any more is an empty scope. Scopes that have no threshold any more are
+    named in the log.
 
     Returns:
         None: there is no version in use, it was not calibrated or cannot be read, or it is this one.
 
     Raises:
-        IncompatibleArtifact: this version has no labels, or no pairs of identities; it stays unpublished.
+        IncompatibleArtifact: this version has no labels, or no pairs of identities, or no threshold at all
+            where the version in use has one; it stays unpublished.
     """
     try:
         former = published_index(store, index.name)
@@ -126,13 +129,36 @@ def calibrate_alike(store: str, index: IndexRef) -> CalibrationReport | None:
             store, index, fpir=asked.fpir, scopes=asked.scopes, by=asked.by, refuse_absent=False
         )
     except (IncompatibleArtifact, InvalidSetting) as error:
-        raise IncompatibleArtifact(
-            f"{former} identifies with calibrated thresholds, and the new {index} cannot: {error} {former} "
-            f"stays in use. To go on without thresholds: dml rm thresholds {former.name}, then index again."
-        ) from error
-    if not report.num_promised:
-        logger.warning("%s has no thresholds any more: %s", index, report.scopes[0].refused)
+        raise _not_alike(former, index, str(error)) from error
+    promised = _promised(store, former)
+    if promised and not report.num_promised:
+        raise _not_alike(former, index, report.scopes[0].refused)
+    if lost := [scope for scope in report.scopes if scope.refused and scope.scope in promised]:
+        logger.warning(
+            "%s has no thresholds for %d of the %d scopes that had one, as for %s: %s",
+            index,
+            len(lost),
+            len(promised),
+            lost[0].scope or "the whole gallery",
+            lost[0].refused,
+        )
     return report
+
+
+def _promised(store: str, index: IndexRef) -> set[str]:
+    """The scopes of an index version with a threshold; none where its thresholds cannot be read."""
+    try:
+        thresholds = find_thresholds(store, index)
+    except DmlError:
+        return set()
+    return set() if thresholds is None else {tail.scope for tail in thresholds.scopes if not tail.refused}
+
+
+def _not_alike(former: IndexRef, index: IndexRef, why: str) -> IncompatibleArtifact:
+    return IncompatibleArtifact(
+        f"{former} identifies with calibrated thresholds, and the new {index} cannot: {why} {former} "
+        f"stays in use. To go on without thresholds: dml rm thresholds {former.name}, then index again."
+    )
 
 
 @dataclass(frozen=True)

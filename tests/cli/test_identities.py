@@ -42,6 +42,28 @@ def test_an_index_is_calibrated_and_listed_as_such(store, dml):
     assert "30 %" in dml("indexes", "--store", store).out
 
 
+def test_of_a_column_of_many_values_those_with_the_most_and_the_fewest_people_are_printed(dml, tmp_path):
+    vectors, labels, _ = people(regions=2)
+    store = str(tmp_path / "store")
+    columns = {
+        "id": [f"image {row}" for row in range(len(vectors))],
+        "label": [f"person {label}" for label in labels],
+        "device": [f"device {int(label**0.7)}" for label in labels],
+    }
+    table = import_vectors(store, "faces", write_parquet(tmp_path, vectors, **columns)).embeddings
+    publish_index(store, build_index(store, "faces", table, IndexConfig()))
+    asked = ["calibrate", "faces", "--fpir", "0.3", "--by", "device", "--store", store]
+    people_in = {each["scope"]: each["identities"] for each in dml(*asked, "--json").json["scopes"]}
+    assert len(people_in) == 30
+    shown = dml(*asked).out
+    sizes = [people_in[scope] for scope in re.findall(r"│ (device = 'device \d+') ", shown)]
+    assert len(sizes) == 20
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == min(people_in.values())
+    assert "the 10 values with the most identities and the 10 with the fewest; of all 30 scopes" in shown
+    assert "--json prints all" in shown
+
+
 def test_a_promise_that_cannot_be_kept_is_not_made(dml, tmp_path):
     store, _ = enrol(tmp_path / "few", regions=2, per_region=16)
     done = dml("calibrate", "faces", "--fpir", "0.0001", "--store", store)

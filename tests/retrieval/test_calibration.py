@@ -1,5 +1,6 @@
 """Calibrating an index: its items are the probes, scopes have tails of their own, promises are checked."""
 
+import re
 from datetime import timedelta
 
 import numpy as np
@@ -332,6 +333,49 @@ def test_a_new_version_without_labels_stays_unpublished_with_what_to_do(tmp_path
         calibrate_alike(store, new)
     assert f"{former} stays in use" in str(refused.value)
     assert "dml rm thresholds faces, then index again." in str(refused.value)
+
+
+def enrol_again(store, folder, index="faces", **options):
+    """The next version of the index, of other people, unpublished."""
+    vectors, labels, regions = people(**options)
+    columns = {
+        "id": [f"image {row}" for row in range(len(vectors))],
+        "region": [f"region {region}" for region in regions],
+        "label": [f"person {label}" for label in labels],
+    }
+    table = import_vectors(store, index, write_parquet(folder, vectors, **columns)).embeddings
+    return build_index(store, index, table, IndexConfig())
+
+
+def test_a_new_version_that_promises_nothing_stays_unpublished_with_what_is_needed(tmp_path):
+    store, former = enrol(tmp_path, regions=2)
+    assert calibrate(store, former, fpir=0.2, by=["region"]).num_promised == 3
+    new = enrol_again(store, tmp_path, regions=2, per_region=4)
+    for _ in range(2):  # a second try is refused alike
+        with pytest.raises(IncompatibleArtifact) as refused:
+            calibrate_alike(store, new)
+        said = str(refused.value)
+        assert f"{former} identifies with calibrated thresholds, and the new {new} cannot: the whole" in said
+        assert re.search(
+            r"needs 10 pairs of different identities beyond the threshold; it has \d, of 8", said
+        )
+        assert f"{former} stays in use. To go on without thresholds: dml rm thresholds faces" in said
+
+
+def test_a_new_version_that_promises_a_part_goes_on_and_names_what_is_lost(tmp_path, caplog):
+    store, former = enrol(tmp_path, regions=2)
+    calibrate(store, former, fpir=0.4, scopes=["region = 'region 1'"])
+    new = enrol_again(store, tmp_path, regions=1)
+    report = calibrate_alike(store, new)
+    assert [bool(scope.refused) for scope in report.scopes] == [False, True]
+    assert "no thresholds for 1 of the 2 scopes that had one, as for region = 'region 1'" in caplog.text
+
+
+def test_a_new_version_promises_nothing_as_the_one_in_use_did(tmp_path):
+    store, former = enrol(tmp_path, regions=2, per_region=16)
+    assert calibrate(store, former, fpir=0.0001).num_promised == 0
+    new = enrol_again(store, tmp_path, regions=2, per_region=15)
+    assert calibrate_alike(store, new).num_promised == 0
 
 
 def test_thresholds_of_another_format_are_refused_with_the_command_that_makes_them_again(tmp_path):

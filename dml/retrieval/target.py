@@ -35,7 +35,7 @@ class Target:
 
     def __post_init__(self) -> None:
         _require("rows", self.rows, 1, MAX_ROWS, "vectors")
-        _require("dim", self.dim, 2, MAX_DIM, "dimensions")
+        _require("dim", self.dim, 1, MAX_DIM, "dimensions")
         _require("memory", self.memory_bytes, 10**6, 10**18, "bytes, as 64G")
         _require("filters", self.filters, 0, 10**4, "columns")
         if self.gpu_bytes:

@@ -10,6 +10,7 @@ import pytest
 
 from dml import storage
 from dml.config import IndexConfig
+from dml.embedding.external import import_vectors
 from dml.embedding.table import read_embeddings
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
 from dml.retrieval.build import build_index
@@ -46,6 +47,16 @@ def test_the_same_inputs_give_the_same_version_built_once(place, embeddings):
     assert storage.list_names(f"{place}/indexes/shelves") == [first.version]
     assert (first.factory, first.rows, first.recall) == ("Flat", ROWS, 1.0)
     storage.verify(first.uri)
+
+
+def test_vectors_of_one_dimension_are_indexed_without_a_factory_string(tmp_path):
+    np.save(tmp_path / "signs.npy", np.array([[3], [-2], [0.5], [-1]], dtype=np.float32))
+    table = import_vectors(str(tmp_path / "store"), "signs", tmp_path / "signs.npy").embeddings
+    ref = build_index(str(tmp_path / "store"), "signs", table, IndexConfig())
+    assert (ref.factory, table.dim, ref.recall) == ("Flat", 1, 1.0)
+    query = np.array([[1]], dtype=np.float32)
+    (answers,) = open_index(ref).search(query, 4, embedder=table.embedder.fingerprint).answers
+    assert [answer.similarity for answer in answers] == [1, 1, -1, -1]
 
 
 @pytest.mark.parametrize("config", [IndexConfig(factory="HNSW8"), IndexConfig(num_probes=3)])

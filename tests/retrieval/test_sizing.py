@@ -137,7 +137,7 @@ def test_a_factory_for_a_machine_is_refused_where_nothing_fits():
     [
         ({"rows": 0}, "rows must be 1 to 1e"),
         ({"rows": -5}, "got -5"),
-        ({"dim": 1}, "dim must be 2"),
+        ({"dim": 0}, "dim must be 1"),
         ({"recall": 1.5}, "recall must be 0.5 to 1"),
         ({"recall": float("nan")}, "recall"),
         ({"latency_ms": 0}, "latency-ms"),

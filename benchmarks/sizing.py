@@ -2,9 +2,9 @@
 
 Vectors are drawn around real embeddings. Each index is built as `dml index` builds it, and tuned to the
 recall target with queries that are not in it. Bytes are those of the file; seconds of a build are processor
-seconds on one thread, milliseconds of a query the median of single queries on one thread with the parameters
-that were found; the prediction is for the same parameters, and those that the plan begins with stand beside
-them.
+seconds on one thread to train and to add; milliseconds of a query the median of single queries on one thread
+with the parameters that were found. The prediction is for the same parameters, and those that the plan begins
+with stand beside them. The machine is timed again before each number of rows.
 """
 
 import argparse
@@ -15,7 +15,10 @@ import faiss
 import numpy as np
 
 from benchmarks._embeddings import drawn_with_queries
-from dml.retrieval.probe import read_rates
+from dml.retrieval.cost_model import Candidate
+from dml.retrieval.index_type import IndexType
+from dml.retrieval.probe import processor_name, read_rates
+from dml.retrieval.rates import Rates
 from dml.retrieval.sizing import estimate
 from dml.retrieval.target import Target
 from dml.retrieval.tune import HeldOut, K, OperatingCurve, tune
@@ -44,19 +47,19 @@ def build(factory: str, vectors: np.ndarray) -> tuple[faiss.Index, float]:
     return index, time.process_time() - start
 
 
-def measure(factory: str, vectors: np.ndarray, flat: faiss.Index, held_out: HeldOut, recall: float) -> str:
+def measure(
+    factory: str, vectors: np.ndarray, flat: faiss.Index, held_out: HeldOut, recall: float, rates: Rates
+) -> str:
     """One line of the table."""
-    rates = read_rates()
     target = Target(len(vectors), vectors.shape[1], recall=recall)
     index, build_s = build(factory, vectors)
     curve: OperatingCurve = tune(index, flat, held_out, target=recall)
     begun = estimate(target, factory, rates)
     ours = estimate(target, factory, rates, parameters=curve.chosen.parameters)
-    searching_s = len(vectors) * vectors.shape[1] * 1000 * rates.multiply_ps * 1e-12
-    predicted_s = max(ours.build_hours * 3600 - searching_s, 1e-3)
+    filling_s = Candidate(target, IndexType.parse(factory), 1, rates).filling_s
     pairs = [
         (ours.memory_bytes / 1e6, curve.memory_bytes / 1e6),
-        (predicted_s, build_s),
+        (filling_s, build_s),
         (ours.latency_ms, curve.chosen.latency_ms),
     ]
     cells = [f"{first:9.3f} {second:9.3f} {first / second:5.2f}" for first, second in pairs]
@@ -70,8 +73,7 @@ def main() -> None:
     parser.add_argument("--recall", type=float, default=0.95)
     parser.add_argument("--only", nargs="+", help="factory strings; default: one of each index type")
     arguments = parser.parse_args()
-    rates = read_rates()
-    print(f"{rates.processor}, {rates.threads} threads; load {os.getloadavg()[0]:.1f}; {arguments.recall}")
+    print(f"{processor_name()}, {faiss.omp_get_max_threads()} threads; recall@10 of {arguments.recall}")
     heads = ("MB of the file", "s of the build", "ms of a query")
     found = "recall, parameters found, begun with"
     print(" | ".join([f"{'rows':>8} {'index':18}", *(f"{head:25}" for head in heads), found]))
@@ -82,8 +84,10 @@ def main() -> None:
         flat.add(vectors)
         no_row = np.full(QUERIES, -2, dtype=np.int64)  # a graph finds its own rows with less than others
         held_out = HeldOut(no_row, queries, flat.search(queries, K)[1])
+        rates = read_rates(again=True)  # beside others a machine is up to twice as slow as alone
+        print(f"load {os.getloadavg()[0]:.1f}", flush=True)
         for factory in arguments.only or factories(rows):
-            print(measure(factory, vectors, flat, held_out, arguments.recall), flush=True)
+            print(measure(factory, vectors, flat, held_out, arguments.recall, rates), flush=True)
 
 
 if __name__ == "__main__":

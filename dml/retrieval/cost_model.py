@@ -176,25 +176,32 @@ class Candidate:
     @cached_property
     def build_s(self) -> float:
         """Of one shard on all threads of one machine; the shards are built at the same time."""
-        rates, dim, scale = self.rates, self.target.dim, self._scale
+        rates, dim = self.rates, self.target.dim
         reading = 2 * self.rows * dim * 4 / rates.read_bytes_per_s
-        multiply_s = rates.multiply_ps * 1e-12
-        verifying = min(_VERIFIED_QUERIES, self.rows) * self.rows * dim * multiply_s
+        if not self.index_type.links and not self.index_type.lists and not self.is_gpu:
+            return reading
+        verified = 0 if self.is_gpu else min(_VERIFIED_QUERIES, self.rows)
+        return reading + verified * self.rows * dim * rates.multiply_ps * 1e-12 + self.filling_s
+
+    @cached_property
+    def filling_s(self) -> float:
+        """Of `build_s`: training and adding the rows; 0 of exact search, whose file is written as it is."""
+        rates, dim, scale = self.rates, self.target.dim, self._scale
         if self.is_gpu:
-            return reading + self.rows * _GPU_INSERT_US * 1e-6 * scale
+            return self.rows * _GPU_INSERT_US * 1e-6 * scale
         if self.index_type.links:
             grown = math.pow(max(self.rows, PROBE_GRAPH_ROWS) / PROBE_GRAPH_ROWS, _GRAPH_GROWS)
-            return reading + verifying + self.rows * rates.insert_us * 1e-6 * grown * scale
-        if not self.index_type.lists:
-            return reading
+            return self.rows * rates.insert_us * 1e-6 * grown * scale
         lists = self.index_type.lists
+        if not lists:
+            return 0.0
         sampled = min(lists * _TRAIN_ROWS_PER_LIST, int(_TRAIN_SHARE * self.rows))
         trained = min(max(sampled, lists * _ROWS_PER_LIST, _LEAST_TRAIN_ROWS), self.rows)
-        assign_s = self.index_type.lists * dim * multiply_s
+        assign_s = lists * dim * rates.multiply_ps * 1e-12
         add_s = assign_s
         if self.index_type.coarse_links:
             add_s = 16 * rates.visit_us * 1e-6 * scale / rates.threads
-        return reading + verifying + _ITERATIONS * trained * assign_s + self.rows * add_s
+        return _ITERATIONS * trained * assign_s + self.rows * add_s
 
     @property
     def is_feasible(self) -> bool:

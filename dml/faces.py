@@ -99,6 +99,18 @@ class Detector(Protocol):
         """The same of a decoded picture, (H, W, 3) RGB."""
 
 
+def all_regions(detector: Detector, pixels: NDArray[np.uint8]) -> list[Region]:
+    """The regions of a picture, the largest first; a crop itself, S x S, is the one region, as it is.
+
+    Args:
+        detector: finds the regions.
+        pixels: (H, W, 3) RGB.
+    """
+    if pixels.shape[:2] == (detector.side, detector.side):
+        return WholePicture().regions_in(pixels)
+    return detector.regions_in(pixels)
+
+
 def main_region(detector: Detector, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The crop that stands for a picture: of its largest region; a crop itself, S x S, stays as it is.
 
@@ -109,9 +121,7 @@ def main_region(detector: Detector, pixels: NDArray[np.uint8]) -> NDArray[np.uin
     Raises:
         NoFace: the detector finds nothing.
     """
-    if pixels.shape[:2] == (detector.side, detector.side):
-        return pixels
-    regions = detector.regions_in(pixels)
+    regions = all_regions(detector, pixels)
     if not regions:
         raise NoFace(
             f"A picture must show a face to be embedded by it; in this one of {pixels.shape[1]} x "

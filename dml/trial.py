@@ -31,8 +31,8 @@ class Trial:
                 ]
                 raise NoFace(
                     f"Images of {dataset} must show a face to be embedded; {len(faceless)} of the {len(ids)} "
-                    f"that were tried show none: {', '.join(faceless[:10])}. Leave --faces out, or take them "
-                    "out of the dataset: dml correct DATASET ID... --remove."
+                    f"that were tried show none: {', '.join(faceless[:10])}. Leave --detector out, or take "
+                    "them out of the dataset: dml correct DATASET ID... --remove."
                 ) from None
             self._seen = package.runtime.picture(package.prepare(images[0]))
         similarities = vectors @ vectors.T

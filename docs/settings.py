@@ -12,6 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from dml import config
 from dml.config.text import kind_of, parts_of
+from dml.models.external import ImportConfig
 
 PAGE, PLACE = "configuration.md", "<!-- settings -->"
 ROOTS: dict[str, tuple[type[BaseModel], str]] = {
@@ -22,6 +23,10 @@ ROOTS: dict[str, tuple[type[BaseModel], str]] = {
     "An ingest": (config.IngestConfig, "`dml ingest --set`."),
     "An evaluation": (config.EvaluationConfig, "`dml evaluate --set`; in an experiment below `evaluation.`"),
     "A report": (config.ReportConfig, "`dml report --set`."),
+    "An import": (
+        ImportConfig,
+        "`dml models import --set` and `dml index --embedder --set`, with `--detector`.",
+    ),
     "An index": (config.IndexConfig, "`dml index --factory`; from Python and in deployments `IndexConfig`."),
 }
 _BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}

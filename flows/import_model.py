@@ -8,7 +8,7 @@ from dml.config import EvaluationConfig, GateConfig
 from dml.data.dataset import find_dataset
 from dml.data.evaluable import require_evaluable
 from dml.errors import InvalidData
-from dml.models.external import Options, import_embedder
+from dml.models.external import ImportConfig, Options, import_embedder
 from dml.names import check_name
 from dml.refs import DatasetRef, ModelRef, PackageRef
 from dml.registry.catalog import register
@@ -31,7 +31,8 @@ def import_model_flow(
     weights: str | None = None,
     preprocessing: str | None = None,
     license: str = "",
-    faces: str | None = None,
+    detector: str | None = None,
+    settings: list[str] | None = None,
     store: str | None = None,
 ) -> ModelRef:
     """Import, evaluate, register, and let the gate decide; without a test split it is registered alone.
@@ -43,13 +44,15 @@ def import_model_flow(
         weights: a local file with the network's weights.
         preprocessing: a JSON file that says what the network wants of an image.
         license: of the weights, for the reader.
-        faces: a face detector's local ONNX file; the largest face of each image is embedded.
+        detector: a face detector's local ONNX file; the largest face of each image is embedded.
+        settings: changes, such as `detector.score=0.6`; see `ImportConfig`.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
     """
     root = store_uri(store)
     check_name(name, "model")
     judge_on = None if dataset is None else stage(find_dataset)(root, dataset)
-    options = Options(_path(weights), _path(preprocessing), license, _path(faces))
+    config = ImportConfig().overridden(settings or [])
+    options = Options(_path(weights), _path(preprocessing), license, _path(detector), config)
     package = stage(import_embedder)(root, embedder, options)
     run = stage(start_run)(
         root,

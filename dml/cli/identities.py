@@ -1,16 +1,23 @@
 """`dml calibrate`, `dml identify` and `dml compare`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dml.cli.app import Json, Store, store_uri, verb
+from dml.cli.faces import Faces, faces_of, heading, require_image, show_no_face, wants_all
 from dml.cli.output import emit, print_table
 from dml.errors import InvalidSetting
 
 if TYPE_CHECKING:
-    from dml.reports import CalibrationReport, Identification, Verification
+    from dml.reports import (
+        CalibrationReport,
+        Identification,
+        IdentifiedFaces,
+        Verification,
+        VerifiedFaces,
+    )
 
 Index = Annotated[str | None, typer.Option("--index", help="default: the store's only index")]
 Fpir = Annotated[
@@ -75,25 +82,38 @@ def identify(
     never_ask: Annotated[
         list[str] | None, typer.Option(help="an attribute not to ask for; repeatable")
     ] = None,
+    faces: Faces = "main",
     store: Store = None,
     as_json: Json = False,
-) -> "Identification":
+) -> "Identification | IdentifiedFaces":
     """Find out who of those enrolled an image shows, or that it is none of them."""
     from dml.cli.queries import read_probe
 
     known = dict(map(_name_and_value, hints or []))
-    probe = read_probe(image)
+    is_all, probe = wants_all(faces), read_probe(image)
+    picture = require_image(probe, image) if is_all else b""
+    from dml.reports import IdentifiedFace, IdentifiedFaces
     from dml.serving.searcher import Searcher  # takes seconds to import
 
-    identification = Searcher.open(store_uri(store), name).identify(
-        probe,
-        scopes=scopes or [""],
-        hint=known,
-        fpir=fpir,
-        threshold=threshold,
-        never_ask=never_ask or [],
-    )
-    return emit(identification, as_json, _show_identification)
+    searcher = Searcher.open(store_uri(store), name)
+    options: dict[str, Any] = {
+        "scopes": scopes or [""],
+        "hint": known,
+        "fpir": fpir,
+        "threshold": threshold,
+        "never_ask": never_ask or [],
+    }
+    if is_all:
+        found = faces_of(IdentifiedFace, searcher.identify_faces(picture, **options))
+        return emit(IdentifiedFaces(index=str(searcher.index), faces=found), as_json, _show_identified_faces)
+    return emit(searcher.identify(probe, **options), as_json, _show_identification)
+
+
+def _show_identified_faces(report: "IdentifiedFaces") -> None:
+    show_no_face(report.faces)
+    for number, face in enumerate(report.faces, 1):
+        print(heading(number, face))
+        _show_identification(face)
 
 
 def _name_and_value(hint: str) -> tuple[str, str]:
@@ -142,22 +162,39 @@ def compare(
         typer.Option(help="false-match rate: impostors who are taken for the other; default: 0.001"),
     ] = None,
     threshold: Threshold = None,
+    faces: Faces = "main",
     store: Store = None,
     as_json: Json = False,
-) -> "Verification":
+) -> "Verification | VerifiedFaces":
     """Decide whether two images show the same, or whether an image shows an identity of an index."""
     if (other is None) == (identity is None):
         got = "none" if other is None else f"{other} and --identity {identity}"
         raise InvalidSetting(f"An image is compared with another or with an --identity; got {got}. Name one.")
     from dml.cli.queries import read_probe
 
-    probe = read_probe(image)
+    is_all, probe = wants_all(faces), read_probe(image)
+    picture = require_image(probe, image) if is_all else b""
     second = identity if other is None else read_probe(other)
+    from dml.reports import VerifiedFace, VerifiedFaces
     from dml.serving.searcher import Searcher  # takes seconds to import
 
     assert second is not None
-    verification = Searcher.open(store_uri(store), name).verify(probe, second, fmr=fmr, threshold=threshold)
+    searcher = Searcher.open(store_uri(store), name)
+    if is_all:
+        answers = searcher.verify_faces(picture, second, fmr=fmr, threshold=threshold)
+        found = faces_of(VerifiedFace, answers)
+        is_same = any(face.same for face in found)
+        report = VerifiedFaces(index=str(searcher.index), same=is_same, faces=found)
+        return emit(report, as_json, _show_verified_faces)
+    verification = searcher.verify(probe, second, fmr=fmr, threshold=threshold)
     return emit(verification, as_json, _show_verification)
+
+
+def _show_verified_faces(report: "VerifiedFaces") -> None:
+    show_no_face(report.faces)
+    for number, face in enumerate(report.faces, 1):
+        print(heading(number, face))
+        _show_verification(face)
 
 
 def _show_verification(result: "Verification") -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Store, store_uri, verb
+from dml.cli.app import Json, Settings, Store, store_uri, verb
 from dml.cli.models import models
 from dml.cli.output import emit, print_table, visible
 from dml.errors import InvalidSetting
@@ -37,13 +37,14 @@ def import_model(
     preprocessing: Annotated[
         Path | None, typer.Option(help="how the network takes images, a JSON file; default: FILE.json")
     ] = None,
-    faces: Annotated[
+    detector: Annotated[
         Path | None,
         typer.Option(
             help="a face detector's ONNX file, as of YuNet; the largest face of each image is detected, "
             "aligned and cropped first"
         ),
     ] = None,
+    settings: Settings = None,
     license: Annotated[str, typer.Option(help="license of what embeds; for the registry")] = "",
     picture: Annotated[
         Path, typer.Option(help="write a picture into this PNG file; of an image as the network sees it")
@@ -54,7 +55,7 @@ def import_model(
 ) -> "ModelImportReport":
     """Try a network from elsewhere on ten images; with --yes register it, and let the gate judge it."""
     from dml.data.dataset import find_dataset
-    from dml.models.external import Options, read_embedder
+    from dml.models.external import ImportConfig, Options, read_embedder
     from dml.reports import ModelImportReport
 
     given_store, given_json = context.obj or (None, False)
@@ -62,7 +63,8 @@ def import_model(
     address = _address(embedder)
     source = None if dataset is None else find_dataset(root, dataset)
     name = name or (source.name if source else _name_of(address))
-    network = read_embedder(address, Options(weights, preprocessing, license, faces))
+    config = ImportConfig().overridden(settings or [])
+    network = read_embedder(address, Options(weights, preprocessing, license, detector, config))
     report = ModelImportReport(
         source=network.source,
         dim=network.contents.dim,
@@ -74,9 +76,11 @@ def import_model(
         from flows.import_model import import_model_flow
         from flows.policy import run
 
-        files = {"weights": weights, "preprocessing": preprocessing, "faces": faces}
+        files = {"weights": weights, "preprocessing": preprocessing, "detector": detector}
         given = {key: str(file) for key, file in files.items() if file is not None}
-        model = run(import_model_flow, address, name, dataset, **given, license=license, store=root)
+        model = run(
+            import_model_flow, address, name, dataset, **given, license=license, settings=settings, store=root
+        )
         report = report.model_copy(update={"model": model})
     elif source is not None:
         report = _tried(report, network, source, picture)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dml.cli.app import Json, Store, Workers, store_to_list, store_uri, verb
+from dml.cli.app import Json, Settings, Store, Workers, store_to_list, store_uri, verb
 from dml.cli.datasets import ingest_place, is_place
 from dml.cli.output import columns_of, emit, listed, print_table, what_is_damaged
 from dml.cli.pictures import require_picture, write_picture
@@ -81,13 +81,14 @@ def index(
     preprocessing: Annotated[
         Path | None, typer.Option(help="how the network takes images, a JSON file; of --embedder")
     ] = None,
-    faces: Annotated[
+    detector: Annotated[
         Path | None,
         typer.Option(
             help="a face detector's ONNX file, as of YuNet; the largest face of each image is detected, "
             "aligned and cropped first; of --embedder"
         ),
     ] = None,
+    settings: Settings = None,
     license: Annotated[str, typer.Option(help="license of what embeds; for the registry")] = "",
     factory: Annotated[
         str, typer.Option(help="auto, as `dml plan` has it, or any Faiss index_factory string")
@@ -122,6 +123,7 @@ def index(
     as_json: Json = False,
 ) -> "IndexRef":
     """Build an index over a dataset's embeddings, or imported vectors, and make it the one in use."""
+    from dml.models.external import ImportConfig
     from flows.index import index_flow
     from flows.policy import run
 
@@ -133,8 +135,9 @@ def index(
         order_by=order_by,
         vectors=dtype,
     )
-    files = {"weights": weights, "preprocessing": preprocessing, "faces": faces}
-    _refuse_contradiction(model, embedder, **files, license=license)
+    files = {"weights": weights, "preprocessing": preprocessing, "detector": detector}
+    _refuse_contradiction(model, embedder, **files, license=license, set=" ".join(settings or []))
+    ImportConfig().overridden(settings or [])
     show = _show_explained if explain else _show_index
     root, other = store_uri(store), dataset or model or embedder
     if vectors is None and dataset is None and is_place(root, name):
@@ -143,7 +146,7 @@ def index(
         return emit(_index_vectors(name, vectors or name, other, config, root), as_json, show)
     dataset = dataset or name
     if embedder is not None:
-        model = _import_model(embedder, dataset, files, license, root)
+        model = _import_model(embedder, dataset, files, license, settings, root)
     ref = run(index_flow, name, model or dataset.partition("@")[0], dataset, config, root, workers)
     return emit(ref, as_json, show)
 
@@ -176,7 +179,12 @@ def _refuse_contradiction(model: str | None, embedder: str | None, **of_embedder
 
 
 def _import_model(
-    embedder: str, dataset: str, files: Mapping[str, Path | None], license: str, store: str
+    embedder: str,
+    dataset: str,
+    files: Mapping[str, Path | None],
+    license: str,
+    settings: list[str] | None,
+    store: str,
 ) -> str:
     """Register a pretrained network under the dataset's name; returns its version."""
     from flows.import_model import import_model_flow
@@ -189,6 +197,7 @@ def _import_model(
         dataset,
         **{name: str(file) for name, file in files.items() if file is not None},
         license=license,
+        settings=settings,
         store=store,
     )
     return str(imported)

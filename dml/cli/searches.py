@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dml.cli.app import Json, Store, store_uri, verb
+from dml.cli.faces import Faces, faces_of, heading, require_image, show_no_face, wants_all
 from dml.cli.output import emit, print_table
 from dml.cli.pictures import require_picture, write_picture
 from dml.errors import InvalidSetting
@@ -23,7 +24,7 @@ Collection = Annotated[
 
 if TYPE_CHECKING:
     from dml.cli.queries import Query
-    from dml.reports import LoadReport, SearchHit, SearchReport
+    from dml.reports import LoadReport, SearchedFaces, SearchHit, SearchReport
     from dml.serving.engine_searcher import EngineSearcher
     from dml.serving.query_result import QueryResult
     from dml.serving.searcher import Searcher
@@ -68,10 +69,13 @@ def search(
         bool,
         typer.Option("--explain", help="print costs and recall with their basis; of the plan of this search"),
     ] = False,
+    faces: Faces = "main",
     store: Store = None,
     as_json: Json = False,
-) -> "SearchReport":
+) -> "SearchReport | SearchedFaces":
     """Find the most similar items of an index, of an image, an item or a vector."""
+    if wants_all(faces) and (engine is not None or picture is not None or explain):
+        raise InvalidSetting("--faces all goes without --engine, --picture and --explain; leave them out.")
     if explain and engine is not None:
         raise InvalidSetting(f"--explain is for an index in this process; got --engine {engine} too.")
     if group_by_identity is not None and (engine is not None or picture is not None or explain):
@@ -89,6 +93,14 @@ def search(
     if picture is not None:
         require_picture(picture, query=image)
     root = store_uri(store)
+    if wants_all(faces):
+        return _search_faces(
+            root,
+            name,
+            require_image(query, image),
+            {"k": k, "where": where or [], "rerank": rerank, "grouping": group_by_identity},
+            as_json,
+        )
     if group_by_identity is not None:
         from dml.serving.searcher import Searcher  # takes seconds to import
 
@@ -106,6 +118,26 @@ def search(
         write_picture(picture, draw(result, query, gallery))
         drawn = str(picture.resolve())
     return emit(result.report(picture=drawn), as_json, _show_explained if explain else _show_answers)
+
+
+def _search_faces(
+    store: str, name: str | None, image: bytes, options: dict[str, Any], as_json: bool
+) -> "SearchedFaces":
+    from dml.reports import SearchedFace, SearchedFaces
+    from dml.serving.searcher import FaceAnswer, Searcher
+
+    searcher = Searcher.open(store, name)
+    answers = searcher.search_faces(image, **options)
+    found = [FaceAnswer(face.box, face.score, face.answer.report()) for face in answers]
+    report = SearchedFaces(index=str(searcher.index), faces=faces_of(SearchedFace, found))
+    return emit(report, as_json, _show_faces)
+
+
+def _show_faces(report: "SearchedFaces") -> None:
+    show_no_face(report.faces)
+    for number, face in enumerate(report.faces, 1):
+        print(heading(number, face))
+        _show_answers(face)
 
 
 def _refuse_beside(

@@ -311,7 +311,7 @@ class _Embedder:
             f"Every image must show a face to be embedded by package {self.package.ref.version}; "
             f"{len(faceless)} of {len(ids)} in {job.fragment.name} show none: {listed}. Nothing is left out "
             "by itself: take them out of the dataset (dml correct DATASET ID... --remove), or import the "
-            "model without --faces."
+            "model without --detector."
         )
 
 

@@ -21,7 +21,7 @@ from dml import storage
 from dml.config import PreprocessingConfig
 from dml.config.training import Precision
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, MissingArtifact
-from dml.faces import Detector, DetectorConfig, NoFace, Region, main_region
+from dml.faces import Detector, DetectorConfig, NoFace, Region, all_regions, main_region
 from dml.models.encoder import Encoder
 from dml.models.runtimes import Runtime, StoredNetwork, runtime
 from dml.models.runtimes.torch import WEIGHTS, TorchRuntime
@@ -142,7 +142,8 @@ class Package:
         if self.detector is None:
             raise IncompatibleArtifact(
                 f"To find every face of a picture the model must detect faces; package {self.ref.version} "
-                "does not. Import it with a detector's file: dml models import FILE --faces yunet.onnx --yes."
+                "does not. Import it with a detector's file: dml models import FILE --detector yunet.onnx "
+                "--yes."
             )
         return self.detector
 
@@ -154,7 +155,7 @@ class Package:
             IncompatibleArtifact: this package detects no faces.
             InvalidData: there are more than `at_most`.
         """
-        regions = self.required_detector.regions(content)
+        regions = all_regions(self.required_detector, np.asarray(decode(content, "RGB")))
         if at_most is not None and len(regions) > at_most:
             raise InvalidData(
                 f"A picture must show at most {at_most} faces; got {len(regions)}. Send parts of it."

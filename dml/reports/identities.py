@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from dml.refs import ThresholdsRef
+from dml.reports.faces import FaceBox
 from dml.reports.result import PartialResult, Result
 
 
@@ -42,6 +43,29 @@ class Verification(Result):
     fmr: float | None = Field(description="false-match rate of the threshold; null: it was given")
     identity: str | None = Field(description="null: the other is an image")
     images: int = Field(description="with which the image was compared")
+
+
+class IdentifiedFace(FaceBox, Identification):
+    """Who one face of a picture is."""
+
+
+class IdentifiedFaces(Result):
+    """Who each face of a picture is."""
+
+    index: str = Field(description="NAME@VERSION")
+    faces: list[IdentifiedFace] = Field(description="the largest first; empty: the picture shows none")
+
+
+class VerifiedFace(FaceBox, Verification):
+    """Whether one face of a picture is the other image's or identity's."""
+
+
+class VerifiedFaces(Result):
+    """Whether a picture shows the other image's or identity's face among its faces."""
+
+    index: str = Field(description="NAME@VERSION")
+    same: bool = Field(description="whether one of the faces is")
+    faces: list[VerifiedFace] = Field(description="the largest first; empty: the picture shows none")
 
 
 class CheckedFpir(Result):

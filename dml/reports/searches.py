@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from dml.reports.faces import FaceBox
 from dml.reports.result import Result
 
 
@@ -103,3 +104,14 @@ class SearchReport(Result):
         None, description="the most similar first, instead of answers; null: they are not grouped"
     )
     picture: str | None = Field(None, description="path of the picture of query and answers; null: none")
+
+
+class SearchedFace(FaceBox, SearchReport):
+    """The answers to one face of a picture."""
+
+
+class SearchedFaces(Result):
+    """The answers to each face of a picture."""
+
+    index: str = Field(description="NAME@VERSION")
+    faces: list[SearchedFace] = Field(description="the largest first; empty: the picture shows none")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike, fspath
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,15 +59,18 @@ class _Opened:
         return Identifier(self.index, self.version.thresholds)
 
 
+A = TypeVar("A")
+
+
 @dataclass(frozen=True)
-class IdentifiedFace:
-    """A face of a picture, and who it is."""
+class FaceAnswer(Generic[A]):
+    """A face of a picture, and the answer to it."""
 
     box: tuple[float, float, float, float]
     """Left, top, width and height, pixels of the picture upright."""
     score: float
     """Of the detector, [0, 1]."""
-    answer: Identification
+    answer: A
 
 
 class Searcher:
@@ -268,7 +271,45 @@ class Searcher:
             margin=margin,
         )
 
-    def identify_faces(self, image: bytes, **options: Any) -> list[IdentifiedFace]:
+    def search_faces(
+        self,
+        image: bytes,
+        *,
+        k: int = 10,
+        where: Where = None,
+        rerank: Rerank | None = None,
+        grouping: str | None = None,
+    ) -> list[FaceAnswer[QueryResult]]:
+        """Find the items, or identities, that are the most similar to each face of a picture.
+
+        Args:
+            image: an image file's bytes.
+            k: number of answers per face.
+            where, rerank: as of `search`.
+            grouping: identities instead of items, as of `search_identities`; then nothing is reranked.
+
+        Returns:
+            One result for each face, the largest first, all of the same index version; none for no face.
+
+        Raises:
+            IncompatibleArtifact: the model of the index detects no faces.
+            InvalidSetting: as `search` and `search_identities`.
+        """
+        opened = self._opened
+        faces = _require_package(opened).embed_faces(image)
+        if not faces:
+            return []
+        if grouping is None:
+            vectors = np.stack([vector for _, vector in faces])
+            results = self._answers(opened.index, vectors, k, where, rerank)
+        else:
+            results = [_identities(opened.index, vector, k, where, grouping) for _, vector in faces]
+        return [
+            FaceAnswer(region.box, region.score, result)
+            for (region, _), result in zip(faces, results, strict=True)
+        ]
+
+    def identify_faces(self, image: bytes, **options: Any) -> list[FaceAnswer[Identification]]:
         """Find out who each face of a picture is.
 
         Args:
@@ -289,7 +330,7 @@ class Searcher:
         opened = self._opened
         embedder = opened.index.ref.embeddings.embedder.fingerprint
         return [
-            IdentifiedFace(
+            FaceAnswer(
                 region.box, region.score, opened.identifier.identify(vector, embedder=embedder, **options)
             )
             for region, vector in _require_package(opened).embed_faces(image)
@@ -323,6 +364,36 @@ class Searcher:
             first, second[0] if second else str(other), embedder=embedder, fmr=fmr, threshold=threshold
         )
 
+    def verify_faces(
+        self, image: bytes, other: bytes | NDArray[np.float32] | str, **options: Any
+    ) -> list[FaceAnswer[Verification]]:
+        """Decide of each face of a picture whether it is the other image's, or an enrolled identity's.
+
+        Args:
+            image: an image file's bytes.
+            other: as of `verify`; of an image its largest face.
+            options: of `verify`: fmr or threshold.
+
+        Returns:
+            One answer for each face, the largest first, all of the same index version; none for no face.
+
+        Raises:
+            IncompatibleArtifact: the model of the index detects no faces.
+            MissingArtifact, InvalidSetting: as `verify`.
+        """
+        opened = self._opened
+        embedder = opened.index.ref.embeddings.embedder.fingerprint
+        faces = _require_package(opened).embed_faces(image)
+        known = other if isinstance(other, str) else _embed(opened, [other])[0]
+        return [
+            FaceAnswer(
+                region.box,
+                region.score,
+                opened.identifier.verify(vector, known, embedder=embedder, **options),
+            )
+            for region, vector in faces
+        ]
+
     def search_identities(
         self,
         probe: bytes | NDArray[np.float32] | str,
@@ -347,16 +418,7 @@ class Searcher:
         opened = self._opened
         index, excluded = opened.index, probe if isinstance(probe, str) else None
         (vector,) = index.vectors_of([probe]) if isinstance(probe, str) else _embed(opened, [probe])
-        hits = search_identities(
-            index,
-            vector,
-            k,
-            embedder=index.ref.embeddings.embedder.fingerprint,
-            where=where,
-            grouping=grouping,
-            exclude_id=excluded,
-        )
-        return QueryResult(index.ref, [], f"{len(hits)} identities, by {grouping}", hits)
+        return _identities(index, vector, k, where, grouping, exclude_id=excluded)
 
     def refresh(self) -> bool:
         """Switch to the current version of the index, and to its latest thresholds; returns whether the
@@ -372,6 +434,27 @@ class Searcher:
             if find_thresholds_ref(self._store, ref) != version.thresholds_ref:
                 self._last = _Opened(self._gallery.live, former.package, _Version(self._store, ref))
         return changed
+
+
+def _identities(
+    index: Index,
+    vector: NDArray[np.float32],
+    k: int,
+    where: Where,
+    grouping: str,
+    *,
+    exclude_id: str | None = None,
+) -> QueryResult:
+    hits = search_identities(
+        index,
+        vector,
+        k,
+        embedder=index.ref.embeddings.embedder.fingerprint,
+        where=where,
+        grouping=grouping,
+        exclude_id=exclude_id,
+    )
+    return QueryResult(index.ref, [], f"{len(hits)} identities, by {grouping}", hits)
 
 
 def _embed(opened: _Opened, probes: Sequence[bytes | NDArray[np.float32] | str]) -> list[NDArray[np.float32]]:

@@ -103,7 +103,7 @@ def _load_trainable(ref: PackageRef, name: str) -> Package:
     if has_detector(ref):
         raise IncompatibleArtifact(
             f"Training takes images as they are; {name} embeds the face that it detects in them. Import the "
-            "network without --faces, and train it on a dataset of aligned crops (docs/faces.md)."
+            "network without --detector, and train it on a dataset of aligned crops (docs/faces.md)."
         )
     return load_package(ref.uri, device="cpu")
 

@@ -45,13 +45,13 @@ def test_a_picture_that_cannot_be_written_is_one_line(dml, store, face, tmp_path
 
 def test_a_face_detector_is_said_and_a_dataset_without_faces_refused(dml, store, face, tmp_path):
     pytest.importorskip("cv2")
-    given = (face, "--faces", str(write_detector(tmp_path / "yunet.onnx")), "--store", store)
+    given = (face, "--detector", str(write_detector(tmp_path / "yunet.onnx")), "--store", store)
     done = dml("models", "import", *given)
     assert (done.status, "the largest face is detected by yunet.onnx" in done.out) == (0, True)
     done = dml("models", "import", *given, "--dataset", "labels")
     assert (done.status, "14 of the 14 that were tried show none: " in done.err) == (2, True)
-    done = dml("index", "labels", "--faces", given[2], "--store", store)
-    assert (done.status, "--faces belongs to an --embedder" in done.err) == (2, True)
+    done = dml("index", "labels", "--detector", given[2], "--store", store)
+    assert (done.status, "--detector belongs to an --embedder" in done.err) == (2, True)
 
 
 @pytest.mark.slow

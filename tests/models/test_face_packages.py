@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 
 def imported(folder, store, faces="yunet.onnx"):
-    options = Options(faces=folder / faces if faces else None)
+    options = Options(detector=folder / faces if faces else None)
     return import_embedder(str(store), f"onnx:{folder / 'face.onnx'}", options)
 
 
@@ -89,7 +89,7 @@ def test_a_detector_that_was_taken_out_of_the_description_is_missed(folder, tmp_
 
 def test_it_is_said_what_is_detected_and_by_what(folder):
     said = "\n".join(
-        read_embedder(f"onnx:{folder / 'face.onnx'}", Options(faces=folder / "yunet.onnx")).notes
+        read_embedder(f"onnx:{folder / 'face.onnx'}", Options(detector=folder / "yunet.onnx")).notes
     )
     assert "the largest face is detected by yunet.onnx" in said
     assert "an image without a face is refused" in said
@@ -106,7 +106,7 @@ def test_what_is_no_detector_is_refused_before_anything_is_published(folder, tmp
 
 def test_every_face_is_asked_only_of_a_model_that_detects(folder, tmp_path):
     plain = load_package(imported(folder, tmp_path / "store", faces=None).uri)
-    with pytest.raises(IncompatibleArtifact, match="--faces"):
+    with pytest.raises(IncompatibleArtifact, match="--detector"):
         plain.prepare_faces(encoded(party()))
 
 
@@ -117,7 +117,7 @@ def test_a_function_is_given_the_crop(folder, tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     ref = import_embedder(
-        str(tmp_path / "store"), "python:sides_of:embed", Options(faces=folder / "yunet.onnx")
+        str(tmp_path / "store"), "python:sides_of:embed", Options(detector=folder / "yunet.onnx")
     )
     (vector,) = load_package(ref.uri).embed([encoded(party())], unit_length=False)
     assert vector[:2].tolist() == [112, 112]

@@ -42,7 +42,7 @@ def make_people(folder: Path, *pictures: tuple[str, bytes]) -> tuple[str, Datase
     (folder / "people.csv").write_text("\n".join(rows))
     dataset = ingest(IngestConfig(name=NAME, source=str(folder / "people.csv"), num_workers=1), store)
     address = f"onnx:{network(folder / 'face.onnx')}"
-    options = Options(faces=write_detector(folder / "yunet.onnx"))
+    options = Options(detector=write_detector(folder / "yunet.onnx"))
     return store, dataset, import_embedder(store, address, options)
 
 

@@ -202,7 +202,7 @@ def test_a_model_that_detects_faces_is_not_trained_on_whole_images(store, tmp_pa
     pytest.importorskip("cv2")
     timm_weights = tmp_path / "tiny.safetensors"
     save_file(timm.create_model("test_vit.r160_in1k").state_dict(), timm_weights)
-    options = Options(weights=timm_weights, faces=write_detector(tmp_path / "yunet.onnx"))
+    options = Options(weights=timm_weights, detector=write_detector(tmp_path / "yunet.onnx"))
     package = import_embedder(store, "timm:test_vit.r160_in1k", options)
     with pytest.raises(IncompatibleArtifact, match="people/1 embeds the face that it detects"):
         start_from(experiment("smoke"), ModelRef(name="people", version=1, package=package), "whole")

@@ -5,7 +5,7 @@ torchvision:NAME                 a network of torchvision
 safetensors:FILE@timm:NAME       weights in a file, and the network they belong to
 """
 
-from dml.models.external.base import External, Options, Source
+from dml.models.external.base import External, ImportConfig, Options, Source
 from dml.models.external.importing import import_embedder, preview, read_embedder
 
-__all__ = ["External", "Options", "Source", "import_embedder", "preview", "read_embedder"]
+__all__ = ["External", "ImportConfig", "Options", "Source", "import_embedder", "preview", "read_embedder"]

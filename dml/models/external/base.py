@@ -6,9 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dml.config import PreprocessingConfig
+from dml.config import Part, PreprocessingConfig
+from dml.faces import DetectorConfig
 from dml.models.external.preprocessing import PreprocessingFile
 from dml.models.package import Contents
+
+
+class ImportConfig(Part):
+    """What can be set of an import."""
+
+    detector: DetectorConfig = DetectorConfig()
 
 
 @dataclass(frozen=True)
@@ -20,8 +27,9 @@ class Options:
     preprocessing: Path | None = None
     """A JSON file, see `PreprocessingFile`."""
     license: str = ""
-    faces: Path | None = None
+    detector: Path | None = None
     """A face detector's model file; None: images are taken whole."""
+    config: ImportConfig = field(default_factory=ImportConfig)
 
 
 @dataclass(frozen=True)

@@ -39,13 +39,18 @@ def read_embedder(address: str, options: Options) -> External:
         InvalidSetting: no such address, or options that it does not take.
         MissingArtifact, CorruptArtifact, IncompatibleArtifact: its weights are not there, or are others.
     """
+    if options.detector is None and options.config.detector != DetectorConfig():
+        raise InvalidSetting(
+            "Settings of a detector belong to its file; got them and no file. Name it: --detector yunet.onnx."
+        )
     network = _read(address, options)
-    return network if options.faces is None else _detecting_faces(network, options.faces)
+    if options.detector is None:
+        return network
+    return _detecting_faces(network, options.detector, options.config.detector)
 
 
-def _detecting_faces(network: External, model: Path) -> External:
+def _detecting_faces(network: External, model: Path, detector: DetectorConfig) -> External:
     """A network that is given the largest face of an image instead of the image."""
-    detector = DetectorConfig()
     fingerprint = detector.open(model).fingerprint
     files = {**network.contents.files, DETECTOR: model.read_bytes()}
     return replace(

@@ -80,7 +80,7 @@ class OnnxSource(Source):
 
 
 def _not_done(options: Options) -> str:
-    return "this is not done here" if options.faces is None else "the detector does it"
+    return "this is not done here" if options.detector is None else "the detector does it"
 
 
 def _whole(file: Path) -> bytes:

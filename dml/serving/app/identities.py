@@ -9,11 +9,11 @@ from fastapi import APIRouter
 from numpy.typing import NDArray
 
 from dml.errors import InvalidFilter
-from dml.faces import Region
-from dml.reports import Identification
+from dml.faces import NoFace
+from dml.reports import Box, Identification, Verification
 from dml.serving.app import messages
+from dml.serving.app.faces import by_picture, find_faces, vectors_of
 from dml.serving.app.opened import OpenIndex, require_calibration
-from dml.serving.app.problems import Refused
 from dml.serving.app.routing import ERRORS, LimitRate, Name, Reader, TheService
 from dml.serving.app.service import answered
 from dml.serving.app.where import checked_where
@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/indexes/{name}", tags=["search"], responses=ERROR
 
 @router.post("/verify")
 async def verify(
-    name: Name, body: messages.VerifyRequest, service: TheService, _: Reader
+    name: Name, body: messages.VerifyRequest, service: TheService, _: Reader, limit_rate: LimitRate
 ) -> messages.VerifyResponse:
     """Decide whether two images show the same identity, or one image an enrolled identity."""
     stages = service.stages()
@@ -31,19 +31,34 @@ async def verify(
         if body.threshold is None:
             require_calibration(opened)
         other = body.other
-        queries: list[Any] = [body.probe]
+        is_all = body.faces == "all"
+        queries: list[Any] = [] if is_all else [body.probe]
         if not isinstance(other, messages.IdentityQuery):
             queries.append(other)
-        first, *second = await service.vectors(opened, stages, queries)
-        known = other.identity if isinstance(other, messages.IdentityQuery) else second[0]
-        result = await service.search(
+        vectors = await service.vectors(opened, stages, queries)
+        known = other.identity if isinstance(other, messages.IdentityQuery) else vectors.pop()
+        faces = await find_faces(service, opened, stages, [body.probe], limit_rate) if is_all else []
+        probes = vectors_of(faces) if is_all else vectors
+        if not probes:
+            raise NoFace(
+                "A picture must show a face to be compared; in this one none is found. Take another."
+            )
+        results = await service.search(
             opened,
             stages,
-            lambda: opened.identifier.verify(
-                first, known, embedder=opened.embedder, fmr=body.fmr, threshold=body.threshold
-            ),
+            lambda: [
+                opened.identifier.verify(
+                    probe, known, embedder=opened.embedder, fmr=body.fmr, threshold=body.threshold
+                )
+                for probe in probes
+            ],
         )
-        return messages.VerifyResponse(**answered(opened), **result.model_dump(exclude={"index"}))
+        best = max(results, key=lambda result: result.similarity)
+        return messages.VerifyResponse(
+            **answered(opened),
+            **best.model_dump(exclude={"index"}),
+            faces=by_picture(faces, results, _verified_face)[0] if is_all else None,
+        )
 
 
 @router.post("/identify")
@@ -57,10 +72,13 @@ async def identify(
         if body.threshold is None:
             require_calibration(opened)
         if body.faces == "all":
-            faces = await service.faces(opened, stages, _images_of(body))
-            limit_rate(max(sum(map(len, faces)) - len(faces), 0) * len(body.scopes))
-            found = await service.search(opened, stages, lambda: _identify_faces(opened, body, faces))
-            return messages.IdentifyResponse(**answered(opened), results=[], faces=found)
+            faces = await find_faces(
+                service, opened, stages, body.queries, limit_rate, times=len(body.scopes)
+            )
+            found = await service.search(opened, stages, lambda: _identify(opened, body, vectors_of(faces)))
+            return messages.IdentifyResponse(
+                **answered(opened), results=[], faces=by_picture(faces, found, _identified_face)
+            )
         vectors = await service.vectors(opened, stages, body.queries)
         results = await service.search(opened, stages, lambda: _identify(opened, body, vectors))
         return messages.IdentifyResponse(
@@ -69,34 +87,12 @@ async def identify(
         )
 
 
-def _images_of(body: messages.IdentifyRequest) -> list[messages.Image]:
-    images = [query.image for query in body.queries if isinstance(query, messages.ImageQuery)]
-    if len(images) < len(body.queries):
-        others = len(body.queries) - len(images)
-        raise Refused(
-            422,
-            "invalid_request",
-            "Queries must be images where all faces are asked for",
-            f"{others} of {len(body.queries)} are not",
-            "Leave faces out.",
-        )
-    return images
+def _verified_face(answer: Verification, box: Box, score: float) -> messages.VerifiedFace:
+    return messages.VerifiedFace(box=box, score=score, same=answer.same, similarity=answer.similarity)
 
 
-def _identify_faces(
-    opened: OpenIndex,
-    body: messages.IdentifyRequest,
-    faces: Sequence[Sequence[tuple[Region, NDArray[np.float32]]]],
-) -> list[list[messages.IdentifiedFace]]:
-    """In a thread."""
-    answers = iter(_identify(opened, body, [vector for each in faces for _, vector in each]))
-    return [[_face(region, next(answers)) for region, _ in each] for each in faces]
-
-
-def _face(region: Region, answer: Identification) -> messages.IdentifiedFace:
-    left, top, width, height = region.box
-    box = messages.Box(left=left, top=top, width=width, height=height)
-    return messages.IdentifiedFace(**answer.model_dump(exclude={"index"}), box=box, score=region.score)
+def _identified_face(answer: Identification, box: Box, score: float) -> messages.IdentifiedFace:
+    return messages.IdentifiedFace(**answer.model_dump(exclude={"index"}), box=box, score=score)
 
 
 def _identify(

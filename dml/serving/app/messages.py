@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from dml.errors import InvalidSetting
-from dml.reports import IdentityHit, SearchPlan, TriedScope
+from dml.reports import Box, IdentityHit, SearchPlan, TriedScope
 
 MAX_FILTER_CHARACTERS = 8_192
 MAX_BATCH = 256
@@ -122,6 +122,13 @@ _Filter = Field(
     "these, which must all hold; see docs/filters.md",
 )
 _Filters: TypeAlias = Where | Annotated[list[Where], Field(max_length=32)] | None
+Faces = Annotated[
+    Literal["main", "all"],
+    Field(
+        description="all: each face of a picture by itself, where the index's model detects faces; "
+        f"what is asked must be images, with {MAX_BATCH} faces together at most",
+    ),
+]
 _Queries = Annotated[list[Query], Field(min_length=1, max_length=MAX_BATCH)]
 
 
@@ -157,6 +164,7 @@ class SearchRequest(Message):
         "that of the calibration, where there is one",
     )
     explain: bool = Field(False, description="say how the search was planned, with costs and recall")
+    faces: Faces = "main"
 
 
 class Answered(Message):
@@ -198,6 +206,13 @@ class QueryAnswer(Message):
     )
 
 
+class SearchedFace(QueryAnswer):
+    """The answers of one face of a picture."""
+
+    box: Box
+    score: float = Field(description="of the detector, [0, 1]")
+
+
 class StageTimes(Message):
     """Milliseconds of each stage, waiting for its turn included."""
 
@@ -209,7 +224,12 @@ class StageTimes(Message):
 class SearchResponse(Answered):
     """The answers of a search, in the order of the queries."""
 
-    results: list[QueryAnswer]
+    results: list[QueryAnswer] = Field(description="empty where all faces were asked for")
+    faces: list[list[SearchedFace]] | None = Field(
+        None,
+        description="those of each query, the largest first; an empty list: it shows none. null: they were "
+        "not asked for",
+    )
     threshold: Threshold | None = Field(description="null: none was given, and the index was not calibrated")
     no_threshold: str = Field("", description="why there is none; empty: there is, or none was asked for")
     plan: str = Field(description="how the search was executed, and why there are fewer than k answers")
@@ -230,6 +250,16 @@ class VerifyRequest(Message):
     other: Other
     fmr: Rate | None = Field(None, description="false-match rate; null: 0.001")
     threshold: Cosine | None = Field(None, description="similarity instead of a calibrated one")
+    faces: Faces = "main"
+
+
+class VerifiedFace(Message):
+    """Whether one face of the probe is the other's."""
+
+    box: Box
+    score: float = Field(description="of the detector, [0, 1]")
+    same: bool
+    similarity: float
 
 
 class VerifyResponse(Answered):
@@ -241,6 +271,11 @@ class VerifyResponse(Answered):
     fmr: float | None = Field(description="false-match rate of the threshold; null: it was given")
     identity: str | None = Field(description="null: the other is an image")
     images: int = Field(description="with which the probe was compared")
+    faces: list[VerifiedFace] | None = Field(
+        None,
+        description="those of the probe, the largest first; the rest of the answer is of the most similar "
+        "one. null: they were not asked for",
+    )
 
 
 class IdentifyRequest(Message):
@@ -278,11 +313,7 @@ class IdentifyRequest(Message):
     margin: float | None = Field(
         None, ge=0, le=2, description="an identity further below the best one is no candidate; null: none is"
     )
-    faces: Literal["main", "all"] = Field(
-        "main",
-        description="all: each face of a picture by itself, where the index's model detects faces; "
-        f"queries must be images, with {MAX_BATCH} faces together at most",
-    )
+    faces: Faces = "main"
 
 
 class Identified(Message):
@@ -295,15 +326,6 @@ class Identified(Message):
     scope: str | None = Field(description="the filter of the scope that decided; null: none did")
     ask: str | None = Field(description="the attribute to ask for; never a value of it")
     tried: list[TriedScope] = Field(description="in order")
-
-
-class Box(Message):
-    """Where a face is, in pixels of the picture upright."""
-
-    left: float
-    top: float
-    width: float
-    height: float
 
 
 class IdentifiedFace(Identified):

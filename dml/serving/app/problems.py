@@ -21,6 +21,7 @@ from dml.errors import (
     WriteCommitted,
     without_password,
 )
+from dml.faces import NoFace
 from dml.preprocessing import OversizedImage, UnreadableImage
 from dml.serving.app.messages import ErrorResponse, Problem
 
@@ -63,6 +64,7 @@ _OF_ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
     (GalleryUnavailable, 503, "unavailable"),
     (OversizedImage, 413, "too_many_pixels"),
     (UnreadableImage, 422, "unreadable_image"),
+    (NoFace, 422, "no_face"),
     (InvalidFilter, 422, "invalid_filter"),
     (InvalidSetting, 422, "invalid_request"),
     (InvalidData, 422, "invalid_request"),

@@ -7,12 +7,13 @@ from fastapi import APIRouter
 from numpy.typing import NDArray
 
 from dml.errors import InvalidSetting
-from dml.reports import IdentityHit, SearchPlan
+from dml.reports import Box, IdentityHit, SearchPlan
 from dml.retrieval.identities import search_identities
 from dml.retrieval.plan import Plan
 from dml.retrieval.rerank import reranked_search
 from dml.retrieval.search import Answer
 from dml.serving.app import messages
+from dml.serving.app.faces import Faces, by_picture, find_faces, vectors_of
 from dml.serving.app.opened import OpenIndex, require_calibration
 from dml.serving.app.recall import Sampled
 from dml.serving.app.routing import ERRORS, LimitRate, Name, Reader, TheService
@@ -31,12 +32,20 @@ async def search(
     where = checked_where(body.filter)
     stages = service.stages()
     with service.indexes.hold(name) as opened:
-        vectors = np.stack(await service.vectors(opened, stages, body.queries))
-        found = await service.search(opened, stages, lambda: _search(opened, body, where, vectors))
-        _sample(service, opened, body, where, vectors, found)
+        faces: Faces | None = None
+        if body.faces == "all":
+            faces = await find_faces(service, opened, stages, body.queries, limit_rate)
+            vectors = vectors_of(faces)
+            excluded: list[str | None] = [None] * len(vectors)
+        else:
+            vectors = await service.vectors(opened, stages, body.queries)
+            excluded = [query.id if isinstance(query, messages.IdQuery) else None for query in body.queries]
+        found = await service.search(opened, stages, lambda: _search(opened, body, where, vectors, excluded))
+        _sample(service, opened, body, where, vectors, excluded, found)
         return messages.SearchResponse(
             **answered(opened),
-            results=found.results,
+            results=found.results if faces is None else [],
+            faces=None if faces is None else by_picture(faces, found.results, _searched_face),
             threshold=found.threshold,
             no_threshold=found.no_threshold,
             plan=found.plan,
@@ -45,19 +54,24 @@ async def search(
         )
 
 
+def _searched_face(answer: messages.QueryAnswer, box: Box, score: float) -> messages.SearchedFace:
+    return messages.SearchedFace(**dict(answer), box=box, score=score)
+
+
 def _sample(
     service: Service,
     opened: OpenIndex,
     body: messages.SearchRequest,
     where: Wheres,
-    vectors: NDArray[np.float32],
+    vectors: Sequence[NDArray[np.float32]],
+    excluded: Sequence[str | None],
     found: "_Found",
 ) -> None:
     """Offer the queries whose recall can be measured: of an item as query, it is among the exact answers."""
     if body.rerank is not None or body.group_by_identity is not None:
         return
-    for query, vector, answers in zip(body.queries, vectors, found.hits, strict=True):
-        if not isinstance(query, messages.IdQuery):
+    for excluded_id, vector, answers in zip(excluded, vectors, found.hits, strict=True):
+        if excluded_id is None:
             service.recall.offer(Sampled(opened, vector, body.k, where, answers))
 
 
@@ -74,12 +88,15 @@ class _Found:
 
 
 def _search(
-    opened: OpenIndex, body: messages.SearchRequest, where: Wheres, vectors: NDArray[np.float32]
+    opened: OpenIndex,
+    body: messages.SearchRequest,
+    where: Wheres,
+    vectors: Sequence[NDArray[np.float32]],
+    excluded: Sequence[str | None],
 ) -> _Found:
     """In a thread."""
     found = _Found()
     found.threshold, found.no_threshold = _threshold(opened, body, where)
-    excluded = [query.id if isinstance(query, messages.IdQuery) else None for query in body.queries]
     limit = None if found.threshold is None else found.threshold.similarity
     if body.group_by_identity is not None:
         if body.rerank is not None or body.explain:
@@ -102,7 +119,10 @@ def _search(
         found.plan = f"identities, by {body.group_by_identity}"
         found.results = [_of_identities(hits, limit) for hits in grouped]
         return found
-    found.hits, plan = _items(opened, body, where, vectors, excluded)
+    if not vectors:
+        found.hits, found.results, found.plan = [], [], "nothing is searched: no face is found"
+        return found
+    found.hits, plan = _items(opened, body, where, np.stack(vectors), excluded)
     found.plan = str(plan)
     found.execution = SearchPlan.model_validate(plan.model_dump()) if body.explain else None
     found.results = [_of_items(answers, limit) for answers in found.hits]

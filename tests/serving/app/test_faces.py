@@ -3,16 +3,18 @@
 import base64
 import sys
 
+import numpy as np
 import pytest
 
 from dml.serving.app.opened import OpenIndexes
 from dml.serving.app.settings import ServiceSettings
+from tests.bright_faces import encoded
 from tests.serving.app.parts import NAME as SHELVES
 from tests.serving.app.parts import ask, image, post
 from tests.serving.face_pictures import NAME, make_people, party, publish
 
 pytest.importorskip("cv2")
-IDENTIFY = f"/v1/indexes/{NAME}/identify"
+IDENTIFY, SEARCH, VERIFY = (f"/v1/indexes/{NAME}/{verb}" for verb in ("identify", "search", "verify"))
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,42 @@ def test_each_face_of_each_picture_has_an_answer_and_a_box(people):
     assert answer["results"] == []
 
 
+def test_each_face_is_searched_and_a_picture_without_one_has_no_answers(people):
+    body = {"queries": [query(party(2, 77, 1)), query(party())], "faces": "all", "k": 2}
+    body |= {"threshold": 0.99999, "group_by_identity": "best"}
+    answer = post(people, SEARCH, body).json()
+    (first, second, third), nobody = answer["faces"]
+    assert [each["identities"][0]["identity"] for each in (first, third)] == ["person 2", "person 1"]
+    assert [each["status"] for each in (first, second, third)] == ["known", "unknown", "known"]
+    assert second["box"] == {"left": 64, "top": 0, "width": 32, "height": 32}
+    assert (nobody, answer["results"]) == ([], [])
+    alone = post(people, SEARCH, {"queries": [query(party())], "faces": "all", "explain": True}).json()
+    assert (alone["faces"], alone["plan"]) == ([[]], "nothing is searched: no face is found")
+    items = post(people, SEARCH, {"queries": [query(party(3))], "faces": "all", "k": 1}).json()
+    assert items["faces"][0][0]["answers"][0]["id"] == "3.png"
+
+
+def test_a_probe_is_somebody_where_one_of_its_faces_is(people):
+    body = {"probe": query(party(2, 77, 1)), "other": {"identity": "person 1"}, "threshold": 0.99999}
+    assert not post(people, VERIFY, body).json()["same"]
+    answer = post(people, VERIFY, body | {"faces": "all"}).json()
+    assert (answer["same"], [each["same"] for each in answer["faces"]]) == (True, [False, False, True])
+    assert answer["similarity"] == answer["faces"][2]["similarity"]
+    assert answer["faces"][2]["box"]["left"] == 128
+    refused = post(people, VERIFY, body | {"probe": query(party()), "faces": "all"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "no_face")
+
+
+def test_a_crop_of_the_size_of_a_face_is_one_face_as_it_is(people):
+    crop = encoded(np.zeros((112, 112, 3), np.uint8))
+    answer = post(people, SEARCH, {"queries": [query(crop)], "faces": "all", "k": 1}).json()
+    assert [face["box"] for face in answer["faces"][0]] == [
+        {"left": 0, "top": 0, "width": 112, "height": 112}
+    ]
+    main = post(people, SEARCH, {"queries": [query(crop)], "k": 1}).json()["results"][0]
+    assert main["answers"] == answer["faces"][0][0]["answers"]
+
+
 def test_by_default_the_main_face_is_identified_and_a_picture_without_one_refused(people):
     body = {"queries": [query(party(2, 77))], "threshold": 0.99999}
     answer = post(people, IDENTIFY, body).json()
@@ -57,7 +95,7 @@ def test_faces_are_asked_of_images_and_of_a_model_that_detects(people, settings)
     body = {"queries": [image(3)], "faces": "all", "threshold": 0.5}
     refused = post(settings, f"/v1/indexes/{SHELVES}/identify", body)
     assert refused.status_code == 409
-    assert "--faces" in refused.json()["error"]["do"]
+    assert "--detector" in refused.json()["error"]["do"]
 
 
 def test_more_faces_than_a_request_may_show_are_refused_before_they_are_embedded(people):

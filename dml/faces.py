@@ -111,8 +111,8 @@ def all_regions(detector: Detector, pixels: NDArray[np.uint8]) -> list[Region]:
     return detector.regions_in(pixels)
 
 
-def main_region(detector: Detector, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The crop that stands for a picture: of its largest region; a crop itself, S x S, stays as it is.
+def main_region(detector: Detector, pixels: NDArray[np.uint8]) -> Region:
+    """The region that stands for a picture: its largest; a crop itself, S x S, stays as it is.
 
     Args:
         detector: finds the regions.
@@ -127,7 +127,7 @@ def main_region(detector: Detector, pixels: NDArray[np.uint8]) -> NDArray[np.uin
             f"A picture must show a face to be embedded by it; in this one of {pixels.shape[1]} x "
             f"{pixels.shape[0]} pixels none is found. Take another, or a detector with a lower score."
         )
-    return regions[0].crop
+    return regions[0]
 
 
 class WholePicture:

@@ -9,6 +9,8 @@ from typing import Literal
 from dml.errors import InvalidSetting
 
 MAX_LENGTH = 100
+MAX_ID_LENGTH = 1000
+"""Characters of the id or label of what is enrolled, at most; the service takes as many in a path."""
 _NAME = re.compile(r"[a-z][a-z0-9._-]*")
 _VERSION = re.compile(r"[a-z0-9][a-z0-9-]*")
 _JSON_LITERALS = ("true", "false", "null", "nan")  # `prefect deployment run -p name=true` sends a bool

@@ -106,7 +106,7 @@ def test_a_package_that_detects_embeds_a_picture_as_its_largest_face(model, tmp_
         "from dml.faces import OpenCVDetector, main_region\n"
         f"detector = OpenCVDetector(Path({str(model)!r}))\n"
         "def embed(images):\n"
-        "    crops = [main_region(detector, image) for image in images]\n"
+        "    crops = [main_region(detector, image).crop for image in images]\n"
         "    return np.stack([crop[::28, ::28].ravel() + 1.0 for crop in crops])\n"
     )
     monkeypatch.syspath_prepend(tmp_path)

@@ -122,8 +122,8 @@ class Package:
         """
         if self.detector is None:
             return self.runtime.prepare(decode(content, self.preprocessing.color))
-        crop = main_region(self.detector, np.asarray(decode(content, "RGB")))
-        return self._prepare_crop(crop)
+        region = main_region(self.detector, np.asarray(decode(content, "RGB")))
+        return self._prepare_crop(region.crop)
 
     def _prepare_crop(self, crop: NDArray[np.uint8]) -> Any:
         return self.runtime.prepare(Image.fromarray(crop).convert(self.preprocessing.color))

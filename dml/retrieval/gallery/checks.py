@@ -1,5 +1,6 @@
 """Checks of what is enrolled: vectors, ids and attributes in, the same of the right types or an error out."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml.errors import InvalidData, InvalidSetting, did_you_mean
+from dml.names import MAX_ID_LENGTH
 from dml.refs import AttributeType, IndexRef
 
 _LENGTH_TOLERANCE = 1e-3
 _ID_DIGITS = 12
 MAX_NAME_BYTES, MAX_VALUE_BYTES = 4096, 1 << 16
 """The longest id, label or name of a person, and the longest value of an attribute."""
+_CONTROL_CATEGORIES = ("Cc", "Zl", "Zp")
 _PYTHON_TYPES: dict[AttributeType, tuple[type, ...]] = {
     "string": (str,),
     "int64": (int,),
@@ -44,10 +47,20 @@ def require_text(
 
 
 def require_name(what: str, value: str) -> None:
-    """Refuse a new id or label that nobody could read, too; raises as `require_text`."""
+    """Refuse a new id or label that nobody could read or type, too; raises as `require_text`."""
     require_text(what, value)
     if not value.strip():
         raise InvalidSetting(f"{what} must have a character that is no space; got {value!r}.")
+    if len(value) > MAX_ID_LENGTH:
+        raise InvalidSetting(
+            f"{what} must be at most {MAX_ID_LENGTH} characters; got {len(value)}. Shorten it."
+        )
+    control = next((each for each in value if unicodedata.category(each) in _CONTROL_CATEGORIES), None)
+    if control is not None:
+        raise InvalidSetting(
+            f"{what} must be without control characters and line breaks; got U+{ord(control):04X} in "
+            f"{value[:100]!r}. Leave it out."
+        )
 
 
 def checked_vectors(vectors: NDArray[np.float32], ref: IndexRef) -> NDArray[np.float32]:
@@ -74,6 +87,11 @@ def checked_ids(ids: Sequence[str] | None, identity: str, digests: Sequence[str]
     """Of M items with these contents; None: the identity and the content name them. Raises InvalidSetting."""
     if ids is None:
         names = [f"{identity}/{digest[:_ID_DIGITS]}" for digest in digests]
+        if len(identity) + 1 + _ID_DIGITS > MAX_ID_LENGTH:
+            raise InvalidSetting(
+                f"An identity must be at most {MAX_ID_LENGTH - 1 - _ID_DIGITS} characters, to which ids add "
+                f"{1 + _ID_DIGITS}; got {len(identity)}. Shorten it, or give ids."
+            )
     elif isinstance(ids, str) or len(ids) != len(digests):
         raise InvalidSetting(f"ids must be {len(digests)}, one for each image or vector; got {ids!r}.")
     else:

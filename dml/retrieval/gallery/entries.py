@@ -9,22 +9,29 @@ from typing import Any
 import numpy as np
 
 from dml.errors import InvalidSetting, MissingArtifact
+from dml.retrieval.gallery.live import LiveIndex
 from dml.retrieval.gallery.log import Entry, Log, timestamp
 from dml.retrieval.gallery.state import State
+from dml.retrieval.search import Index
 
 MakeEntries = Callable[[State, Log], Sequence[tuple[Entry, bytes | None]]]
 """Returns the entries to write, each with its image, if it has one; none where all is so already."""
 
 
-def enrol_entries(entries: Sequence[Entry], images: Sequence[bytes]) -> MakeEntries:
+def enrol_entries(
+    entries: Sequence[Entry], images: Sequence[bytes], check: Callable[[Index], None] | None = None
+) -> MakeEntries:
     """Those of the entries that are not in the gallery already.
 
     Args:
         entries: of items that are enrolled.
         images: of the items, in the same order; none: they are vectors.
+        check: raises where the gallery, with all that is written before, does not allow them.
     """
 
     def make(state: State, log: Log) -> list[tuple[Entry, bytes | None]]:
+        if check is not None:
+            check(_live_now(state, log))
         files: Sequence[bytes | None] = images or [None] * len(entries)
         each = zip(entries, files, strict=True)
         return [(entry, image) for entry, image in each if not _is_enrolled(entry, state, log)]
@@ -75,6 +82,12 @@ def forget_entries(ids: Sequence[str], identity: str | None, who: str) -> MakeEn
 def no_item(id_: str, name: str) -> MissingArtifact:
     """The error that says that a gallery does not have an item."""
     return MissingArtifact(f"An item must be in gallery {name}; {id_!r} is not, or was forgotten.")
+
+
+def _live_now(state: State, log: Log) -> LiveIndex:
+    """The gallery as of the open transaction, with what others who share it have written."""
+    pending = log.entries_after(state.live.revision, state.embedder)
+    return state.after(pending, state.live.revision + 1).live if pending else state.live
 
 
 def _columns_now(id_: str, state: State, log: Log) -> dict[str, Any]:

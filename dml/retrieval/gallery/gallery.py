@@ -30,7 +30,7 @@ from dml.retrieval.gallery.current import CurrentState
 from dml.retrieval.gallery.delta import EXACT_ROWS
 from dml.retrieval.gallery.entries import enrol_entries, forget_entries, no_item, update_entries
 from dml.retrieval.gallery.log import BUSY_TIMEOUT_S, Entry, timestamp
-from dml.retrieval.gallery.quality import Quality, check_duplicates, check_quality
+from dml.retrieval.gallery.quality import Quality, UnlikeOthers, check_norms, check_quality
 from dml.retrieval.gallery.state import State
 from dml.retrieval.gallery.writer import MOST_MOVES, ModelChanged, Writer
 from dml.retrieval.search import Index
@@ -253,8 +253,10 @@ class Gallery:
             else:
                 embedded = checked_vectors(vectors, state.ref)
                 contents = [vector.tobytes() for vector in embedded]
+            check = None
             if quality == "strict":
-                check_duplicates(state.live, embedded, identity)
+                check = UnlikeOthers(embedded, identity)
+                check(state.live)
             digests = [hashlib.sha256(content).hexdigest() for content in contents]
             names = checked_ids(ids, identity, digests)
             when = timestamp()
@@ -263,7 +265,7 @@ class Gallery:
                 for id_, digest, vector in zip(names, digests, embedded, strict=True)
             ]
             try:
-                revision, _ = self._writer.commit(enrol_entries(entries, images), state.embedder)
+                revision, _ = self._writer.commit(enrol_entries(entries, images, check), state.embedder)
             except ModelChanged:
                 if vectors is not None:
                     raise
@@ -358,13 +360,13 @@ class Gallery:
 
     def _embed(self, state: State, images: Sequence[bytes], quality: Quality = "off") -> NDArray[np.float32]:
         """(M, D) of unit length, of images that pass the quality gate."""
-        check_quality(quality, images)  # before the network has work
         package = self._package(require_package(state.ref.embeddings.embedder, "An enrolment of images"))
+        check_quality(quality, images, package.detector)  # before the network has work
         if quality == "off":
             return np.asarray(package.embed(images), np.float32)
         raw = np.asarray(package.embed(images, unit_length=False), np.float32)
         norms = np.linalg.norm(raw, axis=1)
-        check_quality(quality, images, norms)
+        check_norms(quality, norms)
         return np.asarray(raw / norms[:, None], np.float32)
 
     def _refuse_writing(self) -> None:

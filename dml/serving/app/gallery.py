@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dml.errors import InvalidSetting, MissingArtifact
+from dml.names import MAX_ID_LENGTH
 from dml.preprocessing import image_format, image_size
 from dml.retrieval.gallery import Enrolment, Gallery, Item
 from dml.serving.app import messages
@@ -28,9 +29,11 @@ from dml.serving.browsed import small_picture
 router = APIRouter(prefix="/v1/indexes/{name}", tags=["gallery"], responses=ERRORS)
 
 Id = Annotated[
-    str, Path(description="of an item", min_length=1, max_length=1_000, examples=["ann/0f8fad5bd9cb"])
+    str, Path(description="of an item", min_length=1, max_length=MAX_ID_LENGTH, examples=["ann/0f8fad5bd9cb"])
 ]
-Identity = Annotated[str, Path(description="a label", min_length=1, max_length=1_000, examples=["ann"])]
+Identity = Annotated[
+    str, Path(description="a label", min_length=1, max_length=MAX_ID_LENGTH, examples=["ann"])
+]
 Side = Annotated[
     int | None,
     Query(

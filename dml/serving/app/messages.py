@@ -11,15 +11,15 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from dml.errors import InvalidSetting
+from dml.names import MAX_ID_LENGTH
 from dml.reports import Box, IdentityHit, SearchPlan, TriedScope
 
 MAX_FILTER_CHARACTERS = 8_192
 MAX_BATCH = 256
 MAX_K = 1_000
-_MAX_TEXT = 1_000
 
 Scalar: TypeAlias = str | int | float | bool | None
-Text = Annotated[str, Field(max_length=_MAX_TEXT)]
+Text = Annotated[str, Field(max_length=MAX_ID_LENGTH)]
 Component = Annotated[float, Field(ge=-1.001, le=1.001, allow_inf_nan=False)]
 Cosine = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -368,7 +368,7 @@ class EnrolRequest(Message):
         [], max_length=MAX_BATCH, description="(D,) each, of unit length, by the index's embedder"
     )
     attributes: dict[Text, Scalar] = Field({}, max_length=256, description="of all of them")
-    ids: list[Annotated[str, Field(min_length=1, max_length=_MAX_TEXT)]] | None = Field(
+    ids: list[Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH)]] | None = Field(
         None, max_length=2 * MAX_BATCH, description="one for each; null: made of the identity and the content"
     )
     quality: Quality = Field("off", description="what an image must satisfy to be enrolled")
@@ -389,7 +389,7 @@ class UpdateRequest(Message):
     attributes: dict[Text, Scalar] | None = Field(
         None, max_length=256, description="these change; the others stay. null: none does"
     )
-    label: Annotated[str, Field(min_length=1, max_length=_MAX_TEXT)] | None = Field(
+    label: Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH)] | None = Field(
         None, description="null: it stays"
     )
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -301,6 +301,31 @@ def test_a_new_name_is_not_blank(store_of_vectors):
             write()
     assert gallery.revision == 0
     gallery.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bob\nsmith", r"must be without control characters and line breaks; got U\+000A in 'bob\\nsmith'"),
+        ("bob\x1b[31m", r"got U\+001B in 'bob\\x1b\[31m'"),
+        ("bob\u2028", r"got U\+2028"),
+        ("bob\0", "must be a text in Unicode without NUL; got 'bob"),
+        ("b" * 1001, "must be at most 1000 characters; got 1001. Shorten it"),
+    ],
+)
+def test_what_is_wrong_with_a_new_name_is_said(store_of_vectors, text, message):
+    with closing(Gallery.open(store_of_vectors, "people")) as gallery:
+        for what, write in (
+            ("An identity", lambda: gallery.enrol(text, vectors=vectors_of(1, 3))),
+            ("An id", lambda: gallery.enrol("bob", vectors=vectors_of(1, 3), ids=[text])),
+            ("A label", lambda: gallery.update("photo 1", label=text)),
+        ):
+            with pytest.raises(InvalidSetting, match=f"{what} .*{message}"):
+                write()
+        with pytest.raises(InvalidSetting, match=r"at most 987 characters, to which ids add 13; got 988"):
+            gallery.enrol("b" * 988, vectors=vectors_of(1, 3))
+        assert gallery.enrol("b" * 987, vectors=vectors_of(1, 3)).ids
+        gallery.forget(identity="b" * 987)
 
 
 @pytest.mark.parametrize(

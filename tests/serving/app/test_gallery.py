@@ -123,6 +123,25 @@ def test_each_write_is_in_the_audit_log_with_who_and_what_became_of_it(own, tmp_
     assert base64.b64encode(png(900)).decode() not in (tmp_path / "audit.jsonl").read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("ann\0", "without NUL"), ("ann\x07", "U+0007 in 'ann"), ("a" * 1001, "1000 characters")],
+    ids=["nul", "bell", "long"],
+)
+def test_a_name_that_cannot_be_enrolled_is_refused_with_the_reason(own, name, said):
+    async def asking(client):
+        bodies = {**ANN, "identity": name}, {**ANN, "ids": [name]}
+        refused = [await client.post(f"{BASE}/enrol", json=body) for body in bodies]
+        return refused, (await client.get(BASE)).json()["enrolled"]
+
+    refused, enrolled = ask(own, asking)
+    assert [each.status_code for each in refused] == [422, 422]
+    for each in refused:
+        error = each.json()["error"]
+        assert said in f"{error['must']} {error['got']}"
+    assert enrolled == 0
+
+
 def test_what_cannot_be_logged_is_not_done(own, tmp_path):
     (tmp_path / "audit.jsonl").mkdir()
 

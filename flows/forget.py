@@ -104,6 +104,7 @@ def forget_enrolled_flow(
     identity: str | None = None,
     now: bool = False,
     store: str | None = None,
+    who: str = "",
 ) -> ForgetReport:
     """Forget items of a gallery: from answers and log at once, from index versions and dataset if `now`.
 
@@ -113,12 +114,13 @@ def forget_enrolled_flow(
         identity: all items with this label instead.
         now: erase them from every version of the index and of its dataset too; else the next build does.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
+        who: does it, for the gallery's log.
 
     Raises:
         MissingArtifact: some are not in the gallery; nothing is forgotten.
     """
     root = store_uri(store)
-    forgotten = stage(forget_items)(root, name, ids or [], identity)
+    forgotten = stage(forget_items)(root, name, ids or [], identity, who)
     rebuilt, removed = erase_forgotten(root, name) if now else ([], [])
     left = stage(forgotten_ids)(root, name)
     holding = [str(ref) for ref in stage(versions_holding)(root, name, left)]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import timedelta
 from enum import StrEnum
+from getpass import getuser
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -227,6 +228,7 @@ def forget(
         bool,
         typer.Option("--now", help="erase what was enrolled from all index versions now, not by dml reindex"),
     ] = False,
+    who: Annotated[str | None, typer.Option(help="who does it; default: the user of this machine")] = None,
     store: Store = None,
     as_json: Json = False,
 ) -> "ForgetReport":
@@ -244,7 +246,12 @@ def forget(
     if ids and identity is not None:
         raise InvalidSetting(f"--identity goes without ids of items; got {ids} too.")
     if identity is not None or now or _are_enrolled(root, name, ids or []):
-        report = run(forget_enrolled_flow, name, ids, identity, now, root)
+        by = getuser() if who is None else who
+        report = run(forget_enrolled_flow, name, ids, identity, now, root, by)
+    elif who is not None:
+        raise InvalidSetting(
+            f"--who is of a gallery's log; {name} is a dataset, which keeps hashed ids alone. Leave it out."
+        )
     else:
         report = run(forget_flow, name, ids or [], root)
     return emit(report, as_json, _show_forgotten)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dml.retrieval.gallery.fold import opened_log
 from tests.retrieval.gallery.people import ROWS, items_of, publish, vectors_of
 
 
@@ -33,7 +34,9 @@ def test_what_is_enrolled_is_found_by_the_next_command_and_what_is_forgotten_by_
     again = dml("enrol", "people", "alice", str(people / "new.npy"), *told[:4], *store)
     assert "as of revision 1; 2 enrolled since" in again.out
     assert "2 items enrolled or changed since" in dml("indexes", "people", *store).out
-    assert dml("forget", "people", first, *store, "--json").json["items"] == 1
+    assert dml("forget", "people", first, "--who", "her", *store, "--json").json["items"] == 1
+    with opened_log(store[1], "people") as log:
+        assert (log.entry(first).who, log.entry(second).who) == ("her", "me")
     assert first not in ids(dml, people, vectors_of(2, 7)[0])
     assert second in ids(dml, people, vectors_of(2, 7)[1])
     assert dml("forget", "people", "--identity", "alice", *store).status == 0

@@ -25,11 +25,13 @@ def erased_id(id_: str) -> str:
     return ERASED + digest_of_id(id_)
 
 
-def forget_items(store: str, name: str, ids: Sequence[str], identity: str | None = None) -> list[str]:
+def forget_items(
+    store: str, name: str, ids: Sequence[str], identity: str | None = None, who: str = ""
+) -> list[str]:
     """Forget items of a gallery, or all of an identity; returns their ids. Raises as `Gallery.forget`."""
     gallery = Gallery.open(store, name)
     try:
-        return gallery.forget(None if identity is not None else list(ids), identity=identity).ids
+        return gallery.forget(None if identity is not None else list(ids), identity=identity, who=who).ids
     finally:
         gallery.close()
 

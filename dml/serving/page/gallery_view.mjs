@@ -45,6 +45,7 @@ function enrolment(index, detail, go, refresh) {
     h("h2", { id: "enrol-title" }, "Enrol"),
     h("label", { class: "label" }, "Identity", h("span", { class: "small quiet" }, "A name or number. An existing one gets more images."), identity),
     detail.takes_images ? input.element : h("div", { class: "notice" }, "The model of this index is not in the store, so images cannot be enrolled here."),
+    detail.detects_faces && h("p", { class: "small quiet" }, "Of several faces in an image the largest is enrolled."),
     shownImages,
     fields.length > 0 && h("details", {}, h("summary", {}, "Attributes"), h("div", { class: "stack attribute-fields" }, fields.map((each) => each.element))),
     choice("Quality gate", Object.entries(QUALITIES), quality, (value) => (quality = value)),

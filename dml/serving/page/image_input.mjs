@@ -3,6 +3,7 @@
 import { hasCamera, photograph } from "./camera.mjs";
 import { say } from "./dialogs.mjs";
 import { button, fill, h, icon } from "./dom.mjs";
+import { putOn } from "./faces.mjs";
 import { picture, readImage } from "./pictures.mjs";
 
 let latest = null;
@@ -12,7 +13,7 @@ export function latestImage() {
   return latest;
 }
 
-/** @typedef {{kind: "image", image: import("./pictures.mjs").ImageFile} | {kind: "id", id: string, label: string|null, url: string}} Query */
+/** @typedef {{kind: "image", image: import("./pictures.mjs").ImageFile} | {kind: "id", id: string, label: string|null, url: string} | {kind: "identity", identity: string}} Query */
 
 /**
  * @param {{label: string, several?: boolean, onChoose: (query: Query) => void, onClear?: () => void}} options
@@ -83,7 +84,7 @@ export function imageInput({ label, several = false, onChoose, onClear = () => {
 
   /** @param {Query} query */
   function show(query) {
-    const shown = query.kind === "image" ? h("img", { src: query.image.url, alt: `Your image ${query.image.name}` }) : picture(query.url, `Item ${query.id}`);
+    const shown = query.kind === "image" ? framed(query.image) : picture(query.url, `Item ${query.id}`);
     element.classList.add("filled");
     const clear = button("Clear", () => {
       showEmpty();
@@ -93,7 +94,28 @@ export function imageInput({ label, several = false, onChoose, onClear = () => {
     fill(element, shown, h("div", { class: "drop-actions" }, button("Another file", () => file.click()), clear), file, phone);
   }
 
-  return { element, show, take, clear: showEmpty };
+  /** The query's own picture, once it is loaded; null where an item is shown. @returns {Promise<HTMLImageElement|null>} */
+  async function loadedImage() {
+    const image = element.querySelector(".frame img");
+    await image?.decode().catch(() => {});
+    return image?.naturalWidth ? image : null;
+  }
+
+  /** Boxes of faces on the picture; null takes them away. */
+  function mark(boxes) {
+    const frame = element.querySelector(".frame");
+    if (frame) putOn(frame, boxes);
+  }
+
+  return { element, show, take, clear: showEmpty, loadedImage, mark };
+}
+
+/** A picture in a frame of its own proportions, so that what lies on it is where it belongs. */
+function framed(image) {
+  const shown = h("img", { src: image.url, alt: `Your image ${image.name}` });
+  const frame = h("div", { class: "frame" }, shown);
+  shown.addEventListener("load", () => frame.style.setProperty("--ratio", shown.naturalWidth / shown.naturalHeight));
+  return h("div", { class: "mount" }, frame);
 }
 
 /** Give pasted images to an input for as long as its element is on the page. */
@@ -112,5 +134,6 @@ export function onPaste(inputs) {
 
 /** A query as the service takes it. */
 export function asQuery(query) {
-  return query.kind === "image" ? { image: { base64: query.image.base64 } } : { id: query.id };
+  if (query.kind === "image") return { image: { base64: query.image.base64 } };
+  return query.kind === "id" ? { id: query.id } : { identity: query.identity };
 }

@@ -3,6 +3,7 @@
 import { answerList, answersOf } from "./answers.mjs";
 import { indexes } from "./api.mjs";
 import { fill, fold, h, newId, text } from "./dom.mjs";
+import { choose, faceBoxes, faceRow } from "./faces.mjs";
 import { filterForm } from "./filters.mjs";
 import { asQuery, imageInput, onPaste } from "./image_input.mjs";
 import { showItem } from "./item_dialog.mjs";
@@ -16,7 +17,7 @@ const ANSWERS = [12, 24, 48, 96];
 /** @param {import("./main.mjs").Context} context */
 export async function searchView({ index, parameters, go }) {
   const detail = await indexes.detail(index);
-  const state = { query: null, conditions: [], grouping: "best", k: ANSWERS[0], threshold: null, response: null, running: null };
+  const state = { query: null, conditions: [], grouping: "best", k: ANSWERS[0], threshold: null, response: null, running: null, face: 0 };
   const results = h("section", { "aria-label": "Answers", "aria-busy": "false" });
   const input = imageInput({ label: "Image to search with", onChoose: (query) => begin(query), onClear: () => begin(null) });
   const form = filterForm(detail.columns, (conditions) => {
@@ -41,7 +42,7 @@ export async function searchView({ index, parameters, go }) {
     });
     const kind = choice("The gallery holds", kinds.map((each) => [each, each]), kindOf(index), (value) => {
       setKind(index, value);
-      if (state.response) show();
+      if (state.response) input.loadedImage().then((picture) => show(state.response.faces ? picture : null));
     });
     return h("div", { class: "card padded stack" }, grouping, h("div", { class: "range two-fields" }, number, h("span", {}), kind));
   }
@@ -49,6 +50,7 @@ export async function searchView({ index, parameters, go }) {
   function begin(query) {
     state.query = query;
     state.threshold = null;
+    state.face = 0;
     if (query) {
       input.show(query);
       search();
@@ -66,10 +68,13 @@ export async function searchView({ index, parameters, go }) {
     if (!state.response) fill(results, loading("answers"));
     try {
       state.response = await indexes.search(index, request(state.grouping), running.signal);
-      show();
+      const picture = state.response.faces ? await input.loadedImage() : null;
+      if (running.signal.aborted) return;
+      show(picture);
     } catch (error) {
       if (error.name === "AbortError") return;
       state.response = null;
+      input.mark(null);
       fill(results, failed(error, search));
     }
     results.setAttribute("aria-busy", "false");
@@ -79,6 +84,7 @@ export async function searchView({ index, parameters, go }) {
   function request(grouping) {
     const wanted = { queries: [asQuery(state.query)], k: state.k };
     if (state.conditions.length) wanted.filter = state.conditions;
+    if (detail.detects_faces && state.query.kind === "image") wanted.faces = "all";
     return grouping ? { ...wanted, group_by_identity: grouping } : { ...wanted, explain: true };
   }
 
@@ -86,24 +92,62 @@ export async function searchView({ index, parameters, go }) {
     return planPanel(response, () => indexes.search(index, request("")));
   }
 
-  function show() {
+  /** @param {HTMLImageElement|null} picture whose faces have answers; null: the query has */
+  function show(picture) {
     const { response } = state;
     const words = wordsOf(index);
-    const answers = answersOf(response.results[0]);
-    if (!answers.length) {
+    const found = response.faces?.[0] ?? response.results;
+    if (!found.length) {
+      input.mark(null);
+      fill(results, empty("No face in this picture", "The model compares faces. Take a picture in which a face is larger, sharper or turned to the camera.", "person"), plan(response));
+      return;
+    }
+    const ofEach = found.map(answersOf);
+    if (!ofEach[0].length) {
+      input.mark(null);
       fill(results, empty("No item matches", "Take a filter away: nothing in the gallery satisfies all of them."), plan(response));
       return;
     }
+    state.face = Math.min(state.face, found.length - 1);
     const list = h("div", {});
-    const arrange = answerList(index, answers, { search: searchFrom, details: (answer) => showItem(index, answer.id, { search: searchFrom, compare, forgotten: search }) });
+    const row = h("div", {});
     const verdict = h("div", { class: "verdict", role: "status" });
-    draw();
-    fill(results, h("div", { class: "toolbar" }, verdict, slider()), list, plan(response));
+    let boxes = null;
+    let arrange;
+    fill(results, row, h("div", { class: "toolbar" }, verdict, slider()), list, plan(response));
+    drawFaces();
+    take(state.face);
+
+    function threshold() {
+      return state.threshold === null ? response.threshold : { similarity: state.threshold, fpir: null };
+    }
+
+    /** Who each face is, at the present threshold. */
+    function drawFaces() {
+      if (!picture) return;
+      const limit = threshold()?.similarity;
+      const faces = found.map(({ box }, place) => {
+        const [best] = ofEach[place];
+        const known = limit === undefined || best.similarity >= limit;
+        return { box, known, name: known ? best.title : words.nobody, detail: cosine(best.similarity) };
+      });
+      boxes = faceBoxes(picture, faces, state.face, take);
+      input.mark(boxes);
+      if (faces.length > 1) fill(row, faceRow(picture, faces, state.face, take));
+    }
+
+    /** Show the answers of a face, or of the query. */
+    function take(place) {
+      state.face = place;
+      choose(place, boxes, row);
+      const actions = { search: searchFrom, details: (answer) => showItem(index, answer.id, { search: searchFrom, compare, forgotten: search }) };
+      arrange = answerList(index, ofEach[place], actions);
+      draw();
+    }
 
     function draw() {
-      const threshold = state.threshold === null ? response.threshold : { similarity: state.threshold, fpir: null };
-      fill(verdict, verdictOf(answers, threshold, words));
-      fill(list, arrange(threshold, words));
+      fill(verdict, verdictOf(ofEach[state.face], threshold(), words));
+      fill(list, arrange(threshold(), words));
     }
 
     function slider() {
@@ -113,6 +157,7 @@ export async function searchView({ index, parameters, go }) {
       const range = h("input", { type: "range", id, min: 0, max: 1, step: 0.005, value: begins, on: { input: () => {
         state.threshold = Number(range.value);
         output.textContent = cosine(state.threshold);
+        drawFaces();
         draw();
       } } });
       const note = !response.threshold && h("span", { class: "small quiet" }, `None is promised: ${response.no_threshold}. Move it to try one.`);
@@ -130,6 +175,7 @@ export async function searchView({ index, parameters, go }) {
 
   function showNothing() {
     state.response = null;
+    input.mark(null);
     fill(results, empty("Who or what is it?", "Drop, paste, choose or photograph an image. The most similar items of the gallery appear here, and a line shows from where on they are the same.", "image"));
   }
 }

@@ -41,6 +41,6 @@ function chain(steps) {
 }
 
 function modelTable(models) {
-  const rows = models.map((model) => h("tr", {}, h("td", {}, model.url ? h("a", { href: model.url, target: "_blank", rel: "noreferrer" }, text(model.name)) : text(model.name), " ", model.champion && h("span", { class: "tag good" }, "champion")), h("td", {}, text(model.dataset || "—")), h("td", { class: "number" }, model.recall_at_1 === null ? "—" : percent(model.recall_at_1)), h("td", {}, text(model.reason || "—")), h("td", {}, model.created ? time(model.created) : "—")));
+  const rows = models.map((model) => h("tr", {}, h("td", {}, model.url ? h("a", { href: model.url, target: "_blank", rel: "noreferrer" }, text(model.name)) : text(model.name), " ", model.champion && h("span", { class: "tag good" }, "champion")), h("td", { class: "nowrap" }, text(model.dataset || "—")), h("td", { class: "number" }, model.recall_at_1 === null ? "—" : percent(model.recall_at_1)), h("td", {}, text(model.reason || "—")), h("td", { class: "nowrap" }, model.created ? time(model.created) : "—")));
   return h("div", { class: "card table-scroll", tabindex: "0", role: "region", "aria-label": "Registered models" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Model"), h("th", { scope: "col" }, "Trained on"), h("th", { scope: "col", class: "number" }, "Recall@1"), h("th", { scope: "col" }, "Gate"), h("th", { scope: "col" }, "Registered"))), h("tbody", {}, rows)));
 }

@@ -207,6 +207,24 @@ def test_two_images_are_the_same_or_not(open_page):
     expect(page.locator(".verdict h2")).to_have_text("Different identities")
 
 
+def test_an_image_is_compared_with_an_identity_by_its_name(open_page):
+    page = open_page("compare")
+    choose(page, drawing(6, 50), label="First image")
+    page.get_by_role("radio", name="A known identity").check()
+    expect(page.locator(".state")).to_have_text("Name the identity.")
+    name = page.get_by_role("combobox", name="Name of the identity")
+    for identity, verdict in ((6, "Same identity"), (11, "Different identities")):
+        name.fill(label_of(identity))
+        name.press("Enter")
+        expect(page.locator(".measure")).to_contain_text(f"most similar of 3 images of {label_of(identity)}")
+        expect(page.locator(".verdict h2")).to_have_text(verdict)
+        expect(page.locator(".identity .picture")).to_have_count(PER_IDENTITY)
+    assert not violations(page)
+    name.fill("nobody at all")
+    name.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("Not found.")
+
+
 def test_names_that_attack_the_page_are_only_text(open_page, address):
     page = open_page("data", dataset=NAME)
     assert MARKUP in page.locator(".items .who").all_inner_texts()

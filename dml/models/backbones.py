@@ -3,6 +3,7 @@
 torchvision and timm are imported only to build one of their networks: the import takes seconds.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -142,28 +143,32 @@ def _hub_weights(config: TorchvisionConfig) -> Any:
 
 def _torchvision(config: TorchvisionConfig, *, pretrained: bool) -> Backbone:
     from torchvision import models
-    from torchvision.models.feature_extraction import create_feature_extractor
 
     weights = _hub_weights(config) if pretrained else None
     options = {}
-    if (
-        config.name == "googlenet" and not pretrained
-    ):  # with its own weights torchvision insists on its settings
-        options = {"aux_logits": False, "init_weights": False}
+    if config.name == "googlenet":  # with its own weights torchvision insists on its auxiliary classifiers
+        options = {"transform_input": False} if pretrained else {"aux_logits": False, "init_weights": False}
     network = models.get_model(config.name, weights=weights, **options)
-    node, num_features = _TORCHVISION_TRUNKS[config.name]
-    return Backbone(_FeatureMap(create_feature_extractor(network, {node: "features"})), num_features)
+    last, num_features = _TORCHVISION_TRUNKS[config.name]
+    return Backbone(_FeatureMap(network, last), num_features)
 
 
 class _FeatureMap(nn.Module):
-    """A torchvision feature extractor that returns its one output instead of a dictionary of it."""
+    """A torchvision network up to its feature map; its modules are called in their order, as in all of these.
 
-    def __init__(self, extractor: nn.Module) -> None:
+    torchvision's own feature extractor traces the network, which patches the modules of the whole process: a
+    network that another thread ran meanwhile failed.
+    """
+
+    def __init__(self, network: nn.Module, last: str) -> None:
         super().__init__()
-        self.extractor = extractor
+        modules = dict(network.named_children())
+        names = list(modules)
+        trunk = names[: names.index(last) + 1]
+        self.extractor = nn.Sequential(OrderedDict((name, modules[name]) for name in trunk))
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.extractor(images)["features"]
+        features: Tensor = self.extractor(images)
         return features
 
 

@@ -1,11 +1,16 @@
 """The encoder lands on the unit sphere, from any backbone, and its weights follow from the seed alone."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from safetensors.torch import save_file
+from torchvision import models
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from dml.config import Conv4Config, EncoderConfig, TimmConfig, TorchvisionConfig
 from dml.errors import IncompatibleArtifact, InvalidSetting, MissingArtifact
+from dml.models.backbones import _TORCHVISION_TRUNKS, _FeatureMap
 from dml.models.encoder import Encoder, GeneralizedMeanPooling
 
 
@@ -129,3 +134,28 @@ def test_an_encoder_of_unit_length_is_the_normalized_head_of_its_features(traini
     images = torch.randn(5, 1, 28, 28)
     expected = torch.nn.functional.normalize(encoder.head(encoder.features(images)).float(), dim=1)
     assert torch.equal(encoder(images), expected)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "googlenet", "resnet18", "resnet50"])
+def test_a_torchvision_network_gives_the_feature_map_that_its_own_extractor_gives(name):
+    options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    last, _ = _TORCHVISION_TRUNKS[name]
+    network = models.get_model(name, weights=None, **options)
+    ours, traced = _FeatureMap(network, last).eval(), create_feature_extractor(network, {last: "map"}).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(ours(images), traced(images)["map"])
+    assert list(ours.extractor.state_dict()) == list(traced.state_dict()), "so that weights fit"
+
+
+def test_a_network_is_built_while_another_thread_runs_one():
+    """Tracing patches the modules of the whole process: requests failed while a new model was loaded."""
+    config = EncoderConfig(backbone=TorchvisionConfig(name="squeezenet1_1"), dim=8)
+    running, images = Encoder(config, channels=3, seed=0).eval(), torch.randn(1, 3, 48, 48)
+    with torch.inference_mode():
+        expected = running(images)
+    with ThreadPoolExecutor(1) as pool:
+        builds = [pool.submit(Encoder, config, channels=3, initialize=False) for _ in range(10)]
+        while not all(build.done() for build in builds):
+            with torch.inference_mode():
+                assert torch.equal(running(images), expected)

@@ -49,6 +49,12 @@ def test_both_images_have_the_same_uv():
     assert len(versions) == 1
 
 
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_every_model_that_a_store_may_hold_can_be_loaded(dockerfile: Path):
+    extras = set(re.findall(r"--extra (\S+)", dockerfile.read_text()))
+    assert {"faces", "onnx", "huggingface"} <= extras
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(shutil.which("uv") is None, reason="needs uv on the PATH")

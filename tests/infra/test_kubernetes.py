@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import yaml
+from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 
 INFRA = Path(__file__).parents[2] / "infra"
 CLUSTER = yaml.safe_load((INFRA / "kuberay" / "raycluster.yaml").read_text())
@@ -131,6 +132,24 @@ def test_the_service_is_a_ray_cluster_that_runs_our_application():
     module, _, name = served["import_path"].partition(":")
     assert callable(getattr(import_module(module), name))
     assert served["args"]["keys"], "others reach it"
+
+
+def test_the_service_is_probed_over_http_on_ports_that_it_names():
+    """A probe that runs a program needs it in the image: KubeRay's own call wget."""
+    cluster = SERVICE["spec"]["rayClusterConfig"]
+    asked = []
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        (container,) = group["template"]["spec"]["containers"]
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        for kind in ("readinessProbe", "livenessProbe"):
+            request = container[kind]["httpGet"]
+            asked.append((ports[request["port"]], request["path"]))
+    assert asked == [
+        (8265, "/api/gcs_healthz"),
+        (DEFAULT_DASHBOARD_AGENT_LISTEN_PORT, "/api/local_raylet_healthz"),
+        (8000, "/-/healthz"),
+        (DEFAULT_DASHBOARD_AGENT_LISTEN_PORT, "/api/local_raylet_healthz"),
+    ]
 
 
 def test_the_work_pool_makes_valid_jobs_with_gpus():

@@ -222,7 +222,11 @@ def main() -> None:
         batched, batched_ms = bare(store, images, BATCH, min(arguments.seconds, 10))
         words = [sys.executable, "-m", "dml.cli", "serve", "--store", store, "--port", "0", "--json"]
         words += ["--set", "limits.rate=100000", "--set", "limits.burst=100000"]
-        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as service:
+        log = Path(folder) / "log"
+        with (
+            log.open("w") as errors,
+            subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True) as service,
+        ):
             assert service.stdout is not None
             address = json.loads(service.stdout.readline())["address"]
             before = memory_mb(service.pid)
@@ -236,6 +240,7 @@ def main() -> None:
             spent_s = cpu_s(service.pid) - spent_s
             measured = httpx.get(f"{address}/metrics", timeout=60).text
             service.send_signal(signal.SIGINT)
+        failures = "\n".join(line for line in log.read_text().splitlines() if not line.startswith("{"))
     rate = len(load.search_s) / spent
     print(
         f"{arguments.clients} clients for {spent:.0f} s; statuses {dict(load.statuses)}, {dict(load.failed)}"
@@ -255,6 +260,7 @@ def main() -> None:
     if len(load.embedders) != arguments.swaps + 1:
         raise SystemExit(f"{arguments.swaps + 1} models should have answered")
     if load.failed or load.mixed or set(load.statuses) - {200, 429, 503}:
+        print(failures[-3000:])
         raise SystemExit("there were answers that should not be")
 
 

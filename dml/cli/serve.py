@@ -1,5 +1,6 @@
 """`dml serve` and `dml keys`."""
 
+from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 KeyFile = Annotated[
     Path | None, typer.Option("--keys", help="file of API keys; default: service/keys.json of the store")
 ]
+Who = Annotated[str | None, typer.Option("--who", help="who does it; default: the user of this machine")]
 
 
 @verb()
@@ -102,6 +104,7 @@ def make(
         list[str] | None, typer.Option("--galleries", help="indexes that it is for; default: all")
     ] = None,
     keys: KeyFile = None,
+    who: Who = None,
     store: Store = None,
     as_json: Json = False,
 ) -> "NewKey":
@@ -110,7 +113,7 @@ def make(
     from dml.serving.app.keys import make_key
 
     path, as_json = _inherited(context, keys, store, as_json, begins=True)
-    made, secret = make_key(path, name, permissions, galleries or [])
+    made, secret = make_key(path, name, permissions, galleries or [], who=who or getuser())
     report = NewKey(key=secret, **made.model_dump(exclude={"sha256"}))
     return emit(report, as_json, _show_new)
 
@@ -124,6 +127,7 @@ def revoke(
     context: typer.Context,
     key: Annotated[str, typer.Argument(help="its id, as `dml keys` shows it")],
     keys: KeyFile = None,
+    who: Who = None,
     store: Store = None,
     as_json: Json = False,
 ) -> "KeyList":
@@ -131,7 +135,7 @@ def revoke(
     from dml.serving.app.keys import revoke_key
 
     path, as_json = _inherited(context, keys, store, as_json)
-    revoke_key(path, key)
+    revoke_key(path, key, who=who or getuser())
     return _emit_keys(path, as_json)
 
 

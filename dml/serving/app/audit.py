@@ -9,34 +9,18 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dml.errors import CorruptArtifact, DmlError, WriteCommitted
-from dml.serving.app.problems import Refused
+from dml.errors import CorruptArtifact
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Done:
-    """What was written."""
-
-    ids: Sequence[str]
-    """Of items."""
-    revision: int | None = None
-    """Of a gallery."""
-    version: str | None = None
-    """Of a dataset."""
-
-
-Action = Literal["enrol", "update", "forget", "correct", "remove", "revoke"]
+Action = Literal["enrol", "update", "forget", "correct", "remove", "revoke", "make_key", "revoke_key"]
 Outcome = Literal["done", "refused", "failed"]
 _FIRST = "0" * 64
 _TAIL_BYTES = 1 << 20
@@ -49,13 +33,17 @@ class AuditEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     when: datetime = Field(description="UTC")
-    who: str = Field(description="id and name of the API key; local: none was needed")
-    address: str = Field(description="of the client")
-    request_id: str
+    who: str = Field(
+        description="id and name of the API key; local: none was needed. Of keys: the user of the machine"
+    )
+    address: str = Field(description="of the client; empty: `dml keys` did it")
+    request_id: str = Field(description="empty: `dml keys` did it")
     action: Action
-    gallery: str = Field(description="or dataset")
-    identity: str | None = Field(None, description="the label, of a correction the new one")
-    ids: list[str] = Field([], description="of items, the first 100 of them")
+    gallery: str = Field(description="or dataset; empty: of keys")
+    identity: str | None = Field(
+        None, description="the label, of a correction the new one; of a key who has it"
+    )
+    ids: list[str] = Field([], description="of items, or of a key, the first 100 of them")
     num_ids: int = 0
     revision: int | None = Field(None, description="of the gallery; null: nothing was written to one")
     version: str | None = Field(None, description="of the dataset that was made; null: none was")
@@ -116,79 +104,14 @@ class AuditLog:
             os.close(descriptor)
         return entry
 
-    @contextmanager
-    def around(self, audited: "Audited") -> Iterator[Callable[[Done], None]]:
-        """Log what the block does, whatever becomes of it; the block gives its result to what is yielded.
-
-        Raises:
-            Refused: the log cannot be written: before the block, which then does not run, or after it.
-        """
-        with _logged(write_committed=None):
-            os.close(self._open())
-        results: list[Done] = []
-
-        def record(outcome: Outcome, done: Done) -> None:
-            self.append(**{**vars(audited), **vars(done)}, outcome=outcome)
-
-        try:
-            yield results.append
-        except Exception as error:
-            revision = error.revision if isinstance(error, WriteCommitted) else None
-            is_written = bool(results) or revision is not None
-            outcome: Outcome = "done" if is_written else "refused" if _is_refusal(error) else "failed"
-            with _logged(write_committed=is_written or None):
-                record(outcome, results[0] if results else Done(audited.ids, revision))
-            if results:
-                raise Refused(
-                    503,
-                    "write_committed",
-                    "A write must be shown by this process once it is durable",
-                    "it is durable, and this process does not show it yet",
-                    "Do not write it again.",
-                    write_committed=True,
-                    retry_after=5,
-                ) from error
-            raise
-        with _logged(write_committed=True):
-            record("done", results[0])
+    def require_writable(self) -> None:
+        """Raise OSError where nothing can be appended."""
+        os.close(self._open())
 
     def _open(self) -> int:
         """Not the folders above: a store that is away is not begun anew."""
         self.path.parent.mkdir(mode=0o700, exist_ok=True)
         return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-
-
-@dataclass(frozen=True)
-class Audited:
-    """What is about to be done, and by whom."""
-
-    who: str
-    address: str
-    request_id: str
-    action: Action
-    gallery: str
-    identity: str | None = None
-    ids: Sequence[str] = ()
-
-
-def _is_refusal(error: Exception) -> bool:
-    return isinstance(error, DmlError | Refused)
-
-
-@contextmanager
-def _logged(*, write_committed: bool | None) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise Refused(
-            503,
-            "audit",
-            "What is written must be in the audit log",
-            f"that cannot be written: {error.strerror}",
-            "Tell the operator.",
-            write_committed=write_committed,
-            retry_after=5,
-        ) from error
 
 
 def _write_whole(descriptor: int, line: bytes) -> None:

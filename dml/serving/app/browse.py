@@ -14,15 +14,15 @@ from dml.refs import DatasetRef, ModelRef
 from dml.registry.catalog import list_models, model_page_url
 from dml.retrieval import index as indexes
 from dml.serving.ancestry import ancestry, training_runs
-from dml.serving.app import browse_messages as messages
-from dml.serving.app.audit import Audited, Done
 from dml.serving.app.catalogue import column_message
 from dml.serving.app.keys import Caller, Permission
+from dml.serving.app.messages import browse as messages
 from dml.serving.app.opened import require_store
 from dml.serving.app.problems import Refused
 from dml.serving.app.routing import ERRORS, Reader, TheService, audited
 from dml.serving.app.service import Service
 from dml.serving.app.where import checked_where
+from dml.serving.app.writes import Audited, Done, logged_write
 from dml.serving.browsed import BrowsedDatasets
 from dml.serving.shared_call import SharedCall
 from dml.settings import prefect_pages, tracking_uri
@@ -356,7 +356,7 @@ def _summary(ref: DatasetRef) -> dict[str, object]:
 
 def _changed(service: Service, what: Audited, function: Callable[[str], DatasetRef]) -> messages.NewVersion:
     """The version that a function of the store makes; it is in the audit log, too."""
-    with service.audit.around(what) as done:
+    with logged_write(service.audit, what) as done:
         ref = function(service.settings.store)
         done(Done(what.ids, version=ref.version))
     return messages.NewVersion(dataset=ref.name, version=ref.version, rows=ref.rows)

@@ -29,10 +29,14 @@ from dml.serving.browsed import small_picture
 router = APIRouter(prefix="/v1/indexes/{name}", tags=["gallery"], responses=ERRORS)
 
 Id = Annotated[
-    str, Path(description="of an item", min_length=1, max_length=MAX_ID_LENGTH, examples=["ann/0f8fad5bd9cb"])
+    str,
+    Path(description="of an item", min_length=1, max_length=MAX_ID_LENGTH, examples=["ann/0f8fad5bd9cb"]),
+    messages.WithoutNul,
 ]
 Identity = Annotated[
-    str, Path(description="a label", min_length=1, max_length=MAX_ID_LENGTH, examples=["ann"])
+    str,
+    Path(description="a label", min_length=1, max_length=MAX_ID_LENGTH, examples=["ann"]),
+    messages.WithoutNul,
 ]
 Side = Annotated[
     int | None,

@@ -1,9 +1,12 @@
 """Routes for those who run the service: is it alive, is it ready, how is it doing."""
 
+import math
+
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 import dml
+from dml.errors import without_password
 from dml.serving.app import messages
 from dml.serving.app.problems import Refused
 from dml.serving.app.routing import ERRORS, Reader, TheService
@@ -19,7 +22,7 @@ async def healthz() -> messages.Health:
 
 @router.get("/readyz")
 async def readyz(service: TheService) -> messages.Readiness:
-    """Whether all indexes were opened; needs no key. 503 until then."""
+    """Whether there are indexes to search, all of them opened; needs no key. 503 until then."""
     if not service.is_ready:
         raise Refused(
             503,
@@ -28,6 +31,17 @@ async def readyz(service: TheService) -> messages.Readiness:
             "they are being opened",
             "Wait.",
             retry_after=1,
+        )
+    if not service.indexes.opened:
+        why = "; ".join(service.indexes.unavailable.values()) or "it has none any more"
+        seconds = math.ceil(service.settings.refresh_seconds)
+        raise Refused(
+            503,
+            "not_ready",
+            "A service must have an index that can be searched",
+            without_password(why.replace(f"{service.settings.store}/", "")).rstrip("."),
+            f"Publish one, or mend it: it is searched {seconds} s later.",
+            retry_after=seconds,
         )
     return messages.Readiness(indexes=[str(opened.ref) for opened in service.indexes.opened.values()])
 

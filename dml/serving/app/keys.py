@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.names import check_name
+from dml.serving.app.audit import Action, AuditLog
 from dml.storage import exclusive
 
 Permission = Literal["read", "enrol", "forget", "admin"]
@@ -143,22 +144,29 @@ def read_keys(path: Path) -> list[Key]:
         ) from None
 
 
+def audit_beside(path: Path) -> Path:
+    """The audit log that says who made and revoked the keys of a file: of a store that of its service."""
+    return path.with_name("audit.jsonl")
+
+
 def make_key(
-    path: Path, name: str, permissions: Sequence[str], galleries: Sequence[str] = ()
+    path: Path, name: str, permissions: Sequence[str], galleries: Sequence[str] = (), *, who: str
 ) -> tuple[Key, str]:
-    """Add a key to a file.
+    """Add a key to a file, and say so in the audit log beside it.
 
     Args:
         path: the file; it is made where there is none.
         name: who gets it.
         permissions: of PERMISSIONS.
         galleries: names; none: all.
+        who: makes it, for the audit log.
 
     Returns:
         The key as it is kept, and the key itself, which is nowhere else.
 
     Raises:
-        InvalidSetting: no permission, an unknown one, or no name.
+        InvalidSetting: no permission, an unknown one, no name, or an audit log that cannot be written: then
+            no key is made.
     """
     unknown = [each for each in permissions if each not in PERMISSIONS]
     if unknown or not permissions:
@@ -181,15 +189,23 @@ def make_key(
     )
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with exclusive(_lock_of(path)):
-        _write(path, [*read_keys(path), key])
+        former = read_keys(path)
+        _log(path, "make_key", key, who)
+        _write(path, [*former, key])
     return key, secret
 
 
-def revoke_key(path: Path, key_id: str) -> Key:
-    """Remove a key from a file; open services refuse it within a second.
+def revoke_key(path: Path, key_id: str, *, who: str) -> Key:
+    """Remove a key from a file; open services refuse it within a second. The audit log beside it says so.
+
+    Args:
+        path: the file.
+        key_id: of the key.
+        who: revokes it, for the audit log.
 
     Raises:
         MissingArtifact: there is no such key.
+        InvalidSetting: the audit log cannot be written: the key is revoked all the same.
     """
     if not path.exists():
         raise MissingArtifact(f"A key must exist to be revoked; there is no file {path}. Check --store.")
@@ -200,7 +216,30 @@ def revoke_key(path: Path, key_id: str) -> Key:
             there = ", ".join(key.id for key in keys) or "none"
             raise MissingArtifact(f"A key must exist to be revoked; {key_id!r} is none of {there}.")
         _write(path, [key for key in keys if key.id != key_id])
+        _log(path, "revoke_key", found[0], who)
     return found[0]
+
+
+def _log(path: Path, action: Action, key: Key, who: str) -> None:
+    """Before a key is made, which nobody might know of, and after it is revoked, which must not fail."""
+    audit = AuditLog(audit_beside(path))
+    try:
+        audit.append(
+            who=who,
+            address="",
+            request_id="",
+            action=action,
+            gallery="",
+            identity=key.name,
+            ids=[key.id],
+            outcome="done",
+        )
+    except OSError as error:
+        done = f"key {key.id} is revoked" if action == "revoke_key" else "no key was made"
+        raise InvalidSetting(
+            f"Who makes and revokes keys must be in the audit log {audit.path}; it cannot be written: "
+            f"{error.strerror}, and {done}. Mend it."
+        ) from None
 
 
 def _lock_of(path: Path) -> Path:

@@ -41,6 +41,7 @@ class Refused(Exception):
         do: what to do.
         retry_after: seconds after which it may go well.
         write_committed: whether what was to be written is durable all the same.
+        is_write_unknown: that is not known.
     """
 
     def __init__(
@@ -53,10 +54,12 @@ class Refused(Exception):
         *,
         retry_after: int | None = None,
         write_committed: bool | None = None,
+        is_write_unknown: bool = False,
     ) -> None:
         super().__init__(f"{must}; {got}. {do}")
         self.status, self.code, self.must, self.got, self.do = status, code, must, got, do
         self.retry_after, self.write_committed = retry_after, write_committed
+        self.is_write_unknown = is_write_unknown
 
 
 _OF_ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
@@ -163,9 +166,10 @@ def problem_of(refused: Refused, request_id: str) -> str:
         got=clean(refused.got),
         do=clean(refused.do),
         request_id=request_id,
-        write_committed=refused.write_committed,
     )
-    return ErrorResponse(error=problem).model_dump_json()
+    if refused.write_committed is not None or refused.is_write_unknown:
+        problem.write_committed = refused.write_committed
+    return ErrorResponse(error=problem).model_dump_json(exclude_unset=True)
 
 
 def response_of(refused: Refused, request_id: str, headers: Mapping[str, str] | None = None) -> Response:

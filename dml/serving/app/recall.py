@@ -5,7 +5,7 @@ import math
 import random
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -49,7 +49,7 @@ class RecallSampler:
     def __init__(self, share: float, metrics: Metrics, *, seed: int | None = None) -> None:
         self._share, self._metrics, self._random = share, metrics, random.Random(seed)
         self._counts: dict[str, deque[tuple[int, int]]] = {}
-        self._version: dict[str, str] = {}
+        self._versions: dict[str, str] = {}
         self._waiting, self._lock = 0, threading.Lock()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="recall")
 
@@ -62,6 +62,19 @@ class RecallSampler:
                 return
             self._waiting += 1
         self._pool.submit(self._measure, sampled)
+
+    def follow(self, versions: Mapping[str, str]) -> None:
+        """Drop what was measured of versions that are no longer in use: each has a recall of its own.
+
+        Args:
+            versions: in use, by the index's name.
+        """
+        with self._lock:
+            for name in [name for name, version in self._versions.items() if versions.get(name) != version]:
+                self._counts.pop(name, None)
+                for gauge in (self._metrics.recall, self._metrics.recall_low, self._metrics.recall_high):
+                    gauge.remove(name)
+            self._versions = dict(versions)
 
     def close(self) -> None:
         """End, after the query at hand."""
@@ -80,9 +93,12 @@ class RecallSampler:
 
     def _record(self, opened: OpenIndex, found: int, expected: int) -> None:
         name = opened.ref.name
-        if self._version.get(name) != opened.ref.version:  # a new version has a recall of its own
-            self._version[name], self._counts[name] = opened.ref.version, deque()
-        counts = self._counts[name]
+        with self._lock:
+            if self._versions.get(name) == opened.ref.version:
+                self._count(name, found, expected)
+
+    def _count(self, name: str, found: int, expected: int) -> None:
+        counts = self._counts.setdefault(name, deque())
         counts.append((found, expected))
         while sum(number for _, number in counts) > _KEPT and len(counts) > 1:
             counts.popleft()

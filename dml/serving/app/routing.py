@@ -6,11 +6,12 @@ from typing import Annotated, Any
 from fastapi import Depends, Path, Request
 
 from dml.names import MAX_LENGTH
-from dml.serving.app.audit import Action, Audited
+from dml.serving.app.audit import Action
 from dml.serving.app.keys import Caller, Permission
 from dml.serving.app.messages import ErrorResponse
 from dml.serving.app.problems import Refused
 from dml.serving.app.service import Service
+from dml.serving.app.writes import Audited, WriteProgress
 
 _STATUSES = {
     400: "The request is malformed.",
@@ -77,7 +78,17 @@ def audited(
     """What the caller of a request is about to do, for the audit log; `gallery` is that or a dataset."""
     caller: Caller = request.state.caller
     address = "" if request.client is None else request.client.host
-    return Audited(caller.label, address, request.state.request_id, action, gallery, identity, tuple(ids))
+    request.state.write = progress = WriteProgress()  # for `Guard`, should the request be given up
+    return Audited(
+        who=caller.label,
+        address=address,
+        request_id=request.state.request_id,
+        action=action,
+        gallery=gallery,
+        progress=progress,
+        identity=identity,
+        ids=tuple(ids),
+    )
 
 
 async def _limit_rate(request: Request) -> Callable[[int], None]:

@@ -24,7 +24,7 @@ from dml.models.package import Package
 from dml.preprocessing import image_size
 from dml.retrieval.gallery import Gallery
 from dml.serving.app import messages
-from dml.serving.app.audit import Audited, AuditLog, Done
+from dml.serving.app.audit import AuditLog
 from dml.serving.app.batcher import ManyAtOnce, MicroBatcher, OneByOne
 from dml.serving.app.keys import Keys
 from dml.serving.app.metrics import STAGES, Metrics
@@ -33,6 +33,7 @@ from dml.serving.app.problems import Refused, refusal_of
 from dml.serving.app.recall import RecallSampler
 from dml.serving.app.settings import ServiceSettings
 from dml.serving.app.telemetry import Tracing, tracing_for
+from dml.serving.app.writes import Audited, Done, logged_write
 from dml.settings import service_folder
 
 logger = logging.getLogger(__name__)
@@ -177,6 +178,7 @@ class Service:
     def _measure(self) -> None:
         for gauge in self.metrics.of_indexes:
             gauge.clear()  # of those that are no longer served
+        self.recall.follow({name: opened.ref.version for name, opened in self.indexes.opened.items()})
         for name, opened in self.indexes.opened.items():
             self.metrics.version.labels(name, opened.ref.version, opened.embedder[:12]).set(1)
             self._measure_gallery(name, opened)
@@ -212,7 +214,7 @@ class Service:
 
         def write() -> tuple[W, OpenIndex]:
             require_store(self.settings.store)
-            with self.audit.around(audited) as done:
+            with logged_write(self.audit, audited) as done:
                 result = function(opened.gallery)
                 done(Done(result.ids, revision=result.revision))
                 return result, self.indexes.take(name)

@@ -6,8 +6,9 @@ import resource
 
 import pytest
 
-from dml.errors import CorruptArtifact
+from dml.errors import CorruptArtifact, InvalidSetting
 from dml.serving.app.audit import AuditLog, read_audit
+from dml.serving.app.keys import make_key, read_keys, revoke_key
 
 
 def append(path, number):
@@ -84,3 +85,28 @@ def append_with_room(path, most_bytes):
         append(path, 1)
     except OSError as error:
         return error.errno
+
+
+def test_who_made_and_revoked_a_key_is_in_the_log_beside_the_keys(tmp_path):
+    path = tmp_path / "keys.json"
+    made, secret = make_key(path, "ward 3", ["read"], who="ann")
+    revoke_key(path, made.id, who="bob")
+    entries = list(read_audit(tmp_path / "audit.jsonl"))
+    assert [(each.who, each.action, each.identity, each.ids) for each in entries] == [
+        ("ann", "make_key", "ward 3", [made.id]),
+        ("bob", "revoke_key", "ward 3", [made.id]),
+    ]
+    assert secret not in (tmp_path / "audit.jsonl").read_text()
+
+
+def test_without_a_log_no_key_is_made_and_one_is_revoked_all_the_same(tmp_path):
+    path = tmp_path / "keys.json"
+    made, _ = make_key(path, "ward 3", ["read"], who="ann")
+    (tmp_path / "audit.jsonl").unlink()
+    (tmp_path / "audit.jsonl").mkdir()
+    with pytest.raises(InvalidSetting, match="no key was made"):
+        make_key(path, "page", ["read"], who="ann")
+    assert [key.id for key in read_keys(path)] == [made.id]
+    with pytest.raises(InvalidSetting, match="is revoked"):
+        revoke_key(path, made.id, who="ann")
+    assert read_keys(path) == []

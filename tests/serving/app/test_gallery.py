@@ -99,8 +99,8 @@ def test_what_another_process_enrols_is_found_soon(own):
 
 
 def test_each_write_is_in_the_audit_log_with_who_and_what_became_of_it(own, tmp_path):
-    keys = tmp_path / "keys.json"
-    made, writer = make_key(keys, "ward 3", ["read", "enrol", "forget"], [NAME])
+    keys = tmp_path / "keys" / "keys.json"
+    made, writer = make_key(keys, "ward 3", ["read", "enrol", "forget"], [NAME], who="operator")
     app = create_app(own.model_copy(update={"keys": keys}))
 
     async def asking():
@@ -164,7 +164,7 @@ def test_what_cannot_be_logged_is_not_done(own, tmp_path):
 )
 def test_a_permission_allows_what_it_says(own, tmp_path, permission, allowed):
     keys = tmp_path / "keys.json"
-    _, key = make_key(keys, "k", [permission])
+    _, key = make_key(keys, "k", [permission], who="operator")
     app = create_app(own.model_copy(update={"keys": keys}))
 
     async def asking():

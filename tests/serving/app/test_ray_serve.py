@@ -53,6 +53,8 @@ def test_replicas_batch_search_and_enrol_on_a_ray_cluster(tmp_path):
                 client.enrol(NAME, "ann", images=[png(900)])
             refused = httpx.post(f"{address}/v1/indexes/{NAME}/search", json={"queries": [image(1)], "k": 0})
             assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_request")
+            assert httpx.get(f"{address}/-/healthz").text == "success", "the probe of infra/kuberay"
+            assert httpx.head(f"{address}/readyz").status_code == 200
             searchers = serve.status().applications["dml"].deployments["searcher"]
             assert sum(searchers.replica_states.values()) == 2
         finally:

@@ -1,5 +1,7 @@
 """The recall gauge says what comparing with everything would have answered."""
 
+import time
+
 import anyio
 import numpy as np
 import pytest
@@ -7,10 +9,11 @@ import pytest
 from dml.retrieval.gallery import Gallery
 from dml.retrieval.search import Answer
 from dml.serving.app.factory import create_app
+from dml.serving.app.metrics import Metrics
 from dml.serving.app.opened import OpenIndexes
-from dml.serving.app.recall import Sampled, recall_of
+from dml.serving.app.recall import RecallSampler, Sampled, recall_of
 from tests.embedding.parts import png
-from tests.serving.app.parts import NAME, image, make_store, running
+from tests.serving.app.parts import NAME, image, make_store, publish, running
 
 SEARCH = f"/v1/indexes/{NAME}/search"
 
@@ -55,3 +58,35 @@ def test_live_queries_are_measured_in_the_background(settings):
     measured = anyio.run(asking)
     assert 'dml_recall{index="shelves"} 1.0' in measured
     assert 'dml_recall_low{index="shelves"} 0.9' in measured
+
+
+def test_a_new_version_begins_without_the_recall_of_the_former_one(tmp_path):
+    store, dataset, _ = make_store(tmp_path)
+    indexes, metrics = OpenIndexes(store), Metrics()
+    recall = RecallSampler(1.0, metrics)
+
+    def gauge():
+        return metrics.registry.get_sample_value("dml_recall", {"index": NAME})
+
+    def take_what_is_published():
+        indexes.refresh()
+        recall.follow({name: opened.ref.version for name, opened in indexes.opened.items()})
+
+    def measure(opened):
+        (vector,) = opened.index.vectors_of(["00004.png"])
+        found = opened.index.search(vector[None], 5, embedder=opened.embedder).answers[0]
+        recall.offer(Sampled(opened, vector, 5, [], found))
+
+    take_what_is_published()
+    with indexes.hold(NAME) as former:
+        measure(former)
+        deadline = time.monotonic() + 10
+        while gauge() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert gauge() == 1.0
+        publish(store, dataset, seed=2)
+        take_what_is_published()
+        assert gauge() is None
+        measure(former)  # for a request that began before the switch
+        recall.close()
+    assert gauge() is None

@@ -200,8 +200,8 @@ def test_without_keys_the_service_is_called_by_a_name_of_loopback_alone(settings
 
 def test_a_key_may_what_it_was_made_for_until_it_is_revoked(settings, tmp_path):
     path = tmp_path / "keys.json"
-    made, reader = make_key(path, "page", ["read"], [NAME])
-    _, elsewhere = make_key(path, "other", ["admin"], ["other"])
+    made, reader = make_key(path, "page", ["read"], [NAME], who="operator")
+    _, elsewhere = make_key(path, "other", ["admin"], ["other"], who="operator")
     app = create_app(settings.model_copy(update={"keys": path, "refresh_seconds": 0.05}))
 
     async def asking():
@@ -214,7 +214,7 @@ def test_a_key_may_what_it_was_made_for_until_it_is_revoked(settings, tmp_path):
             before = [await status(key) for key in (None, "dml_wrong", reader, elsewhere)]
             listed = await client.get("/v1/indexes", headers={"Authorization": f"Bearer {elsewhere}"})
             open_to_all = await status(None, "/healthz")
-            revoke_key(path, made.id)
+            revoke_key(path, made.id, who="operator")
             await anyio.sleep(0.5)
             return before, listed.json()["indexes"], open_to_all, await status(reader)
 
@@ -223,7 +223,7 @@ def test_a_key_may_what_it_was_made_for_until_it_is_revoked(settings, tmp_path):
 
 def test_a_key_is_kept_as_its_hash_alone_in_a_file_of_its_owner(tmp_path):
     path = tmp_path / "keys.json"
-    _, secret = make_key(path, "page", ["read"])
+    _, secret = make_key(path, "page", ["read"], who="operator")
     assert secret.removeprefix("dml_") not in path.read_text()
     assert path.stat().st_mode & 0o777 == 0o600
     path.chmod(0o644)
@@ -254,7 +254,7 @@ def test_a_request_id_of_the_client_is_kept_if_it_is_one(settings):
 
 def test_who_has_no_key_can_take_no_room_of_the_bodies_of_others(settings, tmp_path):
     path = tmp_path / "keys.json"
-    make_key(path, "page", ["read"])
+    make_key(path, "page", ["read"], who="operator")
 
     async def asking(client):
         sent = [await client.post(each, content=b"x" * 9) for each in ("/healthz", "/", f"{SEARCH}")]
@@ -271,6 +271,33 @@ def test_a_path_that_is_not_described_is_refused_in_the_one_form(settings, path)
     answer = ask(settings, asking)
     assert answer.status_code == 404
     assert problem(answer)["code"] == "not_found"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/", "/openapi.json", "/v1/indexes"])
+def test_head_is_answered_as_get_without_the_body(settings, path):
+    async def asking(client):
+        return await client.get(path), await client.head(path)
+
+    got, asked = ask(settings, asking)
+    assert (asked.status_code, asked.content) == (got.status_code, b"") == (200, b"")
+    assert asked.headers["content-type"] == got.headers["content-type"]
+
+
+def test_an_id_with_nul_is_refused_by_that_name(settings):
+    async def asking(client):
+        body = {"queries": [{"id": "a\0b"}]}
+        enrolled = {"identity": "a\0b", "vectors": [[1.0] + [0.0] * 15]}
+        return [
+            await client.post(SEARCH, json=body),
+            await client.get(f"/v1/indexes/{NAME}/items/a%00b"),
+            await client.delete(f"/v1/indexes/{NAME}/identities/a%00b"),
+            await client.post(f"/v1/indexes/{NAME}/enrol", json=enrolled),
+            await client.post(f"/v1/indexes/{NAME}/enrol", json={**enrolled, "identity": "a", "ids": ["\0"]}),
+        ]
+
+    for answer in ask(settings, asking):
+        assert (answer.status_code, problem(answer)["code"]) == (422, "invalid_request")
+        assert "without NUL" in problem(answer)["got"]
 
 
 def test_an_address_that_cannot_be_listened_on_is_refused_with_what_to_do():

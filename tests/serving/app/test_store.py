@@ -54,9 +54,12 @@ def test_an_index_that_was_removed_is_neither_served_nor_measured(own):
         before = (await client.get("/metrics")).text
         shutil.rmtree(Path(own.store) / "indexes" / NAME)
         await anyio.sleep(PAUSE_S)
-        return before, (await client.get("/metrics")).text, (await client.get(BASE)).status_code
+        after = (await client.get("/metrics")).text
+        return before, after, (await client.get(BASE)).status_code, await client.get("/readyz")
 
-    before, after, status = ask(own, asking)
+    before, after, status, ready = ask(own, asking)
+    assert (ready.status_code, ready.json()["error"]["code"]) == (503, "not_ready")
+    assert "it has none any more" in ready.json()["error"]["got"]
     assert f'dml_index_rows{{index="{NAME}"}} 40.0' in before
     assert f'{{index="{NAME}"}}' not in "".join(line for line in after.splitlines() if "rows" in line)
     assert status == 404
@@ -64,7 +67,7 @@ def test_an_index_that_was_removed_is_neither_served_nor_measured(own):
 
 def test_keys_that_cannot_be_read_stay_as_they_were_and_new_versions_are_found(own, tmp_path):
     path = tmp_path / "keys.json"
-    _, reader = make_key(path, "page", ["read"])
+    _, reader = make_key(path, "page", ["read"], who="operator")
 
     async def asking():
         async with running(create_app(own.model_copy(update={"keys": path}))) as client:

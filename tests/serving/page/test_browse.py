@@ -141,8 +141,8 @@ def test_a_damaged_dataset_is_said_beside_the_others(get, tmp_path):
 
 def test_a_key_of_one_gallery_sees_no_dataset(get, tmp_path):
     keys = tmp_path / "keys.json"
-    _, whole = make_key(keys, "reader", ["read"])
-    _, narrow = make_key(keys, "narrow", ["read"], [NAME])
+    _, whole = make_key(keys, "reader", ["read"], who="operator")
+    _, narrow = make_key(keys, "narrow", ["read"], [NAME], who="operator")
     assert get("datasets", keys=keys, key=whole).status_code == 200
     refused = get(f"datasets/{NAME}/items", body={}, keys=keys, key=narrow)
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
@@ -155,8 +155,8 @@ def test_a_label_is_corrected_and_an_item_removed_by_a_key_of_an_admin_alone(get
     dataset = make_dataset(folder / "images", store)
     make_index(store, dataset)
     keys = tmp_path / "keys.json"
-    _, reader = make_key(keys, "reader", ["read", "enrol", "forget"])
-    _, admin = make_key(keys, "Ada", ["admin"])
+    _, reader = make_key(keys, "reader", ["read", "enrol", "forget"], who="operator")
+    _, admin = make_key(keys, "Ada", ["admin"], who="operator")
     change = {"id": file_of(8, 0), "label": label_of(8)}
     path = f"datasets/{NAME}/corrections"
     assert get(path, body=change, keys=keys, key=reader, store=store).status_code == 403

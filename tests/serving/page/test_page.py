@@ -373,7 +373,7 @@ def test_an_item_is_removed_from_its_dataset(open_page):
 
 def test_with_keys_the_page_asks_for_one_and_shows_pictures_by_it(looked_at, browser, tmp_path):
     keys = tmp_path / "keys.json"
-    _, key = make_key(keys, "reader", ["read"])
+    _, key = make_key(keys, "reader", ["read"], who="operator")
     settings = ServiceSettings(store=looked_at[0], keys=keys, threads=1, recall_share=0)
     with serving(settings) as url, browser.new_context(viewport=WIDE) as context:
         page = context.new_page()

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dml.reports import ItemCorrection, NearDuplicatePair, Refusal, SuspectedLabel
-from dml.serving.app.messages import Column, Message, Scalar, Text, Where
+from dml.serving.app.messages.base import Message, Scalar, Text, Where
+from dml.serving.app.messages.catalogue import Column
 
 MAX_PAGE = 500
 First = Annotated[int, Field(ge=0, le=10**12, description="number of the first one, from 0")]

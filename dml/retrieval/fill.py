@@ -1,6 +1,7 @@
 """Train a Faiss index on a sample of flat vectors, and fill it in blocks: not all are in memory at a time."""
 
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -13,6 +14,7 @@ from dml.retrieval.vectors import FlatVectors
 _FEWEST_PER_LIST, _MOST_PER_LIST = 39, 100  # rows to train on: by Faiss' guidelines 39 to 256
 _TRAINING_SHARE = 0.2  # of the rows, which Faiss may copy once
 _FEWEST_TRAINING_ROWS = 1 << 16
+_RENUMBERED_ROWS = 1 << 14
 
 
 def num_lists(index: faiss.Index) -> int:
@@ -84,9 +86,9 @@ def add_to_graph(index: faiss.Index, vectors: FlatVectors, rows: NDArray[np.int6
     first = vectors.rows - len(rows)
     former[np.delete(np.arange(vectors.rows), rows)] = np.arange(first)
     former[rows] = np.arange(first, vectors.rows)
-    graph.hnsw.permute_entries(faiss.swig_ptr(former))  # type: ignore[attr-defined]
+    _renumber(graph.hnsw, former, first)
     held = faiss.downcast_index(graph.storage).codes  # type: ignore[attr-defined]
-    codes = faiss.rev_swig_ptr(held.data(), held.size()).reshape(vectors.rows, -1)
+    codes = _array_of(held).reshape(vectors.rows, -1)
     late = codes[first:].copy()
     # In place, from the end: a row that was there in time comes from no place behind its own.
     for start in reversed(range(0, vectors.rows, vectors.block_rows)):
@@ -94,6 +96,41 @@ def add_to_graph(index: faiss.Index, vectors: FlatVectors, rows: NDArray[np.int6
         moved = codes[np.minimum(places, first - 1)]
         moved[places >= first] = late[places[places >= first] - first]
         codes[start : start + vectors.block_rows] = moved
+
+
+def _renumber(hnsw: Any, former: NDArray[np.int64], first_late: int) -> None:
+    """As `HNSW.permute_entries`, which holds all links twice: of 128 dimensions half the vectors more.
+
+    Args:
+        hnsw: Faiss' HNSW of N rows.
+        former: (N,) the number that each row had; ascending below `first_late`.
+        first_late: the rows that had this number or a higher one are inserted between the others.
+    """
+    links, levels = _array_of(hnsw.neighbors), _array_of(hnsw.levels)
+    offsets = _array_of(hnsw.offsets).view(np.int64)
+    numbers = np.full(len(former) + 1, -1, dtype=np.int32)  # the last for link -1: there is none
+    numbers[former] = np.arange(len(former), dtype=np.int32)
+    starts, sizes = offsets[:-1][former], np.diff(offsets)[former]
+    late_start = int(offsets[first_late])
+    late_links = links[late_start:].copy()
+    offsets[1:] = np.cumsum(sizes)
+    levels[:] = levels[former]
+    # In place, from the end: the links of a row that was there in time come from no place behind their own.
+    for start in reversed(range(0, len(former), _RENUMBERED_ROWS)):
+        rows = slice(start, start + _RENUMBERED_ROWS)
+        first, last = offsets[start], offsets[min(rows.stop, len(former))]
+        places = np.arange(first, last) + np.repeat(starts[rows] - offsets[:-1][rows], sizes[rows])
+        is_late = places >= late_start
+        moved = links[np.minimum(places, late_start - 1)]
+        moved[is_late] = late_links[places[is_late] - late_start]
+        links[first:last] = numbers[moved]
+    hnsw.entry_point = int(numbers[hnsw.entry_point])
+
+
+def _array_of(vector: Any) -> NDArray[Any]:
+    """A vector of Faiss as an array of the same memory, which must not be resized meanwhile."""
+    array: NDArray[Any] = faiss.rev_swig_ptr(vector.data(), vector.size())
+    return array
 
 
 def _growing_lists(index: faiss.IndexIVF) -> faiss.ArrayInvertedLists | None:
@@ -123,9 +160,15 @@ def nearest_lists(index: faiss.IndexIVF, vectors: FlatVectors) -> NDArray[np.int
 
 
 def _reserve(index: faiss.Index, rows: int) -> None:
-    """Memory for the codes of all rows at once, so that they are not copied as they grow."""
+    """Memory for the codes and links of all rows at once, so that they are not copied as they grow."""
     graph = graph_of(index)
     flat = index if graph is None else faiss.downcast_index(graph.storage)
+    if graph is not None:
+        hnsw: Any = graph.hnsw
+        lowest, others = hnsw.nb_neighbors(0), hnsw.nb_neighbors(1)
+        expected = rows * (lowest + others / (others - 1))  # levels are drawn: a few more links
+        hnsw.neighbors.resize(int(1.01 * expected))
+        hnsw.neighbors.resize(0)
     if isinstance(flat, faiss.IndexFlatCodes):
         flat.codes.resize(rows * flat.code_size)
         flat.codes.resize(0)

@@ -4,7 +4,7 @@ import faiss
 import numpy as np
 import pytest
 
-from dml.retrieval.fill import fill, training_rows
+from dml.retrieval.fill import add, add_to_graph, fill, train, training_rows
 from dml.retrieval.vectors import FlatVectors
 from tests.embedding.parts import unit_vectors
 from tests.retrieval.test_vectors import written
@@ -46,6 +46,24 @@ def test_an_index_filled_in_blocks_is_the_one_that_faiss_fills(vectors, factory)
     for block in vectors.blocks():
         theirs.add(block)
     assert ours.ntotal == ROWS
+    assert faiss.serialize_index(ours).tobytes() == faiss.serialize_index(theirs).tobytes()
+
+
+@pytest.mark.parametrize(
+    "late", [[0], [ROWS - 1], [0, 3, 4, 500, ROWS - 1], list(range(7, ROWS, 3))], ids=len
+)
+@pytest.mark.parametrize("factory", ["HNSW4", "HNSW8,SQ8"])
+def test_rows_that_a_graph_is_given_late_are_numbered_as_by_permute_entries_of_faiss(vectors, factory, late):
+    rows = np.array(late)
+    ours, theirs = (faiss.index_factory(DIM, factory, faiss.METRIC_INNER_PRODUCT) for _ in range(2))
+    for index in (ours, theirs):
+        train(index, vectors)
+        add(index, vectors, without=rows)
+    add_to_graph(ours, vectors, rows)
+    theirs.add(vectors.take(rows))
+    former = np.empty(ROWS, dtype=np.int64)
+    former[np.r_[np.delete(np.arange(ROWS), rows), rows]] = np.arange(ROWS)
+    theirs.permute_entries(former)
     assert faiss.serialize_index(ours).tobytes() == faiss.serialize_index(theirs).tobytes()
 
 

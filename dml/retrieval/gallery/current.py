@@ -149,7 +149,8 @@ class CurrentState:
     def catch_up(self, log: Log) -> None:
         """Apply what the log has that the state has not."""
         with self._applying:
-            state = self._built(self._state.index) if self._is_stale else self._state
+            former = self._state
+            state = self._built(former.index, config=former.config) if self._is_stale else former
             self._state = _caught_up(state, log)
             self._is_stale = False
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dml.config import IndexConfig
 from dml.data.forgotten import digest_of_id
 from dml.refs import IndexRef
 from dml.retrieval.changes import NO_POSITION, items_columns
@@ -24,16 +25,21 @@ class State:
 
     index: Index
     live: LiveIndex
+    config: IndexConfig
+    """Of the version."""
 
     @classmethod
-    def built(cls, index: Index, *, exact_rows: int = EXACT_ROWS) -> "State":
+    def built(
+        cls, index: Index, *, exact_rows: int = EXACT_ROWS, config: IndexConfig | None = None
+    ) -> "State":
         """As a version was built: at the revision that it covers.
 
         Args:
             index: the version; what is enrolled into one that was asked for as Flat is compared exactly, too.
             exact_rows: up to so many enrolled items are compared exactly whatever was asked for.
+            config: of the version; None: as its manifest has it, which is gone where it was removed.
         """
-        ref, config = index.ref, index_config_of(index.ref)
+        ref, config = index.ref, config or index_config_of(index.ref)
         delta = Delta(
             items_columns(ref.embeddings.items),
             ref.embeddings.dim,
@@ -41,7 +47,7 @@ class State:
             exact_rows=exact_rows,
         )
         tombstones = Tombstones(np.empty(0, np.int64), index.ref.rows)
-        return cls(index, LiveIndex(index, tombstones, delta, index.ref.covers_revision))
+        return cls(index, LiveIndex(index, tombstones, delta, index.ref.covers_revision), config)
 
     @property
     def ref(self) -> IndexRef:

@@ -3,7 +3,7 @@
 import { indexes } from "./api.mjs";
 import { button, h, text } from "./dom.mjs";
 import { picture } from "./pictures.mjs";
-import { cosine, count, percent, shown } from "./words.mjs";
+import { cosine, count, percent, summary } from "./words.mjs";
 
 const SIDE = 320;
 const SMALL = 96;
@@ -51,7 +51,7 @@ function thresholdLine({ similarity, fpir }, words) {
 
 function answerCard(index, answer, actions) {
   const { title, similarity, id, attributes, others } = answer;
-  const known = Object.values(attributes).filter((value) => value !== null);
+  const known = summary(attributes);
   const shape = picture(indexes.picture(index, id, SIDE), `Search from ${title}, ${id}`, "button", { title: "Search from this", on: { click: () => actions.search(id) } });
   const small = others.slice(0, MORE_SHOWN).map((each) => picture(indexes.picture(index, each.id, SMALL), `Search from ${each.id}, similarity ${cosine(each.similarity)}`, "button", { on: { click: () => actions.search(each.id) } }));
   const hidden = others.length - small.length;
@@ -64,7 +64,7 @@ function answerCard(index, answer, actions) {
       { class: "caption" },
       h("div", { class: "row apart nowrap" }, text(title, { class: "who" }), button("", () => actions.details(answer), { kind: "bare square dots", iconName: "dots", "aria-label": `More on ${title}` })),
       h("div", { class: "similarity" }, h("span", {}, cosine(similarity)), h("span", { class: "scale", style: { "--part": Math.max(0, similarity) } })),
-      known.length > 0 && h("bdi", { class: "what" }, known.map(shown).join(" · ")),
+      known && h("bdi", { class: "what", title: known }, known),
       small.length > 0 && h("div", { class: "more" }, small, hidden > 0 && h("span", { class: "count" }, `+${count(hidden)}`)),
     ),
   );

@@ -7,7 +7,7 @@ import { filterForm } from "./filters.mjs";
 import { picture } from "./pictures.mjs";
 import { choice } from "./search_view.mjs";
 import { damageNotice, empty, failed, loading } from "./states.mjs";
-import { cosine, count, counted, shown, time } from "./words.mjs";
+import { cosine, count, counted, summary, time } from "./words.mjs";
 
 const PARTS = { items: "Items", suspects: "Suspected labels", duplicates: "Near-duplicates", quarantine: "Quarantine", corrections: "Corrections" };
 const PER_PAGE = 60;
@@ -30,6 +30,7 @@ export async function dataView({ parameters, go }) {
     h("div", { class: "head-select" }, select),
   );
   const tabs = h("nav", { class: "views", "aria-label": "Parts of the dataset" }, Object.entries(PARTS).map(([each, label]) => h("a", { href: `#/data?${new URLSearchParams({ dataset: name, part: each })}`, "aria-current": each === part ? "page" : null }, label, each === "quarantine" && detail.quarantined > 0 && ` (${count(detail.quarantined)})`)));
+  requestAnimationFrame(() => tabs.querySelector("[aria-current]").scrollIntoView({ block: "nearest", inline: "center" })); // a narrow screen cuts them off
   const again = () => go("data", { dataset: name, part }, { anew: true });
   return [head, damageNotice(damaged), tabs, await VIEWS[part](detail, again)];
 }
@@ -72,8 +73,8 @@ function itemsPart(detail, again) {
 
 function card(detail, item, again) {
   const open = () => showDatasetItem(detail, item, again);
-  const known = Object.values(item.attributes).filter((value) => value !== null);
-  return h("li", { class: "answer" }, picture(datasets.picture(detail.name, item.id, SIDE), `${item.label}, ${item.id}`, "button", { on: { click: open } }), h("div", { class: "caption" }, text(item.label, { class: "who" }), h("bdi", { class: "what" }, [item.split, ...known.map(shown)].join(" · "))));
+  const known = [item.split, summary(item.attributes)].filter(Boolean).join(" · ");
+  return h("li", { class: "answer" }, picture(datasets.picture(detail.name, item.id, SIDE), `${item.label}, ${item.id}`, "button", { on: { click: open } }), h("div", { class: "caption" }, text(item.label, { class: "who" }), h("bdi", { class: "what", title: known }, known)));
 }
 
 /** A list that the service computes, page by page. */
@@ -117,7 +118,9 @@ function suspectsPart(detail, again) {
 }
 
 function duplicatesPart(detail, again) {
-  const draw = ({ pairs }) => pairs.map(({ between, pair }) =>
+  const drawn = new Set();
+  const isNew = ({ pair: { first, second } }) => !drawn.has(JSON.stringify([second, first])) && drawn.add(JSON.stringify([first, second])); // each image names its own
+  const draw = ({ pairs }) => pairs.filter(isNew).map(({ between, pair }) =>
     h(
       "article",
       { class: "card pair" },

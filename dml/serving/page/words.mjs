@@ -53,6 +53,15 @@ export function time(value) {
   return Number.isNaN(date.valueOf()) ? String(value) : date.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
 }
 
+/** Attributes in one line: a number and a yes or no with their names, which mean nothing without. */
+export function summary(attributes) {
+  const said = Object.entries(attributes).map(([name, value]) => {
+    if (value === true || value === false) return value ? name : `not ${name}`;
+    return typeof value === "number" ? `${name} ${value}` : value;
+  });
+  return said.filter(Boolean).join(" · ");
+}
+
 /** An attribute's value. */
 export function shown(value) {
   if (value === null || value === undefined) return "—";

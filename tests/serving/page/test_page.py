@@ -306,7 +306,7 @@ def test_the_dataset_shows_its_problems_and_lineage_how_the_index_was_made(open_
     page = open_page("data", part="quarantine")
     expect(page.locator("tbody tr")).to_contain_text("broken.png")
     page = open_page("data", part="duplicates")
-    expect(page.locator(".pair")).to_have_count(2)
+    expect(page.locator(".pair")).to_have_count(1)
     page = open_page("versions")
     expect(page.locator(".lineage .kind")).to_have_text(["Dataset", "Model", "Embeddings", "Index"])
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -22,13 +23,15 @@ from dml.training.ray_trainer import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-# A gentle SGD: Adam would blow gradients of rounding size up to full steps, and a rough one their effects.
+# A gentle SGD: Adam would blow gradients of rounding size up to full steps, and a rough one their effects. A
+# smooth loss: a mined tuple that rounding lets in or out moves a curve by more than rounding.
 SETTINGS = [
     "training.num_steps=20",
     "training.log_every_steps=1",
     "training.checkpoint_every_steps=5",
     "optimizer.kind=sgd",
     "optimizer.learning_rate=0.0001",
+    'loss={"kind":"contrastive"}',
 ]
 
 
@@ -57,6 +60,7 @@ class Recorder:
         if progress.step == self.kill_at and not marker.exists():
             marker.touch()
             os.kill(self.victim or os.getpid(), signal.SIGKILL)
+            time.sleep(60)  # takes no step more until it is ended with its driver
 
     def losses(self) -> dict[int, float]:
         lines = (self.folder / "losses.txt").read_text().split("\n")
@@ -75,8 +79,8 @@ def run(dataset, folder: Path, num_workers: int, *settings: str, kill_at=None, v
 
 @pytest.fixture(scope="module")
 def undisturbed(dataset, tmp_path_factory):
-    """Number of workers to the result of a run that nothing disturbs."""
-    return {workers: run(dataset, tmp_path_factory.mktemp("undisturbed"), workers)[0] for workers in (1, 2)}
+    """Number of workers to the result of a run that nothing disturbs, and its recorder."""
+    return {workers: run(dataset, tmp_path_factory.mktemp("undisturbed"), workers) for workers in (1, 2)}
 
 
 def assert_same_weights(result, expected):
@@ -84,11 +88,8 @@ def assert_same_weights(result, expected):
     torch.testing.assert_close(weights, right, rtol=1e-4, atol=1e-5)
 
 
-def test_two_workers_give_the_loss_curve_of_one(dataset, tmp_path):
-    """A smooth loss: a mined tuple that rounding lets in or out moves a curve by more than rounding."""
-    setting = 'loss={"kind":"contrastive"}'
-    _, one = run(dataset, tmp_path / "one", 1, setting)
-    _, two = run(dataset, tmp_path / "two", 2, setting)
+def test_two_workers_give_the_loss_curve_of_one(undisturbed):
+    (_, one), (_, two) = undisturbed[1], undisturbed[2]
     assert two.losses().keys() == set(range(1, 21))
     for step, value in one.losses().items():
         assert two.losses()[step] == pytest.approx(value, rel=1e-4, abs=1e-4), f"step {step}"
@@ -100,7 +101,7 @@ def test_a_killed_worker_restarts_by_itself_and_ends_as_the_undisturbed_run(data
     assert steps.count(20) == 1
     first_again = next(step for before, step in pairwise(steps) if step <= before)
     assert first_again <= 11, "it goes on from a checkpoint at or before the kill, never after"
-    assert_same_weights(disturbed, undisturbed[2])
+    assert_same_weights(disturbed, undisturbed[2][0])
 
 
 def test_a_damaged_checkpoint_is_left_out_and_an_unfinished_one_removed(dataset, undisturbed, tmp_path):
@@ -119,7 +120,7 @@ def test_a_damaged_checkpoint_is_left_out_and_an_unfinished_one_removed(dataset,
     assert steps[steps.index(13) + 1] == 6, "the checkpoint after step 10 was damaged, that after 5 was not"
     assert steps[-1] == 20
     assert not unfinished.exists()
-    assert_same_weights(resumed, undisturbed[2])
+    assert_same_weights(resumed, undisturbed[2][0])
 
 
 def test_two_workers_with_half_of_the_proxies_each_are_killed_and_end_as_one_with_all(dataset, tmp_path):
@@ -156,4 +157,4 @@ def test_a_run_continues_after_its_driver_was_killed(dataset, undisturbed, tmp_p
     goes_on_at = next(step for before, step in pairwise(steps) if step <= before)
     assert 1 < goes_on_at <= 14, "it goes on from a checkpoint, neither anew nor after the kill"
     assert steps[-1] == 20
-    assert_same_weights(resumed, undisturbed[num_workers])
+    assert_same_weights(resumed, undisturbed[num_workers][0])

@@ -21,6 +21,13 @@ sys.modules["faiss.contrib.torch_utils"] = ModuleType("faiss.contrib.torch_utils
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+if importlib.util.find_spec("hypothesis") is not None:  # not on a machine that has little but torch
+    from hypothesis import settings
+
+    # The same examples in each run: a run fails for what was changed, never for what was drawn.
+    settings.register_profile("same", derandomize=True, database=None, deadline=None)
+    settings.load_profile("same")
+
 ROOT = Path(__file__).resolve().parent.parent
 GPU_TESTS = ROOT / "tests" / "gpu"
 
@@ -61,6 +68,19 @@ def shared_data() -> Path:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test leaves copies in the user's cache, or finds one there."""
     monkeypatch.setenv("DML_CACHE", str(tmp_path_factory.getbasetemp() / "dml-cache"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_environment() -> Iterator[None]:
+    """No file's tests leave variables to the next's, such as the MLflow that a session was told of.
+
+    But for Ray's: what a process has read of them once holds until it ends.
+    """
+    before = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    yield
+    for name in [name for name in os.environ if not name.startswith("RAY_") and name not in before]:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture

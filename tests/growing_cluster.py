@@ -4,15 +4,16 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 
 @contextmanager
@@ -30,9 +31,7 @@ def growing_cluster(
         environment: the cluster's environment variables; None: this process's, without authentication.
     """
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, since socket paths are limited
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     config = {
         "cluster_name": "growing",
         "max_workers": 8,
@@ -85,8 +84,11 @@ def growing_cluster(
     finally:
         for stop in (signal.SIGTERM, signal.SIGKILL):
             for process in _cluster_pids(folder):
-                os.kill(process, stop)
-            time.sleep(1)
+                with suppress(ProcessLookupError):  # it went with the one before
+                    os.kill(process, stop)
+            deadline = time.monotonic() + (2 if stop == signal.SIGTERM else 20)
+            while _cluster_pids(folder) and time.monotonic() < deadline:
+                time.sleep(0.1)
         shutil.rmtree(folder, ignore_errors=True)
 
 

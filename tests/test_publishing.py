@@ -35,13 +35,13 @@ def at_once(work: Callable[..., None], *arguments: Any) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(280)
     assert [process.exitcode for process in processes] == [0, 0]
 
 
 def move_pointers(number: int, barrier: Barrier, parent: str, versions: list[str]) -> None:
     for version in versions[number::2]:
-        barrier.wait(60)
+        barrier.wait(240)
         storage.point(parent, version)
 
 
@@ -61,7 +61,7 @@ def publish_versions(number: int, barrier: Barrier, parent: str) -> None:
         with storage.staged(final) as staged:
             for name in "abcdefgh":
                 storage.write_bytes(storage.join(staged, name), f"{number} {name}".encode())
-            barrier.wait(60)
+            barrier.wait(240)
             storage.publish(staged, final, {"kind": "test"})
 
 
@@ -78,7 +78,7 @@ def ingest_at_once(number: int, barrier: Barrier, store: str, sources: list[str]
     for round_ in range(ROUNDS):
         config = IngestConfig(name=f"d{round_}", source=sources[number], num_workers=1)
         try:
-            ingest_source(config, store, lambda *_: barrier.wait(60))
+            ingest_source(config, store, lambda *_: barrier.wait(240))
         except IncompatibleArtifact:
             Path(refused, f"{round_}-{number}").touch()
 
@@ -112,7 +112,7 @@ def test_two_ingests_at_once_put_no_class_on_two_sides(store, tmp_path):
 
 def forget_ids(number: int, barrier: Barrier, store: str) -> None:
     for round_ in range(ROUNDS):
-        barrier.wait(60)
+        barrier.wait(240)
         add_forgotten(store, "faces", [f"{number}/{round_}"])
 
 
@@ -133,7 +133,7 @@ def test_an_item_forgotten_during_an_ingest_is_not_published(store, tmp_path):
 
 def collect_at_once(number: int, barrier: Barrier, stores: list[str]) -> None:
     for store in stores:
-        barrier.wait(60)
+        barrier.wait(240)
         remove(unneeded(store, [], keep=1, grace=timedelta(0)))
 
 

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import zipfile
@@ -17,6 +16,7 @@ import pytest
 
 from dml.cli import main
 from tests.answers import require_declared_type
+from tests.ports import free_port
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
@@ -43,12 +43,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = subprocess.run(command, cwd=folder, env=ENV, capture_output=True, text=True)
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
     return folder
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def console(beginning: str) -> str:
@@ -171,7 +165,7 @@ def test_it_runs_by_itself_with_what_is_typed_in_two_terminals(folder):
         type_in(folder, "dml schedule shop --off")
     finally:
         first.send_signal(signal.SIGINT)
-        assert first.wait(60) == 0
+        assert first.wait(180) == 0
 
 
 @pytest.mark.timeout(2400)

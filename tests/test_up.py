@@ -116,7 +116,7 @@ time.sleep(600)
         time.sleep(0.05)
 
 
-def wait_for(condition, timeout_s: float = 30.0) -> None:
+def wait_for(condition, timeout_s: float = 120.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
@@ -221,7 +221,7 @@ def test_a_part_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path, p
         stack.start("deaf", program("deaf", source))
         while not (tmp_path / "deaf").exists():
             time.sleep(0.05)
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 200, "it would sleep for 600 s"
 
 
 def test_sigterm_ends_the_body_like_ctrl_c():

@@ -43,7 +43,11 @@ def test_one_command_makes_an_index_of_a_folder_that_finds_its_photos(photos, st
     (tmp_path / "small.py").write_text(FUNCTION)
     command = [sys.executable, "-m", "dml.cli"]
     index = [*command, "index", "My Photos", "--embedder", "python:small:embed", "--store", store]
-    environment = {"PYTHONPATH": f"{Path(__file__).parents[2]}:{tmp_path}", "PATH": "/usr/bin:/bin"}
+    environment = {
+        "PYTHONPATH": f"{Path(__file__).parents[2]}:{tmp_path}",
+        "PATH": "/usr/bin:/bin",
+        "DML_CACHE": str(tmp_path / "cache"),
+    }
     done = subprocess.run(index, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert "ingesting My Photos as the dataset my-photos" in done.stderr
     assert done.stdout.startswith("my-photos@")

@@ -2,6 +2,7 @@
 
 import base64
 import time
+from collections.abc import Callable
 
 import pytest
 from prefect import flow
@@ -17,14 +18,23 @@ def shown() -> list[tuple[str, str]]:
     return [(str(artifact.description), str(artifact.data)) for artifact in actual]
 
 
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.02)
+
+
 @pytest.mark.slow
 def test_a_picture_is_replaced_while_the_run_continues_and_errors_end_nothing():
     steps: list[int] = []
+    tried: list[int] = []
     seen: list[list[tuple[str, str]]] = []
 
     def draw() -> tuple[bytes, str] | None:
         if not steps:
             return None
+        tried.append(steps[-1])
         if steps[-1] == 2:
             raise ConnectionError("MLflow is away")
         return f"png {steps[-1]}".encode(), f"step {steps[-1]}"
@@ -34,7 +44,7 @@ def test_a_picture_is_replaced_while_the_run_continues_and_errors_end_nothing():
         with live_picture("curves", draw, first_s=0.05, most_s=0.05):
             for step in (1, 2, 3):
                 steps.append(step)
-                time.sleep(1.5)
+                until(lambda step=step: tried.count(step) > 1)  # so the first is shown, or has failed
                 seen.append(shown())
 
     with prefect_test_harness():

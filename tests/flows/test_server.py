@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -56,11 +57,24 @@ class LocalStack:
         )
         return json.load(urllib.request.urlopen(request))
 
+    def get(self, route: str) -> Any:
+        return json.load(urllib.request.urlopen(self.env["PREFECT_API_URL"] + route))
+
     def runs_of(self, flow: str) -> list[dict[str, Any]]:
         runs = self.post(
             "/flow_runs/filter", {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_DESC"}
         )
         return [run for run in runs if run["state_type"] != "SCHEDULED"]
+
+    def states_of(self, run: Mapping[str, Any]) -> list[str]:
+        """The names of all states that a flow run and its task runs were in."""
+        of_run = {"flow_runs": {"id": {"any_": [run["id"]]}}}
+        tasks = [("task", task["id"]) for task in self.post("/task_runs/filter", of_run)]
+        return [
+            state["name"]
+            for kind, id_ in [("flow", run["id"]), *tasks]
+            for state in self.get(f"/{kind}_run_states/?{kind}_run_id={id_}")
+        ]
 
     def scheduled(self, flow: str) -> list[dict[str, Any]]:
         body = {
@@ -77,12 +91,6 @@ class LocalStack:
         """Command lines of everything that knows the stack's folder, Ray's processes among them."""
         listing = subprocess.run(["ps", "-A", "-ww", "-o", "args="], capture_output=True, text=True).stdout
         return [line for line in listing.splitlines() if str(self.folder) in line]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(condition: Callable[[], Any], timeout_s: float = 300.0) -> Any:
@@ -124,12 +132,12 @@ def stack() -> Iterator[LocalStack]:
     try:
         yield stack
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-        assert stack.processes() == []
+        assert process.wait(180) == 0
+        until(lambda: not stack.processes(), 60)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            process.wait(180)
         shutil.rmtree(folder)
 
 
@@ -214,7 +222,7 @@ def test_a_refresh_that_fails_is_a_failed_run_that_names_the_index(stack: LocalS
     assert stack.dml(*tomorrow, "--dataset", "gone").returncode == 0
     done = stack.run("refresh-flow/default")
     assert done.returncode == 1
-    (failed, *_) = stack.runs_of("refresh-flow")
+    (failed, *_) = [run for run in stack.runs_of("refresh-flow") if not run["auto_scheduled"]]
     assert "1 of 1 were not refreshed: tiny" in failed["state"]["message"]
     assert "'gone'" in failed["state"]["message"]
     assert stack.dml("reindex").returncode == 1
@@ -251,7 +259,9 @@ def test_a_mistake_fails_at_once_and_is_not_retried(stack: LocalStack):
     assert "Traceback" not in done.stdout
     run = stack.runs_of("train-flow")[0]
     assert run["state_name"] == "Failed"
-    assert run["total_run_time"] < 10, "a retry waits 10 s"
+    states = stack.states_of(run)
+    assert "Failed" in states
+    assert "AwaitingRetry" not in states
 
 
 def test_a_cancelled_training_leaves_no_ray_process(stack: LocalStack):
@@ -271,7 +281,7 @@ def test_a_cancelled_training_leaves_no_ray_process(stack: LocalStack):
             == "Cancelled"
         )
     )
-    until(lambda: not any("ray" in Path(line.split()[0]).name for line in stack.processes()), 60)
+    until(lambda: not any("ray" in Path(line.split()[0]).name for line in stack.processes()), 180)
 
 
 def test_a_verb_shows_up_as_a_flow_run_where_a_server_is_configured(stack: LocalStack):

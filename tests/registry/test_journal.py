@@ -4,12 +4,12 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from dml.registry.connection import connect
 from dml.registry.journal import Journal
 from dml.settings import tracking_uri
 from flows.ingest import ingest_flow
+from tests.ports import free_port
 from tests.registry.parts import Step, new_run, python
 
 STEPS = 40
@@ -93,9 +94,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.uri = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        self.uri = f"http://127.0.0.1:{free_port()}"
 
     def start(self) -> None:
         with (self.folder / "server.log").open("ab") as log:
@@ -160,6 +159,14 @@ class Training:
     def reaches(self, step: int) -> None:
         until(lambda: any(f"step {step} of" in line for line in self.log), 240)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def ends(self) -> tuple[int, dict]:
         out = self.process.stdout.read()
         self._reader.join(60)
@@ -190,7 +197,8 @@ def test_training_continues_while_mlflow_is_down_and_every_metric_arrives_once(s
     killed_at = len(training.log)
     training.reaches(20)
     assert killed_at < len(training.log)
-    server.start()
+    with training.paused():  # however long a server takes to start
+        server.start()
     status, answer = training.ends()
     assert status == 0, (answer, training.log[-20:])
     logged = history(server.uri, run_of(server.uri))

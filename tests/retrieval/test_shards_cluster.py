@@ -235,7 +235,7 @@ def test_the_shards_of_a_lost_node_move_to_another_and_the_query_is_answered(sin
     assert search(held, vectors, 5).answers == expected
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     assert search(held, vectors, 5).answers == expected
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while len({actor["Address"]["NodeID"] for actor in actors()}) > 1:
         assert time.monotonic() < deadline, "an actor is still said to be on the lost node"
         time.sleep(0.5)

@@ -73,7 +73,11 @@ def test_a_window_of_a_kept_permutation_costs_the_window():
     begin = time.process_time()
     for index in range(n // 100 + 1000, n // 100 + 1100):
         made.window(n, 100, index, 0)
-    assert time.process_time() - begin < 0.05, "a copy of all items would take ten times as long"
+    windows_s = time.process_time() - begin
+    begin = time.process_time()
+    for _ in range(100):
+        np.arange(n)
+    assert windows_s < (time.process_time() - begin) / 2, "as if all items were copied"
 
 
 def test_the_permutation_is_pinned_for_every_platform_and_version():

@@ -93,7 +93,7 @@ def test_a_late_step_costs_what_an_early_one_does(make):
     late = make(np.repeat(np.arange(1001), 7), 32, 4, num_steps=10**12)
     begin = time.process_time()
     assert len(late.batch(10**11)) == 128
-    assert time.process_time() - begin < 0.5
+    assert time.process_time() - begin < 20, "all steps before it would take days"
 
 
 @every_sampler

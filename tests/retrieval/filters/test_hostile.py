@@ -48,7 +48,7 @@ def test_a_long_text_is_refused_soon(text):
     began = time.process_time()
     with pytest.raises(InvalidFilter) as refused:
         parse(text)
-    assert time.process_time() - began < 1.5
+    assert time.process_time() - began < 15
     assert len(str(refused.value)) < 700
 
 
@@ -124,7 +124,7 @@ def test_a_long_list_is_refused_and_the_longest_is_searched_soon():
     began = time.process_time()
     assert matching_rows(items, col("age").isin(range(10_000))).sum() == 10_000
     assert matching_rows(items, col("name").isin(map(str, range(10_000)))).sum() == 10_000
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 20, "each with each would take minutes"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,11 @@
 """The same app as a Ray Serve application, on a local Ray cluster."""
 
-import socket
-
 import httpx
 import pytest
 
 from dml.errors import InvalidSetting
 from tests.embedding.parts import png
+from tests.ports import free_port
 from tests.serving.app.parts import NAME, image, make_store
 
 
@@ -27,9 +26,7 @@ def test_replicas_batch_search_and_enrol_on_a_ray_cluster(tmp_path):
     from dml.serving.ray_serve import application
 
     store, _, index = make_store(tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with ray_session(num_cpus=2):
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         try:

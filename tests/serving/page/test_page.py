@@ -25,7 +25,7 @@ from tests.serving.page.parts import (
     serving,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 VIEWS = ["search", "compare", "gallery", "data", "versions"]
 PARTS = ["suspects", "duplicates", "quarantine", "corrections"]
@@ -34,6 +34,9 @@ FLAGS = [
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
 ]
+WAIT_MS = 120_000
+"""How long something may take to come; a loaded machine draws a page in seconds."""
+expect.set_options(timeout=WAIT_MS)
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -67,7 +70,7 @@ def open_page(address, browser):
         context = browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce")
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(WAIT_MS)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda message: complaints.append(message.text) if is_policy(message) else None)
         return go(page, address, view, **parameters)

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from dml.errors import InvalidSetting
 from dml.reports import IdentityHit, ImageHit
+from dml.retrieval.answer import Answer
 from dml.retrieval.arguments import checked_k
 from dml.retrieval.filters import In, Where
-from dml.retrieval.search import Answer, Index
+from dml.retrieval.search import Index
 
 GROUPINGS = ("best", "mean", "all")
 FIRST_K = 16

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml.errors import InvalidSetting
+from dml.retrieval.answer import NO_MORE, Answer, SearchResult
 from dml.retrieval.filters import Where
 from dml.retrieval.plan import Plan, Stage
 from dml.retrieval.rerankers import CANDIDATES, NAMES, NUM_EXPANDING, expanded, k_reciprocal_distances
-from dml.retrieval.search import NO_MORE, Answer, Index, SearchResult
+from dml.retrieval.search import Index
 
 Vector = NDArray[np.float32]
 

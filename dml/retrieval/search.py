@@ -1,23 +1,21 @@
 """Search in an opened index, optionally with filters; exactly k answers unless fewer items match."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from operator import gt
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import compute
 
 from dml import storage
-from dml.data.schema import BASE_COLUMNS
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
 from dml.refs import IndexRef
+from dml.retrieval.answer import NO_MORE, Answer, SearchResult, answer_of
 from dml.retrieval.arguments import check_vectors, checked_k
 from dml.retrieval.attributes import Matches
 from dml.retrieval.bundle import ITEMS_FILE, REMEDY, Calibration, open_bundle
@@ -27,6 +25,7 @@ from dml.retrieval.filters import Filter, Where, check
 from dml.retrieval.filters.columns import Columns
 from dml.retrieval.first_stage import FirstStage
 from dml.retrieval.lists import InvertedLists, Selector
+from dml.retrieval.numbered_identities import NumberedIdentities
 from dml.retrieval.plan import Costs, Plan, Recall, RecallTable, choose_plan
 from dml.retrieval.probe import processor_name
 from dml.retrieval.ties import Neighbors, by_similarity, first_of_equals
@@ -37,36 +36,12 @@ from dml.retrieval.vectors import FlatVectors, Subset, is_flat
 Device = Literal["cpu", "cuda"]
 
 _SIMILARITY_LIMIT = 1.001
-NO_MORE = "no more match"
 _CHECKED_ROWS = 3
 _IDS_SHOWN = 3
 _FEW_TOMBSTONES = 16
 """A search without a filter finds so many more rows, and as many again as it wants, of which it leaves out
 those that are deleted."""
 _KEPT_PLANS, _KEPT_FILTERS, _KEPT_LENGTH = 1024, 256, 8192
-
-
-class Answer(NamedTuple):  # made ten times a query; a frozen dataclass takes four times as long
-    """One item of a search result."""
-
-    id: str
-    similarity: float
-    """Cosine of query and item, [-1, 1]."""
-    label: str | None
-    """None: the items have no labels."""
-    split: str | None
-    """None: the items have no splits."""
-    attributes: dict[str, Any]
-    position: int
-    """Row of the item among the indexed items."""
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The answers of each query by descending similarity, and how the search was executed."""
-
-    answers: list[list[Answer]]
-    plan: Plan
 
 
 class Index:
@@ -215,36 +190,12 @@ class Index:
     def num_identities(self, filter: Filter | None) -> int:
         """How many identities have an item that satisfies a checked filter; None: in all."""
         rows = slice(None) if filter is None else self.rows_of(filter)
-        return len(np.unique(self.identities[rows]))
+        return len(np.unique(self.identities.of_rows[rows]))
 
     @cached_property
-    def identities(self) -> NDArray[np.int64]:
-        """(N,) the identity of each item, numbered: its label; without one it is one by itself."""
-        return self._identities_and_labels[0]
-
-    def identities_of(self, labels: Iterable[str]) -> dict[str, int]:
-        """The numbers of those labels that some item has."""
-        known, wanted = self._known_labels, list(labels)
-        unknown = [label for label in wanted if label not in known]
-        if unknown:
-            every = self._identities_and_labels[1]
-            found = compute.index_in(pa.array(unknown, every.type), value_set=every).to_pylist()
-            known.update(zip(unknown, found, strict=True))
-        return {label: number for label in wanted if (number := known[label]) is not None}
-
-    @cached_property
-    def _known_labels(self) -> dict[str, int | None]:
-        return {}
-
-    @cached_property
-    def _identities_and_labels(self) -> tuple[NDArray[np.int64], pa.Array]:
-        if "label" not in self.items.column_names:
-            return np.arange(self.ref.rows), pa.array([], pa.string())
-        encoded = self.items["label"].combine_chunks().dictionary_encode()
-        identities: NDArray[np.int64] = encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
-        unlabelled = np.flatnonzero(identities < 0)
-        identities[unlabelled] = len(encoded.dictionary) + np.arange(len(unlabelled))
-        return identities, encoded.dictionary
+    def identities(self) -> NumberedIdentities:
+        """The identity of each item."""
+        return NumberedIdentities(self.items)
 
     def _matching(self, filter: Filter | None, tombstones: Tombstones | None) -> Matches | None:
         """The live rows that match; None: every row does."""
@@ -545,9 +496,3 @@ def _checker(columns: Columns) -> Callable[[str, bool], Filter | None]:
         return check(where, columns, refuse_absent=refuse_absent)
 
     return checked
-
-
-def answer_of(similarity: float, item: dict[str, Any]) -> Answer:
-    """An item, by its columns, as an answer of this similarity."""
-    attributes = {k: v for k, v in item.items() if k not in BASE_COLUMNS and k != "position"}
-    return Answer(item["id"], similarity, item.get("label"), item.get("split"), attributes, item["position"])

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from dml.cluster import RemoteObjects
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.refs import IndexRef
+from dml.retrieval.answer import NO_MORE, Answer, SearchResult
 from dml.retrieval.filters import Filter, Where, check, matching_rows
 from dml.retrieval.filters.columns import Columns
 from dml.retrieval.plan import Kind as PlanKind
 from dml.retrieval.plan import Plan, Stage
-from dml.retrieval.search import NO_MORE, Answer, Device, Index, SearchResult
+from dml.retrieval.search import Device, Index
 from dml.retrieval.sharded_columns import LocalColumns, ShardedColumns, Shards
 from dml.retrieval.tombstones import Tombstones
 

@@ -9,8 +9,8 @@ from dml.data.dataset import read_images, read_rows
 from dml.models.package import load_package
 from dml.refs import IndexRef, require_dataset, require_package
 from dml.report.gallery import GalleryRow, Tile, draw_gallery
+from dml.retrieval.answer import Answer
 from dml.retrieval.gallery import Gallery
-from dml.retrieval.search import Answer
 from dml.retrieval.shards import open_index
 from dml.serving.query_result import QueryResult
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from dml.refs import IndexRef
 from dml.reports import IdentityHit, SearchHit, SearchPlan, SearchReport
+from dml.retrieval.answer import Answer
 from dml.retrieval.plan import Plan
-from dml.retrieval.search import Answer
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dml.refs import EmbeddingsRef
+from dml.retrieval.answer import Answer
 from dml.retrieval.filters.where import Where
-from dml.retrieval.search import Answer
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from dml.errors import (
 )
 from dml.progress import Ticker, count
 from dml.refs import EmbeddingsRef
+from dml.retrieval.answer import Answer, answer_of
 from dml.retrieval.arguments import check_vectors, checked_k
 from dml.retrieval.engines.engine import Capabilities, EngineResult
 from dml.retrieval.engines.milvus_address import MilvusAddress
@@ -36,7 +37,6 @@ from dml.retrieval.engines.milvus_columns import MilvusColumns, columns_of, rows
 from dml.retrieval.engines.milvus_expression import REFUSED_FILTERS, write_expression
 from dml.retrieval.filters.check import check
 from dml.retrieval.filters.where import Where
-from dml.retrieval.search import Answer, answer_of
 
 CONNECT_TIMEOUT_S = 8.0
 """Of the first answer; with what follows, a dead server is named within 10 s."""

@@ -15,11 +15,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dml.errors import CorruptArtifact, MissingArtifact
+from dml.retrieval.answer import NO_MORE, Answer, answer_of
 from dml.retrieval.filters import Compare, Filter, Where, check
 from dml.retrieval.filters.columns import Columns
 from dml.retrieval.gallery.delta import Delta
 from dml.retrieval.plan import EXACT, Plan, Recall
-from dml.retrieval.search import NO_MORE, Answer, Index, answer_of
+from dml.retrieval.search import Index
 from dml.retrieval.sharded_columns import LocalColumns, ShardedColumns
 from dml.retrieval.tombstones import Tombstones
 from dml.retrieval.vectors import FlatVectors
@@ -146,10 +147,10 @@ class LiveIndex(Index):
             rows = self.tombstones.live.rows() if self.tombstones else slice(None)
         else:
             rows = self._base_rows(filter)
-        numbers = np.unique(self.base.identities[rows])
+        numbers = np.unique(self.base.identities.of_rows[rows])
         items = [self.delta.item_at(int(row)) for row in self._delta_rows(filter)]
         labels = {label for item in items if (label := item.get("label"))}
-        known = self.base.identities_of(sorted(labels))
+        known = self.base.identities.of_labels(sorted(labels))
         others = len(labels) - len(known) + sum(not item.get("label") for item in items)
         return len(np.union1d(numbers, list(known.values()))) + others
 

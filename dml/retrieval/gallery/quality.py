@@ -16,8 +16,9 @@ from PIL import Image
 from dml.errors import InvalidData, InvalidSetting
 from dml.faces import Detector, main_region
 from dml.preprocessing import decode
+from dml.retrieval.answer import Answer
 from dml.retrieval.filters import Compare
-from dml.retrieval.search import Answer, Index
+from dml.retrieval.search import Index
 
 Quality = Literal["off", "standard", "strict"]
 

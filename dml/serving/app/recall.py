@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml.metrics.intervals import wilson_interval
-from dml.retrieval.search import Answer
+from dml.retrieval.answer import Answer
 from dml.serving.app.metrics import Metrics
 from dml.serving.app.opened import OpenIndex
 from dml.serving.app.where import Wheres

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from dml.errors import InvalidSetting
 from dml.reports import Box, IdentityHit, SearchPlan
+from dml.retrieval.answer import Answer
 from dml.retrieval.identities import search_identities
 from dml.retrieval.plan import Plan
 from dml.retrieval.rerank import reranked_search
-from dml.retrieval.search import Answer
 from dml.serving.app import messages
 from dml.serving.app.faces import Faces, by_picture, find_faces, vectors_of
 from dml.serving.app.opened import OpenIndex, require_calibration

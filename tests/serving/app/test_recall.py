@@ -6,8 +6,8 @@ import anyio
 import numpy as np
 import pytest
 
+from dml.retrieval.answer import Answer
 from dml.retrieval.gallery import Gallery
-from dml.retrieval.search import Answer
 from dml.serving.app.factory import create_app
 from dml.serving.app.metrics import Metrics
 from dml.serving.app.opened import OpenIndexes

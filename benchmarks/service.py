@@ -204,6 +204,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--swaps", type=int, default=0)
     parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--encoder", choices=["torch", "onnx"], default="torch", help="of the service")
     parser.add_argument(
         "--publish", nargs=2, metavar=("STORE", "SEED"), help="of a swap: only publish a version"
     )
@@ -221,6 +222,7 @@ def main() -> None:
         alone, alone_ms = bare(store, images, 1, min(arguments.seconds, 10))
         batched, batched_ms = bare(store, images, BATCH, min(arguments.seconds, 10))
         words = [sys.executable, "-m", "dml.cli", "serve", "--store", store, "--port", "0", "--json"]
+        words += ["--set", f"encoder={arguments.encoder}"]
         words += ["--set", "limits.rate=100000", "--set", "limits.burst=100000"]
         log = Path(folder) / "log"
         with (

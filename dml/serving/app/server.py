@@ -205,7 +205,10 @@ def serve(
         InvalidSetting: others reach the address, and no key is needed.
         InvalidSetting: the address is taken, or none of this machine.
         MissingArtifact: the store has no index, or not one that was named.
+        ModuleNotFoundError: what the encoder needs is not installed.
     """
+    if settings.encoder == "onnx":
+        import onnxruntime  # noqa: F401
     require_keys_beyond_loopback(host, settings.keys)
     _require_indexes(settings)
     if settings.keys is None and not settings.hosts and is_loopback(host):

@@ -26,9 +26,11 @@ from dml.retrieval.gallery import Gallery
 from dml.serving.app import messages
 from dml.serving.app.audit import AuditLog
 from dml.serving.app.batcher import ManyAtOnce, MicroBatcher, OneByOne
+from dml.serving.app.indexes import OpenIndexes
 from dml.serving.app.keys import Keys
 from dml.serving.app.metrics import STAGES, Metrics
-from dml.serving.app.opened import OpenIndex, OpenIndexes, require_store
+from dml.serving.app.opened import OpenIndex, require_store
+from dml.serving.app.packages import Packages
 from dml.serving.app.problems import Refused, refusal_of
 from dml.serving.app.recall import RecallSampler
 from dml.serving.app.settings import ServiceSettings
@@ -101,7 +103,7 @@ class Service:
     ) -> None:
         self.settings, self.metrics, self._keys = settings, Metrics(), keys
         self.tracing = tracing or tracing_for(settings.telemetry)
-        self.indexes = OpenIndexes(settings.store, settings.indexes)
+        self.indexes = OpenIndexes(settings.store, settings.indexes, packages=Packages(settings.encoder))
         self.audit = AuditLog(settings.audit or service_folder(settings.store) / "audit.jsonl")
         self.recall = RecallSampler(settings.recall_share, self.metrics)
         threads = settings.threads or os.cpu_count() or 1

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from dml.serving.app.opened import OpenIndexes
+from dml.serving.app.indexes import OpenIndexes
 from dml.serving.app.settings import ServiceSettings
 from tests.bright_faces import encoded
 from tests.serving.app.parts import NAME as SHELVES

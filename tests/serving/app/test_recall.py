@@ -9,8 +9,8 @@ import pytest
 from dml.retrieval.answer import Answer
 from dml.retrieval.gallery import Gallery
 from dml.serving.app.factory import create_app
+from dml.serving.app.indexes import OpenIndexes
 from dml.serving.app.metrics import Metrics
-from dml.serving.app.opened import OpenIndexes
 from dml.serving.app.recall import RecallSampler, Sampled, recall_of
 from tests.embedding.parts import png
 from tests.serving.app.parts import NAME, image, make_store, publish, running

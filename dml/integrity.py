@@ -97,8 +97,8 @@ def _damaged_pointers(store: str, name: str | None) -> list[CheckedArtifact]:
             problem = _pointer_problem(uri)
             if problem is not None:
                 damaged.append(CheckedArtifact(f"{kind} pointer", folder_name, "current", uri, [problem]))
-            if kind == "dataset":
-                damaged += _damaged_list_of_forgotten(store, folder_name, uri)
+            if kind in ("dataset", "vectors"):
+                damaged += _damaged_list_of_forgotten(store, folder, folder_name, uri)
     return damaged
 
 
@@ -112,9 +112,9 @@ def _pointer_problem(uri: str) -> str | None:
     return f"{storage.POINTER} (names {current}, which does not exist)"
 
 
-def _damaged_list_of_forgotten(store: str, name: str, uri: str) -> list[CheckedArtifact]:
+def _damaged_list_of_forgotten(store: str, folder: str, name: str, uri: str) -> list[CheckedArtifact]:
     try:
-        forgotten_ids(store, name)
+        forgotten_ids(store, name, folder=folder)
     except CorruptArtifact:
         return [CheckedArtifact("list of forgotten items", name, "forgotten", uri, [FORGOTTEN])]
     return []

@@ -18,7 +18,7 @@ from dml.data.thumbnails import forget_thumbnails
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact, did_you_mean
 from dml.names import split_version, versioned
 from dml.progress import count
-from dml.refs import DatasetRef, IndexRef
+from dml.refs import DatasetRef, EmbeddingsRef, IndexRef
 
 logger = logging.getLogger(__name__)
 
@@ -552,8 +552,8 @@ def _remove_run(store: str, name: str) -> str:
     return name
 
 
-def remove_with_descendants(store: str, datasets: Sequence[DatasetRef]) -> list[str]:
-    """Remove dataset versions, everything made from them, and this machine's cached copies.
+def remove_with_descendants(store: str, datasets: Sequence[DatasetRef | EmbeddingsRef]) -> list[str]:
+    """Remove versions of datasets or imported vectors, all made from them, and this machine's cached copies.
 
     A report page that does not record which datasets it shows is removed too.
 

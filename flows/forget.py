@@ -16,7 +16,13 @@ from dml.data.forget import (
 )
 from dml.data.forgotten import add_forgotten
 from dml.embedding.embed import embed
-from dml.embedding.external import has_vectors
+from dml.embedding.external import (
+    has_vectors,
+    point_to,
+    require_known_vectors,
+    vectors_containing,
+    vectors_without,
+)
 from dml.errors import DmlError, InvalidSetting
 from dml.lineage import kind_of, remove_index_versions, remove_with_descendants, require_readable
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, require_package
@@ -38,12 +44,13 @@ from dml.settings import store_uri
 from flows.policy import progress_logger, run, say, stage, tag_with_names
 
 _NEXT_BUILD = "dml reindex, or dml forget --now"
-_NEXT_IMPORT = "dml import without it, and dml rm vectors of the versions before"
 
 
 @flow(name="forget-flow", flow_run_name="forget items of {dataset}", on_running=[tag_with_names])
 def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> ForgetReport:
-    """Erase items from every version; indexes are rebuilt first, so that search stays available.
+    """Erase items from every version of a dataset, or of imported vectors.
+
+    Indexes are rebuilt first, so that search stays available.
 
     If it is killed, the same call continues where it stopped.
 
@@ -58,12 +65,7 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
     """
     root = store_uri(store)
     if stage(has_vectors)(root, dataset):
-        raise InvalidSetting(
-            f"Items of a dataset can be forgotten; {dataset} are imported vectors. Import them again without "
-            f"these items, dml import FILE --name {dataset}; index them, dml index {dataset}; and remove the "
-            f"versions before, which `dml indexes` and `dml vectors` list: dml rm index {dataset}@VERSION, "
-            f"dml rm vectors {dataset}@VERSION."
-        )
+        return _forget_imported(root, dataset, ids)
     stage(require_readable)(root)
     stage(require_known)(root, dataset, ids)
     stage(add_forgotten)(root, dataset, ids)  # later ingests leave them out
@@ -95,6 +97,42 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
     )
 
 
+def _forget_imported(store: str, name: str, ids: list[str]) -> ForgetReport:
+    """The same of imported vectors; later imports of their file leave the items out."""
+    stage(require_readable)(store)
+    stage(require_known_vectors)(store, name, ids)
+    stage(add_forgotten)(store, name, ids, folder="vectors")
+    holding = stage(vectors_containing)(store, name, ids)
+    built = [
+        ref
+        for ref in stage(list_indexes)(store)
+        if ref.embeddings.items.name == name and not isinstance(ref.embeddings.items, DatasetRef)
+    ]
+    for index in built:
+        stage(forget_logged)(store, index.name, ids)
+    without = {ref.uri: stage(vectors_without)(store, ref, ids) for ref in holding}
+    stage(point_to)(store, without, name)
+    rebuilt = [
+        _build_again(store, index, without[index.embeddings.uri])
+        for index in built
+        if index.embeddings.uri in without
+    ]
+    stage(erase_from_latest_quarantine)(store, name, ids)
+    removed = stage(remove_with_descendants)(store, holding)
+    for index in built:
+        stage(mark_erased)(store, index.name, ids)
+    say(f"{len(ids)} items are forgotten; {len(removed)} artefacts that contained them are removed")
+    receipt = [Erasure(place="vectors", name=name, erased=True)]
+    receipt += [Erasure(place="log", name=index.name, erased=True) for index in built]
+    return ForgetReport(
+        items=len(ids),
+        rebuilt=rebuilt,
+        removed=removed,
+        same_images=[],
+        receipt=[*receipt, *_removed(removed)],
+    )
+
+
 @flow(
     name="forget-enrolled-flow", flow_run_name="forget items of gallery {name}", on_running=[tag_with_names]
 )
@@ -112,7 +150,8 @@ def forget_enrolled_flow(
         name: the index's name.
         ids: of items.
         identity: all items with this label instead.
-        now: erase them from every version of the index and of its dataset too; else the next build does.
+        now: erase them from every version of the index and of its dataset or vectors too; else the next
+            build does.
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
         who: does it, for the gallery's log.
 
@@ -126,9 +165,7 @@ def forget_enrolled_flow(
     holding = [str(ref) for ref in stage(versions_holding)(root, name, left)]
     say(f"{len(forgotten)} items of gallery {name} are forgotten; {len(holding)} versions still hold some")
     receipt = [Erasure(place="log", name=name, erased=True), *_removed(removed)]
-    # After an erasure an index still names only what it must leave out of imported vectors.
-    until = _NEXT_IMPORT if now else _NEXT_BUILD
-    held = [Erasure(place="index", name=each, erased=False, until=until) for each in holding]
+    held = [Erasure(place="index", name=each, erased=False, until=_NEXT_BUILD) for each in holding]
     return ForgetReport(
         items=len(forgotten),
         rebuilt=rebuilt,
@@ -149,33 +186,32 @@ def _held_by_source(store: str, name: str, ids: list[str]) -> list[Erasure]:
     if index is None or not stage(ids_of_table)(index.embeddings, ids):
         return []
     items = index.embeddings.items
-    if isinstance(items, DatasetRef):
-        return [Erasure(place="dataset", name=items.name, erased=False, until=_NEXT_BUILD)]
-    return [Erasure(place="vectors", name=items.name, erased=False, until=_NEXT_IMPORT)]
+    place = "dataset" if isinstance(items, DatasetRef) else "vectors"
+    return [Erasure(place=place, name=items.name, erased=False, until=_NEXT_BUILD)]
 
 
 def erase_forgotten(store: str, name: str) -> tuple[list[IndexRef], list[str]]:
-    """Erase what was forgotten in a gallery from the versions of index and dataset; (rebuilt, removed)."""
+    """Erase what was forgotten in a gallery from the versions of index and source; (rebuilt, removed)."""
     ids = stage(forgotten_ids)(store, name)
     index = stage(published_index)(store, name)
     if not ids or index is None:
         return [], []
     rebuilt: list[IndexRef] = []
     removed: list[str] = []
-    if isinstance(index.embeddings.items, DatasetRef):
-        of_dataset = stage(ids_of_table)(index.embeddings, ids)
-        if of_dataset:
-            report = run(forget_flow, index.embeddings.items.name, of_dataset, store)
-            rebuilt, removed = list(report.rebuilt), list(report.removed)
+    of_source = stage(ids_of_table)(index.embeddings, ids)
+    if of_source:
+        items = index.embeddings.items
+        if isinstance(items, DatasetRef):
+            report = run(forget_flow, items.name, of_source, store)
+        else:
+            report = _forget_imported(store, items.name, of_source)
+        rebuilt, removed = list(report.rebuilt), list(report.removed)
     holding = stage(versions_holding)(store, name, ids)
     current = stage(published_index)(store, name)
     if current is not None and current.uri in {ref.uri for ref in holding}:
         rebuilt.append(_build_again(store, current, current.embeddings))
     removed += stage(remove_index_versions)(store, [ref for ref in holding if ref not in rebuilt], [name])
-    # Imported vectors hold what was forgotten of them until they are imported without it.
-    is_dataset = isinstance(index.embeddings.items, DatasetRef)
-    imported = set() if is_dataset else set(stage(ids_of_table)(index.embeddings, ids))
-    stage(mark_erased)(store, name, [id_ for id_ in ids if id_ not in imported])
+    stage(mark_erased)(store, name, ids)
     return rebuilt, removed
 
 

@@ -219,7 +219,7 @@ def _show_rollback(report: "RollbackReport") -> None:
 
 @verb()
 def forget(
-    name: Annotated[str, typer.Argument(help="a dataset, or an index into whose gallery they were enrolled")],
+    name: Annotated[str, typer.Argument(help="a dataset, imported vectors, or an index with a gallery")],
     ids: Annotated[list[str] | None, typer.Argument(help="ids of items, as `dml search` shows them")] = None,
     identity: Annotated[
         str | None, typer.Option(help="the label of an identity; forget all its items in the gallery")

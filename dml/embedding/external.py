@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import compute
 
 from dml import storage
-from dml.data.dataset import has_dataset, require_schema
+from dml.data.dataset import fragments, has_dataset, read_fragment, read_rows, require_schema
+from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.data.items import (
     as_items,
     attribute_types_of,
@@ -32,12 +34,13 @@ from dml.data.quarantine import (
     QUARANTINE,
     count_refusals,
     latest_quarantine,
+    read_quarantine,
     summarize_problems,
     write_quarantine,
 )
 from dml.data.schema import SCHEMA_VERSION, Fragment
 from dml.data.sources.sample import Problem
-from dml.embedding.table import part_name, write_part
+from dml.embedding.table import part_name, read_vectors, write_part
 from dml.embedding.vector_files import (
     NOT_FINITE,
     ZERO,
@@ -51,7 +54,14 @@ from dml.embedding.vector_files import (
     require_file,
     to_unit_length,
 )
-from dml.errors import DmlError, InvalidData, InvalidSetting, TooManyRefused
+from dml.errors import (
+    DmlError,
+    IncompatibleArtifact,
+    InvalidData,
+    InvalidSetting,
+    MissingArtifact,
+    TooManyRefused,
+)
 from dml.names import split_version, versioned
 from dml.progress import Ticker
 from dml.refs import EmbeddingsRef, ExternalModelRef, ItemsRef
@@ -106,10 +116,12 @@ def import_vectors(
         InvalidSetting: a name that a dataset has, or a file of another kind.
         InvalidData: a file is damaged, holds something else, or there are other than N ids.
         TooManyRefused: more than `max_quarantined` of the vectors; nothing is published.
+        IncompatibleArtifact: items were forgotten meanwhile; nothing is published.
     """
     if not 0 <= max_quarantined <= 1:
         raise InvalidSetting(f"max_quarantined must be a share, [0, 1]; got {max_quarantined}.")
     folder = _free_folder(store, name)
+    forgotten = forgotten_ids(store, name, folder=FOLDER)
     with Ticker("import") as ticker:
         ticker.begin("reading ids and attributes")
         file = open_vectors(vectors)
@@ -118,7 +130,7 @@ def import_vectors(
         storage.mark_store(store)
         with storage.staged(storage.join(folder, "import")) as staged:
             ticker.begin("vectors", "rows", file.num_rows)
-            table = _Table(staged, items, str(vectors), _most(file, max_quarantined))
+            table = _Table(staged, items, str(vectors), _most(file, max_quarantined), forgotten=forgotten)
             for block in file.blocks(max(1, block_bytes // (4 * file.dim))):
                 table.add(block)
                 ticker.count(len(block.vectors))
@@ -128,6 +140,14 @@ def import_vectors(
             _require_usable(table, file, max_quarantined, latest_quarantine(store, name))
             ticker.begin("publishing", "files")
             ref = _publish(table, folder, name, model)
+    if forgotten_ids(store, name, folder=FOLDER) != forgotten:  # `dml forget` may not have seen it
+        storage.remove(ref.uri)
+        raise IncompatibleArtifact(
+            f"Imported vectors must not hold what is forgotten; items of {name} were forgotten while they "
+            "were imported. Nothing was published; import them again."
+        )
+    if table.num_forgotten:
+        notes = [*notes, f"{table.num_forgotten} forgotten items are left out"]
     was_current = storage.current(folder) == ref.version
     if not was_current:
         storage.point(folder, ref.version)
@@ -158,6 +178,80 @@ def has_vectors(store: str, name: str) -> bool:
     base, version = split_version(name)
     versions = storage.list_versions(storage.named_folder(store, FOLDER, base))
     return version in versions if version else bool(versions)
+
+
+def vectors_containing(store: str, name: str, ids: Sequence[str]) -> list[EmbeddingsRef]:
+    """The versions of imported vectors that hold one of these items, or list one in their quarantine."""
+    wanted = pa.array(sorted(set(ids)), pa.large_string())
+
+    def holds(ref: EmbeddingsRef) -> bool:
+        refused = {problem.id for problem in read_quarantine(storage.join(ref.uri, QUARANTINE))}
+        rows = read_rows(ref.items, columns=["id"])["id"].cast(pa.large_string())
+        return not refused.isdisjoint(ids) or bool(compute.any(compute.is_in(rows, wanted)).as_py())
+
+    return [each.ref for each in list_vectors(store) if each.ref.items.name == name and holds(each.ref)]
+
+
+def require_known_vectors(store: str, name: str, ids: Sequence[str]) -> None:
+    """Raise MissingArtifact where an item is in no version of imported vectors, and was not forgotten."""
+    known = forgotten_ids(store, name, folder=FOLDER)
+    missing = {id_ for id_ in ids if digest_of_id(id_) not in known}
+    for each in list_vectors(store):
+        if missing and each.ref.items.name == name:
+            missing -= set(read_rows(each.ref.items, columns=["id"])["id"].to_pylist())
+            refused = read_quarantine(storage.join(each.ref.uri, QUARANTINE))
+            missing -= {problem.id for problem in refused}
+    if missing or not ids:
+        raise MissingArtifact(
+            f"Items to forget must be in imported vectors {name!r}; {sorted(missing)[:10]} are in none of "
+            "their versions. Give ids as `dml search` shows them. Nothing was removed."
+        )
+
+
+def vectors_without(store: str, ref: EmbeddingsRef, ids: Sequence[str]) -> EmbeddingsRef:
+    """Publish a version without these items; the pointer is not moved. Memory: one part of the table.
+
+    Raises:
+        InvalidSetting: no item would remain.
+    """
+    name, gone = ref.items.name, pa.array(sorted(set(ids)), pa.large_string())
+    folder = storage.named_folder(store, FOLDER, name)
+    problems = read_quarantine(storage.join(ref.uri, QUARANTINE))
+    pieces = read_vectors(ref)
+    with storage.staged(storage.join(folder, "without")) as staged:
+        source = storage.read_manifest(ref.uri)["source"]
+        table = _Table(staged, pa.table({"id": pa.array([], pa.large_string())}), source, 0)
+        table.problems = [problem for problem in problems if problem.id not in set(ids)]
+        for fragment in fragments(ref.items):
+            blocks: list[NDArray[np.float32]] = []
+            while sum(map(len, blocks)) < fragment.rows:
+                blocks.append(next(pieces)[1])
+            items = _as_read(read_fragment(fragment, ["id", "label", *ref.items.attributes]))
+            is_kept = compute.invert(compute.is_in(items["id"], gone))
+            table.items = items
+            table._write(items.filter(is_kept), np.concatenate(blocks)[is_kept.to_numpy()])
+        if not table.fragments:
+            raise InvalidSetting(
+                f"Imported vectors must keep at least one item; {name}@{ref.version} holds no others. Remove "
+                f"them: dml rm vectors {name}."
+            )
+        embedder = ref.embedder
+        assert isinstance(embedder, ExternalModelRef)
+        return find_vectors(store, versioned(name, _publish(table, folder, name, embedder).version))
+
+
+def _as_read(items: pa.Table) -> pa.Table:
+    """Stored items with the types that a file is read to."""
+    fields = [f.with_type(pa.large_string()) if f.type == pa.string() else f for f in items.schema]
+    return items.cast(pa.schema(fields))
+
+
+def point_to(store: str, without: Mapping[str, EmbeddingsRef], name: str) -> None:
+    """If the current version of imported vectors is replaced, by its URI, make its replacement current."""
+    folder = storage.named_folder(store, FOLDER, name)
+    with storage.locked_pointer(folder) as pointer:
+        if pointer.version is not None and (uri := storage.join(folder, pointer.version)) in without:
+            pointer.move(without[uri].version)
 
 
 def rollback_vectors(store: str, name: str) -> EmbeddingsRef:
@@ -282,6 +376,9 @@ class _Table:
     fragments: list[Fragment] = field(default_factory=list)
     labels: set[str] = field(default_factory=set)
     dim: int = 0
+    forgotten: frozenset[str] = frozenset()
+    """Digests of ids that are left out."""
+    num_forgotten: int = 0
     _next_row: int = 0
 
     def __post_init__(self) -> None:
@@ -303,6 +400,10 @@ class _Table:
         problems = self._problems_of(block, items, lengths)
         usable = np.ones(len(unit), dtype=np.bool_)
         usable[list(problems)] = False
+        if self.forgotten:
+            is_forgotten = [digest_of_id(id_ or "") in self.forgotten for id_ in items["id"].to_pylist()]
+            self.num_forgotten += sum(is_forgotten)
+            usable &= ~np.array(is_forgotten)
         self._next_row += len(unit)
         self.num_normalized += int((np.abs(lengths[usable] - 1) > _LENGTH_TOLERANCE).sum())
         self._write(items.filter(pa.array(usable)), unit[usable])

@@ -227,7 +227,9 @@ def _upload(folder: Path, staged: str) -> None:
 def _refuse_forgotten(store: str, ref: IndexRef, ids: pa.ChunkedArray) -> None:
     """Take back a version with items that were forgotten meanwhile: `forget` saw it, or this does."""
     items = ref.embeddings.items
-    forgotten = forgotten_ids(store, items.name) if isinstance(items, DatasetRef) else frozenset()
+    forgotten = forgotten_ids(
+        store, items.name, folder="datasets" if isinstance(items, DatasetRef) else "vectors"
+    )
     if forgotten and any(
         digest_of_id(id_) in forgotten
         for start in range(0, len(ids), _IDS_AT_ONCE)

@@ -15,7 +15,7 @@ from dml.data.forgotten import add_forgotten
 from dml.data.ingest import ingest, ingest_config_of
 from dml.data.thumbnails import make_thumbnails, read_thumbnails
 from dml.embedding.embed import embed
-from dml.embedding.external import import_vectors
+from dml.embedding.external import find_vectors, import_vectors
 from dml.embedding.table import read_embeddings
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.integrity import check_store
@@ -216,8 +216,14 @@ def test_killed_anywhere_and_repeated_it_leaves_nothing_of_the_items_and_all_of_
     assert all(not each.damaged for each in check_store(store))
 
 
-def test_forgetting_items_of_imported_vectors_says_how_it_is_done(tmp_path):
+def test_items_of_imported_vectors_are_forgotten_by_their_ids(tmp_path):
+    store = str(tmp_path / "store")
     np.save(tmp_path / "v.npy", np.eye(4, dtype=np.float32))
-    import_vectors(str(tmp_path / "store"), "clip", tmp_path / "v.npy")
-    with pytest.raises(InvalidSetting, match=r"clip are imported vectors. Import them again without"):
-        forget_flow.fn("clip", ["1"], str(tmp_path / "store"))
+    import_vectors(store, "clip", tmp_path / "v.npy")
+    with pytest.raises(MissingArtifact, match=r"in imported vectors 'clip'; \['9'\] are in none"):
+        forget_flow.fn("clip", ["1", "9"], store)
+    report = forget_flow.fn("clip", ["1"], store)
+    assert (report.items, len(report.removed), report.still_held_by) == (1, 1, [])
+    assert read_embeddings(find_vectors(store, "clip")).ids.to_pylist() == ["0", "2", "3"]
+    with pytest.raises(InvalidSetting, match="must keep at least one item"):
+        forget_flow.fn("clip", ["0", "2", "3"], store)

@@ -76,6 +76,10 @@ class Delta:
         """The columns of a row."""
         return self._items[row]
 
+    def empty(self) -> "Delta":
+        """A delta without items, otherwise alike."""
+        return Delta(self._schema, self.vectors.shape[1], recall=self._recall, exact_rows=self._exact_rows)
+
     def with_items(self, items: Sequence[dict[str, Any]], vectors: NDArray[np.float32]) -> "Delta":
         """A delta with more items at its end, whose ids are new to it."""
         if not items:
@@ -127,7 +131,7 @@ class Delta:
         is_kept = np.ones(self.num_rows, np.bool_)
         is_kept[list(rows)] = False
         kept = np.flatnonzero(is_kept)
-        empty = Delta(self._schema, self.vectors.shape[1], recall=self._recall, exact_rows=self._exact_rows)
+        empty = self.empty()
         if not len(kept):
             return empty
         left = empty._with_items([self._items[row] for row in kept], self.vectors[kept])

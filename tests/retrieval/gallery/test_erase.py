@@ -1,5 +1,6 @@
 """What is forgotten is erased from every version of index and dataset, and comes back by none."""
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,16 @@ from pyarrow import compute
 
 from dml import storage
 from dml.config import IndexConfig
+from dml.data.dataset import read_rows
 from dml.embedding.embed import embed
+from dml.embedding.external import find_vectors, import_vectors, list_vectors, vectors_containing
+from dml.embedding.table import read_embeddings
+from dml.integrity import check_store
 from dml.retrieval.build import build_index
 from dml.retrieval.gallery import Gallery, collect_changes, forgotten_ids, publish_index
 from dml.retrieval.index import list_versions, published_index
 from dml.serving.searcher import Searcher
-from flows.forget import forget_enrolled_flow, forget_flow
+from flows.forget import erase_forgotten, forget_enrolled_flow, forget_flow
 from tests.embedding.parts import make_dataset, make_package, png
 from tests.retrieval.gallery.people import ROWS, items_of, publish, vectors_of
 
@@ -85,17 +90,81 @@ def test_what_a_killed_build_or_removal_left_is_erased_too(shop):
     assert list_ids(shop, "Rapunzel")
 
 
-def test_imported_vectors_hold_an_item_until_they_are_imported_without_it_and_nothing_else_does(tmp_path):
+@pytest.fixture
+def people(tmp_path):
+    """A store with imported vectors in two versions, an index of each, and somebody who was enrolled."""
     store = str(tmp_path / "store")
-    publish(store, tmp_path, "people", items_of(ROWS), vectors_of(ROWS, 1))
-    gallery = Gallery.open(store, "people")
-    gallery.enrol("Rumpelstiltskin", vectors=vectors_of(1, 77), ids=["gone"])
-    report = forget_enrolled_flow.fn("people", ["gone", "photo 3"], None, True, store)
+    publish(store, tmp_path / "former", "people", items_of(ROWS + 2), vectors_of(ROWS + 2, 1))
+    publish(store, tmp_path / "now", "people", items_of(ROWS), vectors_of(ROWS, 1) @ swapped())
+    with closing(Gallery.open(store, "people")) as gallery:
+        gallery.enrol("Rumpelstiltskin", vectors=vectors_of(1, 77), ids=["gone"])
+        gallery.update("photo 3", label="Frau Holle")
+    return store
+
+
+def swapped():
+    """A matrix that makes other vectors of the same length, whose products are as exact."""
+    return np.eye(8, dtype=np.float32)[::-1].copy()
+
+
+def vectors_as_stored(store, id_):
+    rows = read_rows(find_vectors(store, "people").items, columns=["id"])["id"].to_pylist()
+    return read_embeddings(find_vectors(store, "people")).vectors[rows.index(id_)].tobytes()
+
+
+def test_an_item_of_imported_vectors_is_erased_from_all_their_versions_now(people):
+    traces = (b"Frau Holle", b"Rumpelstiltskin", vectors_as_stored(people, "photo 3"))
+    others = {id_: vectors_as_stored(people, id_) for id_ in ("photo 2", "photo 4", f"photo {ROWS - 1}")}
+    assert {version.ref.rows for version in list_vectors(people)} == {ROWS, ROWS + 2}
+    report = forget_enrolled_flow.fn("people", ["gone", "photo 3"], None, True, people)
+    assert report.still_held_by == []
+    assert all(line.erased for line in report.receipt)
+    assert [line.place for line in report.receipt].count("vectors") == 2
+    assert {version.ref.rows for version in list_vectors(people)} == {ROWS - 1, ROWS + 1}
+    assert find_vectors(people, "people").rows == ROWS - 1
+    assert vectors_containing(people, "people", ["photo 3"]) == []
+    assert {id_: vectors_as_stored(people, id_) for id_ in others} == others
+    assert forgotten_ids(people, "people") == []
+    index = published_index(people, "people")
+    assert (index.rows, index.embeddings.uri) == (ROWS - 1, find_vectors(people, "people").uri)
+    assert not traces_of(people, *traces)
+    assert all(not each.damaged for each in check_store(people))
+    with closing(Gallery.open(people, "people")) as gallery:
+        assert gallery.live.num_rows == ROWS - 1
+        assert not gallery.holds("photo 3")
+        for item in items_of(ROWS):
+            if item["id"] != "photo 3":
+                kept = gallery.item(item["id"])
+                assert {"id": kept.id, "label": kept.label, **kept.attributes} == item
+
+
+def test_a_forgotten_item_of_imported_vectors_does_not_come_back_with_their_file(people, tmp_path):
+    forget_flow.fn("people", ["photo 3"], people)
+    file = tmp_path / "now"
+    again = import_vectors(
+        people,
+        "people",
+        file / "vectors.npy",
+        ids=file / "items.parquet",
+        attributes=file / "items.parquet",
+        embedder="given",
+    )
+    assert again.embeddings.rows == ROWS - 1
+    assert "1 forgotten items are left out" in again.notes
+    publish_index(people, build_index(people, "people", again.embeddings, IndexConfig()))
+    with closing(Gallery.open(people, "people")) as gallery:
+        assert not gallery.holds("photo 3")
+        assert gallery.holds("photo 4")
+
+
+def test_the_next_build_erases_what_was_forgotten_of_imported_vectors(people):
+    report = forget_enrolled_flow.fn("people", ["photo 3"], None, False, people)
     held = [line for line in report.receipt if not line.erased]
-    index = published_index(store, "people")  # which names what it leaves out
-    assert [(line.place, line.name) for line in held] == [("index", str(index)), ("vectors", "people")]
-    assert all(line.until.startswith("dml import without it") for line in held)
-    assert forgotten_ids(store, "people") == ["photo 3"]
+    assert {line.place for line in held} == {"index", "vectors"}
+    assert {line.until for line in held} == {"dml reindex, or dml forget --now"}
+    erase_forgotten(people, "people")
+    assert vectors_containing(people, "people", ["photo 3"]) == []
+    assert forgotten_ids(people, "people") == []
 
 
 def test_an_item_of_the_dataset_is_erased_there_and_its_change_in_the_log_too(shop):

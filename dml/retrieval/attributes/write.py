@@ -20,6 +20,7 @@ from dml.retrieval.filters.locations import locations_in_text
 from dml.retrieval.filters.times import times_of
 
 FOLDER = "attributes"
+_FEW_TEXTS = 1000
 _NOT_INDEXED = {POSITION, "sha256"}
 
 
@@ -90,16 +91,20 @@ def _text_arrays(column: pa.ChunkedArray) -> tuple[dict[str, pa.Array], tuple[st
         order = order[1:]
     ranks = np.full(len(dictionary) + 1, -1, dtype=np.int64)  # the last for index -1
     ranks[order] = np.arange(len(order))
-    ranks = ranks[codes]
+    ranks, values = ranks[codes], dictionary.take(pa.array(order))
+    del encoded, chunks, dictionary, indices, codes, order  # of a column of ids as much as the rest
     is_present = ranks >= 0
     _, arrays = _by_value(ranks[is_present], np.flatnonzero(is_present), num_rows, ordered=False)
-    arrays = {"values": dictionary.take(pa.array(order)), **arrays, **_missing(is_present)}
-    times = times_of(column)
+    arrays = {"values": values, **arrays, **_missing(is_present)}
+    del ranks
+    few = column.take(pa.array(np.flatnonzero(is_present)[:_FEW_TEXTS]))  # most columns are known by these
+    times = None if times_of(few) is None else times_of(column)
     if times is not None and is_present.any():
         instants = pc.fill_null(pc.cast(times, pa.int64()), 0).to_numpy()
         distinct, of_times = _by_value(instants[is_present], np.flatnonzero(is_present), num_rows)
         arrays |= {"instants": pa.array(distinct), **{f"time_{name}": of for name, of in of_times.items()}}
-    locations = locations_in_text(column) if is_present.any() else None
+    is_located = len(few) > 0 and locations_in_text(few) is not None
+    locations = locations_in_text(column) if is_located else None
     if locations is not None:
         rows = np.flatnonzero(is_present)
         latitudes, longitudes = (degrees[rows] for degrees in locations)

@@ -531,6 +531,11 @@ def _remove_rest(store: str, kind: str, folder: str) -> None:
         storage.delete(storage.join(folder, name))
     if kind == "index":  # or another index of this name would begin with who was enrolled in this one
         storage.delete(storage.join(store, "galleries", folder.rpartition("/")[2]))
+        if storage.is_remote(store):
+            from dml.retrieval.gallery.fold import log_path  # takes a second to import
+            from dml.retrieval.gallery.shipped import remove_copy
+
+            remove_copy(log_path(store, folder.rpartition("/")[2]))
     if kind in ("dataset", "vectors"):
         storage.delete(storage.join(store, "quarantine", f"{folder.rpartition('/')[2]}.parquet"))
     storage.delete_empty(folder)

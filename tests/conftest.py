@@ -4,10 +4,11 @@ import importlib.util
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -93,14 +94,22 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """A real S3 server process's address, for as long as the tests run."""
-    from moto.server import ThreadedMotoServer
+    """A real S3 server process's address, for as long as the tests run; conditional writes are atomic."""
+    from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+    from werkzeug.serving import make_server
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    application, writing = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+    def atomic(environ: Any, start_response: Any) -> Any:
+        if environ.keys() & {"HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"}:  # as S3 does; moto checks, then writes
+            with writing:
+                return application(environ, start_response)
+        return application(environ, start_response)
+
+    server = make_server("127.0.0.1", 0, atomic, threaded=True, request_handler=MotoRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from dml.storage.artifacts import (
     write_manifest,
 )
 from dml.storage.cache import cache_dir
-from dml.storage.conditional import WriteConflict, list_etags
+from dml.storage.conditional import StoredObject, WriteConflict, list_etags
 from dml.storage.digest import digest_of, digest_of_bytes
 from dml.storage.fetch import fetch
 from dml.storage.files import (
@@ -63,6 +63,7 @@ from dml.storage.files import (
     write_new,
 )
 from dml.storage.lock import exclusive
+from dml.storage.object_folder import ListedObject, ObjectFolder
 from dml.storage.pointer import (
     POINTER,
     Pointer,
@@ -90,7 +91,10 @@ __all__ = [
     "SHARED",
     "STORE_FOLDERS",
     "Entry",
+    "ListedObject",
+    "ObjectFolder",
     "Pointer",
+    "StoredObject",
     "Version",
     "WriteConflict",
     "abort_uploads",

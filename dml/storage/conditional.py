@@ -22,12 +22,12 @@ class WriteConflict(IncompatibleArtifact):
     """Another process wrote the same file first."""
 
 
-def s3_client(uri: str) -> tuple[Any, str, str]:
-    """A client, the bucket and the key of an `s3://` URI."""
+def s3_client(uri: str, client: Any = None) -> tuple[Any, str, str]:
+    """A client (the given one, else a new one), the bucket and the key of an `s3://` URI."""
     import boto3
 
     bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return boto3.client("s3"), bucket, key
+    return client or boto3.client("s3"), bucket, key
 
 
 @contextmanager
@@ -61,9 +61,9 @@ def list_etags(uri: str, *, recursive: bool = True, most_requests: int | None = 
         }
 
 
-def read_with_etag(uri: str) -> StoredObject:
-    """The object's content and ETag."""
-    client, bucket, key = s3_client(uri)
+def read_with_etag(uri: str, client: Any = None) -> StoredObject:
+    """The object's content and ETag, by a client; None: a new one."""
+    client, bucket, key = s3_client(uri, client)
     with translated_s3_errors():
         try:
             response = client.get_object(Bucket=bucket, Key=key)
@@ -72,19 +72,19 @@ def read_with_etag(uri: str) -> StoredObject:
         return StoredObject(response["Body"].read(), response["ETag"])
 
 
-def replace_if_unchanged(uri: str, content: bytes, read_before: StoredObject) -> None:
-    """Write the object if it has not changed since it was read.
+def replace_if_unchanged(uri: str, content: bytes, read_before: StoredObject, client: Any = None) -> str:
+    """Write the object if it has not changed since it was read; its new ETag.
 
     Raises:
         WriteConflict: it has changed; nothing was written.
     """
     from botocore.exceptions import ClientError
 
-    client, bucket, key = s3_client(uri)
+    client, bucket, key = s3_client(uri, client)
     unchanged = {"IfNoneMatch": "*"} if read_before.etag is None else {"IfMatch": read_before.etag}
     with translated_s3_errors():
         try:
-            client.put_object(Bucket=bucket, Key=key, Body=content, **unchanged)
+            return str(client.put_object(Bucket=bucket, Key=key, Body=content, **unchanged)["ETag"])
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") not in _CONFLICT_CODES:
                 raise

@@ -1,7 +1,8 @@
 """The current state of a gallery: which version of its index is published, with what its log has by now.
 
 Other processes write to the log and publish versions. A process sees what they wrote when it looks at the log
-again, ten times a second at the most, and another version when it is asked to `refresh`.
+again, ten times a second at the most (twice, of a store on S3), and another version when it is asked to
+`refresh`.
 """
 
 import threading
@@ -14,13 +15,15 @@ from dml import storage
 from dml.names import split_version
 from dml.refs import IndexRef
 from dml.retrieval.gallery.delta import EXACT_ROWS
-from dml.retrieval.gallery.fold import log_path
+from dml.retrieval.gallery.fold import log_path, open_log
 from dml.retrieval.gallery.log import Entry, Log
 from dml.retrieval.gallery.state import State
 from dml.retrieval.index import find_index
 from dml.retrieval.search import Index
 
 _POLLED_EVERY_S = 0.1
+_FOLLOWED_EVERY_S = 0.5
+"""Of a store on S3, which a list of files is asked for."""
 
 
 class CurrentState:
@@ -45,11 +48,14 @@ class CurrentState:
     ) -> None:
         self.store, self.opened_as = store, index
         self.name, self._pinned = split_version(index, "index")
+        self.log_path = log_path(store, self.name)
         self._open_base, self._busy_timeout_s = open_base, busy_timeout_s
         self._built = partial(State.built, exact_rows=exact_rows)
         self._applying = threading.RLock()
         self._reader: Log | None = None
-        self._seen, self._next_poll, self._is_stale = -1, 0.0, False
+        self._polled_every_s = _FOLLOWED_EVERY_S if storage.is_remote(store) else _POLLED_EVERY_S
+        self._seen: tuple[int, ...] = ()
+        self._next_poll, self._is_stale = 0.0, False
         self._state = self._built(open_base(find_index(store, index)))
         self._poll(now=True)
 
@@ -64,7 +70,10 @@ class CurrentState:
         return self._state
 
     def latest(self) -> State:
-        """With what other processes have committed, as of a tenth of a second ago at the latest."""
+        """With what other processes have committed, as of a tenth of a second ago at the latest.
+
+        Of half a second where the store is on S3.
+        """
         self._poll()
         return self._state
 
@@ -104,13 +113,14 @@ class CurrentState:
         if not self._applying.acquire(blocking=now or self._is_stale):
             return  # another thread is doing it
         try:
-            self._next_poll = time.monotonic() + _POLLED_EVERY_S
+            self._next_poll = time.monotonic() + self._polled_every_s
             if self._reader is not None and self._reader.is_replaced:  # restored from a backup, or removed
                 self._reader.close()
                 self._reader, self._is_stale = None, True
             log = self._open_log()
             if log is None:
                 return
+            log.follow()
             seen = log.data_version
             if seen != self._seen or self._is_stale:
                 self.catch_up(log)
@@ -126,24 +136,25 @@ class CurrentState:
         if ref.fingerprint != self._state.ref.fingerprint:
             self._take(self._built(self._open_base(ref)))
             self._poll(now=True)
+        elif self._state.live.without_vector:  # which have one by now, or not yet
+            log = self._open_log()
+            if log is not None:
+                self._state = _caught_up(self._built(self._state.index, config=self._state.config), log)
 
     def _take(self, state: State) -> None:
         """Search another version from now on, with what happened since it: no search sees it without."""
         log = self._open_log()
         if log is not None:
+            log.follow()  # so that it has the vectors by the version's model, which were written before that
             state = _caught_up(state, log)
-        self._state, self._seen = state, -1
+        self._state, self._seen = state, ()
 
     def _open_log(self) -> Log | None:
         """The log as it is read; None: there is none yet."""
-        path = log_path(self.store, self.name)
-        if self._reader is not None or storage.is_remote(self.store) or not path.exists():
-            return self._reader
-        log = Log(path, busy_timeout_s=self._busy_timeout_s)
-        if log.is_ready:
-            self._reader = log
-        else:
-            log.close()
+        if self._reader is None:
+            self._reader = open_log(
+                self.store, self.name, path=self.log_path, busy_timeout_s=self._busy_timeout_s
+            )
         return self._reader
 
     def catch_up(self, log: Log) -> None:

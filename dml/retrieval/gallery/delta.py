@@ -62,6 +62,11 @@ class Delta:
         """(N, D)."""
         return self._buffer.vectors[: self.num_rows]
 
+    @property
+    def ids(self) -> list[str]:
+        """Of the items, in order."""
+        return [item["id"] for item in self._items[: self.num_rows]]
+
     def item(self, id_: str) -> dict[str, Any] | None:
         """The columns of an item; None: it is not here."""
         row = self._row_of.get(id_)

@@ -9,20 +9,15 @@ from collections.abc import Sequence
 import pyarrow as pa
 from pyarrow import compute
 
+from dml import storage
 from dml.data.dataset import read_rows
-from dml.data.forgotten import digest_of_id
 from dml.refs import EmbeddingsRef, IndexRef
 from dml.retrieval import index as versions
 from dml.retrieval.bundle import open_bundle
 from dml.retrieval.changes import read_changes
 from dml.retrieval.gallery.fold import opened_log
 from dml.retrieval.gallery.gallery import Gallery
-from dml.retrieval.gallery.log import ERASED, Entry, timestamp
-
-
-def erased_id(id_: str) -> str:
-    """What the log holds of an id that nothing else holds."""
-    return ERASED + digest_of_id(id_)
+from dml.retrieval.gallery.log import ERASED, Entry, erased_id, timestamp
 
 
 def forget_items(
@@ -31,9 +26,16 @@ def forget_items(
     """Forget items of a gallery, or all of an identity; returns their ids. Raises as `Gallery.forget`."""
     gallery = Gallery.open(store, name)
     try:
-        return gallery.forget(None if identity is not None else list(ids), identity=identity, who=who).ids
+        forgotten = gallery.forget(
+            None if identity is not None else list(ids), identity=identity, who=who
+        ).ids
     finally:
         gallery.close()
+    if storage.is_remote(store):  # a segment that could not be rewritten is not passed over in silence
+        with opened_log(store, name) as log:
+            if log is not None:
+                log.truncate()
+    return forgotten
 
 
 def forget_logged(store: str, name: str, ids: Sequence[str]) -> None:
@@ -42,11 +44,14 @@ def forget_logged(store: str, name: str, ids: Sequence[str]) -> None:
         if log is None:
             return
         now = timestamp()
-        with log.transaction():
+
+        def forget() -> None:
             revision = log.revision + 1
             for id_ in dict.fromkeys(ids):
                 log.write(revision, Entry("forget", id_, time=now), embedder="")
             log.set_revision(revision)
+
+        log.transact(forget)
         log.truncate()
 
 
@@ -96,7 +101,10 @@ def mark_erased(store: str, name: str, ids: Sequence[str]) -> None:
     with opened_log(store, name) as log:
         if log is None or not ids:
             return
-        with log.transaction():
+
+        def erase() -> None:
             for id_ in ids:
                 log.rename_forgotten(id_, erased_id(id_))
+
+        log.transact(erase)
         log.truncate()

@@ -8,6 +8,7 @@ one. The log keeps what is enrolled, so a rollback to any version is another del
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from dml.refs import ChangesRef, DatasetRef, EmbeddingsRef, ExternalModelRef, In
 from dml.retrieval import index as versions
 from dml.retrieval.changes import Changes, write_changes
 from dml.retrieval.gallery.log import BUSY_TIMEOUT_S, Entry, Log
+from dml.retrieval.gallery.shipped import open_shipped_log
+from dml.retrieval.shards import open_index
 
 LOG_FILE = "log.sqlite"
 _IMAGES_AT_ONCE = 256
@@ -36,21 +39,54 @@ def folder_of(store: str, name: str) -> str:
 
 
 def log_path(store: str, name: str) -> Path:
-    """The file of its log."""
-    return Path(storage.resolve(storage.join(folder_of(store, name), LOG_FILE)))
+    """The file of its log; of a store on S3, this machine's copy of it."""
+    folder = folder_of(store, name)
+    if storage.is_remote(store):
+        return storage.cache_dir() / "galleries" / storage.digest_of(folder)[:12] / name / LOG_FILE
+    return Path(storage.resolve(storage.join(folder, LOG_FILE)))
+
+
+def open_log(
+    store: str,
+    name: str,
+    *,
+    path: Path | None = None,
+    create: bool = False,
+    busy_timeout_s: float = BUSY_TIMEOUT_S,
+) -> Log | None:
+    """The log of a gallery; None: nothing was ever enrolled or forgotten.
+
+    Args:
+        store: the store's URI.
+        name: of the gallery.
+        path: of its file; None: `log_path`.
+        create: make it where it is missing.
+        busy_timeout_s: how long to wait for a transaction of another process.
+
+    Raises:
+        CorruptArtifact, IncompatibleArtifact: as `Log`.
+    """
+    path = path or log_path(store, name)
+    if storage.is_remote(store):
+        return open_shipped_log(path, folder_of(store, name), create=create, busy_timeout_s=busy_timeout_s)
+    if not create and not path.exists():
+        return None
+    log = Log(path, create=create, busy_timeout_s=busy_timeout_s)
+    if log.is_ready:
+        return log
+    log.close()
+    return None
 
 
 @contextmanager
-def opened_log(store: str, name: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Iterator[Log | None]:
-    """The log of a gallery; None: nothing was ever enrolled or forgotten."""
-    if storage.is_remote(store) or not log_path(store, name).exists():
-        yield None
-        return
-    log = Log(log_path(store, name), busy_timeout_s=busy_timeout_s)
+def opened_log(store: str, name: str) -> Iterator[Log | None]:
+    """The log of a gallery during the block; None: nothing was ever enrolled or forgotten."""
+    log = open_log(store, name)
     try:
-        yield log if log.is_ready else None
+        yield log
     finally:
-        log.close()
+        if log is not None:
+            log.close()
 
 
 def collect_changes(store: str, name: str, embeddings: EmbeddingsRef) -> ChangesRef | None:
@@ -166,9 +202,12 @@ def _held(store: str, ref: IndexRef) -> Iterator[None]:
             return
         embedder = ref.embeddings.embedder
         embed_missing(log, embedder, after=ref.covers_revision)  # the many, while others write
-        with log.transaction():
-            _write_vectors(log, embedder, log.without_vector(ref.covers_revision, embedder.fingerprint))
+        if storage.is_remote(store):
+            open_index(ref).check()  # what it fetches takes longer than others should wait
+        with log.held():
+            embed_missing(log, embedder, after=ref.covers_revision)
             yield
+        embed_missing(log, embedder, after=ref.covers_revision)  # none, unless others did not wait so long
 
 
 def embed_missing(log: Log, embedder: PackageRef | ExternalModelRef, *, after: int) -> None:
@@ -179,8 +218,7 @@ def embed_missing(log: Log, embedder: PackageRef | ExternalModelRef, *, after: i
     """
     missing = log.without_vector(after, embedder.fingerprint)
     for start in range(0, len(missing), _IMAGES_AT_ONCE):
-        with log.transaction():
-            _write_vectors(log, embedder, missing[start : start + _IMAGES_AT_ONCE])
+        log.transact(partial(_write_vectors, log, embedder, missing[start : start + _IMAGES_AT_ONCE]))
 
 
 def _write_vectors(log: Log, embedder: PackageRef | ExternalModelRef, ids: list[str]) -> None:

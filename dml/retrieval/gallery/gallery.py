@@ -14,7 +14,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dml import storage
 from dml.data.dataset import read_images
 from dml.errors import DmlError, InvalidSetting, MissingArtifact
 from dml.models.package import Package, load_package
@@ -375,9 +374,4 @@ class Gallery:
             raise InvalidSetting(
                 f"A gallery must be opened to write, by the name of its index; {why}. "
                 f"Open it: Gallery.open(store, {self._current.name!r})."
-            )
-        if storage.is_remote(self._current.store):
-            raise InvalidSetting(
-                f"A gallery must be in a store on a disk of this machine; got {self._current.store}. "
-                "Enrol there, or load the items into Milvus (`dml load`)."
             )

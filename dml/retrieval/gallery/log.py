@@ -10,16 +10,17 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dml.data.forgotten import digest_of_id
 from dml.errors import CorruptArtifact, GalleryBusy, GalleryUnavailable, IncompatibleArtifact
 
 FORMAT = 2
@@ -48,6 +49,7 @@ CREATE TABLE gallery (name TEXT NOT NULL, revision INTEGER NOT NULL);
 ERASED = "\0sha256:"
 """Before the digest of an id that was forgotten and that no index or dataset holds any more; no id has it."""
 Operation = Literal["enrol", "update", "forget"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class Entry:
 def timestamp() -> str:
     """Now, as an entry has it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def erased_id(id_: str) -> str:
+    """What the log holds of an id that nothing else holds."""
+    return ERASED + digest_of_id(id_)
 
 
 class Log:
@@ -168,6 +175,29 @@ class Log:
                 self._connection.execute("ROLLBACK")
             raise
 
+    def transact(self, action: Callable[[], T]) -> T:
+        """Call what writes to the log in a transaction: in the one that is open, else in one of its own.
+
+        Args:
+            action: undone where it raises.
+
+        Raises:
+            GalleryBusy: another process was writing for longer than the timeout.
+        """
+        if self._connection.in_transaction:
+            return action()
+        with self.transaction():
+            return action()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else writes to the log during the block; raises as `transact`."""
+        with self.transaction():
+            yield
+
+    def follow(self) -> None:
+        """Take what other machines have written; of a store on a disk there is none."""
+
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """Whatever is read in the block is of one revision."""
@@ -179,10 +209,10 @@ class Log:
                 self._connection.execute("COMMIT")
 
     @property
-    def data_version(self) -> int:
-        """A number that changes when another connection has committed."""
+    def data_version(self) -> tuple[int, ...]:
+        """Numbers that change when another connection has committed."""
         with self._reading_errors():
-            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+            return (int(self._connection.execute("PRAGMA data_version").fetchone()[0]),)
 
     @property
     def revision(self) -> int:
@@ -251,12 +281,15 @@ class Log:
                 ),
             )
             if entry.vector is not None:
-                self.write_vector(entry.id, embedder, entry.vector)
+                self._insert_vector(entry.id, embedder, entry.vector)
             if image is not None:
                 execute("INSERT INTO images VALUES (?, ?)", (entry.id, image))
 
     def write_vector(self, id_: str, embedder: str, vector: NDArray[np.float32]) -> None:
         """Add an item's vector by an embedder, inside a transaction."""
+        self._insert_vector(id_, embedder, vector)
+
+    def _insert_vector(self, id_: str, embedder: str, vector: NDArray[np.float32]) -> None:
         self._rows(
             "INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", id_, embedder, vector.astype("<f4").tobytes()
         )

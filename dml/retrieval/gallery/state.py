@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml.config import IndexConfig
-from dml.data.forgotten import digest_of_id
 from dml.refs import IndexRef
 from dml.retrieval.changes import NO_POSITION, items_columns
 from dml.retrieval.gallery.delta import EXACT_ROWS, Delta
 from dml.retrieval.gallery.live import LiveIndex
-from dml.retrieval.gallery.log import ERASED, Entry
+from dml.retrieval.gallery.log import ERASED, Entry, erased_id
 from dml.retrieval.index import index_config_of
 from dml.retrieval.search import Index
 from dml.retrieval.tombstones import Tombstones
@@ -67,9 +66,11 @@ class State:
             last.pop(entry.id, None)
             last[entry.id] = entry
         rows = dict(zip(last, self.index.find_rows(list(last)), strict=True))
+        erased: list[str] = []
         if any(id_.startswith(ERASED) for id_ in last):  # this version is older than the one without them
             ids = self.index.items["id"].to_pylist()
-            rows |= {key: row for row, id_ in enumerate(ids) if (key := ERASED + digest_of_id(id_)) in last}
+            rows |= {key: row for row, id_ in enumerate(ids) if (key := erased_id(id_)) in last}
+            erased = [id_ for id_ in live.delta.ids if erased_id(id_) in last]
         items: list[dict[str, Any]] = []
         vectors: list[NDArray[np.float32]] = []
         without_vector = set(live.without_vector.difference(last))
@@ -91,7 +92,7 @@ class State:
         if deleted:
             every = np.concatenate([tombstones.rows, np.fromiter(deleted, np.int64)])
             tombstones = Tombstones(every, self.ref.rows)
-        delta = live.delta.without(last)
+        delta = live.delta.without([*last, *erased])
         if items:
             delta = delta.with_items(items, np.stack(vectors))
         return replace(self, live=live.at(tombstones, delta, revision, frozenset(without_vector)))

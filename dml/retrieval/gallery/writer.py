@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from dml.errors import DmlError, IncompatibleArtifact, InvalidSetting, WriteCommitted
 from dml.retrieval.gallery.current import CurrentState
 from dml.retrieval.gallery.entries import MakeEntries
-from dml.retrieval.gallery.fold import behind, log_path
+from dml.retrieval.gallery.fold import behind, open_log
 from dml.retrieval.gallery.log import Entry, Log
+from dml.retrieval.gallery.state import State
 
 MOST_MOVES = 5
 """Newly published versions in a row for which a write is tried again."""
@@ -100,19 +101,13 @@ class Writer:
         current = self._current
         log = self._opened()
         for _ in range(MOST_MOVES):
-            with log.transaction():
-                moved = not current.is_published()
-                if not moved:
-                    if log.revision < current.state.live.revision:
-                        raise behind(current.name, log.revision, current.state.live.revision)
-                    current.catch_up(log)
-                    before = current.state
-                    written, revision = self._write_all(requests, log)
-            if not moved:
+            done = log.transact(lambda: self._write_to_published(requests, log))
+            if done is not None:
                 break
             current.refresh()
         else:
             raise InvalidSetting(f"Gallery {current.name} must stay published for a write. Try again.")
+        before, written, revision = done
         failure: BaseException | None = None
         if written:
             try:
@@ -136,6 +131,23 @@ class Writer:
             else:
                 request.done.set_result((revision, request.ids))
 
+    def _write_to_published(
+        self, requests: list[_Request], log: Log
+    ) -> tuple[State, list[Entry], int] | None:
+        """Write inside a transaction; the state before, the entries and the revision after it.
+
+        Returns:
+            None: another version of the index was published; nothing was written.
+        """
+        current = self._current
+        if not current.is_published():
+            return None
+        if log.revision < current.state.live.revision:
+            raise behind(current.name, log.revision, current.state.live.revision)
+        current.catch_up(log)
+        before = current.state
+        return before, *self._write_all(requests, log)
+
     def _opened(self) -> Log:
         """The log to write to; made with the first write.
 
@@ -148,10 +160,16 @@ class Writer:
             self._log = None
             current.follow()
         if self._log is None:
-            path, revision = log_path(current.store, current.name), current.state.live.revision
-            if revision and not path.exists():
+            revision = current.state.live.revision
+            self._log = open_log(
+                current.store,
+                current.name,
+                path=current.log_path,
+                create=revision == 0,
+                busy_timeout_s=self._busy_timeout_s,
+            )
+            if self._log is None:
                 raise behind(current.name, None, revision)
-            self._log = Log(path, create=revision == 0, busy_timeout_s=self._busy_timeout_s)
         return self._log
 
     def _write_all(self, requests: list[_Request], log: Log) -> tuple[list[Entry], int]:

@@ -1,0 +1,86 @@
+"""A folder of objects on S3, listed and written often, by one client: names in, contents and ETags out."""
+
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, NamedTuple
+
+from dml.storage.conditional import (
+    StoredObject,
+    read_with_etag,
+    replace_if_unchanged,
+    s3_client,
+    translated_s3_errors,
+)
+
+
+class ListedObject(NamedTuple):
+    """An object of a folder, as it was listed."""
+
+    name: str
+    etag: str
+    age_s: float
+    """Since it was written, by the clock of the server."""
+
+
+class ObjectFolder:
+    """A folder on S3; can be shared between threads.
+
+    Args:
+        uri: of the folder, `s3://BUCKET/PREFIX`.
+
+    Raises:
+        OSError: S3 cannot be reached, or refuses. By every method.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/")
+        self._client, self._bucket, self._key = s3_client(self.uri)
+
+    def list_from(self, name: str = "", *, most: int | None = None) -> list[ListedObject]:
+        """The objects whose names come after `name`, in order.
+
+        Args:
+            name: "": all.
+            most: only the first; None: all.
+        """
+        prefix = f"{self._key}/"
+        options: dict[str, Any] = {} if most is None else {"PaginationConfig": {"MaxItems": most}}
+        listed = []
+        with translated_s3_errors():
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=prefix, StartAfter=f"{prefix}{name}", **options
+            )
+            for page in pages:
+                now = _server_time(page)
+                listed += [
+                    ListedObject(
+                        str(entry["Key"]).removeprefix(prefix),
+                        str(entry["ETag"]),
+                        (now - entry["LastModified"]).total_seconds(),
+                    )
+                    for entry in page.get("Contents", ())
+                ]
+        return listed
+
+    def read(self, name: str) -> StoredObject:
+        """An object's content and ETag; both None: there is none."""
+        return read_with_etag(f"{self.uri}/{name}", client=self._client)
+
+    def write_if_unchanged(self, name: str, content: bytes, read_before: StoredObject) -> str:
+        """Write an object if it has not changed since it was read; its new ETag.
+
+        Raises:
+            WriteConflict: it has changed; or an earlier try of this write succeeded, whose answer was lost.
+        """
+        return replace_if_unchanged(f"{self.uri}/{name}", content, read_before, client=self._client)
+
+    def delete(self, name: str) -> None:
+        """Remove an object, if it is there."""
+        with translated_s3_errors():
+            self._client.delete_object(Bucket=self._bucket, Key=f"{self._key}/{name}")
+
+
+def _server_time(response: Any) -> datetime:
+    """The server's time when it answered."""
+    sent = response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    return parsedate_to_datetime(sent) if sent else datetime.now(UTC)

@@ -15,11 +15,18 @@ _FEWEST_PER_LIST, _MOST_PER_LIST = 39, 100  # rows to train on: by Faiss' guidel
 _TRAINING_SHARE = 0.2  # of the rows, which Faiss may copy once
 _FEWEST_TRAINING_ROWS = 1 << 16
 _RENUMBERED_ROWS = 1 << 14
+_FEW_OF_NSG = 1000
 
 
 def num_lists(index: faiss.Index) -> int:
     """How many inverted lists an index has; 1 if it has none."""
     return int(getattr(faiss.try_extract_index_ivf(index), "nlist", 1))
+
+
+def fewest_rows(index: faiss.Index) -> int:
+    """How many rows an index must be filled with at once."""
+    graph = graph_of(index)
+    return int(graph.GK) + 1 if isinstance(graph, faiss.IndexNSG) else 1
 
 
 def fill(index: faiss.Index, vectors: FlatVectors) -> None:
@@ -52,11 +59,20 @@ def add(index: faiss.Index, vectors: FlatVectors, *, without: NDArray[np.int64] 
     begin("filling", "rows", vectors.rows)
     if isinstance(index, faiss.IndexIVF) and (lists := _growing_lists(index)) is not None:
         _fill_lists(index, lists, vectors)
-    elif isinstance(index, faiss.IndexNSG):
-        index.add(np.concatenate(list(vectors.blocks())))  # builds its graph of all at once
+    elif isinstance(graph_of(index), faiss.IndexNSG):
+        _build_nsg(index, vectors, without)
     else:
         _reserve(index, vectors.rows)
         _add_blocks(index, vectors, without if graph_of(index) is not None else None)
+
+
+def _build_nsg(index: faiss.Index, vectors: FlatVectors, without: NDArray[np.int64] | None) -> None:
+    """A graph of all rows at once: it takes no more later."""
+    rows = np.concatenate(list(vectors.blocks()))
+    rows = rows if without is None else np.delete(rows, without, axis=0)
+    if len(rows) <= _FEW_OF_NSG:  # by exact neighbours: below 200 rows or so NNDescent can abort the process
+        graph_of(index).build_type = 0  # type: ignore[union-attr]
+    index.add(rows)
 
 
 def _add_blocks(index: faiss.Index, vectors: FlatVectors, without: NDArray[np.int64] | None) -> None:
@@ -74,13 +90,19 @@ def _add_blocks(index: faiss.Index, vectors: FlatVectors, without: NDArray[np.in
 def add_to_graph(index: faiss.Index, vectors: FlatVectors, rows: NDArray[np.int64]) -> None:
     """Add the rows that a graph was filled without, and number all as in the table.
 
+    NSG is built again, of all rows.
+
     Args:
         index: its graph holds the other rows, in their order.
         vectors: N rows.
         rows: ascending.
     """
-    index.add(vectors.take(rows))
     graph = graph_of(index)
+    if isinstance(graph, faiss.IndexNSG):
+        index.reset()
+        _build_nsg(index, vectors, None)
+        return
+    index.add(vectors.take(rows))
     assert graph is not None
     former = np.empty(vectors.rows, dtype=np.int64)
     first = vectors.rows - len(rows)

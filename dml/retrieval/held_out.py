@@ -12,7 +12,7 @@ _LARGEST_SHARE = 5
 """One of so many rows is held out, at most: an index of much fewer rows has another recall."""
 
 
-def rows_held_out(num_rows: int, num_queries: int) -> NDArray[np.int64]:
+def rows_held_out(num_rows: int, num_queries: int, *, fewest: int = 1) -> NDArray[np.int64]:
     """(Q,) random rows, ascending; until an index is tuned, it is not trained on them, and no graph has them.
 
     Rows of a graph are easier to find than queries: their own links lead to their neighbours. So efSearch by
@@ -22,8 +22,9 @@ def rows_held_out(num_rows: int, num_queries: int) -> NDArray[np.int64]:
     Args:
         num_rows: of the table.
         num_queries: that are wanted; few rows have fewer.
+        fewest: of the other rows, that the index needs; one row is held out all the same.
     """
-    number = min(num_queries, max(num_rows // _LARGEST_SHARE, 1))
+    number = min(num_queries, max(min(num_rows // _LARGEST_SHARE, num_rows - fewest), 1))
     return np.sort(np.random.default_rng(1).choice(num_rows, number, replace=False))
 
 

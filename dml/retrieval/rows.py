@@ -17,7 +17,7 @@ from dml.progress import begin, count
 from dml.retrieval.bundle import INDEX_FILE, ITEMS_FILE, VECTORS_FILE, in_order, read_items, write_items
 from dml.retrieval.changes import ChangedRows
 from dml.retrieval.factory import FLAT_FACTORY, empty_index, refused_factory
-from dml.retrieval.fill import add, nearest_lists, train
+from dml.retrieval.fill import add, fewest_rows, nearest_lists, train
 from dml.retrieval.held_out import rows_held_out
 from dml.retrieval.vectors import FlatVectors, VectorType, write_vectors
 
@@ -46,7 +46,7 @@ def write_rows(
     begin("reading vectors", "rows", embeddings.rows)
     vectors = _write_vectors(path, rows.vectors(), len(items), embeddings.dim, config.vectors)
     pa.default_memory_pool().release_unused()  # what reading took, before the index takes its memory
-    queries = rows_held_out(vectors.rows, config.recall_queries)
+    queries = rows_held_out(vectors.rows, config.recall_queries, fewest=fewest_rows(index))
     try:
         if not is_both:
             train(index, vectors, without=queries)

@@ -1,7 +1,7 @@
 """A filled index and held-out queries in; search parameters that reach a recall target, and what others cost.
 
-Lists are scanned by `nprobe`, graphs searched by `efSearch`. An index of codes finds `k_factor_rf` times as
-many candidates, which are compared in full. These are Faiss' own names, as its `ParameterSpace` takes them.
+Lists are scanned by `nprobe`, graphs searched by `efSearch`, or NSG by `search_L`. An index of codes finds
+`k_factor_rf` times as many candidates, which are compared in full. These are Faiss' own names.
 """
 
 import time
@@ -146,11 +146,11 @@ def keeps_vectors(index: faiss.Index) -> bool:
     return isinstance(index, faiss.IndexFlat | faiss.IndexIVFFlat | faiss.IndexNSGFlat)
 
 
-def graph_of(index: faiss.Index) -> faiss.IndexHNSW | None:
+def graph_of(index: faiss.Index) -> faiss.IndexHNSW | faiss.IndexNSG | None:
     """The graph that an index searches, also below a transform; None: it searches none."""
     if isinstance(index, faiss.IndexPreTransform):
         index = faiss.downcast_index(index.index)
-    return index if isinstance(index, faiss.IndexHNSW) else None
+    return index if isinstance(index, faiss.IndexHNSW | faiss.IndexNSG) else None
 
 
 def refined(index: faiss.Index, vectors: faiss.Index, k_factor: float) -> faiss.Index:
@@ -182,7 +182,7 @@ def tune(
     the recall of all queries is, too.
 
     Args:
-        index: is searched; `nprobe` or `efSearch` is set.
+        index: is searched; `nprobe`, `efSearch` or `search_L` is set.
         vectors: a flat index of its rows, to compare the candidates of codes in full.
         held_out: queries and their exact neighbours.
         target: recall@k.
@@ -208,6 +208,8 @@ def tune(
     chosen, k_factor, _ = best
     steps = {point.parameters: point for point in (*tuning.steps(k_factor, low, high), chosen)}
     tuning.set(chosen)
+        if k_factor > 1 and k_factor * held_out.wanted > index.ntotal:
+            break  # more candidates than rows, which NSG looks for for ever
     return OperatingCurve(
         target=target,
         num_queries=len(held_out.rows),
@@ -251,7 +253,7 @@ class _Tuning:
         lists = faiss.try_extract_index_ivf(index)
         if lists is not None:
             self._name, self.range = "nprobe", (1, int(lists.nlist))
-        elif graph_of(index) is not None:
+        elif (graph := graph_of(index)) is not None:
             self._name, self.range = "efSearch", _VISITED
         else:
             self._name, self.range = "", (1, 1)
@@ -266,6 +268,8 @@ class _Tuning:
             if self.reaches(k_factor, middle):
                 value = middle
             else:
+            if isinstance(graph, faiss.IndexNSG):  # it begins with so many rows, or looks for them for ever
+                self._name, self.range = "search_L", (_VISITED[0], min(_VISITED[1], int(graph.ntotal)))
                 low = middle
         return low if self.reaches(k_factor, low) else value
 
@@ -324,7 +328,10 @@ class _Tuning:
         return self._measurements[k_factor, value]
 
     def _set(self, value: int) -> None:
-        if self._name:
+        graph = graph_of(self._index)
+        if isinstance(graph, faiss.IndexNSG):  # Faiss' ParameterSpace does not know it
+            graph.nsg.search_L = value
+        elif self._name:
             faiss.ParameterSpace().set_index_parameter(self._index, self._name, value)
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dml.retrieval.fill import add, add_to_graph, train, training_rows
+from dml.retrieval.fill import add, add_to_graph, fewest_rows, train, training_rows
 from dml.retrieval.held_out import hold_out, rows_held_out
-from dml.retrieval.tune import refined, tune
+from dml.retrieval.tune import graph_of, refined, tune
 from dml.retrieval.vectors import FlatVectors
 from tests.retrieval.test_vectors import written
 
@@ -48,7 +48,7 @@ def drawn(request, tmp_path_factory):
 def tuned(factory, vectors):
     """As an index is built."""
     index = faiss.index_factory(DIM, factory, faiss.METRIC_INNER_PRODUCT)
-    rows = rows_held_out(vectors.rows, 2000)
+    rows = rows_held_out(vectors.rows, 2000, fewest=fewest_rows(index))
     train(index, vectors, without=rows)
     add(index, vectors, without=rows)
     held_out = hold_out(vectors, pa.table({"id": np.arange(vectors.rows)}), index, rows)
@@ -64,15 +64,18 @@ def recall(index, vectors, queries, k_factor):
     return np.mean([np.isin(exact, some).mean() for exact, some in zip(truth, found, strict=True)])
 
 
-@pytest.mark.parametrize("factory", ["HNSW16", "IVF64,Flat", "IVF64,PQ8x4fs"])
+@pytest.mark.parametrize("factory", ["HNSW16", "NSG16", "IVF64,Flat", "IVF64,PQ8x4fs"])
 def test_queries_that_are_no_rows_are_found_with_the_recall_that_was_asked_for(drawn, factory):
     vectors, queries = drawn
     index, curve = tuned(factory, vectors)
     assert recall(index, vectors, queries, curve.k_factor) >= TARGET - 0.01
     name, _, value = curve.chosen.parameters.split(",")[0].partition("=")
     a_step_less = int(value) - max(int(value) // 16, 1)
-    if a_step_less >= (10 if name == "efSearch" else 1):
-        faiss.ParameterSpace().set_index_parameter(index, name, a_step_less)
+    if a_step_less >= (1 if name == "nprobe" else 10):
+        if name == "search_L":
+            index.nsg.search_L = a_step_less
+        else:
+            faiss.ParameterSpace().set_index_parameter(index, name, a_step_less)
         assert (
             recall(index, vectors, queries, curve.k_factor) <= TARGET + 0.015
         )  # 1,200 queries have a standard error of 0.004
@@ -87,6 +90,25 @@ def test_a_graph_that_was_filled_without_some_rows_holds_all_in_their_order(draw
     assert recall(index, vectors, queries[:200], 0) > 0.99
     some = np.arange(0, ROWS, 10)
     assert (index.search(every[some], 1)[1][:, 0] == some).mean() > 0.99
+
+
+@pytest.mark.parametrize("num_rows", [66, 102, 125, 400])
+@pytest.mark.parametrize("factory", ["NSG8", "PCA8,NSG8"])
+def test_a_graph_that_takes_no_more_rows_is_built_again_with_those_held_out(
+    drawn, tmp_path, factory, num_rows
+):
+    rows = drawn[0].take(np.arange(num_rows))
+    written(tmp_path / "vectors.faiss", rows)
+    index, curve = tuned(factory, FlatVectors(str(tmp_path / "vectors.faiss")))
+    assert index.ntotal == num_rows
+    assert curve.num_queries == min(num_rows - 65, num_rows // 5)
+    graph = graph_of(index)
+    stored = rows if graph is index else faiss.downcast_VectorTransform(index.chain.at(0)).apply(rows)
+    np.testing.assert_allclose(graph.reconstruct_n(0, num_rows), stored, atol=1e-6)
+    graph.nsg.search_L = num_rows
+    exact = np.argsort(-stored @ stored.T, axis=1)[:, :5]
+    found = graph.search(stored, 5)[1]
+    assert np.mean([np.isin(*each).mean() for each in zip(exact, found, strict=True)]) > 0.95
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 7])

@@ -45,13 +45,20 @@ def check_vectors(what: str, vectors: NDArray[np.float32], dim: int, *, do: str 
     """
     if vectors.ndim != 2 or vectors.shape[1] != dim:
         raise InvalidData(f"{what} must be ({what[0]}, {dim}); got {vectors.shape}.{do and ' ' + do}")
-    squares = np.vecdot(vectors, vectors).tolist()  # as floats: for one vector in a third of the time
-    if not all(_LEAST_SQUARE <= square <= _GREATEST_SQUARE for square in squares):  # NaN neither
+    if not _are_unit(vectors):
         lengths = np.linalg.norm(vectors, axis=1)
         raise InvalidData(
             f"{what} must have length 1; got lengths {lengths.min()} to {lengths.max()}. "
             "Divide each by its length."
         )
+
+
+def _are_unit(vectors: NDArray[np.float32]) -> bool:
+    if len(vectors) == 1:  # in 0.4 us instead of the 1.0 of arrays
+        vector = vectors.ravel()
+        return bool(_LEAST_SQUARE <= vector.dot(vector) <= _GREATEST_SQUARE)
+    squares = np.vecdot(vectors, vectors)
+    return bool(((squares >= _LEAST_SQUARE) & (squares <= _GREATEST_SQUARE)).all())  # NaN is neither
 
 
 def checked_error_rate(name: str, value: object, *, usual: float) -> float:

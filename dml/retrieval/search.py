@@ -31,7 +31,7 @@ from dml.retrieval.probe import processor_name
 from dml.retrieval.ties import Neighbors, by_similarity, first_of_equals
 from dml.retrieval.tombstones import Tombstones
 from dml.retrieval.tune import refined
-from dml.retrieval.vectors import FlatVectors, Subset, is_flat
+from dml.retrieval.vectors import FlatVectors, Subset, is_flat, nearest
 
 Device = Literal["cpu", "cuda"]
 
@@ -319,6 +319,8 @@ class Index:
         found, plan = (
             self._find_live(queries, k, tombstones) if filter is None else self._find(queries, k, matches)
         )
+        if filter is None and not tombstones:
+            return self._find(np.ascontiguousarray(vectors, np.float32), min(k, self._vectors.rows), None)
         if tombstones.among(found[1].ravel()).any():
             raise self._corrupt("answer with live rows; it answers with deleted ones")
         return found, plan
@@ -360,7 +362,7 @@ class Index:
                 f"{embedder[:12]}. Embed it with {index_embedder}, or build an index for {embedder[:12]}."
             )
         number = checked_k(k)
-        check_vectors("Queries", vectors, self.ref.embeddings.dim, do=f"Embed them with {index_embedder}.")
+        check_vectors("Queries", vectors, self.ref.embeddings.dim, do=self._remedy)
         return number
 
     def _find(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> tuple[Neighbors, Plan]:
@@ -371,6 +373,10 @@ class Index:
             is_range = matches.count < self.ref.rows and self._subset(matches).is_range
             plan = self._plan(matches.count, max(k, 1), is_range)
         if plan.kind == "nothing":
+    @cached_property
+    def _remedy(self) -> str:
+        return f"Embed them with {self.ref.embeddings.embedder}."
+
             return (np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)), plan
         are_estimates = self._has_estimates
         if plan.kind == "index" and self._cascade is not None and self._cascade.suits(k):
@@ -382,7 +388,7 @@ class Index:
             if self._is_flat:
                 found = first_of_equals(self._unfiltered.search, vectors, k, self.ref.rows)
             else:
-                found = self._unfiltered.search(vectors, k)
+                found = nearest(self._unfiltered, vectors, k)
             are_estimates &= not self._k_factor  # else compared in full
             if not are_estimates and self._are_in_order(*found):
                 return found, plan  # as a rule; what follows takes a third of the time of a search in a graph
@@ -428,13 +434,13 @@ class Index:
     def _are_in_order(self, similarities: NDArray[np.float32], rows: NDArray[np.int64]) -> bool:
         """Whether the answers are cosines of rows that there are, each less similar than the one before."""
         if len(rows) == 1:  # as lists: 2 us instead of the 10 of arrays
-            (cosines,), (numbers,) = similarities.tolist(), rows.tolist()
+            cosines, numbers = similarities.ravel().tolist(), rows.ravel().tolist()
             return (
                 all(map(gt, cosines, cosines[1:]))
                 and cosines[-1] >= -_SIMILARITY_LIMIT
                 and cosines[0] <= _SIMILARITY_LIMIT
                 and min(numbers) >= 0
-                and max(numbers) < self.ref.rows
+                and max(numbers) < self._vectors.rows
             )
         descend = similarities[:, :-1] > similarities[:, 1:]
         possible = (np.abs(similarities) <= _SIMILARITY_LIMIT) & (rows >= 0) & (rows < self.ref.rows)

@@ -72,6 +72,26 @@ def is_flat(index: faiss.Index) -> bool:
     return isinstance(index, faiss.IndexFlat)
 
 
+def nearest(index: faiss.Index, queries: NDArray[np.float32], k: int) -> Neighbors:
+    """What `index.search(queries, k)` returns, without its checks and conversions: 1.8 us of a query less.
+
+    Args:
+        index: any.
+        queries: (Q, D) float32 of its dimension, C-contiguous.
+        k: 1 or more.
+    """
+    shape = len(queries), k
+    similarities, rows = np.empty(shape, np.float32), np.empty(shape, np.int64)
+    index.search_c(  # type: ignore[attr-defined]
+        len(queries),
+        faiss.swig_ptr(queries),
+        k,
+        faiss.swig_ptr(similarities),
+        faiss.swig_ptr(rows),
+    )
+    return similarities, rows
+
+
 class FlatVectors:
     """The vectors of an index by row number, memory-mapped; can be shared between threads.
 

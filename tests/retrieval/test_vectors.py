@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dml.retrieval.vectors import FlatVectors, write_vectors
+from dml.retrieval.vectors import FlatVectors, nearest, write_vectors
 from tests.embedding.parts import unit_vectors
 
 ROWS, DIM = 300, 24
@@ -18,6 +18,17 @@ def written(path, vectors, dtype="float32", *, block=70):
         blocks = (vectors[start : start + block] for start in range(0, len(vectors), block))
         write_vectors(file.write, blocks, rows=len(vectors), dim=vectors.shape[1], dtype=dtype)
     return FlatVectors(str(path))
+
+
+@pytest.mark.parametrize("factory", ["HNSW8", "IVF4,Flat"])
+def test_a_search_without_conversions_is_the_one_of_faiss(factory):
+    index = faiss.index_factory(DIM, factory, faiss.METRIC_INNER_PRODUCT)
+    rows = unit_vectors(ROWS, DIM, seed=1)
+    index.train(rows)
+    index.add(rows)
+    for queries in (rows[:1], rows[:5]):
+        for ours, theirs in zip(nearest(index, queries, 7), index.search(queries, 7), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.fixture(scope="module")

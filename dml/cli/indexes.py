@@ -251,7 +251,7 @@ def _show_explanation(explanation: "IndexExplanation") -> None:
         print(f"{explanation.index}: it has one row, and nothing to find")
         return
     title = f"{explanation.index}: {explanation.index.factory}, {curve.memory_bytes / 1e6:,.1f} MB; "
-    title += f"{curve.num_queries} queries, recall@10 of {curve.target:g} wanted"
+    title += f"{curve.num_queries} queries like the items, recall@10 of {curve.target:g} wanted"
     if explanation.index.shards:
         title += f"; of {len(explanation.index.shards)} shards that with the least recall"
     rows = [

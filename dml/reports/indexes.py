@@ -70,6 +70,11 @@ class OperatingCurve(Result):
     num_queries: int
     memory_bytes: int = Field(description="of `index.faiss`")
     exact_mate_at_1: float | None = Field(description="of exact search; null: no labels")
+    least_similarity: float | None = Field(
+        None,
+        description="of a query to its nearest item; 1 of 200 of these queries is below it, and below it "
+        "no recall is promised; null: fewer than 100 queries",
+    )
     chosen: OperatingPoint
     points: tuple[OperatingPoint, ...] = Field(description="by recall, ascending")
 

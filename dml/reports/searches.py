@@ -26,7 +26,10 @@ class SearchRecall(Result):
     )
     low: float | None = Field(description="of its 95 % interval; null: exact, or not measured")
     high: float | None
-    num_queries: int | None = Field(description="held-out queries it was measured on")
+    num_queries: int | None = Field(description="held-out queries it was measured on: items of the index")
+    least_similarity: float | None = Field(
+        description="of these to their nearest item: a less similar query is unlike them; null: not known"
+    )
 
 
 class SearchStage(Result):

@@ -26,6 +26,7 @@ class Cascade:
         vectors: in full.
         choice: what was measured when it was built; with a chosen one.
         mate_recalls: of its stages, where that was measured.
+        least_similarity: of the queries that recall was measured on to their nearest item; None: not known.
     """
 
     def __init__(
@@ -34,11 +35,18 @@ class Cascade:
         vectors: Vectors,
         choice: FirstStageChoice,
         mate_recalls: Mapping[str, float] | None = None,
+        least_similarity: float | None = None,
     ) -> None:
         assert choice.chosen is not None
         self._first_stage, self._vectors = first_stage, vectors
-        self._chosen, self._choice = choice.chosen, choice
+        self._chosen = choice.chosen
         self._mate_recalls = mate_recalls or {}
+        self._recall = Recall(
+            value=choice.chosen.recall,
+            basis="built",
+            num_queries=choice.num_queries,
+            least_similarity=least_similarity,
+        )
 
     @property
     def name(self) -> str:
@@ -100,6 +108,6 @@ class Cascade:
             "kind": "cascade",
             "stages": stages,
             "reason": f"{plan.reason}, and {self._chosen.kind} was the cheapest first stage at build",
-            "recall": Recall(value=recall, basis="built", num_queries=self._choice.num_queries),
+            "recall": self._recall,
         }
         return neighbors, plan.model_copy(update=update)

@@ -25,6 +25,9 @@ _LOOKED_AT = 2.0
 """Nearest lists that a search looks at / those that calibration found enough."""
 
 
+NOT_PROMISED = "not promised"
+
+
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -98,7 +101,10 @@ class RecallCell(_Value):
 
 
 class Recall(_Value):
-    """Share of the k most similar matching items that are answered, and how that is known."""
+    """Share of the k most similar matching items that are answered, and how that is known.
+
+    Unless it is exact, it is that of queries like the items: those that it was measured on are items.
+    """
 
     value: _Share
     basis: Literal["exact", "calibrated", "built"] = Field(
@@ -108,14 +114,18 @@ class Recall(_Value):
     low: _Share | None = Field(None, description="95 % interval; null: exact, or not known")
     high: _Share | None = None
     num_queries: int | None = Field(None, description="held-out queries it was measured on; null: exact")
+    least_similarity: float | None = Field(
+        None,
+        description="of these to their nearest item: a less similar query is unlike them; null: not known",
+    )
 
     def __str__(self) -> str:
         if self.basis == "exact":
             return "1, exact"
         interval = "" if self.low is None else f", interval {self.low:.3f} to {self.high:.3f}"
         word = "calibrated" if self.basis == "calibrated" else "measured at build"
-        queries = "" if self.num_queries is None else f" on {self.num_queries} queries"
-        return f"{self.value:.3f}, {word}{queries}{interval}"
+        number = "" if self.num_queries is None else f"{self.num_queries} "
+        return f"{self.value:.3f}, {word} on {number}queries like the items{interval}"
 
 
 EXACT = Recall(value=1.0, basis="exact")
@@ -285,6 +295,26 @@ class Plan(_Value):
     )
     stages: tuple[Stage, ...] = Field((), description="of a cascade, in order; measured as it was executed")
     notes: tuple[str, ...] = Field((), description="what happened while it was executed")
+
+    def noting_unlike(self, similarities: NDArray[np.float32]) -> "Plan":
+        """The plan, with how many queries are less similar to every item than those of the recall are.
+
+        Args:
+            similarities: (Q, k) of the answers, without a filter.
+        """
+        least = self.recall.least_similarity
+        if least is None or not similarities.size:
+            return self
+        if len(similarities) == 1:  # 0.1 us instead of 3
+            if similarities.item(0) >= least:
+                return self
+            return self.noting(f"this query is unlike the items; the recall is {NOT_PROMISED}")
+        unlike = np.count_nonzero(similarities[:, 0] < least)
+        if not unlike:
+            return self
+        return self.noting(
+            f"{unlike} of {len(similarities)} queries are unlike the items; their recall is {NOT_PROMISED}"
+        )
 
     def noting(self, *notes: str) -> "Plan":
         """The plan with what happened while it was executed."""

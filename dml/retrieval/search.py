@@ -86,8 +86,16 @@ class Index:
         self._cascade = None
         if bundle.first_stage is not None and (choice := calibration.first_stage) and choice.chosen:
             first_stage = FirstStage(bundle.first_stage)
-            self._cascade = Cascade(first_stage, self._vectors, choice, self._mate_recalls)
-        built = ref.recall if curve is None else curve.chosen.recall
+            least = None if curve is None else curve.least_similarity
+            self._cascade = Cascade(first_stage, self._vectors, choice, self._mate_recalls, least)
+        built = Recall(value=ref.recall, basis="built")
+        if curve is not None:
+            built = Recall(
+                value=curve.chosen.recall,
+                basis="built",
+                num_queries=curve.num_queries,
+                least_similarity=curve.least_similarity,
+            )
         # Neither remembers this object: a version that is replaced is freed at once.
         planner = _planner(ref, costs, table, built=None if self._is_flat else built)
         self._plan = lru_cache(_KEPT_PLANS)(planner)
@@ -311,6 +319,8 @@ class Index:
         self, vectors: NDArray[np.float32], k: int, filter: Filter | None, tombstones: Tombstones | None
     ) -> tuple[Neighbors, Plan]:
         """Similarities, descending, and rows, ties by row."""
+        if filter is None and not tombstones:
+            return self._find(np.ascontiguousarray(vectors, np.float32), min(k, self._vectors.rows), None)
         matches = self._matching(filter, tombstones)
         num_matching = self.ref.rows if matches is None else matches.count
         queries, k = np.ascontiguousarray(vectors, dtype=np.float32), min(k, num_matching)
@@ -319,8 +329,6 @@ class Index:
         found, plan = (
             self._find_live(queries, k, tombstones) if filter is None else self._find(queries, k, matches)
         )
-        if filter is None and not tombstones:
-            return self._find(np.ascontiguousarray(vectors, np.float32), min(k, self._vectors.rows), None)
         if tombstones.among(found[1].ravel()).any():
             raise self._corrupt("answer with live rows; it answers with deleted ones")
         return found, plan
@@ -365,6 +373,10 @@ class Index:
         check_vectors("Queries", vectors, self.ref.embeddings.dim, do=self._remedy)
         return number
 
+    @cached_property
+    def _remedy(self) -> str:
+        return f"Embed them with {self.ref.embeddings.embedder}."
+
     def _find(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> tuple[Neighbors, Plan]:
         """(Q, k) similarities, descending, and rows, with k at most the number of matches; and the plan."""
         if matches is None:
@@ -373,10 +385,6 @@ class Index:
             is_range = matches.count < self.ref.rows and self._subset(matches).is_range
             plan = self._plan(matches.count, max(k, 1), is_range)
         if plan.kind == "nothing":
-    @cached_property
-    def _remedy(self) -> str:
-        return f"Embed them with {self.ref.embeddings.embedder}."
-
             return (np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)), plan
         are_estimates = self._has_estimates
         if plan.kind == "index" and self._cascade is not None and self._cascade.suits(k):
@@ -387,12 +395,16 @@ class Index:
         elif plan.kind == "index" or plan.count == plan.rows:
             if self._is_flat:
                 found = first_of_equals(self._unfiltered.search, vectors, k, self.ref.rows)
+            elif self._k_factor and k * self._k_factor > self._vectors.rows:
+                found = self._compared(vectors, k, None)  # NSG looks for more candidates than rows for ever
             else:
                 found = nearest(self._unfiltered, vectors, k)
             are_estimates &= not self._k_factor  # else compared in full
             if not are_estimates and self._are_in_order(*found):
-                return found, plan  # as a rule; what follows takes a third of the time of a search in a graph
-            answered = (found[1] >= 0).all(axis=1)
+                # As a rule; what follows takes a third of the time of a search in a graph.
+                return found, plan.noting_unlike(found[0])
+            # NSG finds some rows twice.
+            answered = (found[1] >= 0).all(axis=1) & np.diff(np.sort(found[1], axis=1), axis=1).all(axis=1)
             why = "too few in their lists"
         elif plan.kind == "index_filtered":
             assert matches is not None
@@ -409,7 +421,8 @@ class Index:
             plan = plan.noting(f"{len(others)} of {len(vectors)} queries compared with all, {why}")
         if are_estimates:
             found = self._rescored(vectors, found[1]), found[1]
-        return self._in_order(*found), plan
+        found = self._in_order(*found)
+        return found, plan.noting_unlike(found[0])
 
     def _compared(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> Neighbors:
         """Exact: compare with every match."""
@@ -468,7 +481,7 @@ class Index:
 
 
 def _planner(
-    ref: IndexRef, costs: Costs | None, table: RecallTable | None, *, built: float | None
+    ref: IndexRef, costs: Costs | None, table: RecallTable | None, *, built: Recall | None
 ) -> Callable[[int | None, int, bool], Plan]:
     """The plan for a count of matches, None without a filter, k, and whether the matches are a long range.
 
@@ -490,7 +503,7 @@ def _planner(
             factory=ref.factory,
             filtered=count is not None,
             is_range=is_range,
-            built=None if built is None else Recall(value=built, basis="built"),
+            built=built,
             timed_elsewhere=timed_elsewhere,
         )
 

@@ -21,8 +21,8 @@ from dml.refs import IndexRef
 from dml.retrieval.answer import NO_MORE, Answer, SearchResult
 from dml.retrieval.filters import Filter, Where, check, matching_rows
 from dml.retrieval.filters.columns import Columns
+from dml.retrieval.plan import NOT_PROMISED, Plan, Stage
 from dml.retrieval.plan import Kind as PlanKind
-from dml.retrieval.plan import Plan, Stage
 from dml.retrieval.search import Device, Index
 from dml.retrieval.sharded_columns import LocalColumns, ShardedColumns, Shards
 from dml.retrieval.tombstones import Tombstones
@@ -210,7 +210,9 @@ class ShardedIndex(Index):
         answers = [
             _best([result.answers[number] for result in results], k + more) for number in range(len(vectors))
         ]
-        return answers, _plan_of(results, k)
+        best = [of_query[0].similarity for of_query in answers if of_query]
+        plan = _plan_of(results, k)
+        return answers, plan.noting_unlike(np.array(best, np.float32)[:, None])
 
 
 def _best(of_shards: Sequence[Sequence[Answer]], k: int) -> list[Answer]:
@@ -225,12 +227,20 @@ def _plan_of(results: Sequence[SearchResult], k: int) -> Plan:
     """The plan of all shards: that of the shard which is least certain, with the counts and costs of all."""
     plans = [result.plan for result in results]
     worst = min(plans, key=lambda plan: (_BY_CERTAINTY.index(plan.kind), plan.recall.value))
-    notes = dict.fromkeys(note for plan in plans for note in plan.notes if not note.endswith(NO_MORE))
+    notes = dict.fromkeys(
+        note for plan in plans for note in plan.notes if not note.endswith((NO_MORE, NOT_PROMISED))
+    )
+    # A query that is unlike the items of one shard may be like those of another.
+    least = [each for plan in plans if (each := plan.recall.least_similarity) is not None]
+    recall = worst.recall.model_copy(
+        update={"least_similarity": min(least) if len(least) == len(plans) else None}
+    )
     return worst.model_copy(
         update={
             "count": sum(plan.count for plan in plans),
             "rows": sum(plan.rows for plan in plans),
             "k": k,
+            "recall": recall,
             "scan_us": _total([plan.scan_us for plan in plans]),
             "index_us": _total([plan.index_us for plan in plans]),
             "stages": _stages(worst, plans),

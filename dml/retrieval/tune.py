@@ -24,6 +24,7 @@ _EQUAL = 1e-6  # similarities of copies differ by the rounding of float32
 _COMPARED_QUERIES = 256
 _SCANNED_AT_ONCE = 1 << 19
 """Lists of all queries: Faiss holds up to 40 bytes of each, 330 MB of 2,000 queries and 4,096 lists."""
+_FEWEST_QUERIES, _ONE_OF = 100, 200
 
 Take = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 """(n,) rows in, their (n, D) vectors out."""
@@ -98,6 +99,17 @@ class HeldOut:
         first = self._others(nearest)[:, 0]
         hits = (first >= 0) & (self.labels[first] == own)
         return float(hits[has_mate].mean()) if has_mate.any() else None
+
+    def least_similarity(self) -> float | None:
+        """Of a query to its nearest row: one of 200 queries like these is below it.
+
+        None: there are fewer than 100, or nothing to take vectors from.
+        """
+        number = len(self.queries)
+        if self.take is None or number < _FEWEST_QUERIES:
+            return None
+        similarities = np.vecdot(self.queries, self.take(self.truth[:, 0]))
+        return float(np.partition(similarities, number // _ONE_OF)[number // _ONE_OF])
 
     def _others(self, nearest: NDArray[np.int64]) -> NDArray[np.int64]:
         return without_itself(nearest, self.rows) if self.indexed is None else nearest
@@ -196,6 +208,8 @@ def tune(
     best: tuple[OperatingPoint, int, bool] | None = None
     tried = 0
     for k_factor in (0,) if keeps_vectors(index) else _K_FACTORS:
+        if k_factor > 1 and k_factor * held_out.wanted > index.ntotal:
+            break  # more candidates than rows, which NSG looks for for ever
         value = tuning.least(k_factor, low, high)
         point = tuning.point(k_factor, value)
         reaches = tuning.reaches(k_factor, value)
@@ -208,13 +222,12 @@ def tune(
     chosen, k_factor, _ = best
     steps = {point.parameters: point for point in (*tuning.steps(k_factor, low, high), chosen)}
     tuning.set(chosen)
-        if k_factor > 1 and k_factor * held_out.wanted > index.ntotal:
-            break  # more candidates than rows, which NSG looks for for ever
     return OperatingCurve(
         target=target,
         num_queries=len(held_out.rows),
         memory_bytes=_file_bytes(index),
         exact_mate_at_1=held_out.mate_at_1(np.hstack([held_out.truth, held_out.rows[:, None]])),
+        least_similarity=held_out.least_similarity(),
         chosen=chosen,
         points=tuple(sorted(steps.values(), key=lambda point: (point.recall, point.latency_ms))),
     )
@@ -255,6 +268,8 @@ class _Tuning:
             self._name, self.range = "nprobe", (1, int(lists.nlist))
         elif (graph := graph_of(index)) is not None:
             self._name, self.range = "efSearch", _VISITED
+            if isinstance(graph, faiss.IndexNSG):  # it begins with so many rows, or looks for them for ever
+                self._name, self.range = "search_L", (_VISITED[0], min(_VISITED[1], int(graph.ntotal)))
         else:
             self._name, self.range = "", (1, 1)
 
@@ -263,13 +278,11 @@ class _Tuning:
         value = low
         while value < high and not self.reaches(k_factor, value):
             low, value = value, min(2 * value, high)
-        while value - low > max(low // 16, 1):  # finer steps than the recall of the queries tells apart
+        while value - low > max(low // 64, 1):  # the same queries: their recall rises with the value
             middle = (low + value) // 2
             if self.reaches(k_factor, middle):
                 value = middle
             else:
-            if isinstance(graph, faiss.IndexNSG):  # it begins with so many rows, or looks for them for ever
-                self._name, self.range = "search_L", (_VISITED[0], min(_VISITED[1], int(graph.ntotal)))
                 low = middle
         return low if self.reaches(k_factor, low) else value
 

@@ -223,7 +223,7 @@ def test_a_plan_is_one_line_for_people_and_json_for_reports():
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
     assert json.loads(plan.model_dump_json())["recall"]["basis"] == "calibrated"
     said = dict(plan.explained())
-    assert said["recall"] == "0.950, calibrated on 256 queries, interval 0.920 to 0.970"
+    assert said["recall"] == "0.950, calibrated on 256 queries like the items, interval 0.920 to 0.970"
     assert said["exact"] == "501 us"
     assert said["index"] == "1 us, 3 lists"
 

@@ -209,12 +209,34 @@ def test_a_query_of_another_package_is_refused(opened, vectors, package):
         (np.ones(16, np.float32), 1, InvalidData, r"\(Q, 16\)"),
         (np.full((1, 16), 0.5, np.float32), 1, InvalidData, "length 1"),
         (np.full((1, 16), np.nan, np.float32), 1, InvalidData, "length 1"),
+        (np.eye(3, 16, dtype=np.float32) * [[1], [2], [1]], 1, InvalidData, "lengths 1.0 to 2.0"),
+        (np.eye(3, 16, dtype=np.float32) * [[1], [np.nan], [1]], 1, InvalidData, "length 1"),
         (unit_vectors(1, 16, 0), 0, InvalidSetting, "k must be"),
     ],
 )
 def test_queries_that_cannot_be_answered_are_refused(opened, package, queries, k, error, message):
     with pytest.raises(error, match=message):
         opened["Flat"].search(queries, k, embedder=package.fingerprint)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IVF12,SQ8"])
+def test_queries_in_any_order_of_memory_find_the_same(opened, package, factory):
+    queries = unit_vectors(4, 16, 2)
+    expected = opened[factory].search(queries, 5, embedder=package.fingerprint).answers
+    wide = np.zeros((8, 32), np.float32)
+    wide[::2, ::2] = queries
+    for each in (np.asfortranarray(queries), wide[::2, ::2]):
+        assert opened[factory].search(each, 5, embedder=package.fingerprint).answers == expected
+    assert opened[factory].search(wide[:1, ::2], 5, embedder=package.fingerprint).answers == expected[:1]
+
+
+def test_no_row_is_answered_twice_by_a_graph_that_is_searched_whole(store, package, dataset, vectors):
+    """Faiss' NSG finds some rows twice, and looks for more rows than it has for ever."""
+    table = table_of(store, package, dataset, vectors)
+    index = Index(build_index(store, "graph-of-codes", table, IndexConfig(factory="NSG8,SQ8", recall=0.9)))
+    query = unit_vectors(1, 16, 8)
+    answers = index.search(query, ROWS, embedder=package.fingerprint).answers[0]
+    assert {answer.position for answer in answers} == set(range(ROWS))
 
 
 def test_an_unknown_attribute_is_refused_with_those_there_are(opened, vectors, package):

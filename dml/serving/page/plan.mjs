@@ -11,7 +11,7 @@ const KINDS = {
   index: "The index as it was built",
   cascade: "Small codes first, then the best of them in full",
 };
-const BASES = { exact: "every item was compared", calibrated: "measured on held-out queries", built: "measured when the index was built" };
+const BASES = { exact: "every item was compared", calibrated: "measured on held-out queries like the items", built: "measured on queries like the items when the index was built" };
 
 /**
  * @typedef {{plan: string, execution: object|null, milliseconds: {decode: number, encode: number, search: number},

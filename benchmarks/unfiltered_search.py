@@ -6,6 +6,8 @@ it (without one, in this one): `uv venv peers && uv pip install --python peers h
 for autofaiss, which needs faiss-cpu: `autofaiss "pyarrow<20"`. Vectors are drawn around real embeddings. Each
 is tuned on half of the held-out queries to the recall and measured on the others. Processor microseconds of a
 query, alone and in a batch, on one thread; build in processor seconds; memory is the size of the files.
+At the end ours takes turns with Faiss by hand and with the index of autofaiss, which is one of Faiss, each at
+the very recall that ours has: the ratio of queries a second is then free of the machine's load.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import faiss
 import numpy as np
 
 from benchmarks._embeddings import drawn_with_queries
+from benchmarks._equal_recall import ByFaiss, Search, ratio_at_equal_recall
 from benchmarks._search_peers import PEERS, K, halves, measure
 from benchmarks.sizing import build
 from dml.config import IndexConfig
@@ -48,8 +51,14 @@ def write(folder: Path, rows: int) -> None:
     np.save(folder / "truth.npy", truth)
 
 
-def ours(folder: Path, recalls: list[float]) -> Iterator[dict[str, Any]]:
-    """`dml index` with a recall target, and a `Searcher`; the build's seconds are with all it measures."""
+def ours(folder: Path, recalls: list[float], kept: list[Search]) -> Iterator[dict[str, Any]]:
+    """`dml index` with a recall target, and a `Searcher`; the build's seconds are with all it measures.
+
+    Args:
+        folder: vectors and queries.
+        recalls: targets.
+        kept: is given the search of rows of each target.
+    """
     store = str(folder / "store")
     import_vectors(store, "vectors", folder / "vectors" / "vectors.npy")
     table = find_vectors(store, "vectors")
@@ -67,22 +76,28 @@ def ours(folder: Path, recalls: list[float]) -> Iterator[dict[str, Any]]:
         _, measured = halves(folder)
         size = (Path(ref.uri) / "index.faiss").stat().st_size
         index = Index(ref)
+
+        def search_rows(queries: np.ndarray, index: Index = index) -> np.ndarray:
+            return index.search_rows(queries, K, embedder=index.ref.embeddings.embedder.fingerprint)[1]
+
+        kept.append(search_rows)
         parameters = read_calibration(ref).operating_curve.chosen.parameters
-        for what, function in (
-            (
-                "rows",
-                lambda queries, index=index: index.search_rows(
-                    queries, K, embedder=table.embedder.fingerprint
-                )[1],
-            ),
-            ("items", search),
-        ):
+        for what, function in (("rows", search_rows), ("items", search)):
             name = f"{ref.factory} {parameters}, {what}"
             yield {"index": name, "build_s": build_s, "bytes": size} | measure(function, *measured)
 
 
-def by_hand(folder: Path, recalls: list[float], factories: list[str]) -> Iterator[dict[str, Any]]:
-    """Faiss alone: each factory with the parameters that are fastest at the recall."""
+def by_hand(
+    folder: Path, recalls: list[float], factories: list[str], kept: list[list[ByFaiss]]
+) -> Iterator[dict[str, Any]]:
+    """Faiss alone: each factory with the parameters that are fastest at the recall.
+
+    Args:
+        folder: vectors and queries.
+        recalls: targets.
+        factories: of Faiss.
+        kept: is given the index of each factory, for each target.
+    """
     vectors = np.load(folder / "vectors" / "vectors.npy")
     flat = faiss.IndexFlatIP(vectors.shape[1])
     flat.add(vectors)
@@ -90,9 +105,10 @@ def by_hand(folder: Path, recalls: list[float], factories: list[str]) -> Iterato
     no_row = np.full(len(queries), -2, dtype=np.int64)
     for factory in factories:
         index, build_s = build(factory, vectors)
-        for target in recalls:
+        for target, indexes in zip(recalls, kept, strict=True):
             curve = tune(index, flat, HeldOut(no_row, queries, truth), target=target)
             searched = refined(index, flat, curve.k_factor)
+            indexes.append(ByFaiss(factory, index, flat, curve.k_factor))
             result = measure(lambda found, i=searched: i.search(found, K)[1], *measured)
             name = f"{factory} {curve.chosen.parameters}"
             yield {"index": name, "build_s": build_s, "bytes": curve.memory_bytes} | result
@@ -128,6 +144,7 @@ def main() -> None:
     parser.add_argument("--recalls", type=float, nargs="+", default=[0.95, 0.99])
     parser.add_argument("--contenders", nargs="+", default=["ours", "faiss", *PEERS])
     parser.add_argument("--factories", nargs="+", help="of Faiss by hand")
+    parser.add_argument("--rounds", type=int, default=15, help="of taking turns at equal recall")
     parser.add_argument("--python", nargs="*", default=[], metavar="PEER=PYTHON")
     arguments = parser.parse_args()
     lists = 2 ** round(np.log2(4 * np.sqrt(arguments.rows)))
@@ -138,15 +155,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write(folder, arguments.rows)
+        searches: list[Search] = []
+        indexes: list[list[ByFaiss]] = [[] for _ in arguments.recalls]
         for who in arguments.contenders:
             if who == "ours":
-                results = ours(folder, arguments.recalls)
+                results = ours(folder, arguments.recalls, searches)
             elif who == "faiss":
-                results = by_hand(folder, arguments.recalls, factories)
+                results = by_hand(folder, arguments.recalls, factories, indexes)
             else:
                 results = peer(who, pythons.get(who, sys.executable), folder, arguments.recalls)
             for result in results:
                 show(who, result)
+        of_autofaiss = folder / "autofaiss.index"
+        print("queries a second of ours / theirs, taking turns at the recall of ours")
+        for search, others in zip(searches, indexes, strict=False):
+            if of_autofaiss.exists():
+                index = faiss.read_index(str(of_autofaiss))
+                others.append(ByFaiss("autofaiss", index, index))
+            for theirs in others:
+                ratio = ratio_at_equal_recall(search, theirs, *halves(folder)[1], rounds=arguments.rounds)
+                print(
+                    f"{theirs.name:16} {ratio.setting:16} recall {ratio.recall:.4f}: "
+                    f"{ratio.alone:.3f} alone, {ratio.in_batch:.3f} in batches",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -184,6 +184,7 @@ def nearest_lists(index: faiss.IndexIVF, vectors: FlatVectors) -> NDArray[np.int
 def _reserve(index: faiss.Index, rows: int) -> None:
     """Memory for the codes and links of all rows at once, so that they are not copied as they grow."""
     graph = graph_of(index)
+    assert not isinstance(graph, faiss.IndexNSG)  # it is filled at once
     flat = index if graph is None else faiss.downcast_index(graph.storage)
     if graph is not None:
         hnsw: Any = graph.hnsw

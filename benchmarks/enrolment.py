@@ -135,9 +135,9 @@ def storm(folder: Path, *, kills: int, rows: int, dim: int, between_s: float, se
         queries, begun = unit_vectors(8, dim, 1), 0
         while not stop.is_set():
             try:
+                begin = time.time()  # before the log is looked at
                 live = searcher.live
                 embedder = live.ref.embeddings.embedder.fingerprint
-                begin = time.time()
                 answers = live.search(queries, 10, embedder=embedder).answers
                 outcome.searches += 1
                 for answer in (answer for of_query in answers for answer in of_query):

@@ -79,7 +79,8 @@ def growing_cluster(
     base = {"RAY_AUTH_MODE": "disabled", **os.environ} if environment is None else environment
     variables = {**base, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     try:
-        subprocess.run(command, check=True, env=variables, capture_output=True, timeout=120)
+        subprocess.run(command, check=True, env=variables, capture_output=True, timeout=240)
+        _wait_for_autoscaler(folder)
         yield address
     finally:
         for stop in (signal.SIGTERM, signal.SIGKILL):
@@ -90,6 +91,15 @@ def growing_cluster(
             while _cluster_pids(folder) and time.monotonic() < deadline:
                 time.sleep(0.1)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for_autoscaler(folder: Path) -> None:
+    """Until it has looked at the cluster once, which is later; `dml.cluster` asks it for 20 s at the most."""
+    log = folder / "session_latest" / "logs" / "monitor.log"
+    deadline = time.monotonic() + 200
+    while not (log.exists() and "to complete the update iteration" in log.read_text()):
+        assert time.monotonic() < deadline, "the autoscaler never looked at the cluster"
+        time.sleep(0.1)
 
 
 def _cluster_pids(folder: Path) -> list[int]:

@@ -26,7 +26,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.thresholds import ARCHIVE, TRAIN_ALPHABETS, read_omniglot, trained
-from dml.retrieval.first_stage import SHORTLISTS, FirstStage, choose_first_stage, compared_in_full
+from dml.retrieval.first_stage import FirstStage, compared_in_full
+from dml.retrieval.first_stage_choice import SHORTLISTS, choose_first_stage
 from dml.retrieval.tune import HeldOut, K
 from dml.retrieval.vectors import FlatVectors, write_vectors
 

@@ -15,7 +15,8 @@ from dml.reports import FirstStageChoice, OperatingCurve, StageMates
 from dml.retrieval.bundle import FIRST_STAGE_FILE, Calibration
 from dml.retrieval.cascade import Cascade
 from dml.retrieval.fill import add_to_graph, num_lists, write_index
-from dml.retrieval.first_stage import KINDS, FirstStage, choose_first_stage
+from dml.retrieval.first_stage import KINDS, FirstStage
+from dml.retrieval.first_stage_choice import choose_first_stage
 from dml.retrieval.held_out import hold_out, leave_one_out
 from dml.retrieval.plan_calibration import calibrate_plans
 from dml.retrieval.scope_impostors import not_trained_on

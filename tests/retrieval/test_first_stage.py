@@ -13,7 +13,8 @@ from dml.errors import CorruptArtifact
 from dml.retrieval.build import build_index
 from dml.retrieval.bundle import read_calibration
 from dml.retrieval.cascade import Cascade
-from dml.retrieval.first_stage import FirstStage, choose_first_stage, compared_in_full, factory_of
+from dml.retrieval.first_stage import FirstStage, compared_in_full, factory_of
+from dml.retrieval.first_stage_choice import choose_first_stage
 from dml.retrieval.index import publish_index
 from dml.retrieval.plan import choose_plan
 from dml.retrieval.shards import LocalShards, Shard, ShardedIndex, open_index

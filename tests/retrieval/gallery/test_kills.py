@@ -10,6 +10,7 @@ from benchmarks.enrolment import storm
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # each process that begins again imports all it needs
 def test_kills_of_writer_and_builder_while_searching(tmp_path):
     outcome = storm(tmp_path, kills=4, rows=500, dim=16, between_s=0.7)
     assert outcome.acknowledged > 4

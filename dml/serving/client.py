@@ -89,7 +89,8 @@ class Client:
             queries: images, vectors or ids, mixed as you like.
             k: answers of each.
             filter: as text, JSON, or a list of these.
-            options: more of `messages.SearchRequest`: group_by_identity, rerank, threshold, fpir, explain.
+            options: more of `messages.SearchRequest`: group_by_identity, rerank, threshold, fpir,
+                explain, faces.
 
         Raises:
             ServiceError: it was refused.
@@ -109,7 +110,7 @@ class Client:
             index: NAME.
             probe: image, vector or id.
             other: another such, or `messages.IdentityQuery(identity=...)`.
-            options: fmr or threshold.
+            options: fmr or threshold, faces.
         """
         known = other if isinstance(other, messages.IdentityQuery) else query_of(other)
         request = messages.VerifyRequest(probe=query_of(probe), other=known, **options)

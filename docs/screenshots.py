@@ -1,9 +1,8 @@
 """Pictures of the page for docs/page.md: a store in, `docs/page/NAME-light.webp` and `-dark.webp` out.
 
-    dml ingest glyphs:classes=160,per_class=10 --name letters
-    dml train letters
-    dml index letters --model letters --dataset letters
-    dml calibrate letters --fpir 0.05
+    dml ingest glyphs:classes=140,per_class=8 --name letters
+    dml index letters --embedder safetensors:squeezenet1_1.safetensors    # or dml train letters before
+    dml calibrate letters --fpir 0.1
     python -m docs.screenshots dml-store letters
 
 Each picture shows a view at 1280 and at 390 pixels. It needs Chromium (`apt-get install chromium`). What it
@@ -38,7 +37,7 @@ _BETWEEN = {"light": "#d9d6cf", "dark": "#2c2b28"}
 
 
 class Camera:
-    """Takes pictures of a served index, with the test image that finds the most of its own label.
+    """Takes pictures of a served index, with the test image that is the most like others of its label.
 
     Args:
         browser: open.
@@ -57,7 +56,8 @@ class Camera:
             [answer for answer in of_row if answer.label == row["label"]]
             for row, of_row in zip(rows, answers, strict=True)
         ]
-        best = max(range(len(rows)), key=lambda row: (len(own[row]), own[row] and own[row][-1].similarity))
+        alike = [(len(each) > 2, each[0].similarity if each else -1.0) for each in own]
+        best = max(range(len(rows)), key=alike.__getitem__)
         self._id: str = rows[best]["id"]
         self._images = read_images(
             self._dataset, [rows[best]["position"], *(answer.position for answer in own[best])]

@@ -27,7 +27,6 @@ from dml.errors import IncompatibleArtifact
 from dml.names import versioned
 from dml.progress import Ticker, begin
 from dml.refs import ChangesRef, DatasetRef, EmbeddingsRef, IndexRef, ShardRef
-from dml.retrieval.attributes import write_attributes
 from dml.retrieval.bundle import (
     INDEX_FILE,
     INDEX_FORMAT,
@@ -96,8 +95,6 @@ def build_index(
     with Ticker("index"), storage.staged(uri) as staged, _local(staged) as folder:
         rows = ChangedRows(embeddings, changes)
         vectors, items, index, queries = write_rows(folder, factory, rows, config)
-        write_attributes(folder, items)
-        pa.default_memory_pool().release_unused()
         calibration = measure_index(
             folder, vectors, items, index, queries, factory=factory, embeddings=embeddings, config=config
         )

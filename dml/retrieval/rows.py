@@ -14,6 +14,7 @@ from pyarrow import compute
 from dml.config import IndexConfig
 from dml.errors import InvalidSetting, did_you_mean
 from dml.progress import begin, count
+from dml.retrieval.attributes import write_attributes
 from dml.retrieval.bundle import INDEX_FILE, ITEMS_FILE, VECTORS_FILE, in_order, read_items, write_items
 from dml.retrieval.changes import ChangedRows
 from dml.retrieval.factory import FLAT_FACTORY, empty_index, refused_factory
@@ -25,7 +26,9 @@ from dml.retrieval.vectors import FlatVectors, VectorType, write_vectors
 def write_rows(
     folder: Path, factory: str, rows: ChangedRows, config: IndexConfig
 ) -> tuple[FlatVectors, pa.Table, faiss.Index, NDArray[np.int64]]:
-    """Write flat vectors and items, and fill an index; a flat index is the file of the vectors.
+    """Write flat vectors, items and indexes of their attributes, and fill an index.
+
+    A flat index is the file of the vectors.
 
     Returns:
         Vectors and items, mapped, also when the folder has its final name; the index; and the rows that it is
@@ -54,6 +57,11 @@ def write_rows(
             order = _order(index, vectors, items, config.order_by)
             vectors, items = _write_in_order(folder, path, vectors, items, order)
             queries = np.flatnonzero(np.isin(order, queries))
+    except RuntimeError as error:
+        raise refused_factory(factory, error) from error
+    write_attributes(folder, items)  # before the index takes its memory
+    pa.default_memory_pool().release_unused()
+    try:
         if not is_both:
             add(index, vectors, without=queries)
     except RuntimeError as error:

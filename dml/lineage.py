@@ -472,7 +472,7 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
     base, version = split_version(name, kind)
     folder = storage.named_folder(store, _folder_of_kind(kind), base)
     if not storage.exists(folder) or (version and version not in storage.list_versions(folder)):
-        raise storage.missing_version(folder, version, kind)
+        raise _missing(store, kind, name)
     if (link := storage.link_above(folder, store)) is not None:
         raise InvalidSetting(f"An artefact to remove must be in the store itself; {link} is a symbolic link.")
     with storage.locked_pointer(folder) as pointer:
@@ -502,6 +502,23 @@ def remove_named(store: str, kind: str, name: str) -> list[str]:
         if version is None:
             _remove_rest(store, kind, folder)
     return [versioned(base, v) for v in versions] or [base]
+
+
+def _missing(store: str, kind: str, name: str) -> MissingArtifact:
+    """The error for what cannot be removed, with what else has that name."""
+    base, version = split_version(name, kind)
+    error = storage.missing_version(storage.named_folder(store, _folder_of_kind(kind), base), version, kind)
+    others = [
+        other
+        for other in ("dataset", "index", "vectors")
+        if other != kind and storage.list_versions(storage.named_folder(store, _folder_of_kind(other), base))
+    ]
+    meant = " or ".join(f"dml rm {other} {name}" for other in others)
+    return (
+        MissingArtifact(f"{error} Of that name there is {' and '.join(others)}: {meant}.")
+        if others
+        else error
+    )
 
 
 def _shards_of_these_alone(store: str, name: str, uris: Sequence[str]) -> list[str]:

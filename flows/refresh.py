@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from dml.refs import IndexRef
+from dml.reports import RefreshedIndex
 from dml.retrieval.refresh import names_to_refresh
 from dml.settings import store_uri
 from flows.policy import run, run_parameters, say, show_table, stage, tag_with_names
@@ -17,7 +17,7 @@ class RefreshFailed(RuntimeError):
         refreshed: the refreshed indexes.
     """
 
-    def __init__(self, failed: dict[str, Exception], refreshed: list[IndexRef]) -> None:
+    def __init__(self, failed: dict[str, Exception], refreshed: list[RefreshedIndex]) -> None:
         self.failed, self.refreshed = failed, refreshed
         reasons = "; ".join(f"{name} ({type(error).__name__}: {error})" for name, error in failed.items())
         super().__init__(f"{len(failed)} of {len(failed) + len(refreshed)} were not refreshed: {reasons}")
@@ -30,7 +30,7 @@ def _run_name() -> str:
 @flow(name="refresh-flow", flow_run_name=_run_name, on_running=[tag_with_names])
 def refresh_flow(
     names: list[str] | None = None, store: str | None = None, num_workers: int | None = None
-) -> list[IndexRef]:
+) -> list[RefreshedIndex]:
     """Refresh the scheduled indexes (`dml schedule`), one after another.
 
     Args:
@@ -46,7 +46,7 @@ def refresh_flow(
     chosen = [name for name in scheduled if names is None or name in names]
     if not chosen:
         say(f"no longer scheduled: {', '.join(names)}" if names else "no index is scheduled")
-    refreshed: list[IndexRef] = []
+    refreshed: list[RefreshedIndex] = []
     failed: dict[str, Exception] = {}
     for name in chosen:
         try:
@@ -55,7 +55,11 @@ def refresh_flow(
             failed[name] = error
             say(f"index {name} was not refreshed: {error}")
     if chosen:
-        rows = [{"index": ref.name, "rows": ref.rows, "recall@10": ref.recall} for ref in refreshed]
+        rows = [
+            {"index": ref.name, "rows": ref.rows, "recall@10": ref.recall}
+            | (ref.ingested.model_dump() if ref.ingested else {})
+            for ref in refreshed
+        ]
         show_table("refreshed", rows + [{"index": n, "error": str(e)} for n, e in failed.items()])
     if failed:
         raise RefreshFailed(failed, refreshed)

@@ -1,4 +1,4 @@
-"""Flow that refreshes an index: ingest the source again, embed new items, build, publish."""
+"""Flow that refreshes an index: ingest the source again, embed new items, build with its gallery, publish."""
 
 from prefect import flow
 
@@ -6,10 +6,11 @@ from dml.config import IndexConfig, IngestConfig
 from dml.data.dataset import find_dataset
 from dml.data.former import last_ingest
 from dml.embedding.embed import embed
-from dml.refs import IndexRef
+from dml.refs import DatasetRef, IndexRef
 from dml.registry.catalog import find_model
+from dml.reports import DatasetChanges, RefreshedIndex
 from dml.retrieval.index import index_config_of, published_index
-from dml.retrieval.refresh import refreshed_from, require_most_still_there
+from dml.retrieval.refresh import refreshed_from, refreshed_vectors, require_most_still_there
 from dml.settings import store_uri
 from flows.forget import erase_forgotten
 from flows.index import build_and_publish
@@ -26,10 +27,12 @@ def reindex_flow(
     config: IndexConfig | None = None,
     store: str | None = None,
     num_workers: int | None = None,
-) -> IndexRef:
+) -> RefreshedIndex:
     """Refresh an index. Only new images are read and embedded; without changes the index stays the same.
 
-    If most of the source's images are missing, the run fails and the index is not changed.
+    What its gallery enrolled and forgot is built in, and it is calibrated as the former version was. An index
+    of imported vectors is built of their current version. If most of the source's images are missing, the run
+    fails and the index is not changed.
 
     Args:
         name: the index's name.
@@ -43,16 +46,16 @@ def reindex_flow(
     """
     root = store_uri(store)
     erase_forgotten(root, name)  # what was forgotten in its gallery; nothing, as a rule
+    former = stage(published_index)(root, name)
+    index_config = config or (IndexConfig() if former is None else index_config_of(former))
+    vectors = stage(refreshed_vectors)(root, name) if model is None and dataset is None else None
+    if vectors is not None:
+        return _refreshed(build_and_publish(vectors, name, index_config, root, ""), None)
     if model is None or dataset is None:
         default_model, default_dataset = stage(refreshed_from)(root, name)
         model, dataset = model or default_model, dataset or default_dataset
-    former = stage(published_index)(root, name)
-    ingests_again = "@" not in dataset
-    if ingests_again:
-        recorded = source or stage(last_ingest)(root, dataset)
-        run(ingest_flow, recorded.model_copy(update={"name": dataset}), root)
-    fresh = stage(find_dataset)(root, dataset)
-    if ingests_again and former is not None:
+    fresh, ingested = _ingested_again(root, dataset, source)
+    if ingested is not None and former is not None:
         stage(require_most_still_there)(former, fresh)
     version = stage(find_model)(root, model)
     package = version.package
@@ -66,5 +69,19 @@ def reindex_flow(
         progress=progress_logger("embed"),
     )
     say(f"{embeddings.rows} embeddings of {fresh} by package {package.version}")
-    index_config = config or (index_config_of(former) if former is not None else IndexConfig())
-    return build_and_publish(embeddings, name, index_config, root, str(version))
+    return _refreshed(build_and_publish(embeddings, name, index_config, root, str(version)), ingested)
+
+
+def _ingested_again(
+    store: str, dataset: str, source: IngestConfig | None
+) -> tuple[DatasetRef, DatasetChanges | None]:
+    """NAME after an ingest of its source, and what that found; NAME@VERSION as it is."""
+    if "@" in dataset:
+        return stage(find_dataset)(store, dataset), None
+    recorded = source or stage(last_ingest)(store, dataset)
+    report = run(ingest_flow, recorded.model_copy(update={"name": dataset}), store)
+    return stage(find_dataset)(store, dataset), report.changes
+
+
+def _refreshed(index: IndexRef, ingested: DatasetChanges | None) -> RefreshedIndex:
+    return RefreshedIndex(**index.model_dump(), ingested=ingested)

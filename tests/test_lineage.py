@@ -434,3 +434,14 @@ def test_nothing_is_removed_while_something_needed_does_not_say_what_it_was_made
         collect(store, second.embeddings.embedder)
     assert remove_named(store, "index", "shop")
     assert collect(store, second.embeddings.embedder) == []
+
+
+def test_what_cannot_be_removed_is_named_with_what_else_has_that_name(tmp_path):
+    store = str(tmp_path)
+    storage.mark_store(store)
+    with pytest.raises(MissingArtifact, match=r"index 'vecs' must exist in the store; there is none\.$"):
+        remove_named(store, "index", "vecs")
+    np.save(tmp_path / "vectors.npy", np.eye(4, dtype=np.float32))
+    import_vectors(store, "vecs", tmp_path / "vectors.npy")
+    with pytest.raises(MissingArtifact, match="Of that name there is vectors: dml rm vectors vecs"):
+        remove_named(store, "index", "vecs")

@@ -20,7 +20,7 @@ def reindex(
     store: Store = None,
     as_json: Json = False,
 ) -> "RefreshReport":
-    """Refresh an index now: ingest and embed what is new with the champion, build, publish."""
+    """Refresh an index now: ingest and embed what is new with the champion, build in its gallery, publish."""
     from dml.reports import RefreshReport
     from flows.policy import run
     from flows.refresh import RefreshFailed, refresh_flow
@@ -42,6 +42,11 @@ def reindex(
 def _show_refresh(report: "RefreshReport") -> None:
     for ref in report.refreshed:
         print(f"{ref}: {ref.rows} rows, recall@10 {ref.recall:.3f}")
+        if ref.ingested is not None:
+            print(f"  source: {ref.ingested}")
+        if ref.changes is not None:
+            made = ref.changes
+            print(f"  gallery: {made.enrolled} enrolled, {made.updated} changed, {made.removed} left out")
     if not report.refreshed and not report.failed:
         print("no index is scheduled; `dml schedule NAME --cron ...` schedules one")
 

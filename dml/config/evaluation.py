@@ -198,6 +198,9 @@ class RefreshConfig(Part):
     cron: str = Field(description="five fields: minute, hour, day of month, month, day of week")
     timezone: str = Field("UTC", description="IANA name of the time zone that `cron` is in")
     model: str = Field(
-        description="NAME (the champion at the time of the refresh), NAME@ALIAS or NAME/VERSION"
+        description="NAME (the champion at the time of the refresh), NAME@ALIAS or NAME/VERSION; empty for "
+        "imported vectors"
     )
-    dataset: str = Field(description="NAME (its source is ingested again first) or NAME@VERSION")
+    dataset: str = Field(
+        description="NAME (its source is ingested again first), NAME@VERSION, or the name of imported vectors"
+    )

@@ -79,7 +79,7 @@ from dml.reports.models import (
 )
 from dml.reports.plans import IndexOption, SizingReport, StageTime
 from dml.reports.result import PartialResult, Result
-from dml.reports.schedules import Refresh, RefreshReport, Schedule, ScheduleList
+from dml.reports.schedules import Refresh, RefreshedIndex, RefreshReport, Schedule, ScheduleList
 from dml.reports.searches import (
     IdentityHit,
     ImageHit,
@@ -169,6 +169,7 @@ __all__ = [
     "PresetList",
     "Refresh",
     "RefreshReport",
+    "RefreshedIndex",
     "Refusal",
     "RemovalReport",
     "Result",

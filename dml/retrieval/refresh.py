@@ -7,8 +7,9 @@ from pydantic import ValidationError
 
 from dml import storage
 from dml.config import RefreshConfig
+from dml.embedding.external import find_vectors
 from dml.errors import CorruptArtifact, InvalidData, InvalidSetting, MissingArtifact
-from dml.refs import DatasetRef, IndexRef, require_dataset
+from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, require_dataset
 from dml.retrieval.index import find_index
 
 REFRESH_FILE = "refresh.json"
@@ -33,17 +34,26 @@ def ask_refresh(
         cron: when; see `RefreshConfig`.
         timezone: that of `cron`.
         model: None: the champion of the name that the index was made with.
-        dataset: None: the name of the dataset that the index was made of.
+        dataset: None: the name of the dataset, or of the imported vectors, that the index was made of.
 
     Raises:
         MissingArtifact: there is no such index.
-        InvalidSetting: a version, not a name; or no model is given and the index names none.
+        InvalidSetting: a version, not a name; or no model is given and the index names none; or a model or
+            dataset is given and it was made of imported vectors.
     """
-    built_model, built_dataset = _built_from(store, name)
+    ref = _named_index(store, name)
+    built_model, built_items = _built_from(ref)
+    is_dataset = isinstance(ref.embeddings.items, DatasetRef)
+    if not is_dataset and (model or dataset):
+        raise InvalidSetting(
+            f"Index {name} is of the imported vectors {built_items} and is refreshed from them; got "
+            f"{model or dataset}. Leave it out."
+        )
     config = RefreshConfig(
-        cron=cron, timezone=timezone, model=model or built_model, dataset=dataset or built_dataset
+        cron=cron, timezone=timezone, model=model or built_model, dataset=dataset or built_items
     )
-    _require_model(name, config.model)
+    if is_dataset:
+        _require_model(name, config.model)
     storage.write_json(_file(store, name), config.model_dump(mode="json"))
     return config
 
@@ -54,7 +64,7 @@ def end_refresh(store: str, name: str) -> None:
     Raises:
         MissingArtifact: there is no such index.
     """
-    _built_from(store, name)
+    _named_index(store, name)
     storage.delete(_file(store, name))
 
 
@@ -105,11 +115,23 @@ def refreshed_from(store: str, name: str) -> tuple[str, str]:
         MissingArtifact: there is no such index.
         InvalidSetting: a version, not a name; or it does not ask and names no model.
     """
-    made_with = _built_from(store, name)
-    schedule = find_refresh(store, name)
+    ref = _named_index(store, name)
+    require_dataset(ref.embeddings.items, f"Refreshing index {name} from a dataset")
+    made_with, schedule = _built_from(ref), find_refresh(store, name)
     model, dataset = made_with if schedule is None else (schedule.model, schedule.dataset)
     _require_model(name, model)
     return model, dataset
+
+
+def refreshed_vectors(store: str, name: str) -> EmbeddingsRef | None:
+    """The current version of the imported vectors that an index was made of; None: it is of a dataset.
+
+    Raises:
+        MissingArtifact: there is no such index, or there are no such vectors any more.
+        InvalidSetting: a version, not a name.
+    """
+    items = _named_index(store, name).embeddings.items
+    return None if isinstance(items, DatasetRef) else find_vectors(store, items.name)
 
 
 def require_most_still_there(index: IndexRef, fresh: DatasetRef) -> None:
@@ -132,13 +154,17 @@ def require_most_still_there(index: IndexRef, fresh: DatasetRef) -> None:
         )
 
 
-def _built_from(store: str, name: str) -> tuple[str, str]:
-    """The names of the model ("" if unknown) and the dataset of an index, without versions."""
+def _named_index(store: str, name: str) -> IndexRef:
+    """The version of an index in use; raises InvalidSetting for NAME@VERSION."""
     ref = find_index(store, name)
     if ref.name != name:
         raise InvalidSetting(f"What is refreshed must be an index's name; got {name!r}. Say {ref.name}.")
-    dataset = require_dataset(ref.embeddings.items, f"Refreshing index {name}")
-    return ref.model.partition("/")[0], dataset.name
+    return ref
+
+
+def _built_from(ref: IndexRef) -> tuple[str, str]:
+    """The names of the model ("" if unknown) and of the dataset or vectors of an index, without versions."""
+    return ref.model.partition("/")[0], ref.embeddings.items.name
 
 
 def _require_model(name: str, model: str) -> None:

@@ -323,12 +323,16 @@ def find_version(parent_uri: str, version: str | None, kind: str) -> str:
     raise missing_version(parent_uri, version, kind)
 
 
+def _listed(names: list[str]) -> str:
+    return f"there are {names}" if names else "there is none"
+
+
 def missing_version(parent_uri: str, version: str | None, kind: str) -> MissingArtifact:
     """The error for a missing version or name; it lists the existing ones and suggests the nearest."""
     parent, name = parent_uri.rsplit("/", 1)
     published = list_versions(parent_uri)
     siblings = [sibling for sibling in list_folders(parent) if list_versions(join(parent, sibling))]
-    existing = f"{kind} {name!r} has versions {published}" if published else f"there are {siblings}"
+    existing = f"{kind} {name!r} has versions {published}" if published else _listed(siblings)
     wanted = versioned(name, version or None)
     near = "" if published else did_you_mean(name, siblings)
     return MissingArtifact(f"{kind} {wanted!r} must exist in the store; {existing}.{near}")

@@ -17,8 +17,9 @@ from PIL import Image, ImageFilter
 
 from dml.config import AugmentationConfig, IngestConfig, PreprocessingConfig
 from dml.data.batches import TrainingBatches
-from dml.data.dataset import open_mapped, read_rows
+from dml.data.dataset import read_rows
 from dml.data.ingest import ingest
+from dml.data.mapped import open_mapped
 from dml.data.sampling import PKBatchSampler, Stream
 
 CLASSES, PER_CLASS = 40, 10

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dml.config import AugmentationConfig, PreprocessingConfig
-from dml.data.dataset import MappedDataset
 from dml.data.image_processes import NUM_BUFFERS, ImageProcesses
+from dml.data.mapped import MappedDataset
 from dml.data.sampling import BatchSampler
 from dml.data.transforms import training_view
 

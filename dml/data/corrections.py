@@ -11,13 +11,15 @@ from datetime import UTC, datetime
 from dml import storage
 from dml.data.corrected import Corrections, change_corrections, read_corrections
 from dml.data.dataset import find_dataset
-from dml.data.delta import FormerRows, make_plan, read_former_rows
+from dml.data.delta import make_plan
 from dml.data.former import FormerVersion, choose_split, find_former
+from dml.data.former_rows import FormerRows, read_former_rows
 from dml.data.fragment import make_fragment
-from dml.data.ingest import finish_version, make_ref, publish_version, refuse_forgotten
 from dml.data.known_files import CurrentFile, KnownFile
+from dml.data.publication import publish_version, refuse_forgotten
 from dml.data.quarantine import QUARANTINE, read_quarantine
 from dml.data.sources.sample import MAX_BYTES, Listing, Sample, Stamp, normalized
+from dml.data.version import finish_version, make_ref
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
 from dml.names import split_version
 from dml.refs import DatasetRef

@@ -4,13 +4,10 @@ A row's position is its index in the dataset, counted over all fragments in orde
 that several versions share, of which each can leave out rows.
 """
 
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -241,7 +238,7 @@ def read_fragment(fragment: StoredFragment, columns: Sequence[str] | None = None
         InvalidSetting: a column does not exist.
         CorruptArtifact: the file is damaged.
     """
-    with _opened(fragment.uri) as file:
+    with opened_fragment(fragment.uri) as file:
         names = file.schema_arrow.names
         selected = [n for n in names if n != IMAGE] if columns is None else list(dict.fromkeys(columns))
         unknown = sorted(set(selected) - set(names))
@@ -252,7 +249,7 @@ def read_fragment(fragment: StoredFragment, columns: Sequence[str] | None = None
 
 
 @contextmanager
-def _opened(uri: str) -> Iterator[parquet.ParquetFile]:
+def opened_fragment(uri: str) -> Iterator[parquet.ParquetFile]:
     """An open fragment that verifies its page checksums on reading."""
     filesystem, path = storage.filesystem(uri)
     with (
@@ -280,7 +277,7 @@ def read_images(ref: DatasetRef, positions: Sequence[int]) -> list[bytes]:
 def read_fragment_images(fragment: StoredFragment, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:
     """The images of ascending rows of a fragment, one row group at a time; other groups are not read."""
     rows = fragment.file_rows()[rows] if fragment.deleted else rows
-    with _opened(fragment.uri) as file:
+    with opened_fragment(fragment.uri) as file:
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         starts = np.cumsum([0, *sizes])
         for group in range(file.num_row_groups):
@@ -293,87 +290,3 @@ def read_fragment_images(fragment: StoredFragment, rows: NDArray[np.int64]) -> I
 def _check_positions(positions: NDArray[np.int64], num_rows: int) -> None:
     if len(positions) and not 0 <= positions.min() <= positions.max() < num_rows:
         raise ValueError(f"positions must be in [0, {num_rows}); got {positions.min()} to {positions.max()}.")
-
-
-class MappedDataset:
-    """A dataset's images in a local memory-mapped file; reading one takes microseconds, without a copy."""
-
-    def __init__(self, ref: DatasetRef, path: Path) -> None:
-        self.ref, self._path = ref, path
-        source = pa.memory_map(str(path))
-        reader = pa.ipc.open_file(source)
-        batches = [reader.get_batch(number).column(IMAGE) for number in range(reader.num_record_batches)]
-        self._starts = np.cumsum([0, *map(len, batches)])
-        self._offsets = [np.frombuffer(b.buffers()[1], dtype=np.int32)[: len(b) + 1] for b in batches]
-        self._bytes = [memoryview(batch.buffers()[2]) for batch in batches]
-
-    def __reduce__(self) -> tuple[type[Self], tuple[DatasetRef, Path]]:
-        """Another process maps the same file."""
-        return type(self), (self.ref, self._path)
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def image(self, position: int) -> memoryview:
-        """A view of the image file's bytes; valid while this object exists."""
-        if not 0 <= position < len(self):
-            raise ValueError(f"position must be in [0, {len(self)}); got {position}.")
-        number = int(np.searchsorted(self._starts, position, side="right")) - 1
-        row = int(position) - int(self._starts[number])
-        begin, end = self._offsets[number][row : row + 2]
-        return self._bytes[number][begin:end]
-
-    def images(self, positions: Sequence[int] | NDArray[np.int64]) -> list[memoryview]:
-        """Views of several image files' bytes, in the order of `positions`."""
-        return [self.image(int(position)) for position in positions]
-
-
-def open_mapped(ref: DatasetRef) -> MappedDataset:
-    """A dataset's images, memory-mapped; copied to `storage.cache_dir()` once per machine and fingerprint.
-
-    A damaged copy is replaced: its bytes are hashed like those of every artefact.
-
-    Raises:
-        InvalidSetting: the disk of the cache is too small.
-    """
-    target = storage.cache_dir() / "rows" / ref.fingerprint / "images.arrow"
-    is_copied = storage.is_intact(str(target.parent))
-    if not is_copied or storage.read_manifest(str(target.parent)).get("order") != ref.order:
-        _copy_images(ref, target)
-        storage.seal(str(target.parent), {"copy_of": ref.uri, "order": ref.order})
-    return MappedDataset(ref, target)
-
-
-def _copy_images(ref: DatasetRef, target: Path) -> None:
-    """Write to a temporary file, then rename it: concurrent processes write equal files, readers see one."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    manifest = storage.read_manifest(ref.uri)
-    files = [*manifest["files"].values(), *manifest.get("shared", {}).values()]
-    needed = sum(file["size_bytes"] for file in files)
-    free = shutil.disk_usage(target.parent).free
-    if free < needed:
-        raise InvalidSetting(
-            f"Reading {ref} by position needs {needed >> 20} MiB in {target.parent}; "
-            f"{free >> 20} MiB are free. Make room, or set DML_CACHE to a folder on a larger disk."
-        )
-    temporary = target.with_name(f".{uuid.uuid4().hex}.arrow")
-    try:
-        schema = pa.schema([pa.field(IMAGE, pa.binary(), nullable=False)])
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for fragment in fragments(ref):
-                for batch in _image_batches(fragment):
-                    writer.write_batch(batch)
-        temporary.rename(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _image_batches(fragment: StoredFragment) -> Iterator[pa.RecordBatch]:
-    rows, start = fragment.file_rows(), 0
-    with _opened(fragment.uri) as file:
-        for group in range(file.num_row_groups):
-            images = file.read_row_group(group, columns=[IMAGE])
-            stop = start + len(images)
-            kept = rows[(rows >= start) & (rows < stop)] - start
-            yield from (images if len(kept) == len(images) else images.take(kept)).to_batches()
-            start = stop

@@ -21,16 +21,17 @@ from dml.data.dataset import (
     read_fragment,
     read_rows,
 )
-from dml.data.delta import write_ids
 from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.data.former import CLASSES
+from dml.data.former_rows import write_ids
 from dml.data.fragment import Row, copy_fragment
-from dml.data.ingest import fingerprint_of, ingest_config_of, order_of, split_sizes
+from dml.data.ingest import ingest_config_of
 from dml.data.known_files import erase_known_files
 from dml.data.quarantine import QUARANTINE, latest_quarantine, read_quarantine, write_quarantine
 from dml.data.schema import Fragment
 from dml.data.sources.sample import Problem, Sample
 from dml.data.thumbnails import forget_fragment_thumbnails
+from dml.data.version import fingerprint_of, order_of, split_sizes
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.refs import DatasetRef
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dml.config import AugmentationConfig, PreprocessingConfig
-from dml.data.dataset import MappedDataset
+from dml.data.mapped import MappedDataset
 from dml.data.transforms import training_view
 from dml.errors import TrainingFailed
 

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from dml.config import AugmentationConfig, PreprocessingConfig
-from dml.data.dataset import MappedDataset, read_rows
+from dml.data.dataset import read_rows
+from dml.data.mapped import MappedDataset
 from dml.errors import InvalidData
 from dml.preprocessing import decode, resampling, resize_and_crop, to_tensor
 

@@ -5,8 +5,9 @@ import torch
 from numpy.typing import NDArray
 
 from dml.config import EvaluationConfig, GateConfig, PreprocessingConfig
-from dml.data.dataset import open_mapped, read_rows
+from dml.data.dataset import read_rows
 from dml.data.evaluable import require_labels
+from dml.data.mapped import open_mapped
 from dml.embedding.table import read_embeddings
 from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting
 from dml.evaluation.all_pairs import OnProgress, query_values

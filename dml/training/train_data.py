@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dml.config import ExperimentConfig
 from dml.data.batches import Batch, TrainingBatches
-from dml.data.dataset import open_mapped, read_rows
+from dml.data.dataset import read_rows
+from dml.data.mapped import open_mapped
 from dml.data.sampling import BatchSampler, Stream
 from dml.errors import InvalidData
 from dml.preprocessing import preprocess

@@ -13,8 +13,9 @@ from PIL import Image
 from dml import storage
 from dml.config import AugmentationConfig, IngestConfig, PreprocessingConfig
 from dml.data.batches import TrainingBatches
-from dml.data.dataset import open_mapped, read_rows
+from dml.data.dataset import read_rows
 from dml.data.ingest import ingest
+from dml.data.mapped import open_mapped
 from dml.data.sampling import PKBatchSampler, Stream
 from dml.data.transforms import augment, augmentation_rng
 from dml.errors import InvalidData, TrainingFailed

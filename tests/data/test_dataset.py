@@ -14,7 +14,6 @@ from dml.config import IngestConfig
 from dml.data.dataset import (
     find_dataset,
     fragments,
-    open_mapped,
     read_fragment,
     read_images,
     read_rows,
@@ -22,6 +21,7 @@ from dml.data.dataset import (
     with_wide_offsets,
 )
 from dml.data.ingest import ingest
+from dml.data.mapped import open_mapped
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
 from tests.data.pictures import class_folders
 

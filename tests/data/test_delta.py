@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from dml import storage
 from dml.config import IngestConfig, NoSplit
-from dml.data.dataset import find_dataset, fragments, open_mapped, read_images, read_rows
+from dml.data.dataset import find_dataset, fragments, read_images, read_rows
 from dml.data.ingest import ingest_again, ingest_source
 from dml.data.known_files import FILES, current_files
+from dml.data.mapped import open_mapped
 from dml.data.sources.glyphs import GlyphsSource
 from dml.data.sources.sample import Sample, Stamp
 from dml.errors import IncompatibleArtifact, TooManyRefused

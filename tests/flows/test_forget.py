@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from dml.config import DatasetReportConfig, IndexConfig
-from dml.data.dataset import find_dataset, list_datasets, open_mapped, read_rows
+from dml.data.dataset import find_dataset, list_datasets, read_rows
 from dml.data.forgotten import add_forgotten
 from dml.data.ingest import ingest, ingest_config_of
+from dml.data.mapped import open_mapped
 from dml.data.thumbnails import make_thumbnails, read_thumbnails
 from dml.embedding.embed import embed
 from dml.embedding.external import find_vectors, import_vectors

@@ -25,7 +25,7 @@ from dml.embedding.external import (
 )
 from dml.errors import DmlError, InvalidSetting
 from dml.lineage import kind_of, remove_index_versions, remove_with_descendants, require_readable
-from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, require_package
+from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ItemsRef, require_package
 from dml.reports import Erasure, ForgetReport
 from dml.retrieval.build import build_index
 from dml.retrieval.calibration import calibrate_alike
@@ -34,6 +34,7 @@ from dml.retrieval.gallery import (
     forget_items,
     forget_logged,
     forgotten_ids,
+    ids_of_items,
     ids_of_table,
     mark_erased,
     publish_index,
@@ -198,9 +199,14 @@ def erase_forgotten(store: str, name: str) -> tuple[list[IndexRef], list[str]]:
         return [], []
     rebuilt: list[IndexRef] = []
     removed: list[str] = []
-    of_source = stage(ids_of_table)(index.embeddings, ids)
+    items = index.embeddings.items
+    sources: list[DatasetRef | ItemsRef] = []  # also versions that a killed erasure has replaced already
+    if isinstance(items, DatasetRef):
+        sources += stage(versions_containing)(store, items.name, ids)
+    else:
+        sources += [ref.items for ref in stage(vectors_containing)(store, items.name, ids)]
+    of_source = sorted({id_ for source in sources for id_ in stage(ids_of_items)(source, ids)})
     if of_source:
-        items = index.embeddings.items
         if isinstance(items, DatasetRef):
             report = run(forget_flow, items.name, of_source, store)
         else:

@@ -11,7 +11,7 @@ from pyarrow import compute
 
 from dml import storage
 from dml.data.dataset import read_rows
-from dml.refs import EmbeddingsRef, IndexRef
+from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ItemsRef
 from dml.retrieval import index as versions
 from dml.retrieval.bundle import open_bundle
 from dml.retrieval.changes import read_changes
@@ -70,9 +70,12 @@ def forgotten_ids(store: str, name: str) -> list[str]:
 
 def ids_of_table(table: EmbeddingsRef, ids: Sequence[str]) -> list[str]:
     """Those of the ids whose items an embeddings table is of."""
-    if not ids:
-        return []
-    return _among(read_rows(table.items, columns=["id"])["id"], ids)
+    return ids_of_items(table.items, ids)
+
+
+def ids_of_items(items: DatasetRef | ItemsRef, ids: Sequence[str]) -> list[str]:
+    """Those of the ids that a dataset or the items of imported vectors have."""
+    return _among(read_rows(items, columns=["id"])["id"], ids) if ids else []
 
 
 def versions_holding(store: str, name: str, ids: Sequence[str]) -> list[IndexRef]:

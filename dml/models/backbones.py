@@ -39,6 +39,7 @@ _TORCHVISION_TRUNKS = {
     "resnet18": ("layer4", 512),
     "resnet50": ("layer4", 2048),
 }
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CLASSIFIER_KEYS = ("classifier.", "fc.", "aux1.", "aux2.", "head.")
 
 
@@ -146,8 +147,8 @@ def _torchvision(config: TorchvisionConfig, *, pretrained: bool) -> Backbone:
 
     weights = _hub_weights(config) if pretrained else None
     options = {}
-    if config.name == "googlenet":  # with its own weights torchvision insists on its auxiliary classifiers
-        options = {"transform_input": False} if pretrained else {"aux_logits": False, "init_weights": False}
+    if config.name == "googlenet" and not pretrained:  # with its weights come the auxiliary classifiers
+        options = {"aux_logits": False, "init_weights": False}
     network = models.get_model(config.name, weights=weights, **options)
     last, num_features = _TORCHVISION_TRUNKS[config.name]
     return Backbone(_FeatureMap(network, last), num_features)
@@ -165,11 +166,26 @@ class _FeatureMap(nn.Module):
         modules = dict(network.named_children())
         names = list(modules)
         trunk = names[: names.index(last) + 1]
-        self.extractor = nn.Sequential(OrderedDict((name, modules[name]) for name in trunk))
+        steps = OrderedDict((name, modules[name]) for name in trunk)
+        if last == "inception5b":
+            steps = OrderedDict(input=_GoogLeNetInput(), **steps)
+        self.extractor = nn.Sequential(steps)
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.extractor(images)
         return features
+
+
+class _GoogLeNetInput(nn.Module):
+    """Images normalized with ImageNet's mean and standard deviation to 0.5 and 0.5, as its weights want them.
+
+    Source: `transform_input` of torchvision.models.googlenet.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (_IMAGENET_MEAN, _IMAGENET_STD))
+        converted: Tensor = (images * std + mean - 0.5) / 0.5
+        return converted
 
 
 def _timm(config: TimmConfig, channels: int, pretrained: bool, own_pooling: bool) -> Backbone:

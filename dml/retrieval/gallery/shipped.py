@@ -52,7 +52,9 @@ class _Held(Exception):
     """Another process holds the log."""
 
 
-def open_shipped_log(path: Path, folder: str, *, create: bool, busy_timeout_s: float) -> Log | None:
+def open_shipped_log(
+    path: Path, folder: str, *, create: bool, busy_timeout_s: float, hold_s: float = HOLD_S
+) -> Log | None:
     """The log of a gallery in a store on S3, up to date; None: nothing was ever enrolled or forgotten.
 
     Args:
@@ -60,6 +62,7 @@ def open_shipped_log(path: Path, folder: str, *, create: bool, busy_timeout_s: f
         folder: `galleries/NAME` of the store.
         create: begin one where there is none.
         busy_timeout_s: how long to wait for a transaction of another process.
+        hold_s: how long to wait for one who holds the log.
 
     Raises:
         CorruptArtifact: a segment is missing, or not as it was written.
@@ -72,7 +75,7 @@ def open_shipped_log(path: Path, folder: str, *, create: bool, busy_timeout_s: f
         return None
     for _ in range(_TRIES):
         try:
-            log = ShippedLog(path, segments, busy_timeout_s=busy_timeout_s)
+            log = ShippedLog(path, segments, busy_timeout_s=busy_timeout_s, hold_s=hold_s)
         except _OfFormerLog:
             continue
         except (CorruptArtifact, IncompatibleArtifact) as error:
@@ -110,10 +113,13 @@ class ShippedLog(Log):
         path: of this machine's copy.
         segments: in the store.
         busy_timeout_s: how long to wait for a transaction of another process.
+        hold_s: how long to wait for one who holds the log.
     """
 
-    def __init__(self, path: Path, segments: Segments, *, busy_timeout_s: float) -> None:
-        self._segments = segments
+    def __init__(
+        self, path: Path, segments: Segments, *, busy_timeout_s: float, hold_s: float = HOLD_S
+    ) -> None:
+        self._segments, self._hold_s = segments, hold_s
         self._changes: list[Logged] | None = None
         self._holds = ""
         super().__init__(path, create=True, busy_timeout_s=busy_timeout_s)
@@ -241,7 +247,7 @@ class ShippedLog(Log):
             ages = [
                 each.age_s for each in self._segments.list_from(number) if each.first <= number <= each.last
             ]
-        if min(ages, default=0.0) < HOLD_S:
+        if min(ages, default=0.0) < self._hold_s:
             raise _Held
 
     @contextmanager

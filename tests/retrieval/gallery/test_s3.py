@@ -2,9 +2,12 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import boto3
 import numpy as np
@@ -312,3 +315,15 @@ def test_a_write_whose_answer_was_lost_is_known_for_its_own(people, machine):
     assert segments.write_new(mine) == stored.etag, "written by the try before"
     with pytest.raises(storage.WriteConflict):
         segments.write_new(replace(mine, writer="another"))
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_of_a_write_leaves_all_of_it_or_nothing_on_every_machine(s3_store, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.retrieval.gallery.shipped_steps", s3_store, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "11 kills" in done.stdout

@@ -212,13 +212,22 @@ def erase_forgotten(store: str, name: str) -> tuple[list[IndexRef], list[str]]:
         else:
             report = _forget_imported(store, items.name, of_source)
         rebuilt, removed = list(report.rebuilt), list(report.removed)
-    holding = stage(versions_holding)(store, name, ids)
+    _erase_from_versions(store, name, stage(versions_holding)(store, name, ids), rebuilt, removed)
+    stage(mark_erased)(store, name, ids)
+    late = stage(versions_holding)(store, name, ids)  # of a build that began before; from now on none can
+    if late:
+        _erase_from_versions(store, name, late, rebuilt, removed)
+    return rebuilt, removed
+
+
+def _erase_from_versions(
+    store: str, name: str, holding: Sequence[IndexRef], rebuilt: list[IndexRef], removed: list[str]
+) -> None:
+    """Remove the versions of an index that hold what is forgotten; the current one is built again first."""
     current = stage(published_index)(store, name)
     if current is not None and current.uri in {ref.uri for ref in holding}:
         rebuilt.append(_build_again(store, current, current.embeddings))
     removed += stage(remove_index_versions)(store, [ref for ref in holding if ref not in rebuilt], [name])
-    stage(mark_erased)(store, name, ids)
-    return rebuilt, removed
 
 
 def _rebuild(store: str, index: IndexRef, dataset: DatasetRef) -> IndexRef:

@@ -18,14 +18,16 @@ from pyarrow import compute
 
 from dml import storage
 from dml.data.dataset import read_rows
+from dml.data.schema import POSITION
 from dml.errors import CorruptArtifact, IncompatibleArtifact
 from dml.faces import NoFace
 from dml.models.package import load_package
 from dml.names import split_version, versioned
 from dml.refs import ChangesRef, DatasetRef, EmbeddingsRef, ExternalModelRef, IndexRef, PackageRef
 from dml.retrieval import index as versions
-from dml.retrieval.changes import Changes, write_changes
-from dml.retrieval.gallery.log import BUSY_TIMEOUT_S, Entry, Log
+from dml.retrieval.bundle import open_bundle
+from dml.retrieval.changes import NO_POSITION, Changes, write_changes
+from dml.retrieval.gallery.log import BUSY_TIMEOUT_S, ERASED, Entry, Log, erased_id
 from dml.retrieval.gallery.shipped import open_shipped_log
 from dml.retrieval.shards import open_index
 
@@ -165,10 +167,30 @@ def publish_index(store: str, ref: IndexRef) -> None:
 
     Raises:
         MissingArtifact, CorruptArtifact: it cannot be opened and searched; the former version stays.
-        IncompatibleArtifact: something was enrolled as a vector of another model; the former version stays.
+        IncompatibleArtifact: something was enrolled as a vector of another model, or is in this version and
+            was erased while it was built; the former version stays.
     """
-    with _held(store, ref):
+    with _held(store, ref) as log:
+        if log is not None:
+            _refuse_erased(log, ref)
         versions.publish_index(store, ref)
+
+
+def _refuse_erased(log: Log, ref: IndexRef) -> None:
+    """Take back a version with items that were erased meanwhile: the erasure saw it, or this does."""
+    erased = {id_ for id_ in log.forgotten() if id_.startswith(ERASED)}
+    if not erased or ref.changes is None:
+        return
+    for uri in [shard.uri for shard in ref.shards] or [ref.uri]:
+        table = open_bundle(versions.read_index(uri)).items.table
+        enrolled = table["id"].filter(compute.equal(table[POSITION], NO_POSITION)).to_pylist()
+        if any(erased_id(id_) in erased and log.entry(id_) is None for id_ in enrolled):
+            for each in (ref.uri, *(shard.uri for shard in ref.shards)):
+                storage.remove(each)
+            raise IncompatibleArtifact(
+                f"An index must not hold what is forgotten; items of gallery {ref.name} were erased while "
+                "it was built. Nothing was published; begin again."
+            )
 
 
 def rollback_index(store: str, name: str) -> IndexRef:
@@ -194,11 +216,11 @@ def rollback_index(store: str, name: str) -> IndexRef:
 
 
 @contextmanager
-def _held(store: str, ref: IndexRef) -> Iterator[None]:
-    """Nobody writes, and what was enrolled since a version has vectors by its embedder."""
+def _held(store: str, ref: IndexRef) -> Iterator[Log | None]:
+    """The log, to which nobody writes; what was enrolled since a version has vectors by its embedder."""
     with opened_log(store, ref.name) as log:
         if log is None:
-            yield
+            yield None
             return
         embedder = ref.embeddings.embedder
         embed_missing(log, embedder, after=ref.covers_revision)  # the many, while others write
@@ -206,7 +228,7 @@ def _held(store: str, ref: IndexRef) -> Iterator[None]:
             open_index(ref).check()  # what it fetches takes longer than others should wait
         with log.held():
             embed_missing(log, embedder, after=ref.covers_revision)
-            yield
+            yield log
         embed_missing(log, embedder, after=ref.covers_revision)  # none, unless others did not wait so long
 
 

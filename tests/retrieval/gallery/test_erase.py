@@ -1,5 +1,6 @@
 """What is forgotten is erased from every version of index and dataset, and comes back by none."""
 
+import shutil
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dml.data.dataset import read_rows
 from dml.embedding.embed import embed
 from dml.embedding.external import find_vectors, import_vectors, list_vectors, vectors_containing
 from dml.embedding.table import read_embeddings
+from dml.errors import IncompatibleArtifact
 from dml.integrity import check_store
 from dml.retrieval.build import build_index
 from dml.retrieval.gallery import Gallery, collect_changes, forgotten_ids, publish_index
@@ -88,6 +90,30 @@ def test_what_a_killed_build_or_removal_left_is_erased_too(shop):
     forget_enrolled_flow.fn("shop", None, "Rumpelstiltskin", True, shop)
     assert not traces_of(shop, b"Rumpelstiltskin")
     assert list_ids(shop, "Rapunzel")
+
+
+def test_a_build_that_is_ready_after_an_erasure_is_refused_and_leaves_nothing_of_it(people, tmp_path):
+    table = published_index(people, "people").embeddings
+    changes = collect_changes(people, "people", table)
+    built = build_index(people, "people", table, IndexConfig(), changes=changes)
+    shutil.move(built.uri, tmp_path / "not ready")
+    forget_enrolled_flow.fn("people", None, "Rumpelstiltskin", True, people)
+    shutil.move(tmp_path / "not ready", built.uri)
+    with pytest.raises(IncompatibleArtifact, match="were erased while it was built"):
+        publish_index(people, built)
+    assert not traces_of(people, b"Rumpelstiltskin")
+
+
+def test_one_who_was_erased_and_is_enrolled_again_is_built_in(people):
+    forget_enrolled_flow.fn("people", None, "Rumpelstiltskin", True, people)
+    with closing(Gallery.open(people, "people")) as gallery:
+        gallery.enrol("Rumpelstiltskin", vectors=vectors_of(1, 77), ids=["gone"])
+        table = gallery.ref.embeddings
+        changes = collect_changes(people, "people", table)
+        publish_index(people, build_index(people, "people", table, IndexConfig(), changes=changes))
+        gallery.refresh()
+        assert gallery.item("gone").label == "Rumpelstiltskin"
+        assert gallery.size.delta == 0
 
 
 @pytest.fixture

@@ -88,10 +88,18 @@ class Keys:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the file if it was changed; an open service forgets revoked keys by it."""
+        """Read the file if it was changed; an open service forgets revoked keys by it.
+
+        Raises:
+            MissingArtifact: its folder has gone, as with a disk that is no longer mounted; the keys stay.
+        """
         try:
             status = self.path.stat()
         except FileNotFoundError:
+            if self._read_at is not None and not self.path.parent.is_dir():
+                raise MissingArtifact(
+                    f"The folder of the API keys must be there; {self.path.parent} is not. Mount it again."
+                ) from None
             self._keys, self._read_at = (), None
             return
         version = (status.st_mtime_ns, status.st_ino)

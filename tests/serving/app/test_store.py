@@ -49,6 +49,26 @@ def test_a_store_that_has_gone_is_searched_from_memory_and_neither_written_nor_b
         assert own.store not in answer.text
 
 
+def test_a_key_of_a_store_that_has_gone_stays_in_use(own, tmp_path):
+    path, away = Path(own.store) / "service" / "keys.json", tmp_path / "away"
+    _, reader = make_key(path, "page", ["read"], who="operator")
+
+    async def asking():
+        async with running(create_app(own.model_copy(update={"keys": path}))) as client:
+            client.headers["Authorization"] = f"Bearer {reader}"
+            os.rename(own.store, away)
+            await anyio.sleep(PAUSE_S)
+            found = await client.post(f"{BASE}/search", json={"queries": [{"id": "00000.png"}]})
+            datasets = await client.get("/v1/datasets")
+            os.rename(away, own.store)
+            path.unlink()
+            await anyio.sleep(PAUSE_S)
+            return found, datasets, await client.get(BASE)
+
+    found, datasets, without_file = anyio.run(asking)
+    assert (found.status_code, datasets.status_code, without_file.status_code) == (200, 503, 401)
+
+
 def test_an_index_that_was_removed_is_neither_served_nor_measured(own):
     async def asking(client):
         before = (await client.get("/metrics")).text

@@ -1,6 +1,6 @@
 """Routes that look through datasets and correct them, and that say what indexes and models were made from."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -15,11 +15,17 @@ from dml.registry.catalog import list_models, model_page_url
 from dml.retrieval import index as indexes
 from dml.serving.ancestry import ancestry, training_runs
 from dml.serving.app.catalogue import column_message
-from dml.serving.app.keys import Caller, Permission
 from dml.serving.app.messages import browse as messages
 from dml.serving.app.opened import require_store
 from dml.serving.app.problems import Refused
-from dml.serving.app.routing import ERRORS, Reader, TheService, audited
+from dml.serving.app.routing import (
+    ERRORS,
+    Reader,
+    TheService,
+    WholeStoreAdmin,
+    WholeStoreReader,
+    audited,
+)
 from dml.serving.app.service import Service
 from dml.serving.app.where import checked_where
 from dml.serving.app.writes import Audited, Done, logged_write
@@ -38,24 +44,6 @@ router = APIRouter(
 )
 
 
-def _of_whole_store(permission: Permission) -> Callable[[Request], Awaitable[Caller]]:
-    """A dependency: the caller, who has a permission in all galleries, since a dataset belongs to none."""
-
-    async def caller(request: Request) -> Caller:
-        caller: Caller = request.state.caller
-        if caller.galleries or not caller.may(permission, None):
-            raise Refused(
-                403,
-                "forbidden",
-                f"A key must have the permission {permission} in all galleries, as no dataset is of one",
-                f"key {caller.id} has not",
-                "Ask the operator for another key.",
-            )
-        return caller
-
-    return caller
-
-
 async def _datasets(request: Request, service: TheService) -> BrowsedDatasets:
     state = request.app.state
     if not hasattr(state, "browsed"):
@@ -69,8 +57,6 @@ REGISTRY_WAIT_S = 2.0
 """For MLflow's server: the page shows the rest without it."""
 _HTTP = ("http://", "https://")
 Datasets = Annotated[BrowsedDatasets, Depends(_datasets)]
-DatasetAdmin = Annotated[Caller, Depends(_of_whole_store("admin"))]
-DatasetReader = Annotated[Caller, Depends(_of_whole_store("read"))]
 Dataset = Annotated[
     str, Path(description="NAME or NAME@VERSION of a dataset", max_length=MAX_LENGTH + 65, examples=["shop"])
 ]
@@ -80,7 +66,7 @@ Most = Annotated[messages.Most, Query()]
 
 # These routes read files, so they are plain functions, which FastAPI calls in threads.
 @router.get("/datasets")
-def datasets(service: TheService, _: DatasetReader) -> messages.DatasetList:
+def datasets(service: TheService, _: WholeStoreReader) -> messages.DatasetList:
     """The datasets of the store, each in its current version."""
     damaged: list[DmlError] = []
     versions = list_versions(service.settings.store, damaged)
@@ -93,7 +79,7 @@ def datasets(service: TheService, _: DatasetReader) -> messages.DatasetList:
 
 
 @router.get("/datasets/{dataset}")
-def dataset(dataset: Dataset, opened: Datasets, _: DatasetReader) -> messages.DatasetDetail:
+def dataset(dataset: Dataset, opened: Datasets, _: WholeStoreReader) -> messages.DatasetDetail:
     """A dataset: its columns with values and counts."""
     browsed = opened.open(dataset)
     return messages.DatasetDetail(
@@ -103,7 +89,7 @@ def dataset(dataset: Dataset, opened: Datasets, _: DatasetReader) -> messages.Da
 
 @router.post("/datasets/{dataset}/items")
 def items(
-    dataset: Dataset, body: messages.ItemsRequest, opened: Datasets, _: DatasetReader
+    dataset: Dataset, body: messages.ItemsRequest, opened: Datasets, _: WholeStoreReader
 ) -> messages.ItemsPage:
     """Items of a dataset under a filter, page by page."""
     browsed = opened.open(dataset)
@@ -130,7 +116,7 @@ def picture(
     dataset: Dataset,
     id: Annotated[str, Query(description="of the item", min_length=1, max_length=1_000)],
     opened: Datasets,
-    _: DatasetReader,
+    _: WholeStoreReader,
     side: Annotated[int, Query(ge=16, le=1_024, description="pixels of the longer side at most")] = 224,
 ) -> Response:
     """The image of an item. It is always encoded anew, so nothing but pixels is sent."""
@@ -139,7 +125,7 @@ def picture(
 
 @router.get("/datasets/{dataset}/quarantine")
 def quarantine(
-    dataset: Dataset, opened: Datasets, _: DatasetReader, first: First = 0, most: Most = 60
+    dataset: Dataset, opened: Datasets, _: WholeStoreReader, first: First = 0, most: Most = 60
 ) -> messages.QuarantinePage:
     """What was refused when the dataset was ingested, with reasons."""
     browsed = opened.open(dataset)
@@ -166,7 +152,7 @@ def suspected_labels(
     dataset: Dataset,
     opened: Datasets,
     service: TheService,
-    _: DatasetReader,
+    _: WholeStoreReader,
     first: First = 0,
     most: Most = 60,
 ) -> messages.SuspectsPage:
@@ -186,7 +172,7 @@ def near_duplicates(
     dataset: Dataset,
     opened: Datasets,
     service: TheService,
-    _: DatasetReader,
+    _: WholeStoreReader,
     first: First = 0,
     most: Most = 60,
 ) -> messages.NearDuplicatesPage:
@@ -207,7 +193,7 @@ def near_duplicates(
 
 @router.get("/datasets/{dataset}/corrections")
 def list_corrections(
-    dataset: Dataset, opened: Datasets, _: DatasetReader, first: First = 0, most: Most = 60
+    dataset: Dataset, opened: Datasets, _: WholeStoreReader, first: First = 0, most: Most = 60
 ) -> messages.CorrectionsPage:
     """The corrections that hold for a dataset and that later ingests keep, with who and when."""
     ref = opened.open(dataset).ref
@@ -223,7 +209,7 @@ def correct(
     dataset: Dataset,
     body: messages.CorrectionRequest,
     service: TheService,
-    caller: DatasetAdmin,
+    caller: WholeStoreAdmin,
 ) -> messages.NewVersion:
     """Give an item another label: a new version of the dataset, with who and when."""
     return _changed(
@@ -235,7 +221,11 @@ def correct(
 
 @router.post("/datasets/{dataset}/removals")
 def remove(
-    request: Request, dataset: Dataset, body: messages.ItemRequest, service: TheService, caller: DatasetAdmin
+    request: Request,
+    dataset: Dataset,
+    body: messages.ItemRequest,
+    service: TheService,
+    caller: WholeStoreAdmin,
 ) -> messages.NewVersion:
     """Leave an item out: a new version, with who and when. Former versions keep it."""
     return _changed(
@@ -247,7 +237,7 @@ def remove(
 
 @router.post("/datasets/{dataset}/revocations")
 def revoke(
-    request: Request, dataset: Dataset, body: messages.ItemRequest, service: TheService, _: DatasetAdmin
+    request: Request, dataset: Dataset, body: messages.ItemRequest, service: TheService, _: WholeStoreAdmin
 ) -> messages.NewVersion:
     """Take a correction back: the label is what it was; a removed item returns with the next ingest."""
     return _changed(

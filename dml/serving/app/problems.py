@@ -137,6 +137,9 @@ def _of_validation(error: RequestValidationError) -> Refused:
     mistakes = error.errors()
     if any(mistake["type"] == "json_invalid" for mistake in mistakes):
         return Refused(400, "malformed", "A body must be JSON", "it cannot be read", "Send one JSON object.")
+    if any(mistake["loc"] == ("body",) and isinstance(mistake.get("input"), bytes) for mistake in mistakes):
+        code, must, do = _OF_STATUS[415]  # curl -d says that it is a form
+        return Refused(415, code, must, "one of another Content-Type came, or of none", do)
     said = [f"{_place(mistake['loc'])}: {mistake['msg']}" for mistake in mistakes[:_SHOWN_MISTAKES]]
     more = f"; and {len(mistakes) - len(said)} more" if len(mistakes) > len(said) else ""
     return Refused(

@@ -22,6 +22,7 @@ _STATUSES = {
     408: "The body did not arrive in time.",
     409: "It cannot be done as things are: not calibrated, made by another model, or the id is taken.",
     413: "The body or an image is too large.",
+    415: "The body is not said to be JSON.",
     422: "The request is not as described.",
     429: "Too many queries; try again after Retry-After seconds.",
     500: "An error of the service; its log has it under the request_id.",
@@ -61,10 +62,30 @@ def permitted(permission: Permission) -> Callable[[Request], Awaitable[Caller]]:
     return caller
 
 
+def _of_whole_store(permission: Permission) -> Callable[[Request], Awaitable[Caller]]:
+    """A dependency: the caller, who has a permission in all galleries, as of what belongs to none of them."""
+
+    async def caller(request: Request) -> Caller:
+        caller: Caller = request.state.caller
+        if caller.galleries or not caller.may(permission, None):
+            raise Refused(
+                403,
+                "forbidden",
+                f"A key must have the permission {permission} in all galleries, as this is of none alone",
+                f"key {caller.id} has not",
+                "Ask the operator for another key.",
+            )
+        return caller
+
+    return caller
+
+
 Reader = Annotated[Caller, Depends(permitted("read"))]
 Enroller = Annotated[Caller, Depends(permitted("enrol"))]
 Forgetter = Annotated[Caller, Depends(permitted("forget"))]
 Admin = Annotated[Caller, Depends(permitted("admin"))]
+WholeStoreReader = Annotated[Caller, Depends(_of_whole_store("read"))]
+WholeStoreAdmin = Annotated[Caller, Depends(_of_whole_store("admin"))]
 
 
 def audited(

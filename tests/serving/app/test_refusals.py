@@ -73,6 +73,8 @@ def test_every_error_has_the_one_form(settings):
                 await client.get(SEARCH),
                 await client.post(SEARCH, content=b"{", headers=json),
                 await client.post(SEARCH, content=b"[" * 100_000, headers=json),
+                await client.post(SEARCH, content=b'{"queries": []}', headers={"content-type": "text/plain"}),
+                await client.post(SEARCH, content=b'{"queries": []}'),
                 await client.post("/v1/indexes/other/search", json={"queries": [image(3)]}),
                 await client.post(SEARCH, json={"queries": [{"id": "../../etc/passwd"}]}),
                 await client.get("/v1/fails"),
@@ -85,6 +87,8 @@ def test_every_error_has_the_one_form(settings):
         (405, "method_not_allowed"),
         (400, "malformed"),
         (400, "malformed"),
+        (415, "unsupported_media_type"),
+        (415, "unsupported_media_type"),
         (404, "not_found"),
         (404, "not_found"),
         (500, "internal"),
@@ -219,6 +223,24 @@ def test_a_key_may_what_it_was_made_for_until_it_is_revoked(settings, tmp_path):
             return before, listed.json()["indexes"], open_to_all, await status(reader)
 
     assert anyio.run(asking) == ([401, 401, 200, 403], [], 200, 401)
+
+
+def test_the_name_of_a_gallery_is_told_to_nobody_who_may_not_read_it(settings, tmp_path):
+    path = tmp_path / "keys.json"
+    galleries = [[NAME], ["other"], []]
+    keys = [make_key(path, "key", ["read"], each, who="operator")[1] for each in galleries]
+
+    async def asking():
+        async with running(create_app(settings.model_copy(update={"keys": path}))) as client:
+            headers = [{}, *({"Authorization": f"Bearer {key}"} for key in keys)]
+            ready = [await client.get("/readyz", headers=each) for each in headers]
+            return ready, [await client.get("/metrics", headers=each) for each in headers]
+
+    ready, metrics = anyio.run(asking)
+    assert [answer.status_code for answer in ready] == [200] * 4
+    assert [NAME in answer.text for answer in ready] == [False, True, False, True]
+    assert [answer.status_code for answer in metrics] == [401, 403, 403, 200]
+    assert [NAME in answer.text for answer in metrics] == [False, False, False, True]
 
 
 def test_a_key_is_kept_as_its_hash_alone_in_a_file_of_its_owner(tmp_path):

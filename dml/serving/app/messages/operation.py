@@ -18,7 +18,7 @@ class Readiness(Message):
     """Whether requests can be answered: all indexes were opened."""
 
     status: Literal["ready"] = "ready"
-    indexes: list[str] = Field(description="NAME@VERSION")
+    indexes: list[str] = Field(description="NAME@VERSION of those that the caller may read")
 
 
 class Problem(Message):

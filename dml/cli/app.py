@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from getpass import getuser
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -32,6 +33,14 @@ Workers = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="processes that work at once; default: as the size asks"),
 ]
+Who = Annotated[str | None, typer.Option("--who", help="who does it; default: the user of this machine")]
+
+
+def who_or_user(who: str | None) -> str:
+    """Who does it, as given by `--who`; None: the user of this machine. Raises InvalidSetting for no name."""
+    if who is not None and not who.strip():
+        raise InvalidSetting(f"--who must name somebody; got {who!r}. Leave it out: then it is the user.")
+    return getuser() if who is None else who
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,13 +1,12 @@
 """`dml ingest` and `dml datasets`."""
 
-import getpass
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Settings, Store, Workers, store_to_list, store_uri, verb
+from dml.cli.app import Json, Settings, Store, Who, Workers, store_to_list, store_uri, verb, who_or_user
 from dml.cli.output import columns_of, emit, listed, print_table, visible, what_is_damaged
 from dml.errors import DmlError, InvalidSetting, MissingArtifact, without_password
 from dml.names import SourceLayout
@@ -116,7 +115,7 @@ def correct(
     label: Annotated[str | None, typer.Option(help="the class that they belong to")] = None,
     remove: Annotated[bool, typer.Option("--remove", help="leave them out")] = False,
     revoke: Annotated[bool, typer.Option("--revoke", help="take their corrections back")] = False,
-    who: Annotated[str | None, typer.Option(help="who does it; default: the user of this machine")] = None,
+    who: Who = None,
     store: Store = None,
     as_json: Json = False,
 ) -> "CorrectionList":
@@ -128,7 +127,7 @@ def correct(
         raise InvalidSetting("Say what is right: one of --label LABEL, --remove and --revoke.")
     if revoke and who is not None:
         raise InvalidSetting("--who says who corrects; what is taken back is no longer listed. Leave it out.")
-    root, by = store_to_list(store), who if who is not None else getpass.getuser()
+    root, by = store_to_list(store), who_or_user(who)
     if label is not None:
         ref = correct_labels(root, dataset, dict.fromkeys(ids, label), who=by)
     elif remove:

@@ -1,12 +1,11 @@
 """`dml enrol`."""
 
-from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from dml.cli.app import Json, Store, store_uri, verb
+from dml.cli.app import Json, Store, Who, store_uri, verb, who_or_user
 from dml.cli.output import emit
 from dml.errors import InvalidSetting
 
@@ -33,7 +32,7 @@ def enrol(
             "what resembles another identity more than this one"
         ),
     ] = "off",
-    who: Annotated[str | None, typer.Option(help="who does it; default: the user of this machine")] = None,
+    who: Who = None,
     store: Store = None,
     as_json: Json = False,
 ) -> "EnrolmentReport":
@@ -55,8 +54,7 @@ def enrol(
 
     gallery = Gallery.open(store_uri(store), name)
     known = dict(_attribute(text, gallery.ref) for text in attributes or [])
-    who = getuser() if who is None else who
-    done = gallery.enrol(identity, attributes=known, who=who, quality=_quality(quality), **given)
+    done = gallery.enrol(identity, attributes=known, who=who_or_user(who), quality=_quality(quality), **given)
     size = gallery.size
     report = EnrolmentReport(
         index=str(gallery.ref),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dml.cli.app import Json, Store, store_uri, verb
-from dml.cli.faces import Faces, faces_of, heading, require_image, show_no_face, wants_all
+from dml.cli.faces import Faces, faces_of, require_image, show_faces, wants_all
 from dml.cli.output import emit, print_table
 from dml.errors import InvalidSetting
 
@@ -110,10 +110,7 @@ def identify(
 
 
 def _show_identified_faces(report: "IdentifiedFaces") -> None:
-    show_no_face(report.faces)
-    for number, face in enumerate(report.faces, 1):
-        print(heading(number, face))
-        _show_identification(face)
+    show_faces(report.faces, _show_identification)
 
 
 def _name_and_value(hint: str) -> tuple[str, str]:
@@ -191,10 +188,7 @@ def compare(
 
 
 def _show_verified_faces(report: "VerifiedFaces") -> None:
-    show_no_face(report.faces)
-    for number, face in enumerate(report.faces, 1):
-        print(heading(number, face))
-        _show_verification(face)
+    show_faces(report.faces, _show_verification)
 
 
 def _show_verification(result: "Verification") -> None:

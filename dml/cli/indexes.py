@@ -137,7 +137,7 @@ def index(
     )
     files = {"weights": weights, "preprocessing": preprocessing, "detector": detector}
     _refuse_contradiction(model, embedder, **files, license=license, set=" ".join(settings or []))
-    ImportConfig().overridden(settings or [])
+    ImportConfig().overridden(settings or [])  # refused before anything is ingested
     show = _show_explained if explain else _show_index
     root, other = store_uri(store), dataset or model or embedder
     if vectors is None and dataset is None and is_place(root, name):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dml.cli.app import Json, Store, store_uri, verb
-from dml.cli.faces import Faces, faces_of, heading, require_image, show_no_face, wants_all
+from dml.cli.faces import Faces, faces_of, require_image, show_faces, wants_all
 from dml.cli.output import emit, print_table
 from dml.cli.pictures import require_picture, write_picture
 from dml.errors import InvalidSetting
@@ -74,7 +74,8 @@ def search(
     as_json: Json = False,
 ) -> "SearchReport | SearchedFaces":
     """Find the most similar items of an index, of an image, an item or a vector."""
-    if wants_all(faces) and (engine is not None or picture is not None or explain):
+    is_all = wants_all(faces)
+    if is_all and (engine is not None or picture is not None or explain):
         raise InvalidSetting("--faces all goes without --engine, --picture and --explain; leave them out.")
     if explain and engine is not None:
         raise InvalidSetting(f"--explain is for an index in this process; got --engine {engine} too.")
@@ -93,7 +94,7 @@ def search(
     if picture is not None:
         require_picture(picture, query=image)
     root = store_uri(store)
-    if wants_all(faces):
+    if is_all:
         return _search_faces(
             root,
             name,
@@ -134,10 +135,7 @@ def _search_faces(
 
 
 def _show_faces(report: "SearchedFaces") -> None:
-    show_no_face(report.faces)
-    for number, face in enumerate(report.faces, 1):
-        print(heading(number, face))
-        _show_answers(face)
+    show_faces(report.faces, _show_answers)
 
 
 def _refuse_beside(

@@ -1,12 +1,11 @@
 """`dml serve` and `dml keys`."""
 
-from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Settings, SeveralWords, Store, Workers, app, store_uri, verb
+from dml.cli.app import Json, Settings, SeveralWords, Store, Who, Workers, app, store_uri, verb, who_or_user
 from dml.cli.output import emit, print_table
 from dml.errors import InvalidSetting
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 KeyFile = Annotated[
     Path | None, typer.Option("--keys", help="file of API keys; default: service/keys.json of the store")
 ]
-Who = Annotated[str | None, typer.Option("--who", help="who does it; default: the user of this machine")]
 
 
 @verb()
@@ -113,7 +111,7 @@ def make(
     from dml.serving.app.keys import make_key
 
     path, as_json = _inherited(context, keys, store, as_json, begins=True)
-    made, secret = make_key(path, name, permissions, galleries or [], who=who or getuser())
+    made, secret = make_key(path, name, permissions, galleries or [], who=who_or_user(who))
     report = NewKey(key=secret, **made.model_dump(exclude={"sha256"}))
     return emit(report, as_json, _show_new)
 
@@ -135,7 +133,7 @@ def revoke(
     from dml.serving.app.keys import revoke_key
 
     path, as_json = _inherited(context, keys, store, as_json)
-    revoke_key(path, key, who=who or getuser())
+    revoke_key(path, key, who=who_or_user(who))
     return _emit_keys(path, as_json)
 
 

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from datetime import timedelta
 from enum import StrEnum
-from getpass import getuser
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dml.cli.app import Json, Store, store_uri, verb
+from dml.cli.app import Json, Store, Who, store_uri, verb, who_or_user
 from dml.cli.output import emit, print_table
 from dml.errors import CorruptArtifact, InvalidSetting
 from dml.progress import Ticker
@@ -228,7 +227,7 @@ def forget(
         bool,
         typer.Option("--now", help="erase what was enrolled from all index versions now, not by dml reindex"),
     ] = False,
-    who: Annotated[str | None, typer.Option(help="who does it; default: the user of this machine")] = None,
+    who: Who = None,
     store: Store = None,
     as_json: Json = False,
 ) -> "ForgetReport":
@@ -246,8 +245,7 @@ def forget(
     if ids and identity is not None:
         raise InvalidSetting(f"--identity goes without ids of items; got {ids} too.")
     if identity is not None or now or _are_enrolled(root, name, ids or []):
-        by = getuser() if who is None else who
-        report = run(forget_enrolled_flow, name, ids, identity, now, root, by)
+        report = run(forget_enrolled_flow, name, ids, identity, now, root, who_or_user(who))
     elif who is not None:
         raise InvalidSetting(
             f"--who is of a gallery's log; {name} is a dataset, which keeps hashed ids alone. Leave it out."

@@ -1,8 +1,13 @@
 """One option is spelt, typed and meant alike in every verb."""
 
+import getpass
+
+import pytest
 import typer
 
+from dml.cli.app import who_or_user
 from dml.cli.command import app
+from dml.errors import InvalidSetting
 
 REPEATED_VERBS = {"--set", "--where", "--compare", "--by", "--never-ask", "--scope", "--hint", "--attribute"}
 """Options that take several values and whose name is no noun, or that say one thing each time."""
@@ -61,3 +66,9 @@ def test_several_words_after_an_option_are_as_many_options():
     circles = typer.main.get_command(app).commands["circles"]
     context = circles.make_context("circles", ["shop", "--losses", "softmax", "margin", "--json"])
     assert (context.params["losses"], context.params["as_json"]) == (["softmax", "margin"], True)
+
+
+def test_who_does_it_is_the_user_of_the_machine_or_somebody_with_a_name():
+    assert (who_or_user(None), who_or_user("ann")) == (getpass.getuser(), "ann")
+    with pytest.raises(InvalidSetting, match="--who must name somebody; got ' '"):
+        who_or_user(" ")

@@ -120,7 +120,7 @@ def test_conditions_narrow_the_answers(dml, filled, condition, remainder):
         (["index", "clip", "--vectors", "clap"], "there are ['clip']. Did you mean"),
         (["import", "absent.npy"], "there is none"),
         (["import", "q.npy", "--name", "Clip 1"], "Use 'clip-1'"),
-        (["schedule", "clip", "--cron", "0 3 * * *"], "needs images"),
+        (["schedule", "clip", "--cron", "0 3 * * *", "--model", "shop"], "Leave it out"),
         (["report", "clip"], "A report must be of images; clip are imported vectors"),
         (["train", "clip"], "Dataset 'clip' must have images; clip are imported vectors"),
         (["rm", "vectors", "clip"], "Remove them first"),

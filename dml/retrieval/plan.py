@@ -19,13 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Correlation = Literal["random", "inside", "outside"]
 """How matching items lie to the query: independent of it; near it, as its own region; far from it."""
-
-
+NOT_PROMISED = "not promised"
+"""How a plan's note ends of queries that are unlike those of its recall."""
 _LOOKED_AT = 2.0
 """Nearest lists that a search looks at / those that calibration found enough."""
-
-
-NOT_PROMISED = "not promised"
 
 
 class _Value(BaseModel):

@@ -23,8 +23,10 @@ _TIMED_QUERIES = 32
 _EQUAL = 1e-6  # similarities of copies differ by the rounding of float32
 _COMPARED_QUERIES = 256
 _SCANNED_AT_ONCE = 1 << 19
-"""Lists of all queries: Faiss holds up to 40 bytes of each, 330 MB of 2,000 queries and 4,096 lists."""
-_FEWEST_QUERIES, _ONE_OF = 100, 200
+"""Queries times lists: Faiss holds up to 40 bytes of each, 330 MB of 2,000 queries and 4,096 lists."""
+_UNLIKE_SHARE = 200
+"""One of so many of the held-out queries is less similar to its nearest row than `least_similarity`."""
+_FEWEST_QUERIES = 100  # of fewer that is no more than the least of them
 
 Take = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 """(n,) rows in, their (n, D) vectors out."""
@@ -105,11 +107,11 @@ class HeldOut:
 
         None: there are fewer than 100, or nothing to take vectors from.
         """
-        number = len(self.queries)
-        if self.take is None or number < _FEWEST_QUERIES:
+        if self.take is None or len(self.queries) < _FEWEST_QUERIES:
             return None
         similarities = np.vecdot(self.queries, self.take(self.truth[:, 0]))
-        return float(np.partition(similarities, number // _ONE_OF)[number // _ONE_OF])
+        num_below = len(self.queries) // _UNLIKE_SHARE
+        return float(np.partition(similarities, num_below)[num_below])
 
     def _others(self, nearest: NDArray[np.int64]) -> NDArray[np.int64]:
         return without_itself(nearest, self.rows) if self.indexed is None else nearest

@@ -180,9 +180,9 @@ class Delta:
     def nearest(
         self, queries: NDArray[np.float32], k: int, rows: NDArray[np.int64]
     ) -> tuple[Neighbors, Recall]:
-        """As `search`; of many rows those in the nearest lists of each query alone, with the recall of that.
+        """As `search`, with its recall; of many rows only those in a query's nearest lists are compared.
 
-        What a query's lists are short of is never an answer less: they are taken until they have k rows.
+        Lists are taken until they have k rows, so there are never fewer answers.
         """
         lists = self._lists
         if lists is None or len(rows) <= max(self._exact_rows, k) or not lists.pays(k):

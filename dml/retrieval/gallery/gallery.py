@@ -29,7 +29,7 @@ from dml.retrieval.gallery.current import CurrentState
 from dml.retrieval.gallery.delta import EXACT_ROWS
 from dml.retrieval.gallery.entries import enrol_entries, forget_entries, no_item, update_entries
 from dml.retrieval.gallery.log import BUSY_TIMEOUT_S, Entry, timestamp
-from dml.retrieval.gallery.quality import Quality, UnlikeOthers, check_norms, check_quality
+from dml.retrieval.gallery.quality import DuplicateCheck, Quality, check_norms, check_quality
 from dml.retrieval.gallery.state import State
 from dml.retrieval.gallery.writer import MOST_MOVES, ModelChanged, Writer
 from dml.retrieval.search import Index
@@ -254,7 +254,7 @@ class Gallery:
                 contents = [vector.tobytes() for vector in embedded]
             check = None
             if quality == "strict":
-                check = UnlikeOthers(embedded, identity)
+                check = DuplicateCheck(embedded, identity)
                 check(state.live)
             digests = [hashlib.sha256(content).hexdigest() for content in contents]
             names = checked_ids(ids, identity, digests)

@@ -141,12 +141,10 @@ def check_norms(quality: Quality, norms: NDArray[np.float32], *, limits: Quality
             )
 
 
-class UnlikeOthers:
-    """Refuses images that resemble another identity more than their own, naming that one.
+class DuplicateCheck:
+    """Calls `check_duplicates` for the images of an enrolment, once for each state of the gallery.
 
-    An image is compared with those of the identity that are enrolled and those that are enrolled with it. Of
-    an identity's only image another's must be nearly the same picture. It is called when they are embedded,
-    and again in their transaction where anything was written since.
+    It is called when they are embedded, and again in their transaction where anything was written since.
 
     Args:
         vectors: (M, D) unit length, of the new images.
@@ -165,7 +163,15 @@ class UnlikeOthers:
 
 
 def check_duplicates(index: Index, vectors: NDArray[np.float32], identity: str) -> None:
-    """As `UnlikeOthers`, once.
+    """Refuse images that resemble another identity more than their own, naming that one.
+
+    An image is compared with those of the identity that are enrolled and those that are enrolled with it. Of
+    an identity's only image another's must be nearly the same picture.
+
+    Args:
+        index: what is enrolled.
+        vectors: (M, D) unit length, of the new images.
+        identity: whose they are to be.
 
     Raises:
         InvalidData: the best match outside the identity beats the best inside.
@@ -187,6 +193,7 @@ def check_duplicates(index: Index, vectors: NDArray[np.float32], identity: str) 
 
 
 def _named(number: int, count: int) -> str:
+    """An image of an enrolment, for a message."""
     return "The image" if count == 1 else f"Image {number + 1}"
 
 

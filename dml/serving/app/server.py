@@ -208,7 +208,7 @@ def serve(
         ModuleNotFoundError: what the encoder needs is not installed.
     """
     if settings.encoder == "onnx":
-        import onnxruntime  # noqa: F401
+        import onnxruntime  # noqa: F401  (before a socket is opened: what is missing is said at once)
     require_keys_beyond_loopback(host, settings.keys)
     _require_indexes(settings)
     if settings.keys is None and not settings.hosts and is_loopback(host):

@@ -15,7 +15,7 @@ class Health(Message):
 
 
 class Readiness(Message):
-    """Whether requests can be answered: all indexes were opened."""
+    """Whether requests can be answered: there are indexes to search, all of them opened."""
 
     status: Literal["ready"] = "ready"
     indexes: list[str] = Field(description="NAME@VERSION of those that the caller may read")

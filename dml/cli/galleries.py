@@ -42,7 +42,9 @@ def enrol(
 
     are_vectors = [file.suffix.lower() == ".npy" for file in files]
     if any(are_vectors) and len(files) > 1:
-        raise InvalidSetting(f"An enrolment takes image files, or one .npy file of vectors; got {files}.")
+        raise InvalidSetting(
+            f"An enrolment takes image files, or one .npy file of vectors; got {', '.join(map(str, files))}."
+        )
     given: dict[str, Any] = {}
     if are_vectors[0]:
         from dml.embedding.vector_files import read_unit_vectors
@@ -53,7 +55,7 @@ def enrol(
     from dml.retrieval.gallery import Gallery  # takes a second to import
 
     gallery = Gallery.open(store_uri(store), name)
-    known = dict(_attribute(text, gallery.ref) for text in attributes or [])
+    known = _attributes(attributes or [], gallery.ref)
     done = gallery.enrol(identity, attributes=known, who=who_or_user(who), quality=_quality(quality), **given)
     size = gallery.size
     report = EnrolmentReport(
@@ -65,6 +67,18 @@ def enrol(
         tombstones=size.tombstones,
     )
     return emit(report, as_json, _show_enrolment)
+
+
+def _attributes(texts: list[str], index: "IndexRef") -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    for text in texts:
+        name, value = _attribute(text, index)
+        if name in known:
+            raise InvalidSetting(
+                f"--attribute must give each name once; got {name!r} twice. Enrol the items in two calls."
+            )
+        known[name] = value
+    return known
 
 
 def _attribute(text: str, index: "IndexRef") -> tuple[str, Any]:

@@ -51,6 +51,7 @@ def test_what_is_enrolled_is_found_by_the_next_command_and_what_is_forgotten_by_
         (["enrol", "people", "bob", "{new}", "--attribute", "region"], "must be name=value; got 'region'"),
         (["enrol", "people", "bob", "{new}", "--attribute", "floor=high"], "floor must be a whole number"),
         (["enrol", "people", "bob", "{new}", "--attribute", "regoin=east"], "Did you mean 'region'"),
+        (["enrol", "people", "bob", "{new}", *2 * ["--attribute", "floor=1"]], "got 'floor' twice"),
         (["enrol", "people", "bob\nsmith", "{new}"], "An identity must be without control characters"),
         (["enrol", "people", 1001 * "b", "{new}"], "An identity must be at most 1000 characters; got 1001"),
         (["enrol", "peopel", "bob", "{new}"], "people"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dml.data.sources.sample import normalized
 from dml.errors import InvalidData, InvalidSetting, did_you_mean
 from dml.names import MAX_ID_LENGTH
 from dml.refs import AttributeType, IndexRef
@@ -61,6 +62,16 @@ def require_name(what: str, value: str) -> None:
             f"{what} must be without control characters and line breaks; got U+{ord(control):04X} in "
             f"{value[:100]!r}. Leave it out."
         )
+
+
+def checked_label(what: str, value: str) -> str:
+    """A new label as an ingest has it: without outer white space, in Unicode form NFC; raises as
+    `require_name`."""
+    require_name(what, value)
+    label = normalized(value)
+    if not label:
+        raise InvalidSetting(f"{what} must have a character that is no space; got {value!r}.")
+    return label
 
 
 def checked_vectors(vectors: NDArray[np.float32], ref: IndexRef) -> NDArray[np.float32]:
@@ -120,11 +131,12 @@ def checked_attributes(attributes: Mapping[str, Any], ref: IndexRef) -> dict[str
         is_right = isinstance(value, _PYTHON_TYPES[kind]) and (kind == "bool" or not isinstance(value, bool))
         if kind == "int64" and is_right:
             is_right = -(2**63) <= value < 2**63
+        wanted: str = kind
         if kind == "double" and is_right:
-            is_right = bool(np.isfinite(value))
+            is_right, wanted = bool(np.isfinite(value)), "a finite double"
         if value is not None and not is_right:
             raise InvalidSetting(
-                f"Attribute {name!r} must be {kind} or missing; got {type(value).__name__} {value!r}."
+                f"Attribute {name!r} must be {wanted} or missing; got {type(value).__name__} {value!r}."
             )
         if isinstance(value, str):
             require_text(f"Attribute {name!r}", value, max_bytes=MAX_VALUE_BYTES, or_empty=True)

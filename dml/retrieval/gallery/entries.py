@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dml.data.sources.sample import normalized
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.retrieval.gallery.live import LiveIndex
 from dml.retrieval.gallery.log import Entry, Log, timestamp
@@ -66,7 +67,8 @@ def forget_entries(ids: Sequence[str], identity: str | None, who: str) -> MakeEn
     def make(state: State, log: Log) -> list[tuple[Entry, bytes | None]]:
         forgotten = ids
         if identity is not None:
-            forgotten = state.live.ids_with_label(identity)
+            labels = dict.fromkeys([identity, normalized(identity)])  # as it is written, and as it is kept
+            forgotten = [id_ for label in labels if label for id_ in state.live.ids_with_label(label)]
             if not forgotten:
                 raise MissingArtifact(
                     f"An identity must have an item in gallery {state.ref.name}; {identity!r} has none."

@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 
 from dml.data.dataset import read_images
 from dml.errors import DmlError, InvalidSetting, MissingArtifact
+from dml.faces import NoFace
 from dml.models.package import Package, load_package
+from dml.preprocessing import UnreadableImage
 from dml.refs import DatasetRef, IndexRef, PackageRef, require_package
 from dml.retrieval.gallery.checks import (
     checked_attributes,
     checked_ids,
+    checked_label,
     checked_vectors,
-    require_name,
     require_text,
 )
 from dml.retrieval.gallery.current import CurrentState
@@ -222,7 +224,8 @@ class Gallery:
         What is enrolled already, with the same content, label and attributes, stays as it is.
 
         Args:
-            identity: whose they are: their label.
+            identity: whose they are: their label, kept as an ingest keeps labels: without outer white space,
+                in Unicode form NFC.
             images: files' bytes, in any format Pillow reads; kept, so that another model can embed them.
             vectors: (M, D) float32 of unit length by the index's embedder, instead of images.
             attributes: values of the index's columns; the others are missing.
@@ -239,7 +242,7 @@ class Gallery:
             WriteCommitted: it is durable, but this process failed after that.
         """
         self._refuse_writing()
-        require_name("An identity", identity)
+        identity = checked_label("An identity", identity)
         require_text("who", who, or_empty=True)
         if (vectors is None) == (not images):
             raise InvalidSetting("An enrolment must have images or vectors, one of them; got both or none.")
@@ -298,7 +301,7 @@ class Gallery:
         require_text("An id", id_)
         require_text("who", who, or_empty=True)
         if label is not None:
-            require_name("A label", label)
+            label = checked_label("A label", label)
         changed = checked_attributes(attributes or {}, self._current.state.ref)
         revision, ids = self._writer.commit(update_entries(id_, changed, label, who), None)
         return Change(revision, ids)
@@ -360,10 +363,15 @@ class Gallery:
     def _embed(self, state: State, images: Sequence[bytes], quality: Quality = "off") -> NDArray[np.float32]:
         """(M, D) of unit length, of images that pass the quality gate."""
         package = self._package(require_package(state.ref.embeddings.embedder, "An enrolment of images"))
-        check_quality(quality, images, package.detector)  # before the network has work
-        if quality == "off":
-            return np.asarray(package.embed(images), np.float32)
-        raw = np.asarray(package.embed(images, unit_length=False), np.float32)
+        try:
+            check_quality(quality, images, package.detector)  # before the network has work
+            if quality == "off":
+                return np.asarray(package.embed(images), np.float32)
+            raw = np.asarray(package.embed(images, unit_length=False), np.float32)
+        except (UnreadableImage, NoFace):
+            if len(images) > 1:
+                _raise_of_which(images, package)
+            raise
         norms = np.linalg.norm(raw, axis=1)
         check_norms(quality, norms)
         return np.asarray(raw / norms[:, None], np.float32)
@@ -375,3 +383,12 @@ class Gallery:
                 f"A gallery must be opened to write, by the name of its index; {why}. "
                 f"Open it: Gallery.open(store, {self._current.name!r})."
             )
+
+
+def _raise_of_which(images: Sequence[bytes], package: Package) -> None:
+    """Raise the error of the first image that cannot be embedded, with its number."""
+    for number, image in enumerate(images, 1):
+        try:
+            package.prepare(image)
+        except (UnreadableImage, NoFace) as error:
+            raise type(error)(f"Image {number} of {len(images)}: {error}") from error

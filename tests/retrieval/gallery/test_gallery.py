@@ -26,6 +26,7 @@ from dml.errors import (
     MissingArtifact,
     WriteCommitted,
 )
+from dml.preprocessing import UnreadableImage
 from dml.retrieval.build import build_index
 from dml.retrieval.gallery import Gallery, collect_changes, forgotten_ids, publish_index
 from dml.retrieval.gallery.fold import LOG_FILE, folder_of
@@ -121,6 +122,7 @@ def test_the_same_is_enrolled_once_and_other_content_under_its_id_is_refused(sto
         ({"attributes": {"floor": "2"}}, "'floor' must be int64"),
         ({"attributes": {"floor": True}}, "'floor' must be int64"),
         ({"attributes": {"floor": 2**63}}, "'floor' must be int64"),
+        ({"identity": "\u200b"}, "An identity must have a character that is no space"),
         ({"vectors": vectors_of(1, 3).repeat(2, 0)}, "ids must be different"),
     ],
 )
@@ -132,11 +134,29 @@ def test_what_cannot_be_enrolled_is_refused_and_nothing_is_written(store_of_vect
     assert not path_of(store_of_vectors).exists()
 
 
+def test_an_identity_is_kept_and_forgotten_as_an_ingest_keeps_a_label(store_of_vectors):
+    gallery = Gallery.open(store_of_vectors, "people")
+    composed, decomposed = "Zo\u00eb", "Zoe\u0308"
+    assert gallery.enrol(f" {decomposed}\u2003", vectors=vectors_of(1, 70)).identity == composed
+    again = gallery.enrol(composed, vectors=vectors_of(1, 70))
+    assert gallery.size.delta == 1
+    gallery.update("photo 1", label=f"{decomposed} ")
+    assert set(gallery.forget(identity=decomposed).ids) == {*again.ids, "photo 1"}
+
+
 def test_images_need_a_model_and_a_reader_does_not_write(store_of_vectors):
     with pytest.raises(IncompatibleArtifact, match="An enrolment of images needs the model"):
         Gallery.open(store_of_vectors, "people").enrol("bob", images=[png(1)])
     with pytest.raises(InvalidSetting, match="opened to read"):
         Gallery.open(store_of_vectors, "people", readonly=True).forget("photo 1")
+
+
+def test_of_many_images_the_one_that_cannot_be_enrolled_is_named(shop):
+    gallery = Gallery.open(shop, "shop")
+    before = gallery.size
+    with pytest.raises(UnreadableImage, match=r"Image 2 of 3: An image must decode whole"):
+        gallery.enrol("bob", images=[png(900), png(901)[:-30], png(902)])
+    assert gallery.size == before
 
 
 def test_many_enrolments_at_once_share_transactions_and_all_are_there(store_of_vectors):

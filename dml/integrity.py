@@ -40,7 +40,7 @@ class CheckedArtifact(NamedTuple):
 def check_store(
     store: str, name: str | None = None, progress: OnProgress | None = None
 ) -> list[CheckedArtifact]:
-    """Compare all artefacts of a store, including checkpoints, with their manifests.
+    """Compare all artefacts of a store, including checkpoints, with their manifests, and read all logs.
 
     Args:
         store: the store's URI.
@@ -75,7 +75,23 @@ def check_store(
             checked.append(CheckedArtifact(kind, artifact_name, artifact_version, uri, damaged))
             if progress is not None:
                 progress(number, len(selected))
+    if version is None:
+        checked += _logs(store, base)
     return checked + _damaged_pointers(store, base)
+
+
+def _logs(store: str, name: str | None) -> list[CheckedArtifact]:
+    """The logs of galleries, of one name or of all names."""
+    from dml.retrieval.gallery.damage import damaged_files_of_log  # takes a second to import
+
+    root = storage.join(store, "galleries")
+    names = {*storage.list_folders(root), *storage.list_folders(storage.join(store, "indexes"))}
+    logs = []
+    for each in sorted(names if name is None else names & {name}):
+        damaged = damaged_files_of_log(store, each)
+        if damaged is not None:
+            logs.append(CheckedArtifact("log", each, each, storage.join(root, each), damaged))
+    return logs
 
 
 def _missing_shards(uri: str) -> list[str]:

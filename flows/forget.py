@@ -72,8 +72,9 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
     stage(add_forgotten)(root, dataset, ids)  # later ingests leave them out
     holding = stage(versions_containing)(root, dataset, ids)  # including versions published meanwhile
     built = [ref for ref in stage(list_indexes)(root) if ref.embeddings.items.name == dataset]
-    for index in built:
-        stage(forget_logged)(root, index.name, ids)  # from answers at once, where there is a gallery
+    segments = [  # from answers at once, where there is a gallery
+        uri for index in built for uri in stage(forget_logged)(root, index.name, ids)
+    ]
     twins = sorted({twin for ref in holding for twin in stage(same_images)(ref, ids)})
     indexes = [
         ref for ref in stage(list_indexes)(root) if ref.embeddings.items.uri in {h.uri for h in holding}
@@ -88,7 +89,10 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
         stage(mark_erased)(root, index.name, ids)
     say(f"{len(ids)} items are forgotten; {len(removed)} artefacts that contained them are removed")
     receipt = [Erasure(place="dataset", name=dataset, erased=True)]
-    receipt += [Erasure(place="log", name=index.name, erased=True) for index in built]
+    receipt += [
+        *(Erasure(place="log", name=index.name, erased=True) for index in built),
+        *_rewritten(segments),
+    ]
     return ForgetReport(
         items=len(ids),
         rebuilt=rebuilt,
@@ -109,8 +113,7 @@ def _forget_imported(store: str, name: str, ids: list[str]) -> ForgetReport:
         for ref in stage(list_indexes)(store)
         if ref.embeddings.items.name == name and not isinstance(ref.embeddings.items, DatasetRef)
     ]
-    for index in built:
-        stage(forget_logged)(store, index.name, ids)
+    segments = [uri for index in built for uri in stage(forget_logged)(store, index.name, ids)]
     without = {ref.uri: stage(vectors_without)(store, ref, ids) for ref in holding}
     stage(point_to)(store, without, name)
     rebuilt = [
@@ -124,7 +127,10 @@ def _forget_imported(store: str, name: str, ids: list[str]) -> ForgetReport:
         stage(mark_erased)(store, index.name, ids)
     say(f"{len(ids)} items are forgotten; {len(removed)} artefacts that contained them are removed")
     receipt = [Erasure(place="vectors", name=name, erased=True)]
-    receipt += [Erasure(place="log", name=index.name, erased=True) for index in built]
+    receipt += [
+        *(Erasure(place="log", name=index.name, erased=True) for index in built),
+        *_rewritten(segments),
+    ]
     return ForgetReport(
         items=len(ids),
         rebuilt=rebuilt,
@@ -160,12 +166,12 @@ def forget_enrolled_flow(
         MissingArtifact: some are not in the gallery; nothing is forgotten.
     """
     root = store_uri(store)
-    forgotten = stage(forget_items)(root, name, ids or [], identity, who)
+    forgotten, segments = stage(forget_items)(root, name, ids or [], identity, who)
     rebuilt, removed = erase_forgotten(root, name) if now else ([], [])
     left = stage(forgotten_ids)(root, name)
     holding = [str(ref) for ref in stage(versions_holding)(root, name, left)]
     say(f"{len(forgotten)} items of gallery {name} are forgotten; {len(holding)} versions still hold some")
-    receipt = [Erasure(place="log", name=name, erased=True), *_removed(removed)]
+    receipt = [Erasure(place="log", name=name, erased=True), *_rewritten(segments), *_removed(removed)]
     held = [Erasure(place="index", name=each, erased=False, until=_NEXT_BUILD) for each in holding]
     return ForgetReport(
         items=len(forgotten),
@@ -175,6 +181,10 @@ def forget_enrolled_flow(
         still_held_by=holding,
         receipt=[*receipt, *held, *_held_by_source(root, name, left)],
     )
+
+
+def _rewritten(segments: Sequence[str]) -> list[Erasure]:
+    return [Erasure(place="segment", name=uri, erased=True) for uri in segments]
 
 
 def _removed(uris: Sequence[str]) -> list[Erasure]:

@@ -71,6 +71,8 @@ def _repair_artifact(store: str, damaged: CheckedArtifact) -> str:
         return repair_functions[damaged.kind](store, damaged)
     if damaged.kind.endswith("pointer"):
         return "damaged, and cannot be made again: use `dml rollback`, or remove the file"
+    if damaged.kind == "log":
+        return "damaged, and cannot be made again: restore the folder from a backup, all its files"
     if damaged.kind == "list of forgotten items":
         return "damaged, and cannot be made again: restore it from a copy, or forget the items again"
     if damaged.kind == "vectors":

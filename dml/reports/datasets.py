@@ -73,9 +73,9 @@ class Erasure(Result):
     """One place that held what was forgotten."""
 
     place: str = Field(
-        description="what kind of thing it is, such as log, index, changes, thresholds, dataset"
+        description="what kind of thing it is, such as log, segment, index, changes, thresholds, dataset"
     )
-    name: str = Field(description="its name, or the URI of what was removed")
+    name: str = Field(description="its name, or the URI of what was removed or, a segment, written again")
     erased: bool
     until: str = Field("", description="what erases it there; empty where it is erased")
 

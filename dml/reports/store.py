@@ -8,8 +8,8 @@ from dml.reports.result import PartialResult, Result
 class VerifiedArtifact(Result):
     """An artefact whose bytes were compared with its manifest."""
 
-    kind: str = Field(description="as `dataset`, `index`, `package`, `checkpoint`")
-    artifact: str = Field(description="NAME@VERSION, or the version alone")
+    kind: str = Field(description="as `dataset`, `index`, `package`, `checkpoint`, `log` of a gallery")
+    artifact: str = Field(description="NAME@VERSION, or the version alone; of a log, NAME")
     damaged: list[str] = Field(description="files")
     state: str = Field(description='"ok", "made again", or what begins with "damaged" or "removed"')
     uri: str

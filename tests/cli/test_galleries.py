@@ -1,10 +1,13 @@
 """`dml enrol` and `dml forget` of what was enrolled, on the command line."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from dml.retrieval.gallery.fold import opened_log
-from tests.retrieval.gallery.people import ROWS, items_of, publish, vectors_of
+from dml.retrieval.index import find_index
+from tests.retrieval.gallery.people import ROWS, items_of, publish, upload, vectors_of
 
 
 @pytest.fixture
@@ -65,3 +68,36 @@ def test_what_cannot_be_enrolled_or_forgotten_is_refused(dml, people, words, say
     done = dml(*words, "--store", str(people / "store"))
     assert done.status == 2
     assert says in done.err
+
+
+@pytest.mark.slow
+def test_in_a_store_on_s3_what_is_enrolled_is_found_built_in_verified_and_forgotten(
+    dml, people, s3_store, monkeypatch
+):
+    upload(people / "store", s3_store)
+    monkeypatch.setenv("DML_STORE", s3_store)
+    vector = vectors_of(2, 7)[0]
+    np.save(people / "query.npy", vector)
+
+    def found():
+        return [answer["id"] for answer in done("search", "people", "--vector", "query.npy").json["answers"]]
+
+    def done(*words):
+        outcome = dml(*words, "--json")
+        assert outcome.status == 0, outcome.err
+        return outcome
+
+    ids = done("enrol", "people", "alice", "new.npy").json["ids"]
+    assert ids[0] in found()
+    (refreshed,) = done("reindex", "people").json["refreshed"]
+    assert (refreshed["rows"], find_index(s3_store, "people").covers_revision) == (ROWS + 2, 1)
+    assert ids[0] in found()
+    log = [each for each in done("verify").json["artifacts"] if each["kind"] == "log"]
+    assert [(each["artifact"], each["state"]) for each in log] == [("people", "ok")]
+    receipt = done("forget", "people", "--identity", "alice", "--now").json["receipt"]
+    assert {"log", "segment", "index"} <= {line["place"] for line in receipt if line["erased"]}
+    assert all(line["erased"] for line in receipt)
+    assert ids[0] not in found()
+    monkeypatch.setenv("DML_CACHE", str(people / "another machine"))
+    assert ids[0] not in found()
+    assert not Path("dml-store").exists()

@@ -4,7 +4,8 @@ A forgotten item is found no more, and the log holds nothing of it but its id, w
 before need. When no version holds it any more, a digest of the id is left.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 from pyarrow import compute
@@ -20,10 +21,19 @@ from dml.retrieval.gallery.gallery import Gallery
 from dml.retrieval.gallery.log import ERASED, Entry, erased_id, timestamp
 
 
+class Forgotten(NamedTuple):
+    """What was forgotten in a gallery."""
+
+    ids: list[str]
+    segments: list[str]
+    """URIs of the segments that were written again without it; of a store on a disk there is none."""
+
+
 def forget_items(
     store: str, name: str, ids: Sequence[str], identity: str | None = None, who: str = ""
-) -> list[str]:
-    """Forget items of a gallery, or all of an identity; returns their ids. Raises as `Gallery.forget`."""
+) -> Forgotten:
+    """Forget items of a gallery, or all of an identity. Raises as `Gallery.forget`."""
+    before = _segments_by_id(store, name)
     gallery = Gallery.open(store, name)
     try:
         forgotten = gallery.forget(
@@ -35,14 +45,19 @@ def forget_items(
         with opened_log(store, name) as log:
             if log is not None:
                 log.truncate()
-    return forgotten
+    return Forgotten(forgotten, _of_items(before, forgotten))
 
 
-def forget_logged(store: str, name: str, ids: Sequence[str]) -> None:
-    """Forget items of a gallery whose log there is, without asking whether they are in it."""
+def forget_logged(store: str, name: str, ids: Sequence[str]) -> list[str]:
+    """Forget items of a gallery whose log there is, without asking whether they are in it.
+
+    Returns:
+        URIs of the segments that were written again without them.
+    """
     with opened_log(store, name) as log:
         if log is None:
-            return
+            return []
+        before = log.segments_by_id()
         now = timestamp()
 
         def forget() -> None:
@@ -53,6 +68,18 @@ def forget_logged(store: str, name: str, ids: Sequence[str]) -> None:
 
         log.transact(forget)
         log.truncate()
+    return _of_items(before, ids)
+
+
+def _segments_by_id(store: str, name: str) -> dict[str, list[str]]:
+    if not storage.is_remote(store):
+        return {}
+    with opened_log(store, name) as log:
+        return {} if log is None else log.segments_by_id()
+
+
+def _of_items(by_id: Mapping[str, Sequence[str]], ids: Sequence[str]) -> list[str]:
+    return sorted({uri for id_ in ids for uri in by_id.get(id_, ())})
 
 
 def has_entries(store: str, name: str, ids: Sequence[str]) -> bool:

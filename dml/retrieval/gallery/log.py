@@ -198,6 +198,19 @@ class Log:
     def follow(self) -> None:
         """Take what other machines have written; of a store on a disk there is none."""
 
+    def check(self) -> None:
+        """Read all of it.
+
+        Raises:
+            CorruptArtifact: it is not as SQLite wrote it.
+        """
+        problems = [problem for (problem,) in self._rows("PRAGMA integrity_check") if problem != "ok"]
+        if problems:
+            raise CorruptArtifact(
+                f"The log of a gallery must be as SQLite wrote it; {self.path} is not: {problems[0]}. "
+                "Restore it from a backup."
+            )
+
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """Whatever is read in the block is of one revision."""
@@ -299,6 +312,10 @@ class Log:
         with self._reading_errors():
             rows = self._connection.execute("SELECT id FROM entries WHERE op = 'forget' ORDER BY seq")
             return [id_ for (id_,) in rows.fetchall()]
+
+    def segments_by_id(self) -> dict[str, list[str]]:
+        """The URIs of the segments that hold each item; of a store on a disk there is none."""
+        return {}
 
     def rename_forgotten(self, id_: str, digest: str) -> None:
         """Replace the id of a forgotten item by its digest, inside a transaction."""

@@ -324,3 +324,13 @@ def cover(listed: Sequence[Listed], after: int, uri: str) -> list[Listed]:
         chosen.append(best)
         reached = best.last
     return chosen
+
+
+def missing_numbers(listed: Sequence[Listed]) -> list[int]:
+    """The transactions before the last one that no listed segment has, in order."""
+    missing: list[int] = []
+    reached = 0
+    for each in sorted(listed, key=lambda segment: segment.first):
+        missing += range(reached + 1, each.first)
+        reached = max(reached, each.last)
+    return missing

@@ -410,6 +410,13 @@ class ShippedLog(Log):
                     self._rows("UPDATE copy SET etag = ?", etag)
         return done
 
+    def segments_by_id(self) -> dict[str, list[str]]:
+        self.follow()
+        by_id: dict[str, list[str]] = {}
+        for id_, name in self._rows("SELECT id, segment FROM held_items ORDER BY segment"):
+            by_id.setdefault(id_, []).append(self._segments.uri_of(name))
+        return by_id
+
     def _erase_from(self, name: str, ids: set[str]) -> str | None:
         """Rewrite a segment without items that were forgotten; its new ETag; None: it stays as it is."""
         for listed in self._segments.list_from(int(name[:12])):

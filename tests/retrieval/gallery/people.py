@@ -3,6 +3,7 @@
 from itertools import accumulate
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
@@ -64,6 +65,15 @@ def publish(
     ref = build_index(store, name, imported.embeddings, IndexConfig(**config))
     publish_index(store, ref)
     return ref
+
+
+def upload(folder: Path, s3_store: str) -> None:
+    """Copy a store on this disk to an empty one on S3."""
+    _, _, bucket, prefix = s3_store.split("/")
+    client = boto3.client("s3")
+    for path in folder.rglob("*"):
+        if path.is_file():
+            client.upload_file(str(path), bucket, f"{prefix}/{path.relative_to(folder).as_posix()}")
 
 
 def open_in_shards(store: str):

@@ -16,12 +16,15 @@ from hypothesis import HealthCheck, given, settings
 
 from dml import storage
 from dml.errors import CorruptArtifact, GalleryBusy, GalleryUnavailable
-from dml.retrieval.gallery import Gallery, rollback_index
-from dml.retrieval.gallery.fold import folder_of, log_path, open_log
+from dml.integrity import check_store
+from dml.retrieval.gallery import Gallery, collect_changes, forget_logged, rollback_index
+from dml.retrieval.gallery.fold import folder_of, log_path, open_log, opened_log
+from dml.retrieval.gallery.log import Entry, erased_id
 from dml.retrieval.gallery.segments import Segments
 from dml.retrieval.index import find_index
 from flows.forget import forget_enrolled_flow
-from tests.retrieval.gallery.people import ROWS, items_of, publish, vectors_of
+from flows.verify import repaired
+from tests.retrieval.gallery.people import ROWS, items_of, publish, upload, vectors_of
 from tests.retrieval.gallery.test_fold import enrolled_and_forgotten, fold, same
 from tests.retrieval.gallery.test_gallery import ids
 from tests.retrieval.gallery.test_live import Plain, changes, follow
@@ -40,11 +43,7 @@ def published(tmp_path_factory):
 @pytest.fixture
 def people(s3_store, published):
     """A copy of it on S3."""
-    _, _, bucket, prefix = s3_store.split("/")
-    client = boto3.client("s3")
-    for path in published.rglob("*"):
-        if path.is_file():
-            client.upload_file(str(path), bucket, f"{prefix}/{path.relative_to(published).as_posix()}")
+    upload(published, s3_store)
     return s3_store
 
 
@@ -200,8 +199,10 @@ def test_of_one_who_is_forgotten_no_object_of_the_store_and_no_copy_holds_anythi
     traces = (b"Rumpelstiltskin", b"gold from straw", vector.tobytes())
     assert traces_in(people, *traces)
     gallery.close()
+    held = segments_of(people)
     report = forget_enrolled_flow.fn("people", ["gold from straw"], None, True, people)
     assert report.still_held_by == []
+    assert [line.name for line in report.receipt if line.place == "segment"] == [held[0], held[2]]
     assert traces_in(people, *traces) == []
     time.sleep(SEEN_WITHIN_S)
     assert "gold from straw" not in other.live.items["id"].to_pylist()
@@ -247,6 +248,30 @@ def test_a_segment_that_is_damaged_or_missing_is_refused_where_it_is_needed(peop
     with pytest.raises(CorruptArtifact, match=says):
         Gallery.open(people, "people")
     assert enrolled(gallery, 4).revision == 4, "who has read it does not need it"
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda uri: storage.write_bytes(uri, storage.read_bytes(uri)[:-30]), "segments/{}"),
+        (lambda uri: storage.write_bytes(uri, storage.read_bytes(uri)[::-1]), "segments/{}"),
+        (storage.delete, "segments (number 2 is missing)"),
+    ],
+    ids=["cut", "changed", "missing"],
+)
+def test_verify_names_the_segment_that_is_damaged_or_missing(people, damage, says):
+    gallery = Gallery.open(people, "people")
+    for number in range(3):
+        enrolled(gallery, number)
+    (log,) = [each for each in check_store(people) if each.kind == "log"]
+    assert (log.title, log.damaged) == ("people", [])
+    second = segments_of(people)[1]
+    damage(second)
+    (log,) = [each for each in check_store(people, "people") if each.damaged]
+    assert (log.kind, log.damaged) == ("log", [says.format(second.rpartition("/")[2])])
+    assert set(repaired(people, [log]).values()) == {
+        "damaged, and cannot be made again: restore the folder from a backup, all its files"
+    }
 
 
 def test_a_segment_of_another_gallery_or_number_is_refused(people, machine):
@@ -327,3 +352,15 @@ def test_a_kill_at_any_moment_of_a_write_leaves_all_of_it_or_nothing_on_every_ma
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "11 kills" in done.stdout
+
+
+def test_what_a_killed_forgetting_left_in_a_segment_goes_with_the_next_build(people):
+    gallery = Gallery.open(people, "people")
+    enrolled(gallery, 1, "gold from straw")
+    forget_logged(people, "people", ["photo 3"])
+    with opened_log(people, "people") as log:  # then it is killed
+        log.transact(lambda: log.write(3, Entry("forget", "gold from straw"), embedder=""))
+        log.transact(lambda: log.rename_forgotten("gold from straw", erased_id("gold from straw")))
+    assert traces_in(people, b"gold from straw")
+    collect_changes(people, "people", gallery.ref.embeddings)
+    assert traces_in(people, b"gold from straw") == []

@@ -1,6 +1,7 @@
 """Enrol, change and forget over HTTP, and what the audit log says of it."""
 
 import base64
+from pathlib import Path
 from urllib.parse import quote
 
 import anyio
@@ -12,6 +13,7 @@ from dml.serving.app.factory import create_app
 from dml.serving.app.keys import make_key
 from dml.serving.app.settings import ServiceSettings
 from tests.embedding.parts import png
+from tests.retrieval.gallery.people import upload
 from tests.serving.app.parts import NAME, ask, image, make_store, running
 
 BASE = f"/v1/indexes/{NAME}"
@@ -55,6 +57,32 @@ def test_who_was_enrolled_is_found_changed_and_forgotten(own):
     assert [enrolled["revision"], changed["revision"], forgotten["revision"]] == [1, 2, 3]
     assert forgotten["ids"] == [id_]
     assert gone[0] != id_
+
+
+@pytest.mark.slow
+def test_of_a_store_on_s3_another_machine_finds_who_was_enrolled_and_the_service_forgets(
+    own, s3_store, monkeypatch, tmp_path
+):
+    upload(Path(own.store), s3_store)
+
+    async def asking(client):
+        (id_,) = (await client.post(f"{BASE}/enrol", json=ANN)).json()["ids"]
+        found = await client.post(f"{BASE}/search", json={"queries": [image(900)], "k": 1})
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setenv("DML_CACHE", str(tmp_path / "another machine"))
+            other = Gallery.open(s3_store, NAME)
+            assert other.item(id_).label == "ann/b"
+            other.enrol("bob", images=[png(901)])
+        await anyio.sleep(1)
+        bob = await client.post(f"{BASE}/search", json={"queries": [image(901)], "k": 1})
+        await client.delete(f"{BASE}/identities/{quote('ann/b', safe='')}")
+        gone = await client.post(f"{BASE}/search", json={"queries": [image(900)], "k": 1})
+        other.refresh()
+        there = other.live.items["label"].to_pylist()
+        return nearest(found)[1], nearest(bob)[1], nearest(gone)[0] == id_, "ann/b" in there
+
+    settings = own.model_copy(update={"store": s3_store})
+    assert ask(settings, asking) == ("ann/b", "bob", False, False)
 
 
 def test_an_item_of_the_index_is_forgotten_too(own):

@@ -1,5 +1,7 @@
 """Parts of storage: the marker of a store, the cache, locks, links, and what damage looks like."""
 
+import socket
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -119,3 +121,13 @@ def test_uploads_left_open_are_listed_below_their_store_and_aborted_by_their_key
     storage.abort_uploads(f"{s3_store}/a")
     assert [each.uri for each in storage.open_uploads(s3_store)] == [f"{s3_store}/ab"]
     assert storage.open_uploads(str(tmp_path)) == []
+
+
+def test_an_s3_server_that_takes_requests_and_never_answers_is_given_up_in_time(s3_store, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        folder = storage.ObjectFolder(f"{s3_store}/log", answer_within_s=0.4)
+        began = time.monotonic()
+        with pytest.raises(OSError, match=r"no complete answer within 0.4 s"):
+            folder.list_from()
+        assert time.monotonic() - began < 3

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
+from dml.deadline import call_within
 from dml.storage.conditional import (
     StoredObject,
     read_with_etag,
@@ -11,6 +12,8 @@ from dml.storage.conditional import (
     s3_client,
     translated_s3_errors,
 )
+
+ANSWER_WITHIN_S = 10.0
 
 
 class ListedObject(NamedTuple):
@@ -27,14 +30,20 @@ class ObjectFolder:
 
     Args:
         uri: of the folder, `s3://BUCKET/PREFIX`.
+        answer_within_s: limit of one page of a listing with all its tries. boto3 would wait for five minutes
+            for a server that takes a request and never answers.
 
     Raises:
         OSError: S3 cannot be reached, or refuses. By every method.
     """
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri.rstrip("/")
-        self._client, self._bucket, self._key = s3_client(self.uri)
+    def __init__(self, uri: str, *, answer_within_s: float = ANSWER_WITHIN_S) -> None:
+        import boto3
+        from botocore.config import Config
+
+        self.uri, self._answer_within_s = uri.rstrip("/"), answer_within_s
+        limits = Config(connect_timeout=answer_within_s / 2, read_timeout=answer_within_s / 2)
+        self._client, self._bucket, self._key = s3_client(self.uri, boto3.client("s3", config=limits))
 
     def list_from(self, name: str = "", *, most: int | None = None) -> list[ListedObject]:
         """The objects whose names come after `name`, in order.
@@ -50,7 +59,8 @@ class ObjectFolder:
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=prefix, StartAfter=f"{prefix}{name}", **options
             )
-            for page in pages:
+            each = iter(pages)
+            while (page := call_within(self._answer_within_s, lambda: next(each, None))) is not None:
                 now = _server_time(page)
                 listed += [
                     ListedObject(

@@ -15,13 +15,15 @@ import faiss
 import numpy as np
 
 from benchmarks._embeddings import drawn_with_queries
+from dml.reports import OperatingCurve
 from dml.retrieval.cost_model import Candidate
+from dml.retrieval.held_out import HeldOut, K
 from dml.retrieval.index_type import IndexType
 from dml.retrieval.probe import processor_name, read_rates
 from dml.retrieval.rates import Rates
 from dml.retrieval.sizing import estimate
 from dml.retrieval.target import Target
-from dml.retrieval.tune import HeldOut, K, OperatingCurve, tune
+from dml.retrieval.tune import tune
 
 QUERIES = 500
 TRAIN_PER_LIST, LEAST_TRAIN, TRAIN_SHARE, LEAST_PER_LIST = 100, 1 << 16, 0.2, 39

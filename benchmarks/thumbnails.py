@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from benchmarks.thresholds import ARCHIVE, TRAIN_ALPHABETS, read_omniglot, trained
 from dml.retrieval.first_stage import FirstStage, compared_in_full
 from dml.retrieval.first_stage_choice import SHORTLISTS, choose_first_stage
-from dml.retrieval.tune import HeldOut, K
+from dml.retrieval.held_out import HeldOut, K
 from dml.retrieval.vectors import FlatVectors, write_vectors
 
 NUM_QUERIES, TIMED = 400, 32

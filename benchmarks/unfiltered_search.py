@@ -32,9 +32,10 @@ from dml.config import IndexConfig
 from dml.embedding.external import find_vectors, import_vectors
 from dml.retrieval.build import build_index
 from dml.retrieval.bundle import read_calibration
+from dml.retrieval.held_out import HeldOut
 from dml.retrieval.index import publish_index
 from dml.retrieval.search import Index
-from dml.retrieval.tune import HeldOut, refined, tune
+from dml.retrieval.tune import refined, tune
 from dml.serving.searcher import Searcher
 
 QUERIES = 1000

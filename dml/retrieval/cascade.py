@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml.reports import FirstStageChoice
-from dml.retrieval.first_stage import FirstStage, Vectors, compared_in_full
+from dml.retrieval.first_stage import FirstStage, compared_in_full
+from dml.retrieval.held_out import K
 from dml.retrieval.plan import Plan, Recall, Stage
 from dml.retrieval.ties import Neighbors
-from dml.retrieval.tune import K
+from dml.retrieval.vectors import Vectors
 
 IN_FULL = "in full"
 _LARGEST_SHARE = 0.5

@@ -1,7 +1,6 @@
 """A filtered search by an index: each query scans the lists it needs, or is left to exact comparison."""
 
 from functools import lru_cache
-from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import faiss
@@ -13,20 +12,11 @@ from dml.retrieval.attributes.bits import are_set
 from dml.retrieval.lists import InvertedLists, NearLists
 from dml.retrieval.plan import Costs, Plan, RecallTable, depths_of
 from dml.retrieval.ties import Neighbors, by_similarity
+from dml.retrieval.vectors import Vectors
 
 _FIRST = 16
 """Matches in the lists that are scanned first / answers wanted."""
 _KEPT_MARGINS = 1024
-
-
-class Vectors(Protocol):
-    """The vectors of an index's rows."""
-
-    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(n, D) vectors of the rows."""
-
-    def search_among(self, queries: NDArray[np.float32], k: int, rows: NDArray[np.int64]) -> Neighbors:
-        """(Q, k) the most similar among (n,) ascending rows, exactly."""
 
 
 class FilteredLists:

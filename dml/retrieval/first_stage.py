@@ -10,42 +10,17 @@ All are ordinary Faiss indexes, and all but the signs compare by L2. On vectors 
 L2 are the most similar, and centring, which RaBitQ and principal components need, changes no distance.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from dml.retrieval.vectors import Vectors
+
 KINDS = ("pca16", "pca32", "signs", "rabitq", "pq4", "pq8")
 _HAMMING_FACTOR = 4
 """Candidates by Hamming distance / candidates by the query in full."""
-
-
-class Vectors(Protocol):
-    """The vectors of an index's rows."""
-
-    @property
-    def rows(self) -> int:
-        """N."""
-
-    @property
-    def dim(self) -> int:
-        """D."""
-
-    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(n, D) vectors of the rows."""
-
-    def blocks(self) -> Iterator[NDArray[np.float32]]:
-        """All vectors in order."""
-
-    def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """(Q, k) the most similar of all rows, exactly."""
-
-    def search_among(
-        self, queries: NDArray[np.float32], k: int, rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """(Q, k) the most similar among (n,) ascending rows, exactly."""
 
 
 def factory_of(kind: str, dim: int) -> str | None:

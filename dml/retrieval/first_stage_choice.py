@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml.reports import FirstStageChoice, FirstStageTrial
-from dml.retrieval.first_stage import KINDS, FirstStage, Vectors, compared_in_full, factory_of
-from dml.retrieval.tune import HeldOut, K
+from dml.retrieval.first_stage import KINDS, FirstStage, compared_in_full, factory_of
+from dml.retrieval.held_out import HeldOut, K
+from dml.retrieval.vectors import Vectors
 
 SHORTLISTS = (100, 1_000)
 """Candidates that are tried."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dml.retrieval.execution import Vectors, are_first, matches_per_list, nearest_among
+from dml.retrieval.execution import are_first, matches_per_list, nearest_among
 from dml.retrieval.lists import InvertedLists
 from dml.retrieval.plan import Correlation, depths_of
+from dml.retrieval.vectors import Vectors
 
 K = 10
 _QUERIES_PER_ANCHOR, _FEWEST_ANCHORS = 32, 2

@@ -17,11 +17,11 @@ from dml.retrieval.cascade import Cascade
 from dml.retrieval.fill import add_to_graph, num_lists, write_index
 from dml.retrieval.first_stage import KINDS, FirstStage
 from dml.retrieval.first_stage_choice import choose_first_stage
-from dml.retrieval.held_out import hold_out, leave_one_out
+from dml.retrieval.held_out import HeldOut, K, hold_out
 from dml.retrieval.plan_calibration import calibrate_plans
 from dml.retrieval.scope_impostors import not_trained_on
 from dml.retrieval.stage_mates import measure_stages
-from dml.retrieval.tune import HeldOut, K, graph_of, refined, tune
+from dml.retrieval.tune import graph_of, refined, tune
 from dml.retrieval.vectors import FlatVectors
 
 
@@ -52,14 +52,16 @@ def measure_index(
         InvalidSetting: the first stage that was asked for misses the recall.
     """
     begin("measuring recall")
-    held_out = hold_out(vectors, items, index, queries)
+    held_out = hold_out(vectors, items, queries, are_indexed=graph_of(index) is None)
     curve = None if held_out is None else _tune(index, vectors, held_out, config)
     if graph_of(index) is not None:
         begin("adding the queries")
         add_to_graph(index, vectors, queries)
     choice, stage = None, None
-    if config.first_stage is not None and (alone := leave_one_out(vectors, items, queries)) is not None:
-        choice, stage = _write_first_stage(folder, vectors, alone, config)
+    if config.first_stage is not None:
+        of_all = hold_out(vectors, items, queries, are_indexed=True)
+        if of_all is not None:
+            choice, stage = _write_first_stage(folder, vectors, of_all, config)
     begin("measuring the plans of filtered searches")
     table, costs = calibrate_plans(index, vectors)
     begin("measuring mates")

@@ -6,12 +6,13 @@ from numpy.typing import NDArray
 
 from dml.metrics.intervals import wilson_interval
 from dml.retrieval.attributes.bits import bitmap_of
-from dml.retrieval.execution import Vectors, are_first, matches_per_list, scan
+from dml.retrieval.execution import are_first, matches_per_list, scan
 from dml.retrieval.ground_truth import GroundTruth, K, draw_cases, find_ground_truth
+from dml.retrieval.held_out import num_found
 from dml.retrieval.lists import InvertedLists
 from dml.retrieval.plan import Correlation, Costs, RecallCell, RecallStep, RecallTable
 from dml.retrieval.plan_costs import fit_costs
-from dml.retrieval.tune import num_found
+from dml.retrieval.vectors import Vectors
 
 SELECTIVITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001, 0.0001)
 RECALL_TARGET = 0.99

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml.retrieval.attributes.bits import bitmap_of
-from dml.retrieval.execution import Vectors, scan
+from dml.retrieval.execution import scan
 from dml.retrieval.ground_truth import K
 from dml.retrieval.lists import InvertedLists
 from dml.retrieval.plan import Costs, RecallTable, depths_of
 from dml.retrieval.probe import processor_name
+from dml.retrieval.vectors import Vectors
 
 _TIMED_QUERIES, _REPEATS = 32, 2
 _TIMED_COUNTS = (10, 300, 3_000, 30_000)

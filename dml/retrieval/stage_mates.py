@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dml.reports import StageMates
 from dml.retrieval.cascade import IN_FULL, Cascade
+from dml.retrieval.held_out import K
 from dml.retrieval.rerankers import (
     CANDIDATES,
     K_RECIPROCAL,
@@ -22,7 +23,6 @@ from dml.retrieval.rerankers import (
     expanded,
     k_reciprocal_distances,
 )
-from dml.retrieval.tune import K
 from dml.retrieval.vectors import FlatVectors
 
 _NUM_QUERIES = 100

@@ -6,7 +6,7 @@ reads it. It is written in blocks, and never held whole.
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from typing import Literal, Protocol
 
 import faiss
 import numpy as np
@@ -90,6 +90,30 @@ def nearest(index: faiss.Index, queries: NDArray[np.float32], k: int) -> Neighbo
         faiss.swig_ptr(rows),
     )
     return similarities, rows
+
+
+class Vectors(Protocol):
+    """The vectors of an index's rows: `FlatVectors`, or some in memory."""
+
+    @property
+    def rows(self) -> int:
+        """N."""
+
+    @property
+    def dim(self) -> int:
+        """D."""
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(n, D) vectors of the rows."""
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """All vectors in order."""
+
+    def search(self, queries: NDArray[np.float32], k: int) -> Neighbors:
+        """(Q, k) the most similar of all rows, exactly."""
+
+    def search_among(self, queries: NDArray[np.float32], k: int, rows: NDArray[np.int64]) -> Neighbors:
+        """(Q, k) the most similar among (n,) ascending rows, exactly."""
 
 
 class FlatVectors:

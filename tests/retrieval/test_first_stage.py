@@ -15,10 +15,10 @@ from dml.retrieval.bundle import read_calibration
 from dml.retrieval.cascade import Cascade
 from dml.retrieval.first_stage import FirstStage, compared_in_full, factory_of
 from dml.retrieval.first_stage_choice import choose_first_stage
+from dml.retrieval.held_out import HeldOut
 from dml.retrieval.index import publish_index
 from dml.retrieval.plan import choose_plan
 from dml.retrieval.shards import LocalShards, Shard, ShardedIndex, open_index
-from dml.retrieval.tune import HeldOut
 from dml.retrieval.vectors import FlatVectors, write_vectors
 from dml.serving.searcher import Searcher
 

@@ -51,7 +51,9 @@ def tuned(factory, vectors):
     rows = rows_held_out(vectors.rows, 2000, fewest=fewest_rows(index))
     train(index, vectors, without=rows)
     add(index, vectors, without=rows)
-    held_out = hold_out(vectors, pa.table({"id": np.arange(vectors.rows)}), index, rows)
+    held_out = hold_out(
+        vectors, pa.table({"id": np.arange(vectors.rows)}), rows, are_indexed=graph_of(index) is None
+    )
     curve = None if held_out is None else tune(index, vectors.index, held_out, target=TARGET)
     if index.ntotal < vectors.rows:
         add_to_graph(index, vectors, rows)

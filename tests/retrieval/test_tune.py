@@ -4,7 +4,8 @@ import faiss
 import numpy as np
 import pytest
 
-from dml.retrieval.tune import HeldOut, keeps_vectors, refined, tune, without_itself
+from dml.retrieval.held_out import HeldOut, without_itself
+from dml.retrieval.tune import keeps_vectors, refined, tune
 
 ROWS, DIM, QUERIES, PER_LABEL = 3000, 24, 100, 4
 

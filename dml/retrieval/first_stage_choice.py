@@ -25,6 +25,8 @@ _WIDENED = 4
 """Candidates that all rows may need / those that the sample needed."""
 _LARGEST_SHARE = 0.1  # of the sample as candidates: with more, any codes are good enough
 _SAMPLE_ROWS, _SAMPLE_QUERIES, _TIMED_QUERIES = 1 << 16, 200, 32
+_FEWEST_ROWS = {"pca16": 16, "pca32": 32, "pq4": 16, "pq8": 16}
+"""Rows that a kind is trained on: as many as it has components, or centroids of 4 bits."""
 
 
 def choose_first_stage(
@@ -88,9 +90,12 @@ def choose_first_stage(
 
 
 def _trained(kind: str, sample: "_Sample") -> faiss.Index | None:
-    """An index of a kind, trained on the sample and filled with it; None: it does not suit the dimension."""
+    """An index of a kind, trained on the sample and filled with it.
+
+    None: it does not suit the dimension, or the rows are too few to train it.
+    """
     factory = factory_of(kind, sample.dim)
-    if factory is None:
+    if factory is None or sample.rows < _FEWEST_ROWS.get(kind, 1):
         return None
     index = faiss.index_factory(sample.dim, factory, faiss.METRIC_L2)
     index.train(sample.vectors)

@@ -134,6 +134,18 @@ def test_components_and_parts_that_a_dimension_has_not_are_not_tried():
     assert factory_of("pq8", 20) is None
 
 
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 31, 32])
+def test_of_few_rows_only_what_can_be_trained_on_them_is_tried(tmp_path, rows):
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).standard_normal((rows, DIM)))
+    table = import_vectors(str(tmp_path), "few", tmp_path / "few.npy").embeddings
+    ref = build_index(str(tmp_path), "few", table, IndexConfig(factory="Flat", first_stage="auto"))
+    choice = read_calibration(ref).first_stage
+    tried = set() if choice is None else {trial.kind for trial in choice.trials}
+    assert ({"pq4", "pq8", "pca16"} <= tried) == (rows >= 16)
+    assert ("pca32" in tried) == (rows >= 32)
+    assert ({"signs", "rabitq"} <= tried) == (rows > 1)
+
+
 def test_a_cascade_answers_with_candidates_compared_in_full_and_says_what_each_stage_did(flat):
     vectors, held_out = flat(low_rank(np.random.default_rng(0)))
     index, choice = choose_first_stage(vectors, held_out, target=0.95, kinds=("pca16",))

@@ -440,7 +440,7 @@ class Index:
 
     def _rescored(self, vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """The similarities of the flat vectors, where the index has only estimates of them."""
-        found = self._vectors.take(rows.ravel()).reshape(*rows.shape, -1)
+        found = self._vectors.take(rows.ravel()).reshape(*rows.shape, self._vectors.dim)
         exact: NDArray[np.float32] = np.einsum("qd,qkd->qk", vectors, found)
         return exact
 

@@ -191,8 +191,11 @@ def test_what_was_timed_on_another_processor_is_said(built, vectors, package):
     assert any("any: on this processor the costs may differ" in text for _, text in plan.explained())
 
 
-def test_no_query_gives_no_answers(opened, package):
-    assert opened["Flat"].search(np.empty((0, 16), np.float32), 3, embedder=package.fingerprint).answers == []
+@pytest.mark.parametrize("where", [None, "year >= 1900"])
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_no_query_gives_no_answers(opened, package, factory, where):
+    none = np.empty((0, 16), np.float32)
+    assert opened[factory].search(none, 3, embedder=package.fingerprint, where=where).answers == []
 
 
 def test_a_query_of_another_package_is_refused(opened, vectors, package):

@@ -23,7 +23,7 @@ from dml.embedding.external import (
     vectors_containing,
     vectors_without,
 )
-from dml.errors import DmlError, InvalidSetting
+from dml.errors import DmlError, InvalidSetting, MissingArtifact
 from dml.lineage import kind_of, remove_index_versions, remove_with_descendants, require_readable
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ItemsRef, require_package
 from dml.reports import Erasure, ForgetReport
@@ -163,10 +163,16 @@ def forget_enrolled_flow(
         who: does it, for the gallery's log.
 
     Raises:
-        MissingArtifact: some are not in the gallery; nothing is forgotten.
+        MissingArtifact: some are not in the gallery; nothing is forgotten. If `now`, what was forgotten
+            before, by a call that was killed or not `now`, are erased.
     """
     root = store_uri(store)
-    forgotten, segments = stage(forget_items)(root, name, ids or [], identity, who)
+    try:
+        forgotten, segments = stage(forget_items)(root, name, ids or [], identity, who, already=now)
+    except MissingArtifact:
+        if now:
+            erase_forgotten(root, name)  # what an erasure that was killed has left
+        raise
     rebuilt, removed = erase_forgotten(root, name) if now else ([], [])
     left = stage(forgotten_ids)(root, name)
     holding = [str(ref) for ref in stage(versions_holding)(root, name, left)]

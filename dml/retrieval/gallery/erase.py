@@ -12,6 +12,8 @@ from pyarrow import compute
 
 from dml import storage
 from dml.data.dataset import read_rows
+from dml.data.sources.sample import normalized
+from dml.errors import MissingArtifact
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ItemsRef
 from dml.retrieval import index as versions
 from dml.retrieval.bundle import open_bundle
@@ -30,15 +32,34 @@ class Forgotten(NamedTuple):
 
 
 def forget_items(
-    store: str, name: str, ids: Sequence[str], identity: str | None = None, who: str = ""
+    store: str,
+    name: str,
+    ids: Sequence[str],
+    identity: str | None = None,
+    who: str = "",
+    *,
+    already: bool = False,
 ) -> Forgotten:
-    """Forget items of a gallery, or all of an identity. Raises as `Gallery.forget`."""
+    """Forget items of a gallery, or all of an identity. Raises as `Gallery.forget`.
+
+    Args:
+        store: the store's URI.
+        name: of the gallery.
+        ids: of the items.
+        identity: all items with this label instead.
+        who: forgets them, for the log.
+        already: where none of them is left, those that were forgotten before and that versions still hold.
+    """
     before = _segments_by_id(store, name)
     gallery = Gallery.open(store, name)
     try:
         forgotten = gallery.forget(
             None if identity is not None else list(ids), identity=identity, who=who
         ).ids
+    except MissingArtifact:
+        forgotten = _forgotten_before(store, name, ids, identity) if already else []
+        if not forgotten:
+            raise
     finally:
         gallery.close()
     if storage.is_remote(store):  # a segment that could not be rewritten is not passed over in silence
@@ -46,6 +67,21 @@ def forget_items(
             if log is not None:
                 log.truncate()
     return Forgotten(forgotten, _of_items(before, forgotten))
+
+
+def _forgotten_before(store: str, name: str, ids: Sequence[str], identity: str | None) -> list[str]:
+    """These items, or those of an identity that versions of the index hold, if all were forgotten before."""
+    forgotten = forgotten_ids(store, name)
+    if identity is None:
+        return list(dict.fromkeys(ids)) if set(ids) <= set(forgotten) else []
+    labels = pa.array([identity, normalized(identity)])
+    found: dict[str, None] = {}
+    for ref in versions_holding(store, name, forgotten):
+        for part in _parts(ref):
+            items = open_bundle(part).items.table.select(["id", "label"])
+            rows = items.filter(compute.is_in(items["label"], value_set=labels.cast(items["label"].type)))
+            found |= dict.fromkeys(_among(rows["id"], forgotten))
+    return list(found)
 
 
 def forget_logged(store: str, name: str, ids: Sequence[str]) -> list[str]:
@@ -117,8 +153,11 @@ def _holds(ref: IndexRef, ids: Sequence[str]) -> bool:
         named = {*changes.removed, *changes.updated, *(item["id"] for item in changes.enrolled)}
         if named.intersection(ids):
             return True
-    parts = [ref.shard(number) for number in range(len(ref.shards))] or [ref]
-    return any(_among(open_bundle(part).items.table["id"], ids) for part in parts)
+    return any(_among(open_bundle(part).items.table["id"], ids) for part in _parts(ref))
+
+
+def _parts(ref: IndexRef) -> list[IndexRef]:
+    return [ref.shard(number) for number in range(len(ref.shards))] or [ref]
 
 
 def _among(column: pa.ChunkedArray, ids: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from dml.data.dataset import read_rows
 from dml.embedding.embed import embed
 from dml.embedding.external import find_vectors, import_vectors, list_vectors, vectors_containing
 from dml.embedding.table import read_embeddings
-from dml.errors import IncompatibleArtifact
+from dml.errors import IncompatibleArtifact, MissingArtifact
 from dml.integrity import check_store
 from dml.retrieval.build import build_index
 from dml.retrieval.gallery import Gallery, collect_changes, forgotten_ids, publish_index
@@ -77,6 +77,28 @@ def test_without_now_the_receipt_names_the_versions_that_hold_it_until_the_next_
         *[("index", False)] * len(holding),
     ]
     assert {line.until for line in report.receipt if not line.erased} == {"dml reindex, or dml forget --now"}
+
+
+@pytest.mark.parametrize("by", ["identity", "id"])
+def test_what_was_forgotten_before_is_erased_by_the_same_call_with_now(shop, by):
+    ids = list_ids(shop, "Rumpelstiltskin") if by == "id" else None
+    identity = "Rumpelstiltskin" if by == "identity" else None
+    forget_enrolled_flow.fn("shop", ids, identity, False, shop)  # or killed after that
+    with pytest.raises(MissingArtifact):
+        forget_enrolled_flow.fn("shop", ids, identity, False, shop)
+    assert traces_of(shop, b"Rumpelstiltskin")
+    report = forget_enrolled_flow.fn("shop", ids, identity, True, shop)
+    assert (report.items, report.still_held_by) == (1, [])
+    assert not traces_of(shop, b"Rumpelstiltskin")
+    assert list_ids(shop, "Rapunzel")
+
+
+def test_a_call_with_now_for_nobody_says_so_and_erases_what_was_forgotten_before(shop):
+    forget_enrolled_flow.fn("shop", None, "Rumpelstiltskin", False, shop)
+    with pytest.raises(MissingArtifact, match="'Rapunzle' has none"):
+        forget_enrolled_flow.fn("shop", None, "Rapunzle", True, shop)
+    assert not traces_of(shop, b"Rumpelstiltskin")
+    assert list_ids(shop, "Rapunzel")
 
 
 def test_what_a_killed_build_or_removal_left_is_erased_too(shop):

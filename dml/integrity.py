@@ -9,7 +9,7 @@ from dml import storage
 from dml.data.forgotten import FORGOTTEN, forgotten_ids
 from dml.errors import CorruptArtifact, MissingArtifact, did_you_mean
 from dml.lineage import VERSIONED, artifact_locations
-from dml.names import split_version, versioned
+from dml.names import is_name, split_version, versioned
 from dml.progress import Ticker
 from dml.refs import Ref
 
@@ -87,7 +87,7 @@ def _logs(store: str, name: str | None) -> list[CheckedArtifact]:
     root = storage.join(store, "galleries")
     names = {*storage.list_folders(root), *storage.list_folders(storage.join(store, "indexes"))}
     logs = []
-    for each in sorted(names if name is None else names & {name}):
+    for each in sorted(filter(is_name, names if name is None else names & {name})):
         damaged = damaged_files_of_log(store, each)
         if damaged is not None:
             logs.append(CheckedArtifact("log", each, each, storage.join(root, each), damaged))

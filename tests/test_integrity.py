@@ -91,6 +91,12 @@ def test_damaged_files_are_named_and_a_damaged_manifest_is_one(store):
     assert damaged == {f"/datasets/birds/{VERSION}": ["b"], f"/packages/{VERSION}": ["manifest.json"]}
 
 
+def test_a_folder_of_another_name_beside_the_indexes_or_galleries_is_left_alone(store):
+    for place in ("indexes", "galleries"):
+        damage(store, place, "My Folder", "log.sqlite")
+    assert not any(each.damaged for each in check_store(store))
+
+
 def test_a_pointer_that_is_damaged_or_names_a_missing_version_is_reported(store):
     storage.delete(storage.join(store, "datasets", "birds", OTHER))
     damage(store, "indexes", "birds", "current.json")

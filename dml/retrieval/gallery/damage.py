@@ -52,15 +52,12 @@ def _of_segments(segments: Segments, covered: int) -> list[str] | None:
     if not listed:
         return [f"{FOLDER} (is missing)"] if covered else None
     damaged, logs, reached = [], set(), 0
-    for each in listed:
-        try:
-            read = segments.read(each)
-        except (CorruptArtifact, IncompatibleArtifact):
+    for each, segment in zip(listed, segments.read_whole(listed), strict=True):
+        if isinstance(segment, DmlError):
             damaged.append(f"{FOLDER}/{each.name}")
-            continue
-        if read is not None:  # else it was merged meanwhile
-            logs.add(read[0].log)
-            reached = max(reached, read[0].revision)
+        elif segment is not None:
+            logs.add(segment.log)
+            reached = max(reached, segment.revision)
     missing = missing_numbers(listed)
     damaged += [f"{FOLDER} (number {number} is missing)" for number in missing[:_MOST_NAMED]]
     if len(missing) > _MOST_NAMED:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from dml import storage
-from dml.errors import CorruptArtifact, IncompatibleArtifact
+from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact
 from dml.retrieval.gallery.log import Entry
 
 FOLDER = "segments"
@@ -271,6 +271,20 @@ class Segments:
                 read = list(pool.map(self.read, listed))
         segments = [each[0] for each in read if each is not None]
         return segments if len(segments) == len(listed) else None
+
+    def read_whole(self, listed: Sequence[Listed]) -> Iterator[Segment | DmlError | None]:
+        """Each segment, some at once; the error of one that is damaged; None: it was merged meanwhile."""
+
+        def tried(each: Listed) -> Segment | DmlError | None:
+            try:
+                read = self.read(each)
+            except (CorruptArtifact, IncompatibleArtifact) as error:
+                return error
+            return None if read is None else read[0]
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for start in range(0, len(listed), _THREADS):  # not all of them in memory
+                yield from pool.map(tried, listed[start : start + _THREADS])
 
     def write_new(self, segment: Segment) -> str:
         """Write a segment if there is none of its number; its ETag.

@@ -6,7 +6,8 @@ with Client("http://127.0.0.1:8000") as client:
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -49,7 +50,7 @@ class Client:
         transport: of httpx, for tests.
 
     Raises:
-        InvalidSetting: what cannot be an address, or cannot be a key.
+        InvalidSetting: what cannot be an address or a key; of each method, what cannot be a request.
     """
 
     def __init__(
@@ -64,14 +65,9 @@ class Client:
             raise InvalidSetting("A key must be as `dml keys make` shows it; this one is not. Copy it whole.")
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._address = address
-        try:
-            self._http = httpx.Client(
-                base_url=address, headers=headers, timeout=timeout_s, transport=transport
-            )
-        except httpx.InvalidURL as error:
-            raise InvalidSetting(
-                f"address must be such as http://127.0.0.1:8000; got {address!r}: {error}. Correct it."
-            ) from None
+        self._http = httpx.Client(
+            base_url=_checked_address(address), headers=headers, timeout=timeout_s, transport=transport
+        )
 
     def search(
         self,
@@ -96,9 +92,8 @@ class Client:
             ServiceError: it was refused.
             Unreachable: the service does not answer.
         """
-        request = messages.SearchRequest(
-            queries=[query_of(each) for each in queries], k=k, filter=filter, **options
-        )
+        with _well_formed():
+            request = messages.SearchRequest(queries=_queries_of(queries), k=k, filter=filter, **options)
         return self._call("POST", f"{_of(index)}/search", messages.SearchResponse, request)
 
     def verify(
@@ -112,8 +107,9 @@ class Client:
             other: another such, or `messages.IdentityQuery(identity=...)`.
             options: fmr or threshold, faces.
         """
-        known = other if isinstance(other, messages.IdentityQuery) else query_of(other)
-        request = messages.VerifyRequest(probe=query_of(probe), other=known, **options)
+        with _well_formed():
+            known = other if isinstance(other, messages.IdentityQuery) else query_of(other)
+            request = messages.VerifyRequest(probe=query_of(probe), other=known, **options)
         return self._call("POST", f"{_of(index)}/verify", messages.VerifyResponse, request)
 
     def identify(self, index: str, queries: Sequence[Probe], **options: Any) -> messages.IdentifyResponse:
@@ -124,7 +120,8 @@ class Client:
             queries: images, vectors or ids.
             options: of `messages.IdentifyRequest`: scopes, hint, fpir, threshold, never_ask, margin, faces.
         """
-        request = messages.IdentifyRequest(queries=[query_of(each) for each in queries], **options)
+        with _well_formed():
+            request = messages.IdentifyRequest(queries=_queries_of(queries), **options)
         return self._call("POST", f"{_of(index)}/identify", messages.IdentifyResponse, request)
 
     def enrol(
@@ -145,12 +142,13 @@ class Client:
             vectors: (D,) each, of the index's embedder.
             options: of `messages.EnrolRequest`: attributes, ids, quality.
         """
-        request = messages.EnrolRequest(
-            identity=identity,
-            images=[messages.Image.of(image) for image in images],
-            vectors=[np.asarray(vector).tolist() for vector in vectors],
-            **options,
-        )
+        with _well_formed():
+            request = messages.EnrolRequest(
+                identity=identity,
+                images=[_image_of(image) for image in _several(images, "images")],
+                vectors=[np.asarray(vector).tolist() for vector in vectors],
+                **options,
+            )
         return self._call("POST", f"{_of(index)}/enrol", messages.EnrolResponse, request)
 
     def update(
@@ -162,9 +160,10 @@ class Client:
         label: str | None = None,
     ) -> messages.ChangeResponse:
         """Change attributes or label of an item."""
-        request = messages.UpdateRequest(
-            attributes=None if attributes is None else dict(attributes), label=label
-        )
+        with _well_formed():
+            request = messages.UpdateRequest(
+                attributes=None if attributes is None else dict(attributes), label=label
+            )
         return self._call("PATCH", f"{_of(index)}/items/{_path(id)}", messages.ChangeResponse, request)
 
     def forget(self, index: str, id: str) -> messages.ChangeResponse:
@@ -245,12 +244,68 @@ class Client:
 
 
 def query_of(probe: Probe) -> Any:
-    """A query of an image file's bytes, a vector or an id."""
+    """A query of an image file's bytes, a vector or an id.
+
+    Raises:
+        InvalidSetting: it is none of them.
+    """
     if isinstance(probe, bytes):
-        return messages.ImageQuery(image=messages.Image.of(probe))
+        return messages.ImageQuery(image=_image_of(probe))
     if isinstance(probe, str):
         return messages.IdQuery(id=probe)
+    if np.ndim(probe) != 1:
+        raise InvalidSetting(
+            "A query must be an image file's bytes, a vector (D,) or an item's id; got "
+            f"{type(probe).__name__}. Of a file: Path(...).read_bytes()."
+        )
     return messages.VectorQuery(vector=np.asarray(probe).tolist())
+
+
+def _queries_of(queries: Sequence[Probe]) -> list[Any]:
+    return [query_of(each) for each in _several(queries, "queries")]
+
+
+def _several(given: Sequence[Any], name: str) -> Sequence[Any]:
+    """Of one text or file, each character would be taken for a query."""
+    if isinstance(given, str | bytes):
+        raise InvalidSetting(
+            f"{name} must be several; got one {type(given).__name__}. Write [...] around it."
+        )
+    return given
+
+
+def _image_of(content: bytes) -> messages.Image:
+    if not isinstance(content, bytes | bytearray | memoryview) or not len(content):
+        raise InvalidSetting(
+            f"An image must be a file's bytes; got {content!r:.60}. Of a file: Path(...).read_bytes()."
+        )
+    return messages.Image.of(content)
+
+
+@contextmanager
+def _well_formed() -> Iterator[None]:
+    """Raise what the description of the service refuses as a mistake of the caller."""
+    try:
+        yield
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False, include_input=False)
+        said = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in mistakes[:3])
+        raise InvalidSetting(
+            f"A request must be as dml.serving.app.messages describes it; got {said}. Correct it."
+        ) from None
+
+
+def _checked_address(address: str) -> httpx.URL:
+    try:
+        url = httpx.URL(address)
+        reason = "" if url.scheme in ("http", "https") and url.host else "it begins with no http://HOST"
+    except httpx.InvalidURL as error:
+        reason = str(error)
+    if reason:
+        raise InvalidSetting(
+            f"address must be such as http://127.0.0.1:8000; got {address!r}: {reason}. Correct it."
+        )
+    return url
 
 
 def _of(index: str) -> str:
@@ -259,4 +314,7 @@ def _of(index: str) -> str:
 
 def _path(id: str) -> str:
     """As one part of a path; `.` and `..`, which `quote` leaves, would be taken for folders."""
-    return quote(id, safe="").replace(".", "%2E")
+    try:
+        return quote(id, safe="").replace(".", "%2E")
+    except UnicodeEncodeError:
+        raise InvalidSetting(f"An id must be UTF-8; got {id!r}. Write it whole.") from None

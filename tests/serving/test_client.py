@@ -1,6 +1,9 @@
 """The client: what it sends, and what it makes of answers."""
 
+from pathlib import Path
+
 import httpx
+import numpy as np
 import pytest
 
 from dml.errors import InvalidSetting, Unreachable
@@ -56,8 +59,41 @@ def test_when_to_try_again_is_known_where_it_is_said_in_seconds(after, seconds):
 
 
 @pytest.mark.parametrize(
-    ("address", "key"), [("http://[::1", None), ("http://127.0.0.1", "a\nb"), ("http://127.0.0.1", "é")]
+    ("address", "key"),
+    [
+        ("http://[::1", None),
+        ("localhost:8000", None),
+        ("ftp://127.0.0.1", None),
+        ("", None),
+        ("http://127.0.0.1", "a\nb"),
+        ("http://127.0.0.1", "é"),
+    ],
 )
 def test_what_cannot_be_an_address_or_a_key_is_refused(address, key):
     with pytest.raises(InvalidSetting):
         Client(address, key)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "options"),
+    [
+        ("search", [[b"image"]], {"k": 5_000}),
+        ("search", [[b"image"]], {"kk": 5}),
+        ("search", [[]], {}),
+        ("search", [[b""]], {}),
+        ("search", [[Path("query.jpg")]], {}),
+        ("search", [b"image"], {}),
+        ("search", ["shirts/17.jpg"], {}),
+        ("search", [[np.full(4, np.nan)]], {}),
+        ("identify", [[b"image"]], {"scopes": [""] * 40}),
+        ("verify", [b"image", Path("other.jpg")], {}),
+        ("enrol", ["ann"], {"images": b"image"}),
+        ("enrol", ["ann"], {"images": [b"image"], "attributes": {"price": float("inf")}}),
+        ("item", ["\ud800"], {}),
+    ],
+)
+def test_what_cannot_be_a_request_is_refused_before_it_is_sent(method, arguments, options):
+    client, asked = client_of(httpx.Response(503, json={"error": PROBLEM}))
+    with pytest.raises(InvalidSetting, match=r"must .*got .*\. [A-Z]"):
+        getattr(client, method)("shop", *arguments, **options)
+    assert not asked

@@ -6,7 +6,7 @@ import { button, fill, fold, h, text } from "./dom.mjs";
 import { filterForm } from "./filters.mjs";
 import { picture } from "./pictures.mjs";
 import { choice } from "./search_view.mjs";
-import { damageNotice, empty, failed, loading } from "./states.mjs";
+import { damageNotice, empty, failed, loading, notThere } from "./states.mjs";
 import { cosine, count, counted, summary, time } from "./words.mjs";
 
 const PARTS = { items: "Items", suspects: "Suspected labels", duplicates: "Near-duplicates", quarantine: "Quarantine", corrections: "Corrections" };
@@ -19,10 +19,13 @@ export async function dataView({ parameters, go }) {
   const { datasets: known, damaged } = await datasets.list();
   const title = h("h1", { tabindex: "-1" }, "Data");
   if (!known.length) return [h("div", { class: "head" }, title), damageNotice(damaged), empty("No dataset yet", "Make one: dml ingest SOURCE --name NAME.", "grid")];
-  const name = known.some((each) => each.name === parameters.dataset) ? parameters.dataset : known[0].name;
+  const name = parameters.dataset || known[0].name;
+  const isThere = known.some((each) => each.name === name);
   const part = PARTS[parameters.part] ? parameters.part : "items";
+  const names = known.map((each) => [each.name, each.name]);
+  const select = choice("Dataset", isThere ? names : [["", "choose one"], ...names], isThere ? name : "", (chosen) => go("data", { dataset: chosen, part }));
+  if (!isThere) return [h("div", { class: "head" }, title, h("div", { class: "head-select" }, select)), damageNotice(damaged), failed(notThere("dataset", name))];
   const detail = await datasets.detail(name);
-  const select = choice("Dataset", known.map((each) => [each.name, each.name]), name, (chosen) => go("data", { dataset: chosen, part }));
   const head = h(
     "div",
     { class: "head" },

@@ -7,7 +7,7 @@ import { openDialog } from "./dialogs.mjs";
 import { button, fill, h } from "./dom.mjs";
 import { galleryView } from "./gallery_view.mjs";
 import { searchView } from "./search_view.mjs";
-import { empty, failed, loading } from "./states.mjs";
+import { empty, failed, loading, notThere } from "./states.mjs";
 import { startTheme } from "./theme.mjs";
 import { versionsView } from "./versions_view.mjs";
 
@@ -67,9 +67,9 @@ async function show() {
   let content;
   try {
     if (ofIndex) await chooseIndex(parameters.index);
-    content = ofIndex && !select.value ? noIndex() : await view({ index: select.value, parameters, go });
+    content = ofIndex && !select.value ? [headed(title), noIndex()] : await view({ index: select.value, parameters, go });
   } catch (error) {
-    content = [failed(error, show), error.status === 401 && h("div", { class: "state" }, button("Enter a key", askForKey, { kind: "main" }))];
+    content = [headed(title), failed(error, show), error.status === 401 && h("div", { class: "state" }, button("Enter a key", askForKey, { kind: "main" }))];
     known = null;
   }
   if (number !== shownLast) return; // another view was asked for meanwhile
@@ -79,15 +79,22 @@ async function show() {
   scrollTo(0, 0);
 }
 
-/** Read which indexes there are, and choose the one that the address names, else the first. */
+/** Read which indexes there are, and choose the one that the address names; where it names none, the first. */
 async function chooseIndex(wanted) {
+  if (wanted && !known?.includes(wanted)) known = null; // it may have been published since
   known ??= (await indexes.list()).indexes.map((each) => each.name);
-  const chosen = [wanted, select.value].find((each) => known.includes(each)) ?? known[0] ?? "";
+  const isThere = !wanted || !known.length || known.includes(wanted);
+  const chosen = isThere ? ([wanted, select.value].find((each) => known.includes(each)) ?? known[0] ?? "") : "";
   fill(select, known.map((each) => h("option", { value: each }, each)));
   select.value = chosen;
   for (const tab of tabs) {
     if (VIEWS[tab.dataset.view].ofIndex && chosen) tab.href = `#/${tab.dataset.view}?${new URLSearchParams({ index: chosen })}`;
   }
+  if (!isThere) throw notThere("index", wanted);
+}
+
+function headed(title) {
+  return h("div", { class: "head" }, h("h1", { tabindex: "-1" }, title));
 }
 
 function noIndex() {

@@ -160,7 +160,7 @@ export async function searchView({ index, parameters, go }) {
         drawFaces();
         draw();
       } } });
-      const note = !response.threshold && h("span", { class: "small quiet" }, `None is promised: ${response.no_threshold}. Move it to try one.`);
+      const note = !response.threshold && h("span", { class: "small quiet" }, `None is promised: ${response.no_threshold.replace(/[.]$/, "")}. Move it to try one.`);
       return h("div", { class: "threshold" }, h("label", { class: "label", for: id }, "Threshold", output), range, note);
     }
   }
@@ -176,7 +176,7 @@ export async function searchView({ index, parameters, go }) {
   function showNothing() {
     state.response = null;
     input.mark(null);
-    fill(results, empty("Who or what is it?", "Drop, paste, choose or photograph an image. The most similar items of the gallery appear here, and a line shows from where on they are the same.", "image"));
+    fill(results, !detail.takes_images ? empty("Which items are similar?", "The items that are most similar to one of the gallery appear here, once you search from it.", "search") : empty("Who or what is it?", "Drop, paste, choose or photograph an image. The most similar items of the gallery appear here, and a line shows from where on they are the same.", "image"));
   }
 }
 

@@ -1,5 +1,6 @@
 /** What a view shows while it has nothing to show: empty, loading, error. */
 
+import { ServiceError } from "./api.mjs";
 import { button, h, icon } from "./dom.mjs";
 
 /** Nothing there yet, and what to do about it. */
@@ -28,7 +29,13 @@ export function failed(error, again) {
   );
 }
 
-/** The same, in one line within a form. */
+/** The error of an address that names what is not there: another in its place would be taken for it. @param {"index" | "dataset"} what */
+export function notThere(what, name) {
+  const advice = `Choose another ${what} above; or use a key that may read this one.`;
+  return new ServiceError({ code: "not_found", must: `The ${what} that the address names must be there`, got: `“${name}” is not`, do: advice }, 404);
+}
+
+/** What is wrong and what to do, in one line within a form. */
 export function failedNotice(error) {
   const { must, got, do: advice } = problemOf(error);
   return h("div", { class: "notice error", role: "alert" }, h("p", {}, h("strong", {}, titleOf(error)), " ", sentence(must, got), advice && ` ${advice}`));

@@ -296,6 +296,19 @@ def test_a_service_that_does_not_answer_is_said_and_asked_again(open_page):
     expect(page.locator(".answers").first).to_be_visible()
 
 
+def test_an_address_of_an_index_or_dataset_that_is_not_there_says_so_and_shows_no_other(open_page, address):
+    page = open_page("search", index="gone", item=file_of(6, 0))
+    for what, view in (("index", "search"), ("dataset", "data")):
+        go(page, address, view, **{what: "gone"})
+        expect(page.get_by_role("alert")).to_contain_text("Not found.")
+        expect(page.get_by_role("alert")).to_contain_text("“gone” is not")
+        expect(page.locator(".answer")).to_have_count(0)
+        assert not violations(page)
+        page.get_by_role("combobox", name=what.capitalize()).select_option(NAME)
+        expect(page.get_by_role("alert")).to_have_count(0)
+        expect(page.get_by_role("combobox", name=what.capitalize())).to_have_value(NAME)
+
+
 def test_an_image_that_is_none_is_refused_with_what_to_do(open_page):
     page = open_page()
     choose(page, b"no image at all")

@@ -117,14 +117,25 @@ def _open(content: Encoded, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise OversizedImage(f"An image must have at most {max_pixels} pixels: {error}") from error
+        said = re.search(r"\d+ pixels", str(error))
+        got = said.group() if said else "more"
+        raise OversizedImage(
+            f"An image must have at most {max_pixels} pixels; got {got}. Resize it."
+        ) from error
     except Exception as error:
         # Without Pillow's own text: it names an address in memory, another one each time.
         head = bytes(content[:SIGNATURE_BYTES])
         known = (what for beginning, what in _OTHER_KINDS.items() if re.match(beginning, head, re.DOTALL))
+        kind = next(known, None)
+        if kind is None and has_signature(head):
+            raise UnreadableImage(
+                f"An image must have a header that can be read; these {len(content)} bytes begin as an "
+                f"image, {head[:8]!r}, and do not go on as one. Get the file anew, or save it without "
+                "metadata."
+            ) from error
         raise UnreadableImage(
             f"An image must be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}; these {len(content)} bytes are "
-            f"{next(known, 'not')}, and begin with {head[:8]!r}."
+            f"{kind or 'not'}, and begin with {head[:8]!r}."
         ) from error
     if image.width * image.height > max_pixels:
         raise OversizedImage(

@@ -1,9 +1,11 @@
 """From an image file to a tensor: any kind of file, upright, opaque, to the bit where nothing is to do."""
 
 import io
+import struct
 import subprocess
 import sys
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -180,6 +182,15 @@ def test_every_format_has_a_signature(form):
     assert not has_signature(b"x" + encoded(gradient(), form)[: SIGNATURE_BYTES - 1])
 
 
+def test_an_image_whose_header_is_damaged_is_not_said_to_be_of_another_format():
+    chunk = b"iCCP" + b"a\0\0" + zlib.compress(bytes(2_000_000))
+    whole = picture()
+    bomb = whole[:33] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    for content in (whole[:30], bomb + whole[33:]):
+        with pytest.raises(UnreadableImage, match=r"begin as an image, .*PNG.*do not go on as one\. Get"):
+            image_size(content)
+
+
 def test_random_damage_is_refused_or_decodes_but_never_escapes():
     chance = np.random.default_rng(0)
     for form in ("PNG", "JPEG", "GIF", "TIFF", "WEBP"):
@@ -199,7 +210,7 @@ def test_random_damage_is_refused_or_decodes_but_never_escapes():
 def test_a_decompression_bomb_is_refused_from_its_header(side):
     content = huge_png(side)
     for refused in (image_size, lambda c: decode(c, "RGB"), lambda c: preprocess(c, PLAIN)):
-        with pytest.raises(OversizedImage, match="at most 64000000 pixels"):
+        with pytest.raises(OversizedImage, match=r"at most 64000000 pixels; got \d.*\. Resize it"):
             refused(content)
 
 

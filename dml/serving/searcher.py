@@ -286,15 +286,20 @@ class Searcher:
             image: an image file's bytes.
             k: number of answers per face.
             where, rerank: as of `search`.
-            grouping: identities instead of items, as of `search_identities`; then nothing is reranked.
+            grouping: identities instead of items, as of `search_identities`; not with `rerank`.
 
         Returns:
             One result for each face, the largest first, all of the same index version; none for no face.
 
         Raises:
             IncompatibleArtifact: the model of the index detects no faces.
-            InvalidSetting: as `search` and `search_identities`.
+            InvalidSetting: as `search` and `search_identities`, or both rerank and grouping.
         """
+        if rerank is not None and grouping is not None:
+            raise InvalidSetting(
+                f"Answers must be reranked items or identities; got rerank {rerank!r} and grouping "
+                f"{grouping!r}. Leave one out."
+            )
         opened = self._opened
         faces = _require_package(opened).embed_faces(image)
         if not faces:

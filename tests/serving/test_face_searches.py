@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dml.embedding.embed import embed
+from dml.errors import InvalidSetting
 from dml.faces import NoFace
 from dml.models.external import Options, import_embedder
 from dml.models.package import load_package
@@ -40,6 +41,11 @@ def test_a_query_and_an_enrolment_without_a_face_are_refused(store):
     with pytest.raises(NoFace, match="must show a face"):
         searcher.gallery.enrol("nobody", images=[party(0), party()])
     assert searcher.gallery.revision == 0
+
+
+def test_the_answers_of_a_face_are_reranked_items_or_identities(store):
+    with pytest.raises(InvalidSetting, match="got rerank 'k-reciprocal' and grouping 'best'"):
+        Searcher.open(store, NAME).search_faces(party(0), rerank="k-reciprocal", grouping="best")
 
 
 def test_offline_all_images_of_a_fragment_without_a_face_are_named_and_nothing_is_made(tmp_path):

@@ -24,7 +24,8 @@ from dml.progress import count
 from dml.refs import IndexRef
 from dml.reports import FirstStageChoice, OperatingCurve, StageMates
 from dml.retrieval.attributes import FOLDER, AttributeIndexes, open_attributes
-from dml.retrieval.plan import Costs, RecallTable
+from dml.retrieval.query_costs import Costs
+from dml.retrieval.recall_table import RecallTable
 from dml.retrieval.vectors import FlatVectors
 
 INDEX_FILE, VECTORS_FILE, ITEMS_FILE = "index.faiss", "vectors.faiss", "items.arrow"

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from dml.reports import FirstStageChoice
 from dml.retrieval.first_stage import FirstStage, compared_in_full
 from dml.retrieval.held_out import K
-from dml.retrieval.plan import Plan, Recall, Stage
+from dml.retrieval.plan import Plan, Stage
+from dml.retrieval.recall_table import Recall
 from dml.retrieval.ties import Neighbors
 from dml.retrieval.vectors import Vectors
 

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from dml.retrieval.attributes import Matches
 from dml.retrieval.attributes.bits import are_set
 from dml.retrieval.lists import InvertedLists, NearLists
-from dml.retrieval.plan import Costs, Plan, RecallTable, depths_of
+from dml.retrieval.plan import Plan
+from dml.retrieval.query_costs import Costs
+from dml.retrieval.recall_table import RecallTable, depths_of
 from dml.retrieval.ties import Neighbors, by_similarity
 from dml.retrieval.vectors import Vectors
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dml.retrieval.execution import are_first, matches_per_list, nearest_among
 from dml.retrieval.lists import InvertedLists
-from dml.retrieval.plan import Correlation, depths_of
+from dml.retrieval.recall_table import Correlation, depths_of
 from dml.retrieval.vectors import Vectors
 
 K = 10

@@ -10,8 +10,9 @@ from dml.retrieval.execution import are_first, matches_per_list, scan
 from dml.retrieval.ground_truth import GroundTruth, K, draw_cases, find_ground_truth
 from dml.retrieval.held_out import num_found
 from dml.retrieval.lists import InvertedLists
-from dml.retrieval.plan import Correlation, Costs, RecallCell, RecallStep, RecallTable
 from dml.retrieval.plan_costs import fit_costs
+from dml.retrieval.query_costs import Costs
+from dml.retrieval.recall_table import Correlation, RecallCell, RecallStep, RecallTable
 from dml.retrieval.vectors import Vectors
 
 SELECTIVITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001, 0.0001)

@@ -12,8 +12,9 @@ from dml.retrieval.attributes.bits import bitmap_of
 from dml.retrieval.execution import scan
 from dml.retrieval.ground_truth import K
 from dml.retrieval.lists import InvertedLists
-from dml.retrieval.plan import Costs, RecallTable, depths_of
 from dml.retrieval.probe import processor_name
+from dml.retrieval.query_costs import Costs
+from dml.retrieval.recall_table import RecallTable, depths_of
 from dml.retrieval.vectors import Vectors
 
 _TIMED_QUERIES, _REPEATS = 32, 2

@@ -26,8 +26,10 @@ from dml.retrieval.filters.columns import Columns
 from dml.retrieval.first_stage import FirstStage
 from dml.retrieval.lists import InvertedLists, Selector
 from dml.retrieval.numbered_identities import NumberedIdentities
-from dml.retrieval.plan import Costs, Plan, Recall, RecallTable, choose_plan
+from dml.retrieval.plan import Plan, choose_plan
 from dml.retrieval.probe import processor_name
+from dml.retrieval.query_costs import Costs
+from dml.retrieval.recall_table import Recall, RecallTable
 from dml.retrieval.ties import Neighbors, by_similarity, first_of_equals
 from dml.retrieval.tombstones import Tombstones
 from dml.retrieval.tune import refined

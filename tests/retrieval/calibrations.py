@@ -1,7 +1,8 @@
 """Recall tables and costs to test with, which nothing measured."""
 
 from dml.retrieval.bundle import Calibration
-from dml.retrieval.plan import Costs, RecallCell, RecallStep, RecallTable
+from dml.retrieval.query_costs import Costs
+from dml.retrieval.recall_table import RecallCell, RecallStep, RecallTable
 
 
 def table(

@@ -9,18 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dml.retrieval import plan as module
-from dml.retrieval.plan import (
-    EXACT,
-    Costs,
-    Plan,
-    Recall,
-    RecallCell,
-    RecallStep,
-    RecallTable,
-    choose_plan,
-    depths_of,
-)
+from dml.retrieval import plan as plan_module
+from dml.retrieval import query_costs
+from dml.retrieval.plan import Plan, choose_plan
+from dml.retrieval.query_costs import Costs
+from dml.retrieval.recall_table import EXACT, Recall, RecallCell, RecallStep, RecallTable, depths_of
 from tests.retrieval.calibrations import costs, table
 
 examples = settings(max_examples=200, deadline=None, derandomize=True, database=None)
@@ -233,8 +226,11 @@ def test_counts_that_cannot_be_are_refused():
         choose_plan(5, 4, 1)
 
 
-def test_the_examples_in_the_documentation_run():
-    assert doctest.testmod(module).failed == 0
+@pytest.mark.parametrize("module", [plan_module, query_costs])
+def test_the_examples_in_the_documentation_run(module):
+    done = doctest.testmod(module)
+    assert done.attempted
+    assert done.failed == 0
 
 
 def test_costs_are_those_of_the_formula():

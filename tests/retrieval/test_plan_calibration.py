@@ -13,8 +13,9 @@ from dml.retrieval.build import build_index
 from dml.retrieval.bundle import open_bundle
 from dml.retrieval.execution import FilteredLists, nearest_among
 from dml.retrieval.lists import InvertedLists
-from dml.retrieval.plan import Recall, choose_plan
+from dml.retrieval.plan import choose_plan
 from dml.retrieval.plan_calibration import calibrate_plans, measure_recall
+from dml.retrieval.recall_table import Recall
 from dml.retrieval.shards import open_index
 from tests.retrieval.calibrations import costs, table
 

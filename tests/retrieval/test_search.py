@@ -14,7 +14,7 @@ from dml.models.package import load_package
 from dml.retrieval.build import build_index
 from dml.retrieval.bundle import Items
 from dml.retrieval.index import find_index, publish_index
-from dml.retrieval.plan import EXACT
+from dml.retrieval.recall_table import EXACT
 from dml.retrieval.search import Index
 from dml.retrieval.shards import open_index
 from tests.embedding.parts import ROWS, png, table_of, unit_vectors

@@ -18,7 +18,7 @@ from dml.retrieval.filters import Filter
 from dml.retrieval.filters.columns import ItemColumns
 from dml.retrieval.filters.matching import evaluate
 from dml.retrieval.gallery.delta_lists import DeltaLists
-from dml.retrieval.plan import EXACT, Recall
+from dml.retrieval.recall_table import EXACT, Recall
 from dml.retrieval.ties import Neighbors
 
 EXACT_ROWS = 20_000

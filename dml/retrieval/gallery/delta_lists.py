@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from dml.retrieval.plan import EXACT, Recall
+from dml.retrieval.recall_table import EXACT, Recall
 
 _ITERATIONS, _POINTS_PER_CENTROID = 5, 64  # more of either gains less than 1 % of the rows compared
 _K, _STEPS = 10, 50

@@ -19,7 +19,8 @@ from dml.retrieval.answer import NO_MORE, Answer, answer_of
 from dml.retrieval.filters import Compare, Filter, Where, check
 from dml.retrieval.filters.columns import Columns
 from dml.retrieval.gallery.delta import Delta
-from dml.retrieval.plan import EXACT, Plan, Recall
+from dml.retrieval.plan import Plan
+from dml.retrieval.recall_table import EXACT, Recall
 from dml.retrieval.search import Index
 from dml.retrieval.sharded_columns import LocalColumns, ShardedColumns
 from dml.retrieval.tombstones import Tombstones

@@ -10,7 +10,7 @@ from dml.retrieval.filters import matching_rows
 from dml.retrieval.gallery import Gallery
 from dml.retrieval.gallery.delta import Delta
 from dml.retrieval.gallery.delta_lists import DeltaLists
-from dml.retrieval.plan import EXACT
+from dml.retrieval.recall_table import EXACT
 from tests.embedding.parts import unit_vectors
 from tests.retrieval.gallery.people import SCHEMA, items_of, publish
 

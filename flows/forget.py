@@ -164,7 +164,7 @@ def forget_enrolled_flow(
 
     Raises:
         MissingArtifact: some are not in the gallery; nothing is forgotten. If `now`, what was forgotten
-            before, by a call that was killed or not `now`, are erased.
+            before, by a call that was killed or not `now`, is erased.
     """
     root = store_uri(store)
     try:

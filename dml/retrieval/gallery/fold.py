@@ -179,19 +179,27 @@ def publish_index(store: str, ref: IndexRef) -> None:
 
 def _refuse_erased(log: Log, ref: IndexRef) -> None:
     """Take back a version with items that were erased meanwhile: the erasure saw it, or this does."""
-    erased = {id_ for id_ in log.forgotten() if id_.startswith(ERASED)}
-    if not erased or ref.changes is None:
+    if ref.changes is None:
         return
+    erased = {id_ for id_ in log.forgotten() if id_.startswith(ERASED)}
+    enrolled = _enrolled_rows(ref) if erased else []
+    is_back = any(erased_id(id_) in erased and log.entry(id_) is None for id_ in enrolled)
+    if is_back or not storage.is_complete(ref.changes.uri):  # what it was built of is erased, too
+        for uri in (ref.uri, *(shard.uri for shard in ref.shards)):
+            storage.remove(uri)
+        raise IncompatibleArtifact(
+            f"An index must not hold what is forgotten; items of gallery {ref.name} were erased while "
+            "it was built. Nothing was published; begin again."
+        )
+
+
+def _enrolled_rows(ref: IndexRef) -> list[str]:
+    """The ids of the enrolled items that a version has rows of."""
+    ids: list[str] = []
     for uri in [shard.uri for shard in ref.shards] or [ref.uri]:
         table = open_bundle(versions.read_index(uri)).items.table
-        enrolled = table["id"].filter(compute.equal(table[POSITION], NO_POSITION)).to_pylist()
-        if any(erased_id(id_) in erased and log.entry(id_) is None for id_ in enrolled):
-            for each in (ref.uri, *(shard.uri for shard in ref.shards)):
-                storage.remove(each)
-            raise IncompatibleArtifact(
-                f"An index must not hold what is forgotten; items of gallery {ref.name} were erased while "
-                "it was built. Nothing was published; begin again."
-            )
+        ids += table["id"].filter(compute.equal(table[POSITION], NO_POSITION)).to_pylist()
+    return ids
 
 
 def rollback_index(store: str, name: str) -> IndexRef:

@@ -126,6 +126,26 @@ def test_a_build_that_is_ready_after_an_erasure_is_refused_and_leaves_nothing_of
     assert not traces_of(people, b"Rumpelstiltskin")
 
 
+def test_a_build_whose_changes_were_erased_is_refused_and_one_that_is_there_stops_no_erasure(people):
+    with closing(Gallery.open(people, "people")) as gallery:
+        gallery.enrol("Rapunzel", vectors=vectors_of(1, 78), ids=["stays"])
+        table = gallery.ref.embeddings
+    built = build_index(
+        people, "people", table, IndexConfig(), changes=collect_changes(people, "people", table)
+    )
+    storage.remove(built.changes.uri)  # by an erasure that began before the build was ready
+    report = forget_enrolled_flow.fn("people", None, "Rumpelstiltskin", True, people)
+    assert built.uri in report.removed
+    assert not traces_of(people, b"Rumpelstiltskin")
+    built = build_index(
+        people, "people", table, IndexConfig(), changes=collect_changes(people, "people", table)
+    )
+    storage.remove(built.changes.uri)
+    with pytest.raises(IncompatibleArtifact, match="were erased while it was built"):
+        publish_index(people, built)
+    assert not storage.exists(built.uri)
+
+
 def test_one_who_was_erased_and_is_enrolled_again_is_built_in(people):
     forget_enrolled_flow.fn("people", None, "Rumpelstiltskin", True, people)
     with closing(Gallery.open(people, "people")) as gallery:

@@ -92,7 +92,10 @@ class ImpostorTail(BaseModel):
         threshold = self.threshold(num_identities, fpir)
         beyond = self.num_beyond(threshold)
         if beyond < MIN_PAIRS_BEYOND:
-            wanted = self.identities * MIN_PAIRS_BEYOND // max(beyond, 1)
+            # As many as the few pairs that were seen beyond say, and no fewer than the rate does.
+            by_rate = MIN_PAIRS_BEYOND / fpir
+            by_rate = math.ceil(math.sqrt(2 * by_rate) if num_identities == 1 else by_rate)
+            wanted = max(self.identities * MIN_PAIRS_BEYOND // max(beyond, 1), by_rate)
             rate = f"an FPIR of {fpir:.3g} among {num_identities} identities"
             if num_identities == 1:
                 rate = f"a false-match rate of {fpir:.3g}"

@@ -158,6 +158,18 @@ def test_a_threshold_beyond_what_was_seen_is_refused_with_what_it_needs():
         tail.supported_threshold(60, 0.001, "index faces")
 
 
+@pytest.mark.parametrize(
+    ("num_identities", "fpir", "wanted"), [(60, 1e-9, 10_000_000_000), (1, 1e-9, 141_422)]
+)
+def test_a_rate_that_is_refused_is_not_promised_to_fewer_identities_than_it_takes(
+    num_identities, fpir, wanted
+):
+    vectors, labels = people(60, 3)
+    tail = fit_tail(searched(vectors, labels, np.arange(180)).pairs())
+    with pytest.raises(InvalidSetting, match=f"of 60 identities. Calibrate with some {wanted},"):
+        tail.supported_threshold(num_identities, fpir, "index faces")
+
+
 def test_pairs_of_identities_are_counted_and_not_pairs_of_their_images():
     vectors, labels = people(40, 1)
     again = np.repeat(vectors, 30, axis=0), np.repeat(labels, 30)

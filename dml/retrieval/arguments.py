@@ -41,12 +41,23 @@ def check_vectors(what: str, vectors: NDArray[np.float32], dim: int, *, do: str 
         do: the remedy for another dimension.
 
     Raises:
-        InvalidData: they are not (N, dim), or not of unit length.
+        InvalidData: they are not (N, dim) of real numbers, or not of unit length.
     """
+    if not hasattr(vectors, "ndim") or getattr(vectors.dtype, "kind", "f") not in "fiub":  # "f": a tensor
+        got = getattr(vectors, "dtype", type(vectors).__name__)
+        raise InvalidData(
+            f"{what} must be an array ({what[0]}, {dim}) of real numbers; got {got}. "
+            "Pass np.asarray(..., np.float32)."
+        )
     if vectors.ndim != 2 or vectors.shape[1] != dim:
         raise InvalidData(f"{what} must be ({what[0]}, {dim}); got {vectors.shape}.{do and ' ' + do}")
     if not _are_unit(vectors):
         lengths = np.linalg.norm(vectors, axis=1)
+        if num_bad := int((~np.isfinite(lengths)).sum()):
+            raise InvalidData(
+                f"{what} must be finite and have length 1; {num_bad} of {len(lengths)} have NaN or infinite "
+                "numbers. Leave them out."
+            )
         raise InvalidData(
             f"{what} must have length 1; got lengths {lengths.min()} to {lengths.max()}. "
             "Divide each by its length."

@@ -398,7 +398,8 @@ class Index:
             if self._is_flat:
                 found = first_of_equals(self._unfiltered.search, vectors, k, self.ref.rows)
             elif self._k_factor and k * self._k_factor > self._vectors.rows:
-                found = self._compared(vectors, k, None)  # NSG looks for more candidates than rows for ever
+                # NSG looks for more candidates than rows for ever. This is exact, so no query is unlike.
+                return self._in_order(*self._compared(vectors, k, None)), plan
             else:
                 found = nearest(self._unfiltered, vectors, k)
             are_estimates &= not self._k_factor  # else compared in full
@@ -417,6 +418,8 @@ class Index:
             assert matches is not None
             return self._in_order(*self._compared(vectors, k, matches)), plan
         others = np.flatnonzero(~answered)
+        is_exact = np.zeros((len(vectors), 1), np.bool_)
+        is_exact[others] = True
         if len(others):
             few = self._compared(vectors[others], k, matches)
             found[0][others], found[1][others] = few
@@ -424,7 +427,8 @@ class Index:
         if are_estimates:
             found = self._rescored(vectors, found[1]), found[1]
         found = self._in_order(*found)
-        return found, plan.noting_unlike(found[0])
+        # Those that were compared with all are exact, however unlike they are.
+        return found, plan.noting_unlike(np.where(is_exact, np.inf, found[0]))
 
     def _compared(self, vectors: NDArray[np.float32], k: int, matches: Matches | None) -> Neighbors:
         """Exact: compare with every match."""

@@ -214,6 +214,10 @@ def test_a_query_of_another_package_is_refused(opened, vectors, package):
         (np.full((1, 16), np.nan, np.float32), 1, InvalidData, "length 1"),
         (np.eye(3, 16, dtype=np.float32) * [[1], [2], [1]], 1, InvalidData, "lengths 1.0 to 2.0"),
         (np.eye(3, 16, dtype=np.float32) * [[1], [np.nan], [1]], 1, InvalidData, "length 1"),
+        (np.eye(3, 16, dtype=np.float32) * [[1], [np.nan], [1]], 1, InvalidData, "1 of 3 have NaN"),
+        (np.eye(1, 16).tolist(), 1, InvalidData, "array .* of real numbers; got list"),
+        (np.eye(1, 16).astype(np.complex64), 1, InvalidData, "real numbers; got complex64"),
+        (np.full((1, 16), "1"), 1, InvalidData, "real numbers; got <U1"),
         (unit_vectors(1, 16, 0), 0, InvalidSetting, "k must be"),
     ],
 )

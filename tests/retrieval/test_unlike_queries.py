@@ -75,6 +75,13 @@ def test_an_exact_answer_is_promised_to_every_query(index, table):
     assert UNLIKE not in str(filtered)
 
 
+def test_what_was_compared_with_all_is_exact_however_unlike_the_query_is(index):
+    random = unit_vectors(4, DIM, 3)
+    for queries in (random, random[:1]):
+        plan = index.search(queries, ROWS, embedder=index.ref.embeddings.embedder.fingerprint).plan
+        assert UNLIKE not in str(plan)
+
+
 def test_recall_is_said_to_be_that_of_queries_like_the_items(index, like):
     said = dict(plan_of(index, like[:1]).explained())
     assert "measured at build on 600 queries like the items" in said["recall"]

@@ -276,7 +276,7 @@ class _Reader(Transformer[Token, Parsed]):
         names = tuple(map(_name, columns))
         kilometres = float(radius) * _KILOMETRES[unit.lower()]
         if not (kilometres > 0 and math.isfinite(kilometres)):
-            raise _Refused(f"A distance must be above 0; got {radius}.", radius)
+            raise _Refused(f"A distance must be a finite number above 0; got {radius}.", radius)
         for token, what, limit in ((latitude, "latitude", 90), (longitude, "longitude", 180)):
             if not abs(float(token)) <= limit:
                 raise _Refused(f"A {what} must be from -{limit} to {limit} degrees; got {token}.", token)

@@ -4,6 +4,7 @@ One JSON object a line, in a file that is only ever appended to. Each line holds
 before, so that a line that was changed or taken out shows.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -25,6 +26,8 @@ Outcome = Literal["done", "refused", "failed"]
 _FIRST = "0" * 64
 _TAIL_BYTES = 1 << 20
 _MOST_IDS = 100
+_ROOM_BYTES = 1 << 20
+"""Twice the longest line: ids have at most 1,000 characters."""
 
 
 class AuditEntry(BaseModel):
@@ -56,10 +59,11 @@ class AuditLog:
 
     Args:
         path: made with mode 600 where it is not there.
+        room_bytes: that its disk must have before something is done that is to be logged.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, room_bytes: int = _ROOM_BYTES) -> None:
+        self.path, self._room_bytes = path, room_bytes
 
     def append(
         self,
@@ -105,8 +109,14 @@ class AuditLog:
         return entry
 
     def require_writable(self) -> None:
-        """Raise OSError where nothing can be appended."""
-        os.close(self._open())
+        """Raise OSError where nothing can be appended, as on a full disk."""
+        descriptor = self._open()
+        try:
+            disk = os.fstatvfs(descriptor)
+        finally:
+            os.close(descriptor)
+        if disk.f_blocks and disk.f_bavail * disk.f_frsize < self._room_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _open(self) -> int:
         """Not the folders above: a store that is away is not begun anew."""

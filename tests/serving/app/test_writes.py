@@ -107,3 +107,15 @@ def test_a_write_that_was_given_up_before_it_began_does_not_begin(tmp_path, audi
     assert audited.progress.give_up() is False
     with pytest.raises(Refused), logged_write(AuditLog(tmp_path / "audit.jsonl"), audited):
         pytest.fail("it began")
+
+
+def test_on_a_full_disk_of_the_audit_log_nothing_is_written_that_could_not_be_logged(tmp_path, audited):
+    log = AuditLog(tmp_path / "audit.jsonl", room_bytes=1 << 62)
+    with pytest.raises(Refused, match="audit log") as refused, logged_write(log, audited):
+        pytest.fail("it was written")
+    assert (refused.value.status, refused.value.got) == (
+        503,
+        "that cannot be written: No space left on device",
+    )
+    assert refused.value.write_committed is None
+    assert audited.progress.give_up() is False

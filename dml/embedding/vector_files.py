@@ -321,8 +321,13 @@ def read_hdf5_text(path: Path, names: tuple[str, ...]) -> list[str] | None:
     with _opened_hdf5(path) as file:
         for name in names:
             column = file.get(name)
-            if not isinstance(column, h5py.Dataset) or column.ndim != 1:
-                continue
+            if not isinstance(column, h5py.Dataset) or (column.ndim != 1 and len(file) == 1):
+                continue  # the only data set is that of the vectors
+            if column.ndim != 1:
+                raise InvalidData(
+                    f"Ids must have one axis, (N,); those of {path}, {name!r}, are {column.shape}. Write "
+                    "them as one list, or rename the data set."
+                )
             if column.dtype.kind not in "SOiu":
                 raise InvalidData(
                     f"Ids must be text or whole numbers; those of {path}, {name!r}, are {column.dtype}."

@@ -235,3 +235,12 @@ def test_a_query_is_one_vector_with_a_direction(tmp_path, array, must):
 def test_an_address_elsewhere_says_that_it_must_be_copied(path):
     with pytest.raises(MissingArtifact, match=r"got (s3://bucket/a/v.npy|https://host/v.parquet). Copy it"):
         open_vectors(path)
+
+
+@pytest.mark.parametrize("shape", [(6, 1), (6, 2), ()])
+def test_ids_that_are_no_list_are_refused_and_not_replaced_by_row_numbers(tmp_path, shape):
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file["embedding"] = np.eye(6, 4)
+        file["id"] = np.zeros(shape, np.int64)
+    with pytest.raises(InvalidData, match=r"Ids must have one axis, \(N,\); those of .*v.h5, 'id', are \("):
+        read_hdf5_text(tmp_path / "v.h5", ("id", "ids"))

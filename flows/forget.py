@@ -31,6 +31,7 @@ from dml.retrieval.build import build_index
 from dml.retrieval.calibration import calibrate_alike
 from dml.retrieval.gallery import (
     collect_changes,
+    erasing,
     forget_items,
     forget_logged,
     forgotten_ids,
@@ -208,7 +209,17 @@ def _held_by_source(store: str, name: str, ids: list[str]) -> list[Erasure]:
 
 
 def erase_forgotten(store: str, name: str) -> tuple[list[IndexRef], list[str]]:
-    """Erase what was forgotten in a gallery from the versions of index and source; (rebuilt, removed)."""
+    """Erase what was forgotten in a gallery from the versions of index and source; (rebuilt, removed).
+
+    Of several processes of this machine one erases at a time: each removes what another would build of.
+    """
+    if not stage(forgotten_ids)(store, name):
+        return [], []
+    with erasing(store, name):
+        return _erase_forgotten(store, name)
+
+
+def _erase_forgotten(store: str, name: str) -> tuple[list[IndexRef], list[str]]:
     ids = stage(forgotten_ids)(store, name)
     index = stage(published_index)(store, name)
     if not ids or index is None:

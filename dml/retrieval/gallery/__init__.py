@@ -1,6 +1,7 @@
 """A published index together with what was enrolled and forgotten since: durable, and found at once."""
 
 from dml.retrieval.gallery.erase import (
+    erasing,
     forget_items,
     forget_logged,
     forgotten_ids,
@@ -22,6 +23,7 @@ __all__ = [
     "Item",
     "LiveIndex",
     "collect_changes",
+    "erasing",
     "forget_items",
     "forget_logged",
     "forgotten_ids",

@@ -4,8 +4,8 @@ A forgotten item is found no more, and the log holds nothing of it but its id, w
 before need. When no version holds it any more, a digest of the id is left.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ItemsRef
 from dml.retrieval import index as versions
 from dml.retrieval.bundle import open_bundle
 from dml.retrieval.changes import read_changes
-from dml.retrieval.gallery.fold import opened_log
+from dml.retrieval.gallery.fold import folder_of, opened_log
 from dml.retrieval.gallery.gallery import Gallery
 from dml.retrieval.gallery.log import ERASED, Entry, erased_id, timestamp
 
@@ -166,6 +166,13 @@ def _parts(ref: IndexRef) -> list[IndexRef]:
 def _among(column: pa.ChunkedArray, ids: Sequence[str]) -> list[str]:
     wanted = pa.array(ids, column.type)
     return list(wanted.filter(compute.is_in(wanted, value_set=column.combine_chunks())).to_pylist())
+
+
+@contextmanager
+def erasing(store: str, name: str) -> Iterator[None]:
+    """During the block no other process of this machine erases from the versions of a gallery's index."""
+    with storage.folder_lock(folder_of(store, name)):
+        yield
 
 
 def mark_erased(store: str, name: str, ids: Sequence[str]) -> None:

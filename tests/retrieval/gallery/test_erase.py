@@ -1,6 +1,7 @@
 """What is forgotten is erased from every version of index and dataset, and comes back by none."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -144,6 +145,18 @@ def test_a_build_whose_changes_were_erased_is_refused_and_one_that_is_there_stop
     with pytest.raises(IncompatibleArtifact, match="were erased while it was built"):
         publish_index(people, built)
     assert not storage.exists(built.uri)
+
+
+def test_an_erasure_waits_for_another_one_of_the_same_gallery(people):
+    arguments = ("people", None, "Rumpelstiltskin", True, people)
+    with ThreadPoolExecutor(1) as pool:
+        with storage.folder_lock(storage.named_folder(people, "galleries", "people")):
+            erasure = pool.submit(forget_enrolled_flow.fn, *arguments)
+            with pytest.raises(TimeoutError):
+                erasure.result(timeout=2)
+            assert "gone" in forgotten_ids(people, "people")
+        assert erasure.result().items == 1
+    assert not traces_of(people, b"Rumpelstiltskin")
 
 
 def test_one_who_was_erased_and_is_enrolled_again_is_built_in(people):

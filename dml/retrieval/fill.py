@@ -16,6 +16,7 @@ _TRAINING_SHARE = 0.2  # of the rows, which Faiss may copy once
 _FEWEST_TRAINING_ROWS = 1 << 16
 _RENUMBERED_ROWS = 1 << 14
 _FEW_OF_NSG = 1000
+_MOST_EQUAL_OF_NSG = 32  # with 64 of 1,500 its building never ended
 
 
 def num_lists(index: faiss.Index) -> int:
@@ -70,9 +71,21 @@ def _build_nsg(index: faiss.Index, vectors: FlatVectors, without: NDArray[np.int
     """A graph of all rows at once: it takes no more later."""
     rows = np.concatenate(list(vectors.blocks()))
     rows = rows if without is None else np.delete(rows, without, axis=0)
+    _require_nsg_takes(rows, fewest_rows(index))
     if len(rows) <= _FEW_OF_NSG:  # by exact neighbours: below 200 rows or so NNDescent can abort the process
         graph_of(index).build_type = 0  # type: ignore[union-attr]
     index.add(rows)
+
+
+def _require_nsg_takes(rows: NDArray[np.float32], fewest: int) -> None:
+    """A node whose nearest are all equal to it has no link to others; Faiss may look for one for ever."""
+    if len(rows) < fewest:
+        raise RuntimeError(f"NSG takes {fewest} vectors or more; {len(rows)} came. Flat takes any number")
+    _, counts = np.unique(rows, axis=0, return_counts=True)
+    if counts.max() > _MOST_EQUAL_OF_NSG:
+        raise RuntimeError(
+            f"NSG takes at most {_MOST_EQUAL_OF_NSG} equal vectors; {counts.max()} are. HNSW takes any"
+        )
 
 
 def _add_blocks(index: faiss.Index, vectors: FlatVectors, without: NDArray[np.int64] | None) -> None:

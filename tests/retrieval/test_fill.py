@@ -73,6 +73,19 @@ def test_a_graph_that_takes_no_more_is_filled_at_once(vectors):
     assert index.ntotal == ROWS
 
 
+@pytest.mark.parametrize(
+    ("rows", "equal", "why"), [(64, 1, "65 vectors or more; 64"), (300, 150, "at most 32 equal vectors; 150")]
+)
+def test_vectors_of_which_faiss_makes_no_graph_are_refused(tmp_path, rows, equal, why):
+    """Of 300 vectors of which 150 are equal its building never ended."""
+    vectors = np.random.default_rng(0).standard_normal((rows, DIM), dtype=np.float32)
+    vectors[:equal] = vectors[0]
+    written(tmp_path / "vectors.faiss", vectors)
+    index = faiss.index_factory(DIM, "NSG8", faiss.METRIC_INNER_PRODUCT)
+    with pytest.raises(RuntimeError, match=why):
+        fill(index, FlatVectors(str(tmp_path / "vectors.faiss")))
+
+
 def test_an_index_is_trained_on_rows_of_the_table_in_their_order(vectors):
     index = faiss.index_factory(DIM, "IVF8,Flat", faiss.METRIC_INNER_PRODUCT)
     sample = training_rows(index, vectors)

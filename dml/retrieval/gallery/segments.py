@@ -90,7 +90,7 @@ def name_of(first: int, last: int) -> str:
     return f"{last:012d}-{first:012d}.parquet"
 
 
-def net(changes: Iterable[Logged]) -> tuple[Logged, ...]:
+def compacted(changes: Iterable[Logged]) -> tuple[Logged, ...]:
     """The last change of each item, in order; what came before leaves nothing."""
     entries: dict[str, Logged] = {}
     vectors: dict[str, dict[str, Logged]] = {}

@@ -29,12 +29,12 @@ from dml.errors import (
     WriteCommitted,
 )
 from dml.retrieval.gallery.log import ERASED, Entry, Log, T, erased_id
-from dml.retrieval.gallery.segments import Listed, Logged, Segment, Segments, cover, name_of, net
+from dml.retrieval.gallery.segments import Listed, Logged, Segment, Segments, compacted, cover, name_of
 
 logger = logging.getLogger(__name__)
 
 HOLD_S = 60.0
-"""For how long others wait for one who holds the log, by the clock of the store: he may have been killed."""
+"""How long a process that holds the log is waited for, by the clock of the store: it may have been killed."""
 _SEGMENTS_AT_ONCE = 64
 _PAUSE_S = 0.05
 _TRIES = 5
@@ -181,7 +181,7 @@ class ShippedLog(Log):
         try:
             self._changes = []
             result = action()
-            changes = net(self._changes)
+            changes = compacted(self._changes)
             if changes:
                 log, number, _, _ = self._copy
                 segment = Segment(

@@ -56,6 +56,7 @@ def embedded():
 
 @pytest.mark.slow
 def test_new_images_are_found_and_only_they_are_embedded(images, embedded, tmp_path):
+    settle()
     store = str(tmp_path / "store")
     ingest_flow.fn(IngestConfig(name="shop", source=str(images)), store)
     settings = ["training.num_steps=2", "sampler.classes_per_batch=4", "evaluation.baselines=false"]

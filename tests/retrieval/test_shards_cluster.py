@@ -92,10 +92,10 @@ def node_of_process(_: int) -> NodeOfProcess:
 
 
 def test_the_nodes_hold_objects_in_turn(cluster):
-    objects = RemoteObjects(node_of_process, range(8))
+    objects = RemoteObjects(node_of_process, range(4))
     nodes = objects.call("node")
     objects.close()
-    assert nodes[:2] * 4 == nodes
+    assert nodes[:2] * 2 == nodes
     assert len(set(nodes)) == 2
 
 

@@ -1,6 +1,6 @@
 """Flow that erases items from every version of a dataset and from everything made from those versions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from prefect import flow
@@ -89,17 +89,13 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
     for index in built:
         stage(mark_erased)(root, index.name, ids)
     say(f"{len(ids)} items are forgotten; {len(removed)} artefacts that contained them are removed")
-    receipt = [Erasure(place="dataset", name=dataset, erased=True)]
-    receipt += [
-        *(Erasure(place="log", name=index.name, erased=True) for index in built),
-        *_rewritten(segments),
-    ]
+    places = [("dataset", dataset), *(("log", index.name) for index in built)]
     return ForgetReport(
         items=len(ids),
         rebuilt=rebuilt,
         removed=removed,
         same_images=twins,
-        receipt=[*receipt, *_removed(removed)],
+        receipt=[*_erased(places), *_rewritten(segments), *_removed(removed)],
     )
 
 
@@ -127,17 +123,13 @@ def _forget_imported(store: str, name: str, ids: list[str]) -> ForgetReport:
     for index in built:
         stage(mark_erased)(store, index.name, ids)
     say(f"{len(ids)} items are forgotten; {len(removed)} artefacts that contained them are removed")
-    receipt = [Erasure(place="vectors", name=name, erased=True)]
-    receipt += [
-        *(Erasure(place="log", name=index.name, erased=True) for index in built),
-        *_rewritten(segments),
-    ]
+    places = [("vectors", name), *(("log", index.name) for index in built)]
     return ForgetReport(
         items=len(ids),
         rebuilt=rebuilt,
         removed=removed,
         same_images=[],
-        receipt=[*receipt, *_removed(removed)],
+        receipt=[*_erased(places), *_rewritten(segments), *_removed(removed)],
     )
 
 
@@ -178,7 +170,7 @@ def forget_enrolled_flow(
     left = stage(forgotten_ids)(root, name)
     holding = [str(ref) for ref in stage(versions_holding)(root, name, left)]
     say(f"{len(forgotten)} items of gallery {name} are forgotten; {len(holding)} versions still hold some")
-    receipt = [Erasure(place="log", name=name, erased=True), *_rewritten(segments), *_removed(removed)]
+    receipt = [*_erased([("log", name)]), *_rewritten(segments), *_removed(removed)]
     held = [Erasure(place="index", name=each, erased=False, until=_NEXT_BUILD) for each in holding]
     return ForgetReport(
         items=len(forgotten),
@@ -190,12 +182,16 @@ def forget_enrolled_flow(
     )
 
 
+def _erased(places: Iterable[tuple[str, str]]) -> list[Erasure]:
+    return [Erasure(place=place, name=name, erased=True) for place, name in places]
+
+
 def _rewritten(segments: Sequence[str]) -> list[Erasure]:
-    return [Erasure(place="segment", name=uri, erased=True) for uri in segments]
+    return _erased(("segment", uri) for uri in segments)
 
 
 def _removed(uris: Sequence[str]) -> list[Erasure]:
-    return [Erasure(place=stage(kind_of)(uri), name=uri, erased=True) for uri in uris]
+    return _erased((stage(kind_of)(uri), uri) for uri in uris)
 
 
 def _held_by_source(store: str, name: str, ids: list[str]) -> list[Erasure]:

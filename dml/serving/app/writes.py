@@ -1,4 +1,4 @@
-"""A write of a request: who asks for it in, a line of the audit log and what became of it out.
+"""A write of a request: the caller's key in, a line of the audit log and what became of the write out.
 
 A thread that writes goes on when its request is given up, so the request must know whether it has written.
 """

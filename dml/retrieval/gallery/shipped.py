@@ -61,8 +61,8 @@ def open_shipped_log(
         path: of this machine's copy.
         folder: `galleries/NAME` of the store.
         create: begin one where there is none.
-        busy_timeout_s: how long to wait for a transaction of another process.
-        hold_s: how long to wait for one who holds the log.
+        busy_timeout_s: how long to wait for a transaction of another process, seconds.
+        hold_s: how long to wait for a process that holds the log, seconds.
 
     Raises:
         CorruptArtifact: a segment is missing, or not as it was written.
@@ -112,8 +112,8 @@ class ShippedLog(Log):
     Args:
         path: of this machine's copy.
         segments: in the store.
-        busy_timeout_s: how long to wait for a transaction of another process.
-        hold_s: how long to wait for one who holds the log.
+        busy_timeout_s: how long to wait for a transaction of another process, seconds.
+        hold_s: how long to wait for a process that holds the log, seconds.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class ShippedLog(Log):
         return result
 
     def _begin_up_to_date(self) -> None:
-        """Begin a transaction of a copy that has every segment, and that nobody else holds."""
+        """Begin a transaction of a copy that has every segment, and that no other process holds."""
         while True:
             with self._reading_errors():
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -349,7 +349,7 @@ class ShippedLog(Log):
             except GalleryBusy:
                 if wait:
                     raise
-                return  # who writes takes them first
+                return  # the other writer takes them first
             forgets |= any(c.entry.op == "forget" for segment in segments for c in segment.changes)
         if forgets:
             with suppress(DmlError), self._without_waiting():
@@ -446,7 +446,7 @@ class ShippedLog(Log):
 
     @contextmanager
     def _without_waiting(self) -> Iterator[None]:
-        """Others who write are not waited for: they may wait for what this thread has locked."""
+        """Other writers are not waited for: they may wait for what this thread has locked."""
         self._connection.execute("PRAGMA busy_timeout = 0")
         try:
             yield

@@ -62,9 +62,26 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
         yield
     finally:
-        ray.shutdown()
+        _shut_down()
         if on_main_thread:
             signal.signal(signal.SIGTERM, handler)
+
+
+def _shut_down() -> None:
+    """`ray.shutdown()`, beside threads that free object references.
+
+    Ray Data's threads outlive its iterator for a moment, and any thread collects garbage. Ray keeps
+    `core_worker` in its place until it is torn down; a reference that is freed meanwhile calls it, and Ray
+    ends the process with status 1 and no message. Out of its place, it is not called.
+    """
+    import ray
+    from ray._private import worker
+
+    worker.disconnect()
+    core_worker = vars(worker.global_worker).pop("core_worker", None)  # none with ray:// addresses
+    if core_worker is not None:
+        core_worker.shutdown_driver()
+    ray.shutdown()
 
 
 def quiet_ray_data() -> None:

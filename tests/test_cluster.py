@@ -60,6 +60,26 @@ def test_a_thread_that_outlives_its_session_starts_no_second_ray():
     assert "Ray has not been started yet" in completed.stdout, completed.stderr
 
 
+@pytest.mark.slow
+def test_a_thread_that_frees_references_while_the_session_ends_does_not_end_the_process():
+    code = (
+        "import threading, time\n"
+        "from dml.cluster import ray_session\n"
+        "with ray_session(1):\n"
+        "    import ray\n"
+        "    references = [ray.put(1) for _ in range(3000)]\n"
+        "    def free():\n"
+        "        while ray.is_initialized(): time.sleep(0.0005)\n"
+        "        while references: references.pop(), time.sleep(0.0005)\n"
+        "    thread = threading.Thread(target=free)\n"
+        "    thread.start()\n"
+        "thread.join()\n"
+        "print('ended')"
+    )
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (completed.returncode, completed.stdout) == (0, "ended\n"), completed.stderr
+
+
 def process_id() -> int:
     return os.getpid()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dml.cluster import ray_session
 from dml.config import IngestConfig
 from dml.data.fragment import make_problem
 from dml.data.ingest import ingest
@@ -90,7 +91,7 @@ def test_an_image_that_one_machine_alone_misses_ends_the_ingest(source):
     shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0,
     reason="needs a mount namespace, to hide a folder from a node",
 )
-def test_two_nodes_of_which_one_does_not_see_the_source_publish_nothing(source, tmp_path):
+def test_two_nodes_of_which_one_does_not_see_the_source_publish_nothing(source, tmp_path, monkeypatch):
     import ray
     from ray.cluster_utils import Cluster
 
@@ -98,18 +99,18 @@ def test_two_nodes_of_which_one_does_not_see_the_source_publish_nothing(source, 
     command = Path(sys.executable).with_name("ray")
     start = f"exec {command} start --address={cluster.address} --num-cpus=1 --block"
     node = subprocess.Popen(["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {source} && {start}"])
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     try:
-        ray.init(address=cluster.address)
-        deadline = time.monotonic() + 200
-        while sum(node["Alive"] for node in ray.nodes()) < 2:
-            assert time.monotonic() < deadline, "the second node never came"
-            time.sleep(0.2)
-        config = IngestConfig(name="d", source=str(source), rows_per_fragment=1, num_workers=2)
-        with pytest.raises(MissingArtifact, match=r"node .* cannot read class0/0.png"):
-            ingest(config, str(tmp_path / "store"))
+        with ray_session():
+            deadline = time.monotonic() + 200
+            while sum(node["Alive"] for node in ray.nodes()) < 2:
+                assert time.monotonic() < deadline, "the second node never came"
+                time.sleep(0.2)
+            config = IngestConfig(name="d", source=str(source), rows_per_fragment=1, num_workers=2)
+            with pytest.raises(MissingArtifact, match=r"node .* cannot read class0/0.png"):
+                ingest(config, str(tmp_path / "store"))
         assert not list((tmp_path / "store" / "datasets" / "d").iterdir())
     finally:
-        ray.shutdown()
         node.terminate()
         node.wait()
         cluster.shutdown()

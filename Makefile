@@ -39,8 +39,9 @@ test: $(READY) ## the tests, as many files at once as there are cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # One after another: two Ray clusters that start at once on a machine take each other's for their own.
+# Each named as it begins: whatever ends the process, the last line says which test it was.
 test-slow: $(READY) ## real servers, clusters and longer trainings
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -vv
 
 test-gpu: $(READY) ## what a GPU computes, beside the CPU
 	$(BIN)/python -m pytest -m gpu

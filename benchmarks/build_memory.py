@@ -22,7 +22,7 @@ def resident(kind):
     return int(re.findall(kind + r":\\s+(\\d+)", open("/proc/self/status").read())[0])
 
 from dml.config import IndexConfig
-from dml.embedding.external import find_vectors
+from dml.embedding.imported import find_vectors
 from dml.retrieval.build import build_index
 import faiss, pyarrow.parquet
 before, peak, ended = resident("RssAnon"), [0], threading.Event()

@@ -35,7 +35,8 @@ from pyarrow import parquet
 
 from benchmarks._embeddings import drawn_around
 from dml.config import IndexConfig
-from dml.embedding.external import find_vectors, import_vectors
+from dml.embedding.external import import_vectors
+from dml.embedding.imported import find_vectors
 from dml.retrieval.attributes.bits import bitmap_of
 from dml.retrieval.build import build_index
 from dml.retrieval.bundle import open_bundle

@@ -24,7 +24,7 @@ import_vectors(sys.argv[1], "vectors", Path(sys.argv[2]))
 """
 INDEX = """
 from dml.config import IndexConfig
-from dml.embedding.external import find_vectors
+from dml.embedding.imported import find_vectors
 from dml.retrieval.build import build_index
 vectors, config = find_vectors(sys.argv[1], "vectors"), IndexConfig(factory=sys.argv[3])
 ref = build_index(sys.argv[1], "vectors", vectors, config)

@@ -29,7 +29,8 @@ from benchmarks._equal_recall import ByFaiss, Search, ratio_at_equal_recall
 from benchmarks._search_peers import PEERS, K, halves, measure
 from benchmarks.sizing import build
 from dml.config import IndexConfig
-from dml.embedding.external import find_vectors, import_vectors
+from dml.embedding.external import import_vectors
+from dml.embedding.imported import find_vectors
 from dml.retrieval.build import build_index
 from dml.retrieval.bundle import read_calibration
 from dml.retrieval.held_out import HeldOut

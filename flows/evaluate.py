@@ -7,7 +7,7 @@ from dml.data.dataset import find_dataset
 from dml.data.evaluable import require_evaluable
 from dml.data.schema import TEST
 from dml.embedding.embed import embed
-from dml.embedding.external import find_vectors
+from dml.embedding.imported import find_vectors
 from dml.evaluation.evaluate import compare, evaluate, raw_pixel_baseline
 from dml.models.package import read_preprocessing
 from dml.refs import DatasetRef, PackageRef

@@ -16,13 +16,8 @@ from dml.data.forget import (
 )
 from dml.data.forgotten import add_forgotten
 from dml.embedding.embed import embed
-from dml.embedding.external import (
-    has_vectors,
-    point_to,
-    require_known_vectors,
-    vectors_containing,
-    vectors_without,
-)
+from dml.embedding.forget import point_to, require_known_vectors, vectors_containing, vectors_without
+from dml.embedding.imported import has_vectors
 from dml.errors import DmlError, InvalidSetting, MissingArtifact
 from dml.lineage import kind_of, remove_index_versions, remove_with_descendants, require_readable
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ItemsRef, require_package

@@ -3,7 +3,7 @@
 from prefect import flow
 
 from dml.config import IndexConfig
-from dml.embedding.external import find_vectors
+from dml.embedding.imported import find_vectors
 from dml.names import check_name
 from dml.refs import EmbeddingsRef, IndexRef
 from dml.registry.catalog import find_model

@@ -179,7 +179,7 @@ def is_place(store: str, text: str) -> bool:
     if not is_name(text.partition("@")[0]):
         return True
     from dml.data.dataset import has_dataset
-    from dml.embedding.external import has_vectors
+    from dml.embedding.imported import has_vectors
 
     known = has_dataset(store, split_version(text)[0]) or has_vectors(store, text)
     if known and Path(text).is_dir():

@@ -205,7 +205,7 @@ def _import_model(
 
 def _is_vectors(store: str, name: str) -> bool:
     """Whether a name is that of imported vectors; a dataset never has the same."""
-    from dml.embedding.external import has_vectors
+    from dml.embedding.imported import has_vectors
 
     return has_vectors(store, name)
 
@@ -412,7 +412,7 @@ def _fpir_of(store: str, ref: "IndexRef") -> float | None:
 def _newer(store: str, ref: "IndexRef") -> list[str]:
     """The current dataset version and the champion, where the index was made of others."""
     from dml.data.dataset import find_dataset
-    from dml.embedding.external import find_vectors
+    from dml.embedding.imported import find_vectors
     from dml.refs import DatasetRef
 
     newer: list[str] = []

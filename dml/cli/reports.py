@@ -75,7 +75,7 @@ def _refuse(options: Mapping[str, str | None], who_has: str, got: str) -> None:
 
 def _refuse_vectors(store: str, dataset: str) -> None:
     """Raise InvalidSetting for imported vectors: a report is of images."""
-    from dml.embedding.external import has_vectors
+    from dml.embedding.imported import has_vectors
 
     if has_vectors(store, dataset):
         raise InvalidSetting(

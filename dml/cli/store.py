@@ -202,7 +202,7 @@ def rollback(
 
         version = str(rollback_champion(root, name, reason=reason))
     elif kind == Pointed.VECTORS:
-        from dml.embedding.external import rollback_vectors
+        from dml.embedding.imported import rollback_vectors
 
         version = rollback_vectors(root, name).source
     else:
@@ -258,7 +258,7 @@ def forget(
 def _are_enrolled(store: str, name: str, ids: list[str]) -> bool:
     """Whether these are items of a gallery, and not of the dataset of that name."""
     from dml.data.dataset import has_dataset
-    from dml.embedding.external import has_vectors
+    from dml.embedding.imported import has_vectors
     from dml.retrieval.gallery import has_entries
     from dml.retrieval.index import published_names
 

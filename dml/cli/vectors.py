@@ -76,7 +76,7 @@ def _show_import(report: "ImportReport") -> None:
 @verb()
 def vectors(store: Store = None, as_json: Json = False) -> "VectorsList":
     """List the versions of imported vectors; `*` marks the one that the name alone means."""
-    from dml.embedding.external import list_vectors
+    from dml.embedding.imported import list_vectors
     from dml.reports import ListedVectors, VectorsList
 
     damaged: list[DmlError] = []

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from dml import storage
 from dml.config import RefreshConfig
-from dml.embedding.external import find_vectors
+from dml.embedding.imported import find_vectors
 from dml.errors import CorruptArtifact, InvalidData, InvalidSetting, MissingArtifact
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, require_dataset
 from dml.retrieval.index import find_index

@@ -12,7 +12,8 @@ from pyarrow import parquet
 from dml import storage
 from dml.data.dataset import read_rows
 from dml.data.quarantine import read_quarantine
-from dml.embedding.external import find_vectors, import_vectors, rollback_vectors
+from dml.embedding.external import import_vectors
+from dml.embedding.imported import find_vectors, rollback_vectors
 from dml.embedding.table import read_embeddings
 from dml.errors import CorruptArtifact, InvalidData, InvalidSetting, MissingArtifact, TooManyRefused
 from tests.embedding.vectors import (

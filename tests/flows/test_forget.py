@@ -16,7 +16,8 @@ from dml.data.ingest import ingest, ingest_config_of
 from dml.data.mapped import open_mapped
 from dml.data.thumbnails import make_thumbnails, read_thumbnails
 from dml.embedding.embed import embed
-from dml.embedding.external import find_vectors, import_vectors
+from dml.embedding.external import import_vectors
+from dml.embedding.imported import find_vectors
 from dml.embedding.table import read_embeddings
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.integrity import check_store

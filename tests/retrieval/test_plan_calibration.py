@@ -7,7 +7,8 @@ import pytest
 from pyarrow import parquet
 
 from dml.config import IndexConfig
-from dml.embedding.external import find_vectors, import_vectors
+from dml.embedding.external import import_vectors
+from dml.embedding.imported import find_vectors
 from dml.retrieval.attributes import Matches
 from dml.retrieval.build import build_index
 from dml.retrieval.bundle import open_bundle

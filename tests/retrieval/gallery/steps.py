@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from dml.embedding.external import vectors_containing
+from dml.embedding.forget import vectors_containing
 from dml.retrieval.gallery import Gallery, collect_changes, forgotten_ids, versions_holding
 from dml.retrieval.index import find_index
 from flows.forget import _build_again, erase_forgotten
@@ -22,7 +22,8 @@ from tests.retrieval.gallery.people import ROWS, items_of, publish, vectors_of
 
 STEPS = (
     "dml/storage/",
-    "dml/embedding/external.py",
+    "dml/embedding/forget.py",
+    "dml/embedding/imported",
     "dml/retrieval/gallery/",
     "dml/retrieval/index.py",
     "dml/lineage",

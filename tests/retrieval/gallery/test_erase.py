@@ -13,7 +13,9 @@ from dml import storage
 from dml.config import IndexConfig
 from dml.data.dataset import read_rows
 from dml.embedding.embed import embed
-from dml.embedding.external import find_vectors, import_vectors, list_vectors, vectors_containing
+from dml.embedding.external import import_vectors
+from dml.embedding.forget import vectors_containing
+from dml.embedding.imported import find_vectors, list_vectors
 from dml.embedding.table import read_embeddings
 from dml.errors import IncompatibleArtifact, MissingArtifact
 from dml.integrity import check_store

@@ -550,7 +550,7 @@ def _remove_rest(store: str, kind: str, folder: str) -> None:
         storage.delete(storage.join(store, "galleries", folder.rpartition("/")[2]))
         if storage.is_remote(store):
             from dml.retrieval.gallery.fold import log_path  # takes a second to import
-            from dml.retrieval.gallery.shipped import remove_copy
+            from dml.retrieval.gallery.local_copy import remove_copy
 
             remove_copy(log_path(store, folder.rpartition("/")[2]))
     if kind in ("dataset", "vectors"):

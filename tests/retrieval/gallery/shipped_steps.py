@@ -74,7 +74,7 @@ Action = Callable[[Log, int], None]
 KILLS: list[tuple[Action, Moment]] = [
     (enrol, Moment("gallery/segments.py", "write_new", "call")),  # before the segment is written
     (enrol, Moment("storage/conditional.py", "replace_if_unchanged", "return")),  # before anybody knows
-    (enrol, Moment("gallery/shipped.py", "_take", "return")),  # before the commit in the copy
+    (enrol, Moment("gallery/local_copy.py", "_take", "return")),  # before the commit in the copy
     (enrol, Moment("gallery/shipped.py", "_ship", "return")),  # before it is acknowledged
     (forget, Moment("gallery/shipped.py", "truncate", "call")),  # found no more, but still in a segment
     (forget, Moment("gallery/segments.py", "rewrite", "call")),

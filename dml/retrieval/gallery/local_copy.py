@@ -1,0 +1,233 @@
+"""This machine's copy of the log of a gallery on S3: segments of the store in, an SQLite log out.
+
+The copy is in the cache, all processes of the machine share it, and it can be made again. It also knows which
+segments hold each item, so that a forgetting finds them.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from dml.errors import CorruptArtifact, DmlError, GalleryBusy, GalleryUnavailable
+from dml.retrieval.gallery.log import ERASED, Entry, Log, erased_id
+from dml.retrieval.gallery.segment import RESTORE, Segment
+from dml.retrieval.gallery.segments import Listed, Segments, cover
+
+_SEGMENTS_AT_ONCE = 64
+_TABLES = """
+CREATE TABLE IF NOT EXISTS copy (
+    log TEXT NOT NULL, segment INTEGER NOT NULL, etag TEXT NOT NULL, hold TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS held_items (
+    id TEXT NOT NULL, segment TEXT NOT NULL, is_forgotten INTEGER NOT NULL, PRIMARY KEY (id, segment)
+);
+INSERT INTO copy SELECT '', 0, '', '' WHERE NOT EXISTS (SELECT 1 FROM copy)"""
+
+
+class OfFormerLog(GalleryUnavailable):
+    """This machine's copy was of a gallery that was removed and begun again; it is removed."""
+
+
+class DamagedSegments(CorruptArtifact):
+    """The segments in the store are damaged; another copy would be, too."""
+
+
+class Reached(NamedTuple):
+    """Up to where a copy has the log; at first, nowhere."""
+
+    log: str
+    number: int
+    """Of the last segment."""
+    etag: str
+    """Of that."""
+    hold: str
+    """What a process holds the log by; "" where none does."""
+
+
+def remove_copy(path: Path) -> None:
+    """Remove this machine's copy of a log; processes that have it open make another one."""
+    for ending in ("", "-wal", "-shm"):
+        path.with_name(path.name + ending).unlink(missing_ok=True)
+
+
+@contextmanager
+def reaching(segments: Segments, consequence: str = "Nothing was written.") -> Iterator[None]:
+    """Errors of a store that cannot be reached, as those of a gallery."""
+    try:
+        yield
+    except OSError as error:
+        raise GalleryUnavailable(
+            f"The log of gallery {segments.gallery} must be reachable in {segments.uri}; it is not: {error}. "
+            f"{consequence}"
+        ) from error
+
+
+class LocalCopy(Log):
+    """An open copy of a log; for one thread at a time.
+
+    Args:
+        path: of its file.
+        segments: in the store.
+        busy_timeout_s: how long to wait for a transaction of another process, seconds.
+    """
+
+    def __init__(self, path: Path, segments: Segments, *, busy_timeout_s: float) -> None:
+        self._segments = segments
+        super().__init__(path, create=True, busy_timeout_s=busy_timeout_s)
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'copy'"):
+            with self.transaction():
+                for statement in _TABLES.split(";\n"):
+                    self._rows(statement)
+        self.follow()
+
+    @property
+    def data_version(self) -> tuple[int, ...]:
+        return (*super().data_version, self.reached.number)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was ever written."""
+        return self.reached.number == 0
+
+    @property
+    def reached(self) -> Reached:
+        """Up to where it has the log."""
+        ((log, number, etag, hold),) = self._rows("SELECT log, segment, etag, hold FROM copy")
+        return Reached(log, number, etag, hold)
+
+    def write(self, revision: int, entry: Entry, *, embedder: str, image: bytes | None = None) -> None:
+        super().write(revision, entry, embedder=embedder, image=image)
+        if entry.op == "forget":
+            self._rows("UPDATE held_items SET is_forgotten = 1 WHERE id = ?", entry.id)
+
+    def rename_forgotten(self, id_: str, digest: str) -> None:
+        super().rename_forgotten(id_, digest)
+        self._rows("UPDATE OR REPLACE held_items SET id = ?, is_forgotten = 1 WHERE id = ?", digest, id_)
+
+    def follow(self) -> None:
+        """Take what other machines have written, unless another process of this machine is doing it.
+
+        Raises:
+            CorruptArtifact: a segment is missing, or not as it was written.
+            GalleryUnavailable: S3 cannot be reached.
+        """
+        newer = self.newer()
+        if newer is None:  # the gallery was removed
+            remove_copy(self.path)
+        elif newer:
+            self.replay(newer, wait=False)
+
+    def newer(self) -> list[Listed] | None:
+        """The segments that it does not have, in order; None: the store has none. Raises as `follow`."""
+        log, number, etag, _ = self.reached
+        with self._checking():
+            listed = self._segments.list_from(number)
+            if not number:
+                return cover(listed, 0, self._segments.uri)
+            last = [each for each in listed if each.first <= number <= each.last]
+            if not last:
+                if not listed and not self._segments.any():
+                    return None
+                raise CorruptArtifact(
+                    f"The segments of a gallery must reach number {number}, which this machine has read; "
+                    f"in {self._segments.uri} they do not. Restore the folder from a backup, all its files; "
+                    f"or give up what is missing: remove {self.path.parent} on every machine."
+                )
+            # Rewritten without what was forgotten, or of another log?
+            if etag not in {each.etag for each in last}:
+                read = self._segments.read(last[0])
+                if read is not None and read[0].log != log:
+                    remove_copy(self.path)
+                    raise OfFormerLog(
+                        f"Gallery {self._segments.gallery} must stay; it was removed and begun again by "
+                        "another process. Try again."
+                    )
+                with suppress(GalleryBusy), self._without_waiting():
+                    self._rows("UPDATE copy SET etag = ? WHERE segment = ?", last[0].etag, number)
+            return cover(listed, number, self._segments.uri)
+
+    def replay(self, newer: Sequence[Listed], *, wait: bool) -> None:
+        """Apply segments, some at a time.
+
+        Args:
+            newer: in order.
+            wait: for other processes of this machine; else what they are about to apply is left to them.
+        """
+        forgets = False
+        for start in range(0, len(newer), _SEGMENTS_AT_ONCE):
+            some = newer[start : start + _SEGMENTS_AT_ONCE]
+            with self._checking():
+                segments = self._segments.read_all(some)
+            if segments is None:
+                return  # merged meanwhile: the next look finds them
+            try:
+                with nullcontext() if wait else self._without_waiting(), self.transaction():
+                    for listed, segment in zip(some, segments, strict=True):
+                        log, number, _, _ = self.reached
+                        if log not in ("", segment.log):
+                            raise DamagedSegments(
+                                f"The segments of a gallery must be of one log; {listed.name} in "
+                                f"{self._segments.uri} is of another. {RESTORE}"
+                            )
+                        if segment.last > number >= segment.first - 1:
+                            self._apply(segment)
+                            self._take(segment, listed.name, listed.etag)
+            except GalleryBusy:
+                if wait:
+                    raise
+                return  # the other writer takes them first
+            forgets |= any(c.entry.op == "forget" for segment in segments for c in segment.changes)
+        if forgets:
+            with suppress(DmlError), self._without_waiting():
+                self._rows("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _apply(self, segment: Segment) -> None:
+        digests = {c.entry.id: c.kind for c in segment.changes if c.entry.id.startswith(ERASED)}
+        for id_ in self._ids() if digests else ():
+            kind = digests.get(erased_id(id_))
+            if kind == "entry":  # the segment was rewritten before this machine read it
+                self.write(segment.revision, Entry("forget", id_), embedder="")
+            if kind is not None:
+                self.rename_forgotten(id_, erased_id(id_))
+        for kind, entry, embedder, image in segment.changes:
+            if kind == "entry":
+                self.write(entry.revision, entry, embedder=embedder, image=image)
+            elif kind == "vector" and entry.vector is not None:
+                self.write_vector(entry.id, embedder, entry.vector)
+        self.set_revision(segment.revision)
+
+    def _ids(self) -> list[str]:
+        return [id_ for (id_,) in self._rows("SELECT id FROM entries")]
+
+    def _take(self, segment: Segment, name: str, etag: str) -> None:
+        """Note that this copy has a segment, inside a transaction."""
+        hold = self.reached.hold
+        for change in segment.changes:
+            if change.kind == "hold":
+                hold = change.entry.id
+            elif change.kind == "release" or segment.hold != hold:
+                hold = ""
+            if change.kind in ("entry", "vector"):
+                self._rows("INSERT OR IGNORE INTO held_items VALUES (?, ?, 0)", change.entry.id, name)
+        self._rows(
+            "UPDATE copy SET log = ?, segment = ?, etag = ?, hold = ?", segment.log, segment.last, etag, hold
+        )
+
+    @contextmanager
+    def _checking(self) -> Iterator[None]:
+        """Errors of the store, told from those of this machine's copy."""
+        try:
+            with reaching(self._segments):
+                yield
+        except CorruptArtifact as error:
+            raise DamagedSegments(str(error)) from error
+
+    @contextmanager
+    def _without_waiting(self) -> Iterator[None]:
+        """Other writers are not waited for: they may wait for what this thread has locked."""
+        self._connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            yield
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * self._busy_timeout_s)}")

@@ -40,10 +40,10 @@ from dml.embedding.imported import find_vectors
 from dml.retrieval.attributes.bits import bitmap_of
 from dml.retrieval.build import build_index
 from dml.retrieval.bundle import open_bundle
+from dml.retrieval.bundle_index import BundleIndex
 from dml.retrieval.execution import nearest_among
 from dml.retrieval.filters import matching_rows
 from dml.retrieval.probe import processor_name
-from dml.retrieval.search import Index
 
 K, TARGET, SLACK, SLACK_US = 10, 0.99, 1.2, 50.0
 REPEATS = 3
@@ -141,12 +141,12 @@ def measure(engine: Engine, case: Case, repeats: int = 1) -> tuple[float, float]
     return float(np.mean(found)), float(np.median(times.min(axis=0))) / 1e3
 
 
-def ours(index: Index, case: Case) -> Engine:
+def ours(index: BundleIndex, case: Case) -> Engine:
     embedder = index.ref.embeddings.embedder.fingerprint
     return lambda query: index.search_rows(query, K, embedder=embedder, where=case.where)[1][0]
 
 
-def with_answers(index: Index, case: Case) -> Engine:
+def with_answers(index: BundleIndex, case: Case) -> Engine:
     embedder = index.ref.embeddings.embedder.fingerprint
 
     def search(query: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -258,7 +258,7 @@ def peer_duckdb(vectors: NDArray[np.float32], items: pa.Table) -> Callable[[Case
     return engine
 
 
-def build(folder: Path, vectors: NDArray[np.float32], table: pa.Table, factory: str) -> Index:
+def build(folder: Path, vectors: NDArray[np.float32], table: pa.Table, factory: str) -> BundleIndex:
     np.save(folder / "vectors.npy", vectors)
     parquet.write_table(table, folder / "attributes.parquet")
     store = str(folder / "store")
@@ -272,7 +272,7 @@ def build(folder: Path, vectors: NDArray[np.float32], table: pa.Table, factory: 
         for step in calibration.recall_table.steps:
             print(f"  {step.selectivity:.2%} of the items: {step.lists:.0f} lists, margin {step.margin:.3f}")
     print(calibration.costs, flush=True)
-    return Index(ref)
+    return BundleIndex(ref)
 
 
 def main() -> None:
@@ -319,7 +319,7 @@ def main() -> None:
 
 def print_row(
     case: Case,
-    index: Index,
+    index: BundleIndex,
     flat: faiss.IndexFlat,
     ivf: faiss.IndexIVF,
     engines: dict[str, Callable[[Case], Engine]],

@@ -33,9 +33,9 @@ from dml.embedding.external import import_vectors
 from dml.embedding.imported import find_vectors
 from dml.retrieval.build import build_index
 from dml.retrieval.bundle import read_calibration
+from dml.retrieval.bundle_index import BundleIndex
 from dml.retrieval.held_out import HeldOut
 from dml.retrieval.index import publish_index
-from dml.retrieval.search import Index
 from dml.retrieval.tune import refined, tune
 from dml.serving.searcher import Searcher
 
@@ -77,9 +77,9 @@ def ours(folder: Path, recalls: list[float], kept: list[Search]) -> Iterator[dic
 
         _, measured = halves(folder)
         size = (Path(ref.uri) / "index.faiss").stat().st_size
-        index = Index(ref)
+        index = BundleIndex(ref)
 
-        def search_rows(queries: np.ndarray, index: Index = index) -> np.ndarray:
+        def search_rows(queries: np.ndarray, index: BundleIndex = index) -> np.ndarray:
             return index.search_rows(queries, K, embedder=index.ref.embeddings.embedder.fingerprint)[1]
 
         kept.append(search_rows)

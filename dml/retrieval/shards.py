@@ -19,11 +19,12 @@ from dml.cluster import RemoteObjects
 from dml.errors import InvalidSetting, MissingArtifact
 from dml.refs import IndexRef
 from dml.retrieval.answer import NO_MORE, Answer, SearchResult
-from dml.retrieval.filters import Filter, Where, check, matching_rows
+from dml.retrieval.bundle_index import BundleIndex, Device
+from dml.retrieval.filters import Filter, matching_rows
 from dml.retrieval.filters.columns import Columns
 from dml.retrieval.plan import NOT_PROMISED, Plan, Stage
 from dml.retrieval.plan import Kind as PlanKind
-from dml.retrieval.search import Device, Index
+from dml.retrieval.search import BuiltIndex
 from dml.retrieval.sharded_columns import LocalColumns, ShardedColumns, Shards
 from dml.retrieval.tombstones import Tombstones
 
@@ -38,7 +39,7 @@ class Shard(LocalColumns):
     """
 
     def __init__(self, ref: IndexRef, device: Device = "cpu", *, first_row: int = 0) -> None:
-        self.index = Index(ref)
+        self.index = BundleIndex(ref)
         self.index.move_to(device)
         self._first, self._last = first_row, first_row + ref.rows
         super().__init__(self.index.columns)
@@ -110,7 +111,7 @@ class LocalShards:
         self._pool.shutdown()
 
 
-class ShardedIndex(Index):
+class ShardedIndex(BuiltIndex):
     """An opened index version whose rows are in shards.
 
     Args:
@@ -124,11 +125,6 @@ class ShardedIndex(Index):
 
     @cached_property
     def items(self) -> pa.Table:
-        """A row for each vector.
-
-        Raises:
-            InvalidSetting: the shards are held in a cluster, and so are their items.
-        """
         if not isinstance(self._shards, LocalShards):
             raise InvalidSetting(
                 f"The items of {self.ref} must be in this process to be read; a cluster holds them. Open "
@@ -156,8 +152,7 @@ class ShardedIndex(Index):
         dim = self.ref.embeddings.dim
         return np.stack([vectors[id_] for id_ in ids]) if len(ids) else np.empty((0, dim), dtype=np.float32)
 
-    def count(self, where: Where, *, refuse_absent: bool = True, tombstones: Tombstones | None = None) -> int:
-        filter = self._filter(where, refuse_absent)
+    def _count(self, filter: Filter | None, tombstones: Tombstones | None) -> int:
         return int(sum(self._shards.call("count", filter, tombstones)))
 
     def find_rows(self, ids: Sequence[str]) -> list[int | None]:
@@ -174,25 +169,14 @@ class ShardedIndex(Index):
     def rows_of(self, filter: Filter) -> NDArray[np.int64]:
         return np.flatnonzero(matching_rows(self.items, filter, refuse_absent=False))
 
-    def exact_similarities(
-        self,
-        query: NDArray[np.float32],
-        k: int,
-        *,
-        where: Where = None,
-        refuse_absent: bool = False,
-        tombstones: Tombstones | None = None,
+    def _exact_similarities(
+        self, query: NDArray[np.float32], k: int, filter: Filter | None, tombstones: Tombstones | None
     ) -> NDArray[np.float32]:
-        filter = self._filter(where, refuse_absent)
         parts = self._shards.call("exact_similarities", query, k, filter, tombstones)
         return np.sort(np.concatenate(parts))[::-1][:k]
 
     def close(self) -> None:
-        """Close the shards; processes of a cluster end."""
         self._shards.close()
-
-    def _filter(self, where: Where, refuse_absent: bool) -> Filter | None:
-        return check(where, self._sharded_columns, refuse_absent=refuse_absent)
 
     def _nearest(
         self,
@@ -270,7 +254,7 @@ def _total(costs: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(costs) else None
 
 
-def open_index(ref: IndexRef, *, device: Device = "cpu") -> Index:
+def open_index(ref: IndexRef, *, device: Device = "cpu") -> BuiltIndex:
     """Open an index version, with all its shards, in this process.
 
     With a remote store it is downloaded once per machine.
@@ -285,7 +269,7 @@ def open_index(ref: IndexRef, *, device: Device = "cpu") -> Index:
     """
     if ref.shards:
         return ShardedIndex(ref, LocalShards([_open_shard(part) for part in _parts(ref, device)]))
-    index = Index(ref)
+    index = BundleIndex(ref)
     index.move_to(device)
     return index
 

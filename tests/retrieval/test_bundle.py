@@ -17,8 +17,8 @@ from dml.config import IndexConfig
 from dml.errors import CorruptArtifact, IncompatibleArtifact
 from dml.retrieval.build import build_index
 from dml.retrieval.bundle import CALIBRATION_FILE, open_bundle, read_calibration
+from dml.retrieval.bundle_index import BundleIndex
 from dml.retrieval.index import find_index, publish_index
-from dml.retrieval.search import Index
 from tests.embedding.parts import ROWS, unit_vectors
 
 CONFIG = IndexConfig(factory="IVF4,SQ8")
@@ -65,7 +65,9 @@ def copied(built, tmp_path):
 
 def answers_of(ref):
     queries = unit_vectors(4, 16, seed=3)
-    result = Index(ref).search(queries, 5, embedder=ref.embeddings.embedder.fingerprint, where="year > 1995")
+    result = BundleIndex(ref).search(
+        queries, 5, embedder=ref.embeddings.embedder.fingerprint, where="year > 1995"
+    )
     return [[answer.id for answer in answers] for answers in result.answers]
 
 
@@ -135,7 +137,7 @@ def test_two_builders_at_once_make_one_version(tmp_path, embeddings):
 
 
 def test_the_vectors_of_a_search_by_id_are_those_of_the_item(built, embeddings):
-    index = Index(built)
+    index = BundleIndex(built)
     ids = index.items["id"].to_pylist()
     np.testing.assert_allclose(
         index.vectors_of([ids[7], ids[7], ids[119]]),

@@ -6,9 +6,9 @@ import pytest
 from dml.config import IndexConfig
 from dml.errors import InvalidSetting
 from dml.retrieval.build import build_index
+from dml.retrieval.bundle_index import BundleIndex
 from dml.retrieval.rerank import reranked_search
 from dml.retrieval.rerankers import expanded, k_reciprocal_distances
-from dml.retrieval.search import Index
 from tests.embedding.parts import ROWS, table_of, unit_vectors
 
 DIM = 16
@@ -86,7 +86,9 @@ def vectors():
 
 @pytest.fixture(scope="module")
 def index(store, package, dataset, vectors):
-    return Index(build_index(store, "reranked", table_of(store, package, dataset, vectors), IndexConfig()))
+    return BundleIndex(
+        build_index(store, "reranked", table_of(store, package, dataset, vectors), IndexConfig())
+    )
 
 
 def search(index, query, k, by, **more):

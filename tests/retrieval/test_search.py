@@ -13,9 +13,9 @@ from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidData, Inval
 from dml.models.package import load_package
 from dml.retrieval.build import build_index
 from dml.retrieval.bundle import Items
+from dml.retrieval.bundle_index import BundleIndex
 from dml.retrieval.index import find_index, publish_index
 from dml.retrieval.recall_table import EXACT
-from dml.retrieval.search import Index
 from dml.retrieval.shards import open_index
 from tests.embedding.parts import ROWS, png, table_of, unit_vectors
 from tests.retrieval.calibrations import eager
@@ -89,7 +89,7 @@ def brute_force(index, vectors, query, k, where):
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_exactly_k_matching_answers_unless_fewer_match(built, vectors, package, factory, where, by_index):
     calibration = eager(12 if "IVF12" in factory else 4, candidates=2) if by_index else None
-    index = Index(built[factory], calibration=calibration)
+    index = BundleIndex(built[factory], calibration=calibration)
     queries = unit_vectors(5, 16, seed=8)
     for k in (1, 7, 100, 500):
         result = index.search(queries, k, where=where, embedder=package.fingerprint)
@@ -153,7 +153,7 @@ def test_the_plan_says_what_was_done(built, opened, vectors, package):
     def plan(index, **arguments):
         return str(index.search(vectors[:1], **few, **arguments).plan)
 
-    index, eagerly = opened["IVF12,Flat"], Index(built["IVF12,Flat"], calibration=eager(12))
+    index, eagerly = opened["IVF12,Flat"], BundleIndex(built["IVF12,Flat"], calibration=eager(12))
     assert plan(index) == "IVF12,Flat over 120 items"
     assert plan(index, where="sold") == "60 of 120 items match, compared with all of them"
     assert plan(eagerly, where="sold") == "60 of 120 items match, IVF12,Flat among them, 2 lists"
@@ -165,7 +165,7 @@ def test_the_plan_says_what_was_done(built, opened, vectors, package):
 def test_a_query_that_is_short_of_answers_does_not_send_the_others_to_a_scan(built, vectors, package):
     """Without a filter the list of some has too few; with one, the lists of some have so many matches that
     comparing with all costs less."""
-    index = Index(built["IVF12,Flat"], calibration=eager(12, match_us=3.0, k=1))
+    index = BundleIndex(built["IVF12,Flat"], calibration=eager(12, match_us=3.0, k=1))
     for where, k in ((None, 10), ("sold", 1)):
         result = index.search(unit_vectors(40, 16, 8), k, where=where, embedder=package.fingerprint)
         (note,) = result.plan.notes
@@ -176,7 +176,7 @@ def test_a_query_that_is_short_of_answers_does_not_send_the_others_to_a_scan(bui
 @pytest.mark.parametrize("where", [None, "sold"])
 def test_queries_in_double_precision_are_answered_as_in_single(built, package, where):
     queries = unit_vectors(3, 16, 8)
-    index = Index(built["IVF12,Flat"], calibration=eager(12))
+    index = BundleIndex(built["IVF12,Flat"], calibration=eager(12))
     single, double = (
         index.search(each, 5, where=where, embedder=package.fingerprint).answers
         for each in (queries, queries.astype(np.float64))
@@ -185,7 +185,7 @@ def test_queries_in_double_precision_are_answered_as_in_single(built, package, w
 
 
 def test_what_was_timed_on_another_processor_is_said(built, vectors, package):
-    index = Index(built["IVF12,Flat"], calibration=eager(12))
+    index = BundleIndex(built["IVF12,Flat"], calibration=eager(12))
     plan = index.search(vectors[:1], 2, where="sold", embedder=package.fingerprint).plan
     assert plan.timed_elsewhere == "any"
     assert any("any: on this processor the costs may differ" in text for _, text in plan.explained())
@@ -240,7 +240,9 @@ def test_queries_in_any_order_of_memory_find_the_same(opened, package, factory):
 def test_no_row_is_answered_twice_by_a_graph_that_is_searched_whole(store, package, dataset, vectors):
     """Faiss' NSG finds some rows twice, and looks for more rows than it has for ever."""
     table = table_of(store, package, dataset, vectors)
-    index = Index(build_index(store, "graph-of-codes", table, IndexConfig(factory="NSG8,SQ8", recall=0.9)))
+    index = BundleIndex(
+        build_index(store, "graph-of-codes", table, IndexConfig(factory="NSG8,SQ8", recall=0.9))
+    )
     query = unit_vectors(1, 16, 8)
     answers = index.search(query, ROWS, embedder=package.fingerprint).answers[0]
     assert {answer.position for answer in answers} == set(range(ROWS))
@@ -318,7 +320,7 @@ def test_an_index_and_items_of_different_length_are_not_opened(tmp_path, embeddi
 
 def test_a_filter_that_faiss_does_not_honour_is_noticed(built, vectors, package):
     everything = faiss.IDSelectorAll()
-    index = Index(built["IVF12,Flat"], calibration=eager(12), selector=lambda _: everything)
+    index = BundleIndex(built["IVF12,Flat"], calibration=eager(12), selector=lambda _: everything)
     result = index.search(vectors[:4], 5, where="sold", embedder=package.fingerprint)
     assert all(answer.attributes["sold"] for answers in result.answers for answer in answers)
     assert "compared with all" in str(result.plan)

@@ -11,7 +11,7 @@ from dml.embedding.external import import_vectors
 from dml.embedding.imported import find_vectors
 from dml.retrieval.build import build_index
 from dml.retrieval.bundle import read_calibration
-from dml.retrieval.search import Index
+from dml.retrieval.bundle_index import BundleIndex
 from dml.retrieval.shards import LocalShards, Shard, ShardedIndex
 from tests.embedding.parts import unit_vectors
 
@@ -48,7 +48,7 @@ def like():
 )
 def index(request, table):
     store, vectors = table
-    return Index(build_index(store, "vectors", vectors, IndexConfig(recall=0.9, **request.param)))
+    return BundleIndex(build_index(store, "vectors", vectors, IndexConfig(recall=0.9, **request.param)))
 
 
 def plan_of(index, queries, **options):
@@ -69,7 +69,7 @@ def test_the_plan_says_which_queries_are_unlike_the_items(index, like):
 
 def test_an_exact_answer_is_promised_to_every_query(index, table):
     store, vectors = table
-    exact = Index(build_index(store, "exact", vectors, IndexConfig(factory="Flat")))
+    exact = BundleIndex(build_index(store, "exact", vectors, IndexConfig(factory="Flat")))
     assert UNLIKE not in str(plan_of(exact, unit_vectors(1, DIM, 3)))
     filtered = plan_of(index, unit_vectors(1, DIM, 3), where="position < 50")
     assert filtered.recall.basis == "exact"
@@ -92,7 +92,7 @@ def test_recall_is_said_to_be_that_of_queries_like_the_items(index, like):
 
 def test_a_query_like_the_items_of_one_shard_is_like_those_of_the_index(table, like):
     store, vectors = table
-    whole = Index(build_index(store, "whole", vectors, IndexConfig(factory="HNSW16", recall=0.9)))
+    whole = BundleIndex(build_index(store, "whole", vectors, IndexConfig(factory="HNSW16", recall=0.9)))
     one = whole.ref.model_copy(update={"shards": ()})
     sharded = ShardedIndex(one, LocalShards([Shard(one), Shard(one, first_row=ROWS)]))
     assert UNLIKE not in str(plan_of(sharded, like[:5]))
@@ -109,4 +109,4 @@ def test_too_few_rows_promise_no_least_similarity(table, tmp_path):
         IndexConfig(factory="HNSW8"),
     )
     assert read_calibration(ref).operating_curve.least_similarity is None
-    assert UNLIKE not in str(plan_of(Index(ref), unit_vectors(1, DIM, 3)))
+    assert UNLIKE not in str(plan_of(BundleIndex(ref), unit_vectors(1, DIM, 3)))

@@ -19,7 +19,7 @@ from dml.retrieval.gallery.fold import log_path, open_log
 from dml.retrieval.gallery.log import Entry, Log
 from dml.retrieval.gallery.state import State
 from dml.retrieval.index import find_index
-from dml.retrieval.search import Index
+from dml.retrieval.search import BuiltIndex
 
 _POLLED_EVERY_S = 0.1
 _FOLLOWED_EVERY_S = 0.5
@@ -41,7 +41,7 @@ class CurrentState:
         self,
         store: str,
         index: str,
-        open_base: Callable[[IndexRef], Index],
+        open_base: Callable[[IndexRef], BuiltIndex],
         *,
         busy_timeout_s: float,
         exact_rows: int = EXACT_ROWS,

@@ -34,7 +34,7 @@ from dml.retrieval.gallery.log import BUSY_TIMEOUT_S, Entry, timestamp
 from dml.retrieval.gallery.quality import DuplicateCheck, Quality, check_norms, check_quality
 from dml.retrieval.gallery.state import State
 from dml.retrieval.gallery.writer import MOST_MOVES, ModelChanged, Writer
-from dml.retrieval.search import Index
+from dml.retrieval.search import BuiltIndex, Index
 from dml.retrieval.shards import open_index
 
 
@@ -106,7 +106,7 @@ class Gallery:
         readonly: bool = False,
         busy_timeout_s: float = BUSY_TIMEOUT_S,
         exact_rows: int = EXACT_ROWS,
-        open_base: Callable[[IndexRef], Index] = open_index,
+        open_base: Callable[[IndexRef], BuiltIndex] = open_index,
         load: Callable[[str], Package] = load_package,
         after_commit: Callable[[], None] = lambda: None,
     ) -> Self:

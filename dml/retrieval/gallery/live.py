@@ -16,22 +16,21 @@ from numpy.typing import NDArray
 
 from dml.errors import CorruptArtifact, MissingArtifact
 from dml.retrieval.answer import NO_MORE, Answer, answer_of
-from dml.retrieval.filters import Compare, Filter, Where, check
+from dml.retrieval.filters import Compare, Filter, check
 from dml.retrieval.filters.columns import Columns
 from dml.retrieval.gallery.delta import Delta
 from dml.retrieval.plan import Plan
 from dml.retrieval.recall_table import EXACT, Recall
-from dml.retrieval.search import Index
+from dml.retrieval.search import BuiltIndex, Index
 from dml.retrieval.sharded_columns import LocalColumns, ShardedColumns
 from dml.retrieval.tombstones import Tombstones
-from dml.retrieval.vectors import FlatVectors
 
 
 class LiveIndex(Index):
     """The items of an index and a delta, without those that are deleted; can be shared between threads.
 
     Args:
-        base: the index.
+        base: the index as it was built.
         tombstones: its deleted rows.
         delta: enrolled items, none with the id of a live row of `base`.
         revision: of the gallery.
@@ -40,13 +39,13 @@ class LiveIndex(Index):
 
     def __init__(
         self,
-        base: Index,
+        base: BuiltIndex,
         tombstones: Tombstones,
         delta: Delta,
         revision: int,
         without_vector: frozenset[str] = frozenset(),
     ) -> None:
-        self.base, self.tombstones, self.delta, self.revision = base, tombstones, delta, revision
+        self._base, self.tombstones, self.delta, self.revision = base, tombstones, delta, revision
         self.without_vector = without_vector
         self.ref = base.ref
         self._parts = _Parts(_LiveBase(base, tombstones), _LiveDelta(delta))
@@ -62,8 +61,8 @@ class LiveIndex(Index):
         return other
 
     @property
-    def vectors(self) -> FlatVectors:
-        raise AttributeError("A live index has no file of vectors; read those of some items by vectors_of.")
+    def base(self) -> BuiltIndex:
+        return self._base
 
     @cached_property
     def items(self) -> pa.Table:
@@ -82,11 +81,22 @@ class LiveIndex(Index):
     def num_rows(self) -> int:
         return self.base.num_rows - len(self.tombstones) + self.delta.num_rows
 
+    @property
+    def num_enrolled(self) -> int:
+        return self.delta.num_rows
+
+    @property
+    def num_deleted(self) -> int:
+        return len(self.tombstones)
+
     def check(self) -> None:
         self.base.check()
 
-    def find_rows(self, ids: Sequence[str]) -> list[int | None]:
-        """Of the live rows of the index; None also for what was enrolled."""
+    def close(self) -> None:
+        self.base.close()
+
+    def _live_rows(self, ids: Sequence[str]) -> list[int | None]:
+        """The row in the index of each of these items; None: it is not there, or deleted."""
         rows = self.base.find_rows(ids)
         return [None if row is None or self._is_deleted(row) else row for row in rows]
 
@@ -96,7 +106,7 @@ class LiveIndex(Index):
     def vectors_of(self, ids: Sequence[str]) -> NDArray[np.float32]:
         of_delta = {id_: vector for id_ in ids if (vector := self.delta.vector(id_)) is not None}
         others = list(dict.fromkeys(id_ for id_ in ids if id_ not in of_delta))
-        absent = [id_ for id_, row in zip(others, self.find_rows(others), strict=True) if row is None]
+        absent = [id_ for id_, row in zip(others, self._live_rows(others), strict=True) if row is None]
         if absent:
             raise MissingArtifact(
                 f"An item must be in gallery {self.ref.name} of {self.num_rows} items; {absent[0]!r} is not."
@@ -112,7 +122,7 @@ class LiveIndex(Index):
         """The columns of a live item; None: there is none with this id."""
         if (item := self.delta.item(id_)) is not None:
             return item
-        (row,) = self.find_rows([id_])
+        (row,) = self._live_rows([id_])
         return None if row is None else self.base.items_at(np.array([row]))[0]
 
     def ids_with_label(self, label: str) -> list[str]:
@@ -129,15 +139,13 @@ class LiveIndex(Index):
             ids = [label]
         return ids
 
-    def count(self, where: Where, *, refuse_absent: bool = True, tombstones: Tombstones | None = None) -> int:
-        filter = self._filter(where, refuse_absent)
+    def _count(self, filter: Filter | None, tombstones: Tombstones | None) -> int:
         of_base = self.base.count(
             self._parts.of_base.local(filter), refuse_absent=False, tombstones=self.tombstones
         )
         return of_base + len(self._delta_rows(filter))
 
     def rows_of(self, filter: Filter) -> NDArray[np.int64]:
-        """(n,) the rows of `items` that satisfy a checked filter, ascending."""
         rows = self._base_rows(filter)
         numbers = rows - np.searchsorted(self.tombstones.rows, rows)
         first = self.base.num_rows - len(self.tombstones)
@@ -163,9 +171,6 @@ class LiveIndex(Index):
 
     def _delta_rows(self, filter: Filter | None) -> NDArray[np.int64]:
         return self.delta.rows_of(self._parts.of_delta.local(filter))
-
-    def _filter(self, where: Where, refuse_absent: bool) -> Filter | None:
-        return check(where, self.columns, refuse_absent=refuse_absent)
 
     def _nearest(
         self,
@@ -194,16 +199,9 @@ class LiveIndex(Index):
         self._require_live(answers)
         return answers, self._plan_of(of_base.plan, len(rows), recall, k)
 
-    def exact_similarities(
-        self,
-        query: NDArray[np.float32],
-        k: int,
-        *,
-        where: Where = None,
-        refuse_absent: bool = False,
-        tombstones: Tombstones | None = None,
+    def _exact_similarities(
+        self, query: NDArray[np.float32], k: int, filter: Filter | None, tombstones: Tombstones | None
     ) -> NDArray[np.float32]:
-        filter = check(where, self.columns, refuse_absent=refuse_absent)
         of_base = self.base.exact_similarities(
             query, k, where=self._parts.of_base.local(filter), tombstones=self.tombstones
         )
@@ -248,7 +246,7 @@ class LiveIndex(Index):
 class _LiveBase(LocalColumns):
     """The columns of the index: a value that only deleted items have is none, and is never named."""
 
-    def __init__(self, base: Index, tombstones: Tombstones) -> None:
+    def __init__(self, base: BuiltIndex, tombstones: Tombstones) -> None:
         super().__init__(base.columns)
         self._base, self._tombstones = base, tombstones
 

@@ -14,7 +14,7 @@ from dml.retrieval.gallery.delta import EXACT_ROWS, Delta
 from dml.retrieval.gallery.live import LiveIndex
 from dml.retrieval.gallery.log import ERASED, Entry, erased_id
 from dml.retrieval.index import index_config_of
-from dml.retrieval.search import Index
+from dml.retrieval.search import BuiltIndex
 from dml.retrieval.tombstones import Tombstones
 
 
@@ -22,14 +22,14 @@ from dml.retrieval.tombstones import Tombstones
 class State:
     """An opened version of the index at a revision; replaced whole."""
 
-    index: Index
+    index: BuiltIndex
     live: LiveIndex
     config: IndexConfig
     """Of the version."""
 
     @classmethod
     def built(
-        cls, index: Index, *, exact_rows: int = EXACT_ROWS, config: IndexConfig | None = None
+        cls, index: BuiltIndex, *, exact_rows: int = EXACT_ROWS, config: IndexConfig | None = None
     ) -> "State":
         """As a version was built: at the revision that it covers.
 

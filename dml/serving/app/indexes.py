@@ -13,10 +13,10 @@ from dml.extras import what_to_install
 from dml.refs import IndexRef, ThresholdsRef
 from dml.retrieval.gallery import Gallery
 from dml.retrieval.index import published_names
-from dml.retrieval.search import Index
+from dml.retrieval.search import BuiltIndex
 from dml.retrieval.shards import open_index
 from dml.retrieval.thresholds import find_thresholds_ref
-from dml.serving.app.opened import OpenIndex, Uses, base_of, require_store
+from dml.serving.app.opened import OpenIndex, Uses, require_store
 from dml.serving.app.packages import Packages
 
 logger = logging.getLogger(__name__)
@@ -131,8 +131,8 @@ class OpenIndexes:
             if thresholds is not None and thresholds.index.fingerprint != index.ref.fingerprint:
                 thresholds = find_thresholds_ref(self._store, index.ref)  # another version by now
             package = self.packages.of(index.ref)
-            stays = former is not None and base_of(index) is former.base
-            uses = former.uses if stays and former is not None else Uses(base_of(index))
+            stays = former is not None and index.base is former.index.base
+            uses = former.uses if stays and former is not None else Uses(index.base)
             opened = OpenIndex(self._store, index, revision, gallery, package, thresholds, uses)
             self._opened = {**self._opened, name: opened}  # a new dict: others read the former one
         if not stays:
@@ -157,7 +157,7 @@ class OpenIndexes:
         )
 
 
-def _open_checked(ref: IndexRef) -> Index:
+def _open_checked(ref: IndexRef) -> BuiltIndex:
     """A version that cannot be searched is not taken into use."""
     index = open_index(ref)
     index.check()

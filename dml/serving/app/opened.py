@@ -10,18 +10,12 @@ from dml import storage
 from dml.errors import MissingArtifact, Unreachable
 from dml.models.package import Package
 from dml.refs import DatasetRef, IndexRef, ThresholdsRef, require_package
-from dml.retrieval.gallery import Gallery, LiveIndex
+from dml.retrieval.gallery import Gallery
 from dml.retrieval.identifier import Identifier
 from dml.retrieval.overview import ColumnOverview, column_overviews
 from dml.retrieval.search import Index
-from dml.retrieval.shards import ShardedIndex
 from dml.retrieval.thresholds import Thresholds, find_thresholds
 from dml.serving.app.problems import Refused
-
-
-def base_of(index: Index) -> Index:
-    """The index as it was built, of one with what was enrolled since."""
-    return index.base if isinstance(index, LiveIndex) else index
 
 
 class Uses:
@@ -51,7 +45,7 @@ class Uses:
         with self._lock:
             closes = self._is_retired and not self._users and not self.is_closed
             self.is_closed |= closes
-        if closes and isinstance(self._index, ShardedIndex):
+        if closes:
             self._index.close()
 
 
@@ -85,21 +79,6 @@ class OpenIndex:
     @property
     def ref(self) -> IndexRef:
         return self.index.ref
-
-    @property
-    def base(self) -> Index:
-        """The index without what was enrolled since it was built."""
-        return base_of(self.index)
-
-    @property
-    def enrolled(self) -> int:
-        """Items since the index was built, changed ones among them."""
-        return self.index.delta.num_rows if isinstance(self.index, LiveIndex) else 0
-
-    @property
-    def forgotten(self) -> int:
-        """Items of the index that were forgotten or changed since it was built."""
-        return len(self.index.tombstones) if isinstance(self.index, LiveIndex) else 0
 
     @property
     def embedder(self) -> str:

@@ -188,8 +188,8 @@ class Service:
 
     def _measure_gallery(self, name: str, opened: OpenIndex) -> None:
         self.metrics.rows.labels(name).set(opened.ref.rows)
-        self.metrics.enrolled.labels(name).set(opened.enrolled)
-        self.metrics.forgotten.labels(name).set(opened.forgotten)
+        self.metrics.enrolled.labels(name).set(opened.index.num_enrolled)
+        self.metrics.forgotten.labels(name).set(opened.index.num_deleted)
         self.metrics.revision.labels(name).set(opened.revision)
 
     def _drop_encoders(self) -> None:

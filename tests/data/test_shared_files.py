@@ -200,7 +200,7 @@ def test_an_ingest_that_fails_beside_a_forget_leaves_no_file_with_what_was_forgo
         name="d", source=str(source), split=NoSplit(), rows_per_fragment=8, rows_per_group=3
     )
     with pytest.raises(IncompatibleArtifact, match="Nothing was published; start again"):
-        ingest(config, store, lambda *_: forget_flow("d", ["class0/0.png"], store))
+        ingest(config, store, lambda *_: forget_flow.fn("d", ["class0/0.png"], store))
     assert files_with(b"class0/0.png", store) == []
 
 
@@ -212,6 +212,6 @@ def test_a_correction_while_items_are_forgotten_does_not_bring_them_back(source,
     assert find_dataset(store, "d") == before
     assert list_corrections(store, "d") == []
     assert stored(store) == names(before)
-    forget_flow("d", ["class3/1.png"], store)
+    forget_flow.fn("d", ["class3/1.png"], store)
     ref = correct_label(store, "d", "class4/0.png", "class2", who="ann")
     assert "class3/1.png" not in read_rows(ref)["id"].to_pylist()

@@ -13,6 +13,7 @@ from prefect.utilities.callables import parameter_schema
 from flows.dataset_report import dataset_report_flow
 from flows.embed import embed_flow
 from flows.evaluate import evaluate_flow
+from flows.forget import forget_flow
 from flows.index import index_flow
 from flows.policy import _CHECK_TIMEOUT_S, map_concurrently
 from flows.reindex import reindex_flow
@@ -163,6 +164,11 @@ def test_a_name_of_digits_stays_a_name_though_prefect_reads_a_number(flow, names
         assert actual[name] == "2024"
         kinds = {each.get("type") for each in parameter_schema(flow.fn).properties[name]["anyOf"]}
         assert kinds - {"null"} == {"string", "integer"}
+
+
+def test_a_test_that_calls_a_flow_without_prefect_fails_and_starts_no_server():
+    with pytest.raises(ValueError, match="No Prefect API URL provided"):
+        forget_flow("shop", ["00000.png"], "store")
 
 
 def test_an_address_is_shown_without_its_password(run_a_flow):

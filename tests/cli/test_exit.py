@@ -153,6 +153,12 @@ def test_closed_streams_end_no_verb(store, closed):
     assert (done.returncode, "Traceback" in done.stderr) == (0, False)
 
 
+def test_a_reader_that_does_not_read_on_causes_no_traceback(store):
+    command = f'"{sys.executable}" -m dml.cli datasets --store "{store}" | true'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert set(done.stderr.splitlines()) <= {"dml datasets: at work"}
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")
 def test_json_on_a_full_disk_is_one_line(store):
     command = f'"{sys.executable}" -m dml.cli datasets --json --store "{store}" > /dev/full'

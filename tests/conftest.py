@@ -22,8 +22,8 @@ sys.modules["faiss.contrib.torch_utils"] = ModuleType("faiss.contrib.torch_utils
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A flow that a test calls where no Prefect is configured fails, instead of a server that starts beside the tests
-# and, when the process ends, writes to a stream that pytest has closed. Read when Prefect is imported.
+# A flow that a test calls where no Prefect is configured fails. Otherwise Prefect would start a server, and
+# write to a stream that pytest has closed when the process ends. Read when Prefect is imported.
 os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
 
 if importlib.util.find_spec("hypothesis") is not None:  # not on a machine that has little but torch

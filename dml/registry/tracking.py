@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dml import storage
 from dml.refs import DatasetRef
-from dml.registry.connection import connect
+from dml.registry.connection import connect, require_answer
 from dml.registry.database import REGISTRY_LOCK
 from dml.registry.journal import MAX_METRICS_PER_BATCH, Journal, send_leftovers
 from dml.reports import Evaluation, Measured
@@ -71,20 +71,29 @@ class Run:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Set the run's status in MLflow: finished after the body, failed if it raises."""
+        """Set the run's status in MLflow: finished after the body, failed if it raises.
+
+        After an error MLflow is tried once, briefly: it can be the reason, and the user waits for the error.
+        Metrics that it did not receive stay in their file and are sent when the next run starts.
+        """
         try:
             yield
         except BaseException:
             try:
-                self._end("FAILED")
+                self._close_journal(wait_s=0.0)
+                require_answer(self.tracking_uri)
+                self._set_status("FAILED")
             except Exception as error:  # the body's error is the one to raise
                 logger.warning("The run cannot be marked as failed in MLflow: %s", error)
             raise
-        self._end("FINISHED")
+        self._close_journal(wait_s=_FLUSH_S)
+        self._set_status("FINISHED")
 
-    def _end(self, status: str) -> None:
-        self._open_journal().close(_FLUSH_S)
+    def _close_journal(self, wait_s: float) -> None:
+        self._open_journal().close(wait_s)
         del _JOURNALS[os.getpid(), self]
+
+    def _set_status(self, status: str) -> None:
         connect(self.tracking_uri).set_terminated(self.id, status=status)
 
     def _open_journal(self) -> Journal:

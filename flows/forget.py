@@ -1,7 +1,12 @@
-"""Flow that erases items from every version of a dataset and from everything made from those versions."""
+"""Flows that erase items from every version of a dataset, of imported vectors or of a gallery's index.
 
-from collections.abc import Iterable, Sequence
+Everything that was made of those versions goes, too.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from prefect import flow
 
@@ -16,11 +21,16 @@ from dml.data.forget import (
 )
 from dml.data.forgotten import add_forgotten
 from dml.embedding.embed import embed
-from dml.embedding.forget import point_to, require_known_vectors, vectors_containing, vectors_without
+from dml.embedding.forget import (
+    point_without_vectors,
+    require_known_vectors,
+    vectors_containing,
+    without_vectors,
+)
 from dml.embedding.imported import has_vectors
 from dml.errors import DmlError, InvalidSetting, MissingArtifact
 from dml.lineage import kind_of, remove_index_versions, remove_with_descendants, require_readable
-from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ItemsRef, require_package
+from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, require_package
 from dml.reports import Erasure, ForgetReport
 from dml.retrieval.build import build_index
 from dml.retrieval.calibration import calibrate_alike
@@ -43,6 +53,72 @@ from flows.policy import progress_logger, run, say, stage, tag_with_names
 _NEXT_BUILD = "dml reindex, or dml forget --now"
 
 
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of forgetting that differ between a dataset and imported vectors.
+
+    A version is a DatasetRef of the one, an EmbeddingsRef of the other.
+    """
+
+    place: str
+    """What a receipt calls it."""
+    folder: str
+    """Of the store."""
+    require_known: Callable[[str, str, Sequence[str]], None]
+    versions_containing: Callable[[str, str, Sequence[str]], list[Any]]
+    without_items: Callable[[str, Any, Sequence[str]], Any]
+    point_without: Callable[[str, str, Mapping[str, Any]], None]
+    version_uri: Callable[[IndexRef], str]
+    """Of what an index was built of."""
+    table_of: Callable[[str, IndexRef, Any], EmbeddingsRef]
+    """What to build an index of again: the embeddings of a version, by the index's model."""
+    same_images: Callable[[Any, Sequence[str]], list[str]] | None = None
+    """None: it has no images."""
+    erase_remains: Callable[[str, str, Sequence[str]], None] | None = None
+    """Of what no version holds any more; None: nothing remains."""
+
+
+def _embedded(store: str, index: IndexRef, dataset: DatasetRef) -> EmbeddingsRef:
+    """The vectors of the remaining items, copied from the former table."""
+    former = index.embeddings
+    package = require_package(former.embedder, f"Building index {index.name} again")
+    return stage(embed)(
+        store, package, dataset, split=former.split, previous=former, progress=progress_logger("embed")
+    )
+
+
+_DATASET = _Steps(
+    place="dataset",
+    folder="datasets",
+    require_known=require_known,
+    versions_containing=versions_containing,
+    without_items=without_items,
+    point_without=point_without,
+    version_uri=lambda index: index.embeddings.items.uri,
+    table_of=_embedded,
+    same_images=same_images,
+    erase_remains=erase_remains,
+)
+_VECTORS = _Steps(
+    place="vectors",
+    folder="vectors",
+    require_known=require_known_vectors,
+    versions_containing=vectors_containing,
+    without_items=without_vectors,
+    point_without=point_without_vectors,
+    version_uri=lambda index: index.embeddings.uri,
+    table_of=lambda _store, _index, table: table,
+)
+
+
+def _steps_of(index: IndexRef) -> _Steps:
+    return _DATASET if isinstance(index.embeddings.items, DatasetRef) else _VECTORS
+
+
+def _is_built_of(index: IndexRef, name: str, steps: _Steps) -> bool:
+    return index.embeddings.items.name == name and _steps_of(index) is steps
+
+
 @flow(name="forget-flow", flow_run_name="forget items of {dataset}", on_running=[tag_with_names])
 def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> ForgetReport:
     """Erase items from every version of a dataset, or of imported vectors.
@@ -62,68 +138,40 @@ def forget_flow(dataset: str, ids: list[str], store: str | None = None) -> Forge
     """
     root = store_uri(store)
     if stage(has_vectors)(root, dataset):
-        return _forget_imported(root, dataset, ids)
-    stage(require_readable)(root)
-    stage(require_known)(root, dataset, ids)
-    stage(add_forgotten)(root, dataset, ids)  # later ingests leave them out
-    holding = stage(versions_containing)(root, dataset, ids)  # including versions published meanwhile
-    built = [ref for ref in stage(list_indexes)(root) if ref.embeddings.items.name == dataset]
-    segments = [  # from answers at once, where there is a gallery
-        uri for index in built for uri in stage(forget_logged)(root, index.name, ids)
-    ]
-    twins = sorted({twin for ref in holding for twin in stage(same_images)(ref, ids)})
-    indexes = [
-        ref for ref in stage(list_indexes)(root) if ref.embeddings.items.uri in {h.uri for h in holding}
-    ]
-    without = {ref.uri: stage(without_items)(root, ref, ids) for ref in holding}
-    stage(point_without)(root, dataset, without)
-    rebuilt = [_rebuild(root, index, without[index.embeddings.items.uri]) for index in indexes]
-    stage(erase_from_latest_quarantine)(root, dataset, ids)
-    removed = stage(remove_with_descendants)(root, holding)
-    stage(erase_remains)(root, dataset, ids)
-    for index in built:
-        stage(mark_erased)(root, index.name, ids)
-    say(f"{len(ids)} items are forgotten; {len(removed)} artefacts that contained them are removed")
-    places = [("dataset", dataset), *(("log", index.name) for index in built)]
-    return ForgetReport(
-        items=len(ids),
-        rebuilt=rebuilt,
-        removed=removed,
-        same_images=twins,
-        receipt=[*_erased(places), *_rewritten(segments), *_removed(removed)],
-    )
+        return _forget(root, dataset, ids, _VECTORS)
+    return _forget(root, dataset, ids, _DATASET)
 
 
-def _forget_imported(store: str, name: str, ids: list[str]) -> ForgetReport:
-    """The same of imported vectors; later imports of their file leave the items out."""
+def _forget(store: str, name: str, ids: list[str], steps: _Steps) -> ForgetReport:
     stage(require_readable)(store)
-    stage(require_known_vectors)(store, name, ids)
-    stage(add_forgotten)(store, name, ids, folder="vectors")
-    holding = stage(vectors_containing)(store, name, ids)
-    built = [
-        ref
-        for ref in stage(list_indexes)(store)
-        if ref.embeddings.items.name == name and not isinstance(ref.embeddings.items, DatasetRef)
+    stage(steps.require_known)(store, name, ids)
+    stage(add_forgotten)(store, name, ids, folder=steps.folder)  # later ingests and imports leave them out
+    holding = stage(steps.versions_containing)(store, name, ids)  # including versions published meanwhile
+    indexes = [ref for ref in stage(list_indexes)(store) if _is_built_of(ref, name, steps)]
+    segments = [  # from answers at once, where there is a gallery
+        uri for index in indexes for uri in stage(forget_logged)(store, index.name, ids)
     ]
-    segments = [uri for index in built for uri in stage(forget_logged)(store, index.name, ids)]
-    without = {ref.uri: stage(vectors_without)(store, ref, ids) for ref in holding}
-    stage(point_to)(store, without, name)
+    twins = {twin for ref in holding if steps.same_images for twin in stage(steps.same_images)(ref, ids)}
+    without = {ref.uri: stage(steps.without_items)(store, ref, ids) for ref in holding}
+    stage(steps.point_without)(store, name, without)
     rebuilt = [
-        _build_again(store, index, without[index.embeddings.uri])
-        for index in built
-        if index.embeddings.uri in without
+        _build_again(store, index, steps.table_of(store, index, without[uri]))
+        for index in stage(list_indexes)(store)
+        if (uri := steps.version_uri(index)) in without
     ]
     stage(erase_from_latest_quarantine)(store, name, ids)
     removed = stage(remove_with_descendants)(store, holding)
-    for index in built:
+    if steps.erase_remains:
+        stage(steps.erase_remains)(store, name, ids)
+    for index in indexes:
         stage(mark_erased)(store, index.name, ids)
     say(f"{len(ids)} items are forgotten; {len(removed)} artefacts that contained them are removed")
-    places = [("vectors", name), *(("log", index.name) for index in built)]
+    places = [(steps.place, name), *(("log", index.name) for index in indexes)]
     return ForgetReport(
         items=len(ids),
         rebuilt=rebuilt,
         removed=removed,
-        same_images=[],
+        same_images=sorted(twins),
         receipt=[*_erased(places), *_rewritten(segments), *_removed(removed)],
     )
 
@@ -194,9 +242,8 @@ def _held_by_source(store: str, name: str, ids: list[str]) -> list[Erasure]:
     index = stage(published_index)(store, name)
     if index is None or not stage(ids_of_table)(index.embeddings, ids):
         return []
-    items = index.embeddings.items
-    place = "dataset" if isinstance(items, DatasetRef) else "vectors"
-    return [Erasure(place=place, name=items.name, erased=False, until=_NEXT_BUILD)]
+    place, source = _steps_of(index).place, index.embeddings.items.name
+    return [Erasure(place=place, name=source, erased=False, until=_NEXT_BUILD)]
 
 
 def erase_forgotten(store: str, name: str) -> tuple[list[IndexRef], list[str]]:
@@ -217,18 +264,13 @@ def _erase_forgotten(store: str, name: str) -> tuple[list[IndexRef], list[str]]:
         return [], []
     rebuilt: list[IndexRef] = []
     removed: list[str] = []
-    items = index.embeddings.items
-    sources: list[DatasetRef | ItemsRef] = []  # also versions that a killed erasure has replaced already
-    if isinstance(items, DatasetRef):
-        sources += stage(versions_containing)(store, items.name, ids)
-    else:
-        sources += [ref.items for ref in stage(vectors_containing)(store, items.name, ids)]
-    of_source = sorted({id_ for source in sources for id_ in stage(ids_of_items)(source, ids)})
+    source = index.embeddings.items.name
+    # Also versions that a killed erasure has replaced already.
+    holding = stage(_steps_of(index).versions_containing)(store, source, ids)
+    items = [ref.items if isinstance(ref, EmbeddingsRef) else ref for ref in holding]
+    of_source = sorted({id_ for each in items for id_ in stage(ids_of_items)(each, ids)})
     if of_source:
-        if isinstance(items, DatasetRef):
-            report = run(forget_flow, items.name, of_source, store)
-        else:
-            report = _forget_imported(store, items.name, of_source)
+        report = run(forget_flow, source, of_source, store)
         rebuilt, removed = list(report.rebuilt), list(report.removed)
     _erase_from_versions(store, name, stage(versions_holding)(store, name, ids), rebuilt, removed)
     stage(mark_erased)(store, name, ids)
@@ -246,16 +288,6 @@ def _erase_from_versions(
     if current is not None and current.uri in {ref.uri for ref in holding}:
         rebuilt.append(_build_again(store, current, current.embeddings))
     removed += stage(remove_index_versions)(store, [ref for ref in holding if ref not in rebuilt], [name])
-
-
-def _rebuild(store: str, index: IndexRef, dataset: DatasetRef) -> IndexRef:
-    """The same index over the remaining items, with vectors copied from the former table."""
-    former = index.embeddings
-    package = require_package(former.embedder, f"Building index {index.name} again")
-    table = stage(embed)(
-        store, package, dataset, split=former.split, previous=former, progress=progress_logger("embed")
-    )
-    return _build_again(store, index, table)
 
 
 def _build_again(store: str, index: IndexRef, table: EmbeddingsRef) -> IndexRef:

@@ -238,7 +238,7 @@ def require_known(store: str, name: str, ids: Sequence[str]) -> None:
 
 
 def point_without(store: str, name: str, without: Mapping[str, DatasetRef]) -> None:
-    """If the current version contains the items, make its replacement in `without` current."""
+    """If the current version contains the items, make its replacement in `without`, by its URI, current."""
     parent = storage.named_folder(store, "datasets", name)
     with storage.locked_pointer(parent) as pointer:
         if pointer.version is not None and (uri := storage.join(parent, pointer.version)) in without:

@@ -48,7 +48,7 @@ def vectors_containing(store: str, name: str, ids: Sequence[str]) -> list[Embedd
     return [ref for ref in _versions(store, name) if holds(ref)]
 
 
-def vectors_without(store: str, ref: EmbeddingsRef, ids: Sequence[str]) -> EmbeddingsRef:
+def without_vectors(store: str, ref: EmbeddingsRef, ids: Sequence[str]) -> EmbeddingsRef:
     """Publish a version without these items; the pointer is not moved. Memory: one part of the table.
 
     Raises:
@@ -77,8 +77,8 @@ def vectors_without(store: str, ref: EmbeddingsRef, ids: Sequence[str]) -> Embed
         return find_vectors(store, versioned(name, table.publish(folder, name, problems).version))
 
 
-def point_to(store: str, without: Mapping[str, EmbeddingsRef], name: str) -> None:
-    """If the current version of imported vectors is replaced, by its URI, make its replacement current."""
+def point_without_vectors(store: str, name: str, without: Mapping[str, EmbeddingsRef]) -> None:
+    """If the current version holds the items, make its replacement in `without`, by its URI, current."""
     folder = storage.named_folder(store, FOLDER, name)
     with storage.locked_pointer(folder) as pointer:
         if pointer.version is not None and (uri := storage.join(folder, pointer.version)) in without:

@@ -55,7 +55,7 @@ def import_model(
 ) -> "ModelImportReport":
     """Try a network from elsewhere on ten images; with --yes register it, and let the gate judge it."""
     from dml.data.dataset import find_dataset
-    from dml.models.external import ImportConfig, Options, read_embedder
+    from dml.models.external import ImportConfig, Options, preview, read_embedder
     from dml.reports import ModelImportReport
 
     given_store, given_json = context.obj or (None, False)
@@ -84,6 +84,9 @@ def import_model(
         report = report.model_copy(update={"model": model})
     elif source is not None:
         report = _tried(report, network, source, picture)
+    else:
+        with preview(network):  # which checks it, as `--yes` will
+            pass
     return emit(report, as_json, _show)
 
 

@@ -269,8 +269,21 @@ def _load_weights(module: nn.Module, path: Path) -> None:
             f"{unknown[:3]}, of another shape {reshaped[:3]}. Name the network these weights were saved from."
         )
     trunk = _trunk(module)
-    known = trunk.state_dict().keys()
-    trunk.load_state_dict({k: v for k, v in weights.items() if k in known}, strict=False)
+    expected = trunk.state_dict()
+    known = {name: tensor for name, tensor in weights.items() if name in expected}
+    # PyTorch would copy the integers of a quantized file as they are, without their scale.
+    unusual = {
+        name: tensor.dtype
+        for name, tensor in known.items()
+        if expected[name].is_floating_point() and not tensor.is_floating_point()
+    }
+    if unusual:
+        name, kind = next(iter(unusual.items()))
+        raise IncompatibleArtifact(
+            f"Weights must be floating-point numbers; {len(unusual)} of the {len(known)} tensors in {path} "
+            f"are not, such as {name}: {kind}. Name the file that was not quantized."
+        )
+    trunk.load_state_dict(known, strict=False)
 
 
 def freeze_batch_norm(module: nn.Module) -> None:

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from onnx import helper
 from PIL import Image
 
 from tests.bright_faces import write_detector
-from tests.models.test_onnx import network
+from tests.models.test_onnx import model_of, network
 
 
 @pytest.fixture
@@ -35,6 +37,16 @@ def test_without_a_dataset_it_says_what_it_concluded_alone(dml, store, face):
     done = dml("models", "import", face, "--store", store)
     assert "--dataset NAME" in done.out
     assert "embeddings of 8 dimensions" in done.out
+
+
+def test_without_a_dataset_a_network_that_registering_would_refuse_is_refused(dml, store, tmp_path):
+    flat = model_of(
+        tmp_path / "batch.onnx",
+        [helper.make_node("Reshape", ["flat", "shape"], ["y"])],
+        constants={"shape": np.array([1, 3])},
+    )
+    done = dml("models", "import", flat, "--store", store)
+    assert (done.status, "must take any number of images" in done.err) == (2, True)
 
 
 def test_a_picture_that_cannot_be_written_is_one_line(dml, store, face, tmp_path):

@@ -103,6 +103,8 @@ def test_a_preprocessing_file_speaks_of_pixels_from_0_to_255(tmp_path, tiny_weig
         ('{"std": 0}', "greater than 0"),
         ('{"mean": [1, 2]}', "one value for each"),
         ('{"color": "L"}', "mean must be given"),
+        ('{"crop_mode": "none"}', "crop_mode must be one of center, squash, border"),
+        ("[" * 100_000, "cannot be read"),
     ],
 )
 def test_a_preprocessing_file_that_cannot_be_followed_says_why(tmp_path, tiny_weights, content, message):
@@ -147,6 +149,31 @@ def test_weights_of_another_network_are_refused(tiny_weights):
         read_embedder(f"safetensors:{tiny_weights}", Options())
     with pytest.raises(InvalidSetting, match="named once"):
         read_embedder(f"safetensors:{tiny_weights}", Options(weights=tiny_weights))
+
+
+@pytest.mark.parametrize("content", ['{"size": 5}', '{"color": "L", "mean": 0.5, "std": 0.5}'])
+def test_images_that_the_network_cannot_take_are_refused_before_they_are_published(
+    tmp_path, squeezenet, content
+):
+    (tmp_path / "wanted.json").write_text(content)
+    options = Options(preprocessing=tmp_path / "wanted.json")
+    with pytest.raises(InvalidData, match="must take any number of images, as its preprocessing makes them"):
+        import_embedder(str(tmp_path / "store"), f"safetensors:{squeezenet}", options)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.complex64])
+def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path, kind):
+    weights = {name: value.to(kind) for name, value in timm.create_model(TINY).state_dict().items()}
+    save_file(weights, tmp_path / "quantized.safetensors")
+    with pytest.raises(IncompatibleArtifact, match=f"must be floating-point numbers.*{kind}"):
+        read_embedder(f"timm:{TINY}", Options(weights=tmp_path / "quantized.safetensors"))
+
+
+def test_a_json_file_may_begin_with_the_mark_of_its_encoding(tmp_path, tiny_weights):
+    (tmp_path / "wanted.json").write_text('{"size": 64}', "utf-8-sig")
+    options = Options(weights=tiny_weights, preprocessing=tmp_path / "wanted.json")
+    assert read_embedder(f"timm:{TINY}", options).contents.preprocessing.crop == 64
 
 
 def test_weights_that_give_no_numbers_are_refused_before_they_are_published(tmp_path):

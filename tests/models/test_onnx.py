@@ -198,3 +198,98 @@ def test_a_network_for_people_sees_them_taller_than_wide(tmp_path):
     people = [photo(128, 256, seed=seed) for seed in range(2)]
     embeddings = embed(tmp_path / "s", path, people, {"mean": 0.5, "std": 0.5})
     np.testing.assert_allclose(embeddings, expected_of(path, people), atol=1e-5)
+
+
+POOLED = [helper.make_node("GlobalAveragePool", ["x"], ["p"]), helper.make_node("Flatten", ["p"], ["flat"])]
+
+
+def model_of(path, nodes, *, batch="N", kind=TensorProto.FLOAT, constants=None):
+    """A network of 32 pixels whose output `y` these nodes make of `flat`, three numbers for each image."""
+    graph = helper.make_graph(
+        [*POOLED, *nodes],
+        "any",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 32, 32])],
+        [helper.make_tensor_value_info("y", kind, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in (constants or {}).items()],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        path,
+    )
+    return f"onnx:{path}"
+
+
+NODES = {
+    "one number for all": [helper.make_node("ReduceMean", ["flat"], ["y"], keepdims=0)],
+    "no axis of numbers": [helper.make_node("ReduceMean", ["flat"], ["y"], axes=[1], keepdims=0)],
+    "no numbers": [helper.make_node("Slice", ["flat", "zero", "zero", "one"], ["y"])],
+}
+CONSTANTS = {"zero": np.array([0]), "one": np.array([1]), "shape": np.array([1, 3])}
+
+
+@pytest.mark.parametrize("nodes", NODES.values(), ids=NODES)
+def test_an_output_that_is_no_row_of_numbers_for_each_image_is_refused(tmp_path, nodes):
+    with pytest.raises(
+        InvalidData, match=r"must be one row of numbers for each image; the output y .* shape"
+    ):
+        read_embedder(model_of(tmp_path / "x.onnx", nodes, constants=CONSTANTS), Options())
+
+
+def test_an_output_that_is_no_array_is_refused(tmp_path):
+    graph = helper.make_graph(
+        [*POOLED, helper.make_node("SequenceConstruct", ["flat"], ["y"])],
+        "sequence",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 32, 32])],
+        [helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "x.onnx")
+    with pytest.raises(InvalidData, match="no array of numbers"):
+        read_embedder(f"onnx:{tmp_path / 'x.onnx'}", Options())
+
+
+def test_a_network_without_an_input_is_refused(tmp_path):
+    value = numpy_helper.from_array(np.ones((1, 8), np.float32))
+    graph = helper.make_graph(
+        [helper.make_node("Constant", [], ["y"], value=value)],
+        "constant",
+        [],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "x.onnx")
+    with pytest.raises(InvalidData, match=r"must have one input, of images; .* has \[\]"):
+        read_embedder(f"onnx:{tmp_path / 'x.onnx'}", Options())
+
+
+UNFIT = {
+    "one image at a time, though its batch is said to be of any size": (
+        [helper.make_node("Reshape", ["flat", "shape"], ["y"])],
+        "must take any number of images",
+    ),
+    "the mean of the batch": (
+        [helper.make_node("ReduceMean", ["flat"], ["y"], axes=[0], keepdims=1)],
+        r"one embedding of 3 numbers for each image",
+    ),
+    "normalized by the batch": (
+        [
+            helper.make_node("ReduceMean", ["flat"], ["mean"], axes=[0], keepdims=1),
+            helper.make_node("Sub", ["flat", "mean"], ["difference"]),
+            helper.make_node("Add", ["difference", "small"], ["y"]),
+        ],
+        "must depend on its image alone",
+    ),
+    "random": ([helper.make_node("RandomNormalLike", ["flat"], ["y"])], "must depend on its image alone"),
+    "one embedding for all images": (
+        [helper.make_node("Mul", ["flat", "none"], ["m"]), helper.make_node("Add", ["m", "small"], ["y"])],
+        "must tell images apart",
+    ),
+}
+
+
+@pytest.mark.parametrize(("nodes", "message"), UNFIT.values(), ids=UNFIT)
+def test_a_network_that_gives_images_no_embedding_of_their_own_is_refused(tmp_path, nodes, message):
+    constants = {"shape": CONSTANTS["shape"], "small": np.float32([0.01]), "none": np.float32([0])}
+    with pytest.raises(InvalidData, match=message):
+        import_embedder(
+            str(tmp_path / "s"), model_of(tmp_path / "x.onnx", nodes, constants=constants), Options()
+        )
+    assert not (tmp_path / "s").exists()

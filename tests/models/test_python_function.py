@@ -30,6 +30,22 @@ def fails(images):
 def leaves(images):
     raise SystemExit(0)
 
+def imaginary(images):
+    return np.ones((len(images), 4)) * 1j
+
+def words(images):
+    return [["1.5"] for _ in images]
+
+def empty(images):
+    return np.ones((len(images), 0))
+
+def calls(images, numbers=[]):
+    numbers += images
+    return np.stack([[len(numbers), number, 1] for number in range(len(images))])
+
+def equal(images):
+    return np.ones((len(images), 4))
+
 number = 3
 """
 
@@ -78,10 +94,15 @@ def test_an_installed_module_is_named_with_its_distribution(module):
     ("function", "error", "message"),
     [
         ("blank", InvalidData, "must give numbers"),
-        ("one", InvalidData, r"\(N, D\) numbers for N images; it gives \(4,\)"),
+        ("one", InvalidData, r"\(N, D\) real numbers for N images; it gives \(4,\)"),
         ("nothing", MissingArtifact, "must have a function nothing"),
         ("number", MissingArtifact, "must have a function number"),
         ("fails", InvalidData, r"raised ValueError: all input arrays .* \(.*mine_.*\.py, line 14\)"),
+        ("imaginary", InvalidData, r"real numbers for N images; it gives \(1, 4\) of complex128"),
+        ("words", InvalidData, r"real numbers for N images; it gives \(1, 1\) of <U3"),
+        ("empty", InvalidData, r"real numbers for N images; it gives \(1, 0\)"),
+        ("calls", InvalidData, "must depend on its image alone"),
+        ("equal", InvalidData, "must tell images apart"),
         ("leaves", InvalidData, r"raised SystemExit: 0 \(.*mine_.*\.py, line 17\). Mend it"),
     ],
 )

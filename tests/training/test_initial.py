@@ -189,7 +189,9 @@ def test_two_workers_end_with_the_weights_of_one(model, tune, dataset, request):
 
 
 def test_what_torch_does_not_compute_is_refused_with_what_to_do(store, tmp_path, monkeypatch):
-    (tmp_path / "my_embedder.py").write_text("def embed(images):\n    return [[1.0, 2.0] for _ in images]\n")
+    (tmp_path / "my_embedder.py").write_text(
+        "def embed(images):\n    return [[image[..., 0].mean(), 1.0] for image in images]\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     package = import_embedder(store, "python:my_embedder:embed", Options())
     (tmp_path / "my_embedder.py").unlink()  # nor need it be there to say so

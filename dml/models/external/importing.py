@@ -10,9 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from dml.errors import InvalidData, InvalidSetting, did_you_mean
+from dml.errors import DmlError, InvalidData, InvalidSetting, did_you_mean
 from dml.faces import DetectorConfig
 from dml.models import external
 from dml.models.external.base import External, Options, Source
@@ -21,6 +22,11 @@ from dml.refs import PackageRef
 
 _NO_SOURCES = ("base", "importing", "preprocessing")
 _LENGTH_TOLERANCE = 1e-3
+_COMPANY_TOLERANCE = 0.1
+"""Of an image's embeddings, alone and beside others; dynamic quantization has one scale for a batch."""
+_SAME = 1e-6
+_SIDE = 112
+"""Of a drawn picture; a detector takes one of this size for a crop."""
 
 
 def sources() -> list[str]:
@@ -87,7 +93,7 @@ def _source(kind: str) -> Source:
 
 
 def import_embedder(store: str, address: str, options: Options) -> PackageRef:
-    """Publish the network at an address as a package, and check it by embedding a drawn picture.
+    """Publish the network at an address as a package, and check it by embedding drawn pictures.
 
     Args:
         store: the store's URI.
@@ -95,7 +101,7 @@ def import_embedder(store: str, address: str, options: Options) -> PackageRef:
         options: what the user says beside it.
 
     Raises:
-        InvalidData: it gives something else than one embedding for an image.
+        InvalidData: it gives something else than one embedding for each image, by that image alone.
         InvalidSetting, MissingArtifact, CorruptArtifact, IncompatibleArtifact: as `read_embedder`.
     """
     network = read_embedder(address, options)
@@ -115,7 +121,7 @@ def preview(network: External) -> Iterator[Package]:
     """An external network as a package in a temporary folder, before it is published.
 
     Raises:
-        InvalidData: it gives something else than one embedding for an image, here a drawn picture.
+        InvalidData: as `import_embedder`.
     """
     with TemporaryDirectory() as folder:
         package = load_package(publish_package(folder, network.contents, source=network.source).uri)
@@ -124,18 +130,49 @@ def preview(network: External) -> Iterator[Package]:
 
 
 def _require_embeddings(package: Package) -> None:
-    out = io.BytesIO()
-    Image.fromarray(np.add.outer(np.arange(112), np.arange(112)).astype(np.uint8)).save(out, "PNG")
-    vectors = package.embed([out.getvalue()] * 2)
+    """Raise InvalidData for a network that does not give each image an embedding of its own."""
+    rows, columns = np.indices((_SIDE, _SIDE))
+    grey = _drawn(rows + columns, rows + columns, rows + columns)
+    colored = _drawn(255 - 2 * columns, rows // 2, 20 + columns // 8)
     source = package.ref.source
-    if vectors.shape != (2, package.ref.dim):
+    try:
+        alone = package.embed([grey])
+        together = package.embed([colored, grey, grey])
+    except DmlError:
+        raise
+    except Exception as error:  # torch's and ONNX Runtime's, of whatever class
+        first_line = str(error).strip().partition("\n")[0]
+        raise InvalidData(
+            f"An embedder must take any number of images, as its preprocessing makes them; {source} does "
+            f"not: {first_line}. Say their size and color by --preprocessing FILE, or export it for batches "
+            "of any size."
+        ) from error
+    if together.shape != (3, package.ref.dim):
         raise InvalidData(
             f"An embedder must give one embedding of {package.ref.dim} numbers for each image; {source} "
-            f"gives {vectors.shape} for 2 images. Name another output, or cut the network off before its "
+            f"gives {together.shape} for 3 images. Name another output, or cut the network off before its "
             "classifier."
         )
+    vectors = np.concatenate([alone, together])
     if not (np.abs(np.linalg.norm(vectors, axis=1) - 1) <= _LENGTH_TOLERANCE).all():
         raise InvalidData(
             f"An embedder must give numbers; {source} gives {vectors[0, :3]}... of a drawn picture. Check "
             "its weights and its preprocessing."
         )
+    if (distance := float(np.linalg.norm(together[1:] - alone, axis=1).max())) > _COMPANY_TOLERANCE:
+        raise InvalidData(
+            f"An embedding must depend on its image alone; {source} gives a picture two that are "
+            f"{distance:.2g} apart, by itself and beside others. Take it as it is for inference: "
+            "network.eval() before it is exported."
+        )
+    if np.abs(together[0] - together[1]).max() < _SAME:
+        raise InvalidData(
+            f"An embedder must tell images apart; {source} gives two different pictures the same embedding. "
+            "Check its weights, and that the output is not a class or a constant."
+        )
+
+
+def _drawn(*channels: NDArray[np.int64]) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.stack(channels, axis=2).astype(np.uint8)).save(out, "PNG")
+    return out.getvalue()

@@ -1,5 +1,6 @@
 """Networks in ONNX files; a JSON file beside it gives the preprocessing that the file lacks."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -115,7 +116,7 @@ class _Image(NamedTuple):
 
 def _image_input(session: Any, given: OnnxFile, file: Path) -> _Image:
     inputs = {each.name: each for each in session.get_inputs()}
-    name = given.input or next(iter(inputs))
+    name = given.input or next(iter(inputs), "")
     if name not in inputs or len(inputs) > 1:
         raise InvalidData(f"A network must have one input, of images; {file} has {sorted(inputs)}.")
     image = inputs[name]
@@ -202,20 +203,19 @@ def _embedding_output(
         else (num_images, *plane, image.channels)
     )
     try:
-        (embeddings,) = session.run([wanted], {image.name: np.zeros(shape, TYPES[image.type])})
+        (output,) = session.run([wanted], {image.name: np.zeros(shape, TYPES[image.type])})
     except Exception as error:  # ONNX Runtime has a class for each status code, without a common one
         first_line = str(error).strip().partition("\n")[0]
         raise InvalidData(
             f"The network must take images of {plane} pixels; {file} does not: {first_line}."
         ) from error
-    dim = int(np.prod(embeddings.shape[1:]))
-    if (
-        embeddings.shape[0] != num_images
-        or embeddings.size != num_images * dim
-        or max(embeddings.shape[1:]) != dim
-    ):
+    numbers = isinstance(output, np.ndarray) and output.dtype.kind in "fiu"
+    given_shape: tuple[int, ...] = output.shape if numbers else ()
+    dim = max(given_shape[1:], default=0)
+    if not dim or given_shape[0] != num_images or math.prod(given_shape) != num_images * dim:
+        what = f"of shape {given_shape} for {num_images}" if numbers else "no array of numbers"
         raise InvalidData(
             f"An embedding must be one row of numbers for each image; the output {wanted} of {file} is "
-            f"{embeddings.shape} for {num_images}. Name another output, or export the network with pooling."
+            f"{what}. Name another output, or export the network with pooling."
         )
     return wanted, dim

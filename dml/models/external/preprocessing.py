@@ -23,7 +23,7 @@ class PreprocessingFile(Part):
         None, description="of what the network sees: its side, or (height, width), in pixels"
     )
     resize: int | None = Field(None, gt=0, description="shorter side before the crop; default: `size`")
-    crop_mode: Literal["center", "squash", "border", "none"] | None = None
+    crop_mode: Literal["center", "squash", "border"] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] | None = None
     color: Literal["RGB", "BGR", "L"] | None = Field(None, description="L: one channel of grey")
     scale: float = Field(1 / 255, gt=0)
@@ -64,8 +64,8 @@ class PreprocessingFile(Part):
 def read_json_file(path: Path) -> dict[str, Any]:
     """A JSON object in a user's file; raises InvalidSetting where it cannot be read."""
     try:
-        tree = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        tree = json.loads(path.read_text("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidSetting(
             f"The preprocessing must be a JSON file; {path} cannot be read: {error}."
         ) from error

@@ -85,7 +85,7 @@ def open_session(content: bytes, name: str, device: torch.device) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # an error is raised, and need not be printed, too
     wanted = (["CUDAExecutionProvider"] if device.type == "cuda" else []) + ["CPUExecutionProvider"]
     there_are = onnxruntime.get_available_providers()
     providers = [each for each in wanted if each in there_are]

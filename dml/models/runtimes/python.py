@@ -26,6 +26,9 @@ from dml.storage import file_digest
 _IMPORTING = ("<frozen importlib", str(Path(importlib.util.__file__).parent))
 """Files whose names begin so import other files."""
 
+_NUMBERS = "biufO"
+"""Kinds of NumPy types; objects may be numbers, and are no embeddings if they are not."""
+
 Embed = Callable[[list[NDArray[np.uint8]]], Any]
 """N RGB images (H, W, 3) in, (N, D) numbers out."""
 
@@ -91,11 +94,14 @@ def call(name: str, function: Embed, images: Sequence[NDArray[np.uint8]]) -> NDA
         InvalidData: it gives something else, or raises.
     """
     with _users_code(name):
-        embeddings = np.asarray(function(list(images)), dtype=np.float32)
-    if embeddings.ndim != 2 or len(embeddings) != len(images):
+        output = np.asarray(function(list(images)))
+        is_numbers = output.dtype.kind in _NUMBERS
+        embeddings = output.astype(np.float32) if is_numbers else output
+    if not is_numbers or embeddings.ndim != 2 or len(embeddings) != len(images) or not embeddings.size:
+        kind = "" if is_numbers else f" of {output.dtype}"
         raise InvalidData(
-            f"python:{name} must give (N, D) numbers for N images; it gives {embeddings.shape} for "
-            f"{len(images)}."
+            f"python:{name} must give (N, D) real numbers for N images; it gives {embeddings.shape}{kind} "
+            f"for {len(images)}."
         )
     return embeddings
 

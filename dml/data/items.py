@@ -203,7 +203,7 @@ def _type_of(kind: pa.DataType) -> AttributeType | None:
         return "int64"
     if types.is_floating(kind) or types.is_decimal(kind):
         return "double"
-    is_text = (types.is_string, types.is_large_string, types.is_null, types.is_temporal)
+    is_text = (types.is_string, types.is_large_string, types.is_string_view, types.is_null, types.is_temporal)
     return "string" if any(test(kind) for test in is_text) else None
 
 

@@ -11,7 +11,7 @@ from dml.data.sources.sample import Problem
 from dml.embedding.imported import FOLDER, find_vectors
 from dml.embedding.imported_table import ImportedTable
 from dml.embedding.usable_rows import UsableRows
-from dml.embedding.vector_files import VectorFile, open_vectors
+from dml.embedding.vector_files import Unchanged, VectorFile, open_vectors
 from dml.embedding.vector_items import read_items
 from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting, TooManyRefused
 from dml.names import versioned
@@ -59,13 +59,15 @@ def import_vectors(
     Raises:
         MissingArtifact: a file is not there.
         InvalidSetting: a name that a dataset has, or a file of another kind.
-        InvalidData: a file is damaged, holds something else, or there are other than N ids.
+        InvalidData: a file is damaged, holds something else, is changed while it is read, or there are other
+            than N ids.
         TooManyRefused: more than `max_quarantined` of the vectors; nothing is published.
         IncompatibleArtifact: items were forgotten meanwhile; nothing is published.
     """
     if not 0 <= max_quarantined <= 1:
         raise InvalidSetting(f"max_quarantined must be a share, [0, 1]; got {max_quarantined}.")
     folder, quarantine = _free_folder(store, name), latest_quarantine(store, name)
+    files = Unchanged([path for path in (vectors, ids, attributes) if path is not None])
     forgotten = forgotten_ids(store, name, folder=FOLDER)
     with Ticker("import") as ticker:
         ticker.begin("reading ids and attributes")
@@ -83,6 +85,7 @@ def import_vectors(
                 ticker.count(len(block.vectors))
                 if len(rows.problems) > most_refused:
                     break
+            files.require()
             write_quarantine(quarantine, rows.problems)
             _require_few_refused(rows.problems, file, max_quarantined, quarantine)
             _require_a_row(table, file, rows.problems)

@@ -7,8 +7,9 @@ import os
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -59,7 +60,7 @@ class VectorFile(ABC):
 
 
 class NpyFile(VectorFile):
-    """A NumPy array, memory-mapped."""
+    """A NumPy array."""
 
     endings = (".npy",)
 
@@ -71,9 +72,30 @@ class NpyFile(VectorFile):
         return open_npy(self.path)
 
     def blocks(self, num_rows: int) -> Iterator[Block]:
-        for start in range(0, self.num_rows, num_rows):
-            # Mapped anew for each block: pages of the former one count as this process's memory no longer.
-            yield Block(np.array(self._array()[start : start + num_rows]), {})
+        array = self._array()
+        kind, (num_all, dim), offset = array.dtype, array.shape, array.offset  # type: ignore[attr-defined]
+        by_column = array.flags.f_contiguous and not array.flags.c_contiguous
+        del array
+        # Read, not mapped: a file that is cut short meanwhile would end the process by SIGBUS.
+        with self.path.open("rb", buffering=0) as file:
+            for start in range(0, num_all, num_rows):
+                rows = min(num_rows, num_all - start)
+                block = np.empty((rows, dim), kind, order="F" if by_column else "C")
+                runs = block.T if by_column else block.reshape(1, -1)
+                first = offset + (start if by_column else start * dim) * kind.itemsize
+                for number, run in enumerate(runs):
+                    self._fill(run, file, first + number * num_all * kind.itemsize)
+                yield Block(block, {})
+
+    def _fill(self, run: NDArray[Any], file: FileIO, position: int) -> None:
+        """Read consecutive numbers from a position of the file."""
+        file.seek(position)
+        left = run.view(np.uint8).data
+        while left:
+            count = file.readinto(left)
+            if not count:
+                raise InvalidData(f"{self.path} must be whole; it ends before its last row. Write it again.")
+            left = left[count:]
 
 
 class Hdf5File(VectorFile):
@@ -118,7 +140,7 @@ class ParquetFile(VectorFile):
                     f"Vectors must be numbers; column {self.column!r} of {self.path} holds {kind.value_type}."
                 )
             size = kind.list_size if pa.types.is_fixed_size_list(kind) else self._usual_length(file)
-            self._is_fixed = pa.types.is_fixed_size_list(kind)
+            self._as_written = pa.types.is_list(kind) or pa.types.is_large_list(kind)
             return file.metadata.num_rows, size
 
     def _usual_length(self, file: parquet.ParquetFile) -> int:
@@ -130,7 +152,7 @@ class ParquetFile(VectorFile):
         return 0
 
     def blocks(self, num_rows: int) -> Iterator[Block]:
-        with open_parquet(self.path, as_written=not self._is_fixed) as file:
+        with open_parquet(self.path, as_written=self._as_written) as file:
             try:
                 for batch in file.iter_batches(batch_size=num_rows, columns=[self.column]):
                     yield self._block(_storage_of(batch.column(0)))
@@ -217,7 +239,7 @@ def to_unit_length(block: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np
         measured = np.where(usable, lengths * scale.astype(np.float64), largest)
     measured = np.where(usable, np.minimum(measured, np.finfo(np.float64).max), largest)
     unit = (scaled / np.where(usable, lengths, 1).astype(numbers.dtype)[:, None]).astype(np.float32)
-    kept = (np.abs(measured - 1) < _FLOAT32_STEP) & (block.dtype == np.float32)
+    kept = (np.abs(measured - 1) < _FLOAT32_STEP) & (block.dtype.newbyteorder("=") == np.float32)
     unit[kept] = block[kept]
     return unit, measured
 
@@ -240,6 +262,32 @@ def require_file(path: Path) -> None:
         path.open("rb").close()
     except OSError as error:
         raise MissingArtifact(f"{path} must be readable; {error.strerror}. Check its rights.") from error
+
+
+class Unchanged:
+    """Files as they are now, to be compared with them when they have been read."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        for path in paths:
+            require_file(path)
+        self._stamps = {path: _stamp(path) for path in paths}
+
+    def require(self) -> None:
+        """Raise InvalidData for a file that was written, replaced or removed since."""
+        for path, stamp in self._stamps.items():
+            if _stamp(path) != stamp:
+                raise InvalidData(
+                    f"A file must not change while it is read; {path} did. Nothing was published. Wait until "
+                    "it is written, and import it again."
+                )
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def open_npy(path: Path) -> NDArray[Any]:
@@ -267,7 +315,7 @@ def require_numbers(array: Any, path: Path) -> tuple[int, int]:
 
 
 def open_parquet(path: Path, *, as_written: bool = True) -> parquet.ParquetFile:
-    """A Parquet file, memory-mapped.
+    """A Parquet file, read a page at a time.
 
     Args:
         path: the file.
@@ -279,7 +327,8 @@ def open_parquet(path: Path, *, as_written: bool = True) -> parquet.ParquetFile:
     """
     try:
         metadata = None if as_written else _without_arrow_schema(path)
-        return parquet.ParquetFile(path, metadata=metadata, memory_map=True, pre_buffer=False)
+        # Not mapped: a file that is cut short while it is read would end the process by SIGBUS.
+        return parquet.ParquetFile(path, metadata=metadata, buffer_size=_BUFFER_BYTES, pre_buffer=False)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
 
@@ -299,6 +348,8 @@ def _without_arrow_schema(path: Path) -> parquet.FileMetaData:
 _PARQUET_MARK, _PARQUET_TAIL_BYTES = b"PAR1", 8
 """A file begins with the mark, and ends with the length of its metadata, in 4 bytes, and the mark."""
 _ARROW_SCHEMA = b"ARROW:schema"
+_BUFFER_BYTES = 1 << 20
+"""Of a column that are read at a time; without it, Arrow reads a column of a whole row group."""
 
 
 def read_columns(path: Path, columns: list[str]) -> pa.Table:
@@ -354,7 +405,11 @@ def _read_hdf5(table: Any, rows: slice, path: Path) -> NDArray[Any]:
 def is_vector(kind: pa.DataType) -> bool:
     """Whether a column's values are lists."""
     kind = _storage(kind)
-    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    types = pa.types
+    tests = (
+        *(types.is_list, types.is_large_list, types.is_fixed_size_list),
+        *(types.is_list_view, types.is_large_list_view),
+    )
     return any(test(kind) for test in tests)
 
 

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from dml import storage
 from dml.data.dataset import read_rows
 from dml.data.quarantine import read_quarantine
 from dml.embedding.external import import_vectors
-from dml.embedding.imported import find_vectors, rollback_vectors
+from dml.embedding.imported import find_vectors, list_vectors, rollback_vectors
 from dml.embedding.table import read_embeddings
 from dml.errors import CorruptArtifact, InvalidData, InvalidSetting, MissingArtifact, TooManyRefused
 from tests.embedding.vectors import (
@@ -284,6 +286,13 @@ def test_a_former_version_is_meant_again_after_a_rollback(tmp_path, new_store):
         rollback_vectors(new_store, "w")
 
 
+def test_text_views_are_text(tmp_path, new_store):
+    texts = {name: pa.array(ids_of(ROWS), pa.string_view()) for name in ("id", "label", "place")}
+    ref = import_vectors(new_store, "clip", write_parquet(tmp_path, random_vectors(), **texts)).embeddings
+    rows = read_rows(ref.items)
+    assert all(rows[name].to_pylist() == ids_of(ROWS) for name in texts)
+
+
 def test_a_label_that_is_nan_is_missing(tmp_path, new_store):
     labels = [float("nan"), *[1.0, 2.0] * 59, 1.0]
     report = import_vectors(new_store, "clip", write_parquet(tmp_path, random_vectors(), label=labels))
@@ -385,6 +394,26 @@ def test_an_import_that_is_killed_leaves_nothing_to_be_found(tmp_path, new_store
         find_vectors(new_store, "clip")
     report = import_vectors(new_store, "clip", tmp_path / "v.npy")
     assert report.embeddings.rows == 20_000
+
+
+def test_nothing_is_published_of_a_file_that_is_written_while_it_is_imported(tmp_path, new_store):
+    path = write_npy(tmp_path, random_vectors(400, 16))
+    ended = threading.Event()
+
+    def write_when_begun():
+        while not ended.is_set() and not any(Path(new_store).rglob("part-*")):
+            time.sleep(0.001)
+        np.save(path, -random_vectors(400, 16))
+
+    writer = threading.Thread(target=write_when_begun)
+    writer.start()
+    try:
+        with pytest.raises(InvalidData, match="must not change while it is read"):
+            import_vectors(new_store, "clip", path, block_bytes=64)  # a row is a part
+    finally:
+        ended.set()
+        writer.join()
+    assert not list_vectors(new_store)
 
 
 @pytest.mark.slow

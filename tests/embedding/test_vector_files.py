@@ -1,5 +1,6 @@
 """Ready vectors of every format and type of number, and files that are none."""
 
+import os
 import pickle
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from dml.embedding.vector_files import open_vectors, read_hdf5_text, read_vector, to_unit_length
+from dml.embedding.vector_files import Unchanged, open_vectors, read_hdf5_text, read_vector, to_unit_length
 from dml.errors import InvalidData, InvalidSetting, MissingArtifact
 from tests.embedding.vectors import random_vectors, unit, write_hdf5, write_npy, write_parquet
 
@@ -20,13 +21,15 @@ WRITERS = {
     "fixed": write_parquet,
     "list": partial(write_parquet, kind="list"),
     "large": partial(write_parquet, kind="large"),
+    "view": partial(write_parquet, kind="view"),
+    "npy by column": lambda folder, vectors: write_npy(folder, np.asfortranarray(vectors)),
 }
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int8", "uint8", "int64", ">f4"])
 @pytest.mark.parametrize("form", WRITERS)
 def test_blocks_of_every_format_and_type_are_the_rows_in_order(tmp_path, form, dtype):
-    if dtype == ">f4" and form not in ("npy", "hdf5"):
+    if dtype == ">f4" and form not in ("npy", "npy by column", "hdf5"):
         pytest.skip("Arrow has one byte order")
     vectors = (random_vectors(50, 8) * 50).astype(dtype)
     file = open_vectors(WRITERS[form](tmp_path, vectors))
@@ -52,9 +55,42 @@ def test_numbers_whose_squares_overflow_or_vanish_have_a_direction(scale):
     np.testing.assert_allclose(to_unit_length(vectors)[0], unit(random_vectors(5, 8)), atol=3e-7)
 
 
-def test_float32_of_unit_length_keeps_its_bits():
-    vectors = unit(random_vectors()).astype(np.float32)
+@pytest.mark.parametrize("dtype", ["<f4", ">f4"])
+def test_float32_of_unit_length_keeps_its_bits(dtype):
+    vectors = unit(random_vectors()).astype(dtype)
     np.testing.assert_array_equal(to_unit_length(vectors)[0], vectors)
+
+
+@pytest.mark.parametrize("form", ["npy", "npy by column", "list"])
+def test_a_file_that_is_cut_short_while_it_is_read_is_refused(tmp_path, form):
+    file = open_vectors(WRITERS[form](tmp_path, random_vectors(200_000, 16)))
+    blocks = file.blocks(20_000)
+    next(blocks)
+    os.truncate(file.path, 100_000)
+    with pytest.raises(InvalidData, match=r"must be (whole|a whole Parquet table)"):
+        list(blocks)
+
+
+def appended(path):
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def replaced(path):
+    path.with_suffix(".new").write_bytes(path.read_bytes())
+    path.with_suffix(".new").rename(path)
+
+
+@pytest.mark.parametrize("change", [appended, replaced, Path.unlink, lambda path: path.write_bytes(b"x")])
+def test_a_file_that_was_written_replaced_or_removed_has_changed(tmp_path, change):
+    paths = [tmp_path / "vectors.npy", tmp_path / "ids.txt"]
+    for path in paths:
+        path.write_bytes(b"some")
+    files = Unchanged(paths)
+    files.require()
+    change(paths[1])
+    with pytest.raises(InvalidData, match=r"must not change while it is read; .*ids\.txt did"):
+        files.require()
 
 
 def test_vectors_without_a_direction_are_recognised_by_their_length():

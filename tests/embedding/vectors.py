@@ -42,6 +42,8 @@ def write_parquet(folder: Path, vectors: np.ndarray, *, kind: str = "fixed", **c
     dim = vectors.shape[1]
     if kind == "fixed":
         column = pa.FixedSizeListArray.from_arrays(numbers, dim)
+    elif kind == "view":
+        column = pa.array(list(vectors), pa.list_view(numbers.type))
     else:
         make = pa.LargeListArray if kind == "large" else pa.ListArray
         column = make.from_arrays(pa.array(range(0, len(numbers) + 1, dim), make_offsets(kind)), numbers)

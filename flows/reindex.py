@@ -4,7 +4,7 @@ from prefect import flow
 
 from dml.config import IndexConfig, IngestConfig
 from dml.data.dataset import find_dataset
-from dml.data.former import last_ingest
+from dml.data.last_ingest import last_ingest
 from dml.embedding.embed import embed
 from dml.refs import DatasetRef, IndexRef
 from dml.registry.catalog import find_model

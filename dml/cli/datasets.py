@@ -206,7 +206,7 @@ def ingest_place(store: str, place: str, *, has_embedder: bool, num_workers: int
     """
     from dml.config import parse_ingest
     from dml.data.dataset import has_dataset
-    from dml.data.former import last_ingest
+    from dml.data.last_ingest import last_ingest
     from dml.data.sources.detect import absolute
     from flows.ingest import ingest_flow
     from flows.policy import run

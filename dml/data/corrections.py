@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from dml import storage
+from dml.data.chosen_split import choose_split
 from dml.data.corrected import Corrections, change_corrections, read_corrections
 from dml.data.dataset import find_dataset
 from dml.data.delta import make_plan
-from dml.data.former import FormerVersion, choose_split, find_former
+from dml.data.former import FormerVersion, find_former
 from dml.data.former_rows import FormerRows, read_former_rows
 from dml.data.fragment import make_fragment
 from dml.data.known_files import CurrentFile, KnownFile

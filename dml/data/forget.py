@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import compute, parquet
+from pyarrow import compute
 
 from dml import storage
 from dml.config import IngestConfig
+from dml.data.class_splits import read_class_splits, write_class_splits
 from dml.data.corrected import erase_corrections
 from dml.data.dataset import (
     StoredFragment,
@@ -22,7 +23,6 @@ from dml.data.dataset import (
     read_rows,
 )
 from dml.data.forgotten import digest_of_id, forgotten_ids
-from dml.data.former import CLASSES
 from dml.data.former_rows import write_ids
 from dml.data.fragment import Row, copy_fragment
 from dml.data.ingest import ingest_config_of
@@ -199,16 +199,9 @@ def _erase_deleted_rows(ref: DatasetRef, ids: Set[str]) -> None:
 
 def _write_classes(ref: DatasetRef, staged: str, labels: list[str]) -> None:
     """Write the class splits, without classes that lost all items, since a label can be a person's name."""
-    uri = storage.join(ref.uri, CLASSES)
-    filesystem, path = storage.filesystem(uri)
-    with storage.reading(uri, "`dml verify --repair` makes the version again."):
-        table = parquet.read_table(path, filesystem=filesystem, page_checksum_verification=True)
     lost = set(read_rows(ref, columns=["label"])["label"].to_pylist()) - set(labels)
-    table = table.filter(
-        compute.invert(compute.is_in(table["label"], pa.array(sorted(lost), pa.large_string())))
-    )
-    filesystem, path = storage.filesystem(storage.join(staged, CLASSES))
-    parquet.write_table(table, path, filesystem=filesystem, compression="ZSTD", write_page_checksum=True)
+    splits = read_class_splits(ref.uri)
+    write_class_splits(staged, {label: split for label, split in splits.items() if label not in lost})
 
 
 def erase_from_latest_quarantine(store: str, name: str, ids: Sequence[str]) -> None:

@@ -11,21 +11,16 @@ from dataclasses import replace
 
 from dml import storage
 from dml.config import IngestConfig, OfficialSplit
+from dml.data.chosen_split import ChosenSplit, choose_split
 from dml.data.continuity import require_same_rows
 from dml.data.dataset import find_dataset
 from dml.data.delta import Plan, make_plan
-from dml.data.former import (
-    ChosenSplit,
-    FormerVersion,
-    LastIngest,
-    choose_split,
-    find_former,
-    last_ingest,
-)
+from dml.data.former import FormerVersion, find_former
 from dml.data.former_rows import FormerRows, read_former_rows
 from dml.data.fragment import Row
 from dml.data.fragment_jobs import OnProgress, run_jobs
 from dml.data.known_files import CurrentFile, KnownFile, current_files, read_known_files, write_known_files
+from dml.data.last_ingest import LastIngest, last_ingest
 from dml.data.listing import Listed, list_samples, require_continuity
 from dml.data.notes import ingest_notes
 from dml.data.publication import publish_version, refuse_forgotten, refuse_other_corrections

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from dml.config import IngestConfig
-from dml.data.former import ChosenSplit, FormerVersion
+from dml.data.chosen_split import ChosenSplit
+from dml.data.former import FormerVersion
 from dml.data.fragment import Row
 from dml.data.listing import Listed
 from dml.data.schema import TEST

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dml import storage
+from dml.data.class_splits import write_class_splits
 from dml.data.corrected import Corrections, read_corrections
 from dml.data.forgotten import digest_of_id, forgotten_ids
-from dml.data.former import write_class_splits
 from dml.data.former_rows import write_ids
 from dml.data.quarantine import QUARANTINE, write_quarantine
 from dml.data.version import VersionRows

@@ -6,9 +6,10 @@ import pytest
 
 from dml import storage
 from dml.config import ClassSplit, IngestConfig
+from dml.data.class_splits import CLASSES
 from dml.data.dataset import find_dataset, read_rows
-from dml.data.former import CLASSES, last_ingest
 from dml.data.ingest import ingest_source
+from dml.data.last_ingest import last_ingest
 from dml.errors import CorruptArtifact, IncompatibleArtifact
 from dml.lineage import remove_named
 from dml.refs import DatasetRef

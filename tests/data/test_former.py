@@ -4,8 +4,10 @@ import pytest
 
 from dml import storage
 from dml.config import ClassSplit, IngestConfig, NoSplit, SplitConfig
+from dml.data.chosen_split import choose_split
+from dml.data.class_splits import CLASSES
 from dml.data.dataset import find_dataset
-from dml.data.former import CLASSES, FormerVersion, choose_split, find_former
+from dml.data.former import FormerVersion, find_former
 from dml.data.ingest import ingest
 from dml.data.sources.sample import Sample
 from tests.data.pictures import class_folders

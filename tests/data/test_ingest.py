@@ -25,9 +25,9 @@ from dml.data.dataset import (
     read_images,
     read_rows,
 )
-from dml.data.former import last_ingest
 from dml.data.fragment import FragmentJob, make_fragment
 from dml.data.ingest import ingest, ingest_again, ingest_source
+from dml.data.last_ingest import last_ingest
 from dml.data.quarantine import QUARANTINE
 from dml.data.sources.detect import open_source
 from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact, TooManyRefused

@@ -31,6 +31,7 @@ def fail_in_a_session(handler):
         raise ZeroDivisionError
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_session_restores_the_signal_handler_and_ends_with_its_body():
     import ray
@@ -48,6 +49,7 @@ def test_a_session_restores_the_signal_handler_and_ends_with_its_body():
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_thread_that_outlives_its_session_starts_no_second_ray():
     code = (
@@ -60,6 +62,7 @@ def test_a_thread_that_outlives_its_session_starts_no_second_ray():
     assert "Ray has not been started yet" in completed.stdout, completed.stderr
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_thread_that_frees_references_while_the_session_ends_does_not_end_the_process():
     code = (
@@ -88,6 +91,7 @@ def refuse(what: str) -> None:
     raise InvalidSetting(f"{what} in {os.getpid()}")
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_remote_call_runs_in_another_process_and_reraises_its_errors():
     with ray_session(1):
@@ -109,6 +113,7 @@ def die_once(marker: str, part: int) -> int:
     return part
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_remote_tasks_share_one_array_and_a_killed_task_runs_again(tmp_path):
     numbers = np.arange(1_000_000, dtype=np.float64)
@@ -122,6 +127,7 @@ def test_remote_tasks_share_one_array_and_a_killed_task_runs_again(tmp_path):
         assert (tmp_path / "died").exists()
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize(("nodes", "gpus"), [(GPU_NODES, 1), (CPU_NODES, 0)], ids=["gpu nodes", "cpu nodes"])
@@ -140,6 +146,7 @@ def test_a_gpu_is_requested_from_a_cluster_that_has_none_yet(nodes, gpus, monkey
     assert "DML_CLUSTER_GPUS" in line
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @needs_proc
 def test_settings_of_the_cluster_size_are_used_without_a_request(monkeypatch):
@@ -159,6 +166,7 @@ def test_settings_of_the_cluster_size_are_used_without_a_request(monkeypatch):
                 capacity("GPU")
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_settings_of_the_cluster_size_do_not_apply_to_this_machine(monkeypatch):
     monkeypatch.setenv("DML_CLUSTER_GPUS", "3")
@@ -167,6 +175,7 @@ def test_settings_of_the_cluster_size_do_not_apply_to_this_machine(monkeypatch):
         assert capacity("GPU").most == capacity("GPU").now, "the setting is about the cluster of RAY_ADDRESS"
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("has_token", [True, False])

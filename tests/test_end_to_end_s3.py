@@ -15,7 +15,7 @@ from dml.settings import tracking_uri
 from dml.storage import list_names, verify
 from flows.end_to_end import end_to_end_flow
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_images_become_answers_with_the_store_on_s3(s3_store):

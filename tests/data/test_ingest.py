@@ -333,6 +333,7 @@ def test_an_ingest_killed_before_publishing_leaves_nothing_visible(tmp_path):
     assert ref.fingerprint == undisturbed.fingerprint
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_ray_writes_the_same_bytes_as_this_process(tmp_path):
     source = write(class_folders(tmp_path / "source", classes=6), {"class0/bad.png": b"x"})

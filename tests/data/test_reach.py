@@ -86,6 +86,7 @@ def test_an_image_that_one_machine_alone_misses_ends_the_ingest(source):
     require_missing_locally(opened, [missed], uri=str(source), node=NODE)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0,

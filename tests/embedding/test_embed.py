@@ -221,7 +221,9 @@ def test_a_finished_table_that_lost_a_part_is_made_whole_again(
 
 
 @pytest.mark.parametrize(
-    "workers", [1, pytest.param(2, marks=pytest.mark.slow)], ids=["here", "on ray's workers"]
+    "workers",
+    [1, pytest.param(2, marks=[pytest.mark.ray, pytest.mark.slow])],
+    ids=["here", "on ray's workers"],
 )
 def test_a_damaged_fragment_of_the_dataset_is_named(package, tmp_path, workers):
     store = str(tmp_path / "store")
@@ -300,6 +302,7 @@ def test_an_s3_store_holds_the_same_table(embeddings, package, dataset, s3_store
     assert storage.read_manifest(remote.uri)["files"] == storage.read_manifest(embeddings.uri)["files"]
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the actors' processes in /proc")
 def test_a_killed_actor_changes_nothing(embeddings, package, dataset, tmp_path):
@@ -319,6 +322,7 @@ def test_a_killed_actor_changes_nothing(embeddings, package, dataset, tmp_path):
     np.testing.assert_allclose(actual.vectors, expected.vectors, atol=1e-5)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the cluster's processes in /proc")
 def test_a_cluster_that_grows_from_no_gpu_embeds_on_the_one_it_starts(

@@ -131,6 +131,7 @@ def two_nodes(monkeypatch):
         cluster.shutdown()
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_cluster_that_is_there_is_used_where_rows_are_many(two_nodes):
     vectors, rows = split(7)
@@ -152,6 +153,7 @@ def two_cpus():
         yield
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_workers_give_the_numbers_of_one_process(name, two_cpus):
@@ -162,6 +164,7 @@ def test_workers_give_the_numbers_of_one_process(name, two_cpus):
     assert (8, 8) in done, "four blocks for each worker"
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_workers_share_out_queries_and_pairs_exactly(two_cpus):
     vectors, rows = split(5)
@@ -174,6 +177,7 @@ def test_workers_share_out_queries_and_pairs_exactly(two_cpus):
     assert torch.equal(one.impostor, other.impostor)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_what_a_worker_refuses_is_raised_as_it_is(two_cpus):
     vectors, rows = split(6)

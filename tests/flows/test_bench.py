@@ -209,6 +209,7 @@ def test_any_two_cells_of_a_finished_grid_are_compared_without_another_training(
     assert all(Path(tested["page"]).is_file() for tested in report.comparisons)
 
 
+@pytest.mark.ray
 def test_cells_side_by_side_give_the_same_numbers(killed, finished, tmp_path):
     other = str(tmp_path / "store")
     source = IngestConfig(name="shop", source="glyphs:classes=20,per_class=4", num_workers=1)

@@ -107,6 +107,8 @@ def test_an_index_whose_settings_the_rest_does_not_allow_is_built_otherwise(stor
     assert not list(Path(store, "indexes", "large").rglob(f"*{current.version}*"))
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_nothing_is_forgotten_while_a_shard_does_not_say_what_it_was_made_of(store):
     sharded = publish_in_shards(store, find_index(store, "large"), IndexConfig(shards=2))
     Path(sharded.shards[0].uri, "manifest.json").write_bytes(b"x")

@@ -264,6 +264,7 @@ def test_a_mistake_fails_at_once_and_is_not_retried(stack: LocalStack):
     assert "AwaitingRetry" not in states
 
 
+@pytest.mark.ray
 def test_a_cancelled_training_leaves_no_ray_process(stack: LocalStack):
     if not (stack.folder / "store" / "datasets" / "tiny").exists():
         assert stack.run("ingest-flow/default", config=DATASET).returncode == 0

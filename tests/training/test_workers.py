@@ -21,7 +21,7 @@ from dml.errors import TrainingFailed
 from dml.presets import experiment
 from dml.training.ray_trainer import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 # A gentle SGD: Adam would blow gradients of rounding size up to full steps, and a rough one their effects. A
 # smooth loss: a mined tuple that rounding lets in or out moves a curve by more than rounding.

@@ -17,6 +17,7 @@ def test_an_application_without_keys_must_be_asked_for():
         application({"store": "store"})
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_replicas_batch_search_and_enrol_on_a_ray_cluster(tmp_path):
     from ray import serve

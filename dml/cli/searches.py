@@ -222,12 +222,15 @@ def load(
     from dml.retrieval.changes import require_unchanged
     from dml.retrieval.engines.milvus import MilvusEngine
     from dml.retrieval.engines.milvus_address import MilvusAddress, collection_name
+    from dml.retrieval.gallery import require_nothing_forgotten
     from dml.retrieval.index import find_index
     from dml.settings import milvus_token
 
     address = MilvusAddress.parse(engine)
-    ref = find_index(store_uri(store), index)
+    root = store_uri(store)
+    ref = find_index(root, index)
     require_unchanged(ref, "Another engine")
+    require_nothing_forgotten(root, ref, "Another engine")
     name = collection or collection_name(str(ref))
     opened = MilvusEngine(address, name, token=milvus_token(), index_type=index_type)
     rows = opened.load(ref.embeddings)

@@ -113,13 +113,22 @@ def export(
 ) -> "ExportReport":
     """Write an index's vectors and items as files that other programs read."""
     from dml.retrieval.export import export_index
+    from dml.retrieval.gallery import Gallery, require_nothing_forgotten
     from dml.retrieval.index import find_index
 
-    ref = find_index(store_uri(store), index)
+    root = store_uri(store)
+    ref = find_index(root, index)
+    require_nothing_forgotten(root, ref, "An export")
     report = export_index(ref, to, out or Path(f"{ref.name}-{ref.version}-{to}"))
-    return emit(report, as_json, _show_export)
+    since = Gallery.open(root, index, readonly=True).size.delta
+    return emit(report.model_copy(update={"enrolled_since": since}), as_json, _show_export)
 
 
 def _show_export(report: "ExportReport") -> None:
     print(f"{report.index}: {report.rows} vectors of {report.dim} dimensions: {report.folder}")
     print(f"files: {', '.join(report.files)}")
+    if report.enrolled_since:
+        print(
+            f"not in them: {report.enrolled_since} items that were enrolled or changed since the index was "
+            f"built; `dml reindex {report.index.partition('@')[0]}` builds them in"
+        )

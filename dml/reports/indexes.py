@@ -21,6 +21,7 @@ class ExportReport(Result):
     files: list[str] = Field(description="names of the files in it")
     rows: int
     dim: int
+    enrolled_since: int = Field(0, description="items enrolled or changed since, which are not in the files")
 
 
 class LoadReport(Result):

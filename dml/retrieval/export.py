@@ -1,14 +1,14 @@
 """An index's vectors and items as files for other programs: Parquet, NumPy or Faiss.
 
-Row i of one file is row i of the other. Vectors are those of the embeddings table, exactly, also where the
-index itself holds compressed ones.
+Row i of one file is row i of the other. Vectors are those of the embeddings table and of what was enrolled,
+exactly, also where the index itself holds compressed ones.
 """
 
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,12 @@ from pyarrow import parquet
 
 from dml import storage
 from dml.data.schema import POSITION
-from dml.embedding.table import read_vectors
 from dml.errors import CorruptArtifact, InvalidSetting
 from dml.progress import Ticker, count
 from dml.refs import IndexRef
 from dml.reports import ExportFormat, ExportReport
-from dml.retrieval.bundle import INDEX_FILE, in_order
+from dml.retrieval.bundle import INDEX_FILE
+from dml.retrieval.changes import ChangedRows
 from dml.retrieval.shards import open_index
 
 VECTORS_PARQUET, VECTORS_NPY, ITEMS_PARQUET = "vectors.parquet", "vectors.npy", "items.parquet"
@@ -49,13 +49,9 @@ def export_index(ref: IndexRef, to: ExportFormat, folder: Path) -> ExportReport:
             "parquet or "
             "npy, or build it without --shards."
         )
-    items = open_index(ref).items
-    if to != "faiss":
-        items = _in_order_of_the_table(items)
-    items = items.drop_columns([name for name in (POSITION,) if name in items.column_names])
     with Ticker("export") as ticker, _new_folder(folder) as aside:
         ticker.begin(f"writing {to}", "rows", ref.rows)
-        _WRITERS[to](ref, items, aside)
+        _WRITERS[to](ref, aside)
         files = sorted(path.name for path in aside.iterdir())
     return ExportReport(
         index=str(ref),
@@ -65,13 +61,6 @@ def export_index(ref: IndexRef, to: ExportFormat, folder: Path) -> ExportReport:
         rows=ref.rows,
         dim=ref.embeddings.dim,
     )
-
-
-def _in_order_of_the_table(items: pa.Table) -> pa.Table:
-    positions = items[POSITION].to_numpy()
-    if (np.diff(positions) > 0).all():
-        return items
-    return pa.concat_tables(in_order(items, np.argsort(positions, kind="stable")))
 
 
 @contextmanager
@@ -98,51 +87,62 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _blocks(ref: IndexRef, items: pa.Table) -> Iterator[tuple[pa.Table, NDArray[np.float32]]]:
-    """The items and the vectors of each part of the embeddings table."""
+def _blocks(ref: IndexRef) -> Iterator[tuple[pa.Table, NDArray[np.float32]]]:
+    """The items and vectors of an index, some at a time, in its table's order; then what was enrolled."""
+    rows = ChangedRows(ref.embeddings, ref.changes)
+    items = _without_position(pa.concat_tables(rows.items()))
+    if len(items) != ref.rows:
+        raise CorruptArtifact(
+            f"Index {ref.uri} must have the {len(items)} items of {ref.embeddings.uri} and of its gallery; "
+            f"it has {ref.rows}. `dml verify --repair` builds it again."
+        )
     start = 0
-    for ids, vectors in read_vectors(ref.embeddings):
-        of_part = items.slice(start, len(ids))
-        if not of_part["id"].cast(ids.type).equals(ids):
-            raise CorruptArtifact(
-                f"Index {ref.uri} must have the items of {ref.embeddings.uri}, in their order. "
-                "`dml verify --repair` builds it again."
-            )
-        yield of_part, vectors
-        start += len(ids)
-        count(len(ids))
+    for vectors in rows.vectors():
+        yield items.slice(start, len(vectors)), vectors
+        start += len(vectors)
+        count(len(vectors))
 
 
-def _write_parquet(ref: IndexRef, items: pa.Table, folder: Path) -> None:
+def _without_position(items: pa.Table) -> pa.Table:
+    return items.drop_columns([name for name in (POSITION,) if name in items.column_names])
+
+
+def _write_parquet(ref: IndexRef, folder: Path) -> None:
     dim = ref.embeddings.dim
-    schema = items.schema.append(pa.field("embedding", pa.list_(pa.float32()), nullable=False))
-    # Without Arrow's own schema in it: a plain list of floats to every reader.
-    with parquet.ParquetWriter(
-        folder / VECTORS_PARQUET, schema, compression="zstd", store_schema=False
-    ) as writer:
-        for rows, vectors in _blocks(ref, items):
+    embedding = pa.field("embedding", pa.list_(pa.float32()), nullable=False)
+    with ExitStack() as stack:
+        writer = None
+        for items, vectors in _blocks(ref):
             offsets = pa.array(range(0, vectors.size + 1, dim), pa.int32())
             column = pa.ListArray.from_arrays(offsets, vectors.ravel())
-            writer.write_table(rows.append_column(schema.field("embedding"), column))
+            table = items.append_column(embedding, column)
+            # Without Arrow's own schema in it: a plain list of floats to every reader.
+            writer = writer or stack.enter_context(
+                parquet.ParquetWriter(
+                    folder / VECTORS_PARQUET, table.schema, compression="zstd", store_schema=False
+                )
+            )
+            writer.write_table(table)
 
 
-def _write_npy(ref: IndexRef, items: pa.Table, folder: Path) -> None:
+def _write_npy(ref: IndexRef, folder: Path) -> None:
     shape = (ref.rows, ref.embeddings.dim)
     array = np.lib.format.open_memmap(folder / VECTORS_NPY, mode="w+", dtype=np.float32, shape=shape)
-    start = 0
-    for rows, vectors in _blocks(ref, items):
-        array[start : start + len(rows)] = vectors
-        start += len(rows)
+    start, parts = 0, []
+    for items, vectors in _blocks(ref):
+        array[start : start + len(vectors)] = vectors
+        start += len(vectors)
+        parts.append(items)
     array.flush()
-    parquet.write_table(items, folder / ITEMS_PARQUET)
+    parquet.write_table(pa.concat_tables(parts), folder / ITEMS_PARQUET)
 
 
-def _write_faiss(ref: IndexRef, items: pa.Table, folder: Path) -> None:
+def _write_faiss(ref: IndexRef, folder: Path) -> None:
     shutil.copyfile(storage.fetch(ref.uri, ref.fingerprint) / INDEX_FILE, folder / INDEX_FILE)
-    parquet.write_table(items, folder / ITEMS_PARQUET)
+    parquet.write_table(_without_position(open_index(ref).items), folder / ITEMS_PARQUET)
 
 
-_WRITERS: dict[ExportFormat, Callable[[IndexRef, pa.Table, Path], None]] = {
+_WRITERS: dict[ExportFormat, Callable[[IndexRef, Path], None]] = {
     "parquet": _write_parquet,
     "npy": _write_npy,
     "faiss": _write_faiss,

@@ -1,5 +1,7 @@
 """Ready vectors on the command line: taken in, indexed, searched, filtered, evaluated, given out again."""
 
+import shutil
+
 import faiss
 import numpy as np
 import pyarrow as pa
@@ -181,6 +183,55 @@ def test_numpy_and_faiss_files_have_the_items_in_their_rows(dml, filled, tmp_pat
     for form in ("npy", "faiss"):
         items = parquet.read_table(tmp_path / form / "items.parquet").to_pylist()
         assert items[int(rows[0, 0])]["id"] == "item 5"
+
+
+@pytest.fixture
+def copied(filled, tmp_path):
+    """A copy of the filled store, for what changes it."""
+    return str(shutil.copytree(filled, tmp_path / "copied"))
+
+
+def enrolled(store, label, seed):
+    from dml.retrieval.gallery import Gallery
+
+    vectors = unit(random_vectors(2, seed=seed)).astype(np.float32)
+    Gallery.open(store, "clip").enrol(label, vectors=vectors, attributes={"color": "blue"})
+    return vectors
+
+
+@pytest.mark.parametrize("form", ["parquet", "npy", "faiss"])
+def test_an_export_holds_what_was_enrolled_once_it_is_built_in(dml, copied, tmp_path, form):
+    vectors = enrolled(copied, "<b>bob", seed=5)
+    words = ("export", "clip", "--to", form, "--store", copied)
+    done = dml(*words, "--out", "before")
+    assert (done.status, "not in them: 2 items" in done.out) == (0, True), done.err
+    assert dml("reindex", "clip", "--store", copied).status == 0
+    done = dml(*words, "--out", "out", "--json")
+    assert (done.status, done.json["rows"], done.json["enrolled_since"]) == (0, ROWS + 2, 0), done.err
+    name = {"parquet": "vectors"}.get(form, "items")
+    items = parquet.read_table(tmp_path / "out" / f"{name}.parquet")
+    rows = np.flatnonzero(np.array(items["label"].to_pylist()) == "<b>bob")
+    assert items["color"].take(rows).to_pylist() == ["blue", "blue"]
+    if form == "parquet":
+        written = np.stack(items["embedding"].to_pylist()).astype(np.float32)
+    elif form == "npy":
+        written = np.load(tmp_path / "out" / "vectors.npy")
+    else:
+        written = faiss.read_index(str(tmp_path / "out" / "index.faiss")).reconstruct_n(0, ROWS + 2)
+    assert {vector.tobytes() for vector in written[rows]} == {vector.tobytes() for vector in vectors}
+
+
+@pytest.mark.parametrize("form", ["parquet", "npy", "faiss"])
+def test_an_export_never_holds_what_was_forgotten(dml, copied, tmp_path, form):
+    assert dml("forget", "clip", "--identity", "kind 1", "--store", copied).status == 0
+    words = ("export", "clip", "--to", form, "--out", "out", "--store", copied)
+    done = dml(*words)
+    assert (done.status, "must not hold what is forgotten" in done.err) == (2, True)
+    assert not (tmp_path / "out").exists()
+    assert dml("reindex", "clip", "--store", copied).status == 0
+    assert dml(*words).status == 0
+    name = {"parquet": "vectors"}.get(form, "items")
+    assert "kind 1" not in parquet.read_table(tmp_path / "out" / f"{name}.parquet")["label"].to_pylist()
 
 
 def test_an_export_never_touches_what_is_there(dml, filled, tmp_path):

@@ -9,6 +9,7 @@ from dml.retrieval.gallery.erase import (
     ids_of_items,
     ids_of_table,
     mark_erased,
+    require_nothing_forgotten,
     versions_holding,
 )
 from dml.retrieval.gallery.fold import collect_changes, publish_index, rollback_index
@@ -32,6 +33,7 @@ __all__ = [
     "ids_of_table",
     "mark_erased",
     "publish_index",
+    "require_nothing_forgotten",
     "rollback_index",
     "versions_holding",
 ]

@@ -14,7 +14,7 @@ from pyarrow import compute
 from dml import storage
 from dml.data.dataset import read_rows
 from dml.data.sources.sample import normalized
-from dml.errors import MissingArtifact
+from dml.errors import IncompatibleArtifact, MissingArtifact
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ItemsRef
 from dml.retrieval import index as versions
 from dml.retrieval.bundle import open_bundle
@@ -22,6 +22,7 @@ from dml.retrieval.changes import read_changes
 from dml.retrieval.gallery.fold import folder_of, opened_log
 from dml.retrieval.gallery.gallery import Gallery
 from dml.retrieval.gallery.log import ERASED, Entry, erased_id, timestamp
+from dml.retrieval.shards import open_index
 
 
 class Forgotten(NamedTuple):
@@ -130,6 +131,21 @@ def forgotten_ids(store: str, name: str) -> list[str]:
     """The ids that were forgotten in a gallery and that something may still hold."""
     with opened_log(store, name) as log:
         return [] if log is None else [id_ for id_ in log.forgotten() if not id_.startswith(ERASED)]
+
+
+def require_nothing_forgotten(store: str, ref: IndexRef, purpose: str) -> None:
+    """Refuse a version of an index with items that were forgotten in its gallery since it was built.
+
+    Raises:
+        IncompatibleArtifact: it has some.
+    """
+    ids = forgotten_ids(store, ref.name)
+    held = _among(open_index(ref).items["id"], ids) if ids else []
+    if held:
+        raise IncompatibleArtifact(
+            f"{purpose} must not hold what is forgotten; {ref} has {len(held)} items that were forgotten "
+            f"since it was built. Build it again: dml reindex {ref.name}."
+        )
 
 
 def ids_of_table(table: EmbeddingsRef, ids: Sequence[str]) -> list[str]:

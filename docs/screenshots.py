@@ -1,9 +1,8 @@
 """Pictures of the page for docs/page.md: a store in, `docs/page/NAME-light.webp` and `-dark.webp` out.
 
-    dml ingest glyphs:classes=140,per_class=8 --name letters
-    dml index letters --embedder safetensors:squeezenet1_1.safetensors    # or dml train letters before
-    dml calibrate letters --fpir 0.1
-    python -m docs.screenshots dml-store letters
+    dml demo
+    dml calibrate glyphs --fpir 0.05
+    python -m docs.screenshots dml-store glyphs
 
 Each picture shows a view at 1280 and at 390 pixels. It needs Chromium (`apt-get install chromium`). What it
 enrols for a picture it forgets again.
@@ -33,6 +32,7 @@ FOLDER = Path(__file__).parent / "page"
 VIEWS = ("search", "unknown", "verify", "enrol", "lineage", "data")
 _SIZES = ((1280, 860), (390, 860))
 _GAP, _QUALITY = 24, 82
+_TIMEOUT_MS = 120_000  # a busy machine takes long for the first lineage: MLflow is imported
 _BETWEEN = {"light": "#d9d6cf", "dark": "#2c2b28"}
 
 
@@ -74,6 +74,7 @@ class Camera:
                 locale="en-GB",
                 timezone_id="UTC",
             )
+            context.set_default_timeout(_TIMEOUT_MS)
             page = context.new_page()
             getattr(self, f"_{view}")(page)
             page.wait_for_load_state("networkidle")

@@ -81,9 +81,10 @@ def calibrate(
         selections = list(select_scopes(indexed.items, scopes, by, refuse_absent))
         ticker.begin("the whole gallery", "probes", search.num_gallery_probes)
         gallery = search.in_gallery()
-        ticker.begin("scopes", "scopes", len(selections))
+        ticker.begin("searching in scopes", "scopes", len(selections))
         are_many = len(selections) > _MANY_SCOPES
         measured = [search.in_scope(selected, is_one_of_many=are_many) for selected in selections]
+        ticker.begin("setting and checking thresholds")
         thresholds, report = _Calibrator(search).calibrate(gallery, measured, fpir, num_tries)
     former = find_thresholds_ref(store, index)
     if former is not None and all(scope.refused for scope in report) and _promised(store, index):

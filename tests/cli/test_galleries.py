@@ -35,7 +35,7 @@ def test_what_is_enrolled_is_found_by_the_next_command_and_what_is_forgotten_by_
     first, second = done.json["ids"]
     assert first in ids(dml, people, vectors_of(2, 7)[0])
     again = dml("enrol", "people", "alice", str(people / "new.npy"), *told[:4], *store)
-    assert "as of revision 1; 2 enrolled since" in again.out
+    assert "as of revision 1; items enrolled since it was built: 2" in again.out
     assert "2 items enrolled or changed since" in dml("indexes", "people", *store).out
     assert dml("forget", "people", first, "--who", "her", *store, "--json").json["items"] == 1
     with opened_log(store[1], "people") as log:

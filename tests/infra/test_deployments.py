@@ -74,6 +74,12 @@ def test_the_flow_has_the_parameters_that_its_deployment_gives(deployment: dict[
         assert set(parameters) <= set(flow.parameters.properties)
 
 
+def test_the_tutorial_of_a_cluster_names_every_flow():
+    tutorial = (FILE.parent / "docs" / "tutorials" / "cluster.md").read_text()
+    named = {d["entrypoint"].split(":")[1].replace("_", "-") for d in DEPLOYMENTS}
+    assert {flow for flow in named if f"`{flow}`" not in tutorial} == set()
+
+
 def test_no_default_names_what_only_some_stores_have():
     # The end-to-end flow makes its dataset, model and index itself.
     with_defaults = [d["entrypoint"] for d in DEPLOYMENTS if "parameters" in d]

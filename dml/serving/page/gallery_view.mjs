@@ -15,15 +15,15 @@ const QUALITIES = { standard: "standard: size, sharpness, light", strict: "stric
 /** @param {import("./main.mjs").Context} context */
 export async function galleryView({ index, go }) {
   const detail = await indexes.detail(index);
-  const size = h("p", {}, sizeOf(detail));
+  const size = h("p", {}, ...sizeOf(detail));
   const head = h("div", { class: "head" }, h("div", {}, h("h1", { tabindex: "-1" }, "Gallery"), size));
-  const refresh = async () => fill(size, sizeOf(await indexes.detail(index)));
+  const refresh = async () => fill(size, ...sizeOf(await indexes.detail(index)));
   return [head, h("div", { class: "two" }, enrolment(index, detail, go, refresh), forgetting(index, refresh))];
 }
 
 function sizeOf(detail) {
-  const parts = [`${counted(detail.rows, "item")} in version ${detail.version}`, detail.enrolled && `${counted(detail.enrolled, "item")} enrolled since`, detail.forgotten && `${counted(detail.forgotten, "item")} forgotten since`];
-  return `${parts.filter(Boolean).join(", ")}.`;
+  const since = [detail.enrolled && `${counted(detail.enrolled, "item")} enrolled since`, detail.forgotten && `${counted(detail.forgotten, "item")} forgotten since`];
+  return [`${counted(detail.rows, "item")} in `, text(detail.name), ", version ", h("span", { class: "code" }, detail.version), ...since.filter(Boolean).map((each) => `, ${each}`), "."];
 }
 
 function enrolment(index, detail, go, refresh) {

@@ -184,7 +184,7 @@ function verdictOf(answers, threshold, words) {
   const best = answers[0];
   if (!threshold) return [h("h2", {}, text(best.title)), h("span", { class: "quiet" }, `the most similar of ${count(answers.length)}, ${cosine(best.similarity)}`)];
   if (best.similarity >= threshold.similarity) return [h("h2", {}, text(best.title)), h("span", { class: "quiet" }, `${cosine(best.similarity)}, above the threshold ${cosine(threshold.similarity)}`)];
-  return [h("h2", {}, words.nobody), h("span", { class: "quiet" }, "the nearest is ", text(best.title), ` at ${cosine(best.similarity)}, below the threshold ${cosine(threshold.similarity)}`)];
+  return [h("h2", {}, words.nobody), h("span", { class: "quiet" }, "The nearest is ", text(best.title), ` at ${cosine(best.similarity)}, below the threshold ${cosine(threshold.similarity)}`)];
 }
 
 function noImages(detail) {

@@ -44,6 +44,7 @@ _PLAIN: dict[Kind, str] = {
     "thresholds": "thresholds",
 }
 _PARENTS = ("index", "embeddings", "items", "embedder", "initial", "changes")
+_PICTURE = re.compile(r"[a-z0-9][a-z0-9._-]*-[0-9a-f]{12}\.png")
 _PROJECT_FOLDERS = (
     *VERSIONED.values(),
     "packages",
@@ -341,10 +342,15 @@ def _finished_checkpoints(store: str) -> Iterator[Removal]:
 
 
 def _galleries(store: str, indexes: set[str]) -> Iterator[Removal]:
-    """Gallery images whose index version, NAME-VERSION, is not in `indexes`."""
+    """Pictures NAME-VERSION.png whose index version, NAME-VERSION, is not in `indexes`.
+
+    Other files of the folder stay: a lock that a process holds, and what this project did not write.
+    """
     folder = storage.join(store, "galleries")
     for entry in storage.list_entries(folder):
-        if not entry.is_folder and entry.name.removesuffix(".png") not in indexes:
+        if entry.is_folder or not _PICTURE.fullmatch(entry.name):
+            continue
+        if entry.name.removesuffix(".png") not in indexes:
             uri = storage.join(folder, entry.name)
             yield Removal(uri, "gallery", "its index version was removed", entry.size_bytes)
 

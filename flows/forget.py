@@ -165,7 +165,7 @@ def _forget(store: str, name: str, ids: list[str], steps: _Steps) -> ForgetRepor
         stage(steps.erase_remains)(store, name, ids)
     for index in indexes:
         stage(mark_erased)(store, index.name, ids)
-    say(f"{len(ids)} items are forgotten; {len(removed)} artefacts that contained them are removed")
+    say(f"items forgotten: {len(ids)}; artefacts that contained them, removed: {len(removed)}")
     places = [(steps.place, name), *(("log", index.name) for index in indexes)]
     return ForgetReport(
         items=len(ids),
@@ -212,7 +212,7 @@ def forget_enrolled_flow(
     rebuilt, removed = erase_forgotten(root, name) if now else ([], [])
     left = stage(forgotten_ids)(root, name)
     holding = [str(ref) for ref in stage(versions_holding)(root, name, left)]
-    say(f"{len(forgotten)} items of gallery {name} are forgotten; {len(holding)} versions still hold some")
+    say(f"items of gallery {name} forgotten: {len(forgotten)}; versions that still hold some: {len(holding)}")
     receipt = [*_erased([("log", name)]), *_rewritten(segments), *_removed(removed)]
     held = [Erasure(place="index", name=each, erased=False, until=_NEXT_BUILD) for each in holding]
     return ForgetReport(

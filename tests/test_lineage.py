@@ -18,7 +18,14 @@ from dml.embedding.embed import embed
 from dml.embedding.external import import_vectors
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
 from dml.integrity import check_store
-from dml.lineage import dependents, list_artifacts, remove, remove_named, unneeded
+from dml.lineage import (
+    dependents,
+    list_artifacts,
+    remove,
+    remove_index_versions,
+    remove_named,
+    unneeded,
+)
 from dml.models.encoder import Encoder
 from dml.models.package import save_package
 from dml.retrieval.build import build_index
@@ -70,6 +77,18 @@ def test_superseded_versions_are_removed_with_all_that_only_they_needed(store, t
     assert len(open_index(versions[2]).search(vectors, 3, embedder=package.fingerprint).answers[0]) == 3
     assert all(not checked.damaged for checked in check_store(store))
     assert collect(store, package, keep=1) == []
+
+
+def test_of_the_pictures_folder_only_pictures_of_index_versions_that_are_gone_are_removed(store, tmp_path):
+    ref = grow(store, tmp_path / "images", make_package(store), 30)
+    folder = Path(store, "galleries")
+    folder.mkdir()
+    of_current, of_gone = f"{ref.name}-{ref.version}.png", f"{ref.name}-0123456789ab.png"
+    kept = [of_current, f".{ref.name}.lock", "holiday.png", "notes.txt"]
+    for name in (*kept, of_gone):
+        (folder / name).write_bytes(b"")
+    remove_index_versions(store, [])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(kept)
 
 
 def test_the_requested_number_of_versions_is_kept(store, tmp_path):

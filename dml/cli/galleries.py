@@ -111,6 +111,6 @@ def _show_enrolment(report: "EnrolmentReport") -> None:
     for each in report.ids:
         print(each)
     print(
-        f"{report.identity} is in index {report.index}, as of revision {report.revision}; items enrolled since "
-        f"it was built: {report.delta}. `dml reindex` builds them in"
+        f"{report.identity} is in index {report.index}, as of revision {report.revision}; items enrolled "
+        f"since it was built: {report.delta}. `dml reindex` builds them in"
     )

@@ -282,6 +282,6 @@ def _show_forgotten(report: "ForgetReport") -> None:
         if place.place not in ("index", *((place.place,) if place.erased else ())):
             print(f"{place.place} {place.name} holds some until: {place.until}")
     print(
-        f"{report.items} items are forgotten. Not reached: the source, other machines' caches, what a model"
+        f"items forgotten: {report.items}. Not reached: the source, other machines' caches, what a model has"
     )
-    print("has learnt, pages in MLflow and pictures in Prefect (docs/store.md)")
+    print("learnt, pages in MLflow and pictures in Prefect (docs/store.md)")

@@ -130,4 +130,4 @@ def test_an_s3_server_that_takes_requests_and_never_answers_is_given_up_in_time(
         began = time.monotonic()
         with pytest.raises(OSError, match=r"no complete answer within 0.4 s"):
             folder.list_from()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 60, "boto3 would wait for five minutes"

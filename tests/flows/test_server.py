@@ -110,7 +110,7 @@ def stack() -> Iterator[LocalStack]:
         "RAY_TMPDIR": str(folder / "ray"),
         "PREFECT_HOME": str(folder / "client"),
         "OMP_NUM_THREADS": "1",
-        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",  # instead of 60
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1",  # instead of 60
     }
     ports = ["--prefect-port", str(free_port()), "--mlflow-port", str(free_port())]
     process = subprocess.Popen(

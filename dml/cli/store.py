@@ -128,7 +128,7 @@ def _show_cleanup(report: "CleanupReport") -> None:
     ]
     print_table("would go" if report.dry_run else "removed", rows)
     said = ", nothing removed yet" if report.dry_run else ""
-    print(f"{len(rows)} things, {report.size_bytes / 2**20:,.1f} MiB{said}")
+    print(f"artefacts and leftovers: {len(rows)}, {report.size_bytes / 2**20:,.1f} MiB{said}")
 
 
 @verb()

@@ -293,7 +293,7 @@ def _erase_from_versions(
 def _build_again(store: str, index: IndexRef, table: EmbeddingsRef) -> IndexRef:
     built = _build_of_the_rest(store, index, table)
     try:
-        stage(calibrate_alike)(store, built)
+        stage(calibrate_alike)(store, built, former_must_go=True)
     except DmlError as error:  # what must be forgotten is forgotten all the same
         say(f"index {built} has no thresholds: {error}")
     stage(publish_index)(store, built)
@@ -309,4 +309,8 @@ def _build_of_the_rest(store: str, index: IndexRef, table: EmbeddingsRef) -> Ind
         return build(config)
     except InvalidSetting as error:  # fewer parts than shards, fewer rows than lists: they are forgotten
         say(f"index {index.name} is built otherwise than before, of what is left: {error}")
-        return build(config.model_copy(update={"factory": "auto", "shards": 1, "first_stage": None}))
+        return build(
+            config.model_copy(
+                update={"factory": "auto", "shards": 1, "first_stage": None, "num_probes": None}
+            )
+        )

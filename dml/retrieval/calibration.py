@@ -104,18 +104,24 @@ def calibrate(
     return CalibrationReport(thresholds=ref, scopes=report)
 
 
-def calibrate_alike(store: str, index: IndexRef) -> CalibrationReport | None:
+def calibrate_alike(store: str, index: IndexRef, *, former_must_go: bool = False) -> CalibrationReport | None:
     """Calibrate a new version as the version in use was, so that a refreshed index goes on identifying.
 
     A filter whose values no item has any more is an empty scope. Scopes that have no threshold any more are
     named in the log.
+
+    Args:
+        store: the store's URI.
+        index: the new version.
+        former_must_go: the version in use holds what is forgotten, so the new one replaces it in any case;
+            the error then says so.
 
     Returns:
         None: there is no version in use, it was not calibrated or cannot be read, or it is this one.
 
     Raises:
         IncompatibleArtifact: this version has no labels, or no pairs of identities, or no threshold at all
-            where the version in use has one; it stays unpublished.
+            where the version in use has one.
     """
     try:
         former = published_index(store, index.name)
@@ -130,10 +136,10 @@ def calibrate_alike(store: str, index: IndexRef) -> CalibrationReport | None:
             store, index, fpir=asked.fpir, scopes=asked.scopes, by=asked.by, refuse_absent=False
         )
     except (IncompatibleArtifact, InvalidSetting) as error:
-        raise _not_alike(former, index, str(error)) from error
+        raise _not_alike(former, index, str(error), former_must_go) from error
     promised = _promised(store, former)
     if promised and not report.num_promised:
-        raise _not_alike(former, index, report.scopes[0].refused)
+        raise _not_alike(former, index, report.scopes[0].refused, former_must_go)
     if lost := [scope for scope in report.scopes if scope.refused and scope.scope in promised]:
         logger.warning(
             "%s has no thresholds for %d of the %d scopes that had one, as for %s: %s",
@@ -155,10 +161,16 @@ def _promised(store: str, index: IndexRef) -> set[str]:
     return set() if thresholds is None else {tail.scope for tail in thresholds.scopes if not tail.refused}
 
 
-def _not_alike(former: IndexRef, index: IndexRef, why: str) -> IncompatibleArtifact:
+def _not_alike(former: IndexRef, index: IndexRef, why: str, former_must_go: bool) -> IncompatibleArtifact:
+    name = index.name
+    if former_must_go:
+        then = f"{index} replaces it, and searches go on. To identify again: dml calibrate {name}."
+    else:
+        then = (
+            f"{former} stays in use. To go on without thresholds: dml rm thresholds {name}, then index again."
+        )
     return IncompatibleArtifact(
-        f"{former} identifies with calibrated thresholds, and the new {index} cannot: {why} {former} "
-        f"stays in use. To go on without thresholds: dml rm thresholds {former.name}, then index again."
+        f"{former} identifies with calibrated thresholds, and the new {index} cannot: {why} {then}"
     )
 
 

@@ -168,6 +168,21 @@ def test_a_new_version_that_cannot_be_calibrated_is_used_after_the_command_that_
     assert (used["fingerprint"] == former.fingerprint, used["fpir"]) == (False, None)
 
 
+def test_forgetting_so_many_that_no_threshold_is_left_says_which_version_is_in_use(dml, tmp_path):
+    store, former = enrol(tmp_path, regions=2, per_region=30)
+    calibrate(store, former, fpir=0.3)
+    _, labels, _ = people(regions=2, per_region=30)
+    most = [f"image {row}" for row, label in enumerate(labels) if label >= 6]
+    done = dml("forget", "faces", *most, "--store", store)
+    assert done.status == 0, done.err
+    (used,) = dml("indexes", "--store", store, "--json").json["indexes"]
+    said = " ".join((done.err + done.out).split())
+    version = f"faces@{used['fingerprint'][:12]}"
+    assert "stays in use" not in said
+    assert f"index {version} has no thresholds: {former} identifies with calibrated thresholds" in said
+    assert f"{version} replaces it, and searches go on. To identify again: dml calibrate faces." in said
+
+
 PAGE = (Path(__file__).parents[2] / "docs" / "identification.md").read_text()
 REGIONS = ("north", "east", "south", "west")
 

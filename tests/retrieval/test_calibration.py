@@ -362,6 +362,17 @@ def test_a_new_version_that_promises_nothing_stays_unpublished_with_what_is_need
         assert f"{former} stays in use. To go on without thresholds: dml rm thresholds faces" in said
 
 
+def test_of_a_version_that_replaces_what_is_forgotten_it_is_said_that_it_does(tmp_path):
+    store, former = enrol(tmp_path, regions=2)
+    calibrate(store, former, fpir=0.2, by=["region"])
+    new = enrol_again(store, tmp_path, regions=2, per_region=4)
+    with pytest.raises(IncompatibleArtifact) as refused:
+        calibrate_alike(store, new, former_must_go=True)
+    said = str(refused.value)
+    assert "stays in use" not in said
+    assert said.endswith(f"{new} replaces it, and searches go on. To identify again: dml calibrate faces.")
+
+
 def test_a_new_version_that_promises_a_part_goes_on_and_names_what_is_lost(tmp_path, caplog):
     store, former = enrol(tmp_path, regions=2)
     calibrate(store, former, fpir=0.4, scopes=["region = 'region 1'"])

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -57,13 +58,17 @@ class AuditEntry(BaseModel):
 class AuditLog:
     """A file that several processes append to.
 
+    Beside it a file of the same name and `.room` sets space aside, as disk and quota count it. A line that
+    finds no other space is written in its place. The next write finds none set aside, and is refused before
+    it is done.
+
     Args:
         path: made with mode 600 where it is not there.
-        room_bytes: that its disk must have before something is done that is to be logged.
     """
 
-    def __init__(self, path: Path, *, room_bytes: int = _ROOM_BYTES) -> None:
-        self.path, self._room_bytes = path, room_bytes
+    def __init__(self, path: Path) -> None:
+        self.path, self._room = path, path.with_name(f"{path.name}.room")
+        self._missed: list[AuditEntry] = []
 
     def append(
         self,
@@ -82,54 +87,88 @@ class AuditLog:
         """Write one line; it is on the disk when this returns.
 
         Raises:
-            OSError: it could not be written.
+            OSError: it could not be written; this process does so before it writes another.
         """
-        descriptor = self._open()
+        entry = AuditEntry(
+            when=datetime.now(UTC),
+            who=who,
+            address=address,
+            request_id=request_id,
+            action=action,
+            gallery=gallery,
+            identity=identity,
+            ids=list(ids[:_MOST_IDS]),
+            num_ids=len(ids),
+            revision=revision,
+            version=version,
+            outcome=outcome,
+        )
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            entry = AuditEntry(
-                when=datetime.now(UTC),
-                who=who,
-                address=address,
-                request_id=request_id,
-                action=action,
-                gallery=gallery,
-                identity=identity,
-                ids=list(ids[:_MOST_IDS]),
-                num_ids=len(ids),
-                revision=revision,
-                version=version,
-                outcome=outcome,
-                former=_digest_of_last(descriptor),
-            )
-            line = json.dumps(entry.model_dump(mode="json"), ensure_ascii=False) + "\n"
-            _write_whole(descriptor, line.encode("utf-8", "replace"))
-        finally:
-            os.close(descriptor)
-        return entry
+            with self._locked() as descriptor:
+                self._append_missed(descriptor)
+                return self._append(descriptor, entry)
+        except OSError:
+            self._missed.append(entry)
+            raise
 
     def require_writable(self) -> None:
-        """Raise OSError where nothing can be appended, as on a full disk."""
-        descriptor = self._open()
+        """Raise OSError where no line can be appended, as on a full disk or beyond a quota."""
+        with self._locked() as descriptor:
+            self._append_missed(descriptor)
+            self._set_room_aside()
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        """The file, which no other thread or process writes meanwhile.
+
+        The folders above are not made: a store that is away is not begun anew.
+        """
+        self.path.parent.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            disk = os.fstatvfs(descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield descriptor
         finally:
             os.close(descriptor)
-        if disk.f_blocks and disk.f_bavail * disk.f_frsize < self._room_bytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _open(self) -> int:
-        """Not the folders above: a store that is away is not begun anew."""
-        self.path.parent.mkdir(mode=0o700, exist_ok=True)
-        return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    def _append_missed(self, descriptor: int) -> None:
+        while self._missed:
+            self._append(descriptor, self._missed[0])
+            del self._missed[0]
+
+    def _append(self, descriptor: int, entry: AuditEntry) -> AuditEntry:
+        entry = entry.model_copy(update={"former": _digest_of_last(descriptor)})
+        text = json.dumps(entry.model_dump(mode="json"), ensure_ascii=False) + "\n"
+        line = text.encode("utf-8", "replace")
+        try:
+            _write_whole(descriptor, line)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._room.unlink(missing_ok=True)
+            _write_whole(descriptor, line)
+        return entry
+
+    def _set_room_aside(self) -> None:
+        with suppress(FileNotFoundError):
+            if self._room.stat().st_size >= _ROOM_BYTES:
+                return
+        descriptor = os.open(self._room, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            _write_whole(descriptor, os.urandom(_ROOM_BYTES))  # zeros take no space on some disks
+        except OSError:
+            self._room.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
 
 
-def _write_whole(descriptor: int, line: bytes) -> None:
+def _write_whole(descriptor: int, content: bytes) -> None:
     """Append a line, or nothing: half a line, as of a full disk, would look like one that was changed."""
     size = os.fstat(descriptor).st_size
     try:
-        while line:
-            line = line[os.write(descriptor, line) :]
+        while content:
+            content = content[os.write(descriptor, content) :]
         os.fsync(descriptor)
     except OSError:
         os.ftruncate(descriptor, size)

@@ -3,6 +3,7 @@
 A thread that writes goes on when its request is given up, so the request must know whether it has written.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from dml.errors import DmlError, WriteCommitted
 from dml.serving.app.audit import Action, AuditLog, Outcome
 from dml.serving.app.problems import Refused
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def logged_write(audit: AuditLog, audited: Audited) -> Iterator[Callable[[Done],
         Refused: the log cannot be written: before the block, which then does not run, or after it; or the
             request was given up before the block began.
     """
-    with _logged(write_committed=None):
+    with _logged(write_committed=False):
         audit.require_writable()
     audited.progress.begin()
     results: list[Done] = []
@@ -109,7 +112,7 @@ def logged_write(audit: AuditLog, audited: Audited) -> Iterator[Callable[[Done],
         if is_written or _is_refusal(error):  # of another error it is not known
             audited.progress.end(committed=is_written)
         outcome: Outcome = "done" if is_written else "refused" if _is_refusal(error) else "failed"
-        with _logged(write_committed=is_written or None):
+        with _logged(write_committed=is_written or (False if _is_refusal(error) else None)):
             record(outcome, results[0] if results else Done(audited.ids, revision))
         if results:
             raise Refused(
@@ -162,15 +165,30 @@ def _is_refusal(error: Exception) -> bool:
 
 @contextmanager
 def _logged(*, write_committed: bool | None) -> Iterator[None]:
+    """Refuse a request whose line of the audit log cannot be written.
+
+    Args:
+        write_committed: whether what it writes is durable; None: that is not known.
+    """
     try:
         yield
     except OSError as error:
+        logger.error("the audit log cannot be written: %s", error)
+        got, do = {
+            True: ("what was written is durable", "Do not write it again, and tell the operator."),
+            False: ("nothing was written", "Tell the operator; then write it again."),
+            None: (
+                "what was written may be durable",
+                "Tell the operator; then ask for the items, or write it again with the same ids.",
+            ),
+        }[write_committed]
         raise Refused(
             503,
             "audit",
             "What is written must be in the audit log",
-            f"that cannot be written: {error.strerror}",
-            "Tell the operator.",
+            f"that cannot be written ({error.strerror}), and {got}",
+            do,
             write_committed=write_committed,
-            retry_after=5,
+            is_write_unknown=write_committed is None,
+            retry_after=None if write_committed else 5,
         ) from error

@@ -1,13 +1,17 @@
 """What a request is told of its write when it is given up: what is said not to be written never is."""
 
+import resource
 import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
 
 import anyio
 import pytest
 
 from dml.errors import WriteCommitted
 from dml.retrieval.gallery import Gallery
-from dml.serving.app.audit import AuditLog
+from dml.serving.app.audit import AuditLog, read_audit
 from dml.serving.app.problems import Refused
 from dml.serving.app.settings import Limits, ServiceSettings
 from dml.serving.app.writes import Audited, Done, WriteProgress, logged_write, refusal_of_timeout
@@ -109,13 +113,104 @@ def test_a_write_that_was_given_up_before_it_began_does_not_begin(tmp_path, audi
         pytest.fail("it began")
 
 
-def test_on_a_full_disk_of_the_audit_log_nothing_is_written_that_could_not_be_logged(tmp_path, audited):
-    log = AuditLog(tmp_path / "audit.jsonl", room_bytes=1 << 62)
-    with pytest.raises(Refused, match="audit log") as refused, logged_write(log, audited):
+@pytest.fixture
+def file_limit():
+    """Sets how large files of this process may become, as a disk or quota does for all."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_could_not_be_logged_is_not_written(tmp_path, audited, file_limit):
+    log = AuditLog(tmp_path / "audit.jsonl")
+    file_limit(1 << 16)
+    with pytest.raises(Refused) as refused, logged_write(log, audited):
         pytest.fail("it was written")
-    assert (refused.value.status, refused.value.got) == (
-        503,
-        "that cannot be written: No space left on device",
-    )
-    assert refused.value.write_committed is None
+    assert (refused.value.status, refused.value.code, refused.value.write_committed) == (503, "audit", False)
+    assert refused.value.got == "that cannot be written (File too large), and nothing was written"
     assert audited.progress.give_up() is False
+
+
+def write(log, audited, *, then=lambda: None, ids="b", revision=2):
+    """One that is durable before something else happens."""
+    with logged_write(log, replace(audited, progress=WriteProgress())) as done:
+        done(Done([ids], revision=revision))
+        then()
+
+
+def test_a_durable_write_that_cannot_be_logged_is_said_to_be_and_the_next_is_refused_before_it_is_done(
+    tmp_path, audited, file_limit
+):
+    log = AuditLog(tmp_path / "audit.jsonl")
+    write(log, audited, ids="a", revision=1)
+    size = log.path.stat().st_size
+    with pytest.raises(Refused) as refused:
+        write(log, audited, then=lambda: file_limit(size + 9))
+    said = refused.value
+    assert (said.code, said.write_committed, said.retry_after) == ("audit", True, None)
+    assert said.got == "that cannot be written (File too large), and what was written is durable"
+    assert said.do == "Do not write it again, and tell the operator."
+    with pytest.raises(Refused) as refused, logged_write(log, audited):
+        pytest.fail("it was written")
+    assert refused.value.write_committed is False
+    file_limit(resource.RLIM_INFINITY)
+    write(log, audited, ids="c", revision=3)
+    lines = [(*each.ids, each.revision) for each in read_audit(log.path)]
+    assert lines == [("a", 1), ("b", 2), ("c", 3)], "the line that was missing is written before the next"
+
+
+@pytest.mark.parametrize(
+    ("error", "committed"), [(Refused(422, "no", "No"), False), (RuntimeError(), None)], ids=["no", "unknown"]
+)
+def test_of_a_write_that_failed_and_cannot_be_logged_it_is_said_what_is_known(
+    tmp_path, audited, file_limit, error, committed
+):
+    def fail():
+        with logged_write(AuditLog(tmp_path / "audit.jsonl"), audited):
+            file_limit(9)
+            raise error
+
+    with pytest.raises(Refused) as refused:
+        fail()
+    assert (refused.value.code, refused.value.write_committed) == ("audit", committed)
+    assert refused.value.is_write_unknown is (committed is None)
+
+
+_ON_A_SMALL_DISK = """
+import sys
+from pathlib import Path
+from dml.serving.app.audit import AuditLog
+from dml.serving.app.problems import Refused
+from dml.serving.app.writes import Audited, Done, WriteProgress, logged_write
+
+log = AuditLog(Path(sys.argv[1], "audit.jsonl"))
+
+def write():
+    with logged_write(log, Audited("k1", "127.0.0.1", "r1", "enrol", "shelves", WriteProgress())) as done:
+        with open(Path(sys.argv[1], "gallery"), "ab", buffering=0) as file:
+            try:
+                while file.write(bytes(1 << 12)):  # a write that takes all that is left
+                    pass
+            except OSError:
+                pass
+        done(Done(["ann"], revision=1))
+
+write()
+print(len(log.path.read_text().splitlines()), "line")
+try:
+    write()
+except Refused as refused:
+    print(refused.code, refused.got)
+"""
+
+
+def test_a_write_that_fills_the_disk_is_logged_and_the_next_is_refused_before_it_is_done(tmp_path):
+    mount = f"mount -t tmpfs -o size=4m tmpfs {tmp_path}"
+    script = f"{mount} || exit 77; exec {sys.executable} -c '{_ON_A_SMALL_DISK}' {tmp_path}"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, check=False)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"no disk can be mounted here: {done.stderr}")
+    assert done.stdout.splitlines() == [
+        "1 line",
+        "audit that cannot be written (No space left on device), and nothing was written",
+    ], done.stderr

@@ -1,6 +1,6 @@
 """What concerns a store as a whole: `dml verify`, `dml gc`, `dml rm`, `dml rollback` and `dml forget`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +15,7 @@ from dml.progress import Ticker
 if TYPE_CHECKING:
     from dml.reports import (
         CleanupReport,
+        Erasure,
         ForgetReport,
         RemovalReport,
         RollbackReport,
@@ -268,6 +269,25 @@ def _are_enrolled(store: str, name: str, ids: list[str]) -> bool:
     return is_index and not has_dataset(store, name) and not has_vectors(store, name)
 
 
+def receipt_lines(receipt: Sequence["Erasure"]) -> list[str]:
+    """What a receipt of forgetting says for people, beside the artefacts that are removed and the indexes.
+
+    A log on S3 can have thousands of segments; of those that were written again the first and the last are
+    named.
+    """
+    segments = [each.name for each in receipt if each.place == "segment" and each.erased]
+    lines = []
+    if len(segments) == 1:
+        lines.append(f"written again without them: segment {segments[0]}")
+    elif segments:
+        lines.append(f"written again without them: {len(segments)} segments, {segments[0]} to {segments[-1]}")
+    return lines + [
+        f"{each.place} {each.name} holds some until: {each.until}"
+        for each in receipt
+        if not each.erased and each.place != "index"
+    ]
+
+
 def _show_forgotten(report: "ForgetReport") -> None:
     for index in report.rebuilt:
         print(f"index {index}: {index.rows} items are left")
@@ -278,9 +298,8 @@ def _show_forgotten(report: "ForgetReport") -> None:
     if report.still_held_by:
         held = ", ".join(report.still_held_by[:10])
         print(f"no search finds them; these index versions hold some until `dml reindex`, or --now: {held}")
-    for place in report.receipt:
-        if place.place not in ("index", *((place.place,) if place.erased else ())):
-            print(f"{place.place} {place.name} holds some until: {place.until}")
+    for line in receipt_lines(report.receipt):
+        print(line)
     print(
         f"items forgotten: {report.items}. Not reached: the source, other machines' caches, what a model has"
     )

@@ -9,10 +9,12 @@ from pathlib import Path
 import prefect.logging  # noqa: F401 - its handler keeps the stream it finds, which must outlive a test
 import pytest
 
+from dml.cli.store import receipt_lines
 from dml.config import IndexConfig
 from dml.data.dataset import find_dataset
 from dml.embedding.embed import embed
 from dml.registry.catalog import list_models
+from dml.reports import Erasure
 from dml.retrieval.build import build_index
 from dml.retrieval.index import publish_index
 from tests.embedding.parts import make_dataset, make_package
@@ -236,3 +238,18 @@ def test_an_s3_that_does_not_answer_is_one_line(dml, monkeypatch):
     assert done.status == 1
     assert done.err.splitlines()[-1].startswith("error: S3 must answer")
     assert "Traceback" not in done.err
+
+
+def test_of_many_segments_that_were_written_again_a_person_reads_the_first_and_the_last():
+    def erased(*names):
+        return [Erasure(place="segment", name=name, erased=True) for name in names]
+
+    log = Erasure(place="log", name="shop", erased=True)
+    index = Erasure(place="index", name="shop@0123456789ab", erased=False, until="dml reindex")
+    dataset = Erasure(place="dataset", name="shop", erased=False, until="dml reindex")
+    assert receipt_lines([log, *erased(*map(str, range(2000))), index, dataset]) == [
+        "written again without them: 2000 segments, 0 to 1999",
+        "dataset shop holds some until: dml reindex",
+    ]
+    assert receipt_lines([log, *erased("7")]) == ["written again without them: segment 7"]
+    assert receipt_lines([log, index]) == []

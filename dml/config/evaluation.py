@@ -191,6 +191,17 @@ class IndexConfig(Part):
         1, gt=0, description="bundles that the rows are cut into, at the parts of the embeddings table"
     )
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        bounds = {"latency_ms": self.latency_ms, "memory_gb": self.memory_gb}
+        ignored = [name for name, value in bounds.items() if value != type(self).model_fields[name].default]
+        if ignored and self.factory != "auto":
+            raise ValueError(
+                f"{' and '.join(ignored)} must be left out beside a factory, since only auto chooses by "
+                f"that; got factory {self.factory!r}."
+            )
+        return self
+
 
 class RefreshConfig(Part):
     """Scheduled refresh of an index: when, and from which model and dataset."""

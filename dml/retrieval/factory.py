@@ -42,7 +42,7 @@ def refused_factory(factory: str, error: RuntimeError) -> InvalidSetting:
     """What is raised where Faiss refuses a factory string, with its reason."""
     return InvalidSetting(
         f"index.factory must be a Faiss index_factory string for inner products; got {factory!r}: "
-        f"{str(error).rsplit(': ', 1)[-1]}"
+        f"{str(error).rsplit(': ', 1)[-1].strip().rstrip('.')}. Use auto, as `dml plan` has it, or Flat."
     )
 
 
@@ -61,11 +61,16 @@ def _check_factory_numbers(factory: str, rows: int) -> None:
             )
 
 
-def empty_index(factory: str, embeddings: EmbeddingsRef) -> faiss.Index:
+def empty_index(factory: str, embeddings: EmbeddingsRef, *, num_probes: int | None = None) -> faiss.Index:
     """An untrained index of a factory string, for inner products.
 
+    Args:
+        factory: Faiss' string.
+        embeddings: that it is for.
+        num_probes: lists to be searched; None: that is chosen later.
+
     Raises:
-        InvalidSetting: Faiss cannot follow it, or not with so many rows.
+        InvalidSetting: Faiss cannot follow it, or not with so many rows, or it has fewer lists than probes.
     """
     _check_factory_numbers(factory, embeddings.rows)
     try:
@@ -78,5 +83,10 @@ def empty_index(factory: str, embeddings: EmbeddingsRef) -> faiss.Index:
     if lists > embeddings.rows:
         raise InvalidSetting(
             f"{factory} has {lists} lists, more than the {embeddings.rows} rows. Use Flat, or fewer lists."
+        )
+    if num_probes is not None and num_probes > lists:
+        raise InvalidSetting(
+            f"index.num_probes must be at most the number of lists, {lists} in {factory}; got {num_probes}. "
+            "Leave it out: it is chosen by the recall."
         )
     return index

@@ -14,6 +14,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from dml.errors import InvalidSetting
 from dml.reports import FirstStageChoice, FirstStageTrial
 from dml.retrieval.first_stage import KINDS, FirstStage, compared_in_full, factory_of
 from dml.retrieval.held_out import HeldOut, K
@@ -25,8 +26,34 @@ _WIDENED = 4
 """Candidates that all rows may need / those that the sample needed."""
 _LARGEST_SHARE = 0.1  # of the sample as candidates: with more, any codes are good enough
 _SAMPLE_ROWS, _SAMPLE_QUERIES, _TIMED_QUERIES = 1 << 16, 200, 32
-_FEWEST_ROWS = {"pca16": 16, "pca32": 32, "pq4": 16, "pq8": 16}
-"""Rows that a kind is trained on: as many as it has components, or centroids of 4 bits."""
+_FEWEST_ROWS = {"pca16": 16, "pca32": 32, "signs": 2, "rabitq": 2, "pq4": 16, "pq8": 16}
+"""Rows that a kind is trained on: as many as it has components, or centroids of 4 bits, and one to find."""
+
+
+def require_first_stage(kind: str, rows: int, dim: int) -> None:
+    """Refuse a kind of first stage that cannot be trained on these vectors.
+
+    Args:
+        kind: one of `KINDS`.
+        rows: vectors of the index.
+        dim: D.
+
+    Raises:
+        InvalidSetting: it does not suit the dimension, or the rows are too few.
+    """
+    fewest = _FEWEST_ROWS[kind]
+    if factory_of(kind, dim) is None:
+        number = int(kind.lstrip("pcaq"))
+        wanted = f"above {number}" if kind.startswith("pca") else f"a multiple of {number} above {number}"
+        raise InvalidSetting(
+            f"The dimension of vectors must be {wanted} for first_stage {kind}; it is {dim}. Use auto, signs "
+            "or rabitq, or leave it out."
+        )
+    if rows < fewest:
+        raise InvalidSetting(
+            f"An index, or each shard, must have at least {fewest} rows for first_stage {kind}; it has "
+            f"{rows}. Use auto, which takes what so few rows allow, or leave it out."
+        )
 
 
 def choose_first_stage(
@@ -95,7 +122,7 @@ def _trained(kind: str, sample: "_Sample") -> faiss.Index | None:
     None: it does not suit the dimension, or the rows are too few to train it.
     """
     factory = factory_of(kind, sample.dim)
-    if factory is None or sample.rows < _FEWEST_ROWS.get(kind, 1):
+    if factory is None or sample.rows < _FEWEST_ROWS[kind]:
         return None
     index = faiss.index_factory(sample.dim, factory, faiss.METRIC_L2)
     index.train(sample.vectors)

@@ -14,7 +14,7 @@ from dml.refs import EmbeddingsRef
 from dml.reports import FirstStageChoice, OperatingCurve, StageMates
 from dml.retrieval.bundle import FIRST_STAGE_FILE, Calibration
 from dml.retrieval.cascade import Cascade
-from dml.retrieval.fill import add_to_graph, num_lists, write_index
+from dml.retrieval.fill import add_to_graph, write_index
 from dml.retrieval.first_stage import KINDS, FirstStage
 from dml.retrieval.first_stage_choice import choose_first_stage
 from dml.retrieval.held_out import HeldOut, K, hold_out
@@ -87,8 +87,7 @@ def measure_index(
 
 def _tune(index: faiss.Index, vectors: FlatVectors, held_out: HeldOut, config: IndexConfig) -> OperatingCurve:
     """Set the search parameters by the recall target."""
-    probes = None if config.num_probes is None else min(config.num_probes, num_lists(index))
-    return tune(index, vectors.index, held_out, target=config.recall, probes=probes)
+    return tune(index, vectors.index, held_out, target=config.recall, probes=config.num_probes)
 
 
 def _write_first_stage(

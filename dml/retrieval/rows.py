@@ -19,6 +19,7 @@ from dml.retrieval.bundle import INDEX_FILE, ITEMS_FILE, VECTORS_FILE, in_order,
 from dml.retrieval.changes import ChangedRows
 from dml.retrieval.factory import FLAT_FACTORY, empty_index, refused_factory
 from dml.retrieval.fill import add, fewest_rows, nearest_lists, train
+from dml.retrieval.first_stage_choice import require_first_stage
 from dml.retrieval.held_out import rows_held_out
 from dml.retrieval.vectors import FlatVectors, VectorType, write_vectors
 
@@ -33,6 +34,9 @@ def write_rows(
     Returns:
         Vectors and items, mapped, also when the folder has its final name; the index; and the rows that it is
         tuned on, which a graph is filled without.
+
+    Raises:
+        InvalidSetting: the settings cannot be followed with these rows.
     """
     is_both = factory == FLAT_FACTORY[config.vectors]
     embeddings = rows.embeddings
@@ -44,7 +48,9 @@ def write_rows(
             f"An index must have an item; all {embeddings.rows} of {embeddings.source} were forgotten. "
             "Remove the index, or enrol somebody."
         )
-    index = empty_index(factory, embeddings)
+    if config.first_stage not in (None, "auto"):
+        require_first_stage(config.first_stage, len(items), embeddings.dim)
+    index = empty_index(factory, embeddings, num_probes=config.num_probes)
     path = folder / (INDEX_FILE if is_both else VECTORS_FILE)
     begin("reading vectors", "rows", embeddings.rows)
     vectors = _write_vectors(path, rows.vectors(), len(items), embeddings.dim, config.vectors)

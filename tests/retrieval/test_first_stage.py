@@ -9,7 +9,7 @@ import pytest
 from dml.config import IndexConfig
 from dml.embedding.external import import_vectors
 from dml.embedding.table import cut_table
-from dml.errors import CorruptArtifact
+from dml.errors import CorruptArtifact, InvalidSetting
 from dml.retrieval.build import build_index
 from dml.retrieval.bundle import read_calibration
 from dml.retrieval.cascade import Cascade
@@ -144,6 +144,29 @@ def test_of_few_rows_only_what_can_be_trained_on_them_is_tried(tmp_path, rows):
     assert ({"pq4", "pq8", "pca16"} <= tried) == (rows >= 16)
     assert ("pca32" in tried) == (rows >= 32)
     assert ({"signs", "rabitq"} <= tried) == (rows > 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "dim", "message"),
+    [
+        ("pq4", 15, DIM, "at least 16 rows for first_stage pq4; it has 15. Use auto"),
+        ("pq8", 15, DIM, "at least 16 rows for first_stage pq8; it has 15"),
+        ("pca16", 15, DIM, "at least 16 rows for first_stage pca16; it has 15"),
+        ("pca32", 31, DIM, "at least 32 rows for first_stage pca32; it has 31"),
+        ("signs", 1, DIM, "at least 2 rows for first_stage signs; it has 1"),
+        ("rabitq", 1, DIM, "at least 2 rows for first_stage rabitq; it has 1"),
+        ("pca32", 40, 32, "must be above 32 for first_stage pca32; it is 32"),
+        ("pq4", 40, 30, "must be a multiple of 4 above 4 for first_stage pq4; it is 30"),
+    ],
+)
+def test_a_first_stage_that_cannot_be_trained_is_refused_with_what_it_needs(
+    tmp_path, kind, rows, dim, message
+):
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).standard_normal((rows, dim)))
+    table = import_vectors(str(tmp_path), "few", tmp_path / "few.npy").embeddings
+    with pytest.raises(InvalidSetting, match=message):
+        build_index(str(tmp_path), "few", table, IndexConfig(first_stage=kind, recall=0.5))
+    assert not list((tmp_path / "indexes").rglob("items.parquet"))
 
 
 def test_a_cascade_answers_with_candidates_compared_in_full_and_says_what_each_stage_did(flat):

@@ -59,7 +59,7 @@ def test_vectors_of_one_dimension_are_indexed_without_a_factory_string(tmp_path)
     assert [answer.similarity for answer in answers] == [1, 1, -1, -1]
 
 
-@pytest.mark.parametrize("config", [IndexConfig(factory="HNSW8"), IndexConfig(num_probes=3)])
+@pytest.mark.parametrize("config", [IndexConfig(factory="HNSW8"), IndexConfig(recall_queries=9)])
 def test_other_settings_give_another_version(place, embeddings, config):
     plain = build_index(place, "shelves", embeddings, IndexConfig())
     assert build_index(place, "shelves", embeddings, config).version != plain.version
@@ -187,6 +187,23 @@ def test_codes_are_searched_with_candidates_compared_in_full(place, store, packa
     similarity = {answer.id: answer.similarity for answer in truth[0]}
     for answer in found[0]:
         assert answer.similarity == pytest.approx(similarity.get(answer.id, answer.similarity), abs=1e-5)
+
+
+@pytest.mark.parametrize(("factory", "lists"), [("Flat", 1), ("auto", 1), ("HNSW8", 1), ("IVF4,Flat", 4)])
+def test_more_probes_than_there_are_lists_are_refused(place, embeddings, factory, lists):
+    config = IndexConfig(factory=factory, num_probes=lists + 1)
+    with pytest.raises(
+        InvalidSetting, match=rf"at most the number of lists, {lists} in .*; got {lists + 1}\."
+    ):
+        build_index(place, "shelves", embeddings, config)
+    assert build_index(place, "shelves", embeddings, config.model_copy(update={"num_probes": lists}))
+
+
+@pytest.mark.parametrize("ignored", [{"latency_ms": 1}, {"memory_gb": 8}], ids=str)
+def test_a_bound_that_a_given_factory_would_ignore_is_refused(ignored):
+    with pytest.raises(ValueError, match=r"must be left out beside a factory, since only auto chooses"):
+        IndexConfig(factory="Flat", **ignored)
+    assert IndexConfig(**ignored)
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def capacity(resource: Literal["CPU", "GPU"], *, wanted: int = 1) -> Capacity:
     setting = _SETTINGS[resource]
     text = os.environ.get(setting)
     if text:
-        if not text.isdecimal():
+        if not (text.isascii() and text.isdecimal()):
             raise InvalidSetting(f"{setting} must be a whole number; got {text!r}.")
         return Capacity(resource, now, max(now, int(text)), f"by {setting}")
     reported = state.state.get_max_resources_from_cluster_config()

@@ -8,6 +8,7 @@ import typer
 from dml.cli.app import Json, Store, Who, store_uri, verb, who_or_user
 from dml.cli.output import emit
 from dml.errors import InvalidSetting
+from dml.numbers import read_integer, read_number
 
 if TYPE_CHECKING:
     from dml.refs import IndexRef
@@ -90,9 +91,9 @@ def _attribute(text: str, index: "IndexRef") -> tuple[str, Any]:
     kind = index.embeddings.items.attributes.get(name, "string")
     try:
         if kind == "int64":
-            return name, int(value)
+            return name, read_integer(value)
         if kind == "double":
-            return name, float(value)
+            return name, read_number(value)
         if kind == "bool":
             return name, _TRUTH[value.lower()]
     except (KeyError, ValueError) as error:

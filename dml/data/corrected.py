@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dml import storage
-from dml.data.sources.sample import Sample, normalized
+from dml.data.sources.sample import Sample
+from dml.labels import normalized
 from dml.reports import ItemCorrection
 
 CORRECTIONS = "corrections.json"

@@ -19,9 +19,10 @@ from dml.data.fragment import make_fragment
 from dml.data.known_files import CurrentFile, KnownFile
 from dml.data.publication import publish_version, refuse_forgotten
 from dml.data.quarantine import QUARANTINE, read_quarantine
-from dml.data.sources.sample import MAX_BYTES, Listing, Sample, Stamp, normalized
+from dml.data.sources.sample import MAX_BYTES, Listing, Sample, Stamp
 from dml.data.version import finish_version, make_ref
 from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting, MissingArtifact
+from dml.labels import checked_label
 from dml.names import split_version
 from dml.refs import DatasetRef
 from dml.reports import ItemCorrection
@@ -46,7 +47,7 @@ def correct_label(store: str, dataset: str, id: str, label: str, *, who: str) ->
 
     Raises:
         MissingArtifact: there is no such dataset or item.
-        InvalidSetting: the label is blank, or `dataset` names a version.
+        InvalidSetting: no source could have such a label, or `dataset` names a version.
         InvalidData: the dataset cannot be split with this label.
         IncompatibleArtifact: other processes kept publishing versions of the dataset.
     """
@@ -55,10 +56,8 @@ def correct_label(store: str, dataset: str, id: str, label: str, *, who: str) ->
 
 def correct_labels(store: str, dataset: str, labels: Mapping[str, str], *, who: str) -> DatasetRef:
     """`correct_label` for several items, by id, in one new version."""
-    blank = sorted(id_ for id_, label in labels.items() if not normalized(label))
-    if blank:
-        raise InvalidSetting(f"A label must not be blank; that of {blank[:_MAX_NAMED]} is. Name a class.")
-    return _correct(store, dataset, {id_: normalized(label) for id_, label in labels.items()}, who)
+    checked = {id_: checked_label("A label", label) for id_, label in labels.items()}
+    return _correct(store, dataset, checked, who)
 
 
 def remove_item(store: str, dataset: str, id: str, *, who: str) -> DatasetRef:

@@ -22,9 +22,10 @@ from dml.data.schema import (
     items_schema,
     write_fragment,
 )
-from dml.data.sources.csv_table import declared_types, inferred_type
+from dml.data.sources.csv_table import PARSERS, declared_types, inferred_type
 from dml.data.sources.table import is_index
 from dml.errors import InvalidData, InvalidSetting
+from dml.labels import normalized
 from dml.refs import AttributeType
 
 TABLE_ENDINGS = (".csv", ".tsv", ".parquet", ".pq")
@@ -85,8 +86,24 @@ def _read_csv(path: Path) -> pa.Table:
         texts = table[name].cast(pa.large_string())
         is_text = name in ("id", "label")
         kind = "string" if is_text else declared.get(name) or inferred_type(texts.unique().to_pylist())
-        columns[name] = texts.cast(_ARROW_TYPES[kind])
+        columns[name] = texts if kind == "string" else _parsed(texts, kind, name, path)
     return pa.table(columns)
+
+
+def _parsed(texts: pa.ChunkedArray, kind: str, name: str, path: Path) -> pa.ChunkedArray:
+    """A column of text as numbers or booleans, as a manifest has them."""
+    spelt = texts.unique().drop_null()
+    values = []
+    for text in spelt.to_pylist():
+        try:
+            values.append(PARSERS[kind](text))
+        except ValueError:
+            row = compute.index(texts, text).as_py() + 1
+            raise InvalidData(
+                f"Column {name!r} of {path} must be {kind}; got {text[:_SHOWN]!r} in row {row}. Correct it, "
+                f"or declare {name}:string."
+            ) from None
+    return compute.take(pa.array(values, _ARROW_TYPES[kind]), compute.index_in(texts, spelt))
 
 
 def _delimiter_of(path: Path) -> str:
@@ -187,9 +204,10 @@ def _as_labels(values: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
         raise InvalidData(f"Labels must be text or numbers; those of {path} are {values.type}.")
     if pa.types.is_floating(values.type):
         values = compute.if_else(compute.is_nan(values), pa.scalar(None, values.type), values)
-    texts = compute.utf8_trim_whitespace(_cast(values, pa.large_string(), "label", path))
-    texts = compute.utf8_normalize(texts, form="NFC")
-    return compute.if_else(compute.equal(texts, ""), pa.scalar(None, pa.large_string()), texts)
+    texts = _cast(values, pa.large_string(), "label", path)
+    raw = texts.unique().drop_null()
+    labels = pa.array([normalized(text.as_py()) or None for text in raw], pa.large_string())
+    return compute.take(labels, compute.index_in(texts, raw))
 
 
 def _type_of(kind: pa.DataType) -> AttributeType | None:

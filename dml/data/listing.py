@@ -15,8 +15,9 @@ from dml.data.former_rows import FormerRows
 from dml.data.fragment import make_problem
 from dml.data.sources.access import Access
 from dml.data.sources.detect import open_source
-from dml.data.sources.sample import Listing, Problem, Sample, Source, normalized
-from dml.errors import DmlError, InvalidData
+from dml.data.sources.sample import Listing, Problem, Sample, Source
+from dml.errors import DmlError, InvalidData, InvalidSetting
+from dml.labels import checked_label, normalized
 from dml.progress import Ticker
 
 _MAX_NAMED = 3
@@ -128,7 +129,7 @@ def _without_forgotten(listing: Listing, forgotten: frozenset[str]) -> tuple[Lis
 
 
 def _screen(samples: Sequence[Sample]) -> tuple[list[Sample], list[Problem], list[str]]:
-    """Samples with a label and a unique id, sorted by class and id.
+    """Samples with a label that can be one and a unique id, sorted by class and id.
 
     Labels are stripped and normalised to Unicode NFC, so that labels that look alike are one class.
 
@@ -139,6 +140,7 @@ def _screen(samples: Sequence[Sample]) -> tuple[list[Sample], list[Problem], lis
     for sample in samples:
         raw_of.setdefault(normalized(sample.label), set()).add(sample.label)
     samples = [sample._replace(label=normalized(sample.label)) for sample in samples]
+    unusable = {label: why for label in raw_of if label and (why := _why_unusable(label))}
     labels_of: dict[str, set[str]] = {}
     for sample in samples:
         labels_of.setdefault(sample.id, set()).add(sample.label)
@@ -147,6 +149,8 @@ def _screen(samples: Sequence[Sample]) -> tuple[list[Sample], list[Problem], lis
     for sample in samples:
         if not sample.label:
             problems.append(make_problem(sample, "missing label", "the label is blank"))
+        elif sample.label in unusable:
+            problems.append(make_problem(sample, "unusable label", unusable[sample.label]))
         elif len(labels_of[sample.id]) > 1:
             detail = f"this id also has the labels {sorted(labels_of[sample.id] - {sample.label})}"
             problems.append(make_problem(sample, "contradictory label", detail))
@@ -155,7 +159,20 @@ def _screen(samples: Sequence[Sample]) -> tuple[list[Sample], list[Problem], lis
         else:
             sample_by_id[sample.id] = sample
     ordered = sorted(sample_by_id.values(), key=lambda sample: (sample.label, sample.id))
-    return ordered, problems, _merged_labels_note({label: raw for label, raw in raw_of.items() if label})
+    return (
+        ordered,
+        problems,
+        _merged_labels_note({label: raw for label, raw in raw_of.items() if label and label not in unusable}),
+    )
+
+
+def _why_unusable(label: str) -> str:
+    """What is wrong with a label; empty: nothing."""
+    try:
+        checked_label("A label", label)
+    except InvalidSetting as error:
+        return str(error)
+    return ""
 
 
 def _merged_labels_note(raw_of: Mapping[str, set[str]]) -> list[str]:

@@ -8,6 +8,7 @@ from dml.config import AttributeSplit, ClassSplit, NoSplit, SplitConfig
 from dml.data.schema import TEST, TRAIN
 from dml.data.sources.sample import Sample
 from dml.errors import InvalidData, InvalidSetting
+from dml.numbers import read_number
 
 LABEL = "label"
 """Attribute name that stands for the class itself."""
@@ -111,7 +112,7 @@ def _is_spelt(value: Any, text: str) -> bool:
     if isinstance(value, str):
         return value == text
     try:
-        return bool(float(text) == value)
+        return bool(read_number(text) == value)
     except ValueError:
         return False
 

@@ -8,8 +8,10 @@ from dml.data.forgotten import digest_of_id
 from dml.data.items import repeated
 from dml.data.sources.sample import Problem
 from dml.embedding.vector_files import NOT_FINITE, ZERO, Block, to_unit_length
+from dml.errors import InvalidSetting
+from dml.labels import checked_label
 
-MISSING_ID, REPEATED_ID = "missing id", "repeated id"
+MISSING_ID, REPEATED_ID, UNUSABLE_LABEL = "missing id", "repeated id", "unusable label"
 _LENGTH_TOLERANCE = 1e-3
 """How far from 1 a length may be before a vector counts as one that was not of unit length."""
 
@@ -26,6 +28,7 @@ class UsableRows:
     def __init__(self, items: pa.Table, source: str, forgotten: frozenset[str]) -> None:
         self._items, self._source, self._forgotten = items, source, forgotten
         self._repeated = repeated(items["id"])
+        self._unusable_labels = _unusable_labels(items)
         self._next_row = 0
         self.problems: list[Problem] = []
         """The rows that were refused, with the reason."""
@@ -57,6 +60,10 @@ class UsableRows:
         is_missing = np.array([not (id_ or "").strip() for id_ in ids.to_pylist()], dtype=np.bool_)
         is_repeated = self._repeated[self._next_row : self._next_row + len(items)]
         problems = dict(block.problems)
+        if self._unusable_labels:
+            for row, label in enumerate(items["label"].to_pylist()):
+                if label in self._unusable_labels:
+                    problems.setdefault(row, (UNUSABLE_LABEL, self._unusable_labels[label]))
         for rows, reason, detail in (
             (~np.isfinite(lengths), NOT_FINITE, "NaN or infinite"),
             (lengths == 0, ZERO, "has no direction"),
@@ -69,3 +76,15 @@ class UsableRows:
             id_ = ids[row].as_py() or ""
             self.problems.append(Problem(id_, "", f"{self._source}#{self._next_row + row}", reason, detail))
         return problems
+
+
+def _unusable_labels(items: pa.Table) -> dict[str, str]:
+    """Labels that no item may have, each with what is wrong with it."""
+    wrong: dict[str, str] = {}
+    if "label" in items.column_names:
+        for label in items["label"].unique().drop_null().to_pylist():
+            try:
+                checked_label("A label", label)
+            except InvalidSetting as error:
+                wrong[label] = str(error)
+    return wrong

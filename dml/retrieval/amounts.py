@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dml.errors import InvalidSetting
+from dml.numbers import read_number
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
 _BINARY = {f"{unit}i": 1 << (10 * power) for power, unit in enumerate("kmgtp", start=1)}
@@ -60,6 +61,6 @@ def _number(text: str, units: dict[str, int], suffix: str = "") -> float | None:
     if suffix and unit not in units:
         unit = unit.removesuffix(suffix)
     with suppress(ValueError):
-        value = float(number) * units.get(unit, math.nan)
+        value = read_number(number) * units.get(unit, math.nan)
         return value if math.isfinite(value) else None
     return None

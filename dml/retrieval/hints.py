@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from dml.errors import InvalidSetting
+from dml.numbers import is_number
 
 
 def separating_attribute(candidates: Sequence[Mapping[str, frozenset[Any]]]) -> str | None:
@@ -84,8 +85,7 @@ def check_hint(name: str, wanted: Any, kind: str) -> None:
 
 def _number(value: Any, *, exact: bool) -> Decimal | float | None:
     """A number that may be written as text; exact, since whole numbers beyond 2^53 are no float."""
-    try:
-        number = Decimal(str(value).strip()) if exact else float(value)
-    except (ArithmeticError, TypeError, ValueError):
+    text = str(value).strip()
+    if not is_number(text):
         return None
-    return number if math.isfinite(number) else None
+    return Decimal(text) if exact else float(text)

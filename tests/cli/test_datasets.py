@@ -178,11 +178,20 @@ def test_the_list_marks_the_current_version_with_its_date_and_split_sizes(ingest
 
 
 def test_a_label_in_a_note_is_shown_and_not_obeyed(dml, tmp_path):
-    write(tmp_path / "red", {"\x1b[31mred/1.png": picture(1), "plain/1.png": picture(1)})
+    write(tmp_path / "red", {"\u202ered/1.png": picture(1), "plain/1.png": picture(1)})
     done = dml("ingest", str(tmp_path / "red"), "--name", "red", "--store", str(tmp_path / "store"))
     assert done.status == 0
-    assert r"(\x1b[31mred, " in done.out
-    assert "\x1b[31m" not in done.out
+    assert r"(\u202ered, " in done.out
+    assert "\u202e" not in done.out
+
+
+def test_an_unusable_label_in_a_refusal_is_shown_and_not_obeyed(dml, tmp_path):
+    write(tmp_path / "red", {"\x1b[31mred/1.png": picture(1), "plain/1.png": picture(1)})
+    asked = ["--name", "red", "--store", str(tmp_path / "store"), "--max-quarantined", "1"]
+    done = dml("ingest", str(tmp_path / "red"), *asked)
+    assert done.status == 0, done.err
+    assert "unusable label" in done.out
+    assert "\x1b[31m" not in done.out + done.err
 
 
 @pytest.mark.parametrize("source", ["https://host/m.csv?sig=topsecret", "s3://bucket/m.csv?key=topsecret"])

@@ -53,6 +53,8 @@ def test_what_is_enrolled_is_found_by_the_next_command_and_what_is_forgotten_by_
         (["enrol", "people", "bob", "{new}", "{new}"], "one .npy file of vectors"),
         (["enrol", "people", "bob", "{new}", "--attribute", "region"], "must be name=value; got 'region'"),
         (["enrol", "people", "bob", "{new}", "--attribute", "floor=high"], "floor must be a whole number"),
+        (["enrol", "people", "bob", "{new}", "--attribute", "floor=1_000"], "whole number; got '1_000'"),
+        (["enrol", "people", "bob", "{new}", "--attribute", "floor=\u0663"], "whole number; got '\u0663'"),
         (["enrol", "people", "bob", "{new}", "--attribute", "regoin=east"], "Did you mean 'region'"),
         (["enrol", "people", "bob", "{new}", *2 * ["--attribute", "floor=1"]], "got 'floor' twice"),
         (["enrol", "people", "bob\nsmith", "{new}"], "An identity must be without control characters"),

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from dml.cli.output import print_json, print_table, stdout, visible
-from tests.cli.conftest import LABELS
+from tests.cli.conftest import BRANDS, LABELS
 
 
 def test_a_long_answer_has_a_line_per_row_and_is_printed_at_once(capsys):
@@ -27,11 +27,11 @@ def flat(text):
     return re.sub(r"[\s│┃]", "", text)
 
 
-@pytest.mark.parametrize("label", LABELS)
-def test_a_label_is_printed_as_it_is(dml, store, query, label):
+@pytest.mark.parametrize("text", [*LABELS, *BRANDS])
+def test_a_label_or_attribute_is_printed_as_it_is(dml, store, query, text):
     done = dml("search", query, "--store", store, "-k", "14")
     assert done.status == 0, done.err
-    assert flat(visible(label)) in flat(done.out)
+    assert flat(visible(text)) in flat(done.out)
     assert "\x1b" not in done.out
 
 

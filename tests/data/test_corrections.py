@@ -113,7 +113,19 @@ def test_a_label_that_an_item_has_already_changes_nothing(store):
     [
         (lambda store: correct_label(store, "d", "nobody", "x", who="ann"), MissingArtifact, "nobody"),
         (lambda store: correct_label(store, "e", "class1/2.png", "x", who="ann"), MissingArtifact, "'e'"),
-        (lambda store: correct_label(store, "d", "class1/2.png", " ", who="ann"), InvalidSetting, "blank"),
+        (lambda store: correct_label(store, "d", "class1/2.png", " ", who="ann"), InvalidSetting, "no space"),
+        (
+            lambda store: correct_label(store, "d", "class1/2.png", "a\nb", who="ann"),
+            InvalidSetting,
+            r"U\+000A",
+        ),
+        (
+            lambda store: correct_labels(
+                store, "d", {"class1/2.png": "x", "class1/3.png": "\x1b[1m"}, who="a"
+            ),
+            InvalidSetting,
+            r"U\+001B",
+        ),
         (lambda store: correct_label(store, "d", "class1/2.png", "x", who=""), InvalidSetting, "who made it"),
         (lambda store: remove_item(store, "d@0123456789ab", "x", who="ann"), InvalidSetting, "Give the name"),
         (lambda store: revoke_correction(store, "d", "class1/2.png"), MissingArtifact, "was not"),

@@ -109,6 +109,13 @@ def test_a_value_of_another_type_than_the_header_says_is_a_refused_row(tmp_path)
     assert [(p.locator, p.reason, p.detail) for p in listed.problems] == [
         ("b.png", "wrong type", "price must be double; got 'cheap'")
     ]
+    for kind in ("int64", "double"):
+        lines = "".join(
+            f"{n}.png,x,{text}\n" for n, text in enumerate(("1_000", "\u0663", "nan", "inf", "5"))
+        )
+        listed = listing(tmp_path / "m.csv", f"image,label,n:{kind}\n{lines}")
+        assert [sample.attributes for sample in listed.samples] == [{"n": 5}]
+        assert {problem.reason for problem in listed.problems} == {"wrong type"}
     with pytest.raises(InvalidData, match="price:string"):
         listing(tmp_path / "m.csv", "image,label,price:money\n")
 

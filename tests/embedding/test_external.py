@@ -293,6 +293,32 @@ def test_text_views_are_text(tmp_path, new_store):
     assert all(rows[name].to_pylist() == ids_of(ROWS) for name in texts)
 
 
+def test_a_label_is_kept_or_refused_as_by_an_ingest(tmp_path, new_store):
+    labels = ["two\nlines", "\ufeffcat\u200b\n", "cafe\u0301", "a\u2028b", "b" * 1001, "\u200b", " ", None]
+    labels += ["x"] * (ROWS - len(labels))
+    path = write_parquet(tmp_path, random_vectors(), label=labels)
+    report = import_vectors(new_store, "v", path, max_quarantined=0.5)
+    kept = read_rows(report.embeddings.items)["label"].to_pylist()
+    assert kept[:5] == ["cat", "caf\u00e9", None, None, None]
+    assert set(kept[5:]) == {"x"}
+    problems = read_quarantine(storage.join(report.embeddings.uri, "quarantine.parquet"))
+    assert [(each.id, each.reason) for each in problems] == [
+        (id_, "unusable label") for id_ in ("0", "3", "4")
+    ]
+
+
+@pytest.mark.parametrize("value", ["1_000", "\u0663", "0x1A", "1e400", "nan"])
+@pytest.mark.parametrize("kind", ["int64", "double"])
+def test_a_declared_number_must_be_one_and_the_row_that_is_none_is_named(tmp_path, new_store, kind, value):
+    vectors = write_npy(tmp_path, random_vectors())
+    lines = [f"{row},{value if row == 2 else ' +7'}" for row in range(ROWS)]
+    (tmp_path / "items.csv").write_text("\n".join([f"id,n:{kind}", *lines]))
+    with pytest.raises(
+        InvalidData, match=f"Column 'n' of .*items.csv must be {kind}; got '{value}' in row 3"
+    ):
+        import_vectors(new_store, "v", vectors, attributes=tmp_path / "items.csv")
+
+
 def test_a_label_that_is_nan_is_missing(tmp_path, new_store):
     labels = [float("nan"), *[1.0, 2.0] * 59, 1.0]
     report = import_vectors(new_store, "clip", write_parquet(tmp_path, random_vectors(), label=labels))

@@ -88,5 +88,5 @@ def _attributes(label: str) -> dict[str, Any]:
     return {
         "make": two if two in _MAKES_OF_TWO_WORDS else words[0],
         "body": body,
-        "year": int(year) if year.isdigit() else None,
+        "year": int(year) if year.isascii() and year.isdigit() else None,
     }

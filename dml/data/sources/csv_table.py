@@ -2,26 +2,25 @@
 
 A column becomes numeric only if every value is unchanged when it is parsed and written again: `11` and `1.5`
 are numbers, while `007`, `+1`, `1e5`, `1.50` and ` 5` stay text. A header such as `price:double` sets the
-type; the types are string, int64, double and bool.
+type; the types are string, int64, double and bool. What a number may be then is in `dml.numbers`.
 """
 
 import csv
 import io
 import logging
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from dml.data.sources.table import NAMED, Table, is_index
 from dml.errors import InvalidData
+from dml.numbers import read_integer, read_number
 
 logger = logging.getLogger(__name__)
 
 _EXCEL_DELIMITER = re.compile(r"\Asep=.\r?\n", re.IGNORECASE)
 _DELIMITERS = ",;\t|"
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-_LARGEST_INT64 = (1 << 63) - 1
 _TRUTH = ({"true", "false"}, {"True", "False"}, {"TRUE", "FALSE"})
 _MOST_NAMED = 30
 _FIELD_CHARACTERS = 1 << 20
@@ -122,9 +121,9 @@ def declared_types(header: Sequence[str], uri: str) -> tuple[list[str], dict[str
     names, types = [], {}
     for written in header:
         name, colon, kind = (part.strip() for part in written.partition(":"))
-        if colon and kind not in _PARSERS:
+        if colon and kind not in PARSERS:
             raise InvalidData(
-                f"A type in the header must be one of {list(_PARSERS)}; {uri} has {written!r}. Write, for "
+                f"A type in the header must be one of {list(PARSERS)}; {uri} has {written!r}. Write, for "
                 f"example, {name}:string."
             )
         if colon and name not in NAMED:
@@ -143,7 +142,7 @@ def _typed(
     kind = declared or inferred_type(texts)
     if kind == "string":
         return [text or "" for text in texts] if any(texts) else list(texts)
-    parse = _PARSERS[kind]
+    parse = PARSERS[kind]
     values: list[Any] = []
     for row, text in enumerate(texts):
         try:
@@ -170,14 +169,14 @@ def inferred_type(texts: Sequence[str | None]) -> str:
 
 def _reads_back_as_int(text: str) -> bool:
     try:
-        return len(text) <= len(str(-_LARGEST_INT64)) and str(_int64(text)) == text
+        return str(read_integer(text)) == text
     except ValueError:
         return False
 
 
 def _reads_back_as_double(text: str) -> bool:
     try:
-        return repr(_double(text)) == text
+        return repr(read_number(text)) == text
     except ValueError:
         return False
 
@@ -187,24 +186,16 @@ def _is_exact_as_double(text: str) -> bool:
     return _reads_back_as_int(text) and int(float(text)) == int(text)
 
 
-def _int64(text: str) -> int:
-    value = int(text)
-    if abs(value) > _LARGEST_INT64:
-        raise ValueError(text)
-    return value
-
-
-def _double(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
-
-
 def _bool(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise ValueError(text)
     return text.lower() == "true"
 
 
-_PARSERS: dict[str, Callable[[str], Any]] = {"string": str, "int64": _int64, "double": _double, "bool": _bool}
+PARSERS: dict[str, Callable[[str], Any]] = {
+    "string": str,
+    "int64": read_integer,
+    "double": read_number,
+    "bool": _bool,
+}
+"""What reads a text as a value of a type; it raises ValueError for another text."""

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from dml.config import ClassSplit, OfficialSplit
 from dml.data.schema import TEST, TRAIN
 from dml.data.sources.files import FilesSource, Tree
-from dml.data.sources.sample import EMPTY_CLASS, OTHER_KIND, Listing, Problem, Sample, normalized
+from dml.data.sources.sample import EMPTY_CLASS, OTHER_KIND, Listing, Problem, Sample
 from dml.errors import InvalidData
+from dml.labels import normalized
 from dml.preprocessing import SIGNATURE_BYTES, has_signature
 from dml.progress import begin, count
 

@@ -100,11 +100,15 @@ class GlyphsSource:
         return _draw(chr(int(code[2:], 16)), face, np.random.default_rng(list(digest)))
 
 
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
+
+
 def open_glyphs(uri: str) -> GlyphsSource:
     """The source of a `glyphs:` URI; raises InvalidSetting for anything except its three integers."""
     assignments = [part.split("=", 1) for part in uri.removeprefix(SCHEME).split(",") if part]
     known = ("classes", "per_class", "seed")
-    if any(len(pair) != 2 or pair[0] not in known or not pair[1].isdecimal() for pair in assignments):
+    if any(len(pair) != 2 or pair[0] not in known or not _is_count(pair[1]) for pair in assignments):
         raise InvalidSetting(f"{SCHEME} takes whole numbers for {', '.join(known)}; got {uri!r}.")
     return GlyphsSource(**{name: int(value) for name, value in assignments})
 

@@ -1,7 +1,5 @@
 """The interface of a source: samples that can be read repeatedly, and problems found while listing."""
 
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -17,10 +15,6 @@ LEFT_OUT = "left out by the protocol"
 UNREADABLE_FOLDER, BROKEN_LINK = "unreadable folder", "broken link"
 NO_ROWS = frozenset({OTHER_KIND, EMPTY_CLASS, REPEATED_FOLDER, UNUSABLE_COLUMN, LEFT_OUT})
 """Reasons of problems that do not count as rows, such as a text file beside the images."""
-
-# Unicode white space and invisible characters: the byte order mark, zero-width spaces and joiners.
-_INVISIBLE = r"[\s\u200b-\u200d\u2060\ufeff]+"
-_OUTER_SPACE = re.compile(rf"\A{_INVISIBLE}|{_INVISIBLE}\Z")
 
 
 class Refused(Exception):
@@ -73,11 +67,6 @@ class Listing:
     problems: list[Problem] = field(default_factory=list)
     ids_are_rows: bool = False
     """Whether ids are numbers of rows, so that an image's id changes if a row above it is removed."""
-
-
-def normalized(label: str) -> str:
-    """A label without outer white space, in Unicode form NFC, so that equal-looking labels are equal."""
-    return unicodedata.normalize("NFC", _OUTER_SPACE.sub("", label))
 
 
 class Source(Protocol):

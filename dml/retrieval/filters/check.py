@@ -10,6 +10,7 @@ import pyarrow as pa
 from lark import Token
 
 from dml.errors import InvalidFilter, did_you_mean
+from dml.numbers import is_number
 from dml.retrieval.filters.columns import Column, Columns
 from dml.retrieval.filters.locations import LOCATION
 from dml.retrieval.filters.parse import Parsed
@@ -234,7 +235,11 @@ class _Check:
 
     def _number(self, name: str, value: Value, column: Column, token: Token | None) -> int | float:
         if isinstance(value, bool | str):
-            hint = f" Write it without quotes: {value}" if _is_number(value) else ""
+            hint = (
+                f" Write it without quotes: {value}"
+                if not isinstance(value, bool) and is_number(value)
+                else ""
+            )
             self._refuse(
                 f"{name} holds {_HOLDS[column.kind]}, so the value must be a number; got "
                 f"{_written(value, token)}.{hint}",
@@ -321,10 +326,3 @@ def _written(value: Value, token: Token | None) -> str:
 
 def _such_as(example: str) -> str:
     return f", such as {write_value(example[:_SHOWN_TEXT])}" if example else ""
-
-
-def _is_number(value: str | bool) -> bool:
-    try:
-        return not isinstance(value, bool) and math.isfinite(float(value))
-    except ValueError:
-        return False

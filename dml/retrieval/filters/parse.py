@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedInput, UnexpectedToken, v_args
 
 from dml.errors import InvalidFilter
+from dml.numbers import NUMBER
 from dml.retrieval.filters.suggestions import suggestion
 from dml.retrieval.filters.text import (
     MAX_TEXT_BYTES,
@@ -74,9 +75,8 @@ OPERATOR: /<>|!=|<=|>=|=|<|>/
 TEXT: /'([^']|'')*'/
 QUOTED_NAME: /"([^"]|"")+"|`([^`]|``)+`/
 TIME.2: /[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?(Z|[+-][0-9]{2}(:?[0-9]{2})?)?)?/
-NUMBER.1: /[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?/
 """
-    + f"NAME: /{NAME}/\n"
+    + f"NUMBER.1: /{NUMBER}/\nNAME: /{NAME}/\n"
     + r"%ignore /\s+/"
 )
 _COULD_STAND = {

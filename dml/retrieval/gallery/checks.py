@@ -1,6 +1,5 @@
 """Checks of what is enrolled: vectors, ids and attributes in, the same of the right types or an error out."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,70 +7,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dml.data.sources.sample import normalized
 from dml.errors import InvalidData, InvalidSetting, did_you_mean
+from dml.labels import require_name, require_text
 from dml.names import MAX_ID_LENGTH
 from dml.refs import AttributeType, IndexRef
 
 _LENGTH_TOLERANCE = 1e-3
 _ID_DIGITS = 12
-MAX_NAME_BYTES, MAX_VALUE_BYTES = 4096, 1 << 16
-"""The longest id, label or name of a person, and the longest value of an attribute."""
-_CONTROL_CATEGORIES = ("Cc", "Zl", "Zp")
+_MAX_VALUE_BYTES = 1 << 16
+"""The longest value of an attribute."""
 _PYTHON_TYPES: dict[AttributeType, tuple[type, ...]] = {
     "string": (str,),
     "int64": (int,),
     "double": (float, int),
     "bool": (bool,),
 }
-
-
-def require_text(
-    what: str, value: object, *, max_bytes: int = MAX_NAME_BYTES, or_empty: bool = False
-) -> None:
-    """Refuse what no file could hold, or would make every search carry it.
-
-    Raises:
-        InvalidSetting: it is no text, empty, too long, or has NUL or half a character in it.
-    """
-    if not isinstance(value, str) or not (value or or_empty):
-        what_it_is = "a text" if or_empty else "a text that is not empty"
-        raise InvalidSetting(f"{what} must be {what_it_is}; got {type(value).__name__} {value!r}.")
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError:
-        size = -1
-    if size < 0 or "\0" in value:
-        raise InvalidSetting(f"{what} must be a text in Unicode without NUL; got {value[:100]!r}.")
-    if size > max_bytes:
-        raise InvalidSetting(f"{what} must be at most {max_bytes} bytes in UTF-8; got {size}. Shorten it.")
-
-
-def require_name(what: str, value: str) -> None:
-    """Refuse a new id or label that nobody could read or type, too; raises as `require_text`."""
-    require_text(what, value)
-    if not value.strip():
-        raise InvalidSetting(f"{what} must have a character that is no space; got {value!r}.")
-    if len(value) > MAX_ID_LENGTH:
-        raise InvalidSetting(
-            f"{what} must be at most {MAX_ID_LENGTH} characters; got {len(value)}. Shorten it."
-        )
-    control = next((each for each in value if unicodedata.category(each) in _CONTROL_CATEGORIES), None)
-    if control is not None:
-        raise InvalidSetting(
-            f"{what} must be without control characters and line breaks; got U+{ord(control):04X} in "
-            f"{value[:100]!r}. Leave it out."
-        )
-
-
-def checked_label(what: str, value: str) -> str:
-    """A new label as an ingest has it: without outer white space, in Unicode form NFC; raises as
-    `require_name`."""
-    require_name(what, value)
-    label = normalized(value)
-    if not label:
-        raise InvalidSetting(f"{what} must have a character that is no space; got {value!r}.")
-    return label
 
 
 def checked_vectors(vectors: NDArray[np.float32], ref: IndexRef) -> NDArray[np.float32]:
@@ -139,6 +89,6 @@ def checked_attributes(attributes: Mapping[str, Any], ref: IndexRef) -> dict[str
                 f"Attribute {name!r} must be {wanted} or missing; got {type(value).__name__} {value!r}."
             )
         if isinstance(value, str):
-            require_text(f"Attribute {name!r}", value, max_bytes=MAX_VALUE_BYTES, or_empty=True)
+            require_text(f"Attribute {name!r}", value, max_bytes=_MAX_VALUE_BYTES, or_empty=True)
         checked[name] = float(value) if kind == "double" and value is not None else value
     return checked

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dml.data.sources.sample import normalized
 from dml.errors import InvalidSetting, MissingArtifact
+from dml.labels import normalized
 from dml.retrieval.gallery.live import LiveIndex
 from dml.retrieval.gallery.log import Entry, Log, timestamp
 from dml.retrieval.gallery.state import State

@@ -13,8 +13,8 @@ from pyarrow import compute
 
 from dml import storage
 from dml.data.dataset import read_rows
-from dml.data.sources.sample import normalized
 from dml.errors import IncompatibleArtifact, MissingArtifact
+from dml.labels import normalized
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, ItemsRef
 from dml.retrieval import index as versions
 from dml.retrieval.bundle import open_bundle

@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 from dml.data.dataset import read_images
 from dml.errors import DmlError, InvalidSetting, MissingArtifact
 from dml.faces import NoFace
+from dml.labels import checked_label, require_text
 from dml.models.package import Package, load_package
 from dml.preprocessing import UnreadableImage
 from dml.refs import DatasetRef, IndexRef, PackageRef, require_package
 from dml.retrieval.gallery.checks import (
     checked_attributes,
     checked_ids,
-    checked_label,
     checked_vectors,
-    require_text,
 )
 from dml.retrieval.gallery.current import CurrentState
 from dml.retrieval.gallery.delta import EXACT_ROWS

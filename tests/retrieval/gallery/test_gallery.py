@@ -328,7 +328,7 @@ def test_a_new_name_is_not_blank(store_of_vectors):
     [
         ("bob\nsmith", r"must be without control characters and line breaks; got U\+000A in 'bob\\nsmith'"),
         ("bob\x1b[31m", r"got U\+001B in 'bob\\x1b\[31m'"),
-        ("bob\u2028", r"got U\+2028"),
+        ("bob\u2028smith", r"got U\+2028"),
         ("bob\0", "must be a text in Unicode without NUL; got 'bob"),
         ("b" * 1001, "must be at most 1000 characters; got 1001. Shorten it"),
     ],

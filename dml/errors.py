@@ -7,6 +7,7 @@
     │   └── TooManyRefused        too many rows of a source cannot be used
     ├── MissingArtifact           does not exist, or is incomplete
     ├── IncompatibleArtifact      two artefacts that do not belong together
+    │   └── ForgottenMeanwhile    items were forgotten while something was made of them
     ├── CorruptArtifact           its bytes differ from what was published
     ├── Unreachable               Prefect, MLflow or Ray does not answer
     ├── GalleryUnavailable        the log of a gallery cannot be written
@@ -66,6 +67,10 @@ class MissingArtifact(DmlError):
 
 class IncompatibleArtifact(DmlError):
     """Two artefacts that do not belong together, such as a query and an index of different models."""
+
+
+class ForgottenMeanwhile(IncompatibleArtifact):
+    """Items were forgotten while something was made of them. Nothing was published; it can begin again."""
 
 
 class CorruptArtifact(DmlError):

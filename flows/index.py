@@ -1,5 +1,7 @@
 """Flow that embeds a dataset with a model and publishes an index of the embeddings."""
 
+from functools import partial
+
 from prefect import flow
 
 from dml.config import IndexConfig
@@ -9,10 +11,10 @@ from dml.refs import EmbeddingsRef, IndexRef
 from dml.registry.catalog import find_model
 from dml.retrieval.build import build_index
 from dml.retrieval.calibration import calibrate_alike
-from dml.retrieval.gallery import collect_changes, publish_index
+from dml.retrieval.gallery import collect_changes, publish_index, version_and_forgotten
 from dml.settings import store_uri
 from flows.embed import embed_flow
-from flows.policy import Name, run, say, show_table, stage, tag_with_names
+from flows.policy import Name, begin_again, run, say, show_table, stage, tag_with_names
 
 _DEFAULT = IndexConfig()
 
@@ -39,8 +41,12 @@ def index_flow(
     root = store_uri(store)
     check_name(name, "index")
     version = str(stage(find_model)(root, model))  # resolved once, since the champion can change meanwhile
-    embeddings = run(embed_flow, version, dataset, root, num_workers)
-    return build_and_publish(embeddings, name, config, root, version)
+
+    def index() -> IndexRef:
+        embeddings = run(embed_flow, version, dataset, root, num_workers)
+        return build_and_publish(embeddings, name, config, root, version)
+
+    return begin_again(index, partial(version_and_forgotten, root, name))
 
 
 @flow(name="index-vectors-flow", flow_run_name="index {name}", on_running=[tag_with_names])
@@ -56,8 +62,12 @@ def index_vectors_flow(
         store: the store's URI; None: `DML_STORE`, else `./dml-store`.
     """
     root = store_uri(store)
-    embeddings = stage(find_vectors)(root, vectors)
-    return build_and_publish(embeddings, check_name(name, "index"), config, root, "")
+    check_name(name, "index")
+
+    def index() -> IndexRef:
+        return build_and_publish(stage(find_vectors)(root, vectors), name, config, root, "")
+
+    return begin_again(index, partial(version_and_forgotten, root, name))
 
 
 def build_and_publish(

@@ -6,7 +6,16 @@ from dml.config import IngestConfig
 from dml.data.ingest import ingest_source
 from dml.reports import IngestReport
 from dml.settings import store_uri
-from flows.policy import is_orchestrated, progress_logger, say, show_table, show_text, stage, tag_with_names
+from flows.policy import (
+    begin_again,
+    is_orchestrated,
+    progress_logger,
+    say,
+    show_table,
+    show_text,
+    stage,
+    tag_with_names,
+)
 
 
 @flow(name="ingest-flow", flow_run_name="ingest {config.name}", on_running=[tag_with_names], log_prints=False)
@@ -21,9 +30,8 @@ def ingest_flow(config: IngestConfig, store: str | None = None, reread: bool = F
     """
     if is_orchestrated():
         say(f"dataset {config.name}: listing its source")
-    report = stage(ingest_source, retryable=True)(
-        config, store_uri(store), progress_logger("ingest"), reread=reread
-    )
+    ingest = stage(ingest_source, retryable=True)
+    report = begin_again(lambda: ingest(config, store_uri(store), progress_logger("ingest"), reread=reread))
     dataset = report.dataset
     name = str(dataset)
     rows = [{"split": split, **size.model_dump()} for split, size in dataset.splits.items()]

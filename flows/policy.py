@@ -40,7 +40,7 @@ from prefect.settings import (
 from pydantic import BeforeValidator, WithJsonSchema
 
 from dml.deadline import call_within
-from dml.errors import DmlError, Unreachable, without_password
+from dml.errors import DmlError, ForgottenMeanwhile, Unreachable, without_password
 from dml.progress import Progress
 
 P = ParamSpec("P")
@@ -76,6 +76,7 @@ logging.getLogger("dml").setLevel(logging.INFO)  # training progress, also in a 
 
 ANSWER_TIMEOUT_S, _CHECK_TIMEOUT_S = 5.0, 8.0  # one request, and the whole check
 RETRY_DELAYS_S = [10.0, 60.0]
+_MOST_ATTEMPTS = 3
 """For stages that use remote stores and resume where they stopped; other stages are not retried."""
 
 
@@ -232,6 +233,31 @@ def map_concurrently(function: Callable[[T], R], items: Sequence[T], concurrency
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def begin_again(attempt: Callable[[], R], current: Callable[[], object] = lambda: None) -> R:
+    """Call a function that publishes what it made; again, where items were forgotten while it worked.
+
+    An erasure takes versions away that others read, and refuses what they made of them. It ends, and what is
+    left can be read.
+
+    Args:
+        attempt: publishes nothing where it fails, so that it may be called again: three times at most.
+        current: what is published and forgotten; that it is another than before means that somebody else did
+            that.
+
+    Raises:
+        DmlError: of the last call; or of one during which nothing was forgotten or replaced.
+    """
+    for attempts_left in range(_MOST_ATTEMPTS - 1, -1, -1):
+        before = current()
+        try:
+            return attempt()
+        except DmlError as error:
+            if not attempts_left or not (isinstance(error, ForgottenMeanwhile) or current() != before):
+                raise
+            say(f"another command forgot items meanwhile, so it begins again: {error}")
+    raise AssertionError
 
 
 def say(message: str) -> None:

@@ -1,5 +1,7 @@
 """Flow that refreshes an index: ingest the source again, embed new items, build with its gallery, publish."""
 
+from functools import partial
+
 from prefect import flow
 
 from dml.config import IndexConfig, IngestConfig
@@ -9,13 +11,14 @@ from dml.embedding.embed import embed
 from dml.refs import DatasetRef, IndexRef
 from dml.registry.catalog import find_model
 from dml.reports import DatasetChanges, RefreshedIndex
+from dml.retrieval.gallery import version_and_forgotten
 from dml.retrieval.index import index_config_of, published_index
 from dml.retrieval.refresh import refreshed_from, refreshed_vectors, require_most_still_there
 from dml.settings import store_uri
 from flows.forget import erase_forgotten
 from flows.index import build_and_publish
 from flows.ingest import ingest_flow
-from flows.policy import Name, progress_logger, run, say, stage, tag_with_names
+from flows.policy import Name, begin_again, progress_logger, run, say, stage, tag_with_names
 
 
 @flow(name="reindex-flow", flow_run_name="reindex {name}", on_running=[tag_with_names])
@@ -32,7 +35,7 @@ def reindex_flow(
 
     What its gallery enrolled and forgot is built in, and it is calibrated as the former version was. An index
     of imported vectors is built of their current version. If most of the source's images are missing, the run
-    fails and the index is not changed.
+    fails and the index is not changed. If items are forgotten meanwhile, it begins again, twice at most.
 
     Args:
         name: the index's name.
@@ -45,6 +48,19 @@ def reindex_flow(
         num_workers: embedding actors; None to choose by the number of new images.
     """
     root = store_uri(store)
+    refresh = partial(_refresh, root, name, model, dataset, source, config, num_workers)
+    return begin_again(refresh, partial(version_and_forgotten, root, name))
+
+
+def _refresh(
+    root: str,
+    name: str,
+    model: str | None,
+    dataset: str | None,
+    source: IngestConfig | None,
+    config: IndexConfig | None,
+    num_workers: int | None,
+) -> RefreshedIndex:
     erase_forgotten(root, name)  # what was forgotten in its gallery; nothing, as a rule
     former = stage(published_index)(root, name)
     index_config = config or (IndexConfig() if former is None else index_config_of(former))

@@ -12,7 +12,7 @@ from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.data.former_rows import write_ids
 from dml.data.quarantine import QUARANTINE, write_quarantine
 from dml.data.version import VersionRows
-from dml.errors import CorruptArtifact, IncompatibleArtifact
+from dml.errors import CorruptArtifact, ForgottenMeanwhile, IncompatibleArtifact
 from dml.refs import DatasetRef
 from dml.reports import IngestOutcome
 
@@ -78,7 +78,7 @@ def refuse_forgotten(store: str, ref: DatasetRef, written: VersionRows, outcome:
             storage.remove(ref.uri)
             parent = storage.named_folder(store, "datasets", ref.name)
             storage.remove_unshared(parent, {fragment.name for fragment in written.fragments})
-        raise IncompatibleArtifact(
+        raise ForgottenMeanwhile(
             f"A new version must not have forgotten items; {num_forgotten} items of {ref.name} were "
             "forgotten meanwhile. Nothing was published; start again. If `dml forget` was killed, give that "
             "command again first."

@@ -23,7 +23,7 @@ from dml.data.dataset import read_rows
 from dml.data.forgotten import digest_of_id, forgotten_ids
 from dml.data.schema import POSITION
 from dml.embedding.table import cut_table
-from dml.errors import IncompatibleArtifact
+from dml.errors import ForgottenMeanwhile
 from dml.names import versioned
 from dml.progress import Ticker, begin
 from dml.refs import ChangesRef, DatasetRef, EmbeddingsRef, IndexRef, ShardRef
@@ -68,7 +68,7 @@ def build_index(
     Raises:
         InvalidSetting: a factory string that Faiss cannot follow with these rows, or all were forgotten.
         CorruptArtifact: a file of table or items is damaged, or they have different rows.
-        IncompatibleArtifact: items of the dataset were forgotten meanwhile.
+        ForgottenMeanwhile: items of the dataset were forgotten meanwhile.
     """
     if config.shards > 1:
         return _build_shards(store, name, embeddings, config, model=model, changes=changes)
@@ -234,7 +234,7 @@ def _refuse_forgotten(store: str, ref: IndexRef, ids: pa.ChunkedArray) -> None:
     ):
         for uri in (ref.uri, *(shard.uri for shard in ref.shards)):
             storage.remove(uri)
-        raise IncompatibleArtifact(
+        raise ForgottenMeanwhile(
             f"An index must not hold what is forgotten; items of {items.name} were "
             "forgotten while it was built. Nothing was published; begin again."
         )

@@ -214,11 +214,11 @@ def test_rows_without_an_id_of_their_own_go_to_quarantine(tmp_path):
 
 
 def test_a_label_that_no_correction_could_give_goes_to_quarantine(tmp_path):
-    write(tmp_path, {f"{name}.png": picture(i) for i, name in enumerate("abcde")})
+    write(tmp_path, {f"{name}.png": picture(i) for i, name in enumerate("abcdef")})
     lines = ["image,label", 'a.png,"two\nlines"', "b.png,red\x1b[31m", f"c.png,{'b' * 1001}", 'd.png,"cat\n"']
-    (tmp_path / "m.csv").write_text("\n".join([*lines, "e.png,dog\u2028s"]))
+    (tmp_path / "m.csv").write_text("\n".join([*lines, "e.png,dog\u2028s", "f.png,dog"]))
     ref = ingest(config(tmp_path / "m.csv", max_quarantined=1), str(tmp_path / "store"))
-    assert read_rows(ref)["label"].to_pylist() == ["cat"]
+    assert read_rows(ref)["label"].to_pylist() == ["cat", "dog"]
     refused = {row["id"]: (row["reason"], row["detail"]) for row in quarantine(ref)}
     assert {reason for reason, _ in refused.values()} == {"unusable label"}
     said = ("U+000A", "U+001B", "got 1001", "U+2028")

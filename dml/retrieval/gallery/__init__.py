@@ -10,6 +10,7 @@ from dml.retrieval.gallery.erase import (
     ids_of_table,
     mark_erased,
     require_nothing_forgotten,
+    version_and_forgotten,
     versions_holding,
 )
 from dml.retrieval.gallery.fold import collect_changes, publish_index, rollback_index
@@ -35,5 +36,6 @@ __all__ = [
     "publish_index",
     "require_nothing_forgotten",
     "rollback_index",
+    "version_and_forgotten",
     "versions_holding",
 ]

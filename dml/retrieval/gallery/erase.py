@@ -148,6 +148,13 @@ def require_nothing_forgotten(store: str, ref: IndexRef, purpose: str) -> None:
         )
 
 
+def version_and_forgotten(store: str, name: str) -> object:
+    """What is another once a version of an index is published, or items of its gallery are forgotten."""
+    with opened_log(store, name) as log:
+        forgotten = frozenset() if log is None else frozenset(log.forgotten())
+    return storage.current(storage.named_folder(store, "indexes", name)), forgotten
+
+
 def ids_of_table(table: EmbeddingsRef, ids: Sequence[str]) -> list[str]:
     """Those of the ids whose items an embeddings table is of."""
     return ids_of_items(table.items, ids)

@@ -19,7 +19,7 @@ from pyarrow import compute
 from dml import storage
 from dml.data.dataset import read_rows
 from dml.data.schema import POSITION
-from dml.errors import CorruptArtifact, IncompatibleArtifact
+from dml.errors import CorruptArtifact, ForgottenMeanwhile, IncompatibleArtifact
 from dml.faces import NoFace
 from dml.models.package import load_package
 from dml.names import split_version, versioned
@@ -168,8 +168,8 @@ def publish_index(store: str, ref: IndexRef) -> None:
 
     Raises:
         MissingArtifact, CorruptArtifact: it cannot be opened and searched; the former version stays.
-        IncompatibleArtifact: something was enrolled as a vector of another model, or is in this version and
-            was erased while it was built; the former version stays.
+        IncompatibleArtifact: something was enrolled as a vector of another model; the former version stays.
+        ForgottenMeanwhile: an item of this version was erased while it was built; the former version stays.
     """
     with _held(store, ref) as log:
         if log is not None:
@@ -187,7 +187,7 @@ def _refuse_erased(log: Log, ref: IndexRef) -> None:
     if is_back or not storage.is_complete(ref.changes.uri):  # what it was built of is erased, too
         for uri in (ref.uri, *(shard.uri for shard in ref.shards)):
             storage.remove(uri)
-        raise IncompatibleArtifact(
+        raise ForgottenMeanwhile(
             f"An index must not hold what is forgotten; items of gallery {ref.name} were erased while "
             "it was built. Nothing was published; begin again."
         )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -13,6 +14,7 @@ from pydantic_core import PydanticUndefined
 from dml import config
 from dml.config.text import kind_of, parts_of
 from dml.models.external import ImportConfig
+from dml.serving.app.settings import ServiceSettings
 
 PAGE, PLACE = "configuration.md", "<!-- settings -->"
 ROOTS: dict[str, tuple[type[BaseModel], str]] = {
@@ -22,12 +24,17 @@ ROOTS: dict[str, tuple[type[BaseModel], str]] = {
     ),
     "An ingest": (config.IngestConfig, "`dml ingest --set`."),
     "An evaluation": (config.EvaluationConfig, "`dml evaluate --set`; in an experiment below `evaluation.`"),
-    "A report": (config.ReportConfig, "`dml report --set`."),
+    "A report": (config.ReportConfig, "`dml report MODEL DATASET --set`."),
+    "A report of a dataset": (config.DatasetReportConfig, "`dml report DATASET --set`."),
     "An import": (
         ImportConfig,
         "`dml models import --set` and `dml index --embedder --set`, with `--detector`.",
     ),
     "An index": (config.IndexConfig, "`dml index --factory`; from Python and in deployments `IndexConfig`."),
+    "A service": (
+        ServiceSettings,
+        "`dml serve --set`. The store, the indexes and the file of keys are its arguments and options.",
+    ),
 }
 _BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
 
@@ -116,5 +123,12 @@ def _type(annotation: Any) -> str:
         return " or ".join(_type(each) for each in arguments)
     if origin is tuple:
         return f"list of {_type(arguments[0])}"
-    words = {int: "integer", float: "number", bool: "`true`, `false`", str: "text", NoneType: "`null`"}
+    words = {
+        int: "integer",
+        float: "number",
+        bool: "`true`, `false`",
+        str: "text",
+        Path: "path",
+        NoneType: "`null`",
+    }
     return words.get(annotation, getattr(annotation, "__name__", str(annotation)))

@@ -73,21 +73,11 @@ def train_flow(
         chosen, reason = _choose_from(source, model_to_tune, tune or "whole", preset, config)
     chosen = chosen.overridden(settings or [])
     test_source = source if test_dataset is None else stage(find_dataset)(root, test_dataset)
-    if model_to_tune is not None and (known := stage(classes_trained_on)(model_to_tune.package, test_source)):
-        say(f"{model_to_tune} was trained on {len(known)} labels of the test classes, such as {known[:3]}")
     name = check_name(name or source.name, "model")
     stage(require_trainable)(chosen, source)
     stage(require_evaluable)(test_source, chosen.evaluation)
-    if test_source != source and (shared := shared_classes(source, test_source)):
-        say(f"{len(shared)} labels of the test classes are trained on too, such as {shared[:3]}")
-    run = stage(start_run)(
-        root,
-        experiment=name,
-        identity=run_identity(chosen, source),
-        params=chosen.model_dump(mode="json"),
-        name=f"{chosen.name} on {source.name}, {chosen.loss.kind}, {datetime.now():%Y-%m-%d %H:%M}",
-        dataset=source,
-    )
+    _say_what_was_trained_on(source, test_source, model_to_tune)
+    run = _start(root, name, chosen, source)
     with run.recording():
         with live_picture("training-curves", lambda: _curves(run)):
             trained = stage(train, retryable=True)(chosen, source, root, run)
@@ -96,10 +86,7 @@ def train_flow(
         version = stage(register)(root, run, name, trained.package, report.metrics, report.baseline_metrics)
     model = promote_if_better(root, version, report, chosen.evaluation, chosen.gate)
     attach_first_pictures(root, model, test_source, chosen.evaluation)
-    show_table("model", [{"model": model.name, "version": model.version, "alias": model.alias}], model.reason)
-    if (page := model_page_url(root, model)) is not None:
-        show_link("registry", page, model.name)
-    say(f"model {model} is {model.alias}: {model.reason}")
+    _show(root, model)
     return TrainingReport(
         model=model, trained=trained, evaluation=report, gate_metric=chosen.gate.metric, reason=reason
     )
@@ -132,6 +119,34 @@ def _choose_from(
         say(recommended.reason)
         return recommended.config, recommended.reason
     return stage(start_from)(config or experiment(preset), model, tune), None
+
+
+def _say_what_was_trained_on(
+    source: DatasetRef, test_source: DatasetRef, model_to_tune: ModelRef | None
+) -> None:
+    """Say which test classes are no new ones to the model."""
+    if model_to_tune is not None and (known := stage(classes_trained_on)(model_to_tune.package, test_source)):
+        say(f"{model_to_tune} was trained on {len(known)} labels of the test classes, such as {known[:3]}")
+    if test_source != source and (shared := shared_classes(source, test_source)):
+        say(f"{len(shared)} labels of the test classes are trained on too, such as {shared[:3]}")
+
+
+def _start(store: str, name: str, experiment: ExperimentConfig, dataset: DatasetRef) -> Run:
+    return stage(start_run)(
+        store,
+        experiment=name,
+        identity=run_identity(experiment, dataset),
+        params=experiment.model_dump(mode="json"),
+        name=f"{experiment.name} on {dataset.name}, {experiment.loss.kind}, {datetime.now():%Y-%m-%d %H:%M}",
+        dataset=dataset,
+    )
+
+
+def _show(store: str, model: ModelRef) -> None:
+    show_table("model", [{"model": model.name, "version": model.version, "alias": model.alias}], model.reason)
+    if (page := model_page_url(store, model)) is not None:
+        show_link("registry", page, model.name)
+    say(f"model {model} is {model.alias}: {model.reason}")
 
 
 def _curves(run: Run) -> tuple[bytes, str] | None:

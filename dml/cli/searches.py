@@ -75,16 +75,7 @@ def search(
 ) -> "SearchReport | SearchedFaces":
     """Find the most similar items of an index, of an image, an item or a vector."""
     is_all = wants_all(faces)
-    if is_all and (engine is not None or picture is not None or explain):
-        raise InvalidSetting("--faces all goes without --engine, --picture and --explain; leave them out.")
-    if explain and engine is not None:
-        raise InvalidSetting(f"--explain is for an index in this process; got --engine {engine} too.")
-    if group_by_identity is not None and (engine is not None or picture is not None or explain):
-        raise InvalidSetting(
-            "--group-by-identity goes without --engine, --picture and --explain; leave them out."
-        )
-    if rerank is not None and (engine is not None or group_by_identity is not None):
-        raise InvalidSetting("--rerank goes without --engine and --group-by-identity; leave them out.")
+    _refuse_together(engine, picture, explain, group_by_identity, rerank, is_all=is_all)
     if item is not None or vector is not None:
         _refuse_beside(image, name, item, vector, picture)
         name, image = name or (None if image is None else str(image)), None
@@ -112,13 +103,40 @@ def search(
     result = _search(_open(root, name, engine, collection), query, k, where or [], rerank)
     drawn = None
     if picture is not None and isinstance(query, bytes):
-        from dml.retrieval.gallery import Gallery
-        from dml.serving.answers import draw
-
-        gallery = Gallery.open(root, str(result.index), readonly=True)
-        write_picture(picture, draw(result, query, gallery))
-        drawn = str(picture.resolve())
+        drawn = _draw(picture, result, query, root)
     return emit(result.report(picture=drawn), as_json, _show_explained if explain else _show_answers)
+
+
+def _refuse_together(
+    engine: str | None,
+    picture: Path | None,
+    explain: bool,
+    group_by_identity: str | None,
+    rerank: str | None,
+    *,
+    is_all: bool,
+) -> None:
+    """Raise InvalidSetting for options that do not go together."""
+    if is_all and (engine is not None or picture is not None or explain):
+        raise InvalidSetting("--faces all goes without --engine, --picture and --explain; leave them out.")
+    if explain and engine is not None:
+        raise InvalidSetting(f"--explain is for an index in this process; got --engine {engine} too.")
+    if group_by_identity is not None and (engine is not None or picture is not None or explain):
+        raise InvalidSetting(
+            "--group-by-identity goes without --engine, --picture and --explain; leave them out."
+        )
+    if rerank is not None and (engine is not None or group_by_identity is not None):
+        raise InvalidSetting("--rerank goes without --engine and --group-by-identity; leave them out.")
+
+
+def _draw(picture: Path, result: "QueryResult", query: bytes, store: str) -> str:
+    """Write the picture of query and answers; returns its path."""
+    from dml.retrieval.gallery import Gallery
+    from dml.serving.answers import draw
+
+    gallery = Gallery.open(store, str(result.index), readonly=True)
+    write_picture(picture, draw(result, query, gallery))
+    return str(picture.resolve())
 
 
 def _search_faces(

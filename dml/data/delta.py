@@ -99,20 +99,25 @@ def make_plan(
                 copied[kept.pop(position).id] = position
             elif position in maybe:
                 del compared[former.ids[position]]
-    jobs = _Jobs(source, former, copied, compared, attributes, staged, config)
     kept_ids = {sample.id for sample in kept.values()}
-    sample_of = {sample.id: sample for sample in samples if sample.id not in kept_ids}
+    written = {sample.id: sample for sample in samples if sample.id not in kept_ids}
+    jobs = _Jobs(source, former, copied, compared, attributes, staged, config)
+    return Plan(former, _parts(former, written, jobs), kept)
+
+
+def _parts(former: FormerRows, written: dict[str, Sample], jobs: "_Jobs") -> list[int | FragmentJob]:
+    """The former fragments, damaged ones made again, then new ones; takes the samples out of `written`."""
     parts: list[int | FragmentJob] = []
     for number in range(len(former.fragments)):
         if number in former.damaged:
             lost = former.ids[former.starts[number] : former.starts[number + 1]]
-            if rows := [sample_of.pop(id_) for id_ in lost if id_ in sample_of]:
+            if rows := [written.pop(id_) for id_ in lost if id_ in written]:
                 parts.append(jobs.make(len(parts), rows))
         else:
             parts.append(number)
-    for part in cut(list(sample_of.values()), config.rows_per_fragment):
+    for part in cut(list(written.values()), jobs.config.rows_per_fragment):
         parts.append(jobs.make(len(parts), part))
-    return Plan(former, parts, kept)
+    return parts
 
 
 def _rewritten(

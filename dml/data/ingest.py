@@ -121,20 +121,9 @@ def _ingest_source(
     reread: bool = False,
     damaged: DatasetRef | None = None,
 ) -> IngestReport:
-    if storage.list_versions(storage.named_folder(store, "vectors", config.name)):
-        raise InvalidSetting(
-            f"A dataset must have a name of its own; {config.name!r} is that of imported vectors. Give "
-            "another: --name."
-        )
-    ticker.begin("listing", "entries")
+    _require_name_of_its_own(store, config.name)
     config = config.model_copy(update={"source": absolute(config.source)})
-    listed = list_samples(config, store, ticker)
-    storage.mark_store(store)
-    former = find_former(store, config.name)
-    _require_valid(config, store, listed.problems, listed.num_rows, is_empty=not listed.samples)
-    if isinstance(former.split, OfficialSplit):
-        kept = listed.corrections.keep_splits(listed.samples, former.split_of_class)
-        listed = replace(listed, samples=kept)
+    listed, former = _list(config, store, ticker)
     split = choose_split(listed.samples, config.split, listed.default_split, former)
     config = config.model_copy(update={"split": split.requested})
     parent = storage.named_folder(store, "datasets", config.name)
@@ -143,11 +132,7 @@ def _ingest_source(
         plan, files = _plan(config, store, listed, split.split_of_class, former, staged, reread, damaged)
         require_continuity(listed, plan.former)
         written = _write_fragments(config, plan, listed, ticker, progress)
-        if listed.ids_are_rows and listed.marked:
-            require_same_rows(written.changes.changed, config.source, listed.marked)
-        splits = {row.split for row in written.rows}
-        is_empty = not written.rows or splits != set(split.split_of_class.values())
-        _require_valid(config, store, written.problems, listed.num_rows, is_empty=is_empty)
+        _require_usable(config, store, listed, split, written)
         with storage.locked_pointer(parent) as pointer:
             split = _merge_concurrent_ingest(split, former, find_former(store, config.name), config.name)
             refuse_other_corrections(store, config.name, listed.corrections)
@@ -176,6 +161,27 @@ def _ingest_source(
         quarantine=latest_quarantine(store, config.name),
         notes=ingest_notes(config, ref, listed, split, former, written),
     )
+
+
+def _require_name_of_its_own(store: str, name: str) -> None:
+    if storage.list_versions(storage.named_folder(store, "vectors", name)):
+        raise InvalidSetting(
+            f"A dataset must have a name of its own; {name!r} is that of imported vectors. Give another: "
+            "--name."
+        )
+
+
+def _list(config: IngestConfig, store: str, ticker: Ticker) -> tuple[Listed, FormerVersion]:
+    """The samples of the source, and the former version that they are compared with."""
+    ticker.begin("listing", "entries")
+    listed = list_samples(config, store, ticker)
+    storage.mark_store(store)
+    former = find_former(store, config.name)
+    _require_valid(config, store, listed.problems, listed.num_rows, is_empty=not listed.samples)
+    if isinstance(former.split, OfficialSplit):
+        kept = listed.corrections.keep_splits(listed.samples, former.split_of_class)
+        listed = replace(listed, samples=kept)
+    return listed, former
 
 
 def _plan(
@@ -208,6 +214,17 @@ def _write_fragments(
     results = run_jobs(plan.jobs, config.num_workers, ticker, progress)
     ticker.begin("comparing images and labels")
     return finish_version(config, plan, results, attributes, listed.problems)
+
+
+def _require_usable(
+    config: IngestConfig, store: str, listed: Listed, split: ChosenSplit, written: VersionRows
+) -> None:
+    """Refuse rows that became others than those which were listed, and a version with an empty split."""
+    if listed.ids_are_rows and listed.marked:
+        require_same_rows(written.changes.changed, config.source, listed.marked)
+    splits = {row.split for row in written.rows}
+    is_empty = not written.rows or splits != set(split.split_of_class.values())
+    _require_valid(config, store, written.problems, listed.num_rows, is_empty=is_empty)
 
 
 def _remember_files(

@@ -136,13 +136,13 @@ def columns_of(rows: Sequence[Mapping[str, str]]) -> list[str]:
     """The columns of all rows in their order: those that only some have stay beside their neighbours."""
     columns: list[str] = []
     for row in rows:
-        place = 0
+        index = 0
         for column in row:
             if column in columns:
-                place = columns.index(column) + 1
+                index = columns.index(column) + 1
             else:
-                columns.insert(place, column)
-                place += 1
+                columns.insert(index, column)
+                index += 1
     return columns
 
 

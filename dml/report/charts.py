@@ -122,11 +122,11 @@ def draw_roc(curve: RocCurve, points: Mapping[float, OperatingPoint]) -> bytes:
         least = _prepare_roc(axes, [curve], list(points))
         axes.plot(*_roc_line(curve, least), color=style.POSITIVE, linewidth=1.8, drawstyle="steps-post")
         for rate, point in points.items():
-            place = (max(point.false_accept_rate, least), point.true_accept_rate)
-            axes.plot(*place, "o", color=style.INK, markersize=5, clip_on=False, zorder=3)
+            position = (max(point.false_accept_rate, least), point.true_accept_rate)
+            axes.plot(*position, "o", color=style.INK, markersize=5, clip_on=False, zorder=3)
             axes.annotate(
                 f"{style.rate_text(rate)}: {point.true_accept_rate:.0%}",
-                place,
+                position,
                 xytext=(7, -11),
                 textcoords="offset points",
                 fontsize=9,
@@ -146,8 +146,8 @@ def draw_both_rocs(curves: Mapping[str, RocCurve], rates: Sequence[float]) -> by
             line = _roc_line(curve, least)
             axes.plot(*line, color=color, linewidth=width, drawstyle="steps-post", label=label)
             for point in operating_points(curve, rates).values():
-                place = (max(point.false_accept_rate, least), point.true_accept_rate)
-                axes.plot(*place, "o", color=color, markersize=5, clip_on=False, zorder=3)
+                position = (max(point.false_accept_rate, least), point.true_accept_rate)
+                axes.plot(*position, "o", color=color, markersize=5, clip_on=False, zorder=3)
         figure.legend(loc="outside upper left")
     return out.getvalue()
 

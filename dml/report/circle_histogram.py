@@ -69,7 +69,10 @@ def _draw_bars(axes: "Axes", histogram: CircleHistogram, classes: Sequence[int])
     bottom = np.ones(_BINS)
     for label in classes:
         top = bottom + share * np.bincount(bins[histogram.labels == label], minlength=_BINS)
-        shapes = [_wedge(place, bottom[place], top[place]) for place in np.flatnonzero(top > bottom).tolist()]
+        shapes = [
+            _wedge(bin_number, bottom[bin_number], top[bin_number])
+            for bin_number in np.flatnonzero(top > bottom).tolist()
+        ]
         bars = PolyCollection(shapes, facecolor=class_color(label, classes), edgecolor="face", linewidth=0.3)
         if classes.index(label) // len(style.RING_COLORS) % 2:  # the colour's second class
             bars.set(hatch="////", edgecolor="white", linewidth=0)
@@ -79,9 +82,9 @@ def _draw_bars(axes: "Axes", histogram: CircleHistogram, classes: Sequence[int])
     axes.plot(around.real, around.imag, color=style.INK, linewidth=0.8)
 
 
-def _wedge(place: int, low: float, high: float) -> NDArray[np.float64]:
+def _wedge(bin_number: int, low: float, high: float) -> NDArray[np.float64]:
     """(4, 2) corners of a bar; at three degrees a chord looks like its arc."""
-    ends = np.exp(2j * np.pi * np.array([place, place + 1]) / _BINS)
+    ends = np.exp(2j * np.pi * np.array([bin_number, bin_number + 1]) / _BINS)
     corners = np.concatenate([low * ends, high * ends[::-1]])
     return np.stack([corners.real, corners.imag], axis=1)
 

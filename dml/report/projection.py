@@ -18,13 +18,13 @@ class Map:
     points: NDArray[np.float64]
     """(M, 2)."""
     how: str
-    """What made the places, for the caption."""
+    """The method that made the points, for the caption."""
 
 
 def map_of(
     vectors: NDArray[np.float32], labels: NDArray[np.int64], *, shown: NDArray[np.int64], most: int
 ) -> Map:
-    """Place at most `most` items on a plane; equal inputs give equal places.
+    """Place at most `most` items on a plane; equal inputs give equal points.
 
     Args:
         vectors: (N, D), unit length.

@@ -179,12 +179,12 @@ class ChangedRows:
         updated = {} if self._changes is None else self._changes.updated
         if not updated:
             return part
-        places = compute.index_in(part["id"], pa.array(list(updated), pa.large_string()))
-        rows = np.flatnonzero(compute.is_valid(places).to_numpy())
+        matches = compute.index_in(part["id"], pa.array(list(updated), pa.large_string()))
+        rows = np.flatnonzero(compute.is_valid(matches).to_numpy())
         if not len(rows):
             return part
         columns = list(updated.values())
-        of_rows = [columns[places[int(row)].as_py()] for row in rows]
+        of_rows = [columns[matches[int(row)].as_py()] for row in rows]
         mask = np.zeros(len(part), np.bool_)
         mask[rows] = True
         for name in of_rows[0]:

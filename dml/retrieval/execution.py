@@ -193,9 +193,9 @@ def nearest_among(
     for start in range(0, len(rows), block_rows):
         block = rows[start : start + block_rows]
         found = queries @ vectors.take(block).T
-        places = np.argpartition(-found, min(k, len(block)) - 1, axis=1)[:, :k]
-        similarities = np.hstack([similarities, np.take_along_axis(found, places, axis=1)])
-        nearest = np.hstack([nearest, block[places]])
+        columns = np.argpartition(-found, min(k, len(block)) - 1, axis=1)[:, :k]
+        similarities = np.hstack([similarities, np.take_along_axis(found, columns, axis=1)])
+        nearest = np.hstack([nearest, block[columns]])
         best = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
         similarities = np.take_along_axis(similarities, best, axis=1)
         nearest = np.take_along_axis(nearest, best, axis=1)

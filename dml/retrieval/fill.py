@@ -125,11 +125,11 @@ def add_to_graph(index: faiss.Index, vectors: FlatVectors, rows: NDArray[np.int6
     held = faiss.downcast_index(graph.storage).codes  # type: ignore[attr-defined]
     codes = _array_of(held).reshape(vectors.rows, -1)
     late = codes[first:].copy()
-    # In place, from the end: a row that was there in time comes from no place behind its own.
+    # In place, from the end: a row that was there in time comes from no position behind its own.
     for start in reversed(range(0, vectors.rows, vectors.block_rows)):
-        places = former[start : start + vectors.block_rows]
-        moved = codes[np.minimum(places, first - 1)]
-        moved[places >= first] = late[places[places >= first] - first]
+        positions = former[start : start + vectors.block_rows]
+        moved = codes[np.minimum(positions, first - 1)]
+        moved[positions >= first] = late[positions[positions >= first] - first]
         codes[start : start + vectors.block_rows] = moved
 
 
@@ -150,14 +150,14 @@ def _renumber(hnsw: Any, former: NDArray[np.int64], first_late: int) -> None:
     late_links = links[late_start:].copy()
     offsets[1:] = np.cumsum(sizes)
     levels[:] = levels[former]
-    # In place, from the end: the links of a row that was there in time come from no place behind their own.
+    # In place, from the end: links of a row that was there in time come from no position behind their own.
     for start in reversed(range(0, len(former), _RENUMBERED_ROWS)):
         rows = slice(start, start + _RENUMBERED_ROWS)
         first, last = offsets[start], offsets[min(rows.stop, len(former))]
-        places = np.arange(first, last) + np.repeat(starts[rows] - offsets[:-1][rows], sizes[rows])
-        is_late = places >= late_start
-        moved = links[np.minimum(places, late_start - 1)]
-        moved[is_late] = late_links[places[is_late] - late_start]
+        positions = np.arange(first, last) + np.repeat(starts[rows] - offsets[:-1][rows], sizes[rows])
+        is_late = positions >= late_start
+        moved = links[np.minimum(positions, late_start - 1)]
+        moved[is_late] = late_links[positions[is_late] - late_start]
         links[first:last] = numbers[moved]
     hnsw.entry_point = int(numbers[hnsw.entry_point])
 

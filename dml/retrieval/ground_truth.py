@@ -141,8 +141,8 @@ def _kth_similarities(
     for query, vector in enumerate(queries):
         of_query = numbers[query, taken[query]]
         begins, ends = np.searchsorted(ascending, of_query), np.searchsorted(ascending, of_query, "right")
-        places = [by_list[begin:end] for begin, end in zip(begins, ends, strict=True)]
-        near = rows[np.concatenate(places)] if places else rows[:0]
+        slices = [by_list[begin:end] for begin, end in zip(begins, ends, strict=True)]
+        near = rows[np.concatenate(slices)] if slices else rows[:0]
         if len(near) >= K:
             found[query] = np.partition(vectors.take(near) @ vector, -K)[-K]
     return found

@@ -134,8 +134,8 @@ class ImpostorPool:
         self._is_sorted = False
         if sum(len(similarities) for similarities, *_ in self._kept) > 2 * self._max_kept:
             similarities = np.concatenate([similarities for similarities, *_ in self._kept])
-            place = len(similarities) - self._max_kept
-            self._floor = max(self._floor, float(np.partition(similarities, place)[place]))
+            index = len(similarities) - self._max_kept
+            self._floor = max(self._floor, float(np.partition(similarities, index)[index]))
             self._kept = [self._joined()]
 
     def _joined(self) -> _Pairs:

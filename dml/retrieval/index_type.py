@@ -96,7 +96,7 @@ class IndexType:
         Args:
             rows: vectors.
             dim: D.
-            direct_map: it holds the place of every row, so that vectors can be read back from lists.
+            direct_map: it holds where each row is, so that vectors can be read back from lists.
         """
         if not self.lists:
             storage = self._flat_header() + rows * self.code_bytes(dim) + self._codebook_bytes(dim)
@@ -111,8 +111,8 @@ class IndexType:
         if self.code == "PQ":
             stored += round(self.lists * (_FAST_SCAN_ROWS - 1) / 2)
         codes = stored * self.code_bytes(dim) + rows * _ROW_NUMBER
-        places = rows * _ROW_NUMBER if direct_map else 0
-        return header + centroids + codes + places + self._codebook_bytes(dim)
+        positions = rows * _ROW_NUMBER if direct_map else 0
+        return header + centroids + codes + positions + self._codebook_bytes(dim)
 
     def _flat_header(self) -> int:
         return _FLAT_HEADER if self.code == "Flat" else _SQ_HEADER

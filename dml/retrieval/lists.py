@@ -148,11 +148,11 @@ class InvertedLists:
 def _most_similar(
     similarities: NDArray[np.float32], number: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Of (Q, N) the largest of each row, descending, and their places."""
+    """Of (Q, N) the largest of each row, descending, and their columns."""
     queries, negative = np.arange(len(similarities))[:, None], -similarities
     if number < similarities.shape[1]:
-        places = negative.argpartition(number - 1, axis=1)[:, :number]
-        places = places[queries, negative[queries, places].argsort(axis=1)]
+        columns = negative.argpartition(number - 1, axis=1)[:, :number]
+        columns = columns[queries, negative[queries, columns].argsort(axis=1)]
     else:
-        places = negative.argsort(axis=1)
-    return similarities[queries, places], places
+        columns = negative.argsort(axis=1)
+    return similarities[queries, columns], columns

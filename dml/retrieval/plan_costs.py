@@ -127,6 +127,6 @@ def _least_squares(columns: list[list[float]], times: list[float]) -> list[float
             break
         del kept[int(np.argmin(solution))]
     coefficients = [0.0] * matrix.shape[1]
-    for place, value in zip(kept, solution, strict=True):
-        coefficients[place] = max(float(value), 0.0)
+    for column, value in zip(kept, solution, strict=True):
+        coefficients[column] = max(float(value), 0.0)
     return coefficients

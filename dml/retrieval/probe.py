@@ -191,10 +191,10 @@ def _disk() -> tuple[float, float]:
                 pass
             in_order = time.perf_counter() - start
         _forget(file.fileno())
-        places = np.random.default_rng(0).permutation(_FILE_BYTES // _PAGE_BYTES)[:_READS] * _PAGE_BYTES
+        offsets = np.random.default_rng(0).permutation(_FILE_BYTES // _PAGE_BYTES)[:_READS] * _PAGE_BYTES
         start = time.perf_counter()
-        for place in places.tolist():
-            os.pread(file.fileno(), _PAGE_BYTES, place)
+        for offset in offsets.tolist():
+            os.pread(file.fileno(), _PAGE_BYTES, offset)
         return (time.perf_counter() - start) / _READS, _FILE_BYTES / max(in_order, 1e-9)
 
 

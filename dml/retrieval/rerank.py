@@ -2,7 +2,7 @@
 
 Query expansion searches again with the query and its first answers together. K-reciprocal re-ranking compares
 whom the query and a candidate have as neighbours. A function of yours may do anything, such as comparing two
-images by a network. An answer's similarity stays the cosine of query and item; its place is the re-ranker's.
+images by a network. An answer's similarity stays the cosine of query and item; its rank is the re-ranker's.
 """
 
 import time
@@ -113,7 +113,7 @@ def _in_order(query: Vector, pool: Candidates, by: Rerank) -> list[Answer]:
             )
     else:
         scores = -k_reciprocal_distances(query, pool.vectors)
-    return [pool.answers[place] for place in np.argsort(-scores, kind="stable")]
+    return [pool.answers[position] for position in np.argsort(-scores, kind="stable")]
 
 
 def _plan(

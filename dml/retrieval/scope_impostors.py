@@ -68,9 +68,9 @@ class IndexedRows:
         shards = np.searchsorted(self._stops, rows, side="right")
         taken = np.empty((len(rows), self.ref.embeddings.dim), dtype=np.float32)
         for shard in np.unique(shards):
-            places = np.flatnonzero(shards == shard)
+            positions = np.flatnonzero(shards == shard)
             first = self._stops[shard] - self._vectors[shard].rows
-            taken[places] = self._vectors[shard].take(rows[places] - first)
+            taken[positions] = self._vectors[shard].take(rows[positions] - first)
         return taken
 
 

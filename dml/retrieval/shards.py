@@ -162,9 +162,9 @@ class ShardedIndex(BuiltIndex):
         ]
 
     def items_at(self, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
-        ascending, places = np.unique(rows, return_inverse=True)
+        ascending, inverse = np.unique(rows, return_inverse=True)
         items = [item for of_shard in self._shards.call("items_at", ascending) for item in of_shard]
-        return [items[place] for place in places]
+        return [items[number] for number in inverse]
 
     def rows_of(self, filter: Filter) -> NDArray[np.int64]:
         return np.flatnonzero(matching_rows(self.items, filter, refuse_absent=False))
@@ -241,11 +241,11 @@ def _stages(worst: Plan, plans: Sequence[Plan]) -> tuple[Stage, ...]:
     return tuple(
         stage.model_copy(
             update={
-                "budget": sum(plan.stages[place].budget for plan in plans),
-                "cpu_us": sum(plan.stages[place].cpu_us for plan in plans),
+                "budget": sum(plan.stages[number].budget for plan in plans),
+                "cpu_us": sum(plan.stages[number].cpu_us for plan in plans),
             }
         )
-        for place, stage in enumerate(worst.stages)
+        for number, stage in enumerate(worst.stages)
     )
 
 

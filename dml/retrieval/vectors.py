@@ -270,8 +270,8 @@ class Subset:
             numbers = self.rows[start : start + self._vectors.block_rows]
             block, metric = self._vectors.take(numbers), faiss.METRIC_INNER_PRODUCT
             found = (faiss.knn(few, block, min(k, len(block)), metric=metric) for few in _batches(queries))
-            similarities, places = _joined(found)
-            best.add(similarities, numbers[places])
+            similarities, columns = _joined(found)
+            best.add(similarities, numbers[columns])
         return best.similarities, best.rows
 
 

@@ -17,7 +17,7 @@ from dml.models.runtimes.onnx import NETWORK, TYPES, OnnxConfig, open_session
 
 _FACE_SIDE = 112
 _FACE_ALIGNMENT = (
-    "faces whose five landmarks (eyes, nose, corners of the mouth) were moved to ArcFace's places in "
+    "faces whose five landmarks (eyes, nose, corners of the mouth) were moved to ArcFace's positions in "
     "112 x 112 pixels"
 )
 _CHANNELS = {1: "L", 3: "RGB"}

@@ -162,11 +162,11 @@ def _users_code(function: str) -> Iterator[None]:
         text = str(error).strip().partition("\n")[0]
         raise InvalidData(
             f"python:{function} must embed without an error; it raised {type(error).__name__}"
-            f"{f': {text}' if text else ''}{_place(error)}. Mend it, and repeat the command."
+            f"{f': {text}' if text else ''}{_line_of(error)}. Mend it, and repeat the command."
         ) from error
 
 
-def _place(error: BaseException) -> str:
+def _line_of(error: BaseException) -> str:
     """Where in the user's own file, not in what that calls; empty for a file that Python cannot read."""
     frames = [
         frame

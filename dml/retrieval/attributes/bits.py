@@ -31,11 +31,11 @@ def flip(bitmap: Bitmap, rows: NDArray[np.integer]) -> None:
 
 def rows_of(bitmap: Bitmap, num_rows: int) -> NDArray[np.int64]:
     """The rows that are set, ascending."""
-    places = np.flatnonzero(bitmap)
-    if len(places) * 2 > len(bitmap):
+    nonzero = np.flatnonzero(bitmap)
+    if len(nonzero) * 2 > len(bitmap):
         return np.flatnonzero(np.unpackbits(bitmap, count=num_rows, bitorder="little").view(np.bool_))
-    bits = np.flatnonzero(np.unpackbits(bitmap[places], bitorder="little").view(np.bool_))
-    rows: NDArray[np.int64] = places[bits >> 3] * 8 + (bits & 7)
+    bits = np.flatnonzero(np.unpackbits(bitmap[nonzero], bitorder="little").view(np.bool_))
+    rows: NDArray[np.int64] = nonzero[bits >> 3] * 8 + (bits & 7)
     return rows
 
 

@@ -80,8 +80,8 @@ class AttributeColumn:
     def near(self, value: float | str) -> tuple[list[Any], int]:
         if isinstance(value, str):
             return self.values.slice(0, _COMPARED).to_pylist(), len(self.values)
-        place = int(np.searchsorted(self._numbers, value))
-        around = self._numbers[max(place - _NEAREST, 0) : place + _NEAREST]
+        position = int(np.searchsorted(self._numbers, value))
+        around = self._numbers[max(position - _NEAREST, 0) : position + _NEAREST]
         distances = np.abs(around.astype(np.float64) - float(value))
         return sorted(around[np.argsort(distances, kind="stable")[:_NEAREST]].tolist()), len(self.values)
 
@@ -98,14 +98,14 @@ class AttributeColumn:
     def compared(self, operator: str, value: Value) -> Matches:
         """The rows whose value is <, <=, > or >= this one."""
         after = operator in ("<=", ">")
-        place = self._place(value, after=after)
+        position = self._position(value, after=after)
         if operator in ("<", "<="):
-            return self._of_range(0, place)
-        return self._of_range(place, self._num_ordered)
+            return self._of_range(0, position)
+        return self._of_range(position, self._num_ordered)
 
     def between(self, low: Value, high: Value) -> Matches:
         """The rows whose value is from low to high, both included."""
-        return self._of_range(self._place(low, after=False), self._place(high, after=True))
+        return self._of_range(self._position(low, after=False), self._position(high, after=True))
 
     def missing(self) -> Matches:
         """The rows without a value."""
@@ -161,7 +161,7 @@ class AttributeColumn:
 
         return test
 
-    def _place(self, value: Value, *, after: bool) -> int:
+    def _position(self, value: Value, *, after: bool) -> int:
         """Where a value stands among the sorted ones."""
         side: Literal["left", "right"] = "right" if after else "left"
         if self.kind == "text":
@@ -177,12 +177,12 @@ class AttributeColumn:
     def _number_of(self, value: Value) -> int | None:
         """The number of a value among the sorted ones; None: no row has it."""
         if self.kind in ("integer", "number"):
-            place = self._place(value, after=False)
-            return place if place < len(self._numbers) and self._numbers[place] == value else None
+            position = self._position(value, after=False)
+            return position if position < len(self._numbers) and self._numbers[position] == value else None
         if len(self.values) <= _MOST_IN_DICT:
             return self._number_by_value.get(value)
-        place = bisect_left(range(len(self.values)), value, key=lambda n: self.values[n].as_py())
-        return place if place < len(self.values) and self.values[place].as_py() == value else None
+        position = bisect_left(range(len(self.values)), value, key=lambda n: self.values[n].as_py())
+        return position if position < len(self.values) and self.values[position].as_py() == value else None
 
     @cached_property
     def _number_by_value(self) -> dict[Value, int]:

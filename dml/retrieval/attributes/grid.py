@@ -16,7 +16,7 @@ Ranges = list[tuple[float, float]]
 
 
 def cells_of(latitudes: NDArray[np.float64], longitudes: NDArray[np.float64]) -> NDArray[np.int64]:
-    """(N,) the number of each place's cell; those of one latitude follow each other from west to east."""
+    """(N,) the number of each location's cell; those of one latitude follow each other from west to east."""
     return _steps(latitudes, 90) * _WIDTH + _steps(longitudes, 180)
 
 
@@ -25,7 +25,7 @@ def _steps(degrees: NDArray[np.float64], least: int) -> NDArray[np.int64]:
 
 
 def box_around(latitude: float, longitude: float, radius_km: float) -> tuple[tuple[float, float], Ranges]:
-    """The latitudes, and the ranges of longitudes, outside of which no place is in a circle."""
+    """The latitudes, and the ranges of longitudes, outside of which no location is in a circle."""
     angle = math.degrees(radius_km / EARTH_RADIUS_KM) + _SLACK
     low, high = latitude - angle, latitude + angle
     if low <= -90 or high >= 90 or angle >= 90:

@@ -135,15 +135,15 @@ class AttributeIndexes(Mapping[str, Column]):
         )
 
     def _within(self, filter: Within) -> Matches:
-        place = filter.latitude, filter.longitude
+        center = filter.latitude, filter.longitude
         if len(filter.columns) == 1:
-            return self._indexed[filter.columns[0]].within(*place, filter.radius_km)
+            return self._indexed[filter.columns[0]].within(*center, filter.radius_km)
         north, east = (self._indexed[name] for name in filter.columns)
-        latitudes, longitudes = box_around(*place, filter.radius_km)
+        latitudes, longitudes = box_around(*center, filter.radius_km)
         spans = [east.between(low, high) for low, high in longitudes]
         near = self._all_of([north.between(*latitudes), spans[0] if len(spans) == 1 else self._any_of(spans)])
         rows = near.rows()
-        distances = distances_km(north.numbers_at(rows), east.numbers_at(rows), *place)
+        distances = distances_km(north.numbers_at(rows), east.numbers_at(rows), *center)
         return Matches.of_rows(rows[distances <= filter.radius_km], self._num_rows)
 
 

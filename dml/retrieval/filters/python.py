@@ -59,7 +59,7 @@ class Col:
         return self._compare("=", True)
 
     def within(self, latitude: float, longitude: float, radius_km: float) -> Within:
-        """The location is at most so many kilometres from this place, in degrees."""
+        """The location is at most so many kilometres from this point, in degrees."""
         column = self._name if self._longitude is None else (self._name, self._longitude)
         return make_node(Within, column=column, latitude=latitude, longitude=longitude, radius_km=radius_km)
 

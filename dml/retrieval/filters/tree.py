@@ -301,8 +301,8 @@ def invalid_filter(error: ValidationError) -> InvalidFilter:
     if first["type"].startswith("union_tag"):
         steps.append("op")
         message = f"must be one of {', '.join(_KINDS)}; got {first.get('ctx', {}).get('tag', 'none')!r}"
-    place = f"{'.'.join(steps)}: " if steps else ""
-    return InvalidFilter(f"A filter must be a tree of its eight kinds of node; {place}{message}.")
+    path = f"{'.'.join(steps)}: " if steps else ""
+    return InvalidFilter(f"A filter must be a tree of its eight kinds of node; {path}{message}.")
 
 
 def _same_kind(kind: type[And] | type[Or], filter: Any) -> tuple[Any, ...]:

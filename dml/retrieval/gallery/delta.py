@@ -243,14 +243,14 @@ def _inner_products(
 
 
 def _first_k(similarities: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """(Q, k) the places of the largest, descending, of equals the first."""
+    """(Q, k) the columns of the largest, descending, of equals the first."""
     if k < similarities.shape[1]:
         # All that are at least as large as the k-th largest, so that of equals the first can be chosen.
         limits = np.partition(similarities, -k, axis=1)[:, -k]
     else:
         limits = similarities.min(axis=1)
-    places = np.empty((len(similarities), k), np.int64)
+    columns = np.empty((len(similarities), k), np.int64)
     for number, (of_query, limit) in enumerate(zip(similarities, limits, strict=True)):
         few = np.flatnonzero(of_query >= limit)
-        places[number] = few[np.argsort(-of_query[few], kind="stable")[:k]]
-    return places
+        columns[number] = few[np.argsort(-of_query[few], kind="stable")[:k]]
+    return columns

@@ -140,7 +140,7 @@ def _of_validation(error: RequestValidationError) -> Refused:
     if any(mistake["loc"] == ("body",) and isinstance(mistake.get("input"), bytes) for mistake in mistakes):
         code, must, do = _OF_STATUS[415]  # curl -d says that it is a form
         return Refused(415, code, must, "one of another Content-Type came, or of none", do)
-    said = [f"{_place(mistake['loc'])}: {mistake['msg']}" for mistake in mistakes[:_SHOWN_MISTAKES]]
+    said = [f"{_field(mistake['loc'])}: {mistake['msg']}" for mistake in mistakes[:_SHOWN_MISTAKES]]
     more = f"; and {len(mistakes) - len(said)} more" if len(mistakes) > len(said) else ""
     return Refused(
         422,
@@ -151,7 +151,7 @@ def _of_validation(error: RequestValidationError) -> Refused:
     )
 
 
-def _place(location: tuple[Any, ...]) -> str:
+def _field(location: tuple[Any, ...]) -> str:
     return ".".join(str(part) for part in location if part != "body") or "body"
 
 

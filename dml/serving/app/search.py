@@ -140,19 +140,19 @@ def _items(
     answers: list[list[Answer]] = [[] for _ in vectors]
     plan = None
     for are_items in (False, True):
-        places = [place for place, id_ in enumerate(excluded) if (id_ is not None) == are_items]
-        if not places:
+        numbers = [number for number, id_ in enumerate(excluded) if (id_ is not None) == are_items]
+        if not numbers:
             continue
         ids = [id_ for id_ in excluded if id_ is not None] if are_items else None
         of_index = opened.index
         if body.rerank is None:
             result = of_index.search(
-                vectors[places], body.k, where=where, embedder=opened.embedder, exclude_ids=ids
+                vectors[numbers], body.k, where=where, embedder=opened.embedder, exclude_ids=ids
             )
         else:
             result = reranked_search(
                 of_index,
-                vectors[places],
+                vectors[numbers],
                 body.k,
                 by=body.rerank,
                 where=where,
@@ -160,8 +160,8 @@ def _items(
                 exclude_ids=ids,
             )
         plan = result.plan
-        for place, of_query in zip(places, result.answers, strict=True):
-            answers[place] = of_query
+        for number, of_query in zip(numbers, result.answers, strict=True):
+            answers[number] = of_query
     assert plan is not None
     return answers, plan
 

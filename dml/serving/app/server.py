@@ -285,10 +285,10 @@ def _require_indexes(settings: ServiceSettings) -> None:
 
 def _require_one(store: str, names: Sequence[str]) -> None:
     """Raise for indexes none of which can be read what is wrong with the last; the others are served."""
-    for place, name in enumerate(names, 1):
+    for number, name in enumerate(names, 1):
         try:
             find_index(store, name)
             return
         except DmlError:
-            if place == len(names):
+            if number == len(names):
                 raise

@@ -241,7 +241,7 @@ class Service:
         """(D,) of each image, by the model of the index.
 
         Raises:
-            Refused: an image that cannot be read, by its place.
+            Refused: an image that cannot be read, by its number.
             IncompatibleArtifact: the model is not in the store.
         """
         if not images:
@@ -258,7 +258,7 @@ class Service:
         """Each face of each image and its (D,), the largest first, by the model of the index.
 
         Raises:
-            Refused: an image that cannot be read, by its place; or more faces than `messages.MAX_BATCH`.
+            Refused: an image that cannot be read, by its number; or more faces than `messages.MAX_BATCH`.
             IncompatibleArtifact: the model is not in the store, or detects no faces.
         """
         package, most = opened.required_package, messages.MAX_BATCH
@@ -317,13 +317,13 @@ class Service:
         try:
             with stages.time("decode"):
                 return await asyncio.gather(
-                    *(self._prepare(opened, function, place, image) for place, image in enumerate(images))
+                    *(self._prepare(opened, function, number, image) for number, image in enumerate(images))
                 )
         finally:
             self._being_decoded -= len(images)
 
     async def _prepare(
-        self, opened: OpenIndex, function: Callable[[bytes], T], place: int, image: messages.Image
+        self, opened: OpenIndex, function: Callable[[bytes], T], number: int, image: messages.Image
     ) -> T:
         def prepare() -> T:
             content = image.content()
@@ -334,7 +334,7 @@ class Service:
             return await self._in_thread(self._decoding, opened, prepare)
         except (DmlError, Refused) as error:
             refused = refusal_of(error, hide=self.settings.store)
-            refused.got = f"image {place}: {refused.got}"
+            refused.got = f"image {number}: {refused.got}"
             raise refused from None
 
     def _encoder(self, package: Package) -> Encode:

@@ -152,15 +152,17 @@ def _allows(annotation: Any, value: Any, others: Mapping[str, Any]) -> bool:
     if origin is Annotated:
         allowed, *conditions = arguments
         return _allows(allowed, value, others) and all(
-            each.holds(value, others) for each in conditions if isinstance(each, Range | Unless)
+            condition.holds(value, others)
+            for condition in conditions
+            if isinstance(condition, Range | Unless)
         )
     if origin in (Union, UnionType):
-        return any(_allows(each, value, others) for each in arguments)
+        return any(_allows(argument, value, others) for argument in arguments)
     if origin is Literal:
-        return any(type(value) is type(each) and value == each for each in arguments)
+        return any(type(value) is type(choice) and value == choice for choice in arguments)
     if origin in (Sequence, tuple):
         is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
-        return is_sequence and len(value) > 0 and all(_allows(arguments[0], each, others) for each in value)
+        return is_sequence and len(value) > 0 and all(_allows(arguments[0], item, others) for item in value)
     if origin is Callable:
         return callable(value)
     if annotation is bool:
@@ -182,8 +184,8 @@ def _is_finite(value: Any) -> bool:
 def _in_words(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        ranges = [f" in {each}" for each in arguments[1:] if isinstance(each, Range)]
-        exceptions = [f" {each}" for each in arguments[1:] if isinstance(each, Unless)]
+        ranges = [f" in {condition}" for condition in arguments[1:] if isinstance(condition, Range)]
+        exceptions = [f" {condition}" for condition in arguments[1:] if isinstance(condition, Unless)]
         return _in_words(arguments[0]) + "".join(ranges + exceptions)
     if origin in (Union, UnionType):
         return " or ".join(map(_in_words, arguments))

@@ -67,7 +67,7 @@ def _show_ingest(report: "IngestReport") -> None:
     for note in report.notes:
         print(visible(note))
     if report.refused:
-        refused = [each.model_dump() for each in report.refused]
+        refused = [refusal.model_dump() for refusal in report.refused]
         print_table(f"in quarantine, all listed in {report.quarantine}", refused)
     print(report.changes)
     print(f"{ref.rows} rows, {ref.classes} classes, {ref.quarantined} in quarantine: {ref.uri}")
@@ -156,13 +156,13 @@ def corrections(
 def _show_corrections(answer: "CorrectionList") -> None:
     rows = [
         {
-            "item": visible(each.id),
-            "label": "removed" if each.label is None else visible(each.label),
-            "before": visible(each.former_label),
-            "who": visible(each.who),
-            "when": each.when,
+            "item": visible(correction.id),
+            "label": "removed" if correction.label is None else visible(correction.label),
+            "before": visible(correction.former_label),
+            "who": visible(correction.who),
+            "when": correction.when,
         }
-        for each in answer.corrections
+        for correction in answer.corrections
     ]
     print_table("corrections", rows)
     ref = answer.dataset

@@ -14,7 +14,7 @@ from typing import Any
 
 from dml.cluster import quiet_ray_data, ray_session
 from dml.data.fragment import FragmentJob, FragmentResult, make_fragment
-from dml.data.reach import find_witness, require_missing_locally, require_reach
+from dml.data.reach import find_readable_image, require_missing_locally, require_reach
 from dml.errors import DmlError
 from dml.progress import Ticker
 
@@ -86,13 +86,13 @@ def _make_with_ray(
 ) -> Generator[FragmentResult]:
     ticker.begin("starting Ray")
     source = jobs[0].source
-    witness = find_witness(source, jobs[0].samples)
+    image = find_readable_image(source, jobs[0].samples)
     with ray_session(num_workers):
         import ray.data
 
         quiet_ray_data()
         # Pickled, since Arrow would convert the objects to tables; one block per job, so that each is a task.
-        items = [{"job": pickle.dumps((job, witness))} for job in jobs]
+        items = [{"job": pickle.dumps((job, image))} for job in jobs]
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(_make_pickled)
         ticker.begin("reading with Ray", "images", sum(len(job.samples) for job in jobs))
         with closing(iter(dataset.iter_rows())) as rows:  # else Ray Data's threads outlive the session
@@ -107,10 +107,10 @@ def _make_with_ray(
 
 def _make_pickled(row: dict[str, bytes]) -> dict[str, Any]:
     """A job's result. Users' errors are returned, since Ray would wrap raised ones and retry the task."""
-    job, witness = pickle.loads(row["job"])
+    job, image = pickle.loads(row["job"])
     node = _node()
     try:
-        require_reach(job.source, witness, job.staged, uri=job.config.source, node=node)
+        require_reach(job.source, image, job.staged, uri=job.config.source, node=node)
         result = pickle.dumps(make_fragment(job))
     except DmlError as error:
         result = pickle.dumps(error)

@@ -18,29 +18,29 @@ _MAX_MISSING_CHECKED = 3
 _checked_folders: set[str] = set()
 
 
-class Witness(NamedTuple):
+class ReadableImage(NamedTuple):
     """An image that could be read on the machine that listed the source."""
 
     locator: str
     sha256: str
 
 
-def find_witness(source: Source, samples: Sequence[Sample]) -> Witness | None:
+def find_readable_image(source: Source, samples: Sequence[Sample]) -> ReadableImage | None:
     """The first of a few images that can be read here; None if none can, which the quarantine will show."""
     for sample in samples[:_MAX_CANDIDATES]:
         try:
-            return Witness(sample.locator, hashlib.sha256(source.read(sample.locator)).hexdigest())
+            return ReadableImage(sample.locator, hashlib.sha256(source.read(sample.locator)).hexdigest())
         except Exception:
             continue
     return None
 
 
-def require_reach(source: Source, witness: Witness | None, staged: str, *, uri: str, node: str) -> None:
-    """Check, once per process and ingest, that this machine can read the witness and write to the folder.
+def require_reach(source: Source, image: ReadableImage | None, staged: str, *, uri: str, node: str) -> None:
+    """Check, once per process and ingest, that this machine can read the image and write to the folder.
 
     Args:
         source: the source to read from.
-        witness: an image that must be readable; None if no readable image is known.
+        image: one that must be readable; None if none is known.
         staged: the folder for the ingest's fragments; it differs for every ingest.
         uri: the source's URI, for the message.
         node: this machine, for the message.
@@ -55,18 +55,18 @@ def require_reach(source: Source, witness: Witness | None, staged: str, *, uri: 
             f"Every node must share the store's folder; {node} has no {staged}. Mount the store there at the "
             "same path, or use an s3:// store."
         )
-    if witness is not None:
+    if image is not None:
         try:
-            digest = hashlib.sha256(source.read(witness.locator)).hexdigest()
+            digest = hashlib.sha256(source.read(image.locator)).hexdigest()
         except Exception as error:
             raise MissingArtifact(
-                f"Every node must see the source; {node} cannot read {witness.locator} of {uri}, which could "
+                f"Every node must see the source; {node} cannot read {image.locator} of {uri}, which could "
                 f"be read where it was listed: {error}. Mount it there at the same path, or put it on S3."
             ) from error
-        if digest != witness.sha256:
+        if digest != image.sha256:
             raise MissingArtifact(
                 f"Every node must see the same source; {node} has other bytes than the node that listed "
-                f"{uri} has at {witness.locator}. Mount the same folder at the same path."
+                f"{uri} has at {image.locator}. Mount the same folder at the same path."
             )
     _checked_folders.add(staged)
 

@@ -185,15 +185,15 @@ def identification_scores(probes: Items, gallery: Items) -> IdentificationScores
     """
     _check(probes, gallery)
     names, columns = torch.unique(gallery.labels, return_inverse=True)
-    own = torch.searchsorted(names, probes.labels).clamp_max(len(names) - 1)
-    is_mated = names[own] == probes.labels
+    identities = torch.searchsorted(names, probes.labels).clamp_max(len(names) - 1)
+    is_mated = names[identities] == probes.labels
     if not is_mated.any() or is_mated.all():
         raise ValueError(
             "Open-set identification needs mated and non-mated probes; got "
             f"{int(is_mated.sum())} and {int((~is_mated).sum())}. Enrol some of the identities, not all."
         )
     parts = [
-        _searched(probes.embeddings[rows], gallery.embeddings, columns, own[rows], len(names))
+        _searched(probes.embeddings[rows], gallery.embeddings, columns, identities[rows], len(names))
         for rows in _blocks(len(probes.labels), len(gallery.labels) + len(names))
     ]
     mates, ranks, maxima = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -240,13 +240,13 @@ def _blocks(rows: int, columns: int) -> Iterator[slice]:
 
 
 def _searched(
-    probes: Tensor, gallery: Tensor, columns: Tensor, own: Tensor, num_identities: int
+    probes: Tensor, gallery: Tensor, columns: Tensor, identities: Tensor, num_identities: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(B,) similarity of the own identity, its rank, and the maximum over all identities."""
+    """(B,) similarity of the mated identity, its rank, and the maximum over all identities."""
     similarities = cosine_similarities(probes, gallery).double()
     best = similarities.new_full((len(probes), num_identities), -torch.inf)
     best.scatter_reduce_(1, columns.expand(len(probes), -1), similarities, "amax")
-    mates = best.gather(1, own[:, None])
+    mates = best.gather(1, identities[:, None])
     return mates[:, 0], (best >= mates).sum(1), best.amax(1)
 
 

@@ -51,7 +51,7 @@ def plot_bars(
         fontsize=9,
     )
     if named:
-        words = [style.short(names[each.label], 18) for each in gains]
+        words = [style.short(names[gain.label], 18) for gain in gains]
         axes.set_xticks(np.arange(len(gains)), words, rotation=60, ha="right", rotation_mode="anchor")
         axes.tick_params(axis="x", labelsize=8, length=0)
     else:
@@ -65,12 +65,12 @@ def plot_bars(
 
 def plot_dots(axes: "Axes", gains: Sequence[ClassGain], candidates: tuple[str, str]) -> None:
     """Scatter plot: both are equal on the diagonal; the size of a dot is the number of queries."""
-    sizes = np.array([each.num_queries for each in gains])
-    most = 1.05 * max(max(each.first, each.second, 0.01) for each in gains)
+    sizes = np.array([gain.num_queries for gain in gains])
+    most = 1.05 * max(max(gain.first, gain.second, 0.01) for gain in gains)
     axes.plot([0, most], [0, most], color=style.FAINT, linewidth=1, zorder=0)
     axes.scatter(
-        [each.second for each in gains],
-        [each.first for each in gains],
+        [gain.second for gain in gains],
+        [gain.first for gain in gains],
         s=10 + 30 * sizes / sizes.max(),
         color=_colors(gains),
         alpha=0.65,
@@ -83,4 +83,4 @@ def plot_dots(axes: "Axes", gains: Sequence[ClassGain], candidates: tuple[str, s
 
 
 def _colors(gains: Sequence[ClassGain]) -> list[str]:
-    return [style.FIRST if each.gain > 0 else style.SECOND for each in gains]
+    return [style.FIRST if gain.gain > 0 else style.SECOND for gain in gains]

@@ -151,7 +151,9 @@ def _page(pair: _Pair) -> Page:
 
 
 def _numbers(pair: _Pair) -> Section:
-    leading = next(each.tested for each in pair.comparisons if each.tested.metric == _LEADING_METRIC)
+    leading = next(
+        comparison.tested for comparison in pair.comparisons if comparison.tested.metric == _LEADING_METRIC
+    )
     first, second = pair.names
     verdict = f"does not differ significantly from {second}: the interval of its gain includes 0"
     if leading.low > 0 or leading.high < 0:
@@ -162,7 +164,9 @@ def _numbers(pair: _Pair) -> Section:
         "Intervals: 95 %, by resampling whole classes. p: one-sided p-value of the sign-flip test by class; "
         f"near 1 if {second} is better. Choose one metric in advance: among many, some p is small by chance."
     )
-    return Section("In numbers", text, table=[comparison_row(each, pair.names) for each in pair.comparisons])
+    return Section(
+        "In numbers", text, table=[comparison_row(comparison, pair.names) for comparison in pair.comparisons]
+    )
 
 
 def comparison_row(comparison: PairedComparison, names: tuple[str, str]) -> dict[str, Any]:
@@ -190,7 +194,7 @@ def _interval(low: float, high: float) -> str:
 
 def _classes(pair: _Pair) -> Section:
     gains, (first, second) = pair.class_gains, pair.names
-    counts = win_loss_tie([each.gain for each in gains])
+    counts = win_loss_tie([gain.gain for gain in gains])
     text = (
         f"Of {len(gains):,} classes {counts.won:,} won, {counts.lost:,} lost, {counts.tied:,} tied by "
         f"{first}. {_concentration(gains)}All are in {CLASSES}; the table has the {_EXTREMES} largest gains "
@@ -199,7 +203,7 @@ def _classes(pair: _Pair) -> Section:
     caption = f"MAP@R of every class, {first} against {second}, the mean over its queries"
     png = draw_class_gains(gains, pair.first.names, pair.names)
     ends = gains if len(gains) <= 2 * _EXTREMES else [*gains[:_EXTREMES], *gains[-_EXTREMES:]]
-    rows = [_class_row(pair, each) for each in ends]
+    rows = [_class_row(pair, gain) for gain in ends]
     return Section("Which classes decide it?", text, [Picture("classes", png, caption)], rows)
 
 
@@ -207,7 +211,7 @@ def _concentration(gains: Sequence[ClassGain]) -> str:
     """The number of classes that contribute half of the gain, and half of the loss."""
     words = []
     for what, sign in (("won", 1), ("lost", -1)):
-        shares = sorted((sign * each.gain * each.num_queries for each in gains), reverse=True)
+        shares = sorted((sign * gain.gain * gain.num_queries for gain in gains), reverse=True)
         shares = [share for share in shares if share > 0]
         total = sum(shares)
         if total > 0:
@@ -216,18 +220,18 @@ def _concentration(gains: Sequence[ClassGain]) -> str:
     return f"{'; '.join(words).capitalize()}. " if words else ""
 
 
-def _class_row(pair: _Pair, each: ClassGain) -> dict[str, Any]:
+def _class_row(pair: _Pair, gain: ClassGain) -> dict[str, Any]:
     return {
-        "class": pair.first.names[each.label],
-        "queries": each.num_queries,
-        f"MAP@R, {pair.names[0]}": each.first,
-        f"MAP@R, {pair.names[1]}": each.second,
-        "gain": each.gain,
+        "class": pair.first.names[gain.label],
+        "queries": gain.num_queries,
+        f"MAP@R, {pair.names[0]}": gain.first,
+        f"MAP@R, {pair.names[1]}": gain.second,
+        "gain": gain.gain,
     }
 
 
 def _classes_csv(pair: _Pair) -> bytes:
-    rows = [_class_row(pair, each) for each in pair.class_gains]
+    rows = [_class_row(pair, gain) for gain in pair.class_gains]
     return csv_of(list(rows[0]), rows)
 
 

@@ -87,13 +87,13 @@ def _page(view: DatasetView, embeddings: EmbeddingsRef | None, embedder: str | N
 
 def _tables(view: DatasetView, embedded: EmbeddedDataset | None) -> dict[str, bytes]:
     """Complete tables of what the page shows in part."""
-    classes = (each.model_dump() for each in dataset_findings.class_sizes(view, largest=True))
+    classes = (size.model_dump() for size in dataset_findings.class_sizes(view, largest=True))
     pairs = ({"between": between, **pair.model_dump()} for between, pair in dataset_findings.all_pairs(view))
     tables = {
         sections.CLASSES: csv_of(list(ClassSize.model_fields), classes),
         sections.NEAR_DUPLICATES: csv_of(["between", *NearDuplicatePair.model_fields], pairs),
     }
     if embedded is not None:
-        suspects = (each.model_dump() for each in dataset_findings.suspected_labels(view, embedded))
+        suspects = (suspect.model_dump() for suspect in dataset_findings.suspected_labels(view, embedded))
         tables[sections.SUSPECTS] = csv_of(list(SuspectedLabel.model_fields), suspects)
     return tables

@@ -37,10 +37,10 @@ def warnings_section(findings: DatasetFindings) -> Section:
 def class_sections(view: DatasetView, findings: DatasetFindings) -> list[Section]:
     """How large classes are, and which are the largest and the smallest."""
     sizes = {
-        split: np.array([images for _, images in each], dtype=np.int64)
-        for split, each in view.class_sizes.items()
+        split: np.array([images for _, images in sizes], dtype=np.int64)
+        for split, sizes in view.class_sizes.items()
     }
-    single = [label for each in view.class_sizes.values() for label, images in each if images == 1]
+    single = [label for sizes in view.class_sizes.values() for label, images in sizes if images == 1]
     text = f"A class is in one split. {CLASSES} beside this page lists all {len(view.names):,}."
     if single:
         text += f" With a single image: {some(single)}."
@@ -58,9 +58,9 @@ def class_sections(view: DatasetView, findings: DatasetFindings) -> list[Section
     ]
     picture = Picture("classes", draw_class_sizes(sizes), "Classes by how many images they have")
     extremes = [
-        {"": kind, "split": each.split, "class": one_line(each.label), "images": each.images}
+        {"": kind, "split": size.split, "class": one_line(size.label), "images": size.images}
         for kind, classes in (("largest", findings.largest), ("smallest", findings.smallest))
-        for each in classes
+        for size in classes
     ]
     return [
         Section("Classes and sizes", text, [picture], rows),
@@ -95,7 +95,7 @@ def _range(extent: Extent) -> str:
 def pictures_section(view: DatasetView) -> Section:
     """A few images of some classes, both spread evenly."""
     pairs = [
-        (split, label, images) for split, each in view.class_sizes.items() for label, images in sorted(each)
+        (split, label, images) for split, sizes in view.class_sizes.items() for label, images in sorted(sizes)
     ]
     chosen = [pairs[number] for number in _spread(len(pairs), view.config.classes)]
     if not chosen:
@@ -187,16 +187,16 @@ def attributes_section(view: DatasetView, summaries: Sequence[AttributeSummary])
         return Section("Attributes", "The dataset has none: only ids and labels.")
     rows = [
         {
-            "attribute": each.name,
-            "type": each.type,
-            "missing": each.missing,
-            "different values": each.distinct,
-            "smallest": each.low or "",
-            "largest": each.high or "",
-            "most frequent": "" if each.most_frequent is None else each.most_frequent,
-            "of so many images": each.most_frequent_images,
+            "attribute": summary.name,
+            "type": summary.type,
+            "missing": summary.missing,
+            "different values": summary.distinct,
+            "smallest": summary.low or "",
+            "largest": summary.high or "",
+            "most frequent": "" if summary.most_frequent is None else summary.most_frequent,
+            "of so many images": summary.most_frequent_images,
         }
-        for each in summaries
+        for summary in summaries
     ]
     return Section(
         "Attributes", f"Of {view.dataset.rows:,} images; a search is narrowed by them.", table=rows
@@ -249,7 +249,7 @@ def _suspects(view: DatasetView, embedded: EmbeddedDataset, embedder: str | None
     if not shown:
         return Section(title, text)
     rows = [_suspect_row(view, embedded, suspect.query, agreeing) for suspect in shown]
-    table = [each.model_dump() for each in suspected_labels(view, embedded, view.config.suspects)]
+    table = [suspect.model_dump() for suspect in suspected_labels(view, embedded, view.config.suspects)]
     caption = f"{title}: each row an image and its {agreeing} nearest; ✗ red has another label"
     return Section(title, text, [Picture("suspects", draw_gallery(rows), caption)], table, gallery_html(rows))
 

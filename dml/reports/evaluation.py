@@ -83,8 +83,8 @@ class Evaluation(Result):
     def slice_rows(self) -> list[dict[str, str | float]]:
         """One row per slice of the queries."""
         return [
-            {"slice": each.title, **_shown(each.metrics), "num_queries": each.num_queries}
-            for each in self.slices
+            {"slice": slice_.title, **_shown(slice_.metrics), "num_queries": slice_.num_queries}
+            for slice_ in self.slices
         ]
 
 
@@ -117,14 +117,14 @@ class EvaluationReport(Result):
         """One row per slice of the queries and embedding; empty where the configuration has no slices."""
         rows: dict[tuple[str, str | None], list[dict[str, str | float]]] = {}
         for name, evaluation in self._by_embedding().items():
-            for each in evaluation.slices:
+            for slice_ in evaluation.slices:
                 row = {
-                    "slice": each.title,
+                    "slice": slice_.title,
                     "embedding": name,
-                    **_shown(each.metrics),
-                    "num_queries": each.num_queries,
+                    **_shown(slice_.metrics),
+                    "num_queries": slice_.num_queries,
                 }
-                rows.setdefault((each.attribute, each.value), []).append(row)
+                rows.setdefault((slice_.attribute, slice_.value), []).append(row)
         return [row for of_slice in rows.values() for row in of_slice]
 
     def verdict(self, metric: str = "recall_at_1") -> str:
@@ -162,4 +162,4 @@ def against_pixels(
 
 
 def _shown(metrics: Mapping[str, Measured]) -> dict[str, str | float]:
-    return {name: each.value if each.low is None else str(each) for name, each in metrics.items()}
+    return {name: metric.value if metric.low is None else str(metric) for name, metric in metrics.items()}

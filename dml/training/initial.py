@@ -44,10 +44,10 @@ def start_from(config: ExperimentConfig, model: ModelRef, tune: Tuning) -> Exper
         IncompatibleArtifact: torch does not compute the model, so that it cannot be trained.
     """
     package = _load_trainable(model.package, str(model))
-    own = package.encoder.config.model_dump(mode="json")
+    trained = package.encoder.config.model_dump(mode="json")
     chosen = config.encoder.model_dump(mode="json")
-    encoder = {**own, **{name: chosen[name] for name in _OF_THE_EXPERIMENT}}
-    if own["head"] == "none":
+    encoder = {**trained, **{name: chosen[name] for name in _OF_THE_EXPERIMENT}}
+    if trained["head"] == "none":
         encoder["head"] = chosen["head"] if tune != "frozen" else "linear"
     if tune == "lora":
         encoder["freeze_batch_norm"] = True  # its statistics would change what the adapters are added to

@@ -12,7 +12,7 @@ from dml.cluster import ray_session
 from dml.config import IngestConfig
 from dml.data.fragment import make_problem
 from dml.data.ingest import ingest
-from dml.data.reach import find_witness, require_missing_locally, require_reach
+from dml.data.reach import find_readable_image, require_missing_locally, require_reach
 from dml.data.sources.detect import open_source
 from dml.data.sources.sample import Sample
 from dml.errors import MissingArtifact
@@ -30,10 +30,10 @@ def source(tmp_path):
 def check(source, tmp_path):
     """The check of a worker, with what the ingest's own machine saw before."""
     opened = open_source(str(source))
-    witness = find_witness(opened, opened.list().samples)
+    image = find_readable_image(opened, opened.list().samples)
     staged = tmp_path / "staged"
     staged.mkdir()
-    return lambda: require_reach(opened, witness, str(staged), uri=str(source), node=NODE)
+    return lambda: require_reach(opened, image, str(staged), uri=str(source), node=NODE)
 
 
 def test_a_machine_that_sees_both_is_checked_once(check, source, tmp_path):
@@ -69,12 +69,12 @@ def test_a_machine_without_the_stores_folder_is_named(check, tmp_path):
         check()
 
 
-def test_images_that_cannot_be_read_anywhere_are_no_witness(source):
+def test_images_that_cannot_be_read_anywhere_are_not_taken_as_readable(source):
     opened = open_source(str(source))
     missing = [Sample(str(number), f"class0/none{number}.png", "x") for number in range(3)]
-    assert find_witness(opened, missing) is None
+    assert find_readable_image(opened, missing) is None
     good = opened.list().samples[-1]
-    assert find_witness(opened, [*missing, good]).locator == good.locator
+    assert find_readable_image(opened, [*missing, good]).locator == good.locator
 
 
 def test_an_image_that_one_machine_alone_misses_ends_the_ingest(source):

@@ -75,7 +75,7 @@ def _detecting_faces(network: External, model: Path, detector: DetectorConfig) -
 def _read(address: str, options: Options) -> External:
     kind, colon, rest = address.partition(":")
     if kind not in sources() or not colon or not rest:
-        examples = ", ".join(_source(each).example for each in sources())
+        examples = ", ".join(_source(kind).example for kind in sources())
         raise InvalidSetting(
             f"An embedder must be one of {examples}; got {address!r}.{did_you_mean(kind, sources())} A "
             "registered model is named by --model."
@@ -86,9 +86,9 @@ def _read(address: str, options: Options) -> External:
 def _source(kind: str) -> Source:
     module = import_module(f"{external.__name__}.{kind}")
     return next(
-        each()
-        for each in vars(module).values()
-        if isinstance(each, type) and issubclass(each, Source) and each.__module__ == module.__name__
+        member()
+        for member in vars(module).values()
+        if isinstance(member, type) and issubclass(member, Source) and member.__module__ == module.__name__
     )
 
 

@@ -115,7 +115,7 @@ class _Image(NamedTuple):
 
 
 def _image_input(session: Any, given: OnnxFile, file: Path) -> _Image:
-    inputs = {each.name: each for each in session.get_inputs()}
+    inputs = {input_.name: input_ for input_ in session.get_inputs()}
     name = given.input or next(iter(inputs), "")
     if name not in inputs or len(inputs) > 1:
         raise InvalidData(f"A network must have one input, of images; {file} has {sorted(inputs)}.")
@@ -189,7 +189,7 @@ def _embedding_output(
     """The output that is the embedding, and its length, by running it once."""
     import numpy as np
 
-    outputs = [each.name for each in session.get_outputs()]
+    outputs = [output.name for output in session.get_outputs()]
     wanted = given.output or (outputs[0] if len(outputs) == 1 else None)
     if wanted is None or wanted not in outputs:
         raise InvalidSetting(

@@ -10,6 +10,7 @@
     │   └── ForgottenMeanwhile    items were forgotten while something was made of them
     ├── CorruptArtifact           its bytes differ from what was published
     ├── Unreachable               Prefect, MLflow or Ray does not answer
+    │   └── StorageUnavailable    S3 does not answer, or refuses (also an OSError)
     ├── GalleryUnavailable        the log of a gallery cannot be written
     │   └── GalleryBusy           another process has been writing it for too long
     ├── WriteCommitted            a write is durable, but the memory of this process does not show it yet
@@ -79,6 +80,10 @@ class CorruptArtifact(DmlError):
 
 class Unreachable(DmlError):
     """A configured server (Prefect, MLflow, Ray) that does not answer, or is a different kind of server."""
+
+
+class StorageUnavailable(Unreachable, OSError):
+    """S3 does not answer, refuses, or has no such bucket; the message names its address and the bucket."""
 
 
 class GalleryUnavailable(DmlError):

@@ -6,7 +6,7 @@ from prefect import flow
 
 from dml.data.ingest import ingest_again, ingest_unreadable
 from dml.embedding.embed import embed
-from dml.errors import DmlError
+from dml.errors import DmlError, StorageUnavailable
 from dml.integrity import CheckedArtifact, check_store, ref_of, remove_damaged, require_intact
 from dml.refs import DatasetRef, EmbeddingsRef, IndexRef, require_dataset, require_package
 from dml.reports import VerifiedArtifact, VerifyReport
@@ -54,6 +54,8 @@ def repaired(store: str, checked: Sequence[CheckedArtifact]) -> dict[str, str]:
     for artifact in sorted(damaged, key=lambda e: order.index(e.kind) if e.kind in order else len(order)):
         try:
             states[artifact.uri] = _repair_artifact(store, artifact)
+        except StorageUnavailable:
+            raise
         except DmlError as error:
             states[artifact.uri] = f"damaged, and cannot be made again: {error}"
         say(f"{artifact.kind} {artifact.title}: {states[artifact.uri]}")

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from dml import storage
-from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
+from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact, StorageUnavailable
 
 
 def test_a_folder_becomes_a_store_once_and_keeps_what_it_holds(tmp_path):
@@ -77,7 +77,7 @@ def test_only_an_empty_folder_goes_as_empty(tmp_path, holds):
         (OSError("could not verify page integrity"), CorruptArtifact),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), CorruptArtifact),
         (OSError(5, "disk"), OSError),
-        (OSError("When reading: AWS Error NETWORK_CONNECTION"), OSError),
+        (OSError("When reading: AWS Error NETWORK_CONNECTION"), StorageUnavailable),
         (pa.ArrowMemoryError("no memory"), pa.ArrowMemoryError),
         (ZeroDivisionError(), ZeroDivisionError),
     ],

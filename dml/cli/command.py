@@ -14,6 +14,7 @@ from typing import TextIO
 
 import typer
 
+from dml import storage
 from dml.cli import (  # noqa: F401 - each adds its verbs to the app
     INTERRUPTED,
     bench,
@@ -95,13 +96,8 @@ def _run(as_json: bool, words: Sequence[str] | None = None) -> int:
     except typer.Abort as error:
         raise KeyboardInterrupt from error
     except OSError as error:
-        if error.errno is None and "AWS Error" in str(error):
-            return _refused(
-                f"S3 must answer; it does not, or refuses: {str(error).splitlines()[0]} Check the bucket, "
-                "AWS_ENDPOINT_URL and the credentials.",
-                as_json,
-                _OURS,
-            )
+        if (unavailable := storage.unavailable(error)) is not None:
+            return _refused(str(unavailable), as_json, unavailable.exit_status)
         if error.errno not in _OF_THE_MACHINE:
             return _unexpected(error, as_json)
         where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)

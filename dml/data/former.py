@@ -19,7 +19,7 @@ from dml.config import IngestConfig, SplitConfig
 from dml.data.class_splits import CLASSES, read_class_splits
 from dml.data.dataset import read_ref, read_rows
 from dml.data.last_ingest import LastIngest, remembered_ingest
-from dml.errors import CorruptArtifact, DmlError
+from dml.errors import CorruptArtifact, DmlError, StorageUnavailable
 from dml.names import versioned
 from dml.refs import DatasetRef
 
@@ -159,6 +159,8 @@ def _splits_of_later_versions(parent: str, created: str, last: LastIngest) -> di
     for _, uri, ref in sorted(later, key=lambda version: version[:2]):
         try:
             splits |= _splits_of(DatasetRef(uri=uri, **ref))
+        except StorageUnavailable:
+            raise
         except DmlError as error:
             logger.warning("classes that only a later version has may change their split: %s", error)
     return splits
@@ -168,6 +170,8 @@ def _manifest_or_none(uri: str) -> dict[str, Any] | None:
     """A version's manifest; None if it is damaged, was just removed, or has no split."""
     try:
         manifest = storage.read_manifest(uri)
+    except StorageUnavailable:
+        raise
     except DmlError as error:
         logger.warning("classes that only this version has may change their split: %s", error)
         return None
@@ -184,6 +188,8 @@ def _class_table(uri: str) -> dict[str, str] | None:
     """Split by label, from the small table of a version; None if that is damaged."""
     try:
         return read_class_splits(uri)
+    except StorageUnavailable:
+        raise
     except (OSError, DmlError):
         return None
 
@@ -191,6 +197,8 @@ def _class_table(uri: str) -> dict[str, str] | None:
 def _splits_of_rows(ref: DatasetRef) -> dict[str, str]:
     try:
         table = read_rows(ref, columns=["label", "split"])
+    except StorageUnavailable:
+        raise
     except (OSError, pa.ArrowException) as error:
         raise CorruptArtifact(
             f"A dataset's current version must record which classes are for test; {ref.uri} is damaged: "

@@ -14,7 +14,7 @@ from dml import storage
 from dml.data.dataset import StoredFragment, fragments_in, read_fragment
 from dml.data.fragment import CopiedRow
 from dml.data.sources.sample import Sample
-from dml.errors import DmlError
+from dml.errors import DmlError, StorageUnavailable
 from dml.refs import AttributeType, DatasetRef
 
 IDS = "ids.parquet"
@@ -97,6 +97,8 @@ def read_former_rows(ref: DatasetRef, *, thorough: bool) -> FormerRows:
             if fragment.name in changed_names:
                 raise LookupError
             tables.append(read_fragment(fragment, ["id", *names]))
+        except StorageUnavailable:
+            raise
         except (DmlError, LookupError):
             damaged.add(number)
             tables.append(pa.table({name: pa.nulls(fragment.rows) for name in ["id", *names]}))
@@ -109,9 +111,12 @@ def read_former_rows(ref: DatasetRef, *, thorough: bool) -> FormerRows:
 
 
 def _read_ids(ref: DatasetRef) -> list[str] | None:
-    filesystem, path = storage.filesystem(storage.join(ref.uri, IDS))
+    uri = storage.join(ref.uri, IDS)
     try:
-        table = parquet.read_table(path, filesystem=filesystem, page_checksum_verification=True)
+        with storage.opened(uri) as (filesystem, path):
+            table = parquet.read_table(path, filesystem=filesystem, page_checksum_verification=True)
+    except StorageUnavailable:
+        raise
     except (OSError, pa.ArrowException):
         return None
     ids: list[str] = table["id"].to_pylist()

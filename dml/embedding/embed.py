@@ -34,7 +34,14 @@ from dml.embedding.table import (
     sealed_parts,
     write_part,
 )
-from dml.errors import CorruptArtifact, DmlError, IncompatibleArtifact, InvalidData, MissingArtifact
+from dml.errors import (
+    CorruptArtifact,
+    DmlError,
+    IncompatibleArtifact,
+    InvalidData,
+    MissingArtifact,
+    StorageUnavailable,
+)
 from dml.faces import NoFace
 from dml.models.package import Package, load_package
 from dml.progress import Ticker
@@ -161,6 +168,8 @@ def _parts_by_rows(table: EmbeddingsRef, split: str | None) -> dict[tuple[str, t
     try:
         parts = zip(fragments(table.items), sealed_parts(table.uri), strict=True)
         return {(fragment.name, fragment.deleted): part for fragment, part in parts}
+    except StorageUnavailable:
+        raise
     except (DmlError, ValueError) as error:
         logger.warning("no part of %s is copied as it is: %s", table.uri, error)
         return {}

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dml import storage
-from dml.errors import DmlError, IncompatibleArtifact, InvalidData, InvalidSetting
+from dml.errors import DmlError, IncompatibleArtifact, InvalidData, InvalidSetting, StorageUnavailable
 from dml.progress import Ticker
 from dml.refs import IndexRef, ThresholdsRef
 from dml.reports import CalibratedScope, CalibrationReport, CheckedFpir
@@ -126,6 +126,8 @@ def calibrate_alike(store: str, index: IndexRef, *, former_must_go: bool = False
     try:
         former = published_index(store, index.name)
         asked = None if former is None else find_thresholds_ref(store, former)
+    except StorageUnavailable:
+        raise
     except DmlError as error:
         logger.warning("%s is not calibrated, since the version in use cannot be read: %s", index, error)
         return None
@@ -156,6 +158,8 @@ def _promised(store: str, index: IndexRef) -> set[str]:
     """The scopes of an index version with a threshold; none where its thresholds cannot be read."""
     try:
         thresholds = find_thresholds(store, index)
+    except StorageUnavailable:
+        raise
     except DmlError:
         return set()
     return set() if thresholds is None else {tail.scope for tail in thresholds.scopes if not tail.refused}

@@ -4,13 +4,12 @@ A version is a folder of files whose rows correspond, see `bundle`; `build` make
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from dml import storage
 from dml.config import IndexConfig
 from dml.data.dataset import require_schema
-from dml.errors import DmlError
+from dml.errors import DmlError, StorageUnavailable
 from dml.names import split_version
 from dml.refs import IndexRef
 from dml.retrieval.shards import open_index
@@ -82,10 +81,14 @@ def versions_of(store: str, name: str) -> list[storage.Version[IndexRef]]:
     current, found = storage.current(folder), []
     for version in storage.list_versions(folder):
         uri = storage.join(folder, version)
-        with suppress(DmlError):
+        try:
             manifest = storage.read_manifest(uri)
             ref = read_index(uri, manifest)
-            found.append(storage.Version(ref, str(manifest.get("created", "")), version == current))
+        except StorageUnavailable:
+            raise
+        except DmlError:
+            continue
+        found.append(storage.Version(ref, str(manifest.get("created", "")), version == current))
     return sorted(found, key=lambda each: each.created)
 
 

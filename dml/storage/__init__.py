@@ -54,6 +54,7 @@ from dml.storage.files import (
     list_folders,
     list_names,
     make_folder,
+    opened,
     read_bytes,
     read_json,
     relative_references,
@@ -80,6 +81,7 @@ from dml.storage.pointer import (
     update_checked,
 )
 from dml.storage.reading import reading
+from dml.storage.s3 import unavailable
 from dml.storage.uploads import abort_uploads, open_uploads
 
 __all__ = [
@@ -136,6 +138,7 @@ __all__ = [
     "missing_version",
     "named_folder",
     "open_uploads",
+    "opened",
     "point",
     "publish",
     "read_bytes",
@@ -155,6 +158,7 @@ __all__ = [
     "shared_file",
     "staged",
     "staging",
+    "unavailable",
     "unshared_files",
     "update_checked",
     "verify",

@@ -22,7 +22,7 @@ from dml.errors import (
 )
 from dml.names import check_name, is_version
 from dml.progress import count
-from dml.storage import verified
+from dml.storage import s3, verified
 from dml.storage.conditional import WriteConflict, read_with_etag, replace_if_unchanged
 from dml.storage.digest import decode_checked, encode_checked
 from dml.storage.files import (
@@ -39,6 +39,7 @@ from dml.storage.files import (
     list_entries,
     list_folders,
     make_folder,
+    opened,
     read_bytes,
     read_json,
     relative_references,
@@ -239,8 +240,8 @@ def _move_shared(staged_uri: str, final_uri: str, names: Sequence[str]) -> None:
     for name in names:
         source, target = join(staged_uri, SHARED, name), shared_file(final_uri, name)
         if is_remote(final_uri):
-            filesystem_, path = filesystem(source)
-            filesystem_.copy_file(path, filesystem(target)[1])
+            with opened(source) as (filesystem_, path):
+                filesystem_.copy_file(path, filesystem(target)[1])
             delete(source)
         else:
             os.replace(resolve(source), resolve(target))
@@ -304,7 +305,8 @@ def _publish_remote(staged_uri: str, final_uri: str, manifest: Mapping[str, Any]
     _, final_path = filesystem(final_uri)
 
     def copy(name: str) -> None:
-        filesystem_.copy_file(f"{staged_path}/{name}", f"{final_path}/{name}")
+        with s3.translated_errors(final_uri):
+            filesystem_.copy_file(f"{staged_path}/{name}", f"{final_path}/{name}")
 
     # Two processes that publish the same artefact at once overwrite each other's files. The one whose
     # manifest comes second starts again, so that in the end all files come from one process.

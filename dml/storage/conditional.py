@@ -1,11 +1,10 @@
 """Conditional writes on S3: replace an object only if it has not changed since it was read."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
 from dml.errors import IncompatibleArtifact
+from dml.storage import s3
 
 _CONFLICT_CODES = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
 """S3 error codes for a key that was written since, is being written now, or was removed."""
@@ -23,22 +22,9 @@ class WriteConflict(IncompatibleArtifact):
 
 
 def s3_client(uri: str, client: Any = None) -> tuple[Any, str, str]:
-    """A client (the given one, else a new one), the bucket and the key of an `s3://` URI."""
-    import boto3
-
+    """A client (the given one, else the process's), the bucket and the key of an `s3://` URI."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return client or boto3.client("s3"), bucket, key
-
-
-@contextmanager
-def translated_s3_errors() -> Iterator[None]:
-    """Turn boto3's errors into the OSError that Arrow raises for S3, which names AWS."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield
-    except (BotoCoreError, ClientError) as error:
-        raise OSError(f"AWS Error: {error}") from error
+    return client or s3.client(bucket), bucket, key
 
 
 def list_etags(uri: str, *, recursive: bool = True, most_requests: int | None = None) -> dict[str, str]:
@@ -52,7 +38,7 @@ def list_etags(uri: str, *, recursive: bool = True, most_requests: int | None = 
     client, bucket, key = s3_client(uri)
     prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
     options = {} if recursive else {"Delimiter": "/"}
-    with translated_s3_errors():
+    with s3.translated_errors(uri):
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
         return {
             str(entry["Key"]).removeprefix(prefix): f"{entry['Size']} {entry['ETag']}"
@@ -62,9 +48,9 @@ def list_etags(uri: str, *, recursive: bool = True, most_requests: int | None = 
 
 
 def read_with_etag(uri: str, client: Any = None) -> StoredObject:
-    """The object's content and ETag, by a client; None: a new one."""
+    """The object's content and ETag, by a client; None: the process's."""
     client, bucket, key = s3_client(uri, client)
-    with translated_s3_errors():
+    with s3.translated_errors(uri):
         try:
             response = client.get_object(Bucket=bucket, Key=key)
         except client.exceptions.NoSuchKey:
@@ -82,7 +68,7 @@ def replace_if_unchanged(uri: str, content: bytes, read_before: StoredObject, cl
 
     client, bucket, key = s3_client(uri, client)
     unchanged = {"IfNoneMatch": "*"} if read_before.etag is None else {"IfMatch": read_before.etag}
-    with translated_s3_errors():
+    with s3.translated_errors(uri):
         try:
             return str(client.put_object(Bucket=bucket, Key=key, Body=content, **unchanged)["ETag"])
         except ClientError as error:

@@ -15,7 +15,7 @@ from dml.storage.artifacts import (
     write_manifest,
 )
 from dml.storage.cache import cache_dir
-from dml.storage.files import file_digest, filesystem, is_remote, join, resolve
+from dml.storage.files import file_digest, is_remote, join, opened, resolve
 
 
 def fetch(uri: str, fingerprint: str) -> Path:
@@ -42,11 +42,11 @@ def fetch(uri: str, fingerprint: str) -> Path:
 def _copy(uri: str, target: Path) -> None:
     manifest = read_manifest(uri)
     temporary = target.with_name(staging_name(target.name))
-    filesystem_, path = filesystem(uri)
     try:
         for name, expected in manifest["files"].items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            fs.copy_files(f"{path}/{name}", str(temporary / name), filesystem_, fs.LocalFileSystem())
+            with opened(join(uri, name)) as (filesystem_, path):
+                fs.copy_files(path, str(temporary / name), filesystem_, fs.LocalFileSystem())
             if file_digest(str(temporary / name)) != expected["sha256"]:
                 raise CorruptArtifact(
                     f"{join(uri, name)} must have the SHA-256 in its manifest; it has another. "

@@ -1,7 +1,7 @@
 """Files and folders by path or URI, on a local disk or on S3.
 
-Local paths and `s3://` URIs use Arrow's filesystems: no listing cache, safe to fork, and `AWS_ENDPOINT_URL`
-and the other AWS variables apply. A key is used literally, never URL-decoded: `a b#1%.jpg`.
+Local paths and `s3://` URIs use Arrow's filesystems: no listing cache, and safe to fork. A key is used
+literally, never URL-decoded: `a b#1%.jpg`.
 """
 
 import errno
@@ -12,7 +12,7 @@ import posixpath
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from pyarrow import fs
 
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
+from dml.storage import s3
 from dml.storage.conditional import StoredObject, WriteConflict, replace_if_unchanged
 from dml.storage.lock import exclusive
 
@@ -85,21 +86,28 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), resolve(uri)
     path = uri.partition("://")[2]
     bucket = resolve(f"{uri.partition('://')[0]}://{path.split('/', 1)[0]}")
-    # Only the bucket is parsed as a URI: in a key, "#", "?" and "%" are ordinary characters.
-    filesystem_, _ = fs.FileSystem.from_uri(bucket)
-    return filesystem_, path
+    return s3.filesystem(bucket.removeprefix("s3://")), path
+
+
+@contextmanager
+def opened(uri: str) -> Iterator[tuple[fs.FileSystem, str]]:
+    """As `filesystem`; what Arrow raises for S3 within becomes StorageUnavailable."""
+    with s3.translated_errors(uri) if is_remote(uri) else nullcontext():
+        yield filesystem(uri)
 
 
 def exists(uri: str) -> bool:
-    filesystem_, path = filesystem(uri)
-    return bool(filesystem_.get_file_info(path).type != fs.FileType.NotFound)
+    with opened(uri) as (filesystem_, path):
+        return bool(filesystem_.get_file_info(path).type != fs.FileType.NotFound)
 
 
 def read_bytes(uri: str) -> bytes:
     """The content of a file; raises MissingArtifact if it does not exist."""
-    filesystem_, path = filesystem(uri)
     try:
-        with filesystem_.open_input_stream(path, compression=None) as stream:
+        with (
+            opened(uri) as (filesystem_, path),
+            filesystem_.open_input_stream(path, compression=None) as stream,
+        ):
             return bytes(stream.read())
     except FileNotFoundError as error:
         raise MissingArtifact(f"A file must exist at {uri}; there is none.") from error
@@ -107,12 +115,14 @@ def read_bytes(uri: str) -> bytes:
 
 def write_bytes(uri: str, content: bytes) -> None:
     """Replace a file atomically: a reader sees the old content or the new, also after a crash."""
-    filesystem_, path = filesystem(uri)
     if is_remote(uri):
-        with filesystem_.open_output_stream(path, compression=None) as stream:
+        with (
+            opened(uri) as (filesystem_, path),
+            filesystem_.open_output_stream(path, compression=None) as stream,
+        ):
             stream.write(content)
         return
-    _write_and_rename(path, content, Path.replace)
+    _write_and_rename(resolve(uri), content, Path.replace)
 
 
 def _write_and_rename(path: str, content: bytes, rename: Callable[[Path, str], Any]) -> None:
@@ -255,9 +265,10 @@ def list_entries(uri: str, *, recursive: bool = False, follow_links: bool = True
                 inner = list_entries(subfolder, recursive=True, follow_links=False)
                 entries += [entry._replace(path=f"{folder}/{entry.path}") for entry in inner]
         return sorted(entries)
-    filesystem_, path = filesystem(uri)
     try:
-        infos = filesystem_.get_file_info(fs.FileSelector(path, recursive=recursive, allow_not_found=True))
+        with opened(uri) as (filesystem_, path):
+            selector = fs.FileSelector(path, recursive=recursive, allow_not_found=True)
+            infos = filesystem_.get_file_info(selector)
     except NotADirectoryError:
         return []
     root = path.rstrip("/") + "/"
@@ -291,23 +302,22 @@ def files_below(uri: str) -> Iterator[Entry]:
 
 def delete(uri: str) -> None:
     """Remove a folder or file if it exists. A symbolic link is removed, never its target."""
-    filesystem_, path = filesystem(uri)
-    if not is_remote(uri):
-        path = unresolved_path(uri)
-        if is_link(uri):
-            Path(path).unlink(missing_ok=True)
-            return
-    for _ in range(_TRIES):
-        kind = filesystem_.get_file_info(path).type
-        try:
-            if kind == fs.FileType.Directory:
-                filesystem_.delete_dir(path)
-            elif kind == fs.FileType.File:
-                filesystem_.delete_file(path)
-            return
-        except FileNotFoundError:
-            continue  # another process is removing it too
-    raise OSError(errno.EBUSY, "other processes keep writing to it", uri)
+    if is_link(uri):
+        Path(unresolved_path(uri)).unlink(missing_ok=True)
+        return
+    with opened(uri) as (filesystem_, path):
+        path = path if is_remote(uri) else unresolved_path(uri)
+        for _ in range(_TRIES):
+            kind = filesystem_.get_file_info(path).type
+            try:
+                if kind == fs.FileType.Directory:
+                    filesystem_.delete_dir(path)
+                elif kind == fs.FileType.File:
+                    filesystem_.delete_file(path)
+                return
+            except FileNotFoundError:
+                continue  # another process is removing it too
+        raise OSError(errno.EBUSY, "other processes keep writing to it", uri)
 
 
 def unresolved_path(uri: str) -> str:
@@ -370,9 +380,11 @@ def make_folder(uri: str) -> str:
 
 def file_digest(uri: str) -> str:
     """Hex SHA-256 of a file, read in blocks."""
-    filesystem_, path = filesystem(uri)
     digest = hashlib.sha256()
-    with filesystem_.open_input_stream(path, compression=None) as stream:
+    with (
+        opened(uri) as (filesystem_, path),
+        filesystem_.open_input_stream(path, compression=None) as stream,
+    ):
         while block := stream.read(_HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()

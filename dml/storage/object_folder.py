@@ -5,12 +5,12 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 from dml.deadline import call_within
+from dml.storage import s3
 from dml.storage.conditional import (
     StoredObject,
     read_with_etag,
     replace_if_unchanged,
     s3_client,
-    translated_s3_errors,
 )
 
 ANSWER_WITHIN_S = 10.0
@@ -34,16 +34,12 @@ class ObjectFolder:
             for a server that takes a request and never answers.
 
     Raises:
-        OSError: S3 cannot be reached, or refuses. By every method.
+        StorageUnavailable: S3 cannot be reached, or refuses. By every method.
     """
 
     def __init__(self, uri: str, *, answer_within_s: float = ANSWER_WITHIN_S) -> None:
-        import boto3
-        from botocore.config import Config
-
         self.uri, self._answer_within_s = uri.rstrip("/"), answer_within_s
-        limits = Config(connect_timeout=answer_within_s / 2, read_timeout=answer_within_s / 2)
-        self._client, self._bucket, self._key = s3_client(self.uri, boto3.client("s3", config=limits))
+        self._client, self._bucket, self._key = s3_client(self.uri, s3.client_within(answer_within_s))
 
     def list_from(self, name: str = "", *, most: int | None = None) -> list[ListedObject]:
         """The objects whose names come after `name`, in order.
@@ -55,7 +51,7 @@ class ObjectFolder:
         prefix = f"{self._key}/"
         options: dict[str, Any] = {} if most is None else {"PaginationConfig": {"MaxItems": most}}
         listed = []
-        with translated_s3_errors():
+        with s3.translated_errors(self.uri):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=prefix, StartAfter=f"{prefix}{name}", **options
             )
@@ -86,7 +82,7 @@ class ObjectFolder:
 
     def delete(self, name: str) -> None:
         """Remove an object, if it is there."""
-        with translated_s3_errors():
+        with s3.translated_errors(self.uri):
             self._client.delete_object(Bucket=self._bucket, Key=f"{self._key}/{name}")
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from dml.errors import CorruptArtifact, DmlError, MissingArtifact, did_you_mean
+from dml.errors import CorruptArtifact, DmlError, MissingArtifact, StorageUnavailable, did_you_mean
 from dml.names import is_version, versioned
 from dml.storage.artifacts import is_complete, list_versions, read_manifest
 from dml.storage.conditional import StoredObject, WriteConflict, read_with_etag, replace_if_unchanged
@@ -239,6 +239,7 @@ def read_versions(
     Raises:
         CorruptArtifact: a pointer or manifest cannot be read, and `damaged` is None.
         DmlError: `read_ref` raised it, and `damaged` is None.
+        StorageUnavailable: S3 failed, which is no damage.
     """
     versions: list[Version[R]] = []
     problems: list[DmlError] = [] if damaged is None else damaged
@@ -254,6 +255,8 @@ def read_versions(
             try:
                 manifest = read_manifest(uri)
                 ref = read_ref(uri, manifest)
+            except StorageUnavailable:
+                raise
             except DmlError as error:
                 problems.append(error)
             else:

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from dml.errors import CorruptArtifact, MissingArtifact
+from dml.errors import CorruptArtifact, MissingArtifact, StorageUnavailable
+from dml.storage import s3
 
 
 @contextmanager
@@ -19,16 +20,19 @@ def reading(uri: str, remedy: str) -> Iterator[None]:
     Raises:
         CorruptArtifact: Arrow cannot decode the file, or a checksum differs.
         MissingArtifact: the file does not exist.
-        OSError: the disk, the network or S3 failed; the file may be intact.
+        StorageUnavailable: S3 failed; the file may be intact.
+        OSError: the disk or the network failed; the file may be intact.
     """
     try:
         yield
     except FileNotFoundError as error:
         raise MissingArtifact(f"A file must exist at {uri}; there is none. {remedy}") from error
-    except (pa.ArrowMemoryError, pa.ArrowCancelled):
+    except (pa.ArrowMemoryError, pa.ArrowCancelled, StorageUnavailable):
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
+        if (unavailable := s3.unavailable(error, uri)) is not None:
+            raise unavailable from error
+        if isinstance(error, OSError) and error.errno is not None:
             raise  # Arrow's decoding errors have no errno
         raise CorruptArtifact(
             f"{uri} must be as it was published; it cannot be read: {_first_line(error)}. {remedy}"

@@ -18,7 +18,14 @@ from pydantic import ValidationError
 from dml import storage
 from dml.cluster import on_cluster, ray_session, use_gpu
 from dml.config import ExperimentConfig
-from dml.errors import CorruptArtifact, DmlError, InvalidSetting, MissingArtifact, TrainingFailed
+from dml.errors import (
+    CorruptArtifact,
+    DmlError,
+    InvalidSetting,
+    MissingArtifact,
+    StorageUnavailable,
+    TrainingFailed,
+)
 from dml.models.backbones import require_weights
 from dml.models.package import save_package
 from dml.progress import format_time_left
@@ -225,6 +232,8 @@ def _ray_worker(arguments: dict[str, Any]) -> None:
             outcome = train_loop(config, dataset, worker, hooks)
         if worker.rank == 0:
             _publish_result(config, dataset, arguments["store"], arguments["run"], outcome)
+    except StorageUnavailable:
+        raise  # it may answer when Ray tries again
     except DmlError as error:
         # Every rank raises the same error and returns: otherwise Ray would retry, and fail again.
         if worker.rank == 0:

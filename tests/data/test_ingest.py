@@ -30,7 +30,14 @@ from dml.data.ingest import ingest, ingest_again, ingest_source
 from dml.data.last_ingest import last_ingest
 from dml.data.quarantine import QUARANTINE
 from dml.data.sources.detect import open_source
-from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact, TooManyRefused
+from dml.errors import (
+    IncompatibleArtifact,
+    InvalidData,
+    InvalidSetting,
+    MissingArtifact,
+    StorageUnavailable,
+    TooManyRefused,
+)
 from dml.refs import SplitSize
 from tests.data.pictures import class_folders, huge_png, picture, write
 
@@ -277,9 +284,9 @@ def test_a_storage_that_stops_answering_ends_the_ingest_instead_of_filling_the_q
     job = FragmentJob(0, source, samples, {}, str(tmp_path), config(f"{s3_store}/raw"))
     assert len(make_fragment(job).rows) == 1
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    with pytest.raises(MissingArtifact, match="storage must answer"):
+    with pytest.raises(StorageUnavailable, match="must answer for bucket"):
         make_fragment(job)
-    with pytest.raises(MissingArtifact, match="storage must answer"):
+    with pytest.raises(StorageUnavailable, match="must answer for bucket"):
         ingest(config(f"{s3_store}/raw"), str(tmp_path / "store"))
     assert not (tmp_path / "store").exists()
 

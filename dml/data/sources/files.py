@@ -25,7 +25,7 @@ from dml.data.sources.sample import (
     Refused,
     Stamp,
 )
-from dml.errors import InvalidData, InvalidSetting, MissingArtifact
+from dml.errors import DmlError, InvalidData, InvalidSetting, MissingArtifact
 from dml.progress import count
 
 logger = logging.getLogger(__name__)
@@ -320,8 +320,8 @@ def _require_size(size_bytes: int, max_bytes: int) -> None:
         raise Refused("too many bytes", f"{size_bytes} bytes; at most {max_bytes} are read")
 
 
-def _unreachable(uri: str, error: OSError) -> MissingArtifact:
-    return MissingArtifact(
+def _unreachable(uri: str, error: OSError) -> DmlError:
+    return storage.unavailable(error, uri) or MissingArtifact(
         f"The source's storage must answer; reading {uri} failed: {error}. Check the address and the "
         "credentials, and start again; what was read so far is not kept."
     )

@@ -22,7 +22,7 @@ def damaged_files_of_log(store: str, name: str) -> list[str] | None:
         Files relative to its folder, each with what is wrong; None: there is no log, and need not be one.
 
     Raises:
-        GalleryUnavailable, OSError: it cannot be reached.
+        GalleryUnavailable: it cannot be reached.
     """
     covered = 0
     with suppress(DmlError):  # a damaged index is named by who checks that

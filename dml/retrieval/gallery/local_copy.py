@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from dml.errors import CorruptArtifact, DmlError, GalleryBusy, GalleryUnavailable
+from dml.errors import CorruptArtifact, DmlError, GalleryBusy, GalleryUnavailable, StorageUnavailable
 from dml.retrieval.gallery.log import ERASED, Entry, Log, erased_id
 from dml.retrieval.gallery.segment import RESTORE, Segment
 from dml.retrieval.gallery.segments import Listed, Segments, cover
@@ -52,15 +52,12 @@ def remove_copy(path: Path) -> None:
 
 
 @contextmanager
-def reaching(segments: Segments, consequence: str = "Nothing was written.") -> Iterator[None]:
+def reaching(consequence: str = "Nothing was written.") -> Iterator[None]:
     """Errors of a store that cannot be reached, as those of a gallery."""
     try:
         yield
-    except OSError as error:
-        raise GalleryUnavailable(
-            f"The log of gallery {segments.gallery} must be reachable in {segments.uri}; it is not: {error}. "
-            f"{consequence}"
-        ) from error
+    except StorageUnavailable as error:
+        raise GalleryUnavailable(f"{error} {consequence}") from error
 
 
 class LocalCopy(Log):
@@ -218,7 +215,7 @@ class LocalCopy(Log):
     def _checking(self) -> Iterator[None]:
         """Errors of the store, told from those of this machine's copy."""
         try:
-            with reaching(self._segments):
+            with reaching():
                 yield
         except CorruptArtifact as error:
             raise DamagedSegments(str(error)) from error

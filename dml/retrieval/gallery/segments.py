@@ -41,7 +41,7 @@ class Segments:
         folder: `galleries/NAME` of the store.
 
     Raises:
-        OSError: S3 cannot be reached. By every method.
+        StorageUnavailable: S3 cannot be reached. By every method.
     """
 
     def __init__(self, folder: str) -> None:
@@ -106,7 +106,7 @@ class Segments:
 
         Raises:
             WriteConflict: there is one, of another transaction.
-            OSError: S3 could not be reached, and whether it was written is not known.
+            StorageUnavailable: S3 could not be reached, and whether it was written is not known.
         """
         name = name_of(segment.first, segment.last)
         nothing = storage.StoredObject(None, None)

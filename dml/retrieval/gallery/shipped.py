@@ -63,7 +63,7 @@ def open_shipped_log(
         GalleryUnavailable: S3 cannot be reached.
     """
     segments = Segments(folder)
-    with reaching(segments):
+    with reaching():
         is_there = segments.any()
     if not is_there and not create and not path.exists():
         return None
@@ -163,9 +163,7 @@ class ShippedLog(LocalCopy):
                     self._holds,
                     changes,
                 )
-                with reaching(
-                    self._segments, "Whether this was written is not known: look before you write it again."
-                ):
+                with reaching("Whether this was written is not known: look before you write it again."):
                     etag = self._segments.write_new(segment)
                 shipped = segment
                 self._take(segment, name_of(segment.first, segment.last), etag)
@@ -213,7 +211,7 @@ class ShippedLog(LocalCopy):
         if not hold or hold == self._holds:
             return
         number = self.reached.number
-        with reaching(self._segments):
+        with reaching():
             ages = [
                 each.age_s for each in self._segments.list_from(number) if each.first <= number <= each.last
             ]

@@ -1,7 +1,7 @@
 """The page of settings, made from the configuration's own schema when the site is built."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -36,6 +36,8 @@ ROOTS: dict[str, tuple[type[BaseModel], str]] = {
         "`dml serve --set`. The store, the indexes and the file of keys are its arguments and options.",
     ),
 }
+_ARGUMENTS = {"A service": ("store", "indexes", "keys")}
+"""Fields that are arguments or options of the verb, and no settings."""
 _BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
 
 
@@ -49,13 +51,14 @@ def tables() -> str:
     return "\n".join(
         line
         for title, (root, where) in ROOTS.items()
-        for line in [f"## {title}", "", where, "", *_sections(root, "")]
+        for line in [f"## {title}", "", where, "", *_sections(root, "", without=_ARGUMENTS.get(title, ()))]
     )
 
 
-def _sections(part: type[BaseModel], path: str) -> Iterator[str]:
+def _sections(part: type[BaseModel], path: str, *, without: Collection[str] = ()) -> Iterator[str]:
     """The table of a section, then those of the sections in it."""
-    fields = {name: field for name, field in part.model_fields.items() if name != "kind"}
+    hidden = {"kind", *without}
+    fields = {name: field for name, field in part.model_fields.items() if name not in hidden}
     plain = {name: field for name, field in fields.items() if not parts_of(field.annotation)}
     if plain:
         yield from ["| setting | takes | default | |", "|---|---|---|---|"]

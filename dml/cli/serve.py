@@ -29,7 +29,11 @@ def serve(
     workers: Workers = None,
     settings: Settings = None,
     ask_for_keys: Annotated[
-        bool, typer.Option("--ask-for-keys", help="ask for API keys on this machine's own addresses, too")
+        bool,
+        typer.Option(
+            "--ask-for-keys",
+            help="ask for API keys on this machine's own addresses, too; --keys does so as well",
+        ),
     ] = False,
     keys: KeyFile = None,
     store: Store = None,
@@ -40,9 +44,10 @@ def serve(
     from dml.serving.app.server import serve as run
     from dml.serving.app.settings import ServiceSettings, is_loopback
 
+    _require_settable(settings or [])
     root = store_uri(store)
     path = _key_file(root, keys)
-    asks = ask_for_keys or not is_loopback(host)
+    asks = ask_for_keys or keys is not None or not is_loopback(host)
     if asks:
         from dml.serving.app.keys import read_keys
 
@@ -60,6 +65,20 @@ def serve(
 
     run(service, host=host, port=port, workers=workers or 1, announce=announce)
     return served[-1]
+
+
+_GIVEN_OTHERWISE = {"store": "--store", "indexes": "their names as arguments", "keys": "--keys"}
+
+
+def _require_settable(settings: list[str]) -> None:
+    """Refuse in --set what has an option of its own: the option's checks are of that."""
+    for setting in settings:
+        name = setting.partition("=")[0].strip()
+        if name in _GIVEN_OTHERWISE:
+            raise InvalidSetting(
+                f"--set must name a setting without an option of its own; got {name}. "
+                f"Use {_GIVEN_OTHERWISE[name]}."
+            )
 
 
 def _show_address(served: "ServedAddress") -> None:

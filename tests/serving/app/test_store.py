@@ -113,3 +113,18 @@ def test_asking_about_a_store_that_is_not_there_makes_none(tmp_path, monkeypatch
     assert run() == (0 if words == ["keys"] else 2)
     assert "No such command" not in capsys.readouterr().err
     assert not store.exists()
+
+
+@pytest.mark.parametrize("setting", ["store=elsewhere", "keys=null", "indexes=[]"])
+def test_what_has_an_option_of_its_own_is_no_setting(tmp_path, monkeypatch, capsys, setting):
+    monkeypatch.setattr(sys, "argv", ["dml", "serve", "--store", str(tmp_path), "--set", setting])
+    assert run() == 2
+    assert f"got {setting.partition('=')[0]}. Use " in capsys.readouterr().err
+
+
+def test_a_file_of_keys_is_asked_for_on_this_machine_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["dml", "serve", "--store", str(tmp_path), "--keys", str(tmp_path / "keys.json")]
+    )
+    assert run() == 2
+    assert "A service that asks for API keys must have one" in capsys.readouterr().err

@@ -304,7 +304,7 @@ class _Embedder:
                 self._refuse_without_face(job, samples.take(new))
                 raise
             start += len(images)
-        _refuse_wrong_length(vectors, job, self.package.ref)
+        _refuse_wrong_length(vectors, samples["id"], self.package.ref)
         write_part(job.part, samples["id"], samples["sha256"], vectors)
         return len(new)
 
@@ -336,13 +336,15 @@ def _images(job: _PartJob, rows: NDArray[np.int64]) -> Iterator[list[bytes]]:
         yield held
 
 
-def _refuse_wrong_length(vectors: NDArray[np.float32], job: _PartJob, package: PackageRef) -> None:
+def _refuse_wrong_length(vectors: NDArray[np.float32], ids: pa.ChunkedArray, package: PackageRef) -> None:
     wrong = ~(np.abs(np.linalg.norm(vectors, axis=1) - 1) <= _LENGTH_TOLERANCE)
     if wrong.any():
+        first = ids[int(wrong.argmax())].as_py()
+        what = package.source or "a training"
         raise InvalidData(
             f"Embeddings must be of unit length; {int(wrong.sum())} of {len(vectors)} that package "
-            f"{package.uri} made of {job.fragment.uri} are not, the first in row {int(wrong.argmax())}. "
-            "Train a package whose weights are numbers."
+            f"{package.version}, of {what}, made are not, the first of image {first}. Use a network that "
+            "gives numbers, or take what it cannot embed out: dml correct DATASET ID... --remove."
         )
 
 

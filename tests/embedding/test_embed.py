@@ -166,7 +166,7 @@ def test_vectors_that_are_no_numbers_are_never_written(dataset, tmp_path):
     encoder = make_encoder()
     torch.nn.init.constant_(encoder.head.weight, torch.nan)
     package = save_package(str(tmp_path), encoder, GREY)
-    with pytest.raises(InvalidData, match="unit length"):
+    with pytest.raises(InvalidData, match=r"unit length; \d+ of \d+ .* first of image \S+\. Use"):
         embed(str(tmp_path), package, dataset)
     assert storage.list_names(f"{tmp_path}/embeddings/{package.version}-{dataset.version}") == []
 

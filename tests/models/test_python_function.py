@@ -43,6 +43,9 @@ def calls(images, numbers=[]):
     numbers += images
     return np.stack([[len(numbers), number, 1] for number in range(len(images))])
 
+def widens(images):
+    return np.hstack([colours(images)] * (2 if len(images) > 3 else 1))
+
 def equal(images):
     return np.ones((len(images), 4))
 
@@ -67,6 +70,14 @@ def test_whole_rgb_images_of_any_size_go_in_and_unit_vectors_come_out(tmp_path, 
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     embeddings = load_package(package.uri).embed([png_of(image) for image in images])
     np.testing.assert_allclose(embeddings, expected, atol=1e-6)
+
+
+def test_a_function_that_gives_other_embeddings_later_is_refused(tmp_path, module):
+    package = load_package(import_embedder(str(tmp_path / "s"), f"python:{module}:widens", Options()).uri)
+    images = [png_of(photo(8, 8, seed=seed)) for seed in range(4)]
+    assert package.embed(images[:3]).shape == (3, 3)
+    with pytest.raises(InvalidData, match=r"one embedding of 3 numbers for each image; it gives \(4, 6\)"):
+        package.embed(images)
 
 
 def test_a_file_that_changed_is_noticed_before_it_is_run(tmp_path, module):

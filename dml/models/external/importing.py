@@ -147,12 +147,6 @@ def _require_embeddings(package: Package) -> None:
             f"not: {first_line}. Say their size and color by --preprocessing FILE, or export it for batches "
             "of any size."
         ) from error
-    if together.shape != (3, package.ref.dim):
-        raise InvalidData(
-            f"An embedder must give one embedding of {package.ref.dim} numbers for each image; {source} "
-            f"gives {together.shape} for 3 images. Name another output, or cut the network off before its "
-            "classifier."
-        )
     vectors = np.concatenate([alone, together])
     if not (np.abs(np.linalg.norm(vectors, axis=1) - 1) <= _LENGTH_TOLERANCE).all():
         raise InvalidData(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dml.config import Part, PreprocessingConfig
 from dml.config.training import Precision
+from dml.errors import InvalidData
 from dml.preprocessing import resize_and_crop, to_image, to_tensor
 
 
@@ -65,3 +66,12 @@ class Runtime(ABC):
             prepared: by `prepare`.
             unit_length: False: as the network gives them, of any length.
         """
+
+
+def require_embeddings(shape: tuple[int, ...], num_images: int, dim: int) -> None:
+    """Raise InvalidData for what a network of the user's gave for images, if it is not (num_images, dim)."""
+    if shape != (num_images, dim):
+        raise InvalidData(
+            f"An embedder must give one embedding of {dim} numbers for each image; it gives {shape} for "
+            f"{num_images} images. Name another output, or cut the network off before its classifier."
+        )

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from dml.config import Part
 from dml.errors import CorruptArtifact
-from dml.models.runtimes.base import Runtime, StoredNetwork
+from dml.models.runtimes.base import Runtime, StoredNetwork, require_embeddings
 
 NETWORK = "network.onnx"
 TYPES = {
@@ -67,7 +67,9 @@ class OnnxRuntime(Runtime):
         """Embeddings of at most `size` images; a smaller batch is padded with its last image."""
         filled = np.concatenate([pixels, np.repeat(pixels[-1:], size - len(pixels), axis=0)])
         (embeddings,) = self.session.run([self.config.output], {self.config.input: filled})
-        return np.asarray(embeddings, dtype=np.float32).reshape(size, -1)[: len(pixels)]
+        if embeddings.size != size * self.dim:
+            require_embeddings(embeddings.shape, size, self.dim)
+        return np.asarray(embeddings, dtype=np.float32).reshape(size, self.dim)[: len(pixels)]
 
 
 def open_session(content: bytes, name: str, device: torch.device) -> Any:

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from dml.config import Part
 from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting, MissingArtifact
-from dml.models.runtimes.base import Runtime, StoredNetwork
+from dml.models.runtimes.base import Runtime, StoredNetwork, require_embeddings
 from dml.storage import file_digest
 
 _IMPORTING = ("<frozen importlib", str(Path(importlib.util.__file__).parent))
@@ -84,6 +84,7 @@ class PythonRuntime(Runtime):
 
     def embed(self, prepared: Sequence[NDArray[np.uint8]], *, unit_length: bool = True) -> Tensor:
         output = torch.from_numpy(call(self.config.function, self._function, prepared))
+        require_embeddings(tuple(output.shape), len(prepared), self.dim)
         return normalize(output, dim=1) if unit_length else output
 
 

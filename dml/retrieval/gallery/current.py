@@ -89,6 +89,12 @@ class CurrentState:
             log = self._open_log()
             return None if log is None else log.image(id_)
 
+    def ids_with_image(self, ids: Sequence[str]) -> set[str]:
+        """Those of these items that `image` has."""
+        with self._applying:
+            log = self._open_log()
+            return set() if log is None else log.ids_with_image(ids)
+
     def is_published(self) -> bool:
         """Whether the version of the state is the published one."""
         folder = storage.named_folder(self.store, "indexes", self.name)

@@ -21,6 +21,7 @@ from dml.labels import checked_label, require_text
 from dml.models.package import Package, load_package
 from dml.preprocessing import UnreadableImage
 from dml.refs import DatasetRef, IndexRef, PackageRef, require_package
+from dml.retrieval.changes import NO_POSITION
 from dml.retrieval.gallery.checks import (
     checked_attributes,
     checked_ids,
@@ -29,6 +30,7 @@ from dml.retrieval.gallery.checks import (
 from dml.retrieval.gallery.current import CurrentState
 from dml.retrieval.gallery.delta import EXACT_ROWS
 from dml.retrieval.gallery.entries import enrol_entries, forget_entries, no_item, update_entries
+from dml.retrieval.gallery.live import LiveIndex
 from dml.retrieval.gallery.log import BUSY_TIMEOUT_S, Entry, timestamp
 from dml.retrieval.gallery.quality import DuplicateCheck, Quality, check_norms, check_quality
 from dml.retrieval.gallery.state import State
@@ -197,13 +199,20 @@ class Gallery:
         image = self._current.image(id_)
         if image is not None:
             return image
-        items = live.ref.embeddings.items
-        (row,) = live.base.find_rows([id_])
-        if row is None or not isinstance(items, DatasetRef):
+        items, position = live.ref.embeddings.items, _positions(live, [id_]).get(id_)
+        if position is None or not isinstance(items, DatasetRef):
             raise MissingArtifact(
                 f"A picture must be of an item with an image; {id_!r} of {self._current.name} is a vector."
             )
-        return read_images(items, [live.base.items_at(np.array([row]))[0]["position"]])[0]
+        return read_images(items, [position])[0]
+
+    def ids_with_picture(self, ids: Sequence[str]) -> set[str]:
+        """Those of these live items that `picture` has an image of; nothing of an image is read."""
+        found = self._current.ids_with_image(ids)
+        live = self._current.latest().live
+        if isinstance(live.ref.embeddings.items, DatasetRef):
+            found |= _positions(live, [id_ for id_ in ids if id_ not in found]).keys()
+        return found
 
     # What is written
 
@@ -382,6 +391,16 @@ class Gallery:
                 f"A gallery must be opened to write, by the name of its index; {why}. "
                 f"Open it: Gallery.open(store, {self._current.name!r})."
             )
+
+
+def _positions(live: LiveIndex, ids: Sequence[str]) -> dict[str, int]:
+    """The rows of the index's dataset, by id, of those items that come from it."""
+    rows = {id_: row for id_, row in zip(ids, live.base.find_rows(ids), strict=True) if row is not None}
+    if not rows:
+        return {}
+    items = live.base.items_at(np.array(list(rows.values()), dtype=np.int64))
+    positions = {id_: int(item["position"]) for id_, item in zip(rows, items, strict=True)}
+    return {id_: position for id_, position in positions.items() if position != NO_POSITION}
 
 
 def _raise_of_which(images: Sequence[bytes], package: Package) -> None:

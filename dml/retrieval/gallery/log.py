@@ -10,7 +10,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -267,6 +267,14 @@ class Log:
         with self._reading_errors():
             row = self._connection.execute("SELECT image FROM images WHERE id = ?", (id_,)).fetchone()
         return None if row is None else bytes(row[0])
+
+    def ids_with_image(self, ids: Sequence[str]) -> set[str]:
+        """Those of these items that `image` has."""
+        with self._reading_errors():
+            rows = self._connection.execute(
+                "SELECT id FROM images WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
+            ).fetchall()
+        return {id_ for (id_,) in rows}
 
     def write(self, revision: int, entry: Entry, *, embedder: str, image: bytes | None = None) -> None:
         """Make this the last change of its item, inside a transaction.

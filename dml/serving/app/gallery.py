@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from numpy.typing import NDArray
 from PIL import Image
 
-from dml.errors import InvalidSetting, MissingArtifact
+from dml.errors import InvalidSetting
 from dml.names import MAX_ID_LENGTH
 from dml.preprocessing import image_format, image_size
 from dml.retrieval.gallery import Enrolment, Gallery, Item
@@ -148,14 +148,7 @@ async def picture(name: Name, id: Id, service: TheService, _: Reader, side: Side
 
 
 def _item(opened: OpenIndex, id: str) -> tuple[Item, bool]:
-    found = opened.gallery.item(id)
-    if not found.enrolled:
-        return found, opened.has_pictures
-    try:
-        opened.gallery.picture(id)
-    except MissingArtifact:
-        return found, False
-    return found, True
+    return opened.gallery.item(id), id in opened.gallery.ids_with_picture([id])
 
 
 def _picture(opened: OpenIndex, id: str, side: int | None) -> Response:

@@ -1,6 +1,6 @@
 """Route of searches: images, vectors or ids in, the most similar items or identities out."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from fastapi import APIRouter
@@ -117,7 +117,9 @@ def _search(
         ]
         found.hits = []
         found.plan = f"identities, by {body.group_by_identity}"
-        found.results = [_of_identities(hits, limit) for hits in grouped]
+        ids = [image.id for hits in grouped for hit in hits for image in hit.images]
+        pictured = opened.gallery.ids_with_picture(ids)
+        found.results = [_of_identities(hits, limit, pictured) for hits in grouped]
         return found
     if not vectors:
         found.hits, found.results, found.plan = [], [], "nothing is searched: no face is found"
@@ -125,7 +127,8 @@ def _search(
     found.hits, plan = _items(opened, body, where, np.stack(vectors), excluded)
     found.plan = str(plan)
     found.execution = SearchPlan.model_validate(plan.model_dump()) if body.explain else None
-    found.results = [_of_items(answers, limit) for answers in found.hits]
+    pictured = _with_picture(opened, found.hits)
+    found.results = [_of_items(answers, limit, pictured) for answers in found.hits]
     return found
 
 
@@ -190,7 +193,18 @@ def _threshold(
     return messages.Threshold(similarity=similarity, fpir=fpir), ""
 
 
-def _of_items(answers: Sequence[Answer], limit: float | None) -> messages.QueryAnswer:
+def _with_picture(opened: OpenIndex, hits: Sequence[Sequence[Answer]]) -> set[str]:
+    """Those of the answers of which there is a picture; only of what was enrolled the log is asked."""
+    enrolled = [answer.id for answers in hits for answer in answers if answer.position < 0]
+    found = opened.gallery.ids_with_picture(enrolled) if enrolled else set()
+    if opened.has_pictures:
+        found |= {answer.id for answers in hits for answer in answers if answer.position >= 0}
+    return found
+
+
+def _of_items(
+    answers: Sequence[Answer], limit: float | None, pictured: Collection[str]
+) -> messages.QueryAnswer:
     hits = [
         messages.Hit(
             id=answer.id,
@@ -198,6 +212,7 @@ def _of_items(answers: Sequence[Answer], limit: float | None) -> messages.QueryA
             similarity=round(answer.similarity, 6),
             attributes=answer.attributes,
             accepted=None if limit is None else answer.similarity >= limit,
+            has_picture=answer.id in pictured,
         )
         for answer in answers
     ]
@@ -205,9 +220,22 @@ def _of_items(answers: Sequence[Answer], limit: float | None) -> messages.QueryA
     return messages.QueryAnswer(answers=hits, identities=None, status=_status(best, limit))
 
 
-def _of_identities(hits: Sequence[IdentityHit], limit: float | None) -> messages.QueryAnswer:
+def _of_identities(
+    hits: Sequence[IdentityHit], limit: float | None, pictured: Collection[str]
+) -> messages.QueryAnswer:
     best = max((hit.similarity for hit in hits), default=-2.0)
-    return messages.QueryAnswer(answers=[], identities=list(hits), status=_status(best, limit))
+    identities = [
+        messages.IdentityAnswer(
+            identity=hit.identity,
+            similarity=hit.similarity,
+            images=[
+                messages.IdentityImage(**dict(image), has_picture=image.id in pictured)
+                for image in hit.images
+            ],
+        )
+        for hit in hits
+    ]
+    return messages.QueryAnswer(answers=[], identities=identities, status=_status(best, limit))
 
 
 def _status(best: float, limit: float | None) -> messages.Status | None:

@@ -10,15 +10,15 @@ const SMALL = 96;
 const MORE_SHOWN = 5;
 
 /**
- * @typedef {{title: string, similarity: number, id: string, attributes: object, others: {id: string, similarity: number}[]}} Answer
+ * @typedef {{title: string, similarity: number, id: string, has_picture: boolean, attributes: object, others: {id: string, has_picture: boolean, similarity: number}[]}} Answer
  */
 
 /** The answers of a response, whether they are grouped by identity or not. @returns {Answer[]} */
 export function answersOf(result) {
   if (result.identities) {
-    return result.identities.map(({ identity, similarity, images }) => ({ title: identity, similarity, id: images[0].id, attributes: images[0].attributes, others: images.slice(1) }));
+    return result.identities.map(({ identity, similarity, images }) => ({ ...images[0], title: identity, similarity, others: images.slice(1) }));
   }
-  return result.answers.map(({ id, label, similarity, attributes }) => ({ title: label ?? id, similarity, id, attributes, others: [] }));
+  return result.answers.map((answer) => ({ ...answer, title: answer.label ?? answer.id, others: [] }));
 }
 
 /**
@@ -52,8 +52,8 @@ function thresholdLine({ similarity, fpir }, words) {
 function answerCard(index, answer, actions) {
   const { title, similarity, id, attributes, others } = answer;
   const known = summary(attributes);
-  const shape = picture(indexes.picture(index, id, SIDE), `Search from ${title}, ${id}`, "button", { title: "Search from this", on: { click: () => actions.search(id) } });
-  const small = others.slice(0, MORE_SHOWN).map((each) => picture(indexes.picture(index, each.id, SMALL), `Search from ${each.id}, similarity ${cosine(each.similarity)}`, "button", { on: { click: () => actions.search(each.id) } }));
+  const shape = picture(indexes.picture(index, answer, SIDE), `Search from ${title}, ${id}`, "button", { title: "Search from this", on: { click: () => actions.search(id) } });
+  const small = others.slice(0, MORE_SHOWN).map((each) => picture(indexes.picture(index, each, SMALL), `Search from ${each.id}, similarity ${cosine(each.similarity)}`, "button", { on: { click: () => actions.search(each.id) } }));
   const hidden = others.length - small.length;
   return h(
     "li",

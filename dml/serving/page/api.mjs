@@ -82,7 +82,13 @@ export const indexes = {
   item: (name, id) => ask("GET", `indexes/${part(name)}/items/${part(id)}`),
   forgetItem: (name, id) => ask("DELETE", `indexes/${part(name)}/items/${part(id)}`),
   forgetIdentity: (name, identity) => ask("DELETE", `indexes/${part(name)}/identities/${part(identity)}`),
-  picture: (name, id, side) => address(`indexes/${part(name)}/pictures/${part(id)}`, { side }),
+  /** The address of an item's picture; null where an answer says that it has none. */
+  picture: (name, { id, has_picture }, side) => (has_picture ? address(`indexes/${part(name)}/pictures/${part(id)}`, { side }) : null),
+  /** The same of an item that no answer is known of; null also where there is no such item. */
+  async findPicture(name, id, side) {
+    const item = await indexes.item(name, id).catch(() => null);
+    return item && indexes.picture(name, { id, has_picture: item.picture !== null }, side);
+  },
 };
 
 export const datasets = {

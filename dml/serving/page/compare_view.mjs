@@ -30,9 +30,10 @@ export async function compareView({ index, parameters }) {
   const identity = identityInput(detail, words, (name) => take(1, name && { kind: "identity", identity: name }));
   const second = h("div", { class: "stack tight" });
   const kind = choices("Compare with", { image: "An image", identity: `A known ${words.one}` }, parameters.identity ? "identity" : "image", showSecond);
-  const fromItem = (id) => id && { kind: "id", id, url: indexes.picture(index, id, 640) };
+  const fromItem = async (id) => id && { kind: "id", id, url: await indexes.findPicture(index, id, 640) };
   const fromSearch = parameters.image && latestImage() && { kind: "image", image: latestImage() };
-  [fromItem(parameters.first) || fromSearch, fromItem(parameters.second)].forEach((query, place) => {
+  const [first, other] = await Promise.all([fromItem(parameters.first), fromItem(parameters.second)]);
+  [first || fromSearch, other].forEach((query, place) => {
     if (!query) return;
     inputs[place].show(query);
     chosen[place] = query;
@@ -77,6 +78,7 @@ export async function compareView({ index, parameters }) {
   }
 
   async function verify() {
+    if (threshold === null && detail.fpir === null) return byHand(`No threshold was calibrated. Do: dml calibrate ${detail.name}`);
     const number = (asked += 1);
     if (threshold === null && !result.querySelector(".measure")) fill(result, loading("the comparison", 1));
     const [probe, other] = chosen.map(asQuery);
@@ -92,7 +94,7 @@ export async function compareView({ index, parameters }) {
       if (answer.identity !== null) showImages(probe, answer.identity, number);
     } catch (error) {
       if (number !== asked) return;
-      if (threshold === null && NOT_PROMISED.has(error.problem?.code)) byHand(error);
+      if (threshold === null && NOT_PROMISED.has(error.problem?.code)) byHand(`${error.problem.must}. ${error.problem.do ?? ""}`);
       else fill(result, failed(error, verify));
     }
   }
@@ -109,7 +111,7 @@ export async function compareView({ index, parameters }) {
   async function showImages(probe, name, number) {
     const filter = { op: "compare", column: "label", operator: "=", value: name };
     const found = await indexes.search(index, { queries: [probe], k: SHOWN, filter }).catch(() => null); // items without labels, or a picture of no face
-    if (found && number === asked) identity.showImages(found.results[0].answers.map(({ id }) => picture(indexes.picture(index, id, 320), `${name}, ${id}`)));
+    if (found && number === asked) identity.showImages(found.results[0].answers.map((each) => picture(indexes.picture(index, each, 320), `${name}, ${each.id}`)));
   }
 
   /** By the lowest rate that the calibration can promise. */
@@ -126,8 +128,8 @@ export async function compareView({ index, parameters }) {
     throw refused;
   }
 
-  /** No threshold was calibrated: whoever compares chooses one. */
-  function byHand(error) {
+  /** No threshold can be promised: whoever compares chooses one. */
+  function byHand(why) {
     threshold = 0.5;
     const id = newId("threshold");
     const output = h("output", { for: id }, cosine(threshold));
@@ -135,7 +137,7 @@ export async function compareView({ index, parameters }) {
       threshold = Number(range.value);
       output.textContent = cosine(threshold);
     }, change: verify } });
-    fill(result, shown, h("div", { class: "card padded stack by-hand" }, h("label", { class: "label" }, h("span", { class: "row apart" }, "Threshold", output), range), h("p", { class: "small quiet" }, `Chosen by you: ${error.problem?.must ?? error.message}. ${error.problem?.do ?? ""}`)));
+    fill(result, shown, h("div", { class: "card padded stack by-hand" }, h("label", { class: "label" }, h("span", { class: "row apart" }, "Threshold", output), range), h("p", { class: "small quiet" }, `Chosen by you: ${why}`)));
     verify();
   }
 }

@@ -140,7 +140,7 @@ function forgetting(index, refresh) {
     if (what === "identity") return forgetIdentity(index, name, done);
     try {
       const item = await indexes.item(index, name);
-      fill(outcome, h("div", { class: "row" }, h("div", { class: "chosen" }, picture(indexes.picture(index, item.id, 320), `Item ${item.id}`))));
+      fill(outcome, h("div", { class: "row" }, h("div", { class: "chosen" }, picture(indexes.picture(index, { id: item.id, has_picture: item.picture !== null }, 320), `Item ${item.id}`))));
       await forget(index, item, done);
     } catch (error) {
       fill(outcome, failedNotice(error));

@@ -13,7 +13,7 @@ export function latestImage() {
   return latest;
 }
 
-/** @typedef {{kind: "image", image: import("./pictures.mjs").ImageFile} | {kind: "id", id: string, label: string|null, url: string} | {kind: "identity", identity: string}} Query */
+/** @typedef {{kind: "image", image: import("./pictures.mjs").ImageFile} | {kind: "id", id: string, label: string|null, url: string|null} | {kind: "identity", identity: string}} Query */
 
 /**
  * @param {{label: string, several?: boolean, onChoose: (query: Query) => void, onClear?: () => void}} options

@@ -33,7 +33,7 @@ function detail(index, item, dialog, actions) {
     h(
       "div",
       { class: "item-detail" },
-      picture(indexes.picture(index, item.id, 640), `Item ${item.id}`),
+      picture(indexes.picture(index, { id: item.id, has_picture: item.picture !== null }, 640), `Item ${item.id}`),
       h(
         "div",
         { class: "stack" },

@@ -11,18 +11,23 @@ const SENT_AS_IT_IS = 4 << 20; // bytes
 /**
  * A picture of an item that loads when it is seen.
  *
- * @param {string} url
+ * @param {string|null} url null: there is no picture, and none is asked for
  * @param {string} alt
  * @param {string} [tag] "button" where it can be clicked
  * @param {Object<string, unknown>} [properties]
  */
 export function picture(url, alt, tag = "span", properties = {}) {
   const frame = h(tag, { class: "picture", ...(tag === "button" && { type: "button" }), ...properties });
-  const image = h("img", { alt, loading: "lazy", decoding: "async", draggable: "false" });
-  image.addEventListener("error", () => {
+  const showNone = () => {
     frame.classList.add("missing");
     frame.replaceChildren(h("span", { role: "img", "aria-label": `${alt}, without a picture` }, "no picture"));
-  });
+  };
+  if (url === null) {
+    showNone();
+    return frame;
+  }
+  const image = h("img", { alt, loading: "lazy", decoding: "async", draggable: "false" });
+  image.addEventListener("error", showNone);
   if (key()) load(image, url);
   else image.src = url;
   frame.append(image);

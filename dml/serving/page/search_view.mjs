@@ -28,7 +28,7 @@ export async function searchView({ index, parameters, go }) {
   const side = h("div", { class: "side" }, detail.takes_images ? input.element : noImages(detail), fold("Options and filters", options(), form.element));
   const head = h("div", { class: "head" }, h("div", {}, h("h1", { tabindex: "-1" }, "Search"), h("p", {}, `${counted(detail.rows + detail.enrolled - detail.forgotten, "item")} in `, text(detail.name), ", version ", h("span", { class: "code" }, detail.version))));
   showNothing();
-  if (parameters.item) begin({ kind: "id", id: parameters.item, url: indexes.picture(index, parameters.item, 640) });
+  if (parameters.item) begin({ kind: "id", id: parameters.item, url: await indexes.findPicture(index, parameters.item, 640) });
   return [head, h("div", { class: "columns" }, side, results)];
 
   function options() {

@@ -14,7 +14,7 @@ from dml.serving.app.keys import make_key
 from dml.serving.app.settings import ServiceSettings
 from tests.embedding.parts import png
 from tests.retrieval.gallery.people import upload
-from tests.serving.app.parts import NAME, ask, image, make_store, running
+from tests.serving.app.parts import NAME, ask, image, make_store, publish, running
 
 BASE = f"/v1/indexes/{NAME}"
 ANN = {"identity": "ann/b", "images": [image(900)["image"]], "attributes": {"year": 2001, "sold": True}}
@@ -95,6 +95,35 @@ def test_an_item_of_the_index_is_forgotten_too(own):
     before, after, item = ask(own, asking)
     assert before == "00003.png" != after
     assert item.status_code == 404
+
+
+def test_an_answer_says_whether_there_is_a_picture_of_it(tmp_path):
+    store, dataset, ref = make_store(tmp_path)
+    own = ServiceSettings(store=store, threads=1, recall_share=0, audit=tmp_path / "audit.jsonl")
+    vector = [1.0] + [0.0] * (ref.embeddings.dim - 1)
+    wanted = {"image": True, "vector": False, "00003.png": True}
+
+    async def enrolling(client):
+        for id_, body in (("image", {"images": [image(900)["image"]]}), ("vector", {"vectors": [vector]})):
+            enrolled = await client.post(f"{BASE}/enrol", json={"identity": "ann", "ids": [id_], **body})
+            assert enrolled.is_success
+
+    async def asking(client):
+        body = {"queries": [{"vector": vector}], "k": 50}
+        items = (await client.post(f"{BASE}/search", json=body)).json()["results"][0]["answers"]
+        grouped = (await client.post(f"{BASE}/search", json={**body, "group_by_identity": "all"})).json()
+        images = [each for identity in grouped["results"][0]["identities"] for each in identity["images"]]
+        said = [{each["id"]: each["has_picture"] for each in found} for found in (items, images)]
+        details = {
+            id_: (await client.get(f"{BASE}/items/{id_}")).json()["picture"] is not None for id_ in wanted
+        }
+        there = {id_: (await client.get(f"{BASE}/pictures/{id_}")).status_code == 200 for id_ in wanted}
+        return [{id_: each[id_] for id_ in wanted} for each in said] + [details, there]
+
+    ask(own, enrolling)
+    assert ask(own, asking) == [wanted] * 4
+    publish(store, dataset)  # what was enrolled is built in, and has no row in the dataset
+    assert ask(own, asking) == [wanted] * 4
 
 
 def test_a_picture_is_the_file_or_a_small_one(own):

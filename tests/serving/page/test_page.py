@@ -11,6 +11,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from dml.serving.app.keys import make_key
 from dml.serving.app.settings import ServiceSettings
+from tests.retrieval.gallery.people import ROWS, items_of, publish, vectors_of
 from tests.serving.page.parts import (
     HOSTILE,
     IDENTITIES,
@@ -404,3 +405,27 @@ def test_with_keys_the_page_asks_for_one_and_shows_pictures_by_it(looked_at, bro
         page.get_by_role("button", name="Forget…").click()
         page.get_by_role("button", name="Forget item").click()
         expect(page.get_by_role("alert")).to_contain_text("Your key does not allow this.")
+
+
+def test_items_of_imported_vectors_have_a_placeholder_and_no_picture_is_asked_for(browser, tmp_path):
+    store, failed = str(tmp_path / "store"), []
+    publish(store, tmp_path / "vectors", "people", items_of(ROWS), vectors_of(ROWS, 1))
+    settings = ServiceSettings(store=store, threads=1, recall_share=0)
+    with serving(settings) as url, browser.new_context(viewport=WIDE) as context:
+        page = context.new_page()
+        page.on("response", lambda response: failed.append(response.url) if response.status >= 400 else None)
+        page.on("requestfailed", lambda request: failed.append(request.url))
+        page.on("console", lambda message: failed.append(message.text) if message.type == "error" else None)
+        go(page, url, "search", item="photo 3")
+        expect(page.locator(".answers .picture.missing").first).to_be_visible()
+        assert page.locator(".answers img").count() == 0
+        assert violations(page) == []
+        page.locator(".dots").first.click()
+        expect(page.locator("dialog .picture.missing")).to_be_visible()
+        assert violations(page) == []
+        go(page, url, "compare", first="photo 3", second="photo 4")
+        expect(page.locator(".versus .picture.missing")).to_have_count(2)
+        expect(page.get_by_text("Chosen by you: No threshold was calibrated.")).to_be_visible()
+        expect(page.locator(".measure")).to_be_visible()
+        assert violations(page) == []
+    assert failed == []

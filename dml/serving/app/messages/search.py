@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from dml.reports import Box, IdentityHit, SearchPlan
+from dml.reports import Box, SearchPlan
 from dml.serving.app.messages.base import MAX_BATCH, Answered, Cosine, Message, Rate, Scalar
 from dml.serving.app.messages.queries import FILTER, Faces, Filters, Queries
 
@@ -48,6 +48,9 @@ class SearchRequest(Message):
     faces: Faces = "main"
 
 
+HAS_PICTURE = Field(description="whether `/pictures/{id}` has an image of it; it has none of a vector")
+
+
 class Hit(Message):
     """An item that answers a query."""
 
@@ -56,6 +59,24 @@ class Hit(Message):
     similarity: float = Field(description="cosine of query and item, [-1, 1]")
     attributes: dict[str, Scalar] = Field(description="null: it has no value")
     accepted: bool | None = Field(description="whether it reaches the threshold; null: there is no threshold")
+    has_picture: bool = HAS_PICTURE
+
+
+class IdentityImage(Message):
+    """An image of an identity that answers a query, or a vector of it."""
+
+    id: str
+    similarity: float = Field(description="cosine of query and image, [-1, 1]")
+    attributes: dict[str, Scalar] = Field(description="null: it has no value")
+    has_picture: bool = HAS_PICTURE
+
+
+class IdentityAnswer(Message):
+    """An identity that answers a query."""
+
+    identity: str = Field(description="the label; of items without labels the id")
+    similarity: float = Field(description="of its most similar image, or the mean over its images")
+    images: list[IdentityImage] = Field(description="the most similar image, or all its images")
 
 
 class Threshold(Message):
@@ -69,7 +90,7 @@ class QueryAnswer(Message):
     """The answers of one query, the most similar first."""
 
     answers: list[Hit] = Field(description="empty where identities were asked for")
-    identities: list[IdentityHit] | None = Field(description="null: they were not asked for")
+    identities: list[IdentityAnswer] | None = Field(description="null: they were not asked for")
     status: Status | None = Field(
         description="known: an answer reaches the threshold; null: there is no threshold"
     )

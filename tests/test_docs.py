@@ -127,6 +127,11 @@ def test_every_verb_takes_the_options_that_are_shown(page):
                     raise  # `dml train --name` only mentions an option
 
 
+def test_the_page_of_the_command_line_names_every_verb():
+    named = inline_code(DOCS / "commands.md")
+    assert {verb for verb in VERBS.commands if f"dml {verb}" not in named} == set()
+
+
 @every_page
 def test_every_preset_and_setting_of_a_shown_command_is_accepted(page):
     for verb, *words in command_lines(page):

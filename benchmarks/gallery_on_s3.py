@@ -20,11 +20,13 @@ import boto3
 import numpy as np
 
 from dml.retrieval.gallery.log import Entry, timestamp
+from dml.retrieval.gallery.merging import TRANSACTIONS, merge_segments
 from dml.retrieval.gallery.segment import Logged, Segment
 from dml.retrieval.gallery.segments import Segments
 from dml.retrieval.gallery.shipped import open_shipped_log
 
 BUCKET, EMBEDDER = "dml-benchmark", "given"
+_NOW = -2.0  # the server's clock has whole seconds
 _SERVER = """
 import logging, sys
 from moto.server import ThreadedMotoServer
@@ -72,10 +74,21 @@ def write_segments(segments: Segments, number: int, dim: int) -> None:
             row + 1,
         )
         change = Logged("entry", entry, EMBEDDER)
-        segments.write_new(Segment("log", row + 1, row + 1, row + 1, f"{row}", "", (change,)))
+        segments.write_new(Segment("0" * 32, row + 1, row + 1, row + 1, (f"{row}",), "", (change,)))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(number)))
+
+
+def open_log(path: Path, gallery: str, requests: Counter[str]) -> str:
+    """What it costs."""
+    requests.clear()
+    start, cpu = time.perf_counter(), time.process_time()
+    log = open_shipped_log(path, gallery, create=False, busy_timeout_s=60)
+    assert log is not None
+    log.close()
+    cpu_s, wall_s = time.process_time() - cpu, time.perf_counter() - start
+    return f"{requests.total()} requests, {cpu_s:.1f} s of CPU time, {wall_s:.1f} s"
 
 
 def main() -> None:
@@ -92,18 +105,16 @@ def main() -> None:
         for number in arguments.transactions:
             gallery = f"s3://{BUCKET}/store/galleries/of-{number}"
             write_segments(Segments(gallery), number, arguments.dim)
+            path = Path(folder, f"of-{number}")
+            print(f"{number} transactions: {open_log(path / 'before' / 'log.sqlite', gallery, requests)}")
             requests.clear()
-            start, cpu = time.perf_counter(), time.process_time()
-            log = open_shipped_log(
-                Path(folder, f"of-{number}", "log.sqlite"), gallery, create=False, busy_timeout_s=60
-            )
-            assert log is not None
-            assert log.revision == number
+            start = time.perf_counter()
+            merged = merge_segments(Segments(gallery), older_than_s=_NOW)
             print(
-                f"{number} transactions: {requests.total()} requests, "
-                f"{time.process_time() - cpu:.1f} s of CPU time, {time.perf_counter() - start:.1f} s"
+                f"merging {len(merged) * TRANSACTIONS}: {requests.total()} requests, "
+                f"{time.perf_counter() - start:.1f} s"
             )
-            log.close()
+            print(f"merged: {open_log(path / 'after' / 'log.sqlite', gallery, requests)}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ class ListedObject(NamedTuple):
     etag: str
     age_s: float
     """Since it was written, by the clock of the server."""
+    size_bytes: int
 
 
 class ObjectFolder:
@@ -49,7 +50,9 @@ class ObjectFolder:
             most: only the first; None: all.
         """
         prefix = f"{self._key}/"
-        options: dict[str, Any] = {} if most is None else {"PaginationConfig": {"MaxItems": most}}
+        options: dict[str, Any] = {}
+        if most is not None:
+            options = {"PaginationConfig": {"MaxItems": most, "PageSize": min(most, 1000)}}
         listed = []
         with s3.translated_errors(self.uri):
             pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -63,6 +66,7 @@ class ObjectFolder:
                         str(entry["Key"]).removeprefix(prefix),
                         str(entry["ETag"]),
                         (now - entry["LastModified"]).total_seconds(),
+                        int(entry["Size"]),
                     )
                     for entry in page.get("Contents", ())
                 ]
@@ -79,11 +83,6 @@ class ObjectFolder:
             WriteConflict: it has changed; or an earlier try of this write succeeded, whose answer was lost.
         """
         return replace_if_unchanged(f"{self.uri}/{name}", content, read_before, client=self._client)
-
-    def delete(self, name: str) -> None:
-        """Remove an object, if it is there."""
-        with s3.translated_errors(self.uri):
-            self._client.delete_object(Bucket=self._bucket, Key=f"{self._key}/{name}")
 
 
 def _server_time(response: Any) -> datetime:

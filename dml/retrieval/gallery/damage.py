@@ -51,10 +51,12 @@ def _of_segments(segments: Segments, covered: int) -> list[str] | None:
     listed = segments.list_from(0)
     if not listed:
         return [f"{FOLDER} (is missing)"] if covered else None
+    listed += segments.list_merged(0)  # after those that were emptied
+    holding = [each for each in listed if not each.is_empty]
     damaged, logs, reached = [], set(), 0
-    for each, segment in zip(listed, segments.read_whole(listed), strict=True):
+    for each, segment in zip(holding, segments.read_whole(holding), strict=True):
         if isinstance(segment, DmlError):
-            damaged.append(f"{FOLDER}/{each.name}")
+            damaged.append(segments.path_of(each.name))
         elif segment is not None:
             logs.add(segment.log)
             reached = max(reached, segment.revision)

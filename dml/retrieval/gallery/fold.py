@@ -118,6 +118,7 @@ def collect_changes(store: str, name: str, embeddings: EmbeddingsRef) -> Changes
         if log is None:
             return None
         log.truncate()  # of what was forgotten, what a killed process left goes now
+        log.merge()
         embed_missing(log, embeddings.embedder, after=0)
         with log.snapshot():
             revision, entries = log.revision, log.entries_after(0, embeddings.embedder.fingerprint)

@@ -9,20 +9,28 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from dml.errors import CorruptArtifact, DmlError, GalleryBusy, GalleryUnavailable, StorageUnavailable
+from dml.errors import (
+    CorruptArtifact,
+    DmlError,
+    GalleryBusy,
+    GalleryUnavailable,
+    IncompatibleArtifact,
+    StorageUnavailable,
+)
 from dml.retrieval.gallery.log import ERASED, Entry, Log, erased_id
-from dml.retrieval.gallery.segment import RESTORE, Segment
-from dml.retrieval.gallery.segments import Listed, Segments, cover
+from dml.retrieval.gallery.segment import RESTORE, Segment, hold_after
+from dml.retrieval.gallery.segments import Listed, Segments, cover, name_of
 
-_SEGMENTS_AT_ONCE = 64
+_SEGMENTS_AT_ONCE, _BYTES_AT_ONCE = 64, 1 << 27
+_TRIES = 5
 _TABLES = """
-CREATE TABLE IF NOT EXISTS copy (
-    log TEXT NOT NULL, segment INTEGER NOT NULL, etag TEXT NOT NULL, hold TEXT NOT NULL
+CREATE TABLE IF NOT EXISTS reached (
+    log TEXT NOT NULL, number INTEGER NOT NULL, etag TEXT NOT NULL, hold TEXT NOT NULL
 );
-CREATE TABLE IF NOT EXISTS held_items (
-    id TEXT NOT NULL, segment TEXT NOT NULL, is_forgotten INTEGER NOT NULL, PRIMARY KEY (id, segment)
+CREATE TABLE IF NOT EXISTS segment_items (
+    id TEXT NOT NULL, segment TEXT NOT NULL, forgotten INTEGER NOT NULL, PRIMARY KEY (id, segment)
 );
-INSERT INTO copy SELECT '', 0, '', '' WHERE NOT EXISTS (SELECT 1 FROM copy)"""
+INSERT INTO reached SELECT '', 0, '', '' WHERE NOT EXISTS (SELECT 1 FROM reached)"""
 
 
 class OfFormerLog(GalleryUnavailable):
@@ -33,14 +41,18 @@ class DamagedSegments(CorruptArtifact):
     """The segments in the store are damaged; another copy would be, too."""
 
 
+class SegmentsOfOtherFormat(IncompatibleArtifact):
+    """Another version of this program wrote the segments in the store."""
+
+
 class Reached(NamedTuple):
     """Up to where a copy has the log; at first, nowhere."""
 
     log: str
     number: int
-    """Of the last segment."""
+    """Of the last transaction."""
     etag: str
-    """Of that."""
+    """Of its segment."""
     hold: str
     """What a process holds the log by; "" where none does."""
 
@@ -72,7 +84,7 @@ class LocalCopy(Log):
     def __init__(self, path: Path, segments: Segments, *, busy_timeout_s: float) -> None:
         self._segments = segments
         super().__init__(path, create=True, busy_timeout_s=busy_timeout_s)
-        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'copy'"):
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'segment_items'"):
             with self.transaction():
                 for statement in _TABLES.split(";\n"):
                     self._rows(statement)
@@ -90,17 +102,24 @@ class LocalCopy(Log):
     @property
     def reached(self) -> Reached:
         """Up to where it has the log."""
-        ((log, number, etag, hold),) = self._rows("SELECT log, segment, etag, hold FROM copy")
+        ((log, number, etag, hold),) = self._rows("SELECT log, number, etag, hold FROM reached")
         return Reached(log, number, etag, hold)
 
     def write(self, revision: int, entry: Entry, *, embedder: str, image: bytes | None = None) -> None:
         super().write(revision, entry, embedder=embedder, image=image)
         if entry.op == "forget":
-            self._rows("UPDATE held_items SET is_forgotten = 1 WHERE id = ?", entry.id)
+            self._rows("UPDATE segment_items SET forgotten = ? WHERE id = ?", revision, entry.id)
 
-    def rename_forgotten(self, id_: str, digest: str) -> None:
-        super().rename_forgotten(id_, digest)
-        self._rows("UPDATE OR REPLACE held_items SET id = ?, is_forgotten = 1 WHERE id = ?", digest, id_)
+    def rename_forgotten(self, id_: str, digest: str) -> bool:
+        forgotten = self._rows("SELECT revision FROM entries WHERE op = 'forget' AND id = ?", id_)
+        for (revision,) in forgotten:
+            self._rows(
+                "UPDATE OR REPLACE segment_items SET id = ?, forgotten = max(forgotten, ?) WHERE id = ?",
+                digest,
+                revision,
+                id_,
+            )
+        return super().rename_forgotten(id_, digest)
 
     def follow(self) -> None:
         """Take what other machines have written, unless another process of this machine is doing it.
@@ -109,21 +128,26 @@ class LocalCopy(Log):
             CorruptArtifact: a segment is missing, or not as it was written.
             GalleryUnavailable: S3 cannot be reached.
         """
-        newer = self.newer()
-        if newer is None:  # the gallery was removed
-            remove_copy(self.path)
-        elif newer:
-            self.replay(newer, wait=False)
+        for _ in range(_TRIES):
+            newer = self.newer()
+            if newer is None:  # the gallery was removed
+                remove_copy(self.path)
+            if not newer or self.replay(newer, wait=False):
+                return
+        raise GalleryUnavailable(
+            f"The segments of a gallery must stay while they are read; in {self._segments.uri} some were "
+            f"merged, {_TRIES} times. Try again."
+        )
 
     def newer(self) -> list[Listed] | None:
         """The segments that it does not have, in order; None: the store has none. Raises as `follow`."""
         log, number, etag, _ = self.reached
         with self._checking():
-            listed = self._segments.list_from(number)
+            listed = self._segments.list_after(number)
             if not number:
                 return cover(listed, 0, self._segments.uri)
-            last = [each for each in listed if each.first <= number <= each.last]
-            if not last:
+            last = next((each for each in listed if each.first == each.last == number), None)
+            if last is None:
                 if not listed and not self._segments.any():
                     return None
                 raise CorruptArtifact(
@@ -131,33 +155,30 @@ class LocalCopy(Log):
                     f"in {self._segments.uri} they do not. Restore the folder from a backup, all its files; "
                     f"or give up what is missing: remove {self.path.parent} on every machine."
                 )
-            # Rewritten without what was forgotten, or of another log?
-            if etag not in {each.etag for each in last}:
-                read = self._segments.read(last[0])
-                if read is not None and read[0].log != log:
+            if etag != last.etag:  # rewritten without what was forgotten, or merged; or of another log?
+                if self._segments.read_log(last) not in (None, log):
                     remove_copy(self.path)
                     raise OfFormerLog(
                         f"Gallery {self._segments.gallery} must stay; it was removed and begun again by "
                         "another process. Try again."
                     )
                 with suppress(GalleryBusy), self._without_waiting():
-                    self._rows("UPDATE copy SET etag = ? WHERE segment = ?", last[0].etag, number)
+                    self._rows("UPDATE reached SET etag = ? WHERE number = ?", last.etag, number)
             return cover(listed, number, self._segments.uri)
 
-    def replay(self, newer: Sequence[Listed], *, wait: bool) -> None:
-        """Apply segments, some at a time.
+    def replay(self, newer: Sequence[Listed], *, wait: bool) -> bool:
+        """Apply segments, some at a time; False: some were merged meanwhile, look again.
 
         Args:
             newer: in order.
             wait: for other processes of this machine; else what they are about to apply is left to them.
         """
         forgets = False
-        for start in range(0, len(newer), _SEGMENTS_AT_ONCE):
-            some = newer[start : start + _SEGMENTS_AT_ONCE]
+        for some in _some_at_a_time(newer):
             with self._checking():
                 segments = self._segments.read_all(some)
             if segments is None:
-                return  # merged meanwhile: the next look finds them
+                return False
             try:
                 with nullcontext() if wait else self._without_waiting(), self.transaction():
                     for listed, segment in zip(some, segments, strict=True):
@@ -169,24 +190,26 @@ class LocalCopy(Log):
                             )
                         if segment.last > number >= segment.first - 1:
                             self._apply(segment)
-                            self._take(segment, listed.name, listed.etag)
+                            self._take(segment, listed.etag)
             except GalleryBusy:
                 if wait:
                     raise
-                return  # the other writer takes them first
+                return True  # the other writer takes them first
             forgets |= any(c.entry.op == "forget" for segment in segments for c in segment.changes)
         if forgets:
             with suppress(DmlError), self._without_waiting():
                 self._rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        return True
 
     def _apply(self, segment: Segment) -> None:
-        digests = {c.entry.id: c.kind for c in segment.changes if c.entry.id.startswith(ERASED)}
-        for id_ in self._ids() if digests else ():
-            kind = digests.get(erased_id(id_))
-            if kind == "entry":  # the segment was rewritten before this machine read it
-                self.write(segment.revision, Entry("forget", id_), embedder="")
-            if kind is not None:
-                self.rename_forgotten(id_, erased_id(id_))
+        digests = {c.entry.id: c for c in segment.changes if c.entry.id.startswith(ERASED)}
+        for id_, revision in self._rows("SELECT id, revision FROM entries") if digests else ():
+            change = digests.get(erased_id(id_))
+            if change is None or revision > change.entry.revision:
+                continue
+            if change.kind == "entry":  # the segment was rewritten before this machine read it
+                self.write(change.entry.revision, Entry("forget", id_), embedder="")
+            self.rename_forgotten(id_, change.entry.id)
         for kind, entry, embedder, image in segment.changes:
             if kind == "entry":
                 self.write(entry.revision, entry, embedder=embedder, image=image)
@@ -194,21 +217,20 @@ class LocalCopy(Log):
                 self.write_vector(entry.id, embedder, entry.vector)
         self.set_revision(segment.revision)
 
-    def _ids(self) -> list[str]:
-        return [id_ for (id_,) in self._rows("SELECT id FROM entries")]
-
-    def _take(self, segment: Segment, name: str, etag: str) -> None:
+    def _take(self, segment: Segment, etag: str) -> None:
         """Note that this copy has a segment, inside a transaction."""
-        hold = self.reached.hold
+        name = name_of(segment.first, segment.last)
         for change in segment.changes:
-            if change.kind == "hold":
-                hold = change.entry.id
-            elif change.kind == "release" or segment.hold != hold:
-                hold = ""
             if change.kind in ("entry", "vector"):
-                self._rows("INSERT OR IGNORE INTO held_items VALUES (?, ?, 0)", change.entry.id, name)
+                self._rows("INSERT OR IGNORE INTO segment_items VALUES (?, ?, 0)", change.entry.id, name)
+        is_single = segment.first == segment.last
+        hold = hold_after(segment, self.reached.hold) if is_single else segment.hold
         self._rows(
-            "UPDATE copy SET log = ?, segment = ?, etag = ?, hold = ?", segment.log, segment.last, etag, hold
+            "UPDATE reached SET log = ?, number = ?, etag = ?, hold = ?",
+            segment.log,
+            segment.last,
+            etag,
+            hold,
         )
 
     @contextmanager
@@ -219,6 +241,8 @@ class LocalCopy(Log):
                 yield
         except CorruptArtifact as error:
             raise DamagedSegments(str(error)) from error
+        except IncompatibleArtifact as error:
+            raise SegmentsOfOtherFormat(str(error)) from error
 
     @contextmanager
     def _without_waiting(self) -> Iterator[None]:
@@ -228,3 +252,16 @@ class LocalCopy(Log):
             yield
         finally:
             self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * self._busy_timeout_s)}")
+
+
+def _some_at_a_time(listed: Sequence[Listed]) -> Iterator[list[Listed]]:
+    """Segments that are read at once: not too many, and not too much in memory."""
+    some: list[Listed] = []
+    for each in listed:
+        size_bytes = sum(other.size_bytes for other in some) + each.size_bytes
+        if some and (len(some) == _SEGMENTS_AT_ONCE or size_bytes > _BYTES_AT_ONCE):
+            yield some
+            some = []
+        some.append(each)
+    if some:
+        yield some

@@ -325,16 +325,20 @@ class Log:
         """The URIs of the segments that hold each item; of a store on a disk there is none."""
         return {}
 
-    def rename_forgotten(self, id_: str, digest: str) -> None:
-        """Replace the id of a forgotten item by its digest, inside a transaction."""
+    def rename_forgotten(self, id_: str, digest: str) -> bool:
+        """Replace the id of a forgotten item by its digest, inside a transaction; False: it is not one."""
         with self._reading_errors():
-            self._connection.execute(
+            renamed = self._connection.execute(
                 "UPDATE OR REPLACE entries SET id = ? WHERE op = 'forget' AND id = ?", (digest, id_)
             )
+        return renamed.rowcount > 0
 
     def set_revision(self, revision: int) -> None:
         """Number the open transaction."""
         self._rows("UPDATE gallery SET revision = ?", revision)
+
+    def merge(self) -> None:
+        """Merge what many transactions wrote; of a store on a disk they are in one file."""
 
     def truncate(self) -> bool:
         """Move all transactions into the main file and empty the write-ahead log, which may hold what was

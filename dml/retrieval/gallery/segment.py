@@ -1,4 +1,4 @@
-"""A transaction of a gallery's log as a Parquet file: its changes in, the file out, and back.
+"""Transactions of a gallery's log as a Parquet file: their changes in, the file out, and back.
 
 Of each item it has the last change, with its vectors and its image.
 """
@@ -16,9 +16,9 @@ from pyarrow import parquet
 
 from dml import storage
 from dml.errors import CorruptArtifact, IncompatibleArtifact
-from dml.retrieval.gallery.log import Entry
+from dml.retrieval.gallery.log import Entry, erased_id
 
-FORMAT = 1
+FORMAT = 2
 _META = b"dml.segment"
 RESTORE = "Restore the folder from a backup, all its files."
 _SCHEMA = pa.schema(
@@ -61,10 +61,10 @@ class Segment:
     last: int
     revision: int
     """Of the log after them."""
-    writer: str
-    """Unique to the transaction."""
+    writers: tuple[str, ...]
+    """One for each transaction, unique to it."""
     hold: str
-    """What its writer held the log by; "" where it did not."""
+    """What its writer held the log by; "": it did not. Of many transactions: what holds it after them."""
     changes: tuple[Logged, ...]
 
 
@@ -72,7 +72,8 @@ def compacted(changes: Iterable[Logged]) -> tuple[Logged, ...]:
     """The last change of each item, in order; what came before leaves nothing."""
     entries: dict[str, Logged] = {}
     vectors: dict[str, dict[str, Logged]] = {}
-    others = []
+    forgotten: dict[str, str] = {}
+    others: dict[tuple[str, str], Logged] = {}
     for change in changes:
         id_ = change.entry.id
         if change.kind == "entry":
@@ -83,12 +84,43 @@ def compacted(changes: Iterable[Logged]) -> tuple[Logged, ...]:
                 kept = replace(change.entry, vector=former.entry.vector)
                 change = Logged("entry", kept, former.embedder, former.image)
             entries[id_] = change
+            if change.entry.op == "forget":
+                forgotten[erased_id(id_)] = id_
         elif change.kind == "vector":
             vectors.setdefault(id_, {})[change.embedder] = change
-        else:
-            others.append(change)
+        elif change.kind == "erased" and (former := entries.get(forgotten.get(id_, ""))) is not None:
+            if former.entry.op == "forget":  # else it was enrolled again
+                del entries[former.entry.id]
+                entries[id_] = former._replace(entry=replace(former.entry, id=id_))
+        elif change.kind != "erased" or id_ not in entries:
+            others[change.kind, id_] = change
     more = [vector for of_item in vectors.values() for vector in of_item.values()]
-    return (*entries.values(), *more, *others)
+    return (*entries.values(), *more, *others.values())
+
+
+def hold_after(segment: Segment, hold: str) -> str:
+    """What holds the log after a segment of one transaction, which `hold` held before; "": nothing."""
+    for change in segment.changes:
+        if change.kind == "hold":
+            hold = change.entry.id
+        elif change.kind == "release" or segment.hold != hold:
+            hold = ""
+    return hold
+
+
+def merged(segments: Sequence[Segment]) -> Segment:
+    """Segments that follow each other as one: it does to a log what they do, one after another."""
+    hold = segments[0].hold
+    for segment in segments:
+        hold = hold_after(segment, hold)
+    changes = (change for segment in segments for change in segment.changes)
+    return replace(
+        segments[-1],
+        first=segments[0].first,
+        writers=tuple(writer for segment in segments for writer in segment.writers),
+        hold=hold,
+        changes=compacted(change for change in changes if change.kind not in ("hold", "release")),
+    )
 
 
 def encode(segment: Segment, gallery: str) -> bytes:
@@ -102,7 +134,7 @@ def encode(segment: Segment, gallery: str) -> bytes:
         "first": segment.first,
         "last": segment.last,
         "revision": segment.revision,
-        "writer": segment.writer,
+        "writers": segment.writers,
         "hold": segment.hold,
     }
     meta["sha256"] = _digest(meta, rows)
@@ -146,8 +178,8 @@ def decode(content: bytes, gallery: str, uri: str, listed: tuple[int, int] | Non
         raise CorruptArtifact(
             f"The segments of a gallery must be its own; {uri} is of gallery {meta['gallery']}. {RESTORE}"
         )
-    values = {key: meta[key] for key in ("log", "first", "last", "revision", "writer", "hold")}
-    return Segment(**values, changes=tuple(_change(row) for row in rows))
+    values = {key: meta[key] for key in ("log", "first", "last", "revision", "hold")}
+    return Segment(**values, writers=tuple(meta["writers"]), changes=tuple(_change(row) for row in rows))
 
 
 def _not_as_written(uri: str) -> CorruptArtifact:

@@ -1,56 +1,96 @@
-"""Segments of a gallery that are written again without items that were forgotten."""
+"""Segments of a gallery that are written again without items that were forgotten.
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+First those of one transaction, then the merged ones: so none is missed that is made meanwhile, see
+`merging`.
+"""
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from dml import storage
 from dml.errors import GalleryUnavailable
 from dml.retrieval.gallery.log import erased_id
-from dml.retrieval.gallery.segment import Logged
-from dml.retrieval.gallery.segments import Segments
+from dml.retrieval.gallery.segment import Logged, decode
+from dml.retrieval.gallery.segments import Segments, is_empty, numbers_of
 
-_TRIES = 5
+_TRIES = 10
+Forgotten = Mapping[str, int]
+"""Ids of items, or digests of ids that nothing holds any more; with the revision of each one's forgetting."""
 
 
-def erase_items(segments: Segments, name: str, ids: set[str]) -> str | None:
-    """Rewrite a segment without items that were forgotten.
+def erase_items(segments: Segments, held: Mapping[str, Forgotten]) -> dict[str, str]:
+    """Rewrite segments without items that were forgotten, wherever their transactions are by now.
 
     Args:
         segments: of the gallery.
-        name: of the segment.
-        ids: of the items; or the digest of an id that nothing holds any more.
+        held: names of segments that hold some, or that did before they were merged.
 
     Returns:
-        Its new ETag; None: it stays as it is.
+        The new ETags of those that were written, by name.
 
     Raises:
-        GalleryUnavailable: other processes write to it all the time.
+        GalleryUnavailable: other processes write to one of them all the time.
     """
-    for listed in segments.list_from(int(name[:12])):
-        if listed.name != name:
-            continue
-        for _ in range(_TRIES):
-            read = segments.read(listed)
-            if read is None:
+    written = {}
+    for name, forgotten in held.items():
+        first, last = numbers_of(name)
+        for each in segments.list_from(first, most=last - first + 1):
+            if not each.is_empty and each.last <= last:
+                written[each.name] = _erase_from(segments, each.name, forgotten)
+    for each in segments.list_merged(min(numbers_of(name)[0] for name in held), unwritten=True):
+        overlapping = [
+            of_name
+            for name, of_name in held.items()
+            if numbers_of(name)[0] <= each.last and each.first <= numbers_of(name)[1]
+        ]
+        if overlapping:
+            written[each.name] = _erase_from(segments, each.name, _latest(overlapping))
+    return {name: etag for name, etag in written.items() if etag is not None}
+
+
+def _latest(forgotten: Sequence[Forgotten]) -> dict[str, int]:
+    latest: dict[str, int] = {}
+    for of_name in forgotten:
+        for id_, revision in of_name.items():
+            latest[id_] = max(revision, latest.get(id_, 0))
+    return latest
+
+
+def _erase_from(segments: Segments, name: str, forgotten: Forgotten) -> str | None:
+    """Rewrite a segment without what was forgotten; its new ETag; None: it stays as it is."""
+    first, last = numbers_of(name)
+    for _ in range(_TRIES):
+        stored = segments.read_object(name)
+        try:
+            if stored.content is None:
                 return None
-            segment, stored = read
-            changes = tuple(_without(segment.changes, ids))
+            if is_empty(stored.content):
+                if first < last:  # whoever makes it has to begin again
+                    segments.write_empty(name, uuid.uuid4().hex, stored)
+                return None
+            segment = decode(stored.content, segments.gallery, segments.uri_of(name), (first, last))
+            changes = tuple(_without(segment.changes, forgotten))
             if changes == segment.changes:
                 return None
-            with suppress(storage.WriteConflict):
-                return segments.rewrite(replace(segment, changes=changes), stored)
-        raise GalleryUnavailable(f"Only one process must erase from {name} at a time. Try again.")
-    return None
+            return segments.write(replace(segment, changes=changes), stored)
+        except storage.WriteConflict:
+            continue
+    raise GalleryUnavailable(f"Only one process must erase from {name} at a time. Try again.")
 
 
-def _without(changes: Sequence[Logged], ids: set[str]) -> Iterator[Logged]:
-    """The changes without items that were forgotten; of a forgetting itself, the id is left or its digest."""
+def _without(changes: Sequence[Logged], forgotten: Forgotten) -> Iterator[Logged]:
+    """The changes without items that were forgotten; of a forgetting itself, the id is left or its digest.
+
+    What was enrolled again stays: its revision is later, or the same where one transaction did both.
+    """
+    revisions = {change.entry.id: change.entry.revision for change in changes if change.kind == "entry"}
     for change in changes:
-        id_ = change.entry.id
+        id_, revision = change.entry.id, change.entry.revision
         digest = erased_id(id_)
-        if change.kind not in ("entry", "vector") or not ids & {id_, digest}:
+        latest = max(forgotten.get(id_, -1), forgotten.get(digest, -1))
+        if change.kind == "entry" and change.entry.op == "forget":
+            is_erased = forgotten.get(digest, -1) >= revision
+            yield change._replace(entry=replace(change.entry, id=digest)) if is_erased else change
+        elif change.kind not in ("entry", "vector") or revisions.get(id_, -1) >= latest:
             yield change
-        elif change.kind == "entry" and change.entry.op == "forget":
-            entry = replace(change.entry, id=digest) if digest in ids else change.entry
-            yield change._replace(entry=entry)

@@ -28,11 +28,19 @@ from dml.errors import (
     IncompatibleArtifact,
     WriteCommitted,
 )
-from dml.retrieval.gallery.local_copy import DamagedSegments, LocalCopy, OfFormerLog, reaching, remove_copy
+from dml.retrieval.gallery.local_copy import (
+    DamagedSegments,
+    LocalCopy,
+    OfFormerLog,
+    SegmentsOfOtherFormat,
+    reaching,
+    remove_copy,
+)
 from dml.retrieval.gallery.log import Entry, Log, T
+from dml.retrieval.gallery.merging import merge_segments
 from dml.retrieval.gallery.segment import Logged, Segment, compacted
 from dml.retrieval.gallery.segment_erasure import erase_items
-from dml.retrieval.gallery.segments import Segments, name_of
+from dml.retrieval.gallery.segments import Segments, name_of, numbers_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +81,7 @@ def open_shipped_log(
         except OfFormerLog:
             continue
         except (CorruptArtifact, IncompatibleArtifact) as error:
-            if isinstance(error, DamagedSegments):
+            if isinstance(error, DamagedSegments | SegmentsOfOtherFormat):
                 raise
             logger.warning("this machine's copy of a log is made again: %s", error)
             remove_copy(path)
@@ -112,9 +120,11 @@ class ShippedLog(LocalCopy):
         super().write_vector(id_, embedder, vector)
         self._record(Logged("vector", Entry("enrol", id_, vector=vector), embedder))
 
-    def rename_forgotten(self, id_: str, digest: str) -> None:
-        super().rename_forgotten(id_, digest)
-        self._record(Logged("erased", Entry("forget", digest)))
+    def rename_forgotten(self, id_: str, digest: str) -> bool:
+        is_renamed = super().rename_forgotten(id_, digest)
+        if is_renamed:
+            self._record(Logged("erased", Entry("forget", digest, revision=self.revision)))
+        return is_renamed
 
     def _record(self, change: Logged) -> None:
         if self._changes is not None:
@@ -159,14 +169,14 @@ class ShippedLog(LocalCopy):
                     number + 1,
                     number + 1,
                     self.revision,
-                    uuid.uuid4().hex,
+                    (uuid.uuid4().hex,),
                     self._holds,
                     changes,
                 )
                 with reaching("Whether this was written is not known: look before you write it again."):
                     etag = self._segments.write_new(segment)
                 shipped = segment
-                self._take(segment, name_of(segment.first, segment.last), etag)
+                self._take(segment, etag)
             with self._reading_errors():
                 self._connection.execute("COMMIT")
         except BaseException as error:
@@ -212,10 +222,8 @@ class ShippedLog(LocalCopy):
             return
         number = self.reached.number
         with reaching():
-            ages = [
-                each.age_s for each in self._segments.list_from(number) if each.first <= number <= each.last
-            ]
-        if min(ages, default=0.0) < self._hold_s:
+            (last,) = self._segments.list_from(number, most=1)
+        if last.age_s < self._hold_s:
             raise _Held
 
     @contextmanager
@@ -240,23 +248,43 @@ class ShippedLog(LocalCopy):
             GalleryUnavailable: S3 cannot be reached; the next call goes on.
         """
         done = super().truncate()
-        wanted: dict[str, set[str]] = {}
-        for id_, name in self._rows("SELECT id, segment FROM held_items WHERE is_forgotten"):
-            wanted.setdefault(name, set()).add(id_)
-        for name, ids in wanted.items():
+        rows = self._rows("SELECT id, segment, forgotten FROM segment_items WHERE forgotten")
+        held: dict[str, dict[str, int]] = {}
+        for id_, name, revision in rows:
+            held.setdefault(name, {})[id_] = revision
+        if held:
             with self._checking():
-                etag = erase_items(self._segments, name, ids)
+                etags = erase_items(self._segments, held)
             with self.transaction():
-                for id_ in ids:
-                    self._rows("DELETE FROM held_items WHERE id = ? AND segment = ?", id_, name)
+                for row in rows:
+                    self._rows(
+                        "DELETE FROM segment_items WHERE id = ? AND segment = ? AND forgotten = ?", *row
+                    )
                 number = self.reached.number
-                if etag is not None and name.startswith(f"{number:012d}-"):
-                    self._rows("UPDATE copy SET etag = ?", etag)
+                if (etag := etags.get(name_of(number, number))) is not None:
+                    self._rows("UPDATE reached SET etag = ?", etag)
         return done
 
     def segments_by_id(self) -> dict[str, list[str]]:
         self.follow()
-        by_id: dict[str, list[str]] = {}
-        for id_, name in self._rows("SELECT id, segment FROM held_items ORDER BY segment"):
-            by_id.setdefault(id_, []).append(self._segments.uri_of(name))
-        return by_id
+        rows = self._rows("SELECT id, segment FROM segment_items ORDER BY segment")
+        with self._checking():
+            merged = self._segments.list_merged(0) if rows else []
+        by_id: dict[str, dict[str, None]] = {}
+        for id_, name in rows:
+            first, last = numbers_of(name)
+            now = next((each.name for each in merged if each.first <= first and last <= each.last), name)
+            by_id.setdefault(id_, {})[self._segments.uri_of(now)] = None
+        return {id_: list(uris) for id_, uris in by_id.items()}
+
+    def merge(self) -> None:
+        """Merge the segments of many transactions that are an hour old.
+
+        Raises:
+            GalleryUnavailable: S3 cannot be reached; the next call goes on.
+        """
+        try:
+            with self._checking():
+                merge_segments(self._segments)
+        except DamagedSegments as error:  # this copy has what they held, and `dml verify` names them
+            logger.warning("segments of gallery %s are not merged: %s", self._segments.gallery, error)

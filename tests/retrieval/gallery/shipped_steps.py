@@ -77,10 +77,10 @@ KILLS: list[tuple[Action, Moment]] = [
     (enrol, Moment("gallery/local_copy.py", "_take", "return")),  # before the commit in the copy
     (enrol, Moment("gallery/shipped.py", "_ship", "return")),  # before it is acknowledged
     (forget, Moment("gallery/shipped.py", "truncate", "call")),  # found no more, but still in a segment
-    (forget, Moment("gallery/segments.py", "rewrite", "call")),
-    (forget, Moment("gallery/segments.py", "rewrite", "return")),  # before the copy has the new ETag
+    (forget, Moment("gallery/segments.py", "write", "call", 2)),
+    (forget, Moment("gallery/segments.py", "write", "return", 2)),  # before the copy has the new ETag
     (erase, Moment("gallery/shipped.py", "_ship", "return", 2)),  # the id is still in two segments
-    (erase, Moment("gallery/segments.py", "rewrite", "return")),  # and in one
+    (erase, Moment("gallery/segments.py", "write", "return", 3)),  # and in one
     (publish, Moment("gallery/shipped.py", "_ship", "return")),  # holding the log
     (publish, Moment("gallery/segments.py", "write_new", "call", 2)),  # about to give it back
 ]

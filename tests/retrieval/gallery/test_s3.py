@@ -1,5 +1,6 @@
 """A gallery on S3: durable there, found by other machines; a copy that is lost is made again."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,15 +12,25 @@ from pathlib import Path
 
 import boto3
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
+from pyarrow import parquet
 
 from dml import storage
-from dml.errors import CorruptArtifact, GalleryBusy, GalleryUnavailable
+from dml.errors import CorruptArtifact, GalleryBusy, GalleryUnavailable, IncompatibleArtifact
 from dml.integrity import check_store
-from dml.retrieval.gallery import Gallery, collect_changes, forget_logged, rollback_index
+from dml.retrieval.gallery import (
+    Gallery,
+    collect_changes,
+    forget_items,
+    forget_logged,
+    mark_erased,
+    rollback_index,
+)
 from dml.retrieval.gallery.fold import folder_of, log_path, open_log, opened_log
 from dml.retrieval.gallery.log import Entry, erased_id
+from dml.retrieval.gallery.merging import merge_segments
 from dml.retrieval.gallery.segments import Segments
 from dml.retrieval.index import find_index
 from flows.forget import forget_enrolled_flow
@@ -30,6 +41,7 @@ from tests.retrieval.gallery.test_gallery import ids
 from tests.retrieval.gallery.test_live import Plain, changes, follow
 
 SEEN_WITHIN_S = 1.0
+NOW = -2.0  # the server's clock has whole seconds
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +226,52 @@ def test_of_one_who_is_forgotten_no_object_of_the_store_and_no_copy_holds_anythi
     assert Gallery.open(people, "people").live.num_rows == ROWS + 1
 
 
+def test_one_who_is_forgotten_leaves_a_merged_segment_which_the_receipt_names(people, machine):
+    machine("a")
+    gallery = Gallery.open(people, "people")
+    enrolled(gallery, 1, "gold from straw")
+    for number in range(2, 6):
+        enrolled(gallery, number)
+    names = merge_segments(Segments(folder_of(people, "people")), transactions=2, older_than_s=NOW)
+    merged = [f"{folder_of(people, 'people')}/merged/{name}" for name in names]
+    machine("b")
+    forgotten = forget_items(people, "people", ["gold from straw"])
+    assert forgotten.segments == merged[:1]
+    assert traces_in(people, b"gold from straw") == [segments_of(people)[-1].split("/", 3)[3]], "by its id"
+    enrolled(gallery, 6)
+    gallery.forget("one 4")
+    machine("new")
+    opened = Gallery.open(people, "people").live.items["id"].to_pylist()
+    assert opened[ROWS:] == ["one 2", "one 3", "one 5", "one 6"]
+    assert not traces_in(people, b"one 4")[1:], "by its id"
+
+
+def test_what_is_enrolled_again_while_it_is_erased_stays(people, machine):
+    machine("a")
+    gallery = Gallery.open(people, "people")
+    enrolled(gallery, 1, "gold from straw")
+    gallery.forget("gold from straw")
+    enrolled(gallery, 5, "gold from straw")
+    mark_erased(people, "people", ["gold from straw"])  # of the former one
+    machine("new")
+    assert Gallery.open(people, "people").item("gold from straw").label == "crowd"
+
+
+def test_segments_of_another_format_are_refused_by_name(people, machine):
+    machine("a")
+    enrolled(Gallery.open(people, "people"), 1)
+    (uri,) = segments_of(people)
+    table = parquet.read_table(pa.BufferReader(storage.read_bytes(uri)))
+    meta = json.loads(table.schema.metadata[b"dml.segment"])
+    sink = pa.BufferOutputStream()
+    meta = {b"dml.segment": json.dumps({**meta, "format": 99})}
+    parquet.write_table(table.replace_schema_metadata(meta), sink)
+    storage.write_bytes(uri, sink.getvalue().to_pybytes())
+    machine("new")
+    with pytest.raises(IncompatibleArtifact, match="has 99"):
+        Gallery.open(people, "people")
+
+
 def test_what_is_forgotten_and_enrolled_again_is_in_the_new_segment_alone(people, machine):
     machine("a")
     gallery = Gallery.open(people, "people")
@@ -272,6 +330,26 @@ def test_verify_names_the_segment_that_is_damaged_or_missing(people, damage, say
     assert set(repaired(people, [log]).values()) == {
         "damaged, and cannot be made again: restore the folder from a backup, all its files"
     }
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda uri: storage.write_bytes(uri, storage.read_bytes(uri)[:-30]), ["merged/{}"]),
+        (storage.delete, ["segments (number 1 is missing)", "segments (number 2 is missing)"]),
+    ],
+    ids=["cut", "missing"],
+)
+def test_verify_reads_merged_segments(people, damage, says):
+    gallery = Gallery.open(people, "people")
+    for number in range(3):
+        enrolled(gallery, number)
+    (name,) = merge_segments(Segments(folder_of(people, "people")), transactions=2, older_than_s=NOW)
+    (log,) = [each for each in check_store(people) if each.kind == "log"]
+    assert log.damaged == []
+    damage(f"{folder_of(people, 'people')}/merged/{name}")
+    (log,) = [each for each in check_store(people, "people") if each.damaged]
+    assert (log.kind, log.damaged) == ("log", [text.format(name) for text in says])
 
 
 def test_a_segment_of_another_gallery_or_number_is_refused(people, machine):
@@ -339,7 +417,7 @@ def test_a_write_whose_answer_was_lost_is_known_for_its_own(people, machine):
     mine, stored = segments.read(listed)
     assert segments.write_new(mine) == stored.etag, "written by the try before"
     with pytest.raises(storage.WriteConflict):
-        segments.write_new(replace(mine, writer="another"))
+        segments.write_new(replace(mine, writers=("another",)))
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _CHOICES = {
     "first_stage": ("--first-stage", "auto, pca16, pca32, signs, rabitq, pq4 or pq8"),
     "vectors": ("--dtype", "float32 or float16"),
+    "memory_gb": ("--memory", "above 0, as 100M"),
 }
 
 
@@ -96,6 +97,9 @@ def index(
     recall: Annotated[
         float, typer.Option(min=0.5, max=1.0, help="recall@10 of searches; they are tuned to it")
     ] = 0.95,
+    memory: Annotated[
+        str | None, typer.Option(help="for the index, as 100M; default: this machine's; of --factory auto")
+    ] = None,
     first_stage: Annotated[
         str | None,
         typer.Option(
@@ -130,6 +134,7 @@ def index(
     config = _index_config(
         factory=factory,
         recall=recall,
+        memory_gb=_memory_gb(memory, factory),
         shards=shards,
         first_stage=first_stage,
         order_by=order_by,
@@ -149,6 +154,16 @@ def index(
         model = _import_model(embedder, dataset, files, license, settings, root)
     ref = run(index_flow, name, model or dataset.partition("@")[0], dataset, config, root, workers)
     return emit(ref, as_json, show)
+
+
+def _memory_gb(memory: str | None, factory: str) -> float | None:
+    from dml.retrieval.amounts import parse_bytes
+
+    if memory is not None and factory != "auto":
+        raise InvalidSetting(
+            f"--memory bounds what --factory auto plans; got {memory} and {factory}. Leave one out."
+        )
+    return None if memory is None else parse_bytes("memory", memory) / 1e9
 
 
 def _index_config(**settings: Any) -> "IndexConfig":
@@ -235,13 +250,19 @@ def _show_explained(ref: "IndexRef") -> None:
     _show_index(ref)
     known = read_calibration(ref)
     explanation = IndexExplanation(
-        index=ref, curve=known.operating_curve, first_stage=known.first_stage, stages=known.stages
+        index=ref,
+        planned=known.planned,
+        curve=known.operating_curve,
+        first_stage=known.first_stage,
+        stages=known.stages,
     )
     _show_explanation(explanation)
 
 
 def _show_explanation(explanation: "IndexExplanation") -> None:
     curve = explanation.curve
+    if explanation.planned is not None:
+        print(f"{explanation.planned.factory} by the plan: {explanation.planned.why}")
     if explanation.delta or explanation.tombstones:
         print(
             f"{explanation.delta} items enrolled or changed since, {explanation.tombstones} of its own "
@@ -365,6 +386,7 @@ def _explanation(store: str, name: str, picture: Path | None) -> "IndexExplanati
     size = Gallery.open(store, name, readonly=True).size
     explanation = IndexExplanation(
         index=ref,
+        planned=calibration.planned,
         curve=curve,
         first_stage=first_stage,
         stages=calibration.stages,

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from dml.refs import IndexRef
+from dml.reports.plans import IndexOption
 from dml.reports.result import PartialResult, Result
 from dml.reports.schedules import Refresh
 
@@ -128,6 +129,7 @@ class IndexExplanation(Result):
     """How an index version was built, and what its searches find and cost."""
 
     index: IndexRef
+    planned: IndexOption | None = Field(None, description="why its factory; null: it was named, not planned")
     curve: OperatingCurve | None = Field(description="null: it has too few rows to measure")
     first_stage: FirstStageChoice | None = Field(None, description="null: it was built without")
     stages: tuple[StageMates, ...] = Field((), description="and the re-rankers; empty: no labels, or shards")

@@ -33,7 +33,7 @@ from dml.retrieval.bundle import (
     write_calibration,
 )
 from dml.retrieval.changes import ChangedRows
-from dml.retrieval.factory import FLAT_FACTORY, choose_factory
+from dml.retrieval.factory import FLAT_FACTORY, plan_index
 from dml.retrieval.fill import write_index
 from dml.retrieval.index import index_config_of, read_index
 from dml.retrieval.measure import measure_index
@@ -72,7 +72,8 @@ def build_index(
     """
     if config.shards > 1:
         return _build_shards(store, name, embeddings, config, model=model, changes=changes)
-    factory = choose_factory(embeddings, config) if config.factory == "auto" else config.factory
+    planned = plan_index(embeddings, config) if config.factory == "auto" else None
+    factory = config.factory if planned is None else planned.factory
     if factory == "Flat":
         factory = FLAT_FACTORY[config.vectors]
     fingerprint = storage.digest_of(
@@ -98,7 +99,7 @@ def build_index(
         calibration = measure_index(
             folder, vectors, items, index, queries, factory=factory, embeddings=embeddings, config=config
         )
-        write_calibration(folder, calibration)
+        write_calibration(folder, calibration.model_copy(update={"planned": planned}))
         if vectors.index is not index:
             begin("writing the index")
             write_index(folder / INDEX_FILE, index)

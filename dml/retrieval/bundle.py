@@ -22,7 +22,7 @@ from dml import storage
 from dml.errors import CorruptArtifact, IncompatibleArtifact
 from dml.progress import count
 from dml.refs import IndexRef
-from dml.reports import FirstStageChoice, OperatingCurve, StageMates
+from dml.reports import FirstStageChoice, IndexOption, OperatingCurve, StageMates
 from dml.retrieval.attributes import FOLDER, AttributeIndexes, open_attributes
 from dml.retrieval.query_costs import Costs
 from dml.retrieval.recall_table import RecallTable
@@ -137,9 +137,11 @@ def _write_chunk(writer: pa.ipc.RecordBatchFileWriter, tables: list[pa.Table], s
 
 
 class Calibration(BaseModel):
-    """What was measured of an index when it was built; each part may be absent."""
+    """What was planned before an index was built, and measured then; each part may be absent."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    planned: IndexOption | None = None
 
     recall_table: RecallTable | None = None
     costs: Costs | None = None
@@ -156,7 +158,7 @@ class Calibration(BaseModel):
 
 
 def read_calibration(ref: IndexRef) -> Calibration:
-    """What was measured of an index version; with a remote store it is downloaded once per machine.
+    """What was planned and measured of an index; with a remote store it is downloaded once per machine.
 
     Of an index in shards it is that of the shard with the least recall.
 
@@ -195,7 +197,7 @@ def _refuse_other_formats(ref: IndexRef, found: int | None) -> None:
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:
-    """Write what was measured; nothing where nothing was."""
+    """Write what was planned and measured; nothing where nothing was."""
     if calibration != Calibration():
         (folder / CALIBRATION_FILE).write_text(calibration.model_dump_json(indent=1), encoding="utf-8")
 

@@ -7,9 +7,10 @@ import faiss
 from dml.config import IndexConfig
 from dml.errors import InvalidSetting
 from dml.refs import EmbeddingsRef
+from dml.reports import IndexOption
 from dml.retrieval.amounts import machine_memory
 from dml.retrieval.fill import num_lists
-from dml.retrieval.sizing import factory_for
+from dml.retrieval.sizing import index_for
 
 FLAT_FACTORY = {"float32": "Flat", "float16": "SQfp16"}
 """Type of the vectors to what Faiss calls a flat index of them."""
@@ -22,18 +23,18 @@ _FACTORY_NUMBERS = {
 """What Faiss does not check: it aborts the process, or takes all memory of the machine."""
 
 
-def choose_factory(embeddings: EmbeddingsRef, config: IndexConfig) -> str:
+def plan_index(embeddings: EmbeddingsRef, config: IndexConfig) -> IndexOption:
     """As `dml plan` has it, by the figures for reference: the same on every machine of as much memory.
 
     Raises:
         InvalidSetting: no index is within the bounds.
     """
-    return factory_for(
+    return index_for(
         embeddings.rows,
         embeddings.dim,
         recall=config.recall,
         latency_ms=config.latency_ms,
-        memory=machine_memory() if config.memory_gb is None else int(config.memory_gb * 1e9),
+        memory=machine_memory() if config.memory_gb is None else round(config.memory_gb * 1e9),
         filters=len(embeddings.items.attributes),
     )
 

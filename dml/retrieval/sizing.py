@@ -2,12 +2,13 @@
 
 Among the indexes that the cost model finds within the bounds, those on the fewest machines; of them exact
 search, where its latency is within the bound; else, where searches are filtered, lists of the vectors
-themselves; else the least time for a query.
+themselves; else the least time for a query. Where that is by codes whose candidates are compared in full, a
+graph that is about as fast is taken instead.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from dml.errors import InvalidSetting
 from dml.reports import IndexOption, SizingReport, StageTime
@@ -25,6 +26,10 @@ _COARSE_LINKS = 32
 _LINKS = 32
 _MACHINES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
 _RECALLS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.999)
+# Codes mostly took 1.1 to 1.9 times as long beside a graph as predicted (docs/scale.md): a query reads all
+# centroids and many lists, which whatever else runs evicts from the caches.
+_ABOUT_AS_FAST = 1.5
+_UNHURRIED_MS = 1e12
 _IMAGES_PER_S = {"ingest": 300.0, "embed": 1500.0, "train": 500.0}
 _EPOCHS = 10
 
@@ -57,14 +62,38 @@ def _candidates(target: Target, rates: Rates) -> dict[str, list[Candidate]]:
     return found
 
 
-def _chosen(target: Target, rates: Rates) -> Candidate | None:
-    feasible = [
+def _feasible(target: Target, rates: Rates) -> list[Candidate]:
+    return [
         candidate
         for candidates in _candidates(target, rates).values()
         for candidate in candidates
         if candidate.is_feasible
     ]
-    return min(feasible, key=lambda candidate: candidate.order, default=None)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The index that is chosen, and the codes that it is taken instead of; None: it is the fastest itself."""
+
+    index: Candidate
+    codes: Candidate | None = None
+
+
+def _choose(target: Target, rates: Rates) -> _Choice | None:
+    """None: no index is within the bounds."""
+    feasible = _feasible(target, rates)
+    first = min(feasible, key=lambda candidate: candidate.order, default=None)
+    if first is None or not first.k_factor:
+        return None if first is None else _Choice(first)
+    graphs = [
+        candidate
+        for candidate in feasible
+        if candidate.index_type.links
+        and candidate.order[:-1] == first.order[:-1]
+        and candidate.query_s <= _ABOUT_AS_FAST * first.query_s
+    ]
+    graph = min(graphs, key=lambda candidate: candidate.query_s, default=None)
+    return _Choice(first) if graph is None else _Choice(graph, codes=first)
 
 
 def plan(target: Target, rates: Rates = REFERENCE) -> SizingReport:
@@ -81,9 +110,10 @@ def plan(target: Target, rates: Rates = REFERENCE) -> SizingReport:
         >>> plan(Target(rows=50_000, dim=128)).chosen.factory
         'Flat'
     """
-    chosen = _chosen(target, rates)
+    choice = _choose(target, rates)
+    chosen = None if choice is None else _option(choice.index, choice)
     options = [
-        _option(_representative(candidates), chosen) for candidates in _candidates(target, rates).values()
+        _option(_representative(candidates), choice) for candidates in _candidates(target, rates).values()
     ]
     nearest = [] if chosen is not None else list(_nearest(target, rates))
     what = rates.processor if rates.measured else f"{rates.processor}, for reference"
@@ -92,7 +122,7 @@ def plan(target: Target, rates: Rates = REFERENCE) -> SizingReport:
         dim=target.dim,
         recall=target.recall if chosen is not None else _best_recall(target, rates),
         feasible=chosen is not None,
-        chosen=None if chosen is None else _option(chosen, chosen),
+        chosen=chosen,
         others=[option for option in options if chosen is None or option.kind != chosen.kind],
         nearest=nearest,
         stages=_stages(target.rows),
@@ -117,22 +147,29 @@ def estimate(target: Target, factory: str, rates: Rates = REFERENCE, *, paramete
     return _option(Candidate(target, IndexType.parse(factory), 1, rates, given=given), None)
 
 
-def factory_for(rows: int, dim: int, *, recall: float, latency_ms: float, memory: int, filters: int) -> str:
-    """The factory string for an index on one machine, by the figures for reference, so that it is the same on
-    every machine with as much memory. Where no index is as fast as asked, the fastest.
+def index_for(
+    rows: int, dim: int, *, recall: float, latency_ms: float, memory: int, filters: int
+) -> IndexOption:
+    """The index on one machine, by the figures for reference, so that it is the same on every machine with as
+    much memory; and why. Where no index is as fast as asked, the fastest.
 
     Raises:
         InvalidSetting: no index has this recall in this memory, with the nearest that has.
+
+    Example:
+        >>> index_for(200_000, 128, recall=0.95, latency_ms=5, memory=10**9, filters=0).factory
+        'HNSW32'
     """
     target = Target(max(rows, 1), dim, recall, latency_ms, memory, filters, machines=1)
-    chosen = _chosen(target, REFERENCE)
-    if chosen is None:
-        unhurried = _candidates(replace(target, latency_ms=1e12), REFERENCE).values()
-        feasible = [each for candidates in unhurried for each in candidates if each.is_feasible]
-        chosen = min(feasible, key=lambda candidate: candidate.query_s, default=None)
-    if chosen is None:
+    choice = _choose(target, REFERENCE)
+    if choice is not None:
+        return _option(choice.index, choice)
+    unhurried = _feasible(replace(target, latency_ms=_UNHURRIED_MS), REFERENCE)
+    fastest = min(unhurried, key=lambda candidate: candidate.query_s, default=None)
+    if fastest is None:
         raise infeasible(plan(target))
-    return chosen.index_type.factory
+    why = f"the least time for a query; none is predicted within {latency_ms:g} ms"
+    return _option(fastest, None).model_copy(update={"why": why})
 
 
 def infeasible(report: SizingReport) -> InvalidSetting:
@@ -152,7 +189,7 @@ def _representative(candidates: Sequence[Candidate]) -> Candidate:
     return fits[0] if fits else candidates[-1]
 
 
-def _option(candidate: Candidate, chosen: Candidate | None) -> IndexOption:
+def _option(candidate: Candidate, choice: _Choice | None) -> IndexOption:
     return IndexOption(
         kind=candidate.kind,
         factory=candidate.name,
@@ -162,31 +199,43 @@ def _option(candidate: Candidate, chosen: Candidate | None) -> IndexOption:
         disk_bytes=candidate.disk_bytes,
         latency_ms=candidate.query_s * 1e3,
         build_hours=candidate.build_s / 3600,
-        why=_why(candidate, chosen),
+        why=_why(candidate, choice),
     )
 
 
-def _why(candidate: Candidate, chosen: Candidate | None) -> str:
-    if candidate.refusal or chosen is None:
+def _why(candidate: Candidate, choice: _Choice | None) -> str:
+    if candidate.refusal or choice is None:
         return candidate.refusal
+    chosen, codes = choice.index, choice.codes
     if candidate == chosen:
-        if candidate.is_exact:
-            return "exact, and within the bounds"
-        compared = ", candidates compared in full" if candidate.k_factor else ""
-        return f"the least time for a query within the bounds{compared}"
+        return _why_chosen(chosen, codes)
     if candidate.machines > chosen.machines:
         return f"{candidate.machines} machines, not {chosen.machines}"
     if chosen.is_exact:
         return "not exact"
     if chosen.order[2] != candidate.order[2]:
         return "codes need more candidates under a filter"
-    return f"{candidate.query_s / chosen.query_s:.1f} times the time for a query"
+    times = f"{candidate.query_s / chosen.query_s:.2g} times the time for a query"
+    return f"{times}, no more than the prediction may be wrong by" if candidate == codes else times
+
+
+def _why_chosen(chosen: Candidate, codes: Candidate | None) -> str:
+    if chosen.is_exact:
+        return "exact, and within the bounds"
+    if codes is not None:
+        return (
+            f"a graph of the vectors, predicted to be about as fast as the codes of {codes.name}: "
+            f"{chosen.query_s * 1e3:.3g} ms and {show_bytes(chosen.memory_bytes)}, "
+            f"{codes.query_s * 1e3:.3g} ms and {show_bytes(codes.memory_bytes)}"
+        )
+    compared = ", candidates compared in full" if chosen.k_factor else ""
+    return f"the least time for a query within the bounds{compared}"
 
 
 def _best_recall(target: Target, rates: Rates) -> float:
     """The highest recall within the other bounds; 0: none."""
     lower = [recall for recall in _RECALLS if recall < target.recall]
-    reached = (recall for recall in reversed(lower) if _chosen(replace(target, recall=recall), rates))
+    reached = (recall for recall in reversed(lower) if _choose(replace(target, recall=recall), rates))
     return next(reached, 0.0)
 
 
@@ -194,25 +243,20 @@ def _nearest(target: Target, rates: Rates) -> Iterator[str]:
     """Each bound as it would have to be, with the others as they are."""
     if recall := _best_recall(target, rates):
         yield f"--recall {recall:g}"
-    unhurried = [
-        candidate.query_s
-        for candidates in _candidates(replace(target, latency_ms=1e12), rates).values()
-        for candidate in candidates
-        if candidate.is_feasible
-    ]
+    unhurried = _feasible(replace(target, latency_ms=_UNHURRIED_MS), rates)
     if unhurried:
-        least = _round_up(min(unhurried) * 1e3)
-        if _chosen(replace(target, latency_ms=least), rates):
+        least = _round_up(min(candidate.query_s for candidate in unhurried) * 1e3)
+        if _choose(replace(target, latency_ms=least), rates):
             yield f"--latency-ms {least:g}"
     bytes_ = target.memory_bytes
     while bytes_ < 10**15:
         bytes_ = math.ceil(bytes_ * 1.1)
         wider = _whole(bytes_)
-        if _chosen(replace(target, memory_bytes=wider), rates):
+        if _choose(replace(target, memory_bytes=wider), rates):
             yield f"--memory {show_bytes(wider).replace(' ', '').replace('B', '')}"
             break
     for machines in _MACHINES if target.machines else ():
-        if machines > (target.machines or 0) and _chosen(replace(target, machines=machines), rates):
+        if machines > (target.machines or 0) and _choose(replace(target, machines=machines), rates):
             yield f"--machines {machines}"
             break
 

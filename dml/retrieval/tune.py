@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dml.reports import OperatingCurve, OperatingPoint
+from dml.retrieval.cost_model import K_FACTORS
 from dml.retrieval.held_out import HeldOut
 
-_K_FACTORS = (1, 2, 4, 8, 16, 32, 64)
 _K_FACTORS_COMPARED = 3  # beyond the first that reaches the target, fewer lists no longer make up for them
 _VISITED = (10, 4096)
 _WELL_BEYOND = 0.99  # the curve goes on to this recall
@@ -85,7 +85,7 @@ def tune(
     low, high = tuning.range if probes is None else (probes, probes)
     best: tuple[OperatingPoint, int, bool] | None = None
     tried = 0
-    for k_factor in (0,) if keeps_vectors(index) else _K_FACTORS:
+    for k_factor in (0,) if keeps_vectors(index) else K_FACTORS:
         if k_factor > 1 and k_factor * held_out.wanted > index.ntotal:
             break  # more candidates than rows, which NSG looks for for ever
         value = tuning.least(k_factor, low, high)

@@ -24,3 +24,20 @@ def test_rows_are_ordered_by_the_column_and_vectors_are_stored_in_half(dml, tmp_
     unknown = dml("index", "people", "--order-by", "regoin", *place)
     assert unknown.status == 2
     assert "order_by must be one of the columns" in " ".join(unknown.err.split())
+
+
+def test_the_plan_of_an_index_is_explained_and_follows_the_memory(dml, tmp_path):
+    drawn = np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32)
+    np.save(tmp_path / "vectors.npy", drawn)
+    import_vectors(str(tmp_path), "people", tmp_path / "vectors.npy")
+    place = ["--store", str(tmp_path)]
+    built = dml("index", "people", "--memory", "1M", "--explain", *place)
+    assert built.status == 0, built.err
+    assert "Flat by the plan: exact, and within the bounds" in built.out
+    assert "Flat by the plan" in dml("indexes", "people", *place).out, "kept beside the index"
+    named = dml("index", "people", "--factory", "HNSW8", "--explain", *place)
+    assert "by the plan" not in named.out
+    ignored = dml("index", "people", "--factory", "HNSW8", "--memory", "1M", *place)
+    assert ignored.status == 2
+    assert "--memory bounds what --factory auto plans" in ignored.err
+    assert dml("index", "people", "--memory", "10", *place).status == 2

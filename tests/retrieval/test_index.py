@@ -17,7 +17,7 @@ from dml.retrieval.build import build_index
 from dml.retrieval.bundle import CALIBRATION_FILE, open_bundle, read_calibration
 from dml.retrieval.index import find_index, list_indexes, publish_index
 from dml.retrieval.shards import open_index
-from dml.retrieval.sizing import factory_for
+from dml.retrieval.sizing import index_for
 from tests.embedding.parts import ROWS, table_of, unit_vectors
 
 KILLED_BEFORE_PUBLISHING = """
@@ -137,12 +137,13 @@ def test_probes_are_raised_until_the_recall_is_there(place, store, package, data
 
 @pytest.mark.parametrize(("rows", "factory"), [(1, "Flat"), (99_999, "Flat"), (200_000, "HNSW32")])
 def test_auto_is_exact_while_that_is_fast(rows, factory):
-    assert factory_for(rows, 128, recall=0.95, latency_ms=5, memory=10**10, filters=0) == factory
+    planned = index_for(rows, 128, recall=0.95, latency_ms=5, memory=10**10, filters=0)
+    assert planned.factory == factory
 
 
 def test_auto_takes_lists_where_items_have_attributes_to_filter_by():
-    chosen = factory_for(200_000, 128, recall=0.95, latency_ms=5, memory=10**10, filters=2)
-    assert chosen == "IVF2048,Flat"
+    planned = index_for(200_000, 128, recall=0.95, latency_ms=5, memory=10**10, filters=2)
+    assert planned.factory == "IVF2048,Flat"
 
 
 def test_another_recall_target_is_another_version_and_is_reached(place, store, package, dataset):

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from dml.errors import InvalidSetting
 from dml.retrieval.amounts import machine_memory, parse_bytes, parse_count
+from dml.retrieval.cost_model import K_FACTORS
 from dml.retrieval.index_type import IndexType
 from dml.retrieval.rates import REFERENCE
-from dml.retrieval.sizing import factory_for, plan
+from dml.retrieval.sizing import estimate, index_for, plan
 from dml.retrieval.target import Target
 
 targets = st.builds(
@@ -123,13 +124,67 @@ def test_slower_machines_are_not_promised_what_faster_ones_are():
 
 
 def test_a_graph_is_chosen_where_exact_search_is_too_slow_and_memory_allows_it():
-    assert factory_for(120_000, 128, recall=0.95, latency_ms=5, memory=10**9, filters=0) == "HNSW32"
+    planned = index_for(120_000, 128, recall=0.95, latency_ms=5, memory=10**9, filters=0)
+    assert planned.factory == "HNSW32"
+
+
+@pytest.mark.parametrize("dim", [128, 512])
+def test_a_graph_is_chosen_at_a_recall_where_it_was_measured_to_be_faster_than_codes(dim):
+    assert index_for(200_000, dim, recall=0.99, latency_ms=5, memory=10**10, filters=0).factory == "HNSW32"
+
+
+ABOUT_AS_FAST = Target(10**6, 128, recall=0.999)
+
+
+def test_a_graph_is_taken_where_codes_are_predicted_to_be_about_as_fast():
+    report = plan(ABOUT_AS_FAST)
+    (codes,) = [option for option in report.others if option.kind == "IVF-PQ64x4fs"]
+    assert report.chosen is not None
+    assert report.chosen.kind == "HNSW"
+    assert codes.latency_ms < report.chosen.latency_ms < 1.5 * codes.latency_ms
+    for amount in (f"{report.chosen.latency_ms:.3g} ms and 784 MB", f"{codes.latency_ms:.3g} ms and 44.2 MB"):
+        assert amount in report.chosen.why
+    assert "no more than the prediction may be wrong by" in codes.why
+
+
+def test_memory_that_a_graph_exceeds_decides_for_another_index():
+    memory = estimate(ABOUT_AS_FAST, "HNSW32").memory_bytes - 1
+    planned = index_for(10**6, 128, recall=0.999, latency_ms=5, memory=memory, filters=0)
+    assert planned.factory == "IVF4096,PQ64x4fs"
+    assert "the least time for a query within the bounds" in planned.why
+
+
+def test_the_fastest_is_planned_where_none_is_as_fast_as_asked_and_that_is_said():
+    planned = index_for(200_000, 128, recall=0.95, latency_ms=1e-3, memory=10**9, filters=0)
+    assert planned.factory == "HNSW32"
+    assert planned.why == "the least time for a query; none is predicted within 0.001 ms"
+
+
+@settings(deadline=None, max_examples=60)
+@given(targets)
+def test_codes_are_chosen_only_where_a_graph_is_refused_or_clearly_slower(target):
+    report = plan(target)
+    if report.chosen is None or "k_factor_rf" not in report.chosen.parameters or target.filters:
+        return
+    (graph,) = [option for option in report.others if option.kind == "HNSW"]
+    is_slower = graph.latency_ms > 1.5 * report.chosen.latency_ms
+    assert is_slower or graph.machines > report.chosen.machines or not graph.why.endswith("for a query")
+
+
+@settings(deadline=None, max_examples=60)
+@given(targets)
+def test_the_candidates_that_are_planned_are_those_that_tuning_tries(target):
+    report = plan(target)
+    for option in [*report.others, *filter(None, [report.chosen])]:
+        _, named, factor = option.parameters.partition("k_factor_rf=")
+        assert not named or int(factor) in K_FACTORS
 
 
 def test_a_factory_for_a_machine_is_refused_where_nothing_fits():
-    assert factory_for(1000, 64, recall=0.95, latency_ms=5, memory=10**9, filters=0) == "Flat"
+    planned = index_for(1000, 64, recall=0.95, latency_ms=5, memory=10**9, filters=0)
+    assert planned.factory == "Flat"
     with pytest.raises(InvalidSetting, match="nearest that is: --"):
-        factory_for(10**9, 512, recall=0.95, latency_ms=5, memory=10**9, filters=0)
+        index_for(10**9, 512, recall=0.95, latency_ms=5, memory=10**9, filters=0)
 
 
 @pytest.mark.parametrize(

@@ -87,10 +87,10 @@ def _logs(store: str, name: str | None) -> list[CheckedArtifact]:
     root = storage.join(store, "galleries")
     names = {*storage.list_folders(root), *storage.list_folders(storage.join(store, "indexes"))}
     logs = []
-    for each in sorted(filter(is_name, names if name is None else names & {name})):
-        damaged = damaged_files_of_log(store, each)
+    for log in sorted(filter(is_name, names if name is None else names & {name})):
+        damaged = damaged_files_of_log(store, log)
         if damaged is not None:
-            logs.append(CheckedArtifact("log", each, each, storage.join(root, each), damaged))
+            logs.append(CheckedArtifact("log", log, log, storage.join(root, log), damaged))
     return logs
 
 

@@ -214,7 +214,7 @@ def forget_enrolled_flow(
     holding = [str(ref) for ref in stage(versions_holding)(root, name, left)]
     say(f"items of gallery {name} forgotten: {len(forgotten)}; versions that still hold some: {len(holding)}")
     receipt = [*_erased([("log", name)]), *_rewritten(segments), *_removed(removed)]
-    held = [Erasure(place="index", name=each, erased=False, until=_NEXT_BUILD) for each in holding]
+    held = [Erasure(place="index", name=version, erased=False, until=_NEXT_BUILD) for version in holding]
     return ForgetReport(
         items=len(forgotten),
         rebuilt=rebuilt,

@@ -103,7 +103,7 @@ def markdown(command: str, report: BenchReport, datasets: Mapping[str, Sequence[
     for name, lines in datasets.items():
         splits = lines[0].row.dataset.splits
         sizes = ", ".join(f"{split} {s.rows} images of {s.classes} classes" for split, s in splits.items())
-        hardware = ", ".join(sorted({each.hardware for line in lines for each in line.reports}))
+        hardware = ", ".join(sorted({cell.hardware for line in lines for cell in line.reports}))
         text += [
             f"## {name}",
             "",

@@ -109,8 +109,8 @@ def _quality(text: str) -> "Quality":
 
 
 def _show_enrolment(report: "EnrolmentReport") -> None:
-    for each in report.ids:
-        print(each)
+    for id_ in report.ids:
+        print(id_)
     print(
         f"{report.identity} is in index {report.index}, as of revision {report.revision}; items enrolled "
         f"since it was built: {report.delta}. `dml reindex` builds them in"

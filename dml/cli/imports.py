@@ -126,7 +126,7 @@ def _show(report: "ModelImportReport") -> None:
         print(f"- {visible(note)}")
     print_table("an image becomes", [report.preprocessing])
     if report.neighbors:
-        print_table("nearest neighbours", [each.model_dump() for each in report.neighbors])
+        print_table("nearest neighbours", [neighbor.model_dump() for neighbor in report.neighbors])
         print(f"an image as the network sees it: {report.picture}")
     if report.model is not None:
         print(f"model {report.model} is {report.model.alias or 'registered'}: {report.model.reason}")

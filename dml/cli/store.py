@@ -68,10 +68,10 @@ def verify(
 
 
 def _show_verified(report: "VerifyReport") -> None:
-    for each in report.artifacts:
-        if each.state != "ok":
-            print(f"{each.kind} {each.artifact}: {', '.join(each.damaged)}: {each.state}")
-    num_ok = sum(each.state == "ok" for each in report.artifacts)
+    for artifact in report.artifacts:
+        if artifact.state != "ok":
+            print(f"{artifact.kind} {artifact.artifact}: {', '.join(artifact.damaged)}: {artifact.state}")
+    num_ok = sum(artifact.state == "ok" for artifact in report.artifacts)
     print(f"{len(report.artifacts)} artefacts, {num_ok} as they were published")
 
 
@@ -110,10 +110,10 @@ def gc(
             removals = remove(removals)
     report = CleanupReport(
         removed=[
-            UnneededArtifact(uri=each.uri, kind=each.kind, why=each.why, size_bytes=each.size_bytes)
-            for each in removals
+            UnneededArtifact(uri=item.uri, kind=item.kind, why=item.why, size_bytes=item.size_bytes)
+            for item in removals
         ],
-        size_bytes=sum(each.size_bytes for each in removals),
+        size_bytes=sum(item.size_bytes for item in removals),
         dry_run=dry_run,
     )
     return emit(report, as_json, _show_cleanup)
@@ -124,8 +124,8 @@ def _show_cleanup(report: "CleanupReport") -> None:
         print("nothing to remove: everything is needed")
         return
     rows = [
-        {"kind": each.kind, "what": each.uri, "why": each.why, "MiB": round(each.size_bytes / 2**20, 2)}
-        for each in report.removed
+        {"kind": item.kind, "what": item.uri, "why": item.why, "MiB": round(item.size_bytes / 2**20, 2)}
+        for item in report.removed
     ]
     print_table("would go" if report.dry_run else "removed", rows)
     said = ", nothing removed yet" if report.dry_run else ""
@@ -165,8 +165,8 @@ def rm(
 
 
 def _show_removed(report: "RemovalReport") -> None:
-    for each in report.removed:
-        print(f"removed {report.kind} {each}")
+    for name in report.removed:
+        print(f"removed {report.kind} {name}")
     print("`dml gc` removes what nothing needs any more")
 
 
@@ -275,16 +275,16 @@ def receipt_lines(receipt: Sequence["Erasure"]) -> list[str]:
     A log on S3 can have thousands of segments; of those that were written again the first and the last are
     named.
     """
-    segments = [each.name for each in receipt if each.place == "segment" and each.erased]
+    segments = [line.name for line in receipt if line.place == "segment" and line.erased]
     lines = []
     if len(segments) == 1:
         lines.append(f"written again without them: segment {segments[0]}")
     elif segments:
         lines.append(f"written again without them: {len(segments)} segments, {segments[0]} to {segments[-1]}")
     return lines + [
-        f"{each.place} {each.name} holds some until: {each.until}"
-        for each in receipt
-        if not each.erased and each.place != "index"
+        f"{line.place} {line.name} holds some until: {line.until}"
+        for line in receipt
+        if not line.erased and line.place != "index"
     ]
 
 

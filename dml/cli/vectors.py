@@ -65,7 +65,7 @@ def _show_import(report: "ImportReport") -> None:
     if report.normalized:
         print(f"{report.normalized} vectors were not of unit length, and are now")
     if report.refused:
-        refused = [each.model_dump() for each in report.refused]
+        refused = [refusal.model_dump() for refusal in report.refused]
         print_table(f"in quarantine, all listed in {report.quarantine}", refused)
     labels = f"{ref.items.classes} classes" if ref.items.classes else "no labels"
     print(f"{ref.source}: {ref.rows} vectors of {ref.dim} dimensions, {labels}: {ref.uri}")
@@ -86,7 +86,7 @@ def vectors(store: Store = None, as_json: Json = False) -> "VectorsList":
 
 
 def _show_vectors(answer: "VectorsList") -> None:
-    print_table("vectors", [_row_of(each) for each in answer.vectors])
+    print_table("vectors", [_row_of(table) for table in answer.vectors])
 
 
 def _row_of(ref: "ListedVectors") -> dict[str, str | int]:

@@ -385,7 +385,7 @@ def read_hdf5_text(path: Path, names: tuple[str, ...]) -> list[str] | None:
                 )
             values = _read_hdf5(column, slice(None), path)
             try:
-                return [each.decode() if isinstance(each, bytes) else str(each) for each in values]
+                return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
             except UnicodeDecodeError as error:
                 raise InvalidData(
                     f"Ids must be text in UTF-8; {error.object!r} of {path}, {name!r}, is not. Write "

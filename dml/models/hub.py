@@ -96,7 +96,7 @@ def require_timm(name: str) -> None:
         raise InvalidSetting(
             f"timm must have the network; it has no {network!r}.{did_you_mean(network, timm.list_models())}"
         )
-    tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{network}.*")]
+    tags = [entry.partition(".")[2] for entry in timm.list_pretrained(f"{network}.*")]
     if tag and tag not in tags:
         raise InvalidSetting(
             f"timm must have the weights; {network} has no {tag!r}, but {', '.join(tags) or 'none'}."

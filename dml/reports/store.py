@@ -23,7 +23,7 @@ class VerifyReport(PartialResult):
     @property
     def damaged(self) -> list[VerifiedArtifact]:
         """What is damaged still."""
-        return [each for each in self.artifacts if each.state.startswith("damaged")]
+        return [artifact for artifact in self.artifacts if artifact.state.startswith("damaged")]
 
 
 class UnneededArtifact(Result):

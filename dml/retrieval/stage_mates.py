@@ -140,7 +140,7 @@ class _Search:
 def _summed_up(
     found: Sequence[_HandedOn], own: NDArray[np.int64], labels: NDArray[np.int64], is_ordered: bool
 ) -> StageMates:
-    rows = [each.rows[:K] if is_ordered else each.rows for each in found]
+    rows = [query.rows[:K] if is_ordered else query.rows for query in found]
     hits = [labels[of_query] == label for of_query, label in zip(rows, own, strict=True)]
     return StageMates(
         stage=found[0].stage,
@@ -148,7 +148,7 @@ def _summed_up(
         handed_on=max(map(len, rows)),
         mate_recall=float(np.mean([hit.any() for hit in hits])),
         mate_at_1=float(np.mean([hit[:1].any() for hit in hits])) if is_ordered else None,
-        cpu_us=float(np.median([each.cpu_us for each in found])),
+        cpu_us=float(np.median([query.cpu_us for query in found])),
     )
 
 

@@ -24,7 +24,7 @@ def runtime(kind: str) -> type[Runtime]:
         )
     module = import_module(f"{__name__}.{kind}")
     return next(
-        each
-        for each in vars(module).values()
-        if isinstance(each, type) and issubclass(each, Runtime) and each.__module__ == module.__name__
+        member
+        for member in vars(module).values()
+        if isinstance(member, type) and issubclass(member, Runtime) and member.__module__ == module.__name__
     )

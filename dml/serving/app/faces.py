@@ -46,13 +46,13 @@ async def find_faces(
             "Leave faces out.",
         )
     faces = await service.faces(opened, stages, images)
-    limit_rate(sum(max(len(each) - 1, 0) for each in faces) * times)
+    limit_rate(sum(max(len(of_picture) - 1, 0) for of_picture in faces) * times)
     return faces
 
 
 def vectors_of(faces: Faces) -> list[NDArray[np.float32]]:
     """Of all faces, in order."""
-    return [vector for each in faces for _, vector in each]
+    return [vector for of_picture in faces for _, vector in of_picture]
 
 
 def by_picture(faces: Faces, answers: Iterable[A], made: Callable[[A, Box, float], F]) -> list[list[F]]:

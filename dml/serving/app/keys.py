@@ -176,7 +176,7 @@ def make_key(
         InvalidSetting: no permission, an unknown one, no name, or an audit log that cannot be written: then
             no key is made.
     """
-    unknown = [each for each in permissions if each not in PERMISSIONS]
+    unknown = [permission for permission in permissions if permission not in PERMISSIONS]
     if unknown or not permissions:
         raise InvalidSetting(
             f"permissions must be of {', '.join(PERMISSIONS)}; got {', '.join(unknown) or 'none'}. read "

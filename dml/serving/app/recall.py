@@ -102,7 +102,7 @@ class RecallSampler:
         counts.append((found, expected))
         while sum(number for _, number in counts) > _KEPT and len(counts) > 1:
             counts.popleft()
-        hits, trials = (sum(each) for each in zip(*counts, strict=True))
+        hits, trials = (sum(column) for column in zip(*counts, strict=True))
         self._metrics.recall_queries.labels(name).inc()
         if not trials:
             return

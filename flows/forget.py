@@ -151,7 +151,7 @@ def _forget(store: str, name: str, ids: list[str], steps: _Steps) -> ForgetRepor
     segments = [  # from answers at once, where there is a gallery
         uri for index in indexes for uri in stage(forget_logged)(store, index.name, ids)
     ]
-    twins = {twin for ref in holding if steps.same_images for twin in stage(steps.same_images)(ref, ids)}
+    same = {other for ref in holding if steps.same_images for other in stage(steps.same_images)(ref, ids)}
     without = {ref.uri: stage(steps.without_items)(store, ref, ids) for ref in holding}
     stage(steps.point_without)(store, name, without)
     rebuilt = [
@@ -171,7 +171,7 @@ def _forget(store: str, name: str, ids: list[str], steps: _Steps) -> ForgetRepor
         items=len(ids),
         rebuilt=rebuilt,
         removed=removed,
-        same_images=sorted(twins),
+        same_images=sorted(same),
         receipt=[*_erased(places), *_rewritten(segments), *_removed(removed)],
     )
 

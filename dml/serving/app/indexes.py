@@ -18,6 +18,7 @@ from dml.retrieval.shards import open_index
 from dml.retrieval.thresholds import find_thresholds_ref
 from dml.serving.app.opened import OpenIndex, Uses, require_store
 from dml.serving.app.packages import Packages
+from dml.serving.app.problems import told
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +102,10 @@ class OpenIndexes:
 
     def _cannot(self, name: str, error: Exception) -> None:
         """The version that is open goes on answering."""
-        if self.unavailable.get(name) != str(error):
+        text = told(error)
+        if self.unavailable.get(name) != text:
             logger.warning("index %s cannot be refreshed: %s", name, error)
-        self.unavailable[name] = str(error)
+        self.unavailable[name] = text
 
     def _refresh_one(self, name: str) -> bool:
         gallery = self._galleries.get(name)

@@ -17,6 +17,7 @@ from dml.errors import (
     InvalidFilter,
     InvalidSetting,
     MissingArtifact,
+    StorageUnavailable,
     Unreachable,
     WriteCommitted,
     without_password,
@@ -94,6 +95,15 @@ _OF_STATUS = {
 }
 
 
+def told(error: Exception) -> str:
+    """An error's message for clients: without the address and the bucket of the store."""
+    text = str(error)
+    for unreached in (error, error.__cause__):
+        if isinstance(unreached, StorageUnavailable):
+            text = text.replace(str(unreached), "The store must answer; it does not. Try again later.")
+    return text
+
+
 def refusal_of(error: Exception, *, hide: str = "") -> Refused:
     """What to answer instead of an exception.
 
@@ -107,7 +117,7 @@ def refusal_of(error: Exception, *, hide: str = "") -> Refused:
         return _of_validation(error)
     for kind, status, code in _OF_ERRORS:
         if isinstance(error, kind):
-            text = without_password(str(error).replace(f"{hide}/", "") if hide else str(error))
+            text = without_password(told(error).replace(f"{hide}/", "") if hide else told(error))
             refused = _split(status, code, text, retry_after=5 if status == 503 else None)
             refused.write_committed = True if kind is WriteCommitted else None
             return refused

@@ -80,11 +80,12 @@ def test_an_unavailable_store_is_an_unreachable_server_and_a_system_error():
         (refusing(400, "AuthorizationHeaderMalformed", "not eu"), "Malformed: not eu", "AWS_DEFAULT_REGION"),
         (refusing(403, "AccessDenied", "no"), "ACCESS_DENIED", "Use credentials that may"),
         (saying(200, "text/html", "<html>hello</html>"), "another server's than S3's", "AWS_ENDPOINT_URL"),
+        (saying(200, "application/xml", "{}"), "another server's than S3's", "AWS_ENDPOINT_URL"),
         (saying(404, "text/html", "<html>no</html>"), "than S3's, status 404", "AWS_ENDPOINT_URL"),
         (lambda connection: connection.sendall(b"SSH-2.0-OpenSSH_9\r\n"), "not HTTP", "https://"),
         (lambda connection: None, "connection broke", "https://"),
     ],
-    ids=["key", "secret", "expired", "bucket", "region", "denied", "page", "no-page", "no-http", "closes"],
+    ids=lambda value: value if isinstance(value, str) else "answer",
 )  # fmt: skip
 def test_what_a_server_answers_is_said_with_its_address_the_bucket_and_what_to_do(
     server, answer, reason, remedy
@@ -122,6 +123,41 @@ def test_a_host_that_does_not_exist_is_named(server):
     server("http://no-such-host.invalid:9000")
     message, _ = error_of(storage.exists, "s3://photos/store")
     assert "its host no-such-host.invalid is not known" in message
+
+
+@pytest.mark.slow  # 4 s, the limit of a connection
+def test_a_server_that_takes_no_connection_is_named(server):
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for waiting in (first, second):
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        server(f"http://127.0.0.1:{full.getsockname()[1]}")
+        message, seconds = error_of(storage.exists, "s3://photos/store")
+    assert "it takes no connection in time" in message
+    assert seconds < 10
+
+
+def test_a_short_secret_leaves_the_words_as_they_are(server, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "t")
+    server("http://127.0.0.1:9")
+    message, _ = error_of(storage.exists, "s3://photos/store")
+    assert "there is no connection: Connection refused." in message
+
+
+def test_an_error_of_other_requests_by_boto3_is_told_too(server):
+    from boto3.exceptions import S3UploadFailedError
+    from botocore.exceptions import EndpointConnectionError
+
+    address = server("http://127.0.0.1:9")
+    for error in (EndpointConnectionError(endpoint_url=address), S3UploadFailedError("no\nmore")):
+        told = storage.unavailable(error)
+        assert told is not None
+        assert str(told).startswith(f"S3 at {address} must answer; ")
+    assert storage.unavailable(ValueError("AWS Error")) is None
+    assert storage.unavailable(OSError(28, "No space left on device")) is None
+    assert storage.unavailable(TimeoutError("no complete answer within 1 s")) is None
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -268,4 +304,4 @@ def test_boto3_names_a_server_that_dies_in_a_read(relay, s3_store):
     storage.update_checked(uri, lambda _: {"long": "x" * 100_000})
     relay.cut_after_bytes = 50_000
     message, _ = error_of(storage.update_checked, uri, dict)
-    assert "must answer for bucket" in message
+    assert "the connection broke: " in message

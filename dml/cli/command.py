@@ -121,6 +121,8 @@ def _run(as_json: bool, words: Sequence[str] | None = None) -> int:
             _USERS_MISTAKE,
         )
     except Exception as error:
+        if (unavailable := storage.unavailable(error)) is not None:  # boto3's, of MLflow's own requests
+            return _refused(str(unavailable), as_json, unavailable.exit_status)
         return _unexpected(error, as_json)
     if ended == INTERRUPTED:
         raise KeyboardInterrupt

@@ -32,6 +32,7 @@ CONNECT_WITHIN_S = 4.0
 _FIND_WITHIN_S = 8.0  # the host's name and all its addresses
 _START_WITHIN_S = 1.0  # a server that is just starting again
 _PAUSE_S = 0.25
+_SECRET_LENGTH = 8
 
 _AWS_ERROR = re.compile(
     r"AWS Error (?:\[code )?(\w+)\]?(?: \(HTTP status \d+\))?(?: during \w+ operation)?(?:: (.*))?", re.DOTALL
@@ -300,7 +301,8 @@ def _remedy() -> str:
 
 def _error(bucket: str, reason: str, remedy: str) -> StorageUnavailable:
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        if secret := os.environ.get(name):
+        secret = os.environ.get(name, "")
+        if len(secret) >= _SECRET_LENGTH:  # a shorter one, as of a test server, is a part of words
             reason = reason.replace(secret, "***")
     must = f"must answer for bucket {bucket!r}" if bucket else "must answer"
     return StorageUnavailable(
@@ -319,12 +321,13 @@ def translated_errors(uri: str) -> Iterator[None]:
         StorageUnavailable: the server does not answer, or refuses; the message names it and the bucket.
     """
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
 
     try:
         yield
     except StorageUnavailable:
         raise
-    except (OSError, BotoCoreError, ClientError) as error:
+    except (OSError, BotoCoreError, ClientError, ResponseParserError) as error:
         translated = unavailable(error, uri)
         if translated is None and isinstance(error, TimeoutError):  # of `call_within`
             translated = _error(_bucket(uri), f"it gave {error}", _slow_remedy())
@@ -346,7 +349,7 @@ def unavailable(error: BaseException, uri: str = "") -> StorageUnavailable | Non
     """
     if isinstance(error, StorageUnavailable):
         return error
-    if type(error).__module__.startswith("botocore."):  # some of them are OSErrors, too
+    if type(error).__module__.startswith(("botocore.", "boto3.")):  # some of them are OSErrors, too
         return _boto_error(error, _bucket(uri))
     return _arrow_error(error, _bucket(uri)) if isinstance(error, OSError) else None
 
@@ -383,6 +386,7 @@ def _network_reason(code: str, words: str, text: str) -> tuple[str, str]:
 
 def _boto_error(error: BaseException, bucket: str) -> StorageUnavailable:
     from botocore import exceptions
+    from botocore.parsers import ResponseParserError
 
     text = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, exceptions.ClientError):
@@ -397,12 +401,14 @@ def _boto_error(error: BaseException, bucket: str) -> StorageUnavailable:
     if isinstance(error, exceptions.ReadTimeoutError):
         return _error(bucket, "it takes the connection and does not answer in time", _slow_remedy())
     if isinstance(error, exceptions.EndpointConnectionError | exceptions.ConnectTimeoutError):
-        return _error(bucket, "there is no connection", _remedy())
+        return _error(bucket, f"there is no connection: {text}", _remedy())
+    if isinstance(error, exceptions.ResponseStreamingError | exceptions.IncompleteReadError):
+        return _error(bucket, f"the connection broke: {text}", _again())
     if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
         return _error(bucket, text, _KEYS)
     if isinstance(error, exceptions.HTTPClientError):  # also a connection that ends in the middle
         return _error(bucket, f"the connection broke, or its answer is not HTTP: {text}", _tls_remedy())
-    if isinstance(error, exceptions.ResponseParserError):
+    if isinstance(error, ResponseParserError):
         return _error(bucket, "its answer is another server's than S3's", _remedy())
     return _error(bucket, text, _again())
 

@@ -11,7 +11,14 @@ from dml.cli.output import columns_of, emit, print_table, visible
 from dml.errors import InvalidSetting
 
 if TYPE_CHECKING:
-    from dml.reports import EvaluationReport, ListedModel, ModelList, TrainingReport, VectorsReport
+    from dml.reports import (
+        Evaluation,
+        EvaluationReport,
+        ListedModel,
+        ModelList,
+        TrainingReport,
+        VectorsReport,
+    )
 
 
 @verb()
@@ -82,6 +89,7 @@ def train(
 def _show_training(report: "TrainingReport") -> None:
     trained = report.trained
     print_table(f"{report.evaluation.dataset}, split test", report.evaluation.table())
+    _print_left_out(report.evaluation.trained)
     if report.reason:
         print(f"experiment: {report.reason}")
     _print_verdict(report.evaluation.verdict(report.gate_metric))
@@ -120,6 +128,7 @@ def evaluate(
 
 def _show_evaluation(report: "EvaluationReport", model: str) -> None:
     print_table(f"{model} on {report.dataset}, split test", report.table())
+    _print_left_out(report.trained)
     _print_verdict(report.verdict())
     if report.slices():
         print_table("by slice of the queries", report.slices())
@@ -127,8 +136,14 @@ def _show_evaluation(report: "EvaluationReport", model: str) -> None:
 
 def _show_vectors_evaluation(report: "VectorsReport") -> None:
     print_table(report.embeddings.source, [report.evaluation.row()])
+    _print_left_out(report.evaluation)
     if report.evaluation.slices:
         print_table("by slice of the queries", report.evaluation.slice_rows())
+
+
+def _print_left_out(evaluation: "Evaluation") -> None:
+    if evaluation.left_out:
+        print(evaluation.left_out)
 
 
 def _print_verdict(verdict: str) -> None:

@@ -72,7 +72,12 @@ def measure(
         if config.nmi:
             metrics |= _clustering(vectors, rows.labels, config)
         ticker.begin("slices")
-        return Evaluation(metrics=metrics, slices=_slices(rows, queries, config))
+        return Evaluation(
+            metrics=metrics,
+            slices=_slices(rows, queries, config),
+            num_queries=len(queries.rows),
+            num_without_positives=queries.num_without_positives,
+        )
 
 
 def _measured(

@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -53,8 +54,11 @@ def figure(width: float, height: float) -> Iterator[tuple["Figure", "io.BytesIO"
         drawn = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(drawn)
         yield drawn, out
-        # Without the version of the library: equal inputs give equal bytes.
-        drawn.savefig(out, format="png", dpi=_DPI, metadata={"Software": None})
+        with warnings.catch_warnings():
+            # A script that the font lacks is boxes; the page has the words beside them.
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+            # Without the version of the library: equal inputs give equal bytes.
+            drawn.savefig(out, format="png", dpi=_DPI, metadata={"Software": None})
 
 
 def color_and_marker(number: int) -> tuple[str, str]:
@@ -64,8 +68,12 @@ def color_and_marker(number: int) -> tuple[str, str]:
 
 
 def short(text: str, length: int = 24) -> str:
-    """A label for a chart, cut to one line; `$` and a leading `_`, special in matplotlib, are escaped."""
+    """A label for a chart, cut to one line; `$` and a leading `_`, special in matplotlib, are escaped.
+
+    Control characters, those of direction too, are written as Python escapes them.
+    """
     line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     cut = line if len(line) <= length else line[: length - 1].rstrip() + "…"
     return ("\u200b" if cut.startswith("_") else "") + cut.replace("$", r"\$")
 

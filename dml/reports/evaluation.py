@@ -70,6 +70,20 @@ class Evaluation(Result):
 
     metrics: dict[str, Measured]
     slices: list[Slice] = Field([])
+    num_queries: int = Field(0, description="that retrieval metrics are means over: those with a positive")
+    num_without_positives: int = Field(
+        0, description="queries without a positive in the gallery, which no mean is over"
+    )
+
+    @property
+    def left_out(self) -> str:
+        """One sentence on the queries that no mean is over; empty where there are none."""
+        if not self.num_without_positives:
+            return ""
+        return (
+            f"means over {self.num_queries} queries; {self.num_without_positives} more have no positive in "
+            "the gallery and are left out"
+        )
 
     @property
     def values(self) -> dict[str, float]:

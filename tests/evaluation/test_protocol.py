@@ -98,6 +98,14 @@ def test_slices_are_those_of_every_value_and_count_their_queries():
         assert {name: each.value for name, each in part.metrics.items()} == queries.select(chosen).means()
 
 
+def test_queries_without_a_positive_are_counted_and_said():
+    labels = np.array([*LABELS[:60], *range(100, 130)])
+    evaluation = measure(VECTORS, Rows(labels, {}), EvaluationConfig())
+    assert (evaluation.num_queries, evaluation.num_without_positives) == (60, 30)
+    assert evaluation.left_out.startswith("means over 60 queries; 30 more have no positive")
+    assert not measure(VECTORS, ROWS_, EvaluationConfig()).left_out
+
+
 def test_queries_search_the_gallery_alone_where_the_rows_have_roles():
     evaluation = measure(
         VECTORS, ROWS_, EvaluationConfig(role_attribute="role", slices=("shelf",), nmi=False)

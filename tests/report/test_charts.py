@@ -1,6 +1,7 @@
 """Charts draw the numbers of the metrics room; those that nobody could read are not drawn."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -153,6 +154,16 @@ def test_a_label_is_drawn_as_it_is_whatever_is_in_it(label):
     labels = np.zeros(4, dtype=np.int64)
     without = charts.draw_map(actual, labels, {0: "."}, np.array([0]))
     assert charts.draw_map(actual, labels, {0: label}, np.array([0])) != without
+
+
+@pytest.mark.parametrize("label", ["\u6c49\u5b57", "a\x1b[31mb", "a\u202eb"])
+def test_a_label_that_the_font_lacks_or_that_is_a_control_warns_of_nothing(label):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with style.figure(4, 1) as (drawn, png):
+            drawn.text(0.5, 0.5, style.short(label))
+    assert png.getvalue()
+    assert style.short(label).isprintable()
 
 
 def test_training_curves_get_a_panel_each():

@@ -18,7 +18,7 @@ from dml.errors import (
     StorageUnavailable,
 )
 from dml.retrieval.gallery.log import ERASED, Entry, Log, erased_id
-from dml.retrieval.gallery.segment import RESTORE, Segment, hold_after
+from dml.retrieval.gallery.segment import RESTORE, Logged, Segment, hold_after
 from dml.retrieval.gallery.segments import Listed, Segments, cover, name_of
 
 _SEGMENTS_AT_ONCE, _BYTES_AT_ONCE = 64, 1 << 27
@@ -110,16 +110,16 @@ class LocalCopy(Log):
         if entry.op == "forget":
             self._rows("UPDATE segment_items SET forgotten = ? WHERE id = ?", revision, entry.id)
 
-    def rename_forgotten(self, id_: str, digest: str) -> bool:
-        forgotten = self._rows("SELECT revision FROM entries WHERE op = 'forget' AND id = ?", id_)
-        for (revision,) in forgotten:
+    def rename_forgotten(self, id_: str, digest: str) -> int | None:
+        revision = super().rename_forgotten(id_, digest)
+        if revision is not None:
             self._rows(
                 "UPDATE OR REPLACE segment_items SET id = ?, forgotten = max(forgotten, ?) WHERE id = ?",
                 digest,
                 revision,
                 id_,
             )
-        return super().rename_forgotten(id_, digest)
+        return revision
 
     def follow(self) -> None:
         """Take what other machines have written, unless another process of this machine is doing it.
@@ -202,14 +202,17 @@ class LocalCopy(Log):
         return True
 
     def _apply(self, segment: Segment) -> None:
-        digests = {c.entry.id: c for c in segment.changes if c.entry.id.startswith(ERASED)}
+        digests: dict[str, list[Logged]] = {}
+        for change in segment.changes:
+            if change.entry.id.startswith(ERASED):
+                digests.setdefault(change.entry.id, []).append(change)
         for id_, revision in self._rows("SELECT id, revision FROM entries") if digests else ():
-            change = digests.get(erased_id(id_))
-            if change is None or revision > change.entry.revision:
-                continue
-            if change.kind == "entry":  # the segment was rewritten before this machine read it
-                self.write(change.entry.revision, Entry("forget", id_), embedder="")
-            self.rename_forgotten(id_, change.entry.id)
+            for change in digests.get(erased_id(id_), ()):
+                if revision > change.entry.revision:  # it was enrolled again
+                    continue
+                if change.kind == "entry":  # the segment was rewritten before this machine read it
+                    self.write(change.entry.revision, Entry("forget", id_), embedder="")
+                self.rename_forgotten(id_, change.entry.id)
         for kind, entry, embedder, image in segment.changes:
             if kind == "entry":
                 self.write(entry.revision, entry, embedder=embedder, image=image)

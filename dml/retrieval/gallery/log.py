@@ -325,13 +325,16 @@ class Log:
         """The URIs of the segments that hold each item; of a store on a disk there is none."""
         return {}
 
-    def rename_forgotten(self, id_: str, digest: str) -> bool:
-        """Replace the id of a forgotten item by its digest, inside a transaction; False: it is not one."""
-        with self._reading_errors():
-            renamed = self._connection.execute(
-                "UPDATE OR REPLACE entries SET id = ? WHERE op = 'forget' AND id = ?", (digest, id_)
-            )
-        return renamed.rowcount > 0
+    def rename_forgotten(self, id_: str, digest: str) -> int | None:
+        """Replace the id of a forgotten item by its digest, inside a transaction.
+
+        Returns:
+            The revision that it was forgotten with; None: it is not forgotten, and stays.
+        """
+        for (revision,) in self._rows("SELECT revision FROM entries WHERE op = 'forget' AND id = ?", id_):
+            self._rows("UPDATE OR REPLACE entries SET id = ? WHERE id = ?", digest, id_)
+            return int(revision)
+        return None
 
     def set_revision(self, revision: int) -> None:
         """Number the open transaction."""

@@ -43,8 +43,9 @@ class Logged(NamedTuple):
     """One change of a log."""
 
     kind: Literal["entry", "vector", "erased", "hold", "release"]
-    """entry: of an item; vector: another one of an item; erased: an id was replaced by its digest, which this
-    one's id is; hold, release: nobody else writes between them."""
+    """entry: of an item; vector: another one of an item; erased: the id of a forgotten item was replaced by
+    its digest, which is this one's id, with the revision of the forgetting; hold, release: nobody else writes
+    between them."""
     entry: Entry
     embedder: str = ""
     """Of the vector."""
@@ -88,14 +89,20 @@ def compacted(changes: Iterable[Logged]) -> tuple[Logged, ...]:
                 forgotten[erased_id(id_)] = id_
         elif change.kind == "vector":
             vectors.setdefault(id_, {})[change.embedder] = change
-        elif change.kind == "erased" and (former := entries.get(forgotten.get(id_, ""))) is not None:
-            if former.entry.op == "forget":  # else it was enrolled again
-                del entries[former.entry.id]
-                entries[id_] = former._replace(entry=replace(former.entry, id=id_))
-        elif change.kind != "erased" or id_ not in entries:
+        elif change.kind == "erased" and _is_of(entries.get(forgotten.get(id_, "")), change):
+            former = entries.pop(forgotten[id_])
+            entries[id_] = former._replace(entry=replace(former.entry, id=id_))
+        else:
             others[change.kind, id_] = change
     more = [vector for of_item in vectors.values() for vector in of_item.values()]
     return (*entries.values(), *more, *others.values())
+
+
+def _is_of(former: Logged | None, erased: Logged) -> bool:
+    """Whether an entry is the forgetting whose id was replaced by its digest."""
+    return (
+        former is not None and former.entry.op == "forget" and former.entry.revision == erased.entry.revision
+    )
 
 
 def hold_after(segment: Segment, hold: str) -> str:

@@ -5,7 +5,7 @@ First those of one transaction, then the merged ones: so none is missed that is 
 """
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from dml import storage
@@ -38,18 +38,16 @@ def erase_items(segments: Segments, held: Mapping[str, Forgotten]) -> dict[str, 
         for each in segments.list_from(first, most=last - first + 1):
             if not each.is_empty and each.last <= last:
                 written[each.name] = _erase_from(segments, each.name, forgotten)
-    for each in segments.list_merged(min(numbers_of(name)[0] for name in held), unwritten=True):
-        overlapping = [
-            of_name
-            for name, of_name in held.items()
-            if numbers_of(name)[0] <= each.last and each.first <= numbers_of(name)[1]
-        ]
-        if overlapping:
-            written[each.name] = _erase_from(segments, each.name, _latest(overlapping))
+    ranges = [(*numbers_of(name), forgotten) for name, forgotten in held.items()]
+    for each in segments.list_merged(min(first for first, _, _ in ranges), unwritten=True):
+        forgotten = _latest(of for first, last, of in ranges if first <= each.last and each.first <= last)
+        if forgotten:
+            written[each.name] = _erase_from(segments, each.name, forgotten)
     return {name: etag for name, etag in written.items() if etag is not None}
 
 
-def _latest(forgotten: Sequence[Forgotten]) -> dict[str, int]:
+def _latest(forgotten: Iterable[Forgotten]) -> dict[str, int]:
+    """All of them, each with its last forgetting."""
     latest: dict[str, int] = {}
     for of_name in forgotten:
         for id_, revision in of_name.items():

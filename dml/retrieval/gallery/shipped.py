@@ -11,6 +11,7 @@ import logging
 import random
 import time
 import uuid
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -120,11 +121,11 @@ class ShippedLog(LocalCopy):
         super().write_vector(id_, embedder, vector)
         self._record(Logged("vector", Entry("enrol", id_, vector=vector), embedder))
 
-    def rename_forgotten(self, id_: str, digest: str) -> bool:
-        is_renamed = super().rename_forgotten(id_, digest)
-        if is_renamed:
-            self._record(Logged("erased", Entry("forget", digest, revision=self.revision)))
-        return is_renamed
+    def rename_forgotten(self, id_: str, digest: str) -> int | None:
+        revision = super().rename_forgotten(id_, digest)
+        if revision is not None:
+            self._record(Logged("erased", Entry("forget", digest, revision=revision)))
+        return revision
 
     def _record(self, change: Logged) -> None:
         if self._changes is not None:
@@ -273,8 +274,10 @@ class ShippedLog(LocalCopy):
         by_id: dict[str, dict[str, None]] = {}
         for id_, name in rows:
             first, last = numbers_of(name)
-            now = next((each.name for each in merged if each.first <= first and last <= each.last), name)
-            by_id.setdefault(id_, {})[self._segments.uri_of(now)] = None
+            following = bisect_left(merged, last, key=lambda each: each.last)
+            is_merged = following < len(merged) and merged[following].first <= first
+            uri = self._segments.uri_of(merged[following].name if is_merged else name)
+            by_id.setdefault(id_, {})[uri] = None
         return {id_: list(uris) for id_, uris in by_id.items()}
 
     def merge(self) -> None:

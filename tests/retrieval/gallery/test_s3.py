@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import boto3
@@ -31,10 +32,13 @@ from dml.retrieval.gallery import (
 from dml.retrieval.gallery.fold import folder_of, log_path, open_log, opened_log
 from dml.retrieval.gallery.log import Entry, erased_id
 from dml.retrieval.gallery.merging import merge_segments
-from dml.retrieval.gallery.segments import Segments
+from dml.retrieval.gallery.segment import Logged, Segment
+from dml.retrieval.gallery.segment_erasure import erase_items
+from dml.retrieval.gallery.segments import Segments, name_of
 from dml.retrieval.index import find_index
 from flows.forget import forget_enrolled_flow
 from flows.verify import repaired
+from tests.retrieval.gallery.objects import At, SteppedFolder
 from tests.retrieval.gallery.people import ROWS, items_of, publish, upload, vectors_of
 from tests.retrieval.gallery.test_fold import enrolled_and_forgotten, fold, same
 from tests.retrieval.gallery.test_gallery import ids
@@ -244,6 +248,34 @@ def test_one_who_is_forgotten_leaves_a_merged_segment_which_the_receipt_names(pe
     opened = Gallery.open(people, "people").live.items["id"].to_pylist()
     assert opened[ROWS:] == ["one 2", "one 3", "one 5", "one 6"]
     assert not traces_in(people, b"one 4")[1:], "by its id"
+
+
+@pytest.mark.slow
+def test_what_is_forgotten_at_any_request_of_a_merge_is_in_no_object_of_the_bucket(people):
+    def segments_of_number(number, step=lambda: None):
+        def open_folder(uri):
+            return SteppedFolder(storage.ObjectFolder(uri), step)
+
+        return Segments(storage.join(people, f"galleries/of-{number}"), open_folder=open_folder)
+
+    for moment in count(1):
+        segments = segments_of_number(moment)
+        for number, id_ in enumerate(["alice", "gold from straw", "carol"], 1):
+            entry = Entry("enrol", id_, vector=vectors_of(1, number)[0], revision=number)
+            change = Logged("entry", entry, "given")
+            segments.write_new(Segment("0" * 32, number, number, number, (id_[:3],), "", (change,)))
+
+        def forget(segments=segments):
+            erase_items(segments, {name_of(2, 2): {"gold from straw": 4}})
+
+        step = At(moment, forget)
+        merge_segments(segments_of_number(moment, step), transactions=2, older_than_s=NOW)
+        if step.count < moment:
+            break
+        assert traces_in(people, b"gold from straw") == [], moment
+        assert [each.is_empty for each in segments.list_from(1)] == [True, True, False]
+        storage.delete(storage.join(people, f"galleries/of-{moment}"))
+    assert moment > 7, "each request was one to be interrupted at"
 
 
 def test_what_is_enrolled_again_while_it_is_erased_stays(people, machine):

@@ -66,11 +66,11 @@ def inline_code(page: Path) -> list[str]:
 
 def command_lines(page: Path) -> Iterator[list[str]]:
     """The words of every call of `dml` in blocks; in the text of those that are whole."""
-    texts = [block.text for block in blocks(page) if block.language in ("console", "bash")]
+    texts = [block.text for block in blocks(page) if block.language in ("console", "bash", "text")]
     lines = [line for text in texts for line in text.replace("\\\n", " ").splitlines()]
     inline = [re.sub(r"(\w+)(?:\|\w+)+", r"\1", code) for code in inline_code(page)]
     for line in [*lines, *(code for code in inline if "VERB" not in code)]:
-        for command in re.split(r" && | \|\| ", line):
+        for command in re.split(r" && | \|\|? ", line.removeprefix("$ ")):
             if command.startswith("dml "):
                 yield shlex.split(command.partition(" > ")[0], comments=True)[1:]
 

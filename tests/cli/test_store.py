@@ -235,8 +235,10 @@ def test_an_s3_that_does_not_answer_is_one_line(dml, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         monkeypatch.setenv(name, "testing")
     done = dml("datasets", "--store", "s3://bucket/store")
-    assert done.status == 1
-    assert done.err.splitlines()[-1].startswith("error: S3 must answer")
+    assert done.status == 2
+    assert done.err.splitlines()[-1].startswith(
+        "error: S3 at http://127.0.0.1:9 must answer for bucket 'bucket'"
+    )
     assert "Traceback" not in done.err
 
 

@@ -76,18 +76,7 @@ def build_index(
     factory = config.factory if planned is None else planned.factory
     if factory == "Flat":
         factory = FLAT_FACTORY[config.vectors]
-    fingerprint = storage.digest_of(
-        INDEX_FORMAT,
-        embeddings.fingerprint,
-        factory,
-        config.vectors,
-        config.num_probes,
-        config.recall_queries,
-        config.recall,
-        config.order_by,
-        *([] if config.first_stage is None else ["first stage", config.first_stage]),
-        *([] if changes is None else ["changes", changes.fingerprint]),
-    )
+    fingerprint = _fingerprint(embeddings, factory, config, changes)
     folders = [] if embeddings.parts is None else [storage.SHARDS]
     uri = storage.join(storage.named_folder(store, "indexes", name), *folders, fingerprint[:12])
     if storage.is_intact(uri):
@@ -120,6 +109,24 @@ def build_index(
         storage.publish(staged, uri, _description(ref, config))
         _refuse_forgotten(store, ref, items["id"].filter(compute.greater_equal(items[POSITION], 0)))
     return ref
+
+
+def _fingerprint(
+    embeddings: EmbeddingsRef, factory: str, config: IndexConfig, changes: ChangesRef | None
+) -> str:
+    """Of all that decides what a bundle answers."""
+    return storage.digest_of(
+        INDEX_FORMAT,
+        embeddings.fingerprint,
+        factory,
+        config.vectors,
+        config.num_probes,
+        config.recall_queries,
+        config.recall,
+        config.order_by,
+        *([] if config.first_stage is None else ["first stage", config.first_stage]),
+        *([] if changes is None else ["changes", changes.fingerprint]),
+    )
 
 
 def _build_shards(

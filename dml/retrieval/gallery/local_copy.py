@@ -128,12 +128,14 @@ class LocalCopy(Log):
             CorruptArtifact: a segment is missing, or not as it was written.
             GalleryUnavailable: S3 cannot be reached.
         """
-        for _ in range(_TRIES):
-            newer = self.newer()
+        tries = 0
+        while tries < _TRIES:
+            number, newer = self.reached.number, self.newer()
             if newer is None:  # the gallery was removed
                 remove_copy(self.path)
             if not newer or self.replay(newer, wait=False):
                 return
+            tries = tries + 1 if number == self.reached.number else 0
         raise GalleryUnavailable(
             f"The segments of a gallery must stay while they are read; in {self._segments.uri} some were "
             f"merged, {_TRIES} times. Try again."

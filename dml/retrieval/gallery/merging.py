@@ -69,8 +69,11 @@ def merge_segments(
         if any(each.age_s < older_than_s for each in holding):
             break
         is_small = sum(each.size_bytes for each in holding) <= most_bytes
-        if holding and (is_small or name in names) and _merge(segments, name, single, holding):
-            finished.append(name)
+        if not holding or not (is_small or name in names):
+            continue
+        if not _merge(segments, name, single, holding):
+            break
+        finished.append(name)
     return finished
 
 

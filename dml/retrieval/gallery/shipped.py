@@ -223,8 +223,8 @@ class ShippedLog(LocalCopy):
             return
         number = self.reached.number
         with reaching():
-            (last,) = self._segments.list_from(number, most=1)
-        if last.age_s < self._hold_s:
+            last = self._segments.list_from(number, most=1)
+        if not last or last[0].age_s < self._hold_s:
             raise _Held
 
     @contextmanager

@@ -124,6 +124,17 @@ def test_a_missing_segment_is_named_and_nothing_is_merged_over_it(bucket):
     assert segments.list_merged(0, unwritten=True) == []
 
 
+def test_where_transactions_cannot_be_merged_the_later_ones_wait(bucket):
+    segments = written(bucket)
+    second = segments.uri_of(name_of(2, 2))
+    content = bucket.objects[second]
+    bucket.objects[second] = b"?" * 32, 0.0  # damaged such that it seems to be merged
+    assert merge(bucket) == []
+    assert segments.list_merged(0) == []
+    bucket.objects[second] = content
+    assert merge(bucket) == [name_of(1, 2), name_of(3, 4)]
+
+
 WRITTEN = MemoryBucket()
 written(WRITTEN)
 

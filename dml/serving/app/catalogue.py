@@ -112,7 +112,11 @@ def column_message(column: ColumnOverview) -> messages.Column:
         type=column.holds,
         missing=column.missing,
         distinct=column.distinct,
-        values=[messages.ColumnValue(value=value, count=count) for value, count in column.values],
+        values=[
+            messages.ColumnValue(value=value, count=count)
+            for value, count in column.values
+            if messages.finite_or_null(value) is not None
+        ],
         low=column.low,
         high=column.high,
     )

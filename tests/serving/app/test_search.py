@@ -1,5 +1,15 @@
 """Searches over HTTP: what a client sends and gets."""
 
+import math
+
+import numpy as np
+
+from dml.config import IndexConfig
+from dml.embedding.external import import_vectors
+from dml.retrieval.build import build_index
+from dml.retrieval.index import publish_index
+from dml.serving.app.settings import ServiceSettings
+from tests.embedding.vectors import ids_of, random_vectors, unit, write_parquet
 from tests.serving.app.parts import NAME, ask, image, post
 
 SEARCH = f"/v1/indexes/{NAME}/search"
@@ -92,3 +102,26 @@ def test_the_process_is_alive_ready_and_measured(settings):
     assert (alive.json()["status"], ready.json()["status"]) == ("ok", "ready")
     assert 'dml_stage_seconds_count{stage="encode"} 1.0' in measured.text
     assert f'dml_index_rows{{index="{NAME}"}} 40.0' in measured.text
+
+
+def test_numbers_that_json_cannot_hold_are_null(tmp_path):
+    vectors = unit(random_vectors()).astype(np.float32)
+    prices = [[math.nan, math.inf, -math.inf, 2.0][row % 4] for row in range(len(vectors))]
+    file = write_parquet(tmp_path, vectors, id=ids_of(len(vectors)), price=prices)
+    store = str(tmp_path / "store")
+    embeddings = import_vectors(store, "priced", file).embeddings
+    publish_index(store, build_index(store, "priced", embeddings, IndexConfig()))
+
+    async def asking(client):
+        query = {"queries": [{"vector": vectors[0].tolist()}], "k": len(vectors)}
+        paths = ("/v1/indexes/priced", "/v1/indexes/priced/items/item%200", "/v1/indexes")
+        return await client.post("/v1/indexes/priced/search", json=query), [
+            await client.get(p) for p in paths
+        ]
+
+    found, got = ask(ServiceSettings(store=store, threads=1, recall_share=0), asking)
+    prices = [hit["attributes"]["price"] for hit in found.json()["results"][0]["answers"]]
+    assert (prices.count(2.0), prices.count(None)) == (len(vectors) // 4, len(vectors) * 3 // 4)
+    assert [answer.status_code for answer in got] == [200, 200, 200]
+    (column,) = (each for each in got[0].json()["columns"] if each["name"] == "price")
+    assert [each["value"] for each in column["values"]] == [2.0]

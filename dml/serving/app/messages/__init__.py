@@ -12,6 +12,7 @@ from dml.serving.app.messages.base import (
     Text,
     Where,
     WithoutNul,
+    finite_or_null,
 )
 from dml.serving.app.messages.catalogue import (
     Column,
@@ -125,4 +126,5 @@ __all__ = [
     "VerifyResponse",
     "Where",
     "WithoutNul",
+    "finite_or_null",
 ]

@@ -1,8 +1,9 @@
 """What messages are made of: a base class, texts and numbers with bounds, and where an answer is from."""
 
+import math
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from dml.names import MAX_ID_LENGTH
 
@@ -17,7 +18,14 @@ def _without_nul(text: str) -> str:
     return text
 
 
+def finite_or_null(value: Any) -> Any:
+    """A value as JSON can hold it: NaN and infinity are null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 Scalar: TypeAlias = str | int | float | bool | None
+StoredScalar = Annotated[Scalar, BeforeValidator(finite_or_null)]
+"""A value of an item, as JSON can hold it."""
 WithoutNul = AfterValidator(_without_nul)
 Text = Annotated[str, Field(max_length=MAX_ID_LENGTH), WithoutNul]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH), WithoutNul]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dml.reports import ItemCorrection, NearDuplicatePair, Refusal, SuspectedLabel
-from dml.serving.app.messages.base import Message, Scalar, Text, Where
+from dml.serving.app.messages.base import Message, StoredScalar, Text, Where
 from dml.serving.app.messages.catalogue import Column
 
 MAX_PAGE = 500
@@ -54,7 +54,7 @@ class DatasetItem(Message):
     split: str
     width: int = Field(description="pixels")
     height: int
-    attributes: dict[str, Scalar] = Field(description="null: it has no value")
+    attributes: dict[str, StoredScalar] = Field(description="null: it has no value")
 
 
 class ItemsPage(Message):

@@ -1,10 +1,12 @@
 """What is served: indexes with columns, versions and thresholds; models."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from dml.serving.app.messages.base import Answered, Message
+from dml.serving.app.messages.base import Answered, Message, finite_or_null
+
+_Bound = Annotated[float | str | None, BeforeValidator(finite_or_null)]
 
 
 class ColumnValue(Message):
@@ -22,8 +24,8 @@ class Column(Message):
     missing: int = Field(description="items without a value")
     distinct: int = Field(description="different values, the missing one apart")
     values: list[ColumnValue] = Field(description="the most frequent ones, the most frequent first")
-    low: float | str | None = Field(description="of numbers and times; null: there is none")
-    high: float | str | None
+    low: _Bound = Field(description="of numbers and times; null: there is none, or it is infinite")
+    high: _Bound
 
 
 class IndexSummary(Answered):

@@ -4,7 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from dml.serving.app.messages.base import MAX_BATCH, Answered, Component, Message, Name, Scalar, Text
+from dml.serving.app.messages.base import (
+    MAX_BATCH,
+    Answered,
+    Component,
+    Message,
+    Name,
+    Scalar,
+    StoredScalar,
+    Text,
+)
 from dml.serving.app.messages.queries import Image
 
 Quality = Literal["off", "standard", "strict"]
@@ -67,6 +76,6 @@ class Item(Answered):
 
     id: str
     label: str | None
-    attributes: dict[str, Scalar]
+    attributes: dict[str, StoredScalar]
     enrolled: bool = Field(description="whether it was enrolled or changed after the index was built")
     picture: str | None = Field(description="path of its image in this service; null: it has none")

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from dml.reports import Box, SearchPlan
-from dml.serving.app.messages.base import MAX_BATCH, Answered, Cosine, Message, Rate, Scalar
+from dml.serving.app.messages.base import MAX_BATCH, Answered, Cosine, Message, Rate, StoredScalar
 from dml.serving.app.messages.queries import FILTER, Faces, Filters, Queries
 
 MAX_K = 1_000
@@ -57,7 +57,7 @@ class Hit(Message):
     id: str
     label: str | None = Field(description="null: the item has none")
     similarity: float = Field(description="cosine of query and item, [-1, 1]")
-    attributes: dict[str, Scalar] = Field(description="null: it has no value")
+    attributes: dict[str, StoredScalar] = Field(description="null: it has no value")
     accepted: bool | None = Field(description="whether it reaches the threshold; null: there is no threshold")
     has_picture: bool = HAS_PICTURE
 
@@ -67,7 +67,7 @@ class IdentityImage(Message):
 
     id: str
     similarity: float = Field(description="cosine of query and image, [-1, 1]")
-    attributes: dict[str, Scalar] = Field(description="null: it has no value")
+    attributes: dict[str, StoredScalar] = Field(description="null: it has no value")
     has_picture: bool = HAS_PICTURE
 
 

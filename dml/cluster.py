@@ -27,8 +27,8 @@ R = TypeVar("R")
 S = TypeVar("S")
 
 _OBJECT_STORE_BYTES = 1 << 30
-_AUTOSCALER_TIMEOUT_S = 20.0
-"""The autoscaler's default interval is 5 s; it needs two intervals to see a request and report new nodes."""
+_AUTOSCALER_REPORTS, _AUTOSCALER_TIMEOUT_S = 4, 20.0
+"""The autoscaler needs two reports to see a request and report new nodes; they come every 5 s by default."""
 _CONNECT_TIMEOUT_S = 10.0
 _CALL_RETRIES = 3
 _RESTART_POLL_S = 0.5
@@ -47,6 +47,9 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         num_cpus: logical CPUs of a local cluster; None for all of this machine. Ignored with `RAY_ADDRESS`.
     """
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # read at import: no thread starts a second Ray
+    # Read at the first session. A session starts in 3 s instead of 6, and the end of one does not wait up to
+    # 30 s for the metrics agents of earlier ones of this process, which are gone.
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
     import ray
 
     if ray.is_initialized():
@@ -114,6 +117,8 @@ def _start_or_connect(num_cpus: int | None) -> None:
     arguments = {**_init_arguments(num_cpus), "logging_level": logging.WARNING}
     try:
         _require_listener(address)
+        if _requires_token(address):
+            tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         try:
             ray.init(**arguments)
         except ConnectionError:
@@ -136,6 +141,24 @@ def _require_listener(address: str) -> None:
             socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
         except OSError as error:
             raise ConnectionError(str(error)) from error
+
+
+def _requires_token(address: str) -> bool:
+    """Whether the cluster at HOST:PORT refuses this process, which sends no token; `ray.init` tries for 20 s.
+
+    Other errors are left to `ray.init`.
+    """
+    from ray._private.services import GcsClient
+    from ray.exceptions import AuthenticationError
+
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "://" in address:
+        return False
+    try:
+        GcsClient(address=address)
+    except Exception as error:
+        return isinstance(error, AuthenticationError)
+    return False
 
 
 def _init_arguments(num_cpus: int | None) -> dict[str, Any]:
@@ -261,16 +284,18 @@ def _request_gpus(address: str, job: str, wanted: int) -> int:
     import ray
 
     group = ray.util.placement_group([{"GPU": 1}] * wanted)
-    num_gpus = previous = 0
+    num_gpus = previous = num_reports = 0
     deadline, last_time = time.monotonic() + _AUTOSCALER_TIMEOUT_S, None
     try:
-        while num_gpus < wanted and time.monotonic() < deadline:
+        # The first report is older than the request.
+        while num_gpus < wanted and num_reports <= _AUTOSCALER_REPORTS and time.monotonic() < deadline:
             if group.wait(1):
                 return wanted
             status = _autoscaler_status()
             # A new node can be counted twice in one report, but not in two reports in a row.
             if status.get("time") != last_time:
                 last_time, total = status.get("time"), _count_gpus(status)
+                num_reports += 1
                 num_gpus, previous = max(num_gpus, min(previous, total)), total
     finally:
         ray.util.remove_placement_group(group)

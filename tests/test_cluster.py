@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -173,6 +174,20 @@ def test_settings_of_the_cluster_size_do_not_apply_to_this_machine(monkeypatch):
     with ray_session(2):
         assert capacity("CPU").most == 2
         assert capacity("GPU").most == capacity("GPU").now, "the setting is about the cluster of RAY_ADDRESS"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@needs_proc
+def test_a_session_does_not_wait_for_the_metrics_agent_of_a_cluster_that_is_gone(monkeypatch):
+    with growing_cluster({}) as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with ray_session():
+            pass
+    monkeypatch.delenv("RAY_ADDRESS")
+    with ray_session(1):
+        began = time.monotonic()
+    assert time.monotonic() - began < 15, "Ray waits for 20 s or more"
 
 
 @pytest.mark.ray

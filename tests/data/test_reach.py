@@ -96,7 +96,7 @@ def test_two_nodes_of_which_one_does_not_see_the_source_publish_nothing(source, 
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     command = Path(sys.executable).with_name("ray")
     start = f"exec {command} start --address={cluster.address} --num-cpus=1 --block"
     node = subprocess.Popen(["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {source} && {start}"])

@@ -122,7 +122,7 @@ def test_workers_are_called_for_where_rows_are_many_and_a_cluster_is_there(monke
 def two_nodes(monkeypatch):
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=1)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)

@@ -37,8 +37,10 @@ SETTINGS = [
 
 @pytest.fixture(scope="module", autouse=True)
 def one_cluster():
-    with ray_session(num_cpus=4):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how soon an end is noticed; else 2 s
+        with ray_session(num_cpus=4):
+            yield
 
 
 @pytest.fixture(scope="module")

@@ -153,7 +153,13 @@ class AuditLog:
         with suppress(FileNotFoundError):
             if self._room.stat().st_size >= _ROOM_BYTES:
                 return
-        descriptor = os.open(self._room, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            descriptor = os.open(self._room, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        except PermissionError:  # in this folder the log alone may be written: then free space must do
+            disk = os.statvfs(self.path)
+            if disk.f_blocks and disk.f_bavail * disk.f_frsize < _ROOM_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+            return
         try:
             _write_whole(descriptor, os.urandom(_ROOM_BYTES))  # zeros take no space on some disks
         except OSError:

@@ -2,7 +2,9 @@
 
 import errno
 import multiprocessing
+import os
 import resource
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +87,24 @@ def append_with_room(path, most_bytes):
         append(path, 1)
     except OSError as error:
         return error.errno
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_where_this_user_may_write_the_log_alone_it_is_written_without_space_set_aside(tmp_path):
+    (tmp_path / "audit.jsonl").touch()
+    (tmp_path / "audit.jsonl").chmod(0o666)
+    tmp_path.chmod(0o755)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        pool.apply(append_as_nobody, (tmp_path,))
+    assert len(list(read_audit(tmp_path / "audit.jsonl"))) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["audit.jsonl"]
+
+
+def append_as_nobody(folder):
+    os.chdir(folder)
+    os.setuid(65534)
+    AuditLog(Path("audit.jsonl")).require_writable()
+    append(Path("audit.jsonl"), 1)
 
 
 def test_who_made_and_revoked_a_key_is_in_the_log_beside_the_keys(tmp_path):

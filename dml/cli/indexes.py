@@ -148,6 +148,11 @@ def index(
     if vectors is None and dataset is None and is_place(root, name):
         name = ingest_place(root, name, has_embedder=other is not None, num_workers=workers)
     elif vectors is not None or (other is None and _is_vectors(root, name)):
+        if workers is not None:
+            raise InvalidSetting(
+                f"--workers embed images, and imported vectors are indexed as they are; got {workers}. Leave "
+                "it out; --shards are built in parallel."
+            )
         return emit(_index_vectors(name, vectors or name, other, config, root), as_json, show)
     dataset = dataset or name
     if embedder is not None:

@@ -1,7 +1,8 @@
-"""`dml index --order-by COLUMN --dtype float16`: how rows and vectors are stored."""
+"""`dml index --order-by COLUMN --dtype float16`: how rows and vectors are stored; and what is refused."""
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from pyarrow import parquet
 
 from dml.embedding.external import import_vectors
@@ -41,3 +42,22 @@ def test_the_plan_of_an_index_is_explained_and_follows_the_memory(dml, tmp_path)
     assert ignored.status == 2
     assert "--memory bounds what --factory auto plans" in ignored.err
     assert dml("index", "people", "--memory", "10", *place).status == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--workers", "4"], "--workers embed images, and imported vectors are indexed as they are; got 4"),
+        (["--first-stage", "pq4"], "must have at least 16 rows for first_stage pq4; it has 9. Use auto"),
+        (["--model", "shop"], "Imported vectors are indexed as they are; got --vectors"),
+    ],
+    ids=["workers", "first stage", "model"],
+)
+def test_an_option_that_could_not_be_followed_is_refused(dml, tmp_path, option, said):
+    store = ["--store", str(tmp_path / "store")]
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).standard_normal((9, 32)).astype(np.float32))
+    import_vectors(str(tmp_path / "store"), "few", tmp_path / "few.npy")
+    refused = dml("index", "few", "--vectors", "few", *option, *store)
+    assert refused.status == 2
+    assert said in " ".join(refused.err.split())
+    assert dml("indexes", *store, "--json").json["indexes"] == []

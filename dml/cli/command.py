@@ -14,7 +14,6 @@ from typing import TextIO
 
 import typer
 
-from dml import storage
 from dml.cli import (  # noqa: F401 - each adds its verbs to the app
     INTERRUPTED,
     bench,
@@ -96,7 +95,7 @@ def _run(as_json: bool, words: Sequence[str] | None = None) -> int:
     except typer.Abort as error:
         raise KeyboardInterrupt from error
     except OSError as error:
-        if (unavailable := storage.unavailable(error)) is not None:
+        if (unavailable := _unavailable(error)) is not None:
             return _refused(str(unavailable), as_json, unavailable.exit_status)
         if error.errno not in _OF_THE_MACHINE:
             return _unexpected(error, as_json)
@@ -121,12 +120,19 @@ def _run(as_json: bool, words: Sequence[str] | None = None) -> int:
             _USERS_MISTAKE,
         )
     except Exception as error:
-        if (unavailable := storage.unavailable(error)) is not None:  # boto3's, of MLflow's own requests
+        if (unavailable := _unavailable(error)) is not None:  # boto3's, of MLflow's own requests
             return _refused(str(unavailable), as_json, unavailable.exit_status)
         return _unexpected(error, as_json)
     if ended == INTERRUPTED:
         raise KeyboardInterrupt
     return ended if isinstance(ended, int) else 0  # an exit status, or what the verb returns
+
+
+def _unavailable(error: Exception) -> DmlError | None:
+    """The error of a store whose server does not answer; None: it is another one."""
+    from dml import storage  # imports pyarrow, which no help needs
+
+    return storage.unavailable(error)
 
 
 def _refused(message: str, as_json: bool, status: int, *, keep: str = "") -> int:

@@ -194,6 +194,14 @@ def test_a_profile_that_does_not_exist_is_named(server, monkeypatch):
         storage.exists("s3://photos/store")
 
 
+def test_half_of_the_credentials_is_refused_with_what_is_missing(relay, s3_store, monkeypatch):
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    for call in (storage.exists, storage.ObjectFolder):
+        message, _ = error_of(call, s3_store)
+        assert "aws_secret_access_key" in message
+        assert "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in message
+
+
 def test_a_bucket_is_asked_for_once_and_its_filesystem_kept_until_the_settings_change(
     relay, s3_store, monkeypatch
 ):

@@ -40,7 +40,9 @@ class ObjectFolder:
 
     def __init__(self, uri: str, *, answer_within_s: float = ANSWER_WITHIN_S) -> None:
         self.uri, self._answer_within_s = uri.rstrip("/"), answer_within_s
-        self._client, self._bucket, self._key = s3_client(self.uri, s3.client_within(answer_within_s))
+        with s3.translated_errors(self.uri):
+            client = s3.client_within(answer_within_s)
+        self._client, self._bucket, self._key = s3_client(self.uri, client)
 
     def list_from(self, name: str = "", *, most: int | None = None) -> list[ListedObject]:
         """The objects whose names come after `name`, in order.

@@ -136,10 +136,10 @@ def _client(
     from botocore import UNSIGNED
     from botocore.config import Config
 
-    (session, making), settings = _session(environment), _settings(environment)
-    with making:
-        unsigned = {"signature_version": UNSIGNED} if session.get_credentials() is None else {}
-        return session.create_client(
+    sessions, settings = _sessions(environment), _settings(environment)
+    with sessions.making:
+        unsigned = {"signature_version": UNSIGNED} if sessions.core.get_credentials() is None else {}
+        return sessions.boto3.client(
             "s3",
             region_name=settings.region,
             endpoint_url=settings.endpoint,
@@ -153,26 +153,34 @@ def _client(
         )
 
 
+class _Sessions(NamedTuple):
+    """The session of both libraries, and the lock to make a client of it."""
+
+    core: Any
+    boto3: Any
+    making: threading.Lock
+
+
 @lru_cache(maxsize=64)
-def _session(environment: Environment) -> tuple[Any, threading.Lock]:
-    """A session, and the lock to make a client of it."""
+def _sessions(environment: Environment) -> _Sessions:
+    import boto3
     from botocore.exceptions import BotoCoreError
     from botocore.session import Session
 
-    session = Session()
+    core = Session()
     try:
-        session.get_scoped_config()
+        core.get_scoped_config()
     except BotoCoreError as error:
         raise InvalidSetting(
             f"AWS_PROFILE must name a profile of AWS's configuration files; {str(error).rstrip('.')}. "
             "Name another, or unset it."
         ) from error
-    return session, threading.Lock()
+    return _Sessions(core, boto3.Session(botocore_session=core), threading.Lock())
 
 
 @lru_cache(maxsize=64)
 def _settings(environment: Environment) -> Settings:
-    variables, (session, _) = dict(environment[1]), _session(environment)
+    variables, session = dict(environment[1]), _sessions(environment).core
     profile = session.get_scoped_config()
     services = session.full_config.get("services", {}).get(profile.get("services"), {})
     of_profile = services.get("s3", {}).get("endpoint_url") or profile.get("endpoint_url")
@@ -231,10 +239,10 @@ def _region(environment: Environment, bucket: str) -> str | None:
     settings = _settings(environment)
     if settings.endpoint is not None:  # before clients look for credentials, which can take a while
         _require_server(settings.endpoint, bucket)
-    clients = _client(environment, tries=1), _client(environment)
-    if settings.endpoint is None:
-        _require_server(clients[0].meta.endpoint_url, bucket)
     with translated_errors(bucket):
+        clients = _client(environment, tries=1), _client(environment)
+        if settings.endpoint is None:
+            _require_server(clients[0].meta.endpoint_url, bucket)
         response = _first_answer(*clients, bucket, settings)
     if settings.endpoint is not None:
         return settings.region

@@ -8,6 +8,7 @@ import typer
 from dml.cli.app import Json, Settings, Store, store_uri, verb
 from dml.cli.models import models
 from dml.cli.output import emit, print_table, visible
+from dml.cli.pictures import require_picture, write_picture
 from dml.errors import InvalidSetting
 
 if TYPE_CHECKING:
@@ -62,9 +63,11 @@ def import_model(
     root, as_json = store_uri(store or given_store), as_json or given_json
     address = _address(embedder)
     source = None if dataset is None else find_dataset(root, dataset)
-    name = name or (source.name if source else _name_of(address))
+    if source is not None and not yes:
+        require_picture(picture)
     config = ImportConfig().overridden(settings or [])
     network = read_embedder(address, Options(weights, preprocessing, license, detector, config))
+    name = name or (source.name if source else _name_of(address))
     report = ModelImportReport(
         source=network.source,
         dim=network.contents.dim,
@@ -111,12 +114,7 @@ def _tried(
     from dml.trial import Trial
 
     trial = Trial(network, dataset)
-    try:
-        picture.write_bytes(trial.picture())
-    except OSError as error:
-        raise InvalidSetting(
-            f"--picture must be a file that can be written; {picture}: {error.strerror}."
-        ) from error
+    write_picture(picture, trial.picture())
     return report.model_copy(update={"picture": str(picture.resolve()), "neighbors": trial.neighbors})
 
 

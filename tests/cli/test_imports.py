@@ -52,7 +52,19 @@ def test_without_a_dataset_a_network_that_registering_would_refuse_is_refused(dm
 def test_a_picture_that_cannot_be_written_is_one_line(dml, store, face, tmp_path):
     done = dml("models", "import", face, "--dataset", "labels", "--picture", str(tmp_path), "--store", store)
     assert done.status == 2
-    assert "--picture must be a file that can be written" in done.err
+    assert "--picture must be a PNG file to write" in done.err
+
+
+def test_a_picture_replaces_no_file_of_another_kind(dml, store, face):
+    content = Path(face).read_bytes()
+    done = dml("models", "import", face, "--dataset", "labels", "--picture", face, "--store", store)
+    assert (done.status, "its name does not end in .png" in done.err) == (2, True)
+    assert Path(face).read_bytes() == content
+
+
+def test_a_file_of_an_unknown_kind_is_told_what_there_is(dml, store):
+    done = dml("models", "import", "face.tflite", "--store", store)
+    assert (done.status, "An embedder must be one of" in done.err) == (2, True)
 
 
 def test_a_face_detector_is_said_and_a_dataset_without_faces_refused(dml, store, face, tmp_path):

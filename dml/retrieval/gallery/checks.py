@@ -44,6 +44,22 @@ def checked_vectors(vectors: NDArray[np.float32], ref: IndexRef) -> NDArray[np.f
     return checked
 
 
+def require_unit_length(vectors: NDArray[np.float32], names: Sequence[str]) -> None:
+    """Raise InvalidData for what a model made of images: one that is no number would be in every comparison.
+
+    Args:
+        vectors: (M, D) embeddings.
+        names: of the M images, for the message.
+    """
+    wrong = ~(np.abs(np.linalg.norm(vectors, axis=1) - 1) <= _LENGTH_TOLERANCE)
+    if wrong.any():
+        raise InvalidData(
+            f"The model must give an enrolled image an embedding of unit length; it gives {int(wrong.sum())} "
+            f"of {len(vectors)} NaN, infinite or zero numbers, the first {names[int(wrong.argmax())]}. Leave "
+            "it out, or index by another model."
+        )
+
+
 def checked_ids(ids: Sequence[str] | None, identity: str, digests: Sequence[str]) -> list[str]:
     """Of M items with these contents; None: the identity and the content name them. Raises InvalidSetting."""
     if ids is None:

@@ -27,6 +27,7 @@ from dml.refs import ChangesRef, DatasetRef, EmbeddingsRef, ExternalModelRef, In
 from dml.retrieval import index as versions
 from dml.retrieval.bundle import open_bundle
 from dml.retrieval.changes import NO_POSITION, Changes, write_changes
+from dml.retrieval.gallery.checks import require_unit_length
 from dml.retrieval.gallery.log import BUSY_TIMEOUT_S, ERASED, Entry, Log, erased_id
 from dml.retrieval.gallery.shipped import open_shipped_log
 from dml.retrieval.shards import open_index
@@ -280,5 +281,6 @@ def _write_vectors(log: Log, embedder: PackageRef | ExternalModelRef, ids: list[
             f"What is enrolled must show a face to be embedded by {embedder}; {len(faceless)} items, such as "
             f"{faceless[0]!r}, show none. Forget them, or index by another model."
         ) from None
+    require_unit_length(np.asarray(vectors), [id_ for id_, _ in images])
     for (id_, _), vector in zip(images, vectors, strict=True):
         log.write_vector(id_, embedder.fingerprint, np.asarray(vector, np.float32))

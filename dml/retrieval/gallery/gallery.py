@@ -26,6 +26,7 @@ from dml.retrieval.gallery.checks import (
     checked_attributes,
     checked_ids,
     checked_vectors,
+    require_unit_length,
 )
 from dml.retrieval.gallery.current import CurrentState
 from dml.retrieval.gallery.delta import EXACT_ROWS
@@ -374,7 +375,10 @@ class Gallery:
         try:
             check_quality(quality, images, package.detector)  # before the network has work
             if quality == "off":
-                return np.asarray(package.embed(images), np.float32)
+                embedded = np.asarray(package.embed(images), np.float32)
+                numbered = [f"image {number} of {len(images)}" for number in range(1, len(images) + 1)]
+                require_unit_length(embedded, numbered)
+                return embedded
             raw = np.asarray(package.embed(images, unit_length=False), np.float32)
         except (UnreadableImage, NoFace):
             if len(images) > 1:

@@ -26,6 +26,7 @@ from dml.errors import (
     MissingArtifact,
     WriteCommitted,
 )
+from dml.models.package import load_package
 from dml.preprocessing import UnreadableImage
 from dml.retrieval.build import build_index
 from dml.retrieval.gallery import Gallery, collect_changes, forgotten_ids, publish_index
@@ -59,6 +60,29 @@ def ids(gallery, vector, k=5):
     live = gallery.live
     found = live.search(vector[None], k, embedder=live.ref.embeddings.embedder.fingerprint).answers[0]
     return [answer.id for answer in found]
+
+
+class GivesNoNumbersForTheSecond:
+    """A package whose network gives NaN for the second of several images."""
+
+    detector = None
+
+    def __init__(self, uri):
+        self.package = load_package(uri)
+
+    def embed(self, images, *, unit_length=True):
+        vectors = self.package.embed(images, unit_length=unit_length)
+        vectors[1:2] = np.nan
+        return vectors
+
+
+def test_an_image_whose_embedding_is_no_number_is_refused_by_its_place(shop):
+    gallery = Gallery.open(shop, "shop", load=GivesNoNumbersForTheSecond)
+    before = gallery.revision
+    images = [png(seed) for seed in (6000, 6001, 6002)]
+    with pytest.raises(InvalidData, match=r"gives 1 of 3 NaN, .* the first image 2 of 3"):
+        gallery.enrol("nobody", images=images)
+    assert gallery.revision == before
 
 
 def test_an_image_is_found_by_every_way_to_search_once_it_is_enrolled(shop):

@@ -225,10 +225,12 @@ class LocalCopy(Log):
     def _take(self, segment: Segment, etag: str) -> None:
         """Note that this copy has a segment, inside a transaction."""
         name = name_of(segment.first, segment.last)
-        for change in segment.changes:
-            if change.kind in ("entry", "vector"):
-                self._rows("INSERT OR IGNORE INTO segment_items VALUES (?, ?, 0)", change.entry.id, name)
         is_single = segment.first == segment.last
+        for kind, entry, _, _ in segment.changes:
+            # Segments that were merged, but are not empty yet, may hold what was forgotten in one of them.
+            forgotten = entry.revision if entry.op == "forget" and not is_single else 0
+            if kind in ("entry", "vector"):
+                self._rows("INSERT OR IGNORE INTO segment_items VALUES (?, ?, ?)", entry.id, name, forgotten)
         hold = hold_after(segment, self.reached.hold) if is_single else segment.hold
         self._rows(
             "UPDATE reached SET log = ?, number = ?, etag = ?, hold = ?",

@@ -1,6 +1,7 @@
 """Segments of many transactions, merged into one: a gallery is opened by few requests, however old it is.
 
-    empty merged segment -> read its transactions -> write it, if it is still that empty one -> empty those
+    empty merged segment -> read its transactions -> write it, if it is still that empty one
+    an hour later: empty the segments of its transactions
 
 A merged segment always has the same transactions, and so its name. If a machine is killed, another goes on.
 
@@ -8,8 +9,9 @@ What is forgotten meanwhile does not come back with it. A forgetting writes the 
 first, and then the merged one. If that is empty still, the forgetting writes another empty one, so that its
 maker is refused and begins again; if there is none yet, its maker will read what the forgetting has written.
 
-The segments of the transactions are emptied and not removed. So a writer that stalled before it wrote one of
-their numbers is refused, whenever it goes on.
+The segments of the transactions are emptied an hour later at the earliest: whoever reads them, or copies the
+folder file by file, has found them or the merged one. They are not removed, so a writer that stalled before
+it wrote one of their numbers is refused, whenever it goes on.
 """
 
 import uuid
@@ -21,7 +23,7 @@ from functools import partial
 from dml import storage
 from dml.errors import CorruptArtifact
 from dml.retrieval.gallery.segment import RESTORE, decode, merged
-from dml.retrieval.gallery.segments import Listed, Segments, is_empty, name_of
+from dml.retrieval.gallery.segments import Listed, Segments, is_empty, name_of, numbers_of
 
 TRANSACTIONS = 256
 """In a merged segment."""
@@ -38,26 +40,24 @@ def merge_segments(
     older_than_s: float = _OLDER_THAN_S,
     most_bytes: int = _MOST_BYTES,
 ) -> list[str]:
-    """Merge what is old enough, but not the last transaction; and finish what a killed process began.
+    """Merge what is old enough, but not the last transaction; and empty what was merged before.
 
     Args:
         segments: of the gallery.
         transactions: in a merged segment; every process must say the same.
-        older_than_s: since they were written.
+        older_than_s: since they were written; and since they were merged, before they are emptied.
         most_bytes: of the segments that are merged into one.
 
     Returns:
-        The names of the merged segments that were finished.
+        The names of the new merged segments.
 
     Raises:
         CorruptArtifact: a segment that is to be merged is damaged or missing; the others stay as they are.
     """
-    written = segments.list_merged(0)
-    start = written[-1].first if written else 1  # those before were finished before it was begun
-    names = {each.name for each in written}
-    listed = {each.first: each for each in segments.list_from(start)}
-    finished = []
-    for first in range(start, max(listed, default=0) - transactions + 1, transactions):
+    written = {each.name: each for each in segments.list_merged(0)}
+    listed = {each.first: each for each in segments.list_from(1)}
+    names = []
+    for first in range(1, max(listed, default=0) - transactions + 1, transactions):
         name = name_of(first, first + transactions - 1)
         single = [listed[number] for number in range(first, first + transactions) if number in listed]
         if len(single) < transactions:
@@ -66,36 +66,39 @@ def merge_segments(
                 f"{transactions - len(single)} are missing from number {first} on. {RESTORE}"
             )
         holding = [each for each in single if not each.is_empty]
-        if any(each.age_s < older_than_s for each in holding):
-            break
+        is_old = all(each.age_s >= older_than_s for each in holding)
         is_small = sum(each.size_bytes for each in holding) <= most_bytes
-        if not holding or not (is_small or name in names):
-            continue
-        if not _merge(segments, name, single, holding):
-            break
-        finished.append(name)
-    return finished
+        if name in written:
+            if holding and written[name].age_s >= older_than_s:
+                _empty_those_of(segments, name, holding)
+        elif is_old and is_small and _write(segments, name, single):
+            names.append(name)
+    return names
 
 
-def _merge(segments: Segments, name: str, single: Sequence[Listed], holding: Sequence[Listed]) -> bool:
-    """Write a merged segment if there is none, and empty those that it was made of.
-
-    Returns:
-        Whether it is done; False: others prevented it again and again.
-    """
+def _write(segments: Segments, name: str, single: Sequence[Listed]) -> bool:
+    """Write a merged segment; False: others prevented it again and again."""
     for _ in range(_TRIES):
         stored = segments.read_object(name)
         if stored.content is not None and not is_empty(stored.content):
-            log = decode(stored.content, segments.gallery, segments.uri_of(name)).log
-            with ThreadPoolExecutor(_THREADS) as pool:
-                list(pool.map(partial(_empty, segments, log), holding))
             return True
         with suppress(storage.WriteConflict):
             empty = segments.write_empty(name, uuid.uuid4().hex, stored)
             read = segments.read_all(single)
             if read is not None:
                 segments.write(merged(read), empty)
+                return True
     return False
+
+
+def _empty_those_of(segments: Segments, name: str, holding: Sequence[Listed]) -> None:
+    """Empty segments that a merged one was made of, which is read before."""
+    stored = segments.read_object(name)
+    if stored.content is None:
+        return
+    log = decode(stored.content, segments.gallery, segments.uri_of(name), numbers_of(name)).log
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(partial(_empty, segments, log), holding))
 
 
 def _empty(segments: Segments, log: str, listed: Listed) -> None:

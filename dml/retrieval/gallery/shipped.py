@@ -275,13 +275,14 @@ class ShippedLog(LocalCopy):
         for id_, name in rows:
             first, last = numbers_of(name)
             following = bisect_left(merged, last, key=lambda each: each.last)
-            is_merged = following < len(merged) and merged[following].first <= first
-            uri = self._segments.uri_of(merged[following].name if is_merged else name)
-            by_id.setdefault(id_, {})[uri] = None
+            names = by_id.setdefault(id_, {})
+            names[self._segments.uri_of(name)] = None
+            if following < len(merged) and merged[following].first <= first:
+                names[self._segments.uri_of(merged[following].name)] = None
         return {id_: list(uris) for id_, uris in by_id.items()}
 
     def merge(self) -> None:
-        """Merge the segments of many transactions that are an hour old.
+        """Merge the segments of many transactions that are an hour old, and empty what was merged before.
 
         Raises:
             GalleryUnavailable: S3 cannot be reached; the next call goes on.

@@ -1,5 +1,6 @@
 """Merged segments: whoever writes, reads, forgets or is killed meanwhile, nothing is lost, twice or back."""
 
+import time
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -58,8 +59,12 @@ def opened(bucket, step=lambda: None):
     return Segments(FOLDER, open_folder=lambda uri: SteppedFolder(bucket.open_folder(uri), step))
 
 
-def merge(bucket, step=lambda: None):
-    return merge_segments(opened(bucket, step), transactions=2, older_than_s=0)
+def merge(bucket, step=lambda: None, transactions=2):
+    """Merge, and later empty what was merged."""
+    segments = opened(bucket, step)
+    names = merge_segments(segments, transactions=transactions, older_than_s=0)
+    merge_segments(segments, transactions=transactions, older_than_s=0)
+    return names
 
 
 def forget_bob(bucket, step=lambda: None):
@@ -108,6 +113,25 @@ def test_merged_segments_have_what_the_transactions_had_and_these_are_emptied(bu
     assert merge(bucket) == []
 
 
+def test_the_segments_of_transactions_are_emptied_a_while_after_they_were_merged(bucket):
+    segments = written(bucket)
+    uris = list(bucket.objects)
+    for uri in uris:
+        bucket.objects[uri] = bucket.objects[uri][0], time.time() - 5000
+    assert len(merge_segments(segments, transactions=2)) == 2
+    assert merge_segments(segments, transactions=2) == []
+    assert not any(each.is_empty for each in segments.list_from(1)), (
+        "who copies files finds them or the merged one"
+    )
+    for each in segments.list_merged(0):
+        bucket.objects[segments.uri_of(each.name)] = (
+            segments.read_object(each.name).content,
+            time.time() - 5000,
+        )
+    merge_segments(segments, transactions=2)
+    assert [each.is_empty for each in segments.list_from(1)] == [True] * 4 + [False]
+
+
 def test_what_is_young_large_or_last_is_not_merged(bucket):
     segments = written(bucket)
     assert merge_segments(segments, transactions=2, older_than_s=60) == []
@@ -124,15 +148,15 @@ def test_a_missing_segment_is_named_and_nothing_is_merged_over_it(bucket):
     assert segments.list_merged(0, unwritten=True) == []
 
 
-def test_where_transactions_cannot_be_merged_the_later_ones_wait(bucket):
+def test_transactions_that_could_not_be_merged_are_merged_the_next_time(bucket):
     segments = written(bucket)
     second = segments.uri_of(name_of(2, 2))
     content = bucket.objects[second]
     bucket.objects[second] = b"?" * 32, 0.0  # damaged such that it seems to be merged
-    assert merge(bucket) == []
-    assert segments.list_merged(0) == []
+    assert merge(bucket) == [name_of(3, 4)]
     bucket.objects[second] = content
-    assert merge(bucket) == [name_of(1, 2), name_of(3, 4)]
+    assert merge(bucket) == [name_of(1, 2)]
+    assert held(bucket) == EXPECTED
 
 
 WRITTEN = MemoryBucket()
@@ -299,7 +323,7 @@ def test_what_was_enrolled_again_before_a_merge_is_not_taken_for_what_was_forgot
         enrolled("eve", 5),
     ]
     segments = written(bucket, again)
-    merge_segments(segments, transactions=4, older_than_s=0)
+    merge(bucket, transactions=4)
     erase_items(segments, {name_of(2, 2): {"bob": 3}})
     assert held(bucket) == {"alice": "enrol", "bob": "enrol", "eve": "enrol"}
     erase_items(segments, {name_of(1, 4): {"bob": 6}})
@@ -330,13 +354,32 @@ def test_a_copy_that_has_some_of_a_merged_segment_takes_no_forgetting_for_an_ear
     behind = ShippedLog(tmp_path / "behind" / "people" / "log.sqlite", segments, busy_timeout_s=10)
     enrol(log, "eve", 8)
     enrol(log, "fay", 9)
-    merge_segments(segments, transactions=4, older_than_s=0)
+    merge(bucket, transactions=4)
     behind.follow()
     behind.truncate()
     assert behind.forgotten() == log.forgotten() == [erased_id("bob"), "bob"], "versions may hold the second"
     assert held(bucket)["bob"] == "forget"
     behind.close()
     log.close()
+
+
+def test_what_a_killed_forgetting_left_in_segments_that_were_merged_goes_by_a_machine_without_a_copy(
+    bucket, tmp_path
+):
+    erased = Logged("erased", Entry("forget", erased_id("carol"), revision=5))
+    changes = [
+        *(enrolled("bob", 1), forgotten("bob", 2), enrolled("alice", 3)),
+        *(enrolled("carol", 4), forgotten("carol", 5), erased, enrolled("dora", 7)),
+    ]
+    segments = written(bucket, changes)
+    merge_segments(segments, transactions=6, older_than_s=0)
+    assert files_with(bucket, "bob") == [name_of(1, 1)]
+    log = ShippedLog(tmp_path / "people" / "log.sqlite", segments, busy_timeout_s=10)
+    log.truncate()
+    log.close()
+    assert files_with(bucket, "bob") == files_with(bucket, "carol") == []
+    ops = {"alice": "enrol", "bob": "forget", erased_id("carol"): "forget", "dora": "enrol"}
+    assert held(bucket) == ops
 
 
 def test_what_one_transaction_forgets_and_enrols_again_stays(bucket):
@@ -349,16 +392,16 @@ def test_what_one_transaction_forgets_and_enrols_again_stays(bucket):
 
 def test_of_one_who_was_erased_the_merged_segment_has_a_digest(bucket):
     erased = Logged("erased", Entry("forget", erased_id("bob"), revision=3))
-    segments = written(
+    written(
         bucket, [enrolled("alice", 1), enrolled("bob", 2), forgotten("bob", 3), erased, enrolled("eve", 4)]
     )
-    merge_segments(segments, transactions=4, older_than_s=0)
+    merge(bucket, transactions=4)
     assert held(bucket) == {"alice": "enrol", erased_id("bob"): "forget", "eve": "enrol"}
 
 
 def test_a_gallery_is_opened_by_requests_for_its_merged_segments_and_the_last_ones(bucket):
-    segments = written(bucket, [enrolled(f"item {number}", number) for number in range(1, 58)])
-    merge_segments(segments, transactions=8, older_than_s=0)
+    written(bucket, [enrolled(f"item {number}", number) for number in range(1, 58)])
+    merge(bucket, transactions=8)
     step = At(0)
     assert len(read_whole(opened(bucket, step)).changes) == 57
     assert step.count == 2 + 7 + 1, "two lists, seven merged segments, one that is not merged"
@@ -435,7 +478,7 @@ def test_copies_of_merged_segments_have_what_copies_of_the_transactions_have(cha
                 writer.truncate()
         expected = content(writer)
         assert content(machine("before")) == expected
-        merge_segments(opened(bucket), transactions=4, older_than_s=0)
+        merge(bucket, transactions=4)
         behind.follow()
         assert content(behind) == content(machine("new")) == expected
         for log in logs:

@@ -78,6 +78,13 @@ def segments_of(store, name="people"):
     return [storage.join(folder, entry.name) for entry in storage.list_entries(folder)]
 
 
+def merge(segments):
+    """Merge each two transactions, and later empty their segments."""
+    names = merge_segments(segments, transactions=2, older_than_s=NOW)
+    merge_segments(segments, transactions=2, older_than_s=NOW)
+    return names
+
+
 def enrolled(gallery, number, name=None):
     """An enrolment of one vector under an id of its own."""
     return gallery.enrol("crowd", vectors=vectors_of(1, number), ids=[name or f"one {number}"])
@@ -236,7 +243,7 @@ def test_one_who_is_forgotten_leaves_a_merged_segment_which_the_receipt_names(pe
     enrolled(gallery, 1, "gold from straw")
     for number in range(2, 6):
         enrolled(gallery, number)
-    names = merge_segments(Segments(folder_of(people, "people")), transactions=2, older_than_s=NOW)
+    names = merge(Segments(folder_of(people, "people")))
     merged = [f"{folder_of(people, 'people')}/merged/{name}" for name in names]
     machine("b")
     forgotten = forget_items(people, "people", ["gold from straw"])
@@ -269,7 +276,7 @@ def test_what_is_forgotten_at_any_request_of_a_merge_is_in_no_object_of_the_buck
             erase_items(segments, {name_of(2, 2): {"gold from straw": 4}})
 
         step = At(moment, forget)
-        merge_segments(segments_of_number(moment, step), transactions=2, older_than_s=NOW)
+        merge(segments_of_number(moment, step))
         if step.count < moment:
             break
         assert traces_in(people, b"gold from straw") == [], moment
@@ -376,7 +383,7 @@ def test_verify_reads_merged_segments(people, damage, says):
     gallery = Gallery.open(people, "people")
     for number in range(3):
         enrolled(gallery, number)
-    (name,) = merge_segments(Segments(folder_of(people, "people")), transactions=2, older_than_s=NOW)
+    (name,) = merge(Segments(folder_of(people, "people")))
     (log,) = [each for each in check_store(people) if each.kind == "log"]
     assert log.damaged == []
     damage(f"{folder_of(people, 'people')}/merged/{name}")

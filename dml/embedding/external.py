@@ -1,6 +1,6 @@
 """Imports the vectors of another program: a file in, a published table of items without images out."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from dml import storage
@@ -13,7 +13,7 @@ from dml.embedding.imported_table import ImportedTable
 from dml.embedding.usable_rows import UsableRows
 from dml.embedding.vector_files import Unchanged, VectorFile, open_vectors
 from dml.embedding.vector_items import read_items
-from dml.errors import IncompatibleArtifact, InvalidData, InvalidSetting, TooManyRefused
+from dml.errors import ForgottenMeanwhile, InvalidData, InvalidSetting, TooManyRefused
 from dml.names import versioned
 from dml.progress import Ticker
 from dml.refs import EmbeddingsRef, ExternalModelRef
@@ -62,7 +62,7 @@ def import_vectors(
         InvalidData: a file is damaged, holds something else, is changed while it is read, or there are other
             than N ids.
         TooManyRefused: more than `max_quarantined` of the vectors; nothing is published.
-        IncompatibleArtifact: items were forgotten meanwhile; nothing is published.
+        ForgottenMeanwhile: items were forgotten meanwhile; nothing is published.
     """
     if not 0 <= max_quarantined <= 1:
         raise InvalidSetting(f"max_quarantined must be a share, [0, 1]; got {max_quarantined}.")
@@ -90,8 +90,10 @@ def import_vectors(
             _require_few_refused(rows.problems, file, max_quarantined, quarantine)
             _require_a_row(table, file, rows.problems)
             ticker.begin("publishing", "files")
+            former = storage.list_versions(folder)
             ref = table.publish(folder, name, rows.problems)
-    _require_nothing_forgotten_meanwhile(store, ref, forgotten)
+    if forgotten_ids(store, name, folder=FOLDER) != forgotten:  # `dml forget` may not have seen it
+        _refuse_forgotten(ref, former)
     was_current = _point(folder, ref)
     if rows.num_forgotten:
         notes = [*notes, f"{rows.num_forgotten} forgotten items are left out"]
@@ -136,14 +138,14 @@ def _require_a_row(table: ImportedTable, file: VectorFile, problems: Sequence[Pr
         )
 
 
-def _require_nothing_forgotten_meanwhile(store: str, ref: EmbeddingsRef, forgotten: frozenset[str]) -> None:
-    name = ref.items.name
-    if forgotten_ids(store, name, folder=FOLDER) != forgotten:  # `dml forget` may not have seen it
+def _refuse_forgotten(ref: EmbeddingsRef, former: Collection[str]) -> None:
+    """Take back a version, and raise; one that was there before stays: `dml forget` has seen it."""
+    if ref.version not in former:
         storage.remove(ref.uri)
-        raise IncompatibleArtifact(
-            f"Imported vectors must not hold what is forgotten; items of {name} were forgotten while they "
-            "were imported. Nothing was published; import them again."
-        )
+    raise ForgottenMeanwhile(
+        f"Imported vectors must not hold what is forgotten; items of {ref.items.name} were forgotten while "
+        "they were imported. Nothing was published; import them again."
+    )
 
 
 def _point(folder: str, ref: EmbeddingsRef) -> bool:

@@ -13,11 +13,20 @@ from pyarrow import parquet
 
 from dml import storage
 from dml.data.dataset import read_rows
+from dml.data.forgotten import add_forgotten
 from dml.data.quarantine import read_quarantine
 from dml.embedding.external import import_vectors
 from dml.embedding.imported import find_vectors, list_vectors, rollback_vectors
+from dml.embedding.imported_table import ImportedTable
 from dml.embedding.table import read_embeddings
-from dml.errors import CorruptArtifact, InvalidData, InvalidSetting, MissingArtifact, TooManyRefused
+from dml.errors import (
+    CorruptArtifact,
+    ForgottenMeanwhile,
+    InvalidData,
+    InvalidSetting,
+    MissingArtifact,
+    TooManyRefused,
+)
 from tests.embedding.vectors import (
     DIM,
     ROWS,
@@ -381,6 +390,24 @@ def test_the_same_content_is_the_same_version_and_other_content_a_new_one(tmp_pa
     assert other.embeddings.items.fingerprint == first.embeddings.items.fingerprint
     assert find_vectors(new_store, "clip") == other.embeddings
     assert find_vectors(new_store, f"clip@{first.embeddings.version}") == first.embeddings
+
+
+def test_an_import_beside_which_items_are_forgotten_takes_back_only_what_it_made(
+    tmp_path, new_store, monkeypatch
+):
+    first = import_vectors(new_store, "clip", write_npy(tmp_path, random_vectors())).embeddings
+    publish, others = ImportedTable.publish, iter(["one", "another"])
+
+    def forget_and_publish(table, *arguments):
+        add_forgotten(new_store, "clip", [next(others)], folder="vectors")
+        return publish(table, *arguments)
+
+    monkeypatch.setattr(ImportedTable, "publish", forget_and_publish)
+    for seed in (7, 8):
+        with pytest.raises(ForgottenMeanwhile, match="items of clip were forgotten while"):
+            import_vectors(new_store, "clip", write_npy(tmp_path, random_vectors(seed=seed)))
+        assert [version.ref for version in list_vectors(new_store)] == [first]
+    assert find_vectors(new_store, "clip") == first
 
 
 def test_a_dataset_keeps_its_name_for_itself(tmp_path, dataset):

@@ -35,7 +35,7 @@ from dml.retrieval.bundle import (
 from dml.retrieval.changes import ChangedRows
 from dml.retrieval.factory import FLAT_FACTORY, plan_index
 from dml.retrieval.fill import write_index
-from dml.retrieval.index import index_config_of, read_index
+from dml.retrieval.index import index_config_of, read_index, take_back
 from dml.retrieval.measure import measure_index
 from dml.retrieval.rows import write_rows
 
@@ -240,8 +240,7 @@ def _refuse_forgotten(store: str, ref: IndexRef, ids: pa.ChunkedArray) -> None:
         for start in range(0, len(ids), _IDS_AT_ONCE)
         for id_ in ids.slice(start, _IDS_AT_ONCE).to_pylist()
     ):
-        for uri in (ref.uri, *(shard.uri for shard in ref.shards)):
-            storage.remove(uri)
+        take_back(store, ref)
         raise ForgottenMeanwhile(
             f"An index must not hold what is forgotten; items of {items.name} were "
             "forgotten while it was built. Nothing was published; begin again."

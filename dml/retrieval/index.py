@@ -92,6 +92,15 @@ def versions_of(store: str, name: str) -> list[storage.Version[IndexRef]]:
     return sorted(found, key=lambda each: each.created)
 
 
+def take_back(store: str, ref: IndexRef) -> None:
+    """Remove a version that must not be published, and those of its shards that no other version has."""
+    storage.remove(ref.uri)
+    needed = {shard.uri for other in versions_of(store, ref.name) for shard in other.ref.shards}
+    for shard in ref.shards:
+        if shard.uri not in needed:
+            storage.remove(shard.uri)
+
+
 def published_names(store: str) -> list[str]:
     """The names of the indexes that have a version in use, or a damaged note of which it is; sorted."""
     root = storage.join(store, "indexes")

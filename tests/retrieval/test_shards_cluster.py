@@ -13,13 +13,14 @@ import pytest
 from dml import storage
 from dml.cluster import RemoteObjects, ray_session
 from dml.config import IndexConfig
-from dml.errors import CorruptArtifact, IncompatibleArtifact, InvalidSetting
+from dml.data.forgotten import add_forgotten
+from dml.errors import CorruptArtifact, ForgottenMeanwhile, IncompatibleArtifact, InvalidSetting
 from dml.integrity import check_store
 from dml.lineage import list_artifacts, remove, remove_named, remove_with_descendants, unneeded
 from dml.retrieval.build import build_index
 from dml.retrieval.bundle import open_bundle, read_calibration
 from dml.retrieval.export import export_index
-from dml.retrieval.index import find_index, publish_index, rollback_index
+from dml.retrieval.index import find_index, list_versions, publish_index, rollback_index
 from dml.retrieval.shards import open_in_cluster, open_index
 from dml.serving.searcher import Searcher
 from flows.verify import repaired
@@ -206,6 +207,16 @@ def test_an_index_rolls_back_to_its_shards_and_what_nothing_needs_is_removed(sho
     remove_named(store, "index", "shop")
     assert not [a for a in list_artifacts(store) if a.kind in ("index", "shard")]
     assert not Path(store, "indexes", "shop").exists()
+
+
+def test_a_build_of_what_was_forgotten_takes_back_no_shard_of_another_version(shop):
+    store, ref = shop
+    (item,) = open_index(ref).items["id"][:1].to_pylist()
+    add_forgotten(store, ref.embeddings.items.name, [item])
+    with pytest.raises(ForgottenMeanwhile):
+        build_index(store, "shop", ref.embeddings, IndexConfig(shards=2, latency_ms=7.0))
+    assert [version.ref for version in list_versions(store)] == [ref]
+    open_index(ref).check()
 
 
 def test_shards_go_with_what_is_forgotten(shop):

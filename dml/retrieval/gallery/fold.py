@@ -175,11 +175,11 @@ def publish_index(store: str, ref: IndexRef) -> None:
     """
     with _held(store, ref) as log:
         if log is not None:
-            _refuse_erased(log, ref)
+            _refuse_erased(store, log, ref)
         versions.publish_index(store, ref)
 
 
-def _refuse_erased(log: Log, ref: IndexRef) -> None:
+def _refuse_erased(store: str, log: Log, ref: IndexRef) -> None:
     """Take back a version with items that were erased meanwhile: the erasure saw it, or this does."""
     if ref.changes is None:
         return
@@ -187,8 +187,7 @@ def _refuse_erased(log: Log, ref: IndexRef) -> None:
     enrolled = _enrolled_rows(ref) if erased else []
     is_back = any(erased_id(id_) in erased and log.entry(id_) is None for id_ in enrolled)
     if is_back or not storage.is_complete(ref.changes.uri):  # what it was built of is erased, too
-        for uri in (ref.uri, *(shard.uri for shard in ref.shards)):
-            storage.remove(uri)
+        versions.take_back(store, ref)
         raise ForgottenMeanwhile(
             f"An index must not hold what is forgotten; items of gallery {ref.name} were erased while "
             "it was built. Nothing was published; begin again."

@@ -234,7 +234,7 @@ def _rewritten(segments: Sequence[str]) -> list[Erasure]:
 
 
 def _removed(uris: Sequence[str]) -> list[Erasure]:
-    return _erased((stage(kind_of)(uri), uri) for uri in uris)
+    return _erased((kind_of(uri), uri) for uri in uris)
 
 
 def _held_by_source(store: str, name: str, ids: list[str]) -> list[Erasure]:

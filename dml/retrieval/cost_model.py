@@ -39,9 +39,8 @@ _K_FACTORS: dict[str, dict[float, float]] = {
     "PQ/8": {0.257: 1, 0.364: 2, 0.489: 4, 0.625: 8, 0.753: 16, 0.862: 32, 0.93: 64, 0.98: 128},
 }
 _IMBALANCE = 1.05  # rows in a probed list over those of the mean list: full lists lie where queries are
-_VISIT_FIXED = (
-    0.6  # of a visit in a graph of 128 dimensions: four times as many take 1.7 to 2.4 times as long
-)
+# Of a visit in a graph of 128 dimensions: four times as many dimensions take 1.7 to 2.4 times as long.
+_VISIT_FIXED = 0.6
 _GRAPH_GROWS = 0.25  # a visit and an insertion cost this power of the rows more: steps, and memory far away
 
 _CALL_S = 8e-6  # of a call from Python

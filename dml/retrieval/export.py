@@ -46,8 +46,7 @@ def export_index(ref: IndexRef, to: ExportFormat, folder: Path) -> ExportReport:
     if to == "faiss" and ref.shards:
         raise InvalidSetting(
             f"--to faiss writes the file of one Faiss index; {ref} has {len(ref.shards)} shards. Use --to "
-            "parquet or "
-            "npy, or build it without --shards."
+            "parquet or npy, or build it without --shards."
         )
     with Ticker("export") as ticker, _new_folder(folder) as aside:
         ticker.begin(f"writing {to}", "rows", ref.rows)

@@ -1,9 +1,8 @@
 """Pointer file `current.json`: the current version of a dataset or index, and the former ones.
 
 It is in a folder of versions (`datasets/NAME`, `indexes/NAME`). A version becomes current only by replacing
-this
-small file, one process at a time: on a local disk the writer holds the lock file `.NAME.lock` beside the
-folder; on S3 the file is replaced only if it has not changed since it was read.
+this small file, one process at a time: on a local disk the writer holds the lock file `.NAME.lock` beside
+the folder; on S3 the file is replaced only if it has not changed since it was read.
 """
 
 from collections.abc import Callable, Iterator, Mapping

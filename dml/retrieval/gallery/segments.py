@@ -178,10 +178,8 @@ class Segments:
         nothing = storage.StoredObject(None, None)
         try:
             return self.write(segment, nothing)
-        except (
-            storage.WriteConflict,
-            OSError,
-        ):  # perhaps only the answer was lost, and a try before it written
+        except (storage.WriteConflict, OSError):
+            # Perhaps only an answer was lost, and an earlier try has written it.
             stored = self.read_object(name)
             if stored.etag is not None and self._writer_of(segment.first, stored) == segment.writers[0]:
                 return stored.etag

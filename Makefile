@@ -38,10 +38,10 @@ check: $(READY) ## format, lint, types, imports
 test: $(READY) ## the tests, as many files at once as there are cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-# Two files at once, whatever the number of cores: they have time limits, and those that start Ray run one after
-# another. Each test is named: the last lines say where a run ended.
+# One after another: two Ray clusters that start at once on a machine take each other's for their own.
+# Each named as it begins: whatever ends the process, the last line says which test it was.
 test-slow: $(READY) ## real servers, clusters and longer trainings
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile -vv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -vv
 
 test-gpu: $(READY) ## what a GPU computes, beside the CPU
 	$(BIN)/python -m pytest -m gpu

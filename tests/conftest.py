@@ -54,22 +54,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("default"))
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `-m slow -n 2` two files run at once, but files that start Ray one after another.
-
-    Two clusters that start at once on a machine take each other's processes for their own.
-    """
-    from xdist.scheduler import LoadFileScheduling
-
-    class Scheduling(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "ray" if "pytest.mark.ray" in (config.rootpath / file).read_text() else file
-
-    return Scheduling(config, log) if config.option.markexpr == "slow" else None
-
-
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """`-m gpu` imports no other test: what they import a machine with a GPU need not have."""
     elsewhere = collection_path not in GPU_TESTS.parents and not collection_path.is_relative_to(GPU_TESTS)

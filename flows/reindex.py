@@ -49,7 +49,11 @@ def reindex_flow(
     """
     root = store_uri(store)
     refresh = partial(_refresh, root, name, model, dataset, source, config, num_workers)
-    return begin_again(refresh, partial(version_and_forgotten, root, name))
+    return begin_again(
+        refresh,
+        partial(version_and_forgotten, root, name),
+        first=partial(erase_forgotten, root, name),  # in its gallery; nothing, as a rule
+    )
 
 
 def _refresh(
@@ -61,7 +65,6 @@ def _refresh(
     config: IndexConfig | None,
     num_workers: int | None,
 ) -> RefreshedIndex:
-    erase_forgotten(root, name)  # what was forgotten in its gallery; nothing, as a rule
     former = stage(published_index)(root, name)
     index_config = config or (IndexConfig() if former is None else index_config_of(former))
     vectors = stage(refreshed_vectors)(root, name) if model is None and dataset is None else None

@@ -295,7 +295,11 @@ def open_in_cluster(ref: IndexRef, *, device: Device = "cpu") -> ShardedIndex:
             "--shards N, or open it here."
         )
     shards = RemoteObjects(_open_shard, _parts(ref, device), num_gpus=int(device == "cuda"))
-    shards.call("columns")  # opened, or refused now
+    try:
+        shards.call("columns")  # opened, or refused now
+    except BaseException:
+        shards.close()
+        raise
     return ShardedIndex(ref, shards)
 
 

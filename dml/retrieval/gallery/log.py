@@ -7,6 +7,7 @@ the disk before it is acknowledged (write-ahead log, `synchronous=FULL`), and wh
 """
 
 import json
+import logging
 import os
 import sqlite3
 import time
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 
 from dml.data.forgotten import digest_of_id
 from dml.errors import CorruptArtifact, GalleryBusy, GalleryUnavailable, IncompatibleArtifact
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2
 BUSY_TIMEOUT_S = 10.0
@@ -352,6 +355,11 @@ class Log:
             if not busy:
                 return True
             time.sleep(_TRUNCATE_PAUSE_S)
+        logger.warning(
+            "Readers in other processes keep the write-ahead log %s-wal, which may hold what was forgotten. "
+            "It is emptied by the next `dml reindex`, or `dml forget`, once they have ended.",
+            self.path,
+        )
         return False
 
     def close(self) -> None:

@@ -399,8 +399,7 @@ def test_with_keys_the_page_asks_for_one_and_shows_pictures_by_it(looked_at, bro
         page.get_by_role("button", name="Enter a key").click()
         page.get_by_role("textbox", name="Key").fill(key)
         page.get_by_role("button", name="Use this key").click()
-        expect(page.locator(".answers .picture img").first).to_have_js_property("complete", True)
-        assert page.locator(".answers .picture img").first.evaluate("image => image.naturalWidth") > 0
+        expect(page.locator(".answers .picture img").first).not_to_have_js_property("naturalWidth", 0)
         page.locator(".dots").first.click()
         page.get_by_role("button", name="Forget…").click()
         page.get_by_role("button", name="Forget item").click()

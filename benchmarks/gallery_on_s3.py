@@ -18,6 +18,8 @@ from pathlib import Path
 
 import boto3
 import numpy as np
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.httpsession import URLLib3Session
 
 from dml.retrieval.gallery.log import Entry, timestamp
 from dml.retrieval.gallery.merging import TRANSACTIONS, merge_segments
@@ -91,6 +93,17 @@ def open_log(path: Path, gallery: str, requests: Counter[str]) -> str:
     return f"{requests.total()} requests, {cpu_s:.1f} s of CPU time, {wall_s:.1f} s"
 
 
+def count_requests(requests: Counter[str]) -> None:
+    """Count what every client of this process sends from now on, by method."""
+    send = URLLib3Session.send
+
+    def counted(session: URLLib3Session, request: AWSPreparedRequest) -> AWSResponse:
+        requests.update([request.method])
+        return send(session, request)
+
+    URLLib3Session.send = counted
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--transactions", type=int, nargs="+", default=[1000, 10000])
@@ -98,10 +111,7 @@ def main() -> None:
     arguments = parser.parse_args()
     requests: Counter[str] = Counter()
     with serving(), tempfile.TemporaryDirectory() as folder:
-        boto3.setup_default_session()
-        boto3.DEFAULT_SESSION.events.register(
-            "before-send.s3", lambda request, **_: requests.update([request.method])
-        )
+        count_requests(requests)
         for number in arguments.transactions:
             gallery = f"s3://{BUCKET}/store/galleries/of-{number}"
             write_segments(Segments(gallery), number, arguments.dim)

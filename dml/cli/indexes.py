@@ -98,7 +98,7 @@ def index(
         float, typer.Option(min=0.5, max=1.0, help="recall@10 of searches; they are tuned to it")
     ] = 0.95,
     memory: Annotated[
-        str | None, typer.Option(help="for the index, as 100M; default: this machine's; of --factory auto")
+        str | None, typer.Option(help="of each machine, as 64G; default: this machine's; of --factory auto")
     ] = None,
     first_stage: Annotated[
         str | None,

@@ -254,7 +254,7 @@ def missing_values() -> list[dict]:
 
 
 def names_of_every_kind() -> list[dict]:
-    names = ["two\nlines", "$x^2$", "_a", "x" * 500, "\u202eright to left", "字", "a & b", "'\""]
+    names = ["two  words", "$x^2$", "_a", "x" * 500, "\u202eright to left", "字", "a & b", "'\""]
     return [{"picture": picture(n), "label": name, "split": "train"} for n, name in enumerate(names)]
 
 

@@ -1,7 +1,7 @@
 """Settings from environment variables: `DML_STORE` (default `./dml-store`) and `MLFLOW_TRACKING_URI`
 (default: a SQLite file in a local store), `DML_MILVUS_TOKEN`. `DML_CACHE` is read by `storage.cache_dir`,
-`DML_CLUSTER_GPUS` and `DML_CLUSTER_CPUS` by `cluster`, `DML_S3_TIMEOUT_S` and AWS's by `storage.s3`; the
-variables of Prefect and Ray are read by those libraries.
+`DML_CLUSTER_GPUS` and `DML_CLUSTER_CPUS` by `cluster`, `DML_S3_TIMEOUT_S` and AWS's by
+`storage.s3_settings`; the variables of Prefect and Ray are read by those libraries.
 """
 
 import hashlib

@@ -81,7 +81,7 @@ from dml.storage.pointer import (
     update_checked,
 )
 from dml.storage.reading import reading
-from dml.storage.s3 import unavailable
+from dml.storage.s3_errors import unavailable
 from dml.storage.uploads import abort_uploads, open_uploads
 
 __all__ = [

@@ -22,7 +22,7 @@ from dml.errors import (
 )
 from dml.names import check_name, is_version
 from dml.progress import count
-from dml.storage import s3, verified
+from dml.storage import s3_errors, verified
 from dml.storage.conditional import WriteConflict, read_with_etag, replace_if_unchanged
 from dml.storage.digest import decode_checked, encode_checked
 from dml.storage.files import (
@@ -305,7 +305,7 @@ def _publish_remote(staged_uri: str, final_uri: str, manifest: Mapping[str, Any]
     _, final_path = filesystem(final_uri)
 
     def copy(name: str) -> None:
-        with s3.translated_errors(final_uri):
+        with s3_errors.translated_errors(final_uri):
             filesystem_.copy_file(f"{staged_path}/{name}", f"{final_path}/{name}")
 
     # Two processes that publish the same artefact at once overwrite each other's files. The one whose

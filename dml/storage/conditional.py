@@ -4,7 +4,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from dml.errors import IncompatibleArtifact
-from dml.storage import s3
+from dml.storage import s3, s3_errors
 
 _CONFLICT_CODES = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
 """S3 error codes for a key that was written since, is being written now, or was removed."""
@@ -38,7 +38,7 @@ def list_etags(uri: str, *, recursive: bool = True, most_requests: int | None = 
     client, bucket, key = s3_client(uri)
     prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
     options = {} if recursive else {"Delimiter": "/"}
-    with s3.translated_errors(uri):
+    with s3_errors.translated_errors(uri):
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
         return {
             str(entry["Key"]).removeprefix(prefix): f"{entry['Size']} {entry['ETag']}"
@@ -50,7 +50,7 @@ def list_etags(uri: str, *, recursive: bool = True, most_requests: int | None = 
 def read_with_etag(uri: str, client: Any = None) -> StoredObject:
     """The object's content and ETag, by a client; None: the process's."""
     client, bucket, key = s3_client(uri, client)
-    with s3.translated_errors(uri):
+    with s3_errors.translated_errors(uri):
         try:
             response = client.get_object(Bucket=bucket, Key=key)
         except client.exceptions.NoSuchKey:
@@ -68,7 +68,7 @@ def replace_if_unchanged(uri: str, content: bytes, read_before: StoredObject, cl
 
     client, bucket, key = s3_client(uri, client)
     unchanged = {"IfNoneMatch": "*"} if read_before.etag is None else {"IfMatch": read_before.etag}
-    with s3.translated_errors(uri):
+    with s3_errors.translated_errors(uri):
         try:
             return str(client.put_object(Bucket=bucket, Key=key, Body=content, **unchanged)["ETag"])
         except ClientError as error:

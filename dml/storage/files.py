@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from pyarrow import fs
 
 from dml.errors import CorruptArtifact, InvalidSetting, MissingArtifact
-from dml.storage import s3
+from dml.storage import s3, s3_errors
 from dml.storage.conditional import StoredObject, WriteConflict, replace_if_unchanged
 from dml.storage.lock import exclusive
 
@@ -92,7 +92,7 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
 @contextmanager
 def opened(uri: str) -> Iterator[tuple[fs.FileSystem, str]]:
     """As `filesystem`; what Arrow raises for S3 within becomes StorageUnavailable."""
-    with s3.translated_errors(uri) if is_remote(uri) else nullcontext():
+    with s3_errors.translated_errors(uri) if is_remote(uri) else nullcontext():
         yield filesystem(uri)
 
 

@@ -5,7 +5,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 from dml.deadline import call_within
-from dml.storage import s3
+from dml.storage import s3, s3_errors
 from dml.storage.conditional import (
     StoredObject,
     read_with_etag,
@@ -40,7 +40,7 @@ class ObjectFolder:
 
     def __init__(self, uri: str, *, answer_within_s: float = ANSWER_WITHIN_S) -> None:
         self.uri, self._answer_within_s = uri.rstrip("/"), answer_within_s
-        with s3.translated_errors(self.uri):
+        with s3_errors.translated_errors(self.uri):
             client = s3.client_within(answer_within_s)
         self._client, self._bucket, self._key = s3_client(self.uri, client)
 
@@ -56,7 +56,7 @@ class ObjectFolder:
         if most is not None:
             options = {"PaginationConfig": {"MaxItems": most, "PageSize": min(most, 1000)}}
         listed = []
-        with s3.translated_errors(self.uri):
+        with s3_errors.translated_errors(self.uri):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=prefix, StartAfter=f"{prefix}{name}", **options
             )

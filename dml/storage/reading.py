@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 
 from dml.errors import CorruptArtifact, MissingArtifact, StorageUnavailable
-from dml.storage import s3
+from dml.storage import s3_errors
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def reading(uri: str, remedy: str) -> Iterator[None]:
     except (pa.ArrowMemoryError, pa.ArrowCancelled, StorageUnavailable):
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        if (unavailable := s3.unavailable(error, uri)) is not None:
+        if (unavailable := s3_errors.unavailable(error, uri)) is not None:
             raise unavailable from error
         if isinstance(error, OSError) and error.errno is not None:
             raise  # Arrow's decoding errors have no errno

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import NamedTuple
 
-from dml.storage import s3
+from dml.storage import s3_errors
 from dml.storage.conditional import s3_client
 from dml.storage.files import is_remote
 
@@ -26,14 +26,14 @@ def abort_uploads(uri: str) -> None:
     for upload, upload_id in _uploads(uri):
         if upload.uri == uri:
             key = uri.removeprefix(f"s3://{bucket}/")
-            with s3.translated_errors(uri):
+            with s3_errors.translated_errors(uri):
                 client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
 
 
 def _uploads(uri: str) -> list[tuple[Upload, str]]:
     client, bucket, prefix = s3_client(uri)
     pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
-    with s3.translated_errors(uri):
+    with s3_errors.translated_errors(uri):
         return [
             (Upload(f"s3://{bucket}/{entry['Key']}", entry["Initiated"]), entry["UploadId"])
             for page in pages

@@ -14,6 +14,7 @@ folder file by file, has found them or the merged one. They are not removed, so 
 it wrote one of their numbers is refused, whenever it goes on.
 """
 
+import logging
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ from dml import storage
 from dml.errors import CorruptArtifact
 from dml.retrieval.gallery.segment import RESTORE, decode, merged
 from dml.retrieval.gallery.segments import Listed, Segments, is_empty, name_of, numbers_of
+
+logger = logging.getLogger(__name__)
 
 TRANSACTIONS = 256
 """In a merged segment."""
@@ -54,8 +57,8 @@ def merge_segments(
     Raises:
         CorruptArtifact: a segment that is to be merged is damaged or missing; the others stay as they are.
     """
-    written = {each.name: each for each in segments.list_merged(0)}
     listed = {each.first: each for each in segments.list_from(1)}
+    written = {each.name: each for each in segments.list_merged(0)}  # after those that were emptied
     names = []
     for first in range(1, max(listed, default=0) - transactions + 1, transactions):
         name = name_of(first, first + transactions - 1)
@@ -66,6 +69,13 @@ def merge_segments(
                 f"{transactions - len(single)} are missing from number {first} on. {RESTORE}"
             )
         holding = [each for each in single if not each.is_empty]
+        if name not in written and len(holding) < transactions:
+            logger.warning(
+                "A merged segment must stay once those it was made of are empty; %s is missing. %s",
+                segments.uri_of(name),
+                RESTORE,
+            )
+            continue
         is_old = all(each.age_s >= older_than_s for each in holding)
         is_small = sum(each.size_bytes for each in holding) <= most_bytes
         if name in written:

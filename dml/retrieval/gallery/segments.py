@@ -1,9 +1,10 @@
 """The segments of a gallery in a store on S3: one for each transaction, and merged ones of many.
 
 `galleries/NAME/segments/NUMBER-NUMBER.parquet` holds what one transaction changed, and
-`galleries/NAME/merged/LAST-FIRST.parquet` what the transactions FIRST to LAST did. A segment is written only
-where there is none of its name, so of two machines that write the same transaction the second is refused,
-even if it stalled for hours. So a segment is never removed, but emptied once a merged one has what it held.
+`galleries/NAME/merged/LAST-FIRST.parquet` what the transactions FIRST to LAST changed. A segment is written
+only where there is none of its name, so of two machines that write the same transaction the second is
+refused, even if it stalled for hours. So a segment is never removed, but emptied once a merged one has what
+it held.
 """
 
 import re
@@ -72,24 +73,24 @@ class Segments:
 
     @property
     def uri(self) -> str:
-        """Of the folder of those that hold one transaction."""
+        """URI of the folder of the segments of one transaction."""
         return self._single.uri
 
     def path_of(self, name: str) -> str:
-        """Of one of them, below the gallery's folder."""
+        """Path of a segment's file below the gallery's folder."""
         first, last = numbers_of(name)
         return storage.join(FOLDER if first == last else MERGED, name)
 
     def uri_of(self, name: str) -> str:
-        """Of one of them."""
+        """URI of a segment's file."""
         return storage.join(self._folder, self.path_of(name))
 
     def any(self) -> bool:
-        """Whether there is one."""
+        """Whether the gallery has a segment."""
         return bool(self._single.list_from(most=1))
 
     def list_from(self, number: int, *, most: int | None = None) -> list[Listed]:
-        """Those of one transaction, from a number on, in order.
+        """The segments of one transaction, from a number on, in order.
 
         Args:
             number: of the first.
@@ -98,7 +99,7 @@ class Segments:
         return _listed(self._single.list_from(f"{number:012d}", most=most))
 
     def list_merged(self, number: int, *, unwritten: bool = False) -> list[Listed]:
-        """The merged ones that end with a transaction or a later one, in order.
+        """The merged segments that end with a transaction or a later one, in order.
 
         Args:
             number: of the transaction.
@@ -108,7 +109,7 @@ class Segments:
         return [each for each in listed if unwritten or not each.is_empty]
 
     def list_after(self, number: int) -> list[Listed]:
-        """Those that together hold every transaction after one, and that one's own, which may be empty.
+        """The segments that together hold all transactions after one; and its own, which may be empty.
 
         Few requests: where the first ones are merged, they are not listed one by one.
         """

@@ -218,6 +218,18 @@ def test_a_merge_killed_at_any_request_loses_nothing_and_the_next_one_finishes_i
     assert moment > 10, "each request was one to be killed at"
 
 
+def test_a_merged_segment_that_was_lost_is_named_and_keeps_no_other_from_its_turn(caplog):
+    bucket = copied(WRITTEN)
+    merge(bucket)
+    lost, _ = (uri for uri in bucket.objects if "/merged/" in uri)
+    content = bucket.objects.pop(lost)
+    assert merge(bucket) == []
+    assert f"{lost} is missing" in caplog.text
+    assert lost not in bucket.objects
+    bucket.objects[lost] = content
+    assert held(bucket) == EXPECTED
+
+
 def test_a_forgetting_killed_at_any_request_beside_a_merge_is_finished_by_the_next_one():
     for moment, at in moments(merge, forget_bob):
         bucket = copied(WRITTEN)

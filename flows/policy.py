@@ -239,7 +239,7 @@ def begin_again(
     attempt: Callable[[], R],
     current: Callable[[], object] = lambda: None,
     *,
-    first: Callable[[], object] = lambda: None,
+    prepare: Callable[[], object] = lambda: None,
 ) -> R:
     """Call a function that publishes what it made; again, where items were forgotten while it worked.
 
@@ -250,13 +250,13 @@ def begin_again(
         attempt: publishes nothing where it fails, so that it may be called again: three times at most.
         current: what is published and forgotten; that it is another than before means that somebody else did
             that.
-        first: called before each attempt; may itself change what is published and forgotten.
+        prepare: called before each attempt; may itself change what is published and forgotten.
 
     Raises:
         DmlError: of the last call; or of one during which nothing was forgotten or replaced.
     """
     for attempts_left in range(_MOST_ATTEMPTS - 1, -1, -1):
-        first()
+        prepare()
         before = current()
         try:
             return attempt()

@@ -52,7 +52,7 @@ def reindex_flow(
     return begin_again(
         refresh,
         partial(version_and_forgotten, root, name),
-        first=partial(erase_forgotten, root, name),  # in its gallery; nothing, as a rule
+        prepare=partial(erase_forgotten, root, name),  # in its gallery; nothing, as a rule
     )
 
 

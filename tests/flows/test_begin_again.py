@@ -28,7 +28,7 @@ def people(tmp_path):
 
 def enrol(store, name):
     with closing(Gallery.open(store, "people")) as gallery:
-        gallery.enrol(name, vectors=vectors_of(1, hash(name) % 1000), ids=[name])
+        gallery.enrol(name, vectors=vectors_of(1, 7), ids=[name])
 
 
 def test_a_build_of_what_was_forgotten_meanwhile_is_made_again_without_it(people, caplog):
@@ -76,15 +76,26 @@ def test_an_error_beside_which_nothing_was_replaced_is_raised_at_once():
 
 
 def test_what_misses_a_version_that_was_replaced_begins_again():
-    versions = iter(["one", "another", "another"])
+    versions, attempts = iter(["one", "another", "another"]), []
 
-    def attempt(calls=[]):  # noqa: B006
-        calls.append(None)
-        if len(calls) == 1:
+    def attempt():
+        attempts.append(None)
+        if len(attempts) == 1:
             raise MissingArtifact("it was removed")
-        return len(calls)
+        return len(attempts)
 
     assert begin_again(attempt, lambda: next(versions)) == 2
+
+
+def test_what_it_changes_itself_beforehand_is_no_reason_to_begin_again():
+    erased = []
+
+    def attempt():
+        raise MissingArtifact("the source is away")
+
+    with pytest.raises(MissingArtifact):
+        begin_again(attempt, lambda: len(erased), prepare=lambda: erased.append(None))
+    assert len(erased) == 1
 
 
 class Forgets(logging.Handler):

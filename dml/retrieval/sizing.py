@@ -140,7 +140,7 @@ def estimate(target: Target, factory: str, rates: Rates = REFERENCE, *, paramete
         parameters: of a search, as Faiss' ParameterSpace takes them; others are what the recall takes.
 
     Raises:
-        InvalidSetting: another index_type.
+        InvalidSetting: a factory string that there is no cost model for.
     """
     settings = (setting.partition("=") for setting in parameters.split(",") if setting)
     given = tuple((name, round(float(value))) for name, _, value in settings)

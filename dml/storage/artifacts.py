@@ -321,7 +321,9 @@ def _publish_remote(staged_uri: str, final_uri: str, manifest: Mapping[str, Any]
             )
             break
     else:
-        raise WriteConflict(f"Only one process must publish {final_uri} at a time; several do. Start again.")
+        raise WriteConflict(
+            f"Only one process must publish {final_uri} at a time; several do. Give the command again."
+        )
     delete(staged_uri)
 
 

@@ -75,5 +75,6 @@ def replace_if_unchanged(uri: str, content: bytes, read_before: StoredObject, cl
             if error.response.get("Error", {}).get("Code") not in _CONFLICT_CODES:
                 raise
             raise WriteConflict(
-                f"Only one process must write {uri} at a time; another process wrote it first. Start again."
+                f"Only one process must write {uri} at a time; another process wrote it first. Give the "
+                "command again."
             ) from error

@@ -88,7 +88,11 @@ class LocalCopy(Log):
             with self.transaction():
                 for statement in _TABLES.split(";\n"):
                     self._rows(statement)
-        self.follow()
+        try:
+            self.follow()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def data_version(self) -> tuple[int, ...]:

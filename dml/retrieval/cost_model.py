@@ -89,7 +89,7 @@ class Candidate:
             return max(_VISITED)
         if self.index_type.lists:
             refined = _K_FACTORS.get(self._k_factor_kind)
-            return 0.999 if refined is None else 2 * max(refined) - 1
+            return 0.999 if refined is None else 2 * min(max(refined), max(_PROBES)) - 1
         return 1.0 if self.index_type.code == "Flat" else 0.999
 
     @property

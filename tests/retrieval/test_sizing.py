@@ -133,24 +133,24 @@ def test_a_graph_is_chosen_at_a_recall_where_it_was_measured_to_be_faster_than_c
     assert index_for(200_000, dim, recall=0.99, latency_ms=5, memory=10**10, filters=0).factory == "HNSW32"
 
 
-ABOUT_AS_FAST = Target(10**6, 128, recall=0.999)
+ABOUT_AS_FAST = Target(10**6, 64, recall=0.998)
 
 
 def test_a_graph_is_taken_where_codes_are_predicted_to_be_about_as_fast():
     report = plan(ABOUT_AS_FAST)
-    (codes,) = [option for option in report.others if option.kind == "IVF-PQ64x4fs"]
+    (codes,) = [option for option in report.others if option.kind == "IVF-PQ32x4fs"]
     assert report.chosen is not None
     assert report.chosen.kind == "HNSW"
     assert codes.latency_ms < report.chosen.latency_ms < 1.5 * codes.latency_ms
-    for amount in (f"{report.chosen.latency_ms:.3g} ms and 784 MB", f"{codes.latency_ms:.3g} ms and 44.2 MB"):
+    for amount in (f"{report.chosen.latency_ms:.3g} ms and 528 MB", f"{codes.latency_ms:.3g} ms and 26.1 MB"):
         assert amount in report.chosen.why
     assert "no more than the prediction may be wrong by" in codes.why
 
 
 def test_memory_that_a_graph_exceeds_decides_for_another_index():
     memory = estimate(ABOUT_AS_FAST, "HNSW32").memory_bytes - 1
-    planned = index_for(10**6, 128, recall=0.999, latency_ms=5, memory=memory, filters=0)
-    assert planned.factory == "IVF4096,PQ64x4fs"
+    planned = index_for(10**6, 64, recall=0.998, latency_ms=5, memory=memory, filters=0)
+    assert planned.factory == "IVF4096,PQ32x4fs"
     assert "the least time for a query within the bounds" in planned.why
 
 
@@ -158,6 +158,14 @@ def test_the_fastest_is_planned_where_none_is_as_fast_as_asked_and_that_is_said(
     planned = index_for(200_000, 128, recall=0.95, latency_ms=1e-3, memory=10**9, filters=0)
     assert planned.factory == "HNSW32"
     assert planned.why == "the least time for a query; none is predicted within 0.001 ms"
+
+
+def test_codes_in_lists_are_not_promised_beyond_what_lists_reach():
+    for recall in (0.999, 0.9998):
+        report = plan(Target(10**7, 128, recall=recall, latency_ms=1e3, memory_bytes=4 * 10**9))
+        codes = [option for option in report.others if option.kind == "IVF-SQ8"]
+        assert all("reaches a recall of 0.9986" in option.why for option in codes)
+        assert report.chosen is None or "k_factor_rf" not in report.chosen.parameters
 
 
 @settings(deadline=None, max_examples=60)
